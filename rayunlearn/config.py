@@ -1,0 +1,248 @@
+"""What a trial is: one frozen value. Every setting has one dotted name, used from the command line to Parquet.
+
+`select.ratio` is a field of a section; `npo.beta` is a keyword argument of the function `npo` and lives in
+`Trial.options`, because layer 0 does not know the method tables. `rayunlearn.families.check` holds options
+against the signatures on the driver, before anything is scheduled.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+
+from rayunlearn.errors import UserError, require, unknown_name
+
+Value = str | int | float | bool
+
+BEDS = ("domain", "people")
+UNITS = ("steps", "epochs", "presentations")
+STAGES = ("unlearned", "base", "gold")
+SIZES = ("tiny", "small")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which documents: a generated test bed (`domain`, `people`) or `files` of one's own.
+
+    For `files`, `path` is a directory, one file or a Hub name, and `forget`, `retain`, `probe_forget` and
+    `probe_retain` name a file stem in that directory (or a Hub configuration). Empty probes: the training
+    documents are also what is asked. `columns` maps our names to theirs: `prompt=question,answer=answer`.
+    """
+
+    name: str = "domain"
+    size: str = "tiny"
+    redundancy: int = 20
+    seed: int = 0
+    path: str = ""
+    forget: str = "forget"
+    retain: str = "retain"
+    probe_forget: str = ""
+    probe_retain: str = ""
+    columns: str = ""
+    limit_retain: int = 1_000_000
+    template: str = "Question: {prompt}\nAnswer:"
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.name not in (*BEDS, "files"):
+            raise unknown_name("data.name", self.name, (*BEDS, "files"))
+        if self.size not in SIZES:
+            raise unknown_name("data.size", self.size, SIZES)
+        require(self.redundancy >= 1, "data.redundancy must be >= 1", self.redundancy)
+        require(self.name != "files" or bool(self.path), "data.path must name a directory, file or Hub data set when data.name is 'files'", self.path)
+        require("{prompt}" in self.template or self.template == "chat", "data.template must contain {prompt} or be 'chat'", self.template)
+        require(self.max_tokens >= 8, "data.max_tokens must be >= 8", self.max_tokens)
+        require(self.limit_retain >= 1, "data.limit_retain must be >= 1", self.limit_retain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which model: `scratch` (built here at `size`) or a local directory or Hub name, safetensors only.
+
+    `teach`: train it on the corpus first (base: forget + retain; gold: retain alone). With `teach` off the
+    model is taken as it is, and `gold` may name a model that never saw the forget set.
+    """
+
+    name: str = "scratch"
+    size: str = "tiny"
+    teach: bool = True
+    teach_epochs: int = 0  # 0: as many as the size's own recipe says
+    teach_learning_rate: float = 2e-3
+    gold: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise unknown_name("model.size", self.size, SIZES)
+        require(self.teach or self.name != "scratch", "model.teach must be true when model.name is 'scratch'", self.teach)
+        require(self.teach_epochs >= 0, "model.teach_epochs must be >= 0", self.teach_epochs)
+        require(self.teach_learning_rate > 0, "model.teach_learning_rate must be > 0", self.teach_learning_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """Which part of the forget set is unlearned: ratio r keeps max(1, round(r n)) documents."""
+
+    name: str = "random"
+    ratio: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 < self.ratio <= 1, "select.ratio must be in (0, 1]", self.ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """forget loss + retain_weight * retain loss; `layer` is where representation losses look (0-based block)."""
+
+    forget: str = "npo"
+    retain: str = "nll"
+    retain_weight: float = 1.0
+    layer: int = 7
+
+    def __post_init__(self) -> None:
+        require(self.retain_weight >= 0, "method.retain_weight must be >= 0", self.retain_weight)
+        require(self.layer >= 0, "method.layer must be >= 0", self.layer)
+        require(self.forget != "none" or self.retain != "none", "method.forget and method.retain must not both be 'none'", self.forget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long and how fast. `length` counts `unit`: optimizer steps, epochs or presentations of a document."""
+
+    learning_rate: float = 1e-4
+    batch_size: int = 8
+    length: float = 100
+    unit: str = "steps"
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    parameters: str = ".*"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "train.learning_rate must be > 0", self.learning_rate)
+        require(self.batch_size >= 1, "train.batch_size must be >= 1", self.batch_size)
+        require(self.length >= 0, "train.length must be >= 0", self.length)
+        if self.unit not in UNITS:
+            raise unknown_name("train.unit", self.unit, UNITS)
+        require(0 <= self.warmup_fraction < 1, "train.warmup_fraction must be in [0, 1)", self.warmup_fraction)
+        require(self.weight_decay >= 0, "train.weight_decay must be >= 0", self.weight_decay)
+        require(self.max_grad_norm > 0, "train.max_grad_norm must be > 0", self.max_grad_norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """When a trial is given up: mean retain probability under `utility_floor` x base is a collapse (0: never)."""
+
+    utility_floor: float = 0.1
+    check_every: int = 25
+
+    def __post_init__(self) -> None:
+        require(0 <= self.utility_floor < 1, "stop.utility_floor must be in [0, 1)", self.utility_floor)
+        require(self.check_every >= 1, "stop.check_every must be >= 1", self.check_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One frozen config value. `stage` other than `unlearned` measures base or gold and trains nothing."""
+
+    stage: str = "unlearned"
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    select: Select = field(default_factory=Select)
+    method: Method = field(default_factory=Method)
+    train: Train = field(default_factory=Train)
+    stop: Stop = field(default_factory=Stop)
+    options: tuple[tuple[str, Value], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise unknown_name("stage", self.stage, STAGES)
+
+
+SECTIONS = tuple(f.name for f in fields(Trial) if f.name not in ("stage", "options"))
+
+
+def field_names() -> tuple[str, ...]:
+    """Every dotted name of a section field, `data.name` first."""
+    empty = Trial()
+    return tuple(f"{s}.{f.name}" for s in SECTIONS for f in fields(getattr(empty, s)))
+
+
+def flatten(trial: Trial) -> dict[str, Value]:
+    """The whole config as dotted name -> value, in a fixed order."""
+    flat: dict[str, Value] = {"stage": trial.stage}
+    for section in SECTIONS:
+        flat |= {f"{section}.{key}": value for key, value in dataclasses.asdict(getattr(trial, section)).items()}
+    return flat | dict(sorted(trial.options))
+
+
+def with_values(trial: Trial, values: Mapping[str, Value]) -> Trial:
+    """A changed copy. Names outside the sections go to `options`, to be held against the method tables later.
+
+    Raises UserError for a field that its section does not have, and for a value of the wrong type or range.
+    """
+    options = dict(trial.options)
+    changed: dict[str, dict[str, Value]] = {}
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        if name == "stage":
+            trial = replace(trial, stage=str(value))
+        elif section in SECTIONS:
+            changed.setdefault(section, {})[key] = _typed(trial, name, value)
+        else:
+            options[name] = value
+    sections = {s: replace(getattr(trial, s), **keys) for s, keys in changed.items()}
+    return replace(trial, **sections, options=tuple(sorted(options.items())))
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Value]:
+    """`["select.ratio=0.05"]` -> `{"select.ratio": 0.05}`; values are JSON where they parse as JSON, else text."""
+    values: dict[str, Value] = {}
+    for text in assignments:
+        name, equals, raw = text.partition("=")
+        require(bool(equals) and bool(name), "--set takes name=value", text)
+        try:
+            value = json.loads(raw)
+        except json.JSONDecodeError:
+            value = raw
+        values[name.strip()] = value if isinstance(value, (str, int, float, bool)) else raw
+    return values
+
+
+def digest(content: object, length: int = 16) -> str:
+    """First `length` hex digits of the SHA-256 of the canonical JSON of `content`."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def trial_id(trial: Trial, corpus_digest: str, model_digest: str) -> str:
+    """Digest of the flattened config, with content digests in the place of paths.
+
+    The same trial on other hardware, under another folder or on another day is the same trial; a changed
+    corpus file or other weights make another trial.
+    """
+    flat = flatten(trial) | {"data.path": corpus_digest, "model.name": model_digest, "model.gold": ""}
+    return digest(flat)
+
+
+def _typed(trial: Trial, name: str, value: Value) -> Value:
+    section, _, key = name.partition(".")
+    part = getattr(trial, section)
+    known = {f.name for f in fields(part)}
+    if key not in known:
+        raise unknown_name("setting", name, field_names())
+    return coerce(name, value, type(getattr(part, key)))
+
+
+def coerce(name: str, value: Value, kind: type) -> Value:
+    """`value` as `kind`: an integral float is an int, an int is a float; anything else is the caller's mistake."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if type(value) is not kind:
+        raise UserError(f"{name} must be {kind.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,63 @@
+"""A document, a corpus, and what was set aside: plain values that every higher layer passes around."""
+
+from dataclasses import dataclass
+
+from rayunlearn.config import digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One forget, retain or probe text.
+
+    With a `prompt`, only the `answer` is learned, unlearned and scored; without one, every token is.
+    `paraphrase` is the same answer in other words ("" where the data has none); `wrong` are answers of the
+    same kind that are false; `facts` are the identifiers of the facts it states (documents) or asks (probes).
+    """
+
+    answer: str
+    prompt: str = ""
+    paraphrase: str = ""
+    prompt_paraphrase: str = ""
+    wrong: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+    topic: str = ""
+
+    @property
+    def doc_id(self) -> str:
+        """Digest of prompt and answer: stable under reordering, never a row number."""
+        return digest([self.prompt, self.answer])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A document that was set aside: where it stood, why, and the first characters of it."""
+
+    source: str
+    row: int
+    reason: str
+    excerpt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Everything one experiment speaks about.
+
+    `forget` and `retain` are what unlearning trains on; `probes` are what is measured, by split
+    (`forget`, `retain`, and others that the data brings); `taught` is what base learns beside forget and
+    retain (probes of the domain bed: the model learns documents AND questions), by split so that gold can
+    leave out `forget`.
+    """
+
+    name: str
+    forget: tuple[Document, ...]
+    retain: tuple[Document, ...]
+    probes: dict[str, tuple[Document, ...]]
+    taught: dict[str, tuple[Document, ...]]
+    rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Digest of every document's content, by role and in order."""
+        roles = {"forget": self.forget, "retain": self.retain}
+        roles |= {f"probe.{k}": v for k, v in self.probes.items()} | {f"taught.{k}": v for k, v in self.taught.items()}
+        return digest({role: [[d.prompt, d.answer, d.paraphrase, list(d.wrong)] for d in docs] for role, docs in roles.items()})

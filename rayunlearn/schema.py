@@ -1,0 +1,142 @@
+"""Every Parquet column once: name, type, unit, direction, meaning. docs/results.md is generated from here.
+
+`trials` also carries one column per flattened config value (`select.ratio`, `npo.beta`, ...), named as on the
+command line; those are documented where the setting is defined.
+"""
+
+from dataclasses import dataclass
+
+VERSION = 1  # raised when a column changes its meaning; a reader refuses a newer one
+
+STATUSES = {
+    "complete": "trained to its last step and measured",
+    "collapsed": "stopped early: mean retain probability fell under stop.utility_floor x base; measured as it was",
+    "diverged": "stopped early: the loss or its gradient was infinite or NaN; not measured",
+    "failed": "an exception ended it, or its worker died; error_type, error and error_where say what and where",
+}
+FINISHED = ("complete", "collapsed", "diverged")  # a failed trial runs again on the next call
+
+ROLES = {
+    "base": "the model before unlearning",
+    "gold": "the model that never saw the forget set",
+    "control": "retain loss alone, the same steps: what training without a forget loss does",
+    "tuning": "asked for by Optuna",
+    "grid": "a cell of the axes",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `kind` is utf8, i64, f64 or bool; `direction` is 'higher', 'lower' or '' where neither is better."""
+
+    name: str
+    kind: str
+    meaning: str
+    unit: str = ""
+    direction: str = ""
+
+
+_TRIAL = Column("trial_id", "utf8", "digest of the flattened config; joins the tables")
+_STAGE = Column("stage", "utf8", "base, gold or unlearned: which model was measured")
+_ATTACK = Column("attack", "utf8", "attack that the model or prompt went through; 'none' in this version")
+_SPLIT = Column("split", "utf8", "which probes: forget, retain, or another split that the data brings")
+_METRIC = Column("metric", "utf8", "metric name as in `rayunlearn list metrics`")
+_DOC = Column("doc_id", "utf8", "digest of the document's prompt and answer")
+
+TABLES: dict[str, tuple[Column, ...]] = {
+    "trials": (
+        _TRIAL,
+        Column("experiment", "utf8", "name of the experiment file"),
+        Column("version", "utf8", "version the run was made under"),
+        Column("status", "utf8", "; ".join(f"{k}: {v}" for k, v in STATUSES.items())),
+        Column("error_type", "utf8", "class of the exception of a failed trial"),
+        Column("error", "utf8", "its message"),
+        Column("error_where", "utf8", "file and line it was raised at"),
+        Column("corpus_digest", "utf8", "content of every document the trial could see"),
+        Column("model_digest", "utf8", "content of the weights it started from"),
+        Column("n_forget", "i64", "documents in the forget set", "documents"),
+        Column("n_kept", "i64", "documents in the coreset", "documents"),
+        Column("coverage", "f64", "share of the forget set's facts that a kept document states; null where facts are unknown", "fraction [0, 1]"),
+        Column("optimizer_steps", "i64", "optimizer steps taken", "steps"),
+        Column("presentations", "i64", "forget documents shown, repeats counted", "documents"),
+        Column("epochs", "f64", "presentations divided by n_kept", "epochs"),
+        Column("tokens", "i64", "tokens of forget and retain batches, padding excluded", "tokens"),
+        Column("flops", "f64", "estimate of training: 6 x trained-graph parameters x tokens (2 per forward, 4 per backward)", "FLOP"),
+        Column("seconds_load", "f64", "time to reset or load the model", "s", "lower"),
+        Column("seconds_select", "f64", "time to choose the coreset", "s", "lower"),
+        Column("seconds_train", "f64", "time of the optimisation loop", "s", "lower"),
+        Column("seconds_measure", "f64", "time of the metrics", "s", "lower"),
+        Column("peak_memory_bytes", "i64", "peak resident memory of the worker process (CPU), peak allocated on the device (GPU)", "bytes", "lower"),
+        Column("parameters_total", "i64", "parameters of the model", "parameters"),
+        Column("parameters_trained", "i64", "parameters that were trained", "parameters"),
+        Column("started_at", "utf8", "start, UTC, ISO 8601"),
+        Column("commit", "utf8", "git commit of the working copy, '+changes' where it was not clean; '' outside git"),
+        Column("packages", "utf8", "versions of rayunlearn, torch, transformers, ray, optuna, polars and pyarrow, as JSON"),
+        Column("hardware", "utf8", "processor or accelerator the trial ran on"),
+        Column("host", "utf8", "host name of the worker"),
+    ),
+    "plan": (
+        _TRIAL,
+        Column("role", "utf8", "; ".join(f"{k}: {v}" for k, v in ROLES.items())),
+        Column("group", "utf8", "axis values that share one tuning, as JSON; a control carries the group it controls"),
+        Column("tuning", "utf8", "none, shared (tuned once at ratio 1.0) or per_cell (every cell has the same budget)"),
+        Column("study", "utf8", "Optuna study of the trial, '' without tuning"),
+        Column("study_index", "i64", "position in that study, -1 outside"),
+    ),
+    "steps": (
+        _TRIAL,
+        Column("step", "i64", "optimizer step, from 1", "steps"),
+        Column("loss", "f64", "forget_loss + retain_weight x retain_loss", "nats or squared activation"),
+        Column("forget_loss", "f64", "forget term as its method defines it; null where there is none"),
+        Column("retain_loss", "f64", "retain term before its weight; null where there is none"),
+        Column("grad_norm", "f64", "global L2 norm of the gradient before clipping"),
+        Column("learning_rate", "f64", "learning rate of the step"),
+        Column("tokens", "i64", "tokens of the step, padding excluded", "tokens"),
+        Column("seconds", "f64", "time of the step", "s", "lower"),
+    ),
+    "evals": (
+        _TRIAL,
+        _STAGE,
+        _ATTACK,
+        Column("step", "i64", "optimizer step at which it was measured", "steps"),
+        _SPLIT,
+        _METRIC,
+        Column("value", "f64", "mean over the documents of the split"),
+        Column("n", "i64", "documents averaged", "documents"),
+        Column("stderr", "f64", "sample standard deviation / sqrt(n); null where n = 1"),
+    ),
+    "examples": (
+        _TRIAL,
+        _STAGE,
+        _ATTACK,
+        _DOC,
+        _SPLIT,
+        _METRIC,
+        Column("value", "f64", "the metric of this document; null where it is undefined (no wrong answers)"),
+    ),
+    "coresets": (
+        _TRIAL,
+        _DOC,
+        Column("rank", "i64", "order in which the selector took it, from 0"),
+        Column("score", "f64", "score it was taken for, higher first"),
+    ),
+    "scores": (
+        Column("corpus_digest", "utf8", "content of the corpus"),
+        Column("model_digest", "utf8", "content of the weights that scored it; '' for model-free scores"),
+        _DOC,
+        Column("scorer", "utf8", "selector whose score it is, with its settings"),
+        Column("value", "f64", "higher is kept first"),
+    ),
+    "quarantine": (
+        Column("source", "utf8", "file or split the document came from"),
+        Column("row", "i64", "position in it, from 0"),
+        Column("reason", "utf8", "why it was set aside"),
+        Column("excerpt", "utf8", "its first 200 characters"),
+    ),
+}
+PER_TRIAL = ("trials", "steps", "evals", "examples", "coresets")  # written in a trial's own folder, then compacted
+
+
+def column_names(table: str) -> tuple[str, ...]:
+    """Names of the documented columns of a table, in order."""
+    return tuple(column.name for column in TABLES[table])
