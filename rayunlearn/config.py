@@ -17,6 +17,7 @@ Value = str | int | float | bool
 
 BEDS = ("domain", "people")
 UNITS = ("steps", "epochs", "presentations")
+SCHEDULES = ("constant", "linear", "cosine")  # after the warm-up
 STAGES = ("unlearned", "base", "gold")
 SIZES = ("tiny", "small")
 
@@ -115,6 +116,7 @@ class Train:
     batch_size: int = 8
     length: float = 100
     unit: str = "steps"
+    schedule: str = "linear"
     warmup_fraction: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -127,6 +129,8 @@ class Train:
         require(self.length >= 0, "train.length must be >= 0", self.length)
         if self.unit not in UNITS:
             raise unknown_name("train.unit", self.unit, UNITS)
+        if self.schedule not in SCHEDULES:
+            raise unknown_name("train.schedule", self.schedule, SCHEDULES)
         require(0 <= self.warmup_fraction < 1, "train.warmup_fraction must be in [0, 1)", self.warmup_fraction)
         require(self.weight_decay >= 0, "train.weight_decay must be >= 0", self.weight_decay)
         require(self.max_grad_norm > 0, "train.max_grad_norm must be > 0", self.max_grad_norm)

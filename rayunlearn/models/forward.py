@@ -1,0 +1,118 @@
+"""Forward passes that compute what a loss or a metric asks for, and nothing else.
+
+Right padding and causal attention: a position never sees what comes after it, so no attention mask is needed
+and padding cannot change a label's value (tested against unpadded rows).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from rayunlearn.data.encode import Batch, Encoded, by_length, collate
+
+
+class _BlockReached(Exception):
+    """Raised by a hook to end a forward pass at the block whose output was wanted."""
+
+
+def label_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Logits (N, V), float32, of the N labelled positions in row-major order; the head runs nowhere else."""
+    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    wanted = hidden[:, :-1][batch.labelled[:, 1:]]
+    return model.get_output_embeddings()(wanted).float()
+
+
+def label_ids(batch: Batch) -> Tensor:
+    """Token ids (N,) of the labelled positions, in the order of `label_logits`."""
+    return batch.input_ids[batch.labelled]
+
+
+def spread(values: Tensor, labelled: Tensor) -> Tensor:
+    """Values (N,) of the labelled positions put back to their places (B, T); zero elsewhere. Differentiable."""
+    return torch.zeros(labelled.shape, dtype=values.dtype, device=values.device).masked_scatter(labelled, values)
+
+
+def token_nll(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """-log p(ids[t] | ids[<t]) at labelled positions, (B, T) float32 in nats, zero elsewhere."""
+    values = functional.cross_entropy(label_logits(model, batch), label_ids(batch), reduction="none")
+    return spread(values, batch.labelled)
+
+
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The model's list of transformer blocks, whatever its family calls it."""
+    depth = model.config.num_hidden_layers
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise LookupError(f"{type(model).__name__} has no ModuleList of {depth} blocks")
+
+
+def hidden_states(model: PreTrainedModel, batch: Batch, layer: int) -> Tensor:
+    """Output of block `layer` (0-based), (B, T, D); nothing above that block runs."""
+    caught: list[Tensor] = []
+
+    def stop(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        caught.append(output[0] if isinstance(output, tuple) else output)
+        raise _BlockReached
+
+    handle = blocks(model)[layer].register_forward_hook(stop)
+    try:
+        model.base_model(input_ids=batch.input_ids, use_cache=False)
+    except _BlockReached:
+        pass
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without gradients; the former mode comes back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one forward pass says of one sequence: `token_nll` (n,) float32 in nats and `correct` (n,) bool
+    (greedy choice = label), over its n labels, end-of-sequence included."""
+
+    token_nll: Tensor
+    correct: Tensor
+
+
+def score(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, tokens_per_batch: int = 8192) -> list[Scored]:
+    """Score every sequence, in the order given, in batches of similar length."""
+    scored: dict[int, Scored] = {}
+    with evaluating(model):
+        for positions in by_length(sequences, tokens_per_batch):
+            batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
+            logits, labels = label_logits(model, batch), label_ids(batch)
+            nll = functional.cross_entropy(logits, labels, reduction="none").cpu()
+            correct = (logits.argmax(-1) == labels).cpu()
+            sizes = batch.labelled.sum(1).tolist()
+            for position, n, c in zip(positions, nll.split(sizes), correct.split(sizes), strict=True):
+                scored[position] = Scored(n, c)
+    return [scored[p] for p in range(len(sequences))]
+
+
+def pooled_states(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, layer: int, tokens_per_batch: int = 8192) -> Tensor:
+    """Mean over present tokens of block `layer`'s output, (n, D) float32 on the CPU, in the order given."""
+    pooled: dict[int, Tensor] = {}
+    with evaluating(model):
+        for positions in by_length(sequences, tokens_per_batch):
+            batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
+            hidden = hidden_states(model, batch, layer).float() * batch.present[..., None]
+            means = hidden.sum(1) / batch.present.sum(1, keepdim=True)
+            pooled |= dict(zip(positions, means.cpu(), strict=True))
+    return torch.stack([pooled[p] for p in range(len(sequences))])
