@@ -8,10 +8,6 @@ class UserError(ValueError):
     """A mistake in what the caller asked for. The command line prints it as one line and exits with 2."""
 
 
-class NonFiniteLossError(ArithmeticError):
-    """The training loss became infinite or NaN; the trial is recorded as `diverged`, never as complete."""
-
-
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Say that `name` is no `kind`, with the nearest known name and the list."""
     names = sorted(known)

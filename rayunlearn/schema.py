@@ -61,7 +61,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("presentations", "i64", "forget documents shown, repeats counted", "documents"),
         Column("epochs", "f64", "presentations divided by n_kept", "epochs"),
         Column("tokens", "i64", "tokens of forget and retain batches, padding excluded", "tokens"),
-        Column("flops", "f64", "estimate of training: 6 x trained-graph parameters x tokens (2 per forward, 4 per backward)", "FLOP"),
+        Column("flops", "f64", "estimate of training: 6 x parameters x tokens; an upper bound where a loss stops below the head", "FLOP"),
         Column("seconds_load", "f64", "time to reset or load the model", "s", "lower"),
         Column("seconds_select", "f64", "time to choose the coreset", "s", "lower"),
         Column("seconds_train", "f64", "time of the optimisation loop", "s", "lower"),

@@ -1,5 +1,6 @@
 """The one optimisation loop. It takes a loss; unlearning, relearning, teaching the test bed and probes all use it."""
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from rayunlearn.errors import NonFiniteLossError, UserError
+from rayunlearn.errors import UserError
 
 SCHEDULER_NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
@@ -41,10 +42,10 @@ class StepRow:
 
 @dataclass(frozen=True)
 class TrainLog:
-    """What a training run did: its steps, whether `keep_going` ended it, and what it consumed."""
+    """What a training run did. `ended` is complete, stopped (by `keep_going`) or diverged (non-finite loss or gradient)."""
 
     rows: tuple[StepRow, ...]
-    stopped_early: bool
+    ended: str
     presentations: int
 
 
@@ -77,16 +78,16 @@ def optimise(
     """Minimise `loss_of_step(0), loss_of_step(1), ...` with AdamW; `model` ends as trained.
 
     Every `check_every` steps the losses so far are looked at (one synchronisation with the device): a
-    non-finite one raises NonFiniteLossError, and `keep_going(step)` may end the run (`stopped_early`).
+    non-finite one ends the run as diverged, and `keep_going(step)` may end it as stopped.
     """
     chosen = choose_parameters(model, parameters)
     optimizer = torch.optim.AdamW(chosen, lr=learning_rate, weight_decay=weight_decay)
     scheduler = get_scheduler(SCHEDULER_NAMES[schedule], optimizer, round(warmup_fraction * steps), max(1, steps))
-    model.train()
     pending: list[tuple[StepLoss, Tensor, float, float]] = []
     rows: list[StepRow] = []
-    presentations = 0
+    presentations, ended = 0, "complete"
     for step in range(1, steps + 1):
+        model.train()
         begun = time.perf_counter()
         loss = loss_of_step(step - 1)
         loss.total.backward()
@@ -97,12 +98,16 @@ def optimise(
         scheduler.step()
         presentations += loss.n_documents
         if step % check_every == 0 or step == steps:
-            rows += _finite_rows(pending, step)
-            pending = []
-            if step < steps and keep_going is not None and not keep_going(step):
-                return TrainLog(tuple(rows), True, presentations)
+            fresh = _rows(pending, step)
+            rows, pending = rows + fresh, []
+            if not all(math.isfinite(row.loss) and math.isfinite(row.grad_norm) for row in fresh):
+                ended = "diverged"
+            elif step < steps and keep_going is not None and not keep_going(step):
+                ended = "stopped"
+        if ended != "complete":
+            break
     model.eval()
-    return TrainLog(tuple(rows), False, presentations)
+    return TrainLog(tuple(rows), ended, presentations)
 
 
 def _detached(loss: StepLoss) -> StepLoss:
@@ -110,13 +115,9 @@ def _detached(loss: StepLoss) -> StepLoss:
     return StepLoss(loss.total.detach(), forget, retain, loss.n_tokens, loss.n_documents)
 
 
-def _finite_rows(pending: list[tuple[StepLoss, Tensor, float, float]], last_step: int) -> list[StepRow]:
+def _rows(pending: list[tuple[StepLoss, Tensor, float, float]], last_step: int) -> list[StepRow]:
     rows = []
-    first = last_step - len(pending) + 1
-    for step, (loss, norm, learning_rate, seconds) in enumerate(pending, start=first):
+    for step, (loss, norm, learning_rate, seconds) in enumerate(pending, start=last_step - len(pending) + 1):
         forget, retain = (None if term is None else float(term) for term in (loss.forget, loss.retain))
-        row = StepRow(step, float(loss.total), forget, retain, float(norm), learning_rate, loss.n_tokens, seconds)
-        if not (torch.isfinite(loss.total) and torch.isfinite(norm)):
-            raise NonFiniteLossError(f"step {step}: loss {row.loss}, gradient norm {row.grad_norm}")
-        rows.append(row)
+        rows.append(StepRow(step, float(loss.total), forget, retain, float(norm), learning_rate, loss.n_tokens, seconds))
     return rows

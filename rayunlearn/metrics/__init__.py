@@ -1,0 +1,1 @@
+"""Metrics: one value per document, several from one forward pass."""

@@ -1,0 +1,1 @@
+"""Selectors: which documents of the forget set make the coreset."""
