@@ -1,0 +1,48 @@
+# make demo    the main job on the embedded test bed: progress, table, report
+# make test    the tests (under ten minutes on two cores); make test-slow: the rest
+# make check   style, formatting, types
+# Everything is installed once into .venv, at the versions of constraints.txt; nothing else on the machine is touched.
+
+VENV := .venv
+BIN := $(VENV)/bin
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# The first interpreter of a supported version; `make PYTHON=/some/python3.12 demo` says which.
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: demo test test-slow check format clean
+
+demo: $(VENV)/installed
+	$(BIN)/rayunlearn run experiments/hello.py
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "rayunlearn needs Python 3.11, 3.12 or 3.13 as python3 (here: $$(python3 --version 2>&1)); or: make PYTHON=/path/to/python demo" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps: a second call installs nothing, and a changed dependency does.
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing rayunlearn into $(VENV) (once; some minutes, most of them torch)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "installing what tests and checks need into $(VENV) (once)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

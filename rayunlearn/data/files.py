@@ -1,0 +1,473 @@
+"""Documents of one's own: JSONL, JSON, CSV or Parquet files, or a data set of the Hugging Face Hub.
+
+A row that cannot be used is set aside with its reason (`documents.Rejected`) and the rest goes on; only a corpus
+with nothing left to forget or to retain is an error. Nothing here runs code that a data set brings and nothing
+unpickles: JSON, CSV and Parquet are the only formats read, from the Hub too. docs/data.md tells the format.
+"""
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from rayunlearn.config import Data
+from rayunlearn.data.documents import Corpus, Document, Rejected
+from rayunlearn.errors import UserError, require, unknown_name
+
+# What a column may be called when `data.columns` does not say: the first name that is there is taken.
+COMMON_NAMES: dict[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "question", "query", "instruction", "input"),
+    "answer": ("answer", "response", "completion", "output", "text", "content"),
+    "paraphrase": ("paraphrase", "paraphrased_answer"),
+    "prompt_paraphrase": ("prompt_paraphrase", "paraphrased_question"),
+    "wrong": ("wrong", "perturbed_answer", "wrong_answers", "incorrect_answers"),
+    "facts": ("facts",),
+    "topic": ("topic", "subject"),
+    "split": ("split",),
+}
+LISTS = ("wrong", "facts")
+REQUIRED = ("prompt", "answer")  # named in `data.columns`, these must be in every file; the others in at least one
+EXCERPT_CHARACTERS = 200
+CSV_FIELD_CHARACTERS = 2**30  # the csv module stops at 131,072, less than a chapter
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
+HUB_FORMATS = ("csv", "json", "parquet", "arrow", "text")  # builders of `datasets` that only parse
+
+Columns = Mapping[str, str]  # our name -> theirs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row as it stood in its source: `values` by column, or the `reason` why there are none."""
+
+    source: str
+    row: int
+    values: Mapping[str, object]
+    reason: str = ""
+    excerpt: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """The documents of one split, where each stood (doc_id -> source, row), and what was set aside on the way."""
+
+    documents: tuple[Document, ...] = ()
+    places: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    rejected: tuple[Rejected, ...] = ()
+
+
+def load_files(data: Data) -> Corpus:
+    """The corpus at `data.path`: a directory of files, one file with a column `split`, or a Hub name.
+
+    `taught` is empty: what base learns is what is given to forget and to retain. Raises UserError for a path, split
+    or column that is not there, and when no document is left to forget, to retain or to ask.
+    """
+    columns = parse_columns(data.columns)
+    roles = {"forget": data.forget, "retain": data.retain, "probe_forget": data.probe_forget, "probe_retain": data.probe_retain}
+    named = {role: name for role, name in roles.items() if name}
+    require(data.forget != data.retain, "data.forget and data.retain must be different splits", data.retain)
+    tables = read_splits(data.path, tuple(dict.fromkeys(named.values())), columns)
+    check_columns(columns, tables)
+    loaded = {name: to_documents(rows, choose_columns(rows, columns, name)) for name, rows in tables.items()}
+    return assemble(data, {role: loaded[name] for role, name in named.items()})
+
+
+def assemble(data: Data, loaded: Mapping[str, Loaded]) -> Corpus:
+    """Put the splits together: forget wins over retain, retain is cut to `data.limit_retain`, probes follow it."""
+    forget = loaded["forget"]
+    retain = without(loaded["retain"], forget.documents, "also in the forget set")
+    kept, cut = retain.documents[: data.limit_retain], {document.doc_id for document in retain.documents[data.limit_retain :]}
+    probe_forget = without(loaded.get("probe_forget", forget), retain.documents, "a forget probe that is in the retain set")
+    probe_retain = without(loaded.get("probe_retain", Loaded(documents=kept)), forget.documents, "a retain probe that is in the forget set")
+    asked = tuple(document for document in probe_retain.documents if document.doc_id not in cut)
+    rejected = tuple(dict.fromkeys(item for part in (forget, retain, probe_forget, probe_retain) for item in part.rejected))
+    probes = {"forget": probe_forget.documents, "retain": asked}
+    for role, documents in (("data.forget", forget.documents), ("data.retain", kept)):
+        require_some(role, documents, rejected, data.path)
+    for split, documents in probes.items():
+        require_some(f"data.probe_{split}", documents, rejected, data.path)
+    return Corpus(name=corpus_name(data.path), forget=forget.documents, retain=kept, probes=probes, taught={}, rejected=rejected)
+
+
+def without(split: Loaded, taken: Iterable[Document], reason: str) -> Loaded:
+    """`split` without the documents in `taken`, each of them set aside with `reason`."""
+    ids = {document.doc_id for document in taken}
+    extra = tuple(set_aside(document, split.places[document.doc_id], reason) for document in split.documents if document.doc_id in ids)
+    return replace(split, documents=tuple(document for document in split.documents if document.doc_id not in ids), rejected=split.rejected + extra)
+
+
+def set_aside(document: Document, place: tuple[str, int], reason: str) -> Rejected:
+    """The record of a document that was read well but has no place in the corpus."""
+    return Rejected(source=place[0], row=place[1], reason=reason, excerpt=excerpt_of({"prompt": document.prompt, "answer": document.answer}))
+
+
+def require_some(role: str, documents: tuple[Document, ...], rejected: tuple[Rejected, ...], path: str) -> None:
+    """Raise UserError when a role has no document left; say how many were set aside and the commonest reason."""
+    if documents:
+        return
+    commonest = Counter(item.reason for item in rejected).most_common(1)
+    detail = f", the commonest reason: {commonest[0][0]} ({commonest[0][1]})" if commonest else ""
+    raise UserError(f"{role} must have at least one usable document, got none in {path!r}; {len(rejected)} set aside{detail}")
+
+
+def corpus_name(path: str) -> str:
+    """A short name for tables: the last part of the path, or the Hub name."""
+    return Path(path).expanduser().resolve().name if is_local(path) else path
+
+
+# ---------------------------------------------------------------------------------------------------- columns
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """`"prompt=question,answer=answer"` -> our name to theirs; `prompt=` says that there is none.
+
+    Raises UserError for a name that is not ours, a part without `=`, and a name given twice.
+    """
+    columns: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        ours, equals, theirs = (piece.strip() for piece in part.partition("="))
+        require(bool(equals), "data.columns takes ours=theirs,ours=theirs", part)
+        if ours not in COMMON_NAMES:
+            raise unknown_name("field in data.columns", ours, COMMON_NAMES)
+        require(ours not in columns, "data.columns must name a field once", ours)
+        columns[ours] = theirs
+    return columns
+
+
+def check_columns(columns: Columns, tables: Mapping[str, tuple[Row, ...]]) -> None:
+    """Raise UserError for a column in `data.columns` that the files do not have, with the nearest that they have."""
+    present = {name: column_names(rows) for name, rows in tables.items() if column_names(rows)}
+    anywhere = {column for names in present.values() for column in names}
+    for ours, theirs in columns.items():
+        if present and theirs and theirs not in anywhere:
+            raise unknown_name(f"column for {ours} in data.columns:", theirs, anywhere)
+        for name, names in present.items():
+            if ours in REQUIRED and theirs and theirs not in names:
+                raise unknown_name(f"column for {ours} in data.columns, looked for in split {name!r}:", theirs, names)
+
+
+def choose_columns(rows: tuple[Row, ...], columns: Columns, name: str) -> dict[str, str]:
+    """Our name -> the column of this split that holds it: as `data.columns` says, else by `COMMON_NAMES`.
+
+    Raises UserError when there are rows and none of their columns can be the answer.
+    """
+    present = column_names(rows)
+    lowered = {column.lower(): column for column in reversed(present)}
+    chosen = {ours: next((lowered[known] for known in names if known in lowered), "") for ours, names in COMMON_NAMES.items()}
+    chosen |= {ours: theirs if theirs in present else "" for ours, theirs in columns.items()}
+    if present and not chosen["answer"]:
+        raise UserError(f"split {name!r} must have a column for the answer: give data.columns=answer=<column>, one of {', '.join(present)}")
+    return {ours: theirs for ours, theirs in chosen.items() if theirs}
+
+
+def column_names(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Every column that some row has, in order of appearance."""
+    return tuple(dict.fromkeys(column for row in rows for column in row.values))
+
+
+# ---------------------------------------------------------------------------------------------------- documents
+
+
+def to_documents(rows: Iterable[Row], columns: Columns) -> Loaded:
+    """Turn rows into documents, in order. Unusable rows and repetitions of a document are set aside."""
+    documents: dict[str, Document] = {}
+    places: dict[str, tuple[str, int]] = {}
+    rejected = []
+    for row in rows:
+        result = row.reason or to_document(row.values, columns)
+        if isinstance(result, Document) and result.doc_id not in documents:
+            documents[result.doc_id] = result
+            places[result.doc_id] = (row.source, row.row)
+            continue
+        reason = result if isinstance(result, str) else f"the same document as row {places[result.doc_id][1]}"
+        rejected.append(Rejected(source=row.source, row=row.row, reason=reason, excerpt=row.excerpt or excerpt_of(row.values)))
+    return Loaded(documents=tuple(documents.values()), places=places, rejected=tuple(rejected))
+
+
+def to_document(values: Mapping[str, object], columns: Columns) -> Document | str:
+    """The document of a row, or the reason why the row cannot be one."""
+    texts: dict[str, str] = {}
+    lists: dict[str, tuple[str, ...]] = {}
+    for ours, theirs in columns.items():
+        value = values.get(theirs)
+        reason = list_problem(theirs, value) if ours in LISTS else text_problem(theirs, value, needed=ours in REQUIRED)
+        if reason:
+            return reason
+        if ours in LISTS:
+            lists[ours] = as_list(value)
+        elif ours != "split":
+            texts[ours] = str(value or "")
+    return Document(
+        answer=texts["answer"],
+        prompt=texts.get("prompt", ""),
+        paraphrase=texts.get("paraphrase", ""),
+        prompt_paraphrase=texts.get("prompt_paraphrase", ""),
+        topic=texts.get("topic", ""),
+        wrong=lists.get("wrong", ()),
+        facts=lists.get("facts", ()),
+    )
+
+
+def text_problem(column: str, value: object, *, needed: bool) -> str:
+    """Why `value` is no text, "" when it is one (or is missing and not needed)."""
+    if value is None:
+        return f"{column} is missing" if needed else ""
+    if not isinstance(value, str):
+        return f"{column} is {type(value).__name__}, not text"
+    if needed and not value.strip():
+        return f"{column} is empty"
+    return "" if encodable(value) else f"{column} is not valid UTF-8 text"
+
+
+def list_problem(column: str, value: object) -> str:
+    """Why `value` is no list of texts, "" when it is one, one text (CSV: also a JSON list) or missing."""
+    if value is None or isinstance(value, str):
+        return text_problem(column, value, needed=False)
+    if not isinstance(value, list):
+        return f"{column} is {type(value).__name__}, not a list of texts"
+    return next((reason for reason in (text_problem(f"an item of {column}", item, needed=True) for item in value) if reason), "")
+
+
+def as_list(value: object) -> tuple[str, ...]:
+    """A list as it is, a text that is a JSON list of texts as that list, another text alone, nothing as nothing."""
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, str) or not value.strip():
+        return ()
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        return (value,)
+    return tuple(parsed) if isinstance(parsed, list) and not list_problem("", parsed) else (value,)
+
+
+def encodable(text: str) -> bool:
+    """Whether `text` can be written as UTF-8: a lone surrogate, from JSON `\\ud800` or from invalid bytes, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def excerpt_of(content: object) -> str:
+    """The first 200 characters of a row, as text that can be written anywhere."""
+    if isinstance(content, bytes):
+        return content[: 4 * EXCERPT_CHARACTERS].decode(errors="replace")[:EXCERPT_CHARACTERS]
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=repr)
+    return text[:EXCERPT_CHARACTERS].encode(errors="replace").decode()
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def is_local(path: str) -> bool:
+    """Whether something lies at `path` on this machine."""
+    return Path(path).expanduser().exists()
+
+
+def read_splits(path: str, names: tuple[str, ...], columns: Columns) -> dict[str, tuple[Row, ...]]:
+    """The rows of each split in `names`, from a directory, one file or the Hub, each source read once."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        files = {name: find_split(local, name) for name in names}
+        return {name: tuple(read_file(file)) for name, file in files.items()}
+    if local.is_file():
+        return split_rows(tuple(read_file(local)), names, columns.get("split", "split"))
+    looks_local = path.startswith((".", "/", "~")) or Path(path).suffix.lower() in READERS
+    if looks_local or not HUB_NAME.fullmatch(path):
+        raise UserError(f"data.path must be a directory, a file or a Hub name (owner/name), got {path!r}: no such file or directory")
+    return {name: tuple(read_hub(path, name)) for name in names}
+
+
+def find_split(directory: Path, name: str) -> Path:
+    """The one data file in `directory` whose stem is `name`. Raises UserError for none, several, or a name that is a path."""
+    require(bool(re.fullmatch(r"[\w.+-]+", name)) and name.strip(".") != "", "a split name must be a file stem, not a path", name)
+    files = sorted(file for file in directory.iterdir() if file.suffix.lower() in READERS and file.is_file())
+    matches = [file for file in files if file.stem == name]
+    if not matches:
+        raise unknown_name(f"split in {directory}:", name, {file.stem for file in files})
+    require(len(matches) == 1, f"a split must be one file in {directory}", [file.name for file in matches])
+    return matches[0]
+
+
+def split_rows(rows: tuple[Row, ...], names: tuple[str, ...], column: str) -> dict[str, tuple[Row, ...]]:
+    """Rows of one file by what stands in `column`. A row with nothing usable there counts to the first split, to be set aside."""
+    present = column_names(rows)
+    if present and column not in present:
+        rule = f"a single data file must have a column {column!r} that says which split a row belongs to"
+        raise UserError(f"{rule}, got the columns {', '.join(present)} (or give a directory with one file per split)")
+    splits = {name: tuple(row for row in rows if not row.reason and row.values.get(column) == name) for name in names}
+    nowhere = (row if row.reason else replace(row, reason=f"{column} is no text") for row in rows if not is_text(row.values.get(column)))
+    return splits | {names[0]: tuple(sorted((*nowhere, *splits[names[0]]), key=lambda row: row.row))}
+
+
+def is_text(value: object) -> bool:
+    """Whether `value` is text with something in it."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def read_file(file: Path) -> Iterator[Row]:
+    """The rows of one file, in order; unreadable ones with their reason. Raises UserError when the file cannot be read at all."""
+    reader = READERS.get(file.suffix.lower())
+    if reader is None:
+        raise UserError(f"a data file must end in one of {', '.join(READERS)}, got {file.name!r}")
+    try:
+        yield from reader(file)
+    except (OSError, pyarrow.ArrowException) as problem:
+        raise UserError(f"{file} could not be read as {file.suffix[1:]}: {problem}") from problem
+
+
+def read_json(file: Path) -> Iterator[Row]:
+    """JSON lines, or one JSON array of objects (told by the first character)."""
+    with file.open("rb") as stream:
+        start = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if start == b"[":
+        yield from read_json_array(file)
+    else:
+        yield from read_json_lines(file)
+
+
+def read_json_lines(file: Path) -> Iterator[Row]:
+    """One object per line; blank lines are skipped, and a row number counts lines from 0."""
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream):
+            content = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 0 else line.strip()
+            if content:
+                values, reason = parse_json(content)
+                values, reason = object_or_reason(values, reason)
+                yield Row(source=file.name, row=number, values=values, reason=reason, excerpt=excerpt_of(content) if reason else "")
+
+
+def read_json_array(file: Path) -> Iterator[Row]:
+    """Each item of one array; an array that does not parse is one unusable row."""
+    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf").strip()
+    items, problem = parse_json(content)
+    if problem or not isinstance(items, list):
+        yield Row(source=file.name, row=0, values={}, reason=problem, excerpt=excerpt_of(content))
+        return
+    for number, item in enumerate(items):
+        values, reason = object_or_reason(item, "")
+        yield Row(source=file.name, row=number, values=values, reason=reason, excerpt=excerpt_of(item) if reason else "")
+
+
+def parse_json(content: bytes) -> tuple[object, str]:
+    """(value, "") or (None, why it is not JSON)."""
+    try:
+        return json.loads(content.decode()), ""
+    except UnicodeDecodeError:
+        return None, "not valid UTF-8 text"
+    except json.JSONDecodeError as problem:
+        return None, f"not JSON: {problem.msg}"
+    except (RecursionError, ValueError):  # nested thousands deep; an integer of thousands of digits
+        return None, "not JSON: nested too deep or a number too long"
+
+
+def object_or_reason(value: object, reason: str) -> tuple[dict[str, object], str]:
+    """(the object, "") or ({}, why the row has none)."""
+    if reason or isinstance(value, dict):
+        return (value, "") if isinstance(value, dict) else ({}, reason)
+    return {}, f"a row must be an object, this is {type(value).__name__}"
+
+
+def read_csv(file: Path) -> Iterator[Row]:
+    """Comma-separated with a header; a row with another number of cells than the header is unusable.
+
+    Row 0 is the one under the header. Invalid bytes become surrogates, which `text_problem` finds.
+    """
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        records = csv_records(stream)
+    header = records[0][0] if records else []
+    require(len(set(header)) == len(header), f"the columns of {file.name} must have different names", header)
+    for number, (cells, problem) in enumerate(records[1:]):
+        reason = problem or ("" if len(cells) == len(header) else f"{len(cells)} cells under a header of {len(header)}")
+        values = {} if reason else dict(zip(header, cells, strict=True))
+        yield Row(source=file.name, row=number, values=values, reason=reason, excerpt=excerpt_of(cells) if reason else "")
+
+
+def csv_records(stream: Iterable[str]) -> list[tuple[list[str], str]]:
+    """(cells, "") or ([], why not) per record; blank lines are skipped. A quote that never closes takes the rest with it.
+
+    The csv module's limit on a field is global: it is raised for this call and put back.
+    """
+    reader = csv.reader(stream, strict=True)
+    records: list[tuple[list[str], str]] = []
+    limit = csv.field_size_limit(CSV_FIELD_CHARACTERS)
+    try:
+        while True:
+            try:
+                records.append((next(reader), ""))
+            except csv.Error as problem:
+                records.append(([], f"not CSV: {problem}"))
+            except StopIteration:
+                return [record for record in records if any(record)]
+    finally:
+        csv.field_size_limit(limit)
+
+
+def read_parquet(file: Path) -> Iterator[Row]:
+    """The rows of a Parquet file, a row group's batch at a time."""
+    number = 0
+    with pyarrow.parquet.ParquetFile(file) as table:
+        for batch in table.iter_batches():
+            for position in range(batch.num_rows):
+                values, reason = parquet_row(batch, position)
+                yield Row(source=file.name, row=number, values=values, reason=reason)
+                number += 1
+
+
+def parquet_row(batch: pyarrow.RecordBatch, position: int) -> tuple[dict[str, object], str]:
+    """(values by column, "") or ({}, reason): a Parquet string may hold bytes that are not UTF-8."""
+    try:
+        return {name: batch.column(index)[position].as_py() for index, name in enumerate(batch.schema.names)}, ""
+    except UnicodeDecodeError:
+        return {}, "not valid UTF-8 text"
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": read_json_lines,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
+
+
+def read_hub(path: str, name: str) -> Iterator[Row]:
+    """The rows of split `train` of configuration `name` of the Hub data set `path` (`owner/name`, `owner/name@revision`).
+
+    Raises UserError, saying what was tried, when the Hub cannot be reached, does not have it, or holds another format.
+    """
+    import huggingface_hub  # this and `datasets` take a second to import, and only a Hub name needs them
+
+    repository, _, revision = path.partition("@")
+    tried = f"data.path {path!r} is no file or directory here, so it was looked up on the Hub (configuration {name!r}, split 'train')"
+    try:  # one quick question first: `datasets` asks an unreachable Hub for half a minute
+        huggingface_hub.HfApi().dataset_info(repository, revision=revision or None, timeout=20)
+    except huggingface_hub.errors.OfflineModeIsEnabled:
+        pass  # HF_HUB_OFFLINE=1 means: from the local cache
+    except Exception as problem:  # the client's errors have no common base across its versions
+        raise UserError(f"{tried}: {type(problem).__name__}: {problem} (HF_HUB_OFFLINE=1 takes what is in the local cache)") from problem
+    yield from read_dataset(repository, name, revision, tried)
+
+
+def read_dataset(repository: str, name: str, revision: str, tried: str) -> Iterator[Row]:
+    """The rows as `datasets` gives them. Only its parsing builders are let through: a data set brings no code here."""
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(repository, name, revision=revision or None)
+        kind = type(builder).__module__.rpartition(".")[2]
+        require(kind in HUB_FORMATS, f"{tried}: its files must be one of {', '.join(HUB_FORMATS)}", kind)
+        builder.download_and_prepare()
+        table = builder.as_dataset(split="train")
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as problem:
+        raise UserError(f"{tried}: {type(problem).__name__}: {problem}") from problem
+    for number, values in enumerate(table):
+        yield Row(source=f"{repository}:{name}", row=number, values=values)

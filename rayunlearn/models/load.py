@@ -1,0 +1,198 @@
+"""Models in and out: a Hugging Face directory or Hub name to (model, tokenizer), and back to a directory.
+
+Weights are read from safetensors only and code that a model brings is never run. A Hub name is first brought into
+the local Hub cache and then treated like any directory, so both meet the same checks.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from rayunlearn.errors import UserError, require
+
+INDEX = "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+HUB_SKIPPED = ["*/*", "consolidated*"]  # other people's layouts of the same weights
+READ_BYTES = 1 << 20
+# Written by whoever saved the file, without effect on what the model computes.
+CONFIG_NOTES = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
+
+
+def load_model(name: str, *, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The causal language model and tokenizer in a local directory or under a Hub name (`owner/name[@revision]`).
+
+    `dtype`: of the weights in memory; None: as they are stored. The weights go straight to `device`, in eval mode. A
+    tokenizer without a padding token gets its end token, which is safe here because batches are masked by length and
+    never by token. Raises UserError for a directory that is not there, has no safetensors weights, is not a causal language
+    model or lacks tensors, and for a Hub name that cannot be had.
+    """
+    directory = resolve_model(name)
+    check_directory(directory)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=dtype or "auto",
+                device_map={"": device},
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
+        raise UserError(f"the model in {directory} could not be loaded: {type(problem).__name__}: {problem}") from problem
+    missing = sorted(report["missing_keys"])
+    require(not missing, f"the weights in {directory} must have every tensor of the model; missing {len(missing)}", missing[:5])
+    set_padding(model, tokenizer, directory)
+    return model.eval(), tokenizer
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> Path:
+    """Write both as a Hugging Face directory that appears whole or not at all. Raises FileExistsError if it exists."""
+    if directory.exists():
+        raise FileExistsError(f"{directory} exists; a saved model is never overwritten")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    try:
+        with quiet():
+            model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        os.replace(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return directory
+
+
+def model_digest(name: str) -> str:
+    """What the model is, for trial ids: for a directory 16 hex digits of the SHA-256 of its weights, its configuration
+    (without notes on versions) and its tokenizer; for a Hub name `owner/name@commit`.
+
+    Reads the whole of the weights, 1 MiB at a time, and writes nothing. Raises UserError as `load_model`.
+    """
+    directory = resolve_model(name)
+    if not is_local(name):
+        return f"{name.partition('@')[0]}@{directory.name}"
+    check_directory(directory)
+    total = hashlib.sha256()
+    config = {key: value for key, value in read_json(directory / "config.json").items() if key not in CONFIG_NOTES}
+    total.update(json.dumps(config, sort_keys=True).encode())
+    for file in (*sorted(weight_files(directory)), directory / "tokenizer.json"):
+        if file.exists():
+            total.update(f"\n{file.name}\n".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(READ_BYTES):
+                    total.update(block)
+    return total.hexdigest()[:16]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of transformers, which would break the live line of a run; put back afterwards."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def is_local(name: str) -> bool:
+    """Whether something lies at `name` on this machine."""
+    return Path(name).expanduser().exists()
+
+
+def resolve_model(name: str) -> Path:
+    """The directory of a model; a Hub name is downloaded to the Hub cache first (no code, no pickles)."""
+    local = Path(name).expanduser()
+    if local.exists() or name.startswith((".", "/", "~")):
+        return local
+    require(bool(HUB_NAME.fullmatch(name)), "model.name must be 'scratch', a directory or a Hub name (owner/name)", name)
+    from huggingface_hub import snapshot_download  # only a Hub name needs it
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED))
+    except (OSError, ValueError) as problem:
+        tried = f"model.name {name!r} is no directory here, so it was looked up on the Hub"
+        raise UserError(f"{tried}: {type(problem).__name__}: {problem}") from problem
+
+
+def check_directory(directory: Path) -> None:
+    """Raise UserError unless `directory` holds a causal language model with readable safetensors weights."""
+    require(directory.is_dir(), "model.name must be a directory that exists", str(directory))
+    found = sorted(file.name for file in directory.iterdir())
+    require((directory / "config.json").is_file(), f"a model directory must have config.json; {directory} has", found)
+    check_architecture(directory)
+    weights = weight_files(directory)
+    pickled = [file for file in found if file.endswith(PICKLED)]
+    if not weights and pickled:
+        raise UserError(f"weights must be safetensors; {directory} has only {pickled}, which can run code when read: convert them to safetensors")
+    require(bool(weights), f"a model directory must have weights (model.safetensors); {directory} has", found)
+    for file in weights:
+        check_weights(file, found)
+
+
+def check_architecture(directory: Path) -> None:
+    """Raise UserError unless config.json names an architecture that predicts the next token."""
+    config = read_json(directory / "config.json")
+    named = config.get("architectures") or []
+    require(bool(named), f"{directory / 'config.json'} must name its architecture, keys are", sorted(config))
+    known = {name for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in ([value] if isinstance(value, str) else value)}
+    require(any(name in known for name in named), "a model must be a causal language model that transformers knows", named)
+
+
+def check_weights(file: Path, found: list[str]) -> None:
+    """Raise UserError unless `file` is there and is a whole safetensors file."""
+    require(file.is_file(), f"{file.name} is listed in {INDEX} and must be in {file.parent}, which has", found)
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            require(bool(list(tensors.keys())), "a weight file must have tensors", str(file))
+    except (SafetensorError, OSError) as problem:
+        raise UserError(f"{file} is not a whole safetensors file: {problem}") from problem
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that transformers would read: the single file, or the shards that the index lists."""
+    single = directory / "model.safetensors"
+    if single.is_file() or not (directory / INDEX).is_file():
+        return [single] if single.is_file() else []
+    shards = read_json(directory / INDEX).get("weight_map")
+    require(isinstance(shards, dict) and bool(shards), f"{directory / INDEX} must have a weight_map", shards)
+    names = sorted({str(name) for name in shards.values()})
+    require(all(Path(name).name == name for name in names), f"{directory / INDEX} must name files of its own directory", names)
+    return [directory / name for name in names]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError when it holds none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{file} is not readable JSON: {problem}") from problem
+    require(isinstance(content, dict), f"{file} must hold a JSON object", type(content).__name__)
+    return dict(content)
+
+
+def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Give tokenizer and model a padding token if they have none: the end token, else the unknown token."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    rule = f"the tokenizer in {directory} must have a padding, end or unknown token"
+    require(tokenizer.pad_token is not None, rule, sorted(tokenizer.special_tokens_map))
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
