@@ -1,0 +1,327 @@
+"""An experiment: one question, a base trial, the grid it is about, what Optuna may search, and the objective.
+
+An experiment is a Python file with a docstring (question, hypothesis, what would refute it) and the names
+BASE, AXES and, where something is tuned, SEARCH, BUDGET and OBJECTIVE; VERSION is optional. `load` reads it.
+Everything here is a plain value: workers are sent trials, never the module.
+"""
+
+import importlib.util
+import math
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rayunlearn.config import Trial, Value, coerce, digest, field_names, with_values
+from rayunlearn.errors import UserError, require, unknown_name
+
+TUNINGS = ("shared", "per_cell", "none")
+NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "VERSION")
+SEEDS = ("select.seed", "train.seed")
+# A search over these would ask for another corpus, another base model or another study in every trial.
+NOT_SEARCHED = ("stage", "data.", "model.", "method.forget", "method.retain", *SEEDS)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; `log`: uniform in the logarithm; `integer`: whole numbers."""
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    def __post_init__(self) -> None:
+        for bound in (self.low, self.high):
+            require(type(bound) in (int, float) and math.isfinite(bound), "a Range's bounds must be finite numbers", bound)
+        require(self.low < self.high, "a Range's low must be < high", (self.low, self.high))
+        require(not self.log or self.low > 0, "a Range with log=True must have low > 0", self.low)
+        whole = float(self.low).is_integer() and float(self.high).is_integer()
+        require(not self.integer or whole, "a Range with integer=True must have whole bounds", (self.low, self.high))
+
+
+@dataclass(frozen=True, init=False)
+class Choice:
+    """One of the given values: `Choice("a", "b")`."""
+
+    values: tuple[Value, ...]
+
+    def __init__(self, *values: Value) -> None:
+        require(len(values) >= 1, "a Choice needs at least one value", values)
+        for value in values:
+            require(isinstance(value, (str, int, float, bool)), "a Choice's values must be text, numbers or booleans", value)
+        require(len(set(values)) == len(values), "a Choice's values must differ from each other", values)
+        object.__setattr__(self, "values", values)
+
+
+Domain = Range | Choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How tuning is done: `trials` per group, asked for in batches of `batch` that wait for each other.
+
+    `shared`: hyperparameters are tuned once per group at ratio 1.0; `per_cell`: every cell has the same budget
+    of its own; `none`: BASE's values are taken as they are.
+    """
+
+    tuning: str = "shared"
+    trials: int = 8
+    batch: int = 4
+
+    def __post_init__(self) -> None:
+        if self.tuning not in TUNINGS:
+            raise unknown_name("budget.tuning", self.tuning, TUNINGS)
+        require(self.trials >= 1, "budget.trials must be >= 1", self.trials)
+        require(self.batch >= 1, "budget.batch must be >= 1", self.batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is minimised (`forgetting`, a metric on split `forget`) and maximised (`utility`, on `utility_split`).
+
+    `utility_floor` is a share of the base model's utility; a trial under it is not feasible.
+    """
+
+    forgetting: str = "probability"
+    utility: str = "probability"
+    utility_split: str = "retain"
+    utility_floor: float = 0.9
+
+    def __post_init__(self) -> None:
+        require(0 <= self.utility_floor <= 1, "objective.utility_floor must be in [0, 1]", self.utility_floor)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: `names` move together; each point gives one value per name."""
+
+    names: tuple[str, ...]
+    points: tuple[tuple[Value, ...], ...]
+
+
+Grid = tuple[Axis, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A checked experiment. `grids` are united: a cell that two of them give is one cell."""
+
+    name: str
+    question: str
+    base: Trial
+    grids: tuple[Grid, ...]
+    search: Mapping[str, Domain]
+    budget: Budget
+    objective: Objective
+    version: str = "1"
+
+    def __post_init__(self) -> None:
+        for name in self.search:
+            _check_searched(self, name)
+        require(bool(self.search) or self.budget.tuning == "none", "SEARCH must name something when budget.tuning is not 'none'", self.budget.tuning)
+        require(self.base.stage == "unlearned", "BASE's stage must be 'unlearned' (base and gold are added by themselves)", self.base.stage)
+        safe = bool(self.version) and self.version not in (".", "..") and all(c.isalnum() or c in "._-" for c in self.version)
+        require(safe, "a version must be letters, digits, '.', '_' or '-'", self.version)
+
+
+def axis_names(experiment: Experiment) -> tuple[str, ...]:
+    """Every name on an axis of any grid, each once, in the order of the file."""
+    return tuple(dict.fromkeys(name for grid in experiment.grids for axis in grid for name in axis.names))
+
+
+def load(path: str | Path) -> Experiment:
+    """Read an experiment file. The experiment's name is the file's stem.
+
+    Raises UserError for a file that is missing or does not run, for a name that is missing, of the wrong type
+    or misspelt, and for an axis or a search name that no setting and no function has.
+    """
+    from rayunlearn.families import METRICS, option_names  # the tables import torch; building an Experiment by hand does not
+
+    experiment = from_module(_import(Path(path)), name=Path(path).stem)
+    check_names(experiment, known=(*field_names(), *option_names()))
+    check_objective(experiment.objective, directions={name: row.direction for name, row in METRICS.items()})
+    return experiment
+
+
+def from_module(module: ModuleType, *, name: str) -> Experiment:
+    """The experiment that a module's BASE, AXES, SEARCH, BUDGET, OBJECTIVE and VERSION say."""
+    _refuse_misspelt(module)
+    search = dict(_take(module, "SEARCH", Mapping, {}))
+    for key, domain in search.items():
+        require(isinstance(domain, Domain), f"SEARCH[{key!r}] must be a Range or a Choice", domain)
+    return Experiment(
+        name=name,
+        question=(module.__doc__ or "").strip(),
+        base=_take(module, "BASE", Trial),
+        grids=grids_of(_take(module, "AXES", (Mapping, tuple))),
+        search=search,
+        budget=_take(module, "BUDGET", Budget, Budget() if search else Budget(tuning="none")),
+        objective=_take(module, "OBJECTIVE", Objective, Objective()),
+        version=_take(module, "VERSION", str, "1"),
+    )
+
+
+def grids_of(axes: Mapping[Any, Any] | tuple[Any, ...]) -> tuple[Grid, ...]:
+    """AXES as checked grids; `{("a", "b"): (0, (1, 2))}` sets both to 0, then a to 1 and b to 2."""
+    grids = (axes,) if isinstance(axes, Mapping) else axes
+    for grid in grids:
+        require(isinstance(grid, Mapping), "AXES must be a dict or a tuple of dicts", grid)
+    built = tuple(tuple(_axis(key, points) for key, points in grid.items()) for grid in grids)
+    for grid in built:
+        names = [name for axis in grid for name in axis.names]
+        require(len(names) == len(set(names)), "a name must stand on one axis of a grid only", names)
+    return built or ((),)
+
+
+def check_names(experiment: Experiment, *, known: Collection[str]) -> None:
+    """Raise UserError with the nearest name for an axis or a search name that is not `known`."""
+    for name in axis_names(experiment):
+        if name not in known:
+            raise unknown_name("name in AXES", name, known)
+    for name in experiment.search:
+        if name not in known:
+            raise unknown_name("name in SEARCH", name, known)
+
+
+def check_objective(objective: Objective, *, directions: Mapping[str, str]) -> None:
+    """Raise UserError for a metric that is unknown or where less is more knowledge: forgetting is minimised, utility maximised."""
+    for setting, name in (("objective.forgetting", objective.forgetting), ("objective.utility", objective.utility)):
+        if name not in directions:
+            raise unknown_name(setting, name, directions)
+        require(directions[name] == "higher", f"{setting} must be a metric where higher is more knowledge", name)
+
+
+def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
+    """A changed copy, for `--set`: a name on an axis keeps that single value; a searched name is fixed to it.
+
+    `budget.*` and `objective.*` change those; `version` changes the version; every other name changes BASE.
+    """
+    for name, value in values.items():
+        experiment = _override_one(experiment, name, value)
+    return experiment
+
+
+def settings(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as JSON-ready values: what experiment.json and the report hold."""
+    axes = [{", ".join(axis.names): [point[0] if len(axis.names) == 1 else list(point) for point in axis.points] for axis in g} for g in experiment.grids]
+    search = {name: asdict(domain) | {"kind": type(domain).__name__.lower()} for name, domain in experiment.search.items()}
+    return {
+        "name": experiment.name,
+        "question": experiment.question,
+        "version": experiment.version,
+        "axes": axes,
+        "search": search,
+        "budget": asdict(experiment.budget),
+        "objective": asdict(experiment.objective),
+    }
+
+
+def _import(path: Path) -> ModuleType:
+    require(path.is_file(), "an experiment must be a Python file that exists", str(path))
+    require(path.suffix == ".py", "an experiment file's name must end in .py", path.name)
+    name = f"_rayunlearn_experiment_{digest(str(path.resolve()))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses in the file look themselves up there
+    try:
+        spec.loader.exec_module(module)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{path} must import without an error, got {type(error).__name__}: {error}{_where(error, path)}") from error
+    finally:
+        del sys.modules[name]
+    return module
+
+
+def _where(error: Exception, path: Path) -> str:
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" (line {line})" if line else ""
+
+
+def _refuse_misspelt(module: ModuleType) -> None:
+    """A capital name that is nearly one of ours (`AXIS`, `SERACH`) would be ignored without a word."""
+    from difflib import get_close_matches
+
+    for name in vars(module):
+        if name.isupper() and name not in NAMES and not name.startswith("_"):
+            near = get_close_matches(name, NAMES, n=1, cutoff=0.75)
+            if near and near[0] not in vars(module):
+                raise unknown_name("name in an experiment file", name, NAMES)
+
+
+def _take(module: ModuleType, name: str, kind: Any, default: Any = None) -> Any:
+    value = getattr(module, name, default)
+    if value is None:
+        raise UserError(f"an experiment file must define {name}, got none in {Path(module.__file__ or '').name}")
+    wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    require(isinstance(value, kind), f"{name} must be a {wanted}", value)
+    return value
+
+
+def _axis(key: Any, points: Any) -> Axis:
+    names = (key,) if isinstance(key, str) else key
+    texts = isinstance(names, tuple) and len(names) > 0 and all(isinstance(name, str) for name in names)
+    require(texts, "a key of AXES must be a name or a tuple of names", key)
+    require(isinstance(points, (tuple, list, range)) and len(points) > 0, f"AXES[{key!r}] must be a tuple of at least one value", points)
+    return Axis(tuple(names), tuple(_point(names, point) for point in points))
+
+
+def _point(names: tuple[str, ...], point: Any) -> tuple[Value, ...]:
+    values = point if isinstance(point, (tuple, list)) else (point,) * len(names)
+    require(len(values) == len(names), f"a point of the axis {', '.join(names)} must have {len(names)} values", point)
+    for value in values:
+        require(isinstance(value, (str, int, float, bool)), f"a value of the axis {', '.join(names)} must be text, a number or a boolean", value)
+    return tuple(values)
+
+
+def _check_searched(experiment: Experiment, name: str) -> None:
+    require(name not in axis_names(experiment), "a name must not stand both in AXES and in SEARCH", name)
+    require(not name.startswith(NOT_SEARCHED), "SEARCH must not name data, models, losses or seeds (put them on an axis)", name)
+    shared = experiment.budget.tuning == "shared"
+    require(not (shared and name.startswith("select.")), "SEARCH must not name select.* when budget.tuning is 'shared' (it tunes at ratio 1.0)", name)
+
+
+def _override_one(experiment: Experiment, name: str, value: Value) -> Experiment:
+    if name == "version":
+        return replace(experiment, version=str(value))
+    section, _, key = name.partition(".")
+    if section in ("budget", "objective"):
+        return _replace_field(experiment, section, key, value)
+    if name in axis_names(experiment):
+        return replace(experiment, grids=tuple(_fixed_grid(grid, name, value) for grid in experiment.grids), base=with_values(experiment.base, {name: value}))
+    search = {key: domain for key, domain in experiment.search.items() if key != name}
+    nothing_left = bool(experiment.search) and not search
+    budget = replace(experiment.budget, tuning="none") if nothing_left else experiment.budget
+    return replace(experiment, search=search, budget=budget, base=with_values(experiment.base, {name: value}))
+
+
+def _replace_field(experiment: Experiment, section: str, key: str, value: Value) -> Experiment:
+    part = getattr(experiment, section)
+    known = [f"{section}.{field.name}" for field in fields(part)]
+    if f"{section}.{key}" not in known:
+        raise unknown_name("setting", f"{section}.{key}", known)
+    changed = replace(part, **{key: coerce(f"{section}.{key}", value, type(getattr(part, key)))})
+    return replace(experiment, budget=changed) if section == "budget" else replace(experiment, objective=changed)
+
+
+def _fixed_grid(grid: Grid, name: str, value: Value) -> Grid:
+    """The name leaves its axis; names that moved with it stay, and an axis left without names goes."""
+    return tuple(axis for axis in (_without(axis, name) for axis in grid) if axis.names) + (Axis((name,), ((value,),)),) * any(name in a.names for a in grid)
+
+
+def _without(axis: Axis, name: str) -> Axis:
+    if name not in axis.names:
+        return axis
+    keep = [i for i, other in enumerate(axis.names) if other != name]
+    points = dict.fromkeys(tuple(point[i] for i in keep) for point in axis.points)
+    return Axis(tuple(axis.names[i] for i in keep), tuple(points))

@@ -1,0 +1,200 @@
+"""Asking Optuna, truthfully and without state: a study is rebuilt from finished trials whenever it is needed.
+
+Trials are asked for in batches. What a batch asks depends on the trials of the earlier batches and on nothing
+else, so a plan interrupted anywhere is the same plan afterwards, trial ids included; there is no sampler
+state to restore, and no trial that Optuna believes to be running.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayunlearn.config import Value, digest
+from rayunlearn.errors import UserError, unknown_name
+from rayunlearn.experiment import Choice, Domain, Range
+
+if TYPE_CHECKING:
+    import optuna
+    import polars as pl
+
+COLLAPSED_VIOLATION = 1.0  # utilities are at most 1, so no complete trial violates the floor by more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """One ended trial of a study. `violation` = floor x base utility - utility: feasible at 0 or less.
+
+    `forgetting`, `utility` and `violation` are NaN where the trial was not measured.
+    """
+
+    values: Mapping[str, Value]
+    status: str
+    forgetting: float = math.nan
+    utility: float = math.nan
+    violation: float = math.nan
+    trial_id: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether it ran to its end and has two finite values: only then Optuna calls it COMPLETE."""
+        return self.status == "complete" and math.isfinite(self.forgetting) and math.isfinite(self.utility)
+
+
+def suggest(space: Mapping[str, Domain], finished: Sequence[Finished], *, batch: int, seed: int) -> list[dict[str, Value]]:
+    """The next `batch` settings: TPE, forgetting minimised, utility maximised, the utility floor a constraint.
+
+    The first call, without finished trials, is random; every later one learns. A pure function of its
+    arguments: the sampler is seeded here. Numbers keep 4 significant digits, so that a table can show
+    the very value that ran.
+    """
+    study = study_from(space, finished, seed=seed)
+    asked = [study.ask(distributions(space)).params for _ in range(batch)]
+    return [{name: _rounded(params[name], domain) for name, domain in space.items()} for params in asked]
+
+
+def best(finished: Sequence[Finished]) -> Finished | None:
+    """The feasible trial that forgets most (lowest forgetting; the earlier one of two equals).
+
+    Where none is feasible, the measured trial with the highest utility; None where none was measured.
+    """
+    measured = [trial for trial in finished if trial.measured]
+    feasible = [trial for trial in measured if trial.violation <= 0]
+    if feasible:
+        return min(feasible, key=lambda trial: trial.forgetting)
+    return max(measured, key=lambda trial: trial.utility, default=None)
+
+
+def study_from(space: Mapping[str, Domain], finished: Sequence[Finished], *, seed: int) -> "optuna.Study":
+    """An in-memory study that holds the finished trials in order, each in the state that is true of it.
+
+    Optuna's own default of 10 random startup trials would be a whole small budget: random only until a trial has
+    told something.
+    """
+    import optuna
+
+    trials = [_frozen(space, trial) for trial in finished]
+    told = any(trial.state != optuna.trial.TrialState.FAIL for trial in trials)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # metric names, multivariate
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True) if told else optuna.samplers.RandomSampler(seed=seed)
+            study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
+            study.set_metric_names(["forgetting", "utility"])
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    study.add_trials(trials)
+    return study
+
+
+def distributions(space: Mapping[str, Domain]) -> dict[str, "optuna.distributions.BaseDistribution"]:
+    """Optuna's name for each domain."""
+    return {name: _distribution(domain) for name, domain in space.items()}
+
+
+def seed_of(study: str, batch_index: int) -> int:
+    """The sampler's seed for one batch of one study, the same on every machine."""
+    return int(digest([study, batch_index], 8), 16) % 2**32
+
+
+def study_of(run: str | Path, name: str) -> "optuna.Study":
+    """The study `name` of a run, rebuilt from its Parquet files, for notebooks and dashboards.
+
+    COMPLETE: measured to the end; PRUNED: collapsed or diverged; FAIL: failed, or measured as not a number.
+    Trials that have not ended are not in it. Raises UserError for an unknown run or study.
+    """
+    import polars as pl
+
+    from rayunlearn.plan import results_of
+    from rayunlearn.results.store import open_run
+
+    opened = open_run(Path(run))
+    plan = opened.plan.collect()
+    studies = sorted(plan.filter(pl.col("study") != "")["study"].unique().to_list())
+    if name not in studies:
+        raise unknown_name("study", name, studies)
+    settings = opened.experiment
+    results = results_of(Path(run), objective_of(settings))
+    trials = {row["trial_id"]: row for row in opened.trials.collect().iter_rows(named=True)}
+    space = {key: domain_of(key, value) for key, value in settings["search"].items()}
+    rows = plan.filter(pl.col("study") == name).sort("study_index")["trial_id"].to_list()
+    ended = [trials[trial_id] for trial_id in rows if trial_id in trials]
+    space = {key: domain for key, domain in space.items() if any(row.get(key) is not None for row in ended)}
+    floor = settings["objective"]["utility_floor"]
+    finished = [_finished(row, space, results, floor * _base_utility(plan, trials, row, results)) for row in ended]
+    return study_from(space, finished, seed=0)
+
+
+def objective_of(settings: Mapping[str, Any]) -> Any:
+    """The objective that experiment.json holds."""
+    from rayunlearn.experiment import Objective
+
+    return Objective(**settings["objective"])
+
+
+def domain_of(name: str, content: Mapping[str, Any]) -> Domain:
+    """A domain from its form in experiment.json."""
+    if content["kind"] == "choice":
+        return Choice(*content["values"])
+    if content["kind"] == "range":
+        return Range(content["low"], content["high"], log=content["log"], integer=content["integer"])
+    raise UserError(f"the kind of {name} must be 'range' or 'choice', got {content['kind']!r}")
+
+
+def _frozen(space: Mapping[str, Domain], trial: Finished) -> "optuna.trial.FrozenTrial":
+    import optuna
+
+    states = {"collapsed": optuna.trial.TrialState.PRUNED, "diverged": optuna.trial.TrialState.PRUNED}
+    state = optuna.trial.TrialState.COMPLETE if trial.measured else states.get(trial.status, optuna.trial.TrialState.FAIL)
+    violation = trial.violation if trial.measured and math.isfinite(trial.violation) else COLLAPSED_VIOLATION
+    return optuna.trial.create_trial(
+        state=state,
+        values=[trial.forgetting, trial.utility] if trial.measured else None,
+        params={name: trial.values[name] for name in space},
+        distributions=distributions(space),
+        constraints={"utility_floor": violation} if state != optuna.trial.TrialState.FAIL else None,
+        user_attrs={"trial_id": trial.trial_id, "status": trial.status},
+    )
+
+
+def _distribution(domain: Domain) -> "optuna.distributions.BaseDistribution":
+    import optuna
+
+    if isinstance(domain, Choice):
+        return optuna.distributions.CategoricalDistribution(domain.values)
+    if domain.integer:
+        return optuna.distributions.IntDistribution(int(domain.low), int(domain.high), log=domain.log)
+    return optuna.distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
+
+
+def _rounded(value: Value, domain: Domain) -> Value:
+    if isinstance(domain, Choice) or domain.integer:
+        return value
+    return min(max(float(f"{value:.4g}"), float(domain.low)), float(domain.high))
+
+
+def _finished(row: Mapping[str, Any], space: Mapping[str, Domain], results: Mapping[str, Any], floor: float) -> Finished:
+    result = results[row["trial_id"]]
+    return Finished(
+        values={name: row[name] for name in space},
+        status=result.status,
+        forgetting=result.forgetting,
+        utility=result.utility,
+        violation=floor - result.utility,
+        trial_id=row["trial_id"],
+    )
+
+
+def _base_utility(plan: "pl.DataFrame", trials: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any], results: Mapping[str, Any]) -> float:
+    """Utility of the base trial that shares the row's data and model; NaN where it has not ended."""
+    import polars as pl
+
+    same = [key for key in row if key.startswith(("data.", "model."))]
+    for trial_id in plan.filter(pl.col("role") == "base")["trial_id"]:
+        if trial_id in trials and all(trials[trial_id][key] == row[key] for key in same):
+            return float(results[trial_id].utility)
+    return math.nan
