@@ -1,6 +1,7 @@
 """A document, a corpus, and what was set aside: plain values that every higher layer passes around."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from rayunlearn.config import digest
 
@@ -55,7 +56,7 @@ class Corpus:
     taught: dict[str, tuple[Document, ...]]
     rejected: tuple[Rejected, ...] = ()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Digest of every document's content, by role and in order."""
         roles = {"forget": self.forget, "retain": self.retain}
