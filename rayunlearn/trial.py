@@ -1,188 +1,50 @@
-"""One trial, start to end: reset the model, choose the coreset, unlearn, measure, write. No Ray in here.
+"""One trial, start to end: reset the model, choose the coreset, unlearn, measure, write. No Ray in here."""
 
-What one (data, model) pair needs is prepared once (`prepare`) and found again by digest; a worker keeps the base
-weights in memory and every trial starts from a copy of them.
-"""
-
-import copy
+import json
 import os
 import platform
 import resource
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
-import json
-
 import polars as pl
 import torch
 from filelock import FileLock
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from rayunlearn.config import Data, Trial, digest, flatten, trial_id
-from rayunlearn.data.corpus import load_corpus
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.encode import Encoded, encode
-from rayunlearn.errors import UserError, require
-from rayunlearn.families import arguments_of, check
+from rayunlearn.errors import require
+from rayunlearn.families import arguments_of
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.objective import objective
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.view import needs
 from rayunlearn.metrics.measure import Probe, encode_probes, mean_probability, measure
 from rayunlearn.models.forward import pooled_states, score
-from rayunlearn.models.load import load_model, model_depth, model_digest
-from rayunlearn.models.reference import reference_of
+from rayunlearn.models.reference import Reference, reference_of
 from rayunlearn.results.analysis import summarise
 from rayunlearn.results.store import write_table, write_trial
 from rayunlearn.selectors.selectors import SELECTORS, keep
 from rayunlearn.train.loop import TrainLog, optimise
-from rayunlearn.train.teach import RECIPE, teach
+from rayunlearn.worker import Loaded, remembered, reset
+from rayunlearn.workspace import Workspace
 
 Rows = list[dict[str, Any]]
 UTILITY_PROBES = 64  # retain probes that watch utility during training; a rung, not a result
 PACKAGES = ("rayunlearn", "torch", "transformers", "ray", "optuna", "polars", "pyarrow")
 STATUS = {"complete": "complete", "stopped": "collapsed", "diverged": "diverged"}
-
-
-# --- what a (data, model) pair needs, made once -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """Corpus, model folders and cache of one (data, model) pair. `gold` is '' where there is none."""
-
-    corpus: Corpus
-    base: str
-    gold: str
-    base_digest: str
-    cache: Path
-
-
-@lru_cache(maxsize=8)
-def corpus_of(data: Data) -> Corpus:
-    """The corpus of a data section, read or generated once per process."""
-    return load_corpus(data)
-
-
-@lru_cache(maxsize=8)
-def start_digest(trial_model: Any, corpus_digest: str) -> str:
-    """What identifies the weights a trial starts from: of a taught model its recipe and corpus, else its content."""
-    origin = "" if trial_model.name == "scratch" else model_digest(trial_model.name)
-    settings = asdict(trial_model) | {"name": origin, "gold": ""}
-    return digest([settings, corpus_digest, RECIPE]) if trial_model.teach else origin
-
-
-def identify(trial: Trial) -> str:
-    """The trial's id: a digest of its config with content digests in the place of paths."""
-    corpus_digest = corpus_of(trial.data).digest
-    return trial_id(trial, corpus_digest, start_digest(trial.model, corpus_digest))
-
-
-def validate(trial: Trial) -> Trial:
-    """`families.check`, and what only the model can say: the layer exists. Raises UserError before anything runs."""
-    checked = check(trial)
-    used = {*needs(FORGET[trial.method.forget].function), *needs(RETAIN[trial.method.retain].function)}
-    if "hidden" in used:
-        depth = model_depth(trial.model)
-        require(trial.method.layer < depth, f"method.layer must be < {depth}, the model's number of blocks", trial.method.layer)
-    return checked
-
-
-def workspace_of(trial: Trial, cache: Path) -> Workspace:
-    """Where things are for this trial, whether they have been made yet or not."""
-    corpus = corpus_of(trial.data)
-    start = start_digest(trial.model, corpus.digest)
-    folder = cache / "models" / start
-    if trial.model.teach:
-        return Workspace(corpus, str(folder / "base"), str(folder / "gold"), start, cache)
-    return Workspace(corpus, trial.model.name, trial.model.gold, start, cache)
-
-
-def prepare(trial: Trial, cache: Path, progress: Callable[[str, int, int], None], roles: Sequence[str] = ("base", "gold")) -> Workspace:
-    """Teach the models that are still missing (one process at a time per folder) and return the workspace.
-
-    `progress(role, done, planned)` is called while teaching. Taking models as they are needs no preparation.
-    """
-    workspace = workspace_of(trial, cache)
-    for role in roles if trial.model.teach else ():
-        directory = Path(workspace.base if role == "base" else workspace.gold)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{directory}.lock"):
-            if not is_taught(directory):
-                teach(trial, workspace.corpus, role, directory, partial(progress, role))
-    return workspace
-
-
-def is_taught(directory: Path) -> bool:
-    """Whether teaching has ended there: the folder is renamed into place as its last act."""
-    return (directory / "config.json").is_file()
-
-
-# --- a worker's memory: base weights once, copied for every trial -------------------------------------------------
-
-
-@dataclass
-class Loaded:
-    """A model with its pristine weights. `model` is trained and reset; `pristine` is only ever read."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    pristine: dict[str, Tensor]
-    checksum: int
-    cache: dict[Any, Any] = field(default_factory=dict)
-
-    @property
-    def pad_id(self) -> int:
-        """Padding id; masks come from lengths, so any id does."""
-        return int(self.tokenizer.pad_token_id or 0)
-
-
-@lru_cache(maxsize=2)
-def loaded(path: str) -> Loaded:
-    """The model of a folder, loaded once per process, with a copy of its weights to reset from."""
-    model, tokenizer = load_model(path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    pristine = {name: tensor.detach().clone().cpu() for name, tensor in model.state_dict().items()}
-    return Loaded(model, tokenizer, pristine, checksum(pristine))
-
-
-def checksum(weights: Mapping[str, Tensor]) -> int:
-    """A sum over the bit patterns of all weights: changes when any of them does (barring a balanced change)."""
-    views = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return sum((1 + at) * int(t.contiguous().view(views[t.element_size()]).sum(dtype=torch.int64)) for at, t in enumerate(weights.values()))
-
-
-def reset(path: str) -> Loaded:
-    """The model of a folder with its original weights, whatever the last trial did to it.
-
-    Raises RuntimeError if the pristine copy itself has changed, which would spoil every later trial.
-    """
-    state = loaded(path)
-    if checksum(state.pristine) != state.checksum:
-        raise RuntimeError(f"the pristine weights of {path} changed in memory; this worker must not go on")
-    state.model.load_state_dict(state.pristine)
-    state.model.requires_grad_(True)
-    return state
-
-
-def remembered(state: Loaded, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-    """A value of the base model that trials of one worker share (encodings, references)."""
-    if key not in state.cache:
-        state.cache[key] = make()
-    return state.cache[key]
-
-
-# --- the trial ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -238,8 +100,11 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
 def select(trial: Trial, workspace: Workspace, state: Loaded) -> tuple[list[int], Tensor]:
     """Positions in corpus.forget of the coreset, best first, and the score of every forget document.
 
-    `state` must hold the base weights. Documents are scored in the order of their doc_id.
+    `state` must hold the base weights. Documents are scored in the order of their doc_id. A trial whose forget loss
+    looks at no document (the retain-only control) keeps none.
     """
+    if not needs(FORGET[trial.method.forget].function):
+        return [], torch.zeros(len(workspace.corpus.forget))
     ids = [d.doc_id for d in workspace.corpus.forget]
     order = sorted(range(len(ids)), key=ids.__getitem__)
     ordered = _scores(trial, workspace, state, order)
@@ -329,10 +194,11 @@ def _bound(trial: Trial, function: Callable[..., Tensor]) -> Callable[..., Tenso
     return partial(function, **arguments_of(trial, function))
 
 
-def _reference(workspace: Workspace, state: Loaded, role: str, sequences: Sequence[Encoded], loss: Callable[..., Tensor], layer: int) -> Any:
+def _reference(workspace: Workspace, state: Loaded, role: str, sequences: Sequence[Encoded], loss: Callable[..., Tensor], layer: int) -> Reference:
     kinds = tuple(name.removeprefix("reference_") for name in needs(loss) if name.startswith("reference_"))
     key = ("reference", workspace.corpus.digest, role, kinds, layer if "hidden" in kinds else 0)
-    return remembered(state, key, lambda: reference_of(state.model, sequences, state.pad_id, kinds, layer))
+    reference: Reference = remembered(state, key, lambda: reference_of(state.model, sequences, state.pad_id, kinds, layer))
+    return reference
 
 
 def _training_sequences(workspace: Workspace, state: Loaded, data: Data) -> tuple[list[Encoded], list[Encoded]]:
@@ -346,9 +212,6 @@ def _probes(workspace: Workspace, state: Loaded, data: Data) -> list[Probe]:
     key = ("probes", workspace.corpus.digest, data.template, data.max_tokens)
     probes: list[Probe] = remembered(state, key, lambda: encode_probes(workspace.corpus.probes, state.tokenizer, data.template, data.max_tokens))
     return probes
-
-
-# --- rows ---------------------------------------------------------------------------------------------------------
 
 
 def coverage(corpus: Corpus, kept: Sequence[int]) -> float | None:

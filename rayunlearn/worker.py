@@ -1,0 +1,63 @@
+"""A worker's memory: the base weights once, copied for every trial, and what the trials of one worker share."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rayunlearn.models.load import load_model
+
+
+@dataclass
+class Loaded:
+    """A model with its pristine weights. `model` is trained and reset; `pristine` is only ever read."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pristine: dict[str, Tensor]
+    checksum: int
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def pad_id(self) -> int:
+        """Padding id; masks come from lengths, so any id does."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+
+@lru_cache(maxsize=2)
+def loaded(path: str) -> Loaded:
+    """The model of a folder, loaded once per process, with a copy of its weights to reset from."""
+    model, tokenizer = load_model(path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    pristine = {name: tensor.detach().clone().cpu() for name, tensor in model.state_dict().items()}
+    return Loaded(model, tokenizer, pristine, checksum(pristine))
+
+
+def checksum(weights: Mapping[str, Tensor]) -> int:
+    """A sum over the bit patterns of all weights: changes when any of them does (barring a balanced change)."""
+    views = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return sum((1 + at) * int(t.contiguous().view(views[t.element_size()]).sum(dtype=torch.int64)) for at, t in enumerate(weights.values()))
+
+
+def reset(path: str) -> Loaded:
+    """The model of a folder with its original weights, whatever the last trial did to it.
+
+    Raises RuntimeError if the pristine copy itself has changed, which would spoil every later trial.
+    """
+    state = loaded(path)
+    if checksum(state.pristine) != state.checksum:
+        raise RuntimeError(f"the pristine weights of {path} changed in memory; this worker must not go on")
+    state.model.load_state_dict(state.pristine)
+    state.model.requires_grad_(True)
+    return state
+
+
+def remembered(state: Loaded, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """A value of the base model that trials of one worker share (encodings, references)."""
+    if key not in state.cache:
+        state.cache[key] = make()
+    return state.cache[key]

@@ -1,0 +1,99 @@
+"""What one (data, model) pair needs: its corpus and its models, made once and found again by digest."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+from filelock import FileLock
+from transformers import AutoConfig
+
+from rayunlearn.config import Data, Model, Trial, digest, trial_id
+from rayunlearn.data.corpus import load_corpus
+from rayunlearn.data.documents import Corpus
+from rayunlearn.errors import require
+from rayunlearn.families import check
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.retain import RETAIN
+from rayunlearn.methods.view import needs
+from rayunlearn.models.load import model_digest, resolve_model
+from rayunlearn.models.scratch import SHAPES
+from rayunlearn.train.teach import RECIPE, teach
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Corpus, model folders and cache of one (data, model) pair. `gold` is '' where there is none."""
+
+    corpus: Corpus
+    base: str
+    gold: str
+    base_digest: str
+    cache: Path
+
+
+@lru_cache(maxsize=8)
+def corpus_of(data: Data) -> Corpus:
+    """The corpus of a data section, read or generated once per process."""
+    return load_corpus(data)
+
+
+@lru_cache(maxsize=8)
+def start_digest(model: Model, corpus_digest: str) -> str:
+    """What identifies the weights a trial starts from: of a taught model its recipe and corpus, else its content."""
+    origin = "" if model.name == "scratch" else model_digest(model.name)
+    settings = asdict(model) | {"name": origin, "gold": ""}
+    return digest([settings, corpus_digest, RECIPE]) if model.teach else origin
+
+
+def identify(trial: Trial) -> str:
+    """The trial's id: a digest of its config with content digests in the place of paths."""
+    corpus_digest = corpus_of(trial.data).digest
+    return trial_id(trial, corpus_digest, start_digest(trial.model, corpus_digest))
+
+
+def validate(trial: Trial) -> Trial:
+    """`families.check`, and what only the model can say: the layer exists. Raises UserError before anything runs."""
+    checked = check(trial)
+    used = {*needs(FORGET[trial.method.forget].function), *needs(RETAIN[trial.method.retain].function)}
+    if "hidden" in used:
+        depth = model_depth(trial.model)
+        require(trial.method.layer < depth, f"method.layer must be < {depth}, the model's number of blocks", trial.method.layer)
+    return checked
+
+
+def model_depth(model: Model) -> int:
+    """Number of transformer blocks, without loading weights."""
+    if model.name == "scratch":
+        return SHAPES[model.size].blocks
+    return int(AutoConfig.from_pretrained(resolve_model(model.name), trust_remote_code=False).num_hidden_layers)
+
+
+def workspace_of(trial: Trial, cache: Path) -> Workspace:
+    """Where things are for this trial, whether they have been made yet or not."""
+    corpus = corpus_of(trial.data)
+    start = start_digest(trial.model, corpus.digest)
+    folder = cache / "models" / start
+    if trial.model.teach:
+        return Workspace(corpus, str(folder / "base"), str(folder / "gold"), start, cache)
+    return Workspace(corpus, trial.model.name, trial.model.gold, start, cache)
+
+
+def prepare(trial: Trial, cache: Path, progress: Callable[[str, int, int], None], roles: Sequence[str] = ("base", "gold")) -> Workspace:
+    """Teach the models that are still missing (one process at a time per folder) and return the workspace.
+
+    `progress(role, done, planned)` is called while teaching. Taking models as they are needs no preparation.
+    """
+    workspace = workspace_of(trial, cache)
+    for role in roles if trial.model.teach else ():
+        directory = Path(workspace.base if role == "base" else workspace.gold)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{directory}.lock"):
+            if not is_taught(directory):
+                teach(trial, workspace.corpus, role, directory, partial(progress, role))
+    return workspace
+
+
+def is_taught(directory: Path) -> bool:
+    """Whether teaching has ended there: the folder is renamed into place as its last act."""
+    return (directory / "config.json").is_file()
