@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from rayunlearn.config import Data
 from rayunlearn.data.documents import Corpus, Document, Rejected
+from rayunlearn.data.hub import hub_name, is_local, means_a_path
 from rayunlearn.errors import UserError, require, unknown_name
 
 # What a column may be called when `data.columns` does not say: the first name that is there is taken.
@@ -35,7 +36,6 @@ LISTS = ("wrong", "facts")
 REQUIRED = ("prompt", "answer")  # named in `data.columns`, these must be in every file; the others in at least one
 EXCERPT_CHARACTERS = 200
 CSV_FIELD_CHARACTERS = 2**30  # the csv module stops at 131,072, less than a chapter
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 HUB_FORMATS = ("csv", "json", "parquet", "arrow", "text")  # builders of `datasets` that only parse
 
 Columns = Mapping[str, str]  # our name -> theirs
@@ -266,11 +266,6 @@ def excerpt_of(content: object) -> str:
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def is_local(path: str) -> bool:
-    """Whether something lies at `path` on this machine."""
-    return Path(path).expanduser().exists()
-
-
 def read_splits(path: str, names: tuple[str, ...], columns: Columns) -> dict[str, tuple[Row, ...]]:
     """The rows of each split in `names`, from a directory, one file or the Hub, each source read once."""
     local = Path(path).expanduser()
@@ -279,9 +274,7 @@ def read_splits(path: str, names: tuple[str, ...], columns: Columns) -> dict[str
         return {name: tuple(read_file(file)) for name, file in files.items()}
     if local.is_file():
         return split_rows(tuple(read_file(local)), names, columns.get("split", "split"))
-    looks_local = path.startswith((".", "/", "~")) or Path(path).suffix.lower() in READERS
-    if looks_local or not HUB_NAME.fullmatch(path):
-        raise UserError(f"data.path must be a directory, a file or a Hub name (owner/name), got {path!r}: no such file or directory")
+    require(not means_a_path(path) and local.suffix.lower() not in READERS, "data.path must exist: no such file or directory", path)
     return {name: tuple(read_hub(path, name)) for name in names}
 
 
@@ -444,10 +437,10 @@ def read_hub(path: str, name: str) -> Iterator[Row]:
     """
     import huggingface_hub  # this and `datasets` take a second to import, and only a Hub name needs them
 
-    repository, _, revision = path.partition("@")
+    repository, revision = hub_name(path, "data.path must be a directory, a file or a Hub name (owner/name): no such file or directory")
     tried = f"data.path {path!r} is no file or directory here, so it was looked up on the Hub (configuration {name!r}, split 'train')"
     try:  # one quick question first: `datasets` asks an unreachable Hub for half a minute
-        huggingface_hub.HfApi().dataset_info(repository, revision=revision or None, timeout=20)
+        huggingface_hub.HfApi().dataset_info(repository, revision=revision, timeout=20)
     except huggingface_hub.errors.OfflineModeIsEnabled:
         pass  # HF_HUB_OFFLINE=1 means: from the local cache
     except Exception as problem:  # the client's errors have no common base across its versions
@@ -455,12 +448,12 @@ def read_hub(path: str, name: str) -> Iterator[Row]:
     yield from read_dataset(repository, name, revision, tried)
 
 
-def read_dataset(repository: str, name: str, revision: str, tried: str) -> Iterator[Row]:
+def read_dataset(repository: str, name: str, revision: str | None, tried: str) -> Iterator[Row]:
     """The rows as `datasets` gives them. Only its parsing builders are let through: a data set brings no code here."""
     import datasets
 
     try:
-        builder = datasets.load_dataset_builder(repository, name, revision=revision or None)
+        builder = datasets.load_dataset_builder(repository, name, revision=revision)
         kind = type(builder).__module__.rpartition(".")[2]
         require(kind in HUB_FORMATS, f"{tried}: its files must be one of {', '.join(HUB_FORMATS)}", kind)
         builder.download_and_prepare()

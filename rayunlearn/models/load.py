@@ -7,9 +7,8 @@ the local Hub cache and then treated like any directory, so both meet the same c
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from rayunlearn.data.hub import hub_name, is_local, means_a_path
 from rayunlearn.errors import UserError, require
 
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 HUB_SKIPPED = ["*/*", "consolidated*"]  # other people's layouts of the same weights
 READ_BYTES = 1 << 20
 # Written by whoever saved the file, without effect on what the model computes.
-CONFIG_NOTES = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
+CONFIG_NOTES = ("transformers_version", "_name_or_path")
 
 
 def load_model(name: str, *, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -61,8 +60,11 @@ def load_model(name: str, *, dtype: torch.dtype | None = None, device: str = "cp
     return model.eval(), tokenizer
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> Path:
-    """Write both as a Hugging Face directory that appears whole or not at all. Raises FileExistsError if it exists."""
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, notes: Mapping[str, str] | None = None) -> Path:
+    """Write both as a Hugging Face directory that appears whole or not at all, with `notes` (file name -> text) in it.
+
+    Raises FileExistsError if the directory exists.
+    """
     if directory.exists():
         raise FileExistsError(f"{directory} exists; a saved model is never overwritten")
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +73,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
         with quiet():
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        for file, text in (notes or {}).items():
+            (temporary / file).write_text(text, encoding="utf-8")
         os.replace(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -85,10 +89,10 @@ def model_digest(name: str) -> str:
     """
     directory = resolve_model(name)
     if not is_local(name):
-        return f"{name.partition('@')[0]}@{directory.name}"
+        return f"{name.partition('@')[0]}@{directory.name}"  # the Hub cache names a snapshot's folder by its commit
     check_directory(directory)
     total = hashlib.sha256()
-    config = {key: value for key, value in read_json(directory / "config.json").items() if key not in CONFIG_NOTES}
+    config = {key: value for key, value in read_json(directory / "config.json").items() if key not in CONFIG_NOTES and value is not None}
     total.update(json.dumps(config, sort_keys=True).encode())
     for file in (*sorted(weight_files(directory)), directory / "tokenizer.json"):
         if file.exists():
@@ -111,22 +115,16 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def is_local(name: str) -> bool:
-    """Whether something lies at `name` on this machine."""
-    return Path(name).expanduser().exists()
-
-
 def resolve_model(name: str) -> Path:
     """The directory of a model; a Hub name is downloaded to the Hub cache first (no code, no pickles)."""
     local = Path(name).expanduser()
-    if local.exists() or name.startswith((".", "/", "~")):
+    if is_local(name) or means_a_path(name):
         return local
-    require(bool(HUB_NAME.fullmatch(name)), "model.name must be 'scratch', a directory or a Hub name (owner/name)", name)
+    repository, revision = hub_name(name, "model.name must be 'scratch', a directory or a Hub name (owner/name)")
     from huggingface_hub import snapshot_download  # only a Hub name needs it
 
-    repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED))
     except (OSError, ValueError) as problem:
         tried = f"model.name {name!r} is no directory here, so it was looked up on the Hub"
         raise UserError(f"{tried}: {type(problem).__name__}: {problem}") from problem
@@ -172,7 +170,8 @@ def weight_files(directory: Path) -> list[Path]:
     if single.is_file() or not (directory / INDEX).is_file():
         return [single] if single.is_file() else []
     shards = read_json(directory / INDEX).get("weight_map")
-    require(isinstance(shards, dict) and bool(shards), f"{directory / INDEX} must have a weight_map", shards)
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(f"{directory / INDEX} must have a weight_map, got {shards!r}")
     names = sorted({str(name) for name in shards.values()})
     require(all(Path(name).name == name for name in names), f"{directory / INDEX} must name files of its own directory", names)
     return [directory / name for name in names]

@@ -1,0 +1,134 @@
+"""The shape of the house: imports point down, Ray stays at its edge, and importing does nothing.
+
+The table is DESIGN.md's. A module that is in no layer fails the first test: say where it belongs.
+"""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "rayunlearn"
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors", "config", "schema", "ranges"}),
+    frozenset({"results"}),
+    frozenset({"data", "models"}),
+    frozenset({"train"}),
+    frozenset({"methods", "selectors", "metrics", "families"}),
+    frozenset({"experiment", "tuning", "plan", "workspace", "worker", "trial"}),
+    frozenset({"cluster"}),
+    frozenset({"cli", "__main__"}),
+)
+# Imports of other people's code that a layer (or a module) must do without, wherever in the file they stand.
+WITHOUT = {
+    "results": {"torch", "ray", "transformers"},
+    "experiment": {"torch", "ray", "transformers"},
+    "tuning": {"torch", "ray", "transformers"},
+    "plan": {"torch", "ray", "transformers"},
+    "ranges": {"torch", "ray", "transformers"},
+    "config": {"torch", "ray", "transformers", "polars"},
+    "schema": {"torch", "ray", "transformers", "polars"},
+    "errors": {"torch", "ray", "transformers", "polars"},
+}
+LIGHT = ("rayunlearn", "rayunlearn.config", "rayunlearn.schema", "rayunlearn.results.store", "rayunlearn.experiment", "rayunlearn.plan")
+
+
+def part_of(file: Path) -> str:
+    """`data` for rayunlearn/data/files.py, `config` for rayunlearn/config.py."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def sources() -> list[Path]:
+    """Every module of the package but its own `__init__`, which only hands `open` on."""
+    return sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
+
+
+def layer_of(part: str) -> int:
+    """Number of the layer that lists `part`."""
+    return next(number for number, parts in enumerate(LAYERS) if part in parts)
+
+
+def imports(tree: ast.AST, package: str) -> Iterator[tuple[str, int]]:
+    """(full dotted name, line) of everything imported anywhere in the tree, in functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def upward(source: str, part: str, package: str = "rayunlearn") -> list[str]:
+    """What a module of `part` imports from a higher layer or, in its own layer's other parts, is told nothing about."""
+    found = []
+    for name, line in imports(ast.parse(source), package):
+        head, _, rest = name.partition(".")
+        if head == "rayunlearn" and rest and layer_of(rest.partition(".")[0]) > layer_of(part):
+            found.append(f"line {line}: {name}")
+    return found
+
+
+def foreign(source: str, part: str) -> list[str]:
+    """Imports of libraries that `part` must do without; Ray belongs to cluster alone."""
+    banned = WITHOUT.get(part, set()) | (set() if part == "cluster" else {"ray"})
+    return [f"line {line}: {name}" for name, line in imports(ast.parse(source), "rayunlearn") if name.partition(".")[0] in banned]
+
+
+def acts(source: str) -> list[str]:
+    """Statements of a module that do something when it is imported: only definitions, imports and values may stand there."""
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    return [
+        f"line {node.lineno}: {ast.unparse(node)[:60]}" for node in ast.parse(source).body if not isinstance(node, allowed) and not _harmless(node)
+    ]
+
+
+def _harmless(node: ast.stmt) -> bool:
+    docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    guarded = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+    return docstring or guarded
+
+
+@pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_every_module_is_in_a_layer_and_imports_only_downwards(file: Path) -> None:
+    assert any(part_of(file) in layer for layer in LAYERS), f"{part_of(file)} is in no layer of tests/test_layers.py"
+    package = ".".join(("rayunlearn", *file.relative_to(PACKAGE).parent.parts))
+    assert upward(file.read_text(encoding="utf-8"), part_of(file), package) == []
+
+
+@pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_ray_is_imported_by_cluster_alone_and_results_do_without_torch(file: Path) -> None:
+    assert foreign(file.read_text(encoding="utf-8"), part_of(file)) == []
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_module_only_defines_when_it_is_imported(file: Path) -> None:
+    assert acts(file.read_text(encoding="utf-8")) == []
+
+
+def test_reading_and_planning_load_neither_torch_nor_ray_and_touch_no_file(tmp_path: Path) -> None:
+    code = f"import {', '.join(LIGHT)}, sys; assert not {{'torch', 'ray', 'transformers'}} & set(sys.modules), sorted(sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=tmp_path, env=environment, timeout=60)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_checks_find_what_they_look_for() -> None:
+    """The three finders on code that breaks each rule, so that a green run means something."""
+    assert upward("from rayunlearn.train.loop import optimise\n", "data") == ["line 1: rayunlearn.train.loop.optimise"]
+    assert upward("from rayunlearn import cli\n", "results") == ["line 1: rayunlearn.cli"]
+    assert upward("def f():\n    import rayunlearn.cluster.sweep\n", "trial") == ["line 2: rayunlearn.cluster.sweep"]
+    assert upward("from ..train import loop\n", "data", "rayunlearn.data") == ["line 1: rayunlearn.train.loop"]
+    assert upward("from rayunlearn.data import files\nimport torch\n", "train") == []
+    assert foreign("import ray.tune\n", "trial") == ["line 1: ray.tune"]
+    assert foreign("from torch import Tensor\n", "results") == ["line 1: torch.Tensor"]
+    assert foreign("from ray import tune\n", "cluster") == []
+    assert acts('"""Doc."""\nimport os\nos.mkdir("x")\nfor i in range(3):\n    pass\n') == [
+        "line 3: os.mkdir('x')",
+        "line 4: for i in range(3):\n    pass",
+    ]
