@@ -176,10 +176,11 @@ def field_names() -> tuple[str, ...]:
 
 
 def flatten(trial: Trial) -> dict[str, Value]:
-    """The whole config as dotted name -> value, in a fixed order."""
+    """The whole config as dotted name -> value, in a fixed order; values have the type of their field (1 -> 1.0)."""
     flat: dict[str, Value] = {"stage": trial.stage}
     for section in SECTIONS:
-        flat |= {f"{section}.{key}": value for key, value in dataclasses.asdict(getattr(trial, section)).items()}
+        part = getattr(trial, section)
+        flat |= {f"{section}.{f.name}": coerce(f"{section}.{f.name}", getattr(part, f.name), _kind(f)) for f in fields(part)}
     return flat | dict(sorted(trial.options))
 
 
@@ -235,10 +236,15 @@ def trial_id(trial: Trial, corpus_digest: str, model_digest: str) -> str:
 def _typed(trial: Trial, name: str, value: Value) -> Value:
     section, _, key = name.partition(".")
     part = getattr(trial, section)
-    known = {f.name for f in fields(part)}
+    known = {f.name: f for f in fields(part)}
     if key not in known:
         raise unknown_name("setting", name, field_names())
-    return coerce(name, value, type(getattr(part, key)))
+    return coerce(name, value, _kind(known[key]))
+
+
+def _kind(field_: "dataclasses.Field[Value]") -> type:
+    assert isinstance(field_.type, type)  # no postponed annotations in this module
+    return field_.type
 
 
 def coerce(name: str, value: Value, kind: type) -> Value:

@@ -1,0 +1,60 @@
+"""A trial as a value: changed copies, one name per setting, one id per meaning."""
+
+import pytest
+
+from rayunlearn.config import Data, Train, Trial, coerce, digest, field_names, flatten, parse_assignments, trial_id, with_values
+from rayunlearn.errors import UserError
+
+
+def test_a_changed_copy_leaves_the_original_alone() -> None:
+    trial = Trial()
+    assert with_values(trial, {"select.ratio": 0.05}).select.ratio == 0.05 and trial.select.ratio == 1.0
+
+
+def test_every_setting_of_every_section_is_in_the_flat_config() -> None:
+    assert set(field_names()) | {"stage"} == set(flatten(Trial()))
+
+
+def test_one_and_one_point_zero_are_the_same_trial() -> None:
+    assert trial_id(Trial(train=Train(length=100)), "c", "m") == trial_id(Trial(train=Train(length=100.0)), "c", "m")
+
+
+def test_the_id_follows_the_settings_and_the_content_but_not_the_path() -> None:
+    here, there = (Trial(data=Data(name="files", path=path)) for path in ("/here", "/there"))
+    assert trial_id(here, "corpus", "model") == trial_id(there, "corpus", "model")
+    assert len({trial_id(here, "corpus", "model"), trial_id(here, "other", "model"), trial_id(here, "corpus", "other"), trial_id(Trial(), "corpus", "model")}) == 4
+
+
+def test_the_digest_is_the_sha256_of_canonical_json() -> None:
+    """sha256 of {"a":1} as printf '{"a":1}' | sha256sum gives it."""
+    assert digest({"a": 1}) == "015abd7f5cc57a2d"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("select.ratio", 1.4, r"select\.ratio must be in \(0, 1\], got 1\.4"),
+        ("select.ratio", 0, r"select\.ratio must be in \(0, 1\], got 0\.0"),
+        ("select.ratoi", 0.5, r"unknown setting 'select\.ratoi'; did you mean 'select\.ratio'\?"),
+        ("train.batch_size", 2.5, r"train\.batch_size must be int, got 2\.5"),
+        ("train.unit", "step", r"unknown train\.unit 'step'; did you mean 'steps'\?"),
+        ("data.name", "peple", r"did you mean 'people'\?"),
+        ("train.learning_rate", -1, r"train\.learning_rate must be > 0, got -1"),
+        ("model.teach", False, r"model\.teach must be true when model\.name is 'scratch'"),
+        ("data.name", "files", r"data\.path must name a directory, file or Hub data set"),
+    ],
+)
+def test_a_mistake_says_the_rule_and_the_value(name: str, value: str | float, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        with_values(Trial(), {name: value})
+
+
+def test_assignments_are_json_where_they_parse_and_text_elsewhere() -> None:
+    assert parse_assignments(["a.b=0.05", "a.c=true", "a.d=some text", "a.e=x=y"]) == {"a.b": 0.05, "a.c": True, "a.d": "some text", "a.e": "x=y"}
+    with pytest.raises(UserError, match="--set takes name=value, got 'a.b'"):
+        parse_assignments(["a.b"])
+
+
+def test_true_is_not_taken_for_a_number() -> None:
+    with pytest.raises(UserError, match="x must be float, got True"):
+        coerce("x", True, float)
