@@ -206,7 +206,7 @@ def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
 
 def settings(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON-ready values: what experiment.json and the report hold."""
-    axes = [{", ".join(axis.names): [point[0] if len(axis.names) == 1 else list(point) for point in axis.points] for axis in g} for g in experiment.grids]
+    axes = [{", ".join(axis.names): [_shown(point) for point in axis.points] for axis in grid} for grid in experiment.grids]
     search = {name: asdict(domain) | {"kind": type(domain).__name__.lower()} for name, domain in experiment.search.items()}
     return {
         "name": experiment.name,
@@ -217,6 +217,11 @@ def settings(experiment: Experiment) -> dict[str, Any]:
         "budget": asdict(experiment.budget),
         "objective": asdict(experiment.objective),
     }
+
+
+def _shown(point: tuple[Value, ...]) -> Value | list[Value]:
+    """A point of a single name is its value; one value for several names is that value too."""
+    return point[0] if len(set(point)) == 1 else list(point)
 
 
 def _import(path: Path) -> ModuleType:
@@ -297,12 +302,12 @@ def _override_one(experiment: Experiment, name: str, value: Value) -> Experiment
     section, _, key = name.partition(".")
     if section in ("budget", "objective"):
         return _replace_field(experiment, section, key, value)
-    if name in axis_names(experiment):
-        return replace(experiment, grids=tuple(_fixed_grid(grid, name, value) for grid in experiment.grids), base=with_values(experiment.base, {name: value}))
+    base = with_values(experiment.base, {name: value})
+    grids = tuple(_fixed_grid(grid, name, value) for grid in experiment.grids)
     search = {key: domain for key, domain in experiment.search.items() if key != name}
     nothing_left = bool(experiment.search) and not search
     budget = replace(experiment.budget, tuning="none") if nothing_left else experiment.budget
-    return replace(experiment, search=search, budget=budget, base=with_values(experiment.base, {name: value}))
+    return replace(experiment, base=base, grids=grids, search=search, budget=budget)
 
 
 def _replace_field(experiment: Experiment, section: str, key: str, value: Value) -> Experiment:
@@ -315,8 +320,11 @@ def _replace_field(experiment: Experiment, section: str, key: str, value: Value)
 
 
 def _fixed_grid(grid: Grid, name: str, value: Value) -> Grid:
-    """The name leaves its axis; names that moved with it stay, and an axis left without names goes."""
-    return tuple(axis for axis in (_without(axis, name) for axis in grid) if axis.names) + (Axis((name,), ((value,),)),) * any(name in a.names for a in grid)
+    """The grid with that single value: names that moved with it stay on their axis, one that was alone leaves it."""
+    if all(name not in axis.names for axis in grid):
+        return grid
+    others = tuple(axis for axis in (_without(axis, name) for axis in grid) if axis.names)
+    return (*others, Axis((name,), ((value,),)))
 
 
 def _without(axis: Axis, name: str) -> Axis:

@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rayunlearn.config import Select, Trial, Value, flatten, with_values
 from rayunlearn.experiment import SEEDS, Experiment, Grid, Objective, axis_names
 from rayunlearn.tuning import Finished, best, seed_of, suggest
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Check = Callable[[Trial], Trial]
 Identify = Callable[[Trial], str]
@@ -255,23 +259,39 @@ def study_name(group: Group) -> str:
 
 def results_of(run: Path, objective: Objective) -> dict[str, Result]:
     """Every ended trial of a run with the two values that the objective asks for, read from Parquet."""
-    import polars as pl
-
     from rayunlearn.results.store import finished, open_run
 
     statuses = finished(run)
     if not statuses:
         return {}
+    values = {row[0]: (_number(row[1]), _number(row[2])) for row in _objective_values(open_run(run).evals, objective).collect().iter_rows()}
+    return {trial_id: Result(status, *values.get(trial_id, (math.nan, math.nan))) for trial_id, status in statuses.items()}
+
+
+def result_of(run: Path, trial_id: str, objective: Objective) -> Result | None:
+    """One trial's result from its own folder, None where it has none: cheap however many trials there are."""
+    import polars as pl
+
+    folder = run / "trials" / trial_id
+    if not (folder / "trials.parquet").is_file():
+        return None
+    status = pl.read_parquet(folder / "trials.parquet", columns=["status"]).item()
+    values = _objective_values(pl.scan_parquet(folder / "evals.parquet"), objective).collect()
+    return Result(status, _number(values.item(0, 1)), _number(values.item(0, 2))) if values.height else Result(status)
+
+
+def _objective_values(evals: "pl.LazyFrame", objective: Objective) -> "pl.LazyFrame":
+    """trial_id, forgetting, utility: the trial's own stage, no attack, last step."""
+    import polars as pl
+
     own_stage = pl.col("stage").is_in(["base", "gold", "unlearned"]) & (pl.col("attack") == "none")
     forgetting = (pl.col("metric") == objective.forgetting) & (pl.col("split") == "forget")
     utility = (pl.col("metric") == objective.utility) & (pl.col("split") == objective.utility_split)
-    measured = open_run(run).evals.filter(own_stage & (forgetting | utility)).sort("step", maintain_order=True)
-    frame = measured.group_by("trial_id").agg(
+    measured = evals.filter(own_stage & (forgetting | utility)).sort("step", maintain_order=True)
+    return measured.group_by("trial_id").agg(
         pl.col("value").filter(forgetting).last().alias("forgetting"),
         pl.col("value").filter(utility).last().alias("utility"),
     )
-    values = {row[0]: (_number(row[1]), _number(row[2])) for row in frame.collect().iter_rows()}
-    return {trial_id: Result(status, *values.get(trial_id, (math.nan, math.nan))) for trial_id, status in statuses.items()}
 
 
 def _number(value: float | None) -> float:

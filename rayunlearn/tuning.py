@@ -82,7 +82,8 @@ def study_from(space: Mapping[str, Domain], finished: Sequence[Finished], *, see
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # metric names, multivariate
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True) if told else optuna.samplers.RandomSampler(seed=seed)
+            tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
+            sampler = tpe if told else optuna.samplers.RandomSampler(seed=seed)
             study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
             study.set_metric_names(["forgetting", "utility"])
     finally:

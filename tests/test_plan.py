@@ -25,9 +25,8 @@ def identify(trial: Trial) -> str:
 
 def experiment(axes: object, *, tuning: str = "none", trials: int = 5, batch: int = 2, base: Trial | None = None) -> Experiment:
     search = {"train.learning_rate": Range(1e-5, 1e-2, log=True), "npo.beta": Range(0.05, 1.0)}
-    return Experiment(
-        name="test", question="?", base=base or Trial(), grids=grids_of(axes), search=search, budget=Budget(tuning=tuning, trials=trials, batch=batch), objective=Objective()
-    )
+    budget = Budget(tuning=tuning, trials=trials, batch=batch)
+    return Experiment(name="test", question="?", base=base or Trial(), grids=grids_of(axes), search=search, budget=budget, objective=Objective())
 
 
 def planner(chosen: Experiment) -> Planner:

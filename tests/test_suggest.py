@@ -44,7 +44,8 @@ def test_numbers_keep_four_digits_and_never_leave_a_range_by_rounding() -> None:
 
 
 def test_only_a_trial_measured_to_its_end_is_complete() -> None:
-    past = [finished(), finished("collapsed"), finished("diverged", math.nan, math.nan, math.nan), finished("failed", math.nan, math.nan, math.nan), finished(forgetting=math.nan)]
+    unmeasured = (math.nan, math.nan, math.nan)
+    past = [finished(), finished("collapsed"), finished("diverged", *unmeasured), finished("failed", *unmeasured), finished(forgetting=math.nan)]
     states = [trial.state for trial in study_from(SPACE, past, seed=0).trials]
     assert states == [STATES.COMPLETE, STATES.PRUNED, STATES.PRUNED, STATES.FAIL, STATES.FAIL]
 

@@ -1,0 +1,67 @@
+"""The worker: a reused Tune actor whose one step is one whole trial."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+PATIENCE_SECONDS = 60.0
+
+
+class TrialActor(tune.Trainable):
+    """Runs one trial per configuration and is then given the next: imports and base weights are paid for once.
+
+    When a trial ends, Tune gives its actor to the next trial even if that one's own actor is still starting, and
+    kills the starting one. Trials shorter than an actor's start (seconds, with torch) would so keep a whole cluster
+    on a single worker for ever (Ray 2.60). Therefore a trial's end is reported only when no actor is starting.
+    """
+
+    def setup(self, config: dict[str, Any], *, job: Any, workspaces: dict[Any, Any], board: Any) -> None:
+        """`job` is a `runner.Job`; `workspaces` by (data, model); `board` a handle of `runner.Board`."""
+        self.job, self.workspaces, self.board = job, workspaces, board
+        self.patient = True
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial; nothing of the last one is kept here."""
+        self.trial, self.trial_id_here = new_config["trial"], new_config["trial_id"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run the trial to its end. What it found is in its folder; Tune only hears how it ended."""
+        if self.trial is None:
+            pause(self.board)
+            return {"done": True, "status": "pause"}
+        limit_threads()
+        self.board.begin.remote(self.trial_id_here)
+        job = self.job
+        workspace = self.workspaces[(self.trial.data, self.trial.model)]
+        status = job.work.run(self.trial, workspace, Path(job.run), job.experiment, job.version, job.commit)
+        self.patient = self.patient and others_began(self.board)
+        return {"done": True, "status": status}
+
+
+def pause(board: Any) -> None:
+    """Do nothing until there is something to do."""
+    while not ray.get(board.pause_is_over.remote()):
+        time.sleep(0.1)
+
+
+def others_began(board: Any) -> bool:
+    """Wait until every trial that was handed out has begun; False if a minute was not enough (a busy cluster)."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if ray.get(board.all_began.remote()):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def limit_threads() -> None:
+    """One torch thread per trial: two trials with one thread each beat one with two."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)

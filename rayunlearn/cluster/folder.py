@@ -1,0 +1,106 @@
+"""The run folder from the driver's side: one driver at a time, and what it writes beside the trials."""
+
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rayunlearn.config import Trial
+from rayunlearn.errors import UserError
+from rayunlearn.experiment import Experiment, settings
+from rayunlearn.plan import Agenda
+from rayunlearn.results.store import clean, write_experiment, write_frame, write_table
+
+
+def run_folder(output: Path, experiment: Experiment) -> Path:
+    """Where the experiment's version lives."""
+    return output / experiment.name / experiment.version
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run for this process. The kernel lets go of the lock when the process ends, however it ends.
+
+    Raises UserError where another driver holds it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise UserError(f"only one driver may work on a run; {run} is in use by {file.read().strip() or 'another process'}") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def begin(run: Path, *, version: str) -> None:
+    """Clear what a killed driver left half-written; version `dev` starts from nothing."""
+    clean(run)
+    if version == "dev":
+        for name in ("trials", "tables"):
+            shutil.rmtree(run / name, ignore_errors=True)
+
+
+def write_plan(run: Path, agenda: Agenda) -> None:
+    """Rewrite plan.parquet with every row that is known by now."""
+    write_table(run / "plan.parquet", "plan", [row.row() for row in agenda.rows])
+
+
+def write_settings(run: Path, experiment: Experiment, agenda: Agenda, metrics: Mapping[str, Any]) -> None:
+    """Write experiment.json: what the report needs to know of the experiment."""
+    described = [_described(name, metric) for name, metric in metrics.items()]
+    write_experiment(run, settings(experiment) | {"planned": agenda.total, "metrics": described, "notes": list(agenda.notes)})
+
+
+def write_corpora(run: Path, cache: Path, workspaces: Iterable[Any]) -> None:
+    """Write quarantine.parquet (documents set aside) and scores.parquet (selector scores) of the run's corpora."""
+    spaces = list(workspaces)
+    rejected = dict.fromkeys(document for space in spaces for document in space.corpus.rejected)
+    write_table(run / "quarantine.parquet", "quarantine", [vars(document) for document in rejected])
+    digests = {(space.corpus.digest, space.base_digest) for space in spaces}
+    frame = _scores(cache / "scores", digests)
+    if frame is not None:
+        write_frame(run / "scores.parquet", frame)
+
+
+def commit_of(folder: Path) -> str:
+    """Git commit of the working copy that holds `folder`, '+changes' where it is not clean, '' outside git."""
+    try:
+        commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+        return commit + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def pair_of(trial: Trial) -> tuple[object, ...]:
+    """What trials share a workspace by: data and model."""
+    return (trial.data, trial.model)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()
+
+
+def _described(name: str, metric: Any) -> dict[str, Any]:
+    bounds = {side: value if abs(value) != float("inf") else None for side, value in (("low", metric.low), ("high", metric.high))}
+    return {"name": name, "unit": metric.unit, "direction": metric.direction, "meaning": metric.meaning, **bounds}
+
+
+def _scores(folder: Path, digests: set[tuple[str, str]]) -> Any:
+    import polars as pl
+
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        return None
+    corpora, models = [pair[0] for pair in digests], [pair[1] for pair in digests]
+    mine = pl.col("corpus_digest").is_in(corpora) & pl.col("model_digest").is_in([*models, ""])
+    return pl.concat([pl.read_parquet(file).filter(mine) for file in files])

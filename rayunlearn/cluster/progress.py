@@ -1,0 +1,178 @@
+"""What a person sees while trials run: one live line, or a plain line now and then where there is no terminal."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from rayunlearn.experiment import Objective
+from rayunlearn.plan import Agenda, Planned, Result
+
+PLAIN_EVERY_SECONDS = 10.0
+LIVE_EVERY_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The sweep at one moment. `best` is the lowest forgetting at or above the utility floor, NaN until there is one.
+
+    `running` says the running trials in words, `handed_out` by id; `n_ready` could run as soon as a worker is free;
+    `seconds` are the durations of this session's trials.
+    """
+
+    done: int
+    total: int
+    failed: int
+    running: tuple[str, ...] = ()
+    handed_out: tuple[str, ...] = ()
+    n_ready: int = 0
+    best: float = math.nan
+    seconds: tuple[float, ...] = ()
+    objective: Objective = Objective()
+    fatal: str = ""
+
+    @property
+    def seconds_left(self) -> float:
+        """Mean seconds of this session's trials x trials left / trials at once; NaN before the first has ended."""
+        if not self.seconds:
+            return math.nan
+        return sum(self.seconds) / len(self.seconds) * (self.total - self.done) / max(1, len(self.running))
+
+
+def snapshot(
+    agenda: Agenda,
+    results: Mapping[str, Result],
+    running: Sequence[Planned],
+    *,
+    n_ready: int,
+    seconds: tuple[float, ...],
+    objective: Objective,
+    fatal: str,
+) -> Snapshot:
+    """The agenda and its results in numbers."""
+    ended = [results[trial_id] for trial_id in {row.trial_id for row in agenda.rows} if trial_id in results]
+    return Snapshot(
+        done=len(ended),
+        total=agenda.total,
+        failed=sum(result.status == "failed" for result in ended),
+        running=tuple(label(planned) for planned in running),
+        handed_out=tuple(planned.trial_id for planned in running),
+        n_ready=n_ready,
+        best=best_of(agenda, results, objective),
+        seconds=seconds,
+        objective=objective,
+        fatal=fatal,
+    )
+
+
+def label(planned: Planned) -> str:
+    """A running trial in few words."""
+    trial = planned.trial
+    if trial.stage != "unlearned":
+        return f"measure {trial.stage}"
+    return f"{planned.role} {trial.method.forget} {trial.select.name} {trial.select.ratio:g}"
+
+
+def best_of(agenda: Agenda, results: Mapping[str, Result], objective: Objective) -> float:
+    """Lowest forgetting of a complete unlearned trial whose utility is at least the floor's share of base's."""
+    rows = {row.trial_id: row for row in agenda.rows if row.trial_id in results and results[row.trial_id].status == "complete"}
+    base = {pair(row): results[row.trial_id].utility for row in rows.values() if row.role == "base"}
+    good = [
+        results[row.trial_id].forgetting
+        for row in rows.values()
+        if row.role in ("tuning", "grid") and results[row.trial_id].utility >= objective.utility_floor * base.get(pair(row), math.nan)
+    ]
+    return min((value for value in good if math.isfinite(value)), default=math.nan)
+
+
+def pair(row: Planned) -> tuple[object, object]:
+    """The data and model of a planned trial: trials are compared with the base model of the same pair."""
+    return row.trial.data, row.trial.model
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """Models being taught: name -> (steps done, steps planned)."""
+
+    steps: Mapping[str, tuple[int, int]]
+
+
+View = Snapshot | Preparing
+
+
+@contextmanager
+def watched(console: Console, read: Callable[[], View | None]) -> Iterator[None]:
+    """Show what `read` returns until the block ends, from a thread of its own."""
+    stop = threading.Event()
+    show = _live if console.is_terminal else _plain
+    thread = threading.Thread(target=show, args=(console, read, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def line(view: View) -> str:
+    """One view as one plain line."""
+    if isinstance(view, Preparing):
+        return "preparing: " + ", ".join(f"{name} {100 * done // max(1, planned)} %" for name, (done, planned) in sorted(view.steps.items()))
+    parts = [f"trials {view.done}/{view.total}", f"running {len(view.running)}"]
+    if view.failed:
+        parts.append(f"{view.failed} failed")
+    return " · ".join([*parts, best_words(view), f"{duration(view.seconds_left)} left"])
+
+
+def best_words(view: Snapshot) -> str:
+    """The best trial so far, with the rule it is best under."""
+    rule = f"{view.objective.utility} on {view.objective.utility_split} >= {view.objective.utility_floor:g} x base"
+    return f"best so far {view.objective.forgetting} {view.best:.3f} at {rule}" if math.isfinite(view.best) else f"no trial with {rule} yet"
+
+
+def duration(seconds: float) -> str:
+    """`about 3 min`; `time unknown` for NaN."""
+    if not math.isfinite(seconds):
+        return "time unknown"
+    if seconds < 90:
+        return f"about {math.ceil(seconds)} s"
+    return f"about {math.ceil(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def _plain(console: Console, read: Callable[[], View | None], stop: threading.Event) -> None:
+    last, shown = "", -math.inf
+    while not stop.wait(LIVE_EVERY_SECONDS):
+        view = read()
+        if view is not None and time.monotonic() - shown >= PLAIN_EVERY_SECONDS and line(view) != last:
+            last, shown = line(view), time.monotonic()
+            console.print(last, soft_wrap=True, highlight=False)
+
+
+def _live(console: Console, read: Callable[[], View | None], stop: threading.Event) -> None:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while not stop.wait(LIVE_EVERY_SECONDS):
+            view = read()
+            if view is not None:
+                live.update(_drawn(view), refresh=True)
+
+
+def _drawn(view: View) -> RenderableType:
+    if isinstance(view, Preparing):
+        return _bars({f"teaching {name}": steps for name, steps in sorted(view.steps.items())})
+    running = Text("  " + ", ".join(view.running), style="dim", overflow="ellipsis", no_wrap=True)
+    return Group(_bars({f"trials {view.done}/{view.total}": (view.done, view.total)}), Text("  " + " · ".join(line(view).split(" · ")[1:])), running)
+
+
+def _bars(steps: Mapping[str, tuple[int, int]]) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    for name, (done, planned) in steps.items():
+        grid.add_row(Text(name), ProgressBar(total=max(1, planned), completed=done, width=40), Text(f"{100 * done // max(1, planned):3d} %"))
+    return grid

@@ -1,0 +1,162 @@
+"""The part of a sweep that needs Ray: prepare models side by side, then one Tune run over everything that is left."""
+
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from rich.console import Console
+
+from rayunlearn.cluster.actor import TrialActor, limit_threads
+from rayunlearn.cluster.folder import pair_of
+from rayunlearn.cluster.progress import Preparing, Snapshot, View, watched
+from rayunlearn.cluster.search import LedgerSearch
+from rayunlearn.cluster.session import trial_resources, trial_slots
+from rayunlearn.cluster.work import Work
+from rayunlearn.config import Trial
+from rayunlearn.errors import UserError
+from rayunlearn.plan import Planner, Result
+
+WORKER_DEATHS = 2  # a trial whose worker died is started again this often
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker needs beside the trial: plain values, so that it can be anywhere."""
+
+    work: Work
+    run: str
+    experiment: str
+    version: str
+    commit: str
+
+
+class Board:
+    """A place on the cluster where whoever works leaves word for whoever watches."""
+
+    def __init__(self) -> None:
+        self.view: View | None = None
+        self.began: set[str] = set()
+
+    def put(self, view: View) -> None:
+        """Leave a view."""
+        self.view = view
+
+    def step(self, name: str, done: int, planned: int) -> None:
+        """Leave word of one model's teaching."""
+        steps = dict(self.view.steps) if isinstance(self.view, Preparing) else {}
+        self.view = Preparing(steps | {name: (done, planned)})
+
+    def begin(self, trial_id: str) -> None:
+        """Note that a worker has begun a trial."""
+        self.began.add(trial_id)
+
+    def all_began(self) -> bool:
+        """Whether every trial that was handed out has begun on a worker."""
+        return not isinstance(self.view, Snapshot) or self.began.issuperset(self.view.handed_out)
+
+    def pause_is_over(self) -> bool:
+        """Whether a paused worker should come back for a trial: one is ready, or none runs that could make one ready."""
+        return not isinstance(self.view, Snapshot) or self.view.n_ready > 0 or not self.view.running
+
+    def read(self) -> View | None:
+        """The latest view, None before there is one."""
+        return self.view
+
+
+def execute(
+    planner: Planner,
+    results: dict[str, Result],
+    *,
+    job: Job,
+    cache: Path,
+    trials: Iterable[Trial],
+    workers: int,
+    gpus_per_trial: float | None,
+    console: Console,
+) -> bool:
+    """Prepare what `trials` need, then run everything the plan asks for; results are in the run folder afterwards.
+
+    Returns whether nothing was left to run: Ctrl-C while trials run makes Tune return early, while preparing it raises
+    KeyboardInterrupt.
+    Raises UserError when results could no longer be written.
+    """
+    board = ray.remote(num_cpus=0)(Board).remote()  # type: ignore[attr-defined]
+    resources = trial_resources(gpus_per_trial=gpus_per_trial)
+    with watched(console, lambda: _read(board)):
+        prepare_all(trials, cache, work=job.work, board=board, resources=resources)
+        workspaces = {pair_of(trial): job.work.workspace(trial, cache) for trial in trials}
+        search = LedgerSearch(planner, results, Path(job.run), board.put.remote)
+        slots = trial_slots(resources)
+        parameters = {"job": job, "workspaces": workspaces, "board": board}
+        run_tune(search, parameters, resources=resources, at_once=min(workers, slots) if workers else slots)
+    if search.fatal:
+        raise UserError(search.fatal)
+    return search.nothing_left
+
+
+def prepare_all(trials: Iterable[Trial], cache: Path, *, work: Work, board: Any, resources: dict[str, float]) -> None:
+    """Teach every missing base and gold model, each as its own task, side by side."""
+    task = ray.remote(num_cpus=1, num_gpus=resources.get("gpu", 0), max_retries=2)(prepare_one)
+    pairs = list({pair_of(trial): trial for trial in trials}.values())
+    wanted = [
+        (trial, role, _model_name(role, trial, at if len(pairs) > 1 else 0))
+        for at, trial in enumerate(pairs, 1)
+        for role in work.missing(trial, cache)
+    ]
+    try:
+        ray.get([task.remote(work, trial, str(cache), role, name, board) for trial, role, name in wanted])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from error
+        raise
+
+
+def prepare_one(work: Work, trial: Trial, cache: str, role: str, name: str, board: Any) -> None:
+    """One model, on a worker."""
+    limit_threads()
+    work.prepare(trial, Path(cache), lambda _, done, planned: board.step.remote(name, done, planned), (role,))
+
+
+def run_tune(search: LedgerSearch, parameters: dict[str, Any], *, resources: dict[str, float], at_once: int) -> None:
+    """One Tune run: reused actors, no checkpoints, no loggers; its own files go to a temporary folder."""
+    trainable = tune.with_resources(tune.with_parameters(TrialActor, **parameters), resources)
+    with tempfile.TemporaryDirectory(prefix="tune-") as folder:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                num_samples=-1,
+                reuse_actors=True,
+                max_concurrent_trials=at_once,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=folder,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+        tuner.fit()
+
+
+def _model_name(role: str, trial: Trial, number: int) -> str:
+    return f"{role} of {trial.data.name}" + (f" {number}" if number else "")
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.config["trial_id"])
+
+
+def _read(board: Any) -> View | None:
+    view: View | None = None
+    with suppress(ray.exceptions.RayError):  # the cluster may be gone already; the line just stays as it was
+        view = ray.get(board.read.remote(), timeout=5)
+    return view

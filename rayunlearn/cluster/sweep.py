@@ -1,0 +1,109 @@
+"""A sweep from its first line to its last: what is finished stays, what is missing runs, and the folder is closed.
+
+Ray is imported only when something is left to run.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+import rayunlearn
+from rayunlearn.cluster.folder import begin, commit_of, locked, pair_of, run_folder, write_corpora, write_plan, write_settings
+from rayunlearn.cluster.work import Work
+from rayunlearn.errors import require
+from rayunlearn.experiment import Experiment
+from rayunlearn.plan import Agenda, Planner, Result, results_of
+from rayunlearn.results.store import compact
+from rayunlearn.schema import FINISHED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where and how wide trials run. `workers` 0: as many as fit; `gpus_per_trial` None: one where there are GPUs."""
+
+    address: str = "auto"
+    workers: int = 0
+    gpus_per_trial: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 0, "--workers must be >= 0", self.workers)
+        require(self.gpus_per_trial is None or self.gpus_per_trial >= 0, "--gpus-per-trial must be >= 0", self.gpus_per_trial)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """How a sweep ended. `statuses` counts the planned trials that ended; `ran` are those that ran in this call."""
+
+    run: Path
+    total: int
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    ran: int = 0
+    interrupted: bool = False
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """Planned trials that ended and need not run again."""
+        return sum(count for status, count in self.statuses.items() if status in FINISHED)
+
+
+def sweep(experiment: Experiment, output: Path, *, work: Work, options: Options, console: Console) -> SweepResult:
+    """Run every planned trial that has not finished, each once, and write the run's tables.
+
+    Trials that failed in an earlier call run again. Raises UserError for a bad config, before anything is
+    scheduled, for a run that another driver holds, and for a disk that is full.
+    """
+    started = time.monotonic()
+    run, cache = run_folder(output, experiment).resolve(), (output / "cache").resolve()
+    planner = Planner(experiment, work.check, work.identify)
+    planner.agenda({})  # a mistake in the experiment shows here, before a folder is made
+    with locked(run):
+        begin(run, version=experiment.version)
+        before = kept_results(run, experiment)
+        agenda = planner.agenda(before)
+        interrupted = bool(agenda.ready) and _run_missing(planner, before, agenda, run=run, cache=cache, work=work, options=options, console=console)
+        return _close(planner, before, run=run, cache=cache, work=work, interrupted=interrupted, seconds=time.monotonic() - started)
+
+
+def kept_results(run: Path, experiment: Experiment) -> dict[str, Result]:
+    """Results of earlier calls that stand; a failed trial runs again."""
+    return {trial_id: result for trial_id, result in results_of(run, experiment.objective).items() if result.status in FINISHED}
+
+
+def _run_missing(
+    planner: Planner, before: dict[str, Result], agenda: Agenda, *, run: Path, cache: Path, work: Work, options: Options, console: Console
+) -> bool:
+    """Run on Ray; whether it was interrupted."""
+    from rayunlearn.cluster.runner import Job, execute
+    from rayunlearn.cluster.session import connected
+
+    experiment = planner.experiment
+    job = Job(work=work, run=str(run), experiment=experiment.name, version=experiment.version, commit=commit_of(Path(rayunlearn.__file__).parent))
+    trials = tuple({pair_of(row.trial): row.trial for row in agenda.rows}.values())
+    try:
+        with connected(address=options.address, workers=options.workers):
+            finished = execute(
+                planner, before, job=job, cache=cache, trials=trials, workers=options.workers, gpus_per_trial=options.gpus_per_trial, console=console
+            )
+    except KeyboardInterrupt:
+        return True
+    return not finished
+
+
+def _close(planner: Planner, before: Mapping[str, Result], *, run: Path, cache: Path, work: Work, interrupted: bool, seconds: float) -> SweepResult:
+    """Compact the trials and write plan, settings and quarantine."""
+    compact(run)
+    results = results_of(run, planner.experiment.objective)
+    agenda = planner.agenda(results)
+    write_plan(run, agenda)
+    write_settings(run, planner.experiment, agenda, work.metrics())
+    write_corpora(run, cache, [work.workspace(trial, cache) for trial in {pair_of(row.trial): row.trial for row in agenda.rows}.values()])
+    planned = {row.trial_id for row in agenda.rows}
+    statuses = Counter(results[trial_id].status for trial_id in sorted(planned) if trial_id in results)
+    ran = sum(trial_id in results and trial_id not in before for trial_id in planned)
+    return SweepResult(run=run, total=agenda.total, statuses=dict(statuses), ran=ran, interrupted=interrupted, notes=agenda.notes, seconds=seconds)

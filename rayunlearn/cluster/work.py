@@ -1,0 +1,61 @@
+"""What the cluster is to do, as plain functions of the trial layer: the sweep knows no torch of its own."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayunlearn.config import Trial
+from rayunlearn.plan import Check, Identify
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Functions must be importable on the workers, by name.
+
+    check: a trial with its options filled in, or UserError; identify: its id; missing: roles (`base`, `gold`) that
+    `prepare(trial, cache, progress, roles)` still has to make; workspace: what `run` takes, cheap once prepared;
+    run(trial, workspace, run_dir, experiment, version, commit): runs a trial, writes its folder, returns its status;
+    metrics: the metric table, for experiment.json.
+    """
+
+    check: Check
+    identify: Identify
+    missing: Callable[[Trial, Path], tuple[str, ...]]
+    prepare: Callable[[Trial, Path, Progress, tuple[str, ...]], Any]
+    workspace: Callable[[Trial, Path], Any]
+    run: Callable[[Trial, Any, Path, str, str, str], str]
+    metrics: Callable[[], Mapping[str, Any]]
+
+
+def unlearning() -> Work:
+    """The real work. Loads torch."""
+    from rayunlearn import trial
+
+    return Work(
+        check=trial.validate,
+        identify=trial.identify,
+        missing=missing,
+        prepare=trial.prepare,
+        workspace=trial.workspace_of,
+        run=trial.run_trial,
+        metrics=metric_table,
+    )
+
+
+def metric_table() -> Mapping[str, Any]:
+    """The metrics with unit, range, direction and meaning."""
+    from rayunlearn.metrics.document import METRICS
+
+    return METRICS
+
+
+def missing(trial: Trial, cache: Path) -> tuple[str, ...]:
+    """Models of the trial's (data, model) pair that have not been taught yet."""
+    from rayunlearn.trial import is_taught, workspace_of
+
+    workspace = workspace_of(trial, cache)
+    folders = {"base": workspace.base, "gold": workspace.gold}
+    return tuple(role for role, folder in folders.items() if trial.model.teach and not is_taught(Path(folder)))

@@ -1,0 +1,113 @@
+"""Work without torch for tests of the sweep: trials take a moment, write real rows, and fail when told to.
+
+What a trial does is said by its own settings, so that nothing has to be handed to the workers:
+train.batch_size 2 raises inside the trial (a `failed` row), 3 collapses, 4 kills its worker the first time,
+5 kills it every time, 6 is measured as NaN; train.warmup_fraction is how long it takes, in seconds.
+"""
+
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rayunlearn.cluster.work import Progress, Work
+from rayunlearn.config import Trial, Value, digest, flatten
+from rayunlearn.results.store import write_trial
+
+OPTIONS: dict[str, dict[str, Value]] = {"npo": {"npo.beta": 0.1}, "rmu": {"rmu.steering": 5.0}, "none": {}}
+
+
+@dataclass(frozen=True)
+class FakeCorpus:
+    """No documents, none set aside."""
+
+    digest: str = "corpus"
+    rejected: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True)
+class FakeWorkspace:
+    """What the fake trials are given: who it was prepared for."""
+
+    corpus: FakeCorpus
+    base_digest: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class FakeMetric:
+    """A metric row as experiment.json wants it."""
+
+    meaning: str = "made up"
+    unit: str = "fraction"
+    low: float = 0.0
+    high: float = 1.0
+    direction: str = "higher"
+
+
+def check(trial: Trial) -> Trial:
+    """Options of the chosen forget loss, defaults filled in."""
+    filled = {name: dict(trial.options).get(name, default) for name, default in OPTIONS[trial.method.forget].items()}
+    return replace(trial, options=tuple(sorted(filled.items())))
+
+
+def identify(trial: Trial) -> str:
+    """A digest of the settings; data here has no content."""
+    return digest(flatten(trial))
+
+
+def missing(trial: Trial, cache: Path) -> tuple[str, ...]:
+    """Roles whose marker file is not there yet."""
+    return tuple(role for role in ("base", "gold") if not (cache / f"{role}-{trial.data.seed}").exists())
+
+
+def prepare(trial: Trial, cache: Path, progress: Progress, roles: tuple[str, ...]) -> None:
+    """Leave a marker per role; made twice is an error."""
+    cache.mkdir(parents=True, exist_ok=True)
+    for role in roles:
+        for step in range(3):
+            progress(role, step, 3)
+        (cache / f"{role}-{trial.data.seed}").open("x").close()
+
+
+def workspace(trial: Trial, cache: Path) -> FakeWorkspace:
+    """The workspace of the trial's data."""
+    return FakeWorkspace(FakeCorpus(), "weights", trial.data.seed)
+
+
+def metrics() -> dict[str, FakeMetric]:
+    """One metric."""
+    return {"probability": FakeMetric()}
+
+
+def run(trial: Trial, space: FakeWorkspace, run_dir: Path, experiment: str, version: str, commit: str) -> str:
+    """One made-up trial; every start is noted in `started`, one line per start."""
+    identity = identify(trial)
+    with (run_dir / "started").open("a") as file:
+        file.write(f"{identity} {os.getpid()} {time.time():.1f}\n")
+    time.sleep(trial.train.warmup_fraction)
+    if trial.data.seed != space.seed:
+        raise RuntimeError("the workspace of another corpus")
+    starts = (run_dir / "started").read_text().count(identity)
+    if trial.train.batch_size == 5 or (trial.train.batch_size == 4 and starts == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    status = {2: "failed", 3: "collapsed"}.get(trial.train.batch_size, "complete") if trial.stage == "unlearned" else "complete"
+    row = {"experiment": experiment, "version": version, "status": status, "commit": commit, "corpus_digest": "corpus"}
+    tables = {"trials": [row], "evals": [] if status == "failed" else evals(trial)}
+    write_trial(run_dir, identity, tables, flatten(trial))
+    return status
+
+
+def evals(trial: Trial) -> list[dict[str, object]]:
+    """Forgetting falls with the learning rate, utility breaks down above 1e-3."""
+    rate = trial.train.learning_rate
+    forget, retain = (1 / (1 + 1e4 * rate), 0.95 if rate < 1e-3 else 0.5) if trial.stage == "unlearned" else (0.99, 1.0)
+    forget = float("nan") if trial.train.batch_size == 6 and trial.stage == "unlearned" else forget
+    fixed = {"stage": trial.stage, "attack": "none", "step": 1, "metric": "probability", "n": 1}
+    return [fixed | {"split": "forget", "value": forget}, fixed | {"split": "retain", "value": retain}]
+
+
+def fake_work() -> Work:
+    """The work that tests inject."""
+    return Work(check=check, identify=identify, missing=missing, prepare=prepare, workspace=workspace, run=run, metrics=metrics)
