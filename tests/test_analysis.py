@@ -90,7 +90,7 @@ def test_the_share_of_the_way_pairs_documents() -> None:
 def test_the_table_has_one_row_per_cell_in_reading_order(table: pl.DataFrame) -> None:
     """base, gold, a control per method, and per method the shared full set + 2 selectors x 3 ratios."""
     assert table["role"].to_list() == ["base", "gold", "control", "control"] + ["grid"] * 14
-    assert table["method"].unique(maintain_order=True).to_list() == ["base", "gold", "retain only: nll", "npo + nll", "rmu + nll"]
+    assert table["method"].unique(maintain_order=True).to_list() == ["base", "gold", "control: nll", "npo + nll", "rmu + nll"]
     assert [analysis.controlled(g) for g in table.filter(pl.col("role") == "control")["group"]] == ["npo", "rmu"]
     npo = table.filter(pl.col("method.forget") == "npo")
     assert npo["select.ratio"].to_list() == [1.0, 0.25, 0.05, 0.01, 0.25, 0.05, 0.01]
@@ -181,3 +181,36 @@ def test_an_error_metric_is_forgotten_upwards() -> None:
     metrics = [{"name": "perplexity", "direction": "lower"}]
     assert not analysis.lower_is_forgotten({"objective": {"forgetting": "perplexity"}, "metrics": metrics})
     assert analysis.lower_is_forgotten({"metrics": metrics})
+
+
+def cells(*rows: tuple[str, float | None, float, float, float]) -> pl.DataFrame:
+    """(role, ratio, forgetting_low, forgetting_high, utility) -> a coreset table of one method and selector."""
+    names = ["role", "select.ratio", "forgetting_low", "forgetting_high", "utility"]
+    frame = pl.DataFrame(rows, schema=names, orient="row")
+    middle = ((pl.col("forgetting_low") + pl.col("forgetting_high")) / 2).alias("forgetting")
+    return frame.with_columns(
+        middle, pl.lit("npo").alias("method"), pl.lit("random").alias("select.name"), (pl.col("select.ratio") * 100).alias("n_kept")
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict", "ratio"),
+    [
+        ([("grid", 1.0, 0.1, 0.2, 0.9), ("grid", 0.5, 0.15, 0.3, 0.9), ("grid", 0.1, 0.4, 0.5, 0.9)], "smaller", 0.5),
+        ([("grid", 1.0, 0.1, 0.2, 0.9), ("grid", 0.5, 0.0, 0.05, 0.9)], "smaller", 0.5),  # beyond the full set's
+        ([("grid", 1.0, 0.1, 0.2, 0.9), ("grid", 0.5, 0.1, 0.2, 0.7)], "full only", 1.0),  # utility under 0.9 x 0.95
+        ([("grid", 1.0, 0.1, 0.2, 0.9), ("grid", 0.5, 0.3, 0.4, 0.9), ("grid", 0.1, 0.1, 0.9, 0.9)], "full only", 1.0),  # a gap ends it
+        ([("grid", 1.0, 0.1, 0.9, 0.9), ("grid", 0.5, 0.1, 0.9, 0.9)], "full set fails", None),  # overlaps base
+        ([("grid", 1.0, 0.1, 0.2, 0.5), ("grid", 0.5, 0.1, 0.2, 0.9)], "full set fails", None),
+        ([("grid", 0.5, 0.1, 0.2, 0.9)], "no full set", None),
+    ],
+)
+def test_the_smallest_sufficient_ratio_by_hand(rows: list, verdict: str, ratio: float | None) -> None:
+    found = analysis.smallest_sufficient(cells(("base", None, 0.85, 0.95, 0.95), *rows), utility_floor=0.9).row(0, named=True)
+    assert (found["verdict"], found["ratio"]) == (verdict, ratio)
+
+
+def test_the_smallest_sufficient_ratio_of_an_error_metric_looks_upwards() -> None:
+    rows = [("base", None, 1.0, 1.2, 0.9), ("grid", 1.0, 40.0, 60.0, 0.9), ("grid", 0.5, 55.0, 80.0, 0.9), ("grid", 0.1, 5.0, 8.0, 0.9)]
+    found = analysis.smallest_sufficient(cells(*rows), utility_floor=0.9, lower_forgets=False).row(0, named=True)
+    assert (found["verdict"], found["ratio"], found["n_kept"]) == ("smaller", 0.5, 50.0)

@@ -252,7 +252,9 @@ def test_compaction_may_be_killed_at_any_rename(tmp_path: Path, monkeypatch: pyt
 
 
 def test_reading_a_run_needs_neither_torch_nor_ray() -> None:
-    code = "import rayunlearn, sys; before = 'polars' in sys.modules; rayunlearn.open; import rayunlearn.results.analysis; "
+    code = (
+        "import rayunlearn, sys; before = 'polars' in sys.modules; rayunlearn.open; import rayunlearn.results.report, rayunlearn.results.terminal; "
+    )
     code += "assert not before and not {'torch', 'ray', 'optuna', 'transformers'} & set(sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -122,9 +122,14 @@ def lower_is_forgotten(experiment: Mapping[str, Any]) -> bool:
 
 
 def placed_trials(run: Run) -> pl.DataFrame:
-    """Ended trials with their place in the plan: one row per (trial, role, group); a control may serve two groups."""
-    plan = run.plan.unique(["trial_id", "role", "group"], keep="first", maintain_order=True)
-    return plan.join(run.trials, on="trial_id", how="inner", maintain_order="left").collect()
+    """Ended trials with their place in the plan; a trial has several rows where it serves several purposes or groups.
+
+    Method, selector, ratio and seeds are columns even before the first trial has ended.
+    """
+    plan = run.plan.unique(["trial_id", "role", "group", "study_index"], keep="first", maintain_order=True)
+    placed = plan.join(run.trials, on="trial_id", how="inner", maintain_order="left").collect()
+    types = {"select.ratio": pl.Float64, **dict.fromkeys(SEEDS, pl.Int64)}
+    return placed.with_columns(pl.lit(None, dtype=types.get(n, pl.String)).alias(n) for n in (*CELL, *SEEDS) if n not in placed.columns)
 
 
 def varying_settings(run: Run, placed: pl.DataFrame) -> list[str]:
@@ -168,6 +173,26 @@ def coreset_table(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFram
 def extra_settings(table: pl.DataFrame) -> list[str]:
     """Columns of a coreset table that are varying settings beside method, selector and ratio."""
     return [name for name in table.columns if "." in name and name not in CELL]
+
+
+def smallest_sufficient(table: pl.DataFrame, *, utility_floor: float, lower_forgets: bool = True) -> pl.DataFrame:
+    """Per method, setting and selector the smallest ratio that still does what the full set does; a first look, no equivalence test.
+
+    A ratio suffices when its forgetting interval overlaps the full set's or lies beyond it, and its mean utility is at
+    least `utility_floor` x base's. Ratios are gone through downwards and the first that fails ends the search. `verdict`:
+    `smaller`, `full only` (no smaller one suffices), `full set fails` (the full set does not clear base's interval or the
+    floor, so there is nothing to compare with), `no full set`. `ratio` and `n_kept` are of the smallest sufficient cell.
+    """
+    sign = 1.0 if lower_forgets else -1.0
+    keys = ["method", *extra_settings(table), "select.name"]
+    parts = table.filter(pl.col("role") == "grid", pl.col("select.ratio") < 1).sort("select.ratio", descending=True, maintain_order=True)
+    rows = []
+    for values, cells in parts.group_by(keys, maintain_order=True):
+        place = dict(zip(keys, values, strict=True))
+        base, full = (_peer(table, role, place) for role in ("base", "grid"))
+        rows.append(place | _descend(base, full, cells.to_dicts(), sign, utility_floor))
+    kinds = {name: table.schema[name] for name in keys}
+    return pl.DataFrame(rows, schema=kinds | {"verdict": pl.String, "ratio": pl.Float64, "n_kept": pl.Float64})
 
 
 # ---- fronts
@@ -281,13 +306,11 @@ def _cells(placed: pl.DataFrame, settings: Sequence[str]) -> pl.DataFrame:
 
 def _without_idle_settings(placed: pl.DataFrame, settings: Sequence[str]) -> pl.DataFrame:
     """Null where a setting has no effect: no method on base and gold, no selector on them and on controls."""
-    types = {"select.ratio": pl.Float64}
-    missing = [pl.lit(None, dtype=types.get(n, pl.String)).alias(n) for n in CELL if n not in placed.columns]
     idle_on_anchors = ["group", "method.forget", "method.retain", *[n for n in settings if not n.startswith(("data.", "model."))]]
     role = pl.col("role")
     cleared = [pl.when(~role.is_in(["base", "gold"])).then(pl.col(n)).alias(n) for n in idle_on_anchors]
     cleared += [pl.when(role == "grid").then(pl.col(n)).alias(n) for n in ("select.name", "select.ratio")]
-    rows = placed.filter(role != "tuning").with_columns(missing).with_columns(cleared)
+    rows = placed.filter(role != "tuning").with_columns(cleared)
     return rows.unique(["trial_id", "role", "group"], maintain_order=True)
 
 
@@ -299,11 +322,38 @@ def _in_reading_order(cells: pl.DataFrame, settings: Sequence[str]) -> pl.DataFr
     return cells.sort([*order, pl.col("select.ratio")], descending=[False] * len(order) + [True], maintain_order=True)
 
 
+def _peer(table: pl.DataFrame, role: str, place: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The base row, or the full-set row of the same method, under the same settings; None where there is none or it was not measured."""
+    shared = [n for n in place if n.startswith(("data.", "model."))] if role == "base" else [n for n in place if n != "select.name"]
+    same = [pl.col(name).eq_missing(pl.lit(place[name])) for name in shared]
+    found = table.filter(pl.col("role") == role, *same, (pl.col("select.ratio") == 1) | (role == "base"), pl.col("forgetting").is_not_null())
+    return found.row(0, named=True) if found.height else None
+
+
+def _descend(
+    base: dict[str, Any] | None, full: dict[str, Any] | None, cells: Sequence[dict[str, Any]], sign: float, utility_floor: float
+) -> dict[str, Any]:
+    """Verdict, ratio and n_kept of `smallest_sufficient` for one method and selector; `cells` from the largest ratio down."""
+    if base is None or full is None:
+        return {"verdict": "no full set", "ratio": None, "n_kept": None}
+    floor = utility_floor * (base["utility"] or 0.0)
+    near, far = ("low", "high") if sign > 0 else ("high", "low")  # the most and the least forgotten end of an interval
+    if sign * full[f"forgetting_{far}"] >= sign * base[f"forgetting_{near}"] or (full["utility"] or 0.0) < floor:
+        return {"verdict": "full set fails", "ratio": None, "n_kept": None}
+    best = full
+    for cell in cells:
+        measured = cell["forgetting"] is not None and cell["utility"] is not None
+        if not measured or cell["utility"] < floor or sign * cell[f"forgetting_{near}"] > sign * full[f"forgetting_{far}"]:
+            break
+        best = cell
+    return {"verdict": "full only" if best is full else "smaller", "ratio": best["select.ratio"], "n_kept": best["n_kept"]}
+
+
 def _label() -> pl.Expr:
-    """`npo + nll`, `npo` without a retain loss, `retain only: nll` for a control, else the role itself."""
+    """`npo + nll`, `npo` without a retain loss, `control: nll` for the retain loss alone, else the role itself."""
     both = pl.format("{} + {}", "method.forget", "method.retain")
     named = pl.when(pl.col("method.retain") == "none").then("method.forget").otherwise(both)
-    control = pl.format("retain only: {}", "method.retain")
+    control = pl.format("control: {}", "method.retain")
     return pl.when(pl.col("role") == "control").then(control).when(pl.col("role") == "grid").then(named).otherwise("role")
 
 

@@ -1,0 +1,108 @@
+"""The same table and the same words on a terminal."""
+
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rayunlearn.errors import UserError
+from rayunlearn.results.store import Run, open_run
+from rayunlearn.results.words import View, coreset_view, fate_lines, number
+from rayunlearn.schema import column_names
+
+FIRST_TO_GO = ("shown", "steps", "choice retain", "choice forget", "seeds", "coverage", "fate", "unlearned")  # on a narrow terminal
+
+
+def print_coreset_table(table: pl.DataFrame, console: Console, *, experiment: Mapping[str, Any] | None = None) -> None:
+    """Print the coreset table; where the terminal is narrow, without the columns in `FIRST_TO_GO`, and it says which."""
+    view = coreset_view(table, experiment or {})
+    shown = _fitting(view, console.width)
+    left_out = [header for i, header in enumerate(view.headers) if i not in shown]
+    caption = "[low, high] 95 % bootstrap interval" + (f"; too narrow for: {', '.join(left_out)}" if left_out else "")
+    printed = Table(
+        header_style="bold", caption=Text(caption), caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False, show_edge=False
+    )
+    for i in shown:
+        printed.add_column(Text(_stacked(view.headers[i])), justify="right" if view.numeric[i] else "left", vertical="bottom")
+    for row, before, role in zip(view.rows, ((), *view.rows), view.roles, strict=False):
+        if before and before[0] != row[0] and role == "grid":
+            printed.add_section()
+        printed.add_row(*(Text(row[i]) for i in shown), style="" if role == "grid" else "dim")
+    console.print(printed)
+
+
+def summary_lines(run: Run | Path) -> list[str]:
+    """Done, failed and why, documents set aside: a line each."""
+    return fate_lines(run if isinstance(run, Run) else open_run(run))
+
+
+def print_trial(run: Path, trial_id: str, console: Console) -> None:
+    """Print one trial: its fate, its numbers, its config. A prefix will do where only one trial has it.
+
+    Raises UserError for an id that no trial has (with the nearest) or that several begin with.
+    """
+    opened = open_run(run)
+    found = find_trial(opened.trials.select("trial_id").collect()["trial_id"].to_list(), trial_id)
+    row = opened.trials.filter(pl.col("trial_id") == found).collect().row(0, named=True)
+    documented = column_names("trials")
+    _print_pairs(console, f"trial {found}: {row['status']}", {n: row[n] for n in documented if n not in ("trial_id", "status", "packages")})
+    _print_evals(console, opened.evals.filter(pl.col("trial_id") == found).sort("split", "metric", "step").collect())
+    _print_pairs(console, "settings", {n: v for n, v in row.items() if n not in documented})
+    _print_pairs(console, "packages", json.loads(row["packages"] or "{}"))
+
+
+def find_trial(known: list[str], wanted: str) -> str:
+    """The one id that is `wanted` or begins with it."""
+    matches = [wanted] if wanted in known else sorted(name for name in known if wanted and name.startswith(wanted))
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UserError(f"trial {wanted!r} is not unique: {', '.join(matches[:5])}{' ...' if len(matches) > 5 else ''}")
+    near = get_close_matches(wanted, known, n=1, cutoff=0.3)
+    raise UserError(f"no trial {wanted!r} among {len(known)} in this run{f'; the nearest is {near[0]!r}' if near else ''}")
+
+
+def _fitting(view: View, width: int) -> list[int]:
+    """Columns that fit into `width` characters, two of them between columns."""
+    shown = list(range(len(view.headers)))
+    widths = [
+        max(len(part) for text in (_stacked(header), *(row[i] for row in view.rows)) for part in text.split("\n"))
+        for i, header in enumerate(view.headers)
+    ]
+    for name in FIRST_TO_GO:
+        if sum(widths[i] + 2 for i in shown) - 2 <= width:
+            break
+        shown = [i for i in shown if view.headers[i] != name]
+    return shown
+
+
+def _stacked(header: str) -> str:
+    return header.replace(" ", "\n")
+
+
+def _print_pairs(console: Console, title: str, pairs: dict[str, Any]) -> None:
+    """Name and value, what is not there left out."""
+    given = {name: value for name, value in pairs.items() if value is not None and value != ""}
+    if not given:
+        return
+    printed = Table(title=Text(title), title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    for name, value in given.items():
+        printed.add_row(Text(name, style="dim"), Text(number(value)))
+    console.print(printed, "")
+
+
+def _print_evals(console: Console, evals: pl.DataFrame) -> None:
+    printed = Table(title="measured", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("split", "metric", "step", "value", "stderr", "n"):
+        printed.add_column(name, justify="left" if name in ("split", "metric") else "right")
+    for row in evals.iter_rows(named=True):
+        printed.add_row(*(Text(number(row[name])) for name in ("split", "metric", "step", "value", "stderr", "n")))
+    if evals.height:
+        console.print(printed, "")
