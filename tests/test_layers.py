@@ -5,8 +5,10 @@ The table is DESIGN.md's. A module that is in no layer fails the first test: say
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"results"}),
     frozenset({"data", "models"}),
     frozenset({"train"}),
-    frozenset({"methods", "selectors", "metrics", "families"}),
+    frozenset({"methods", "selectors", "metrics", "keywords", "families"}),
     frozenset({"experiment", "tuning", "plan", "workspace", "worker", "trial"}),
     frozenset({"cluster"}),
     frozenset({"cli", "__main__"}),
@@ -132,3 +134,36 @@ def test_the_checks_find_what_they_look_for() -> None:
         "line 3: os.mkdir('x')",
         "line 4: for i in range(3):\n    pass",
     ]
+
+
+IMPORTED_AS = {"sklearn": "scikit-learn"}
+USED_BY_OTHERS = {"accelerate"}  # transformers calls it for `device_map`
+
+
+def declared(extras: bool = False) -> dict[str, str]:
+    """Dependency (as on PyPI, lower case, dashes) -> its whole line in pyproject.toml; with `extras`, the optional ones too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = [line for lines in project["optional-dependencies"].values() for line in lines] if extras else []
+    return {re.split(r"[\[<>=]", line)[0].replace("_", "-").lower(): line for line in (*project["dependencies"], *optional)}
+
+
+def libraries() -> set[str]:
+    """Dependencies that some module imports, named as on PyPI."""
+    heads = {name.partition(".")[0] for file in sources() for name, _ in imports(ast.parse(file.read_text(encoding="utf-8")), "rayunlearn")}
+    return {IMPORTED_AS.get(head, head).replace("_", "-") for head in heads if head and head not in sys.stdlib_module_names and head != "rayunlearn"}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    assert libraries() <= set(declared(extras=True))
+    assert set(declared()) <= libraries() | USED_BY_OTHERS
+
+
+def test_every_dependency_is_pinned_inside_its_range_without_a_local_version() -> None:
+    from packaging.requirements import Requirement
+
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pins = {name.replace("_", "-").lower(): version for name, version in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)}
+    for name, line in declared().items():
+        assert pins[name] in Requirement(line).specifier, line
+    assert not [version for version in pins.values() if "+" in version]
+    assert "://" not in text
