@@ -37,6 +37,7 @@ def test_a_mean_of_four_documents_by_hand() -> None:
     assert made["one"]["n"] == 1 and made["one"]["stderr"] is None
     assert made["none"]["n"] == 0 and made["none"]["value"] is None
     assert frame_of("evals", list(made.values())).height == 3
+    assert "step" not in analysis.summarise(frame_of("examples", rows)).columns  # the caller's step is not overwritten with null
 
 
 def test_the_bootstrap_agrees_with_every_possible_resample() -> None:

@@ -243,3 +243,13 @@ def test_the_documented_tables_are_those_of_the_schema() -> None:
     for table, columns in TABLES.items():
         part = text.split(f"\n## {table}\n")[1].split("\n## ")[0]
         assert re.findall(r"^\| `(\w+)`", part, re.MULTILINE) == [column.name for column in columns]
+
+
+def test_notes_of_the_planner_and_trials_outside_the_plan_are_said(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path)
+    synthetic.add_trial(run, {"select.ratio": 0.77}, {"forget": 0.5, "retain": 0.9}, status="collapsed")
+    write_experiment(run, synthetic.EXPERIMENT | {"planned": 55, "notes": ["npo: no trial kept utility over the floor"]})
+    lines = terminal.summary_lines(run)
+    assert "npo: no trial kept utility over the floor" in lines
+    assert lines[0] == "55 of 55 planned trials have ended: 53 complete, 1 collapsed, 1 failed"
+    assert any(line.startswith("1 more trials in this folder are not in the plan") for line in lines)

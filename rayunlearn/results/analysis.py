@@ -63,13 +63,14 @@ class Measured:
 def summarise(examples: pl.DataFrame, *, step: int | None = None) -> pl.DataFrame:
     """Rows of `evals` from rows of `examples`: mean over the documents, their number, stderr = sd / sqrt(n).
 
-    Nulls are excluded and not counted; stderr is null where n < 2, the value where n = 0. `step` goes into the column of that name.
+    Nulls are excluded and not counted; stderr is null where n < 2, the value where n = 0. A `step` becomes the column of that name.
     """
     keys = [name for name in ("trial_id", "stage", "attack", "split", "metric") if name in examples.columns]
     value = pl.col("value")
     n = value.count().cast(pl.Int64)
     rows = examples.group_by(keys, maintain_order=True).agg(value.mean(), n.alias("n"), (value.std() / n.sqrt()).alias("stderr"))
-    rows = rows.with_columns(pl.lit(step, dtype=pl.Int64).alias("step"))
+    if step is not None:
+        rows = rows.with_columns(pl.lit(step, dtype=pl.Int64).alias("step"))
     return rows.select([name for name in column_names("evals") if name in rows.columns])
 
 
@@ -130,6 +131,12 @@ def placed_trials(run: Run) -> pl.DataFrame:
     placed = plan.join(run.trials, on="trial_id", how="inner", maintain_order="left").collect()
     types = {"select.ratio": pl.Float64, **dict.fromkeys(SEEDS, pl.Int64)}
     return placed.with_columns(pl.lit(None, dtype=types.get(n, pl.String)).alias(n) for n in (*CELL, *SEEDS) if n not in placed.columns)
+
+
+def planned_trials(run: Run) -> pl.DataFrame:
+    """Ended trials that the plan asks for, once each; all of them where there is no plan. A changed experiment may leave others behind."""
+    trials, plan = run.trials.collect(), run.plan.select("trial_id").collect()
+    return trials.join(plan, on="trial_id", how="semi") if plan.height else trials
 
 
 def varying_settings(run: Run, placed: pl.DataFrame) -> list[str]:
@@ -283,14 +290,13 @@ def _measure_all(run: Run) -> dict[str, Measured]:
 
 def _wide(rows: pl.DataFrame) -> Measured:
     """Rows of one metric and split as a matrix; a document that occurs twice in a trial counts with its mean."""
-    trials, documents = rows["trial_id"].unique(maintain_order=True), rows["doc_id"].unique().sort()
-    means = rows.group_by("trial_id", "doc_id").agg(pl.col("value").mean())
+    trials, documents = rows["trial_id"].unique().sort(), rows["doc_id"].unique().sort()
+    means = rows.group_by("trial_id", "doc_id").agg(pl.col("value").mean().fill_null(float("nan")))
     values = np.full((len(trials), len(documents)), np.nan)
-    row_of = {trial: i for i, trial in enumerate(trials)}
-    column_of = {document: i for i, document in enumerate(documents)}
-    for trial, document, value in means.iter_rows():
-        values[row_of[trial], column_of[document]] = np.nan if value is None else value
-    return Measured(row_of, values)
+    if means.height:
+        places = (trials.search_sorted(means["trial_id"]).to_numpy(), documents.search_sorted(means["doc_id"]).to_numpy())
+        values[places] = means["value"].to_numpy()
+    return Measured({trial: i for i, trial in enumerate(trials)}, values)
 
 
 def _cells(placed: pl.DataFrame, settings: Sequence[str]) -> pl.DataFrame:

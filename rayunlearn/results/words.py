@@ -11,6 +11,7 @@ from rayunlearn.results.analysis import (
     extra_settings,
     lower_is_forgotten,
     objective_of,
+    planned_trials,
     smallest_sufficient,
 )
 from rayunlearn.results.store import Run
@@ -143,20 +144,24 @@ def caution(experiment: Mapping[str, Any]) -> str:
 
 
 def fates(run: Run) -> dict[str, int]:
-    """Ended trials by status, every status listed."""
-    counts = dict(run.trials.group_by("status").len().collect().iter_rows())
+    """Ended trials of the plan by status, every status listed."""
+    counts = dict(planned_trials(run).group_by("status").len().iter_rows())
     return {status: counts.get(status, 0) for status in STATUSES}
 
 
 def fate_lines(run: Run) -> list[str]:
-    """Done, failed and why, set aside: one line each, nothing left out."""
+    """Done, failed and why, what the tuning could not do, set aside: one line each, nothing left out."""
     counts, planned = fates(run), run.experiment.get("planned")
     ended = sum(counts.values())
     done = f"{ended} of {planned} planned trials have ended" if planned else f"{ended} trials have ended"
     lines = [done + ": " + ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "complete")]
-    failed = run.trials.filter(pl.col("status") == "failed").group_by("error_type", "error", "error_where").len().sort("len", descending=True)
-    for kind, message, where, count in failed.collect().iter_rows():
+    failed = planned_trials(run).filter(pl.col("status") == "failed").group_by("error_type", "error", "error_where").len()
+    for kind, message, where, count in failed.sort(["len", "error"], descending=[True, False]).iter_rows():
         lines.append(f"failed {count} x: {kind} at {where}: {message}")
+    lines += run.experiment.get("notes", [])
+    others = run.trials.select(pl.len()).collect().item() - ended
+    if others:
+        lines.append(f"{others} more trials in this folder are not in the plan (the experiment has changed since) and are not shown")
     aside = run.quarantine.group_by("reason").len().sort(["len", "reason"], descending=[True, False]).collect()
     if aside.height:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in aside.iter_rows())
