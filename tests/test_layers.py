@@ -21,8 +21,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"results"}),
     frozenset({"data", "models"}),
     frozenset({"train"}),
-    frozenset({"methods", "selectors", "metrics", "keywords", "families"}),
-    frozenset({"experiment", "tuning", "plan", "workspace", "worker", "trial"}),
+    frozenset({"methods", "selectors", "metrics", "keywords", "scores", "families"}),
+    frozenset({"experiment", "tuning", "plan", "workspace", "worker", "coreset", "trial"}),
     frozenset({"cluster"}),
     frozenset({"cli", "__main__"}),
 )

@@ -1,0 +1,96 @@
+"""A document as extractors see it: its words, and the phrases in it that could be keywords."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rayunlearn.keywords.statistics import Statistics
+from rayunlearn.keywords.stop import ENGLISH
+from rayunlearn.keywords.words import Word, phrase_text, words_of
+
+FEWEST_DOCUMENTS = 50  # with fewer, the share of documents a word is in says little
+COMMON_SHARE = 0.7
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """A keyword of one document: its text as first written, its score (higher first) and the characters of every occurrence."""
+
+    text: str
+    score: float
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A candidate: the keys of its words and the word positions [first, last + 1) of every occurrence."""
+
+    keys: tuple[str, ...]
+    places: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """One document: text, words, and candidates in the order of their first occurrence."""
+
+    text: str
+    words: tuple[Word, ...]
+    phrases: tuple[Phrase, ...]
+
+    def keyword(self, phrase: Phrase, score: float) -> Keyword:
+        """The phrase as a keyword."""
+        first, last = phrase.places[0]
+        spans = tuple((self.words[a].start, self.words[b - 1].end) for a, b in phrase.places)
+        return Keyword(phrase_text(self.text, self.words[first:last]), score, spans)
+
+
+def page_of(text: str, common: Collection[str] = (), longest: int = 5) -> Page:
+    """Read one document. Candidates are the runs of words between punctuation and stop words, at most `longest` words.
+
+    `common`: words of this corpus that are too common to be keywords, beside the English stop words. A document
+    whose every word is a stop word has its single words as candidates, so a document with a word has a keyword.
+    """
+    words = tuple(words_of(text))
+    places = list(_runs(words, ENGLISH.union(common), longest)) or [(at, at + 1) for at in range(len(words))]
+    return Page(text, words, grouped(words, places))
+
+
+def grouped(words: Sequence[Word], places: Iterable[tuple[int, int]]) -> tuple[Phrase, ...]:
+    """Word ranges as phrases, each phrase once."""
+    found: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for first, last in places:
+        found.setdefault(tuple(w.key for w in words[first:last]), []).append((first, last))
+    return tuple(Phrase(keys, tuple(spots)) for keys, spots in found.items())
+
+
+def common_words(statistics: Statistics) -> frozenset[str]:
+    """Words in more than 70 % of the documents of a corpus of 50 or more: stop words of a language without a list."""
+    if statistics.n_documents < FEWEST_DOCUMENTS:
+        return frozenset()
+    return frozenset(w for w, n in statistics.document_counts.items() if n > COMMON_SHARE * statistics.n_documents)
+
+
+def _runs(words: Sequence[Word], stop: Collection[str], longest: int) -> Iterator[tuple[int, int]]:
+    first = 0
+    for at in range(len(words) + 1):
+        ends = at == len(words) or words[at].opens or _breaks(words[at].key, stop)
+        if ends:
+            run = _without_adverbs(words, first, at)
+            if 0 < run[1] - run[0] <= longest:
+                yield run
+            first = at + 1 if at < len(words) and _breaks(words[at].key, stop) else at
+
+
+def _breaks(key: str, stop: Collection[str]) -> bool:
+    return key in stop or key.isdigit()
+
+
+def _without_adverbs(words: Sequence[Word], first: int, last: int) -> tuple[int, int]:
+    while first < last and _is_adverb(words[first].key):
+        first += 1
+    while first < last and _is_adverb(words[last - 1].key):
+        last -= 1
+    return first, last
+
+
+def _is_adverb(key: str) -> bool:
+    return key.isascii() and len(key) > 4 and key.endswith("ly")
