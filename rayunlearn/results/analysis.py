@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -239,11 +240,17 @@ def best_so_far(frame: pl.DataFrame, *, order: str, value: str, feasible: str, l
 # ---- inside
 
 
+@lru_cache(maxsize=8)
 def _draw_weights(n_seeds: int, n_documents: int, *, draws: int, seed: int) -> tuple[Numbers, Numbers]:
-    """How often each seed (draws, seeds) and document (draws, documents) is drawn; documents first, so that they do not depend on the seeds."""
+    """How often each seed (draws, seeds) and each document (draws, documents) is drawn, read-only.
+
+    Documents are drawn first, so that they do not depend on the number of seeds. Kept, because all cells and metrics of a table have few shapes.
+    """
     generator = np.random.default_rng(seed)
     by_document = _counts(generator.integers(0, n_documents, (draws, n_documents)), n_documents)
     by_seed = _counts(generator.integers(0, n_seeds, (draws, n_seeds)), n_seeds)
+    by_document.setflags(write=False)
+    by_seed.setflags(write=False)
     return by_seed, by_document
 
 
