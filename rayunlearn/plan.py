@@ -61,9 +61,9 @@ class Agenda:
     """What is known of the plan now.
 
     `rows`: every trial whose settings are known; `ready`: those of them that have not ended, each id once;
-    `waiting`: number of trials whose settings depend on results that are still to come; `expected`: rows that
-    stand for the waiting grid and control trials, with a stand-in for the tuned values (to count, never to
-    run); `notes`: what a summary has to say.
+    `waiting`: number of trials whose settings depend on results that are still to come; `expected`: the grid and
+    control rows of groups that are still tuned, with a stand-in for the tuned values (to count, never to run);
+    `notes`: what a summary has to say.
     """
 
     rows: tuple[Planned, ...]
@@ -105,21 +105,24 @@ class Planner:
         """What can run now, given every trial that has ended."""
         groups = groups_of(self.experiment, check=self.canonical)
         rows: dict[tuple[str, str, str], Planned] = {}
-        expected: dict[str, Planned] = {}
-        waiting, notes = 0, []
+        expected: list[Planned] = []
+        waiting = 0
+        notes: list[str] = []
         for group in groups:
             for row in self.stages(group):
                 rows.setdefault((row.trial_id, row.role, row.group), row)
         for group in groups:
             part = self.group_agenda(group, results)
             rows |= {(row.trial_id, row.role, f"{row.group}{row.study_index}"): row for row in part.rows}
-            expected |= {row.trial_id: row for row in part.expected}
+            expected += part.expected
             waiting += part.waiting
             notes += part.notes
         known = {row.trial_id for row in rows.values()}
-        unknown = tuple(row for trial_id, row in expected.items() if trial_id not in known)
+        unknown = {row.trial_id for row in expected} - known
         ready = {row.trial_id: row for row in rows.values() if row.trial_id not in results}
-        return Agenda(rows=tuple(rows.values()), ready=tuple(ready.values()), waiting=waiting + len(unknown), expected=unknown, notes=tuple(notes))
+        return Agenda(
+            rows=tuple(rows.values()), ready=tuple(ready.values()), waiting=waiting + len(unknown), expected=tuple(expected), notes=tuple(notes)
+        )
 
     def group_agenda(self, group: Group, results: Mapping[str, Result]) -> Agenda:
         """One group: its study as far as results allow, then its grid and its controls."""

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -36,8 +36,7 @@ class Snapshot:
     n_ready: int = 0
     best: float = math.nan
     seconds: tuple[float, ...] = ()
-    objective: Objective = Objective()
-    fatal: str = ""
+    objective: Objective = field(default_factory=Objective)
 
     @property
     def seconds_left(self) -> float:
@@ -55,7 +54,6 @@ def snapshot(
     n_ready: int,
     seconds: tuple[float, ...],
     objective: Objective,
-    fatal: str,
 ) -> Snapshot:
     """The agenda and its results in numbers."""
     ended = [results[trial_id] for trial_id in {row.trial_id for row in agenda.rows} if trial_id in results]
@@ -69,7 +67,6 @@ def snapshot(
         best=best_of(agenda, results, objective),
         seconds=seconds,
         objective=objective,
-        fatal=fatal,
     )
 
 

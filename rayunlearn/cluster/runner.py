@@ -1,7 +1,7 @@
 """The part of a sweep that needs Ray: prepare models side by side, then one Tune run over everything that is left."""
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +71,10 @@ class Board:
 def execute(
     planner: Planner,
     results: dict[str, Result],
-    *,
     job: Job,
+    *,
     cache: Path,
-    trials: Iterable[Trial],
+    trials: Collection[Trial],
     workers: int,
     gpus_per_trial: float | None,
     console: Console,
@@ -85,7 +85,7 @@ def execute(
     KeyboardInterrupt.
     Raises UserError when results could no longer be written.
     """
-    board = ray.remote(num_cpus=0)(Board).remote()  # type: ignore[attr-defined]
+    board = ray.remote(num_cpus=0)(Board).remote()
     resources = trial_resources(gpus_per_trial=gpus_per_trial)
     with watched(console, lambda: _read(board)):
         prepare_all(trials, cache, work=job.work, board=board, resources=resources)
@@ -97,6 +97,13 @@ def execute(
     if search.fatal:
         raise UserError(search.fatal)
     return search.nothing_left
+
+
+def prepare_only(trials: Collection[Trial], cache: Path, *, work: Work, gpus_per_trial: float | None, console: Console) -> None:
+    """Teach what is missing, and show it."""
+    board = ray.remote(num_cpus=0)(Board).remote()
+    with watched(console, lambda: _read(board)):
+        prepare_all(trials, cache, work=work, board=board, resources=trial_resources(gpus_per_trial=gpus_per_trial))
 
 
 def prepare_all(trials: Iterable[Trial], cache: Path, *, work: Work, board: Any, resources: dict[str, float]) -> None:

@@ -95,11 +95,8 @@ class LedgerSearch(Searcher):
     def _show(self) -> None:
         running = [planned for planned, _ in self.running.values()]
         objective = self.planner.experiment.objective
-        self.show(
-            snapshot(
-                self.agenda, self.results, running, n_ready=len(self._ready()), seconds=tuple(self.seconds), objective=objective, fatal=self.fatal
-            )
-        )
+        seconds, n_ready = tuple(self.seconds), len(self._ready())
+        self.show(snapshot(self.agenda, self.results, running, n_ready=n_ready, seconds=seconds, objective=objective))
 
     def _write_death(self, planned: Planned) -> Result:
         experiment = self.planner.experiment

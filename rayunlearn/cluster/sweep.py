@@ -70,6 +70,21 @@ def sweep(experiment: Experiment, output: Path, *, work: Work, options: Options,
         return _close(planner, before, run=run, cache=cache, work=work, interrupted=interrupted, seconds=time.monotonic() - started)
 
 
+def prepare_models(experiment: Experiment, output: Path, *, work: Work, options: Options, console: Console) -> int:
+    """Teach every model that the experiment's trials start from and that is missing; returns how many that were."""
+    cache = (output / "cache").resolve()
+    agenda = Planner(experiment, work.check, work.identify).agenda({})
+    trials = tuple({pair_of(row.trial): row.trial for row in agenda.rows}.values())
+    n_missing = sum(len(work.missing(trial, cache)) for trial in trials)
+    if n_missing:
+        from rayunlearn.cluster.runner import prepare_only
+        from rayunlearn.cluster.session import connected
+
+        with connected(address=options.address, workers=options.workers):
+            prepare_only(trials, cache, work=work, gpus_per_trial=options.gpus_per_trial, console=console)
+    return n_missing
+
+
 def kept_results(run: Path, experiment: Experiment) -> dict[str, Result]:
     """Results of earlier calls that stand; a failed trial runs again."""
     return {trial_id: result for trial_id, result in results_of(run, experiment.objective).items() if result.status in FINISHED}
@@ -88,7 +103,7 @@ def _run_missing(
     try:
         with connected(address=options.address, workers=options.workers):
             finished = execute(
-                planner, before, job=job, cache=cache, trials=trials, workers=options.workers, gpus_per_trial=options.gpus_per_trial, console=console
+                planner, before, job, cache=cache, trials=trials, workers=options.workers, gpus_per_trial=options.gpus_per_trial, console=console
             )
     except KeyboardInterrupt:
         return True

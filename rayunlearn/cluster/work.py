@@ -32,14 +32,14 @@ class Work:
 
 def unlearning() -> Work:
     """The real work. Loads torch."""
-    from rayunlearn import trial
+    from rayunlearn import trial, workspace
 
     return Work(
-        check=trial.validate,
-        identify=trial.identify,
+        check=workspace.validate,
+        identify=workspace.identify,
         missing=missing,
-        prepare=trial.prepare,
-        workspace=trial.workspace_of,
+        prepare=workspace.prepare,
+        workspace=workspace.workspace_of,
         run=trial.run_trial,
         metrics=metric_table,
     )
@@ -54,7 +54,7 @@ def metric_table() -> Mapping[str, Any]:
 
 def missing(trial: Trial, cache: Path) -> tuple[str, ...]:
     """Models of the trial's (data, model) pair that have not been taught yet."""
-    from rayunlearn.trial import is_taught, workspace_of
+    from rayunlearn.workspace import is_taught, workspace_of
 
     workspace = workspace_of(trial, cache)
     folders = {"base": workspace.base, "gold": workspace.gold}

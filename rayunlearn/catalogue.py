@@ -1,0 +1,97 @@
+"""What there is, printed: the tables of methods, selectors and metrics, the experiments of a folder, the cells of a plan."""
+
+import ast
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rayunlearn.errors import require
+from rayunlearn.estimate import Cell
+
+
+def print_methods(console: Console) -> None:
+    """Forget and retain losses."""
+    from rayunlearn.methods.forget import FORGET
+    from rayunlearn.methods.retain import RETAIN
+
+    _heading(console, "method.forget: what is minimised on the forget documents")
+    for name, row in FORGET.items():
+        _entry(console, name, row.title, [row.equation, *options_in_words(row.function), row.source])
+    _heading(console, "method.retain: what is added, times method.retain_weight, on the retain documents")
+    for name, kept in RETAIN.items():
+        _entry(console, name, kept.title, [kept.equation, *options_in_words(kept.function), kept.source])
+
+
+def print_selectors(console: Console) -> None:
+    """Ways to choose a coreset."""
+    from rayunlearn.selectors.selectors import SELECTORS
+
+    _heading(console, "select.name: which part of the forget set is kept")
+    for name, row in SELECTORS.items():
+        _entry(console, name, row.title, [*options_in_words(row.function), row.source])
+
+
+def print_metrics(console: Console) -> None:
+    """Metrics with unit, range and direction."""
+    from rayunlearn.metrics.document import METRICS
+
+    _heading(console, "metrics, one value per document")
+    for name, row in METRICS.items():
+        scale = f"{row.unit}, from {row.low:g} to {row.high:g}; {row.direction} is more knowledge"
+        _entry(console, name, row.meaning, [scale, *options_in_words(row.function), row.source])
+
+
+def print_experiments(console: Console) -> None:
+    """The experiment files in `experiments/` and the first sentence of each; nothing is run."""
+    files = sorted(Path("experiments").glob("*.py"))
+    require(bool(files), "experiments are the .py files of a folder named experiments, which must be here", str(Path.cwd()))
+    for file in files:
+        _entry(console, str(file), first_line(file), [])
+
+
+def first_line(file: Path) -> str:
+    """First line of a file's docstring, read without importing it."""
+    try:
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    except SyntaxError as error:
+        return f"(does not parse: {error.msg}, line {error.lineno})"
+    return text.strip().split("\n")[0]
+
+
+def options_in_words(function: Callable[..., Any]) -> list[str]:
+    """`npo.beta = 0.1 (must be > 0)`, one line per hyperparameter."""
+    from rayunlearn.families import options_of
+
+    return [f"{o.name} = {o.default!r}" + (f" ({o.rule.words})" if o.rule else "") for o in options_of(function)]
+
+
+def print_cells(cells: Sequence[Cell], console: Console) -> None:
+    """The plan, one line per cell."""
+    rows = [(c.role, c.method, c.selector, "" if math.isnan(c.ratio) else f"{c.ratio:g}", c.group, str(c.planned), str(c.finished)) for c in cells]
+    _print(console, ("role", "method", "selector", "ratio", "group", "trials", "finished"), rows)
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print(Text(text, style="bold underline"))
+
+
+def _entry(console: Console, name: str, title: str, lines: Sequence[str]) -> None:
+    console.print(Text.assemble((name, "bold"), f"  {title}"), soft_wrap=True)
+    for line in lines:
+        console.print(Text(f"    {line}", style="dim" if line == lines[-1] else ""), soft_wrap=True)
+
+
+def _print(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    console.print()

@@ -1,0 +1,243 @@
+"""The command line: `rayunlearn run | plan | report | list | prepare | show`. Nothing heavy is imported until it is needed."""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayunlearn.config import parse_assignments
+from rayunlearn.errors import UserError, require, unknown_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rayunlearn.cluster.sweep import Options, SweepResult
+    from rayunlearn.experiment import Experiment
+    from rayunlearn.plan import Agenda, Result
+
+LISTS = ("methods", "selectors", "metrics", "experiments")
+DONE, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 not everything finished, 2 a mistake in the request, 130 interrupted."""
+    chosen = parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = chosen.command
+    try:
+        return command(chosen)
+    except UserError as error:
+        print(f"rayunlearn: {error}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print("rayunlearn: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `rayunlearn list methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its help."""
+    top = argparse.ArgumentParser(
+        prog="rayunlearn", description="Experiments on unlearning in language models: how little of the forget set is enough?"
+    )
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_experiment(commands, "run", run, "run an experiment: what has finished is skipped, the rest runs on Ray", on_cluster=True)
+    _add_experiment(commands, "plan", plan, "say what `run` would do, how long it takes and what it needs, without Ray")
+    _add_experiment(commands, "prepare", prepare, "build the corpora and teach the base and gold models, nothing else", on_cluster=True)
+    report_parser = _add(commands, "report", report, "rebuild the table and report.html of a run from its Parquet files")
+    report_parser.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    show_parser = _add(commands, "show", show, "print one trial: its settings, its fate, its numbers")
+    show_parser.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    show_parser.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
+    list_parser = _add(commands, "list", show_list, "list methods, selectors, metrics (hyperparameters, defaults, sources) or experiments")
+    list_parser.add_argument("what", metavar="|".join(LISTS), help="which table")
+    return top
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Sweep, print the table, write the report."""
+    from rayunlearn.cluster.sweep import sweep
+    from rayunlearn.cluster.work import unlearning
+
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `ray job stop` ends as Ctrl-C does
+    console = _console()
+    experiment = _experiment(chosen)
+    result = sweep(experiment, chosen.output, work=unlearning(), options=_options(chosen), console=console)
+    if result.statuses:
+        _print_table(result.run, console)
+    for note in result.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    for line in ending(result, chosen.words):
+        console.print(line, highlight=False, soft_wrap=True)
+    if result.interrupted:
+        return INTERRUPTED
+    return DONE if result.done == result.total else INCOMPLETE
+
+
+def ending(result: "SweepResult", words: Sequence[str]) -> list[str]:
+    """What is done, what is not, and how to go on."""
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(result.statuses.items()))
+    lines = [f"{result.done} of {result.total} trials are done ({result.ran} in this call, {result.seconds:.0f} s){': ' + counts if counts else ''}"]
+    left = result.total - result.done
+    if result.interrupted:
+        lines.insert(0, "stopped before the end; every trial that had finished is kept")
+    if left:
+        lines.append(f"{left} of {result.total} trials are not done; go on with: {shlex.join(words)}")
+    return lines
+
+
+def plan(chosen: argparse.Namespace) -> int:
+    """Number of trials, per role and per cell, what is finished, and what the rest will take."""
+    from rayunlearn.cluster.folder import pair_of, run_folder
+    from rayunlearn.cluster.sweep import kept_results
+    from rayunlearn.cluster.work import unlearning
+    from rayunlearn.plan import Planner
+
+    experiment, work = _experiment(chosen), unlearning()
+    folder = run_folder(chosen.output, experiment)
+    results = {} if experiment.version == "dev" else kept_results(folder, experiment)
+    agenda = Planner(experiment, work.check, work.identify).agenda(results)
+    pairs = {pair_of(row.trial): row.trial for row in agenda.rows}
+    missing = [f"{role} of {trial.data.name}" for trial in pairs.values() for role in work.missing(trial, chosen.output / "cache")]
+    _print_plan(agenda, results, experiment, folder, missing=missing, workers=chosen.workers)
+    return DONE
+
+
+def prepare(chosen: argparse.Namespace) -> int:
+    """Make what trials start from."""
+    from rayunlearn.cluster.sweep import prepare_models
+    from rayunlearn.cluster.work import unlearning
+
+    experiment = _experiment(chosen)
+    made = prepare_models(experiment, chosen.output, work=unlearning(), options=_options(chosen), console=_console())
+    print(f"{made} models were taught, the others were there already" if made else "nothing to do: every model is there")
+    return DONE
+
+
+def report(chosen: argparse.Namespace) -> int:
+    """Table and page from Parquet alone."""
+    folder = Path(chosen.run)
+    _print_table(folder, _console())
+    return DONE
+
+
+def show(chosen: argparse.Namespace) -> int:
+    """One trial."""
+    from rayunlearn.results.terminal import print_trial
+
+    print_trial(Path(chosen.run), chosen.trial, _console())
+    return DONE
+
+
+def show_list(chosen: argparse.Namespace) -> int:
+    """One of the tables."""
+    from rayunlearn import catalogue
+
+    printers: Mapping[str, Callable[[Any], None]] = {
+        "methods": catalogue.print_methods,
+        "selectors": catalogue.print_selectors,
+        "metrics": catalogue.print_metrics,
+        "experiments": catalogue.print_experiments,
+    }
+    if chosen.what not in printers:
+        raise unknown_name("list", chosen.what, LISTS)
+    printers[chosen.what](_console())
+    return DONE
+
+
+def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    added.set_defaults(command=command)
+    return added
+
+
+def _add_experiment(commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str, *, on_cluster: bool = False) -> None:
+    added = _add(commands, name, command, text)
+    added.add_argument("experiment", metavar="EXPERIMENT.py", help="experiment file, for example experiments/hello.py")
+    added.add_argument("--set", dest="assignments", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help=SET_HELP)
+    added.add_argument("--output", metavar="DIR", type=Path, default=Path("runs"), help="where runs and the cache of models live (default: runs)")
+    added.add_argument(
+        "--version", metavar="V", help="version of the run (default: the file's VERSION, else 1); `dev` starts from nothing every time"
+    )
+    added.add_argument("--workers", metavar="N", type=int, default=0, help="trials at once (default: one per CPU)")
+    if on_cluster:
+        added.add_argument("--address", metavar="auto|local|ray://HOST:PORT|HOST:PORT", default="auto", help=ADDRESS_HELP)
+        added.add_argument(
+            "--gpus-per-trial", metavar="F", type=float, help="GPUs a trial takes, fractions share one (default: 1 where there are GPUs)"
+        )
+
+
+SET_HELP = "change a setting: on an axis it replaces the axis, in SEARCH it fixes the value, else it changes BASE; budget.trials=4 works too"
+ADDRESS_HELP = "auto: the cluster of RAY_ADDRESS (a submitted job's own), else a private one on this machine; local: always private (default: auto)"
+
+
+def _experiment(chosen: argparse.Namespace) -> "Experiment":
+    """The experiment with what the command line changes. The words that were given are kept for `go on with`."""
+    from rayunlearn.experiment import load, override
+
+    values = parse_assignments(chosen.assignments)
+    experiment = load(chosen.experiment)
+    require(chosen.workers >= 0, "--workers must be >= 0", chosen.workers)
+    chosen.words = ["rayunlearn", *sys.argv[1:]]
+    version = {} if chosen.version is None else {"version": chosen.version}
+    return override(experiment, values | version)
+
+
+def _options(chosen: argparse.Namespace) -> "Options":
+    from rayunlearn.cluster.sweep import Options
+
+    return Options(address=chosen.address, workers=chosen.workers, gpus_per_trial=chosen.gpus_per_trial)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_table(folder: Path, console: "Console") -> None:
+    from rayunlearn.results.analysis import coreset_table
+    from rayunlearn.results.report import write_report
+    from rayunlearn.results.store import open_run
+    from rayunlearn.results.terminal import print_coreset_table, summary_lines
+
+    opened = open_run(folder)
+    page = write_report(folder)
+    print_coreset_table(coreset_table(opened), console, experiment=opened.experiment)
+    for line in (*summary_lines(opened), f"report: {page}"):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _print_plan(
+    agenda: "Agenda", results: "dict[str, Result]", experiment: "Experiment", folder: Path, *, missing: Sequence[str], workers: int
+) -> None:
+    from rayunlearn.catalogue import print_cells
+    from rayunlearn.estimate import cells_of
+
+    console = _console()
+    print_cells(cells_of(agenda, results, budget=experiment.budget), console)
+    left = agenda.total - len({row.trial_id for row in agenda.rows} & set(results))
+    lines = [f"{agenda.total} trials: {agenda.total - left} finished, {left} to run in {folder}"]
+    if agenda.waiting:
+        lines.append(f"{agenda.waiting} of them wait for the tuning ({experiment.budget.tuning}, {experiment.budget.trials} trials per group)")
+    lines.append(f"models to teach first: {', '.join(missing)}" if missing else "every model is there already")
+    lines += _cost_lines(agenda, folder, left, workers or len(os.sched_getaffinity(0)))
+    for line in (*lines, *(f"note: {note}" for note in agenda.notes)):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _cost_lines(agenda: "Agenda", folder: Path, left: int, workers: int) -> list[str]:
+    from rayunlearn.cluster.progress import duration
+    from rayunlearn.estimate import estimate, size_of
+
+    try:
+        guess = estimate(folder, agenda, size_of=size_of)
+    except UserError as error:
+        return [f"no estimate: {error}"]
+    memory = f"about {workers * guess.bytes / 2**30:.1f} GiB"
+    return [f"with {workers} workers {duration(left * guess.seconds / workers)} and {memory} ({guess.seconds:.1f} s per trial, from {guess.source})"]
