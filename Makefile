@@ -34,7 +34,7 @@ clean:
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "rayunlearn needs Python 3.11, 3.12 or 3.13 as python3 (here: $$(python3 --version 2>&1)); or: make PYTHON=/path/to/python demo" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # The stamps: a second call installs nothing, and a changed dependency does.
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python

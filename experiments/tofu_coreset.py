@@ -41,7 +41,7 @@ BASE = Trial(
     ),
     model=MODEL,
     method=Method(forget="npo", retain="nll"),
-    train=Train(batch_size=8, length=80, unit="steps"),
+    train=Train(batch_size=8, length=120, unit="steps"),
 )
 
 AXES = {
