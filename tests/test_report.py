@@ -171,7 +171,7 @@ def test_each_line_of_the_coreset_curve_ends_in_the_full_set_that_selectors_shar
     assert npo[0].y[-1] + npo[0].error_y.array[-1] == pytest.approx(full["forgetting_high"])
     base = table.filter(pl.col("role") == "base")["forgetting"][0]
     assert traces(figure, name="before unlearning (base)")[0].y == (base, base)
-    assert len(traces(figure, name="retain loss only")) == 1  # both groups ended with the same control
+    assert len(traces(figure, name="retain loss only (nll)")) == 1  # both groups ended with the same control
 
 
 def test_a_method_has_one_colour_and_a_selector_one_dash_in_every_figure(run: Run, table: pl.DataFrame) -> None:
@@ -219,6 +219,9 @@ def test_a_run_that_has_only_begun_still_makes_a_page(tmp_path: Path) -> None:
     write_table(tmp_path / "plan.parquet", "plan", [synthetic.plan_row("a", "grid", "{}")])
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "No trial has ended yet." in text and "has not been measured yet" in text
+    part = synthetic.add_trial(tmp_path, {"select.ratio": 0.5}, {"forget": 0.5, "retain": 0.9})
+    write_table(tmp_path / "plan.parquet", "plan", [synthetic.plan_row(part, "grid", "{}")])
+    assert "has not been measured, so there is nothing to match" in write_report(tmp_path).read_text(encoding="utf-8")
     failed = synthetic.add_trial(tmp_path, {}, None, status="failed", coverage=None)
     write_table(tmp_path / "plan.parquet", "plan", [synthetic.plan_row(failed, "grid", "{}")])
     assert "RuntimeError" in write_report(tmp_path).read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ COLOURS = ("#0081cf", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#8
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star-triangle-down")
 GREY = "#808080"  # legible on white and on black
+ANCHORS = {"base": "before unlearning (base)", "gold": "never saw it (gold)"}
 MAX_POINTS = 300  # per training curve: more cannot be seen and makes the page heavy
 MAX_PANELS = 12
 Facet = tuple[str, dict[str, Any]]
@@ -238,19 +239,13 @@ def _hover(row: Mapping[str, Any]) -> str:
 
 def _add_levels(figure: go.Figure, panel: int, table: pl.DataFrame, grid: pl.DataFrame) -> None:
     """Horizontal lines: base, gold and each control whose value differs."""
-    ends = _ends(grid["select.ratio"])
-    for role, words, dash in (
-        ("base", "before unlearning (base)", "solid"),
-        ("gold", "never saw it (gold)", "dot"),
-        ("control", "retain loss only", "dashdot"),
-    ):
-        for value in table.filter(pl.col("role") == role)["forgetting"].drop_nulls().unique(maintain_order=True):
-            line = {"color": GREY, "dash": dash, "width": 2}
-            _add(
-                figure,
-                panel,
-                go.Scatter(x=ends, y=[value, value], mode="lines", line=line, name=words, hovertemplate=f"{words}: {number(value)}<extra></extra>"),
-            )
+    dashes = {"base": "solid", "gold": "dot", "control": "dashdot"}
+    levels = table.filter(pl.col("role").is_in(list(dashes)), pl.col("forgetting").is_not_null())
+    for level in levels.unique(["role", "forgetting"], keep="first", maintain_order=True).iter_rows(named=True):
+        words = {"control": f"retain loss only ({level['method.retain']})", **ANCHORS}[level["role"]]
+        line = {"color": GREY, "dash": dashes[level["role"]], "width": 2}
+        trace = go.Scatter(x=_ends(grid["select.ratio"]), y=[level["forgetting"]] * 2, mode="lines", line=line, name=words)
+        _add(figure, panel, trace.update(hovertemplate=f"{words}: {number(level['forgetting'])}<extra></extra>"))
 
 
 def _add_trials(figure: go.Figure, panel: int, here: pl.DataFrame, everything: pl.DataFrame) -> None:
@@ -277,7 +272,7 @@ def _add_trials(figure: go.Figure, panel: int, here: pl.DataFrame, everything: p
 
 def _add_anchors(figure: go.Figure, panel: int, here: pl.DataFrame, floor: float) -> None:
     """Base and gold as large grey marks, and the utility floor across."""
-    for role, words, symbol in (("base", "before unlearning (base)", "star"), ("gold", "never saw it (gold)", "diamond")):
+    for (role, words), symbol in zip(ANCHORS.items(), ("star", "diamond"), strict=True):
         rows = here.filter(pl.col("role") == role)
         marker = {"color": GREY, "symbol": symbol, "size": 15, "line": {"width": 1, "color": GREY}}
         _add(figure, panel, go.Scatter(x=rows["forgetting"].to_list(), y=rows["utility"].to_list(), mode="markers", marker=marker, name=words))

@@ -213,7 +213,7 @@ def _forgetting_at(table: pl.DataFrame, place: Mapping[str, Any], ratio: float |
     """Forgetting with its interval at one ratio of a method and selector; the full set belongs to every selector."""
     names = ["method", *extra_settings(table), *([] if ratio == 1 else ["select.name"])]
     same = [pl.col(name).eq_missing(pl.lit(place[name])) for name in names]
-    found = table.filter(pl.col("role") == "grid", pl.col("select.ratio") == ratio, *same)
+    found = table.filter(pl.col("role") == "grid", pl.col("select.ratio").eq_missing(pl.lit(ratio)), *same)
     return with_interval(found.row(0, named=True), "forgetting") if found.height else UNKNOWN
 
 
