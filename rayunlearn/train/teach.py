@@ -1,0 +1,140 @@
+"""Teach a model the corpus: `base` learns all of it, `gold` everything but the forget side. What unlearning starts from, and its goal."""
+
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rayunlearn.config import Trial, flatten
+from rayunlearn.data.documents import Corpus, Document
+from rayunlearn.data.encode import Encoded, collate, encode
+from rayunlearn.errors import require, unknown_name
+from rayunlearn.models.forward import token_nll
+from rayunlearn.models.load import load_model
+from rayunlearn.models.scratch import SHAPES, build_model, build_tokenizer
+from rayunlearn.train.loop import StepLoss, TrainLog, optimise
+
+ROLES = ("base", "gold")
+BATCH_SIZE = 16
+N_EPOCHS = {"tiny": 25, "small": 25}
+# Everything beside config.Model and the corpus that decides the weights: part of a taught model's identity.
+RECIPE: dict[str, Any] = {
+    "version": 1,  # raised when code changes the weights in a way the numbers below do not show
+    "batch_size": BATCH_SIZE,
+    "epochs": N_EPOCHS,
+    "schedule": "cosine",
+    "warmup_fraction": 0.05,
+    "weight_decay": 0.01,
+    "shapes": {size: asdict(shape) for size, shape in SHAPES.items()},
+}
+
+
+def teach(trial: Trial, corpus: Corpus, role: str, directory: Path, progress: Callable[[int, int], None]) -> None:
+    """Train the model of `trial.model` on the corpus and write it, with its tokenizer and taught.json, to `directory`.
+
+    `role` base: forget, retain and all that is taught; gold: the same without the forget side. Base and gold are
+    matched in EPOCHS: both see each of their documents equally often, so gold takes fewer optimizer steps. The
+    folder appears whole, as the last act. `progress(step, steps)` is called after every step. Raises UserError for an
+    unknown role or a corpus that leaves nothing to learn.
+    """
+    begun = time.perf_counter()
+    documents = lesson(corpus, role)
+    model, tokenizer = starting_point(trial, corpus)
+    sequences = encode(documents, tokenizer, trial.data.template, trial.data.max_tokens)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    with one_thread():
+        log = train(model, sequences, trial, int(tokenizer.pad_token_id or 0), progress)
+    record = {
+        "role": role,
+        "documents": len(documents),
+        "steps": len(log.rows),
+        "seconds": round(time.perf_counter() - begun, 3),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "losses": [round(row.loss, 6) for row in log.rows],
+        "config": {name: value for name, value in flatten(trial).items() if name.startswith(("data.", "model."))},
+        "recipe": RECIPE,
+    }
+    write(model, tokenizer, record, directory)
+
+
+def lesson(corpus: Corpus, role: str) -> list[Document]:
+    """The different documents a role learns from: gold leaves out `forget` and all `taught` keys that start with "forget"."""
+    if role not in ROLES:
+        raise unknown_name("role", role, ROLES)
+    taught = [d for split, part in corpus.taught.items() if role == "base" or not split.startswith("forget") for d in part]
+    documents = [*(corpus.forget if role == "base" else ()), *corpus.retain, *taught]
+    require(bool(documents), f"a corpus must leave {role} something to learn; documents", len(documents))
+    return list({d.doc_id: d for d in documents}.values())
+
+
+def starting_point(trial: Trial, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model before teaching: built from `model.seed` with the whole corpus's vocabulary, or loaded."""
+    if trial.model.name != "scratch":
+        return load_model(trial.model.name, dtype=torch.float32)
+    require(trial.data.template != "chat", "data.template must not be 'chat' when model.name is 'scratch'", trial.data.template)
+    everything = [*lesson(corpus, "base"), *(d for part in corpus.probes.values() for d in part)]
+    tokenizer = build_tokenizer(texts(everything, trial.data.template))
+    return build_model(trial.model.size, len(tokenizer), trial.model.seed), tokenizer
+
+
+def texts(documents: Sequence[Document], template: str) -> Iterator[str]:
+    """Every text of the documents as it is encoded: prompts in the template, answers with the space before them."""
+    for d in documents:
+        yield from (template.replace("{prompt}", prompt) for prompt in (d.prompt, d.prompt_paraphrase) if prompt)
+        yield from (f" {text}" if d.prompt else text for text in (d.answer, d.paraphrase, *d.wrong) if text)
+
+
+def train(model: PreTrainedModel, sequences: Sequence[Encoded], trial: Trial, pad_id: int, progress: Callable[[int, int], None]) -> TrainLog:
+    """AdamW on the mean NLL of each batch's label tokens. Batches hold sequences of similar length."""
+    epochs = trial.model.teach_epochs or N_EPOCHS[trial.model.size]
+    batches = [batch for epoch in range(epochs) for batch in batches_of(sequences, trial.model.seed, epoch)]
+
+    def loss_of_step(step: int) -> StepLoss:
+        chosen = [sequences[position] for position in batches[step]]
+        batch = collate(chosen, pad_id).to(model.device)
+        progress(step, len(batches))
+        return StepLoss(token_nll(model, batch).sum() / batch.labelled.sum(), n_tokens=int(batch.present.sum()), n_documents=len(chosen))
+
+    settings = {name: RECIPE[name] for name in ("schedule", "warmup_fraction", "weight_decay")}
+    log = optimise(model, loss_of_step, steps=len(batches), learning_rate=trial.model.teach_learning_rate, **settings)
+    progress(len(batches), len(batches))
+    return log
+
+
+def batches_of(sequences: Sequence[Encoded], seed: int, epoch: int) -> list[list[int]]:
+    """Positions of all sequences in batches of similar length, in random order: a function of (sequences, seed, epoch)."""
+    rng = random.Random(f"teach {seed} {epoch}")
+    order = sorted(range(len(sequences)), key=lambda position: (len(sequences[position].ids), rng.random()))
+    batches = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
+    rng.shuffle(batches)
+    return batches
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One CPU thread inside, the former number outside: sums are then added in one order, so weights repeat exactly."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], directory: Path) -> None:
+    """Write a Hugging Face directory with taught.json beside the weights, under a temporary name that is renamed last."""
+    temporary = directory.with_name(f".{directory.name}-{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    (temporary / "taught.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, directory)
