@@ -1,0 +1,156 @@
+"""Per-document gradients without a backward pass per document.
+
+Documents of a batch do not see each other, so the gradient of the sum of their losses reaches every module row by row.
+From a module's inputs and output gradients the norm of each document's own weight gradient follows exactly (Goodfellow
+1510.01799; "ghost norm" of Li et al. 2110.05679), tied embeddings included. The slope of every document's loss along
+one direction comes from one forward-mode pass.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+
+from rayunlearn.data.encode import Batch
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a module in a forward pass, (G, T, ...): its input, and the gradient of its output, G documents."""
+
+    module: nn.Module
+    input: Tensor
+    grad: Tensor
+
+
+def gradient_norms(model: PreTrainedModel, losses: Callable[[], Tensor], batch: Batch, rows_per_loss: int = 1) -> Tensor:
+    """L2 norm of the gradient of each loss in `losses()` with respect to all trainable parameters, (G,).
+
+    `losses()` runs `model` once over `batch` (B rows, the head on the labelled positions as in `models.forward`) and
+    returns G = B / rows_per_loss losses; loss i must depend on rows i rows_per_loss ... (i + 1) rows_per_loss - 1 alone.
+    Exact, up to rounding, for every model whose parameters sit in modules of one input. Parameters' own `.grad` is not touched.
+    """
+    with recorded(model) as calls, torch.enable_grad():
+        values = losses()
+    live = [(module, given, out) for module, given, out in calls if out.requires_grad]
+    grads = torch.autograd.grad(values.sum(), [out for _, _, out in live], allow_unused=True)
+    uses = [
+        Use(m, _by_loss(x, batch, rows_per_loss), _by_loss(g, batch, rows_per_loss))
+        for (m, x, _), g in zip(live, grads, strict=True)
+        if g is not None
+    ]
+    with torch.no_grad():
+        squares = [_square(parameter, [use for use, _ in places], places[0][1]) for parameter, places in _by_parameter(uses).items()]
+        return torch.stack(squares).sum(0).clamp_min(0).sqrt()
+
+
+def slopes(model: PreTrainedModel, losses: Callable[[], Tensor], direction: Mapping[str, Tensor]) -> Tensor:
+    """<gradient of loss i, direction> for every loss in `losses()`, (G,): one forward-mode pass for all of them.
+
+    direction: tensors by parameter name; parameters it does not name do not move. Attention runs in its plain form, the
+    only one with forward-mode derivatives.
+    """
+    runner = _Runner(model, losses)
+    at = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters() if name in direction}
+    along = {f"model.{name}": direction[name].to(at[f"model.{name}"]) for name in direction}
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)  # torch's own, at its first jvp
+        _, tangents = jvp(lambda values: functional_call(runner, values, ()), (at,), (along,))
+    slope: Tensor = tangents
+    return slope.detach()
+
+
+class _Runner(nn.Module):
+    """Gives a closure over `model` the form of a module, so that its parameters can be replaced for one call."""
+
+    def __init__(self, model: PreTrainedModel, losses: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.model, self._losses = model, losses
+
+    def forward(self) -> Tensor:
+        return self._losses()
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
+    """(module, input, output) of every call of a module that has parameters of its own, while the context is open."""
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((module, inputs[0].detach(), output))
+
+    handles = [m.register_forward_hook(note) for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_loss(values: Tensor, batch: Batch, rows_per_loss: int) -> Tensor:
+    """(B, T, ...) as (G, rows_per_loss T, ...); the head's (N, ...) is put back to its positions first, zero elsewhere."""
+    rows, width = batch.labelled.shape
+    if values.shape[:2] != (rows, width):
+        padded = torch.zeros(rows, width, *values.shape[1:], dtype=values.dtype, device=values.device)
+        padded[:, :-1][batch.labelled[:, 1:]] = values
+        values = padded
+    return values.reshape(rows // rows_per_loss, rows_per_loss * width, *values.shape[2:])
+
+
+def _by_parameter(uses: list[Use]) -> dict[nn.Parameter, list[tuple[Use, str]]]:
+    places: dict[nn.Parameter, list[tuple[Use, str]]] = defaultdict(list)
+    for use in uses:
+        for name, parameter in use.module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                places[parameter].append((use, name))
+    return places
+
+
+def _square(parameter: nn.Parameter, uses: list[Use], name: str) -> Tensor:
+    """Squared norm of each document's gradient of one parameter, (G,), over all its uses together."""
+    if parameter.dim() == 2 and all(isinstance(use.module, (nn.Linear, nn.Embedding)) for use in uses):
+        pairs = [(a, b) for i, a in enumerate(uses) for b in uses[i:]]
+        return torch.stack([_inner(a, b) * (1 if a is b else 2) for a, b in pairs]).sum(0)
+    total = torch.stack([_explicit(use, name) for use in uses]).sum(0)
+    return total.flatten(1).square().sum(1)
+
+
+def _inner(a: Use, b: Use) -> Tensor:
+    """<gradient through a, gradient through b> of one weight, (G,), without forming either.
+
+    A gradient is sum_t out_t in_t', so the product is sum_ts (out_t . out_s)(in_t . in_s). An embedding is a linear map
+    whose out_t is the one-hot of the id and whose in_t is the gradient of its output.
+    """
+    left, right = (use.grad if isinstance(use.module, nn.Embedding) else use.input for use in (a, b))
+    inputs = left.float() @ right.float().transpose(1, 2)
+    return (inputs * _outputs(a, b)).sum((1, 2))
+
+
+def _outputs(a: Use, b: Use) -> Tensor:
+    """out_t . out_s for all positions t of a and s of b, (G, T, T)."""
+    if isinstance(a.module, nn.Embedding) and isinstance(b.module, nn.Embedding):
+        return (a.input[:, :, None] == b.input[:, None, :]).float()
+    if isinstance(a.module, nn.Embedding):
+        return b.grad.float().gather(2, a.input[:, None, :].expand(-1, b.grad.shape[1], -1)).transpose(1, 2)
+    if isinstance(b.module, nn.Embedding):
+        return _outputs(b, a).transpose(1, 2)
+    return a.grad.float() @ b.grad.float().transpose(1, 2)
+
+
+def _explicit(use: Use, name: str) -> Tensor:
+    """Each document's gradient of a small parameter (norms, biases), (G, ...)."""
+    parameters = {key: p.detach() for key, p in use.module.named_parameters(recurse=False)}
+
+    def of_one(given: Tensor, grad: Tensor) -> Tensor:
+        _, back = vjp(lambda value: functional_call(use.module, {**parameters, name: value}, (given,)), parameters[name])
+        return back(grad)[0]
+
+    result: Tensor = vmap(of_one)(use.input, use.grad)
+    return result

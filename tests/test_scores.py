@@ -1,0 +1,137 @@
+"""Scores from one pass and from gradients, by hand and against brute force."""
+
+import math
+import zlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rayunlearn.data.encode import Batch, Encoded, collate
+from rayunlearn.models.forward import hidden_states, pooled_states, score, token_nll
+from rayunlearn.scores.forward import lowest_mean, mean_loss, passes, token_scores, zlib_ratio
+from rayunlearn.scores.gradients import gradient_norms, slopes
+from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
+
+
+def losses_of(model: PreTrainedModel, batch: Batch) -> Callable[[], Tensor]:
+    return lambda: token_nll(model, batch).sum(1)
+
+
+def brute_force(model: PreTrainedModel, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """The gradient of one loss by name, by ordinary backward."""
+    model.zero_grad()
+    loss().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def norm(gradient: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
+
+
+def test_token_scores_by_hand() -> None:
+    """p = (3/4, 1/4), label 1. nll ln 4. E log p = 3/4 ln 3/4 + 1/4 ln 1/4; the standard deviation of two values is
+    sqrt(3/4 1/4) |ln 3|; surprise = 3/4 (ln 1/4 - ln 3/4) / that = -sqrt 3. Error: (3/4, -3/4), length 3/4 sqrt 2."""
+    nll, surprise, error = token_scores(torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([1]))
+    assert [float(v) for v in (nll, surprise, error)] == pytest.approx([math.log(4), -math.sqrt(3), 0.75 * math.sqrt(2)])
+
+
+def test_a_certain_and_a_uniform_prediction_have_finite_scores() -> None:
+    nll, surprise, error = token_scores(torch.tensor([[200.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 0]))
+    assert surprise.abs().max() < 1e-3 and error.tolist() == pytest.approx([0, math.sqrt(0.5)]) and nll.tolist() == pytest.approx([0, math.log(2)])
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_one_pass_gives_what_separate_passes_over_single_documents_give(family: str) -> None:
+    model = tiny_model(family)
+    together = passes(model, SEQUENCES, 0)
+    for sequence, passed in zip(SEQUENCES, together, strict=True):
+        batch = collate([sequence], 0)
+        with torch.no_grad():
+            full = model(input_ids=batch.input_ids, output_hidden_states=True)
+        logits = full.logits[0, sequence.start - 1 : -1].float()
+        labels = batch.input_ids[0, sequence.start :]
+        torch.testing.assert_close(passed.token_nll, -logits.log_softmax(-1).gather(1, labels[:, None])[:, 0])
+        torch.testing.assert_close(passed.token_error, (logits.softmax(-1) - torch.nn.functional.one_hot(labels, 37)).norm(dim=-1))
+        states = full.hidden_states
+        torch.testing.assert_close(passed.states["last.all"], states[-1][0].mean(0))
+        torch.testing.assert_close(passed.states["penultimate.answer"], states[-2][0, sequence.start :].mean(0))
+        torch.testing.assert_close(passed.states["penultimate.last"], states[-2][0, -1])
+    torch.testing.assert_close(torch.stack([p.states["penultimate.all"] for p in together]), pooled_states(model, SEQUENCES, 0, 1))
+    torch.testing.assert_close([p.token_nll for p in together], [s.token_nll for s in score(model, SEQUENCES, 0)])
+
+
+def test_document_scores_by_hand() -> None:
+    """NLL 1 and 3: mean 2; the zlib ratio is 4 nats over the compressed bytes; the lowest half of 4 1 3 2 averages 1.5."""
+    passed = passes(tiny_model(), SEQUENCES[:1], 0)[0]
+    assert mean_loss(passed) == pytest.approx(float(passed.token_nll.sum()) / 3)
+    assert zlib_ratio(passed, "abc") == pytest.approx(float(passed.token_nll.sum()) / len(zlib.compress(b"abc")))
+    assert float(lowest_mean(torch.tensor([4.0, 1, 3, 2]), 0.5)) == 1.5 and float(lowest_mean(torch.tensor([7.0]), 0.1)) == 7
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_gradient_norms_are_those_of_one_backward_per_document(family: str, tied: bool) -> None:
+    model = tiny_model(family)
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    batch = collate(SEQUENCES, 0)
+    found = gradient_norms(model, losses_of(model, batch), batch)
+    expected = [norm(brute_force(model, losses_of(model, collate([s], 0)))) for s in SEQUENCES]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradient_norms_of_pairs_of_rows_are_those_of_the_summed_loss() -> None:
+    """Rows (a, b) and (b, c) as two losses of two rows each: |g_a + 3 g_b| and |g_b + 3 g_c|."""
+    model = tiny_model()
+    batch = collate([SEQUENCES[0], SEQUENCES[1], SEQUENCES[1], SEQUENCES[2]], 0)
+    weights = torch.tensor([1.0, 3.0])
+
+    def losses() -> Tensor:
+        return (token_nll(model, batch).sum(1).reshape(2, 2) * weights).sum(1)
+
+    def pair(i: int) -> Tensor:
+        return losses()[i]
+
+    expected = [norm(brute_force(model, lambda: pair(0))), norm(brute_force(model, lambda: pair(1)))]
+    assert gradient_norms(model, losses, batch, rows_per_loss=2).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradient_norms_count_trainable_parameters_alone_and_see_hidden_losses() -> None:
+    model = tiny_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.1.mlp" in name)
+    batch = collate(SEQUENCES, 0)
+    found = gradient_norms(model, lambda: hidden_states(model, batch, 2).square().sum((1, 2)), batch)
+    expected = [norm(brute_force(model, lambda i=i: hidden_states(model, batch, 2)[i].square().sum())) for i in range(3)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_slopes_are_inner_products_with_the_documents_own_gradients(family: str) -> None:
+    model = tiny_model(family)
+    batch = collate(SEQUENCES, 0)
+    generator = torch.Generator().manual_seed(1)
+    direction = {name: torch.randn(p.shape, generator=generator) for name, p in model.named_parameters()}
+    found = slopes(model, losses_of(model, batch), direction)
+    gradients = [brute_force(model, losses_of(model, collate([s], 0))) for s in SEQUENCES]
+    expected = [sum(float((g * direction[name]).double().sum()) for name, g in gradient.items()) for gradient in gradients]
+    assert found.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_a_model_is_left_as_it_was() -> None:
+    model = tiny_model()
+    model.zero_grad()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batch = collate(SEQUENCES, 0)
+    gradient_norms(model, losses_of(model, batch), batch)
+    slopes(model, losses_of(model, batch), dict(before))
+    assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_sequence_of_one_label_scores_finitely() -> None:
+    passed = passes(tiny_model(), [Encoded("one", (1, 2), 1)], 0)[0]
+    assert passed.token_nll.shape == (1,) and bool(torch.isfinite(passed.surprise).all())
