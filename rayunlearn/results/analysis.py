@@ -370,9 +370,10 @@ def _label() -> pl.Expr:
     return pl.when(pl.col("role") == "control").then(control).when(pl.col("role") == "grid").then(named).otherwise("role")
 
 
-def controlled(group: str | None) -> str:
-    """What a control controls, in words: the values of its group (`npo, domain`)."""
-    return ", ".join(str(value) for value in json.loads(group).values()) if group else ""
+def controlled(group: str | None, *, without: Sequence[str] = ()) -> str:
+    """What a control controls, in words: the values of its group (`npo, domain`), those of the settings in `without` left out."""
+    values = json.loads(group) if group else {}
+    return ", ".join(str(value) for name, value in values.items() if name not in without)
 
 
 def _anchor(cells: pl.DataFrame, role: str, cell: Mapping[str, Any], around: Sequence[str]) -> str:

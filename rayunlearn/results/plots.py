@@ -100,7 +100,7 @@ def training_curves(run: Run) -> go.Figure | None:
     terms = ("loss", "forget_loss", "retain_loss")
     titles = [_training_title(group.row(0, named=True), settings, term) for group in groups for term in terms]
     figure = make_subplots(
-        rows=len(groups), cols=len(terms), subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.12 / max(1, len(groups) / 2)
+        rows=len(groups), cols=len(terms), subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.3 / (len(groups) + 1)
     )
     figure.update_layout(height=170 + 240 * len(groups))
     ratios = chosen["select.ratio"].unique().sort(descending=True).to_list()
@@ -138,7 +138,7 @@ def tuning_history(run: Run) -> go.Figure | None:
 
 def _panels(titles: Sequence[str], *, y_title: str) -> Any:
     """A figure of up to three panels beside each other with one y scale; titles that are empty take no room."""
-    n_columns = min(3, len(titles))
+    n_columns = 2 if len(titles) == 4 else min(3, len(titles))
     n_rows = -(-len(titles) // n_columns)
     figure = make_subplots(
         rows=n_rows,
@@ -163,14 +163,17 @@ def _add(figure: go.Figure, panel: int, trace: Any) -> None:
 def _finished(figure: go.Figure) -> go.Figure:
     """Font, margins and legend that all figures share; no background of their own."""
     legend = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "itemwidth": 40}
+    entries = [trace.name for trace in figure.data if trace.showlegend is not False]
+    room = 60 + 26 * -(-sum(60 + 8 * len(name) for name in entries) // 1000)  # axis title, then the lines that the legend takes
     figure.update_layout(
+        height=figure.layout.height + room - 120,
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         legend=legend,
         hovermode="closest",
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 14, "color": GREY},
-        margin={"l": 70, "r": 20, "t": 50, "b": 120},
+        margin={"l": 70, "r": 20, "t": 50, "b": room},
     )
     figure.update_xaxes(showline=True, ticks="outside", zeroline=False, gridcolor="rgba(128,128,128,0.2)", linecolor=GREY)
     figure.update_yaxes(showline=True, ticks="outside", zeroline=False, gridcolor="rgba(128,128,128,0.2)", linecolor=GREY)
@@ -289,8 +292,8 @@ def _ends(values: pl.Series) -> list[float]:
 
 
 def _training_title(trial: Mapping[str, Any], settings: Sequence[str], term: str) -> str:
-    where = place_words(trial, list(settings))
-    return f"{trial['method.forget']} + {trial['method.retain']}{', ' + where if where else ''}: {term.replace('_', ' ')}"
+    where = ", ".join(str(trial[name]) for name in settings)
+    return f"{trial['method.forget']} + {trial['method.retain']}: {term.replace('_', ' ')}{'<br>' + where if where else ''}"
 
 
 def _thinned(curve: pl.DataFrame) -> pl.DataFrame:

@@ -1,6 +1,6 @@
 """Numbers and findings in words: shared by the page and the terminal, so that both say the same."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +78,10 @@ def fate(row: Mapping[str, Any]) -> str:
     return ", ".join(parts) or "complete"
 
 
-def name_of(row: Mapping[str, Any]) -> str:
-    """The method of a row; for a control also what it controls."""
-    if row["role"] == "control" and controlled(row["group"]):
-        return f"{row['method']} ({controlled(row['group'])})"
-    return str(row["method"])
+def name_of(row: Mapping[str, Any], settings: Sequence[str] = ()) -> str:
+    """The method of a row; for a control also what it controls, beyond the `settings` and the retain loss that it shows itself."""
+    group = controlled(row["group"], without=[*settings, "method.retain"]) if row["role"] == "control" else ""
+    return f"{row['method']} ({group})" if group else str(row["method"])
 
 
 # ---- the table
@@ -121,7 +120,7 @@ def _cells(row: Mapping[str, Any], settings: list[str]) -> tuple[str, ...]:
     measured = (with_interval(row, "forgetting"), way_with_interval(row), with_interval(row, "utility"))
     choices = (mean_of(row["choice_forget"]), mean_of(row["choice_retain"]))
     effort = tuple(number(row[name]) if trained else UNKNOWN for name in ("optimizer_steps", "presentations"))
-    front = (name_of(row), *(number(row[name]) for name in settings), selector, kept, percent(row["coverage"]) if grid else UNKNOWN)
+    front = (name_of(row, settings), *(number(row[name]) for name in settings), selector, kept, percent(row["coverage"]) if grid else UNKNOWN)
     return (*front, *measured, *choices, number(row["seeds"]), fate(row), *effort)
 
 
@@ -181,32 +180,40 @@ def _starting_points(run: Run, table: pl.DataFrame) -> list[str]:
         where = place_words(base, settings)
         size = number(int(base["n_forget"])) if base["n_forget"] is not None else "unknown many"
         before = f"Before unlearning, {metric} on forget is {with_interval(base, 'forgetting')}"
-        text = f"{where + ': ' if where else ''}the forget set has {size} documents. {before}"
+        text = f"{'With ' + where + ', the' if where else 'The'} forget set has {size} documents. {before}"
         same = [pl.col(n).eq_missing(pl.lit(base[n])) for n in settings]
         gold = table.filter(pl.col("role") == "gold", *same, pl.col("forgetting").is_not_null())
         other = "there is no model that never saw the forget set to compare with"
         if gold.height:
             other = f"in a model that never saw the forget set it is {with_interval(gold.row(0, named=True), 'forgetting')}"
-        sentences.append(_capital(f"{text}; {other}."))
+        sentences.append(f"{text}; {other}.")
     return sentences or ["The model before unlearning has not been measured yet."]
 
 
+VERDICTS = {
+    "full only": "No part smaller than the full set was enough",
+    "full set fails": "Even the full set did not unlearn within the utility floor, so there is nothing to match",
+    "no full set": "The full set or the base model has not been measured, so there is nothing to match",
+}
+
+
 def _how_little(run: Run, table: pl.DataFrame) -> list[str]:
-    found = smallest_sufficient(table, utility_floor=objective_of(run.experiment).utility_floor, lower_forgets=lower_is_forgotten(run.experiment))
+    """A sentence per method and selector for which less was enough, then one per other verdict with all that it holds for."""
+    goal = objective_of(run.experiment)
+    found = smallest_sufficient(table, utility_floor=goal.utility_floor, lower_forgets=lower_is_forgotten(run.experiment))
     settings = extra_settings(table)
-    said = {
-        "smaller": "{ratio} of the forget set ({kept} documents) was enough to match the full set: forget {part} against {full}.",
-        "full only": "no part smaller than the full set was enough.",
-        "full set fails": "even the full set did not unlearn within the utility floor, so there is nothing to match.",
-        "no full set": "the full set or the base model has not been measured, so there is nothing to match.",
-    }
+    places: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
     sentences = []
     for row in found.iter_rows(named=True):
         where = place_words(row, settings)
+        place = f"{row['method']}, {row['select.name']}{' (' + where + ')' if where else ''}"
+        if row["verdict"] != "smaller":
+            places[row["verdict"]].append(place)
+            continue
         part, full = (_forgetting_at(table, row, ratio) for ratio in (row["ratio"], 1.0))
-        verdict = said[row["verdict"]].format(ratio=percent(row["ratio"]), kept=number(row["n_kept"]), part=part, full=full)
-        sentences.append(f"{row['method']}, {row['select.name']}{' (' + where + ')' if where else ''}: {verdict}")
-    return sentences
+        enough = f"{percent(row['ratio'])} of the forget set ({number(row['n_kept'])} documents) was enough to match the full set"
+        sentences.append(f"{place}: {enough}: forget {part} against {full}.")
+    return sentences + [f"{VERDICTS[verdict]}: {'; '.join(names)}." for verdict, names in places.items() if names]
 
 
 def _forgetting_at(table: pl.DataFrame, place: Mapping[str, Any], ratio: float | None) -> str:
@@ -223,9 +230,5 @@ def _controls(table: pl.DataFrame) -> list[str]:
     for row in table.filter(pl.col("role") == "control", pl.col("forgetting").is_not_null()).iter_rows(named=True):
         way = f", {way_with_interval(row)} of the way from base to gold" if row["unlearning"] is not None else ""
         outcome = f"forget {with_interval(row, 'forgetting')}{way}. That much is not the forget loss's doing."
-        outcomes.setdefault(outcome, []).append(controlled(row["group"]) or "every method")
-    return [f"Retain loss alone, no forget loss (control for {'; '.join(groups)}): {outcome}" for outcome, groups in outcomes.items()]
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+        outcomes.setdefault(outcome, []).append(controlled(row["group"]).replace(", ", " ") or "every method")
+    return [f"Retain loss alone, no forget loss (control for {', '.join(groups)}): {outcome}" for outcome, groups in outcomes.items()]
