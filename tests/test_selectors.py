@@ -10,7 +10,17 @@ from rayunlearn.selectors.selectors import SELECTORS, keep, min_k, moderate, ran
 
 EMBEDDINGS = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 LOSSES = [torch.rand(3 + i % 5, generator=torch.Generator().manual_seed(i)) for i in range(40)]
-INPUTS = {"n_documents": 40, "seed": 3, "embeddings": EMBEDDINGS, "token_nll": LOSSES}
+INPUTS = {
+    "n_documents": 40,
+    "seed": 3,
+    "embeddings": EMBEDDINGS,
+    "token_nll": LOSSES,
+    "token_error": LOSSES,
+    "gradients": EMBEDDINGS,
+    "retain_alignment": EMBEDDINGS[:, 0].tanh(),
+    "norms_along": lambda epochs: torch.rand(epochs + 1, 40, generator=torch.Generator().manual_seed(1)),
+    "document_keywords": [{f"word{i % 7}": 1.0 + i % 3, f"rare{i}": 0.1} for i in range(40)],
+}
 
 
 def scores_of(name: str) -> Tensor:

@@ -64,7 +64,7 @@ def _passed(model: PreTrainedModel, batch: Batch) -> list[Passed]:
     pooled = {
         f"{name}.{way}": values for name, states in (("last", last), ("penultimate", penultimate)) for way, values in _pooled(states, batch).items()
     }
-    return [Passed(*(part[i] for part in parts), {name: values[i] for name, values in pooled.items()}) for i in range(len(sizes))]
+    return [Passed(n, s, e, {name: values[i] for name, values in pooled.items()}) for i, (n, s, e) in enumerate(zip(*parts, strict=True))]
 
 
 def token_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,8 +62,7 @@ def slopes(model: PreTrainedModel, losses: Callable[[], Tensor], direction: Mapp
     along = {f"model.{name}": direction[name].to(at[f"model.{name}"]) for name in direction}
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)  # torch's own, at its first jvp
-        _, tangents = jvp(lambda values: functional_call(runner, values, ()), (at,), (along,))
-    slope: Tensor = tangents
+        slope: Tensor = jvp(lambda values: functional_call(runner, values, ()), (at,), (along,))[1]
     return slope.detach()
 
 
@@ -149,7 +148,7 @@ def _explicit(use: Use, name: str) -> Tensor:
     parameters = {key: p.detach() for key, p in use.module.named_parameters(recurse=False)}
 
     def of_one(given: Tensor, grad: Tensor) -> Tensor:
-        _, back = vjp(lambda value: functional_call(use.module, {**parameters, name: value}, (given,)), parameters[name])
+        back = vjp(lambda value: functional_call(use.module, {**parameters, name: value}, (given,)), parameters[name])[1]
         return back(grad)[0]
 
     result: Tensor = vmap(of_one)(use.input, use.grad)

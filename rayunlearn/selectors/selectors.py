@@ -1,19 +1,24 @@
 """Selectors give every forget document a score; the coreset is the max(1, round(ratio n)) documents with the highest.
 
 So every selector is nested: a smaller coreset is part of a larger one. Positional parameters name what a selector
-needs: `n_documents` (documents come sorted by doc_id, so the order of the file never matters), `token_nll` (one
-(n_i,) tensor of nats per document) and `embeddings` (n, D), both of the base model; `seed` is `select.seed`.
+needs: `n_documents` (documents come sorted by doc_id, so the order of the file never matters); of the base model
+`token_nll` and `token_error` (one (n_i,) tensor per document), `embeddings` (n, D), `gradients` (n, d) and
+`retain_alignment` (n,); `norms_along` (gradient norms on a trajectory of so many epochs), `document_keywords` (keyword
+to weight) and `seed`, which is `select.seed`. `coreset.py` makes them.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.ensemble import IsolationForest
 from torch import Tensor
 
-from rayunlearn.ranges import Count, Fraction
+from rayunlearn.ranges import Count, Fraction, UnitInterval, Whole
+from rayunlearn.selectors.greedy import craig, facility_location, herding, k_center, keyword_coverage
 
 
 def random(n_documents: int, seed: int) -> Tensor:
@@ -49,6 +54,83 @@ def moderate(embeddings: Tensor, seed: int, *, clusters: Count = 4) -> Tensor:
     return torch.from_numpy(-np.abs(distance - median)).float()
 
 
+def loss(token_nll: Sequence[Tensor]) -> Tensor:
+    """Mean NLL of the base model, the hardest first. (n,) nats per token. The easiest first is `min_k` with fraction 1."""
+    return torch.stack([nll.mean() for nll in token_nll])
+
+
+def el2n(token_error: Sequence[Tensor]) -> Tensor:
+    """Mean over label tokens of ||softmax - one-hot||_2 at the base model, the largest first. (n,) in [0, sqrt 2].
+
+    Paul et al. 2107.07075, equation 4, whose classifier has one prediction per example; the mean over tokens is how a
+    public unlearning repository reads it (it calls it GraNd). They average over several early trainings; this is one model.
+    """
+    return torch.stack([error.mean() for error in token_error])
+
+
+def grand(norms_along: Callable[[int], Tensor], *, epochs: Whole = 10) -> Tensor:
+    """Mean over an unlearning trajectory of ||grad (l_f(z_f) + lambda l_r(z_r))||_2, the largest first. (n,)
+
+    norms_along(epochs): (checkpoints, n), the norms at the base model and after each epoch of unlearning on the whole
+    forget set with the trial's own losses; 0 epochs is the norm at the base model alone. Coreset paper 2504.10185, appendix
+    C1, with its 10 epochs. Left open there and decided here: parameters (those that the trial trains), the direction
+    (largest), z_r (a retain document drawn once for each forget document), one run of the trajectory.
+    """
+    return norms_along(epochs).mean(0)
+
+
+def influence(retain_alignment: Tensor) -> Tensor:
+    """Documents whose gradient goes least along the retain gradient come first: unlearning them harms retain least.
+
+    retain_alignment (n,): cosine of the document's NLL gradient with the mean retain gradient, at the base model.
+    After GUARD (2506.10946), which weighs documents inversely to it and keeps all; here it orders them.
+    """
+    return -retain_alignment
+
+
+def upcore(embeddings: Tensor, seed: int, *, trees: Count = 100) -> Tensor:
+    """Outliers last: minus the anomaly score of an isolation forest, (n,).
+
+    UPCORE (2502.15082) drops the 10 % that its forest finds most anomalous, that is, ratio 0.9 here. Departures: states of
+    the penultimate layer are averaged over tokens (theirs: last token of the question), and the forest's seed is `select.seed`.
+    """
+    fitted = IsolationForest(n_estimators=trees, random_state=seed).fit(embeddings.double().numpy())
+    return torch.from_numpy(fitted.score_samples(embeddings.double().numpy())).float()
+
+
+def ccs(token_nll: Sequence[Tensor], seed: int, *, strata: Count = 10, hard_cutoff: UnitInterval = 0.1) -> Tensor:
+    """Coverage-centric: the same number of documents from every stratum of the score, small strata exhausted first.
+
+    Drops the `hard_cutoff` share with the highest mean NLL, cuts the score's range in `strata` equal intervals and takes
+    from them in turn, at random within each: at every size each stratum has given min(its size, an equal share).
+    Zheng et al. 2210.15809, algorithm 1. Departures: the score is the mean NLL (theirs: AUM); the dropped come last
+    instead of never, the least hard first, so every ratio has its size. Returns -rank (n,).
+    """
+    scores = loss(token_nll).double()
+    hardest_first = torch.sort(scores, descending=True, stable=True).indices.tolist()
+    n_dropped = int(hard_cutoff * len(scores))
+    dropped, kept = hardest_first[:n_dropped], sorted(hardest_first[n_dropped:])
+    rounds = _stratum_rounds(scores[kept], strata, seed)
+    order = [kept[p] for p in sorted(range(len(kept)), key=rounds.__getitem__)] + dropped[::-1]
+    places = torch.empty(len(scores))
+    places[torch.tensor(order)] = -torch.arange(len(order), dtype=torch.float32)
+    return places
+
+
+def _stratum_rounds(scores: Tensor, strata: int, seed: int) -> list[tuple[int, int]]:
+    """(round in which it is taken, stratum) of every score: the n-th of its stratum in a seeded order is taken in round n."""
+    if len(scores) == 0:
+        return []
+    low, width = float(scores.min()), float(scores.max() - scores.min())
+    stratum = [min(strata - 1, int((float(s) - low) / width * strata)) if width > 0 else 0 for s in scores]
+    taken: Counter[int] = Counter()
+    rounds = [(0, 0)] * len(scores)
+    for at in torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed)).tolist():
+        rounds[at] = (taken[stratum[at]], stratum[at])
+        taken[stratum[at]] += 1
+    return rounds
+
+
 @dataclass(frozen=True)
 class Selector:
     """A row of the family: the function and where it comes from."""
@@ -64,11 +146,37 @@ SELECTORS = {
         Selector(random, "uniform without replacement", "coreset paper 2504.10185, section 3 (RANDOM)"),
         Selector(min_k, "most memorised by min-k % probability", "Shi et al. 2310.16789; coreset paper 2504.10185, appendix C2"),
         Selector(moderate, "moderate coreset", "Xia et al., ICLR 2023; coreset paper 2504.10185, appendix C"),
+        Selector(grand, "largest gradient norm along an unlearning run", "Paul et al. 2107.07075; coreset paper 2504.10185, appendix C1"),
+        Selector(loss, "highest loss", "standard"),
+        Selector(el2n, "largest error norm", "Paul et al. 2107.07075"),
+        Selector(k_center, "farthest first", "Sener and Savarese 1708.00489"),
+        Selector(herding, "mean kept", "Welling 2009; Rebuffi et al. 1611.07725"),
+        Selector(facility_location, "every document has one like it", "Lin and Bilmes 2011"),
+        Selector(upcore, "outliers last", "UPCORE 2502.15082"),
+        Selector(keyword_coverage, "most keyword weight covered", "ours"),
+        Selector(ccs, "equal numbers of every difficulty", "Zheng et al. 2210.15809"),
+        Selector(craig, "every gradient has one like it", "CRAIG 1906.01827"),
+        Selector(influence, "least along the retain gradient", "after GUARD 2506.10946"),
     )
 }
 
 
-def keep(scores: Tensor, ratio: float) -> list[int]:
-    """Positions of the max(1, round(ratio n)) highest scores, best first; equal scores keep the documents' order."""
+def keep(scores: Tensor, ratio: float, topics: Sequence[str] = ()) -> list[int]:
+    """Positions of the max(1, round(ratio n)) highest scores, best first; equal scores keep the documents' order.
+
+    With `topics` (one per document) the choice is stratified: within a topic by score, and of the topics in turn so that
+    each has its proportional share at every size, to within one document (Webster's method, so ratios stay nested).
+    """
     n_kept = max(1, round(ratio * len(scores)))
-    return list(torch.sort(scores, descending=True, stable=True).indices[:n_kept].tolist())
+    order = list(torch.sort(scores, descending=True, stable=True).indices.tolist())
+    return (_in_turn(order, topics) if len(set(topics)) > 1 else order)[:n_kept]
+
+
+def _in_turn(order: Sequence[int], topics: Sequence[str]) -> list[int]:
+    sizes = Counter(topics)
+    taken: defaultdict[str, int] = defaultdict(int)
+    turn: dict[int, tuple[float, int]] = {}
+    for rank, at in enumerate(order):
+        turn[at] = ((taken[topics[at]] + 0.5) / sizes[topics[at]], rank)
+        taken[topics[at]] += 1
+    return sorted(order, key=turn.__getitem__)
