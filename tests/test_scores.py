@@ -3,6 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable
+from itertools import combinations
 
 import pytest
 import torch
@@ -13,6 +14,17 @@ from rayunlearn.data.encode import Batch, Encoded, collate
 from rayunlearn.models.forward import hidden_states, pooled_states, score, token_nll
 from rayunlearn.scores.forward import lowest_mean, mean_loss, passes, token_scores, zlib_ratio
 from rayunlearn.scores.gradients import gradient_norms, slopes
+from rayunlearn.scores.redundancy import (
+    covered_weight,
+    effective_rank,
+    expected_coverage,
+    jaccard,
+    minhash,
+    near_duplicate_share,
+    nearest_similarity,
+    shingles_of,
+)
+from rayunlearn.scores.sketch import head_gradients, projected
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
 
@@ -135,3 +147,85 @@ def test_a_model_is_left_as_it_was() -> None:
 def test_a_sequence_of_one_label_scores_finitely() -> None:
     passed = passes(tiny_model(), [Encoded("one", (1, 2), 1)], 0)[0]
     assert passed.token_nll.shape == (1,) and bool(torch.isfinite(passed.surprise).all())
+
+
+def test_two_copies_and_a_near_copy_are_duplicates_and_an_unlike_document_is_not() -> None:
+    """Ten words give eight shingles; one changed last word leaves 7 of 9: Jaccard 0.78; unlike: 0."""
+    text = "one two three four five six seven eight nine ten"
+    texts = [text, text.upper(), text.replace("ten", "x"), "quite another text with words of its own entirely"]
+    assert near_duplicate_share(texts, threshold=0.75) == 0.75 and near_duplicate_share(texts, threshold=0.8) == 0.5
+    assert near_duplicate_share([]) == near_duplicate_share(["one"]) == 0.0
+
+
+def test_minhash_agrees_as_often_as_jaccard_says() -> None:
+    """Jaccard 50 / 150: agreement of 128 hashes 1/3 with standard deviation 0.042 on one pair; 0.0094 on the mean of 20."""
+    shares = []
+    for seed in range(20):
+        values = torch.randint(0, 2**55, (150,), generator=torch.Generator().manual_seed(seed)).tolist()
+        shares.append(float((minhash(values[:100]) == minhash(values[50:])).mean()))
+    assert sum(shares) / 20 == pytest.approx(1 / 3, abs=4 * 0.0094)
+
+
+def test_near_duplicates_are_those_of_brute_force() -> None:
+    words = ["a", "b", "c", "d", "e", "f", "g", "h"]
+    generator = torch.Generator().manual_seed(0)
+    texts = [" ".join(words[i] for i in torch.randint(0, 8, (6,), generator=generator).tolist()) for _ in range(60)]
+    sets = [shingles_of(t, 1) for t in texts]
+    expected = sum(any(i != j and jaccard(sets[i], sets[j]) >= 0.8 for j in range(60)) for i in range(60)) / 60
+    assert 0 < expected < 1 and near_duplicate_share(texts, 0.8, shingle=1) == expected
+
+
+def test_effective_rank_counts_equal_directions() -> None:
+    """+-e1 +-e2 +-e3: three equal singular values -> 3. A line -> 1. Copies -> 1."""
+    axes = torch.cat([torch.eye(3), -torch.eye(3)])
+    assert effective_rank(axes) == pytest.approx(3.0)
+    assert effective_rank(torch.arange(5.0)[:, None] * torch.ones(1, 4)) == pytest.approx(1.0)
+    assert effective_rank(torch.ones(4, 3)) == 1.0
+
+
+def test_nearest_similarity_is_that_of_brute_force_in_any_block_size() -> None:
+    points = torch.randn(23, 4, generator=torch.Generator().manual_seed(0))
+    centred = torch.nn.functional.normalize(points - points.mean(0), dim=1)
+    similarity = (centred @ centred.T).fill_diagonal_(-2)
+    expected = float(similarity.max(1).values.mean())
+    assert nearest_similarity(points, block=7) == pytest.approx(expected) == pytest.approx(nearest_similarity(points))
+
+
+KEYWORDS = [{"a": 2.0, "b": 1.0}, {"a": 1.0}, {"c": 4.0}, {}]
+
+
+def test_covered_weight_by_hand() -> None:
+    """Weights a 3, b 1, c 4: documents 0 and 1 cover 4 of 8."""
+    assert covered_weight(KEYWORDS, [0, 1]) == 0.5 and covered_weight(KEYWORDS, []) == 0.0 and covered_weight([{}], [0]) is None
+
+
+def test_expected_coverage_is_the_mean_over_all_coresets() -> None:
+    for size in range(5):
+        values = [covered_weight(KEYWORDS, kept) for kept in combinations(range(4), size)]
+        assert expected_coverage(KEYWORDS, size) == pytest.approx(sum(v for v in values if v is not None) / len(values))
+
+
+def test_a_sketch_with_identity_projections_is_the_gradient_of_the_head() -> None:
+    model = tiny_model()
+    weight = model.get_output_embeddings().weight
+    for sequence in SEQUENCES:
+        batch = collate([sequence], 0)
+        loss = token_nll(model, batch).sum() / batch.labelled.sum()
+        (expected,) = torch.autograd.grad(loss, weight)
+        hidden = model.base_model(input_ids=batch.input_ids).last_hidden_state[:, :-1][batch.labelled[:, 1:]]
+        logits, labels = model.get_output_embeddings()(hidden), batch.input_ids[batch.labelled]
+        found = projected(logits, labels, hidden, torch.eye(37), torch.eye(16), [len(labels)])[0]
+        torch.testing.assert_close(found.detach().reshape(37, 16), expected)
+
+
+def test_sketches_keep_inner_products_on_average_and_do_not_depend_on_the_batch() -> None:
+    model = tiny_model()
+    full = []
+    for sequence in SEQUENCES:
+        batch = collate([sequence], 0)
+        full.append(torch.autograd.grad(token_nll(model, batch).sum() / batch.labelled.sum(), model.get_output_embeddings().weight)[0].flatten())
+    exact = torch.stack(full) @ torch.stack(full).T
+    sketches = [head_gradients(model, SEQUENCES, 0, width=24, seed=2 * s) for s in range(60)]
+    mean = torch.stack([s @ s.T for s in sketches]).mean(0)
+    assert float((mean - exact).abs().max()) < 0.1 * float(exact.abs().max())
+    torch.testing.assert_close(head_gradients(model, SEQUENCES[1:2], 0)[0], head_gradients(model, SEQUENCES, 0)[1])

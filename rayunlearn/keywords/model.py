@@ -1,0 +1,100 @@
+"""What a model says of words: its loss on each, and its hidden states over phrases."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rayunlearn.data.documents import Document
+from rayunlearn.data.encode import Encoded, by_length, collate
+from rayunlearn.errors import require
+from rayunlearn.keywords.phrases import Page
+from rayunlearn.keywords.words import Word
+from rayunlearn.models.forward import evaluating, hidden_states, score
+
+
+def label_words(document: Document, sequence: Encoded, words: Sequence[Word], tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    """For every label of `sequence` the position of the answer's word it is a piece of, -1 for none (punctuation, end).
+
+    `sequence` and `words` are of `document`, encoded with `template`. Raises UserError for a tokenizer that cannot say
+    where its tokens stand.
+    """
+    require(bool(tokenizer.is_fast), "a tokenizer must give character offsets (a fast tokenizer) for keywords from a model", type(tokenizer).__name__)
+    lead = " " if document.prompt and template != "chat" else ""
+    offsets = tokenizer(lead + document.answer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    owner = [-1] * (len(document.answer) + len(lead))
+    for at, word in enumerate(words):
+        owner[word.start + len(lead) : word.end + len(lead)] = [at] * (word.end - word.start)
+    pieces = [max(owner[start:end], default=-1) for start, end in offsets]
+    n_labels = len(sequence.ids) - sequence.start
+    skipped = 1 if not document.prompt and tokenizer.bos_token_id is None else 0  # the first token of all is no label
+    return (pieces[skipped : skipped + n_labels] + [-1] * n_labels)[:n_labels]
+
+
+def word_losses(
+    model: PreTrainedModel,
+    documents: Sequence[Document],
+    sequences: Sequence[Encoded],
+    pages: Sequence[Page],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+) -> list[list[float]]:
+    """Summed NLL of every word's tokens, in nats, per document; 0 for words that were cut off."""
+    pad_id = int(tokenizer.pad_token_id or 0)
+    result = []
+    for document, sequence, page, scored in zip(documents, sequences, pages, score(model, sequences, pad_id), strict=True):
+        losses = torch.zeros(len(page.words) + 1)
+        pieces = torch.tensor(label_words(document, sequence, page.words, tokenizer, template))
+        losses.index_add_(0, torch.where(pieces < 0, len(page.words), pieces), scored.token_nll)
+        result.append(losses[:-1].tolist())
+    return result
+
+
+def gaps(base: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Loss of the other model minus loss of base, per document and word."""
+    return [[y - x for x, y in zip(a, b, strict=True)] for a, b in zip(base, other, strict=True)]
+
+
+def gap_by_word(pages: Iterable[Page], word_gaps: Iterable[Sequence[float]]) -> dict[str, float]:
+    """Mean gap of every word over all places it stands at."""
+    sums: defaultdict[str, list[float]] = defaultdict(list)
+    for page, values in zip(pages, word_gaps, strict=True):
+        for word, value in zip(page.words, values, strict=True):
+            sums[word.key].append(value)
+    return {key: sum(values) / len(values) for key, values in sums.items()}
+
+
+def phrase_states(
+    model: PreTrainedModel,
+    documents: Sequence[Document],
+    sequences: Sequence[Encoded],
+    pages: Sequence[Page],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    layer: int,
+) -> list[tuple[Tensor, Tensor]]:
+    """Per document: mean state of block `layer` over each candidate's tokens (P, D) and over all labels (D,), float32 on the CPU.
+
+    A candidate that was cut off has the mean over all labels.
+    """
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    with evaluating(model):
+        for positions in by_length(sequences, 8192):
+            batch = collate([sequences[p] for p in positions], int(tokenizer.pad_token_id or 0)).to(model.device)
+            states = hidden_states(model, batch, layer).float().cpu()
+            for row, p in enumerate(positions):
+                mine = states[row, sequences[p].start : len(sequences[p].ids)]
+                pieces = label_words(documents[p], sequences[p], pages[p].words, tokenizer, template)
+                found[p] = (_means(mine, pieces, pages[p]), mine.mean(0))
+    return [found[p] for p in range(len(sequences))]
+
+
+def _means(states: Tensor, pieces: Sequence[int], page: Page) -> Tensor:
+    rows = []
+    for phrase in page.phrases:
+        words = {at for first, last in phrase.places for at in range(first, last)}
+        mine = [t for t, at in enumerate(pieces) if at in words]
+        rows.append(states[mine].mean(0) if mine else states.mean(0))
+    return torch.stack(rows) if rows else torch.zeros(0, states.shape[1])
