@@ -64,15 +64,18 @@ def run(chosen: argparse.Namespace) -> int:
     from rayunlearn.cluster.sweep import sweep
     from rayunlearn.cluster.work import unlearning
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `ray job stop` ends as Ctrl-C does
     console = _console()
     experiment = _experiment(chosen)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `ray job stop` ends as Ctrl-C does
     result = sweep(experiment, chosen.output, work=unlearning(), options=_options(chosen), console=console)
     if result.statuses:
         _print_table(result.run, console)
-    for note in result.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    for line in ending(result, chosen.words):
+    return conclude(result, chosen.words, console)
+
+
+def conclude(result: "SweepResult", words: Sequence[str], console: "Console") -> int:
+    """Print how a sweep ended; returns the exit status."""
+    for line in (*(f"note: {note}" for note in result.notes), *ending(result, words)):
         console.print(line, highlight=False, soft_wrap=True)
     if result.interrupted:
         return INTERRUPTED

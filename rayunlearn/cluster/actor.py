@@ -8,6 +8,8 @@ from typing import Any
 import ray
 from ray import tune
 
+from rayunlearn.errors import UserError
+
 PATIENCE_SECONDS = 60.0
 
 
@@ -39,9 +41,12 @@ class TrialActor(tune.Trainable):
         self.board.begin.remote(self.trial_id_here)
         job = self.job
         workspace = self.workspaces[(self.trial.data, self.trial.model)]
-        status = job.work.run(self.trial, workspace, Path(job.run), job.experiment, job.version, job.commit)
+        try:
+            report = {"status": job.work.run(self.trial, workspace, Path(job.run), job.experiment, job.version, job.commit)}
+        except UserError as mistake:  # its row could not be written (a full disk): trying again would not help
+            report = {"mistake": str(mistake)}
         self.patient = self.patient and others_began(self.board)
-        return {"done": True, "status": status}
+        return {"done": True, **report}
 
 
 def pause(board: Any) -> None:

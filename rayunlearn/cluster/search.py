@@ -57,14 +57,10 @@ class LedgerSearch(Searcher):
         if trial_id not in self.running:
             return
         planned, started = self.running.pop(trial_id)
+        self.fatal = self.fatal or str((result or {}).get("mistake", ""))
         try:
-            ended = result_of(self.run, planned.trial_id, self.planner.experiment.objective)
-            if ended is None:
-                ended = self._write_death(planned)
-            self.results[planned.trial_id] = ended
-            if planned.trial.stage == "unlearned":
-                self.seconds.append(time.monotonic() - started)
-            self.agenda = self._look()
+            if not self.fatal:
+                self._take(planned, time.monotonic() - started)
         except UserError as mistake:  # a full disk: nothing more can be recorded, so nothing more is started
             self.fatal = str(mistake)
         self._show()
@@ -82,6 +78,13 @@ class LedgerSearch(Searcher):
     def nothing_left(self) -> bool:
         """Whether no trial is running and none is ready."""
         return not self.running and not self.agenda.ready
+
+    def _take(self, planned: Planned, seconds: float) -> None:
+        ended = result_of(self.run, planned.trial_id, self.planner.experiment.objective)
+        self.results[planned.trial_id] = ended if ended is not None else self._write_death(planned)
+        if planned.trial.stage == "unlearned":
+            self.seconds.append(seconds)
+        self.agenda = self._look()
 
     def _ready(self) -> list[Planned]:
         taken = {planned.trial_id for planned, _ in self.running.values()}
