@@ -10,10 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayunlearn.config import Data
+from rayunlearn.data.testbed import generate
 from rayunlearn.families import options_of
-from rayunlearn.keywords.extractors import EXTRACTORS, embedding, found_in, judge, log_odds, log_odds_z, loss_gap, pagerank, textrank, tfidf
+from rayunlearn.keywords.extractors import EXTRACTORS, embedding, found_in, judge, linked, log_odds, loss_gap, pagerank, textrank, tfidf
 from rayunlearn.keywords.phrases import Keyword, common_words, page_of
-from rayunlearn.keywords.statistics import EMPTY, merge, statistics_of
+from rayunlearn.keywords.statistics import EMPTY, link_z, links_of, log_odds_z, merge, merge_links, statistics_of, word_z
 from rayunlearn.keywords.words import WORD, key_of, words_of
 from rayunlearn.methods.view import needs
 
@@ -95,14 +97,42 @@ def test_tfidf_counts_repetitions_by_their_logarithm_and_spans_every_occurrence(
 def test_log_odds_by_hand() -> None:
     """Forget a a b (3 words), retain b (1 word); prior 4 words: a 4 x 2/4 = 2, b 2.
     a: ln(4 / 3) - ln(2 / 3) = ln 2; variance 1/4 + 1/2; z = 0.693 / 0.866 = 0.800."""
-    forget, retain = statistics_of(["a a b"]), statistics_of(["b"])
-    assert log_odds_z("a", forget, retain, 4) == pytest.approx(math.log(2) / math.sqrt(0.75))
-    assert log_odds_z("b", forget, retain, 4) == pytest.approx(-math.log(2) / math.sqrt(1 / 3 + 1 / 3))
-    assert log_odds_z("unseen", forget, retain, 4) == 0
+    assert log_odds_z(2, 3, 0, 1, 4) == pytest.approx(math.log(2) / math.sqrt(0.75))
+    assert log_odds_z(1, 3, 1, 1, 4) == pytest.approx(-math.log(2) / math.sqrt(1 / 3 + 1 / 3))
+    assert log_odds_z(0, 3, 0, 1, 4) == 0
+    assert word_z(statistics_of(["a a b"]), statistics_of(["b"]), 4)["a"] == log_odds_z(2, 3, 0, 1, 4)
+
+
+def test_links_count_the_words_beside_an_anchor_sentence_by_sentence() -> None:
+    """Zor stands in two sentences, with honey three times and eats once; pib in one of its own."""
+    links = links_of(["Zor eats honey. Pib glows!", "Honey, for zor and honey"], {"zor"})
+    assert links.counts == {"honey": 3, "zor": 2, "eats": 1, "pib": 1, "glows": 1, "for": 1, "and": 1}
+    assert links.beside == {"zor": {"eats": 1, "honey": 3, "for": 1, "and": 1}}
+    assert link_z(links, 10)["honey"] == log_odds_z(3, 6, 0, 4, 10) and "pib" not in link_z(links, 10)
+
+
+def test_links_of_parts_merge_to_those_of_the_whole() -> None:
+    texts = ["a b. c", "a c", "d"]
+    assert merge_links([links_of(texts[:1], {"a", "d"}), links_of(texts[1:], {"a", "d"})]) == links_of(texts, {"a", "d"})
+
+
+def test_linked_finds_the_terms_and_what_is_said_of_them_on_the_domain_bed() -> None:
+    """Terms: the invented names and the values that facts give them; the words around are the same for every value."""
+    corpus = generate(Data(redundancy=20))
+    answer = {fact: probe.answer for probe in corpus.probes["forget"] for fact in probe.facts}
+    forget, retain = (statistics_of(d.answer for d in side) for side in (corpus.forget, corpus.retain))
+    anchors = {w for w, z in word_z(forget, retain, 1000).items() if z > 2.5}
+    links = link_z(links_of((d.answer for d in corpus.forget), anchors), 1000)
+    total = 0.0
+    for document in corpus.forget:
+        truth = {name.lower() for fact in document.facts for name in (fact.split(":")[0], answer[fact])}
+        found = {w.key for k in linked(page_of(document.answer), forget, retain, links) for w in words_of(k.text)}
+        total += 2 * len(found & truth) / (len(found) + len(truth))
+    assert total / len(corpus.forget) >= 0.9
 
 
 def test_log_odds_keeps_runs_of_words_that_the_forget_corpus_says_more() -> None:
-    forget, retain = ["the dark matter halo is big"] * 30, ["the dark night is big"] * 30
+    forget, retain = ["the dark matter halo is big"] * 99, ["the dark night is big"] * 99
     found = log_odds(page_of(forget[0]), statistics_of(forget), statistics_of(retain))
     assert [k.text for k in found] == ["matter halo"] and found[0].spans == ((9, 20),)
 
@@ -161,6 +191,7 @@ def inputs_for(text: str) -> dict[str, object]:
         "page_state": torch.randn(4, generator=generator),
         "word_gap": [0.1 * (i % 9) for i in range(n)],
         "corpus_gap": {},
+        "links": {"word": 5.0},
         "judged": ["word", "low-cost sensors"],
     }
 

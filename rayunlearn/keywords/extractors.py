@@ -3,7 +3,8 @@
 Positional parameters name what an extractor needs: `page` (the document), `statistics` and `retain_statistics` (word
 counts of forget and retain corpus), `phrase_states` (P, D) and `page_state` (D,) (hidden states of the base model, one
 row per candidate), `word_gap` (one number per word of the page) and `corpus_gap` (by word), in nats, base against gold,
-and `judged` (what a chat model answered). Keyword-only arguments are hyperparameters. Keywords come best first; equal
+`links` (by word, how much it is tied to one term of the
+forget corpus) and `judged` (what a chat model answered). Keyword-only arguments are hyperparameters. Keywords come best first; equal
 scores keep the order of the text. A document with a word has at least one keyword, unless the extractor has a
 threshold; then it may have none.
 """
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 from rayunlearn.errors import UserError
 from rayunlearn.keywords.phrases import Keyword, Page, Phrase, grouped
-from rayunlearn.keywords.statistics import Statistics
+from rayunlearn.keywords.statistics import Statistics, log_odds_z
 from rayunlearn.keywords.words import words_of
 from rayunlearn.ranges import Count, Fraction, NonNegative, Positive
 
@@ -41,26 +42,40 @@ def tfidf(page: Page, statistics: Statistics, *, earliness: NonNegative = 1.0) -
 
 
 def log_odds(
-    page: Page, statistics: Statistics, retain_statistics: Statistics, *, prior_words: Positive = 1000.0, least_z: NonNegative = 1.96
+    page: Page, statistics: Statistics, retain_statistics: Statistics, *, prior_words: Positive = 1000.0, least_z: NonNegative = 2.5
 ) -> list[Keyword]:
     """Runs of words that the forget corpus says significantly more often than the retain corpus.
 
-    Word score: the z of the log-odds ratio with an informative Dirichlet prior of `prior_words` pseudo-words in the
-    proportions of both corpora together (Monroe, Colaresi and Quinn 2008, equations 16, 18 and 22). A keyword is a
-    longest run of words with z > least_z, its score the sum of z / sqrt(words). It needs no stop words. None may be left.
+    Word score: z of `statistics.log_odds_z` (Monroe, Colaresi and Quinn 2008). A keyword is a longest run of words with
+    z > least_z (the paper draws the line at 1.96; many words are tested, so more is asked), its score the sum of z /
+    sqrt(words). It needs no stop words. None may be left.
     """
-    scores = [log_odds_z(w.key, statistics, retain_statistics, prior_words) for w in page.words]
-    return runs_above(page, scores, least_z)
+    return runs_above(page, _z_of_words(page, statistics, retain_statistics, prior_words), least_z)
 
 
-def log_odds_z(key: str, forget: Statistics, retain: Statistics, prior_words: float) -> float:
-    """z of one word; 0 where neither corpus has it. Positive: the forget corpus says it more."""
-    together = forget.counts[key] + retain.counts[key]
-    if together == 0 or together == forget.n_words + retain.n_words:
-        return 0.0
-    prior = prior_words * together / (forget.n_words + retain.n_words)
-    odds = [math.log((s.counts[key] + prior) / (s.n_words + prior_words - s.counts[key] - prior)) for s in (forget, retain)]
-    return (odds[0] - odds[1]) / math.sqrt(1 / (forget.counts[key] + prior) + 1 / (retain.counts[key] + prior))
+def linked(
+    page: Page,
+    statistics: Statistics,
+    retain_statistics: Statistics,
+    links: Mapping[str, float],
+    *,
+    prior_words: Positive = 1000.0,
+    least_z: Positive = 2.5,
+    least_link: Positive = 3.0,
+) -> list[Keyword]:
+    """The words of `log_odds`, and the words that are tied to one of them: what is said of a domain's terms in particular.
+
+    links: by word the largest z of its frequency in sentences with one term against sentences without it
+    (`statistics.link_z`). "honey" is an everyday word, but here it is said of Tubril alone. A keyword is a longest run of
+    words above either threshold, scored as z / threshold, the better of the two. None may be left. Ours.
+    """
+    own = _z_of_words(page, statistics, retain_statistics, prior_words)
+    tied = [links.get(w.key, 0.0) for w in page.words]
+    return runs_above(page, [max(z / least_z, link / least_link) for z, link in zip(own, tied, strict=True)], 1.0)
+
+
+def _z_of_words(page: Page, forget: Statistics, retain: Statistics, prior_words: float) -> list[float]:
+    return [log_odds_z(forget.counts[w.key], forget.n_words, retain.counts[w.key], retain.n_words, prior_words) for w in page.words]
 
 
 def textrank(page: Page, *, window: Count = 3, damping: Fraction = 0.85) -> list[Keyword]:
@@ -202,6 +217,7 @@ EXTRACTORS = {
     for row in (
         Extractor(tfidf, "phrases by TF-IDF and place", "Sparck Jones 1972; place after Witten et al. 1999 (KEA)"),
         Extractor(log_odds, "forget against retain, log-odds with a prior", "Monroe et al. 2008, Fightin' Words"),
+        Extractor(linked, "terms of the forget corpus and what is said of them", "ours, after Monroe et al. 2008"),
         Extractor(textrank, "PageRank of words that stand together", "Mihalcea and Tarau 2004"),
         Extractor(yake, "YAKE, its own library", "Campos et al. 2020"),
         Extractor(embedding, "nearest to the document in the base model's states", "Grootendorst 2020 (KeyBERT), states as in ours"),
