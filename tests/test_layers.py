@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"methods", "selectors", "metrics", "keywords", "scores", "families"}),
     frozenset({"experiment", "tuning", "plan", "workspace", "worker", "coreset", "trial"}),
     frozenset({"cluster"}),
-    frozenset({"cli", "__main__"}),
+    frozenset({"catalogue", "cli", "__main__"}),
 )
 # Imports of other people's code that a layer (or a module) must do without, wherever in the file they stand.
 WITHOUT = {
