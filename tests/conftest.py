@@ -1,0 +1,39 @@
+"""Fixtures that several files share."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from rayunlearn.config import Trial
+from rayunlearn.data.documents import Corpus
+from rayunlearn.data.testbed import generate
+from rayunlearn.train.teach import teach
+
+
+class Bed(NamedTuple):
+    """A prepared test bed: the trial that asked for it, its corpus, and the folders of the two taught models."""
+
+    trial: Trial
+    corpus: Corpus
+    base: Path
+    gold: Path
+
+
+def silent(_step: int, _steps: int) -> None:
+    """A progress callback that says nothing."""
+
+
+def prepared(trial: Trial, folder: Path) -> Bed:
+    """Base and gold of the trial, taught in `folder`."""
+    corpus = generate(trial.data)
+    bed = Bed(trial, corpus, folder / "base", folder / "gold")
+    teach(trial, corpus, "base", bed.base, silent)
+    teach(trial, corpus, "gold", bed.gold, silent)
+    return bed
+
+
+@pytest.fixture(scope="session")
+def domain_bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
+    """The tiny domain bed with its default redundancy of 20; read it, never write to it. About 30 s, once per session."""
+    return prepared(Trial(), tmp_path_factory.mktemp("domain_bed"))
