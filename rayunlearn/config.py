@@ -20,6 +20,7 @@ UNITS = ("steps", "epochs", "presentations")
 SCHEDULES = ("constant", "linear", "cosine")  # after the warm-up
 STAGES = ("unlearned", "base", "gold")
 SIZES = ("tiny", "small")
+TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_keywords")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +84,28 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Select:
-    """Which part of the forget set is unlearned: ratio r keeps max(1, round(r n)) documents."""
+    """Which part of the forget set is unlearned, and in which words: ratio r keeps max(1, round(r n)) documents.
+
+    `stratified`: topics, where documents have them, share the coreset out in proportion. `text`: the whole documents, their
+    keywords alone (in order or shuffled), the other words, or as many random words. `extractor` finds the keywords, also
+    those of `keyword_coverage`; the best of them up to `keyword_fraction` of a document's words are its keywords.
+    `judge_model` is the chat model of the extractor `judge`. `seed` is the selector's and that of random and shuffled words.
+    """
 
     name: str = "random"
     ratio: float = 1.0
     seed: int = 0
+    stratified: bool = True
+    text: str = "original"
+    extractor: str = "tfidf"
+    keyword_fraction: float = 0.3
+    judge_model: str = ""
 
     def __post_init__(self) -> None:
         require(0 < self.ratio <= 1, "select.ratio must be in (0, 1]", self.ratio)
+        if self.text not in TEXTS:
+            raise unknown_name("select.text", self.text, TEXTS)
+        require(0 < self.keyword_fraction <= 1, "select.keyword_fraction must be in (0, 1]", self.keyword_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from rayunlearn.config import Trial, Value, coerce, field_names
 from rayunlearn.errors import UserError, unknown_name
+from rayunlearn.keywords.extractors import EXTRACTORS
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.metrics.document import METRICS
@@ -39,7 +40,7 @@ def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
 
 def option_names() -> dict[str, Option]:
     """Every hyperparameter of every family, by dotted name."""
-    functions = [row.function for table in (FORGET, RETAIN, SELECTORS, METRICS) for row in table.values()]
+    functions = [row.function for table in (FORGET, RETAIN, SELECTORS, EXTRACTORS, METRICS) for row in table.values()]
     return {option.name: option for function in functions for option in options_of(function)}
 
 
@@ -49,6 +50,7 @@ def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
         ("method.forget", trial.method.forget, FORGET),
         ("method.retain", trial.method.retain, RETAIN),
         ("select.name", trial.select.name, SELECTORS),
+        ("select.extractor", trial.select.extractor, EXTRACTORS),
     )
     for setting, name, table in tables:
         if name not in table:

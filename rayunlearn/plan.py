@@ -205,15 +205,24 @@ def canonical(trial: Trial, *, check: Check) -> Trial:
 
     Base and gold train nothing, so only their data and model count. With the whole forget set the selector
     does not matter; without a forget loss (the retain-only control) neither selector nor ratio does, except
-    that `epochs` of a smaller coreset are fewer steps, so there the control keeps its ratio.
+    that `epochs` of a smaller coreset are fewer steps, so there the control keeps its ratio. Other texts than the
+    original are another training, so only what chooses documents is dropped there.
     """
     if trial.stage != "unlearned":
         return check(Trial(stage=trial.stage, data=trial.data, model=trial.model))
     if trial.method.forget == "none":
         trial = replace(trial, select=Select(ratio=trial.select.ratio if trial.train.unit == "epochs" else 1.0))
     elif trial.select.ratio == 1.0:
-        trial = replace(trial, select=Select())
+        trial = replace(trial, select=whole_set(trial.select))
     return check(trial)
+
+
+def whole_set(select: Select) -> Select:
+    """The one form of a selection of everything: nothing chooses documents, and without a text arm nothing else matters."""
+    if select.text == "original":
+        return Select()
+    drawn = select.text in ("random_words", "shuffled_keywords")
+    return replace(select, name="random", stratified=True, seed=select.seed if drawn else 0)
 
 
 def control_of(cell: Trial) -> Trial:

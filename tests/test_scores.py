@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from rayunlearn.data.encode import Batch, Encoded, collate
 from rayunlearn.models.forward import hidden_states, pooled_states, score, token_nll
 from rayunlearn.scores.forward import lowest_mean, mean_loss, passes, token_scores, zlib_ratio
-from rayunlearn.scores.gradients import gradient_norms, slopes
+from rayunlearn.scores.gradients import cosines_with, gradient_norms, slopes
 from rayunlearn.scores.redundancy import (
     covered_weight,
     effective_rank,
@@ -90,25 +90,34 @@ def test_gradient_norms_are_those_of_one_backward_per_document(family: str, tied
     if tied:
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
     batch = collate(SEQUENCES, 0)
-    found = gradient_norms(model, losses_of(model, batch), batch)
+    found = gradient_norms(model, [(batch, losses_of(model, batch))])
     expected = [norm(brute_force(model, losses_of(model, collate([s], 0)))) for s in SEQUENCES]
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_gradient_norms_of_pairs_of_rows_are_those_of_the_summed_loss() -> None:
-    """Rows (a, b) and (b, c) as two losses of two rows each: |g_a + 3 g_b| and |g_b + 3 g_c|."""
+def test_gradient_norms_of_two_terms_are_those_of_the_summed_loss() -> None:
+    """Forget rows (a, b) and 3 x retain rows (b, c): |g_a + 3 g_b| and |g_b + 3 g_c|."""
     model = tiny_model()
-    batch = collate([SEQUENCES[0], SEQUENCES[1], SEQUENCES[1], SEQUENCES[2]], 0)
-    weights = torch.tensor([1.0, 3.0])
+    forget, retain = collate(SEQUENCES[:2], 0), collate(SEQUENCES[1:], 0)
 
-    def losses() -> Tensor:
-        return (token_nll(model, batch).sum(1).reshape(2, 2) * weights).sum(1)
+    def retain_losses() -> Tensor:
+        return 3 * token_nll(model, retain).sum(1)
 
-    def pair(i: int) -> Tensor:
-        return losses()[i]
+    expected = [norm(brute_force(model, lambda i=i: losses_of(model, forget)()[i] + retain_losses()[i])) for i in range(2)]
+    assert gradient_norms(model, [(forget, losses_of(model, forget)), (retain, retain_losses)]).tolist() == pytest.approx(expected, rel=1e-4)
 
-    expected = [norm(brute_force(model, lambda: pair(0))), norm(brute_force(model, lambda: pair(1)))]
-    assert gradient_norms(model, losses, batch, rows_per_loss=2).tolist() == pytest.approx(expected, rel=1e-4)
+
+def test_cosines_with_the_retain_gradient_are_those_of_brute_force() -> None:
+    model = tiny_model()
+
+    def gradient(sequence: Encoded) -> Tensor:
+        batch = collate([sequence], 0)
+        parts = brute_force(model, lambda: token_nll(model, batch).sum() / batch.labelled.sum())
+        return torch.cat([parts[name].flatten() for name in sorted(parts)])
+
+    retain = torch.stack([gradient(s) for s in SEQUENCES[1:]]).mean(0)
+    expected = [float(torch.nn.functional.cosine_similarity(gradient(s), retain, dim=0)) for s in SEQUENCES]
+    assert cosines_with(model, SEQUENCES, SEQUENCES[1:], 0, token_nll, tokens_per_batch=8).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_gradient_norms_count_trainable_parameters_alone_and_see_hidden_losses() -> None:
@@ -116,7 +125,7 @@ def test_gradient_norms_count_trainable_parameters_alone_and_see_hidden_losses()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.1.mlp" in name)
     batch = collate(SEQUENCES, 0)
-    found = gradient_norms(model, lambda: hidden_states(model, batch, 2).square().sum((1, 2)), batch)
+    found = gradient_norms(model, [(batch, lambda: hidden_states(model, batch, 2).square().sum((1, 2)))])
     expected = [norm(brute_force(model, lambda i=i: hidden_states(model, batch, 2)[i].square().sum())) for i in range(3)]
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
 
@@ -138,7 +147,7 @@ def test_a_model_is_left_as_it_was() -> None:
     model.zero_grad()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     batch = collate(SEQUENCES, 0)
-    gradient_norms(model, losses_of(model, batch), batch)
+    gradient_norms(model, [(batch, losses_of(model, batch))])
     slopes(model, losses_of(model, batch), dict(before))
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
     assert not any(module._forward_hooks for module in model.modules())

@@ -8,7 +8,7 @@ one direction comes from one forward-mode pass.
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from rayunlearn.data.encode import Batch
+from rayunlearn.data.encode import Batch, Encoded, by_length, collate
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,61 @@ class Use:
     grad: Tensor
 
 
-def gradient_norms(model: PreTrainedModel, losses: Callable[[], Tensor], batch: Batch, rows_per_loss: int = 1) -> Tensor:
-    """L2 norm of the gradient of each loss in `losses()` with respect to all trainable parameters, (G,).
+def gradient_norms(model: PreTrainedModel, terms: Sequence[tuple[Batch, Callable[[], Tensor]]]) -> Tensor:
+    """L2 norm of the gradient of the i-th summed loss with respect to all trainable parameters, (G,).
 
-    `losses()` runs `model` once over `batch` (B rows, the head on the labelled positions as in `models.forward`) and
-    returns G = B / rows_per_loss losses; loss i must depend on rows i rows_per_loss ... (i + 1) rows_per_loss - 1 alone.
-    Exact, up to rounding, for every model whose parameters sit in modules of one input. Parameters' own `.grad` is not touched.
+    Each term is a batch of G rows and a function that runs `model` over it (the head on its labelled positions, as in
+    `models.forward`) and returns G losses, the i-th a function of row i alone. With two terms the i-th loss is the sum of
+    both terms' i-th. Exact, up to rounding, for models whose parameters sit in modules of one input. No `.grad` is touched.
     """
-    with recorded(model) as calls, torch.enable_grad():
-        values = losses()
-    live = [(module, given, out) for module, given, out in calls if out.requires_grad]
-    grads = torch.autograd.grad(values.sum(), [out for _, _, out in live], allow_unused=True)
-    uses = [
-        Use(m, _by_loss(x, batch, rows_per_loss), _by_loss(g, batch, rows_per_loss))
-        for (m, x, _), g in zip(live, grads, strict=True)
-        if g is not None
-    ]
+    calls: list[tuple[Batch, nn.Module, Tensor, Tensor]] = []
+    total: list[Tensor] = []
+    for batch, losses in terms:
+        with recorded(model) as mine, torch.enable_grad():
+            total.append(losses())
+        calls += [(batch, *call) for call in mine if call[2].requires_grad]
+    grads = torch.autograd.grad(torch.cat(total).sum(), [out for *_, out in calls], allow_unused=True)
+    pairs = [(call, grad) for call, grad in zip(calls, grads, strict=True) if grad is not None]
+    uses = [Use(module, _by_row(given, batch), _by_row(grad, batch)) for (batch, module, given, _), grad in pairs]
     with torch.no_grad():
         squares = [_square(parameter, [use for use, _ in places], places[0][1]) for parameter, places in _by_parameter(uses).items()]
         return torch.stack(squares).sum(0).clamp_min(0).sqrt()
+
+
+def cosines_with(
+    model: PreTrainedModel,
+    sequences: Sequence[Encoded],
+    others: Sequence[Encoded],
+    pad_id: int,
+    token_loss: Callable[[PreTrainedModel, Batch], Tensor],
+    tokens_per_batch: int = 4096,
+) -> Tensor:
+    """Cosine of each sequence's gradient of its mean token loss with the mean such gradient of `others`, (n,) on the CPU.
+
+    token_loss(model, batch) is (B, T), zero where not labelled. Costs one backward pass over `others` and one of each
+    kind, backward and forward-mode, over `sequences`.
+    """
+
+    def losses(batch: Batch) -> Callable[[], Tensor]:
+        return lambda: token_loss(model, batch).sum(1) / batch.labelled.sum(1)
+
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    direction = {name: torch.zeros_like(p) for name, p in named.items()}
+    for batch, _ in _batches(others, pad_id, model.device, tokens_per_batch):
+        for name, grad in zip(named, torch.autograd.grad(losses(batch)().sum(), list(named.values()), allow_unused=True), strict=True):
+            direction[name] += 0 if grad is None else grad / len(others)
+    length = torch.stack([d.double().square().sum() for d in direction.values()]).sum().sqrt().float()
+    cosines = torch.zeros(len(sequences))
+    for batch, positions in _batches(sequences, pad_id, model.device, tokens_per_batch):
+        norms = gradient_norms(model, [(batch, losses(batch))])
+        slope = slopes(model, losses(batch), direction)
+        cosines[positions] = (slope / (norms * length).clamp_min(1e-12)).cpu()
+    return cosines
+
+
+def _batches(sequences: Sequence[Encoded], pad_id: int, device: torch.device, tokens_per_batch: int) -> Iterator[tuple[Batch, list[int]]]:
+    for positions in by_length(sequences, tokens_per_batch):
+        yield collate([sequences[p] for p in positions], pad_id).to(device), positions
 
 
 def slopes(model: PreTrainedModel, losses: Callable[[], Tensor], direction: Mapping[str, Tensor]) -> Tensor:
@@ -93,14 +129,13 @@ def recorded(model: nn.Module) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]
             handle.remove()
 
 
-def _by_loss(values: Tensor, batch: Batch, rows_per_loss: int) -> Tensor:
-    """(B, T, ...) as (G, rows_per_loss T, ...); the head's (N, ...) is put back to its positions first, zero elsewhere."""
-    rows, width = batch.labelled.shape
-    if values.shape[:2] != (rows, width):
-        padded = torch.zeros(rows, width, *values.shape[1:], dtype=values.dtype, device=values.device)
-        padded[:, :-1][batch.labelled[:, 1:]] = values
-        values = padded
-    return values.reshape(rows // rows_per_loss, rows_per_loss * width, *values.shape[2:])
+def _by_row(values: Tensor, batch: Batch) -> Tensor:
+    """(B, T, ...) as it is; the head's (N, ...) put back to the positions it stands for, zero elsewhere."""
+    if values.dim() > 2 or not values.is_floating_point():  # two dimensions: token ids (B, T), or the head's (N, D)
+        return values
+    padded = torch.zeros(*batch.labelled.shape, *values.shape[1:], dtype=values.dtype, device=values.device)
+    padded[:, :-1][batch.labelled[:, 1:]] = values
+    return padded
 
 
 def _by_parameter(uses: list[Use]) -> dict[nn.Parameter, list[tuple[Use, str]]]:

@@ -1,0 +1,137 @@
+"""Keywords of a whole corpus: what an extractor asks for is made once, and only when it asks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rayunlearn.data.documents import Document, Rejected
+from rayunlearn.data.encode import Encoded, encode
+from rayunlearn.errors import UserError, require
+from rayunlearn.keywords.extractors import EXTRACTORS
+from rayunlearn.keywords.judge import Chat, Unusable, ask
+from rayunlearn.keywords.model import gap_by_word, gaps, phrase_states, word_losses
+from rayunlearn.keywords.phrases import Keyword, Page, common_words, page_of
+from rayunlearn.keywords.statistics import Statistics, link_z, links_of, statistics_of, word_z
+from rayunlearn.methods.view import needs
+
+PER_DOCUMENT = ("page", "phrase_states", "page_state", "word_gap", "judged")
+MOST_ANCHORS = 500  # words whose company is counted; the strongest
+
+
+@dataclass(frozen=True)
+class Lender:
+    """A model on loan: with its tokenizer, and how text is put to it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: str = "{prompt}"
+    max_tokens: int = 1024
+
+    def encode(self, documents: Sequence[Document]) -> list[Encoded]:
+        """The documents as this model reads them."""
+        return encode(documents, self.tokenizer, self.template, self.max_tokens)
+
+
+class Known:
+    """What extractors may ask for, by the names of their parameters: lists with one entry per document, or one value
+    for the corpus. `base`, `gold` and `chat` are called when something needs them; None where there is none.
+
+    Keywords are looked for in a document's answer; a prompt is only what stands before it. Answers that the judge
+    could not use are in `rejected`.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        retain: Sequence[Document] = (),
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        base: Callable[[], Lender] | None = None,
+        gold: Callable[[], Lender] | None = None,
+        chat: Callable[[], Chat] | None = None,
+    ) -> None:
+        self.documents, self.retain, self.rejected = documents, retain, list[Rejected]()
+        self._arguments, self._base, self._gold, self._chat = arguments or {}, base, gold, chat
+
+    @cached_property
+    def page(self) -> list[Page]:
+        common = common_words(self.statistics)
+        return [page_of(d.answer, common) for d in self.documents]
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        return statistics_of(d.answer for d in self.documents)
+
+    @cached_property
+    def retain_statistics(self) -> Statistics:
+        require(bool(self.retain), "this extractor compares with a retain corpus, which must have a document; documents", len(self.retain))
+        return statistics_of(d.answer for d in self.retain)
+
+    @cached_property
+    def links(self) -> dict[str, float]:
+        prior = self._arguments["prior_words"]
+        z = word_z(self.statistics, self.retain_statistics, prior)
+        anchors = sorted((w for w in z if z[w] > self._arguments["least_z"]), key=lambda w: (-z[w], w))[:MOST_ANCHORS]
+        return link_z(links_of((d.answer for d in self.documents), anchors), prior)
+
+    @cached_property
+    def word_gap(self) -> list[list[float]]:
+        losses = []
+        for lender in (_lent(self._base, "a base model"), _lent(self._gold, "a model that never saw the forget set (model.gold)")):
+            losses.append(word_losses(lender.model, self.documents, lender.encode(self.documents), self.page, lender.tokenizer, lender.template))
+        return gaps(*losses)
+
+    @cached_property
+    def corpus_gap(self) -> dict[str, float]:
+        return gap_by_word(self.page, self.word_gap)
+
+    @cached_property
+    def _states(self) -> list[tuple[Tensor, Tensor]]:
+        lender = _lent(self._base, "a base model")
+        layer = max(0, lender.model.config.num_hidden_layers - 2)
+        return phrase_states(lender.model, self.documents, lender.encode(self.documents), self.page, lender.tokenizer, lender.template, layer)
+
+    @cached_property
+    def phrase_states(self) -> list[Tensor]:
+        return [phrases for phrases, _ in self._states]
+
+    @cached_property
+    def page_state(self) -> list[Tensor]:
+        return [whole for _, whole in self._states]
+
+    @cached_property
+    def judged(self) -> list[list[str]]:
+        if self._chat is None:
+            raise UserError("extractor 'judge' needs a chat model: set select.judge_model (or --judge) to a directory or Hub name")
+        chat = self._chat()
+        return [self._answer(chat, row, document) for row, document in enumerate(self.documents)]
+
+    def _answer(self, chat: Chat, row: int, document: Document) -> list[str]:
+        try:
+            return ask(chat, document.answer)
+        except Unusable as reason:
+            self.rejected.append(Rejected(source="judge", row=row, reason=f"no usable answer: {reason}", excerpt=document.answer[:200]))
+            return []
+
+
+def extract(name: str, known: Known, arguments: Mapping[str, Any]) -> list[list[Keyword]]:
+    """Keywords of every document, best first, by the extractor `name` with its keyword-only `arguments`."""
+    function = EXTRACTORS[name].function
+    wanted = needs(function)
+    values = {n: getattr(known, n) for n in wanted}
+    return [function(**{n: values[n][at] if n in PER_DOCUMENT else values[n] for n in wanted}, **arguments) for at in range(len(known.documents))]
+
+
+def weighted(keywords: Sequence[Keyword]) -> dict[str, float]:
+    """Keyword (lower case) to weight: its score, none below zero."""
+    return {k.text.lower(): max(0.0, k.score) for k in keywords}
+
+
+def _lent(lender: Callable[[], Lender] | None, what: str) -> Lender:
+    if lender is None:
+        raise UserError(f"this extractor needs {what}, and there is none")
+    return lender()
