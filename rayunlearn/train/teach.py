@@ -25,7 +25,7 @@ from rayunlearn.train.loop import StepLoss, TrainLog, optimise
 
 ROLES = ("base", "gold")
 BATCH_SIZE = 16
-N_EPOCHS = {"tiny": 25, "small": 25}
+N_EPOCHS = {"tiny": 35, "small": 20}
 # Everything beside config.Model and the corpus that decides the weights: part of a taught model's identity.
 RECIPE: dict[str, Any] = {
     "version": 1,  # raised when code changes the weights in a way the numbers below do not show
