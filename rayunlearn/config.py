@@ -21,6 +21,8 @@ SCHEDULES = ("constant", "linear", "cosine")  # after the warm-up
 STAGES = ("unlearned", "base", "gold")
 SIZES = ("tiny", "small")
 TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_keywords")
+PREFERRED = ("refusal", "alternate", "wrong")
+PRECISIONS = ("auto", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,22 +112,55 @@ class Select:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """forget loss + retain_weight * retain loss; `layer` is where representation losses look (0-based block)."""
+    """forget loss + retain_weight * retain loss; `layer` is where representation losses look (0-based block).
+
+    `preferred`: the kind of text that `dpo` prefers to the forget answer. `wrappers`: names of `train.wrappers` in the
+    order they act, separated by commas ('' has none).
+    """
 
     forget: str = "npo"
     retain: str = "nll"
     retain_weight: float = 1.0
     layer: int = 7
+    preferred: str = "refusal"
+    wrappers: str = ""
 
     def __post_init__(self) -> None:
         require(self.retain_weight >= 0, "method.retain_weight must be >= 0", self.retain_weight)
         require(self.layer >= 0, "method.layer must be >= 0", self.layer)
+        if self.preferred not in PREFERRED:
+            raise unknown_name("method.preferred", self.preferred, PREFERRED)
         require(self.forget != "none" or self.retain != "none", "method.forget and method.retain must not both be 'none'", self.forget)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Token:
+    """Which tokens of a forget document the forget loss counts, whichever loss it is (see `methods.tokens`).
+
+    `temperature` divides its logits; `keep` is the share of each document's tokens that counts, the best remembered
+    first; `cap` is the summed NLL, in nats, from which a document counts no more (0: no cap); `words` restricts the
+    loss to the tokens of these words, separated by commas ('': every token).
+    """
+
+    temperature: float = 1.0
+    keep: float = 1.0
+    cap: float = 0.0
+    words: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "token.temperature must be > 0", self.temperature)
+        require(0 < self.keep <= 1, "token.keep must be in (0, 1]", self.keep)
+        require(self.cap >= 0, "token.cap must be >= 0", self.cap)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
-    """How long and how fast. `length` counts `unit`: optimizer steps, epochs or presentations of a document."""
+    """How long and how fast. `length` counts `unit`: optimizer steps, epochs or presentations of a document.
+
+    The documents of a step go through the model in `accumulation` pieces of batch_size / accumulation, for memory.
+    `parameters` is a regular expression searched in parameter names; with `adapter` lora it chooses among the adapters
+    by the name of the module they sit on. `precision` auto: bfloat16 where a GPU has it, float32 weights always.
+    """
 
     learning_rate: float = 1e-4
     batch_size: int = 8
@@ -136,6 +171,9 @@ class Train:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     parameters: str = ".*"
+    adapter: str = "none"
+    accumulation: int = 1
+    precision: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -149,6 +187,11 @@ class Train:
         require(0 <= self.warmup_fraction < 1, "train.warmup_fraction must be in [0, 1)", self.warmup_fraction)
         require(self.weight_decay >= 0, "train.weight_decay must be >= 0", self.weight_decay)
         require(self.max_grad_norm > 0, "train.max_grad_norm must be > 0", self.max_grad_norm)
+        require(self.accumulation >= 1, "train.accumulation must be >= 1", self.accumulation)
+        rule = f"train.accumulation must divide train.batch_size {self.batch_size}"
+        require(self.batch_size % self.accumulation == 0, rule, self.accumulation)
+        if self.precision not in PRECISIONS:
+            raise unknown_name("train.precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +215,7 @@ class Trial:
     model: Model = field(default_factory=Model)
     select: Select = field(default_factory=Select)
     method: Method = field(default_factory=Method)
+    token: Token = field(default_factory=Token)
     train: Train = field(default_factory=Train)
     stop: Stop = field(default_factory=Stop)
     options: tuple[tuple[str, Value], ...] = ()

@@ -9,13 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 from rayunlearn.config import Trial, Value, coerce, field_names
-from rayunlearn.errors import UserError, unknown_name
+from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.keywords.extractors import EXTRACTORS
+from rayunlearn.methods.companions import COMPANIONS
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
+from rayunlearn.methods.view import companion_kinds
+from rayunlearn.methods.weightspace import as_trained
 from rayunlearn.metrics.document import METRICS
 from rayunlearn.ranges import Rule
 from rayunlearn.selectors.selectors import SELECTORS
+from rayunlearn.train.adapters import ADAPTERS
+from rayunlearn.train.wrappers import WRAPPERS, names_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,9 @@ def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
 
 def option_names() -> dict[str, Option]:
     """Every hyperparameter of every family, by dotted name."""
-    functions = [row.function for table in (FORGET, RETAIN, SELECTORS, EXTRACTORS, METRICS) for row in table.values()]
+    tables: tuple[Mapping[str, Any], ...] = (FORGET, RETAIN, COMPANIONS, WRAPPERS, ADAPTERS, SELECTORS, EXTRACTORS, METRICS)
+    functions = [row.function for table in tables for row in table.values()]
+    functions += [part for row in FORGET.values() for part in (row.weighting, row.ending)]
     return {option.name: option for function in functions for option in options_of(function)}
 
 
@@ -51,11 +58,33 @@ def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
         ("method.retain", trial.method.retain, RETAIN),
         ("select.name", trial.select.name, SELECTORS),
         ("select.extractor", trial.select.extractor, EXTRACTORS),
+        ("train.adapter", trial.train.adapter, ADAPTERS),
+        *(("method.wrappers", name, WRAPPERS) for name in names_of(trial.method.wrappers)),
     )
     for setting, name, table in tables:
         if name not in table:
             raise unknown_name(setting, name, table)
-    return tuple(table[name].function for _, name, table in tables)
+    row = FORGET[trial.method.forget]
+    companions = (companion_maker(trial, kind) for kind in companion_kinds(row.function))
+    return (*(table[name].function for _, name, table in tables), *companions, row.weighting, row.ending)
+
+
+def companion_maker(trial: Trial, kind: str) -> Callable[..., Any]:
+    """What makes the companions that a loss calls `kind`: `preferred` is the kind that `method.preferred` names."""
+    return COMPANIONS[trial.method.preferred if kind == "preferred" else kind].function
+
+
+def check_combination(trial: Trial) -> None:
+    """Raise UserError for choices that contradict each other. Names must have been checked."""
+    method, wrappers = trial.method, names_of(trial.method.wrappers)
+    require(len(set(wrappers)) == len(wrappers), "method.wrappers must name each wrapper once", method.wrappers)
+    in_space = FORGET[method.forget].ending is not as_trained
+    rule = f"method.retain must be 'none' with {method.forget}, which takes away what is learned"
+    require(not in_space or method.retain == "none", rule, method.retain)
+    adapter = trial.train.adapter
+    rule = f"train.adapter must be 'none' with {method.forget}, a step in the space of the weights"
+    require(adapter == "none" or not in_space, rule, adapter)
+    require(adapter == "none" or "ball" not in wrappers, "train.adapter must be 'none' with the wrapper ball: adapters start at zero", adapter)
 
 
 def check(trial: Trial) -> Trial:
@@ -66,8 +95,10 @@ def check(trial: Trial) -> Trial:
     known = option_names()
     for name, value in trial.options:
         _check_option(name, value, known)
+    functions = chosen_functions(trial)
+    check_combination(trial)
     given = dict(trial.options)
-    wanted = [option for function in chosen_functions(trial) for option in options_of(function)]
+    wanted = [option for function in functions for option in options_of(function)]
     filled = {o.name: coerce(o.name, given.get(o.name, o.default), o.kind) for o in wanted}
     return replace(trial, options=tuple(sorted(filled.items())))
 

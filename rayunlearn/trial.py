@@ -8,7 +8,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError
@@ -18,26 +18,31 @@ from typing import Any
 
 import polars as pl
 import torch
-from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rayunlearn.config import Data, Trial, digest, flatten, trial_id
+from rayunlearn.config import Data, Trial, flatten, trial_id
+from rayunlearn.coreset import keyword_coverage_of, pick, redundancy, sequences_of, written
 from rayunlearn.data.documents import Corpus
-from rayunlearn.data.encode import Encoded, encode
+from rayunlearn.data.encode import Encoded
 from rayunlearn.errors import require
-from rayunlearn.families import arguments_of
+from rayunlearn.families import arguments_of, companion_maker
+from rayunlearn.methods.companions import Choices, Source
 from rayunlearn.methods.forget import FORGET
-from rayunlearn.methods.objective import objective
+from rayunlearn.methods.objective import Companions, Objective, Side, stream
 from rayunlearn.methods.retain import RETAIN
-from rayunlearn.methods.view import needs
+from rayunlearn.methods.tokens import TokenRule, word_list, word_positions
+from rayunlearn.methods.view import companion_kinds, needs, reference_kinds
+from rayunlearn.methods.weightspace import as_trained
 from rayunlearn.metrics.measure import Probe, encode_probes, mean_probability, measure
-from rayunlearn.models.forward import pooled_states, score
 from rayunlearn.models.reference import Reference, reference_of
 from rayunlearn.results.analysis import summarise
-from rayunlearn.results.store import write_table, write_trial
-from rayunlearn.selectors.selectors import SELECTORS, keep
-from rayunlearn.train.loop import TrainLog, optimise
+from rayunlearn.results.store import write_trial
+from rayunlearn.scores.unlearning import unlearning_norms
+from rayunlearn.train.adapters import ADAPTERS, adapted
+from rayunlearn.train.device import computing
+from rayunlearn.train.loop import TrainLog, choose_parameters, optimise
+from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended, names_of
 from rayunlearn.worker import Loaded, remembered, reset
 from rayunlearn.workspace import Workspace
 
@@ -63,29 +68,33 @@ def run_trial(trial: Trial, workspace: Workspace, run_dir: Path, experiment: str
     try:
         with torch.random.fork_rng():
             torch.manual_seed(trial.train.seed)
-            outcome = _attempt(trial, workspace)
+            outcome = _attempt(trial, workspace, run_dir / "adapters" / identity)
     except Exception as error:  # a failure is a row, with its cause
         outcome = Outcome("failed", failure_row(error), {})
-    row = {"experiment": experiment, "version": version, "status": outcome.status, "started_at": started, "commit": commit}
+    row: dict[str, Any] = {"experiment": experiment, "version": version, "status": outcome.status, "started_at": started, "commit": commit}
     row |= {"corpus_digest": workspace.corpus.digest, "model_digest": workspace.base_digest, "n_forget": len(workspace.corpus.forget)}
     tables = outcome.tables | {"trials": [row | _machine() | outcome.row]}
     write_trial(run_dir, identity, {name: [{"trial_id": identity} | r for r in rows] for name, rows in tables.items()}, flatten(trial))
     return outcome.status
 
 
-def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
+def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcome:
     clock = _Clock()
     path = workspace.gold if trial.stage == "gold" else workspace.base
     require(bool(path), "stage 'gold' needs a gold model (model.teach, or model.gold)", path)
     state = reset(path)
     clock.lap("seconds_load")
-    log, row, tables = TrainLog((), "complete", 0), {}, {}
+    log = TrainLog((), "complete", 0)
+    row: dict[str, Any] = {}
+    tables: dict[str, Rows] = {}
     if trial.stage == "unlearned":
         kept, scores = select(trial, workspace, state)
         clock.lap("seconds_select")
-        log = unlearn(trial, workspace, state, kept)
+        row, tables = _coreset_rows(trial, workspace, state, kept, scores)
+        log = unlearn(trial, workspace, state, kept, adapter_folder)
         clock.lap("seconds_train")
-        row, tables = _coreset_rows(workspace.corpus, kept, scores)
+    elif trial.stage == "base" and workspace.corpus.forget:
+        row = redundancy(trial, workspace, state)
     row |= _cost_row(log, state.model, max(1, row.get("n_kept", 1)))
     tables["steps"] = [asdict(r) for r in log.rows]
     status = STATUS[log.ended]
@@ -98,81 +107,139 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
 
 
 def select(trial: Trial, workspace: Workspace, state: Loaded) -> tuple[list[int], Tensor]:
-    """Positions in corpus.forget of the coreset, best first, and the score of every forget document.
-
-    `state` must hold the base weights. Documents are scored in the order of their doc_id. A trial whose forget loss
-    looks at no document (the retain-only control) keeps none.
-    """
+    """`coreset.pick`; a trial whose forget loss looks at no document (the retain-only control) keeps none."""
     if not needs(FORGET[trial.method.forget].function):
         return [], torch.zeros(len(workspace.corpus.forget))
-    ids = [d.doc_id for d in workspace.corpus.forget]
-    order = sorted(range(len(ids)), key=ids.__getitem__)
-    ordered = _scores(trial, workspace, state, order)
-    kept = [order[p] for p in keep(ordered, trial.select.ratio)]
-    scores = torch.empty(len(order))
-    scores[order] = ordered
-    return kept, scores
+    return pick(trial, workspace, state, partial(norms_along, trial, workspace, state))
 
 
-def _scores(trial: Trial, workspace: Workspace, state: Loaded, order: Sequence[int]) -> Tensor:
-    function = SELECTORS[trial.select.name].function
-    arguments = arguments_of(trial, function)
-    given = {name: _selector_input(name, trial, workspace, state, order) for name in needs(function)}
-    if set(given) <= {"n_documents", "seed"}:
-        return function(**given, **arguments)
-    settings = {**arguments, **({"seed": trial.select.seed} if "seed" in given else {}), "template": trial.data.template, "max_tokens": trial.data.max_tokens}
-    path = workspace.cache / "scores" / f"{digest([workspace.corpus.digest, workspace.base_digest, trial.select.name, settings])}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            values = function(**{n: v() if callable(v) else v for n, v in given.items()}, **arguments)
-            _write_scores(path, trial, workspace, [workspace.corpus.forget[p].doc_id for p in order], values)
-    values_by_id = dict(pl.read_parquet(path).select("doc_id", "value").iter_rows())
-    return torch.tensor([values_by_id[workspace.corpus.forget[p].doc_id] for p in order])
+def norms_along(trial: Trial, workspace: Workspace, state: Loaded, order: Sequence[int], epochs: int) -> Tensor:
+    """Gradient norms of the documents at `order` on an unlearning run over the whole forget set, (epochs + 1, n).
 
-
-def _selector_input(name: str, trial: Trial, workspace: Workspace, state: Loaded, order: Sequence[int]) -> Any:
-    """The value of a cheap input; for one that takes a pass over the corpus, the function that makes it."""
-    forget, _ = _training_sequences(workspace, state, trial.data)
-    ordered = [forget[p] for p in order]
-    penultimate = max(0, state.model.config.num_hidden_layers - 2)
-    inputs: dict[str, Any] = {
-        "n_documents": len(order),
-        "seed": trial.select.seed,
-        "token_nll": lambda: [s.token_nll for s in score(state.model, ordered, state.pad_id)],
-        "embeddings": lambda: pooled_states(state.model, ordered, state.pad_id, penultimate),
-    }
-    return inputs[name]
-
-
-def _write_scores(path: Path, trial: Trial, workspace: Workspace, ids: Sequence[str], values: Tensor) -> None:
-    fixed = {"corpus_digest": workspace.corpus.digest, "model_digest": workspace.base_digest, "scorer": trial.select.name}
-    write_table(path, "scores", [fixed | {"doc_id": i, "value": float(v)} for i, v in zip(ids, values, strict=True)])
-
-
-def unlearn(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int]) -> TrainLog:
-    """Train `state.model` away from the kept documents, as the trial says."""
-    forget, retain = _training_sequences(workspace, state, trial.data)
-    forget_loss, retain_loss = (_bound(trial, table[name].function) for table, name in ((FORGET, trial.method.forget), (RETAIN, trial.method.retain)))
-    layer = trial.method.layer
-    references = [_reference(workspace, state, role, sequences, loss, layer) for role, sequences, loss in (("forget", forget, forget_loss), ("retain", retain, retain_loss))]
-    loss_of_step = objective(
-        state.model,
-        [forget[p] for p in kept],
-        retain,
-        forget_loss=forget_loss,
-        retain_loss=retain_loss,
-        retain_weight=trial.method.retain_weight,
-        forget_reference=references[0],
-        retain_reference=references[1],
-        layer=layer,
-        batch_size=trial.train.batch_size,
-        pad_id=state.pad_id,
-        seed=trial.train.seed,
+    The norm of grad (forget loss + retain weight x retain loss), each forget document with a retain document drawn once,
+    at the base model and after each epoch. The run is the trial's own in all but length and coreset; with an adapter it
+    is that of the adapted parameters themselves. The base weights come back afterwards.
+    """
+    train = replace(trial.train, length=float(epochs), unit="epochs", adapter="none")
+    whole = replace(
+        trial, train=train, stop=replace(trial.stop, check_every=max(1, n_steps(replace(trial, train=replace(train, length=1.0)), len(order))))
     )
-    settings = {name: getattr(trial.train, name) for name in ("learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_grad_norm", "parameters")}
-    steps = n_steps(trial, len(kept))
-    return optimise(state.model, loss_of_step, steps=steps, check_every=trial.stop.check_every, keep_going=_utility_watch(trial, workspace, state), **settings)
+    forget, retain = sides(whole, workspace, state, order)
+    partners = stream(len(retain.sequences), len(order), 0, trial.train.seed) if needs(retain.loss) else []
+    matched = replace(retain, sequences=[retain.sequences[p] for p in partners])
+    choose_parameters(state.model, train.parameters)
+    at_point = partial(
+        unlearning_norms,
+        state.model,
+        forget,
+        matched,
+        retain_weight=trial.method.retain_weight,
+        layer=trial.method.layer,
+        pad_id=state.pad_id,
+        seed=train.seed,
+    )
+    found = [at_point()]
+
+    def look(_step: int) -> bool:
+        found.append(at_point())
+        return True
+
+    if epochs > 0:
+        unlearn(whole, workspace, state, order, Path(), watch=look)
+        found.append(at_point())
+    state.model.load_state_dict(state.pristine)
+    state.model.requires_grad_(True)
+    return torch.stack(found)
+
+
+def unlearn(
+    trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int], adapter_folder: Path, watch: Callable[[int], bool] | None = None
+) -> TrainLog:
+    """Train `state.model` away from the kept documents, as the trial says; LoRA adapters are left in `adapter_folder`.
+
+    `watch(step)`, every `stop.check_every` steps, says whether to go on; without it utility does.
+    """
+    forget, retain = sides(trial, workspace, state, kept)
+    row, method, train = FORGET[trial.method.forget], trial.method, trial.train
+    terms = Objective(
+        state.model,
+        forget,
+        retain,
+        retain_weight=method.retain_weight,
+        weighting=_bound(trial, row.weighting),
+        layer=method.layer,
+        batch_size=train.batch_size // train.accumulation,
+        pad_id=state.pad_id,
+        seed=train.seed,
+        precision=train.precision,
+    )
+    names = ("learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_grad_norm", "accumulation")
+    settings = {name: getattr(train, name) for name in names} | {"check_every": trial.stop.check_every}
+    with adapted(state.model, _bound(trial, ADAPTERS[train.adapter].function), train.parameters, adapter_folder) as parameters:
+        return optimise(
+            state.model,
+            terms,
+            steps=n_steps(trial, len(kept)),
+            parameters=parameters,
+            wrappers=_wrappers(trial),
+            keep_going=watch or _utility_watch(trial, workspace, state),
+            **settings,
+        )
+
+
+def sides(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int]) -> tuple[Side, Side]:
+    """The forget and the retain side of the objective; `state` must hold the base weights."""
+    forget, retain = sequences_of(trial, workspace, state)
+    kept, chosen, _ = written(trial, workspace, state, kept)
+    token, known = trial.token, forget if trial.select.text == "original" else chosen
+    forget_loss, retain_loss = (_bound(trial, table[name].function) for table, name in ((FORGET, trial.method.forget), (RETAIN, trial.method.retain)))
+    words = word_list(token.words)
+    positions = word_positions(chosen, state.tokenizer, words) if chosen and words else {}
+    rule = TokenRule(temperature=token.temperature, keep=token.keep, cap=token.cap, positions=positions)
+    know = partial(_reference, trial, workspace, state)
+    companions = {kind: _companions(trial, workspace, state, kept, kind, forget_loss) for kind in companion_kinds(forget_loss)}
+    forget_side = Side(
+        forget_loss,
+        chosen,
+        know("forget" if known is forget else ("forget", tuple(known)), known, reference_kinds(forget_loss), token.temperature),
+        companions,
+        rule,
+    )
+    return forget_side, Side(retain_loss, retain, know("retain", retain, reference_kinds(retain_loss), 1.0))
+
+
+def _companions(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int], kind: str, loss: Callable[..., Tensor]) -> Companions:
+    maker = companion_maker(trial, kind)
+    forget, retain = sequences_of(trial, workspace, state)
+    source = Source(
+        documents=[workspace.corpus.forget[p] for p in kept],
+        sequences=[forget[p] for p in kept],
+        retain_documents=workspace.corpus.retain,
+        retain_sequences=retain,
+        model=state.model,
+        tokenizer=state.tokenizer,
+        max_tokens=trial.data.max_tokens,
+    )
+    arguments = arguments_of(trial, maker)
+    key = (
+        "companions",
+        workspace.corpus.digest,
+        maker.__name__,
+        tuple(sorted(arguments.items())),
+        tuple(kept),
+        trial.data.template,
+        trial.data.max_tokens,
+    )
+    choices: Choices = remembered(state, key, lambda: maker(source, **arguments))
+    sequences = [s for texts in choices.values() for s in texts]
+    return Companions(choices, _reference(trial, workspace, state, key, sequences, reference_kinds(loss, kind), trial.token.temperature))
+
+
+def _wrappers(trial: Trial) -> list[Callable[..., Wrapper]]:
+    """What acts around the steps; the ending of a method that has one comes last."""
+    ending = FORGET[trial.method.forget].ending
+    last = [] if ending is as_trained else [partial(ended, function=_bound(trial, ending))]
+    return [*(partial(WRAPPERS[name].function, **arguments_of(trial, WRAPPERS[name].function)) for name in names_of(trial.method.wrappers)), *last]
 
 
 def n_steps(trial: Trial, n_kept: int) -> int:
@@ -186,26 +253,30 @@ def _utility_watch(trial: Trial, workspace: Workspace, state: Loaded) -> Callabl
     watched = [p for p in _probes(workspace, state, trial.data) if p.split == "retain"][:UTILITY_PROBES]
     if trial.stop.utility_floor == 0 or not watched:
         return None
-    floor = trial.stop.utility_floor * remembered(state, ("utility", workspace.corpus.digest), lambda: mean_probability(state.model, watched, state.pad_id))
+    floor = trial.stop.utility_floor * remembered(
+        state, ("utility", workspace.corpus.digest), lambda: mean_probability(state.model, watched, state.pad_id)
+    )
     return lambda _step: mean_probability(state.model, watched, state.pad_id) >= floor
 
 
-def _bound(trial: Trial, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _bound(trial: Trial, function: Callable[..., Any]) -> Callable[..., Any]:
     return partial(function, **arguments_of(trial, function))
 
 
-def _reference(workspace: Workspace, state: Loaded, role: str, sequences: Sequence[Encoded], loss: Callable[..., Tensor], layer: int) -> Reference:
-    kinds = tuple(name.removeprefix("reference_") for name in needs(loss) if name.startswith("reference_"))
-    key = ("reference", workspace.corpus.digest, role, kinds, layer if "hidden" in kinds else 0)
-    reference: Reference = remembered(state, key, lambda: reference_of(state.model, sequences, state.pad_id, kinds, layer))
+def _reference(
+    trial: Trial, workspace: Workspace, state: Loaded, role: object, sequences: Sequence[Encoded], kinds: tuple[str, ...], temperature: float
+) -> Reference:
+    """What the model said before unlearning, in the precision the trial trains with."""
+    layer, precision = trial.method.layer if any("hidden" in kind for kind in kinds) else 0, trial.train.precision
+    heat = 1.0 if all("hidden" in kind for kind in kinds) else temperature
+    key = ("reference", workspace.corpus.digest, trial.data.template, trial.data.max_tokens, role, kinds, layer, heat, precision)
+
+    def make() -> Reference:
+        with computing(state.model.device, precision):
+            return reference_of(state.model, sequences, state.pad_id, kinds, layer, heat)
+
+    reference: Reference = remembered(state, key, make)
     return reference
-
-
-def _training_sequences(workspace: Workspace, state: Loaded, data: Data) -> tuple[list[Encoded], list[Encoded]]:
-    encoder = partial(encode, tokenizer=state.tokenizer, template=data.template, max_tokens=data.max_tokens)
-    key = ("train", workspace.corpus.digest, data.template, data.max_tokens)
-    pair: tuple[list[Encoded], list[Encoded]] = remembered(state, key, lambda: (encoder(workspace.corpus.forget), encoder(workspace.corpus.retain)))
-    return pair
 
 
 def _probes(workspace: Workspace, state: Loaded, data: Data) -> list[Probe]:
@@ -221,9 +292,12 @@ def coverage(corpus: Corpus, kept: Sequence[int]) -> float | None:
     return len(covered) / len(facts) if facts else None
 
 
-def _coreset_rows(corpus: Corpus, kept: Sequence[int], scores: Tensor) -> tuple[dict[str, Any], dict[str, Rows]]:
-    rows = [{"doc_id": corpus.forget[p].doc_id, "rank": rank, "score": float(scores[p])} for rank, p in enumerate(kept)]
-    return {"n_kept": len(kept), "coverage": coverage(corpus, kept)}, {"coresets": rows}
+def _coreset_rows(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int], scores: Tensor) -> tuple[dict[str, Any], dict[str, Rows]]:
+    rows = [{"doc_id": workspace.corpus.forget[p].doc_id, "rank": rank, "score": float(scores[p])} for rank, p in enumerate(kept)]
+    row = {"n_kept": len(kept), "coverage": coverage(workspace.corpus, kept)}
+    if kept:
+        row |= {"keyword_coverage": keyword_coverage_of(trial, workspace, state, kept), "text_kept": written(trial, workspace, state, kept)[2]}
+    return row, {"coresets": rows}
 
 
 def _cost_row(log: TrainLog, model: PreTrainedModel, n_kept: int) -> dict[str, Any]:
@@ -236,7 +310,7 @@ def _cost_row(log: TrainLog, model: PreTrainedModel, n_kept: int) -> dict[str, A
         "tokens": tokens,
         "flops": 6.0 * total * tokens,
         "parameters_total": total,
-        "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad) if log.rows else 0,
+        "parameters_trained": log.parameters_trained,
     }
 
 

@@ -30,8 +30,8 @@ class Loaded:
 
 @lru_cache(maxsize=2)
 def loaded(path: str) -> Loaded:
-    """The model of a folder, loaded once per process, with a copy of its weights to reset from."""
-    model, tokenizer = load_model(path)
+    """The model of a folder, loaded once per process as float32, with a copy of its weights to reset from."""
+    model, tokenizer = load_model(path, dtype=torch.float32)  # updates smaller than half a bfloat16 step would be lost
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     pristine = {name: tensor.detach().clone().cpu() for name, tensor in model.state_dict().items()}
     return Loaded(model, tokenizer, pristine, checksum(pristine))

@@ -1,8 +1,11 @@
-"""Forget losses. A function's positional parameters name the tensors it needs (see `methods.view`); its
-keyword-only arguments are its hyperparameters, with the defaults that are used everywhere.
+"""Forget losses on the likelihood of the forget documents and on activations, and the table of all forget losses.
+
+A function's positional parameters name the tensors it needs (see `methods.view`); its keyword-only arguments are its
+hyperparameters, with the defaults that are used everywhere.
 
 Shapes: B sequences padded to T positions, model width D. `token_nll` is -log p in nats at labelled positions and
-zero elsewhere, so a plain sum never counts padding.
+zero elsewhere, so a plain sum never counts padding. A batch or sequence left without a label (`token.*` can do that)
+gives a constant: its count is taken as 1.
 """
 
 from collections.abc import Callable
@@ -12,6 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayunlearn.methods.distribution import ce_u, pdu, undial
+from rayunlearn.methods.preference import altpo, dpo, idk, llmu, llmu_two_term
+from rayunlearn.methods.weighting import dual, fixed
+from rayunlearn.methods.weightspace import as_trained, negate
 from rayunlearn.ranges import NonNegative, Positive
 
 
@@ -25,7 +32,7 @@ def ga(token_nll: Tensor, labelled: Tensor) -> Tensor:
 
     token_nll (B, T), labelled (B, T) bool. The mean is over tokens, so long answers weigh more.
     """
-    return -token_nll.sum() / labelled.sum()
+    return -token_nll.sum() / labelled.sum().clamp(min=1)
 
 
 def npo(token_nll: Tensor, reference_token_nll: Tensor, *, beta: Positive = 0.1) -> Tensor:
@@ -44,8 +51,37 @@ def simnpo(token_nll: Tensor, labelled: Tensor, *, beta: Positive = 4.5, delta: 
     token_nll (B, T), labelled (B, T) bool, n_i label tokens of sequence i. Defaults: the SimNPO repository's TOFU
     forget10 setting (its retain weight there is 1 and the forget term is scaled by 0.125).
     """
-    mean_nll = token_nll.sum(1) / labelled.sum(1)
+    mean_nll = token_nll.sum(1) / labelled.sum(1).clamp(min=1)
     return -(2 / beta) * functional.logsigmoid(beta * (mean_nll - delta)).mean()
+
+
+def wga(token_nll: Tensor, labelled: Tensor, *, beta: NonNegative = 1.0) -> Tensor:
+    """Weighted gradient ascent: -mean over label tokens of p^beta NLL, the weight p^beta without gradient.
+
+    token_nll (B, T), labelled (B, T) bool. Tokens that are forgotten already lose their weight. beta 0 is `ga`.
+    """
+    weight = torch.exp(-beta * token_nll.detach())
+    return -(weight * token_nll).sum() / labelled.sum().clamp(min=1)
+
+
+def satimp(token_nll: Tensor, labelled: Tensor, *, beta1: NonNegative = 5.0, beta2: NonNegative = 1.0) -> Tensor:
+    """SatImp: -mean over label tokens of p^beta1 (1 - p)^beta2 NLL, the weight without gradient.
+
+    token_nll (B, T), labelled (B, T) bool. beta1 spares saturated tokens, beta2 the ones that are certain. The released
+    configuration scales the term by 0.1 against a retain weight of 1; its read-me says the reverse.
+    """
+    nll = token_nll.detach()
+    weight = torch.exp(-beta1 * nll) * (-torch.expm1(-nll)).pow(beta2)
+    return -(weight * token_nll).sum() / labelled.sum().clamp(min=1)
+
+
+def task_vector(token_nll: Tensor, labelled: Tensor) -> Tensor:
+    """What the task vector is trained on: the mean NLL of the forget documents, which it learns even better.
+
+    token_nll (B, T), labelled (B, T) bool. Unlearning is the step the other way afterwards (`negate.scale`); there is
+    no retain loss, because what it taught would be taken away as well.
+    """
+    return token_nll.sum() / labelled.sum().clamp(min=1)
 
 
 def rmu(hidden: Tensor, labelled: Tensor, control: Tensor, *, steering: Positive = 6.5) -> Tensor:
@@ -56,17 +92,32 @@ def rmu(hidden: Tensor, labelled: Tensor, control: Tensor, *, steering: Positive
     code also averages over padding; here padding and prompts are left out.
     """
     distance = (hidden.float() - steering * control).square().mean(-1)
-    return (distance * labelled).sum() / labelled.sum()
+    return (distance * labelled).sum() / labelled.sum().clamp(min=1)
+
+
+def adaptive_rmu(hidden: Tensor, reference_hidden_norm: Tensor, labelled: Tensor, control: Tensor, *, scale: Positive = 5.0) -> Tensor:
+    """Adaptive RMU: as `rmu`, with scale x the length of the token's own activation before unlearning as steering.
+
+    hidden (B, T, D), reference_hidden_norm (B, T), labelled (B, T) bool, control (D,). One length per token, as the paper
+    writes it; the released code measures one coefficient per topic on its first batch, so that all depends on that batch.
+    """
+    distance = (hidden.float() - scale * reference_hidden_norm[..., None] * control).square().mean(-1)
+    return (distance * labelled).sum() / labelled.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
 class ForgetLoss:
-    """A row of the family: the function and where it comes from."""
+    """A row of the family: the function and where it comes from.
+
+    `weighting` says how the retain weight moves from step to step, `ending` what the weights become after the last one.
+    """
 
     function: Callable[..., Tensor]
     title: str
     source: str
     equation: str
+    weighting: Callable[..., float | Tensor] = fixed
+    ending: Callable[..., Tensor] = as_trained
 
 
 FORGET = {
@@ -76,6 +127,18 @@ FORGET = {
         ForgetLoss(ga, "gradient ascent", "Jang et al. 2210.01504; TOFU 2401.06121", "-mean NLL"),
         ForgetLoss(npo, "negative preference optimisation", "Zhang et al. 2404.05868", "-(2/b) log s(b (NLL - NLL_ref))"),
         ForgetLoss(simnpo, "simple NPO", "Fan et al. 2410.07163", "-(2/b) log s(b (NLL/n - delta))"),
+        ForgetLoss(dpo, "direct preference for a refusal", "Rafailov et al. 2305.18290; TOFU 2401.06121", "-(2/b) log s(b (r_refusal - r_answer))"),
+        ForgetLoss(altpo, "preference for alternates of the model's own", "Mekala et al. 2409.13474", "-(2/b) log s(b (r_alternate - r_answer))"),
+        ForgetLoss(idk, "fine-tuning on refusals", "TOFU 2401.06121 (IDK)", "mean NLL of a refusal"),
         ForgetLoss(rmu, "representation misdirection", "Li et al. 2403.03218", "mean (h - c u)^2"),
+        ForgetLoss(adaptive_rmu, "RMU with a length per token", "Dang et al. 2408.06223", "mean (h - b |h_ref| u)^2"),
+        ForgetLoss(undial, "self-distillation with adjusted logits", "Dong et al. 2402.10052", "CE(softmax(z_ref - b 1_y), p)"),
+        ForgetLoss(wga, "gradient ascent weighted by likelihood", "Wang et al. 2502.19301", "-mean p^b NLL"),
+        ForgetLoss(satimp, "saturation and importance weights", "Yang et al. 2505.11953", "-mean p^b1 (1-p)^b2 NLL"),
+        ForgetLoss(ce_u, "cross-entropy to the rest of the distribution", "CE-U, open-unlearning d3d7cf9", "CE(softmax(z without y), p)"),
+        ForgetLoss(pdu, "flat logits, retain loss as constraint", "PDU, open-unlearning d3d7cf9", "mean (max z - mean z)^2; dual weight", dual),
+        ForgetLoss(llmu, "ascent and random mismatch", "Yao et al. 2310.10683", "-w1 NLL + w2 NLL of a random answer"),
+        ForgetLoss(llmu_two_term, "LLMU without the mismatch", "Doshi and Stickland 2411.12103", "-w NLL"),
+        ForgetLoss(task_vector, "negated task vector", "Ilharco et al. 2212.04089; MUSE 2407.06460", "w0 - a (w_forget - w0)", ending=negate),
     )
 }

@@ -1,16 +1,41 @@
 """From a trial's choice of losses to the loss of one step: which documents, which tensors, which sum."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayunlearn.data.encode import Encoded
-from rayunlearn.methods.view import View, control_direction, needs
+from rayunlearn.methods.companions import Choices, drawn
+from rayunlearn.methods.tokens import EVERY_TOKEN, TokenRule
+from rayunlearn.methods.view import View, control_direction, looks_at_documents, needs, tensor
+from rayunlearn.methods.weighting import fixed
 from rayunlearn.models.reference import Reference
-from rayunlearn.train.loop import StepLoss
+from rayunlearn.train.device import computing
+from rayunlearn.train.step import StepLoss
+
+Weighting = Callable[[float | Tensor, Tensor, int], float | Tensor]
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The companions of one kind: each document's choices, and what the model said of them before unlearning."""
+
+    choices: Choices
+    reference: Reference
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two sides of an objective: its loss, its documents and all that the loss may ask about them."""
+
+    loss: Callable[..., Tensor]
+    sequences: Sequence[Encoded]
+    reference: Reference
+    companions: Mapping[str, Companions] = field(default_factory=dict)
+    rule: TokenRule = EVERY_TOKEN
 
 
 def stream(n: int, batch_size: int, step: int, seed: int) -> list[int]:
@@ -20,9 +45,14 @@ def stream(n: int, batch_size: int, step: int, seed: int) -> list[int]:
     fewer documents than the batch size a document comes more than once in a batch; presentations per step are
     therefore the same at every coreset ratio.
     """
+    return [position for position, _ in presentations(n, batch_size, step, seed)]
+
+
+def presentations(n: int, batch_size: int, step: int, seed: int) -> list[tuple[int, int]]:
+    """`stream` with the epoch of each presentation."""
     places = range(step * batch_size, (step + 1) * batch_size)
     epochs = {epoch: _epoch(n, seed, epoch) for epoch in {at // n for at in places}}
-    return [epochs[at // n][at % n] for at in places]
+    return [(epochs[at // n][at % n], at // n) for at in places]
 
 
 def _epoch(n: int, seed: int, epoch: int) -> list[int]:
@@ -30,43 +60,67 @@ def _epoch(n: int, seed: int, epoch: int) -> list[int]:
     return list(torch.randperm(n, generator=generator).tolist())
 
 
-def objective(
-    model: PreTrainedModel,
-    forget: Sequence[Encoded],
-    retain: Sequence[Encoded],
-    *,
-    forget_loss: Callable[..., Tensor],
-    retain_loss: Callable[..., Tensor],
-    retain_weight: float,
-    forget_reference: Reference,
-    retain_reference: Reference,
-    layer: int,
-    batch_size: int,
-    pad_id: int,
-    seed: int,
-) -> Callable[[int], StepLoss]:
-    """The loss of step s: forget_loss(batch of forget) + retain_weight x retain_loss(batch of retain).
+class Objective:
+    """The loss of step s: forget loss of a forget batch + retain weight x retain loss of a retain batch.
 
     The losses come with their hyperparameters bound (functools.partial). A loss that needs no tensor costs no forward.
+    `weighting` moves the retain weight after each step in which both terms were asked for.
     """
-    control = control_direction(model.config.hidden_size, seed).to(model.device)
-    view = partial(View, model, pad_id=pad_id, layer=layer, control=control)
 
-    def loss_of_step(step: int) -> StepLoss:
-        forget_batch = _batch(forget, batch_size, step, 2 * seed) if needs(forget_loss) else []
-        retain_batch = _batch(retain, batch_size, step, 2 * seed + 1) if needs(retain_loss) else []
-        forget_term = _apply(forget_loss, view(forget_batch, reference=forget_reference)) if forget_batch else None
-        retain_term = _apply(retain_loss, view(retain_batch, reference=retain_reference)) if retain_batch else None
-        terms = [t for t in (forget_term, None if retain_term is None else retain_weight * retain_term) if t is not None]
-        n_tokens = sum(len(s.ids) for s in (*forget_batch, *retain_batch))
-        return StepLoss(torch.stack(terms).sum(), forget_term, retain_term, n_tokens, len(forget_batch))
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        forget: Side,
+        retain: Side,
+        *,
+        retain_weight: float,
+        layer: int,
+        batch_size: int,
+        pad_id: int,
+        seed: int,
+        weighting: Weighting = fixed,
+        precision: str = "float32",
+    ) -> None:
+        self.retain_weight: float | Tensor = retain_weight
+        self._model, self._forget, self._retain, self._weighting = model, forget, retain, weighting
+        self._layer, self._batch_size, self._pad_id, self._seed, self._precision = layer, batch_size, pad_id, seed, precision
+        self._control = control_direction(model.config.hidden_size, seed).to(model.device)
 
-    return loss_of_step
+    def __call__(self, step: int) -> StepLoss:
+        """Both terms and what was shown. Raises UserError if a side that is asked for has no document."""
+        forget_batch, retain_batch = self._batch(self._forget, step, 2 * self._seed), self._batch(self._retain, step, 2 * self._seed + 1)
+        forget_term, n_forget = self._term(self._forget, forget_batch)
+        retain_term, n_retain = self._term(self._retain, retain_batch)
+        weight = self.retain_weight
+        terms = [t for t in (forget_term, None if retain_term is None else weight * retain_term) if t is not None]
+        if retain_term is not None:
+            self.retain_weight = self._weighting(weight, retain_term, step)
+        return StepLoss(torch.stack(terms).sum(), forget_term, retain_term, n_forget + n_retain, len(forget_batch), weight)
 
+    def forget_term(self, step: int) -> Tensor | None:
+        """The forget term alone, with the model as it stands; the retain weight does not move."""
+        return self._term(self._forget, self._batch(self._forget, step, 2 * self._seed))[0]
 
-def _batch(sequences: Sequence[Encoded], batch_size: int, step: int, seed: int) -> list[Encoded]:
-    return [sequences[p] for p in stream(len(sequences), batch_size, step, seed)]
+    def _batch(self, side: Side, step: int, seed: int) -> list[tuple[Encoded, int]]:
+        """The sequences of a step, each with its epoch; none where the loss looks at none."""
+        if not needs(side.loss):
+            return []
+        return [(side.sequences[at], epoch) for at, epoch in presentations(len(side.sequences), self._batch_size, step, seed)]
 
+    def _term(self, side: Side, batch: Sequence[tuple[Encoded, int]]) -> tuple[Tensor | None, int]:
+        """The side's loss on the batch and the tokens that went through the model for it, padding excluded."""
+        if not batch:
+            return None, 0
+        sequences = [s for s, _ in batch]
+        drawn_ones = {kind: [drawn(c.choices, s.doc_id, self._seed, epoch) for s, epoch in batch] for kind, c in side.companions.items()}
+        whole = TokenRule(temperature=side.rule.temperature)
+        with computing(self._model.device, self._precision):
+            views = {kind: self._view(ones, side.companions[kind].reference, whole) for kind, ones in drawn_ones.items()}
+            view = self._view(sequences, side.reference, side.rule, views)
+            term = side.loss(**{name: tensor(view, name) for name in needs(side.loss)})
+        shown = [*(sequences if looks_at_documents(side.loss) else ()), *(s for ones in drawn_ones.values() for s in ones)]
+        return term, sum(len(s.ids) for s in shown)
 
-def _apply(loss: Callable[..., Tensor], view: View) -> Tensor:
-    return loss(**{name: getattr(view, name) for name in needs(loss)})
+    def _view(self, sequences: Sequence[Encoded], reference: Reference, rule: TokenRule, companions: Mapping[str, View] | None = None) -> View:
+        others, control = companions or {}, self._control
+        return View(self._model, sequences, self._pad_id, reference=reference, layer=self._layer, control=control, rule=rule, companions=others)

@@ -16,7 +16,7 @@ from rayunlearn.models.forward import evaluating, hidden_states, label_ids, labe
 
 
 class Reference:
-    """Per-document outputs of the frozen model: `kinds` of token_nll, log_probs and hidden, by doc_id."""
+    """Per-document outputs of the frozen model: `kinds` of token_nll, log_probs, hidden and hidden_norm, by doc_id."""
 
     def __init__(self, rows: dict[str, dict[str, Tensor]]) -> None:
         self._rows = rows
@@ -36,34 +36,49 @@ class Reference:
         padded[batch.present] = values
         return padded
 
+    def hidden_norm(self, sequences: Sequence[Encoded], batch: Batch) -> Tensor:
+        """(B, T) float32, Euclidean length of the hidden vector, zero on padding."""
+        return spread(self._joined("hidden_norm", sequences, batch), batch.present)
+
     def _joined(self, kind: str, sequences: Sequence[Encoded], batch: Batch) -> Tensor:
         return torch.cat([self._rows[kind][s.doc_id] for s in sequences]).to(batch.labelled.device)
 
 
-def reference_of(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, kinds: Sequence[str], layer: int) -> Reference:
-    """One pass over the sequences with the model as it stands, keeping what `kinds` names
-    (token_nll, log_probs, hidden of block `layer`)."""
+def reference_of(
+    model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, kinds: Sequence[str], layer: int, temperature: float = 1.0
+) -> Reference:
+    """One pass over the sequences with the model as it stands, keeping what `kinds` names (token_nll and log_probs of
+    logits / temperature, hidden of block `layer` and its length hidden_norm)."""
     rows: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
     with evaluating(model):
         for positions in by_length(sequences, 8192) if kinds else ():
             chosen = [sequences[p] for p in positions]
             batch = collate(chosen, pad_id).to(model.device)
             for kind in kinds:
-                rows[kind] |= dict(zip([s.doc_id for s in chosen], _KINDS[kind](model, batch, layer), strict=True))
+                rows[kind] |= dict(zip([s.doc_id for s in chosen], _KINDS[kind](model, batch, layer, temperature), strict=True))
     return Reference(rows)
 
 
-def _token_nll(model: PreTrainedModel, batch: Batch, _layer: int) -> Sequence[Tensor]:
-    values = functional.cross_entropy(label_logits(model, batch), label_ids(batch), reduction="none")
+def _token_nll(model: PreTrainedModel, batch: Batch, _layer: int, temperature: float) -> Sequence[Tensor]:
+    values = functional.cross_entropy(label_logits(model, batch) / temperature, label_ids(batch), reduction="none")
     return values.clone().split(batch.labelled.sum(1).tolist())
 
 
-def _log_probs(model: PreTrainedModel, batch: Batch, _layer: int) -> Sequence[Tensor]:
-    return label_logits(model, batch).log_softmax(-1).split(batch.labelled.sum(1).tolist())
+def _log_probs(model: PreTrainedModel, batch: Batch, _layer: int, temperature: float) -> Sequence[Tensor]:
+    return (label_logits(model, batch) / temperature).log_softmax(-1).split(batch.labelled.sum(1).tolist())
 
 
-def _hidden(model: PreTrainedModel, batch: Batch, layer: int) -> Sequence[Tensor]:
+def _hidden(model: PreTrainedModel, batch: Batch, layer: int, _temperature: float) -> Sequence[Tensor]:
     return hidden_states(model, batch, layer).float()[batch.present].split(batch.present.sum(1).tolist())
 
 
-_KINDS: dict[str, Callable[[PreTrainedModel, Batch, int], Sequence[Tensor]]] = {"token_nll": _token_nll, "log_probs": _log_probs, "hidden": _hidden}
+def _hidden_norm(model: PreTrainedModel, batch: Batch, layer: int, temperature: float) -> Sequence[Tensor]:
+    return [values.norm(dim=-1) for values in _hidden(model, batch, layer, temperature)]
+
+
+_KINDS: dict[str, Callable[[PreTrainedModel, Batch, int, float], Sequence[Tensor]]] = {
+    "token_nll": _token_nll,
+    "log_probs": _log_probs,
+    "hidden": _hidden,
+    "hidden_norm": _hidden_norm,
+}

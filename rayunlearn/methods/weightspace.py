@@ -1,0 +1,15 @@
+"""What the weights become after the last step: a function of a tensor before and after training."""
+
+from torch import Tensor
+
+from rayunlearn.ranges import Positive
+
+
+def as_trained(start: Tensor, end: Tensor) -> Tensor:
+    """The trained weights."""
+    return end
+
+
+def negate(start: Tensor, end: Tensor, *, scale: Positive = 1.0) -> Tensor:
+    """start - scale x (end - start): as far the other way. Source: Ilharco et al. 2212.04089; MUSE's scripts use 1 to 16."""
+    return start - scale * (end - start)

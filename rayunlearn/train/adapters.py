@@ -1,0 +1,105 @@
+"""What is trained in place of the weights themselves: LoRA adapters, by peft. The model is plain again afterwards."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from rayunlearn.errors import UserError
+from rayunlearn.models.forward import blocks
+from rayunlearn.ranges import Count, Rule
+
+Share = Annotated[float, Rule("must be in [0, 1)", lambda x: 0 <= x < 1)]
+
+
+def none(modules: Sequence[str]) -> LoraConfig | None:
+    """No adapter: the weights themselves are trained."""
+    return None
+
+
+def lora(modules: Sequence[str], *, rank: Count = 16, alpha: Count = 32, dropout: Share = 0.0) -> LoraConfig | None:
+    """LoRA: W + (alpha / rank) B A beside each chosen linear module, B zero at the start. Hu et al. 2106.09685.
+
+    modules: full names of the linear modules. Which, `train.parameters` says.
+    """
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(modules), bias="none")
+
+
+@contextmanager
+def adapted(model: PreTrainedModel, adapter: Callable[[Sequence[str]], LoraConfig | None], pattern: str, folder: Path) -> Iterator[str]:
+    """The model with the adapter beside the linear modules of its blocks whose name matches `pattern`.
+
+    Gives the pattern of the parameters to train. On leaving, the adapter is written to `folder` (adapter_model.safetensors
+    and adapter_config.json, nothing else of the model), added to the weights and taken off; after an exception it is taken
+    off only. Raises UserError when no module matches.
+    """
+    modules = _linear_modules(model, pattern)
+    config = adapter(modules)
+    if config is None:
+        yield pattern
+        return
+    if not modules:
+        raise UserError(f"train.parameters must match a linear module of a block when train.adapter is lora, got {pattern!r}")
+    inject_adapter_in_model(config, model)
+    try:
+        yield r"\.lora_"
+        _save(model, config, folder)
+        _take_off(model, merge=True)
+    finally:
+        _take_off(model, merge=False)
+
+
+def _linear_modules(model: PreTrainedModel, pattern: str) -> list[str]:
+    inside = {id(module) for block in blocks(model) for module in block.modules() if isinstance(module, nn.Linear)}
+    return [name for name, module in model.named_modules() if id(module) in inside and re.search(pattern, name)]
+
+
+def _save(model: PreTrainedModel, config: LoraConfig, folder: Path) -> None:
+    """Write the adapter, named as peft reads it, under a temporary name and rename it into place."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
+    config.save_pretrained(str(temporary))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def _take_off(model: PreTrainedModel, *, merge: bool) -> None:
+    """Put every adapted module's own layer back in its place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            if merge:
+                module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+@dataclass(frozen=True)
+class AdapterRow:
+    """A row of the family: the function and where it comes from."""
+
+    function: Callable[..., LoraConfig | None]
+    title: str
+    source: str
+
+
+ADAPTERS = {
+    row.function.__name__: row
+    for row in (
+        AdapterRow(none, "the weights themselves", "-"),
+        AdapterRow(lora, "low-rank adapters", "Hu et al. 2106.09685; peft"),
+    )
+}

@@ -1,0 +1,148 @@
+"""What may be put around any method: a sharpness-aware step, an average of the weights, a ball around the start.
+
+A wrapper is built from the step's loss, the trained parameters and the number of steps, and says what to do in place of
+the gradient, after each step and after the last one. Its keyword-only arguments are its hyperparameters.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rayunlearn.ranges import Count, Positive, UnitInterval
+from rayunlearn.train.step import Backward, StepLoss
+
+
+class Terms(Protocol):
+    """A loss whose forget term can be computed alone."""
+
+    def __call__(self, step: int) -> StepLoss:
+        """Both terms."""
+
+    def forget_term(self, step: int) -> Tensor | None:
+        """The forget term alone."""
+
+
+def plain(terms: Callable[[int], StepLoss], step: int, backward: Backward) -> StepLoss:
+    """The gradient of the total loss."""
+    loss = terms(step)
+    backward(loss.total)
+    return loss
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """What a wrapper does: `gradient` fills the parameters' .grad, `after_step(step)` counts from 1, `at_end` comes last."""
+
+    gradient: Callable[[Callable[[int], StepLoss], int, Backward], StepLoss] = plain
+    after_step: Callable[[int], None] = lambda _step: None
+    at_end: Callable[[], None] = lambda: None
+
+
+def sam(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, radius: Positive = 0.01) -> Wrapper:
+    """Sharpness-aware forgetting: the forget gradient is taken at weights + radius g_f / |g_f|, the retain gradient here.
+
+    g_f is the forget gradient over all trained parameters, |.| its Euclidean norm. With `train.accumulation` each piece
+    has its own perturbation. Fan et al. 2502.05374 (radius 0.01 there). The loss recorded is the one before perturbing.
+    """
+
+    def gradient(_terms: Callable[[int], StepLoss], step: int, backward: Backward) -> StepLoss:
+        loss = terms(step)
+        if loss.forget is None:
+            backward(loss.total)
+            return loss
+        slopes = torch.autograd.grad(loss.forget, list(parameters), allow_unused=True)
+        if loss.retain is not None:
+            backward(loss.retain_weight * loss.retain)
+        norm = torch.stack([s.norm() for s in slopes if s is not None]).norm().clamp(min=torch.finfo(torch.float32).tiny)
+        start = [p.detach().clone() for p in parameters]
+        with torch.no_grad():
+            for parameter, slope in zip(parameters, slopes, strict=True):
+                if slope is not None:
+                    parameter.add_(slope * (radius / norm))
+        raised = terms.forget_term(step)
+        assert raised is not None
+        backward(raised)
+        copy_into(parameters, start)
+        return loss
+
+    return Wrapper(gradient=gradient)
+
+
+def average(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, start: UnitInterval = 0.8, every: Count = 5) -> Wrapper:
+    """The model ends as the mean of its weights after steps start x n_steps, then every `every` steps.
+
+    Fan et al. 2502.05374 begin at step 100 of 125 and take every fifth. A run that ends before `start` keeps its last
+    weights.
+    """
+    first = max(1, round(start * n_steps))
+    means: list[Tensor] = []
+    taken = 0
+
+    def after_step(step: int) -> None:
+        nonlocal means, taken
+        if step < first or (step - first) % every:
+            return
+        taken += 1
+        now = [p.detach() for p in parameters]
+        means = [m + (n - m) / taken for m, n in zip(means, now, strict=True)] if means else [n.clone() for n in now]
+
+    return Wrapper(after_step=after_step, at_end=lambda: copy_into(parameters, means) if means else None)
+
+
+def ball(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, radius: Positive = 0.005) -> Wrapper:
+    """After each step every tensor is drawn back to |W - W0| <= radius |W0|, sums of absolute values, on the line to W0.
+
+    The form and the radius are those of a sibling of "Unlearning with Control" (2406.09179, whose released trainer takes
+    a `ball` and leaves it unused); its relation to the paper is not confirmed. There it acts every N steps, here on each.
+    A tensor that starts at zero stays there.
+    """
+    start = [p.detach().clone() for p in parameters]
+
+    def after_step(_step: int) -> None:
+        with torch.no_grad():
+            for parameter, origin in zip(parameters, start, strict=True):
+                change = parameter - origin
+                allowed, moved = radius * origin.abs().sum(), change.abs().sum()
+                parameter.copy_(torch.where(moved > allowed, origin + change * (allowed / moved), parameter))
+
+    return Wrapper(after_step=after_step)
+
+
+def ended(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, function: Callable[[Tensor, Tensor], Tensor]) -> Wrapper:
+    """At the end every tensor becomes function(its start, its end)."""
+    start = [p.detach().clone() for p in parameters]
+    return Wrapper(at_end=lambda: copy_into(parameters, [function(a, p.detach()) for a, p in zip(start, parameters, strict=True)]))
+
+
+def copy_into(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    """Overwrite the parameters' values."""
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+@dataclass(frozen=True)
+class WrapperRow:
+    """A row of the family: the builder and where it comes from."""
+
+    function: Callable[..., Wrapper]
+    title: str
+    source: str
+
+
+WRAPPERS = {
+    row.function.__name__: row
+    for row in (
+        WrapperRow(sam, "sharpness-aware step on the forget gradient", "Fan et al. 2502.05374"),
+        WrapperRow(average, "average of the weights of the last steps", "Fan et al. 2502.05374 (WA); Izmailov et al. 1803.05407"),
+        WrapperRow(ball, "weights kept in a ball around the start", "a sibling of 2406.09179, not confirmed"),
+    )
+}
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """The names in `method.wrappers`."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
