@@ -50,7 +50,7 @@ def sequences_of(trial: Trial, workspace: Workspace, state: Loaded) -> tuple[lis
     return pair
 
 
-def select(trial: Trial, workspace: Workspace, state: Loaded, norms_along: Callable[[Sequence[int], int], Tensor]) -> tuple[list[int], Tensor]:
+def pick(trial: Trial, workspace: Workspace, state: Loaded, norms_along: Callable[[Sequence[int], int], Tensor]) -> tuple[list[int], Tensor]:
     """Positions in corpus.forget of the coreset, best first, and the score of every forget document.
 
     `state` must hold the base weights. Documents are scored in the order of their doc_id. With `select.stratified` the
