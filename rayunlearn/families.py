@@ -36,11 +36,12 @@ class Option:
 def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
     """The hyperparameters of a family function, read from its signature."""
     hints = get_type_hints(function, include_extras=True)
-    return tuple(
-        Option(f"{function.__name__}.{p.name}", p.default, type(p.default), next((m for m in getattr(hints[p.name], "__metadata__", ()) if isinstance(m, Rule)), None))
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    )
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return tuple(Option(f"{function.__name__}.{p.name}", p.default, type(p.default), _rule_of(hints[p.name])) for p in parameters)
+
+
+def _rule_of(hint: Any) -> Rule | None:
+    return next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Rule)), None)
 
 
 def option_names() -> dict[str, Option]:

@@ -22,7 +22,17 @@ def test_one_and_one_point_zero_are_the_same_trial() -> None:
 def test_the_id_follows_the_settings_and_the_content_but_not_the_path() -> None:
     here, there = (Trial(data=Data(name="files", path=path)) for path in ("/here", "/there"))
     assert trial_id(here, "corpus", "model") == trial_id(there, "corpus", "model")
-    assert len({trial_id(here, "corpus", "model"), trial_id(here, "other", "model"), trial_id(here, "corpus", "other"), trial_id(Trial(), "corpus", "model")}) == 4
+    assert (
+        len(
+            {
+                trial_id(here, "corpus", "model"),
+                trial_id(here, "other", "model"),
+                trial_id(here, "corpus", "other"),
+                trial_id(Trial(), "corpus", "model"),
+            }
+        )
+        == 4
+    )
 
 
 def test_the_digest_is_the_sha256_of_canonical_json() -> None:

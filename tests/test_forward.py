@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 from torch import Tensor
 
 from rayunlearn.data.encode import Encoded, by_length, collate
 from rayunlearn.models.forward import blocks, hidden_states, pooled_states, score, token_nll
+from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
 FAMILIES = sorted(CONFIGS)
 

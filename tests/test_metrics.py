@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tests.tiny_models import tiny_model
 
 from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import Encoded
 from rayunlearn.metrics.document import METRICS, exact_memorization, extraction_strength, multiple_choice, perplexity, probability
 from rayunlearn.models.forward import score
+from tests.tiny_models import tiny_model
 
 
 def flags(text: str) -> torch.Tensor:
@@ -70,7 +70,11 @@ def test_every_metric_states_unit_range_direction_and_keeps_to_it(name: str) -> 
     row = METRICS[name]
     assert row.unit and row.meaning and row.source and row.direction in ("higher", "lower") and row.low < row.high
     generator = torch.Generator().manual_seed(1)
-    inputs = {"token_nll": torch.rand(9, generator=generator) * 8, "correct": torch.rand(9, generator=generator) > 0.5, "option_nll": torch.rand(5, generator=generator)}
+    inputs = {
+        "token_nll": torch.rand(9, generator=generator) * 8,
+        "correct": torch.rand(9, generator=generator) > 0.5,
+        "option_nll": torch.rand(5, generator=generator),
+    }
     names = row.function.__code__.co_varnames[: row.function.__code__.co_argcount]
     assert row.low <= row.function(**{n: inputs[n] for n in names}) <= row.high
 

@@ -102,14 +102,26 @@ def test_an_exception_becomes_a_row_with_its_cause(workspace: Workspace, tmp_pat
 
 
 def test_a_loss_that_explodes_is_recorded_as_diverged_and_not_measured(workspace: Workspace, tmp_path: Path) -> None:
-    settings: dict[str, Value] = {"method__forget": "ga", "method__retain": "none", "train__learning_rate": 1e30, "train__length": 20, "stop__utility_floor": 0.0}
+    settings: dict[str, Value] = {
+        "method__forget": "ga",
+        "method__retain": "none",
+        "train__learning_rate": 1e30,
+        "train__length": 20,
+        "stop__utility_floor": 0.0,
+    }
     status, run = ran(trial_of(**settings), workspace, tmp_path)
     assert status == "diverged" and run.evals.collect().height == 0
     assert 0 < run.trials.collect()["optimizer_steps"][0] < 20
 
 
 def test_a_model_that_loses_its_utility_stops_early_as_collapsed(workspace: Workspace, tmp_path: Path) -> None:
-    settings: dict[str, Value] = {"method__forget": "ga", "method__retain": "none", "train__learning_rate": 0.05, "train__length": 40, "stop__utility_floor": 0.9}
+    settings: dict[str, Value] = {
+        "method__forget": "ga",
+        "method__retain": "none",
+        "train__learning_rate": 0.05,
+        "train__length": 40,
+        "stop__utility_floor": 0.9,
+    }
     status, run = ran(trial_of(**settings), workspace, tmp_path)
     assert status == "collapsed" and run.trials.collect()["optimizer_steps"][0] < 40
     assert run.evals.collect().height > 0
@@ -140,7 +152,9 @@ def test_selection_does_not_depend_on_the_order_of_the_file(workspace: Workspace
     assert chosen[0] == chosen[1]
 
 
-@pytest.mark.parametrize(("unit", "length", "n_kept", "steps"), [("steps", 7, 3, 7), ("epochs", 2, 12, 6), ("presentations", 10, 99, 2), ("epochs", 0.1, 3, 1)])
+@pytest.mark.parametrize(
+    ("unit", "length", "n_kept", "steps"), [("steps", 7, 3, 7), ("epochs", 2, 12, 6), ("presentations", 10, 99, 2), ("epochs", 0.1, 3, 1)]
+)
 def test_training_length_in_three_units(unit: str, length: float, n_kept: int, steps: int) -> None:
     """Batches of four: 2 epochs of 12 are 24 presentations or 6 steps; 10 presentations are 2.5 steps, to even 2; never none."""
     assert n_steps(with_values(Trial(), {"train.unit": unit, "train.length": length, "train.batch_size": 4}), n_kept) == steps

@@ -67,7 +67,9 @@ METRICS = {
         Metric(probability, "probability of the answer (geometric mean over tokens)", "fraction", 0, 1, "higher", "TOFU 2401.06121"),
         Metric(multiple_choice, "true option is the most likely one", "fraction", 0, 1, "higher", "ours, after WMDP 2403.03218"),
         Metric(exact_memorization, "tokens right under teacher forcing", "fraction", 0, 1, "higher", "Tirumala et al. 2205.10770"),
-        Metric(extraction_strength, "share of the answer that a prefix of it extracts", "fraction", 0, 1, "higher", "Carlini et al. 2021; 2406.09179"),
+        Metric(
+            extraction_strength, "share of the answer that a prefix of it extracts", "fraction", 0, 1, "higher", "Carlini et al. 2021; 2406.09179"
+        ),
         Metric(perplexity, "exp of the mean token NLL", "1", 1, math.inf, "lower", "standard"),
     )
 }
