@@ -37,6 +37,15 @@ def print_selectors(console: Console) -> None:
         _entry(console, name, row.title, [*options_in_words(row.function), row.source])
 
 
+def print_extractors(console: Console) -> None:
+    """Ways to find keywords."""
+    from rayunlearn.keywords.extractors import EXTRACTORS
+
+    _heading(console, "select.extractor: how the keywords of a document are found")
+    for name, row in EXTRACTORS.items():
+        _entry(console, name, row.title, [*options_in_words(row.function), row.source])
+
+
 def print_metrics(console: Console) -> None:
     """Metrics with unit, range and direction."""
     from rayunlearn.metrics.document import METRICS

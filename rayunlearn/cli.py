@@ -1,4 +1,4 @@
-"""The command line: `rayunlearn run | plan | report | list | prepare | show`. Nothing heavy is imported until it is needed."""
+"""The command line: `rayunlearn run | plan | report | list | prepare | show | keywords`. Nothing heavy is imported until it is needed."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rayunlearn.experiment import Experiment
     from rayunlearn.plan import Agenda, Result
 
-LISTS = ("methods", "selectors", "metrics", "experiments")
+LISTS = ("methods", "selectors", "extractors", "metrics", "experiments")
 DONE, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -54,9 +54,24 @@ def parser() -> argparse.ArgumentParser:
     show_parser = _add(commands, "show", show, "print one trial: its settings, its fate, its numbers")
     show_parser.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
     show_parser.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
-    list_parser = _add(commands, "list", show_list, "list methods, selectors, metrics (hyperparameters, defaults, sources) or experiments")
+    list_parser = _add(commands, "list", show_list, "list methods, selectors, extractors, metrics (hyperparameters, defaults, sources) or experiments")
     list_parser.add_argument("what", metavar="|".join(LISTS), help="which table")
+    _add_keywords(commands)
     return top
+
+
+def _add_keywords(commands: Any) -> None:
+    added = _add(commands, "keywords", keywords, "find the keywords of a corpus and write them to Parquet")
+    added.add_argument("corpus", metavar="CORPUS", help="a data file (.jsonl, .json, .csv, .parquet), or a test bed: domain, people")
+    added.add_argument("--extractor", metavar="NAME", required=True, help="see `rayunlearn list extractors`")
+    added.add_argument("--retain", metavar="CORPUS", default="", help="what the corpus is compared with (log_odds, linked); a test bed brings its own")
+    added.add_argument("--columns", metavar="OURS=THEIRS", default="", help="as data.columns: answer=text,prompt=question")
+    added.add_argument("--base", metavar="MODEL", default="", help="directory or Hub name (embedding, loss_gap)")
+    added.add_argument("--gold", metavar="MODEL", default="", help="a model that never saw the corpus (loss_gap)")
+    added.add_argument("--judge", metavar="MODEL", default="", help="a chat model (judge)")
+    added.add_argument("--set", dest="assignments", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help="e.g. tfidf.earliness=0")
+    added.add_argument("--output", metavar="FILE", type=Path, default=Path("keywords.parquet"), help="(default: keywords.parquet)")
+    added.add_argument("--show", metavar="N", type=int, default=3, help="documents whose keywords are printed (default: 3)")
 
 
 def run(chosen: argparse.Namespace) -> int:
@@ -144,12 +159,26 @@ def show_list(chosen: argparse.Namespace) -> int:
     printers: Mapping[str, Callable[[Any], None]] = {
         "methods": catalogue.print_methods,
         "selectors": catalogue.print_selectors,
+        "extractors": catalogue.print_extractors,
         "metrics": catalogue.print_metrics,
         "experiments": catalogue.print_experiments,
     }
     if chosen.what not in printers:
         raise unknown_name("list", chosen.what, LISTS)
     printers[chosen.what](_console())
+    return DONE
+
+
+def keywords(chosen: argparse.Namespace) -> int:
+    """Keywords to Parquet, and those of the first documents on the screen."""
+    from rayunlearn.extraction import Request, extract_to
+
+    names = ("corpus", "extractor", "output", "retain", "columns", "base", "gold", "judge")
+    done = extract_to(Request(**{name: getattr(chosen, name) for name in names}, options=parse_assignments(chosen.assignments)))
+    for document, found in list(zip(done.documents, done.keywords, strict=True))[: chosen.show]:
+        print(f"{document.doc_id}  {', '.join(f'{k.text} ({k.score:.2f})' for k in found[:10]) or '(none)'}")
+    aside = f", {len(done.rejected)} set aside" if done.rejected else ""
+    print(f"{sum(map(len, done.keywords))} keywords of {len(done.documents)} documents{aside}: {chosen.output}")
     return DONE
 
 
