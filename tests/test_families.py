@@ -10,7 +10,7 @@ from rayunlearn.methods.forget import npo
 
 def test_defaults_of_the_chosen_functions_are_filled_in_and_others_dropped() -> None:
     trial = check(with_values(Trial(), {"method.forget": "npo", "rmu.steering": 3.0}))
-    assert dict(trial.options) == {"npo.beta": 0.1}
+    assert dict(trial.options) == {"npo.beta": 0.1, "tfidf.earliness": 1.0}
     assert arguments_of(trial, npo) == {"beta": 0.1}
 
 
