@@ -54,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     show_parser = _add(commands, "show", show, "print one trial: its settings, its fate, its numbers")
     show_parser.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
     show_parser.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
-    list_parser = _add(commands, "list", show_list, "list methods, selectors, extractors, metrics (hyperparameters, defaults, sources) or experiments")
+    list_parser = _add(
+        commands, "list", show_list, "list methods, selectors, extractors, metrics (hyperparameters, defaults, sources) or experiments"
+    )
     list_parser.add_argument("what", metavar="|".join(LISTS), help="which table")
     _add_keywords(commands)
     return top
@@ -64,7 +66,9 @@ def _add_keywords(commands: Any) -> None:
     added = _add(commands, "keywords", keywords, "find the keywords of a corpus and write them to Parquet")
     added.add_argument("corpus", metavar="CORPUS", help="a data file (.jsonl, .json, .csv, .parquet), or a test bed: domain, people")
     added.add_argument("--extractor", metavar="NAME", required=True, help="see `rayunlearn list extractors`")
-    added.add_argument("--retain", metavar="CORPUS", default="", help="what the corpus is compared with (log_odds, linked); a test bed brings its own")
+    added.add_argument(
+        "--retain", metavar="CORPUS", default="", help="what the corpus is compared with (log_odds, linked); a test bed brings its own"
+    )
     added.add_argument("--columns", metavar="OURS=THEIRS", default="", help="as data.columns: answer=text,prompt=question")
     added.add_argument("--base", metavar="MODEL", default="", help="directory or Hub name (embedding, loss_gap)")
     added.add_argument("--gold", metavar="MODEL", default="", help="a model that never saw the corpus (loss_gap)")
@@ -90,7 +94,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 def conclude(result: "SweepResult", words: Sequence[str], console: "Console") -> int:
     """Print how a sweep ended; returns the exit status."""
-    for line in (*(f"note: {note}" for note in result.notes), *ending(result, words)):
+    for line in ending(result, words):
         console.print(line, highlight=False, soft_wrap=True)
     if result.interrupted:
         return INTERRUPTED
@@ -265,11 +269,11 @@ def _print_plan(
 
 def _cost_lines(agenda: "Agenda", folder: Path, left: int, workers: int) -> list[str]:
     from rayunlearn.cluster.progress import duration
-    from rayunlearn.estimate import estimate, size_of
+    from rayunlearn.estimate import DRIVER_BYTES, estimate, size_of
 
     try:
         guess = estimate(folder, agenda, size_of=size_of)
     except UserError as error:
         return [f"no estimate: {error}"]
-    memory = f"about {workers * guess.bytes / 2**30:.1f} GiB"
+    memory = f"about {(workers * guess.bytes + DRIVER_BYTES) / 2**30:.1f} GiB"
     return [f"with {workers} workers {duration(left * guess.seconds / workers)} and {memory} ({guess.seconds:.1f} s per trial, from {guess.source})"]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from rayunlearn.cluster.folder import begin, locked
 from rayunlearn.cluster.progress import Preparing, Snapshot, line
+from rayunlearn.cluster.session import knock
 from rayunlearn.cluster.sweep import Options, SweepResult, sweep
 from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
@@ -193,6 +195,20 @@ def test_a_mistake_in_the_experiment_is_said_before_a_folder_is_made(tmp_path: P
     with pytest.raises(UserError, match="select.ratio must be in"):
         run_sweep(untuned({"select.ratio": (2.0,)}), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
+def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> None:
+    with socket.socket() as probe:  # bound and not listening: no one else can take the port meanwhile
+        probe.bind(("127.0.0.1", 0))
+        with pytest.raises(UserError, match="--address must name a Ray cluster that answers"):
+            knock(address.format(port=probe.getsockname()[1]))
+
+
+@pytest.mark.parametrize("address", ["cluster", "ray://cluster", "host:ten"])
+def test_an_address_without_a_port_is_refused(address: str) -> None:
+    with pytest.raises(UserError, match="--address must be auto, local"):
+        knock(address)
 
 
 def test_the_progress_line_says_done_planned_best_and_time_left() -> None:

@@ -25,7 +25,7 @@ class Snapshot:
     """The sweep at one moment. `best` is the lowest forgetting at or above the utility floor, NaN until there is one.
 
     `running` says the running trials in words, `handed_out` by id; `n_ready` could run as soon as a worker is free;
-    `seconds` are the durations of this session's trials.
+    `seconds` are the durations of this session's trials; `fatal` says why no more trials are started, '' otherwise.
     """
 
     done: int
@@ -37,6 +37,12 @@ class Snapshot:
     best: float = math.nan
     seconds: tuple[float, ...] = ()
     objective: Objective = field(default_factory=Objective)
+    fatal: str = ""
+
+    @property
+    def at_end(self) -> bool:
+        """Whether no trial is running and none is ready."""
+        return not self.running and self.n_ready == 0
 
     @property
     def seconds_left(self) -> float:

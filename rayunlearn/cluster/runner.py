@@ -21,7 +21,7 @@ from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
 from rayunlearn.plan import Planner, Result
 
-WORKER_DEATHS = 2  # a trial whose worker died is started again this often
+WORKER_DEATHS = 2  # what lost its worker is started again this often
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Board:
 
     def pause_is_over(self) -> bool:
         """Whether a paused worker should come back for a trial: one is ready, or none runs that could make one ready."""
-        return not isinstance(self.view, Snapshot) or self.view.n_ready > 0 or not self.view.running
+        return not isinstance(self.view, Snapshot) or self.view.n_ready > 0 or self.view.at_end
 
     def read(self) -> View | None:
         """The latest view, None before there is one."""
@@ -90,13 +90,14 @@ def execute(
     with watched(console, lambda: _read(board)):
         prepare_all(trials, cache, work=job.work, board=board, resources=resources)
         workspaces = {pair_of(trial): job.work.workspace(trial, cache) for trial in trials}
-        search = LedgerSearch(planner, results, Path(job.run), board.put.remote)
+        search = LedgerSearch(planner, results, Path(job.run), board)
         slots = trial_slots(resources)
         parameters = {"job": job, "workspaces": workspaces, "board": board}
         run_tune(search, parameters, resources=resources, at_once=min(workers, slots) if workers else slots)
-    if search.fatal:
-        raise UserError(search.fatal)
-    return search.nothing_left
+    view = ray.get(board.read.remote())  # the searcher itself may have been a copy on the other side of ray://
+    if isinstance(view, Snapshot) and view.fatal:
+        raise UserError(view.fatal)
+    return isinstance(view, Snapshot) and view.at_end
 
 
 def prepare_only(trials: Collection[Trial], cache: Path, *, work: Work, gpus_per_trial: float | None, console: Console) -> None:
@@ -108,7 +109,8 @@ def prepare_only(trials: Collection[Trial], cache: Path, *, work: Work, gpus_per
 
 def prepare_all(trials: Iterable[Trial], cache: Path, *, work: Work, board: Any, resources: dict[str, float]) -> None:
     """Teach every missing base and gold model, each as its own task, side by side."""
-    task = ray.remote(num_cpus=1, num_gpus=resources.get("gpu", 0), max_retries=2)(prepare_one)
+    # max_calls: the process ends with its task, so that what it loaded is not held while the trials run.
+    task = ray.remote(num_cpus=1, num_gpus=resources.get("gpu", 0), max_retries=WORKER_DEATHS, max_calls=1)(prepare_one)
     pairs = list({pair_of(trial): trial for trial in trials}.values())
     wanted = [
         (trial, role, _model_name(role, trial, at if len(pairs) > 1 else 0))

@@ -1,15 +1,16 @@
 """The searcher: Tune asks it for trials, it asks the plan, and the ledger in Parquet is its only memory."""
 
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.tune.search import Searcher
 
 from rayunlearn.cluster.folder import write_plan
-from rayunlearn.cluster.progress import Snapshot, snapshot
+from rayunlearn.cluster.progress import snapshot
 from rayunlearn.config import flatten
 from rayunlearn.errors import UserError
 from rayunlearn.plan import Agenda, Planned, Planner, Result, result_of
@@ -22,15 +23,15 @@ class LedgerSearch(Searcher):
     While it waits it hands out pauses: Tune ends all idle actors but one (Ray 2.60), and an actor that has loaded a
     model is dear. A pause is a Tune trial in which nothing runs, and it is over as soon as a trial is ready.
 
-    show: receives a Snapshot whenever something changed.
+    board: handle of a `runner.Board`; holds a Snapshot of every change before the change takes effect.
     """
 
-    def __init__(self, planner: Planner, results: dict[str, Result], run: Path, show: Callable[[Snapshot], None]) -> None:
+    def __init__(self, planner: Planner, results: dict[str, Result], run: Path, board: Any) -> None:
         super().__init__(metric=None, mode=None)
         self.planner = planner
         self.results = dict(results)
         self.run = run
-        self.show = show
+        self.board = board
         self.running: dict[str, tuple[Planned, float]] = {}
         self.pauses: set[str] = set()
         self.seconds: list[float] = []
@@ -46,7 +47,7 @@ class LedgerSearch(Searcher):
             return {"trial": ready[0].trial, "trial_id": ready[0].trial_id}
         if not self.running:
             return Searcher.FINISHED
-        if len(self.pauses) >= self.agenda.waiting:
+        if self.fatal or len(self.pauses) >= self.agenda.waiting:
             return None
         self.pauses.add(trial_id)
         return {"trial": None, "trial_id": f"pause-{trial_id}"}
@@ -74,11 +75,6 @@ class LedgerSearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore."""
 
-    @property
-    def nothing_left(self) -> bool:
-        """Whether no trial is running and none is ready."""
-        return not self.running and not self.agenda.ready
-
     def _take(self, planned: Planned, seconds: float) -> None:
         ended = result_of(self.run, planned.trial_id, self.planner.experiment.objective)
         self.results[planned.trial_id] = ended if ended is not None else self._write_death(planned)
@@ -99,7 +95,8 @@ class LedgerSearch(Searcher):
         running = [planned for planned, _ in self.running.values()]
         objective = self.planner.experiment.objective
         seconds, n_ready = tuple(self.seconds), len(self._ready())
-        self.show(snapshot(self.agenda, self.results, running, n_ready=n_ready, seconds=seconds, objective=objective))
+        view = snapshot(self.agenda, self.results, running, n_ready=n_ready, seconds=seconds, objective=objective)
+        ray.get(self.board.put.remote(replace(view, fatal=self.fatal)))
 
     def _write_death(self, planned: Planned) -> Result:
         experiment = self.planner.experiment

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rayunlearn.errors import UserError
+import rayunlearn
+from rayunlearn.errors import UserError, require
 
 OBJECT_STORE_BYTES = 256 * 2**20  # holds the workspaces (documents and paths), never weights
 QUIET = {
@@ -66,6 +68,16 @@ def trial_slots(resources: dict[str, float]) -> int:
     return max(1, int(min(there.get(name.upper(), 0) // amount for name, amount in resources.items())))
 
 
+def knock(place: str) -> None:
+    """Raise UserError where nothing listens at `ray://host:port` or `host:port`; Ray itself would try for minutes."""
+    host, _, port = place.removeprefix("ray://").rpartition(":")
+    require(bool(host) and port.isdigit(), "--address must be auto, local, ray://host:port or host:port", place)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"--address must name a Ray cluster that answers, got {place!r} ({error})") from error
+
+
 def _resolved(address: str) -> str:
     if address != "auto":
         return address
@@ -98,7 +110,10 @@ def _start(place: str, workers: int, folder: Path) -> None:
             _temp_dir=str(folder),
         )
         return
+    knock(place)
+    # A client of a cluster far away brings this package along; a driver on the cluster shares its installation.
+    package = {"py_modules": [str(Path(rayunlearn.__file__).parent)]} if place.startswith("ray://") else {}
     try:
-        ray.init(address=place, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=place, runtime_env=package, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"--address must name a Ray cluster that answers, got {place!r} ({error})") from error

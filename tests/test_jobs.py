@@ -1,0 +1,111 @@
+"""`ray job submit` and `ray://` for real, against a head on loopback with a home and a token of its own."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from rayunlearn.results.store import finished
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[1]
+# Two untrained-looking models and three trials: what is tested here is the way to the cluster and back.
+SMALL = ["model.teach_epochs=1", "train.length=2", "method.forget=npo", "method.retain=nll", "select.name=random", "select.ratio=0.05"]
+FIXED = ["budget.tuning=none", "select.seed=0", "train.seed=0"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where the head answers and what a client must have in its environment."""
+
+    dashboard: str
+    client: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """`ray start --head --block` on loopback; ended by its process id."""
+    home = tmp_path_factory.mktemp("home")
+    temporary = Path("/tmp") / f"ray-test-{os.getpid()}"  # short: socket paths are limited to 107 bytes
+    gcs, dashboard, client = (free_port() for _ in range(3))
+    token = secrets.token_hex(32)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    options = {
+        "node-ip-address": "127.0.0.1",
+        "port": gcs,
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": dashboard,
+        "ray-client-server-port": client,
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={temporary}", *flags]
+    with (home / "head.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            wait_until_it_answers(f"http://127.0.0.1:{dashboard}/api/version", token, process, home / "head.log")
+            yield Head(f"http://127.0.0.1:{dashboard}", f"ray://127.0.0.1:{client}", environment)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_it_answers(address: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"}), timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise AssertionError(f"the head did not come up:\n{log.read_text()}")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The package and the experiments as a job's working directory."""
+    for name in ("rayunlearn", "experiments"):
+        shutil.copytree(REPOSITORY / name, tmp_path / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "checkout"
+
+
+def called(command: list[str], head: Head, where: Path) -> str:
+    done = subprocess.run(command, env=head.environment, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_a_submitted_job_runs_an_experiment_and_leaves_its_run(head: Head, checkout: Path, tmp_path: Path) -> None:
+    output = tmp_path / "runs"
+    job = ["python", "-m", "rayunlearn", "run", "experiments/hello.py", "--output", str(output), "--set", *SMALL, *FIXED]
+    said = called(["ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job], head, checkout)
+    assert "4 of 4 trials are done" in said and "succeeded" in said
+    assert set(finished(output / "hello" / "1").values()) == {"complete"}
+
+
+def test_a_client_of_a_cluster_far_away_runs_an_experiment_there(head: Head, checkout: Path, tmp_path: Path) -> None:
+    output = tmp_path / "runs"
+    command = [sys.executable, "-m", "rayunlearn", "run", "experiments/hello.py", "--output", str(output), "--address", head.client]
+    said = called([*command, "--set", *SMALL, *FIXED], head, checkout)
+    assert "4 of 4 trials are done" in said
+    assert set(finished(output / "hello" / "1").values()) == {"complete"}
