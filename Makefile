@@ -1,5 +1,6 @@
 # make demo    the main job on the embedded test bed: progress, table, report
 # make test    the tests (under ten minutes on two cores); make test-slow: the rest
+# make bench   ratios beside the plain way, same machine, same run
 # make check   style, formatting, types
 # Everything is installed once into .venv, at the versions of constraints.txt; nothing else on the machine is touched.
 
@@ -9,7 +10,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 # The first interpreter of a supported version; `make PYTHON=/some/python3.12 demo` says which.
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow bench check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/rayunlearn run experiments/hello.py
@@ -19,6 +20,10 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/scores.py
+	$(BIN)/python benchmarks/scores.py --size small
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

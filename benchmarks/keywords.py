@@ -1,9 +1,12 @@
 """Keyword extractors against gold sets, beside the YAKE and RAKE libraries, with one scorer.
 
     python benchmarks/keywords.py --gold DIR [--sets Inspec SemEval2017]
+    python benchmarks/keywords.py --bed [--base MODEL --gold-model MODEL]
 
-DIR holds gold sets in the layout of github.com/LIAAD/KeywordExtractor-Datasets, unpacked: DIR/Inspec/docsutf8/*.txt and
-DIR/Inspec/keys/*.key. It has no licence, so it is fetched to measure and never copied. Needs `pip install .[bench]`.
+`--bed` uses the domain test bed, whose generator knows the true terms; with base and gold model of the bed (of the run's
+cache) also the extractors that ask a model. DIR holds gold sets in the layout of
+github.com/LIAAD/KeywordExtractor-Datasets, unpacked: DIR/Inspec/docsutf8/*.txt and DIR/Inspec/keys/*.key. It has no
+licence, so it is fetched to measure and never copied. Needs `pip install .[bench]`.
 """
 
 import argparse
@@ -11,15 +14,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import regex
 from nltk.stem import PorterStemmer
 
+from rayunlearn.config import Data
+from rayunlearn.data.documents import Corpus
+from rayunlearn.data.testbed import generate
 from rayunlearn.errors import UserError
-from rayunlearn.keywords.extractors import textrank, tfidf
+from rayunlearn.extraction import arguments_for
+from rayunlearn.keywords.corpus import Known, Lender, extract
+from rayunlearn.keywords.extractors import EXTRACTORS, textrank, tfidf
 from rayunlearn.keywords.phrases import common_words, page_of
 from rayunlearn.keywords.statistics import statistics_of
 from rayunlearn.keywords.words import words_of
+from rayunlearn.models.load import load_model
 
 CUTS = (5, 10, 15)
 Ranked = list[str]
@@ -125,12 +135,54 @@ def table(gold: Gold) -> list[str]:
     return rows
 
 
+def true_terms(corpus: Corpus, with_values: bool) -> list[frozenset[str]]:
+    """Words of every forget document that carry its facts: the invented names, and the values that facts give them."""
+    value = {fact: probe.answer for probe in corpus.probes["forget"] for fact in probe.facts}
+    return [
+        frozenset(t.lower() for f in d.facts for t in ((f.split(":")[0], value[f]) if with_values else (f.split(":")[0],))) for d in corpus.forget
+    ]
+
+
+def word_f1(found: Sequence[str], truth: frozenset[str]) -> float:
+    """F1 of two sets of words."""
+    hits = len(truth.intersection(found))
+    return 2 * hits / (len(set(found)) + len(truth))
+
+
+def bed_rows(redundancy: int, base: str, gold: str) -> list[str]:
+    """Markdown rows: F1 of all words that an extractor names, and of its first words, as many as there are terms."""
+    corpus = generate(Data(redundancy=redundancy))
+    lenders = [(lambda name=name: Lender(*load_model(name))) if name else None for name in (base, gold)]
+    rows = []
+    for name in [n for n in EXTRACTORS if n != "judge" and (base or n not in ("embedding", "loss_gap"))]:
+        arguments = arguments_for(name, {})
+        known = Known(corpus.forget, corpus.retain, arguments=arguments, base=lenders[0], gold=lenders[1])
+        words = [list(dict.fromkeys(w.key for k in found for w in words_of(k.text))) for found in extract(name, known, arguments)]
+        cells = []
+        for truth in (true_terms(corpus, False), true_terms(corpus, True)):
+            pairs = list(zip(words, truth, strict=True))
+            cells += [fmean(word_f1(w, t) for w, t in pairs), fmean(word_f1(w[: len(t)], t) for w, t in pairs)]
+        rows.append(f"| {redundancy} | {name} | " + " | ".join(f"{c:.3f}" for c in cells) + " |")
+    return rows
+
+
 def main() -> None:
-    """Print one table over the gold sets of DIR."""
+    """Print one table over the gold sets of DIR, or over the test bed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gold", type=Path, required=True)
+    parser.add_argument("--gold", type=Path)
+    parser.add_argument("--bed", action="store_true")
+    parser.add_argument("--base", default="")
+    parser.add_argument("--gold-model", default="")
     parser.add_argument("--sets", nargs="+", default=["Inspec", "SemEval2017"])
     options = parser.parse_args()
+    if options.bed:
+        print("| mentions per fact | extractor | names: all | names: first | names, values: all | names, values: first |")
+        print("|---|---|---|---|---|---|")
+        for redundancy in (20, 10, 4):
+            at_default = redundancy == Data().redundancy  # the models were taught this one
+            print("\n".join(bed_rows(redundancy, options.base * at_default, options.gold_model * at_default)), flush=True)
+    if options.gold is None:
+        return
     print("| gold set (documents) | extractor | P / R / F1 at 5 | at 10 | at 15 | documents/s |\n|---|---|---|---|---|---|")
     for name in options.sets:
         print("\n".join(table(read_gold(options.gold / name))), flush=True)
