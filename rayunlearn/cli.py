@@ -208,6 +208,7 @@ def _add_experiment(commands: Any, name: str, command: Callable[[argparse.Namesp
         )
 
 
+PIPED_WIDTH = 150  # characters of a table that goes to a file or a log: all columns fit
 SET_HELP = "change a setting: on an axis it replaces the axis, in SEARCH it fixes the value, else it changes BASE; budget.trials=4 works too"
 ADDRESS_HELP = "auto: the cluster of RAY_ADDRESS (a submitted job's own), else a private one on this machine; local: always private (default: auto)"
 
@@ -233,7 +234,8 @@ def _options(chosen: argparse.Namespace) -> "Options":
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console()
+    wide = Console()
+    return wide if wide.is_terminal else Console(width=max(wide.width, PIPED_WIDTH))
 
 
 def _print_table(folder: Path, console: "Console") -> None:

@@ -10,6 +10,7 @@ WHAT = {
     "examples": "One row per document and metric. Every mean is taken from here.",
     "coresets": "One row per kept document.",
     "scores": "One row per document and scorer. `scores.parquet`.",
+    "keywords": "One row per document and keyword. `keywords.parquet`, from `rayunlearn keywords`.",
     "quarantine": "One row per document that was set aside. `quarantine.parquet`.",
 }
 
