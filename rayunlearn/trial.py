@@ -43,8 +43,8 @@ from rayunlearn.train.adapters import ADAPTERS, adapted
 from rayunlearn.train.device import computing
 from rayunlearn.train.loop import TrainLog, choose_parameters, optimise
 from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended, names_of
-from rayunlearn.worker import Loaded, remembered, reset
-from rayunlearn.workspace import Workspace
+from rayunlearn.worker import Loaded, SpoiltWorkerError, remembered, reset
+from rayunlearn.workspace import Workspace, measured_digest
 
 Rows = list[dict[str, Any]]
 UTILITY_PROBES = 64  # retain probes that watch utility during training; a rung, not a result
@@ -62,13 +62,18 @@ class Outcome:
 
 
 def run_trial(trial: Trial, workspace: Workspace, run_dir: Path, experiment: str, version: str, commit: str = "") -> str:
-    """Run one trial and write its rows; returns the status. An exception becomes a row with status `failed`."""
-    identity = trial_id(trial, workspace.corpus.digest, workspace.base_digest)
+    """Run one trial and write its rows; returns the status. An exception becomes a row with status `failed`.
+
+    Raises SpoiltWorkerError, and writes nothing, when this process can no longer be trusted: another one must run it.
+    """
+    identity = trial_id(trial, workspace.corpus.digest, measured_digest(trial, workspace.base_digest))
     started = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         with torch.random.fork_rng():
             torch.manual_seed(trial.train.seed)
             outcome = _attempt(trial, workspace, run_dir / "adapters" / identity)
+    except SpoiltWorkerError:
+        raise
     except Exception as error:  # a failure is a row, with its cause
         outcome = Outcome("failed", failure_row(error), {})
     row: dict[str, Any] = {"experiment": experiment, "version": version, "status": outcome.status, "started_at": started, "commit": commit}

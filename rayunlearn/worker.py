@@ -12,6 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rayunlearn.models.load import load_model
 
 
+class SpoiltWorkerError(RuntimeError):
+    """This process's base weights are not what they were; no trial may start from them."""
+
+
 @dataclass
 class Loaded:
     """A model with its pristine weights. `model` is trained and reset; `pristine` is only ever read."""
@@ -46,11 +50,11 @@ def checksum(weights: Mapping[str, Tensor]) -> int:
 def reset(path: str) -> Loaded:
     """The model of a folder with its original weights, whatever the last trial did to it.
 
-    Raises RuntimeError if the pristine copy itself has changed, which would spoil every later trial.
+    Raises SpoiltWorkerError if the pristine copy itself has changed, which would spoil every later trial.
     """
     state = loaded(path)
     if checksum(state.pristine) != state.checksum:
-        raise RuntimeError(f"the pristine weights of {path} changed in memory; this worker must not go on")
+        raise SpoiltWorkerError(f"the pristine weights of {path} changed in memory; this worker must not go on")
     state.model.load_state_dict(state.pristine)
     state.model.requires_grad_(True)
     return state

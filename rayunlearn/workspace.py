@@ -49,7 +49,13 @@ def start_digest(model: Model, corpus_digest: str) -> str:
 def identify(trial: Trial) -> str:
     """The trial's id: a digest of its config with content digests in the place of paths."""
     corpus_digest = corpus_of(trial.data).digest
-    return trial_id(trial, corpus_digest, start_digest(trial.model, corpus_digest))
+    return trial_id(trial, corpus_digest, measured_digest(trial, start_digest(trial.model, corpus_digest)))
+
+
+def measured_digest(trial: Trial, start: str) -> str:
+    """What identifies the weights of the trial: `start`, but of a gold model that was given its own content."""
+    given = trial.stage == "gold" and not trial.model.teach
+    return model_digest(trial.model.gold) if given else start
 
 
 def validate(trial: Trial) -> Trial:

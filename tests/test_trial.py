@@ -86,8 +86,9 @@ def test_changed_pristine_weights_are_noticed_before_they_spoil_a_trial(workspac
     name = next(iter(state.pristine))
     state.pristine[name].view(-1)[0] += 1.0
     try:
-        status, run = ran(trial_of(), workspace, tmp_path)
-        assert status == "failed" and "changed in memory" in run.trials.collect()["error"][0]
+        with pytest.raises(worker.SpoiltWorkerError, match="changed in memory"):
+            run_trial(trial_of(), workspace, tmp_path, "test", "1")
+        assert not list(tmp_path.iterdir())
     finally:
         state.pristine[name].view(-1)[0] -= 1.0
         worker.loaded.cache_clear()
