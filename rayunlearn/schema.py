@@ -59,7 +59,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("coverage", "f64", "share of the forget set's facts that a kept document states; null where facts are unknown", "fraction [0, 1]"),
         Column("keyword_coverage", "f64", "share of the forget set's keyword weight that a kept document names", "fraction [0, 1]"),
         Column("text_kept", "f64", "share of the kept documents' answer tokens that select.text left", "fraction [0, 1]"),
-        Column("near_duplicate_share", "f64", "base trials: forget documents with a near copy (Jaccard of 3-word shingles >= 0.8)", "fraction [0, 1]"),
+        Column("near_duplicate_share", "f64", "base trials: forget documents with a near copy (3-word shingles, Jaccard >= 0.8)", "fraction [0, 1]"),
         Column("effective_rank", "f64", "base trials: exp of the entropy of the singular values of the forget documents' penultimate states"),
         Column("nearest_similarity", "f64", "base trials: mean cosine of a forget document with its nearest other, centred penultimate states"),
         Column("keyword_curve_01", "f64", "base trials: keyword_coverage that 1 % of the documents, at random, reach on average", "fraction [0, 1]"),
