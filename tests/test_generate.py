@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 import torch
-from tests.tiny_models import CONFIGS, tiny_model
 from transformers import PreTrainedModel
 
 from rayunlearn.errors import UserError
 from rayunlearn.models.generate import generate, nucleus
+from tests.tiny_models import CONFIGS, tiny_model
 
 PROMPTS = [(1, 5, 6, 7, 8), (1,), (1, 9, 3), (1, 11, 12, 13, 14, 15, 16, 17, 18), (1, 3), (4, 4, 4), (1, 30, 31, 32, 33, 34)]
 

@@ -1,54 +1,83 @@
-"""Measure a model on probes: one scoring pass over answers and options, every metric from it, one row per document."""
+"""Measure a model on probes: the passes that the metrics need, each once, and one row per document and metric."""
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import Encoded, encode_pair
-from rayunlearn.metrics.document import METRICS, Metric
-from rayunlearn.models.forward import Scored, score
+from rayunlearn.errors import unknown_name
+from rayunlearn.metrics.document import CHEAP, METRICS, Metric, inputs_of, sources_of
+from rayunlearn.metrics.inputs import Inputs, Probe, Task, Writing, gather, place_of_truth
+from rayunlearn.models.forward import score
+from rayunlearn.models.reference import Reference
 
 
-@dataclass(frozen=True)
-class Probe:
-    """One probe as token ids: the answer, and the options with the true one first (empty without wrong answers)."""
-
-    doc_id: str
-    split: str
-    answer: Encoded
-    options: tuple[Encoded, ...]
-
-
-def encode_probes(probes: Mapping[str, Sequence[Document]], tokenizer: PreTrainedTokenizerBase, template: str, max_tokens: int) -> list[Probe]:
+def encode_probes(
+    probes: Mapping[str, Sequence[Document]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    max_tokens: int,
+    true_letters: Mapping[str, int] | None = None,
+) -> list[Probe]:
     """Encode every probe of every split. The true option is the paraphrase where there is one, so that a right
-    answer is not preferred for its wording alone."""
+    answer is not preferred for its wording alone. `true_letters` (doc_id -> place among the letters) keeps the order
+    of options that the data came in; elsewhere the document's digest places the truth."""
 
-    def encoded(document: Document, text: str) -> Encoded:
-        return encode_pair(document.doc_id, document.prompt, text, tokenizer, template, max_tokens)
+    def encoded(document: Document, prompt: str, text: str) -> Encoded:
+        return encode_pair(document.doc_id, prompt, text, tokenizer, template, max_tokens)
 
     return [
-        Probe(d.doc_id, split, encoded(d, d.answer), tuple(encoded(d, o) for o in (d.paraphrase or d.answer, *d.wrong)) if d.wrong else ())
+        Probe(
+            d.doc_id,
+            split,
+            encoded(d, d.prompt, d.answer),
+            tuple(encoded(d, d.prompt, o) for o in (d.paraphrase or d.answer, *d.wrong)) if d.wrong else (),
+            encoded(d, d.prompt_paraphrase, d.answer) if d.prompt and d.prompt_paraphrase else None,
+            d,
+            (true_letters or {}).get(d.doc_id, place_of_truth(d.doc_id, 1 + len(d.wrong))),
+        )
         for split, documents in probes.items()
         for d in documents
     ]
 
 
-def measure(model: PreTrainedModel, probes: Sequence[Probe], pad_id: int, metrics: Mapping[str, Metric] = METRICS) -> list[dict[str, object]]:
-    """Rows doc_id, split, metric, value: every metric of every probe; value None where the probe does not allow it."""
-    sequences = [s for probe in probes for s in (probe.answer, *probe.options)]
-    scored = iter(score(model, sequences, pad_id))
-    rows: list[dict[str, object]] = []
-    for probe in probes:
-        answer = next(scored)
-        options = [next(scored) for _ in probe.options]
-        tensors = _tensors(answer, options)
-        rows += [{"doc_id": probe.doc_id, "split": probe.split, "metric": name, "value": _value(row, tensors)} for name, row in metrics.items()]
-    return rows
+def measure(
+    model: PreTrainedModel,
+    probes: Sequence[Probe],
+    pad_id: int,
+    metrics: Mapping[str, Metric] = CHEAP,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    base: Reference | None = None,
+    writing: Writing = Writing(),  # noqa: B008 - frozen
+    options: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[dict[str, object]]:
+    """Rows doc_id, split, metric, value: every metric of every probe; value None where the probe does not allow it.
+
+    The default metrics come from one forward pass. Others may need the `tokenizer` (texts, letters), outputs of the
+    `base` model on the answers, or gradients; `options` are keyword arguments by metric. Raises UserError for what is missing.
+    """
+    task = Task(model=model, probes=probes, pad_id=pad_id, tokenizer=tokenizer, base=base, writing=writing)
+    gathered = gather(task, sources_of(metrics.values()))
+    given = options or {}
+    return [
+        {"doc_id": probe.doc_id, "split": probe.split, "metric": name, "value": _value(row, inputs, given.get(name, {}))}
+        for probe, inputs in zip(probes, gathered, strict=True)
+        for name, row in metrics.items()
+    ]
+
+
+def chosen_metrics(names: str) -> dict[str, Metric]:
+    """`cheap`, `all` or names separated by commas -> rows of the table. Raises UserError for a name that it does not have."""
+    if names in ("cheap", "all"):
+        return dict(CHEAP if names == "cheap" else METRICS)
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in METRICS:
+            raise unknown_name("metric", name, METRICS)
+    return {name: METRICS[name] for name in chosen}
 
 
 def mean_probability(model: PreTrainedModel, probes: Sequence[Probe], pad_id: int) -> float:
@@ -57,11 +86,6 @@ def mean_probability(model: PreTrainedModel, probes: Sequence[Probe], pad_id: in
     return float(torch.stack([torch.exp(-s.token_nll.mean()) for s in scored]).mean())
 
 
-def _tensors(answer: Scored, options: Sequence[Scored]) -> dict[str, Tensor]:
-    tensors = {"token_nll": answer.token_nll, "correct": answer.correct}
-    return tensors | ({"option_nll": torch.stack([o.token_nll.mean() for o in options])} if options else {})
-
-
-def _value(metric: Metric, tensors: Mapping[str, Tensor]) -> float | None:
-    names = list(inspect.signature(metric.function).parameters)
-    return metric.function(**{n: tensors[n] for n in names}) if all(n in tensors for n in names) else None
+def _value(metric: Metric, inputs: Inputs, options: Mapping[str, float]) -> float | None:
+    names = inputs_of(metric)
+    return metric.function(**{n: inputs[n] for n in names}, **options) if all(n in inputs for n in names) else None
