@@ -16,16 +16,39 @@ from rayunlearn.estimate import Cell
 
 
 def print_methods(console: Console) -> None:
-    """Forget and retain losses."""
+    """Forget and retain losses, and what else belongs to a method: companions, wrappers, adapters."""
+    from rayunlearn.methods.companions import COMPANIONS
     from rayunlearn.methods.forget import FORGET
     from rayunlearn.methods.retain import RETAIN
+    from rayunlearn.train.adapters import ADAPTERS
+    from rayunlearn.train.wrappers import WRAPPERS
 
     _heading(console, "method.forget: what is minimised on the forget documents")
     for name, row in FORGET.items():
-        _entry(console, name, row.title, [row.equation, *options_in_words(row.function), row.source])
+        options = [line for function in (row.function, row.weighting, row.ending) for line in options_in_words(function)]
+        _entry(console, name, row.title, [row.equation, *options, row.source])
     _heading(console, "method.retain: what is added, times method.retain_weight, on the retain documents")
     for name, kept in RETAIN.items():
         _entry(console, name, kept.title, [kept.equation, *options_in_words(kept.function), kept.source])
+    for heading, table in (
+        ("companions: the other text that dpo (by method.preferred), altpo, idk and llmu look at", COMPANIONS),
+        ("method.wrappers: what is put around any of them, separated by commas", WRAPPERS),
+        ("train.adapter: what is trained", ADAPTERS),
+    ):
+        _heading(console, heading)
+        for name, part in dict[str, Any](table).items():
+            _entry(console, name, part.title, [*options_in_words(part.function), part.source])
+
+
+def print_recipes(console: Console) -> None:
+    """Published runs: every value with its source, and `not confirmed` where it was not read where it was run."""
+    from rayunlearn.recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        lines = [f"model: {recipe.model}", f"corpus: {recipe.corpus}"]
+        for setting, row in recipe.settings.items():
+            lines.append(f"{setting} = {row.value!r}{'' if row.confirmed else ', not confirmed'} ({row.source})")
+        _entry(console, name, recipe.title, [*lines, f"differs: {recipe.departures}"])
 
 
 def print_selectors(console: Console) -> None:

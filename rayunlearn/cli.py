@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rayunlearn.experiment import Experiment
     from rayunlearn.plan import Agenda, Result
 
-LISTS = ("methods", "selectors", "extractors", "metrics", "experiments")
+LISTS = ("methods", "recipes", "selectors", "extractors", "metrics", "experiments")
 DONE, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     show_parser.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
     show_parser.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
     list_parser = _add(
-        commands, "list", show_list, "list methods, selectors, extractors, metrics (hyperparameters, defaults, sources) or experiments"
+        commands, "list", show_list, "list methods, recipes, selectors, extractors, metrics (hyperparameters, defaults, sources) or experiments"
     )
     list_parser.add_argument("what", metavar="|".join(LISTS), help="which table")
     _add_keywords(commands)
@@ -162,6 +162,7 @@ def show_list(chosen: argparse.Namespace) -> int:
 
     printers: Mapping[str, Callable[[Any], None]] = {
         "methods": catalogue.print_methods,
+        "recipes": catalogue.print_recipes,
         "selectors": catalogue.print_selectors,
         "extractors": catalogue.print_extractors,
         "metrics": catalogue.print_metrics,
@@ -196,6 +197,7 @@ def _add_experiment(commands: Any, name: str, command: Callable[[argparse.Namesp
     added = _add(commands, name, command, text)
     added.add_argument("experiment", metavar="EXPERIMENT.py", help="experiment file, for example experiments/hello.py")
     added.add_argument("--set", dest="assignments", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help=SET_HELP)
+    added.add_argument("--recipe", metavar="NAME", default="", help="a published run: see `rayunlearn list recipes`; --set goes over it")
     added.add_argument("--output", metavar="DIR", type=Path, default=Path("runs"), help="where runs and the cache of models live (default: runs)")
     added.add_argument(
         "--version", metavar="V", help="version of the run (default: the file's VERSION, else 1); `dev` starts from nothing every time"
@@ -215,9 +217,10 @@ ADDRESS_HELP = "auto: the cluster of RAY_ADDRESS (a submitted job's own), else a
 
 def _experiment(chosen: argparse.Namespace) -> "Experiment":
     """The experiment with what the command line changes. The words that were given are kept for `go on with`."""
+    from rayunlearn import recipes
     from rayunlearn.experiment import load, override
 
-    values = parse_assignments(chosen.assignments)
+    values = (recipes.values(chosen.recipe) if chosen.recipe else {}) | parse_assignments(chosen.assignments)
     experiment = load(chosen.experiment)
     require(chosen.workers >= 0, "--workers must be >= 0", chosen.workers)
     chosen.words = ["rayunlearn", *sys.argv[1:]]
