@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
-from rayunlearn.config import Data
+from rayunlearn.config import Data, Trial, with_values
 from rayunlearn.data.corpus import load_corpus
 from rayunlearn.models.load import load_model, model_digest
+from rayunlearn.results.store import open_run
+from rayunlearn.trial import run_trial
+from rayunlearn.workspace import identify, prepare, validate
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 TOFU = SHARED / "tofu"
@@ -84,3 +88,25 @@ def test_the_stories_model_finds_a_story_likelier_than_the_same_words_shuffled()
 def test_the_stories_model_s_digest_is_stable() -> None:
     assert model_digest(str(STORIES)) == model_digest(str(STORIES.resolve()))
     assert len(model_digest(str(STORIES))) == 16
+
+
+@needs_tofu
+@needs_stories
+def test_the_stories_model_learns_tofu_questions_and_unlearns_the_forget_part(tmp_path: Path) -> None:
+    """Twelve forget and twelve retain questions taught to the real pre-trained model; NPO then takes the twelve away."""
+    for side, file in (("forget", "forget01.json"), ("retain", "retain99.json")):
+        (tmp_path / f"{side}.jsonl").write_text("\n".join((TOFU / file).read_text(encoding="utf-8").splitlines()[:12]), encoding="utf-8")
+    data = Data(name="files", path=str(tmp_path), max_tokens=128)
+    start = with_values(Trial(data=data), {"model.name": str(STORIES), "model.teach_epochs": 60, "model.teach_learning_rate": 5e-3})
+    settings = {"train.learning_rate": 2e-3, "train.length": 30, "train.batch_size": 4, "npo.beta": 0.05}
+    workspace = prepare(validate(start), tmp_path / "cache", lambda _role, _done, _steps: None, ("base",))
+    trials = {"base": validate(with_values(start, {"stage": "base"})), "unlearned": validate(with_values(start, settings))}
+    assert {run_trial(trial, workspace, tmp_path / "run", "stories", "1") for trial in trials.values()} == {"complete"}
+    rows = open_run(tmp_path / "run").evals.filter(pl.col("metric") == "probability").collect()
+    known = {
+        (name, split): rows.filter((pl.col("trial_id") == identify(trial)) & (pl.col("split") == split))["value"][0]
+        for name, trial in trials.items()
+        for split in ("forget", "retain")
+    }
+    assert known["base", "forget"] > 0.9 and known["base", "retain"] > 0.9
+    assert known["unlearned", "forget"] < 0.5 and known["unlearned", "retain"] > 0.8

@@ -1,9 +1,7 @@
 """Teach a model the corpus: `base` learns all of it, `gold` everything but the forget side. What unlearning starts from, and its goal."""
 
 import json
-import os
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.data.encode import Encoded, collate, encode
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.models.forward import token_nll
-from rayunlearn.models.load import load_model
+from rayunlearn.models.load import load_model, save_model
 from rayunlearn.models.scratch import SHAPES, build_model, build_tokenizer
 from rayunlearn.train.loop import StepLoss, TrainLog, optimise
 
@@ -63,7 +61,7 @@ def teach(trial: Trial, corpus: Corpus, role: str, directory: Path, progress: Ca
         "config": {name: value for name, value in flatten(trial).items() if name.startswith(("data.", "model."))},
         "recipe": RECIPE,
     }
-    write(model, tokenizer, record, directory)
+    save_model(model, tokenizer, directory, notes={"taught.json": json.dumps(record, indent=1) + "\n"})
 
 
 def lesson(corpus: Corpus, role: str) -> list[Document]:
@@ -128,13 +126,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], directory: Path) -> None:
-    """Write a Hugging Face directory with taught.json beside the weights, under a temporary name that is renamed last."""
-    temporary = directory.with_name(f".{directory.name}-{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    (temporary / "taught.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, directory)
