@@ -1,0 +1,126 @@
+"""The frontier on cells whose truth is known, and on a made run."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from rayunlearn.errors import UserError
+from rayunlearn.results.frontier import Cell, Standard, cells_of, compare_all, frontier, frontier_in_words, frontier_of
+from rayunlearn.results.store import open_run
+from tests import synthetic
+
+HARD = np.random.default_rng(9).normal(0, 0.1, 200)
+STANDARD = Standard(margin=0.05)
+
+
+def made(
+    ratio: float, left: float, *, useful: float = 0.9, seeds: int = 4, spread: float = 0.005, selector: str = "random", unmeasured: int = 0
+) -> Cell:
+    """A cell with that mean forget probability and utility; 200 documents of their own difficulty."""
+    generator = np.random.default_rng([round(1000 * ratio), round(1000 * left), seeds])
+    shifts = generator.normal(0, spread, (2, seeds, 1))
+    both = [mean + HARD + shift + generator.normal(0, 0.05, (seeds, 200)) for mean, shift in zip((left, useful), shifts, strict=True)]
+    return Cell(
+        setting="", method="npo + nll", selector=selector, ratio=ratio, n_kept=200 * ratio, forgetting=both[0], utility=both[1], unmeasured=unmeasured
+    )
+
+
+BASE = {"": made(0, 0.95, seeds=1)}
+
+
+def only(table: pl.DataFrame) -> dict:
+    return table.row(0, named=True) if table.height == 1 else pytest.fail(f"{table.height} rows")
+
+
+def test_the_smallest_ratio_that_is_the_same_is_found_and_the_next_says_why_not() -> None:
+    cells = [made(1, 0.1), made(0.5, 0.1), made(0.25, 0.105), made(0.05, 0.4), made(0.01, 0.1)]
+    row = only(frontier(cells, BASE, STANDARD))
+    assert (row["verdict"], row["ratio"], row["n_kept"], row["over"]) == ("shown", 0.25, 50.0, "seeds and documents")
+    assert (row["stopped_at"], row["stopped_by"]) == (0.05, "forgetting") and row["difference"] == pytest.approx(0.3, abs=0.02)
+    assert row["documents_needed"] is None and row["seeds_needed"] is None
+    sentence = frontier_in_words(frontier(cells, BASE, STANDARD), STANDARD)[0]
+    assert sentence.startswith("npo + nll, random: 0.25 of the forget set is enough within 0.05") and "outside 0.05" in sentence
+
+
+def test_a_ratio_that_harms_more_is_not_the_same_though_it_forgets_as_much() -> None:
+    row = only(frontier([made(1, 0.1), made(0.25, 0.1, useful=0.7)], BASE, STANDARD))
+    assert (row["verdict"], row["ratio"], row["stopped_by"]) == ("not shown", None, "utility")
+
+
+def test_better_is_a_difference_unless_it_is_asked_to_count() -> None:
+    cells = [made(1, 0.1, useful=0.7), made(0.25, 0.1, useful=0.9)]
+    assert only(frontier(cells, BASE, STANDARD))["verdict"] == "not shown"
+    assert only(frontier(cells, BASE, Standard(margin=0.05, better_counts=True)))["ratio"] == 0.25
+
+
+def test_noise_that_hides_a_small_difference_says_how_many_seeds_would_decide() -> None:
+    noisy = [made(1, 0.1, spread=0.05, seeds=3), made(0.25, 0.1, spread=0.05, seeds=3)]
+    row = only(frontier(noisy, BASE, STANDARD))
+    assert row["verdict"] == "not shown"
+    assert row["seeds_needed"] is not None and row["seeds_needed"] > 3
+    assert f"{row['seeds_needed']} seeds would decide" in frontier_in_words(frontier(noisy, BASE, STANDARD), STANDARD)[0]
+
+
+def test_a_full_set_that_forgets_nothing_is_no_standard() -> None:
+    row = only(frontier([made(1, 0.93), made(0.25, 0.93)], BASE, STANDARD))
+    assert (row["verdict"], row["ratio"]) == ("full set does not forget", None)
+
+
+def test_what_could_not_be_measured_is_never_equivalent() -> None:
+    row = only(frontier([made(1, 0.1), made(0.25, 0.1, unmeasured=1)], BASE, STANDARD))
+    assert (row["verdict"], row["stopped_by"]) == ("not shown", "unmeasured trials")
+    assert only(frontier([made(1, 0.1, unmeasured=1), made(0.25, 0.1)], BASE, STANDARD))["verdict"] == "no full set"
+    assert only(frontier([made(0.25, 0.1)], BASE, STANDARD))["verdict"] == "no full set"
+
+
+def test_more_families_make_the_level_stricter() -> None:
+    """One seed and a p between alpha / 20 and alpha: enough for one family, not for twenty."""
+    full = made(1, 0.1, seeds=1, spread=0)
+    small = made(0.25, 0.1, seeds=1, spread=0)
+    margin = 0.02
+    alone = only(frontier([full, small], BASE, Standard(margin=margin)))
+    assert alone["verdict"] == "shown" and alone["over"] == "documents"
+    strict = Standard(margin=margin, alpha=alone["p"] * 10)
+    many = [made(0.25, 0.1, seeds=1, spread=0, selector=f"s{i}") for i in range(20)]
+    assert set(frontier([full, *many], BASE, strict)["verdict"]) == {"not shown"}
+    assert only(frontier([full, small], BASE, strict))["verdict"] == "shown"
+
+
+def test_every_pair_of_cells_is_compared_and_corrected() -> None:
+    table = compare_all([made(1, 0.1), made(0.25, 0.1), made(0.05, 0.4)])
+    assert table.height == 3 and (table["p_holm"] >= table["p"]).all()
+    apart = table.filter(pl.col("p_holm") < 1e-3)
+    assert {tuple(sorted(pair)) for pair in apart.select("first", "second").iter_rows()} == {
+        ("npo + nll, random, 0.05", "npo + nll, random, 0.25"),
+        ("npo + nll, random, 0.05", "npo + nll, random, 1"),
+    }
+
+
+def test_a_margin_or_a_level_that_means_nothing_is_told() -> None:
+    with pytest.raises(UserError, match=r"margin must be > 0, got 0"):
+        Standard(margin=0)
+    with pytest.raises(UserError, match=r"alpha must be in \(0, 0.5\), got 0.9"):
+        Standard(margin=0.1, alpha=0.9)
+
+
+def test_a_run_s_cells_hold_its_trials_values(tmp_path: Path) -> None:
+    """Two methods, two selectors, three ratios under one and the full set that the selectors share; three seeds each."""
+    run = open_run(synthetic.write_run(tmp_path))
+    cells, base = cells_of(run)
+    assert len(cells) == 2 * (1 + 2 * 3)
+    full = next(c for c in cells if c.method == "rmu + nll" and c.ratio == 1)
+    assert full.forgetting.shape == (3, 30) and full.forgetting.mean() == pytest.approx(0.1, abs=0.02)
+    assert base[""].forgetting.mean() == pytest.approx(0.97, abs=0.02)
+    failed = next(c for c in cells if c.method == "npo + nll" and c.selector == "min_k" and c.ratio == 0.01)
+    assert failed.unmeasured == 1 and len(failed.forgetting) == 2
+
+
+def test_the_frontier_of_a_run_answers_per_method_and_selector(tmp_path: Path) -> None:
+    """The run is made so that 25 % chosen at random forgets as the full set does (0.11 against 0.1) and 5 % does not (0.45)."""
+    table = frontier_of(open_run(synthetic.write_run(tmp_path)), Standard(margin=0.1))
+    assert table.height == 4
+    row = table.filter(pl.col("method") == "rmu + nll", pl.col("selector") == "random").row(0, named=True)
+    assert (row["verdict"], row["ratio"], row["stopped_at"]) == ("shown", 0.25, 0.05)
+    assert len(frontier_in_words(table, Standard(margin=0.1))) == 4
