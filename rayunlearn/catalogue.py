@@ -75,7 +75,8 @@ def print_metrics(console: Console) -> None:
 
     _heading(console, "metrics, one value per document")
     for name, row in METRICS.items():
-        scale = f"{row.unit}, from {row.low:g} to {row.high:g}; {row.direction} is more knowledge"
+        direction = f"{row.direction} is more knowledge" if row.direction else "says nothing of knowledge by itself"
+        scale = f"{row.unit}, from {row.low:g} to {row.high:g}; {direction}"
         _entry(console, name, row.meaning, [scale, *options_in_words(row.function), row.source])
 
 
