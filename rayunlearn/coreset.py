@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from rayunlearn.config import Trial, digest, flatten
+from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import Encoded, encode, encode_pair
 from rayunlearn.errors import require
 from rayunlearn.families import arguments_of
@@ -22,6 +23,7 @@ from rayunlearn.keywords.judge import Chat, chat_with
 from rayunlearn.keywords.phrases import Keyword
 from rayunlearn.keywords.words import words_of
 from rayunlearn.methods.view import needs
+from rayunlearn.models.cache import packed, tensors_once, unpacked
 from rayunlearn.models.forward import token_nll
 from rayunlearn.models.load import load_model
 from rayunlearn.results.store import write_table
@@ -43,11 +45,28 @@ def sequences_of(trial: Trial, workspace: Workspace, state: Loaded) -> tuple[lis
     key = ("train", corpus.digest, data.template, data.max_tokens)
 
     def make() -> tuple[list[Encoded], list[Encoded]]:
-        forget, retain = (encode(side, state.tokenizer, data.template, data.max_tokens) for side in (corpus.forget, corpus.retain))
+        forget, retain = (encoded_once(trial, workspace, state, role, side) for role, side in (("forget", corpus.forget), ("retain", corpus.retain)))
         return forget, retain
 
     pair: tuple[list[Encoded], list[Encoded]] = remembered(state, key, make)
     return pair
+
+
+def encoded_once(trial: Trial, workspace: Workspace, state: Loaded, role: str, documents: Sequence[Document]) -> list[Encoded]:
+    """Documents of the corpus as token ids, from the disk cache once one process has encoded them."""
+    data = trial.data
+    key = {"corpus": workspace.corpus.digest, "role": role, "tokenizer": tokenizer_digest(state), "template": data.template, "max": data.max_tokens}
+    make = partial(encode, documents, state.tokenizer, data.template, data.max_tokens)
+    return unpacked(tensors_once(workspace.cache / "encodings", key, lambda: packed(make())), [d.doc_id for d in documents])
+
+
+def tokenizer_digest(state: Loaded) -> str:
+    """What identifies how text becomes ids: the whole of a fast tokenizer, its special tokens and its chat template."""
+    tokenizer = state.tokenizer
+    whole = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else [type(tokenizer).__name__, tokenizer.get_vocab()]
+    specials = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template]
+    found: str = remembered(state, ("tokenizer",), lambda: digest([whole, specials]))
+    return found
 
 
 def pick(trial: Trial, workspace: Workspace, state: Loaded, norms_along: Callable[[Sequence[int], int], Tensor]) -> tuple[list[int], Tensor]:

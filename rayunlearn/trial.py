@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from rayunlearn.config import Data, Trial, flatten, trial_id
 from rayunlearn.coreset import keyword_coverage_of, pick, redundancy, sequences_of, written
 from rayunlearn.data.documents import Corpus
-from rayunlearn.data.encode import Encoded
+from rayunlearn.data.encode import Encoded, collate
 from rayunlearn.errors import require
 from rayunlearn.families import arguments_of, companion_maker
 from rayunlearn.methods.companions import Choices, Source
@@ -35,7 +35,9 @@ from rayunlearn.methods.tokens import TokenRule, word_list, word_positions
 from rayunlearn.methods.view import companion_kinds, needs, reference_kinds
 from rayunlearn.methods.weightspace import as_trained
 from rayunlearn.metrics.measure import Probe, encode_probes, mean_probability, measure
-from rayunlearn.models.reference import Reference, reference_of
+from rayunlearn.models.cache import sequences_digest, tensors_once
+from rayunlearn.models.forward import can_start, first_trained_block
+from rayunlearn.models.reference import ACTIVATION_BYTES, Prefix, Reference, kept_bytes, kept_prefix, kept_reference
 from rayunlearn.results.analysis import summarise
 from rayunlearn.results.store import write_trial
 from rayunlearn.scores.unlearning import unlearning_norms
@@ -164,23 +166,24 @@ def unlearn(
 
     `watch(step)`, every `stop.check_every` steps, says whether to go on; without it utility does.
     """
-    forget, retain = sides(trial, workspace, state, kept)
+    pair = sides(trial, workspace, state, kept)
     row, method, train = FORGET[trial.method.forget], trial.method, trial.train
-    terms = Objective(
-        state.model,
-        forget,
-        retain,
-        retain_weight=method.retain_weight,
-        weighting=_bound(trial, row.weighting),
-        layer=method.layer,
-        batch_size=train.batch_size // train.accumulation,
-        pad_id=state.pad_id,
-        seed=train.seed,
-        precision=train.precision,
-    )
     names = ("learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_grad_norm", "accumulation")
     settings = {name: getattr(train, name) for name in names} | {"check_every": trial.stop.check_every}
     with adapted(state.model, _bound(trial, ADAPTERS[train.adapter].function), train.parameters, adapter_folder) as parameters:
+        forget, retain = with_prefixes(trial, workspace, state, pair, parameters)
+        terms = Objective(
+            state.model,
+            forget,
+            retain,
+            retain_weight=method.retain_weight,
+            weighting=_bound(trial, row.weighting),
+            layer=method.layer,
+            batch_size=train.batch_size // train.accumulation,
+            pad_id=state.pad_id,
+            seed=train.seed,
+            precision=train.precision,
+        )
         return optimise(
             state.model,
             terms,
@@ -258,9 +261,7 @@ def _utility_watch(trial: Trial, workspace: Workspace, state: Loaded) -> Callabl
     watched = [p for p in _probes(workspace, state, trial.data) if p.split == "retain"][:UTILITY_PROBES]
     if trial.stop.utility_floor == 0 or not watched:
         return None
-    floor = trial.stop.utility_floor * remembered(
-        state, ("utility", workspace.corpus.digest), lambda: mean_probability(state.model, watched, state.pad_id)
-    )
+    floor = trial.stop.utility_floor * base_utility(trial, workspace, state, watched)
     return lambda _step: mean_probability(state.model, watched, state.pad_id) >= floor
 
 
@@ -277,11 +278,72 @@ def _reference(
     key = ("reference", workspace.corpus.digest, trial.data.template, trial.data.max_tokens, role, kinds, layer, heat, precision)
 
     def make() -> Reference:
+        about, folder = cache_key(workspace, state, sequences, precision), workspace.cache / "reference"
         with computing(state.model.device, precision):
-            return reference_of(state.model, sequences, state.pad_id, kinds, layer, heat)
+            return kept_reference(folder, about, state.model, sequences, state.pad_id, kinds, layer, heat)
 
     reference: Reference = remembered(state, key, make)
     return reference
+
+
+def cache_key(workspace: Workspace, state: Loaded, sequences: Sequence[Encoded], precision: str) -> dict[str, Any]:
+    """What decides any output of the base model on sequences: weights (recipe and bits), texts, precision, device, libraries."""
+    versions = {name: _version(name) for name in ("torch", "transformers")}
+    place = [precision, state.model.device.type]
+    return {"model": [workspace.base_digest, state.checksum], "sequences": sequences_digest(sequences), "place": place, **versions}
+
+
+def base_utility(trial: Trial, workspace: Workspace, state: Loaded, watched: Sequence[Probe]) -> float:
+    """Mean probability of the watched probes' answers before unlearning; evaluated once per model and corpus."""
+
+    def make() -> float:
+        key = cache_key(workspace, state, [p.answer for p in watched], "float32") | {"what": "mean_probability"}
+        measured = partial(mean_probability, state.model, watched, state.pad_id)
+        found = tensors_once(workspace.cache / "evaluations", key, lambda: {"value": torch.tensor([measured()], dtype=torch.float64)})
+        return float(found["value"])
+
+    utility: float = remembered(state, ("utility", workspace.corpus.digest, trial.data.template, trial.data.max_tokens), make)
+    return utility
+
+
+def with_prefixes(trial: Trial, workspace: Workspace, state: Loaded, pair: tuple[Side, Side], parameters: str) -> tuple[Side, Side]:
+    """Both sides with the cached inputs of the lowest block that `parameters` (a pattern) trains.
+
+    They stay without where every block runs anyway: block 0 or the embeddings train, dropout is on, or the model's blocks
+    cannot be skipped. `state.model` must hold the base weights.
+    """
+    choose_parameters(state.model, parameters)
+    block = first_trained_block(state.model)
+    looks = {*needs(pair[0].loss), *needs(pair[1].loss)}
+    above_loss = "hidden" in looks and block > trial.method.layer
+    if block == 0 or above_loss or drops_out(state.model):
+        return pair
+    forget = sequences_of(trial, workspace, state)[0] if trial.select.text == "original" else pair[0].sequences
+    prefixes = (_prefix(trial, workspace, state, known, block, side) for side, known in zip(pair, (forget, pair[1].sequences), strict=True))
+    first, second = (replace(side, prefix=prefix) for side, prefix in zip(pair, prefixes, strict=True))
+    return first, second
+
+
+def drops_out(model: PreTrainedModel) -> bool:
+    """Whether the model's blocks drop activations at random while they train, which makes them different at every step."""
+    rates = {name: rate for name, rate in model.config.to_dict().items() if "drop" in name and "classifier" not in name}
+    return any(isinstance(rate, float) and rate > 0 for rate in rates.values())
+
+
+def _prefix(trial: Trial, workspace: Workspace, state: Loaded, known: Sequence[Encoded], block: int, side: Side) -> Prefix | None:
+    asked = any(name in ("token_nll", "log_probs", "hidden") for name in needs(side.loss))
+    if not asked or not known or kept_bytes(state.model, known, "hidden") > ACTIVATION_BYTES:
+        return None
+    about, folder = cache_key(workspace, state, known, trial.train.precision), workspace.cache / "prefix"
+
+    def make() -> Prefix | None:
+        with computing(state.model.device, trial.train.precision):
+            if not can_start(state.model, collate(known[:2], state.pad_id).to(state.model.device), block):
+                return None
+            return kept_prefix(folder, about, state.model, known, state.pad_id, block)
+
+    prefix: Prefix | None = remembered(state, ("prefix", about["sequences"], block, trial.train.precision), make)
+    return prefix
 
 
 def _probes(workspace: Workspace, state: Loaded, data: Data) -> list[Probe]:

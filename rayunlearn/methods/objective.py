@@ -12,7 +12,7 @@ from rayunlearn.methods.companions import Choices, drawn
 from rayunlearn.methods.tokens import EVERY_TOKEN, TokenRule
 from rayunlearn.methods.view import View, control_direction, looks_at_documents, needs, tensor
 from rayunlearn.methods.weighting import fixed
-from rayunlearn.models.reference import Reference
+from rayunlearn.models.reference import Prefix, Reference
 from rayunlearn.train.device import computing
 from rayunlearn.train.step import StepLoss
 
@@ -29,13 +29,17 @@ class Companions:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two sides of an objective: its loss, its documents and all that the loss may ask about them."""
+    """One of the two sides of an objective: its loss, its documents and all that the loss may ask about them.
+
+    `prefix`: the inputs of the lowest trained block for these documents, where the blocks below are not to run.
+    """
 
     loss: Callable[..., Tensor]
     sequences: Sequence[Encoded]
     reference: Reference
     companions: Mapping[str, Companions] = field(default_factory=dict)
     rule: TokenRule = EVERY_TOKEN
+    prefix: Prefix | None = None
 
 
 def stream(n: int, batch_size: int, step: int, seed: int) -> list[int]:
@@ -116,11 +120,27 @@ class Objective:
         whole = TokenRule(temperature=side.rule.temperature)
         with computing(self._model.device, self._precision):
             views = {kind: self._view(ones, side.companions[kind].reference, whole) for kind, ones in drawn_ones.items()}
-            view = self._view(sequences, side.reference, side.rule, views)
+            view = self._view(sequences, side.reference, side.rule, views, side.prefix)
             term = side.loss(**{name: tensor(view, name) for name in needs(side.loss)})
         shown = [*(sequences if looks_at_documents(side.loss) else ()), *(s for ones in drawn_ones.values() for s in ones)]
         return term, sum(len(s.ids) for s in shown)
 
-    def _view(self, sequences: Sequence[Encoded], reference: Reference, rule: TokenRule, companions: Mapping[str, View] | None = None) -> View:
-        others, control = companions or {}, self._control
-        return View(self._model, sequences, self._pad_id, reference=reference, layer=self._layer, control=control, rule=rule, companions=others)
+    def _view(
+        self,
+        sequences: Sequence[Encoded],
+        reference: Reference,
+        rule: TokenRule,
+        companions: Mapping[str, View] | None = None,
+        prefix: Prefix | None = None,
+    ) -> View:
+        return View(
+            self._model,
+            sequences,
+            self._pad_id,
+            reference=reference,
+            layer=self._layer,
+            control=self._control,
+            rule=rule,
+            companions=companions or {},
+            prefix=prefix,
+        )

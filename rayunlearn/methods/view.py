@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from rayunlearn.data.encode import Batch, Encoded, collate
 from rayunlearn.methods.tokens import EVERY_TOKEN, TokenRule, allowed, counted
-from rayunlearn.models.forward import hidden_states, label_ids, label_logits, spread
-from rayunlearn.models.reference import Reference
+from rayunlearn.models.forward import Start, hidden_states, label_ids, label_logits, spread
+from rayunlearn.models.reference import Prefix, Reference
 
 COMPANION_KINDS = ("refusal", "alternate", "wrong", "mismatch", "preferred")
 
@@ -26,7 +26,7 @@ class View:
     reference_log_probs (N, V) at the N labelled positions; labels (N,) their token ids; label_rank (N,) their place in
     the answer, from 0; hidden, reference_hidden (B, T, D) at `layer`; reference_hidden_norm (B, T); control (D,).
     `reference` is the model before unlearning; `rule` decides which labels count (`labelled`) and at which temperature;
-    `companions` are views of other texts for the same documents, by kind.
+    `companions` are views of other texts for the same documents, by kind; `prefix` knows what the frozen lower blocks say.
     """
 
     def __init__(
@@ -40,12 +40,17 @@ class View:
         control: Tensor,
         rule: TokenRule = EVERY_TOKEN,
         companions: "Mapping[str, View]" = MappingProxyType({}),
+        prefix: Prefix | None = None,
     ) -> None:
         self.batch: Batch = collate(sequences, pad_id).to(model.device)
         self.present, self.control = self.batch.present, control
         self.companions = companions
         self._model, self._reference, self._layer, self._rule = model, reference, layer, rule
-        self._sequences = sequences
+        self._sequences, self._prefix = sequences, prefix
+
+    @cached_property
+    def _start(self) -> Start | None:
+        return None if self._prefix is None else self._prefix.start(self._sequences, self.batch)
 
     @cached_property
     def _asked(self) -> Batch:
@@ -57,7 +62,7 @@ class View:
 
     @cached_property
     def _logits(self) -> Tensor:
-        logits = label_logits(self._model, self._asked)
+        logits = label_logits(self._model, self._asked, self._start)
         return logits if self._rule.temperature == 1 else logits / self._rule.temperature
 
     @cached_property
@@ -89,7 +94,7 @@ class View:
 
     @cached_property
     def hidden(self) -> Tensor:
-        return hidden_states(self._model, self.batch, self._layer)
+        return hidden_states(self._model, self.batch, self._layer, self._start)
 
     @cached_property
     def reference_token_nll(self) -> Tensor:

@@ -7,6 +7,7 @@ and padding cannot change a label's value (tested against unpadded rows).
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,76 @@ class _BlockReached(Exception):
     """Raised by a hook to end a forward pass at the block whose output was wanted."""
 
 
-def label_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+@dataclass(frozen=True)
+class Start:
+    """Where a forward pass begins: at block `block` (0-based), whose input `hidden` (B, T, D) is known already."""
+
+    block: int
+    hidden: Tensor
+
+
+@contextmanager
+def starting(model: PreTrainedModel, start: Start | None) -> Iterator[None]:
+    """The model with its passes beginning at `start`: the blocks below hand on what they are given and compute nothing.
+
+    Embeddings, positions and masks are the model's own, so any family works whose blocks return one tensor (see
+    `can_start`). None: from the beginning.
+    """
+    if start is None:
+        yield
+        return
+    known, layers = start, blocks(model)
+    below = [(block, block.__dict__.get("forward")) for block in layers[: start.block]]
+
+    def begin(_module: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        return ((known.hidden, *inputs[1:]), options) if inputs else ((), {**options, "hidden_states": known.hidden})
+
+    handle = layers[start.block].register_forward_pre_hook(begin, with_kwargs=True)
+    for block, _ in below:
+        block.__dict__["forward"] = _handed_on
+    try:
+        yield
+    finally:
+        handle.remove()
+        for block, own in below:
+            block.__dict__.pop("forward")
+            block.__dict__.update({} if own is None else {"forward": own})
+
+
+def _handed_on(hidden_states: Tensor, *_inputs: object, **_options: object) -> Tensor:
+    """A block that does nothing; what else blocks are given differs between families."""
+    return hidden_states
+
+
+def can_start(model: PreTrainedModel, batch: Batch, block: int) -> bool:
+    """Whether starting at `block` gives what the whole model gives, tried on a batch: same last block, bit for bit."""
+    kinds: list[type] = []
+    handle = blocks(model)[0].register_forward_hook(lambda _m, _i, output: kinds.append(type(output)))
+    with evaluating(model):
+        try:
+            known = hidden_states(model, batch, block - 1)
+        finally:
+            handle.remove()
+        if not issubclass(kinds[0], Tensor):
+            return False
+        last = len(blocks(model)) - 1
+        return torch.equal(hidden_states(model, batch, last, Start(block, known)), hidden_states(model, batch, last))
+
+
+def first_trained_block(model: PreTrainedModel) -> int:
+    """The lowest block (0-based) with a parameter that requires a gradient; 0 as soon as one outside the blocks does."""
+    layers = blocks(model)
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    inside = [trained & {id(p) for p in block.parameters()} for block in layers]
+    if trained - set().union(*inside):
+        return 0
+    return next((at for at, found in enumerate(inside) if found), 0)
+
+
+def label_logits(model: PreTrainedModel, batch: Batch, start: Start | None = None) -> Tensor:
     """Logits (N, V), float32, of the N labelled positions in row-major order; the head runs nowhere else."""
-    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    with starting(model, start):
+        hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     wanted = hidden[:, :-1][batch.labelled[:, 1:]]
     return model.get_output_embeddings()(wanted).float()
 
@@ -52,8 +120,8 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
     raise LookupError(f"{type(model).__name__} has no ModuleList of {depth} blocks")
 
 
-def hidden_states(model: PreTrainedModel, batch: Batch, layer: int) -> Tensor:
-    """Output of block `layer` (0-based), (B, T, D); nothing above that block runs."""
+def hidden_states(model: PreTrainedModel, batch: Batch, layer: int, start: Start | None = None) -> Tensor:
+    """Output of block `layer` (0-based), (B, T, D); nothing above that block runs, and nothing below `start` (<= layer)."""
     caught: list[Tensor] = []
 
     def stop(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
@@ -62,7 +130,8 @@ def hidden_states(model: PreTrainedModel, batch: Batch, layer: int) -> Tensor:
 
     handle = blocks(model)[layer].register_forward_hook(stop)
     try:
-        model.base_model(input_ids=batch.input_ids, use_cache=False)
+        with starting(model, start):
+            model.base_model(input_ids=batch.input_ids, use_cache=False)
     except _BlockReached:
         pass
     finally:
