@@ -79,6 +79,15 @@ def test_what_the_rows_do_not_allow_is_left_out() -> None:
     ]
 
 
+def test_whole_forget_documents_are_the_members_where_questions_are_asked_of_forget() -> None:
+    values: dict[tuple[str, str], list[float | None]] = {
+        ("forget", "loss_score"): [9.0],
+        ("members", "loss_score"): [1.0],
+        ("holdout", "loss_score"): [2.0],
+    }
+    assert {row["metric"]: row["value"] for row in corpus_rows(rows(values))}["loss_score_auc"] == 1.0
+
+
 def test_gold_gives_leakage_its_zero_and_the_truth_ratios_their_comparison() -> None:
     own = rows({("forget", "min_k_score"): [1.0, 2.0], ("holdout", "min_k_score"): [2.0, 3.0], ("forget", "truth_ratio"): [1.0, 2.0, 3.0, 4.0]})
     found = {row["metric"]: row["value"] for row in corpus_rows(own, own)}

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import Encoded
+from rayunlearn.data.letters import HEAD, letter_question, place_of_truth
 from rayunlearn.errors import UserError
 from rayunlearn.metrics.document import METRICS
-from rayunlearn.metrics.inputs import Probe, Task, Writing, gather, letter_ids, letter_question, place_of_truth, split_in_two
+from rayunlearn.metrics.inputs import Probe, Task, Writing, gather, letter_ids, split_in_two
 from rayunlearn.metrics.measure import encode_probes, measure
 from rayunlearn.models.generate import generate
 from rayunlearn.models.reference import reference_of
@@ -30,7 +31,6 @@ DOCUMENTS = [
     Document(prompt="What colour is the very old house?", answer="green", wrong=("red", "blue")),
     Document(answer="A text without any question that goes on for a while"),
 ]
-HEAD = "The following are multiple choice questions (with answers).\n\n"
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,13 @@ def test_shots_of_a_question_s_topic_stand_before_it(model: PreTrainedModel, tok
 
     assert not torch.allclose(logits({"houses": "red. Answer: A\n\n"}), logits({}))
     assert torch.equal(logits({"other": "red. Answer: A\n\n"}), logits({}))
+
+
+def test_a_split_can_have_its_own_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    document = Document(prompt="Who wrote it?", answer="Ada wrote it")
+    asked, continued = encode_probes({"forget": [document], "verbatim": [document]}, tokenizer, TEMPLATE, 64, templates={"verbatim": "{prompt}"})
+    assert tokenizer.decode(asked.answer.ids, skip_special_tokens=True) == "Question: Who wrote it?\nAnswer: Ada wrote it"
+    assert tokenizer.decode(continued.answer.ids, skip_special_tokens=True) == "Who wrote it? Ada wrote it"
 
 
 def test_letters_fall_evenly() -> None:

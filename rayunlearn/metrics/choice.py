@@ -6,7 +6,7 @@ and a "ten-fold recovery" may be no more than letters coming back. So all three 
 
 from torch import Tensor
 
-LETTERS = "ABCDEFGHIJ"
+from rayunlearn.data.letters import LETTERS
 
 
 def multiple_choice(option_nll: Tensor) -> float:

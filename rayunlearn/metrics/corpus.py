@@ -1,6 +1,7 @@
 """Metrics of a whole corpus: what cannot be a mean of per-document values. Computed from rows of `examples`, no model needed.
 
-Membership scores compare split `forget` with split `holdout`; forget quality compares with gold's rows; model utility
+Membership scores compare split `members` (forget documents whole, where questions are asked of `forget`), else `forget`,
+with split `holdout`; forget quality compares with gold's rows; model utility
 needs the splits `retain`, `real_authors` and `world_facts`. What the rows do not allow is left out, never guessed.
 """
 
@@ -118,17 +119,21 @@ def _by_place(examples: pl.DataFrame) -> dict[tuple[str, str], Numbers]:
 def _membership_rows(own: Mapping[tuple[str, str], Numbers], gold: Mapping[tuple[str, str], Numbers]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for score in SCORES:
-        sides = [own.get((split, score)) for split in ("forget", "holdout")]
-        if sides[0] is None or sides[1] is None:
+        sides = _sides(own, score)
+        if sides is None:
             continue
-        n = len(sides[0]) + len(sides[1])
-        found = auc(sides[0], sides[1])
-        rows += [_row(f"{score}_auc", found, n), _row(f"{score}_tpr_at_fpr", tpr_at_fpr(sides[0], sides[1]), n)]
+        n, found = sum(map(len, sides)), auc(*sides)
+        rows += [_row(f"{score}_auc", found, n), _row(f"{score}_tpr_at_fpr", tpr_at_fpr(*sides), n)]
         if score == PRIVACY_SCORE:
-            known = [gold.get((split, score)) for split in ("forget", "holdout")]
-            expected = auc(known[0], known[1]) if known[0] is not None and known[1] is not None else 0.5
-            rows.append(_row("privacy_leakage", privacy_leakage(found, expected), n))
+            known = _sides(gold, score)
+            rows.append(_row("privacy_leakage", privacy_leakage(found, auc(*known) if known else 0.5), n))
     return rows
+
+
+def _sides(values: Mapping[tuple[str, str], Numbers], score: str) -> tuple[Numbers, Numbers] | None:
+    """(forget documents, unseen ones), None where either is missing."""
+    members, holdout = values.get(("members", score), values.get(("forget", score))), values.get(("holdout", score))
+    return None if members is None or holdout is None else (members, holdout)
 
 
 def _quality_rows(own: Mapping[tuple[str, str], Numbers], gold: Mapping[tuple[str, str], Numbers]) -> list[dict[str, object]]:

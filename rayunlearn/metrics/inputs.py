@@ -9,17 +9,15 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rayunlearn.config import digest
 from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import Encoded, by_length, collate
+from rayunlearn.data.letters import HEAD, LETTERS, letter_question
 from rayunlearn.errors import require
-from rayunlearn.metrics.choice import LETTERS
 from rayunlearn.models.forward import evaluating, label_ids, label_logits, token_nll
 from rayunlearn.models.generate import generate
 from rayunlearn.models.reference import Reference
 
 Inputs = dict[str, object]
-HEAD = "The following are multiple choice questions (with answers).\n\n"
 DEVIATION = 1e-3  # Zhang et al.'s code clamps the variance at 1e-6
 
 
@@ -192,17 +190,6 @@ def split_in_two(sequence: Encoded) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(prompt ids, ids that should follow): before and after the border, or the halves of a text without a question."""
     border = sequence.start if sequence.start > 1 else max(1, len(sequence.ids) // 2)
     return sequence.ids[:border], sequence.ids[border:]
-
-
-def place_of_truth(doc_id: str, n_options: int) -> int:
-    """Which letter the true option gets where the data does not say: by the document's digest, so always the same one."""
-    return int(digest(["letter", doc_id], 15), 16) % n_options
-
-
-def letter_question(document: Document, true_letter: int) -> str:
-    """The question, its options by letter and "Answer:"; the true option is the answer itself, never its paraphrase."""
-    options = [*document.wrong[:true_letter], document.answer, *document.wrong[true_letter:]]
-    return "\n".join([document.prompt, *(f"{LETTERS[at]}. {option}" for at, option in enumerate(options)), "Answer:"])
 
 
 def letter_ids(tokenizer: PreTrainedTokenizerBase, n_options: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

@@ -1,15 +1,18 @@
 """Measure a model on probes: the passes that the metrics need, each once, and one row per document and metric."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import Encoded, encode_pair
+from rayunlearn.data.letters import place_of_truth
 from rayunlearn.errors import unknown_name
 from rayunlearn.metrics.document import CHEAP, METRICS, Metric, inputs_of, sources_of
-from rayunlearn.metrics.inputs import Inputs, Probe, Task, Writing, gather, place_of_truth
+from rayunlearn.metrics.inputs import Inputs, Probe, Task, Writing, gather
 from rayunlearn.models.forward import score
 from rayunlearn.models.reference import Reference
 
@@ -20,27 +23,33 @@ def encode_probes(
     template: str,
     max_tokens: int,
     true_letters: Mapping[str, int] | None = None,
+    templates: Mapping[str, str] | None = None,
 ) -> list[Probe]:
     """Encode every probe of every split. The true option is the paraphrase where there is one, so that a right
     answer is not preferred for its wording alone. `true_letters` (doc_id -> place among the letters) keeps the order
-    of options that the data came in; elsewhere the document's digest places the truth."""
+    of options that the data came in; elsewhere the document's digest places the truth. `templates` (split -> template)
+    are for splits that are not questions: a continuation has `{prompt}` alone."""
 
-    def encoded(document: Document, prompt: str, text: str) -> Encoded:
-        return encode_pair(document.doc_id, prompt, text, tokenizer, template, max_tokens)
-
+    own = templates or {}
+    shared: dict[str, Any] = {"tokenizer": tokenizer, "max_tokens": max_tokens}
     return [
-        Probe(
-            d.doc_id,
-            split,
-            encoded(d, d.prompt, d.answer),
-            tuple(encoded(d, d.prompt, o) for o in (d.paraphrase or d.answer, *d.wrong)) if d.wrong else (),
-            encoded(d, d.prompt_paraphrase, d.answer) if d.prompt and d.prompt_paraphrase else None,
-            d,
-            (true_letters or {}).get(d.doc_id, place_of_truth(d.doc_id, 1 + len(d.wrong))),
-        )
+        _probe(d, split, partial(encode_pair, d.doc_id, **shared, template=own.get(split, template)), true_letters or {})
         for split, documents in probes.items()
         for d in documents
     ]
+
+
+def _probe(d: Document, split: str, encoded: Callable[[str, str], Encoded], true_letters: Mapping[str, int]) -> Probe:
+    """`encoded` makes one sequence of a prompt and an answer."""
+    return Probe(
+        d.doc_id,
+        split,
+        encoded(d.prompt, d.answer),
+        tuple(encoded(d.prompt, option) for option in (d.paraphrase or d.answer, *d.wrong)) if d.wrong else (),
+        encoded(d.prompt_paraphrase, d.answer) if d.prompt and d.prompt_paraphrase else None,
+        d,
+        true_letters.get(d.doc_id, place_of_truth(d.doc_id, 1 + len(d.wrong))),
+    )
 
 
 def measure(
