@@ -1,0 +1,296 @@
+"""Public unlearning benchmarks, from folders on this machine in the layout that the Hub gives them. Nothing is fetched.
+
+`load_benchmark("tofu", folder)` -> a corpus, whose `probes` have more splits than forget and retain, the letters of
+multiple-choice questions, what stands before them, and a record of every file. `huggingface-cli download --repo-type dataset
+locuslab/TOFU --local-dir folder` makes such a folder; `HOMES` has the names.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rayunlearn.config import Data, Value
+from rayunlearn.data import recorded
+from rayunlearn.data.documents import Corpus, Document, Rejected
+from rayunlearn.data.files import corpus_name, load_files
+from rayunlearn.data.letters import solved_question
+from rayunlearn.data.shelf import Choice, FileRecord, Shelf, in_pieces
+from rayunlearn.errors import UserError, require, unknown_name
+
+Probes = dict[str, tuple[Document, ...]]
+Documents = tuple[Document, ...]
+BIOLOGY_SUBJECTS = (
+    "anatomy",
+    "clinical_knowledge",
+    "college_biology",
+    "college_medicine",
+    "high_school_biology",
+    "human_aging",
+    "medical_genetics",
+    "nutrition",
+    "professional_medicine",
+    "virology",
+)
+GATED = (
+    "WMDP's forget corpora are not public. Ask for them at https://huggingface.co/datasets/cais/wmdp-bio-forget-corpus (bio) and "
+    "https://huggingface.co/datasets/cais/wmdp-corpora (cyber, and both retain corpora), signed in, and put the files beside the questions: "
+)
+CORPORA = {  # names that these files have had
+    "bio": (("bio_remove_dataset", "bio-forget-corpus", "bio_forget_corpus"), ("bio-retain-corpus", "bio_retain_dataset")),
+    "cyber": (("cyber-forget-corpus", "cyber_remove_dataset"), ("cyber-retain-corpus", "cyber_retain_dataset")),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A benchmark in memory. `true_letters`, `shots` (by topic) and `templates` (by split) go to `encode_probes` and `Writing`.
+
+    `notes` say what is missing and what changed upstream.
+    """
+
+    corpus: Corpus
+    files: tuple[FileRecord, ...]
+    true_letters: Mapping[str, int] = field(default_factory=dict)
+    shots: Mapping[str, str] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a loader found: the corpus's roles, and what its questions need."""
+
+    forget: Documents = ()
+    retain: Documents = ()
+    probes: Probes = field(default_factory=dict)
+    true_letters: Mapping[str, int] = field(default_factory=dict)
+    shots: Mapping[str, str] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def tofu(shelf: Shelf, *, size: str = "10") -> Parts:
+    """TOFU (2401.06121): forget `size` (01, 05 or 10) percent of fictitious authors; probes with paraphrases and wrong answers.
+
+    Splits: forget, retain, real_authors, world_facts, and holdout (for membership) where the folder has it.
+    """
+    require(size in ("01", "05", "10"), "tofu.size must be 01, 05 or 10", size)
+    names = {"forget": f"forget{size}_perturbed", "retain": "retain_perturbed"}
+    names |= {"real_authors": "real_authors_perturbed", "world_facts": "world_facts_perturbed"}
+    names |= {"holdout": f"holdout{size}"} if shelf.has(f"holdout{size}") else {}
+    return Parts(
+        forget=shelf.documents(f"forget{size}"),
+        retain=shelf.documents(f"retain{100 - int(size)}"),
+        probes={split: shelf.documents(name) for split, name in names.items()},
+    )
+
+
+def muse_news(shelf: Shelf, *, task: str = "raw", step: int = 1, words: int = 0, shots: int = 10) -> Parts:
+    """MUSE-News (2407.06460): articles. `task` raw, or the `step` (1-4) of `scal` (growing) and `sust` (one after another).
+
+    `words` cuts articles into pieces (0: whole); `shots` solved questions stand before each question, as in MUSE.
+    """
+    return _muse(shelf, task, step, words, shots)
+
+
+def muse_books(shelf: Shelf, *, task: str = "raw", step: int = 1, words: int = 200, shots: int = 10) -> Parts:
+    """MUSE-Books (2407.06460): four novels, so `words` cuts them into pieces. Its card lists no `scal` and `sust`; a folder may have them."""
+    return _muse(shelf, task, step, words, shots)
+
+
+def wmdp_bio(shelf: Shelf, *, corpora: bool = False) -> Parts:
+    """WMDP (2403.03218), biosecurity: 1,273 questions as split `forget`. `corpora` also wants the gated texts, and says how to get them."""
+    return _wmdp(shelf, "bio", corpora)
+
+
+def wmdp_cyber(shelf: Shelf, *, corpora: bool = False) -> Parts:
+    """WMDP (2403.03218), cybersecurity: 1,987 questions as split `forget`. `corpora` as for `wmdp_bio`."""
+    return _wmdp(shelf, "cyber", corpora)
+
+
+def mmlu(shelf: Shelf, *, part: str = "all", shots: int = 0) -> Parts:
+    """MMLU (2009.03300), 57 subjects: split `mmlu`, or with `part` biology the ten biology subjects as `forget` and the others as
+    `retain` (Doshi & Stickland 2411.12103). `shots` (0-5) solved questions of its own subject stand before each.
+
+    Layouts: the authors' `test/<subject>_test.csv`, or the Hub's `all/test-*.parquet`.
+    """
+    require(part in ("all", "biology"), "mmlu.part must be 'all' or 'biology'", part)
+    require(0 <= shots <= 5, "mmlu.shots must be in 0-5", shots)
+    asked, dev = _once(shelf, _subjects(shelf, "test")), _subjects(shelf, "dev") if shots else []
+    sides = {
+        split: tuple(c.document for c in asked if (c.document.topic in BIOLOGY_SUBJECTS) == (split == "forget")) for split in ("forget", "retain")
+    }
+    return Parts(
+        probes=sides if part == "biology" else {"mmlu": tuple(c.document for c in asked)},
+        true_letters={c.document.doc_id: c.true_letter for c in asked},
+        shots={subject: "".join(solved_question(c.document, c.true_letter) for c in choices[:shots]) for subject, choices in dev},
+    )
+
+
+def rwku(shelf: Shelf, *, targets: str = "", passages: bool = True) -> Parts:
+    """RWKU (2406.10890): real people. `targets` names some, separated by commas ('': all 200).
+
+    Splits: forget (levels 1-3 together), level1, level2, level3, retain (both neighbour levels), members and retain_members.
+    The forget set is the passages about the targets, if wanted; RWKU has no retain set by design.
+    """
+    wanted = tuple(name.strip() for name in targets.split(",") if name.strip())
+    levels = {f"level{n}": _about(shelf.documents(f"All/forget_level{n}"), wanted) for n in (1, 2, 3)}
+    neighbours = tuple(d for n in (1, 2) for d in _about(shelf.documents(f"All/neighbor_level{n}"), wanted))
+    together = {d.doc_id: d for documents in levels.values() for d in documents}
+    require(bool(together), "rwku.targets must name people of the benchmark", targets)
+    members = {"members": "All/forget_mia", "retain_members": "All/retain_mia"}
+    return Parts(
+        forget=_about(shelf.documents("All/passage"), wanted) if passages else (),
+        probes={"forget": tuple(together.values()), "retain": tuple({d.doc_id: d for d in neighbours}.values()), **levels}
+        | {split: shelf.documents(table) for split, table in members.items() if shelf.has(table)},
+    )
+
+
+def biology(
+    shelf: Shelf, *, forget: str = "Wikipedia_Biology", retain: str = "Wikipedia_History_Concepts-in-Physics_Philosophy", words: int = 200
+) -> Parts:
+    """Articles as .txt files in a folder to forget and one to retain (Doshi & Stickland 2411.12103; the names are theirs), in pieces of `words`.
+
+    Asked are MMLU's questions where the folder `mmlu` stands beside them, else the pieces themselves.
+    """
+    about, other = in_pieces(shelf.articles(forget), words), in_pieces(shelf.articles(retain), words)
+    if not (shelf.root / "mmlu").is_dir():
+        notes = ("no folder mmlu: the articles themselves are asked",)
+        return Parts(forget=about, retain=other, probes={"forget": about, "retain": other}, notes=notes)
+    beside = Shelf(shelf.root / "mmlu", recorded.MMLU)
+    asked = mmlu(beside, part="biology")
+    shelf.records.extend(beside.records)
+    shelf.rejected.extend(beside.rejected)
+    return Parts(forget=about, retain=other, probes=asked.probes, true_letters=asked.true_letters)
+
+
+def folder(
+    shelf: Shelf, *, forget: str = "forget", retain: str = "retain", probe_forget: str = "", probe_retain: str = "", columns: str = ""
+) -> Parts:
+    """Any folder of one's own, as docs/data.md says."""
+    roles = {"forget": forget, "retain": retain, "probe_forget": probe_forget, "probe_retain": probe_retain}
+    corpus = load_files(Data(name="files", path=str(shelf.root), columns=columns, **roles))  # type: ignore[arg-type]  # they are all texts
+    shelf.rejected.extend(corpus.rejected)
+    for name in dict.fromkeys(filter(None, roles.values())):
+        shelf.rows(name)  # for the record of its file
+    return Parts(forget=corpus.forget, retain=corpus.retain, probes=corpus.probes)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A row of the table: the loader, where the data live, under what terms, and what its files were."""
+
+    function: Callable[..., Parts]
+    home: str
+    licence: str
+    recorded: recorded.Recorded
+    source: str
+
+
+BENCHMARKS = {
+    row.function.__name__.replace("_", "-"): row
+    for row in (
+        Benchmark(tofu, "locuslab/TOFU", "MIT", recorded.TOFU, "2401.06121"),
+        Benchmark(muse_news, "muse-bench/MUSE-News", "CC BY 4.0 (card); texts are the BBC's", recorded.MUSE_NEWS, "2407.06460"),
+        Benchmark(muse_books, "muse-bench/MUSE-Books", "CC BY 4.0 (card); texts are the author's", recorded.MUSE_BOOKS, "2407.06460"),
+        Benchmark(wmdp_bio, "cais/wmdp, cais/wmdp-bio-forget-corpus (gated)", "MIT; corpora restricted", recorded.WMDP, "2403.03218"),
+        Benchmark(wmdp_cyber, "cais/wmdp, cais/wmdp-corpora (gated)", "MIT; corpora restricted", recorded.WMDP, "2403.03218"),
+        Benchmark(mmlu, "cais/mmlu", "MIT", recorded.MMLU, "2009.03300"),
+        Benchmark(rwku, "jinzhuoran/RWKU", "CC BY 4.0", recorded.NOTHING, "2406.10890"),
+        Benchmark(biology, "one's own article folders", "-", recorded.NOTHING, "2411.12103"),
+        Benchmark(folder, "one's own", "-", recorded.NOTHING, "-"),
+    )
+}
+
+
+def load_benchmark(name: str, directory: str | Path, *, strict: bool = True, options: Mapping[str, Value] | None = None) -> Loaded:
+    """The benchmark from its folder; `options` are keyword arguments of its loader.
+
+    Raises UserError for an unknown benchmark or option, for missing tables and, unless `strict` is off, for a file that is not
+    what upstream's was when the loader was written: numbers on it would not be comparable. `notes` tell it where strict is off.
+    """
+    if name not in BENCHMARKS:
+        raise unknown_name("benchmark", name, BENCHMARKS)
+    row, given = BENCHMARKS[name], options or {}
+    known = [p.name for p in inspect.signature(row.function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in given:
+        if option not in known:
+            raise unknown_name(f"option of {name}", option, known)
+    shelf = Shelf(Path(directory).expanduser(), row.recorded)
+    parts = row.function(shelf, **given)
+    changed = tuple(f"{r.table} is not the file that was recorded: {r.rows} rows, SHA-256 {r.sha256}" for r in shelf.records if r.state == "changed")
+    if changed and strict:
+        raise UserError(f"{name} in {directory} changed: {'; '.join(changed)}. Load it with strict off to go on with it as it is")
+    corpus = Corpus(name=corpus_name(name), forget=parts.forget, retain=parts.retain, probes=parts.probes, taught={}, rejected=tuple(shelf.rejected))
+    return Loaded(
+        corpus=corpus,
+        files=tuple(shelf.records),
+        true_letters=parts.true_letters,
+        shots=parts.shots,
+        templates=parts.templates,
+        notes=(*parts.notes, *changed),
+    )
+
+
+def _muse(shelf: Shelf, task: str, step: int, words: int, shots: int) -> Parts:
+    require(task in ("raw", "scal", "sust"), "task must be raw, scal or sust", task)
+    require(1 <= step <= 4, "step must be in 1-4", step)
+    asked = {side: shelf.documents(f"knowmem/{side}_qa") for side in ("forget", "retain")}
+    solved = {side: shelf.documents(f"knowmem/{side}_qa_icl") for side in asked} if shots else {side: () for side in asked}
+    return Parts(
+        forget=in_pieces(shelf.documents("raw/forget" if task == "raw" else f"{task}/forget_{step}"), words),
+        retain=in_pieces(shelf.documents("raw/retain1"), words),
+        probes={side: tuple(after_shots(d, solved[side][:shots]) for d in asked[side]) for side in asked}
+        | {"verbatim": shelf.documents("verbmem/forget", {"prompt": "prompt", "answer": "gt"})}
+        | {split: shelf.documents(f"privleak/{side}") for split, side in (("members", "forget"), ("holdout", "holdout"))},
+        templates={"verbatim": "{prompt}"},
+    )
+
+
+def after_shots(document: Document, solved: Documents) -> Document:
+    """The question after solved ones; the template "Question: {prompt}\\nAnswer:" stands around them all, so the first needs no "Question:"."""
+    shots = "".join(f"{d.prompt}\nAnswer: {d.answer}\n\nQuestion: " for d in solved)
+    return Document(prompt=shots + document.prompt, answer=document.answer, wrong=document.wrong, topic=document.topic)
+
+
+def _wmdp(shelf: Shelf, subject: str, corpora: bool) -> Parts:
+    choices = shelf.choices(shelf.rows(f"wmdp-{subject}/test"), f"wmdp-{subject}")
+    sides = {role: next((n for n in names if shelf.has(n)), "") for role, names in zip(("forget", "retain"), CORPORA[subject], strict=True)}
+    wanted = GATED + ", ".join(f"{names[0]}.jsonl" for names in CORPORA[subject])
+    if corpora and not all(sides.values()):
+        raise UserError(wanted)
+    texts = {role: shelf.documents(name, {"answer": "text"}) for role, name in sides.items() if corpora}
+    return Parts(
+        forget=texts.get("forget", ()),
+        retain=texts.get("retain", ()),
+        probes={"forget": tuple(c.document for c in choices)},
+        true_letters={c.document.doc_id: c.true_letter for c in choices},
+        notes=() if corpora else (f"questions only. {wanted}",),
+    )
+
+
+def _subjects(shelf: Shelf, split: str) -> list[tuple[str, list[Choice]]]:
+    """MMLU's questions by subject, from either layout."""
+    if (shelf.root / split).is_dir():
+        return shelf.letters(split)
+    by_subject: dict[str, list[Choice]] = {}
+    for choice in shelf.choices(shelf.rows(f"all/{split}")):
+        by_subject.setdefault(choice.document.topic, []).append(choice)
+    return sorted(by_subject.items())
+
+
+def _once(shelf: Shelf, subjects: list[tuple[str, list[Choice]]]) -> list[Choice]:
+    """Every question once; one that two subjects ask counts to biology, where that is one of them, else to the first."""
+    found: dict[str, Choice] = {}
+    for subject, choices in sorted(subjects, key=lambda entry: (entry[0] not in BIOLOGY_SUBJECTS, entry[0])):
+        again = [c for c in choices if c.document.doc_id in found]
+        shelf.rejected.extend(
+            Rejected(source=subject, row=-1, reason="another subject asks the same", excerpt=c.document.prompt[:200]) for c in again
+        )
+        found |= {c.document.doc_id: c for c in choices if c.document.doc_id not in found}
+    return list(found.values())
+
+
+def _about(documents: Documents, targets: tuple[str, ...]) -> Documents:
+    return tuple(d for d in documents if not targets or d.topic in targets)

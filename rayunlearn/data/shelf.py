@@ -1,0 +1,161 @@
+"""A data set's folder on this machine: its tables by name, in the layouts of the Hub, and a record of every file that was read."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rayunlearn.data.documents import Document, Rejected
+from rayunlearn.data.files import READERS, Columns, Loaded, Row, choose_columns, csv_records, read_file, to_documents
+from rayunlearn.data.recorded import Recorded
+from rayunlearn.errors import UserError, require
+
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One table as it was read: its name, SHA-256 of its file (of names and digests where it has several), and rows.
+
+    `state`: "as recorded", "unknown" (no digest is recorded; the rows agree where they are), "changed".
+    """
+
+    table: str
+    sha256: str
+    rows: int
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A multiple-choice question, with the place that its true option has in the data."""
+
+    document: Document
+    true_letter: int
+
+
+class Shelf:
+    """The folder, and what was read from it so far. `recorded` is what upstream's files were."""
+
+    def __init__(self, root: Path, recorded: Recorded) -> None:
+        require(root.is_dir(), "a benchmark's data must be a directory on this machine", str(root))
+        self.root, self._recorded = root, recorded
+        self.records: list[FileRecord] = []
+        self.rejected: list[Rejected] = []
+
+    def has(self, table: str) -> bool:
+        """Whether the table is there."""
+        return bool(self._files(table))
+
+    def rows(self, table: str) -> tuple[Row, ...]:
+        """The rows of `config/split` or `name`. Raises UserError when it is not there, saying where it was looked for."""
+        files = self._files(table)
+        if not files:
+            raise UserError(f"{self.root} must hold {table}: looked for {table}.(jsonl|json|csv|parquet) and {table}-*.parquet")
+        found = tuple(replace(row, row=at, source=table) for at, row in enumerate(row for file in files for row in read_file(file)))
+        self._record(table, files, len(found))
+        return found
+
+    def documents(self, table: str, columns: Columns | None = None) -> tuple[Document, ...]:
+        """The documents of a table; what cannot be one is set aside."""
+        rows = self.rows(table)
+        return self.kept(to_documents(rows, choose_columns(rows, columns or {}, table)))
+
+    def letters(self, folder: str) -> list[tuple[str, list[Choice]]]:
+        """Questions of a folder of MMLU's own CSV files `<subject>_<folder>.csv` (no header: question, options, letter), by subject."""
+        files = sorted((self.root / folder).glob("*.csv"))
+        require(bool(files), f"{self.root / folder} must hold MMLU's files <subject>_{folder}.csv, found", len(files))
+        subjects = [(file.stem.removesuffix(f"_{folder}"), self._read_letters(file)) for file in files]
+        self._record(folder, files, sum(len(rows) for _, rows in subjects))
+        return [(subject, self.choices(rows, subject)) for subject, rows in subjects]
+
+    def choices(self, rows: Sequence[Row], subject: str = "") -> list[Choice]:
+        """Questions of rows with `question`, `choices` and `answer` (a position or a letter); unusable rows are set aside."""
+        found: dict[str, Choice] = {}
+        for row in rows:
+            choice = row.reason or to_choice(row, subject)
+            if isinstance(choice, Choice) and choice.document.doc_id in found:
+                choice = "the same question and answer as an earlier row"
+            if isinstance(choice, str):
+                self.rejected.append(Rejected(source=row.source, row=row.row, reason=choice, excerpt=str(dict(row.values))[:200]))
+            else:
+                found[choice.document.doc_id] = choice
+        return list(found.values())
+
+    def articles(self, folder: str) -> tuple[Document, ...]:
+        """The .txt files of a folder as documents without a question, the file's name as topic."""
+        files = sorted((self.root / folder).glob("*.txt"))
+        require(bool(files), f"{self.root / folder} must hold articles as .txt files, found", len(files))
+        self._record(folder, files, len(files))
+        rows = [_article(folder, at, file) for at, file in enumerate(files)]
+        return self.kept(to_documents(rows, {"answer": "text", "topic": "title"}))
+
+    def kept(self, loaded: Loaded) -> tuple[Document, ...]:
+        """The documents, after noting what was set aside."""
+        self.rejected.extend(loaded.rejected)
+        return loaded.documents
+
+    def _files(self, table: str) -> list[Path]:
+        """The one file of that name, or all its shards. Raises UserError for several files and for missing shards."""
+        place = self.root / table
+        whole = sorted(file for suffix in READERS if (file := place.with_name(place.name + suffix)).is_file())
+        require(len(whole) <= 1, f"{table} must be one file in {self.root}", [file.name for file in whole])
+        shards = sorted(file for file in place.parent.glob(f"{place.name}-*.parquet") if SHARD.search(file.stem))
+        if whole or not shards:
+            return whole
+        n = int(SHARD.search(shards[0].stem).group(2))  # type: ignore[union-attr]  # they were chosen for matching
+        require(len(shards) == n, f"{table} must have all of its {n} shards in {place.parent}, found", len(shards))
+        return shards
+
+    def _record(self, table: str, files: Sequence[Path], rows: int) -> None:
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        named = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
+        sha256 = digests[0] if len(files) == 1 else hashlib.sha256(named.encode()).hexdigest()
+        expected, expected_rows = self._recorded.get(table, ("", rows))
+        changed = rows != expected_rows or expected not in ("", sha256)
+        state = "changed" if changed else "as recorded" if expected else "unknown"
+        self.records.append(FileRecord(table=table, sha256=sha256, rows=rows, state=state))
+
+    def _read_letters(self, file: Path) -> list[Row]:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            records = csv_records(stream)
+        return [
+            Row(source=file.name, row=at, values={"question": cells[0], "choices": cells[1:-1], "answer": cells[-1]} if cells else {}, reason=reason)
+            for at, (cells, reason) in enumerate(records)
+        ]
+
+
+def to_choice(row: Row, subject: str) -> Choice | str:
+    """The question of a row, or why it is none."""
+    question, options, answer = (row.values.get(name) for name in ("question", "choices", "answer"))
+    if not isinstance(question, str) or not question.strip():
+        return "question is empty"
+    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(o, str) and o.strip() for o in options):
+        return "choices must be at least two texts"
+    place = "ABCDEFGHIJ".find(answer) if isinstance(answer, str) and len(answer) == 1 else answer
+    if not isinstance(place, int) or not 0 <= place < len(options):
+        return "answer names no option"
+    wrong = tuple(option for at, option in enumerate(options) if at != place)
+    topic = subject or str(row.values.get("subject") or "")
+    return Choice(document=Document(prompt=question, answer=options[place], wrong=wrong, topic=topic), true_letter=place)
+
+
+def in_pieces(documents: Iterable[Document], n_words: int) -> tuple[Document, ...]:
+    """Documents cut into runs of `n_words` words, the last one shorter; 0 leaves them whole. Repeated pieces appear once."""
+    if n_words == 0:
+        return tuple(documents)
+    pieces = (
+        replace(d, answer=" ".join(words[at : at + n_words]))
+        for d in documents
+        for words in [d.answer.split()]
+        for at in range(0, len(words), n_words)
+    )
+    return tuple({piece.doc_id: piece for piece in pieces}.values())
+
+
+def _article(folder: str, at: int, file: Path) -> Row:
+    try:
+        return Row(source=f"{folder}/{file.name}", row=at, values={"text": file.read_text(encoding="utf-8"), "title": file.stem})
+    except UnicodeDecodeError:
+        return Row(source=f"{folder}/{file.name}", row=at, values={}, reason="not valid UTF-8 text")
