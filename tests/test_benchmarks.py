@@ -87,8 +87,7 @@ def test_mmlu_s_biology_subjects_are_forgotten_and_the_others_kept() -> None:
     assert {d.topic for d in probes["forget"]} == set(BIOLOGY_SUBJECTS) and len({d.topic for d in probes["retain"]}) == 47
     assert states(loaded) == {"test": ("as recorded", 14_042), "dev": ("as recorded", 285)}
     assert all("the same" in r.reason for r in loaded.corpus.rejected)
-    repeated = [r for r in loaded.corpus.rejected if not r.source.endswith("_dev.csv")]
-    assert len(repeated) == 125 and len(probes["forget"]) + len(probes["retain"]) + 125 == 14_042
+    assert len(loaded.corpus.rejected) == 125 and len(probes["forget"]) + len(probes["retain"]) + 125 == 14_042
     assert all(shots.count("Answer:") == 5 for shots in loaded.shots.values()) and len(loaded.shots) == 57
 
 

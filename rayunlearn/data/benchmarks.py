@@ -117,7 +117,7 @@ def mmlu(shelf: Shelf, *, part: str = "all", shots: int = 0) -> Parts:
     """
     require(part in ("all", "biology"), "mmlu.part must be 'all' or 'biology'", part)
     require(0 <= shots <= 5, "mmlu.shots must be in 0-5", shots)
-    asked, dev = _once(shelf, _subjects(shelf, "test")), _subjects(shelf, "dev") if shots else []
+    asked, dev = _once(shelf, _subjects(shelf, "test")), _subjects(shelf, "dev", repeats=True) if shots else []
     sides = {
         split: tuple(c.document for c in asked if (c.document.topic in BIOLOGY_SUBJECTS) == (split == "forget")) for split in ("forget", "retain")
     }
@@ -270,12 +270,12 @@ def _wmdp(shelf: Shelf, subject: str, corpora: bool) -> Parts:
     )
 
 
-def _subjects(shelf: Shelf, split: str) -> list[tuple[str, list[Choice]]]:
+def _subjects(shelf: Shelf, split: str, *, repeats: bool = False) -> list[tuple[str, list[Choice]]]:
     """MMLU's questions by subject, from either layout."""
     if (shelf.root / split).is_dir():
-        return shelf.letters(split)
+        return shelf.letters(split, repeats=repeats)
     by_subject: dict[str, list[Choice]] = {}
-    for choice in shelf.choices(shelf.rows(f"all/{split}")):
+    for choice in shelf.choices(shelf.rows(f"all/{split}"), repeats=repeats):
         by_subject.setdefault(choice.document.topic, []).append(choice)
     return sorted(by_subject.items())
 

@@ -62,26 +62,31 @@ class Shelf:
         rows = self.rows(table)
         return self.kept(to_documents(rows, choose_columns(rows, columns or {}, table)))
 
-    def letters(self, folder: str) -> list[tuple[str, list[Choice]]]:
+    def letters(self, folder: str, *, repeats: bool = False) -> list[tuple[str, list[Choice]]]:
         """Questions of a folder of MMLU's own CSV files `<subject>_<folder>.csv` (no header: question, options, letter), by subject."""
         files = sorted((self.root / folder).glob("*.csv"))
         require(bool(files), f"{self.root / folder} must hold MMLU's files <subject>_{folder}.csv, found", len(files))
         subjects = [(file.stem.removesuffix(f"_{folder}"), self._read_letters(file)) for file in files]
         self._record(folder, files, sum(len(rows) for _, rows in subjects))
-        return [(subject, self.choices(rows, subject)) for subject, rows in subjects]
+        return [(subject, self.choices(rows, subject, repeats=repeats)) for subject, rows in subjects]
 
-    def choices(self, rows: Sequence[Row], subject: str = "") -> list[Choice]:
-        """Questions of rows with `question`, `choices` and `answer` (a position or a letter); unusable rows are set aside."""
-        found: dict[str, Choice] = {}
+    def choices(self, rows: Sequence[Row], subject: str = "", *, repeats: bool = False) -> list[Choice]:
+        """Questions of rows with `question`, `choices` and `answer` (a position or a letter); unusable rows are set aside.
+
+        So are rows that repeat an earlier one, unless `repeats` are wanted (shots stand as upstream has them).
+        """
+        found: list[Choice] = []
+        seen: set[str] = set()
         for row in rows:
             choice = row.reason or to_choice(row, subject)
-            if isinstance(choice, Choice) and choice.document.doc_id in found:
+            if isinstance(choice, Choice) and choice.document.doc_id in seen and not repeats:
                 choice = "the same question and answer as an earlier row"
             if isinstance(choice, str):
                 self.rejected.append(Rejected(source=row.source, row=row.row, reason=choice, excerpt=str(dict(row.values))[:200]))
-            else:
-                found[choice.document.doc_id] = choice
-        return list(found.values())
+                continue
+            found.append(choice)
+            seen.add(choice.document.doc_id)
+        return found
 
     def articles(self, folder: str) -> tuple[Document, ...]:
         """The .txt files of a folder as documents without a question, the file's name as topic."""
