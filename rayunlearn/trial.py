@@ -37,6 +37,7 @@ from rayunlearn.methods.weightspace import as_trained
 from rayunlearn.metrics.measure import Probe, encode_probes, mean_probability, measure
 from rayunlearn.models.cache import sequences_digest, tensors_once
 from rayunlearn.models.forward import can_start, first_trained_block
+from rayunlearn.models.memory import device_lock, forget_peak, with_room
 from rayunlearn.models.reference import ACTIVATION_BYTES, Prefix, Reference, kept_bytes, kept_prefix, kept_reference
 from rayunlearn.results.analysis import summarise
 from rayunlearn.results.store import write_trial
@@ -71,9 +72,7 @@ def run_trial(trial: Trial, workspace: Workspace, run_dir: Path, experiment: str
     identity = trial_id(trial, workspace.corpus.digest, measured_digest(trial, workspace.base_digest))
     started = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(trial.train.seed)
-            outcome = _attempt(trial, workspace, run_dir / "adapters" / identity)
+        outcome = with_room(partial(_seeded_attempt, trial, workspace, run_dir / "adapters" / identity), device_lock())
     except SpoiltWorkerError:
         raise
     except Exception as error:  # a failure is a row, with its cause
@@ -83,6 +82,13 @@ def run_trial(trial: Trial, workspace: Workspace, run_dir: Path, experiment: str
     tables = outcome.tables | {"trials": [row | _machine() | outcome.row]}
     write_trial(run_dir, identity, {name: [{"trial_id": identity} | r for r in rows] for name, rows in tables.items()}, flatten(trial))
     return outcome.status
+
+
+def _seeded_attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcome:
+    forget_peak()
+    with torch.random.fork_rng():
+        torch.manual_seed(trial.train.seed)
+        return _attempt(trial, workspace, adapter_folder)
 
 
 def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcome:

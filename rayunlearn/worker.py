@@ -57,6 +57,7 @@ def reset(path: str) -> Loaded:
         raise SpoiltWorkerError(f"the pristine weights of {path} changed in memory; this worker must not go on")
     state.model.load_state_dict(state.pristine)
     state.model.requires_grad_(True)
+    state.model.zero_grad(set_to_none=True)  # a trial that failed in a backward pass leaves half a gradient
     return state
 
 

@@ -1,9 +1,13 @@
 """The engine: nothing is computed twice, and what is left out changes no bit. Caches on disk, frozen prefixes, memory."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rayunlearn import worker
+from rayunlearn.config import Trial, Value, with_values
+from rayunlearn.data.corpus import load_corpus
 from rayunlearn.data.encode import collate
 from rayunlearn.errors import UserError
 from rayunlearn.methods.distribution import undial
@@ -23,8 +30,15 @@ from rayunlearn.methods.retain import activation, kl, none
 from rayunlearn.methods.view import control_direction
 from rayunlearn.models.cache import content_digest, packed, sequences_digest, tensors_once, unpacked
 from rayunlearn.models.forward import Start, blocks, can_start, first_trained_block, hidden_states
+from rayunlearn.models.load import save_model
+from rayunlearn.models.memory import NoRoomError, StepMemory, share_of, step_memory, turn, with_room
 from rayunlearn.models.reference import Reference, kept_bytes, kept_prefix, kept_reference, reference_of
+from rayunlearn.models.scratch import build_model, build_tokenizer
+from rayunlearn.results.store import open_run
 from rayunlearn.train.loop import choose_parameters
+from rayunlearn.train.teach import texts
+from rayunlearn.trial import drops_out, run_trial
+from rayunlearn.workspace import Workspace, validate
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
 FAMILIES = sorted(CONFIGS)
@@ -295,3 +309,171 @@ def test_the_lowest_trained_block_is_found_by_name_and_everything_outside_the_bl
         choose_parameters(model, pattern)
         found[pattern] = first_trained_block(model)
     assert list(found.values()) == [1, 2, 0, 0, 1]
+
+
+# --- whole trials
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """The domain corpus with a model that knows nothing."""
+    folder = tmp_path_factory.mktemp("engine")
+    corpus = load_corpus(Trial().data)
+    documents = [*corpus.forget, *corpus.retain, *(d for part in corpus.probes.values() for d in part)]
+    tokenizer = build_tokenizer(texts(documents, Trial().data.template))
+    save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, folder / "base")
+    yield Workspace(corpus, str(folder / "base"), "", "untaught", folder / "cache")
+    worker.loaded.cache_clear()
+
+
+THREE_MATRICES: dict[str, Value] = {
+    "method.forget": "rmu",
+    "method.retain": "activation",
+    "method.layer": 2,
+    "train.parameters": r"layers\.[12]\.mlp\.down_proj",
+    "train.length": 6,
+    "train.batch_size": 4,
+    "stop.check_every": 2,
+}
+
+
+def losses(workspace: Workspace, run: Path, **changes: Value) -> list[float]:
+    """The losses of a trial in a worker that starts from nothing but the disk."""
+    worker.loaded.cache_clear()
+    trial = validate(with_values(Trial(), THREE_MATRICES | {name.replace("__", "."): value for name, value in changes.items()}))
+    assert run_trial(trial, workspace, run, "test", "1") == "complete"
+    return open_run(run).steps.sort("step").collect()["loss"].to_list()
+
+
+def test_a_second_worker_reads_every_cache_of_the_first_and_damaged_ones_change_no_number(workspace: Workspace, tmp_path: Path) -> None:
+    first = losses(workspace, tmp_path / "a")
+    files = sorted(workspace.cache.rglob("*.safetensors"))
+    assert sorted(file.parent.name for file in files) == ["encodings", "encodings", "evaluations", "prefix", "prefix", "reference"]
+    times = [file.stat().st_mtime_ns for file in files]
+    assert losses(workspace, tmp_path / "b") == first
+    assert [file.stat().st_mtime_ns for file in files] == times
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    assert losses(workspace, tmp_path / "c") == first
+    assert all(file.stat().st_mtime_ns > before for file, before in zip(files, times, strict=True))
+
+
+@pytest.mark.parametrize("forget", ["rmu", "npo"])
+def test_a_trial_with_a_cached_prefix_trains_as_one_without(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: str
+) -> None:
+    with_prefix = losses(workspace, tmp_path / "a", method__forget=forget)
+    monkeypatch.setattr("rayunlearn.trial.ACTIVATION_BYTES", 0)
+    assert losses(workspace, tmp_path / "b", method__forget=forget) == pytest.approx(with_prefix, rel=1e-5)
+
+
+def test_lora_starts_from_the_cached_prefix_too(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values: dict[str, Value] = {"train__adapter": "lora", "train__parameters": r"layers\.2\.mlp"}
+    before = len(list(workspace.cache.glob("prefix/*.safetensors")))
+    with_prefix = losses(workspace, tmp_path / "a", **values)
+    assert len(list(workspace.cache.glob("prefix/*.safetensors"))) == before + 2
+    monkeypatch.setattr("rayunlearn.trial.ACTIVATION_BYTES", 0)
+    assert losses(workspace, tmp_path / "b", **values) == pytest.approx(with_prefix, rel=1e-5)
+
+
+def test_a_model_with_dropout_runs_all_its_blocks() -> None:
+    model = tiny_model()
+    assert not drops_out(model)
+    model.config.attention_dropout = 0.1
+    assert drops_out(model)
+
+
+def test_half_a_gradient_of_a_failed_trial_is_gone_before_the_next(workspace: Workspace) -> None:
+    state = worker.reset(workspace.base)
+    state.model.get_input_embeddings().weight.grad = torch.ones_like(state.model.get_input_embeddings().weight)
+    assert all(p.grad is None for p in worker.reset(workspace.base).model.parameters())
+
+
+# --- memory
+
+
+def test_the_memory_of_a_step_worked_by_hand() -> None:
+    """W (4, 3): 48 bytes, its gradient 48, two moments 96. x (5, 3), 60 bytes, is kept for W; y = x W^T (5, 4), 80 bytes, for y^2."""
+    model, x = torch.nn.Linear(3, 4, bias=False), torch.ones(5, 3)
+    memory = step_memory(model, list(model.parameters()), lambda: model(x).square().sum())
+    assert memory == StepMemory(weights=48, gradients=48, moments=96, activations=140) and memory.total == 332
+
+
+def test_a_step_from_a_prefix_keeps_fewer_activations(tmp_path: Path) -> None:
+    model = tiny_model()
+    trained = choose_parameters(model, TOP["llama"])
+    prefix = kept_prefix(tmp_path, {"k": 1}, model, SEQUENCES, 0, 1)
+    batch = collate(SEQUENCES, 0)
+    start = prefix.start(SEQUENCES, batch)
+    short = step_memory(model, trained, lambda: hidden_states(model, batch, 1, start).square().sum())
+    everything = step_memory(model, choose_parameters(model, ".*"), lambda: model(input_ids=batch.input_ids).logits.square().sum())
+    assert 0 < short.activations < everything.activations / 3 and short.moments == 2 * 16 * 24 * 4
+
+
+def test_shares_of_a_device_leave_a_margin_and_tile_it() -> None:
+    gib = 2**30
+    assert share_of(10 * gib, 80 * gib) == pytest.approx(0.2)  # 12.5 + 0.59 of 80 GiB is 0.164, rounded up to a twentieth
+    assert share_of(75 * gib, 80 * gib) == 1.0
+    with pytest.raises(UserError, match="a trial must fit on the device's 80.0 GiB"):
+        share_of(80 * gib, 80 * gib)
+
+
+def failing(times: int, calls: list[bool], place: Path) -> str:
+    """Runs out of memory `times` times; notes whether somebody else could be let in meanwhile."""
+    with open(place) as room:
+        try:
+            fcntl.flock(room, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            calls.append(False)
+        except BlockingIOError:
+            calls.append(True)
+    if len(calls) <= times:
+        raise torch.OutOfMemoryError(f"tried to allocate {len(calls)} GiB")
+    return "done"
+
+
+def test_a_trial_that_runs_out_of_memory_beside_others_is_run_once_more_alone(tmp_path: Path) -> None:
+    calls: list[bool] = []
+    assert with_room(lambda: failing(1, calls, tmp_path / "gpu"), tmp_path / "gpu") == "done"
+    assert calls == [False, True]
+
+
+def test_a_trial_that_does_not_fit_alone_either_says_so_and_what_to_do(tmp_path: Path) -> None:
+    calls: list[bool] = []
+    with pytest.raises(NoRoomError, match=r"again alone; lower train.batch_size .* First: tried to allocate 1 GiB Alone: tried to allocate 2 GiB"):
+        with_room(lambda: failing(2, calls, tmp_path / "gpu"), tmp_path / "gpu")
+
+
+def test_who_wants_to_be_alone_waits_for_the_others_and_lets_nobody_in_before(tmp_path: Path) -> None:
+    """A trial runs; one that wants to be alone comes; a third comes after it. Flock knows open files, so threads do."""
+    place, order, started = tmp_path / "gpu", list[str](), threading.Event()
+
+    def lone() -> None:
+        started.set()
+        with turn(place, alone=True):
+            order.append("alone")
+
+    def third() -> None:
+        with turn(place, alone=False):
+            order.append("third")
+
+    waiting = [threading.Thread(target=task) for task in (lone, third)]
+    with turn(place, alone=False):
+        waiting[0].start()
+        started.wait()
+        time.sleep(0.2)
+        waiting[1].start()
+        time.sleep(0.2)
+        order.append("first ends")
+    for thread in waiting:
+        thread.join(10)
+    assert order == ["first ends", "alone", "third"]
+
+
+def test_running_out_of_memory_twice_is_a_row_that_says_so(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never_fits(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("rayunlearn.trial._attempt", never_fits)
+    assert run_trial(validate(with_values(Trial(), THREE_MATRICES)), workspace, tmp_path, "test", "1") == "failed"
+    row = open_run(tmp_path).trials.collect().to_dicts()[0]
+    assert row["error_type"] == "NoRoomError" and "train.batch_size" in row["error"]

@@ -38,6 +38,7 @@ class TrialActor(tune.Trainable):
             pause(self.board)
             return {"done": True, "status": "pause"}
         limit_threads()
+        limit_memory()
         self.board.begin.remote(self.trial_id_here)
         job = self.job
         workspace = self.workspaces[(self.trial.data, self.trial.model)]
@@ -63,6 +64,13 @@ def others_began(board: Any) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def limit_memory() -> None:
+    """No more of a GPU than Ray gave this actor: a trial that needs more fails by itself, not its neighbour."""
+    memory = sys.modules.get("rayunlearn.models.memory")
+    if memory is not None:
+        memory.limit_share(ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0))
 
 
 def limit_threads() -> None:

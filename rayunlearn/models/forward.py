@@ -43,7 +43,9 @@ def starting(model: PreTrainedModel, start: Start | None) -> Iterator[None]:
     below = [(block, block.__dict__.get("forward")) for block in layers[: start.block]]
 
     def begin(_module: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        return ((known.hidden, *inputs[1:]), options) if inputs else ((), {**options, "hidden_states": known.hidden})
+        given = inputs[0] if inputs else options["hidden_states"]
+        hidden = known.hidden.to(given.dtype)  # rows are kept in float32, also those of a model in bfloat16
+        return ((hidden, *inputs[1:]), options) if inputs else ((), {**options, "hidden_states": hidden})
 
     handle = layers[start.block].register_forward_pre_hook(begin, with_kwargs=True)
     for block, _ in below:

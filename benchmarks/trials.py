@@ -1,0 +1,137 @@
+"""The same short trials three ways: 20 processes, one worker of rayunlearn, `rayunlearn run` with Ray and all.
+
+The plain side is generous: its processes run rayunlearn's own trial, only that each starts from nothing (imports, the
+model from disk, encoding, references, an empty cache), as a script per trial does.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rayunlearn.config import Data
+from rayunlearn.data.testbed import generate
+from rayunlearn.models.load import save_model
+from rayunlearn.models.scratch import build_model, build_tokenizer
+from rayunlearn.train.teach import texts
+
+ROOT = Path(__file__).parents[1]
+VALUES = {
+    "model.teach": False,
+    "train.length": 20,
+    "train.batch_size": 4,
+    "method.layer": 1,
+    "stop.utility_floor": 0.0,
+}
+WORKER = """
+import json, sys, torch
+from pathlib import Path
+from rayunlearn.config import Trial, with_values
+from rayunlearn.trial import run_trial
+from rayunlearn.workspace import validate, workspace_of
+torch.set_num_threads(1)
+for values in json.loads(sys.argv[1]):
+    trial = validate(with_values(Trial(), values))
+    print(run_trial(trial, workspace_of(trial, Path(sys.argv[2]) / "cache"), Path(sys.argv[2]) / "run", "benchmark", "1"))
+"""
+EXPERIMENT = '''"""Twenty short trials."""
+from rayunlearn.config import Trial, with_values
+from rayunlearn.experiment import Budget
+BASE = with_values(Trial(), {values})
+AXES = {{"train.learning_rate": {rates}}}
+SEARCH = {{}}
+BUDGET = Budget(tuning="none")
+'''
+
+
+def trial_rows(n_trials: int, repeats: int) -> list[dict[str, Any]]:
+    """One row per way: wall and CPU seconds of all trials, and the ratio of the processes' wall time to its own.
+
+    The processes run once each, and `n_trials` of them are their own repetition; their time is also given as `n_trials` x
+    the fastest. The other ways run `repeats` times.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        base = _model_folder(Path(folder) / "base")
+        trials = [VALUES | {"model.name": str(base), "train.learning_rate": rate} for rate in _rates(n_trials)]
+        processes = [_worker([trial], Path(folder) / f"process{at}") for at, trial in enumerate(trials)]
+        ours = [_worker(trials, Path(folder) / f"worker{at}") for at in range(repeats)]
+        swept = [_sweep(n_trials, str(base), Path(folder) / f"sweep{at}") for at in range(repeats)]
+        _same_numbers(Path(folder), n_trials)
+    fastest = (n_trials * min(wall for wall, _ in processes), n_trials * min(cpu for _, cpu in processes))
+    plain = (sum(wall for wall, _ in processes), sum(cpu for _, cpu in processes))
+    rows = [
+        _row("20 processes" if n_trials == 20 else f"{n_trials} processes", *plain, fastest),
+        _row("the fastest process x their number", *fastest, fastest),
+        _row("one worker of rayunlearn", min(w for w, _ in ours), min(c for _, c in ours), fastest),
+        _row("rayunlearn run, Ray included", min(w for w, _ in swept), float("nan"), fastest),
+    ]
+    for row in rows:
+        ratios = f"processes / this: wall {row['ratio_wall']:.1f}, CPU {row['ratio_cpu']:.1f}"
+        print(f"{row['way']:36} {row['wall']:7.1f} s  CPU {row['cpu']:7.1f} s  {ratios}", flush=True)
+    return rows
+
+
+def _row(way: str, wall: float, cpu: float, plain: tuple[float, float]) -> dict[str, Any]:
+    """CPU time is NaN for the sweep: Ray's processes are not ours to wait for, so the system does not count them for us."""
+    return {"way": way, "wall": wall, "cpu": cpu, "ratio_wall": plain[0] / wall, "ratio_cpu": plain[1] / cpu}
+
+
+def _rates(n_trials: int) -> list[float]:
+    return [1e-4 * (1 + at) for at in range(n_trials)]
+
+
+def _model_folder(folder: Path) -> Path:
+    """The tiny model of the test bed, untaught: what a trial costs does not depend on what the model knows."""
+    corpus = generate(Data())
+    documents = [*corpus.forget, *corpus.retain, *(d for part in corpus.probes.values() for d in part)]
+    tokenizer = build_tokenizer(texts(documents, Data().template))
+    return save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, folder)
+
+
+def _worker(trials: Sequence[dict[str, Any]], folder: Path) -> tuple[float, float]:
+    """Wall and CPU seconds of one process that runs the trials one after another."""
+    folder.mkdir()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    begun = time.perf_counter()
+    command = [sys.executable, "-c", WORKER, json.dumps(trials), str(folder)]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=True)
+    wall = time.perf_counter() - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.split() == ["complete"] * len(trials), done.stdout
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _sweep(n_trials: int, base: str, folder: Path) -> tuple[float, float]:
+    """Wall seconds of `rayunlearn run`, from the command to the report."""
+    folder.mkdir()
+    experiment = folder / "short.py"
+    experiment.write_text(EXPERIMENT.format(values=repr(VALUES | {"model.name": base}), rates=repr(tuple(_rates(n_trials)))))
+    begun = time.perf_counter()
+    command = [sys.executable, "-m", "rayunlearn", "run", str(experiment), "--output", str(folder / "runs")]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}{done.stdout[-2000:]}")
+    return time.perf_counter() - begun, float("nan")
+
+
+def _same_numbers(folder: Path, n_trials: int) -> None:
+    """The worker's trials must be the processes' trials: same ids, same losses."""
+    losses = [_losses(folder / "worker0"), pl.concat([_losses(folder / f"process{at}") for at in range(n_trials)]).sort("trial_id", "step")]
+    assert losses[0].equals(losses[1]), "the ways disagree"
+
+
+def _losses(folder: Path) -> pl.DataFrame:
+    files = sorted((folder / "run" / "trials").glob("*/steps.parquet"))
+    return pl.concat([pl.read_parquet(file) for file in files]).select("trial_id", "step", "loss").sort("trial_id", "step")
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
