@@ -27,7 +27,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(width=96, inner=288, blocks=3, heads=4),
-    "small": Shape(width=256, inner=768, blocks=6, heads=8),
+    "small": Shape(width=192, inner=576, blocks=4, heads=6),
 }
 
 
