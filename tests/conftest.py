@@ -11,7 +11,6 @@ from rayunlearn.data.documents import Corpus
 from rayunlearn.data.testbed import generate
 from rayunlearn.train.teach import teach
 
-
 torch.set_num_threads(1)  # as a trial on a CPU runs; models this small only wait for a second thread
 
 
