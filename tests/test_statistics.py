@@ -129,7 +129,7 @@ def test_the_power_is_the_share_of_simulated_tests_that_pass() -> None:
     generator = np.random.default_rng(5)
     passed = [equivalence_p(difference(generator.normal(0.1, 1, (1, 60)), np.zeros((1, 60))), 0.5) < 0.05 for _ in range(2000)]
     exact = difference(np.tile([1.1, -0.9], 30)[None] * 1.0, np.zeros((1, 60)))  # mean 0.1, sd 1
-    assert equivalence_power(exact, 0.5, alpha=0.05) == pytest.approx(np.mean(passed), abs=0.03)
+    assert equivalence_power(exact, 0.5, alpha=0.05, n_documents=60, n_seeds=1) == pytest.approx(np.mean(passed), abs=0.03)
 
 
 def test_the_documents_needed_have_the_power_and_one_fewer_has_not() -> None:
@@ -137,7 +137,26 @@ def test_the_documents_needed_have_the_power_and_one_fewer_has_not() -> None:
     found = difference(generator.normal(0.02, 1, (1, 40)), np.zeros((1, 40)))
     n = documents_needed(found, 0.3)
     assert n is not None and n > 40
-    assert equivalence_power(found, 0.3, alpha=0.05, documents=n / 40) >= 0.8 > equivalence_power(found, 0.3, alpha=0.05, documents=(n - 1) / 40)
+    chances = [equivalence_power(found, 0.3, alpha=0.05, n_documents=number, n_seeds=1) for number in (n - 1, n)]
+    assert chances[0] < 0.8 <= chances[1]
+
+
+def test_a_few_seeds_have_few_degrees_of_freedom_and_are_not_called_enough() -> None:
+    """Two seeds that differ a little: their spread is small but hardly known, so the test fails and asks for more of them."""
+    found = difference(np.array([[-0.005], [0.005]]) + np.zeros((2, 40)), np.zeros((2, 40)))
+    assert equivalence_p(found, 0.02) > 0.05
+    n = seeds_needed(found, 0.02)
+    assert n is not None and 2 < n < 10
+
+
+def test_the_seeds_needed_are_enough_in_simulation() -> None:
+    """Seeds of spread 0.1 in both cells, margin 0.15, no true difference: with the number asked for, TOST shows it as often as promised."""
+    generator = np.random.default_rng(8)
+    shape = np.array([-0.1, 0.1, -0.1, 0.1]) * np.sqrt(3 / 4)  # a sample of four whose standard deviation is 0.1
+    n = seeds_needed(difference(shape[:, None] + np.zeros((4, 20)), shape[::-1, None] + np.zeros((4, 20))), 0.15)
+    assert n is not None and n > 4
+    cells = [generator.normal(0, 0.1, (2, n, 1)) + np.zeros((2, n, 20)) for _ in range(600)]
+    assert np.mean([equivalence_p(difference(a, b), 0.15) < 0.05 for a, b in cells]) > 0.75
 
 
 def test_no_number_is_given_where_none_would_do() -> None:

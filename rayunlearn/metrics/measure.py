@@ -70,11 +70,11 @@ def measure(
     """
     task = Task(model=model, probes=probes, pad_id=pad_id, tokenizer=tokenizer, base=base, writing=writing)
     gathered = gather(task, sources_of(metrics.values()))
-    given = options or {}
+    asked = {name: (row.function, inputs_of(row), (options or {}).get(name, {})) for name, row in metrics.items()}
     return [
-        {"doc_id": probe.doc_id, "split": probe.split, "metric": name, "value": _value(row, inputs, given.get(name, {}))}
+        {"doc_id": probe.doc_id, "split": probe.split, "metric": name, "value": _value(*parts, inputs)}
         for probe, inputs in zip(probes, gathered, strict=True)
-        for name, row in metrics.items()
+        for name, parts in asked.items()
     ]
 
 
@@ -95,6 +95,5 @@ def mean_probability(model: PreTrainedModel, probes: Sequence[Probe], pad_id: in
     return float(torch.stack([torch.exp(-s.token_nll.mean()) for s in scored]).mean())
 
 
-def _value(metric: Metric, inputs: Inputs, options: Mapping[str, float]) -> float | None:
-    names = inputs_of(metric)
-    return metric.function(**{n: inputs[n] for n in names}, **options) if all(n in inputs for n in names) else None
+def _value(function: Callable[..., float | None], names: Sequence[str], options: Mapping[str, float], inputs: Inputs) -> float | None:
+    return function(**{n: inputs[n] for n in names}, **options) if all(n in inputs for n in names) else None

@@ -106,29 +106,39 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def equivalence_power(found: Difference, margin: float, *, alpha: float, documents: float = 1.0, seeds: float = 1.0) -> float:
-    """Chance that TOST shows equivalence if the true difference is the one seen, with so many times the documents and the seeds.
+def equivalence_power(found: Difference, margin: float, *, alpha: float, n_documents: int, n_seeds: int) -> float:
+    """Chance that TOST shows equivalence with so many documents and seeds per cell, if the true difference and spreads are those seen.
 
-    Normal approximation; the overlap of documents and seeds is left in, so the chance is rather too low.
+    A shifted t stands for the noncentral one; the overlap of documents and seeds is left in and the seeds' degrees of freedom
+    are those of one cell, so the chance is rather too low.
     """
-    stderr = math.sqrt(found.from_documents / documents + found.from_seeds / seeds)
-    if stderr == 0:
+    documents, seeds = found.from_documents * found.n_documents / n_documents, found.from_seeds * found.n_seeds / n_seeds
+    variance = documents + seeds
+    if variance == 0:
         return float(abs(found.mean) < margin)
-    critical = -NormalDist().inv_cdf(alpha)
+    degrees = _satterthwaite(variance, [(documents, n_documents - 1), *([(seeds, n_seeds - 1)] if seeds > 0 else [])])
+    critical, stderr = _t_critical(alpha, degrees), math.sqrt(variance)
     sides = ((margin - found.mean) / stderr - critical, (margin + found.mean) / stderr - critical)
-    return max(0.0, 1 - sum(_normal_above(side) for side in sides))
+    return max(0.0, 1 - sum(_t_above(side, degrees) for side in sides))
 
 
 def documents_needed(found: Difference, margin: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
-    """Documents with which TOST would show equivalence with chance `power`, seeds as they are; None where no number would do."""
-    return _fewest(lambda n: equivalence_power(found, margin, alpha=alpha, documents=n / found.n_documents), power, start=2)
+    """Documents, more than now, with which TOST would show equivalence with chance `power`, seeds as they are; None where no number would do."""
+
+    def enough(n: int) -> bool:
+        return equivalence_power(found, margin, alpha=alpha, n_documents=n, n_seeds=found.n_seeds) >= power
+
+    return _fewest(enough, start=found.n_documents + 1)
 
 
 def seeds_needed(found: Difference, margin: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
-    """Seeds per cell with which TOST would show equivalence, documents as they are; None where no number would do or one seed says nothing."""
-    if found.n_seeds < 2:
-        return None
-    return _fewest(lambda n: equivalence_power(found, margin, alpha=alpha, seeds=n / found.n_seeds), power, start=2)
+    """Seeds per cell, more than now, with which TOST would show equivalence, documents as they are; None where no number would do,
+    and where one seed says nothing of how others differ."""
+
+    def enough(n: int) -> bool:
+        return equivalence_power(found, margin, alpha=alpha, n_documents=found.n_documents, n_seeds=n) >= power
+
+    return _fewest(enough, start=found.n_seeds + 1) if found.n_seeds > 1 else None
 
 
 # ---- inside
@@ -156,21 +166,24 @@ def _satterthwaite(variance: float, parts: Iterable[tuple[float, int]]) -> float
 
 
 def _t_above(value: float, degrees: float) -> float:
-    from scipy.stats import norm, t  # takes most of a second to import, and a report does without
+    from scipy.special import ndtr, stdtr  # scipy.stats takes most of a second to import, and this is all of it that is needed
 
-    return float(norm.sf(value) if math.isinf(degrees) else t.sf(value, degrees))
-
-
-def _normal_above(value: float) -> float:
-    return 0.5 * math.erfc(value / math.sqrt(2))
+    return float(ndtr(-value) if math.isinf(degrees) else stdtr(degrees, -value))
 
 
-def _fewest(power_of: Callable[[int], float], power: float, *, start: int) -> int | None:
-    """The smallest n >= start with power_of(n) >= power, which grows with n; None beyond MOST."""
-    if power_of(MOST) < power:
+def _t_critical(alpha: float, degrees: float) -> float:
+    """The value that Student's t is above with chance alpha."""
+    from scipy.special import stdtrit
+
+    return -NormalDist().inv_cdf(alpha) if math.isinf(degrees) else float(stdtrit(degrees, 1 - alpha))
+
+
+def _fewest(enough: Callable[[int], bool], *, start: int) -> int | None:
+    """The smallest n >= start that is enough, as every larger one is; None beyond MOST."""
+    if not enough(MOST):
         return None
     low, high = start - 1, MOST
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power_of(middle) >= power else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high
