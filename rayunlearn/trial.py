@@ -43,7 +43,7 @@ from rayunlearn.results.analysis import summarise
 from rayunlearn.results.store import write_trial
 from rayunlearn.scores.unlearning import unlearning_norms
 from rayunlearn.train.adapters import ADAPTERS, adapted
-from rayunlearn.train.device import computing
+from rayunlearn.train.device import accelerator, computing
 from rayunlearn.train.loop import TrainLog, choose_parameters, optimise
 from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended, names_of
 from rayunlearn.worker import Loaded, SpoiltWorkerError, remembered, reset
@@ -185,7 +185,7 @@ def unlearn(
             retain_weight=method.retain_weight,
             weighting=_bound(trial, row.weighting),
             layer=method.layer,
-            batch_size=train.batch_size // train.accumulation,
+            batch_size=piece_size(trial),
             pad_id=state.pad_id,
             seed=train.seed,
             precision=train.precision,
@@ -254,6 +254,13 @@ def _wrappers(trial: Trial) -> list[Callable[..., Wrapper]]:
     ending = FORGET[trial.method.forget].ending
     last = [] if ending is as_trained else [partial(ended, function=_bound(trial, ending))]
     return [*(partial(WRAPPERS[name].function, **arguments_of(trial, WRAPPERS[name].function)) for name in names_of(trial.method.wrappers)), *last]
+
+
+def piece_size(trial: Trial) -> int:
+    """Documents that go through the model at once: a step's batch is divided into pieces and over the processes there are."""
+    batch, shares = trial.train.batch_size, trial.train.accumulation * accelerator().num_processes
+    require(batch % shares == 0, f"train.batch_size must be a multiple of train.accumulation x processes, here {shares}", batch)
+    return batch // shares
 
 
 def n_steps(trial: Trial, n_kept: int) -> int:

@@ -1,0 +1,206 @@
+"""What do all methods do on the same bed, at the same number of steps, and what do they cost?
+
+Question: every forget loss with the retain loss of its paper, and NPO with every wrapper, token rule and adapter, on the
+whole forget set of the tiny domain bed: how much is forgotten, how much kept, how many seconds and bytes does a step take?
+
+Hypothesis: losses that see only the answer's likelihood differ less from each other, each at its own learning rate, than
+one of them differs between two learning rates. What would refute it: at the best rate of each, intervals of forget
+probability that lie apart by more than those of one loss at neighbouring rates.
+
+This is a look and no ranking: one seed, four learning rates, every other hyperparameter at its default or its paper's.
+
+`rayunlearn run experiments/methods.py` runs it on Ray. `python experiments/methods.py [RUNS] [PAGE]` runs what is missing,
+one process per method so that its memory can be seen, and writes the page (default: runs docs/methods.md).
+"""
+
+import multiprocessing
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rayunlearn.config import Method, Stop, Train, Trial, Value, flatten
+from rayunlearn.experiment import Budget, Objective, load
+
+BASE = Trial(method=Method(layer=1), train=Train(length=60, batch_size=8), stop=Stop(utility_floor=0.1, check_every=20))
+RATES = {"train.learning_rate": (3e-4, 1e-3, 3e-3, 1e-2)}
+BY_LIKELIHOOD = ("ga", "npo", "dpo", "altpo", "idk", "undial", "wga", "ce_u")
+AXES = (
+    RATES | {"method.forget": BY_LIKELIHOOD},
+    # forget x 0.125 and x 0.1 against retain x 1; the dual weight of PDU starts at 50 (its read-me: 50 to 100)
+    RATES | {("method.forget", "method.retain_weight"): (("simnpo", 8.0), ("satimp", 10.0), ("pdu", 50.0))},
+    RATES | {("method.forget", "method.retain"): (("rmu", "activation"), ("adaptive_rmu", "activation"), ("llmu", "kl"), ("llmu_two_term", "kl"))},
+    RATES | {("method.forget", "method.retain"): (("task_vector", "none"),)},
+    RATES | {"method.forget": ("npo",), "method.wrappers": ("sam", "average", "ball")},
+    RATES | {"method.forget": ("npo",), ("token.temperature", "token.keep", "token.cap"): ((2.0, 1.0, 0.0), (1.0, 0.5, 0.0), (1.0, 1.0, 40.0))},
+    RATES | {"method.forget": ("npo",), "train.adapter": ("lora",)},
+    RATES | {"method.forget": ("npo",), "train.parameters": (r"down_proj",)},
+)
+BUDGET = Budget(tuning="none")
+OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+
+SHOWN = ("method.retain", "method.retain_weight", "method.wrappers", "train.adapter", "train.parameters")
+SHOWN += ("token.temperature", "token.keep", "token.cap")
+
+
+def main(runs: str = "runs", page: str = "docs/methods.md") -> None:
+    """Run what is missing and write the page."""
+    from rayunlearn.plan import Planner
+    from rayunlearn.workspace import identify, prepare, validate
+
+    experiment = load(__file__)
+    folder, cache = Path(runs) / experiment.name / experiment.version, Path(runs) / "cache"
+    rows = {row.trial_id: row.trial for row in Planner(experiment, validate, identify).agenda({}).rows}
+    prepare(next(iter(rows.values())), cache, lambda role, done, steps: print(f"\r{role} {done}/{steps}", end="", file=sys.stderr))
+    groups: dict[str, list[Trial]] = {}
+    for trial in rows.values():
+        groups.setdefault(label(trial), []).append(trial)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:  # a fresh process per method: its peak memory is its own
+        for name in pool.map(partial(run_group, folder=folder, cache=cache), groups.values()):
+            print(name, file=sys.stderr)
+    Path(page).write_text(written(folder, rows), encoding="utf-8")
+
+
+def run_group(trials: Sequence[Trial], folder: Path, cache: Path) -> str:
+    """Run the trials that have not ended, on one thread; returns their label."""
+    import torch
+
+    from rayunlearn.results.store import finished
+    from rayunlearn.trial import run_trial
+    from rayunlearn.workspace import identify, workspace_of
+
+    torch.set_num_threads(1)
+    done = finished(folder)
+    for trial in trials:
+        if done.get(identify(trial), "failed") == "failed":
+            run_trial(trial, workspace_of(trial, cache), folder, "methods", "1")
+    return label(trials[0])
+
+
+def label(trial: Trial) -> str:
+    """Stage or method, with every setting of SHOWN that is not the default's."""
+    if trial.stage != "unlearned":
+        return trial.stage
+    flat, plain = flatten(trial), flatten(Trial())
+    changed = [spoken(name, flat[name]) for name in SHOWN if flat[name] != plain[name]]
+    return ", ".join([trial.method.forget if trial.method.forget != "none" else "retain only", *changed])
+
+
+def spoken(name: str, value: Value) -> str:
+    """`sam`, `retain_weight 8`: numbers with the name of their setting."""
+    return f"{name.partition('.')[2]} {value:g}" if isinstance(value, float) else str(value)
+
+
+def written(folder: Path, trials: dict[str, Trial]) -> str:
+    """The page: the table of what was measured, then every method with its source and hyperparameters."""
+    results = {trial_id: measured(folder, trial_id) for trial_id in trials}
+    base = next(results[i] for i, t in trials.items() if t.stage == "base")
+    labels: dict[str, list[dict[str, Any]]] = {}
+    for trial_id, trial in trials.items():
+        labels.setdefault(label(trial), []).append(results[trial_id] | {"rate": trial.train.learning_rate, "stage": trial.stage})
+    floor = OBJECTIVE.utility_floor * base["retain"]
+    order = sorted(labels, key=lambda name: (name not in ("base", "gold"), name != "retain only"))
+    lines = [line(name, chosen(labels[name], floor)) for name in order]
+    facts = {"floor": floor, "steps": int(BASE.train.length), "batch": BASE.train.batch_size}
+    return PAGE.format(table="\n".join(lines), hardware=base["hardware"], packages=base["packages"], catalogue=catalogue(), **facts)
+
+
+def measured(folder: Path, trial_id: str) -> dict[str, Any]:
+    """Fate, costs and the two measures of one trial."""
+    import polars as pl
+
+    from rayunlearn.results.store import open_run
+
+    run = open_run(folder)
+    mine = pl.col("trial_id") == trial_id
+    trial = run.trials.filter(mine).collect().row(0, named=True)
+    evals = {(e["split"], e["metric"]): e["value"] for e in run.evals.filter(mine).collect().to_dicts()}
+    seconds = run.steps.filter(mine, pl.col("step") > 2).select(pl.col("seconds").median()).collect().item()
+    return {
+        "status": trial["status"],
+        "error": trial["error"],
+        "forget": evals.get(("forget", "probability")),
+        "choice": evals.get(("forget", "multiple_choice")),
+        "retain": evals.get(("retain", "probability")),
+        "seconds": seconds,
+        "memory": trial["peak_memory_bytes"],
+        "trained": trial["parameters_trained"],
+        "hardware": trial["hardware"],
+        "packages": trial["packages"],
+    }
+
+
+def chosen(rows: Iterable[dict[str, Any]], floor: float) -> dict[str, Any]:
+    """Of the rates that keep utility at the floor the one that forgets most; where none does, the one that keeps most."""
+    rows = list(rows)
+    feasible = [r for r in rows if r["status"] == "complete" and r["retain"] >= floor]
+    if feasible:
+        return min(feasible, key=lambda r: r["forget"]) | {"feasible": True}
+    return max(rows, key=lambda r: -1.0 if r["retain"] is None else r["retain"]) | {"feasible": False}
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """One line of the table."""
+
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    trained = row["stage"] == "unlearned"
+    cells = [
+        f"`{name}`",
+        f"{row['rate']:g}" if trained else "",
+        number(row["forget"], ".3f"),
+        number(row["choice"], ".2f"),
+        number(row["retain"], ".3f") + ("" if row["feasible"] or not trained else " (under the floor)"),
+        number(1000 * row["seconds"], ".0f") if row["seconds"] is not None else "",
+        number(row["memory"] / 2**20, ".0f"),
+        number(row["trained"], ",") if trained else "",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def catalogue() -> str:
+    """Every member of the families as `rayunlearn list methods` prints it."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from rayunlearn.catalogue import print_methods
+
+    text = StringIO()
+    print_methods(Console(file=text, width=150, color_system=None))
+    return text.getvalue().strip()
+
+
+PAGE = """# Methods
+
+Generated by `python experiments/methods.py`; do not edit. `rayunlearn list methods` prints the second part,
+`rayunlearn list recipes` the settings of published runs.
+
+## On the same bed
+
+Tiny domain bed, whole forget set, {steps} steps of {batch} documents, one seed. Of four learning rates (3e-4 to 1e-2) the line
+shows the one with the lowest forget probability among those whose retain probability is at least {floor:.3f} (0.9 of
+base); "under the floor": no rate was, and the line is the one that keeps most. Everything else is at its default: this says
+that a method works here and what it costs, not which is best. `forget` and `retain`: mean probability of the right answers of
+questions that the forget loss never saw (it sees documents). Milliseconds: median step, one thread. Memory: peak of a
+process of its own, metrics included.
+
+| method | learning rate | forget | multiple choice | retain | ms/step | peak MiB | parameters trained |
+|---|---|---|---|---|---|---|---|
+{table}
+
+{hardware}; {packages}.
+
+## What there is
+
+```
+{catalogue}
+```
+"""
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
