@@ -291,6 +291,19 @@ def test_gradient_equals_a_finite_difference_along_itself(family: str, name: str
     assert slope > 0 and (at(1e-2) - at(-1e-2)) / 2e-2 == pytest.approx(slope, rel=1e-2, abs=0)
 
 
+@pytest.mark.parametrize(("family", "name"), [r for r in ROWS if r[1] != "none"])
+def test_a_loss_computed_in_bfloat16_is_the_float32_one_but_for_rounding(family: str, name: str) -> None:
+    """As on a GPU: float32 weights, bfloat16 products, reference in the same precision; the gradient lands in float32."""
+    function, (model, frozen) = TABLES[family][name].function, (tiny_model(seed=1), tiny_model(seed=0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = value(function, made_view(SEQUENCES, frozen, model))
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and all(g.dtype == torch.float32 and bool(g.isfinite().all()) for g in gradients)
+    exact = float(value(function, made_view(SEQUENCES, frozen, model)).detach())
+    assert float(loss.detach()) == pytest.approx(exact, rel=0.05, abs=1e-3)
+
+
 @pytest.mark.parametrize(("family", "name"), ROWS)
 def test_every_row_names_its_source_and_states_a_range_for_every_hyperparameter(family: str, name: str) -> None:
     row = TABLES[family][name]
