@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rayunlearn import worker
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.data.corpus import load_corpus
 from rayunlearn.data.encode import collate
 from rayunlearn.errors import UserError
-from rayunlearn.methods.distribution import undial
+from rayunlearn.methods.distribution import ce_u, undial
 from rayunlearn.methods.forget import npo, rmu
 from rayunlearn.methods.objective import Objective, Side, stream
 from rayunlearn.methods.retain import activation, kl, none
@@ -309,6 +311,43 @@ def test_the_lowest_trained_block_is_found_by_name_and_everything_outside_the_bl
         choose_parameters(model, pattern)
         found[pattern] = first_trained_block(model)
     assert list(found.values()) == [1, 2, 0, 0, 1]
+
+
+class Waiting(TorchDispatchMode):
+    """Notes operations whose result the processor must wait for on a GPU: a number read, a size that depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = any(isinstance(i, Tensor) and i.dtype == torch.bool for a in args if isinstance(a, list | tuple) for i in a)
+        if func in (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default) or by_mask:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("forget", "retain"), [(npo, kl), (undial, none), (ce_u, none), (rmu, activation)])
+def test_nothing_of_ours_in_a_step_waits_for_the_device(forget: Any, retain: Any) -> None:
+    """Labels are searched for once per batch, on the processor before it is sent. Once per pass transformers (5.x) itself
+    looks whether the batch is a packed one, `find_packed_sequence_indices`; no option switches that off."""
+    model = tiny_model()
+    reference = reference_of(model, SEQUENCES, 0, ["token_nll", "log_probs", "hidden"], 1)
+    terms = Objective(
+        model, Side(forget, SEQUENCES, reference), Side(retain, SEQUENCES, reference), retain_weight=1.0, layer=1, batch_size=2, pad_id=0, seed=0
+    )
+    with Waiting() as waiting:
+        terms(0).total.backward()
+    n_batches, counts = 1 + (retain is not none), Counter(waiting.found)
+    assert counts.pop("aten.nonzero.default") == n_batches
+    assert counts.pop("aten._local_scalar_dense.default", 0) <= n_batches and not counts
+
+
+def test_what_would_wait_is_found() -> None:
+    with Waiting() as waiting:
+        values = torch.arange(4.0)
+        values[values > 1].sum().item()
+    assert waiting.found == ["aten.index.Tensor", "aten._local_scalar_dense.default"]
 
 
 # --- whole trials

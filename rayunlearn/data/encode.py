@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,9 +31,23 @@ class Batch:
     present: Tensor
     labelled: Tensor
 
+    @cached_property
+    def places(self) -> Tensor:
+        """Where the N labels are, (N,) long: positions in the batch laid out row by row."""
+        return self.labelled.flatten().nonzero().squeeze(1)
+
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
-        return Batch(self.input_ids.to(device), self.present.to(device), self.labelled.to(device))
+        """The same batch on another device; it is not waited for, and `places` are found here, before it leaves."""
+        there = Batch(*(moved(t, device) for t in (self.input_ids, self.present, self.labelled)))
+        there.__dict__["places"] = moved(self.places, device)  # on a GPU, counting labels would wait for all that runs there
+        return there
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; from here to a GPU through pinned memory, so that nothing waits for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def encode(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, template: str, max_tokens: int) -> list[Encoded]:

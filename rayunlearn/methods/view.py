@@ -77,11 +77,12 @@ class View:
 
     @cached_property
     def labels(self) -> Tensor:
-        return self.batch.input_ids[self.labelled]
+        return self.batch.input_ids[self.labelled] if self._rule.by_loss else label_ids(self._asked)
 
     @cached_property
     def label_rank(self) -> Tensor:
-        return (self.batch.labelled.cumsum(1) - 1)[self.labelled]
+        ranks = self.batch.labelled.cumsum(1) - 1
+        return ranks[self.labelled] if self._rule.by_loss else ranks.flatten().index_select(0, self._asked.places)
 
     @cached_property
     def token_nll(self) -> Tensor:

@@ -93,13 +93,13 @@ def label_logits(model: PreTrainedModel, batch: Batch, start: Start | None = Non
     """Logits (N, V), float32, of the N labelled positions in row-major order; the head runs nowhere else."""
     with starting(model, start):
         hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    wanted = hidden[:, :-1][batch.labelled[:, 1:]]
+    wanted = hidden.flatten(0, 1).index_select(0, batch.places - 1)  # a label is predicted from the position before it
     return model.get_output_embeddings()(wanted).float()
 
 
 def label_ids(batch: Batch) -> Tensor:
     """Token ids (N,) of the labelled positions, in the order of `label_logits`."""
-    return batch.input_ids[batch.labelled]
+    return batch.input_ids.flatten().index_select(0, batch.places)
 
 
 def spread(values: Tensor, labelled: Tensor) -> Tensor:

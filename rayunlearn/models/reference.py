@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from rayunlearn.data.encode import Batch, Encoded, by_length, collate
+from rayunlearn.data.encode import Batch, Encoded, by_length, collate, moved
 from rayunlearn.models.cache import tensors_once
 from rayunlearn.models.forward import Start, evaluating, hidden_states, label_ids, label_logits, spread
 
@@ -51,8 +51,7 @@ class Reference:
         """(B, T, D) float32, zero on padding."""
         values = self._joined("hidden", sequences, batch)
         padded = torch.zeros(*batch.present.shape, values.shape[-1], device=values.device)
-        padded[batch.present] = values
-        return padded
+        return padded.masked_scatter(batch.present[..., None], values)
 
     def hidden_norm(self, sequences: Sequence[Encoded], batch: Batch) -> Tensor:
         """(B, T) float32, Euclidean length of the hidden vector, zero on padding."""
@@ -77,11 +76,6 @@ class Prefix:
         for at, row in enumerate(rows):
             padded[at, : len(row)] = row
         return Start(self.block, moved(padded, batch.present.device))
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; to a GPU through pinned memory, so that nothing waits for the copy."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def kept_reference(
