@@ -12,7 +12,7 @@ from rayunlearn.data.encode import Encoded
 from rayunlearn.data.letters import HEAD, letter_question, place_of_truth
 from rayunlearn.errors import UserError
 from rayunlearn.metrics.document import METRICS
-from rayunlearn.metrics.inputs import Probe, Task, Writing, gather, letter_ids, split_in_two
+from rayunlearn.metrics.inputs import Probe, Task, Writing, gather, letter_scores, spelt_letters, split_in_two
 from rayunlearn.metrics.measure import encode_probes, measure
 from rayunlearn.models.generate import generate
 from rayunlearn.models.reference import reference_of
@@ -138,15 +138,26 @@ def test_letter_questions_place_the_truth_where_they_say_and_score_it_there(
     assert letter_question(DOCUMENTS[1], 1) == "What colour is the very old house?\nA. red\nB. green\nC. blue\nAnswer:"
     found = gather(Task(model=model, probes=probes, pad_id=0, tokenizer=tokenizer), frozenset({"letters"}))
     assert found[2] == {} and (found[0]["n_options"], found[1]["n_options"]) == (4, 3)
-    shared, ids = letter_ids(tokenizer, 4) or ((), ())
-    assert len(set(ids)) == 4
+    spelt = spelt_letters(tokenizer, 4)
+    assert spelt is not None and {len(ids) for ids in spelt} == {1} and len(set(spelt)) == 4
     for at in (0, 1):
         text = HEAD + letter_question(DOCUMENTS[at], probes[at].true_letter)
-        prompt = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False), *shared]
+        prompt = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
-        assert torch.allclose(torch.as_tensor(found[at]["letter_logits"]), logits[list(ids[: len(probes[at].options)])], atol=1e-4)
+        assert torch.allclose(torch.as_tensor(found[at]["letter_logits"]), logits[[ids[0] for ids in spelt[: len(probes[at].options)]]], atol=1e-4)
         assert found[at]["true_letter"] == place_of_truth(DOCUMENTS[at].doc_id, len(probes[at].options))
+
+
+def test_letters_of_different_lengths_are_ordered_as_their_probabilities(model: PreTrainedModel) -> None:
+    """Letters of one token: the one-pass logits and the summed log-probabilities differ by a constant. Of two and one: by hand."""
+    prompts = [(1, 5, 6), (1, 7)]
+    alike = letter_scores(model, prompts, [(8,), (9,), (10,)], 0)
+    mixed = letter_scores(model, prompts, [(8,), (9,), (10, 11)], 0)
+    for prompt, logits, sums in zip(prompts, alike, mixed, strict=True):
+        assert torch.allclose((logits - sums)[:2], (logits - sums)[0].expand(2), atol=1e-4)
+        first = log_probs(model, Encoded("", (*prompt, 10, 11), len(prompt)))
+        assert float(sums[2]) == pytest.approx(float(first[0, 10] + first[1, 11]), abs=1e-4)
 
 
 def test_shots_of_a_question_s_topic_stand_before_it(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -175,7 +186,7 @@ def test_letters_fall_evenly() -> None:
 
 def test_a_vocabulary_without_letters_has_no_letter_metrics(probes: list[Probe], model: PreTrainedModel) -> None:
     without = build_tokenizer(["some words and an Answer:"])
-    assert letter_ids(without, 4) is None
+    assert spelt_letters(without, 4) is None
     rows = measure(model, probes, 0, {"letter_choice": METRICS["letter_choice"]}, tokenizer=without)
     assert [row["value"] for row in rows] == [None] * 3
 

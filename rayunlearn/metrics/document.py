@@ -56,7 +56,7 @@ INPUTS = {
     "generated": Input("greedy", "the greedy continuation of the prompt, to end-of-sequence or the limit"),
     "continuation": Input("greedy", "its first tokens, as many as `truth` has"),
     "samples": Input("samples", "continuations drawn from the model"),
-    "letter_logits": Input("letters", "(k,) float32: logits of the option letters after 'Answer:'"),
+    "letter_logits": Input("letters", "(k,) float32: logits of the option letters after 'Answer:' (log p where a letter is several tokens)"),
     "letter_text": Input("letters", "the token written greedily after 'Answer:'"),
     "true_letter": Input("letters", "position of the true option among the letters, from 0"),
     "n_options": Input("letters", "number of options"),

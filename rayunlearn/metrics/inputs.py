@@ -13,7 +13,7 @@ from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import Encoded, by_length, collate
 from rayunlearn.data.letters import HEAD, LETTERS, letter_question
 from rayunlearn.errors import require
-from rayunlearn.models.forward import evaluating, label_ids, label_logits, token_nll
+from rayunlearn.models.forward import evaluating, label_ids, label_logits, score, token_nll
 from rayunlearn.models.generate import generate
 from rayunlearn.models.reference import Reference
 
@@ -139,26 +139,24 @@ def samples(task: Task, _wanted: frozenset[str]) -> list[Inputs]:
 
 
 def letters(task: Task, _wanted: frozenset[str]) -> list[Inputs]:
-    """Letter logits and the letter written, for probes with a question and options; nothing where letters are no single tokens."""
+    """Letter scores and the letter written, for probes with a question and options; nothing where the vocabulary has no letters.
+
+    As many tokens are written as the longest letter has, one as a rule.
+    """
     tokenizer = task.words()
     asked = [at for at, p in enumerate(task.probes) if p.document is not None and p.document.prompt and p.document.wrong]
     n_letters = {at: len(task.probes[at].options) for at in asked}
-    border = letter_ids(tokenizer, max(n_letters.values(), default=2))
+    spelt = spelt_letters(tokenizer, max(n_letters.values(), default=2))
     found: list[Inputs] = [{} for _ in task.probes]
-    if border is None:
+    if spelt is None:
         return found
-    shared, ids = border
-    prompts = {at: _letter_prompt(task.probes[at], tokenizer, task.writing.shots) for at in asked}
-    logits = last_logits(task.model, [(*prompts[at], *shared) for at in asked], task.pad_id)
-    written = generate(task.model, [prompts[at] for at in asked], end=tokenizer.eos_token_id, pad_id=task.pad_id, max_new_tokens=1 + len(shared))
+    prompts = [_letter_prompt(task.probes[at], tokenizer, task.writing.shots) for at in asked]
+    logits = letter_scores(task.model, prompts, spelt, task.pad_id)
+    longest = max(map(len, spelt))
+    written = generate(task.model, prompts, end=tokenizer.eos_token_id, pad_id=task.pad_id, max_new_tokens=longest)
     for at, own, text in zip(asked, logits, written, strict=True):
         k = n_letters[at]
-        found[at] = {
-            "letter_logits": own[list(ids[:k])],
-            "letter_text": _text(tokenizer, text),
-            "true_letter": task.probes[at].true_letter,
-            "n_options": k,
-        }
+        found[at] = {"letter_logits": own[:k], "letter_text": _text(tokenizer, text), "true_letter": task.probes[at].true_letter, "n_options": k}
     return found
 
 
@@ -192,16 +190,23 @@ def split_in_two(sequence: Encoded) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return sequence.ids[:border], sequence.ids[border:]
 
 
-def letter_ids(tokenizer: PreTrainedTokenizerBase, n_options: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """(ids that all letters share, one id per letter): how a letter after "Answer:" begins. None where they differ in no single token."""
+def spelt_letters(tokenizer: PreTrainedTokenizerBase, n_options: int) -> list[tuple[int, ...]] | None:
+    """Token ids of each letter after "Answer:", with or without a space, whichever is shorter. None where some letter has none of its own."""
     require(n_options <= len(LETTERS), f"options must be at most {len(LETTERS)}", n_options)
-    for before in (" ", ""):
-        spelt = [tuple(tokenizer.encode(before + letter, add_special_tokens=False)) for letter in LETTERS[:n_options]]
-        shared = spelt[0][:-1]
-        known = all(ids and ids[:-1] == shared and ids[-1] != tokenizer.unk_token_id for ids in spelt)
-        if known and len({ids[-1] for ids in spelt}) == n_options:
-            return shared, tuple(ids[-1] for ids in spelt)
-    return None
+    ways = [[tuple(tokenizer.encode(before + letter, add_special_tokens=False)) for letter in LETTERS[:n_options]] for before in (" ", "")]
+    usable = [way for way in ways if len(set(way)) == n_options and all(ids and tokenizer.unk_token_id not in ids for ids in way)]
+    return min(usable, key=lambda way: sum(map(len, way)), default=None)
+
+
+def letter_scores(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], spelt: Sequence[tuple[int, ...]], pad_id: int) -> list[Tensor]:
+    """(k,) float32 per prompt, higher is likelier: the letters' logits after what they share, in one pass, where a single token
+    tells them apart; their summed log-probabilities, k sequences per prompt, where a tokenizer spells them in different lengths."""
+    shared = spelt[0][:-1]
+    if all(ids[:-1] == shared for ids in spelt):
+        return [logits[[ids[-1] for ids in spelt]] for logits in last_logits(model, [(*prompt, *shared) for prompt in prompts], pad_id)]
+    sequences = [Encoded(f"{at}/{n}", (*prompt, *ids), len(prompt)) for at, prompt in enumerate(prompts) for n, ids in enumerate(spelt)]
+    sums = [-scored.token_nll.sum() for scored in score(model, sequences, pad_id)]
+    return [torch.stack(sums[at * len(spelt) : (at + 1) * len(spelt)]) for at in range(len(prompts))]
 
 
 def last_logits(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad_id: int) -> list[Tensor]:
