@@ -24,6 +24,7 @@ test-slow: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/scores.py
 	$(BIN)/python benchmarks/scores.py --size small
+	$(BIN)/python -m benchmarks.engine
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from rayunlearn.config import Data
 from rayunlearn.data.testbed import generate
 from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
+from rayunlearn.results.store import open_run
 from rayunlearn.train.teach import texts
 
 ROOT = Path(__file__).parents[1]
@@ -53,10 +54,11 @@ BUDGET = Budget(tuning="none")
 
 
 def trial_rows(n_trials: int, repeats: int) -> list[dict[str, Any]]:
-    """One row per way: wall and CPU seconds of all trials, and the ratio of the processes' wall time to its own.
+    """One row per way: trials, wall and CPU seconds, and how many times longer processes take per trial.
 
-    The processes run once each, and `n_trials` of them are their own repetition; their time is also given as `n_trials` x
-    the fastest. The other ways run `repeats` times.
+    The processes run once each, one after another; `n_trials` of them are their own repetition, and the ratios are taken to
+    the fastest of them. The other ways run `repeats` times. The worker is one process like each of them; Ray has as many
+    workers as the machine has cores, so with c cores a c-th of its ratio is what is left beside c processes at a time.
     """
     with tempfile.TemporaryDirectory() as folder:
         base = _model_folder(Path(folder) / "base")
@@ -65,23 +67,24 @@ def trial_rows(n_trials: int, repeats: int) -> list[dict[str, Any]]:
         ours = [_worker(trials, Path(folder) / f"worker{at}") for at in range(repeats)]
         swept = [_sweep(n_trials, str(base), Path(folder) / f"sweep{at}") for at in range(repeats)]
         _same_numbers(Path(folder), n_trials)
-    fastest = (n_trials * min(wall for wall, _ in processes), n_trials * min(cpu for _, cpu in processes))
+    fastest = (min(wall for wall, _ in processes), min(cpu for _, cpu in processes))
     plain = (sum(wall for wall, _ in processes), sum(cpu for _, cpu in processes))
     rows = [
-        _row("20 processes" if n_trials == 20 else f"{n_trials} processes", *plain, fastest),
-        _row("the fastest process x their number", *fastest, fastest),
-        _row("one worker of rayunlearn", min(w for w, _ in ours), min(c for _, c in ours), fastest),
-        _row("rayunlearn run, Ray included", min(w for w, _ in swept), float("nan"), fastest),
+        _row("one process per trial", n_trials, *plain, fastest),
+        _row("the fastest of them x their number", n_trials, n_trials * fastest[0], n_trials * fastest[1], fastest),
+        _row("one worker of rayunlearn", n_trials, min(w for w, _ in ours), min(c for _, c in ours), fastest),
+        _row(f"rayunlearn run, {os.cpu_count()} cores, Ray included", swept[0][1], min(w for w, _ in swept), float("nan"), fastest),
     ]
     for row in rows:
         ratios = f"processes / this: wall {row['ratio_wall']:.1f}, CPU {row['ratio_cpu']:.1f}"
-        print(f"{row['way']:36} {row['wall']:7.1f} s  CPU {row['cpu']:7.1f} s  {ratios}", flush=True)
+        print(f"{row['way']:40} {row['trials']} trials {row['wall']:7.1f} s  CPU {row['cpu']:7.1f} s  {ratios}", flush=True)
     return rows
 
 
-def _row(way: str, wall: float, cpu: float, plain: tuple[float, float]) -> dict[str, Any]:
+def _row(way: str, trials: int, wall: float, cpu: float, process: tuple[float, float]) -> dict[str, Any]:
     """CPU time is NaN for the sweep: Ray's processes are not ours to wait for, so the system does not count them for us."""
-    return {"way": way, "wall": wall, "cpu": cpu, "ratio_wall": plain[0] / wall, "ratio_cpu": plain[1] / cpu}
+    ratios = {"ratio_wall": trials * process[0] / wall, "ratio_cpu": trials * process[1] / cpu}
+    return {"way": way, "trials": trials, "wall": wall, "cpu": cpu, **ratios}
 
 
 def _rates(n_trials: int) -> list[float]:
@@ -109,8 +112,8 @@ def _worker(trials: Sequence[dict[str, Any]], folder: Path) -> tuple[float, floa
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _sweep(n_trials: int, base: str, folder: Path) -> tuple[float, float]:
-    """Wall seconds of `rayunlearn run`, from the command to the report."""
+def _sweep(n_trials: int, base: str, folder: Path) -> tuple[float, int]:
+    """Wall seconds of `rayunlearn run`, from the command to the report, and the trials it ran: base and controls come on top."""
     folder.mkdir()
     experiment = folder / "short.py"
     experiment.write_text(EXPERIMENT.format(values=repr(VALUES | {"model.name": base}), rates=repr(tuple(_rates(n_trials)))))
@@ -119,7 +122,9 @@ def _sweep(n_trials: int, base: str, folder: Path) -> tuple[float, float]:
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}{done.stdout[-2000:]}")
-    return time.perf_counter() - begun, float("nan")
+    wall = time.perf_counter() - begun
+    run = next((folder / "runs").rglob("experiment.json")).parent
+    return wall, open_run(run).trials.select(pl.len()).collect().item()
 
 
 def _same_numbers(folder: Path, n_trials: int) -> None:
