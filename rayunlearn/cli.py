@@ -210,7 +210,7 @@ def _add_experiment(commands: Any, name: str, command: Callable[[argparse.Namesp
         )
 
 
-PIPED_WIDTH = 150  # characters of a table that goes to a file or a log: all columns fit
+PIPED_WIDTH = 190  # characters of a table that goes to a file or a log: all columns fit
 SET_HELP = "change a setting: on an axis it replaces the axis, in SEARCH it fixes the value, else it changes BASE; budget.trials=4 works too"
 ADDRESS_HELP = "auto: the cluster of RAY_ADDRESS (a submitted job's own), else a private one on this machine; local: always private (default: auto)"
 

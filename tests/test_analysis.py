@@ -11,6 +11,7 @@ import pytest
 from rayunlearn.errors import UserError
 from rayunlearn.results import analysis
 from rayunlearn.results.store import frame_of, open_run, write_experiment, write_table
+from rayunlearn.results.words import coreset_view
 from tests import synthetic
 
 SCHEMA = {"f": pl.Float64, "u": pl.Float64}
@@ -215,3 +216,14 @@ def test_the_smallest_sufficient_ratio_of_an_error_metric_looks_upwards() -> Non
     rows = [("base", None, 1.0, 1.2, 0.9), ("grid", 1.0, 40.0, 60.0, 0.9), ("grid", 0.5, 55.0, 80.0, 0.9), ("grid", 0.1, 5.0, 8.0, 0.9)]
     found = analysis.smallest_sufficient(cells(*rows), utility_floor=0.9, lower_forgets=False).row(0, named=True)
     assert (found["verdict"], found["ratio"], found["n_kept"]) == ("smaller", 0.5, 50.0)
+
+
+def test_what_unlearning_was_never_shown_stands_beside_utility_where_the_data_has_it(tmp_path: Path, table: pl.DataFrame) -> None:
+    """Base measured on three splits, thirty documents around 0.6 with standard deviation 0.05: the mean is within 0.05 of it."""
+    run = synthetic.write_run(tmp_path / "run")
+    synthetic.add_trial(run, {"stage": "base"}, {"forget": 0.97, "retain": 0.96, "untouched": 0.6}, coverage=None)
+    row = analysis.coreset_table(open_run(run)).row(0, named=True)
+    assert row["role"] == "base" and abs(row["untouched"] - 0.6) < 0.05 and row["untouched_low"] < row["untouched"] < row["untouched_high"]
+    assert table["untouched"].null_count() == table.height
+    assert not any(header.startswith("untouched") for header in coreset_view(table, {}).headers)
+    assert any(header.startswith("untouched") for header in coreset_view(analysis.coreset_table(open_run(run)), {}).headers)

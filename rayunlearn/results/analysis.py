@@ -16,7 +16,8 @@ from rayunlearn.schema import ROLES, STATUSES, column_names
 MULTIPLE_CHOICE = "multiple_choice"
 SEEDS = ("select.seed", "train.seed")  # settings that are repeated over, never compared
 CELL = ("method.forget", "method.retain", "select.name", "select.ratio")  # always in the coreset table, varying or not
-MEASURES = ("forgetting", "utility", "choice_forget", "choice_retain", "unlearning")  # each with _low and _high beside it
+UNTOUCHED = "untouched"  # split of what base and gold know and no unlearning run is shown, where the data has one
+MEASURES = ("forgetting", "utility", "untouched", "choice_forget", "choice_retain", "unlearning")  # each with _low and _high beside it
 DRAWS = 1000
 LEVEL = 0.95
 
@@ -290,9 +291,11 @@ def _measure_all(run: Run) -> dict[str, Measured]:
     goal = objective_of(run.experiment)
     wanted = {"forgetting": ("forget", goal.forgetting), "utility": (goal.utility_split, goal.utility)}
     wanted |= {"choice_forget": ("forget", MULTIPLE_CHOICE), "choice_retain": (goal.utility_split, MULTIPLE_CHOICE)}
+    wanted |= {"untouched": (UNTOUCHED, goal.utility)}
     pairs = pl.DataFrame([{"split": s, "metric": m} for s, m in sorted(set(wanted.values()))])
     rows = _own_examples(run).join(pairs.lazy(), on=["split", "metric"]).select("trial_id", "doc_id", "split", "metric", "value").collect()
-    return {name: _wide(rows.filter(pl.col("split") == s, pl.col("metric") == m)) for name, (s, m) in wanted.items()}
+    parts = {name: rows.filter(pl.col("split") == s, pl.col("metric") == m) for name, (s, m) in wanted.items()}
+    return {name: _wide(part) for name, part in parts.items() if part.height or name != "untouched"}
 
 
 def _wide(rows: pl.DataFrame) -> Measured:

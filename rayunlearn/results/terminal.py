@@ -17,7 +17,8 @@ from rayunlearn.results.store import Run, open_run
 from rayunlearn.results.words import View, coreset_view, fate_lines, number
 from rayunlearn.schema import column_names
 
-FIRST_TO_GO = ("shown", "steps", "choice retain", "choice forget", "seeds", "coverage", "fate", "unlearned")  # on a narrow terminal
+# Beginnings of the headers that a narrow terminal goes without, in this order.
+FIRST_TO_GO = ("shown", "steps", "choice retain", "choice forget", "seeds", "coverage", "fate", "unlearned", "untouched")
 
 
 def print_coreset_table(table: pl.DataFrame, console: Console, *, experiment: Mapping[str, Any] | None = None) -> None:
@@ -79,7 +80,7 @@ def _fitting(view: View, width: int) -> list[int]:
     for name in FIRST_TO_GO:
         if sum(widths[i] + 2 for i in shown) - 2 <= width:
             break
-        shown = [i for i in shown if view.headers[i] != name]
+        shown = [i for i in shown if not view.headers[i].startswith(name)]
     return shown
 
 

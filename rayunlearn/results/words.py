@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from rayunlearn.results.analysis import (
+    UNTOUCHED,
     controlled,
     extra_settings,
     lower_is_forgotten,
@@ -92,6 +93,8 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> View:
     goal = objective_of(experiment)
     settings = extra_settings(table)
     interval = "mean and 95 % bootstrap interval"
+    beside = has_untouched(table)
+    untouched = [(f"{UNTOUCHED} {goal.utility}", f"split {UNTOUCHED}, known and never shown to unlearning: {interval}", True)] if beside else []
     columns = [("method", "forget loss + retain loss; control: retain loss alone, with the settings of the group in brackets", False)]
     columns += [(name, "setting that varies", False) for name in settings]
     columns += [
@@ -101,6 +104,7 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> View:
         (f"forget {goal.forgetting}", f"split forget: {interval}", True),
         ("unlearned", "share of the way from base to gold, with its interval", True),
         (f"{goal.utility_split} {goal.utility}", f"split {goal.utility_split}: {interval}", True),
+        *untouched,
         ("choice forget", "multiple choice, split forget, fraction right", True),
         (f"choice {goal.utility_split}", f"multiple choice, split {goal.utility_split}, fraction right", True),
         ("seeds", "trials measured", True),
@@ -109,15 +113,21 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> View:
         ("shown", "forget documents shown, repeats counted, mean", True),
     ]
     headers, meanings, numeric = zip(*columns, strict=True)
-    rows = tuple(_cells(row, settings) for row in table.iter_rows(named=True))
+    rows = tuple(_cells(row, settings, untouched=beside) for row in table.iter_rows(named=True))
     return View(headers=headers, meanings=meanings, numeric=numeric, rows=rows, roles=tuple(table["role"]))
 
 
-def _cells(row: Mapping[str, Any], settings: list[str]) -> tuple[str, ...]:
+def has_untouched(table: pl.DataFrame) -> bool:
+    """Whether the data has a split that base and gold know and no unlearning run is shown."""
+    return table["untouched"].null_count() < table.height
+
+
+def _cells(row: Mapping[str, Any], settings: list[str], *, untouched: bool) -> tuple[str, ...]:
     grid, trained = row["role"] == "grid", row["role"] in ("grid", "control")
     selector = ("(all)" if row["select.ratio"] == 1 else row["select.name"]) if grid else UNKNOWN
     kept = f"{percent(row['select.ratio'])} ({number(row['n_kept'])})" if grid else UNKNOWN
     measured = (with_interval(row, "forgetting"), way_with_interval(row), with_interval(row, "utility"))
+    measured += (with_interval(row, "untouched"),) if untouched else ()
     choices = (mean_of(row["choice_forget"]), mean_of(row["choice_retain"]))
     effort = tuple(number(row[name]) if trained else UNKNOWN for name in ("optimizer_steps", "presentations"))
     front = (name_of(row, settings), *(number(row[name]) for name in settings), selector, kept, percent(row["coverage"]) if grid else UNKNOWN)
