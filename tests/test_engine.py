@@ -20,15 +20,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import engine
 from rayunlearn import worker
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.data.corpus import load_corpus
 from rayunlearn.data.encode import collate
 from rayunlearn.errors import UserError
 from rayunlearn.methods.distribution import ce_u, undial
-from rayunlearn.methods.forget import npo, rmu
+from rayunlearn.methods.forget import FORGET, npo, rmu
 from rayunlearn.methods.objective import Objective, Side, stream
-from rayunlearn.methods.retain import activation, kl, none
+from rayunlearn.methods.retain import RETAIN, activation, kl, none
 from rayunlearn.methods.view import control_direction
 from rayunlearn.models.cache import content_digest, packed, sequences_digest, tensors_once, unpacked
 from rayunlearn.models.forward import Start, blocks, can_start, first_trained_block, hidden_states
@@ -348,6 +349,23 @@ def test_what_would_wait_is_found() -> None:
         values = torch.arange(4.0)
         values[values > 1].sum().item()
     assert waiting.found == ["aten.index.Tensor", "aten._local_scalar_dense.default"]
+
+
+# --- the benchmark
+
+
+@pytest.mark.parametrize("case", engine.CASES, ids=lambda case: case.name)
+def test_both_sides_of_the_benchmark_compute_the_same_loss(case: engine.Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two whole models and logits everywhere, against caches and what is needed alone: a ratio of unlike things says nothing."""
+    shape = {"vocab_size": 53, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 9, "num_attention_heads": 2}
+    monkeypatch.setitem(engine.SHAPES, "nano", shape)
+    row = engine.step_rows("nano", [case], repeats=1, batch_size=3, device=torch.device("cpu"))[0]
+    assert row["loss_difference"] < 1e-5 and min(row["plain_cpu"], row["ours_cpu"]) > 0
+
+
+def test_every_forget_and_retain_loss_is_benchmarked() -> None:
+    assert {case.forget for case in engine.CASES} == set(FORGET)
+    assert {case.retain for case in engine.CASES} == set(RETAIN)
 
 
 # --- whole trials
