@@ -124,7 +124,10 @@ def _sweep(n_trials: int, base: str, folder: Path) -> tuple[float, int]:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}{done.stdout[-2000:]}")
     wall = time.perf_counter() - begun
     run = next((folder / "runs").rglob("experiment.json")).parent
-    return wall, open_run(run).trials.select(pl.len()).collect().item()
+    statuses = open_run(run).trials.select("status").collect()["status"].to_list()
+    if set(statuses) != {"complete"}:
+        raise RuntimeError(f"every trial of the sweep must be complete, got {sorted(set(statuses))}")
+    return wall, len(statuses)
 
 
 def _same_numbers(folder: Path, n_trials: int) -> None:
