@@ -126,8 +126,8 @@ def _cells(row: Mapping[str, Any], settings: list[str], *, untouched: bool) -> t
     grid, trained = row["role"] == "grid", row["role"] in ("grid", "control")
     selector = ("(all)" if row["select.ratio"] == 1 else row["select.name"]) if grid else UNKNOWN
     kept = f"{percent(row['select.ratio'])} ({number(row['n_kept'])})" if grid else UNKNOWN
-    measured = (with_interval(row, "forgetting"), way_with_interval(row), with_interval(row, "utility"))
-    measured += (with_interval(row, "untouched"),) if untouched else ()
+    beside = (with_interval(row, "untouched"),) if untouched else ()
+    measured = (with_interval(row, "forgetting"), way_with_interval(row), with_interval(row, "utility"), *beside)
     choices = (mean_of(row["choice_forget"]), mean_of(row["choice_retain"]))
     effort = tuple(number(row[name]) if trained else UNKNOWN for name in ("optimizer_steps", "presentations"))
     front = (name_of(row, settings), *(number(row[name]) for name in settings), selector, kept, percent(row["coverage"]) if grid else UNKNOWN)
