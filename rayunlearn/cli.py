@@ -54,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
     show_parser = _add(commands, "show", show, "print one trial: its settings, its fate, its numbers")
     show_parser.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
     show_parser.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
+    frontier_parser = _add(commands, "frontier", frontier, "test which part of the forget set does what the whole does, within a margin")
+    frontier_parser.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    frontier_parser.add_argument(
+        "--margin", metavar="M", type=float, default=0.1, help="difference of either metric that does not matter (default: 0.1)"
+    )
     list_parser = _add(
         commands, "list", show_list, "list methods, recipes, selectors, extractors, metrics (hyperparameters, defaults, sources) or experiments"
     )
@@ -153,6 +158,17 @@ def show(chosen: argparse.Namespace) -> int:
     from rayunlearn.results.terminal import print_trial
 
     print_trial(Path(chosen.run), chosen.trial, _console())
+    return DONE
+
+
+def frontier(chosen: argparse.Namespace) -> int:
+    """The smallest ratio whose forgetting and utility are equivalent to the full set's, per method and selector."""
+    from rayunlearn.results.frontier import Standard, frontier_in_words, frontier_of
+    from rayunlearn.results.store import open_run
+
+    standard = Standard(margin=chosen.margin)
+    for line in frontier_in_words(frontier_of(open_run(Path(chosen.run)), standard), standard):
+        print(line)
     return DONE
 
 

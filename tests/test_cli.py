@@ -13,7 +13,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.estimate import COPIES, FIXED_BYTES, FIXED_SECONDS, FLOP_PER_SECOND, Size, estimate, parameters_of, tokens_of
 from rayunlearn.experiment import Budget, Experiment, Objective, grids_of
 from rayunlearn.plan import Planner
-from tests import fake_work
+from tests import fake_work, synthetic
 
 EXPERIMENT = '''"""Does a small coreset do?"""
 from rayunlearn.config import Method, Train, Trial
@@ -144,3 +144,12 @@ def test_parameters_are_read_from_a_folder_s_headers_and_match_a_built_model(tmp
     assert parameters_of(Trial().model) == pytest.approx(built, rel=0.01)
     with pytest.raises(UserError, match="model folder on this machine"):
         parameters_of(type(Trial().model)(name="some/hub-model", teach=False))
+
+
+def test_frontier_says_for_every_method_and_selector_whether_equivalence_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = synthetic.write_run(tmp_path / "run")
+    assert main(["frontier", str(run), "--margin", "0.05"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and all("within 0.05" in line or "not shown" in line for line in lines)
+    assert main(["frontier", str(run), "--margin", "-1"]) == 2
+    assert "margin" in capsys.readouterr().err

@@ -143,12 +143,12 @@ def findings(run: Run, table: pl.DataFrame) -> list[str]:
 
 
 def caution(experiment: Mapping[str, Any]) -> str:
-    """How the sentences about "enough" are meant."""
+    """How the sentences about "not told apart" are meant."""
     floor = percent(objective_of(experiment).utility_floor)
     return (
-        "“Enough” means here: the 95 % interval of forgetting overlaps the full set's, or lies beyond it, and utility stays at or above "
+        "“Not told apart” means here: the 95 % interval of forgetting overlaps the full set's, or lies beyond it, and utility stays at or above "
         f"{floor} of the model before unlearning; the same for every larger part that was tried. This is a first look, not an equivalence test: "
-        "few seeds or few documents make wide intervals, and wide intervals overlap easily."
+        "few seeds or few documents make wide intervals, and wide intervals overlap easily. `rayunlearn frontier RUN --margin M` is the test."
     )
 
 
@@ -201,14 +201,14 @@ def _starting_points(run: Run, table: pl.DataFrame) -> list[str]:
 
 
 VERDICTS = {
-    "full only": "No part smaller than the full set was enough",
+    "full only": "Every part smaller than the full set is told apart from it",
     "full set fails": "Even the full set did not unlearn within the utility floor, so there is nothing to match",
     "no full set": "The full set or the base model has not been measured, so there is nothing to match",
 }
 
 
 def _how_little(run: Run, table: pl.DataFrame) -> list[str]:
-    """A sentence per method and selector for which less was enough, then one per other verdict with all that it holds for."""
+    """A sentence per method and selector for which less is not told apart, then one per other verdict with all that it holds for."""
     goal = objective_of(run.experiment)
     found = smallest_sufficient(table, utility_floor=goal.utility_floor, lower_forgets=lower_is_forgotten(run.experiment))
     settings = extra_settings(table)
@@ -221,7 +221,7 @@ def _how_little(run: Run, table: pl.DataFrame) -> list[str]:
             places[row["verdict"]].append(place)
             continue
         part, full = (_forgetting_at(table, row, ratio) for ratio in (row["ratio"], 1.0))
-        enough = f"{percent(row['ratio'])} of the forget set ({number(row['n_kept'])} documents) was enough to match the full set"
+        enough = f"{percent(row['ratio'])} of the forget set ({number(row['n_kept'])} documents) is not told apart from the full set"
         sentences.append(f"{place}: {enough}: forget {part} against {full}.")
     return sentences + [f"{VERDICTS[verdict]}: {'; '.join(names)}." for verdict, names in places.items() if names]
 
