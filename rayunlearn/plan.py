@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rayunlearn.config import Select, Trial, Value, flatten, with_values
+from rayunlearn.config import Select, Token, Trial, Value, flatten, with_values
 from rayunlearn.experiment import SEEDS, Experiment, Grid, Objective, axis_names
 from rayunlearn.tuning import Finished, best, seed_of, suggest
 
@@ -205,13 +205,13 @@ def canonical(trial: Trial, *, check: Check) -> Trial:
 
     Base and gold train nothing, so only their data and model count. With the whole forget set the selector
     does not matter; without a forget loss (the retain-only control) neither selector nor ratio does, except
-    that `epochs` of a smaller coreset are fewer steps, so there the control keeps its ratio. Other texts than the
+    that `epochs` of a smaller coreset are fewer steps, so there the control keeps its ratio; token rules are forget's. Other texts than the
     original are another training, so only what chooses documents is dropped there.
     """
     if trial.stage != "unlearned":
         return check(Trial(stage=trial.stage, data=trial.data, model=trial.model))
     if trial.method.forget == "none":
-        trial = replace(trial, select=Select(ratio=trial.select.ratio if trial.train.unit == "epochs" else 1.0))
+        trial = replace(trial, select=Select(ratio=trial.select.ratio if trial.train.unit == "epochs" else 1.0), token=Token())
     elif trial.select.ratio == 1.0:
         trial = replace(trial, select=whole_set(trial.select))
     return check(trial)

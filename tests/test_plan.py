@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from rayunlearn.config import Method, Select, Trial, Value, digest, flatten
+from rayunlearn.config import Method, Select, Trial, Value, digest, flatten, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment, Objective, Range, grids_of
 from rayunlearn.plan import Agenda, Planner, Result, canonical
@@ -193,3 +193,9 @@ def test_grids_are_united_and_a_shared_cell_is_planned_once() -> None:
 def test_a_value_out_of_range_on_an_axis_is_refused_before_anything_runs() -> None:
     with pytest.raises(UserError, match=r"select.ratio must be in \(0, 1\], got 1.4"):
         planner(experiment({"select.ratio": (1.4,)})).agenda({})
+
+
+def test_a_retain_only_control_forgets_the_token_rules_of_the_loss_that_it_lacks() -> None:
+    plain, ruled = (canonical(with_values(Trial(), {"method.forget": "none", "token.keep": keep}), check=check) for keep in (1.0, 0.5))
+    assert plain == ruled
+    assert canonical(with_values(Trial(), {"token.keep": 0.5}), check=check).token.keep == 0.5
