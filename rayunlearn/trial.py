@@ -1,18 +1,9 @@
 """One trial, start to end: reset the model, choose the coreset, unlearn, measure, write. No Ray in here."""
 
-import json
-import os
-import platform
-import resource
-import socket
-import time
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +12,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rayunlearn.config import Data, Trial, flatten, trial_id
-from rayunlearn.coreset import keyword_coverage_of, pick, redundancy, sequences_of, written
+from rayunlearn.config import Trial, flatten, trial_id
+from rayunlearn.coreset import keyword_coverage_of, pick, redundancy, written
 from rayunlearn.data.documents import Corpus
-from rayunlearn.data.encode import Encoded, collate
 from rayunlearn.errors import require
-from rayunlearn.families import arguments_of, companion_maker
-from rayunlearn.methods.companions import Choices, Source
 from rayunlearn.methods.forget import FORGET
-from rayunlearn.methods.objective import Companions, Objective, Side, stream
-from rayunlearn.methods.retain import RETAIN
-from rayunlearn.methods.tokens import TokenRule, word_list, word_positions
-from rayunlearn.methods.view import companion_kinds, needs, reference_kinds
-from rayunlearn.methods.weightspace import as_trained
-from rayunlearn.metrics.measure import Probe, encode_probes, mean_probability, measure
-from rayunlearn.models.cache import sequences_digest, tensors_once
-from rayunlearn.models.forward import can_start, first_trained_block
+from rayunlearn.methods.view import needs
+from rayunlearn.metrics.measure import measure
 from rayunlearn.models.memory import device_lock, forget_peak, with_room
-from rayunlearn.models.reference import ACTIVATION_BYTES, Prefix, Reference, kept_bytes, kept_prefix, kept_reference
+from rayunlearn.provenance import Clock, failure_row, machine
 from rayunlearn.results.analysis import summarise
 from rayunlearn.results.store import write_trial
-from rayunlearn.scores.unlearning import unlearning_norms
-from rayunlearn.train.adapters import ADAPTERS, adapted
-from rayunlearn.train.device import accelerator, computing
-from rayunlearn.train.loop import TrainLog, choose_parameters, optimise
-from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended, names_of
-from rayunlearn.worker import Loaded, SpoiltWorkerError, remembered, reset
+from rayunlearn.train.loop import TrainLog
+from rayunlearn.unlearning import norms_along, probes_of, unlearn
+from rayunlearn.worker import Loaded, SpoiltWorkerError, reset
 from rayunlearn.workspace import Workspace, measured_digest
 
 Rows = list[dict[str, Any]]
-UTILITY_PROBES = 64  # retain probes that watch utility during training; a rung, not a result
-PACKAGES = ("rayunlearn", "torch", "transformers", "ray", "optuna", "polars", "pyarrow")
 STATUS = {"complete": "complete", "stopped": "collapsed", "diverged": "diverged"}
 
 
@@ -79,7 +56,7 @@ def run_trial(trial: Trial, workspace: Workspace, run_dir: Path, experiment: str
         outcome = Outcome("failed", failure_row(error), {})
     row: dict[str, Any] = {"experiment": experiment, "version": version, "status": outcome.status, "started_at": started, "commit": commit}
     row |= {"corpus_digest": workspace.corpus.digest, "model_digest": workspace.base_digest, "n_forget": len(workspace.corpus.forget)}
-    tables = outcome.tables | {"trials": [row | _machine() | outcome.row]}
+    tables = outcome.tables | {"trials": [row | machine() | outcome.row]}
     write_trial(run_dir, identity, {name: [{"trial_id": identity} | r for r in rows] for name, rows in tables.items()}, flatten(trial))
     return outcome.status
 
@@ -92,7 +69,7 @@ def _seeded_attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) ->
 
 
 def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcome:
-    clock = _Clock()
+    clock = Clock()
     path = workspace.gold if trial.stage == "gold" else workspace.base
     require(bool(path), "stage 'gold' needs a gold model (model.teach, or model.gold)", path)
     state = reset(path)
@@ -112,7 +89,7 @@ def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcom
     tables["steps"] = [asdict(r) for r in log.rows]
     status = STATUS[log.ended]
     if status != "diverged":
-        examples = measure(state.model, _probes(workspace, state, trial.data), state.pad_id)
+        examples = measure(state.model, probes_of(workspace, state, trial.data), state.pad_id)
         tables["examples"] = [{"stage": trial.stage, "attack": "none"} | e for e in examples]
         tables["evals"] = [{"step": len(log.rows)} | e for e in summarise(pl.DataFrame(tables["examples"], infer_schema_length=None)).to_dicts()]
         clock.lap("seconds_measure")
@@ -124,245 +101,6 @@ def select(trial: Trial, workspace: Workspace, state: Loaded) -> tuple[list[int]
     if not needs(FORGET[trial.method.forget].function):
         return [], torch.zeros(len(workspace.corpus.forget))
     return pick(trial, workspace, state, partial(norms_along, trial, workspace, state))
-
-
-def norms_along(trial: Trial, workspace: Workspace, state: Loaded, order: Sequence[int], epochs: int) -> Tensor:
-    """Gradient norms of the documents at `order` on an unlearning run over the whole forget set, (epochs + 1, n).
-
-    The norm of grad (forget loss + retain weight x retain loss), each forget document with a retain document drawn once,
-    at the base model and after each epoch. The run is the trial's own in all but length and coreset; with an adapter it
-    is that of the adapted parameters themselves. The base weights come back afterwards.
-    """
-    train = replace(trial.train, length=float(epochs), unit="epochs", adapter="none")
-    whole = replace(
-        trial, train=train, stop=replace(trial.stop, check_every=max(1, n_steps(replace(trial, train=replace(train, length=1.0)), len(order))))
-    )
-    forget, retain = sides(whole, workspace, state, order)
-    partners = stream(len(retain.sequences), len(order), 0, trial.train.seed) if needs(retain.loss) else []
-    matched = replace(retain, sequences=[retain.sequences[p] for p in partners])
-    choose_parameters(state.model, train.parameters)
-    at_point = partial(
-        unlearning_norms,
-        state.model,
-        forget,
-        matched,
-        retain_weight=trial.method.retain_weight,
-        layer=trial.method.layer,
-        pad_id=state.pad_id,
-        seed=train.seed,
-    )
-    found = [at_point()]
-
-    def look(_step: int) -> bool:
-        found.append(at_point())
-        return True
-
-    if epochs > 0:
-        unlearn(whole, workspace, state, order, Path(), watch=look)
-        found.append(at_point())
-    state.model.load_state_dict(state.pristine)
-    state.model.requires_grad_(True)
-    return torch.stack(found)
-
-
-def unlearn(
-    trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int], adapter_folder: Path, watch: Callable[[int], bool] | None = None
-) -> TrainLog:
-    """Train `state.model` away from the kept documents, as the trial says; LoRA adapters are left in `adapter_folder`.
-
-    `watch(step)`, every `stop.check_every` steps, says whether to go on; without it utility does.
-    """
-    pair = sides(trial, workspace, state, kept)
-    row, method, train = FORGET[trial.method.forget], trial.method, trial.train
-    names = ("learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_grad_norm", "accumulation")
-    settings = {name: getattr(train, name) for name in names} | {"check_every": trial.stop.check_every}
-    with adapted(state.model, _bound(trial, ADAPTERS[train.adapter].function), train.parameters, adapter_folder) as parameters:
-        forget, retain = with_prefixes(trial, workspace, state, pair, parameters)
-        terms = Objective(
-            state.model,
-            forget,
-            retain,
-            retain_weight=method.retain_weight,
-            weighting=_bound(trial, row.weighting),
-            layer=method.layer,
-            batch_size=piece_size(trial),
-            pad_id=state.pad_id,
-            seed=train.seed,
-            precision=train.precision,
-        )
-        return optimise(
-            state.model,
-            terms,
-            steps=n_steps(trial, len(kept)),
-            parameters=parameters,
-            wrappers=_wrappers(trial),
-            keep_going=watch or _utility_watch(trial, workspace, state),
-            **settings,
-        )
-
-
-def sides(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int]) -> tuple[Side, Side]:
-    """The forget and the retain side of the objective; `state` must hold the base weights."""
-    forget, retain = sequences_of(trial, workspace, state)
-    kept, chosen, _ = written(trial, workspace, state, kept)
-    token, known = trial.token, forget if trial.select.text == "original" else chosen
-    forget_loss, retain_loss = (_bound(trial, table[name].function) for table, name in ((FORGET, trial.method.forget), (RETAIN, trial.method.retain)))
-    words = word_list(token.words)
-    positions = word_positions(chosen, state.tokenizer, words) if chosen and words else {}
-    rule = TokenRule(temperature=token.temperature, keep=token.keep, cap=token.cap, positions=positions)
-    know = partial(_reference, trial, workspace, state)
-    companions = {kind: _companions(trial, workspace, state, kept, kind, forget_loss) for kind in companion_kinds(forget_loss)}
-    forget_side = Side(
-        forget_loss,
-        chosen,
-        know("forget" if known is forget else ("forget", tuple(known)), known, reference_kinds(forget_loss), token.temperature),
-        companions,
-        rule,
-    )
-    return forget_side, Side(retain_loss, retain, know("retain", retain, reference_kinds(retain_loss), 1.0))
-
-
-def _companions(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int], kind: str, loss: Callable[..., Tensor]) -> Companions:
-    maker = companion_maker(trial, kind)
-    forget, retain = sequences_of(trial, workspace, state)
-    source = Source(
-        documents=[workspace.corpus.forget[p] for p in kept],
-        sequences=[forget[p] for p in kept],
-        retain_documents=workspace.corpus.retain,
-        retain_sequences=retain,
-        model=state.model,
-        tokenizer=state.tokenizer,
-        max_tokens=trial.data.max_tokens,
-    )
-    arguments = arguments_of(trial, maker)
-    key = (
-        "companions",
-        workspace.corpus.digest,
-        maker.__name__,
-        tuple(sorted(arguments.items())),
-        tuple(kept),
-        trial.data.template,
-        trial.data.max_tokens,
-    )
-    choices: Choices = remembered(state, key, lambda: maker(source, **arguments))
-    sequences = [s for texts in choices.values() for s in texts]
-    return Companions(choices, _reference(trial, workspace, state, key, sequences, reference_kinds(loss, kind), trial.token.temperature))
-
-
-def _wrappers(trial: Trial) -> list[Callable[..., Wrapper]]:
-    """What acts around the steps; the ending of a method that has one comes last."""
-    ending = FORGET[trial.method.forget].ending
-    last = [] if ending is as_trained else [partial(ended, function=_bound(trial, ending))]
-    return [*(partial(WRAPPERS[name].function, **arguments_of(trial, WRAPPERS[name].function)) for name in names_of(trial.method.wrappers)), *last]
-
-
-def piece_size(trial: Trial) -> int:
-    """Documents that go through the model at once: a step's batch is divided into pieces and over the processes there are."""
-    batch, shares = trial.train.batch_size, trial.train.accumulation * accelerator().num_processes
-    require(batch % shares == 0, f"train.batch_size must be a multiple of train.accumulation x processes, here {shares}", batch)
-    return batch // shares
-
-
-def n_steps(trial: Trial, n_kept: int) -> int:
-    """Optimizer steps of a trial: `train.length` in steps, epochs of the coreset or presentations of a document."""
-    length, unit = trial.train.length, trial.train.unit
-    presentations = {"steps": length * trial.train.batch_size, "epochs": length * n_kept, "presentations": length}[unit]
-    return max(1, round(presentations / trial.train.batch_size)) if length > 0 else 0
-
-
-def _utility_watch(trial: Trial, workspace: Workspace, state: Loaded) -> Callable[[int], bool] | None:
-    watched = [p for p in _probes(workspace, state, trial.data) if p.split == "retain"][:UTILITY_PROBES]
-    if trial.stop.utility_floor == 0 or not watched:
-        return None
-    floor = trial.stop.utility_floor * base_utility(trial, workspace, state, watched)
-    return lambda _step: mean_probability(state.model, watched, state.pad_id) >= floor
-
-
-def _bound(trial: Trial, function: Callable[..., Any]) -> Callable[..., Any]:
-    return partial(function, **arguments_of(trial, function))
-
-
-def _reference(
-    trial: Trial, workspace: Workspace, state: Loaded, role: object, sequences: Sequence[Encoded], kinds: tuple[str, ...], temperature: float
-) -> Reference:
-    """What the model said before unlearning, in the precision the trial trains with."""
-    layer, precision = trial.method.layer if any("hidden" in kind for kind in kinds) else 0, trial.train.precision
-    heat = 1.0 if all("hidden" in kind for kind in kinds) else temperature
-    key = ("reference", workspace.corpus.digest, trial.data.template, trial.data.max_tokens, role, kinds, layer, heat, precision)
-
-    def make() -> Reference:
-        about, folder = cache_key(workspace, state, sequences, precision), workspace.cache / "reference"
-        with computing(state.model.device, precision):
-            return kept_reference(folder, about, state.model, sequences, state.pad_id, kinds, layer, heat)
-
-    reference: Reference = remembered(state, key, make)
-    return reference
-
-
-def cache_key(workspace: Workspace, state: Loaded, sequences: Sequence[Encoded], precision: str) -> dict[str, Any]:
-    """What decides any output of the base model on sequences: weights (recipe and bits), texts, precision, device, libraries."""
-    versions = {name: _version(name) for name in ("torch", "transformers")}
-    place = [precision, state.model.device.type]
-    return {"model": [workspace.base_digest, state.checksum], "sequences": sequences_digest(sequences), "place": place, **versions}
-
-
-def base_utility(trial: Trial, workspace: Workspace, state: Loaded, watched: Sequence[Probe]) -> float:
-    """Mean probability of the watched probes' answers before unlearning; evaluated once per model and corpus."""
-
-    def make() -> float:
-        key = cache_key(workspace, state, [p.answer for p in watched], "float32") | {"what": "mean_probability"}
-        measured = partial(mean_probability, state.model, watched, state.pad_id)
-        found = tensors_once(workspace.cache / "evaluations", key, lambda: {"value": torch.tensor([measured()], dtype=torch.float64)})
-        return float(found["value"])
-
-    utility: float = remembered(state, ("utility", workspace.corpus.digest, trial.data.template, trial.data.max_tokens), make)
-    return utility
-
-
-def with_prefixes(trial: Trial, workspace: Workspace, state: Loaded, pair: tuple[Side, Side], parameters: str) -> tuple[Side, Side]:
-    """Both sides with the cached inputs of the lowest block that `parameters` (a pattern) trains.
-
-    They stay without where every block runs anyway: block 0 or the embeddings train, dropout is on, or the model's blocks
-    cannot be skipped. `state.model` must hold the base weights.
-    """
-    choose_parameters(state.model, parameters)
-    block = first_trained_block(state.model)
-    looks = {*needs(pair[0].loss), *needs(pair[1].loss)}
-    above_loss = "hidden" in looks and block > trial.method.layer
-    if block == 0 or above_loss or drops_out(state.model):
-        return pair
-    forget = sequences_of(trial, workspace, state)[0] if trial.select.text == "original" else pair[0].sequences
-    prefixes = (_prefix(trial, workspace, state, known, block, side) for side, known in zip(pair, (forget, pair[1].sequences), strict=True))
-    first, second = (replace(side, prefix=prefix) for side, prefix in zip(pair, prefixes, strict=True))
-    return first, second
-
-
-def drops_out(model: PreTrainedModel) -> bool:
-    """Whether the model's blocks drop activations at random while they train, which makes them different at every step."""
-    rates = {name: rate for name, rate in model.config.to_dict().items() if "drop" in name and "classifier" not in name}
-    return any(isinstance(rate, float) and rate > 0 for rate in rates.values())
-
-
-def _prefix(trial: Trial, workspace: Workspace, state: Loaded, known: Sequence[Encoded], block: int, side: Side) -> Prefix | None:
-    asked = any(name in ("token_nll", "log_probs", "hidden") for name in needs(side.loss))
-    if not asked or not known or kept_bytes(state.model, known, "hidden") > ACTIVATION_BYTES:
-        return None
-    about, folder = cache_key(workspace, state, known, trial.train.precision), workspace.cache / "prefix"
-
-    def make() -> Prefix | None:
-        with computing(state.model.device, trial.train.precision):
-            if not can_start(state.model, collate(known[:2], state.pad_id).to(state.model.device), block):
-                return None
-            return kept_prefix(folder, about, state.model, known, state.pad_id, block)
-
-    prefix: Prefix | None = remembered(state, ("prefix", about["sequences"], block, trial.train.precision), make)
-    return prefix
-
-
-def _probes(workspace: Workspace, state: Loaded, data: Data) -> list[Probe]:
-    key = ("probes", workspace.corpus.digest, data.template, data.max_tokens)
-    probes: list[Probe] = remembered(state, key, lambda: encode_probes(workspace.corpus.probes, state.tokenizer, data.template, data.max_tokens))
-    return probes
 
 
 def coverage(corpus: Corpus, kept: Sequence[int]) -> float | None:
@@ -392,41 +130,3 @@ def _cost_row(log: TrainLog, model: PreTrainedModel, n_kept: int) -> dict[str, A
         "parameters_total": total,
         "parameters_trained": log.parameters_trained,
     }
-
-
-def failure_row(error: BaseException) -> dict[str, Any]:
-    """error_type, error and error_where of an exception; `where` is the deepest frame."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return {"error_type": type(error).__name__, "error": str(error)[:2000], "error_where": where}
-
-
-def _machine() -> dict[str, Any]:
-    on_gpu = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    hardware = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU, {os.cpu_count()} cores"
-    return {"packages": json.dumps(installed_versions()), "hardware": hardware, "host": socket.gethostname(), "peak_memory_bytes": peak}
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that could change a number; 'absent' where one is not installed."""
-    return {name: _version(name) for name in PACKAGES}
-
-
-def _version(name: str) -> str:
-    try:
-        return package_version(name)
-    except PackageNotFoundError:
-        return "absent"
-
-
-class _Clock:
-    """Seconds since the last lap, by name."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self._last = now - self._last, now

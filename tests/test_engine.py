@@ -40,7 +40,8 @@ from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.results.store import open_run
 from rayunlearn.train.loop import choose_parameters
 from rayunlearn.train.teach import texts
-from rayunlearn.trial import drops_out, run_trial
+from rayunlearn.trial import run_trial
+from rayunlearn.unlearning import drops_out
 from rayunlearn.workspace import Workspace, validate
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
@@ -420,7 +421,7 @@ def test_a_trial_with_a_cached_prefix_trains_as_one_without(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: str
 ) -> None:
     with_prefix = losses(workspace, tmp_path / "a", method__forget=forget)
-    monkeypatch.setattr("rayunlearn.trial.ACTIVATION_BYTES", 0)
+    monkeypatch.setattr("rayunlearn.unlearning.ACTIVATION_BYTES", 0)
     assert losses(workspace, tmp_path / "b", method__forget=forget) == pytest.approx(with_prefix, rel=1e-5)
 
 
@@ -429,7 +430,7 @@ def test_lora_starts_from_the_cached_prefix_too(workspace: Workspace, tmp_path: 
     before = len(list(workspace.cache.glob("prefix/*.safetensors")))
     with_prefix = losses(workspace, tmp_path / "a", **values)
     assert len(list(workspace.cache.glob("prefix/*.safetensors"))) == before + 2
-    monkeypatch.setattr("rayunlearn.trial.ACTIVATION_BYTES", 0)
+    monkeypatch.setattr("rayunlearn.unlearning.ACTIVATION_BYTES", 0)
     assert losses(workspace, tmp_path / "b", **values) == pytest.approx(with_prefix, rel=1e-5)
 
 

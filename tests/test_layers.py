@@ -22,7 +22,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"data", "models"}),
     frozenset({"train"}),
     frozenset({"methods", "selectors", "metrics", "keywords", "scores", "families"}),
-    frozenset({"experiment", "recipes", "tuning", "plan", "estimate", "workspace", "worker", "coreset", "extraction", "trial"}),
+    frozenset(
+        {"experiment", "recipes", "tuning", "plan", "estimate", "workspace", "worker", "coreset", "extraction", "provenance", "trial", "unlearning"}
+    ),
     frozenset({"cluster"}),
     frozenset({"catalogue", "cli", "__main__"}),
 )

@@ -15,7 +15,8 @@ from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.results.store import Run, open_run
 from rayunlearn.train.teach import texts
-from rayunlearn.trial import coverage, n_steps, run_trial, select
+from rayunlearn.trial import coverage, run_trial, select
+from rayunlearn.unlearning import n_steps
 from rayunlearn.workspace import Workspace, identify, validate, workspace_of
 
 QUICK: dict[str, Value] = {"train.length": 4, "train.batch_size": 2, "method.layer": 1, "stop.check_every": 2}

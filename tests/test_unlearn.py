@@ -20,7 +20,8 @@ from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.objective import Objective
 from rayunlearn.results.store import open_run
 from rayunlearn.train.loop import TrainLog
-from rayunlearn.trial import run_trial, sides, unlearn
+from rayunlearn.trial import run_trial
+from rayunlearn.unlearning import sides, unlearn
 from rayunlearn.worker import Loaded, reset
 from rayunlearn.workspace import Workspace, validate
 from tests.conftest import Bed

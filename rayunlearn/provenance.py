@@ -1,0 +1,55 @@
+"""What a row says of where it came from: machine, versions, what went wrong, and the time each part took."""
+
+import json
+import os
+import platform
+import resource
+import socket
+import time
+import traceback
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("rayunlearn", "torch", "transformers", "ray", "optuna", "polars", "pyarrow")
+
+
+def failure_row(error: BaseException) -> dict[str, Any]:
+    """error_type, error and error_where of an exception; `where` is the deepest frame."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return {"error_type": type(error).__name__, "error": str(error)[:2000], "error_where": where}
+
+
+def machine() -> dict[str, Any]:
+    on_gpu = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    hardware = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    return {"packages": json.dumps(installed_versions()), "hardware": hardware, "host": socket.gethostname(), "peak_memory_bytes": peak}
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that could change a number; 'absent' where one is not installed."""
+    return {name: version_of(name) for name in PACKAGES}
+
+
+def version_of(name: str) -> str:
+    try:
+        return package_version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+class Clock:
+    """Seconds since the last lap, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
