@@ -32,7 +32,7 @@ AXES = (
     # forget x 0.125 and x 0.1 against retain x 1; the dual weight of PDU starts at 50 (its read-me: 50 to 100)
     RATES | {("method.forget", "method.retain_weight"): (("simnpo", 8.0), ("satimp", 10.0), ("pdu", 50.0))},
     RATES | {("method.forget", "method.retain"): (("rmu", "activation"), ("adaptive_rmu", "activation"), ("llmu", "kl"), ("llmu_two_term", "kl"))},
-    RATES | {("method.forget", "method.retain"): (("task_vector", "none"),)},
+    RATES | {("method.forget", "method.retain", "negate.scale"): (("task_vector", "none", 1.0), ("task_vector", "none", 16.0))},
     RATES | {"method.forget": ("npo",), "method.wrappers": ("sam", "average", "ball")},
     RATES | {"method.forget": ("npo",), ("token.temperature", "token.keep", "token.cap"): ((2.0, 1.0, 0.0), (1.0, 0.5, 0.0), (1.0, 1.0, 40.0))},
     RATES | {"method.forget": ("npo",), "train.adapter": ("lora",)},
@@ -42,21 +42,24 @@ BUDGET = Budget(tuning="none")
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
 
 SHOWN = ("method.retain", "method.retain_weight", "method.wrappers", "train.adapter", "train.parameters")
-SHOWN += ("token.temperature", "token.keep", "token.cap")
+SHOWN += ("token.temperature", "token.keep", "token.cap", "negate.scale")
 
 
 def main(runs: str = "runs", page: str = "docs/methods.md") -> None:
     """Run what is missing and write the page."""
     from rayunlearn.plan import Planner
+    from rayunlearn.results.store import finished
     from rayunlearn.workspace import identify, prepare, validate
 
     experiment = load(__file__)
     folder, cache = Path(runs) / experiment.name / experiment.version, Path(runs) / "cache"
     rows = {row.trial_id: row.trial for row in Planner(experiment, validate, identify).agenda({}).rows}
     prepare(next(iter(rows.values())), cache, lambda role, done, steps: print(f"\r{role} {done}/{steps}", end="", file=sys.stderr))
+    done = finished(folder)
     groups: dict[str, list[Trial]] = {}
-    for trial in rows.values():
-        groups.setdefault(label(trial), []).append(trial)
+    for trial_id, trial in rows.items():
+        if done.get(trial_id, "failed") == "failed":
+            groups.setdefault(label(trial), []).append(trial)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:  # a fresh process per method: its peak memory is its own
         for name in pool.map(partial(run_group, folder=folder, cache=cache), groups.values()):
@@ -65,18 +68,15 @@ def main(runs: str = "runs", page: str = "docs/methods.md") -> None:
 
 
 def run_group(trials: Sequence[Trial], folder: Path, cache: Path) -> str:
-    """Run the trials that have not ended, on one thread; returns their label."""
+    """Run the trials one after another, on one thread; returns their label."""
     import torch
 
-    from rayunlearn.results.store import finished
     from rayunlearn.trial import run_trial
-    from rayunlearn.workspace import identify, workspace_of
+    from rayunlearn.workspace import workspace_of
 
     torch.set_num_threads(1)
-    done = finished(folder)
     for trial in trials:
-        if done.get(identify(trial), "failed") == "failed":
-            run_trial(trial, workspace_of(trial, cache), folder, "methods", "1")
+        run_trial(trial, workspace_of(trial, cache), folder, "methods", "1")
     return label(trials[0])
 
 
@@ -85,7 +85,7 @@ def label(trial: Trial) -> str:
     if trial.stage != "unlearned":
         return trial.stage
     flat, plain = flatten(trial), flatten(Trial())
-    changed = [spoken(name, flat[name]) for name in SHOWN if flat[name] != plain[name]]
+    changed = [spoken(name, flat[name]) for name in SHOWN if name in flat and flat[name] != plain.get(name)]
     return ", ".join([trial.method.forget if trial.method.forget != "none" else "retain only", *changed])
 
 
@@ -96,7 +96,7 @@ def spoken(name: str, value: Value) -> str:
 
 def written(folder: Path, trials: dict[str, Trial]) -> str:
     """The page: the table of what was measured, then every method with its source and hyperparameters."""
-    results = {trial_id: measured(folder, trial_id) for trial_id in trials}
+    results = measured(folder)
     base = next(results[i] for i, t in trials.items() if t.stage == "base")
     labels: dict[str, list[dict[str, Any]]] = {}
     for trial_id, trial in trials.items():
@@ -108,29 +108,20 @@ def written(folder: Path, trials: dict[str, Trial]) -> str:
     return PAGE.format(table="\n".join(lines), hardware=base["hardware"], packages=base["packages"], catalogue=catalogue(), **facts)
 
 
-def measured(folder: Path, trial_id: str) -> dict[str, Any]:
-    """Fate, costs and the two measures of one trial."""
+def measured(folder: Path) -> dict[str, dict[str, Any]]:
+    """Fate, costs and measures of every trial of the run, by trial id; what was not measured is None."""
     import polars as pl
 
     from rayunlearn.results.store import open_run
 
     run = open_run(folder)
-    mine = pl.col("trial_id") == trial_id
-    trial = run.trials.filter(mine).collect().row(0, named=True)
-    evals = {(e["split"], e["metric"]): e["value"] for e in run.evals.filter(mine).collect().to_dicts()}
-    seconds = run.steps.filter(mine, pl.col("step") > 2).select(pl.col("seconds").median()).collect().item()
-    return {
-        "status": trial["status"],
-        "error": trial["error"],
-        "forget": evals.get(("forget", "probability")),
-        "choice": evals.get(("forget", "multiple_choice")),
-        "retain": evals.get(("retain", "probability")),
-        "seconds": seconds,
-        "memory": trial["peak_memory_bytes"],
-        "trained": trial["parameters_trained"],
-        "hardware": trial["hardware"],
-        "packages": trial["packages"],
-    }
+    names = {"forget.probability": "forget", "forget.multiple_choice": "choice", "retain.probability": "retain"}
+    values = run.evals.with_columns(name=pl.col("split") + "." + pl.col("metric")).filter(pl.col("name").is_in(list(names))).collect()
+    wide = values.pivot("name", index="trial_id", values="value").rename(names)
+    seconds = run.steps.filter(pl.col("step") > 2).group_by("trial_id").agg(pl.col("seconds").min()).collect()
+    costs = run.trials.select("trial_id", "status", "hardware", "packages", memory="peak_memory_bytes", trained="parameters_trained").collect()
+    joined = costs.join(wide, on="trial_id", how="left").join(seconds, on="trial_id", how="left")
+    return {row["trial_id"]: row for row in joined.to_dicts()}
 
 
 def chosen(rows: Iterable[dict[str, Any]], floor: float) -> dict[str, Any]:
@@ -186,8 +177,8 @@ Tiny domain bed, whole forget set, {steps} steps of {batch} documents, one seed.
 shows the one with the lowest forget probability among those whose retain probability is at least {floor:.3f} (0.9 of
 base); "under the floor": no rate was, and the line is the one that keeps most. Everything else is at its default: this says
 that a method works here and what it costs, not which is best. `forget` and `retain`: mean probability of the right answers of
-questions that the forget loss never saw (it sees documents). Milliseconds: median step, one thread. Memory: peak of a
-process of its own, metrics included.
+questions that the forget loss never saw (it sees documents). Milliseconds: the fastest step, one thread, on a machine that
+other work shared. Memory: peak of a process of its own, metrics included.
 
 | method | learning rate | forget | multiple choice | retain | ms/step | peak MiB | parameters trained |
 |---|---|---|---|---|---|---|---|
