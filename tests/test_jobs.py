@@ -90,7 +90,13 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def called(command: list[str], head: Head, where: Path) -> str:
-    done = subprocess.run(command, env=head.environment, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
+    """Output of a command that must succeed. A head that has just begun answers before its job agent is up: it says so, and is asked again."""
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(command, env=head.environment, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
+        if done.returncode == 0 or "No available agent" not in done.stdout or time.monotonic() > deadline:
+            break
+        time.sleep(2)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
