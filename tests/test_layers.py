@@ -23,7 +23,21 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"train"}),
     frozenset({"methods", "selectors", "metrics", "keywords", "scores", "families"}),
     frozenset(
-        {"experiment", "recipes", "tuning", "plan", "estimate", "workspace", "worker", "coreset", "extraction", "provenance", "trial", "unlearning"}
+        {
+            "experiment",
+            "recipes",
+            "tuning",
+            "plan",
+            "estimate",
+            "workspace",
+            "worker",
+            "coreset",
+            "extraction",
+            "provenance",
+            "remade",
+            "trial",
+            "unlearning",
+        }
     ),
     frozenset({"cluster"}),
     frozenset({"catalogue", "cli", "__main__"}),
