@@ -1,0 +1,1 @@
+"""Attacks: ways to get back what unlearning was to take away. Metrics do not know that a model was attacked."""
