@@ -207,6 +207,20 @@ class Stop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attack:
+    """What is done to get it back: `none`, or a name of `rayunlearn list attacks`, on the model that the other settings end with.
+
+    `seed` draws documents, held-out facts and noise. `file`: text that an attack reads, unrelated text for training or
+    rephrasings of the probes; '' for our own. `chat_model` rewrites questions for the attacks that need one.
+    """
+
+    name: str = "none"
+    seed: int = 0
+    file: str = ""
+    chat_model: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One frozen config value. `stage` other than `unlearned` measures base or gold and trains nothing."""
 
@@ -218,6 +232,7 @@ class Trial:
     token: Token = field(default_factory=Token)
     train: Train = field(default_factory=Train)
     stop: Stop = field(default_factory=Stop)
+    attack: Attack = field(default_factory=Attack)
     options: tuple[tuple[str, Value], ...] = ()
 
     def __post_init__(self) -> None:
@@ -235,10 +250,15 @@ def field_names() -> tuple[str, ...]:
 
 
 def flatten(trial: Trial) -> dict[str, Value]:
-    """The whole config as dotted name -> value, in a fixed order; values have the type of their field (1 -> 1.0)."""
+    """The whole config as dotted name -> value, in a fixed order; values have the type of their field (1 -> 1.0).
+
+    `attack.*` is there where there is an attack.
+    """
     flat: dict[str, Value] = {"stage": trial.stage}
     for section in SECTIONS:
         part = getattr(trial, section)
+        if section == "attack" and trial.attack == Attack():  # so that a trial is the same trial whether attacks have been invented or not
+            continue
         flat |= {f"{section}.{f.name}": coerce(f"{section}.{f.name}", getattr(part, f.name), _kind(f)) for f in fields(part)}
     return flat | dict(sorted(trial.options))
 
@@ -282,14 +302,14 @@ def digest(content: object, length: int = 16) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def trial_id(trial: Trial, corpus_digest: str, model_digest: str) -> str:
-    """Digest of the flattened config, with content digests in the place of paths.
+def trial_id(trial: Trial, corpus_digest: str, model_digest: str, attack_digest: str = "") -> str:
+    """Digest of the flattened config, with content digests in the place of paths (`attack_digest`: of what an attack reads).
 
     The same trial on other hardware, under another folder or on another day is the same trial; a changed
     corpus file or other weights make another trial.
     """
     flat = flatten(trial) | {"data.path": corpus_digest, "model.name": model_digest, "model.gold": ""}
-    return digest(flat)
+    return digest(flat | ({"attack.file": attack_digest} if "attack.file" in flat else {}))
 
 
 def _typed(trial: Trial, name: str, value: Value) -> Value:

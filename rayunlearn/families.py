@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
-from rayunlearn.config import Trial, Value, coerce, field_names
+from rayunlearn.attacks.panel import ATTACKS
+from rayunlearn.config import Attack, Trial, Value, coerce, field_names
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.keywords.extractors import EXTRACTORS
 from rayunlearn.methods.companions import COMPANIONS
@@ -46,7 +47,7 @@ def _rule_of(hint: Any) -> Rule | None:
 
 def option_names() -> dict[str, Option]:
     """Every hyperparameter of every family, by dotted name."""
-    tables: tuple[Mapping[str, Any], ...] = (FORGET, RETAIN, COMPANIONS, WRAPPERS, ADAPTERS, SELECTORS, EXTRACTORS, METRICS)
+    tables: tuple[Mapping[str, Any], ...] = (FORGET, RETAIN, COMPANIONS, WRAPPERS, ADAPTERS, SELECTORS, EXTRACTORS, METRICS, ATTACKS)
     functions = [row.function for table in tables for row in table.values()]
     functions += [part for row in FORGET.values() for part in (row.weighting, row.ending)]
     return {option.name: option for function in functions for option in options_of(function)}
@@ -61,6 +62,7 @@ def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
         ("select.extractor", trial.select.extractor, EXTRACTORS),
         ("train.adapter", trial.train.adapter, ADAPTERS),
         *(("method.wrappers", name, WRAPPERS) for name in names_of(trial.method.wrappers)),
+        *([("attack.name", trial.attack.name, ATTACKS)] if trial.attack.name != "none" else []),
     )
     for setting, name, table in tables:
         if name not in table:
@@ -100,8 +102,9 @@ def check(trial: Trial) -> Trial:
     check_combination(trial)
     given = dict(trial.options)
     wanted = [option for function in functions for option in options_of(function)]
+    attack = Attack() if trial.attack.name == "none" else trial.attack
     filled = {o.name: coerce(o.name, given.get(o.name, o.default), o.kind) for o in wanted}
-    return replace(trial, options=tuple(sorted(filled.items())))
+    return replace(trial, attack=attack, options=tuple(sorted(filled.items())))
 
 
 def arguments_of(trial: Trial, function: Callable[..., Any]) -> dict[str, Value]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayunlearn.config import Data, Train, Trial, coerce, digest, field_names, flatten, parse_assignments, trial_id, with_values
+from rayunlearn.config import Attack, Data, Train, Trial, coerce, digest, field_names, flatten, parse_assignments, trial_id, with_values
 from rayunlearn.errors import UserError
 
 
@@ -12,7 +12,8 @@ def test_a_changed_copy_leaves_the_original_alone() -> None:
 
 
 def test_every_setting_of_every_section_is_in_the_flat_config() -> None:
-    assert set(field_names()) | {"stage"} == set(flatten(Trial()))
+    assert set(field_names()) | {"stage"} == set(flatten(Trial(attack=Attack(name="relearning"))))
+    assert not [name for name in flatten(Trial()) if name.startswith("attack.")]  # trials without an attack are named as ever
 
 
 def test_one_and_one_point_zero_are_the_same_trial() -> None:
