@@ -153,13 +153,22 @@ class Token:
         require(self.cap >= 0, "token.cap must be >= 0", self.cap)
 
 
+def block_numbers(layers: str) -> tuple[int, ...]:
+    """`5,6,7` -> (5, 6, 7). Raises UserError for anything but whole numbers from 0, each once."""
+    parts = [part.strip() for part in layers.split(",")] if layers.strip() else []
+    whole = all(part.isdecimal() for part in parts) and len(set(map(int, parts))) == len(parts)
+    require(whole, "train.layers must be different whole numbers from 0, separated by commas", layers)
+    return tuple(map(int, parts))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """How long and how fast. `length` counts `unit`: optimizer steps, epochs or presentations of a document.
 
     The documents of a step go through the model in `accumulation` pieces of batch_size / accumulation, for memory.
     `parameters` is a regular expression searched in parameter names; with `adapter` lora it chooses among the adapters
-    by the name of the module they sit on. `precision` auto: bfloat16 where a GPU has it, float32 weights always.
+    by the name of the module they sit on. `layers`: numbers of blocks, from 0 and separated by commas, that the trained
+    parameters must be part of ('' asks for none). `precision` auto: bfloat16 where a GPU has it, float32 weights always.
     """
 
     learning_rate: float = 1e-4
@@ -171,6 +180,7 @@ class Train:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     parameters: str = ".*"
+    layers: str = ""
     adapter: str = "none"
     accumulation: int = 1
     precision: str = "auto"
@@ -187,6 +197,7 @@ class Train:
         require(0 <= self.warmup_fraction < 1, "train.warmup_fraction must be in [0, 1)", self.warmup_fraction)
         require(self.weight_decay >= 0, "train.weight_decay must be >= 0", self.weight_decay)
         require(self.max_grad_norm > 0, "train.max_grad_norm must be > 0", self.max_grad_norm)
+        block_numbers(self.layers)
         require(self.accumulation >= 1, "train.accumulation must be >= 1", self.accumulation)
         rule = f"train.accumulation must divide train.batch_size {self.batch_size}"
         require(self.batch_size % self.accumulation == 0, rule, self.accumulation)
@@ -309,6 +320,8 @@ def trial_id(trial: Trial, corpus_digest: str, model_digest: str, attack_digest:
     corpus file or other weights make another trial.
     """
     flat = flatten(trial) | {"data.path": corpus_digest, "model.name": model_digest, "model.gold": ""}
+    if not flat["train.layers"]:  # as with `attack.*`: a setting that is not used makes no other trial
+        del flat["train.layers"]
     return digest(flat | ({"attack.file": attack_digest} if "attack.file" in flat else {}))
 
 
@@ -327,11 +340,13 @@ def _kind(field_: "dataclasses.Field[Value]") -> type:
 
 
 def coerce(name: str, value: Value, kind: type) -> Value:
-    """`value` as `kind`: an integral float is an int, an int is a float; anything else is the caller's mistake."""
+    """`value` as `kind`: an integral float is an int, an int is a float or a text; anything else is the caller's mistake."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
+    if kind is str and type(value) is int:  # --set train.layers=5
+        return str(value)
     if type(value) is not kind:
         raise UserError(f"{name} must be {kind.__name__}, got {value!r}")
     return value

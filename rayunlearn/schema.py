@@ -98,6 +98,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("loss", "f64", "forget_loss + retain_weight x retain_loss", "nats or squared activation"),
         Column("forget_loss", "f64", "forget term as its method defines it; null where there is none"),
         Column("retain_loss", "f64", "retain term before its weight; null where there is none"),
+        Column(
+            "retain_weight", "f64", "weight of the retain term in this step (of the last piece with train.accumulation); null where there is none"
+        ),
         Column("grad_norm", "f64", "global L2 norm of the gradient before clipping"),
         Column("learning_rate", "f64", "learning rate of the step"),
         Column("tokens", "i64", "tokens of the step, padding excluded", "tokens"),

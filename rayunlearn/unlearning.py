@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rayunlearn.config import Data, Trial
+from rayunlearn.config import Data, Trial, block_numbers
 from rayunlearn.coreset import sequences_of, written
 from rayunlearn.data.encode import Encoded, collate
 from rayunlearn.errors import require
@@ -49,8 +49,10 @@ def unlearn(
     row, method, train = FORGET[trial.method.forget], trial.method, trial.train
     names = ("learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_grad_norm", "accumulation")
     settings = {name: getattr(train, name) for name in names} | {"check_every": trial.stop.check_every}
-    with adapted(state.model, _bound(trial, ADAPTERS[train.adapter].function), train.parameters, adapter_folder) as parameters:
-        forget, retain = with_prefixes(trial, workspace, state, pair, parameters)
+    adapter, layers = _bound(trial, ADAPTERS[train.adapter].function), block_numbers(train.layers)
+    with adapted(state.model, adapter, train.parameters, adapter_folder, layers) as parameters:
+        choose_parameters(state.model, parameters, layers)
+        forget, retain = with_prefixes(trial, workspace, state, pair)
         terms = Objective(
             state.model,
             forget,
@@ -68,6 +70,7 @@ def unlearn(
             terms,
             steps=n_steps(trial, len(kept)),
             parameters=parameters,
+            layers=layers,
             wrappers=_wrappers(trial),
             keep_going=watch or _utility_watch(trial, workspace, state),
             **settings,
@@ -157,7 +160,7 @@ def norms_along(trial: Trial, workspace: Workspace, state: Loaded, order: Sequen
     forget, retain = sides(whole, workspace, state, order)
     partners = stream(len(retain.sequences), len(order), 0, trial.train.seed) if needs(retain.loss) else []
     matched = replace(retain, sequences=[retain.sequences[p] for p in partners])
-    choose_parameters(state.model, train.parameters)
+    choose_parameters(state.model, train.parameters, block_numbers(train.layers))
     at_point = partial(
         unlearning_norms,
         state.model,
@@ -237,13 +240,12 @@ def cache_key(workspace: Workspace, state: Loaded, sequences: Sequence[Encoded],
     return {"model": [workspace.base_digest, state.checksum], "sequences": sequences_digest(sequences), "place": place, **versions}
 
 
-def with_prefixes(trial: Trial, workspace: Workspace, state: Loaded, pair: tuple[Side, Side], parameters: str) -> tuple[Side, Side]:
-    """Both sides with the cached inputs of the lowest block that `parameters` (a pattern) trains.
+def with_prefixes(trial: Trial, workspace: Workspace, state: Loaded, pair: tuple[Side, Side]) -> tuple[Side, Side]:
+    """Both sides with the cached inputs of the lowest block that has a parameter to train (one that requires a gradient).
 
     They stay without where every block runs anyway: block 0 or the embeddings train, dropout is on, or the model's blocks
     cannot be skipped. `state.model` must hold the base weights.
     """
-    choose_parameters(state.model, parameters)
     block = first_trained_block(state.model)
     looks = {*needs(pair[0].loss), *needs(pair[1].loss)}
     above_loss = "hidden" in looks and block > trial.method.layer

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 from transformers import AutoConfig
 
-from rayunlearn.config import Data, Model, Trial, digest, trial_id
+from rayunlearn.config import Data, Model, Trial, block_numbers, digest, trial_id
 from rayunlearn.data.corpus import load_corpus
 from rayunlearn.data.documents import Corpus
 from rayunlearn.errors import require
@@ -59,11 +59,13 @@ def measured_digest(trial: Trial, start: str) -> str:
 
 
 def validate(trial: Trial) -> Trial:
-    """`families.check`, and what only the model can say: the layer exists. Raises UserError before anything runs."""
+    """`families.check`, and what only the model can say: the layers exist. Raises UserError before anything runs."""
     checked = check(trial)
     used = {*needs(FORGET[trial.method.forget].function), *needs(RETAIN[trial.method.retain].function)}
+    named = block_numbers(trial.train.layers)
+    depth = model_depth(trial.model) if "hidden" in used or named else 0
+    require(max(named, default=-1) < max(depth, 1), f"train.layers must be < {depth}, the model's number of blocks", trial.train.layers)
     if "hidden" in used:
-        depth = model_depth(trial.model)
         require(trial.method.layer < depth, f"method.layer must be < {depth}, the model's number of blocks", trial.method.layer)
     return checked
 

@@ -2,7 +2,20 @@
 
 import pytest
 
-from rayunlearn.config import Attack, Data, Train, Trial, coerce, digest, field_names, flatten, parse_assignments, trial_id, with_values
+from rayunlearn.config import (
+    Attack,
+    Data,
+    Train,
+    Trial,
+    block_numbers,
+    coerce,
+    digest,
+    field_names,
+    flatten,
+    parse_assignments,
+    trial_id,
+    with_values,
+)
 from rayunlearn.errors import UserError
 
 
@@ -52,6 +65,8 @@ def test_the_digest_is_the_sha256_of_canonical_json() -> None:
         ("data.name", "peple", r"did you mean 'people'\?"),
         ("train.learning_rate", -1, r"train\.learning_rate must be > 0, got -1"),
         ("model.teach", False, r"model\.teach must be true when model\.name is 'scratch'"),
+        ("train.layers", "5,x", r"train\.layers must be different whole numbers from 0, separated by commas, got '5,x'"),
+        ("train.layers", "5,5", r"train\.layers must be different whole numbers"),
         ("data.name", "files", r"data\.path must name a directory, file or Hub data set"),
     ],
 )
@@ -69,3 +84,13 @@ def test_assignments_are_json_where_they_parse_and_text_elsewhere() -> None:
 def test_true_is_not_taken_for_a_number() -> None:
     with pytest.raises(UserError, match="x must be float, got True"):
         coerce("x", True, float)
+
+
+def test_blocks_are_written_as_numbers_one_or_several() -> None:
+    written = [with_values(Trial(), parse_assignments([f"train.layers={text}"])).train.layers for text in ("5", "5, 6,7", "")]
+    assert [block_numbers(text) for text in written] == [(5,), (5, 6, 7), ()]
+
+
+def test_a_trial_that_names_no_blocks_has_the_id_it_had_before_blocks_could_be_named() -> None:
+    without = {name: value for name, value in flatten(Trial()).items() if name != "train.layers"} | {"data.path": "c", "model.name": "m"}
+    assert trial_id(Trial(), "c", "m") == digest(without) != trial_id(Trial(train=Train(layers="1")), "c", "m")

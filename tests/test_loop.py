@@ -6,6 +6,7 @@ from torch import nn
 
 from rayunlearn.errors import UserError
 from rayunlearn.train.loop import StepLoss, choose_parameters, optimise
+from tests.tiny_models import tiny_model
 
 
 def bowl() -> tuple[nn.Module, nn.Parameter]:
@@ -57,3 +58,39 @@ def test_only_parameters_whose_name_matches_are_trained() -> None:
 def test_a_pattern_that_matches_nothing_is_the_callers_mistake() -> None:
     with pytest.raises(UserError, match=r"train\.parameters must match at least one parameter, got 'down_porj'"):
         choose_parameters(nn.Linear(1, 1), "down_porj")
+
+
+def test_blocks_are_chosen_by_number_and_the_name_chooses_within_them() -> None:
+    model = tiny_model()
+    chosen = choose_parameters(model, r"mlp\.down_proj", (0, 2))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained == ["model.layers.0.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight"] and len(chosen) == 2
+    assert not any("embed" in name or "lm_head" in name for name in names_trained(model, ".*", (1,)))
+
+
+def names_trained(model: nn.Module, pattern: str, layers: tuple[int, ...]) -> list[str]:
+    choose_parameters(model, pattern, layers)
+    return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layers", "message"),
+    [(".*", (3,), r"train\.layers must be < 3, .* got 3"), ("lm_head", (1,), r"must match at least one parameter in blocks 1, got 'lm_head'")],
+)
+def test_a_block_that_is_not_there_or_holds_no_such_parameter_is_the_callers_mistake(pattern: str, layers: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        choose_parameters(tiny_model(), pattern, layers)
+
+
+def test_the_weight_of_the_retain_term_is_recorded_as_it_was_in_each_step() -> None:
+    model, weight = bowl()
+    weights = (2.0, torch.tensor(2.5), 0.0)
+
+    def loss_of_step(step: int) -> StepLoss:
+        retain = weight.square().sum()
+        return StepLoss(weights[step] * retain, None, retain, retain_weight=weights[step])
+
+    log = optimise(model, loss_of_step, steps=3, learning_rate=0.1)
+    assert [row.retain_weight for row in log.rows] == [2.0, 2.5, 0.0]
+    assert all(row.loss == pytest.approx((row.retain_weight or 0) * (row.retain_loss or 0)) for row in log.rows)
+    assert optimise(model, lambda _s: StepLoss(weight.sum()), steps=1, learning_rate=0.1).rows[0].retain_weight is None

@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +36,16 @@ def lora(modules: Sequence[str], *, rank: Count = 16, alpha: Count = 32, dropout
 
 
 @contextmanager
-def adapted(model: PreTrainedModel, adapter: Callable[[Sequence[str]], LoraConfig | None], pattern: str, folder: Path) -> Iterator[str]:
-    """The model with the adapter beside the linear modules of its blocks whose name matches `pattern`.
+def adapted(
+    model: PreTrainedModel, adapter: Callable[[Sequence[str]], LoraConfig | None], pattern: str, folder: Path, layers: Collection[int] = ()
+) -> Iterator[str]:
+    """The model with the adapter beside the linear modules of its blocks (of `layers` alone, where given) whose name matches `pattern`.
 
     Gives the pattern of the parameters to train. On leaving, the adapter is written to `folder` (adapter_model.safetensors
     and adapter_config.json, nothing else of the model), added to the weights and taken off; after an exception it is taken
     off only. Raises UserError when no module matches.
     """
-    modules = _linear_modules(model, pattern)
+    modules = _linear_modules(model, pattern, layers)
     config = adapter(modules)
     if config is None:
         yield pattern
@@ -59,8 +61,9 @@ def adapted(model: PreTrainedModel, adapter: Callable[[Sequence[str]], LoraConfi
         _take_off(model, merge=False)
 
 
-def _linear_modules(model: PreTrainedModel, pattern: str) -> list[str]:
-    inside = {id(module) for block in blocks(model) for module in block.modules() if isinstance(module, nn.Linear)}
+def _linear_modules(model: PreTrainedModel, pattern: str, layers: Collection[int]) -> list[str]:
+    asked = [block for at, block in enumerate(blocks(model)) if not layers or at in layers]
+    inside = {id(module) for block in asked for module in block.modules() if isinstance(module, nn.Linear)}
     return [name for name, module in model.named_modules() if id(module) in inside and re.search(pattern, name)]
 
 

@@ -3,15 +3,17 @@
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 
-from rayunlearn.errors import UserError
+from rayunlearn.errors import UserError, require
+from rayunlearn.models.forward import blocks
 from rayunlearn.train.device import accelerator
 from rayunlearn.train.step import StepLoss, StepRow
 from rayunlearn.train.wrappers import Wrapper, plain
@@ -40,16 +42,81 @@ class _Timed:
     seconds: float
 
 
-def choose_parameters(model: nn.Module, pattern: str) -> list[nn.Parameter]:
-    """Let only the parameters whose name matches `pattern` (re.search) require gradients, and return them."""
-    matcher = re.compile(pattern)
+@dataclass
+class _Record:
+    """The steps so far. Those since the last look are `pending`: looking at them is a synchronisation with the device."""
+
+    pending: list[_Timed] = field(default_factory=list)
+    rows: list[StepRow] = field(default_factory=list)
+    presentations: int = 0
+    ended: str = "complete"
+
+    def note(self, taken: _Timed) -> None:
+        """Add a step without looking at it."""
+        self.pending.append(taken)
+        self.presentations += taken.loss.n_documents
+
+    def look(self, keep_going: Callable[[int], bool] | None, *, last: bool) -> None:
+        """Read the pending steps and judge them; `keep_going` is not asked after the `last` step."""
+        fresh = _rows(self.pending, len(self.rows))
+        self.rows, self.pending = self.rows + fresh, []
+        if not all(math.isfinite(row.loss) and math.isfinite(row.grad_norm) for row in fresh):
+            self.ended = "diverged"
+        elif not last and keep_going is not None and not keep_going(len(self.rows)):
+            self.ended = "stopped"
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """What takes the steps: the trained parameters, their optimizer, and what acts around each step."""
+
+    place: Accelerator
+    parameters: Sequence[nn.Parameter]
+    optimizer: Any
+    scheduler: Any
+    around: Sequence[Wrapper]
+    accumulation: int
+    max_grad_norm: float
+
+    def step(self, loss_of_step: Callable[[int], StepLoss], number: int) -> _Timed:
+        """Take step `number`, counted from 1, and wait for nothing."""
+        begun = time.perf_counter()
+        loss = _gradient(self.place, loss_of_step, self.around, number - 1, self.accumulation)
+        _share_gradients(self.place, self.parameters)
+        norm = self.place.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for wrapper in self.around:
+            wrapper.after_step(number)
+        taken = _Timed(loss, norm.detach(), self.scheduler.get_last_lr()[0], time.perf_counter() - begun)
+        self.scheduler.step()
+        return taken
+
+
+def choose_parameters(model: nn.Module, pattern: str, layers: Collection[int] = ()) -> list[nn.Parameter]:
+    """Let only the parameters whose name matches `pattern` (re.search) require gradients, and return them.
+
+    layers: blocks (0-based) that they must be part of; () asks for none. Raises UserError where nothing is left to train.
+    """
+    matcher, inside = re.compile(pattern), _of_blocks(model, layers)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(matcher.search(name) is not None)
+        parameter.requires_grad_(matcher.search(name) is not None and (not layers or id(parameter) in inside))
     chosen = [p for p in model.parameters() if p.requires_grad]
     if not chosen:
         names = ", ".join(n for n, _ in list(model.named_parameters())[:6])
-        raise UserError(f"train.parameters must match at least one parameter, got {pattern!r} (names look like {names}, ...)")
+        where = f" in blocks {', '.join(map(str, layers))}" if layers else ""
+        raise UserError(f"train.parameters must match at least one parameter{where}, got {pattern!r} (names look like {names}, ...)")
     return chosen
+
+
+def _of_blocks(model: nn.Module, layers: Collection[int]) -> set[int]:
+    """Identities of the blocks' parameters. Raises UserError for a block that the model does not have."""
+    if not layers:
+        return set()
+    assert isinstance(model, PreTrainedModel)  # other modules have no blocks to choose from
+    there = blocks(model)
+    require(max(layers) < len(there), f"train.layers must be < {len(there)}, the model's number of blocks", max(layers))
+    return {id(parameter) for layer in layers for parameter in there[layer].parameters()}
 
 
 def optimise(
@@ -63,6 +130,7 @@ def optimise(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
     parameters: str = ".*",
+    layers: Collection[int] = (),
     accumulation: int = 1,
     wrappers: Sequence[Build] = (),
     check_every: int = 25,
@@ -75,37 +143,22 @@ def optimise(
     far are looked at (one synchronisation with the device): a non-finite one ends the run as diverged, and
     `keep_going(step)` may end it as stopped. The record is that of the process itself.
     """
-    chosen = choose_parameters(model, parameters)
-    place = accelerator()
+    chosen, place = choose_parameters(model, parameters, layers), accelerator()
     optimizer = place.prepare(torch.optim.AdamW(chosen, lr=learning_rate, weight_decay=weight_decay))
     scheduler = get_scheduler(SCHEDULER_NAMES[schedule], optimizer, round(warmup_fraction * steps), max(1, steps))
     around = [build(loss_of_step, chosen, steps) for build in wrappers]
-    pending: list[_Timed] = []
-    rows: list[StepRow] = []
-    presentations, ended = 0, "complete"
-    for step in range(1, steps + 1):
-        model.train()
-        begun = time.perf_counter()
-        loss = _gradient(place, loss_of_step, around, step - 1, accumulation)
-        _share_gradients(place, chosen)
-        norm = place.clip_grad_norm_(chosen, max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for wrapper in around:
-            wrapper.after_step(step)
-        pending.append(_Timed(loss, norm.detach(), scheduler.get_last_lr()[0], time.perf_counter() - begun))
-        scheduler.step()
-        presentations += loss.n_documents
-        if step % check_every == 0 or step == steps:
-            fresh, pending = _rows(pending, step), []
-            rows += fresh
-            ended = _verdict(fresh, step, steps, keep_going)
-        if ended != "complete":
+    trainer, record = _Trainer(place, chosen, optimizer, scheduler, around, accumulation, max_grad_norm), _Record()
+    for number in range(1, steps + 1):
+        model.train()  # whoever looked at the last step may have left it in evaluation mode
+        record.note(trainer.step(loss_of_step, number))
+        if number % check_every == 0 or number == steps:
+            record.look(keep_going, last=number == steps)
+        if record.ended != "complete":
             break
     for wrapper in around:
         wrapper.at_end()
     model.eval()
-    return TrainLog(tuple(rows), ended, presentations, sum(p.numel() for p in chosen))
+    return TrainLog(tuple(record.rows), record.ended, record.presentations, sum(p.numel() for p in chosen))
 
 
 def _gradient(place: Accelerator, terms: Callable[[int], StepLoss], around: Sequence[Wrapper], step: int, accumulation: int) -> StepLoss:
@@ -143,17 +196,11 @@ def _mean(pieces: Sequence[StepLoss]) -> StepLoss:
     return StepLoss(total, mean([p.forget for p in pieces]), mean([p.retain for p in pieces]), *counts, pieces[-1].retain_weight)
 
 
-def _verdict(fresh: Sequence[StepRow], step: int, steps: int, keep_going: Callable[[int], bool] | None) -> str:
-    if not all(math.isfinite(row.loss) and math.isfinite(row.grad_norm) for row in fresh):
-        return "diverged"
-    stop = step < steps and keep_going is not None and not keep_going(step)
-    return "stopped" if stop else "complete"
-
-
-def _rows(pending: Sequence[_Timed], last_step: int) -> list[StepRow]:
+def _rows(pending: Sequence[_Timed], n_before: int) -> list[StepRow]:
     rows = []
-    for step, one in enumerate(pending, start=last_step - len(pending) + 1):
+    for step, one in enumerate(pending, start=n_before + 1):
         loss = one.loss
         forget, retain = (None if term is None else float(term) for term in (loss.forget, loss.retain))
-        rows.append(StepRow(step, float(loss.total), forget, retain, float(one.norm), one.learning_rate, loss.n_tokens, one.seconds))
+        weight = None if retain is None else float(loss.retain_weight)
+        rows.append(StepRow(step, float(loss.total), forget, retain, weight, float(one.norm), one.learning_rate, loss.n_tokens, one.seconds))
     return rows

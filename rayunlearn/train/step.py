@@ -25,12 +25,13 @@ class StepLoss:
 
 @dataclass(frozen=True)
 class StepRow:
-    """One optimizer step as it is written to the `steps` table."""
+    """One optimizer step as it is written to the `steps` table; `retain_weight` is the weight in force."""
 
     step: int
     loss: float
     forget_loss: float | None
     retain_loss: float | None
+    retain_weight: float | None
     grad_norm: float
     learning_rate: float
     tokens: int
