@@ -57,7 +57,7 @@ def print_selectors(console: Console) -> None:
 
     _heading(console, "select.name: which part of the forget set is kept")
     for name, row in SELECTORS.items():
-        _entry(console, name, row.title, [*options_in_words(row.function), row.source])
+        _entry(console, name, row.title, [*options_in_words(row.function), f"departures: {row.departures}", row.source])
 
 
 def print_extractors(console: Console) -> None:

@@ -27,7 +27,7 @@ from rayunlearn.models.cache import packed, tensors_once, unpacked
 from rayunlearn.models.forward import token_nll
 from rayunlearn.models.load import load_model
 from rayunlearn.results.store import write_table
-from rayunlearn.scores.forward import Passed, passes
+from rayunlearn.scores.forward import Passed, passes, zlib_ratio
 from rayunlearn.scores.gradients import cosines_with
 from rayunlearn.scores.redundancy import covered_weight, effective_rank, expected_coverage, near_duplicate_share, nearest_similarity
 from rayunlearn.scores.sketch import head_gradients
@@ -103,6 +103,15 @@ class Given:
     @cached_property
     def token_nll(self) -> list[Tensor]:
         return [p.token_nll for p in self._passed]
+
+    @cached_property
+    def token_surprise(self) -> list[Tensor]:
+        return [p.surprise for p in self._passed]
+
+    @cached_property
+    def nll_per_byte(self) -> Tensor:
+        documents = self._workspace.corpus.forget
+        return torch.tensor([zlib_ratio(p, documents[at].answer) for p, at in zip(self._passed, self._order, strict=True)])
 
     @cached_property
     def token_error(self) -> list[Tensor]:

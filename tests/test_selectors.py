@@ -1,12 +1,14 @@
 """Selectors by hand, and what holds for all of them."""
 
+import zlib as library_zlib
+
 import pytest
 import torch
 from torch import Tensor
 
 from rayunlearn.families import options_of
 from rayunlearn.methods.view import needs
-from rayunlearn.selectors.selectors import SELECTORS, keep, min_k, moderate, random
+from rayunlearn.selectors.selectors import SELECTORS, keep, min_k, min_k_plus, moderate, random, zlib
 
 EMBEDDINGS = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 LOSSES = [torch.rand(3 + i % 5, generator=torch.Generator().manual_seed(i)) for i in range(40)]
@@ -15,6 +17,8 @@ INPUTS = {
     "seed": 3,
     "embeddings": EMBEDDINGS,
     "token_nll": LOSSES,
+    "token_surprise": [-losses for losses in LOSSES],
+    "nll_per_byte": EMBEDDINGS[:, 1].exp(),
     "token_error": LOSSES,
     "gradients": EMBEDDINGS,
     "retain_alignment": EMBEDDINGS[:, 0].tanh(),
@@ -37,6 +41,20 @@ def test_min_k_averages_the_least_likely_tokens_and_prefers_the_memorised() -> N
 
 def test_min_k_of_one_token_uses_that_token() -> None:
     assert min_k([torch.tensor([2.0])]).tolist() == [-2.0]
+
+
+def test_min_k_plus_averages_the_lowest_standardised_tokens() -> None:
+    """Five tokens, 40 %: the two lowest, -4 and -3, mean -3.5; a document of all -1 scores -1 and comes first."""
+    scores = min_k_plus([torch.tensor([-1.0, -4.0, -0.5, -3.0, -0.2]), torch.full((5,), -1.0)], fraction=0.4)
+    assert scores.tolist() == pytest.approx([-3.5, -1.0])
+    assert keep(scores, 0.5) == [1]
+
+
+def test_zlib_prefers_what_is_known_beyond_its_repetition() -> None:
+    """Both cost 6 nats; 'aaaa...' compresses to fewer bytes, so it owes more of that to repetition and comes second."""
+    bytes_of = [len(library_zlib.compress(text.encode())) for text in ("a" * 40, "The quick brown fox jumps over a lazy dog")]
+    assert bytes_of[0] < bytes_of[1]
+    assert keep(zlib(torch.tensor([6 / n for n in bytes_of])), 1.0) == [1, 0]
 
 
 def test_moderate_keeps_the_median_distance_and_not_the_nearest() -> None:
@@ -75,5 +93,5 @@ def test_equal_scores_keep_the_documents_order() -> None:
 def test_every_selector_scores_every_document_finitely_and_repeatably(name: str) -> None:
     first, again = scores_of(name), scores_of(name)
     assert first.shape == (40,) and bool(torch.isfinite(first).all()) and torch.equal(first, again)
-    assert SELECTORS[name].source and SELECTORS[name].function.__doc__
+    assert SELECTORS[name].source and SELECTORS[name].departures and SELECTORS[name].function.__doc__
     assert all(option.rule is not None for option in options_of(SELECTORS[name].function))

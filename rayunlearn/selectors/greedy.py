@@ -16,8 +16,8 @@ from torch.nn import functional
 def k_center(embeddings: Tensor) -> Tensor:
     """Farthest-first traversal: each next document is the one farthest from all that are taken (Euclidean).
 
-    embeddings (n, D); returns -rank (n,). Sener and Savarese 1708.00489, algorithm 1. They start from a labelled pool;
-    here the first is the document nearest to the mean (ours).
+    embeddings (n, D); returns -rank (n,). Sener and Savarese 1708.00489, algorithm 1; the first is the document nearest
+    to the mean (ours).
     """
     points = embeddings.double()
     first = int((points - points.mean(0)).norm(dim=1).argmin())
@@ -59,9 +59,7 @@ def facility_location(embeddings: Tensor) -> Tensor:
 def craig(gradients: Tensor) -> Tensor:
     """Facility location on gradients: greedy maximum of sum_i max_{j taken} (d_max - ||g_i - g_j||).
 
-    gradients (n, d); returns -rank (n,). CRAIG (Mirzasoleiman et al. 1906.01827, equation 13). Departures: g is a random
-    projection of the head's exact gradient (`scores.sketch`), taken at the base model alone, and the documents' weights
-    (cluster sizes) are not used in training.
+    gradients (n, d); returns -rank (n,). CRAIG (Mirzasoleiman et al. 1906.01827, equation 13).
     """
     distance = torch.cdist(gradients.float(), gradients.float())
     return scores_of(facility_order(distance.max() - distance))
