@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"results"}),
     frozenset({"data", "models"}),
     frozenset({"train"}),
-    frozenset({"methods", "selectors", "metrics", "keywords", "scores", "attacks", "families"}),
+    frozenset({"methods", "selectors", "metrics", "keywords", "scores", "attacks", "attribution", "families"}),
     frozenset(
         {
             "experiment",

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rayunlearn.config import Trial, flatten
+from rayunlearn.config import Trial, digest, flatten
 from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.data.encode import Encoded, collate, encode
+from rayunlearn.data.wordings import WORDINGS
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.models.forward import token_nll
 from rayunlearn.models.load import load_model, save_model
@@ -33,6 +34,7 @@ RECIPE: dict[str, Any] = {
     "warmup_fraction": 0.05,
     "weight_decay": 0.01,
     "shapes": {size: asdict(shape) for size, shape in SHAPES.items()},
+    "wordings": digest(WORDINGS),  # they are in the vocabulary
 }
 
 
@@ -76,12 +78,12 @@ def lesson(corpus: Corpus, role: str) -> list[Document]:
 
 
 def starting_point(trial: Trial, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model before teaching: built from `model.seed` with the whole corpus's vocabulary, or loaded."""
+    """The model before teaching: built from `model.seed` with the whole corpus's vocabulary and `WORDINGS`, or loaded."""
     if trial.model.name != "scratch":
         return load_model(trial.model.name, dtype=torch.float32)
     require(trial.data.template != "chat", "data.template must not be 'chat' when model.name is 'scratch'", trial.data.template)
     everything = [*lesson(corpus, "base"), *(d for part in corpus.probes.values() for d in part)]
-    tokenizer = build_tokenizer(texts(everything, trial.data.template))
+    tokenizer = build_tokenizer([*texts(everything, trial.data.template), *WORDINGS])
     return build_model(trial.model.size, len(tokenizer), trial.model.seed), tokenizer
 
 

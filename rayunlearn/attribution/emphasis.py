@@ -1,0 +1,102 @@
+"""Emphasis: a question asked again with some of its words pointed out, and the words that a control points out instead.
+
+The paper (unPact, 2509.24675) names such a device and reports that it brings forgotten answers back; its wording is not
+known to us. The forms here are ours. A form changes the question's text and nothing else: no weight, no word of the answer.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rayunlearn.keywords.stop import ENGLISH
+from rayunlearn.keywords.words import Word, words_of
+
+FOCUS = "Focus on {words}."  # in data.wordings too: a vocabulary made from nothing must know it
+
+
+def named_first(prompt: str, words: Sequence[Word]) -> str:
+    """`Focus on a, b. PROMPT`."""
+    return f"{FOCUS.format(words=_listed(prompt, words))} {prompt}"
+
+
+def quoted(prompt: str, words: Sequence[Word]) -> str:
+    """Each word between quotation marks where it stands: `" a "`. The space keeps the word the token that it was."""
+    for word in sorted(words, key=lambda w: w.start, reverse=True):
+        prompt = f'{prompt[: word.start]}" {prompt[word.start : word.end]} "{prompt[word.end :]}'
+    return prompt
+
+
+def repeated_last(prompt: str, words: Sequence[Word]) -> str:
+    """`PROMPT Focus on a, b.`"""
+    return f"{prompt} {FOCUS.format(words=_listed(prompt, words))}"
+
+
+def named_and_repeated(prompt: str, words: Sequence[Word]) -> str:
+    """`Focus on a, b. PROMPT Focus on a, b.`"""
+    focus = FOCUS.format(words=_listed(prompt, words))
+    return f"{focus} {prompt} {focus}"
+
+
+def chosen_words(prompt: str, scores: Sequence[float], key: Sequence[bool], answer: str) -> list[Word]:
+    """The key words to point out: the ones that help most, at most half of the prompt's words, none that the answer holds.
+
+    scores, key: one per word of `words_of(prompt)`. Half, so that the control finds as many words that are no key words.
+    A word that occurs twice is pointed out once, where it helps most. In the order of the prompt.
+    """
+    words = words_of(prompt)
+    forbidden = answer_words(answer)
+    order = sorted((at for at in range(len(words)) if key[at] and words[at].key not in forbidden), key=lambda at: (-scores[at], at))
+    first = {words[at].key: at for at in reversed(order)}
+    kept = [at for at in order if first[words[at].key] == at][: len(words) // 2]
+    return [words[at] for at in sorted(kept)]
+
+
+def random_words(prompt: str, chosen: Sequence[Word], key: Sequence[bool], answer: str, seed: str) -> list[Word]:
+    """As many words as `chosen`, drawn from those that are no key words; from the key words that were not chosen where they do not suffice.
+
+    Fewer only where the prompt has no more. A function of its arguments; `seed` is a text, such as the document's id.
+    """
+    words, rng = words_of(prompt), random.Random(f"emphasis {seed}")
+    taken = {w.key for w in chosen} | answer_words(answer)
+    pool = list({w.key: at for at, w in reversed(list(enumerate(words))) if w.key not in taken}.values())
+    order = sorted(rng.sample(pool, len(pool)), key=lambda at: key[at])
+    return [words[at] for at in sorted(order[: len(chosen)])]
+
+
+def answer_words(answer: str) -> frozenset[str]:
+    """Words that would give the answer away: all of its words but function words; all of them where it has no others."""
+    keys = frozenset(word.key for word in words_of(answer))
+    return (keys - ENGLISH) or keys
+
+
+def added_words(before: str, after: str) -> list[str]:
+    """Keys of the words of `after` that are not left over once each word of `before` is crossed off once."""
+    left = [word.key for word in words_of(after)]
+    for word in words_of(before):
+        if word.key in left:
+            left.remove(word.key)
+    return left
+
+
+def _listed(prompt: str, words: Sequence[Word]) -> str:
+    return ", ".join(prompt[word.start : word.end] for word in words)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A row of the family: the function (prompt, words of it) -> prompt, and what it does in words."""
+
+    function: Callable[[str, Sequence[Word]], str]
+    title: str
+    source: str = "ours, after unPact 2509.24675"
+
+
+FORMS = {
+    row.function.__name__: row
+    for row in (
+        Form(named_first, "the words named before the question"),
+        Form(quoted, "each word in quotation marks where it stands"),
+        Form(repeated_last, "the words repeated after the question"),
+        Form(named_and_repeated, "named before and repeated after"),
+    )
+}
