@@ -293,6 +293,15 @@ def with_values(trial: Trial, values: Mapping[str, Value]) -> Trial:
     return replace(trial, **sections, options=tuple(sorted(options.items())))
 
 
+def from_flat(flat: Mapping[str, Value | None]) -> Trial:
+    """The trial of a flattened config, as a row of `trials` has it: the other way of `flatten`.
+
+    None stands for a setting that the trial does not have (a table of many trials has null there), and a section's field
+    that is not mentioned has its default. Raises UserError as `with_values` does.
+    """
+    return with_values(Trial(), {name: value for name, value in flat.items() if value is not None})
+
+
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Value]:
     """`["select.ratio=0.05"]` -> `{"select.ratio": 0.05}`; values are JSON where they parse as JSON, else text."""
     values: dict[str, Value] = {}

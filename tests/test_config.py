@@ -12,6 +12,7 @@ from rayunlearn.config import (
     digest,
     field_names,
     flatten,
+    from_flat,
     parse_assignments,
     trial_id,
     with_values,
@@ -94,3 +95,11 @@ def test_blocks_are_written_as_numbers_one_or_several() -> None:
 def test_a_trial_that_names_no_blocks_has_the_id_it_had_before_blocks_could_be_named() -> None:
     without = {name: value for name, value in flatten(Trial()).items() if name != "train.layers"} | {"data.path": "c", "model.name": "m"}
     assert trial_id(Trial(), "c", "m") == digest(without) != trial_id(Trial(train=Train(layers="1")), "c", "m")
+
+
+def test_a_flattened_trial_comes_back_with_its_options_and_without_the_settings_it_does_not_have() -> None:
+    trial = with_values(Trial(), {"stage": "gold", "select.ratio": 0.25, "method.forget": "rmu", "rmu.steering": 3.5})
+    assert from_flat(flatten(trial) | {"npo.beta": None}) == trial
+    assert from_flat({"train.length": 7.0}) == with_values(Trial(), {"train.length": 7})
+    with pytest.raises(UserError, match=r"unknown setting 'train\.lenght'"):
+        from_flat({"train.lenght": 7.0})

@@ -37,6 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "remade",
             "trial",
             "unlearning",
+            "finished",
         }
     ),
     frozenset({"cluster"}),
