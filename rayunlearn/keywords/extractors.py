@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from rayunlearn.errors import UserError
 from rayunlearn.keywords.phrases import Keyword, Page, Phrase, grouped
-from rayunlearn.keywords.statistics import Statistics, log_odds_z
+from rayunlearn.keywords.statistics import Statistics, tfidf_weight, z_of_words
 from rayunlearn.keywords.words import words_of
 from rayunlearn.ranges import Count, Fraction, NonNegative, Positive
 
@@ -33,11 +33,11 @@ def tfidf(page: Page, statistics: Statistics, *, earliness: NonNegative = 1.0) -
     A word outside the statistics has df 1.
     """
     frequency = Counter(w.key for w in page.words)
-
-    def weight(key: str) -> float:
-        return (1 + math.log(frequency[key])) * math.log((statistics.n_documents + 1) / max(1, statistics.document_counts[key]))
-
-    scores = [sum(map(weight, p.keys)) * (1 + earliness / (1 + p.places[0][0] / 20)) for p in page.phrases]
+    keys = list(frequency)
+    counts = np.fromiter((statistics.document_counts[k] for k in keys), np.int64, len(keys))
+    weights = tfidf_weight(np.fromiter(frequency.values(), np.int64, len(keys)), counts, statistics.n_documents)
+    weight = dict(zip(keys, weights.tolist(), strict=True))
+    scores = [sum(weight[k] for k in p.keys) * (1 + earliness / (1 + p.places[0][0] / 20)) for p in page.phrases]
     return ranked(page, page.phrases, scores)
 
 
@@ -75,7 +75,8 @@ def linked(
 
 
 def _z_of_words(page: Page, forget: Statistics, retain: Statistics, prior_words: float) -> list[float]:
-    return [log_odds_z(forget.counts[w.key], forget.n_words, retain.counts[w.key], retain.n_words, prior_words) for w in page.words]
+    z: list[float] = z_of_words([w.key for w in page.words], forget, retain, prior_words).tolist()
+    return z
 
 
 def textrank(page: Page, *, window: Count = 3, damping: Fraction = 0.85) -> list[Keyword]:
@@ -178,7 +179,7 @@ def runs_above(page: Page, scores: Sequence[float], least: float) -> list[Keywor
             goes_on = bool(places) and places[-1][1] == at and not word.opens
             places[-1:] = [(places[-1][0], at + 1)] if goes_on else [*places[-1:], (at, at + 1)]
     phrases = grouped(page.words, places)
-    values = [max(math.fsum(scores[a:b]) / math.sqrt(b - a) for a, b in p.places) for p in phrases]
+    values = [max(sum(scores[a:b]) / math.sqrt(b - a) for a, b in p.places) for p in phrases]
     return ranked(page, phrases, values)
 
 

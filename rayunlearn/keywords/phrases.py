@@ -72,25 +72,27 @@ def common_words(statistics: Statistics) -> frozenset[str]:
 def _runs(words: Sequence[Word], stop: Collection[str], longest: int) -> Iterator[tuple[int, int]]:
     first = 0
     for at in range(len(words) + 1):
-        ends = at == len(words) or words[at].opens or _breaks(words[at].key, stop)
+        ends = at == len(words) or words[at].opens or breaks(words[at].key, stop)
         if ends:
             run = _without_adverbs(words, first, at)
             if 0 < run[1] - run[0] <= longest:
                 yield run
-            first = at + 1 if at < len(words) and _breaks(words[at].key, stop) else at
+            first = at + 1 if at < len(words) and breaks(words[at].key, stop) else at
 
 
-def _breaks(key: str, stop: Collection[str]) -> bool:
+def breaks(key: str, stop: Collection[str]) -> bool:
+    """Whether a phrase ends before the word and begins after it."""
     return key in stop or key.isdigit()
 
 
 def _without_adverbs(words: Sequence[Word], first: int, last: int) -> tuple[int, int]:
-    while first < last and _is_adverb(words[first].key):
+    while first < last and is_adverb(words[first].key):
         first += 1
-    while first < last and _is_adverb(words[last - 1].key):
+    while first < last and is_adverb(words[last - 1].key):
         last -= 1
     return first, last
 
 
-def _is_adverb(key: str) -> bool:
+def is_adverb(key: str) -> bool:
+    """Whether the word may not stand at either end of a phrase."""
     return key.isascii() and len(key) > 4 and key.endswith("ly")

@@ -2,13 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import regex
 
+from rayunlearn.keywords.tokens import Array, blocks_of, tokens_of
 from rayunlearn.keywords.words import words_of
+
+Numbers = int | Array
 
 _SENTENCE_ENDS = regex.compile(r"[.!?\u3002\uff01\uff1f\n]+")
 
@@ -29,11 +33,11 @@ EMPTY = Statistics(0, 0, Counter(), Counter())
 def statistics_of(texts: Iterable[str]) -> Statistics:
     """Count a corpus in one pass; texts are not kept."""
     n_documents, counts, document_counts = 0, Counter[str](), Counter[str]()
-    for text in texts:
-        keys = [word.key for word in words_of(text)]
-        counts.update(keys)
-        document_counts.update(set(keys))
-        n_documents += 1
+    for block in blocks_of(texts):
+        tokens = tokens_of(block)
+        counts.update(dict(zip(tokens.keys, tokens.counts().tolist(), strict=True)))
+        document_counts.update(dict(zip(tokens.keys, tokens.document_counts().tolist(), strict=True)))
+        n_documents += len(block)
     return Statistics(n_documents, counts.total(), counts, document_counts)
 
 
@@ -72,23 +76,39 @@ def _add_links(a: Links, b: Links) -> Links:
     return Links(a.counts + b.counts, {anchor: a.beside[anchor] + b.beside[anchor] for anchor in a.beside})
 
 
-def log_odds_z(count: int, total: int, other_count: int, other_total: int, prior_words: float) -> float:
-    """z of the log-odds ratio of a word said `count` times in `total` words and `other_count` times in `other_total` words.
+def tfidf_weight(frequency: Numbers, document_count: Numbers, n_documents: int) -> Array:
+    """(1 + ln tf) ln((N + 1) / df) of words that stand `frequency` times in a document and in `document_count` documents (at least 1)."""
+    return (1 + np.log(frequency)) * np.log((n_documents + 1) / np.maximum(1, document_count))
+
+
+def log_odds_z(count: Numbers, total: int, other_count: Numbers, other_total: int, prior_words: float) -> Array:
+    """z of the log-odds ratio of words said `count` times in `total` words and `other_count` times in `other_total` words.
 
     Informative Dirichlet prior of `prior_words` pseudo-words in the proportions of both together (Monroe, Colaresi and
     Quinn 2008, equations 16, 18 and 22). Positive: said more in the first. 0 where nothing can be compared.
     """
+    count, other_count = np.asarray(count), np.asarray(other_count)
     both, total_both = count + other_count, total + other_total
-    if both in (0, total_both):
-        return 0.0
-    prior = prior_words * both / total_both
-    odds, other_odds = (math.log((y + prior) / (n + prior_words - y - prior)) for y, n in ((count, total), (other_count, other_total)))
-    return (odds - other_odds) / math.sqrt(1 / (count + prior) + 1 / (other_count + prior))
+    known = (both > 0) & (both < total_both)
+    prior = prior_words * np.where(known, both, 1) / max(1, total_both)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where not known
+        odds = np.log((count + prior) / (total + prior_words - count - prior))
+        other_odds = np.log((other_count + prior) / (other_total + prior_words - other_count - prior))
+        z = (odds - other_odds) / np.sqrt(1 / (count + prior) + 1 / (other_count + prior))
+    found: Array = np.where(known, z, 0.0)
+    return found
+
+
+def z_of_words(keys: Sequence[str], forget: Statistics, retain: Statistics, prior_words: float) -> Array:
+    """(n,) `log_odds_z` of words in the forget corpus against the retain corpus."""
+    here, there = (np.fromiter((side.counts[k] for k in keys), np.int64, len(keys)) for side in (forget, retain))
+    return log_odds_z(here, forget.n_words, there, retain.n_words, prior_words)
 
 
 def word_z(forget: Statistics, retain: Statistics, prior_words: float) -> dict[str, float]:
     """`log_odds_z` of every word of the forget corpus against the retain corpus."""
-    return {w: log_odds_z(n, forget.n_words, retain.counts[w], retain.n_words, prior_words) for w, n in forget.counts.items()}
+    words = list(forget.counts)
+    return dict(zip(words, z_of_words(words, forget, retain, prior_words).tolist(), strict=True))
 
 
 def link_z(links: Links, prior_words: float) -> dict[str, float]:
@@ -96,9 +116,9 @@ def link_z(links: Links, prior_words: float) -> dict[str, float]:
     n_words = links.counts.total()
     best: dict[str, float] = {}
     for near in links.beside.values():
-        inside = near.total()
-        for word, count in near.items():
-            z = log_odds_z(count, inside, links.counts[word] - count, n_words - inside, prior_words)
+        inside, words = near.total(), list(near)
+        beside, everywhere = (np.fromiter((counted[w] for w in words), np.int64, len(words)) for counted in (near, links.counts))
+        for word, z in zip(words, log_odds_z(beside, inside, everywhere - beside, n_words - inside, prior_words).tolist(), strict=True):
             best[word] = max(best.get(word, -math.inf), z)
     return best
 

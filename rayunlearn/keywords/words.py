@@ -1,7 +1,7 @@
 """Text to words with character spans: one rule for prose, code and scripts that write no spaces.
 
 `WORD` is written in the syntax that both Python's `regex` and Rust's (polars) read alike, so a streaming engine that
-counts words with `str.extract_all(WORD)` counts the same words (tested).
+counts words with `str.extract_all(WORD)` counts the same words (tested). `tokens.tokens_of` does it for many texts at once.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ import regex
 # A run of letters, marks, digits and underscores, joined by single hyphens or apostrophes ("low-cost", "don't",
 # "snake_case"); of scripts without spaces every character is a word, and phrases put them together again.
 SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{SPACELESS}]]"
-WORD = rf"[{SPACELESS}]|{_LETTER}+(?:['’\-]{_LETTER}+)*"
+LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{SPACELESS}]]"
+JOINER = r"['’\-]"
+WORD = rf"[{SPACELESS}]|{LETTER}+(?:{JOINER}{LETTER}+)*"
 _WORD = regex.compile(WORD, regex.V1)
 _PHRASE_GOES_ON = regex.compile(r"\s*[\s/]?\s*")  # what may stand between two words of one phrase
 

@@ -1,0 +1,143 @@
+"""`tfidf` and `log_odds` of many documents at once, over arrays: what `extractors` says of each page, to the last bit (tested).
+
+Every step of `phrases` and `extractors` is done for all words of a block together; no Python runs per word or per document.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+
+from rayunlearn.keywords.phrases import breaks, is_adverb
+from rayunlearn.keywords.statistics import Statistics, tfidf_weight, z_of_words
+from rayunlearn.keywords.stop import ENGLISH
+from rayunlearn.keywords.tokens import Array, Tokens, strings_of, tokens_of
+
+BLANK, SLASH = ord(" "), ord("/")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Keywords of a block, one row per occurrence: documents in order, each one's keywords best first.
+
+    document (m,): which text; keyword (m,): as first written there; score (m,); start, end (m,): characters in the text; new (m,): whether
+    the row is the first of its keyword.
+    """
+
+    document: Array
+    keyword: pyarrow.LargeStringArray
+    score: Array
+    start: Array
+    end: Array
+    new: Array
+
+
+def tfidf_rows(texts: Sequence[str], statistics: Statistics, common: Collection[str], *, earliness: float) -> Found:
+    """`extractors.tfidf` of every text, whose pages leave out the `common` words of the corpus."""
+    tokens = tokens_of(texts)
+    first, last = _candidates(tokens, ENGLISH.union(common))
+    model = _models(tokens, first, last)
+    df = np.fromiter((statistics.document_counts[k] for k in tokens.keys), np.int64, len(tokens.keys))
+    sums = np.zeros(len(first))
+    for step in range(int((last - first).max(initial=0))):
+        long = np.flatnonzero(last - first > step)
+        at = first[long] + step
+        sums[long] += tfidf_weight(tokens.frequency[at], df[tokens.key[at]], statistics.n_documents)
+    place = first - tokens.first_word[tokens.document[first]]
+    scores = sums * (1 + earliness / (1 + place / 20))
+    return _found(tokens, first, last, model, scores[model])
+
+
+def log_odds_rows(texts: Sequence[str], statistics: Statistics, retain_statistics: Statistics, *, prior_words: float, least_z: float) -> Found:
+    """`extractors.log_odds` of every text."""
+    tokens = tokens_of(texts)
+    z = z_of_words(tokens.keys, statistics, retain_statistics, prior_words)[tokens.key] if tokens.keys else np.zeros(0)
+    above = z > least_z
+    goes_on = above & ~tokens.opens
+    goes_on[1:] &= above[:-1]
+    first = np.flatnonzero(above & ~goes_on)
+    last = first + np.diff(np.flatnonzero(np.append(~goes_on[above], True))) if len(first) else first
+    model = _models(tokens, first, last)
+    sums = np.zeros(len(first))
+    for step in range(int((last - first).max(initial=0))):
+        long = np.flatnonzero(last - first > step)
+        sums[long] += z[first[long] + step]
+    return _found(tokens, first, last, model, (sums / np.sqrt(last - first))[model])
+
+
+def _candidates(tokens: Tokens, stop: Collection[str], longest: int = 5) -> tuple[Array, Array]:
+    """Words [first, last) of every candidate phrase, in order, as `phrases.page_of` chooses them."""
+    border = np.fromiter((breaks(key, stop) for key in tokens.keys), bool, len(tokens.keys))[tokens.key]
+    adverb = np.fromiter(map(is_adverb, tokens.keys), bool, len(tokens.keys))[tokens.key]
+    begins = ~border & tokens.opens
+    begins[1:] |= ~border[1:] & border[:-1]
+    run = np.cumsum(begins)
+    ends = np.flatnonzero(~border & ~adverb)  # a phrase begins and ends with one of these
+    new = np.diff(run[ends], prepend=0) > 0
+    first, last = ends[new], ends[np.append(new[1:], True)[: len(ends)]] + 1
+    short = last - first <= longest
+    first, last = first[short], last[short]
+    bare = np.ones(len(tokens.begins), bool)  # documents whose words are all candidates, for want of a phrase
+    bare[tokens.document[first]] = False
+    single = np.flatnonzero(bare[tokens.document])
+    if not len(single):
+        return first, last
+    order = np.argsort(np.concatenate((first, single)), kind="stable")
+    return np.concatenate((first, single))[order], np.concatenate((last, single + 1))[order]
+
+
+def _models(tokens: Tokens, first: Array, last: Array) -> Array:
+    """(m,): for every range of words the first range of the same document with the same keys."""
+    name = tokens.pair[first]  # of the words so far
+    names = len(tokens.key)
+    for step in range(1, int((last - first).max(initial=0))):
+        long = np.flatnonzero(last - first > step)
+        both = name[long] * np.int64(len(tokens.keys)) + tokens.key[first[long] + step]
+        different, name[long] = np.unique(both, return_inverse=True)
+        name[long] += names
+        names += len(different)
+    model = np.empty(names, np.int64)
+    model[name[::-1]] = np.arange(len(first))[::-1]  # the last to be written is the first in order
+    return model[name]
+
+
+def _found(tokens: Tokens, first: Array, last: Array, model: Array, score: Array) -> Found:
+    """Ranges as rows: by document, score (highest first), first occurrence and place."""
+    document = tokens.document[first]
+    order = np.lexsort((model, -score, document))
+    keyword = _texts(tokens, first, last, model)
+    begin = tokens.begins[document[order]]
+    new = model[order] == order
+    return Found(
+        document[order],
+        keyword.take(pyarrow.array(order)),
+        score[order],
+        tokens.start[first[order]] - begin,
+        tokens.end[last[order] - 1] - begin,
+        new,
+    )
+
+
+def _texts(tokens: Tokens, first: Array, last: Array, model: Array) -> pyarrow.LargeStringArray:
+    """(m,) what stands at each range's model, with runs of white space made one blank (`words.phrase_text`)."""
+    start, end = tokens.start[first[model]], tokens.end[last[model] - 1]
+    lengths = end - start
+    places = np.arange(int(lengths.sum())) + np.repeat(start - np.cumsum(lengths) + lengths, lengths)
+    texts = strings_of(tokens.codes[places], lengths)
+    ragged = np.flatnonzero(_ragged(tokens, first, last)[model])
+    if not len(ragged):
+        return texts
+    mended = [" ".join(text.split()) for text in texts.take(pyarrow.array(ragged)).to_pylist()]
+    mask = np.zeros(len(texts), bool)
+    mask[ragged] = True
+    return pyarrow.compute.replace_with_mask(texts, pyarrow.array(mask), pyarrow.array(mended, pyarrow.large_string()))
+
+
+def _ragged(tokens: Tokens, first: Array, last: Array) -> Array:
+    """Which ranges have more than one blank or one slash between two of their words."""
+    gap = tokens.start[1:] - tokens.end[:-1]
+    between = tokens.codes[np.minimum(tokens.end[:-1], len(tokens.codes) - 1)]
+    odd = np.concatenate(([0, 0], np.cumsum((gap > 1) | ((gap == 1) & (between != BLANK) & (between != SLASH)))))
+    return odd[last] > odd[first + 1]
