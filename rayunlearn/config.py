@@ -232,6 +232,30 @@ class Attack:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Which words of a question carry its answer, and what emphasising them brings back (docs/attribution.md).
+
+    `documents` of every split are looked at, at base and at the trial's own weights (0: none). Key tokens: all that help
+    where fewer than `beta` do, else those over `alpha` x the strongest. `gradient_steps` of integrated gradients stand beside
+    (0: none). `path_points`: how many models are measured on the line from the full-set model to this one, and from base to
+    each of them (0: none; ratio 1.0 has base alone).
+    """
+
+    documents: int = 0
+    alpha: float = 0.2
+    beta: int = 4
+    gradient_steps: int = 0
+    path_points: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.documents >= 0, "explain.documents must be >= 0", self.documents)
+        require(0 <= self.alpha < 1, "explain.alpha must be in [0, 1)", self.alpha)
+        require(self.beta >= 1, "explain.beta must be >= 1", self.beta)
+        require(self.gradient_steps >= 0, "explain.gradient_steps must be >= 0", self.gradient_steps)
+        require(self.path_points == 0 or self.path_points >= 3, "explain.path_points must be 0 or >= 3", self.path_points)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One frozen config value. `stage` other than `unlearned` measures base or gold and trains nothing."""
 
@@ -244,6 +268,7 @@ class Trial:
     train: Train = field(default_factory=Train)
     stop: Stop = field(default_factory=Stop)
     attack: Attack = field(default_factory=Attack)
+    explain: Explain = field(default_factory=Explain)
     options: tuple[tuple[str, Value], ...] = ()
 
     def __post_init__(self) -> None:
@@ -263,12 +288,12 @@ def field_names() -> tuple[str, ...]:
 def flatten(trial: Trial) -> dict[str, Value]:
     """The whole config as dotted name -> value, in a fixed order; values have the type of their field (1 -> 1.0).
 
-    `attack.*` is there where there is an attack.
+    `attack.*` is there where there is an attack, `explain.*` where something is explained.
     """
     flat: dict[str, Value] = {"stage": trial.stage}
     for section in SECTIONS:
         part = getattr(trial, section)
-        if section == "attack" and trial.attack == Attack():  # so that a trial is the same trial whether attacks have been invented or not
+        if part in (Attack(), Explain()):  # so that a trial is the same trial whether these have been invented or not
             continue
         flat |= {f"{section}.{f.name}": coerce(f"{section}.{f.name}", getattr(part, f.name), _kind(f)) for f in fields(part)}
     return flat | dict(sorted(trial.options))

@@ -203,13 +203,13 @@ class Planner:
 def canonical(trial: Trial, *, check: Check) -> Trial:
     """The one form of a trial that others differ from in name only.
 
-    Base and gold train nothing, so only their data and model count. With the whole forget set the selector
+    Base and gold train nothing, so only their data and model count, and which of their words are explained. With the whole forget set the selector
     does not matter; without a forget loss (the retain-only control) neither selector nor ratio does, except
     that `epochs` of a smaller coreset are fewer steps, so there the control keeps its ratio; token rules are forget's. Other texts than the
     original are another training, so only what chooses documents is dropped there.
     """
     if trial.stage != "unlearned":
-        return check(Trial(stage=trial.stage, data=trial.data, model=trial.model))
+        return check(Trial(stage=trial.stage, data=trial.data, model=trial.model, explain=replace(trial.explain, path_points=0)))
     if trial.method.forget == "none":
         trial = replace(trial, select=Select(ratio=trial.select.ratio if trial.train.unit == "epochs" else 1.0), token=Token())
     elif trial.select.ratio == 1.0:

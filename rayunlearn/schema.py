@@ -132,6 +132,18 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("rank", "i64", "order in which the selector took it, from 0"),
         Column("score", "f64", "score it was taken for, higher first"),
     ),
+    "attributions": (
+        _TRIAL,
+        _STAGE,
+        _DOC,
+        _SPLIT,
+        Column("unit", "utf8", "token, or word: what was left out; a word's tokens together"),
+        Column("position", "i64", "its place among the units of the prompt, from 0"),
+        Column("token", "utf8", "the token or word as text"),
+        Column("contribution", "f64", "mean log p of the answer's tokens with it minus without it; higher supports the answer", "nats"),
+        Column("is_key", "bool", "key token by the rule of explain.alpha and explain.beta"),
+        Column("gradient", "f64", "tokens: its integrated gradient of the same mean log p; null where explain.gradient_steps is 0", "nats"),
+    ),
     "scores": (
         Column("corpus_digest", "utf8", "content of the corpus"),
         Column("model_digest", "utf8", "content of the weights that scored it; '' for model-free scores"),
@@ -155,7 +167,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("excerpt", "utf8", "its first 200 characters"),
     ),
 }
-PER_TRIAL = ("trials", "steps", "evals", "examples", "coresets")  # written in a trial's own folder, then compacted
+PER_TRIAL = ("trials", "steps", "evals", "examples", "coresets", "attributions")  # written in a trial's own folder, then compacted
 
 
 def column_names(table: str) -> tuple[str, ...]:

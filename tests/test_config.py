@@ -5,6 +5,7 @@ import pytest
 from rayunlearn.config import (
     Attack,
     Data,
+    Explain,
     Train,
     Trial,
     block_numbers,
@@ -26,8 +27,8 @@ def test_a_changed_copy_leaves_the_original_alone() -> None:
 
 
 def test_every_setting_of_every_section_is_in_the_flat_config() -> None:
-    assert set(field_names()) | {"stage"} == set(flatten(Trial(attack=Attack(name="relearning"))))
-    assert not [name for name in flatten(Trial()) if name.startswith("attack.")]  # trials without an attack are named as ever
+    assert set(field_names()) | {"stage"} == set(flatten(Trial(attack=Attack(name="relearning"), explain=Explain(documents=4))))
+    assert not [name for name in flatten(Trial()) if name.startswith(("attack.", "explain."))]  # trials without are named as ever
 
 
 def test_one_and_one_point_zero_are_the_same_trial() -> None:

@@ -9,6 +9,7 @@ WHAT = {
     "evals": "One row per metric of a stage: means of `examples`.",
     "examples": "One row per document and metric. Every mean is taken from here.",
     "coresets": "One row per kept document.",
+    "attributions": "One row per token and per word of a prompt, where `explain.documents` asks for them. The answer is the right one.",
     "scores": "One row per document and scorer. `scores.parquet`.",
     "keywords": "One row per document and keyword. `keywords.parquet`, from `rayunlearn keywords`.",
     "quarantine": "One row per document that was set aside. `quarantine.parquet`.",

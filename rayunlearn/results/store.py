@@ -45,6 +45,7 @@ class Run:
     evals: pl.LazyFrame
     examples: pl.LazyFrame
     coresets: pl.LazyFrame
+    attributions: pl.LazyFrame
     plan: pl.LazyFrame
     quarantine: pl.LazyFrame
     scores: pl.LazyFrame
