@@ -1,4 +1,4 @@
-"""The command line: `rayunlearn run | plan | report | list | prepare | show | keywords`. Nothing heavy is imported until it is needed."""
+"""The command line: one function per command, named as the command is. Nothing heavy is imported until it is needed."""
 
 import argparse
 import os
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     )
     list_parser.add_argument("what", metavar="|".join(LISTS), help="which table")
     _add_keywords(commands)
+    _add_submit(commands)
     return top
 
 
@@ -81,6 +82,85 @@ def _add_keywords(commands: Any) -> None:
     added.add_argument("--set", dest="assignments", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help="e.g. tfidf.earliness=0")
     added.add_argument("--output", metavar="FILE", type=Path, default=Path("keywords.parquet"), help="(default: keywords.parquet)")
     added.add_argument("--show", metavar="N", type=int, default=3, help="documents whose keywords are printed (default: 3)")
+
+
+def _add_submit(commands: Any) -> None:
+    added = _add_experiment(commands, "submit", submit, "run an experiment on a cluster: pack this folder, hand it to the job server, follow it")
+    added.add_argument("--address", metavar="URL", required=True, help="the cluster's job server, http://HOST:8265 (see docs/cluster.md)")
+    added.add_argument("--gpus-per-trial", metavar="F", type=float, help="as in `run`")
+    added.add_argument("--include", metavar="PATH", nargs="+", action="extend", default=[], help="pack this too, although git ignores it")
+    added.add_argument(
+        "--pass", dest="variables", metavar="NAME", nargs="+", action="extend", default=[], help="environment variables to give to the job"
+    )
+    added.add_argument("--install", action="store_true", help="install the packed project on the machines first (minutes, once per change of it)")
+    how = added.add_mutually_exclusive_group()
+    how.add_argument("--follow", action="store_true", help="print what the job prints and return its exit status (the default)")
+    how.add_argument("--detach", action="store_true", help="return as soon as the job is accepted")
+    jobs_parser = _add(commands, "jobs", jobs, "list the jobs of a cluster with where their runs are, follow one, or stop it")
+    jobs_parser.add_argument("job", metavar="JOB", nargs="?", default="", help="follow this job (default: list all)")
+    jobs_parser.add_argument("--address", metavar="URL", required=True, help="the cluster's job server, http://HOST:8265")
+    jobs_parser.add_argument("--stop", action="store_true", help="end the job; what has finished is kept")
+
+
+def submit(chosen: argparse.Namespace) -> int:
+    """Pack, hand over, follow."""
+    from rayunlearn.cluster.submit import Submission
+    from rayunlearn.cluster.submit import submit as hand_over
+    from rayunlearn.families import check
+
+    experiment = _experiment(chosen)
+    check(experiment.base)  # a mistake shows here, before anything is uploaded
+    folder = Path.cwd()
+    file = Path(chosen.experiment).resolve()
+    require(file.is_relative_to(folder), "the experiment must lie in the folder that is packed (the current one)", str(file))
+    missing = [name for name in chosen.variables if name not in os.environ]
+    require(not missing, "--pass must name environment variables that are set", missing)
+    request = Submission(
+        words=tuple(_words_of_the_job(chosen, file.relative_to(folder))),
+        experiment=experiment.name,
+        version=experiment.version,
+        output=str(chosen.output),
+        folder=folder,
+        include=tuple(chosen.include),
+        variables={name: os.environ[name] for name in chosen.variables},
+        install=chosen.install,
+    )
+    job = hand_over(request, chosen.address, print)
+    print(f"job {job}; again: rayunlearn jobs --address {chosen.address} {job}   end it: ... {job} --stop")
+    return DONE if chosen.detach else _follow(job, chosen.address)
+
+
+def _words_of_the_job(chosen: argparse.Namespace, file: Path) -> list[str]:
+    words = ["python", "-m", "rayunlearn", "run", file.as_posix(), "--output", str(chosen.output)]
+    for name in ("recipe", "version", "workers", "gpus_per_trial"):
+        value = getattr(chosen, name)
+        words += [f"--{name.replace('_', '-')}", str(value)] if value not in ("", None, 0) else []
+    return words + (["--set", *chosen.assignments] if chosen.assignments else [])
+
+
+def _follow(job: str, address: str) -> int:
+    from rayunlearn.cluster.submit import follow
+
+    try:
+        return follow(job, address, lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on; look again with: rayunlearn jobs --address {address} {job}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def jobs(chosen: argparse.Namespace) -> int:
+    """List, follow or stop."""
+    from rayunlearn.cluster import submit as server
+
+    if chosen.stop:
+        require(bool(chosen.job), "--stop needs the job's name", chosen.job)
+        print("asked to stop" if server.stop(chosen.job, chosen.address) else "it had ended already")
+        return DONE
+    if chosen.job:
+        return _follow(chosen.job, chosen.address)
+    for row in server.jobs(chosen.address):
+        print(f"{row['job']}  {row['status']:<9}  {row['run']}")
+    return DONE
 
 
 def run(chosen: argparse.Namespace) -> int:
@@ -209,7 +289,7 @@ def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], int],
     return added
 
 
-def _add_experiment(commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str, *, on_cluster: bool = False) -> None:
+def _add_experiment(commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str, *, on_cluster: bool = False) -> Any:
     added = _add(commands, name, command, text)
     added.add_argument("experiment", metavar="EXPERIMENT.py", help="experiment file, for example experiments/hello.py")
     added.add_argument("--set", dest="assignments", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help=SET_HELP)
@@ -224,6 +304,7 @@ def _add_experiment(commands: Any, name: str, command: Callable[[argparse.Namesp
         added.add_argument(
             "--gpus-per-trial", metavar="F", type=float, help="GPUs a trial takes, fractions share one (default: 1 where there are GPUs)"
         )
+    return added
 
 
 PIPED_WIDTH = 190  # characters of a table that goes to a file or a log: all columns fit

@@ -109,6 +109,29 @@ def test_a_submitted_job_runs_an_experiment_and_leaves_its_run(head: Head, check
     assert set(finished(output / "hello" / "1").values()) == {"complete"}
 
 
+def test_submit_packs_follows_and_finds_the_run_again(head: Head, checkout: Path, tmp_path: Path) -> None:
+    output = tmp_path / "runs"
+    command = [sys.executable, "-m", "rayunlearn", "submit", "experiments/hello.py", "--address", head.dashboard, "--output", str(output)]
+    said = called([*command, "--set", *SMALL, *FIXED], head, checkout)
+    assert "packed" in said and "4 of 4 trials are done" in said
+    assert set(finished(output / "hello" / "1").values()) == {"complete"}
+    listed = called([sys.executable, "-m", "rayunlearn", "jobs", "--address", head.dashboard], head, checkout)
+    assert f"SUCCEEDED  {output}/hello/1" in listed
+    again = called([*command, "--set", *SMALL, *FIXED], head, checkout)  # as after a lost head: nothing runs twice
+    assert "4 of 4 trials are done (0 in this call" in again
+
+
+def test_a_job_that_fails_gives_its_exit_status_and_a_client_without_the_token_is_told(head: Head, checkout: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rayunlearn", "submit", "experiments/hello.py", "--address", head.dashboard, "--output", str(tmp_path / "runs")]
+    wrong = subprocess.run(
+        [*command, "--set", "data.name=files", "data.path=/nowhere"], env=head.environment, cwd=checkout, capture_output=True, text=True
+    )
+    assert wrong.returncode == 2 and "/nowhere" in wrong.stdout
+    stranger = {name: value for name, value in head.environment.items() if name != "RAY_AUTH_TOKEN"}
+    refused = subprocess.run([*command, "--detach"], env=stranger, cwd=checkout, capture_output=True, text=True)
+    assert refused.returncode == 2 and "RAY_AUTH_TOKEN" in refused.stderr
+
+
 def test_a_client_of_a_cluster_far_away_runs_an_experiment_there(head: Head, checkout: Path, tmp_path: Path) -> None:
     output = tmp_path / "runs"
     command = [sys.executable, "-m", "rayunlearn", "run", "experiments/hello.py", "--output", str(output), "--address", head.client]
