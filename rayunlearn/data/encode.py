@@ -72,13 +72,17 @@ def encode_pair(doc_id: str, prompt: str, answer: str, tokenizer: PreTrainedToke
     return Encoded(doc_id, ids, max(1, len(ids) - len(after)))
 
 
-def _prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+def prompt_text(prompt: str, tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """The prompt as the model reads it: in the template, or as a user's turn of the tokenizer's own chat template."""
     if template != "chat":
-        return list(tokenizer.encode(template.replace("{prompt}", prompt), add_special_tokens=False))
+        return template.replace("{prompt}", prompt)
     message = [{"role": "user", "content": prompt}]
     text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    text = str(text).removeprefix(tokenizer.bos_token or "")
-    return list(tokenizer.encode(text, add_special_tokens=False))
+    return str(text).removeprefix(tokenizer.bos_token or "")
+
+
+def _prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    return list(tokenizer.encode(prompt_text(prompt, tokenizer, template), add_special_tokens=False))
 
 
 def collate(sequences: Sequence[Encoded], pad_id: int) -> Batch:
