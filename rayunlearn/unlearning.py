@@ -60,7 +60,8 @@ def unlearn(
             retain_weight=method.retain_weight,
             weighting=_bound(trial, row.weighting),
             layer=method.layer,
-            batch_size=piece_size(trial),
+            batch_size=train.batch_size,
+            pieces=n_pieces(trial),
             pad_id=state.pad_id,
             seed=train.seed,
             precision=train.precision,
@@ -94,8 +95,9 @@ def sides(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int]
         know("forget" if known is forget else ("forget", tuple(known)), known, reference_kinds(forget_loss), token.temperature),
         companions,
         rule,
+        mean=FORGET[trial.method.forget].mean,
     )
-    return forget_side, Side(retain_loss, retain, know("retain", retain, reference_kinds(retain_loss), 1.0))
+    return forget_side, Side(retain_loss, retain, know("retain", retain, reference_kinds(retain_loss), 1.0), mean=RETAIN[trial.method.retain].mean)
 
 
 def _companions(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int], kind: str, loss: Callable[..., Tensor]) -> Companions:
@@ -132,11 +134,11 @@ def _wrappers(trial: Trial) -> list[Callable[..., Wrapper]]:
     return [*(partial(WRAPPERS[name].function, **arguments_of(trial, WRAPPERS[name].function)) for name in names_of(trial.method.wrappers)), *last]
 
 
-def piece_size(trial: Trial) -> int:
-    """Documents that go through the model at once: a step's batch is divided into pieces and over the processes there are."""
+def n_pieces(trial: Trial) -> int:
+    """Parts that a step's batch goes through the model in: it is divided into pieces and over the processes there are."""
     batch, shares = trial.train.batch_size, trial.train.accumulation * accelerator().num_processes
     require(batch % shares == 0, f"train.batch_size must be a multiple of train.accumulation x processes, here {shares}", batch)
-    return batch // shares
+    return shares
 
 
 def n_steps(trial: Trial, n_kept: int) -> int:

@@ -109,13 +109,15 @@ def adaptive_rmu(hidden: Tensor, reference_hidden_norm: Tensor, labelled: Tensor
 class ForgetLoss:
     """A row of the family: the function and where it comes from.
 
-    `weighting` says how the retain weight moves from step to step, `ending` what the weights become after the last one.
+    `mean`: what the loss is one mean over, as in `objective.Side`; '' where it is none. `weighting` says how the retain
+    weight moves from step to step, `ending` what the weights become after the last one.
     """
 
     function: Callable[..., Tensor]
     title: str
     source: str
     equation: str
+    mean: str = ""
     weighting: Callable[..., float | Tensor] = fixed
     ending: Callable[..., Tensor] = as_trained
 
@@ -124,21 +126,33 @@ FORGET = {
     row.function.__name__: row
     for row in (
         ForgetLoss(none, "no forget loss (control)", "ours", "0"),
-        ForgetLoss(ga, "gradient ascent", "Jang et al. 2210.01504; TOFU 2401.06121", "-mean NLL"),
-        ForgetLoss(npo, "negative preference optimisation", "Zhang et al. 2404.05868", "-(2/b) log s(b (NLL - NLL_ref))"),
-        ForgetLoss(simnpo, "simple NPO", "Fan et al. 2410.07163", "-(2/b) log s(b (NLL/n - delta))"),
-        ForgetLoss(dpo, "direct preference for a refusal", "Rafailov et al. 2305.18290; TOFU 2401.06121", "-(2/b) log s(b (r_refusal - r_answer))"),
-        ForgetLoss(altpo, "preference for alternates of the model's own", "Mekala et al. 2409.13474", "-(2/b) log s(b (r_alternate - r_answer))"),
-        ForgetLoss(idk, "fine-tuning on refusals", "TOFU 2401.06121 (IDK)", "mean NLL of a refusal"),
-        ForgetLoss(rmu, "representation misdirection", "Li et al. 2403.03218", "mean (h - c u)^2"),
-        ForgetLoss(adaptive_rmu, "RMU with a length per token", "Dang et al. 2408.06223", "mean (h - b |h_ref| u)^2"),
-        ForgetLoss(undial, "self-distillation with adjusted logits", "Dong et al. 2402.10052", "CE(softmax(z_ref - b 1_y), p)"),
-        ForgetLoss(wga, "gradient ascent weighted by likelihood", "Wang et al. 2502.19301", "-mean p^b NLL"),
-        ForgetLoss(satimp, "saturation and importance weights", "Yang et al. 2505.11953", "-mean p^b1 (1-p)^b2 NLL"),
+        ForgetLoss(ga, "gradient ascent", "Jang et al. 2210.01504; TOFU 2401.06121", "-mean NLL", "labels"),
+        ForgetLoss(npo, "negative preference optimisation", "Zhang et al. 2404.05868", "-(2/b) log s(b (NLL - NLL_ref))", "documents"),
+        ForgetLoss(simnpo, "simple NPO", "Fan et al. 2410.07163", "-(2/b) log s(b (NLL/n - delta))", "documents"),
+        ForgetLoss(
+            dpo,
+            "direct preference for a refusal",
+            "Rafailov et al. 2305.18290; TOFU 2401.06121",
+            "-(2/b) log s(b (r_refusal - r_answer))",
+            "documents",
+        ),
+        ForgetLoss(
+            altpo, "preference for alternates of the model's own", "Mekala et al. 2409.13474", "-(2/b) log s(b (r_alternate - r_answer))", "documents"
+        ),
+        ForgetLoss(idk, "fine-tuning on refusals", "TOFU 2401.06121 (IDK)", "mean NLL of a refusal", "refusal"),
+        ForgetLoss(rmu, "representation misdirection", "Li et al. 2403.03218", "mean (h - c u)^2", "labels"),
+        ForgetLoss(adaptive_rmu, "RMU with a length per token", "Dang et al. 2408.06223", "mean (h - b |h_ref| u)^2", "labels"),
+        ForgetLoss(undial, "self-distillation with adjusted logits", "Dong et al. 2402.10052", "CE(softmax(z_ref - b 1_y), p)", "labels"),
+        ForgetLoss(wga, "gradient ascent weighted by likelihood", "Wang et al. 2502.19301", "-mean p^b NLL", "labels"),
+        ForgetLoss(satimp, "saturation and importance weights", "Yang et al. 2505.11953", "-mean p^b1 (1-p)^b2 NLL", "labels"),
         ForgetLoss(ce_u, "cross-entropy to the rest of the distribution", "CE-U, open-unlearning d3d7cf9", "CE(softmax(z without y), p)"),
-        ForgetLoss(pdu, "flat logits, retain loss as constraint", "PDU, open-unlearning d3d7cf9", "mean (max z - mean z)^2; dual weight", dual),
-        ForgetLoss(llmu, "ascent and random mismatch", "Yao et al. 2310.10683", "-w1 NLL + w2 NLL of a random answer"),
-        ForgetLoss(llmu_two_term, "LLMU without the mismatch", "Doshi and Stickland 2411.12103", "-w NLL"),
-        ForgetLoss(task_vector, "negated task vector", "Ilharco et al. 2212.04089; MUSE 2407.06460", "w0 - a (w_forget - w0)", ending=negate),
+        ForgetLoss(
+            pdu, "flat logits, retain loss as constraint", "PDU, open-unlearning d3d7cf9", "mean (max z - mean z)^2; dual weight", "labels", dual
+        ),
+        ForgetLoss(llmu, "ascent and random mismatch", "Yao et al. 2310.10683", "-w1 NLL + w2 NLL of a random answer", "documents"),
+        ForgetLoss(llmu_two_term, "LLMU without the mismatch", "Doshi and Stickland 2411.12103", "-w NLL", "documents"),
+        ForgetLoss(
+            task_vector, "negated task vector", "Ilharco et al. 2212.04089; MUSE 2407.06460", "w0 - a (w_forget - w0)", "labels", ending=negate
+        ),
     )
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class Side:
     """One of the two sides of an objective: its loss, its documents and all that the loss may ask about them.
 
     `prefix`: the inputs of the lowest trained block for these documents, where the blocks below are not to run.
+    `mean` is what the loss is one mean over: documents, labels, the labels of a kind of companion, or '' where lengths
+    do not tell.
     """
 
     loss: Callable[..., Tensor]
@@ -40,6 +43,15 @@ class Side:
     companions: Mapping[str, Companions] = field(default_factory=dict)
     rule: TokenRule = EVERY_TOKEN
     prefix: Prefix | None = None
+    mean: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One presentation: a document and the companion drawn for it of each kind."""
+
+    document: Encoded
+    companions: Mapping[str, Encoded]
 
 
 def stream(n: int, batch_size: int, step: int, seed: int) -> list[int]:
@@ -68,7 +80,13 @@ class Objective:
     """The loss of step s: forget loss of a forget batch + retain weight x retain loss of a retain batch.
 
     The losses come with their hyperparameters bound (functools.partial). A loss that needs no tensor costs no forward.
-    `weighting` moves the retain weight after each step in which both terms were asked for.
+    `weighting` moves the retain weight each time both terms were asked for.
+
+    With `pieces` > 1 it is the loss of piece p that is given, p = step x pieces + 0, 1, ...: the mean over a step's pieces
+    is the loss of its whole batch, value and gradient. For that each piece counts by its share of what the loss is a mean
+    over, and as it then does not matter who is in which piece, a step's documents are sorted by length first: less padding.
+    A mean that lengths do not tell (`ce_u`; label means where `token.keep` or `token.cap` choose by loss) is left as it is:
+    the documents in the order drawn, each piece with its own mean.
     """
 
     def __init__(
@@ -82,48 +100,51 @@ class Objective:
         batch_size: int,
         pad_id: int,
         seed: int,
+        pieces: int = 1,
         weighting: Weighting = fixed,
         precision: str = "float32",
     ) -> None:
         self.retain_weight: float | Tensor = retain_weight
         self._model, self._forget, self._retain, self._weighting = model, forget, retain, weighting
         self._layer, self._batch_size, self._pad_id, self._seed, self._precision = layer, batch_size, pad_id, seed, precision
+        self._pieces = pieces
         self._control = control_direction(model.config.hidden_size, seed).to(model.device)
 
-    def __call__(self, step: int) -> StepLoss:
+    def __call__(self, piece: int) -> StepLoss:
         """Both terms and what was shown. Raises UserError if a side that is asked for has no document."""
-        forget_batch, retain_batch = self._batch(self._forget, step, 2 * self._seed), self._batch(self._retain, step, 2 * self._seed + 1)
-        forget_term, n_forget = self._term(self._forget, forget_batch)
-        retain_term, n_retain = self._term(self._retain, retain_batch)
+        forget_term, n_forget, n_documents = self._term(self._forget, piece, 2 * self._seed)
+        retain_term, n_retain, _ = self._term(self._retain, piece, 2 * self._seed + 1)
         weight = self.retain_weight
         terms = [t for t in (forget_term, None if retain_term is None else weight * retain_term) if t is not None]
         if retain_term is not None:
-            self.retain_weight = self._weighting(weight, retain_term, step)
-        return StepLoss(torch.stack(terms).sum(), forget_term, retain_term, n_forget + n_retain, len(forget_batch), weight)
+            self.retain_weight = self._weighting(weight, retain_term, piece // self._pieces)
+        return StepLoss(torch.stack(terms).sum(), forget_term, retain_term, n_forget + n_retain, n_documents, weight)
 
-    def forget_term(self, step: int) -> Tensor | None:
+    def forget_term(self, piece: int) -> Tensor | None:
         """The forget term alone, with the model as it stands; the retain weight does not move."""
-        return self._term(self._forget, self._batch(self._forget, step, 2 * self._seed))[0]
+        return self._term(self._forget, piece, 2 * self._seed)[0]
 
-    def _batch(self, side: Side, step: int, seed: int) -> list[tuple[Encoded, int]]:
-        """The sequences of a step, each with its epoch; none where the loss looks at none."""
+    def _term(self, side: Side, piece: int, seed: int) -> tuple[Tensor | None, int, int]:
+        """The side's loss on a piece, the tokens that went through the model for it, padding excluded, and its documents."""
         if not needs(side.loss):
-            return []
-        return [(side.sequences[at], epoch) for at, epoch in presentations(len(side.sequences), self._batch_size, step, seed)]
-
-    def _term(self, side: Side, batch: Sequence[tuple[Encoded, int]]) -> tuple[Tensor | None, int]:
-        """The side's loss on the batch and the tokens that went through the model for it, padding excluded."""
-        if not batch:
-            return None, 0
-        sequences = [s for s, _ in batch]
-        drawn_ones = {kind: [drawn(c.choices, s.doc_id, self._seed, epoch) for s, epoch in batch] for kind, c in side.companions.items()}
-        whole = TokenRule(temperature=side.rule.temperature)
+            return None, 0, 0
+        step, part = divmod(piece, self._pieces)
+        shown, share = piece_of(side, self._shown(side, step, seed), part, self._pieces)
+        documents, whole = [one.document for one in shown], TokenRule(temperature=side.rule.temperature)
         with computing(self._model.device, self._precision):
-            views = {kind: self._view(ones, side.companions[kind].reference, whole) for kind, ones in drawn_ones.items()}
-            view = self._view(sequences, side.reference, side.rule, views, side.prefix)
+            views = {kind: self._view([one.companions[kind] for one in shown], c.reference, whole) for kind, c in side.companions.items()}
+            view = self._view(documents, side.reference, side.rule, views, side.prefix)
             term = side.loss(**{name: tensor(view, name) for name in needs(side.loss)})
-        shown = [*(sequences if looks_at_documents(side.loss) else ()), *(s for ones in drawn_ones.values() for s in ones)]
-        return term, sum(len(s.ids) for s in shown)
+        return term if share == 1 else share * term, sum(n_tokens(side, one) for one in shown), len(shown)
+
+    def _shown(self, side: Side, step: int, seed: int) -> list[Shown]:
+        """The presentations of a step, with their companions."""
+        found = []
+        for at, epoch in presentations(len(side.sequences), self._batch_size, step, seed):
+            document = side.sequences[at]
+            companions = {kind: drawn(c.choices, document.doc_id, self._seed, epoch) for kind, c in side.companions.items()}
+            found.append(Shown(document, companions))
+        return found
 
     def _view(
         self,
@@ -144,3 +165,33 @@ class Objective:
             companions=companions or {},
             prefix=prefix,
         )
+
+
+def piece_of(side: Side, shown: Sequence[Shown], part: int, pieces: int) -> tuple[Sequence[Shown], float]:
+    """Part number `part` of a step's presentations, and what its loss is to be multiplied by (see `Objective`)."""
+    if pieces == 1:
+        return shown, 1.0
+    size = len(shown) // pieces
+    by_value = side.rule.by_loss and side.mean != "documents"
+    if not side.mean or by_value:
+        return shown[part * size : (part + 1) * size], 1.0
+    ordered = sorted(shown, key=partial(n_tokens, side))
+    piece = ordered[part * size : (part + 1) * size]
+    here, everywhere = (sum(n_averaged(side, one) for one in some) for some in (piece, ordered))
+    return piece, pieces * here / max(1, everywhere)
+
+
+def n_tokens(side: Side, shown: Shown) -> int:
+    """Tokens that go through the model for a presentation."""
+    own = len(shown.document.ids) if looks_at_documents(side.loss) else 0
+    return own + sum(len(companion.ids) for companion in shown.companions.values())
+
+
+def n_averaged(side: Side, shown: Shown) -> int:
+    """What a presentation adds to the denominator of the side's mean."""
+    if side.mean == "documents":
+        return 1
+    if side.mean == "labels" and side.rule.positions:
+        return len(side.rule.positions.get(shown.document.doc_id, ()))
+    sequence = shown.document if side.mean == "labels" else shown.companions[side.mean]
+    return len(sequence.ids) - sequence.start

@@ -37,20 +37,21 @@ def activation(hidden: Tensor, reference_hidden: Tensor, labelled: Tensor) -> Te
 
 @dataclass(frozen=True)
 class RetainLoss:
-    """A row of the family: the function and where it comes from."""
+    """A row of the family: the function, where it comes from, and what it is one mean over, as in `objective.Side`."""
 
     function: Callable[..., Tensor]
     title: str
     source: str
     equation: str
+    mean: str = ""
 
 
 RETAIN = {
     row.function.__name__: row
     for row in (
         RetainLoss(none, "no retain loss", "ours", "0"),
-        RetainLoss(nll, "next-token loss", "GradDiff: Liu et al. 2203.12817; TOFU 2401.06121", "mean NLL"),
-        RetainLoss(kl, "KL to the reference", "TOFU 2401.06121 (KL minimisation)", "KL(p_ref || p)"),
-        RetainLoss(activation, "activations kept", "RMU: Li et al. 2403.03218", "mean (h - h_ref)^2"),
+        RetainLoss(nll, "next-token loss", "GradDiff: Liu et al. 2203.12817; TOFU 2401.06121", "mean NLL", "labels"),
+        RetainLoss(kl, "KL to the reference", "TOFU 2401.06121 (KL minimisation)", "KL(p_ref || p)", "labels"),
+        RetainLoss(activation, "activations kept", "RMU: Li et al. 2403.03218", "mean (h - h_ref)^2", "labels"),
     )
 }
