@@ -7,9 +7,10 @@ Hypothesis: losses that see only the answer's likelihood differ less from each o
 one of them differs between two learning rates. What would refute it: at the best rate of each, intervals of forget
 probability that lie apart by more than those of one loss at neighbouring rates.
 
-This is a look and no ranking: one seed, four learning rates, every other hyperparameter at its default or its paper's.
+This is a look and no ranking: four learning rates with seed 0, the best of them with seeds 1 and 2 too, every other
+hyperparameter at its default or its paper's.
 
-`rayunlearn run experiments/methods.py` runs it on Ray. `python experiments/methods.py [RUNS] [PAGE]` runs what is missing,
+`rayunlearn run experiments/methods.py` runs seed 0 on Ray. `python experiments/methods.py [RUNS] [PAGE]` runs what is missing,
 one process per method so that its memory can be seen, and writes the page (default: runs docs/methods.md).
 """
 
@@ -21,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rayunlearn.config import Method, Stop, Train, Trial, Value, flatten
+from rayunlearn.config import Method, Stop, Train, Trial, Value, flatten, with_values
 from rayunlearn.experiment import Budget, Objective, load
 
 BASE = Trial(method=Method(layer=1), train=Train(length=60, batch_size=8), stop=Stop(utility_floor=0.1, check_every=20))
@@ -41,6 +42,8 @@ AXES = (
 BUDGET = Budget(tuning="none")
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
 
+SEEDS = (1, 2)  # of the learning rate that seed 0 chose
+
 SHOWN = ("method.retain", "method.retain_weight", "method.wrappers", "train.adapter", "train.parameters")
 SHOWN += ("token.temperature", "token.keep", "token.cap", "negate.scale")
 
@@ -48,35 +51,52 @@ SHOWN += ("token.temperature", "token.keep", "token.cap", "negate.scale")
 def main(runs: str = "runs", page: str = "docs/methods.md") -> None:
     """Run what is missing and write the page."""
     from rayunlearn.plan import Planner
-    from rayunlearn.results.store import finished
     from rayunlearn.workspace import identify, prepare, validate
 
     experiment = load(__file__)
     folder, cache = Path(runs) / experiment.name / experiment.version, Path(runs) / "cache"
     rows = {row.trial_id: row.trial for row in Planner(experiment, validate, identify).agenda({}).rows}
     prepare(next(iter(rows.values())), cache, lambda role, done, steps: print(f"\r{role} {done}/{steps}", end="", file=sys.stderr))
+    run_missing(rows, folder, cache)
+    run_missing(repeats(folder, rows), folder, cache)
+    Path(page).write_text(written(folder, rows), encoding="utf-8")
+
+
+def run_missing(rows: dict[str, Trial], folder: Path, cache: Path) -> None:
+    """Run the trials that have not finished, each method in a fresh process: its peak memory is its own."""
+    from rayunlearn.results.store import finished
+
     done = finished(folder)
     groups: dict[str, list[Trial]] = {}
     for trial_id, trial in rows.items():
         if done.get(trial_id, "failed") == "failed":
             groups.setdefault(label(trial), []).append(trial)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:  # a fresh process per method: its peak memory is its own
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for name in pool.map(partial(run_group, folder=folder, cache=cache), groups.values()):
             print(name, file=sys.stderr)
-    Path(page).write_text(written(folder, rows), encoding="utf-8")
+
+
+def repeats(folder: Path, rows: dict[str, Trial]) -> dict[str, Trial]:
+    """The trial that each label's line is about, with the other seeds, by trial id."""
+    from rayunlearn.workspace import identify, validate
+
+    lines = best_rows(folder, rows)
+    trained = [rows[row["trial_id"]] for row in lines.values() if row["stage"] == "unlearned"]
+    again = [validate(with_values(trial, {"train.seed": seed})) for trial in trained for seed in SEEDS]
+    return {identify(trial): trial for trial in again}
 
 
 def run_group(trials: Sequence[Trial], folder: Path, cache: Path) -> str:
     """Run the trials one after another, on one thread; returns their label."""
     import torch
 
+    from rayunlearn.cluster.folder import commit_of
     from rayunlearn.trial import run_trial
     from rayunlearn.workspace import workspace_of
 
     torch.set_num_threads(1)
     for trial in trials:
-        run_trial(trial, workspace_of(trial, cache), folder, "methods", "1")
+        run_trial(trial, workspace_of(trial, cache), folder, "methods", "1", commit_of(Path(__file__).parent))
     return label(trials[0])
 
 
@@ -96,16 +116,26 @@ def spoken(name: str, value: Value) -> str:
 
 def written(folder: Path, trials: dict[str, Trial]) -> str:
     """The page: the table of what was measured, then every method with its source and hyperparameters."""
+    results, best = measured(folder), best_rows(folder, trials)
+    others: dict[str, list[dict[str, Any]]] = {}
+    for trial_id, trial in repeats(folder, trials).items():
+        others.setdefault(label(trial), []).append(results[trial_id])
+    order = sorted(best, key=lambda name: (name not in ("base", "gold"), name != "retain only"))
+    lines = [line(name, best[name], others.get(name, [])) for name in order]
+    base = best["base"]
+    facts = {"floor": OBJECTIVE.utility_floor * base["retain"], "steps": int(BASE.train.length), "batch": BASE.train.batch_size}
+    facts["commits"] = ", ".join(sorted({row["commit"] for row in results.values()}))
+    return PAGE.format(table="\n".join(lines), hardware=base["hardware"], packages=base["packages"], catalogue=catalogue(), **facts)
+
+
+def best_rows(folder: Path, trials: dict[str, Trial]) -> dict[str, dict[str, Any]]:
+    """By label, the results of the trial that its line is about: `chosen` among the learning rates of seed 0."""
     results = measured(folder)
-    base = next(results[i] for i, t in trials.items() if t.stage == "base")
+    floor = OBJECTIVE.utility_floor * next(results[i]["retain"] for i, t in trials.items() if t.stage == "base")
     labels: dict[str, list[dict[str, Any]]] = {}
     for trial_id, trial in trials.items():
         labels.setdefault(label(trial), []).append(results[trial_id] | {"rate": trial.train.learning_rate, "stage": trial.stage})
-    floor = OBJECTIVE.utility_floor * base["retain"]
-    order = sorted(labels, key=lambda name: (name not in ("base", "gold"), name != "retain only"))
-    lines = [line(name, chosen(labels[name], floor)) for name in order]
-    facts = {"floor": floor, "steps": int(BASE.train.length), "batch": BASE.train.batch_size}
-    return PAGE.format(table="\n".join(lines), hardware=base["hardware"], packages=base["packages"], catalogue=catalogue(), **facts)
+    return {name: chosen(rows, floor) for name, rows in labels.items()}
 
 
 def measured(folder: Path) -> dict[str, dict[str, Any]]:
@@ -119,7 +149,9 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
     values = run.evals.with_columns(name=pl.col("split") + "." + pl.col("metric")).filter(pl.col("name").is_in(list(names))).collect()
     wide = values.pivot("name", index="trial_id", values="value").rename(names)
     seconds = run.steps.filter(pl.col("step") > 2).group_by("trial_id").agg(pl.col("seconds").min()).collect()
-    costs = run.trials.select("trial_id", "status", "hardware", "packages", memory="peak_memory_bytes", trained="parameters_trained").collect()
+    costs = run.trials.select(
+        "trial_id", "status", "commit", "hardware", "packages", memory="peak_memory_bytes", trained="parameters_trained"
+    ).collect()
     joined = costs.join(wide, on="trial_id", how="left").join(seconds, on="trial_id", how="left")
     return {row["trial_id"]: row for row in joined.to_dicts()}
 
@@ -133,19 +165,25 @@ def chosen(rows: Iterable[dict[str, Any]], floor: float) -> dict[str, Any]:
     return max(rows, key=lambda r: -1.0 if r["retain"] is None else r["retain"]) | {"feasible": False}
 
 
-def line(name: str, row: dict[str, Any]) -> str:
-    """One line of the table."""
+def line(name: str, row: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
+    """One line of the table; `others` are the same trial with other seeds."""
 
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
+
+    def over_seeds(measure: str, form: str) -> str:
+        values = [one[measure] for one in (row, *others) if one[measure] is not None]
+        if len(values) < 2:
+            return number(row[measure], form)
+        return f"{format(sum(values) / len(values), form)} ({format(min(values), form)}-{format(max(values), form)})"
 
     trained = row["stage"] == "unlearned"
     cells = [
         f"`{name}`",
         f"{row['rate']:g}" if trained else "",
-        number(row["forget"], ".3f"),
-        number(row["choice"], ".2f"),
-        number(row["retain"], ".3f") + ("" if row["feasible"] or not trained else " (under the floor)"),
+        over_seeds("forget", ".3f"),
+        over_seeds("choice", ".2f"),
+        over_seeds("retain", ".3f") + ("" if row["feasible"] or not trained else " (under the floor)"),
         number(1000 * row["seconds"], ".0f") if row["seconds"] is not None else "",
         number(row["memory"] / 2**20, ".0f"),
         number(row["trained"], ",") if trained else "",
@@ -173,10 +211,11 @@ Generated by `python experiments/methods.py`; do not edit. `rayunlearn list meth
 
 ## On the same bed
 
-Tiny domain bed, whole forget set, {steps} steps of {batch} documents, one seed. Of four learning rates (3e-4 to 1e-2) the line
-shows the one with the lowest forget probability among those whose retain probability is at least {floor:.3f} (0.9 of
-base); "under the floor": no rate was, and the line is the one that keeps most. Everything else is at its default: this says
-that a method works here and what it costs, not which is best. `forget` and `retain`: mean probability of the right answers of
+Tiny domain bed, whole forget set, {steps} steps of {batch} documents. Of four learning rates (3e-4 to 1e-2) the line shows the
+one with the lowest forget probability, with seed 0, among those whose retain probability is at least {floor:.3f} (0.9 of
+base); "under the floor": no rate was, and the line is the one that keeps most. That rate ran with seeds 1 and 2 too: mean over
+the three (lowest-highest). The seed draws batches, companions and noise; base is one model. Everything else is at its default:
+this says that a method works here and what it costs, not which is best. `forget` and `retain`: mean probability of the right answers of
 questions that the forget loss never saw (it sees documents). Milliseconds: the fastest step, one thread, on a machine that
 other work shared. Memory: peak of a process of its own, metrics included.
 
@@ -184,7 +223,7 @@ other work shared. Memory: peak of a process of its own, metrics included.
 |---|---|---|---|---|---|---|---|
 {table}
 
-{hardware}; {packages}.
+Commit {commits}; {hardware}; {packages}.
 
 ## What there is
 

@@ -35,6 +35,16 @@ def test_of_the_rates_that_keep_utility_the_one_that_forgets_most_is_shown(page:
     assert page["chosen"](rows[2:], 0.97) == rows[3] | {"feasible": False}
 
 
+def test_a_line_says_mean_and_range_over_the_seeds(page: dict) -> None:
+    """Forget 0.1, 0.2 and 0.6: mean 0.3, from 0.1 to 0.6; the third seed was not measured for multiple choice: 0.5 of 0.4 and 0.6."""
+    costs = {"rate": 1e-3, "stage": "unlearned", "feasible": True, "seconds": 0.04, "memory": 2**20, "trained": 1000}
+    first, second, third = ({"forget": f, "choice": c, "retain": 0.9} for f, c in ((0.1, 0.4), (0.2, 0.6), (0.6, None)))
+    assert page["line"]("ga", first | costs, [second, third]) == (
+        "| `ga` | 0.001 | 0.300 (0.100-0.600) | 0.50 (0.40-0.60) | 0.900 (0.900-0.900) | 40 | 1 | 1,000 |"
+    )
+    assert "| 0.100 | 0.40 |" in page["line"]("ga", first | costs, [])
+
+
 def test_a_trial_is_called_by_its_method_and_what_differs_from_the_default(page: dict) -> None:
     label = page["label"]
     assert label(Trial()) == "npo" and label(with_values(Trial(), {"stage": "gold"})) == "gold"
