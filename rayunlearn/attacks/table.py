@@ -15,7 +15,7 @@ from typing import Any
 
 KINDS = {
     "weights": "function(model, ...) -> None: the weights are changed in place",
-    "prompt": "function(document, ...) -> Document: one probe's text is changed",
+    "prompt": "function(document, ...) -> Document: one probe's text is changed; wording.NotAllowed, with the reason, leaves it out",
     "tokens": "function(probes, ...) -> list[Probe]: what is asked is changed as token ids",
     "inside": "function(model, probes, ...) -> rows doc_id, split, metric, value, x: what the layers know, x is the layer",
     "decoding": "function(model, probes, ...) -> rows doc_id, split, metric, value: what other answers than the first say",
