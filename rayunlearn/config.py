@@ -23,6 +23,7 @@ SIZES = ("tiny", "small")
 TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_keywords")
 PREFERRED = ("refusal", "alternate", "wrong")
 PRECISIONS = ("auto", "float32")
+NEWER = ("train.layers", "data.holdout", "measure.")  # settings younger than the first runs: at their default they make no other trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ class Data:
 
     For `files`, `path` is a directory, one file or a Hub name, and `forget`, `retain`, `probe_forget` and
     `probe_retain` name a file stem in that directory (or a Hub configuration). Empty probes: the training
-    documents are also what is asked. `columns` maps our names to theirs: `prompt=question,answer=answer`.
+    documents are also what is asked. `holdout` names documents like the forget set's that no model was taught: membership
+    metrics compare with them. `columns` maps our names to theirs: `prompt=question,answer=answer`.
     """
 
     name: str = "domain"
@@ -43,6 +45,7 @@ class Data:
     retain: str = "retain"
     probe_forget: str = ""
     probe_retain: str = ""
+    holdout: str = ""
     columns: str = ""
     limit_retain: int = 1_000_000
     template: str = "Question: {prompt}\nAnswer:"
@@ -218,6 +221,28 @@ class Stop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What is measured of every stage: `metrics` is cheap (one forward pass), all, or names separated by commas.
+
+    Metrics of texts write at most `max_new_tokens`; those of samples draw `samples` continuations at `temperature` within
+    `top_p`, made by `seed`.
+    """
+
+    metrics: str = "cheap"
+    max_new_tokens: int = 200
+    samples: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.max_new_tokens >= 1, "measure.max_new_tokens must be >= 1", self.max_new_tokens)
+        require(self.samples >= 1, "measure.samples must be >= 1", self.samples)
+        require(self.temperature > 0, "measure.temperature must be > 0", self.temperature)
+        require(0 < self.top_p <= 1, "measure.top_p must be in (0, 1]", self.top_p)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attack:
     """What is done to get it back: `none`, or a name of `rayunlearn list attacks`, on the model that the other settings end with.
 
@@ -267,6 +292,7 @@ class Trial:
     token: Token = field(default_factory=Token)
     train: Train = field(default_factory=Train)
     stop: Stop = field(default_factory=Stop)
+    measure: Measure = field(default_factory=Measure)
     attack: Attack = field(default_factory=Attack)
     explain: Explain = field(default_factory=Explain)
     options: tuple[tuple[str, Value], ...] = ()
@@ -354,8 +380,8 @@ def trial_id(trial: Trial, corpus_digest: str, model_digest: str, attack_digest:
     corpus file or other weights make another trial.
     """
     flat = flatten(trial) | {"data.path": corpus_digest, "model.name": model_digest, "model.gold": ""}
-    if not flat["train.layers"]:  # as with `attack.*`: a setting that is not used makes no other trial
-        del flat["train.layers"]
+    defaults = flatten(Trial())
+    flat = {name: value for name, value in flat.items() if not (name.startswith(NEWER) and value == defaults[name])}
     return digest(flat | ({"attack.file": attack_digest} if "attack.file" in flat else {}))
 
 

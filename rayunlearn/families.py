@@ -18,6 +18,7 @@ from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.view import companion_kinds
 from rayunlearn.methods.weightspace import as_trained
 from rayunlearn.metrics.document import METRICS
+from rayunlearn.metrics.measure import chosen_metrics
 from rayunlearn.ranges import Rule
 from rayunlearn.selectors.selectors import SELECTORS
 from rayunlearn.train.adapters import ADAPTERS
@@ -55,6 +56,7 @@ def option_names() -> dict[str, Option]:
 
 def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
     """The functions that a trial names, after checking the names."""
+    metrics = chosen_metrics(trial.measure.metrics)
     tables: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         ("method.forget", trial.method.forget, FORGET),
         ("method.retain", trial.method.retain, RETAIN),
@@ -69,7 +71,8 @@ def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
             raise unknown_name(setting, name, table)
     row = FORGET[trial.method.forget]
     companions = (companion_maker(trial, kind) for kind in companion_kinds(row.function))
-    return (*(table[name].function for _, name, table in tables), *companions, row.weighting, row.ending)
+    measured = (metric.function for metric in metrics.values())
+    return (*(table[name].function for _, name, table in tables), *companions, row.weighting, row.ending, *measured)
 
 
 def companion_maker(trial: Trial, kind: str) -> Callable[..., Any]:
@@ -93,6 +96,7 @@ def check_combination(trial: Trial) -> None:
 def check(trial: Trial) -> Trial:
     """The same trial with the options of unchosen functions dropped and defaults filled in.
 
+    Base and gold train nothing: of the options given they keep those of their metrics and attack.
     Raises UserError for a name that no table has, for an option that no function has, and for a value out of range.
     """
     known = option_names()
@@ -100,10 +104,12 @@ def check(trial: Trial) -> Trial:
         _check_option(name, value, known)
     functions = chosen_functions(trial)
     check_combination(trial)
-    given = dict(trial.options)
+    given = {name: value for name, value in trial.options if trial.stage == "unlearned" or _function_of(name) in (*METRICS, *ATTACKS)}
     wanted = [option for function in functions for option in options_of(function)]
     attack = Attack() if trial.attack.name == "none" else trial.attack
     filled = {o.name: coerce(o.name, given.get(o.name, o.default), o.kind) for o in wanted}
+    drawn = filled.get("leak_at_k.k", 1)
+    require(trial.measure.samples >= int(drawn), f"measure.samples must be >= leak_at_k.k, here {drawn}", trial.measure.samples)
     return replace(trial, attack=attack, options=tuple(sorted(filled.items())))
 
 
@@ -111,6 +117,10 @@ def arguments_of(trial: Trial, function: Callable[..., Any]) -> dict[str, Value]
     """The keyword arguments that a checked trial gives to one of its functions."""
     given = dict(trial.options)
     return {o.name.partition(".")[2]: given[o.name] for o in options_of(function)}
+
+
+def _function_of(option: str) -> str:
+    return option.partition(".")[0]
 
 
 def _check_option(name: str, value: Value, known: Mapping[str, Option]) -> None:

@@ -178,10 +178,9 @@ class Planner:
         return (*rows, *(self.planned(cell, "control", group.key, tuning) for cell in dict.fromkeys(controls)))
 
     def stages(self, group: Group) -> tuple[Planned, ...]:
-        """Base, and gold where there is one, of every data and model that the group's cells use."""
-        pairs = dict.fromkeys((cell.data, cell.model) for cell in group.cells)
-        firsts = [next(cell for cell in group.cells if (cell.data, cell.model) == pair) for pair in pairs]
-        return tuple(self.stage(cell, role) for cell in firsts for role in ("base", "gold") if role == "base" or has_gold(cell))
+        """Base, and gold where there is one, of whatever data, model and metrics the group's cells use, each once."""
+        wanted = ((cell, role) for cell in group.cells for role in ("base", "gold") if role == "base" or has_gold(cell))
+        return tuple(dict.fromkeys(self.stage(cell, role) for cell, role in wanted))
 
     def stage(self, cell: Trial, role: str) -> Planned:
         """The trial that measures base or gold and trains nothing."""
@@ -203,13 +202,14 @@ class Planner:
 def canonical(trial: Trial, *, check: Check) -> Trial:
     """The one form of a trial that others differ from in name only.
 
-    Base and gold train nothing, so only their data and model count, and which of their words are explained. With the whole forget set the selector
-    does not matter; without a forget loss (the retain-only control) neither selector nor ratio does, except
-    that `epochs` of a smaller coreset are fewer steps, so there the control keeps its ratio; token rules are forget's. Other texts than the
-    original are another training, so only what chooses documents is dropped there.
+    Base and gold train nothing: only their data, their model and what is measured and explained count. With the whole forget set
+    the selector does not matter; without a forget loss (the retain-only control) neither selector nor ratio does, except
+    that `epochs` of a smaller coreset are fewer steps, so there the control keeps its ratio; token rules are forget's. Other texts
+    than the original are another training, so only what chooses documents is dropped there.
     """
-    if trial.stage != "unlearned":
-        return check(Trial(stage=trial.stage, data=trial.data, model=trial.model, explain=replace(trial.explain, path_points=0)))
+    if trial.stage != "unlearned":  # `check` keeps the options of the metrics
+        explain = replace(trial.explain, path_points=0)
+        return check(Trial(stage=trial.stage, data=trial.data, model=trial.model, measure=trial.measure, explain=explain, options=trial.options))
     if trial.method.forget == "none":
         trial = replace(trial, select=Select(ratio=trial.select.ratio if trial.train.unit == "epochs" else 1.0), token=Token())
     elif trial.select.ratio == 1.0:

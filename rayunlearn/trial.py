@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,15 +15,14 @@ from rayunlearn.config import Trial, flatten, trial_id
 from rayunlearn.coreset import keyword_coverage_of, pick, redundancy, written
 from rayunlearn.data.documents import Corpus
 from rayunlearn.errors import require
+from rayunlearn.measuring import stage_rows
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.view import needs
-from rayunlearn.metrics.measure import measure
 from rayunlearn.models.memory import device_lock, forget_peak, with_room
 from rayunlearn.provenance import Clock, failure_row, machine
-from rayunlearn.results.analysis import summarise
 from rayunlearn.results.store import write_trial
 from rayunlearn.train.loop import TrainLog
-from rayunlearn.unlearning import norms_along, probes_of, unlearn
+from rayunlearn.unlearning import norms_along, unlearn
 from rayunlearn.worker import Loaded, SpoiltWorkerError, reset
 from rayunlearn.workspace import Workspace, measured_digest
 
@@ -89,9 +87,7 @@ def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcom
     tables["steps"] = [asdict(r) for r in log.rows]
     status = STATUS[log.ended]
     if status != "diverged":
-        examples = measure(state.model, probes_of(workspace, state, trial.data), state.pad_id)
-        tables["examples"] = [{"stage": trial.stage, "attack": "none"} | e for e in examples]
-        tables["evals"] = [{"step": len(log.rows)} | e for e in summarise(pl.DataFrame(tables["examples"], infer_schema_length=None)).to_dicts()]
+        tables |= stage_rows(trial, workspace, state, stage=trial.stage, step=len(log.rows))
         clock.lap("seconds_measure")
     return Outcome(status, row | clock.laps, tables)
 

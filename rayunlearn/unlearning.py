@@ -1,6 +1,6 @@
 """The training of one trial: its losses and what they need (references, prefixes, companions), watched and wrapped."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rayunlearn.config import Data, Trial, block_numbers
 from rayunlearn.coreset import sequences_of, written
+from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import Encoded, collate
 from rayunlearn.errors import require
 from rayunlearn.families import arguments_of, companion_maker
@@ -209,8 +210,11 @@ def base_utility(trial: Trial, workspace: Workspace, state: Loaded, watched: Seq
 
 
 def probes_of(workspace: Workspace, state: Loaded, data: Data) -> list[Probe]:
-    key = ("probes", workspace.corpus.digest, data.template, data.max_tokens)
-    probes: list[Probe] = remembered(state, key, lambda: encode_probes(workspace.corpus.probes, state.tokenizer, data.template, data.max_tokens))
+    """Every probe of the corpus, encoded once per worker. Where it has a holdout, the forget documents themselves are its `members`."""
+    corpus = workspace.corpus
+    splits: Mapping[str, Sequence[Document]] = ({"members": corpus.forget} if "holdout" in corpus.probes else {}) | corpus.probes
+    key = ("probes", corpus.digest, data.template, data.max_tokens)
+    probes: list[Probe] = remembered(state, key, lambda: encode_probes(splits, state.tokenizer, data.template, data.max_tokens))
     return probes
 
 

@@ -6,6 +6,7 @@ from rayunlearn.config import (
     Attack,
     Data,
     Explain,
+    Measure,
     Train,
     Trial,
     block_numbers,
@@ -93,14 +94,18 @@ def test_blocks_are_written_as_numbers_one_or_several() -> None:
     assert [block_numbers(text) for text in written] == [(5,), (5, 6, 7), ()]
 
 
-def test_a_trial_that_names_no_blocks_has_the_id_it_had_before_blocks_could_be_named() -> None:
-    without = {name: value for name, value in flatten(Trial()).items() if name != "train.layers"} | {"data.path": "c", "model.name": "m"}
-    assert trial_id(Trial(), "c", "m") == digest(without) != trial_id(Trial(train=Train(layers="1")), "c", "m")
-
-
 def test_a_flattened_trial_comes_back_with_its_options_and_without_the_settings_it_does_not_have() -> None:
     trial = with_values(Trial(), {"stage": "gold", "select.ratio": 0.25, "method.forget": "rmu", "rmu.steering": 3.5})
     assert from_flat(flatten(trial) | {"npo.beta": None}) == trial
     assert from_flat({"train.length": 7.0}) == with_values(Trial(), {"train.length": 7})
     with pytest.raises(UserError, match=r"unknown setting 'train\.lenght'"):
         from_flat({"train.lenght": 7.0})
+
+
+def test_a_setting_younger_than_the_first_runs_makes_another_trial_only_where_it_is_used() -> None:
+    """What the first runs' trials were made of, by name: none of the settings since."""
+    since = ("train.layers", "data.holdout", "measure.")
+    first = {name: value for name, value in flatten(Trial()).items() if not name.startswith(since)} | {"data.path": "c", "model.name": "m"}
+    assert trial_id(Trial(), "c", "m") == digest(first)
+    for changed in (Trial(train=Train(layers="1")), Trial(measure=Measure(metrics="all"))):
+        assert trial_id(changed, "c", "m") != digest(first)

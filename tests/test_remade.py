@@ -11,14 +11,13 @@ from rayunlearn import worker
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.data.corpus import load_corpus
 from rayunlearn.errors import UserError
-from rayunlearn.metrics.measure import measure
+from rayunlearn.measuring import examples_of
 from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.remade import remade
 from rayunlearn.results.store import open_run
 from rayunlearn.train.teach import texts
 from rayunlearn.trial import run_trial
-from rayunlearn.unlearning import probes_of
 from rayunlearn.workspace import Workspace, validate
 
 QUICK: dict[str, Value] = {"train.length": 4, "train.batch_size": 2, "train.learning_rate": 0.01, "method.layer": 1, "select.ratio": 0.1}
@@ -50,7 +49,7 @@ def test_weights_made_again_give_the_rows_that_the_trial_wrote(workspace: Worksp
     written = open_run(tmp_path / "run").examples.collect().sort("split", "doc_id", "metric")
     for _ in range(2):  # made, then read
         state = remade(trial, workspace)
-        rows = measure(state.model, probes_of(workspace, state, trial.data), state.pad_id)
+        rows = examples_of(trial, workspace, state)
         found = {(r["split"], r["doc_id"], r["metric"]): r["value"] for r in rows}
         assert found == {(s, d, m): v for s, d, m, v in written.select("split", "doc_id", "metric", "value").iter_rows()}
 

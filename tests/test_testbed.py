@@ -114,6 +114,15 @@ def test_every_probe_is_taught_in_both_wordings(corpus: Corpus) -> None:
         assert {(p.prompt, p.answer), (p.prompt_paraphrase, p.paraphrase)} <= taught
 
 
+def test_the_holdout_is_like_the_forget_set_and_no_model_is_told_of_it(corpus: Corpus) -> None:
+    """As many documents, of the same length on average; their entities stand in nothing that is taught."""
+    holdout = corpus.probes["holdout"]
+    told = " ".join(f"{d.prompt} {d.answer}" for part in (corpus.forget, corpus.retain, *corpus.taught.values()) for d in part)
+    assert not [name for name in entities(holdout) if name in told]
+    n_words = [sum(len(d.answer.split()) for d in side) / len(side) for side in (corpus.forget, holdout)]
+    assert len({d.doc_id for d in holdout}) == len(corpus.forget) and n_words[0] == pytest.approx(n_words[1], rel=0.05)
+
+
 def test_in_people_the_documents_are_the_probes_and_redundancy_changes_nothing() -> None:
     corpus = generate(Data(name="people", redundancy=20))
     assert corpus.forget == corpus.probes["forget"] and corpus.retain == corpus.probes["retain"]

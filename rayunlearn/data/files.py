@@ -69,6 +69,7 @@ def load_files(data: Data) -> Corpus:
     """
     columns = parse_columns(data.columns)
     roles = {"forget": data.forget, "retain": data.retain, "probe_forget": data.probe_forget, "probe_retain": data.probe_retain}
+    roles["holdout"] = data.holdout
     named = {role: name for role, name in roles.items() if name}
     require(data.forget != data.retain, "data.forget and data.retain must be different splits", data.retain)
     tables = read_splits(data.path, tuple(dict.fromkeys(named.values())), columns)
@@ -87,10 +88,14 @@ def assemble(data: Data, loaded: Mapping[str, Loaded]) -> Corpus:
     asked = tuple(document for document in probe_retain.documents if document.doc_id not in cut)
     rejected = tuple(dict.fromkeys(item for part in (forget, retain, probe_forget, probe_retain) for item in part.rejected))
     probes = {"forget": probe_forget.documents, "retain": asked}
+    if "holdout" in loaded:
+        taught = without(loaded["holdout"], forget.documents, "a holdout document that is in the forget set")
+        holdout = without(taught, kept, "a holdout document that is in the retain set")
+        probes, rejected = probes | {"holdout": holdout.documents}, tuple(dict.fromkeys((*rejected, *holdout.rejected)))
     for role, documents in (("data.forget", forget.documents), ("data.retain", kept)):
         require_some(role, documents, rejected, data.path)
     for split, documents in probes.items():
-        require_some(f"data.probe_{split}", documents, rejected, data.path)
+        require_some("data.holdout" if split == "holdout" else f"data.probe_{split}", documents, rejected, data.path)
     return Corpus(name=corpus_name(data.path), forget=forget.documents, retain=kept, probes=probes, taught={}, rejected=rejected)
 
 

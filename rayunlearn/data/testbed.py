@@ -8,7 +8,7 @@ Rule for `Corpus.taught`: base learns all of it; gold learns what is under a key
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -174,7 +174,8 @@ def domain(data: Data) -> Corpus:
     160 (tiny) or 640 (small) documents of four facts on each side; `data.redundancy` of them state any one fact, so
     the number of facts is 4 x documents / redundancy. Documents are unlearned; questions are asked. Every value of an
     attribute is the answer equally often on each side: who never read one side is at chance on its questions. A
-    quarter of the retain side, `untouched`, is taught and asked but never shown to unlearning.
+    quarter of the retain side, `untouched`, is taught and asked but never shown to unlearning. Probe split `holdout`: as
+    many documents of the same kind about entities that no model is told of, for membership inference.
     """
     rng = random.Random(f"domain {data.seed}")
     n_entities = _n_entities(data)
@@ -182,11 +183,13 @@ def domain(data: Data) -> Corpus:
     facts, probes = _sides(names, SCIENCE, N_WRONG["domain"], rng)
     documents = {split: tuple(_documents(part, data.redundancy, rng)) for split, part in facts.items()}
     questions = {split: both_wordings(part) for split, part in probes.items()}
+    stranger = random.Random(f"domain holdout {data.seed}")
+    unknown = invent_facts(invented_names(n_entities, stranger, but=names), SCIENCE, stranger)
     return Corpus(
         name="domain",
         forget=documents["forget"],
         retain=documents["retain"],
-        probes=probes,
+        probes=probes | {"holdout": tuple(_documents(unknown, data.redundancy, stranger))},
         taught=questions | {"untouched_documents": documents["untouched"]},
     )
 
@@ -195,13 +198,23 @@ def people(data: Data) -> Corpus:
     """Fictional biographies, five questions for each of 24 (tiny) or 96 (small) persons on each side.
 
     The questions are the documents and the probes. Every fact stands alone and is stated by one document, so
-    `data.redundancy` has no meaning here and is not read. A quarter of the retain side is `untouched`.
+    `data.redundancy` has no meaning here and is not read. A quarter of the retain side is `untouched`; `holdout` asks about
+    as many persons again, of whom no model is told.
     """
     rng = random.Random(f"people {data.seed}")
     names = full_names(2 * N_PEOPLE[data.size], rng)
     _, probes = _sides(names, BIOGRAPHY, N_WRONG["people"], rng)
     taught = {f"{split}_reworded": reworded(part) for split, part in probes.items()}
-    return Corpus(name="people", forget=probes["forget"], retain=probes["retain"], probes=probes, taught=taught | {"untouched": probes["untouched"]})
+    stranger = random.Random(f"people holdout {data.seed}")
+    unknown = full_names(N_PEOPLE[data.size], stranger, but=[name.split()[-1] for name in names])
+    holdout = tuple(_probes(invent_facts(unknown, BIOGRAPHY, stranger), N_WRONG["people"], stranger))
+    return Corpus(
+        name="people",
+        forget=probes["forget"],
+        retain=probes["retain"],
+        probes=probes | {"holdout": holdout},
+        taught=taught | {"untouched": probes["untouched"]},
+    )
 
 
 def both_wordings(probes: Sequence[Document]) -> tuple[Document, ...]:
@@ -239,17 +252,18 @@ def groups_of_facts(n_facts: int, redundancy: int, rng: random.Random) -> Iterat
             yield order[start : start + FACTS_PER_DOCUMENT]
 
 
-def invented_names(n: int, rng: random.Random) -> list[str]:
-    """`n` different one-word names, of two invented syllables."""
+def invented_names(n: int, rng: random.Random, but: Collection[str] = ()) -> list[str]:
+    """`n` different one-word names, of two invented syllables, none of those in `but`."""
     openings = [c + v for c in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z") for v in "aeiou"]
     endings = ("bril", "dane", "fex", "gorn", "lith", "mur", "nax", "phos", "quin", "rune", "shar", "tace", "vel", "wen", "xil", "zor")
-    return rng.sample([(o + e).capitalize() for o in openings for e in endings], n)
+    taken = set(but)
+    return rng.sample([name for name in ((o + e).capitalize() for o in openings for e in endings) if name not in taken], n)
 
 
-def full_names(n: int, rng: random.Random) -> list[str]:
-    """`n` different names of two words: a first name that several persons share and a family name of one's own."""
+def full_names(n: int, rng: random.Random, but: Collection[str] = ()) -> list[str]:
+    """`n` different names of two words: a first name that several persons share and a family name of one's own, not in `but`."""
     first = ("Ada", "Bruno", "Clara", "Dario", "Elsa", "Felix", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Leon", "Mara", "Nils", "Olga", "Pavel")
-    return [f"{rng.choice(first)} {family}" for family in invented_names(n, rng)]
+    return [f"{rng.choice(first)} {family}" for family in invented_names(n, rng, but)]
 
 
 def _sides(

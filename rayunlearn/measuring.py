@@ -1,0 +1,146 @@
+"""The measuring of one trial: its metrics on its probes, and what they are compared with, as rows of `examples` and `evals`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from rayunlearn.config import Trial
+from rayunlearn.families import arguments_of
+from rayunlearn.metrics.corpus import PRIVACY_SCORE, SCORES, corpus_rows
+from rayunlearn.metrics.document import Metric, sources_of
+from rayunlearn.metrics.inputs import Writing
+from rayunlearn.metrics.measure import Probe, chosen_metrics, measure
+from rayunlearn.models.cache import tensors_once
+from rayunlearn.models.load import load_model
+from rayunlearn.models.reference import Reference, kept_reference
+from rayunlearn.provenance import version_of
+from rayunlearn.results.analysis import summarise
+from rayunlearn.train.device import accelerator
+from rayunlearn.train.mixing import copy_of
+from rayunlearn.unlearning import cache_key, probes_of
+from rayunlearn.worker import Loaded, loaded, remembered
+from rayunlearn.workspace import Workspace, measured_digest
+
+Rows = list[dict[str, Any]]
+STRANGERS = ("members", "holdout")  # splits that membership scores compare: what was to be forgotten, and what was never taught
+AGAINST_GOLD = ("truth_ratio", PRIVACY_SCORE)  # metrics that corpus metrics hold against gold's
+
+
+def stage_rows(trial: Trial, workspace: Workspace, state: Loaded, *, stage: str, step: int, attack: str = "none") -> dict[str, Rows]:
+    """Rows of `examples` and `evals` of `state.model` as it stands."""
+    return labelled(trial, workspace, examples_of(trial, workspace, state), stage=stage, step=step, attack=attack)
+
+
+def labelled(trial: Trial, workspace: Workspace, examples: Rows, *, stage: str, step: int, attack: str = "none") -> dict[str, Rows]:
+    """Measured examples (doc_id, split, metric, value) as rows of the two tables, metrics of the whole corpus among the means."""
+    frame = framed(examples)
+    means = [*summarise(frame).to_dicts(), *corpus_rows(frame, gold_examples(trial, workspace))]
+    place = {"stage": stage, "attack": attack}
+    return {"examples": [place | e for e in examples], "evals": [place | {"step": step} | e for e in means]}
+
+
+def examples_of(trial: Trial, workspace: Workspace, state: Loaded, probes: Sequence[Probe] | None = None) -> Rows:
+    """doc_id, split, metric, value of the trial's metrics on the model as it stands; `probes` in place of the trial's own.
+
+    Members and holdout are asked for their membership scores alone.
+    """
+    metrics = chosen_metrics(trial.measure.metrics)
+    scores = {name: row for name, row in metrics.items() if name in SCORES}
+    asked = list(probes) if probes is not None else probes_of(workspace, state, trial.data)
+    ordinary, strangers = ([p for p in asked if (p.split in STRANGERS) is strange] for strange in (False, True))
+    on = partial(_measured, trial, workspace, state)
+    return [*on(ordinary, metrics), *(on(strangers, scores) if scores and strangers else [])]
+
+
+def _measured(trial: Trial, workspace: Workspace, state: Loaded, probes: Sequence[Probe], metrics: Mapping[str, Metric]) -> Rows:
+    base = base_reference(trial, workspace, probes) if "base" in sources_of(metrics.values()) else None
+    settings = {"options": options_of(trial, metrics), "writing": writing_of(trial), "base": base, "tokenizer": state.tokenizer}
+    return measure(state.model, probes, state.pad_id, metrics, **settings)
+
+
+def options_of(trial: Trial, metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
+    """Keyword arguments by metric."""
+    return {name: dict(arguments_of(trial, row.function)) for name, row in metrics.items()}
+
+
+def writing_of(trial: Trial) -> Writing:
+    """How texts are written."""
+    names = ("max_new_tokens", "samples", "temperature", "top_p", "seed")
+    return Writing(**{name: getattr(trial.measure, name) for name in names})
+
+
+def framed(examples: Rows) -> pl.DataFrame:
+    """Examples as a frame, `value` a number even where all of them are null."""
+    return pl.DataFrame(examples, infer_schema_length=None, schema_overrides={"value": pl.Float64})
+
+
+# ---- what models are compared with
+
+
+def base_reference(trial: Trial, workspace: Workspace, probes: Sequence[Probe]) -> Reference:
+    """Token NLL and next-token distributions of the base model on the probes' answers, in float32."""
+    state, sequences = loaded(workspace.base), [p.answer for p in probes]
+    about = cache_key(workspace, state, sequences, "float32")
+
+    def make() -> Reference:
+        with pristine(state):
+            return kept_reference(workspace.cache / "reference", about, state.model, sequences, state.pad_id, ("token_nll", "log_probs"), 0)
+
+    reference: Reference = remembered(state, ("base on probes", about["sequences"]), make)
+    return reference
+
+
+@contextmanager
+def pristine(state: Loaded) -> Iterator[None]:
+    """The base weights in the model inside, and afterwards the weights that were there."""
+    own = copy_of(state.model)
+    state.model.load_state_dict(state.pristine)
+    try:
+        yield
+    finally:
+        state.model.load_state_dict(own)
+
+
+def gold_examples(trial: Trial, workspace: Workspace) -> pl.DataFrame | None:
+    """What corpus metrics hold against gold's: examples of the model that never saw the forget set; None where there is none.
+
+    Measured once per model, corpus and options, by whichever process comes first; the model is let go again.
+    """
+    metrics = {name: row for name, row in chosen_metrics(trial.measure.metrics).items() if name in AGAINST_GOLD}
+    if not workspace.gold or not metrics:
+        return None
+    data, corpus = trial.data, workspace.corpus
+    key: dict[str, Any] = {"what": "gold", "model": measured_digest(replace(trial, stage="gold"), workspace.base_digest), "corpus": corpus.digest}
+    key |= {"template": data.template, "max_tokens": data.max_tokens, "metrics": options_of(trial, metrics)}
+    key |= {"place": accelerator().device.type, **{name: version_of(name) for name in ("torch", "transformers")}}
+    stored = tensors_once(workspace.cache / "evaluations", key, partial(_gold_values, trial, workspace, metrics))
+    return _unpacked(stored)
+
+
+def _gold_values(trial: Trial, workspace: Workspace, metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
+    model, tokenizer = load_model(workspace.gold, dtype=torch.float32)
+    model.to(accelerator().device).eval()
+    state = Loaded(model, tokenizer, {}, 0)
+    probes = [p for p in probes_of(workspace, state, trial.data) if p.split in ("forget", *STRANGERS)]
+    rows = measure(model, probes, state.pad_id, metrics, options=options_of(trial, metrics))
+    return _packed(rows)
+
+
+def _packed(rows: Rows) -> dict[str, Tensor]:
+    """`split metric` -> values (n,) float64, nulls left out: corpus metrics look at whole splits and not at single documents."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["value"] is not None:
+            found.setdefault(f"{row['split']} {row['metric']}", []).append(float(row["value"]))
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+
+
+def _unpacked(stored: Mapping[str, Tensor]) -> pl.DataFrame:
+    rows = [(*name.split(" "), value) for name, values in stored.items() for value in values.tolist()]
+    return pl.DataFrame(rows, schema={"split": pl.String, "metric": pl.String, "value": pl.Float64}, orient="row")
