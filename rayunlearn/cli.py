@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     list_parser.add_argument("what", metavar="|".join(LISTS), help="which table")
     _add_keywords(commands)
     _add_submit(commands)
+    _add_books(commands)
     return top
 
 
@@ -161,6 +162,21 @@ def jobs(chosen: argparse.Namespace) -> int:
     for row in server.jobs(chosen.address):
         print(f"{row['job']}  {row['status']:<9}  {row['run']}")
     return DONE
+
+
+def _add_books(commands: Any) -> None:
+    added = _add(commands, "books", books, "cut books into a corpus of passages: one book to forget, others to keep, continuations to ask")
+    added.add_argument("source", metavar="BOOKS", type=Path, help="a data file with the columns title and text, or a folder of .txt files")
+    added.add_argument("--forget", metavar="TITLE", required=True, help="the book to forget")
+    added.add_argument("--retain", metavar="TITLE", nargs="+", required=True, help="the books to keep")
+    for name, dest, text in (
+        ("--passages", "n_forget", "passages of the forgotten book (default: 120)"),
+        ("--retain-passages", "n_retain", "passages of each kept book (default: 30)"),
+        ("--words", "n_words", "words of a passage (default: 48)"),
+        ("--seed", "seed", "which passages are drawn (default: 0)"),
+    ):
+        added.add_argument(name, dest=dest, metavar="N", type=int, default=argparse.SUPPRESS, help=text)
+    added.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/books"), help="(default: runs/books)")
 
 
 def run(chosen: argparse.Namespace) -> int:
@@ -280,6 +296,18 @@ def keywords(chosen: argparse.Namespace) -> int:
         print(f"{document.doc_id}  {', '.join(f'{k.text} ({k.score:.2f})' for k in found[:10]) or '(none)'}")
     aside = f", {len(done.rejected)} set aside" if done.rejected else ""
     print(f"{sum(map(len, done.keywords))} keywords of {len(done.documents)} documents{aside}: {chosen.output}")
+    return DONE
+
+
+def books(chosen: argparse.Namespace) -> int:
+    """A corpus of passages, for data.path."""
+    from rayunlearn.data.books import Cut, cut_books
+
+    sizes = {name: value for name, value in vars(chosen).items() if name in ("n_forget", "n_retain", "n_words", "seed")}
+    rows = cut_books(chosen.source, Cut(forget=chosen.forget, retain=tuple(chosen.retain), **sizes), chosen.output)
+    print(f"{', '.join(f'{count} {name}' for name, count in rows.items())}: {chosen.output}")
+    probes = "data.probe_forget=probe_forget data.probe_retain=probe_retain"
+    print(f"use it with --set data.name=files data.path={chosen.output} data.template={{prompt}} {probes}")
     return DONE
 
 
