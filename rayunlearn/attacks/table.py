@@ -39,6 +39,7 @@ GIVEN = {
     "texts": "doc_id -> condition -> text, from attack.file; empty without one",
     "chat": "a chat model as a function of messages (keywords.judge.Chat), from attack.chat_model; None without one",
     "encode": "function(Document) -> Probe, with the trial's template and length",
+    "template": "data.template, the layout of a question",
     "rng": "random.Random of attack.seed and the attack's name; of kind prompt also of the doc_id",
     "seed": "attack.seed, where torch draws",
     "watch": "function(step) -> bool, to be handed to train.loop.optimise as keep_going: it measures along the way",
