@@ -24,6 +24,12 @@ ROLES = {
     "grid": "a cell of the axes",
 }
 
+ATTACK_ROLES = {
+    "attack": "an unlearned model, at the strength that is reported, over seeds",
+    "control": "the same on base or gold, or the attack that its row of the table names as its control",
+    "tuning": "asked for by Optuna: the strength that gets most back",
+}
+
 
 @dataclass(frozen=True)
 class Column:
@@ -38,7 +44,7 @@ class Column:
 
 _TRIAL = Column("trial_id", "utf8", "digest of the flattened config; joins the tables")
 _STAGE = Column("stage", "utf8", "base, gold or unlearned: which model was measured")
-_ATTACK = Column("attack", "utf8", "attack that the model or prompt went through; 'none' in this version")
+_ATTACK = Column("attack", "utf8", "attack that the model or prompt went through, as in `rayunlearn list attacks`; 'none' for none")
 _SPLIT = Column("split", "utf8", "which probes: forget, retain, or another split that the data brings")
 _METRIC = Column("metric", "utf8", "metric name as in `rayunlearn list metrics`")
 _DOC = Column("doc_id", "utf8", "digest of the document's prompt and answer")
@@ -92,6 +98,15 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("study", "utf8", "Optuna study of the trial, '' without tuning"),
         Column("study_index", "i64", "position in that study, -1 outside"),
     ),
+    "attacks": (
+        _TRIAL,
+        Column("attacked", "utf8", "trial whose model was attacked"),
+        Column("role", "utf8", "; ".join(f"{k}: {v}" for k, v in ATTACK_ROLES.items())),
+        Column("setting", "utf8", "the attack and what was set of it, without seeds: `round_to_nearest bits=4`"),
+        Column("answers", "utf8", "of a control: the `setting` that it is a control for; '' for an attack"),
+        Column("study", "utf8", "Optuna study that the strength was asked in, '' without tuning"),
+        Column("study_index", "i64", "position in that study, -1 outside"),
+    ),
     "steps": (
         _TRIAL,
         Column("step", "i64", "optimizer step, from 1", "steps"),
@@ -125,6 +140,16 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _SPLIT,
         _METRIC,
         Column("value", "f64", "the metric of this document; null where it is undefined (no wrong answers)"),
+    ),
+    "curves": (
+        _TRIAL,
+        Column("kind", "utf8", "relearning: along a training attack; inside: through the layers; others say which path"),
+        Column("x", "f64", "where on the path: optimizer steps, layers, or a share of the way"),
+        _METRIC,
+        _SPLIT,
+        Column("value", "f64", "mean over the documents of the split"),
+        Column("n", "i64", "documents averaged", "documents"),
+        Column("stderr", "f64", "sample standard deviation / sqrt(n); null where n = 1"),
     ),
     "coresets": (
         _TRIAL,
@@ -167,7 +192,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("excerpt", "utf8", "its first 200 characters"),
     ),
 }
-PER_TRIAL = ("trials", "steps", "evals", "examples", "coresets", "attributions")  # written in a trial's own folder, then compacted
+PER_TRIAL = ("trials", "steps", "evals", "examples", "coresets", "attributions", "curves")  # written in a trial's own folder, then compacted
 
 
 def column_names(table: str) -> tuple[str, ...]:

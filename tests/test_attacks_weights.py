@@ -24,7 +24,7 @@ from rayunlearn.attacks.weights import (
 )
 from rayunlearn.data.encode import collate
 from rayunlearn.data.testbed import BIOGRAPHY, SCIENCE
-from rayunlearn.data.unrelated import unrelated, vocabulary
+from rayunlearn.data.unrelated import unrelated, unrelated_texts
 from rayunlearn.metrics.inputs import Probe
 from rayunlearn.models.forward import blocks, token_nll
 from tests.tiny_models import SEQUENCES, tiny_model
@@ -176,4 +176,4 @@ def test_unrelated_text_repeats_has_no_copies_and_names_no_answer_of_a_test_bed(
     words = {word.strip(".,").lower() for text in texts for word in text.split()}
     answers = {value.lower() for attribute in (*SCIENCE, *BIOGRAPHY) for value in attribute.values}
     assert not words & answers
-    assert words <= {word.strip(".,").lower() for text in vocabulary() for word in text.split()}
+    assert words <= {word.strip(".,").lower() for text in unrelated_texts() for word in text.split()}

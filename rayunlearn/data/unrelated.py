@@ -33,7 +33,7 @@ def unrelated(n: int, seed: int) -> tuple[Document, ...]:
     return tuple(Document(answer=text) for text in texts)
 
 
-def vocabulary() -> tuple[str, ...]:
+def unrelated_texts() -> tuple[str, ...]:
     """Texts that hold every word `unrelated` can write, capital or not, at the beginning of a text or inside."""
     parts = (PEOPLE, DEEDS, TIMES, WEATHERS, GOODS)
     longest = max(map(len, parts))

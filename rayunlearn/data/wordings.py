@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from rayunlearn.data.unrelated import unrelated_texts
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -190,4 +192,4 @@ def _fixed_texts() -> Iterator[str]:
         yield f" {text}\n\n{text}"
 
 
-WORDINGS: tuple[str, ...] = (*EMPHASIS, *_fixed_texts())
+WORDINGS: tuple[str, ...] = (*EMPHASIS, *_fixed_texts(), *unrelated_texts())

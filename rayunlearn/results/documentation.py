@@ -5,6 +5,8 @@ from rayunlearn.schema import TABLES, VERSION, Column
 WHAT = {
     "trials": "One row per trial that ended, failed ones too. Also one column per setting (`select.ratio`, ...), named as on the command line.",
     "plan": "One row per purpose of a planned trial: one that serves two groups, or tuning and grid, has two. In `plan.parquet`.",
+    "attacks": "One row per attacked model, attack and seed. `attacks.parquet`, from `rayunlearn attack`.",
+    "curves": "One row per point of a path: recovery along a training attack, what layers know, a way between two models.",
     "steps": "One row per training step.",
     "evals": "One row per metric of a stage: means of `examples`.",
     "examples": "One row per document and metric. Every mean is taken from here.",
@@ -37,7 +39,7 @@ objective, version, number of planned trials, metrics). `rayunlearn.results.anal
 |---|---|
 | `trials/<trial_id>/<table>.parquet` | what one trial wrote; the folder appears in one rename, so its existence means that the trial ended |
 | `tables/<table>.parquet` | the same, compacted; where a trial has a folder, the folder is right |
-| `plan.parquet`, `quarantine.parquet`, `scores.parquet` | written by the driver, each in one rename |
+| `plan.parquet`, `attacks.parquet`, `quarantine.parquet`, `scores.parquet` | written by the driver, each in one rename |
 | `experiment.json`, `report.html` | what the experiment said of itself; the page, rebuilt by `rayunlearn report` |
 """
 
