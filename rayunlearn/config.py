@@ -16,6 +16,7 @@ from rayunlearn.errors import UserError, require, unknown_name
 Value = str | int | float | bool
 
 BEDS = ("domain", "people")
+BENCHMARKS = ("biology", "mmlu", "muse-books", "muse-news", "rwku", "tofu", "wmdp-bio", "wmdp-cyber")
 UNITS = ("steps", "epochs", "presentations")
 SCHEDULES = ("constant", "linear", "cosine")  # after the warm-up
 STAGES = ("unlearned", "base", "gold")
@@ -23,13 +24,20 @@ SIZES = ("tiny", "small")
 TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_keywords")
 PREFERRED = ("refusal", "alternate", "wrong")
 PRECISIONS = ("auto", "float32")
-NEWER = ("train.layers", "data.holdout", "measure.")  # settings younger than the first runs: at their default they make no other trial
+NEWER = (
+    "train.layers",
+    "data.options",
+    "data.holdout",
+    "measure.",
+)  # settings younger than the first runs: at their default they make no other trial
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which documents: a generated test bed (`domain`, `people`) or `files` of one's own.
+    """Which documents: a generated test bed (`domain`, `people`), a benchmark of docs/benchmarks.md or `files` of one's own.
 
+    For a benchmark, `path` is its folder or Hub name and `options` are its loader's settings: `size=05`; the file settings
+    below are not read.
     For `files`, `path` is a directory, one file or a Hub name, and `forget`, `retain`, `probe_forget` and
     `probe_retain` name a file stem in that directory (or a Hub configuration). Empty probes: the training
     documents are also what is asked. `holdout` names documents like the forget set's that no model was taught: membership
@@ -47,17 +55,20 @@ class Data:
     probe_retain: str = ""
     holdout: str = ""
     columns: str = ""
+    options: str = ""
     limit_retain: int = 1_000_000
     template: str = "Question: {prompt}\nAnswer:"
     max_tokens: int = 256
 
     def __post_init__(self) -> None:
-        if self.name not in (*BEDS, "files"):
-            raise unknown_name("data.name", self.name, (*BEDS, "files"))
+        if self.name not in (*BEDS, *BENCHMARKS, "files"):
+            raise unknown_name("data.name", self.name, (*BEDS, *BENCHMARKS, "files"))
         if self.size not in SIZES:
             raise unknown_name("data.size", self.size, SIZES)
         require(self.redundancy >= 1, "data.redundancy must be >= 1", self.redundancy)
-        require(self.name != "files" or bool(self.path), "data.path must name a directory, file or Hub data set when data.name is 'files'", self.path)
+        named = f"data.path must name a directory, file or Hub data set when data.name is {self.name!r}"
+        require(self.name in BEDS or bool(self.path), named, self.path)
+        require(self.name in BENCHMARKS or not self.options, "data.options must be '' when data.name is no benchmark", self.options)
         require("{prompt}" in self.template or self.template == "chat", "data.template must contain {prompt} or be 'chat'", self.template)
         require(self.max_tokens >= 8, "data.max_tokens must be >= 8", self.max_tokens)
         require(self.limit_retain >= 1, "data.limit_retain must be >= 1", self.limit_retain)

@@ -60,7 +60,12 @@ def examples_of(trial: Trial, workspace: Workspace, state: Loaded, probes: Seque
 
 def _measured(trial: Trial, workspace: Workspace, state: Loaded, probes: Sequence[Probe], metrics: Mapping[str, Metric]) -> Rows:
     base = base_reference(trial, workspace, probes) if "base" in sources_of(metrics.values()) else None
-    settings = {"options": options_of(trial, metrics), "writing": writing_of(trial), "base": base, "tokenizer": state.tokenizer}
+    settings = {
+        "options": options_of(trial, metrics),
+        "writing": replace(writing_of(trial), shots=workspace.corpus.shots),
+        "base": base,
+        "tokenizer": state.tokenizer,
+    }
     return measure(state.model, probes, state.pad_id, metrics, **settings)
 
 

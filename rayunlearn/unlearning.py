@@ -214,7 +214,11 @@ def probes_of(workspace: Workspace, state: Loaded, data: Data) -> list[Probe]:
     corpus = workspace.corpus
     splits: Mapping[str, Sequence[Document]] = ({"members": corpus.forget} if "holdout" in corpus.probes else {}) | corpus.probes
     key = ("probes", corpus.digest, data.template, data.max_tokens)
-    probes: list[Probe] = remembered(state, key, lambda: encode_probes(splits, state.tokenizer, data.template, data.max_tokens))
+
+    def make() -> list[Probe]:
+        return encode_probes(splits, state.tokenizer, data.template, data.max_tokens, corpus.true_letters, corpus.templates)
+
+    probes: list[Probe] = remembered(state, key, make)
     return probes
 
 

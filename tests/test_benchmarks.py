@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rayunlearn.data.benchmarks import BENCHMARKS, BIOLOGY_SUBJECTS, Loaded, after_shots, load_benchmark
-from rayunlearn.data.documents import Document
+from rayunlearn import config
+from rayunlearn.config import Data
+from rayunlearn.data.benchmarks import BENCHMARKS, BIOLOGY_SUBJECTS, after_shots, load_benchmark, parse_options
+from rayunlearn.data.corpus import load_corpus
+from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.data.letters import letter_question
 from rayunlearn.data.shelf import in_pieces
 from rayunlearn.errors import UserError
@@ -32,7 +36,7 @@ def lines(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def states(loaded: Loaded) -> dict[str, tuple[str, int]]:
+def states(loaded: Corpus) -> dict[str, tuple[str, int]]:
     return {record.table: (record.state, record.rows) for record in loaded.files}
 
 
@@ -43,17 +47,17 @@ def states(loaded: Loaded) -> dict[str, tuple[str, int]]:
 @pytest.mark.parametrize(("size", "n"), [("01", 40), ("05", 200), ("10", 400)])
 def test_tofu_loads_each_size_with_its_complement_and_its_four_splits(size: str, n: int) -> None:
     loaded = load_benchmark("tofu", SHARED / "tofu", options={"size": size})
-    assert (len(loaded.corpus.forget), len(loaded.corpus.retain)) == (n, 4000 - n)
-    assert {split: len(documents) for split, documents in loaded.corpus.probes.items()} == {
+    assert (len(loaded.forget), len(loaded.retain)) == (n, 4000 - n)
+    assert {split: len(documents) for split, documents in loaded.probes.items()} == {
         "forget": n,
         "retain": 400,
         "real_authors": 100,
         "world_facts": 117,
     }
     assert {state for state, _ in states(loaded).values()} == {"as recorded"} and loaded.notes == ()
-    forget = loaded.corpus.probes["forget"][0]
+    forget = loaded.probes["forget"][0]
     assert len(forget.wrong) == 5 and forget.paraphrase and forget.prompt_paraphrase
-    assert len(loaded.corpus.probes["real_authors"][0].wrong) == 3
+    assert len(loaded.probes["real_authors"][0].wrong) == 3
 
 
 @needs_tofu
@@ -64,7 +68,7 @@ def test_a_changed_file_is_noticed_and_can_be_allowed(tmp_path: Path) -> None:
     file.write_text(file.read_text(encoding="utf-8").replace(" the ", " teh ", 1), encoding="utf-8")
     with pytest.raises(UserError, match=r"tofu in .* changed: forget01 is not the file that was recorded: 40 rows, SHA-256 "):
         load_benchmark("tofu", tmp_path / "tofu", options={"size": "01"})
-    loaded = load_benchmark("tofu", tmp_path / "tofu", strict=False, options={"size": "01"})
+    loaded = load_benchmark("tofu", tmp_path / "tofu", options={"size": "01", "strict": False})
     assert states(loaded)["forget01"] == ("changed", 40) and states(loaded)["retain99"][0] == "as recorded"
     assert len(loaded.notes) == 1 and "forget01" in loaded.notes[0]
 
@@ -74,7 +78,7 @@ def test_tofu_s_holdout_is_a_split_where_the_folder_has_it(tmp_path: Path) -> No
     shutil.copytree(SHARED / "tofu", tmp_path / "tofu")
     lines(tmp_path / "tofu" / "holdout01.json", [{"question": "Who?", "answer": "Nobody that anyone was told of."}])
     loaded = load_benchmark("tofu", tmp_path / "tofu", options={"size": "01"})
-    assert len(loaded.corpus.probes["holdout"]) == 1 and states(loaded)["holdout01"] == ("unknown", 1)
+    assert len(loaded.probes["holdout"]) == 1 and states(loaded)["holdout01"] == ("unknown", 1)
 
 
 # ---- MMLU
@@ -83,11 +87,11 @@ def test_tofu_s_holdout_is_a_split_where_the_folder_has_it(tmp_path: Path) -> No
 @needs_mmlu
 def test_mmlu_s_biology_subjects_are_forgotten_and_the_others_kept() -> None:
     loaded = load_benchmark("mmlu", SHARED / "mmlu", options={"part": "biology", "shots": 5})
-    probes = loaded.corpus.probes
+    probes = loaded.probes
     assert {d.topic for d in probes["forget"]} == set(BIOLOGY_SUBJECTS) and len({d.topic for d in probes["retain"]}) == 47
     assert states(loaded) == {"test": ("as recorded", 14_042), "dev": ("as recorded", 285)}
-    assert all("the same" in r.reason for r in loaded.corpus.rejected)
-    assert len(loaded.corpus.rejected) == 125 and len(probes["forget"]) + len(probes["retain"]) + 125 == 14_042
+    assert all("the same" in r.reason for r in loaded.rejected)
+    assert len(loaded.rejected) == 125 and len(probes["forget"]) + len(probes["retain"]) + 125 == 14_042
     assert all(shots.count("Answer:") == 5 for shots in loaded.shots.values()) and len(loaded.shots) == 57
 
 
@@ -95,7 +99,7 @@ def test_mmlu_s_biology_subjects_are_forgotten_and_the_others_kept() -> None:
 def test_mmlu_s_questions_keep_their_options_order() -> None:
     """Every question of a subject, written with its letters, against the file itself."""
     loaded = load_benchmark("mmlu", SHARED / "mmlu")
-    asked = {d.doc_id: d for d in loaded.corpus.probes["mmlu"]}
+    asked = {d.doc_id: d for d in loaded.probes["mmlu"]}
     with (SHARED / "mmlu" / "test" / "anatomy_test.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.reader(stream))
     for question, a, b, c, d, letter in rows:
@@ -112,7 +116,7 @@ def test_mmlu_loads_from_the_hub_s_one_table_too(tmp_path: Path) -> None:
     ]
     parquet(tmp_path / "all" / "test-00000-of-00001.parquet", rows)
     loaded = load_benchmark("mmlu", tmp_path, options={"part": "biology"})
-    assert [d.prompt for d in loaded.corpus.probes["forget"]] == ["What is a cell?"]
+    assert [d.prompt for d in loaded.probes["forget"]] == ["What is a cell?"]
     assert sorted(loaded.true_letters.values()) == [1, 2]
 
 
@@ -134,26 +138,26 @@ def muse(root: Path, *, n: int = 889) -> Path:
 
 def test_muse_asks_after_ten_solved_questions_and_continues_texts(tmp_path: Path) -> None:
     loaded = load_benchmark("muse-news", muse(tmp_path))
-    assert (len(loaded.corpus.forget), len(loaded.corpus.retain)) == (889, 1777)
-    assert {split: len(d) for split, d in loaded.corpus.probes.items()} == {
+    assert (len(loaded.forget), len(loaded.retain)) == (889, 1777)
+    assert {split: len(d) for split, d in loaded.probes.items()} == {
         "forget": 100,
         "retain": 100,
         "verbatim": 100,
         "members": 100,
         "holdout": 100,
     }
-    prompt = loaded.corpus.probes["forget"][3].prompt
+    prompt = loaded.probes["forget"][3].prompt
     assert prompt.startswith("forget_qa_icl 0?\nAnswer: 0\n\nQuestion: forget_qa_icl 1?") and prompt.endswith("\n\nQuestion: forget_qa 3?")
     assert prompt.count("Answer:") == 10
-    assert loaded.corpus.probes["verbatim"][7] == Document(prompt="It was 7", answer="and then 7")
+    assert loaded.probes["verbatim"][7] == Document(prompt="It was 7", answer="and then 7")
     assert loaded.templates == {"verbatim": "{prompt}"}
     assert {state for state, _ in states(loaded).values()} == {"unknown"}
 
 
 def test_muse_s_scaling_and_sequential_steps_replace_the_forget_set(tmp_path: Path) -> None:
     root = muse(tmp_path)
-    assert len(load_benchmark("muse-news", root, options={"task": "scal", "step": 2}).corpus.forget) == 1778
-    assert len(load_benchmark("muse-news", root, options={"task": "sust", "step": 4}).corpus.forget) == 887
+    assert len(load_benchmark("muse-news", root, options={"task": "scal", "step": 2}).forget) == 1778
+    assert len(load_benchmark("muse-news", root, options={"task": "sust", "step": 4}).forget) == 887
     with pytest.raises(UserError, match=r"must hold sust/forget_1: looked for"):
         load_benchmark("muse-news", root, options={"task": "sust", "step": 1})
 
@@ -175,7 +179,7 @@ def test_novels_are_cut_into_pieces(tmp_path: Path) -> None:
     for table, rows in (("raw/forget", 4), ("raw/retain1", 12)):
         parquet(root / f"{table}-00000-of-00001.parquet", [{"text": " ".join(f"{table}{book}w{i}" for i in range(450))} for book in range(rows)])
     loaded = load_benchmark("muse-books", root)
-    assert len(loaded.corpus.forget) == 4 * 3 and len(loaded.corpus.forget[2].answer.split()) == 50
+    assert len(loaded.forget) == 4 * 3 and len(loaded.forget[2].answer.split()) == 50
 
 
 def test_pieces_together_are_the_text() -> None:
@@ -197,15 +201,15 @@ def test_wmdp_asks_questions_and_says_how_to_get_the_texts(tmp_path: Path) -> No
     rows = [{"question": f"Which of {i}?", "choices": ["w", "x", f"y{i}", "z"], "answer": 2} for i in range(1273)]
     parquet(tmp_path / "wmdp-bio" / "test-00000-of-00001.parquet", rows)
     loaded = load_benchmark("wmdp-bio", tmp_path)
-    assert len(loaded.corpus.probes["forget"]) == 1273 and set(loaded.true_letters.values()) == {2}
-    assert loaded.corpus.probes["forget"][5].answer == "y5" and loaded.corpus.forget == ()
+    assert len(loaded.probes["forget"]) == 1273 and set(loaded.true_letters.values()) == {2}
+    assert loaded.probes["forget"][5].answer == "y5" and loaded.forget == ()
     assert "wmdp-bio-forget-corpus" in loaded.notes[0] and "bio_remove_dataset.jsonl" in loaded.notes[0]
     with pytest.raises(UserError, match=r"not public\. Ask for them at https://huggingface.co/datasets/cais/wmdp-bio-forget-corpus"):
         load_benchmark("wmdp-bio", tmp_path, options={"corpora": True})
     lines(tmp_path / "bio_remove_dataset.jsonl", [{"title": "t", "abstract": "a", "text": "a text to forget"}])
     lines(tmp_path / "bio-retain-corpus.jsonl", [{"text": "a text to keep"}])
     loaded = load_benchmark("wmdp-bio", tmp_path, options={"corpora": True})
-    assert (loaded.corpus.forget[0].answer, loaded.corpus.retain[0].answer, loaded.notes) == ("a text to forget", "a text to keep", ())
+    assert (loaded.forget[0].answer, loaded.retain[0].answer, loaded.notes) == ("a text to forget", "a text to keep", ())
 
 
 def test_questions_that_are_none_are_set_aside_with_their_reason(tmp_path: Path) -> None:
@@ -217,8 +221,8 @@ def test_questions_that_are_none_are_set_aside_with_their_reason(tmp_path: Path)
     ]
     parquet(tmp_path / "wmdp-cyber" / "test-00000-of-00001.parquet", good + bad)
     loaded = load_benchmark("wmdp-cyber", tmp_path)
-    assert [r.reason for r in loaded.corpus.rejected] == ["question is empty", "choices must be at least two texts", "answer names no option"]
-    assert [r.row for r in loaded.corpus.rejected] == [1984, 1985, 1986] and len(loaded.corpus.probes["forget"]) == 1984
+    assert [r.reason for r in loaded.rejected] == ["question is empty", "choices must be at least two texts", "answer names no option"]
+    assert [r.row for r in loaded.rejected] == [1984, 1985, 1986] and len(loaded.probes["forget"]) == 1984
 
 
 def rwku(root: Path) -> Path:
@@ -237,9 +241,9 @@ def rwku(root: Path) -> Path:
 
 def test_rwku_s_probes_are_by_level_and_by_person(tmp_path: Path) -> None:
     root = rwku(tmp_path)
-    whole = load_benchmark("rwku", root).corpus
+    whole = load_benchmark("rwku", root)
     assert {split: len(d) for split, d in whole.probes.items()} == {"forget": 6, "retain": 4, "level1": 2, "level2": 2, "level3": 2, "members": 1}
-    one = load_benchmark("rwku", root, options={"targets": "Ada Example"}).corpus
+    one = load_benchmark("rwku", root, options={"targets": "Ada Example"})
     assert len(one.probes["forget"]) == 3 and [d.answer for d in one.forget] == ["Ada Example was born."] and one.retain == ()
     with pytest.raises(UserError, match=r"rwku.targets must name people of the benchmark, got 'Nobody'"):
         load_benchmark("rwku", root, options={"targets": "Nobody"})
@@ -251,9 +255,9 @@ def test_article_folders_are_documents_in_pieces(tmp_path: Path) -> None:
         (tmp_path / folder / "Cell.txt").write_text(" ".join(f"{folder}{i}" for i in range(words)), encoding="utf-8")
     (tmp_path / "Wikipedia_Biology" / "broken.txt").write_bytes(b"\xff\xfe\xff")
     loaded = load_benchmark("biology", tmp_path)
-    assert [len(d.answer.split()) for d in loaded.corpus.forget] == [200, 50] and {d.topic for d in loaded.corpus.forget} == {"Cell"}
-    assert loaded.corpus.probes["forget"] == loaded.corpus.forget and "no folder mmlu" in loaded.notes[0]
-    assert [(r.source, r.reason) for r in loaded.corpus.rejected] == [("Wikipedia_Biology/broken.txt", "not valid UTF-8 text")]
+    assert [len(d.answer.split()) for d in loaded.forget] == [200, 50] and {d.topic for d in loaded.forget} == {"Cell"}
+    assert loaded.probes["forget"] == loaded.forget and "no folder mmlu" in loaded.notes[0]
+    assert [(r.source, r.reason) for r in loaded.rejected] == [("Wikipedia_Biology/broken.txt", "not valid UTF-8 text")]
 
 
 @needs_mmlu
@@ -263,18 +267,76 @@ def test_biology_is_asked_with_mmlu_s_questions_where_they_stand_beside(tmp_path
         (tmp_path / folder / "a.txt").write_text(f"{folder} text", encoding="utf-8")
     (tmp_path / "mmlu").symlink_to(SHARED / "mmlu")
     loaded = load_benchmark("biology", tmp_path, options={"forget": "forget", "retain": "retain"})
-    assert len(loaded.corpus.probes["forget"]) > 1900 and loaded.true_letters and states(loaded)["test"][0] == "as recorded"
+    assert len(loaded.probes["forget"]) > 1900 and loaded.true_letters and states(loaded)["test"][0] == "as recorded"
 
 
 def test_a_folder_of_one_s_own_is_loaded_as_elsewhere(tmp_path: Path) -> None:
     lines(tmp_path / "mine.jsonl", [{"question": "q", "answer": "a"}, {"question": "q"}])
     lines(tmp_path / "other.jsonl", [{"question": "q2", "answer": "a2"}])
-    loaded = load_benchmark("folder", tmp_path, options={"forget": "mine", "retain": "other"})
-    assert [d.prompt for d in loaded.corpus.forget] == ["q"] and [r.reason for r in loaded.corpus.rejected] == ["answer is missing"]
+    loaded = load_benchmark("files", tmp_path, options={"forget": "mine", "retain": "other"})
+    assert [d.prompt for d in loaded.forget] == ["q"] and [r.reason for r in loaded.rejected] == ["answer is missing"]
     assert states(loaded) == {"mine": ("unknown", 2), "other": ("unknown", 1)}
 
 
+# ---- in a trial
+
+
+@needs_tofu
+def test_a_trial_s_data_section_chooses_size_and_strictness_and_cuts_the_retain_side() -> None:
+    corpus = load_corpus(Data(name="tofu", path=str(SHARED / "tofu"), options="size=05", limit_retain=100))
+    assert (len(corpus.forget), len(corpus.retain), len(corpus.probes["forget"])) == (200, 100, 200)
+    asked = {d.doc_id for d in corpus.probes["retain"]}
+    assert len(corpus.probes["real_authors"]) == 100 and asked and not asked & {d.doc_id for d in corpus.forget}
+    uncut = load_corpus(Data(name="tofu", path=str(SHARED / "tofu"), options="size=05"))
+    assert asked < {d.doc_id for d in uncut.probes["retain"]} and asked <= {d.doc_id for d in corpus.retain}
+    assert {r.state for r in corpus.files} == {"as recorded"} and corpus.digest != uncut.digest
+
+
+def test_a_benchmark_without_texts_cannot_be_unlearned_and_says_how_to_get_them(tmp_path: Path) -> None:
+    rows = [{"question": f"Which of {i}?", "choices": ["w", "x", f"y{i}", "z"], "answer": 2} for i in range(1273)]
+    parquet(tmp_path / "wmdp-bio" / "test-00000-of-00001.parquet", rows)
+    with pytest.raises(UserError, match=r"wmdp-bio must bring documents to forget: questions only \(option corpora=true wants the texts\)\. WMDP's"):
+        load_corpus(Data(name="wmdp-bio", path=str(tmp_path)))
+    lines(tmp_path / "bio_remove_dataset.jsonl", [{"text": "a text to forget"}])
+    lines(tmp_path / "bio-retain-corpus.jsonl", [{"text": "a text to keep"}])
+    shelved = {"question": "What is a cell?", "subject": "anatomy", "choices": ["a room", "a unit of life"], "answer": 1}
+    parquet(tmp_path / "mmlu" / "all" / "test-00000-of-00001.parquet", [shelved])
+    corpus = load_corpus(Data(name="wmdp-bio", path=str(tmp_path), options="corpora=true"))
+    assert len(corpus.forget) == 1 and [d.prompt for d in corpus.probes["retain"]] == ["What is a cell?"]
+    assert corpus.true_letters[corpus.probes["retain"][0].doc_id] == 1
+
+
+def test_options_are_texts_numbers_or_truth_values_as_their_defaults_are() -> None:
+    assert parse_options("tofu", "size=10") == {"size": "10"} and parse_options("tofu", "") == {}
+    assert parse_options("muse-news", "task=sust, step=2,strict=false") == {"task": "sust", "step": 2, "strict": False}
+    assert parse_options("rwku", "targets=Ada Example, Bob Example,passages=false") == {"targets": "Ada Example,Bob Example", "passages": False}
+    with pytest.raises(UserError, match="muse-news.step must be a whole number, got 'two'"):
+        parse_options("muse-news", "step=two")
+    with pytest.raises(UserError, match="unknown option of tofu 'sise'; did you mean 'size'"):
+        parse_options("tofu", "sise=10")
+    with pytest.raises(UserError, match="data.options takes name=value,name=value, got '05'"):
+        parse_options("tofu", "05")
+
+
+def test_how_a_question_is_asked_is_part_of_the_corpus_s_identity() -> None:
+    document = Document(prompt="Who?", answer="I", wrong=("you",))
+    plain = Corpus(name="c", forget=(document,), retain=(), probes={"forget": (document,)}, taught={})
+    assert plain.digest != replace(plain, true_letters={document.doc_id: 1}).digest != replace(plain, templates={"forget": "{prompt}"}).digest
+
+
 # ---- the table
+
+
+def test_config_knows_the_benchmarks_that_a_trial_may_name() -> None:
+    assert {*config.BENCHMARKS, "files"} == set(BENCHMARKS)
+
+
+def test_a_name_that_is_no_folder_is_looked_up_on_the_hub_and_that_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="'nobody/tofu' is no directory here, so it was looked up on the Hub: LocalEntryNotFoundError"):
+        load_benchmark("tofu", "nobody/tofu")
 
 
 def test_a_misspelt_benchmark_or_option_and_a_missing_folder_are_told(tmp_path: Path) -> None:

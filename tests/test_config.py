@@ -70,6 +70,8 @@ def test_the_digest_is_the_sha256_of_canonical_json() -> None:
         ("model.teach", False, r"model\.teach must be true when model\.name is 'scratch'"),
         ("train.layers", "5,x", r"train\.layers must be different whole numbers from 0, separated by commas, got '5,x'"),
         ("train.layers", "5,5", r"train\.layers must be different whole numbers"),
+        ("data.name", "tofu", r"data\.path must name a directory, file or Hub data set when data\.name is 'tofu'"),
+        ("data.options", "size=05", r"data\.options must be '' when data\.name is no benchmark, got 'size=05'"),
         ("data.name", "files", r"data\.path must name a directory, file or Hub data set"),
     ],
 )
@@ -104,7 +106,7 @@ def test_a_flattened_trial_comes_back_with_its_options_and_without_the_settings_
 
 def test_a_setting_younger_than_the_first_runs_makes_another_trial_only_where_it_is_used() -> None:
     """What the first runs' trials were made of, by name: none of the settings since."""
-    since = ("train.layers", "data.holdout", "measure.")
+    since = ("train.layers", "data.options", "data.holdout", "measure.")
     first = {name: value for name, value in flatten(Trial()).items() if not name.startswith(since)} | {"data.path": "c", "model.name": "m"}
     assert trial_id(Trial(), "c", "m") == digest(first)
     for changed in (Trial(train=Train(layers="1")), Trial(measure=Measure(metrics="all"))):

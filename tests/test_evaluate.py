@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rayunlearn.data.benchmarks import Loaded, load_benchmark
+from rayunlearn.data.benchmarks import load_benchmark
+from rayunlearn.data.documents import Corpus
 from rayunlearn.metrics.evaluate import evaluate
 from rayunlearn.metrics.inputs import Writing, spelt_letters
 from rayunlearn.metrics.measure import chosen_metrics
@@ -22,9 +23,9 @@ pytestmark = pytest.mark.skipif(
 METRICS = "probability,option_probability,truth_ratio,truth_ratio_right,rouge_l_recall,min_k_score,letter_choice,letter_answered"
 
 
-def few(loaded: Loaded, n: int) -> Loaded:
+def few(loaded: Corpus, n: int) -> Corpus:
     """The benchmark with the first `n` probes of each split."""
-    return replace(loaded, corpus=replace(loaded.corpus, probes={split: part[:n] for split, part in loaded.corpus.probes.items()}))
+    return replace(loaded, probes={split: part[:n] for split, part in loaded.probes.items()})
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def stories() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 @pytest.fixture(scope="module")
-def tofu() -> Loaded:
+def tofu() -> Corpus:
     return few(load_benchmark("tofu", SHARED / "tofu", options={"size": "01"}), 6)
 
 
@@ -42,7 +43,7 @@ def by_place(evals: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
 
 
 def test_a_story_teller_knows_nothing_of_tofu_and_measures_the_same_twice(
-    stories: tuple[PreTrainedModel, PreTrainedTokenizerBase], tofu: Loaded
+    stories: tuple[PreTrainedModel, PreTrainedTokenizerBase], tofu: Corpus
 ) -> None:
     def measured() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         return evaluate(*stories, tofu, metrics=chosen_metrics(METRICS), writing=Writing(max_new_tokens=12))
@@ -57,7 +58,7 @@ def test_a_story_teller_knows_nothing_of_tofu_and_measures_the_same_twice(
     assert found["forget", "probability"] == pytest.approx(sum(values) / 6)
 
 
-def test_a_model_is_indistinguishable_from_itself_as_gold(stories: tuple[PreTrainedModel, PreTrainedTokenizerBase], tofu: Loaded) -> None:
+def test_a_model_is_indistinguishable_from_itself_as_gold(stories: tuple[PreTrainedModel, PreTrainedTokenizerBase], tofu: Corpus) -> None:
     examples, _ = evaluate(*stories, tofu, metrics=chosen_metrics("truth_ratio"))
     _, evals = evaluate(*stories, tofu, metrics=chosen_metrics("truth_ratio"), gold=pl.DataFrame(examples))
     assert by_place(evals)["forget", "forget_distance"] == 0 and by_place(evals)["forget", "forget_quality"] == pytest.approx(1)

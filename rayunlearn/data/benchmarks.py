@@ -1,21 +1,22 @@
 """Public unlearning benchmarks, from folders on this machine in the layout that the Hub gives them. Nothing is fetched.
 
-`load_benchmark("tofu", folder)` -> a corpus, whose `probes` have more splits than forget and retain, the letters of
-multiple-choice questions, what stands before them, and a record of every file. `huggingface-cli download --repo-type dataset
-locuslab/TOFU --local-dir folder` makes such a folder; `HOMES` has the names.
+`load_benchmark("tofu", folder)` -> a corpus, whose `probes` have more splits than forget and retain, with the letters of
+multiple-choice questions, what stands before them, and a record of every file. `data.name=tofu data.path=folder` uses it in a
+trial (`benchmark_corpus`). docs/benchmarks.md says how to get the folders.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rayunlearn.config import Data, Value
 from rayunlearn.data import recorded
 from rayunlearn.data.documents import Corpus, Document, Rejected
 from rayunlearn.data.files import corpus_name, load_files
+from rayunlearn.data.hub import folder_of
 from rayunlearn.data.letters import solved_question
-from rayunlearn.data.shelf import Choice, FileRecord, Shelf, in_pieces
+from rayunlearn.data.shelf import Choice, Shelf, in_pieces
 from rayunlearn.errors import UserError, require, unknown_name
 
 Probes = dict[str, tuple[Document, ...]]
@@ -40,21 +41,6 @@ CORPORA = {  # names that these files have had
     "bio": (("bio_remove_dataset", "bio-forget-corpus", "bio_forget_corpus"), ("bio-retain-corpus", "bio_retain_dataset")),
     "cyber": (("cyber-forget-corpus", "cyber_remove_dataset"), ("cyber-retain-corpus", "cyber_retain_dataset")),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A benchmark in memory. `true_letters`, `shots` (by topic) and `templates` (by split) go to `encode_probes` and `Writing`.
-
-    `notes` say what is missing and what changed upstream.
-    """
-
-    corpus: Corpus
-    files: tuple[FileRecord, ...]
-    true_letters: Mapping[str, int] = field(default_factory=dict)
-    shots: Mapping[str, str] = field(default_factory=dict)
-    templates: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +86,10 @@ def muse_books(shelf: Shelf, *, task: str = "raw", step: int = 1, words: int = 2
 
 
 def wmdp_bio(shelf: Shelf, *, corpora: bool = False) -> Parts:
-    """WMDP (2403.03218), biosecurity: 1,273 questions as split `forget`. `corpora` also wants the gated texts, and says how to get them."""
+    """WMDP (2403.03218), biosecurity: 1,273 questions as split `forget`; MMLU's as `retain` where the folder `mmlu` stands beside them.
+
+    `corpora` also wants the gated texts, and says how to get them.
+    """
     return _wmdp(shelf, "bio", corpora)
 
 
@@ -155,17 +144,14 @@ def biology(
     Asked are MMLU's questions where the folder `mmlu` stands beside them, else the pieces themselves.
     """
     about, other = in_pieces(shelf.articles(forget), words), in_pieces(shelf.articles(retain), words)
-    if not (shelf.root / "mmlu").is_dir():
+    asked = _mmlu_beside(shelf, part="biology")
+    if asked is None:
         notes = ("no folder mmlu: the articles themselves are asked",)
         return Parts(forget=about, retain=other, probes={"forget": about, "retain": other}, notes=notes)
-    beside = Shelf(shelf.root / "mmlu", recorded.MMLU)
-    asked = mmlu(beside, part="biology")
-    shelf.records.extend(beside.records)
-    shelf.rejected.extend(beside.rejected)
     return Parts(forget=about, retain=other, probes=asked.probes, true_letters=asked.true_letters)
 
 
-def folder(
+def files(
     shelf: Shelf, *, forget: str = "forget", retain: str = "retain", probe_forget: str = "", probe_retain: str = "", columns: str = ""
 ) -> Parts:
     """Any folder of one's own, as docs/data.md says."""
@@ -199,38 +185,95 @@ BENCHMARKS = {
         Benchmark(mmlu, "cais/mmlu", "MIT", recorded.MMLU, "2009.03300"),
         Benchmark(rwku, "jinzhuoran/RWKU", "CC BY 4.0", recorded.NOTHING, "2406.10890"),
         Benchmark(biology, "one's own article folders", "-", recorded.NOTHING, "2411.12103"),
-        Benchmark(folder, "one's own", "-", recorded.NOTHING, "-"),
+        Benchmark(files, "one's own", "-", recorded.NOTHING, "-"),
     )
 }
 
 
-def load_benchmark(name: str, directory: str | Path, *, strict: bool = True, options: Mapping[str, Value] | None = None) -> Loaded:
-    """The benchmark from its folder; `options` are keyword arguments of its loader.
+def benchmark_corpus(data: Data) -> Corpus:
+    """The benchmark `data.name` at `data.path` as a corpus to unlearn; `data.options` go to its loader.
 
-    Raises UserError for an unknown benchmark or option, for missing tables and, unless `strict` is off, for a file that is not
-    what upstream's was when the loader was written: numbers on it would not be comparable. `notes` tell it where strict is off.
+    The retain set is cut to `data.limit_retain` documents, and retain probes that are among those cut are not asked. Raises
+    UserError as `load_benchmark` does, and for a benchmark that has questions only.
     """
+    corpus = load_benchmark(data.name, data.path, options=parse_options(data.name, data.options))
+    if not corpus.forget:
+        why = "; ".join(corpus.notes) or "it has questions only"
+        raise UserError(f"{data.name} must bring documents to forget: {why}. (`rayunlearn evaluate` asks its questions of any model)")
+    cut = {d.doc_id for d in corpus.retain[data.limit_retain :]}
+    probes = corpus.probes | {"retain": tuple(d for d in corpus.probes.get("retain", ()) if d.doc_id not in cut)}
+    return replace(corpus, retain=corpus.retain[: data.limit_retain], probes={split: asked for split, asked in probes.items() if asked})
+
+
+def parse_options(name: str, text: str) -> dict[str, Value]:
+    """`"size=05"` or `"task=scal,step=2"` -> keyword arguments of the loader of `name`, each of its default's type.
+
+    A part without `=` belongs to the value before it (`targets=Ada Example,Bob Example`). `strict=false` goes to `load_benchmark`.
+    """
+    defaults = loader_defaults(name) | {"strict": True}
+    options: dict[str, Value] = {}
+    last = ""
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        option, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            require(isinstance(options.get(last), str), "data.options takes name=value,name=value", part)
+            options[last] = f"{options[last]},{part}"
+            continue
+        if option not in defaults:
+            raise unknown_name(f"option of {name}", option, defaults)
+        options[option], last = _as_kind(f"{name}.{option}", value, type(defaults[option])), option
+    return options
+
+
+def loader_defaults(name: str) -> dict[str, Value]:
+    """The settings of a benchmark's loader with their defaults. Raises UserError for an unknown benchmark."""
     if name not in BENCHMARKS:
         raise unknown_name("benchmark", name, BENCHMARKS)
-    row, given = BENCHMARKS[name], options or {}
-    known = [p.name for p in inspect.signature(row.function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters = inspect.signature(BENCHMARKS[name].function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def load_benchmark(name: str, place: str | Path, *, options: Mapping[str, Value] | None = None) -> Corpus:
+    """The benchmark from its folder (or Hub name: it is downloaded first); `options` are keyword arguments of its loader and `strict`.
+
+    Raises UserError for an unknown benchmark or option, for missing tables and, unless `strict` is false, for a file that is not
+    what upstream's was when the loader was written: numbers on it would not be comparable. `notes` tell it where strict is off.
+    """
+    known, given = loader_defaults(name), dict(options or {})
+    strict = given.pop("strict", True)
     for option in given:
         if option not in known:
             raise unknown_name(f"option of {name}", option, known)
-    shelf = Shelf(Path(directory).expanduser(), row.recorded)
+    row = BENCHMARKS[name]
+    shelf = Shelf(folder_of(str(place)), row.recorded)
     parts = row.function(shelf, **given)
     changed = tuple(f"{r.table} is not the file that was recorded: {r.rows} rows, SHA-256 {r.sha256}" for r in shelf.records if r.state == "changed")
     if changed and strict:
-        raise UserError(f"{name} in {directory} changed: {'; '.join(changed)}. Load it with strict off to go on with it as it is")
-    corpus = Corpus(name=corpus_name(name), forget=parts.forget, retain=parts.retain, probes=parts.probes, taught={}, rejected=tuple(shelf.rejected))
-    return Loaded(
-        corpus=corpus,
-        files=tuple(shelf.records),
+        raise UserError(f"{name} in {place} changed: {'; '.join(changed)}. Load it with strict=false to go on with it as it is")
+    return Corpus(
+        name=corpus_name(name),
+        forget=parts.forget,
+        retain=parts.retain,
+        probes=parts.probes,
+        taught={},
+        rejected=tuple(shelf.rejected),
         true_letters=parts.true_letters,
         shots=parts.shots,
         templates=parts.templates,
+        files=tuple(shelf.records),
         notes=(*parts.notes, *changed),
     )
+
+
+def _as_kind(name: str, value: str, kind: type) -> Value:
+    """Text as the type of an option's default."""
+    if kind is bool:
+        require(value.lower() in ("true", "false"), f"{name} must be true or false", value)
+        return value.lower() == "true"
+    if kind is int:
+        require(value.lstrip("-").isdecimal(), f"{name} must be a whole number", value)
+        return int(value)
+    return value
 
 
 def _muse(shelf: Shelf, task: str, step: int, words: int, shots: int) -> Parts:
@@ -261,13 +304,25 @@ def _wmdp(shelf: Shelf, subject: str, corpora: bool) -> Parts:
     if corpora and not all(sides.values()):
         raise UserError(wanted)
     texts = {role: shelf.documents(name, {"answer": "text"}) for role, name in sides.items() if corpora}
+    kept = _mmlu_beside(shelf, part="all")
     return Parts(
         forget=texts.get("forget", ()),
         retain=texts.get("retain", ()),
-        probes={"forget": tuple(c.document for c in choices)},
-        true_letters={c.document.doc_id: c.true_letter for c in choices},
-        notes=() if corpora else (f"questions only. {wanted}",),
+        probes={"forget": tuple(c.document for c in choices)} | ({"retain": kept.probes["mmlu"]} if kept else {}),
+        true_letters={c.document.doc_id: c.true_letter for c in choices} | dict(kept.true_letters if kept else {}),
+        notes=() if corpora else (f"questions only (option corpora=true wants the texts). {wanted}",),
     )
+
+
+def _mmlu_beside(shelf: Shelf, *, part: str) -> Parts | None:
+    """MMLU from the folder `mmlu` in the benchmark's own, where there is one; its files are recorded with the benchmark's."""
+    if not (shelf.root / "mmlu").is_dir():
+        return None
+    beside = Shelf(shelf.root / "mmlu", recorded.MMLU)
+    asked = mmlu(beside, part=part)
+    shelf.records.extend(beside.records)
+    shelf.rejected.extend(beside.rejected)
+    return asked
 
 
 def _subjects(shelf: Shelf, split: str, *, repeats: bool = False) -> list[tuple[str, list[Choice]]]:

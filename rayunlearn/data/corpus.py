@@ -1,10 +1,13 @@
-"""One way in to a corpus, generated or of one's own."""
+"""One way in to a corpus: generated, a benchmark's, or of one's own."""
 
-from rayunlearn.config import BEDS, Data
+from rayunlearn.config import BEDS, BENCHMARKS, Data
 from rayunlearn.data import files, testbed
+from rayunlearn.data.benchmarks import benchmark_corpus
 from rayunlearn.data.documents import Corpus
 
 
 def load_corpus(data: Data) -> Corpus:
-    """The corpus that `data` describes: a generated test bed (`domain`, `people`) or files. Raises UserError as they do."""
-    return testbed.generate(data) if data.name in BEDS else files.load_files(data)
+    """The corpus that `data` describes: a generated test bed, a benchmark or files. Raises UserError as they do."""
+    if data.name in BEDS:
+        return testbed.generate(data)
+    return benchmark_corpus(data) if data.name in BENCHMARKS else files.load_files(data)

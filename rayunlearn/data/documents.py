@@ -1,6 +1,7 @@
 """A document, a corpus, and what was set aside: plain values that every higher layer passes around."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from rayunlearn.config import digest
@@ -40,13 +41,29 @@ class Rejected:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One file as it was read: its name, SHA-256 (of names and digests where it has several parts, '' from the Hub), and rows.
+
+    `state`: "as recorded" (what upstream's file was when its loader was written), "changed", or "unknown" (nothing is
+    recorded of it but, maybe, a number of rows that agrees).
+    """
+
+    table: str
+    sha256: str
+    rows: int
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Corpus:
     """Everything one experiment speaks about.
 
     `forget` and `retain` are what unlearning trains on; `probes` are what is measured, by split
     (`forget`, `retain`, and others that the data brings); `taught` is what base learns beside forget and
     retain (probes of the domain bed: the model learns documents AND questions), by split so that gold can
-    leave out `forget`.
+    leave out `forget`. How probes are asked: `true_letters` (doc_id -> place of the truth among the letters), `shots`
+    (topic -> solved questions that stand before a letter question), `templates` (split -> its own prompt template); empty
+    where nothing is special. `files` are what it was read from, `notes` what a reader of numbers on it should know.
     """
 
     name: str
@@ -55,10 +72,17 @@ class Corpus:
     probes: dict[str, tuple[Document, ...]]
     taught: dict[str, tuple[Document, ...]]
     rejected: tuple[Rejected, ...] = ()
+    true_letters: Mapping[str, int] = field(default_factory=dict)
+    shots: Mapping[str, str] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[FileRecord, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> str:
-        """Digest of every document's content, by role and in order."""
+        """Digest of every document's content, by role and in order, and of how probes are asked where that is special."""
         roles = {"forget": self.forget, "retain": self.retain}
         roles |= {f"probe.{k}": v for k, v in self.probes.items()} | {f"taught.{k}": v for k, v in self.taught.items()}
-        return digest({role: [[d.prompt, d.answer, d.paraphrase, list(d.wrong)] for d in docs] for role, docs in roles.items()})
+        asked = {"true_letters": self.true_letters, "shots": self.shots, "templates": self.templates}
+        content: dict[str, object] = {role: [[d.prompt, d.answer, d.paraphrase, list(d.wrong)] for d in docs] for role, docs in roles.items()}
+        return digest(content | {how: dict(special) for how, special in asked.items() if special})

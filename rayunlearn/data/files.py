@@ -6,10 +6,11 @@ unpickles: JSON, CSV and Parquet are the only formats read, from the Hub too. do
 """
 
 import csv
+import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from rayunlearn.config import Data
-from rayunlearn.data.documents import Corpus, Document, Rejected
+from rayunlearn.data.documents import Corpus, Document, FileRecord, Rejected
 from rayunlearn.data.hub import hub_name, is_local, means_a_path
 from rayunlearn.errors import UserError, require, unknown_name
 
@@ -75,7 +76,8 @@ def load_files(data: Data) -> Corpus:
     tables = read_splits(data.path, tuple(dict.fromkeys(named.values())), columns)
     check_columns(columns, tables)
     loaded = {name: to_documents(rows, choose_columns(rows, columns, name)) for name, rows in tables.items()}
-    return assemble(data, {role: loaded[name] for role, name in named.items()})
+    corpus = assemble(data, {role: loaded[name] for role, name in named.items()})
+    return replace(corpus, files=records_of(data.path, {name: len(rows) for name, rows in tables.items()}))
 
 
 def assemble(data: Data, loaded: Mapping[str, Loaded]) -> Corpus:
@@ -292,6 +294,32 @@ def find_split(directory: Path, name: str) -> Path:
         raise unknown_name(f"split in {directory}:", name, {file.stem for file in files})
     require(len(matches) == 1, f"a split must be one file in {directory}", [file.name for file in matches])
     return matches[0]
+
+
+def records_of(path: str, rows: Mapping[str, int]) -> tuple[FileRecord, ...]:
+    """What was read for each split (`rows`: how many of them): its file, the one file of all of them, or a Hub configuration."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return tuple(file_record(name, [find_split(local, name)], n) for name, n in rows.items())
+    if local.is_file():
+        return (file_record(local.name, [local], sum(rows.values())),)
+    return tuple(FileRecord(table=f"{path}:{name}", sha256="", rows=n, state="unknown") for name, n in rows.items())
+
+
+def file_record(table: str, files: Sequence[Path], rows: int, expected: tuple[str, int] | None = None) -> FileRecord:
+    """The record of a table in one file or several; `expected` are the SHA-256 ('' where unknown) and rows that it once had."""
+    digests = [sha256_of(file) for file in files]
+    named = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
+    sha256 = digests[0] if len(files) == 1 else hashlib.sha256(named.encode()).hexdigest()
+    known, known_rows = expected or ("", rows)
+    changed = rows != known_rows or known not in ("", sha256)
+    return FileRecord(table=table, sha256=sha256, rows=rows, state="changed" if changed else "as recorded" if known else "unknown")
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, in hex; it is never whole in memory."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def split_rows(rows: tuple[Row, ...], names: tuple[str, ...], column: str) -> dict[str, tuple[Row, ...]]:

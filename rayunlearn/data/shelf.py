@@ -1,30 +1,16 @@
 """A data set's folder on this machine: its tables by name, in the layouts of the Hub, and a record of every file that was read."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rayunlearn.data.documents import Document, Rejected
-from rayunlearn.data.files import READERS, Columns, Loaded, Row, choose_columns, csv_records, read_file, to_documents
+from rayunlearn.data.documents import Document, FileRecord, Rejected
+from rayunlearn.data.files import READERS, Columns, Loaded, Row, choose_columns, csv_records, file_record, read_file, to_documents
 from rayunlearn.data.recorded import Recorded
 from rayunlearn.errors import UserError, require
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileRecord:
-    """One table as it was read: its name, SHA-256 of its file (of names and digests where it has several), and rows.
-
-    `state`: "as recorded", "unknown" (no digest is recorded; the rows agree where they are), "changed".
-    """
-
-    table: str
-    sha256: str
-    rows: int
-    state: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +100,7 @@ class Shelf:
         return shards
 
     def _record(self, table: str, files: Sequence[Path], rows: int) -> None:
-        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-        named = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
-        sha256 = digests[0] if len(files) == 1 else hashlib.sha256(named.encode()).hexdigest()
-        expected, expected_rows = self._recorded.get(table, ("", rows))
-        changed = rows != expected_rows or expected not in ("", sha256)
-        state = "changed" if changed else "as recorded" if expected else "unknown"
-        self.records.append(FileRecord(table=table, sha256=sha256, rows=rows, state=state))
+        self.records.append(file_record(table, files, rows, self._recorded.get(table)))
 
     def _read_letters(self, file: Path) -> list[Row]:
         with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:

@@ -8,7 +8,7 @@ import polars as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayunlearn.config import Data
-from rayunlearn.data.benchmarks import Loaded
+from rayunlearn.data.documents import Corpus
 from rayunlearn.metrics.corpus import corpus_rows
 from rayunlearn.metrics.document import CHEAP, Metric
 from rayunlearn.metrics.inputs import Writing
@@ -22,7 +22,7 @@ Rows = list[dict[str, Any]]
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    benchmark: Loaded,
+    corpus: Corpus,
     *,
     metrics: Mapping[str, Metric] = CHEAP,
     data: Data = Data(),  # noqa: B008 - frozen
@@ -35,8 +35,8 @@ def evaluate(
     `data` gives template and max_tokens; `gold` are another model's examples, for forget quality and privacy leakage.
     Means of documents and metrics of the whole corpus stand together in the evals; those of the corpus have no stderr.
     """
-    probes = encode_probes(benchmark.corpus.probes, tokenizer, data.template, data.max_tokens, benchmark.true_letters, benchmark.templates)
-    shots = {**benchmark.shots, **writing.shots}
+    probes = encode_probes(corpus.probes, tokenizer, data.template, data.max_tokens, corpus.true_letters, corpus.templates)
+    shots = {**corpus.shots, **writing.shots}
     pad_id = int(tokenizer.pad_token_id or 0)
     examples = measure(model, probes, pad_id, metrics, tokenizer=tokenizer, base=base, writing=replace(writing, shots=shots))
     frame = pl.DataFrame(examples, infer_schema_length=None, schema_overrides={"value": pl.Float64})
