@@ -29,6 +29,7 @@ NEWER = (
     "data.options",
     "data.holdout",
     "measure.",
+    "calibrate.",
 )  # settings younger than the first runs: at their default they make no other trial
 
 
@@ -254,6 +255,24 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    """How far the unlearned model is mixed back towards base before it is measured a second time (`train.mixing`); `tau` 0: not at all.
+
+    The mixture is the one that has moved the furthest and still retains `tau` x base; the one at `beside` (0: none) is measured
+    too. Retention is the mean of the metric `retention` on split `split`.
+    """
+
+    tau: float = 0.0
+    beside: float = 0.9
+    retention: str = "extraction_strength"
+    split: str = "retain"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.tau <= 1, "calibrate.tau must be in [0, 1]", self.tau)
+        require(0 <= self.beside <= 1, "calibrate.beside must be in [0, 1]", self.beside)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attack:
     """What is done to get it back: `none`, or a name of `rayunlearn list attacks`, on the model that the other settings end with.
 
@@ -304,6 +323,7 @@ class Trial:
     train: Train = field(default_factory=Train)
     stop: Stop = field(default_factory=Stop)
     measure: Measure = field(default_factory=Measure)
+    calibrate: Calibrate = field(default_factory=Calibrate)
     attack: Attack = field(default_factory=Attack)
     explain: Explain = field(default_factory=Explain)
     options: tuple[tuple[str, Value], ...] = ()

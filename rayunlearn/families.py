@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 from rayunlearn.attacks.panel import ATTACKS
-from rayunlearn.config import Attack, Trial, Value, coerce, field_names
+from rayunlearn.config import Attack, Calibrate, Trial, Value, coerce, field_names
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.keywords.extractors import EXTRACTORS
 from rayunlearn.methods.companions import COMPANIONS
@@ -56,7 +56,7 @@ def option_names() -> dict[str, Option]:
 
 def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
     """The functions that a trial names, after checking the names."""
-    metrics = chosen_metrics(trial.measure.metrics)
+    metrics = chosen_metrics(trial.measure.metrics) | (chosen_metrics(trial.calibrate.retention) if trial.calibrate.tau else {})
     tables: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         ("method.forget", trial.method.forget, FORGET),
         ("method.retain", trial.method.retain, RETAIN),
@@ -82,6 +82,9 @@ def companion_maker(trial: Trial, kind: str) -> Callable[..., Any]:
 
 def check_combination(trial: Trial) -> None:
     """Raise UserError for choices that contradict each other. Names must have been checked."""
+    retention = chosen_metrics(trial.calibrate.retention)
+    rule = "calibrate.retention must be one metric where higher is more knowledge"
+    require([row.direction for row in retention.values()] == ["higher"], rule, trial.calibrate.retention)
     method, wrappers = trial.method, names_of(trial.method.wrappers)
     require(len(set(wrappers)) == len(wrappers), "method.wrappers must name each wrapper once", method.wrappers)
     in_space = FORGET[method.forget].ending is not as_trained
@@ -107,10 +110,11 @@ def check(trial: Trial) -> Trial:
     given = {name: value for name, value in trial.options if trial.stage == "unlearned" or _function_of(name) in (*METRICS, *ATTACKS)}
     wanted = [option for function in functions for option in options_of(function)]
     attack = Attack() if trial.attack.name == "none" else trial.attack
+    calibrate = trial.calibrate if trial.calibrate.tau else Calibrate()
     filled = {o.name: coerce(o.name, given.get(o.name, o.default), o.kind) for o in wanted}
     drawn = filled.get("leak_at_k.k", 1)
     require(trial.measure.samples >= int(drawn), f"measure.samples must be >= leak_at_k.k, here {drawn}", trial.measure.samples)
-    return replace(trial, attack=attack, options=tuple(sorted(filled.items())))
+    return replace(trial, attack=attack, calibrate=calibrate, options=tuple(sorted(filled.items())))
 
 
 def arguments_of(trial: Trial, function: Callable[..., Any]) -> dict[str, Value]:

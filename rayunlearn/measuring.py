@@ -38,19 +38,24 @@ def stage_rows(trial: Trial, workspace: Workspace, state: Loaded, *, stage: str,
 
 
 def labelled(trial: Trial, workspace: Workspace, examples: Rows, *, stage: str, step: int, attack: str = "none") -> dict[str, Rows]:
-    """Measured examples (doc_id, split, metric, value) as rows of the two tables, metrics of the whole corpus among the means."""
+    """Measured examples (doc_id, split, metric, value) as rows of the two tables, metrics of the whole corpus among the means.
+
+    A stage and an attack that the examples already name are overwritten.
+    """
     frame = framed(examples)
     means = [*summarise(frame).to_dicts(), *corpus_rows(frame, gold_examples(trial, workspace))]
     place = {"stage": stage, "attack": attack}
-    return {"examples": [place | e for e in examples], "evals": [place | {"step": step} | e for e in means]}
+    return {"examples": [e | place for e in examples], "evals": [e | place | {"step": step} for e in means]}
 
 
-def examples_of(trial: Trial, workspace: Workspace, state: Loaded, probes: Sequence[Probe] | None = None) -> Rows:
-    """doc_id, split, metric, value of the trial's metrics on the model as it stands; `probes` in place of the trial's own.
+def examples_of(
+    trial: Trial, workspace: Workspace, state: Loaded, probes: Sequence[Probe] | None = None, metrics: Mapping[str, Metric] | None = None
+) -> Rows:
+    """doc_id, split, metric, value of the model as it stands; `probes` and `metrics` in place of the trial's own.
 
     Members and holdout are asked for their membership scores alone.
     """
-    metrics = chosen_metrics(trial.measure.metrics)
+    metrics = chosen_metrics(trial.measure.metrics) if metrics is None else metrics
     scores = {name: row for name, row in metrics.items() if name in SCORES}
     asked = list(probes) if probes is not None else probes_of(workspace, state, trial.data)
     ordinary, strangers = ([p for p in asked if (p.split in STRANGERS) is strange] for strange in (False, True))

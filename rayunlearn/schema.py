@@ -14,6 +14,19 @@ STATUSES = {
     "diverged": "stopped early: the loss or its gradient was infinite or NaN; not measured",
     "failed": "an exception ended it, or its worker died; error_type, error and error_where say what and where",
 }
+STAGES = {
+    "base": "the model before unlearning",
+    "gold": "the model that never saw the forget set",
+    "unlearned": "the model as training left it",
+    "calibrated": "that model mixed back towards base until it retains calibrate.tau x base",
+    "calibrated_beside": "the same at calibrate.beside",
+}
+CURVES = {
+    "relearning": "along a training attack",
+    "inside": "through the layers",
+    "mode_connectivity": "on a line between two trials' weights",
+    "mixing": "x is alpha: the model is (1 - alpha) base + alpha unlearned; the points that calibration measured",
+}
 FINISHED = ("complete", "collapsed", "diverged")  # a failed trial runs again on the next call
 
 ROLES = {
@@ -43,7 +56,7 @@ class Column:
 
 
 _TRIAL = Column("trial_id", "utf8", "digest of the flattened config; joins the tables")
-_STAGE = Column("stage", "utf8", "base, gold or unlearned: which model was measured")
+_STAGE = Column("stage", "utf8", "; ".join(f"{k}: {v}" for k, v in STAGES.items()))
 _ATTACK = Column("attack", "utf8", "attack that the model or prompt went through, as in `rayunlearn list attacks`; 'none' for none")
 _SPLIT = Column("split", "utf8", "which probes: forget, retain, or another split that the data brings")
 _METRIC = Column("metric", "utf8", "metric name as in `rayunlearn list metrics`")
@@ -82,6 +95,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("seconds_train", "f64", "time of the optimisation loop", "s", "lower"),
         Column("seconds_measure", "f64", "time of the metrics", "s", "lower"),
         Column("peak_memory_bytes", "i64", "peak resident memory of the worker process (CPU), peak allocated on the device (GPU)", "bytes", "lower"),
+        Column("seconds_calibrate", "f64", "time of calibration and of measuring the mixtures", "s", "lower"),
+        Column("calibrated_alpha", "f64", "share of the unlearned weights in stage calibrated; null without calibration", "fraction [0, 1]"),
+        Column("calibrated_width", "f64", "how far the largest alpha that retains enough may lie above it", "fraction [0, 1]"),
+        Column("calibrated_search", "utf8", "whole (alpha 1 retained enough), bisection, or grid where retention did not fall steadily with alpha"),
+        Column("calibrated_beside_alpha", "f64", "share of the unlearned weights in stage calibrated_beside", "fraction [0, 1]"),
         Column("parameters_total", "i64", "parameters of the model", "parameters"),
         Column("parameters_trained", "i64", "parameters that were trained", "parameters"),
         Column("started_at", "utf8", "start, UTC, ISO 8601"),
@@ -143,7 +161,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "curves": (
         _TRIAL,
-        Column("kind", "utf8", "relearning: along a training attack; inside: through the layers; others say which path"),
+        Column("kind", "utf8", "; ".join(f"{k}: {v}" for k, v in CURVES.items())),
         Column("x", "f64", "where on the path: optimizer steps, layers, or a share of the way"),
         _METRIC,
         _SPLIT,

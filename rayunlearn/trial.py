@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rayunlearn.calibration import calibrated
 from rayunlearn.config import Trial, flatten, trial_id
 from rayunlearn.coreset import keyword_coverage_of, pick, redundancy, written
 from rayunlearn.data.documents import Corpus
@@ -89,6 +90,10 @@ def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcom
     if status != "diverged":
         tables |= stage_rows(trial, workspace, state, stage=trial.stage, step=len(log.rows))
         clock.lap("seconds_measure")
+        if trial.stage == "unlearned" and trial.calibrate.tau > 0:
+            more, mixtures = calibrated(trial, workspace, state, tables["examples"], step=len(log.rows))
+            row, tables = row | more, {name: [*tables.get(name, ()), *mixtures.get(name, ())] for name in tables | mixtures}
+            clock.lap("seconds_calibrate")
     return Outcome(status, row | clock.laps, tables)
 
 

@@ -33,6 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "worker",
             "coreset",
             "extraction",
+            "calibration",
             "measuring",
             "provenance",
             "remade",
