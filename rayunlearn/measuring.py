@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -10,16 +10,16 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from rayunlearn.config import Trial
+from rayunlearn.config import Trial, digest
 from rayunlearn.families import arguments_of
 from rayunlearn.metrics.corpus import PRIVACY_SCORE, SCORES, corpus_rows
 from rayunlearn.metrics.document import Metric, sources_of
 from rayunlearn.metrics.inputs import Writing
 from rayunlearn.metrics.measure import Probe, chosen_metrics, measure
-from rayunlearn.models.cache import tensors_once
+from rayunlearn.models.cache import json_once, tensors_once
 from rayunlearn.models.load import load_model
 from rayunlearn.models.reference import Reference, kept_reference
-from rayunlearn.provenance import version_of
+from rayunlearn.provenance import code_digest, version_of
 from rayunlearn.results.analysis import summarise
 from rayunlearn.train.device import accelerator
 from rayunlearn.train.mixing import copy_of
@@ -61,6 +61,19 @@ def examples_of(
     ordinary, strangers = ([p for p in asked if (p.split in STRANGERS) is strange] for strange in (False, True))
     on = partial(_measured, trial, workspace, state)
     return [*on(ordinary, metrics), *(on(strangers, scores) if scores and strangers else [])]
+
+
+def examples_at_start(trial: Trial, workspace: Workspace, state: Loaded) -> Rows:
+    """`examples_of` of a model that nothing was done to (base, gold): measured once, by whichever run and process comes first.
+
+    Kept by weights, probes, settings of the measuring, device, libraries and the code that measures.
+    """
+    metrics, probes = chosen_metrics(trial.measure.metrics), probes_of(workspace, state, trial.data)
+    key = {"what": "examples", "probes": digest([asdict(probe) for probe in probes]), "measure": asdict(trial.measure)}
+    key |= {"options": options_of(trial, metrics)}
+    about = cache_key(workspace, state, [], "float32") | key | {"code": code_digest("metrics", "models", "data", "measuring.py")}
+    rows: Rows = json_once(workspace.cache / "evaluations", about, partial(examples_of, trial, workspace, state))
+    return rows
 
 
 def _measured(trial: Trial, workspace: Workspace, state: Loaded, probes: Sequence[Probe], metrics: Mapping[str, Metric]) -> Rows:

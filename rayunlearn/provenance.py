@@ -7,12 +7,15 @@ import resource
 import socket
 import time
 import traceback
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from rayunlearn.config import digest
 
 PACKAGES = ("rayunlearn", "torch", "transformers", "ray", "optuna", "polars", "pyarrow")
 
@@ -41,6 +44,14 @@ def version_of(name: str) -> str:
         return package_version(name)
     except PackageNotFoundError:
         return "absent"
+
+
+@lru_cache
+def code_digest(*parts: str) -> str:
+    """What identifies the code of these parts of rayunlearn (folders or files), so that a value kept from other code is not taken."""
+    root = Path(__file__).parent
+    files = [file for part in parts for file in (sorted((root / part).glob("*.py")) if (root / part).is_dir() else [root / part])]
+    return digest([[file.name, file.read_text(encoding="utf-8")] for file in files])
 
 
 class Clock:

@@ -16,7 +16,7 @@ from rayunlearn.config import Trial, flatten, trial_id
 from rayunlearn.coreset import keyword_coverage_of, pick, redundancy, written
 from rayunlearn.data.documents import Corpus
 from rayunlearn.errors import require
-from rayunlearn.measuring import stage_rows
+from rayunlearn.measuring import examples_at_start, examples_of, labelled
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.view import needs
 from rayunlearn.models.memory import device_lock, forget_peak, with_room
@@ -88,7 +88,8 @@ def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcom
     tables["steps"] = [asdict(r) for r in log.rows]
     status = STATUS[log.ended]
     if status != "diverged":
-        tables |= stage_rows(trial, workspace, state, stage=trial.stage, step=len(log.rows))
+        examples = (examples_of if trial.stage == "unlearned" else examples_at_start)(trial, workspace, state)
+        tables |= labelled(trial, workspace, examples, stage=trial.stage, step=len(log.rows))
         clock.lap("seconds_measure")
         if trial.stage == "unlearned" and trial.calibrate.tau > 0:
             more, mixtures = calibrated(trial, workspace, state, tables["examples"], step=len(log.rows))

@@ -16,7 +16,7 @@ from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import Encoded, collate
 from rayunlearn.errors import require
 from rayunlearn.families import arguments_of, companion_maker
-from rayunlearn.methods.companions import Choices, Source
+from rayunlearn.methods.companions import COMPANIONS, Choices, Source
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.objective import Companions, Objective, Side, stream
 from rayunlearn.methods.retain import RETAIN
@@ -24,7 +24,7 @@ from rayunlearn.methods.tokens import TokenRule, word_list, word_positions
 from rayunlearn.methods.view import companion_kinds, needs, reference_kinds
 from rayunlearn.methods.weightspace import as_trained
 from rayunlearn.metrics.measure import Probe, encode_probes, mean_probability
-from rayunlearn.models.cache import sequences_digest, tensors_once
+from rayunlearn.models.cache import json_once, sequences_digest, tensors_once
 from rayunlearn.models.forward import can_start, first_trained_block
 from rayunlearn.models.reference import ACTIVATION_BYTES, Prefix, Reference, kept_bytes, kept_prefix, kept_reference
 from rayunlearn.provenance import version_of
@@ -123,9 +123,20 @@ def _companions(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequenc
         trial.data.template,
         trial.data.max_tokens,
     )
-    choices: Choices = remembered(state, key, lambda: maker(source, **arguments))
+    make = partial(maker, source, **arguments)
+    kept_make = partial(_written_once, workspace, state, source, make, {"maker": maker.__name__, **arguments})
+    choices: Choices = remembered(state, key, kept_make if COMPANIONS[maker.__name__].by_model else make)
     sequences = [s for texts in choices.values() for s in texts]
     return Companions(choices, _reference(trial, workspace, state, key, sequences, reference_kinds(loss, kind), trial.token.temperature))
+
+
+def _written_once(workspace: Workspace, state: Loaded, source: Source, make: Callable[[], Choices], settings: dict[str, Any]) -> Choices:
+    """Companions that the model itself writes, kept on disk: the same for all trials that keep these documents."""
+    opened = [bool(document.prompt) for document in source.documents]
+    about = cache_key(workspace, state, source.sequences, "float32") | {"max_tokens": source.max_tokens, "prompts": opened} | settings
+    folder = workspace.cache / "companions"
+    stored = json_once(folder, about, lambda: {name: [[s.doc_id, s.ids, s.start] for s in texts] for name, texts in make().items()})
+    return {name: tuple(Encoded(doc_id, tuple(ids), start) for doc_id, ids, start in texts) for name, texts in stored.items()}
 
 
 def _wrappers(trial: Trial) -> list[Callable[..., Wrapper]]:

@@ -31,12 +31,13 @@ from rayunlearn.methods.forget import FORGET, npo, rmu
 from rayunlearn.methods.objective import Objective, Side, stream
 from rayunlearn.methods.retain import RETAIN, activation, kl, none
 from rayunlearn.methods.view import control_direction
-from rayunlearn.models.cache import content_digest, packed, sequences_digest, tensors_once, unpacked
+from rayunlearn.models.cache import content_digest, json_once, packed, sequences_digest, tensors_once, unpacked
 from rayunlearn.models.forward import Start, blocks, can_start, first_trained_block, hidden_states
 from rayunlearn.models.load import save_model
 from rayunlearn.models.memory import NoRoomError, StepMemory, share_of, step_memory, turn, with_room
 from rayunlearn.models.reference import Reference, kept_bytes, kept_prefix, kept_reference, reference_of
 from rayunlearn.models.scratch import build_model, build_tokenizer
+from rayunlearn.provenance import code_digest
 from rayunlearn.results.store import open_run
 from rayunlearn.train.loop import choose_parameters
 from rayunlearn.train.teach import texts
@@ -150,6 +151,12 @@ def test_two_processes_that_want_the_same_at_once_make_it_once(tmp_path: Path) -
     said = [process.communicate(timeout=120)[0].strip() for process in both]
     assert said == ["[4.0, 4.0, 4.0]"] * 2
     assert len((tmp_path / "log").read_text().split()) == 1
+
+
+def test_a_json_value_comes_back_to_the_last_bit(tmp_path: Path) -> None:
+    value = [{"a": 0.1 + 0.2, "b": None, "c": float("inf"), "d": "gr\u00fc\u00df"}, [1, 2]]
+    calls: list[int] = []
+    assert [json_once(tmp_path, KEY, lambda: calls.append(1) or value) for _ in range(2)] == [value, value] and len(calls) == 1
 
 
 def test_sequences_come_back_from_their_packed_form() -> None:
@@ -445,6 +452,42 @@ def test_half_a_gradient_of_a_failed_trial_is_gone_before_the_next(workspace: Wo
     state = worker.reset(workspace.base)
     state.model.get_input_embeddings().weight.grad = torch.ones_like(state.model.get_input_embeddings().weight)
     assert all(p.grad is None for p in worker.reset(workspace.base).model.parameters())
+
+
+def base_rows(workspace: Workspace, run: Path, **changes: Value) -> list[dict[str, Any]]:
+    """Examples of a base trial in a worker that starts from nothing but the disk."""
+    worker.loaded.cache_clear()
+    trial = validate(with_values(Trial(stage="base"), {name.replace("__", "."): value for name, value in changes.items()}))
+    assert run_trial(trial, workspace, run, "test", "1") == "complete"
+    return open_run(run).examples.sort("doc_id", "split", "metric").collect().drop("trial_id").to_dicts()
+
+
+def test_the_base_model_is_measured_once_for_all_runs(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = base_rows(workspace, tmp_path / "a", measure__metrics="probability")
+    asked: list[int] = []
+    monkeypatch.setattr("rayunlearn.measuring.measure", lambda *_a, **_k: asked.append(1) or [])
+    assert base_rows(workspace, tmp_path / "b", measure__metrics="probability") == first and not asked
+    monkeypatch.setattr("rayunlearn.measuring.code_digest", lambda *_: "the code that measures is another")
+    with pytest.raises(AssertionError):  # nothing was measured this time, and a trial without a row fails
+        base_rows(workspace, tmp_path / "c", measure__metrics="probability")
+    assert asked
+
+
+def test_code_is_identified_by_what_it_says() -> None:
+    assert code_digest("metrics") == code_digest("metrics") != code_digest("models") != code_digest("models", "measuring.py")
+
+
+def test_alternates_are_written_by_the_model_once_for_all_workers(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values: dict[str, Value] = {"method__forget": "altpo", "method__retain": "none", "select__ratio": 0.02, "alternate__count": 2, "train__length": 2}
+    first = losses(workspace, tmp_path / "a", **values)
+    assert len(list(workspace.cache.glob("companions/*.safetensors"))) == 1
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the alternates were there")
+
+    monkeypatch.setattr("rayunlearn.methods.companions.sample", never)
+    assert losses(workspace, tmp_path / "b", **values) == first
+    assert losses(workspace, tmp_path / "c", **values | {"method__forget": "idk"})  # refusals are not the model's
 
 
 # --- memory

@@ -134,11 +134,15 @@ def _ids(source: Source, text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Companion:
-    """A row of the family: the maker and where its texts come from. The loss decides which kinds it looks at."""
+    """A row of the family: the maker and where its texts come from. The loss decides which kinds it looks at.
+
+    `by_model`: the model writes them, which is dear, so they are kept on disk.
+    """
 
     function: Callable[..., Choices]
     title: str
     source: str
+    by_model: bool = False
 
 
 COMPANIONS = {
@@ -146,7 +150,7 @@ COMPANIONS = {
     for row in (
         Companion(refusal, "a refusal", "TOFU 2401.06121 (IDK); our own words"),
         Companion(wrong, "a wrong answer that the data brings", "ours"),
-        Companion(alternate, "an alternate of the model's own", "Mekala et al. 2409.13474, without its prompt"),
+        Companion(alternate, "an alternate of the model's own", "Mekala et al. 2409.13474, without its prompt", by_model=True),
         Companion(mismatch, "the answer of a random retain document", "Yao et al. 2310.10683 (there TruthfulQA answers)"),
     )
 }

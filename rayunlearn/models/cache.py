@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -48,6 +49,15 @@ def tensors_once(folder: Path, key: Mapping[str, object], make: Callable[[], Map
     if found is None:
         raise UserError(f"the cache must give back what was written to it, but {path} does not")
     return found
+
+
+def json_once(folder: Path, key: Mapping[str, object], make: Callable[[], object]) -> Any:
+    """`tensors_once` for a JSON value: rows, texts, numbers, which come back to the last bit (tuples as lists)."""
+
+    def written() -> dict[str, Tensor]:
+        return {"json": torch.frombuffer(bytearray(json.dumps(make()).encode()), dtype=torch.uint8)}
+
+    return json.loads(tensors_once(folder, key, written)["json"].numpy().tobytes())
 
 
 def content_digest(tensors: Mapping[str, Tensor]) -> str:
