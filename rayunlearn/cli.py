@@ -343,14 +343,16 @@ ADDRESS_HELP = "auto: the cluster of RAY_ADDRESS (a submitted job's own), else a
 def _experiment(chosen: argparse.Namespace) -> "Experiment":
     """The experiment with what the command line changes. The words that were given are kept for `go on with`."""
     from rayunlearn import recipes
-    from rayunlearn.experiment import load, override
+    from rayunlearn.experiment import check_measured, load, override
 
     values = (recipes.values(chosen.recipe) if chosen.recipe else {}) | parse_assignments(chosen.assignments)
     experiment = load(chosen.experiment)
     require(chosen.workers >= 0, "--workers must be >= 0", chosen.workers)
     chosen.words = ["rayunlearn", *sys.argv[1:]]
     version = {} if chosen.version is None else {"version": chosen.version}
-    return override(experiment, values | version)
+    changed = override(experiment, values | version)
+    check_measured(changed)
+    return changed
 
 
 def _options(chosen: argparse.Namespace) -> "Options":

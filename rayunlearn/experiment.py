@@ -17,6 +17,8 @@ from typing import Any
 from rayunlearn.config import Trial, Value, coerce, digest, field_names, with_values
 from rayunlearn.errors import UserError, require, unknown_name
 
+OBJECTIVE_STAGES = ("unlearned", "calibrated")
+CALIBRATED = 0.95  # share of base's retention at which models are compared (2406.09179 evaluates 0.95 to 0.90)
 TUNINGS = ("shared", "per_cell", "none")
 NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "VERSION")
 SEEDS = ("select.seed", "train.seed")
@@ -82,15 +84,19 @@ class Budget:
 class Objective:
     """What is minimised (`forgetting`, a metric on split `forget`) and maximised (`utility`, on `utility_split`).
 
-    `utility_floor` is a share of the base model's utility; a trial under it is not feasible.
+    `utility_floor` is a share of the base model's utility; a trial under it is not feasible. `stage` calibrated asks for both
+    of the model mixed back to calibrate.tau x base's retention (CALIBRATED where the experiment says nothing).
     """
 
     forgetting: str = "probability"
     utility: str = "probability"
     utility_split: str = "retain"
     utility_floor: float = 0.9
+    stage: str = "unlearned"
 
     def __post_init__(self) -> None:
+        if self.stage not in OBJECTIVE_STAGES:
+            raise unknown_name("objective.stage", self.stage, OBJECTIVE_STAGES)
         require(0 <= self.utility_floor <= 1, "objective.utility_floor must be in [0, 1]", self.utility_floor)
 
 
@@ -123,6 +129,8 @@ class Experiment:
             _check_searched(self, name)
         require(bool(self.search) or self.budget.tuning == "none", "SEARCH must name something when budget.tuning is not 'none'", self.budget.tuning)
         require(self.base.stage == "unlearned", "BASE's stage must be 'unlearned' (base and gold are added by themselves)", self.base.stage)
+        if self.objective.stage == "calibrated" and self.base.calibrate.tau == 0:
+            object.__setattr__(self, "base", with_values(self.base, {"calibrate.tau": CALIBRATED}))
         safe = bool(self.version) and self.version not in (".", "..") and all(c.isalnum() or c in "._-" for c in self.version)
         require(safe, "a version must be letters, digits, '.', '_' or '-'", self.version)
 
@@ -138,11 +146,11 @@ def load(path: str | Path) -> Experiment:
     Raises UserError for a file that is missing or does not run, for a name that is missing, of the wrong type
     or misspelt, and for an axis or a search name that no setting and no function has.
     """
-    from rayunlearn.families import METRICS, option_names  # the tables import torch; building an Experiment by hand does not
+    from rayunlearn.families import option_names  # the tables import torch; building an Experiment by hand does not
 
     experiment = from_module(_import(Path(path)), name=Path(path).stem)
     check_names(experiment, known=(*field_names(), *option_names()))
-    check_objective(experiment.objective, directions={name: row.direction for name, row in METRICS.items()})
+    check_measured(experiment)
     return experiment
 
 
@@ -192,6 +200,20 @@ def check_objective(objective: Objective, *, directions: Mapping[str, str]) -> N
         if name not in directions:
             raise unknown_name(setting, name, directions)
         require(directions[name] == "higher", f"{setting} must be a metric where higher is more knowledge", name)
+
+
+def check_measured(experiment: Experiment) -> None:
+    """Raise UserError for an objective that is no metric (`check_objective`) or that the experiment's trials do not measure."""
+    from rayunlearn.metrics.document import METRICS
+    from rayunlearn.metrics.measure import chosen_metrics
+
+    goal = experiment.objective
+    check_objective(goal, directions={name: row.direction for name, row in METRICS.items()})
+    at = [(axis, axis.names.index("measure.metrics")) for grid in experiment.grids for axis in grid if "measure.metrics" in axis.names]
+    asked = [str(point[place]) for axis, place in at for point in axis.points] or [experiment.base.measure.metrics]
+    for names in asked:
+        for setting, metric in (("objective.forgetting", goal.forgetting), ("objective.utility", goal.utility)):
+            require(metric in chosen_metrics(names), f"{setting} must be among the metrics that measure.metrics {names!r} names", metric)
 
 
 def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:

@@ -293,10 +293,10 @@ def result_of(run: Path, trial_id: str, objective: Objective) -> Result | None:
 
 
 def _objective_values(evals: "pl.LazyFrame", objective: Objective) -> "pl.LazyFrame":
-    """trial_id, forgetting, utility: the trial's own stage, no attack, last step."""
+    """trial_id, forgetting, utility: the objective's stage (base's and gold's own), no attack, last step."""
     import polars as pl
 
-    own_stage = pl.col("stage").is_in(["base", "gold", "unlearned"]) & (pl.col("attack") == "none")
+    own_stage = pl.col("stage").is_in(["base", "gold", objective.stage]) & (pl.col("attack") == "none")
     forgetting = (pl.col("metric") == objective.forgetting) & (pl.col("split") == "forget")
     utility = (pl.col("metric") == objective.utility) & (pl.col("split") == objective.utility_split)
     measured = evals.filter(own_stage & (forgetting | utility)).sort("step", maintain_order=True)

@@ -7,7 +7,20 @@ from pathlib import Path
 import pytest
 
 from rayunlearn.errors import UserError
-from rayunlearn.experiment import Axis, Budget, Choice, Objective, Range, axis_names, check_names, check_objective, load, override, settings
+from rayunlearn.experiment import (
+    Axis,
+    Budget,
+    Choice,
+    Objective,
+    Range,
+    axis_names,
+    check_measured,
+    check_names,
+    check_objective,
+    load,
+    override,
+    settings,
+)
 
 GOOD = '''"""Question?
 
@@ -161,3 +174,22 @@ def test_names_are_checked_against_what_is_known(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="npo.beta"):
         check_names(experiment, known=known - {"npo.beta"})
     check_objective(Objective(), directions={"probability": "higher"})
+
+
+def test_an_objective_that_no_trial_measures_is_refused_also_after_set(tmp_path: Path) -> None:
+    experiment = load(written(tmp_path, GOOD))
+    changed = override(experiment, {"objective.forgetting": "rouge_l_recall"})
+    with pytest.raises(UserError, match=r"objective\.forgetting must be among the metrics that measure\.metrics 'cheap' names, got 'rouge_l_recall'"):
+        check_measured(changed)
+    check_measured(override(changed, {"measure.metrics": "all"}))
+    with pytest.raises(UserError, match=r"unknown objective\.utility 'probabilty'"):
+        check_measured(override(experiment, {"objective.utility": "probabilty"}))
+
+
+def test_a_calibrated_objective_calibrates_at_095_unless_the_experiment_says_otherwise(tmp_path: Path) -> None:
+    experiment = load(written(tmp_path, GOOD))
+    assert experiment.base.calibrate.tau == 0
+    assert override(experiment, {"objective.stage": "calibrated"}).base.calibrate.tau == 0.95
+    assert override(experiment, {"calibrate.tau": 0.8, "objective.stage": "calibrated"}).base.calibrate.tau == 0.8
+    with pytest.raises(UserError, match=r"unknown objective\.stage 'calibratd'; did you mean 'calibrated'"):
+        override(experiment, {"objective.stage": "calibratd"})

@@ -26,12 +26,13 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What the experiment calls forgetting (metric on split `forget`) and utility, as in experiment.json."""
+    """What the experiment calls forgetting (metric on split `forget`) and utility, and of which stage, as in experiment.json."""
 
     forgetting: str = "probability"
     utility: str = "probability"
     utility_split: str = "retain"
     utility_floor: float = 0.9
+    stage: str = "unlearned"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ def trial_table(run: Run) -> pl.DataFrame:
     goal = objective_of(run.experiment)
     placed = placed_trials(run)
     for name, split, metric in (("forgetting", "forget", goal.forgetting), ("utility", goal.utility_split, goal.utility)):
-        rows = _own_examples(run).filter(pl.col("split") == split, pl.col("metric") == metric)
+        rows = own_examples(run).filter(pl.col("split") == split, pl.col("metric") == metric)
         placed = placed.join(rows.group_by("trial_id").agg(pl.col("value").mean().alias(name)).collect(), on="trial_id", how="left")
     return placed
 
@@ -280,11 +281,14 @@ def _interval(mean: float, draws: Numbers, n_seeds: int, level: float) -> Interv
     return Interval(mean=mean, low=float(low), high=float(high), over="seeds and documents" if n_seeds > 1 else "documents")
 
 
-def _own_examples(run: Run) -> pl.LazyFrame:
-    """Examples of the model that a trial is about, not of one that it was measured against, and before any attack."""
-    stages = run.trials.select("trial_id", pl.col("stage").alias("_own")) if "stage" in run.trials.collect_schema() else None
+def own_examples(run: Run, stage: str = "") -> pl.LazyFrame:
+    """Examples before any attack of what a trial is about: base and gold themselves, an unlearned model at `stage` ('': the objective's)."""
+    stage = stage or objective_of(run.experiment).stage
     rows = run.examples.filter(pl.col("attack") == "none")
-    return rows if stages is None else rows.join(stages, on="trial_id").filter(pl.col("stage") == pl.col("_own")).drop("_own")
+    if "stage" not in run.trials.collect_schema():
+        return rows
+    wanted = pl.when(pl.col("stage") == "unlearned").then(pl.lit(stage)).otherwise(pl.col("stage")).alias("_own")
+    return rows.join(run.trials.select("trial_id", wanted), on="trial_id").filter(pl.col("stage") == pl.col("_own")).drop("_own")
 
 
 def _measure_all(run: Run) -> dict[str, Measured]:
@@ -293,7 +297,7 @@ def _measure_all(run: Run) -> dict[str, Measured]:
     wanted |= {"choice_forget": ("forget", MULTIPLE_CHOICE), "choice_retain": (goal.utility_split, MULTIPLE_CHOICE)}
     wanted |= {"untouched": (UNTOUCHED, goal.utility)}
     pairs = pl.DataFrame([{"split": s, "metric": m} for s, m in sorted(set(wanted.values()))])
-    rows = _own_examples(run).join(pairs.lazy(), on=["split", "metric"]).select("trial_id", "doc_id", "split", "metric", "value").collect()
+    rows = own_examples(run).join(pairs.lazy(), on=["split", "metric"]).select("trial_id", "doc_id", "split", "metric", "value").collect()
     parts = {name: rows.filter(pl.col("split") == s, pl.col("metric") == m) for name, (s, m) in wanted.items()}
     return {name: _wide(part) for name, part in parts.items() if part.height or name != "untouched"}
 

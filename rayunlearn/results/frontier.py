@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from rayunlearn.errors import require
-from rayunlearn.results.analysis import CELL, SEEDS, Numbers, objective_of, placed_trials, varying_settings
+from rayunlearn.results.analysis import CELL, SEEDS, Numbers, objective_of, own_examples, placed_trials, varying_settings
 from rayunlearn.results.statistics import (
     Difference,
     difference,
@@ -145,12 +145,12 @@ def frontier_in_words(table: pl.DataFrame, standard: Standard) -> list[str]:
     return [_sentence(row, standard.margin) for row in table.iter_rows(named=True)]
 
 
-def cells_of(run: Run) -> tuple[list[Cell], dict[str, Cell]]:
-    """The grid's cells of a run, and base's by setting (data and model settings that vary)."""
+def cells_of(run: Run, stage: str = "") -> tuple[list[Cell], dict[str, Cell]]:
+    """The grid's cells of a run at `stage` ('': the objective's), and base's by setting (data and model settings that vary)."""
     placed = placed_trials(run).filter(pl.col("role").is_in(["grid", "base"])).unique(["trial_id", "role"], keep="first", maintain_order=True)
     settings = varying_settings(run, placed)
     goal = objective_of(run.experiment)
-    matrices = [_matrix(run, split, metric) for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))]
+    matrices = [_matrix(run, split, metric, stage) for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))]
     around = [name for name in settings if name.startswith(("data.", "model."))]
     grid, places = [], {}
     for _, rows in placed.filter(pl.col("role") == "grid").group_by([*CELL, *settings], maintain_order=True):
@@ -235,11 +235,9 @@ def _what_would_decide(row: Mapping[str, Any], margin: float) -> str:
     return f"which {' or '.join(ways)} would decide, if it stays so" + ("" if "seeds" in row["over"] else " (one seed: its spread is unknown)")
 
 
-def _matrix(run: Run, split: str, metric: str) -> tuple[dict[str, int], Numbers]:
-    """(trial -> row, values (trials, documents)) of a metric on a split, measured at the trial's own stage and before any attack."""
-    stages = run.trials.select("trial_id", pl.col("stage").alias("_own"))
-    rows = run.examples.filter(pl.col("attack") == "none", pl.col("split") == split, pl.col("metric") == metric)
-    rows = rows.join(stages, on="trial_id").filter(pl.col("stage") == pl.col("_own"))
+def _matrix(run: Run, split: str, metric: str, stage: str) -> tuple[dict[str, int], Numbers]:
+    """(trial -> row, values (trials, documents)) of a metric on a split, of what the trials are about (`own_examples`)."""
+    rows = own_examples(run, stage).filter(pl.col("split") == split, pl.col("metric") == metric)
     wide = rows.collect().pivot(on="doc_id", index="trial_id", values="value", aggregate_function="mean", sort_columns=True)
     values = wide.drop("trial_id").fill_null(float("nan")).to_numpy().astype(np.float64)
     return {trial: at for at, trial in enumerate(wide["trial_id"])}, values
