@@ -25,6 +25,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/scores.py
 	$(BIN)/python benchmarks/scores.py --size small
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.corpus
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

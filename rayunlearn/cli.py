@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.config import parse_assignments
+from rayunlearn.config import Data, parse_assignments
 from rayunlearn.errors import UserError, require, unknown_name
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     )
     list_parser.add_argument("what", metavar="|".join(LISTS), help="which table")
     _add_keywords(commands)
+    _add_score(commands)
     _add_submit(commands)
     _add_books(commands)
     return top
@@ -71,18 +72,41 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_keywords(commands: Any) -> None:
     added = _add(commands, "keywords", keywords, "find the keywords of a corpus and write them to Parquet")
-    added.add_argument("corpus", metavar="CORPUS", help="a data file (.jsonl, .json, .csv, .parquet), or a test bed: domain, people")
+    _add_corpus(added, "keywords.parquet")
     added.add_argument("--extractor", metavar="NAME", required=True, help="see `rayunlearn list extractors`")
     added.add_argument(
         "--retain", metavar="CORPUS", default="", help="what the corpus is compared with (log_odds, linked); a test bed brings its own"
     )
-    added.add_argument("--columns", metavar="OURS=THEIRS", default="", help="as data.columns: answer=text,prompt=question")
     added.add_argument("--base", metavar="MODEL", default="", help="directory or Hub name (embedding, loss_gap)")
     added.add_argument("--gold", metavar="MODEL", default="", help="a model that never saw the corpus (loss_gap)")
     added.add_argument("--judge", metavar="MODEL", default="", help="a chat model (judge)")
     added.add_argument("--set", dest="assignments", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help="e.g. tfidf.earliness=0")
-    added.add_argument("--output", metavar="FILE", type=Path, default=Path("keywords.parquet"), help="(default: keywords.parquet)")
+    added.add_argument("--top", metavar="N", type=int, default=0, help="keywords of a document that are written, the best (default: all)")
     added.add_argument("--show", metavar="N", type=int, default=3, help="documents whose keywords are printed (default: 3)")
+
+
+def _add_score(commands: Any) -> None:
+    added = _add(commands, "score", score, "score the documents of a corpus by one forward pass of a model and write them to Parquet")
+    _add_corpus(added, "scores.parquet")
+    added.add_argument("--base", metavar="MODEL", required=True, help="directory or Hub name")
+    added.add_argument("--scores", metavar="NAME,NAME", default="loss", help="loss, min_k, min_k_plus, el2n, zlib (default: loss)")
+    added.add_argument("--template", metavar="TEXT", default=Data.template, help="as data.template, for documents with a prompt")
+    added.add_argument("--max-tokens", metavar="N", type=int, default=Data.max_tokens, help="as data.max_tokens; a longer document loses its end")
+    added.add_argument("--set", dest="assignments", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help="e.g. min_k.fraction=0.2")
+
+
+def _add_corpus(added: argparse.ArgumentParser, output: str) -> None:
+    formats = "a file (.parquet, .jsonl, .json, .csv, .txt), a folder of files of one kind, or a test bed: domain, people"
+    added.add_argument("corpus", metavar="CORPUS", help=formats)
+    added.add_argument("--columns", metavar="OURS=THEIRS", default="", help="as data.columns: answer=text,prompt=question")
+    added.add_argument("--chunk-words", metavar="N", type=int, default=0, help="cut documents after every N words (default: they stay whole)")
+    units = "what a document of a .txt file is: line, paragraph, file (default: line; file in a folder)"
+    added.add_argument("--text-unit", dest="unit", metavar="UNIT", default="", help=units)
+    added.add_argument("--output", metavar="PATH", type=Path, default=Path(output), help=f"a .parquet file, or a new folder of them ({output})")
+    engines = "local: this machine's processes; ray: Ray Data; auto: ray above 256 MiB of files (default: auto)"
+    added.add_argument("--engine", metavar="auto|local|ray", default="auto", help=engines)
+    added.add_argument("--workers", metavar="N", type=int, default=0, help="processes or actors at once (default: one per CPU or GPU)")
+    added.add_argument("--address", metavar="auto|local|ray://HOST:PORT|HOST:PORT", default="auto", help=ADDRESS_HELP)
 
 
 def _add_submit(commands: Any) -> None:
@@ -288,14 +312,34 @@ def show_list(chosen: argparse.Namespace) -> int:
 
 def keywords(chosen: argparse.Namespace) -> int:
     """Keywords to Parquet, and those of the first documents on the screen."""
+    from rayunlearn.cluster.passes import choose, reporting
     from rayunlearn.extraction import Request, extract_to
 
-    names = ("corpus", "extractor", "output", "retain", "columns", "base", "gold", "judge")
-    done = extract_to(Request(**{name: getattr(chosen, name) for name in names}, options=parse_assignments(chosen.assignments)))
-    for document, found in list(zip(done.documents, done.keywords, strict=True))[: chosen.show]:
-        print(f"{document.doc_id}  {', '.join(f'{k.text} ({k.score:.2f})' for k in found[:10]) or '(none)'}")
-    aside = f", {len(done.rejected)} set aside" if done.rejected else ""
-    print(f"{sum(map(len, done.keywords))} keywords of {len(done.documents)} documents{aside}: {chosen.output}")
+    names = ("corpus", "extractor", "output", "retain", "columns", "base", "gold", "judge", "chunk_words", "unit", "top")
+    request = Request(**{name: getattr(chosen, name) for name in names}, options=parse_assignments(chosen.assignments))
+    with reporting(_console()) as report:
+        done = extract_to(request, choose=choose(chosen.engine, chosen.workers, chosen.address), report=report, show=chosen.show)
+    for doc_id, found in done.first:
+        print(f"{doc_id}  {', '.join(f'{text} ({value:.2f})' for text, value in found[:10]) or '(none)'}")
+    aside = f", {done.n_aside} set aside" if done.n_aside else ""
+    print(f"{done.n_keywords} keywords of {done.n_documents} documents{aside}: {chosen.output}")
+    return DONE
+
+
+def score(chosen: argparse.Namespace) -> int:
+    """Scores to Parquet, and their ranges on the screen."""
+    from rayunlearn.cluster.passes import choose, reporting
+    from rayunlearn.scoring import Request, score_to
+
+    names = ("corpus", "base", "output", "columns", "chunk_words", "unit", "template", "max_tokens")
+    scores = tuple(filter(None, chosen.scores.split(",")))
+    request = Request(**{name: getattr(chosen, name) for name in names}, scores=scores, options=parse_assignments(chosen.assignments))
+    with reporting(_console()) as report:
+        done = score_to(request, choose=choose(chosen.engine, chosen.workers, chosen.address), report=report)
+    for name, (mean, low, high) in done.ranges.items():
+        print(f"{name}: mean {mean:.4g}, {low:.4g} to {high:.4g}")
+    aside = f", {done.n_aside} set aside" if done.n_aside else ""
+    print(f"{len(done.ranges)} scores of {done.n_documents} documents{aside}: {chosen.output}")
     return DONE
 
 

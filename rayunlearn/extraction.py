@@ -1,29 +1,55 @@
-"""Keywords of a corpus file to Parquet: the work behind `rayunlearn keywords`. No Ray in here."""
+"""Keywords of a corpus to Parquet: the work behind `rayunlearn keywords`. No Ray in here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rayunlearn.config import BEDS, Data, Value, coerce, digest
+import numpy as np
+import polars as pl
+
+from rayunlearn.config import BEDS, Value, coerce, digest
 from rayunlearn.coreset import keyword_rows
-from rayunlearn.data.documents import Document, Rejected
-from rayunlearn.data.files import choose_columns, parse_columns, read_file, to_documents
-from rayunlearn.data.testbed import generate
-from rayunlearn.errors import require, unknown_name
+from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.families import options_of
-from rayunlearn.keywords.corpus import Known, Lender, extract
+from rayunlearn.keywords.blocks import Found
+from rayunlearn.keywords.corpus import IN_BLOCKS, WHOLE_CORPUS, Known, Lender, extract, rows_of_block
 from rayunlearn.keywords.extractors import EXTRACTORS
 from rayunlearn.keywords.judge import chat_with
-from rayunlearn.keywords.phrases import Keyword
-from rayunlearn.models.load import load_model
-from rayunlearn.results.store import write_table
+from rayunlearn.keywords.tokens import blocks_of
+from rayunlearn.methods.view import needs
+from rayunlearn.models.load import load_model, model_digest
+from rayunlearn.passes import (
+    FORMAT,
+    Do,
+    Engine,
+    Note,
+    Report,
+    Source,
+    Survey,
+    check_output,
+    first_ids,
+    forget_work,
+    in_turn,
+    kept,
+    publish,
+    publish_aside,
+    run_pass,
+    source_of,
+    surveyed,
+    work_folder,
+)
+from rayunlearn.results.store import frame_of, write_frame, write_table
+from rayunlearn.train.device import accelerator
+
+NEED_BASE = ("phrase_states", "page_state", "word_gap", "corpus_gap")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What `rayunlearn keywords` was asked for. `corpus` and `retain` are a data file or a test bed's name; the models are
-    directories or Hub names ('' has none)."""
+    """What `rayunlearn keywords` was asked for. `corpus` and `retain` are sources (`data.pieces`); the models are directories or
+    Hub names ('' has none); `top` is the most keywords of a document that are written (0: all)."""
 
     corpus: str
     extractor: str
@@ -33,43 +59,170 @@ class Request:
     base: str = ""
     gold: str = ""
     judge: str = ""
+    chunk_words: int = 0
+    unit: str = ""
+    top: int = 0
+    piece_bytes: int | None = None
     options: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What came of it: the documents with their keywords, and what was set aside."""
+    """What came of it: numbers, and the keywords (text, score) of the first documents, best first."""
 
-    documents: tuple[Document, ...]
-    keywords: tuple[tuple[Keyword, ...], ...]
-    rejected: tuple[Rejected, ...]
+    n_documents: int
+    n_keywords: int
+    n_aside: int
+    first: tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
 
 
-def extract_to(request: Request) -> Extracted:
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker needs. `partitions`: the pieces that are worked on together and written to one file."""
+
+    request: Request
+    arguments: Mapping[str, Any]
+    survey: Survey
+    retain: Survey | None
+    partitions: tuple[tuple[int, ...], ...]
+    folder: Path
+
+
+Choose = Callable[[Sequence[Source], bool], Engine]  # by the sources' size, and whether a model is run
+
+
+def in_this_process(_sources: Sequence[Source], _with_model: bool) -> Engine:
+    """The engine of a caller that has no wish."""
+    return in_turn
+
+
+def extract_to(request: Request, *, choose: Choose = in_this_process, report: Report = lambda _: None, show: int = 0) -> Extracted:
     """Write `request.output` (table keywords) and, if anything was set aside, `<stem>.quarantine.parquet` beside it.
 
-    Raises UserError for an unknown extractor or option, a file that cannot be read, and a model that is needed and missing.
+    What a call that was ended had done is in `<stem>.work` beside the output and is not done again; the folder goes when the output
+    appears. Raises UserError for an unknown extractor or option, a source that cannot be read, and a model or corpus that is needed and
+    missing, before anything is read.
     """
     arguments = arguments_for(request.extractor, request.options)
-    require(request.output.suffix == ".parquet", "--output must end in .parquet", str(request.output))
-    documents, rejected = documents_of(request.corpus, "forget", request.columns)
+    check_output(request.output)
+    wanted = needs(EXTRACTORS[request.extractor].function)
+    _check_needs(request, wanted)
+    source = source_of(request.corpus, columns=request.columns, chunk_words=request.chunk_words, unit=request.unit, piece_bytes=request.piece_bytes)
     retain = _retain_of(request)
-    known = Known(
-        documents,
-        retain,
+    together = bool(set(wanted) & set(WHOLE_CORPUS))
+    engine = choose([source, *([retain] if retain else [])], bool(request.base or request.judge))
+    folder = work_folder(request.output, _key(request, source, retain, arguments))
+    survey = surveyed("corpus", source, folder / "corpus", engine, report)
+    n = len(source.pieces)
+    job = Job(
+        request=request,
         arguments=arguments,
-        base=_lender(request.base),
-        gold=_lender(request.gold),
-        chat=(lambda: chat_with(*load_model(request.judge))) if request.judge else None,
+        survey=survey,
+        retain=surveyed("retain", retain, folder / "retain", engine, report) if retain else None,
+        partitions=(tuple(range(n)),) if together else tuple((at,) for at in range(n)),
+        folder=folder,
     )
-    found = extract(request.extractor, known, arguments)
-    aside = (*rejected, *known.rejected)
-    request.output.parent.mkdir(parents=True, exist_ok=True)
-    ids = [d.doc_id for d in documents]
-    write_table(request.output, "keywords", keyword_rows(digest(ids), request.extractor, ids, found))
-    if aside:
-        write_table(request.output.with_suffix(".quarantine.parquet"), "quarantine", [asdict(r) for r in aside])
-    return Extracted(documents, tuple(map(tuple, found)), aside)
+    notes = run_pass("keywords", folder / "done", partial(_worker, job), range(len(job.partitions)), engine, report)
+    first = _first(job, show)
+    publish(folder / "parts", request.output, "keywords")
+    n_aside = publish_aside([folder / "corpus", folder], request.output)
+    forget_work(folder)
+    return Extracted(survey.n_documents, sum(note.counts["keywords"] for note in notes), n_aside, first)
+
+
+def _check_needs(request: Request, wanted: Sequence[str]) -> None:
+    """Raise UserError for what the extractor asks for and the request does not give."""
+    if "retain_statistics" in wanted and not (request.retain or request.corpus in BEDS):
+        raise UserError(f"extractor {request.extractor!r} compares with a retain corpus, which must have a document: give --retain")
+    if set(wanted) & set(NEED_BASE) and not request.base:
+        raise UserError(f"extractor {request.extractor!r} needs a base model: give --base")
+    if "word_gap" in wanted and not request.gold:
+        raise UserError(f"extractor {request.extractor!r} needs a model that never saw the forget set: give --gold")
+    if "judged" in wanted and not request.judge:
+        raise UserError(f"extractor {request.extractor!r} needs a chat model: give --judge (or select.judge_model)")
+    require(request.top >= 0, "--top must be >= 0", request.top)
+
+
+def _key(request: Request, source: Source, retain: Source | None, arguments: Mapping[str, Any]) -> str:
+    """What identifies the work: another input or setting is other work."""
+    models = [model_digest(name) if name else "" for name in (request.base, request.gold, request.judge)]
+    return digest([FORMAT, source.key, retain.key if retain else None, request.extractor, dict(arguments), models, request.top])
+
+
+def _worker(job: Job) -> Do:
+    """Extracts the keywords of one partition at a time; what it knows of the corpus and its models are read once."""
+    request = job.request
+    statistics = job.survey.statistics()
+    retain_statistics = job.retain.statistics() if job.retain else None
+    lenders = {name: _lender(name) for name in (request.base, request.gold) if name}
+    chat = _once(lambda: chat_with(*load_model(request.judge, device=str(accelerator().device)))) if request.judge else None
+
+    def do(at: int) -> Note:
+        documents = [d for piece in job.partitions[at] for d in kept(job.survey, piece)]
+        known = Known(
+            documents,
+            arguments=job.arguments,
+            base=lenders.get(request.base),
+            gold=lenders.get(request.gold),
+            chat=chat,
+            statistics=statistics,
+            retain_statistics=retain_statistics,
+        )
+        frames, counts = zip(*_frames(job, known), strict=True)
+        if known.rejected:
+            write_table(job.folder / f"aside/{at:06}.parquet", "quarantine", [asdict(r) for r in known.rejected])
+        write_frame(job.folder / f"parts/{at:06}.parquet", pl.concat(frames))
+        return Note(piece=at, n_documents=len(documents), n_aside=len(known.rejected), counts={"keywords": sum(counts)})
+
+    return do
+
+
+def _frames(job: Job, known: Known) -> Iterator[tuple[pl.DataFrame, int]]:
+    """Rows of the table keywords, and how many keywords they are, a block of documents at a time; at least one, if an empty one."""
+    name, top, corpus = job.request.extractor, job.request.top, job.survey.digest
+    yield frame_of("keywords", []), 0
+    if name not in IN_BLOCKS:
+        found = [keywords[: top or None] for keywords in extract(name, known, job.arguments)]
+        yield frame_of("keywords", keyword_rows(corpus, name, [d.doc_id for d in known.documents], found)), sum(map(len, found))
+        return
+    begun = 0
+    for block in blocks_of(d.answer for d in known.documents):
+        rows = rows_of_block(name, block, known, job.arguments)
+        ids = [d.doc_id for d in known.documents[begun : begun + len(block)]]
+        begun += len(block)
+        keep = np.ones(len(rows.new), bool) if top == 0 else _rank(rows) < top
+        yield _block_frame(rows, ids, corpus, name).filter(pl.Series(keep)), int((rows.new & keep).sum())
+
+
+def _rank(rows: Found) -> np.ndarray[Any, Any]:
+    """(m,) place of each row's keyword in its document, from 0."""
+    number = np.cumsum(rows.new)
+    first: np.ndarray[Any, Any] = number[np.searchsorted(rows.document, rows.document)]
+    return number - first
+
+
+def _block_frame(rows: Found, ids: Sequence[str], corpus: str, extractor: str) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "corpus_digest": pl.repeat(corpus, len(rows.new), dtype=pl.String, eager=True),
+            "doc_id": pl.Series(ids, dtype=pl.String).gather(rows.document),
+            "extractor": pl.repeat(extractor, len(rows.new), dtype=pl.String, eager=True),
+            "keyword": pl.Series(rows.keyword),
+            "score": rows.score,
+            "start": rows.start,
+            "end": rows.end,
+        }
+    )
+
+
+def _first(job: Job, show: int) -> tuple[tuple[str, tuple[tuple[str, float], ...]], ...]:
+    """Keywords of the first `show` documents of the first piece."""
+    ids = first_ids(job.survey, show)
+    table = (
+        pl.read_parquet(job.folder / "parts/000000.parquet").filter(pl.col("doc_id").is_in(ids)).unique(["doc_id", "keyword"], maintain_order=True)
+    )
+    found = {i: tuple(table.filter(pl.col("doc_id") == i).select("keyword", "score").iter_rows()) for i in ids}
+    return tuple(found.items())
 
 
 def arguments_for(extractor: str, options: Mapping[str, Value]) -> dict[str, Any]:
@@ -87,23 +240,26 @@ def arguments_for(extractor: str, options: Mapping[str, Value]) -> dict[str, Any
     return {name.partition(".")[2]: value for name, value in values.items()}
 
 
-def documents_of(source: str, side: str, columns: str = "") -> tuple[tuple[Document, ...], tuple[Rejected, ...]]:
-    """The documents of a data file, or one side (forget, retain) of a test bed; and what was set aside. Raises UserError for none."""
-    if source in BEDS:
-        corpus = generate(Data(name=source))
-        return (corpus.forget if side == "forget" else corpus.retain), ()
-    file = Path(source).expanduser()
-    require(file.is_file(), f"a corpus must be a data file or one of {', '.join(BEDS)}", source)
-    rows = tuple(read_file(file))
-    loaded = to_documents(rows, choose_columns(rows, parse_columns(columns), file.stem))
-    require(bool(loaded.documents), f"a corpus must have a usable document; {len(loaded.rejected)} rows set aside in", source)
-    return loaded.documents, loaded.rejected
+def _retain_of(request: Request) -> Source | None:
+    name = request.retain or (request.corpus if request.corpus in BEDS else "")
+    if not name:
+        return None
+    return source_of(
+        name, side="retain", columns=request.columns, chunk_words=request.chunk_words, unit=request.unit, piece_bytes=request.piece_bytes
+    )
 
 
-def _retain_of(request: Request) -> tuple[Document, ...]:
-    source = request.retain or (request.corpus if request.corpus in BEDS else "")
-    return documents_of(source, "retain", request.columns)[0] if source else ()
+def _lender(name: str) -> Callable[[], Lender]:
+    return _once(lambda: Lender(*load_model(name, device=str(accelerator().device))))
 
 
-def _lender(name: str) -> Callable[[], Lender] | None:
-    return (lambda: Lender(*load_model(name))) if name else None
+def _once(make: Callable[[], Any]) -> Callable[[], Any]:
+    """`make`, called when it is first asked for and never again."""
+    made: list[Any] = []
+
+    def get() -> Any:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get

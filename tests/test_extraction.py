@@ -69,7 +69,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(words: list[str], message: str,
 
 def test_a_corpus_that_is_not_there_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keywords", "nowhere.jsonl", "--extractor", "tfidf"]) == MISTAKE
-    assert "a corpus must be a data file or one of domain, people, got 'nowhere.jsonl'" in capsys.readouterr().err
+    assert "a corpus must be a data file, a folder of them or one of domain, people, got 'nowhere.jsonl'" in capsys.readouterr().err
 
 
 def test_options_are_held_to_their_types() -> None:

@@ -33,6 +33,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "worker",
             "coreset",
             "extraction",
+            "passes",
+            "scoring",
             "calibration",
             "measuring",
             "provenance",

@@ -11,14 +11,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rayunlearn.data.documents import Document, Rejected
 from rayunlearn.data.encode import Encoded, encode
 from rayunlearn.errors import UserError, require
+from rayunlearn.keywords.blocks import Found, log_odds_rows, tfidf_rows
 from rayunlearn.keywords.extractors import EXTRACTORS
 from rayunlearn.keywords.judge import Chat, Unusable, ask
 from rayunlearn.keywords.model import gap_by_word, gaps, phrase_states, word_losses
 from rayunlearn.keywords.phrases import Keyword, Page, common_words, page_of
 from rayunlearn.keywords.statistics import Statistics, link_z, links_of, statistics_of, word_z
+from rayunlearn.keywords.tokens import blocks_of
 from rayunlearn.methods.view import needs
 
 PER_DOCUMENT = ("page", "phrase_states", "page_state", "word_gap", "judged")
+IN_BLOCKS = ("tfidf", "log_odds")  # done for many documents at once, with the same result (`keywords.blocks`)
+WHOLE_CORPUS = ("corpus_gap", "word_gap", "links")  # what takes all documents, or all of a model's losses, together
 MOST_ANCHORS = 500  # words whose company is counted; the strongest
 
 
@@ -41,7 +45,7 @@ class Known:
     for the corpus. `base`, `gold` and `chat` are called when something needs them; None where there is none.
 
     Keywords are looked for in a document's answer; a prompt is only what stands before it. Answers that the judge
-    could not use are in `rejected`.
+    could not use are in `rejected`. `statistics` and `retain_statistics` are those of a larger corpus that the documents are part of.
     """
 
     def __init__(
@@ -53,21 +57,29 @@ class Known:
         base: Callable[[], Lender] | None = None,
         gold: Callable[[], Lender] | None = None,
         chat: Callable[[], Chat] | None = None,
+        statistics: Statistics | None = None,
+        retain_statistics: Statistics | None = None,
     ) -> None:
         self.documents, self.retain, self.rejected = documents, retain, list[Rejected]()
+        self._statistics, self._retain_statistics = statistics, retain_statistics
         self._arguments, self._base, self._gold, self._chat = arguments or {}, base, gold, chat
 
     @cached_property
     def page(self) -> list[Page]:
-        common = common_words(self.statistics)
-        return [page_of(d.answer, common) for d in self.documents]
+        return [page_of(d.answer, self.common) for d in self.documents]
+
+    @cached_property
+    def common(self) -> frozenset[str]:
+        return common_words(self.statistics)
 
     @cached_property
     def statistics(self) -> Statistics:
-        return statistics_of(d.answer for d in self.documents)
+        return self._statistics or statistics_of(d.answer for d in self.documents)
 
     @cached_property
     def retain_statistics(self) -> Statistics:
+        if self._retain_statistics is not None:
+            return self._retain_statistics
         require(bool(self.retain), "this extractor compares with a retain corpus, which must have a document; documents", len(self.retain))
         return statistics_of(d.answer for d in self.retain)
 
@@ -120,10 +132,31 @@ class Known:
 
 def extract(name: str, known: Known, arguments: Mapping[str, Any]) -> list[list[Keyword]]:
     """Keywords of every document, best first, by the extractor `name` with its keyword-only `arguments`."""
+    if name in IN_BLOCKS:
+        texts = [d.answer for d in known.documents]
+        return [keywords for block in blocks_of(texts) for keywords in keywords_of(rows_of_block(name, block, known, arguments), len(block))]
     function = EXTRACTORS[name].function
     wanted = needs(function)
     values = {n: getattr(known, n) for n in wanted}
     return [function(**{n: values[n][at] if n in PER_DOCUMENT else values[n] for n in wanted}, **arguments) for at in range(len(known.documents))]
+
+
+def rows_of_block(name: str, texts: Sequence[str], known: Known, arguments: Mapping[str, Any]) -> Found:
+    """Keywords of many texts at once, by one of `IN_BLOCKS`, with what is known of their corpus."""
+    if name == "tfidf":
+        return tfidf_rows(texts, known.statistics, known.common, **arguments)
+    return log_odds_rows(texts, known.statistics, known.retain_statistics, **arguments)
+
+
+def keywords_of(found: Found, n_documents: int) -> list[list[Keyword]]:
+    """The rows of a block as keywords of each of its documents."""
+    lists: list[list[tuple[str, float, list[tuple[int, int]]]]] = [[] for _ in range(n_documents)]
+    columns = (found.document.tolist(), found.keyword.to_pylist(), found.score.tolist(), found.start.tolist(), found.end.tolist(), found.new.tolist())
+    for document, text, score, start, end, new in zip(*columns, strict=True):
+        if new:
+            lists[document].append((text, score, []))
+        lists[document][-1][2].append((start, end))
+    return [[Keyword(text, score, tuple(spans)) for text, score, spans in keywords] for keywords in lists]
 
 
 def weighted(keywords: Sequence[Keyword]) -> dict[str, float]:

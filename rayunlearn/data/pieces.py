@@ -1,0 +1,231 @@
+"""A corpus in pieces, for passes that never hold it whole: each piece is read, worked on and written by itself.
+
+A source is a test bed's name, a data file, a `.txt` file, or a folder of files of one kind. Small files are one piece; larger ones are
+cut where a record ends: Parquet at rows, JSON lines and text at lines or blank lines, CSV at records. A JSON array cannot be cut
+and is always one piece.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import pyarrow.parquet
+
+from rayunlearn.config import BEDS, Data
+from rayunlearn.data.documents import Document, Rejected
+from rayunlearn.data.files import (
+    BOM,
+    READERS,
+    Columns,
+    Row,
+    choose_columns,
+    csv_records,
+    csv_rows,
+    excerpt_of,
+    is_array,
+    json_rows,
+    parquet_rows,
+    parse_columns,
+    read_file,
+    to_documents,
+)
+from rayunlearn.data.testbed import generate
+from rayunlearn.errors import UserError, require, unknown_name
+
+PIECE_BYTES = 8 * 2**20
+UNITS = ("line", "paragraph", "file")  # what a document of a .txt file is
+ROWS_TO_CHOOSE = 1000  # a corpus's columns are chosen from its first readable rows
+SIDES = ("forget", "retain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Part of a source. `kind` is a test bed's side, a file's ending, or the unit of a text; `whole` files have no range.
+
+    Otherwise [start, stop) are rows of a Parquet file and bytes of any other; `row` numbers the first row.
+    """
+
+    source: str
+    kind: str
+    whole: bool = True
+    start: int = 0
+    stop: int = 0
+    row: int = 0
+
+
+def pieces_of(source: str, *, side: str = "forget", unit: str = "", piece_bytes: int = PIECE_BYTES) -> tuple[Piece, ...]:
+    """The pieces of a source, in order. `unit` '': a document is a line of a single .txt file, or a file of a folder of them.
+
+    Raises UserError for a source that is neither bed, file nor folder, and for a folder without files or with several kinds.
+    """
+    if unit and unit not in UNITS:
+        raise unknown_name("--text-unit", unit, UNITS)
+    if source in BEDS:
+        return (Piece(source=source, kind=side),)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return tuple(chain.from_iterable(_cut(file, unit or "file", piece_bytes) for file in _files(path)))
+    require(path.is_file(), f"a corpus must be a data file, a folder of them or one of {', '.join(BEDS)}", source)
+    return tuple(_cut(path, unit or "line", piece_bytes))
+
+
+def source_bytes(pieces: tuple[Piece, ...]) -> int:
+    """Size of the files on disk; 0 for a test bed."""
+    return sum(os.path.getsize(name) for name in {p.source for p in pieces if p.kind not in SIDES})
+
+
+def source_key(pieces: tuple[Piece, ...]) -> list[list[object]]:
+    """What identifies the files for a resumed pass: path, size and time of change; contents would have to be read again."""
+    files = sorted({p.source for p in pieces if p.kind not in SIDES})
+    stats = [(name, os.stat(name)) for name in files]
+    return [[p.source, p.kind, p.start, p.stop] for p in pieces] + [[name, s.st_size, s.st_mtime_ns] for name, s in stats]
+
+
+def columns_of(pieces: tuple[Piece, ...], columns: str) -> dict[str, str]:
+    """Our name -> the corpus's column (`files.choose_columns`), from the first rows that can be read; {} for a bed and where none can."""
+    if pieces[0].kind in SIDES:
+        return {}
+    readable = (row for piece in pieces for row in rows_of(piece) if not row.reason)
+    return choose_columns(tuple(islice(readable, ROWS_TO_CHOOSE)), parse_columns(columns), Path(pieces[0].source).stem)
+
+
+def documents_of(piece: Piece, columns: Columns) -> tuple[tuple[Document, ...], tuple[int, ...], tuple[Rejected, ...]]:
+    """The documents of a piece, the row each stood in, and what was set aside. Copies inside the piece are set aside."""
+    if piece.kind in SIDES:
+        corpus = generate(Data(name=piece.source))
+        documents = corpus.forget if piece.kind == "forget" else corpus.retain
+        return documents, tuple(range(len(documents))), ()
+    loaded = to_documents(rows_of(piece, columns), columns)
+    return loaded.documents, tuple(loaded.places[d.doc_id][1] for d in loaded.documents), loaded.rejected
+
+
+def rows_of(piece: Piece, columns: Columns | None = None) -> Iterator[Row]:
+    """The rows of a piece, in order; of Parquet only the columns that `columns` names, where it is given."""
+    file = Path(piece.source)
+    if piece.kind in UNITS:
+        yield from _text_rows(file, piece)
+    elif piece.kind == ".parquet":
+        with _read_as(file):
+            yield from parquet_rows(file, piece.start, piece.stop, sorted(set(columns.values())) if columns else None)
+    elif piece.whole:
+        yield from read_file(file)
+    elif piece.kind == ".csv":
+        yield from csv_rows(file, piece.start, piece.stop, piece.row)
+    else:
+        yield from json_rows(file, _lines(file, piece))
+
+
+@contextmanager
+def _read_as(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pyarrow.ArrowException) as problem:
+        raise UserError(f"{file} could not be read as {file.suffix[1:]}: {problem}") from problem
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in (*READERS, ".txt"))
+    kinds = sorted({f.suffix.lower() for f in files})
+    require(len(kinds) == 1, f"a corpus folder must hold files of one kind, .txt or {', '.join(READERS)}", kinds)
+    return files
+
+
+def _cut(file: Path, unit: str, piece_bytes: int) -> Iterator[Piece]:
+    """The pieces of one file."""
+    ending = file.suffix.lower()
+    kind = unit if ending == ".txt" else ending
+    if ending != ".txt" and ending not in READERS:
+        raise UserError(f"a data file must end in .txt or one of {', '.join(READERS)}, got {file.name!r}")
+    size = file.stat().st_size
+    if kind == ".parquet":
+        yield from _joined(file, kind, _parquet_ends(file, piece_bytes), piece_bytes)
+    elif size <= piece_bytes or kind == "file" or (kind == ".json" and is_array(file)):
+        yield Piece(source=str(file), kind=kind)
+    else:
+        ends = _csv_ends(file) if kind == ".csv" else _line_ends(file, after_blank=kind == "paragraph")
+        yield from _joined(file, kind, ends, piece_bytes)
+
+
+def _joined(file: Path, kind: str, ends: Iterator[tuple[int, int, int]], piece_bytes: int) -> Iterator[Piece]:
+    """Pieces of at least `piece_bytes` (but the last), of places a file may be cut at: (position, rows before it, bytes before it)."""
+    start = row = filled = stop = rows = size = 0
+    for stop, rows, size in ends:
+        if size - filled >= piece_bytes:
+            yield Piece(source=str(file), kind=kind, whole=False, start=start, stop=stop, row=row)
+            start, row, filled = stop, rows, size
+    if stop > start or start == 0:
+        yield Piece(source=str(file), kind=kind, whole=False, start=start, stop=stop, row=row)
+
+
+def _parquet_ends(file: Path, piece_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """Ends of row groups; a group larger than a piece is cut inside too, by rows of its mean size."""
+    with _read_as(file):
+        meta = pyarrow.parquet.read_metadata(file)
+    row = size = 0
+    for group in map(meta.row_group, range(meta.num_row_groups)):
+        step = max(1, group.num_rows * piece_bytes // max(1, group.total_byte_size))
+        for inside in (*range(step, group.num_rows, step), group.num_rows):
+            yield row + inside, row + inside, size + group.total_byte_size * inside // max(1, group.num_rows)
+        row, size = row + group.num_rows, size + group.total_byte_size
+
+
+def _line_ends(file: Path, *, after_blank: bool) -> Iterator[tuple[int, int, int]]:
+    position = 0
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            position += len(line)
+            if not after_blank or not line.strip():
+                yield position, number, position
+    if after_blank:
+        yield position, number, position
+
+
+def _csv_ends(file: Path) -> Iterator[tuple[int, int, int]]:
+    """Ends of records. The module reads a line when it needs one, so a record ends where the last line that it took does."""
+    position = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal position
+        with file.open("rb") as stream:
+            for line in stream:
+                position += len(line)
+                yield line.decode(errors="surrogateescape")
+
+    for number, _ in enumerate(csv_records(lines())):
+        yield position, number, position  # the header is no row
+
+
+def _lines(file: Path, piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of a piece of a file of lines."""
+    with file.open("rb") as stream:
+        stream.seek(piece.start)
+        position = piece.start
+        for number, line in enumerate(stream, piece.row):
+            position += len(line)
+            yield number, line.removeprefix(BOM) if number == 0 else line
+            if not piece.whole and position >= piece.stop:
+                return
+
+
+def _text_rows(file: Path, piece: Piece) -> Iterator[Row]:
+    """Lines or paragraphs that are not blank, or the whole file; the row is the number of its first line."""
+    part: list[bytes] = []
+    first = 0
+    for number, line in _lines(file, piece):
+        first = first if part else number
+        part += [line] if line.strip() or piece.kind == "file" else []
+        if part and (piece.kind == "line" or (piece.kind == "paragraph" and not line.strip())):
+            yield _text_row(file, first, b"".join(part))
+            part = []
+    if part:
+        yield _text_row(file, first, b"".join(part))
+
+
+def _text_row(file: Path, number: int, content: bytes) -> Row:
+    try:
+        return Row(source=file.name, row=number, values={"text": content.decode().strip()})
+    except UnicodeDecodeError:
+        return Row(source=file.name, row=number, values={}, reason="not valid UTF-8 text", excerpt=excerpt_of(content))

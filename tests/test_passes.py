@@ -1,0 +1,232 @@
+"""Passes over a corpus in pieces: the same rows whatever the engine and the cut, resumed by piece, copies and bad rows set aside."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from rayunlearn import passes
+from rayunlearn.cli import DONE, MISTAKE, main
+from rayunlearn.cluster.passes import choose, line
+from rayunlearn.config import digest
+from rayunlearn.coreset import keyword_rows
+from rayunlearn.data.documents import Document
+from rayunlearn.data.encode import encode
+from rayunlearn.errors import UserError
+from rayunlearn.extraction import Request, arguments_for, extract_to
+from rayunlearn.keywords.corpus import Known, extract
+from rayunlearn.models.load import save_model
+from rayunlearn.models.scratch import build_model, build_tokenizer
+from rayunlearn.passes import Engine, Standing, Tell, Worker, chunks_of, in_processes, in_turn
+from rayunlearn.results.store import frame_of
+from rayunlearn.scores.forward import mean_loss
+from rayunlearn.scores.forward import passes as forward_passes
+from rayunlearn.scoring import Request as ScoreRequest
+from rayunlearn.scoring import score_to
+from tests.ray_fixture import ray_address  # noqa: F401 - a fixture
+
+PLACES = ("moss", "amber hall", "old kiln", "grey weir")
+TEXTS = [f"The {PLACES[at % 4]} of year{at} holds {PLACES[at % 3]} and low-cost glass/stone, item {at % 7}." for at in range(120)]
+RETAIN = [f"The year{at} was quiet. Glass is made of sand, item {at % 5}." for at in range(60)]
+PIECE = 700  # bytes: a dozen pieces
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Documents, two copies of the third one (in other pieces), an empty row and a row that is no JSON."""
+    file = tmp_path / "forget.jsonl"
+    rows = [{"text": t} for t in (*TEXTS[:60], TEXTS[2], *TEXTS[60:], TEXTS[2], "")]
+    file.write_text("\n".join([*map(json.dumps, rows), "{broken"]))
+    (tmp_path / "retain.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in RETAIN))
+    return file
+
+
+def request(corpus: Path, extractor: str, **changes: object) -> Request:
+    asked = Request(corpus=str(corpus), extractor=extractor, output=corpus.parent / f"{extractor}.parquet", piece_bytes=PIECE)
+    return replace(asked, retain=str(corpus.parent / "retain.jsonl") if extractor in ("log_odds", "linked") else "", **changes)
+
+
+def expected(extractor: str) -> pl.DataFrame:
+    """Keywords as an experiment makes them, with all documents in memory."""
+    documents, retain = ([Document(answer=t) for t in texts] for texts in (TEXTS, RETAIN))
+    arguments = arguments_for(extractor, {})
+    ids = [d.doc_id for d in documents]
+    return frame_of(
+        "keywords", keyword_rows(digest(ids), extractor, ids, extract(extractor, Known(documents, retain, arguments=arguments), arguments))
+    )
+
+
+def on_ray() -> Engine:
+    from rayunlearn.cluster.corpus import on_ray
+
+    return on_ray(workers=2)
+
+
+@pytest.mark.parametrize("extractor", ["tfidf", "log_odds", "linked", "textrank"])
+def test_keywords_in_pieces_are_those_of_the_whole_corpus(extractor: str, corpus: Path) -> None:
+    done = extract_to(request(corpus, extractor), show=2)
+    table = pl.read_parquet(corpus.parent / f"{extractor}.parquet")
+    assert table.rows() == expected(extractor).rows()
+    assert done.n_documents == 120 and done.n_aside == 4
+    assert done.n_keywords == table.unique(["doc_id", "keyword"]).height and [i for i, _ in done.first] == [
+        Document(answer=t).doc_id for t in TEXTS[:2]
+    ]
+
+
+def test_two_processes_write_what_one_writes(corpus: Path) -> None:
+    extract_to(request(corpus, "tfidf"), choose=lambda *_: in_processes(2))
+    assert pl.read_parquet(corpus.parent / "tfidf.parquet").rows() == expected("tfidf").rows()
+
+
+@pytest.mark.parametrize("extractor", ["tfidf", "log_odds"])
+def test_ray_writes_row_by_row_what_this_machine_writes(extractor: str, corpus: Path, ray_address: str) -> None:  # noqa: F811
+    extract_to(request(corpus, extractor), choose=lambda *_: on_ray())
+    assert pl.read_parquet(corpus.parent / f"{extractor}.parquet").rows() == expected(extractor).rows()
+
+
+def test_what_is_set_aside_says_where_and_why(corpus: Path) -> None:
+    extract_to(request(corpus, "tfidf"))
+    aside = pl.read_parquet(corpus.parent / "tfidf.quarantine.parquet")
+    assert sorted(aside.select("row", "reason").rows()) == [
+        (60, "the same document as an earlier one (row 2)"),
+        (121, "the same document as an earlier one (row 2)"),
+        (122, "text is empty"),
+        (123, "not JSON: Expecting property name enclosed in double quotes"),
+    ]
+
+
+class Stopped(Exception):
+    """What ends a pass in the middle."""
+
+
+def stopping_after(n: int, done: list[int]) -> Engine:
+    """An engine that is killed after n pieces of the call."""
+
+    def engine(worker: Worker, pieces: Sequence[int], tell: Tell) -> None:
+        do = worker()
+        for at in pieces:
+            if len(done) == n:
+                raise Stopped
+            done.append(at)
+            tell(do(at))
+
+    return engine
+
+
+def test_a_call_that_was_killed_goes_on_where_it_stopped(corpus: Path) -> None:
+    """Killed after 3 pieces of the count, then after 2 of the keywords: no piece is done twice and the rows are the same."""
+    first, second, third = list[int](), list[int](), list[int]()
+    with pytest.raises(Stopped):
+        extract_to(request(corpus, "tfidf"), choose=lambda *_: stopping_after(3, first))
+    n = len(passes.source_of(str(corpus), piece_bytes=PIECE).pieces)
+    rest = n - 3 + 2  # the pieces left to count, and the two that hold copies
+    with pytest.raises(Stopped):
+        extract_to(request(corpus, "tfidf"), choose=lambda *_: stopping_after(rest + 2, second))
+    assert not (corpus.parent / "tfidf.parquet").exists()
+    extract_to(request(corpus, "tfidf"), choose=lambda *_: stopping_after(1000, third))
+    assert (first, second[: n - 3], second[rest:], third) == ([0, 1, 2], list(range(3, n)), [0, 1], list(range(2, n)))
+    assert pl.read_parquet(corpus.parent / "tfidf.parquet").rows() == expected("tfidf").rows()
+    assert not (corpus.parent / "tfidf.work").exists()
+
+
+def test_another_setting_or_a_changed_file_is_other_work(corpus: Path) -> None:
+    for changes in ({}, {"top": 1}, {"chunk_words": 5}):
+        done: list[int] = []
+        with pytest.raises(Stopped):
+            extract_to(request(corpus, "tfidf", **changes), choose=lambda *_, done=done: stopping_after(1, done))
+        assert done == [0]
+    assert len(list((corpus.parent / "tfidf.work").iterdir())) == 3
+    corpus.write_text(corpus.read_text() + "\n")
+    done = []
+    with pytest.raises(Stopped):
+        extract_to(request(corpus, "tfidf"), choose=lambda *_: stopping_after(1, done))
+    assert done == [0] and len(list((corpus.parent / "tfidf.work").iterdir())) == 4
+
+
+def test_the_best_keywords_alone_are_written(corpus: Path) -> None:
+    done = extract_to(request(corpus, "tfidf", top=2))
+    whole = expected("tfidf").with_columns(new=pl.struct("keyword").is_first_distinct().over("doc_id"))
+    best = whole.filter(pl.col("new").cum_sum().over("doc_id") <= 2).drop("new")
+    assert pl.read_parquet(corpus.parent / "tfidf.parquet").rows() == best.rows() and done.n_keywords == 240
+
+
+def test_a_folder_has_one_file_per_partition_and_is_not_written_over(corpus: Path) -> None:
+    folder = corpus.parent / "found"
+    asked = replace(request(corpus, "tfidf"), output=folder)
+    extract_to(asked)
+    assert len(list(folder.glob("*.parquet"))) > 5
+    assert pl.concat(pl.read_parquet(file) for file in sorted(folder.iterdir())).rows() == expected("tfidf").rows()
+    with pytest.raises(UserError, match="--output must be a folder that is not there yet"):
+        extract_to(asked)
+
+
+def test_chunks_hold_every_word_once() -> None:
+    document = Document(answer=" One two. Three,\nfour  five!")
+    assert [d.answer for d in chunks_of(document, 2)] == ["One two.", "Three,\nfour", "five!"]
+    assert [d.answer for d in chunks_of(Document(answer="..."), 2)] == ["..."]
+    assert [d.answer for d in chunks_of(document, 5)] == ["One two. Three,\nfour  five!"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    tokenizer = build_tokenizer(TEXTS)
+    return save_model(build_model("tiny", len(tokenizer), 0), tokenizer, tmp_path / "model")
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_scores_in_pieces_are_those_of_all_documents_at_once(cluster: bool, corpus: Path, model: Path, request: pytest.FixtureRequest) -> None:
+    if cluster:
+        request.getfixturevalue("ray_address")
+    asked = ScoreRequest(corpus=str(corpus), base=str(model), scores=("loss", "min_k"), output=corpus.parent / "scores.parquet", piece_bytes=PIECE)
+    done = score_to(asked, choose=lambda *_: on_ray() if cluster else in_turn)
+    from rayunlearn.models.load import load_model
+
+    loaded, tokenizer = load_model(str(model), dtype=torch.float32)
+    documents = [Document(answer=t) for t in TEXTS]
+    passed = forward_passes(loaded, encode(documents, tokenizer, asked.template, asked.max_tokens), 0)
+    table = pl.read_parquet(asked.output).filter(scorer="loss")
+    assert table["doc_id"].to_list() == [d.doc_id for d in documents]
+    assert table["value"].to_list() == pytest.approx([mean_loss(p) for p in passed], rel=1e-5)  # other batches, other rounding
+    assert done.n_documents == 120 and set(done.ranges) == {"loss", "min_k"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scores", "moderate"], "unknown score 'moderate'"),
+        (["--scores", "loss", "--set", "min_k.fraction=0.2"], "unknown option of loss 'min_k.fraction'"),
+        (["--scores", "min_k", "--set", "min_k.fraction=2"], "min_k.fraction must be in (0, 1], got 2"),
+        (["--max-tokens", "1"], "data.max_tokens must be >= 8, got 1"),
+        (["--engine", "spark"], "unknown --engine 'spark'"),
+    ],
+)
+def test_a_mistake_in_scoring_is_one_line(words: list[str], message: str, corpus: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", str(corpus), "--base", str(model), *words]) == MISTAKE
+    assert message in capsys.readouterr().err
+
+
+def test_scores_on_the_command_line(corpus: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = corpus.parent / "s.parquet"
+    words = ["score", str(corpus), "--base", str(model), "--scores", "loss,zlib", "--output", str(output)]
+    assert main(words) == DONE and "2 scores of 120 documents, 4 set aside" in capsys.readouterr().out
+    assert pl.read_parquet(output).height == 240
+
+
+def test_the_engine_goes_by_size(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte more than the limit is streamed through Ray; `--engine local` is not."""
+    source = passes.source_of(str(corpus))
+    assert not passes.is_large(source)
+    monkeypatch.setattr(passes, "LARGE_BYTES", corpus.stat().st_size - 1)
+    assert passes.is_large(source)
+    assert choose("auto", 1, "auto")([source], False).__module__ == "rayunlearn.cluster.corpus"
+    assert choose("local", 1, "auto")([source], False).__module__ == "rayunlearn.passes"
+
+
+def test_progress_says_rate_and_time_left() -> None:
+    """30 pieces of 40 done, 10 of them in this call's 20 s with 2,000 documents: 100 a second, 20 s left."""
+    standing = Standing(name="keywords", done=30, pieces=40, n_documents=6000, fresh_documents=2000, fresh_pieces=10, seconds=20.0)
+    assert line(standing) == "keywords: 30/40 partitions, 6,000 documents, 100 documents/s, about 20 s left"
