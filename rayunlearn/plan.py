@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rayunlearn.config import Select, Token, Trial, Value, flatten, with_values
 from rayunlearn.experiment import SEEDS, Experiment, Grid, Objective, axis_names
@@ -87,6 +87,18 @@ class Group:
     cells: tuple[Trial, ...]
 
 
+class Plans(Protocol):
+    """What a run on Ray asks of a plan: the agenda, to be kept in the run folder whenever it changes, and what it is about."""
+
+    experiment: Experiment
+
+    def agenda(self, results: Mapping[str, Result]) -> Agenda:
+        """What can run now."""
+
+    def keep(self, run: Path, agenda: Agenda) -> None:
+        """Write the agenda down."""
+
+
 @dataclass
 class Planner:
     """`agenda` with a memory: ids and suggestions are pure functions, so each is computed once.
@@ -123,6 +135,12 @@ class Planner:
         return Agenda(
             rows=tuple(rows.values()), ready=tuple(ready.values()), waiting=waiting + len(unknown), expected=tuple(expected), notes=tuple(notes)
         )
+
+    def keep(self, run: Path, agenda: Agenda) -> None:
+        """Rewrite plan.parquet with every row that is known by now."""
+        from rayunlearn.results.store import write_table
+
+        write_table(run / "plan.parquet", "plan", [row.row() for row in agenda.rows])
 
     def group_agenda(self, group: Group, results: Mapping[str, Result]) -> Agenda:
         """One group: its study as far as results allow, then its grid and its controls."""
@@ -276,7 +294,8 @@ def results_of(run: Path, objective: Objective) -> dict[str, Result]:
     statuses = finished(run)
     if not statuses:
         return {}
-    values = {row[0]: (_number(row[1]), _number(row[2])) for row in _objective_values(open_run(run).evals, objective).collect().iter_rows()}
+    opened = open_run(run)
+    values = {row[0]: (_number(row[1]), _number(row[2])) for row in _objective_values(opened.evals, opened.trials, objective).collect().iter_rows()}
     return {trial_id: Result(status, *values.get(trial_id, (math.nan, math.nan))) for trial_id, status in statuses.items()}
 
 
@@ -288,15 +307,19 @@ def result_of(run: Path, trial_id: str, objective: Objective) -> Result | None:
     if not (folder / "trials.parquet").is_file():
         return None
     status = pl.read_parquet(folder / "trials.parquet", columns=["status"]).item()
-    values = _objective_values(pl.scan_parquet(folder / "evals.parquet"), objective).collect()
+    values = _objective_values(pl.scan_parquet(folder / "evals.parquet"), pl.scan_parquet(folder / "trials.parquet"), objective).collect()
     return Result(status, _number(values.item(0, 1)), _number(values.item(0, 2))) if values.height else Result(status)
 
 
-def _objective_values(evals: "pl.LazyFrame", objective: Objective) -> "pl.LazyFrame":
-    """trial_id, forgetting, utility: the objective's stage (base's and gold's own), no attack, last step."""
+def _objective_values(evals: "pl.LazyFrame", trials: "pl.LazyFrame", objective: Objective) -> "pl.LazyFrame":
+    """trial_id, forgetting, utility: the objective's stage (base's and gold's own) without attack, last step; of an attack's trial
+    the model that it attacked, after that attack."""
     import polars as pl
 
-    own_stage = pl.col("stage").is_in(["base", "gold", objective.stage]) & (pl.col("attack") == "none")
+    attack = pl.col("attack.name").fill_null("none") if "attack.name" in trials.collect_schema() else pl.lit("none")
+    evals = evals.join(trials.select("trial_id", attack.alias("_own")), on="trial_id", maintain_order="left")
+    attacked = (pl.col("_own") != "none") & (pl.col("stage") == "unlearned")
+    own_stage = (pl.col("stage").is_in(["base", "gold", objective.stage]) | attacked) & (pl.col("attack") == pl.col("_own"))
     forgetting = (pl.col("metric") == objective.forgetting) & (pl.col("split") == "forget")
     utility = (pl.col("metric") == objective.utility) & (pl.col("split") == objective.utility_split)
     measured = evals.filter(own_stage & (forgetting | utility)).sort("step", maintain_order=True)

@@ -1,6 +1,6 @@
 """One trial, start to end: reset the model, choose the coreset, unlearn, measure, write. No Ray in here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -46,14 +46,20 @@ def run_trial(trial: Trial, workspace: Workspace, run_dir: Path, experiment: str
     Raises SpoiltWorkerError, and writes nothing, when this process can no longer be trusted: another one must run it.
     """
     identity = trial_id(trial, workspace.corpus.digest, measured_digest(trial, workspace.base_digest))
+    attempt = partial(_seeded_attempt, trial, workspace, run_dir / "adapters" / identity)
+    return recorded(attempt, trial, identity, workspace, run_dir, {"experiment": experiment, "version": version, "commit": commit})
+
+
+def recorded(attempt: Callable[[], Outcome], trial: Trial, identity: str, workspace: Workspace, run_dir: Path, place: Mapping[str, str]) -> str:
+    """Make the attempt and write what came of it as the trial `identity`, whose rows begin with `place`; returns the status."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        outcome = with_room(partial(_seeded_attempt, trial, workspace, run_dir / "adapters" / identity), device_lock())
+        outcome = with_room(attempt, device_lock())
     except SpoiltWorkerError:
         raise
     except Exception as error:  # a failure is a row, with its cause
         outcome = Outcome("failed", failure_row(error), {})
-    row: dict[str, Any] = {"experiment": experiment, "version": version, "status": outcome.status, "started_at": started, "commit": commit}
+    row: dict[str, Any] = {**place, "status": outcome.status, "started_at": started}
     row |= {"corpus_digest": workspace.corpus.digest, "model_digest": workspace.base_digest, "n_forget": len(workspace.corpus.forget)}
     tables = outcome.tables | {"trials": [row | machine() | outcome.row]}
     write_trial(run_dir, identity, {name: [{"trial_id": identity} | r for r in rows] for name, rows in tables.items()}, flatten(trial))

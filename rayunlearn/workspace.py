@@ -1,5 +1,6 @@
 """What one (data, model) pair needs: its corpus and its models, made once and found again by digest."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -49,7 +50,15 @@ def start_digest(model: Model, corpus_digest: str) -> str:
 def identify(trial: Trial) -> str:
     """The trial's id: a digest of its config with content digests in the place of paths."""
     corpus_digest = corpus_of(trial.data).digest
-    return trial_id(trial, corpus_digest, measured_digest(trial, start_digest(trial.model, corpus_digest)))
+    return trial_id(trial, corpus_digest, measured_digest(trial, start_digest(trial.model, corpus_digest)), attack_digest(trial))
+
+
+def attack_digest(trial: Trial) -> str:
+    """What identifies the file that an attack reads: its content, '' without one. Raises UserError where it is not there."""
+    if not trial.attack.file:
+        return ""
+    require(Path(trial.attack.file).is_file(), "attack.file must be a file that exists", trial.attack.file)
+    return hashlib.sha256(Path(trial.attack.file).read_bytes()).hexdigest()[:16]
 
 
 def measured_digest(trial: Trial, start: str) -> str:

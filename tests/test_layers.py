@@ -39,6 +39,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "measuring",
             "provenance",
             "remade",
+            "attacked",
+            "attackplan",
             "trial",
             "unlearning",
             "finished",

@@ -49,11 +49,6 @@ def begin(run: Path, *, version: str) -> None:
             shutil.rmtree(run / name, ignore_errors=True)
 
 
-def write_plan(run: Path, agenda: Agenda) -> None:
-    """Rewrite plan.parquet with every row that is known by now."""
-    write_table(run / "plan.parquet", "plan", [row.row() for row in agenda.rows])
-
-
 def write_settings(run: Path, experiment: Experiment, agenda: Agenda, metrics: Mapping[str, Any]) -> None:
     """Write experiment.json: what the report needs to know of the experiment."""
     described = [_described(name, metric) for name, metric in metrics.items()]

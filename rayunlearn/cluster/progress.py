@@ -79,6 +79,8 @@ def snapshot(
 def label(planned: Planned) -> str:
     """A running trial in few words."""
     trial = planned.trial
+    if trial.attack.name != "none":
+        return f"{trial.attack.name} on {trial.stage}"
     if trial.stage != "unlearned":
         return f"measure {trial.stage}"
     return f"{planned.role} {trial.method.forget} {trial.select.name} {trial.select.ratio:g}"

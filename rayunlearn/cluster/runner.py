@@ -19,7 +19,7 @@ from rayunlearn.cluster.session import trial_resources, trial_slots
 from rayunlearn.cluster.work import Work
 from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
-from rayunlearn.plan import Planner, Result
+from rayunlearn.plan import Plans, Result
 
 WORKER_DEATHS = 2  # what lost its worker is started again this often
 
@@ -69,7 +69,7 @@ class Board:
 
 
 def execute(
-    planner: Planner,
+    planner: Plans,
     results: dict[str, Result],
     job: Job,
     *,

@@ -9,11 +9,10 @@ from typing import Any
 import ray
 from ray.tune.search import Searcher
 
-from rayunlearn.cluster.folder import write_plan
 from rayunlearn.cluster.progress import snapshot
 from rayunlearn.config import flatten
 from rayunlearn.errors import UserError
-from rayunlearn.plan import Agenda, Planned, Planner, Result, result_of
+from rayunlearn.plan import Agenda, Planned, Plans, Result, result_of
 from rayunlearn.results.store import write_trial
 
 
@@ -26,7 +25,7 @@ class LedgerSearch(Searcher):
     board: handle of a `runner.Board`; holds a Snapshot of every change before the change takes effect.
     """
 
-    def __init__(self, planner: Planner, results: dict[str, Result], run: Path, board: Any) -> None:
+    def __init__(self, planner: Plans, results: dict[str, Result], run: Path, board: Any) -> None:
         super().__init__(metric=None, mode=None)
         self.planner = planner
         self.results = dict(results)
@@ -88,7 +87,7 @@ class LedgerSearch(Searcher):
 
     def _look(self) -> Agenda:
         agenda = self.planner.agenda(self.results)
-        write_plan(self.run, agenda)
+        self.planner.keep(self.run, agenda)
         return agenda
 
     def _show(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 import rayunlearn
-from rayunlearn.cluster.folder import begin, commit_of, locked, pair_of, run_folder, write_corpora, write_plan, write_settings
+from rayunlearn.cluster.folder import begin, commit_of, locked, pair_of, run_folder, write_corpora, write_settings
 from rayunlearn.cluster.work import Work
 from rayunlearn.errors import require
 from rayunlearn.experiment import Experiment
@@ -115,7 +115,7 @@ def _close(planner: Planner, before: Mapping[str, Result], *, run: Path, cache: 
     compact(run)
     results = results_of(run, planner.experiment.objective)
     agenda = planner.agenda(results)
-    write_plan(run, agenda)
+    planner.keep(run, agenda)
     write_settings(run, planner.experiment, agenda, work.metrics())
     write_corpora(run, cache, [work.workspace(trial, cache) for trial in {pair_of(row.trial): row.trial for row in agenda.rows}.values()])
     planned = {row.trial_id for row in agenda.rows}

@@ -32,7 +32,7 @@ class Work:
 
 def unlearning() -> Work:
     """The real work. Loads torch."""
-    from rayunlearn import trial, workspace
+    from rayunlearn import attacked, workspace
 
     return Work(
         check=workspace.validate,
@@ -40,7 +40,7 @@ def unlearning() -> Work:
         missing=missing,
         prepare=workspace.prepare,
         workspace=workspace.workspace_of,
-        run=trial.run_trial,
+        run=attacked.run_any,
         metrics=metric_table,
     )
 

@@ -168,7 +168,7 @@ def fate_lines(run: Run) -> list[str]:
     for kind, message, where, count in failed.sort(["len", "error"], descending=[True, False]).iter_rows():
         lines.append(f"failed {count} x: {kind} at {where}: {message}")
     lines += run.experiment.get("notes", [])
-    others = run.trials.select(pl.len()).collect().item() - ended
+    others = run.trials.join(run.attacks, on="trial_id", how="anti").select(pl.len()).collect().item() - ended
     if others:
         lines.append(f"{others} more trials in this folder are not in the plan (the experiment has changed since) and are not shown")
     aside = run.quarantine.group_by("reason").len().sort(["len", "reason"], descending=[True, False]).collect()

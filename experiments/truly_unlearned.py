@@ -1,0 +1,33 @@
+"""Is it gone, or only not said? LLMU and RMU under the attacks of the black-box study, on a bed whose truth is known.
+
+Question: how much of what LLMU and RMU took away do shots, rephrasings and training on unrelated text give back?
+
+Hypothesis (Doshi & Stickland 2411.12103, on 7 B models): few-shot prompts, rephrased questions and above all training on unrelated
+text recover much of it, more from LLMU, which changes what is said, than from RMU, which changes what is represented.
+Refuted if no attack's recovered fraction has an interval above that of the same attack's effect on the gold model, or if
+RMU gives back more than LLMU.
+
+Two commands: `rayunlearn run experiments/truly_unlearned.py`, then `rayunlearn attack runs/truly_unlearned/1 --trials grid
+--panel black_box`. Base and gold are attacked alike. LLMU is run with its random mismatch (Yao et al. 2310.10683); that study leaves
+the term out. Multiple choice is scored by likelihood, where that study reads the letter that is written.
+"""
+
+from rayunlearn.config import Data, Method, Stop, Train, Trial
+from rayunlearn.experiment import Budget, Objective, Range
+
+BASE = Trial(
+    data=Data(name="domain", size="tiny", redundancy=20),
+    method=Method(layer=1),
+    train=Train(length=60, batch_size=8, learning_rate=1e-3),
+    stop=Stop(utility_floor=0.1, check_every=20),
+)
+AXES = {
+    ("method.forget", "method.retain"): (("llmu", "kl"), ("rmu", "activation")),
+    "train.seed": (0, 1, 2),
+}
+SEARCH = {
+    "train.learning_rate": Range(3e-4, 1e-2, log=True),
+    "rmu.steering": Range(2.0, 30.0, log=True),
+}
+BUDGET = Budget(tuning="shared", trials=6, batch=3)
+OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)

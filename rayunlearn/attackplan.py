@@ -1,0 +1,276 @@
+"""From attacked models and a panel of attacks to the trials that can run now: `plan` once more, for `rayunlearn attack`.
+
+A study maximises what an attack gets back: the forgetting metric on split forget, whatever the attack does to utility, because
+who wants the knowledge need not care. It is asked in batches from an in-memory study as tuning is, so a resumed panel is the
+same panel.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import polars as pl
+
+from rayunlearn.attacks.panel import ATTACKS
+from rayunlearn.attacks.table import given_names
+from rayunlearn.config import Attack, Trial, Value, with_values
+from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.experiment import Budget, Domain, Experiment, Objective, Range
+from rayunlearn.families import options_of
+from rayunlearn.plan import Agenda, Check, Identify, Planned, Result, canonical, has_gold
+from rayunlearn.results.analysis import pareto_front, trial_table
+from rayunlearn.results.store import Run, write_table
+from rayunlearn.results.terminal import find_trial
+from rayunlearn.tuning import Finished, best, seed_of, suggest
+
+DRAWN = {"rng", "seed", "forget_sequences", "retain_sequences", "unrelated_sequences", "held_in", "held_in_sequences"}  # differ by attack.seed
+STRENGTH: Mapping[str, Domain] = {"learning_rate": Range(1e-4, 1e-2, log=True), "steps": Range(10, 100, log=True, integer=True)}
+CHOICES = ("best", "pareto", "grid")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One attack of a panel: its name, what is set of it (`documents`, `bits`), and whether learning rate x steps are searched."""
+
+    name: str
+    values: tuple[tuple[str, Value], ...] = ()
+    tuned: bool = False
+
+    @property
+    def words(self) -> str:
+        """`round_to_nearest bits=4`."""
+        return setting_of(self.name, dict(self.values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Attacks with their seeds. `budget` trials per study, asked in batches of `batch`; attacks that draw nothing run once."""
+
+    entries: tuple[Entry, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    budget: int = 6
+    batch: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A model to attack: the trial that ends with it, checked, and its id."""
+
+    trial_id: str
+    trial: Trial
+
+
+@dataclass
+class AttackPlanner:
+    """`agenda` as of `plan.Planner`: the same interface, another plan. `keep` writes it to attacks.parquet."""
+
+    experiment: Experiment
+    check: Check
+    identify: Identify
+    targets: tuple[Target, ...]
+    panel: Panel
+    settings: Mapping[str, Value] = field(default_factory=dict)  # attack.file, attack.chat_model
+    _ids: dict[Trial, str] = field(default_factory=dict)
+    _rows: list[dict[str, Value]] = field(default_factory=list)
+
+    def agenda(self, results: Mapping[str, Result]) -> Agenda:
+        """What can run now, given every attack that has ended."""
+        self._rows, waiting = [], 0
+        rows: list[Planned] = []
+        notes: list[str] = []
+        for target in self.targets:
+            for entry in self.panel.entries:
+                part = self.part(target, entry, results)
+                rows += part.rows
+                waiting += part.waiting
+                notes += part.notes
+        known = {row.trial_id: row for row in rows}
+        ready = tuple(row for trial_id, row in known.items() if trial_id not in results)
+        return Agenda(rows=tuple(rows), ready=ready, waiting=waiting, notes=tuple(dict.fromkeys(notes)))
+
+    def part(self, target: Target, entry: Entry, results: Mapping[str, Result]) -> Agenda:
+        """One attack on one model: its study as far as results allow, then its seeds and its controls."""
+        if not entry.tuned:
+            return Agenda(rows=self.final(target, entry, dict(entry.values)), ready=(), waiting=0)
+        study, finished = self.study(target, entry, results)
+        if len(finished) < self.panel.budget:
+            return Agenda(rows=study, ready=(), waiting=self.panel.budget - len(study) + self.n_final(target, entry))
+        winner = best(finished)
+        if winner is None:
+            note = f"{entry.words} on {target.trial_id}: no strength was measured to its end, so it is not repeated"
+            return Agenda(rows=study, ready=(), waiting=0, notes=(note,))
+        return Agenda(rows=(*study, *self.final(target, entry, {**dict(entry.values), **winner.values})), ready=(), waiting=0)
+
+    def study(self, target: Target, entry: Entry, results: Mapping[str, Result]) -> tuple[tuple[Planned, ...], tuple[Finished, ...]]:
+        """Strengths asked so far, at the panel's first seed, and those that have ended."""
+        rows: list[Planned] = []
+        finished: list[Finished] = []
+        name = f"{entry.words} on {target.trial_id}"
+        while len(rows) < self.panel.budget and len(finished) == len(rows):
+            n = min(self.panel.batch, self.panel.budget - len(rows))
+            for values in suggest(STRENGTH, finished, batch=n, seed=seed_of(name, len(finished))):
+                every = {**dict(entry.values), **values}
+                rows.append(self.planned(target, entry.name, every, self.panel.seeds[0], "tuning", study=name, study_index=len(rows)))
+                result = results.get(rows[-1].trial_id)
+                if result is not None:  # Optuna minimises; an attack wants the metric high, and nothing else
+                    finished.append(Finished(values=values, status=result.status, forgetting=-result.forgetting, utility=0.0, violation=0.0))
+        return tuple(rows), tuple(finished)
+
+    def final(self, target: Target, entry: Entry, values: Mapping[str, Value]) -> tuple[Planned, ...]:
+        """The attack with every seed, and with each the same on base and gold and the companion on the model itself."""
+        answers = setting_of(entry.name, values)
+        rows = []
+        for seed in seeds_of(entry.name, self.panel.seeds):
+            rows.append(self.planned(target, entry.name, values, seed, "attack"))
+            rows += [self.planned(other, entry.name, values, seed, "control", answers=answers) for other in self.anchors(target)]
+            if companion := ATTACKS[entry.name].companion:
+                rows.append(self.planned(target, companion, values, seed, "control", answers=answers))
+        return tuple(rows)
+
+    def n_final(self, target: Target, entry: Entry) -> int:
+        """How many trials `final` will ask for."""
+        each = 1 + len(self.anchors(target)) + bool(ATTACKS[entry.name].companion)
+        return each * len(seeds_of(entry.name, self.panel.seeds))
+
+    def anchors(self, target: Target) -> tuple[Target, ...]:
+        """Base and gold of the target's data and model, itself left out."""
+        stages = [role for role in ("base", "gold") if role == "base" or has_gold(target.trial)]
+        trials = [canonical(replace(target.trial, stage=role), check=self.check) for role in stages if role != target.trial.stage]
+        return tuple(Target(trial_id=self.identified(trial), trial=trial) for trial in trials)
+
+    def planned(
+        self,
+        target: Target,
+        name: str,
+        values: Mapping[str, Value],
+        seed: int,
+        role: str,
+        *,
+        answers: str = "",
+        study: str = "",
+        study_index: int = -1,
+    ) -> Planned:
+        """A row of the plan, noted for attacks.parquet; values that the attack has not (a companion's) are left out."""
+        own = {f"{name}.{key}": value for key, value in values.items() if f"{name}.{key}" in {o.name for o in options_of(ATTACKS[name].function)}}
+        attack = Attack(name=name, seed=seed, **{key.partition(".")[2]: str(value) for key, value in self.settings.items()})
+        trial = self.check(with_values(replace(target.trial, attack=attack), own))
+        setting = setting_of(name, {key.partition(".")[2]: value for key, value in own.items()})
+        row = Planned(trial_id=self.identified(trial), trial=trial, role=role, group=setting, tuning="none", study=study, study_index=study_index)
+        place: dict[str, Value] = {"trial_id": row.trial_id, "attacked": target.trial_id, "role": role, "setting": setting, "answers": answers}
+        self._rows.append({**place, "study": study, "study_index": study_index})
+        return row
+
+    def identified(self, trial: Trial) -> str:
+        """The trial's id, computed once."""
+        if trial not in self._ids:
+            self._ids[trial] = self.identify(trial)
+        return self._ids[trial]
+
+    def keep(self, run: Path, agenda: Agenda) -> None:
+        """Write attacks.parquet: this panel's rows, and those of earlier panels on other models or with other attacks."""
+        path = run / "attacks.parquet"
+        mine = {_key(row): row for row in self._rows}
+        old = pl.read_parquet(path).to_dicts() if path.exists() else []
+        write_table(path, "attacks", [*(row for row in old if _key(row) not in mine), *mine.values()])
+
+
+def setting_of(name: str, values: Mapping[str, Value]) -> str:
+    """`relearning documents=8 learning_rate=0.001 steps=50`: an attack and what was set of it, without seeds."""
+    return " ".join([name, *(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in sorted(values.items()))])
+
+
+def seeds_of(name: str, seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds that the attack runs with: one where nothing is drawn."""
+    return tuple(seeds) if DRAWN & set(given_names(ATTACKS[name])) else tuple(seeds[:1])
+
+
+def targets_of(run: Run, wanted: str) -> list[str]:
+    """Ids of the trials to attack: `best` (most forgotten at kept utility, one per method and retain loss), `pareto` (those that
+    no other beats), `grid` (every measured cell), or ids and beginnings of ids, separated by commas.
+
+    Raises UserError where none fits.
+    """
+    if wanted not in CHOICES:
+        known = run.trials.select("trial_id").collect()["trial_id"].to_list()
+        return [find_trial(known, name.strip()) for name in wanted.split(",")]
+    table = trial_table(run)
+    cells = table.filter((pl.col("role") == "grid") & (pl.col("status") == "complete") & pl.col("forgetting").is_finite())
+    chosen = {"grid": cells, "pareto": pareto_front(cells, "forgetting", "utility"), "best": _best(table, cells, run)}[wanted]
+    ids = list(dict.fromkeys(chosen["trial_id"].to_list()))
+    require(bool(ids), f"--trials {wanted} must find a complete trial of the grid; found", len(ids))
+    return ids
+
+
+def panel_of(name: str) -> Panel:
+    """The panel of that name. Raises UserError with the nearest for an unknown one."""
+    if name not in PANELS:
+        raise unknown_name("panel", name, PANELS)
+    return PANELS[name]
+
+
+def only(panel: Panel, names: Iterable[str]) -> Panel:
+    """The panel with these attacks alone; one that it does not have comes with its defaults. Raises UserError for an unknown name."""
+    entries: list[Entry] = []
+    for name in names:
+        if name not in ATTACKS:
+            raise unknown_name("attack", name, ATTACKS)
+        entries += [entry for entry in panel.entries if entry.name == name] or [Entry(name)]
+    return replace(panel, entries=tuple(entries))
+
+
+def experiment_of(run: Run, trial: Trial) -> Experiment:
+    """The experiment of a run as far as attacks need it: its name, version and objective."""
+    given = run.experiment
+    if not given:
+        raise UserError(f"a run must have experiment.json to be attacked, {run.path} has none")
+    return Experiment(
+        name=str(given["name"]),
+        question=str(given["question"]),
+        base=replace(trial, stage="unlearned"),
+        grids=((),),
+        search={},
+        budget=Budget(tuning="none"),
+        objective=Objective(**given["objective"]),
+        version=str(given["version"]),
+    )
+
+
+def _best(table: pl.DataFrame, cells: pl.DataFrame, run: Run) -> pl.DataFrame:
+    floor = float(run.experiment["objective"]["utility_floor"])
+    base = table.filter(pl.col("role") == "base")["utility"].mean()
+    kept = cells.filter(pl.col("utility") >= floor * float(str(base if base is not None else 0.0)))
+    return kept.sort("forgetting").unique(["method.forget", "method.retain"], keep="first", maintain_order=True)
+
+
+def _key(row: Mapping[str, Value]) -> tuple[Value, ...]:
+    return tuple(row[name] for name in ("trial_id", "role", "answers", "study_index"))
+
+
+TRAINING = ("heldout_relearning", "unrelated_training")
+SHOTS = (Entry("few_shot_retain"), Entry("few_shot_neighbours"))
+FILLERS = tuple(Entry(f"filler_{name}") for name in ("latin", "english", "hindi"))
+REWORDED = tuple(Entry(name) for name in ("conversation", "poem", "terms_removed", "variables", "paraphrase"))
+TRANSLATIONS = tuple(Entry("translation", (("language", name),)) for name in ("french", "german", "hindi"))
+JAILBREAKS = tuple(Entry(name) for name in ("role_play", "jailbreak_prefix", "insistence"))
+ROUNDED = (Entry("round_to_nearest", (("bits", 8),)), Entry("round_to_nearest", (("bits", 4),)))
+DAMAGE = (Entry("magnitude_pruning"), Entry("weight_noise"), Entry("direction_ablation"), Entry("direction_ablation_retain"))
+
+PANELS: Mapping[str, Panel] = {
+    "quick": Panel(
+        entries=(Entry("relearning", (("documents", 10),)), *(Entry(name) for name in TRAINING), *ROUNDED, SHOTS[0], REWORDED[0]),
+    ),
+    "black_box": Panel(entries=(*SHOTS, *FILLERS, *REWORDED, *TRANSLATIONS, Entry("unrelated_training", tuned=True))),
+    "full": Panel(
+        entries=(
+            *(Entry("relearning", (("documents", n),), tuned=True) for n in (1, 10, 0)),
+            *(Entry(name, tuned=True) for name in TRAINING),
+            *ROUNDED,
+            *DAMAGE,
+            *SHOTS,
+            *FILLERS,
+            *REWORDED,
+            *TRANSLATIONS,
+            *JAILBREAKS,
+        ),
+    ),
+}
