@@ -46,7 +46,7 @@ def test_the_bootstrap_agrees_with_every_possible_resample() -> None:
     matrix = np.array([[0.0, 0.2, 0.9], [0.3, 0.8, 1.0]])
     means = [matrix[np.ix_(s, d)].mean() for s in product(range(2), repeat=2) for d in product(range(3), repeat=3)]
     weights = analysis._draw_weights(2, 3, draws=200_000, seed=1)
-    drawn = analysis._weighted_means(matrix, *weights)
+    drawn = analysis.weighted_means(matrix, *weights)
     assert drawn.mean() == pytest.approx(np.mean(means), abs=2e-3)
     assert drawn.std() == pytest.approx(np.std(means), rel=0.01)
 

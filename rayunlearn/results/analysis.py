@@ -88,7 +88,7 @@ def bootstrap_interval(matrix: Numbers, *, draws: int = DRAWS, seed: int = 0, le
     if not np.isfinite(matrix).any():
         return NOTHING
     weights = _draw_weights(*matrix.shape, draws=draws, seed=seed)
-    return _interval(_mean(matrix), _weighted_means(matrix, *weights), matrix.shape[0], level)
+    return _interval(_mean(matrix), weighted_means(matrix, *weights), matrix.shape[0], level)
 
 
 def share_of_way(matrix: Numbers, base: Numbers, gold: Numbers, *, draws: int = DRAWS, seed: int = 0, level: float = LEVEL) -> Interval:
@@ -101,8 +101,8 @@ def share_of_way(matrix: Numbers, base: Numbers, gold: Numbers, *, draws: int = 
         return NOTHING
     by_seed, by_document = _draw_weights(*matrix.shape, draws=draws, seed=seed)
     one = np.ones((draws, 1))
-    x = _weighted_means(matrix, by_seed, by_document)
-    before, never = _weighted_means(base, one, by_document), _weighted_means(gold, one, by_document)
+    x = weighted_means(matrix, by_seed, by_document)
+    before, never = weighted_means(base, one, by_document), weighted_means(gold, one, by_document)
     low, high = np.nanquantile(before - never, [(1 - level) / 2, (1 + level) / 2])
     if low <= 0 <= high:
         return NOTHING
@@ -264,7 +264,7 @@ def _counts(drawn: np.ndarray[Any, np.dtype[np.int64]], n: int) -> Numbers:
     return counts
 
 
-def _weighted_means(matrix: Numbers, by_seed: Numbers, by_document: Numbers) -> Numbers:
+def weighted_means(matrix: Numbers, by_seed: Numbers, by_document: Numbers) -> Numbers:
     """(draws,) weighted means of a (seeds, documents) matrix over what is not NaN; NaN where a draw hit nothing."""
     present = np.isfinite(matrix)
     total = ((by_seed @ np.where(present, matrix, 0.0)) * by_document).sum(1)

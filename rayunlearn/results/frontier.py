@@ -150,7 +150,7 @@ def cells_of(run: Run, stage: str = "") -> tuple[list[Cell], dict[str, Cell]]:
     placed = placed_trials(run).filter(pl.col("role").is_in(["grid", "base"])).unique(["trial_id", "role"], keep="first", maintain_order=True)
     settings = varying_settings(run, placed)
     goal = objective_of(run.experiment)
-    matrices = [_matrix(run, split, metric, stage) for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))]
+    matrices = [matrix_of(run, split, metric, stage) for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))]
     around = [name for name in settings if name.startswith(("data.", "model."))]
     grid, places = [], {}
     for _, rows in placed.filter(pl.col("role") == "grid").group_by([*CELL, *settings], maintain_order=True):
@@ -235,7 +235,7 @@ def _what_would_decide(row: Mapping[str, Any], margin: float) -> str:
     return f"which {' or '.join(ways)} would decide, if it stays so" + ("" if "seeds" in row["over"] else " (one seed: its spread is unknown)")
 
 
-def _matrix(run: Run, split: str, metric: str, stage: str) -> tuple[dict[str, int], Numbers]:
+def matrix_of(run: Run, split: str, metric: str, stage: str) -> tuple[dict[str, int], Numbers]:
     """(trial -> row, values (trials, documents)) of a metric on a split, of what the trials are about (`own_examples`)."""
     rows = own_examples(run, stage).filter(pl.col("split") == split, pl.col("metric") == metric)
     wide = rows.collect().pivot(on="doc_id", index="trial_id", values="value", aggregate_function="mean", sort_columns=True)

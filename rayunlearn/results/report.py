@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from rayunlearn.results import plots
 from rayunlearn.results.analysis import coreset_table, trial_table
+from rayunlearn.results.control import control_in_words, control_view, has_calibrated
 from rayunlearn.results.store import Run, open_run, write_bytes
 from rayunlearn.results.words import caution, coreset_view, fate_lines, fates, findings, number
 
@@ -65,6 +66,8 @@ def page(run: Run) -> str:
         question=question,
         background=rest.strip(),
         findings=findings(run, table),
+        control=control_view(run) if has_calibrated(run) else None,
+        control_words=control_in_words(run),
         caution=caution(run.experiment),
         fates=fates(run),
         fate_lines=fate_lines(run),

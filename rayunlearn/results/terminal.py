@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayunlearn.errors import UserError
+from rayunlearn.results.control import control_in_words, control_view, has_calibrated
 from rayunlearn.results.store import Run, open_run
 from rayunlearn.results.words import View, coreset_view, fate_lines, number
 from rayunlearn.schema import column_names
@@ -37,6 +38,21 @@ def print_coreset_table(table: pl.DataFrame, console: Console, *, experiment: Ma
             printed.add_section()
         printed.add_row(*(Text(row[i]) for i in shown), style="" if role == "grid" else "dim")
     console.print(printed)
+
+
+def print_control(run: Run, console: Console) -> None:
+    """Print the order of the methods as trained and at equal retention, where the run has calibrated trials."""
+    if not has_calibrated(run):
+        return
+    headers, rows = control_view(run)
+    printed = Table(title=Text("At equal retention"), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for i, header in enumerate(headers):
+        printed.add_column(Text(_stacked(header)), justify="right" if i else "left", vertical="bottom")
+    for row in rows:
+        printed.add_row(*(Text(cell) for cell in row))
+    console.print(printed)
+    for line in control_in_words(run):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def summary_lines(run: Run | Path) -> list[str]:
