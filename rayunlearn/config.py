@@ -290,16 +290,17 @@ class Attack:
 class Explain:
     """Which words of a question carry its answer, and what emphasising them brings back (docs/attribution.md).
 
-    `documents` of every split are looked at, at base and at the trial's own weights (0: none). Key tokens: all that help
-    where fewer than `beta` do, else those over `alpha` x the strongest. `gradient_steps` of integrated gradients stand beside
-    (0: none). `path_points`: how many models are measured on the line from the full-set model to this one, and from base to
-    each of them (0: none; ratio 1.0 has base alone).
+    `documents` of every split are looked at, at base and at the trial's own weights (0: none). Key tokens: all that help where
+    fewer than `beta` do, else those over `alpha` x the strongest. `gradient_steps` of integrated gradients stand beside (0: none).
+    `wording` names the words that are emphasised. `path_points`: how many models are measured on the line from the full-set model
+    to this one, and on that from base (0: none; a trial of ratio 1.0 has base alone).
     """
 
     documents: int = 0
     alpha: float = 0.2
     beta: int = 4
     gradient_steps: int = 0
+    wording: str = "Focus on {words}."
     path_points: int = 0
 
     def __post_init__(self) -> None:
@@ -307,6 +308,7 @@ class Explain:
         require(0 <= self.alpha < 1, "explain.alpha must be in [0, 1)", self.alpha)
         require(self.beta >= 1, "explain.beta must be >= 1", self.beta)
         require(self.gradient_steps >= 0, "explain.gradient_steps must be >= 0", self.gradient_steps)
+        require("{words}" in self.wording, "explain.wording must contain {words}", self.wording)
         require(self.path_points == 0 or self.path_points >= 3, "explain.path_points must be 0 or >= 3", self.path_points)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 from rayunlearn.attacks.panel import ATTACKS
+from rayunlearn.attribution.gradients import check_library
 from rayunlearn.config import Attack, Calibrate, Trial, Value, coerce, field_names
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.keywords.extractors import EXTRACTORS
@@ -93,6 +94,7 @@ def check_combination(trial: Trial) -> None:
     adapter = trial.train.adapter
     rule = f"train.adapter must be 'none' with {method.forget}, a step in the space of the weights"
     require(adapter == "none" or not in_space, rule, adapter)
+    check_library(trial.explain.gradient_steps)
     require(adapter == "none" or "ball" not in wrappers, "train.adapter must be 'none' with the wrapper ball: adapters start at zero", adapter)
 
 

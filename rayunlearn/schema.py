@@ -24,7 +24,7 @@ STAGES = {
 CURVES = {
     "relearning": "along a training attack",
     "inside": "through the layers",
-    "mode_connectivity": "on a line between two trials' weights",
+    "mode_connectivity": ":full or :base: x is the share of the trial's own weights on the line from the full-set model or base",
     "mixing": "x is alpha: the model is (1 - alpha) base + alpha unlearned; the points that calibration measured",
 }
 FINISHED = ("complete", "collapsed", "diverged")  # a failed trial runs again on the next call
@@ -57,7 +57,11 @@ class Column:
 
 _TRIAL = Column("trial_id", "utf8", "digest of the flattened config; joins the tables")
 _STAGE = Column("stage", "utf8", "; ".join(f"{k}: {v}" for k, v in STAGES.items()))
-_ATTACK = Column("attack", "utf8", "attack that the model or prompt went through, as in `rayunlearn list attacks`; 'none' for none")
+_ATTACK = Column(
+    "attack",
+    "utf8",
+    "as in `rayunlearn list attacks`, or `emphasis:FORM` (docs/attribution.md); 'none' for none",
+)
 _SPLIT = Column("split", "utf8", "which probes: forget, retain, or another split that the data brings")
 _METRIC = Column("metric", "utf8", "metric name as in `rayunlearn list metrics`")
 _DOC = Column("doc_id", "utf8", "digest of the document's prompt and answer")

@@ -16,6 +16,7 @@ from rayunlearn.config import Trial, flatten, trial_id
 from rayunlearn.coreset import keyword_coverage_of, pick, redundancy, written
 from rayunlearn.data.documents import Corpus
 from rayunlearn.errors import require
+from rayunlearn.explanation import explained, focus_of
 from rayunlearn.measuring import examples_at_start, examples_of, labelled
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.view import needs
@@ -77,6 +78,7 @@ def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcom
     clock = Clock()
     path = workspace.gold if trial.stage == "gold" else workspace.base
     require(bool(path), "stage 'gold' needs a gold model (model.teach, or model.gold)", path)
+    focus = focus_of(trial, workspace)
     state = reset(path)
     clock.lap("seconds_load")
     log = TrainLog((), "complete", 0)
@@ -95,13 +97,19 @@ def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcom
     status = STATUS[log.ended]
     if status != "diverged":
         examples = (examples_of if trial.stage == "unlearned" else examples_at_start)(trial, workspace, state)
-        tables |= labelled(trial, workspace, examples, stage=trial.stage, step=len(log.rows))
+        measured = labelled(trial, workspace, examples, stage=trial.stage, step=len(log.rows))
+        tables = joined(tables | measured, explained(trial, workspace, state, focus, step=len(log.rows)))
         clock.lap("seconds_measure")
         if trial.stage == "unlearned" and trial.calibrate.tau > 0:
-            more, mixtures = calibrated(trial, workspace, state, tables["examples"], step=len(log.rows))
-            row, tables = row | more, {name: [*tables.get(name, ()), *mixtures.get(name, ())] for name in tables | mixtures}
+            more, mixtures = calibrated(trial, workspace, state, measured["examples"], step=len(log.rows))
+            row, tables = row | more, joined(tables, mixtures)
             clock.lap("seconds_calibrate")
     return Outcome(status, row | clock.laps, tables)
+
+
+def joined(tables: Mapping[str, Rows], more: Mapping[str, Rows]) -> dict[str, Rows]:
+    """The rows of both, table by table."""
+    return {name: [*tables.get(name, ()), *more.get(name, ())] for name in {**tables, **more}}
 
 
 def select(trial: Trial, workspace: Workspace, state: Loaded) -> tuple[list[int], Tensor]:

@@ -3,13 +3,14 @@
 import pytest
 
 from rayunlearn.attribution.emphasis import FORMS, added_words, answer_words, chosen_words, random_words
-from rayunlearn.config import Data, Trial
+from rayunlearn.config import Data, Explain, Trial
 from rayunlearn.data.corpus import load_corpus
 from rayunlearn.data.documents import Document
 from rayunlearn.keywords.words import words_of
 from rayunlearn.models.scratch import build_tokenizer
 from rayunlearn.train.teach import starting_point, texts
 
+WORDING = Explain().wording
 PROMPT = "What colour does Tubril glow?"
 WORDS = [word for word in words_of(PROMPT) if word.key in ("colour", "tubril")]
 
@@ -28,7 +29,7 @@ def documents() -> list[Document]:
     ],
 )
 def test_the_four_forms_as_they_read(name: str, text: str) -> None:
-    assert FORMS[name].function(PROMPT, WORDS) == text
+    assert FORMS[name].function(PROMPT, WORDS, WORDING) == text
 
 
 def test_the_words_that_help_most_are_chosen_up_to_half_of_the_prompt_and_none_of_the_answer() -> None:
@@ -66,7 +67,7 @@ def test_no_form_adds_a_word_of_the_answer_to_any_question_of_the_beds(name: str
     for d in documents():
         n = len(words_of(d.prompt))
         for chosen in (chosen_words(d.prompt, range(n), [True] * n, d.answer), random_words(d.prompt, WORDS, [False] * n, d.answer, d.doc_id)):
-            added = added_words(d.prompt, FORMS[name].function(d.prompt, chosen))
+            added = added_words(d.prompt, FORMS[name].function(d.prompt, chosen, WORDING))
             assert not answer_words(d.answer) & set(added)
             assert answer_words(d.answer)
 
@@ -82,7 +83,7 @@ def test_a_vocabulary_made_from_nothing_knows_every_emphasised_question(name: st
     tokenizer = starting_point(trial, corpus)[1]
     for d in corpus.probes["forget"]:
         words = words_of(d.prompt)
-        ids = tokenizer.encode(trial.data.template.replace("{prompt}", FORMS[name].function(d.prompt, words)))
+        ids = tokenizer.encode(trial.data.template.replace("{prompt}", FORMS[name].function(d.prompt, words, WORDING)))
         assert tokenizer.unk_token_id not in ids
     bare = build_tokenizer(texts(corpus.probes["forget"], trial.data.template))
     assert bare.unk_token_id in bare.encode(' Focus on "')  # so the test can fail

@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"results"}),
     frozenset({"data", "models"}),
     frozenset({"train"}),
-    frozenset({"methods", "selectors", "metrics", "keywords", "scores", "attacks", "attribution", "families"}),
+    frozenset({"methods", "selectors", "metrics", "keywords", "scores", "attacks", "attribution", "connectivity", "families"}),
     frozenset(
         {
             "experiment",
@@ -29,6 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "tuning",
             "plan",
             "estimate",
+            "explanation",
             "workspace",
             "worker",
             "coreset",

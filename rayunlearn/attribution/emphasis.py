@@ -11,30 +11,28 @@ from dataclasses import dataclass
 from rayunlearn.keywords.stop import ENGLISH
 from rayunlearn.keywords.words import Word, words_of
 
-FOCUS = "Focus on {words}."  # in data.wordings too: a vocabulary made from nothing must know it
+
+def named_first(prompt: str, words: Sequence[Word], wording: str) -> str:
+    """`Focus on a, b. PROMPT`, where `wording` is `Focus on {words}.`"""
+    return f"{_named(prompt, words, wording)} {prompt}"
 
 
-def named_first(prompt: str, words: Sequence[Word]) -> str:
-    """`Focus on a, b. PROMPT`."""
-    return f"{FOCUS.format(words=_listed(prompt, words))} {prompt}"
-
-
-def quoted(prompt: str, words: Sequence[Word]) -> str:
-    """Each word between quotation marks where it stands: `" a "`. The space keeps the word the token that it was."""
+def quoted(prompt: str, words: Sequence[Word], wording: str) -> str:
+    """Each word between quotation marks where it stands: `" a "`. The space keeps the word the token that it was. No wording."""
     for word in sorted(words, key=lambda w: w.start, reverse=True):
         prompt = f'{prompt[: word.start]}" {prompt[word.start : word.end]} "{prompt[word.end :]}'
     return prompt
 
 
-def repeated_last(prompt: str, words: Sequence[Word]) -> str:
+def repeated_last(prompt: str, words: Sequence[Word], wording: str) -> str:
     """`PROMPT Focus on a, b.`"""
-    return f"{prompt} {FOCUS.format(words=_listed(prompt, words))}"
+    return f"{prompt} {_named(prompt, words, wording)}"
 
 
-def named_and_repeated(prompt: str, words: Sequence[Word]) -> str:
+def named_and_repeated(prompt: str, words: Sequence[Word], wording: str) -> str:
     """`Focus on a, b. PROMPT Focus on a, b.`"""
-    focus = FOCUS.format(words=_listed(prompt, words))
-    return f"{focus} {prompt} {focus}"
+    named = _named(prompt, words, wording)
+    return f"{named} {prompt} {named}"
 
 
 def chosen_words(prompt: str, scores: Sequence[float], key: Sequence[bool], answer: str) -> list[Word]:
@@ -78,15 +76,15 @@ def added_words(before: str, after: str) -> list[str]:
     return left
 
 
-def _listed(prompt: str, words: Sequence[Word]) -> str:
-    return ", ".join(prompt[word.start : word.end] for word in words)
+def _named(prompt: str, words: Sequence[Word], wording: str) -> str:
+    return wording.replace("{words}", ", ".join(prompt[word.start : word.end] for word in words))
 
 
 @dataclass(frozen=True)
 class Form:
-    """A row of the family: the function (prompt, words of it) -> prompt, and what it does in words."""
+    """A row of the family: the function (prompt, words of it, wording) -> prompt, and what it does in words."""
 
-    function: Callable[[str, Sequence[Word]], str]
+    function: Callable[[str, Sequence[Word], str], str]
     title: str
     source: str = "ours, after unPact 2509.24675"
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -11,12 +12,13 @@ from rayunlearn.errors import require
 from rayunlearn.models.forward import label_ids
 
 
-def integrated_gradients(model: PreTrainedModel, sequence: Encoded, places: Sequence[int], *, steps: int) -> Tensor:
+def integrated_gradients(model: PreTrainedModel, sequence: Encoded, places: Sequence[int], pad_id: int, *, steps: int) -> Tensor:
     """Integrated gradients of the answer's mean log-probability at the tokens of `places`, (n,) float32, in nats.
 
-    Sundararajan et al. 1703.01365, on the input embeddings, summed over their width. The path starts where the embeddings
-    of `places` are zero vectors (our choice) and the other tokens are as they are, so the values add up to the difference of
-    the two log-probabilities, the better the more `steps`. Nothing of the model changes.
+    Sundararajan et al. 1703.01365, on the input embeddings, summed over their width. The path starts where the tokens of
+    `places` are padding and the others are as they are, so the values add up to the difference of the two log-probabilities,
+    the better the more `steps`. Padding is our choice; zero vectors would not do: a model that normalises its input scales
+    them away, and all that happens happens at the very start of the path. Nothing of the model changes.
     """
     check_library(steps)
     from captum.attr import IntegratedGradients
@@ -34,7 +36,7 @@ def integrated_gradients(model: PreTrainedModel, sequence: Encoded, places: Sequ
     try:
         embedded = model.get_input_embeddings()(batch.input_ids).detach()
         start = embedded.clone()
-        start[:, list(places)] = 0.0
+        start[:, list(places)] = model.get_input_embeddings()(torch.tensor(pad_id, device=start.device)).detach()
         values: Tensor = IntegratedGradients(log_prob).attribute(embedded, start, n_steps=steps, internal_batch_size=64)
     finally:
         model.train(was_training)
