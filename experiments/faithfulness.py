@@ -1,0 +1,35 @@
+"""Is a model unlearned on a coreset the model that the whole forget set gives, or only as forgetful?
+
+Question: for each ratio, against the full-set model of the same seed: how high is the barrier on the straight line between the
+two, on how many questions do they agree, do their answers hang on the same words, and do attacks bring back as much?
+
+Hypothesis (Pal et al. 2504.10185, section 6): coreset models lie in the same basin; no barrier in forgetting down to a ratio of
+5 %, and attacks find no difference.
+Refuted at a ratio where the interval of the barrier to the full-set model lies above 0.1, or where an attack recovers more
+than from the full-set model and the intervals lie apart.
+
+Attacks are trials of their own: `rayunlearn attack RUN --panel quick` after the run.
+"""
+
+from rayunlearn.config import Data, Explain, Method, Stop, Train, Trial
+from rayunlearn.experiment import Budget, Objective, Range
+
+BASE = Trial(
+    data=Data(name="domain", size="tiny", redundancy=20),
+    method=Method(layer=1),
+    train=Train(length=60, batch_size=8, learning_rate=1e-3),
+    stop=Stop(utility_floor=0.1, check_every=20),
+    explain=Explain(documents=32, wording="{words}.", path_points=11),
+)
+AXES = {
+    ("method.forget", "method.retain"): (("npo", "nll"), ("rmu", "activation")),
+    "select.ratio": (0.05, 0.25, 1.0),
+    ("select.seed", "train.seed"): ((0, 0), (1, 1), (2, 2)),
+}
+SEARCH = {
+    "train.learning_rate": Range(5e-4, 3e-3, log=True),
+    "npo.beta": Range(0.005, 0.1, log=True),
+    "rmu.steering": Range(2.0, 30.0, log=True),
+}
+BUDGET = Budget(tuning="shared", trials=4, batch=2)
+OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
