@@ -76,25 +76,29 @@ def our_keywords(extractor: str, engine: str, cpus: int) -> Callable[[Path], Cal
     """`rayunlearn keywords` with its best ten keywords per document, in and out of Parquet."""
 
     def prepare(corpus: Path) -> Callable[[], object]:
-        from rayunlearn.cluster.passes import choose
+        from rayunlearn.cluster.passes import engines
         from rayunlearn.extraction import Request, extract_to
 
         retain = str(corpus.with_name("retain.parquet")) if extractor == "log_odds" else ""
         output = Path(tempfile.mkdtemp(dir=corpus.parent)) / "keywords.parquet"
         request = Request(corpus=str(corpus), extractor=extractor, retain=retain, output=output, top=10)
-        return lambda: extract_to(request, choose=choose(engine, cpus, "local"))
+
+        def run() -> None:
+            with engines(engine, cpus, "local") as choose:
+                extract_to(request, choose=choose)
+
+        return run
 
     return prepare
 
 
 def our_scores(corpus: Path) -> Callable[[], object]:
     """`rayunlearn score`: loss and min-k by one pass, documents of similar length together."""
-    from rayunlearn.cluster.passes import choose
     from rayunlearn.scoring import Request, score_to
 
     output = Path(tempfile.mkdtemp(dir=corpus.parent)) / "scores.parquet"
     request = Request(corpus=str(corpus), base=str(model_folder(corpus)), scores=("loss", "min_k"), output=output)
-    return lambda: score_to(request, choose=choose("local", 1, "local"))
+    return lambda: score_to(request)
 
 
 def plain_scores(corpus: Path) -> Callable[[], object]:

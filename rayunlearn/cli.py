@@ -312,13 +312,13 @@ def show_list(chosen: argparse.Namespace) -> int:
 
 def keywords(chosen: argparse.Namespace) -> int:
     """Keywords to Parquet, and those of the first documents on the screen."""
-    from rayunlearn.cluster.passes import choose, reporting
+    from rayunlearn.cluster.passes import engines, reporting
     from rayunlearn.extraction import Request, extract_to
 
     names = ("corpus", "extractor", "output", "retain", "columns", "base", "gold", "judge", "chunk_words", "unit", "top")
     request = Request(**{name: getattr(chosen, name) for name in names}, options=parse_assignments(chosen.assignments))
-    with reporting(_console()) as report:
-        done = extract_to(request, choose=choose(chosen.engine, chosen.workers, chosen.address), report=report, show=chosen.show)
+    with engines(chosen.engine, chosen.workers, chosen.address) as choose, reporting(_console()) as report:
+        done = extract_to(request, choose=choose, report=report, show=chosen.show)
     for doc_id, found in done.first:
         print(f"{doc_id}  {', '.join(f'{text} ({value:.2f})' for text, value in found[:10]) or '(none)'}")
     aside = f", {done.n_aside} set aside" if done.n_aside else ""
@@ -328,14 +328,14 @@ def keywords(chosen: argparse.Namespace) -> int:
 
 def score(chosen: argparse.Namespace) -> int:
     """Scores to Parquet, and their ranges on the screen."""
-    from rayunlearn.cluster.passes import choose, reporting
+    from rayunlearn.cluster.passes import engines, reporting
     from rayunlearn.scoring import Request, score_to
 
     names = ("corpus", "base", "output", "columns", "chunk_words", "unit", "template", "max_tokens")
     scores = tuple(filter(None, chosen.scores.split(",")))
     request = Request(**{name: getattr(chosen, name) for name in names}, scores=scores, options=parse_assignments(chosen.assignments))
-    with reporting(_console()) as report:
-        done = score_to(request, choose=choose(chosen.engine, chosen.workers, chosen.address), report=report)
+    with engines(chosen.engine, chosen.workers, chosen.address) as choose, reporting(_console()) as report:
+        done = score_to(request, choose=choose, report=report)
     for name, (mean, low, high) in done.ranges.items():
         print(f"{name}: mean {mean:.4g}, {low:.4g} to {high:.4g}")
     aside = f", {done.n_aside} set aside" if done.n_aside else ""

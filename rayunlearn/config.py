@@ -400,9 +400,12 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Value]:
     return values
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)  # made once: a digest per document is a large part of a pass
+
+
 def digest(content: object, length: int = 16) -> str:
     """First `length` hex digits of the SHA-256 of the canonical JSON of `content`."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    text = _CANONICAL.encode(content)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 

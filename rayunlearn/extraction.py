@@ -1,23 +1,22 @@
 """Keywords of a corpus to Parquet: the work behind `rayunlearn keywords`. No Ray in here."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
+from rayunlearn.blockwise import BlockJob, block_worker
 from rayunlearn.config import BEDS, Value, coerce, digest
 from rayunlearn.coreset import keyword_rows
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.families import options_of
-from rayunlearn.keywords.blocks import Found
-from rayunlearn.keywords.corpus import IN_BLOCKS, WHOLE_CORPUS, Known, Lender, extract, rows_of_block
+from rayunlearn.keywords.blocks import IN_BLOCKS
+from rayunlearn.keywords.corpus import WHOLE_CORPUS, Known, Lender, extract
 from rayunlearn.keywords.extractors import EXTRACTORS
 from rayunlearn.keywords.judge import chat_with
-from rayunlearn.keywords.tokens import blocks_of
 from rayunlearn.methods.view import needs
 from rayunlearn.models.load import load_model, model_digest
 from rayunlearn.passes import (
@@ -122,7 +121,8 @@ def extract_to(request: Request, *, choose: Choose = in_this_process, report: Re
         partitions=(tuple(range(n)),) if together else tuple((at,) for at in range(n)),
         folder=folder,
     )
-    notes = run_pass("keywords", folder / "done", partial(_worker, job), range(len(job.partitions)), engine, report)
+    worker = partial(block_worker, _block_job(job)) if request.extractor in IN_BLOCKS else partial(_worker, job)
+    notes = run_pass("keywords", folder / "done", worker, range(len(job.partitions)), engine, report)
     first = _first(job, show)
     publish(folder / "parts", request.output, "keywords")
     n_aside = publish_aside([folder / "corpus", folder], request.output)
@@ -149,6 +149,11 @@ def _key(request: Request, source: Source, retain: Source | None, arguments: Map
     return digest([FORMAT, source.key, retain.key if retain else None, request.extractor, dict(arguments), models, request.top])
 
 
+def _block_job(job: Job) -> BlockJob:
+    asked = job.request
+    return BlockJob(extractor=asked.extractor, arguments=job.arguments, top=asked.top, survey=job.survey, retain=job.retain, folder=job.folder)
+
+
 def _worker(job: Job) -> Do:
     """Extracts the keywords of one partition at a time; what it knows of the corpus and its models are read once."""
     request = job.request
@@ -168,51 +173,20 @@ def _worker(job: Job) -> Do:
             statistics=statistics,
             retain_statistics=retain_statistics,
         )
-        frames, counts = zip(*_frames(job, known), strict=True)
+        frame, n_keywords = _rows(job, known)
         if known.rejected:
             write_table(job.folder / f"aside/{at:06}.parquet", "quarantine", [asdict(r) for r in known.rejected])
-        write_frame(job.folder / f"parts/{at:06}.parquet", pl.concat(frames))
-        return Note(piece=at, n_documents=len(documents), n_aside=len(known.rejected), counts={"keywords": sum(counts)})
+        write_frame(job.folder / f"parts/{at:06}.parquet", frame)
+        return Note(piece=at, n_documents=len(documents), n_aside=len(known.rejected), counts={"keywords": n_keywords})
 
     return do
 
 
-def _frames(job: Job, known: Known) -> Iterator[tuple[pl.DataFrame, int]]:
-    """Rows of the table keywords, and how many keywords they are, a block of documents at a time; at least one, if an empty one."""
-    name, top, corpus = job.request.extractor, job.request.top, job.survey.digest
-    yield frame_of("keywords", []), 0
-    if name not in IN_BLOCKS:
-        found = [keywords[: top or None] for keywords in extract(name, known, job.arguments)]
-        yield frame_of("keywords", keyword_rows(corpus, name, [d.doc_id for d in known.documents], found)), sum(map(len, found))
-        return
-    begun = 0
-    for block in blocks_of(d.answer for d in known.documents):
-        rows = rows_of_block(name, block, known, job.arguments)
-        ids = [d.doc_id for d in known.documents[begun : begun + len(block)]]
-        begun += len(block)
-        keep = np.ones(len(rows.new), bool) if top == 0 else _rank(rows) < top
-        yield _block_frame(rows, ids, corpus, name).filter(pl.Series(keep)), int((rows.new & keep).sum())
-
-
-def _rank(rows: Found) -> np.ndarray[Any, Any]:
-    """(m,) place of each row's keyword in its document, from 0."""
-    number = np.cumsum(rows.new)
-    first: np.ndarray[Any, Any] = number[np.searchsorted(rows.document, rows.document)]
-    return number - first
-
-
-def _block_frame(rows: Found, ids: Sequence[str], corpus: str, extractor: str) -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "corpus_digest": pl.repeat(corpus, len(rows.new), dtype=pl.String, eager=True),
-            "doc_id": pl.Series(ids, dtype=pl.String).gather(rows.document),
-            "extractor": pl.repeat(extractor, len(rows.new), dtype=pl.String, eager=True),
-            "keyword": pl.Series(rows.keyword),
-            "score": rows.score,
-            "start": rows.start,
-            "end": rows.end,
-        }
-    )
+def _rows(job: Job, known: Known) -> tuple[pl.DataFrame, int]:
+    """Rows of the table keywords, and how many keywords they are."""
+    name = job.request.extractor
+    found = [keywords[: job.request.top or None] for keywords in extract(name, known, job.arguments)]
+    return frame_of("keywords", keyword_rows(job.survey.digest, name, [d.doc_id for d in known.documents], found)), sum(map(len, found))
 
 
 def _first(job: Job, show: int) -> tuple[tuple[str, tuple[tuple[str, float], ...]], ...]:

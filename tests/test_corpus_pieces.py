@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from rayunlearn.data.files import read_file
-from rayunlearn.data.pieces import columns_of, documents_of, pieces_of, rows_of
+from rayunlearn.data.pieces import columns_of, documents_of, pieces_of, plain_texts, rows_of, texts_at
 from rayunlearn.errors import UserError
 
 TEXTS = [f"Row {at}: naïve café, {'moss ' * (at % 7)}end" for at in range(60)] + ['"quoted"\nover two lines, é', "last"]
@@ -75,6 +75,20 @@ def test_a_folder_of_texts_has_a_document_per_file_and_bytes_that_are_no_text_ar
     read = [documents_of(piece, columns_of(pieces, "")) for piece in pieces]
     assert [d.answer for documents, _, _ in read for d in documents] == ["one\n\ntwo"]
     assert [(r.source, r.reason) for _, _, aside in read for r in aside] == [("b.txt", "not valid UTF-8 text")]
+
+
+def test_texts_alone_are_the_texts_of_the_documents(tmp_path: Path) -> None:
+    """The faster way, with a copy, an empty text and a missing one; a prompt or a list takes the other way."""
+    file = tmp_path / "plain.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [*TEXTS, TEXTS[1], " ", None], "n": range(len(TEXTS) + 3)}), file, row_group_size=10)
+    pieces = pieces_of(str(file), piece_bytes=500)
+    assert len(pieces) > 2
+    for piece in pieces:
+        documents, rows, aside = documents_of(piece, {"answer": "text"})
+        found = plain_texts(piece, {"answer": "text"})
+        assert found == ([d.doc_id for d in documents], list(rows), [d.answer for d in documents], list(aside))
+        assert texts_at(piece, {"answer": "text"}, rows) == [d.answer for d in documents]
+    assert plain_texts(pieces[0], {"answer": "text", "prompt": "n"}) is None and plain_texts(pieces[0], {"answer": "n"}) is None
 
 
 def test_one_large_row_group_is_cut_inside(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "coreset",
             "extraction",
             "passes",
+            "blockwise",
             "scoring",
             "calibration",
             "measuring",
@@ -56,12 +57,22 @@ WITHOUT = {
     "experiment": {"torch", "ray", "transformers"},
     "tuning": {"torch", "ray", "transformers"},
     "plan": {"torch", "ray", "transformers"},
+    "passes": {"torch", "ray", "transformers"},
+    "blockwise": {"torch", "ray", "transformers"},
     "ranges": {"torch", "ray", "transformers"},
     "config": {"torch", "ray", "transformers", "polars"},
     "schema": {"torch", "ray", "transformers", "polars"},
     "errors": {"torch", "ray", "transformers", "polars"},
 }
-LIGHT = ("rayunlearn", "rayunlearn.config", "rayunlearn.schema", "rayunlearn.results.store", "rayunlearn.experiment", "rayunlearn.plan")
+LIGHT = (
+    "rayunlearn",
+    "rayunlearn.config",
+    "rayunlearn.schema",
+    "rayunlearn.results.store",
+    "rayunlearn.experiment",
+    "rayunlearn.plan",
+    "rayunlearn.blockwise",
+)
 
 
 def part_of(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from rayunlearn import passes
 from rayunlearn.cli import DONE, MISTAKE, main
-from rayunlearn.cluster.passes import choose, line
+from rayunlearn.cluster.passes import engines, line
 from rayunlearn.config import digest
 from rayunlearn.coreset import keyword_rows
 from rayunlearn.data.documents import Document
@@ -63,7 +64,7 @@ def expected(extractor: str) -> pl.DataFrame:
 def on_ray() -> Engine:
     from rayunlearn.cluster.corpus import on_ray
 
-    return on_ray(workers=2)
+    return on_ray(ExitStack(), workers=2)  # joins the fixture's cluster
 
 
 @pytest.mark.parametrize("extractor", ["tfidf", "log_odds", "linked", "textrank"])
@@ -222,8 +223,9 @@ def test_the_engine_goes_by_size(corpus: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not passes.is_large(source)
     monkeypatch.setattr(passes, "LARGE_BYTES", corpus.stat().st_size - 1)
     assert passes.is_large(source)
-    assert choose("auto", 1, "auto")([source], False).__module__ == "rayunlearn.cluster.corpus"
-    assert choose("local", 1, "auto")([source], False).__module__ == "rayunlearn.passes"
+    for name, module in (("auto", "rayunlearn.cluster.corpus"), ("local", "rayunlearn.passes")):
+        with engines(name, 1, "auto") as choose:
+            assert choose([source], False).__module__ == module
 
 
 def test_progress_says_rate_and_time_left() -> None:

@@ -8,7 +8,7 @@ never inside one: two trials that each wait for Ray Data's workers hold the CPUs
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,16 @@ class PieceActor:
         return {"note": np.array(notes, dtype=object)}
 
 
-def on_ray(*, address: str = "auto", workers: int = 0, with_model: bool = False) -> Engine:
-    """Ray Data on the cluster at `address` (`session.connected`), with at most `workers` actors (0: one per CPU, or per GPU for models)."""
+def on_ray(stack: ExitStack, *, address: str = "auto", workers: int = 0, with_model: bool = False) -> Engine:
+    """Ray Data on the cluster at `address` (`session.connected`), with at most `workers` actors (0: one per CPU, or per GPU for models).
+
+    The first pass connects; the connection ends with `stack`, so that passes share it.
+    """
 
     def engine(worker: Worker, pieces: Sequence[int], tell: Tell) -> None:
-        with connected(address=address, workers=workers), _quiet():
+        if not ray.is_initialized():
+            stack.enter_context(connected(address=address, workers=workers))
+        with _quiet():
             n, resources = _pool(workers, with_model)
             numbers = ray.data.from_items([{"piece": at} for at in pieces], override_num_blocks=len(pieces))
             pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(n, len(pieces))))

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.live import Live
@@ -18,21 +18,29 @@ ENGINES = ("auto", "local", "ray")
 ALONE_BYTES = 16 * 2**20  # under this a second process costs more to start than it saves
 
 
-def choose(name: str, workers: int, address: str) -> Callable[[Sequence[Source], bool], Engine]:
-    """The engine `name`, or by size. Raises UserError for another name. Ray is imported only when it is used."""
+Choose = Callable[[Sequence[Source], bool], Engine]
+
+
+@contextmanager
+def engines(name: str, workers: int, address: str) -> Iterator[Choose]:
+    """What chooses the engine `name`, or by size, for the length of the block. Ray is imported and started only when it is used.
+
+    Raises UserError for another name.
+    """
     if name not in ENGINES:
         raise unknown_name("--engine", name, ENGINES)
     require(workers >= 0, "--workers must be >= 0", workers)
 
-    def chosen(sources: Sequence[Source], with_model: bool) -> Engine:
+    def choose(sources: Sequence[Source], with_model: bool) -> Engine:
         if name == "ray" or (name == "auto" and is_large(*sources)):
             from rayunlearn.cluster.corpus import on_ray
 
-            return on_ray(address=address, workers=workers, with_model=with_model)
+            return on_ray(stack, address=address, workers=workers, with_model=with_model)
         small = sum(source_bytes(source.pieces) for source in sources) < ALONE_BYTES
         return in_processes(workers or (1 if small or with_model else len(os.sched_getaffinity(0))))
 
-    return chosen
+    with ExitStack() as stack:
+        yield choose
 
 
 def line(standing: Standing) -> str:

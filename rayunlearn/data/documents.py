@@ -24,7 +24,7 @@ class Document:
     facts: tuple[str, ...] = ()
     topic: str = ""
 
-    @property
+    @cached_property
     def doc_id(self) -> str:
         """Digest of prompt and answer: stable under reordering, never a row number."""
         return digest([self.prompt, self.answer])

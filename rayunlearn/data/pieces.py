@@ -6,7 +6,7 @@ and is always one piece.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -18,6 +18,7 @@ from rayunlearn.config import BEDS, Data
 from rayunlearn.data.documents import Document, Rejected
 from rayunlearn.data.files import (
     BOM,
+    PARQUET_ROWS,
     READERS,
     Columns,
     Row,
@@ -25,11 +26,13 @@ from rayunlearn.data.files import (
     csv_records,
     csv_rows,
     excerpt_of,
+    groups_between,
     is_array,
     json_rows,
     parquet_rows,
     parse_columns,
     read_file,
+    text_problem,
     to_documents,
 )
 from rayunlearn.data.testbed import generate
@@ -100,6 +103,52 @@ def documents_of(piece: Piece, columns: Columns) -> tuple[tuple[Document, ...], 
         return documents, tuple(range(len(documents))), ()
     loaded = to_documents(rows_of(piece, columns), columns)
     return loaded.documents, tuple(loaded.places[d.doc_id][1] for d in loaded.documents), loaded.rejected
+
+
+def plain_texts(piece: Piece, columns: Columns) -> tuple[list[str], list[int], list[str], list[Rejected]] | None:
+    """doc_ids, rows, answers and what was set aside of a Parquet piece whose only column of ours is text; None for any other piece.
+
+    The same as `documents_of` gives, without a `Document` for each (tested).
+    """
+    column = _plain_column(piece, columns)
+    if column is None:
+        return None
+    places: dict[str, tuple[int, str]] = {}
+    aside = []
+    for row, text in enumerate(column, piece.start):
+        reason = text_problem(columns["answer"], text, needed=True)
+        doc_id = "" if reason else Document(answer=text).doc_id
+        if not reason and doc_id not in places:
+            places[doc_id] = row, text
+            continue
+        reason = reason or f"the same document as row {places[doc_id][0]}"
+        aside.append(Rejected(source=Path(piece.source).name, row=row, reason=reason, excerpt=excerpt_of({columns["answer"]: text})))
+    return list(places), [row for row, _ in places.values()], [text for _, text in places.values()], aside
+
+
+def texts_at(piece: Piece, columns: Columns, rows: Sequence[int]) -> list[str] | None:
+    """The answers in the given rows of such a piece, in order; None for any other piece."""
+    column = _plain_column(piece, columns)
+    return None if column is None else [column[int(row) - piece.start] for row in rows]
+
+
+def _plain_column(piece: Piece, columns: Columns) -> list[str] | None:
+    if piece.kind != ".parquet" or set(columns) != {"answer"}:
+        return None
+    name = columns["answer"]
+    with _read_as(Path(piece.source)), pyarrow.parquet.ParquetFile(piece.source) as table:
+        if table.schema_arrow.field(name).type not in (pyarrow.string(), pyarrow.large_string()):
+            return None
+        groups, first = groups_between(table.metadata, piece.start, piece.stop)
+        texts: list[str] = []
+        for batch in table.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[name], use_threads=False):
+            wanted = batch.slice(max(0, piece.start - first), max(0, piece.stop - max(piece.start, first)))
+            first += batch.num_rows
+            try:
+                texts += wanted.column(0).to_pylist()
+            except UnicodeDecodeError:  # the slower way says which row it is
+                return None
+    return texts
 
 
 def rows_of(piece: Piece, columns: Columns | None = None) -> Iterator[Row]:

@@ -3,15 +3,17 @@
 Every step of `phrases` and `extractors` is done for all words of a block together; no Python runs per word or per document.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.compute
 
-from rayunlearn.keywords.phrases import breaks, is_adverb
-from rayunlearn.keywords.statistics import Statistics, tfidf_weight, z_of_words
+from rayunlearn.keywords.phrases import breaks, common_words, is_adverb
+from rayunlearn.keywords.statistics import Statistics, inverse_document_frequency, term_weight, z_of_words
 from rayunlearn.keywords.stop import ENGLISH
 from rayunlearn.keywords.tokens import Array, Tokens, strings_of, tokens_of
 
@@ -34,23 +36,51 @@ class Found:
     new: Array
 
 
-def tfidf_rows(texts: Sequence[str], statistics: Statistics, common: Collection[str], *, earliness: float) -> Found:
+@dataclass(frozen=True)
+class Knowledge:
+    """What the extractors of this file know of a corpus. `retain` None: there is nothing to compare with."""
+
+    statistics: Statistics
+    retain: Statistics | None = None
+
+    @cached_property
+    def common(self) -> frozenset[str]:
+        """Words that are too common to be keywords."""
+        return common_words(self.statistics)
+
+
+IN_BLOCKS = ("tfidf", "log_odds")
+
+
+def rows_of(name: str, texts: Sequence[str], knowledge: Knowledge, arguments: Mapping[str, Any], top: int = 0) -> Found:
+    """Keywords of many texts by one of `IN_BLOCKS` with its keyword-only `arguments`, of each text the `top` best (0: all)."""
+    if name == "tfidf":
+        return tfidf_rows(texts, knowledge.statistics, knowledge.common, top=top, **arguments)
+    assert name == "log_odds" and knowledge.retain is not None
+    return log_odds_rows(texts, knowledge.statistics, knowledge.retain, top=top, **arguments)
+
+
+def tfidf_rows(texts: Sequence[str], statistics: Statistics, common: Collection[str], *, earliness: float, top: int = 0) -> Found:
     """`extractors.tfidf` of every text, whose pages leave out the `common` words of the corpus."""
     tokens = tokens_of(texts)
     first, last = _candidates(tokens, ENGLISH.union(common))
     model = _models(tokens, first, last)
-    df = np.fromiter((statistics.document_counts[k] for k in tokens.keys), np.int64, len(tokens.keys))
+    counts = np.fromiter((statistics.document_counts[k] for k in tokens.keys), np.int64, len(tokens.keys))
+    rarity = inverse_document_frequency(counts, statistics.n_documents)
+    by_frequency = term_weight(np.arange(1, int(tokens.frequency.max(initial=1)) + 1))
     sums = np.zeros(len(first))
     for step in range(int((last - first).max(initial=0))):
         long = np.flatnonzero(last - first > step)
         at = first[long] + step
-        sums[long] += tfidf_weight(tokens.frequency[at], df[tokens.key[at]], statistics.n_documents)
+        sums[long] += by_frequency[tokens.frequency[at] - 1] * rarity[tokens.key[at]]
     place = first - tokens.first_word[tokens.document[first]]
     scores = sums * (1 + earliness / (1 + place / 20))
-    return _found(tokens, first, last, model, scores[model])
+    return _found(tokens, first, last, model, scores[model], top)
 
 
-def log_odds_rows(texts: Sequence[str], statistics: Statistics, retain_statistics: Statistics, *, prior_words: float, least_z: float) -> Found:
+def log_odds_rows(
+    texts: Sequence[str], statistics: Statistics, retain_statistics: Statistics, *, prior_words: float, least_z: float, top: int = 0
+) -> Found:
     """`extractors.log_odds` of every text."""
     tokens = tokens_of(texts)
     z = z_of_words(tokens.keys, statistics, retain_statistics, prior_words)[tokens.key] if tokens.keys else np.zeros(0)
@@ -64,7 +94,7 @@ def log_odds_rows(texts: Sequence[str], statistics: Statistics, retain_statistic
     for step in range(int((last - first).max(initial=0))):
         long = np.flatnonzero(last - first > step)
         sums[long] += z[first[long] + step]
-    return _found(tokens, first, last, model, (sums / np.sqrt(last - first))[model])
+    return _found(tokens, first, last, model, (sums / np.sqrt(last - first))[model], top)
 
 
 def _candidates(tokens: Tokens, stop: Collection[str], longest: int = 5) -> tuple[Array, Array]:
@@ -103,36 +133,31 @@ def _models(tokens: Tokens, first: Array, last: Array) -> Array:
     return model[name]
 
 
-def _found(tokens: Tokens, first: Array, last: Array, model: Array, score: Array) -> Found:
-    """Ranges as rows: by document, score (highest first), first occurrence and place."""
-    document = tokens.document[first]
-    order = np.lexsort((model, -score, document))
-    keyword = _texts(tokens, first, last, model)
-    begin = tokens.begins[document[order]]
+def _found(tokens: Tokens, first: Array, last: Array, model: Array, score: Array, top: int) -> Found:
+    """Ranges as rows: by document, score (highest first), first occurrence and place; of each document the `top` best keywords (0: all)."""
+    order = np.lexsort((model, -score, tokens.document[first]))
     new = model[order] == order
-    return Found(
-        document[order],
-        keyword.take(pyarrow.array(order)),
-        score[order],
-        tokens.start[first[order]] - begin,
-        tokens.end[last[order] - 1] - begin,
-        new,
-    )
+    if top:
+        number, document = np.cumsum(new), tokens.document[first[order]]
+        best = number - number[np.searchsorted(document, document)] < top
+        order, new = order[best], new[best]
+    document = tokens.document[first[order]]
+    keyword = _texts(tokens, first[order[new]], last[order[new]]).take(pyarrow.array(np.cumsum(new) - 1))
+    begin = tokens.begins[document]
+    return Found(document, keyword, score[order], tokens.start[first[order]] - begin, tokens.end[last[order] - 1] - begin, new)
 
 
-def _texts(tokens: Tokens, first: Array, last: Array, model: Array) -> pyarrow.LargeStringArray:
-    """(m,) what stands at each range's model, with runs of white space made one blank (`words.phrase_text`)."""
-    start, end = tokens.start[first[model]], tokens.end[last[model] - 1]
+def _texts(tokens: Tokens, first: Array, last: Array) -> pyarrow.LargeStringArray:
+    """(m,) what stands at ranges of words, with runs of white space made one blank (`words.phrase_text`)."""
+    start, end = tokens.start[first], tokens.end[last - 1]
     lengths = end - start
     places = np.arange(int(lengths.sum())) + np.repeat(start - np.cumsum(lengths) + lengths, lengths)
     texts = strings_of(tokens.codes[places], lengths)
-    ragged = np.flatnonzero(_ragged(tokens, first, last)[model])
-    if not len(ragged):
+    ragged = _ragged(tokens, first, last)
+    if not ragged.any():
         return texts
-    mended = [" ".join(text.split()) for text in texts.take(pyarrow.array(ragged)).to_pylist()]
-    mask = np.zeros(len(texts), bool)
-    mask[ragged] = True
-    return pyarrow.compute.replace_with_mask(texts, pyarrow.array(mask), pyarrow.array(mended, pyarrow.large_string()))
+    mended = [" ".join(text.split()) for text in texts.filter(pyarrow.array(ragged)).to_pylist()]
+    return pyarrow.compute.replace_with_mask(texts, pyarrow.array(ragged), pyarrow.array(mended, pyarrow.large_string()))
 
 
 def _ragged(tokens: Tokens, first: Array, last: Array) -> Array:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rayunlearn.data.documents import Document, Rejected
 from rayunlearn.data.encode import Encoded, encode
 from rayunlearn.errors import UserError, require
-from rayunlearn.keywords.blocks import Found, log_odds_rows, tfidf_rows
+from rayunlearn.keywords.blocks import IN_BLOCKS, Found, Knowledge, rows_of
 from rayunlearn.keywords.extractors import EXTRACTORS
 from rayunlearn.keywords.judge import Chat, Unusable, ask
 from rayunlearn.keywords.model import gap_by_word, gaps, phrase_states, word_losses
@@ -21,7 +21,6 @@ from rayunlearn.keywords.tokens import blocks_of
 from rayunlearn.methods.view import needs
 
 PER_DOCUMENT = ("page", "phrase_states", "page_state", "word_gap", "judged")
-IN_BLOCKS = ("tfidf", "log_odds")  # done for many documents at once, with the same result (`keywords.blocks`)
 WHOLE_CORPUS = ("corpus_gap", "word_gap", "links")  # what takes all documents, or all of a model's losses, together
 MOST_ANCHORS = 500  # words whose company is counted; the strongest
 
@@ -134,18 +133,12 @@ def extract(name: str, known: Known, arguments: Mapping[str, Any]) -> list[list[
     """Keywords of every document, best first, by the extractor `name` with its keyword-only `arguments`."""
     if name in IN_BLOCKS:
         texts = [d.answer for d in known.documents]
-        return [keywords for block in blocks_of(texts) for keywords in keywords_of(rows_of_block(name, block, known, arguments), len(block))]
+        knowledge = Knowledge(known.statistics, known.retain_statistics if name == "log_odds" else None)
+        return [keywords for block in blocks_of(texts) for keywords in keywords_of(rows_of(name, block, knowledge, arguments), len(block))]
     function = EXTRACTORS[name].function
     wanted = needs(function)
     values = {n: getattr(known, n) for n in wanted}
     return [function(**{n: values[n][at] if n in PER_DOCUMENT else values[n] for n in wanted}, **arguments) for at in range(len(known.documents))]
-
-
-def rows_of_block(name: str, texts: Sequence[str], known: Known, arguments: Mapping[str, Any]) -> Found:
-    """Keywords of many texts at once, by one of `IN_BLOCKS`, with what is known of their corpus."""
-    if name == "tfidf":
-        return tfidf_rows(texts, known.statistics, known.common, **arguments)
-    return log_odds_rows(texts, known.statistics, known.retain_statistics, **arguments)
 
 
 def keywords_of(found: Found, n_documents: int) -> list[list[Keyword]]:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from rayunlearn.errors import UserError
 from rayunlearn.keywords.phrases import Keyword, Page, Phrase, grouped
-from rayunlearn.keywords.statistics import Statistics, tfidf_weight, z_of_words
+from rayunlearn.keywords.statistics import Statistics, inverse_document_frequency, term_weight, z_of_words
 from rayunlearn.keywords.words import words_of
 from rayunlearn.ranges import Count, Fraction, NonNegative, Positive
 
@@ -35,7 +35,7 @@ def tfidf(page: Page, statistics: Statistics, *, earliness: NonNegative = 1.0) -
     frequency = Counter(w.key for w in page.words)
     keys = list(frequency)
     counts = np.fromiter((statistics.document_counts[k] for k in keys), np.int64, len(keys))
-    weights = tfidf_weight(np.fromiter(frequency.values(), np.int64, len(keys)), counts, statistics.n_documents)
+    weights = term_weight(np.fromiter(frequency.values(), np.int64, len(keys))) * inverse_document_frequency(counts, statistics.n_documents)
     weight = dict(zip(keys, weights.tolist(), strict=True))
     scores = [sum(weight[k] for k in p.keys) * (1 + earliness / (1 + p.places[0][0] / 20)) for p in page.phrases]
     return ranked(page, page.phrases, scores)

@@ -76,9 +76,14 @@ def _add_links(a: Links, b: Links) -> Links:
     return Links(a.counts + b.counts, {anchor: a.beside[anchor] + b.beside[anchor] for anchor in a.beside})
 
 
-def tfidf_weight(frequency: Numbers, document_count: Numbers, n_documents: int) -> Array:
-    """(1 + ln tf) ln((N + 1) / df) of words that stand `frequency` times in a document and in `document_count` documents (at least 1)."""
-    return (1 + np.log(frequency)) * np.log((n_documents + 1) / np.maximum(1, document_count))
+def term_weight(frequency: Numbers) -> Array:
+    """1 + ln tf of words that stand `frequency` times in a document."""
+    return 1 + np.log(frequency)
+
+
+def inverse_document_frequency(document_count: Numbers, n_documents: int) -> Array:
+    """ln((N + 1) / df) of words that are in `document_count` of `n_documents` documents; one that is in none counts as in one."""
+    return np.log((n_documents + 1) / np.maximum(1, document_count))
 
 
 def log_odds_z(count: Numbers, total: int, other_count: Numbers, other_total: int, prior_words: float) -> Array:

@@ -157,6 +157,9 @@ def _opens(classes: Array, inside: Array, start: Array) -> Array:
 
 def _keys(codes: Array, lengths: Array) -> tuple[Array, tuple[str, ...]]:
     """(n,) places in the different keys, and those, of n words whose characters lie end to end in `codes`."""
+    if codes.dtype == np.uint8:  # of ASCII alone: lower case is all that makes a key (`words.key_of`)
+        spelt = strings_of(np.frombuffer(codes.tobytes().lower(), np.uint8), lengths).dictionary_encode()
+        return spelt.indices.to_numpy(), tuple(spelt.dictionary.to_pylist())
     spelt = strings_of(codes, lengths).dictionary_encode()
     places: dict[str, int] = {}
     same = np.array([places.setdefault(key_of(word), len(places)) for word in spelt.dictionary.to_pylist()], np.int32)
