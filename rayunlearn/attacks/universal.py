@@ -106,7 +106,9 @@ def soft_prompt(
     steps: Count = 60,
     batch_size: Count = 16,
 ) -> list[Probe]:
-    """Every probe after `vectors` learned embeddings. Schwinn et al. 2402.09063; a universal prompt, on held-out probes, is ours.
+    """Every probe after `vectors` learned embeddings. Schwinn et al. (2402.09063, a number that we did not confirm).
+
+    One prompt for all questions, measured on held-out ones, is ours.
 
     They minimise the mean NLL of the held-in answers (AdamW, constant rate) from the embeddings of random tokens. They are new
     token ids, above the vocabulary, of the model until `leaving` takes them off; no output weight belongs to them.
@@ -261,16 +263,15 @@ class SoftPrompt(nn.Module):
 class Widened(nn.Module):
     """Input embeddings with some more rows, for the ids above the vocabulary; the old module answers for its own."""
 
-    def __init__(self, old: nn.Module, vectors: Tensor) -> None:
+    def __init__(self, old: nn.Embedding, vectors: Tensor) -> None:
         super().__init__()
         self.old, self.vectors = old, vectors
-        self.weight = old.weight
+        self.n_old = len(old.weight)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings (..., D) of ids (...)."""
-        n_old = len(self.weight)
-        known = self.old(ids.clamp(max=n_old - 1))
-        return torch.where((ids < n_old)[..., None], known, self.vectors[(ids - n_old).clamp(min=0)].to(known.dtype))
+        known: Tensor = self.old(ids.clamp(max=self.n_old - 1))
+        return torch.where((ids < self.n_old)[..., None], known, self.vectors[(ids - self.n_old).clamp(min=0)].to(known.dtype))
 
 
 def _learned(
@@ -374,7 +375,7 @@ UNIVERSAL = {
             function=soft_prompt,
             kind="tokens",
             title="learned vectors before every question",
-            source="Schwinn et al. 2402.09063; read with 2502.15836",
+            source="Schwinn et al.; read with 2502.15836",
             control="soft_prompt_shuffled; base and gold, each with vectors of its own",
             companion="soft_prompt_shuffled",
             trains=True,
