@@ -17,9 +17,10 @@ from rayunlearn.config import Attack, Trial, Value, with_values
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.experiment import Budget, Domain, Experiment, Objective, Range
 from rayunlearn.families import options_of
+from rayunlearn.finished import finished_trial
 from rayunlearn.plan import Agenda, Check, Identify, Planned, Result, canonical, has_gold
 from rayunlearn.results.analysis import pareto_front, trial_table
-from rayunlearn.results.store import Run, write_table
+from rayunlearn.results.store import Run, open_run, write_table
 from rayunlearn.results.terminal import find_trial
 from rayunlearn.tuning import Finished, best, seed_of, suggest
 
@@ -60,6 +61,15 @@ class Target:
     trial: Trial
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reads:
+    """What attacks read, '' for our own: a file of unrelated text, a file of rephrasings (doc_id, condition, text), a chat model."""
+
+    text: str = ""
+    rephrasings: str = ""
+    chat_model: str = ""
+
+
 @dataclass
 class AttackPlanner:
     """`agenda` as of `plan.Planner`: the same interface, another plan. `keep` writes it to attacks.parquet."""
@@ -69,7 +79,7 @@ class AttackPlanner:
     identify: Identify
     targets: tuple[Target, ...]
     panel: Panel
-    settings: Mapping[str, Value] = field(default_factory=dict)  # attack.file, attack.chat_model
+    reads: Reads = field(default_factory=Reads)
     _ids: dict[Trial, str] = field(default_factory=dict)
     _rows: list[dict[str, Value]] = field(default_factory=list)
 
@@ -152,13 +162,22 @@ class AttackPlanner:
     ) -> Planned:
         """A row of the plan, noted for attacks.parquet; values that the attack has not (a companion's) are left out."""
         own = {f"{name}.{key}": value for key, value in values.items() if f"{name}.{key}" in {o.name for o in options_of(ATTACKS[name].function)}}
-        attack = Attack(name=name, seed=seed, **{key.partition(".")[2]: str(value) for key, value in self.settings.items()})
+        attack = Attack(name=name, seed=seed, **self.read_by(name))
         trial = self.check(with_values(replace(target.trial, attack=attack), own))
         setting = setting_of(name, {key.partition(".")[2]: value for key, value in own.items()})
         row = Planned(trial_id=self.identified(trial), trial=trial, role=role, group=setting, tuning="none", study=study, study_index=study_index)
         place: dict[str, Value] = {"trial_id": row.trial_id, "attacked": target.trial_id, "role": role, "setting": setting, "answers": answers}
         self._rows.append({**place, "study": study, "study_index": study_index})
         return row
+
+    def read_by(self, name: str) -> dict[str, str]:
+        """`attack.file` and `attack.chat_model` of an attack: what of `reads` it asks for."""
+        asked = given_names(ATTACKS[name])
+        files = {"unrelated_sequences": self.reads.text, "texts": self.reads.rephrasings}
+        return {
+            "file": next((file for what, file in files.items() if what in asked), ""),
+            "chat_model": self.reads.chat_model if "chat" in asked else "",
+        }
 
     def identified(self, trial: Trial) -> str:
         """The trial's id, computed once."""
@@ -182,6 +201,34 @@ def setting_of(name: str, values: Mapping[str, Value]) -> str:
 def seeds_of(name: str, seeds: Sequence[int]) -> tuple[int, ...]:
     """The seeds that the attack runs with: one where nothing is drawn."""
     return tuple(seeds) if DRAWN & set(given_names(ATTACKS[name])) else tuple(seeds[:1])
+
+
+def planner_of(
+    folder: Path,
+    *,
+    trials: str,
+    panel: str,
+    names: Sequence[str],
+    n_seeds: int | None,
+    reads: Reads,
+    check: Check,
+    identify: Identify,
+) -> AttackPlanner:
+    """The plan of `rayunlearn attack`: which models of the run, which attacks (`names`: of the panel only these), how many seeds.
+
+    Raises UserError for an unknown panel, attack or trial, and for a trial that can no longer be repeated.
+    """
+    run = open_run(folder)
+    chosen = panel_of(panel)
+    chosen = only(chosen, names) if names else chosen
+    require(n_seeds is None or n_seeds >= 1, "--seeds must be >= 1", n_seeds)
+    chosen = chosen if n_seeds is None else replace(chosen, seeds=tuple(range(n_seeds)))
+    found = [finished_trial(folder, trial_id) for trial_id in targets_of(run, trials)]
+    for one in found:
+        require(one.trial.attack == Attack(), "an attack cannot be attacked; choose the trial that it attacked, not", one.trial_id)
+    targets = tuple(Target(trial_id=one.trial_id, trial=one.trial) for one in found)
+    experiment = experiment_of(run, targets[0].trial)
+    return AttackPlanner(experiment, check, identify, targets, chosen, reads)
 
 
 def targets_of(run: Run, wanted: str) -> list[str]:

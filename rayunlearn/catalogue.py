@@ -80,6 +80,19 @@ def print_metrics(console: Console) -> None:
         _entry(console, name, row.meaning, [scale, *options_in_words(row.function), row.source])
 
 
+def print_attacks(console: Console) -> None:
+    """Attacks by kind, with their options, source and control."""
+    from rayunlearn.attacks.panel import ATTACKS
+    from rayunlearn.attacks.table import KINDS
+
+    for kind in KINDS:
+        rows = {name: row for name, row in ATTACKS.items() if row.kind == kind}
+        if rows:
+            _heading(console, f"attacks of kind {kind}")
+        for name, row in rows.items():
+            _entry(console, name, row.title, [*options_in_words(row.function), f"control: {row.control}", row.source])
+
+
 def print_experiments(console: Console) -> None:
     """The experiment files in `experiments/` and the first sentence of each; nothing is run."""
     files = sorted(Path("experiments").glob("*.py"))

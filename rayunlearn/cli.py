@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rayunlearn.experiment import Experiment
     from rayunlearn.plan import Agenda, Result
 
-LISTS = ("methods", "recipes", "selectors", "extractors", "metrics", "experiments")
+LISTS = ("methods", "recipes", "selectors", "extractors", "metrics", "attacks", "experiments")
 DONE, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -292,6 +292,38 @@ def frontier(chosen: argparse.Namespace) -> int:
     return DONE
 
 
+def attack(chosen: argparse.Namespace) -> int:
+    """A panel of attacks on trials of a run; what has finished is skipped."""
+    from rayunlearn.attackplan import Reads, planner_of
+    from rayunlearn.cluster.attack import attack_run
+    from rayunlearn.cluster.work import unlearning
+    from rayunlearn.finished import cache_of
+    from rayunlearn.results.report import write_report
+    from rayunlearn.results.store import open_run
+    from rayunlearn.results.terminal import print_attacks
+
+    folder, work, console = Path(chosen.run), unlearning(), _console()
+    chosen.words = ["rayunlearn", *sys.argv[1:]]
+    text, rephrasings = (str(Path(file).resolve()) if file else "" for file in (chosen.text, chosen.rephrasings))
+    reads = Reads(text=text, rephrasings=rephrasings, chat_model=chosen.chat_model)
+    names = [name.strip() for name in chosen.attacks.split(",")] if chosen.attacks else []
+    planner = planner_of(
+        folder,
+        trials=chosen.trials,
+        panel=chosen.panel,
+        names=names,
+        n_seeds=chosen.seeds,
+        reads=reads,
+        check=work.check,
+        identify=work.identify,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    result = attack_run(folder, planner, cache_of(folder), work=work, options=_options(chosen), console=console)
+    print_attacks(open_run(folder), console, metric=chosen.metric)
+    console.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
+    return conclude(result, chosen.words, console)
+
+
 def show_list(chosen: argparse.Namespace) -> int:
     """One of the tables."""
     from rayunlearn import catalogue
@@ -302,6 +334,7 @@ def show_list(chosen: argparse.Namespace) -> int:
         "selectors": catalogue.print_selectors,
         "extractors": catalogue.print_extractors,
         "metrics": catalogue.print_metrics,
+        "attacks": catalogue.print_attacks,
         "experiments": catalogue.print_experiments,
     }
     if chosen.what not in printers:

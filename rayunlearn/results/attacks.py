@@ -103,8 +103,8 @@ def matrix_of(run: Run, *, metric: str = "") -> Matrix | None:
         headers=("attack", *names.values(), "gold: before -> after"),
         rows=tuple(rows),
         caption=(
-            f"Recovered fraction of {metric or objective_of(run.experiment).forgetting} on forget, 0: as unlearned, 1: as base; [low, high] is "
-            "a 95 % bootstrap interval over seeds and documents; 'most' is the best single seed or strength, picked by looking at these very documents."
+            f"Recovered fraction of {metric or objective_of(run.experiment).forgetting} on forget, 0: as unlearned, 1: as base; [low, high]: 95 % "
+            "bootstrap over seeds and documents; 'most': the best single seed or strength, picked by looking at these very documents."
         ),
     )
 

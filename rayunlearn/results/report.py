@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from rayunlearn.results import plots
 from rayunlearn.results.analysis import coreset_table, trial_table
+from rayunlearn.results.attacks import matrix_of
 from rayunlearn.results.control import control_in_words, control_view, has_calibrated
 from rayunlearn.results.store import Run, open_run, write_bytes
 from rayunlearn.results.words import caution, coreset_view, fate_lines, fates, findings, number
@@ -73,6 +74,7 @@ def page(run: Run) -> str:
         fate_lines=fate_lines(run),
         view=coreset_view(table, run.experiment),
         figures=_figures(run, table),
+        attacks=matrix_of(run),
         plotly=get_plotlyjs(),
         max_rows=MAX_ROWS,
         failures=_failures(run),

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayunlearn.errors import UserError
+from rayunlearn.results.attacks import matrix_of
 from rayunlearn.results.control import control_in_words, control_view, has_calibrated
 from rayunlearn.results.store import Run, open_run
 from rayunlearn.results.words import View, coreset_view, fate_lines, number
@@ -53,6 +54,19 @@ def print_control(run: Run, console: Console) -> None:
     console.print(printed)
     for line in control_in_words(run):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_attacks(run: Run, console: Console, *, metric: str = "") -> None:
+    """Print the matrix of attacks; nothing where no attack has ended."""
+    matrix = matrix_of(run, metric=metric)
+    if matrix is None:
+        return
+    printed = Table(header_style="bold", caption=Text(matrix.caption), caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for header in matrix.headers:
+        printed.add_column(Text(header), vertical="bottom")
+    for row in matrix.rows:
+        printed.add_row(*(Text(cell) for cell in row))
+    console.print(printed)
 
 
 def summary_lines(run: Run | Path) -> list[str]:

@@ -1,0 +1,100 @@
+"""Recovered fractions on runs made of numbers, worked by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from rayunlearn.results.attacks import area_under, matrix_of, recovery_table, steps_to, worst_case
+from rayunlearn.results.store import open_run, write_experiment, write_table, write_trial
+
+DOCUMENTS = ("a", "b", "c", "d")
+RELEARNING = "relearning learning_rate=0.001 steps=20"
+
+
+def add(run: Path, trial_id: str, stage: str, attack: str, values: tuple[float, ...], curve: tuple[float, ...] = ()) -> None:
+    """A trial of that stage after that attack with one value per document."""
+    examples = [
+        {"stage": stage, "attack": attack, "doc_id": d, "split": "forget", "metric": "probability", "value": v}
+        for d, v in zip(DOCUMENTS, values, strict=False)
+    ]
+    points = [
+        {"kind": "relearning", "x": 10.0 * at, "metric": "probability", "split": "forget", "value": v, "n": 4, "stderr": 0.0}
+        for at, v in enumerate(curve)
+    ]
+    config = {"stage": stage, "data.name": "domain", "model.name": "scratch"} | ({} if attack == "none" else {"attack.name": attack})
+    write_trial(run, trial_id, {"trials": [{"status": "complete"}], "examples": examples, "curves": points}, config)
+
+
+def placed(trial_id: str, attacked: str, role: str, setting: str, answers: str = "") -> dict[str, object]:
+    return {"trial_id": trial_id, "attacked": attacked, "role": role, "setting": setting, "answers": answers, "study": "", "study_index": -1}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Base knows 0.9, gold 0.1, unlearning left 0.1; two seeds of relearning bring 0.5 and 0.7; a tuned one brought 0.9."""
+    add(tmp_path, "base", "base", "none", (0.8, 1.0, 0.8, 1.0))
+    add(tmp_path, "gold", "gold", "none", (0.1,) * 4)
+    add(tmp_path, "mine", "unlearned", "none", (0.0, 0.2, 0.0, 0.2))
+    add(tmp_path, "s0", "unlearned", "relearning", (0.4, 0.6, 0.4, 0.6), (0.1, 0.3, 0.5))
+    add(tmp_path, "s1", "unlearned", "relearning", (0.6, 0.8, 0.6, 0.8), (0.1, 0.5, 0.7))
+    add(tmp_path, "tuned", "unlearned", "relearning", (0.9,) * 4)
+    add(tmp_path, "g0", "gold", "relearning", (0.2,) * 4)
+    add(tmp_path, "u0", "unlearned", "unrelated_training", (0.1, 0.3, 0.1, 0.3))
+    add(tmp_path, "half", "unlearned", "weight_noise", (0.0, 0.2))  # asks two of the documents alone: nothing comes back
+    rows = [placed(t, "mine", "attack", RELEARNING) for t in ("s0", "s1")]
+    rows += [placed("tuned", "mine", "tuning", "relearning learning_rate=0.01 steps=20"), placed("g0", "gold", "control", RELEARNING, RELEARNING)]
+    rows += [
+        placed("u0", "mine", "control", "unrelated_training steps=20", RELEARNING),
+        placed("half", "mine", "attack", "weight_noise relative=0.1"),
+    ]
+    write_table(tmp_path / "attacks.parquet", "attacks", rows)
+    write_experiment(tmp_path, {"name": "hand", "objective": {"forgetting": "probability"}})
+    return tmp_path
+
+
+def test_recovered_fraction_its_most_its_controls_and_its_curve_by_hand(run: Path) -> None:
+    """(0.6 - 0.1) / (0.9 - 0.1) = 0.625; the tuned strength 1.0; unrelated text (0.2 - 0.1) / 0.8 = 0.125. The mean curve is 0.1, 0.4,
+    0.6: recovered 0, 0.375, 0.625, so its area is (0.1875 + 0.5) / 2 and half is reached midway between steps 10 and 20."""
+    table = recovery_table(open_run(run))
+    row = table.filter(pl.col("setting") == RELEARNING).row(0, named=True)
+    expected = {"base": 0.9, "unlearned": 0.1, "after": 0.6, "recovered": 0.625, "most": 1.0, "companion": 0.125, "gold": 0.1, "gold_after": 0.2}
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    assert row["recovered_low"] <= 0.625 <= row["recovered_high"]
+    assert row["area"] == pytest.approx(0.34375)
+    assert row["half"] == pytest.approx(15.0)
+    assert (row["seeds"], row["documents"]) == (2, 4)
+    noise = table.filter(pl.col("setting") != RELEARNING).row(0, named=True)
+    assert noise["recovered"] == pytest.approx(0.0)
+    assert noise["documents"] == 2
+    assert noise["gold_after"] is noise["area"] is None
+    assert worst_case(table)["setting"].to_list() == [RELEARNING]
+
+
+def test_the_matrix_has_a_row_per_attack_whatever_its_strength_and_the_worst_case_last(run: Path) -> None:
+    matrix = matrix_of(open_run(run))
+    assert matrix is not None
+    assert [row[0] for row in matrix.rows] == ["relearning", "weight_noise relative=0.1", "worst case"]
+    assert matrix.rows[0][1].startswith("0.62 [")
+    assert "most 1.00" in matrix.rows[0][1]
+    assert matrix.rows[0][2].startswith("0.10 -> 0.20 [")
+    assert matrix.rows[-1][1] == "0.62 relearning"
+
+
+def test_where_base_knows_no_more_there_is_nothing_to_recover(run: Path) -> None:
+    add(run, "mine", "unlearned", "none", (0.8, 1.0, 0.8, 1.0))
+    assert recovery_table(open_run(run))["recovered"].null_count() == 2
+    assert worst_case(recovery_table(open_run(run))).height == 0
+
+
+def test_a_run_without_attacks_has_no_matrix(tmp_path: Path) -> None:
+    add(tmp_path, "base", "base", "none", (0.8,))
+    assert matrix_of(open_run(tmp_path)) is None
+
+
+def test_steps_to_and_area_of_a_curve_that_never_gets_there() -> None:
+    steps, flat = np.array([0.0, 10.0]), np.array([0.0, 0.2])
+    assert steps_to(0.5, steps, flat) is None
+    assert steps_to(0.0, steps, flat) == 0.0
+    assert area_under(steps, flat) == pytest.approx(0.1)

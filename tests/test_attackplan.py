@@ -1,0 +1,105 @@
+"""What a panel asks for and when, with made-up results: no model is attacked here."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from rayunlearn.attackplan import PANELS, AttackPlanner, Entry, Panel, Reads, Target, only, panel_of, seeds_of
+from rayunlearn.attacks.panel import ATTACKS
+from rayunlearn.config import Attack, Trial, digest, flatten
+from rayunlearn.errors import UserError
+from rayunlearn.experiment import Budget, Experiment
+from rayunlearn.experiment import Objective as Goal
+from rayunlearn.families import check
+from rayunlearn.plan import Result
+
+BASE = check(Trial())
+EXPERIMENT = Experiment(name="x", question="", base=BASE, grids=((),), search={}, budget=Budget(tuning="none"), objective=Goal(), version="1")
+
+
+def identify(trial: Trial) -> str:
+    return digest(flatten(trial))
+
+
+def planner(*entries: Entry, reads: Reads = Reads()) -> AttackPlanner:  # noqa: B008 - frozen
+    target = Target(trial_id=identify(BASE), trial=BASE)
+    return AttackPlanner(EXPERIMENT, check, identify, (target,), Panel(entries=entries, seeds=(0, 1, 2), budget=4, batch=2), reads)
+
+
+def test_an_attack_runs_with_every_seed_beside_base_gold_and_its_companion() -> None:
+    rows = planner(Entry("relearning", (("documents", 5),))).agenda({}).ready
+    kinds = {(r.trial.stage, r.trial.attack.name, r.trial.attack.seed) for r in rows}
+    stages = {(stage, "relearning", seed) for stage in ("unlearned", "base", "gold") for seed in (0, 1, 2)}
+    assert kinds == stages | {("unlearned", "unrelated_training", seed) for seed in (0, 1, 2)}
+    assert {dict(r.trial.options)["relearning.documents"] for r in rows if r.trial.attack.name == "relearning"} == {5}
+    assert len({r.trial_id for r in rows}) == len(rows) == 12
+
+
+def test_an_attack_that_draws_nothing_runs_once() -> None:
+    assert seeds_of("round_to_nearest", (0, 1, 2)) == (0,)
+    assert seeds_of("few_shot_retain", (0, 1, 2)) == (0, 1, 2)
+    assert len(planner(Entry("round_to_nearest")).agenda({}).ready) == 3
+
+
+def test_the_strength_that_gets_most_back_is_repeated_and_a_resumed_panel_is_the_same_panel() -> None:
+    plan = planner(Entry("unrelated_training", tuned=True))
+    results: dict[str, Result] = {}
+    asked = []
+    while (agenda := plan.agenda(results)).waiting:
+        assert all(r.role == "tuning" for r in agenda.ready)
+        asked += agenda.ready
+        # the attack gets the more back the closer its rate is to 1e-3
+        rates = {r.trial_id: float(dict(r.trial.options)["unrelated_training.learning_rate"]) for r in agenda.ready}
+        results |= {t: Result("complete", 1 / (1 + abs(rate - 1e-3)), 0.5) for t, rate in rates.items()}
+    assert len(asked) == 4
+    closest = min((dict(r.trial.options)["unrelated_training.learning_rate"] for r in asked), key=lambda rate: abs(float(rate) - 1e-3))
+    final = [r for r in plan.agenda(results).rows if r.role != "tuning"]
+    assert {dict(r.trial.options)["unrelated_training.learning_rate"] for r in final} == {closest}
+    assert len(final) == 9
+    fresh = planner(Entry("unrelated_training", tuned=True))
+    assert [r.trial_id for r in fresh.agenda(results).rows] == [r.trial_id for r in plan.agenda(results).rows]
+
+
+def test_a_study_in_which_every_attack_diverged_says_so() -> None:
+    plan = planner(Entry("unrelated_training", tuned=True))
+    results: dict[str, Result] = {}
+    while (agenda := plan.agenda(results)).waiting:
+        results |= {r.trial_id: Result("diverged") for r in agenda.ready}
+    assert "no strength was measured" in agenda.notes[0]
+
+
+def test_only_what_an_attack_reads_is_in_its_identity() -> None:
+    reads = Reads(text="scenes.txt", rephrasings="asked.jsonl", chat_model="chat")
+    rows = planner(Entry("unrelated_training"), Entry("poem"), Entry("weight_noise"), reads=reads).agenda({}).rows
+    found = {r.trial.attack.name: (r.trial.attack.file, r.trial.attack.chat_model) for r in rows}
+    assert found == {"unrelated_training": ("scenes.txt", ""), "poem": ("asked.jsonl", "chat"), "weight_noise": ("", "")}
+
+
+def test_attacks_parquet_keeps_the_rows_of_other_panels(tmp_path: Path) -> None:
+    first, second = planner(Entry("weight_noise")), planner(Entry("magnitude_pruning"))
+    for plan in (first, second, second):
+        plan.keep(tmp_path, plan.agenda({}))
+    table = pl.read_parquet(tmp_path / "attacks.parquet")
+    assert table["setting"].n_unique() == 2
+    assert table.height == 9 + 3
+
+
+def test_every_panel_names_attacks_and_options_that_exist() -> None:
+    for panel in PANELS.values():
+        for entry in panel.entries:
+            assert entry.name in ATTACKS
+            options: Mapping[str, object] = ATTACKS[entry.name].function.__kwdefaults__ or {}
+            assert {name for name, _ in entry.values} <= set(options)
+            assert ATTACKS[entry.name].trains or not entry.tuned
+
+
+def test_unknown_names_are_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="quick"):
+        panel_of("quik")
+    with pytest.raises(UserError, match="weight_noise"):
+        only(PANELS["quick"], ["weight_noize"])
+    with pytest.raises(UserError, match="relearning"):
+        check(replace(BASE, attack=Attack(name="relearnin")))
