@@ -30,6 +30,7 @@ NEWER = (
     "data.holdout",
     "measure.",
     "calibrate.",
+    "stop.retention_floor",
 )  # settings younger than the first runs: at their default they make no other trial
 
 
@@ -222,13 +223,19 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """When a trial is given up: mean retain probability under `utility_floor` x base is a collapse (0: never)."""
+    """When a trial ends early, by the mean answer probability of retain probes, looked at every `check_every` steps.
+
+    Under `utility_floor` x base it is given up as a collapse (0: never). `retention_floor` is a control, in the place of that:
+    training ends where a look finds less than it x base, with the weights of the last look that did not (0: off).
+    """
 
     utility_floor: float = 0.1
+    retention_floor: float = 0.0
     check_every: int = 25
 
     def __post_init__(self) -> None:
         require(0 <= self.utility_floor < 1, "stop.utility_floor must be in [0, 1)", self.utility_floor)
+        require(0 <= self.retention_floor < 1, "stop.retention_floor must be in [0, 1)", self.retention_floor)
         require(self.check_every >= 1, "stop.check_every must be >= 1", self.check_every)
 
 

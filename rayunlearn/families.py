@@ -95,6 +95,8 @@ def check_combination(trial: Trial) -> None:
     rule = f"train.adapter must be 'none' with {method.forget}, a step in the space of the weights"
     require(adapter == "none" or not in_space, rule, adapter)
     check_library(trial.explain.gradient_steps)
+    floor, after = trial.stop.retention_floor, in_space or "average" in wrappers
+    require(floor == 0 or not after, "stop.retention_floor must be 0 where weights change after the last step (average, task vectors)", floor)
     require(adapter == "none" or "ball" not in wrappers, "train.adapter must be 'none' with the wrapper ball: adapters start at zero", adapter)
 
 

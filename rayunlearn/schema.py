@@ -90,6 +90,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("keyword_curve_10", "f64", "base trials: the same for 10 %", "fraction [0, 1]"),
         Column("keyword_curve_25", "f64", "base trials: the same for 25 %", "fraction [0, 1]"),
         Column("optimizer_steps", "i64", "optimizer steps taken", "steps"),
+        Column("kept_step", "i64", "step whose weights the trial ends with; below optimizer_steps where stop.retention_floor put them back", "steps"),
         Column("presentations", "i64", "forget documents shown, repeats counted", "documents"),
         Column("epochs", "f64", "presentations divided by n_kept", "epochs"),
         Column("tokens", "i64", "tokens of forget and retain batches, padding excluded", "tokens"),

@@ -29,7 +29,7 @@ from rayunlearn.worker import Loaded, SpoiltWorkerError, reset
 from rayunlearn.workspace import Workspace, measured_digest
 
 Rows = list[dict[str, Any]]
-STATUS = {"complete": "complete", "stopped": "collapsed", "diverged": "diverged"}
+STATUS = {"complete": "complete", "stopped": "collapsed", "diverged": "diverged", "held": "complete"}
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ def _cost_row(log: TrainLog, model: PreTrainedModel, n_kept: int) -> dict[str, A
     tokens = sum(r.tokens for r in log.rows)
     return {
         "optimizer_steps": len(log.rows),
+        "kept_step": len(log.rows) if log.kept_step is None else log.kept_step,
         "presentations": log.presentations,
         "epochs": log.presentations / n_kept,
         "tokens": tokens,

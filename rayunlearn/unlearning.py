@@ -31,6 +31,7 @@ from rayunlearn.provenance import version_of
 from rayunlearn.scores.unlearning import unlearning_norms
 from rayunlearn.train.adapters import ADAPTERS, adapted
 from rayunlearn.train.device import accelerator, computing
+from rayunlearn.train.floor import Floor
 from rayunlearn.train.loop import TrainLog, choose_parameters, optimise
 from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended, names_of
 from rayunlearn.worker import Loaded, remembered
@@ -44,7 +45,8 @@ def unlearn(
 ) -> TrainLog:
     """Train `state.model` away from the kept documents, as the trial says; LoRA adapters are left in `adapter_folder`.
 
-    `watch(step)`, every `stop.check_every` steps, says whether to go on; without it utility does.
+    `watch(step)`, every `stop.check_every` steps, says whether to go on; without it utility does: as a collapse, or under
+    `stop.retention_floor` as a control, which puts back the last weights that held it.
     """
     pair = sides(trial, workspace, state, kept)
     row, method, train = FORGET[trial.method.forget], trial.method, trial.train
@@ -67,16 +69,18 @@ def unlearn(
             seed=train.seed,
             precision=train.precision,
         )
-        return optimise(
+        floor = None if watch else _retention_floor(trial, workspace, state)
+        log = optimise(
             state.model,
             terms,
             steps=n_steps(trial, len(kept)),
             parameters=parameters,
             layers=layers,
             wrappers=_wrappers(trial),
-            keep_going=watch or _utility_watch(trial, workspace, state),
+            keep_going=watch or (floor.holds if floor else _utility_watch(trial, workspace, state)),
             **settings,
         )
+        return floor.ended(log) if floor else log
 
 
 def sides(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int]) -> tuple[Side, Side]:
@@ -200,11 +204,25 @@ def norms_along(trial: Trial, workspace: Workspace, state: Loaded, order: Sequen
 
 
 def _utility_watch(trial: Trial, workspace: Workspace, state: Loaded) -> Callable[[int], bool] | None:
-    watched = [p for p in probes_of(workspace, state, trial.data) if p.split == "retain"][:UTILITY_PROBES]
+    watched = _watched(trial, workspace, state)
     if trial.stop.utility_floor == 0 or not watched:
         return None
     floor = trial.stop.utility_floor * base_utility(trial, workspace, state, watched)
     return lambda _step: mean_probability(state.model, watched, state.pad_id) >= floor
+
+
+def _retention_floor(trial: Trial, workspace: Workspace, state: Loaded) -> Floor | None:
+    """The control of `stop.retention_floor`, None where it is off. `state` must hold the base weights."""
+    if trial.stop.retention_floor == 0:
+        return None
+    watched = _watched(trial, workspace, state)
+    require(bool(watched), "stop.retention_floor needs probes of split retain; there are", len(watched))
+    floor = trial.stop.retention_floor * base_utility(trial, workspace, state, watched)
+    return Floor(state.model, lambda: mean_probability(state.model, watched, state.pad_id), floor)
+
+
+def _watched(trial: Trial, workspace: Workspace, state: Loaded) -> list[Probe]:
+    return [p for p in probes_of(workspace, state, trial.data) if p.split == "retain"][:UTILITY_PROBES]
 
 
 def base_utility(trial: Trial, workspace: Workspace, state: Loaded, watched: Sequence[Probe]) -> float:

@@ -24,12 +24,14 @@ Build = Callable[[Callable[[int], StepLoss], Sequence[nn.Parameter], int], Wrapp
 
 @dataclass(frozen=True)
 class TrainLog:
-    """What a training run did. `ended` is complete, stopped (by `keep_going`) or diverged (non-finite loss or gradient)."""
+    """What a training run did. `ended` is complete, stopped (by `keep_going`), diverged (non-finite loss or gradient) or held (`floor.Floor`):
+    the weights are then those of step `kept_step`, which else is None."""
 
     rows: tuple[StepRow, ...]
     ended: str
     presentations: int
     parameters_trained: int = 0
+    kept_step: int | None = None
 
 
 @dataclass(frozen=True)
