@@ -407,7 +407,7 @@ def _add_experiment(commands: Any, name: str, command: Callable[[argparse.Namesp
     if on_cluster:
         added.add_argument("--address", metavar="auto|local|ray://HOST:PORT|HOST:PORT", default="auto", help=ADDRESS_HELP)
         added.add_argument(
-            "--gpus-per-trial", metavar="F", type=float, help="GPUs a trial takes, fractions share one (default: 1 where there are GPUs)"
+            "--gpus-per-trial", metavar="F", type=float, help="GPUs a trial takes, fractions share one (default: what the hungriest trial needs)"
         )
     return added
 
@@ -482,8 +482,19 @@ def _cost_lines(agenda: "Agenda", folder: Path, left: int, workers: int) -> list
     from rayunlearn.estimate import DRIVER_BYTES, estimate, size_of
 
     try:
-        guess = estimate(folder, agenda, size_of=size_of)
+        guess, room = estimate(folder, agenda, size_of=size_of), _room_words(agenda, folder)
     except UserError as error:
         return [f"no estimate: {error}"]
     memory = f"about {(workers * guess.bytes + DRIVER_BYTES) / 2**30:.1f} GiB"
-    return [f"with {workers} workers {duration(left * guess.seconds / workers)} and {memory} ({guess.seconds:.1f} s per trial, from {guess.source})"]
+    time = f"with {workers} workers {duration(left * guess.seconds / workers)} and {memory} ({guess.seconds:.1f} s per trial, from {guess.source})"
+    return [time, room]
+
+
+def _room_words(agenda: "Agenda", folder: Path) -> str:
+    """What a trial takes of this machine's GPU; without one, what it would need of any."""
+    from rayunlearn.estimate import gpu_share, gpu_words
+    from rayunlearn.models.memory import device_bytes
+    from rayunlearn.room import room_of
+
+    room, there = room_of([row.trial for row in (*agenda.rows, *agenda.expected)], folder), device_bytes()
+    return gpu_share(room, there)[1] if there else f"on a GPU a trial needs {gpu_words(room)}"

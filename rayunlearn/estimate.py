@@ -30,6 +30,15 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Room:
+    """Bytes that a plan's hungriest trial holds on a GPU at its peak, which trial that is, and where the number comes from."""
+
+    peak: int
+    trial: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Size:
     """What a trial's cost depends on. A token is taken to be a word, which is short for subword models."""
 
@@ -76,6 +85,19 @@ def estimate(run: Path, agenda: Agenda, *, size_of: Callable[[Trial], Size]) -> 
     largest = max(size.parameters for size in sizes)
     rule = f"a rule of thumb: 6 x {largest:.3g} parameters x tokens at {FLOP_PER_SECOND:.0e} FLOP/s per worker, + {FIXED_SECONDS:g} s"
     return Estimate(seconds=sum(seconds) / len(seconds), bytes=FIXED_BYTES + COPIES * 4 * largest, source=rule)
+
+
+def gpu_share(room: Room, there: int) -> tuple[float, str]:
+    """The share of a GPU of `there` bytes that a trial takes, and the sentence that says so. Raises UserError where one is too small."""
+    from rayunlearn.models.memory import share_of
+
+    share = share_of(room.peak, there, f"a trial ({room.trial})")
+    return share, f"each trial takes {share:g} of a GPU of {there / 2**30:.1f} GiB: {gpu_words(room)}"
+
+
+def gpu_words(room: Room) -> str:
+    """What the hungriest trial needs of a GPU."""
+    return f"{room.peak / 2**30:.2f} GiB for {room.trial} (from {room.source})"
 
 
 def tokens_of(trial: Trial, size: Size) -> float:

@@ -7,12 +7,15 @@ train.batch_size 2 raises inside the trial (a `failed` row), 3 collapses, 4 kill
 
 import os
 import signal
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rayunlearn.cluster.work import Progress, Work
 from rayunlearn.config import Trial, Value, digest, flatten
+from rayunlearn.estimate import Room
 from rayunlearn.results.store import write_trial
 
 OPTIONS: dict[str, dict[str, Value]] = {"npo": {"npo.beta": 0.1}, "rmu": {"rmu.steering": 5.0}, "none": {}}
@@ -85,7 +88,7 @@ def run(trial: Trial, space: FakeWorkspace, run_dir: Path, experiment: str, vers
     """One made-up trial; every start is noted in `started`, one line per start."""
     identity = identify(trial)
     with (run_dir / "started").open("a") as file:
-        file.write(f"{identity} {os.getpid()} {time.time():.1f}\n")
+        file.write(f"{identity} {os.getpid()} {time.time():.1f} {assigned_gpus():g}\n")
     time.sleep(trial.train.warmup_fraction)
     if trial.data.seed != space.seed:
         raise RuntimeError("the workspace of another corpus")
@@ -99,6 +102,22 @@ def run(trial: Trial, space: FakeWorkspace, run_dir: Path, experiment: str, vers
     return status
 
 
+def assigned_gpus() -> float:
+    """GPUs that Ray gave this worker, 0 outside of Ray."""
+    ray = sys.modules.get("ray")
+    return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)) if ray is not None and ray.is_initialized() else 0.0
+
+
+def room(trials: Sequence[Trial], run: Path) -> Room:
+    """A GiB for each document of the largest batch."""
+    return Room(peak=max(trial.train.batch_size for trial in trials if trial.stage == "unlearned") * 2**30, trial="fake", source="made up")
+
+
+def gpu_bytes() -> int:
+    """A GPU of 8 GiB."""
+    return 8 * 2**30
+
+
 def evals(trial: Trial) -> list[dict[str, object]]:
     """Forgetting falls with the learning rate, utility breaks down above 1e-3."""
     rate = trial.train.learning_rate
@@ -110,4 +129,14 @@ def evals(trial: Trial) -> list[dict[str, object]]:
 
 def fake_work() -> Work:
     """The work that tests inject."""
-    return Work(check=check, identify=identify, missing=missing, prepare=prepare, workspace=workspace, run=run, metrics=metrics)
+    return Work(
+        check=check,
+        identify=identify,
+        missing=missing,
+        prepare=prepare,
+        workspace=workspace,
+        run=run,
+        metrics=metrics,
+        room=room,
+        gpu_bytes=gpu_bytes,
+    )

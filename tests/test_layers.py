@@ -43,6 +43,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "remade",
             "attacked",
             "attackplan",
+            "room",
             "trial",
             "unlearning",
             "finished",

@@ -1,9 +1,10 @@
 """The part of a sweep that needs Ray: prepare models side by side, then one Tune run over everything that is left."""
 
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from rayunlearn.cluster.actor import TrialActor, limit_threads
 from rayunlearn.cluster.folder import pair_of
 from rayunlearn.cluster.progress import Preparing, Snapshot, View, watched
 from rayunlearn.cluster.search import LedgerSearch
-from rayunlearn.cluster.session import trial_resources, trial_slots
+from rayunlearn.cluster.session import smallest_gpu, trial_resources, trial_slots
 from rayunlearn.cluster.work import Work
 from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
+from rayunlearn.estimate import gpu_share
 from rayunlearn.plan import Plans, Result
 
 WORKER_DEATHS = 2  # what lost its worker is started again this often
@@ -75,20 +77,24 @@ def execute(
     *,
     cache: Path,
     trials: Collection[Trial],
+    planned: Sequence[Trial],
     workers: int,
     gpus_per_trial: float | None,
     console: Console,
 ) -> bool:
     """Prepare what `trials` need, then run everything the plan asks for; results are in the run folder afterwards.
 
+    Where nobody said how much of a GPU a trial takes, it is what the hungriest of `planned` needs, and said on the console.
+
     Returns whether nothing was left to run: Ctrl-C while trials run makes Tune return early, while preparing it raises
     KeyboardInterrupt.
-    Raises UserError when results could no longer be written.
+    Raises UserError when results could no longer be written, and before anything is scheduled for a trial too large for a GPU.
     """
     board = ray.remote(num_cpus=0)(Board).remote()
-    resources = trial_resources(gpus_per_trial=gpus_per_trial)
+    share = partial(fitting_share, job.work, planned, Path(job.run), console)
+    resources = trial_resources(gpus_per_trial=gpus_per_trial, share=share)
     with watched(console, lambda: _read(board)):
-        prepare_all(trials, cache, work=job.work, board=board, resources=resources)
+        prepare_all(trials, cache, work=job.work, board=board, resources=trial_resources(gpus_per_trial=gpus_per_trial))
         workspaces = {pair_of(trial): job.work.workspace(trial, cache) for trial in trials}
         search = LedgerSearch(planner, results, Path(job.run), board)
         slots = trial_slots(resources)
@@ -98,6 +104,16 @@ def execute(
     if isinstance(view, Snapshot) and view.fatal:
         raise UserError(view.fatal)
     return isinstance(view, Snapshot) and view.at_end
+
+
+def fitting_share(work: Work, planned: Sequence[Trial], run: Path, console: Console) -> float:
+    """The share of a GPU that the hungriest planned trial needs; a whole one where no worker can say how large a GPU is."""
+    there = smallest_gpu(work.gpu_bytes)
+    if there == 0:
+        return 1.0
+    share, words = gpu_share(work.room(planned, run), there)
+    console.print(words, highlight=False, soft_wrap=True)
+    return share
 
 
 def prepare_only(trials: Collection[Trial], cache: Path, *, work: Work, gpus_per_trial: float | None, console: Console) -> None:

@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,23 +49,45 @@ def connected(*, address: str, workers: int) -> Iterator[None]:
             ray.shutdown()
 
 
-def trial_resources(*, gpus_per_trial: float | None) -> dict[str, float]:
-    """What one trial takes: one CPU, and of a cluster with GPUs one GPU unless said otherwise."""
+def trial_resources(*, gpus_per_trial: float | None, share: Callable[[], float] = lambda: 1.0) -> dict[str, float]:
+    """What one trial takes: one CPU, and of a cluster with GPUs `share()` of one unless said otherwise."""
     import ray
 
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    gpus = float(has_gpus) if gpus_per_trial is None else gpus_per_trial
-    if gpus > 0 and not has_gpus:
-        raise UserError(f"--gpus-per-trial needs a cluster with GPUs, got {gpus} where Ray sees none")
-    return {"cpu": 1.0, "gpu": gpus} if gpus else {"cpu": 1.0}
+    if gpus_per_trial is None:
+        return {"cpu": 1.0, "gpu": share()} if has_gpus else {"cpu": 1.0}
+    if gpus_per_trial > 0 and not has_gpus:
+        raise UserError(f"--gpus-per-trial needs a cluster with GPUs, got {gpus_per_trial} where Ray sees none")
+    return {"cpu": 1.0, "gpu": gpus_per_trial} if gpus_per_trial else {"cpu": 1.0}
 
 
-def trial_slots(resources: dict[str, float]) -> int:
+def smallest_gpu(gpu_bytes: Callable[[], int]) -> int:
+    """Memory of the cluster's smallest GPU, asked for on every machine that has one; 0 where one does not tell."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask = ray.remote(num_cpus=0, num_gpus=0.01, max_calls=1)(gpu_bytes)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
+    there = (ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes)
+    return min(ray.get(list(there)), default=0)
+
+
+def trial_slots(resources: Mapping[str, float]) -> int:
     """Number of trials that fit into the cluster at once."""
     import ray
 
-    there = ray.cluster_resources()
-    return max(1, int(min(there.get(name.upper(), 0) // amount for name, amount in resources.items())))
+    return slots_in(ray.cluster_resources(), resources)
+
+
+def slots_in(there: Mapping[str, float], resources: Mapping[str, float]) -> int:
+    """Number of trials at once, at least 1. A share of a GPU is of one GPU: three trials of 0.6 need three GPUs."""
+    cpus = int(there.get("CPU", 0) // resources["cpu"])
+    gpu = resources.get("gpu", 0.0)
+    if not gpu:
+        return max(1, cpus)
+    n_gpus = int(there.get("GPU", 0))
+    on_gpus = n_gpus * int(1 / gpu + 1e-6) if gpu <= 1 else int(n_gpus // gpu)  # 1e-6: twenty times 0.05 are one GPU
+    return max(1, min(cpus, on_gpus))
 
 
 def knock(place: str) -> None:

@@ -23,7 +23,8 @@ from rayunlearn.schema import FINISHED
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where and how wide trials run. `workers` 0: as many as fit; `gpus_per_trial` None: one where there are GPUs."""
+    """Where and how wide trials run. `workers` 0: as many as fit; `gpus_per_trial` None: where there are GPUs, what the
+    hungriest trial needs."""
 
     address: str = "auto"
     workers: int = 0
@@ -100,10 +101,19 @@ def _run_missing(
     experiment = planner.experiment
     job = Job(work=work, run=str(run), experiment=experiment.name, version=experiment.version, commit=commit_of(Path(rayunlearn.__file__).parent))
     trials = tuple({pair_of(row.trial): row.trial for row in agenda.rows}.values())
+    planned = tuple(dict.fromkeys(row.trial for row in (*agenda.ready, *agenda.expected)))
     try:
         with connected(address=options.address, workers=options.workers):
             finished = execute(
-                planner, before, job, cache=cache, trials=trials, workers=options.workers, gpus_per_trial=options.gpus_per_trial, console=console
+                planner,
+                before,
+                job,
+                cache=cache,
+                trials=trials,
+                planned=planned,
+                workers=options.workers,
+                gpus_per_trial=options.gpus_per_trial,
+                console=console,
             )
     except KeyboardInterrupt:
         return True

@@ -22,6 +22,7 @@ from rayunlearn.errors import require
 Result = TypeVar("Result")
 MARGIN = 1.25  # fragments of the allocator, the batch that is longer than the one measured
 CONTEXT_BYTES = 600 * 2**20  # what a CUDA process takes before its first tensor
+ADVICE = "lower train.batch_size or data.max_tokens, raise train.accumulation, or train fewer parameters"
 SHARES = 20  # shares are rounded up to twentieths, so that equal trials tile a device
 
 
@@ -45,32 +46,37 @@ class StepMemory:
 
 
 def step_memory(model: nn.Module, trained: Sequence[nn.Parameter], loss: Callable[[], Tensor]) -> StepMemory:
-    """Measure a step by running its forward pass on any device: weights, gradients and AdamW's two moments from their
+    """Measure a step by running its forward pass on any device, `meta` among them: weights, gradients and AdamW's two moments from their
     sizes, activations as the distinct storages that autograd keeps for the backward pass, weights left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    own = {_storage(t) for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if _storage(tensor) not in own:
+            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         value = loss()
     trainable = sum(p.numel() * p.element_size() for p in trained)
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    del value  # until here, so that no storage was freed and counted twice under one address
+    del value  # until here, so that no storage was freed and another counted under its name
     return StepMemory(weights=weights, gradients=trainable, moments=2 * trainable, activations=sum(kept.values()))
 
 
-def share_of(needed: int, there: int) -> float:
+def _storage(tensor: Tensor) -> int:
+    """What tells storages apart. Their addresses do not: those without numbers (`meta`) all have address 0."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def share_of(needed: int, there: int, trial: str = "a trial") -> float:
     """The part of a device of `there` bytes to give to a trial of `needed` bytes (`trials.peak_memory_bytes`), in (0, 1].
 
-    Raises UserError when a whole device is too small.
+    Raises UserError when a whole device is too small; `trial` says which.
     """
     wanted = MARGIN * needed + CONTEXT_BYTES
-    require(needed + CONTEXT_BYTES <= there, f"a trial must fit on the device's {there / 2**30:.1f} GiB; GiB beside the context", needed / 2**30)
+    rule = f"{trial} must fit on the device's {there / 2**30:.1f} GiB ({ADVICE}); GiB beside the context"
+    require(needed + CONTEXT_BYTES <= there, rule, round(needed / 2**30, 2))
     return min(1.0, math.ceil(SHARES * wanted / there) / SHARES)
 
 
@@ -81,7 +87,10 @@ def with_room(attempt: Callable[[], Result], place: Path | None) -> Result:
     """
     try:
         with turn(place, alone=False):
-            return attempt()
+            try:
+                return attempt()
+            finally:
+                _let_go(place)
     except torch.OutOfMemoryError as error:
         first = str(error)
     release()  # here and not above: the exception holds the frames that hold the tensors
@@ -90,8 +99,7 @@ def with_room(attempt: Callable[[], Result], place: Path | None) -> Result:
         with turn(place, alone=True):
             return attempt()
     except torch.OutOfMemoryError as error:
-        advice = "lower train.batch_size or data.max_tokens, raise train.accumulation, or train fewer parameters"
-        raise NoRoomError(f"out of device memory beside other trials and again alone; {advice}. First: {first} Alone: {error}") from None
+        raise NoRoomError(f"out of device memory beside other trials and again alone; {ADVICE}. First: {first} Alone: {error}") from None
 
 
 @contextmanager
@@ -121,6 +129,17 @@ def limit_share(share: float) -> None:
     """Let this process take at most this share of its GPU, so that it fails by itself and not its neighbour."""
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+
+
+def _let_go(place: Path | None) -> None:
+    """Between trials a worker keeps its weights on a shared device and nothing else: another one may be waiting to be alone."""
+    if place is not None:
+        release()
+
+
+def device_bytes() -> int:
+    """Memory of this process's GPU, 0 where torch sees none."""
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
 
 
 def release() -> None:

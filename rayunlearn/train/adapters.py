@@ -45,7 +45,7 @@ def adapted(
     and adapter_config.json, nothing else of the model), added to the weights and taken off; after an exception it is taken
     off only. Raises UserError when no module matches.
     """
-    modules = _linear_modules(model, pattern, layers)
+    modules = linear_modules(model, pattern, layers)
     config = adapter(modules)
     if config is None:
         yield pattern
@@ -61,7 +61,8 @@ def adapted(
         _take_off(model, merge=False)
 
 
-def _linear_modules(model: PreTrainedModel, pattern: str, layers: Collection[int]) -> list[str]:
+def linear_modules(model: PreTrainedModel, pattern: str, layers: Collection[int]) -> list[str]:
+    """Full names of the linear modules of the blocks (of `layers` alone, where given) whose name matches the pattern."""
     asked = [block for at, block in enumerate(blocks(model)) if not layers or at in layers]
     inside = {id(module) for block in asked for module in block.modules() if isinstance(module, nn.Linear)}
     return [name for name, module in model.named_modules() if id(module) in inside and re.search(pattern, name)]

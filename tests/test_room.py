@@ -1,0 +1,127 @@
+"""How much of a GPU a trial takes: measured without weights, corrected by what trials took, handed to Ray, refused in time."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayunlearn.cluster.session import slots_in
+from rayunlearn.config import Model, Trial, Value, flatten, with_values
+from rayunlearn.errors import UserError
+from rayunlearn.estimate import Room, gpu_share
+from rayunlearn.models.forward import token_nll
+from rayunlearn.models.memory import step_memory
+from rayunlearn.models.scratch import MOST_WORDS, SHAPES, build_model
+from rayunlearn.results.store import write_trial
+from rayunlearn.room import need_of, room_of
+from rayunlearn.workspace import validate
+
+GIB = 2**30
+SCRATCH = Trial(model=Model(size="tiny"))
+
+
+def made(**changes: Value) -> Trial:
+    return validate(with_values(SCRATCH, {"method.layer": 1} | {name.replace("__", "."): value for name, value in changes.items()}))
+
+
+def test_a_step_without_numbers_keeps_what_a_step_with_numbers_keeps() -> None:
+    """The same four sequences of 30 tokens through the model itself, on the processor: within a quarter (the mask, another attention kernel)."""
+    from rayunlearn.data.encode import Encoded, collate
+
+    model = build_model("tiny", MOST_WORDS, 0)
+    batch = collate([Encoded(str(at), tuple(range(10, 40)), 20) for at in range(4)], 0)
+    real = step_memory(model, list(model.parameters()), lambda: token_nll(model, batch).sum())
+    from rayunlearn.room import _likelihood_loss, _outline
+
+    outline = _outline(SCRATCH)
+    without = step_memory(outline, list(outline.parameters()), lambda: _likelihood_loss(outline, 4, 30, labels=10))
+    assert (without.weights, without.gradients, without.moments) == (real.weights, real.gradients, real.moments)
+    assert without.activations == pytest.approx(real.activations, rel=0.25)
+
+
+def test_what_a_trial_needs_follows_what_it_trains_and_how_much_at_once() -> None:
+    """Batches so large that the step counts and not the measuring afterwards, which is the same for all."""
+    size = 128
+    whole = made(train__batch_size=size)
+    one_matrix = made(train__batch_size=size, train__parameters=r"layers\.2\.mlp\.down_proj")
+    assert need_of(one_matrix) < need_of(made(train__batch_size=size, train__layers="2")) < need_of(whole)
+    assert need_of(whole) > 2 * need_of(made(train__batch_size=size, train__accumulation=8))
+    assert need_of(made(train__batch_size=size, train__adapter="lora", train__layers="2")) < need_of(whole)
+    shape = SHAPES["tiny"]
+    assert need_of(whole) > 4 * 4 * (MOST_WORDS + 5) * shape.width  # weights, gradient and two moments of the embeddings alone
+
+
+def test_the_hungriest_trial_of_a_plan_counts_and_the_others_are_not_measured_again(tmp_path: Path) -> None:
+    trials = [made(train__learning_rate=rate, train__batch_size=size) for rate in (1e-4, 1e-3) for size in (4, 128)]
+    need_of.cache_clear()
+    room = room_of([*trials, replace(SCRATCH, stage="base")], tmp_path)
+    assert room.peak >= max(need_of.__wrapped__(trial) for trial in trials[:2]) and "batch 128 in 1" in room.trial
+    assert need_of.cache_info().currsize == 3  # two batch sizes and base
+
+
+def finished_on(run: Path, trial: Trial, number: int, *, hardware: str, peak: float) -> None:
+    row = {"status": "complete", "hardware": hardware, "peak_memory_bytes": int(peak)}
+    write_trial(run, f"trial{number}", {"trials": [row]}, flatten(trial))
+
+
+def test_peaks_of_finished_trials_correct_the_estimate_and_those_of_processors_do_not(tmp_path: Path) -> None:
+    """A trial took three times its estimate on a GPU, another one its estimate: the plan counts three times."""
+    small, large = made(train__batch_size=4), made(train__batch_size=32)
+    alone = room_of([large], tmp_path)
+    finished_on(tmp_path, small, 0, hardware="x86_64 CPU, 2 cores", peak=50 * need_of(small))
+    assert room_of([large], tmp_path) == alone
+    finished_on(tmp_path, small, 1, hardware="a GPU", peak=need_of(small))
+    finished_on(tmp_path, replace(small, train=replace(small.train, seed=1)), 2, hardware="a GPU", peak=3 * need_of(small))
+    corrected = room_of([large], tmp_path)
+    assert corrected.peak == pytest.approx(3 * alone.peak, rel=0.01) and "x 3.00 as 2 finished trials took" in corrected.source
+
+
+def test_the_share_is_said_and_a_trial_too_large_for_a_gpu_is_refused_by_name() -> None:
+    room = Room(peak=10 * GIB, trial="npo + nll, model m, batch 8 in 1", source="one step without weights")
+    share, words = gpu_share(room, 80 * GIB)
+    assert share == 0.2 and words.startswith("each trial takes 0.2 of a GPU of 80.0 GiB: 10.00 GiB for npo + nll")
+    with pytest.raises(UserError, match=r"a trial \(npo \+ nll, model m, batch 8 in 1\) must fit on the device's 8.0 GiB \(lower train.batch_size"):
+        gpu_share(room, 8 * GIB)
+
+
+@pytest.mark.parametrize(("gpu", "slots"), [(0.05, 16), (0.25, 8), (0.3, 6), (0.6, 2), (1.0, 2), (2.0, 1), (0.0, 16)], ids=lambda value: str(value))
+def test_shares_of_two_gpus_are_counted_per_gpu(gpu: float, slots: int) -> None:
+    there = {"CPU": 16.0, "GPU": 2.0}
+    assert slots_in(there, {"cpu": 1.0, "gpu": gpu} if gpu else {"cpu": 1.0}) == slots
+
+
+SWEEP = """
+import sys
+from pathlib import Path
+import ray
+from rich.console import Console
+from rayunlearn.cluster.sweep import Options, sweep
+from rayunlearn.config import Train, Trial
+from rayunlearn.errors import UserError
+from rayunlearn.experiment import Budget, Experiment, Objective, grids_of
+from tests.fake_work import fake_work
+ray.init(address="local", num_cpus=2, num_gpus=1, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
+for name, size in (("fits", 1), ("large", 8)):
+    base = Trial(train=Train(batch_size=size, warmup_fraction=0.2))
+    asked = dict(name=name, question="?", base=base, grids=grids_of({"train.seed": (0, 1)}), search={}, budget=Budget(tuning="none"))
+    try:
+        result = sweep(Experiment(**asked, objective=Objective()), Path(sys.argv[1]), work=fake_work(), options=Options(), console=Console(width=200))
+        print("ran", result.ran)
+    except UserError as mistake:
+        print("refused:", mistake)
+"""
+
+
+def test_ray_gives_each_trial_the_share_that_fits_and_nothing_starts_that_does_not(tmp_path: Path) -> None:
+    """A GPU of 8 GiB that only Ray believes in: trials of 1 GiB take (1.25 + 0.59) / 8, rounded up to 0.25; one of 8 GiB never starts."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    done = subprocess.run([sys.executable, "-c", SWEEP, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
+    assert "each trial takes 0.25 of a GPU of 8.0 GiB: 1.00 GiB for fake (from made up)" in done.stdout, done.stdout + done.stderr
+    assert "refused: a trial (fake) must fit on the device's 8.0 GiB" in done.stdout
+    started = [line.split() for file in tmp_path.rglob("started") for line in file.read_text().splitlines()]
+    assert started and {line[3] for line in started} == {"0.25"}
+    assert not (tmp_path / "large" / "1" / "started").exists() and torch.cuda.device_count() >= 0
