@@ -103,9 +103,10 @@ def run(trial: Trial, space: FakeWorkspace, run_dir: Path, experiment: str, vers
 
 
 def assigned_gpus() -> float:
-    """GPUs that Ray gave this worker, 0 outside of Ray."""
+    """GPUs that Ray gave this worker, 0 in the test's own process (a driver is given none)."""
     ray = sys.modules.get("ray")
-    return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)) if ray is not None and ray.is_initialized() else 0.0
+    at_work = ray is not None and ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE
+    return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)) if at_work else 0.0
 
 
 def room(trials: Sequence[Trial], run: Path) -> Room:

@@ -58,6 +58,7 @@ def _run_missing(
                 job,
                 cache=cache,
                 trials=trials,
+                planned=tuple(dict.fromkeys(row.trial for row in planner.agenda(before).ready)),
                 workers=options.workers,
                 gpus_per_trial=options.gpus_per_trial,
                 console=console,
