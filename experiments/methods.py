@@ -15,6 +15,7 @@ one process per method so that its memory can be seen, and writes the page (defa
 """
 
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -71,7 +72,7 @@ def run_missing(rows: dict[str, Trial], folder: Path, cache: Path) -> None:
     for trial_id, trial in rows.items():
         if done.get(trial_id, "failed") == "failed":
             groups.setdefault(label(trial), []).append(trial)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for name in pool.map(partial(run_group, folder=folder, cache=cache), groups.values()):
             print(name, file=sys.stderr)
 
