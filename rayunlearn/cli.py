@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     frontier_parser.add_argument(
         "--margin", metavar="M", type=float, default=0.1, help="difference of either metric that does not matter (default: 0.1)"
     )
+    _add_attack(commands)
     list_parser = _add(
         commands, "list", show_list, "list methods, recipes, selectors, extractors, metrics (hyperparameters, defaults, sources) or experiments"
     )
@@ -68,6 +69,23 @@ def parser() -> argparse.ArgumentParser:
     _add_submit(commands)
     _add_books(commands)
     return top
+
+
+def _add_attack(commands: Any) -> None:
+    added = _add(commands, "attack", attack, "attack trials of a run, print what came back, beside base, gold and controls")
+    added.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    which = "best (default): most forgotten at kept utility, one per method; pareto; grid: every cell; or ids, separated by commas"
+    added.add_argument("--trials", metavar="best|pareto|grid|ID,ID", default="best", help=which)
+    added.add_argument("--panel", metavar="quick|black_box|full", default="quick", help="which attacks (default: quick; see docs/attacks.md)")
+    added.add_argument("--attacks", metavar="NAME,NAME", default="", help="only these (see `rayunlearn list attacks`)")
+    added.add_argument("--seeds", metavar="N", type=int, help="seeds of attacks that draw (default: the panel's, 3)")
+    added.add_argument("--text", metavar="FILE", default="", help="unrelated text to train on: .txt by paragraphs, or a data file (default: our own)")
+    added.add_argument("--rephrasings", metavar="FILE", default="", help="questions in other words: columns doc_id, condition, text")
+    added.add_argument("--chat-model", metavar="MODEL", default="", help="directory or Hub name of a chat model that rephrases")
+    added.add_argument("--metric", metavar="NAME", default="", help="metric of the matrix (default: the objective's forgetting metric)")
+    added.add_argument("--address", metavar="auto|local|ray://HOST:PORT|HOST:PORT", default="auto", help=ADDRESS_HELP)
+    added.add_argument("--workers", metavar="N", type=int, default=0, help="attacks at once (default: one per CPU)")
+    added.add_argument("--gpus-per-trial", metavar="F", type=float, help="as in `run`")
 
 
 def _add_keywords(commands: Any) -> None:

@@ -50,6 +50,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["list", "metrcs"], "unknown list 'metrcs'; did you mean 'metrics'?"),
         (["show", "nowhere", "abc"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
+        (["attack", "nowhere"], "nowhere"),
     ],
 )
 def test_a_mistake_is_one_line_exit_2_and_nothing_is_started(
@@ -69,6 +70,24 @@ def test_plan_says_how_many_trials_in_which_cells_and_what_they_take(here: Path,
     assert "models to teach first: base of domain, gold of domain" in said
     assert "with 2 workers about" in said and "GiB" in said and "rule of thumb" in said
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--panel", "quik"], "unknown panel 'quik'; did you mean 'quick'?"),
+        (["--attacks", "relearnin"], "unknown attack 'relearnin'; did you mean 'relearning'?"),
+        (["--seeds", "0"], "--seeds must be >= 1, got 0"),
+        (["--trials", "zzz"], "no trial 'zzz'"),
+    ],
+)
+def test_an_attack_that_is_asked_for_wrongly_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    run = synthetic.write_run(tmp_path / "run")
+    assert main(["attack", str(run), *arguments]) == MISTAKE
+    assert message in capsys.readouterr().err
+    assert not (run / "attacks.parquet").exists()
 
 
 def test_lists_show_hyperparameters_defaults_and_sources(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
