@@ -5,6 +5,7 @@ found before their weights can be averaged, as it must between models that were 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from rayunlearn.errors import require
 from rayunlearn.models.forward import evaluating
 
 Weights = Mapping[str, Tensor]
+Measured = TypeVar("Measured")
 
 
-def along(model: PreTrainedModel, start: Weights, end: Weights, measure: Callable[[], object], *, points: int) -> Iterator[tuple[float, object]]:
+def along(model: PreTrainedModel, start: Weights, end: Weights, measure: Callable[[], Measured], *, points: int) -> Iterator[tuple[float, Measured]]:
     """(x, measure()) for x = 0, ..., 1 in `points` equal steps, `model` holding (1 - x) start + x end.
 
     The ends are the given weights bit for bit. Tensors that are no numbers with a point (buffers of integers) must be equal at
