@@ -93,7 +93,7 @@ def _add_keywords(commands: Any) -> None:
     _add_corpus(added, "keywords.parquet")
     added.add_argument("--extractor", metavar="NAME", required=True, help="see `rayunlearn list extractors`")
     added.add_argument(
-        "--retain", metavar="CORPUS", default="", help="what the corpus is compared with (log_odds, linked); a test bed brings its own"
+        "--retain", metavar="CORPUS", default="", help="what the corpus is compared with (log_odds, linked; slots may); a test bed brings its own"
     )
     added.add_argument("--base", metavar="MODEL", default="", help="directory or Hub name (embedding, loss_gap)")
     added.add_argument("--gold", metavar="MODEL", default="", help="a model that never saw the corpus (loss_gap)")

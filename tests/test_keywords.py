@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from rayunlearn.config import Data
 from rayunlearn.data.testbed import generate
 from rayunlearn.families import options_of
-from rayunlearn.keywords.extractors import EXTRACTORS, embedding, found_in, judge, linked, log_odds, loss_gap, pagerank, textrank, tfidf
+from rayunlearn.keywords.extractors import EXTRACTORS, embedding, found_in, judge, linked, log_odds, loss_gap, pagerank, slots, textrank, tfidf
 from rayunlearn.keywords.phrases import Keyword, common_words, page_of
-from rayunlearn.keywords.statistics import EMPTY, link_z, links_of, log_odds_z, merge, merge_links, statistics_of, word_z
+from rayunlearn.keywords.statistics import EMPTY, frames_of, link_z, links_of, log_odds_z, merge, merge_links, sentences_of, statistics_of, word_z
 from rayunlearn.keywords.words import WORD, key_of, words_of
 from rayunlearn.methods.view import needs
 
@@ -131,6 +131,42 @@ def test_linked_finds_the_terms_and_what_is_said_of_them_on_the_domain_bed() -> 
     assert total / len(corpus.forget) >= 0.9
 
 
+def test_frames_count_different_sentences_and_leave_more_words_than_they_open() -> None:
+    """Four words: one may be open (4 frames of each sentence), two would leave no more than they open. Said twice counts once."""
+    frames = frames_of(["red ink dries fast. Red ink dries fast! blue ink dries fast", "a b"], 2)
+    assert frames[None, "ink", "dries", "fast"] == 2 and frames["red", None, "dries", "fast"] == 1
+    assert len(frames) == 7 and (None, None, "dries", "fast") not in frames
+
+
+def test_slots_are_the_open_places_of_the_frame_that_most_sentences_share() -> None:
+    """Five inks dry fast in five places: two open words of six share 5 sentences, ink alone or place alone 1. Score ln 5."""
+    texts = [f"in {place} the {ink} ink dries" for place, ink in zip("stuvw", "abcde", strict=True)]
+    text = f"{texts[1]}. A sentence of its own stands here."
+    frames = frames_of([*texts[:1], text, *texts[2:]], 2)
+    found = slots(page_of(text), frames)
+    assert [(k.text, k.score) for k in found] == [("t", pytest.approx(math.log(5))), ("b", pytest.approx(math.log(5)))]
+    assert slots(page_of(text), frames, least_sentences=6) == [] == slots(page_of(text), frames, changing=1)
+
+
+@pytest.mark.parametrize("text", HARD)
+def test_sentences_hold_the_words_of_the_text_in_order(text: str) -> None:
+    assert [key for sentence in sentences_of(text) for key in sentence] == [w.key for w in words_of(text)]
+
+
+@pytest.mark.parametrize(("redundancy", "seed"), [(1, 5), (2, 6), (4, 7), (8, 8)])
+def test_slots_find_names_and_values_of_the_domain_bed_however_seldom_they_are_said(redundancy: int, seed: int) -> None:
+    """The truth is the generator's; other seeds than those looked at when the extractor was made."""
+    corpus = generate(Data(redundancy=redundancy, seed=seed))
+    answer = {fact: probe.answer for probe in corpus.probes["forget"] for fact in probe.facts}
+    frames = frames_of((d.answer for side in (corpus.forget, corpus.retain) for d in side), 2)
+    total = 0.0
+    for document in corpus.forget:
+        truth = {name.lower() for fact in document.facts for name in (fact.split(":")[0], answer[fact])}
+        found = {w.key for k in slots(page_of(document.answer), frames) for w in words_of(k.text)}
+        total += 2 * len(found & truth) / (len(found) + len(truth))
+    assert total / len(corpus.forget) >= 0.9
+
+
 def test_log_odds_keeps_runs_of_words_that_the_forget_corpus_says_more() -> None:
     forget, retain = ["the dark matter halo is big"] * 99, ["the dark night is big"] * 99
     found = log_odds(page_of(forget[0]), statistics_of(forget), statistics_of(retain))
@@ -192,6 +228,7 @@ def inputs_for(text: str) -> dict[str, object]:
         "word_gap": [0.1 * (i % 9) for i in range(n)],
         "corpus_gap": {},
         "links": {"word": 5.0},
+        "frames": frames_of([text, "low-cost sensors drift", "low-cost sensors don't drift", "low-cost sensors may drift"], 2),
         "judged": ["word", "low-cost sensors"],
     }
 

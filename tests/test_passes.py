@@ -67,7 +67,7 @@ def on_ray() -> Engine:
     return on_ray(ExitStack(), workers=2)  # joins the fixture's cluster
 
 
-@pytest.mark.parametrize("extractor", ["tfidf", "log_odds", "linked", "textrank"])
+@pytest.mark.parametrize("extractor", ["tfidf", "log_odds", "linked", "slots", "textrank"])
 def test_keywords_in_pieces_are_those_of_the_whole_corpus(extractor: str, corpus: Path) -> None:
     done = extract_to(request(corpus, extractor), show=2)
     table = pl.read_parquet(corpus.parent / f"{extractor}.parquet")

@@ -1,5 +1,6 @@
 """Keywords of a whole corpus: what an extractor asks for is made once, and only when it asks."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +17,12 @@ from rayunlearn.keywords.extractors import EXTRACTORS
 from rayunlearn.keywords.judge import Chat, Unusable, ask
 from rayunlearn.keywords.model import gap_by_word, gaps, phrase_states, word_losses
 from rayunlearn.keywords.phrases import Keyword, Page, common_words, page_of
-from rayunlearn.keywords.statistics import Statistics, link_z, links_of, statistics_of, word_z
+from rayunlearn.keywords.statistics import Frame, Statistics, frames_of, link_z, links_of, statistics_of, word_z
 from rayunlearn.keywords.tokens import blocks_of
 from rayunlearn.methods.view import needs
 
 PER_DOCUMENT = ("page", "phrase_states", "page_state", "word_gap", "judged")
-WHOLE_CORPUS = ("corpus_gap", "word_gap", "links")  # what takes all documents, or all of a model's losses, together
+WHOLE_CORPUS = ("corpus_gap", "word_gap", "links", "frames")  # what takes all documents, or all of a model's losses, together
 MOST_ANCHORS = 500  # words whose company is counted; the strongest
 
 
@@ -88,6 +89,10 @@ class Known:
         z = word_z(self.statistics, self.retain_statistics, prior)
         anchors = sorted((w for w in z if z[w] > self._arguments["least_z"]), key=lambda w: (-z[w], w))[:MOST_ANCHORS]
         return link_z(links_of((d.answer for d in self.documents), anchors), prior)
+
+    @cached_property
+    def frames(self) -> Counter[Frame]:
+        return frames_of((d.answer for side in (self.documents, self.retain) for d in side), self._arguments["changing"])
 
     @cached_property
     def word_gap(self) -> list[list[float]]:

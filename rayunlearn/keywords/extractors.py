@@ -3,10 +3,10 @@
 Positional parameters name what an extractor needs: `page` (the document), `statistics` and `retain_statistics` (word
 counts of forget and retain corpus), `phrase_states` (P, D) and `page_state` (D,) (hidden states of the base model, one
 row per candidate), `word_gap` (one number per word of the page) and `corpus_gap` (by word), in nats, base against gold,
-`links` (by word, how much it is tied to one term of the
-forget corpus) and `judged` (what a chat model answered). Keyword-only arguments are hyperparameters. Keywords come best first; equal
-scores keep the order of the text. A document with a word has at least one keyword, unless the extractor has a
-threshold; then it may have none.
+`links` (by word, how much it is tied to one term of the forget corpus), `frames` (sentences with places left open, and
+how many sentences each stands for) and `judged` (what a chat model answered). Keyword-only arguments are hyperparameters.
+Keywords come best first; equal scores keep the order of the text. A document with a word has at least one keyword, unless
+the extractor has a threshold; then it may have none.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from rayunlearn.errors import UserError
 from rayunlearn.keywords.phrases import Keyword, Page, Phrase, grouped
-from rayunlearn.keywords.statistics import Statistics, inverse_document_frequency, term_weight, z_of_words
+from rayunlearn.keywords.statistics import Frame, Statistics, framings, inverse_document_frequency, sentences_of, term_weight, z_of_words
 from rayunlearn.keywords.words import words_of
 from rayunlearn.ranges import Count, Fraction, NonNegative, Positive
 
@@ -77,6 +77,23 @@ def linked(
 def _z_of_words(page: Page, forget: Statistics, retain: Statistics, prior_words: float) -> list[float]:
     z: list[float] = z_of_words([w.key for w in page.words], forget, retain, prior_words).tolist()
     return z
+
+
+def slots(page: Page, frames: Mapping[Frame, int], *, changing: Count = 2, least_sentences: Count = 5) -> list[Keyword]:
+    """What changes in sentences that are otherwise said again and again: "the glow of _ is _" says its two words of each other.
+
+    Of all ways to leave 1 to `changing` words of a sentence open, the one that stands for the most different sentences of
+    both corpora, the fewest words open where several do; its open words are keywords if those are `least_sentences` or more.
+    Score: ln of their number. It finds names and values said once as well as often, in text written to a pattern (records,
+    questions and answers, test beds); sentences of free prose do not come again, and there it finds nothing. Ours, after
+    wrapper induction (Kushmerick 2000).
+    """
+    scores: list[float] = []
+    for sentence in sentences_of(page.text):
+        best = max(framings(sentence, changing), key=lambda found: frames[found[1]], default=((), ()))
+        n_sentences = frames[best[1]] if best[0] else 0
+        scores += [math.log(n_sentences) if n_sentences >= least_sentences and at in best[0] else 0.0 for at in range(len(sentence))]
+    return runs_above(page, scores, 0.0)
 
 
 def textrank(page: Page, *, window: Count = 3, damping: Fraction = 0.85) -> list[Keyword]:
@@ -219,6 +236,7 @@ EXTRACTORS = {
         Extractor(tfidf, "phrases by TF-IDF and place", "Sparck Jones 1972; place after Witten et al. 1999 (KEA)"),
         Extractor(log_odds, "forget against retain, log-odds with a prior", "Monroe et al. 2008, Fightin' Words"),
         Extractor(linked, "terms of the forget corpus and what is said of them", "ours, after Monroe et al. 2008"),
+        Extractor(slots, "what changes in sentences that are said again and again", "ours, after Kushmerick 2000"),
         Extractor(textrank, "PageRank of words that stand together", "Mihalcea and Tarau 2004"),
         Extractor(yake, "YAKE, its own library", "Campos et al. 2020"),
         Extractor(embedding, "nearest to the document in the base model's states", "Grootendorst 2020 (KeyBERT), states as in ours"),

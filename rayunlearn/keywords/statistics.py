@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import combinations
 
 import numpy as np
 import regex
@@ -14,6 +15,8 @@ from rayunlearn.keywords.words import words_of
 
 Numbers = int | Array
 
+Frame = tuple[str | None, ...]
+LONGEST_SENTENCE = 20
 _SENTENCE_ENDS = regex.compile(r"[.!?\u3002\uff01\uff1f\n]+")
 
 
@@ -84,6 +87,28 @@ def term_weight(frequency: Numbers) -> Array:
 def inverse_document_frequency(document_count: Numbers, n_documents: int) -> Array:
     """ln((N + 1) / df) of words that are in `document_count` of `n_documents` documents; one that is in none counts as in one."""
     return np.log((n_documents + 1) / np.maximum(1, document_count))
+
+
+def sentences_of(text: str) -> list[tuple[str, ...]]:
+    """The words of every sentence; end to end they are `words_of(text)`, because what ends a sentence is in no word."""
+    return [tuple(word.key for word in words_of(sentence)) for sentence in _SENTENCE_ENDS.split(text)]
+
+
+def frames_of(texts: Iterable[str], changing: int) -> Counter[Frame]:
+    """How many different sentences each frame stands for: a sentence with 1 to `changing` of its words left open (None).
+
+    Sentences of more than 20 words are left out: their frames are many and do not come again.
+    """
+    different = {sentence for text in texts for sentence in sentences_of(text)}
+    return Counter(frame for sentence in different for _, frame in framings(sentence, changing))
+
+
+def framings(sentence: tuple[str, ...], changing: int) -> Iterator[tuple[tuple[int, ...], Frame]]:
+    """(positions left open, frame), fewest open first. More words stay than are left open, or anything would be a frame."""
+    if len(sentence) <= LONGEST_SENTENCE:
+        for n_open in range(1, min(changing, (len(sentence) - 1) // 2) + 1):
+            for places in combinations(range(len(sentence)), n_open):
+                yield places, tuple(None if at in places else key for at, key in enumerate(sentence))
 
 
 def log_odds_z(count: Numbers, total: int, other_count: Numbers, other_total: int, prior_words: float) -> Array:
