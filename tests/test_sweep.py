@@ -12,6 +12,7 @@ from pathlib import Path
 
 import optuna
 import polars as pl
+import psutil
 import pytest
 from rich.console import Console
 
@@ -116,6 +117,17 @@ def test_a_driver_killed_in_the_middle_and_started_again_gives_the_trials_of_an_
     assert again.returncode == 0, said
     assert set(open_run(run).trials.collect()["trial_id"]) == undisturbed(tuned(0.3))
     assert all(starts(run)[trial_id] == 1 for trial_id in finished)
+
+
+def test_a_private_cluster_listens_on_this_machine_only(tmp_path: Path) -> None:
+    process = driver(tmp_path, 0.2, "local")
+    wait_for_trials(tmp_path / "fake" / "1", 1, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    sockets = [c for one in family for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert len(sockets) > 3, said
+    assert {c.laddr.ip.removeprefix("::ffff:") for c in sockets} == {"127.0.0.1"}
 
 
 def test_ctrl_c_says_what_is_done_what_is_not_and_how_to_go_on(ray_address: str, tmp_path: Path) -> None:

@@ -44,8 +44,10 @@ def attack_run(run: Path, planner: AttackPlanner, cache: Path, *, work: Work, op
 def _run_missing(
     planner: AttackPlanner, before: Mapping[str, Result], *, run: Path, cache: Path, work: Work, options: Options, console: Console
 ) -> bool:
+    from rayunlearn.cluster.session import before_ray, connected
+
+    before_ray(options.address)
     from rayunlearn.cluster.runner import Job, execute
-    from rayunlearn.cluster.session import connected
 
     experiment = planner.experiment
     job = Job(work=work, run=str(run), experiment=experiment.name, version=experiment.version, commit=commit_of(Path(rayunlearn.__file__).parent))

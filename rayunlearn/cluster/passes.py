@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from rayunlearn.cluster.progress import PLAIN_EVERY_SECONDS, duration
+from rayunlearn.cluster.session import before_ray
 from rayunlearn.data.pieces import source_bytes
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.passes import Engine, Source, Standing, in_processes, is_large
@@ -33,6 +34,7 @@ def engines(name: str, workers: int, address: str) -> Iterator[Choose]:
 
     def choose(sources: Sequence[Source], with_model: bool) -> Engine:
         if name == "ray" or (name == "auto" and is_large(*sources)):
+            before_ray(address)
             from rayunlearn.cluster.corpus import on_ray
 
             return on_ray(stack, address=address, workers=workers, with_model=with_model)

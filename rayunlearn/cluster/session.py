@@ -25,6 +25,17 @@ QUIET = {
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
+def before_ray(address: str) -> str:
+    """Set what Ray reads when it is imported, so call it before the first import of Ray; returns `local` or where the cluster is.
+
+    Imported without it, Ray's servers on this machine would listen on every interface.
+    """
+    place = _resolved(address)
+    for name, value in (QUIET | (LOOPBACK if place == "local" else {})).items():
+        os.environ.setdefault(name, value)
+    return place
+
+
 @contextmanager
 def connected(*, address: str, workers: int) -> Iterator[None]:
     """Ray, for the length of the block; shut down afterwards only what was started here.
@@ -33,9 +44,7 @@ def connected(*, address: str, workers: int) -> Iterator[None]:
     `auto`: the cluster that RAY_ADDRESS names (a submitted job's own), else `local`. Anything else is an address.
     Raises UserError where no cluster answers.
     """
-    place = _resolved(address)
-    for name, value in (QUIET | (LOOPBACK if place == "local" else {})).items():
-        os.environ.setdefault(name, value)
+    place = before_ray(address)
     import ray
 
     if ray.is_initialized():

@@ -78,8 +78,10 @@ def prepare_models(experiment: Experiment, output: Path, *, work: Work, options:
     trials = tuple({pair_of(row.trial): row.trial for row in agenda.rows}.values())
     n_missing = sum(len(work.missing(trial, cache)) for trial in trials)
     if n_missing:
+        from rayunlearn.cluster.session import before_ray, connected
+
+        before_ray(options.address)
         from rayunlearn.cluster.runner import prepare_only
-        from rayunlearn.cluster.session import connected
 
         with connected(address=options.address, workers=options.workers):
             prepare_only(trials, cache, work=work, gpus_per_trial=options.gpus_per_trial, console=console)
@@ -95,8 +97,10 @@ def _run_missing(
     planner: Planner, before: dict[str, Result], agenda: Agenda, *, run: Path, cache: Path, work: Work, options: Options, console: Console
 ) -> bool:
     """Run on Ray; whether it was interrupted."""
+    from rayunlearn.cluster.session import before_ray, connected
+
+    before_ray(options.address)
     from rayunlearn.cluster.runner import Job, execute
-    from rayunlearn.cluster.session import connected
 
     experiment = planner.experiment
     job = Job(work=work, run=str(run), experiment=experiment.name, version=experiment.version, commit=commit_of(Path(rayunlearn.__file__).parent))
