@@ -172,6 +172,12 @@ def test_the_checks_find_what_they_look_for() -> None:
     ]
 
 
+def test_the_tree_of_the_read_me_names_every_part_and_no_other() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("```\nrayunlearn/\n")[2].partition("\nexperiments/")[0]
+    named = {name.removesuffix("/").removesuffix(".py") for name in re.findall(r"\b[a-z_]+(?:\.py\b|/(?= ))", tree)}
+    assert named == {part_of(file) for file in sources()} - {"__main__"}
+
+
 IMPORTED_AS = {"sklearn": "scikit-learn"}
 USED_BY_OTHERS = {"accelerate"}  # transformers calls it for `device_map`
 
