@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from rayunlearn.results import plots
 from rayunlearn.results.analysis import coreset_table, trial_table
 from rayunlearn.results.attacks import matrix_of
+from rayunlearn.results.beside import beside, beside_in_words, beside_view
 from rayunlearn.results.control import control_in_words, control_view, has_calibrated
 from rayunlearn.results.store import Run, open_run, write_bytes
 from rayunlearn.results.words import caution, coreset_view, fate_lines, fates, findings, number
@@ -59,7 +60,7 @@ def page(run: Run) -> str:
     """The page as text. Every value is escaped: a run may hold text that came from anywhere."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((files("rayunlearn.results") / "templates" / "report.html.j2").read_text(encoding="utf-8"))
-    table = coreset_table(run)
+    table, chosen = coreset_table(run), beside(run)
     question, _, rest = str(run.experiment.get("question", "")).strip().partition("\n\n")
     return template.render(
         name=run.experiment.get("name", run.path.name),
@@ -69,6 +70,8 @@ def page(run: Run) -> str:
         findings=findings(run, table),
         control=control_view(run) if has_calibrated(run) else None,
         control_words=control_in_words(run),
+        beside=None if chosen.is_empty() else beside_view(chosen),
+        beside_words=beside_in_words(chosen),
         caution=caution(run.experiment),
         fates=fates(run),
         fate_lines=fate_lines(run),

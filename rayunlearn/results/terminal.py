@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rayunlearn.errors import UserError
 from rayunlearn.results.attacks import matrix_of
+from rayunlearn.results.beside import beside, beside_in_words, beside_view
 from rayunlearn.results.control import control_in_words, control_view, has_calibrated
 from rayunlearn.results.store import Run, open_run
 from rayunlearn.results.words import View, coreset_view, fate_lines, number
@@ -53,6 +54,22 @@ def print_control(run: Run, console: Console) -> None:
         printed.add_row(*(Text(cell) for cell in row))
     console.print(printed)
     for line in control_in_words(run):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_beside(run: Run, console: Console) -> None:
+    """Print what was chosen beside chance, where the run has selectors beside random or texts beside random words."""
+    table = beside(run)
+    if table.is_empty():
+        return
+    headers, rows = beside_view(table)
+    printed = Table(title=Text("Beside chance"), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for i, header in enumerate(headers):
+        printed.add_column(Text(_stacked(header)), justify="right" if i else "left", vertical="bottom")
+    for row in rows:
+        printed.add_row(*(Text(cell) for cell in row))
+    console.print(printed)
+    for line in beside_in_words(table):
         console.print(line, highlight=False, soft_wrap=True)
 
 

@@ -1,0 +1,189 @@
+"""What was chosen, beside chance: every selector beside random, every text beside as many random words and the whole. Polars and numpy."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rayunlearn.results.analysis import CELL, Numbers, lower_is_forgotten, objective_of, placed_trials, varying_settings
+from rayunlearn.results.frontier import matrix_of
+from rayunlearn.results.statistics import difference, holm, paired_p
+from rayunlearn.results.store import Run
+from rayunlearn.results.words import number
+
+REFERENCES = {"select.name": ("random",), "select.text": ("random_words", "original")}
+SHOWN_AT = 0.05  # p after Holm's correction at which a difference is called shown
+
+BESIDE = {
+    "place": pl.String,
+    "name": pl.String,
+    "arm": pl.String,
+    "reference": pl.String,
+    "ratio": pl.Float64,
+    "left": pl.Float64,
+    "left_reference": pl.Float64,
+    "difference": pl.Float64,
+    "stderr": pl.Float64,
+    "p": pl.Float64,
+    "p_holm": pl.Float64,
+    "verdict": pl.String,
+    "retained": pl.Float64,
+    "useful": pl.Boolean,
+    "unmeasured": pl.Int64,
+}
+VERDICTS = {
+    "forgets more": "more is forgotten than under the reference, p after Holm at most 0.05",
+    "forgets less": "less is forgotten than under the reference, p after Holm at most 0.05",
+    "not shown": "no difference is shown, which is not a proof that there is none",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One cell of the grid, (seeds, documents) of what is left and of what is retained; `others`: what it shares with its reference."""
+
+    place: str
+    name: str
+    settings: Mapping[str, Any]
+    left: Numbers
+    retained: Numbers
+    unmeasured: int
+
+    def others(self, changed: str) -> tuple[Any, ...]:
+        """Every setting but `changed`."""
+        return (self.place, *(value for name, value in self.settings.items() if name != changed))
+
+
+def beside(run: Run) -> pl.DataFrame:
+    """Columns BESIDE: cells that differ from a reference cell in the selector alone, or in the text alone, the smallest p of a place first.
+
+    `left` is the mean of the objective's forgetting metric, `difference` arm - reference, p paired over documents (`statistics.difference`,
+    which counts seeds too), Holm-corrected over all rows of the same data and model. `useful`: the arm's mean utility is at least the
+    objective's floor times base's. `unmeasured` counts trials of both cells that ended without rows. VERDICTS.
+    """
+    lower, base = lower_is_forgotten(run.experiment), _base_utility(run)
+    floor = objective_of(run.experiment).utility_floor
+    rows: list[dict[str, Any]] = []
+    for place, pairs in groupby(sorted(_pairs(list(arms_of(run))), key=lambda pair: pair[1].place), key=lambda pair: pair[1].place):
+        found = [_row(*pair, floor * base.get(place, np.nan)) for pair in pairs]
+        adjusted = holm([row["p"] for row in found])
+        rows += [
+            row | {"p_holm": p, "verdict": _verdict(row["difference"] * (1 if lower else -1), p)} for row, p in zip(found, adjusted, strict=True)
+        ]
+    return pl.DataFrame(rows, schema=BESIDE).sort("place", "p", "reference", "name", "arm", "ratio", maintain_order=True)
+
+
+def arms_of(run: Run) -> Iterator[Arm]:
+    """Every cell of the grid that was measured."""
+    placed = placed_trials(run).filter(pl.col("role") == "grid").unique("trial_id", keep="first", maintain_order=True)
+    settings = varying_settings(run, placed)
+    goal = objective_of(run.experiment)
+    sides = [matrix_of(run, split, metric, "") for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))]
+    for _, rows in placed.group_by([*CELL, *settings], maintain_order=True):
+        trials = rows["trial_id"].to_list()
+        left, retained = (values[[row_of[t] for t in trials if t in row_of]] for row_of, values in sides)
+        if len(left) and len(retained):
+            first = rows.select([*CELL, *settings]).row(0, named=True)
+            unmeasured = len(trials) - min(len(left), len(retained))
+            yield Arm(**_named(first, placed, settings), settings=first, left=left, retained=retained, unmeasured=unmeasured)
+
+
+def beside_in_words(table: pl.DataFrame) -> list[str]:
+    """One sentence per place and reference: how many arms forget more, which, and how many less."""
+    return [_sentence(*key, rows) for key, rows in table.group_by(["place", "reference"], maintain_order=True)]  # type: ignore[misc]
+
+
+def beside_view(table: pl.DataFrame) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(headers, rows) for reading."""
+    headers = ("arm", "ratio", "beside", "left", "left there", "difference", "p", "after Holm", "verdict", "retained")
+    rows = [
+        (
+            ", ".join(filter(None, (r["arm"], r["name"], r["place"]))),
+            f"{r['ratio']:g}",
+            r["reference"],
+            number(r["left"]),
+            number(r["left_reference"]),
+            f"{r['difference']:+.3f} (standard error {r['stderr']:.3f})",
+            f"{r['p']:.2g}",
+            f"{r['p_holm']:.2g}",
+            r["verdict"],
+            number(r["retained"]) + ("" if r["useful"] else ", under the floor"),
+        )
+        for r in table.iter_rows(named=True)
+    ]
+    return headers, rows
+
+
+# ---- inside
+
+
+def _pairs(arms: Sequence[Arm]) -> Iterator[tuple[str, Arm, Arm]]:
+    """(setting that differs, arm, its reference); two references of one setting are compared once."""
+    for changed, references in REFERENCES.items():
+        for at, reference in enumerate(references):
+            there = {arm.others(changed): arm for arm in arms if arm.settings.get(changed) == reference}
+            for arm in arms:
+                if changed in arm.settings and arm.settings[changed] not in references[: at + 1] and arm.others(changed) in there:
+                    yield changed, arm, there[arm.others(changed)]
+
+
+def _row(changed: str, arm: Arm, reference: Arm, least_useful: float) -> dict[str, Any]:
+    found = difference(arm.left, reference.left)
+    retained = float(np.nanmean(arm.retained))
+    return {
+        "place": arm.place,
+        "name": arm.name,
+        "arm": str(arm.settings[changed]),
+        "reference": str(reference.settings[changed]),
+        "ratio": float(arm.settings["select.ratio"]),
+        "left": float(np.nanmean(arm.left)),
+        "left_reference": float(np.nanmean(reference.left)),
+        "difference": found.mean,
+        "stderr": found.stderr,
+        "p": paired_p(found),
+        "retained": retained,
+        "useful": bool(retained >= least_useful),
+        "unmeasured": arm.unmeasured + reference.unmeasured,
+    }
+
+
+def _verdict(more_is_left: float, p: float) -> str:
+    if p > SHOWN_AT:
+        return "not shown"
+    return "forgets less" if more_is_left > 0 else "forgets more"
+
+
+def _named(first: Mapping[str, Any], placed: pl.DataFrame, settings: Sequence[str]) -> dict[str, str]:
+    """`place`: data and model settings that vary; `name`: the method, and what else tells its cells there apart, selector and text left out."""
+    around = [name for name in settings if name.startswith(("data.", "model."))]
+    there = placed.filter(*(pl.col(name).eq_missing(first[name]) for name in (*around, "method.forget", "method.retain")))
+    others = [name for name in settings if name not in (*around, *REFERENCES) and there[name].n_unique() > 1]
+    method = str(first["method.forget"]) if first["method.retain"] == "none" else f"{first['method.forget']} + {first['method.retain']}"
+    return {"place": ", ".join(f"{name} {first[name]}" for name in around), "name": ", ".join([method, *(f"{n} {first[n]}" for n in others)])}
+
+
+def _base_utility(run: Run) -> dict[str, float]:
+    """Base's mean utility by place."""
+    placed = placed_trials(run)
+    around = [name for name in varying_settings(run, placed) if name.startswith(("data.", "model."))]
+    goal = objective_of(run.experiment)
+    row_of, values = matrix_of(run, goal.utility_split, goal.utility, "")
+    bases = placed.filter(pl.col("role") == "base", pl.col("trial_id").is_in(list(row_of))).iter_rows(named=True)
+    return {", ".join(f"{name} {row[name]}" for name in around): float(np.nanmean(values[row_of[row["trial_id"]]])) for row in bases}
+
+
+def _sentence(place: str, reference: str, rows: pl.DataFrame) -> str:
+    where = f" ({place})" if place else ""
+    more, less = (rows.filter(pl.col("verdict") == verdict) for verdict in ("forgets more", "forgets less"))
+    named = ", ".join(_brief(row) for row in more.iter_rows(named=True))
+    return (
+        f"Beside {reference}{where}: {more.height} of {rows.height} cells forget more{': ' if named else ''}{named}; {less.height} forget less; "
+        f"for the others no difference is shown (p at most {SHOWN_AT:g} after Holm over everything compared on this corpus)."
+    )
+
+
+def _brief(row: Mapping[str, Any]) -> str:
+    return f"{row['arm']} at {row['ratio']:g} {row['difference']:+.3f}{'' if row['useful'] else ' under the utility floor'}"
