@@ -2,8 +2,9 @@
 
 Question: every forget loss with the retain loss of its paper, on the whole forget set of the tiny domain bed, ranked by the
 extraction strength that is left on what was to be forgotten: as training left the models, and after each has been mixed
-back to 0.95 (and 0.90) of base's extraction strength on `untouched`: what base knows and no unlearning run is shown, as
-the retention of "Unlearning with Control" (2406.09179) is measured on rows that training leaves out.
+back to 0.95 (and 0.90) of base's probability on `untouched`: what base knows and no unlearning run is shown, as the
+retention of "Unlearning with Control" (2406.09179) is measured on rows that training leaves out. That paper measures it by
+extraction strength; eight questions with answers of one token give it steps of 1/8, and 0.95 and 0.90 were one mixture.
 
 Hypothesis: methods that pay for forgetting with everything else (gradient ascent, task vectors) fall behind once they are
 mixed back, and methods that harm little keep their place; so the order changes.
@@ -22,7 +23,7 @@ BASE = Trial(
     method=Method(layer=1),
     train=Train(length=60, batch_size=8, learning_rate=1e-3),
     stop=Stop(utility_floor=0.0),  # a ruined model is mixed back like any other
-    calibrate=Calibrate(tau=0.95, beside=0.9, split="untouched"),
+    calibrate=Calibrate(tau=0.95, beside=0.9, retention="probability", split="untouched"),
 )
 SEEDS = {("select.seed", "train.seed"): ((0, 0), (1, 1), (2, 2))}
 AXES = (
@@ -34,4 +35,4 @@ AXES = (
 )
 SEARCH = {"train.learning_rate": Range(2e-4, 1e-2, log=True)}
 BUDGET = Budget(tuning="shared", trials=4, batch=4)
-OBJECTIVE = Objective(forgetting="extraction_strength", utility="extraction_strength", utility_split="untouched", stage="calibrated")
+OBJECTIVE = Objective(forgetting="extraction_strength", utility="probability", utility_split="untouched", stage="calibrated")
