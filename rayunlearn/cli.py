@@ -467,13 +467,14 @@ def _print_table(folder: Path, console: "Console") -> None:
     from rayunlearn.results.analysis import coreset_table
     from rayunlearn.results.report import write_report
     from rayunlearn.results.store import open_run
-    from rayunlearn.results.terminal import print_beside, print_control, print_coreset_table, summary_lines
+    from rayunlearn.results.terminal import print_beside, print_control, print_coreset_table, print_explained, summary_lines
 
     opened = open_run(folder)
     page = write_report(folder)
     print_coreset_table(coreset_table(opened), console, experiment=opened.experiment)
     print_control(opened, console)
     print_beside(opened, console)
+    print_explained(opened, console)
     for line in (*summary_lines(opened), f"report: {page}"):
         console.print(line, highlight=False, soft_wrap=True)
 

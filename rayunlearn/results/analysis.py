@@ -20,6 +20,7 @@ UNTOUCHED = "untouched"  # split of what base and gold know and no unlearning ru
 MEASURES = ("forgetting", "utility", "untouched", "choice_forget", "choice_retain", "unlearning")  # each with _low and _high beside it
 DRAWS = 1000
 LEVEL = 0.95
+LONGEST = 24  # characters of a setting's value in a table
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -380,7 +381,13 @@ def _label() -> pl.Expr:
 def controlled(group: str | None, *, without: Sequence[str] = ()) -> str:
     """What a control controls, in words: the values of its group (`npo, domain`), those of the settings in `without` left out."""
     values = json.loads(group) if group else {}
-    return ", ".join(str(value) for name, value in values.items() if name not in without)
+    return ", ".join(filter(None, (shortened(value) for name, value in values.items() if name not in without)))
+
+
+def shortened(value: Any) -> str:
+    """A setting's value as text; a list of words is cut."""
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _anchor(cells: pl.DataFrame, role: str, cell: Mapping[str, Any], around: Sequence[str]) -> str:

@@ -12,8 +12,9 @@ import polars as pl
 from plotly.subplots import make_subplots
 
 from rayunlearn.results.analysis import best_so_far, extra_settings, lower_is_forgotten, objective_of, pareto_front, trial_table, varying_settings
+from rayunlearn.results.faithfulness import cells_of, paths_of
 from rayunlearn.results.store import Run
-from rayunlearn.results.words import controlled, number, percent, place_words
+from rayunlearn.results.words import controlled, kept_words, number, percent, place_words
 
 COLOURS = ("#0081cf", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#8a8a00", "#7b61c4")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -110,6 +111,33 @@ def training_curves(run: Run) -> go.Figure | None:
             for column, term in enumerate(terms, start=1):
                 figure.add_trace(_training_trace(trial, curve, term, ratios, chosen), row=row, col=column)
     figure.update_xaxes(title_text="optimizer step", row=len(groups))
+    return _finished(figure)
+
+
+def weight_paths(run: Run) -> go.Figure | None:
+    """Answer probability along the lines from the full-set model and, below, from base: a column per split, a line per method and part kept."""
+    paths = paths_of(run)
+    starts = [start for start in ("full", "base") if any(s == start for _, s, _ in paths)]
+    splits = [split for split in ("forget", "retain", "untouched") if any(s == split for _, _, s in paths)]
+    if not starts:
+        return None
+    cells = list(cells_of(run).items())
+    titles = [f"{split}, from {'the full-set model' if start == 'full' else start}" for start in starts for split in splits]
+    figure = make_subplots(
+        rows=len(starts), cols=len(splits), subplot_titles=titles, shared_yaxes="all", horizontal_spacing=0.04, vertical_spacing=0.3 / len(starts)
+    )
+    figure.update_layout(height=170 + 280 * len(starts))
+    methods = list(dict.fromkeys(cell[:2] for cell, _ in cells))
+    parts = list(dict.fromkeys(cell[2:] for cell, _ in cells))
+    for (forget, retain, *part), pairs in cells:
+        line = {"color": COLOURS[methods.index((forget, retain)) % len(COLOURS)], "dash": DASHES[parts.index(tuple(part)) % len(DASHES)], "width": 2}
+        name = f"{forget} + {retain}, {kept_words(*part)}"
+        for at, (start, split) in enumerate((start, split) for start in starts for split in splits):
+            known = [paths[t, start, split] for t, _ in pairs if (t, start, split) in paths]
+            if known:
+                _add(figure, at, _path_trace(known, name, line))
+    figure.update_xaxes(title_text="share of the trial's own weights", row=len(starts))
+    figure.update_yaxes(title_text="answer probability", range=[-0.03, 1.03], col=1)
     return _finished(figure)
 
 
@@ -321,6 +349,21 @@ def _training_trace(trial: Mapping[str, Any], curve: pl.DataFrame, term: str, ra
         legendgroup=name,
         showlegend=first,
         hovertemplate=f"{name}<br>step %{{x}}: %{{y:.4f}}<br>{trial['trial_id']}<extra></extra>",
+    )
+
+
+def _path_trace(paths: Sequence[Sequence[float]], name: str, line: Mapping[str, Any]) -> Any:
+    """The mean of paths with equally many points."""
+    means = [sum(values) / len(values) for values in zip(*paths, strict=True)]
+    x = [at / (len(means) - 1) for at in range(len(means))]
+    return go.Scatter(
+        x=x,
+        y=means,
+        mode="lines+markers",
+        name=name,
+        line=dict(line),
+        marker={"size": 5},
+        hovertemplate="%{x:.2f}: %{y:.3f}<extra>" + name + "</extra>",
     )
 
 

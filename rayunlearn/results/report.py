@@ -16,6 +16,9 @@ from rayunlearn.results.analysis import coreset_table, trial_table
 from rayunlearn.results.attacks import matrix_of
 from rayunlearn.results.beside import beside, beside_in_words, beside_view
 from rayunlearn.results.control import control_in_words, control_view, has_calibrated
+from rayunlearn.results.explaining import explained_sections
+from rayunlearn.results.faithfulness import faithfulness_sections
+from rayunlearn.results.heatmap import page_maps
 from rayunlearn.results.store import Run, open_run, write_bytes
 from rayunlearn.results.words import caution, coreset_view, fate_lines, fates, findings, number
 
@@ -33,6 +36,11 @@ CAPTIONS = {
     "pareto": (
         "Forgetting against utility",
         "Every measured trial. Grey line: the trials that no other beats. Hollow: asked for by Optuna. Crosses: collapsed.",
+    ),
+    "path": (
+        "On the straight line",
+        "Mean answer probability between two models in weight space, mean over seeds: from base, or from the full-set model of the same seed, "
+        "on the left, to the trial's own on the right. A path that leaves the straight line between its ends on the bad side has a barrier.",
     ),
     "training": ("Training curves", "One trial (its first seed) per selector and part. Colour: part kept; dash: selector."),
     "tuning": ("Tuning", "Trials in the order in which Optuna asked for them, and the best that kept utility over the floor."),
@@ -78,6 +86,8 @@ def page(run: Run) -> str:
         view=coreset_view(table, run.experiment),
         figures=_figures(run, table),
         attacks=matrix_of(run),
+        sections=[*explained_sections(run), *faithfulness_sections(run)],
+        heat_maps=page_maps(run),
         plotly=get_plotlyjs(),
         max_rows=MAX_ROWS,
         failures=_failures(run),
@@ -94,6 +104,7 @@ def _figures(run: Run, table: pl.DataFrame) -> list[Figure]:
         "coreset": plots.coreset_curve(table, run.experiment),
         "coverage": plots.coverage_curve(table, run.experiment),
         "pareto": plots.pareto(run),
+        "path": plots.weight_paths(run),
         "training": plots.training_curves(run),
         "tuning": plots.tuning_history(run),
     }

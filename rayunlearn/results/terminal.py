@@ -16,8 +16,11 @@ from rayunlearn.errors import UserError
 from rayunlearn.results.attacks import matrix_of
 from rayunlearn.results.beside import beside, beside_in_words, beside_view
 from rayunlearn.results.control import control_in_words, control_view, has_calibrated
+from rayunlearn.results.explaining import explained_sections
+from rayunlearn.results.faithfulness import faithfulness_sections
+from rayunlearn.results.heatmap import HeatMap, Line
 from rayunlearn.results.store import Run, open_run
-from rayunlearn.results.words import View, coreset_view, fate_lines, number
+from rayunlearn.results.words import Section, View, coreset_view, fate_lines, number
 from rayunlearn.schema import column_names
 
 # Beginnings of the headers that a narrow terminal goes without, in this order.
@@ -84,6 +87,51 @@ def print_attacks(run: Run, console: Console, *, metric: str = "") -> None:
     for row in matrix.rows:
         printed.add_row(*(Text(cell) for cell in row))
     console.print(printed)
+
+
+def print_explained(run: Run, console: Console) -> None:
+    """Print what trials explain: emphasis, destruction, key tokens, paths; nothing where they explain nothing."""
+    for section in (*explained_sections(run), *faithfulness_sections(run)):
+        print_section(section, console)
+
+
+def print_section(section: Section, console: Console) -> None:
+    """Print a titled table; a name that repeats is printed once."""
+    title, caption = Text(section.title), Text(section.caption)
+    printed = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for header, right in zip(section.view.headers, section.view.numeric, strict=True):
+        printed.add_column(Text(_stacked(header)), justify="right" if right else "left")
+    for row, before in zip(section.view.rows, ((), *section.view.rows), strict=False):
+        again = bool(before) and before[0] == row[0]
+        printed.add_row(*("" if again and i == 0 else Text(cell) for i, cell in enumerate(row)))
+    console.print(printed)
+
+
+def print_heat_map(heat: HeatMap, console: Console) -> None:
+    """Print a question as every model goes by it: blue supports the answer, orange speaks against it, `*` is a key token.
+
+    The number behind a token is its contribution in nats, so that nothing is lost where there are no colours.
+    """
+    console.print(f"question {heat.doc_id} ({heat.split})", style="bold", highlight=False)
+    for line in heat.lines:
+        console.print(Text(f"{line.name}: {line.answer}" if line.answer else line.name, style="dim"))
+        console.print(heat_text(line))
+
+
+def heat_text(line: Line) -> Text:
+    """The tokens of a line, each on its colour, with its contribution."""
+    text = Text("  ")
+    for token in line.tokens:
+        text.append(f" {token.text} ", style=f"black on {_colour(token.share)}")
+        text.append(f"{token.contribution:+.2f}{'*' if token.is_key else ''} ", style="bold" if token.is_key else "dim")
+    return text
+
+
+def _colour(share: float) -> str:
+    """From white at 0 to blue at 1 and orange at -1, the two that all eyes tell apart, light enough to read black on them."""
+    full = (86, 180, 233) if share > 0 else (230, 159, 0)
+    red, green, blue = (round(255 + (to - 255) * min(1.0, abs(share))) for to in full)
+    return f"rgb({red},{green},{blue})"
 
 
 def summary_lines(run: Run | Path) -> list[str]:

@@ -13,6 +13,7 @@ from rayunlearn.results.analysis import (
     lower_is_forgotten,
     objective_of,
     planned_trials,
+    shortened,
     smallest_sufficient,
 )
 from rayunlearn.results.store import Run
@@ -30,6 +31,16 @@ class View:
     rows: tuple[tuple[str, ...], ...]
     roles: tuple[str, ...]
     numeric: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A table with what the terminal and the page say of it: anchor, title, how to read it."""
+
+    anchor: str
+    title: str
+    caption: str
+    view: View
 
 
 # ---- numbers
@@ -130,7 +141,13 @@ def _cells(row: Mapping[str, Any], settings: list[str], *, untouched: bool) -> t
     measured = (with_interval(row, "forgetting"), way_with_interval(row), with_interval(row, "utility"), *beside)
     choices = (mean_of(row["choice_forget"]), mean_of(row["choice_retain"]))
     effort = tuple(number(row[name]) if trained else UNKNOWN for name in ("optimizer_steps", "presentations"))
-    front = (name_of(row, settings), *(number(row[name]) for name in settings), selector, kept, percent(row["coverage"]) if grid else UNKNOWN)
+    front = (
+        name_of(row, settings),
+        *(shortened(number(row[name])) for name in settings),
+        selector,
+        kept,
+        percent(row["coverage"]) if grid else UNKNOWN,
+    )
     return (*front, *measured, *choices, number(row["seeds"]), fate(row), *effort)
 
 
@@ -178,9 +195,14 @@ def fate_lines(run: Run) -> list[str]:
     return lines
 
 
+def kept_words(selector: str, ratio: float) -> str:
+    """`random 25 %`, or `whole set`."""
+    return "whole set" if ratio == 1 else f"{selector} {percent(ratio)}"
+
+
 def place_words(row: Mapping[str, Any], settings: list[str]) -> str:
-    """`data.redundancy 20, data.name domain`: the varying settings of a row."""
-    return ", ".join(f"{name} {number(row[name])}" for name in settings if row[name] is not None)
+    """`data.redundancy 20, data.name domain`: the varying settings of a row; an empty text says nothing."""
+    return ", ".join(f"{name} {shortened(number(row[name]))}" for name in settings if row[name] not in (None, ""))
 
 
 def _starting_points(run: Run, table: pl.DataFrame) -> list[str]:
