@@ -38,6 +38,8 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
     """
     metric = metric or objective_of(run.experiment).forgetting
     placed = run.attacks.collect().join(run.trials.filter(pl.col("status") == "complete").select("trial_id").collect(), on="trial_id", how="semi")
+    if placed.is_empty():
+        return pl.DataFrame(schema=SCHEMA)
     values = _values(run, metric)
     stages = _stages(run)
     rows = [_row(cell, placed, values, stages, run, metric) for cell in _cells(placed, stages)]
