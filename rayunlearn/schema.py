@@ -208,6 +208,14 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("start", "i64", "first character of this occurrence in the answer, from 0", "characters"),
         Column("end", "i64", "the character after its last", "characters"),
     ),
+    "corpora": (
+        Column("corpus_digest", "utf8", "content of the corpus; joins `trials`"),
+        Column("corpus", "utf8", "name of the corpus"),
+        Column("file", "utf8", "file or table it was read from, as its loader names it"),
+        Column("rows", "i64", "rows read from it", "rows"),
+        Column("sha256", "utf8", "SHA-256 of the file; of its parts' names and digests where it has several; '' where the Hub gave rows"),
+        Column("state", "utf8", "as recorded: what upstream's file was; changed: not that; unknown: no digest of it is recorded"),
+    ),
     "quarantine": (
         Column("source", "utf8", "file or split the document came from"),
         Column("row", "i64", "position in it, from 0"),

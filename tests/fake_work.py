@@ -26,6 +26,8 @@ class FakeCorpus:
     """No documents, none set aside."""
 
     digest: str = "corpus"
+    name: str = "fake"
+    files: tuple[object, ...] = ()
     rejected: tuple[object, ...] = ()
 
 

@@ -1,6 +1,7 @@
 """Loaders of public benchmarks: real rows where they are at hand (TOFU, MMLU), made rows in the Hub's layout elsewhere."""
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from rayunlearn import config
+from rayunlearn.cluster.folder import write_corpora
 from rayunlearn.config import Data
 from rayunlearn.data.benchmarks import BENCHMARKS, BIOLOGY_SUBJECTS, after_shots, load_benchmark, parse_options
 from rayunlearn.data.corpus import load_corpus
@@ -20,6 +22,8 @@ from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.data.letters import letter_question
 from rayunlearn.data.shelf import in_pieces
 from rayunlearn.errors import UserError
+from rayunlearn.results.store import open_run
+from rayunlearn.workspace import Workspace
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 needs_tofu = pytest.mark.skipif(not (SHARED / "tofu").is_dir(), reason="the TOFU questions (shared/data/tofu) are not on this machine")
@@ -304,6 +308,24 @@ def test_a_benchmark_without_texts_cannot_be_unlearned_and_says_how_to_get_them(
     corpus = load_corpus(Data(name="wmdp-bio", path=str(tmp_path), options="corpora=true"))
     assert len(corpus.forget) == 1 and [d.prompt for d in corpus.probes["retain"]] == ["What is a cell?"]
     assert corpus.true_letters[corpus.probes["retain"][0].doc_id] == 1
+
+
+@needs_tofu
+def test_a_run_says_which_files_its_corpora_were(tmp_path: Path) -> None:
+    corpus = load_corpus(Data(name="tofu", path=str(SHARED / "tofu"), options="size=01"))
+    write_corpora(tmp_path, tmp_path / "cache", [Workspace(corpus, "", "", "m", tmp_path), Workspace(corpus, "", "", "other", tmp_path)])
+    (tmp_path / "trials").mkdir()
+    rows = {row["file"]: row for row in open_run(tmp_path).corpora.collect().to_dicts()}
+    assert set(rows) == {"forget01", "retain99", "forget01_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"}
+    sha = hashlib.sha256((SHARED / "tofu" / "forget01.json").read_bytes()).hexdigest()
+    assert rows["forget01"] == {
+        "corpus_digest": corpus.digest,
+        "corpus": "tofu",
+        "file": "forget01",
+        "rows": 40,
+        "sha256": sha,
+        "state": "as recorded",
+    }
 
 
 def test_options_are_texts_numbers_or_truth_values_as_their_defaults_are() -> None:

@@ -56,14 +56,21 @@ def write_settings(run: Path, experiment: Experiment, agenda: Agenda, metrics: M
 
 
 def write_corpora(run: Path, cache: Path, workspaces: Iterable[Any]) -> None:
-    """Write quarantine.parquet (documents set aside) and scores.parquet (selector scores) of the run's corpora."""
+    """Write corpora.parquet (files and their digests), quarantine.parquet (documents set aside) and scores.parquet (selector scores)."""
     spaces = list(workspaces)
+    read = {space.corpus.digest: space.corpus for space in spaces}
+    write_table(run / "corpora.parquet", "corpora", [row for digest, corpus in read.items() for row in _files_of(digest, corpus)])
     rejected = dict.fromkeys(document for space in spaces for document in space.corpus.rejected)
     write_table(run / "quarantine.parquet", "quarantine", [vars(document) for document in rejected])
     digests = {(space.corpus.digest, space.base_digest) for space in spaces}
     frame = _scores(cache / "scores", digests)
     if frame is not None:
         write_frame(run / "scores.parquet", frame)
+
+
+def _files_of(digest: str, corpus: Any) -> list[dict[str, Any]]:
+    place = {"corpus_digest": digest, "corpus": corpus.name}
+    return [place | {"file": f.table, "rows": f.rows, "sha256": f.sha256, "state": f.state} for f in corpus.files]
 
 
 def commit_of(folder: Path) -> str:

@@ -14,6 +14,7 @@ WHAT = {
     "attributions": "One row per token and per word of a prompt, where `explain.documents` asks for them. The answer is the right one.",
     "scores": "One row per document and scorer. `scores.parquet`.",
     "keywords": "One row per document and keyword. `keywords.parquet`, from `rayunlearn keywords`.",
+    "corpora": "One row per file that a corpus was read from; none for a generated one. `corpora.parquet`.",
     "quarantine": "One row per document that was set aside. `quarantine.parquet`.",
 }
 
@@ -39,7 +40,7 @@ objective, version, number of planned trials, metrics). `rayunlearn.results.anal
 |---|---|
 | `trials/<trial_id>/<table>.parquet` | what one trial wrote; the folder appears in one rename, so its existence means that the trial ended |
 | `tables/<table>.parquet` | the same, compacted; where a trial has a folder, the folder is right |
-| `plan.parquet`, `attacks.parquet`, `quarantine.parquet`, `scores.parquet` | written by the driver, each in one rename |
+| `plan.parquet`, `attacks.parquet`, `corpora.parquet`, `quarantine.parquet`, `scores.parquet` | written by the driver, each in one rename |
 | `experiment.json`, `report.html` | what the experiment said of itself; the page, rebuilt by `rayunlearn report` |
 """
 

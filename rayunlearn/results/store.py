@@ -26,7 +26,7 @@ from rayunlearn.schema import PER_TRIAL, TABLES, VERSION, column_names
 VERSION_KEY = "rayunlearn.schema_version"
 KINDS: dict[str, Any] = {"utf8": pl.String, "i64": pl.Int64, "f64": pl.Float64, "bool": pl.Boolean}
 TYPES: dict[type, Any] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
-WHOLE_RUN = ("plan", "attacks", "quarantine", "scores")  # written by the driver, one file each
+WHOLE_RUN = ("plan", "attacks", "corpora", "quarantine", "scores")  # written by the driver, one file each
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
@@ -49,6 +49,7 @@ class Run:
     curves: pl.LazyFrame
     plan: pl.LazyFrame
     attacks: pl.LazyFrame
+    corpora: pl.LazyFrame
     quarantine: pl.LazyFrame
     scores: pl.LazyFrame
     experiment: dict[str, Any]
