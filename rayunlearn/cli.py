@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     list_parser.add_argument("what", metavar="|".join(LISTS), help="which table")
     _add_keywords(commands)
     _add_score(commands)
+    _add_evaluate(commands)
     _add_submit(commands)
     _add_books(commands)
     return top
@@ -125,6 +126,23 @@ def _add_corpus(added: argparse.ArgumentParser, output: str) -> None:
     added.add_argument("--engine", metavar="auto|local|ray", default="auto", help=engines)
     added.add_argument("--workers", metavar="N", type=int, default=0, help="processes or actors at once (default: one per CPU or GPU)")
     added.add_argument("--address", metavar="auto|local|ray://HOST:PORT|HOST:PORT", default="auto", help=ADDRESS_HELP)
+
+
+def _add_evaluate(commands: Any) -> None:
+    added = _add(commands, "evaluate", evaluate, "measure any model directory with a trial's metrics, or with tasks of lm-evaluation-harness")
+    added.add_argument("model", metavar="MODEL", help="directory or Hub name")
+    added.add_argument(
+        "--benchmark", metavar="NAME", default="", help="tofu, muse-news, ... (docs/benchmarks.md), files, or a test bed: domain, people"
+    )
+    added.add_argument("--path", metavar="DIR", default="", help="where the benchmark is: a folder or Hub name")
+    added.add_argument("--metrics", metavar="cheap|all|NAME,...", default="cheap", help="see `rayunlearn list metrics` (default: cheap)")
+    added.add_argument("--gold", metavar="MODEL|FILE", default="", help="a model that never saw the forget set, or an evaluation's examples.parquet")
+    added.add_argument("--base", metavar="MODEL", default="", help="a model to compare with (base_kl, reference_score)")
+    added.add_argument("--limit", metavar="N", type=int, default=0, help="the first N questions of each split or task (default: all)")
+    added.add_argument("--set", dest="assignments", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help="e.g. data.options=size=05")
+    added.add_argument("--harness", metavar="TASK,...", default="", help="tasks of lm-evaluation-harness (pip install 'rayunlearn[harness]')")
+    added.add_argument("--harness-tasks", metavar="DIR", type=Path, help="a folder with tasks of one's own")
+    added.add_argument("--output", metavar="DIR", type=Path, required=True, help="examples.parquet, evals.parquet and evaluation.json go there")
 
 
 def _add_submit(commands: Any) -> None:
@@ -403,6 +421,35 @@ def books(chosen: argparse.Namespace) -> int:
     print(f"{', '.join(f'{count} {name}' for name, count in rows.items())}: {chosen.output}")
     probes = "data.probe_forget=probe_forget data.probe_retain=probe_retain"
     print(f"use it with --set data.name=files data.path={chosen.output} data.template={{prompt}} {probes}")
+    return DONE
+
+
+def evaluate(chosen: argparse.Namespace) -> int:
+    """Measure a model on a benchmark, or the harness's tasks, or both; Parquet and a table."""
+    import polars as pl
+
+    from rayunlearn.evaluation import Evaluation, Request, write_evaluation
+    from rayunlearn.evaluation import evaluate as measure
+    from rayunlearn.results.store import frame_of
+    from rayunlearn.results.terminal import print_evals
+
+    require(bool(chosen.benchmark or chosen.harness), "evaluate needs --benchmark or --harness", chosen.benchmark)
+    names = ("model", "benchmark", "path", "metrics", "gold", "base", "limit")
+    done = Evaluation(examples=[], evals=[], about={"model": chosen.model, "limit": chosen.limit})
+    if chosen.benchmark:
+        request = Request(**{name: getattr(chosen, name) for name in names}, assignments=parse_assignments(chosen.assignments))
+        done = measure(request, chosen.output / "cache")
+    if chosen.harness:
+        from rayunlearn.harness import run_harness
+
+        tasks = [task.strip() for task in chosen.harness.split(",")]
+        done.evals.extend(run_harness(chosen.model, tasks, include=chosen.harness_tasks, limit=chosen.limit))
+        done.about["harness"] = {"tasks": tasks}
+    write_evaluation(chosen.output, done)
+    print_evals(_console(), frame_of("evals", done.evals).sort(pl.col("split"), pl.col("metric")))
+    for note in done.about.get("notes", ()):
+        print(f"note: {note}")
+    print(f"{len(done.evals)} means of {len(done.examples)} values: {chosen.output}")
     return DONE
 
 

@@ -149,7 +149,7 @@ def print_trial(run: Path, trial_id: str, console: Console) -> None:
     row = opened.trials.filter(pl.col("trial_id") == found).collect().row(0, named=True)
     documented = column_names("trials")
     _print_pairs(console, f"trial {found}: {row['status']}", {n: row[n] for n in documented if n not in ("trial_id", "status", "packages")})
-    _print_evals(console, opened.evals.filter(pl.col("trial_id") == found).sort("split", "metric", "step").collect())
+    print_evals(console, opened.evals.filter(pl.col("trial_id") == found).sort("split", "metric", "step").collect())
     _print_pairs(console, "settings", {n: v for n, v in row.items() if n not in documented})
     _print_pairs(console, "packages", json.loads(row["packages"] or "{}"))
 
@@ -194,7 +194,8 @@ def _print_pairs(console: Console, title: str, pairs: dict[str, Any]) -> None:
     console.print(printed, "")
 
 
-def _print_evals(console: Console, evals: pl.DataFrame) -> None:
+def print_evals(console: Console, evals: pl.DataFrame) -> None:
+    """Rows of `evals` as a table."""
     printed = Table(title="measured", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in ("split", "metric", "step", "value", "stderr", "n"):
         printed.add_column(name, justify="left" if name in ("split", "metric") else "right")
