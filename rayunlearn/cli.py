@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     _add_keywords(commands)
     _add_score(commands)
     _add_evaluate(commands)
+    _add_export(commands)
     _add_submit(commands)
     _add_books(commands)
     return top
@@ -143,6 +144,14 @@ def _add_evaluate(commands: Any) -> None:
     added.add_argument("--harness", metavar="TASK,...", default="", help="tasks of lm-evaluation-harness (pip install 'rayunlearn[harness]')")
     added.add_argument("--harness-tasks", metavar="DIR", type=Path, help="a folder with tasks of one's own")
     added.add_argument("--output", metavar="DIR", type=Path, required=True, help="examples.parquet, evals.parquet and evaluation.json go there")
+
+
+def _add_export(commands: Any) -> None:
+    added = _add(commands, "export", export, "write a trial's model as an ordinary Hugging Face directory with a model card")
+    added.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    added.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
+    added.add_argument("--output", metavar="DIR", type=Path, required=True, help="the new directory")
+    added.add_argument("--adapter-only", action="store_true", help="of a LoRA trial, the adapter without the model")
 
 
 def _add_submit(commands: Any) -> None:
@@ -450,6 +459,14 @@ def evaluate(chosen: argparse.Namespace) -> int:
     for note in done.about.get("notes", ()):
         print(f"note: {note}")
     print(f"{len(done.evals)} means of {len(done.examples)} values: {chosen.output}")
+    return DONE
+
+
+def export(chosen: argparse.Namespace) -> int:
+    """A trial's model as a directory."""
+    from rayunlearn.export import export_trial
+
+    print(export_trial(Path(chosen.run), chosen.trial, chosen.output, adapter_only=chosen.adapter_only))
     return DONE
 
 

@@ -47,6 +47,9 @@ LAYERS: tuple[frozenset[str], ...] = (
             "trial",
             "unlearning",
             "finished",
+            "evaluation",
+            "export",
+            "harness",
         }
     ),
     frozenset({"cluster"}),
