@@ -302,11 +302,19 @@ JAILBREAKS = tuple(Entry(name) for name in ("role_play", "jailbreak_prefix", "in
 ROUNDED = (Entry("round_to_nearest", (("bits", 8),)), Entry("round_to_nearest", (("bits", 4),)))
 DAMAGE = (Entry("magnitude_pruning"), Entry("weight_noise"), Entry("direction_ablation"), Entry("direction_ablation_retain"))
 
+METRIC_STRESS = (  # what metrics are tried by, experiments/metric_robustness.py; a strength at which not everything comes back
+    Entry("jailbreak_prefix"),
+    Entry("relearning", (("learning_rate", 3e-4), ("steps", 40))),
+    Entry("noise"),
+    Entry("linear_shortcut"),
+)
+
 PANELS: Mapping[str, Panel] = {
     "quick": Panel(
         entries=(Entry("relearning", (("documents", 10),)), *(Entry(name) for name in TRAINING), *ROUNDED, SHOTS[0], REWORDED[0]),
     ),
     "black_box": Panel(entries=(*SHOTS, *FILLERS, *REWORDED, *TRANSLATIONS, Entry("unrelated_training", tuned=True))),
+    "metrics": Panel(entries=METRIC_STRESS, seeds=(0,)),
     "full": Panel(
         entries=(
             *(Entry("relearning", (("documents", n),), tuned=True) for n in (1, 10, 0)),

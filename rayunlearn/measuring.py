@@ -9,8 +9,9 @@ from typing import Any
 import polars as pl
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from rayunlearn.config import Trial, digest
+from rayunlearn.config import Attack, Trial, digest
 from rayunlearn.families import arguments_of
 from rayunlearn.metrics.corpus import PRIVACY_SCORE, SCORES, corpus_rows
 from rayunlearn.metrics.document import Metric, sources_of
@@ -111,9 +112,14 @@ def base_reference(trial: Trial, workspace: Workspace, probes: Sequence[Probe]) 
     state, sequences = loaded(workspace.base), [p.answer for p in probes]
     about = cache_key(workspace, state, sequences, "float32")
 
+    def kept(model: PreTrainedModel) -> Reference:
+        return kept_reference(workspace.cache / "reference", about, model, sequences, state.pad_id, ("token_nll", "log_probs"), 0)
+
     def make() -> Reference:
+        if trial.attack != Attack():  # what an attack has hung on the worker's model must not be in what stands for base
+            return kept(load_model(workspace.base, dtype=torch.float32, device=str(state.model.device))[0].eval())
         with pristine(state):
-            return kept_reference(workspace.cache / "reference", about, state.model, sequences, state.pad_id, ("token_nll", "log_probs"), 0)
+            return kept(state.model)
 
     reference: Reference = remembered(state, ("base on probes", about["sequences"]), make)
     return reference

@@ -4,8 +4,9 @@ from rayunlearn.attacks.decoding import DECODING
 from rayunlearn.attacks.inside import INSIDE
 from rayunlearn.attacks.prompts import PROMPTS
 from rayunlearn.attacks.rephrasings import REPHRASINGS
+from rayunlearn.attacks.shortcut import SHORTCUT
 from rayunlearn.attacks.table import Attack
 from rayunlearn.attacks.universal import UNIVERSAL
 from rayunlearn.attacks.weights import WEIGHTS
 
-ATTACKS: dict[str, Attack] = WEIGHTS | PROMPTS | REPHRASINGS | UNIVERSAL | INSIDE | DECODING
+ATTACKS: dict[str, Attack] = WEIGHTS | PROMPTS | REPHRASINGS | UNIVERSAL | INSIDE | SHORTCUT | DECODING
