@@ -24,10 +24,12 @@ SIZES = ("tiny", "small")
 TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_keywords")
 PREFERRED = ("refusal", "alternate", "wrong")
 PRECISIONS = ("auto", "float32")
+MOST_ARITHMETIC = 190  # the differences of numbers up to 20 are that many (metrics/probes.py)
 NEWER = (
     "train.layers",
     "data.options",
     "data.holdout",
+    "data.arithmetic",
     "measure.",
     "calibrate.",
     "stop.retention_floor",
@@ -44,6 +46,9 @@ class Data:
     `probe_retain` name a file stem in that directory (or a Hub configuration). Empty probes: the training
     documents are also what is asked. `holdout` names documents like the forget set's that no model was taught: membership
     metrics compare with them. `columns` maps our names to theirs: `prompt=question,answer=answer`.
+
+    `arithmetic`: so many sums, differences and products are asked besides, on split `arithmetic`, whatever the data: what a
+    model could and nobody asked it to forget.
     """
 
     name: str = "domain"
@@ -61,6 +66,7 @@ class Data:
     limit_retain: int = 1_000_000
     template: str = "Question: {prompt}\nAnswer:"
     max_tokens: int = 256
+    arithmetic: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in (*BEDS, *BENCHMARKS, "files"):
@@ -73,6 +79,7 @@ class Data:
         require(self.name in BENCHMARKS or not self.options, "data.options must be '' when data.name is no benchmark", self.options)
         require("{prompt}" in self.template or self.template == "chat", "data.template must contain {prompt} or be 'chat'", self.template)
         require(self.max_tokens >= 8, "data.max_tokens must be >= 8", self.max_tokens)
+        require(0 <= self.arithmetic <= MOST_ARITHMETIC, f"data.arithmetic must be from 0 to {MOST_ARITHMETIC}", self.arithmetic)
         require(self.limit_retain >= 1, "data.limit_retain must be >= 1", self.limit_retain)
 
 

@@ -1,6 +1,6 @@
 """The training of one trial: its losses and what they need (references, prefixes, companions), watched and wrapped."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from rayunlearn.methods.tokens import TokenRule, word_list, word_positions
 from rayunlearn.methods.view import companion_kinds, needs, reference_kinds
 from rayunlearn.methods.weightspace import as_trained
 from rayunlearn.metrics.measure import Probe, encode_probes, mean_probability
+from rayunlearn.metrics.probes import arithmetic_probes
 from rayunlearn.models.cache import json_once, sequences_digest, tensors_once
 from rayunlearn.models.forward import can_start, first_trained_block
 from rayunlearn.models.reference import ACTIVATION_BYTES, Prefix, Reference, kept_bytes, kept_prefix, kept_reference
@@ -239,10 +240,15 @@ def base_utility(trial: Trial, workspace: Workspace, state: Loaded, watched: Seq
 
 
 def probes_of(workspace: Workspace, state: Loaded, data: Data) -> list[Probe]:
-    """Every probe of the corpus, encoded once per worker. Where it has a holdout, the forget documents themselves are its `members`."""
+    """Every probe of the corpus, encoded once per worker. Where it has a holdout, the forget documents themselves are its `members`.
+
+    `data.arithmetic` puts sums beside them.
+    """
     corpus = workspace.corpus
-    splits: Mapping[str, Sequence[Document]] = ({"members": corpus.forget} if "holdout" in corpus.probes else {}) | corpus.probes
-    key = ("probes", corpus.digest, data.template, data.max_tokens)
+    splits: dict[str, Sequence[Document]] = {"members": corpus.forget} if "holdout" in corpus.probes else {}
+    splits |= corpus.probes
+    splits |= {"arithmetic": arithmetic_probes(data.arithmetic)} if data.arithmetic else {}
+    key = ("probes", corpus.digest, data.template, data.max_tokens, data.arithmetic)
 
     def make() -> list[Probe]:
         return encode_probes(splits, state.tokenizer, data.template, data.max_tokens, corpus.true_letters, corpus.templates)

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from rayunlearn.cli import main
-from rayunlearn.config import Value
+from rayunlearn.config import Data, Value
 from rayunlearn.errors import UserError
 from rayunlearn.evaluation import Evaluation, Request, evaluate
 from rayunlearn.harness import rows_of, run_harness
@@ -46,6 +46,19 @@ def test_a_story_teller_knows_nothing_of_tofu_and_measures_the_same_twice(tmp_pa
     values = [row["value"] for row in done.examples if (row["split"], row["metric"]) == ("forget", "probability")]
     assert found["forget", "probability"] == pytest.approx(sum(values) / 6)
     assert {record["state"] for record in done.about["files"]} == {"as recorded"} and "only the first 6 probes" in done.about["notes"][0]
+
+
+@needs_data
+def test_sums_are_asked_besides_where_they_are_wanted(tmp_path: Path) -> None:
+    settings: dict[str, Value] = {"data.options": "size=01", "data.arithmetic": 9}
+    request = Request(
+        model=STORIES, benchmark="tofu", path=str(SHARED / "tofu"), metrics="multiple_choice,probability", limit=2, assignments=settings
+    )
+    rows = [row for row in evaluate(request, tmp_path).examples if row["split"] == "arithmetic"]
+    assert len({row["doc_id"] for row in rows}) == 9 and len(rows) == 18
+    assert all(0 <= row["value"] <= 1 for row in rows)
+    with pytest.raises(UserError, match="data.arithmetic must be from 0 to 190, got 191"):
+        Data(arithmetic=191)
 
 
 @needs_data
