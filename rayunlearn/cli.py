@@ -345,7 +345,7 @@ def attack(chosen: argparse.Namespace) -> int:
     from rayunlearn.finished import cache_of
     from rayunlearn.results.report import write_report
     from rayunlearn.results.store import open_run
-    from rayunlearn.results.terminal import print_attacks
+    from rayunlearn.results.terminal import print_attacks, print_robustness
 
     folder, work, console = Path(chosen.run), unlearning(), _console()
     chosen.words = ["rayunlearn", *sys.argv[1:]]
@@ -365,6 +365,7 @@ def attack(chosen: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     result = attack_run(folder, planner, cache_of(folder), work=work, options=_options(chosen), console=console)
     print_attacks(open_run(folder), console, metric=chosen.metric)
+    print_robustness(open_run(folder), console)
     console.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
     return conclude(result, chosen.words, console)
 
@@ -531,7 +532,7 @@ def _print_table(folder: Path, console: "Console") -> None:
     from rayunlearn.results.analysis import coreset_table
     from rayunlearn.results.report import write_report
     from rayunlearn.results.store import open_run
-    from rayunlearn.results.terminal import print_beside, print_control, print_coreset_table, print_explained, summary_lines
+    from rayunlearn.results.terminal import print_beside, print_control, print_coreset_table, print_explained, print_robustness, summary_lines
 
     opened = open_run(folder)
     page = write_report(folder)
@@ -539,6 +540,7 @@ def _print_table(folder: Path, console: "Console") -> None:
     print_control(opened, console)
     print_beside(opened, console)
     print_explained(opened, console)
+    print_robustness(opened, console)
     for line in (*summary_lines(opened), f"report: {page}"):
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -19,6 +19,7 @@ from rayunlearn.results.control import control_in_words, control_view, has_calib
 from rayunlearn.results.explaining import explained_sections
 from rayunlearn.results.faithfulness import faithfulness_sections
 from rayunlearn.results.heatmap import page_maps
+from rayunlearn.results.robustness import robustness_sections
 from rayunlearn.results.store import Run, open_run, write_bytes
 from rayunlearn.results.words import caution, coreset_view, fate_lines, fates, findings, number
 
@@ -86,7 +87,7 @@ def page(run: Run) -> str:
         view=coreset_view(table, run.experiment),
         figures=_figures(run, table),
         attacks=matrix_of(run),
-        sections=[*explained_sections(run), *faithfulness_sections(run)],
+        sections=[*explained_sections(run), *faithfulness_sections(run), *robustness_sections(run)],
         heat_maps=page_maps(run),
         plotly=get_plotlyjs(),
         max_rows=MAX_ROWS,

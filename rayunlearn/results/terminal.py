@@ -19,6 +19,7 @@ from rayunlearn.results.control import control_in_words, control_view, has_calib
 from rayunlearn.results.explaining import explained_sections
 from rayunlearn.results.faithfulness import faithfulness_sections
 from rayunlearn.results.heatmap import HeatMap, Line
+from rayunlearn.results.robustness import robustness_sections
 from rayunlearn.results.store import Run, open_run
 from rayunlearn.results.words import Section, View, coreset_view, fate_lines, number
 from rayunlearn.schema import column_names
@@ -92,6 +93,12 @@ def print_attacks(run: Run, console: Console, *, metric: str = "") -> None:
 def print_explained(run: Run, console: Console) -> None:
     """Print what trials explain: emphasis, destruction, key tokens, paths; nothing where they explain nothing."""
     for section in (*explained_sections(run), *faithfulness_sections(run)):
+        print_section(section, console)
+
+
+def print_robustness(run: Run, console: Console) -> None:
+    """Print correlation and slope of every metric before and after attacks, where enough models were attacked."""
+    for section in robustness_sections(run):
         print_section(section, console)
 
 
