@@ -104,7 +104,7 @@ class Shelf:
 
     def _read_letters(self, file: Path) -> list[Row]:
         with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            records = csv_records(stream)
+            records = list(csv_records(stream))
         return [
             Row(source=file.name, row=at, values={"question": cells[0], "choices": cells[1:-1], "answer": cells[-1]} if cells else {}, reason=reason)
             for at, (cells, reason) in enumerate(records)
