@@ -114,7 +114,7 @@ def robustness_in_words(table: pl.DataFrame, objective: str) -> str:
     if not worst.height:
         return "No metric varies over the models."
     first, last = worst.row(0, named=True), worst.row(-1, named=True)
-    said = f"Over {table['models'].max()} unlearned models {_worst_words(first)} keeps to its values best, {_worst_words(last)} least."
+    said = f"Over {max(table['models'])} unlearned models {_worst_words(first)} keeps to its values best, {_worst_words(last)} least."
     own = worst.filter(pl.col("metric") == objective)
     if own.height and objective not in (first["metric"], last["metric"]):
         said += f" The objective: {_worst_words(own.row(0, named=True))}."
