@@ -5,8 +5,13 @@ documents states all facts and unlearns like the whole set; at two documents per
 the same share of documents leaves facts out and unlearns less, at equal optimizer steps.
 Refuted if at the low end a quarter of the documents unlearns like all of them (intervals overlap), or if at the high
 end it does not.
+
+`--preset paper`: the coreset study's own runs (Pal et al. 2504.10185) on 600 documents of WMDP-bio, with its rates, ratios, selectors and
+equal presentations. What it does not state is the benchmark's own value (`rayunlearn list recipes`). It retains wikitext; here that
+is the file of retain texts beside the questions, whatever it holds.
 """
 
+from rayunlearn import recipes
 from rayunlearn.config import Data, Method, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective, Range
 
@@ -33,3 +38,19 @@ SEARCH = {
 }
 BUDGET = Budget(tuning="shared", trials=12, batch=4)
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+
+# 10, 5 and 1 % take 10, 20 and 100 epochs in the study: as many presentations as the full set (NPO: 140 steps of 4 at every ratio).
+EQUAL = {"coreset_rmu_wmdp": {"train.unit": "presentations", "train.length": 600.0}, "coreset_npo_wmdp": {}}
+STUDY = (
+    {"select.name": ("random",), "select.ratio": (0.01, 0.05, 0.1, 1.0), ("select.seed", "train.seed"): (0, 1, 2, 3, 4)},
+    {"select.name": ("grand", "moderate", "min_k"), "select.ratio": (0.05, 0.1), ("select.seed", "train.seed"): (0, 1)},
+)
+PRESETS = {
+    "paper": {
+        "BASE": Trial(data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600")),
+        "AXES": tuple(recipes.axis(name, changes) | part for name, changes in EQUAL.items() for part in STUDY),
+        "SEARCH": {},
+        "BUDGET": Budget(tuning="none"),
+        "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
+    }
+}

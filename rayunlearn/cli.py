@@ -202,9 +202,9 @@ def submit(chosen: argparse.Namespace) -> int:
 
 def _words_of_the_job(chosen: argparse.Namespace, file: Path) -> list[str]:
     words = ["python", "-m", "rayunlearn", "run", file.as_posix(), "--output", str(chosen.output)]
-    for name in ("recipe", "version", "workers", "gpus_per_trial"):
+    for name in ("preset", "recipe", "version", "workers", "gpus_per_trial"):
         value = getattr(chosen, name)
-        words += [f"--{name.replace('_', '-')}", str(value)] if value not in ("", None, 0) else []
+        words += [f"--{name.replace('_', '-')}", str(value)] if value not in ("", None, 0, "laptop") else []
     return words + (["--set", *chosen.assignments] if chosen.assignments else [])
 
 
@@ -481,6 +481,8 @@ def _add_experiment(commands: Any, name: str, command: Callable[[argparse.Namesp
     added = _add(commands, name, command, text)
     added.add_argument("experiment", metavar="EXPERIMENT.py", help="experiment file, for example experiments/hello.py")
     added.add_argument("--set", dest="assignments", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help=SET_HELP)
+    size = "a size that the file's PRESETS names, for example paper (default: laptop, the file as it stands)"
+    added.add_argument("--preset", metavar="NAME", default="laptop", help=size)
     added.add_argument("--recipe", metavar="NAME", default="", help="a published run: see `rayunlearn list recipes`; --set goes over it")
     added.add_argument("--output", metavar="DIR", type=Path, default=Path("runs"), help="where runs and the cache of models live (default: runs)")
     added.add_argument(
@@ -506,7 +508,7 @@ def _experiment(chosen: argparse.Namespace) -> "Experiment":
     from rayunlearn.experiment import check_measured, load, override
 
     values = (recipes.values(chosen.recipe) if chosen.recipe else {}) | parse_assignments(chosen.assignments)
-    experiment = load(chosen.experiment)
+    experiment = load(chosen.experiment, preset=chosen.preset)
     require(chosen.workers >= 0, "--workers must be >= 0", chosen.workers)
     chosen.words = ["rayunlearn", *sys.argv[1:]]
     version = {} if chosen.version is None else {"version": chosen.version}
@@ -565,15 +567,16 @@ def _print_plan(
 
 def _cost_lines(agenda: "Agenda", folder: Path, left: int, workers: int) -> list[str]:
     from rayunlearn.cluster.progress import duration
-    from rayunlearn.estimate import DRIVER_BYTES, estimate, size_of
+    from rayunlearn.estimate import DRIVER_BYTES, GPU_RULE, estimate, gpu_hours, size_of
 
     try:
         guess, room = estimate(folder, agenda, size_of=size_of), _room_words(agenda, folder)
     except UserError as error:
         return [f"no estimate: {error}"]
+    hours = gpu_hours(agenda, left, size_of=size_of)
     memory = f"about {(workers * guess.bytes + DRIVER_BYTES) / 2**30:.1f} GiB"
     time = f"with {workers} workers {duration(left * guess.seconds / workers)} and {memory} ({guess.seconds:.1f} s per trial, from {guess.source})"
-    return [time, room]
+    return [time, f"on GPUs about {hours:.2g} GPU-hours of training ({GPU_RULE})", room]
 
 
 def _room_words(agenda: "Agenda", folder: Path) -> str:

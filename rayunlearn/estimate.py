@@ -13,6 +13,8 @@ from rayunlearn.plan import Agenda, Planned, Result
 
 # The rule of thumb, used until this run has a finished trial of its own.
 FLOP_PER_SECOND = 2e10  # one CPU thread on small matrices, as measured on the embedded test bed
+GPU_FLOP_PER_SECOND = 1.2e14  # ours: 40 % of the 312e12 that an A100's data sheet gives for bfloat16
+GPU_RULE = f"a rule of thumb: 6 x parameters x tokens at {GPU_FLOP_PER_SECOND:.1e} FLOP/s; loading and measuring come on top"
 FIXED_SECONDS = 1.0  # resetting the model, scoring the forget set, the metrics
 FIXED_BYTES = 600 * 2**20  # interpreter, torch, transformers and Ray in one worker
 DRIVER_BYTES = 1100 * 2**20  # the driver and a private cluster of Ray beside the workers (measured, shared pages counted once)
@@ -85,6 +87,14 @@ def estimate(run: Path, agenda: Agenda, *, size_of: Callable[[Trial], Size]) -> 
     largest = max(size.parameters for size in sizes)
     rule = f"a rule of thumb: 6 x {largest:.3g} parameters x tokens at {FLOP_PER_SECOND:.0e} FLOP/s per worker, + {FIXED_SECONDS:g} s"
     return Estimate(seconds=sum(seconds) / len(seconds), bytes=FIXED_BYTES + COPIES * 4 * largest, source=rule)
+
+
+def gpu_hours(agenda: Agenda, left: int, *, size_of: Callable[[Trial], Size]) -> float:
+    """Hours of one GPU that training the `left` trials of a plan takes by `GPU_RULE`, each as the mean of those whose settings are known."""
+    trials = {row.trial_id: row.trial for row in (*agenda.rows, *agenda.expected) if row.trial.stage == "unlearned"}.values()
+    sizes = [(trial, size_of(trial)) for trial in trials]
+    seconds = [6 * size.parameters * tokens_of(trial, size) / GPU_FLOP_PER_SECOND for trial, size in sizes]
+    return left * sum(seconds) / max(1, len(seconds)) / 3600
 
 
 def gpu_share(room: Room, there: int) -> tuple[float, str]:

@@ -2,6 +2,7 @@
 
 An experiment is a Python file with a docstring (question, hypothesis, what would refute it) and the names
 BASE, AXES and, where something is tuned, SEARCH, BUDGET and OBJECTIVE; VERSION is optional. `load` reads it.
+PRESETS may say the same question at other sizes: `{"paper": {"BASE": ..., "AXES": ...}}` puts these names in the place of the file's.
 Everything here is a plain value: workers are sent trials, never the module.
 """
 
@@ -20,7 +21,8 @@ from rayunlearn.errors import UserError, require, unknown_name
 OBJECTIVE_STAGES = ("unlearned", "calibrated")
 CALIBRATED = 0.95  # share of base's retention at which models are compared (2406.09179 evaluates 0.95 to 0.90)
 TUNINGS = ("shared", "per_cell", "none")
-NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "VERSION")
+NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "VERSION", "PRESETS")
+LAPTOP = "laptop"  # the preset that every experiment has: the file as it stands
 SEEDS = ("select.seed", "train.seed")
 # A search over these would ask for another corpus, another base model or another study in every trial.
 NOT_SEARCHED = ("stage", "data.", "model.", "method.forget", "method.retain", *SEEDS)
@@ -140,23 +142,27 @@ def axis_names(experiment: Experiment) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for grid in experiment.grids for axis in grid for name in axis.names))
 
 
-def load(path: str | Path) -> Experiment:
-    """Read an experiment file. The experiment's name is the file's stem.
+def load(path: str | Path, *, preset: str = LAPTOP) -> Experiment:
+    """Read an experiment file at one of its presets. The experiment's name is the file's stem.
 
     Raises UserError for a file that is missing or does not run, for a name that is missing, of the wrong type
-    or misspelt, and for an axis or a search name that no setting and no function has.
+    or misspelt, for an axis or a search name that no setting and no function has, and for a preset that the file does not have.
     """
     from rayunlearn.families import option_names  # the tables import torch; building an Experiment by hand does not
 
-    experiment = from_module(_import(Path(path)), name=Path(path).stem)
+    experiment = from_module(_import(Path(path)), name=Path(path).stem, preset=preset)
     check_names(experiment, known=(*field_names(), *option_names()))
     check_measured(experiment)
     return experiment
 
 
-def from_module(module: ModuleType, *, name: str) -> Experiment:
-    """The experiment that a module's BASE, AXES, SEARCH, BUDGET, OBJECTIVE and VERSION say."""
+def from_module(module: ModuleType, *, name: str, preset: str = LAPTOP) -> Experiment:
+    """The experiment that a module's BASE, AXES, SEARCH, BUDGET, OBJECTIVE and VERSION say.
+
+    A preset other than `laptop` is a version of its own (`1-paper`), so that its trials never stand among the others.
+    """
     _refuse_misspelt(module)
+    module = at_preset(module, preset)
     search = dict(_take(module, "SEARCH", Mapping, {}))
     for key, domain in search.items():
         require(isinstance(domain, Domain), f"SEARCH[{key!r}] must be a Range or a Choice", domain)
@@ -168,8 +174,21 @@ def from_module(module: ModuleType, *, name: str) -> Experiment:
         search=search,
         budget=_take(module, "BUDGET", Budget, Budget() if search else Budget(tuning="none")),
         objective=_take(module, "OBJECTIVE", Objective, Objective()),
-        version=_take(module, "VERSION", str, "1"),
+        version=_take(module, "VERSION", str, "1") + ("" if preset == LAPTOP else f"-{preset}"),
     )
+
+
+def at_preset(module: ModuleType, preset: str) -> ModuleType:
+    """A copy of the module in which the preset's names stand in the place of the file's."""
+    presets = {LAPTOP: {}} | dict(_take(module, "PRESETS", Mapping, {}))
+    if preset not in presets:
+        raise unknown_name("preset", preset, presets)
+    for name in presets[preset]:
+        if name not in NAMES[:-1]:
+            raise unknown_name(f"name in PRESETS[{preset!r}]", name, NAMES[:-1])
+    chosen = ModuleType(module.__name__, module.__doc__)
+    vars(chosen).update(vars(module) | presets[preset])
+    return chosen
 
 
 def grids_of(axes: Mapping[Any, Any] | tuple[Any, ...]) -> tuple[Grid, ...]:

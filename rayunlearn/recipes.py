@@ -50,6 +50,12 @@ def values(name: str) -> dict[str, Value]:
     return {setting: row.value for setting, row in RECIPES[name].settings.items()}
 
 
+def axis(name: str, changes: Mapping[str, Value] | None = None) -> dict[tuple[str, ...], tuple[tuple[Value, ...], ...]]:
+    """A recipe as an axis with one point, `changes` over it: the arms of an experiment may be published runs."""
+    point = values(name) | dict(changes or {})
+    return {tuple(point): (tuple(point.values()),)}
+
+
 def _read(source: str, settings: Mapping[str, Value]) -> dict[str, Setting]:
     """Settings that were read in one source."""
     return {name: Setting(value, source) for name, value in settings.items()}

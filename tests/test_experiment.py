@@ -193,3 +193,24 @@ def test_a_calibrated_objective_calibrates_at_095_unless_the_experiment_says_oth
     assert override(experiment, {"calibrate.tau": 0.8, "objective.stage": "calibrated"}).base.calibrate.tau == 0.8
     with pytest.raises(UserError, match=r"unknown objective\.stage 'calibratd'; did you mean 'calibrated'"):
         override(experiment, {"objective.stage": "calibratd"})
+
+
+PRESETS = f"""{GOOD}
+BIG = {{"BASE": Trial(train=Train(length=99)), "AXES": {{"select.ratio": (0.1,)}}, "SEARCH": {{}}}}
+PRESETS = {{"paper": BIG | {{"BUDGET": Budget(tuning="none")}}}}
+"""
+
+
+def test_a_preset_puts_its_names_in_the_place_of_the_file_s_and_is_a_version_of_its_own(tmp_path: Path) -> None:
+    plain, paper = (load(written(tmp_path, PRESETS), preset=name) for name in ("laptop", "paper"))
+    assert (plain.base.train.length, plain.version, len(plain.search)) == (10, "1", 2)
+    assert (paper.base.train.length, paper.version, len(paper.search)) == (99, "1-paper", 0)
+    assert paper.objective == plain.objective and axis_names(paper) == ("select.ratio",)
+
+
+def test_a_preset_that_is_not_there_or_names_something_else_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown preset 'papr'; did you mean 'paper'\?"):
+        load(written(tmp_path, PRESETS), preset="papr")
+    with pytest.raises(UserError, match=r"unknown name in PRESETS\['paper'\] 'AXIS'; did you mean 'AXES'\?"):
+        load(written(tmp_path, PRESETS.replace('"AXES"', '"AXIS"')), preset="paper")
+    assert load(written(tmp_path, GOOD), preset="laptop").version == "1"

@@ -85,17 +85,17 @@ def muse_books(shelf: Shelf, *, task: str = "raw", step: int = 1, words: int = 2
     return _muse(shelf, task, step, words, shots)
 
 
-def wmdp_bio(shelf: Shelf, *, corpora: bool = False) -> Parts:
+def wmdp_bio(shelf: Shelf, *, corpora: bool = False, documents: int = 0) -> Parts:
     """WMDP (2403.03218), biosecurity: 1,273 questions as split `forget`; MMLU's as `retain` where the folder `mmlu` stands beside them.
 
-    `corpora` also wants the gated texts, and says how to get them.
+    `corpora` also wants the gated texts, and says how to get them; `documents` takes the first n to forget (0: all).
     """
-    return _wmdp(shelf, "bio", corpora)
+    return _wmdp(shelf, "bio", corpora, documents)
 
 
-def wmdp_cyber(shelf: Shelf, *, corpora: bool = False) -> Parts:
-    """WMDP (2403.03218), cybersecurity: 1,987 questions as split `forget`. `corpora` as for `wmdp_bio`."""
-    return _wmdp(shelf, "cyber", corpora)
+def wmdp_cyber(shelf: Shelf, *, corpora: bool = False, documents: int = 0) -> Parts:
+    """WMDP (2403.03218), cybersecurity: 1,987 questions as split `forget`. `corpora` and `documents` as for `wmdp_bio`."""
+    return _wmdp(shelf, "cyber", corpora, documents)
 
 
 def mmlu(shelf: Shelf, *, part: str = "all", shots: int = 0) -> Parts:
@@ -297,7 +297,8 @@ def after_shots(document: Document, solved: Documents) -> Document:
     return Document(prompt=shots + document.prompt, answer=document.answer, wrong=document.wrong, topic=document.topic)
 
 
-def _wmdp(shelf: Shelf, subject: str, corpora: bool) -> Parts:
+def _wmdp(shelf: Shelf, subject: str, corpora: bool, documents: int) -> Parts:
+    require(documents >= 0, f"wmdp-{subject}.documents must be >= 0", documents)
     choices = shelf.choices(shelf.rows(f"wmdp-{subject}/test"), f"wmdp-{subject}")
     sides = {role: next((n for n in names if shelf.has(n)), "") for role, names in zip(("forget", "retain"), CORPORA[subject], strict=True)}
     wanted = GATED + ", ".join(f"{names[0]}.jsonl" for names in CORPORA[subject])
@@ -306,7 +307,7 @@ def _wmdp(shelf: Shelf, subject: str, corpora: bool) -> Parts:
     texts = {role: shelf.documents(name, {"answer": "text"}) for role, name in sides.items() if corpora}
     kept = _mmlu_beside(shelf, part="all")
     return Parts(
-        forget=texts.get("forget", ()),
+        forget=texts.get("forget", ())[: documents or None],
         retain=texts.get("retain", ()),
         probes={"forget": tuple(c.document for c in choices)} | ({"retain": kept.probes["mmlu"]} if kept else {}),
         true_letters={c.document.doc_id: c.true_letter for c in choices} | dict(kept.true_letters if kept else {}),

@@ -1,0 +1,50 @@
+"""Does any defence survive the panel? Sharpness-aware steps, weight averages, a capped loss, a masked loss, fewer and more wordings.
+
+Question: of what NPO unlearned, how much do relearning, training on unrelated text and solved questions bring back, and does
+a defence leave them less to bring back than plain NPO does?
+
+Hypothesis: flatness helps against training (Fan et al. 2502.05374 report it for SAM and weight averages on WMDP); a loss that counts
+only the best remembered tokens, one that stops at a cap, and a forget set with few wordings of each fact give more back.
+Refuted for a defence if its recovered fraction under relearning is not below plain NPO's (intervals apart), or if it forgets less to begin
+with: recovered fractions are read beside what was left.
+
+Arms: `plain`; `sam`; `average`; `token.cap` 40 nats a document; `token.keep` 0.3, the tokens still remembered best; and
+the diversity of the forget set, on a bed where every fact is told in 20 different documents: plain NPO on all of them and on
+a twentieth, which is one to three wordings of most facts. Rate and beta are tuned by four trials for each token rule and for
+plain NPO; wrapped NPO and the small forget set take plain NPO's.
+
+Two commands: `rayunlearn run experiments/defences.py`, then `rayunlearn attack runs/defences/1 --trials grid --seeds 1 --attacks
+relearning,heldout_relearning,unrelated_training,few_shot_retain`. Attacks run on base and gold as well.
+"""
+
+from rayunlearn import recipes
+from rayunlearn.config import Data, Method, Stop, Train, Trial
+from rayunlearn.experiment import Budget, Objective, Range
+
+BASE = Trial(
+    data=Data(name="domain", size="tiny", redundancy=20),
+    method=Method(forget="npo", retain="nll", layer=1),
+    train=Train(length=60, batch_size=8, learning_rate=1e-3),
+    stop=Stop(utility_floor=0.1, check_every=20),
+)
+SEEDS = {("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
+AXES = (
+    {"method.wrappers": ("", "sam", "average")} | SEEDS,
+    {"token.cap": (40.0,)} | SEEDS,
+    {"token.keep": (0.3,)} | SEEDS,
+    {"select.ratio": (0.05,)} | SEEDS,
+)
+SEARCH = {"train.learning_rate": Range(5e-4, 3e-3, log=True), "npo.beta": Range(0.005, 0.1, log=True)}
+BUDGET = Budget(tuning="shared", trials=4, batch=2)
+OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+
+RUNS = ("npo_zephyr_wmdp", "npo_sam_zephyr_wmdp", "npo_average_zephyr_wmdp")  # as released, each with its own hyperparameters
+PRESETS = {
+    "paper": {
+        "BASE": Trial(data=Data(name="wmdp-bio", path="wmdp", options="corpora=true")),
+        "AXES": tuple(recipes.axis(name) | SEEDS for name in RUNS),
+        "SEARCH": {},
+        "BUDGET": Budget(tuning="none"),
+        "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
+    }
+}
