@@ -1,5 +1,6 @@
 """The frontier on cells whose truth is known, and on a made run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import polars as pl
 import pytest
 
 from rayunlearn.errors import UserError
-from rayunlearn.results.frontier import Cell, Standard, cells_of, compare_all, frontier, frontier_in_words, frontier_of
+from rayunlearn.results.frontier import Cell, Standard, cells_of, chosen_by, compare_all, frontier, frontier_in_words, frontier_of
 from rayunlearn.results.store import open_run
 from tests import synthetic
 
@@ -124,3 +125,28 @@ def test_the_frontier_of_a_run_answers_per_method_and_selector(tmp_path: Path) -
     row = table.filter(pl.col("method") == "rmu + nll", pl.col("selector") == "random").row(0, named=True)
     assert (row["verdict"], row["ratio"], row["stopped_at"]) == ("shown", 0.25, 0.05)
     assert len(frontier_in_words(table, Standard(margin=0.1))) == 4
+
+
+def test_the_full_set_is_found_though_its_parts_have_settings_of_choosing() -> None:
+    """The full set is never chosen, so it has the default extractor where its parts have another; of a text arm the extractor stays."""
+    around = "data.name domain"
+    full = replace(made(1, 0.2), setting=f"{around}, select.extractor tfidf", whole=around)
+    part = replace(made(0.25, 0.2), setting=f"{around}, select.extractor log_odds", whole=around)
+    base = {part.setting: made(0, 0.95, seeds=1)}
+    table = frontier([full, part], base, Standard(margin=0.1))
+    assert only(table)["verdict"] == "shown"
+    assert frontier_in_words(table, Standard(margin=0.1))[0].startswith("npo + nll, random, data.name domain: 0.25 of the forget set is enough")
+    settings = {"select.name": ["random"], "select.extractor": ["log_odds"], "data.name": ["domain"]}
+    assert chosen_by(pl.DataFrame(settings)) == ["select.name", "select.extractor"]
+    assert chosen_by(pl.DataFrame(settings | {"select.text": ["keywords_only"]})) == ["select.name"]
+
+
+def test_a_sentence_names_what_tells_a_setting_from_others_of_its_data() -> None:
+    """Two corpora with a rate of their own each: the rate is not said. Two rates on one corpus: it is."""
+    rates = ("data.name people, train.learning_rate 0.1", "data.name domain, train.learning_rate 0.2")
+    more = "data.name people, train.learning_rate 0.3"
+    for settings, said in ((rates, "data.name people: "), ((*rates, more), "data.name people, train.learning_rate 0.1: ")):
+        cells = [replace(made(ratio, 0.2), setting=setting, whole=setting) for setting in settings for ratio in (1, 0.25)]
+        table = frontier(cells, {setting: made(0, 0.95, seeds=1) for setting in settings}, Standard(margin=0.1))
+        lines = frontier_in_words(table, Standard(margin=0.1))
+        assert [line for line in lines if line.startswith(f"npo + nll, random, {said}")]

@@ -48,7 +48,8 @@ class Standard:
 class Cell:
     """One method and selector at one ratio: forgetting and utility as (seeds, documents), all cells over the same documents.
 
-    `setting` is every other thing that varies, in words; `unmeasured` counts trials that ended without rows (diverged, failed).
+    `setting` is every other thing that varies, in words, and `whole` the same without what only a part has: the full set is not
+    chosen, so it has no extractor or strata to vary. `unmeasured` counts trials that ended without rows (diverged, failed).
     """
 
     setting: str
@@ -59,6 +60,7 @@ class Cell:
     forgetting: Numbers
     utility: Numbers
     unmeasured: int = 0
+    whole: str = ""
 
 
 COMPARISON = {
@@ -126,11 +128,11 @@ def frontier(cells: Sequence[Cell], base: Mapping[str, Cell], standard: Standard
     """
     parts = sorted((c for c in cells if c.ratio < 1), key=lambda c: (c.setting, c.method, c.selector, -c.ratio))
     families = [(key, list(group)) for key, group in groupby(parts, key=lambda c: (c.setting, c.method, c.selector))]
-    full = {(c.setting, c.method): c for c in cells if c.ratio == 1}
+    full = {(c.whole, c.method): c for c in cells if c.ratio == 1}
     each = replace(standard, alpha=standard.alpha / max(1, len(families)))
     rows = []
     for (setting, method, selector), smaller in families:
-        row = _walk_down(full.get((setting, method)), base.get(setting), smaller, each)
+        row = _walk_down(full.get((smaller[0].whole, method)), base.get(setting), smaller, each)
         rows.append({"setting": setting, "method": method, "selector": selector} | row)
     return pl.DataFrame(rows, schema=FRONTIER)
 
@@ -141,8 +143,9 @@ def frontier_of(run: Run, standard: Standard) -> pl.DataFrame:
 
 
 def frontier_in_words(table: pl.DataFrame, standard: Standard) -> list[str]:
-    """One sentence per row of a frontier."""
-    return [_sentence(row, standard.margin) for row in table.iter_rows(named=True)]
+    """One sentence per row of a frontier; of a setting what tells it from others of the same data, model and method."""
+    said = _telling(table.select("method", "setting").unique(maintain_order=True).rows())
+    return [_sentence(row | {"setting": said[row["method"], row["setting"]]}, standard.margin) for row in table.iter_rows(named=True)]
 
 
 def cells_of(run: Run, stage: str = "") -> tuple[list[Cell], dict[str, Cell]]:
@@ -154,11 +157,12 @@ def cells_of(run: Run, stage: str = "") -> tuple[list[Cell], dict[str, Cell]]:
     around = [name for name in settings if name.startswith(("data.", "model."))]
     grid, places = [], {}
     for _, rows in placed.filter(pl.col("role") == "grid").group_by([*CELL, *settings], maintain_order=True):
-        grid.append(_cell(_words(rows, settings), rows, matrices))
+        whole = _words(rows, [name for name in settings if name not in chosen_by(rows)])
+        grid.append(_cell(_words(rows, settings), whole, rows, matrices))
         places[_words(rows, settings)] = _words(rows, around)
     bases = {}
     for _, rows in placed.filter(pl.col("role") == "base").group_by(around or ["role"], maintain_order=True):
-        bases[_words(rows, around)] = _cell("", rows, matrices)
+        bases[_words(rows, around)] = _cell("", "", rows, matrices)
     return grid, {setting: bases[place] for setting, place in places.items() if place in bases}
 
 
@@ -209,6 +213,23 @@ def _stopped(cell: Cell, by: str, found: Difference | None, p: float, standard: 
     return row | needed | {"difference": found.mean, "over": found.over}
 
 
+def _telling(named: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """(method, setting) -> the setting without what all settings of that method, data and model share."""
+    groups: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for method, setting in named:
+        groups.setdefault((method, *_around(setting)), []).append((method, setting))
+    shared = {key: set.intersection(*({*setting.split(", ")} for _, setting in group)) for key, group in groups.items()}
+    return {
+        (method, setting): ", ".join(part for part in setting.split(", ") if part in key or part not in shared[key])
+        for key, group in groups.items()
+        for method, setting in group
+    }
+
+
+def _around(setting: str) -> tuple[str, ...]:
+    return tuple(part for part in setting.split(", ") if part.startswith(("data.", "model.")))
+
+
 def _sentence(row: Mapping[str, Any], margin: float) -> str:
     name = ", ".join(filter(None, (row["method"], row["selector"], row["setting"])))
     if row["verdict"] == "no full set":
@@ -243,13 +264,20 @@ def matrix_of(run: Run, split: str, metric: str, stage: str) -> tuple[dict[str, 
     return {trial: at for at, trial in enumerate(wide["trial_id"])}, values
 
 
-def _cell(setting: str, rows: pl.DataFrame, matrices: Sequence[tuple[Mapping[str, int], Numbers]]) -> Cell:
+def chosen_by(rows: pl.DataFrame) -> list[str]:
+    """Settings of a cell that say how its part was chosen and that a full set has not (`plan.whole_set`)."""
+    original = "select.text" not in rows.columns or rows["select.text"][0] in (None, "original")
+    return [n for n in rows.columns if n.startswith("select.") and (original or n in ("select.name", "select.stratified"))]
+
+
+def _cell(setting: str, whole: str, rows: pl.DataFrame, matrices: Sequence[tuple[Mapping[str, int], Numbers]]) -> Cell:
     trials = rows["trial_id"].unique(maintain_order=True).to_list()
     forgetting, utility = (values[[row_of[t] for t in trials if t in row_of]] for row_of, values in matrices)
     first = rows.row(0, named=True)
     method = str(first["method.forget"]) if first["method.retain"] == "none" else f"{first['method.forget']} + {first['method.retain']}"
     return Cell(
         setting=setting,
+        whole=whole,
         method=method,
         selector=str(first["select.name"]),
         ratio=float(first["select.ratio"] or 0.0),
