@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "--margin", metavar="M", type=float, default=0.1, help="difference of either metric that does not matter (default: 0.1)"
     )
     _add_attack(commands)
+    _add_explain(commands)
     list_parser = _add(
         commands, "list", show_list, "list methods, recipes, selectors, extractors, metrics (hyperparameters, defaults, sources) or experiments"
     )
@@ -88,6 +89,18 @@ def _add_attack(commands: Any) -> None:
     added.add_argument("--address", metavar="auto|local|ray://HOST:PORT|HOST:PORT", default="auto", help=ADDRESS_HELP)
     added.add_argument("--workers", metavar="N", type=int, default=0, help="attacks at once (default: one per CPU)")
     added.add_argument("--gpus-per-trial", metavar="F", type=float, help="as in `run`")
+
+
+def _add_explain(commands: Any) -> None:
+    added = _add(commands, "explain", explain, "show what the words of a question did for its answer, before and after a trial")
+    added.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    added.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
+    added.add_argument("--doc", metavar="ID", default="", help="question, or the beginning of its id (default: the first of the forget set)")
+    path_parser = _add(commands, "path", path, "measure the models on the straight line between the weights of two trials")
+    path_parser.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    path_parser.add_argument("first", metavar="TRIAL", help="trial id, or the beginning of it")
+    path_parser.add_argument("second", metavar="TRIAL", help="another trial of the same architecture")
+    path_parser.add_argument("--points", metavar="N", type=int, default=11, help="models that are measured, both ends counted (default: 11)")
 
 
 def _add_keywords(commands: Any) -> None:
@@ -368,6 +381,45 @@ def attack(chosen: argparse.Namespace) -> int:
     print_robustness(open_run(folder), console)
     console.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
     return conclude(result, chosen.words, console)
+
+
+def explain(chosen: argparse.Namespace) -> int:
+    """Heat maps from the run's rows; where there are none, of the trial's weights made again."""
+    import polars as pl
+
+    from rayunlearn.results.heatmap import pair_map, trial_maps
+    from rayunlearn.results.store import open_run
+    from rayunlearn.results.terminal import find_trial, print_heat_map
+
+    folder, console = Path(chosen.run), _console()
+    run = open_run(folder)
+    trial_id = find_trial(run.trials.select("trial_id").collect()["trial_id"].to_list(), chosen.trial)
+    maps = trial_maps(run, trial_id, chosen.doc)
+    if not maps:
+        require(bool(chosen.doc), "--doc must name a question where the run explains nothing (explain.documents 0)", chosen.doc)
+        from rayunlearn.explanation import looked_into
+        from rayunlearn.finished import finished_trial
+
+        made = looked_into(finished_trial(folder, trial_id), chosen.doc)
+        maps = [pair_map(doc, split, pl.DataFrame(before), pl.DataFrame(after)) for doc, split, before, after in made]
+    for heat in maps:
+        print_heat_map(heat, console)
+    console.print("blue: supports the right answer, orange: speaks against it; * key token; nats of mean log p", style="dim", highlight=False)
+    return DONE
+
+
+def path(chosen: argparse.Namespace) -> int:
+    """The line between two trials, and its barriers."""
+    from rayunlearn.explanation import between_trials
+    from rayunlearn.finished import finished_trial
+    from rayunlearn.results.faithfulness import path_section
+    from rayunlearn.results.terminal import print_section
+
+    require(chosen.points >= 3, "--points must be >= 3", chosen.points)
+    one, other = (finished_trial(Path(chosen.run), wanted) for wanted in (chosen.first, chosen.second))
+    rows = between_trials(one, other, points=chosen.points)
+    print_section(path_section(rows, one.trial_id, other.trial_id), _console())
+    return DONE
 
 
 def show_list(chosen: argparse.Namespace) -> int:

@@ -19,6 +19,8 @@ from rayunlearn.config import Attack, Explain, Trial
 from rayunlearn.connectivity import along
 from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import Encoded, encode_pair
+from rayunlearn.errors import require
+from rayunlearn.finished import Finished
 from rayunlearn.keywords.stop import ENGLISH
 from rayunlearn.keywords.words import Word, words_of
 from rayunlearn.methods.tokens import word_positions
@@ -57,13 +59,16 @@ class Focus:
 
 def asked_of(trial: Trial, workspace: Workspace, state: Loaded) -> list[Asked]:
     """The first `explain.documents` questions of every split in the order of their ids, which is as good as drawn."""
-    tokenizer, data = state.tokenizer, trial.data
     chosen = [(d, split) for split, part in workspace.corpus.probes.items() for d in _first(part, trial.explain.documents) if d.prompt]
-    sequences = [encode_pair(d.doc_id, d.prompt, d.answer, tokenizer, data.template, data.max_tokens) for d, _ in chosen]
-    return [
-        Asked(d, split, s, token_units(s, d.prompt, tokenizer, data.template), word_units(s, d.prompt, tokenizer, data.template))
-        for (d, split), s in zip(chosen, sequences, strict=True)
-    ]
+    return [asked_one(trial, state, document, split) for document, split in chosen]
+
+
+def asked_one(trial: Trial, state: Loaded, document: Document, split: str) -> Asked:
+    """A question with its ids and its parts."""
+    tokenizer, data = state.tokenizer, trial.data
+    sequence = encode_pair(document.doc_id, document.prompt, document.answer, tokenizer, data.template, data.max_tokens)
+    units = [part(sequence, document.prompt, tokenizer, data.template) for part in (token_units, word_units)]
+    return Asked(document, split, sequence, *units)
 
 
 def attributions(explain: Explain, state: Loaded, asked: Sequence[Asked]) -> Rows:
@@ -150,11 +155,41 @@ def paths(trial: Trial, workspace: Workspace, state: Loaded) -> Rows:
     starts = {"base": state.pristine}
     twin = full_set_twin(trial)
     if twin != trial:
-        from rayunlearn.remade import remade  # it imports the trial, which imports this
-
-        starts["full"] = weights_of(remade(twin, workspace))
+        starts["full"] = weights_of(remade_state(twin, workspace))
         state.model.load_state_dict(own)
     return [row for name, start in starts.items() for row in path_rows(trial, workspace, state, start, own, f"mode_connectivity:{name}", points)]
+
+
+def looked_into(finished: Finished, wanted: str) -> list[tuple[str, str, Rows, Rows]]:
+    """(doc_id, split, rows before, rows after) of every question whose id begins with `wanted`: of base, and of the trial's own weights.
+
+    For a trial that was not told to explain: its weights are made again. Raises UserError where no question fits.
+    """
+    trial, workspace = finished.trial, finished.workspace
+    found = [(d, split) for split, part in workspace.corpus.probes.items() for d in part if d.prompt and d.doc_id.startswith(wanted)]
+    require(bool(found), "--doc must be a question of the trial's probes, or the beginning of one's id", wanted)
+    state = reset(workspace.base)
+    asked = [asked_one(trial, state, document, split) for document, split in found]
+    before = attributions(trial.explain, state, asked)
+    after = attributions(trial.explain, remade_state(trial, workspace), asked)
+    return [(a.document.doc_id, a.split, _of(a, before), _of(a, after)) for a in asked]
+
+
+def between_trials(one: Finished, other: Finished, *, points: int) -> Rows:
+    """Rows of `curves` on the straight line from one trial's weights (x 0) to another's (x 1), asked the second one's probes.
+
+    Raises UserError where the two are not of one architecture, or `points` is below 3.
+    """
+    start = weights_of(remade_state(one.trial, one.workspace))
+    state = remade_state(other.trial, other.workspace)
+    return path_rows(other.trial, other.workspace, state, start, weights_of(state), f"mode_connectivity:{one.trial_id}", points)
+
+
+def remade_state(trial: Trial, workspace: Workspace) -> Loaded:
+    """`remade.remade`, which imports the trial, which imports this."""
+    from rayunlearn.remade import remade
+
+    return remade(trial, workspace)
 
 
 def path_rows(
@@ -180,6 +215,10 @@ def full_set_twin(trial: Trial) -> Trial:
 def weights_of(state: Loaded) -> dict[str, Tensor]:
     """A copy of what the model holds now, on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in state.model.state_dict().items()}
+
+
+def _of(asked: Asked, rows: Rows) -> Rows:
+    return [row for row in rows if (row["doc_id"], row["split"]) == (asked.document.doc_id, asked.split)]
 
 
 def _first(documents: Sequence[Document], n: int) -> list[Document]:

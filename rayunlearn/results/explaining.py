@@ -64,7 +64,8 @@ def emphasis_table(run: Run) -> pl.DataFrame:
 
     forgotten: questions that base answers right and the cell's model does not, mean over seeds; for base itself, questions it
     answers right. recovered: share of them that are right when key words are pointed out; random: when as many others are;
-    net: the paired difference. Each with _low and _high, 95 % bootstrap over seeds and questions. Split forget.
+    net: the paired difference. harmed: share of the retain questions that the cell's model answers right as asked and wrong when
+    their key words are pointed out. Each with _low and _high, 95 % bootstrap over seeds and questions.
     """
     right = _values(run, (RIGHT,), by="attack")
     rows = [_emphasis_row(cell, form, right) for cell in explained_cells(run) for form in _forms(run)]
@@ -133,6 +134,7 @@ EMPHASIS = {
     "key words": "share of them answered right when the words that base's answer hangs on are pointed out",
     "random words": "the same with as many other words of the question",
     "difference": "key words minus random words, question by question",
+    "retain harmed": "share of the retain questions that this model answers right as asked and wrong with the key words pointed out",
 }
 DAMAGE = {
     "destroyed": "share of the retain questions that base answers right and this model does not",
@@ -156,7 +158,7 @@ def explained_sections(run: Run) -> list[Section]:
     if not explained_cells(run):
         return []
     emphasis = [
-        (r["cell"], r["form"].replace("_", " "), f"{r['forgotten']:.1f}", *(with_interval(r, n) for n in ("recovered", "random", "net")))
+        (r["cell"], r["form"].replace("_", " "), f"{r['forgotten']:.1f}", *(with_interval(r, n) for n in ("recovered", "random", "net", "harmed")))
         for r in emphasis_table(run).iter_rows(named=True)
     ]
     return [
@@ -246,7 +248,14 @@ def _emphasis_row(cell: Cell, form: str, right: Values) -> dict[str, Any]:
     row["forgotten"] = len(both) / len(cell.trial_ids)
     for name, values in named:
         row |= spread(name, bootstrap_interval(values))
-    return row
+    return row | spread("harmed", bootstrap_interval(_harmed(cell, form, right)))
+
+
+def _harmed(cell: Cell, form: str, right: Values) -> Numbers:
+    """(trials, retain questions): 1 where the emphasised question is answered wrong, 0 where right; NaN where it was wrong as asked."""
+    plain, asked = right.get(("none", "retain"), {}), right.get((f"{KEY}:{form}", "retain"), {})
+    kept = {k: float(value != 1) for k, value in asked.items() if plain.get(k) == 1 and k[0] in cell.trial_ids}
+    return matrix(cell.trial_ids, sorted({d for _, d in kept}), kept)
 
 
 def _damage_row(cell: Cell, right: Values, words: Values) -> dict[str, Any]:

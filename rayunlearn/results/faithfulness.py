@@ -10,7 +10,7 @@ from rayunlearn.results.analysis import bootstrap_interval, placed_trials
 from rayunlearn.results.attacks import recovery_table
 from rayunlearn.results.explaining import RIGHT, attribution_frames, matrix, rank_correlation, share, spread, view_of
 from rayunlearn.results.store import Run
-from rayunlearn.results.words import UNKNOWN, Section, kept_words, number, with_interval
+from rayunlearn.results.words import UNKNOWN, Section, kept_words, mean_of, number, with_interval
 
 SAME = ("method.forget", "method.retain", "train.seed", "corpus_digest", "model_digest")  # what a trial shares with its full-set model
 CELL = ("method.forget", "method.retain", "select.name", "select.ratio")
@@ -31,6 +31,19 @@ def barrier(values: Sequence[float], *, higher_is_better: bool) -> float:
     x = np.linspace(0, 1, len(path))
     behind = (1 - x) * path[0] + x * path[-1] - path
     return float(max(0.0, (behind if higher_is_better else -behind).max()))
+
+
+def path_section(rows: Sequence[Mapping[str, Any]], start: str, end: str) -> Section:
+    """A path between two trials for reading: answer probability at every point, and in the last row the barrier, split by split."""
+    splits = [split for split in SPLITS if any(row["split"] == split for row in rows)]
+    known = {(row["split"], row["x"]): row["value"] for row in rows if row["metric"] == "probability"}
+    places = sorted({x for _, x in known})
+    cells = [(f"{x:.2f}", *(mean_of(known[split, x]) for split in splits)) for x in places]
+    heights = [barrier([known[split, x] for x in places], higher_is_better=split != "forget") for split in splits]
+    caption = f"Mean answer probability; 0 is {start}, 1 is {end}. Barrier: how far the path falls behind the straight line between its ends."
+    headers = {"share of the second": "x of (1 - x) first + x second", **dict.fromkeys(splits, "mean answer probability")}
+    view = view_of(headers, [*cells, ("barrier", *(mean_of(height) for height in heights))])
+    return Section(anchor="path", title="On the straight line", caption=caption, view=view)
 
 
 def faithfulness_table(run: Run) -> pl.DataFrame:
@@ -158,7 +171,7 @@ def recovered_by_cell(run: Run) -> dict[str, dict[tuple[Any, ...], str]]:
 
 def _recovered(values: Sequence[float]) -> str:
     if len(values) == 1:
-        return f"{values[0]:.2f}"
+        return f"{round(values[0], 2) + 0.0:.2f}"  # no minus before a zero
     return with_interval(spread("recovered", bootstrap_interval(np.array(values).reshape(-1, 1))), "recovered")
 
 

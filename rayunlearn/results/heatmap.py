@@ -6,7 +6,6 @@ from typing import Any
 
 import polars as pl
 
-from rayunlearn.errors import UserError
 from rayunlearn.results.explaining import RIGHT, explained_cells
 from rayunlearn.results.store import Run
 
@@ -65,6 +64,12 @@ def maps_of(run: Run, wanted: Iterable[tuple[str, str]], trials: Sequence[tuple[
     return maps
 
 
+def pair_map(doc_id: str, split: str, before: pl.DataFrame, after: pl.DataFrame, *, unit: str = "token") -> HeatMap:
+    """One question before and after, from rows of `attributions` of one model each."""
+    lines = [line_of(name, "", rows.filter(pl.col("unit") == unit)) for name, rows in (("before (base)", before), ("after", after))]
+    return HeatMap(doc_id, split, tuple(lines))
+
+
 def page_maps(run: Run) -> list[HeatMap]:
     """The first forget questions that base answers right, in the order of their ids, through base, gold and the first seed of each cell."""
     cells = [cell for cell in explained_cells(run) if cell.role != "control"]
@@ -80,7 +85,7 @@ def page_maps(run: Run) -> list[HeatMap]:
 def trial_maps(run: Run, trial_id: str, wanted: str) -> list[HeatMap]:
     """Before (base) and after of one trial; `wanted` is a doc_id, the beginning of one, or '' for the page's questions.
 
-    Empty where the run has no attributions of the trial or of its base. Raises UserError for a document that it was not asked.
+    Empty where the run has no attributions of the trial, of its base or of that question.
     """
     cell = next((cell for cell in explained_cells(run) if trial_id in cell.trial_ids), None)
     if cell is None:
@@ -90,10 +95,7 @@ def trial_maps(run: Run, trial_id: str, wanted: str) -> list[HeatMap]:
     known = sorted((str(split), str(doc)) for split, doc in asked.iter_rows())
     if not wanted:
         return maps_of(run, [place for place in known if place[0] == "forget"][:SHOWN], trials)
-    found = [place for place in known if place[1].startswith(wanted)]
-    if not found:
-        raise UserError(f"no question {wanted!r} among the {len(known)} that trial {trial_id} was asked; forget: {_some(known)}")
-    return maps_of(run, found, trials)
+    return maps_of(run, [place for place in known if place[1].startswith(wanted)], trials)
 
 
 def answers_of(run: Run, trial_ids: Sequence[str]) -> dict[tuple[str, str, str], str]:
@@ -111,8 +113,3 @@ def answer_words(values: Mapping[str, Any]) -> str:
     """`probability 0.98, right`: right where the greedy text is the answer."""
     said = [f"probability {values['probability']:.2f}"] if "probability" in values else []
     return ", ".join([*said, *(["right" if values[RIGHT] == 1 else "wrong"] if RIGHT in values else [])])
-
-
-def _some(known: Sequence[tuple[str, str]]) -> str:
-    names = [doc for split, doc in known if split == "forget"]
-    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
