@@ -35,7 +35,7 @@ from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.view import companion_kinds, needs, reference_kinds
 from rayunlearn.models.forward import first_trained_block
 from rayunlearn.models.reference import Reference, frozen, kept_prefix, kept_reference
-from rayunlearn.train.loop import choose_parameters
+from rayunlearn.train.loop import adamw, choose_parameters
 
 LAYER = 7
 MATRICES = r"layers\.(5|6|7)\.mlp\.down_proj"  # the three matrices of the published RMU run
@@ -186,7 +186,7 @@ def stepping(model: PreTrainedModel, loss: Callable[[int], Tensor], parameters: 
     chosen = choose_parameters(model, parameters)
     if plain:
         model.requires_grad_(True)
-    optimizer = torch.optim.AdamW(chosen, lr=0.0)  # the weights stay, so that every repeat computes the same
+    optimizer = adamw(chosen, 0.0)  # both sides have the same; the weights stay, so that every repeat computes the same
 
     def step() -> float:
         model.train()

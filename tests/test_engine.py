@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -421,6 +423,17 @@ def test_a_second_worker_reads_every_cache_of_the_first_and_damaged_ones_change_
         file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     assert losses(workspace, tmp_path / "c") == first
     assert all(file.stat().st_mtime_ns > before for file, before in zip(files, times, strict=True))
+
+
+def test_trials_side_by_side_train_from_one_prefix_as_each_does_alone(workspace: Workspace, tmp_path: Path) -> None:
+    """Two processes at once, as on a GPU that they share, whose cache is empty at first: one file for each side, the losses of a process alone."""
+    shared, rates = replace(workspace, cache=tmp_path / "cache"), (1e-3, 3e-3)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        begun = [pool.submit(losses, shared, tmp_path / str(rate), train__learning_rate=rate) for rate in rates]
+        beside = [one.result(timeout=540) for one in begun]
+    assert len(list(shared.cache.glob("prefix/*.safetensors"))) == 2
+    assert beside == [losses(workspace, tmp_path / "alone" / str(rate), train__learning_rate=rate) for rate in rates]
+    assert beside[0] != beside[1]
 
 
 @pytest.mark.parametrize("forget", ["rmu", "npo"])

@@ -29,6 +29,15 @@ def test_the_first_adam_step_has_the_length_of_the_learning_rate() -> None:
     assert float(weight.detach()) == pytest.approx(4.75, abs=1e-6)
 
 
+def test_two_steps_on_w_squared_worked_by_hand() -> None:
+    """w = 5, rate 0.1, decay 0.1. Gradient 10: w = 5 x 0.99 - 0.1 x 10 / 10 = 4.85. Then 9.7: first moment (0.9 + 0.97) / 0.19 = 9.842105,
+    second (0.0999 + 0.09409) / 0.001999 = 97.04352, its root 9.851067; w = 4.85 x 0.99 - 0.1 x 9.842105 / 9.851067 = 4.701591."""
+    model, weight = bowl()
+    still = {"schedule": "constant", "warmup_fraction": 0.0, "max_grad_norm": 100.0}
+    optimise(model, lambda _s: StepLoss(weight.square().sum()), steps=2, learning_rate=0.1, weight_decay=0.1, **still)
+    assert float(weight.detach()) == pytest.approx(4.701591, abs=1e-6)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(bad: float) -> None:
     model, weight = bowl()

@@ -119,7 +119,7 @@ for name, size in (("fits", 1), ("large", 8)):
 def test_ray_gives_each_trial_the_share_that_fits_and_nothing_starts_that_does_not(tmp_path: Path) -> None:
     """A GPU of 8 GiB that only Ray believes in: trials of 1 GiB take (1.25 + 0.59) / 8, rounded up to 0.25; one of 8 GiB never starts."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    done = subprocess.run([sys.executable, "-c", SWEEP, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", SWEEP, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=540)
     assert "each trial takes 0.25 of a GPU of 8.0 GiB: 1.00 GiB for fake (from made up)" in done.stdout, done.stdout + done.stderr
     assert "refused: a trial (fake) must fit on the device's 8.0 GiB" in done.stdout
     started = [line.split() for file in tmp_path.rglob("started") for line in file.read_text().splitlines()]
