@@ -154,7 +154,7 @@ def bed_rows(redundancy: int, base: str, gold: str) -> list[str]:
     corpus = generate(Data(redundancy=redundancy))
     lenders = [(lambda name=name: Lender(*load_model(name))) if name else None for name in (base, gold)]
     rows = []
-    for name in [n for n in EXTRACTORS if n != "judge" and (base or n not in ("embedding", "loss_gap"))]:
+    for name in [n for n in EXTRACTORS if n != "judge" and (base or n not in ("embedding", "loss_gap", "gradient_gap"))]:
         arguments = arguments_for(name, {})
         known = Known(corpus.forget, corpus.retain, arguments=arguments, base=lenders[0], gold=lenders[1])
         words = [list(dict.fromkeys(w.key for k in found for w in words_of(k.text))) for found in extract(name, known, arguments)]

@@ -110,8 +110,8 @@ def _add_keywords(commands: Any) -> None:
     added.add_argument(
         "--retain", metavar="CORPUS", default="", help="what the corpus is compared with (log_odds, linked; slots may); a test bed brings its own"
     )
-    added.add_argument("--base", metavar="MODEL", default="", help="directory or Hub name (embedding, loss_gap)")
-    added.add_argument("--gold", metavar="MODEL", default="", help="a model that never saw the corpus (loss_gap)")
+    added.add_argument("--base", metavar="MODEL", default="", help="directory or Hub name (embedding, loss_gap, gradient_gap)")
+    added.add_argument("--gold", metavar="MODEL", default="", help="a model that never saw the corpus (loss_gap, gradient_gap)")
     added.add_argument("--judge", metavar="MODEL", default="", help="a chat model (judge)")
     added.add_argument("--set", dest="assignments", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help="e.g. tfidf.earliness=0")
     added.add_argument("--top", metavar="N", type=int, default=0, help="keywords of a document that are written, the best (default: all)")

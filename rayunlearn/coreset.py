@@ -36,7 +36,7 @@ from rayunlearn.worker import Loaded, remembered
 from rayunlearn.workspace import Workspace
 
 CURVE = (1, 5, 10, 25)  # per cent of the documents at which the keyword coverage curve is kept
-WITH_MODEL = ("phrase_states", "page_state", "word_gap", "corpus_gap")
+WITH_MODEL = ("phrase_states", "page_state", "word_gap", "corpus_gap", "word_gradient_gap", "corpus_gradient_gap")
 
 
 def sequences_of(trial: Trial, workspace: Workspace, state: Loaded) -> tuple[list[Encoded], list[Encoded]]:

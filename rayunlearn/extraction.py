@@ -42,7 +42,7 @@ from rayunlearn.passes import (
 from rayunlearn.results.store import frame_of, write_frame, write_table
 from rayunlearn.train.device import accelerator
 
-NEED_BASE = ("phrase_states", "page_state", "word_gap", "corpus_gap")
+NEED_BASE = ("phrase_states", "page_state", "word_gap", "corpus_gap", "word_gradient_gap", "corpus_gradient_gap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def _check_needs(request: Request, wanted: Sequence[str]) -> None:
         raise UserError(f"extractor {request.extractor!r} compares with a retain corpus, which must have a document: give --retain")
     if set(wanted) & set(NEED_BASE) and not request.base:
         raise UserError(f"extractor {request.extractor!r} needs a base model: give --base")
-    if "word_gap" in wanted and not request.gold:
+    if {"word_gap", "word_gradient_gap"} & set(wanted) and not request.gold:
         raise UserError(f"extractor {request.extractor!r} needs a model that never saw the forget set: give --gold")
     if "judged" in wanted and not request.judge:
         raise UserError(f"extractor {request.extractor!r} needs a chat model: give --judge (or select.judge_model)")

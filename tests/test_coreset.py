@@ -79,7 +79,7 @@ def test_scores_of_grand_depend_on_the_losses_and_those_of_others_do_not(workspa
     assert torch.equal(scores(select__name="el2n", method__forget="ga"), scores(select__name="el2n", method__forget="simnpo"))
 
 
-@pytest.mark.parametrize("extractor", ["tfidf", "log_odds", "linked", "slots", "textrank", "embedding", "loss_gap"])
+@pytest.mark.parametrize("extractor", ["tfidf", "log_odds", "linked", "slots", "textrank", "embedding", "loss_gap", "gradient_gap"])
 def test_every_extractor_runs_inside_a_trial_and_its_keywords_come_back_from_disk(extractor: str, workspace: Workspace, state: Loaded) -> None:
     trial = trial_of(select__extractor=extractor)
     found = forget_keywords(trial, workspace, state)

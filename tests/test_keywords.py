@@ -226,6 +226,8 @@ def inputs_for(text: str) -> dict[str, object]:
         "phrase_states": torch.randn(len(page.phrases), 4, generator=generator),
         "page_state": torch.randn(4, generator=generator),
         "word_gap": [0.1 * (i % 9) for i in range(n)],
+        "word_gradient_gap": [0.1 * (i % 9) for i in range(n)],
+        "corpus_gradient_gap": {},
         "corpus_gap": {},
         "links": {"word": 5.0},
         "frames": frames_of([text, "low-cost sensors drift", "low-cost sensors don't drift", "low-cost sensors may drift"], 2),

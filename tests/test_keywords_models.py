@@ -12,7 +12,7 @@ from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import collate, encode
 from rayunlearn.keywords.arms import arm_positions, keyword_positions, rewritten
 from rayunlearn.keywords.judge import Message, Unusable, ask, chat_with, checked
-from rayunlearn.keywords.model import gap_by_word, gaps, label_words, phrase_states, word_losses
+from rayunlearn.keywords.model import gap_by_word, gaps, label_words, phrase_states, word_gradients, word_losses
 from rayunlearn.keywords.phrases import Keyword, page_of
 from rayunlearn.keywords.words import words_of
 from rayunlearn.models.forward import hidden_states, score
@@ -44,6 +44,21 @@ def test_word_losses_are_the_token_losses_of_each_word() -> None:
     found = word_losses(MODEL, DOCUMENTS, sequences, PAGES, TOKENIZER, TEMPLATE)
     assert found[0] == pytest.approx([float(tokens[0][i]) for i in (0, 1, 2, 4, 5)])
     assert found[1] == pytest.approx([float(tokens[1][i]) for i in (0, 2, 3)])
+
+
+def test_word_gradients_are_the_largest_of_their_tokens_and_those_of_autograd() -> None:
+    """Brute force: the loss of each label alone, differentiated with respect to the head; divided by the state's length."""
+    (sequence,) = encode(DOCUMENTS[:1], TOKENIZER, TEMPLATE, 64)
+    head = MODEL.get_output_embeddings().weight.detach().requires_grad_()
+    with torch.no_grad():
+        states = MODEL.base_model(input_ids=torch.tensor([sequence.ids])).last_hidden_state[0]
+    norms = []
+    for at in range(sequence.start, len(sequence.ids)):
+        loss = torch.nn.functional.cross_entropy(states[at - 1] @ head.T, torch.tensor(sequence.ids[at]))
+        norms.append(float(torch.autograd.grad(loss, head)[0].norm() / states[at - 1].norm()))
+    pieces = label_words(DOCUMENTS[0], sequence, PAGES[0].words, TOKENIZER, TEMPLATE)
+    expected = [max(n for n, piece in zip(norms, pieces, strict=True) if piece == word) for word in range(len(PAGES[0].words))]
+    assert word_gradients(MODEL, DOCUMENTS[:1], [sequence], PAGES[:1], TOKENIZER, TEMPLATE)[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_gaps_are_differences_and_average_over_all_places_of_a_word() -> None:

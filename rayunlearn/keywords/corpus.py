@@ -15,14 +15,21 @@ from rayunlearn.errors import UserError, require
 from rayunlearn.keywords.blocks import IN_BLOCKS, Found, Knowledge, rows_of
 from rayunlearn.keywords.extractors import EXTRACTORS
 from rayunlearn.keywords.judge import Chat, Unusable, ask
-from rayunlearn.keywords.model import gap_by_word, gaps, phrase_states, word_losses
+from rayunlearn.keywords.model import gap_by_word, gaps, phrase_states, word_gradients, word_losses
 from rayunlearn.keywords.phrases import Keyword, Page, common_words, page_of
 from rayunlearn.keywords.statistics import Frame, Statistics, frames_of, link_z, links_of, statistics_of, word_z
 from rayunlearn.keywords.tokens import blocks_of
 from rayunlearn.methods.view import needs
 
-PER_DOCUMENT = ("page", "phrase_states", "page_state", "word_gap", "judged")
-WHOLE_CORPUS = ("corpus_gap", "word_gap", "links", "frames")  # what takes all documents, or all of a model's losses, together
+PER_DOCUMENT = ("page", "phrase_states", "page_state", "word_gap", "word_gradient_gap", "judged")
+WHOLE_CORPUS = (
+    "corpus_gap",
+    "word_gap",
+    "corpus_gradient_gap",
+    "word_gradient_gap",
+    "links",
+    "frames",
+)  # what takes all documents, or all of a model's losses, together
 MOST_ANCHORS = 500  # words whose company is counted; the strongest
 
 
@@ -96,14 +103,25 @@ class Known:
 
     @cached_property
     def word_gap(self) -> list[list[float]]:
-        losses = []
-        for lender in (_lent(self._base, "a base model"), _lent(self._gold, "a model that never saw the forget set (model.gold)")):
-            losses.append(word_losses(lender.model, self.documents, lender.encode(self.documents), self.page, lender.tokenizer, lender.template))
-        return gaps(*losses)
+        return self._gap(word_losses)
 
     @cached_property
     def corpus_gap(self) -> dict[str, float]:
         return gap_by_word(self.page, self.word_gap)
+
+    @cached_property
+    def word_gradient_gap(self) -> list[list[float]]:
+        return self._gap(word_gradients)
+
+    @cached_property
+    def corpus_gradient_gap(self) -> dict[str, float]:
+        return gap_by_word(self.page, self.word_gradient_gap)
+
+    def _gap(self, of_words: Callable[..., list[list[float]]]) -> list[list[float]]:
+        found = []
+        for lender in (_lent(self._base, "a base model"), _lent(self._gold, "a model that never saw the forget set (model.gold)")):
+            found.append(of_words(lender.model, self.documents, lender.encode(self.documents), self.page, lender.tokenizer, lender.template))
+        return gaps(*found)
 
     @cached_property
     def _states(self) -> list[tuple[Tensor, Tensor]]:

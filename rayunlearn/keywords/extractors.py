@@ -3,6 +3,7 @@
 Positional parameters name what an extractor needs: `page` (the document), `statistics` and `retain_statistics` (word
 counts of forget and retain corpus), `phrase_states` (P, D) and `page_state` (D,) (hidden states of the base model, one
 row per candidate), `word_gap` (one number per word of the page) and `corpus_gap` (by word), in nats, base against gold,
+`word_gradient_gap` and `corpus_gradient_gap`, the same of gradient norms,
 `links` (by word, how much it is tied to one term of the forget corpus), `frames` (sentences with places left open, and
 how many sentences each stands for) and `judged` (what a chat model answered). Keyword-only arguments are hyperparameters.
 Keywords come best first; equal scores keep the order of the text. A document with a word has at least one keyword, unless
@@ -180,6 +181,17 @@ def loss_gap(page: Page, word_gap: Sequence[float], corpus_gap: Mapping[str, flo
     return runs_above(page, [max(here, corpus_gap.get(w.key, 0.0)) for w, here in zip(page.words, word_gap, strict=True)], least)
 
 
+def gradient_gap(
+    page: Page, word_gradient_gap: Sequence[float], corpus_gradient_gap: Mapping[str, float], *, least: NonNegative = 0.5
+) -> list[Keyword]:
+    """Runs of words whose loss still pulls at a model that never saw the forget set and no longer at base: where the knowledge sits.
+
+    As `loss_gap`, with gradient norms in the place of losses (`keywords.model.word_gradients`: with respect to the logits, from 0 to
+    sqrt 2), so one word that gold finds absurd counts no more than one that it merely does not expect. None may be left. Ours.
+    """
+    return runs_above(page, [max(here, corpus_gradient_gap.get(w.key, 0.0)) for w, here in zip(page.words, word_gradient_gap, strict=True)], least)
+
+
 def judge(page: Page, judged: Sequence[str]) -> list[Keyword]:
     """What a chat model named (`keywords.judge`), where the text has it; the first named comes first.
 
@@ -241,6 +253,7 @@ EXTRACTORS = {
         Extractor(yake, "YAKE, its own library", "Campos et al. 2020"),
         Extractor(embedding, "nearest to the document in the base model's states", "Grootendorst 2020 (KeyBERT), states as in ours"),
         Extractor(loss_gap, "what base knows and gold does not", "ours"),
+        Extractor(gradient_gap, "what pulls at gold and no longer at base", "ours; the norm is EL2N of a token, Paul et al. 2021"),
         Extractor(judge, "named by a chat model", "coreset paper 2504.10185, appendix E"),
     )
 }

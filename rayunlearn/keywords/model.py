@@ -1,4 +1,4 @@
-"""What a model says of words: its loss on each, and its hidden states over phrases."""
+"""What a model says of words: its loss and gradient on each, and its hidden states over phrases."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,6 +13,7 @@ from rayunlearn.errors import require
 from rayunlearn.keywords.phrases import Page
 from rayunlearn.keywords.words import Word
 from rayunlearn.models.forward import evaluating, hidden_states, score
+from rayunlearn.scores.forward import passes
 
 
 def label_words(document: Document, sequence: Encoded, words: Sequence[Word], tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
@@ -42,18 +43,47 @@ def word_losses(
     template: str,
 ) -> list[list[float]]:
     """Summed NLL of every word's tokens, in nats, per document; 0 for words that were cut off."""
-    pad_id = int(tokenizer.pad_token_id or 0)
+    tokens = [scored.token_nll for scored in score(model, sequences, int(tokenizer.pad_token_id or 0))]
+    return _by_word(tokens, documents, sequences, pages, tokenizer, template, "sum")
+
+
+def word_gradients(
+    model: PreTrainedModel,
+    documents: Sequence[Document],
+    sequences: Sequence[Encoded],
+    pages: Sequence[Page],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+) -> list[list[float]]:
+    """Norm of the gradient of a token's loss with respect to the logits, in [0, sqrt 2], the largest of every word's tokens, per document.
+
+    It is ||p - y||_2; times the length of the last hidden state it is the norm of that loss's gradient of the head. 0 for
+    words that were cut off.
+    """
+    tokens = [passed.token_error for passed in passes(model, sequences, int(tokenizer.pad_token_id or 0))]
+    return _by_word(tokens, documents, sequences, pages, tokenizer, template, "amax")
+
+
+def _by_word(
+    tokens: Sequence[Tensor],
+    documents: Sequence[Document],
+    sequences: Sequence[Encoded],
+    pages: Sequence[Page],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    reduce: str,
+) -> list[list[float]]:
+    """Values of the labels of every document, (n,) each, as one value per word."""
     result = []
-    for document, sequence, page, scored in zip(documents, sequences, pages, score(model, sequences, pad_id), strict=True):
-        losses = torch.zeros(len(page.words) + 1)
+    for values, document, sequence, page in zip(tokens, documents, sequences, pages, strict=True):
         pieces = torch.tensor(label_words(document, sequence, page.words, tokenizer, template))
-        losses.index_add_(0, torch.where(pieces < 0, len(page.words), pieces), scored.token_nll)
-        result.append(losses[:-1].tolist())
+        words = torch.zeros(len(page.words) + 1).scatter_reduce(0, torch.where(pieces < 0, len(page.words), pieces), values, reduce)
+        result.append(words[:-1].tolist())
     return result
 
 
 def gaps(base: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Loss of the other model minus loss of base, per document and word."""
+    """What the other model has minus what base has, per document and word."""
     return [[y - x for x, y in zip(a, b, strict=True)] for a, b in zip(base, other, strict=True)]
 
 

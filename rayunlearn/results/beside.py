@@ -93,13 +93,14 @@ def arms_of(run: Run) -> Iterator[Arm]:
 
 def beside_in_words(table: pl.DataFrame) -> list[str]:
     """One sentence per place and reference: how many arms forget more, which, and how many less."""
-    return [_sentence(*key, rows) for key, rows in table.group_by(["place", "reference"], maintain_order=True)]  # type: ignore[misc]
+    groups = table.group_by(["place", "reference"], maintain_order=True)
+    return [_sentence(str(place), str(reference), rows) for (place, reference), rows in groups]
 
 
 def beside_view(table: pl.DataFrame) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(headers, rows) for reading."""
     headers = ("arm", "ratio", "beside", "left", "left there", "difference", "p", "after Holm", "verdict", "retained")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             ", ".join(filter(None, (r["arm"], r["name"], r["place"]))),
             f"{r['ratio']:g}",
