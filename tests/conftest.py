@@ -5,12 +5,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from hypothesis import settings
 
 from rayunlearn.config import Trial
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.testbed import generate
 from rayunlearn.train.teach import teach
 
+settings.register_profile("untimed", deadline=None)  # a property is not wrong because the machine is busy
+settings.load_profile("untimed")
 torch.set_num_threads(1)  # as a trial on a CPU runs; models this small only wait for a second thread
 
 
