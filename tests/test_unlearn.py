@@ -180,7 +180,7 @@ def test_two_processes_share_the_pieces_of_a_step_and_the_gradient() -> None:
     root = Path(__file__).parents[1]
     settings = [{**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
     both = [subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) for environment in settings]
-    said = [process.communicate(timeout=120)[0].strip() for process in both]
+    said = [process.communicate(timeout=540)[0].strip() for process in both]
     assert said[0].startswith("[0, 2, 4] ") and said[1].startswith("[1, 3, 5] ")
     assert said[0].partition("] ")[2] == said[1].partition("] ")[2], "both end at the same weight with the same gradients"
     assert "[9.0, 4.0, " in said[0]
