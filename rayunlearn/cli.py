@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayunlearn.config import Data, parse_assignments
 from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.results.mirror import brought, output_place, refresh, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,12 +51,12 @@ def parser() -> argparse.ArgumentParser:
     _add_experiment(commands, "plan", plan, "say what `run` would do, how long it takes and what it needs, without Ray")
     _add_experiment(commands, "prepare", prepare, "build the corpora and teach the base and gold models, nothing else", on_cluster=True)
     report_parser = _add(commands, "report", report, "rebuild the table and report.html of a run from its Parquet files")
-    report_parser.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    report_parser.add_argument("run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1")
     show_parser = _add(commands, "show", show, "print one trial: its settings, its fate, its numbers")
-    show_parser.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    show_parser.add_argument("run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1")
     show_parser.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
     frontier_parser = _add(commands, "frontier", frontier, "test which part of the forget set does what the whole does, within a margin")
-    frontier_parser.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    frontier_parser.add_argument("run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1")
     frontier_parser.add_argument(
         "--margin", metavar="M", type=float, default=0.1, help="difference of either metric that does not matter (default: 0.1)"
     )
@@ -76,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_attack(commands: Any) -> None:
     added = _add(commands, "attack", attack, "attack trials of a run, print what came back, beside base, gold and controls")
-    added.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    added.add_argument("run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1")
     which = "best (default): most forgotten at kept utility, one per method; pareto; grid: every cell; or ids, separated by commas"
     added.add_argument("--trials", metavar="best|pareto|grid|ID,ID", default="best", help=which)
     added.add_argument("--panel", metavar="quick|black_box|full", default="quick", help="which attacks (default: quick; see docs/attacks.md)")
@@ -202,7 +203,7 @@ def submit(chosen: argparse.Namespace) -> int:
         words=tuple(_words_of_the_job(chosen, file.relative_to(folder))),
         experiment=experiment.name,
         version=experiment.version,
-        output=str(chosen.output),
+        output=shown(chosen.output),
         folder=folder,
         include=tuple(chosen.include),
         variables={name: os.environ[name] for name in chosen.variables},
@@ -214,7 +215,7 @@ def submit(chosen: argparse.Namespace) -> int:
 
 
 def _words_of_the_job(chosen: argparse.Namespace, file: Path) -> list[str]:
-    words = ["python", "-m", "rayunlearn", "run", file.as_posix(), "--output", str(chosen.output)]
+    words = ["python", "-m", "rayunlearn", "run", file.as_posix(), "--output", shown(chosen.output)]
     for name in ("preset", "recipe", "version", "workers", "gpus_per_trial"):
         value = getattr(chosen, name)
         words += [f"--{name.replace('_', '-')}", str(value)] if value not in ("", None, 0, "laptop") else []
@@ -305,6 +306,7 @@ def plan(chosen: argparse.Namespace) -> int:
 
     experiment, work = _experiment(chosen), unlearning()
     folder = run_folder(chosen.output, experiment)
+    refresh(folder)
     results = {} if experiment.version == "dev" else kept_results(folder, experiment)
     agenda = Planner(experiment, work.check, work.identify).agenda(results)
     pairs = {pair_of(row.trial): row.trial for row in agenda.rows}
@@ -326,7 +328,7 @@ def prepare(chosen: argparse.Namespace) -> int:
 
 def report(chosen: argparse.Namespace) -> int:
     """Table and page from Parquet alone."""
-    folder = Path(chosen.run)
+    folder = brought(chosen.run)
     _print_table(folder, _console())
     return DONE
 
@@ -335,7 +337,7 @@ def show(chosen: argparse.Namespace) -> int:
     """One trial."""
     from rayunlearn.results.terminal import print_trial
 
-    print_trial(Path(chosen.run), chosen.trial, _console())
+    print_trial(brought(chosen.run), chosen.trial, _console())
     return DONE
 
 
@@ -345,7 +347,7 @@ def frontier(chosen: argparse.Namespace) -> int:
     from rayunlearn.results.store import open_run
 
     standard = Standard(margin=chosen.margin)
-    for line in frontier_in_words(frontier_of(open_run(Path(chosen.run)), standard), standard):
+    for line in frontier_in_words(frontier_of(open_run(brought(chosen.run)), standard), standard):
         print(line)
     return DONE
 
@@ -360,7 +362,7 @@ def attack(chosen: argparse.Namespace) -> int:
     from rayunlearn.results.store import open_run
     from rayunlearn.results.terminal import print_attacks, print_robustness
 
-    folder, work, console = Path(chosen.run), unlearning(), _console()
+    folder, work, console = brought(chosen.run), unlearning(), _console()
     chosen.words = ["rayunlearn", *sys.argv[1:]]
     text, rephrasings = (str(Path(file).resolve()) if file else "" for file in (chosen.text, chosen.rephrasings))
     reads = Reads(text=text, rephrasings=rephrasings, chat_model=chosen.chat_model)
@@ -379,7 +381,7 @@ def attack(chosen: argparse.Namespace) -> int:
     result = attack_run(folder, planner, cache_of(folder), work=work, options=_options(chosen), console=console)
     print_attacks(open_run(folder), console, metric=chosen.metric)
     print_robustness(open_run(folder), console)
-    console.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
+    console.print(f"report: {_named(write_report(folder))}", highlight=False, soft_wrap=True)
     return conclude(result, chosen.words, console)
 
 
@@ -519,7 +521,7 @@ def export(chosen: argparse.Namespace) -> int:
     """A trial's model as a directory."""
     from rayunlearn.export import export_trial
 
-    print(export_trial(Path(chosen.run), chosen.trial, chosen.output, adapter_only=chosen.adapter_only))
+    print(export_trial(brought(chosen.run), chosen.trial, chosen.output, adapter_only=chosen.adapter_only))
     return DONE
 
 
@@ -536,7 +538,12 @@ def _add_experiment(commands: Any, name: str, command: Callable[[argparse.Namesp
     size = "a size that the file's PRESETS names, for example paper (default: laptop, the file as it stands)"
     added.add_argument("--preset", metavar="NAME", default="laptop", help=size)
     added.add_argument("--recipe", metavar="NAME", default="", help="a published run: see `rayunlearn list recipes`; --set goes over it")
-    added.add_argument("--output", metavar="DIR", type=Path, default=Path("runs"), help="where runs and the cache of models live (default: runs)")
+    added.add_argument(
+        "--output",
+        metavar="DIR|URL",
+        default="runs",
+        help="where runs and the cache of models live: a folder or s3://bucket/prefix (default: runs)",
+    )
     added.add_argument(
         "--version", metavar="V", help="version of the run (default: the file's VERSION, else 1); `dev` starts from nothing every time"
     )
@@ -563,6 +570,7 @@ def _experiment(chosen: argparse.Namespace) -> "Experiment":
     experiment = load(chosen.experiment, preset=chosen.preset)
     require(chosen.workers >= 0, "--workers must be >= 0", chosen.workers)
     chosen.words = ["rayunlearn", *sys.argv[1:]]
+    chosen.output = output_place(chosen.output)
     version = {} if chosen.version is None else {"version": chosen.version}
     changed = override(experiment, values | version)
     check_measured(changed)
@@ -595,8 +603,13 @@ def _print_table(folder: Path, console: "Console") -> None:
     print_beside(opened, console)
     print_explained(opened, console)
     print_robustness(opened, console)
-    for line in (*summary_lines(opened), f"report: {page}"):
+    for line in (*summary_lines(opened), f"report: {_named(page)}"):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _named(page: Path) -> str:
+    """Where a page is, and, of one under a URL, where it can be opened here."""
+    return str(page) if shown(page) == str(page) else f"{shown(page)} (here: {page})"
 
 
 def _print_plan(
@@ -608,7 +621,7 @@ def _print_plan(
     console = _console()
     print_cells(cells_of(agenda, results, budget=experiment.budget), console)
     left = agenda.total - len({row.trial_id for row in agenda.rows} & set(results))
-    lines = [f"{agenda.total} trials: {agenda.total - left} finished, {left} to run in {folder}"]
+    lines = [f"{agenda.total} trials: {agenda.total - left} finished, {left} to run in {shown(folder)}"]
     if agenda.waiting:
         lines.append(f"{agenda.waiting} of them wait for the tuning ({experiment.budget.tuning}, {experiment.budget.trials} trials per group)")
     lines.append(f"models to teach first: {', '.join(missing)}" if missing else "every model is there already")

@@ -26,6 +26,7 @@ from rayunlearn.methods.view import needs
 from rayunlearn.models.cache import packed, tensors_once, unpacked
 from rayunlearn.models.forward import token_nll
 from rayunlearn.models.load import load_model
+from rayunlearn.results.mirror import fetch
 from rayunlearn.results.store import write_table
 from rayunlearn.scores.forward import Passed, passes, zlib_ratio
 from rayunlearn.scores.gradients import cosines_with
@@ -300,5 +301,5 @@ def _once(path: Path, table: str, make: Callable[[], list[dict[str, Any]]]) -> N
     """Write a table of the cache if it is not there yet; one process makes it, the others wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        if not path.exists():
+        if not fetch(path):
             write_table(path, table, make())

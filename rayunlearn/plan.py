@@ -303,7 +303,10 @@ def result_of(run: Path, trial_id: str, objective: Objective) -> Result | None:
     """One trial's result from its own folder, None where it has none: cheap however many trials there are."""
     import polars as pl
 
+    from rayunlearn.results.mirror import fetch_folder
+
     folder = run / "trials" / trial_id
+    fetch_folder(folder, again=True)  # of a run under a URL: it may have run on another machine
     if not (folder / "trials.parquet").is_file():
         return None
     status = pl.read_parquet(folder / "trials.parquet", columns=["status"]).item()

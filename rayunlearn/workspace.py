@@ -19,6 +19,7 @@ from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.view import needs
 from rayunlearn.models.load import model_digest, resolve_model
 from rayunlearn.models.scratch import SHAPES
+from rayunlearn.results.mirror import folder_is_there, origin, share_folder
 from rayunlearn.train.teach import RECIPE, teach
 
 
@@ -106,11 +107,14 @@ def prepare(trial: Trial, cache: Path, progress: Callable[[str, int, int], None]
         directory = Path(workspace.base if role == "base" else workspace.gold)
         directory.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{directory}.lock"):
-            if not is_taught(directory):
+            if is_taught(directory):
+                continue
+            if not (directory / "config.json").is_file():
                 teach(trial, workspace.corpus, role, directory, partial(progress, role))
+            share_folder(directory)
     return workspace
 
 
 def is_taught(directory: Path) -> bool:
-    """Whether teaching has ended there: the folder is renamed into place as its last act."""
-    return (directory / "config.json").is_file()
+    """Whether teaching has ended: the folder is renamed into place as its last act, and of a mirror it is under the URL."""
+    return folder_is_there(directory) if origin(directory) else (directory / "config.json").is_file()

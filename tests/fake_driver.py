@@ -1,7 +1,6 @@
 """A driver process with fake work: `python -m tests.fake_driver OUTPUT SECONDS_PER_TRIAL`; exits as `rayunlearn run` does."""
 
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
@@ -9,6 +8,7 @@ from rayunlearn.cli import conclude
 from rayunlearn.cluster.sweep import Options, sweep
 from rayunlearn.config import Trial, with_values
 from rayunlearn.experiment import Budget, Experiment, Objective, Range, grids_of
+from rayunlearn.results.mirror import output_place
 from tests.fake_work import fake_work
 
 GRID = {"method.forget": ("npo", "rmu"), "select.ratio": (0.25, 1.0), ("select.seed", "train.seed"): (0, 1)}
@@ -30,7 +30,7 @@ def tuned(seconds: float) -> Experiment:
 def main() -> int:
     """Sweep, say how it ended."""
     console = Console(width=200)
-    result = sweep(tuned(float(sys.argv[2])), Path(sys.argv[1]), work=fake_work(), options=Options(workers=2), console=console)
+    result = sweep(tuned(float(sys.argv[2])), output_place(sys.argv[1]), work=fake_work(), options=Options(workers=2), console=console)
     print(f"ray imported: {'ray' in sys.modules}")
     return conclude(result, ["python", "-m", "tests.fake_driver", *sys.argv[1:]], console)
 

@@ -62,7 +62,7 @@ def test_an_archive_that_the_server_would_refuse_is_refused_here_and_its_largest
 
 def test_a_run_must_go_where_every_machine_sees_it(project: Path) -> None:
     request = Submission(words=("true",), experiment="hello", version="1", output="runs", folder=project)
-    with pytest.raises(UserError, match="--output must be an absolute path .* got 'runs'"):
+    with pytest.raises(UserError, match="--output must be an absolute path or a URL .* got 'runs'"):
         module.submit(request, "http://127.0.0.1:1", print)
 
 

@@ -9,6 +9,8 @@ import ray
 from ray import tune
 
 from rayunlearn.errors import UserError
+from rayunlearn.results.mirror import ready
+from rayunlearn.results.store import send_unsent
 
 PATIENCE_SECONDS = 60.0
 
@@ -25,6 +27,7 @@ class TrialActor(tune.Trainable):
         """`job` is a `runner.Job`; `workspaces` by (data, model); `board` a handle of `runner.Board`."""
         self.job, self.workspaces, self.board = job, workspaces, board
         self.patient = True
+        settle(Path(job.run), job.version)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -48,6 +51,13 @@ class TrialActor(tune.Trainable):
             report = {"mistake": str(mistake)}
         self.patient = self.patient and others_began(self.board)
         return {"done": True, **report}
+
+
+def settle(run: Path, version: str) -> None:
+    """Make this machine's folder of the run; what ended here under an earlier driver and is not under the URL is put there."""
+    ready(run)
+    if version != "dev":
+        send_unsent(run)
 
 
 def pause(board: Any) -> None:

@@ -24,12 +24,13 @@ def attack_run(run: Path, planner: AttackPlanner, cache: Path, *, work: Work, op
     """
     started, run = time.monotonic(), run.resolve()
     objective = planner.experiment.objective
-    with locked(run):
+    with locked(run) as still_ours:
         clean(run)
         before = {trial_id: result for trial_id, result in results_of(run, objective).items() if result.status in FINISHED}
         interrupted = bool(planner.agenda(before).ready) and _run_missing(
             planner, before, run=run, cache=cache, work=work, options=options, console=console
         )
+        still_ours()
         compact(run)
         results = results_of(run, objective)
         agenda = planner.agenda(results)

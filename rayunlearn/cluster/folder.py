@@ -2,19 +2,21 @@
 
 import fcntl
 import os
-import shutil
+import secrets
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rayunlearn.cluster.lease import leased
 from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Experiment, settings
 from rayunlearn.plan import Agenda
-from rayunlearn.results.store import clean, write_experiment, write_frame, write_table
+from rayunlearn.results.mirror import fetch_all, pull, ready
+from rayunlearn.results.store import clean, forget_trials, send_unsent, write_experiment, write_frame, write_table
 
 
 def run_folder(output: Path, experiment: Experiment) -> Path:
@@ -23,12 +25,14 @@ def run_folder(output: Path, experiment: Experiment) -> Path:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path) -> Iterator[Callable[[], None]]:
     """Hold the run for this process. The kernel lets go of the lock when the process ends, however it ends.
 
-    Raises UserError where another driver holds it.
+    A run under a URL is held on this machine and by a lease, and its folder is then as under the URL. Gives a function
+    that raises UserError once the run is not ours any more: to be called before finished trials are moved. Raises
+    UserError where another driver holds the run.
     """
-    run.mkdir(parents=True, exist_ok=True)
+    ready(run)
     with (run / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,15 +42,17 @@ def locked(run: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        with leased(run, _machine(run)) as still_ours:
+            send_unsent(run)
+            pull(run)
+            yield still_ours
 
 
 def begin(run: Path, *, version: str) -> None:
     """Clear what a killed driver left half-written; version `dev` starts from nothing."""
     clean(run)
     if version == "dev":
-        for name in ("trials", "tables"):
-            shutil.rmtree(run / name, ignore_errors=True)
+        forget_trials(run)
 
 
 def write_settings(run: Path, experiment: Experiment, agenda: Agenda, metrics: Mapping[str, Any]) -> None:
@@ -63,6 +69,7 @@ def write_corpora(run: Path, cache: Path, workspaces: Iterable[Any]) -> None:
     rejected = dict.fromkeys(document for space in spaces for document in space.corpus.rejected)
     write_table(run / "quarantine.parquet", "quarantine", [vars(document) for document in rejected])
     digests = {(space.corpus.digest, space.base_digest) for space in spaces}
+    fetch_all(cache / "scores", ".parquet")
     frame = _scores(cache / "scores", digests)
     if frame is not None:
         write_frame(run / "scores.parquet", frame)
@@ -85,6 +92,14 @@ def commit_of(folder: Path) -> str:
 def pair_of(trial: Trial) -> tuple[object, ...]:
     """What trials share a workspace by: data and model."""
     return (trial.data, trial.model)
+
+
+def _machine(run: Path) -> str:
+    """A name for what the lock file of this folder covers, made once and kept in it."""
+    note = run / ".machine"
+    if not note.exists():
+        note.write_text(f"{socket.gethostname()} {secrets.token_hex(8)}", encoding="utf-8")
+    return note.read_text(encoding="utf-8")
 
 
 def _git(folder: Path, *arguments: str) -> str:

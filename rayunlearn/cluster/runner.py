@@ -22,6 +22,7 @@ from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
 from rayunlearn.estimate import gpu_share
 from rayunlearn.plan import Plans, Result
+from rayunlearn.results.mirror import ready
 
 WORKER_DEATHS = 2  # what lost its worker is started again this often
 
@@ -144,6 +145,7 @@ def prepare_all(trials: Iterable[Trial], cache: Path, *, work: Work, board: Any,
 def prepare_one(work: Work, trial: Trial, cache: str, role: str, name: str, board: Any) -> None:
     """One model, on a worker."""
     limit_threads()
+    ready(Path(cache))
     work.prepare(trial, Path(cache), lambda _, done, planned: board.step.remote(name, done, planned), (role,))
 
 

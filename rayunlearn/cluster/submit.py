@@ -79,7 +79,8 @@ def runtime_environment(request: Submission, archive: Path) -> dict[str, Any]:
 
 def submit(request: Submission, address: str, say: Callable[[str], None]) -> str:
     """Hand the job over and return its submission id. Raises UserError where no job server answers or it refuses."""
-    require(Path(request.output).is_absolute(), "--output must be an absolute path that every machine of the cluster sees", request.output)
+    everywhere = "://" in request.output or Path(request.output).is_absolute()
+    require(everywhere, "--output must be an absolute path or a URL that every machine of the cluster sees", request.output)
     client = client_of(address)
     with tempfile.TemporaryDirectory(prefix="rayunlearn-") as temporary:
         archive = Path(temporary) / "project.zip"

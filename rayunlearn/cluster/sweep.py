@@ -63,11 +63,12 @@ def sweep(experiment: Experiment, output: Path, *, work: Work, options: Options,
     run, cache = run_folder(output, experiment).resolve(), (output / "cache").resolve()
     planner = Planner(experiment, work.check, work.identify)
     planner.agenda({})  # a mistake in the experiment shows here, before a folder is made
-    with locked(run):
+    with locked(run) as still_ours:
         begin(run, version=experiment.version)
         before = kept_results(run, experiment)
         agenda = planner.agenda(before)
         interrupted = bool(agenda.ready) and _run_missing(planner, before, agenda, run=run, cache=cache, work=work, options=options, console=console)
+        still_ours()
         return _close(planner, before, run=run, cache=cache, work=work, interrupted=interrupted, seconds=time.monotonic() - started)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from rayunlearn.config import digest
 from rayunlearn.data.encode import Encoded
 from rayunlearn.errors import UserError
+from rayunlearn.results.mirror import fetch, send
 
 FORMAT = 1  # raised when a file's tensors change their meaning
 
@@ -40,9 +41,10 @@ def tensors_once(folder: Path, key: Mapping[str, object], make: Callable[[], Map
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            found = _read(path, text)
+            found = _read(path, text) if fetch(path) else None
             if found is None:
                 _write(path, text, {name: t.detach().cpu().contiguous() for name, t in make().items()})
+                send(path)
                 found = _read(path, text)
     except (OSError, SafetensorError) as problem:
         raise UserError(f"the cache must be writable, got {type(problem).__name__} for {path}: {problem}") from problem

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from rayunlearn.data.hub import hub_name, is_local, means_a_path
 from rayunlearn.errors import UserError, require
+from rayunlearn.results.mirror import fetch_folder
 
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -119,6 +120,7 @@ def resolve_model(name: str) -> Path:
     """The directory of a model; a Hub name is downloaded to the Hub cache first (no code, no pickles)."""
     local = Path(name).expanduser()
     if is_local(name) or means_a_path(name):
+        fetch_folder(local)  # of a run under a URL: taught on another machine
         return local
     repository, revision = hub_name(name, "model.name must be 'scratch', a directory or a Hub name (owner/name)")
     from huggingface_hub import snapshot_download  # only a Hub name needs it

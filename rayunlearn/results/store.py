@@ -2,6 +2,7 @@
 
 `trials/<trial_id>/<table>.parquet` is what a worker wrote; `tables/<table>.parquet` is the same, compacted. Where a
 trial has a folder, the folder is right and its compacted rows are ignored: so compaction may die at any point.
+What is written below the mirror of a URL is under the URL when the call returns (`results/mirror.py`).
 """
 
 import errno
@@ -21,7 +22,8 @@ import polars as pl
 
 from rayunlearn.config import Value
 from rayunlearn.errors import UserError, require, unknown_name
-from rayunlearn.schema import PER_TRIAL, TABLES, VERSION, column_names
+from rayunlearn.results.mirror import UNSENT, brought, drop_below, drop_folders, origin, send, send_trial, unsent
+from rayunlearn.schema import FINISHED, PER_TRIAL, TABLES, VERSION, column_names
 
 VERSION_KEY = "rayunlearn.schema_version"
 KINDS: dict[str, Any] = {"utf8": pl.String, "i64": pl.Int64, "f64": pl.Float64, "bool": pl.Boolean}
@@ -74,11 +76,21 @@ def write_trial(run: Path, trial_id: str, tables: Mapping[str, Sequence[Row]], c
         try:
             for name, frame in frames.items():
                 _write_bytes(scratch / f"{name}.parquet", _parquet(frame))
+            if origin(target) is not None:
+                (scratch / UNSENT).touch()
             _put_folder(scratch, target, run)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
+        send_trial(target)
     return target
+
+
+def send_unsent(run: Path) -> None:
+    """Put under the run's URL the trials that ended here and did not get there; failed ones run again instead."""
+    for folder in unsent(run):
+        if _read(folder / "trials.parquet", pl.read_parquet)["status"].item() in FINISHED:
+            send_trial(folder)
 
 
 def write_table(path: Path, table: str, rows: Sequence[Row]) -> None:
@@ -107,11 +119,21 @@ def write_bytes(path: Path, content: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+    send(path)
+
+
+def forget_trials(run: Path) -> None:
+    """Remove every trial of the run, here and under its URL."""
+    for name in ("trials", "tables"):
+        drop_below(run / name)
+        shutil.rmtree(run / name, ignore_errors=True)
 
 
 def clean(run: Path) -> None:
     """Remove what a killed writer left half-written. Only for the one driver of a run, before its workers start."""
     shutil.rmtree(run / ".tmp", ignore_errors=True)
+    for leftover in (run / "trials").glob(".*-*"):  # half-way to or from a URL
+        shutil.rmtree(leftover, ignore_errors=True)
     for folder in (run, run / "tables"):
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -128,6 +150,7 @@ def compact(run: Path) -> None:
         return
     for table in PER_TRIAL:
         write_frame(run / "tables" / f"{table}.parquet", _scan_per_trial(run, table, folders).collect())
+    drop_folders(folders)
     for folder in folders:
         _drop_folder(folder, run)
 
@@ -153,11 +176,11 @@ def finished(run: Path) -> dict[str, str]:
 
 
 def open_run(run: Path | str) -> Run:
-    """Open a run folder for reading: lazy frames, nothing is loaded yet. Readable while it is written to.
+    """Open a run, a folder or a URL, for reading: lazy frames, nothing is loaded yet. Readable while it is written to.
 
     Raises UserError where there is no run, and where a file was written under a newer schema than this one.
     """
-    path = Path(run)
+    path = brought(run) if isinstance(run, str) else run
     written = [path / "trials", path / "tables", path / "plan.parquet", path / "experiment.json"]
     require(any(p.exists() for p in written), "a run is a folder with trials/, tables/, plan.parquet or experiment.json", str(path))
     folders = _trial_folders(path)

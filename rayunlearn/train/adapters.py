@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from rayunlearn.errors import UserError
 from rayunlearn.models.forward import blocks
 from rayunlearn.ranges import Count, Rule
+from rayunlearn.results.mirror import send_folder
 
 Share = Annotated[float, Rule("must be in [0, 1)", lambda x: 0 <= x < 1)]
 
@@ -77,6 +78,7 @@ def _save(model: PreTrainedModel, config: LoraConfig, folder: Path) -> None:
     config.save_pretrained(str(temporary))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
+    send_folder(folder)
 
 
 def _take_off(model: PreTrainedModel, *, merge: bool) -> None:
