@@ -41,7 +41,8 @@ def explained_cells(run: Run) -> list[Cell]:
     settings = varying_settings(run, placed)
     bases = {around(row): row["trial_id"] for row in placed.filter(pl.col("role") == "base").iter_rows(named=True)}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in placed.unique(["trial_id", "role", "group"], maintain_order=True).iter_rows(named=True):
+    ordered = placed.sort(["method.forget", "method.retain", "select.ratio"], descending=[False, False, True], maintain_order=True)
+    for row in ordered.unique(["trial_id", "role", "group"], maintain_order=True).iter_rows(named=True):
         said = _said(row, settings)
         if around(row) in bases:
             groups.setdefault((row["role"], around(row), *said.values()), []).append(row | {"said": said})
