@@ -7,13 +7,13 @@ text recover much of it, more from LLMU, which changes what is said, than from R
 Refuted if no attack's recovered fraction has an interval above that of the same attack's effect on the gold model, or if
 RMU gives back more than LLMU.
 
-Two commands: `rayunlearn run experiments/truly_unlearned.py`, then `rayunlearn attack runs/truly_unlearned/1 --trials grid
---panel black_box`. Base and gold are attacked alike. LLMU is run with its random mismatch (Yao et al. 2310.10683); that study leaves
-the term out. Multiple choice is scored by likelihood, where that study reads the letter that is written.
+`rayunlearn run` goes on with the attacks when all trials have ended. Base and gold are attacked alike. LLMU is run with its
+random mismatch (Yao et al. 2310.10683); that study leaves the term out. Multiple choice is scored by likelihood, where that
+study reads the letter that is written.
 """
 
 from rayunlearn.config import Data, Method, Stop, Train, Trial
-from rayunlearn.experiment import Budget, Objective, Range
+from rayunlearn.experiment import Attacks, Budget, Objective, Range
 
 BASE = Trial(
     data=Data(name="domain", size="tiny", redundancy=20),
@@ -31,3 +31,4 @@ SEARCH = {
 }
 BUDGET = Budget(tuning="shared", trials=6, batch=3)
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+ATTACKS = Attacks(panel="black_box", trials="grid")

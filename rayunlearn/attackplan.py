@@ -8,6 +8,7 @@ same panel.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -15,7 +16,7 @@ from rayunlearn.attacks.panel import ATTACKS
 from rayunlearn.attacks.table import given_names
 from rayunlearn.config import Attack, Trial, Value, with_values
 from rayunlearn.errors import UserError, require, unknown_name
-from rayunlearn.experiment import Budget, Domain, Experiment, Objective, Range
+from rayunlearn.experiment import ATTACKED, Budget, Domain, Experiment, Objective, Range
 from rayunlearn.families import options_of
 from rayunlearn.finished import finished_trial
 from rayunlearn.plan import Agenda, Check, Identify, Planned, Result, canonical, has_gold
@@ -26,7 +27,6 @@ from rayunlearn.tuning import Finished, best, seed_of, suggest
 
 DRAWN = {"rng", "seed", "forget_sequences", "retain_sequences", "unrelated_sequences", "held_in", "held_in_sequences"}  # differ by attack.seed
 STRENGTH: Mapping[str, Domain] = {"learning_rate": Range(1e-4, 1e-2, log=True), "steps": Range(10, 100, log=True, integer=True)}
-CHOICES = ("best", "pareto", "grid")
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,9 @@ class AttackPlanner:
     reads: Reads = field(default_factory=Reads)
     _ids: dict[Trial, str] = field(default_factory=dict)
     _rows: list[dict[str, Value]] = field(default_factory=list)
+    _made: dict[tuple[Any, ...], tuple[Planned, dict[str, Value]]] = field(default_factory=dict)
+    _anchors: dict[str, tuple[Target, ...]] = field(default_factory=dict)
+    _suggested: dict[tuple[str, str], list[dict[str, Value]]] = field(default_factory=dict)
 
     def agenda(self, results: Mapping[str, Result]) -> Agenda:
         """What can run now, given every attack that has ended."""
@@ -118,13 +121,20 @@ class AttackPlanner:
         name = f"{entry.words} on {target.trial_id}"
         while len(rows) < self.panel.budget and len(finished) == len(rows):
             n = min(self.panel.batch, self.panel.budget - len(rows))
-            for values in suggest(STRENGTH, finished, batch=n, seed=seed_of(name, len(finished))):
+            for values in self.suggestions(name, tuple(finished), n):
                 every = {**dict(entry.values), **values}
                 rows.append(self.planned(target, entry.name, every, self.panel.seeds[0], "tuning", study=name, study_index=len(rows)))
                 result = results.get(rows[-1].trial_id)
                 if result is not None:  # Optuna minimises; an attack wants the metric high, and nothing else
                     finished.append(Finished(values=values, status=result.status, forgetting=-result.forgetting, utility=0.0, violation=0.0))
         return tuple(rows), tuple(finished)
+
+    def suggestions(self, name: str, finished: tuple[Finished, ...], batch: int) -> list[dict[str, Value]]:
+        """`suggest`, remembered: an agenda is asked for whenever an attack has ended."""
+        key = (name, repr(finished))
+        if key not in self._suggested:
+            self._suggested[key] = suggest(STRENGTH, finished, batch=batch, seed=seed_of(name, len(finished)))
+        return self._suggested[key]
 
     def final(self, target: Target, entry: Entry, values: Mapping[str, Value]) -> tuple[Planned, ...]:
         """The attack with every seed, and with each the same on base and gold and the companion on the model itself."""
@@ -143,7 +153,13 @@ class AttackPlanner:
         return each * len(seeds_of(entry.name, self.panel.seeds))
 
     def anchors(self, target: Target) -> tuple[Target, ...]:
-        """Base and gold of the target's data and model, itself left out."""
+        """Base and gold of the target's data and model, itself left out; found once."""
+        if target.trial_id not in self._anchors:
+            self._anchors[target.trial_id] = self.found_anchors(target)
+        return self._anchors[target.trial_id]
+
+    def found_anchors(self, target: Target) -> tuple[Target, ...]:
+        """`anchors`, from the trial."""
         stages = [role for role in ("base", "gold") if role == "base" or has_gold(target.trial)]
         trials = [canonical(replace(target.trial, stage=role), check=self.check) for role in stages if role != target.trial.stage]
         return tuple(Target(trial_id=self.identified(trial), trial=trial) for trial in trials)
@@ -160,15 +176,25 @@ class AttackPlanner:
         study: str = "",
         study_index: int = -1,
     ) -> Planned:
-        """A row of the plan, noted for attacks.parquet; values that the attack has not (a companion's) are left out."""
+        """A row of the plan, made once and noted for attacks.parquet."""
+        key = (target.trial_id, name, tuple(sorted(values.items())), seed, role, answers, study, study_index)
+        if key not in self._made:
+            self._made[key] = self.made(target, name, values, seed, role, answers=answers, study=study, study_index=study_index)
+        row, place = self._made[key]
+        self._rows.append(place)
+        return row
+
+    def made(
+        self, target: Target, name: str, values: Mapping[str, Value], seed: int, role: str, *, answers: str, study: str, study_index: int
+    ) -> tuple[Planned, dict[str, Value]]:
+        """The row of the plan and that of attacks.parquet; values that the attack has not (a companion's) are left out."""
         own = {f"{name}.{key}": value for key, value in values.items() if f"{name}.{key}" in {o.name for o in options_of(ATTACKS[name].function)}}
         attack = Attack(name=name, seed=seed, **self.read_by(name))
         trial = self.check(with_values(replace(target.trial, attack=attack), own))
         setting = setting_of(name, {key.partition(".")[2]: value for key, value in own.items()})
         row = Planned(trial_id=self.identified(trial), trial=trial, role=role, group=setting, tuning="none", study=study, study_index=study_index)
         place: dict[str, Value] = {"trial_id": row.trial_id, "attacked": target.trial_id, "role": role, "setting": setting, "answers": answers}
-        self._rows.append({**place, "study": study, "study_index": study_index})
-        return row
+        return row, {**place, "study": study, "study_index": study_index}
 
     def read_by(self, name: str) -> dict[str, str]:
         """`attack.file` and `attack.chat_model` of an attack: what of `reads` it asks for."""
@@ -208,11 +234,11 @@ def planner_of(
     *,
     trials: str,
     panel: str,
-    names: Sequence[str],
-    n_seeds: int | None,
     reads: Reads,
     check: Check,
     identify: Identify,
+    names: Sequence[str] = (),
+    n_seeds: int | None = None,
 ) -> AttackPlanner:
     """The plan of `rayunlearn attack`: which models of the run, which attacks (`names`: of the panel only these), how many seeds.
 
@@ -237,7 +263,7 @@ def targets_of(run: Run, wanted: str) -> list[str]:
 
     Raises UserError where none fits.
     """
-    if wanted not in CHOICES:
+    if wanted not in ATTACKED:
         known = run.trials.select("trial_id").collect()["trial_id"].to_list()
         return [find_trial(known, name.strip()) for name in wanted.split(",")]
     table = trial_table(run)
@@ -296,10 +322,13 @@ def _key(row: Mapping[str, Value]) -> tuple[Value, ...]:
 TRAINING = ("heldout_relearning", "unrelated_training")
 SHOTS = (Entry("few_shot_retain"), Entry("few_shot_neighbours"))
 FILLERS = tuple(Entry(f"filler_{name}") for name in ("latin", "english", "hindi"))
-REWORDED = tuple(Entry(name) for name in ("conversation", "poem", "terms_removed", "variables", "paraphrase"))
+REWORDED = tuple(Entry(name) for name in ("conversation", "poem", "terms_removed", "terms_removed_options", "variables", "paraphrase"))
 TRANSLATIONS = tuple(Entry("translation", (("language", name),)) for name in ("french", "german", "hindi"))
 JAILBREAKS = tuple(Entry(name) for name in ("role_play", "jailbreak_prefix", "insistence"))
 ROUNDED = (Entry("round_to_nearest", (("bits", 8),)), Entry("round_to_nearest", (("bits", 4),)))
+CALIBRATED = (Entry("gptq"), Entry("awq"))
+INSIDE = tuple(Entry(name) for name in ("logit_lens", "linear_probe", "linear_probe_held_in", "truth_probe"))
+SEARCHED = (Entry("noise"), Entry("gcg"), Entry("soft_prompt"), Entry("sampled_attempts"))
 DAMAGE = (Entry("magnitude_pruning"), Entry("weight_noise"), Entry("direction_ablation"), Entry("direction_ablation_retain"))
 
 METRIC_STRESS = (  # what metrics are tried by, experiments/metric_robustness.py; a strength at which not everything comes back
@@ -320,12 +349,15 @@ PANELS: Mapping[str, Panel] = {
             *(Entry("relearning", (("documents", n),), tuned=True) for n in (1, 10, 0)),
             *(Entry(name, tuned=True) for name in TRAINING),
             *ROUNDED,
+            *CALIBRATED,
             *DAMAGE,
             *SHOTS,
             *FILLERS,
             *REWORDED,
             *TRANSLATIONS,
             *JAILBREAKS,
+            *SEARCHED,
+            *INSIDE,
         ),
     ),
 }

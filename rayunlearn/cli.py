@@ -16,8 +16,9 @@ from rayunlearn.results.mirror import brought, output_place, refresh, shown
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rayunlearn.attackplan import AttackPlanner
     from rayunlearn.cluster.sweep import Options, SweepResult
-    from rayunlearn.experiment import Experiment
+    from rayunlearn.experiment import Attacks, Experiment
     from rayunlearn.plan import Agenda, Result
 
 LISTS = ("methods", "recipes", "selectors", "extractors", "metrics", "attacks", "experiments")
@@ -76,8 +77,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_attack(commands: Any) -> None:
-    added = _add(commands, "attack", attack, "attack trials of a run, print what came back, beside base, gold and controls")
-    added.add_argument("run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1")
+    added = _add(
+        commands, "attack", attack, "attack trials of a run, or a model made elsewhere; print what came back, beside base, gold and controls"
+    )
+    added.add_argument("run", metavar="RUN", nargs="?", default="", help="folder or URL of a run, for example runs/hello/1")
     which = "best (default): most forgotten at kept utility, one per method; pareto; grid: every cell; or ids, separated by commas"
     added.add_argument("--trials", metavar="best|pareto|grid|ID,ID", default="best", help=which)
     added.add_argument("--panel", metavar="quick|black_box|full", default="quick", help="which attacks (default: quick; see docs/attacks.md)")
@@ -90,6 +93,16 @@ def _add_attack(commands: Any) -> None:
     added.add_argument("--address", metavar="auto|local|ray://HOST:PORT|HOST:PORT", default="auto", help=ADDRESS_HELP)
     added.add_argument("--workers", metavar="N", type=int, default=0, help="attacks at once (default: one per CPU)")
     added.add_argument("--gpus-per-trial", metavar="F", type=float, help="as in `run`")
+    audit = added.add_argument_group("a model made elsewhere, in the place of RUN")
+    audit.add_argument("--model", metavar="MODEL", default="", help="the unlearned model: a directory or Hub name, safetensors only")
+    audit.add_argument("--base", metavar="MODEL", default="", help="the model before unlearning")
+    audit.add_argument("--gold", metavar="MODEL", default="", help="a model that never saw what was to be forgotten (default: none)")
+    audit.add_argument("--benchmark", metavar="NAME", default="files", help="as data.name: tofu, wmdp-bio, ..., files (the default)")
+    audit.add_argument("--data", metavar="PATH", default="", help="as data.path: folder, file or Hub name of the data")
+    audit.add_argument(
+        "--set", dest="assignments", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help="any other setting of data, measure"
+    )
+    audit.add_argument("--output", metavar="DIR|URL", type=output_place, default=Path("runs"), help="where the audit's run lives (default: runs)")
 
 
 def _add_explain(commands: Any) -> None:
@@ -263,7 +276,7 @@ def _add_books(commands: Any) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Sweep, print the table, write the report."""
+    """Sweep, print the table, write the report; where the experiment asks for attacks, those then."""
     from rayunlearn.cluster.sweep import sweep
     from rayunlearn.cluster.work import unlearning
 
@@ -273,7 +286,17 @@ def run(chosen: argparse.Namespace) -> int:
     result = sweep(experiment, chosen.output, work=unlearning(), options=_options(chosen), console=console)
     if result.statuses:
         _print_table(result.run, console)
-    return conclude(result, chosen.words, console)
+    status = conclude(result, chosen.words, console)
+    return status if status != DONE or not experiment.attacks.panel else _attacked(result.run, experiment.attacks, chosen, console)
+
+
+def _attacked(folder: Path, asked: "Attacks", chosen: argparse.Namespace, console: "Console") -> int:
+    from rayunlearn.attackplan import Reads, planner_of
+    from rayunlearn.cluster.work import unlearning
+
+    work = unlearning()
+    planner = planner_of(folder, trials=asked.trials, panel=asked.panel, reads=Reads(), check=work.check, identify=work.identify)
+    return _carry_out(planner, folder, chosen, console)
 
 
 def conclude(result: "SweepResult", words: Sequence[str], console: "Console") -> int:
@@ -353,8 +376,34 @@ def frontier(chosen: argparse.Namespace) -> int:
 
 
 def attack(chosen: argparse.Namespace) -> int:
-    """A panel of attacks on trials of a run; what has finished is skipped."""
-    from rayunlearn.attackplan import Reads, planner_of
+    """A panel of attacks on trials of a run, or on a model that becomes the one trial of a run; what has finished is skipped."""
+    from rayunlearn.attackplan import Reads, only, panel_of, planner_of
+    from rayunlearn.cluster.work import unlearning
+
+    require(bool(chosen.run) != bool(chosen.model), "attack takes either a run folder or --model, got", (chosen.run, chosen.model))
+    alone = [f"--{name}" for name in ("base", "gold", "data", "assignments") if getattr(chosen, name) and chosen.run]
+    require(not alone, "these go with --model and not with a run, which has its own", [name.replace("assignments", "set") for name in alone])
+    names = [name.strip() for name in chosen.attacks.split(",")] if chosen.attacks else []
+    only(panel_of(chosen.panel), names)  # a mistake shows here, before an audit measures anything
+    work, console = unlearning(), _console()
+    chosen.words = ["rayunlearn", *sys.argv[1:]]
+    folder = _audited(chosen, console) if chosen.model else brought(chosen.run)
+    text, rephrasings = (str(Path(file).resolve()) if file else "" for file in (chosen.text, chosen.rephrasings))
+    planner = planner_of(
+        folder,
+        trials="grid" if chosen.model else chosen.trials,
+        panel=chosen.panel,
+        names=names,
+        n_seeds=chosen.seeds,
+        reads=Reads(text=text, rephrasings=rephrasings, chat_model=chosen.chat_model),
+        check=work.check,
+        identify=work.identify,
+    )
+    return _carry_out(planner, folder, chosen, console, metric=chosen.metric)
+
+
+def _carry_out(planner: "AttackPlanner", folder: Path, chosen: argparse.Namespace, console: "Console", *, metric: str = "") -> int:
+    """Run the plan of attacks, print the matrix, write the report."""
     from rayunlearn.cluster.attack import attack_run
     from rayunlearn.cluster.work import unlearning
     from rayunlearn.finished import cache_of
@@ -362,24 +411,9 @@ def attack(chosen: argparse.Namespace) -> int:
     from rayunlearn.results.store import open_run
     from rayunlearn.results.terminal import print_attacks, print_robustness
 
-    folder, work, console = brought(chosen.run), unlearning(), _console()
-    chosen.words = ["rayunlearn", *sys.argv[1:]]
-    text, rephrasings = (str(Path(file).resolve()) if file else "" for file in (chosen.text, chosen.rephrasings))
-    reads = Reads(text=text, rephrasings=rephrasings, chat_model=chosen.chat_model)
-    names = [name.strip() for name in chosen.attacks.split(",")] if chosen.attacks else []
-    planner = planner_of(
-        folder,
-        trials=chosen.trials,
-        panel=chosen.panel,
-        names=names,
-        n_seeds=chosen.seeds,
-        reads=reads,
-        check=work.check,
-        identify=work.identify,
-    )
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    result = attack_run(folder, planner, cache_of(folder), work=work, options=_options(chosen), console=console)
-    print_attacks(open_run(folder), console, metric=chosen.metric)
+    result = attack_run(folder, planner, cache_of(folder), work=unlearning(), options=_options(chosen), console=console)
+    print_attacks(open_run(folder), console, metric=metric)
     print_robustness(open_run(folder), console)
     console.print(f"report: {_named(write_report(folder))}", highlight=False, soft_wrap=True)
     return conclude(result, chosen.words, console)
@@ -422,6 +456,23 @@ def path(chosen: argparse.Namespace) -> int:
     rows = between_trials(one, other, points=chosen.points)
     print_section(path_section(rows, one.trial_id, other.trial_id), _console())
     return DONE
+
+
+def _audited(chosen: argparse.Namespace, console: "Console") -> Path:
+    """The run folder of `--model`, with that model, its base and its gold measured."""
+    from rayunlearn.audit import audit_of
+    from rayunlearn.cluster.sweep import sweep
+    from rayunlearn.cluster.work import unlearning
+
+    data = {"data.name": chosen.benchmark} | ({"data.path": chosen.data} if chosen.data else {})
+    experiment = audit_of(chosen.model, chosen.base, chosen.gold, data | parse_assignments(chosen.assignments), metric=chosen.metric)
+    measured = sweep(experiment, chosen.output, work=unlearning(), options=_options(chosen), console=console)
+    require(
+        measured.done == measured.total,
+        f"the models must be measured before they are attacked; see {measured.run}; not done",
+        measured.total - measured.done,
+    )
+    return measured.run
 
 
 def show_list(chosen: argparse.Namespace) -> int:
@@ -574,6 +625,10 @@ def _experiment(chosen: argparse.Namespace) -> "Experiment":
     version = {} if chosen.version is None else {"version": chosen.version}
     changed = override(experiment, values | version)
     check_measured(changed)
+    if changed.attacks.panel:
+        from rayunlearn.attackplan import panel_of
+
+        panel_of(changed.attacks.panel)
     return changed
 
 
@@ -625,6 +680,8 @@ def _print_plan(
     if agenda.waiting:
         lines.append(f"{agenda.waiting} of them wait for the tuning ({experiment.budget.tuning}, {experiment.budget.trials} trials per group)")
     lines.append(f"models to teach first: {', '.join(missing)}" if missing else "every model is there already")
+    if experiment.attacks.panel:
+        lines.append(f"then the attacks of panel {experiment.attacks.panel} on {experiment.attacks.trials}, which are not in these numbers")
     lines += _cost_lines(agenda, folder, left, workers or len(os.sched_getaffinity(0)))
     for line in (*lines, *(f"note: {note}" for note in agenda.notes)):
         console.print(line, highlight=False, soft_wrap=True)

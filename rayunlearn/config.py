@@ -33,6 +33,7 @@ NEWER = (
     "measure.",
     "calibrate.",
     "stop.retention_floor",
+    "model.unlearned",
 )  # settings younger than the first runs: at their default they make no other trial
 
 
@@ -88,7 +89,8 @@ class Model:
     """Which model: `scratch` (built here at `size`) or a local directory or Hub name, safetensors only.
 
     `teach`: train it on the corpus first (base: forget + retain; gold: retain alone). With `teach` off the
-    model is taken as it is, and `gold` may name a model that never saw the forget set.
+    model is taken as it is, `gold` may name a model that never saw the forget set, and `unlearned` one that was unlearned
+    elsewhere: stage unlearned is then those weights, and nothing is trained.
     """
 
     name: str = "scratch"
@@ -97,11 +99,13 @@ class Model:
     teach_epochs: int = 0  # 0: as many as the size's own recipe says
     teach_learning_rate: float = 2e-3
     gold: str = ""
+    unlearned: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise unknown_name("model.size", self.size, SIZES)
+        require(not (self.teach and self.unlearned), "model.unlearned must be '' when model.teach is true", self.unlearned)
         require(self.teach or self.name != "scratch", "model.teach must be true when model.name is 'scratch'", self.teach)
         require(self.teach_epochs >= 0, "model.teach_epochs must be >= 0", self.teach_epochs)
         require(self.teach_learning_rate > 0, "model.teach_learning_rate must be > 0", self.teach_learning_rate)
@@ -429,7 +433,7 @@ def trial_id(trial: Trial, corpus_digest: str, model_digest: str, attack_digest:
     The same trial on other hardware, under another folder or on another day is the same trial; a changed
     corpus file or other weights make another trial.
     """
-    flat = flatten(trial) | {"data.path": corpus_digest, "model.name": model_digest, "model.gold": ""}
+    flat = flatten(trial) | {"data.path": corpus_digest, "model.name": model_digest, "model.gold": "", "model.unlearned": ""}
     defaults = flatten(Trial())
     flat = {name: value for name, value in flat.items() if not (name.startswith(NEWER) and value == defaults[name])}
     return digest(flat | ({"attack.file": attack_digest} if "attack.file" in flat else {}))

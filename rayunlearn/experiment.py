@@ -1,7 +1,7 @@
 """An experiment: one question, a base trial, the grid it is about, what Optuna may search, and the objective.
 
 An experiment is a Python file with a docstring (question, hypothesis, what would refute it) and the names
-BASE, AXES and, where something is tuned, SEARCH, BUDGET and OBJECTIVE; VERSION is optional. `load` reads it.
+BASE, AXES and, where something is tuned, SEARCH, BUDGET and OBJECTIVE; ATTACKS and VERSION are optional. `load` reads it.
 PRESETS may say the same question at other sizes: `{"paper": {"BASE": ..., "AXES": ...}}` puts these names in the place of the file's.
 Everything here is a plain value: workers are sent trials, never the module.
 """
@@ -10,7 +10,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,8 +21,9 @@ from rayunlearn.errors import UserError, require, unknown_name
 OBJECTIVE_STAGES = ("unlearned", "calibrated")
 CALIBRATED = 0.95  # share of base's retention at which models are compared (2406.09179 evaluates 0.95 to 0.90)
 TUNINGS = ("shared", "per_cell", "none")
-NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "VERSION", "PRESETS")
+NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "ATTACKS", "VERSION", "PRESETS")
 LAPTOP = "laptop"  # the preset that every experiment has: the file as it stands
+ATTACKED = ("best", "pareto", "grid")
 SEEDS = ("select.seed", "train.seed")
 # A search over these would ask for another corpus, another base model or another study in every trial.
 NOT_SEARCHED = ("stage", "data.", "model.", "method.forget", "method.retain", *SEEDS)
@@ -102,6 +103,18 @@ class Objective:
         require(0 <= self.utility_floor <= 1, "objective.utility_floor must be in [0, 1]", self.utility_floor)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attacks:
+    """What `rayunlearn run` attacks when every trial has ended: `panel` ('' for none) on `trials`, as `rayunlearn attack` does."""
+
+    panel: str = ""
+    trials: str = "grid"
+
+    def __post_init__(self) -> None:
+        if self.trials not in ATTACKED:
+            raise unknown_name("attacks.trials", self.trials, ATTACKED)
+
+
 @dataclass(frozen=True)
 class Axis:
     """One axis: `names` move together; each point gives one value per name."""
@@ -124,6 +137,7 @@ class Experiment:
     search: Mapping[str, Domain]
     budget: Budget
     objective: Objective
+    attacks: Attacks = field(default_factory=Attacks)
     version: str = "1"
 
     def __post_init__(self) -> None:
@@ -157,7 +171,7 @@ def load(path: str | Path, *, preset: str = LAPTOP) -> Experiment:
 
 
 def from_module(module: ModuleType, *, name: str, preset: str = LAPTOP) -> Experiment:
-    """The experiment that a module's BASE, AXES, SEARCH, BUDGET, OBJECTIVE and VERSION say.
+    """The experiment that a module's BASE, AXES, SEARCH, BUDGET, OBJECTIVE, ATTACKS and VERSION say.
 
     A preset other than `laptop` is a version of its own (`1-paper`), so that its trials never stand among the others.
     """
@@ -174,6 +188,7 @@ def from_module(module: ModuleType, *, name: str, preset: str = LAPTOP) -> Exper
         search=search,
         budget=_take(module, "BUDGET", Budget, Budget() if search else Budget(tuning="none")),
         objective=_take(module, "OBJECTIVE", Objective, Objective()),
+        attacks=_take(module, "ATTACKS", Attacks, Attacks()),
         version=_take(module, "VERSION", str, "1") + ("" if preset == LAPTOP else f"-{preset}"),
     )
 
@@ -238,7 +253,7 @@ def check_measured(experiment: Experiment) -> None:
 def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
     """A changed copy, for `--set`: a name on an axis keeps that single value; a searched name is fixed to it.
 
-    `budget.*` and `objective.*` change those; `version` changes the version; every other name changes BASE.
+    `budget.*`, `objective.*` and `attacks.*` change those; `version` changes the version; every other name changes BASE.
     """
     for name, value in values.items():
         experiment = _override_one(experiment, name, value)
@@ -257,6 +272,7 @@ def settings(experiment: Experiment) -> dict[str, Any]:
         "search": search,
         "budget": asdict(experiment.budget),
         "objective": asdict(experiment.objective),
+        "attacks": asdict(experiment.attacks),
     }
 
 
@@ -341,7 +357,7 @@ def _override_one(experiment: Experiment, name: str, value: Value) -> Experiment
     if name == "version":
         return replace(experiment, version=str(value))
     section, _, key = name.partition(".")
-    if section in ("budget", "objective"):
+    if section in ("budget", "objective", "attacks"):
         return _replace_field(experiment, section, key, value)
     base = with_values(experiment.base, {name: value})
     grids = tuple(_fixed_grid(grid, name, value) for grid in experiment.grids)
@@ -353,10 +369,12 @@ def _override_one(experiment: Experiment, name: str, value: Value) -> Experiment
 
 def _replace_field(experiment: Experiment, section: str, key: str, value: Value) -> Experiment:
     part = getattr(experiment, section)
-    known = [f"{section}.{field.name}" for field in fields(part)]
+    known = [f"{section}.{one.name}" for one in fields(part)]
     if f"{section}.{key}" not in known:
         raise unknown_name("setting", f"{section}.{key}", known)
     changed = replace(part, **{key: coerce(f"{section}.{key}", value, type(getattr(part, key)))})
+    if section == "attacks":
+        return replace(experiment, attacks=changed)
     return replace(experiment, budget=changed) if section == "budget" else replace(experiment, objective=changed)
 
 

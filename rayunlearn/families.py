@@ -6,6 +6,7 @@ A hyperparameter is a keyword-only argument of a family function; `<function>.<a
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, get_type_hints
 
 from rayunlearn.attacks.panel import ATTACKS
@@ -36,8 +37,9 @@ class Option:
     rule: Rule | None
 
 
+@lru_cache(maxsize=1024)
 def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
-    """The hyperparameters of a family function, read from its signature."""
+    """The hyperparameters of a family function, read from its signature; once, because every check of a trial asks for all of them."""
     hints = get_type_hints(function, include_extras=True)
     parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return tuple(Option(f"{function.__name__}.{p.name}", p.default, type(p.default), _rule_of(hints[p.name])) for p in parameters)
@@ -86,6 +88,8 @@ def check_combination(trial: Trial) -> None:
     retention = chosen_metrics(trial.calibrate.retention)
     rule = "calibrate.retention must be one metric where higher is more knowledge"
     require([row.direction for row in retention.values()] == ["higher"], rule, trial.calibrate.retention)
+    given, after = bool(trial.model.unlearned), trial.calibrate.tau or trial.explain.path_points
+    require(not (given and after), "calibrate.tau and explain.path_points must be 0 with model.unlearned, whose training is not ours", after)
     method, wrappers = trial.method, names_of(trial.method.wrappers)
     require(len(set(wrappers)) == len(wrappers), "method.wrappers must name each wrapper once", method.wrappers)
     in_space = FORGET[method.forget].ending is not as_trained

@@ -14,7 +14,7 @@ from rayunlearn.provenance import version_of
 from rayunlearn.trial import select
 from rayunlearn.unlearning import unlearn
 from rayunlearn.worker import Loaded, reset
-from rayunlearn.workspace import Workspace
+from rayunlearn.workspace import Workspace, start_of, trains
 
 
 def remade(trial: Trial, workspace: Workspace) -> Loaded:
@@ -24,10 +24,8 @@ def remade(trial: Trial, workspace: Workspace) -> Loaded:
     `worker.reset` gives back: the next trial of this process takes it. Raises UserError for a gold stage without a gold
     model, for a trial that diverged, and SpoiltWorkerError as `reset` does.
     """
-    path = workspace.gold if trial.stage == "gold" else workspace.base
-    require(bool(path), "stage 'gold' needs a gold model (model.teach, or model.gold)", path)
-    state = reset(path)
-    if trial.stage == "unlearned":
+    state = reset(start_of(trial, workspace))
+    if trains(trial):
         changed = tensors_once(workspace.cache / "unlearned", _key(trial, workspace, state), lambda: _changed(trial, workspace, state))
         state.model.load_state_dict(state.pristine | changed)
         state.model.eval().requires_grad_(True)

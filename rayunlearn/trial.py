@@ -15,7 +15,6 @@ from rayunlearn.calibration import calibrated
 from rayunlearn.config import Trial, flatten, trial_id
 from rayunlearn.coreset import keyword_coverage_of, pick, redundancy, written
 from rayunlearn.data.documents import Corpus
-from rayunlearn.errors import require
 from rayunlearn.explanation import explained, focus_of
 from rayunlearn.measuring import examples_at_start, examples_of, labelled
 from rayunlearn.methods.forget import FORGET
@@ -26,7 +25,7 @@ from rayunlearn.results.store import write_trial
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.unlearning import norms_along, unlearn
 from rayunlearn.worker import Loaded, SpoiltWorkerError, reset
-from rayunlearn.workspace import Workspace, measured_digest
+from rayunlearn.workspace import Workspace, measured_digest, start_of, trains
 
 Rows = list[dict[str, Any]]
 STATUS = {"complete": "complete", "stopped": "collapsed", "diverged": "diverged", "held": "complete"}
@@ -76,15 +75,14 @@ def _seeded_attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) ->
 
 def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcome:
     clock = Clock()
-    path = workspace.gold if trial.stage == "gold" else workspace.base
-    require(bool(path), "stage 'gold' needs a gold model (model.teach, or model.gold)", path)
+    path = start_of(trial, workspace)
     focus = focus_of(trial, workspace)
     state = reset(path)
     clock.lap("seconds_load")
     log = TrainLog((), "complete", 0)
     row: dict[str, Any] = {}
     tables: dict[str, Rows] = {}
-    if trial.stage == "unlearned":
+    if trains(trial):
         kept, scores = select(trial, workspace, state)
         clock.lap("seconds_select")
         row, tables = _coreset_rows(trial, workspace, state, kept, scores)

@@ -25,13 +25,14 @@ from rayunlearn.train.teach import RECIPE, teach
 
 @dataclass(frozen=True)
 class Workspace:
-    """Corpus, model folders and cache of one (data, model) pair. `gold` is '' where there is none."""
+    """Corpus, model folders and cache of one (data, model) pair. `gold` is '' where there is none, `unlearned` where it is trained here."""
 
     corpus: Corpus
     base: str
     gold: str
     base_digest: str
     cache: Path
+    unlearned: str = ""
 
 
 @lru_cache(maxsize=8)
@@ -44,7 +45,7 @@ def corpus_of(data: Data) -> Corpus:
 def start_digest(model: Model, corpus_digest: str) -> str:
     """What identifies the weights a trial starts from: of a taught model its recipe and corpus, else its content."""
     origin = "" if model.name == "scratch" else model_digest(model.name)
-    settings = asdict(model) | {"name": origin, "gold": ""}
+    settings = {name: value for name, value in asdict(model).items() if name != "unlearned"} | {"name": origin, "gold": ""}
     return digest([settings, corpus_digest, RECIPE]) if model.teach else origin
 
 
@@ -63,9 +64,32 @@ def attack_digest(trial: Trial) -> str:
 
 
 def measured_digest(trial: Trial, start: str) -> str:
-    """What identifies the weights of the trial: `start`, but of a gold model that was given its own content."""
-    given = trial.stage == "gold" and not trial.model.teach
-    return model_digest(trial.model.gold) if given else start
+    """What identifies the weights of the trial: `start`, but of a gold or unlearned model that was given its own content.
+
+    Of an unlearned one `start` too, because metrics compare with base.
+    """
+    if trial.stage == "gold" and not trial.model.teach:
+        return given_digest(trial.model.gold)
+    return start if trains(trial) or trial.stage != "unlearned" else digest([start, given_digest(trial.model.unlearned)])
+
+
+@lru_cache(maxsize=8)
+def given_digest(name: str) -> str:
+    """`model_digest`, read once per process: every trial of a panel asks for it."""
+    return model_digest(name)
+
+
+def trains(trial: Trial) -> bool:
+    """Whether the trial changes weights: base, gold and a model that was unlearned elsewhere are measured as they are."""
+    return trial.stage == "unlearned" and not trial.model.unlearned
+
+
+def start_of(trial: Trial, workspace: Workspace) -> str:
+    """Folder of the weights that the trial begins with. Raises UserError for stage gold where there is no gold model."""
+    if trial.stage == "gold":
+        require(bool(workspace.gold), "stage 'gold' needs a gold model (model.teach, or model.gold)", workspace.gold)
+        return workspace.gold
+    return workspace.unlearned if trial.stage == "unlearned" and workspace.unlearned else workspace.base
 
 
 def validate(trial: Trial) -> Trial:
@@ -94,7 +118,7 @@ def workspace_of(trial: Trial, cache: Path) -> Workspace:
     folder = cache / "models" / start
     if trial.model.teach:
         return Workspace(corpus, str(folder / "base"), str(folder / "gold"), start, cache)
-    return Workspace(corpus, trial.model.name, trial.model.gold, start, cache)
+    return Workspace(corpus, trial.model.name, trial.model.gold, start, cache, trial.model.unlearned)
 
 
 def prepare(trial: Trial, cache: Path, progress: Callable[[str, int, int], None], roles: Sequence[str] = ("base", "gold")) -> Workspace:

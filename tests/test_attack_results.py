@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rayunlearn.results.attacks import area_under, matrix_of, recovery_table, steps_to, worst_case
+from rayunlearn.results.attacks import area_under, attack_tables, recovery_table, steps_to, worst_case
 from rayunlearn.results.store import open_run, write_experiment, write_table, write_trial
 
 DOCUMENTS = ("a", "b", "c", "d")
@@ -73,13 +73,46 @@ def test_recovered_fraction_its_most_its_controls_and_its_curve_by_hand(run: Pat
 
 
 def test_the_matrix_has_a_row_per_attack_whatever_its_strength_and_the_worst_case_last(run: Path) -> None:
-    matrix = matrix_of(open_run(run))
-    assert matrix is not None
-    assert [row[0] for row in matrix.rows] == ["relearning", "weight_noise relative=0.1", "worst case"]
-    assert matrix.rows[0][1].startswith("0.62 [")
-    assert "most 1.00" in matrix.rows[0][1]
-    assert matrix.rows[0][2].startswith("0.10 -> 0.20 [")
+    matrix, curves = attack_tables(open_run(run))
+    assert [row[0] for row in matrix.rows] == ["no attack", "relearning", "weight_noise relative=0.1", "worst case"]
+    assert matrix.rows[0][1:] == ("0.10 (base 0.90)", "0.10")
+    assert matrix.rows[1][1].startswith("0.62 [")
+    assert "most 1.00" in matrix.rows[1][1]
+    assert matrix.rows[1][2].startswith("0.10 -> 0.20 [")
+    assert matrix.notes == ("gold, which never knew the answers, rises by 0.10 [0.10, 0.10] under relearning: it trains on what is asked",)
     assert matrix.rows[-1][1] == "0.62 relearning"
+    assert [row[2:] for row in curves.rows] == [("0.62", "0.34", "15", "0.12")]
+
+
+def test_an_attack_with_a_metric_of_its_own_stands_beside_base_gold_and_its_shuffled_control(run: Path) -> None:
+    """Four questions; the probe names two of four answers on the unlearned model, three on base, one on gold, one when shuffled."""
+    for trial_id, stage, right in (("p", "unlearned", 2), ("pb", "base", 3), ("pg", "gold", 1)):
+        rows = [
+            {"stage": stage, "attack": "linear_probe", "doc_id": d, "split": "forget", "metric": metric, "value": float(at < n)}
+            for metric, n in (("probe_right", right), ("probe_right_shuffled", 1))
+            for at, d in enumerate(DOCUMENTS)
+        ]
+        config = {"stage": stage, "data.name": "domain", "model.name": "scratch", "attack.name": "linear_probe"}
+        write_trial(run, trial_id, {"trials": [{"status": "complete"}], "examples": rows}, config)
+    rows = pl.read_parquet(run / "attacks.parquet").to_dicts()
+    rows += [
+        placed("p", "mine", "attack", "linear_probe"),
+        *(placed(t, a, "control", "linear_probe", "linear_probe") for t, a in (("pb", "base"), ("pg", "gold"))),
+    ]
+    write_table(run / "attacks.parquet", "attacks", rows)
+    line = next(row for row in attack_tables(open_run(run))[0].rows if row[0] == "linear_probe")
+    assert line[1].startswith("probe_right 0.50 [") and line[1].endswith("(base 0.75, shuffled 0.25)")
+    assert line[2].startswith("probe_right 0.25 [")
+
+
+def test_the_most_of_an_attack_is_that_of_its_own_setting(run: Path) -> None:
+    """Relearning ten documents, which brings 0.9 back, says nothing about relearning one."""
+    rows = pl.read_parquet(run / "attacks.parquet").to_dicts()
+    renamed = [
+        row | {"setting": row["setting"].replace("relearning ", "relearning documents=10 ")} if row["trial_id"] == "tuned" else row for row in rows
+    ]
+    write_table(run / "attacks.parquet", "attacks", renamed)
+    assert recovery_table(open_run(run)).filter(pl.col("setting") == RELEARNING)["most"].to_list() == pytest.approx([0.75])
 
 
 def test_where_base_knows_no_more_there_is_nothing_to_recover(run: Path) -> None:
@@ -90,7 +123,7 @@ def test_where_base_knows_no_more_there_is_nothing_to_recover(run: Path) -> None
 
 def test_a_run_without_attacks_has_no_matrix(tmp_path: Path) -> None:
     add(tmp_path, "base", "base", "none", (0.8,))
-    assert matrix_of(open_run(tmp_path)) is None
+    assert attack_tables(open_run(tmp_path)) == ()
 
 
 def test_steps_to_and_area_of_a_curve_that_never_gets_there() -> None:

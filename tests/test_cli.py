@@ -44,6 +44,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["run", "experiments/mine.py", "--set", "select.ration=1"], "did you mean 'select.ratio'?"),
         (["run", "experiments/mine.py", "--set", "npo.bta=1"], "did you mean 'npo.beta'?"),
         (["run", "experiments/mine.py", "--set", "method.forget=rmuu"], "did you mean 'rmu'?"),
+        (["run", "experiments/mine.py", "--set", "attacks.panel=quik"], "unknown panel 'quik'; did you mean 'quick'?"),
+        (["run", "experiments/mine.py", "--set", "attacks.trials=bst"], "did you mean 'best'?"),
         (["run", "experiments/mine.py", "--set", "ratio"], "--set takes name=value, got 'ratio'"),
         (["run", "experiments/mine.py", "--workers", "-1"], "--workers must be >= 0, got -1"),
         (["plan", "experiments/mine.py", "--set", "method.layer=99", "method.forget=rmu"], "method.layer must be <"),
@@ -88,6 +90,11 @@ def test_an_attack_that_is_asked_for_wrongly_starts_nothing(
     assert main(["attack", str(run), *arguments]) == MISTAKE
     assert message in capsys.readouterr().err
     assert not (run / "attacks.parquet").exists()
+
+
+def test_plan_says_that_attacks_follow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "experiments/mine.py", "--set", "attacks.panel=quick", "attacks.trials=best"]) == DONE
+    assert "then the attacks of panel quick on best" in capsys.readouterr().out
 
 
 def test_lists_show_hyperparameters_defaults_and_sources(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

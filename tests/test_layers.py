@@ -43,6 +43,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "remade",
             "attacked",
             "attackplan",
+            "audit",
             "room",
             "trial",
             "unlearning",

@@ -13,6 +13,37 @@ An attack asks whether what unlearning took away can be had back. It is a trial 
 the attack's name in the column `attack`. The same attack always runs on base and on gold too: base shows how much the attack itself
 harms an answer that is known, gold what it gives to a model that never knew. A companion is a further control that runs beside it.
 
+## How to use it
+
+```
+rayunlearn attack RUN                                        # panel quick on the best trial of every method
+rayunlearn attack RUN --trials 3f2a,77b0 --panel full        # every attack on two trials; what has finished is skipped
+rayunlearn attack RUN --trials grid --panel black_box        # shots, rephrasings, training on unrelated text, on every cell
+rayunlearn attack RUN --attacks gcg,soft_prompt --seeds 5    # only these
+rayunlearn attack RUN --text mine.txt --rephrasings mine.jsonl --chat-model some/chat-model
+rayunlearn attack --model theirs --base before --gold never --benchmark wmdp-bio --data wmdp --metric multiple_choice
+```
+
+The last line audits a model that was made elsewhere: it becomes the one trial of the run `runs/audit/<folder>-<id>`. Models load from
+safetensors only, bring no code, and must have one vocabulary and one shape. Own files are `--data FOLDER` with `--set data.columns=...`
+as in docs/data.md. `--gold` may be missing; then nothing says what an attack itself tells. An experiment file asks for attacks after its
+trials with `ATTACKS = Attacks(panel="black_box", trials="grid")`, and any experiment with `--set attacks.panel=quick`.
+
+What is printed, and stands in report.html: a row per attack, a column per attacked trial. A cell is the recovered fraction
+(attacked - unlearned) / (base - unlearned) with its 95 % bootstrap interval over seeds and documents. 0 is what unlearning left, 1 what base
+knew; it is negative where the attack does harm. `most` is the best single seed or tuned strength, chosen by looking at the documents it is then
+told of: an upper end, no estimate. The last column is the same attack on gold, and under the table stands where gold rose. The last row is the
+worst case, by mean. Attacks that measure in their own way (linear probes, sampled attempts) have their metric in place of a fraction, beside
+base's under the same attack. A second table has the recovery curves of training attacks: area, steps to half, and the control of equal
+steps on unrelated text. Curves have ten points between beginning and end, in `curves`; the settings of each attack are in `attacks.parquet`.
+
+Training attacks are tuned (panels black_box and full): six strengths, learning rate 1e-4 to 1e-2 and 10 to 100 steps, by Optuna on the first
+seed; the best runs with three seeds, on base and gold too, and its companion with the same steps and rate.
+
+NF4 needs bitsandbytes (`pip install 'rayunlearn[quantisation]'`), on a CPU or a GPU, and is in no panel: `--attacks four_bit_normal_float`.
+GPTQ and AWQ are computed here, on any machine; kernels and file formats of other libraries are not used, so that a model quantised
+by one of them may differ in rounding. It can be audited itself only once it is saved as plain safetensors weights.
+
 What to bear in mind:
 
 - **No prompt attack puts a word of the asked answer into the prompt.** Shots and sentences that hold one are left out. Where few

@@ -22,7 +22,8 @@ LIVE_EVERY_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The sweep at one moment. `best` is the lowest forgetting at or above the utility floor, NaN until there is one.
+    """The sweep at one moment. `best` is the lowest forgetting at or above the utility floor, NaN until there is one; of a panel
+    of attacks (`attacking`) the highest that one left on the model under attack.
 
     `running` says the running trials in words, `handed_out` by id; `n_ready` could run as soon as a worker is free;
     `seconds` are the durations of this session's trials; `fatal` says why no more trials are started, '' otherwise.
@@ -38,6 +39,7 @@ class Snapshot:
     seconds: tuple[float, ...] = ()
     objective: Objective = field(default_factory=Objective)
     fatal: str = ""
+    attacking: bool = False
 
     @property
     def at_end(self) -> bool:
@@ -63,6 +65,7 @@ def snapshot(
 ) -> Snapshot:
     """The agenda and its results in numbers."""
     ended = [results[trial_id] for trial_id in {row.trial_id for row in agenda.rows} if trial_id in results]
+    attacking = any(row.trial.attack.name != "none" for row in agenda.rows)
     return Snapshot(
         done=len(ended),
         total=agenda.total,
@@ -70,9 +73,10 @@ def snapshot(
         running=tuple(label(planned) for planned in running),
         handed_out=tuple(planned.trial_id for planned in running),
         n_ready=n_ready,
-        best=best_of(agenda, results, objective),
+        best=highest_of(agenda, results) if attacking else best_of(agenda, results, objective),
         seconds=seconds,
         objective=objective,
+        attacking=attacking,
     )
 
 
@@ -96,6 +100,12 @@ def best_of(agenda: Agenda, results: Mapping[str, Result], objective: Objective)
         if row.role in ("tuning", "grid") and results[row.trial_id].utility >= objective.utility_floor * base.get(pair(row), math.nan)
     ]
     return min((value for value in good if math.isfinite(value)), default=math.nan)
+
+
+def highest_of(agenda: Agenda, results: Mapping[str, Result]) -> float:
+    """Highest forgetting metric that an attack left on the model that it attacked, NaN before one has ended."""
+    mine = (row.trial_id for row in agenda.rows if row.role in ("tuning", "attack") and row.trial_id in results)
+    return max((value for value in (results[trial_id].forgetting for trial_id in mine) if math.isfinite(value)), default=math.nan)
 
 
 def pair(row: Planned) -> tuple[object, object]:
@@ -138,7 +148,9 @@ def line(view: View) -> str:
 
 
 def best_words(view: Snapshot) -> str:
-    """The best trial so far, with the rule it is best under."""
+    """The best trial so far, with the rule it is best under; of attacks, how much the strongest has got back."""
+    if view.attacking:
+        return f"highest {view.objective.forgetting} on forget so far {view.best:.3f}" if math.isfinite(view.best) else "no attack has ended yet"
     rule = f"{view.objective.utility} on {view.objective.utility_split} >= {view.objective.utility_floor:g} x base"
     return f"best so far {view.objective.forgetting} {view.best:.3f} at {rule}" if math.isfinite(view.best) else f"no trial with {rule} yet"
 

@@ -6,17 +6,20 @@ left, 1 what base knew. The same difference on gold, which never knew it, is wha
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from rayunlearn.results.analysis import CELL, Interval, Numbers, bootstrap_interval, objective_of, share_of_way
+from rayunlearn.results.analysis import CELL, NOTHING, Numbers, bootstrap_interval, objective_of, share_of_way
 from rayunlearn.results.store import Run
 from rayunlearn.results.words import number
 
 HALF = 0.5
 WORST = "worst case"
+PLAIN = "no attack"
+TEACHES = ("relearning",)  # trains on what is then asked, so that gold learns it too
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,13 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
 
     base, unlearned, after: means over the documents asked. recovered, with _low and _high: 95 % bootstrap over seeds and documents.
     most: the largest recovered fraction of a single seed or tuned strength. gold, gold_after (with interval): the same attack on
-    gold. companion: recovered fraction of the control that the attack's row names. area: under the recovery curve, as a mean
+    gold; gold_rise (with interval): after less before, document by document.
+    companion: recovered fraction of the control that the attack's row names. area: under the recovery curve, as a mean
     over its steps. half: steps to half of base's lead, null where it is never reached. seeds, documents: how many.
     Null where base and the unlearned model cannot be told apart, so that there is nothing to recover.
+
+    An attack that measures in its own way (linear probes, sampled attempts) has no fraction: `metric` says what `after` (with
+    interval), `base` and `gold_after` are then, each after the same attack; `shuffled` is a probe's control. Else `metric` is ''.
     """
     metric = metric or objective_of(run.experiment).forgetting
     placed = run.attacks.collect().join(run.trials.filter(pl.col("status") == "complete").select("trial_id").collect(), on="trial_id", how="semi")
@@ -49,8 +56,10 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
 SCHEMA: dict[str, Any] = {
     "attacked": pl.String,
     "setting": pl.String,
+    "metric": pl.String,
     **dict.fromkeys(("base", "unlearned", "after", "recovered", "recovered_low", "recovered_high", "most"), pl.Float64),
     **dict.fromkeys(("gold", "gold_after", "gold_after_low", "gold_after_high", "companion", "area", "half"), pl.Float64),
+    **dict.fromkeys(("gold_rise", "gold_rise_low", "gold_rise_high", "after_low", "after_high", "shuffled"), pl.Float64),
     "seeds": pl.Int64,
     "documents": pl.Int64,
 }
@@ -60,6 +69,24 @@ def worst_case(table: pl.DataFrame) -> pl.DataFrame:
     """Per attacked trial the attack that gives most back (by `recovered`), as its setting and fraction."""
     known = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
     return known.unique("attacked", keep="first", maintain_order=True).select("attacked", "setting", "recovered", "recovered_low", "recovered_high")
+
+
+def rises_of(table: pl.DataFrame) -> list[str]:
+    """A line for every attack after which gold, which never knew the answers, answers more of them: what the attack itself tells.
+
+    By `gold_rise`'s interval, without correction: of forty attacks that tell nothing one is named here by chance. Attacks that
+    train on what is asked are said to; any other that is named here and again in another run is a leak of the data.
+    """
+    worst: dict[str, Mapping[str, Any]] = {}
+    for row in table.filter(pl.col("gold_rise_low") > 0).sort("gold_rise", descending=True).iter_rows(named=True):
+        worst.setdefault(_without_strength(row["setting"]), row)
+    return [_rise_in_words(shown, row) for shown, row in worst.items()]
+
+
+def _rise_in_words(shown: str, row: Mapping[str, Any]) -> str:
+    why = "it trains on what is asked" if shown.split(" ")[0] in TEACHES else "that much is what the attack itself tells"
+    by = f"{row['gold_rise']:.2f} [{row['gold_rise_low']:.2f}, {row['gold_rise_high']:.2f}]"
+    return f"gold, which never knew the answers, rises by {by} under {shown}: {why}"
 
 
 def area_under(steps: Numbers, recovered: Numbers) -> float:
@@ -86,13 +113,42 @@ class Matrix:
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str
+    notes: tuple[str, ...] = ()
 
 
-def matrix_of(run: Run, *, metric: str = "") -> Matrix | None:
-    """Recovered fractions [interval], the most of any seed or strength, and the same attack on gold; None before any attack has ended."""
+def attack_tables(run: Run, *, metric: str = "") -> tuple[Matrix, ...]:
+    """`matrix_of`, and under it `curves_of` where an attack trained; nothing before an attack has ended."""
     table = recovery_table(run, metric=metric)
     if not table.height:
-        return None
+        return ()
+    matrix, curves = matrix_of(run, table, metric=metric), curves_of(run, table)
+    return (matrix, curves) if curves.rows else (matrix,)
+
+
+def curves_of(run: Run, table: pl.DataFrame) -> Matrix:
+    """Of every attack that trains: its strength, the recovery curve in two numbers, and what its control got back."""
+    names = names_of(run, table["attacked"].unique(maintain_order=True).to_list())
+    rows = [
+        (
+            row["setting"],
+            names[row["attacked"]],
+            f"{row['recovered']:z.2f}",
+            f"{row['area']:z.2f}",
+            "never" if row["half"] is None else f"{row['half']:.0f}",
+            "-" if row["companion"] is None else f"{row['companion']:z.2f}",
+        )
+        for row in table.filter(pl.col("area").is_not_null()).sort("attacked", "setting").iter_rows(named=True)
+    ]
+    return Matrix(
+        headers=("training attack at its strength", "trial", "recovered", "area under curve", "steps to half", "control"),
+        rows=tuple(rows),
+        caption="Area: mean recovered fraction over the steps. Steps to half: where the curve first reaches 0.5. Control: equal steps on unrelated "
+        "text, or shuffled answers; '-' where the attack is itself that.",
+    )
+
+
+def matrix_of(run: Run, table: pl.DataFrame, *, metric: str = "") -> Matrix:
+    """Recovered fractions [interval], the most of any seed or strength, and the same attack on gold."""
     names = names_of(run, table["attacked"].unique(maintain_order=True).to_list())
     settings = table["setting"].unique(maintain_order=True).to_list()
     cells = {(row["setting"], row["attacked"]): row for row in table.iter_rows(named=True)}
@@ -103,7 +159,8 @@ def matrix_of(run: Run, *, metric: str = "") -> Matrix | None:
     rows.append((WORST, *(_named(worst.get(attacked)) for attacked in names), ""))
     return Matrix(
         headers=("attack", *names.values(), "gold: before -> after"),
-        rows=tuple(rows),
+        rows=(_plain_row(table, names), *rows),
+        notes=tuple(rises_of(table)),
         caption=(
             f"Recovered fraction of {metric or objective_of(run.experiment).forgetting} on forget, 0: as unlearned, 1: as base; [low, high]: 95 % "
             "bootstrap over seeds and documents; 'most': the best single seed or strength, picked by looking at these very documents."
@@ -112,11 +169,13 @@ def matrix_of(run: Run, *, metric: str = "") -> Matrix | None:
 
 
 def names_of(run: Run, attacked: Sequence[str]) -> dict[str, str]:
-    """Attacked trial -> a short name: method, retain loss, selector, ratio and seed as far as they differ, and the id's beginning."""
+    """Attacked trial -> a short name: method, retain loss, selector, ratio and seed as far as they differ, the folder of a
+    model made elsewhere, and the id's beginning."""
     trials = run.trials.filter(pl.col("trial_id").is_in(list(attacked))).collect()
     varying = [n for n in (*CELL, "train.seed") if n in trials.columns and trials[n].n_unique() > 1] or ["method.forget"]
     rows = {row["trial_id"]: row for row in trials.iter_rows(named=True)}
-    return {t: " ".join([*(_said(n, rows[t].get(n)) for n in varying), t[:6]]) for t in attacked}
+    given = {t: Path(rows[t].get("model.unlearned") or "").name for t in attacked}
+    return {t: " ".join([*([given[t]] if given[t] else [_said(n, rows[t].get(n)) for n in varying]), t[:6]]) for t in attacked}
 
 
 # ---- inside
@@ -151,33 +210,68 @@ def _row(
     mine = placed.filter(pl.col("attacked") == cell.attacked)
     attacks = mine.filter(pl.col("role") == "attack", pl.col("setting") == cell.setting)["trial_id"].to_list()
     base, gold = (_anchor(stages, stages[cell.attacked], role) for role in ("base", "gold"))
+    if attacks and not set(attacks) & set(values):
+        return _own_row(cell, attacks, placed, base, gold, run)
     if base not in values or cell.attacked not in values:
         return {}
     after, before, known = _three(attacks, cell.attacked, base, values)
-    interval = share_of_way(after, before, known)
+    interval, shown = share_of_way(after, before, known), _without_strength(cell.setting)
     control = placed.filter(pl.col("role") == "control", pl.col("answers") == cell.setting)
     companions = control.filter(pl.col("attacked") == cell.attacked)["trial_id"].to_list()
     golden = control.filter(pl.col("attacked") == gold, pl.col("setting") == cell.setting)["trial_id"].to_list()
     golden_after = _matrix(golden, values)
-    on_gold = bootstrap_interval(golden_after) if golden else Interval(mean=None, low=None, high=None, over="nothing")
-    tried = mine.filter(pl.col("setting").str.split(" ").list.first() == cell.setting.split(" ")[0], pl.col("role") != "control")[
-        "trial_id"
-    ].to_list()
+    on_gold = bootstrap_interval(golden_after) if golden else NOTHING
+    rise = bootstrap_interval(_rises(golden, values.get(gold, {}), values)) if golden and gold in values else NOTHING
+    same = [setting for setting in mine["setting"].unique() if _without_strength(setting) == shown]
+    tried = mine.filter(pl.col("setting").is_in(same), pl.col("role") != "control")
     return {
         "attacked": cell.attacked,
         "setting": cell.setting,
+        "metric": "",
         "base": float(np.nanmean(known)),
         "unlearned": float(np.nanmean(before)),
         "after": float(np.nanmean(after)),
         **{f"recovered{end}": value for end, value in (("", interval.mean), ("_low", interval.low), ("_high", interval.high))},
-        "most": _most(tried, cell.attacked, base, values) if interval.mean is not None else None,
+        "most": _most(tried["trial_id"].to_list(), cell.attacked, base, values) if interval.mean is not None else None,
         "gold": _mean_on(values.get(gold, {}), values, golden),
         **{f"gold_after{end}": value for end, value in (("", on_gold.mean), ("_low", on_gold.low), ("_high", on_gold.high))},
+        **{f"gold_rise{end}": value for end, value in (("", rise.mean), ("_low", rise.low), ("_high", rise.high))},
         "companion": _recovered(companions, cell.attacked, base, values) if companions and interval.mean is not None else None,
         **_curve_numbers(run, attacks, float(np.nanmean(known)), metric, known=interval.mean is not None),
         "seeds": len(attacks),
         "documents": after.shape[1],
     }
+
+
+def _own_row(cell: Cell, attacks: Sequence[str], placed: pl.DataFrame, base: str, gold: str, run: Run) -> dict[str, Any]:
+    """The row of an attack that measures in its own way."""
+    metric = _own_metric(run, attacks)
+    if not metric:
+        return {}
+    values, shuffled = _values(run, metric), _values(run, f"{metric}_shuffled")
+    same = placed.filter(pl.col("role") == "control", pl.col("answers") == cell.setting, pl.col("setting") == cell.setting)
+    mine, known, golden = (
+        bootstrap_interval(_matrix(trials, values))
+        for trials in (attacks, *(same.filter(pl.col("attacked") == anchor)["trial_id"].to_list() for anchor in (base, gold)))
+    )
+    return {
+        "attacked": cell.attacked,
+        "setting": cell.setting,
+        "metric": metric,
+        "base": known.mean,
+        **{f"after{end}": value for end, value in (("", mine.mean), ("_low", mine.low), ("_high", mine.high))},
+        **{f"gold_after{end}": value for end, value in (("", golden.mean), ("_low", golden.low), ("_high", golden.high))},
+        "shuffled": bootstrap_interval(_matrix(attacks, shuffled)).mean,
+        "seeds": len(attacks),
+        "documents": _matrix(attacks, values).shape[1],
+    }
+
+
+def _own_metric(run: Run, attacks: Sequence[str]) -> str:
+    """The metric that only these attacks have; of `leak_at_1`, `leak_at_2`, ... the one of most attempts. '' where they have none."""
+    here = run.examples.filter(pl.col("trial_id").is_in(list(attacks)), pl.col("split") == "forget")
+    names = [name for name in here.select("metric").unique().collect()["metric"].sort().to_list() if not name.endswith("_shuffled")]
+    return max(names, key=lambda name: (int(name.rpartition("_")[2]) if name.rpartition("_")[2].isdecimal() else 0, name), default="")
 
 
 def _anchor(stages: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any], role: str) -> str:
@@ -203,6 +297,12 @@ def _three(attacks: Sequence[str], attacked: str, base: str, values: Mapping[str
 def _matrix(trials: Sequence[str], values: Mapping[str, Mapping[str, float]]) -> Numbers:
     documents = sorted({d for t in trials for d in values.get(t, {})})
     return np.array([[values[t].get(d, np.nan) for d in documents] for t in trials if t in values]).reshape(-1, max(1, len(documents)))
+
+
+def _rises(attacks: Sequence[str], own: Mapping[str, float], values: Mapping[str, Mapping[str, float]]) -> Numbers:
+    """(seeds, documents) after less before, on documents that were asked both times."""
+    documents = sorted({d for t in attacks for d in values.get(t, {})} & set(own))
+    return np.array([[values[t].get(d, np.nan) - own[d] for d in documents] for t in attacks if t in values]).reshape(-1, max(1, len(documents)))
 
 
 def _recovered(trials: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]) -> float | None:
@@ -255,22 +355,34 @@ def _of(cells: Mapping[tuple[str, str], dict[str, Any]], table: pl.DataFrame, sh
     return max(found, key=lambda row: row["recovered"] if row["recovered"] is not None else -np.inf, default=None)
 
 
+def _plain_row(table: pl.DataFrame, names: Mapping[str, str]) -> tuple[str, ...]:
+    """What the metric was before any attack, on the documents of the attack that asked most."""
+    most = {row["attacked"]: row for row in table.filter(pl.col("metric") == "").sort("documents").iter_rows(named=True)}
+    gold = next((f"{row['gold']:.2f}" for row in most.values() if row["gold"] is not None), "-")
+    return (PLAIN, *(f"{most[t]['unlearned']:.2f} (base {most[t]['base']:.2f})" if t in most else "-" for t in names), gold)
+
+
 def _shown(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "-"
+    if row["metric"]:
+        beside = [f"{name} {row[name]:.2f}" for name in ("base", "shuffled") if row[name] is not None]
+        return f"{row['metric']} {row['after']:.2f} [{row['after_low']:.2f}, {row['after_high']:.2f}] ({', '.join(beside)})"
     if row["recovered"] is None:
         return "nothing to recover"
-    text = f"{row['recovered']:.2f} [{row['recovered_low']:.2f}, {row['recovered_high']:.2f}]"
+    text = f"{row['recovered']:z.2f} [{row['recovered_low']:z.2f}, {row['recovered_high']:z.2f}]"
     return text + (f" most {row['most']:.2f}" if row["most"] is not None and row["most"] > row["recovered"] + 0.005 else "")
 
 
 def _gold_shown(cells: Mapping[tuple[str, str], dict[str, Any]], shown: str, names: Mapping[str, str]) -> str:
     found = [r for (setting, t), r in cells.items() if t in names and _without_strength(setting) == shown and r["gold_after"] is not None]
-    if not found or found[0]["gold"] is None:
+    if not found:
         return "-"
     row = max(found, key=lambda r: r["gold_after"])
+    if row["gold"] is None:
+        return f"{row['metric']} {row['gold_after']:.2f} [{row['gold_after_low']:.2f}, {row['gold_after_high']:.2f}]"
     return f"{row['gold']:.2f} -> {row['gold_after']:.2f} [{row['gold_after_low']:.2f}, {row['gold_after_high']:.2f}]"
 
 
 def _named(row: Mapping[str, Any] | None) -> str:
-    return "-" if row is None else f"{row['recovered']:.2f} {row['setting'].split(' ')[0]}"
+    return "-" if row is None else f"{row['recovered']:z.2f} {row['setting'].split(' ')[0]}"

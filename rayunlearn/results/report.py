@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from rayunlearn.results import plots
 from rayunlearn.results.analysis import coreset_table, trial_table
-from rayunlearn.results.attacks import matrix_of
+from rayunlearn.results.attacks import attack_tables
 from rayunlearn.results.beside import beside, beside_in_words, beside_view
 from rayunlearn.results.control import control_in_words, control_view, has_calibrated
 from rayunlearn.results.explaining import explained_sections
@@ -86,7 +86,7 @@ def page(run: Run) -> str:
         fate_lines=fate_lines(run),
         view=coreset_view(table, run.experiment),
         figures=_figures(run, table),
-        attacks=matrix_of(run),
+        attacks=attack_tables(run),
         sections=[*explained_sections(run), *faithfulness_sections(run), *robustness_sections(run)],
         heat_maps=page_maps(run),
         plotly=get_plotlyjs(),

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayunlearn.errors import UserError
-from rayunlearn.results.attacks import matrix_of
+from rayunlearn.results.attacks import Matrix, attack_tables
 from rayunlearn.results.beside import beside, beside_in_words, beside_view
 from rayunlearn.results.control import control_in_words, control_view, has_calibrated
 from rayunlearn.results.explaining import explained_sections
@@ -78,16 +78,20 @@ def print_beside(run: Run, console: Console) -> None:
 
 
 def print_attacks(run: Run, console: Console, *, metric: str = "") -> None:
-    """Print the matrix of attacks; nothing where no attack has ended."""
-    matrix = matrix_of(run, metric=metric)
-    if matrix is None:
-        return
+    """Print the matrix of attacks and the recovery curves in numbers; nothing where no attack has ended."""
+    for matrix in attack_tables(run, metric=metric):
+        _print_matrix(matrix, console)
+
+
+def _print_matrix(matrix: Matrix, console: Console) -> None:
     printed = Table(header_style="bold", caption=Text(matrix.caption), caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for header in matrix.headers:
         printed.add_column(Text(header), vertical="bottom")
     for row in matrix.rows:
         printed.add_row(*(Text(cell) for cell in row))
     console.print(printed)
+    for note in matrix.notes:
+        console.print(note, highlight=False, soft_wrap=True)
 
 
 def print_explained(run: Run, console: Console) -> None:
