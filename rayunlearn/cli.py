@@ -102,7 +102,7 @@ def _add_attack(commands: Any) -> None:
     audit.add_argument(
         "--set", dest="assignments", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help="any other setting of data, measure"
     )
-    audit.add_argument("--output", metavar="DIR|URL", type=output_place, default=Path("runs"), help="where the audit's run lives (default: runs)")
+    audit.add_argument("--output", metavar="DIR|URL", default="runs", help="where the audit's run lives (default: runs)")
 
 
 def _add_explain(commands: Any) -> None:
@@ -466,7 +466,7 @@ def _audited(chosen: argparse.Namespace, console: "Console") -> Path:
 
     data = {"data.name": chosen.benchmark} | ({"data.path": chosen.data} if chosen.data else {})
     experiment = audit_of(chosen.model, chosen.base, chosen.gold, data | parse_assignments(chosen.assignments), metric=chosen.metric)
-    measured = sweep(experiment, chosen.output, work=unlearning(), options=_options(chosen), console=console)
+    measured = sweep(experiment, output_place(chosen.output), work=unlearning(), options=_options(chosen), console=console)
     require(
         measured.done == measured.total,
         f"the models must be measured before they are attacked; see {measured.run}; not done",
