@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from scipy.stats import spearmanr
 
+from rayunlearn.cli import main
 from rayunlearn.results.explaining import damage_table, emphasis_table, explained_cells, explained_sections, rank_correlation, tracking_table
 from rayunlearn.results.faithfulness import barrier, faithfulness_sections, faithfulness_table, path_section, recovered_by_cell
 from rayunlearn.results.heatmap import page_maps, trial_maps
@@ -191,6 +192,14 @@ def test_the_page_and_the_terminal_show_all_of_it_and_no_token_becomes_markup(ru
     print_heat_map(trial_maps(run, "full", "a")[0], console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "0.50 [0.00, 1.00]" in text and "Tubril -2.00" in text and f"{EVIL} +1.00*" in text and "What +3.00*" in text
+
+
+def test_the_commands_show_a_question_and_refuse_a_path_of_two_points(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(run.path), "full", "--doc", "a"]) == 0
+    shown = capsys.readouterr().out
+    assert "before (base): probability 0.90, right" in shown and "after (npo + nll, whole set)" in shown and "Tubril -2.00" in shown
+    assert main(["path", str(run.path), "full", "half", "--points", "2"]) == 2
+    assert "--points must be >= 3, got 2" in capsys.readouterr().err
 
 
 def test_a_path_between_two_trials_ends_with_its_barriers() -> None:
