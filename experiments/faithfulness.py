@@ -8,7 +8,10 @@ Hypothesis (Pal et al. 2504.10185, section 6): coreset models lie in the same ba
 Refuted at a ratio where the interval of the barrier to the full-set model lies above 0.1, or where an attack recovers more
 than from the full-set model and the intervals lie apart.
 
-Attacks are trials of their own: `rayunlearn attack RUN --panel quick` after the run.
+The control for the barrier is the method's own: `rayunlearn path RUN TRIAL OTHER` between full-set models of two seeds. Where
+that is as high, the barrier is how the method forgets and no doing of the coreset (so it was with NPO, LOG.md).
+
+Attacks are trials of their own: `rayunlearn attack RUN --trials grid --seeds 1` after the run.
 """
 
 from rayunlearn.config import Data, Explain, Method, Stop, Train, Trial
