@@ -107,11 +107,11 @@ def _add_attack(commands: Any) -> None:
 
 def _add_explain(commands: Any) -> None:
     added = _add(commands, "explain", explain, "show what the words of a question did for its answer, before and after a trial")
-    added.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    added.add_argument("run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1")
     added.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
     added.add_argument("--doc", metavar="ID", default="", help="question, or the beginning of its id (default: the first of the forget set)")
     path_parser = _add(commands, "path", path, "measure the models on the straight line between the weights of two trials")
-    path_parser.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    path_parser.add_argument("run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1")
     path_parser.add_argument("first", metavar="TRIAL", help="trial id, or the beginning of it")
     path_parser.add_argument("second", metavar="TRIAL", help="another trial of the same architecture")
     path_parser.add_argument("--points", metavar="N", type=int, default=11, help="models that are measured, both ends counted (default: 11)")
@@ -175,7 +175,7 @@ def _add_evaluate(commands: Any) -> None:
 
 def _add_export(commands: Any) -> None:
     added = _add(commands, "export", export, "write a trial's model as an ordinary Hugging Face directory with a model card")
-    added.add_argument("run", metavar="RUN", help="run folder, for example runs/hello/1")
+    added.add_argument("run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1")
     added.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
     added.add_argument("--output", metavar="DIR", type=Path, required=True, help="the new directory")
     added.add_argument("--adapter-only", action="store_true", help="of a LoRA trial, the adapter without the model")
@@ -427,7 +427,7 @@ def explain(chosen: argparse.Namespace) -> int:
     from rayunlearn.results.store import open_run
     from rayunlearn.results.terminal import find_trial, print_heat_map
 
-    folder, console = Path(chosen.run), _console()
+    folder, console = brought(chosen.run), _console()
     run = open_run(folder)
     trial_id = find_trial(run.trials.select("trial_id").collect()["trial_id"].to_list(), chosen.trial)
     maps = trial_maps(run, trial_id, chosen.doc)
@@ -452,7 +452,8 @@ def path(chosen: argparse.Namespace) -> int:
     from rayunlearn.results.terminal import print_section
 
     require(chosen.points >= 3, "--points must be >= 3", chosen.points)
-    one, other = (finished_trial(Path(chosen.run), wanted) for wanted in (chosen.first, chosen.second))
+    run = brought(chosen.run)
+    one, other = (finished_trial(run, wanted) for wanted in (chosen.first, chosen.second))
     rows = between_trials(one, other, points=chosen.points)
     print_section(path_section(rows, one.trial_id, other.trial_id), _console())
     return DONE

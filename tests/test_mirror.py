@@ -11,15 +11,20 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from rich.console import Console
 
 import rayunlearn
 from rayunlearn.cluster import lease as leases
 from rayunlearn.cluster.folder import begin, locked
+from rayunlearn.cluster.sweep import Options, sweep
 from rayunlearn.errors import UserError
+from rayunlearn.plan import Planner, Result, result_of
 from rayunlearn.results import mirror, storage
 from rayunlearn.results.mirror import brought, fetch_folder, output_place, run_place, share_folder, shown
 from rayunlearn.results.store import compact, finished, open_run, write_trial
 from rayunlearn.schema import PER_TRIAL
+from tests import fake_work
+from tests.fake_driver import tuned
 from tests.ray_fixture import REPOSITORY
 from tests.s3_server import on_machine, s3_endpoint, s3_url
 
@@ -326,6 +331,29 @@ def test_what_comes_back_is_what_was_written_row_by_row(s3_url: str, tmp_path: P
         assert theirs.equals(ours, null_equal=True) and isinstance(ours, pl.DataFrame)
 
 
+def test_trials_that_ended_on_other_machines_are_closed_by_a_driver_and_known_to_the_next(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every planned trial runs on a machine of its own kind of disk, no Ray; two drivers in turn, each elsewhere, find nothing left to run."""
+    experiment, results = tuned(0.0), {}
+    planner = Planner(experiment, fake_work.check, fake_work.identify)
+    on_machine(tmp_path / "worker", monkeypatch)
+    run = output_place(s3_url) / "fake" / "1"
+    mirror.ready(run)
+    while ready := planner.agenda(results).ready:
+        for planned in ready:
+            fake_work.run(planned.trial, fake_work.workspace(planned.trial, tmp_path), run, "fake", "1", "")
+            results[planned.trial_id] = result_of(run, planned.trial_id, experiment.objective) or Result("lost")
+    assert {f"fake/1/trials/{name}.zip" for name in results} == set(objects(s3_url))
+    for machine in ("first", "second"):
+        on_machine(tmp_path / machine, monkeypatch)
+        done = sweep(experiment, output_place(s3_url), work=fake_work.fake_work(), options=Options(), console=Console(file=io.StringIO()))
+        assert (done.done, done.total, done.ran) == (len(results), len(results), 0)
+        assert set(finished(brought(f"{s3_url}/fake/1"))) == set(results)
+    assert not [name for name in objects(s3_url) if "trials/" in name] and "fake/1/experiment.json" in objects(s3_url)
+
+
+@pytest.mark.slow
 def test_a_sweep_under_a_url_is_known_on_another_machine(s3_url: str) -> None:
     """A driver with a Ray of its own; then one whose temporary folder is another and that finds nothing left to do."""
     said = []
