@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rayunlearn.cluster.session import slots_in
+from rayunlearn.cluster.sweep import Options
 from rayunlearn.config import Model, Trial, Value, flatten, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.estimate import Room, gpu_share
@@ -92,6 +93,11 @@ def test_the_share_is_said_and_a_trial_too_large_for_a_gpu_is_refused_by_name() 
 def test_shares_of_two_gpus_are_counted_per_gpu(gpu: float, slots: int) -> None:
     there = {"CPU": 16.0, "GPU": 2.0}
     assert slots_in(there, {"cpu": 1.0, "gpu": gpu} if gpu else {"cpu": 1.0}) == slots
+
+
+def test_more_than_one_gpu_for_a_trial_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--gpus-per-trial must be in .0, 1., as a trial trains on one GPU, got 2\.0"):
+        Options(gpus_per_trial=2.0)
 
 
 SWEEP = """

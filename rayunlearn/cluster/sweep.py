@@ -32,7 +32,8 @@ class Options:
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, "--workers must be >= 0", self.workers)
-        require(self.gpus_per_trial is None or self.gpus_per_trial >= 0, "--gpus-per-trial must be >= 0", self.gpus_per_trial)
+        gpus = self.gpus_per_trial
+        require(gpus is None or 0 <= gpus <= 1, "--gpus-per-trial must be in [0, 1], as a trial trains on one GPU", gpus)
 
 
 @dataclass(frozen=True, kw_only=True)
