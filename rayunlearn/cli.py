@@ -51,8 +51,10 @@ def parser() -> argparse.ArgumentParser:
     _add_experiment(commands, "run", run, "run an experiment: what has finished is skipped, the rest runs on Ray", on_cluster=True)
     _add_experiment(commands, "plan", plan, "say what `run` would do, how long it takes and what it needs, without Ray")
     _add_experiment(commands, "prepare", prepare, "build the corpora and teach the base and gold models, nothing else", on_cluster=True)
-    report_parser = _add(commands, "report", report, "rebuild the table and report.html of a run from its Parquet files")
+    report_parser = _add(commands, "report", report, "rebuild the report of a run from its Parquet files")
     report_parser.add_argument("run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1")
+    forms = "html prints the table too; pdf needs the extra `pdf` (default: html)"
+    report_parser.add_argument("--format", dest="form", metavar="html|md|json|pdf", default="html", help=forms)
     show_parser = _add(commands, "show", show, "print one trial: its settings, its fate, its numbers")
     show_parser.add_argument("run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1")
     show_parser.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
@@ -350,9 +352,14 @@ def prepare(chosen: argparse.Namespace) -> int:
 
 
 def report(chosen: argparse.Namespace) -> int:
-    """Table and page from Parquet alone."""
+    """The report in one form, from Parquet alone; html with the table on the terminal."""
+    from rayunlearn.results.formats import write_as
+
     folder = brought(chosen.run)
-    _print_table(folder, _console())
+    if chosen.form == "html":
+        _print_table(folder, _console())
+    else:
+        print(write_as(folder, chosen.form))
     return DONE
 
 

@@ -41,7 +41,7 @@ objective, version, number of planned trials, metrics). `rayunlearn.results.anal
 | `trials/<trial_id>/<table>.parquet` | what one trial wrote; the folder appears in one rename, so its existence means that the trial ended |
 | `tables/<table>.parquet` | the same, compacted; where a trial has a folder, the folder is right |
 | `plan.parquet`, `attacks.parquet`, `corpora.parquet`, `quarantine.parquet`, `scores.parquet` | written by the driver, each in one rename |
-| `experiment.json`, `report.html` | what the experiment said of itself; the page, rebuilt by `rayunlearn report` |
+| `experiment.json`, `report.html` | what the experiment said of itself; the page, by `rayunlearn report` (or `.md`, `.json`, `.pdf`) |
 """
 
 

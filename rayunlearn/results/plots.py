@@ -12,6 +12,7 @@ import polars as pl
 from plotly.subplots import make_subplots
 
 from rayunlearn.results.analysis import best_so_far, extra_settings, lower_is_forgotten, objective_of, pareto_front, trial_table, varying_settings
+from rayunlearn.results.attacks import names_of, recovery_table
 from rayunlearn.results.faithfulness import cells_of, paths_of
 from rayunlearn.results.store import Run
 from rayunlearn.results.words import controlled, kept_words, number, percent, place_words
@@ -23,6 +24,7 @@ GREY = "#808080"  # legible on white and on black
 ANCHORS = {"base": "before unlearning (base)", "gold": "never saw it (gold)"}
 MAX_POINTS = 300  # per training curve: more cannot be seen and makes the page heavy
 MAX_PANELS = 12
+MAX_ATTACKS = 60  # rows of the heat map
 Facet = tuple[str, dict[str, Any]]
 
 
@@ -159,6 +161,27 @@ def tuning_history(run: Run) -> go.Figure | None:
         _add_study(figure, panel, best)
     figure.update_xaxes(title_text="trial of the study", tickformat="d", nticks=8)
     return _finished(figure)
+
+
+def recovery_map(run: Run) -> go.Figure | None:
+    """Heat map of recovered fractions: attacks down, attacked models across, the number in every cell."""
+    known = recovery_table(run).filter(pl.col("recovered").is_not_null())
+    if known.height == 0:
+        return None
+    names = names_of(run, known["attacked"].unique(maintain_order=True).to_list())
+    settings = known["setting"].unique(maintain_order=True).to_list()[:MAX_ATTACKS]
+    values = {(row["setting"], row["attacked"]): row["recovered"] for row in known.iter_rows(named=True)}
+    grid = [[values.get((setting, attacked)) for attacked in names] for setting in settings]
+    texts = [["" if value is None else f"{value:.2f}" for value in row] for row in grid]
+    map_ = go.Heatmap(
+        x=list(names.values()), y=settings, z=grid, text=texts, texttemplate="%{text}", zmin=0, zmax=1, colorscale="Cividis", xgap=2, ygap=2
+    )
+    figure = go.Figure(map_.update(hovertemplate="%{y}<br>on %{x}: %{z:.3f}<extra></extra>", colorbar={"title": "recovered"}))
+    figure.update_layout(height=220 + 30 * len(settings))
+    figure = _finished(figure)
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    figure.update_xaxes(automargin=True, showgrid=False)
+    return figure
 
 
 # ---- inside

@@ -15,11 +15,9 @@ from rayunlearn.results import plots
 from rayunlearn.results.analysis import coreset_table, trial_table
 from rayunlearn.results.attacks import attack_tables
 from rayunlearn.results.beside import beside, beside_in_words, beside_view
+from rayunlearn.results.brief import brief_of, sections_of
 from rayunlearn.results.control import control_in_words, control_view, has_calibrated
-from rayunlearn.results.explaining import explained_sections
-from rayunlearn.results.faithfulness import faithfulness_sections
 from rayunlearn.results.heatmap import page_maps
-from rayunlearn.results.robustness import robustness_sections
 from rayunlearn.results.store import Run, open_run, write_bytes
 from rayunlearn.results.words import caution, coreset_view, fate_lines, fates, findings, number
 
@@ -44,6 +42,10 @@ CAPTIONS = {
         "on the left, to the trial's own on the right. A path that leaves the straight line between its ends on the bad side has a barrier.",
     ),
     "training": ("Training curves", "One trial (its first seed) per selector and part. Colour: part kept; dash: selector."),
+    "recovery": (
+        "What attacks gave back",
+        "Recovered fraction per attack and model: 0 as unlearned, 1 as before unlearning. The intervals are in the table above.",
+    ),
     "tuning": ("Tuning", "Trials in the order in which Optuna asked for them, and the best that kept utility over the floor."),
 }
 
@@ -76,6 +78,7 @@ def page(run: Run) -> str:
         version=run.experiment.get("version", ""),
         question=question,
         background=rest.strip(),
+        brief=brief_of(run, table),
         findings=findings(run, table),
         control=control_view(run) if has_calibrated(run) else None,
         control_words=control_in_words(run),
@@ -87,13 +90,13 @@ def page(run: Run) -> str:
         view=coreset_view(table, run.experiment),
         figures=_figures(run, table),
         attacks=attack_tables(run),
-        sections=[*explained_sections(run), *faithfulness_sections(run), *robustness_sections(run)],
+        sections=sections_of(run),
         heat_maps=page_maps(run),
         plotly=get_plotlyjs(),
         max_rows=MAX_ROWS,
         failures=_failures(run),
         quarantine=run.quarantine.collect().to_dicts(),
-        provenance=_provenance(run),
+        provenance=provenance(run),
         settings=_settings(run),
         metrics=run.experiment.get("metrics", []),
     )
@@ -107,6 +110,7 @@ def _figures(run: Run, table: pl.DataFrame) -> list[Figure]:
         "pareto": plots.pareto(run),
         "path": plots.weight_paths(run),
         "training": plots.training_curves(run),
+        "recovery": plots.recovery_map(run),
         "tuning": plots.tuning_history(run),
     }
     made = [(anchor, drawn[anchor], *words) for anchor, words in CAPTIONS.items()]
@@ -126,7 +130,7 @@ def _failures(run: Run) -> list[dict[str, Any]]:
     return trials.select(*names, "method.forget", "select.name", "select.ratio", "train.seed").to_dicts()
 
 
-def _provenance(run: Run) -> list[tuple[str, str]]:
+def provenance(run: Run) -> list[tuple[str, str]]:
     """What made the numbers: commits, versions, machines, time. Several values are listed, never one of them."""
     trials = run.trials.collect()
     facts = [
