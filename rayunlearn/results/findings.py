@@ -1,0 +1,228 @@
+"""docs/findings.md, made from the Parquet files of the experiments: `python -m rayunlearn.results.findings RUNS > docs/findings.md`.
+
+A section per experiment: what was asked, what came out with intervals, what is published beside it and where ours differs. A run that
+is not there is named as not run; nothing is filled in.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from rayunlearn.results.analysis import coreset_table
+from rayunlearn.results.brief import Table, brief_of
+from rayunlearn.results.control import control_in_words, control_view, has_calibrated
+from rayunlearn.results.formats import escaped, pipes, question_of
+from rayunlearn.results.frontier import Standard, frontier_in_words, frontier_of
+from rayunlearn.results.report import provenance
+from rayunlearn.results.store import Run, open_run
+from rayunlearn.results.verdicts import LESS, against_random, in_words, predicted, step_gaps, survived
+from rayunlearn.results.words import fate_lines, findings, number
+
+MARGIN = 0.1  # of the equivalence tests of this page
+Verdict = Callable[[Run], tuple[list[str], Table | None]]
+SHOWN_FACTS = ("commit", "hardware", "seconds in trials", "first trial started")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A row of the page: the experiment, how its rows become a verdict, what is published, and where ours differs from that."""
+
+    experiment: str
+    title: str
+    verdict: Verdict
+    published: str
+    differs: str
+
+
+def findings_page(runs: Path) -> str:
+    """The page as Markdown, from the newest version `1` of every experiment under `runs`."""
+    return "\n".join([HEAD, *(line for finding in FINDINGS for line in section(finding, runs / finding.experiment / "1"))])
+
+
+def section(finding: Finding, folder: Path) -> list[str]:
+    """One experiment; a run that is not there is said to be missing."""
+    head = [f"## {finding.title}", ""]
+    if not (folder / "plan.parquet").is_file():
+        return [*head, f"`experiments/{finding.experiment}.py` has not been run for this page.", ""]
+    run = open_run(folder)
+    sentences, table = finding.verdict(run)
+    facts = [f"{name}: {escaped(value)}" for name, value in provenance(run) if name in SHOWN_FACTS]
+    return [
+        *head,
+        f"*{escaped(question_of(run))}*",
+        "",
+        *(f"- {escaped(sentence)}" for sentence in sentences),
+        "",
+        *([*pipes(table), ""] if table else []),
+        f"**Published.** {finding.published}",
+        "",
+        f"**What differs.** {finding.differs}",
+        "",
+        f"`experiments/{finding.experiment}.py`. {escaped(' '.join(fate_lines(run)))} {'; '.join(facts)}.",
+        "",
+    ]
+
+
+# ---- verdicts
+
+
+def how_little(run: Run) -> tuple[list[str], Table | None]:
+    """Overlap at a first look, then the test of equivalence; what is left as a table."""
+    table, standard = coreset_table(run), Standard(margin=MARGIN)
+    return [*findings(run, table), *frontier_in_words(frontier_of(run, standard), standard)], brief_of(run, table)[1].table
+
+
+def steps_or_documents(run: Run) -> tuple[list[str], Table | None]:
+    """Which partner a coreset is nearer to."""
+    gaps = step_gaps(run)
+    sentences = []
+    for row in gaps.filter(pl.col("gap") == "epochs - steps").iter_rows(named=True):
+        said = "steps are what counts" if row["low"] > 0 else "refuted: epochs are what counts" if row["high"] < 0 else "not decided"
+        sentences.append(
+            f"{row['method']}: the distance to the full set at equal epochs is larger than at equal steps by {in_words(row)}, "
+            f"over {row['pairs']} pairs: {said}."
+        )
+    for row in gaps.filter(pl.col("gap") == "full set, last - first").iter_rows(named=True):
+        said = "it goes on" if row["high"] < 0 else "no further forgetting is shown"
+        sentences.append(f"{row['method']}: the full set past its first epoch: {in_words(row)}: {said}.")
+    return sentences, _table(gaps)
+
+
+def covered(run: Run) -> tuple[list[str], Table | None]:
+    """What foretells forgetting on a bed that was left out, and whether covering more beats random."""
+    errors, beaten = predicted(run), against_random(run, "keyword_coverage")
+    sentences = []
+    for (method,), mine in errors.group_by(["method"], maintain_order=True):
+        of = dict(mine.select("predictor", "error").iter_rows())
+        words = ", ".join(f"{name} {error:.3f}" for name, error in of.items())
+        best = min(of, key=lambda name: of[name])
+        sentences.append(f"{method}: mean error in foretelling the unlearned share of a bed left out, by {words}; the least by {best}.")
+    for row in beaten.iter_rows(named=True):
+        said = "forgets more" if row["high"] < 0 else "forgets less" if row["low"] > 0 else "not told apart"
+        sentences.append(
+            f"{row['method']}, {row['place']}, {row['ratio']:g}: keyword_coverage minus random {in_words(row)} ({row['seeds']} seeds): {said}."
+        )
+    return sentences, _table(errors)
+
+
+def defended(run: Run) -> tuple[list[str], Table | None]:
+    """Which arm gives less back than plain NPO."""
+    table = survived(run)
+    if not table.height:
+        return ["No attack has been run on it yet."], brief_of(run, coreset_table(run))[1].table
+    less = table.filter(pl.col("less_low") > 0)
+    sentences = [
+        f"{row['arm']} under {row['attack']}: {in_words(row, names=LESS)} less came back than with plain NPO." for row in less.iter_rows(named=True)
+    ]
+    compared = table.filter(pl.col("less_than_plain").is_not_null()).height
+    sentences.append(f"{less.height} of {compared} arms under an attack are shown to give less back (not corrected for their number).")
+    return sentences, _table(table)
+
+
+def attacked(run: Run) -> tuple[list[str], Table | None]:
+    """The first page's answers on what is left and what came back."""
+    _, left, _, back = brief_of(run, coreset_table(run))
+    return [*left.sentences[1:], *back.sentences], back.table or left.table
+
+
+def controlled(run: Run) -> tuple[list[str], Table | None]:
+    """The two orders of the methods."""
+    if not has_calibrated(run):
+        return attacked(run)
+    headers, rows = control_view(run)
+    return control_in_words(run), Table(headers=headers, rows=tuple(rows))
+
+
+# ---- inside
+
+
+def _table(frame: pl.DataFrame) -> Table | None:
+    return Table(headers=tuple(frame.columns), rows=tuple(tuple(number(v) for v in row) for row in frame.iter_rows())) if frame.height else None
+
+
+STUDY = "Pal et al. 2504.10185"
+BED = "A generated domain and a model of half a million parameters; there WMDP and MUSE with 7 B models."
+FINDINGS: Sequence[Finding] = (
+    Finding(
+        experiment="coreset",
+        title="How little is enough",
+        verdict=how_little,
+        published=(
+            f"{STUDY}, table 1, wrong answers on WMDP-bio, Zephyr-7B: RMU 69.5 % after all 600 documents, 72.0 ± 1.8 % after a random "
+            "5 %; NPO 74.1 and 72.5 ± 1.2 %."
+        ),
+        differs=f"{BED} Redundancy is set, and two ends of it are compared.",
+    ),
+    Finding(
+        experiment="steps_or_data",
+        title="Steps or documents",
+        verdict=steps_or_documents,
+        published=(
+            f"{STUDY}, table B2: coresets of 10, 5 and 1 % take 10, 20 and 100 epochs with RMU on WMDP, as many presentations as the full "
+            "set; the full set is not run past its own."
+        ),
+        differs=f"{BED} A constant rate, every length a run of its own.",
+    ),
+    Finding(
+        experiment="redundancy",
+        title="Redundancy and coverage",
+        verdict=covered,
+        published="Nothing that we know of.",
+        differs="The question is ours.",
+    ),
+    Finding(
+        experiment="keywords",
+        title="Keywords alone",
+        verdict=attacked,
+        published=f"{STUDY}, section 4: keywords that a chat model names keep most of the effect on WMDP-bio; there is no arm of random words.",
+        differs=f"{BED} Keywords by statistics, beside as many random words.",
+    ),
+    Finding(
+        experiment="control",
+        title="At equal retention",
+        verdict=controlled,
+        published="Unlearning with Control (2406.09179) compares methods after mixing back to equal retention, on TOFU.",
+        differs="Another bed, fifteen methods with a small budget of tuning each, and intervals of the ranks.",
+    ),
+    Finding(
+        experiment="truly_unlearned",
+        title="Gone, or only not said",
+        verdict=attacked,
+        published="Doshi & Stickland 2411.12103: prompts and training on unrelated text recover much of what LLMU and RMU took on WMDP and biology.",
+        differs="Small models; multiple choice by likelihood; base and gold are attacked as well.",
+    ),
+    Finding(
+        experiment="dilemma",
+        title="Out of sight, or destroyed",
+        verdict=attacked,
+        published="Understanding the Dilemma of Unlearning (2509.24675): six methods either stay recoverable by emphasis or destroy.",
+        differs="Small models, bare words as emphasis, random words beside them.",
+    ),
+    Finding(
+        experiment="faithfulness",
+        title="The same model, or only as forgetful",
+        verdict=attacked,
+        published=f"{STUDY}, section 6: six points on the line between the two models, without a barrier in forgetting on WMDP.",
+        differs="Eleven points, three ratios, the barrier defined and with an interval.",
+    ),
+    Finding(
+        experiment="defences",
+        title="Defences under attack",
+        verdict=defended,
+        published="Fan et al. 2502.05374 report that sharpness-aware steps and weight averages make NPO on WMDP harder to relearn.",
+        differs="Another bed; a capped loss, a masked loss and a forget set of few wordings stand beside them.",
+    ),
+)
+
+HEAD = """# Findings
+
+Made by `make findings` from the Parquet files of the experiments; do not edit. A verdict is what was measured, a negative one too.
+How to read intervals and controls: [what the numbers can and cannot say](explanation.md).
+The dated log, with what was tried on the way: `experiments/LOG.md`.
+"""
+
+if __name__ == "__main__":
+    print(findings_page(Path(sys.argv[1] if len(sys.argv) > 1 else "runs")), end="")

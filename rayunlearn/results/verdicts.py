@@ -1,0 +1,211 @@
+"""What the experiments on steps, redundancy and defences ask, answered from their rows. Polars, numpy and scipy.
+
+The statistics are ours; each says what would refute the hypothesis of its experiment file. Intervals are percentile bootstraps:
+over seeds and documents where cells are compared, over trials where trials are.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.optimize import isotonic_regression
+
+from rayunlearn.results.analysis import DRAWS, LEVEL, Numbers, objective_of, placed_trials, trial_table, weighted_means
+from rayunlearn.results.attacks import recovery_table
+from rayunlearn.results.frontier import matrix_of
+from rayunlearn.results.statistics import difference, paired_p
+from rayunlearn.results.store import Run
+
+METHOD = ("method.forget", "method.retain")
+ESTIMATE = {"mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+GAPS = {"method": pl.String, "gap": pl.String, "pairs": pl.Int64, **ESTIMATE}
+PREDICTORS = ("coverage", "keyword_coverage", "select.ratio")
+
+
+# ---- steps or documents
+
+
+def step_gaps(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """Per method the mean distance of a coreset's forgetting to the full set's, columns GAPS.
+
+    `equal steps`: against the full set after as many steps; `equal epochs`: against the full set after as many passes over its own
+    documents, steps / ratio. `epochs - steps` is their difference: over 0, steps are what counts. Over the (ratio, steps) for
+    which both partners were run. `full set, last - first`: its forgetting at the most steps minus that at the fewest of at
+    least one epoch: under 0, it goes on past one epoch.
+    """
+    cells = _length_cells(run)
+    rows: list[dict[str, Any]] = []
+    for method in dict.fromkeys(method for method, _, _ in cells):
+        mine = {(ratio, steps): cell for (m, ratio, steps), cell in cells.items() if m == method}
+        drawn = _drawn(mine, draws=draws, seed=seed)
+        pairs = [(r, s) for r, s in mine if r < 1 and (1.0, s) in mine and (1.0, _same_epochs(s, r)) in mine]
+        if pairs:
+            steps, epochs = (
+                np.mean([np.abs(drawn[pair] - drawn[1.0, partner(*pair)]) for pair in pairs], axis=0)
+                for partner in (lambda _r, s: s, lambda r, s: _same_epochs(s, r))
+            )
+            for name, values in (("equal steps", steps), ("equal epochs", epochs), ("epochs - steps", epochs - steps)):
+                rows.append({"method": method, "gap": name, "pairs": len(pairs), **_estimate(values)})
+        whole = sorted(s for r, s in mine if r == 1 and s >= _epoch(run))
+        if len(whole) > 1:
+            rows.append({"method": method, "gap": "full set, last - first", "pairs": 1, **_estimate(drawn[1.0, whole[-1]] - drawn[1.0, whole[0]])})
+    return pl.DataFrame(rows, schema=GAPS)
+
+
+def _same_epochs(steps: float, ratio: float) -> float:
+    return float(round(steps / ratio))
+
+
+def _epoch(run: Run) -> float:
+    """Steps that one pass over the full set takes."""
+    row = run.trials.filter(pl.col("stage") == "unlearned").select(pl.col("n_forget").max(), pl.col("train.batch_size").min()).collect().row(0)
+    return float(row[0]) / float(row[1])
+
+
+def _length_cells(run: Run) -> dict[tuple[str, float, float], Numbers]:
+    """(method, ratio, steps) -> (seeds, documents) of forgetting, seeds in order so that cells share them."""
+    row_of, values = matrix_of(run, "forget", objective_of(run.experiment).forgetting, "")
+    grid = placed_trials(run).filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(row_of))).unique("trial_id")
+    found = {}
+    for key, rows in grid.sort("train.seed").group_by([*METHOD, "select.ratio", "train.length"], maintain_order=True):
+        forget, retain, ratio, steps = key
+        found[f"{forget} + {retain}", float(str(ratio)), float(str(steps))] = values[[row_of[t] for t in rows["trial_id"]]]
+    return found
+
+
+def _drawn(cells: Mapping[tuple[float, float], Numbers], *, draws: int, seed: int) -> dict[tuple[float, float], Numbers]:
+    """Bootstrap means of every cell, the point estimate first: the same documents and, where cells have as many, the same seeds."""
+    generator = np.random.default_rng(seed)
+    n_documents = next(iter(cells.values())).shape[1]
+    documents = np.vstack([np.ones(n_documents), generator.multinomial(n_documents, np.full(n_documents, 1 / n_documents), draws)])
+    by_size: dict[int, Numbers] = {}
+    for cell in cells.values():
+        n = len(cell)
+        if n not in by_size:
+            by_size[n] = np.vstack([np.ones(n), generator.multinomial(n, np.full(n, 1 / n), draws)])
+    return {key: weighted_means(cell, by_size[len(cell)], documents) for key, cell in cells.items()}
+
+
+# ---- redundancy and coverage
+
+
+PREDICTED = {"method": pl.String, "predictor": pl.String, "error": pl.Float64, "beds": pl.Int64, "trials": pl.Int64}
+
+
+def predicted(run: Run, *, bed: str = "data.redundancy") -> pl.DataFrame:
+    """How well a number that is known before training foretells the unlearned share of a bed that was left out, columns PREDICTED.
+
+    The share of a trial is (base - x) / (base - full), means over documents, full the mean of the bed's full-set trials. For each predictor
+    a non-decreasing curve (isotonic regression, least squares) is fitted to the other beds of the method; `error` is the mean
+    distance between it and the left-out trials. Methods with fewer than two beds are left out.
+    """
+    trials = unlearned_shares(run, bed=bed)
+    rows = []
+    for (method,), mine in trials.group_by(["method"], maintain_order=True):
+        beds = mine[bed].unique().sort().to_list()
+        for predictor in PREDICTORS if len(beds) > 1 else ():
+            known = mine.filter(pl.col(predictor).is_not_null())
+            errors = [e for left in beds for e in _errors(known.filter(pl.col(bed) != left), known.filter(pl.col(bed) == left), predictor)]
+            if errors:
+                rows.append({"method": method, "predictor": predictor, "error": float(np.mean(errors)), "beds": len(beds), "trials": len(errors)})
+    return pl.DataFrame(rows, schema=PREDICTED)
+
+
+def unlearned_shares(run: Run, *, bed: str = "data.redundancy") -> pl.DataFrame:
+    """Grid trials of ratio < 1 with `method`, the bed, selector, the three predictors and `share` (1: as much as the full set)."""
+    trials = trial_table(run).with_columns(pl.concat_str(METHOD, separator=" + ").alias("method"))
+    base = trials.filter(pl.col("role") == "base").group_by(bed).agg(pl.col("forgetting").mean().alias("base"))
+    grid = trials.filter(pl.col("role") == "grid", pl.col("forgetting").is_not_null()).unique("trial_id", maintain_order=True)
+    full = grid.filter(pl.col("select.ratio") == 1).group_by("method", bed).agg(pl.col("forgetting").mean().alias("full"))
+    parts = grid.filter(pl.col("select.ratio") < 1).join(base, on=bed).join(full, on=["method", bed])
+    share = (pl.col("base") - pl.col("forgetting")) / (pl.col("base") - pl.col("full"))
+    return parts.select("trial_id", "method", bed, "select.name", "train.seed", *PREDICTORS, share.alias("share"))
+
+
+def _errors(others: pl.DataFrame, left: pl.DataFrame, predictor: str) -> list[float]:
+    """Distances of the left-out bed's shares to the curve of the others."""
+    if not (others.height and left.height):
+        return []
+    known = others.group_by(predictor).agg(pl.col("share").mean(), pl.len()).sort(predictor)
+    heights = isotonic_regression(known["share"].to_numpy(), weights=known["len"].to_numpy()).x
+    foretold = np.interp(left[predictor].to_numpy(), known[predictor].to_numpy(), heights)
+    return [float(e) for e in np.abs(foretold - left["share"].to_numpy())]
+
+
+BEATEN = {"method": pl.String, "place": pl.String, "ratio": pl.Float64, "seeds": pl.Int64, **ESTIMATE, "p": pl.Float64}
+
+
+def against_random(run: Run, selector: str, *, bed: str = "data.redundancy") -> pl.DataFrame:
+    """Per method, bed and ratio with both selectors: forgetting of `selector` minus random's, columns BEATEN; under 0 it forgets more.
+
+    Paired by document, two-way clustered (`statistics.difference`); low and high are mean -/+ 1.96 standard errors, p is not corrected.
+    """
+    row_of, values = matrix_of(run, "forget", objective_of(run.experiment).forgetting, "")
+    grid = placed_trials(run).filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(row_of))).unique("trial_id")
+    rows = []
+    for key, mine in grid.group_by([*METHOD, bed, "select.ratio"], maintain_order=True):
+        cells = [values[[row_of[t] for t in mine.filter(pl.col("select.name") == name)["trial_id"]]] for name in (selector, "random")]
+        if key[-1] == 1 or not all(len(cell) for cell in cells):
+            continue
+        gap = difference(*cells)
+        ends = {"low": gap.mean - 1.96 * gap.stderr, "high": gap.mean + 1.96 * gap.stderr}
+        place = {"method": f"{key[0]} + {key[1]}", "place": f"{bed} {key[2]}", "ratio": key[3], "seeds": gap.n_seeds}
+        rows.append(place | {"mean": gap.mean, **ends, "p": paired_p(gap)})
+    return pl.DataFrame(rows, schema=BEATEN).sort("method", "place", "ratio")
+
+
+# ---- defences
+
+
+LESS = ("less_than_plain", "less_low", "less_high")
+ARMS = {"arm": pl.String, "attack": pl.String, "trials": pl.Int64, **ESTIMATE, **dict.fromkeys(LESS, pl.Float64)}
+
+
+def survived(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """Recovered fraction of every arm under every attack, and how much less it is than plain's, columns ARMS.
+
+    Means over the arm's attacked trials with percentile bootstraps over them; null where an arm has one trial.
+    """
+    table = recovery_table(run).filter(pl.col("recovered").is_not_null())
+    trials = run.trials.collect()
+    table = table.with_columns(pl.col("attacked").replace_strict({r["trial_id"]: arm_of(r) for r in trials.to_dicts()}, default="").alias("arm"))
+    generator, rows = np.random.default_rng(seed), []
+    for (attack,), mine in table.group_by(["setting"], maintain_order=True):
+        by_arm = {str(arm[0]): rows_["recovered"].to_numpy() for arm, rows_ in mine.group_by(["arm"], maintain_order=True)}
+        drawn = {arm: _trial_draws(values, generator, draws) for arm, values in by_arm.items()}
+        for arm, values in drawn.items():
+            less = _estimate(drawn["plain"] - values) if "plain" in drawn and arm != "plain" else dict.fromkeys(ESTIMATE)
+            compared = dict(zip(LESS, less.values(), strict=True))
+            rows.append({"arm": arm, "attack": attack, "trials": len(by_arm[arm]), **_estimate(values), **compared})
+    return pl.DataFrame(rows, schema=ARMS)
+
+
+def arm_of(row: Mapping[str, Any]) -> str:
+    """`plain`, `sam`, `token.cap 40`, `5 % of the documents`: what a trial of experiments/defences.py has that plain NPO has not."""
+    said = [str(row.get("method.wrappers") or "")]
+    said += [f"token.cap {row['token.cap']:g}"] if row.get("token.cap") else []
+    said += [f"token.keep {row['token.keep']:g}"] if (row.get("token.keep") or 1) < 1 else []
+    said += [f"{100 * row['select.ratio']:g} % of the documents"] if (row.get("select.ratio") or 1) < 1 else []
+    return ", ".join(filter(None, said)) or "plain"
+
+
+# ---- inside
+
+
+def _trial_draws(values: Numbers, generator: np.random.Generator, draws: int) -> Numbers:
+    """The mean, then bootstrap means over the trials."""
+    drawn = values[generator.integers(0, len(values), (draws, len(values)))].mean(1)
+    return np.concatenate([[values.mean()], drawn])
+
+
+def _estimate(values: Numbers) -> dict[str, float | None]:
+    """The first value, and percentiles of the others."""
+    low, high = np.nanquantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"mean": float(values[0]), "low": float(low), "high": float(high)}
+
+
+def in_words(row: Mapping[str, Any], *, names: Sequence[str] = ("mean", "low", "high")) -> str:
+    """`+0.12 [0.08, 0.16]`."""
+    mean, low, high = (row[name] for name in names)
+    return "-" if mean is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -1,0 +1,107 @@
+"""The questions of the experiments on steps, redundancy and defences, on runs whose answer is known by construction."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from rayunlearn.config import Value
+from rayunlearn.results.findings import FINDINGS, findings_page
+from rayunlearn.results.store import Run, open_run, write_experiment, write_table
+from rayunlearn.results.verdicts import against_random, arm_of, predicted, step_gaps, unlearned_shares
+from tests import synthetic
+
+RMU = {"method.forget": "rmu", "method.retain": "activation"}
+
+
+def run_of(folder: Path, cells: list[tuple[dict[str, Value], float, float | None]], *, beds: tuple[int, ...] = (20,)) -> Run:
+    """A run whose grid trials have these settings, forget probability and coverage; base .9 and gold .1 on every bed."""
+    plan = []
+    for bed in beds:
+        for role, left in (("base", 0.9), ("gold", 0.1)):
+            trial_id = synthetic.add_trial(folder, {"stage": role, "data.redundancy": bed}, {"forget": left, "retain": 0.9})
+            plan.append(synthetic.plan_row(trial_id, role, "{}"))
+    for changes, left, coverage in cells:
+        trial_id = synthetic.add_trial(folder, {**RMU, **changes}, {"forget": left, "retain": 0.9}, coverage=coverage)
+        plan.append(synthetic.plan_row(trial_id, "grid", json.dumps({})))
+    write_table(folder / "plan.parquet", "plan", plan)
+    write_experiment(folder, synthetic.EXPERIMENT | {"axes": [], "search": {}, "planned": len(plan)})
+    return open_run(folder)
+
+
+def lengths(left: Any) -> list[tuple[dict[str, Value], float, float | None]]:
+    """Ratios .25 and 1 at 25, 50, 100, 200 and 400 steps (an epoch of the full set is 25), two seeds."""
+    return [
+        ({"select.ratio": ratio, "train.length": float(steps), "train.seed": seed}, left(ratio, steps), 1.0)
+        for ratio in (0.25, 1.0)
+        for steps in (25, 50, 100, 200, 400)
+        for seed in (0, 1)
+    ]
+
+
+def test_where_only_steps_count_the_gap_at_equal_steps_is_none(tmp_path: Path) -> None:
+    """Left = .8 at 25 steps, .1 less at every doubling, whatever the ratio: at equal epochs the full set is two doublings on, so .2 lower."""
+    fall = {25: 0.8, 50: 0.7, 100: 0.6, 200: 0.5, 400: 0.4}
+    gaps = {row["gap"]: row for row in step_gaps(run_of(tmp_path, lengths(lambda _r, s: fall[s]))).iter_rows(named=True)}
+    assert gaps["equal steps"]["pairs"] == 3  # 25, 50 and 100 steps of a quarter have 100, 200 and 400 of the whole beside them
+    assert gaps["equal steps"]["mean"] == pytest.approx(0.0, abs=1e-12)
+    assert gaps["equal epochs"]["mean"] == pytest.approx(0.2, abs=0.01)
+    assert gaps["epochs - steps"]["low"] > 0.19
+    assert gaps["full set, last - first"]["mean"] == pytest.approx(-0.4, abs=0.02) and gaps["full set, last - first"]["high"] < 0
+
+
+def test_where_only_epochs_count_the_sign_turns(tmp_path: Path) -> None:
+    fall = {25: 0.8, 50: 0.7, 100: 0.6, 200: 0.5, 400: 0.4, 1600: 0.2, 800: 0.3}
+    gaps = step_gaps(run_of(tmp_path, lengths(lambda r, s: fall[round(s / r)])))
+    assert gaps.filter(pl.col("gap") == "epochs - steps")["high"][0] < -0.19
+
+
+def covering(left: Any) -> list[tuple[dict[str, Value], float, float | None]]:
+    cells = []
+    for bed, reach in ((5, 0.5), (10, 1.0), (20, 2.0)):
+        for ratio in (0.1, 0.2, 0.4, 1.0):
+            coverage = 1.0 if ratio == 1 else min(1.0, reach * ratio)
+            changes: dict[str, Value] = {"data.redundancy": bed, "select.ratio": ratio, "train.seed": 0}
+            cells.append((changes, left(coverage, ratio), coverage))
+    return cells
+
+
+def test_where_coverage_decides_it_foretells_a_bed_that_was_left_out_and_the_ratio_does_not(tmp_path: Path) -> None:
+    """Left = .9 - .8 x coverage, so the share is the coverage. By hand, coverage: bed 10 is met exactly, bed 5 misses .05 at its lowest point,
+    bed 20 misses .4 at its highest, .45 / 9 in all. Ratio: the other beds' means are 1.25, 3 and .375 times the truth, 1.75 / 9 in all."""
+    run = run_of(tmp_path, covering(lambda coverage, _ratio: 0.9 - 0.8 * coverage), beds=(5, 10, 20))
+    shares = unlearned_shares(run)
+    assert shares.height == 9
+    errors = dict(predicted(run).select("predictor", "error").iter_rows())
+    assert errors["coverage"] == pytest.approx(0.45 / 9, abs=0.01)
+    assert errors["select.ratio"] == pytest.approx(1.75 / 9, abs=0.01)
+    assert "keyword_coverage" not in errors  # these trials have none
+
+
+def test_a_selector_that_forgets_more_is_below_random(tmp_path: Path) -> None:
+    cells = [
+        ({"select.name": name, "select.ratio": 0.1, "select.seed": seed, "train.seed": seed}, left, 0.5)
+        for name, left in (("random", 0.5), ("keyword_coverage", 0.3))
+        for seed in range(4)
+    ]
+    row = against_random(run_of(tmp_path, cells), "keyword_coverage").row(0, named=True)
+    assert row["mean"] == pytest.approx(-0.2, abs=0.05) and row["high"] < 0 and row["seeds"] == 4 and row["p"] < 0.01
+
+
+def test_an_arm_is_called_by_what_plain_has_not() -> None:
+    plain = {"method.wrappers": "", "token.cap": 0.0, "token.keep": 1.0, "select.ratio": 1.0}
+    assert arm_of(plain) == "plain" and arm_of(plain | {"method.wrappers": "sam"}) == "sam"
+    assert arm_of(plain | {"token.cap": 40.0}) == "token.cap 40" and arm_of(plain | {"token.keep": 0.3}) == "token.keep 0.3"
+    assert arm_of(plain | {"select.ratio": 0.05}) == "5 % of the documents"
+
+
+def test_the_page_has_a_section_for_every_experiment_and_fills_nothing_in(tmp_path: Path) -> None:
+    synthetic.write_run(tmp_path / "coreset" / "1")
+    page = findings_page(tmp_path)
+    assert all(f"## {finding.title}" in page for finding in FINDINGS)
+    assert page.count("has not been run for this page") == len(FINDINGS) - 1
+    assert "rmu + nll, random" in page and "**Published.**" in page and "commit: abc123" in page
+    root = Path(__file__).parents[1] / "experiments"
+    assert [f.experiment for f in FINDINGS if not (root / f"{f.experiment}.py").is_file()] == []
