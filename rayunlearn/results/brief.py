@@ -152,9 +152,9 @@ def _back(run: Run) -> Answer:
     names = names_of(run, known["attacked"].unique(maintain_order=True).to_list())
     rows = tuple(_attack_row(row, names) for row in known.head(MAX_LINES).iter_rows(named=True))
     worst = known.row(0, named=True)
+    most = f"The most that one gave back is {percent(worst['recovered'])} of what unlearning had taken: {worst['setting']}, "
     sentences = (
-        f"{_tried(table)} The most that one gave back is {percent(worst['recovered'])} of what unlearning had taken: {worst['setting']}, "
-        f"on {names[worst['attacked']]}.",
+        f"{_tried(table)} {most}on {names[worst['attacked']]}." if worst["recovered"] > 0 else f"{_tried(table)} None gave anything back.",
         "0 % is what unlearning left, 100 % what the model knew before. The last column is the same attack on the model that never knew: "
         "what the attack itself tells.",
     )
