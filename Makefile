@@ -1,7 +1,9 @@
 # make demo    the main job on the embedded test bed: progress, table, report
 # make test    the tests (under ten minutes on two cores); make test-slow: the rest
 # make bench   ratios beside the plain way, same machine, same run
-# make check   style, formatting, types
+# make docs    the site, strictly, into build/site
+# make findings  the experiments at their laptop size, then docs/findings.md from their Parquet files (hours; finished trials are kept)
+# make check   style, formatting, types; then the longest functions and files, to look at
 # Everything is installed once into .venv, at the versions of constraints.txt; nothing else on the machine is touched.
 
 VENV := .venv
@@ -10,7 +12,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 # The first interpreter of a supported version; `make PYTHON=/some/python3.12 demo` says which.
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow bench check format clean
+.PHONY: demo test test-slow bench docs findings check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/rayunlearn run experiments/hello.py
@@ -27,10 +29,22 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.corpus
 
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m rayunlearn.catalogue > docs/settings.md
+	$(BIN)/mkdocs build --strict --quiet
+
+findings: $(VENV)/installed
+	for name in coreset steps_or_data redundancy selectors keywords control truly_unlearned dilemma faithfulness defences; do \
+	  $(BIN)/rayunlearn run experiments/$$name.py || exit $$?; done
+	$(BIN)/rayunlearn attack runs/truly_unlearned/1 --trials grid --panel black_box
+	$(BIN)/rayunlearn attack runs/defences/1 --trials grid --seeds 1 --attacks relearning,heldout_relearning,unrelated_training,few_shot_retain
+	$(BIN)/python -m rayunlearn.results.findings runs > docs/findings.md
+
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/longest.py
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
