@@ -416,12 +416,11 @@ def _carry_out(planner: "AttackPlanner", folder: Path, chosen: argparse.Namespac
     from rayunlearn.finished import cache_of
     from rayunlearn.results.report import write_report
     from rayunlearn.results.store import open_run
-    from rayunlearn.results.terminal import print_attacks, print_robustness
+    from rayunlearn.results.terminal import print_attacks
 
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     result = attack_run(folder, planner, cache_of(folder), work=unlearning(), options=_options(chosen), console=console)
     print_attacks(open_run(folder), console, metric=metric)
-    print_robustness(open_run(folder), console)
     console.print(f"report: {_named(write_report(folder))}", highlight=False, soft_wrap=True)
     return conclude(result, chosen.words, console)
 

@@ -37,7 +37,7 @@ worst case, by mean. Attacks that measure in their own way (linear probes, sampl
 base's under the same attack. A second table has the recovery curves of training attacks: area, steps to half, and the control of equal
 steps on unrelated text. Curves have ten points between beginning and end, in `curves`; the settings of each attack are in `attacks.parquet`.
 
-Training attacks are tuned (panels black_box and full): six strengths, learning rate 1e-4 to 1e-2 and 10 to 100 steps, by Optuna on the first
+Relearning, held-out relearning and unrelated training are tuned in the panels black_box and full, soft prompts and GCG are not: six strengths, learning rate 1e-4 to 1e-2 and 10 to 100 steps, by Optuna on the first
 seed; the best runs with three seeds, on base and gold too, and its companion with the same steps and rate.
 
 NF4 needs bitsandbytes (`pip install 'rayunlearn[quantisation]'`), on a CPU or a GPU, and is in no panel: `--attacks four_bit_normal_float`.
