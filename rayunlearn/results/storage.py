@@ -4,6 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,7 +81,7 @@ def remove(urls: Sequence[str]) -> None:
     """Remove the objects; one that is not there is as removed."""
     for url in urls:
         try:
-            _patiently(url, lambda url=url: _store(url).rm_file(url))  # type: ignore[misc]
+            _patiently(url, partial(_store(url).rm_file, url))
         except FileNotFoundError:
             continue
 
