@@ -37,8 +37,9 @@ worst case, by mean. Attacks that measure in their own way (linear probes, sampl
 base's under the same attack. A second table has the recovery curves of training attacks: area, steps to half, and the control of equal
 steps on unrelated text. Curves have ten points between beginning and end, in `curves`; the settings of each attack are in `attacks.parquet`.
 
-Relearning, held-out relearning and unrelated training are tuned in the panels black_box and full, soft prompts and GCG are not: six strengths, learning rate 1e-4 to 1e-2 and 10 to 100 steps, by Optuna on the first
-seed; the best runs with three seeds, on base and gold too, and its companion with the same steps and rate.
+Relearning, held-out relearning and unrelated training are tuned in the panels black_box and full; soft prompts and GCG are not. Six
+strengths, learning rate 1e-4 to 1e-2 and 10 to 100 steps, are asked by Optuna on the first seed; the best runs with three seeds, on base and
+gold too, and its companion with the same steps and rate.
 
 NF4 needs bitsandbytes (`pip install 'rayunlearn[quantisation]'`), on a CPU or a GPU, and is in no panel: `--attacks four_bit_normal_float`.
 GPTQ and AWQ are computed here, on any machine; kernels and file formats of other libraries are not used, so that a model quantised
