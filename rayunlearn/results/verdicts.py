@@ -34,7 +34,7 @@ def step_gaps(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
     which both partners were run. `full set, last - first`: its forgetting at the most steps minus that at the fewest of at
     least one epoch: under 0, it goes on past one epoch.
     """
-    cells = _length_cells(run)
+    cells, epoch = _length_cells(run), _epoch(run)
     rows: list[dict[str, Any]] = []
     for method in dict.fromkeys(method for method, _, _ in cells):
         mine = {(ratio, steps): cell for (m, ratio, steps), cell in cells.items() if m == method}
@@ -47,7 +47,7 @@ def step_gaps(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
             )
             for name, values in (("equal steps", steps), ("equal epochs", epochs), ("epochs - steps", epochs - steps)):
                 rows.append({"method": method, "gap": name, "pairs": len(pairs), **_estimate(values)})
-        whole = sorted(s for r, s in mine if r == 1 and s >= _epoch(run))
+        whole = sorted(s for r, s in mine if r == 1 and s >= epoch)
         if len(whole) > 1:
             rows.append({"method": method, "gap": "full set, last - first", "pairs": 1, **_estimate(drawn[1.0, whole[-1]] - drawn[1.0, whole[0]])})
     return pl.DataFrame(rows, schema=GAPS)
