@@ -212,6 +212,16 @@ def test_the_smallest_sufficient_ratio_by_hand(rows: list, verdict: str, ratio: 
     assert (found["verdict"], found["ratio"]) == (verdict, ratio)
 
 
+def test_a_full_set_that_nothing_chose_is_that_of_parts_with_an_extractor_of_their_own() -> None:
+    """The planner gives the whole set the defaults of `select`; a text arm's own whole set has its text, and no other's is taken."""
+    rows = cells(("base", None, 0.85, 0.95, 0.95), ("grid", 1.0, 0.1, 0.2, 0.9), ("grid", 0.5, 0.15, 0.3, 0.9))
+    extractor = pl.when(pl.col("select.ratio") == 1).then(pl.lit("tfidf")).when(pl.col("select.ratio") < 1).then(pl.lit("log_odds"))
+    text = pl.when(pl.col("select.ratio") < 1).then(pl.lit("keywords_only")).otherwise(pl.lit("original"))
+    chosen = rows.with_columns(extractor.alias("select.extractor"))
+    assert analysis.smallest_sufficient(chosen, utility_floor=0.9)["verdict"].to_list() == ["smaller"]
+    assert analysis.smallest_sufficient(chosen.with_columns(text.alias("select.text")), utility_floor=0.9)["verdict"].to_list() == ["no full set"]
+
+
 def test_the_smallest_sufficient_ratio_of_an_error_metric_looks_upwards() -> None:
     rows = [("base", None, 1.0, 1.2, 0.9), ("grid", 1.0, 40.0, 60.0, 0.9), ("grid", 0.5, 55.0, 80.0, 0.9), ("grid", 0.1, 5.0, 8.0, 0.9)]
     found = analysis.smallest_sufficient(cells(*rows), utility_floor=0.9, lower_forgets=False).row(0, named=True)

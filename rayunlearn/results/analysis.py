@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rayunlearn.config import Select
 from rayunlearn.errors import require
 from rayunlearn.results.store import Run
 from rayunlearn.schema import ROLES, STATUSES, column_names
@@ -344,11 +345,18 @@ def _in_reading_order(cells: pl.DataFrame, settings: Sequence[str]) -> pl.DataFr
 
 
 def _peer(table: pl.DataFrame, role: str, place: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The base row, or the full-set row of the same method, under the same settings; None where there is none or it was not measured."""
+    """The base row, or the full-set row of the same method, under the same settings; None where there is none or it was not measured.
+
+    A full set is not chosen (`plan.whole_set`): where none has the settings of `select` that its parts have, it stands at their defaults.
+    """
     shared = [n for n in place if n.startswith(("data.", "model."))] if role == "base" else [n for n in place if n != "select.name"]
-    same = [pl.col(name).eq_missing(pl.lit(place[name])) for name in shared]
-    found = table.filter(pl.col("role") == role, *same, (pl.col("select.ratio") == 1) | (role == "base"), pl.col("forgetting").is_not_null())
-    return found.row(0, named=True) if found.height else None
+    rows = table.filter(pl.col("role") == role, (pl.col("select.ratio") == 1) | (role == "base"), pl.col("forgetting").is_not_null())
+    whole = {n: getattr(Select(), n.partition(".")[2]) for n in shared if n.startswith("select.") and n != "select.text"}
+    for wanted in (place, {**place, **whole}):
+        found = rows.filter(*(pl.col(n).eq_missing(pl.lit(wanted[n])) for n in shared))
+        if found.height:
+            return found.row(0, named=True)
+    return None
 
 
 def _descend(
