@@ -32,7 +32,7 @@ from rayunlearn.families import arguments_of, check
 from rayunlearn.keywords.judge import Chat, chat_with
 from rayunlearn.measuring import examples_of
 from rayunlearn.metrics.inputs import Probe
-from rayunlearn.metrics.measure import encode_probes
+from rayunlearn.metrics.measure import chosen_metrics, encode_probes
 from rayunlearn.models.load import load_model
 from rayunlearn.models.memory import forget_peak
 from rayunlearn.provenance import Clock
@@ -217,8 +217,9 @@ class Given:
 
     def watch(self, step: int) -> bool:
         """Put the model as it stands at `step` on the recovery curve; training goes on."""
-        if self.attack.trains:
-            self.curve += curve_rows("relearning", step, [r for r in self.measured(self.asked) if r["metric"] in ON_THE_WAY])
+        metrics = {name: row for name, row in chosen_metrics(self.trial.measure.metrics).items() if name in ON_THE_WAY}
+        if self.attack.trains and metrics:
+            self.curve += curve_rows("relearning", step, examples_of(self.trial, self._workspace, self._state, self.asked, metrics))
         return True
 
     def finished_curve(self) -> Rows:
