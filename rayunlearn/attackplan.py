@@ -331,7 +331,7 @@ INSIDE = tuple(Entry(name) for name in ("logit_lens", "linear_probe", "linear_pr
 SEARCHED = (Entry("noise"), Entry("gcg"), Entry("soft_prompt"), Entry("sampled_attempts"))
 DAMAGE = (Entry("magnitude_pruning"), Entry("weight_noise"), Entry("direction_ablation"), Entry("direction_ablation_retain"))
 
-METRIC_STRESS = (  # what metrics are tried by, experiments/metric_robustness.py; a strength at which not everything comes back
+METRIC_STRESS = (  # what experiments/metric_robustness.py tries metrics by; relearning is under its default, meant to leave models different
     Entry("jailbreak_prefix"),
     Entry("relearning", (("learning_rate", 3e-4), ("steps", 40))),
     Entry("noise"),
