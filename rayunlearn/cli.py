@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.config import Data, parse_assignments
-from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.errors import UserError, require, unknown_name, without_secrets
 from rayunlearn.results.mirror import brought, output_place, refresh, shown
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(chosen)
     except UserError as error:
-        print(f"rayunlearn: {error}", file=sys.stderr)
+        print(f"rayunlearn: {without_secrets(str(error))}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         print("rayunlearn: interrupted", file=sys.stderr)
@@ -284,7 +284,7 @@ def run(chosen: argparse.Namespace) -> int:
 
     console = _console()
     experiment = _experiment(chosen)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `ray job stop` ends as Ctrl-C does
+    end_as_ctrl_c_does()
     result = sweep(experiment, chosen.output, work=unlearning(), options=_options(chosen), console=console)
     if result.statuses:
         _print_table(result.run, console)
@@ -299,6 +299,11 @@ def _attacked(folder: Path, asked: "Attacks", chosen: argparse.Namespace, consol
     work = unlearning()
     planner = planner_of(folder, trials=asked.trials, panel=asked.panel, reads=Reads(), check=work.check, identify=work.identify)
     return _carry_out(planner, folder, chosen, console)
+
+
+def end_as_ctrl_c_does() -> None:
+    """Let SIGTERM, which `ray job stop` and a machine that is taken back send, end a sweep as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def conclude(result: "SweepResult", words: Sequence[str], console: "Console") -> int:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
-from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.errors import UserError, require, require_no_login, unknown_name
 
 Value = str | int | float | bool
 
@@ -77,6 +77,7 @@ class Data:
         require(self.redundancy >= 1, "data.redundancy must be >= 1", self.redundancy)
         named = f"data.path must name a directory, file or Hub data set when data.name is {self.name!r}"
         require(self.name in BEDS or bool(self.path), named, self.path)
+        require_no_login("data.path", self.path)
         require(self.name in BENCHMARKS or not self.options, "data.options must be '' when data.name is no benchmark", self.options)
         require("{prompt}" in self.template or self.template == "chat", "data.template must contain {prompt} or be 'chat'", self.template)
         require(self.max_tokens >= 8, "data.max_tokens must be >= 8", self.max_tokens)
@@ -106,6 +107,8 @@ class Model:
         if self.size not in SIZES:
             raise unknown_name("model.size", self.size, SIZES)
         require(not (self.teach and self.unlearned), "model.unlearned must be '' when model.teach is true", self.unlearned)
+        require_no_login("model.name", self.name)
+        require_no_login("model.gold", self.gold)
         require(self.teach or self.name != "scratch", "model.teach must be true when model.name is 'scratch'", self.teach)
         require(self.teach_epochs >= 0, "model.teach_epochs must be >= 0", self.teach_epochs)
         require(self.teach_learning_rate > 0, "model.teach_learning_rate must be > 0", self.teach_learning_rate)
@@ -183,7 +186,7 @@ class Token:
 def block_numbers(layers: str) -> tuple[int, ...]:
     """`5,6,7` -> (5, 6, 7). Raises UserError for anything but whole numbers from 0, each once."""
     parts = [part.strip() for part in layers.split(",")] if layers.strip() else []
-    whole = all(part.isdecimal() for part in parts) and len(set(map(int, parts))) == len(parts)
+    whole = all(part.isdecimal() and len(part) < 10 for part in parts) and len(set(map(int, parts))) == len(parts)
     require(whole, "train.layers must be different whole numbers from 0, separated by commas", layers)
     return tuple(map(int, parts))
 
@@ -412,7 +415,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Value]:
         require(bool(equals) and bool(name), "--set takes name=value", text)
         try:
             value = json.loads(raw)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, brackets without end
             value = raw
         values[name.strip()] = value if isinstance(value, (str, int, float, bool)) else raw
     return values

@@ -1,7 +1,14 @@
 """Errors that a person can act on: the rule, the value, the nearest name."""
 
+import os
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "KEY")  # in the name of an environment variable: its value is written nowhere
+SECRET_CHARACTERS = 8  # a shorter value is no secret, and would be found in ordinary words
+LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
+KNOWN_TOKENS = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|AKIA)[A-Za-z0-9_-]{12,}")
 
 
 class UserError(ValueError):
@@ -20,3 +27,16 @@ def require(condition: bool, rule: str, value: object) -> None:
     """Raise `UserError("<rule>, got <value>")` unless the condition holds."""
     if not condition:
         raise UserError(f"{rule}, got {value!r}")
+
+
+def without_secrets(text: str) -> str:
+    """`text` with the values of secret environment variables, logins in URLs and what looks like a token taken out."""
+    for name, value in os.environ.items():
+        if len(value) >= SECRET_CHARACTERS and any(word in name.upper() for word in SECRET_NAMES):
+            text = text.replace(value, f"<{name}>")
+    return KNOWN_TOKENS.sub("<token>", LOGIN.sub("<login>@", text))
+
+
+def require_no_login(name: str, url: str) -> None:
+    """Raise `UserError` for a URL with a user name or password in it: settings are written to every row."""
+    require(LOGIN.search(url) is None, f"{name} must hold no login (give it by the environment)", without_secrets(url))

@@ -16,15 +16,16 @@ from typing import Any
 import torch
 
 from rayunlearn.config import digest
+from rayunlearn.errors import without_secrets
 
 PACKAGES = ("rayunlearn", "torch", "transformers", "ray", "optuna", "polars", "pyarrow")
 
 
 def failure_row(error: BaseException) -> dict[str, Any]:
-    """error_type, error and error_where of an exception; `where` is the deepest frame."""
+    """error_type, error (without secrets) and error_where of an exception; `where` is the deepest frame."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return {"error_type": type(error).__name__, "error": str(error)[:2000], "error_where": where}
+    return {"error_type": type(error).__name__, "error": without_secrets(str(error))[:2000], "error_where": where}
 
 
 def machine() -> dict[str, Any]:
