@@ -195,7 +195,8 @@ def from_module(module: ModuleType, *, name: str, preset: str = LAPTOP) -> Exper
 
 def at_preset(module: ModuleType, preset: str) -> ModuleType:
     """A copy of the module in which the preset's names stand in the place of the file's."""
-    presets = {LAPTOP: {}} | dict(_take(module, "PRESETS", Mapping, {}))
+    given: Mapping[str, Mapping[str, Any]] = _take(module, "PRESETS", Mapping, {})
+    presets = {LAPTOP: {}, **given}
     if preset not in presets:
         raise unknown_name("preset", preset, presets)
     for name in presets[preset]:
