@@ -196,14 +196,14 @@ def from_module(module: ModuleType, *, name: str, preset: str = LAPTOP) -> Exper
 def at_preset(module: ModuleType, preset: str) -> ModuleType:
     """A copy of the module in which the preset's names stand in the place of the file's."""
     given: Mapping[str, Mapping[str, Any]] = _take(module, "PRESETS", Mapping, {})
-    presets = {LAPTOP: {}, **given}
+    presets: dict[str, Mapping[str, Any]] = {LAPTOP: {}, **given}
     if preset not in presets:
         raise unknown_name("preset", preset, presets)
     for name in presets[preset]:
         if name not in NAMES[:-1]:
             raise unknown_name(f"name in PRESETS[{preset!r}]", name, NAMES[:-1])
     chosen = ModuleType(module.__name__, module.__doc__)
-    vars(chosen).update(vars(module) | presets[preset])
+    vars(chosen).update({**vars(module), **presets[preset]})
     return chosen
 
 
