@@ -294,7 +294,7 @@ def results_of(run: Path, objective: Objective) -> dict[str, Result]:
     statuses = finished(run)
     if not statuses:
         return {}
-    opened = open_run(run)
+    opened = open_run(run, own=True)
     values = {row[0]: (_number(row[1]), _number(row[2])) for row in _objective_values(opened.evals, opened.trials, objective).collect().iter_rows()}
     return {trial_id: Result(status, *values.get(trial_id, (math.nan, math.nan))) for trial_id, status in statuses.items()}
 

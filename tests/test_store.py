@@ -101,9 +101,24 @@ def test_a_writer_that_dies_between_the_two_renames_leaves_the_trial_unfinished_
         real(source, target)
 
     monkeypatch.setattr(os, "replace", fails_into_place)
-    with pytest.raises(OSError, match="input/output"):
+    monkeypatch.setattr(store, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(UserError, match=r"storage has failed for 0 s \(\[Errno 5\] input/output error\): could not write trial a of "):
         put(tmp_path, "a", n_kept=2)
     assert kept(tmp_path) == {"a": 1}
+
+
+def test_storage_that_fails_for_a_while_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, failures = os.replace, [errno.EIO, errno.ESTALE, errno.EROFS]
+
+    def fails_at_first(source: Path, target: Path) -> None:
+        if failures:
+            raise OSError(failures.pop(), "gone for a moment")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_at_first)
+    monkeypatch.setattr(store, "RETRY_SECONDS", 0.0)
+    put(tmp_path, "a", n_kept=2)
+    assert kept(tmp_path) == {"a": 2} and not failures and not list((tmp_path / ".tmp").iterdir())
 
 
 def test_a_half_written_folder_is_not_finished_and_is_cleaned_away(tmp_path: Path) -> None:

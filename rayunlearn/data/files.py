@@ -22,6 +22,7 @@ from rayunlearn.config import Data
 from rayunlearn.data.documents import Corpus, Document, FileRecord, Rejected
 from rayunlearn.data.hub import hub_name, is_local, means_a_path
 from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.results.footer import refuse_a_bomb
 
 # What a column may be called when `data.columns` does not say: the first name that is there is taken.
 COMMON_NAMES: dict[str, tuple[str, ...]] = {
@@ -482,7 +483,8 @@ def read_parquet(file: Path) -> Iterator[Row]:
 
 
 def parquet_rows(file: Path, start: int, stop: int | None, columns: list[str] | None) -> Iterator[Row]:
-    """Rows [start, stop) of a Parquet file (None: to its end), of the `columns` alone where they are given."""
+    """Rows [start, stop) of a Parquet file (None: to its end), of the `columns` alone where they are given. Raises UserError for a bomb."""
+    refuse_a_bomb(file)
     with pyarrow.parquet.ParquetFile(file) as table:
         stop = table.metadata.num_rows if stop is None else stop
         groups, number = groups_between(table.metadata, start, stop)

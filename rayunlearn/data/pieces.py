@@ -37,6 +37,7 @@ from rayunlearn.data.files import (
 )
 from rayunlearn.data.testbed import generate
 from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.results.footer import refuse_a_bomb
 
 PIECE_BYTES = 8 * 2**20
 UNITS = ("line", "paragraph", "file")  # what a document of a .txt file is
@@ -211,6 +212,7 @@ def _joined(file: Path, kind: str, ends: Iterator[tuple[int, int, int]], piece_b
 
 def _parquet_ends(file: Path, piece_bytes: int) -> Iterator[tuple[int, int, int]]:
     """Ends of row groups; a group larger than a piece is cut inside too, by rows of its mean size."""
+    refuse_a_bomb(file)
     with _read_as(file):
         meta = pyarrow.parquet.read_metadata(file)
     row = size = 0

@@ -35,17 +35,17 @@ def tensors_once(folder: Path, key: Mapping[str, object], make: Callable[[], Map
     """
     text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
     path = folder / f"{digest(text)}.safetensors"
-    found = _read(path, text)
+    found = read_genuine(path, text)
     if found is not None:
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            found = _read(path, text) if fetch(path) else None
+            found = read_genuine(path, text) if fetch(path) else None
             if found is None:
-                _write(path, text, {name: t.detach().cpu().contiguous() for name, t in make().items()})
+                write_genuine(path, text, {name: t.detach().cpu().contiguous() for name, t in make().items()})
                 send(path)
-                found = _read(path, text)
+                found = read_genuine(path, text)
     except (OSError, SafetensorError) as problem:
         raise UserError(f"the cache must be writable, got {type(problem).__name__} for {path}: {problem}") from problem
     if found is None:
@@ -92,7 +92,7 @@ def sequences_digest(sequences: Sequence[Encoded]) -> str:
     return digest([content_digest(packed(sequences)), [s.doc_id for s in sequences]])
 
 
-def _read(path: Path, text: str) -> dict[str, Tensor] | None:
+def read_genuine(path: Path, text: str) -> dict[str, Tensor] | None:
     """The tensors of a whole file of this key; None for any other file, and where there is none."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -104,7 +104,8 @@ def _read(path: Path, text: str) -> dict[str, Tensor] | None:
     return tensors if genuine else None
 
 
-def _write(path: Path, text: str, tensors: dict[str, Tensor]) -> None:
+def write_genuine(path: Path, text: str, tensors: dict[str, Tensor]) -> None:
+    """Write tensors with their key and the digest of their content, in one rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, {"key": text, "content": content_digest(tensors)})

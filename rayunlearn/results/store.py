@@ -8,12 +8,15 @@ What is written below the mirror of a URL is under the URL when the call returns
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +25,7 @@ import polars as pl
 
 from rayunlearn.config import Value
 from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.results.footer import refuse_a_bomb
 from rayunlearn.results.mirror import UNSENT, brought, drop_below, drop_folders, origin, send, send_trial, unsent
 from rayunlearn.schema import FINISHED, PER_TRIAL, TABLES, VERSION, column_names
 
@@ -29,6 +33,9 @@ VERSION_KEY = "rayunlearn.schema_version"
 KINDS: dict[str, Any] = {"utf8": pl.String, "i64": pl.Int64, "f64": pl.Float64, "bool": pl.Boolean}
 TYPES: dict[type, Any] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
 WHOLE_RUN = ("plan", "attacks", "corpora", "quarantine", "scores")  # written by the driver, one file each
+
+PATIENCE_SECONDS = 60.0  # how long storage may fail (a file server that restarts) before that is an error: a trial costs more
+RETRY_SECONDS = 0.5
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
@@ -68,21 +75,12 @@ def write_trial(run: Path, trial_id: str, tables: Mapping[str, Sequence[Row]], c
     folder of the same trial is moved away first, so that for a moment nothing is there, which reads as "not finished".
     Raises UserError for an unknown table or column, a value of the wrong type, and a full disk (nothing is left behind).
     """
+    require(bool(re.fullmatch(r"[\w-]+", trial_id)), "a trial id must be letters, digits, _ and -, as it names a folder", trial_id)
     frames = _trial_frames(trial_id, tables, config)
+    contents = {f"{name}.parquet": _parquet(frame) for name, frame in frames.items()}
     target = run / "trials" / trial_id
-    with _disk_full(f"trial {trial_id} of {run}"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = _scratch(run, trial_id)
-        try:
-            for name, frame in frames.items():
-                _write_bytes(scratch / f"{name}.parquet", _parquet(frame))
-            if origin(target) is not None:
-                (scratch / UNSENT).touch()
-            _put_folder(scratch, target, run)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
-        send_trial(target)
+    patiently(f"write trial {trial_id} of {run}", partial(_write_folder, contents, target, run))
+    send_trial(target)
     return target
 
 
@@ -110,15 +108,7 @@ def write_experiment(run: Path, experiment: Mapping[str, Any]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part of it."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with _disk_full(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _write_bytes(temporary, content)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    patiently(f"write {path}", partial(_write_file, path, content))
     send(path)
 
 
@@ -134,22 +124,28 @@ def clean(run: Path) -> None:
     shutil.rmtree(run / ".tmp", ignore_errors=True)
     for leftover in (run / "trials").glob(".*-*"):  # half-way to or from a URL
         shutil.rmtree(leftover, ignore_errors=True)
-    for folder in (run, run / "tables"):
+    for folder in (run, run / "tables", run / "checkpoints"):
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
 
 def compact(run: Path) -> None:
+    """`compact_once`, again where storage failed for a while."""
+    patiently(f"compact {run}", partial(compact_once, run))
+
+
+def compact_once(run: Path) -> None:
     """Move the rows of all trial folders into `tables/`, one file per table. Only while no worker is writing.
 
-    First every table is rewritten (rows of a trial that has a folder come from the folder), then the folders are
+    First every table is rewritten, piece by piece (rows of a trial that has a folder come from the folder), then the folders are
     removed, each in one rename. Killed anywhere, a reader still finds every trial once, and the next call goes on.
     """
     folders = _trial_folders(run)
     if not folders:
         return
     for table in PER_TRIAL:
-        write_frame(run / "tables" / f"{table}.parquet", _scan_per_trial(run, table, folders).collect())
+        _write_scan(run / "tables" / f"{table}.parquet", _scan_per_trial(run, table, folders))
+        send(run / "tables" / f"{table}.parquet")
     drop_folders(folders)
     for folder in folders:
         _drop_folder(folder, run)
@@ -175,15 +171,20 @@ def finished(run: Path) -> dict[str, str]:
     return dict(rows.iter_rows())
 
 
-def open_run(run: Path | str) -> Run:
+def open_run(run: Path | str, *, own: bool = False) -> Run:
     """Open a run, a folder or a URL, for reading: lazy frames, nothing is loaded yet. Readable while it is written to.
 
-    Raises UserError where there is no run, and where a file was written under a newer schema than this one.
+    `own`: this process wrote it, or its workers did. Of any other run the footer of every file is looked at first (`footer`).
+    Raises UserError where there is no run, where a file was written under a newer schema than this one, and for a Parquet bomb.
     """
     path = brought(run) if isinstance(run, str) else run
     written = [path / "trials", path / "tables", path / "plan.parquet", path / "experiment.json"]
     require(any(p.exists() for p in written), "a run is a folder with trials/, tables/, plan.parquet or experiment.json", str(path))
     folders = _trial_folders(path)
+    for file in (
+        () if own else (*path.glob("*.parquet"), *path.glob("tables/*.parquet"), *(f for folder in folders for f in folder.glob("*.parquet")))
+    ):
+        refuse_a_bomb(file)
     frames = {table: _scan_per_trial(path, table, folders) for table in PER_TRIAL}
     frames |= {table: _scan_file(path / f"{table}.parquet", table) for table in WHOLE_RUN}
     return Run(path=path, experiment=read_experiment(path), **frames)
@@ -192,7 +193,14 @@ def open_run(run: Path | str) -> Run:
 def read_experiment(run: Path) -> dict[str, Any]:
     """What `write_experiment` wrote; empty where there is nothing."""
     path = run / "experiment.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        raise UserError(f"{path} is not readable JSON: {problem}") from problem
+    require(isinstance(content, dict), f"{path} must hold a JSON object", type(content).__name__)
+    return dict(content)
 
 
 # ---- inside
@@ -278,16 +286,78 @@ def _drop_folder(folder: Path, run: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def _write_folder(contents: Mapping[str, bytes], target: Path, run: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = _scratch(run, target.name)
+    try:
+        for name, content in contents.items():
+            _write_bytes(scratch / name, content)
+        if origin(target) is not None:
+            (scratch / UNSENT).touch()
+        _put_folder(scratch, target, run)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write_bytes(temporary, content)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_scan(path: Path, frame: pl.LazyFrame) -> None:
+    """Write a table that may be larger than memory, in one rename."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _errno_of_polars():
+            frame.sink_parquet(temporary, metadata={VERSION_KEY: str(VERSION)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
-def _disk_full(what: str) -> Iterator[None]:
-    """Turn "no space left" (or an exhausted quota) into words that say what was being written."""
+def _errno_of_polars() -> Iterator[None]:
+    """What the system said, as the OSError that it is: polars puts it into the text of errors of its own."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, pl.exceptions.PolarsError) as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
             raise
-        message = f"the disk is full: could not write {what}; nothing half-written is left, finished trials are untouched"
-        raise UserError(message) from error
+        raise OSError(int(number[1]), str(error)) from error
+
+
+def patiently(what: str, act: Callable[[], T]) -> T:
+    """The result of `act`, tried again while the file system fails, for a minute; then, and at once where it is full, a UserError.
+
+    `what` completes "could not ...". An act must be one that may be broken off anywhere and begun again.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                why = "the disk is full"
+            elif time.monotonic() < deadline:
+                time.sleep(RETRY_SECONDS)
+                continue
+            else:
+                why = f"storage has failed for {PATIENCE_SECONDS:g} s ({error})"
+            raise UserError(f"{why}: could not {what}; nothing half-written is left, finished trials are untouched") from error
 
 
 def _trial_folders(run: Path) -> list[Path]:
