@@ -1,5 +1,7 @@
 """Random models of four architectures, small enough for a test, and a padded batch for them."""
 
+import copy
+
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MistralConfig, PhiConfig, PreTrainedModel
 
@@ -23,7 +25,7 @@ SEQUENCES = [Encoded("a", (1, 5, 6, 7, 8, 2), 3), Encoded("b", (1, 9, 2), 1), En
 
 
 def tiny_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
-    """A random float32 model of the family."""
+    """A random float32 model of the family, with a config of its own: a test may resize it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(CONFIGS[family]).float().eval()
+        return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[family])).float().eval()
