@@ -83,6 +83,21 @@ def test_texts_stand_beside_random_words_and_beside_the_whole_each_pair_once(tmp
     ]
 
 
+def test_a_whole_text_stands_beside_its_keywords_though_it_names_no_extractor(tmp_path: Path) -> None:
+    """A whole text at ratio 1 needs no keywords, so its trial falls back to the default extractor."""
+    cells = {"original": (0.2, "tfidf"), "keywords_only": (0.4, "slots"), "random_words": (0.6, "slots")}
+    plan = []
+    for text, (left, extractor) in cells.items():
+        for seed in (0, 1, 2):
+            trial = with_values(Trial(), {"select.text": text, "select.extractor": extractor, "select.seed": seed, "train.seed": seed})
+            plan.append(written(tmp_path, trial, rows_of(left, 0.9, seed), "grid"))
+    plan.append(written(tmp_path, with_values(Trial(), {"stage": "base"}), [r | {"stage": "base"} for r in rows_of(0.9, 1.0, 0)], "base"))
+    write_table(tmp_path / "plan.parquet", "plan", plan)
+    write_experiment(tmp_path, EXPERIMENT | {"search": {}})
+    pairs = sorted(beside(open_run(tmp_path)).select("arm", "reference").rows())
+    assert pairs == [("keywords_only", "original"), ("keywords_only", "random_words"), ("original", "random_words")]
+
+
 def test_nothing_stands_beside_chance_where_nothing_was_drawn_at_random(tmp_path: Path) -> None:
     run = made_run(tmp_path, "select.name", {"min_k": 0.3, "grand": 0.8})
     assert beside(run).is_empty() and beside_in_words(beside(run)) == [] and 'id="beside"' not in page(run)

@@ -43,7 +43,7 @@ VERDICTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One cell of the grid, (seeds, documents) of what is left and of what is retained; `others`: what it shares with its reference."""
+    """One cell of the grid, (seeds, documents) of what is left and of what is retained."""
 
     place: str
     name: str
@@ -52,9 +52,11 @@ class Arm:
     retained: Numbers
     unmeasured: int
 
-    def others(self, changed: str) -> tuple[Any, ...]:
-        """Every setting but `changed`."""
-        return (self.place, *(value for name, value in self.settings.items() if name != changed))
+    def matches(self, reference: "Arm", changed: str) -> bool:
+        """Whether the two differ in `changed` alone. A whole text is the same whatever finds keywords."""
+        whole = changed == "select.text" and "original" in (self.settings[changed], reference.settings[changed])
+        free = (changed, "select.extractor") if whole else (changed,)
+        return self.place == reference.place and all(value == reference.settings[name] for name, value in self.settings.items() if name not in free)
 
 
 def beside(run: Run) -> pl.DataFrame:
@@ -125,10 +127,10 @@ def _pairs(arms: Sequence[Arm]) -> Iterator[tuple[str, Arm, Arm]]:
     """(setting that differs, arm, its reference); two references of one setting are compared once."""
     for changed, references in REFERENCES.items():
         for at, reference in enumerate(references):
-            there = {arm.others(changed): arm for arm in arms if arm.settings.get(changed) == reference}
+            there = [arm for arm in arms if arm.settings.get(changed) == reference]
             for arm in arms:
-                if changed in arm.settings and arm.settings[changed] not in references[: at + 1] and arm.others(changed) in there:
-                    yield changed, arm, there[arm.others(changed)]
+                if changed in arm.settings and arm.settings[changed] not in references[: at + 1]:
+                    yield from ((changed, arm, other) for other in there if arm.matches(other, changed))
 
 
 def _row(changed: str, arm: Arm, reference: Arm, least_useful: float) -> dict[str, Any]:
