@@ -112,10 +112,14 @@ class Planner:
     _ids: dict[Trial, str] = field(default_factory=dict)
     _canonical: dict[Trial, Trial] = field(default_factory=dict)
     _suggested: dict[tuple[object, ...], list[dict[str, Value]]] = field(default_factory=dict)
+    _groups: tuple[Group, ...] = ()
+    _stages: dict[str, tuple[Planned, ...]] = field(default_factory=dict)
+    _final: dict[tuple[object, ...], tuple[Planned, ...]] = field(default_factory=dict)
 
     def agenda(self, results: Mapping[str, Result]) -> Agenda:
         """What can run now, given every trial that has ended."""
-        groups = groups_of(self.experiment, check=self.canonical)
+        self._groups = self._groups or groups_of(self.experiment, check=self.canonical)
+        groups = self._groups
         rows: dict[tuple[str, str, str], Planned] = {}
         expected: list[Planned] = []
         waiting = 0
@@ -189,16 +193,24 @@ class Planner:
         return self._suggested[key]
 
     def final(self, group: Group, values: Mapping[str, Value], tuning: str) -> tuple[Planned, ...]:
-        """The group's cells and its retain-only controls with the tuned values that apply to them."""
+        """The group's cells and its retain-only controls with the tuned values that apply to them; made once for the same values."""
+        key = (group.key, tuning, repr(sorted(values.items())))
+        if key not in self._final:
+            self._final[key] = self._make_final(group, values, tuning)
+        return self._final[key]
+
+    def _make_final(self, group: Group, values: Mapping[str, Value], tuning: str) -> tuple[Planned, ...]:
         cells = [self.canonical(with_values(cell, values)) for cell in group.cells]
         controls = [self.canonical(control_of(cell)) for cell in cells if cell.method.forget != "none" and cell.method.retain != "none"]
         rows = [self.planned(cell, "grid", group.key, tuning) for cell in dict.fromkeys(cells)]
         return (*rows, *(self.planned(cell, "control", group.key, tuning) for cell in dict.fromkeys(controls)))
 
     def stages(self, group: Group) -> tuple[Planned, ...]:
-        """Base, and gold where there is one, of whatever data, model and metrics the group's cells use, each once."""
-        wanted = ((cell, role) for cell in group.cells for role in ("base", "gold") if role == "base" or has_gold(cell))
-        return tuple(dict.fromkeys(self.stage(cell, role) for cell, role in wanted))
+        """Base, and gold where there is one, of whatever data, model and metrics the group's cells use, each once; made once."""
+        if group.key not in self._stages:
+            wanted = ((cell, role) for cell in group.cells for role in ("base", "gold") if role == "base" or has_gold(cell))
+            self._stages[group.key] = tuple(dict.fromkeys(self.stage(cell, role) for cell, role in wanted))
+        return self._stages[group.key]
 
     def stage(self, cell: Trial, role: str) -> Planned:
         """The trial that measures base or gold and trains nothing."""
