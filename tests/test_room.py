@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rayunlearn.cluster.session import slots_in
+from rayunlearn.cluster.session import slots_in, trial_resources
 from rayunlearn.cluster.sweep import Options
 from rayunlearn.config import Model, Trial, Value, flatten, with_values
 from rayunlearn.errors import UserError
@@ -93,6 +93,22 @@ def test_the_share_is_said_and_a_trial_too_large_for_a_gpu_is_refused_by_name() 
 def test_shares_of_two_gpus_are_counted_per_gpu(gpu: float, slots: int) -> None:
     there = {"CPU": 16.0, "GPU": 2.0}
     assert slots_in(there, {"cpu": 1.0, "gpu": gpu} if gpu else {"cpu": 1.0}) == slots
+
+
+def test_a_cluster_that_starts_from_nothing_is_not_taken_for_one_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head of no CPU, as in cluster.yaml: what a trial takes has to be said, and a machine then starts for it."""
+    there: dict[str, float] = {"memory": 8e9}
+    monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    with pytest.raises(UserError, match=r"--gpus-per-trial must be said \(0: none\) as long as no machine of the cluster has a CPU"):
+        trial_resources(gpus_per_trial=None)
+    assert trial_resources(gpus_per_trial=1.0) == {"cpu": 1.0, "gpu": 1.0}
+    assert trial_resources(gpus_per_trial=0.0) == {"cpu": 1.0}
+    there |= {"CPU": 8.0}
+    assert trial_resources(gpus_per_trial=None) == {"cpu": 1.0}
+    with pytest.raises(UserError, match="--gpus-per-trial needs a cluster with GPUs"):
+        trial_resources(gpus_per_trial=1.0)
+    there |= {"GPU": 1.0}
+    assert trial_resources(gpus_per_trial=None, share=lambda: 0.25) == {"cpu": 1.0, "gpu": 0.25}
 
 
 def test_more_than_one_gpu_for_a_trial_is_refused() -> None:

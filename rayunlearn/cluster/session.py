@@ -59,13 +59,19 @@ def connected(*, address: str, workers: int) -> Iterator[None]:
 
 
 def trial_resources(*, gpus_per_trial: float | None, share: Callable[[], float] = lambda: 1.0) -> dict[str, float]:
-    """What one trial takes: one CPU, and of a cluster with GPUs `share()` of one unless said otherwise."""
+    """What one trial takes: one CPU, and of a cluster with GPUs `share()` of one unless said otherwise.
+
+    Of a cluster that has no CPU nothing is known: its machines start for the trials that wait. Raises UserError there where
+    nobody said what a trial takes, since it would take no GPU, and elsewhere for GPUs that are not there.
+    """
     import ray
 
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    there = ray.cluster_resources()
+    grows, has_gpus = there.get("CPU", 0) == 0, there.get("GPU", 0) > 0
     if gpus_per_trial is None:
+        require(not grows, "--gpus-per-trial must be said (0: none) as long as no machine of the cluster has a CPU for trials", gpus_per_trial)
         return {"cpu": 1.0, "gpu": share()} if has_gpus else {"cpu": 1.0}
-    if gpus_per_trial > 0 and not has_gpus:
+    if gpus_per_trial > 0 and not has_gpus and not grows:
         raise UserError(f"--gpus-per-trial needs a cluster with GPUs, got {gpus_per_trial} where Ray sees none")
     return {"cpu": 1.0, "gpu": gpus_per_trial} if gpus_per_trial else {"cpu": 1.0}
 
