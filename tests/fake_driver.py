@@ -1,12 +1,13 @@
-"""A driver process with fake work: `python -m tests.fake_driver OUTPUT SECONDS_PER_TRIAL`; exits as `rayunlearn run` does."""
+"""A driver process with fake work: `python -m tests.fake_driver OUTPUT SECONDS_PER_TRIAL [WORKERS [SEEDS]]`; exits as `rayunlearn run` does."""
 
 import sys
 
 from rich.console import Console
 
-from rayunlearn.cli import conclude
+from rayunlearn.cli import MISTAKE, conclude, end_as_ctrl_c_does
 from rayunlearn.cluster.sweep import Options, sweep
 from rayunlearn.config import Trial, with_values
+from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment, Objective, Range, grids_of
 from rayunlearn.results.mirror import output_place
 from tests.fake_work import fake_work
@@ -14,13 +15,14 @@ from tests.fake_work import fake_work
 GRID = {"method.forget": ("npo", "rmu"), "select.ratio": (0.25, 1.0), ("select.seed", "train.seed"): (0, 1)}
 
 
-def tuned(seconds: float) -> Experiment:
-    """Two groups of 4 tuning trials in batches of 2, 4 cells and 2 controls each: 24 trials or two fewer."""
+def tuned(seconds: float, n_seeds: int = 2) -> Experiment:
+    """Two groups of 4 tuning trials in batches of 2, 4 cells and 2 controls each: 24 trials or two fewer. More seeds: 6 more with each."""
+    grid = GRID | {("select.seed", "train.seed"): tuple(range(n_seeds))}
     return Experiment(
         name="fake",
         question="?",
         base=with_values(Trial(), {"train.warmup_fraction": seconds}),
-        grids=grids_of(GRID),
+        grids=grids_of(grid),
         search={"train.learning_rate": Range(1e-5, 1e-2, log=True)},
         budget=Budget(trials=4, batch=2),
         objective=Objective(),
@@ -30,7 +32,14 @@ def tuned(seconds: float) -> Experiment:
 def main() -> int:
     """Sweep, say how it ended."""
     console = Console(width=200)
-    result = sweep(tuned(float(sys.argv[2])), output_place(sys.argv[1]), work=fake_work(), options=Options(workers=2), console=console)
+    output, seconds, workers, n_seeds = (*sys.argv[1:], *("2", "2")[len(sys.argv) - 3 :])
+    end_as_ctrl_c_does()
+    try:
+        experiment, options = tuned(float(seconds), int(n_seeds)), Options(workers=int(workers))
+        result = sweep(experiment, output_place(output), work=fake_work(), options=options, console=console)
+    except UserError as error:
+        print(f"rayunlearn: {error}", file=sys.stderr)
+        return MISTAKE
     print(f"ray imported: {'ray' in sys.modules}")
     return conclude(result, ["python", "-m", "tests.fake_driver", *sys.argv[1:]], console)
 

@@ -77,8 +77,9 @@ def prepare(trial: Trial, cache: Path, progress: Progress, roles: tuple[str, ...
 
 
 def workspace(trial: Trial, cache: Path) -> FakeWorkspace:
-    """The workspace of the trial's data."""
-    return FakeWorkspace(FakeCorpus(), "weights", trial.data.seed)
+    """The workspace of the trial's data: of a file its content counts."""
+    corpus = FakeCorpus(digest(Path(trial.data.path).read_text())) if trial.data.path else FakeCorpus()
+    return FakeWorkspace(corpus, "weights", trial.data.seed)
 
 
 def metrics() -> dict[str, FakeMetric]:
@@ -87,10 +88,10 @@ def metrics() -> dict[str, FakeMetric]:
 
 
 def run(trial: Trial, space: FakeWorkspace, run_dir: Path, experiment: str, version: str, commit: str) -> str:
-    """One made-up trial; every start is noted in `started`, one line per start."""
+    """One made-up trial; every start is noted in `started`, one line per start: trial, process, moment, GPUs, machine."""
     identity = identify(trial)
     with (run_dir / "started").open("a") as file:
-        file.write(f"{identity} {os.getpid()} {time.time():.1f} {assigned_gpus():g}\n")
+        file.write(f"{identity} {os.getpid()} {time.time():.1f} {assigned_gpus():g} {machine()}\n")
     time.sleep(trial.train.warmup_fraction)
     if trial.data.seed != space.seed:
         raise RuntimeError("the workspace of another corpus")
@@ -98,10 +99,16 @@ def run(trial: Trial, space: FakeWorkspace, run_dir: Path, experiment: str, vers
     if trial.train.batch_size == 5 or (trial.train.batch_size == 4 and starts == 1):
         os.kill(os.getpid(), signal.SIGKILL)
     status = {2: "failed", 3: "collapsed"}.get(trial.train.batch_size, "complete") if trial.stage == "unlearned" else "complete"
-    row = {"experiment": experiment, "version": version, "status": status, "commit": commit, "corpus_digest": "corpus"}
+    row = {"experiment": experiment, "version": version, "status": status, "commit": commit, "corpus_digest": space.corpus.digest}
     tables = {"trials": [row], "evals": [] if status == "failed" else evals(trial)}
     write_trial(run_dir, identity, tables, flatten(trial))
     return status
+
+
+def machine() -> str:
+    """Ray's name of the machine that this process is on, '-' without Ray."""
+    ray = sys.modules.get("ray")
+    return str(ray.get_runtime_context().get_node_id()) if ray is not None and ray.is_initialized() else "-"
 
 
 def assigned_gpus() -> float:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -25,8 +25,9 @@ class Snapshot:
     """The sweep at one moment. `best` is the lowest forgetting at or above the utility floor, NaN until there is one; of a panel
     of attacks (`attacking`) the highest that one left on the model under attack.
 
-    `running` says the running trials in words, `handed_out` by id; `n_ready` could run as soon as a worker is free;
-    `seconds` are the durations of this session's trials; `fatal` says why no more trials are started, '' otherwise.
+    `running` says the running trials in words, `handed_out` by id; `n_ready` could run as soon as a worker is free, `n_left` of
+    them in this Tune run; `slots` trials have room at once; `seconds` are the durations of this session's latest trials; `fatal` says
+    why no more trials are started, '' otherwise.
     """
 
     done: int
@@ -35,6 +36,8 @@ class Snapshot:
     running: tuple[str, ...] = ()
     handed_out: tuple[str, ...] = ()
     n_ready: int = 0
+    n_left: int = 1
+    slots: int = 1
     best: float = math.nan
     seconds: tuple[float, ...] = ()
     objective: Objective = field(default_factory=Objective)
@@ -46,6 +49,10 @@ class Snapshot:
         """Whether no trial is running and none is ready."""
         return not self.running and self.n_ready == 0
 
+    def with_running(self, running: Sequence[Planned]) -> "Snapshot":
+        """The same with these trials running."""
+        return replace(self, running=tuple(label(planned) for planned in running), handed_out=tuple(planned.trial_id for planned in running))
+
     @property
     def seconds_left(self) -> float:
         """Mean seconds of this session's trials x trials left / trials at once; NaN before the first has ended."""
@@ -54,25 +61,14 @@ class Snapshot:
         return sum(self.seconds) / len(self.seconds) * (self.total - self.done) / max(1, len(self.running))
 
 
-def snapshot(
-    agenda: Agenda,
-    results: Mapping[str, Result],
-    running: Sequence[Planned],
-    *,
-    n_ready: int,
-    seconds: tuple[float, ...],
-    objective: Objective,
-) -> Snapshot:
-    """The agenda and its results in numbers."""
+def snapshot(agenda: Agenda, results: Mapping[str, Result], *, seconds: tuple[float, ...], objective: Objective) -> Snapshot:
+    """The agenda and its results in numbers, with nothing running."""
     ended = [results[trial_id] for trial_id in {row.trial_id for row in agenda.rows} if trial_id in results]
     attacking = any(row.trial.attack.name != "none" for row in agenda.rows)
     return Snapshot(
         done=len(ended),
         total=agenda.total,
         failed=sum(result.status == "failed" for result in ended),
-        running=tuple(label(planned) for planned in running),
-        handed_out=tuple(planned.trial_id for planned in running),
-        n_ready=n_ready,
         best=highest_of(agenda, results) if attacking else best_of(agenda, results, objective),
         seconds=seconds,
         objective=objective,

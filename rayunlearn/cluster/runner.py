@@ -1,5 +1,6 @@
 """The part of a sweep that needs Ray: prepare models side by side, then one Tune run over everything that is left."""
 
+import sys
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
@@ -10,13 +11,14 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from rayunlearn.cluster.actor import TrialActor, limit_threads
 from rayunlearn.cluster.folder import pair_of
 from rayunlearn.cluster.progress import Preparing, Snapshot, View, watched
 from rayunlearn.cluster.search import LedgerSearch
-from rayunlearn.cluster.session import smallest_gpu, trial_resources, trial_slots
+from rayunlearn.cluster.session import Slots, smallest_gpu, trial_resources
 from rayunlearn.cluster.work import Work
 from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
@@ -25,6 +27,7 @@ from rayunlearn.plan import Plans, Result
 from rayunlearn.results.mirror import ready
 
 WORKER_DEATHS = 2  # what lost its worker is started again this often
+TRIALS_PER_TUNE = 2000  # Tune keeps every trial it ran; a longer sweep is several Tune runs, so that its memory ends with each (docs/scale.md)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +42,21 @@ class Job:
 
 
 class Board:
-    """A place on the cluster where whoever works leaves word for whoever watches."""
+    """A place on the cluster where whoever works leaves word for whoever watches.
+
+    A board that was lost comes back empty: what is out at the first view it is then given is taken to have begun.
+    """
 
     def __init__(self) -> None:
         self.view: View | None = None
         self.began: set[str] = set()
+        self.lost = bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
     def put(self, view: View) -> None:
         """Leave a view."""
+        if self.lost and isinstance(view, Snapshot):
+            self.lost = False
+            self.began.update(view.handed_out)
         self.view = view
 
     def step(self, name: str, done: int, planned: int) -> None:
@@ -59,12 +69,15 @@ class Board:
         self.began.add(trial_id)
 
     def all_began(self) -> bool:
-        """Whether every trial that was handed out has begun on a worker."""
-        return not isinstance(self.view, Snapshot) or self.began.issuperset(self.view.handed_out)
+        """Whether every trial that was handed out and has room has begun on a worker."""
+        if not isinstance(self.view, Snapshot):
+            return True
+        waiting = sum(trial_id not in self.began for trial_id in self.view.handed_out)
+        return waiting <= max(0, len(self.view.handed_out) - self.view.slots)
 
     def pause_is_over(self) -> bool:
         """Whether a paused worker should come back for a trial: one is ready, or none runs that could make one ready."""
-        return not isinstance(self.view, Snapshot) or self.view.n_ready > 0 or self.view.at_end
+        return not isinstance(self.view, Snapshot) or self.view.n_ready > 0 or self.view.at_end or self.view.n_left <= 0
 
     def read(self) -> View | None:
         """The latest view, None before there is one."""
@@ -91,20 +104,31 @@ def execute(
     KeyboardInterrupt.
     Raises UserError when results could no longer be written, and before anything is scheduled for a trial too large for a GPU.
     """
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board = new_board()
     share = partial(fitting_share, job.work, planned, Path(job.run), console)
     resources = trial_resources(gpus_per_trial=gpus_per_trial, share=share)
     with watched(console, lambda: _read(board)):
         prepare_all(trials, cache, work=job.work, board=board, resources=trial_resources(gpus_per_trial=gpus_per_trial))
         workspaces = {pair_of(trial): job.work.workspace(trial, cache) for trial in trials}
-        search = LedgerSearch(planner, results, Path(job.run), board)
-        slots = trial_slots(resources)
         parameters = {"job": job, "workspaces": workspaces, "board": board}
-        run_tune(search, parameters, resources=resources, at_once=min(workers, slots) if workers else slots)
-    view = ray.get(board.read.remote())  # the searcher itself may have been a copy on the other side of ray://
+        far_away = ray.util.client.ray.is_connected()  # the searcher is then a copy over there, and what it learns does not come back
+        at_most = sys.maxsize if far_away else TRIALS_PER_TUNE
+        while True:
+            search = LedgerSearch(planner, results, Path(job.run), board, Slots(resources, workers), at_most=at_most)
+            run_tune(search, parameters, resources=resources)
+            results = search.results
+            if search.left > 0 or search.running or not search.ready or search.fatal:  # running here: Ctrl-C
+                break
+    view = ray.get(board.read.remote())
     if isinstance(view, Snapshot) and view.fatal:
         raise UserError(view.fatal)
     return isinstance(view, Snapshot) and view.at_end
+
+
+def new_board() -> Any:
+    """A board beside the driver, so that no other machine's end takes it along; it comes back if its own process is killed."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Board).remote()
 
 
 def fitting_share(work: Work, planned: Sequence[Trial], run: Path, console: Console) -> float:
@@ -119,7 +143,7 @@ def fitting_share(work: Work, planned: Sequence[Trial], run: Path, console: Cons
 
 def prepare_only(trials: Collection[Trial], cache: Path, *, work: Work, gpus_per_trial: float | None, console: Console) -> None:
     """Teach what is missing, and show it."""
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board = new_board()
     with watched(console, lambda: _read(board)):
         prepare_all(trials, cache, work=work, board=board, resources=trial_resources(gpus_per_trial=gpus_per_trial))
 
@@ -149,8 +173,8 @@ def prepare_one(work: Work, trial: Trial, cache: str, role: str, name: str, boar
     work.prepare(trial, Path(cache), lambda _, done, planned: board.step.remote(name, done, planned), (role,))
 
 
-def run_tune(search: LedgerSearch, parameters: dict[str, Any], *, resources: dict[str, float], at_once: int) -> None:
-    """One Tune run: reused actors, no checkpoints, no loggers; its own files go to a temporary folder."""
+def run_tune(search: LedgerSearch, parameters: dict[str, Any], *, resources: dict[str, float]) -> None:
+    """One Tune run: reused actors, no checkpoints, no loggers; its own files go to a temporary folder. The searcher says how wide."""
     trainable = tune.with_resources(tune.with_parameters(TrialActor, **parameters), resources)
     with tempfile.TemporaryDirectory(prefix="tune-") as folder:
         tuner = tune.Tuner(
@@ -159,7 +183,6 @@ def run_tune(search: LedgerSearch, parameters: dict[str, Any], *, resources: dic
                 search_alg=search,
                 num_samples=-1,
                 reuse_actors=True,
-                max_concurrent_trials=at_once,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
             ),

@@ -1,6 +1,8 @@
 """The searcher: Tune asks it for trials, it asks the plan, and the ledger in Parquet is its only memory."""
 
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,11 +11,14 @@ from typing import Any
 import ray
 from ray.tune.search import Searcher
 
-from rayunlearn.cluster.progress import snapshot
+from rayunlearn.cluster.progress import Snapshot, snapshot
 from rayunlearn.config import flatten
 from rayunlearn.errors import UserError
 from rayunlearn.plan import Agenda, Planned, Plans, Result, result_of
-from rayunlearn.results.store import write_trial
+from rayunlearn.results.store import patiently, write_trial
+
+RECENT = 200  # trials whose durations tell the time that is left
+COUNTING = 0.05  # share of the driver's time that may go into counting what is done for the progress line
 
 
 class LedgerSearch(Searcher):
@@ -22,31 +27,42 @@ class LedgerSearch(Searcher):
     While it waits it hands out pauses: Tune ends all idle actors but one (Ray 2.60), and an actor that has loaded a
     model is dear. A pause is a Tune trial in which nothing runs, and it is over as soon as a trial is ready.
 
-    board: handle of a `runner.Board`; holds a Snapshot of every change before the change takes effect.
+    board: handle of a `runner.Board`; holds a Snapshot of every change before the change takes effect. slots: how many
+    trials may be out now; asked again and again, so machines that join are used. at_most: trials that this searcher hands
+    out before it is finished, with the rest still to be done. What it does per trial does not grow with their number: the plan
+    is asked again only when a result may have changed it.
     """
 
-    def __init__(self, planner: Plans, results: dict[str, Result], run: Path, board: Any) -> None:
+    def __init__(self, planner: Plans, results: dict[str, Result], run: Path, board: Any, slots: Callable[[], int], *, at_most: int) -> None:
         super().__init__(metric=None, mode=None)
         self.planner = planner
         self.results = dict(results)
         self.run = run
         self.board = board
+        self.slots = slots
+        self.left = at_most
         self.running: dict[str, tuple[Planned, float]] = {}
+        self.ready: dict[str, Planned] = {}
+        self.open: dict[tuple[str, str], set[str]] = {}
         self.pauses: set[str] = set()
-        self.seconds: list[float] = []
+        self.seconds: deque[float] = deque(maxlen=RECENT)
         self.fatal = ""
+        self.counted, self.count_again_at = Snapshot(done=0, total=0, failed=0), 0.0
         self.agenda = self._look()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next ready trial; a pause or None while results are awaited; FINISHED when there is nothing to wait for."""
-        ready = [] if self.fatal else self._ready()
-        if ready:
-            self.running[trial_id] = (ready[0], time.monotonic())
-            self._show()
-            return {"trial": ready[0].trial, "trial_id": ready[0].trial_id}
+        slots = self.slots()
+        may_start = bool(self.ready) and self.left > 0 and not self.fatal
+        if may_start and len(self.running) + len(self.pauses) < slots:  # else a pause ends first, and its actor takes the trial
+            planned = self.ready.pop(next(iter(self.ready)))
+            self.running[trial_id] = (planned, time.monotonic())
+            self.left -= 1
+            self._show(slots)
+            return {"trial": planned.trial, "trial_id": planned.trial_id}
         if not self.running:
             return Searcher.FINISHED
-        if self.fatal or len(self.pauses) >= self.agenda.waiting:
+        if may_start or self.fatal or self.left <= 0 or len(self.pauses) >= min(self.agenda.waiting, slots - len(self.running)):
             return None
         self.pauses.add(trial_id)
         return {"trial": None, "trial_id": f"pause-{trial_id}"}
@@ -60,10 +76,10 @@ class LedgerSearch(Searcher):
         self.fatal = self.fatal or str((result or {}).get("mistake", ""))
         try:
             if not self.fatal:
-                self._take(planned, time.monotonic() - started)
+                self._take(planned, time.monotonic() - started, reported=bool(result) and not error)
         except UserError as mistake:  # a full disk: nothing more can be recorded, so nothing more is started
             self.fatal = str(mistake)
-        self._show()
+        self._show(self.slots())
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """A trial reports once, at its end."""
@@ -74,28 +90,54 @@ class LedgerSearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore."""
 
-    def _take(self, planned: Planned, seconds: float) -> None:
-        ended = result_of(self.run, planned.trial_id, self.planner.experiment.objective)
+    def _take(self, planned: Planned, seconds: float, *, reported: bool) -> None:
+        ended = self._ended(planned, reported=reported)
         self.results[planned.trial_id] = ended if ended is not None else self._write_death(planned)
         if planned.trial.stage == "unlearned":
             self.seconds.append(seconds)
-        self.agenda = self._look()
+        if self._may_change_the_plan(planned.trial_id):
+            self.agenda = self._look()
 
-    def _ready(self) -> list[Planned]:
-        taken = {planned.trial_id for planned, _ in self.running.values()}
-        return [row for row in self.agenda.ready if row.trial_id not in taken]
+    def _ended(self, planned: Planned, *, reported: bool) -> Result | None:
+        """What the trial's folder says, None where its worker died. A folder that a worker has written may show here later."""
+
+        def found() -> Result | None:
+            result = result_of(self.run, planned.trial_id, self.planner.experiment.objective)
+            if result is None and reported:
+                raise FileNotFoundError(f"{self.run / 'trials' / planned.trial_id} is not there")
+            return result
+
+        return patiently(f"see trial {planned.trial_id} of {self.run}", found)
+
+    def _may_change_the_plan(self, trial_id: str) -> bool:
+        """Whether this was the last of its batch of tuning trials, or measured a base that tuning waits for; nothing else does."""
+        last = False
+        for ids in self.open.values():
+            if trial_id in ids:
+                ids.remove(trial_id)
+                last = last or not ids
+        return last and self.agenda.waiting > 0
 
     def _look(self) -> Agenda:
         agenda = self.planner.agenda(self.results)
         self.planner.keep(self.run, agenda)
+        running = {planned.trial_id for planned, _ in self.running.values()}
+        self.ready = {row.trial_id: row for row in agenda.ready if row.trial_id not in running}
+        self.open = {}
+        for row in agenda.rows if agenda.waiting else ():
+            if row.role in ("tuning", "base") and row.trial_id not in self.results:
+                batch = (row.study, "") if row.role == "tuning" else ("", row.trial_id)
+                self.open.setdefault(batch, set()).add(row.trial_id)
         return agenda
 
-    def _show(self) -> None:
+    def _show(self, slots: int) -> None:
         running = [planned for planned, _ in self.running.values()]
-        objective = self.planner.experiment.objective
-        seconds, n_ready = tuple(self.seconds), len(self._ready())
-        view = snapshot(self.agenda, self.results, running, n_ready=n_ready, seconds=seconds, objective=objective)
-        ray.get(self.board.put.remote(replace(view, fatal=self.fatal)))
+        if time.monotonic() >= self.count_again_at or not running:
+            begun = time.monotonic()
+            self.counted = snapshot(self.agenda, self.results, seconds=tuple(self.seconds), objective=self.planner.experiment.objective)
+            self.count_again_at = time.monotonic() + (time.monotonic() - begun) / COUNTING
+        view = replace(self.counted, fatal=self.fatal, slots=slots, n_ready=len(self.ready), n_left=self.left).with_running(running)
+        ray.get(self.board.put.remote(view))
 
     def _write_death(self, planned: Planned) -> Result:
         experiment = self.planner.experiment

@@ -4,8 +4,10 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import rayunlearn
@@ -16,10 +18,13 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; the progress line replaces them
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # csv, json and tensorboard copies of what Parquet holds
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's snapshots: the ledger is the only state
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # Tune would start workers one after another; the searcher says how many there are
     "TUNE_WARN_THRESHOLD_S": "60",  # asking for a trial may write the plan and ask Optuna
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
 }
+
+ASK_EVERY_SECONDS = 2.0  # for the machines that are there
 
 # Read when Ray is imported: it then takes 127.0.0.1 for this node's address, and its servers listen there only.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -87,11 +92,25 @@ def smallest_gpu(gpu_bytes: Callable[[], int]) -> int:
     return min(ray.get(list(there)), default=0)
 
 
-def trial_slots(resources: Mapping[str, float]) -> int:
-    """Number of trials that fit into the cluster at once."""
-    import ray
+@dataclass
+class Slots:
+    """How many trials may be out at once: `workers`, or (0) as many as fit into the machines that are there at the moment."""
 
-    return slots_in(ray.cluster_resources(), resources)
+    resources: Mapping[str, float]
+    workers: int = 0
+    _known: int = 1
+    _until: float = 0.0
+
+    def __call__(self) -> int:
+        """The number now; Ray is asked every two seconds."""
+        import ray
+
+        if self.workers:
+            return self.workers
+        if time.monotonic() >= self._until:
+            self._known = slots_in(ray.cluster_resources(), self.resources)
+            self._until = time.monotonic() + ASK_EVERY_SECONDS
+        return self._known
 
 
 def slots_in(there: Mapping[str, float], resources: Mapping[str, float]) -> int:

@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import polars as pl
 from rich.console import Console
 
 import rayunlearn
 from rayunlearn.cluster.folder import begin, commit_of, locked, pair_of, run_folder, write_corpora, write_settings
 from rayunlearn.cluster.work import Work
+from rayunlearn.config import flatten
 from rayunlearn.errors import require
 from rayunlearn.experiment import Experiment
 from rayunlearn.plan import Agenda, Planner, Result, results_of
-from rayunlearn.results.store import compact
+from rayunlearn.results.store import compact, open_run
 from rayunlearn.schema import FINISHED
 
 
@@ -68,6 +70,7 @@ def sweep(experiment: Experiment, output: Path, *, work: Work, options: Options,
         begin(run, version=experiment.version)
         before = kept_results(run, experiment)
         agenda = planner.agenda(before)
+        refuse_a_changed_corpus(run, agenda, cache, work)
         interrupted = bool(agenda.ready) and _run_missing(planner, before, agenda, run=run, cache=cache, work=work, options=options, console=console)
         still_ours()
         return _close(planner, before, run=run, cache=cache, work=work, interrupted=interrupted, seconds=time.monotonic() - started)
@@ -93,6 +96,20 @@ def prepare_models(experiment: Experiment, output: Path, *, work: Work, options:
 def kept_results(run: Path, experiment: Experiment) -> dict[str, Result]:
     """Results of earlier calls that stand; a failed trial runs again."""
     return {trial_id: result for trial_id, result in results_of(run, experiment.objective).items() if result.status in FINISHED}
+
+
+def refuse_a_changed_corpus(run: Path, agenda: Agenda, cache: Path, work: Work) -> None:
+    """Raise UserError where a file that trials of this run were made from is not what it was: its trials would be other ones."""
+    if not (run / "trials").exists() and not (run / "tables").exists():
+        return
+    recorded = open_run(run, own=True).trials
+    there = recorded.collect_schema()
+    for trial in {row.trial.data: row.trial for row in agenda.rows if row.trial.data.path}.values():
+        same = [pl.col(name) == value for name, value in flatten(trial).items() if name.startswith("data.") and name in there]
+        now = work.workspace(trial, cache).corpus.digest
+        others = recorded.filter(*same, pl.col("corpus_digest") != now).select(pl.col("corpus_digest").unique()).collect()["corpus_digest"].to_list()
+        rule = f"{trial.data.path} must be what trials of this run were made from ({', '.join(sorted(others))}); put it back, or name a new --version"
+        require(not others, rule, now)
 
 
 def _run_missing(
