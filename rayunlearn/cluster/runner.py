@@ -27,7 +27,7 @@ from rayunlearn.plan import Plans, Result
 from rayunlearn.results.mirror import ready
 
 WORKER_DEATHS = 2  # what lost its worker is started again this often
-TRIALS_PER_TUNE = 2000  # Tune keeps every trial it ran; a longer sweep is several Tune runs, so that its memory ends with each (docs/scale.md)
+TRIALS_PER_TUNE = 2000  # Tune keeps every trial it ran; a longer sweep is several Tune runs, so that memory ends with each (a choice, not measured)
 
 
 @dataclass(frozen=True, kw_only=True)
