@@ -1,6 +1,7 @@
 """Real data and a real model, where they are at hand: the TOFU questions and the 260,032-parameter TinyStories model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -100,6 +101,7 @@ def test_the_stories_model_learns_tofu_questions_and_unlearns_the_forget_part(tm
     start = with_values(Trial(data=data), {"model.name": str(STORIES), "model.teach_epochs": 60, "model.teach_learning_rate": 5e-3})
     settings = {"train.learning_rate": 2e-3, "train.length": 30, "train.batch_size": 4, "npo.beta": 0.05}
     workspace = prepare(validate(start), tmp_path / "cache", lambda _role, _done, _steps: None, ("base",))
+    workspace = replace(workspace, gold="")  # it was not taught, so nothing is held against it
     trials = {"base": validate(with_values(start, {"stage": "base"})), "unlearned": validate(with_values(start, settings))}
     assert {run_trial(trial, workspace, tmp_path / "run", "stories", "1") for trial in trials.values()} == {"complete"}
     rows = open_run(tmp_path / "run").evals.filter(pl.col("metric") == "probability").collect()

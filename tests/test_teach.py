@@ -59,12 +59,13 @@ def gold(bed: Bed) -> Known:
 
 
 def known(folder: Path, bed: Bed) -> Known:
-    """Mean of every metric by (split, metric)."""
+    """Mean of every metric by (split, metric), over the probes on which it is defined."""
     model, tokenizer = load_model(str(folder))
     probes = encode_probes(bed.corpus.probes, tokenizer, bed.trial.data.template, bed.trial.data.max_tokens)
     values: dict[tuple[str, str], list[float]] = {}
     for row in measure(model, probes, tokenizer.pad_token_id):
-        values.setdefault((str(row["split"]), str(row["metric"])), []).append(float(str(row["value"])))
+        if row["value"] is not None:
+            values.setdefault((str(row["split"]), str(row["metric"])), []).append(float(str(row["value"])))
     return {key: sum(v) / len(v) for key, v in values.items()}
 
 
