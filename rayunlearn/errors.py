@@ -11,15 +11,21 @@ LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
 KNOWN_TOKENS = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|AKIA)[A-Za-z0-9_-]{12,}")
 
 
+NEAREST = 5  # names that are offered for one that is not known
+READABLE = 40  # names up to which all are told
+
+
 class UserError(ValueError):
     """A mistake in what the caller asked for. The command line prints it as one line and exits with 2."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Say that `name` is no `kind`, with the nearest known name and the list."""
+    """Say that `name` is no `kind`, with the nearest known name and the list; of a list too long to read, the nearest and their number."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1)
+    near = get_close_matches(name, names, n=NEAREST)
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    if near and len(names) > READABLE:
+        return UserError(f"unknown {kind} {name!r}{hint} (the nearest of {len(names)}: {', '.join(near)})")
     return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")
 
 

@@ -19,7 +19,7 @@ from rayunlearn.config import (
     trial_id,
     with_values,
 )
-from rayunlearn.errors import UserError
+from rayunlearn.errors import UserError, unknown_name
 
 
 def test_a_changed_copy_leaves_the_original_alone() -> None:
@@ -111,3 +111,9 @@ def test_a_setting_younger_than_the_first_runs_makes_another_trial_only_where_it
     assert trial_id(Trial(), "c", "m") == digest(first)
     for changed in (Trial(train=Train(layers="1")), Trial(measure=Measure(metrics="all"))):
         assert trial_id(changed, "c", "m") != digest(first)
+
+
+def test_a_name_among_many_is_answered_with_the_nearest_and_not_with_all() -> None:
+    names = [f"setting.{at}" for at in range(200)] + ["npo.beta"]
+    assert str(unknown_name("setting", "npo.bta", names)) == "unknown setting 'npo.bta'; did you mean 'npo.beta'? (the nearest of 201: npo.beta)"
+    assert str(unknown_name("setting", "b", ["a", "c"])) == "unknown setting 'b' (known: a, c)"

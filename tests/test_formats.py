@@ -45,7 +45,7 @@ def test_the_first_page_answers_four_questions_with_numbers_of_the_table(run: Ru
     assert left.table is not None and [row[0] for row in left.table.rows] == ["rmu + nll", "npo + nll"]
     best = table.filter(pl.col("method") == "rmu + nll", pl.col("select.ratio") == 1).row(0, named=True)
     assert left.table.rows[0][2].startswith(f"{best['forgetting']:.2f} [")
-    assert "mean over 2 to 3 repetitions" in sure.sentences[0] and any(s.startswith("2 trials did not end") for s in sure.sentences)
+    assert "mean over 2 to 3 repetitions" in sure.sentences[0] and any("did not end as complete: 2." in s for s in sure.sentences)
     assert "No attack has been run" in back.sentences[0]
 
 

@@ -4,6 +4,7 @@ import inspect
 
 from rayunlearn.attacks.panel import ATTACKS
 from rayunlearn.attacks.table import GIVEN, KINDS, Attack, given_names
+from rayunlearn.metrics.documentation import settings_words, table_line
 
 HEAD = """# Attacks
 
@@ -63,22 +64,16 @@ What to bear in mind:
 def attacks_page() -> str:
     """The page as Markdown."""
     table = "| attack | kind | what it does | control | source |\n|---|---|---|---|---|\n"
-    rows = "".join(_line(f"`{name}`", row.kind, row.title, row.control, row.source) for name, row in ATTACKS.items())
-    kinds = "| kind | what its function is |\n|---|---|\n" + "".join(_line(name, meaning) for name, meaning in KINDS.items())
-    given = "| name | what it is |\n|---|---|\n" + "".join(_line(f"`{name}`", meaning) for name, meaning in GIVEN.items())
+    rows = "".join(table_line(f"`{name}`", row.kind, row.title, row.control, row.source) for name, row in ATTACKS.items())
+    kinds = "| kind | what its function is |\n|---|---|\n" + "".join(table_line(name, meaning) for name, meaning in KINDS.items())
+    given = "| name | what it is |\n|---|---|\n" + "".join(table_line(f"`{name}`", meaning) for name, meaning in GIVEN.items())
     sections = "".join(_section(name, row) for name, row in ATTACKS.items())
     return "\n".join([HEAD, "## All of them\n", table + rows, "## Kinds\n", kinds, "## What attacks ask for\n", given, "## Definitions\n", sections])
 
 
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
-
-
 def _section(name: str, row: Attack) -> str:
-    options = [f"`{name}.{p.name}` = {p.default}" for p in inspect.signature(row.function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    settings = f"\n\nSettings: {', '.join(options)}." if options else ""
     asks = ", ".join(f"`{n}`" for n in given_names(row))
-    return f"**{name}**. {inspect.getdoc(row.function)}{settings} Asks for {asks}.\n\n"
+    return f"**{name}**. {inspect.getdoc(row.function)}{settings_words(name, row.function)} Asks for {asks}.\n\n"
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def metrics_page() -> str:
     """The page as Markdown."""
     table = "| metric | meaning | unit | range | more knowledge | asks for | source |\n|---|---|---|---|---|---|---|\n"
     rows = "".join(_document_line(name, row) for name, row in METRICS.items())
-    corpus = "".join(_line(f"`{name}`", *_scale(row), row.source) for name, row in CORPUS_METRICS.items())
-    inputs = "".join(_line(f"`{name}`", row.source, row.meaning) for name, row in INPUTS.items())
+    corpus = "".join(table_line(f"`{name}`", *_scale(row), row.source) for name, row in CORPUS_METRICS.items())
+    inputs = "".join(table_line(f"`{name}`", row.source, row.meaning) for name, row in INPUTS.items())
     functions: dict[str, Callable[..., Any]] = {name: row.function for name, row in METRICS.items()}
     functions |= {name: row.function for name, row in CORPUS_METRICS.items()}
     details = "".join(_section(name, function) for name, function in functions.items())
@@ -50,7 +50,7 @@ def metrics_page() -> str:
 
 def _document_line(name: str, row: Metric) -> str:
     star = " *" if name in CHEAP else ""
-    return _line(f"`{name}`{star}", *_scale(row), ", ".join(f"`{i}`" for i in inputs_of(row)), row.source)
+    return table_line(f"`{name}`{star}", *_scale(row), ", ".join(f"`{i}`" for i in inputs_of(row)), row.source)
 
 
 def _scale(row: Metric | CorpusMetric) -> tuple[str, str, str, str]:
@@ -61,14 +61,19 @@ def _number(value: float) -> str:
     return f"{value:g}" if math.isfinite(value) else ("∞" if value > 0 else "-∞")
 
 
-def _line(*cells: str) -> str:
+def table_line(*cells: str) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-def _section(name: str, function: Callable[..., Any]) -> str:
+def settings_words(name: str, function: Callable[..., Any]) -> str:
+    """The hyperparameters of a family function with their defaults, as a paragraph; '' where there are none."""
     options = [f"`{name}.{p.name}` = {p.default}" for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    settings = f"\n\nSettings: {', '.join(options)}." if options else ""
-    return f"**{name}**. {inspect.getdoc(function)}{settings}\n\n"
+    return f"\n\nSettings: {', '.join(options)}." if options else ""
+
+
+def _section(name: str, function: Callable[..., Any]) -> str:
+    return f"**{name}**. {inspect.getdoc(function)}{settings_words(name, function)}\n\n"
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def _sure(run: Run, table: pl.DataFrame) -> Answer:
     sentences += [_control_words(table)] if table.filter(pl.col("role") == "control", pl.col("unlearning").is_not_null()).height else []
     lost = planned_trials(run).filter(pl.col("status") != "complete").height
     if lost:
-        sentences.append(f"{lost} trials did not end as complete; they are counted and named below.")
+        sentences.append(f"Trials that did not end as complete: {lost}. They are counted and named below.")
     sentences.append("What is measured is answers to these questions. That no question found it is no proof that it is gone.")
     return Answer(anchor="sure", title="How sure is this?", sentences=tuple(sentences))
 

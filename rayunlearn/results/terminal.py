@@ -1,7 +1,7 @@
 """The same table and the same words on a terminal."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,7 @@ def print_control(run: Run, console: Console) -> None:
     if not has_calibrated(run):
         return
     headers, rows = control_view(run)
-    printed = Table(title=Text("At equal retention"), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for i, header in enumerate(headers):
-        printed.add_column(Text(_stacked(header)), justify="right" if i else "left", vertical="bottom")
-    for row in rows:
-        printed.add_row(*(Text(cell) for cell in row))
-    console.print(printed)
-    for line in control_in_words(run):
-        console.print(line, highlight=False, soft_wrap=True)
+    _print_titled("At equal retention", headers, rows, control_in_words(run), console)
 
 
 def print_beside(run: Run, console: Console) -> None:
@@ -67,13 +60,17 @@ def print_beside(run: Run, console: Console) -> None:
     if table.is_empty():
         return
     headers, rows = beside_view(table)
-    printed = Table(title=Text("Beside chance"), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    _print_titled("Beside chance", headers, rows, beside_in_words(table), console)
+
+
+def _print_titled(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[str], console: Console) -> None:
+    printed = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, header in enumerate(headers):
         printed.add_column(Text(_stacked(header)), justify="right" if i else "left", vertical="bottom")
     for row in rows:
         printed.add_row(*(Text(cell) for cell in row))
     console.print(printed)
-    for line in beside_in_words(table):
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
 
