@@ -22,7 +22,7 @@ from rayunlearn.config import Data
 from rayunlearn.data.documents import Corpus, Document, FileRecord, Rejected
 from rayunlearn.data.hub import hub_name, is_local, means_a_path
 from rayunlearn.errors import UserError, require, unknown_name
-from rayunlearn.results.footer import refuse_a_bomb
+from rayunlearn.results.footer import UNREADABLE, refuse_a_bomb
 
 # What a column may be called when `data.columns` does not say: the first name that is there is taken.
 COMMON_NAMES: dict[str, tuple[str, ...]] = {
@@ -349,7 +349,7 @@ def read_file(file: Path) -> Iterator[Row]:
         raise UserError(f"a data file must end in one of {', '.join(READERS)}, got {file.name!r}")
     try:
         yield from reader(file)
-    except (OSError, pyarrow.ArrowException) as problem:
+    except UNREADABLE as problem:
         raise UserError(f"{file} could not be read as {file.suffix[1:]}: {problem}") from problem
 
 

@@ -37,7 +37,7 @@ from rayunlearn.data.files import (
 )
 from rayunlearn.data.testbed import generate
 from rayunlearn.errors import UserError, require, unknown_name
-from rayunlearn.results.footer import refuse_a_bomb
+from rayunlearn.results.footer import UNREADABLE, refuse_a_bomb
 
 PIECE_BYTES = 8 * 2**20
 UNITS = ("line", "paragraph", "file")  # what a document of a .txt file is
@@ -172,7 +172,7 @@ def rows_of(piece: Piece, columns: Columns | None = None) -> Iterator[Row]:
 def _read_as(file: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, pyarrow.ArrowException) as problem:
+    except UNREADABLE as problem:
         raise UserError(f"{file} could not be read as {file.suffix[1:]}: {problem}") from problem
 
 

@@ -13,6 +13,9 @@ UNPACKED_PER_BYTE = 100
 VALUES_ALWAYS = 10_000_000  # what any machine can hold, however small the file
 BYTES_ALWAYS = 256 * 2**20
 
+# What pyarrow raises for a file that is no Parquet, or damaged: a column's name that is no UTF-8 comes as Python's own error.
+UNREADABLE = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+
 
 def refuse_a_bomb(path: Path) -> None:
     """Raise UserError where reading `path` would take out of all proportion to its size, or where it is no Parquet file.
@@ -22,7 +25,7 @@ def refuse_a_bomb(path: Path) -> None:
     """
     try:
         metadata, size = pyarrow.parquet.read_metadata(path), path.stat().st_size
-    except (pyarrow.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} could not be read as parquet: {error}") from error
     values = metadata.num_rows * metadata.num_columns
     unpacked = sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups))
