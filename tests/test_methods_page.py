@@ -60,7 +60,7 @@ def test_the_experiment_runs_every_method_every_wrapper_and_every_adapter() -> N
 
 
 def test_the_page_in_docs_has_a_line_for_every_method_and_the_catalogue_as_it_is_now(page: dict) -> None:
-    """Refresh it with `python experiments/methods.py`: what was measured needs a run, the catalogue must match the code."""
+    """Refresh it with `python -m experiments.methods`: what was measured needs a run, the catalogue must match the code."""
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert all(f"| `{name}" in text for name in set(FORGET) - {"none"})
     assert page["catalogue"]() in text
