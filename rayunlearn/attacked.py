@@ -38,6 +38,7 @@ from rayunlearn.models.memory import forget_peak
 from rayunlearn.provenance import Clock
 from rayunlearn.remade import remade
 from rayunlearn.results.analysis import summarise
+from rayunlearn.schema import HELD_IN
 from rayunlearn.trial import Outcome, recorded, run_trial
 from rayunlearn.unlearning import probes_of
 from rayunlearn.worker import Loaded, remembered
@@ -144,8 +145,8 @@ class Given:
         return [p for p in self.probes if p.split != "forget" or p.doc_id not in learned]
 
     def is_asked(self, probe: Probe) -> bool:
-        """Whether a probe that an attack has changed is one that counts."""
-        return any((p.doc_id, p.split) == (probe.doc_id, probe.split) for p in self.asked)
+        """Whether a probe that an attack has changed is one that counts, or one that says how well the attack learned."""
+        return probe.split == HELD_IN or any((p.doc_id, p.split) == (probe.doc_id, probe.split) for p in self.asked)
 
     @cached_property
     def forget_probes(self) -> tuple[Document, ...]:

@@ -27,6 +27,7 @@ CURVES = {
     "mode_connectivity": ":full or :base: x is the share of the trial's own weights on the line from the full-set model or base",
     "mixing": "x is alpha: the model is (1 - alpha) base + alpha unlearned; the points that calibration measured",
 }
+HELD_IN = "held_in"  # split of what a soft prompt was learned from
 FINISHED = ("complete", "collapsed", "diverged")  # a failed trial runs again on the next call
 
 ROLES = {
@@ -62,7 +63,7 @@ _ATTACK = Column(
     "utf8",
     "as in `rayunlearn list attacks`, or `emphasis:FORM` (docs/attribution.md); 'none' for none",
 )
-_SPLIT = Column("split", "utf8", "which probes: forget, retain, or another split that the data brings")
+_SPLIT = Column("split", "utf8", "which probes: forget, retain, or another that the data brings; held_in: what soft prompts were learned from")
 _METRIC = Column("metric", "utf8", "metric name as in `rayunlearn list metrics`")
 _DOC = Column("doc_id", "utf8", "digest of the document's prompt and answer")
 

@@ -81,7 +81,27 @@ def test_the_matrix_has_a_row_per_attack_whatever_its_strength_and_the_worst_cas
     assert matrix.rows[1][2].startswith("0.10 -> 0.20 [")
     assert matrix.notes == ("gold, which never knew the answers, rises by 0.10 [0.10, 0.10] under relearning: it trains on what is asked",)
     assert matrix.rows[-1][1] == "0.62 relearning"
-    assert [row[2:] for row in curves.rows] == [("0.62", "0.34", "15", "0.12")]
+    assert [row[2:] for row in curves.rows] == [("0.62", "0.34", "15.0", "0.12", "-")]
+
+
+def test_a_soft_prompt_stands_beside_random_text_in_what_it_brings_back_and_in_what_it_was_learned_from(run: Path) -> None:
+    """The vectors bring (0.5 - 0.1) / 0.8 back and random text's nothing; each makes its own targets likely: 0.9 and 0.7."""
+    for trial_id, name, asked, learned in (("soft", "soft_prompt", 0.5, 0.9), ("random", "soft_prompt_random", 0.1, 0.7)):
+        rows = [
+            {"stage": "unlearned", "attack": name, "doc_id": d, "split": split, "metric": "probability", "value": value}
+            for split, value in (("forget", asked), ("held_in", learned))
+            for d in DOCUMENTS
+        ]
+        config = {"stage": "unlearned", "data.name": "domain", "model.name": "scratch", "attack.name": name}
+        write_trial(run, trial_id, {"trials": [{"status": "complete"}], "examples": rows}, config)
+    rows = pl.read_parquet(run / "attacks.parquet").to_dicts()
+    rows += [placed("soft", "mine", "attack", "soft_prompt"), placed("random", "mine", "control", "soft_prompt_random", "soft_prompt")]
+    write_table(run / "attacks.parquet", "attacks", rows)
+    row = recovery_table(open_run(run)).filter(pl.col("setting") == "soft_prompt").row(0, named=True)
+    expected = {"recovered": 0.5, "companion": 0.0, "learned": 0.9, "companion_learned": 0.7}
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    line = next(row for row in attack_tables(open_run(run))[1].rows if row[0] == "soft_prompt")
+    assert line[2:] == ("0.50", "-", "-", "0.00", "0.90 (control 0.70)")
 
 
 def test_an_attack_with_a_metric_of_its_own_stands_beside_base_gold_and_its_shuffled_control(run: Path) -> None:

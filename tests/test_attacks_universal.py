@@ -24,6 +24,7 @@ from rayunlearn.attacks.universal import (
     replacements,
     search,
     soft_prompt,
+    soft_prompt_random,
     soft_prompt_shuffled,
     usable_tokens,
 )
@@ -176,8 +177,9 @@ def test_no_answer_token_is_put_in_and_the_same_seed_gives_the_same(name: str) -
 
         def run(seed: int) -> list[tuple[int, ...]]:
             changed = row.function(**{n: seed if n == "seed" else given[n] for n in given_names(row)}, **settings)
-            assert [p.doc_id for p in changed] == [p.doc_id for p in probes]
-            return [p.answer.ids[: p.answer.start] for p in changed]
+            asked = [p for p in changed if p.split == "forget"]
+            assert [p.doc_id for p in asked] == [p.doc_id for p in probes]
+            return [p.answer.ids[: p.answer.start] for p in asked]
 
         first = run(0)
         for probe, ids in zip(probes, first, strict=True):
@@ -250,6 +252,34 @@ def test_learned_vectors_are_measured_as_they_were_trained() -> None:
             torch.testing.assert_close(losses(model, goal, learned[None], learned[None])[0], by_ids)
 
 
+def test_random_text_has_the_length_of_the_answers_and_none_of_their_tokens_and_can_be_learned() -> None:
+    """Targets of another seed are other text; the end of the sequence stays; vectors make random text likelier, as they would any."""
+    probes, tokenizer = questions()
+    model = tiny_model()
+    model.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.dim() > 1 else 1)
+
+    def targets(attacked: list[Probe]) -> list[tuple[int, ...]]:
+        return [p.answer.ids[p.answer.start :] for p in attacked if p.split == "held_in"]
+
+    def nll(attacked: list[Probe]) -> float:
+        return float(torch.cat([s.token_nll for s in score(model, [p.answer for p in attacked if p.split == "held_in"], 0)]).mean())
+
+    found = []
+    for seed, steps in ((0, 1), (0, 40), (1, 1)):
+        with ExitStack() as leaving:
+            attacked = soft_prompt_random(model, tokenizer, probes, probes[:4], seed, leaving, steps=steps, vectors=3, learning_rate=0.3)
+            found.append((targets(attacked), nll(attacked)))
+    (drawn, before), (again, after), (other, _) = found
+    assert drawn == again != other and after < before - 0.3
+    for probe, target in zip(probes[:4], drawn, strict=True):
+        true = probe.answer.ids[probe.answer.start :]
+        assert len(target) == len(true) and target[-1] == true[-1] == tokenizer.eos_token_id
+        assert not set(target[:-1]) & told_by(probes)
+
+
 def test_attacks_without_anything_to_learn_from_are_refused() -> None:
     probes, tokenizer = questions()
     model = tiny_model()
@@ -258,6 +288,8 @@ def test_attacks_without_anything_to_learn_from_are_refused() -> None:
             gcg(model, model, tokenizer, probes, [], 0)
         with pytest.raises(UserError, match="held-in"):
             soft_prompt(model, probes, [], 0, leaving)
+        with pytest.raises(UserError, match="held-in"):
+            soft_prompt_random(model, tokenizer, probes, [], 0, leaving)
         with pytest.raises(UserError, match="two held-in"):
             soft_prompt_shuffled(model, probes, probes[:1], 0, leaving)
         with pytest.raises(UserError, match="gcg.layer"):

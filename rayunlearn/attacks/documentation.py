@@ -58,6 +58,10 @@ What to bear in mind:
 - **Rephrasings** come from a file with the columns doc_id, condition and text, else from the test bed's templates, else from a chat
   model. A text that holds a word of the answer is refused; a chat model is asked three times.
 - Prefixes and vectors are found on half of the facts and measured on the other half.
+- **A soft prompt has random text beside it**: vectors learned in the same way towards answers of as many random tokens. They say two things:
+  what vectors before a question do to an answer that nobody taught them (`control`), and how likely random text, which no model knows, can be
+  made (`on what it learned from`, split `held_in`). Where that is as high as for the true answers, reaching an answer by vectors is no sign of
+  knowing it (2502.15836). `soft_prompt_shuffled`, each other's answers, says what the form of an answer alone brings; ask for it by name.
 """
 
 

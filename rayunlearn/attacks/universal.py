@@ -4,7 +4,7 @@ The other half is what is measured. Noise is here too, because it changes questi
 Prompts are found and measured as token ids: a text that a tokenizer splits otherwise is another prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -20,6 +20,7 @@ from rayunlearn.errors import require
 from rayunlearn.metrics.inputs import Probe
 from rayunlearn.models.forward import blocks, evaluating, hidden_states
 from rayunlearn.ranges import Count, Fraction, NonNegative, Positive, Whole
+from rayunlearn.schema import HELD_IN
 from rayunlearn.train.loop import optimise
 from rayunlearn.train.step import StepLoss
 
@@ -113,10 +114,39 @@ def soft_prompt(
     They minimise the mean NLL of the held-in answers (AdamW, constant rate) from the embeddings of random tokens. They are new
     token ids, above the vocabulary, of the model until `leaving` takes them off; no output weight belongs to them.
     One to ten vectors can elicit any text, also random text that no model ever saw (2502.15836): read this beside
-    `soft_prompt_shuffled` and gold, never alone. Raises UserError when no probe is held in.
+    `soft_prompt_random` and gold, never alone. The questions they were learned from are asked too, on split `held_in`.
+    Raises UserError when no probe is held in.
     """
     require(bool(held_in), "a soft prompt must have held-in questions to learn from, got", len(held_in))
     return _learned(model, probes, [p.answer for p in held_in], seed, leaving, vectors, learning_rate, steps, batch_size)
+
+
+def soft_prompt_random(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: Sequence[Probe],
+    held_in: Sequence[Probe],
+    seed: int,
+    leaving: ExitStack,
+    *,
+    vectors: Count = 5,
+    learning_rate: Positive = 0.01,
+    steps: Count = 60,
+    batch_size: Count = 16,
+) -> list[Probe]:
+    """`soft_prompt` learned from the same questions with random text as answers: what vectors reach that nothing in the model helps. 2502.15836.
+
+    Every answer has as many tokens as the true one, drawn one by one; no special token and no token of any answer is drawn, and
+    special tokens of the answer (its end) stay. That random text, asked after the vectors that were learned for it, is split
+    `held_in`: the paper's comparison. The paper elicits one string with one prompt; one prompt for all questions is ours.
+    Raises UserError when no probe is held in or no token is left.
+    """
+    require(bool(held_in), "a soft prompt must have held-in questions to learn from, got", len(held_in))
+    usable = _without_answers(usable_tokens(tokenizer), probes)
+    generator = torch.Generator().manual_seed(seed)
+    special = set(tokenizer.all_special_ids)
+    targets = [_at_random(p.answer, usable, special, generator) for p in held_in]
+    return _learned(model, probes, targets, seed, leaving, vectors, learning_rate, steps, batch_size)
 
 
 def soft_prompt_shuffled(
@@ -285,7 +315,7 @@ def _learned(
     steps: int,
     batch_size: int,
 ) -> list[Probe]:
-    """Learn the vectors on the sequences, hang them on the model, and put their ids before every question."""
+    """Learn the vectors on the sequences, hang them on the model, and put their ids before every question; the sequences are split `held_in`."""
     place, generator = opening(probes), torch.Generator().manual_seed(seed)
     embeddings = model.get_input_embeddings()
     start = torch.randint(len(embeddings.weight), (vectors,), generator=generator).to(model.device)
@@ -304,7 +334,8 @@ def _learned(
     model.set_input_embeddings(Widened(embeddings, prompt.vectors.detach()))
     leaving.callback(model.set_input_embeddings, embeddings)
     n_old = len(embeddings.weight)
-    return prefixed(probes, tuple(range(n_old, n_old + vectors)), place)
+    learned_from = [Probe(s.doc_id, HELD_IN, s, ()) for s in sequences]
+    return prefixed([*probes, *learned_from], tuple(range(n_old, n_old + vectors)), place)
 
 
 def _goal(model: PreTrainedModel, sequences: Sequence[Encoded], place: int) -> Goal:
@@ -323,6 +354,13 @@ def _distance(states: Tensor, wanted: Tensor, present: Tensor) -> Tensor:
 
 def _answered(question: Encoded, answer: Encoded) -> Encoded:
     return Encoded(question.doc_id, (*question.ids[: question.start], *answer.ids[answer.start :]), question.start)
+
+
+def _at_random(sequence: Encoded, usable: Tensor, special: Collection[int], generator: torch.Generator) -> Encoded:
+    """The sequence with random tokens for those of its answer, special ones left as they are."""
+    drawn = usable[torch.randint(len(usable), (len(sequence.ids) - sequence.start,), generator=generator)].tolist()
+    answer = [old if old in special else new for old, new in zip(sequence.ids[sequence.start :], drawn, strict=True)]
+    return replace(sequence, ids=(*sequence.ids[: sequence.start], *answer))
 
 
 def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
@@ -376,8 +414,16 @@ UNIVERSAL = {
             kind="tokens",
             title="learned vectors before every question",
             source="Schwinn et al.; read with 2502.15836",
-            control="soft_prompt_shuffled; base and gold, each with vectors of its own",
-            companion="soft_prompt_shuffled",
+            control="soft_prompt_random; base and gold, each with vectors of its own",
+            companion="soft_prompt_random",
+            trains=True,
+            holds_out=True,
+        ),
+        Attack(
+            function=soft_prompt_random,
+            kind="tokens",
+            title="the same, learned towards random text",
+            source="2502.15836",
             trains=True,
             holds_out=True,
         ),

@@ -15,6 +15,7 @@ import polars as pl
 from rayunlearn.results.analysis import CELL, NOTHING, Numbers, bootstrap_interval, objective_of, share_of_way
 from rayunlearn.results.store import Run
 from rayunlearn.results.words import number
+from rayunlearn.schema import HELD_IN
 
 HALF = 0.5
 WORST = "worst case"
@@ -36,7 +37,8 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
     base, unlearned, after: means over the documents asked. recovered, with _low and _high: 95 % bootstrap over seeds and documents.
     most: the largest recovered fraction of a single seed or tuned strength. gold, gold_after (with interval): the same attack on
     gold; gold_rise (with interval): after less before, document by document.
-    companion: recovered fraction of the control that the attack's row names. area: under the recovery curve, as a mean
+    companion: recovered fraction of the control that the attack's row names. learned, companion_learned: the metric after the attack
+    and after that control on what each was learned from (split held_in), null but for soft prompts. area: under the recovery curve, as a mean
     over its steps. half: steps to half of base's lead, null where it is never reached. seeds, documents: how many.
     Null where base and the unlearned model cannot be told apart, so that there is nothing to recover.
 
@@ -49,8 +51,9 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
         return pl.DataFrame(schema=SCHEMA)
     values = _values(run, metric)
     stages = _stages(run)
-    rows = [_row(cell, placed, values, stages, run, metric) for cell in _cells(placed, stages)]
-    return pl.DataFrame([row for row in rows if row], schema=SCHEMA, infer_schema_length=None)
+    learned = _values(run, metric, split=HELD_IN)
+    rows = [(_row(cell, placed, values, stages, run, metric), _learned(cell, placed, learned)) for cell in _cells(placed, stages)]
+    return pl.DataFrame([row | more for row, more in rows if row], schema=SCHEMA, infer_schema_length=None)
 
 
 SCHEMA: dict[str, Any] = {
@@ -59,6 +62,7 @@ SCHEMA: dict[str, Any] = {
     "metric": pl.String,
     **dict.fromkeys(("base", "unlearned", "after", "recovered", "recovered_low", "recovered_high", "most"), pl.Float64),
     **dict.fromkeys(("gold", "gold_after", "gold_after_low", "gold_after_high", "companion", "area", "half"), pl.Float64),
+    **dict.fromkeys(("learned", "companion_learned"), pl.Float64),
     **dict.fromkeys(("gold_rise", "gold_rise_low", "gold_rise_high", "after_low", "after_high", "shuffled"), pl.Float64),
     "seeds": pl.Int64,
     "documents": pl.Int64,
@@ -126,24 +130,27 @@ def attack_tables(run: Run, *, metric: str = "") -> tuple[Matrix, ...]:
 
 
 def curves_of(run: Run, table: pl.DataFrame) -> Matrix:
-    """Of every attack that trains: its strength, the recovery curve in two numbers, and what its control got back."""
+    """Of every attack with a recovery curve or a control of its own: strength, the curve in two numbers, what the control got back."""
     names = names_of(run, table["attacked"].unique(maintain_order=True).to_list())
     rows = [
         (
             row["setting"],
             names[row["attacked"]],
             f"{row['recovered']:z.2f}",
-            f"{row['area']:z.2f}",
-            "never" if row["half"] is None else f"{row['half']:.0f}",
-            "-" if row["companion"] is None else f"{row['companion']:z.2f}",
+            _two(row["area"]),
+            _half(row),
+            _two(row["companion"]),
+            "-" if row["learned"] is None else f"{row['learned']:.2f} (control {_two(row['companion_learned'])})",
         )
-        for row in table.filter(pl.col("area").is_not_null()).sort("attacked", "setting").iter_rows(named=True)
+        for row in table.filter(pl.col("area").is_not_null() | pl.col("companion").is_not_null()).sort("attacked", "setting").iter_rows(named=True)
     ]
     return Matrix(
-        headers=("training attack at its strength", "trial", "recovered", "area under curve", "steps to half", "control"),
+        headers=("attack at its strength", "trial", "recovered", "area under curve", "steps to half", "control", "on what it learned from"),
         rows=tuple(rows),
-        caption="Area: mean recovered fraction over the steps. Steps to half: where the curve first reaches 0.5. Control: equal steps on unrelated "
-        "text, or shuffled answers; '-' where the attack is itself that.",
+        caption="Area: mean recovered fraction over the steps. Steps to half: where the curve first reaches 0.5. Control: recovered "
+        "fraction after equal steps on unrelated text, a soft prompt learned towards random text, or a random prefix; '-' where the attack is itself "
+        "that. On what it learned from: of soft prompts, the metric on the true answers that they were learned from (control: on the random text): "
+        "a control as high says that reaching an answer so is no sign of knowing it.",
     )
 
 
@@ -181,12 +188,12 @@ def names_of(run: Run, attacked: Sequence[str]) -> dict[str, str]:
 # ---- inside
 
 
-def _values(run: Run, metric: str) -> dict[str, dict[str, float]]:
-    """trial -> document -> value on split forget, each trial after the attack that it is and no other."""
+def _values(run: Run, metric: str, *, split: str = "forget") -> dict[str, dict[str, float]]:
+    """trial -> document -> value on the split, each trial after the attack that it is and no other."""
     schema = run.trials.collect_schema()
     own = pl.col("attack.name").fill_null("none") if "attack.name" in schema else pl.lit("none")
     trials = run.trials.select("trial_id", own.alias("_attack"), pl.col("stage").alias("_stage"))
-    rows = run.examples.filter(pl.col("split") == "forget", pl.col("metric") == metric).join(trials, on="trial_id")
+    rows = run.examples.filter(pl.col("split") == split, pl.col("metric") == metric).join(trials, on="trial_id")
     kept = rows.filter(pl.col("attack") == pl.col("_attack"), pl.col("stage") == pl.col("_stage")).drop_nulls("value")
     found: dict[str, dict[str, float]] = {}
     for trial, document, value in kept.group_by("trial_id", "doc_id").agg(pl.col("value").mean()).collect().iter_rows():
@@ -217,7 +224,7 @@ def _row(
     after, before, known = _three(attacks, cell.attacked, base, values)
     interval, shown = share_of_way(after, before, known), _without_strength(cell.setting)
     control = placed.filter(pl.col("role") == "control", pl.col("answers") == cell.setting)
-    companions = control.filter(pl.col("attacked") == cell.attacked)["trial_id"].to_list()
+    companions = _companions(cell, placed)
     golden = control.filter(pl.col("attacked") == gold, pl.col("setting") == cell.setting)["trial_id"].to_list()
     golden_after = _matrix(golden, values)
     on_gold = bootstrap_interval(golden_after) if golden else NOTHING
@@ -241,6 +248,19 @@ def _row(
         "seeds": len(attacks),
         "documents": after.shape[1],
     }
+
+
+def _companions(cell: Cell, placed: pl.DataFrame) -> list[str]:
+    """Trials of the control that the attack's row of the table names, on the attacked model itself."""
+    mine = (pl.col("role") == "control") & (pl.col("answers") == cell.setting) & (pl.col("attacked") == cell.attacked)
+    return placed.filter(mine)["trial_id"].to_list()
+
+
+def _learned(cell: Cell, placed: pl.DataFrame, learned: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
+    """Mean on what the attack and its control were learned from, None where nothing of that was asked."""
+    mine = (pl.col("role") == "attack") & (pl.col("setting") == cell.setting) & (pl.col("attacked") == cell.attacked)
+    named = {"learned": placed.filter(mine)["trial_id"].to_list(), "companion_learned": _companions(cell, placed)}
+    return {name: float(np.nanmean(_matrix(trials, learned))) if set(trials) & set(learned) else None for name, trials in named.items()}
 
 
 def _own_row(cell: Cell, attacks: Sequence[str], placed: pl.DataFrame, base: str, gold: str, run: Run) -> dict[str, Any]:
@@ -334,6 +354,17 @@ def _curve_numbers(run: Run, attacks: Sequence[str], base: float, metric: str, *
     steps, heights = curve["x"].to_numpy(), curve["value"].to_numpy()
     recovered = (heights - heights[0]) / (base - heights[0])
     return {"area": area_under(steps, recovered), "half": steps_to(HALF, steps, recovered)}
+
+
+def _two(value: float | None) -> str:
+    return "-" if value is None else f"{value:z.2f}"
+
+
+def _half(row: Mapping[str, Any]) -> str:
+    """Steps to half; `never` for a curve that does not get there."""
+    if row["area"] is None:
+        return "-"
+    return "never" if row["half"] is None else f"{row['half']:.1f}"
 
 
 def _said(name: str, value: Any) -> str:
