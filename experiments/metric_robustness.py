@@ -9,15 +9,16 @@ Hypothesis, theirs: extraction strength keeps the order best (correlation before
 What would refute it: a metric whose smallest correlation over the four attacks lies above that of extraction strength with
 its whole interval, or extraction strength itself under 0.5 in some attack.
 
-Rates and weights are by hand and the same for all methods but where a method needs its own: models that forgot too little and
-models that were ruined belong to the picture, so nothing is tuned and nothing stops early. Intervals are over the 18 cells.
+The rate of each is the one that experiments/methods.py found for the whole forget set: it leaves between nothing and half of what was known,
+and the smaller ratios leave more, so the models spread over the whole range. Nothing is tuned here and nothing stops early.
+Intervals are over the 18 cells. On the same bed with five documents per fact most models forgot next to nothing, and a correlation
+hung on one or two of them (LOG.md).
 
-`rayunlearn run experiments/metric_robustness.py`, then `rayunlearn attack runs/metric_robustness/1 --trials grid --panel metrics`;
-`rayunlearn report` shows the table.
+`rayunlearn run experiments/metric_robustness.py` goes on with the attacks; the report shows the table.
 """
 
 from rayunlearn.config import Data, Measure, Method, Stop, Train, Trial
-from rayunlearn.experiment import Budget, Objective
+from rayunlearn.experiment import Attacks, Budget, Objective
 
 # letters are left out: the bed's model was taught answers, not letters; reference_score and base_kl compare with base
 METRICS = "probability,sequence_probability,option_probability,multiple_choice,multiple_choice_sum,truth_ratio,exact_memorization,"
@@ -27,24 +28,25 @@ METRICS += (
 )
 
 BASE = Trial(
-    data=Data(name="domain", size="tiny", redundancy=5),
+    data=Data(name="domain", size="tiny", redundancy=20),
     method=Method(layer=1),
     train=Train(length=60, batch_size=8),
     stop=Stop(utility_floor=0.0),
     measure=Measure(metrics=METRICS, max_new_tokens=12, samples=4),
 )
-METHODS = ("method.forget", "method.retain", "method.retain_weight", "train.learning_rate")
+METHODS = ("method.forget", "method.retain", "train.learning_rate")
 AXES = {
     METHODS: (
-        ("ga", "nll", 1.0, 1e-3),
-        ("npo", "nll", 1.0, 2e-3),
-        ("simnpo", "nll", 8.0, 2e-3),
-        ("undial", "nll", 1.0, 2e-3),
-        ("idk", "nll", 1.0, 1e-3),
-        ("rmu", "activation", 5.0, 6e-3),
+        ("ga", "nll", 1e-3),
+        ("npo", "nll", 3e-3),
+        ("dpo", "nll", 3e-3),
+        ("undial", "nll", 3e-3),
+        ("idk", "nll", 3e-3),
+        ("rmu", "activation", 3e-3),
     ),
     "select.ratio": (0.05, 0.25, 1.0),
     ("select.seed", "train.seed"): ((0, 0), (1, 1)),
 }
 BUDGET = Budget(tuning="none")
 OBJECTIVE = Objective(forgetting="extraction_strength", utility="extraction_strength", utility_split="untouched", utility_floor=0.9)
+ATTACKS = Attacks(panel="metrics", trials="grid")

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from rayunlearn.results.attacks import area_under, attack_tables, recovery_table, steps_to, worst_case
+from rayunlearn.results.plots import recovery_map
 from rayunlearn.results.store import open_run, write_experiment, write_table, write_trial
 
 DOCUMENTS = ("a", "b", "c", "d")
@@ -151,3 +152,19 @@ def test_steps_to_and_area_of_a_curve_that_never_gets_there() -> None:
     assert steps_to(0.5, steps, flat) is None
     assert steps_to(0.0, steps, flat) == 0.0
     assert area_under(steps, flat) == pytest.approx(0.1)
+
+
+def test_more_trials_than_attacks_stand_down_the_page_and_the_heat_map_is_drawn(run: Path) -> None:
+    rows = pl.read_parquet(run / "attacks.parquet").to_dicts()
+    for at in range(3):
+        add(run, f"other{at}", "unlearned", "none", (0.1 * at, 0.2, 0.0, 0.2))
+        add(run, f"again{at}", "unlearned", "relearning", (0.4, 0.6, 0.4, 0.6))
+        rows.append(placed(f"again{at}", f"other{at}", "attack", RELEARNING))
+    write_table(run / "attacks.parquet", "attacks", rows)
+    opened = open_run(run)
+    matrix = attack_tables(opened)[0]
+    assert matrix.headers == ("trial", "no attack", "relearning", "weight_noise relative=0.1", "worst case")
+    assert [row[0].rpartition(" ")[2] for row in matrix.rows] == ["mine", "other0", "other1", "other2", "after"]
+    assert matrix.rows[0][2].startswith("0.62 [") and matrix.rows[-1][0] == "gold: before -> after" and matrix.rows[-1][2].startswith("0.10 -> 0.20")
+    figure = recovery_map(opened)
+    assert figure is not None and len(figure.data[0].x) == 4

@@ -109,7 +109,8 @@ def share_of_way(matrix: Numbers, base: Numbers, gold: Numbers, *, draws: int = 
     if low <= 0 <= high:
         return NOTHING
     mean = (_mean(base) - _mean(matrix)) / (_mean(base) - _mean(gold))
-    return _interval(mean, (before - x) / (before - never), matrix.shape[0], level)
+    way = np.where(before == never, np.nan, before - never)  # a draw in which the two are one has no way to take a share of
+    return _interval(mean, (before - x) / way, matrix.shape[0], level)
 
 
 # ---- tables

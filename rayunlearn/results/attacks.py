@@ -112,7 +112,7 @@ def steps_to(share: float, steps: Numbers, recovered: Numbers) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """The table of `rayunlearn attack` and of the report: attacks down, attacked trials across."""
+    """The table of `rayunlearn attack` and of the report: attacks down, attacked trials across; the other way round where there are more trials."""
 
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -163,10 +163,13 @@ def matrix_of(run: Run, table: pl.DataFrame, *, metric: str = "") -> Matrix:
         (shown, *(_shown(_of(cells, table, shown, attacked)) for attacked in names), _gold_shown(cells, shown, names)) for shown in _short(settings)
     ]
     worst = {row["attacked"]: row for row in worst_case(table).iter_rows(named=True)}
-    rows.append((WORST, *(_named(worst.get(attacked)) for attacked in names), ""))
+    grid = (("attack", *names.values(), "gold: before -> after"), _plain_row(table, names), *rows)
+    grid += ((WORST, *(_named(worst.get(attacked)) for attacked in names), ""),)
+    if len(names) > len(settings):  # what there is more of goes down the page
+        grid = (("trial", *(row[0] for row in grid[1:])), *list(zip(*grid, strict=True))[1:])
     return Matrix(
-        headers=("attack", *names.values(), "gold: before -> after"),
-        rows=(_plain_row(table, names), *rows),
+        headers=grid[0],
+        rows=grid[1:],
         notes=tuple(rises_of(table)),
         caption=(
             f"Recovered fraction of {metric or objective_of(run.experiment).forgetting} on forget, 0: as unlearned, 1: as base; [low, high]: 95 % "

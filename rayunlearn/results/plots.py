@@ -214,7 +214,7 @@ def _add(figure: go.Figure, panel: int, trace: Any) -> None:
 def _finished(figure: go.Figure) -> go.Figure:
     """Font, margins and legend that all figures share; no background of their own."""
     legend = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "itemwidth": 40}
-    entries = [trace.name for trace in figure.data if trace.showlegend is not False]
+    entries = [trace.name for trace in figure.data if trace.name is not None and trace.showlegend is not False]
     room = 72 + 26 * -(-sum(60 + 8 * len(name) for name in entries) // 900)  # axis title, then the lines that the legend takes
     figure.update_layout(
         height=figure.layout.height + room - 120,
