@@ -24,6 +24,7 @@ TUNINGS = ("shared", "per_cell", "none")
 NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "ATTACKS", "VERSION", "PRESETS")
 LAPTOP = "laptop"  # the preset that every experiment has: the file as it stands
 ATTACKED = ("best", "pareto", "grid")
+PARTS = ("budget", "objective", "attacks")  # of an experiment, beside its base trial
 SEEDS = ("select.seed", "train.seed")
 # A search over these would ask for another corpus, another base model or another study in every trial.
 NOT_SEARCHED = ("stage", "data.", "model.", "method.forget", "method.retain", *SEEDS)
@@ -256,9 +257,12 @@ def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
 
     `budget.*`, `objective.*` and `attacks.*` change those; `version` changes the version; every other name changes BASE.
     """
+    changed = _fixed(experiment, {name: value for name, value in values.items() if name != "version" and name.partition(".")[0] not in PARTS})
     for name, value in values.items():
-        experiment = _override_one(experiment, name, value)
-    return experiment
+        section, _, key = name.partition(".")
+        if section in PARTS:
+            changed = _replace_field(changed, section, key, value)
+    return replace(changed, version=str(values["version"])) if "version" in values else changed
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
@@ -354,18 +358,15 @@ def _check_searched(experiment: Experiment, name: str) -> None:
     require(not (shared and name.startswith("select.")), "SEARCH must not name select.* when budget.tuning is 'shared' (it tunes at ratio 1.0)", name)
 
 
-def _override_one(experiment: Experiment, name: str, value: Value) -> Experiment:
-    if name == "version":
-        return replace(experiment, version=str(value))
-    section, _, key = name.partition(".")
-    if section in ("budget", "objective", "attacks"):
-        return _replace_field(experiment, section, key, value)
-    base = with_values(experiment.base, {name: value})
-    grids = tuple(_fixed_grid(grid, name, value) for grid in experiment.grids)
-    search = {key: domain for key, domain in experiment.search.items() if key != name}
+def _fixed(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
+    """BASE with these values, all at once, since what one may be depends on the others; no axis varies and no search draws them."""
+    grids = experiment.grids
+    for name, value in values.items():
+        grids = tuple(_fixed_grid(grid, name, value) for grid in grids)
+    search = {key: domain for key, domain in experiment.search.items() if key not in values}
     nothing_left = bool(experiment.search) and not search
     budget = replace(experiment.budget, tuning="none") if nothing_left else experiment.budget
-    return replace(experiment, base=base, grids=grids, search=search, budget=budget)
+    return replace(experiment, base=with_values(experiment.base, values), grids=grids, search=search, budget=budget)
 
 
 def _replace_field(experiment: Experiment, section: str, key: str, value: Value) -> Experiment:

@@ -120,6 +120,13 @@ def test_an_override_replaces_an_axis_fixes_a_search_or_changes_base(tmp_path: P
     assert experiment.base.train.batch_size == 8
 
 
+@pytest.mark.parametrize("names", [("data.name", "data.path"), ("data.path", "data.name")])
+def test_settings_that_need_each_other_are_overridden_at_once_in_either_order(tmp_path: Path, names: tuple[str, str]) -> None:
+    values = {"data.name": "files", "data.path": "corpus"}
+    changed = override(load(written(tmp_path, GOOD)), {name: values[name] for name in names})
+    assert changed.base.data.name == "files" and changed.base.data.path == "corpus"
+
+
 def test_overriding_one_of_two_names_that_move_together_leaves_the_other_on_its_axis(tmp_path: Path) -> None:
     changed = override(load(written(tmp_path, GOOD)), {"train.seed": 7})
     assert Axis(("select.seed",), ((0,), (1,))) in changed.grids[0] and Axis(("train.seed",), ((7,),)) in changed.grids[0]

@@ -39,7 +39,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """`ray start --head --block` on loopback; ended by its process id."""
     home = tmp_path_factory.mktemp("home")
     temporary = Path("/tmp") / f"ray-test-{os.getpid()}"  # short: socket paths are limited to 107 bytes
-    gcs, dashboard, client = (free_port() for _ in range(3))
+    gcs, dashboard, client, agent = (free_port() for _ in range(4))
     token = secrets.token_hex(32)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
@@ -50,6 +50,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "dashboard-host": "127.0.0.1",
         "dashboard-port": dashboard,
         "ray-client-server-port": client,
+        "dashboard-agent-listen-port": agent,  # jobs are started by it; its usual port is another head's, where there is one
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
     command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={temporary}", *flags]
