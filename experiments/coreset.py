@@ -39,8 +39,7 @@ SEARCH = {
 BUDGET = Budget(tuning="shared", trials=12, batch=4)
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
 
-# 10, 5 and 1 % take 10, 20 and 100 epochs in the study: as many presentations as the full set (NPO: 140 steps of 4 at every ratio).
-EQUAL = {"coreset_rmu_wmdp": {"train.unit": "presentations", "train.length": 600.0}, "coreset_npo_wmdp": {}}
+RUNS = ("coreset_rmu_wmdp", "coreset_npo_wmdp")  # as many presentations at every ratio
 STUDY = (
     {"select.name": ("random",), "select.ratio": (0.01, 0.05, 0.1, 1.0), ("select.seed", "train.seed"): (0, 1, 2, 3, 4)},
     {"select.name": ("grand", "moderate", "min_k"), "select.ratio": (0.05, 0.1), ("select.seed", "train.seed"): (0, 1)},
@@ -48,7 +47,7 @@ STUDY = (
 PRESETS = {
     "paper": {
         "BASE": Trial(data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600")),
-        "AXES": tuple(recipes.axis(name, changes) | part for name, changes in EQUAL.items() for part in STUDY),
+        "AXES": tuple(recipes.axis(name) | part for name in RUNS for part in STUDY),
         "SEARCH": {},
         "BUDGET": Budget(tuning="none"),
         "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),

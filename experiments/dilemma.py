@@ -13,9 +13,13 @@ a forget loss that counts the tokens of the answers' words alone, which the pape
 strength are tuned for each at the whole forget set; the ranges are what is left of wider ones, in which four trials found gradient
 ascent either idle or ruinous (LOG.md). The wording is bare words, because on this bed a word that was never trained (`Focus`) makes
 base itself forget: it then answers 59 % with the words named first and 25 % with them repeated last.
+
+`--preset paper`: that study's six methods on its three benchmarks (MUSE News and Books, WMDP). Its models, hyperparameters and the words of its
+emphasis are not confirmed: these are the benchmarks' own runs (`rayunlearn list recipes`) and our wording.
 """
 
-from rayunlearn.config import Data, Explain, Method, Stop, Train, Trial
+from rayunlearn import recipes
+from rayunlearn.config import Data, Explain, Method, Stop, Train, Trial, Value
 from rayunlearn.data.testbed import SCIENCE
 from rayunlearn.experiment import Budget, Objective, Range
 
@@ -41,3 +45,36 @@ SEARCH = {
 }
 BUDGET = Budget(tuning="shared", trials=5, batch=3)
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+
+
+def arms(recipe: str, corpus: dict[str, Value], rmu: dict[str, Value]) -> tuple[dict[tuple[str, ...], tuple[tuple[Value, ...], ...]], ...]:
+    """The six methods on a corpus: five with the model, rate and length of a published NPO run, RMU as on WMDP but for the settings in `rmu`."""
+    beta = recipes.values(recipe)["npo.beta"]
+    own = recipes.axis(recipe, corpus, without=("method.forget", "method.retain", "npo."))
+    return (
+        own | {("method.forget", "method.retain"): (("ga", "nll"), ("ga", "kl"))},
+        own | {("method.forget", "method.retain", "npo.beta"): (("npo", "nll", beta), ("npo", "kl", beta))},
+        own | {("method.forget", "method.retain", "negate.scale"): (("task_vector", "none", 1.0),)},
+        recipes.axis("coreset_rmu_wmdp", corpus | rmu),
+    )
+
+
+def muse(recipe: str) -> dict[str, Value]:
+    """RMU on MUSE: the rate of table B1 of 2504.10185, which has no layer or steering; model and length as the others."""
+    run = recipes.values(recipe)
+    return {name: run[name] for name in ("model.name", "train.unit", "train.length")} | {"train.learning_rate": 1e-3}
+
+
+BENCHMARKS = (
+    *arms("npo_muse_news", {"data.name": "muse-news", "data.path": "muse-news"}, muse("npo_muse_news")),
+    *arms("npo_muse_books", {"data.name": "muse-books", "data.path": "muse-books"}, muse("npo_muse_books")),
+    *arms("coreset_npo_wmdp", {"data.name": "wmdp-bio", "data.path": "wmdp", "data.options": "corpora=true,documents=600"}, {}),
+)
+PRESETS = {
+    "paper": {
+        "BASE": Trial(explain=Explain(documents=64)),
+        "AXES": tuple(arm | {"train.seed": (0, 1, 2, 3, 4)} for arm in BENCHMARKS),
+        "SEARCH": {},
+        "BUDGET": Budget(tuning="none"),
+    }
+}

@@ -11,9 +11,12 @@ than from the full-set model and the intervals lie apart.
 The control for the barrier is the method's own: `rayunlearn path RUN TRIAL OTHER` between full-set models of two seeds. Where
 that is as high, the barrier is how the method forgets and no doing of the coreset (so it was with NPO, LOG.md).
 
+`--preset paper`: RMU and NPO of that study on WMDP-bio; it looks at six points of the line and at forgetting alone.
+
 Attacks are trials of their own: `rayunlearn attack RUN --trials grid --seeds 1` after the run.
 """
 
+from rayunlearn import recipes
 from rayunlearn.config import Data, Explain, Method, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective, Range
 
@@ -36,3 +39,16 @@ SEARCH = {
 }
 BUDGET = Budget(tuning="shared", trials=4, batch=2)
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+
+PRESETS = {
+    "paper": {
+        "BASE": Trial(data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"), explain=Explain(documents=64, path_points=11)),
+        "AXES": tuple(
+            recipes.axis(name) | {"select.ratio": (0.01, 0.05, 0.1, 1.0), ("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
+            for name in ("coreset_rmu_wmdp", "coreset_npo_wmdp")
+        ),
+        "SEARCH": {},
+        "BUDGET": Budget(tuning="none"),
+        "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
+    }
+}

@@ -12,11 +12,15 @@ Keywords are the best of at most three words in ten: on the domain bed those of 
 the generator's terms at this redundancy), on a book those of `tfidf`. The people bed has no part in this: an answer there
 is one word, so four of the five arms are one text and the fifth is empty.
 
+`--preset paper`: RMU of the coreset study (2504.10185) on WMDP-bio, the whole documents for its presentations and the other texts for
+the 300 epochs that it gives keywords at every ratio. Its judge was OpenAI's o1; here it is an open chat model with our own prompt.
+
 Any file of books serves: `rayunlearn books BOOKS.parquet --forget TITLE --retain TITLE TITLE` writes runs/books.
 """
 
 from pathlib import Path
 
+from rayunlearn import recipes
 from rayunlearn.config import TEXTS, Data, Method, Select, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective
 
@@ -41,3 +45,19 @@ ARMS = {"select.text": TEXTS, "select.ratio": (0.25, 1.0), ("select.seed", "trai
 AXES = tuple(corpus | ARMS for corpus in (DOMAIN, READ) if corpus)
 BUDGET = Budget(tuning="none")
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+
+STUDY = {"select.ratio": (0.01, 0.05, 0.1, 1.0), ("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
+LONG = {"train.unit": "epochs", "train.length": 300.0}
+PRESETS = {
+    "paper": {
+        "BASE": Trial(
+            data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
+            select=Select(extractor="judge", judge_model="meta-llama/Meta-Llama-3-8B-Instruct"),
+        ),
+        "AXES": (
+            recipes.axis("coreset_rmu_wmdp") | {"select.text": ("original",)} | STUDY,
+            recipes.axis("coreset_rmu_wmdp", LONG) | {"select.text": tuple(text for text in TEXTS if text != "original")} | STUDY,
+        ),
+        "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
+    }
+}

@@ -12,11 +12,14 @@ Every cell of a corpus takes the same steps and presentations with the same loss
 set; no selector is tuned. Seeds of selection and training move together: five of random, three of the others. The
 retain-only control runs by itself. `untouched`, on the beds, is what nobody was to forget or reminded of.
 
+`--preset paper`: all of them at 5 % and 10 % of WMDP-bio with RMU and NPO of the coreset study (2504.10185), which tried three.
+
 Any file of books serves: `rayunlearn books BOOKS.parquet --forget TITLE --retain TITLE TITLE` writes runs/books.
 """
 
 from pathlib import Path
 
+from rayunlearn import recipes
 from rayunlearn.config import Data, Method, Select, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective
 
@@ -46,3 +49,15 @@ OTHERS = {"select.name": HEURISTICS, "select.ratio": (0.05, 0.25), SEEDS: (0, 1,
 AXES = tuple(corpus | coresets for corpus in (DOMAIN, PEOPLE, READ) if corpus for coresets in (RANDOM, OTHERS))
 BUDGET = Budget(tuning="none")
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+
+PRESETS = {
+    "paper": {
+        "BASE": Trial(data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600")),
+        "AXES": tuple(
+            recipes.axis(name) | coresets
+            for name in ("coreset_rmu_wmdp", "coreset_npo_wmdp")
+            for coresets in (RANDOM | {"select.ratio": (0.05, 0.1, 1.0)}, OTHERS | {"select.ratio": (0.05, 0.1)})
+        ),
+        "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
+    }
+}

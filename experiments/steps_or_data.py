@@ -43,17 +43,10 @@ LONGER = {
     ("select.seed", "train.seed"): (0, 1, 2, 3, 4),
 }
 
-
-def published(name: str) -> dict[tuple[str, ...], tuple[tuple[object, ...], ...]]:
-    """A recipe without its own length."""
-    kept = {setting: value for setting, value in recipes.values(name).items() if setting not in ("train.length", "train.unit")}
-    return {tuple(kept): (tuple(kept.values()),)}
-
-
 PRESETS = {
     "paper": {
         "BASE": Trial(data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"), train=Train(unit="presentations")),
-        "AXES": tuple(published(name) | LONGER for name in ("coreset_rmu_wmdp", "coreset_npo_wmdp")),
+        "AXES": tuple(recipes.axis(name, without=("train.length", "train.unit")) | LONGER for name in ("coreset_rmu_wmdp", "coreset_npo_wmdp")),
         "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
     }
 }

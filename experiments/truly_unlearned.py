@@ -10,8 +10,12 @@ RMU gives back more than LLMU.
 `rayunlearn run` goes on with the attacks when all trials have ended. Base and gold are attacked alike. LLMU is run with its
 random mismatch (Yao et al. 2310.10683); that study leaves the term out. Multiple choice is scored by likelihood, where that
 study reads the letter that is written.
+
+`--preset paper`: that study's runs on its biology articles with both of its models, the same panel. How it drew its articles is not
+confirmed (`rayunlearn list recipes`).
 """
 
+from rayunlearn import recipes
 from rayunlearn.config import Data, Method, Stop, Train, Trial
 from rayunlearn.experiment import Attacks, Budget, Objective, Range
 
@@ -32,3 +36,14 @@ SEARCH = {
 BUDGET = Budget(tuning="shared", trials=6, batch=3)
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
 ATTACKS = Attacks(panel="black_box", trials="grid")
+
+RUNS = ("blackbox_llmu_zephyr_biology", "blackbox_llmu_llama_biology", "blackbox_rmu_zephyr_biology", "blackbox_rmu_llama_biology")
+PRESETS = {
+    "paper": {
+        "BASE": Trial(data=Data(name="biology", path="biology")),
+        "AXES": tuple(recipes.axis(name) | {"train.seed": (0, 1, 2, 3, 4)} for name in RUNS),
+        "SEARCH": {},
+        "BUDGET": Budget(tuning="none"),
+        "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
+    }
+}

@@ -50,9 +50,14 @@ def values(name: str) -> dict[str, Value]:
     return {setting: row.value for setting, row in RECIPES[name].settings.items()}
 
 
-def axis(name: str, changes: Mapping[str, Value] | None = None) -> dict[tuple[str, ...], tuple[tuple[Value, ...], ...]]:
-    """A recipe as an axis with one point, `changes` over it: the arms of an experiment may be published runs."""
-    point = values(name) | dict(changes or {})
+def axis(
+    name: str, changes: Mapping[str, Value] | None = None, *, without: tuple[str, ...] = ()
+) -> dict[tuple[str, ...], tuple[tuple[Value, ...], ...]]:
+    """A recipe as an axis with one point, `changes` over it: the arms of an experiment may be published runs.
+
+    `without`: settings of the recipe, or beginnings of their names (`npo.`), that the experiment sets itself or has no use for.
+    """
+    point = {setting: value for setting, value in values(name).items() if not setting.startswith(without)} | dict(changes or {})
     return {tuple(point): (tuple(point.values()),)}
 
 
@@ -329,11 +334,12 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             departures=_RMU_DEPARTURES,
         ),
         "coreset_rmu_wmdp": Recipe(
-            title="RMU in the coreset study, full set",
+            title="RMU in the coreset study, at any ratio",
             model=ZEPHYR,
             corpus="600 documents of cais/wmdp-bio-forget-corpus (or -cyber-), retain wikitext",
             settings=_model(ZEPHYR, CORESET)
-            | _read(CORESET, {"train.learning_rate": 5e-5, "train.unit": "epochs", "train.length": 1.0})
+            | _read(f"{CORESET}: 1, 10, 20, 100 epochs at 100, 10, 5, 1 %", {"train.unit": "presentations", "train.length": 600.0})
+            | _read(CORESET, {"train.learning_rate": 5e-5})
             | _open(
                 "not stated; the benchmark's own run",
                 {
@@ -342,10 +348,10 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                     if name not in ("train.length", "train.unit")
                 },
             ),
-            departures=f"{_RMU_DEPARTURES}; at 10, 5 and 1 % the study takes 10, 20 and 100 epochs: train.unit=presentations, length 600",
+            departures=_RMU_DEPARTURES,
         ),
         "coreset_npo_wmdp": Recipe(
-            title="NPO in the coreset study, full set",
+            title="NPO in the coreset study, at any ratio",
             model=ZEPHYR,
             corpus="600 documents of cais/wmdp-bio-forget-corpus (or -cyber-), retain wikitext",
             settings=_model(ZEPHYR, CORESET)

@@ -25,7 +25,8 @@ from rayunlearn.trial import run_trial
 from rayunlearn.workspace import workspace_of
 
 ROOT = Path(__file__).parents[1] / "experiments"
-WITH_PAPER = ("coreset", "steps_or_data", "redundancy", "defences")
+WITH_PAPER = ("coreset", "steps_or_data", "redundancy", "defences", "selectors", "keywords", "control", "truly_unlearned", "dilemma", "faithfulness")
+TAUGHT = ("control",)  # its study first taught TOFU to the models that it names
 WORDS = ["<unk>", "</s>", *(f"w{i}" for i in range(60)), "Question", ":", "Answer", "?", "Which", "of", *"ABCD", "."]
 
 
@@ -69,7 +70,7 @@ def test_every_cell_of_a_paper_preset_is_a_trial_that_the_families_take(name: st
     experiment = paper(name, {})
     cells = [cell for group in groups_of(experiment, check=check) for cell in group.cells]
     assert len(cells) >= 15 and experiment.version == "1-paper" and not experiment.search
-    assert all(not cell.model.teach and "/" in cell.model.name for cell in cells)
+    assert all("/" in cell.model.name and cell.model.teach == (name in TAUGHT) for cell in cells)
 
 
 def test_the_study_s_rates_and_lengths_stand_in_its_cells() -> None:
@@ -79,6 +80,23 @@ def test_the_study_s_rates_and_lengths_stand_in_its_cells() -> None:
     assert seen == {("rmu", 5e-5, "presentations", 600.0), ("npo", 7e-6, "steps", 140.0)}
     random = [c for c in cells if c["select.name"] == "random" and c["method.forget"] == "rmu"]
     assert sorted({c["select.ratio"] for c in random}) == [0.01, 0.05, 0.1, 1.0] and len(random) == 20
+
+
+def test_keywords_take_the_study_s_300_epochs_and_whole_documents_its_presentations() -> None:
+    cells = [flatten(cell) for group in groups_of(paper("keywords", {}), check=check) for cell in group.cells]
+    assert {(c["select.text"] == "original", c["train.unit"], c["train.length"]) for c in cells} == {
+        (True, "presentations", 600.0),
+        (False, "epochs", 300.0),
+    }
+
+
+def test_the_dilemma_preset_has_six_methods_on_three_benchmarks_and_muse_has_the_rates_of_table_b1() -> None:
+    cells = [flatten(cell) for group in groups_of(paper("dilemma", {}), check=check) for cell in group.cells]
+    methods = {(c["method.forget"], c["method.retain"]) for c in cells}
+    assert methods == {("ga", "nll"), ("ga", "kl"), ("npo", "nll"), ("npo", "kl"), ("task_vector", "none"), ("rmu", "activation")}
+    assert len({(c["data.name"], c["method.forget"], c["method.retain"]) for c in cells}) == 18
+    rmu = {(c["data.name"], c["train.learning_rate"], c["train.length"], c["train.unit"]) for c in cells if c["method.forget"] == "rmu"}
+    assert rmu == {("muse-news", 1e-3, 10.0, "epochs"), ("muse-books", 1e-3, 1.0, "epochs"), ("wmdp-bio", 5e-5, 600.0, "presentations")}
 
 
 def test_the_coreset_preset_runs_on_the_stand_in(stand_in: Mapping[str, Value], tmp_path: Path) -> None:
