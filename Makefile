@@ -31,7 +31,7 @@ bench: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m rayunlearn.catalogue > docs/settings.md
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 findings: $(VENV)/installed
 	for name in coreset steps_or_data redundancy selectors keywords control truly_unlearned dilemma faithfulness defences; do \
