@@ -31,8 +31,9 @@ from rayunlearn.errors import require
 from rayunlearn.families import arguments_of, check
 from rayunlearn.keywords.judge import Chat, chat_with
 from rayunlearn.measuring import examples_of
+from rayunlearn.metrics.document import Metric
 from rayunlearn.metrics.inputs import Probe
-from rayunlearn.metrics.measure import chosen_metrics, encode_probes
+from rayunlearn.metrics.measure import chosen_metrics, encode_probes, only_for
 from rayunlearn.models.load import load_model
 from rayunlearn.models.memory import forget_peak
 from rayunlearn.provenance import Clock
@@ -47,7 +48,6 @@ from rayunlearn.workspace import Workspace, attack_digest, measured_digest
 Rows = list[dict[str, Any]]
 SPLITS = ("forget", "retain", "untouched")  # what is asked of an attacked model; an attack says nothing of members and holdout
 REASKED = ("forget", "retain")  # whose questions prompt attacks change
-ON_THE_WAY = ("probability", "multiple_choice")  # metrics of a recovery curve, where the trial measures them
 N_UNRELATED = 200  # own unrelated documents, as many as the domain bed has on a side, and a few more
 
 
@@ -217,17 +217,35 @@ class Given:
         return examples_of(self.trial, self._workspace, self._state, list(probes))
 
     def watch(self, step: int) -> bool:
-        """Put the model as it stands at `step` on the recovery curve; training goes on."""
-        metrics = {name: row for name, row in chosen_metrics(self.trial.measure.metrics).items() if name in ON_THE_WAY}
-        if self.attack.trains and metrics:
-            self.curve += curve_rows("relearning", step, examples_of(self.trial, self._workspace, self._state, self.asked, metrics))
+        """Put the model as it stands at `step` on the recovery curve, where the step is one of its points; training goes on."""
+        if self.attack.trains and step % -(-self._n_steps // self.trial.attack.curve_points) == 0:
+            self._look(step)
         return True
 
     def finished_curve(self) -> Rows:
         """The curve with its end."""
         if self.attack.trains:
-            self.watch(int(arguments_of(self.trial, self.attack.function)["steps"]))
+            self._look(self._n_steps)
         return self.curve
+
+    @property
+    def _n_steps(self) -> int:
+        return int(arguments_of(self.trial, self.attack.function)["steps"])
+
+    @cached_property
+    def _on_curve(self) -> tuple[dict[str, Metric], list[Probe]]:
+        """The curve's metric, where the trial measures it, and the forget questions with nothing that it does not look at.
+
+        So a look costs about half of a training step on the tiny bed: 14 ms of CPU beside 23 ms; with every metric and split, 238 ms.
+        """
+        measured = chosen_metrics(self.trial.measure.metrics)
+        metrics = {name: row for name, row in measured.items() if name == self.trial.attack.curve_metric}
+        return metrics, [only_for(p, row) for row in metrics.values() for p in self.asked if p.split == "forget"]
+
+    def _look(self, step: int) -> None:
+        metrics, probes = self._on_curve
+        if metrics:
+            self.curve += curve_rows("relearning", step, examples_of(self.trial, self._workspace, self._state, probes, metrics))
 
 
 def held_in_facts(probes: Sequence[Document], seed: int) -> set[str]:

@@ -19,6 +19,7 @@ from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.experiment import ATTACKED, Budget, Domain, Experiment, Objective, Range
 from rayunlearn.families import options_of
 from rayunlearn.finished import finished_trial
+from rayunlearn.metrics.document import CHEAP
 from rayunlearn.plan import Agenda, Check, Identify, Planned, Result, canonical, has_gold
 from rayunlearn.results.analysis import pareto_front, trial_table
 from rayunlearn.results.store import Run, open_run, write_table
@@ -45,12 +46,17 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Attacks with their seeds. `budget` trials per study, asked in batches of `batch`; attacks that draw nothing run once."""
+    """Attacks with their seeds. `budget` trials per study, asked in batches of `batch`; attacks that draw nothing run once.
+
+    `curve_points`: most points of a recovery curve. A hundred is every step of the strengths that are searched, and a look costs
+    about half of a step (`attacked.Given`), so that no curve costs more than fifty steps of training, however many there are.
+    """
 
     entries: tuple[Entry, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     budget: int = 6
     batch: int = 3
+    curve_points: int = Attack().curve_points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +195,7 @@ class AttackPlanner:
     ) -> tuple[Planned, dict[str, Value]]:
         """The row of the plan and that of attacks.parquet; values that the attack has not (a companion's) are left out."""
         own = {f"{name}.{key}": value for key, value in values.items() if f"{name}.{key}" in {o.name for o in options_of(ATTACKS[name].function)}}
-        attack = Attack(name=name, seed=seed, **self.read_by(name))
+        attack = replace(Attack(name=name, seed=seed, **self.read_by(name)), **self.curve_of(name))
         trial = self.check(with_values(replace(target.trial, attack=attack), own))
         setting = setting_of(name, {key.partition(".")[2]: value for key, value in own.items()})
         row = Planned(trial_id=self.identified(trial), trial=trial, role=role, group=setting, tuning="none", study=study, study_index=study_index)
@@ -204,6 +210,13 @@ class AttackPlanner:
             "file": next((file for what, file in files.items() if what in asked), ""),
             "chat_model": self.reads.chat_model if "chat" in asked else "",
         }
+
+    def curve_of(self, name: str) -> dict[str, Any]:
+        """`attack.curve_*` of an attack that leaves a recovery curve: the metric that the objective forgets by, where it is cheap."""
+        if "watch" not in given_names(ATTACKS[name]):
+            return {}
+        metric = self.experiment.objective.forgetting
+        return {"curve_points": self.panel.curve_points} | ({"curve_metric": metric} if metric in CHEAP else {})
 
     def identified(self, trial: Trial) -> str:
         """The trial's id, computed once."""
@@ -239,8 +252,10 @@ def planner_of(
     identify: Identify,
     names: Sequence[str] = (),
     n_seeds: int | None = None,
+    curve_points: int | None = None,
 ) -> AttackPlanner:
-    """The plan of `rayunlearn attack`: which models of the run, which attacks (`names`: of the panel only these), how many seeds.
+    """The plan of `rayunlearn attack`: which models of the run, which attacks (`names`: of the panel only these), how many seeds,
+    how many points of a recovery curve at most.
 
     Raises UserError for an unknown panel, attack or trial, and for a trial that can no longer be repeated.
     """
@@ -249,6 +264,8 @@ def planner_of(
     chosen = only(chosen, names) if names else chosen
     require(n_seeds is None or n_seeds >= 1, "--seeds must be >= 1", n_seeds)
     chosen = chosen if n_seeds is None else replace(chosen, seeds=tuple(range(n_seeds)))
+    require(curve_points is None or curve_points >= 1, "--curve-points must be >= 1", curve_points)
+    chosen = chosen if curve_points is None else replace(chosen, curve_points=curve_points)
     found = [finished_trial(folder, trial_id) for trial_id in targets_of(run, trials)]
     for one in found:
         require(one.trial.attack == Attack(), "an attack cannot be attacked; choose the trial that it attacked, not", one.trial_id)

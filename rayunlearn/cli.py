@@ -88,6 +88,8 @@ def _add_attack(commands: Any) -> None:
     added.add_argument("--panel", metavar="quick|black_box|full", default="quick", help="which attacks (default: quick; see docs/attacks.md)")
     added.add_argument("--attacks", metavar="NAME,NAME", default="", help="only these (see `rayunlearn list attacks`)")
     added.add_argument("--seeds", metavar="N", type=int, help="seeds of attacks that draw (default: the panel's, 3)")
+    points = "most points of a recovery curve (default: 100, which is every step of the searched strengths)"
+    added.add_argument("--curve-points", metavar="N", type=int, help=points)
     added.add_argument("--text", metavar="FILE", default="", help="unrelated text to train on: .txt by paragraphs, or a data file (default: our own)")
     added.add_argument("--rephrasings", metavar="FILE", default="", help="questions in other words: columns doc_id, condition, text")
     added.add_argument("--chat-model", metavar="MODEL", default="", help="directory or Hub name of a chat model that rephrases")
@@ -407,6 +409,7 @@ def attack(chosen: argparse.Namespace) -> int:
         panel=chosen.panel,
         names=names,
         n_seeds=chosen.seeds,
+        curve_points=chosen.curve_points,
         reads=Reads(text=text, rephrasings=rephrasings, chat_model=chosen.chat_model),
         check=work.check,
         identify=work.identify,

@@ -34,6 +34,7 @@ NEWER = (
     "calibrate.",
     "stop.retention_floor",
     "model.unlearned",
+    "attack.curve_",
 )  # settings younger than the first runs: at their default they make no other trial
 
 
@@ -299,12 +300,20 @@ class Attack:
 
     `seed` draws documents, held-out facts and noise. `file`: text that an attack reads, unrelated text for training or
     rephrasings of the probes; '' for our own. `chat_model` rewrites questions for the attacks that need one.
+
+    An attack that trains leaves a recovery curve: `curve_metric`, a cheap one, of the forget questions before the first step, after
+    the last and after every step between, or after every nth where that is more than `curve_points` times.
     """
 
     name: str = "none"
     seed: int = 0
     file: str = ""
     chat_model: str = ""
+    curve_metric: str = "probability"
+    curve_points: int = 100
+
+    def __post_init__(self) -> None:
+        require(self.curve_points >= 1, "attack.curve_points must be >= 1", self.curve_points)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,7 +446,7 @@ def trial_id(trial: Trial, corpus_digest: str, model_digest: str, attack_digest:
     corpus file or other weights make another trial.
     """
     flat = flatten(trial) | {"data.path": corpus_digest, "model.name": model_digest, "model.gold": "", "model.unlearned": ""}
-    defaults = flatten(Trial())
+    defaults = flatten(Trial(attack=Attack(name="any")))
     flat = {name: value for name, value in flat.items() if not (name.startswith(NEWER) and value == defaults[name])}
     return digest(flat | ({"attack.file": attack_digest} if "attack.file" in flat else {}))
 

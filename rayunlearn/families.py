@@ -19,7 +19,7 @@ from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.view import companion_kinds
 from rayunlearn.methods.weightspace import as_trained
-from rayunlearn.metrics.document import METRICS
+from rayunlearn.metrics.document import CHEAP, METRICS
 from rayunlearn.metrics.measure import chosen_metrics
 from rayunlearn.ranges import Rule
 from rayunlearn.selectors.selectors import SELECTORS
@@ -98,6 +98,7 @@ def check_combination(trial: Trial) -> None:
     adapter = trial.train.adapter
     rule = f"train.adapter must be 'none' with {method.forget}, a step in the space of the weights"
     require(adapter == "none" or not in_space, rule, adapter)
+    require(trial.attack.curve_metric in CHEAP, "attack.curve_metric must be a cheap metric (docs/metrics.md)", trial.attack.curve_metric)
     check_library(trial.explain.gradient_steps)
     floor, after = trial.stop.retention_floor, in_space or "average" in wrappers
     require(floor == 0 or not after, "stop.retention_floor must be 0 where weights change after the last step (average, task vectors)", floor)

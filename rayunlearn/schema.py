@@ -22,7 +22,7 @@ STAGES = {
     "calibrated_beside": "the same at calibrate.beside",
 }
 CURVES = {
-    "relearning": "along a training attack",
+    "relearning": "along a training attack: attack.curve_metric of the forget questions, x is the optimizer step",
     "inside": "through the layers",
     "mode_connectivity": ":full or :base: x is the share of the trial's own weights on the line from the full-set model or base",
     "mixing": "x is alpha: the model is (1 - alpha) base + alpha unlearned; the points that calibration measured",

@@ -15,6 +15,7 @@ from rayunlearn.workspace import Workspace, validate
 from tests.conftest import Bed
 
 TELL_NOTHING: tuple[tuple[str, dict[str, Value]], ...] = (
+    ("few_shot_retain", {}),
     ("few_shot_neighbours", {}),
     ("conversation", {}),
     ("variables", {}),
@@ -64,6 +65,24 @@ def test_the_same_attack_leaves_base_above_chance(workspace: Workspace, tmp_path
     """So the test above could fail."""
     found = choices(attacked(workspace, tmp_path / "run", "base", "round_to_nearest", {}))
     assert float(found["value"].mean()) > most_by_chance(workspace) + 0.3  # type: ignore[arg-type]
+
+
+def test_the_curve_has_a_point_per_step_and_as_few_as_asked_and_each_is_the_model_of_that_step(workspace: Workspace, tmp_path: Path) -> None:
+    """Training of k steps at a constant strength is not the beginning of a longer one, so ends are compared: curve and examples agree there."""
+    found = {}
+    for points in (100, 2):
+        options = (("heldout_relearning.steps", 5),)
+        trial = validate(Trial(stage="gold", attack=Attack(name="heldout_relearning", curve_points=points), options=options))
+        assert run_any(trial, workspace, tmp_path / str(points), "test", "1") == "complete"
+        run = open_run(tmp_path / str(points))
+        curve = run.curves.collect().sort("x")
+        assert set(curve["split"]) == {"forget"} and set(curve["metric"]) == {"probability"}
+        found[points] = dict(curve.select("x", "value").iter_rows())
+        asked = run.examples.filter(pl.col("split") == "forget", pl.col("metric") == "probability").collect()
+        assert found[points][5.0] == pytest.approx(float(asked["value"].mean()), rel=1e-5)  # type: ignore[arg-type]
+        assert set(curve["n"]) == {asked.height}
+    assert list(found[100]) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0] and list(found[2]) == [0.0, 3.0, 5.0]
+    assert found[2] == pytest.approx({x: found[100][x] for x in found[2]})
 
 
 def test_a_seed_says_everything(workspace: Workspace, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from rayunlearn.attackplan import PANELS, AttackPlanner, Entry, Panel, Reads, Target, only, panel_of, seeds_of
 from rayunlearn.attacks.panel import ATTACKS
-from rayunlearn.config import Attack, Trial, digest, flatten
+from rayunlearn.config import Attack, Trial, digest, flatten, trial_id
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment
 from rayunlearn.experiment import Objective as Goal
@@ -76,6 +76,18 @@ def test_only_what_an_attack_reads_is_in_its_identity() -> None:
     rows = planner(Entry("unrelated_training"), Entry("poem"), Entry("weight_noise"), reads=reads).agenda({}).rows
     found = {r.trial.attack.name: (r.trial.attack.file, r.trial.attack.chat_model) for r in rows}
     assert found == {"unrelated_training": ("scenes.txt", ""), "poem": ("asked.jsonl", "chat"), "weight_noise": ("", "")}
+
+
+def test_a_curve_is_of_the_metric_that_is_forgotten_by_and_says_nothing_of_other_attacks() -> None:
+    """The default is in no identity, so that attacks of earlier versions are found again."""
+    plan = planner(Entry("relearning"), Entry("weight_noise"))
+    plan.experiment = replace(EXPERIMENT, objective=Goal(forgetting="multiple_choice"))
+    curves = {r.trial.attack.name: r.trial.attack.curve_metric for r in plan.agenda({}).rows}
+    assert curves == {"relearning": "multiple_choice", "unrelated_training": "multiple_choice", "weight_noise": "probability"}
+    ids = [trial_id(replace(BASE, attack=Attack(name="relearning", curve_points=n)), "", "") for n in (100, 7)]
+    assert ids[0] != ids[1] and ids[0] == trial_id(replace(BASE, attack=Attack(name="relearning")), "", "")
+    with pytest.raises(UserError, match="attack.curve_metric must be a cheap metric"):
+        check(replace(BASE, attack=Attack(name="relearning", curve_metric="rouge_l_f1")))
 
 
 def test_attacks_parquet_keeps_the_rows_of_other_panels(tmp_path: Path) -> None:

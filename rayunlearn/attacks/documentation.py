@@ -36,7 +36,13 @@ knew; it is negative where the attack does harm. `most` is the best single seed 
 told of: an upper end, no estimate. The last column is the same attack on gold, and under the table stands where gold rose. The last row is the
 worst case, by mean. Attacks that measure in their own way (linear probes, sampled attempts) have their metric in place of a fraction, beside
 base's under the same attack. A second table has the recovery curves of training attacks: area, steps to half, and the control of equal
-steps on unrelated text. Curves have ten points between beginning and end, in `curves`; the settings of each attack are in `attacks.parquet`.
+steps on unrelated text, or what else is a control of its own. The settings of each attack are in `attacks.parquet`.
+
+**Recovery curves** (table `curves`) have a point before the first step and after every step, up to 100; a longer attack is looked at every
+nth step (`--curve-points`, `attack.curve_points`). A look is one pass with the metric that the objective forgets by (`attack.curve_metric`) over
+the forget questions that count, those of held-out facts where facts are held out. On the tiny bed (32 questions, one core) it takes 14 ms of CPU
+and a step 23 ms, so that 100 points cost what sixty steps do. The area is the trapezoids' over the points; steps to half are read off the
+straight line between two of them: exact to the step with every step measured. The curve is the mean over seeds.
 
 Relearning, held-out relearning and unrelated training are tuned in the panels black_box and full; soft prompts and GCG are not. Six
 strengths, learning rate 1e-4 to 1e-2 and 10 to 100 steps, are asked by Optuna on the first seed; the best runs with three seeds, on base and

@@ -42,7 +42,7 @@ GIVEN = {
     "template": "data.template, the layout of a question",
     "rng": "random.Random of attack.seed and the attack's name; of kind prompt also of the doc_id",
     "seed": "attack.seed, where torch draws",
-    "watch": "function(step) -> bool, to be handed to train.loop.optimise as keep_going: it measures along the way",
+    "watch": "function(step) -> bool, to be handed to train.loop.optimise as keep_going with check_every 1: it measures along the way",
     "leaving": "contextlib.ExitStack: hooks are taken off by it when the attack has been measured",
 }
 

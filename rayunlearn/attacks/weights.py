@@ -28,7 +28,6 @@ from rayunlearn.train.step import StepLoss
 
 Bits = Annotated[int, Rule("must be from 2 to 8", lambda x: 2 <= x <= 8)]
 Watch = Callable[[int], bool]
-POINTS = 10  # of a recovery curve, beside its beginning and its end
 
 
 def relearning(
@@ -201,7 +200,7 @@ def _ablated(_module: nn.Module, _inputs: Any, output: Any, *, direction: Tensor
 def _train(
     model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, seed: int, watch: Watch, *, learning_rate: float, steps: int, batch_size: int
 ) -> None:
-    """Every step `batch_size` documents, drawn as unlearning draws them; `watch` looks ten times on the way."""
+    """Every step `batch_size` documents, drawn as unlearning draws them; `watch` is told of every step but the last."""
     require(len(sequences) > 0, "a training attack needs at least one document", len(sequences))
 
     def loss_of_step(step: int) -> StepLoss:
@@ -209,8 +208,7 @@ def _train(
         return StepLoss(token_nll(model, batch).sum() / batch.labelled.sum(), n_tokens=int(batch.present.sum()), n_documents=batch_size)
 
     model.requires_grad_(True)
-    every = max(1, steps // POINTS)
-    log = optimise(model, loss_of_step, steps=steps, learning_rate=learning_rate, warmup_fraction=0.0, check_every=every, keep_going=watch)
+    log = optimise(model, loss_of_step, steps=steps, learning_rate=learning_rate, warmup_fraction=0.0, check_every=1, keep_going=watch)
     if log.ended == "diverged":
         raise DivergedError(f"the attack's loss was no number at learning rate {learning_rate:g}")
 

@@ -1,6 +1,7 @@
 """Measure a model on probes: the passes that the metrics need, each once, and one row per document and metric."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -87,6 +88,13 @@ def chosen_metrics(names: str) -> dict[str, Metric]:
         if name not in METRICS:
             raise unknown_name("metric", name, METRICS)
     return {name: METRICS[name] for name in chosen}
+
+
+def only_for(probe: Probe, metric: Metric) -> Probe:
+    """The probe with those of its sequences alone that a cheap metric looks at: a pass over the others would be for nothing."""
+    names = set(inputs_of(metric))
+    options = probe.options if names & {"option_nll", "option_nll_sum"} else ()
+    return replace(probe, options=options, paraphrased=probe.paraphrased if "paraphrase_correct" in names else None)
 
 
 def mean_probability(model: PreTrainedModel, probes: Sequence[Probe], pad_id: int) -> float:

@@ -39,7 +39,8 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
     gold; gold_rise (with interval): after less before, document by document.
     companion: recovered fraction of the control that the attack's row names. learned, companion_learned: the metric after the attack
     and after that control on what each was learned from (split held_in), null but for soft prompts. area: under the recovery curve, as a mean
-    over its steps. half: steps to half of base's lead, null where it is never reached. seeds, documents: how many.
+    over its steps. half: steps to half of base's lead, straight between the curve's points (docs/attacks.md), null where it is never
+    reached. seeds, documents: how many.
     Null where base and the unlearned model cannot be told apart, so that there is nothing to recover.
 
     An attack that measures in its own way (linear probes, sampled attempts) has no fraction: `metric` says what `after` (with
