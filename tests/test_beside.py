@@ -98,6 +98,22 @@ def test_a_whole_text_stands_beside_its_keywords_though_it_names_no_extractor(tm
     assert pairs == [("keywords_only", "original"), ("keywords_only", "random_words"), ("original", "random_words")]
 
 
+def test_a_corpus_is_named_by_no_more_than_tells_it_apart(tmp_path: Path) -> None:
+    """Two corpora differ in name, path and epochs of teaching: the name alone says which."""
+    corpora: tuple[dict[str, Value], ...] = ({"data.name": "domain"}, {"data.name": "files", "data.path": "/books", "model.teach_epochs": 60})
+    plan = []
+    for corpus in corpora:
+        base = with_values(Trial(), corpus | {"stage": "base"})
+        plan.append(written(tmp_path, base, [r | {"stage": "base"} for r in rows_of(0.9, 1.0, 0)], "base"))
+        for name, seed in ((name, seed) for name in ("random", "min_k") for seed in (0, 1, 2)):
+            values: dict[str, Value] = {"select.name": name, "select.ratio": 0.25, "select.seed": seed, "train.seed": seed}
+            plan.append(written(tmp_path, with_values(Trial(), corpus | values), rows_of(SELECTORS[name], 0.9, seed), "grid"))
+    write_table(tmp_path / "plan.parquet", "plan", plan)
+    write_experiment(tmp_path, EXPERIMENT | {"search": {}})
+    table = beside(open_run(tmp_path))
+    assert table.select("place", "arm", "useful").rows() == [("data.name domain", "min_k", True), ("data.name files", "min_k", True)]
+
+
 def test_nothing_stands_beside_chance_where_nothing_was_drawn_at_random(tmp_path: Path) -> None:
     run = made_run(tmp_path, "select.name", {"min_k": 0.3, "grand": 0.8})
     assert beside(run).is_empty() and beside_in_words(beside(run)) == [] and 'id="beside"' not in page(run)

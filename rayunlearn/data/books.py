@@ -55,9 +55,7 @@ def cut_books(source: Path, cut: Cut, output: Path) -> dict[str, int]:
     splits = {"forget": forget, "retain": retain, "probe_forget": [halved(p) for p in forget], "probe_retain": [halved(p) for p in retain]}
     output.mkdir(parents=True, exist_ok=True)
     for name, documents in splits.items():
-        lines = [
-            json.dumps(({"prompt": d.prompt} if d.prompt else {}) | {"answer": d.answer, "topic": d.topic}, ensure_ascii=False) for d in documents
-        ]
+        lines = [json.dumps(_row(document), ensure_ascii=False) for document in documents]
         (output / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows = {name: len(documents) for name, documents in splits.items()}
     digests = {title: hashlib.sha256(text.encode()).hexdigest() for title, text in texts.items()}
