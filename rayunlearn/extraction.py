@@ -11,6 +11,7 @@ import polars as pl
 from rayunlearn.blockwise import BlockJob, block_worker
 from rayunlearn.config import BEDS, Value, coerce, digest
 from rayunlearn.coreset import keyword_rows
+from rayunlearn.data.pieces import MODEL_PIECE_BYTES, PIECE_BYTES
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.families import options_of
 from rayunlearn.keywords.blocks import IN_BLOCKS
@@ -48,7 +49,8 @@ NEED_BASE = ("phrase_states", "page_state", "word_gap", "corpus_gap", "word_grad
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What `rayunlearn keywords` was asked for. `corpus` and `retain` are sources (`data.pieces`); the models are directories or
-    Hub names ('' has none); `top` is the most keywords of a document that are written (0: all)."""
+    Hub names ('' has none); `top` is the most keywords of a document that are written (0: all); `piece_bytes` 0 leaves
+    the size of pieces to what reads them."""
 
     corpus: str
     extractor: str
@@ -61,7 +63,7 @@ class Request:
     chunk_words: int = 0
     unit: str = ""
     top: int = 0
-    piece_bytes: int | None = None
+    piece_bytes: int = 0
     options: Mapping[str, Value] = field(default_factory=dict)
 
 
@@ -106,10 +108,9 @@ def extract_to(request: Request, *, choose: Choose = in_this_process, report: Re
     check_output(request.output)
     wanted = needs(EXTRACTORS[request.extractor].function)
     _check_needs(request, wanted)
-    source = source_of(request.corpus, columns=request.columns, chunk_words=request.chunk_words, unit=request.unit, piece_bytes=request.piece_bytes)
-    retain = _retain_of(request)
+    source, retain = _source(request, request.corpus, "forget"), _retain_of(request)
     together = bool(set(wanted) & set(WHOLE_CORPUS))
-    engine = choose([source, *([retain] if retain else [])], bool(request.base or request.judge))
+    engine = choose([source, *([retain] if retain else [])], _with_model(request))
     folder = work_folder(request.output, _key(request, source, retain, arguments))
     survey = surveyed("corpus", source, folder / "corpus", engine, report)
     n = len(source.pieces)
@@ -214,13 +215,18 @@ def arguments_for(extractor: str, options: Mapping[str, Value]) -> dict[str, Any
     return {name.partition(".")[2]: value for name, value in values.items()}
 
 
+def _with_model(request: Request) -> bool:
+    return bool(request.base or request.judge)
+
+
 def _retain_of(request: Request) -> Source | None:
     name = request.retain or (request.corpus if request.corpus in BEDS else "")
-    if not name:
-        return None
-    return source_of(
-        name, side="retain", columns=request.columns, chunk_words=request.chunk_words, unit=request.unit, piece_bytes=request.piece_bytes
-    )
+    return _source(request, name, "retain") if name else None
+
+
+def _source(request: Request, name: str, side: str) -> Source:
+    piece_bytes = request.piece_bytes or (MODEL_PIECE_BYTES if _with_model(request) else PIECE_BYTES)
+    return source_of(name, side=side, columns=request.columns, chunk_words=request.chunk_words, unit=request.unit, piece_bytes=piece_bytes)
 
 
 def _lender(name: str) -> Callable[[], Lender]:

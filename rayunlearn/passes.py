@@ -26,7 +26,7 @@ import polars as pl
 import pyarrow.parquet
 
 from rayunlearn.data.documents import Document, Rejected
-from rayunlearn.data.pieces import Piece, columns_of, documents_of, pieces_of, plain_texts, source_bytes, source_key, texts_at
+from rayunlearn.data.pieces import PIECE_BYTES, Piece, columns_of, documents_of, pieces_of, plain_texts, source_bytes, source_key, texts_at
 from rayunlearn.errors import require
 from rayunlearn.keywords.statistics import Statistics
 from rayunlearn.keywords.tokens import blocks_of, tokens_of
@@ -107,10 +107,10 @@ Engine = Callable[[Worker, Sequence[int], Tell], None]
 Report = Callable[[Standing], None]
 
 
-def source_of(name: str, *, side: str = "forget", columns: str = "", chunk_words: int = 0, unit: str = "", piece_bytes: int | None = None) -> Source:
+def source_of(name: str, *, side: str = "forget", columns: str = "", chunk_words: int = 0, unit: str = "", piece_bytes: int = PIECE_BYTES) -> Source:
     """A source by its name (`data.pieces`). Raises UserError for one that is not there or has no usable columns."""
     require(chunk_words >= 0, "--chunk-words must be >= 0", chunk_words)
-    pieces = pieces_of(name, side=side, unit=unit, **({} if piece_bytes is None else {"piece_bytes": piece_bytes}))
+    pieces = pieces_of(name, side=side, unit=unit, piece_bytes=piece_bytes)
     return Source(pieces=pieces, columns=columns_of(pieces, columns), chunk_words=chunk_words)
 
 
@@ -168,24 +168,26 @@ def run_pass(name: str, folder: Path, worker: Worker, pieces: Iterable[int], eng
     begun, kept = time.monotonic(), len(notes)
     seen = sum(n.n_documents for n in notes.values())
 
+    def standing() -> Standing:
+        total = sum(n.n_documents for n in notes.values())
+        return Standing(
+            name=name,
+            done=len(notes),
+            pieces=len(wanted),
+            n_documents=total,
+            fresh_documents=total - seen,
+            fresh_pieces=len(notes) - kept,
+            seconds=time.monotonic() - begun,
+        )
+
     def tell(note: Note) -> None:
         notes[note.piece] = note
-        total = sum(n.n_documents for n in notes.values())
-        report(
-            Standing(
-                name=name,
-                done=len(notes),
-                pieces=len(wanted),
-                n_documents=total,
-                fresh_documents=total - seen,
-                fresh_pieces=len(notes) - kept,
-                seconds=time.monotonic() - begun,
-            )
-        )
+        report(standing())
 
     left = [at for at in wanted if at not in notes]
     if left:
         folder.mkdir(parents=True, exist_ok=True)
+        report(standing())
         engine(partial(_noting, worker, folder), left, tell)
     return [notes[at] for at in wanted]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from rayunlearn.config import Data, Value, coerce, digest
 from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import encode
+from rayunlearn.data.pieces import MODEL_PIECE_BYTES
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.extraction import Choose, in_this_process
 from rayunlearn.families import options_of
@@ -64,7 +65,7 @@ class Request:
     unit: str = ""
     template: str = Data.template
     max_tokens: int = Data.max_tokens
-    piece_bytes: int | None = None
+    piece_bytes: int = MODEL_PIECE_BYTES
     options: Mapping[str, Value] = field(default_factory=dict)
 
 

@@ -4,19 +4,22 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
+from rich.console import Console
 
 from rayunlearn import passes
 from rayunlearn.cli import DONE, MISTAKE, main
-from rayunlearn.cluster.passes import engines, line
+from rayunlearn.cluster.passes import engines, line, reporting
 from rayunlearn.config import digest
 from rayunlearn.coreset import keyword_rows
 from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import encode
+from rayunlearn.data.pieces import PIECE_BYTES
 from rayunlearn.errors import UserError
 from rayunlearn.extraction import Request, arguments_for, extract_to
 from rayunlearn.keywords.corpus import Known, extract
@@ -226,6 +229,34 @@ def test_the_engine_goes_by_size(corpus: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, module in (("auto", "rayunlearn.cluster.corpus"), ("local", "rayunlearn.passes")):
         with engines(name, 1, "auto") as choose:
             assert choose([source], False).__module__ == module
+
+
+def test_a_pass_says_where_it_stands_before_its_first_piece_and_after_each(corpus: Path) -> None:
+    told: list[Standing] = []
+    extract_to(request(corpus, "tfidf"), report=told.append)
+    n = len(passes.source_of(str(corpus), piece_bytes=PIECE).pieces)
+    mine = [standing for standing in told if standing.name == "keywords"]
+    assert [(s.done, s.pieces, s.fresh_pieces) for s in mine] == [(done, n, done) for done in range(n + 1)]
+    assert line(mine[0]) == f"keywords: 0/{n} partitions, 0 documents" and mine[-1].n_documents == len(TEXTS)
+
+
+def test_a_model_reads_pieces_of_a_size_that_says_how_far_it_is(tmp_path: Path) -> None:
+    """A megabyte of text is one piece to count and four or more to score."""
+    file = tmp_path / "megabyte.txt"
+    file.write_text("".join(f"line {at} of a text that is long enough to be cut\n" for at in range(20_000)))
+    counted, read = (len(passes.source_of(str(file), piece_bytes=size).pieces) for size in (PIECE_BYTES, ScoreRequest.piece_bytes))
+    assert counted == 1 and read >= 4
+
+
+def test_a_terminal_gets_a_bar_and_its_time_left_runs_down() -> None:
+    """10 of 40 pieces in 20 s: 60 s left, 50 of them ten seconds later; nothing of the bar is left behind."""
+    standing = Standing(name="keywords", done=10, pieces=40, n_documents=2000, fresh_documents=2000, fresh_pieces=10, seconds=20.0)
+    assert line(standing).endswith("100 documents/s, about 60 s left") and line(standing, waited=10.0).endswith("about 50 s left")
+    screen = Console(file=StringIO(), force_terminal=True, width=100)
+    with reporting(screen) as report:
+        report(standing)
+    written = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "\u2501" in written and "10/40 partitions, 2,000 documents, 100 documents/s" in written
 
 
 def test_progress_says_rate_and_time_left() -> None:

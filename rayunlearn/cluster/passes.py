@@ -3,17 +3,17 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from rayunlearn.cluster.progress import PLAIN_EVERY_SECONDS, duration
+from rayunlearn.cluster.progress import LIVE_EVERY_SECONDS, PLAIN_EVERY_SECONDS, bars, duration
 from rayunlearn.cluster.session import before_ray
 from rayunlearn.data.pieces import source_bytes
 from rayunlearn.errors import require, unknown_name
-from rayunlearn.passes import Engine, Source, Standing, in_processes, is_large
+from rayunlearn.passes import Engine, Report, Source, Standing, in_processes, is_large
 
 ENGINES = ("auto", "local", "ray")
 ALONE_BYTES = 16 * 2**20  # under this a second process costs more to start than it saves
@@ -45,26 +45,50 @@ def engines(name: str, workers: int, address: str) -> Iterator[Choose]:
         yield choose
 
 
-def line(standing: Standing) -> str:
-    """`keywords: 3/40 partitions, 30,000 documents, 5,200 documents/s, about 12 s left`."""
-    rate = f"{standing.fresh_documents / standing.seconds:,.0f}" if standing.seconds > 0 else "0"
+def line(standing: Standing, *, waited: float = 0.0) -> str:
+    """`keywords: 3/40 partitions, 30,000 documents, 5,200 documents/s, about 12 s left`, `waited` seconds after it was said."""
     done = f"{standing.name}: {standing.done}/{standing.pieces} partitions, {standing.n_documents:,} documents"
-    return f"{done}, {rate} documents/s, {duration(standing.seconds_left)} left"
+    if not standing.fresh_pieces:  # no rate yet, and none of pieces that an earlier call did
+        return done
+    rate = f"{standing.fresh_documents / standing.seconds:,.0f}" if standing.seconds > 0 else "0"
+    return f"{done}, {rate} documents/s, {duration(max(0.0, standing.seconds_left - waited))} left"
 
 
 @contextmanager
-def reporting(console: Console) -> Iterator[Callable[[Standing], None]]:
-    """One live line on a terminal; elsewhere a plain line at most every ten seconds."""
+def reporting(console: Console) -> Iterator[Report]:
+    """A bar on a terminal, gone when the pass is; elsewhere a plain line at most every ten seconds."""
+    with _live(console) if console.is_terminal else nullcontext(_plain(console)) as report:
+        yield report
+
+
+def _plain(console: Console) -> Report:
     shown = time.monotonic()
 
-    def plain(standing: Standing) -> None:
+    def report(standing: Standing) -> None:
         nonlocal shown
         if time.monotonic() - shown >= PLAIN_EVERY_SECONDS:
             shown = time.monotonic()
             console.print(line(standing), soft_wrap=True, highlight=False)
 
-    if not console.is_terminal:
-        yield plain
-        return
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield lambda standing: live.update(Text(line(standing)), refresh=True)
+    return report
+
+
+@contextmanager
+def _live(console: Console) -> Iterator[Report]:
+    """Drawn twice a second, not only when a partition is done: a clock that stands still looks like a pass that does."""
+    latest: tuple[Standing, float] | None = None
+
+    def report(standing: Standing) -> None:
+        nonlocal latest
+        latest = (standing, time.monotonic())
+
+    with Live(console=console, get_renderable=lambda: _drawn(latest), refresh_per_second=1 / LIVE_EVERY_SECONDS, transient=True):
+        yield report
+
+
+def _drawn(latest: tuple[Standing, float] | None) -> RenderableType:
+    if latest is None:
+        return Text("reading")
+    standing, said = latest
+    words = line(standing, waited=time.monotonic() - said).removeprefix(f"{standing.name}: ")
+    return Group(bars({standing.name: (standing.done, standing.pieces)}), Text(f"  {words}"))

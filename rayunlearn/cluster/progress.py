@@ -179,12 +179,13 @@ def _live(console: Console, read: Callable[[], View | None], stop: threading.Eve
 
 def _drawn(view: View) -> RenderableType:
     if isinstance(view, Preparing):
-        return _bars({f"teaching {name}": steps for name, steps in sorted(view.steps.items())})
+        return bars({f"teaching {name}": steps for name, steps in sorted(view.steps.items())})
     running = Text("  " + ", ".join(view.running), style="dim", overflow="ellipsis", no_wrap=True)
-    return Group(_bars({f"trials {view.done}/{view.total}": (view.done, view.total)}), Text("  " + " · ".join(line(view).split(" · ")[1:])), running)
+    return Group(bars({f"trials {view.done}/{view.total}": (view.done, view.total)}), Text("  " + " · ".join(line(view).split(" · ")[1:])), running)
 
 
-def _bars(steps: Mapping[str, tuple[int, int]]) -> Table:
+def bars(steps: Mapping[str, tuple[int, int]]) -> Table:
+    """A bar for each name, with its (done, planned)."""
     grid = Table.grid(padding=(0, 1))
     for name, (done, planned) in steps.items():
         grid.add_row(Text(name), ProgressBar(total=max(1, planned), completed=done, width=40), Text(f"{100 * done // max(1, planned):3d} %"))
