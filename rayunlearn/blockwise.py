@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from rayunlearn.keywords.blocks import Found, Knowledge, rows_of
+from rayunlearn.keywords.blocks import Extract, Found, in_blocks
 from rayunlearn.keywords.tokens import blocks_of
 from rayunlearn.passes import Do, Note, Survey, kept_texts
 from rayunlearn.results.store import frame_of, write_frame
@@ -27,23 +27,24 @@ class BlockJob:
 
 def block_worker(job: BlockJob) -> Do:
     """Writes `parts/<piece>.parquet` (table keywords) for one piece at a time."""
-    knowledge = Knowledge(job.survey.statistics(), job.retain.statistics() if job.retain else None)
+    retain = job.retain.statistics() if job.retain else None
+    extract = in_blocks(job.extractor, job.survey.statistics(), retain, job.arguments, job.top)
 
     def do(at: int) -> Note:
         ids, texts = kept_texts(job.survey, at)
-        frames, counts = zip(*_frames(job, knowledge, ids, texts), strict=True)
+        frames, counts = zip(*_frames(job, extract, ids, texts), strict=True)
         write_frame(job.folder / f"parts/{at:06}.parquet", pl.concat(frames))
         return Note(piece=at, n_documents=len(ids), counts={"keywords": sum(counts)})
 
     return do
 
 
-def _frames(job: BlockJob, knowledge: Knowledge, ids: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[pl.DataFrame, int]]:
+def _frames(job: BlockJob, extract: Extract, ids: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[pl.DataFrame, int]]:
     """Rows of the table keywords, and how many keywords they are, a block of documents at a time; at least one, if an empty one."""
     yield frame_of("keywords", []), 0
     begun = 0
     for block in blocks_of(texts):
-        rows = rows_of(job.extractor, block, knowledge, job.arguments, job.top)
+        rows = extract(block)
         yield _block_frame(rows, ids[begun : begun + len(block)], job.survey.digest, job.extractor), int(rows.new.sum())
         begun += len(block)
 

@@ -1,15 +1,18 @@
 """Keywords of many documents at once are those of each document alone, to the last bit."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayunlearn.config import Data
 from rayunlearn.data.testbed import generate
-from rayunlearn.keywords.blocks import Found, log_odds_rows, tfidf_rows
+from rayunlearn.keywords.blocks import Facts, Found, log_odds_facts, log_odds_rows, tfidf_facts, tfidf_rows
 from rayunlearn.keywords.extractors import log_odds, tfidf
 from rayunlearn.keywords.phrases import Keyword, common_words, page_of
 from rayunlearn.keywords.statistics import statistics_of
-from rayunlearn.keywords.tokens import blocks_of, tokens_of
+from rayunlearn.keywords.tokens import Array, blocks_of, tokens_of
 from rayunlearn.keywords.words import words_of
 
 # Letters, joiners, slashes, marks that compose, a final sigma, scripts without spaces, and a character of four bytes.
@@ -53,7 +56,7 @@ def test_counts_of_many_texts_are_those_of_their_words(texts: list[str]) -> None
 def test_tfidf_of_a_block_is_that_of_its_pages(texts: list[str], common: frozenset[str], earliness: float) -> None:
     statistics = statistics_of(texts)
     pages = [tfidf(page_of(text, common), statistics, earliness=earliness) for text in texts]
-    assert rows(tfidf_rows(texts, statistics, common, earliness=earliness)) == rows_of_pages(pages)
+    assert rows(tfidf_rows(texts, tfidf_facts(statistics, common), earliness=earliness)) == rows_of_pages(pages)
 
 
 @settings(deadline=None, max_examples=60)
@@ -61,7 +64,7 @@ def test_tfidf_of_a_block_is_that_of_its_pages(texts: list[str], common: frozens
 def test_log_odds_of_a_block_is_that_of_its_pages(texts: list[str], cut: int) -> None:
     forget, retain = statistics_of(texts), statistics_of(texts[cut:])
     pages = [log_odds(page_of(text), forget, retain, prior_words=5.0, least_z=0.1) for text in texts]
-    assert rows(log_odds_rows(texts, forget, retain, prior_words=5.0, least_z=0.1)) == rows_of_pages(pages)
+    assert rows(log_odds_rows(texts, log_odds_facts(forget, retain, 5.0), least_z=0.1)) == rows_of_pages(pages)
 
 
 @settings(max_examples=5, deadline=None)
@@ -73,14 +76,29 @@ def test_documents_of_the_bed_have_the_same_keywords_however_they_are_cut_into_b
     common = common_words(statistics)
     blocks = list(blocks_of(texts, characters))
     assert [text for block in blocks for text in block] == texts
-    by_block = [row[1:] for block in blocks for row in rows(tfidf_rows(block, statistics, common, earliness=1.0))]
+    facts = tfidf_facts(statistics, common)  # the same for all blocks, as in a pass
+    by_block = [row[1:] for block in blocks for row in rows(tfidf_rows(block, facts, earliness=1.0))]
     assert by_block == [row[1:] for row in rows_of_pages([tfidf(page_of(text, common), statistics) for text in texts])]
-    by_block = [row[1:] for block in blocks for row in rows(log_odds_rows(block, statistics, retain, prior_words=1000.0, least_z=2.5))]
+    facts = log_odds_facts(statistics, retain, 1000.0)
+    by_block = [row[1:] for block in blocks for row in rows(log_odds_rows(block, facts, least_z=2.5))]
     assert by_block == [row[1:] for row in rows_of_pages([log_odds(page_of(text), statistics, retain) for text in texts])]
 
 
 def test_a_keyword_s_first_row_is_marked() -> None:
     """Two keywords, one of them twice: three rows, of which two are first."""
     texts = ["red cat, blue dog, red cat"]
-    found = tfidf_rows(texts, statistics_of(texts), (), earliness=1.0)
+    found = tfidf_rows(texts, tfidf_facts(statistics_of(texts), ()), earliness=1.0)
     assert found.keyword.to_pylist() == ["red cat", "red cat", "blue dog"] and found.new.tolist() == [True, False, True]
+
+
+def test_what_is_asked_of_a_word_is_worked_out_once() -> None:
+    asked: list[str] = []
+
+    def of_words(keys: Sequence[str]) -> Array:
+        asked.extend(keys)
+        return np.array([[len(key), key == "b"] for key in keys]).reshape(-1, 2)
+
+    facts = Facts(of_words)
+    assert facts.of(["aa", "b"]).tolist() == [[2, 1], [0, 1]]
+    assert facts.of(["b", "ccc"]).tolist() == [[1, 3], [1, 0]] and facts.of([]).shape == (2, 0)
+    assert asked == ["aa", "b", "ccc"]

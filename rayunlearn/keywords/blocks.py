@@ -3,9 +3,8 @@
 Every step of `phrases` and `extractors` is done for all words of a block together; no Python runs per word or per document.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,37 +35,65 @@ class Found:
     new: Array
 
 
-@dataclass(frozen=True)
-class Knowledge:
-    """What the extractors of this file know of a corpus. `retain` None: there is nothing to compare with."""
+class Facts:
+    """What extractors ask of a word, worked out when the word first comes and never again; all words that came are held.
 
-    statistics: Statistics
-    retain: Statistics | None = None
+    `of_words` gives (n, k) numbers for n words.
+    """
 
-    @cached_property
-    def common(self) -> frozenset[str]:
-        """Words that are too common to be keywords."""
-        return common_words(self.statistics)
+    def __init__(self, of_words: Callable[[Sequence[str]], Array]) -> None:
+        self._of_words = of_words
+        self._place: dict[str, int] = {}
+        self._values = of_words([])
+
+    def of(self, keys: Sequence[str]) -> Array:
+        """(k, n) numbers of n different words."""
+        new = [key for key in keys if key not in self._place]
+        if new:
+            self._place.update(zip(new, range(len(self._place), len(self._place) + len(new)), strict=True))
+            self._values = np.concatenate((self._values, self._of_words(new)))
+        found: Array = self._values[np.fromiter(map(self._place.__getitem__, keys), np.int64, len(keys))].T
+        return found
 
 
 IN_BLOCKS = ("tfidf", "log_odds")
+Extract = Callable[[Sequence[str]], Found]
 
 
-def rows_of(name: str, texts: Sequence[str], knowledge: Knowledge, arguments: Mapping[str, Any], top: int = 0) -> Found:
-    """Keywords of many texts by one of `IN_BLOCKS` with its keyword-only `arguments`, of each text the `top` best (0: all)."""
+def in_blocks(name: str, statistics: Statistics, retain: Statistics | None, arguments: Mapping[str, Any], top: int = 0) -> Extract:
+    """One of `IN_BLOCKS` with its keyword-only `arguments`: many texts to their keywords, of each text the `top` best (0: all)."""
     if name == "tfidf":
-        return tfidf_rows(texts, knowledge.statistics, knowledge.common, top=top, **arguments)
-    assert name == "log_odds" and knowledge.retain is not None
-    return log_odds_rows(texts, knowledge.statistics, knowledge.retain, top=top, **arguments)
+        facts = tfidf_facts(statistics, common_words(statistics))
+        return lambda texts: tfidf_rows(texts, facts, top=top, earliness=arguments["earliness"])
+    assert name == "log_odds" and retain is not None
+    facts = log_odds_facts(statistics, retain, arguments["prior_words"])
+    return lambda texts: log_odds_rows(texts, facts, top=top, least_z=arguments["least_z"])
 
 
-def tfidf_rows(texts: Sequence[str], statistics: Statistics, common: Collection[str], *, earliness: float, top: int = 0) -> Found:
-    """`extractors.tfidf` of every text, whose pages leave out the `common` words of the corpus."""
+def tfidf_facts(statistics: Statistics, common: Collection[str]) -> Facts:
+    """Of a word: whether it ends a phrase (the `common` words of the corpus do too), whether it is an adverb, and its rarity."""
+    stop = ENGLISH.union(common)
+
+    def of_words(keys: Sequence[str]) -> Array:
+        counts = np.fromiter((statistics.document_counts[key] for key in keys), np.int64, len(keys))
+        border = np.fromiter((breaks(key, stop) for key in keys), bool, len(keys))
+        adverb = np.fromiter(map(is_adverb, keys), bool, len(keys))
+        return np.stack((border, adverb, inverse_document_frequency(counts, statistics.n_documents)), axis=1)
+
+    return Facts(of_words)
+
+
+def log_odds_facts(statistics: Statistics, retain_statistics: Statistics, prior_words: float) -> Facts:
+    """Of a word: its z against the retain corpus."""
+    return Facts(lambda keys: z_of_words(keys, statistics, retain_statistics, prior_words)[:, None])
+
+
+def tfidf_rows(texts: Sequence[str], facts: Facts, *, earliness: float, top: int = 0) -> Found:
+    """`extractors.tfidf` of every text, with the `tfidf_facts` of the corpus."""
     tokens = tokens_of(texts)
-    first, last = _candidates(tokens, ENGLISH.union(common))
+    border, adverb, rarity = facts.of(tokens.keys)
+    first, last = _candidates(tokens, border.astype(bool), adverb.astype(bool))
     model = _models(tokens, first, last)
-    counts = np.fromiter((statistics.document_counts[k] for k in tokens.keys), np.int64, len(tokens.keys))
-    rarity = inverse_document_frequency(counts, statistics.n_documents)
     by_frequency = term_weight(np.arange(1, int(tokens.frequency.max(initial=1)) + 1))
     sums = np.zeros(len(first))
     for step in range(int((last - first).max(initial=0))):
@@ -78,12 +105,10 @@ def tfidf_rows(texts: Sequence[str], statistics: Statistics, common: Collection[
     return _found(tokens, first, last, model, scores[model], top)
 
 
-def log_odds_rows(
-    texts: Sequence[str], statistics: Statistics, retain_statistics: Statistics, *, prior_words: float, least_z: float, top: int = 0
-) -> Found:
-    """`extractors.log_odds` of every text."""
+def log_odds_rows(texts: Sequence[str], facts: Facts, *, least_z: float, top: int = 0) -> Found:
+    """`extractors.log_odds` of every text, with the `log_odds_facts` of the corpus."""
     tokens = tokens_of(texts)
-    z = z_of_words(tokens.keys, statistics, retain_statistics, prior_words)[tokens.key] if tokens.keys else np.zeros(0)
+    z = facts.of(tokens.keys)[0][tokens.key]
     above = z > least_z
     goes_on = above & ~tokens.opens
     goes_on[1:] &= above[:-1]
@@ -97,10 +122,9 @@ def log_odds_rows(
     return _found(tokens, first, last, model, (sums / np.sqrt(last - first))[model], top)
 
 
-def _candidates(tokens: Tokens, stop: Collection[str], longest: int = 5) -> tuple[Array, Array]:
+def _candidates(tokens: Tokens, border_keys: Array, adverb_keys: Array, longest: int = 5) -> tuple[Array, Array]:
     """Words [first, last) of every candidate phrase, in order, as `phrases.page_of` chooses them."""
-    border = np.fromiter((breaks(key, stop) for key in tokens.keys), bool, len(tokens.keys))[tokens.key]
-    adverb = np.fromiter(map(is_adverb, tokens.keys), bool, len(tokens.keys))[tokens.key]
+    border, adverb = border_keys[tokens.key], adverb_keys[tokens.key]
     begins = ~border & tokens.opens
     begins[1:] |= ~border[1:] & border[:-1]
     run = np.cumsum(begins)

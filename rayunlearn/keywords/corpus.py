@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rayunlearn.data.documents import Document, Rejected
 from rayunlearn.data.encode import Encoded, encode
 from rayunlearn.errors import UserError, require
-from rayunlearn.keywords.blocks import IN_BLOCKS, Found, Knowledge, rows_of
+from rayunlearn.keywords.blocks import IN_BLOCKS, Found, in_blocks
 from rayunlearn.keywords.extractors import EXTRACTORS
 from rayunlearn.keywords.judge import Chat, Unusable, ask
 from rayunlearn.keywords.model import gap_by_word, gaps, phrase_states, word_gradients, word_losses
@@ -156,8 +156,8 @@ def extract(name: str, known: Known, arguments: Mapping[str, Any]) -> list[list[
     """Keywords of every document, best first, by the extractor `name` with its keyword-only `arguments`."""
     if name in IN_BLOCKS:
         texts = [d.answer for d in known.documents]
-        knowledge = Knowledge(known.statistics, known.retain_statistics if name == "log_odds" else None)
-        return [keywords for block in blocks_of(texts) for keywords in keywords_of(rows_of(name, block, knowledge, arguments), len(block))]
+        found = in_blocks(name, known.statistics, known.retain_statistics if name == "log_odds" else None, arguments)
+        return [keywords for block in blocks_of(texts) for keywords in keywords_of(found(block), len(block))]
     function = EXTRACTORS[name].function
     wanted = needs(function)
     values = {n: getattr(known, n) for n in wanted}

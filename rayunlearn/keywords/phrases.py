@@ -95,4 +95,4 @@ def _without_adverbs(words: Sequence[Word], first: int, last: int) -> tuple[int,
 
 def is_adverb(key: str) -> bool:
     """Whether the word may not stand at either end of a phrase."""
-    return key.isascii() and len(key) > 4 and key.endswith("ly")
+    return key.endswith("ly") and len(key) > 4 and key.isascii()
