@@ -63,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
     frontier_parser.add_argument(
         "--margin", metavar="M", type=float, default=0.1, help="difference of either metric that does not matter (default: 0.1)"
     )
+    studies_parser = _add(commands, "studies", studies, "write the run's Optuna studies as a SQLite file that optuna-dashboard opens")
+    studies_parser.add_argument("run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1")
+    studies_parser.add_argument("--output", metavar="FILE", default="", help="default: studies.db in the run")
     _add_attack(commands)
     _add_explain(commands)
     list_parser = _add(
@@ -470,6 +473,18 @@ def path(chosen: argparse.Namespace) -> int:
     one, other = (finished_trial(run, wanted) for wanted in (chosen.first, chosen.second))
     rows = between_trials(one, other, points=chosen.points)
     print_section(path_section(rows, one.trial_id, other.trial_id), _console())
+    return DONE
+
+
+def studies(chosen: argparse.Namespace) -> int:
+    """The studies as a file, and how to look at it."""
+    from rayunlearn.tuning import write_studies
+
+    run = brought(chosen.run)
+    file = Path(chosen.output) if chosen.output else run / "studies.db"
+    names = write_studies(run, file.resolve())
+    print(f"{len(names)} {'study' if len(names) == 1 else 'studies'} in {file}; to look at them:")
+    print(f"  pip install optuna-dashboard && optuna-dashboard sqlite:///{file}")
     return DONE
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.config import Value, digest
-from rayunlearn.errors import UserError, unknown_name
+from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.experiment import Choice, Domain, Range
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def study_of(run: str | Path, name: str) -> "optuna.Study":
 
     opened = open_run(Path(run))
     plan = opened.plan.collect()
-    studies = sorted(plan.filter(pl.col("study") != "")["study"].unique().to_list())
+    studies = _names(plan)
     if name not in studies:
         raise unknown_name("study", name, studies)
     settings = opened.experiment
@@ -128,6 +128,28 @@ def study_of(run: str | Path, name: str) -> "optuna.Study":
     floor = settings["objective"]["utility_floor"]
     finished = [_finished(row, space, results, floor * _base_utility(plan, trials, row, results)) for row in ended]
     return study_from(space, finished, seed=0)
+
+
+def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:
+    """All studies of a run into an Optuna storage, a SQLite file that optuna-dashboard opens; returns their names.
+
+    A picture of the run as it is now: an older file of that name is replaced. Raises UserError for a run without studies.
+    """
+    import optuna
+
+    from rayunlearn.results.store import open_run
+
+    names = _names(open_run(Path(run)).plan.collect())
+    require(bool(names), "a run must have tuned something (budget.tuning) to have studies", str(run))
+    studies = {name: study_of(run, name) for name in names}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+    for name, study in studies.items():
+        copy = optuna.create_study(study_name=name, storage=storage, directions=study.directions)
+        copy.add_trials(study.trials)
+    return names
 
 
 def objective_of(settings: Mapping[str, Any]) -> Any:
@@ -144,6 +166,11 @@ def domain_of(name: str, content: Mapping[str, Any]) -> Domain:
     if content["kind"] == "range":
         return Range(content["low"], content["high"], log=content["log"], integer=content["integer"])
     raise UserError(f"the kind of {name} must be 'range' or 'choice', got {content['kind']!r}")
+
+
+def _names(plan: "pl.DataFrame") -> tuple[str, ...]:
+    """The studies of a run's plan, sorted."""
+    return tuple(sorted(set(plan["study"].to_list()) - {""}))
 
 
 def _frozen(space: Mapping[str, Domain], trial: Finished) -> "optuna.trial.FrozenTrial":

@@ -25,7 +25,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Choice, Experiment, Objective, grids_of
 from rayunlearn.plan import Planner, Result
 from rayunlearn.results.store import finished, open_run
-from rayunlearn.tuning import study_of
+from rayunlearn.tuning import study_of, write_studies
 from tests import fake_work
 from tests.fake_driver import tuned
 from tests.ray_fixture import REPOSITORY, ray_address
@@ -179,6 +179,9 @@ def test_the_rebuilt_study_never_calls_an_accident_complete(ray_address: str, tm
     assert {trial.params["train.batch_size"] for trial in study.trials} == set(wanted)
     assert all(trial.state == wanted[trial.params["train.batch_size"]] for trial in study.trials)
     assert all(trial.constraints["utility_floor"] <= 0 for trial in study.best_trials)
+    assert write_studies(result.run, tmp_path / "studies.db") == ("all",)
+    kept = optuna.load_study(study_name="all", storage=f"sqlite:///{tmp_path}/studies.db")
+    assert [(t.params, t.state, t.values) for t in kept.trials] == [(t.params, t.state, t.values) for t in study.trials]
 
 
 def test_version_dev_starts_from_nothing_and_no_other_version_does(tmp_path: Path) -> None:

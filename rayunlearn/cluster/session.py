@@ -42,8 +42,8 @@ def before_ray(address: str) -> str:
 
 
 @contextmanager
-def connected(*, address: str, workers: int) -> Iterator[None]:
-    """Ray, for the length of the block; shut down afterwards only what was started here.
+def connected(*, address: str, workers: int) -> Iterator[str]:
+    """Ray, for the length of the block, and the address of its dashboard ('': none); shut down afterwards only what was started here.
 
     `local`: a private cluster of `workers` CPUs (0: as many as there are), reachable from this machine only.
     `auto`: the cluster that RAY_ADDRESS names (a submitted job's own), else `local`. Anything else is an address.
@@ -53,12 +53,12 @@ def connected(*, address: str, workers: int) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        yield ""
         return
     with _private_folder(place) as folder:
-        _start(place, workers, folder)
+        dashboard = _start(place, workers, folder)
         try:
-            yield
+            yield dashboard
         finally:
             ray.shutdown()
 
@@ -151,7 +151,8 @@ def _private_folder(place: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(place: str, workers: int, folder: Path) -> None:
+def _start(place: str, workers: int, folder: Path) -> str:
+    """Connect; where the cluster's dashboard is."""
     import ray
 
     if place == "local":
@@ -165,11 +166,12 @@ def _start(place: str, workers: int, folder: Path) -> None:
             _node_ip_address="127.0.0.1",
             _temp_dir=str(folder),
         )
-        return
+        return ""
     knock(place)
     # A client of a cluster far away brings this package along; a driver on the cluster shares its installation.
     package = {"py_modules": [str(Path(rayunlearn.__file__).parent)]} if place.startswith("ray://") else {}
     try:
-        ray.init(address=place, runtime_env=package, log_to_driver=False, logging_level="ERROR")
+        context = ray.init(address=place, runtime_env=package, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"--address must name a Ray cluster that answers, got {place!r} ({error})") from error
+    return f"http://{context.dashboard_url}" if context.dashboard_url else ""

@@ -126,7 +126,9 @@ def _run_missing(
     trials = tuple({pair_of(row.trial): row.trial for row in agenda.rows}.values())
     planned = tuple(dict.fromkeys(row.trial for row in (*agenda.ready, *agenda.expected)))
     try:
-        with connected(address=options.address, workers=options.workers):
+        with connected(address=options.address, workers=options.workers) as dashboard:
+            if dashboard:
+                console.print(f"Ray's dashboard: {dashboard} (from the head's machine: docs/cluster.md)", highlight=False, soft_wrap=True)
             finished = execute(
                 planner,
                 before,
