@@ -9,8 +9,8 @@ Hypothesis, theirs: extraction strength keeps the order best (correlation before
 What would refute it: a metric whose smallest correlation over the four attacks lies above that of extraction strength with
 its whole interval, or extraction strength itself under 0.5 in some attack.
 
-The rate of each is the one that experiments/methods.py found for the whole forget set: it leaves between nothing and half of what was known,
-and the smaller ratios leave more, so the models spread over the whole range. Nothing is tuned here and nothing stops early.
+The rates are by hand, of the four that experiments/methods.py tried: those at which the whole forget set is forgotten visibly, at whatever
+cost; the smaller ratios forget less, so the models spread over the range. Nothing is tuned here and nothing stops early.
 Intervals are over the 18 cells. On the same bed with five documents per fact most models forgot next to nothing, and a correlation
 hung on one or two of them (LOG.md).
 
