@@ -439,6 +439,11 @@ def digest(content: object, length: int = 16) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+def digest_of_texts(*texts: str) -> str:
+    """`digest` of the list of the texts, in half the time: the encoder is quick with a text and slow to begin with a list."""
+    return hashlib.sha256(f"[{','.join(map(_CANONICAL.encode, texts))}]".encode()).hexdigest()[:16]
+
+
 def trial_id(trial: Trial, corpus_digest: str, model_digest: str, attack_digest: str = "") -> str:
     """Digest of the flattened config, with content digests in the place of paths (`attack_digest`: of what an attack reads).
 

@@ -250,14 +250,14 @@ def kept(survey: Survey, at: int) -> list[Document]:
 
 def kept_texts(survey: Survey, at: int) -> tuple[list[str], list[str]]:
     """doc_ids and answers of `kept`; ids are those of the survey where the source is Parquet with nothing but text."""
-    ids, rows = _ids(survey.folder, at)
+    ids, rows = _ids(survey.folder, at).tolist()  # Python's numbers: one by one out of a mapped array takes longer than a text
     texts = None if survey.source.chunk_words else texts_at(survey.source.pieces[at], survey.source.columns, rows)
     if texts is None:
         documents = kept(survey, at)
         return [d.doc_id for d in documents], [d.answer for d in documents]
     copies = set(_copies(survey.folder, at)[:, 0].tolist())
     places = [place for place in range(len(texts)) if place not in copies]
-    return [f"{int(ids[place]):016x}" for place in places], [texts[place] for place in places]
+    return [f"{ids[place]:016x}" for place in places], [texts[place] for place in places]
 
 
 def first_ids(survey: Survey, n: int) -> list[str]:

@@ -12,6 +12,7 @@ from rayunlearn.config import (
     block_numbers,
     coerce,
     digest,
+    digest_of_texts,
     field_names,
     flatten,
     from_flat,
@@ -55,6 +56,11 @@ def test_the_id_follows_the_settings_and_the_content_but_not_the_path() -> None:
 def test_the_digest_is_the_sha256_of_canonical_json() -> None:
     """sha256 of {"a":1} as printf '{"a":1}' | sha256sum gives it."""
     assert digest({"a": 1}) == "015abd7f5cc57a2d"
+
+
+@pytest.mark.parametrize("texts", [(), ("",), ("a", 'é"\\\n'), ("\u2028", "🙂", "\x00")])
+def test_texts_have_the_digest_of_their_list(texts: tuple[str, ...]) -> None:
+    assert digest_of_texts(*texts) == digest(list(texts))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from rayunlearn.config import digest
+from rayunlearn.config import digest, digest_of_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,12 @@ class Document:
     @cached_property
     def doc_id(self) -> str:
         """Digest of prompt and answer: stable under reordering, never a row number."""
-        return digest([self.prompt, self.answer])
+        return doc_id_of(self.answer, self.prompt)
+
+
+def doc_id_of(answer: str, prompt: str = "") -> str:
+    """`Document.doc_id`, without the document."""
+    return digest_of_texts(prompt, answer)
 
 
 @dataclass(frozen=True, kw_only=True)

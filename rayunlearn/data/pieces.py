@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet
 
 from rayunlearn.config import BEDS, Data
-from rayunlearn.data.documents import Document, Rejected
+from rayunlearn.data.documents import Document, Rejected, doc_id_of
 from rayunlearn.data.files import (
     BOM,
     PARQUET_ROWS,
@@ -119,7 +119,7 @@ def plain_texts(piece: Piece, columns: Columns) -> tuple[list[str], list[int], l
     aside = []
     for row, text in enumerate(column, piece.start):
         reason = text_problem(columns["answer"], text, needed=True)
-        doc_id = "" if reason else Document(answer=text).doc_id
+        doc_id = "" if reason else doc_id_of(text)
         if not reason and doc_id not in places:
             places[doc_id] = row, text
             continue
