@@ -9,7 +9,7 @@ import pytest
 
 from rayunlearn.config import Trial, Value, digest, flatten, with_values
 from rayunlearn.results.analysis import coreset_table
-from rayunlearn.results.control import control_in_words, control_view, has_calibrated, order_changes, ranks, standings
+from rayunlearn.results.control import control_in_words, control_view, has_calibrated, moved, order_changes, ranks, standings
 from rayunlearn.results.report import page
 from rayunlearn.results.store import Run, open_run, write_experiment, write_table, write_trial
 from tests.synthetic import EXPERIMENT, plan_row
@@ -70,11 +70,24 @@ def test_the_planted_changes_of_place_are_found_and_shown_and_no_other(tmp_path:
     assert (changes["p"] >= changes.select(pl.max_horizontal("p_before", "p_after")).to_series()).all()
 
 
+def test_methods_move_whose_rank_intervals_lie_apart_and_no_other() -> None:
+    rows = [
+        ("apart", "unlearned", 1, 1, 2),
+        ("apart", "calibrated", 4, 3, 5),
+        ("touching", "unlearned", 3, 2, 4),
+        ("touching", "calibrated", 5, 4, 6),
+    ]
+    columns = ("name", "stage", "rank", "rank_low", "rank_high")
+    table = pl.DataFrame(rows, schema=columns, orient="row").with_columns(pl.lit("").alias("place"))
+    assert moved(table).select("name", "rank", "rank_after").rows() == [("apart", 1, 4)]
+
+
 def test_page_and_words_say_it_and_a_run_without_calibration_says_nothing(tmp_path: Path) -> None:
     run = made_run(tmp_path / "with")
     words = control_in_words(run)
     assert words[0].startswith("Mixed back to the same share of base's retention, 2 of 3 pairs of methods change places; of 2 of these")
     assert any(line.startswith("ga + nll leaves less than npo + nll as trained and more once both are mixed back: -0.150 before") for line in words)
+    assert words[-1].startswith("Ranks whose 95 % intervals lie apart, as trained and mixed back: ga + nll from 1 [1, 1] to 3 [3, 3]; ")
     html = page(run)
     assert 'id="control"' in html and "3 [3, 3]" in html
     plain = made_run(tmp_path / "without", calibrated=False)

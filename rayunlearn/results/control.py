@@ -135,8 +135,9 @@ def standings_of(run: Run) -> Iterator[Standing]:
 
 
 def control_in_words(run: Run) -> list[str]:
-    """How many pairs of methods change places at equal retention, and which of them is shown."""
-    changes, total = order_changes(run), n_pairs(standings(run, draws=1))
+    """How many pairs of methods change places at equal retention, which of them is shown, and which methods move."""
+    changes, table = order_changes(run), standings(run)
+    total = n_pairs(table)
     if not total:
         return []
     shown = changes.filter("shown")
@@ -144,7 +145,27 @@ def control_in_words(run: Run) -> list[str]:
         f"Mixed back to the same share of base's retention, {changes.height} of {total} pairs of methods change places; "
         f"of {shown.height} of these both differences are shown (p at most {SHOWN_AT:g} after Holm over all pairs)."
     )
-    return [first, *(_change(row) for row in shown.iter_rows(named=True))]
+    return [first, *(_change(row) for row in shown.iter_rows(named=True)), *_moves(moved(table))]
+
+
+def moved(table: pl.DataFrame, *, after: str = "calibrated") -> pl.DataFrame:
+    """Of a table of `standings` the cells whose rank as trained and rank at stage `after` have 95 % intervals that lie apart.
+
+    Columns place, name, rank*, and the same with `_after`; the furthest first. Interval by interval, without correction for their number.
+    """
+    ranks_ = ("rank", "rank_low", "rank_high")
+    sides = [table.filter(pl.col("stage") == stage).select("place", "name", *ranks_) for stage in ("unlearned", after)]
+    both = sides[0].join(sides[1], on=("place", "name"), suffix="_after")
+    apart = (pl.col("rank_low_after") > pl.col("rank_high")) | (pl.col("rank_high_after") < pl.col("rank_low"))
+    return both.filter(apart).sort((pl.col("rank_after") - pl.col("rank")).abs(), descending=True, maintain_order=True)
+
+
+def _moves(table: pl.DataFrame) -> list[str]:
+    """One sentence for all that moved."""
+    cells = [
+        f"{', '.join(filter(None, (row['name'], row['place'])))} from {_rank(row)} to {_rank(row, '_after')}" for row in table.iter_rows(named=True)
+    ]
+    return [f"Ranks whose 95 % intervals lie apart, as trained and mixed back: {'; '.join(cells)}."] if cells else []
 
 
 def _change(row: Mapping[str, Any]) -> str:
@@ -175,8 +196,8 @@ def _view_row(key: tuple[str, str], kinds: Mapping[str, Mapping[tuple[str, str],
     return tuple(cells)
 
 
-def _rank(row: Mapping[str, Any]) -> str:
-    return f"{row['rank']:.0f} [{row['rank_low']:.0f}, {row['rank_high']:.0f}]"
+def _rank(row: Mapping[str, Any], end: str = "") -> str:
+    return f"{row[f'rank{end}']:.0f} [{row[f'rank_low{end}']:.0f}, {row[f'rank_high{end}']:.0f}]"
 
 
 def _named(rows: pl.DataFrame, all_rows: pl.DataFrame, settings: Sequence[str]) -> tuple[str, str]:
