@@ -13,12 +13,15 @@ that is as high, the barrier is how the method forgets and no doing of the cores
 
 `--preset paper`: RMU and NPO of that study on WMDP-bio; it looks at six points of the line and at forgetting alone.
 
-Attacks are trials of their own: `rayunlearn attack RUN --trials grid --seeds 1` after the run.
+When all trials have ended `rayunlearn run` goes on with the attacks: relearning on ten forget documents, equal steps on ten unrelated
+ones (its control, and an attack), four-bit weights and retain shots, on every cell, base and gold. One attack seed per model and
+three models per cell: the intervals are over models. Ten documents are relearned to .9 within ten of the fifty steps (one model of each
+method, by hand), so the area under the curve stands beside what is back in the end.
 """
 
 from rayunlearn import recipes
 from rayunlearn.config import Data, Explain, Method, Stop, Train, Trial
-from rayunlearn.experiment import Budget, Objective, Range
+from rayunlearn.experiment import Attacks, Budget, Objective, Range
 
 BASE = Trial(
     data=Data(name="domain", size="tiny", redundancy=20),
@@ -52,3 +55,4 @@ PRESETS = {
         "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
     }
 }
+ATTACKS = Attacks(panel="coresets", trials="grid")

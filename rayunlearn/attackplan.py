@@ -355,12 +355,20 @@ METRIC_STRESS = (  # what experiments/metric_robustness.py tries metrics by; rel
     Entry("linear_shortcut"),
 )
 
+BESIDE_FULL = (  # what experiments/faithfulness.py holds coresets against the full set by; unrelated text is relearning's control too
+    Entry("relearning", (("documents", 10),)),
+    Entry("unrelated_training", (("documents", 10),)),
+    Entry("round_to_nearest", (("bits", 4),)),
+    Entry("few_shot_retain"),
+)
+
 PANELS: Mapping[str, Panel] = {
     "quick": Panel(
         entries=(Entry("relearning", (("documents", 10),)), *(Entry(name) for name in TRAINING), *ROUNDED, SHOTS[0], REWORDED[0]),
     ),
     "black_box": Panel(entries=(*SHOTS, *FILLERS, *REWORDED, *TRANSLATIONS, Entry("unrelated_training", tuned=True))),
     "metrics": Panel(entries=METRIC_STRESS, seeds=(0,)),
+    "coresets": Panel(entries=BESIDE_FULL, seeds=(0,)),
     "full": Panel(
         entries=(
             *(Entry("relearning", (("documents", n),), tuned=True) for n in (1, 10, 0)),

@@ -88,7 +88,9 @@ def _add_attack(commands: Any) -> None:
     added.add_argument("run", metavar="RUN", nargs="?", default="", help="folder or URL of a run, for example runs/hello/1")
     which = "best (default): most forgotten at kept utility, one per method; pareto; grid: every cell; or ids, separated by commas"
     added.add_argument("--trials", metavar="best|pareto|grid|ID,ID", default="best", help=which)
-    added.add_argument("--panel", metavar="quick|black_box|full", default="quick", help="which attacks (default: quick; see docs/attacks.md)")
+    added.add_argument(
+        "--panel", metavar="quick|black_box|coresets|full", default="quick", help="which attacks (default: quick; see docs/attacks.md)"
+    )
     added.add_argument("--attacks", metavar="NAME,NAME", default="", help="only these (see `rayunlearn list attacks`)")
     added.add_argument("--seeds", metavar="N", type=int, help="seeds of attacks that draw (default: the panel's, 3)")
     points = "most points of a recovery curve (default: 100, which is every step of the searched strengths)"

@@ -27,6 +27,7 @@ CURVES = {
     "mode_connectivity": ":full or :base: x is the share of the trial's own weights on the line from the full-set model or base",
     "mixing": "x is alpha: the model is (1 - alpha) base + alpha unlearned; the points that calibration measured",
 }
+WORD_KINDS = ("function_word_log_prob", "keyword_log_prob", "content_word_log_prob")  # metrics of what documents say, by kind of word
 HELD_IN = "held_in"  # split of what a soft prompt was learned from
 FINISHED = ("complete", "collapsed", "diverged")  # a failed trial runs again on the next call
 

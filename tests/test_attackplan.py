@@ -90,6 +90,13 @@ def test_a_curve_is_of_the_metric_that_is_forgotten_by_and_says_nothing_of_other
         check(replace(BASE, attack=Attack(name="relearning", curve_metric="rouge_l_f1")))
 
 
+def test_the_panel_of_faithfulness_asks_four_attacks_of_a_model_and_shares_the_control_of_relearning() -> None:
+    rows = planner(*PANELS["coresets"].entries).agenda({}).rows
+    one_seed = {r.trial_id: r.trial.attack.name for r in rows if r.trial.stage == "unlearned" and r.trial.attack.seed == 0}
+    assert sorted(one_seed.values()) == ["few_shot_retain", "relearning", "round_to_nearest", "unrelated_training"]
+    assert PANELS["coresets"].seeds == (0,)
+
+
 def test_attacks_parquet_keeps_the_rows_of_other_panels(tmp_path: Path) -> None:
     first, second = planner(Entry("weight_noise")), planner(Entry("magnitude_pruning"))
     for plan in (first, second, second):

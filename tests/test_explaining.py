@@ -57,13 +57,21 @@ def add(run: Path, trial_id: str, tables: dict[str, Any], **config: Any) -> None
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Base answers a, b and c; after unlearning a is left, key words bring b back, random words nothing. Half of the set kept: a and b are left."""
-    right, words = "exact_memorization", "function_word_log_prob"
+    right, words, keywords = "exact_memorization", "function_word_log_prob", "keyword_log_prob"
     plain, key, other = ("none", "forget", right), ("emphasis:quoted", "forget", right), ("emphasis_random:quoted", "forget", right)
     known = {plain: (1, 1, 1, 0.5), key: (1, 1, 1, 0), other: (1, 1, 0, 0), ("none", "retain", right): (1, 1, 0.0, 1)}
-    known |= {("none", "retain_documents", words): (-1.0, -3.0), ("none", "forget", "probability"): (0.9, 0.9, 0.9, 0.4)}
+    known |= {
+        ("none", "retain_documents", keywords): (-1.0,),
+        ("none", "retain_documents", words): (-1.0, -3.0),
+        ("none", "forget", "probability"): (0.9, 0.9, 0.9, 0.4),
+    }
     full = {plain: (1, 0, 0.5, 0), key: (1, 1, 0, 1), other: (1, 0, 0, 1), ("none", "retain", right): (1, 0, 0, 1)}
     full[("emphasis:quoted", "retain", right)] = (0.5, 1, 1, 1)
-    full |= {("none", "retain_documents", words): (-2.0, -3.5), ("none", "forget", "probability"): (0.8, 0.1, 0.3, 0.1)}
+    full |= {
+        ("none", "retain_documents", keywords): (-4.0,),
+        ("none", "retain_documents", words): (-2.0, -3.5),
+        ("none", "forget", "probability"): (0.8, 0.1, 0.3, 0.1),
+    }
     half = {plain: (1, 1, 0, 0), ("none", "retain", right): (1, 1, 0, 1), ("none", "forget", "probability"): (0.8, 0.7, 0.3, 0.1)}
     before = attributions("base", (0.0, 2.0, 1.0, -1.0), (False, True, True, False), (0.1, 0.4, 0.3, 0.2))
     after = attributions("unlearned", (3.0, 1.0, -2.0, 0.0), (True, True, False, False), (0.4, 0.3, 0.1, 0.2))
@@ -112,11 +120,13 @@ def test_recovery_counts_what_was_right_before_and_is_wrong_now_and_nothing_else
 
 
 def test_destroyed_is_the_share_of_known_retain_questions_and_words_are_told_apart_by_kind(run: Run) -> None:
-    """Base knows a, b and d of retain; b is lost: 1 of 3. Function words fell by 1 and by 0.5 nats."""
+    """Base knows a, b and d of retain; b is lost: 1 of 3. Function words fell by 1 and by 0.5 nats; a's keywords by 3, b has none: in a
+    function words fell by 2 nats less."""
     full = row_of(damage_table(run), cell="npo + nll, whole set")
     assert full["destroyed"] == pytest.approx(1 / 3)
     assert full["function_words_retain"] == pytest.approx(-0.75)
-    assert full["content_words_retain"] is full["destroyed_untouched"] is None
+    assert full["keywords_retain"] == pytest.approx(-3.0) and full["against_keywords_retain"] == pytest.approx(2.0)
+    assert full["content_words_retain"] is full["keywords_forget"] is full["destroyed_untouched"] is None
 
 
 def test_key_tokens_before_and_after_by_hand(run: Run) -> None:
@@ -160,15 +170,25 @@ def test_faithfulness_to_the_full_set_model_of_the_same_seed_by_hand(run: Run) -
 
 
 def test_attacks_stand_beside_each_other_by_the_part_that_was_kept(run: Run) -> None:
-    """Base 0.775, the full set's model 0.325 and 0.5125 after: (0.1875 / 0.45) = 0.42; the half's 0.475 and the same after: nothing came back."""
+    """Base 0.775, the full set's model 0.325 and 0.5125 after: (0.1875 / 0.45) = 0.42; the half's 0.475 and the same after: nothing came back.
+    The curve rises by (0.55 - 0.325) / 0.45 = 0.5 in its first step and stays: area (0.25 + 0.5) / 2."""
+    point = {"kind": "relearning", "metric": "probability", "split": "forget", "n": 4, "stderr": 0.0}
+    curve = [point | {"x": x, "value": value} for x, value in ((0.0, 0.325), (1.0, 0.55), (2.0, 0.55))]
     for attacked, values in (("full", (0.8, 0.4, 0.6, 0.25)), ("half", (0.8, 0.7, 0.3, 0.1))):
-        tables = {"examples": examples({("relearning", "forget", "probability"): values}, "unlearned")}
+        tables = {"examples": examples({("relearning", "forget", "probability"): values}, "unlearned"), "curves": curve if attacked == "full" else []}
         add(run.path, f"attack-{attacked}", tables, **{"attack.name": "relearning"})
     place = {"role": "attack", "setting": "relearning", "answers": "", "study": "", "study_index": -1}
     write_table(run.path / "attacks.parquet", "attacks", [{"trial_id": f"attack-{t}", "attacked": t} | place for t in ("full", "half")])
     cells = recovered_by_cell(open_run(run.path))["relearning"]
     assert cells == {("npo", "nll", "random", 1.0): "0.42", ("npo", "nll", "random", 0.5): "0.00"}
-    assert [s.anchor for s in faithfulness_sections(open_run(run.path))] == ["faithfulness", "from-base", "attacks-by-ratio"]
+    sections = faithfulness_sections(open_run(run.path))
+    assert [s.anchor for s in sections] == ["faithfulness", "from-base", "attacks-by-ratio"]
+    like, attacks = sections[0].view, sections[-1].view
+    assert [row[:5] for row in like.rows] == [("npo + nll", "random 50 %", "1", "0.60 [0.60, 0.60]", "0.40 [0.40, 0.40]")]
+    assert (attacks.headers, attacks.rows) == (
+        ("attack", "npo + nll, whole set", "npo + nll, random 50 %"),
+        (("relearning", "0.42", "0.00"), ("relearning, area under its curve", "0.38", "–")),
+    )
 
 
 def test_a_heat_map_holds_before_and_after_each_by_its_own_largest_contribution(run: Run) -> None:

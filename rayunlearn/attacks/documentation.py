@@ -20,6 +20,7 @@ harms an answer that is known, gold what it gives to a model that never knew. A 
 rayunlearn attack RUN                                        # panel quick on the best trial of every method
 rayunlearn attack RUN --trials 3f2a,77b0 --panel full        # every attack on two trials; what has finished is skipped
 rayunlearn attack RUN --trials grid --panel black_box        # shots, rephrasings, training on unrelated text, on every cell
+rayunlearn attack RUN --trials grid --panel coresets         # relearning, unrelated text, 4 bits, shots: one seed each, as faithfulness.py does
 rayunlearn attack RUN --attacks gcg,soft_prompt --seeds 5    # only these
 rayunlearn attack RUN --text mine.txt --rephrasings mine.jsonl --chat-model some/chat-model
 rayunlearn attack --model theirs --base before --gold never --benchmark wmdp-bio --data wmdp --metric multiple_choice

@@ -15,10 +15,10 @@ from scipy.stats import rankdata
 from rayunlearn.results.analysis import CELL, Interval, Numbers, bootstrap_interval, controlled, placed_trials, varying_settings
 from rayunlearn.results.store import Run
 from rayunlearn.results.words import Section, View, kept_words, number, place_words, with_interval
+from rayunlearn.schema import WORD_KINDS
 
 RIGHT = "exact_memorization"
 KEY, RANDOM = "emphasis", "emphasis_random"
-WORD_KINDS = ("function_word_log_prob", "content_word_log_prob")
 ROLES = ("base", "gold", "control", "grid")
 
 
@@ -75,7 +75,8 @@ def emphasis_table(run: Run) -> pl.DataFrame:
 
 def damage_table(run: Run) -> pl.DataFrame:
     """One row per cell but base: destroyed (share of retain questions right before and wrong now), the same of `untouched`, and the
-    change of mean log p of function and of content words of the forget and the retain documents, in nats. Each with its interval."""
+    change of mean log p of function words, keywords and all but function words of the forget and the retain documents, in nats;
+    against_keywords: that of function words minus that of keywords, document by document. Each with its interval."""
     right, words = _values(run, (RIGHT,), by="attack"), _values(run, WORD_KINDS)
     return pl.DataFrame([_damage_row(cell, right, words) for cell in explained_cells(run) if cell.role != "base"], infer_schema_length=None)
 
@@ -141,9 +142,13 @@ DAMAGE = {
     "destroyed": "share of the retain questions that base answers right and this model does not",
     "destroyed_untouched": "the same of the questions that base and gold know and no unlearning is shown",
     "function_words_forget": "change of mean log p of the function words in forget documents, nats",
-    "content_words_forget": "change of mean log p of all other words there, nats",
+    "keywords_forget": "the same of the keywords there (tfidf, at most three tenths of the words)",
+    "against_keywords_forget": "function words minus keywords, document by document: above 0, function words were spared",
+    "content_words_forget": "change of mean log p of all words but function words there, nats",
     "function_words_retain": "change of mean log p of the function words in retain documents, nats",
-    "content_words_retain": "change of mean log p of all other words there, nats",
+    "keywords_retain": "the same of the keywords there",
+    "against_keywords_retain": "function words minus keywords, document by document",
+    "content_words_retain": "change of mean log p of all words but function words there, nats",
 }
 TRACKED = {
     "overlap": "Jaccard of the key tokens of base and of this model",
@@ -266,14 +271,20 @@ def _damage_row(cell: Cell, right: Values, words: Values) -> dict[str, Any]:
         documents = _known(plain, cell.base)
         values = {(t, d): float(plain[t, d] != 1) for t in cell.trial_ids for d in documents if (t, d) in plain}
         row |= spread(name, bootstrap_interval(matrix(cell.trial_ids, documents, values)))
-    for split in ("forget_documents", "retain_documents"):
-        for metric in WORD_KINDS:
-            now = words.get((metric, split), {})
-            documents = sorted({d for t, d in now if t == cell.base})
-            values = {(t, d): now[t, d] - now[cell.base, d] for t in cell.trial_ids for d in documents if (t, d) in now}
-            name = f"{metric.partition('_')[0]}_words_{split.partition('_')[0]}"
-            row |= spread(name, bootstrap_interval(matrix(cell.trial_ids, documents, values)))
+    for side in ("forget", "retain"):
+        changes = [_change(cell, words.get((metric, f"{side}_documents"), {})) for metric in WORD_KINDS]
+        function, keyword, content = changes
+        against = {key: function[key] - keyword[key] for key in function.keys() & keyword.keys()}
+        named = {"function_words": function, "keywords": keyword, "against_keywords": against, "content_words": content}
+        for name, values in named.items():
+            documents = sorted({d for _, d in values})
+            row |= spread(f"{name}_{side}", bootstrap_interval(matrix(cell.trial_ids, documents, values)))
     return row
+
+
+def _change(cell: Cell, now: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """(trial, document) -> value less that of base, where both have one."""
+    return {(t, d): value - now[cell.base, d] for (t, d), value in now.items() if t in cell.trial_ids and (cell.base, d) in now}
 
 
 def _tracking_row(cell: Cell, frames: Mapping[str, Mapping[str, pl.DataFrame]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rayunlearn.results.words import UNKNOWN, Section, kept_words, mean_of, numb
 SAME = ("method.forget", "method.retain", "train.seed", "corpus_digest", "model_digest")  # what a trial shares with its full-set model
 CELL = ("method.forget", "method.retain", "select.name", "select.ratio")
 KIND = "mode_connectivity"  # a path from base or from the full-set model to the trial's own, see `explanation.paths`
+AREA = ", area under its curve"
 SPLITS = ("forget", "retain", "untouched")
 Paths = dict[tuple[str, str, str], list[float]]  # (trial, start, split) -> mean answer probability at equal steps
 Pair = tuple[str, str]  # a trial and its full-set model; of that itself, twice the same
@@ -147,23 +148,25 @@ def attack_sections(run: Run) -> list[Section]:
     rows = [(setting, *(by_cell.get(cell, UNKNOWN) for cell in cells)) for setting, by_cell in recovered.items()]
     caption = (
         "Recovered fraction, 0: as unlearned, 1: as base; mean over the attacked trials of a cell and 95 % bootstrap interval over them. "
-        "One trial alone has no interval. The controls are in the table of attacks."
+        "One trial alone has no interval. Area: the mean over the steps, which still tells models apart where in the end all of it is back. "
+        "The controls are in the table of attacks."
     )
     view = view_of({"attack": "attack and its settings", **dict.fromkeys(names, "recovered fraction")}, rows)
     return [Section(anchor="attacks-by-ratio", title="Attacks, coresets beside the full set", caption=caption, view=view)]
 
 
 def recovered_by_cell(run: Run) -> dict[str, dict[tuple[Any, ...], str]]:
-    """Attack setting -> cell -> its recovered fraction in words."""
+    """Attack setting -> cell -> its recovered fraction in words; under a training attack, in a line of its own, the area of its curve."""
     table = recovery_table(run)
     found: dict[str, dict[tuple[Any, ...], str]] = {}
     place = {trial: cell for cell, pairs in cells_of(run).items() for trial, _ in pairs}
-    for (setting,), rows in table.filter(pl.col("recovered").is_not_null()).group_by("setting", maintain_order=True):
-        values: dict[tuple[Any, ...], list[float]] = {}
-        for attacked, recovered in rows.select("attacked", "recovered").iter_rows():
-            values.setdefault(place[attacked], []).append(recovered) if attacked in place else None
-        found[str(setting)] = {cell: _recovered(numbers) for cell, numbers in values.items()}
-    return {setting: by_cell for setting, by_cell in found.items() if by_cell}
+    for (setting,), rows in table.group_by("setting", maintain_order=True):
+        for column, shown in (("recovered", str(setting)), ("area", f"{setting}{AREA}")):
+            values: dict[tuple[Any, ...], list[float]] = {}
+            for attacked, value in rows.drop_nulls(column).filter(pl.col("attacked").is_in(list(place))).select("attacked", column).iter_rows():
+                values.setdefault(place[attacked], []).append(value)
+            found[shown] = {cell: _recovered(numbers) for cell, numbers in values.items()}
+    return {shown: by_cell for shown, by_cell in found.items() if by_cell}
 
 
 # ---- inside
