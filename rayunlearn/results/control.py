@@ -20,6 +20,7 @@ from rayunlearn.results.words import UNKNOWN, mean_of, with_interval
 
 COMPARED = ("unlearned", "calibrated", "calibrated_beside")
 ALPHA_OF = {"calibrated": "calibrated_alpha", "calibrated_beside": "calibrated_beside_alpha"}
+MOVED = 2  # places
 SHOWN_AT = 0.05  # p after Holm's correction at which a change of places is called shown
 
 
@@ -149,15 +150,17 @@ def control_in_words(run: Run) -> list[str]:
 
 
 def moved(table: pl.DataFrame, *, after: str = "calibrated") -> pl.DataFrame:
-    """Of a table of `standings` the cells whose rank as trained and rank at stage `after` have 95 % intervals that lie apart.
+    """Of a table of `standings` the cells that move by two places or more, with 95 % intervals of rank before and at stage `after` that lie apart.
 
     Columns place, name, rank*, and the same with `_after`; the furthest first. Interval by interval, without correction for their number.
+    Two places: among methods that forget nothing one more in the tie moves them all by one.
     """
     ranks_ = ("rank", "rank_low", "rank_high")
     sides = [table.filter(pl.col("stage") == stage).select("place", "name", *ranks_) for stage in ("unlearned", after)]
     both = sides[0].join(sides[1], on=("place", "name"), suffix="_after")
     apart = (pl.col("rank_low_after") > pl.col("rank_high")) | (pl.col("rank_high_after") < pl.col("rank_low"))
-    return both.filter(apart).sort((pl.col("rank_after") - pl.col("rank")).abs(), descending=True, maintain_order=True)
+    far = (pl.col("rank_after") - pl.col("rank")).abs()
+    return both.filter(apart, far >= MOVED).sort(far, descending=True, maintain_order=True)
 
 
 def _moves(table: pl.DataFrame) -> list[str]:
