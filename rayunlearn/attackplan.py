@@ -27,12 +27,17 @@ from rayunlearn.results.terminal import find_trial
 from rayunlearn.tuning import Finished, best, seed_of, suggest
 
 DRAWN = {"rng", "seed", "forget_sequences", "retain_sequences", "unrelated_sequences", "held_in", "held_in_sequences"}  # differ by attack.seed
-STRENGTH: Mapping[str, Domain] = {"learning_rate": Range(1e-4, 1e-2, log=True), "steps": Range(10, 100, log=True, integer=True)}
+STEPS = Range(10, 100, log=True, integer=True)
+STRENGTH: Mapping[str, Domain] = {"learning_rate": Range(1e-4, 1e-2, log=True), "steps": STEPS}
+OTHER_STRENGTH: Mapping[str, Mapping[str, Domain]] = {  # of attacks that train no weights
+    "soft_prompt": {"learning_rate": Range(1e-3, 1e-1, log=True), "steps": STEPS},  # a few vectors bear larger steps than all weights do
+    "gcg": {"steps": STEPS, "candidates": Range(8, 64, log=True, integer=True)},  # it draws replacements and has no learning rate
+}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One attack of a panel: its name, what is set of it (`documents`, `bits`), and whether learning rate x steps are searched."""
+    """One attack of a panel: its name, what is set of it (`documents`, `bits`), and whether its `strength_of` is searched."""
 
     name: str
     values: tuple[tuple[str, Value], ...] = ()
@@ -127,7 +132,7 @@ class AttackPlanner:
         name = f"{entry.words} on {target.trial_id}"
         while len(rows) < self.panel.budget and len(finished) == len(rows):
             n = min(self.panel.batch, self.panel.budget - len(rows))
-            for values in self.suggestions(name, tuple(finished), n):
+            for values in self.suggestions(entry.name, name, tuple(finished), n):
                 every = {**dict(entry.values), **values}
                 rows.append(self.planned(target, entry.name, every, self.panel.seeds[0], "tuning", study=name, study_index=len(rows)))
                 result = results.get(rows[-1].trial_id)
@@ -135,11 +140,11 @@ class AttackPlanner:
                     finished.append(Finished(values=values, status=result.status, forgetting=-result.forgetting, utility=0.0, violation=0.0))
         return tuple(rows), tuple(finished)
 
-    def suggestions(self, name: str, finished: tuple[Finished, ...], batch: int) -> list[dict[str, Value]]:
-        """`suggest`, remembered: an agenda is asked for whenever an attack has ended."""
+    def suggestions(self, attack: str, name: str, finished: tuple[Finished, ...], batch: int) -> list[dict[str, Value]]:
+        """`suggest` for the study `name` of an attack, remembered: an agenda is asked for whenever an attack has ended."""
         key = (name, repr(finished))
         if key not in self._suggested:
-            self._suggested[key] = suggest(STRENGTH, finished, batch=batch, seed=seed_of(name, len(finished)))
+            self._suggested[key] = suggest(strength_of(attack), finished, batch=batch, seed=seed_of(name, len(finished)))
         return self._suggested[key]
 
     def final(self, target: Target, entry: Entry, values: Mapping[str, Value]) -> tuple[Planned, ...]:
@@ -230,6 +235,11 @@ class AttackPlanner:
         mine = {_key(row): row for row in self._rows}
         old = pl.read_parquet(path).to_dicts() if path.exists() else []
         write_table(path, "attacks", [*(row for row in old if _key(row) not in mine), *mine.values()])
+
+
+def strength_of(name: str) -> Mapping[str, Domain]:
+    """What is searched of a tuned attack: learning rate x steps, or what it has in their place."""
+    return OTHER_STRENGTH.get(name, STRENGTH)
 
 
 def setting_of(name: str, values: Mapping[str, Value]) -> str:
@@ -345,7 +355,7 @@ JAILBREAKS = tuple(Entry(name) for name in ("role_play", "jailbreak_prefix", "in
 ROUNDED = (Entry("round_to_nearest", (("bits", 8),)), Entry("round_to_nearest", (("bits", 4),)))
 CALIBRATED = (Entry("gptq"), Entry("awq"))
 INSIDE = tuple(Entry(name) for name in ("logit_lens", "linear_probe", "linear_probe_held_in", "truth_probe"))
-SEARCHED = (Entry("noise"), Entry("gcg"), Entry("soft_prompt"), Entry("sampled_attempts"))
+SEARCHED = (Entry("noise"), Entry("gcg", tuned=True), Entry("soft_prompt", tuned=True), Entry("sampled_attempts"))
 DAMAGE = (Entry("magnitude_pruning"), Entry("weight_noise"), Entry("direction_ablation"), Entry("direction_ablation_retain"))
 
 METRIC_STRESS = (  # what experiments/metric_robustness.py tries metrics by; relearning is under its default, meant to leave models different

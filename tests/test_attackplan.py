@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from rayunlearn.attackplan import PANELS, AttackPlanner, Entry, Panel, Reads, Target, only, panel_of, seeds_of
+from rayunlearn.attackplan import PANELS, AttackPlanner, Entry, Panel, Reads, Target, only, panel_of, seeds_of, strength_of
 from rayunlearn.attacks.panel import ATTACKS
 from rayunlearn.config import Attack, Trial, digest, flatten, trial_id
 from rayunlearn.errors import UserError
@@ -112,7 +112,16 @@ def test_every_panel_names_attacks_and_options_that_exist() -> None:
             assert entry.name in ATTACKS
             options: Mapping[str, object] = ATTACKS[entry.name].function.__kwdefaults__ or {}
             assert {name for name, _ in entry.values} <= set(options)
-            assert ATTACKS[entry.name].trains or not entry.tuned
+            assert set(strength_of(entry.name)) <= set(options) or not entry.tuned
+
+
+def test_gcg_and_soft_prompts_are_searched_each_in_its_own_strength() -> None:
+    tuned = {entry.name: entry for entry in PANELS["full"].entries if entry.tuned}
+    assert {"gcg", "soft_prompt"} < set(tuned)
+    for name, searched in (("gcg", {"gcg.steps", "gcg.candidates"}), ("soft_prompt", {"soft_prompt.steps", "soft_prompt.learning_rate"})):
+        rows = planner(tuned[name]).agenda({}).ready
+        asked = [dict(r.trial.options) for r in rows]
+        assert [r.role for r in rows] == ["tuning", "tuning"] and all(asked[0][key] != asked[1][key] for key in searched)
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

@@ -45,9 +45,12 @@ the forget questions that count, those of held-out facts where facts are held ou
 and a step 23 ms, so that 100 points cost what sixty steps do. The area is the trapezoids' over the points; steps to half are read off the
 straight line between two of them: exact to the step with every step measured. The curve is the mean over seeds.
 
-Relearning, held-out relearning and unrelated training are tuned in the panels black_box and full; soft prompts and GCG are not. Six
-strengths, learning rate 1e-4 to 1e-2 and 10 to 100 steps, are asked by Optuna on the first seed; the best runs with three seeds, on base and
-gold too, and its companion with the same steps and rate.
+Attacks that train are tuned in the panel full (of them, black_box has unrelated training): six strengths are asked by Optuna on the first
+seed, the best runs with three seeds, on base and gold too, and its companion with the same strength. Searched are 10 to 100 steps and, for
+relearning, held-out relearning and unrelated training, a learning rate of 1e-4 to 1e-2; for soft prompts one of 1e-3 to 1e-1. GCG draws
+replacements and has no learning rate: 8 to 64 candidates a step stand in its place. Tuned GCG is the dearest attack of the panel: with 50 steps
+of 32 candidates one took 26 s of CPU on the tiny bed, and an attacked trial asks for fifteen: six in the
+search, three seeds on itself, base and gold.
 
 NF4 needs bitsandbytes (`pip install 'rayunlearn[quantisation]'`), on a CPU or a GPU, and is in no panel: `--attacks four_bit_normal_float`.
 GPTQ and AWQ are computed here, on any machine; kernels and file formats of other libraries are not used, so that a model quantised

@@ -52,7 +52,7 @@ class Attack:
     """A row of the family. `source`: paper, or ours. `control`: what tells its effect from that of anything else, beside the
     same attack on base and on gold, which always run. `companion`: name of the attack that is this control, '' for none.
 
-    `trains`: its strength is learning rate x steps and is tuned; `holds_out`: only facts outside `held_in` are measured.
+    `trains`: it takes optimizer steps, of its own learning rate; `holds_out`: only facts outside `held_in` are measured.
     """
 
     function: Callable[..., Any]

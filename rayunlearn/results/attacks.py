@@ -20,6 +20,7 @@ from rayunlearn.schema import HELD_IN
 HALF = 0.5
 WORST = "worst case"
 PLAIN = "no attack"
+SEARCHED = ("learning_rate=", "steps=", "candidates=")  # what tuned attacks differ in from trial to trial
 TEACHES = ("relearning",)  # trains on what is then asked, so that gold learns it too
 
 
@@ -381,7 +382,7 @@ def _short(settings: Sequence[str]) -> list[str]:
 
 
 def _without_strength(setting: str) -> str:
-    return " ".join(part for part in setting.split(" ") if not part.startswith(("learning_rate=", "steps=")))
+    return " ".join(part for part in setting.split(" ") if not part.startswith(SEARCHED))
 
 
 def _of(cells: Mapping[tuple[str, str], dict[str, Any]], table: pl.DataFrame, shown: str, attacked: str) -> dict[str, Any] | None:
