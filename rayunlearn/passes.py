@@ -30,7 +30,7 @@ from rayunlearn.data.pieces import PIECE_BYTES, Piece, columns_of, documents_of,
 from rayunlearn.errors import require
 from rayunlearn.keywords.statistics import Statistics
 from rayunlearn.keywords.tokens import blocks_of, tokens_of
-from rayunlearn.keywords.words import words_of
+from rayunlearn.keywords.words import starts_of
 from rayunlearn.results.store import VERSION_KEY, frame_of, write_bytes, write_frame, write_table
 from rayunlearn.schema import VERSION
 
@@ -236,7 +236,7 @@ def read_texts(source: Source, at: int) -> tuple[list[str], list[int], list[str]
 
 def chunks_of(document: Document, n_words: int) -> Iterator[Document]:
     """The document cut before every `n_words`-th word, white space between chunks left out; a document without a word is one chunk."""
-    cuts = [word.start for word in words_of(document.answer)[::n_words]][1:]
+    cuts = starts_of(document.answer, n_words)[1:]
     for start, end in pairwise((0, *cuts, len(document.answer))):
         yield replace(document, answer=document.answer[start:end].strip(), paraphrase="", wrong=(), facts=())
 

@@ -263,3 +263,5 @@ def test_progress_says_rate_and_time_left() -> None:
     """30 pieces of 40 done, 10 of them in this call's 20 s with 2,000 documents: 100 a second, 20 s left."""
     standing = Standing(name="keywords", done=30, pieces=40, n_documents=6000, fresh_documents=2000, fresh_pieces=10, seconds=20.0)
     assert line(standing) == "keywords: 30/40 partitions, 6,000 documents, 100 documents/s, about 20 s left"
+    books = replace(standing, done=40, n_documents=84, fresh_documents=28, seconds=100.0)
+    assert line(books) == "keywords: 40/40 partitions, 84 documents, 0.28 documents/s"

@@ -47,11 +47,13 @@ def engines(name: str, workers: int, address: str) -> Iterator[Choose]:
 
 def line(standing: Standing, *, waited: float = 0.0) -> str:
     """`keywords: 3/40 partitions, 30,000 documents, 5,200 documents/s, about 12 s left`, `waited` seconds after it was said."""
-    done = f"{standing.name}: {standing.done}/{standing.pieces} partitions, {standing.n_documents:,} documents"
-    if not standing.fresh_pieces:  # no rate yet, and none of pieces that an earlier call did
-        return done
-    rate = f"{standing.fresh_documents / standing.seconds:,.0f}" if standing.seconds > 0 else "0"
-    return f"{done}, {rate} documents/s, {duration(max(0.0, standing.seconds_left - waited))} left"
+    said = [f"{standing.name}: {standing.done}/{standing.pieces} partitions", f"{standing.n_documents:,} documents"]
+    if standing.fresh_pieces:  # no rate before, and none of pieces that an earlier call did
+        rate = standing.fresh_documents / max(standing.seconds, 1e-3)
+        said.append(f"{rate:,.0f} documents/s" if rate >= 10 else f"{rate:.2g} documents/s")
+        if standing.done < standing.pieces:
+            said.append(f"{duration(max(0.0, standing.seconds_left - waited))} left")
+    return ", ".join(said)
 
 
 @contextmanager
