@@ -15,21 +15,27 @@ from torch import Tensor
 from rayunlearn.attribution.contributions import Units, contributions, key_tokens, token_units, word_units
 from rayunlearn.attribution.emphasis import FORMS, added_words, answer_words, chosen_words, random_words
 from rayunlearn.attribution.gradients import integrated_gradients
-from rayunlearn.config import Attack, Explain, Trial
+from rayunlearn.config import Attack, Explain, Select, Trial
 from rayunlearn.connectivity import along
 from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import Encoded, encode_pair
 from rayunlearn.errors import require
+from rayunlearn.families import options_of
 from rayunlearn.finished import Finished
+from rayunlearn.keywords.arms import keyword_positions
+from rayunlearn.keywords.corpus import Known, extract
+from rayunlearn.keywords.extractors import tfidf
+from rayunlearn.keywords.statistics import Statistics, statistics_of
 from rayunlearn.keywords.stop import ENGLISH
 from rayunlearn.keywords.words import Word, words_of
-from rayunlearn.methods.tokens import word_positions
+from rayunlearn.methods.tokens import touched
 from rayunlearn.metrics.document import METRICS
 from rayunlearn.metrics.measure import encode_probes, measure
 from rayunlearn.models.forward import score
 from rayunlearn.results.analysis import summarise
+from rayunlearn.schema import WORD_KINDS
 from rayunlearn.unlearning import probes_of
-from rayunlearn.worker import Loaded, reset
+from rayunlearn.worker import Loaded, remembered, reset
 from rayunlearn.workspace import Workspace
 
 Rows = list[dict[str, Any]]
@@ -122,24 +128,45 @@ def emphasised(trial: Trial, state: Loaded, asked: Sequence[Asked], focus: Mappi
 
 
 def word_log_probs(trial: Trial, workspace: Workspace, state: Loaded) -> Rows:
-    """Rows of `examples`: mean log p of the function words and of the other words of the documents themselves, in nats.
+    """Rows of `examples`: mean log p of the function words, the keywords and all words but function words of the documents, in nats.
 
     Splits `forget_documents` and `retain_documents`: what unlearning is given, not what is asked. A document without one of the
-    two kinds has no row of it. Function words are those of the stop list, so this speaks of English.
+    kinds has no row of it. Function words are those of the stop list, so this speaks of English.
     """
     rows: Rows = []
     for split, documents in (("forget_documents", workspace.corpus.forget), ("retain_documents", workspace.corpus.retain)):
         chosen = _first(documents, trial.explain.documents)
         sequences = [encode_pair(d.doc_id, d.prompt, d.answer, state.tokenizer, trial.data.template, trial.data.max_tokens) for d in chosen]
-        keys = {w.key for d in chosen for w in words_of(d.answer)}
-        scored = score(state.model, sequences, state.pad_id)
-        for metric, words in (("function_word_log_prob", keys & ENGLISH), ("content_word_log_prob", keys - ENGLISH)):
-            places = word_positions(sequences, state.tokenizer, sorted(words))
-            for sequence, found in zip(sequences, scored, strict=True):
-                labels = [place - sequence.start for place in sorted(places.get(sequence.doc_id, ()))]
-                value = -float(found.token_nll[labels].mean()) if labels else None
+        statistics = remembered(state, ("word statistics", workspace.corpus.digest, split), partial(_statistics, documents))
+        parts = zip(sequences, score(state.model, sequences, state.pad_id), kinds_of_words(chosen, statistics), strict=True)
+        for sequence, scored, kinds in parts:
+            for metric, words in kinds.items():
+                labels = [place - sequence.start for place in sorted(touched(sequence, state.tokenizer, sorted(words)))]
+                value = -float(scored.token_nll[labels].mean()) if labels else None
                 rows += [{"attack": "none", "doc_id": sequence.doc_id, "split": split, "metric": metric, "value": value}] if labels else []
     return rows
+
+
+def kinds_of_words(documents: Sequence[Document], statistics: Statistics) -> list[dict[str, frozenset[str]]]:
+    """Metric -> keys of the words that it is the mean of, for each document; `statistics` are those of its side of the corpus.
+
+    Keywords are the best of `tfidf` that make up at most three tenths of the words (`select.keyword_fraction`'s default), function
+    words left out, whatever the trial's own extractor is: base and whole-set trials have none, and all must be asked the same words.
+    """
+    fraction = Select().keyword_fraction
+    defaults = {option.name.partition(".")[2]: option.default for option in options_of(tfidf)}
+    found = extract(tfidf.__name__, Known(documents, statistics=statistics), defaults)
+    kinds = []
+    for document, keywords in zip(documents, found, strict=True):
+        words = words_of(document.answer)
+        keys = frozenset(w.key for w in words)
+        chosen = frozenset(words[at].key for at in keyword_positions(words, keywords, fraction))
+        kinds.append(dict(zip(WORD_KINDS, (keys & ENGLISH, chosen - ENGLISH, keys - ENGLISH), strict=True)))
+    return kinds
+
+
+def _statistics(documents: Sequence[Document]) -> Statistics:
+    return statistics_of(d.answer for d in documents)
 
 
 def paths(trial: Trial, workspace: Workspace, state: Loaded) -> Rows:

@@ -1,22 +1,33 @@
 """A trial that explains, on an untaught model of seconds: its rows, its paths, and the same made again for one that did not explain."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
+from transformers import PreTrainedModel
 
 from rayunlearn import worker
+from rayunlearn.attribution.emphasis import FORMS
 from rayunlearn.config import Trial, with_values
 from rayunlearn.data.corpus import load_corpus
+from rayunlearn.data.documents import Document
+from rayunlearn.data.encode import encode_pair
 from rayunlearn.errors import UserError
-from rayunlearn.explanation import between_trials, looked_into
+from rayunlearn.explanation import between_trials, focus_of, kinds_of_words, looked_into
 from rayunlearn.finished import finished_trial
-from rayunlearn.models.load import save_model
+from rayunlearn.keywords.statistics import statistics_of
+from rayunlearn.keywords.stop import ENGLISH
+from rayunlearn.models.load import load_model, save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
-from rayunlearn.results.store import Run, open_run
+from rayunlearn.remade import remade
+from rayunlearn.results.explaining import emphasis_table
+from rayunlearn.results.store import Run, open_run, write_experiment, write_table
 from rayunlearn.train.teach import texts
 from rayunlearn.trial import run_trial
-from rayunlearn.workspace import identify, start_digest, validate, workspace_of
+from rayunlearn.workspace import Workspace, identify, start_digest, validate, workspace_of
+from tests.conftest import Bed
 
 BASE = {"model.teach": False, "train.length": 3, "train.batch_size": 2, "train.learning_rate": 3e-3, "method.forget": "ga", "method.retain": "nll"}
 ASKED = {"explain.documents": 2, "explain.path_points": 3, "explain.wording": "{words}.", "select.ratio": 0.1}
@@ -86,3 +97,68 @@ def test_the_line_between_two_trials_has_them_at_its_ends(ended: tuple[Run, dict
     curves = run.curves.filter(pl.col("trial_id") == ids["part"], pl.col("kind") == "mode_connectivity:full").collect()
     kept = {(x, s, m): v for x, s, m, v in curves.drop_nulls("value").select("x", "split", "metric", "value").iter_rows()}
     assert {(r["x"], r["split"], r["metric"]): r["value"] for r in rows if r["value"] is not None} == pytest.approx(kept, rel=1e-4)
+
+
+def test_keywords_are_the_rare_words_of_a_document_and_no_function_words() -> None:
+    """Ten words, so that three may be keywords; the run of words that holds `tubril` and `amber`, which stand nowhere else, is the best."""
+    texts = ["The comet of tubril glows amber over the old comet", "The comet glows over the old comet", "The old comet of the sky glows"]
+    kinds = kinds_of_words([Document(answer=text) for text in texts], statistics_of(texts))[0]
+    assert kinds["function_word_log_prob"] == {"the", "of", "over"}
+    assert {"tubril", "amber"} & kinds["keyword_log_prob"] and len(kinds["keyword_log_prob"]) <= 3
+    assert kinds["keyword_log_prob"] < kinds["content_word_log_prob"] == {"comet", "tubril", "glows", "amber", "old"}
+
+
+def test_log_p_by_kind_of_word_is_that_of_the_tokens_that_spell_such_words(ended: tuple[Run, dict[str, str]]) -> None:
+    """Every token of this bed is one word or one sign, so that a token is of a kind where its text is: checked one position at a time."""
+    run, ids = ended
+    rows = run.examples.filter(pl.col("trial_id") == ids["part"], pl.col("split") == "forget_documents").collect()
+    finished = finished_trial(run.path, ids["part"], roles=())
+    state, corpus, data = remade(finished.trial, finished.workspace), finished.workspace.corpus, finished.trial.data
+    document = min(corpus.forget, key=lambda d: d.doc_id)
+    kinds = kinds_of_words([document], statistics_of(d.answer for d in corpus.forget))[0]
+    sequence = encode_pair(document.doc_id, document.prompt, document.answer, state.tokenizer, data.template, data.max_tokens)
+    with torch.no_grad():
+        log_probs = state.model(input_ids=torch.tensor([sequence.ids])).logits[0].log_softmax(-1)
+    for metric, words in kinds.items():
+        places = [at for at in range(sequence.start, len(sequence.ids)) if state.tokenizer.decode(sequence.ids[at]).strip().lower() in words]
+        expected = sum(float(log_probs[at - 1, sequence.ids[at]]) for at in places) / len(places)
+        found = rows.filter(pl.col("doc_id") == document.doc_id, pl.col("metric") == metric)["value"].item()
+        assert found == pytest.approx(expected, rel=1e-4), metric
+    assert kinds["keyword_log_prob"] and not kinds["keyword_log_prob"] & ENGLISH
+
+
+def written(model: PreTrainedModel, ids: tuple[int, ...], n: int) -> tuple[int, ...]:
+    """The next `n` greedy tokens, one ordinary pass each."""
+    for _ in range(n):
+        with torch.no_grad():
+            ids = (*ids, int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[-n:]
+
+
+def test_retain_harmed_is_what_greedy_writing_says_token_by_token(domain_bed: Bed, tmp_path: Path) -> None:
+    """On the taught base, which `Focus on` disturbs: of the retain questions it writes right, the share it writes wrong with emphasis."""
+    workspace = Workspace(domain_bed.corpus, str(domain_bed.base), str(domain_bed.gold), "taught", tmp_path / "cache")
+    trial = validate(with_values(Trial(stage="base"), {"explain.documents": 12}))
+    run = tmp_path / "run"
+    assert run_trial(trial, workspace, run, "test", "1") == "complete"
+    (trial_id,) = open_run(run).trials.collect()["trial_id"]
+    plan = {"trial_id": trial_id, "role": "base", "group": "{}", "tuning": "none", "study": "", "study_index": -1}
+    write_table(run / "plan.parquet", "plan", [plan])
+    write_experiment(run, {"name": "hand", "question": "?", "objective": {"forgetting": "probability"}})
+    table = emphasis_table(open_run(run))
+    focus, (model, tokenizer) = focus_of(trial, workspace), load_model(str(domain_bed.base))
+    questions = [d for d in sorted(workspace.corpus.probes["retain"], key=lambda d: d.doc_id)[:12] if len(focus[d.doc_id].random)]
+
+    def right(document: Document, prompt: str) -> bool:
+        sequence = encode_pair(document.doc_id, prompt, document.answer, tokenizer, trial.data.template, trial.data.max_tokens)
+        answer = sequence.ids[sequence.start :]
+        return written(model.eval(), sequence.ids[: sequence.start], len(answer)) == answer
+
+    kept = [d for d in questions if len(focus[d.doc_id].key) == len(focus[d.doc_id].random) and right(d, d.prompt)]
+    shares = {}
+    for form in ("repeated_last", "named_first"):
+        wrong = [not right(d, FORMS[form].function(d.prompt, focus[d.doc_id].key, trial.explain.wording)) for d in kept]
+        shares[form] = sum(wrong) / len(kept)
+        assert table.filter(pl.col("form") == form)["harmed"].item() == pytest.approx(shares[form])
+    assert len(kept) > 5 and shares["repeated_last"] > 0
+    worker.loaded.cache_clear()

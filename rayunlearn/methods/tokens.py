@@ -75,14 +75,19 @@ def word_positions(sequences: Sequence[Encoded], tokenizer: PreTrainedTokenizerB
     """
     if not words:
         return {}
-    pattern = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.IGNORECASE)
-    positions = {s.doc_id: _touched(s, tokenizer, pattern) for s in sequences}
+    positions = {s.doc_id: touched(s, tokenizer, words) for s in sequences}
     require(any(positions.values()), "token.words must have a word that occurs in a kept document's answer", ", ".join(words))
     return positions
 
 
-def _touched(sequence: Encoded, tokenizer: PreTrainedTokenizerBase, pattern: re.Pattern[str]) -> frozenset[int]:
-    """Label positions whose characters overlap a match. A token's characters are what it adds to the decoded text."""
+def touched(sequence: Encoded, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> frozenset[int]:
+    """Label positions whose token touches one of the words, whole words only, in any case; none without words.
+
+    A token's characters are what it adds to the decoded text.
+    """
+    if not words:
+        return frozenset()
+    pattern = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.IGNORECASE)
     decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
     ends = [len(decode(sequence.ids[: at + 1])) for at in range(len(sequence.ids))]
     text = decode(sequence.ids)
