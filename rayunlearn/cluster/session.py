@@ -156,6 +156,23 @@ def _start(place: str, workers: int, folder: Path) -> str:
     import ray
 
     if place == "local":
+        _start_here(workers, folder)
+        return ""
+    knock(place)
+    # A client of a cluster far away brings this package along; a driver on the cluster shares its installation.
+    package = {"py_modules": [str(Path(rayunlearn.__file__).parent)]} if place.startswith("ray://") else {}
+    try:
+        context = ray.init(address=place, runtime_env=package, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"--address must name a Ray cluster that answers, got {place!r} ({error})") from error
+    return f"http://{context.dashboard_url}" if context.dashboard_url else ""
+
+
+def _start_here(workers: int, folder: Path) -> None:
+    """A private cluster. Raises UserError where its processes do not come up."""
+    import ray
+
+    try:
         ray.init(
             address="local",
             num_cpus=workers or None,
@@ -166,12 +183,5 @@ def _start(place: str, workers: int, folder: Path) -> str:
             _node_ip_address="127.0.0.1",
             _temp_dir=str(folder),
         )
-        return ""
-    knock(place)
-    # A client of a cluster far away brings this package along; a driver on the cluster shares its installation.
-    package = {"py_modules": [str(Path(rayunlearn.__file__).parent)]} if place.startswith("ray://") else {}
-    try:
-        context = ray.init(address=place, runtime_env=package, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--address must name a Ray cluster that answers, got {place!r} ({error})") from error
-    return f"http://{context.dashboard_url}" if context.dashboard_url else ""
+    except Exception as error:  # a bare one, after Ray's own 30 seconds
+        raise UserError(f"Ray must start on this machine within 30 seconds; a busy machine may be asked again, got: {error}") from error

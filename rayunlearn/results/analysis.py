@@ -16,6 +16,7 @@ from rayunlearn.schema import ROLES, STATUSES, column_names
 
 MULTIPLE_CHOICE = "multiple_choice"
 SEEDS = ("select.seed", "train.seed")  # settings that are repeated over, never compared
+AROUND = ("data.", "model.")  # settings of where a cell is, not of what is done there
 CELL = ("method.forget", "method.retain", "select.name", "select.ratio")  # always in the coreset table, varying or not
 UNTOUCHED = "untouched"  # split of what base and gold know and no unlearning run is shown, where the data has one
 MEASURES = ("forgetting", "utility", "untouched", "choice_forget", "choice_retain", "unlearning")  # each with _low and _high beside it
@@ -146,11 +147,18 @@ def planned_trials(run: Run) -> pl.DataFrame:
 
 
 def varying_settings(run: Run, placed: pl.DataFrame) -> list[str]:
-    """Settings that differ between the cells of the grid, tuned ones and seeds left out, in the order of the columns."""
+    """Settings that differ between the cells of the grid, tuned ones and seeds left out, in the order of the columns.
+
+    Of data and model settings those that tell apart what the ones before leave together: another corpus brings its own path along.
+    """
     grid = placed.filter(pl.col("role") == "grid")
     hidden = {*SEEDS, *CELL, *run.experiment.get("search", {})}
-    names = [name for name in grid.columns if "." in name and name not in hidden]
-    return [name for name in names if grid[name].drop_nulls().n_unique() > 1]
+    names = [name for name in grid.columns if "." in name and name not in hidden and grid[name].drop_nulls().n_unique() > 1]
+    around: list[str] = []
+    for name in names:
+        if name.startswith(AROUND) and grid.select(*around, name).n_unique() > (grid.select(around).n_unique() if around else 1):
+            around.append(name)
+    return [name for name in names if name in around or not name.startswith(AROUND)]
 
 
 def trial_table(run: Run) -> pl.DataFrame:
@@ -175,7 +183,7 @@ def coreset_table(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFram
     settings = varying_settings(run, placed)
     cells = _cells(placed, settings)
     measured = _measure_all(run)
-    around = [name for name in settings if name.startswith(("data.", "model."))]
+    around = [name for name in settings if name.startswith(AROUND)]
     rows = []
     for cell in cells.iter_rows(named=True):
         anchors = {role: _anchor(cells, role, cell, around) for role in ("base", "gold")}
@@ -329,7 +337,7 @@ def _cells(placed: pl.DataFrame, settings: Sequence[str]) -> pl.DataFrame:
 
 def _without_idle_settings(placed: pl.DataFrame, settings: Sequence[str]) -> pl.DataFrame:
     """Null where a setting has no effect: no method on base and gold, no selector on them and on controls."""
-    idle_on_anchors = ["group", "method.forget", "method.retain", *[n for n in settings if not n.startswith(("data.", "model."))]]
+    idle_on_anchors = ["group", "method.forget", "method.retain", *[n for n in settings if not n.startswith(AROUND)]]
     role = pl.col("role")
     cleared = [pl.when(~role.is_in(["base", "gold"])).then(pl.col(n)).alias(n) for n in idle_on_anchors]
     cleared += [pl.when(role == "grid").then(pl.col(n)).alias(n) for n in ("select.name", "select.ratio")]
@@ -350,7 +358,7 @@ def _peer(table: pl.DataFrame, role: str, place: Mapping[str, Any]) -> dict[str,
 
     A full set is not chosen (`plan.whole_set`): where none has the settings of `select` that its parts have, it stands at their defaults.
     """
-    shared = [n for n in place if n.startswith(("data.", "model."))] if role == "base" else [n for n in place if n != "select.name"]
+    shared = [n for n in place if n.startswith(AROUND)] if role == "base" else [n for n in place if n != "select.name"]
     rows = table.filter(pl.col("role") == role, (pl.col("select.ratio") == 1) | (role == "base"), pl.col("forgetting").is_not_null())
     whole = {n: getattr(Select(), n.partition(".")[2]) for n in shared if n.startswith("select.") and n != "select.text"}
     for wanted in (place, {**place, **whole}):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.results.analysis import CELL, NOTHING, Numbers, bootstrap_interval, objective_of, share_of_way
+from rayunlearn.results.analysis import AROUND, CELL, NOTHING, Numbers, bootstrap_interval, objective_of, share_of_way
 from rayunlearn.results.store import Run
 from rayunlearn.results.words import number
 from rayunlearn.schema import HELD_IN
@@ -301,7 +301,7 @@ def _own_metric(run: Run, attacks: Sequence[str]) -> str:
 
 def _anchor(stages: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any], role: str) -> str:
     """Unattacked trial of base or gold with the same data and model settings, '' where there is none."""
-    around = [name for name in row if name.startswith(("data.", "model."))]
+    around = [name for name in row if name.startswith(AROUND)]
     for trial_id, other in stages.items():
         same = other.get("stage") == role and other.get("attack.name") in (None, "none") and all(other.get(name) == row[name] for name in around)
         if same and other["status"] == "complete":

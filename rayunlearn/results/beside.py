@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.results.analysis import CELL, Numbers, lower_is_forgotten, objective_of, placed_trials, varying_settings
+from rayunlearn.results.analysis import AROUND, CELL, Numbers, lower_is_forgotten, objective_of, placed_trials, varying_settings
 from rayunlearn.results.frontier import matrix_of
 from rayunlearn.results.statistics import difference, holm, paired_p
 from rayunlearn.results.store import Run
 from rayunlearn.results.words import number
 
 REFERENCES = {"select.name": ("random",), "select.text": ("random_words", "original")}
-AROUND = ("data.", "model.")
 SHOWN_AT = 0.05  # p after Holm's correction at which a difference is called shown
 
 BESIDE = {
@@ -162,26 +161,22 @@ def _verdict(more_is_left: float, p: float) -> str:
 
 def _named(first: Mapping[str, Any], placed: pl.DataFrame, settings: Sequence[str]) -> dict[str, str]:
     """`place`: what tells it from other data and models; `name`: the method, and what else tells its cells there apart, but for selector and text."""
-    around = _around(placed, settings)
+    around = _around(settings)
     there = placed.filter(*(pl.col(name).eq_missing(first[name]) for name in (*around, "method.forget", "method.retain")))
     others = [name for name in settings if not name.startswith(AROUND) and name not in REFERENCES and there[name].n_unique() > 1]
     method = str(first["method.forget"]) if first["method.retain"] == "none" else f"{first['method.forget']} + {first['method.retain']}"
     return {"place": ", ".join(f"{name} {first[name]}" for name in around), "name": ", ".join([method, *(f"{n} {first[n]}" for n in others)])}
 
 
-def _around(placed: pl.DataFrame, settings: Sequence[str]) -> list[str]:
-    """Data and model settings that tell the places apart: in their order, those that divide what the ones before leave together."""
-    found: list[str] = []
-    for name in settings:
-        if name.startswith(AROUND) and placed.select(*found, name).n_unique() > (placed.select(found).n_unique() if found else 1):
-            found.append(name)
-    return found
+def _around(settings: Sequence[str]) -> list[str]:
+    """The data and model settings among them."""
+    return [name for name in settings if name.startswith(AROUND)]
 
 
 def _base_utility(run: Run) -> dict[str, float]:
     """Base's mean utility by place."""
     placed = placed_trials(run)
-    around = _around(placed, varying_settings(run, placed))
+    around = _around(varying_settings(run, placed))
     goal = objective_of(run.experiment)
     row_of, values = matrix_of(run, goal.utility_split, goal.utility, "")
     bases = placed.filter(pl.col("role") == "base", pl.col("trial_id").is_in(list(row_of))).iter_rows(named=True)

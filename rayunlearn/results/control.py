@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.results.analysis import CELL, DRAWS, LEVEL, Numbers, bootstrap_interval, objective_of, placed_trials, varying_settings, weighted_means
+from rayunlearn.results.analysis import (
+    AROUND,
+    CELL,
+    DRAWS,
+    LEVEL,
+    Numbers,
+    bootstrap_interval,
+    objective_of,
+    placed_trials,
+    varying_settings,
+    weighted_means,
+)
 from rayunlearn.results.frontier import matrix_of
 from rayunlearn.results.statistics import difference, holm, paired_p
 from rayunlearn.results.store import Run
@@ -209,7 +220,7 @@ def _named(rows: pl.DataFrame, all_rows: pl.DataFrame, settings: Sequence[str]) 
     A setting that all cells of a method share is part of how that method is used, and is not said.
     """
     first = rows.row(0, named=True)
-    around = [name for name in settings if name.startswith(("data.", "model."))]
+    around = [name for name in settings if name.startswith(AROUND)]
     method = first["method.forget"] if first["method.retain"] == "none" else f"{first['method.forget']} + {first['method.retain']}"
     alike = all_rows.filter(pl.col("method.forget") == first["method.forget"], pl.col("method.retain") == first["method.retain"])
     part = [] if first["select.ratio"] == 1 else [f"{first['select.name']} {first['select.ratio']:g}"]

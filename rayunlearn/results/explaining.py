@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from rayunlearn.results.analysis import CELL, Interval, Numbers, bootstrap_interval, controlled, placed_trials, varying_settings
+from rayunlearn.results.analysis import AROUND, CELL, Interval, Numbers, bootstrap_interval, controlled, placed_trials, varying_settings
 from rayunlearn.results.store import Run
 from rayunlearn.results.words import Section, View, kept_words, number, place_words, with_interval
 from rayunlearn.schema import WORD_KINDS
@@ -300,7 +300,7 @@ def _said(row: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """What tells a trial's cell from others: nothing of base and gold but data and model, no selector of a control."""
     trained = row["role"] in ("control", "grid")
     names = {"control": ("method.retain", "group"), "grid": CELL}.get(row["role"], ())
-    kept = [n for n in settings if trained or n.startswith(("data.", "model."))]
+    kept = [n for n in settings if trained or n.startswith(AROUND)]
     whole = row["role"] == "grid" and row["select.ratio"] == 1  # every selector shares the full set
     return {n: None if n == "select.name" and whole else row[n] for n in (*names, *kept)}
 

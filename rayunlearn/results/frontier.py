@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from rayunlearn.errors import require
-from rayunlearn.results.analysis import CELL, SEEDS, Numbers, objective_of, own_examples, placed_trials, varying_settings
+from rayunlearn.results.analysis import AROUND, CELL, SEEDS, Numbers, objective_of, own_examples, placed_trials, varying_settings
 from rayunlearn.results.statistics import (
     Difference,
     difference,
@@ -154,7 +154,7 @@ def cells_of(run: Run, stage: str = "") -> tuple[list[Cell], dict[str, Cell]]:
     settings = varying_settings(run, placed)
     goal = objective_of(run.experiment)
     matrices = [matrix_of(run, split, metric, stage) for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))]
-    around = [name for name in settings if name.startswith(("data.", "model."))]
+    around = [name for name in settings if name.startswith(AROUND)]
     grid, places = [], {}
     for _, rows in placed.filter(pl.col("role") == "grid").group_by([*CELL, *settings], maintain_order=True):
         whole = _words(rows, [name for name in settings if name not in chosen_by(rows)])
@@ -227,7 +227,7 @@ def _telling(named: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
 
 
 def _around(setting: str) -> tuple[str, ...]:
-    return tuple(part for part in setting.split(", ") if part.startswith(("data.", "model.")))
+    return tuple(part for part in setting.split(", ") if part.startswith(AROUND))
 
 
 def _sentence(row: Mapping[str, Any], margin: float) -> str:

@@ -11,7 +11,16 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from rayunlearn.results.analysis import best_so_far, extra_settings, lower_is_forgotten, objective_of, pareto_front, trial_table, varying_settings
+from rayunlearn.results.analysis import (
+    AROUND,
+    best_so_far,
+    extra_settings,
+    lower_is_forgotten,
+    objective_of,
+    pareto_front,
+    trial_table,
+    varying_settings,
+)
 from rayunlearn.results.attacks import names_of, recovery_table
 from rayunlearn.results.faithfulness import cells_of, paths_of
 from rayunlearn.results.store import Run
@@ -69,7 +78,7 @@ def pareto(run: Run) -> go.Figure | None:
     if trials.filter(pl.col("role").is_in(["grid", "tuning"])).height == 0:
         return None
     goal = objective_of(run.experiment)
-    around = [name for name in varying_settings(run, trials) if name.startswith(("data.", "model."))]
+    around = [name for name in varying_settings(run, trials) if name.startswith(AROUND)]
     facets = _facets(trials.filter(pl.col("role") == "grid"), around) or [("", {})]
     figure = _panels([title for title, _ in facets], y_title=f"{goal.utility} on {goal.utility_split}")
     for panel, (_, place) in enumerate(facets):
@@ -150,7 +159,7 @@ def tuning_history(run: Run) -> go.Figure | None:
     if tuned.height == 0:
         return None
     goal = objective_of(run.experiment)
-    around = [name for name in varying_settings(run, trials) if name.startswith(("data.", "model."))]
+    around = [name for name in varying_settings(run, trials) if name.startswith(AROUND)]
     base = trials.filter(pl.col("role") == "base").select(*around, pl.col("utility").alias("before"))
     tuned = tuned.join(base, on=around, how="left") if around else tuned.with_columns(pl.lit(base["before"].max()).alias("before"))
     tuned = tuned.with_columns((pl.col("utility") >= goal.utility_floor * pl.col("before")).fill_null(False).alias("feasible"))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.results.analysis import CELL, DRAWS, LEVEL, Numbers, objective_of, own_examples
+from rayunlearn.results.analysis import AROUND, CELL, DRAWS, LEVEL, Numbers, objective_of, own_examples
 from rayunlearn.results.store import Run
 from rayunlearn.results.words import UNKNOWN, Section, View, number, with_interval
 
@@ -161,5 +161,5 @@ def _ends(own: float, drawn: Numbers) -> tuple[float | None, float | None, float
 def _cells(run: Run) -> dict[str, str]:
     """trial -> what names its cell: method, selector, ratio and whatever else is set, seeds left out."""
     trials = run.trials.collect()
-    around = [n for n in trials.columns if n in CELL or n.startswith(("data.", "model."))]
+    around = [n for n in trials.columns if n in CELL or n.startswith(AROUND)]
     return {row["trial_id"]: " ".join(str(row[n]) for n in around) for row in trials.select("trial_id", *around).iter_rows(named=True)}
