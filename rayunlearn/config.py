@@ -36,6 +36,7 @@ NEWER = (
     "model.unlearned",
     "attack.curve_",
 )  # settings younger than the first runs: at their default they make no other trial
+NO_MATTER = ("train.checkpoint_every",)  # they change no number of a trial, so they make no other one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +199,8 @@ class Train:
 
     The documents of a step go through the model in `accumulation` pieces of batch_size / accumulation, for memory.
     `parameters` is a regular expression searched in parameter names; with `adapter` lora it chooses among the adapters
-    by the name of the module they sit on. `layers`: numbers of blocks, from 0 and separated by commas, that the trained
+    by the name of the module they sit on. `checkpoint_every` steps, at the next look (`stop.check_every`), a trial writes down where it
+    is, and goes on from there if its process ends (0: never). `layers`: numbers of blocks, from 0 and separated by commas, that the trained
     parameters must be part of ('' asks for none). `precision` auto: bfloat16 where a GPU has it, float32 weights always.
     """
 
@@ -215,6 +217,7 @@ class Train:
     adapter: str = "none"
     accumulation: int = 1
     precision: str = "auto"
+    checkpoint_every: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -229,6 +232,7 @@ class Train:
         require(self.weight_decay >= 0, "train.weight_decay must be >= 0", self.weight_decay)
         require(self.max_grad_norm > 0, "train.max_grad_norm must be > 0", self.max_grad_norm)
         block_numbers(self.layers)
+        require(self.checkpoint_every >= 0, "train.checkpoint_every must be >= 0", self.checkpoint_every)
         require(self.accumulation >= 1, "train.accumulation must be >= 1", self.accumulation)
         rule = f"train.accumulation must divide train.batch_size {self.batch_size}"
         require(self.batch_size % self.accumulation == 0, rule, self.accumulation)
@@ -452,7 +456,7 @@ def trial_id(trial: Trial, corpus_digest: str, model_digest: str, attack_digest:
     """
     flat = flatten(trial) | {"data.path": corpus_digest, "model.name": model_digest, "model.gold": "", "model.unlearned": ""}
     defaults = flatten(Trial(attack=Attack(name="any")))
-    flat = {name: value for name, value in flat.items() if not (name.startswith(NEWER) and value == defaults[name])}
+    flat = {name: value for name, value in flat.items() if name not in NO_MATTER and not (name.startswith(NEWER) and value == defaults[name])}
     return digest(flat | ({"attack.file": attack_digest} if "attack.file" in flat else {}))
 
 

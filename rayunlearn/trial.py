@@ -22,6 +22,8 @@ from rayunlearn.methods.view import needs
 from rayunlearn.models.memory import device_lock, forget_peak, with_room
 from rayunlearn.provenance import Clock, failure_row, machine
 from rayunlearn.results.store import write_trial
+from rayunlearn.schema import FINISHED
+from rayunlearn.train.checkpoint import removed
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.unlearning import norms_along, unlearn
 from rayunlearn.worker import Loaded, SpoiltWorkerError, reset
@@ -46,8 +48,12 @@ def run_trial(trial: Trial, workspace: Workspace, run_dir: Path, experiment: str
     Raises SpoiltWorkerError, and writes nothing, when this process can no longer be trusted: another one must run it.
     """
     identity = trial_id(trial, workspace.corpus.digest, measured_digest(trial, workspace.base_digest))
-    attempt = partial(_seeded_attempt, trial, workspace, run_dir / "adapters" / identity)
-    return recorded(attempt, trial, identity, workspace, run_dir, {"experiment": experiment, "version": version, "commit": commit})
+    checkpoint = run_dir / "checkpoints" / f"{identity}.safetensors"
+    attempt = partial(_seeded_attempt, trial, workspace, run_dir / "adapters" / identity, checkpoint)
+    status = recorded(attempt, trial, identity, workspace, run_dir, {"experiment": experiment, "version": version, "commit": commit})
+    if status in FINISHED:  # a failed trial runs again, and goes on from there
+        removed(checkpoint)
+    return status
 
 
 def recorded(attempt: Callable[[], Outcome], trial: Trial, identity: str, workspace: Workspace, run_dir: Path, place: Mapping[str, str]) -> str:
@@ -66,14 +72,14 @@ def recorded(attempt: Callable[[], Outcome], trial: Trial, identity: str, worksp
     return outcome.status
 
 
-def _seeded_attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcome:
+def _seeded_attempt(trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoint: Path) -> Outcome:
     forget_peak()
     with torch.random.fork_rng():
         torch.manual_seed(trial.train.seed)
-        return _attempt(trial, workspace, adapter_folder)
+        return _attempt(trial, workspace, adapter_folder, checkpoint)
 
 
-def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcome:
+def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoint: Path) -> Outcome:
     clock = Clock()
     path = start_of(trial, workspace)
     focus = focus_of(trial, workspace)
@@ -86,7 +92,7 @@ def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path) -> Outcom
         kept, scores = select(trial, workspace, state)
         clock.lap("seconds_select")
         row, tables = _coreset_rows(trial, workspace, state, kept, scores)
-        log = unlearn(trial, workspace, state, kept, adapter_folder)
+        log = unlearn(trial, workspace, state, kept, adapter_folder, checkpoint=checkpoint)
         clock.lap("seconds_train")
     elif trial.stage == "base" and workspace.corpus.forget:
         row = redundancy(trial, workspace, state)

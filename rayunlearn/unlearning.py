@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rayunlearn.config import Data, Trial, block_numbers
+from rayunlearn.config import Data, Trial, block_numbers, flatten
 from rayunlearn.coreset import sequences_of, written
 from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import Encoded, collate
@@ -31,6 +31,7 @@ from rayunlearn.models.reference import ACTIVATION_BYTES, Prefix, Reference, kep
 from rayunlearn.provenance import version_of
 from rayunlearn.scores.unlearning import unlearning_norms
 from rayunlearn.train.adapters import ADAPTERS, adapted
+from rayunlearn.train.checkpoint import Checkpoints
 from rayunlearn.train.device import accelerator, computing
 from rayunlearn.train.floor import Floor
 from rayunlearn.train.loop import TrainLog, choose_parameters, optimise
@@ -42,34 +43,29 @@ UTILITY_PROBES = 64  # retain probes that watch utility during training; a rung,
 
 
 def unlearn(
-    trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int], adapter_folder: Path, watch: Callable[[int], bool] | None = None
+    trial: Trial,
+    workspace: Workspace,
+    state: Loaded,
+    kept: Sequence[int],
+    adapter_folder: Path,
+    watch: Callable[[int], bool] | None = None,
+    checkpoint: Path | None = None,
 ) -> TrainLog:
     """Train `state.model` away from the kept documents, as the trial says; LoRA adapters are left in `adapter_folder`.
 
     `watch(step)`, every `stop.check_every` steps, says whether to go on; without it utility does: as a collapse, or under
-    `stop.retention_floor` as a control, which puts back the last weights that held it.
+    `stop.retention_floor` as a control, which puts back the last weights that held it. `checkpoint`: the file that the training
+    is resumed from and, every `train.checkpoint_every` steps, written to.
     """
     pair = sides(trial, workspace, state, kept)
-    row, method, train = FORGET[trial.method.forget], trial.method, trial.train
+    train = trial.train
     names = ("learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_grad_norm", "accumulation")
     settings = {name: getattr(train, name) for name in names} | {"check_every": trial.stop.check_every}
     adapter, layers = _bound(trial, ADAPTERS[train.adapter].function), block_numbers(train.layers)
     with adapted(state.model, adapter, train.parameters, adapter_folder, layers) as parameters:
         choose_parameters(state.model, parameters, layers)
         forget, retain = with_prefixes(trial, workspace, state, pair)
-        terms = Objective(
-            state.model,
-            forget,
-            retain,
-            retain_weight=method.retain_weight,
-            weighting=_bound(trial, row.weighting),
-            layer=method.layer,
-            batch_size=train.batch_size,
-            pieces=n_pieces(trial),
-            pad_id=state.pad_id,
-            seed=train.seed,
-            precision=train.precision,
-        )
+        terms = _objective(trial, state, forget, retain)
         floor = None if watch else _retention_floor(trial, workspace, state)
         log = optimise(
             state.model,
@@ -79,9 +75,36 @@ def unlearn(
             layers=layers,
             wrappers=_wrappers(trial),
             keep_going=watch or (floor.holds if floor else _utility_watch(trial, workspace, state)),
+            checkpoints=_checkpoints(trial, workspace, state, kept, checkpoint),
+            remembers=[terms, floor] if floor else [terms],
             **settings,
         )
         return floor.ended(log) if floor else log
+
+
+def _objective(trial: Trial, state: Loaded, forget: Side, retain: Side) -> Objective:
+    return Objective(
+        state.model,
+        forget,
+        retain,
+        retain_weight=trial.method.retain_weight,
+        weighting=_bound(trial, FORGET[trial.method.forget].weighting),
+        layer=trial.method.layer,
+        batch_size=trial.train.batch_size,
+        pieces=n_pieces(trial),
+        pad_id=state.pad_id,
+        seed=trial.train.seed,
+        precision=trial.train.precision,
+    )
+
+
+def _checkpoints(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int], path: Path | None) -> Checkpoints | None:
+    if path is None or trial.train.checkpoint_every == 0:
+        return None
+    versions = {name: version_of(name) for name in ("torch", "transformers", "peft")}
+    settings = {name: value for name, value in flatten(trial).items() if name != "train.checkpoint_every"}
+    about = {"trial": settings, "corpus": workspace.corpus.digest, "start": state.checksum, "kept": list(kept), "device": state.model.device.type}
+    return Checkpoints(path, about | versions, trial.train.checkpoint_every)
 
 
 def sides(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int]) -> tuple[Side, Side]:

@@ -113,6 +113,7 @@ def test_a_flattened_trial_comes_back_with_its_options_and_without_the_settings_
 def test_a_setting_younger_than_the_first_runs_makes_another_trial_only_where_it_is_used() -> None:
     """What the first runs' trials were made of, by name: none of the settings since."""
     since = ("train.layers", "data.options", "data.holdout", "data.arithmetic", "measure.", "calibrate.", "stop.retention_floor", "model.unlearned")
+    since += ("train.checkpoint_every",)
     first = {name: value for name, value in flatten(Trial()).items() if not name.startswith(since)} | {"data.path": "c", "model.name": "m"}
     assert trial_id(Trial(), "c", "m") == digest(first)
     for changed in (Trial(train=Train(layers="1")), Trial(measure=Measure(metrics="all"))):

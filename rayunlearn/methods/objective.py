@@ -120,6 +120,15 @@ class Objective:
             self.retain_weight = self._weighting(weight, retain_term, piece // self._pieces)
         return StepLoss(torch.stack(terms).sum(), forget_term, retain_term, n_forget + n_retain, n_documents, weight)
 
+    def state(self) -> dict[str, Tensor]:
+        """The retain weight, which a weighting may have moved: under one name as a number, under another as a tensor."""
+        weight = self.retain_weight
+        return {"tensor": weight} if isinstance(weight, Tensor) else {"number": torch.tensor(weight, dtype=torch.float64)}
+
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with this retain weight."""
+        self.retain_weight = state["tensor"] if "tensor" in state else float(state["number"])
+
     def forget_term(self, piece: int) -> Tensor | None:
         """The forget term alone, with the model as it stands; the retain weight does not move."""
         return self._term(self._forget, piece, 2 * self._seed)[0]

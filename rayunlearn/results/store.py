@@ -114,7 +114,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def forget_trials(run: Path) -> None:
     """Remove every trial of the run, here and under its URL."""
-    for name in ("trials", "tables"):
+    for name in ("trials", "tables", "checkpoints"):
         drop_below(run / name)
         shutil.rmtree(run / name, ignore_errors=True)
 

@@ -3,10 +3,11 @@
 The released code of "Unlearning with Control" (2406.09179, v1) keeps checkpoints to choose from; what is measured and when is ours.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.train.wrappers import copy_into
@@ -29,6 +30,15 @@ class Floor:
             return False
         self._step, self._kept = step, [p.detach().clone() for p in self._parameters]
         return True
+
+    def state(self) -> dict[str, Tensor]:
+        """What is kept, for a checkpoint."""
+        return {f"kept.{at}": kept for at, kept in enumerate(self._kept)} | {"step": torch.tensor(self._step)}
+
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        """Keep this."""
+        self._step = int(state["step"])
+        self._kept = [state[f"kept.{at}"] for at in range(len(state) - 1)]
 
     def ended(self, log: TrainLog) -> TrainLog:
         """The log of a run that was stopped, or whose last step fell under the floor, after putting back what was kept: `held`.

@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from rayunlearn.errors import UserError, require
 from rayunlearn.models.forward import blocks
+from rayunlearn.train.checkpoint import Checkpoints, Remembers, schedule_numbers, take_schedule_numbers, take_training_state, training_state
 from rayunlearn.train.device import accelerator
 from rayunlearn.train.step import StepLoss, StepRow
 from rayunlearn.train.wrappers import Wrapper, plain
@@ -79,6 +80,7 @@ class _Trainer:
     around: Sequence[Wrapper]
     accumulation: int
     max_grad_norm: float
+    remembers: Sequence[Remembers]
 
     def step(self, loss_of_step: Callable[[int], StepLoss], number: int) -> _Timed:
         """Take step `number`, counted from 1, and wait for nothing."""
@@ -93,6 +95,28 @@ class _Trainer:
         taken = _Timed(loss, norm.detach(), self.scheduler.get_last_lr()[0], time.perf_counter() - begun)
         self.scheduler.step()
         return taken
+
+    def kept(self, checkpoints: Checkpoints | None, record: _Record, saved: int) -> int:
+        """Write down where the run is, if it is time to and it goes on; the step last written down. The record must have been looked at."""
+        number = len(record.rows)
+        if checkpoints is None or record.ended != "complete" or not checkpoints.due(number, saved):
+            return saved
+        numbers = {"rows": [asdict(row) for row in record.rows], "presentations": record.presentations}
+        tensors = training_state(self.parameters, self.optimizer, [*self.around, *self.remembers])
+        checkpoints.save(tensors, numbers | schedule_numbers(self.optimizer, self.scheduler))
+        return number
+
+    def resumed(self, checkpoints: Checkpoints | None) -> _Record:
+        """The record of the steps that an earlier process took, with everything as it left it; an empty one where there was none."""
+        n_processes = self.place.num_processes
+        require(checkpoints is None or n_processes == 1, "train.checkpoint_every must be 0 where a trial has several processes", n_processes)
+        found = checkpoints.read() if checkpoints else None
+        if found is None:
+            return _Record()
+        tensors, numbers = found
+        take_training_state(tensors, self.parameters, self.optimizer, [*self.around, *self.remembers])
+        take_schedule_numbers(numbers, self.optimizer, self.scheduler)
+        return _Record(rows=[StepRow(**row) for row in numbers["rows"]], presentations=numbers["presentations"])
 
 
 def choose_parameters(model: nn.Module, pattern: str, layers: Collection[int] = ()) -> list[nn.Parameter]:
@@ -137,6 +161,8 @@ def optimise(
     wrappers: Sequence[Build] = (),
     check_every: int = 25,
     keep_going: Callable[[int], bool] | None = None,
+    checkpoints: Checkpoints | None = None,
+    remembers: Sequence[Remembers] = (),
 ) -> TrainLog:
     """Minimise `loss_of_step(0), loss_of_step(1), ...` with AdamW; `model` ends as trained.
 
@@ -144,17 +170,23 @@ def optimise(
     `loss_of_step` counts pieces: process r of n is given pieces r, r + n, ... Every `check_every` steps the losses so
     far are looked at (one synchronisation with the device): a non-finite one ends the run as diverged, and
     `keep_going(step)` may end it as stopped. The record is that of the process itself.
+
+    `checkpoints`: a run of one process that was broken off goes on from its last one and ends with the same bits; `remembers` is what,
+    beside parameters, optimizer and wrappers, carries something from step to step.
     """
     chosen, place = choose_parameters(model, parameters, layers), accelerator()
     optimizer = place.prepare(adamw(chosen, learning_rate, weight_decay))
     scheduler = get_scheduler(SCHEDULER_NAMES[schedule], optimizer, round(warmup_fraction * steps), max(1, steps))
     around = [build(loss_of_step, chosen, steps) for build in wrappers]
-    trainer, record = _Trainer(place, chosen, optimizer, scheduler, around, accumulation, max_grad_norm), _Record()
-    for number in range(1, steps + 1):
+    trainer = _Trainer(place, chosen, optimizer, scheduler, around, accumulation, max_grad_norm, remembers)
+    record = trainer.resumed(checkpoints)
+    saved = len(record.rows)
+    for number in range(saved + 1, steps + 1):
         model.train()  # whoever looked at the last step may have left it in evaluation mode
         record.note(trainer.step(loss_of_step, number))
         if number % check_every == 0 or number == steps:
             record.look(keep_going, last=number == steps)
+            saved = trainer.kept(checkpoints, record, saved) if number < steps else saved
         if record.ended != "complete":
             break
     for wrapper in around:

@@ -4,7 +4,7 @@ A wrapper is built from the step's loss, the trained parameters and the number o
 the gradient, after each step and after the last one. Its keyword-only arguments are its hyperparameters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,11 +34,17 @@ def plain(terms: Callable[[int], StepLoss], step: int, backward: Backward) -> St
 
 @dataclass(frozen=True)
 class Wrapper:
-    """What a wrapper does: `gradient` fills the parameters' .grad, `after_step(step)` counts from 1, `at_end` comes last."""
+    """What a wrapper does: `gradient` fills the parameters' .grad, `after_step(step)` counts from 1, `at_end` comes last.
+
+    `state` and `take`: what it carries from step to step, for a run that goes on from a checkpoint; it is then built anew first, at the
+    parameters that the run began with.
+    """
 
     gradient: Callable[[Callable[[int], StepLoss], int, Backward], StepLoss] = plain
     after_step: Callable[[int], None] = lambda _step: None
     at_end: Callable[[], None] = lambda: None
+    state: Callable[[], Mapping[str, Tensor]] = dict
+    take: Callable[[Mapping[str, Tensor]], None] = lambda _state: None
 
 
 def sam(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, radius: Positive = 0.01) -> Wrapper:
@@ -89,7 +95,15 @@ def average(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, s
         now = [p.detach() for p in parameters]
         means = [m + (n - m) / taken for m, n in zip(means, now, strict=True)] if means else [n.clone() for n in now]
 
-    return Wrapper(after_step=after_step, at_end=lambda: copy_into(parameters, means) if means else None)
+    def state() -> dict[str, Tensor]:
+        return {f"mean.{at}": mean for at, mean in enumerate(means)} | {"taken": torch.tensor(taken)}
+
+    def take(state: Mapping[str, Tensor]) -> None:
+        nonlocal means, taken
+        taken = int(state["taken"])
+        means = [state[f"mean.{at}"] for at in range(len(state) - 1)]
+
+    return Wrapper(after_step=after_step, at_end=lambda: copy_into(parameters, means) if means else None, state=state, take=take)
 
 
 def ball(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, radius: Positive = 0.005) -> Wrapper:

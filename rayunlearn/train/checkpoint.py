@@ -1,0 +1,114 @@
+"""A long training run that its process did not survive goes on where it was, and ends with the same bits.
+
+A checkpoint is one safetensors file: trained parameters, the optimizer's moments, the random state, and what wrappers, weightings and
+floors remember; numbers and rows are JSON in one of its tensors. It replaces the last one by a rename. Nothing is pickled.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rayunlearn.models.cache import read_genuine, write_genuine
+from rayunlearn.results.store import patiently
+
+Tensors = Mapping[str, Tensor]
+
+
+class Remembers(Protocol):
+    """What carries something from one step to the next, beside parameters and optimizer."""
+
+    def state(self) -> Tensors:
+        """What it carries, as tensors; each tensor once."""
+
+    def take(self, state: Tensors, /) -> None:
+        """Carry this."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where the checkpoint of a run is, for what run (`about`: JSON values that decide every bit of it) and how often it is written.
+
+    It is written at the first look of the loop after `every` steps. One of another run, or a damaged one, is as none.
+    """
+
+    path: Path
+    about: Mapping[str, object]
+    every: int
+
+    def due(self, step: int, saved: int) -> bool:
+        """Whether step `step` is to be kept, the last one kept being `saved`."""
+        return step - saved >= self.every
+
+    def save(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
+        """Keep these. Raises UserError when storage fails for long."""
+        text = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
+        every = {name: t.detach().cpu().contiguous() for name, t in {**tensors, "numbers": text}.items()}
+
+        def write() -> None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_genuine(self.path, self._key(), every)
+
+        patiently(f"write {self.path}", write)
+
+    def read(self) -> tuple[Tensors, dict[str, Any]] | None:
+        """What was kept of this run, None where nothing was."""
+        found = read_genuine(self.path, self._key())
+        if found is None:
+            return None
+        numbers = json.loads(found.pop("numbers").numpy().tobytes())
+        return found, dict(numbers)
+
+    def _key(self) -> str:
+        return json.dumps(dict(self.about), sort_keys=True)
+
+
+def training_state(parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[Remembers]) -> dict[str, Tensor]:
+    """Everything of a run that is a tensor."""
+    place = parameters[0].device
+    state: dict[str, Tensor] = {f"parameter.{at}": p for at, p in enumerate(parameters)}
+    state |= {f"optimizer.{at}.{name}": t for at, moments in optimizer.state_dict()["state"].items() for name, t in moments.items()}
+    state |= {f"part.{at}.{name}": t for at, part in enumerate(parts) for name, t in part.state().items()}
+    state["random"] = torch.get_rng_state()
+    return state | ({"random.device": torch.cuda.get_rng_state(place)} if place.type == "cuda" else {})
+
+
+def take_training_state(state: Tensors, parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[Remembers]) -> None:
+    """Put it all back."""
+    place = parameters[0].device
+    with torch.no_grad():
+        for at, parameter in enumerate(parameters):
+            parameter.copy_(state[f"parameter.{at}"])
+    moments = {at: _below(state, f"optimizer.{at}.") for at in range(len(parameters))}
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": {at: found for at, found in moments.items() if found}})
+    for at, part in enumerate(parts):
+        part.take({name: t.to(place) for name, t in _below(state, f"part.{at}.").items()})
+    torch.set_rng_state(state["random"])
+    if place.type == "cuda":
+        torch.cuda.set_rng_state(state["random.device"], place)
+
+
+def _below(state: Tensors, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t.clone() for name, t in state.items() if name.startswith(prefix)}
+
+
+def schedule_numbers(optimizer: Any, scheduler: Any) -> dict[str, Any]:
+    """Where the schedule is: JSON values."""
+    return {"schedule": scheduler.state_dict(), "learning_rates": [group["lr"] for group in optimizer.param_groups]}
+
+
+def take_schedule_numbers(numbers: Mapping[str, Any], optimizer: Any, scheduler: Any) -> None:
+    """Put the schedule there."""
+    scheduler.load_state_dict(numbers["schedule"])
+    for group, rate in zip(optimizer.param_groups, numbers["learning_rates"], strict=True):
+        group["lr"] = rate
+
+
+def removed(path: Path) -> None:
+    """Remove a checkpoint that is not needed any more."""
+    patiently(f"remove {path}", partial(path.unlink, missing_ok=True))
