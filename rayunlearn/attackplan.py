@@ -207,7 +207,7 @@ class AttackPlanner:
         place: dict[str, Value] = {"trial_id": row.trial_id, "attacked": target.trial_id, "role": role, "setting": setting, "answers": answers}
         return row, {**place, "study": study, "study_index": study_index}
 
-    def read_by(self, name: str) -> dict[str, str]:
+    def read_by(self, name: str) -> dict[str, Any]:
         """`attack.file` and `attack.chat_model` of an attack: what of `reads` it asks for."""
         asked = given_names(ATTACKS[name])
         files = {"unrelated_sequences": self.reads.text, "texts": self.reads.rephrasings}
