@@ -15,8 +15,9 @@ that is as high, the barrier is how the method forgets and no doing of the cores
 
 When all trials have ended `rayunlearn run` goes on with the attacks: relearning on ten forget documents, equal steps on ten unrelated
 ones (its control, and an attack), four-bit weights and retain shots, on every cell, base and gold. One attack seed per model and
-three models per cell: the intervals are over models. Ten documents are relearned to .9 within ten of the fifty steps (one model of each
-method, by hand), so the area under the curve stands beside what is back in the end.
+three models per cell: the intervals are over models. Relearning had an answer probability of .91 (NPO, 25 %) and .71
+(RMU, whole set) back after ten of its fifty steps and .93 and .88 in the end (one model each, by hand), so the area under the curve
+stands beside what is back in the end.
 """
 
 from rayunlearn import recipes
