@@ -83,9 +83,9 @@ def whole(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 @pytest.fixture(scope="module")
 def accidents(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepResult]:
-    """One sweep over trials that succeed (batch size 1), raise (2), lose their worker once (4) and always (5)."""
+    """One sweep over trials that succeed (batch size 1), raise (2), lose their worker once (4), always (5) and after the row is written (7)."""
     output = tmp_path_factory.mktemp("accidents")
-    return output, run_sweep(untuned({"train.batch_size": (1, 2, 4, 5)}), output)
+    return output, run_sweep(untuned({"train.batch_size": (1, 2, 4, 5, 7)}), output)
 
 
 def test_every_planned_trial_runs_exactly_once(whole: tuple[Path, SweepResult]) -> None:
@@ -156,10 +156,17 @@ def test_a_trial_whose_worker_always_dies_leaves_a_failed_row_after_three_starts
     assert all(starts(result.run)[trial_id] == 3 for trial_id in lost["trial_id"])
 
 
+def test_a_trial_whose_worker_was_lost_after_it_wrote_the_row_does_not_run_again(accidents: tuple[Path, SweepResult]) -> None:
+    _, result = accidents
+    untold = open_run(result.run).trials.filter(pl.col("train.batch_size") == 7).collect()
+    assert untold.height == 2 and set(untold["status"]) == {"complete"}
+    assert all(starts(result.run)[trial_id] == 1 for trial_id in untold["trial_id"])
+
+
 def test_failed_trials_and_no_others_run_again_on_the_next_call(accidents: tuple[Path, SweepResult]) -> None:
     """Cells and controls of batch sizes 2 and 5 failed: 4 trials; with 5 left out, the 2 of batch size 2 are tried again."""
     output, first = accidents
-    assert dict(first.statuses) == {"complete": 6, "failed": 4} and first.done == 6
+    assert dict(first.statuses) == {"complete": 8, "failed": 4} and first.done == 8
     before = starts(first.run)
     again = run_sweep(untuned({"train.batch_size": (1, 2, 4)}), output)
     assert sorted((starts(first.run) - before).values()) == [1, 1]

@@ -10,7 +10,8 @@ from ray import tune
 
 from rayunlearn.errors import UserError
 from rayunlearn.results.mirror import ready
-from rayunlearn.results.store import send_unsent
+from rayunlearn.results.store import send_unsent, status_of
+from rayunlearn.schema import FINISHED
 
 PATIENCE_SECONDS = 60.0
 
@@ -43,14 +44,20 @@ class TrialActor(tune.Trainable):
         limit_threads()
         limit_memory()
         self.board.begin.remote(self.trial_id_here)
-        job = self.job
-        workspace = self.workspaces[(self.trial.data, self.trial.model)]
-        try:
-            report = {"status": job.work.run(self.trial, workspace, Path(job.run), job.experiment, job.version, job.commit)}
-        except UserError as mistake:  # its row could not be written (a full disk): trying again would not help
-            report = {"mistake": str(mistake)}
+        report = self.report()
         self.patient = self.patient and others_began(self.board)
         return {"done": True, **report}
+
+    def report(self) -> dict[str, str]:
+        """Run the trial, unless a worker did that was lost before it could say so; how it ended, or what no second try would mend."""
+        job, ended = self.job, status_of(Path(self.job.run), self.trial_id_here)
+        if ended in FINISHED:
+            return {"status": ended}
+        workspace = self.workspaces[(self.trial.data, self.trial.model)]
+        try:
+            return {"status": job.work.run(self.trial, workspace, Path(job.run), job.experiment, job.version, job.commit)}
+        except UserError as mistake:  # its row could not be written (a full disk)
+            return {"mistake": str(mistake)}
 
 
 def settle(run: Path, version: str) -> None:

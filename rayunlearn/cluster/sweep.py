@@ -19,7 +19,7 @@ from rayunlearn.config import flatten
 from rayunlearn.errors import require
 from rayunlearn.experiment import Experiment
 from rayunlearn.plan import Agenda, Planner, Result, results_of
-from rayunlearn.results.store import compact, open_run
+from rayunlearn.results.store import clean, compact, open_run
 from rayunlearn.schema import FINISHED
 
 
@@ -148,6 +148,7 @@ def _run_missing(
 def _close(planner: Planner, before: Mapping[str, Result], *, run: Path, cache: Path, work: Work, interrupted: bool, seconds: float) -> SweepResult:
     """Compact the trials and write plan, settings and quarantine."""
     compact(run)
+    clean(run)
     results = results_of(run, planner.experiment.objective)
     agenda = planner.agenda(results)
     planner.keep(run, agenda)

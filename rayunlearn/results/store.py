@@ -87,7 +87,7 @@ def write_trial(run: Path, trial_id: str, tables: Mapping[str, Sequence[Row]], c
 def send_unsent(run: Path) -> None:
     """Put under the run's URL the trials that ended here and did not get there; failed ones run again instead."""
     for folder in unsent(run):
-        if _read(folder / "trials.parquet", pl.read_parquet)["status"].item() in FINISHED:
+        if status_of(run, folder.name) in FINISHED:
             send_trial(folder)
 
 
@@ -120,7 +120,7 @@ def forget_trials(run: Path) -> None:
 
 
 def clean(run: Path) -> None:
-    """Remove what a killed writer left half-written. Only for the one driver of a run, before its workers start."""
+    """Remove what a killed writer left half-written. Only for the one driver of a run, while no worker of it writes."""
     shutil.rmtree(run / ".tmp", ignore_errors=True)
     for leftover in (run / "trials").glob(".*-*"):  # half-way to or from a URL
         shutil.rmtree(leftover, ignore_errors=True)
@@ -169,6 +169,12 @@ def finished(run: Path) -> dict[str, str]:
     """trial_id -> status of every trial that ended, failed ones too; empty where there is no run yet."""
     rows = _scan_per_trial(run, "trials", _trial_folders(run)).select("trial_id", "status").collect()
     return dict(rows.iter_rows())
+
+
+def status_of(run: Path, trial_id: str) -> str:
+    """How a trial ended whose folder is there, '' where none is (not ended, or compacted)."""
+    path = run / "trials" / trial_id / "trials.parquet"
+    return str(_read(path, pl.read_parquet)["status"].item()) if path.exists() else ""
 
 
 def open_run(run: Path | str, *, own: bool = False) -> Run:
