@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +65,8 @@ def main(runs: str = "runs", page: str = "docs/methods.md") -> None:
 
 def run_missing(rows: dict[str, Trial], folder: Path, cache: Path) -> None:
     """Run the trials that have not finished, each method in a fresh process: its peak memory is its own."""
+    from concurrent.futures import ProcessPoolExecutor
+
     from rayunlearn.results.store import finished
 
     done = finished(folder)
@@ -235,4 +236,6 @@ Commit {commits}; {hardware}; {packages}.
 """
 
 if __name__ == "__main__":
+    if __spec__ is None:
+        sys.exit("run it as a module: python -m experiments.methods (as a file, Python finds experiments/selectors.py in place of its own selectors)")
     main(*sys.argv[1:])
