@@ -14,7 +14,7 @@ DOCUMENTS = ("a", "b", "c", "d")
 RELEARNING = "relearning learning_rate=0.001 steps=20"
 
 
-def add(run: Path, trial_id: str, stage: str, attack: str, values: tuple[float, ...], curve: tuple[float, ...] = ()) -> None:
+def add(run: Path, trial_id: str, stage: str, attack: str, values: tuple[float | None, ...], curve: tuple[float, ...] = ()) -> None:
     """A trial of that stage after that attack with one value per document."""
     examples = [
         {"stage": stage, "attack": attack, "doc_id": d, "split": "forget", "metric": "probability", "value": v}
@@ -173,3 +173,12 @@ def test_more_trials_than_attacks_stand_down_the_page_and_the_heat_map_is_drawn(
     assert matrix.rows[0][2].startswith("0.62 [") and matrix.rows[-1][0] == "gold: before -> after" and matrix.rows[-1][2].startswith("0.10 -> 0.20")
     figure = recovery_map(opened)
     assert figure is not None and len(figure.data[0].x) == 4
+
+
+def test_an_attack_with_a_metric_of_its_own_that_measured_nothing_says_so(run: Path) -> None:
+    """`linear_probe_held_in` fits answers of half the facts; where no answer of the others is among them there is nothing to ask."""
+    add(run, "probe", "unlearned", "linear_probe_held_in", (None,) * 4)
+    rows = pl.read_parquet(run / "attacks.parquet").to_dicts()
+    write_table(run / "attacks.parquet", "attacks", [*rows, placed("probe", "mine", "attack", "linear_probe_held_in")])
+    matrix = attack_tables(open_run(run))[0]
+    assert next(row for row in matrix.rows if row[0] == "linear_probe_held_in")[1] == "not measured"

@@ -402,6 +402,8 @@ def _shown(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "-"
     if row["metric"]:
+        if row["after"] is None:  # of the forget questions held out none has an answer that the probe was fitted to
+            return "not measured"
         beside = [f"{name} {row[name]:.2f}" for name in ("base", "shuffled") if row[name] is not None]
         return f"{row['metric']} {row['after']:.2f} [{row['after_low']:.2f}, {row['after_high']:.2f}] ({', '.join(beside)})"
     if row["recovered"] is None:
