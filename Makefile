@@ -1,6 +1,6 @@
 # make demo    the main job on the embedded test bed: progress, table, report
 # make test    the tests (under ten minutes on two cores); make test-slow: the rest
-# make bench   ratios beside the plain way, same machine, same run
+# make bench   ratios beside the plain way, same machine, same run; make bench-cluster: what the platform costs without any model
 # make docs    the site, strictly, into build/site
 # make findings  the experiments at their laptop size, then docs/findings.md from their Parquet files (hours; finished trials are kept)
 # make check   style, formatting, types; then the longest functions and files, to look at
@@ -12,7 +12,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 # The first interpreter of a supported version; `make PYTHON=/some/python3.12 demo` says which.
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow bench docs findings check format clean
+.PHONY: demo test test-slow bench bench-cluster docs findings check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/rayunlearn run experiments/hello.py
@@ -28,6 +28,9 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/scores.py --size small
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.corpus
+
+bench-cluster: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.cluster
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m rayunlearn.catalogue > docs/settings.md

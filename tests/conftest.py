@@ -1,5 +1,6 @@
 """Fixtures that several files share."""
 
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,3 +44,13 @@ def prepared(trial: Trial, folder: Path) -> Bed:
 def domain_bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
     """The tiny domain bed with its default redundancy of 20; read it, never write to it. About 30 s, once per session."""
     return prepared(Trial(), tmp_path_factory.mktemp("domain_bed"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many accidents of which kinds were survived, where tests that passed noted some (`record_property("survived", {kind: number})`)."""
+    survived: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        survived.update(dict(report.user_properties).get("survived", {}))
+    if survived:
+        kinds = ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in sorted(survived.items()))
+        terminalreporter.write_line(f"{survived.total()} faults survived: {kinds}")
