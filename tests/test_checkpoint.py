@@ -1,6 +1,10 @@
 """A trial that lost its process goes on from its checkpoint and ends with the bits of an undisturbed one."""
 
-from collections.abc import Iterator, Mapping
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,12 +16,13 @@ from rayunlearn.config import Trial, Value, trial_id, with_values
 from rayunlearn.data.corpus import load_corpus
 from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
-from rayunlearn.results.store import open_run
+from rayunlearn.results.store import finished, open_run
 from rayunlearn.train.checkpoint import Checkpoints
 from rayunlearn.train.teach import texts
 from rayunlearn.trial import run_trial
 from rayunlearn.workspace import Workspace, validate
 
+REPOSITORY = Path(__file__).parents[1]
 SHORT: dict[str, Value] = {
     "train.length": 8,
     "train.batch_size": 2,
@@ -123,3 +128,38 @@ def test_the_checkpoint_of_another_trial_or_a_damaged_one_is_as_none(workspace: 
 def test_how_often_a_trial_is_kept_makes_no_other_trial() -> None:
     ids = {trial_id(made({"train.checkpoint_every": every}), "corpus", "model") for every in (0, 2, 50)}
     assert len(ids) == 1
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.test_checkpoint import made, untaught, torch
+from rayunlearn.trial import run_trial
+torch.set_num_threads(1)
+run_trial(made({"train.length": 40}), untaught(Path(sys.argv[1])), Path(sys.argv[2]), "test", "1")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_really_killed_in_the_middle_leaves_a_checkpoint_that_the_next_one_goes_on_from(
+    workspace: Workspace, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """SIGKILL at whatever instruction, three times; then it is left alone."""
+    run = tmp_path / "run"
+    for kept_before in range(3):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(Path(workspace.base).parent), str(run)], cwd=REPOSITORY)
+        deadline = time.monotonic() + 300
+        seen: set[int] = set()
+        while len(seen) < 3 + kept_before:  # several checkpoints further each time
+            assert process.poll() is None and time.monotonic() < deadline
+            seen.update(path.stat().st_mtime_ns for path in run.glob("checkpoints/*.safetensors"))
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not finished(run)
+    trial = made({"train.length": 40})
+    weights, steps, measured = ran(trial, workspace, tmp_path / "quiet")
+    broken = ran(trial, workspace, run)
+    assert broken[1] == steps and broken[2] == measured
+    assert all(torch.equal(broken[0][name], weights[name]) for name in weights)
+    record_property("survived", {"training_killed": 3})
