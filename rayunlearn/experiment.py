@@ -1,7 +1,8 @@
 """An experiment: one question, a base trial, the grid it is about, what Optuna may search, and the objective.
 
 An experiment is a Python file with a docstring (question, hypothesis, what would refute it) and the names
-BASE, AXES and, where something is tuned, SEARCH, BUDGET and OBJECTIVE; ATTACKS and VERSION are optional. `load` reads it.
+BASE, AXES and, where something is tuned, SEARCH, BUDGET and OBJECTIVE; ATTACKS, TRACK ("tensorboard,mlflow") and VERSION are
+optional. `load` reads it.
 PRESETS may say the same question at other sizes: `{"paper": {"BASE": ..., "AXES": ...}}` puts these names in the place of the file's.
 Everything here is a plain value: workers are sent trials, never the module.
 """
@@ -21,8 +22,9 @@ from rayunlearn.errors import UserError, require, unknown_name
 OBJECTIVE_STAGES = ("unlearned", "calibrated")
 CALIBRATED = 0.95  # share of base's retention at which models are compared (2406.09179 evaluates 0.95 to 0.90)
 TUNINGS = ("shared", "per_cell", "none")
-NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "ATTACKS", "VERSION", "PRESETS")
+NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "ATTACKS", "TRACK", "VERSION", "PRESETS")
 LAPTOP = "laptop"  # the preset that every experiment has: the file as it stands
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}  # by name: the package that it needs
 ATTACKED = ("best", "pareto", "grid")
 PARTS = ("budget", "objective", "attacks")  # of an experiment, beside its base trial
 SEEDS = ("select.seed", "train.seed")
@@ -129,7 +131,7 @@ Grid = tuple[Axis, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A checked experiment. `grids` are united: a cell that two of them give is one cell."""
+    """A checked experiment. `grids` are united: a cell that two of them give is one cell. `track`: trackers that are told of every trial."""
 
     name: str
     question: str
@@ -139,6 +141,7 @@ class Experiment:
     budget: Budget
     objective: Objective
     attacks: Attacks = field(default_factory=Attacks)
+    track: tuple[str, ...] = ()
     version: str = "1"
 
     def __post_init__(self) -> None:
@@ -148,6 +151,9 @@ class Experiment:
         require(self.base.stage == "unlearned", "BASE's stage must be 'unlearned' (base and gold are added by themselves)", self.base.stage)
         if self.objective.stage == "calibrated" and self.base.calibrate.tau == 0:
             object.__setattr__(self, "base", with_values(self.base, {"calibrate.tau": CALIBRATED}))
+        for name in self.track:
+            if name not in TRACKERS:
+                raise unknown_name("tracker", name, TRACKERS)
         safe = bool(self.version) and self.version not in (".", "..") and all(c.isalnum() or c in "._-" for c in self.version)
         require(safe, "a version must be letters, digits, '.', '_' or '-'", self.version)
 
@@ -172,7 +178,7 @@ def load(path: str | Path, *, preset: str = LAPTOP) -> Experiment:
 
 
 def from_module(module: ModuleType, *, name: str, preset: str = LAPTOP) -> Experiment:
-    """The experiment that a module's BASE, AXES, SEARCH, BUDGET, OBJECTIVE, ATTACKS and VERSION say.
+    """The experiment that a module's BASE, AXES, SEARCH, BUDGET, OBJECTIVE, ATTACKS, TRACK and VERSION say.
 
     A preset other than `laptop` is a version of its own (`1-paper`), so that its trials never stand among the others.
     """
@@ -190,6 +196,7 @@ def from_module(module: ModuleType, *, name: str, preset: str = LAPTOP) -> Exper
         budget=_take(module, "BUDGET", Budget, Budget() if search else Budget(tuning="none")),
         objective=_take(module, "OBJECTIVE", Objective, Objective()),
         attacks=_take(module, "ATTACKS", Attacks, Attacks()),
+        track=_names(_take(module, "TRACK", str, "")),
         version=_take(module, "VERSION", str, "1") + ("" if preset == LAPTOP else f"-{preset}"),
     )
 
@@ -255,13 +262,15 @@ def check_measured(experiment: Experiment) -> None:
 def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
     """A changed copy, for `--set`: a name on an axis keeps that single value; a searched name is fixed to it.
 
-    `budget.*`, `objective.*` and `attacks.*` change those; `version` changes the version; every other name changes BASE.
+    `budget.*`, `objective.*` and `attacks.*` change those; `version` and `track` change these; every other name changes BASE.
     """
-    changed = _fixed(experiment, {name: value for name, value in values.items() if name != "version" and name.partition(".")[0] not in PARTS})
+    changed = _fixed(experiment, {name: value for name, value in values.items() if name.partition(".")[0] not in (*PARTS, "version", "track")})
     for name, value in values.items():
         section, _, key = name.partition(".")
         if section in PARTS:
             changed = _replace_field(changed, section, key, value)
+    if "track" in values:
+        changed = replace(changed, track=_names(str(values["track"])))
     return replace(changed, version=str(values["version"])) if "version" in values else changed
 
 
@@ -279,6 +288,11 @@ def settings(experiment: Experiment) -> dict[str, Any]:
         "objective": asdict(experiment.objective),
         "attacks": asdict(experiment.attacks),
     }
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """`"tensorboard, mlflow"` as names."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))
 
 
 def _shown(point: tuple[Value, ...]) -> Value | list[Value]:

@@ -19,6 +19,7 @@ from rayunlearn.cluster.folder import pair_of
 from rayunlearn.cluster.progress import Preparing, Snapshot, View, watched
 from rayunlearn.cluster.search import LedgerSearch
 from rayunlearn.cluster.session import Slots, smallest_gpu, trial_resources
+from rayunlearn.cluster.trackers import Place, Telling
 from rayunlearn.cluster.work import Work
 from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
@@ -39,6 +40,7 @@ class Job:
     experiment: str
     version: str
     commit: str
+    track: tuple[str, ...] = ()
 
 
 class Board:
@@ -115,7 +117,8 @@ def execute(
         at_most = sys.maxsize if far_away else TRIALS_PER_TUNE
         while True:
             search = LedgerSearch(planner, results, Path(job.run), board, Slots(resources, workers), at_most=at_most)
-            run_tune(search, parameters, resources=resources)
+            telling = [Telling(job.track, Place(Path(job.run), job.experiment, job.version))] if job.track else []
+            run_tune(search, parameters, resources=resources, callbacks=telling)
             results = search.results
             if search.left > 0 or search.running or not search.ready or search.fatal:  # running here: Ctrl-C
                 break
@@ -173,7 +176,7 @@ def prepare_one(work: Work, trial: Trial, cache: str, role: str, name: str, boar
     work.prepare(trial, Path(cache), lambda _, done, planned: board.step.remote(name, done, planned), (role,))
 
 
-def run_tune(search: LedgerSearch, parameters: dict[str, Any], *, resources: dict[str, float]) -> None:
+def run_tune(search: LedgerSearch, parameters: dict[str, Any], *, resources: dict[str, float], callbacks: list[tune.Callback]) -> None:
     """One Tune run: reused actors, no checkpoints, no loggers; its own files go to a temporary folder. The searcher says how wide."""
     trainable = tune.with_resources(tune.with_parameters(TrialActor, **parameters), resources)
     with tempfile.TemporaryDirectory(prefix="tune-") as folder:
@@ -192,6 +195,7 @@ def run_tune(search: LedgerSearch, parameters: dict[str, Any], *, resources: dic
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=callbacks,
             ),
         )
         tuner.fit()

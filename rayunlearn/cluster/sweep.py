@@ -5,8 +5,9 @@ Ray is imported only when something is left to run.
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +18,7 @@ from rayunlearn.cluster.folder import begin, commit_of, locked, pair_of, run_fol
 from rayunlearn.cluster.work import Work
 from rayunlearn.config import flatten
 from rayunlearn.errors import require
-from rayunlearn.experiment import Experiment
+from rayunlearn.experiment import TRACKERS, Experiment
 from rayunlearn.plan import Agenda, Planner, Result, results_of
 from rayunlearn.results.store import clean, compact, open_run
 from rayunlearn.schema import FINISHED
@@ -64,6 +65,7 @@ def sweep(experiment: Experiment, output: Path, *, work: Work, options: Options,
     """
     started = time.monotonic()
     run, cache = run_folder(output, experiment).resolve(), (output / "cache").resolve()
+    check_trackers(experiment.track)
     planner = Planner(experiment, work.check, work.identify)
     planner.agenda({})  # a mistake in the experiment shows here, before a folder is made
     with locked(run) as still_ours:
@@ -74,6 +76,13 @@ def sweep(experiment: Experiment, output: Path, *, work: Work, options: Options,
         interrupted = bool(agenda.ready) and _run_missing(planner, before, agenda, run=run, cache=cache, work=work, options=options, console=console)
         still_ours()
         return _close(planner, before, run=run, cache=cache, work=work, interrupted=interrupted, seconds=time.monotonic() - started)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise UserError for a tracker whose package is not installed."""
+    for name in names:
+        rule = f"track={name} needs the package {TRACKERS[name]} installed (pip install 'rayunlearn[trackers]')"
+        require(find_spec(name) is not None, rule, "none")
 
 
 def prepare_models(experiment: Experiment, output: Path, *, work: Work, options: Options, console: Console) -> int:
@@ -122,7 +131,8 @@ def _run_missing(
     from rayunlearn.cluster.runner import Job, execute
 
     experiment = planner.experiment
-    job = Job(work=work, run=str(run), experiment=experiment.name, version=experiment.version, commit=commit_of(Path(rayunlearn.__file__).parent))
+    commit = commit_of(Path(rayunlearn.__file__).parent)
+    job = Job(work=work, run=str(run), experiment=experiment.name, version=experiment.version, commit=commit, track=experiment.track)
     trials = tuple({pair_of(row.trial): row.trial for row in agenda.rows}.values())
     planned = tuple(dict.fromkeys(row.trial for row in (*agenda.ready, *agenda.expected)))
     try:
