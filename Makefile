@@ -37,7 +37,7 @@ docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 findings: $(VENV)/installed
-	for name in coreset steps_or_data redundancy selectors keywords control truly_unlearned dilemma faithfulness defences; do \
+	for name in coreset_effect keyword_effect steps_or_data redundancy selectors keywords control truly_unlearned dilemma faithfulness defences; do \
 	  $(BIN)/rayunlearn run experiments/$$name.py || exit $$?; done
 	$(BIN)/rayunlearn attack runs/truly_unlearned/1 --trials grid --panel black_box
 	$(BIN)/rayunlearn attack runs/defences/1 --trials grid --seeds 1 --attacks relearning,heldout_relearning,unrelated_training,few_shot_retain

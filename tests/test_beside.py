@@ -98,6 +98,20 @@ def test_a_whole_text_stands_beside_its_keywords_though_it_names_no_extractor(tm
     assert pairs == [("keywords_only", "original"), ("keywords_only", "random_words"), ("original", "random_words")]
 
 
+def test_a_whole_text_stands_beside_every_share_and_a_share_beside_random_words_of_its_own(tmp_path: Path) -> None:
+    cells = [("original", 0.3, 0.2), *((text, share, TEXTS[text]) for text in ("keywords_only", "random_words") for share in (0.1, 0.5))]
+    plan = []
+    for text, share, left in cells:
+        for seed in (0, 1, 2):
+            trial = with_values(Trial(), {"select.text": text, "select.keyword_fraction": share, "select.seed": seed, "train.seed": seed})
+            plan.append(written(tmp_path, trial, rows_of(left, 0.9, seed), "grid"))
+    plan.append(written(tmp_path, with_values(Trial(), {"stage": "base"}), [r | {"stage": "base"} for r in rows_of(0.9, 1.0, 0)], "base"))
+    write_table(tmp_path / "plan.parquet", "plan", plan)
+    write_experiment(tmp_path, EXPERIMENT | {"search": {}})
+    pairs = sorted(beside(open_run(tmp_path)).select("arm", "reference").rows())
+    assert pairs == sorted([("keywords_only", "original"), ("keywords_only", "random_words"), ("original", "random_words")] * 2)
+
+
 def test_a_corpus_is_named_by_no_more_than_tells_it_apart(tmp_path: Path) -> None:
     """Two corpora differ in name, path and epochs of teaching: the name alone says which."""
     corpora: tuple[dict[str, Value], ...] = ({"data.name": "domain"}, {"data.name": "files", "data.path": "/books", "model.teach_epochs": 60})

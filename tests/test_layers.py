@@ -182,7 +182,7 @@ def test_the_tree_of_the_read_me_names_every_part_and_no_other() -> None:
     assert named == {part_of(file) for file in sources()} - {"__main__"}
 
 
-IMPORTED_AS = {"sklearn": "scikit-learn", "fpdf": "fpdf2"}
+IMPORTED_AS = {"sklearn": "scikit-learn", "fpdf": "fpdf2", "mlflow": "mlflow-skinny"}
 USED_BY_OTHERS = {"accelerate"}  # transformers calls it for `device_map`
 
 

@@ -25,7 +25,19 @@ from rayunlearn.trial import run_trial
 from rayunlearn.workspace import workspace_of
 
 ROOT = Path(__file__).parents[1] / "experiments"
-WITH_PAPER = ("coreset", "steps_or_data", "redundancy", "defences", "selectors", "keywords", "control", "truly_unlearned", "dilemma", "faithfulness")
+WITH_PAPER = (
+    "coreset_effect",
+    "keyword_effect",
+    "steps_or_data",
+    "redundancy",
+    "defences",
+    "selectors",
+    "keywords",
+    "control",
+    "truly_unlearned",
+    "dilemma",
+    "faithfulness",
+)
 TAUGHT = ("control",)  # its study first taught TOFU to the models that it names
 WORDS = ["<unk>", "</s>", *(f"w{i}" for i in range(60)), "Question", ":", "Answer", "?", "Which", "of", *"ABCD", "."]
 
@@ -75,7 +87,7 @@ def test_every_cell_of_a_paper_preset_is_a_trial_that_the_families_take(name: st
 
 def test_the_study_s_rates_and_lengths_stand_in_its_cells() -> None:
     """Table B1: RMU 5e-5, one epoch of 600; NPO 7e-6, 140 steps of 4, at every ratio."""
-    cells = [flatten(cell) for group in groups_of(paper("coreset", {}), check=check) for cell in group.cells]
+    cells = [flatten(cell) for group in groups_of(paper("coreset_effect", {}), check=check) for cell in group.cells]
     seen = {(c["method.forget"], c["train.learning_rate"], c["train.unit"], c["train.length"]) for c in cells}
     assert seen == {("rmu", 5e-5, "presentations", 600.0), ("npo", 7e-6, "steps", 140.0)}
     random = [c for c in cells if c["select.name"] == "random" and c["method.forget"] == "rmu"]
@@ -102,10 +114,10 @@ def test_the_dilemma_preset_has_six_methods_on_three_benchmarks_and_muse_has_the
 def test_the_coreset_preset_runs_on_the_stand_in(stand_in: Mapping[str, Value], tmp_path: Path) -> None:
     """One small coreset with each method, by the whole path of a trial; the same names as on a cluster, other values."""
     less = {"train.batch_size": 4, "method.forget": "rmu", "method.retain": "activation", "select.ratio": 0.1, "train.length": 8.0}
-    cells = [cell for group in groups_of(paper("coreset", {**stand_in, **less}), check=check) for cell in group.cells]
+    cells = [cell for group in groups_of(paper("coreset_effect", {**stand_in, **less}), check=check) for cell in group.cells]
     trial = next(cell for cell in cells if cell.select.name == "random")
     workspace = workspace_of(trial, tmp_path / "cache")
-    run_trial(trial, workspace, tmp_path / "run", "coreset", "1-paper", "")
+    run_trial(trial, workspace, tmp_path / "run", "coreset_effect", "1-paper", "")
     run = open_run(tmp_path / "run")
     row = run.trials.collect().row(0, named=True)
     assert (row["status"], row["n_forget"], row["n_kept"], row["presentations"]) == ("complete", 20, 2, 8)
@@ -129,5 +141,5 @@ def test_gpu_hours_are_six_flops_per_parameter_and_token(stand_in: Mapping[str, 
 
 
 def test_a_plan_of_the_preset_knows_its_gpu_hours_on_the_stand_in(stand_in: Mapping[str, Value]) -> None:
-    agenda = Planner(paper("coreset", stand_in), check, lambda trial: trial_id(trial, "corpus", "model")).agenda({})
+    agenda = Planner(paper("coreset_effect", stand_in), check, lambda trial: trial_id(trial, "corpus", "model")).agenda({})
     assert 0 < gpu_hours(agenda, agenda.total, size_of=size_of) < 1e-3

@@ -98,7 +98,7 @@ def test_an_arm_is_called_by_what_plain_has_not() -> None:
 
 
 def test_the_page_has_a_section_for_every_experiment_and_fills_nothing_in(tmp_path: Path) -> None:
-    synthetic.write_run(tmp_path / "coreset" / "1")
+    synthetic.write_run(tmp_path / "coreset_effect" / "1")
     page = findings_page(tmp_path)
     assert all(f"## {finding.title}" in page for finding in FINDINGS)
     assert page.count("has not been run for this page") == len(FINDINGS) - 1

@@ -62,12 +62,12 @@ class TensorBoard:
         """Write the trial's event files."""
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(self.folder / told.trial_id)) as writer:  # type: ignore[no-untyped-call]
+        with SummaryWriter(str(self.folder / told.trial_id)) as writer:
             for step, numbers in told.steps:
                 for name, value in numbers.items():
-                    writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+                    writer.add_scalar(name, value, step)
             settings = {**told.settings, "status": told.status}
-            writer.add_hparams(settings, dict(told.measured), run_name=".")  # type: ignore[no-untyped-call]
+            writer.add_hparams(settings, dict(told.measured), run_name=".")
 
 
 class WandB:

@@ -53,9 +53,9 @@ class Arm:
     unmeasured: int
 
     def matches(self, reference: "Arm", changed: str) -> bool:
-        """Whether the two differ in `changed` alone. A whole text is the same whatever finds keywords."""
+        """Whether the two differ in `changed` alone. A whole text is the same whatever finds keywords, and however many."""
         whole = changed == "select.text" and "original" in (self.settings[changed], reference.settings[changed])
-        free = (changed, "select.extractor") if whole else (changed,)
+        free = (changed, "select.extractor", "select.keyword_fraction") if whole else (changed,)
         return self.place == reference.place and all(value == reference.settings[name] for name, value in self.settings.items() if name not in free)
 
 

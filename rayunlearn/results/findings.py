@@ -173,7 +173,7 @@ STUDY = "Pal et al. 2504.10185"
 BED = "A generated domain and a model of half a million parameters; there WMDP and MUSE with 7 B models."
 FINDINGS: Sequence[Finding] = (
     Finding(
-        experiment="coreset",
+        experiment="coreset_effect",
         title="How little is enough",
         verdict=how_little,
         published=(
@@ -181,6 +181,16 @@ FINDINGS: Sequence[Finding] = (
             "5 %; NPO 74.1 and 72.5 ± 1.2 %."
         ),
         differs=f"{BED} Redundancy is set, and two ends of it are compared.",
+    ),
+    Finding(
+        experiment="keyword_effect",
+        title="How many words carry it",
+        verdict=beside_chance,
+        published=(
+            f"{STUDY}, section 4: keywords that a chat model names keep most of the effect on WMDP-bio at each ratio; their share of the words is "
+            "not varied, and there is no arm of random words."
+        ),
+        differs=f"{BED} Keywords by statistics; the share of words is the dial.",
     ),
     Finding(
         experiment="steps_or_data",
