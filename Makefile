@@ -36,12 +36,12 @@ docs: $(VENV)/installed-dev
 	$(BIN)/python -m rayunlearn.catalogue > docs/settings.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-findings: $(VENV)/installed
+findings: $(VENV)/installed-dev
 	for name in coreset_effect keyword_effect steps_or_data redundancy selectors keywords control truly_unlearned dilemma faithfulness defences; do \
 	  $(BIN)/rayunlearn run experiments/$$name.py || exit $$?; done
 	$(BIN)/rayunlearn attack runs/truly_unlearned/1 --trials grid --panel black_box
 	$(BIN)/rayunlearn attack runs/defences/1 --trials grid --seeds 1 --attacks relearning,heldout_relearning,unrelated_training,few_shot_retain
-	$(BIN)/python -m rayunlearn.results.findings runs > docs/findings.md
+	$(BIN)/python -m rayunlearn.results.findings runs docs/pictures > docs/findings.md
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rayunlearn.results.attacks import _without_strength, area_under, attack_tables, recovery_table, steps_to, worst_case
+from rayunlearn.results.attacks import area_under, attack_tables, plain_setting, recovery_table, steps_to, worst_case
 from rayunlearn.results.plots import recovery_map
 from rayunlearn.results.store import open_run, write_experiment, write_table, write_trial
 
@@ -143,8 +143,8 @@ def test_where_base_knows_no_more_there_is_nothing_to_recover(run: Path) -> None
 
 
 def test_strengths_that_were_searched_are_in_no_row_of_the_matrix() -> None:
-    assert _without_strength("gcg candidates=16 steps=40") == "gcg"
-    assert _without_strength("relearning documents=10 learning_rate=0.001 steps=20") == "relearning documents=10"
+    assert plain_setting("gcg candidates=16 steps=40") == "gcg"
+    assert plain_setting("relearning documents=10 learning_rate=0.001 steps=20") == "relearning documents=10"
 
 
 def test_a_run_without_attacks_has_no_matrix(tmp_path: Path) -> None:

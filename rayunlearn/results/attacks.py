@@ -85,7 +85,7 @@ def rises_of(table: pl.DataFrame) -> list[str]:
     """
     worst: dict[str, Mapping[str, Any]] = {}
     for row in table.filter(pl.col("gold_rise_low") > 0).sort("gold_rise", descending=True).iter_rows(named=True):
-        worst.setdefault(_without_strength(row["setting"]), row)
+        worst.setdefault(plain_setting(row["setting"]), row)
     return [_rise_in_words(shown, row) for shown, row in worst.items()]
 
 
@@ -227,14 +227,14 @@ def _row(
     if base not in values or cell.attacked not in values:
         return {}
     after, before, known = _three(attacks, cell.attacked, base, values)
-    interval, shown = share_of_way(after, before, known), _without_strength(cell.setting)
+    interval, shown = share_of_way(after, before, known), plain_setting(cell.setting)
     control = placed.filter(pl.col("role") == "control", pl.col("answers") == cell.setting)
     companions = _companions(cell, placed)
     golden = control.filter(pl.col("attacked") == gold, pl.col("setting") == cell.setting)["trial_id"].to_list()
     golden_after = _matrix(golden, values)
     on_gold = bootstrap_interval(golden_after) if golden else NOTHING
     rise = bootstrap_interval(_rises(golden, values.get(gold, {}), values)) if golden and gold in values else NOTHING
-    same = [setting for setting in mine["setting"].unique() if _without_strength(setting) == shown]
+    same = [setting for setting in mine["setting"].unique() if plain_setting(setting) == shown]
     tried = mine.filter(pl.col("setting").is_in(same), pl.col("role") != "control")
     return {
         "attacked": cell.attacked,
@@ -378,16 +378,17 @@ def _said(name: str, value: Any) -> str:
 
 def _short(settings: Sequence[str]) -> list[str]:
     """Settings without the strengths that were searched, which differ from trial to trial, each once."""
-    return list(dict.fromkeys(_without_strength(setting) for setting in settings))
+    return list(dict.fromkeys(plain_setting(setting) for setting in settings))
 
 
-def _without_strength(setting: str) -> str:
+def plain_setting(setting: str) -> str:
+    """The setting without its searched strength."""
     return " ".join(part for part in setting.split(" ") if not part.startswith(SEARCHED))
 
 
 def _of(cells: Mapping[tuple[str, str], dict[str, Any]], table: pl.DataFrame, shown: str, attacked: str) -> dict[str, Any] | None:
     """The attack's row on that trial; of several strengths (panels run one after another) the one that got most back."""
-    found = [row for (setting, trial), row in cells.items() if trial == attacked and _without_strength(setting) == shown]
+    found = [row for (setting, trial), row in cells.items() if trial == attacked and plain_setting(setting) == shown]
     return max(found, key=lambda row: row["recovered"] if row["recovered"] is not None else -np.inf, default=None)
 
 
@@ -413,7 +414,7 @@ def _shown(row: Mapping[str, Any] | None) -> str:
 
 
 def _gold_shown(cells: Mapping[tuple[str, str], dict[str, Any]], shown: str, names: Mapping[str, str]) -> str:
-    found = [r for (setting, t), r in cells.items() if t in names and _without_strength(setting) == shown and r["gold_after"] is not None]
+    found = [r for (setting, t), r in cells.items() if t in names and plain_setting(setting) == shown and r["gold_after"] is not None]
     if not found:
         return "-"
     row = max(found, key=lambda r: r["gold_after"])

@@ -1,4 +1,4 @@
-"""docs/findings.md, made from the Parquet files of the experiments: `python -m rayunlearn.results.findings RUNS > docs/findings.md`.
+"""docs/findings.md, made from the Parquet files of the experiments: `python -m rayunlearn.results.findings RUNS PICTURES > docs/findings.md`.
 
 A section per experiment: what was asked, what came out with intervals, what is published beside it and where ours differs. A run that
 is not there is named as not run; nothing is filled in.
@@ -19,11 +19,13 @@ from rayunlearn.results.explaining import explained_sections
 from rayunlearn.results.faithfulness import faithfulness_sections
 from rayunlearn.results.formats import escaped, pipes, question_of
 from rayunlearn.results.frontier import Standard, frontier_in_words, frontier_of
+from rayunlearn.results.pictures import picture_of
 from rayunlearn.results.report import provenance
 from rayunlearn.results.store import Run, open_run
 from rayunlearn.results.verdicts import LESS, against_random, in_words, predicted, step_gaps, survived
 from rayunlearn.results.words import Section, fate_lines, findings, number
 
+SHORT = 12  # rows of a table that is shown without a click
 MARGIN = 0.1  # of the equivalence tests of this page
 Verdict = Callable[[Run], tuple[list[str], Table | None]]
 SHOWN_FACTS = ("commit", "hardware", "seconds in trials", "first trial started")
@@ -40,12 +42,12 @@ class Finding:
     differs: str
 
 
-def findings_page(runs: Path) -> str:
-    """The page as Markdown, from the newest version `1` of every experiment under `runs`."""
-    return "\n".join([HEAD, *(line for finding in FINDINGS for line in section(finding, runs / finding.experiment / "1"))])
+def findings_page(runs: Path, pictures: Path | None = None) -> str:
+    """The page as Markdown, from version `1` of every experiment under `runs`; its pictures are written to the folder `pictures`."""
+    return "\n".join([HEAD, *(line for finding in FINDINGS for line in section(finding, runs / finding.experiment / "1", pictures))])
 
 
-def section(finding: Finding, folder: Path) -> list[str]:
+def section(finding: Finding, folder: Path, pictures: Path | None = None) -> list[str]:
     """One experiment; a run that is not there is said to be missing."""
     head = [f"## {finding.title}", ""]
     if not (folder / "plan.parquet").is_file():
@@ -59,12 +61,13 @@ def section(finding: Finding, folder: Path) -> list[str]:
         "",
         *(f"- {escaped(sentence)}" for sentence in sentences),
         "",
-        *([*pipes(table), ""] if table else []),
+        *(_drawn(finding, run, pictures) if pictures else []),
+        *(_folded(table) if table else []),
         f"**Published.** {finding.published}",
         "",
         f"**What differs.** {finding.differs}",
         "",
-        f"`experiments/{finding.experiment}.py`. {escaped(' '.join(fate_lines(run)))} {'; '.join(facts)}.",
+        f"`experiments/{finding.experiment}.py`. {escaped(' '.join(fate_lines(run))).rstrip('.')}. {'; '.join(facts)}.",
         "",
     ]
 
@@ -157,6 +160,24 @@ def controlled(run: Run) -> tuple[list[str], Table | None]:
 
 
 # ---- inside
+
+
+def _drawn(finding: Finding, run: Run, pictures: Path) -> list[str]:
+    """The experiment's picture, written beside the page, and the line that shows it."""
+    picture = picture_of(finding.experiment, run)
+    if picture is None:
+        return []
+    name = f"findings-{finding.experiment.replace('_', '-')}.svg"
+    pictures.mkdir(parents=True, exist_ok=True)
+    (pictures / name).write_text(picture, encoding="utf-8")
+    return [f"![{finding.title}](pictures/{name})", ""]
+
+
+def _folded(table: Table) -> list[str]:
+    """The table, behind a line to open it where it is long."""
+    if len(table.rows) <= SHORT:
+        return [*pipes(table), ""]
+    return ["<details markdown>", f"<summary>All {len(table.rows)} rows</summary>", "", *pipes(table), "", "</details>", ""]
 
 
 def _first(sections: Sequence[Section], run: Run) -> tuple[list[str], Table | None]:
@@ -268,4 +289,4 @@ The dated log, with what was tried on the way: `experiments/LOG.md`.
 """
 
 if __name__ == "__main__":
-    print(findings_page(Path(sys.argv[1] if len(sys.argv) > 1 else "runs")), end="")
+    print(findings_page(Path(sys.argv[1] if len(sys.argv) > 1 else "runs"), Path(sys.argv[2]) if len(sys.argv) > 2 else None), end="")

@@ -53,6 +53,16 @@ def step_gaps(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=GAPS)
 
 
+def length_curves(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """Columns method, ratio, steps and ESTIMATE: forgetting after that many steps, with its interval over seeds and documents."""
+    rows = []
+    cells = _length_cells(run)
+    for method in dict.fromkeys(method for method, _, _ in cells):
+        drawn = _drawn({(ratio, steps): cell for (m, ratio, steps), cell in cells.items() if m == method}, draws=draws, seed=seed)
+        rows += [{"method": method, "ratio": ratio, "steps": steps, **_estimate(values)} for (ratio, steps), values in drawn.items()]
+    return pl.DataFrame(rows, schema={"method": pl.String, "ratio": pl.Float64, "steps": pl.Float64, **ESTIMATE})
+
+
 def _same_epochs(steps: float, ratio: float) -> float:
     return float(round(steps / ratio))
 
