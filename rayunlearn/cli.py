@@ -194,6 +194,8 @@ def _add_submit(commands: Any) -> None:
     added = _add_experiment(commands, "submit", submit, "run an experiment on a cluster: pack this folder, hand it to the job server, follow it")
     added.add_argument("--address", metavar="URL", required=True, help="the cluster's job server, http://HOST:8265 (see docs/cluster.md)")
     added.add_argument("--gpus-per-trial", metavar="F", type=float, help="as in `run`")
+    added.add_argument("--processes-per-trial", metavar="N", type=int, default=1, help="as in `run`")
+    added.add_argument("--on", metavar="RESOURCE", default="", help="as in `run`")
     added.add_argument("--include", metavar="PATH", nargs="+", action="extend", default=[], help="pack this too, although git ignores it")
     added.add_argument(
         "--pass", dest="variables", metavar="NAME", nargs="+", action="extend", default=[], help="environment variables to give to the job"
@@ -238,9 +240,9 @@ def submit(chosen: argparse.Namespace) -> int:
 
 def _words_of_the_job(chosen: argparse.Namespace, file: Path) -> list[str]:
     words = ["python", "-m", "rayunlearn", "run", file.as_posix(), "--output", shown(chosen.output)]
-    for name in ("preset", "recipe", "version", "workers", "gpus_per_trial"):
-        value = getattr(chosen, name)
-        words += [f"--{name.replace('_', '-')}", str(value)] if value not in ("", None, 0, "laptop") else []
+    for name in ("preset", "recipe", "version", "workers", "gpus_per_trial", "processes_per_trial", "on"):
+        value, default = getattr(chosen, name), 1 if name == "processes_per_trial" else 0
+        words += [f"--{name.replace('_', '-')}", str(value)] if value not in ("", None, default, "laptop") else []
     return words + (["--set", *chosen.assignments] if chosen.assignments else [])
 
 
@@ -636,11 +638,15 @@ def _add_experiment(commands: Any, name: str, command: Callable[[argparse.Namesp
         added.add_argument(
             "--gpus-per-trial", metavar="F", type=float, help="GPUs a trial takes, fractions share one (default: what the hungriest trial needs)"
         )
+        added.add_argument("--processes-per-trial", metavar="N", type=int, default=1, help=PROCESSES_HELP)
+        added.add_argument("--on", metavar="RESOURCE", default="", help=ON_HELP)
     return added
 
 
 PIPED_WIDTH = 190  # characters of a table that goes to a file or a log: all columns fit
 SET_HELP = "change a setting: on an axis it replaces the axis, in SEARCH it fixes the value, else it changes BASE; budget.trials=4 works too"
+ON_HELP = "trials only on machines with this resource of Ray's, for example accelerator_type:A100 (default: on any)"
+PROCESSES_HELP = "processes that share one trial, each with a GPU of its own where there are GPUs: batches and blocks are divided (default: 1)"
 ADDRESS_HELP = "auto: the cluster of RAY_ADDRESS (a submitted job's own), else a private one on this machine; local: always private (default: auto)"
 
 
@@ -667,7 +673,9 @@ def _experiment(chosen: argparse.Namespace) -> "Experiment":
 def _options(chosen: argparse.Namespace) -> "Options":
     from rayunlearn.cluster.sweep import Options
 
-    return Options(address=chosen.address, workers=chosen.workers, gpus_per_trial=chosen.gpus_per_trial)
+    processes = getattr(chosen, "processes_per_trial", 1)
+    on = getattr(chosen, "on", "")
+    return Options(address=chosen.address, workers=chosen.workers, gpus_per_trial=chosen.gpus_per_trial, processes=processes, on=on)
 
 
 def _console() -> "Console":

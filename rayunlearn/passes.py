@@ -10,9 +10,11 @@ import io
 import json
 import shutil
 import time
-from collections import Counter
+import uuid
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -129,33 +131,57 @@ def in_turn(worker: Worker, pieces: Sequence[int], tell: Tell) -> None:
         tell(do(at))
 
 
-def in_processes(n: int) -> Engine:
-    """`n` processes of this machine; with one, or for one piece, this process itself."""
+@contextmanager
+def in_processes(n: int) -> Iterator[Engine]:
+    """`n` processes of this machine, this one among them; the others start with the first pass that has pieces for them and stay for the next.
+
+    With one, or for one piece, this process alone. While another process starts this one works already.
+    """
+    pools: list[ProcessPoolExecutor] = []
 
     def engine(worker: Worker, pieces: Sequence[int], tell: Tell) -> None:
         if min(n, len(pieces)) <= 1:
             in_turn(worker, pieces, tell)
             return
-        with ProcessPoolExecutor(min(n, len(pieces)), get_context("spawn"), _begin, (worker,)) as pool:
-            try:
-                for future in as_completed([pool.submit(_next, at) for at in pieces]):
-                    tell(future.result())
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        if not pools:
+            pools.append(ProcessPoolExecutor(n - 1, get_context("spawn")))
+        _together(pools[0], n - 1, worker, pieces, tell)
 
-    return engine
-
-
-_MINE: list[Do] = []  # the worker of a process of `in_processes`
+    try:
+        yield engine
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
 
 
-def _begin(worker: Worker) -> None:
-    _MINE.append(worker())
+def _together(pool: ProcessPoolExecutor, n_others: int, worker: Worker, pieces: Sequence[int], tell: Tell) -> None:
+    """The pieces by this process and the pool's, whoever is free takes the next one; each of the others has one more waiting."""
+    left, out = deque(pieces), set[Future[Note]]()
+    key = uuid.uuid4().hex
+    do = worker()
+    try:
+        while left or out:
+            while left and len(out) < 2 * n_others:
+                out.add(pool.submit(_of_pass, key, worker, left.popleft()))
+            if left:
+                tell(do(left.popleft()))
+            done, out = wait(out, timeout=0 if left else None, return_when=FIRST_COMPLETED)
+            for future in done:
+                tell(future.result())
+    except BaseException:
+        for future in out:
+            future.cancel()
+        raise
 
 
-def _next(at: int) -> Note:
-    return _MINE[0](at)
+_MINE: dict[str, Do] = {}  # in a process of `in_processes`: the worker of the pass that it is in
+
+
+def _of_pass(key: str, worker: Worker, at: int) -> Note:
+    if key not in _MINE:
+        _MINE.clear()
+        _MINE[key] = worker()
+    return _MINE[key](at)
 
 
 # ---- a pass

@@ -1,7 +1,7 @@
 """The training of one trial: its losses and what they need (references, prefixes, companions), watched and wrapped."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from rayunlearn.train.checkpoint import Checkpoints
 from rayunlearn.train.device import accelerator, computing
 from rayunlearn.train.floor import Floor
 from rayunlearn.train.loop import TrainLog, choose_parameters, optimise
+from rayunlearn.train.sharded import sharded
 from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended, names_of
 from rayunlearn.worker import Loaded, remembered
 from rayunlearn.workspace import Workspace
@@ -65,26 +66,29 @@ def unlearn(
     with adapted(state.model, adapter, train.parameters, adapter_folder, layers) as parameters:
         choose_parameters(state.model, parameters, layers)
         forget, retain = with_prefixes(trial, workspace, state, pair)
-        terms = _objective(trial, state, forget, retain)
-        floor = None if watch else _retention_floor(trial, workspace, state)
-        log = optimise(
-            state.model,
-            terms,
-            steps=n_steps(trial, len(kept)),
-            parameters=parameters,
-            layers=layers,
-            wrappers=_wrappers(trial),
-            keep_going=watch or (floor.holds if floor else _utility_watch(trial, workspace, state)),
-            checkpoints=_checkpoints(trial, workspace, state, kept, checkpoint),
-            remembers=[terms, floor] if floor else [terms],
-            **settings,
-        )
-        return floor.ended(log) if floor else log
+        retained = None if watch else _retained(trial, workspace, state)
+        checkpoints = _checkpoints(trial, workspace, state, kept, checkpoint)
+        with sharded(state.model) as model:
+            terms = _objective(trial, model, state.pad_id, forget, retain)
+            floor = Floor(model, partial(retained.now, model), retained.floor) if retained and retained.holds_back else None
+            log = optimise(
+                model,
+                terms,
+                steps=n_steps(trial, len(kept)),
+                parameters=parameters,
+                layers=layers,
+                wrappers=_wrappers(trial),
+                keep_going=watch or (floor.holds if floor else retained.watch(model) if retained else None),
+                checkpoints=checkpoints,
+                remembers=[terms, floor] if floor else [terms],
+                **settings,
+            )
+            return floor.ended(log) if floor else log
 
 
-def _objective(trial: Trial, state: Loaded, forget: Side, retain: Side) -> Objective:
+def _objective(trial: Trial, model: PreTrainedModel, pad_id: int, forget: Side, retain: Side) -> Objective:
     return Objective(
-        state.model,
+        model,
         forget,
         retain,
         retain_weight=trial.method.retain_weight,
@@ -92,7 +96,7 @@ def _objective(trial: Trial, state: Loaded, forget: Side, retain: Side) -> Objec
         layer=trial.method.layer,
         batch_size=trial.train.batch_size,
         pieces=n_pieces(trial),
-        pad_id=state.pad_id,
+        pad_id=pad_id,
         seed=trial.train.seed,
         precision=trial.train.precision,
     )
@@ -227,22 +231,33 @@ def norms_along(trial: Trial, workspace: Workspace, state: Loaded, order: Sequen
     return torch.stack(found)
 
 
-def _utility_watch(trial: Trial, workspace: Workspace, state: Loaded) -> Callable[[int], bool] | None:
-    watched = _watched(trial, workspace, state)
-    if trial.stop.utility_floor == 0 or not watched:
-        return None
-    floor = trial.stop.utility_floor * base_utility(trial, workspace, state, watched)
-    return lambda _step: mean_probability(state.model, watched, state.pad_id) >= floor
+@dataclass(frozen=True)
+class _Retained:
+    """The retain probes that are watched while a model trains, and the mean probability that they must keep; under it a run collapses,
+    or (`holds_back`) ends with the last weights that held it."""
+
+    probes: Sequence[Probe]
+    pad_id: int
+    floor: float
+    holds_back: bool
+
+    def now(self, model: PreTrainedModel) -> float:
+        """Their mean probability."""
+        return mean_probability(model, self.probes, self.pad_id)
+
+    def watch(self, model: PreTrainedModel) -> Callable[[int], bool]:
+        """Whether the model may train on."""
+        return lambda _step: self.now(model) >= self.floor
 
 
-def _retention_floor(trial: Trial, workspace: Workspace, state: Loaded) -> Floor | None:
-    """The control of `stop.retention_floor`, None where it is off. `state` must hold the base weights."""
-    if trial.stop.retention_floor == 0:
+def _retained(trial: Trial, workspace: Workspace, state: Loaded) -> _Retained | None:
+    """What watches a trial, None where nothing does. `state` must hold the base weights."""
+    watched, stop = _watched(trial, workspace, state), trial.stop
+    require(bool(watched) or stop.retention_floor == 0, "stop.retention_floor needs probes of split retain; there are", len(watched))
+    share = stop.retention_floor or stop.utility_floor
+    if share == 0 or not watched:
         return None
-    watched = _watched(trial, workspace, state)
-    require(bool(watched), "stop.retention_floor needs probes of split retain; there are", len(watched))
-    floor = trial.stop.retention_floor * base_utility(trial, workspace, state, watched)
-    return Floor(state.model, lambda: mean_probability(state.model, watched, state.pad_id), floor)
+    return _Retained(watched, state.pad_id, share * base_utility(trial, workspace, state, watched), stop.retention_floor > 0)
 
 
 def _watched(trial: Trial, workspace: Workspace, state: Loaded) -> list[Probe]:

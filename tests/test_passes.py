@@ -1,6 +1,8 @@
 """Passes over a corpus in pieces: the same rows whatever the engine and the cut, resumed by piece, copies and bad rows set aside."""
 
 import json
+import os
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,7 +27,7 @@ from rayunlearn.extraction import Request, arguments_for, extract_to
 from rayunlearn.keywords.corpus import Known, extract
 from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
-from rayunlearn.passes import Engine, Standing, Tell, Worker, chunks_of, in_processes, in_turn
+from rayunlearn.passes import Do, Engine, Note, Standing, Tell, Worker, chunks_of, in_processes, in_turn
 from rayunlearn.results.store import frame_of
 from rayunlearn.scores.forward import mean_loss
 from rayunlearn.scores.forward import passes as forward_passes
@@ -82,8 +84,35 @@ def test_keywords_in_pieces_are_those_of_the_whole_corpus(extractor: str, corpus
 
 
 def test_two_processes_write_what_one_writes(corpus: Path) -> None:
-    extract_to(request(corpus, "tfidf"), choose=lambda *_: in_processes(2))
+    with in_processes(2) as engine:
+        extract_to(request(corpus, "tfidf"), choose=lambda *_: engine)
     assert pl.read_parquet(corpus.parent / "tfidf.parquet").rows() == expected("tfidf").rows()
+
+
+def slow_note() -> Do:
+    """A worker that says in which process it did a piece; piece 7 cannot be done."""
+
+    def do(at: int) -> Note:
+        if at == 7:
+            raise ValueError("a piece that cannot be done")
+        time.sleep(0.05)
+        return Note(piece=at, n_documents=1, counts={"process": os.getpid()})
+
+    return do
+
+
+def test_every_process_takes_part_and_stays_for_the_next_pass() -> None:
+    with in_processes(2) as engine:
+        passes_of: list[dict[int, int]] = []
+        for pieces in (range(100, 200), range(200, 240)):
+            notes: list[Note] = []
+            engine(slow_note, list(pieces), notes.append)
+            assert sorted(note.piece for note in notes) == list(pieces)
+            passes_of.append({note.piece: note.counts["process"] for note in notes})
+        first, second = (set(done.values()) for done in passes_of)
+        assert first == second and len(first) == 2 and os.getpid() in first
+        with pytest.raises(ValueError, match="cannot be done"):
+            engine(slow_note, list(range(20)), notes.append)
 
 
 @pytest.mark.parametrize("extractor", ["tfidf", "log_odds"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rayunlearn.cluster.session import slots_in, trial_resources
+from rayunlearn.cluster.session import Slots, slots_in, trial_resources
 from rayunlearn.cluster.sweep import Options
 from rayunlearn.config import Model, Trial, Value, flatten, with_values
 from rayunlearn.errors import UserError
@@ -99,6 +99,7 @@ def test_a_cluster_that_starts_from_nothing_is_not_taken_for_one_without_gpus(mo
     """A head of no CPU, as in cluster.yaml: what a trial takes has to be said, and a machine then starts for it."""
     there: dict[str, float] = {"memory": 8e9}
     monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": there}])
     with pytest.raises(UserError, match=r"--gpus-per-trial must be said \(0: none\) as long as no machine of the cluster has a CPU"):
         trial_resources(gpus_per_trial=None)
     assert trial_resources(gpus_per_trial=1.0) == {"cpu": 1.0, "gpu": 1.0}
@@ -111,8 +112,25 @@ def test_a_cluster_that_starts_from_nothing_is_not_taken_for_one_without_gpus(mo
     assert trial_resources(gpus_per_trial=None, share=lambda: 0.25) == {"cpu": 1.0, "gpu": 0.25}
 
 
+def test_trials_kept_to_machines_of_a_kind_see_those_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"Alive": True, "NodeID": "a", "Resources": {"CPU": 8.0, "GPU": 4.0, "accelerator_type:T4": 1.0, "memory": 1.0, "node:10.0.0.1": 1.0}}
+    large = {"Alive": True, "NodeID": "b", "Resources": {"CPU": 2.0, "GPU": 1.0, "accelerator_type:A100": 1.0}}
+    gone = {"Alive": False, "NodeID": "c", "Resources": {"CPU": 64.0, "GPU": 8.0, "accelerator_type:A100": 1.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [small, large, gone])
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 10.0})
+    took = trial_resources(gpus_per_trial=0.5, on="accelerator_type:A100")
+    assert took == {"cpu": 1.0, "gpu": 0.5, "accelerator_type:A100": 0.001}
+    assert Slots(took, on="accelerator_type:A100")() == 2 and Slots({"cpu": 1.0, "gpu": 0.5})() == 10
+    with pytest.raises(
+        UserError, match=r"--on must name a resource of a machine that is there \(accelerator_type:A100, accelerator_type:T4\), got 'H100'"
+    ):
+        trial_resources(gpus_per_trial=None, on="H100")
+
+
 def test_more_than_one_gpu_for_a_trial_is_refused() -> None:
-    with pytest.raises(UserError, match=r"--gpus-per-trial must be in .0, 1., as a trial trains on one GPU, got 2\.0"):
+    with pytest.raises(
+        UserError, match=r"--gpus-per-trial must be in .0, 1., as a process trains on one GPU; --processes-per-trial gives a trial several, got 2\.0"
+    ):
         Options(gpus_per_trial=2.0)
 
 

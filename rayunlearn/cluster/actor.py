@@ -2,12 +2,14 @@
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
+from rayunlearn.cluster.group import companions, run_with
 from rayunlearn.errors import UserError
 from rayunlearn.results.mirror import ready
 from rayunlearn.results.store import send_unsent, status_of
@@ -27,6 +29,7 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any], *, job: Any, workspaces: dict[Any, Any], board: Any) -> None:
         """`job` is a `runner.Job`; `workspaces` by (data, model); `board` a handle of `runner.Board`."""
         self.job, self.workspaces, self.board = job, workspaces, board
+        self.companions = companions(job.processes)
         self.patient = True
         settle(Path(job.run), job.version)
         self.reset_config(config)
@@ -54,10 +57,16 @@ class TrialActor(tune.Trainable):
         if ended in FINISHED:
             return {"status": ended}
         workspace = self.workspaces[(self.trial.data, self.trial.model)]
+        work = partial(run_in, job, self.trial, workspace)
         try:
-            return {"status": job.work.run(self.trial, workspace, Path(job.run), job.experiment, job.version, job.commit)}
+            return {"status": run_with(self.companions, work, Path(job.run))}
         except UserError as mistake:  # its row could not be written (a full disk)
             return {"mistake": str(mistake)}
+
+
+def run_in(job: Any, trial: Any, workspace: Any, run: Path) -> str:
+    """The trial, its rows written to `run`."""
+    return str(job.work.run(trial, workspace, run, job.experiment, job.version, job.commit))
 
 
 def settle(run: Path, version: str) -> None:

@@ -39,7 +39,7 @@ def engines(name: str, workers: int, address: str) -> Iterator[Choose]:
 
             return on_ray(stack, address=address, workers=workers, with_model=with_model)
         small = sum(source_bytes(source.pieces) for source in sources) < ALONE_BYTES
-        return in_processes(workers or (1 if small or with_model else len(os.sched_getaffinity(0))))
+        return stack.enter_context(in_processes(workers or (1 if small or with_model else len(os.sched_getaffinity(0)))))
 
     with ExitStack() as stack:
         yield choose

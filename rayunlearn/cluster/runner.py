@@ -41,6 +41,7 @@ class Job:
     version: str
     commit: str
     track: tuple[str, ...] = ()
+    processes: int = 1
 
 
 class Board:
@@ -97,6 +98,7 @@ def execute(
     workers: int,
     gpus_per_trial: float | None,
     console: Console,
+    on: str = "",
 ) -> bool:
     """Prepare what `trials` need, then run everything the plan asks for; results are in the run folder afterwards.
 
@@ -107,8 +109,8 @@ def execute(
     Raises UserError when results could no longer be written, and before anything is scheduled for a trial too large for a GPU.
     """
     board = new_board()
-    share = partial(fitting_share, job.work, planned, Path(job.run), console)
-    resources = trial_resources(gpus_per_trial=gpus_per_trial, share=share)
+    share = partial(fitting_share, job.work, planned, Path(job.run), console, on) if job.processes == 1 else whole_gpu
+    resources = trial_resources(gpus_per_trial=gpus_per_trial, share=share, on=on)
     with watched(console, lambda: _read(board)):
         prepare_all(trials, cache, work=job.work, board=board, resources=trial_resources(gpus_per_trial=gpus_per_trial))
         workspaces = {pair_of(trial): job.work.workspace(trial, cache) for trial in trials}
@@ -116,9 +118,10 @@ def execute(
         far_away = ray.util.client.ray.is_connected()  # the searcher is then a copy over there, and what it learns does not come back
         at_most = sys.maxsize if far_away else TRIALS_PER_TUNE
         while True:
-            search = LedgerSearch(planner, results, Path(job.run), board, Slots(resources, workers), at_most=at_most)
+            slots = Slots({name: job.processes * amount for name, amount in resources.items()}, workers, on)
+            search = LedgerSearch(planner, results, Path(job.run), board, slots, at_most=at_most)
             telling = [Telling(job.track, Place(Path(job.run), job.experiment, job.version))] if job.track else []
-            run_tune(search, parameters, resources=resources, callbacks=telling)
+            run_tune(search, parameters, resources=resources, processes=job.processes, callbacks=telling)
             results = search.results
             if search.left > 0 or search.running or not search.ready or search.fatal:  # running here: Ctrl-C
                 break
@@ -134,14 +137,19 @@ def new_board() -> Any:
     return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Board).remote()
 
 
-def fitting_share(work: Work, planned: Sequence[Trial], run: Path, console: Console) -> float:
+def fitting_share(work: Work, planned: Sequence[Trial], run: Path, console: Console, on: str = "") -> float:
     """The share of a GPU that the hungriest planned trial needs; a whole one where no worker can say how large a GPU is."""
-    there = smallest_gpu(work.gpu_bytes)
+    there = smallest_gpu(work.gpu_bytes, on)
     if there == 0:
         return 1.0
     share, words = gpu_share(work.room(planned, run), there)
     console.print(words, highlight=False, soft_wrap=True)
     return share
+
+
+def whole_gpu() -> float:
+    """What each of several processes takes: a trial that needs several GPUs shares none."""
+    return 1.0
 
 
 def prepare_only(trials: Collection[Trial], cache: Path, *, work: Work, gpus_per_trial: float | None, console: Console) -> None:
@@ -176,9 +184,13 @@ def prepare_one(work: Work, trial: Trial, cache: str, role: str, name: str, boar
     work.prepare(trial, Path(cache), lambda _, done, planned: board.step.remote(name, done, planned), (role,))
 
 
-def run_tune(search: LedgerSearch, parameters: dict[str, Any], *, resources: dict[str, float], callbacks: list[tune.Callback]) -> None:
+def run_tune(
+    search: LedgerSearch, parameters: dict[str, Any], *, resources: dict[str, float], processes: int, callbacks: list[tune.Callback]
+) -> None:
     """One Tune run: reused actors, no checkpoints, no loggers; its own files go to a temporary folder. The searcher says how wide."""
-    trainable = tune.with_resources(tune.with_parameters(TrialActor, **parameters), resources)
+    bundle = {name.upper() if name in ("cpu", "gpu") else name: amount for name, amount in resources.items()}
+    wanted = resources if processes == 1 else tune.PlacementGroupFactory([bundle] * processes)
+    trainable = tune.with_resources(tune.with_parameters(TrialActor, **parameters), wanted)
     with tempfile.TemporaryDirectory(prefix="tune-") as folder:
         tuner = tune.Tuner(
             trainable,

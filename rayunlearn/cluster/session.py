@@ -5,10 +5,12 @@ import shutil
 import socket
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import rayunlearn
 from rayunlearn.errors import UserError, require
@@ -24,6 +26,7 @@ QUIET = {
     "RAY_DEDUP_LOGS": "0",
 }
 
+TRACE = 0.001  # of a resource that a trial asks for only to be on a machine that has it
 ASK_EVERY_SECONDS = 2.0  # for the machines that are there
 
 # Read when Ray is imported: it then takes 127.0.0.1 for this node's address, and its servers listen there only.
@@ -63,31 +66,57 @@ def connected(*, address: str, workers: int) -> Iterator[str]:
             ray.shutdown()
 
 
-def trial_resources(*, gpus_per_trial: float | None, share: Callable[[], float] = lambda: 1.0) -> dict[str, float]:
-    """What one trial takes: one CPU, and of a cluster with GPUs `share()` of one unless said otherwise.
+def trial_resources(*, gpus_per_trial: float | None, share: Callable[[], float] = lambda: 1.0, on: str = "") -> dict[str, float]:
+    """What one trial takes: one CPU, and of a cluster with GPUs `share()` of one unless said otherwise; `on`: a trace of that resource.
 
     Of a cluster that has no CPU nothing is known: its machines start for the trials that wait. Raises UserError there where
     nobody said what a trial takes, since it would take no GPU, and elsewhere for GPUs that are not there.
     """
     import ray
 
-    there = ray.cluster_resources()
+    there = resources_on(on)
     grows, has_gpus = there.get("CPU", 0) == 0, there.get("GPU", 0) > 0
+    require(
+        not on or on in there or ray.cluster_resources().get("CPU", 0) == 0, f"--on must name a resource of a machine that is there {_named()}", on
+    )
+    only = {on: TRACE} if on else {}
     if gpus_per_trial is None:
         require(not grows, "--gpus-per-trial must be said (0: none) as long as no machine of the cluster has a CPU for trials", gpus_per_trial)
-        return {"cpu": 1.0, "gpu": share()} if has_gpus else {"cpu": 1.0}
+        return {"cpu": 1.0, "gpu": share(), **only} if has_gpus else {"cpu": 1.0, **only}
     if gpus_per_trial > 0 and not has_gpus and not grows:
         raise UserError(f"--gpus-per-trial needs a cluster with GPUs, got {gpus_per_trial} where Ray sees none")
-    return {"cpu": 1.0, "gpu": gpus_per_trial} if gpus_per_trial else {"cpu": 1.0}
+    return {"cpu": 1.0, "gpu": gpus_per_trial, **only} if gpus_per_trial else {"cpu": 1.0, **only}
 
 
-def smallest_gpu(gpu_bytes: Callable[[], int]) -> int:
-    """Memory of the cluster's smallest GPU, asked for on every machine that has one; 0 where one does not tell."""
+def resources_on(on: str) -> dict[str, float]:
+    """What the machines have together that have the resource `on`; '' is all of them."""
+    total: Counter[str] = Counter()
+    for node in _nodes(on):
+        total.update(node["Resources"])
+    return dict(total)
+
+
+def _nodes(on: str) -> list[dict[str, Any]]:
+    """The machines that are up and have the resource, ''  being all."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and (not on or node["Resources"].get(on, 0) > 0)]
+
+
+def _named() -> str:
+    """What machines can be told apart by, in brackets."""
+    plain = ("CPU", "GPU", "memory", "object_store_memory")
+    names = sorted({name for node in _nodes("") for name in node["Resources"] if name not in plain and not name.startswith("node:")})
+    return f"({', '.join(names) or 'none has a name'})"
+
+
+def smallest_gpu(gpu_bytes: Callable[[], int], on: str = "") -> int:
+    """Memory of the smallest GPU of the machines that have the resource `on` ('': of all), asked for on each; 0 where one does not tell."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ask = ray.remote(num_cpus=0, num_gpus=0.01, max_calls=1)(gpu_bytes)
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
+    nodes = [node["NodeID"] for node in _nodes(on) if node["Resources"].get("GPU", 0) > 0]
     there = (ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes)
     return min(ray.get(list(there)), default=0)
 
@@ -98,17 +127,16 @@ class Slots:
 
     resources: Mapping[str, float]
     workers: int = 0
+    on: str = ""
     _known: int = 1
     _until: float = 0.0
 
     def __call__(self) -> int:
         """The number now; Ray is asked every two seconds."""
-        import ray
-
         if self.workers:
             return self.workers
         if time.monotonic() >= self._until:
-            self._known = slots_in(ray.cluster_resources(), self.resources)
+            self._known = slots_in(resources_on(self.on), self.resources)
             self._until = time.monotonic() + ASK_EVERY_SECONDS
         return self._known
 

@@ -27,16 +27,23 @@ from rayunlearn.schema import FINISHED
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Where and how wide trials run. `workers` 0: as many as fit; `gpus_per_trial` None: where there are GPUs, what the
-    hungriest trial needs."""
+    hungriest trial needs; `processes`: how many share one trial, each with a GPU of its own where there are GPUs; `on`: the
+    resource that a machine must have to be given trials ('': any machine)."""
 
     address: str = "auto"
     workers: int = 0
     gpus_per_trial: float | None = None
+    processes: int = 1
+    on: str = ""
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, "--workers must be >= 0", self.workers)
         gpus = self.gpus_per_trial
-        require(gpus is None or 0 <= gpus <= 1, "--gpus-per-trial must be in [0, 1], as a trial trains on one GPU", gpus)
+        rule = "--gpus-per-trial must be in [0, 1], as a process trains on one GPU; --processes-per-trial gives a trial several"
+        require(gpus is None or 0 <= gpus <= 1, rule, gpus)
+        require(self.processes >= 1, "--processes-per-trial must be >= 1", self.processes)
+        shared = self.processes > 1 and gpus not in (None, 0, 1)
+        require(not shared, "--gpus-per-trial must be 0 or 1 with --processes-per-trial, as each process has a GPU of its own", gpus)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +79,8 @@ def sweep(experiment: Experiment, output: Path, *, work: Work, options: Options,
         begin(run, version=experiment.version)
         before = kept_results(run, experiment)
         agenda = planner.agenda(before)
+        for trial in dict.fromkeys(row.trial for row in agenda.rows if options.processes > 1):
+            work.divide(trial, options.processes)
         refuse_a_changed_corpus(run, agenda, cache, work)
         interrupted = bool(agenda.ready) and _run_missing(planner, before, agenda, run=run, cache=cache, work=work, options=options, console=console)
         still_ours()
@@ -132,7 +141,15 @@ def _run_missing(
 
     experiment = planner.experiment
     commit = commit_of(Path(rayunlearn.__file__).parent)
-    job = Job(work=work, run=str(run), experiment=experiment.name, version=experiment.version, commit=commit, track=experiment.track)
+    job = Job(
+        work=work,
+        run=str(run),
+        experiment=experiment.name,
+        version=experiment.version,
+        commit=commit,
+        track=experiment.track,
+        processes=options.processes,
+    )
     trials = tuple({pair_of(row.trial): row.trial for row in agenda.rows}.values())
     planned = tuple(dict.fromkeys(row.trial for row in (*agenda.ready, *agenda.expected)))
     try:
@@ -149,6 +166,7 @@ def _run_missing(
                 workers=options.workers,
                 gpus_per_trial=options.gpus_per_trial,
                 console=console,
+                on=options.on,
             )
     except KeyboardInterrupt:
         return True

@@ -39,7 +39,7 @@ from rayunlearn.data.testbed import generate
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.results.footer import UNREADABLE, refuse_a_bomb
 
-PIECE_BYTES = 8 * 2**20
+PIECE_BYTES = 4 * 2**20
 MODEL_PIECE_BYTES = 2**18  # what a model reads takes it minutes for what counting takes seconds; a piece is what progress is told by
 UNITS = ("line", "paragraph", "file")  # what a document of a .txt file is
 ROWS_TO_CHOOSE = 1000  # a corpus's columns are chosen from its first readable rows

@@ -16,6 +16,7 @@ from rayunlearn.errors import UserError, require
 from rayunlearn.models.forward import blocks
 from rayunlearn.train.checkpoint import Checkpoints, Remembers, schedule_numbers, take_schedule_numbers, take_training_state, training_state
 from rayunlearn.train.device import accelerator
+from rayunlearn.train.sharded import clip_gradients, is_divided, whole_and_divided
 from rayunlearn.train.step import StepLoss, StepRow
 from rayunlearn.train.wrappers import Wrapper, plain
 
@@ -87,7 +88,8 @@ class _Trainer:
         begun = time.perf_counter()
         loss = _gradient(self.place, loss_of_step, self.around, number - 1, self.accumulation)
         _share_gradients(self.place, self.parameters)
-        norm = self.place.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        clip = clip_gradients if is_divided(self.parameters) else self.place.clip_grad_norm_
+        norm = clip(self.parameters, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for wrapper in self.around:
@@ -175,8 +177,10 @@ def optimise(
     beside parameters, optimizer and wrappers, carries something from step to step.
     """
     chosen, place = choose_parameters(model, parameters, layers), accelerator()
-    optimizer = place.prepare(adamw(chosen, learning_rate, weight_decay))
+    optimizer = place.prepare(adamw([{"params": kind} for kind in whole_and_divided(chosen)], learning_rate, weight_decay))
     scheduler = get_scheduler(SCHEDULER_NAMES[schedule], optimizer, round(warmup_fraction * steps), max(1, steps))
+    divided = is_divided(chosen)
+    require(not (wrappers and divided), "a trial on several processes must have no wrapper and no method that ends with one", len(wrappers))
     around = [build(loss_of_step, chosen, steps) for build in wrappers]
     trainer = _Trainer(place, chosen, optimizer, scheduler, around, accumulation, max_grad_norm, remembers)
     record = trainer.resumed(checkpoints)
@@ -195,7 +199,7 @@ def optimise(
     return TrainLog(tuple(record.rows), record.ended, record.presentations, sum(p.numel() for p in chosen))
 
 
-def adamw(parameters: Sequence[nn.Parameter], learning_rate: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
+def adamw(parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], learning_rate: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
     """AdamW in one pass over memory: on a CPU a fifth to a third of the default's time, equal to it but for rounding."""
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
@@ -213,9 +217,12 @@ def _gradient(place: Accelerator, terms: Callable[[int], StepLoss], around: Sequ
 
 
 def _share_gradients(place: Accelerator, chosen: Sequence[nn.Parameter]) -> None:
-    """Average the gradients over the processes, which differ in their documents alone and so have gradients for the same tensors."""
+    """Average the gradients over the processes, which differ in their documents alone and so have gradients for the same tensors.
+
+    Shards are averaged already, when a block's gradient is divided.
+    """
     for parameter in chosen if place.num_processes > 1 else ():
-        if parameter.grad is not None:
+        if parameter.grad is not None and not is_divided([parameter]):
             parameter.grad = place.reduce(parameter.grad, "mean")
 
 

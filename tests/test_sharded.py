@@ -1,0 +1,155 @@
+"""A trial whose blocks are divided over two processes (gloo) ends with the weights of the same trial in one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rayunlearn.cluster.sweep import Options
+from rayunlearn.config import Value
+from rayunlearn.errors import UserError
+from rayunlearn.results.store import Run, open_run
+from tests.conftest import Bed
+
+COMMON: dict[str, Value] = {
+    "train.length": 5,
+    "train.batch_size": 4,
+    "train.learning_rate": 1e-3,
+    "train.schedule": "constant",
+    "train.warmup_fraction": 0.0,
+    "method.layer": 1,
+    "stop.check_every": 2,
+    "stop.utility_floor": 0.01,  # retain probes are asked on the way, while the blocks are divided
+}
+TRIALS: dict[str, dict[str, Value]] = {
+    "npo, everything": {"method.forget": "npo", "method.retain": "nll"},
+    "npo + kl, a reference": {"method.forget": "npo", "method.retain": "kl", "train.max_grad_norm": 0.1},
+    "rmu, three matrices over a prefix": {
+        "method.forget": "rmu",
+        "method.retain": "activation",
+        "train.parameters": "down_proj",
+        "train.layers": "1",
+    },
+    "lora": {"method.forget": "npo", "method.retain": "nll", "train.adapter": "lora", "train.parameters": "q_proj"},
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def processes(n: int, settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Run the trial on n processes; what each said."""
+    folder.mkdir()
+    file = folder / "settings.json"
+    file.write_text(json.dumps(settings | {"out": str(folder)}))
+    common = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    if n > 1:
+        common |= {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.sharded_process", str(file)]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if n > 1 else {} for rank in range(n)]
+    started = [
+        subprocess.Popen(
+            command, cwd=Path(__file__).parents[1], env=os.environ | common | rank, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in ranks
+    ]
+    ended = [process.communicate(timeout=500) for process in started]
+    assert all(process.returncode == 0 for process in started), [error[-2000:] for _, error in ended]
+    return [json.loads(said.splitlines()[-1]) for said, _ in ended]
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_two_processes_end_with_the_weights_of_one(name: str, domain_bed: Bed, tmp_path: Path) -> None:
+    """In one process the same pieces are accumulated, so only the order of sums differs."""
+    settings = {"base": str(domain_bed.base), "cache": str(tmp_path / "cache")}
+    two = processes(2, settings | {"values": COMMON | TRIALS[name]}, tmp_path / "two")
+    (one,) = processes(1, settings | {"values": COMMON | TRIALS[name] | {"train.accumulation": 2}}, tmp_path / "one")
+    assert [said["ended"] for said in two] == ["complete", "complete"] == [one["ended"], "complete"]
+    expected, start = load_file(tmp_path / "one/0.safetensors"), load_file(domain_bed.base / "model.safetensors")
+    moved = max(float((expected[k] - start[k]).abs().max()) for k in expected.keys() & start.keys())
+    for rank in (0, 1):
+        found = load_file(tmp_path / f"two/{rank}.safetensors")
+        assert found.keys() == expected.keys()
+        for key, weight in expected.items():
+            torch.testing.assert_close(found[key], weight, atol=2e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+    assert moved > 1e-3 or name == "lora"
+    assert two[0]["grad_norms"] == pytest.approx(one["grad_norms"], rel=1e-4) == two[1]["grad_norms"]
+    here, whole = two[0]["shares"][0]
+    assert 0 < here < whole and here + two[1]["shares"][0][0] <= whole  # each holds a part of what it trains
+
+
+def test_wrappers_are_refused_on_several_processes(domain_bed: Bed, tmp_path: Path) -> None:
+    settings = {"base": str(domain_bed.base), "cache": str(tmp_path / "cache"), "values": COMMON | {"method.forget": "npo", "method.wrappers": "sam"}}
+    with pytest.raises(AssertionError, match="a trial on several processes must have no wrapper"):
+        processes(2, settings, tmp_path / "two")
+
+
+SHORT: dict[str, Any] = {"train.length": 4, "train.batch_size": 4, "method.layer": 1, "model.teach_epochs": 1, "stop.utility_floor": 0.0}
+
+
+@pytest.fixture(scope="module")
+def both_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same two trials on a Ray of two CPUs, each in one process with accumulation, then each on two processes; one bed for both."""
+    output = tmp_path_factory.mktemp("runs")
+    file = output / "shared.py"
+    lines = [
+        '"""Do two processes give what one gives?"""',
+        "from rayunlearn.config import Trial, with_values",
+        "from rayunlearn.experiment import Budget",
+        f"BASE = with_values(Trial(), {SHORT!r})",
+        'AXES = {("method.forget", "method.retain"): (("npo", "nll"), ("rmu", "activation"))}',
+        'BUDGET = Budget(tuning="none")',
+    ]
+    file.write_text("\n".join(lines) + "\n")
+    for version, more in (("one", ["--set", "train.accumulation=2"]), ("two", ["--processes-per-trial", "2"])):
+        words = ["run", str(file), "--output", str(output), "--version", version, "--workers", "2", "--address", "local", *more]
+        done = subprocess.run(
+            [sys.executable, "-m", "rayunlearn", *words], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=500, check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return output / "shared/one", output / "shared/two"
+
+
+def test_ray_places_two_processes_on_one_trial_and_the_rows_are_those_of_one(both_runs: tuple[Path, Path]) -> None:
+    one, two = (open_run(folder) for folder in both_runs)
+    ended = [
+        run.trials.filter(pl.col("stage") == "unlearned").select("method.forget", "status", "optimizer_steps", "trial_id").collect()
+        for run in (one, two)
+    ]
+    assert [frame.drop("trial_id").sort("method.forget").rows() for frame in ended] == [
+        [("none", "complete", 4)] * 2 + [("npo", "complete", 4), ("rmu", "complete", 4)]
+    ] * 2
+    by = ["method.forget", "method.retain", "doc_id", "split", "metric"]
+
+    def values(run: Run) -> pl.DataFrame:
+        rows = run.examples.filter(pl.col("stage") == "unlearned", pl.col("metric") == "probability")
+        return rows.join(run.trials.select("trial_id", "method.forget", "method.retain"), on="trial_id").select(*by, "value").sort(by).collect()
+
+    left, right = values(one), values(two)
+    assert left.select(by).equals(right.select(by)) and left.height > 100
+    assert (left["value"] - right["value"]).abs().max() < 1e-4  # sums in another order
+    seconds = two.steps.collect()
+    assert seconds.height == 4 * 4  # the rows of one process, not of both
+
+
+def test_what_cannot_be_divided_is_refused_before_anything_is_scheduled(tmp_path: Path) -> None:
+    words = ["run", "experiments/hello.py", "--output", str(tmp_path), "--processes-per-trial", "3", "--address", "local"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rayunlearn", *words], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 2 and "train.batch_size must be a multiple of train.accumulation x processes, 3, got 8" in done.stderr
+    with pytest.raises(UserError, match="--processes-per-trial must be >= 1, got 0"):
+        Options(processes=0)
+    with pytest.raises(UserError, match="each process has a GPU of its own"):
+        Options(processes=2, gpus_per_trial=0.5)
