@@ -27,7 +27,7 @@ BASE = Trial(
 )
 AXES = {
     ("method.forget", "method.retain"): (("llmu", "kl"), ("rmu", "activation")),
-    "train.seed": (0, 1, 2),
+    "train.seed": (0, 1, 2, 3, 4),
 }
 SEARCH = {
     "train.learning_rate": Range(3e-4, 1e-2, log=True),
