@@ -83,33 +83,32 @@ def test_texts_stand_beside_random_words_and_beside_the_whole_each_pair_once(tmp
     ]
 
 
+def pairs_of(folder: Path, cells: list[tuple[dict[str, Value], float]]) -> list[tuple[str, str]]:
+    """(arm, reference) of every comparison in a run of these cells, what they leave beside them."""
+    plan = []
+    for settings, left in cells:
+        for seed in (0, 1, 2):
+            trial = with_values(Trial(), settings | {"select.seed": seed, "train.seed": seed})
+            plan.append(written(folder, trial, rows_of(left, 0.9, seed), "grid"))
+    plan.append(written(folder, with_values(Trial(), {"stage": "base"}), [r | {"stage": "base"} for r in rows_of(0.9, 1.0, 0)], "base"))
+    write_table(folder / "plan.parquet", "plan", plan)
+    write_experiment(folder, EXPERIMENT | {"search": {}})
+    return sorted(beside(open_run(folder)).select("arm", "reference").rows())
+
+
+PAIRS = [("keywords_only", "original"), ("keywords_only", "random_words"), ("original", "random_words")]
+
+
 def test_a_whole_text_stands_beside_its_keywords_though_it_names_no_extractor(tmp_path: Path) -> None:
     """A whole text at ratio 1 needs no keywords, so its trial falls back to the default extractor."""
-    cells = {"original": (0.2, "tfidf"), "keywords_only": (0.4, "slots"), "random_words": (0.6, "slots")}
-    plan = []
-    for text, (left, extractor) in cells.items():
-        for seed in (0, 1, 2):
-            trial = with_values(Trial(), {"select.text": text, "select.extractor": extractor, "select.seed": seed, "train.seed": seed})
-            plan.append(written(tmp_path, trial, rows_of(left, 0.9, seed), "grid"))
-    plan.append(written(tmp_path, with_values(Trial(), {"stage": "base"}), [r | {"stage": "base"} for r in rows_of(0.9, 1.0, 0)], "base"))
-    write_table(tmp_path / "plan.parquet", "plan", plan)
-    write_experiment(tmp_path, EXPERIMENT | {"search": {}})
-    pairs = sorted(beside(open_run(tmp_path)).select("arm", "reference").rows())
-    assert pairs == [("keywords_only", "original"), ("keywords_only", "random_words"), ("original", "random_words")]
+    extractors = {"original": "tfidf", "keywords_only": "slots", "random_words": "slots"}
+    assert pairs_of(tmp_path, [({"select.text": text, "select.extractor": name}, TEXTS[text]) for text, name in extractors.items()]) == PAIRS
 
 
 def test_a_whole_text_stands_beside_every_share_and_a_share_beside_random_words_of_its_own(tmp_path: Path) -> None:
-    cells = [("original", 0.3, 0.2), *((text, share, TEXTS[text]) for text in ("keywords_only", "random_words") for share in (0.1, 0.5))]
-    plan = []
-    for text, share, left in cells:
-        for seed in (0, 1, 2):
-            trial = with_values(Trial(), {"select.text": text, "select.keyword_fraction": share, "select.seed": seed, "train.seed": seed})
-            plan.append(written(tmp_path, trial, rows_of(left, 0.9, seed), "grid"))
-    plan.append(written(tmp_path, with_values(Trial(), {"stage": "base"}), [r | {"stage": "base"} for r in rows_of(0.9, 1.0, 0)], "base"))
-    write_table(tmp_path / "plan.parquet", "plan", plan)
-    write_experiment(tmp_path, EXPERIMENT | {"search": {}})
-    pairs = sorted(beside(open_run(tmp_path)).select("arm", "reference").rows())
-    assert pairs == sorted([("keywords_only", "original"), ("keywords_only", "random_words"), ("original", "random_words")] * 2)
+    shares = [("original", 0.3), *((text, share) for text in ("keywords_only", "random_words") for share in (0.1, 0.5))]
+    cells: list[tuple[dict[str, Value], float]] = [({"select.text": text, "select.keyword_fraction": share}, TEXTS[text]) for text, share in shares]
+    assert pairs_of(tmp_path, cells) == sorted(PAIRS * 2)
 
 
 def test_a_corpus_is_named_by_no_more_than_tells_it_apart(tmp_path: Path) -> None:
