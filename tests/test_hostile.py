@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -322,6 +324,18 @@ def test_any_experiment_json_is_an_object_or_a_user_error(tmp_path: Path, conten
         assert json.dumps(store.read_experiment(tmp_path)) == json.dumps(content)
     except UserError:
         assert not isinstance(content, dict)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["settings", "documents", "run"])
+def test_a_minute_of_coverage_guided_fuzzing_finds_nothing(target: str, tmp_path: Path) -> None:
+    pytest.importorskip("atheris")
+    command = [sys.executable, "-m", "tests.fuzz_readers", target, "60", str(tmp_path)]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=600, check=False, errors="replace")
+    crashes = [(file.name, file.read_bytes()[:500]) for file in tmp_path.iterdir()]
+    assert done.returncode == 0 and not crashes, (crashes, done.stderr[-3000:])
+    runs = re.search(r"Done (\d+) runs", done.stderr)
+    assert runs and int(runs[1]) > 100
 
 
 def test_a_table_whose_column_names_are_no_utf8_is_refused(small_run: Path, tmp_path: Path) -> None:
