@@ -10,7 +10,7 @@ import pytest
 from rayunlearn.config import Value
 from rayunlearn.results.findings import FINDINGS, findings_page
 from rayunlearn.results.store import Run, open_run, write_experiment, write_table
-from rayunlearn.results.verdicts import against_random, arm_of, predicted, step_gaps, unlearned_shares
+from rayunlearn.results.verdicts import against_random, arm_of, predicted, step_gaps, step_lags, unlearned_shares
 from tests import synthetic
 
 RMU = {"method.forget": "rmu", "method.retain": "activation"}
@@ -54,8 +54,10 @@ def test_where_only_steps_count_the_gap_at_equal_steps_is_none(tmp_path: Path) -
 
 def test_where_only_epochs_count_the_sign_turns(tmp_path: Path) -> None:
     fall = {25: 0.8, 50: 0.7, 100: 0.6, 200: 0.5, 400: 0.4, 1600: 0.2, 800: 0.3}
-    gaps = step_gaps(run_of(tmp_path, lengths(lambda r, s: fall[round(s / r)])))
-    assert gaps.filter(pl.col("gap") == "epochs - steps")["high"][0] < -0.19
+    run = run_of(tmp_path, lengths(lambda r, s: fall[round(s / r)]))
+    assert step_gaps(run).filter(pl.col("gap") == "epochs - steps")["high"][0] < -0.19
+    (lag,) = step_lags(run).iter_rows(named=True)  # after 400 steps: a quarter at .2, as if 1600, the whole at .4
+    assert (lag["ratio"], lag["steps"]) == (0.25, 400.0) and lag["mean"] == pytest.approx(-0.2, abs=0.01) and lag["high"] < 0
 
 
 def covering(left: Any) -> list[tuple[dict[str, Value], float, float | None]]:

@@ -22,7 +22,7 @@ from rayunlearn.results.frontier import Standard, frontier_in_words, frontier_of
 from rayunlearn.results.pictures import picture_of
 from rayunlearn.results.report import provenance
 from rayunlearn.results.store import Run, open_run
-from rayunlearn.results.verdicts import LESS, against_random, in_words, predicted, step_gaps, survived
+from rayunlearn.results.verdicts import LESS, against_random, in_words, predicted, step_gaps, step_lags, survived
 from rayunlearn.results.words import Section, fate_lines, findings, number
 
 SHORT = 12  # rows of a table that is shown without a click
@@ -82,7 +82,7 @@ def how_little(run: Run) -> tuple[list[str], Table | None]:
 
 
 def steps_or_documents(run: Run) -> tuple[list[str], Table | None]:
-    """Which partner a coreset is nearer to."""
+    """Which partner a coreset is nearer to, and which coresets lag behind the full set however long they train."""
     gaps = step_gaps(run)
     sentences = []
     for row in gaps.filter(pl.col("gap") == "epochs - steps").iter_rows(named=True):
@@ -94,6 +94,11 @@ def steps_or_documents(run: Run) -> tuple[list[str], Table | None]:
     for row in gaps.filter(pl.col("gap") == "full set, last - first").iter_rows(named=True):
         said = "it goes on" if row["high"] < 0 else "no further forgetting is shown"
         sentences.append(f"{row['method']}: the full set past its first epoch: {in_words(row)}: {said}.")
+    for row in step_lags(run).iter_rows(named=True):
+        said = "it lags: documents count" if row["low"] > 0 else "it is ahead" if row["high"] < 0 else "not told apart"
+        sentences.append(
+            f"{row['method']}, {row['ratio']:.3g} kept, against the full set after the same {row['steps']:g} steps: {in_words(row)}: {said}."
+        )
     return sentences, _table(gaps)
 
 

@@ -20,6 +20,7 @@ from rayunlearn.results.store import Run
 METHOD = ("method.forget", "method.retain")
 ESTIMATE = {"mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
 GAPS = {"method": pl.String, "gap": pl.String, "pairs": pl.Int64, **ESTIMATE}
+LENGTHS = {"method": pl.String, "ratio": pl.Float64, "steps": pl.Float64, **ESTIMATE}
 PREDICTORS = ("coverage", "keyword_coverage", "select.ratio")
 
 
@@ -53,6 +54,20 @@ def step_gaps(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=GAPS)
 
 
+def step_lags(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """Columns method, ratio, steps and ESTIMATE: forgetting of a coreset minus that of the full set after the most steps of both; over 0 it lags."""
+    rows = []
+    cells = _length_cells(run)
+    for method in dict.fromkeys(method for method, _, _ in cells):
+        mine = {(ratio, steps): cell for (m, ratio, steps), cell in cells.items() if m == method}
+        drawn = _drawn(mine, draws=draws, seed=seed)
+        for ratio in sorted({ratio for ratio, _ in mine if ratio < 1}):
+            steps = max((s for r, s in mine if r == ratio and (1.0, s) in mine), default=None)
+            if steps is not None:
+                rows.append({"method": method, "ratio": ratio, "steps": steps, **_estimate(drawn[ratio, steps] - drawn[1.0, steps])})
+    return pl.DataFrame(rows, schema=LENGTHS)
+
+
 def length_curves(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
     """Columns method, ratio, steps and ESTIMATE: forgetting after that many steps, with its interval over seeds and documents."""
     rows = []
@@ -60,7 +75,7 @@ def length_curves(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFram
     for method in dict.fromkeys(method for method, _, _ in cells):
         drawn = _drawn({(ratio, steps): cell for (m, ratio, steps), cell in cells.items() if m == method}, draws=draws, seed=seed)
         rows += [{"method": method, "ratio": ratio, "steps": steps, **_estimate(values)} for (ratio, steps), values in drawn.items()]
-    return pl.DataFrame(rows, schema={"method": pl.String, "ratio": pl.Float64, "steps": pl.Float64, **ESTIMATE})
+    return pl.DataFrame(rows, schema=LENGTHS)
 
 
 def _same_epochs(steps: float, ratio: float) -> float:
