@@ -3,7 +3,7 @@
 Drawn by matplotlib without a screen; the same rows give the same file. A picture says nothing that the section's rows do not.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -24,6 +24,7 @@ from rayunlearn.results.words import kept_words, place_words
 MARKS = dict(zip(SYMBOLS, ("o", "s", "D", "^", "P", "*"), strict=True))
 MAX_ROWS = 40  # of one panel; the rest stands in the table
 Z = 1.96
+Looks = Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,9 @@ def svg(panels: Sequence[Panel]) -> str:
     with plt.rc_context(style):
         height = max(3.2, 0.9 + 0.2 * rows)
         figure, axes = plt.subplots(1, len(panels), figsize=(max(6.0, (4.6 if rows else 3.6) * len(panels)), height), squeeze=False)
+        looks = _looks(panels)
         for panel, ax in zip(panels, axes[0], strict=True):
-            (_rows if panel.rows else _curves)(ax, panel)
+            (_rows if panel.rows else _curves)(ax, panel, looks)
             ax.set_title(panel.title, fontsize=9)
         names = {line.get_label(): line for ax in axes[0] for line in ax.get_legend_handles_labels()[0]}
         if len(names) > 1:
@@ -73,11 +75,18 @@ def svg(panels: Sequence[Panel]) -> str:
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines()) + "\n"
 
 
-def _curves(ax: Any, panel: Panel) -> None:
-    for at, series in enumerate(panel.series):
+def _looks(panels: Sequence[Panel]) -> dict[str, tuple[str, str]]:
+    """Colour and mark of every name, the same in all panels."""
+    marks = list(MARKS.values())
+    names = dict.fromkeys(series.name for panel in panels for series in panel.series)
+    return {name: (COLOURS[at % len(COLOURS)], marks[at % len(marks)]) for at, name in enumerate(names)}
+
+
+def _curves(ax: Any, panel: Panel, looks: Looks) -> None:
+    for series in panel.series:
         points = [p for p in series.points if p[1] is not None]
         xs, means = [p[0] for p in points], [p[1] for p in points]
-        colour, mark = COLOURS[at % len(COLOURS)], list(MARKS.values())[at % len(MARKS)]
+        colour, mark = looks[series.name]
         ax.plot(xs, means, mark, color=colour, markersize=4, linestyle="-" if series.joined else "none", linewidth=1.2, label=series.name)
         if any(p[2] is not None for p in points):
             ax.vlines(xs, [p[2] for p in points], [p[3] for p in points], color=colour, linewidth=1)
@@ -89,11 +98,11 @@ def _curves(ax: Any, panel: Panel) -> None:
     ax.set_ylabel(panel.value)
 
 
-def _rows(ax: Any, panel: Panel) -> None:
+def _rows(ax: Any, panel: Panel, looks: Looks) -> None:
     labels = list(dict.fromkeys(p[0] for series in panel.series for p in series.points))
     width = 0.6 / max(1, len(panel.series))
     for at, series in enumerate(panel.series):
-        colour, mark = COLOURS[at % len(COLOURS)], list(MARKS.values())[at % len(MARKS)]
+        colour, mark = looks[series.name]
         points = [p for p in series.points if p[1] is not None]
         ys = [labels.index(p[0]) + (at - (len(panel.series) - 1) / 2) * width for p in points]
         ax.plot([p[1] for p in points], ys, mark, color=colour, markersize=4, linestyle="none", label=series.name)
