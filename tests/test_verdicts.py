@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 
 from rayunlearn.config import Value
+from rayunlearn.results import verdicts
 from rayunlearn.results.findings import FINDINGS, findings_page
-from rayunlearn.results.store import Run, open_run, write_experiment, write_table
-from rayunlearn.results.verdicts import against_random, arm_of, predicted, step_gaps, step_lags, unlearned_shares
+from rayunlearn.results.store import Run, open_run, write_experiment, write_table, write_trial
+from rayunlearn.results.verdicts import against_random, arm_of, predicted, step_gaps, step_lags, survived, unlearned_shares
 from tests import synthetic
 
 RMU = {"method.forget": "rmu", "method.retain": "activation"}
@@ -90,6 +91,29 @@ def test_a_selector_that_forgets_more_is_below_random(tmp_path: Path) -> None:
     ]
     row = against_random(run_of(tmp_path, cells), "keyword_coverage").row(0, named=True)
     assert row["mean"] == pytest.approx(-0.2, abs=0.05) and row["high"] < 0 and row["seeds"] == 4 and row["p"] < 0.01
+
+
+def test_an_arm_is_judged_by_what_is_left_in_the_end_and_not_by_the_share_that_came_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cap` forgot little, .8 is left, and the attack gives it nothing; plain goes from .1 to .5: of cap the attacker has .3 more."""
+    ends = {"plain": (0.1, 0.5), "cap": (0.8, 0.8), "sam": (0.1, 0.2)}
+    rows = [
+        {
+            "attacked": f"{arm}{seed}",
+            "setting": f"relearning documents=10 learning_rate=0.00{seed + 1}",
+            "unlearned": left,
+            "after": after + 0.001 * seed,
+        }
+        for arm, (left, after) in ends.items()
+        for seed in range(4)
+    ]
+    monkeypatch.setattr(verdicts, "recovery_table", lambda _: pl.DataFrame(rows))
+    monkeypatch.setattr(verdicts, "arm_of", lambda row: row["trial_id"][:-1])
+    for row in rows:
+        write_trial(tmp_path, str(row["attacked"]), {"trials": [{"status": "complete"}]}, {})
+    found = {row["arm"]: row for row in survived(open_run(tmp_path)).iter_rows(named=True)}
+    assert {row["attack"] for row in found.values()} == {"relearning documents=10"} and found["plain"]["beyond_plain"] is None
+    assert found["cap"]["beyond_plain"] == pytest.approx(0.3) and found["cap"]["beyond_low"] > 0.29 and found["cap"]["left"] == pytest.approx(0.8)
+    assert found["sam"]["beyond_plain"] == pytest.approx(-0.3) and found["sam"]["beyond_high"] < -0.29
 
 
 def test_an_arm_is_called_by_what_plain_has_not() -> None:

@@ -22,7 +22,7 @@ from rayunlearn.results.frontier import Standard, frontier_in_words, frontier_of
 from rayunlearn.results.pictures import picture_of
 from rayunlearn.results.report import provenance
 from rayunlearn.results.store import Run, open_run
-from rayunlearn.results.verdicts import LESS, against_random, in_words, predicted, step_gaps, step_lags, survived
+from rayunlearn.results.verdicts import BEYOND_PLAIN, against_random, in_words, predicted, step_gaps, step_lags, survived
 from rayunlearn.results.words import Section, fate_lines, findings, number
 
 SHORT = 12  # rows of a table that is shown without a click
@@ -120,16 +120,24 @@ def covered(run: Run) -> tuple[list[str], Table | None]:
 
 
 def defended(run: Run) -> tuple[list[str], Table | None]:
-    """Which arm gives less back than plain NPO."""
+    """Which arm leaves an attacker less than plain NPO does."""
     table = survived(run)
     if not table.height:
         return ["No attack has been run on it yet."], brief_of(run, coreset_table(run))[1].table
-    less = table.filter(pl.col("less_low") > 0)
+    compared = table.filter(pl.col("beyond_plain").is_not_null())
+    less, more = compared.filter(pl.col("beyond_high") < 0), compared.filter(pl.col("beyond_low") > 0)
     sentences = [
-        f"{row['arm']} under {row['attack']}: {in_words(row, names=LESS)} less came back than with plain NPO." for row in less.iter_rows(named=True)
+        f"Plain NPO under {row['attack']}: {number(row['left'])} left as unlearned, {number(row['mean'])} after it."
+        for row in table.filter(pl.col("arm") == "plain").iter_rows(named=True)
     ]
-    compared = table.filter(pl.col("less_than_plain").is_not_null()).height
-    sentences.append(f"{less.height} of {compared} arms under an attack are shown to give less back (not corrected for their number).")
+    for said, rows in (("less", less), ("more", more)):
+        sentences += [
+            f"{row['arm']} under {row['attack']}: {number(row['left'])} left as unlearned, {number(row['mean'])} after it, "
+            f"which is {said} than of plain NPO: {in_words(row, names=BEYOND_PLAIN)}."
+            for row in rows.iter_rows(named=True)
+        ]
+    counts = f"{less.height} leave the attacker less in the end than plain NPO does, {more.height} more"
+    sentences.append(f"Of {compared.height} arms under an attack {counts}; the others are not told apart (not corrected for their number).")
     return sentences, _table(table)
 
 

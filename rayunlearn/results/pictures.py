@@ -316,18 +316,25 @@ def _mean_path(paths: Sequence[Sequence[float]]) -> list[tuple[float, float, flo
 
 
 def by_defence(run: Run) -> list[Panel]:
-    """Recovered fractions, a row per attack, a series per arm."""
+    """What is left before and after each attack, a row per attack, a series per arm."""
     table = survived(run)
+    before = table.select(
+        pl.lit("as unlearned").alias("attack"),
+        "arm",
+        pl.col("left").alias("mean"),
+        pl.col("left_low").alias("low"),
+        pl.col("left_high").alias("high"),
+    )
+    every = pl.concat([before.unique("arm", maintain_order=True), table.select(before.columns)])
     return [
         Panel(
             title="",
             place="",
-            value="recovered: 0 as unlearned, 1 as before",
+            value=f"{objective_of(run.experiment).forgetting} on forget",
             rows=True,
-            reference=0.0,
             series=[
                 Series(name=str(arm), points=list(rows.select("attack", "mean", "low", "high").iter_rows()))
-                for (arm,), rows in table.group_by(["arm"], maintain_order=True)
+                for (arm,), rows in every.group_by(["arm"], maintain_order=True)
             ],
         )
     ]

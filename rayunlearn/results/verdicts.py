@@ -12,7 +12,7 @@ import polars as pl
 from scipy.optimize import isotonic_regression
 
 from rayunlearn.results.analysis import DRAWS, LEVEL, Numbers, objective_of, placed_trials, trial_table, weighted_means
-from rayunlearn.results.attacks import recovery_table
+from rayunlearn.results.attacks import plain_setting, recovery_table
 from rayunlearn.results.frontier import matrix_of
 from rayunlearn.results.statistics import difference, paired_p
 from rayunlearn.results.store import Run
@@ -183,26 +183,32 @@ def against_random(run: Run, selector: str, *, bed: str = "data.redundancy") -> 
 # ---- defences
 
 
-LESS = ("less_than_plain", "less_low", "less_high")
-ARMS = {"arm": pl.String, "attack": pl.String, "trials": pl.Int64, **ESTIMATE, **dict.fromkeys(LESS, pl.Float64)}
+BEYOND_PLAIN = ("beyond_plain", "beyond_low", "beyond_high")
+LEFT = ("left", "left_low", "left_high")
+ARMS = {"arm": pl.String, "attack": pl.String, "trials": pl.Int64, **dict.fromkeys((*LEFT, *ESTIMATE, *BEYOND_PLAIN), pl.Float64)}
 
 
 def survived(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
-    """Recovered fraction of every arm under every attack, and how much less it is than plain's, columns ARMS.
+    """What every arm has left before and after every attack, and how much more that is than plain's after it, columns ARMS.
 
-    Means over the arm's attacked trials with percentile bootstraps over them; null where an arm has one trial.
+    In the attack's own metric (the objective's), not as recovered fractions: an arm that forgot little has little to recover. Means over the
+    arm's attacked trials with percentile bootstraps over them; `beyond_plain` over 0: the attacker has more in the end than of plain.
     """
-    table = recovery_table(run).filter(pl.col("recovered").is_not_null())
+    table = recovery_table(run).filter(pl.col("after").is_not_null())
     trials = run.trials.collect()
-    table = table.with_columns(pl.col("attacked").replace_strict({r["trial_id"]: arm_of(r) for r in trials.to_dicts()}, default="").alias("arm"))
+    table = table.with_columns(
+        pl.col("attacked").replace_strict({r["trial_id"]: arm_of(r) for r in trials.to_dicts()}, default="").alias("arm"),
+        pl.col("setting").map_elements(plain_setting, return_dtype=pl.String).alias("attack"),
+    )
     generator, rows = np.random.default_rng(seed), []
-    for (attack,), mine in table.group_by(["setting"], maintain_order=True):
-        by_arm = {str(arm[0]): rows_["recovered"].to_numpy() for arm, rows_ in mine.group_by(["arm"], maintain_order=True)}
-        drawn = {arm: _trial_draws(values, generator, draws) for arm, values in by_arm.items()}
-        for arm, values in drawn.items():
-            less = _estimate(drawn["plain"] - values) if "plain" in drawn and arm != "plain" else dict.fromkeys(ESTIMATE)
-            compared = dict(zip(LESS, less.values(), strict=True))
-            rows.append({"arm": arm, "attack": attack, "trials": len(by_arm[arm]), **_estimate(values), **compared})
+    for (attack,), mine in table.group_by(["attack"], maintain_order=True):
+        arms = {str(arm[0]): rows_ for arm, rows_ in mine.group_by(["arm"], maintain_order=True)}
+        after = {arm: _trial_draws(rows_["after"].to_numpy(), generator, draws) for arm, rows_ in arms.items()}
+        for arm, values in after.items():
+            left = _estimate(_trial_draws(arms[arm]["unlearned"].to_numpy(), generator, draws))
+            beyond = _estimate(values - after["plain"]) if "plain" in after and arm != "plain" else dict.fromkeys(ESTIMATE)
+            named = dict(zip((*LEFT, *BEYOND_PLAIN), (*left.values(), *beyond.values()), strict=True))
+            rows.append({"arm": arm, "attack": attack, "trials": arms[arm].height, **_estimate(values), **named})
     return pl.DataFrame(rows, schema=ARMS)
 
 
