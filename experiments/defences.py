@@ -10,7 +10,7 @@ with: recovered fractions are read beside what was left.
 
 Arms: `plain`; `sam`; `average`; `token.cap` 40 nats a document; `token.keep` 0.3, the tokens still remembered best; and
 the diversity of the forget set, on a bed where every fact is told in 20 different documents: plain NPO on all of them and on
-a twentieth, which is one to three wordings of most facts. Rate and beta are tuned by four trials for each token rule and for
+a twentieth, which is one to three wordings of most facts. Rate and beta are tuned by eight trials for each token rule and for
 plain NPO; wrapped NPO and the small forget set take plain NPO's.
 
 Two commands: `rayunlearn run experiments/defences.py`, then `rayunlearn attack runs/defences/1 --trials grid --seeds 1 --attacks
@@ -35,7 +35,7 @@ AXES = (
     {"select.ratio": (0.05,)} | SEEDS,
 )
 SEARCH = {"train.learning_rate": Range(5e-4, 3e-3, log=True), "npo.beta": Range(0.005, 0.1, log=True)}
-BUDGET = Budget(tuning="shared", trials=4, batch=2)
+BUDGET = Budget(tuning="shared", trials=8, batch=4)
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
 
 RUNS = ("npo_zephyr_wmdp", "npo_sam_zephyr_wmdp", "npo_average_zephyr_wmdp")  # as released, each with its own hyperparameters
