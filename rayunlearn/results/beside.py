@@ -186,12 +186,17 @@ def _base_utility(run: Run) -> dict[str, float]:
 def _sentence(place: str, reference: str, rows: pl.DataFrame) -> str:
     where = f" ({place})" if place else ""
     more, less = (rows.filter(pl.col("verdict") == verdict) for verdict in ("forgets more", "forgets less"))
-    named = ", ".join(_brief(row) for row in more.iter_rows(named=True))
+    named = ", ".join(dict.fromkeys(_brief(rows_) for _, rows_ in more.group_by(["arm", "ratio"], maintain_order=True)))
     return (
         f"Beside {reference}{where}: {more.height} of {rows.height} cells forget more{': ' if named else ''}{named}; {less.height} forget less; "
         f"for the others no difference is shown (p at most {SHOWN_AT:g} after Holm over everything compared on this corpus)."
     )
 
 
-def _brief(row: Mapping[str, Any]) -> str:
-    return f"{row['arm']} at {row['ratio']:g} {row['difference']:+.3f}{'' if row['useful'] else ' under the utility floor'}"
+def _brief(rows: pl.DataFrame) -> str:
+    """`random at 0.05 -0.224`; where an arm stands beside several references at a ratio, how many and from which difference to which."""
+    row = rows.row(0, named=True)
+    low, high = float(str(rows["difference"].min())), float(str(rows["difference"].max()))
+    several = f" to {high:+.3f} ({rows.height} cells)" if rows.height > 1 else ""
+    floor = "" if rows["useful"].all() else " under the utility floor"
+    return f"{row['arm']} at {row['ratio']:g} {low:+.3f}{several}{floor}"
