@@ -13,6 +13,7 @@ from rayunlearn.data.encode import Batch, Encoded, by_length, collate
 from rayunlearn.models.forward import blocks, evaluating, label_ids
 
 POOLINGS = ("all", "answer", "last")  # mean over every token, over the label tokens, the last token alone
+LOGITS_AT_ONCE = {"cpu": 2**20, "gpu": 2**27}  # on a processor what its caches hold, on a GPU half a gigabyte
 LAYERS = ("last", "penultimate")  # after the final norm, as the head sees it; output of the block before the last
 
 
@@ -58,13 +59,22 @@ def lowest_mean(values: Tensor, fraction: float) -> Tensor:
 
 def _passed(model: PreTrainedModel, batch: Batch) -> list[Passed]:
     penultimate, last = _states(model, batch)
-    logits = model.get_output_embeddings()(last[:, :-1][batch.labelled[:, 1:]]).float()
     sizes = batch.labelled.sum(1).tolist()
-    parts = [values.cpu().split(sizes) for values in token_scores(logits, label_ids(batch))]
+    parts = [values.cpu().split(sizes) for values in _label_scores(model, last[:, :-1][batch.labelled[:, 1:]], label_ids(batch))]
     pooled = {
         f"{name}.{way}": values for name, states in (("last", last), ("penultimate", penultimate)) for way, values in _pooled(states, batch).items()
     }
     return [Passed(n, s, e, {name: values[i] for name, values in pooled.items()}) for i, (n, s, e) in enumerate(zip(*parts, strict=True))]
+
+
+def _label_scores(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """`token_scores` of the labels, each predicted from a row of hidden (N, D), some rows at a time: a whole batch of logits is a gigabyte
+    that every step of the scores would read from memory again."""
+    head = model.get_output_embeddings()
+    at_once = LOGITS_AT_ONCE["cpu" if hidden.device.type == "cpu" else "gpu"]
+    rows = max(1, at_once // model.config.vocab_size)
+    parts = [token_scores(head(some).float(), own) for some, own in zip(hidden.split(rows), labels.split(rows), strict=True)]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def token_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
