@@ -68,8 +68,8 @@ def _passed(model: PreTrainedModel, batch: Batch) -> list[Passed]:
 
 
 def _label_scores(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    """`token_scores` of the labels, each predicted from a row of hidden (N, D), some rows at a time: a whole batch of logits is a gigabyte
-    that every step of the scores would read from memory again."""
+    """`token_scores` of the labels, each predicted from a row of hidden (N, D), some rows at a time: a whole batch of logits (8,192 x V)
+    is larger than a processor's caches, and every step of the scores would read it from memory again."""
     head = model.get_output_embeddings()
     at_once = LOGITS_AT_ONCE["cpu" if hidden.device.type == "cpu" else "gpu"]
     rows = max(1, at_once // model.config.vocab_size)
