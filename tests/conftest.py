@@ -46,6 +46,11 @@ def domain_bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
     return prepared(Trial(), tmp_path_factory.mktemp("domain_bed"))
 
 
+def pytest_runtest_setup() -> None:
+    """Every test draws from the same stream, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many accidents of which kinds were survived, where tests that passed noted some (`record_property("survived", {kind: number})`)."""
     survived: Counter[str] = Counter()

@@ -22,7 +22,7 @@ BATCH = collate(SEQUENCES, 0)
 
 def train(model: torch.nn.Module, folder: Path, pattern: str = ".*", rank: int = 2) -> TrainLog:
     with adapted(model, partial(lora, rank=rank), pattern, folder) as parameters:
-        return optimise(model, lambda _s: StepLoss(token_nll(model, BATCH).sum()), steps=4, learning_rate=1e-2, parameters=parameters)
+        return optimise(model, lambda _s: StepLoss(token_nll(model, BATCH).sum()), steps=4, learning_rate=1e-3, parameters=parameters)
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
