@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from rayunlearn.attacks.panel import ATTACKS
-from rayunlearn.attacks.table import given_names
+from rayunlearn.attacks.table import check_installed, given_names
 from rayunlearn.config import Attack, Trial, Value, with_values
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.experiment import ATTACKED, Budget, Domain, Experiment, Objective, Range
@@ -297,7 +297,8 @@ def targets_of(run: Run, wanted: str) -> list[str]:
     cells = table.filter((pl.col("role") == "grid") & (pl.col("status") == "complete") & pl.col("forgetting").is_finite())
     chosen = {"grid": cells, "pareto": pareto_front(cells, "forgetting", "utility"), "best": _best(table, cells, run)}[wanted]
     ids = list(dict.fromkeys(chosen["trial_id"].to_list()))
-    require(bool(ids), f"--trials {wanted} must find a complete trial of the grid; found", len(ids))
+    kept = " that keeps the objective's utility_floor (or name one by its id)" if wanted == "best" else ""
+    require(bool(ids), f"--trials {wanted} must find a complete trial of the grid{kept}; found", len(ids))
     return ids
 
 
@@ -314,6 +315,7 @@ def only(panel: Panel, names: Iterable[str]) -> Panel:
     for name in names:
         if name not in ATTACKS:
             raise unknown_name("attack", name, ATTACKS)
+        check_installed(name, ATTACKS[name])
         entries += [entry for entry in panel.entries if entry.name == name] or [Entry(name)]
     return replace(panel, entries=tuple(entries))
 

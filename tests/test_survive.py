@@ -103,15 +103,18 @@ def test_four_machines_lose_one_and_use_another_that_joins(
     record_property("survived", {"machine_killed": 1})
 
 
-def test_a_machine_that_joins_a_full_cluster_is_used(four: Machines, sweep: Sweep, quiet: dict[str, pl.DataFrame]) -> None:
-    sweep.start()
-    sweep.until_done(1)
-    joined = four.join()
-    sweep.to_the_end()
-    used = name_of(joined) in {line[4] for line in starts(sweep.run)}
-    four.kill(joined)
-    check_that_nothing_shows(sweep, quiet)
-    assert used
+def test_a_machine_that_joins_a_full_cluster_is_used(four: Machines, tmp_path: Path) -> None:
+    """With eight seeds there is work left when it has joined, however long that takes."""
+    with sweep_on(four, tmp_path / "quiet", SECONDS, 8) as undisturbed, sweep_on(four, tmp_path / "runs", SECONDS, 8) as sweep:
+        assert undisturbed.start().ended() == 0, undisturbed.driver.said
+        sweep.start()
+        sweep.until_done(1)
+        joined = four.join()
+        sweep.to_the_end()
+        used = name_of(joined) in {line[4] for line in starts(sweep.run)}
+        four.kill(joined)
+        check_that_nothing_shows(sweep, tables(undisturbed.run))
+        assert used
 
 
 def test_a_second_driver_is_refused_and_the_first_goes_on(sweep: Sweep, quiet: dict[str, pl.DataFrame], record_property: Survived) -> None:

@@ -53,8 +53,11 @@ of 32 candidates one took 26 s of CPU on the tiny bed, and an attacked trial ask
 search, three seeds on itself, base and gold.
 
 NF4 needs bitsandbytes (`pip install 'rayunlearn[quantisation]'`), on a CPU or a GPU, and is in no panel: `--attacks four_bit_normal_float`.
-GPTQ and AWQ are computed here, on any machine; kernels and file formats of other libraries are not used, so that a model quantised
-by one of them may differ in rounding. It can be audited itself only once it is saved as plain safetensors weights.
+GPTQ and AWQ of the panels are computed here, on any machine. `--attacks gptq_by_library,awq_by_library` has GPTQModel do it instead, saves in
+its format and reads back what a kernel would multiply with; they are in no panel. GPTQ by it runs on a CPU too, AWQ only on a GPU (no GPU has
+run it yet). Its releases fix versions of numpy or torch that may not be ours: install it in an environment of its own (`python -m venv gptq`,
+`gptq/bin/pip install "gptqmodel<7.7" torch==2.13.0`) and set `RAYUNLEARN_GPTQMODEL_PYTHON=gptq/bin/python` wherever trials run.
+Any other quantised model can be audited once it is saved as plain safetensors weights.
 
 What to bear in mind:
 

@@ -1,5 +1,6 @@
 """All attacks in one directory, by name."""
 
+from rayunlearn.attacks.by_library import BY_LIBRARY
 from rayunlearn.attacks.calibrated import CALIBRATED
 from rayunlearn.attacks.decoding import DECODING
 from rayunlearn.attacks.inside import INSIDE
@@ -10,4 +11,4 @@ from rayunlearn.attacks.table import Attack
 from rayunlearn.attacks.universal import UNIVERSAL
 from rayunlearn.attacks.weights import WEIGHTS
 
-ATTACKS: dict[str, Attack] = WEIGHTS | CALIBRATED | PROMPTS | REPHRASINGS | UNIVERSAL | INSIDE | SHORTCUT | DECODING
+ATTACKS: dict[str, Attack] = WEIGHTS | CALIBRATED | BY_LIBRARY | PROMPTS | REPHRASINGS | UNIVERSAL | INSIDE | SHORTCUT | DECODING

@@ -9,9 +9,13 @@ Each file of the package has its own table at the bottom; `panel.ATTACKS` is all
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
+
+from rayunlearn.errors import require
 
 KINDS = {
     "weights": "function(model, ...) -> None: the weights are changed in place",
@@ -53,6 +57,7 @@ class Attack:
     same attack on base and on gold, which always run. `companion`: name of the attack that is this control, '' for none.
 
     `trains`: it takes optimizer steps, of its own learning rate; `holds_out`: only facts outside `held_in` are measured.
+    `package`: what it needs that rayunlearn does not bring; `elsewhere`: the environment variable that names a Python which has it.
     """
 
     function: Callable[..., Any]
@@ -63,9 +68,18 @@ class Attack:
     companion: str = ""
     trains: bool = False
     holds_out: bool = False
+    package: str = ""
+    elsewhere: str = ""
 
 
 def given_names(attack: Attack) -> tuple[str, ...]:
     """What the attack's function asks for; its options, which are keyword-only, are none of them."""
     parameters = inspect.signature(attack.function).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def check_installed(name: str, attack: Attack) -> None:
+    """Raise UserError, before anything is scheduled, where the attack's package is missing."""
+    there = not attack.package or find_spec(attack.package) is not None or bool(attack.elsewhere and os.environ.get(attack.elsewhere))
+    named = f", or {attack.elsewhere} naming a Python that has it" if attack.elsewhere else ""
+    require(there, f"{name} needs the package {attack.package}{named} (docs/attacks.md), found", "none")

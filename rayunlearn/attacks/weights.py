@@ -260,7 +260,13 @@ WEIGHTS = {
         ),
         Attack(function=unrelated_training, kind="weights", title="train on unrelated text", source="Doshi & Stickland 2411.12103", trains=True),
         Attack(function=round_to_nearest, kind="weights", title="quantise, round to nearest", source="Zhang et al. 2410.16454"),
-        Attack(function=four_bit_normal_float, kind="weights", title="quantise to NF4 (bitsandbytes)", source="Dettmers et al. 2305.14314"),
+        Attack(
+            function=four_bit_normal_float,
+            kind="weights",
+            title="quantise to NF4 (bitsandbytes)",
+            source="Dettmers et al. 2305.14314",
+            package="bitsandbytes",
+        ),
         Attack(function=magnitude_pruning, kind="weights", title="prune the smallest weights", source="Han et al. 1506.02626"),
         Attack(function=weight_noise, kind="weights", title="add Gaussian noise to weights", source="ours"),
         Attack(

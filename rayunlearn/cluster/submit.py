@@ -134,11 +134,13 @@ def client_of(address: str) -> Any:
 
 def _answered(address: str, ask: Callable[[], Any]) -> Any:
     """What the server answers. A head that has just begun has no agent for jobs yet and says so: it is asked again for a while."""
+    from ray.exceptions import RayError
+
     deadline = time.monotonic() + AGENT_SECONDS
     while True:
         try:
             return ask()
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             text = str(error)
             if "No available agent" not in text or time.monotonic() > deadline:
                 unknown = "401" in text or "oken" in text
