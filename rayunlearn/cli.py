@@ -432,11 +432,14 @@ def _carry_out(planner: "AttackPlanner", folder: Path, chosen: argparse.Namespac
     from rayunlearn.results.report import write_report
     from rayunlearn.results.store import open_run
     from rayunlearn.results.terminal import print_attacks
+    from rayunlearn.results.words import failed_attack_lines
 
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     result = attack_run(folder, planner, cache_of(folder), work=unlearning(), options=_options(chosen), console=console)
-    print_attacks(open_run(folder), console, metric=metric)
-    console.print(f"report: {_named(write_report(folder))}", highlight=False, soft_wrap=True)
+    opened = open_run(folder)
+    print_attacks(opened, console, metric=metric)
+    for line in (*failed_attack_lines(opened), f"report: {_named(write_report(folder))}"):
+        console.print(line, highlight=False, soft_wrap=True)
     return conclude(result, chosen.words, console)
 
 

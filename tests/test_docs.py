@@ -117,7 +117,7 @@ def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) ->
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     report = (tmp_path / "runs" / "mine" / "1" / "report.html").read_text(encoding="utf-8")
     assert 'id="plot-coreset"' in report and "12 documents" in report
-    assert "few_shot_retain" in done.stdout
+    assert "jailbreak_prefix" in done.stdout and "heldout_relearning" in done.stdout
 
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:

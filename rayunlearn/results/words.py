@@ -181,9 +181,8 @@ def fate_lines(run: Run) -> list[str]:
     ended = sum(counts.values())
     done = f"{ended} of {planned} planned trials have ended" if planned else f"{ended} trials have ended"
     lines = [done + ": " + ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "complete")]
-    failed = planned_trials(run).filter(pl.col("status") == "failed").group_by("error_type", "error", "error_where").len()
-    for kind, message, where, count in failed.sort(["len", "error"], descending=[True, False]).iter_rows():
-        lines.append(f"failed {count} x: {kind} at {where}: {message}")
+    lines += _failed(planned_trials(run), "failed")
+    lines += failed_attack_lines(run)
     lines += run.experiment.get("notes", [])
     others = run.trials.join(run.attacks, on="trial_id", how="anti").select(pl.len()).collect().item() - ended
     if others:
@@ -193,6 +192,17 @@ def fate_lines(run: Run) -> list[str]:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in aside.iter_rows())
         lines.append(f"documents set aside: {aside['len'].sum()} ({reasons})")
     return lines
+
+
+def failed_attack_lines(run: Run) -> list[str]:
+    """Attacks that failed and why, a line for each reason; none where none failed."""
+    return _failed(run.trials.join(run.attacks.select("trial_id"), on="trial_id", how="semi").collect(), "attack failed")
+
+
+def _failed(trials: pl.DataFrame, what: str) -> list[str]:
+    counted = trials.filter(pl.col("status") == "failed").group_by("error_type", "error", "error_where").len()
+    ordered = counted.sort(["len", "error"], descending=[True, False])
+    return [f"{what} {count} x: {kind} at {where}: {message}" for kind, message, where, count in ordered.iter_rows()]
 
 
 def kept_words(selector: str, ratio: float) -> str:
