@@ -65,8 +65,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="simulated machines")
     top.add_argument("--trials", type=int, default=400, help="about so many in each of the short sweeps")
     top.add_argument("--long", type=int, default=10_000, help="about so many in the long one")
-    top.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="of `examples`; 100 M take some 15 GiB of disk and memory")
-    top.add_argument("--minutes", type=float, default=10.0, help="of one sweep; a longer one is stopped and what ran is reported")
+    top.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="of `examples`; 100 M take 0.7 GiB of disk and half a minute")
+    top.add_argument("--minutes", type=float, default=15.0, help="of one sweep; a longer one is stopped and what ran is reported")
     top.add_argument("--process", default="", help=argparse.SUPPRESS)
     top.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
     return top

@@ -20,6 +20,7 @@ from rayunlearn.metrics.corpus import corpus_rows
 from rayunlearn.metrics.document import METRICS, sources_of
 from rayunlearn.metrics.measure import chosen_metrics
 from rayunlearn.models.load import load_model, model_digest
+from rayunlearn.models.placing import place
 from rayunlearn.provenance import installed_versions
 from rayunlearn.results.analysis import summarise
 from rayunlearn.results.store import write_bytes, write_table
@@ -128,7 +129,7 @@ def limited(corpus: Corpus, n: int) -> Corpus:
 def measured(model: str, trial: Trial, workspace: Workspace) -> Rows:
     """doc_id, split, metric, value of the model in float32 on this machine's device; it is let go again."""
     loaded, tokenizer = load_model(model, dtype=torch.float32)
-    loaded.to(accelerator().device).eval()
+    place(loaded, accelerator().device).eval()
     return examples_of(trial, workspace, Loaded(loaded, tokenizer, {}, 0))
 
 

@@ -19,6 +19,7 @@ from rayunlearn.metrics.inputs import Writing
 from rayunlearn.metrics.measure import Probe, chosen_metrics, measure
 from rayunlearn.models.cache import json_once, tensors_once
 from rayunlearn.models.load import load_model
+from rayunlearn.models.placing import place
 from rayunlearn.models.reference import Reference, kept_reference
 from rayunlearn.provenance import code_digest, version_of
 from rayunlearn.results.analysis import summarise
@@ -154,7 +155,7 @@ def gold_examples(trial: Trial, workspace: Workspace) -> pl.DataFrame | None:
 
 def _gold_values(trial: Trial, workspace: Workspace, metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
     model, tokenizer = load_model(workspace.gold, dtype=torch.float32)
-    model.to(accelerator().device).eval()
+    place(model, accelerator().device).eval()
     state = Loaded(model, tokenizer, {}, 0)
     probes = [p for p in probes_of(workspace, state, trial.data) if p.split in ("forget", *STRANGERS)]
     rows = measure(model, probes, state.pad_id, metrics, options=options_of(trial, metrics))

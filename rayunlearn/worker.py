@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayunlearn.models.load import load_model
+from rayunlearn.models.placing import place
 from rayunlearn.train.device import accelerator
 
 
@@ -37,7 +38,7 @@ class Loaded:
 def loaded(path: str) -> Loaded:
     """The model of a folder, loaded once per process as float32, with a copy of its weights to reset from."""
     model, tokenizer = load_model(path, dtype=torch.float32)  # updates smaller than half a bfloat16 step would be lost
-    model.to(accelerator().device).eval()
+    place(model, accelerator().device).eval()
     pristine = {name: tensor.detach().clone().cpu() for name, tensor in model.state_dict().items()}
     return Loaded(model, tokenizer, pristine, checksum(pristine))
 

@@ -15,12 +15,14 @@ from torch.distributed.tensor import DTensor
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.data.testbed import generate
 from rayunlearn.errors import UserError
+from rayunlearn.models import placing
 from rayunlearn.train import loop, sharded
 from rayunlearn.unlearning import unlearn
-from rayunlearn.worker import reset
+from rayunlearn.worker import loaded, reset
 from rayunlearn.workspace import Workspace, validate
 
 SHARES: list[tuple[int, int]] = []
+ROOM_ON = placing.room_on
 
 
 def noting_shares() -> None:
@@ -34,13 +36,16 @@ def noting_shares() -> None:
     loop.clip_gradients = noting  # type: ignore[assignment]
 
 
-def trained(values: dict[str, Value], base: str, folder: Path, rank: int) -> dict[str, object]:
-    """One trial; its last weights are saved to `<folder>/<rank>.safetensors`."""
+def trained(name: str, values: dict[str, Value], base: str, folder: Path, rank: int) -> dict[str, object]:
+    """One trial; its last weights are saved to `<folder>/<rank>.safetensors`. Of a `larger ...` one no device holds the model."""
     SHARES.clear()
     trial = validate(with_values(Trial(), values))
     workspace = Workspace(generate(Trial().data), base, base, "taught", folder / "cache")
     torch.manual_seed(trial.train.seed)  # as a trial does: LoRA's first matrices are drawn
+    loaded.cache_clear()
+    placing.room_on = lambda device: 0.0 if name.startswith("larger") else ROOM_ON(device)
     state = reset(workspace.base)
+    assert placing.is_visited(state.model) is name.startswith("larger")
     log = unlearn(trial, workspace, state, list(range(8)), folder / f"adapter-{rank}")
     assert not any(isinstance(p, DTensor) for p in state.model.parameters())
     save_file({name: p.detach().contiguous() for name, p in state.model.named_parameters()}, folder / f"{rank}.safetensors")
@@ -55,7 +60,7 @@ def main(settings: Path) -> None:
         folder = settings.parent / name
         folder.mkdir(exist_ok=True)
         try:
-            said[name] = trained(values, given["base"], folder, int(os.environ.get("RANK", "0")))
+            said[name] = trained(name, values, given["base"], folder, int(os.environ.get("RANK", "0")))
         except UserError as mistake:
             said[name] = {"mistake": str(mistake)}
     print(json.dumps(said))

@@ -5,9 +5,10 @@ is not there is named as not run; nothing is filled in.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -23,7 +24,7 @@ from rayunlearn.results.pictures import picture_of
 from rayunlearn.results.report import provenance
 from rayunlearn.results.store import Run, open_run
 from rayunlearn.results.verdicts import BEYOND_PLAIN, against_random, in_words, predicted, step_gaps, step_lags, survived
-from rayunlearn.results.words import Section, fate_lines, findings, number
+from rayunlearn.results.words import Section, controls, fate_lines, number, percent, starting_points
 
 SHORT = 12  # rows of a table that is shown without a click
 MARGIN = 0.1  # of the equivalence tests of this page
@@ -76,9 +77,16 @@ def section(finding: Finding, folder: Path, pictures: Path | None = None) -> lis
 
 
 def how_little(run: Run) -> tuple[list[str], Table | None]:
-    """Overlap at a first look, then the test of equivalence; what is left as a table."""
+    """The test of equivalence: what is shown to be enough in words, every setting as a row of the table."""
     table, standard = coreset_table(run), Standard(margin=MARGIN)
-    return [*findings(run, table), *frontier_in_words(frontier_of(run, standard), standard)], brief_of(run, table)[1].table
+    tested = frontier_of(run, standard)
+    shown, idle = tested.filter(pl.col("ratio").is_not_null()), tested.filter(pl.col("verdict") == "full set does not forget")
+    counted = (
+        f"Of {tested.height} settings a smaller part is shown to be enough (within {MARGIN:g} of the full set in forgetting and in utility) in "
+        f"{shown.height}; in {idle.height} the full set itself does not forget, so that there is nothing to match."
+    )
+    sentences = [counted, *frontier_in_words(shown, standard), *starting_points(run, table), *controls(table)]
+    return sentences, _equivalence(tested) if tested.height else brief_of(run, table)[1].table
 
 
 def steps_or_documents(run: Run) -> tuple[list[str], Table | None]:
@@ -191,6 +199,21 @@ def _folded(table: Table) -> list[str]:
     if len(table.rows) <= SHORT:
         return [*pipes(table), ""]
     return ["<details markdown>", f"<summary>All {len(table.rows)} rows</summary>", "", *pipes(table), "", "</details>", ""]
+
+
+def _equivalence(tested: pl.DataFrame) -> Table:
+    """A row per setting, method and selector of a frontier: the smallest part that is shown to be enough, and where it ends."""
+    headers = ("method", "selector", "where", "shown to be enough", "ends at", "difference there", "of", "verdict")
+    rows = [
+        (row["method"], row["selector"], row["setting"], *_share_and_end(row), number(row["difference"]), row["stopped_by"] or "-", row["verdict"])
+        for row in tested.iter_rows(named=True)
+    ]
+    return Table(headers=headers, rows=tuple(rows))
+
+
+def _share_and_end(row: Mapping[str, Any]) -> tuple[str, str]:
+    shown, end = ("-" if row[name] is None else percent(row[name]) for name in ("ratio", "stopped_at"))
+    return shown, end
 
 
 def _first(sections: Sequence[Section], run: Run) -> tuple[list[str], Table | None]:

@@ -156,7 +156,7 @@ def _cells(row: Mapping[str, Any], settings: list[str], *, untouched: bool) -> t
 
 def findings(run: Run, table: pl.DataFrame) -> list[str]:
     """The run in plain sentences: what was there to forget, how little was enough, what the control did."""
-    return [*_starting_points(run, table), *_how_little(run, table), *_controls(table)]
+    return [*starting_points(run, table), *_how_little(run, table), *controls(table)]
 
 
 def caution(experiment: Mapping[str, Any]) -> str:
@@ -215,7 +215,8 @@ def place_words(row: Mapping[str, Any], settings: list[str]) -> str:
     return ", ".join(f"{name} {shortened(number(row[name]))}" for name in settings if row[name] not in (None, ""))
 
 
-def _starting_points(run: Run, table: pl.DataFrame) -> list[str]:
+def starting_points(run: Run, table: pl.DataFrame) -> list[str]:
+    """A sentence per bed: documents to forget, and what base and gold know of them."""
     metric = objective_of(run.experiment).forgetting
     settings, sentences = extra_settings(table), []
     for base in table.filter(pl.col("role") == "base", pl.col("forgetting").is_not_null()).iter_rows(named=True):
@@ -266,7 +267,7 @@ def _forgetting_at(table: pl.DataFrame, place: Mapping[str, Any], ratio: float |
     return with_interval(found.row(0, named=True), "forgetting") if found.height else UNKNOWN
 
 
-def _controls(table: pl.DataFrame) -> list[str]:
+def controls(table: pl.DataFrame) -> list[str]:
     """One sentence per distinct outcome: groups that ended with the same values share their control."""
     outcomes: dict[str, list[str]] = {}
     for row in table.filter(pl.col("role") == "control", pl.col("forgetting").is_not_null()).iter_rows(named=True):

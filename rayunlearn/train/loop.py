@@ -14,12 +14,14 @@ from transformers import PreTrainedModel, get_scheduler
 
 from rayunlearn.errors import UserError, require
 from rayunlearn.models.forward import blocks
+from rayunlearn.models.placing import is_visited
 from rayunlearn.train.checkpoint import Checkpoints, Remembers, schedule_numbers, take_schedule_numbers, take_training_state, training_state
 from rayunlearn.train.device import accelerator
 from rayunlearn.train.sharded import clip_gradients, is_divided, whole_and_divided
 from rayunlearn.train.step import StepLoss, StepRow
 from rayunlearn.train.wrappers import Wrapper, plain
 
+TOO_LARGE = "--processes-per-trial must be large enough to divide a model that is larger than its GPU"
 SCHEDULER_NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 Build = Callable[[Callable[[int], StepLoss], Sequence[nn.Parameter], int], Wrapper]
 
@@ -176,6 +178,7 @@ def optimise(
     `checkpoints`: a run of one process that was broken off goes on from its last one and ends with the same bits; `remembers` is what,
     beside parameters, optimizer and wrappers, carries something from step to step.
     """
+    require(not is_visited(model), TOO_LARGE, accelerator().num_processes)
     chosen, place = choose_parameters(model, parameters, layers), accelerator()
     optimizer = place.prepare(adamw([{"params": kind} for kind in whole_and_divided(chosen)], learning_rate, weight_decay))
     scheduler = get_scheduler(SCHEDULER_NAMES[schedule], optimizer, round(warmup_fraction * steps), max(1, steps))

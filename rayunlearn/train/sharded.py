@@ -4,6 +4,9 @@ A process holds its share of a block's weights, gradients and AdamW moments, and
 the blocks (embeddings, last norm, head) stands whole on each. Before and after training the model is whole on every process:
 references, prefixes and metrics are computed as in a run of one process. Gradients are the mean over processes.
 
+Where the whole model is larger than a device, it stays in main memory and its blocks visit the device while they compute
+(`models/placing.py`), so that only the training step has to fit, divided.
+
 The process group is accelerate's; the sharding is torch's `fully_shard` on the blocks rather than accelerate's own wrapping, which
 takes the whole model as one unit and only gathers it when that is called: here losses stop at a block or start at one.
 """
@@ -20,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from rayunlearn.models.forward import blocks
+from rayunlearn.models.placing import place, take_home
 from rayunlearn.train.device import accelerator
 
 
@@ -30,16 +34,19 @@ def sharded(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     At the end of the block `model` has the trained weights, on every process. Until then it is in main memory, so that a device
     holds the copy alone.
     """
-    place = accelerator()
-    if place.num_processes == 1:
+    processes = accelerator().num_processes
+    if processes == 1:
         yield model
         return
     device = model.device
+    take_home(model)
     trained = copy.deepcopy(model)
-    model.to("cpu")
-    mesh = init_device_mesh(device.type, (place.num_processes,))
+    mesh = init_device_mesh(device.type, (processes,))
     for block in blocks(trained):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    for tensor in (*trained.parameters(), *trained.buffers()):
+        if not isinstance(tensor, DTensor):
+            tensor.data = tensor.data.to(device)
     try:
         yield trained
         with torch.no_grad():
@@ -47,7 +54,7 @@ def sharded(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
                 whole.copy_(part.full_tensor() if isinstance(part, DTensor) else part)
         del trained
     finally:
-        model.to(device)
+        place(model, device)
 
 
 def is_divided(parameters: Sequence[nn.Parameter]) -> bool:
