@@ -1,6 +1,6 @@
 """What the platform itself costs, without any model: trials that do nothing on simulated machines, and tables of many rows.
 
-    python -m benchmarks.cluster [--parts trials,long,rows] [--workers 1 2 4] [--trials 400] [--long 10000] [--rows 1000000 10000000]
+    python -m benchmarks.cluster [--parts trials,long,rows] [--workers 1 2 4] [--trials 400] [--long 10000] [--rows 1000000 10000000 100000000]
 
 trials  trials per hour, and the pause between two trials of a worker, on a Ray cluster of 1, 2 and 4 simulated machines of one CPU
 long    one sweep of many trials on the largest of these clusters: seconds per trial and the driver's memory, at its beginning and its end
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="simulated machines")
     top.add_argument("--trials", type=int, default=400, help="about so many in each of the short sweeps")
     top.add_argument("--long", type=int, default=10_000, help="about so many in the long one")
-    top.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="of `examples`; 100 M take 0.7 GiB of disk and half a minute")
+    top.add_argument("--rows", type=int, nargs="+", default=[10**6, 10**7, 10**8], help="of `examples`; 100 M take 0.7 GiB of disk and half a minute")
     top.add_argument("--minutes", type=float, default=15.0, help="of one sweep; a longer one is stopped and what ran is reported")
     top.add_argument("--process", default="", help=argparse.SUPPRESS)
     top.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
