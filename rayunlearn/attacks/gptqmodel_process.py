@@ -21,7 +21,7 @@ def main(folder: Path) -> None:
     asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
     method = {"quant_method": "awq", "format": "gemm"} if asked["method"] == "awq" else {"act_group_aware": False}
     config = QuantizeConfig(bits=asked["bits"], group_size=asked["group"], sym=True, desc_act=False, device=asked["device"], **method)
-    model = GPTQModel.load(str(folder / "model"), config)
+    model = GPTQModel.from_pretrained(str(folder / "model"), config, trust_remote_code=False)
     model.quantize([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in asked["texts"]], batch_size=8, calibration_data_min_length=1)
     model.save(str(folder / "quantised"))
     dequantize_model(folder / "quantised", folder / "weights", target_dtype=torch.float32)
