@@ -82,4 +82,4 @@ def check_installed(name: str, attack: Attack) -> None:
     """Raise UserError, before anything is scheduled, where the attack's package is missing."""
     there = not attack.package or find_spec(attack.package) is not None or bool(attack.elsewhere and os.environ.get(attack.elsewhere))
     named = f", or {attack.elsewhere} naming a Python that has it" if attack.elsewhere else ""
-    require(there, f"{name} needs the package {attack.package}{named} (docs/attacks.md), found", "none")
+    require(there, f"{name} needs the package {attack.package}{named} (docs/attacks.md)", "none")
