@@ -18,6 +18,7 @@ from rayunlearn.results.statistics import difference, paired_p
 from rayunlearn.results.store import Run
 
 METHOD = ("method.forget", "method.retain")
+LENGTH = (*METHOD, "select.ratio", "train.length")
 ESTIMATE = {"mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
 GAPS = {"method": pl.String, "gap": pl.String, "pairs": pl.Int64, **ESTIMATE}
 LENGTHS = {"method": pl.String, "ratio": pl.Float64, "steps": pl.Float64, **ESTIMATE}
@@ -93,7 +94,7 @@ def _length_cells(run: Run) -> dict[tuple[str, float, float], Numbers]:
     row_of, values = matrix_of(run, "forget", objective_of(run.experiment).forgetting, "")
     grid = placed_trials(run).filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(row_of))).unique("trial_id")
     found = {}
-    for key, rows in grid.sort("train.seed").group_by([*METHOD, "select.ratio", "train.length"], maintain_order=True):
+    for key, rows in grid.sort(*LENGTH, "train.seed").group_by(LENGTH, maintain_order=True):
         forget, retain, ratio, steps = key
         found[f"{forget} + {retain}", float(str(ratio)), float(str(steps))] = values[[row_of[t] for t in rows["trial_id"]]]
     return found
@@ -169,7 +170,7 @@ def against_random(run: Run, selector: str, *, bed: str = "data.redundancy") -> 
     row_of, values = matrix_of(run, "forget", objective_of(run.experiment).forgetting, "")
     grid = placed_trials(run).filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(row_of))).unique("trial_id")
     rows = []
-    for key, mine in grid.group_by([*METHOD, bed, "select.ratio"], maintain_order=True):
+    for key, mine in grid.sort("train.seed", "trial_id").group_by([*METHOD, bed, "select.ratio"], maintain_order=True):
         cells = [values[[row_of[t] for t in mine.filter(pl.col("select.name") == name)["trial_id"]]] for name in (selector, "random")]
         if key[-1] == 1 or not all(len(cell) for cell in cells):
             continue
