@@ -80,7 +80,7 @@ def _by_library(
         save_model(model, tokenizer, folder / "model")
         asked = {"method": method, "bits": bits, "group": group, "device": str(model.device), "texts": [list(s.ids) for s in sequences]}
         (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-        _run(os.environ.get(INTERPRETER) or sys.executable, folder)
+        _run(_interpreter(), folder)
         for file in sorted((folder / "weights").glob("*.safetensors")):
             with safe_open(file, framework="pt") as opened:
                 for key in names.keys() & set(opened.keys()):
@@ -90,12 +90,19 @@ def _by_library(
         raise RuntimeError(f"gptqmodel wrote no weights for {len(names)} modules, such as {min(names)}")
 
 
+def _interpreter() -> str:
+    """The one the variable names, a path from where this process is; else this process's own."""
+    named = os.environ.get(INTERPRETER)
+    return str(Path(named).absolute()) if named else sys.executable
+
+
 def _run(interpreter: str, folder: Path) -> None:
-    """The process, with its own words where it fails. `-P`: the modules beside the file are not on its path."""
+    """The process, with its own words where it fails. `-P`: the modules beside the file are not on its path. Its logs go with the folder."""
     command = [interpreter, "-P", gptqmodel_process.__file__, str(folder)]
     log = folder / "log.txt"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False)
+        done = subprocess.run(command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False)
     if done.returncode:
         said = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
         raise RuntimeError(f"gptqmodel ended with status {done.returncode}:\n{said}")
