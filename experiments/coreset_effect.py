@@ -33,7 +33,8 @@ AXES = (
 )
 SEARCH = {
     "train.learning_rate": Range(5e-4, 3e-3, log=True),
-    "npo.beta": Range(0.005, 0.1, log=True),  # documents of fifty tokens: NPO sums over them (LOG.md)
+    "method.retain_weight": Range(1.0, 8.0, log=True),  # at 1 no NPO among people keeps the rest, at 4 some does (LOG.md)
+    "npo.beta": Range(0.005, 0.05, log=True),  # documents of fifty tokens: NPO sums over them (LOG.md)
     "rmu.steering": Range(2.0, 30.0, log=True),
 }
 BUDGET = Budget(tuning="shared", trials=12, batch=4)

@@ -34,7 +34,11 @@ AXES = (
     {"token.keep": (0.3,)} | SEEDS,
     {"select.ratio": (0.05,)} | SEEDS,
 )
-SEARCH = {"train.learning_rate": Range(5e-4, 3e-3, log=True), "npo.beta": Range(0.005, 0.1, log=True)}
+SEARCH = {
+    "train.learning_rate": Range(5e-4, 3e-3, log=True),
+    "method.retain_weight": Range(1.0, 8.0, log=True),
+    "npo.beta": Range(0.005, 0.05, log=True),
+}
 BUDGET = Budget(tuning="shared", trials=8, batch=4)
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
 

@@ -29,9 +29,9 @@ BASE = Trial(
     method=Method(layer=1),
     train=Train(length=60, batch_size=8, learning_rate=1e-3),
     stop=Stop(utility_floor=0.1, check_every=20),
-    explain=Explain(documents=32, gradient_steps=8, wording="{words}."),
+    explain=Explain(documents=24, gradient_steps=8, wording="{words}."),
 )
-SEEDS = {"train.seed": (0, 1, 2)}
+SEEDS = {"train.seed": (0, 1, 2, 3, 4)}
 SIX = (("ga", "nll"), ("ga", "kl"), ("npo", "nll"), ("npo", "kl"), ("task_vector", "none"), ("rmu", "activation"))
 AXES = (
     {("method.forget", "method.retain"): SIX} | SEEDS,

@@ -15,7 +15,7 @@ that is as high, the barrier is how the method forgets and no doing of the cores
 
 When all trials have ended `rayunlearn run` goes on with the attacks: relearning on ten forget documents, equal steps on ten unrelated
 ones (its control, and an attack), four-bit weights and retain shots, on every cell, base and gold. One attack seed per model and
-three models per cell: the intervals are over models. Relearning had an answer probability of .91 (NPO, 25 %) and .71
+five models per cell: the intervals are over models. Relearning had an answer probability of .91 (NPO, 25 %) and .71
 (RMU, whole set) back after ten of its fifty steps and .93 and .88 in the end (one model each, by hand), so the area under the curve
 stands beside what is back in the end.
 """
@@ -29,12 +29,12 @@ BASE = Trial(
     method=Method(layer=1),
     train=Train(length=60, batch_size=8, learning_rate=1e-3),
     stop=Stop(utility_floor=0.1, check_every=20),
-    explain=Explain(documents=32, wording="{words}.", path_points=11),
+    explain=Explain(documents=24, wording="{words}.", path_points=11),
 )
 AXES = {
     ("method.forget", "method.retain"): (("npo", "nll"), ("rmu", "activation")),
     "select.ratio": (0.05, 0.25, 1.0),
-    ("select.seed", "train.seed"): ((0, 0), (1, 1), (2, 2)),
+    ("select.seed", "train.seed"): (0, 1, 2, 3, 4),
 }
 SEARCH = {
     "train.learning_rate": Range(5e-4, 3e-3, log=True),

@@ -10,8 +10,8 @@ random words of a share forget no less than keywords of it, or if even half of t
 `keywords.py` compares the five texts at one share, on the whole set too and on books; here the share is the dial. Equal optimizer
 steps in every trial. RMU's rate and steering are those of `keywords.py`, found on whole documents; nothing is tuned per arm.
 
-`--preset paper`: RMU of that study on WMDP-bio at its coreset ratios, for the 300 epochs that it gives keywords; its judge was OpenAI's o1,
-here it is an open chat model with our own prompt.
+`--preset paper`: RMU of that study on WMDP-bio at one of its ratios, for the 300 epochs that it gives keywords, and two ways to find them: a
+chat model that judges (that study's was OpenAI's o1; here an open one with our own prompt) and tf-idf, which costs nothing and which it does not try.
 """
 
 from rayunlearn import recipes
@@ -31,18 +31,15 @@ AXES = (CORESETS | {"select.text": ("original",)}, CORESETS | SHARES)
 BUDGET = Budget(tuning="none")
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
 
-STUDY = {"select.ratio": (0.05, 0.1), ("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
 LONG = {"train.unit": "epochs", "train.length": 300.0}
+CORESET = recipes.axis("coreset_rmu_wmdp", LONG) | {"select.ratio": (0.05,), ("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
 PRESETS = {
     "paper": {
         "BASE": Trial(
             data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
-            select=Select(extractor="judge", judge_model="meta-llama/Meta-Llama-3-8B-Instruct"),
+            select=Select(judge_model="meta-llama/Meta-Llama-3-8B-Instruct"),
         ),
-        "AXES": (
-            recipes.axis("coreset_rmu_wmdp") | {"select.text": ("original",)} | STUDY,
-            recipes.axis("coreset_rmu_wmdp", LONG) | SHARES | STUDY,
-        ),
+        "AXES": (CORESET | {"select.text": ("original",)}, CORESET | {"select.extractor": ("judge", "tfidf")} | SHARES),
         "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
     }
 }

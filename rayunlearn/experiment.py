@@ -29,7 +29,8 @@ ATTACKED = ("best", "pareto", "grid")
 PARTS = ("budget", "objective", "attacks")  # of an experiment, beside its base trial
 SEEDS = ("select.seed", "train.seed")
 # A search over these would ask for another corpus, another base model or another study in every trial.
-NOT_SEARCHED = ("stage", "data.", "model.", "method.forget", "method.retain", *SEEDS)
+NOT_SEARCHED = ("stage", "method.forget", "method.retain", *SEEDS)
+NOT_SEARCHED_SECTIONS = ("data.", "model.")
 
 
 @dataclass(frozen=True)
@@ -367,7 +368,8 @@ def _point(names: tuple[str, ...], point: Any) -> tuple[Value, ...]:
 
 def _check_searched(experiment: Experiment, name: str) -> None:
     require(name not in axis_names(experiment), "a name must not stand both in AXES and in SEARCH", name)
-    require(not name.startswith(NOT_SEARCHED), "SEARCH must not name data, models, losses or seeds (put them on an axis)", name)
+    fixed = name in NOT_SEARCHED or name.startswith(NOT_SEARCHED_SECTIONS)
+    require(not fixed, "SEARCH must not name data, models, losses or seeds (put them on an axis)", name)
     shared = experiment.budget.tuning == "shared"
     require(not (shared and name.startswith("select.")), "SEARCH must not name select.* when budget.tuning is 'shared' (it tunes at ratio 1.0)", name)
 

@@ -89,6 +89,7 @@ def test_without_search_nothing_is_tuned(tmp_path: Path) -> None:
         (("1e-5, 1e-2", "0, 1e-2"), "a Range with log=True must have low > 0, got 0"),
         (('"npo.beta": R', '"train.seed": R'), "a name must not stand both in AXES and in SEARCH, got 'train.seed'"),
         (('"npo.beta": R', '"data.redundancy": R'), "SEARCH must not name data, models, losses or seeds"),
+        (('"npo.beta": R', '"method.retain": R'), "SEARCH must not name data, models, losses or seeds"),
         (('"npo.beta": R', '"select.keep": R'), "when budget.tuning is 'shared'"),
         (("(0.25, 1.0)", "()"), "must be a tuple of at least one value"),
         (("(0, 1)}", "((0, 1, 2),)}"), "must have 2 values"),
@@ -101,6 +102,11 @@ def test_a_mistake_in_a_file_is_one_line_with_the_rule_and_the_nearest_name(tmp_
     assert change[0] in GOOD
     with pytest.raises(UserError, match=message):
         load(written(tmp_path, GOOD.replace(*change)))
+
+
+def test_the_retain_weight_can_be_searched_though_the_retain_loss_cannot(tmp_path: Path) -> None:
+    experiment = load(written(tmp_path, GOOD.replace('"npo.beta": R', '"method.retain_weight": R')))
+    assert experiment.search["method.retain_weight"] == Range(0.05, 1.0)
 
 
 def test_a_missing_file_and_one_that_is_not_python_are_refused(tmp_path: Path) -> None:
