@@ -8,10 +8,11 @@ only the best remembered tokens, one that stops at a cap, and a forget set with 
 Refuted for a defence if its recovered fraction under relearning is not below plain NPO's (intervals apart), or if it forgets less to begin
 with: recovered fractions are read beside what was left.
 
-Arms: `plain`; `sam`; `average`; `token.cap` 40 nats a document; `token.keep` 0.3, the tokens still remembered best; and
-the diversity of the forget set, on a bed where every fact is told in 20 different documents: plain NPO on all of them and on
-a twentieth, which is one to three wordings of most facts. Rate and beta are tuned by eight trials for each token rule and for
-plain NPO; wrapped NPO and the small forget set take plain NPO's.
+Arms: `plain`; `sam`; `average`; `token.cap` 160 nats a document, three a token (at 40, 80 and 120 it stopped before the answer was
+gone); `token.keep` 0.3, the tokens still remembered best; and the diversity of the forget set, on a bed where every fact is told in 20
+different documents: plain NPO on all of them and on a twentieth, drawn at random or by `keyword_coverage`, which leaves out fewer facts and
+tells most of them in one or two wordings. Rate, retain weight and beta are tuned by sixteen trials for plain NPO and
+for each wrapper and token rule; the small forget sets take plain NPO's.
 
 Two commands: `rayunlearn run experiments/defences.py`, then `rayunlearn attack runs/defences/1 --trials grid --seeds 1 --attacks
 relearning,heldout_relearning,unrelated_training,few_shot_retain`. Attacks run on base and gold as well.
@@ -30,16 +31,16 @@ BASE = Trial(
 SEEDS = {("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
 AXES = (
     {"method.wrappers": ("", "sam", "average")} | SEEDS,
-    {"token.cap": (40.0,)} | SEEDS,
+    {"token.cap": (160.0,)} | SEEDS,
     {"token.keep": (0.3,)} | SEEDS,
-    {"select.ratio": (0.05,)} | SEEDS,
+    {"select.name": ("random", "keyword_coverage"), "select.ratio": (0.05,)} | SEEDS,
 )
 SEARCH = {
     "train.learning_rate": Range(5e-4, 3e-3, log=True),
     "method.retain_weight": Range(1.0, 8.0, log=True),
     "npo.beta": Range(0.005, 0.05, log=True),
 }
-BUDGET = Budget(tuning="shared", trials=8, batch=4)
+BUDGET = Budget(tuning="shared", trials=16, batch=4)
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
 
 RUNS = ("npo_zephyr_wmdp", "npo_sam_zephyr_wmdp", "npo_average_zephyr_wmdp")  # as released, each with its own hyperparameters

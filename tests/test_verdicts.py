@@ -120,7 +120,7 @@ def test_an_arm_is_called_by_what_plain_has_not() -> None:
     plain = {"method.wrappers": "", "token.cap": 0.0, "token.keep": 1.0, "select.ratio": 1.0}
     assert arm_of(plain) == "plain" and arm_of(plain | {"method.wrappers": "sam"}) == "sam"
     assert arm_of(plain | {"token.cap": 40.0}) == "token.cap 40" and arm_of(plain | {"token.keep": 0.3}) == "token.keep 0.3"
-    assert arm_of(plain | {"select.ratio": 0.05}) == "5 % of the documents"
+    assert arm_of(plain | {"select.name": "random", "select.ratio": 0.05}) == "5 % of the documents by random"
 
 
 def test_the_page_has_a_section_for_every_experiment_and_fills_nothing_in(tmp_path: Path) -> None:

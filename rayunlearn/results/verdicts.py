@@ -214,11 +214,12 @@ def survived(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
 
 
 def arm_of(row: Mapping[str, Any]) -> str:
-    """`plain`, `sam`, `token.cap 40`, `5 % of the documents`: what a trial of experiments/defences.py has that plain NPO has not."""
+    """`plain`, `sam`, `token.cap 160`, `5 % of the documents by random`: what a trial of experiments/defences.py has that plain NPO has not."""
     said = [str(row.get("method.wrappers") or "")]
     said += [f"token.cap {row['token.cap']:g}"] if row.get("token.cap") else []
     said += [f"token.keep {row['token.keep']:g}"] if (row.get("token.keep") or 1) < 1 else []
-    said += [f"{100 * row['select.ratio']:g} % of the documents"] if (row.get("select.ratio") or 1) < 1 else []
+    if (row.get("select.ratio") or 1) < 1:
+        said.append(f"{100 * row['select.ratio']:g} % of the documents by {row['select.name']}")
     return ", ".join(filter(None, said)) or "plain"
 
 
