@@ -1,16 +1,23 @@
 """How little is enough when facts are told seldom, or often? And is what counts the share of facts that is covered?
 
-Question: does forgetting follow the share of the forget set's facts that the coreset states, one curve for all ratios and
-redundancies; does the coverage of keywords, which needs no list of facts, stand in for it; and does a selector that covers more keywords
-beat random documents of equal number?
+Question: does forgetting follow the share of the forget set's facts that the coreset states, one curve for all ratios,
+redundancies and sizes; does the coverage of keywords, which needs no list of facts, stand in for it, on real corpora too; can the
+smallest ratio that is enough so be told before any training; and does a selector that covers more keywords beat random documents?
 
-Hypothesis: yes, three times. Refuted (1) if the unlearned share of a bed that was left out is predicted no better from the covered
+Hypothesis: yes, every time. Refuted (1) if the unlearned share of a bed that was left out is predicted no better from the covered
 facts of the other beds than from the ratio; (2) if keyword coverage predicts it no better than the ratio either; (3) if
 `keyword_coverage` at 10 % does not forget more than random, paired over ten seeds.
 
-Beds of 20, 10 and 5 documents per fact, each tuned once per method on its full set. NPO is left out at 5: it forgets the
-domain too slowly there to say anything of coresets (experiments/LOG.md). Coverage is measured before any training.
+Beds of 20, 10 and 5 documents per fact, and one of four times the documents, which takes four times the steps; each tuned once per
+method on its full set. NPO is left out at 5: it forgets the domain too slowly there to say anything of coresets (experiments/LOG.md).
+Coverage is measured before any training.
+
+Two real corpora are beds as well where they are found, with NPO: runs/books (`rayunlearn books BOOKS.parquet --forget TITLE --retain TITLE
+TITLE` writes it), passages of a novel, and runs/tofu, a folder or a link with TOFU's files, whose questions ask every fact once. What their
+facts are nobody wrote down, so the coverage of keywords stands alone there.
 """
+
+from pathlib import Path
 
 from rayunlearn import recipes
 from rayunlearn.config import Data, Method, Select, Stop, Train, Trial
@@ -24,13 +31,25 @@ BASE = Trial(
     stop=Stop(utility_floor=0.1, check_every=20),
 )
 SEEDS = ("select.seed", "train.seed")
-BEDS = (
-    {("method.forget", "method.retain"): (("rmu", "activation"),), "data.redundancy": (5, 10, 20)},
-    {("method.forget", "method.retain"): (("npo", "nll"),), "data.redundancy": (10, 20)},
-)
-CURVE = {"select.name": ("random",), "select.ratio": (0.025, 0.05, 0.25, 1.0), SEEDS: (0, 1, 2)}
+BED = ("data.size", "data.redundancy", "train.length")
+RMU = {("method.forget", "method.retain"): (("rmu", "activation"),)}
+NPO = {("method.forget", "method.retain"): (("npo", "nll"),)}
+CURVE = {"select.name": ("random",), "select.ratio": (0.05, 0.25, 0.5, 1.0), SEEDS: (0, 1, 2, 3, 4)}
 PAIRED = {"select.name": ("random", "keyword_coverage"), "select.ratio": (0.1,), SEEDS: tuple(range(10))}
-AXES = tuple(bed | part for bed in BEDS for part in (CURVE, PAIRED))
+
+BOOKS, TOFU = Path("runs/books"), Path("runs/tofu")
+PROSE = ("data.name", "data.path", "data.template", "data.probe_forget", "data.probe_retain", "model.teach_epochs", "select.extractor")
+READ = {PROSE: (("files", str(BOOKS.absolute()), "{prompt}", "probe_forget", "probe_retain", 60, "tfidf"),)}
+LEARNT = ("data.name", "data.path", "data.limit_retain", "model.teach_epochs", "select.extractor")
+ASKED = {LEARNT: (("tofu", str(TOFU.absolute()), 200, 30, "tfidf"),)}
+
+AXES = (
+    *(RMU | {BED: (("tiny", 5, 60.0), ("tiny", 10, 60.0), ("tiny", 20, 60.0))} | part for part in (CURVE, PAIRED)),
+    RMU | {BED: (("small", 20, 240.0),)} | CURVE,
+    *(NPO | {BED: (("tiny", 10, 60.0), ("tiny", 20, 60.0))} | part for part in (CURVE, PAIRED)),
+    *(NPO | READ | part for part in (CURVE, PAIRED) if (BOOKS / "manifest.json").is_file()),
+    *(NPO | ASKED | part for part in (CURVE, PAIRED) if TOFU.is_dir()),
+)
 SEARCH = {
     "train.learning_rate": Range(5e-4, 5e-3, log=True),
     "npo.beta": Range(0.005, 0.1, log=True),
@@ -39,7 +58,7 @@ SEARCH = {
 BUDGET = Budget(tuning="shared", trials=6, batch=3)
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
 
-# Facts are not known on real corpora, so keyword coverage stands alone there. TOFU tells every fact once, MUSE-Books often.
+# TOFU tells every fact once, MUSE-Books often.
 REAL_CURVE = {"select.name": ("random",), "select.ratio": (0.01, 0.05, 0.1, 0.25, 1.0), SEEDS: (0, 1, 2, 3, 4)}
 REAL_PAIRED = {"select.name": ("random", "keyword_coverage"), "select.ratio": (0.05,), SEEDS: tuple(range(10))}
 CORPORA = (

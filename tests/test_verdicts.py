@@ -11,7 +11,7 @@ from rayunlearn.config import Value
 from rayunlearn.results import verdicts
 from rayunlearn.results.findings import FINDINGS, findings_page
 from rayunlearn.results.store import Run, open_run, write_experiment, write_table, write_trial
-from rayunlearn.results.verdicts import against_random, arm_of, predicted, step_gaps, step_lags, survived, unlearned_shares
+from rayunlearn.results.verdicts import against_random, arm_of, predicted, step_gaps, step_lags, survived, unlearned_shares, with_beds
 from tests import synthetic
 
 RMU = {"method.forget": "rmu", "method.retain": "activation"}
@@ -77,10 +77,34 @@ def test_where_coverage_decides_it_foretells_a_bed_that_was_left_out_and_the_rat
     run = run_of(tmp_path, covering(lambda coverage, _ratio: 0.9 - 0.8 * coverage), beds=(5, 10, 20))
     shares = unlearned_shares(run)
     assert shares.height == 9
-    errors = dict(predicted(run).select("predictor", "error").iter_rows())
-    assert errors["coverage"] == pytest.approx(0.45 / 9, abs=0.01)
-    assert errors["select.ratio"] == pytest.approx(1.75 / 9, abs=0.01)
-    assert "keyword_coverage" not in errors  # these trials have none
+    foretold = predicted(run)
+    assert foretold["error_by_facts"].mean() == pytest.approx(0.45 / 9, abs=0.01)
+    assert foretold["error_by_ratio"].mean() == pytest.approx(1.75 / 9, abs=0.01)
+    assert foretold["error_by_keywords"].null_count() == 3  # these trials have none
+    assert foretold["bed"].to_list() == ["domain tiny, 5 per fact", "domain tiny, 10 per fact", "domain tiny, 20 per fact"]
+    # Shares at .1, .2 and .4: .05 .1 .2, .1 .2 .4 and .2 .4 .8, so nothing short of the whole set is nine tenths of it.
+    assert foretold["enough"].to_list() == [1.0, 1.0, 1.0]
+    assert foretold["enough_by_facts"].to_list() == [1.0, 1.0, 1.0]
+
+
+def test_the_smallest_ratio_that_is_enough_is_foretold_by_what_decides_it(tmp_path: Path) -> None:
+    """Share = coverage = reach x ratio, at most 1: a bed of reach 5 needs .2, one of 10 needs .1 (the ratios tried are .1, .2 and .4). From the
+    facts of the other bed this is foretold; from its ratio the first is told .1 and the second .2."""
+    cells: list[tuple[dict[str, Value], float, float | None]] = []
+    for bed, reach in ((5, 5.0), (10, 10.0)):
+        for ratio in (0.1, 0.2, 0.4, 1.0):
+            coverage = min(1.0, reach * ratio)
+            cells.append(({"data.redundancy": bed, "select.ratio": ratio, "train.seed": 0}, 0.9 - 0.8 * coverage, coverage))
+    foretold = predicted(run_of(tmp_path, cells, beds=(5, 10)))
+    assert foretold["enough"].to_list() == [0.2, 0.1]
+    assert foretold["enough_by_facts"].to_list() == [0.1, 0.1]
+    assert foretold["enough_by_ratio"].to_list() == [0.1, 0.2]
+
+
+def test_a_bed_is_called_by_what_tells_it_apart() -> None:
+    settings = {"data.name": ["domain", "people", "files", "tofu"], "data.path": ["", "", "/somewhere/books", "locuslab/TOFU"]}
+    trials = pl.DataFrame(settings | {"data.size": "tiny", "data.redundancy": 20})
+    assert with_beds(trials)["bed"].to_list() == ["domain tiny, 20 per fact", "people tiny", "books", "TOFU"]
 
 
 def test_a_selector_that_forgets_more_is_below_random(tmp_path: Path) -> None:

@@ -23,7 +23,16 @@ from rayunlearn.results.frontier import Standard, frontier_in_words, frontier_of
 from rayunlearn.results.pictures import picture_of
 from rayunlearn.results.report import provenance
 from rayunlearn.results.store import Run, open_run
-from rayunlearn.results.verdicts import BEYOND_PLAIN, against_random, in_words, predicted, step_gaps, step_lags, survived
+from rayunlearn.results.verdicts import (
+    BEYOND_PLAIN,
+    PREDICTORS,
+    against_random,
+    in_words,
+    predicted,
+    step_gaps,
+    step_lags,
+    survived,
+)
 from rayunlearn.results.words import Section, controls, fate_lines, number, percent, starting_points
 
 SHORT = 12  # rows of a table that is shown without a click
@@ -111,20 +120,32 @@ def steps_or_documents(run: Run) -> tuple[list[str], Table | None]:
 
 
 def covered(run: Run) -> tuple[list[str], Table | None]:
-    """What foretells forgetting on a bed that was left out, and whether covering more beats random."""
-    errors, beaten = predicted(run), against_random(run, "keyword_coverage")
-    sentences = []
-    for (method,), mine in errors.group_by(["method"], maintain_order=True):
-        of = dict(mine.select("predictor", "error").iter_rows())
-        words = ", ".join(f"{name} {error:.3f}" for name, error in of.items())
-        best = min(of, key=lambda name: of[name])
-        sentences.append(f"{method}: mean error in foretelling the unlearned share of a bed left out, by {words}; the least by {best}.")
-    for row in beaten.iter_rows(named=True):
+    """What foretells forgetting on a bed that was left out, whether covering more beats random, and how little is enough on each bed."""
+    foretold, sentences = predicted(run), []
+    for (method,), mine in foretold.group_by(["method"], maintain_order=True):
+        known = mine.drop_nulls([f"error_by_{name}" for name in PREDICTORS.values()])
+        for beds in (known, mine) if 0 < known.height < mine.height else (mine,):
+            sentences += _foretold_in_words(str(method), beds)
+    for row in against_random(run, "keyword_coverage").iter_rows(named=True):
         said = "forgets more" if row["high"] < 0 else "forgets less" if row["low"] > 0 else "not told apart"
         sentences.append(
-            f"{row['method']}, {row['place']}, {row['ratio']:g}: keyword_coverage minus random {in_words(row)} ({row['seeds']} seeds): {said}."
+            f"{row['method']}, {row['bed']}, {row['ratio']:g}: keyword_coverage minus random {in_words(row)} ({row['seeds']} seeds): {said}."
         )
-    return sentences, _table(errors)
+    return sentences, _table(foretold)
+
+
+def _foretold_in_words(method: str, beds: pl.DataFrame) -> list[str]:
+    """Mean errors over these beds of every predictor that is known of all of them, and how often each finds the ratio that is enough."""
+    names = [name for name in PREDICTORS.values() if beds[f"error_by_{name}"].null_count() == 0]
+    error = {name: float(beds[f"error_by_{name}"].to_numpy().mean()) for name in names}
+    right = {name: int((beds[f"enough_by_{name}"] == beds["enough"]).sum()) for name in names}
+    if not names:
+        return []
+    return [
+        f"{method}, {beds.height} beds, each foretold from the others: mean error of the unlearned share by "
+        f"{', '.join(f'{name} {error[name]:.3f}' for name in names)}; the least by {min(error, key=lambda name: error[name])}. The smallest ratio "
+        f"that is enough is foretold right on {', '.join(f'{right[name]} by {name}' for name in names)}."
+    ]
 
 
 def defended(run: Run) -> tuple[list[str], Table | None]:

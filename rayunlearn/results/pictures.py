@@ -200,7 +200,6 @@ def by_steps(run: Run) -> list[Panel]:
 def by_coverage(run: Run) -> list[Panel]:
     """The unlearned share of every trial over what its coreset covers: facts, keywords, and the ratio itself."""
     shares = unlearned_shares(run)
-    bed = "data.redundancy"
     return [
         Panel(
             title=str(method),
@@ -208,14 +207,12 @@ def by_coverage(run: Run) -> list[Panel]:
             value="unlearned share (1: as the full set)",
             reference=1.0,
             series=[
-                Series(
-                    name=f"{redundancy} per fact", joined=False, points=[(x, y, None, None) for x, y in rows.select(predictor, "share").iter_rows()]
-                )
-                for (redundancy,), rows in mine.sort(bed).group_by([bed], maintain_order=True)
+                Series(name=str(bed), joined=False, points=[(x, y, None, None) for x, y in rows.select(predictor, "share").iter_rows()])
+                for (bed,), rows in mine.filter(pl.col(predictor).is_not_null()).group_by(["bed"], maintain_order=True)
             ],
         )
         for (method,), mine in shares.group_by(["method"], maintain_order=True)
-        for predictor, words in (("coverage", "facts covered"), ("select.ratio", "documents kept"))
+        for predictor, words in (("coverage", "facts covered"), ("keyword_coverage", "keyword weight covered"), ("select.ratio", "documents kept"))
     ]
 
 

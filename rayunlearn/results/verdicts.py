@@ -22,7 +22,7 @@ LENGTH = (*METHOD, "select.ratio", "train.length")
 ESTIMATE = {"mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
 GAPS = {"method": pl.String, "gap": pl.String, "pairs": pl.Int64, **ESTIMATE}
 LENGTHS = {"method": pl.String, "ratio": pl.Float64, "steps": pl.Float64, **ESTIMATE}
-PREDICTORS = ("coverage", "keyword_coverage", "select.ratio")
+PREDICTORS = {"coverage": "facts", "keyword_coverage": "keywords", "select.ratio": "ratio"}  # column to its name in tables
 
 
 # ---- steps or documents
@@ -116,69 +116,87 @@ def _drawn(cells: Mapping[tuple[float, float], Numbers], *, draws: int, seed: in
 # ---- redundancy and coverage
 
 
-PREDICTED = {"method": pl.String, "predictor": pl.String, "error": pl.Float64, "beds": pl.Int64, "trials": pl.Int64}
+ENOUGH = 0.9  # of what the full set unlearns; ours
+FORETOLD = tuple(f"{what}_by_{predictor}" for what in ("error", "enough") for predictor in PREDICTORS.values())
+PREDICTED = {"method": pl.String, "bed": pl.String, "trials": pl.Int64, "enough": pl.Float64, **dict.fromkeys(FORETOLD, pl.Float64)}
 
 
-def predicted(run: Run, *, bed: str = "data.redundancy") -> pl.DataFrame:
-    """How well a number that is known before training foretells the unlearned share of a bed that was left out, columns PREDICTED.
+def predicted(run: Run) -> pl.DataFrame:
+    """How well numbers that are known before training foretell a bed from the other beds of its method, columns PREDICTED.
 
     The share of a trial is (base - x) / (base - full), means over documents, full the mean of the bed's full-set trials. For each predictor
-    a non-decreasing curve (isotonic regression, least squares) is fitted to the other beds of the method; `error` is the mean
-    distance between it and the left-out trials. Methods with fewer than two beds are left out.
+    a non-decreasing curve (isotonic regression, least squares) is fitted to the other beds; `error_by_*` is its mean distance to the
+    trials of this one. `enough` is the smallest tried ratio of random documents whose mean share is ENOUGH or more (1: no smaller one),
+    `enough_by_*` the one that is foretold. Null: the predictor is not known of this bed (the facts of a real book), or of no other.
     """
-    trials = unlearned_shares(run, bed=bed)
     rows = []
-    for (method,), mine in trials.group_by(["method"], maintain_order=True):
-        beds = mine[bed].unique().sort().to_list()
-        for predictor in PREDICTORS if len(beds) > 1 else ():
-            known = mine.filter(pl.col(predictor).is_not_null())
-            errors = [e for left in beds for e in _errors(known.filter(pl.col(bed) != left), known.filter(pl.col(bed) == left), predictor)]
-            if errors:
-                rows.append({"method": method, "predictor": predictor, "error": float(np.mean(errors)), "beds": len(beds), "trials": len(errors)})
+    for (method,), mine in unlearned_shares(run).group_by(["method"], maintain_order=True):
+        for (bed,), left in mine.group_by(["bed"], maintain_order=True):
+            drawn = left.filter(pl.col("select.name") == "random")
+            row: dict[str, Any] = {"method": method, "bed": bed, "trials": left.height, "enough": _smallest(drawn, drawn["share"].to_numpy())}
+            for predictor, name in PREDICTORS.items():
+                others = mine.filter(pl.col("bed") != bed, pl.col(predictor).is_not_null())
+                if others.height and left[predictor].null_count() == 0:
+                    row[f"error_by_{name}"] = float(np.abs(_foretold(others, left, predictor) - left["share"].to_numpy()).mean())
+                    row[f"enough_by_{name}"] = _smallest(drawn, _foretold(others, drawn, predictor))
+            rows.append(row)
     return pl.DataFrame(rows, schema=PREDICTED)
 
 
-def unlearned_shares(run: Run, *, bed: str = "data.redundancy") -> pl.DataFrame:
-    """Grid trials of ratio < 1 with `method`, the bed, selector, the three predictors and `share` (1: as much as the full set)."""
-    trials = trial_table(run).with_columns(pl.concat_str(METHOD, separator=" + ").alias("method"))
-    base = trials.filter(pl.col("role") == "base").group_by(bed).agg(pl.col("forgetting").mean().alias("base"))
+def unlearned_shares(run: Run) -> pl.DataFrame:
+    """Grid trials of ratio < 1 with `method`, `bed`, selector, the three predictors and `share` (1: as much as the full set), beds in order."""
+    trials = with_beds(trial_table(run)).with_columns(pl.concat_str(METHOD, separator=" + ").alias("method"))
+    base = trials.filter(pl.col("role") == "base").group_by("bed").agg(pl.col("forgetting").mean().alias("base"))
     grid = trials.filter(pl.col("role") == "grid", pl.col("forgetting").is_not_null()).unique("trial_id", maintain_order=True)
-    full = grid.filter(pl.col("select.ratio") == 1).group_by("method", bed).agg(pl.col("forgetting").mean().alias("full"))
-    parts = grid.filter(pl.col("select.ratio") < 1).join(base, on=bed).join(full, on=["method", bed])
+    full = grid.filter(pl.col("select.ratio") == 1).group_by("method", "bed").agg(pl.col("forgetting").mean().alias("full"))
+    parts = grid.filter(pl.col("select.ratio") < 1).join(base, on="bed").join(full, on=["method", "bed"])
     share = (pl.col("base") - pl.col("forgetting")) / (pl.col("base") - pl.col("full"))
-    return parts.select("trial_id", "method", bed, "select.name", "train.seed", *PREDICTORS, share.alias("share"))
+    ordered = parts.sort("data.name", "data.size", "data.redundancy", "method", descending=[False, True, False, False])
+    return ordered.select("trial_id", "method", "bed", "select.name", "train.seed", *PREDICTORS, share.alias("share"))
 
 
-def _errors(others: pl.DataFrame, left: pl.DataFrame, predictor: str) -> list[float]:
-    """Distances of the left-out bed's shares to the curve of the others."""
-    if not (others.height and left.height):
-        return []
-    known = others.group_by(predictor).agg(pl.col("share").mean(), pl.len()).sort(predictor)
-    heights = isotonic_regression(known["share"].to_numpy(), weights=known["len"].to_numpy()).x
-    foretold = np.interp(left[predictor].to_numpy(), known[predictor].to_numpy(), heights)
-    return [float(e) for e in np.abs(foretold - left["share"].to_numpy())]
+def with_beds(trials: pl.DataFrame) -> pl.DataFrame:
+    """The trials with a column `bed`: `domain tiny, 20 per fact`, `people tiny`, or the corpus by the last part of its path."""
+    place = pl.col("data.path").fill_null("").str.strip_chars_end("/").str.split("/").list.last()
+    generated = pl.concat_str("data.name", pl.lit(" "), "data.size")
+    per_fact = pl.concat_str(generated, pl.lit(", "), "data.redundancy", pl.lit(" per fact"))
+    named = pl.when(pl.col("data.name") == "domain").then(per_fact).when(pl.col("data.name") == "people").then(generated)
+    return trials.with_columns(named.when(place != "").then(place).otherwise(pl.col("data.name")).alias("bed"))
 
 
-BEATEN = {"method": pl.String, "place": pl.String, "ratio": pl.Float64, "seeds": pl.Int64, **ESTIMATE, "p": pl.Float64}
+def _foretold(others: pl.DataFrame, left: pl.DataFrame, predictor: str) -> Numbers:
+    """The shares of the left-out trials, from the curve of the others."""
+    curve = others.group_by(predictor).agg(pl.col("share").mean(), pl.len()).sort(predictor)
+    heights = isotonic_regression(curve["share"].to_numpy(), weights=curve["len"].to_numpy()).x
+    return np.asarray(np.interp(left[predictor].to_numpy(), curve[predictor].to_numpy(), heights))
 
 
-def against_random(run: Run, selector: str, *, bed: str = "data.redundancy") -> pl.DataFrame:
+def _smallest(trials: pl.DataFrame, shares: Numbers) -> float:
+    """The smallest ratio whose mean share is ENOUGH or more; 1 where there is none, since the full set's share is 1."""
+    means = trials.select("select.ratio").with_columns(pl.Series("share", shares)).group_by("select.ratio").agg(pl.col("share").mean())
+    return float(means.filter(pl.col("share") >= ENOUGH)["select.ratio"].min() or 1.0)  # type: ignore[arg-type]
+
+
+BEATEN = {"method": pl.String, "bed": pl.String, "ratio": pl.Float64, "seeds": pl.Int64, **ESTIMATE, "p": pl.Float64}
+
+
+def against_random(run: Run, selector: str) -> pl.DataFrame:
     """Per method, bed and ratio with both selectors: forgetting of `selector` minus random's, columns BEATEN; under 0 it forgets more.
 
     Paired by document, two-way clustered (`statistics.difference`); low and high are mean -/+ 1.96 standard errors, p is not corrected.
     """
     row_of, values = matrix_of(run, "forget", objective_of(run.experiment).forgetting, "")
-    grid = placed_trials(run).filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(row_of))).unique("trial_id")
+    grid = with_beds(placed_trials(run)).filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(row_of))).unique("trial_id")
     rows = []
-    for key, mine in grid.sort("train.seed", "trial_id").group_by([*METHOD, bed, "select.ratio"], maintain_order=True):
+    for key, mine in grid.sort("data.redundancy", "train.seed", "trial_id").group_by([*METHOD, "bed", "select.ratio"], maintain_order=True):
         cells = [values[[row_of[t] for t in mine.filter(pl.col("select.name") == name)["trial_id"]]] for name in (selector, "random")]
         if key[-1] == 1 or not all(len(cell) for cell in cells):
             continue
         gap = difference(*cells)
         ends = {"low": gap.mean - 1.96 * gap.stderr, "high": gap.mean + 1.96 * gap.stderr}
-        place = {"method": f"{key[0]} + {key[1]}", "place": f"{bed} {key[2]}", "ratio": key[3], "seeds": gap.n_seeds}
+        place = {"method": f"{key[0]} + {key[1]}", "bed": key[2], "ratio": key[3], "seeds": gap.n_seeds}
         rows.append(place | {"mean": gap.mean, **ends, "p": paired_p(gap)})
-    return pl.DataFrame(rows, schema=BEATEN).sort("method", "place", "ratio")
+    return pl.DataFrame(rows, schema=BEATEN).sort("method", "ratio", maintain_order=True)
 
 
 # ---- defences
