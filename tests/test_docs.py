@@ -130,6 +130,8 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "data.redundancy" in (tmp_path / "site" / "settings.html").read_text(encoding="utf-8")
+    notebooks = [(tmp_path / "site" / "notebooks" / file.name).with_suffix(".html") for file in (ROOT / "docs" / "notebooks").glob("*.ipynb")]
+    assert notebooks and all("data:image/png;base64" in page.read_text(encoding="utf-8") for page in notebooks)  # their figures are in the page
 
 
 def test_the_page_of_settings_names_every_setting_and_every_hyperparameter() -> None:
