@@ -97,7 +97,8 @@ def _forgotten(run: Run, table: pl.DataFrame) -> Answer:
     for base in table.filter(pl.col("role") == "base").iter_rows(named=True):
         where = place_words(base, settings)
         size = f"{number(int(base['n_forget']))} documents" if base["n_forget"] is not None else "Documents"
-        text = f"{size} of {_corpora(run)}{' (' + where + ')' if where else ''}."
+        corpus = "the corpus" if "data.name" in settings else _corpora(run)
+        text = f"{size} of {corpus}{' (' + where + ')' if where else ''}."
         if base["forgetting"] is not None:
             text += f" Asked about them, the model before unlearning scores {with_interval(base, 'forgetting')} ({goal.forgetting})"
             text += f"; {_never(table, base, settings)}."
@@ -183,8 +184,8 @@ def _never(table: pl.DataFrame, base: Mapping[str, Any], settings: Sequence[str]
 
 def _control_words(table: pl.DataFrame) -> str:
     ways = table.filter(pl.col("role") == "control")["unlearning"].drop_nulls()
-    low, high = (float(str(v)) for v in (ways.min(), ways.max()))
-    span = percent(high) if round(low, 2) == round(high, 2) else f"{percent(low)} to {percent(high)}"
+    low, high = (round(float(str(v)), 2) + 0.0 for v in (ways.min(), ways.max()))  # + 0.0: no minus before a nought
+    span = percent(high) if low == high else f"{percent(low)} to {percent(high)}"
     return f"The same training without the loss that forgets goes {span} of the way: that much is not the method's doing."
 
 
