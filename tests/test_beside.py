@@ -109,6 +109,10 @@ def test_a_whole_text_stands_beside_every_share_and_a_share_beside_random_words_
     shares = [("original", 0.3), *((text, share) for text in ("keywords_only", "random_words") for share in (0.1, 0.5))]
     cells: list[tuple[dict[str, Value], float]] = [({"select.text": text, "select.keyword_fraction": share}, TEXTS[text]) for text, share in shares]
     assert pairs_of(tmp_path, cells) == sorted(PAIRS * 2)
+    table = beside(open_run(tmp_path)).select("arm", "name", "reference", "reference_name").rows()
+    cut = ["select.keyword_fraction 0.1", "select.keyword_fraction 0.5"]
+    assert sorted(row for row in table if row[0] == "original") == [("original", "npo + nll", "random_words", share) for share in cut]
+    assert {row[3] for row in table if row[0] != "original"} == {""}
 
 
 def test_a_corpus_is_named_by_no_more_than_tells_it_apart(tmp_path: Path) -> None:

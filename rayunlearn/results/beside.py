@@ -15,6 +15,7 @@ from rayunlearn.results.store import Run
 from rayunlearn.results.words import number
 
 REFERENCES = {"select.name": ("random",), "select.text": ("random_words", "original")}
+OF_PARTS = ("select.extractor", "select.keyword_fraction")  # say nothing of a whole text
 SHOWN_AT = 0.05  # p after Holm's correction at which a difference is called shown
 
 BESIDE = {
@@ -22,6 +23,7 @@ BESIDE = {
     "name": pl.String,
     "arm": pl.String,
     "reference": pl.String,
+    "reference_name": pl.String,
     "ratio": pl.Float64,
     "left": pl.Float64,
     "left_reference": pl.Float64,
@@ -55,7 +57,7 @@ class Arm:
     def matches(self, reference: "Arm", changed: str) -> bool:
         """Whether the two differ in `changed` alone. A whole text is the same whatever finds keywords, and however many."""
         whole = changed == "select.text" and "original" in (self.settings[changed], reference.settings[changed])
-        free = (changed, "select.extractor", "select.keyword_fraction") if whole else (changed,)
+        free = (changed, *OF_PARTS) if whole else (changed,)
         return self.place == reference.place and all(value == reference.settings[name] for name, value in self.settings.items() if name not in free)
 
 
@@ -64,7 +66,8 @@ def beside(run: Run) -> pl.DataFrame:
 
     `left` is the mean of the objective's forgetting metric, `difference` arm - reference, p paired over documents (`statistics.difference`,
     which counts seeds too), Holm-corrected over all rows of the same data and model. `useful`: the arm's mean utility is at least the
-    objective's floor times base's. `unmeasured` counts trials of both cells that ended without rows. VERDICTS.
+    objective's floor times base's. `reference_name`: what else tells the reference from the arm. `unmeasured` counts trials of both cells
+    that ended without rows. VERDICTS.
     """
     lower, base = lower_is_forgotten(run.experiment), _base_utility(run)
     floor = objective_of(run.experiment).utility_floor
@@ -106,7 +109,7 @@ def beside_view(table: pl.DataFrame) -> tuple[tuple[str, ...], list[tuple[str, .
         (
             ", ".join(filter(None, (r["arm"], r["name"], r["place"]))),
             f"{r['ratio']:g}",
-            r["reference"],
+            ", ".join(filter(None, (r["reference"], r["reference_name"]))),
             number(r["left"]),
             number(r["left_reference"]),
             f"{r['difference']:+.3f} (standard error {r['stderr']:.3f})",
@@ -141,6 +144,7 @@ def _row(changed: str, arm: Arm, reference: Arm, least_useful: float) -> dict[st
         "name": arm.name,
         "arm": str(arm.settings[changed]),
         "reference": str(reference.settings[changed]),
+        "reference_name": _parts(reference, but=arm),
         "ratio": float(arm.settings["select.ratio"]),
         "left": float(np.nanmean(arm.left)),
         "left_reference": float(np.nanmean(reference.left)),
@@ -153,6 +157,12 @@ def _row(changed: str, arm: Arm, reference: Arm, least_useful: float) -> dict[st
     }
 
 
+def _parts(reference: Arm, *, but: Arm) -> str:
+    """How a reference that is no whole text was cut, where the arm was not cut so."""
+    cut = reference.settings.get("select.text", "original") != "original"
+    return ", ".join(f"{name} {number(v)}" for name, v in reference.settings.items() if cut and name in OF_PARTS and but.settings[name] != v)
+
+
 def _verdict(more_is_left: float, p: float) -> str:
     if p > SHOWN_AT:
         return "not shown"
@@ -163,7 +173,8 @@ def _named(first: Mapping[str, Any], placed: pl.DataFrame, settings: Sequence[st
     """`place`: what tells it from other data and models; `name`: the method, and what else tells its cells there apart, but for selector and text."""
     around = _around(settings)
     there = placed.filter(*(pl.col(name).eq_missing(first[name]) for name in (*around, "method.forget", "method.retain")))
-    others = [name for name in settings if not name.startswith(AROUND) and name not in REFERENCES and there[name].n_unique() > 1]
+    silent = (*REFERENCES, *(OF_PARTS if first.get("select.text") == "original" else ()))
+    others = [name for name in settings if not name.startswith(AROUND) and name not in silent and there[name].n_unique() > 1]
     method = str(first["method.forget"]) if first["method.retain"] == "none" else f"{first['method.forget']} + {first['method.retain']}"
     return {"place": ", ".join(f"{name} {first[name]}" for name in around), "name": ", ".join([method, *(f"{n} {first[n]}" for n in others)])}
 
