@@ -81,7 +81,7 @@ def test_where_coverage_decides_it_foretells_a_bed_that_was_left_out_and_the_rat
     assert foretold["error_by_facts"].mean() == pytest.approx(0.45 / 9, abs=0.01)
     assert foretold["error_by_ratio"].mean() == pytest.approx(1.75 / 9, abs=0.01)
     assert foretold["error_by_keywords"].null_count() == 3  # these trials have none
-    assert foretold["bed"].to_list() == ["domain tiny, 5 per fact", "domain tiny, 10 per fact", "domain tiny, 20 per fact"]
+    assert foretold["bed"].to_list() == ["domain, 5 per fact", "domain, 10 per fact", "domain, 20 per fact"]
     # Shares at .1, .2 and .4: .05 .1 .2, .1 .2 .4 and .2 .4 .8, so nothing short of the whole set is nine tenths of it.
     assert foretold["enough"].to_list() == [1.0, 1.0, 1.0]
     assert foretold["enough_by_facts"].to_list() == [1.0, 1.0, 1.0]
@@ -103,8 +103,8 @@ def test_the_smallest_ratio_that_is_enough_is_foretold_by_what_decides_it(tmp_pa
 
 def test_a_bed_is_called_by_what_tells_it_apart() -> None:
     settings = {"data.name": ["domain", "people", "files", "tofu"], "data.path": ["", "", "/somewhere/books", "locuslab/TOFU"]}
-    trials = pl.DataFrame(settings | {"data.size": "tiny", "data.redundancy": 20})
-    assert with_beds(trials)["bed"].to_list() == ["domain tiny, 20 per fact", "people tiny", "books", "TOFU"]
+    trials = pl.DataFrame(settings | {"model.size": ["small", "tiny", "tiny", "tiny"], "data.redundancy": 20})
+    assert with_beds(trials)["bed"].to_list() == ["domain, 20 per fact, small model", "people", "books", "TOFU"]
 
 
 def test_a_selector_that_forgets_more_is_below_random(tmp_path: Path) -> None:

@@ -151,17 +151,21 @@ def unlearned_shares(run: Run) -> pl.DataFrame:
     full = grid.filter(pl.col("select.ratio") == 1).group_by("method", "bed").agg(pl.col("forgetting").mean().alias("full"))
     parts = grid.filter(pl.col("select.ratio") < 1).join(base, on="bed").join(full, on=["method", "bed"])
     share = (pl.col("base") - pl.col("forgetting")) / (pl.col("base") - pl.col("full"))
-    ordered = parts.sort("data.name", "data.size", "data.redundancy", "method", descending=[False, True, False, False])
+    ordered = parts.sort("data.name", "model.size", "data.redundancy", "method", descending=[False, True, False, False])
     return ordered.select("trial_id", "method", "bed", "select.name", "train.seed", *PREDICTORS, share.alias("share"))
 
 
 def with_beds(trials: pl.DataFrame) -> pl.DataFrame:
-    """The trials with a column `bed`: `domain tiny, 20 per fact`, `people tiny`, or the corpus by the last part of its path."""
+    """The trials with a column `bed`: `domain, 20 per fact`, `domain, 20 per fact, small model`, or the corpus by the last part of its path."""
     place = pl.col("data.path").fill_null("").str.strip_chars_end("/").str.split("/").list.last()
-    generated = pl.concat_str("data.name", pl.lit(" "), "data.size")
-    per_fact = pl.concat_str(generated, pl.lit(", "), "data.redundancy", pl.lit(" per fact"))
-    named = pl.when(pl.col("data.name") == "domain").then(per_fact).when(pl.col("data.name") == "people").then(generated)
-    return trials.with_columns(named.when(place != "").then(place).otherwise(pl.col("data.name")).alias("bed"))
+    per_fact = _where(pl.col("data.name") == "domain", pl.concat_str(pl.lit(", "), "data.redundancy", pl.lit(" per fact")))
+    model = _where(pl.col("model.size") != "tiny", pl.concat_str(pl.lit(", "), "model.size", pl.lit(" model")))
+    named = pl.when(place != "").then(place).otherwise(pl.col("data.name"))
+    return trials.with_columns(pl.concat_str(named, per_fact, model).alias("bed"))
+
+
+def _where(condition: pl.Expr, words: pl.Expr) -> pl.Expr:
+    return pl.when(condition).then(words).otherwise(pl.lit(""))
 
 
 def _foretold(others: pl.DataFrame, left: pl.DataFrame, predictor: str) -> Numbers:
