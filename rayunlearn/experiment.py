@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -302,7 +303,9 @@ def _shown(point: tuple[Value, ...]) -> Value | list[Value]:
 
 
 def _import(path: Path) -> ModuleType:
-    require(path.is_file(), "an experiment must be a Python file that exists", str(path))
+    near = get_close_matches(path.name, [file.name for file in path.parent.glob("*.py")], n=1) if path.parent.is_dir() else []
+    meant = f" (did you mean {path.with_name(near[0])}?)" if near else ""
+    require(path.is_file(), f"an experiment must be a Python file that exists{meant}", str(path))
     require(path.suffix == ".py", "an experiment file's name must end in .py", path.name)
     name = f"_rayunlearn_experiment_{digest(str(path.resolve()))}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,9 @@ def test_the_retain_weight_can_be_searched_though_the_retain_loss_cannot(tmp_pat
 def test_a_missing_file_and_one_that_is_not_python_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be a Python file that exists"):
         load(tmp_path / "nothing.py")
+    meant = written(tmp_path, GOOD)
+    with pytest.raises(UserError, match=re.escape(f"exists (did you mean {meant}?), got {str(tmp_path / 'mien.py')!r}")):
+        load(tmp_path / "mien.py")
     with pytest.raises(UserError, match=r"must end in \.py"):
         load(written(tmp_path, GOOD, name="mine.txt"))
 

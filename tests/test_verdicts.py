@@ -1,6 +1,7 @@
-"""The questions of the experiments on steps, redundancy and defences, on runs whose answer is known by construction."""
+"""The questions of the experiments on steps, redundancy, attacks, words, weights and defences, on runs whose answer is known by construction."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,20 @@ from rayunlearn.config import Value
 from rayunlearn.results import verdicts
 from rayunlearn.results.findings import FINDINGS, findings_page
 from rayunlearn.results.store import Run, open_run, write_experiment, write_table, write_trial
-from rayunlearn.results.verdicts import against_random, arm_of, predicted, step_gaps, step_lags, survived, unlearned_shares, with_beds
+from rayunlearn.results.verdicts import (
+    against_random,
+    arm_of,
+    dilemma_in_words,
+    faithful_in_words,
+    given_back,
+    given_back_in_words,
+    predicted,
+    step_gaps,
+    step_lags,
+    survived,
+    unlearned_shares,
+    with_beds,
+)
 from tests import synthetic
 
 RMU = {"method.forget": "rmu", "method.retain": "activation"}
@@ -138,6 +152,90 @@ def test_an_arm_is_judged_by_what_is_left_in_the_end_and_not_by_the_share_that_c
     assert {row["attack"] for row in found.values()} == {"relearning documents=10"} and found["plain"]["beyond_plain"] is None
     assert found["cap"]["beyond_plain"] == pytest.approx(0.3) and found["cap"]["beyond_low"] > 0.29 and found["cap"]["left"] == pytest.approx(0.8)
     assert found["sam"]["beyond_plain"] == pytest.approx(-0.3) and found["sam"]["beyond_high"] < -0.29
+
+
+def test_what_comes_back_is_told_beside_gold_and_from_method_to_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`shots`: .6 of RMU's, .2 of LLMU's, gold gains nothing. `relearning`: .5 of both, and gold gains as much: the attack told it. `poem`: loses."""
+    back = {"shots": {"rmu": 0.6, "llmu": 0.2}, "relearning": {"rmu": 0.5, "llmu": 0.5}, "poem": {"rmu": -0.1, "llmu": -0.5}}
+    gold = {"shots": 0.0, "relearning": 0.55, "poem": 0.0}  # as a share of the .8 that unlearning took
+    rows = [
+        {
+            "attacked": f"{m}{seed}",
+            "setting": attack,
+            "recovered": share + 0.001 * seed,
+            "gold_rise": 0.8 * gold[attack],
+            "base": 0.9,
+            "unlearned": 0.1,
+        }
+        for attack, shares in back.items()
+        for m, share in shares.items()
+        for seed in (0, 1, 2)
+    ]
+    monkeypatch.setattr(verdicts, "recovery_table", lambda _: pl.DataFrame(rows))
+    plan = []
+    for method, seed in product(("rmu", "llmu"), (0, 1, 2)):
+        settings = {"method.forget": method, "method.retain": "kl"}
+        write_trial(tmp_path, f"{method}{seed}", {"trials": [{"status": "complete"}]}, settings)
+        plan.append(synthetic.plan_row(f"{method}{seed}", "grid", "{}"))
+    write_table(tmp_path / "plan.parquet", "plan", plan)
+    run = open_run(tmp_path)
+    assert dict(given_back(run).filter(pl.col("method") == "rmu + kl").select("attack", "gold").iter_rows())["relearning"] == pytest.approx(0.55)
+    llmu, rmu, both = given_back_in_words(run)
+    assert rmu.startswith("rmu + kl: of 3 attacks 1 bring back") and "shots +0.601" in rmu and "one brings back half" in rmu
+    assert "relearning" not in rmu and "shots +0.201" in llmu and "none is shown to bring back half" in llmu
+    assert both == "rmu + kl gives back more than llmu + kl under shots (intervals apart, not corrected)."
+
+
+def interval(name: str, mean: float, half: float = 0.05) -> dict[str, float]:
+    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+
+
+def test_the_dilemma_is_answered_cell_by_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path, covering(lambda coverage, _ratio: 0.9 - 0.8 * coverage))
+    asked = [
+        {"cell": cell, "form": "quoted", "forgotten": n, **interval("net", net)}
+        for cell, n, net in (("a", 20.0, 0.3), ("b", 20.0, 0.0), ("c", 0.4, 1.0))
+    ]
+    spared = interval("against_keywords_forget", 2.0) | {"function_words_forget": -1.0, "keywords_forget": -3.0}
+    paid = interval("against_keywords_forget", 0.0) | {"function_words_forget": -5.0, "keywords_forget": -5.0}
+    unknown = dict.fromkeys(spared)
+    harm = (("a", 0.5, spared), ("b", 0.02, paid), ("c", 0.1, unknown))
+    damage = [
+        {"cell": cell, "role": "grid", **interval("destroyed", lost), **interval("destroyed_untouched", 0.2), **words} for cell, lost, words in harm
+    ]
+    monkeypatch.setattr(verdicts, "emphasis_table", lambda _: pl.DataFrame(asked))
+    monkeypatch.setattr(verdicts, "damage_table", lambda _: pl.DataFrame(damage, infer_schema_length=None))
+    a, b, c = dilemma_in_words(run)
+    assert (
+        "bring back more than random words: quoted 0.30" in a
+        and "retain is lost" in a
+        and "fell by 1.0 nats and keywords by 3.0: they were spared" in a
+    )
+    assert "no more than random words in any of 1 forms" in b and "retain stays" in b and "not shown to be spared" in b
+    assert "0.4 questions forgotten, too few" in c and "retain is not decided" in c and "nats" not in c
+
+
+def test_a_coreset_model_is_judged_by_its_barrier_and_by_what_attacks_give_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [({"select.ratio": ratio, "train.seed": seed}, 0.2, 1.0) for ratio in (0.25, 1.0) for seed in (0, 1, 2)]
+    run = run_of(tmp_path, cells)
+    trials = run.trials.filter(pl.col("stage") == "unlearned").select("trial_id", "select.ratio").collect()
+    back = {("relearning", 0.25): 0.9, ("relearning", 1.0): 0.5, ("shots", 0.25): 0.1, ("shots", 1.0): 0.1}
+    rows = [{"attacked": t, "setting": name, "recovered": v} for t, r in trials.iter_rows() for (name, ratio), v in back.items() if ratio == r]
+    table = [
+        {
+            "method": "rmu + activation",
+            "select.name": "random",
+            "select.ratio": 0.25,
+            **interval("barrier_forget", barrier),
+            **interval("agreement", 0.7),
+        }
+        for barrier in (0.3, 0.0, 0.12)
+    ]
+    monkeypatch.setattr(verdicts, "recovery_table", lambda _: pl.DataFrame(rows))
+    monkeypatch.setattr(verdicts, "faithfulness_table", lambda _: pl.DataFrame(table))
+    refuted, none, open_ = faithful_in_words(run)
+    assert "a barrier: refuted" in refuted and "of 2 attacks 1 give back more than of the full set's models: relearning." in refuted
+    assert "no barrier" in none and "not decided" in open_ and "0.70 [0.65, 0.75] of the forget questions" in none
 
 
 def test_an_arm_is_called_by_what_plain_has_not() -> None:

@@ -27,6 +27,10 @@ from rayunlearn.results.verdicts import (
     BEYOND_PLAIN,
     PREDICTORS,
     against_random,
+    dilemma_in_words,
+    faithful_in_words,
+    given_back,
+    given_back_in_words,
     in_words,
     predicted,
     step_gaps,
@@ -184,13 +188,19 @@ def beside_chance(run: Run) -> tuple[list[str], Table | None]:
 
 
 def explained(run: Run) -> tuple[list[str], Table | None]:
-    """The first table of what trials explain; what is left where they explain nothing."""
-    return _first([*explained_sections(run)], run)
+    """Whether emphasis brings answers back and what was destroyed; what is left where trials explain nothing."""
+    return _first(dilemma_in_words(run), [*explained_sections(run)], run)
 
 
 def faithful(run: Run) -> tuple[list[str], Table | None]:
-    """Coreset models beside the full-set model."""
-    return _first([*faithfulness_sections(run)], run)
+    """Coreset models beside the full-set model, in weights, answers and under attack."""
+    return _first(faithful_in_words(run), [*faithfulness_sections(run)], run)
+
+
+def gone(run: Run) -> tuple[list[str], Table | None]:
+    """What every attack brings back of each method, beside gold; what is left where nothing was attacked."""
+    table = given_back(run)
+    return (given_back_in_words(run), _table(table)) if table.height else attacked(run)
 
 
 def controlled(run: Run) -> tuple[list[str], Table | None]:
@@ -237,10 +247,10 @@ def _share_and_end(row: Mapping[str, Any]) -> tuple[str, str]:
     return shown, end
 
 
-def _first(sections: Sequence[Section], run: Run) -> tuple[list[str], Table | None]:
+def _first(sentences: Sequence[str], sections: Sequence[Section], run: Run) -> tuple[list[str], Table | None]:
     if not sections:
         return attacked(run)
-    return [sections[0].caption], Table(headers=sections[0].view.headers, rows=sections[0].view.rows)
+    return [*sentences, sections[0].caption], Table(headers=sections[0].view.headers, rows=sections[0].view.rows)
 
 
 def _table(frame: pl.DataFrame) -> Table | None:
@@ -311,7 +321,7 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="truly_unlearned",
         title="Gone, or only not said",
-        verdict=attacked,
+        verdict=gone,
         published="Doshi & Stickland 2411.12103: prompts and training on unrelated text recover much of what LLMU and RMU took on WMDP and biology.",
         differs="Small models; multiple choice by likelihood; base and gold are attacked as well.",
     ),

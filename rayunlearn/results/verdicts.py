@@ -1,10 +1,11 @@
-"""What the experiments on steps, redundancy and defences ask, answered from their rows. Polars, numpy and scipy.
+"""What the experiments on steps, redundancy, attacks, words, coresets' weights and defences ask, answered from their rows. Polars, numpy and scipy.
 
 The statistics are ours; each says what would refute the hypothesis of its experiment file. Intervals are percentile bootstraps:
 over seeds and documents where cells are compared, over trials where trials are.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from scipy.optimize import isotonic_regression
 
 from rayunlearn.results.analysis import DRAWS, LEVEL, Numbers, objective_of, placed_trials, trial_table, weighted_means
 from rayunlearn.results.attacks import plain_setting, recovery_table
+from rayunlearn.results.explaining import damage_table, emphasis_table
+from rayunlearn.results.faithfulness import faithfulness_table
 from rayunlearn.results.frontier import matrix_of
 from rayunlearn.results.statistics import difference, paired_p
 from rayunlearn.results.store import Run
+from rayunlearn.results.words import kept_words, with_interval
 
 METHOD = ("method.forget", "method.retain")
 LENGTH = (*METHOD, "select.ratio", "train.length")
@@ -201,6 +205,136 @@ def against_random(run: Run, selector: str) -> pl.DataFrame:
         place = {"method": f"{key[0]} + {key[1]}", "bed": key[2], "ratio": key[3], "seeds": gap.n_seeds}
         rows.append(place | {"mean": gap.mean, **ends, "p": paired_p(gap)})
     return pl.DataFrame(rows, schema=BEATEN).sort("method", "ratio", maintain_order=True)
+
+
+# ---- gone, or only not said
+
+
+GIVEN = {"method": pl.String, "attack": pl.String, "models": pl.Int64, **ESTIMATE, "gold": pl.Float64}
+
+
+def given_back(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """Per method and attack the recovered fraction, mean over its attacked models with a percentile bootstrap over them, columns GIVEN.
+
+    `gold`: what the same attack adds on the gold model, as a share of what unlearning had taken, mean over the same models.
+    """
+    trials = run.trials.select(pl.col("trial_id").alias("attacked"), pl.concat_str(METHOD, separator=" + ").alias("method")).collect()
+    gold = (pl.col("gold_rise") / (pl.col("base") - pl.col("unlearned"))).alias("gold_share")
+    attack = pl.col("setting").map_elements(plain_setting, return_dtype=pl.String).alias("attack")
+    table = recovery_table(run).drop_nulls("recovered").join(trials, on="attacked").with_columns(attack, gold)
+    generator, rows = np.random.default_rng(seed), []
+    for (method, name), mine in table.sort("method", "attack", "attacked").group_by(["method", "attack"], maintain_order=True):
+        found = _estimate(_trial_draws(mine["recovered"].to_numpy(), generator, draws))
+        rows.append({"method": method, "attack": name, "models": mine.height, **found, "gold": mine["gold_share"].mean()})
+    return pl.DataFrame(rows, schema=GIVEN)
+
+
+def given_back_in_words(run: Run) -> list[str]:
+    """Per method what attacks bring back beyond what they tell by themselves; then which method gives back more, where intervals lie apart."""
+    table = given_back(run)
+    sentences = []
+    for (method,), mine in table.group_by(["method"], maintain_order=True):
+        back = mine.filter(pl.col("low") > pl.max_horizontal(pl.col("gold").fill_null(0.0), 0.0)).sort("mean", descending=True)
+        named = ", ".join(f"{row['attack']} {in_words(row)}" for row in back.iter_rows(named=True))
+        half = "one brings back half" if back.filter(pl.col("low") >= 0.5).height else "none is shown to bring back half"
+        sentences.append(
+            f"{method}: of {mine.height} attacks {back.height} bring back a share of what was taken, more than they add on gold"
+            f"{': ' + named if named else ''}; {half} (means over {max(mine['models'].to_list())} models)."
+        )
+    pairs = combinations(table["method"].unique(maintain_order=True).to_list(), 2)
+    return [*sentences, *(_gives_back_more(table, one, other) for one, other in pairs)]
+
+
+def _gives_back_more(table: pl.DataFrame, one: str, other: str) -> str:
+    """Under which attacks one method gives back something and more than the other, by intervals that lie apart."""
+    words = []
+    for first, second in ((one, other), (other, one)):
+        both = table.filter(pl.col("method") == first).join(table.filter(pl.col("method") == second), on="attack", suffix="_second")
+        more = both.filter(pl.col("low") > pl.max_horizontal(pl.col("high_second"), 0.0))["attack"].to_list()
+        words += [f"{first} gives back more than {second} under {', '.join(more)}"] if more else []
+    return ("; ".join(words) if words else f"{one} and {other} are not told apart under any attack") + " (intervals apart, not corrected)."
+
+
+# ---- out of sight, or destroyed
+
+
+FEW_QUESTIONS = 5  # forgotten on average: under it a share of them says nothing
+HARM = 0.1  # of the retain questions: nine tenths are to stay (experiments/dilemma.py)
+
+
+def dilemma_in_words(run: Run) -> list[str]:
+    """Per unlearned cell: whether key words bring back more than random words do, whether the retain side was lost, which words paid."""
+    asked, damage = emphasis_table(run), damage_table(run)
+    if not (asked.height and damage.height):
+        return []
+    sentences = []
+    for row in damage.filter(pl.col("role") == "grid").iter_rows(named=True):
+        forms = asked.filter(pl.col("cell") == row["cell"])
+        questions = float(forms["forgotten"].to_numpy().mean()) if forms.height else 0.0
+        more = forms.filter(pl.col("net_low") > 0)
+        if questions < FEW_QUESTIONS:
+            said = f"{questions:.1f} questions forgotten, too few to ask what comes back"
+        elif more.height:
+            named = ", ".join(f"{form['form']} {with_interval(form, 'net')}" for form in more.iter_rows(named=True))
+            said = f"key words bring back more than random words: {named}"
+        else:
+            most = max(forms["net"].to_list())
+            said = f"key words bring back no more than random words in any of {forms.height} forms (at most {most:+.2f})"
+        sentences.append("; ".join((f"{row['cell']}: {said}", *_what_it_cost(row))) + ".")
+    return sentences
+
+
+def _what_it_cost(row: Mapping[str, Any]) -> list[str]:
+    """Of a row of `damage_table`: the retain questions lost, then function words beside keywords, where each was measured."""
+    words = []
+    if row["destroyed"] is not None:
+        lost = "retain is lost" if row["destroyed_low"] > HARM else "retain stays" if row["destroyed_high"] <= HARM else "retain is not decided"
+        words.append(f"{lost} ({with_interval(row, 'destroyed')} of its questions lost, {with_interval(row, 'destroyed_untouched')} of untouched)")
+    if row["against_keywords_forget"] is not None:
+        function, keywords = (-float(row[f"{kind}_forget"]) for kind in ("function_words", "keywords"))
+        spared = "they were spared" if row["against_keywords_forget_low"] > 0 else "they are not shown to be spared"
+        words.append(f"in forget documents function words fell by {function:.1f} nats and keywords by {keywords:.1f}: {spared}")
+    return words
+
+
+# ---- the same model, or only as forgetful
+
+
+BARRIER = 0.1  # in answer probability (experiments/faithfulness.py)
+
+
+def faithful_in_words(run: Run, *, draws: int = DRAWS, seed: int = 0) -> list[str]:
+    """Per coreset: the barrier to the full-set model, agreement with it, and which attacks give back more of it than of the full set's models."""
+    table = faithfulness_table(run)
+    if not table.height:
+        return []
+    attacks = _recovered_by_cell(run, draws=draws, seed=seed)
+    sentences = []
+    for row in table.filter(pl.col("select.ratio") < 1).iter_rows(named=True):
+        low, high = row["barrier_forget_low"], row["barrier_forget_high"]
+        said = "a barrier: refuted" if low > BARRIER else "no barrier" if high <= BARRIER else "not decided"
+        mine, full = ((row["method"], ratio) for ratio in (row["select.ratio"], 1.0))
+        known = [name for name, cells in attacks.items() if mine in cells and full in cells]
+        more = [name for name in known if attacks[name][mine]["low"] > attacks[name][full]["high"]]
+        under = f"; of {len(known)} attacks {len(more)} give back more than of the full set's models{': ' + ', '.join(more) if more else ''}"
+        sentences.append(
+            f"{row['method']}, {kept_words(row['select.name'], row['select.ratio'])}: the line to the full-set model lies "
+            f"{with_interval(row, 'barrier_forget')} over the straight one in forgetting: {said}; it answers "
+            f"{with_interval(row, 'agreement')} of the forget questions as that model does{under if known else ''}."
+        )
+    return sentences
+
+
+def _recovered_by_cell(run: Run, *, draws: int, seed: int) -> dict[str, dict[tuple[str, float], dict[str, Any]]]:
+    """Attack -> (method, ratio) -> the mean recovered fraction of its models with a bootstrap over them."""
+    trials = run.trials.select(pl.col("trial_id").alias("attacked"), pl.concat_str(METHOD, separator=" + ").alias("method"), "select.ratio").collect()
+    table = recovery_table(run).drop_nulls("recovered").join(trials, on="attacked").sort("setting", "method", "select.ratio", "attacked")
+    generator = np.random.default_rng(seed)
+    found: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
+    for (attack, method, ratio), rows in table.group_by(["setting", "method", "select.ratio"], maintain_order=True):
+        drawn = _trial_draws(rows["recovered"].to_numpy(), generator, draws)
+        found.setdefault(str(attack), {})[str(method), float(str(ratio))] = _estimate(drawn)
+    return found
 
 
 # ---- defences
