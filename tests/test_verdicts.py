@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from rayunlearn.config import Value
-from rayunlearn.results import verdicts
+from rayunlearn.results import findings, verdicts
 from rayunlearn.results.findings import FINDINGS, findings_page
 from rayunlearn.results.store import Run, open_run, write_experiment, write_table, write_trial
 from rayunlearn.results.verdicts import (
@@ -243,6 +243,11 @@ def test_an_arm_is_called_by_what_plain_has_not() -> None:
     assert arm_of(plain) == "plain" and arm_of(plain | {"method.wrappers": "sam"}) == "sam"
     assert arm_of(plain | {"token.cap": 40.0}) == "token.cap 40" and arm_of(plain | {"token.keep": 0.3}) == "token.keep 0.3"
     assert arm_of(plain | {"select.name": "random", "select.ratio": 0.05}) == "5 % of the documents by random"
+
+
+def test_the_page_names_no_folder_of_the_machine_that_made_it() -> None:
+    said = findings._without_folders("data.name=tofu, data.path=/home/me/runs/tofu, train.length=60; data.path=books, no more")
+    assert said == "data.name=tofu, data.path=tofu, train.length=60; data.path=books, no more"
 
 
 def test_the_page_has_a_section_for_every_experiment_and_fills_nothing_in(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ A section per experiment: what was asked, what came out with intervals, what is 
 is not there is named as not run; nothing is filled in.
 """
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def section(finding: Finding, folder: Path, pictures: Path | None = None) -> lis
         "",
         f"**What differs.** {finding.differs}",
         "",
-        f"`experiments/{finding.experiment}.py`. {escaped(' '.join(fate_lines(run))).rstrip('.')}. {'; '.join(facts)}.",
+        f"`experiments/{finding.experiment}.py`. {escaped(_without_folders('; '.join(fate_lines(run)))).rstrip('.')}. {'; '.join(facts)}.",
         "",
     ]
 
@@ -212,6 +213,11 @@ def controlled(run: Run) -> tuple[list[str], Table | None]:
 
 
 # ---- inside
+
+
+def _without_folders(text: str) -> str:
+    """The text in one line, with the last part of every path alone: a page is read elsewhere."""
+    return re.sub(r"(data\.path=)\S*/([^/\s,]+)", r"\1\2", " ".join(text.split()))
 
 
 def _drawn(finding: Finding, run: Run, pictures: Path) -> list[str]:
