@@ -14,7 +14,7 @@ measured before any training.
 
 Two real corpora are beds as well where they are found, with NPO: runs/books (`rayunlearn books BOOKS.parquet --forget TITLE --retain TITLE
 TITLE` writes it), passages of a novel, and runs/tofu, a folder or a link with TOFU's files, whose questions ask every fact once. What their
-facts are nobody wrote down, so the coverage of keywords stands alone there.
+facts are nobody wrote down, so the coverage of keywords stands alone there. They take twice as long as the beds together.
 """
 
 from pathlib import Path
