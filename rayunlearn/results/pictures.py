@@ -27,6 +27,9 @@ Z = 1.96
 Looks = Mapping[str, tuple[str, str]]
 
 
+ACROSS = 3  # panels side by side
+
+
 @dataclass(frozen=True, kw_only=True)
 class Series:
     """One name in the legend. `points`: (place, mean, low, high); the place is a number, or the row's label in a panel of rows."""
@@ -60,12 +63,17 @@ def svg(panels: Sequence[Panel]) -> str:
     rows = max((len(s.points) for p in panels if p.rows for s in p.series), default=0)
     with plt.rc_context(style):
         height = max(3.2, 0.9 + 0.2 * rows)
-        figure, axes = plt.subplots(1, len(panels), figsize=(max(6.0, (4.6 if rows else 3.6) * len(panels)), height), squeeze=False)
+        lines, across = (1, len(panels)) if len(panels) <= ACROSS else (-(-len(panels) // ACROSS), ACROSS)
+        size = (max(6.0, (4.6 if rows else 3.6) * across), height * lines)
+        figure, grid = plt.subplots(lines, across, figsize=size, squeeze=False)
+        axes = grid.flat[: len(panels)]
+        for ax in grid.flat[len(panels) :]:
+            ax.set_axis_off()
         looks = _looks(panels)
-        for panel, ax in zip(panels, axes[0], strict=True):
+        for panel, ax in zip(panels, axes, strict=True):
             (_rows if panel.rows else _curves)(ax, panel, looks)
             ax.set_title(panel.title, fontsize=9)
-        names = {line.get_label(): line for ax in axes[0] for line in ax.get_legend_handles_labels()[0]}
+        names = {line.get_label(): line for ax in axes for line in ax.get_legend_handles_labels()[0]}
         if len(names) > 1:
             figure.legend(names.values(), names.keys(), loc="lower center", ncols=min(4, len(names)), frameon=False, bbox_to_anchor=(0.5, 1.0))
         figure.tight_layout()
