@@ -174,7 +174,7 @@ def test_what_comes_back_is_told_beside_gold_and_from_method_to_method(tmp_path:
     monkeypatch.setattr(verdicts, "recovery_table", lambda _: pl.DataFrame(rows))
     plan = []
     for method, seed in product(("rmu", "llmu"), (0, 1, 2)):
-        settings = {"method.forget": method, "method.retain": "kl"}
+        settings = {"method.forget": method, "method.retain": "kl", "select.ratio": 1.0}
         write_trial(tmp_path, f"{method}{seed}", {"trials": [{"status": "complete"}]}, settings)
         plan.append(synthetic.plan_row(f"{method}{seed}", "grid", "{}"))
     write_table(tmp_path / "plan.parquet", "plan", plan)

@@ -218,10 +218,9 @@ def given_back(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
 
     `gold`: what the same attack adds on the gold model, as a share of what unlearning had taken, mean over the same models.
     """
-    trials = run.trials.select(pl.col("trial_id").alias("attacked"), pl.concat_str(METHOD, separator=" + ").alias("method")).collect()
     gold = (pl.col("gold_rise") / (pl.col("base") - pl.col("unlearned"))).alias("gold_share")
     attack = pl.col("setting").map_elements(plain_setting, return_dtype=pl.String).alias("attack")
-    table = recovery_table(run).drop_nulls("recovered").join(trials, on="attacked").with_columns(attack, gold)
+    table = _recoveries(run).with_columns(attack, gold)
     generator, rows = np.random.default_rng(seed), []
     for (method, name), mine in table.sort("method", "attack", "attacked").group_by(["method", "attack"], maintain_order=True):
         found = _estimate(_trial_draws(mine["recovered"].to_numpy(), generator, draws))
@@ -327,8 +326,7 @@ def faithful_in_words(run: Run, *, draws: int = DRAWS, seed: int = 0) -> list[st
 
 def _recovered_by_cell(run: Run, *, draws: int, seed: int) -> dict[str, dict[tuple[str, float], dict[str, Any]]]:
     """Attack -> (method, ratio) -> the mean recovered fraction of its models with a bootstrap over them."""
-    trials = run.trials.select(pl.col("trial_id").alias("attacked"), pl.concat_str(METHOD, separator=" + ").alias("method"), "select.ratio").collect()
-    table = recovery_table(run).drop_nulls("recovered").join(trials, on="attacked").sort("setting", "method", "select.ratio", "attacked")
+    table = _recoveries(run).sort("setting", "method", "select.ratio", "attacked")
     generator = np.random.default_rng(seed)
     found: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
     for (attack, method, ratio), rows in table.group_by(["setting", "method", "select.ratio"], maintain_order=True):
@@ -380,6 +378,12 @@ def arm_of(row: Mapping[str, Any]) -> str:
 
 
 # ---- inside
+
+
+def _recoveries(run: Run) -> pl.DataFrame:
+    """The attacks that have a recovered fraction, with `method` and `select.ratio` of the model they were made on."""
+    trials = run.trials.select(pl.col("trial_id").alias("attacked"), pl.concat_str(METHOD, separator=" + ").alias("method"), "select.ratio")
+    return recovery_table(run).drop_nulls("recovered").join(trials.collect(), on="attacked")
 
 
 def _trial_draws(values: Numbers, generator: np.random.Generator, draws: int) -> Numbers:
