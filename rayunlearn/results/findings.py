@@ -301,7 +301,11 @@ FINDINGS: Sequence[Finding] = (
         title="Redundancy and coverage",
         verdict=covered,
         published="Nothing that we know of.",
-        differs="The question is ours.",
+        differs=(
+            "The question is ours. Two tunings of the generated beds, eight trials each, say how much hangs on them (experiments/LOG.md, "
+            "2026-11-22): facts foretell RMU's unlearned share within .069 and .078, keywords .239 and .298, the ratio .302 and .376, and the "
+            "smallest ratio on 4 and on 2 of 4 beds; NPO's by facts .158 and .426, by the ratio .210 and .189: not decided."
+        ),
     ),
     Finding(
         experiment="selectors",
