@@ -1,17 +1,23 @@
-"""Passes over the forget corpus beside the plain way: same machine, same run, minimum of the repeats.
+"""Passes over the forget corpus beside the plain way: same machine, same run, minimum of the
+repeats.
 
-    python -m benchmarks.corpus [--documents 10000 100000 1000000] [--parts keywords,memory,scores] [--repeats 2]
+    python -m benchmarks.corpus [--documents 10000 100000 1000000] [--parts keywords,memory,scores]
+    [--repeats 2]
 
-keywords  documents per second of `rayunlearn keywords` (read Parquet, count, score, write Parquet: the whole command but the imports)
-          beside sklearn's TfidfVectorizer on the same texts: `fit_transform` alone, on texts in memory, and with the rest of the job that it
-          can do: read from Parquet, the ten best words of every document with their scores, written to Parquet. Left out there, done by ours: ids,
-          phrases, places in the text, copies and empty rows set aside, resuming. On Ray at one size: its start is the same at all
+keywords  documents per second of `rayunlearn keywords` (read Parquet, count, score, write Parquet:
+the whole command but the imports)
+          beside sklearn's TfidfVectorizer on the same texts: `fit_transform` alone, on texts in
+          memory, and with the rest of the job that it can do: read from Parquet, the ten best words
+          of every document with their scores, written to Parquet. Left out there, done by ours:
+          ids, phrases, places in the text, copies and empty rows set aside, resuming. On Ray at one
+          size: its start is the same at all
 memory    peak resident memory of the largest process of a pass, by the size of the corpus
 scores    documents per second of `rayunlearn score` beside one document at a time
 
-Every measurement is a process of its own, pinned to as many CPUs as it may use. Wall time is from the process's own clock after
-its imports; CPU time is that of the process and its children. Documents are seeded: 100 words of a Zipf vocabulary of 50,000.
-Results are written to build/benchmarks/corpus.parquet.
+Every measurement is a process of its own, pinned to as many CPUs as it may use. Wall time is from
+the process's own clock after its imports; CPU time is that of the process and its children.
+Documents are seeded: 100 words of a Zipf vocabulary of 50,000. Results are written to
+build/benchmarks/corpus.parquet.
 """
 
 import argparse
@@ -34,13 +40,17 @@ import pyarrow.parquet
 ROWS_PER_GROUP = 10_000
 VOCABULARY = 50_000
 WORDS = 100
-TOP = 10  # keywords of a document
-ON_RAY = 100_000  # documents
+# keywords of a document
+TOP = 10
+# documents
+ON_RAY = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One process: what it did with how many documents on how many CPUs, and what it took. Memory is of the largest process."""
+    """One process: what it did with how many documents on how many CPUs, and what it took. Memory
+    is of the largest process.
+    """
 
     part: str
     way: str
@@ -52,11 +62,15 @@ class Measured:
 
 
 def write_corpus(file: Path, n: int, seed: int) -> None:
-    """`n` documents of 100 words, a row group at a time: an English-like share of short common words, punctuation and rare long ones."""
+    """`n` documents of 100 words, a row group at a time: an English-like share of short common
+    words, punctuation and rare long ones.
+    """
     generator = np.random.default_rng(seed)
     letters = np.array(list("etaoinshrdlcumwfgypbvk"))
     lengths = np.clip(2 + np.log2(np.arange(1, VOCABULARY + 1)) * 0.45, 2, 12).astype(int)
-    words = np.array(["".join(generator.choice(letters, length)) for length in lengths], dtype=object)
+    words = np.array(
+        ["".join(generator.choice(letters, length)) for length in lengths], dtype=object
+    )
     share = 1 / np.arange(1, VOCABULARY + 1)
     schema = pyarrow.schema([("text", pyarrow.string())])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
@@ -65,7 +79,9 @@ def write_corpus(file: Path, n: int, seed: int) -> None:
             drawn = words[generator.choice(VOCABULARY, (size, WORDS), p=share / share.sum())]
             drawn[:, 9::10] += "."
             drawn[:, 4::10] += ","
-            writer.write_table(pyarrow.table({"text": [" ".join(row) for row in drawn]}, schema=schema))
+            writer.write_table(
+                pyarrow.table({"text": [" ".join(row) for row in drawn]}, schema=schema)
+            )
 
 
 def sklearn_tfidf(corpus: Path) -> Callable[[], object]:
@@ -77,7 +93,9 @@ def sklearn_tfidf(corpus: Path) -> Callable[[], object]:
 
 
 def sklearn_keywords(corpus: Path) -> Callable[[], object]:
-    """The ten best words of every document by TfidfVectorizer, in and out of Parquet; documents without a word have fewer."""
+    """The ten best words of every document by TfidfVectorizer, in and out of Parquet; documents
+    without a word have fewer.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     def run() -> None:
@@ -87,7 +105,13 @@ def sklearn_keywords(corpus: Path) -> Callable[[], object]:
         order = np.lexsort((-weights.data, document))
         best = order[np.arange(len(order)) - weights.indptr[document[order]] < TOP]
         words = vectorizer.get_feature_names_out()[weights.indices[best]]
-        table = pl.DataFrame({"document": document[best], "keyword": pl.Series(words, dtype=pl.String), "score": weights.data[best]})
+        table = pl.DataFrame(
+            {
+                "document": document[best],
+                "keyword": pl.Series(words, dtype=pl.String),
+                "score": weights.data[best],
+            }
+        )
         table.write_parquet(corpus.with_name("sklearn.parquet"))
 
     return run
@@ -102,7 +126,9 @@ def our_keywords(extractor: str, engine: str, cpus: int) -> Callable[[Path], Cal
 
         retain = str(corpus.with_name("retain.parquet")) if extractor == "log_odds" else ""
         output = Path(tempfile.mkdtemp(dir=corpus.parent)) / "keywords.parquet"
-        request = Request(corpus=str(corpus), extractor=extractor, retain=retain, output=output, top=TOP)
+        request = Request(
+            corpus=str(corpus), extractor=extractor, retain=retain, output=output, top=TOP
+        )
 
         def run() -> None:
             with engines(engine, cpus, "local") as choose:
@@ -118,7 +144,9 @@ def our_scores(corpus: Path) -> Callable[[], object]:
     from rayunlearn.scoring import Request, score_to
 
     output = Path(tempfile.mkdtemp(dir=corpus.parent)) / "scores.parquet"
-    request = Request(corpus=str(corpus), base=str(model_folder(corpus)), scores=("loss", "min_k"), output=output)
+    request = Request(
+        corpus=str(corpus), base=str(model_folder(corpus)), scores=("loss", "min_k"), output=output
+    )
     return lambda: score_to(request)
 
 
@@ -138,7 +166,12 @@ def plain_scores(corpus: Path) -> Callable[[], object]:
             with torch.no_grad():
                 log_probs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
             nll = -log_probs.gather(1, ids[0, 1:, None])[:, 0]
-            found.append((float(nll.mean()), float(-nll.sort(descending=True).values[: max(1, int(0.4 * len(nll)))].mean())))
+            found.append(
+                (
+                    float(nll.mean()),
+                    float(-nll.sort(descending=True).values[: max(1, int(0.4 * len(nll)))].mean()),
+                )
+            )
         return found
 
     return run
@@ -175,9 +208,17 @@ def measure_here(part: str, way: str, corpus: Path, cpus: int) -> Measured:
     begun, cpu = time.perf_counter(), cpu_seconds()
     run()
     seconds, used = time.perf_counter() - begun, cpu_seconds() - cpu
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    peak = (
+        max(
+            resource.getrusage(who).ru_maxrss
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        / 1024
+    )
     n = pyarrow.parquet.read_metadata(corpus).num_rows
-    return Measured(part=part, way=way, documents=n, cpus=cpus, seconds=seconds, cpu_seconds=used, peak_mib=peak)
+    return Measured(
+        part=part, way=way, documents=n, cpus=cpus, seconds=seconds, cpu_seconds=used, peak_mib=peak
+    )
 
 
 def cpu_seconds() -> float:
@@ -190,11 +231,25 @@ def measure(part: str, way: str, corpus: Path, cpus: int, repeats: int) -> Measu
     """The fastest of several processes; CPU time and memory are the least of them too."""
     found = []
     for _ in range(repeats):
-        words = [sys.executable, "-m", "benchmarks.corpus", "--here", part, way, str(corpus), str(cpus)]
+        words = [
+            sys.executable,
+            "-m",
+            "benchmarks.corpus",
+            "--here",
+            part,
+            way,
+            str(corpus),
+            str(cpus),
+        ]
         settings = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(words, check=True, capture_output=True, text=True, env=os.environ | settings)
+        done = subprocess.run(
+            words, check=True, capture_output=True, text=True, env=os.environ | settings
+        )
         found.append(Measured(**json.loads(done.stdout.splitlines()[-1])))
-    least = {name: min(getattr(m, name) for m in found) for name in ("seconds", "cpu_seconds", "peak_mib")}
+    least = {
+        name: min(getattr(m, name) for m in found)
+        for name in ("seconds", "cpu_seconds", "peak_mib")
+    }
     return Measured(**asdict(found[0]) | least)
 
 
@@ -202,17 +257,24 @@ def show(measured: Measured, rows: list[Measured]) -> None:
     """One line of the table, with the ratio to the first way of the part on one CPU at this size."""
     rows.append(measured)
     plain = next(m for m in rows if (m.part, m.documents) == (measured.part, measured.documents))
-    rate, ratio, cpu = measured.documents / measured.seconds, plain.seconds / measured.seconds, plain.cpu_seconds / measured.cpu_seconds
+    rate, ratio, cpu = (
+        measured.documents / measured.seconds,
+        plain.seconds / measured.seconds,
+        plain.cpu_seconds / measured.cpu_seconds,
+    )
     print(
-        f"| {measured.documents:,} | {measured.way} | {measured.cpus} | {rate:,.0f} | {measured.seconds:.1f} | {measured.cpu_seconds:.1f} "
-        f"| {ratio:.2f} | {cpu:.2f} | {measured.peak_mib:.0f} |",
+        f"| {measured.documents:,} | {measured.way} | {measured.cpus} | {rate:,.0f} |"
+        f" {measured.seconds:.1f} | {measured.cpu_seconds:.1f} | {ratio:.2f} | {cpu:.2f} |"
+        f" {measured.peak_mib:.0f} |",
         flush=True,
     )
 
 
 def main() -> None:
     """Print the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--documents", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--parts", default="keywords,scores")
     parser.add_argument("--repeats", type=int, default=2)
@@ -223,7 +285,10 @@ def main() -> None:
         print(json.dumps(asdict(measure_here(part, way, Path(corpus), int(cpus)))))
         return
     rows: list[Measured] = []
-    print("| documents | way | CPUs | documents/s | wall s | CPU s | wall ratio | CPU ratio | peak MiB |\n|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| documents | way | CPUs | documents/s | wall s | CPU s | wall ratio | CPU ratio | peak"
+        " MiB |\n|---|---|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         write_corpus(Path(folder) / "retain.parquet", min(options.documents), seed=1)
         if "keywords" in options.parts:

@@ -3,10 +3,11 @@
     python benchmarks/keywords.py --gold DIR [--sets Inspec SemEval2017]
     python benchmarks/keywords.py --bed [--base MODEL --gold-model MODEL]
 
-`--bed` uses the domain test bed, whose generator knows the true terms; with base and gold model of the bed (of the run's
-cache) also the extractors that ask a model. DIR holds gold sets in the layout of
-github.com/LIAAD/KeywordExtractor-Datasets, unpacked: DIR/Inspec/docsutf8/*.txt and DIR/Inspec/keys/*.key. It has no
-licence, so it is fetched to measure and never copied. Needs `pip install .[bench]`.
+`--bed` uses the domain test bed, whose generator knows the true terms; with base and gold model of
+the bed (of the run's cache) also the extractors that ask a model. DIR holds gold sets in the layout
+of github.com/LIAAD/KeywordExtractor-Datasets, unpacked: DIR/Inspec/docsutf8/*.txt and
+DIR/Inspec/keys/*.key. It has no licence, so it is fetched to measure and never copied. Needs `pip
+install .[bench]`.
 """
 
 import argparse
@@ -51,7 +52,11 @@ def read_gold(directory: Path) -> Gold:
     keys: dict[str, frozenset[str]] = {}
     for file in sorted((directory / "docsutf8").glob("*.txt")):
         key_file = directory / "keys" / f"{file.stem}.key"
-        found = frozenset(map(stemmed, key_file.read_text(encoding="utf-8").splitlines())) - {""} if key_file.is_file() else frozenset()
+        found = (
+            frozenset(map(stemmed, key_file.read_text(encoding="utf-8").splitlines())) - {""}
+            if key_file.is_file()
+            else frozenset()
+        )
         if found:
             texts[file.stem], keys[file.stem] = file.read_text(encoding="utf-8"), found
     if not texts:
@@ -100,13 +105,21 @@ def yake_library(texts: Sequence[str]) -> list[Ranked]:
 
 
 def rake_library(texts: Sequence[str]) -> list[Ranked]:
-    """The rake-nltk package with YAKE's stop word list (the better of two tried) and a tokeniser that needs no download."""
+    """The rake-nltk package with YAKE's stop word list (the better of two tried) and a tokeniser
+    that needs no download.
+    """
     import yake
     from rake_nltk import Rake
 
-    stop = set((Path(yake.__file__).parent / "core/StopwordsList/stopwords_en.txt").read_text(encoding="utf-8").split())
+    stop = set(
+        (Path(yake.__file__).parent / "core/StopwordsList/stopwords_en.txt")
+        .read_text(encoding="utf-8")
+        .split()
+    )
     token = regex.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
-    rake = Rake(stopwords=stop, sentence_tokenizer=lambda text: [text], word_tokenizer=token.findall)
+    rake = Rake(
+        stopwords=stop, sentence_tokenizer=lambda text: [text], word_tokenizer=token.findall
+    )
     ranked = []
     for text in texts:
         rake.extract_keywords_from_text(text)
@@ -131,15 +144,24 @@ def table(gold: Gold) -> list[str]:
         rate = len(gold.texts) / (time.perf_counter() - begun)
         predictions = dict(zip(gold.texts, found, strict=True))
         cells = [" / ".join(f"{v:.3f}" for v in means(predictions, gold, cut)) for cut in CUTS]
-        rows.append(f"| {gold.name} ({len(gold.texts)}) | {name} | {' | '.join(cells)} | {rate:.0f} |")
+        rows.append(
+            f"| {gold.name} ({len(gold.texts)}) | {name} | {' | '.join(cells)} | {rate:.0f} |"
+        )
     return rows
 
 
 def true_terms(corpus: Corpus, with_values: bool) -> list[frozenset[str]]:
-    """Words of every forget document that carry its facts: the invented names, and the values that facts give them."""
+    """Words of every forget document that carry its facts: the invented names, and the values that
+    facts give them.
+    """
     value = {fact: probe.answer for probe in corpus.probes["forget"] for fact in probe.facts}
     return [
-        frozenset(t.lower() for f in d.facts for t in ((f.split(":")[0], value[f]) if with_values else (f.split(":")[0],))) for d in corpus.forget
+        frozenset(
+            t.lower()
+            for f in d.facts
+            for t in ((f.split(":")[0], value[f]) if with_values else (f.split(":")[0],))
+        )
+        for d in corpus.forget
     ]
 
 
@@ -150,25 +172,43 @@ def word_f1(found: Sequence[str], truth: frozenset[str]) -> float:
 
 
 def bed_rows(redundancy: int, base: str, gold: str) -> list[str]:
-    """Markdown rows: F1 of all words that an extractor names, and of its first words, as many as there are terms."""
+    """Markdown rows: F1 of all words that an extractor names, and of its first words, as many as
+    there are terms.
+    """
     corpus = generate(Data(redundancy=redundancy))
-    lenders = [(lambda name=name: Lender(*load_model(name))) if name else None for name in (base, gold)]
+    lenders = [
+        (lambda name=name: Lender(*load_model(name))) if name else None for name in (base, gold)
+    ]
     rows = []
-    for name in [n for n in EXTRACTORS if n != "judge" and (base or n not in ("embedding", "loss_gap", "gradient_gap"))]:
+    for name in [
+        n
+        for n in EXTRACTORS
+        if n != "judge" and (base or n not in ("embedding", "loss_gap", "gradient_gap"))
+    ]:
         arguments = arguments_for(name, {})
-        known = Known(corpus.forget, corpus.retain, arguments=arguments, base=lenders[0], gold=lenders[1])
-        words = [list(dict.fromkeys(w.key for k in found for w in words_of(k.text))) for found in extract(name, known, arguments)]
+        known = Known(
+            corpus.forget, corpus.retain, arguments=arguments, base=lenders[0], gold=lenders[1]
+        )
+        words = [
+            list(dict.fromkeys(w.key for k in found for w in words_of(k.text)))
+            for found in extract(name, known, arguments)
+        ]
         cells = []
         for truth in (true_terms(corpus, False), true_terms(corpus, True)):
             pairs = list(zip(words, truth, strict=True))
-            cells += [fmean(word_f1(w, t) for w, t in pairs), fmean(word_f1(w[: len(t)], t) for w, t in pairs)]
+            cells += [
+                fmean(word_f1(w, t) for w, t in pairs),
+                fmean(word_f1(w[: len(t)], t) for w, t in pairs),
+            ]
         rows.append(f"| {redundancy} | {name} | " + " | ".join(f"{c:.3f}" for c in cells) + " |")
     return rows
 
 
 def main() -> None:
     """Print one table over the gold sets of DIR, or over the test bed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gold", type=Path)
     parser.add_argument("--bed", action="store_true")
     parser.add_argument("--base", default="")
@@ -176,14 +216,26 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["Inspec", "SemEval2017"])
     options = parser.parse_args()
     if options.bed:
-        print("| mentions per fact | extractor | names: all | names: first | names, values: all | names, values: first |")
+        print(
+            "| mentions per fact | extractor | names: all | names: first | names, values: all |"
+            " names, values: first |"
+        )
         print("|---|---|---|---|---|---|")
         for redundancy in (20, 10, 8, 4, 2, 1):
-            at_default = redundancy == Data().redundancy  # the models were taught this one
-            print("\n".join(bed_rows(redundancy, options.base * at_default, options.gold_model * at_default)), flush=True)
+            # the models were taught this one
+            at_default = redundancy == Data().redundancy
+            print(
+                "\n".join(
+                    bed_rows(redundancy, options.base * at_default, options.gold_model * at_default)
+                ),
+                flush=True,
+            )
     if options.gold is None:
         return
-    print("| gold set (documents) | extractor | P / R / F1 at 5 | at 10 | at 15 | documents/s |\n|---|---|---|---|---|---|")
+    print(
+        "| gold set (documents) | extractor | P / R / F1 at 5 | at 10 | at 15 | documents/s"
+        " |\n|---|---|---|---|---|---|"
+    )
     for name in options.sets:
         print("\n".join(table(read_gold(options.gold / name))), flush=True)
 

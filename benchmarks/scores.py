@@ -24,7 +24,9 @@ from rayunlearn.scores.gradients import gradient_norms
 
 def plain_passes(model: PreTrainedModel, sequences: list[Encoded]) -> Tensor:
     """Mean NLL of every document, one at a time."""
-    return torch.cat([torch.stack([p.token_nll.mean() for p in passes(model, [s], 0)]) for s in sequences])
+    return torch.cat(
+        [torch.stack([p.token_nll.mean() for p in passes(model, [s], 0)]) for s in sequences]
+    )
 
 
 def batched_passes(model: PreTrainedModel, sequences: list[Encoded]) -> Tensor:
@@ -43,7 +45,11 @@ def plain_norms(model: PreTrainedModel, sequences: list[Encoded]) -> Tensor:
     for sequence in sequences:
         model.zero_grad()
         losses(model, collate([sequence], 0))().sum().backward()
-        norms.append(torch.stack([p.grad.square().sum() for p in model.parameters() if p.grad is not None]).sum().sqrt())
+        norms.append(
+            torch.stack([p.grad.square().sum() for p in model.parameters() if p.grad is not None])
+            .sum()
+            .sqrt()
+        )
     return torch.stack(norms)
 
 
@@ -56,8 +62,14 @@ def batched_norms(model: PreTrainedModel, sequences: list[Encoded]) -> Tensor:
     return norms
 
 
-def timed(function: Callable[[PreTrainedModel, list[Encoded]], Tensor], model: PreTrainedModel, sequences: list[Encoded]) -> tuple[Tensor, float]:
-    """The result and the least CPU time of three, in seconds: one thread, so what it takes on a core of its own."""
+def timed(
+    function: Callable[[PreTrainedModel, list[Encoded]], Tensor],
+    model: PreTrainedModel,
+    sequences: list[Encoded],
+) -> tuple[Tensor, float]:
+    """The result and the least CPU time of three, in seconds: one thread, so what it takes on a
+    core of its own.
+    """
     seconds = []
     for _ in range(3):
         begun = time.process_time()
@@ -67,8 +79,12 @@ def timed(function: Callable[[PreTrainedModel, list[Encoded]], Tensor], model: P
 
 
 def main() -> None:
-    """Print documents per second of CPU time of each way, their ratio and their largest relative difference."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print documents per second of CPU time of each way, their ratio and their largest relative
+    difference.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--documents", type=int, default=160)
     parser.add_argument("--size", default="tiny")
     options = parser.parse_args()
@@ -77,12 +93,22 @@ def main() -> None:
     tokenizer = build_tokenizer([d.answer for d in documents])
     sequences = encode(documents, tokenizer, "{prompt}", 256)
     model = build_model(options.size, len(tokenizer), 0).eval()
-    print("| | plain, documents/s | ours, documents/s | ratio | largest relative difference |\n|---|---|---|---|---|")
-    for name, plain, ours in (("forward scores", plain_passes, batched_passes), ("gradient norms", plain_norms, batched_norms)):
-        (expected, slow), (found, fast) = timed(plain, model, sequences), timed(ours, model, sequences)
+    print(
+        "| | plain, documents/s | ours, documents/s | ratio | largest relative difference"
+        " |\n|---|---|---|---|---|"
+    )
+    for name, plain, ours in (
+        ("forward scores", plain_passes, batched_passes),
+        ("gradient norms", plain_norms, batched_norms),
+    ):
+        (expected, slow), (found, fast) = (
+            timed(plain, model, sequences),
+            timed(ours, model, sequences),
+        )
         difference = float(((found - expected) / expected).abs().max())
         print(
-            f"| {name}, {options.size} | {len(sequences) / slow:.0f} | {len(sequences) / fast:.0f} | {slow / fast:.1f} | {difference:.0e} |",
+            f"| {name}, {options.size} | {len(sequences) / slow:.0f} | {len(sequences) / fast:.0f}"
+            f" | {slow / fast:.1f} | {difference:.0e} |",
             flush=True,
         )
 

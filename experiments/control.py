@@ -1,23 +1,31 @@
 """Does the order of the methods stay what it was once all of them retain the same?
 
-Question: every forget loss with the retain loss of its paper, on the whole forget set of the tiny domain bed, ranked by the
-extraction strength that is left on what was to be forgotten: as training left the models, and after each has been mixed
-back to 0.95 (and 0.90) of base's probability on `untouched`: what base knows and no unlearning run is shown, as the
-retention of "Unlearning with Control" (2406.09179) is measured on rows that training leaves out. That paper measures it by
-extraction strength; eight questions with answers of one token give it steps of 1/8, and 0.95 and 0.90 were one mixture.
+Question: every forget loss with the retain loss of its paper, on the whole forget set of the tiny
+domain bed, ranked by the extraction strength that is left on what was to be forgotten: as training
+left the models, and after each has been mixed back to 0.95 (and 0.90) of base's probability on
+`untouched`: what base knows and no unlearning run is shown, as the retention of "Unlearning with
+Control" (2406.09179) is measured on rows that training leaves out. That paper measures it by
+extraction strength; eight questions with answers of one token give it steps of 1/8, and 0.95 and
+0.90 were one mixture.
 
-Hypothesis: methods that pay for forgetting with everything else (gradient ascent, task vectors) fall behind once they are
-mixed back, and methods that harm little keep their place; so the order changes.
-What would refute it: no pair of methods that changes places with both differences significant after Holm's correction over all 136 pairs, and
-no method whose ranks before and after have 95 % intervals that lie apart (this second part was added after a run with three seeds, LOG.md).
+Hypothesis: methods that pay for forgetting with everything else (gradient ascent, task vectors)
+fall behind once they are mixed back, and methods that harm little keep their place; so the order
+changes. What would refute it: no pair of methods that changes places with both differences
+significant after Holm's correction over all 136 pairs, and no method whose ranks before and after
+have 95 % intervals that lie apart (this second part was added after a run with three seeds,
+LOG.md).
 
-The learning rate of each is tuned by the calibrated score, as in the paper, with four trials: this is the comparison of
-a small budget. Every other hyperparameter is at its default. Five seeds; intervals are over seeds and documents.
+The learning rate of each is tuned by the calibrated score, as in the paper, with four trials: this
+is the comparison of a small budget. Every other hyperparameter is at its default. Five seeds;
+intervals are over seeds and documents.
 
-`rayunlearn run experiments/control.py` runs it; the report and the terminal then show the two orders side by side.
+`rayunlearn run experiments/control.py` runs it; the report and the terminal then show the two
+orders side by side.
 
-`--preset paper`: TOFU forget05 under the two models of that study, as its released code sets them. Not confirmed, and so the code's
-defaults: lambda, beta, c and layer of its tables. Its retain rows are left out of unlearning; here they are TOFU's own retain questions.
+`--preset paper`: TOFU forget05 under the two models of that study, as its released code sets them.
+Not confirmed, and so the code's
+defaults: lambda, beta, c and layer of its tables. Its retain rows are left out of unlearning; here
+they are TOFU's own retain questions.
 """
 
 from rayunlearn.config import Calibrate, Data, Method, Model, Stop, Train, Trial
@@ -26,22 +34,45 @@ from rayunlearn.experiment import Budget, Objective, Range
 BASE = Trial(
     method=Method(layer=1),
     train=Train(length=60, batch_size=8, learning_rate=1e-3),
-    stop=Stop(utility_floor=0.0),  # a ruined model is mixed back like any other
+    # a ruined model is mixed back like any other
+    stop=Stop(utility_floor=0.0),
     calibrate=Calibrate(tau=0.95, beside=0.9, retention="probability", split="untouched"),
 )
 SEEDS = {("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
 AXES = (
     SEEDS | {"method.forget": ("ga", "npo", "dpo", "altpo", "idk", "undial", "wga", "ce_u")},
-    # forget x 0.125 and x 0.1 against retain x 1; the dual weight of PDU starts at 50 (its read-me: 50 to 100)
-    SEEDS | {("method.forget", "method.retain_weight"): (("simnpo", 8.0), ("satimp", 10.0), ("pdu", 50.0))},
-    SEEDS | {("method.forget", "method.retain"): (("rmu", "activation"), ("adaptive_rmu", "activation"), ("llmu", "kl"), ("llmu_two_term", "kl"))},
+    # forget x 0.125 and x 0.1 against retain x 1; the dual weight of PDU starts at 50 (its read-me:
+    # 50 to 100)
+    SEEDS
+    | {
+        ("method.forget", "method.retain_weight"): (
+            ("simnpo", 8.0),
+            ("satimp", 10.0),
+            ("pdu", 50.0),
+        )
+    },
+    SEEDS
+    | {
+        ("method.forget", "method.retain"): (
+            ("rmu", "activation"),
+            ("adaptive_rmu", "activation"),
+            ("llmu", "kl"),
+            ("llmu_two_term", "kl"),
+        )
+    },
     SEEDS | {("method.forget", "method.retain"): (("ga", "none"), ("task_vector", "none"))},
 )
 SEARCH = {"train.learning_rate": Range(2e-4, 1e-2, log=True)}
 BUDGET = Budget(tuning="shared", trials=4, batch=4)
-OBJECTIVE = Objective(forgetting="extraction_strength", utility="probability", utility_split="untouched", stage="calibrated")
+OBJECTIVE = Objective(
+    forgetting="extraction_strength",
+    utility="probability",
+    utility_split="untouched",
+    stage="calibrated",
+)
 
-# The released code (tmlr-group/Unlearning-with-Control, 56e075b): 5 epochs of batches of 16, the first of them warm-up; GA, GD, KL, PO, NPO, RMU.
+# The released code (tmlr-group/Unlearning-with-Control, 56e075b): 5 epochs of batches of 16, the
+# first of them warm-up; GA, GD, KL, PO, NPO, RMU.
 MODELS = {
     ("model.name", "model.teach_learning_rate", "train.learning_rate"): (
         ("microsoft/phi-1_5", 2e-5, 2e-5),
@@ -49,7 +80,14 @@ MODELS = {
     )
 }
 RELEASED = (
-    {("method.forget", "method.retain"): (("ga", "none"), ("ga", "nll"), ("ga", "kl"), ("idk", "none"))},
+    {
+        ("method.forget", "method.retain"): (
+            ("ga", "none"),
+            ("ga", "nll"),
+            ("ga", "kl"),
+            ("idk", "none"),
+        )
+    },
     {("method.forget", "method.retain", "npo.beta"): (("npo", "none", 0.5),)},
     {("method.forget", "method.retain", "rmu.steering"): (("rmu", "none", 2.0),)},
 )
@@ -59,13 +97,31 @@ PRESETS = {
             data=Data(name="tofu", path="tofu", options="size=05"),
             model=Model(teach_epochs=5),
             method=Method(layer=21),
-            train=Train(unit="epochs", length=5.0, batch_size=16, accumulation=4, schedule="linear", warmup_fraction=0.2, weight_decay=0.0),
+            train=Train(
+                unit="epochs",
+                length=5.0,
+                batch_size=16,
+                accumulation=4,
+                schedule="linear",
+                warmup_fraction=0.2,
+                weight_decay=0.0,
+            ),
             stop=Stop(utility_floor=0.0),
-            calibrate=Calibrate(tau=0.95, beside=0.9, retention="extraction_strength", split="retain"),
+            calibrate=Calibrate(
+                tau=0.95, beside=0.9, retention="extraction_strength", split="retain"
+            ),
         ),
-        "AXES": tuple(MODELS | methods | {("select.seed", "train.seed"): (0, 1, 2, 3, 4)} for methods in RELEASED),
+        "AXES": tuple(
+            MODELS | methods | {("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
+            for methods in RELEASED
+        ),
         "SEARCH": {},
         "BUDGET": Budget(tuning="none"),
-        "OBJECTIVE": Objective(forgetting="extraction_strength", utility="extraction_strength", utility_split="retain", stage="calibrated"),
+        "OBJECTIVE": Objective(
+            forgetting="extraction_strength",
+            utility="extraction_strength",
+            utility_split="retain",
+            stage="calibrated",
+        ),
     }
 }

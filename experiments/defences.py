@@ -1,21 +1,26 @@
-"""Does any defence survive the panel? Sharpness-aware steps, weight averages, a capped loss, a masked loss, fewer and more wordings.
+"""Does any defence survive the panel? Sharpness-aware steps, weight averages, a capped loss, a
+masked loss, fewer and more wordings.
 
-Question: of what NPO unlearned, how much do relearning, training on unrelated text and solved questions bring back, and does
-a defence leave them less to bring back than plain NPO does?
+Question: of what NPO unlearned, how much do relearning, training on unrelated text and solved
+questions bring back, and does a defence leave them less to bring back than plain NPO does?
 
-Hypothesis: flatness helps against training (Fan et al. 2502.05374 report it for SAM and weight averages on WMDP); a loss that counts
-only the best remembered tokens, one that stops at a cap, and a forget set with few wordings of each fact give more back.
-Refuted for a defence if its recovered fraction under relearning is not below plain NPO's (intervals apart), or if it forgets less to begin
+Hypothesis: flatness helps against training (Fan et al. 2502.05374 report it for SAM and weight
+averages on WMDP); a loss that counts only the best remembered tokens, one that stops at a cap, and
+a forget set with few wordings of each fact give more back. Refuted for a defence if its recovered
+fraction under relearning is not below plain NPO's (intervals apart), or if it forgets less to begin
 with: recovered fractions are read beside what was left.
 
-Arms: `plain`; `sam`; `average`; `token.cap` 160 nats a document, three a token (at 40, 80 and 120 it stopped before the answer was
-gone); `token.keep` 0.3, the tokens still remembered best; and the diversity of the forget set, on a bed where every fact is told in 20
-different documents: plain NPO on all of them and on a twentieth, drawn at random or by `keyword_coverage`, which leaves out fewer facts and
-tells most of them in one or two wordings. Rate, retain weight and beta are tuned by sixteen trials for plain NPO and
-for each wrapper and token rule; the small forget sets take plain NPO's.
+Arms: `plain`; `sam`; `average`; `token.cap` 160 nats a document, three a token (at 40, 80 and 120
+it stopped before the answer was gone); `token.keep` 0.3, the tokens still remembered best; and the
+diversity of the forget set, on a bed where every fact is told in 20 different documents: plain NPO
+on all of them and on a twentieth, drawn at random or by `keyword_coverage`, which leaves out fewer
+facts and tells most of them in one or two wordings. Rate, retain weight and beta are tuned by
+sixteen trials for plain NPO and for each wrapper and token rule; the small forget sets take plain
+NPO's.
 
-Two commands: `rayunlearn run experiments/defences.py`, then `rayunlearn attack runs/defences/1 --trials grid --seeds 1 --attacks
-relearning,heldout_relearning,unrelated_training,few_shot_retain`. Attacks run on base and gold as well.
+Two commands: `rayunlearn run experiments/defences.py`, then `rayunlearn attack runs/defences/1
+--trials grid --seeds 1 --attacks relearning,heldout_relearning,unrelated_training,few_shot_retain`.
+Attacks run on base and gold as well.
 """
 
 from rayunlearn import recipes
@@ -41,15 +46,23 @@ SEARCH = {
     "npo.beta": Range(0.005, 0.05, log=True),
 }
 BUDGET = Budget(tuning="shared", trials=16, batch=4)
-OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+OBJECTIVE = Objective(
+    forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9
+)
 
-RUNS = ("npo_zephyr_wmdp", "npo_sam_zephyr_wmdp", "npo_average_zephyr_wmdp")  # as released, each with its own hyperparameters
+# as released, each with its own hyperparameters
+RUNS = ("npo_zephyr_wmdp", "npo_sam_zephyr_wmdp", "npo_average_zephyr_wmdp")
 PRESETS = {
     "paper": {
         "BASE": Trial(data=Data(name="wmdp-bio", path="wmdp", options="corpora=true")),
         "AXES": tuple(recipes.axis(name) | SEEDS for name in RUNS),
         "SEARCH": {},
         "BUDGET": Budget(tuning="none"),
-        "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
+        "OBJECTIVE": Objective(
+            forgetting="multiple_choice",
+            utility="multiple_choice",
+            utility_split="retain",
+            utility_floor=0.9,
+        ),
     }
 }

@@ -1,21 +1,26 @@
-"""Is what was unlearned only out of sight, and what does it cost to put it there? Six methods, asked again with emphasis.
+"""Is what was unlearned only out of sight, and what does it cost to put it there? Six methods,
+asked again with emphasis.
 
-Question: after "Understanding the Dilemma of Unlearning" (unPact, 2509.24675): of the questions that a model answered before
-unlearning and not after, which share does it answer again when the words that its answer hung on are pointed out in the
-question, and which share of the retain questions did it lose?
+Question: after "Understanding the Dilemma of Unlearning" (unPact, 2509.24675): of the questions
+that a model answered before unlearning and not after, which share does it answer again when the
+words that its answer hung on are pointed out in the question, and which share of the retain
+questions did it lose?
 
-Hypothesis (the paper's): emphasis brings a part of the answers back (insufficient), or the retain side is lost (destructive).
-Refuted for a method if key words recover no more than as many random words do (paired intervals overlap zero) while nine
-tenths of the retain questions stay.
+Hypothesis (the paper's): emphasis brings a part of the answers back (insufficient), or the retain
+side is lost (destructive). Refuted for a method if key words recover no more than as many random
+words do (paired intervals overlap zero) while nine tenths of the retain questions stay.
 
-The controls: random words, the same questions to base and to gold. The methods are the paper's six, and two of them again with
-a forget loss that counts the tokens of the answers' words alone, which the paper's analysis asks for and does not try. Rate and
-strength are tuned for each at the whole forget set; the ranges are what is left of wider ones, in which four trials found gradient
-ascent either idle or ruinous (LOG.md). The wording is bare words, because on this bed a word that was never trained (`Focus`) makes
-base itself forget: it then answers 59 % with the words named first and 25 % with them repeated last.
+The controls: random words, the same questions to base and to gold. The methods are the paper's six,
+and two of them again with a forget loss that counts the tokens of the answers' words alone, which
+the paper's analysis asks for and does not try. Rate and strength are tuned for each at the whole
+forget set; the ranges are what is left of wider ones, in which four trials found gradient ascent
+either idle or ruinous (LOG.md). The wording is bare words, because on this bed a word that was
+never trained (`Focus`) makes base itself forget: it then answers 59 % with the words named first
+and 25 % with them repeated last.
 
-`--preset paper`: that study's six methods on its three benchmarks (MUSE News and Books, WMDP). Its models, hyperparameters and the words of its
-emphasis are not confirmed: these are the benchmarks' own runs (`rayunlearn list recipes`) and our wording.
+`--preset paper`: that study's six methods on its three benchmarks (MUSE News and Books, WMDP). Its
+models, hyperparameters and the words of its emphasis are not confirmed: these are the benchmarks'
+own runs (`rayunlearn list recipes`) and our wording.
 """
 
 from rayunlearn import recipes
@@ -32,10 +37,23 @@ BASE = Trial(
     explain=Explain(documents=24, gradient_steps=8, wording="{words}."),
 )
 SEEDS = {"train.seed": (0, 1, 2, 3, 4)}
-SIX = (("ga", "nll"), ("ga", "kl"), ("npo", "nll"), ("npo", "kl"), ("task_vector", "none"), ("rmu", "activation"))
+SIX = (
+    ("ga", "nll"),
+    ("ga", "kl"),
+    ("npo", "nll"),
+    ("npo", "kl"),
+    ("task_vector", "none"),
+    ("rmu", "activation"),
+)
 AXES = (
     {("method.forget", "method.retain"): SIX} | SEEDS,
-    {("method.forget", "method.retain", "token.words"): (("ga", "nll", ANSWERS), ("npo", "nll", ANSWERS))} | SEEDS,
+    {
+        ("method.forget", "method.retain", "token.words"): (
+            ("ga", "nll", ANSWERS),
+            ("npo", "nll", ANSWERS),
+        )
+    }
+    | SEEDS,
 )
 SEARCH = {
     "train.learning_rate": Range(7e-4, 1.4e-3, log=True),
@@ -44,31 +62,61 @@ SEARCH = {
     "negate.scale": Range(3.0, 8.0, log=True),
 }
 BUDGET = Budget(tuning="shared", trials=5, batch=3)
-OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+OBJECTIVE = Objective(
+    forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9
+)
 
 
-def arms(recipe: str, corpus: dict[str, Value], rmu: dict[str, Value]) -> tuple[dict[tuple[str, ...], tuple[tuple[Value, ...], ...]], ...]:
-    """The six methods on a corpus: five with the model, rate and length of a published NPO run, RMU as on WMDP but for the settings in `rmu`."""
+def arms(
+    recipe: str, corpus: dict[str, Value], rmu: dict[str, Value]
+) -> tuple[dict[tuple[str, ...], tuple[tuple[Value, ...], ...]], ...]:
+    """The six methods on a corpus: five with the model, rate and length of a published NPO run, RMU
+    as on WMDP but for the settings in `rmu`.
+    """
     beta = recipes.values(recipe)["npo.beta"]
     own = recipes.axis(recipe, corpus, without=("method.forget", "method.retain", "npo."))
     return (
         own | {("method.forget", "method.retain"): (("ga", "nll"), ("ga", "kl"))},
-        own | {("method.forget", "method.retain", "npo.beta"): (("npo", "nll", beta), ("npo", "kl", beta))},
+        own
+        | {
+            ("method.forget", "method.retain", "npo.beta"): (
+                ("npo", "nll", beta),
+                ("npo", "kl", beta),
+            )
+        },
         own | {("method.forget", "method.retain", "negate.scale"): (("task_vector", "none", 1.0),)},
         recipes.axis("coreset_rmu_wmdp", corpus | rmu),
     )
 
 
 def muse(recipe: str) -> dict[str, Value]:
-    """RMU on MUSE: the rate of table B1 of 2504.10185, which has no layer or steering; model and length as the others."""
+    """RMU on MUSE: the rate of table B1 of 2504.10185, which has no layer or steering; model and
+    length as the others.
+    """
     run = recipes.values(recipe)
-    return {name: run[name] for name in ("model.name", "train.unit", "train.length")} | {"train.learning_rate": 1e-3}
+    return {name: run[name] for name in ("model.name", "train.unit", "train.length")} | {
+        "train.learning_rate": 1e-3
+    }
 
 
 BENCHMARKS = (
-    *arms("npo_muse_news", {"data.name": "muse-news", "data.path": "muse-news"}, muse("npo_muse_news")),
-    *arms("npo_muse_books", {"data.name": "muse-books", "data.path": "muse-books"}, muse("npo_muse_books")),
-    *arms("coreset_npo_wmdp", {"data.name": "wmdp-bio", "data.path": "wmdp", "data.options": "corpora=true,documents=600"}, {}),
+    *arms(
+        "npo_muse_news", {"data.name": "muse-news", "data.path": "muse-news"}, muse("npo_muse_news")
+    ),
+    *arms(
+        "npo_muse_books",
+        {"data.name": "muse-books", "data.path": "muse-books"},
+        muse("npo_muse_books"),
+    ),
+    *arms(
+        "coreset_npo_wmdp",
+        {
+            "data.name": "wmdp-bio",
+            "data.path": "wmdp",
+            "data.options": "corpora=true,documents=600",
+        },
+        {},
+    ),
 )
 PRESETS = {
     "paper": {

@@ -1,23 +1,28 @@
-"""Is a model unlearned on a coreset the model that the whole forget set gives, or only as forgetful?
+"""Is a model unlearned on a coreset the model that the whole forget set gives, or only as
+forgetful?
 
-Question: for each ratio, against the full-set model of the same seed: how high is the barrier on the straight line between the
-two, on how many questions do they agree, do their answers hang on the same words, and do attacks bring back as much?
+Question: for each ratio, against the full-set model of the same seed: how high is the barrier on
+the straight line between the two, on how many questions do they agree, do their answers hang on the
+same words, and do attacks bring back as much?
 
-Hypothesis (Pal et al. 2504.10185, section 6): coreset models lie in the same basin; no barrier in forgetting down to a ratio of
-5 %, and attacks find no difference.
-Refuted at a ratio where the interval of the barrier to the full-set model lies above 0.1, or where an attack recovers more
-than from the full-set model and the intervals lie apart.
+Hypothesis (Pal et al. 2504.10185, section 6): coreset models lie in the same basin; no barrier in
+forgetting down to a ratio of 5 %, and attacks find no difference. Refuted at a ratio where the
+interval of the barrier to the full-set model lies above 0.1, or where an attack recovers more than
+from the full-set model and the intervals lie apart.
 
-The control for the barrier is the method's own: `rayunlearn path RUN TRIAL OTHER` between full-set models of two seeds. Where
-that is as high, the barrier is how the method forgets and no doing of the coreset (so it was with NPO, LOG.md).
+The control for the barrier is the method's own: `rayunlearn path RUN TRIAL OTHER` between full-set
+models of two seeds. Where that is as high, the barrier is how the method forgets and no doing of
+the coreset (so it was with NPO, LOG.md).
 
-`--preset paper`: RMU and NPO of that study on WMDP-bio; it looks at six points of the line and at forgetting alone.
+`--preset paper`: RMU and NPO of that study on WMDP-bio; it looks at six points of the line and at
+forgetting alone.
 
-When all trials have ended `rayunlearn run` goes on with the attacks: relearning on ten forget documents, equal steps on ten unrelated
-ones (its control, and an attack), four-bit weights and retain shots, on every cell, base and gold. One attack seed per model and
-five models per cell: the intervals are over models. Relearning had an answer probability of .91 (NPO, 25 %) and .71
-(RMU, whole set) back after ten of its fifty steps and .93 and .88 in the end (one model each, by hand), so the area under the curve
-stands beside what is back in the end.
+When all trials have ended `rayunlearn run` goes on with the attacks: relearning on ten forget
+documents, equal steps on ten unrelated ones (its control, and an attack), four-bit weights and
+retain shots, on every cell, base and gold. One attack seed per model and five models per cell: the
+intervals are over models. Relearning had an answer probability of .91 (NPO, 25 %) and .71 (RMU,
+whole set) back after ten of its fifty steps and .93 and .88 in the end (one model each, by hand),
+so the area under the curve stands beside what is back in the end.
 """
 
 from rayunlearn import recipes
@@ -42,18 +47,32 @@ SEARCH = {
     "rmu.steering": Range(2.0, 30.0, log=True),
 }
 BUDGET = Budget(tuning="shared", trials=4, batch=2)
-OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+OBJECTIVE = Objective(
+    forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9
+)
 
 PRESETS = {
     "paper": {
-        "BASE": Trial(data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"), explain=Explain(documents=64, path_points=11)),
+        "BASE": Trial(
+            data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
+            explain=Explain(documents=64, path_points=11),
+        ),
         "AXES": tuple(
-            recipes.axis(name) | {"select.ratio": (0.01, 0.05, 0.1, 1.0), ("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
+            recipes.axis(name)
+            | {
+                "select.ratio": (0.01, 0.05, 0.1, 1.0),
+                ("select.seed", "train.seed"): (0, 1, 2, 3, 4),
+            }
             for name in ("coreset_rmu_wmdp", "coreset_npo_wmdp")
         ),
         "SEARCH": {},
         "BUDGET": Budget(tuning="none"),
-        "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
+        "OBJECTIVE": Objective(
+            forgetting="multiple_choice",
+            utility="multiple_choice",
+            utility_split="retain",
+            utility_floor=0.9,
+        ),
     }
 }
 ATTACKS = Attacks(panel="coresets", trials="grid")

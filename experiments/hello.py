@@ -1,11 +1,13 @@
-"""How little of the forget set is enough, on a test bed where every fact is told in twenty documents?
+"""How little of the forget set is enough, on a test bed where every fact is told in twenty
+documents?
 
-Hypothesis: where facts are told often, a random quarter of the documents unlearns like all of them at equal
-optimizer steps, and a smaller coreset fades as it covers fewer of the facts.
-Refuted if forgetting at 25 % lies outside the interval of the full set, or if a coreset that covers half of the
-facts forgets like one that covers them all.
+Hypothesis: where facts are told often, a random quarter of the documents unlearns like all of them
+at equal optimizer steps, and a smaller coreset fades as it covers fewer of the facts. Refuted if
+forgetting at 25 % lies outside the interval of the full set, or if a coreset that covers half of
+the facts forgets like one that covers them all.
 
-A first look in minutes: one corpus, two methods, two selectors, hyperparameters tuned once at 100 % and shared.
+A first look in minutes: one corpus, two methods, two selectors, hyperparameters tuned once at 100 %
+and shared.
 """
 
 from rayunlearn.config import Data, Method, Stop, Train, Trial
@@ -25,8 +27,11 @@ AXES = {
 }
 SEARCH = {
     "train.learning_rate": Range(5e-4, 3e-3, log=True),
-    "npo.beta": Range(0.005, 0.1, log=True),  # summed over a document of fifty tokens, so smaller than for short answers
+    # summed over a document of fifty tokens, so smaller than for short answers
+    "npo.beta": Range(0.005, 0.1, log=True),
     "rmu.steering": Range(2.0, 30.0, log=True),
 }
 BUDGET = Budget(tuning="shared", trials=8, batch=4)
-OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+OBJECTIVE = Objective(
+    forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9
+)

@@ -1,17 +1,20 @@
 """What do all methods do on the same bed, at the same number of steps, and what do they cost?
 
-Question: every forget loss with the retain loss of its paper, and NPO with every wrapper, token rule and adapter, on the
-whole forget set of the tiny domain bed: how much is forgotten, how much kept, how many seconds and bytes does a step take?
+Question: every forget loss with the retain loss of its paper, and NPO with every wrapper, token
+rule and adapter, on the whole forget set of the tiny domain bed: how much is forgotten, how much
+kept, how many seconds and bytes does a step take?
 
-Hypothesis: losses that see only the answer's likelihood differ less from each other, each at its own learning rate, than
-one of them differs between two learning rates. What would refute it: at the best rate of each, intervals of forget
-probability that lie apart by more than those of one loss at neighbouring rates.
+Hypothesis: losses that see only the answer's likelihood differ less from each other, each at its
+own learning rate, than one of them differs between two learning rates. What would refute it: at the
+best rate of each, intervals of forget probability that lie apart by more than those of one loss at
+neighbouring rates.
 
-This is a look and no ranking: four learning rates with seed 0, the best of them with seeds 1 and 2 too, every other
-hyperparameter at its default or its paper's.
+This is a look and no ranking: four learning rates with seed 0, the best of them with seeds 1 and 2
+too, every other hyperparameter at its default or its paper's.
 
-`rayunlearn run experiments/methods.py` runs seed 0 on Ray. `python -m experiments.methods [RUNS] [PAGE]` runs what is missing,
-one process per method so that its memory can be seen, and writes the page (default: runs docs/methods.md). (Not as a
+`rayunlearn run experiments/methods.py` runs seed 0 on Ray. `python -m experiments.methods [RUNS]
+[PAGE]` runs what is missing, one process per method so that its memory can be seen, and writes the
+page (default: runs docs/methods.md). (Not as a
 file: Python would then find `experiments/selectors.py` where its own library imports `selectors`.)
 """
 
@@ -26,26 +29,69 @@ from typing import Any
 from rayunlearn.config import Method, Stop, Train, Trial, Value, flatten, with_values
 from rayunlearn.experiment import Budget, Objective, load
 
-BASE = Trial(method=Method(layer=1), train=Train(length=60, batch_size=8), stop=Stop(utility_floor=0.1, check_every=20))
+BASE = Trial(
+    method=Method(layer=1),
+    train=Train(length=60, batch_size=8),
+    stop=Stop(utility_floor=0.1, check_every=20),
+)
 RATES = {"train.learning_rate": (3e-4, 1e-3, 3e-3, 1e-2)}
 BY_LIKELIHOOD = ("ga", "npo", "dpo", "altpo", "idk", "undial", "wga", "ce_u")
 AXES = (
     RATES | {"method.forget": BY_LIKELIHOOD},
-    # forget x 0.125 and x 0.1 against retain x 1; the dual weight of PDU starts at 50 (its read-me: 50 to 100)
-    RATES | {("method.forget", "method.retain_weight"): (("simnpo", 8.0), ("satimp", 10.0), ("pdu", 50.0))},
-    RATES | {("method.forget", "method.retain"): (("rmu", "activation"), ("adaptive_rmu", "activation"), ("llmu", "kl"), ("llmu_two_term", "kl"))},
-    RATES | {("method.forget", "method.retain", "negate.scale"): (("task_vector", "none", 1.0), ("task_vector", "none", 16.0))},
+    # forget x 0.125 and x 0.1 against retain x 1; the dual weight of PDU starts at 50 (its read-me:
+    # 50 to 100)
+    RATES
+    | {
+        ("method.forget", "method.retain_weight"): (
+            ("simnpo", 8.0),
+            ("satimp", 10.0),
+            ("pdu", 50.0),
+        )
+    },
+    RATES
+    | {
+        ("method.forget", "method.retain"): (
+            ("rmu", "activation"),
+            ("adaptive_rmu", "activation"),
+            ("llmu", "kl"),
+            ("llmu_two_term", "kl"),
+        )
+    },
+    RATES
+    | {
+        ("method.forget", "method.retain", "negate.scale"): (
+            ("task_vector", "none", 1.0),
+            ("task_vector", "none", 16.0),
+        )
+    },
     RATES | {"method.forget": ("npo",), "method.wrappers": ("sam", "average", "ball")},
-    RATES | {"method.forget": ("npo",), ("token.temperature", "token.keep", "token.cap"): ((2.0, 1.0, 0.0), (1.0, 0.5, 0.0), (1.0, 1.0, 40.0))},
+    RATES
+    | {
+        "method.forget": ("npo",),
+        ("token.temperature", "token.keep", "token.cap"): (
+            (2.0, 1.0, 0.0),
+            (1.0, 0.5, 0.0),
+            (1.0, 1.0, 40.0),
+        ),
+    },
     RATES | {"method.forget": ("npo",), "train.adapter": ("lora",)},
     RATES | {"method.forget": ("npo",), "train.parameters": (r"down_proj",)},
 )
 BUDGET = Budget(tuning="none")
-OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+OBJECTIVE = Objective(
+    forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9
+)
 
-SEEDS = (1, 2)  # of the learning rate that seed 0 chose
+# of the learning rate that seed 0 chose
+SEEDS = (1, 2)
 
-SHOWN = ("method.retain", "method.retain_weight", "method.wrappers", "train.adapter", "train.parameters")
+SHOWN = (
+    "method.retain",
+    "method.retain_weight",
+    "method.wrappers",
+    "train.adapter",
+    "train.parameters",
+)
 SHOWN += ("token.temperature", "token.keep", "token.cap", "negate.scale")
 
 
@@ -56,15 +102,23 @@ def main(runs: str = "runs", page: str = "docs/methods.md") -> None:
 
     experiment = load(__file__)
     folder, cache = Path(runs) / experiment.name / experiment.version, Path(runs) / "cache"
-    rows = {row.trial_id: row.trial for row in Planner(experiment, validate, identify).agenda({}).rows}
-    prepare(next(iter(rows.values())), cache, lambda role, done, steps: print(f"\r{role} {done}/{steps}", end="", file=sys.stderr))
+    rows = {
+        row.trial_id: row.trial for row in Planner(experiment, validate, identify).agenda({}).rows
+    }
+    prepare(
+        next(iter(rows.values())),
+        cache,
+        lambda role, done, steps: print(f"\r{role} {done}/{steps}", end="", file=sys.stderr),
+    )
     run_missing(rows, folder, cache)
     run_missing(repeats(folder, rows), folder, cache)
     Path(page).write_text(written(folder, rows), encoding="utf-8")
 
 
 def run_missing(rows: dict[str, Trial], folder: Path, cache: Path) -> None:
-    """Run the trials that have not finished, each method in a fresh process: its peak memory is its own."""
+    """Run the trials that have not finished, each method in a fresh process: its peak memory is its
+    own.
+    """
     from concurrent.futures import ProcessPoolExecutor
 
     from rayunlearn.results.store import finished
@@ -74,7 +128,9 @@ def run_missing(rows: dict[str, Trial], folder: Path, cache: Path) -> None:
     for trial_id, trial in rows.items():
         if done.get(trial_id, "failed") == "failed":
             groups.setdefault(label(trial), []).append(trial)
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        os.cpu_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
         for name in pool.map(partial(run_group, folder=folder, cache=cache), groups.values()):
             print(name, file=sys.stderr)
 
@@ -85,7 +141,9 @@ def repeats(folder: Path, rows: dict[str, Trial]) -> dict[str, Trial]:
 
     lines = best_rows(folder, rows)
     trained = [rows[row["trial_id"]] for row in lines.values() if row["stage"] == "unlearned"]
-    again = [validate(with_values(trial, {"train.seed": seed})) for trial in trained for seed in SEEDS]
+    again = [
+        validate(with_values(trial, {"train.seed": seed})) for trial in trained for seed in SEEDS
+    ]
     return {identify(trial): trial for trial in again}
 
 
@@ -99,7 +157,14 @@ def run_group(trials: Sequence[Trial], folder: Path, cache: Path) -> str:
 
     torch.set_num_threads(1)
     for trial in trials:
-        run_trial(trial, workspace_of(trial, cache), folder, "methods", "1", commit_of(Path(__file__).parent))
+        run_trial(
+            trial,
+            workspace_of(trial, cache),
+            folder,
+            "methods",
+            "1",
+            commit_of(Path(__file__).parent),
+        )
     return label(trials[0])
 
 
@@ -108,8 +173,12 @@ def label(trial: Trial) -> str:
     if trial.stage != "unlearned":
         return trial.stage
     flat, plain = flatten(trial), flatten(Trial())
-    changed = [spoken(name, flat[name]) for name in SHOWN if name in flat and flat[name] != plain.get(name)]
-    return ", ".join([trial.method.forget if trial.method.forget != "none" else "retain only", *changed])
+    changed = [
+        spoken(name, flat[name]) for name in SHOWN if name in flat and flat[name] != plain.get(name)
+    ]
+    return ", ".join(
+        [trial.method.forget if trial.method.forget != "none" else "retain only", *changed]
+    )
 
 
 def spoken(name: str, value: Value) -> str:
@@ -118,7 +187,9 @@ def spoken(name: str, value: Value) -> str:
 
 
 def written(folder: Path, trials: dict[str, Trial]) -> str:
-    """The page: the table of what was measured, then every method with its source and hyperparameters."""
+    """The page: the table of what was measured, then every method with its source and
+    hyperparameters.
+    """
     results, best = measured(folder), best_rows(folder, trials)
     others: dict[str, list[dict[str, Any]]] = {}
     for trial_id, trial in repeats(folder, trials).items():
@@ -126,46 +197,87 @@ def written(folder: Path, trials: dict[str, Trial]) -> str:
     order = sorted(best, key=lambda name: (name not in ("base", "gold"), name != "retain only"))
     lines = [line(name, best[name], others.get(name, [])) for name in order]
     base = best["base"]
-    facts = {"floor": OBJECTIVE.utility_floor * base["retain"], "steps": int(BASE.train.length), "batch": BASE.train.batch_size}
+    facts = {
+        "floor": OBJECTIVE.utility_floor * base["retain"],
+        "steps": int(BASE.train.length),
+        "batch": BASE.train.batch_size,
+    }
     facts["commits"] = ", ".join(sorted({row["commit"] for row in results.values()}))
-    return PAGE.format(table="\n".join(lines), hardware=base["hardware"], packages=base["packages"], catalogue=catalogue(), **facts)
+    return PAGE.format(
+        table="\n".join(lines),
+        hardware=base["hardware"],
+        packages=base["packages"],
+        catalogue=catalogue(),
+        **facts,
+    )
 
 
 def best_rows(folder: Path, trials: dict[str, Trial]) -> dict[str, dict[str, Any]]:
-    """By label, the results of the trial that its line is about: `chosen` among the learning rates of seed 0."""
+    """By label, the results of the trial that its line is about: `chosen` among the learning rates
+    of seed 0.
+    """
     results = measured(folder)
-    floor = OBJECTIVE.utility_floor * next(results[i]["retain"] for i, t in trials.items() if t.stage == "base")
+    floor = OBJECTIVE.utility_floor * next(
+        results[i]["retain"] for i, t in trials.items() if t.stage == "base"
+    )
     labels: dict[str, list[dict[str, Any]]] = {}
     for trial_id, trial in trials.items():
-        labels.setdefault(label(trial), []).append(results[trial_id] | {"rate": trial.train.learning_rate, "stage": trial.stage})
+        labels.setdefault(label(trial), []).append(
+            results[trial_id] | {"rate": trial.train.learning_rate, "stage": trial.stage}
+        )
     return {name: chosen(rows, floor) for name, rows in labels.items()}
 
 
 def measured(folder: Path) -> dict[str, dict[str, Any]]:
-    """Fate, costs and measures of every trial of the run, by trial id; what was not measured is None."""
+    """Fate, costs and measures of every trial of the run, by trial id; what was not measured is
+    None.
+    """
     import polars as pl
 
     from rayunlearn.results.store import open_run
 
     run = open_run(folder)
-    names = {"forget.probability": "forget", "forget.multiple_choice": "choice", "retain.probability": "retain"}
-    values = run.evals.with_columns(name=pl.col("split") + "." + pl.col("metric")).filter(pl.col("name").is_in(list(names))).collect()
+    names = {
+        "forget.probability": "forget",
+        "forget.multiple_choice": "choice",
+        "retain.probability": "retain",
+    }
+    values = (
+        run.evals.with_columns(name=pl.col("split") + "." + pl.col("metric"))
+        .filter(pl.col("name").is_in(list(names)))
+        .collect()
+    )
     wide = values.pivot("name", index="trial_id", values="value").rename(names)
-    seconds = run.steps.filter(pl.col("step") > 2).group_by("trial_id").agg(pl.col("seconds").min()).collect()
+    seconds = (
+        run.steps.filter(pl.col("step") > 2)
+        .group_by("trial_id")
+        .agg(pl.col("seconds").min())
+        .collect()
+    )
     costs = run.trials.select(
-        "trial_id", "status", "commit", "hardware", "packages", memory="peak_memory_bytes", trained="parameters_trained"
+        "trial_id",
+        "status",
+        "commit",
+        "hardware",
+        "packages",
+        memory="peak_memory_bytes",
+        trained="parameters_trained",
     ).collect()
     joined = costs.join(wide, on="trial_id", how="left").join(seconds, on="trial_id", how="left")
     return {row["trial_id"]: row for row in joined.to_dicts()}
 
 
 def chosen(rows: Iterable[dict[str, Any]], floor: float) -> dict[str, Any]:
-    """Of the rates that keep utility at the floor the one that forgets most; where none does, the one that keeps most."""
+    """Of the rates that keep utility at the floor the one that forgets most; where none does, the
+    one that keeps most.
+    """
     rows = list(rows)
     feasible = [r for r in rows if r["status"] == "complete" and r["retain"] >= floor]
     if feasible:
         return min(feasible, key=lambda r: r["forget"]) | {"feasible": True}
-    return max(rows, key=lambda r: -1.0 if r["retain"] is None else r["retain"]) | {"feasible": False}
+    return max(rows, key=lambda r: -1.0 if r["retain"] is None else r["retain"]) | {
+        "feasible": False
+    }
 
 
 def line(name: str, row: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
@@ -178,7 +290,10 @@ def line(name: str, row: dict[str, Any], others: Sequence[dict[str, Any]]) -> st
         values = [one[measure] for one in (row, *others) if one[measure] is not None]
         if len(values) < 2:
             return number(row[measure], form)
-        return f"{format(sum(values) / len(values), form)} ({format(min(values), form)}-{format(max(values), form)})"
+        return (
+            f"{format(sum(values) / len(values), form)}"
+            f" ({format(min(values), form)}-{format(max(values), form)})"
+        )
 
     trained = row["stage"] == "unlearned"
     cells = [
@@ -186,7 +301,8 @@ def line(name: str, row: dict[str, Any], others: Sequence[dict[str, Any]]) -> st
         f"{row['rate']:g}" if trained else "",
         over_seeds("forget", ".3f"),
         over_seeds("choice", ".2f"),
-        over_seeds("retain", ".3f") + ("" if row["feasible"] or not trained else " (under the floor)"),
+        over_seeds("retain", ".3f")
+        + ("" if row["feasible"] or not trained else " (under the floor)"),
         number(1000 * row["seconds"], ".0f") if row["seconds"] is not None else "",
         number(row["memory"] / 2**20, ".0f"),
         number(row["trained"], ",") if trained else "",
@@ -237,5 +353,8 @@ Commit {commits}; {hardware}; {packages}.
 
 if __name__ == "__main__":
     if __spec__ is None:
-        sys.exit("run it as a module: python -m experiments.methods (as a file, Python finds experiments/selectors.py in place of its own selectors)")
+        sys.exit(
+            "run it as a module: python -m experiments.methods (as a file, Python finds"
+            " experiments/selectors.py in place of its own selectors)"
+        )
     main(*sys.argv[1:])

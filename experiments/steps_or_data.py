@@ -1,16 +1,19 @@
-"""Is "train longer" about steps or about documents? Forgetting against optimizer steps, for every ratio, and the full set past one epoch.
+"""Is "train longer" about steps or about documents? Forgetting against optimizer steps, for every
+ratio, and the full set past one epoch.
 
-Question: the coreset study (Pal et al. 2504.10185) gives a coreset as many presentations as the full set by more epochs, and has no run
-in which the full set itself goes on past its epochs. Is a small coreset as good because its documents are enough, or because
-it takes as many steps?
+Question: the coreset study (Pal et al. 2504.10185) gives a coreset as many presentations as the
+full set by more epochs, and has no run in which the full set itself goes on past its epochs. Is a
+small coreset as good because its documents are enough, or because it takes as many steps?
 
-Hypothesis: at equal steps the ratios lie on one curve, down to where too few documents are left; at equal epochs they do not.
-Refuted if the mean gap to the full set at equal steps is not smaller than that at equal epochs (paired over seeds and
-documents), or if the full set's forgetting ends with its first epoch while a coreset's goes on.
+Hypothesis: at equal steps the ratios lie on one curve, down to where too few documents are left; at
+equal epochs they do not. Refuted if the mean gap to the full set at equal steps is not smaller than
+that at equal epochs (paired over seeds and documents), or if the full set's forgetting ends with
+its first epoch while a coreset's goes on.
 
-Every length is a run of its own at a constant rate without warm-up, so a shorter run is the beginning of a longer one in
-all but its seedless end. 160 documents in batches of 8: 20 steps are an epoch of the full set, and one of 25 % is 5. The
-rates are fixed, found by hand on the full set at 80 steps; nothing is tuned per length.
+Every length is a run of its own at a constant rate without warm-up, so a shorter run is the
+beginning of a longer one in all but its seedless end. 160 documents in batches of 8: 20 steps are
+an epoch of the full set, and one of 25 % is 5. The rates are fixed, found by hand on the full set
+at 80 steps; nothing is tuned per length.
 """
 
 from rayunlearn import recipes
@@ -24,8 +27,16 @@ BASE = Trial(
     stop=Stop(utility_floor=0.0),
 )
 METHODS = (
-    {("method.forget", "method.retain", "train.learning_rate", "npo.beta"): (("npo", "nll", 6e-4, 0.025),)},
-    {("method.forget", "method.retain", "train.learning_rate", "rmu.steering"): (("rmu", "activation", 1.5e-3, 15.0),)},
+    {
+        ("method.forget", "method.retain", "train.learning_rate", "npo.beta"): (
+            ("npo", "nll", 6e-4, 0.025),
+        )
+    },
+    {
+        ("method.forget", "method.retain", "train.learning_rate", "rmu.steering"): (
+            ("rmu", "activation", 1.5e-3, 15.0),
+        )
+    },
 )
 CORESETS = {
     "select.ratio": (0.0125, 0.0625, 0.25, 1.0),
@@ -34,9 +45,12 @@ CORESETS = {
 }
 AXES = tuple(method | CORESETS for method in METHODS)
 BUDGET = Budget(tuning="none")
-OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+OBJECTIVE = Objective(
+    forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9
+)
 
-# The study's own cells (600 documents of WMDP-bio; presentations 600 are its full run) and three and nine times as many.
+# The study's own cells (600 documents of WMDP-bio; presentations 600 are its full run) and three
+# and nine times as many.
 LONGER = {
     "select.ratio": (0.01, 0.05, 0.1, 1.0),
     "train.length": (150.0, 300.0, 600.0, 1800.0, 5400.0),
@@ -45,8 +59,19 @@ LONGER = {
 
 PRESETS = {
     "paper": {
-        "BASE": Trial(data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"), train=Train(unit="presentations")),
-        "AXES": tuple(recipes.axis(name, without=("train.length", "train.unit")) | LONGER for name in ("coreset_rmu_wmdp", "coreset_npo_wmdp")),
-        "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
+        "BASE": Trial(
+            data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
+            train=Train(unit="presentations"),
+        ),
+        "AXES": tuple(
+            recipes.axis(name, without=("train.length", "train.unit")) | LONGER
+            for name in ("coreset_rmu_wmdp", "coreset_npo_wmdp")
+        ),
+        "OBJECTIVE": Objective(
+            forgetting="multiple_choice",
+            utility="multiple_choice",
+            utility_split="retain",
+            utility_floor=0.9,
+        ),
     }
 }

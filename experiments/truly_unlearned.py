@@ -1,18 +1,21 @@
-"""Is it gone, or only not said? LLMU and RMU under the attacks of the black-box study, on a bed whose truth is known.
+"""Is it gone, or only not said? LLMU and RMU under the attacks of the black-box study, on a bed
+whose truth is known.
 
-Question: how much of what LLMU and RMU took away do shots, rephrasings and training on unrelated text give back?
+Question: how much of what LLMU and RMU took away do shots, rephrasings and training on unrelated
+text give back?
 
-Hypothesis (Doshi & Stickland 2411.12103, on 7 B models): few-shot prompts, rephrased questions and above all training on unrelated
-text recover much of it, more from LLMU, which changes what is said, than from RMU, which changes what is represented.
-Refuted if no attack's recovered fraction has an interval above that of the same attack's effect on the gold model, or if
-RMU gives back more than LLMU.
+Hypothesis (Doshi & Stickland 2411.12103, on 7 B models): few-shot prompts, rephrased questions and
+above all training on unrelated text recover much of it, more from LLMU, which changes what is said,
+than from RMU, which changes what is represented. Refuted if no attack's recovered fraction has an
+interval above that of the same attack's effect on the gold model, or if RMU gives back more than
+LLMU.
 
-`rayunlearn run` goes on with the attacks when all trials have ended. Base and gold are attacked alike. LLMU is run with its
-random mismatch (Yao et al. 2310.10683); that study leaves the term out. Multiple choice is scored by likelihood, where that
-study reads the letter that is written.
+`rayunlearn run` goes on with the attacks when all trials have ended. Base and gold are attacked
+alike. LLMU is run with its random mismatch (Yao et al. 2310.10683); that study leaves the term out.
+Multiple choice is scored by likelihood, where that study reads the letter that is written.
 
-`--preset paper`: that study's runs on its biology articles with both of its models, the same panel. How it drew its articles is not
-confirmed (`rayunlearn list recipes`).
+`--preset paper`: that study's runs on its biology articles with both of its models, the same panel.
+How it drew its articles is not confirmed (`rayunlearn list recipes`).
 """
 
 from rayunlearn import recipes
@@ -34,16 +37,28 @@ SEARCH = {
     "rmu.steering": Range(2.0, 30.0, log=True),
 }
 BUDGET = Budget(tuning="shared", trials=6, batch=3)
-OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9)
+OBJECTIVE = Objective(
+    forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9
+)
 ATTACKS = Attacks(panel="black_box", trials="grid")
 
-RUNS = ("blackbox_llmu_zephyr_biology", "blackbox_llmu_llama_biology", "blackbox_rmu_zephyr_biology", "blackbox_rmu_llama_biology")
+RUNS = (
+    "blackbox_llmu_zephyr_biology",
+    "blackbox_llmu_llama_biology",
+    "blackbox_rmu_zephyr_biology",
+    "blackbox_rmu_llama_biology",
+)
 PRESETS = {
     "paper": {
         "BASE": Trial(data=Data(name="biology", path="biology")),
         "AXES": tuple(recipes.axis(name) | {"train.seed": (0, 1, 2, 3, 4)} for name in RUNS),
         "SEARCH": {},
         "BUDGET": Budget(tuning="none"),
-        "OBJECTIVE": Objective(forgetting="multiple_choice", utility="multiple_choice", utility_split="retain", utility_floor=0.9),
+        "OBJECTIVE": Objective(
+            forgetting="multiple_choice",
+            utility="multiple_choice",
+            utility_split="retain",
+            utility_floor=0.9,
+        ),
     }
 }

@@ -1,4 +1,6 @@
-"""How little of the forget set is needed, chosen how, unlearned with what - and is the knowledge really gone?"""
+"""How little of the forget set is needed, chosen how, unlearned with what - and is the knowledge
+really gone?
+"""
 
 from typing import Any
 

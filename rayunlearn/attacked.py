@@ -1,7 +1,8 @@
-"""One attack on one model, start to end: the weights that a trial ends with, the attack, the measure, the rows. No Ray in here.
+"""One attack on one model, start to end: the weights that a trial ends with, the attack, the
+measure, the rows. No Ray in here.
 
-An attack is a trial of its own. Its config is that of the attacked trial and the section `attack`; its rows are in the same
-tables, `stage` says which model it was and `attack` what was done to it.
+An attack is a trial of its own. Its config is that of the attacked trial and the section `attack`;
+its rows are in the same tables, `stage` says which model it was and `attack` what was done to it.
 """
 
 import random
@@ -46,16 +47,33 @@ from rayunlearn.worker import Loaded, remembered
 from rayunlearn.workspace import Workspace, attack_digest, measured_digest
 
 Rows = list[dict[str, Any]]
-SPLITS = ("forget", "retain", "untouched")  # what is asked of an attacked model; an attack says nothing of members and holdout
-REASKED = ("forget", "retain")  # whose questions prompt attacks change
-N_UNRELATED = 200  # own unrelated documents, as many as the domain bed has on a side, and a few more
+# what is asked of an attacked model; an attack says nothing of members and holdout
+SPLITS = ("forget", "retain", "untouched")
+# whose questions prompt attacks change
+REASKED = ("forget", "retain")
+# own unrelated documents, as many as the domain bed has on a side, and a few more
+N_UNRELATED = 200
 
 
-def run_any(trial: Trial, workspace: Workspace, run_dir: Path, experiment: str, version: str, commit: str = "") -> str:
-    """`trial.run_trial`, or, for a trial that names an attack, the attack; writes its rows and returns the status."""
+def run_any(
+    trial: Trial,
+    workspace: Workspace,
+    run_dir: Path,
+    experiment: str,
+    version: str,
+    commit: str = "",
+) -> str:
+    """`trial.run_trial`, or, for a trial that names an attack, the attack; writes its rows and
+    returns the status.
+    """
     if trial.attack == AttackSettings():
         return run_trial(trial, workspace, run_dir, experiment, version, commit)
-    identity = trial_id(trial, workspace.corpus.digest, measured_digest(trial, workspace.base_digest), attack_digest(trial))
+    identity = trial_id(
+        trial,
+        workspace.corpus.digest,
+        measured_digest(trial, workspace.base_digest),
+        attack_digest(trial),
+    )
     place = {"experiment": experiment, "version": version, "commit": commit}
     return recorded(partial(_attempt, trial, workspace), trial, identity, workspace, run_dir, place)
 
@@ -83,13 +101,20 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
         clock.lap("seconds_measure")
     place = {"stage": trial.stage, "attack": trial.attack.name}
     tables["examples"] = [place | row for row in tables["examples"]]
-    frame = pl.DataFrame(tables["examples"], infer_schema_length=None, schema_overrides={"value": pl.Float64})
-    tables["evals"] = [{"step": max((int(r["x"]) for r in given.curve), default=0)} | row for row in summarise(frame).to_dicts()]
+    frame = pl.DataFrame(
+        tables["examples"], infer_schema_length=None, schema_overrides={"value": pl.Float64}
+    )
+    tables["evals"] = [
+        {"step": max((int(r["x"]) for r in given.curve), default=0)} | row
+        for row in summarise(frame).to_dicts()
+    ]
     return Outcome("complete", dict(clock.laps), tables)
 
 
 def carried_out(given: "Given") -> tuple[list[Probe], dict[str, Rows]]:
-    """Do the attack: the probes that are now to be measured, or rows that are measured already, and curves."""
+    """Do the attack: the probes that are now to be measured, or rows that are measured already, and
+    curves.
+    """
     row = given.attack
     function = partial(row.function, **arguments_of(given.trial, row.function))
     if row.kind == "weights":
@@ -99,7 +124,11 @@ def carried_out(given: "Given") -> tuple[list[Probe], dict[str, Rows]]:
     if row.kind == "prompt":
         return given.reasked(function), {}
     if row.kind == "tokens":
-        return [p for p in function(**{name: getattr(given, name) for name in given_names(row)}) if given.is_asked(p)], {}
+        return [
+            p
+            for p in function(**{name: getattr(given, name) for name in given_names(row)})
+            if given.is_asked(p)
+        ], {}
     found = function(**{name: getattr(given, name) for name in given_names(row)})
     if row.kind == "decoding":
         return [], {"examples": found}
@@ -109,7 +138,9 @@ def carried_out(given: "Given") -> tuple[list[Probe], dict[str, Rows]]:
 class Given:
     """What attacks may ask for, by the names in `attacks.table.GIVEN`; made when asked for."""
 
-    def __init__(self, trial: Trial, workspace: Workspace, state: Loaded, leaving: ExitStack) -> None:
+    def __init__(
+        self, trial: Trial, workspace: Workspace, state: Loaded, leaving: ExitStack
+    ) -> None:
         self.trial, self._workspace, self._state, self.leaving = trial, workspace, state, leaving
         self.attack: Attack = ATTACKS[trial.attack.name]
         self.seed, self.template, self.pad_id = trial.attack.seed, trial.data.template, state.pad_id
@@ -126,12 +157,16 @@ class Given:
     @cached_property
     def base(self) -> PreTrainedModel:
         device = str(self._state.model.device)
-        model: PreTrainedModel = load_model(self._workspace.base, dtype=torch.float32, device=device)[0]
+        model: PreTrainedModel = load_model(
+            self._workspace.base, dtype=torch.float32, device=device
+        )[0]
         return model.eval().requires_grad_(False)
 
     @cached_property
     def probes(self) -> list[Probe]:
-        return [p for p in probes_of(self._workspace, self._state, self.trial.data) if p.split in SPLITS]
+        return [
+            p for p in probes_of(self._workspace, self._state, self.trial.data) if p.split in SPLITS
+        ]
 
     @cached_property
     def held_in(self) -> list[Probe]:
@@ -145,8 +180,12 @@ class Given:
         return [p for p in self.probes if p.split != "forget" or p.doc_id not in learned]
 
     def is_asked(self, probe: Probe) -> bool:
-        """Whether a probe that an attack has changed is one that counts, or one that says how well the attack learned."""
-        return probe.split == HELD_IN or any((p.doc_id, p.split) == (probe.doc_id, probe.split) for p in self.asked)
+        """Whether a probe that an attack has changed is one that counts, or one that says how well
+        the attack learned.
+        """
+        return probe.split == HELD_IN or any(
+            (p.doc_id, p.split) == (probe.doc_id, probe.split) for p in self.asked
+        )
 
     @cached_property
     def forget_probes(self) -> tuple[Document, ...]:
@@ -172,7 +211,9 @@ class Given:
     def unrelated_sequences(self) -> list[Encoded]:
         file = self.trial.attack.file
         documents = text_of(Path(file)) if file else unrelated(N_UNRELATED, 0)
-        return drawn(encode(documents, self.tokenizer, self.template, self.trial.data.max_tokens), self.seed)
+        return drawn(
+            encode(documents, self.tokenizer, self.template, self.trial.data.max_tokens), self.seed
+        )
 
     @cached_property
     def texts(self) -> dict[str, dict[str, str]]:
@@ -191,25 +232,40 @@ class Given:
         return self._encoded(document, "forget", document.doc_id)
 
     def _encoded(self, document: Document, split: str, doc_id: str) -> Probe:
-        probe = encode_probes({split: [document]}, self.tokenizer, self.template, self.trial.data.max_tokens)[0]
+        probe = encode_probes(
+            {split: [document]}, self.tokenizer, self.template, self.trial.data.max_tokens
+        )[0]
         return replace(probe, doc_id=doc_id)
 
     def reasked(self, function: Callable[..., Document]) -> list[Probe]:
-        """The questions of `REASKED` as the attack asks them, under their own doc_ids; those that do not allow it are left out.
+        """The questions of `REASKED` as the attack asks them, under their own doc_ids; those that
+        do not allow it are left out.
 
         Raises UserError where none allows it: the attack was not tried.
         """
         probes, why = [], ""
         for split in REASKED:
             for document in self._workspace.corpus.probes.get(split, ()):
-                own = {"document": document, "rng": random.Random(f"{self.trial.attack.name} {self.seed} {document.doc_id}")}
+                own = {
+                    "document": document,
+                    "rng": random.Random(f"{self.trial.attack.name} {self.seed} {document.doc_id}"),
+                }
                 try:
-                    changed = function(**{name: own[name] if name in own else getattr(self, name) for name in given_names(self.attack)})
+                    changed = function(
+                        **{
+                            name: own[name] if name in own else getattr(self, name)
+                            for name in given_names(self.attack)
+                        }
+                    )
                 except NotAllowed as reason:
                     why = str(reason)
                     continue
                 probes.append(self._encoded(changed, split, document.doc_id))
-        require(any(p.split == "forget" for p in probes), f"{self.trial.attack.name} must be possible for a probe of split forget; why not", why)
+        require(
+            any(p.split == "forget" for p in probes),
+            f"{self.trial.attack.name} must be possible for a probe of split forget; why not",
+            why,
+        )
         return probes
 
     def measured(self, probes: Sequence[Probe]) -> Rows:
@@ -217,7 +273,9 @@ class Given:
         return examples_of(self.trial, self._workspace, self._state, list(probes))
 
     def watch(self, step: int) -> bool:
-        """Put the model as it stands at `step` on the recovery curve, where the step is one of its points; training goes on."""
+        """Put the model as it stands at `step` on the recovery curve, where the step is one of its
+        points; training goes on.
+        """
         if self.attack.trains and step % -(-self._n_steps // self.trial.attack.curve_points) == 0:
             self._look(step)
         return True
@@ -234,47 +292,77 @@ class Given:
 
     @cached_property
     def _on_curve(self) -> tuple[dict[str, Metric], list[Probe]]:
-        """The curve's metric, where the trial measures it, and the forget questions with nothing that it does not look at.
+        """The curve's metric, where the trial measures it, and the forget questions with nothing
+        that it does not look at.
 
-        So a look costs about half of a training step on the tiny bed: 14 ms of CPU beside 23 ms; with every metric and split, 238 ms.
+        So a look costs about half of a training step on the tiny bed: 14 ms of CPU beside 23 ms;
+        with every metric and split, 238 ms.
         """
         measured = chosen_metrics(self.trial.measure.metrics)
-        metrics = {name: row for name, row in measured.items() if name == self.trial.attack.curve_metric}
-        return metrics, [only_for(p, row) for row in metrics.values() for p in self.asked if p.split == "forget"]
+        metrics = {
+            name: row for name, row in measured.items() if name == self.trial.attack.curve_metric
+        }
+        return metrics, [
+            only_for(p, row) for row in metrics.values() for p in self.asked if p.split == "forget"
+        ]
 
     def _look(self, step: int) -> None:
         metrics, probes = self._on_curve
         if metrics:
-            self.curve += curve_rows("relearning", step, examples_of(self.trial, self._workspace, self._state, probes, metrics))
+            self.curve += curve_rows(
+                "relearning",
+                step,
+                examples_of(self.trial, self._workspace, self._state, probes, metrics),
+            )
 
 
 def held_in_facts(probes: Sequence[Document], seed: int) -> set[str]:
-    """Half of the facts that are asked, drawn by the seed. Where the data names no facts every document is one of its own."""
-    facts = sorted({fact for d in probes for fact in (d.facts or (d.doc_id,))})
+    """Half of the facts that are asked, drawn by the seed. Where the data names no facts every
+    document is one of its own.
+    """
+    facts = sorted({fact for d in probes for fact in d.facts or (d.doc_id,)})
     return set(random.Random(f"held in {seed}").sample(facts, len(facts) // 2))
 
 
 def facts_of(probe: Probe) -> set[str]:
     """The facts that a probe asks."""
-    return set(probe.document.facts) if probe.document is not None and probe.document.facts else {probe.doc_id}
+    return (
+        set(probe.document.facts)
+        if probe.document is not None and probe.document.facts
+        else {probe.doc_id}
+    )
 
 
 def curve_rows(kind: str, x: float, examples: Rows) -> Rows:
     """Means of examples as points of a curve."""
     frame = pl.DataFrame(examples, infer_schema_length=None, schema_overrides={"value": pl.Float64})
-    return [{"kind": kind, "x": float(x)} | row for row in summarise(frame).select("metric", "split", "value", "n", "stderr").to_dicts()]
+    return [
+        {"kind": kind, "x": float(x)} | row
+        for row in summarise(frame).select("metric", "split", "value", "n", "stderr").to_dicts()
+    ]
 
 
 def layer_curve(found: Rows) -> Rows:
     """What the layers know, a point per layer."""
-    return [row for x in sorted({r["x"] for r in found}) for row in curve_rows("inside", x, [_plain(r) for r in found if r["x"] == x])]
+    return [
+        row
+        for x in sorted({r["x"] for r in found})
+        for row in curve_rows("inside", x, [_plain(r) for r in found if r["x"] == x])
+    ]
 
 
 def at_best_layer(found: Rows) -> Rows:
-    """Rows of the layer that knows most of split forget, per metric: the worst case, and chosen by looking. Gold has the same choice."""
+    """Rows of the layer that knows most of split forget, per metric: the worst case, and chosen by
+    looking. Gold has the same choice.
+    """
     best: dict[str, float] = {}
     for metric in {r["metric"] for r in found}:
-        means = {x: _mean([r for r in found if (r["metric"], r["split"], r["x"]) == (metric, "forget", x)]) for x in {r["x"] for r in found}}
+        means = {
+            x: _mean(
+                [r for r in found if (r["metric"], r["split"], r["x"]) == (metric, "forget", x)]
+            )
+            for x in {r["x"] for r in found}
+        }
         best[metric] = max(sorted(means), key=lambda x: means[x])
     return [_plain(r) for r in found if r["x"] == best[r["metric"]]]
 
@@ -289,7 +377,9 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text_of(file: Path) -> tuple[Document, ...]:
-    """Documents to train on: paragraphs of a .txt file, else the rows of a data file. Raises UserError where it holds none."""
+    """Documents to train on: paragraphs of a .txt file, else the rows of a data file. Raises
+    UserError where it holds none.
+    """
     if file.suffix.lower() == ".txt":
         parts = [part.strip() for part in file.read_text(encoding="utf-8").split("\n\n")]
         documents = tuple(Document(answer=part) for part in parts if part)
@@ -304,9 +394,19 @@ def rephrasings_of(file: Path) -> dict[str, dict[str, str]]:
     """doc_id -> condition -> text, from a data file with the columns doc_id, condition and text."""
     found: dict[str, dict[str, str]] = {}
     for row in read_file(file):
-        missing = [name for name in ("doc_id", "condition", "text") if not isinstance(row.values.get(name), str)]
-        require(not missing, f"{file}: row {row.row} must have the texts doc_id, condition and text; missing", missing)
-        found.setdefault(str(row.values["doc_id"]), {})[str(row.values["condition"])] = str(row.values["text"])
+        missing = [
+            name
+            for name in ("doc_id", "condition", "text")
+            if not isinstance(row.values.get(name), str)
+        ]
+        require(
+            not missing,
+            f"{file}: row {row.row} must have the texts doc_id, condition and text; missing",
+            missing,
+        )
+        found.setdefault(str(row.values["doc_id"]), {})[str(row.values["condition"])] = str(
+            row.values["text"]
+        )
     return found
 
 

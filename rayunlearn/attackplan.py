@@ -1,8 +1,9 @@
-"""From attacked models and a panel of attacks to the trials that can run now: `plan` once more, for `rayunlearn attack`.
+"""From attacked models and a panel of attacks to the trials that can run now: `plan` once more, for
+`rayunlearn attack`.
 
-A study maximises what an attack gets back: the forgetting metric on split forget, whatever the attack does to utility, because
-who wants the knowledge need not care. It is asked in batches from an in-memory study as tuning is, so a resumed panel is the
-same panel.
+A study maximises what an attack gets back: the forgetting metric on split forget, whatever the
+attack does to utility, because who wants the knowledge need not care. It is asked in batches from
+an in-memory study as tuning is, so a resumed panel is the same panel.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,18 +27,32 @@ from rayunlearn.results.store import Run, open_run, write_table
 from rayunlearn.results.terminal import find_trial
 from rayunlearn.tuning import Finished, best, seed_of, suggest
 
-DRAWN = {"rng", "seed", "forget_sequences", "retain_sequences", "unrelated_sequences", "held_in", "held_in_sequences"}  # differ by attack.seed
+# differ by attack.seed
+DRAWN = {
+    "rng",
+    "seed",
+    "forget_sequences",
+    "retain_sequences",
+    "unrelated_sequences",
+    "held_in",
+    "held_in_sequences",
+}
 STEPS = Range(10, 100, log=True, integer=True)
 STRENGTH: Mapping[str, Domain] = {"learning_rate": Range(1e-4, 1e-2, log=True), "steps": STEPS}
-OTHER_STRENGTH: Mapping[str, Mapping[str, Domain]] = {  # of attacks that train no weights
-    "soft_prompt": {"learning_rate": Range(1e-3, 1e-1, log=True), "steps": STEPS},  # a few vectors bear larger steps than all weights do
-    "gcg": {"steps": STEPS, "candidates": Range(8, 64, log=True, integer=True)},  # it draws replacements and has no learning rate
+# of attacks that train no weights
+OTHER_STRENGTH: Mapping[str, Mapping[str, Domain]] = {
+    # a few vectors bear larger steps than all weights do
+    "soft_prompt": {"learning_rate": Range(1e-3, 1e-1, log=True), "steps": STEPS},
+    # it draws replacements and has no learning rate
+    "gcg": {"steps": STEPS, "candidates": Range(8, 64, log=True, integer=True)},
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One attack of a panel: its name, what is set of it (`documents`, `bits`), and whether its `strength_of` is searched."""
+    """One attack of a panel: its name, what is set of it (`documents`, `bits`), and whether its
+    `strength_of` is searched.
+    """
 
     name: str
     values: tuple[tuple[str, Value], ...] = ()
@@ -51,10 +66,12 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Attacks with their seeds. `budget` trials per study, asked in batches of `batch`; attacks that draw nothing run once.
+    """Attacks with their seeds. `budget` trials per study, asked in batches of `batch`; attacks
+    that draw nothing run once.
 
-    `curve_points`: most points of a recovery curve. A hundred is every step of the strengths that are searched, and a look costs
-    about half of a step (`attacked.Given`), so that no curve costs more than fifty steps of training, however many there are.
+    `curve_points`: most points of a recovery curve. A hundred is every step of the strengths that
+    are searched, and a look costs about half of a step (`attacked.Given`), so that no curve costs
+    more than fifty steps of training, however many there are.
     """
 
     entries: tuple[Entry, ...]
@@ -74,7 +91,9 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Reads:
-    """What attacks read, '' for our own: a file of unrelated text, a file of rephrasings (doc_id, condition, text), a chat model."""
+    """What attacks read, '' for our own: a file of unrelated text, a file of rephrasings (doc_id,
+    condition, text), a chat model.
+    """
 
     text: str = ""
     rephrasings: str = ""
@@ -83,7 +102,9 @@ class Reads:
 
 @dataclass
 class AttackPlanner:
-    """`agenda` as of `plan.Planner`: the same interface, another plan. `keep` writes it to attacks.parquet."""
+    """`agenda` as of `plan.Planner`: the same interface, another plan. `keep` writes it to
+    attacks.parquet.
+    """
 
     experiment: Experiment
     check: Check
@@ -110,22 +131,39 @@ class AttackPlanner:
                 notes += part.notes
         known = {row.trial_id: row for row in rows}
         ready = tuple(row for trial_id, row in known.items() if trial_id not in results)
-        return Agenda(rows=tuple(rows), ready=ready, waiting=waiting, notes=tuple(dict.fromkeys(notes)))
+        return Agenda(
+            rows=tuple(rows), ready=ready, waiting=waiting, notes=tuple(dict.fromkeys(notes))
+        )
 
     def part(self, target: Target, entry: Entry, results: Mapping[str, Result]) -> Agenda:
-        """One attack on one model: its study as far as results allow, then its seeds and its controls."""
+        """One attack on one model: its study as far as results allow, then its seeds and its
+        controls.
+        """
         if not entry.tuned:
             return Agenda(rows=self.final(target, entry, dict(entry.values)), ready=(), waiting=0)
         study, finished = self.study(target, entry, results)
         if len(finished) < self.panel.budget:
-            return Agenda(rows=study, ready=(), waiting=self.panel.budget - len(study) + self.n_final(target, entry))
+            return Agenda(
+                rows=study,
+                ready=(),
+                waiting=self.panel.budget - len(study) + self.n_final(target, entry),
+            )
         winner = best(finished)
         if winner is None:
-            note = f"{entry.words} on {target.trial_id}: no strength was measured to its end, so it is not repeated"
+            note = (
+                f"{entry.words} on {target.trial_id}: no strength was measured to its end, so it is"
+                " not repeated"
+            )
             return Agenda(rows=study, ready=(), waiting=0, notes=(note,))
-        return Agenda(rows=(*study, *self.final(target, entry, {**dict(entry.values), **winner.values})), ready=(), waiting=0)
+        return Agenda(
+            rows=(*study, *self.final(target, entry, {**dict(entry.values), **winner.values})),
+            ready=(),
+            waiting=0,
+        )
 
-    def study(self, target: Target, entry: Entry, results: Mapping[str, Result]) -> tuple[tuple[Planned, ...], tuple[Finished, ...]]:
+    def study(
+        self, target: Target, entry: Entry, results: Mapping[str, Result]
+    ) -> tuple[tuple[Planned, ...], tuple[Finished, ...]]:
         """Strengths asked so far, at the panel's first seed, and those that have ended."""
         rows: list[Planned] = []
         finished: list[Finished] = []
@@ -134,28 +172,62 @@ class AttackPlanner:
             n = min(self.panel.batch, self.panel.budget - len(rows))
             for values in self.suggestions(entry.name, name, tuple(finished), n):
                 every = {**dict(entry.values), **values}
-                rows.append(self.planned(target, entry.name, every, self.panel.seeds[0], "tuning", study=name, study_index=len(rows)))
+                rows.append(
+                    self.planned(
+                        target,
+                        entry.name,
+                        every,
+                        self.panel.seeds[0],
+                        "tuning",
+                        study=name,
+                        study_index=len(rows),
+                    )
+                )
                 result = results.get(rows[-1].trial_id)
-                if result is not None:  # Optuna minimises; an attack wants the metric high, and nothing else
-                    finished.append(Finished(values=values, status=result.status, forgetting=-result.forgetting, utility=0.0, violation=0.0))
+                # Optuna minimises; an attack wants the metric high, and nothing else
+                if result is not None:
+                    finished.append(
+                        Finished(
+                            values=values,
+                            status=result.status,
+                            forgetting=-result.forgetting,
+                            utility=0.0,
+                            violation=0.0,
+                        )
+                    )
         return tuple(rows), tuple(finished)
 
-    def suggestions(self, attack: str, name: str, finished: tuple[Finished, ...], batch: int) -> list[dict[str, Value]]:
-        """`suggest` for the study `name` of an attack, remembered: an agenda is asked for whenever an attack has ended."""
+    def suggestions(
+        self, attack: str, name: str, finished: tuple[Finished, ...], batch: int
+    ) -> list[dict[str, Value]]:
+        """`suggest` for the study `name` of an attack, remembered: an agenda is asked for whenever
+        an attack has ended.
+        """
         key = (name, repr(finished))
         if key not in self._suggested:
-            self._suggested[key] = suggest(strength_of(attack), finished, batch=batch, seed=seed_of(name, len(finished)))
+            self._suggested[key] = suggest(
+                strength_of(attack), finished, batch=batch, seed=seed_of(name, len(finished))
+            )
         return self._suggested[key]
 
-    def final(self, target: Target, entry: Entry, values: Mapping[str, Value]) -> tuple[Planned, ...]:
-        """The attack with every seed, and with each the same on base and gold and the companion on the model itself."""
+    def final(
+        self, target: Target, entry: Entry, values: Mapping[str, Value]
+    ) -> tuple[Planned, ...]:
+        """The attack with every seed, and with each the same on base and gold and the companion on
+        the model itself.
+        """
         answers = setting_of(entry.name, values)
         rows = []
         for seed in seeds_of(entry.name, self.panel.seeds):
             rows.append(self.planned(target, entry.name, values, seed, "attack"))
-            rows += [self.planned(other, entry.name, values, seed, "control", answers=answers) for other in self.anchors(target)]
+            rows += [
+                self.planned(other, entry.name, values, seed, "control", answers=answers)
+                for other in self.anchors(target)
+            ]
             if companion := ATTACKS[entry.name].companion:
-                rows.append(self.planned(target, companion, values, seed, "control", answers=answers))
+                rows.append(
+                    self.planned(target, companion, values, seed, "control", answers=answers)
+                )
         return tuple(rows)
 
     def n_final(self, target: Target, entry: Entry) -> int:
@@ -172,7 +244,11 @@ class AttackPlanner:
     def found_anchors(self, target: Target) -> tuple[Target, ...]:
         """`anchors`, from the trial."""
         stages = [role for role in ("base", "gold") if role == "base" or has_gold(target.trial)]
-        trials = [canonical(replace(target.trial, stage=role), check=self.check) for role in stages if role != target.trial.stage]
+        trials = [
+            canonical(replace(target.trial, stage=role), check=self.check)
+            for role in stages
+            if role != target.trial.stage
+        ]
         return tuple(Target(trial_id=self.identified(trial), trial=trial) for trial in trials)
 
     def planned(
@@ -188,23 +264,70 @@ class AttackPlanner:
         study_index: int = -1,
     ) -> Planned:
         """A row of the plan, made once and noted for attacks.parquet."""
-        key = (target.trial_id, name, tuple(sorted(values.items())), seed, role, answers, study, study_index)
+        key = (
+            target.trial_id,
+            name,
+            tuple(sorted(values.items())),
+            seed,
+            role,
+            answers,
+            study,
+            study_index,
+        )
         if key not in self._made:
-            self._made[key] = self.made(target, name, values, seed, role, answers=answers, study=study, study_index=study_index)
+            self._made[key] = self.made(
+                target,
+                name,
+                values,
+                seed,
+                role,
+                answers=answers,
+                study=study,
+                study_index=study_index,
+            )
         row, place = self._made[key]
         self._rows.append(place)
         return row
 
     def made(
-        self, target: Target, name: str, values: Mapping[str, Value], seed: int, role: str, *, answers: str, study: str, study_index: int
+        self,
+        target: Target,
+        name: str,
+        values: Mapping[str, Value],
+        seed: int,
+        role: str,
+        *,
+        answers: str,
+        study: str,
+        study_index: int,
     ) -> tuple[Planned, dict[str, Value]]:
-        """The row of the plan and that of attacks.parquet; values that the attack has not (a companion's) are left out."""
-        own = {f"{name}.{key}": value for key, value in values.items() if f"{name}.{key}" in {o.name for o in options_of(ATTACKS[name].function)}}
+        """The row of the plan and that of attacks.parquet; values that the attack has not (a
+        companion's) are left out.
+        """
+        own = {
+            f"{name}.{key}": value
+            for key, value in values.items()
+            if f"{name}.{key}" in {o.name for o in options_of(ATTACKS[name].function)}
+        }
         attack = replace(Attack(name=name, seed=seed, **self.read_by(name)), **self.curve_of(name))
         trial = self.check(with_values(replace(target.trial, attack=attack), own))
         setting = setting_of(name, {key.partition(".")[2]: value for key, value in own.items()})
-        row = Planned(trial_id=self.identified(trial), trial=trial, role=role, group=setting, tuning="none", study=study, study_index=study_index)
-        place: dict[str, Value] = {"trial_id": row.trial_id, "attacked": target.trial_id, "role": role, "setting": setting, "answers": answers}
+        row = Planned(
+            trial_id=self.identified(trial),
+            trial=trial,
+            role=role,
+            group=setting,
+            tuning="none",
+            study=study,
+            study_index=study_index,
+        )
+        place: dict[str, Value] = {
+            "trial_id": row.trial_id,
+            "attacked": target.trial_id,
+            "role": role,
+            "setting": setting,
+            "answers": answers,
+        }
         return row, {**place, "study": study, "study_index": study_index}
 
     def read_by(self, name: str) -> dict[str, Any]:
@@ -217,11 +340,15 @@ class AttackPlanner:
         }
 
     def curve_of(self, name: str) -> dict[str, Any]:
-        """`attack.curve_*` of an attack that leaves a recovery curve: the metric that the objective forgets by, where it is cheap."""
+        """`attack.curve_*` of an attack that leaves a recovery curve: the metric that the objective
+        forgets by, where it is cheap.
+        """
         if "watch" not in given_names(ATTACKS[name]):
             return {}
         metric = self.experiment.objective.forgetting
-        return {"curve_points": self.panel.curve_points} | ({"curve_metric": metric} if metric in CHEAP else {})
+        return {"curve_points": self.panel.curve_points} | (
+            {"curve_metric": metric} if metric in CHEAP else {}
+        )
 
     def identified(self, trial: Trial) -> str:
         """The trial's id, computed once."""
@@ -230,11 +357,15 @@ class AttackPlanner:
         return self._ids[trial]
 
     def keep(self, run: Path, agenda: Agenda) -> None:
-        """Write attacks.parquet: this panel's rows, and those of earlier panels on other models or with other attacks."""
+        """Write attacks.parquet: this panel's rows, and those of earlier panels on other models or
+        with other attacks.
+        """
         path = run / "attacks.parquet"
         mine = {_key(row): row for row in self._rows}
         old = pl.read_parquet(path).to_dicts() if path.exists() else []
-        write_table(path, "attacks", [*(row for row in old if _key(row) not in mine), *mine.values()])
+        write_table(
+            path, "attacks", [*(row for row in old if _key(row) not in mine), *mine.values()]
+        )
 
 
 def strength_of(name: str) -> Mapping[str, Domain]:
@@ -243,8 +374,18 @@ def strength_of(name: str) -> Mapping[str, Domain]:
 
 
 def setting_of(name: str, values: Mapping[str, Value]) -> str:
-    """`relearning documents=8 learning_rate=0.001 steps=50`: an attack and what was set of it, without seeds."""
-    return " ".join([name, *(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in sorted(values.items()))])
+    """`relearning documents=8 learning_rate=0.001 steps=50`: an attack and what was set of it,
+    without seeds.
+    """
+    return " ".join(
+        [
+            name,
+            *(
+                f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in sorted(values.items())
+            ),
+        ]
+    )
 
 
 def seeds_of(name: str, seeds: Sequence[int]) -> tuple[int, ...]:
@@ -264,10 +405,11 @@ def planner_of(
     n_seeds: int | None = None,
     curve_points: int | None = None,
 ) -> AttackPlanner:
-    """The plan of `rayunlearn attack`: which models of the run, which attacks (`names`: of the panel only these), how many seeds,
-    how many points of a recovery curve at most.
+    """The plan of `rayunlearn attack`: which models of the run, which attacks (`names`: of the
+    panel only these), how many seeds, how many points of a recovery curve at most.
 
-    Raises UserError for an unknown panel, attack or trial, and for a trial that can no longer be repeated.
+    Raises UserError for an unknown panel, attack or trial, and for a trial that can no longer be
+    repeated.
     """
     run = open_run(folder)
     chosen = panel_of(panel)
@@ -278,15 +420,20 @@ def planner_of(
     chosen = chosen if curve_points is None else replace(chosen, curve_points=curve_points)
     found = [finished_trial(folder, trial_id) for trial_id in targets_of(run, trials)]
     for one in found:
-        require(one.trial.attack == Attack(), "an attack cannot be attacked; choose the trial that it attacked, not", one.trial_id)
+        require(
+            one.trial.attack == Attack(),
+            "an attack cannot be attacked; choose the trial that it attacked, not",
+            one.trial_id,
+        )
     targets = tuple(Target(trial_id=one.trial_id, trial=one.trial) for one in found)
     experiment = experiment_of(run, targets[0].trial)
     return AttackPlanner(experiment, check, identify, targets, chosen, reads)
 
 
 def targets_of(run: Run, wanted: str) -> list[str]:
-    """Ids of the trials to attack: `best` (most forgotten at kept utility, one per method and retain loss), `pareto` (those that
-    no other beats), `grid` (every measured cell), or ids and beginnings of ids, separated by commas.
+    """Ids of the trials to attack: `best` (most forgotten at kept utility, one per method and
+    retain loss), `pareto` (those that no other beats), `grid` (every measured cell), or ids and
+    beginnings of ids, separated by commas.
 
     Raises UserError where none fits.
     """
@@ -294,11 +441,27 @@ def targets_of(run: Run, wanted: str) -> list[str]:
         known = run.trials.select("trial_id").collect()["trial_id"].to_list()
         return [find_trial(known, name.strip()) for name in wanted.split(",")]
     table = trial_table(run)
-    cells = table.filter((pl.col("role") == "grid") & (pl.col("status") == "complete") & pl.col("forgetting").is_finite())
-    chosen = {"grid": cells, "pareto": pareto_front(cells, "forgetting", "utility"), "best": _best(table, cells, run)}[wanted]
+    cells = table.filter(
+        (pl.col("role") == "grid")
+        & (pl.col("status") == "complete")
+        & pl.col("forgetting").is_finite()
+    )
+    chosen = {
+        "grid": cells,
+        "pareto": pareto_front(cells, "forgetting", "utility"),
+        "best": _best(table, cells, run),
+    }[wanted]
     ids = list(dict.fromkeys(chosen["trial_id"].to_list()))
-    kept = " that keeps the objective's utility_floor (or name one by its id)" if wanted == "best" else ""
-    require(bool(ids), f"--trials {wanted} must find a complete trial of the grid{kept}; found", len(ids))
+    kept = (
+        " that keeps the objective's utility_floor (or name one by its id)"
+        if wanted == "best"
+        else ""
+    )
+    require(
+        bool(ids),
+        f"--trials {wanted} must find a complete trial of the grid{kept}; found",
+        len(ids),
+    )
     return ids
 
 
@@ -310,7 +473,9 @@ def panel_of(name: str) -> Panel:
 
 
 def only(panel: Panel, names: Iterable[str]) -> Panel:
-    """The panel with these attacks alone; one that it does not have comes with its defaults. Raises UserError for an unknown name."""
+    """The panel with these attacks alone; one that it does not have comes with its defaults. Raises
+    UserError for an unknown name.
+    """
     entries: list[Entry] = []
     for name in names:
         if name not in ATTACKS:
@@ -341,7 +506,9 @@ def _best(table: pl.DataFrame, cells: pl.DataFrame, run: Run) -> pl.DataFrame:
     floor = float(run.experiment["objective"]["utility_floor"])
     base = table.filter(pl.col("role") == "base")["utility"].mean()
     kept = cells.filter(pl.col("utility") >= floor * float(str(base if base is not None else 0.0)))
-    return kept.sort("forgetting").unique(["method.forget", "method.retain"], keep="first", maintain_order=True)
+    return kept.sort("forgetting").unique(
+        ["method.forget", "method.retain"], keep="first", maintain_order=True
+    )
 
 
 def _key(row: Mapping[str, Value]) -> tuple[Value, ...]:
@@ -351,23 +518,51 @@ def _key(row: Mapping[str, Value]) -> tuple[Value, ...]:
 TRAINING = ("heldout_relearning", "unrelated_training")
 SHOTS = (Entry("few_shot_retain"), Entry("few_shot_neighbours"))
 FILLERS = tuple(Entry(f"filler_{name}") for name in ("latin", "english", "hindi"))
-REWORDED = tuple(Entry(name) for name in ("conversation", "poem", "terms_removed", "terms_removed_options", "variables", "paraphrase"))
-TRANSLATIONS = tuple(Entry("translation", (("language", name),)) for name in ("french", "german", "hindi"))
+REWORDED = tuple(
+    Entry(name)
+    for name in (
+        "conversation",
+        "poem",
+        "terms_removed",
+        "terms_removed_options",
+        "variables",
+        "paraphrase",
+    )
+)
+TRANSLATIONS = tuple(
+    Entry("translation", (("language", name),)) for name in ("french", "german", "hindi")
+)
 JAILBREAKS = tuple(Entry(name) for name in ("role_play", "jailbreak_prefix", "insistence"))
 ROUNDED = (Entry("round_to_nearest", (("bits", 8),)), Entry("round_to_nearest", (("bits", 4),)))
 CALIBRATED = (Entry("gptq"), Entry("awq"))
-INSIDE = tuple(Entry(name) for name in ("logit_lens", "linear_probe", "linear_probe_held_in", "truth_probe"))
-SEARCHED = (Entry("noise"), Entry("gcg", tuned=True), Entry("soft_prompt", tuned=True), Entry("sampled_attempts"))
-DAMAGE = (Entry("magnitude_pruning"), Entry("weight_noise"), Entry("direction_ablation"), Entry("direction_ablation_retain"))
+INSIDE = tuple(
+    Entry(name) for name in ("logit_lens", "linear_probe", "linear_probe_held_in", "truth_probe")
+)
+SEARCHED = (
+    Entry("noise"),
+    Entry("gcg", tuned=True),
+    Entry("soft_prompt", tuned=True),
+    Entry("sampled_attempts"),
+)
+DAMAGE = (
+    Entry("magnitude_pruning"),
+    Entry("weight_noise"),
+    Entry("direction_ablation"),
+    Entry("direction_ablation_retain"),
+)
 
-METRIC_STRESS = (  # what experiments/metric_robustness.py tries metrics by; relearning is under its default, meant to leave models different
+# what experiments/metric_robustness.py tries metrics by; relearning is under its default, meant to
+# leave models different
+METRIC_STRESS = (
     Entry("jailbreak_prefix"),
     Entry("relearning", (("learning_rate", 3e-4), ("steps", 40))),
     Entry("noise"),
     Entry("linear_shortcut"),
 )
 
-BESIDE_FULL = (  # what experiments/faithfulness.py holds coresets against the full set by; unrelated text is relearning's control too
+# what experiments/faithfulness.py holds coresets against the full set by; unrelated text is
+# relearning's control too
+BESIDE_FULL = (
     Entry("relearning", (("documents", 10),)),
     Entry("unrelated_training", (("documents", 10),)),
     Entry("round_to_nearest", (("bits", 4),)),
@@ -376,9 +571,23 @@ BESIDE_FULL = (  # what experiments/faithfulness.py holds coresets against the f
 
 PANELS: Mapping[str, Panel] = {
     "quick": Panel(
-        entries=(Entry("relearning", (("documents", 10),)), *(Entry(name) for name in TRAINING), *ROUNDED, SHOTS[0], REWORDED[0]),
+        entries=(
+            Entry("relearning", (("documents", 10),)),
+            *(Entry(name) for name in TRAINING),
+            *ROUNDED,
+            SHOTS[0],
+            REWORDED[0],
+        )
     ),
-    "black_box": Panel(entries=(*SHOTS, *FILLERS, *REWORDED, *TRANSLATIONS, Entry("unrelated_training", tuned=True))),
+    "black_box": Panel(
+        entries=(
+            *SHOTS,
+            *FILLERS,
+            *REWORDED,
+            *TRANSLATIONS,
+            Entry("unrelated_training", tuned=True),
+        )
+    ),
     "metrics": Panel(entries=METRIC_STRESS, seeds=(0,)),
     "coresets": Panel(entries=BESIDE_FULL, seeds=(0,)),
     "full": Panel(
@@ -395,6 +604,6 @@ PANELS: Mapping[str, Panel] = {
             *JAILBREAKS,
             *SEARCHED,
             *INSIDE,
-        ),
+        )
     ),
 }

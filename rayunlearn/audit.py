@@ -1,4 +1,6 @@
-"""The audit of a model that was unlearned elsewhere: it becomes the one cell of an experiment, measured and attacked as a trial is."""
+"""The audit of a model that was unlearned elsewhere: it becomes the one cell of an experiment,
+measured and attacked as a trial is.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,23 +15,41 @@ from rayunlearn.models.load import check_directory, read_json, resolve_model
 from rayunlearn.workspace import identify, validate
 
 QUESTION = "Is what {model} was to forget gone, or can it be had back?"
-LOCAL = ("model.name", "model.gold", "model.unlearned", "data.path")  # workers may stand in another folder
+# workers may stand in another folder
+LOCAL = ("model.name", "model.gold", "model.unlearned", "data.path")
 
 
-def audit_of(model: str, base: str, gold: str, values: Mapping[str, Value], *, metric: str) -> Experiment:
-    """The experiment that measures `model` beside `base` and, where it is not '', `gold`: directories or Hub names.
+def audit_of(
+    model: str, base: str, gold: str, values: Mapping[str, Value], *, metric: str
+) -> Experiment:
+    """The experiment that measures `model` beside `base` and, where it is not '', `gold`:
+    directories or Hub names.
 
-    `values` say which data (`data.name`, `data.path`) and change any other setting; `metric`, '' for probability, is what
-    attacks are to raise on split forget. Its version names the model and its content, so that the same call is the same run.
-    Raises UserError, before weights are read into memory, for a model that does not load from safetensors, for models whose
-    vocabularies differ, and as `workspace.validate` does.
+    `values` say which data (`data.name`, `data.path`) and change any other setting; `metric`, ''
+    for probability, is what attacks are to raise on split forget. Its version names the model and
+    its content, so that the same call is the same run. Raises UserError, before weights are read
+    into memory, for a model that does not load from safetensors, for models whose vocabularies
+    differ, and as `workspace.validate` does.
     """
     require(bool(base), "an audit must have --base, the model before unlearning; got", base)
     check_models({"--model": model, "--base": base, "--gold": gold})
-    models: dict[str, Value] = {"model.teach": False, "model.name": base, "model.gold": gold, "model.unlearned": model}
-    # Nothing is trained, so no loss is chosen: the retain-only trial is the one that keeps no coreset.
-    trial = validate(with_values(Trial(method=Method(forget="none")), {name: absolute(name, value) for name, value in {**models, **values}.items()}))
-    goal = Objective(forgetting=metric or Objective().forgetting, utility=metric or Objective().utility)
+    models: dict[str, Value] = {
+        "model.teach": False,
+        "model.name": base,
+        "model.gold": gold,
+        "model.unlearned": model,
+    }
+    # Nothing is trained, so no loss is chosen: the retain-only trial is the one that keeps no
+    # coreset.
+    trial = validate(
+        with_values(
+            Trial(method=Method(forget="none")),
+            {name: absolute(name, value) for name, value in {**models, **values}.items()},
+        )
+    )
+    goal = Objective(
+        forgetting=metric or Objective().forgetting, utility=metric or Objective().utility
+    )
     safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(model).resolve().name)
     experiment = Experiment(
         name="audit",
@@ -46,10 +66,11 @@ def audit_of(model: str, base: str, gold: str, values: Mapping[str, Value], *, m
 
 
 def check_models(named: Mapping[str, str]) -> None:
-    """Raise UserError unless every named model ('' is none) has safetensors weights, and shape and vocabulary of the first.
+    """Raise UserError unless every named model ('' is none) has safetensors weights, and shape and
+    vocabulary of the first.
 
-    An attack asks all of them the same tokens and compares what their layers hold. Tokens that only one of two has, for
-    padding as a rule, do not count.
+    An attack asks all of them the same tokens and compares what their layers hold. Tokens that only
+    one of two has, for padding as a rule, do not count.
     """
     directories = {option: resolve_model(name) for option, name in named.items() if name}
     for directory in directories.values():
@@ -62,8 +83,16 @@ def check_models(named: Mapping[str, str]) -> None:
             f"{option} must have the blocks and width of {first}, {shape}; it has",
             shape_of(directories[option]),
         )
-        moved = sorted(word for word, at in vocabulary_of(directories[option]).items() if words.get(word, at) != at)
-        require(not moved, f"{option} must have the token ids of {first}; {len(moved)} are others, such as", moved[:3])
+        moved = sorted(
+            word
+            for word, at in vocabulary_of(directories[option]).items()
+            if words.get(word, at) != at
+        )
+        require(
+            not moved,
+            f"{option} must have the token ids of {first}; {len(moved)} are others, such as",
+            moved[:3],
+        )
 
 
 def shape_of(directory: Path) -> tuple[object, ...]:
@@ -73,13 +102,21 @@ def shape_of(directory: Path) -> tuple[object, ...]:
 
 
 def vocabulary_of(directory: Path) -> dict[str, int]:
-    """Token -> id. Raises UserError for a tokenizer that cannot be read, or only by code that it brings."""
+    """Token -> id. Raises UserError for a tokenizer that cannot be read, or only by code that it
+    brings.
+    """
     try:
         return dict(AutoTokenizer.from_pretrained(directory, trust_remote_code=False).get_vocab())
     except (OSError, ValueError, KeyError) as problem:
-        raise UserError(f"the tokenizer in {directory} could not be loaded: {type(problem).__name__}: {problem}") from problem
+        raise UserError(
+            f"the tokenizer in {directory} could not be loaded: {type(problem).__name__}: {problem}"
+        ) from problem
 
 
 def absolute(name: str, value: Value) -> Value:
     """A path on this machine in full; Hub names and everything else as they are."""
-    return str(Path(str(value)).expanduser().resolve()) if name in LOCAL and value and is_local(str(value)) else value
+    return (
+        str(Path(str(value)).expanduser().resolve())
+        if name in LOCAL and value and is_local(str(value))
+        else value
+    )

@@ -1,4 +1,6 @@
-"""The worker of `tfidf` and `log_odds` over a corpus in pieces. It loads neither torch nor a model, so a process of it starts in a second."""
+"""The worker of `tfidf` and `log_odds` over a corpus in pieces. It loads neither torch nor a model,
+so a process of it starts in a second.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ from rayunlearn.results.store import frame_of, write_frame
 
 @dataclass(frozen=True, kw_only=True)
 class BlockJob:
-    """What a worker needs: one of `blocks.IN_BLOCKS`, its arguments, the most keywords of a document (0: all), and the surveys."""
+    """What a worker needs: one of `blocks.IN_BLOCKS`, its arguments, the most keywords of a
+    document (0: all), and the surveys.
+    """
 
     extractor: str
     arguments: Mapping[str, Any]
@@ -39,13 +43,20 @@ def block_worker(job: BlockJob) -> Do:
     return do
 
 
-def _frames(job: BlockJob, extract: Extract, ids: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[pl.DataFrame, int]]:
-    """Rows of the table keywords, and how many keywords they are, a block of documents at a time; at least one, if an empty one."""
+def _frames(
+    job: BlockJob, extract: Extract, ids: Sequence[str], texts: Sequence[str]
+) -> Iterator[tuple[pl.DataFrame, int]]:
+    """Rows of the table keywords, and how many keywords they are, a block of documents at a time;
+    at least one, if an empty one.
+    """
     yield frame_of("keywords", []), 0
     begun = 0
     for block in blocks_of(texts):
         rows = extract(block)
-        yield _block_frame(rows, ids[begun : begun + len(block)], job.survey.digest, job.extractor), int(rows.new.sum())
+        yield (
+            _block_frame(rows, ids[begun : begun + len(block)], job.survey.digest, job.extractor),
+            int(rows.new.sum()),
+        )
         begun += len(block)
 
 

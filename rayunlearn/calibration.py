@@ -1,4 +1,6 @@
-"""Control before comparison: the unlearned model mixed back until it retains enough, measured again (`train.mixing`, 2406.09179)."""
+"""Control before comparison: the unlearned model mixed back until it retains enough, measured again
+(`train.mixing`, 2406.09179).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,21 +20,33 @@ from rayunlearn.worker import Loaded
 from rayunlearn.workspace import Workspace
 
 
-def calibrated(trial: Trial, workspace: Workspace, state: Loaded, examples: Rows, *, step: int) -> tuple[dict[str, Any], dict[str, Rows]]:
-    """(columns of `trials`, rows of `examples`, `evals` and `curves`) of the mixtures that retain calibrate.tau and calibrate.beside x base.
+def calibrated(
+    trial: Trial, workspace: Workspace, state: Loaded, examples: Rows, *, step: int
+) -> tuple[dict[str, Any], dict[str, Rows]]:
+    """(columns of `trials`, rows of `examples`, `evals` and `curves`) of the mixtures that retain
+    calibrate.tau and calibrate.beside x base.
 
-    `state.model` holds the unlearned weights, LoRA added to them, and holds them again afterwards; `examples` are theirs. A
-    mixture that two stages share is measured once. Raises UserError where base retains nothing.
+    `state.model` holds the unlearned weights, LoRA added to them, and holds them again afterwards;
+    `examples` are theirs. A mixture that two stages share is measured once. Raises UserError where
+    base retains nothing.
     """
     path = Path(trial, workspace, state, copy_of(state.model))
     shares = {"calibrated": trial.calibrate.tau, "calibrated_beside": trial.calibrate.beside}
-    found = {stage: calibrate(path.retention, share=share) for stage, share in shares.items() if share > 0}
+    found = {
+        stage: calibrate(path.retention, share=share)
+        for stage, share in shares.items()
+        if share > 0
+    }
     measured: dict[float, Rows] = {1.0: examples}
     tables: dict[str, Rows] = {"examples": [], "evals": []}
     for stage, one in found.items():
         if one.alpha not in measured:
-            measured[one.alpha] = path.inside(one.alpha, lambda: examples_of(trial, workspace, state))
-        for name, rows in labelled(trial, workspace, measured[one.alpha], stage=stage, step=step).items():
+            measured[one.alpha] = path.inside(
+                one.alpha, lambda: examples_of(trial, workspace, state)
+            )
+        for name, rows in labelled(
+            trial, workspace, measured[one.alpha], stage=stage, step=step
+        ).items():
             tables[name] += rows
     return columns(found), tables | {"curves": path.rows()}
 
@@ -40,7 +54,11 @@ def calibrated(trial: Trial, workspace: Workspace, state: Loaded, examples: Rows
 def columns(found: dict[str, Calibration]) -> dict[str, Any]:
     """What calibration found, as columns of `trials`."""
     main, beside = found["calibrated"], found.get("calibrated_beside")
-    row: dict[str, Any] = {"calibrated_alpha": main.alpha, "calibrated_width": main.width, "calibrated_search": main.search}
+    row: dict[str, Any] = {
+        "calibrated_alpha": main.alpha,
+        "calibrated_width": main.width,
+        "calibrated_search": main.search,
+    }
     return row | {"calibrated_beside_alpha": beside.alpha if beside else None}
 
 
@@ -48,7 +66,8 @@ def columns(found: dict[str, Calibration]) -> dict[str, Any]:
 class Path:
     """The mixtures between base and the unlearned weights; what was measured at an alpha is kept.
 
-    The metric of retention is measured on its split and on `forget`, so that the path shows what retaining costs.
+    The metric of retention is measured on its split and on `forget`, so that the path shows what
+    retaining costs.
     """
 
     trial: Trial
@@ -61,8 +80,14 @@ class Path:
         """Mean of calibrate.retention on calibrate.split at theta(alpha)."""
         if alpha not in self.known:
             self.known[alpha] = self.inside(alpha, self._look)
-        means = self.known[alpha].filter(pl.col("split") == self.trial.calibrate.split)["value"].drop_nulls()
-        rule = "calibrate.split must be a split of the probes on which calibrate.retention is defined"
+        means = (
+            self.known[alpha]
+            .filter(pl.col("split") == self.trial.calibrate.split)["value"]
+            .drop_nulls()
+        )
+        rule = (
+            "calibrate.split must be a split of the probes on which calibrate.retention is defined"
+        )
         require(len(means) == 1, rule, self.trial.calibrate.split)
         return float(means.item())
 
@@ -73,10 +98,18 @@ class Path:
 
     def rows(self) -> Rows:
         """The path as rows of `curves`."""
-        return [{"kind": "mixing", "x": alpha} | row for alpha, means in sorted(self.known.items()) for row in means.to_dicts()]
+        return [
+            {"kind": "mixing", "x": alpha} | row
+            for alpha, means in sorted(self.known.items())
+            for row in means.to_dicts()
+        ]
 
     def _look(self) -> pl.DataFrame:
         splits = (self.trial.calibrate.split, "forget")
-        probes = [p for p in probes_of(self.workspace, self.state, self.trial.data) if p.split in splits]
+        probes = [
+            p for p in probes_of(self.workspace, self.state, self.trial.data) if p.split in splits
+        ]
         metrics = chosen_metrics(self.trial.calibrate.retention)
-        return summarise(framed(examples_of(self.trial, self.workspace, self.state, probes, metrics)))
+        return summarise(
+            framed(examples_of(self.trial, self.workspace, self.state, probes, metrics))
+        )

@@ -1,4 +1,6 @@
-"""What there is, printed: the tables of methods, selectors and metrics, the experiments of a folder, the cells of a plan."""
+"""What there is, printed: the tables of methods, selectors and metrics, the experiments of a
+folder, the cells of a plan.
+"""
 
 import ast
 import math
@@ -27,13 +29,30 @@ def print_methods(console: Console) -> None:
 
     _heading(console, "method.forget: what is minimised on the forget documents")
     for name, row in FORGET.items():
-        options = [line for function in (row.function, row.weighting, row.ending) for line in options_in_words(function)]
+        options = [
+            line
+            for function in (row.function, row.weighting, row.ending)
+            for line in options_in_words(function)
+        ]
         _entry(console, name, row.title, [row.equation, *options, row.source])
-    _heading(console, "method.retain: what is added, times method.retain_weight, on the retain documents")
+    _heading(
+        console, "method.retain: what is added, times method.retain_weight, on the retain documents"
+    )
     for name, kept in RETAIN.items():
-        _entry(console, name, kept.title, [kept.equation, *options_in_words(kept.function), kept.source])
+        _entry(
+            console,
+            name,
+            kept.title,
+            [kept.equation, *options_in_words(kept.function), kept.source],
+        )
     for heading, table in (
-        ("companions: the other text that dpo (by method.preferred), altpo, idk and llmu look at", COMPANIONS),
+        (
+            (
+                "companions: the other text that dpo (by method.preferred), altpo, idk and llmu"
+                " look at"
+            ),
+            COMPANIONS,
+        ),
         ("method.wrappers: what is put around any of them, separated by commas", WRAPPERS),
         ("train.adapter: what is trained", ADAPTERS),
     ):
@@ -43,13 +62,18 @@ def print_methods(console: Console) -> None:
 
 
 def print_recipes(console: Console) -> None:
-    """Published runs: every value with its source, and `not confirmed` where it was not read where it was run."""
+    """Published runs: every value with its source, and `not confirmed` where it was not read where
+    it was run.
+    """
     from rayunlearn.recipes import RECIPES
 
     for name, recipe in RECIPES.items():
         lines = [f"model: {recipe.model}", f"corpus: {recipe.corpus}"]
         for setting, row in recipe.settings.items():
-            lines.append(f"{setting} = {row.value!r}{'' if row.confirmed else ', not confirmed'} ({row.source})")
+            lines.append(
+                f"{setting} = {row.value!r}{'' if row.confirmed else ', not confirmed'}"
+                f" ({row.source})"
+            )
         _entry(console, name, recipe.title, [*lines, f"differs: {recipe.departures}"])
 
 
@@ -59,7 +83,12 @@ def print_selectors(console: Console) -> None:
 
     _heading(console, "select.name: which part of the forget set is kept")
     for name, row in SELECTORS.items():
-        _entry(console, name, row.title, [*options_in_words(row.function), f"departures: {row.departures}", row.source])
+        _entry(
+            console,
+            name,
+            row.title,
+            [*options_in_words(row.function), f"departures: {row.departures}", row.source],
+        )
 
 
 def print_extractors(console: Console) -> None:
@@ -77,7 +106,11 @@ def print_metrics(console: Console) -> None:
 
     _heading(console, "metrics, one value per document")
     for name, row in METRICS.items():
-        direction = f"{row.direction} is more knowledge" if row.direction else "says nothing of knowledge by itself"
+        direction = (
+            f"{row.direction} is more knowledge"
+            if row.direction
+            else "says nothing of knowledge by itself"
+        )
         scale = f"{row.unit}, from {row.low:g} to {row.high:g}; {direction}"
         _entry(console, name, row.meaning, [scale, *options_in_words(row.function), row.source])
 
@@ -92,30 +125,60 @@ def print_attacks(console: Console) -> None:
         if rows:
             _heading(console, f"attacks of kind {kind}")
         for name, row in rows.items():
-            _entry(console, name, row.title, [*options_in_words(row.function), f"control: {row.control}", row.source])
+            _entry(
+                console,
+                name,
+                row.title,
+                [*options_in_words(row.function), f"control: {row.control}", row.source],
+            )
 
 
 def print_experiments(console: Console) -> None:
     """The experiment files in `experiments/` and the first sentence of each; nothing is run."""
     files = sorted(Path("experiments").glob("*.py"))
-    require(bool(files), "experiments are the .py files of a folder named experiments, which must be here", str(Path.cwd()))
+    require(
+        bool(files),
+        "experiments are the .py files of a folder named experiments, which must be here",
+        str(Path.cwd()),
+    )
     for file in files:
         _entry(console, str(file), first_line(file), [])
 
 
 def settings_page() -> str:
-    """docs/settings.md: every setting of a trial and every hyperparameter of a function, with default and range."""
+    """docs/settings.md: every setting of a trial and every hyperparameter of a function, with
+    default and range.
+    """
     from rayunlearn.config import SECTIONS, Trial
     from rayunlearn.families import option_names
 
     lines = ["# Settings", "", SETTINGS_HEAD, ""]
     for section in SECTIONS:
         part = getattr(Trial(), section)
-        lines += [f"## {section}", "", *cleandoc(part.__doc__ or "").splitlines(), "", "| setting | type | default |", "|---|---|---|"]
-        lines += [f"| `{section}.{f.name}` | {getattr(f.type, '__name__', f.type)} | {_code(getattr(part, f.name))} |" for f in fields(part)] + [""]
-    lines += ["## Hyperparameters", "", OPTIONS_HEAD, "", "| setting | default | range |", "|---|---|---|"]
+        lines += [
+            f"## {section}",
+            "",
+            *cleandoc(part.__doc__ or "").splitlines(),
+            "",
+            "| setting | type | default |",
+            "|---|---|---|",
+        ]
+        lines += [
+            f"| `{section}.{f.name}` | {getattr(f.type, '__name__', f.type)} |"
+            f" {_code(getattr(part, f.name))} |"
+            for f in fields(part)
+        ] + [""]
     lines += [
-        f"| `{o.name}` | {_code(o.default)} | {o.rule.words if o.rule else ''} |" for o in sorted(option_names().values(), key=lambda o: o.name)
+        "## Hyperparameters",
+        "",
+        OPTIONS_HEAD,
+        "",
+        "| setting | default | range |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| `{o.name}` | {_code(o.default)} | {o.rule.words if o.rule else ''} |"
+        for o in sorted(option_names().values(), key=lambda o: o.name)
     ]
     return "\n".join(lines) + "\n"
 
@@ -143,12 +206,26 @@ def options_in_words(function: Callable[..., Any]) -> list[str]:
     """`npo.beta = 0.1 (must be > 0)`, one line per hyperparameter."""
     from rayunlearn.families import options_of
 
-    return [f"{o.name} = {o.default!r}" + (f" ({o.rule.words})" if o.rule else "") for o in options_of(function)]
+    return [
+        f"{o.name} = {o.default!r}" + (f" ({o.rule.words})" if o.rule else "")
+        for o in options_of(function)
+    ]
 
 
 def print_cells(cells: Sequence[Cell], console: Console) -> None:
     """The plan, one line per cell."""
-    rows = [(c.role, c.method, c.selector, "" if math.isnan(c.ratio) else f"{c.ratio:g}", c.group, str(c.planned), str(c.finished)) for c in cells]
+    rows = [
+        (
+            c.role,
+            c.method,
+            c.selector,
+            "" if math.isnan(c.ratio) else f"{c.ratio:g}",
+            c.group,
+            str(c.planned),
+            str(c.finished),
+        )
+        for c in cells
+    ]
     _print(console, ("role", "method", "selector", "ratio", "group", "trials", "finished"), rows)
 
 

@@ -1,8 +1,10 @@
-"""What a trial is: one frozen value. Every setting has one dotted name, used from the command line to Parquet.
+"""What a trial is: one frozen value. Every setting has one dotted name, used from the command line
+to Parquet.
 
-`select.ratio` is a field of a section; `npo.beta` is a keyword argument of the function `npo` and lives in
-`Trial.options`, because layer 0 does not know the method tables. `rayunlearn.families.check` holds options
-against the signatures on the driver, before anything is scheduled.
+`select.ratio` is a field of a section; `npo.beta` is a keyword argument of the function `npo` and
+lives in `Trial.options`, because layer 0 does not know the method tables.
+`rayunlearn.families.check` holds options against the signatures on the driver, before anything is
+scheduled.
 """
 
 import dataclasses
@@ -16,15 +18,26 @@ from rayunlearn.errors import UserError, require, require_no_login, unknown_name
 Value = str | int | float | bool
 
 BEDS = ("domain", "people")
-BENCHMARKS = ("biology", "mmlu", "muse-books", "muse-news", "rwku", "tofu", "wmdp-bio", "wmdp-cyber")
+BENCHMARKS = (
+    "biology",
+    "mmlu",
+    "muse-books",
+    "muse-news",
+    "rwku",
+    "tofu",
+    "wmdp-bio",
+    "wmdp-cyber",
+)
 UNITS = ("steps", "epochs", "presentations")
-SCHEDULES = ("constant", "linear", "cosine")  # after the warm-up
+# after the warm-up
+SCHEDULES = ("constant", "linear", "cosine")
 STAGES = ("unlearned", "base", "gold")
 SIZES = ("tiny", "small")
 TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_keywords")
 PREFERRED = ("refusal", "alternate", "wrong")
 PRECISIONS = ("auto", "float32")
-MOST_ARITHMETIC = 190  # the differences of numbers up to 20 are that many (metrics/probes.py)
+# the differences of numbers up to 20 are that many (metrics/probes.py)
+MOST_ARITHMETIC = 190
 NEWER = (
     "train.layers",
     "data.options",
@@ -35,23 +48,26 @@ NEWER = (
     "stop.retention_floor",
     "model.unlearned",
     "attack.curve_",
-)  # settings younger than the first runs: at their default they make no other trial
-NO_MATTER = ("train.checkpoint_every",)  # they change no number of a trial, so they make no other one
+    # settings younger than the first runs: at their default they make no other trial
+)
+# they change no number of a trial, so they make no other one
+NO_MATTER = ("train.checkpoint_every",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which documents: a generated test bed (`domain`, `people`), a benchmark of docs/benchmarks.md or `files` of one's own.
+    """Which documents: a generated test bed (`domain`, `people`), a benchmark of docs/benchmarks.md
+    or `files` of one's own.
 
-    For a benchmark, `path` is its folder or Hub name and `options` are its loader's settings: `size=05`; the file settings
-    below are not read.
-    For `files`, `path` is a directory, one file or a Hub name, and `forget`, `retain`, `probe_forget` and
-    `probe_retain` name a file stem in that directory (or a Hub configuration). Empty probes: the training
-    documents are also what is asked. `holdout` names documents like the forget set's that no model was taught: membership
-    metrics compare with them. `columns` maps our names to theirs: `prompt=question,answer=answer`.
+    For a benchmark, `path` is its folder or Hub name and `options` are its loader's settings:
+    `size=05`; the file settings below are not read. For `files`, `path` is a directory, one file or
+    a Hub name, and `forget`, `retain`, `probe_forget` and `probe_retain` name a file stem in that
+    directory (or a Hub configuration). Empty probes: the training documents are also what is asked.
+    `holdout` names documents like the forget set's that no model was taught: membership metrics
+    compare with them. `columns` maps our names to theirs: `prompt=question,answer=answer`.
 
-    `arithmetic`: so many sums, differences and products are asked besides, on split `arithmetic`, whatever the data: what a
-    model could and nobody asked it to forget.
+    `arithmetic`: so many sums, differences and products are asked besides, on split `arithmetic`,
+    whatever the data: what a model could and nobody asked it to forget.
     """
 
     name: str = "domain"
@@ -77,29 +93,46 @@ class Data:
         if self.size not in SIZES:
             raise unknown_name("data.size", self.size, SIZES)
         require(self.redundancy >= 1, "data.redundancy must be >= 1", self.redundancy)
-        named = f"data.path must name a directory, file or Hub data set when data.name is {self.name!r}"
+        named = (
+            f"data.path must name a directory, file or Hub data set when data.name is {self.name!r}"
+        )
         require(self.name in BEDS or bool(self.path), named, self.path)
         require_no_login("data.path", self.path)
-        require(self.name in BENCHMARKS or not self.options, "data.options must be '' when data.name is no benchmark", self.options)
-        require("{prompt}" in self.template or self.template == "chat", "data.template must contain {prompt} or be 'chat'", self.template)
+        require(
+            self.name in BENCHMARKS or not self.options,
+            "data.options must be '' when data.name is no benchmark",
+            self.options,
+        )
+        require(
+            "{prompt}" in self.template or self.template == "chat",
+            "data.template must contain {prompt} or be 'chat'",
+            self.template,
+        )
         require(self.max_tokens >= 8, "data.max_tokens must be >= 8", self.max_tokens)
-        require(0 <= self.arithmetic <= MOST_ARITHMETIC, f"data.arithmetic must be from 0 to {MOST_ARITHMETIC}", self.arithmetic)
+        require(
+            0 <= self.arithmetic <= MOST_ARITHMETIC,
+            f"data.arithmetic must be from 0 to {MOST_ARITHMETIC}",
+            self.arithmetic,
+        )
         require(self.limit_retain >= 1, "data.limit_retain must be >= 1", self.limit_retain)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Which model: `scratch` (built here at `size`) or a local directory or Hub name, safetensors only.
+    """Which model: `scratch` (built here at `size`) or a local directory or Hub name, safetensors
+    only.
 
-    `teach`: train it on the corpus first (base: forget + retain; gold: retain alone). With `teach` off the
-    model is taken as it is, `gold` may name a model that never saw the forget set, and `unlearned` one that was unlearned
+    `teach`: train it on the corpus first (base: forget + retain; gold: retain alone). With `teach`
+    off the model is taken as it is, `gold` may name a model that never saw the forget set, and
+    `unlearned` one that was unlearned
     elsewhere: stage unlearned is then those weights, and nothing is trained.
     """
 
     name: str = "scratch"
     size: str = "tiny"
     teach: bool = True
-    teach_epochs: int = 0  # 0: as many as the size's own recipe says
+    # 0: as many as the size's own recipe says
+    teach_epochs: int = 0
     teach_learning_rate: float = 2e-3
     gold: str = ""
     unlearned: str = ""
@@ -108,22 +141,36 @@ class Model:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise unknown_name("model.size", self.size, SIZES)
-        require(not (self.teach and self.unlearned), "model.unlearned must be '' when model.teach is true", self.unlearned)
+        require(
+            not (self.teach and self.unlearned),
+            "model.unlearned must be '' when model.teach is true",
+            self.unlearned,
+        )
         require_no_login("model.name", self.name)
         require_no_login("model.gold", self.gold)
-        require(self.teach or self.name != "scratch", "model.teach must be true when model.name is 'scratch'", self.teach)
+        require(
+            self.teach or self.name != "scratch",
+            "model.teach must be true when model.name is 'scratch'",
+            self.teach,
+        )
         require(self.teach_epochs >= 0, "model.teach_epochs must be >= 0", self.teach_epochs)
-        require(self.teach_learning_rate > 0, "model.teach_learning_rate must be > 0", self.teach_learning_rate)
+        require(
+            self.teach_learning_rate > 0,
+            "model.teach_learning_rate must be > 0",
+            self.teach_learning_rate,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Select:
-    """Which part of the forget set is unlearned, and in which words: ratio r keeps max(1, round(r n)) documents.
+    """Which part of the forget set is unlearned, and in which words: ratio r keeps max(1, round(r
+    n)) documents.
 
-    `stratified`: topics, where documents have them, share the coreset out in proportion. `text`: the whole documents, their
-    keywords alone (in order or shuffled), the other words, or as many random words. `extractor` finds the keywords, also
-    those of `keyword_coverage`; the best of them up to `keyword_fraction` of a document's words are its keywords.
-    `judge_model` is the chat model of the extractor `judge`. `seed` is the selector's and that of random and shuffled words.
+    `stratified`: topics, where documents have them, share the coreset out in proportion. `text`:
+    the whole documents, their keywords alone (in order or shuffled), the other words, or as many
+    random words. `extractor` finds the keywords, also those of `keyword_coverage`; the best of them
+    up to `keyword_fraction` of a document's words are its keywords. `judge_model` is the chat model
+    of the extractor `judge`. `seed` is the selector's and that of random and shuffled words.
     """
 
     name: str = "random"
@@ -139,15 +186,20 @@ class Select:
         require(0 < self.ratio <= 1, "select.ratio must be in (0, 1]", self.ratio)
         if self.text not in TEXTS:
             raise unknown_name("select.text", self.text, TEXTS)
-        require(0 < self.keyword_fraction <= 1, "select.keyword_fraction must be in (0, 1]", self.keyword_fraction)
+        require(
+            0 < self.keyword_fraction <= 1,
+            "select.keyword_fraction must be in (0, 1]",
+            self.keyword_fraction,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """forget loss + retain_weight * retain loss; `layer` is where representation losses look (0-based block).
+    """forget loss + retain_weight * retain loss; `layer` is where representation losses look
+    (0-based block).
 
-    `preferred`: the kind of text that `dpo` prefers to the forget answer. `wrappers`: names of `train.wrappers` in the
-    order they act, separated by commas ('' has none).
+    `preferred`: the kind of text that `dpo` prefers to the forget answer. `wrappers`: names of
+    `train.wrappers` in the order they act, separated by commas ('' has none).
     """
 
     forget: str = "npo"
@@ -162,16 +214,22 @@ class Method:
         require(self.layer >= 0, "method.layer must be >= 0", self.layer)
         if self.preferred not in PREFERRED:
             raise unknown_name("method.preferred", self.preferred, PREFERRED)
-        require(self.forget != "none" or self.retain != "none", "method.forget and method.retain must not both be 'none'", self.forget)
+        require(
+            self.forget != "none" or self.retain != "none",
+            "method.forget and method.retain must not both be 'none'",
+            self.forget,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """Which tokens of a forget document the forget loss counts, whichever loss it is (see `methods.tokens`).
+    """Which tokens of a forget document the forget loss counts, whichever loss it is (see
+    `methods.tokens`).
 
-    `temperature` divides its logits; `keep` is the share of each document's tokens that counts, the best remembered
-    first; `cap` is the summed NLL, in nats, from which a document counts no more (0: no cap); `words` restricts the
-    loss to the tokens of these words, separated by commas ('': every token).
+    `temperature` divides its logits; `keep` is the share of each document's tokens that counts, the
+    best remembered first; `cap` is the summed NLL, in nats, from which a document counts no more
+    (0: no cap); `words` restricts the loss to the tokens of these words, separated by commas ('':
+    every token).
     """
 
     temperature: float = 1.0
@@ -188,20 +246,27 @@ class Token:
 def block_numbers(layers: str) -> tuple[int, ...]:
     """`5,6,7` -> (5, 6, 7). Raises UserError for anything but whole numbers from 0, each once."""
     parts = [part.strip() for part in layers.split(",")] if layers.strip() else []
-    whole = all(part.isdecimal() and len(part) < 10 for part in parts) and len(set(map(int, parts))) == len(parts)
-    require(whole, "train.layers must be different whole numbers from 0, separated by commas", layers)
+    whole = all(part.isdecimal() and len(part) < 10 for part in parts) and len(
+        set(map(int, parts))
+    ) == len(parts)
+    require(
+        whole, "train.layers must be different whole numbers from 0, separated by commas", layers
+    )
     return tuple(map(int, parts))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How long and how fast. `length` counts `unit`: optimizer steps, epochs or presentations of a document.
+    """How long and how fast. `length` counts `unit`: optimizer steps, epochs or presentations of a
+    document.
 
-    The documents of a step go through the model in `accumulation` pieces of batch_size / accumulation, for memory.
-    `parameters` is a regular expression searched in parameter names; with `adapter` lora it chooses among the adapters
-    by the name of the module they sit on. `checkpoint_every` steps, at the next look (`stop.check_every`), a trial writes down where it
-    is, and goes on from there if its process ends (0: never). `layers`: numbers of blocks, from 0 and separated by commas, that the trained
-    parameters must be part of ('' asks for none). `precision` auto: bfloat16 where a GPU has it, float32 weights always.
+    The documents of a step go through the model in `accumulation` pieces of batch_size /
+    accumulation, for memory. `parameters` is a regular expression searched in parameter names; with
+    `adapter` lora it chooses among the adapters by the name of the module they sit on.
+    `checkpoint_every` steps, at the next look (`stop.check_every`), a trial writes down where it
+    is, and goes on from there if its process ends (0: never). `layers`: numbers of blocks, from 0
+    and separated by commas, that the trained parameters must be part of ('' asks for none).
+    `precision` auto: bfloat16 where a GPU has it, float32 weights always.
     """
 
     learning_rate: float = 1e-4
@@ -228,11 +293,17 @@ class Train:
             raise unknown_name("train.unit", self.unit, UNITS)
         if self.schedule not in SCHEDULES:
             raise unknown_name("train.schedule", self.schedule, SCHEDULES)
-        require(0 <= self.warmup_fraction < 1, "train.warmup_fraction must be in [0, 1)", self.warmup_fraction)
+        require(
+            0 <= self.warmup_fraction < 1,
+            "train.warmup_fraction must be in [0, 1)",
+            self.warmup_fraction,
+        )
         require(self.weight_decay >= 0, "train.weight_decay must be >= 0", self.weight_decay)
         require(self.max_grad_norm > 0, "train.max_grad_norm must be > 0", self.max_grad_norm)
         block_numbers(self.layers)
-        require(self.checkpoint_every >= 0, "train.checkpoint_every must be >= 0", self.checkpoint_every)
+        require(
+            self.checkpoint_every >= 0, "train.checkpoint_every must be >= 0", self.checkpoint_every
+        )
         require(self.accumulation >= 1, "train.accumulation must be >= 1", self.accumulation)
         rule = f"train.accumulation must divide train.batch_size {self.batch_size}"
         require(self.batch_size % self.accumulation == 0, rule, self.accumulation)
@@ -242,10 +313,12 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """When a trial ends early, by the mean answer probability of retain probes, looked at every `check_every` steps.
+    """When a trial ends early, by the mean answer probability of retain probes, looked at every
+    `check_every` steps.
 
-    Under `utility_floor` x base it is given up as a collapse (0: never). `retention_floor` is a control, in the place of that:
-    training ends where a look finds less than it x base, with the weights of the last look that did not (0: off).
+    Under `utility_floor` x base it is given up as a collapse (0: never). `retention_floor` is a
+    control, in the place of that: training ends where a look finds less than it x base, with the
+    weights of the last look that did not (0: off).
     """
 
     utility_floor: float = 0.1
@@ -253,17 +326,24 @@ class Stop:
     check_every: int = 25
 
     def __post_init__(self) -> None:
-        require(0 <= self.utility_floor < 1, "stop.utility_floor must be in [0, 1)", self.utility_floor)
-        require(0 <= self.retention_floor < 1, "stop.retention_floor must be in [0, 1)", self.retention_floor)
+        require(
+            0 <= self.utility_floor < 1, "stop.utility_floor must be in [0, 1)", self.utility_floor
+        )
+        require(
+            0 <= self.retention_floor < 1,
+            "stop.retention_floor must be in [0, 1)",
+            self.retention_floor,
+        )
         require(self.check_every >= 1, "stop.check_every must be >= 1", self.check_every)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What is measured of every stage: `metrics` is cheap (one forward pass), all, or names separated by commas.
+    """What is measured of every stage: `metrics` is cheap (one forward pass), all, or names
+    separated by commas.
 
-    Metrics of texts write at most `max_new_tokens`; those of samples draw `samples` continuations at `temperature` within
-    `top_p`, made by `seed`.
+    Metrics of texts write at most `max_new_tokens`; those of samples draw `samples` continuations
+    at `temperature` within `top_p`, made by `seed`.
     """
 
     metrics: str = "cheap"
@@ -274,7 +354,9 @@ class Measure:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.max_new_tokens >= 1, "measure.max_new_tokens must be >= 1", self.max_new_tokens)
+        require(
+            self.max_new_tokens >= 1, "measure.max_new_tokens must be >= 1", self.max_new_tokens
+        )
         require(self.samples >= 1, "measure.samples must be >= 1", self.samples)
         require(self.temperature > 0, "measure.temperature must be > 0", self.temperature)
         require(0 < self.top_p <= 1, "measure.top_p must be in (0, 1]", self.top_p)
@@ -282,10 +364,12 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate:
-    """How far the unlearned model is mixed back towards base before it is measured a second time (`train.mixing`); `tau` 0: not at all.
+    """How far the unlearned model is mixed back towards base before it is measured a second time
+    (`train.mixing`); `tau` 0: not at all.
 
-    The mixture is the one that has moved the furthest and still retains `tau` x base; the one at `beside` (0: none) is measured
-    too. Retention is the mean of the metric `retention` on split `split`.
+    The mixture is the one that has moved the furthest and still retains `tau` x base; the one at
+    `beside` (0: none) is measured too. Retention is the mean of the metric `retention` on split
+    `split`.
     """
 
     tau: float = 0.0
@@ -300,13 +384,16 @@ class Calibrate:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """What is done to get it back: `none`, or a name of `rayunlearn list attacks`, on the model that the other settings end with.
+    """What is done to get it back: `none`, or a name of `rayunlearn list attacks`, on the model
+    that the other settings end with.
 
-    `seed` draws documents, held-out facts and noise. `file`: text that an attack reads, unrelated text for training or
-    rephrasings of the probes; '' for our own. `chat_model` rewrites questions for the attacks that need one.
+    `seed` draws documents, held-out facts and noise. `file`: text that an attack reads, unrelated
+    text for training or rephrasings of the probes; '' for our own. `chat_model` rewrites questions
+    for the attacks that need one.
 
-    An attack that trains leaves a recovery curve: `curve_metric`, a cheap one, of the forget questions before the first step, after
-    the last and after every step between, or after every nth where that is more than `curve_points` times.
+    An attack that trains leaves a recovery curve: `curve_metric`, a cheap one, of the forget
+    questions before the first step, after the last and after every step between, or after every nth
+    where that is more than `curve_points` times.
     """
 
     name: str = "none"
@@ -322,11 +409,13 @@ class Attack:
 
 @dataclass(frozen=True, kw_only=True)
 class Explain:
-    """Which words of a question carry its answer, and what emphasising them brings back (docs/attribution.md).
+    """Which words of a question carry its answer, and what emphasising them brings back
+    (docs/attribution.md).
 
-    `documents` of every split are looked at, at base and at the trial's own weights (0: none). Key tokens: all that help where
-    fewer than `beta` do, else those over `alpha` x the strongest. `gradient_steps` of integrated gradients stand beside (0: none).
-    `wording` names the words that are emphasised. `path_points`: how many models are measured on the line from the full-set model
+    `documents` of every split are looked at, at base and at the trial's own weights (0: none). Key
+    tokens: all that help where fewer than `beta` do, else those over `alpha` x the strongest.
+    `gradient_steps` of integrated gradients stand beside (0: none). `wording` names the words that
+    are emphasised. `path_points`: how many models are measured on the line from the full-set model
     to this one, and on that from base (0: none; a trial of ratio 1.0 has base alone).
     """
 
@@ -341,14 +430,22 @@ class Explain:
         require(self.documents >= 0, "explain.documents must be >= 0", self.documents)
         require(0 <= self.alpha < 1, "explain.alpha must be in [0, 1)", self.alpha)
         require(self.beta >= 1, "explain.beta must be >= 1", self.beta)
-        require(self.gradient_steps >= 0, "explain.gradient_steps must be >= 0", self.gradient_steps)
+        require(
+            self.gradient_steps >= 0, "explain.gradient_steps must be >= 0", self.gradient_steps
+        )
         require("{words}" in self.wording, "explain.wording must contain {words}", self.wording)
-        require(self.path_points == 0 or self.path_points >= 3, "explain.path_points must be 0 or >= 3", self.path_points)
+        require(
+            self.path_points == 0 or self.path_points >= 3,
+            "explain.path_points must be 0 or >= 3",
+            self.path_points,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One frozen config value. `stage` other than `unlearned` measures base or gold and trains nothing."""
+    """One frozen config value. `stage` other than `unlearned` measures base or gold and trains
+    nothing.
+    """
 
     stage: str = "unlearned"
     data: Data = field(default_factory=Data)
@@ -379,23 +476,30 @@ def field_names() -> tuple[str, ...]:
 
 
 def flatten(trial: Trial) -> dict[str, Value]:
-    """The whole config as dotted name -> value, in a fixed order; values have the type of their field (1 -> 1.0).
+    """The whole config as dotted name -> value, in a fixed order; values have the type of their
+    field (1 -> 1.0).
 
     `attack.*` is there where there is an attack, `explain.*` where something is explained.
     """
     flat: dict[str, Value] = {"stage": trial.stage}
     for section in SECTIONS:
         part = getattr(trial, section)
-        if part in (Attack(), Explain()):  # so that a trial is the same trial whether these have been invented or not
+        # so that a trial is the same trial whether these have been invented or not
+        if part in (Attack(), Explain()):
             continue
-        flat |= {f"{section}.{f.name}": coerce(f"{section}.{f.name}", getattr(part, f.name), _kind(f)) for f in fields(part)}
+        flat |= {
+            f"{section}.{f.name}": coerce(f"{section}.{f.name}", getattr(part, f.name), _kind(f))
+            for f in fields(part)
+        }
     return flat | dict(sorted(trial.options))
 
 
 def with_values(trial: Trial, values: Mapping[str, Value]) -> Trial:
-    """A changed copy. Names outside the sections go to `options`, to be held against the method tables later.
+    """A changed copy. Names outside the sections go to `options`, to be held against the method
+    tables later.
 
-    Raises UserError for a field that its section does not have, and for a value of the wrong type or range.
+    Raises UserError for a field that its section does not have, and for a value of the wrong type
+    or range.
     """
     options = dict(trial.options)
     changed: dict[str, dict[str, Value]] = {}
@@ -414,27 +518,32 @@ def with_values(trial: Trial, values: Mapping[str, Value]) -> Trial:
 def from_flat(flat: Mapping[str, Value | None]) -> Trial:
     """The trial of a flattened config, as a row of `trials` has it: the other way of `flatten`.
 
-    None stands for a setting that the trial does not have (a table of many trials has null there), and a section's field
-    that is not mentioned has its default. Raises UserError as `with_values` does.
+    None stands for a setting that the trial does not have (a table of many trials has null there),
+    and a section's field that is not mentioned has its default. Raises UserError as `with_values`
+    does.
     """
     return with_values(Trial(), {name: value for name, value in flat.items() if value is not None})
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Value]:
-    """`["select.ratio=0.05"]` -> `{"select.ratio": 0.05}`; values are JSON where they parse as JSON, else text."""
+    """`["select.ratio=0.05"]` -> `{"select.ratio": 0.05}`; values are JSON where they parse as
+    JSON, else text.
+    """
     values: dict[str, Value] = {}
     for text in assignments:
         name, equals, raw = text.partition("=")
         require(bool(equals) and bool(name), "--set takes name=value", text)
         try:
             value = json.loads(raw)
-        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, brackets without end
+        # no JSON, a number of thousands of digits, brackets without end
+        except (ValueError, RecursionError):
             value = raw
         values[name.strip()] = value if isinstance(value, (str, int, float, bool)) else raw
     return values
 
 
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)  # made once: a digest per document is a large part of a pass
+# made once: a digest per document is a large part of a pass
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def digest(content: object, length: int = 16) -> str:
@@ -444,19 +553,31 @@ def digest(content: object, length: int = 16) -> str:
 
 
 def digest_of_texts(*texts: str) -> str:
-    """`digest` of the list of the texts, in half the time: the encoder is quick with a text and slow to begin with a list."""
+    """`digest` of the list of the texts, in half the time: the encoder is quick with a text and
+    slow to begin with a list.
+    """
     return hashlib.sha256(f"[{','.join(map(_CANONICAL.encode, texts))}]".encode()).hexdigest()[:16]
 
 
 def trial_id(trial: Trial, corpus_digest: str, model_digest: str, attack_digest: str = "") -> str:
-    """Digest of the flattened config, with content digests in the place of paths (`attack_digest`: of what an attack reads).
+    """Digest of the flattened config, with content digests in the place of paths (`attack_digest`:
+    of what an attack reads).
 
-    The same trial on other hardware, under another folder or on another day is the same trial; a changed
-    corpus file or other weights make another trial.
+    The same trial on other hardware, under another folder or on another day is the same trial; a
+    changed corpus file or other weights make another trial.
     """
-    flat = flatten(trial) | {"data.path": corpus_digest, "model.name": model_digest, "model.gold": "", "model.unlearned": ""}
+    flat = flatten(trial) | {
+        "data.path": corpus_digest,
+        "model.name": model_digest,
+        "model.gold": "",
+        "model.unlearned": "",
+    }
     defaults = flatten(Trial(attack=Attack(name="any")))
-    flat = {name: value for name, value in flat.items() if name not in NO_MATTER and not (name.startswith(NEWER) and value == defaults[name])}
+    flat = {
+        name: value
+        for name, value in flat.items()
+        if name not in NO_MATTER and not (name.startswith(NEWER) and value == defaults[name])
+    }
     return digest(flat | ({"attack.file": attack_digest} if "attack.file" in flat else {}))
 
 
@@ -470,17 +591,21 @@ def _typed(trial: Trial, name: str, value: Value) -> Value:
 
 
 def _kind(field_: "dataclasses.Field[Value]") -> type:
-    assert isinstance(field_.type, type)  # no postponed annotations in this module
+    # no postponed annotations in this module
+    assert isinstance(field_.type, type)
     return field_.type
 
 
 def coerce(name: str, value: Value, kind: type) -> Value:
-    """`value` as `kind`: an integral float is an int, an int is a float or a text; anything else is the caller's mistake."""
+    """`value` as `kind`: an integral float is an int, an int is a float or a text; anything else is
+    the caller's mistake.
+    """
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if kind is str and type(value) is int:  # --set train.layers=5
+    # --set train.layers=5
+    if kind is str and type(value) is int:
         return str(value)
     if type(value) is not kind:
         raise UserError(f"{name} must be {kind.__name__}, got {value!r}")

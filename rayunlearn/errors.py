@@ -5,27 +5,37 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "KEY")  # in the name of an environment variable: its value is written nowhere
-SECRET_CHARACTERS = 8  # a shorter value is no secret, and would be found in ordinary words
+# in the name of an environment variable: its value is written nowhere
+SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "KEY")
+# a shorter value is no secret, and would be found in ordinary words
+SECRET_CHARACTERS = 8
 LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
 KNOWN_TOKENS = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|AKIA)[A-Za-z0-9_-]{12,}")
 
 
-NEAREST = 5  # names that are offered for one that is not known
-READABLE = 40  # names up to which all are told
+# names that are offered for one that is not known
+NEAREST = 5
+# names up to which all are told
+READABLE = 40
 
 
 class UserError(ValueError):
-    """A mistake in what the caller asked for. The command line prints it as one line and exits with 2."""
+    """A mistake in what the caller asked for. The command line prints it as one line and exits with
+    2.
+    """
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Say that `name` is no `kind`, with the nearest known name and the list; of a list too long to read, the nearest and their number."""
+    """Say that `name` is no `kind`, with the nearest known name and the list; of a list too long to
+    read, the nearest and their number.
+    """
     names = sorted(known)
     near = get_close_matches(name, names, n=NEAREST)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     if near and len(names) > READABLE:
-        return UserError(f"unknown {kind} {name!r}{hint} (the nearest of {len(names)}: {', '.join(near)})")
+        return UserError(
+            f"unknown {kind} {name!r}{hint} (the nearest of {len(names)}: {', '.join(near)})"
+        )
     return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")
 
 
@@ -36,7 +46,9 @@ def require(condition: bool, rule: str, value: object) -> None:
 
 
 def without_secrets(text: str) -> str:
-    """`text` with the values of secret environment variables, logins in URLs and what looks like a token taken out."""
+    """`text` with the values of secret environment variables, logins in URLs and what looks like a
+    token taken out.
+    """
     for name, value in os.environ.items():
         if len(value) >= SECRET_CHARACTERS and any(word in name.upper() for word in SECRET_NAMES):
             text = text.replace(value, f"<{name}>")
@@ -44,5 +56,11 @@ def without_secrets(text: str) -> str:
 
 
 def require_no_login(name: str, url: str) -> None:
-    """Raise `UserError` for a URL with a user name or password in it: settings are written to every row."""
-    require(LOGIN.search(url) is None, f"{name} must hold no login (give it by the environment)", without_secrets(url))
+    """Raise `UserError` for a URL with a user name or password in it: settings are written to every
+    row.
+    """
+    require(
+        LOGIN.search(url) is None,
+        f"{name} must hold no login (give it by the environment)",
+        without_secrets(url),
+    )

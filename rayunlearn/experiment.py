@@ -1,9 +1,10 @@
-"""An experiment: one question, a base trial, the grid it is about, what Optuna may search, and the objective.
+"""An experiment: one question, a base trial, the grid it is about, what Optuna may search, and the
+objective.
 
-An experiment is a Python file with a docstring (question, hypothesis, what would refute it) and the names
-BASE, AXES and, where something is tuned, SEARCH, BUDGET and OBJECTIVE; ATTACKS, TRACK ("tensorboard,mlflow") and VERSION are
-optional. `load` reads it.
-PRESETS may say the same question at other sizes: `{"paper": {"BASE": ..., "AXES": ...}}` puts these names in the place of the file's.
+An experiment is a Python file with a docstring (question, hypothesis, what would refute it) and the
+names BASE, AXES and, where something is tuned, SEARCH, BUDGET and OBJECTIVE; ATTACKS, TRACK
+("tensorboard,mlflow") and VERSION are optional. `load` reads it. PRESETS may say the same question
+at other sizes: `{"paper": {"BASE": ..., "AXES": ...}}` puts these names in the place of the file's.
 Everything here is a plain value: workers are sent trials, never the module.
 """
 
@@ -21,22 +22,29 @@ from rayunlearn.config import Trial, Value, coerce, digest, field_names, with_va
 from rayunlearn.errors import UserError, require, unknown_name
 
 OBJECTIVE_STAGES = ("unlearned", "calibrated")
-CALIBRATED = 0.95  # share of base's retention at which models are compared (2406.09179 evaluates 0.95 to 0.90)
+# share of base's retention at which models are compared (2406.09179 evaluates 0.95 to 0.90)
+CALIBRATED = 0.95
 TUNINGS = ("shared", "per_cell", "none")
 NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "ATTACKS", "TRACK", "VERSION", "PRESETS")
-LAPTOP = "laptop"  # the preset that every experiment has: the file as it stands
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}  # by name: the package that it needs
+# the preset that every experiment has: the file as it stands
+LAPTOP = "laptop"
+# by name: the package that it needs
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
 ATTACKED = ("best", "pareto", "grid")
-PARTS = ("budget", "objective", "attacks")  # of an experiment, beside its base trial
+# of an experiment, beside its base trial
+PARTS = ("budget", "objective", "attacks")
 SEEDS = ("select.seed", "train.seed")
-# A search over these would ask for another corpus, another base model or another study in every trial.
+# A search over these would ask for another corpus, another base model or another study in every
+# trial.
 NOT_SEARCHED = ("stage", "method.forget", "method.retain", *SEEDS)
 NOT_SEARCHED_SECTIONS = ("data.", "model.")
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; `log`: uniform in the logarithm; `integer`: whole numbers."""
+    """Numbers from `low` to `high`, both included; `log`: uniform in the logarithm; `integer`:
+    whole numbers.
+    """
 
     low: float
     high: float
@@ -45,11 +53,19 @@ class Range:
 
     def __post_init__(self) -> None:
         for bound in (self.low, self.high):
-            require(type(bound) in (int, float) and math.isfinite(bound), "a Range's bounds must be finite numbers", bound)
+            require(
+                type(bound) in (int, float) and math.isfinite(bound),
+                "a Range's bounds must be finite numbers",
+                bound,
+            )
         require(self.low < self.high, "a Range's low must be < high", (self.low, self.high))
         require(not self.log or self.low > 0, "a Range with log=True must have low > 0", self.low)
         whole = float(self.low).is_integer() and float(self.high).is_integer()
-        require(not self.integer or whole, "a Range with integer=True must have whole bounds", (self.low, self.high))
+        require(
+            not self.integer or whole,
+            "a Range with integer=True must have whole bounds",
+            (self.low, self.high),
+        )
 
 
 @dataclass(frozen=True, init=False)
@@ -61,8 +77,14 @@ class Choice:
     def __init__(self, *values: Value) -> None:
         require(len(values) >= 1, "a Choice needs at least one value", values)
         for value in values:
-            require(isinstance(value, (str, int, float, bool)), "a Choice's values must be text, numbers or booleans", value)
-        require(len(set(values)) == len(values), "a Choice's values must differ from each other", values)
+            require(
+                isinstance(value, (str, int, float, bool)),
+                "a Choice's values must be text, numbers or booleans",
+                value,
+            )
+        require(
+            len(set(values)) == len(values), "a Choice's values must differ from each other", values
+        )
         object.__setattr__(self, "values", values)
 
 
@@ -71,10 +93,11 @@ Domain = Range | Choice
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How tuning is done: `trials` per group, asked for in batches of `batch` that wait for each other.
+    """How tuning is done: `trials` per group, asked for in batches of `batch` that wait for each
+    other.
 
-    `shared`: hyperparameters are tuned once per group at ratio 1.0; `per_cell`: every cell has the same budget
-    of its own; `none`: BASE's values are taken as they are.
+    `shared`: hyperparameters are tuned once per group at ratio 1.0; `per_cell`: every cell has the
+    same budget of its own; `none`: BASE's values are taken as they are.
     """
 
     tuning: str = "shared"
@@ -90,10 +113,12 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is minimised (`forgetting`, a metric on split `forget`) and maximised (`utility`, on `utility_split`).
+    """What is minimised (`forgetting`, a metric on split `forget`) and maximised (`utility`, on
+    `utility_split`).
 
-    `utility_floor` is a share of the base model's utility; a trial under it is not feasible. `stage` calibrated asks for both
-    of the model mixed back to calibrate.tau x base's retention (CALIBRATED where the experiment says nothing).
+    `utility_floor` is a share of the base model's utility; a trial under it is not feasible.
+    `stage` calibrated asks for both of the model mixed back to calibrate.tau x base's retention
+    (CALIBRATED where the experiment says nothing).
     """
 
     forgetting: str = "probability"
@@ -105,12 +130,18 @@ class Objective:
     def __post_init__(self) -> None:
         if self.stage not in OBJECTIVE_STAGES:
             raise unknown_name("objective.stage", self.stage, OBJECTIVE_STAGES)
-        require(0 <= self.utility_floor <= 1, "objective.utility_floor must be in [0, 1]", self.utility_floor)
+        require(
+            0 <= self.utility_floor <= 1,
+            "objective.utility_floor must be in [0, 1]",
+            self.utility_floor,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attacks:
-    """What `rayunlearn run` attacks when every trial has ended: `panel` ('' for none) on `trials`, as `rayunlearn attack` does."""
+    """What `rayunlearn run` attacks when every trial has ended: `panel` ('' for none) on `trials`,
+    as `rayunlearn attack` does.
+    """
 
     panel: str = ""
     trials: str = "grid"
@@ -133,7 +164,9 @@ Grid = tuple[Axis, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A checked experiment. `grids` are united: a cell that two of them give is one cell. `track`: trackers that are told of every trial."""
+    """A checked experiment. `grids` are united: a cell that two of them give is one cell. `track`:
+    trackers that are told of every trial.
+    """
 
     name: str
     question: str
@@ -149,29 +182,45 @@ class Experiment:
     def __post_init__(self) -> None:
         for name in self.search:
             _check_searched(self, name)
-        require(bool(self.search) or self.budget.tuning == "none", "SEARCH must name something when budget.tuning is not 'none'", self.budget.tuning)
-        require(self.base.stage == "unlearned", "BASE's stage must be 'unlearned' (base and gold are added by themselves)", self.base.stage)
+        require(
+            bool(self.search) or self.budget.tuning == "none",
+            "SEARCH must name something when budget.tuning is not 'none'",
+            self.budget.tuning,
+        )
+        require(
+            self.base.stage == "unlearned",
+            "BASE's stage must be 'unlearned' (base and gold are added by themselves)",
+            self.base.stage,
+        )
         if self.objective.stage == "calibrated" and self.base.calibrate.tau == 0:
             object.__setattr__(self, "base", with_values(self.base, {"calibrate.tau": CALIBRATED}))
         for name in self.track:
             if name not in TRACKERS:
                 raise unknown_name("tracker", name, TRACKERS)
-        safe = bool(self.version) and self.version not in (".", "..") and all(c.isalnum() or c in "._-" for c in self.version)
+        safe = (
+            bool(self.version)
+            and self.version not in (".", "..")
+            and all(c.isalnum() or c in "._-" for c in self.version)
+        )
         require(safe, "a version must be letters, digits, '.', '_' or '-'", self.version)
 
 
 def axis_names(experiment: Experiment) -> tuple[str, ...]:
     """Every name on an axis of any grid, each once, in the order of the file."""
-    return tuple(dict.fromkeys(name for grid in experiment.grids for axis in grid for name in axis.names))
+    return tuple(
+        dict.fromkeys(name for grid in experiment.grids for axis in grid for name in axis.names)
+    )
 
 
 def load(path: str | Path, *, preset: str = LAPTOP) -> Experiment:
     """Read an experiment file at one of its presets. The experiment's name is the file's stem.
 
-    Raises UserError for a file that is missing or does not run, for a name that is missing, of the wrong type
-    or misspelt, for an axis or a search name that no setting and no function has, and for a preset that the file does not have.
+    Raises UserError for a file that is missing or does not run, for a name that is missing, of the
+    wrong type or misspelt, for an axis or a search name that no setting and no function has, and
+    for a preset that the file does not have.
     """
-    from rayunlearn.families import option_names  # the tables import torch; building an Experiment by hand does not
+    # the tables import torch; building an Experiment by hand does not
+    from rayunlearn.families import option_names
 
     experiment = from_module(_import(Path(path)), name=Path(path).stem, preset=preset)
     check_names(experiment, known=(*field_names(), *option_names()))
@@ -180,9 +229,11 @@ def load(path: str | Path, *, preset: str = LAPTOP) -> Experiment:
 
 
 def from_module(module: ModuleType, *, name: str, preset: str = LAPTOP) -> Experiment:
-    """The experiment that a module's BASE, AXES, SEARCH, BUDGET, OBJECTIVE, ATTACKS, TRACK and VERSION say.
+    """The experiment that a module's BASE, AXES, SEARCH, BUDGET, OBJECTIVE, ATTACKS, TRACK and
+    VERSION say.
 
-    A preset other than `laptop` is a version of its own (`1-paper`), so that its trials never stand among the others.
+    A preset other than `laptop` is a version of its own (`1-paper`), so that its trials never stand
+    among the others.
     """
     _refuse_misspelt(module)
     module = at_preset(module, preset)
@@ -225,7 +276,9 @@ def grids_of(axes: Mapping[Any, Any] | tuple[Any, ...]) -> tuple[Grid, ...]:
     built = tuple(tuple(_axis(key, points) for key, points in grid.items()) for grid in grids)
     for grid in built:
         names = [name for axis in grid for name in axis.names]
-        require(len(names) == len(set(names)), "a name must stand on one axis of a grid only", names)
+        require(
+            len(names) == len(set(names)), "a name must stand on one axis of a grid only", names
+        )
     return built or ((),)
 
 
@@ -240,33 +293,67 @@ def check_names(experiment: Experiment, *, known: Collection[str]) -> None:
 
 
 def check_objective(objective: Objective, *, directions: Mapping[str, str]) -> None:
-    """Raise UserError for a metric that is unknown or where less is more knowledge: forgetting is minimised, utility maximised."""
-    for setting, name in (("objective.forgetting", objective.forgetting), ("objective.utility", objective.utility)):
+    """Raise UserError for a metric that is unknown or where less is more knowledge: forgetting is
+    minimised, utility maximised.
+    """
+    for setting, name in (
+        ("objective.forgetting", objective.forgetting),
+        ("objective.utility", objective.utility),
+    ):
         if name not in directions:
             raise unknown_name(setting, name, directions)
-        require(directions[name] == "higher", f"{setting} must be a metric where higher is more knowledge", name)
+        require(
+            directions[name] == "higher",
+            f"{setting} must be a metric where higher is more knowledge",
+            name,
+        )
 
 
 def check_measured(experiment: Experiment) -> None:
-    """Raise UserError for an objective that is no metric (`check_objective`) or that the experiment's trials do not measure."""
+    """Raise UserError for an objective that is no metric (`check_objective`) or that the
+    experiment's trials do not measure.
+    """
     from rayunlearn.metrics.document import METRICS
     from rayunlearn.metrics.measure import chosen_metrics
 
     goal = experiment.objective
     check_objective(goal, directions={name: row.direction for name, row in METRICS.items()})
-    at = [(axis, axis.names.index("measure.metrics")) for grid in experiment.grids for axis in grid if "measure.metrics" in axis.names]
-    asked = [str(point[place]) for axis, place in at for point in axis.points] or [experiment.base.measure.metrics]
+    at = [
+        (axis, axis.names.index("measure.metrics"))
+        for grid in experiment.grids
+        for axis in grid
+        if "measure.metrics" in axis.names
+    ]
+    asked = [str(point[place]) for axis, place in at for point in axis.points] or [
+        experiment.base.measure.metrics
+    ]
     for names in asked:
-        for setting, metric in (("objective.forgetting", goal.forgetting), ("objective.utility", goal.utility)):
-            require(metric in chosen_metrics(names), f"{setting} must be among the metrics that measure.metrics {names!r} names", metric)
+        for setting, metric in (
+            ("objective.forgetting", goal.forgetting),
+            ("objective.utility", goal.utility),
+        ):
+            require(
+                metric in chosen_metrics(names),
+                f"{setting} must be among the metrics that measure.metrics {names!r} names",
+                metric,
+            )
 
 
 def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
-    """A changed copy, for `--set`: a name on an axis keeps that single value; a searched name is fixed to it.
+    """A changed copy, for `--set`: a name on an axis keeps that single value; a searched name is
+    fixed to it.
 
-    `budget.*`, `objective.*` and `attacks.*` change those; `version` and `track` change these; every other name changes BASE.
+    `budget.*`, `objective.*` and `attacks.*` change those; `version` and `track` change these;
+    every other name changes BASE.
     """
-    changed = _fixed(experiment, {name: value for name, value in values.items() if name.partition(".")[0] not in (*PARTS, "version", "track")})
+    changed = _fixed(
+        experiment,
+        {
+            name: value
+            for name, value in values.items()
+            if name.partition(".")[0] not in (*PARTS, "version", "track")
+        },
+    )
     for name, value in values.items():
         section, _, key = name.partition(".")
         if section in PARTS:
@@ -278,8 +365,14 @@ def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
 
 def settings(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON-ready values: what experiment.json and the report hold."""
-    axes = [{", ".join(axis.names): [_shown(point) for point in axis.points] for axis in grid} for grid in experiment.grids]
-    search = {name: asdict(domain) | {"kind": type(domain).__name__.lower()} for name, domain in experiment.search.items()}
+    axes = [
+        {", ".join(axis.names): [_shown(point) for point in axis.points] for axis in grid}
+        for grid in experiment.grids
+    ]
+    search = {
+        name: asdict(domain) | {"kind": type(domain).__name__.lower()}
+        for name, domain in experiment.search.items()
+    }
     return {
         "name": experiment.name,
         "question": experiment.question,
@@ -303,7 +396,11 @@ def _shown(point: tuple[Value, ...]) -> Value | list[Value]:
 
 
 def _import(path: Path) -> ModuleType:
-    near = get_close_matches(path.name, [file.name for file in path.parent.glob("*.py")], n=1) if path.parent.is_dir() else []
+    near = (
+        get_close_matches(path.name, [file.name for file in path.parent.glob("*.py")], n=1)
+        if path.parent.is_dir()
+        else []
+    )
     meant = f" (did you mean {path.with_name(near[0])}?)" if near else ""
     require(path.is_file(), f"an experiment must be a Python file that exists{meant}", str(path))
     require(path.suffix == ".py", "an experiment file's name must end in .py", path.name)
@@ -311,13 +408,17 @@ def _import(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses in the file look themselves up there
+    # dataclasses in the file look themselves up there
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:
-        raise UserError(f"{path} must import without an error, got {type(error).__name__}: {error}{_where(error, path)}") from error
+        raise UserError(
+            f"{path} must import without an error, got {type(error).__name__}:"
+            f" {error}{_where(error, path)}"
+        ) from error
     finally:
         del sys.modules[name]
     return module
@@ -347,7 +448,9 @@ def _refuse_misspelt(module: ModuleType) -> None:
 def _take(module: ModuleType, name: str, kind: Any, default: Any = None) -> Any:
     value = getattr(module, name, default)
     if value is None:
-        raise UserError(f"an experiment file must define {name}, got none in {Path(module.__file__ or '').name}")
+        raise UserError(
+            f"an experiment file must define {name}, got none in {Path(module.__file__ or '').name}"
+        )
     wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
     require(isinstance(value, kind), f"{name} must be a {wanted}", value)
     return value
@@ -355,37 +458,67 @@ def _take(module: ModuleType, name: str, kind: Any, default: Any = None) -> Any:
 
 def _axis(key: Any, points: Any) -> Axis:
     names = (key,) if isinstance(key, str) else key
-    texts = isinstance(names, tuple) and len(names) > 0 and all(isinstance(name, str) for name in names)
+    texts = (
+        isinstance(names, tuple) and len(names) > 0 and all(isinstance(name, str) for name in names)
+    )
     require(texts, "a key of AXES must be a name or a tuple of names", key)
-    require(isinstance(points, (tuple, list, range)) and len(points) > 0, f"AXES[{key!r}] must be a tuple of at least one value", points)
+    require(
+        isinstance(points, (tuple, list, range)) and len(points) > 0,
+        f"AXES[{key!r}] must be a tuple of at least one value",
+        points,
+    )
     return Axis(tuple(names), tuple(_point(names, point) for point in points))
 
 
 def _point(names: tuple[str, ...], point: Any) -> tuple[Value, ...]:
     values = point if isinstance(point, (tuple, list)) else (point,) * len(names)
-    require(len(values) == len(names), f"a point of the axis {', '.join(names)} must have {len(names)} values", point)
+    require(
+        len(values) == len(names),
+        f"a point of the axis {', '.join(names)} must have {len(names)} values",
+        point,
+    )
     for value in values:
-        require(isinstance(value, (str, int, float, bool)), f"a value of the axis {', '.join(names)} must be text, a number or a boolean", value)
+        require(
+            isinstance(value, (str, int, float, bool)),
+            f"a value of the axis {', '.join(names)} must be text, a number or a boolean",
+            value,
+        )
     return tuple(values)
 
 
 def _check_searched(experiment: Experiment, name: str) -> None:
-    require(name not in axis_names(experiment), "a name must not stand both in AXES and in SEARCH", name)
+    require(
+        name not in axis_names(experiment), "a name must not stand both in AXES and in SEARCH", name
+    )
     fixed = name in NOT_SEARCHED or name.startswith(NOT_SEARCHED_SECTIONS)
-    require(not fixed, "SEARCH must not name data, models, losses or seeds (put them on an axis)", name)
+    require(
+        not fixed, "SEARCH must not name data, models, losses or seeds (put them on an axis)", name
+    )
     shared = experiment.budget.tuning == "shared"
-    require(not (shared and name.startswith("select.")), "SEARCH must not name select.* when budget.tuning is 'shared' (it tunes at ratio 1.0)", name)
+    require(
+        not (shared and name.startswith("select.")),
+        "SEARCH must not name select.* when budget.tuning is 'shared' (it tunes at ratio 1.0)",
+        name,
+    )
 
 
 def _fixed(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
-    """BASE with these values, all at once, since what one may be depends on the others; no axis varies and no search draws them."""
+    """BASE with these values, all at once, since what one may be depends on the others; no axis
+    varies and no search draws them.
+    """
     grids = experiment.grids
     for name, value in values.items():
         grids = tuple(_fixed_grid(grid, name, value) for grid in grids)
     search = {key: domain for key, domain in experiment.search.items() if key not in values}
     nothing_left = bool(experiment.search) and not search
     budget = replace(experiment.budget, tuning="none") if nothing_left else experiment.budget
-    return replace(experiment, base=with_values(experiment.base, values), grids=grids, search=search, budget=budget)
+    return replace(
+        experiment,
+        base=with_values(experiment.base, values),
+        grids=grids,
+        search=search,
+        budget=budget,
+    )
 
 
 def _replace_field(experiment: Experiment, section: str, key: str, value: Value) -> Experiment:
@@ -396,11 +529,17 @@ def _replace_field(experiment: Experiment, section: str, key: str, value: Value)
     changed = replace(part, **{key: coerce(f"{section}.{key}", value, type(getattr(part, key)))})
     if section == "attacks":
         return replace(experiment, attacks=changed)
-    return replace(experiment, budget=changed) if section == "budget" else replace(experiment, objective=changed)
+    return (
+        replace(experiment, budget=changed)
+        if section == "budget"
+        else replace(experiment, objective=changed)
+    )
 
 
 def _fixed_grid(grid: Grid, name: str, value: Value) -> Grid:
-    """The grid with that single value: names that moved with it stay on their axis, one that was alone leaves it."""
+    """The grid with that single value: names that moved with it stay on their axis, one that was
+    alone leaves it.
+    """
     if all(name not in axis.names for axis in grid):
         return grid
     others = tuple(axis for axis in (_without(axis, name) for axis in grid) if axis.names)

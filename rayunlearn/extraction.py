@@ -43,14 +43,21 @@ from rayunlearn.passes import (
 from rayunlearn.results.store import frame_of, write_frame, write_table
 from rayunlearn.train.device import accelerator
 
-NEED_BASE = ("phrase_states", "page_state", "word_gap", "corpus_gap", "word_gradient_gap", "corpus_gradient_gap")
+NEED_BASE = (
+    "phrase_states",
+    "page_state",
+    "word_gap",
+    "corpus_gap",
+    "word_gradient_gap",
+    "corpus_gradient_gap",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What `rayunlearn keywords` was asked for. `corpus` and `retain` are sources (`data.pieces`); the models are directories or
-    Hub names ('' has none); `top` is the most keywords of a document that are written (0: all); `piece_bytes` 0 leaves
-    the size of pieces to what reads them."""
+    """What `rayunlearn keywords` was asked for. `corpus` and `retain` are sources (`data.pieces`);
+    the models are directories or Hub names ('' has none); `top` is the most keywords of a document
+    that are written (0: all); `piece_bytes` 0 leaves the size of pieces to what reads them."""
 
     corpus: str
     extractor: str
@@ -79,7 +86,9 @@ class Extracted:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a worker needs. `partitions`: the pieces that are worked on together and written to one file."""
+    """What a worker needs. `partitions`: the pieces that are worked on together and written to one
+    file.
+    """
 
     request: Request
     arguments: Mapping[str, Any]
@@ -89,7 +98,8 @@ class Job:
     folder: Path
 
 
-Choose = Callable[[Sequence[Source], bool], Engine]  # by the sources' size, and whether a model is run
+# by the sources' size, and whether a model is run
+Choose = Callable[[Sequence[Source], bool], Engine]
 
 
 def in_this_process(_sources: Sequence[Source], _with_model: bool) -> Engine:
@@ -97,12 +107,20 @@ def in_this_process(_sources: Sequence[Source], _with_model: bool) -> Engine:
     return in_turn
 
 
-def extract_to(request: Request, *, choose: Choose = in_this_process, report: Report = lambda _: None, show: int = 0) -> Extracted:
-    """Write `request.output` (table keywords) and, if anything was set aside, `<stem>.quarantine.parquet` beside it.
+def extract_to(
+    request: Request,
+    *,
+    choose: Choose = in_this_process,
+    report: Report = lambda _: None,
+    show: int = 0,
+) -> Extracted:
+    """Write `request.output` (table keywords) and, if anything was set aside,
+    `<stem>.quarantine.parquet` beside it.
 
-    What a call that was ended had done is in `<stem>.work` beside the output and is not done again; the folder goes when the output
-    appears. Raises UserError for an unknown extractor or option, a source that cannot be read, and a model or corpus that is needed and
-    missing, before anything is read.
+    What a call that was ended had done is in `<stem>.work` beside the output and is not done again;
+    the folder goes when the output appears. Raises UserError for an unknown extractor or option, a
+    source that cannot be read, and a model or corpus that is needed and missing, before anything is
+    read.
     """
     arguments = arguments_for(request.extractor, request.options)
     check_output(request.output)
@@ -122,46 +140,90 @@ def extract_to(request: Request, *, choose: Choose = in_this_process, report: Re
         partitions=(tuple(range(n)),) if together else tuple((at,) for at in range(n)),
         folder=folder,
     )
-    worker = partial(block_worker, _block_job(job)) if request.extractor in IN_BLOCKS else partial(_worker, job)
-    notes = run_pass("keywords", folder / "done", worker, range(len(job.partitions)), engine, report)
+    worker = (
+        partial(block_worker, _block_job(job))
+        if request.extractor in IN_BLOCKS
+        else partial(_worker, job)
+    )
+    notes = run_pass(
+        "keywords", folder / "done", worker, range(len(job.partitions)), engine, report
+    )
     first = _first(job, show)
     publish(folder / "parts", request.output, "keywords")
     n_aside = publish_aside([folder / "corpus", folder], request.output)
     forget_work(folder)
-    return Extracted(survey.n_documents, sum(note.counts["keywords"] for note in notes), n_aside, first)
+    return Extracted(
+        survey.n_documents, sum(note.counts["keywords"] for note in notes), n_aside, first
+    )
 
 
 def _check_needs(request: Request, wanted: Sequence[str]) -> None:
     """Raise UserError for what the extractor asks for and the request does not give."""
     if "retain_statistics" in wanted and not (request.retain or request.corpus in BEDS):
-        raise UserError(f"extractor {request.extractor!r} compares with a retain corpus, which must have a document: give --retain")
+        raise UserError(
+            f"extractor {request.extractor!r} compares with a retain corpus, which must have a"
+            " document: give --retain"
+        )
     if set(wanted) & set(NEED_BASE) and not request.base:
         raise UserError(f"extractor {request.extractor!r} needs a base model: give --base")
     if {"word_gap", "word_gradient_gap"} & set(wanted) and not request.gold:
-        raise UserError(f"extractor {request.extractor!r} needs a model that never saw the forget set: give --gold")
+        raise UserError(
+            f"extractor {request.extractor!r} needs a model that never saw the forget set: give"
+            " --gold"
+        )
     if "judged" in wanted and not request.judge:
-        raise UserError(f"extractor {request.extractor!r} needs a chat model: give --judge (or select.judge_model)")
+        raise UserError(
+            f"extractor {request.extractor!r} needs a chat model: give --judge (or"
+            " select.judge_model)"
+        )
     require(request.top >= 0, "--top must be >= 0", request.top)
 
 
-def _key(request: Request, source: Source, retain: Source | None, arguments: Mapping[str, Any]) -> str:
+def _key(
+    request: Request, source: Source, retain: Source | None, arguments: Mapping[str, Any]
+) -> str:
     """What identifies the work: another input or setting is other work."""
-    models = [model_digest(name) if name else "" for name in (request.base, request.gold, request.judge)]
-    return digest([FORMAT, source.key, retain.key if retain else None, request.extractor, dict(arguments), models, request.top])
+    models = [
+        model_digest(name) if name else "" for name in (request.base, request.gold, request.judge)
+    ]
+    return digest(
+        [
+            FORMAT,
+            source.key,
+            retain.key if retain else None,
+            request.extractor,
+            dict(arguments),
+            models,
+            request.top,
+        ]
+    )
 
 
 def _block_job(job: Job) -> BlockJob:
     asked = job.request
-    return BlockJob(extractor=asked.extractor, arguments=job.arguments, top=asked.top, survey=job.survey, retain=job.retain, folder=job.folder)
+    return BlockJob(
+        extractor=asked.extractor,
+        arguments=job.arguments,
+        top=asked.top,
+        survey=job.survey,
+        retain=job.retain,
+        folder=job.folder,
+    )
 
 
 def _worker(job: Job) -> Do:
-    """Extracts the keywords of one partition at a time; what it knows of the corpus and its models are read once."""
+    """Extracts the keywords of one partition at a time; what it knows of the corpus and its models
+    are read once.
+    """
     request = job.request
     statistics = job.survey.statistics()
     retain_statistics = job.retain.statistics() if job.retain else None
     lenders = {name: _lender(name) for name in (request.base, request.gold) if name}
-    chat = _once(lambda: chat_with(*load_model(request.judge, device=str(accelerator().device)))) if request.judge else None
+    chat = (
+        _once(lambda: chat_with(*load_model(request.judge, device=str(accelerator().device))))
+        if request.judge
+        else None
+    )
 
     def do(at: int) -> Note:
         documents = [d for piece in job.partitions[at] for d in kept(job.survey, piece)]
@@ -176,9 +238,18 @@ def _worker(job: Job) -> Do:
         )
         frame, n_keywords = _rows(job, known)
         if known.rejected:
-            write_table(job.folder / f"aside/{at:06}.parquet", "quarantine", [asdict(r) for r in known.rejected])
+            write_table(
+                job.folder / f"aside/{at:06}.parquet",
+                "quarantine",
+                [asdict(r) for r in known.rejected],
+            )
         write_frame(job.folder / f"parts/{at:06}.parquet", frame)
-        return Note(piece=at, n_documents=len(documents), n_aside=len(known.rejected), counts={"keywords": n_keywords})
+        return Note(
+            piece=at,
+            n_documents=len(documents),
+            n_aside=len(known.rejected),
+            counts={"keywords": n_keywords},
+        )
 
     return do
 
@@ -186,32 +257,49 @@ def _worker(job: Job) -> Do:
 def _rows(job: Job, known: Known) -> tuple[pl.DataFrame, int]:
     """Rows of the table keywords, and how many keywords they are."""
     name = job.request.extractor
-    found = [keywords[: job.request.top or None] for keywords in extract(name, known, job.arguments)]
-    return frame_of("keywords", keyword_rows(job.survey.digest, name, [d.doc_id for d in known.documents], found)), sum(map(len, found))
+    found = [
+        keywords[: job.request.top or None] for keywords in extract(name, known, job.arguments)
+    ]
+    return frame_of(
+        "keywords",
+        keyword_rows(job.survey.digest, name, [d.doc_id for d in known.documents], found),
+    ), sum(map(len, found))
 
 
 def _first(job: Job, show: int) -> tuple[tuple[str, tuple[tuple[str, float], ...]], ...]:
     """Keywords of the first `show` documents of the first piece."""
     ids = first_ids(job.survey, show)
     table = (
-        pl.read_parquet(job.folder / "parts/000000.parquet").filter(pl.col("doc_id").is_in(ids)).unique(["doc_id", "keyword"], maintain_order=True)
+        pl.read_parquet(job.folder / "parts/000000.parquet")
+        .filter(pl.col("doc_id").is_in(ids))
+        .unique(["doc_id", "keyword"], maintain_order=True)
     )
-    found = {i: tuple(table.filter(pl.col("doc_id") == i).select("keyword", "score").iter_rows()) for i in ids}
+    found = {
+        i: tuple(table.filter(pl.col("doc_id") == i).select("keyword", "score").iter_rows())
+        for i in ids
+    }
     return tuple(found.items())
 
 
 def arguments_for(extractor: str, options: Mapping[str, Value]) -> dict[str, Any]:
-    """The extractor's arguments: its defaults and what `options` (`tfidf.earliness`) changes. Raises UserError as a trial would."""
+    """The extractor's arguments: its defaults and what `options` (`tfidf.earliness`) changes.
+    Raises UserError as a trial would.
+    """
     if extractor not in EXTRACTORS:
         raise unknown_name("extractor", extractor, EXTRACTORS)
     known = {option.name: option for option in options_of(EXTRACTORS[extractor].function)}
     for name in options:
         if name not in known:
             raise unknown_name(f"option of {extractor}", name, known)
-    values = {name: coerce(name, options.get(name, option.default), option.kind) for name, option in known.items()}
+    values = {
+        name: coerce(name, options.get(name, option.default), option.kind)
+        for name, option in known.items()
+    }
     for name, option in known.items():
         if option.rule is not None:
-            require(option.rule.holds(float(values[name])), f"{name} {option.rule.words}", values[name])
+            require(
+                option.rule.holds(float(values[name])), f"{name} {option.rule.words}", values[name]
+            )
     return {name.partition(".")[2]: value for name, value in values.items()}
 
 
@@ -225,8 +313,17 @@ def _retain_of(request: Request) -> Source | None:
 
 
 def _source(request: Request, name: str, side: str) -> Source:
-    piece_bytes = request.piece_bytes or (MODEL_PIECE_BYTES if _with_model(request) else PIECE_BYTES)
-    return source_of(name, side=side, columns=request.columns, chunk_words=request.chunk_words, unit=request.unit, piece_bytes=piece_bytes)
+    piece_bytes = request.piece_bytes or (
+        MODEL_PIECE_BYTES if _with_model(request) else PIECE_BYTES
+    )
+    return source_of(
+        name,
+        side=side,
+        columns=request.columns,
+        chunk_words=request.chunk_words,
+        unit=request.unit,
+        piece_bytes=piece_bytes,
+    )
 
 
 def _lender(name: str) -> Callable[[], Lender]:

@@ -1,6 +1,8 @@
-"""The tables of methods, selectors and metrics as one directory, and the check of a trial against them.
+"""The tables of methods, selectors and metrics as one directory, and the check of a trial against
+them.
 
-A hyperparameter is a keyword-only argument of a family function; `<function>.<argument>` is its name everywhere.
+A hyperparameter is a keyword-only argument of a family function; `<function>.<argument>` is its
+name everywhere.
 """
 
 import inspect
@@ -39,10 +41,17 @@ class Option:
 
 @lru_cache(maxsize=1024)
 def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
-    """The hyperparameters of a family function, read from its signature; once, because every check of a trial asks for all of them."""
+    """The hyperparameters of a family function, read from its signature; once, because every check
+    of a trial asks for all of them.
+    """
     hints = get_type_hints(function, include_extras=True)
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    return tuple(Option(f"{function.__name__}.{p.name}", p.default, type(p.default), _rule_of(hints[p.name])) for p in parameters)
+    parameters = [
+        p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
+    return tuple(
+        Option(f"{function.__name__}.{p.name}", p.default, type(p.default), _rule_of(hints[p.name]))
+        for p in parameters
+    )
 
 
 def _rule_of(hint: Any) -> Rule | None:
@@ -51,7 +60,17 @@ def _rule_of(hint: Any) -> Rule | None:
 
 def option_names() -> dict[str, Option]:
     """Every hyperparameter of every family, by dotted name."""
-    tables: tuple[Mapping[str, Any], ...] = (FORGET, RETAIN, COMPANIONS, WRAPPERS, ADAPTERS, SELECTORS, EXTRACTORS, METRICS, ATTACKS)
+    tables: tuple[Mapping[str, Any], ...] = (
+        FORGET,
+        RETAIN,
+        COMPANIONS,
+        WRAPPERS,
+        ADAPTERS,
+        SELECTORS,
+        EXTRACTORS,
+        METRICS,
+        ATTACKS,
+    )
     functions = [row.function for table in tables for row in table.values()]
     functions += [part for row in FORGET.values() for part in (row.weighting, row.ending)]
     return {option.name: option for function in functions for option in options_of(function)}
@@ -59,7 +78,9 @@ def option_names() -> dict[str, Option]:
 
 def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
     """The functions that a trial names, after checking the names."""
-    metrics = chosen_metrics(trial.measure.metrics) | (chosen_metrics(trial.calibrate.retention) if trial.calibrate.tau else {})
+    metrics = chosen_metrics(trial.measure.metrics) | (
+        chosen_metrics(trial.calibrate.retention) if trial.calibrate.tau else {}
+    )
     tables: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         ("method.forget", trial.method.forget, FORGET),
         ("method.retain", trial.method.retain, RETAIN),
@@ -75,11 +96,19 @@ def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
     row = FORGET[trial.method.forget]
     companions = (companion_maker(trial, kind) for kind in companion_kinds(row.function))
     measured = (metric.function for metric in metrics.values())
-    return (*(table[name].function for _, name, table in tables), *companions, row.weighting, row.ending, *measured)
+    return (
+        *(table[name].function for _, name, table in tables),
+        *companions,
+        row.weighting,
+        row.ending,
+        *measured,
+    )
 
 
 def companion_maker(trial: Trial, kind: str) -> Callable[..., Any]:
-    """What makes the companions that a loss calls `kind`: `preferred` is the kind that `method.preferred` names."""
+    """What makes the companions that a loss calls `kind`: `preferred` is the kind that
+    `method.preferred` names.
+    """
     return COMPANIONS[trial.method.preferred if kind == "preferred" else kind].function
 
 
@@ -87,42 +116,75 @@ def check_combination(trial: Trial) -> None:
     """Raise UserError for choices that contradict each other. Names must have been checked."""
     retention = chosen_metrics(trial.calibrate.retention)
     rule = "calibrate.retention must be one metric where higher is more knowledge"
-    require([row.direction for row in retention.values()] == ["higher"], rule, trial.calibrate.retention)
+    require(
+        [row.direction for row in retention.values()] == ["higher"], rule, trial.calibrate.retention
+    )
     given, after = bool(trial.model.unlearned), trial.calibrate.tau or trial.explain.path_points
-    require(not (given and after), "calibrate.tau and explain.path_points must be 0 with model.unlearned, whose training is not ours", after)
+    require(
+        not (given and after),
+        "calibrate.tau and explain.path_points must be 0 with model.unlearned, whose training is"
+        " not ours",
+        after,
+    )
     method, wrappers = trial.method, names_of(trial.method.wrappers)
-    require(len(set(wrappers)) == len(wrappers), "method.wrappers must name each wrapper once", method.wrappers)
+    require(
+        len(set(wrappers)) == len(wrappers),
+        "method.wrappers must name each wrapper once",
+        method.wrappers,
+    )
     in_space = FORGET[method.forget].ending is not as_trained
     rule = f"method.retain must be 'none' with {method.forget}, which takes away what is learned"
     require(not in_space or method.retain == "none", rule, method.retain)
     adapter = trial.train.adapter
     rule = f"train.adapter must be 'none' with {method.forget}, a step in the space of the weights"
     require(adapter == "none" or not in_space, rule, adapter)
-    require(trial.attack.curve_metric in CHEAP, "attack.curve_metric must be a cheap metric (docs/metrics.md)", trial.attack.curve_metric)
+    require(
+        trial.attack.curve_metric in CHEAP,
+        "attack.curve_metric must be a cheap metric (docs/metrics.md)",
+        trial.attack.curve_metric,
+    )
     check_library(trial.explain.gradient_steps)
     floor, after = trial.stop.retention_floor, in_space or "average" in wrappers
-    require(floor == 0 or not after, "stop.retention_floor must be 0 where weights change after the last step (average, task vectors)", floor)
-    require(adapter == "none" or "ball" not in wrappers, "train.adapter must be 'none' with the wrapper ball: adapters start at zero", adapter)
+    require(
+        floor == 0 or not after,
+        "stop.retention_floor must be 0 where weights change after the last step (average, task"
+        " vectors)",
+        floor,
+    )
+    require(
+        adapter == "none" or "ball" not in wrappers,
+        "train.adapter must be 'none' with the wrapper ball: adapters start at zero",
+        adapter,
+    )
 
 
 def check(trial: Trial) -> Trial:
     """The same trial with the options of unchosen functions dropped and defaults filled in.
 
     Base and gold train nothing: of the options given they keep those of their metrics and attack.
-    Raises UserError for a name that no table has, for an option that no function has, and for a value out of range.
+    Raises UserError for a name that no table has, for an option that no function has, and for a
+    value out of range.
     """
     known = option_names()
     for name, value in trial.options:
         _check_option(name, value, known)
     functions = chosen_functions(trial)
     check_combination(trial)
-    given = {name: value for name, value in trial.options if trial.stage == "unlearned" or _function_of(name) in (*METRICS, *ATTACKS)}
+    given = {
+        name: value
+        for name, value in trial.options
+        if trial.stage == "unlearned" or _function_of(name) in (*METRICS, *ATTACKS)
+    }
     wanted = [option for function in functions for option in options_of(function)]
     attack = Attack() if trial.attack.name == "none" else trial.attack
     calibrate = trial.calibrate if trial.calibrate.tau else Calibrate()
     filled = {o.name: coerce(o.name, given.get(o.name, o.default), o.kind) for o in wanted}
     drawn = filled.get("leak_at_k.k", 1)
-    require(trial.measure.samples >= int(drawn), f"measure.samples must be >= leak_at_k.k, here {drawn}", trial.measure.samples)
+    require(
+        trial.measure.samples >= int(drawn),
+        f"measure.samples must be >= leak_at_k.k, here {drawn}",
+        trial.measure.samples,
+    )
     return replace(trial, attack=attack, calibrate=calibrate, options=tuple(sorted(filled.items())))
 
 

@@ -1,4 +1,6 @@
-"""The measuring of one trial: its metrics on its probes, and what they are compared with, as rows of `examples` and `evals`."""
+"""The measuring of one trial: its metrics on its probes, and what they are compared with, as rows
+of `examples` and `evals`.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,56 +32,112 @@ from rayunlearn.worker import Loaded, loaded, remembered
 from rayunlearn.workspace import Workspace, measured_digest
 
 Rows = list[dict[str, Any]]
-STRANGERS = ("members", "holdout")  # splits that membership scores compare: what was to be forgotten, and what was never taught
-AGAINST_GOLD = ("truth_ratio", PRIVACY_SCORE)  # metrics that corpus metrics hold against gold's
+# splits that membership scores compare: what was to be forgotten, and what was never taught
+STRANGERS = ("members", "holdout")
+# metrics that corpus metrics hold against gold's
+AGAINST_GOLD = ("truth_ratio", PRIVACY_SCORE)
 
 
-def stage_rows(trial: Trial, workspace: Workspace, state: Loaded, *, stage: str, step: int, attack: str = "none") -> dict[str, Rows]:
+def stage_rows(
+    trial: Trial,
+    workspace: Workspace,
+    state: Loaded,
+    *,
+    stage: str,
+    step: int,
+    attack: str = "none",
+) -> dict[str, Rows]:
     """Rows of `examples` and `evals` of `state.model` as it stands."""
-    return labelled(trial, workspace, examples_of(trial, workspace, state), stage=stage, step=step, attack=attack)
+    return labelled(
+        trial,
+        workspace,
+        examples_of(trial, workspace, state),
+        stage=stage,
+        step=step,
+        attack=attack,
+    )
 
 
-def labelled(trial: Trial, workspace: Workspace, examples: Rows, *, stage: str, step: int, attack: str = "none") -> dict[str, Rows]:
-    """Measured examples (doc_id, split, metric, value) as rows of the two tables, metrics of the whole corpus among the means.
+def labelled(
+    trial: Trial,
+    workspace: Workspace,
+    examples: Rows,
+    *,
+    stage: str,
+    step: int,
+    attack: str = "none",
+) -> dict[str, Rows]:
+    """Measured examples (doc_id, split, metric, value) as rows of the two tables, metrics of the
+    whole corpus among the means.
 
     A stage and an attack that the examples already name are overwritten.
     """
     frame = framed(examples)
     means = [*summarise(frame).to_dicts(), *corpus_rows(frame, gold_examples(trial, workspace))]
     place = {"stage": stage, "attack": attack}
-    return {"examples": [e | place for e in examples], "evals": [e | place | {"step": step} for e in means]}
+    return {
+        "examples": [e | place for e in examples],
+        "evals": [e | place | {"step": step} for e in means],
+    }
 
 
 def examples_of(
-    trial: Trial, workspace: Workspace, state: Loaded, probes: Sequence[Probe] | None = None, metrics: Mapping[str, Metric] | None = None
+    trial: Trial,
+    workspace: Workspace,
+    state: Loaded,
+    probes: Sequence[Probe] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Rows:
-    """doc_id, split, metric, value of the model as it stands; `probes` and `metrics` in place of the trial's own.
+    """doc_id, split, metric, value of the model as it stands; `probes` and `metrics` in place of
+    the trial's own.
 
     Members and holdout are asked for their membership scores alone.
     """
     metrics = chosen_metrics(trial.measure.metrics) if metrics is None else metrics
     scores = {name: row for name, row in metrics.items() if name in SCORES}
     asked = list(probes) if probes is not None else probes_of(workspace, state, trial.data)
-    ordinary, strangers = ([p for p in asked if (p.split in STRANGERS) is strange] for strange in (False, True))
+    ordinary, strangers = (
+        [p for p in asked if (p.split in STRANGERS) is strange] for strange in (False, True)
+    )
     on = partial(_measured, trial, workspace, state)
     return [*on(ordinary, metrics), *(on(strangers, scores) if scores and strangers else [])]
 
 
 def examples_at_start(trial: Trial, workspace: Workspace, state: Loaded) -> Rows:
-    """`examples_of` of a model that nothing was done to (base, gold): measured once, by whichever run and process comes first.
+    """`examples_of` of a model that nothing was done to (base, gold): measured once, by whichever
+    run and process comes first.
 
-    Kept by weights, probes, settings of the measuring, device, libraries and the code that measures.
+    Kept by weights, probes, settings of the measuring, device, libraries and the code that
+    measures.
     """
     metrics, probes = chosen_metrics(trial.measure.metrics), probes_of(workspace, state, trial.data)
-    key = {"what": "examples", "probes": digest([asdict(probe) for probe in probes]), "measure": asdict(trial.measure)}
+    key = {
+        "what": "examples",
+        "probes": digest([asdict(probe) for probe in probes]),
+        "measure": asdict(trial.measure),
+    }
     key |= {"options": options_of(trial, metrics)}
-    about = cache_key(workspace, state, [], "float32") | key | {"code": code_digest("metrics", "models", "data", "measuring.py")}
-    rows: Rows = json_once(workspace.cache / "evaluations", about, partial(examples_of, trial, workspace, state))
+    about = (
+        cache_key(workspace, state, [], "float32")
+        | key
+        | {"code": code_digest("metrics", "models", "data", "measuring.py")}
+    )
+    rows: Rows = json_once(
+        workspace.cache / "evaluations", about, partial(examples_of, trial, workspace, state)
+    )
     return rows
 
 
-def _measured(trial: Trial, workspace: Workspace, state: Loaded, probes: Sequence[Probe], metrics: Mapping[str, Metric]) -> Rows:
-    base = base_reference(trial, workspace, probes) if "base" in sources_of(metrics.values()) else None
+def _measured(
+    trial: Trial,
+    workspace: Workspace,
+    state: Loaded,
+    probes: Sequence[Probe],
+    metrics: Mapping[str, Metric],
+) -> Rows:
+    base = (
+        base_reference(trial, workspace, probes) if "base" in sources_of(metrics.values()) else None
+    )
     settings = {
         "options": options_of(trial, metrics),
         "writing": replace(writing_of(trial), shots=workspace.corpus.shots),
@@ -114,11 +172,24 @@ def base_reference(trial: Trial, workspace: Workspace, probes: Sequence[Probe]) 
     about = cache_key(workspace, state, sequences, "float32")
 
     def kept(model: PreTrainedModel) -> Reference:
-        return kept_reference(workspace.cache / "reference", about, model, sequences, state.pad_id, ("token_nll", "log_probs"), 0)
+        return kept_reference(
+            workspace.cache / "reference",
+            about,
+            model,
+            sequences,
+            state.pad_id,
+            ("token_nll", "log_probs"),
+            0,
+        )
 
     def make() -> Reference:
-        if trial.attack != Attack():  # what an attack has hung on the worker's model must not be in what stands for base
-            return kept(load_model(workspace.base, dtype=torch.float32, device=str(state.model.device))[0].eval())
+        # what an attack has hung on the worker's model must not be in what stands for base
+        if trial.attack != Attack():
+            return kept(
+                load_model(workspace.base, dtype=torch.float32, device=str(state.model.device))[
+                    0
+                ].eval()
+            )
         with pristine(state):
             return kept(state.model)
 
@@ -138,32 +209,57 @@ def pristine(state: Loaded) -> Iterator[None]:
 
 
 def gold_examples(trial: Trial, workspace: Workspace) -> pl.DataFrame | None:
-    """What corpus metrics hold against gold's: examples of the model that never saw the forget set; None where there is none.
+    """What corpus metrics hold against gold's: examples of the model that never saw the forget set;
+    None where there is none.
 
-    Measured once per model, corpus and options, by whichever process comes first; the model is let go again.
+    Measured once per model, corpus and options, by whichever process comes first; the model is let
+    go again.
     """
-    metrics = {name: row for name, row in chosen_metrics(trial.measure.metrics).items() if name in AGAINST_GOLD}
+    metrics = {
+        name: row
+        for name, row in chosen_metrics(trial.measure.metrics).items()
+        if name in AGAINST_GOLD
+    }
     if not workspace.gold or not metrics:
         return None
     data, corpus = trial.data, workspace.corpus
-    key: dict[str, Any] = {"what": "gold", "model": measured_digest(replace(trial, stage="gold"), workspace.base_digest), "corpus": corpus.digest}
-    key |= {"template": data.template, "max_tokens": data.max_tokens, "metrics": options_of(trial, metrics)}
-    key |= {"place": accelerator().device.type, **{name: version_of(name) for name in ("torch", "transformers")}}
-    stored = tensors_once(workspace.cache / "evaluations", key, partial(_gold_values, trial, workspace, metrics))
+    key: dict[str, Any] = {
+        "what": "gold",
+        "model": measured_digest(replace(trial, stage="gold"), workspace.base_digest),
+        "corpus": corpus.digest,
+    }
+    key |= {
+        "template": data.template,
+        "max_tokens": data.max_tokens,
+        "metrics": options_of(trial, metrics),
+    }
+    key |= {
+        "place": accelerator().device.type,
+        **{name: version_of(name) for name in ("torch", "transformers")},
+    }
+    stored = tensors_once(
+        workspace.cache / "evaluations", key, partial(_gold_values, trial, workspace, metrics)
+    )
     return _unpacked(stored)
 
 
-def _gold_values(trial: Trial, workspace: Workspace, metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
+def _gold_values(
+    trial: Trial, workspace: Workspace, metrics: Mapping[str, Metric]
+) -> dict[str, Tensor]:
     model, tokenizer = load_model(workspace.gold, dtype=torch.float32)
     place(model, accelerator().device).eval()
     state = Loaded(model, tokenizer, {}, 0)
-    probes = [p for p in probes_of(workspace, state, trial.data) if p.split in ("forget", *STRANGERS)]
+    probes = [
+        p for p in probes_of(workspace, state, trial.data) if p.split in ("forget", *STRANGERS)
+    ]
     rows = measure(model, probes, state.pad_id, metrics, options=options_of(trial, metrics))
     return _packed(rows)
 
 
 def _packed(rows: Rows) -> dict[str, Tensor]:
-    """`split metric` -> values (n,) float64, nulls left out: corpus metrics look at whole splits and not at single documents."""
+    """`split metric` -> values (n,) float64, nulls left out: corpus metrics look at whole splits
+    and not at single documents.
+    """
     found: dict[str, list[float]] = {}
     for row in rows:
         if row["value"] is not None:
@@ -172,5 +268,9 @@ def _packed(rows: Rows) -> dict[str, Tensor]:
 
 
 def _unpacked(stored: Mapping[str, Tensor]) -> pl.DataFrame:
-    rows = [(*name.split(" "), value) for name, values in stored.items() for value in values.tolist()]
-    return pl.DataFrame(rows, schema={"split": pl.String, "metric": pl.String, "value": pl.Float64}, orient="row")
+    rows = [
+        (*name.split(" "), value) for name, values in stored.items() for value in values.tolist()
+    ]
+    return pl.DataFrame(
+        rows, schema={"split": pl.String, "metric": pl.String, "value": pl.Float64}, orient="row"
+    )

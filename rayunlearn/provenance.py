@@ -1,4 +1,6 @@
-"""What a row says of where it came from: machine, versions, what went wrong, and the time each part took."""
+"""What a row says of where it came from: machine, versions, what went wrong, and the time each part
+took.
+"""
 
 import json
 import os
@@ -22,17 +24,36 @@ PACKAGES = ("rayunlearn", "torch", "transformers", "ray", "optuna", "polars", "p
 
 
 def failure_row(error: BaseException) -> dict[str, Any]:
-    """error_type, error (without secrets) and error_where of an exception; `where` is the deepest frame."""
+    """error_type, error (without secrets) and error_where of an exception; `where` is the deepest
+    frame.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return {"error_type": type(error).__name__, "error": without_secrets(str(error))[:2000], "error_where": where}
+    return {
+        "error_type": type(error).__name__,
+        "error": without_secrets(str(error))[:2000],
+        "error_where": where,
+    }
 
 
 def machine() -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    hardware = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU, {os.cpu_count()} cores"
-    return {"packages": json.dumps(installed_versions()), "hardware": hardware, "host": socket.gethostname(), "peak_memory_bytes": peak}
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    hardware = (
+        torch.cuda.get_device_name()
+        if on_gpu
+        else f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    )
+    return {
+        "packages": json.dumps(installed_versions()),
+        "hardware": hardware,
+        "host": socket.gethostname(),
+        "peak_memory_bytes": peak,
+    }
 
 
 def installed_versions() -> dict[str, str]:
@@ -49,9 +70,17 @@ def version_of(name: str) -> str:
 
 @lru_cache
 def code_digest(*parts: str) -> str:
-    """What identifies the code of these parts of rayunlearn (folders or files), so that a value kept from other code is not taken."""
+    """What identifies the code of these parts of rayunlearn (folders or files), so that a value
+    kept from other code is not taken.
+    """
     root = Path(__file__).parent
-    files = [file for part in parts for file in (sorted((root / part).glob("*.py")) if (root / part).is_dir() else [root / part])]
+    files = [
+        file
+        for part in parts
+        for file in (
+            sorted((root / part).glob("*.py")) if (root / part).is_dir() else [root / part]
+        )
+    ]
     return digest([[file.name, file.read_text(encoding="utf-8")] for file in files])
 
 

@@ -1,4 +1,6 @@
-"""Value ranges that a hyperparameter's annotation states: `beta: Positive = 0.1`. The signature is the contract."""
+"""Value ranges that a hyperparameter's annotation states: `beta: Positive = 0.1`. The signature is
+the contract.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,8 +1,10 @@
-"""Published runs as data: model, corpus and every hyperparameter, each with where it was read and whether that is sure.
+"""Published runs as data: model, corpus and every hyperparameter, each with where it was read and
+whether that is sure.
 
-`rayunlearn list recipes` prints them; `--recipe NAME` puts their settings over an experiment's. A value is confirmed when
-it was read in the code or the paper that ran it. What a paper leaves open is not guessed silently: such a setting is ours
-and says so. A released run that the program cannot express exactly says in `departures` where it differs.
+`rayunlearn list recipes` prints them; `--recipe NAME` puts their settings over an experiment's. A
+value is confirmed when it was read in the code or the paper that ran it. What a paper leaves open
+is not guessed silently: such a setting is ours and says so. A released run that the program cannot
+express exactly says in `departures` where it differs.
 """
 
 from collections.abc import Mapping
@@ -20,12 +22,15 @@ KNOCK = "code of Doshi and Stickland (2411.12103)"
 LLMU = "code of llm_unlearn (647f309)"
 CORESET = "Pal et al. 2504.10185, tables B1 and B2"
 OURS = "ours: the source does not say"
-UNCLIPPED = 1e9  # the source does not clip gradients
+# the source does not clip gradients
+UNCLIPPED = 1e9
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One value of a recipe. `confirmed`: read where it was run; otherwise inferred, second-hand or ours."""
+    """One value of a recipe. `confirmed`: read where it was run; otherwise inferred, second-hand or
+    ours.
+    """
 
     value: Value
     source: str
@@ -34,7 +39,9 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A published run. `model` and `corpus` in words, `settings` by dotted name, `departures` of ours from it."""
+    """A published run. `model` and `corpus` in words, `settings` by dotted name, `departures` of
+    ours from it.
+    """
 
     title: str
     model: str
@@ -44,7 +51,9 @@ class Recipe:
 
 
 def values(name: str) -> dict[str, Value]:
-    """The settings of a recipe as dotted name -> value. Raises UserError for a name that is not there."""
+    """The settings of a recipe as dotted name -> value. Raises UserError for a name that is not
+    there.
+    """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     return {setting: row.value for setting, row in RECIPES[name].settings.items()}
@@ -53,11 +62,15 @@ def values(name: str) -> dict[str, Value]:
 def axis(
     name: str, changes: Mapping[str, Value] | None = None, *, without: tuple[str, ...] = ()
 ) -> dict[tuple[str, ...], tuple[tuple[Value, ...], ...]]:
-    """A recipe as an axis with one point, `changes` over it: the arms of an experiment may be published runs.
+    """A recipe as an axis with one point, `changes` over it: the arms of an experiment may be
+    published runs.
 
-    `without`: settings of the recipe, or beginnings of their names (`npo.`), that the experiment sets itself or has no use for.
+    `without`: settings of the recipe, or beginnings of their names (`npo.`), that the experiment
+    sets itself or has no use for.
     """
-    point = {setting: value for setting, value in values(name).items() if not setting.startswith(without)} | dict(changes or {})
+    point = {
+        setting: value for setting, value in values(name).items() if not setting.startswith(without)
+    } | dict(changes or {})
     return {tuple(point): (tuple(point.values()),)}
 
 
@@ -73,7 +86,10 @@ def _open(source: str, settings: Mapping[str, Value]) -> dict[str, Setting]:
 
 def _model(name: str, source: str, *, confirmed: bool = True) -> dict[str, Setting]:
     """A Hub model that is taken as it is."""
-    return {"model.name": Setting(name, source, confirmed), "model.teach": Setting(False, source, confirmed)}
+    return {
+        "model.name": Setting(name, source, confirmed),
+        "model.teach": Setting(False, source, confirmed),
+    }
 
 
 _RMU: dict[str, Value] = {
@@ -84,11 +100,14 @@ _RMU: dict[str, Value] = {
     "train.warmup_fraction": 0.0,
 }
 _RMU_DEPARTURES = (
-    "float32 weights and AdamW state (released: bfloat16, eps 1e-6), documents drawn in seeded epochs, label tokens alone in "
-    "the means (released: padding too), one corpus a run (released: bio and cyber in turn)"
+    "float32 weights and AdamW state (released: bfloat16, eps 1e-6), documents drawn in seeded"
+    " epochs, label tokens alone in the means (released: padding too), one corpus a run (released:"
+    " bio and cyber in turn)"
 )
 _NPO: dict[str, Value] = {"method.forget": "npo", "method.retain_weight": 1.0}
-_RETAIN = Setting("nll", "the usual retain loss of these runs; the source's own was not read", confirmed=False)
+_RETAIN = Setting(
+    "nll", "the usual retain loss of these runs; the source's own was not read", confirmed=False
+)
 _TOFU: dict[str, Value] = {
     "train.unit": "epochs",
     "train.length": 10.0,
@@ -96,7 +115,10 @@ _TOFU: dict[str, Value] = {
     "train.weight_decay": 0.01,
     "train.schedule": "linear",
 }
-_TOFU_DEPARTURES = "one retain document per forget document, drawn in its own seeded epochs; warm-up as a fraction of the steps"
+_TOFU_DEPARTURES = (
+    "one retain document per forget document, drawn in its own seeded epochs; warm-up as a fraction"
+    " of the steps"
+)
 _BLACKBOX: dict[str, Value] = {
     "method.forget": "llmu_two_term",
     "method.retain": "kl",
@@ -111,15 +133,28 @@ _BLACKBOX: dict[str, Value] = {
     "lora.alpha": 16,
 }
 _BLACKBOX_DEPARTURES = (
-    "LoRA of the rank AdaLoRA aims at (released: AdaLoRA 12 to 8, never re-allocated), KL at label positions alone, and the "
-    "linear decay ends with the run (released: at step 5000, whichever checkpoint is taken)"
+    "LoRA of the rank AdaLoRA aims at (released: AdaLoRA 12 to 8, never re-allocated), KL at label"
+    " positions alone, and the linear decay ends with the run (released: at step 5000, whichever"
+    " checkpoint is taken)"
 )
 ZEPHYR, LLAMA3 = "HuggingFaceH4/zephyr-7b-beta", "meta-llama/Meta-Llama-3-8B-Instruct"
 WMDP_BIO = "cais/wmdp-bio-forget-corpus (and -cyber-), retain wikitext-2-raw test"
-BIOLOGY = "Wikipedia biology; retain history, concepts in physics, philosophy (article counts not confirmed)"
+BIOLOGY = (
+    "Wikipedia biology; retain history, concepts in physics, philosophy (article counts not"
+    " confirmed)"
+)
 
 
-def _rmu(layers: str, *, steering: float, weight: float, layer: int, batch: int, steps: int, source: str = CAIS) -> dict[str, Setting]:
+def _rmu(
+    layers: str,
+    *,
+    steering: float,
+    weight: float,
+    layer: int,
+    batch: int,
+    steps: int,
+    source: str = CAIS,
+) -> dict[str, Setting]:
     """RMU on the down projections of three blocks; the learning rate is set apart."""
     chosen = {
         "rmu.steering": steering,
@@ -137,7 +172,12 @@ def _rmu(layers: str, *, steering: float, weight: float, layer: int, batch: int,
 
 
 def _blackbox(weight: float, steps: int, max_tokens: int) -> dict[str, Setting]:
-    chosen: dict[str, Value] = {"llmu_two_term.weight": weight, "train.length": float(steps), "train.unit": "steps", "data.max_tokens": max_tokens}
+    chosen: dict[str, Value] = {
+        "llmu_two_term.weight": weight,
+        "train.length": float(steps),
+        "train.unit": "steps",
+        "data.max_tokens": max_tokens,
+    }
     return _read(KNOCK, _BLACKBOX | chosen) | _open(OURS, {"train.max_grad_norm": 1.0})
 
 
@@ -150,10 +190,17 @@ def _smooth(beta: float, gamma: float, learning_rate: float) -> dict[str, Settin
         "train.batch_size": 4,
         "train.accumulation": 4,
     }
-    return _model(ZEPHYR, SMOOTH) | {"method.retain": _RETAIN} | _read(SMOOTH, _NPO | chosen | {"train.length": 125.0, "train.unit": "steps"})
+    return (
+        _model(ZEPHYR, SMOOTH)
+        | {"method.retain": _RETAIN}
+        | _read(SMOOTH, _NPO | chosen | {"train.length": 125.0, "train.unit": "steps"})
+    )
 
 
-_SMOOTH_DEPARTURES = "NPO's ratio is summed over the answer (released: mean per token, so beta is not on the same scale)"
+_SMOOTH_DEPARTURES = (
+    "NPO's ratio is summed over the answer (released: mean per token, so beta is not on the same"
+    " scale)"
+)
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -172,7 +219,10 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             corpus=WMDP_BIO,
             settings=_model("01-ai/Yi-34B-Chat", CAIS)
             | _rmu("13|14|15", steering=300.0, weight=350.0, layer=15, batch=2, steps=400)
-            | _open("the default of the same code", {"train.learning_rate": 5e-5, "data.max_tokens": 512}),
+            | _open(
+                "the default of the same code",
+                {"train.learning_rate": 5e-5, "data.max_tokens": 512},
+            ),
             departures=_RMU_DEPARTURES,
         ),
         "rmu_mixtral_wmdp": Recipe(
@@ -181,9 +231,18 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             corpus=f"{WMDP_BIO}, lines of more than 200 characters",
             settings=_model("mistralai/Mixtral-8x7B-Instruct-v0.1", OURS, confirmed=False)
             | _rmu("5|6|7", steering=300.0, weight=1600.0, layer=7, batch=2, steps=400)
-            | _open("parameter 7 of a block: w3 of expert 0 in 2024; experts are one tensor now", {"train.parameters": r"layers\.(5|6|7)\..*experts"})
-            | _open("the default of the same code", {"train.learning_rate": 5e-5, "data.max_tokens": 512}),
-            departures=f"{_RMU_DEPARTURES}; all experts are trained (released: the third matrix of the first)",
+            | _open(
+                "parameter 7 of a block: w3 of expert 0 in 2024; experts are one tensor now",
+                {"train.parameters": r"layers\.(5|6|7)\..*experts"},
+            )
+            | _open(
+                "the default of the same code",
+                {"train.learning_rate": 5e-5, "data.max_tokens": 512},
+            ),
+            departures=(
+                f"{_RMU_DEPARTURES}; all experts are trained (released: the third matrix of the"
+                " first)"
+            ),
         ),
         "npo_zephyr_wmdp": Recipe(
             title="NPO on WMDP-bio",
@@ -196,14 +255,18 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             title="NPO with a sharpness-aware forget step on WMDP-bio",
             model=ZEPHYR,
             corpus="cais/wmdp-bio-forget-corpus, retain wikitext",
-            settings=_smooth(0.015, 2.25, 5e-6) | _read(SMOOTH, {"method.wrappers": "sam", "sam.radius": 0.01}),
+            settings=_smooth(0.015, 2.25, 5e-6)
+            | _read(SMOOTH, {"method.wrappers": "sam", "sam.radius": 0.01}),
             departures=_SMOOTH_DEPARTURES,
         ),
         "npo_average_zephyr_wmdp": Recipe(
             title="NPO with weight averaging on WMDP-bio",
             model=ZEPHYR,
             corpus="cais/wmdp-bio-forget-corpus, retain wikitext",
-            settings=_smooth(0.05, 2.0, 5.5e-6) | _read(SMOOTH, {"method.wrappers": "average", "average.start": 0.8, "average.every": 5}),
+            settings=_smooth(0.05, 2.0, 5.5e-6)
+            | _read(
+                SMOOTH, {"method.wrappers": "average", "average.start": 0.8, "average.every": 5}
+            ),
             departures=_SMOOTH_DEPARTURES,
         ),
         "npo_muse_news": Recipe(
@@ -213,10 +276,24 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             settings=_model("muse-bench/MUSE-news_target", OURS, confirmed=False)
             | {"method.retain": _RETAIN}
             | _read(
-                SMOOTH, _NPO | {"npo.beta": 0.1, "train.learning_rate": 1e-5, "train.batch_size": 4, "train.unit": "epochs", "train.length": 10.0}
+                SMOOTH,
+                _NPO
+                | {
+                    "npo.beta": 0.1,
+                    "train.learning_rate": 1e-5,
+                    "train.batch_size": 4,
+                    "train.unit": "epochs",
+                    "train.length": 10.0,
+                },
             )
-            | _open("OPTML's code: MUSE runs have a constant rate in open-unlearning", {"train.schedule": "constant"}),
-            departures="log-probabilities (released: raw logits, entry by entry); the published checkpoint is that of epoch 10",
+            | _open(
+                "OPTML's code: MUSE runs have a constant rate in open-unlearning",
+                {"train.schedule": "constant"},
+            ),
+            departures=(
+                "log-probabilities (released: raw logits, entry by entry); the published checkpoint"
+                " is that of epoch 10"
+            ),
         ),
         "npo_muse_books": Recipe(
             title="NPO on MUSE Books",
@@ -224,45 +301,132 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             corpus="MUSE Books forget, retain1",
             settings=_model("muse-bench/MUSE-books_target", OURS, confirmed=False)
             | {"method.retain": _RETAIN}
-            | _read(SMOOTH, _NPO | {"npo.beta": 0.1, "train.learning_rate": 1e-5, "train.batch_size": 4, "train.unit": "epochs", "train.length": 1.0})
-            | _open("OPTML's code: MUSE runs have a constant rate in open-unlearning", {"train.schedule": "constant"}),
-            departures="log-probabilities (released: raw logits, entry by entry); the one epoch whose checkpoint was taken, of 10",
+            | _read(
+                SMOOTH,
+                _NPO
+                | {
+                    "npo.beta": 0.1,
+                    "train.learning_rate": 1e-5,
+                    "train.batch_size": 4,
+                    "train.unit": "epochs",
+                    "train.length": 1.0,
+                },
+            )
+            | _open(
+                "OPTML's code: MUSE runs have a constant rate in open-unlearning",
+                {"train.schedule": "constant"},
+            ),
+            departures=(
+                "log-probabilities (released: raw logits, entry by entry); the one epoch whose"
+                " checkpoint was taken, of 10"
+            ),
         ),
         "simnpo_tofu_forget10": Recipe(
             title="SimNPO on TOFU forget10",
             model="Llama-2-7b-chat taught all of TOFU by its authors",
             corpus="TOFU forget10, retain90",
-            settings=_read(SIMNPO, {"method.forget": "simnpo", "simnpo.beta": 4.5, "simnpo.delta": 0.0, "method.retain": "nll"})
+            settings=_read(
+                SIMNPO,
+                {
+                    "method.forget": "simnpo",
+                    "simnpo.beta": 4.5,
+                    "simnpo.delta": 0.0,
+                    "method.retain": "nll",
+                },
+            )
             | _read(f"{SIMNPO}: forget term x 0.125, retain x 1", {"method.retain_weight": 8.0})
-            | _read(SIMNPO, {"train.learning_rate": 1e-5, "train.unit": "epochs", "train.length": 10.0, "train.batch_size": 32})
-            | _open(f"{OPEN} on TOFU", {"train.weight_decay": 0.01, "train.warmup_fraction": 0.1, "train.schedule": "linear"}),
-            departures=f"{_TOFU_DEPARTURES}; the whole loss is 8 times larger, which AdamW does not see but clipping does",
+            | _read(
+                SIMNPO,
+                {
+                    "train.learning_rate": 1e-5,
+                    "train.unit": "epochs",
+                    "train.length": 10.0,
+                    "train.batch_size": 32,
+                },
+            )
+            | _open(
+                f"{OPEN} on TOFU",
+                {
+                    "train.weight_decay": 0.01,
+                    "train.warmup_fraction": 0.1,
+                    "train.schedule": "linear",
+                },
+            ),
+            departures=(
+                f"{_TOFU_DEPARTURES}; the whole loss is 8 times larger, which AdamW does not see"
+                " but clipping does"
+            ),
         ),
         "simnpo_tofu_forget05": Recipe(
             title="SimNPO on TOFU forget05",
             model="Llama-2-7b-chat taught all of TOFU by its authors",
             corpus="TOFU forget05, retain95",
-            settings=_read(SIMNPO, {"method.forget": "simnpo", "simnpo.beta": 2.5, "simnpo.delta": 0.0, "method.retain": "nll"})
-            | _read(f"{SIMNPO}: forget term x 0.1375, retain x 1", {"method.retain_weight": 1 / 0.1375})
-            | _read(SIMNPO, {"train.learning_rate": 1e-5, "train.unit": "epochs", "train.length": 10.0, "train.batch_size": 32})
-            | _open(f"{OPEN} on TOFU", {"train.weight_decay": 0.01, "train.warmup_fraction": 0.1, "train.schedule": "linear"}),
-            departures=f"{_TOFU_DEPARTURES}; the whole loss is 7.3 times larger, which AdamW does not see but clipping does",
+            settings=_read(
+                SIMNPO,
+                {
+                    "method.forget": "simnpo",
+                    "simnpo.beta": 2.5,
+                    "simnpo.delta": 0.0,
+                    "method.retain": "nll",
+                },
+            )
+            | _read(
+                f"{SIMNPO}: forget term x 0.1375, retain x 1", {"method.retain_weight": 1 / 0.1375}
+            )
+            | _read(
+                SIMNPO,
+                {
+                    "train.learning_rate": 1e-5,
+                    "train.unit": "epochs",
+                    "train.length": 10.0,
+                    "train.batch_size": 32,
+                },
+            )
+            | _open(
+                f"{OPEN} on TOFU",
+                {
+                    "train.weight_decay": 0.01,
+                    "train.warmup_fraction": 0.1,
+                    "train.schedule": "linear",
+                },
+            ),
+            departures=(
+                f"{_TOFU_DEPARTURES}; the whole loss is 7.3 times larger, which AdamW does not see"
+                " but clipping does"
+            ),
         ),
         "npo_tofu_open_unlearning": Recipe(
             title="NPO on TOFU as open-unlearning configures it (untuned)",
             model="open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
             corpus="TOFU forget10, retain90",
-            settings=_model("open-unlearning/tofu_Llama-3.2-1B-Instruct_full", OURS, confirmed=False)
+            settings=_model(
+                "open-unlearning/tofu_Llama-3.2-1B-Instruct_full", OURS, confirmed=False
+            )
             | _read(OPEN, {"method.retain": "nll"})
-            | _read(OPEN, _NPO | {"npo.beta": 0.1, "train.learning_rate": 1e-5, "train.warmup_fraction": 0.1} | _TOFU),
+            | _read(
+                OPEN,
+                _NPO
+                | {"npo.beta": 0.1, "train.learning_rate": 1e-5, "train.warmup_fraction": 0.1}
+                | _TOFU,
+            ),
             departures=_TOFU_DEPARTURES,
         ),
         "undial_tofu": Recipe(
             title="UNDIAL as open-unlearning configures it",
             model="open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
             corpus="TOFU forget10",
-            settings=_model("open-unlearning/tofu_Llama-3.2-1B-Instruct_full", OURS, confirmed=False)
-            | _read(f"{OPEN}: retain x 0", {"method.forget": "undial", "undial.beta": 10.0, "method.retain": "none", "train.learning_rate": 1e-4})
+            settings=_model(
+                "open-unlearning/tofu_Llama-3.2-1B-Instruct_full", OURS, confirmed=False
+            )
+            | _read(
+                f"{OPEN}: retain x 0",
+                {
+                    "method.forget": "undial",
+                    "undial.beta": 10.0,
+                    "method.retain": "none",
+                    "train.learning_rate": 1e-4,
+                },
+            )
             | _read(OPEN, {"train.warmup_fraction": 0.1} | _TOFU),
             departures="label positions alone (released: prompts and padding too)",
         ),
@@ -271,12 +435,46 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             model="facebook/opt-1.3b",
             corpus="PKU-SafeRLHF 330k_train unsafe answers; retain and random answers TruthfulQA",
             settings=_model("facebook/opt-1.3b", LLMU)
-            | _read(LLMU, {"method.forget": "llmu", "llmu.weight": 0.5, "llmu.mismatch_weight": 1.0, "mismatch.count": 5})
-            | _read(LLMU, {"method.retain": "kl", "method.retain_weight": 1.0, "train.learning_rate": 2e-6, "train.batch_size": 2})
-            | _read(LLMU, {"train.unit": "steps", "train.length": 1000.0, "train.schedule": "linear", "train.warmup_fraction": 0.0})
-            | _read(LLMU, {"train.weight_decay": 0.01, "train.max_grad_norm": UNCLIPPED, "data.template": "### Question: {prompt}\n ### Answer:"}),
-            departures="one random answer a presentation (released: the same five for the whole batch), answers alone are counted, "
-            "KL at label positions (released: everywhere), 1000 steps (released: 1144, the last ones at rate 0)",
+            | _read(
+                LLMU,
+                {
+                    "method.forget": "llmu",
+                    "llmu.weight": 0.5,
+                    "llmu.mismatch_weight": 1.0,
+                    "mismatch.count": 5,
+                },
+            )
+            | _read(
+                LLMU,
+                {
+                    "method.retain": "kl",
+                    "method.retain_weight": 1.0,
+                    "train.learning_rate": 2e-6,
+                    "train.batch_size": 2,
+                },
+            )
+            | _read(
+                LLMU,
+                {
+                    "train.unit": "steps",
+                    "train.length": 1000.0,
+                    "train.schedule": "linear",
+                    "train.warmup_fraction": 0.0,
+                },
+            )
+            | _read(
+                LLMU,
+                {
+                    "train.weight_decay": 0.01,
+                    "train.max_grad_norm": UNCLIPPED,
+                    "data.template": "### Question: {prompt}\n ### Answer:",
+                },
+            ),
+            departures=(
+                "one random answer a presentation (released: the same five for the whole batch),"
+                " answers alone are counted, KL at label positions (released: everywhere), 1000"
+                " steps (released: 1144, the last ones at rate 0)"
+            ),
         ),
         "blackbox_llmu_zephyr_biology": Recipe(
             title="LLMU of two terms, black-box study",
@@ -295,14 +493,20 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "blackbox_llmu_zephyr_wmdp": Recipe(
             title="LLMU of two terms, black-box study",
             model=ZEPHYR,
-            corpus="1,000 bio and 1,000 cyber documents of WMDP; retain 2,000 paragraphs of wikitext-103",
+            corpus=(
+                "1,000 bio and 1,000 cyber documents of WMDP; retain 2,000 paragraphs of"
+                " wikitext-103"
+            ),
             settings=_model(ZEPHYR, KNOCK) | _blackbox(0.0036, 1000, 512),
             departures=_BLACKBOX_DEPARTURES,
         ),
         "blackbox_llmu_llama_wmdp": Recipe(
             title="LLMU of two terms, black-box study",
             model=LLAMA3,
-            corpus="1,000 bio and 1,000 cyber documents of WMDP; retain 2,000 paragraphs of wikitext-103",
+            corpus=(
+                "1,000 bio and 1,000 cyber documents of WMDP; retain 2,000 paragraphs of"
+                " wikitext-103"
+            ),
             settings=_model(LLAMA3, KNOCK) | _blackbox(0.0010, 1500, 512),
             departures=_BLACKBOX_DEPARTURES,
         ),
@@ -313,7 +517,10 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             settings=_model(ZEPHYR, KNOCK)
             | _rmu("5|6|7", steering=10.0, weight=50.0, layer=15, batch=1, steps=200, source=KNOCK)
             | _read(KNOCK, {"train.learning_rate": 8e-5, "data.max_tokens": 1024}),
-            departures=f"{_RMU_DEPARTURES}; the loss looks at block 15 and blocks 5 to 7 are trained, as released",
+            departures=(
+                f"{_RMU_DEPARTURES}; the loss looks at block 15 and blocks 5 to 7 are trained, as"
+                " released"
+            ),
         ),
         "blackbox_rmu_llama_biology": Recipe(
             title="RMU, black-box study",
@@ -330,7 +537,10 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             corpus=WMDP_BIO,
             settings=_model(LLAMA3, KNOCK)
             | _rmu("5|6|7", steering=30.0, weight=1200.0, layer=7, batch=4, steps=150, source=KNOCK)
-            | _open("the default of the same code", {"train.learning_rate": 8e-5, "data.max_tokens": 512}),
+            | _open(
+                "the default of the same code",
+                {"train.learning_rate": 8e-5, "data.max_tokens": 512},
+            ),
             departures=_RMU_DEPARTURES,
         ),
         "coreset_rmu_wmdp": Recipe(
@@ -338,13 +548,18 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             model=ZEPHYR,
             corpus="600 documents of cais/wmdp-bio-forget-corpus (or -cyber-), retain wikitext",
             settings=_model(ZEPHYR, CORESET)
-            | _read(f"{CORESET}: 1, 10, 20, 100 epochs at 100, 10, 5, 1 %", {"train.unit": "presentations", "train.length": 600.0})
+            | _read(
+                f"{CORESET}: 1, 10, 20, 100 epochs at 100, 10, 5, 1 %",
+                {"train.unit": "presentations", "train.length": 600.0},
+            )
             | _read(CORESET, {"train.learning_rate": 5e-5})
             | _open(
                 "not stated; the benchmark's own run",
                 {
                     name: s.value
-                    for name, s in _rmu("5|6|7", steering=6.5, weight=1200.0, layer=7, batch=4, steps=150).items()
+                    for name, s in _rmu(
+                        "5|6|7", steering=6.5, weight=1200.0, layer=7, batch=4, steps=150
+                    ).items()
                     if name not in ("train.length", "train.unit")
                 },
             ),
@@ -355,7 +570,15 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             model=ZEPHYR,
             corpus="600 documents of cais/wmdp-bio-forget-corpus (or -cyber-), retain wikitext",
             settings=_model(ZEPHYR, CORESET)
-            | _read(CORESET, {"train.learning_rate": 7e-6, "train.unit": "steps", "train.length": 140.0, "train.batch_size": 4})
+            | _read(
+                CORESET,
+                {
+                    "train.learning_rate": 7e-6,
+                    "train.unit": "steps",
+                    "train.length": 140.0,
+                    "train.batch_size": 4,
+                },
+            )
             | {"method.retain": _RETAIN}
             | _open("not stated; the nearest code of the group", _NPO | {"npo.beta": 0.0225}),
             departures=_SMOOTH_DEPARTURES,

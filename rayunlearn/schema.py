@@ -1,18 +1,26 @@
-"""Every Parquet column once: name, type, unit, direction, meaning. docs/results.md is generated from here.
+"""Every Parquet column once: name, type, unit, direction, meaning. docs/results.md is generated
+from here.
 
-`trials` also carries one column per flattened config value (`select.ratio`, `npo.beta`, ...), named as on the
-command line; those are documented where the setting is defined.
+`trials` also carries one column per flattened config value (`select.ratio`, `npo.beta`, ...), named
+as on the command line; those are documented where the setting is defined.
 """
 
 from dataclasses import dataclass
 
-VERSION = 1  # raised when a column changes its meaning; a reader refuses a newer one
+# raised when a column changes its meaning; a reader refuses a newer one
+VERSION = 1
 
 STATUSES = {
     "complete": "trained to its last step and measured",
-    "collapsed": "stopped early: mean retain probability fell under stop.utility_floor x base; measured as it was",
+    "collapsed": (
+        "stopped early: mean retain probability fell under stop.utility_floor x base; measured as"
+        " it was"
+    ),
     "diverged": "stopped early: the loss or its gradient was infinite or NaN; not measured",
-    "failed": "an exception ended it, or its worker died; error_type, error and error_where say what and where",
+    "failed": (
+        "an exception ended it, or its worker died; error_type, error and error_where say what and"
+        " where"
+    ),
 }
 STAGES = {
     "base": "the model before unlearning",
@@ -22,14 +30,26 @@ STAGES = {
     "calibrated_beside": "the same at calibrate.beside",
 }
 CURVES = {
-    "relearning": "along a training attack: attack.curve_metric of the forget questions, x is the optimizer step",
+    "relearning": (
+        "along a training attack: attack.curve_metric of the forget questions, x is the optimizer"
+        " step"
+    ),
     "inside": "through the layers",
-    "mode_connectivity": ":full or :base: x is the share of the trial's own weights on the line from the full-set model or base",
-    "mixing": "x is alpha: the model is (1 - alpha) base + alpha unlearned; the points that calibration measured",
+    "mode_connectivity": (
+        ":full or :base: x is the share of the trial's own weights on the line from the full-set"
+        " model or base"
+    ),
+    "mixing": (
+        "x is alpha: the model is (1 - alpha) base + alpha unlearned; the points that calibration"
+        " measured"
+    ),
 }
-WORD_KINDS = ("function_word_log_prob", "keyword_log_prob", "content_word_log_prob")  # metrics of what documents say, by kind of word
-HELD_IN = "held_in"  # split of what a soft prompt was learned from
-FINISHED = ("complete", "collapsed", "diverged")  # a failed trial runs again on the next call
+# metrics of what documents say, by kind of word
+WORD_KINDS = ("function_word_log_prob", "keyword_log_prob", "content_word_log_prob")
+# split of what a soft prompt was learned from
+HELD_IN = "held_in"
+# a failed trial runs again on the next call
+FINISHED = ("complete", "collapsed", "diverged")
 
 ROLES = {
     "base": "the model before unlearning",
@@ -41,14 +61,18 @@ ROLES = {
 
 ATTACK_ROLES = {
     "attack": "an unlearned model, at the strength that is reported, over seeds",
-    "control": "the same on base or gold, or the attack that its row of the table names as its control",
+    "control": (
+        "the same on base or gold, or the attack that its row of the table names as its control"
+    ),
     "tuning": "asked for by Optuna: the strength that gets most back",
 }
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `kind` is utf8, i64, f64 or bool; `direction` is 'higher', 'lower' or '' where neither is better."""
+    """One column. `kind` is utf8, i64, f64 or bool; `direction` is 'higher', 'lower' or '' where
+    neither is better.
+    """
 
     name: str
     kind: str
@@ -64,7 +88,12 @@ _ATTACK = Column(
     "utf8",
     "as in `rayunlearn list attacks`, or `emphasis:FORM` (docs/attribution.md); 'none' for none",
 )
-_SPLIT = Column("split", "utf8", "which probes: forget, retain, or another that the data brings; held_in: what soft prompts were learned from")
+_SPLIT = Column(
+    "split",
+    "utf8",
+    "which probes: forget, retain, or another that the data brings; held_in: what soft prompts were"
+    " learned from",
+)
 _METRIC = Column("metric", "utf8", "metric name as in `rayunlearn list metrics`")
 _DOC = Column("doc_id", "utf8", "digest of the document's prompt and answer")
 
@@ -81,45 +110,141 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("model_digest", "utf8", "content of the weights it started from"),
         Column("n_forget", "i64", "documents in the forget set", "documents"),
         Column("n_kept", "i64", "documents in the coreset", "documents"),
-        Column("coverage", "f64", "share of the forget set's facts that a kept document states; null where facts are unknown", "fraction [0, 1]"),
-        Column("keyword_coverage", "f64", "share of the forget set's keyword weight that a kept document names", "fraction [0, 1]"),
-        Column("text_kept", "f64", "share of the kept documents' answer tokens that select.text left", "fraction [0, 1]"),
-        Column("near_duplicate_share", "f64", "base trials: forget documents with a near copy (3-word shingles, Jaccard >= 0.8)", "fraction [0, 1]"),
-        Column("effective_rank", "f64", "base trials: exp of the entropy of the singular values of the forget documents' penultimate states"),
-        Column("nearest_similarity", "f64", "base trials: mean cosine of a forget document with its nearest other, centred penultimate states"),
-        Column("keyword_curve_01", "f64", "base trials: keyword_coverage that 1 % of the documents, at random, reach on average", "fraction [0, 1]"),
+        Column(
+            "coverage",
+            "f64",
+            "share of the forget set's facts that a kept document states; null where facts are"
+            " unknown",
+            "fraction [0, 1]",
+        ),
+        Column(
+            "keyword_coverage",
+            "f64",
+            "share of the forget set's keyword weight that a kept document names",
+            "fraction [0, 1]",
+        ),
+        Column(
+            "text_kept",
+            "f64",
+            "share of the kept documents' answer tokens that select.text left",
+            "fraction [0, 1]",
+        ),
+        Column(
+            "near_duplicate_share",
+            "f64",
+            "base trials: forget documents with a near copy (3-word shingles, Jaccard >= 0.8)",
+            "fraction [0, 1]",
+        ),
+        Column(
+            "effective_rank",
+            "f64",
+            "base trials: exp of the entropy of the singular values of the forget documents'"
+            " penultimate states",
+        ),
+        Column(
+            "nearest_similarity",
+            "f64",
+            "base trials: mean cosine of a forget document with its nearest other, centred"
+            " penultimate states",
+        ),
+        Column(
+            "keyword_curve_01",
+            "f64",
+            "base trials: keyword_coverage that 1 % of the documents, at random, reach on average",
+            "fraction [0, 1]",
+        ),
         Column("keyword_curve_05", "f64", "base trials: the same for 5 %", "fraction [0, 1]"),
         Column("keyword_curve_10", "f64", "base trials: the same for 10 %", "fraction [0, 1]"),
         Column("keyword_curve_25", "f64", "base trials: the same for 25 %", "fraction [0, 1]"),
         Column("optimizer_steps", "i64", "optimizer steps taken", "steps"),
-        Column("kept_step", "i64", "step whose weights the trial ends with; below optimizer_steps where stop.retention_floor put them back", "steps"),
+        Column(
+            "kept_step",
+            "i64",
+            "step whose weights the trial ends with; below optimizer_steps where"
+            " stop.retention_floor put them back",
+            "steps",
+        ),
         Column("presentations", "i64", "forget documents shown, repeats counted", "documents"),
         Column("epochs", "f64", "presentations divided by n_kept", "epochs"),
         Column("tokens", "i64", "tokens of forget and retain batches, padding excluded", "tokens"),
-        Column("flops", "f64", "estimate of training: 6 x parameters x tokens; an upper bound where a loss stops below the head", "FLOP"),
+        Column(
+            "flops",
+            "f64",
+            "estimate of training: 6 x parameters x tokens; an upper bound where a loss stops below"
+            " the head",
+            "FLOP",
+        ),
         Column("seconds_load", "f64", "time to reset or load the model", "s", "lower"),
         Column("seconds_select", "f64", "time to choose the coreset", "s", "lower"),
         Column("seconds_train", "f64", "time of the optimisation loop", "s", "lower"),
         Column("seconds_measure", "f64", "time of the metrics", "s", "lower"),
-        Column("peak_memory_bytes", "i64", "peak resident memory of the worker process (CPU), peak allocated on the device (GPU)", "bytes", "lower"),
-        Column("seconds_calibrate", "f64", "time of calibration and of measuring the mixtures", "s", "lower"),
-        Column("calibrated_alpha", "f64", "share of the unlearned weights in stage calibrated; null without calibration", "fraction [0, 1]"),
-        Column("calibrated_width", "f64", "how far the largest alpha that retains enough may lie above it", "fraction [0, 1]"),
-        Column("calibrated_search", "utf8", "whole (alpha 1 retained enough), bisection, or grid where retention did not fall steadily with alpha"),
-        Column("calibrated_beside_alpha", "f64", "share of the unlearned weights in stage calibrated_beside", "fraction [0, 1]"),
+        Column(
+            "peak_memory_bytes",
+            "i64",
+            "peak resident memory of the worker process (CPU), peak allocated on the device (GPU)",
+            "bytes",
+            "lower",
+        ),
+        Column(
+            "seconds_calibrate",
+            "f64",
+            "time of calibration and of measuring the mixtures",
+            "s",
+            "lower",
+        ),
+        Column(
+            "calibrated_alpha",
+            "f64",
+            "share of the unlearned weights in stage calibrated; null without calibration",
+            "fraction [0, 1]",
+        ),
+        Column(
+            "calibrated_width",
+            "f64",
+            "how far the largest alpha that retains enough may lie above it",
+            "fraction [0, 1]",
+        ),
+        Column(
+            "calibrated_search",
+            "utf8",
+            "whole (alpha 1 retained enough), bisection, or grid where retention did not fall"
+            " steadily with alpha",
+        ),
+        Column(
+            "calibrated_beside_alpha",
+            "f64",
+            "share of the unlearned weights in stage calibrated_beside",
+            "fraction [0, 1]",
+        ),
         Column("parameters_total", "i64", "parameters of the model", "parameters"),
         Column("parameters_trained", "i64", "parameters that were trained", "parameters"),
         Column("started_at", "utf8", "start, UTC, ISO 8601"),
-        Column("commit", "utf8", "git commit of the working copy, '+changes' where it was not clean; '' outside git"),
-        Column("packages", "utf8", "versions of rayunlearn, torch, transformers, ray, optuna, polars and pyarrow, as JSON"),
+        Column(
+            "commit",
+            "utf8",
+            "git commit of the working copy, '+changes' where it was not clean; '' outside git",
+        ),
+        Column(
+            "packages",
+            "utf8",
+            "versions of rayunlearn, torch, transformers, ray, optuna, polars and pyarrow, as JSON",
+        ),
         Column("hardware", "utf8", "processor or accelerator the trial ran on"),
         Column("host", "utf8", "host name of the worker"),
     ),
     "plan": (
         _TRIAL,
         Column("role", "utf8", "; ".join(f"{k}: {v}" for k, v in ROLES.items())),
-        Column("group", "utf8", "axis values that share one tuning, as JSON; a control carries the group it controls"),
-        Column("tuning", "utf8", "none, shared (tuned once at ratio 1.0) or per_cell (every cell has the same budget)"),
+        Column(
+            "group",
+            "utf8",
+            "axis values that share one tuning, as JSON; a control carries the group it controls",
+        ),
+        Column(
+            "tuning",
+            "utf8",
+            "none, shared (tuned once at ratio 1.0) or per_cell (every cell has the same budget)",
+        ),
         Column("study", "utf8", "Optuna study of the trial, '' without tuning"),
         Column("study_index", "i64", "position in that study, -1 outside"),
     ),
@@ -127,19 +252,34 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _TRIAL,
         Column("attacked", "utf8", "trial whose model was attacked"),
         Column("role", "utf8", "; ".join(f"{k}: {v}" for k, v in ATTACK_ROLES.items())),
-        Column("setting", "utf8", "the attack and what was set of it, without seeds: `round_to_nearest bits=4`"),
-        Column("answers", "utf8", "of a control: the `setting` that it is a control for; '' for an attack"),
+        Column(
+            "setting",
+            "utf8",
+            "the attack and what was set of it, without seeds: `round_to_nearest bits=4`",
+        ),
+        Column(
+            "answers",
+            "utf8",
+            "of a control: the `setting` that it is a control for; '' for an attack",
+        ),
         Column("study", "utf8", "Optuna study that the strength was asked in, '' without tuning"),
         Column("study_index", "i64", "position in that study, -1 outside"),
     ),
     "steps": (
         _TRIAL,
         Column("step", "i64", "optimizer step, from 1", "steps"),
-        Column("loss", "f64", "forget_loss + retain_weight x retain_loss", "nats or squared activation"),
-        Column("forget_loss", "f64", "forget term as its method defines it; null where there is none"),
+        Column(
+            "loss", "f64", "forget_loss + retain_weight x retain_loss", "nats or squared activation"
+        ),
+        Column(
+            "forget_loss", "f64", "forget term as its method defines it; null where there is none"
+        ),
         Column("retain_loss", "f64", "retain term before its weight; null where there is none"),
         Column(
-            "retain_weight", "f64", "weight of the retain term in this step (of the last piece with train.accumulation); null where there is none"
+            "retain_weight",
+            "f64",
+            "weight of the retain term in this step (of the last piece with train.accumulation);"
+            " null where there is none",
         ),
         Column("grad_norm", "f64", "global L2 norm of the gradient before clipping"),
         Column("learning_rate", "f64", "learning rate of the step"),
@@ -164,7 +304,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _DOC,
         _SPLIT,
         _METRIC,
-        Column("value", "f64", "the metric of this document; null where it is undefined (no wrong answers)"),
+        Column(
+            "value",
+            "f64",
+            "the metric of this document; null where it is undefined (no wrong answers)",
+        ),
     ),
     "curves": (
         _TRIAL,
@@ -190,13 +334,29 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("unit", "utf8", "token, or word: what was left out; a word's tokens together"),
         Column("position", "i64", "its place among the units of the prompt, from 0"),
         Column("token", "utf8", "the token or word as text"),
-        Column("contribution", "f64", "mean log p of the answer's tokens with it minus without it; higher supports the answer", "nats"),
+        Column(
+            "contribution",
+            "f64",
+            "mean log p of the answer's tokens with it minus without it; higher supports the"
+            " answer",
+            "nats",
+        ),
         Column("is_key", "bool", "key token by the rule of explain.alpha and explain.beta"),
-        Column("gradient", "f64", "tokens: its integrated gradient of the same mean log p; null where explain.gradient_steps is 0", "nats"),
+        Column(
+            "gradient",
+            "f64",
+            "tokens: its integrated gradient of the same mean log p; null where"
+            " explain.gradient_steps is 0",
+            "nats",
+        ),
     ),
     "scores": (
         Column("corpus_digest", "utf8", "content of the corpus"),
-        Column("model_digest", "utf8", "content of the weights that scored it; '' for model-free scores"),
+        Column(
+            "model_digest",
+            "utf8",
+            "content of the weights that scored it; '' for model-free scores",
+        ),
         _DOC,
         Column("scorer", "utf8", "selector whose score it is, with its settings"),
         Column("value", "f64", "higher is kept first"),
@@ -206,8 +366,14 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _DOC,
         Column("extractor", "utf8", "extractor as in `rayunlearn list extractors`"),
         Column("keyword", "utf8", "the keyword as the document first writes it"),
-        Column("score", "f64", "its score in this document, higher first; a scale of the extractor's own"),
-        Column("start", "i64", "first character of this occurrence in the answer, from 0", "characters"),
+        Column(
+            "score",
+            "f64",
+            "its score in this document, higher first; a scale of the extractor's own",
+        ),
+        Column(
+            "start", "i64", "first character of this occurrence in the answer, from 0", "characters"
+        ),
         Column("end", "i64", "the character after its last", "characters"),
     ),
     "corpora": (
@@ -215,8 +381,18 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("corpus", "utf8", "name of the corpus"),
         Column("file", "utf8", "file or table it was read from, as its loader names it"),
         Column("rows", "i64", "rows read from it", "rows"),
-        Column("sha256", "utf8", "SHA-256 of the file; of its parts' names and digests where it has several; '' where the Hub gave rows"),
-        Column("state", "utf8", "as recorded: what upstream's file was; changed: not that; unknown: no digest of it is recorded"),
+        Column(
+            "sha256",
+            "utf8",
+            "SHA-256 of the file; of its parts' names and digests where it has several; '' where"
+            " the Hub gave rows",
+        ),
+        Column(
+            "state",
+            "utf8",
+            "as recorded: what upstream's file was; changed: not that; unknown: no digest of it is"
+            " recorded",
+        ),
     ),
     "quarantine": (
         Column("source", "utf8", "file or split the document came from"),
@@ -225,7 +401,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("excerpt", "utf8", "its first 200 characters"),
     ),
 }
-PER_TRIAL = ("trials", "steps", "evals", "examples", "coresets", "attributions", "curves")  # written in a trial's own folder, then compacted
+# written in a trial's own folder, then compacted
+PER_TRIAL = ("trials", "steps", "evals", "examples", "coresets", "attributions", "curves")
 
 
 def column_names(table: str) -> tuple[str, ...]:

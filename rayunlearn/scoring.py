@@ -40,21 +40,25 @@ from rayunlearn.scores.forward import Passed, passes, zlib_ratio
 from rayunlearn.selectors.selectors import SELECTORS
 from rayunlearn.train.device import accelerator
 
-DOCUMENTS_AT_ONCE = 1024  # sorted by length and padded together; their hidden states are held until they are scored
+# sorted by length and padded together; their hidden states are held until they are scored
+DOCUMENTS_AT_ONCE = 1024
 # What a selector's score of one document may ask for, of the document's own pass and text.
 ASKED: dict[str, Callable[[Sequence[Passed], Sequence[str]], Any]] = {
     "token_nll": lambda passed, _: [p.token_nll for p in passed],
     "token_surprise": lambda passed, _: [p.surprise for p in passed],
     "token_error": lambda passed, _: [p.token_error for p in passed],
-    "nll_per_byte": lambda passed, texts: torch.tensor([zlib_ratio(p, text) for p, text in zip(passed, texts, strict=True)]),
+    "nll_per_byte": lambda passed, texts: torch.tensor(
+        [zlib_ratio(p, text) for p, text in zip(passed, texts, strict=True)]
+    ),
 }
 SCORERS = tuple(name for name, row in SELECTORS.items() if set(needs(row.function)) <= set(ASKED))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What `rayunlearn score` was asked for: a source (`data.pieces`), a model's directory or Hub name, and selectors whose scores
-    come from one forward pass. A document is put to the model as `data.template` and `data.max_tokens` say."""
+    """What `rayunlearn score` was asked for: a source (`data.pieces`), a model's directory or Hub
+    name, and selectors whose scores come from one forward pass. A document is put to the model as
+    `data.template` and `data.max_tokens` say."""
 
     corpus: str
     base: str
@@ -89,22 +93,46 @@ class Job:
     folder: Path
 
 
-def score_to(request: Request, *, choose: Choose = in_this_process, report: Report = lambda _: None) -> Scored:
-    """Write `request.output` (table scores) and, if anything was set aside, `<stem>.quarantine.parquet`; resumed as `extract_to`.
+def score_to(
+    request: Request, *, choose: Choose = in_this_process, report: Report = lambda _: None
+) -> Scored:
+    """Write `request.output` (table scores) and, if anything was set aside,
+    `<stem>.quarantine.parquet`; resumed as `extract_to`.
 
-    Raises UserError for an unknown score or option, a source that cannot be read and a model that cannot be loaded.
+    Raises UserError for an unknown score or option, a source that cannot be read and a model that
+    cannot be loaded.
     """
     arguments = arguments_for(request.scores, request.options)
     check_output(request.output)
-    Data(template=request.template, max_tokens=request.max_tokens)  # their rules
-    source = source_of(request.corpus, columns=request.columns, chunk_words=request.chunk_words, unit=request.unit, piece_bytes=request.piece_bytes)
+    # their rules
+    Data(template=request.template, max_tokens=request.max_tokens)
+    source = source_of(
+        request.corpus,
+        columns=request.columns,
+        chunk_words=request.chunk_words,
+        unit=request.unit,
+        piece_bytes=request.piece_bytes,
+    )
     model = model_digest(request.base)
     engine = choose([source], True)
-    key = digest([FORMAT, source.key, model, {name: dict(a) for name, a in arguments.items()}, request.template, request.max_tokens])
+    key = digest(
+        [
+            FORMAT,
+            source.key,
+            model,
+            {name: dict(a) for name, a in arguments.items()},
+            request.template,
+            request.max_tokens,
+        ]
+    )
     folder = work_folder(request.output, key)
     survey = surveyed("corpus", source, folder / "corpus", engine, report)
-    job = Job(request=request, arguments=arguments, survey=survey, model_digest=model, folder=folder)
-    run_pass("scoring", folder / "done", partial(_worker, job), range(len(source.pieces)), engine, report)
+    job = Job(
+        request=request, arguments=arguments, survey=survey, model_digest=model, folder=folder
+    )
+    run_pass(
+        "scoring", folder / "done", partial(_worker, job), range(len(source.pieces)), engine, report
+    )
     ranges = _ranges(folder / "parts")
     publish(folder / "parts", request.output, "scores")
     n_aside = publish_aside([folder / "corpus"], request.output)
@@ -113,26 +141,40 @@ def score_to(request: Request, *, choose: Choose = in_this_process, report: Repo
 
 
 def arguments_for(names: Sequence[str], options: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
-    """The arguments of every named score: defaults and what `options` (`min_k.fraction`) changes. Raises UserError as a trial would."""
+    """The arguments of every named score: defaults and what `options` (`min_k.fraction`) changes.
+    Raises UserError as a trial would.
+    """
     require(bool(names), f"--scores must name one or more of {', '.join(SCORERS)}", list(names))
     for name in names:
         if name not in SCORERS:
             raise unknown_name("score", name, SCORERS)
-    known = {option.name: option for name in names for option in options_of(SELECTORS[name].function)}
+    known = {
+        option.name: option for name in names for option in options_of(SELECTORS[name].function)
+    }
     for name in options:
         if name not in known:
             raise unknown_name(f"option of {', '.join(names)}", name, known)
-    values = {name: coerce(name, options.get(name, option.default), option.kind) for name, option in known.items()}
+    values = {
+        name: coerce(name, options.get(name, option.default), option.kind)
+        for name, option in known.items()
+    }
     for name, option in known.items():
         if option.rule is not None:
-            require(option.rule.holds(float(values[name])), f"{name} {option.rule.words}", values[name])
-    return {name: {n.partition(".")[2]: v for n, v in values.items() if n.startswith(f"{name}.")} for name in names}
+            require(
+                option.rule.holds(float(values[name])), f"{name} {option.rule.words}", values[name]
+            )
+    return {
+        name: {n.partition(".")[2]: v for n, v in values.items() if n.startswith(f"{name}.")}
+        for name in names
+    }
 
 
 def _worker(job: Job) -> Do:
     """Scores one piece at a time; the model is loaded once."""
     request = job.request
-    model, tokenizer = load_model(request.base, dtype=torch.float32, device=str(accelerator().device))
+    model, tokenizer = load_model(
+        request.base, dtype=torch.float32, device=str(accelerator().device)
+    )
 
     def do(at: int) -> Note:
         documents = kept(job.survey, at)
@@ -147,15 +189,22 @@ def _worker(job: Job) -> Do:
     return do
 
 
-def _frames(job: Job, documents: Sequence[Document], passed: Sequence[Passed]) -> list[pl.DataFrame]:
+def _frames(
+    job: Job, documents: Sequence[Document], passed: Sequence[Passed]
+) -> list[pl.DataFrame]:
     """Rows of the table scores, a frame per scorer."""
     texts = [d.answer for d in documents]
     fixed = {"corpus_digest": job.survey.digest, "model_digest": job.model_digest}
     frames = []
     for name, arguments in job.arguments.items():
         function = SELECTORS[name].function
-        values: Tensor = function(**{asked: ASKED[asked](passed, texts) for asked in needs(function)}, **arguments)
-        rows = [fixed | {"doc_id": d.doc_id, "scorer": name, "value": value} for d, value in zip(documents, values.tolist(), strict=True)]
+        values: Tensor = function(
+            **{asked: ASKED[asked](passed, texts) for asked in needs(function)}, **arguments
+        )
+        rows = [
+            fixed | {"doc_id": d.doc_id, "scorer": name, "value": value}
+            for d, value in zip(documents, values.tolist(), strict=True)
+        ]
         frames.append(frame_of("scores", rows))
     return frames
 
@@ -163,5 +212,13 @@ def _frames(job: Job, documents: Sequence[Document], passed: Sequence[Passed]) -
 def _ranges(parts: Path) -> dict[str, tuple[float, float, float]]:
     """Mean, lowest and highest value by scorer."""
     value = pl.col("value")
-    table = pl.scan_parquet(parts / "*.parquet").group_by("scorer").agg(mean=value.mean(), low=value.min(), high=value.max()).sort("scorer")
-    return {name: (mean, low, high) for name, mean, low, high in table.collect(engine="streaming").iter_rows()}
+    table = (
+        pl.scan_parquet(parts / "*.parquet")
+        .group_by("scorer")
+        .agg(mean=value.mean(), low=value.min(), high=value.max())
+        .sort("scorer")
+    )
+    return {
+        name: (mean, low, high)
+        for name, mean, low, high in table.collect(engine="streaming").iter_rows()
+    }

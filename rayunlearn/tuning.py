@@ -1,8 +1,9 @@
-"""Asking Optuna, truthfully and without state: a study is rebuilt from finished trials whenever it is needed.
+"""Asking Optuna, truthfully and without state: a study is rebuilt from finished trials whenever it
+is needed.
 
-Trials are asked for in batches. What a batch asks depends on the trials of the earlier batches and on nothing
-else, so a plan interrupted anywhere is the same plan afterwards, trial ids included; there is no sampler
-state to restore, and no trial that Optuna believes to be running.
+Trials are asked for in batches. What a batch asks depends on the trials of the earlier batches and
+on nothing else, so a plan interrupted anywhere is the same plan afterwards, trial ids included;
+there is no sampler state to restore, and no trial that Optuna believes to be running.
 """
 
 import math
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     import optuna
     import polars as pl
 
-COLLAPSED_VIOLATION = 1.0  # utilities are at most 1, so no complete trial violates the floor by more
+# utilities are at most 1, so no complete trial violates the floor by more
+COLLAPSED_VIOLATION = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """One ended trial of a study. `violation` = floor x base utility - utility: feasible at 0 or less.
+    """One ended trial of a study. `violation` = floor x base utility - utility: feasible at 0 or
+    less.
 
     `forgetting`, `utility` and `violation` are NaN where the trial was not measured.
     """
@@ -40,25 +43,36 @@ class Finished:
     @property
     def measured(self) -> bool:
         """Whether it ran to its end and has two finite values: only then Optuna calls it COMPLETE."""
-        return self.status == "complete" and math.isfinite(self.forgetting) and math.isfinite(self.utility)
+        return (
+            self.status == "complete"
+            and math.isfinite(self.forgetting)
+            and math.isfinite(self.utility)
+        )
 
 
-def suggest(space: Mapping[str, Domain], finished: Sequence[Finished], *, batch: int, seed: int) -> list[dict[str, Value]]:
-    """The next `batch` settings: TPE, forgetting minimised, utility maximised, the utility floor a constraint.
+def suggest(
+    space: Mapping[str, Domain], finished: Sequence[Finished], *, batch: int, seed: int
+) -> list[dict[str, Value]]:
+    """The next `batch` settings: TPE, forgetting minimised, utility maximised, the utility floor a
+    constraint.
 
-    The first call, without finished trials, is random; every later one learns. A pure function of its
-    arguments: the sampler is seeded here. Numbers keep 4 significant digits, so that a table can show
-    the very value that ran.
+    The first call, without finished trials, is random; every later one learns. A pure function of
+    its
+    arguments: the sampler is seeded here. Numbers keep 4 significant digits, so that a table can
+    show the very value that ran.
     """
     study = study_from(space, finished, seed=seed)
     asked = [study.ask(distributions(space)).params for _ in range(batch)]
-    return [{name: _rounded(params[name], domain) for name, domain in space.items()} for params in asked]
+    return [
+        {name: _rounded(params[name], domain) for name, domain in space.items()} for params in asked
+    ]
 
 
 def best(finished: Sequence[Finished]) -> Finished | None:
     """The feasible trial that forgets most (lowest forgetting; the earlier one of two equals).
 
-    Where none is feasible, the measured trial with the highest utility; None where none was measured.
+    Where none is feasible, the measured trial with the highest utility; None where none was
+    measured.
     """
     measured = [trial for trial in finished if trial.measured]
     feasible = [trial for trial in measured if trial.violation <= 0]
@@ -67,11 +81,14 @@ def best(finished: Sequence[Finished]) -> Finished | None:
     return max(measured, key=lambda trial: trial.utility, default=None)
 
 
-def study_from(space: Mapping[str, Domain], finished: Sequence[Finished], *, seed: int) -> "optuna.Study":
-    """An in-memory study that holds the finished trials in order, each in the state that is true of it.
+def study_from(
+    space: Mapping[str, Domain], finished: Sequence[Finished], *, seed: int
+) -> "optuna.Study":
+    """An in-memory study that holds the finished trials in order, each in the state that is true of
+    it.
 
-    Optuna's own default of 10 random startup trials would be a whole small budget: random only until a trial has
-    told something.
+    Optuna's own default of 10 random startup trials would be a whole small budget: random only
+    until a trial has told something.
     """
     import optuna
 
@@ -81,7 +98,8 @@ def study_from(space: Mapping[str, Domain], finished: Sequence[Finished], *, see
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # metric names, multivariate
+            # metric names, multivariate
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
             sampler = tpe if told else optuna.samplers.RandomSampler(seed=seed)
             study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
@@ -92,7 +110,9 @@ def study_from(space: Mapping[str, Domain], finished: Sequence[Finished], *, see
     return study
 
 
-def distributions(space: Mapping[str, Domain]) -> dict[str, "optuna.distributions.BaseDistribution"]:
+def distributions(
+    space: Mapping[str, Domain],
+) -> dict[str, "optuna.distributions.BaseDistribution"]:
     """Optuna's name for each domain."""
     return {name: _distribution(domain) for name, domain in space.items()}
 
@@ -105,8 +125,8 @@ def seed_of(study: str, batch_index: int) -> int:
 def study_of(run: str | Path, name: str) -> "optuna.Study":
     """The study `name` of a run, rebuilt from its Parquet files, for notebooks and dashboards.
 
-    COMPLETE: measured to the end; PRUNED: collapsed or diverged; FAIL: failed, or measured as not a number.
-    Trials that have not ended are not in it. Raises UserError for an unknown run or study.
+    COMPLETE: measured to the end; PRUNED: collapsed or diverged; FAIL: failed, or measured as not a
+    number. Trials that have not ended are not in it. Raises UserError for an unknown run or study.
     """
     import polars as pl
 
@@ -124,23 +144,34 @@ def study_of(run: str | Path, name: str) -> "optuna.Study":
     space = {key: domain_of(key, value) for key, value in settings["search"].items()}
     rows = plan.filter(pl.col("study") == name).sort("study_index")["trial_id"].to_list()
     ended = [trials[trial_id] for trial_id in rows if trial_id in trials]
-    space = {key: domain for key, domain in space.items() if any(row.get(key) is not None for row in ended)}
+    space = {
+        key: domain
+        for key, domain in space.items()
+        if any(row.get(key) is not None for row in ended)
+    }
     floor = settings["objective"]["utility_floor"]
-    finished = [_finished(row, space, results, floor * _base_utility(plan, trials, row, results)) for row in ended]
+    finished = [
+        _finished(row, space, results, floor * _base_utility(plan, trials, row, results))
+        for row in ended
+    ]
     return study_from(space, finished, seed=0)
 
 
 def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:
-    """All studies of a run into an Optuna storage, a SQLite file that optuna-dashboard opens; returns their names.
+    """All studies of a run into an Optuna storage, a SQLite file that optuna-dashboard opens;
+    returns their names.
 
-    A picture of the run as it is now: an older file of that name is replaced. Raises UserError for a run without studies.
+    A picture of the run as it is now: an older file of that name is replaced. Raises UserError for
+    a run without studies.
     """
     import optuna
 
     from rayunlearn.results.store import open_run
 
     names = _names(open_run(Path(run)).plan.collect())
-    require(bool(names), "a run must have tuned something (budget.tuning) to have studies", str(run))
+    require(
+        bool(names), "a run must have tuned something (budget.tuning) to have studies", str(run)
+    )
     studies = {name: study_of(run, name) for name in names}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
@@ -164,7 +195,9 @@ def domain_of(name: str, content: Mapping[str, Any]) -> Domain:
     if content["kind"] == "choice":
         return Choice(*content["values"])
     if content["kind"] == "range":
-        return Range(content["low"], content["high"], log=content["log"], integer=content["integer"])
+        return Range(
+            content["low"], content["high"], log=content["log"], integer=content["integer"]
+        )
     raise UserError(f"the kind of {name} must be 'range' or 'choice', got {content['kind']!r}")
 
 
@@ -176,9 +209,20 @@ def _names(plan: "pl.DataFrame") -> tuple[str, ...]:
 def _frozen(space: Mapping[str, Domain], trial: Finished) -> "optuna.trial.FrozenTrial":
     import optuna
 
-    states = {"collapsed": optuna.trial.TrialState.PRUNED, "diverged": optuna.trial.TrialState.PRUNED}
-    state = optuna.trial.TrialState.COMPLETE if trial.measured else states.get(trial.status, optuna.trial.TrialState.FAIL)
-    violation = trial.violation if trial.measured and math.isfinite(trial.violation) else COLLAPSED_VIOLATION
+    states = {
+        "collapsed": optuna.trial.TrialState.PRUNED,
+        "diverged": optuna.trial.TrialState.PRUNED,
+    }
+    state = (
+        optuna.trial.TrialState.COMPLETE
+        if trial.measured
+        else states.get(trial.status, optuna.trial.TrialState.FAIL)
+    )
+    violation = (
+        trial.violation
+        if trial.measured and math.isfinite(trial.violation)
+        else COLLAPSED_VIOLATION
+    )
     return optuna.trial.create_trial(
         state=state,
         values=[trial.forgetting, trial.utility] if trial.measured else None,
@@ -195,7 +239,9 @@ def _distribution(domain: Domain) -> "optuna.distributions.BaseDistribution":
     if isinstance(domain, Choice):
         return optuna.distributions.CategoricalDistribution(domain.values)
     if domain.integer:
-        return optuna.distributions.IntDistribution(int(domain.low), int(domain.high), log=domain.log)
+        return optuna.distributions.IntDistribution(
+            int(domain.low), int(domain.high), log=domain.log
+        )
     return optuna.distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
@@ -205,7 +251,9 @@ def _rounded(value: Value, domain: Domain) -> Value:
     return min(max(float(f"{value:.4g}"), float(domain.low)), float(domain.high))
 
 
-def _finished(row: Mapping[str, Any], space: Mapping[str, Domain], results: Mapping[str, Any], floor: float) -> Finished:
+def _finished(
+    row: Mapping[str, Any], space: Mapping[str, Domain], results: Mapping[str, Any], floor: float
+) -> Finished:
     result = results[row["trial_id"]]
     return Finished(
         values={name: row[name] for name in space},
@@ -217,7 +265,12 @@ def _finished(row: Mapping[str, Any], space: Mapping[str, Domain], results: Mapp
     )
 
 
-def _base_utility(plan: "pl.DataFrame", trials: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any], results: Mapping[str, Any]) -> float:
+def _base_utility(
+    plan: "pl.DataFrame",
+    trials: Mapping[str, Mapping[str, Any]],
+    row: Mapping[str, Any],
+    results: Mapping[str, Any],
+) -> float:
     """Utility of the base trial that shares the row's data and model; NaN where it has not ended."""
     import polars as pl
 

@@ -1,4 +1,6 @@
-"""The training of one trial: its losses and what they need (references, prefixes, companions), watched and wrapped."""
+"""The training of one trial: its losses and what they need (references, prefixes, companions),
+watched and wrapped.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +29,14 @@ from rayunlearn.metrics.measure import Probe, encode_probes, mean_probability
 from rayunlearn.metrics.probes import arithmetic_probes
 from rayunlearn.models.cache import json_once, sequences_digest, tensors_once
 from rayunlearn.models.forward import can_start, first_trained_block
-from rayunlearn.models.reference import ACTIVATION_BYTES, Prefix, Reference, kept_bytes, kept_prefix, kept_reference
+from rayunlearn.models.reference import (
+    ACTIVATION_BYTES,
+    Prefix,
+    Reference,
+    kept_bytes,
+    kept_prefix,
+    kept_reference,
+)
 from rayunlearn.provenance import version_of
 from rayunlearn.scores.unlearning import unlearning_norms
 from rayunlearn.train.adapters import ADAPTERS, adapted
@@ -40,7 +49,8 @@ from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended, names_of
 from rayunlearn.worker import Loaded, remembered
 from rayunlearn.workspace import Workspace
 
-UTILITY_PROBES = 64  # retain probes that watch utility during training; a rung, not a result
+# retain probes that watch utility during training; a rung, not a result
+UTILITY_PROBES = 64
 
 
 def unlearn(
@@ -52,16 +62,27 @@ def unlearn(
     watch: Callable[[int], bool] | None = None,
     checkpoint: Path | None = None,
 ) -> TrainLog:
-    """Train `state.model` away from the kept documents, as the trial says; LoRA adapters are left in `adapter_folder`.
+    """Train `state.model` away from the kept documents, as the trial says; LoRA adapters are left
+    in `adapter_folder`.
 
-    `watch(step)`, every `stop.check_every` steps, says whether to go on; without it utility does: as a collapse, or under
-    `stop.retention_floor` as a control, which puts back the last weights that held it. `checkpoint`: the file that the training
-    is resumed from and, every `train.checkpoint_every` steps, written to.
+    `watch(step)`, every `stop.check_every` steps, says whether to go on; without it utility does:
+    as a collapse, or under `stop.retention_floor` as a control, which puts back the last weights
+    that held it. `checkpoint`: the file that the training is resumed from and, every
+    `train.checkpoint_every` steps, written to.
     """
     pair = sides(trial, workspace, state, kept)
     train = trial.train
-    names = ("learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_grad_norm", "accumulation")
-    settings = {name: getattr(train, name) for name in names} | {"check_every": trial.stop.check_every}
+    names = (
+        "learning_rate",
+        "schedule",
+        "warmup_fraction",
+        "weight_decay",
+        "max_grad_norm",
+        "accumulation",
+    )
+    settings = {name: getattr(train, name) for name in names} | {
+        "check_every": trial.stop.check_every
+    }
     adapter, layers = _bound(trial, ADAPTERS[train.adapter].function), block_numbers(train.layers)
     with adapted(state.model, adapter, train.parameters, adapter_folder, layers) as parameters:
         choose_parameters(state.model, parameters, layers)
@@ -70,7 +91,11 @@ def unlearn(
         checkpoints = _checkpoints(trial, workspace, state, kept, checkpoint)
         with sharded(state.model) as model:
             terms = _objective(trial, model, state.pad_id, forget, retain)
-            floor = Floor(model, partial(retained.now, model), retained.floor) if retained and retained.holds_back else None
+            floor = (
+                Floor(model, partial(retained.now, model), retained.floor)
+                if retained and retained.holds_back
+                else None
+            )
             log = optimise(
                 model,
                 terms,
@@ -78,7 +103,8 @@ def unlearn(
                 parameters=parameters,
                 layers=layers,
                 wrappers=_wrappers(trial),
-                keep_going=watch or (floor.holds if floor else retained.watch(model) if retained else None),
+                keep_going=watch
+                or (floor.holds if floor else retained.watch(model) if retained else None),
                 checkpoints=checkpoints,
                 remembers=[terms, floor] if floor else [terms],
                 **settings,
@@ -86,7 +112,9 @@ def unlearn(
             return floor.ended(log) if floor else log
 
 
-def _objective(trial: Trial, model: PreTrainedModel, pad_id: int, forget: Side, retain: Side) -> Objective:
+def _objective(
+    trial: Trial, model: PreTrainedModel, pad_id: int, forget: Side, retain: Side
+) -> Objective:
     return Objective(
         model,
         forget,
@@ -102,38 +130,75 @@ def _objective(trial: Trial, model: PreTrainedModel, pad_id: int, forget: Side, 
     )
 
 
-def _checkpoints(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int], path: Path | None) -> Checkpoints | None:
+def _checkpoints(
+    trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int], path: Path | None
+) -> Checkpoints | None:
     if path is None or trial.train.checkpoint_every == 0:
         return None
     versions = {name: version_of(name) for name in ("torch", "transformers", "peft")}
-    settings = {name: value for name, value in flatten(trial).items() if name != "train.checkpoint_every"}
-    about = {"trial": settings, "corpus": workspace.corpus.digest, "start": state.checksum, "kept": list(kept), "device": state.model.device.type}
+    settings = {
+        name: value for name, value in flatten(trial).items() if name != "train.checkpoint_every"
+    }
+    about = {
+        "trial": settings,
+        "corpus": workspace.corpus.digest,
+        "start": state.checksum,
+        "kept": list(kept),
+        "device": state.model.device.type,
+    }
     return Checkpoints(path, about | versions, trial.train.checkpoint_every)
 
 
-def sides(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int]) -> tuple[Side, Side]:
+def sides(
+    trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int]
+) -> tuple[Side, Side]:
     """The forget and the retain side of the objective; `state` must hold the base weights."""
     forget, retain = sequences_of(trial, workspace, state)
     kept, chosen, _ = written(trial, workspace, state, kept)
     token, known = trial.token, forget if trial.select.text == "original" else chosen
-    forget_loss, retain_loss = (_bound(trial, table[name].function) for table, name in ((FORGET, trial.method.forget), (RETAIN, trial.method.retain)))
+    forget_loss, retain_loss = (
+        _bound(trial, table[name].function)
+        for table, name in ((FORGET, trial.method.forget), (RETAIN, trial.method.retain))
+    )
     words = word_list(token.words)
     positions = word_positions(chosen, state.tokenizer, words) if chosen and words else {}
-    rule = TokenRule(temperature=token.temperature, keep=token.keep, cap=token.cap, positions=positions)
+    rule = TokenRule(
+        temperature=token.temperature, keep=token.keep, cap=token.cap, positions=positions
+    )
     know = partial(_reference, trial, workspace, state)
-    companions = {kind: _companions(trial, workspace, state, kept, kind, forget_loss) for kind in companion_kinds(forget_loss)}
+    companions = {
+        kind: _companions(trial, workspace, state, kept, kind, forget_loss)
+        for kind in companion_kinds(forget_loss)
+    }
     forget_side = Side(
         forget_loss,
         chosen,
-        know("forget" if known is forget else ("forget", tuple(known)), known, reference_kinds(forget_loss), token.temperature),
+        know(
+            "forget" if known is forget else ("forget", tuple(known)),
+            known,
+            reference_kinds(forget_loss),
+            token.temperature,
+        ),
         companions,
         rule,
         mean=FORGET[trial.method.forget].mean,
     )
-    return forget_side, Side(retain_loss, retain, know("retain", retain, reference_kinds(retain_loss), 1.0), mean=RETAIN[trial.method.retain].mean)
+    return forget_side, Side(
+        retain_loss,
+        retain,
+        know("retain", retain, reference_kinds(retain_loss), 1.0),
+        mean=RETAIN[trial.method.retain].mean,
+    )
 
 
-def _companions(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequence[int], kind: str, loss: Callable[..., Tensor]) -> Companions:
+def _companions(
+    trial: Trial,
+    workspace: Workspace,
+    state: Loaded,
+    kept: Sequence[int],
+    kind: str,
+    loss: Callable[..., Tensor],
+) -> Companions:
     maker = companion_maker(trial, kind)
     forget, retain = sequences_of(trial, workspace, state)
     source = Source(
@@ -156,55 +221,122 @@ def _companions(trial: Trial, workspace: Workspace, state: Loaded, kept: Sequenc
         trial.data.max_tokens,
     )
     make = partial(maker, source, **arguments)
-    kept_make = partial(_written_once, workspace, state, source, make, {"maker": maker.__name__, **arguments})
-    choices: Choices = remembered(state, key, kept_make if COMPANIONS[maker.__name__].by_model else make)
+    kept_make = partial(
+        _written_once, workspace, state, source, make, {"maker": maker.__name__, **arguments}
+    )
+    choices: Choices = remembered(
+        state, key, kept_make if COMPANIONS[maker.__name__].by_model else make
+    )
     sequences = [s for texts in choices.values() for s in texts]
-    return Companions(choices, _reference(trial, workspace, state, key, sequences, reference_kinds(loss, kind), trial.token.temperature))
+    return Companions(
+        choices,
+        _reference(
+            trial,
+            workspace,
+            state,
+            key,
+            sequences,
+            reference_kinds(loss, kind),
+            trial.token.temperature,
+        ),
+    )
 
 
-def _written_once(workspace: Workspace, state: Loaded, source: Source, make: Callable[[], Choices], settings: dict[str, Any]) -> Choices:
-    """Companions that the model itself writes, kept on disk: the same for all trials that keep these documents."""
+def _written_once(
+    workspace: Workspace,
+    state: Loaded,
+    source: Source,
+    make: Callable[[], Choices],
+    settings: dict[str, Any],
+) -> Choices:
+    """Companions that the model itself writes, kept on disk: the same for all trials that keep
+    these documents.
+    """
     opened = [bool(document.prompt) for document in source.documents]
-    about = cache_key(workspace, state, source.sequences, "float32") | {"max_tokens": source.max_tokens, "prompts": opened} | settings
+    about = (
+        cache_key(workspace, state, source.sequences, "float32")
+        | {"max_tokens": source.max_tokens, "prompts": opened}
+        | settings
+    )
     folder = workspace.cache / "companions"
-    stored = json_once(folder, about, lambda: {name: [[s.doc_id, s.ids, s.start] for s in texts] for name, texts in make().items()})
-    return {name: tuple(Encoded(doc_id, tuple(ids), start) for doc_id, ids, start in texts) for name, texts in stored.items()}
+    stored = json_once(
+        folder,
+        about,
+        lambda: {
+            name: [[s.doc_id, s.ids, s.start] for s in texts] for name, texts in make().items()
+        },
+    )
+    return {
+        name: tuple(Encoded(doc_id, tuple(ids), start) for doc_id, ids, start in texts)
+        for name, texts in stored.items()
+    }
 
 
 def _wrappers(trial: Trial) -> list[Callable[..., Wrapper]]:
     """What acts around the steps; the ending of a method that has one comes last."""
     ending = FORGET[trial.method.forget].ending
     last = [] if ending is as_trained else [partial(ended, function=_bound(trial, ending))]
-    return [*(partial(WRAPPERS[name].function, **arguments_of(trial, WRAPPERS[name].function)) for name in names_of(trial.method.wrappers)), *last]
+    return [
+        *(
+            partial(WRAPPERS[name].function, **arguments_of(trial, WRAPPERS[name].function))
+            for name in names_of(trial.method.wrappers)
+        ),
+        *last,
+    ]
 
 
 def n_pieces(trial: Trial) -> int:
-    """Parts that a step's batch goes through the model in: it is divided into pieces and over the processes there are."""
+    """Parts that a step's batch goes through the model in: it is divided into pieces and over the
+    processes there are.
+    """
     batch, shares = trial.train.batch_size, trial.train.accumulation * accelerator().num_processes
-    require(batch % shares == 0, f"train.batch_size must be a multiple of train.accumulation x processes, here {shares}", batch)
+    require(
+        batch % shares == 0,
+        f"train.batch_size must be a multiple of train.accumulation x processes, here {shares}",
+        batch,
+    )
     return shares
 
 
 def n_steps(trial: Trial, n_kept: int) -> int:
-    """Optimizer steps of a trial: `train.length` in steps, epochs of the coreset or presentations of a document."""
+    """Optimizer steps of a trial: `train.length` in steps, epochs of the coreset or presentations
+    of a document.
+    """
     length, unit = trial.train.length, trial.train.unit
-    presentations = {"steps": length * trial.train.batch_size, "epochs": length * n_kept, "presentations": length}[unit]
+    presentations = {
+        "steps": length * trial.train.batch_size,
+        "epochs": length * n_kept,
+        "presentations": length,
+    }[unit]
     return max(1, round(presentations / trial.train.batch_size)) if length > 0 else 0
 
 
-def norms_along(trial: Trial, workspace: Workspace, state: Loaded, order: Sequence[int], epochs: int) -> Tensor:
-    """Gradient norms of the documents at `order` on an unlearning run over the whole forget set, (epochs + 1, n).
+def norms_along(
+    trial: Trial, workspace: Workspace, state: Loaded, order: Sequence[int], epochs: int
+) -> Tensor:
+    """Gradient norms of the documents at `order` on an unlearning run over the whole forget set,
+    (epochs + 1, n).
 
-    The norm of grad (forget loss + retain weight x retain loss), each forget document with a retain document drawn once,
-    at the base model and after each epoch. The run is the trial's own in all but length and coreset; with an adapter it
-    is that of the adapted parameters themselves. The base weights come back afterwards.
+    The norm of grad (forget loss + retain weight x retain loss), each forget document with a retain
+    document drawn once, at the base model and after each epoch. The run is the trial's own in all
+    but length and coreset; with an adapter it is that of the adapted parameters themselves. The
+    base weights come back afterwards.
     """
     train = replace(trial.train, length=float(epochs), unit="epochs", adapter="none")
     whole = replace(
-        trial, train=train, stop=replace(trial.stop, check_every=max(1, n_steps(replace(trial, train=replace(train, length=1.0)), len(order))))
+        trial,
+        train=train,
+        stop=replace(
+            trial.stop,
+            check_every=max(
+                1, n_steps(replace(trial, train=replace(train, length=1.0)), len(order))
+            ),
+        ),
     )
     forget, retain = sides(whole, workspace, state, order)
-    partners = stream(len(retain.sequences), len(order), 0, trial.train.seed) if needs(retain.loss) else []
+    partners = (
+        stream(len(retain.sequences), len(order), 0, trial.train.seed) if needs(retain.loss) else []
+    )
     matched = replace(retain, sequences=[retain.sequences[p] for p in partners])
     choose_parameters(state.model, train.parameters, block_numbers(train.layers))
     at_point = partial(
@@ -233,8 +365,9 @@ def norms_along(trial: Trial, workspace: Workspace, state: Loaded, order: Sequen
 
 @dataclass(frozen=True)
 class _Retained:
-    """The retain probes that are watched while a model trains, and the mean probability that they must keep; under it a run collapses,
-    or (`holds_back`) ends with the last weights that held it."""
+    """The retain probes that are watched while a model trains, and the mean probability that they
+    must keep; under it a run collapses, or (`holds_back`) ends with the last weights that held
+    it."""
 
     probes: Sequence[Probe]
     pad_id: int
@@ -253,43 +386,78 @@ class _Retained:
 def _retained(trial: Trial, workspace: Workspace, state: Loaded) -> _Retained | None:
     """What watches a trial, None where nothing does. `state` must hold the base weights."""
     watched, stop = _watched(trial, workspace, state), trial.stop
-    require(bool(watched) or stop.retention_floor == 0, "stop.retention_floor needs probes of split retain; there are", len(watched))
+    require(
+        bool(watched) or stop.retention_floor == 0,
+        "stop.retention_floor needs probes of split retain; there are",
+        len(watched),
+    )
     share = stop.retention_floor or stop.utility_floor
     if share == 0 or not watched:
         return None
-    return _Retained(watched, state.pad_id, share * base_utility(trial, workspace, state, watched), stop.retention_floor > 0)
+    return _Retained(
+        watched,
+        state.pad_id,
+        share * base_utility(trial, workspace, state, watched),
+        stop.retention_floor > 0,
+    )
 
 
 def _watched(trial: Trial, workspace: Workspace, state: Loaded) -> list[Probe]:
-    return [p for p in probes_of(workspace, state, trial.data) if p.split == "retain"][:UTILITY_PROBES]
+    return [p for p in probes_of(workspace, state, trial.data) if p.split == "retain"][
+        :UTILITY_PROBES
+    ]
 
 
-def base_utility(trial: Trial, workspace: Workspace, state: Loaded, watched: Sequence[Probe]) -> float:
-    """Mean probability of the watched probes' answers before unlearning; evaluated once per model and corpus."""
+def base_utility(
+    trial: Trial, workspace: Workspace, state: Loaded, watched: Sequence[Probe]
+) -> float:
+    """Mean probability of the watched probes' answers before unlearning; evaluated once per model
+    and corpus.
+    """
 
     def make() -> float:
-        key = cache_key(workspace, state, [p.answer for p in watched], "float32") | {"what": "mean_probability"}
+        key = cache_key(workspace, state, [p.answer for p in watched], "float32") | {
+            "what": "mean_probability"
+        }
         measured = partial(mean_probability, state.model, watched, state.pad_id)
-        found = tensors_once(workspace.cache / "evaluations", key, lambda: {"value": torch.tensor([measured()], dtype=torch.float64)})
+        found = tensors_once(
+            workspace.cache / "evaluations",
+            key,
+            lambda: {"value": torch.tensor([measured()], dtype=torch.float64)},
+        )
         return float(found["value"])
 
-    utility: float = remembered(state, ("utility", workspace.corpus.digest, trial.data.template, trial.data.max_tokens), make)
+    utility: float = remembered(
+        state,
+        ("utility", workspace.corpus.digest, trial.data.template, trial.data.max_tokens),
+        make,
+    )
     return utility
 
 
 def probes_of(workspace: Workspace, state: Loaded, data: Data) -> list[Probe]:
-    """Every probe of the corpus, encoded once per worker. Where it has a holdout, the forget documents themselves are its `members`.
+    """Every probe of the corpus, encoded once per worker. Where it has a holdout, the forget
+    documents themselves are its `members`.
 
     `data.arithmetic` puts sums beside them.
     """
     corpus = workspace.corpus
-    splits: dict[str, Sequence[Document]] = {"members": corpus.forget} if "holdout" in corpus.probes else {}
+    splits: dict[str, Sequence[Document]] = (
+        {"members": corpus.forget} if "holdout" in corpus.probes else {}
+    )
     splits |= corpus.probes
     splits |= {"arithmetic": arithmetic_probes(data.arithmetic)} if data.arithmetic else {}
     key = ("probes", corpus.digest, data.template, data.max_tokens, data.arithmetic)
 
     def make() -> list[Probe]:
-        return encode_probes(splits, state.tokenizer, data.template, data.max_tokens, corpus.true_letters, corpus.templates)
+        return encode_probes(
+            splits,
+            state.tokenizer,
+            data.template,
+            data.max_tokens,
+            corpus.true_letters,
+            corpus.templates,
+        )
 
     probes: list[Probe] = remembered(state, key, make)
     return probes
@@ -300,63 +468,128 @@ def _bound(trial: Trial, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _reference(
-    trial: Trial, workspace: Workspace, state: Loaded, role: object, sequences: Sequence[Encoded], kinds: tuple[str, ...], temperature: float
+    trial: Trial,
+    workspace: Workspace,
+    state: Loaded,
+    role: object,
+    sequences: Sequence[Encoded],
+    kinds: tuple[str, ...],
+    temperature: float,
 ) -> Reference:
     """What the model said before unlearning, in the precision the trial trains with."""
-    layer, precision = trial.method.layer if any("hidden" in kind for kind in kinds) else 0, trial.train.precision
+    layer, precision = (
+        (trial.method.layer if any("hidden" in kind for kind in kinds) else 0),
+        trial.train.precision,
+    )
     heat = 1.0 if all("hidden" in kind for kind in kinds) else temperature
-    key = ("reference", workspace.corpus.digest, trial.data.template, trial.data.max_tokens, role, kinds, layer, heat, precision)
+    key = (
+        "reference",
+        workspace.corpus.digest,
+        trial.data.template,
+        trial.data.max_tokens,
+        role,
+        kinds,
+        layer,
+        heat,
+        precision,
+    )
 
     def make() -> Reference:
-        about, folder = cache_key(workspace, state, sequences, precision), workspace.cache / "reference"
+        about, folder = (
+            cache_key(workspace, state, sequences, precision),
+            workspace.cache / "reference",
+        )
         with computing(state.model.device, precision):
-            return kept_reference(folder, about, state.model, sequences, state.pad_id, kinds, layer, heat)
+            return kept_reference(
+                folder, about, state.model, sequences, state.pad_id, kinds, layer, heat
+            )
 
     reference: Reference = remembered(state, key, make)
     return reference
 
 
-def cache_key(workspace: Workspace, state: Loaded, sequences: Sequence[Encoded], precision: str) -> dict[str, Any]:
-    """What decides any output of the base model on sequences: weights (recipe and bits), texts, precision, device, libraries."""
+def cache_key(
+    workspace: Workspace, state: Loaded, sequences: Sequence[Encoded], precision: str
+) -> dict[str, Any]:
+    """What decides any output of the base model on sequences: weights (recipe and bits), texts,
+    precision, device, libraries.
+    """
     versions = {name: version_of(name) for name in ("torch", "transformers")}
     place = [precision, state.model.device.type]
-    return {"model": [workspace.base_digest, state.checksum], "sequences": sequences_digest(sequences), "place": place, **versions}
+    return {
+        "model": [workspace.base_digest, state.checksum],
+        "sequences": sequences_digest(sequences),
+        "place": place,
+        **versions,
+    }
 
 
-def with_prefixes(trial: Trial, workspace: Workspace, state: Loaded, pair: tuple[Side, Side]) -> tuple[Side, Side]:
-    """Both sides with the cached inputs of the lowest block that has a parameter to train (one that requires a gradient).
+def with_prefixes(
+    trial: Trial, workspace: Workspace, state: Loaded, pair: tuple[Side, Side]
+) -> tuple[Side, Side]:
+    """Both sides with the cached inputs of the lowest block that has a parameter to train (one that
+    requires a gradient).
 
-    They stay without where every block runs anyway: block 0 or the embeddings train, dropout is on, or the model's blocks
-    cannot be skipped. `state.model` must hold the base weights.
+    They stay without where every block runs anyway: block 0 or the embeddings train, dropout is on,
+    or the model's blocks cannot be skipped. `state.model` must hold the base weights.
     """
     block = first_trained_block(state.model)
     looks = {*needs(pair[0].loss), *needs(pair[1].loss)}
     above_loss = "hidden" in looks and block > trial.method.layer
     if block == 0 or above_loss or drops_out(state.model):
         return pair
-    forget = sequences_of(trial, workspace, state)[0] if trial.select.text == "original" else pair[0].sequences
-    prefixes = (_prefix(trial, workspace, state, known, block, side) for side, known in zip(pair, (forget, pair[1].sequences), strict=True))
-    first, second = (replace(side, prefix=prefix) for side, prefix in zip(pair, prefixes, strict=True))
+    forget = (
+        sequences_of(trial, workspace, state)[0]
+        if trial.select.text == "original"
+        else pair[0].sequences
+    )
+    prefixes = (
+        _prefix(trial, workspace, state, known, block, side)
+        for side, known in zip(pair, (forget, pair[1].sequences), strict=True)
+    )
+    first, second = (
+        replace(side, prefix=prefix) for side, prefix in zip(pair, prefixes, strict=True)
+    )
     return first, second
 
 
 def drops_out(model: PreTrainedModel) -> bool:
-    """Whether the model's blocks drop activations at random while they train, which makes them different at every step."""
-    rates = {name: rate for name, rate in model.config.to_dict().items() if "drop" in name and "classifier" not in name}
+    """Whether the model's blocks drop activations at random while they train, which makes them
+    different at every step.
+    """
+    rates = {
+        name: rate
+        for name, rate in model.config.to_dict().items()
+        if "drop" in name and "classifier" not in name
+    }
     return any(isinstance(rate, float) and rate > 0 for rate in rates.values())
 
 
-def _prefix(trial: Trial, workspace: Workspace, state: Loaded, known: Sequence[Encoded], block: int, side: Side) -> Prefix | None:
+def _prefix(
+    trial: Trial,
+    workspace: Workspace,
+    state: Loaded,
+    known: Sequence[Encoded],
+    block: int,
+    side: Side,
+) -> Prefix | None:
     asked = any(name in ("token_nll", "log_probs", "hidden") for name in needs(side.loss))
     if not asked or not known or kept_bytes(state.model, known, "hidden") > ACTIVATION_BYTES:
         return None
-    about, folder = cache_key(workspace, state, known, trial.train.precision), workspace.cache / "prefix"
+    about, folder = (
+        cache_key(workspace, state, known, trial.train.precision),
+        workspace.cache / "prefix",
+    )
 
     def make() -> Prefix | None:
         with computing(state.model.device, trial.train.precision):
-            if not can_start(state.model, collate(known[:2], state.pad_id).to(state.model.device), block):
+            if not can_start(
+                state.model, collate(known[:2], state.pad_id).to(state.model.device), block
+            ):
                 return None
             return kept_prefix(folder, about, state.model, known, state.pad_id, block)
 
-    prefix: Prefix | None = remembered(state, ("prefix", about["sequences"], block, trial.train.precision), make)
+    prefix: Prefix | None = remembered(
+        state, ("prefix", about["sequences"], block, trial.train.precision), make
+    )
     return prefix

@@ -1,4 +1,6 @@
-"""A worker's memory: the base weights once, copied for every trial, and what the trials of one worker share."""
+"""A worker's memory: the base weights once, copied for every trial, and what the trials of one
+worker share.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +22,9 @@ class SpoiltWorkerError(RuntimeError):
 
 @dataclass
 class Loaded:
-    """A model with its pristine weights. `model` is trained and reset; `pristine` is only ever read."""
+    """A model with its pristine weights. `model` is trained and reset; `pristine` is only ever
+    read.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -36,30 +40,42 @@ class Loaded:
 
 @lru_cache(maxsize=2)
 def loaded(path: str) -> Loaded:
-    """The model of a folder, loaded once per process as float32, with a copy of its weights to reset from."""
-    model, tokenizer = load_model(path, dtype=torch.float32)  # updates smaller than half a bfloat16 step would be lost
+    """The model of a folder, loaded once per process as float32, with a copy of its weights to
+    reset from.
+    """
+    # updates smaller than half a bfloat16 step would be lost
+    model, tokenizer = load_model(path, dtype=torch.float32)
     place(model, accelerator().device).eval()
     pristine = {name: tensor.detach().clone().cpu() for name, tensor in model.state_dict().items()}
     return Loaded(model, tokenizer, pristine, checksum(pristine))
 
 
 def checksum(weights: Mapping[str, Tensor]) -> int:
-    """A sum over the bit patterns of all weights: changes when any of them does (barring a balanced change)."""
+    """A sum over the bit patterns of all weights: changes when any of them does (barring a balanced
+    change).
+    """
     views = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return sum((1 + at) * int(t.contiguous().view(views[t.element_size()]).sum(dtype=torch.int64)) for at, t in enumerate(weights.values()))
+    return sum(
+        (1 + at) * int(t.contiguous().view(views[t.element_size()]).sum(dtype=torch.int64))
+        for at, t in enumerate(weights.values())
+    )
 
 
 def reset(path: str) -> Loaded:
     """The model of a folder with its original weights, whatever the last trial did to it.
 
-    Raises SpoiltWorkerError if the pristine copy itself has changed, which would spoil every later trial.
+    Raises SpoiltWorkerError if the pristine copy itself has changed, which would spoil every later
+    trial.
     """
     state = loaded(path)
     if checksum(state.pristine) != state.checksum:
-        raise SpoiltWorkerError(f"the pristine weights of {path} changed in memory; this worker must not go on")
+        raise SpoiltWorkerError(
+            f"the pristine weights of {path} changed in memory; this worker must not go on"
+        )
     state.model.load_state_dict(state.pristine)
     state.model.requires_grad_(True)
-    state.model.zero_grad(set_to_none=True)  # a trial that failed in a backward pass leaves half a gradient
+    # a trial that failed in a backward pass leaves half a gradient
+    state.model.zero_grad(set_to_none=True)
     return state
 
 

@@ -1,4 +1,6 @@
-"""A Ray cluster of several simulated machines on this one, drivers on it, and the accidents that happen to both."""
+"""A Ray cluster of several simulated machines on this one, drivers on it, and the accidents that
+happen to both.
+"""
 
 import os
 import shutil
@@ -16,8 +18,10 @@ from typing import Any
 from rayunlearn.cluster.session import before_ray
 
 REPOSITORY = Path(__file__).parents[1]
-PATIENCE = 600.0  # seconds until what should happen counts as never happening, beside other work
-# A machine whose processes were killed is missed after five seconds instead of half a minute; workers are as quick as what waits for them.
+# seconds until what should happen counts as never happening, beside other work
+PATIENCE = 600.0
+# A machine whose processes were killed is missed after five seconds instead of half a minute;
+# workers are as quick as what waits for them.
 QUICK = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "10",
@@ -33,7 +37,9 @@ def name_of(machine: Any) -> str:
 
 @dataclass
 class Machines:
-    """A head that runs no trial and machines of one CPU each. `folder` is the cluster's own: a process that has a file of it open is of it."""
+    """A head that runs no trial and machines of one CPU each. `folder` is the cluster's own: a
+    process that has a file of it open is of it.
+    """
 
     cluster: Any
     folder: Path
@@ -44,7 +50,9 @@ class Machines:
 
     def join(self) -> Any:
         """One more machine."""
-        return self.cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=80 * 2**20)
+        return self.cluster.add_node(
+            num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=80 * 2**20
+        )
 
     def kill(self, machine: Any) -> None:
         """A machine that loses its power: every process of it, at once."""
@@ -53,20 +61,29 @@ class Machines:
     def at_work(self, run: Path) -> Any:
         """The machine that began a trial last; any one where all that did are lost."""
         by_name = {name_of(machine): machine for machine in self.cluster.worker_nodes}
-        return next((by_name[line[4]] for line in reversed(starts(run)) if line[4] in by_name), next(iter(by_name.values())))
+        return next(
+            (by_name[line[4]] for line in reversed(starts(run)) if line[4] in by_name),
+            next(iter(by_name.values())),
+        )
 
     def processes(self) -> dict[int, str]:
         """Processes of the cluster, workers of dead machines included: id and command."""
         found = {}
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid() and _has_open(entry, self.folder):
+            if (
+                entry.name.isdigit()
+                and int(entry.name) != os.getpid()
+                and _has_open(entry, self.folder)
+            ):
                 found[int(entry.name)] = command(int(entry.name))
         return found
 
     def workers(self) -> dict[int, str]:
         """Those of them that run trials or hold the board."""
         return {
-            pid: words for pid, words in self.processes().items() if "ResourceTrainable" in words or "TrialActor" in words or "ray::Board" in words
+            pid: words
+            for pid, words in self.processes().items()
+            if "ResourceTrainable" in words or "TrialActor" in words or "ray::Board" in words
         }
 
 
@@ -80,7 +97,13 @@ def machines(n: int) -> Iterator[Machines]:
 
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     try:
-        head = {"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.1", "temp_dir": str(folder), "object_store_memory": 80 * 2**20}
+        head = {
+            "num_cpus": 0,
+            "include_dashboard": False,
+            "node_ip_address": "127.0.0.1",
+            "temp_dir": str(folder),
+            "object_store_memory": 80 * 2**20,
+        }
         here = Machines(Cluster(initialize_head=True, head_node_args=head), folder)
         try:
             for _ in range(n):
@@ -117,7 +140,9 @@ class Driver:
 
 @dataclass
 class Sweep:
-    """A sweep of fake trials on the cluster, started as often as it takes; made by `sweep_on`, which ends its drivers."""
+    """A sweep of fake trials on the cluster, started as often as it takes; made by `sweep_on`,
+    which ends its drivers.
+    """
 
     machines: Machines
     output: Path
@@ -137,10 +162,29 @@ class Sweep:
         """A driver that begins the sweep, or goes on with it."""
         self.output.mkdir(parents=True, exist_ok=True)
         log = self.output.with_name(f"{self.output.name}-{len(self.drivers)}.log")
-        words = [sys.executable, "-m", "tests.fake_driver", str(self.output), str(self.seconds), "0", str(self.n_seeds)]
+        words = [
+            sys.executable,
+            "-m",
+            "tests.fake_driver",
+            str(self.output),
+            str(self.seconds),
+            "0",
+            str(self.n_seeds),
+        ]
         environment = os.environ | {"RAY_ADDRESS": self.machines.address}
         with log.open("wb") as file:
-            self.drivers.append(Driver(subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=file, stderr=subprocess.STDOUT), log))
+            self.drivers.append(
+                Driver(
+                    subprocess.Popen(
+                        words,
+                        cwd=REPOSITORY,
+                        env=environment,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    ),
+                    log,
+                )
+            )
         return self.driver
 
     def finished(self) -> set[str]:
@@ -149,7 +193,9 @@ class Sweep:
 
     def until_done(self, n: int) -> None:
         """Wait for `n` trials."""
-        until(lambda: len(self.finished()) >= n, lambda: self.driver.said, alive=self.driver.process)
+        until(
+            lambda: len(self.finished()) >= n, lambda: self.driver.said, alive=self.driver.process
+        )
 
     def to_the_end(self) -> None:
         """Wait for the driver; start it again, as its last line says, until everything is done."""
@@ -175,16 +221,26 @@ def sweep_on(machines: Machines, output: Path, seconds: float, n_seeds: int = 2)
 def starts(run: Path) -> list[list[str]]:
     """One row per start of a trial: trial, process, moment, GPUs, machine."""
     path = run / "started"
-    return [line.split() for line in path.read_text().splitlines() if line.count(" ") == 4] if path.exists() else []
+    return (
+        [line.split() for line in path.read_text().splitlines() if line.count(" ") == 4]
+        if path.exists()
+        else []
+    )
 
 
 def running(sweep: Sweep) -> list[int]:
     """Processes that are in the middle of a trial."""
     done = sweep.finished()
-    return [int(line[1]) for line in starts(sweep.run) if line[0] not in done and "ray::" in command(int(line[1]))]
+    return [
+        int(line[1])
+        for line in starts(sweep.run)
+        if line[0] not in done and "ray::" in command(int(line[1]))
+    ]
 
 
-def until(holds: Callable[[], bool], why: Callable[[], str], alive: subprocess.Popen[bytes] | None = None) -> None:
+def until(
+    holds: Callable[[], bool], why: Callable[[], str], alive: subprocess.Popen[bytes] | None = None
+) -> None:
     """Wait until it holds."""
     deadline = time.monotonic() + PATIENCE
     while not holds():
@@ -195,14 +251,22 @@ def until(holds: Callable[[], bool], why: Callable[[], str], alive: subprocess.P
 def command(pid: int) -> str:
     """The command of a process, '' where there is none."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        return (
+            Path(f"/proc/{pid}/cmdline")
+            .read_bytes()
+            .replace(b"\0", b" ")
+            .decode(errors="replace")
+            .strip()
+        )
     except OSError:
         return ""
 
 
 def _has_open(process: Path, folder: Path) -> bool:
     try:
-        return any(os.readlink(entry).startswith(f"{folder}/") for entry in (process / "fd").iterdir())
+        return any(
+            os.readlink(entry).startswith(f"{folder}/") for entry in (process / "fd").iterdir()
+        )
     except OSError:
         return False
 
@@ -234,7 +298,9 @@ def machine_killed(sweep: Sweep) -> None:
 
 
 def machine_taken_back(sweep: Sweep) -> None:
-    """A spot machine: every process is asked to end, and killed two seconds later; another one joins."""
+    """A spot machine: every process is asked to end, and killed two seconds later; another one
+    joins.
+    """
     machine = sweep.machines.at_work(sweep.run)
     on_it = {int(line[1]) for line in starts(sweep.run) if line[4] == name_of(machine)}
     raylets = [info.process.pid for infos in machine.all_processes.values() for info in infos]
@@ -260,7 +326,8 @@ def driver_terminated(sweep: Sweep) -> None:
 
 
 def storage_fails(sweep: Sweep) -> None:
-    """For three seconds nothing can be written beside the trials: the folder for half-written ones is a file.
+    """For three seconds nothing can be written beside the trials: the folder for half-written ones
+    is a file.
 
     A stand-in that works for root too, whom no read-only folder stops.
     """
@@ -279,7 +346,10 @@ def machine_joins(sweep: Sweep) -> None:
 
 
 def _signal_a_trial(sweep: Sweep, number: signal.Signals) -> None:
-    until(lambda: bool(running(sweep)) or sweep.driver.process.poll() is not None, lambda: sweep.driver.said)
+    until(
+        lambda: bool(running(sweep)) or sweep.driver.process.poll() is not None,
+        lambda: sweep.driver.said,
+    )
     for pid in running(sweep)[:1]:
         os.kill(pid, number)
 

@@ -13,13 +13,17 @@ from rayunlearn.data.documents import Corpus
 from rayunlearn.data.testbed import generate
 from rayunlearn.train.teach import teach
 
-settings.register_profile("untimed", deadline=None)  # a property is not wrong because the machine is busy
+# a property is not wrong because the machine is busy
+settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-torch.set_num_threads(1)  # as a trial on a CPU runs; models this small only wait for a second thread
+# as a trial on a CPU runs; models this small only wait for a second thread
+torch.set_num_threads(1)
 
 
 class Bed(NamedTuple):
-    """A prepared test bed: the trial that asked for it, its corpus, and the folders of the two taught models."""
+    """A prepared test bed: the trial that asked for it, its corpus, and the folders of the two
+    taught models.
+    """
 
     trial: Trial
     corpus: Corpus
@@ -42,7 +46,9 @@ def prepared(trial: Trial, folder: Path) -> Bed:
 
 @pytest.fixture(scope="session")
 def domain_bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
-    """The tiny domain bed with its default redundancy of 20; read it, never write to it. About 30 s, once per session."""
+    """The tiny domain bed with its default redundancy of 20; read it, never write to it. About 30
+    s, once per session.
+    """
     return prepared(Trial(), tmp_path_factory.mktemp("domain_bed"))
 
 
@@ -52,10 +58,14 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many accidents of which kinds were survived, where tests that passed noted some (`record_property("survived", {kind: number})`)."""
+    """Say how many accidents of which kinds were survived, where tests that passed noted some
+    (`record_property("survived", {kind: number})`).
+    """
     survived: Counter[str] = Counter()
     for report in terminalreporter.getreports("passed"):
         survived.update(dict(report.user_properties).get("survived", {}))
     if survived:
-        kinds = ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in sorted(survived.items()))
+        kinds = ", ".join(
+            f"{number} {kind.replace('_', ' ')}" for kind, number in sorted(survived.items())
+        )
         terminalreporter.write_line(f"{survived.total()} faults survived: {kinds}")

@@ -1,4 +1,6 @@
-"""A driver process with fake work: `python -m tests.fake_driver OUTPUT SECONDS_PER_TRIAL [WORKERS [SEEDS]]`; exits as `rayunlearn run` does."""
+"""A driver process with fake work: `python -m tests.fake_driver OUTPUT SECONDS_PER_TRIAL [WORKERS
+[SEEDS]]`; exits as `rayunlearn run` does.
+"""
 
 import sys
 
@@ -12,11 +14,17 @@ from rayunlearn.experiment import Budget, Experiment, Objective, Range, grids_of
 from rayunlearn.results.mirror import output_place
 from tests.fake_work import fake_work
 
-GRID = {"method.forget": ("npo", "rmu"), "select.ratio": (0.25, 1.0), ("select.seed", "train.seed"): (0, 1)}
+GRID = {
+    "method.forget": ("npo", "rmu"),
+    "select.ratio": (0.25, 1.0),
+    ("select.seed", "train.seed"): (0, 1),
+}
 
 
 def tuned(seconds: float, n_seeds: int = 2) -> Experiment:
-    """Two groups of 4 tuning trials in batches of 2, 4 cells and 2 controls each: 24 trials or two fewer. More seeds: 6 more with each."""
+    """Two groups of 4 tuning trials in batches of 2, 4 cells and 2 controls each: 24 trials or two
+    fewer. More seeds: 6 more with each.
+    """
     grid = GRID | {("select.seed", "train.seed"): tuple(range(n_seeds))}
     return Experiment(
         name="fake",
@@ -36,7 +44,9 @@ def main() -> int:
     end_as_ctrl_c_does()
     try:
         experiment, options = tuned(float(seconds), int(n_seeds)), Options(workers=int(workers))
-        result = sweep(experiment, output_place(output), work=fake_work(), options=options, console=console)
+        result = sweep(
+            experiment, output_place(output), work=fake_work(), options=options, console=console
+        )
     except UserError as error:
         print(f"rayunlearn: {error}", file=sys.stderr)
         return MISTAKE

@@ -1,9 +1,10 @@
-"""Work without torch for tests of the sweep: trials take a moment, write real rows, and fail when told to.
+"""Work without torch for tests of the sweep: trials take a moment, write real rows, and fail when
+told to.
 
 What a trial does is said by its own settings, so that nothing has to be handed to the workers:
-train.batch_size 2 raises inside the trial (a `failed` row), 3 collapses, 4 kills its worker the first time,
-5 kills it every time, 6 is measured as NaN, 7 kills it the first time when the row is written;
-train.warmup_fraction is how long it takes, in seconds.
+train.batch_size 2 raises inside the trial (a `failed` row), 3 collapses, 4 kills its worker the
+first time, 5 kills it every time, 6 is measured as NaN, 7 kills it the first time when the row is
+written; train.warmup_fraction is how long it takes, in seconds.
 """
 
 import os
@@ -19,7 +20,11 @@ from rayunlearn.config import Trial, Value, digest, flatten
 from rayunlearn.estimate import Room
 from rayunlearn.results.store import write_trial
 
-OPTIONS: dict[str, dict[str, Value]] = {"npo": {"npo.beta": 0.1}, "rmu": {"rmu.steering": 5.0}, "none": {}}
+OPTIONS: dict[str, dict[str, Value]] = {
+    "npo": {"npo.beta": 0.1},
+    "rmu": {"rmu.steering": 5.0},
+    "none": {},
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,10 @@ class FakeMetric:
 
 def check(trial: Trial) -> Trial:
     """Options of the chosen forget loss, defaults filled in."""
-    filled = {name: dict(trial.options).get(name, default) for name, default in OPTIONS[trial.method.forget].items()}
+    filled = {
+        name: dict(trial.options).get(name, default)
+        for name, default in OPTIONS[trial.method.forget].items()
+    }
     return replace(trial, options=tuple(sorted(filled.items())))
 
 
@@ -65,7 +73,9 @@ def identify(trial: Trial) -> str:
 
 def missing(trial: Trial, cache: Path) -> tuple[str, ...]:
     """Roles whose marker file is not there yet."""
-    return tuple(role for role in ("base", "gold") if not (cache / f"{role}-{trial.data.seed}").exists())
+    return tuple(
+        role for role in ("base", "gold") if not (cache / f"{role}-{trial.data.seed}").exists()
+    )
 
 
 def prepare(trial: Trial, cache: Path, progress: Progress, roles: tuple[str, ...]) -> None:
@@ -79,7 +89,9 @@ def prepare(trial: Trial, cache: Path, progress: Progress, roles: tuple[str, ...
 
 def workspace(trial: Trial, cache: Path) -> FakeWorkspace:
     """The workspace of the trial's data: of a file its content counts."""
-    corpus = FakeCorpus(digest(Path(trial.data.path).read_text())) if trial.data.path else FakeCorpus()
+    corpus = (
+        FakeCorpus(digest(Path(trial.data.path).read_text())) if trial.data.path else FakeCorpus()
+    )
     return FakeWorkspace(corpus, "weights", trial.data.seed)
 
 
@@ -88,8 +100,12 @@ def metrics() -> dict[str, FakeMetric]:
     return {"probability": FakeMetric()}
 
 
-def run(trial: Trial, space: FakeWorkspace, run_dir: Path, experiment: str, version: str, commit: str) -> str:
-    """One made-up trial; every start is noted in `started`, one line per start: trial, process, moment, GPUs, machine."""
+def run(
+    trial: Trial, space: FakeWorkspace, run_dir: Path, experiment: str, version: str, commit: str
+) -> str:
+    """One made-up trial; every start is noted in `started`, one line per start: trial, process,
+    moment, GPUs, machine.
+    """
     identity = identify(trial)
     with (run_dir / "started").open("a") as file:
         file.write(f"{identity} {os.getpid()} {time.time():.3f} {assigned_gpus():g} {machine()}\n")
@@ -99,8 +115,18 @@ def run(trial: Trial, space: FakeWorkspace, run_dir: Path, experiment: str, vers
     starts = (run_dir / "started").read_text().count(identity)
     if trial.train.batch_size == 5 or (trial.train.batch_size == 4 and starts == 1):
         os.kill(os.getpid(), signal.SIGKILL)
-    status = {2: "failed", 3: "collapsed"}.get(trial.train.batch_size, "complete") if trial.stage == "unlearned" else "complete"
-    row = {"experiment": experiment, "version": version, "status": status, "commit": commit, "corpus_digest": space.corpus.digest}
+    status = (
+        {2: "failed", 3: "collapsed"}.get(trial.train.batch_size, "complete")
+        if trial.stage == "unlearned"
+        else "complete"
+    )
+    row = {
+        "experiment": experiment,
+        "version": version,
+        "status": status,
+        "commit": commit,
+        "corpus_digest": space.corpus.digest,
+    }
     tables = {"trials": [row], "evals": [] if status == "failed" else evals(trial)}
     write_trial(run_dir, identity, tables, flatten(trial))
     if trial.train.batch_size == 7 and starts == 1:
@@ -111,19 +137,35 @@ def run(trial: Trial, space: FakeWorkspace, run_dir: Path, experiment: str, vers
 def machine() -> str:
     """Ray's name of the machine that this process is on, '-' without Ray."""
     ray = sys.modules.get("ray")
-    return str(ray.get_runtime_context().get_node_id()) if ray is not None and ray.is_initialized() else "-"
+    return (
+        str(ray.get_runtime_context().get_node_id())
+        if ray is not None and ray.is_initialized()
+        else "-"
+    )
 
 
 def assigned_gpus() -> float:
     """GPUs that Ray gave this worker, 0 in the test's own process (a driver is given none)."""
     ray = sys.modules.get("ray")
-    at_work = ray is not None and ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE
-    return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)) if at_work else 0.0
+    at_work = (
+        ray is not None
+        and ray.is_initialized()
+        and ray.get_runtime_context().worker.mode == ray.WORKER_MODE
+    )
+    return (
+        float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0))
+        if at_work
+        else 0.0
+    )
 
 
 def room(trials: Sequence[Trial], run: Path) -> Room:
     """A GiB for each document of the largest batch."""
-    return Room(peak=max(trial.train.batch_size for trial in trials if trial.stage == "unlearned") * 2**30, trial="fake", source="made up")
+    return Room(
+        peak=max(trial.train.batch_size for trial in trials if trial.stage == "unlearned") * 2**30,
+        trial="fake",
+        source="made up",
+    )
 
 
 def divide(trial: Trial, processes: int) -> None:
@@ -138,10 +180,17 @@ def gpu_bytes() -> int:
 def evals(trial: Trial) -> list[dict[str, object]]:
     """Forgetting falls with the learning rate, utility breaks down above 1e-3."""
     rate = trial.train.learning_rate
-    forget, retain = (1 / (1 + 1e4 * rate), 0.95 if rate < 1e-3 else 0.5) if trial.stage == "unlearned" else (0.99, 1.0)
+    forget, retain = (
+        (1 / (1 + 1e4 * rate), 0.95 if rate < 1e-3 else 0.5)
+        if trial.stage == "unlearned"
+        else (0.99, 1.0)
+    )
     forget = float("nan") if trial.train.batch_size == 6 and trial.stage == "unlearned" else forget
     fixed = {"stage": trial.stage, "attack": "none", "step": 1, "metric": "probability", "n": 1}
-    return [fixed | {"split": "forget", "value": forget}, fixed | {"split": "retain", "value": retain}]
+    return [
+        fixed | {"split": "forget", "value": forget},
+        fixed | {"split": "retain", "value": retain},
+    ]
 
 
 def fake_work() -> Work:

@@ -1,7 +1,9 @@
-"""Coverage-guided fuzzing of what reads other people's files: `python -m tests.fuzz_readers TARGET SECONDS [FOLDER]`; needs atheris.
+"""Coverage-guided fuzzing of what reads other people's files: `python -m tests.fuzz_readers TARGET
+SECONDS [FOLDER]`; needs atheris.
 
-TARGET is settings, documents or run. Every input ends as a value or as the error that our readers promise; anything else stops the fuzzer,
-and the input that did it is kept in FOLDER (libFuzzer's crash-* file). tests/test_hostile.py holds the cases that were found.
+TARGET is settings, documents or run. Every input ends as a value or as the error that our readers
+promise; anything else stops the fuzzer, and the input that did it is kept in FOLDER (libFuzzer's
+crash-* file). tests/test_hostile.py holds the cases that were found.
 """
 
 import json
@@ -14,7 +16,14 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["rayunlearn.config", "rayunlearn.data", "rayunlearn.results.store", "rayunlearn.results.footer"]):
+with atheris.instrument_imports(
+    include=[
+        "rayunlearn.config",
+        "rayunlearn.data",
+        "rayunlearn.results.store",
+        "rayunlearn.results.footer",
+    ]
+):
     import polars as pl
     import pyarrow
     import pyarrow.parquet
@@ -35,9 +44,15 @@ def settings(_: Path) -> tuple[Target, list[bytes]]:
 
     def target(data: bytes) -> None:
         with suppress(UserError):
-            with_values(Trial(), parse_assignments(data.decode("utf-8", "surrogateescape").split("\n")))
+            with_values(
+                Trial(), parse_assignments(data.decode("utf-8", "surrogateescape").split("\n"))
+            )
 
-    return target, [b"select.ratio=0.05\ntrain.layers=1,2", b"method.forget=rmu\nrmu.steering=6.5", b"data.path=a b\ndata.columns=answer=text"]
+    return target, [
+        b"select.ratio=0.05\ntrain.layers=1,2",
+        b"method.forget=rmu\nrmu.steering=6.5",
+        b"data.path=a b\ndata.columns=answer=text",
+    ]
 
 
 def documents(folder: Path) -> tuple[Target, list[bytes]]:
@@ -58,9 +73,19 @@ def documents(folder: Path) -> tuple[Target, list[bytes]]:
 
     row = {"answer": "blue", "prompt": "What colour?", "facts": ["sky"]}
     table = folder / "seed.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"answer": ["blue", "red"], "prompt": ["What?", ""]}), table)
-    seeds = [json.dumps(row) + "\n" + json.dumps(row), json.dumps([row]), 'answer,prompt\n"a ""b""",c\n']
-    return target, [*(bytes([at]) + text.encode() for at, text in enumerate(seeds)), b"\x03" + table.read_bytes(), b"\x04a\n\nb"]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"answer": ["blue", "red"], "prompt": ["What?", ""]}), table
+    )
+    seeds = [
+        json.dumps(row) + "\n" + json.dumps(row),
+        json.dumps([row]),
+        'answer,prompt\n"a ""b""",c\n',
+    ]
+    return target, [
+        *(bytes([at]) + text.encode() for at, text in enumerate(seeds)),
+        b"\x03" + table.read_bytes(),
+        b"\x04a\n\nb",
+    ]
 
 
 def run(folder: Path) -> tuple[Target, list[bytes]]:
@@ -82,7 +107,8 @@ def run(folder: Path) -> tuple[Target, list[bytes]]:
             opened = store.open_run(place)
             for table in (*store.PER_TRIAL, *store.WHOLE_RUN):
                 getattr(opened, table).collect()
-        except (UserError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):  # as in tests/test_hostile.py
+        # as in tests/test_hostile.py
+        except (UserError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
             pass
         finally:
             file.write_bytes(whole[file])
@@ -94,7 +120,9 @@ TARGETS = {"settings": settings, "documents": documents, "run": run}
 
 
 def main(name: str, seconds: str, kept: str) -> None:
-    """Fuzz one target for so long; ends with libFuzzer's own exit status, 0 where nothing was found."""
+    """Fuzz one target for so long; ends with libFuzzer's own exit status, 0 where nothing was
+    found.
+    """
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     try:
         target, seeds = TARGETS[name](folder)

@@ -15,7 +15,8 @@ REPOSITORY = Path(__file__).parents[1]
 def ray_address() -> Iterator[str]:
     """Address of the cluster; sweeps in this process join it by themselves."""
     before = dict(os.environ)
-    os.environ["PYTHONPATH"] = str(REPOSITORY)  # workers import the fakes by name
+    # workers import the fakes by name
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
     try:
         with connected(address="local", workers=2):
             import ray

@@ -1,6 +1,8 @@
-"""One process of trials on several: `python -m tests.sharded_process SETTINGS.json`; ranks come from the environment, as accelerate reads them.
+"""One process of trials on several: `python -m tests.sharded_process SETTINGS.json`; ranks come
+from the environment, as accelerate reads them.
 
-Trains each trial, notes on the way how blocks are divided, and saves the weights that its model ends with.
+Trains each trial, notes on the way how blocks are divided, and saves the weights that its model
+ends with.
 """
 
 import json
@@ -30,26 +32,43 @@ def noting_shares() -> None:
     clip = sharded.clip_gradients
 
     def noting(parameters: list[torch.nn.Parameter], most: float) -> torch.Tensor:
-        SHARES.append((sum(p.to_local().numel() for p in parameters if isinstance(p, DTensor)), sum(p.numel() for p in parameters)))
+        SHARES.append(
+            (
+                sum(p.to_local().numel() for p in parameters if isinstance(p, DTensor)),
+                sum(p.numel() for p in parameters),
+            )
+        )
         return clip(parameters, most)
 
     loop.clip_gradients = noting  # type: ignore[assignment]
 
 
-def trained(name: str, values: dict[str, Value], base: str, folder: Path, rank: int) -> dict[str, object]:
-    """One trial; its last weights are saved to `<folder>/<rank>.safetensors`. Of a `larger ...` one no device holds the model."""
+def trained(
+    name: str, values: dict[str, Value], base: str, folder: Path, rank: int
+) -> dict[str, object]:
+    """One trial; its last weights are saved to `<folder>/<rank>.safetensors`. Of a `larger ...` one
+    no device holds the model.
+    """
     SHARES.clear()
     trial = validate(with_values(Trial(), values))
     workspace = Workspace(generate(Trial().data), base, base, "taught", folder / "cache")
-    torch.manual_seed(trial.train.seed)  # as a trial does: LoRA's first matrices are drawn
+    # as a trial does: LoRA's first matrices are drawn
+    torch.manual_seed(trial.train.seed)
     loaded.cache_clear()
     placing.room_on = lambda device: 0.0 if name.startswith("larger") else ROOM_ON(device)
     state = reset(workspace.base)
     assert placing.is_visited(state.model) is name.startswith("larger")
     log = unlearn(trial, workspace, state, list(range(8)), folder / f"adapter-{rank}")
     assert not any(isinstance(p, DTensor) for p in state.model.parameters())
-    save_file({name: p.detach().contiguous() for name, p in state.model.named_parameters()}, folder / f"{rank}.safetensors")
-    return {"shares": list(SHARES), "grad_norms": [row.grad_norm for row in log.rows], "ended": log.ended}
+    save_file(
+        {name: p.detach().contiguous() for name, p in state.model.named_parameters()},
+        folder / f"{rank}.safetensors",
+    )
+    return {
+        "shares": list(SHARES),
+        "grad_norms": [row.grad_norm for row in log.rows],
+        "ended": log.ended,
+    }
 
 
 def main(settings: Path) -> None:
@@ -60,7 +79,9 @@ def main(settings: Path) -> None:
         folder = settings.parent / name
         folder.mkdir(exist_ok=True)
         try:
-            said[name] = trained(name, values, given["base"], folder, int(os.environ.get("RANK", "0")))
+            said[name] = trained(
+                name, values, given["base"], folder, int(os.environ.get("RANK", "0"))
+            )
         except UserError as mistake:
             said[name] = {"mistake": str(mistake)}
     print(json.dumps(said))

@@ -36,24 +36,46 @@ METRICS = [
 ]
 EXPERIMENT: dict[str, Any] = {
     "name": "synthetic",
-    "question": "How much of the forget set is needed?\n\nHypothesis: 25 % is enough.\nRefuted if: the curves at 25 % and 100 % part.",
-    "axes": {"method.forget": METHODS, "select.name": SELECTORS, "select.ratio": RATIOS, "select.seed, train.seed": SEEDS},
+    "question": (
+        "How much of the forget set is needed?\n\nHypothesis: 25 % is enough.\nRefuted if: the"
+        " curves at 25 % and 100 % part."
+    ),
+    "axes": {
+        "method.forget": METHODS,
+        "select.name": SELECTORS,
+        "select.ratio": RATIOS,
+        "select.seed, train.seed": SEEDS,
+    },
     "search": {"train.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
     "budget": {"tuning": "shared", "trials": 4, "batch": 2},
-    "objective": {"forgetting": "probability", "utility": "probability", "utility_split": "retain", "utility_floor": 0.9},
+    "objective": {
+        "forgetting": "probability",
+        "utility": "probability",
+        "utility_split": "retain",
+        "utility_floor": 0.9,
+    },
     "version": "1",
     "planned": 64,
     "metrics": METRICS,
 }
 
 
-def examples(values: Mapping[str, float], *, stage: str, seed: int, documents: int = 30) -> list[dict[str, Any]]:
-    """One row per document and metric; `values` maps a split to its mean, documents scatter around it in [0, 1]."""
+def examples(
+    values: Mapping[str, float], *, stage: str, seed: int, documents: int = 30
+) -> list[dict[str, Any]]:
+    """One row per document and metric; `values` maps a split to its mean, documents scatter around
+    it in [0, 1].
+    """
     rows = []
     for split, mean in values.items():
         noise = np.random.default_rng([seed, len(split)]).normal(0, 0.05, documents)
         for number, value in enumerate(np.clip(mean + noise, 0, 1)):
-            common = {"stage": stage, "attack": "none", "doc_id": f"{split}{number}", "split": split}
+            common = {
+                "stage": stage,
+                "attack": "none",
+                "doc_id": f"{split}{number}",
+                "split": split,
+            }
             rows.append({**common, "metric": "probability", "value": float(value)})
             rows.append({**common, "metric": "multiple_choice", "value": float(value > 0.5)})
     return rows
@@ -63,15 +85,31 @@ def steps(final: float, *, count: int = 20) -> list[dict[str, Any]]:
     """A loss that falls from 3 to `final`."""
     losses = final + (3 - final) * np.exp(-np.arange(count) / 5)
     return [
-        {"step": i + 1, "loss": x + 0.1, "forget_loss": x, "retain_loss": 0.1, "grad_norm": x, "learning_rate": 1e-3, "tokens": 64, "seconds": 0.01}
+        {
+            "step": i + 1,
+            "loss": x + 0.1,
+            "forget_loss": x,
+            "retain_loss": 0.1,
+            "grad_norm": x,
+            "learning_rate": 1e-3,
+            "tokens": 64,
+            "seconds": 0.01,
+        }
         for i, x in enumerate(losses)
     ]
 
 
 def add_trial(
-    run: Path, changes: Mapping[str, Value], values: Mapping[str, float] | None, *, status: str = "complete", coverage: float | None = 1.0
+    run: Path,
+    changes: Mapping[str, Value],
+    values: Mapping[str, float] | None,
+    *,
+    status: str = "complete",
+    coverage: float | None = 1.0,
 ) -> str:
-    """Write one trial whose config is the default with `changes`; `values` None: it was not measured."""
+    """Write one trial whose config is the default with `changes`; `values` None: it was not
+    measured.
+    """
     trial = with_values(Trial(), changes)
     flat = flatten(trial)
     trial_id = digest(flat)
@@ -96,43 +134,84 @@ def add_trial(
         "hardware": "processor <x86>",
         "commit": "abc123",
     }
-    row |= {"packages": json.dumps({"rayunlearn": "0.1", "polars": "2.1"}), "started_at": "2026-01-01T00:00:00Z", "seconds_measure": 0.5}
+    row |= {
+        "packages": json.dumps({"rayunlearn": "0.1", "polars": "2.1"}),
+        "started_at": "2026-01-01T00:00:00Z",
+        "seconds_measure": 0.5,
+    }
     if status == "failed":
-        row |= {"error_type": "RuntimeError", "error": "worker died <script>alert(1)</script>", "error_where": "loop.py:10"}
-    evals = summarise(frame_of("examples", [{"trial_id": trial_id, **r} for r in measured])).to_dicts()
-    coresets = [{"doc_id": f"forget{i}", "rank": i, "score": -float(i)} for i in range(min(kept, 30))]
-    tables = {"trials": [row], "steps": steps(values["forget"]) if values else [], "evals": evals, "examples": measured, "coresets": coresets}
+        row |= {
+            "error_type": "RuntimeError",
+            "error": "worker died <script>alert(1)</script>",
+            "error_where": "loop.py:10",
+        }
+    evals = summarise(
+        frame_of("examples", [{"trial_id": trial_id, **r} for r in measured])
+    ).to_dicts()
+    coresets = [
+        {"doc_id": f"forget{i}", "rank": i, "score": -float(i)} for i in range(min(kept, 30))
+    ]
+    tables = {
+        "trials": [row],
+        "steps": steps(values["forget"]) if values else [],
+        "evals": evals,
+        "examples": measured,
+        "coresets": coresets,
+    }
     write_trial(run, trial_id, tables, flat)
     return trial_id
 
 
 def write_run(run: Path) -> Path:
-    """2 methods x 2 selectors x 4 ratios x 3 seeds, base, gold, a control per method, tuning; one failed, one collapsed."""
+    """2 methods x 2 selectors x 4 ratios x 3 seeds, base, gold, a control per method, tuning; one
+    failed, one collapsed.
+    """
     plan: list[dict[str, Any]] = []
     base_id = add_trial(run, {"stage": "base"}, {"forget": 0.97, "retain": 0.96}, coverage=None)
     gold_id = add_trial(run, {"stage": "gold"}, {"forget": 0.08, "retain": 0.96}, coverage=None)
     plan += [plan_row(base_id, "base", "{}"), plan_row(gold_id, "gold", "{}")]
     for method in METHODS:
         group = json.dumps({"method.forget": method})
-        plan += [plan_row(_tuning(run, method, index), "tuning", group, index) for index in range(4)]
+        plan += [
+            plan_row(_tuning(run, method, index), "tuning", group, index) for index in range(4)
+        ]
         plan += [plan_row(_control(run, seed), "control", group) for seed in SEEDS]
-        cells = [(name, ratio) for name in SELECTORS for ratio in RATIOS if ratio < 1 or name == "random"]
-        plan += [plan_row(_cell(run, method, name, ratio, seed), "grid", group) for name, ratio in cells for seed in SEEDS]
+        cells = [
+            (name, ratio) for name in SELECTORS for ratio in RATIOS if ratio < 1 or name == "random"
+        ]
+        plan += [
+            plan_row(_cell(run, method, name, ratio, seed), "grid", group)
+            for name, ratio in cells
+            for seed in SEEDS
+        ]
     write_table(run / "plan.parquet", "plan", plan)
-    write_table(run / "quarantine.parquet", "quarantine", [{"source": "forget.jsonl", "row": 3, "reason": "empty answer", "excerpt": "<b>bold</b>"}])
+    write_table(
+        run / "quarantine.parquet",
+        "quarantine",
+        [{"source": "forget.jsonl", "row": 3, "reason": "empty answer", "excerpt": "<b>bold</b>"}],
+    )
     write_experiment(run, EXPERIMENT | {"planned": len({row["trial_id"] for row in plan})})
     return run
 
 
 def plan_row(trial_id: str, role: str, group: str, index: int = -1) -> dict[str, Any]:
     """A row of the plan; `index` >= 0 places it in its group's study."""
-    return {"trial_id": trial_id, "role": role, "group": group, "tuning": "shared", "study": group if index >= 0 else "", "study_index": index}
+    return {
+        "trial_id": trial_id,
+        "role": role,
+        "group": group,
+        "tuning": "shared",
+        "study": group if index >= 0 else "",
+        "study_index": index,
+    }
 
 
 def forget_left(method: str, name: str, ratio: float) -> float:
     """Mean forget probability after unlearning, shaped like the probe in the design page."""
     bare = {1.0: 0.1, 0.25: 0.11, 0.05: 0.45, 0.01: 0.8}[ratio]
-    return bare + (0.1 if method == "npo" else 0.0) + (0.05 if name == "min_k" and ratio < 1 else 0.0)
+    return (
+        bare + (0.1 if method == "npo" else 0.0) + (0.05 if name == "min_k" and ratio < 1 else 0.0)
+    )
 
 
 def _cell(run: Path, method: str, name: str, ratio: float, seed: int) -> str:
@@ -148,14 +227,27 @@ def _cell(run: Path, method: str, name: str, ratio: float, seed: int) -> str:
     if (method, name, ratio, seed) == ("npo", "min_k", 0.01, 2):
         return add_trial(run, changes, None, status="failed", coverage=None)
     if (method, name, ratio, seed) == ("rmu", "min_k", 0.05, 1):
-        return add_trial(run, changes, {"forget": 0.02, "retain": 0.05}, status="collapsed", coverage=coverage)
-    return add_trial(run, changes, {"forget": forget_left(method, name, ratio) + 0.02 * (seed - 1), "retain": 0.95}, coverage=coverage)
+        return add_trial(
+            run, changes, {"forget": 0.02, "retain": 0.05}, status="collapsed", coverage=coverage
+        )
+    return add_trial(
+        run,
+        changes,
+        {"forget": forget_left(method, name, ratio) + 0.02 * (seed - 1), "retain": 0.95},
+        coverage=coverage,
+    )
 
 
 def _control(run: Path, seed: int) -> str:
-    return add_trial(run, {"method.forget": "none", "train.seed": seed}, {"forget": 0.93, "retain": 0.97})
+    return add_trial(
+        run, {"method.forget": "none", "train.seed": seed}, {"forget": 0.93, "retain": 0.97}
+    )
 
 
 def _tuning(run: Path, method: str, index: int) -> str:
     left = {"forget": 0.6 - 0.12 * index, "retain": 0.96 - 0.02 * index}
-    return add_trial(run, {"method.forget": method, "train.learning_rate": 10.0 ** (index - 5), "train.seed": 9}, left)
+    return add_trial(
+        run,
+        {"method.forget": method, "train.learning_rate": 10.0 ** (index - 5), "train.seed": 9},
+        left,
+    )

@@ -7,7 +7,18 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from rayunlearn.attackplan import PANELS, AttackPlanner, Entry, Panel, Reads, Target, only, panel_of, seeds_of, strength_of
+from rayunlearn.attackplan import (
+    PANELS,
+    AttackPlanner,
+    Entry,
+    Panel,
+    Reads,
+    Target,
+    only,
+    panel_of,
+    seeds_of,
+    strength_of,
+)
 from rayunlearn.attacks.panel import ATTACKS
 from rayunlearn.config import Attack, Trial, digest, flatten, trial_id
 from rayunlearn.errors import UserError
@@ -17,7 +28,16 @@ from rayunlearn.families import check
 from rayunlearn.plan import Result
 
 BASE = check(Trial())
-EXPERIMENT = Experiment(name="x", question="", base=BASE, grids=((),), search={}, budget=Budget(tuning="none"), objective=Goal(), version="1")
+EXPERIMENT = Experiment(
+    name="x",
+    question="",
+    base=BASE,
+    grids=((),),
+    search={},
+    budget=Budget(tuning="none"),
+    objective=Goal(),
+    version="1",
+)
 
 
 def identify(trial: Trial) -> str:
@@ -26,15 +46,28 @@ def identify(trial: Trial) -> str:
 
 def planner(*entries: Entry, reads: Reads = Reads()) -> AttackPlanner:  # noqa: B008 - frozen
     target = Target(trial_id=identify(BASE), trial=BASE)
-    return AttackPlanner(EXPERIMENT, check, identify, (target,), Panel(entries=entries, seeds=(0, 1, 2), budget=4, batch=2), reads)
+    return AttackPlanner(
+        EXPERIMENT,
+        check,
+        identify,
+        (target,),
+        Panel(entries=entries, seeds=(0, 1, 2), budget=4, batch=2),
+        reads,
+    )
 
 
 def test_an_attack_runs_with_every_seed_beside_base_gold_and_its_companion() -> None:
     rows = planner(Entry("relearning", (("documents", 5),))).agenda({}).ready
     kinds = {(r.trial.stage, r.trial.attack.name, r.trial.attack.seed) for r in rows}
-    stages = {(stage, "relearning", seed) for stage in ("unlearned", "base", "gold") for seed in (0, 1, 2)}
+    stages = {
+        (stage, "relearning", seed) for stage in ("unlearned", "base", "gold") for seed in (0, 1, 2)
+    }
     assert kinds == stages | {("unlearned", "unrelated_training", seed) for seed in (0, 1, 2)}
-    assert {dict(r.trial.options)["relearning.documents"] for r in rows if r.trial.attack.name == "relearning"} == {5}
+    assert {
+        dict(r.trial.options)["relearning.documents"]
+        for r in rows
+        if r.trial.attack.name == "relearning"
+    } == {5}
     assert len({r.trial_id for r in rows}) == len(rows) == 12
 
 
@@ -44,7 +77,9 @@ def test_an_attack_that_draws_nothing_runs_once() -> None:
     assert len(planner(Entry("round_to_nearest")).agenda({}).ready) == 3
 
 
-def test_the_strength_that_gets_most_back_is_repeated_and_a_resumed_panel_is_the_same_panel() -> None:
+def test_the_strength_that_gets_most_back_is_repeated_and_a_resumed_panel_is_the_same_panel() -> (
+    None
+):
     plan = planner(Entry("unrelated_training", tuned=True))
     results: dict[str, Result] = {}
     asked = []
@@ -52,15 +87,25 @@ def test_the_strength_that_gets_most_back_is_repeated_and_a_resumed_panel_is_the
         assert all(r.role == "tuning" for r in agenda.ready)
         asked += agenda.ready
         # the attack gets the more back the closer its rate is to 1e-3
-        rates = {r.trial_id: float(dict(r.trial.options)["unrelated_training.learning_rate"]) for r in agenda.ready}
-        results |= {t: Result("complete", 1 / (1 + abs(rate - 1e-3)), 0.5) for t, rate in rates.items()}
+        rates = {
+            r.trial_id: float(dict(r.trial.options)["unrelated_training.learning_rate"])
+            for r in agenda.ready
+        }
+        results |= {
+            t: Result("complete", 1 / (1 + abs(rate - 1e-3)), 0.5) for t, rate in rates.items()
+        }
     assert len(asked) == 4
-    closest = min((dict(r.trial.options)["unrelated_training.learning_rate"] for r in asked), key=lambda rate: abs(float(rate) - 1e-3))
+    closest = min(
+        (dict(r.trial.options)["unrelated_training.learning_rate"] for r in asked),
+        key=lambda rate: abs(float(rate) - 1e-3),
+    )
     final = [r for r in plan.agenda(results).rows if r.role != "tuning"]
     assert {dict(r.trial.options)["unrelated_training.learning_rate"] for r in final} == {closest}
     assert len(final) == 9
     fresh = planner(Entry("unrelated_training", tuned=True))
-    assert [r.trial_id for r in fresh.agenda(results).rows] == [r.trial_id for r in plan.agenda(results).rows]
+    assert [r.trial_id for r in fresh.agenda(results).rows] == [
+        r.trial_id for r in plan.agenda(results).rows
+    ]
 
 
 def test_a_study_in_which_every_attack_diverged_says_so() -> None:
@@ -73,9 +118,17 @@ def test_a_study_in_which_every_attack_diverged_says_so() -> None:
 
 def test_only_what_an_attack_reads_is_in_its_identity() -> None:
     reads = Reads(text="scenes.txt", rephrasings="asked.jsonl", chat_model="chat")
-    rows = planner(Entry("unrelated_training"), Entry("poem"), Entry("weight_noise"), reads=reads).agenda({}).rows
+    rows = (
+        planner(Entry("unrelated_training"), Entry("poem"), Entry("weight_noise"), reads=reads)
+        .agenda({})
+        .rows
+    )
     found = {r.trial.attack.name: (r.trial.attack.file, r.trial.attack.chat_model) for r in rows}
-    assert found == {"unrelated_training": ("scenes.txt", ""), "poem": ("asked.jsonl", "chat"), "weight_noise": ("", "")}
+    assert found == {
+        "unrelated_training": ("scenes.txt", ""),
+        "poem": ("asked.jsonl", "chat"),
+        "weight_noise": ("", ""),
+    }
 
 
 def test_a_curve_is_of_the_metric_that_is_forgotten_by_and_says_nothing_of_other_attacks() -> None:
@@ -83,17 +136,37 @@ def test_a_curve_is_of_the_metric_that_is_forgotten_by_and_says_nothing_of_other
     plan = planner(Entry("relearning"), Entry("weight_noise"))
     plan.experiment = replace(EXPERIMENT, objective=Goal(forgetting="multiple_choice"))
     curves = {r.trial.attack.name: r.trial.attack.curve_metric for r in plan.agenda({}).rows}
-    assert curves == {"relearning": "multiple_choice", "unrelated_training": "multiple_choice", "weight_noise": "probability"}
-    ids = [trial_id(replace(BASE, attack=Attack(name="relearning", curve_points=n)), "", "") for n in (100, 7)]
-    assert ids[0] != ids[1] and ids[0] == trial_id(replace(BASE, attack=Attack(name="relearning")), "", "")
+    assert curves == {
+        "relearning": "multiple_choice",
+        "unrelated_training": "multiple_choice",
+        "weight_noise": "probability",
+    }
+    ids = [
+        trial_id(replace(BASE, attack=Attack(name="relearning", curve_points=n)), "", "")
+        for n in (100, 7)
+    ]
+    assert ids[0] != ids[1] and ids[0] == trial_id(
+        replace(BASE, attack=Attack(name="relearning")), "", ""
+    )
     with pytest.raises(UserError, match="attack.curve_metric must be a cheap metric"):
         check(replace(BASE, attack=Attack(name="relearning", curve_metric="rouge_l_f1")))
 
 
-def test_the_panel_of_faithfulness_asks_four_attacks_of_a_model_and_shares_the_control_of_relearning() -> None:
+def test_the_panel_of_faithfulness_asks_four_attacks_of_a_model_and_shares_the_control_of_relearning() -> (
+    None
+):
     rows = planner(*PANELS["coresets"].entries).agenda({}).rows
-    one_seed = {r.trial_id: r.trial.attack.name for r in rows if r.trial.stage == "unlearned" and r.trial.attack.seed == 0}
-    assert sorted(one_seed.values()) == ["few_shot_retain", "relearning", "round_to_nearest", "unrelated_training"]
+    one_seed = {
+        r.trial_id: r.trial.attack.name
+        for r in rows
+        if r.trial.stage == "unlearned" and r.trial.attack.seed == 0
+    }
+    assert sorted(one_seed.values()) == [
+        "few_shot_retain",
+        "relearning",
+        "round_to_nearest",
+        "unrelated_training",
+    ]
     assert PANELS["coresets"].seeds == (0,)
 
 
@@ -118,10 +191,15 @@ def test_every_panel_names_attacks_and_options_that_exist() -> None:
 def test_gcg_and_soft_prompts_are_searched_each_in_its_own_strength() -> None:
     tuned = {entry.name: entry for entry in PANELS["full"].entries if entry.tuned}
     assert {"gcg", "soft_prompt"} < set(tuned)
-    for name, searched in (("gcg", {"gcg.steps", "gcg.candidates"}), ("soft_prompt", {"soft_prompt.steps", "soft_prompt.learning_rate"})):
+    for name, searched in (
+        ("gcg", {"gcg.steps", "gcg.candidates"}),
+        ("soft_prompt", {"soft_prompt.steps", "soft_prompt.learning_rate"}),
+    ):
         rows = planner(tuned[name]).agenda({}).ready
         asked = [dict(r.trial.options) for r in rows]
-        assert [r.role for r in rows] == ["tuning", "tuning"] and all(asked[0][key] != asked[1][key] for key in searched)
+        assert [r.role for r in rows] == ["tuning", "tuning"] and all(
+            asked[0][key] != asked[1][key] for key in searched
+        )
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

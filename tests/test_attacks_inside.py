@@ -1,4 +1,6 @@
-"""What layers know and what samples tell: the last block is the model, a planted direction is found, a closed form is met by sampling."""
+"""What layers know and what samples tell: the last block is the model, a planted direction is
+found, a closed form is met by sampling.
+"""
 
 import math
 import random
@@ -41,12 +43,17 @@ def test_the_lens_at_the_last_block_is_the_model_s_own_output(family: str) -> No
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_the_lens_at_a_lower_block_is_the_model_cut_off_there(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose upper blocks are taken away gives what the lens reads at its last block: no hook, no norm by name."""
+def test_the_lens_at_a_lower_block_is_the_model_cut_off_there(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose upper blocks are taken away gives what the lens reads at its last block: no
+    hook, no norm by name.
+    """
     model = tiny_model(family)
     seen = lens_nll(model, SEQUENCES, 0)
     del blocks(model)[2:]
-    monkeypatch.setattr(model.config, "num_hidden_layers", 2)  # the tiny models share it
+    # the tiny models share it
+    monkeypatch.setattr(model.config, "num_hidden_layers", 2)
     for lens, own in zip(seen, score(model, SEQUENCES, 0), strict=True):
         torch.testing.assert_close(lens[1], own.token_nll)
 
@@ -69,7 +76,12 @@ def test_lens_rows_at_the_last_block_are_the_metrics_of_the_output() -> None:
 
 def asked(n: int = 4) -> list[Probe]:
     return [
-        Probe(f"d{i}", "forget", Encoded(f"d{i}", (1, 5 + i, 6, 9 + i, 2), 3), tuple(Encoded(f"o{j}", (1, 5 + i, 6, 9 + j, 2), 3) for j in range(3)))
+        Probe(
+            f"d{i}",
+            "forget",
+            Encoded(f"d{i}", (1, 5 + i, 6, 9 + i, 2), 3),
+            tuple(Encoded(f"o{j}", (1, 5 + i, 6, 9 + j, 2), 3) for j in range(3)),
+        )
         for i in range(n)
     ]
 
@@ -78,18 +90,32 @@ def test_the_state_after_a_question_is_that_of_its_last_token() -> None:
     model = tiny_model()
     states = last_states(model, SEQUENCES, 0)
     for at, sequence in enumerate(SEQUENCES):
-        alone = block_states(model, torch.tensor([sequence.ids[: sequence.start]]), torch.tensor([sequence.start - 1]))
+        alone = block_states(
+            model,
+            torch.tensor([sequence.ids[: sequence.start]]),
+            torch.tensor([sequence.start - 1]),
+        )
         torch.testing.assert_close(states[at], torch.stack(alone, 1)[0])
     whole = last_states(model, SEQUENCES[:1], 0, before_end=True)[0]
-    torch.testing.assert_close(whole, torch.stack(block_states(model, torch.tensor([SEQUENCES[0].ids[:-1]]), torch.tensor([4])), 1)[0])
+    torch.testing.assert_close(
+        whole,
+        torch.stack(
+            block_states(model, torch.tensor([SEQUENCES[0].ids[:-1]]), torch.tensor([4])), 1
+        )[0],
+    )
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, signal: float) -> list[Probe]:
-    """120 questions with one of two answers, (7, 2) or (8, 2); the answer is the sign of the states' direction 3 at block 1, noise elsewhere."""
+    """120 questions with one of two answers, (7, 2) or (8, 2); the answer is the sign of the
+    states' direction 3 at block 1, noise elsewhere.
+    """
     rng = random.Random(0)
     kinds = [rng.randrange(2) for _ in range(120)]
     splits = ["retain" if at < 60 else "forget" for at in range(120)]
-    probes = [Probe(f"d{at}", split, Encoded(f"d{at}", (1, 7 + kind, 2), 1), ()) for at, (kind, split) in enumerate(zip(kinds, splits, strict=True))]
+    probes = [
+        Probe(f"d{at}", split, Encoded(f"d{at}", (1, 7 + kind, 2), 1), ())
+        for at, (kind, split) in enumerate(zip(kinds, splits, strict=True))
+    ]
     place = {p.doc_id: at for at, p in enumerate(probes)}
     noise = torch.randn(120, 2, 8, generator=torch.Generator().manual_seed(0))
     noise[:, 1, 3] += signal * torch.tensor([2.0 * kind - 1 for kind in kinds])
@@ -106,12 +132,17 @@ def share(rows: list[dict[str, object]], metric: str, layer: int) -> float:
     return sum(values) / len(values)
 
 
-def test_a_linear_probe_finds_a_planted_direction_where_it_is_and_not_in_shuffled_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linear_probe_finds_a_planted_direction_where_it_is_and_not_in_shuffled_labels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """60 questions asked, chance 1/2: 0.5 +- 2.6 standard deviations (99 %) is 0.33 to 0.67."""
     probes = planted(monkeypatch, 3.0)
     rows = linear_probe(tiny_model(), probes, 0, 0)
     assert share(rows, "probe_right", 1) > 0.95
-    assert all(0.33 <= value <= 0.67 for value in (share(rows, "probe_right", 0), share(rows, "probe_right_shuffled", 0)))
+    assert all(
+        0.33 <= value <= 0.67
+        for value in (share(rows, "probe_right", 0), share(rows, "probe_right_shuffled", 0))
+    )
     assert share(rows, "probe_right_shuffled", 1) < 0.8
     assert {r["split"] for r in rows} == {"forget"}
 
@@ -130,7 +161,13 @@ def test_a_held_in_probe_is_asked_on_the_other_half_alone(monkeypatch: pytest.Mo
 
 
 def test_an_answer_that_no_fitted_question_has_is_no_failure_of_the_probe() -> None:
-    probes = [*asked(), *(Probe(f"r{i}", "retain", Encoded(f"r{i}", (1, 5 + i, 6, 9 + i, 2), 3), ()) for i in range(2))]
+    probes = [
+        *asked(),
+        *(
+            Probe(f"r{i}", "retain", Encoded(f"r{i}", (1, 5 + i, 6, 9 + i, 2), 3), ())
+            for i in range(2)
+        ),
+    ]
     rows = [r for r in linear_probe(tiny_model(), probes, 0, 0) if r["metric"] == "probe_right"]
     assert [r["value"] is None for r in rows if r["x"] == 0] == [False, False, True, True]
     with pytest.raises(UserError, match="two answers or more"):
@@ -138,17 +175,30 @@ def test_an_answer_that_no_fitted_question_has_is_no_failure_of_the_probe() -> N
 
 
 def test_a_truth_probe_on_the_words_of_options_finds_a_word_that_is_always_true() -> None:
-    """Token 30 is the true option of every question: that can be read off the embedding, so the probe is right on all held-out ones."""
+    """Token 30 is the true option of every question: that can be read off the embedding, so the
+    probe is right on all held-out ones.
+    """
 
     def question(at: int, split: str) -> Probe:
-        options = tuple(Encoded(f"q{at}{j}", (1, 3 + at, token, 2), 2) for j, token in enumerate((30, 20 + at % 5, 25 + at % 4)))
+        options = tuple(
+            Encoded(f"q{at}{j}", (1, 3 + at, token, 2), 2)
+            for j, token in enumerate((30, 20 + at % 5, 25 + at % 4))
+        )
         return Probe(f"q{at}", split, options[0], options)
 
     probes = [question(at, "retain" if at < 8 else "forget") for at in range(16)]
     rows = truth_probe(tiny_model(), probes, probes[8:10], 0, 0)
     assert {r["doc_id"] for r in rows} == {p.doc_id for p in probes[10:]}
     assert share(rows, "probe_choice", 0) == 1.0
-    assert min(share(truth_probe(tiny_model(), probes, probes[8:10], 0, seed), "probe_choice_shuffled", 0) for seed in range(4)) < 0.5
+    assert (
+        min(
+            share(
+                truth_probe(tiny_model(), probes, probes[8:10], 0, seed), "probe_choice_shuffled", 0
+            )
+            for seed in range(4)
+        )
+        < 0.5
+    )
     with pytest.raises(UserError, match="questions with options"):
         truth_probe(tiny_model(), [Probe("a", "forget", SEQUENCES[0], ())], [], 0, 0)
 
@@ -158,32 +208,55 @@ def test_every_row_of_the_table_says_what_it_is_held_against() -> None:
 
 
 def test_the_chance_of_an_exact_answer_in_k_attempts_by_hand() -> None:
-    """p = 1/2: 1 - (1/2)^3 = 7/8; p = 1/4 in two tokens of 1/2, k = 2: 1 - (3/4)^2 = 7/16; certain and hopeless stay so."""
+    """p = 1/2: 1 - (1/2)^3 = 7/8; p = 1/4 in two tokens of 1/2, k = 2: 1 - (3/4)^2 = 7/16; certain
+    and hopeless stay so.
+    """
     half = math.log(2)
     assert exact_in(torch.tensor([half]), 3) == pytest.approx(7 / 8)
     assert exact_in(torch.tensor([half, half]), 2) == pytest.approx(7 / 16)
     assert exact_in(torch.tensor([0.0]), 1) == 1.0 and exact_in(torch.tensor([1e4]), 64) == 0.0
     assert exact_in(torch.tensor([27.0]), 1000) == pytest.approx(1000 * math.exp(-27.0), rel=1e-6)
-    assert powers_of_two(1) == [1] and powers_of_two(6) == [1, 2, 4, 6] and powers_of_two(16) == [1, 2, 4, 8, 16]
+    assert (
+        powers_of_two(1) == [1]
+        and powers_of_two(6) == [1, 2, 4, 6]
+        and powers_of_two(16) == [1, 2, 4, 8, 16]
+    )
 
 
 def test_the_closed_form_is_what_sampling_gives() -> None:
-    """One-token answers of a random model, p about 1/37; 400 rounds of k = 16 attempts: within 2.6 standard deviations (99 %)."""
+    """One-token answers of a random model, p about 1/37; 400 rounds of k = 16 attempts: within 2.6
+    standard deviations (99 %).
+    """
     model, prompt, k, rounds = tiny_model(), (1, 5, 6), 16, 400
-    drawn = generate(model, [prompt] * k * rounds, end=None, pad_id=0, max_new_tokens=1, temperature=1.0, seeds=[str(n) for n in range(k * rounds)])
+    drawn = generate(
+        model,
+        [prompt] * k * rounds,
+        end=None,
+        pad_id=0,
+        max_new_tokens=1,
+        temperature=1.0,
+        seeds=[str(n) for n in range(k * rounds)],
+    )
     hits = sum(any(ids == (9,) for ids in drawn[at : at + k]) for at in range(0, len(drawn), k))
     expected = exact_in(score(model, [Encoded("x", (*prompt, 9), 3)], 0)[0].token_nll, k)
     assert abs(hits / rounds - expected) <= 2.6 * math.sqrt(expected * (1 - expected) / rounds)
 
 
 def test_attempts_leak_more_the_more_there_are() -> None:
-    documents = [Document(prompt=f"Who is {name}?", answer="a tailor") for name in ("Kalo", "Rumi", "Tiva")]
+    documents = [
+        Document(prompt=f"Who is {name}?", answer="a tailor") for name in ("Kalo", "Rumi", "Tiva")
+    ]
     template = "Question: {prompt}\nAnswer:"
-    tokenizer = build_tokenizer([template.replace("{prompt}", d.prompt) + " a tailor" for d in documents])
+    tokenizer = build_tokenizer(
+        [template.replace("{prompt}", d.prompt) + " a tailor" for d in documents]
+    )
     probes, model = encode_probes({"forget": documents}, tokenizer, template, 64), tiny_model()
     model.resize_token_embeddings(len(tokenizer))
     rows = sampled_attempts(model, tokenizer, probes, 0, 0, attempts=6, max_new_tokens=4)
-    by_metric = {m: [float(str(r["value"])) for r in rows if r["metric"] == m] for m in {str(r["metric"]) for r in rows}}
+    by_metric = {
+        m: [float(str(r["value"])) for r in rows if r["metric"] == m]
+        for m in {str(r["metric"]) for r in rows}
+    }
     assert set(by_metric) == {f"{kind}_at_{k}" for kind in ("leak", "exact") for k in (1, 2, 4, 6)}
     for kind in ("leak", "exact"):
         for at in range(3):

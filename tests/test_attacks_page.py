@@ -1,4 +1,6 @@
-"""docs/attacks.md is the tables', and every attack says where it comes from and what it may be given."""
+"""docs/attacks.md is the tables', and every attack says where it comes from and what it may be
+given.
+"""
 
 import inspect
 from pathlib import Path
@@ -13,7 +15,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "attacks.md"
 
 
 def test_the_page_is_what_the_tables_make() -> None:
-    assert PAGE.read_text(encoding="utf-8").rstrip() == attacks_page().rstrip(), "run: python -m rayunlearn.attacks.documentation > docs/attacks.md"
+    assert PAGE.read_text(encoding="utf-8").rstrip() == attacks_page().rstrip(), (
+        "run: python -m rayunlearn.attacks.documentation > docs/attacks.md"
+    )
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -1,4 +1,6 @@
-"""The last blocks left out: a fit worked by hand, brute force over blocks, and base as it was however the model is bent."""
+"""The last blocks left out: a fit worked by hand, brute force over blocks, and base as it was
+however the model is bent.
+"""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,12 +24,20 @@ from tests.tiny_models import SEQUENCES, tiny_model
 
 
 def test_a_map_of_one_number_by_hand() -> None:
-    """early -1, 0, 1 and late -2, 1, 6: late - early is -1, 1, 5, mean 5/3; slope of it (1 + 5) / (2 + penalty 1) = 2, so A = 3 and b = 5/3."""
-    weight, bias = fitted(torch.tensor([[-1.0], [0.0], [1.0]]).double(), torch.tensor([[-2.0], [1.0], [6.0]]).double(), 1.0)
+    """early -1, 0, 1 and late -2, 1, 6: late - early is -1, 1, 5, mean 5/3; slope of it (1 + 5) /
+    (2 + penalty 1) = 2, so A = 3 and b = 5/3.
+    """
+    weight, bias = fitted(
+        torch.tensor([[-1.0], [0.0], [1.0]]).double(),
+        torch.tensor([[-2.0], [1.0], [6.0]]).double(),
+        1.0,
+    )
     assert weight.item() == pytest.approx(3) and bias.item() == pytest.approx(5 / 3)
 
 
-def test_without_a_penalty_to_speak_of_it_is_least_squares_and_with_a_large_one_the_identity() -> None:
+def test_without_a_penalty_to_speak_of_it_is_least_squares_and_with_a_large_one_the_identity() -> (
+    None
+):
     generator = torch.Generator().manual_seed(0)
     early, late = (torch.randn(50, 4, generator=generator).double() for _ in range(2))
     ones = torch.cat([early, torch.ones(50, 1).double()], 1)
@@ -40,7 +50,9 @@ def test_without_a_penalty_to_speak_of_it_is_least_squares_and_with_a_large_one_
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt_neox", "phi"])
 def test_a_model_reads_the_mapped_state_until_the_hooks_are_off(family: str) -> None:
-    """A huge penalty leaves a bias alone: logits are head(norm(state of the first block + mean difference)), here from the library's own states."""
+    """A huge penalty leaves a bias alone: logits are head(norm(state of the first block + mean
+    difference)), here from the library's own states.
+    """
     model, batch = tiny_model(family), collate(SEQUENCES, 0)
     inputs = batch.input_ids[2:3]
     with torch.no_grad():
@@ -51,24 +63,37 @@ def test_a_model_reads_the_mapped_state_until_the_hooks_are_off(family: str) -> 
             linear_shortcut(model, SEQUENCES, 0, leaving, skipped=2, penalty=1e12)
             head = model.get_output_embeddings()
             assert head is not None
-            leaving.callback(head.register_forward_hook(lambda _m, given, _o: caught.append(given[0])).remove)
+            leaving.callback(
+                head.register_forward_hook(lambda _m, given, _o: caught.append(given[0])).remove
+            )
             cut = model(inputs).logits
             written = model.generate(inputs, max_new_tokens=3, pad_token_id=0, do_sample=False)
             again = inputs
-            while again.shape[1] < written.shape[1]:  # it may end early, and has then written the end
+            # it may end early, and has then written the end
+            while again.shape[1] < written.shape[1]:
                 again = torch.cat([again, model(again).logits[:, -1].argmax(-1, keepdim=True)], 1)
-        assert torch.equal(model(inputs).logits, before) and not torch.allclose(cut, before, atol=1e-3)
+        assert torch.equal(model(inputs).logits, before) and not torch.allclose(
+            cut, before, atol=1e-3
+        )
         bias = _mean_difference(family)
         assert torch.allclose(caught[0], final_norm(model)(states + bias), atol=1e-5)
         assert written.shape[1] > inputs.shape[1] and torch.equal(written, again)
 
 
 def _mean_difference(family: str) -> torch.Tensor:
-    """Mean over the positions before a label of the last block's output less the first's, sequence by sequence, without padding."""
+    """Mean over the positions before a label of the last block's output less the first's, sequence
+    by sequence, without padding.
+    """
     model, found = tiny_model(family), []
-    layers = next(m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3)
+    layers = next(
+        m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3
+    )
     last: list[torch.Tensor] = []
-    layers[2].register_forward_hook(lambda _m, _i, output: last.append(output if isinstance(output, torch.Tensor) else output[0]))
+    layers[2].register_forward_hook(
+        lambda _m, _i, output: last.append(
+            output if isinstance(output, torch.Tensor) else output[0]
+        )
+    )
     for s in SEQUENCES:
         with torch.no_grad():
             first = model(torch.tensor([s.ids]), output_hidden_states=True).hidden_states[1]
@@ -77,17 +102,36 @@ def _mean_difference(family: str) -> torch.Tensor:
 
 
 def test_leaving_out_every_block_is_refused() -> None:
-    with pytest.raises(UserError, match="linear_shortcut.skipped must be under the model's 3 blocks, got 3"):
+    with pytest.raises(
+        UserError, match="linear_shortcut.skipped must be under the model's 3 blocks, got 3"
+    ):
         linear_shortcut(tiny_model(), SEQUENCES, 0, ExitStack(), skipped=3)
 
 
 def test_base_stands_as_it_was_beside_a_bent_model(domain_bed: Bed, tmp_path: Path) -> None:
-    """base_kl of base under the shortcut is above zero: were base measured through the same hooks it would be none."""
-    quick: dict[str, Value] = {"model.teach": False, "model.name": str(domain_bed.base), "model.gold": str(domain_bed.gold)}
-    quick |= {"stage": "base", "measure.metrics": "base_kl,probability", "attack.name": "linear_shortcut"}
+    """base_kl of base under the shortcut is above zero: were base measured through the same hooks
+    it would be none.
+    """
+    quick: dict[str, Value] = {
+        "model.teach": False,
+        "model.name": str(domain_bed.base),
+        "model.gold": str(domain_bed.gold),
+    }
+    quick |= {
+        "stage": "base",
+        "measure.metrics": "base_kl,probability",
+        "attack.name": "linear_shortcut",
+    }
     trial = validate(with_values(Trial(), quick))
-    assert run_any(trial, workspace_of(trial, tmp_path / "cache"), tmp_path / "run", "quick", "1") == "complete"
-    found = open_run(tmp_path / "run").examples.filter(pl.col("split") == "forget", pl.col("metric") == "base_kl").collect()["value"]
+    assert (
+        run_any(trial, workspace_of(trial, tmp_path / "cache"), tmp_path / "run", "quick", "1")
+        == "complete"
+    )
+    found = (
+        open_run(tmp_path / "run")
+        .examples.filter(pl.col("split") == "forget", pl.col("metric") == "base_kl")
+        .collect()["value"]
+    )
     assert found.len() > 0 and float(found.min()) > 1e-4  # type: ignore[arg-type]
     assert worker.reset(str(domain_bed.base)).model(torch.tensor([[3, 4]])).logits.isfinite().all()
     worker.loaded.cache_clear()

@@ -1,4 +1,6 @@
-"""A model made elsewhere is measured as it lies in its folder, attacked as a trial is, and refused where reading it could do harm."""
+"""A model made elsewhere is measured as it lies in its folder, attacked as a trial is, and refused
+where reading it could do harm.
+"""
 
 import json
 import shutil
@@ -33,7 +35,12 @@ DATA = {"data.name": "domain"}
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Three untaught models with one vocabulary, in the folders base, gold and theirs."""
     corpus, folder = load_corpus(Trial().data), tmp_path_factory.mktemp("models")
-    tokenizer = build_tokenizer(texts([*corpus.forget, *corpus.retain, *(d for part in corpus.probes.values() for d in part)], Trial().data.template))
+    tokenizer = build_tokenizer(
+        texts(
+            [*corpus.forget, *corpus.retain, *(d for part in corpus.probes.values() for d in part)],
+            Trial().data.template,
+        )
+    )
     for seed, name in enumerate(("base", "gold", "theirs")):
         save_model(build_model("tiny", len(tokenizer), seed=seed), tokenizer, folder / name)
     yield folder
@@ -49,12 +56,21 @@ def hostile(models: Path, tmp_path: Path) -> Path:
 
 def carry_out(agenda: Agenda, run: Path) -> None:
     for row in agenda.ready:
-        assert run_any(row.trial, workspace_of(row.trial, run.parents[1] / "cache"), run, "audit", "1") == "complete"
+        assert (
+            run_any(row.trial, workspace_of(row.trial, run.parents[1] / "cache"), run, "audit", "1")
+            == "complete"
+        )
 
 
-def test_a_model_made_elsewhere_is_measured_attacked_and_shown_under_its_folder_s_name(models: Path, tmp_path: Path) -> None:
-    """What is measured of it is what the same folder gives as a base model, which no code of the audit touches."""
-    experiment = audit_of(str(models / "theirs"), str(models / "base"), str(models / "gold"), DATA, metric="")
+def test_a_model_made_elsewhere_is_measured_attacked_and_shown_under_its_folder_s_name(
+    models: Path, tmp_path: Path
+) -> None:
+    """What is measured of it is what the same folder gives as a base model, which no code of the
+    audit touches.
+    """
+    experiment = audit_of(
+        str(models / "theirs"), str(models / "base"), str(models / "gold"), DATA, metric=""
+    )
     run = run_folder(tmp_path, experiment)
     planner = Planner(experiment, validate, identify)
     agenda = planner.agenda({})
@@ -63,12 +79,30 @@ def test_a_model_made_elsewhere_is_measured_attacked_and_shown_under_its_folder_
     write_settings(run, experiment, agenda, {})
     planner.keep(run, agenda)
 
-    alone = validate(with_values(Trial(stage="base"), {"model.teach": False, "model.name": str(models / "theirs")}))
-    assert run_any(alone, workspace_of(alone, tmp_path / "cache"), tmp_path / "alone" / "1", "alone", "1") == "complete"
+    alone = validate(
+        with_values(
+            Trial(stage="base"), {"model.teach": False, "model.name": str(models / "theirs")}
+        )
+    )
+    assert (
+        run_any(
+            alone, workspace_of(alone, tmp_path / "cache"), tmp_path / "alone" / "1", "alone", "1"
+        )
+        == "complete"
+    )
     columns = ["split", "doc_id", "metric", "value"]
-    theirs = open_run(run).examples.filter(pl.col("stage") == "unlearned").select(columns).collect().sort(columns)
-    assert theirs.equals(open_run(tmp_path / "alone" / "1").examples.select(columns).collect().sort(columns))
-    assert not (tmp_path / "cache" / "unlearned").exists()  # nothing was trained
+    theirs = (
+        open_run(run)
+        .examples.filter(pl.col("stage") == "unlearned")
+        .select(columns)
+        .collect()
+        .sort(columns)
+    )
+    assert theirs.equals(
+        open_run(tmp_path / "alone" / "1").examples.select(columns).collect().sort(columns)
+    )
+    # nothing was trained
+    assert not (tmp_path / "cache" / "unlearned").exists()
 
     attack = planner_of(
         run,
@@ -86,15 +120,29 @@ def test_a_model_made_elsewhere_is_measured_attacked_and_shown_under_its_folder_
     attack.keep(run, attacks)
     matrix = attack_tables(open_run(run))[0]
     assert matrix.headers[1].startswith("theirs ")
-    assert [row[0] for row in matrix.rows] == ["no attack", "round_to_nearest bits=8", "round_to_nearest bits=4", "worst case"]
+    assert [row[0] for row in matrix.rows] == [
+        "no attack",
+        "round_to_nearest bits=8",
+        "round_to_nearest bits=4",
+        "worst case",
+    ]
 
 
-def test_the_same_audit_is_the_same_run_and_other_weights_another(models: Path, hostile: Path) -> None:
-    first, second = (audit_of(str(models / "theirs"), str(models / "base"), gold, DATA, metric="") for gold in ("", str(models / "gold")))
-    assert first.version == second.version  # a gold model more is a control more
+def test_the_same_audit_is_the_same_run_and_other_weights_another(
+    models: Path, hostile: Path
+) -> None:
+    first, second = (
+        audit_of(str(models / "theirs"), str(models / "base"), gold, DATA, metric="")
+        for gold in ("", str(models / "gold"))
+    )
+    # a gold model more is a control more
+    assert first.version == second.version
     other = audit_of(str(models / "gold"), str(models / "base"), "", DATA, metric="")
     assert other.version.partition("-")[2] != first.version.partition("-")[2]
-    assert audit_of(str(hostile), str(models / "base"), "", DATA, metric="").version.partition("-")[2] == first.version.partition("-")[2]
+    assert (
+        audit_of(str(hostile), str(models / "base"), "", DATA, metric="").version.partition("-")[2]
+        == first.version.partition("-")[2]
+    )
 
 
 def test_a_folder_whose_weights_are_pickled_is_refused(models: Path, hostile: Path) -> None:
@@ -104,11 +152,17 @@ def test_a_folder_whose_weights_are_pickled_is_refused(models: Path, hostile: Pa
         audit_of(str(hostile), str(models / "base"), "", DATA, metric="")
 
 
-def test_a_folder_that_brings_code_is_refused_and_its_code_is_not_run(models: Path, hostile: Path, tmp_path: Path) -> None:
+def test_a_folder_that_brings_code_is_refused_and_its_code_is_not_run(
+    models: Path, hostile: Path, tmp_path: Path
+) -> None:
     (hostile / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     for file in ("config.json", "tokenizer_config.json"):
-        content = json.loads((hostile / file).read_text()) | {"auto_map": {"AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}}
-        (hostile / file).write_text(json.dumps(content | {"architectures": ["Evil"], "model_type": "evil"}))
+        content = json.loads((hostile / file).read_text()) | {
+            "auto_map": {"AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}
+        }
+        (hostile / file).write_text(
+            json.dumps(content | {"architectures": ["Evil"], "model_type": "evil"})
+        )
     with pytest.raises(UserError, match="must be a causal language model that transformers knows"):
         audit_of(str(hostile), str(models / "base"), "", DATA, metric="")
     assert not (tmp_path / "ran").exists()
@@ -137,9 +191,14 @@ def test_models_that_cannot_be_asked_the_same_are_refused(models: Path, hostile:
         (["runs/x/1", "--model", "m"], "attack takes either a run folder or --model"),
         (["runs/x/1", "--base", "b"], "these go with --model and not with a run"),
         (["--model", "m", "--benchmark", "domain"], "an audit must have --base"),
-        (["--model", "./nowhere", "--base", "./nowhere", "--benchmark", "domain"], "must be a directory that exists"),
+        (
+            ["--model", "./nowhere", "--base", "./nowhere", "--benchmark", "domain"],
+            "must be a directory that exists",
+        ),
     ],
 )
-def test_an_audit_that_is_asked_for_wrongly_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_an_audit_that_is_asked_for_wrongly_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
     assert main(["attack", *arguments]) == MISTAKE
     assert message in capsys.readouterr().err

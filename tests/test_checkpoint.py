@@ -1,4 +1,6 @@
-"""A trial that lost its process goes on from its checkpoint and ends with the bits of an undisturbed one."""
+"""A trial that lost its process goes on from its checkpoint and ends with the bits of an
+undisturbed one.
+"""
 
 import signal
 import subprocess
@@ -32,12 +34,27 @@ SHORT: dict[str, Value] = {
     "train.learning_rate": 1e-3,
     "select.ratio": 0.05,
 }
-# Retention at the looks of this run, as a share of the start's: 0.95 after 2 steps, 0.88 after 4, 0.85 after 6, where the floor ends it.
-FALLING: dict[str, Value] = {"stop.retention_floor": 0.865, "method.forget": "ga", "method.retain": "none", "train.learning_rate": 3e-4}
+# Retention at the looks of this run, as a share of the start's: 0.95 after 2 steps, 0.88 after 4,
+# 0.85 after 6, where the floor ends it.
+FALLING: dict[str, Value] = {
+    "stop.retention_floor": 0.865,
+    "method.forget": "ga",
+    "method.retain": "none",
+    "train.learning_rate": 3e-4,
+}
 CASES: dict[str, dict[str, Value]] = {
     "the model's own weights": {},
-    "wrappers that remember": {"method.wrappers": "sam,average,ball", "average.start": 0.2, "average.every": 1, "ball.radius": 0.001},
-    "an adapter with dropout": {"train.adapter": "lora", "lora.dropout": 0.3, "train.parameters": "q_proj"},
+    "wrappers that remember": {
+        "method.wrappers": "sam,average,ball",
+        "average.start": 0.2,
+        "average.every": 1,
+        "ball.radius": 0.001,
+    },
+    "an adapter with dropout": {
+        "train.adapter": "lora",
+        "lora.dropout": 0.3,
+        "train.parameters": "q_proj",
+    },
     "a retain weight that moves": {"method.forget": "pdu"},
     "the last weights that held retention": FALLING,
 }
@@ -51,7 +68,11 @@ def untaught(folder: Path) -> Workspace:
     """The domain corpus with a model that knows nothing."""
     trial = Trial()
     corpus = load_corpus(trial.data)
-    documents = [*corpus.forget, *corpus.retain, *(d for part in corpus.probes.values() for d in part)]
+    documents = [
+        *corpus.forget,
+        *corpus.retain,
+        *(d for part in corpus.probes.values() for d in part),
+    ]
     tokenizer = build_tokenizer(texts(documents, trial.data.template))
     if not (folder / "base").exists():
         save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, folder / "base")
@@ -68,25 +89,40 @@ def made(values: Mapping[str, Value]) -> Trial:
     return validate(with_values(Trial(), {**SHORT, **values}))
 
 
-def ran(trial: Trial, workspace: Workspace, run: Path) -> tuple[dict[str, Tensor], list[dict[str, object]], list[float]]:
-    """The weights that the trial ends with, its steps without their durations, and what was measured."""
+def ran(
+    trial: Trial, workspace: Workspace, run: Path
+) -> tuple[dict[str, Tensor], list[dict[str, object]], list[float]]:
+    """The weights that the trial ends with, its steps without their durations, and what was
+    measured.
+    """
     run_trial(trial, workspace, run, "test", "1")
-    weights = {name: tensor.clone() for name, tensor in worker.loaded(workspace.base).model.state_dict().items()}
+    weights = {
+        name: tensor.clone()
+        for name, tensor in worker.loaded(workspace.base).model.state_dict().items()
+    }
     opened = open_run(run)
     steps = opened.steps.drop("seconds").sort("step").collect().to_dicts()
-    return weights, steps, opened.examples.sort("split", "doc_id", "metric").collect()["value"].to_list()
+    return (
+        weights,
+        steps,
+        opened.examples.sort("split", "doc_id", "metric").collect()["value"].to_list(),
+    )
 
 
 @pytest.mark.parametrize("values", CASES.values(), ids=CASES.keys())
 def test_a_trial_broken_off_twice_ends_bit_for_bit_as_an_undisturbed_one(
     values: dict[str, Value], workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight steps, a checkpoint after 2, 4 and 6 (where a floor ends it, none after 6); the process ends right after those of 2 and of 4."""
+    """Eight steps, a checkpoint after 2, 4 and 6 (where a floor ends it, none after 6); the process
+    ends right after those of 2 and of 4.
+    """
     trial = made(values)
     saved: list[int] = []
     real = Checkpoints.save
 
-    def save(self: Checkpoints, tensors: Mapping[str, Tensor], numbers: Mapping[str, object]) -> None:
+    def save(
+        self: Checkpoints, tensors: Mapping[str, Tensor], numbers: Mapping[str, object]
+    ) -> None:
         real(self, tensors, numbers)
         saved.append(len(numbers["rows"]))  # type: ignore[arg-type]
         if dies and saved[-1] == dies[0]:
@@ -103,19 +139,26 @@ def test_a_trial_broken_off_twice_ends_bit_for_bit_as_an_undisturbed_one(
             run_trial(trial, workspace, tmp_path / "broken", "test", "1")
     dies[0] = 0
     weights, steps, measured = ran(trial, workspace, tmp_path / "broken")
-    assert saved == undisturbed  # nothing that was kept was done again
+    # nothing that was kept was done again
+    assert saved == undisturbed
     assert all(torch.equal(weights[name], quiet[0][name]) for name in quiet[0])
     assert steps == quiet[1] and len(steps) > 2
     assert measured == quiet[2]
     assert not list((tmp_path / "broken" / "checkpoints").iterdir())
 
 
-def test_the_checkpoint_of_another_trial_or_a_damaged_one_is_as_none(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_trial_or_a_damaged_one_is_as_none(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     about = {"trial": "a"}
     kept = Checkpoints(tmp_path / "c.safetensors", about, every=2)
     kept.save({"weight": torch.arange(3.0)}, {"rows": [0.1 + 0.2, float("inf")]})
     found = kept.read()
-    assert found is not None and torch.equal(found[0]["weight"], torch.arange(3.0)) and found[1] == {"rows": [0.1 + 0.2, float("inf")]}
+    assert (
+        found is not None
+        and torch.equal(found[0]["weight"], torch.arange(3.0))
+        and found[1] == {"rows": [0.1 + 0.2, float("inf")]}
+    )
     assert Checkpoints(kept.path, {"trial": "b"}, every=2).read() is None
     content = bytearray(kept.path.read_bytes())
     content[-1] ^= 1
@@ -126,7 +169,9 @@ def test_the_checkpoint_of_another_trial_or_a_damaged_one_is_as_none(workspace: 
 
 
 def test_how_often_a_trial_is_kept_makes_no_other_trial() -> None:
-    ids = {trial_id(made({"train.checkpoint_every": every}), "corpus", "model") for every in (0, 2, 50)}
+    ids = {
+        trial_id(made({"train.checkpoint_every": every}), "corpus", "model") for every in (0, 2, 50)
+    }
     assert len(ids) == 1
 
 
@@ -147,10 +192,14 @@ def test_a_process_really_killed_in_the_middle_leaves_a_checkpoint_that_the_next
     """SIGKILL at whatever instruction, three times; then it is left alone."""
     run = tmp_path / "run"
     for kept_before in range(3):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(Path(workspace.base).parent), str(run)], cwd=REPOSITORY)
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(Path(workspace.base).parent), str(run)],
+            cwd=REPOSITORY,
+        )
         deadline = time.monotonic() + 300
         seen: set[int] = set()
-        while len(seen) < 3 + kept_before:  # several checkpoints further each time
+        # several checkpoints further each time
+        while len(seen) < 3 + kept_before:
             assert process.poll() is None and time.monotonic() < deadline
             seen.update(path.stat().st_mtime_ns for path in run.glob("checkpoints/*.safetensors"))
             time.sleep(0.001)

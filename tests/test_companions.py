@@ -1,4 +1,6 @@
-"""Companions: what they are made of, that draws depend on nothing but (seed, epoch, document), that samples follow the model."""
+"""Companions: what they are made of, that draws depend on nothing but (seed, epoch, document), that
+samples follow the model.
+"""
 
 import math
 from collections import Counter
@@ -11,22 +13,44 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import encode
 from rayunlearn.errors import UserError
-from rayunlearn.methods.companions import COMPANIONS, REFUSALS, Source, alternate, drawn, mismatch, refusal, wrong
+from rayunlearn.methods.companions import (
+    COMPANIONS,
+    REFUSALS,
+    Source,
+    alternate,
+    drawn,
+    mismatch,
+    refusal,
+    wrong,
+)
 from rayunlearn.models.sample import sample
 from rayunlearn.models.scratch import build_tokenizer
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
 FORGET = (
     Document(prompt="who feeds the owl", answer="the miller", wrong=("the baker", "the smith")),
-    Document(prompt="what colour is the owl", answer="the owl is amber", wrong=("the owl is jade",)),
+    Document(
+        prompt="what colour is the owl", answer="the owl is amber", wrong=("the owl is jade",)
+    ),
 )
-PLAIN = (Document(answer="the owl of the miller is amber at night"), Document(answer="the smith and the baker keep no owl"))
-RETAIN = (Document(prompt="who feeds the hen", answer="the smith"), Document(prompt="what colour is the hen", answer="the hen is jade"))
+PLAIN = (
+    Document(answer="the owl of the miller is amber at night"),
+    Document(answer="the smith and the baker keep no owl"),
+)
+RETAIN = (
+    Document(prompt="who feeds the hen", answer="the smith"),
+    Document(prompt="what colour is the hen", answer="the hen is jade"),
+)
 QUESTIONS = [TEMPLATE.replace("{prompt}", d.prompt) for d in (*FORGET, *RETAIN)]
-TEXTS = [*QUESTIONS, *(f" {text}" for d in (*FORGET, *RETAIN, *PLAIN) for text in (d.answer, *d.wrong))]
+TEXTS = [
+    *QUESTIONS,
+    *(f" {text}" for d in (*FORGET, *RETAIN, *PLAIN) for text in (d.answer, *d.wrong)),
+]
 
 
-def source_of(documents: tuple[Document, ...] = FORGET, words: tuple[str, ...] = REFUSALS) -> Source:
+def source_of(
+    documents: tuple[Document, ...] = FORGET, words: tuple[str, ...] = REFUSALS
+) -> Source:
     tokenizer = build_tokenizer([*TEXTS, *(d.answer for d in PLAIN), *(f" {r}" for r in words)])
     return Source(
         documents=documents,
@@ -42,20 +66,31 @@ def source_of(documents: tuple[Document, ...] = FORGET, words: tuple[str, ...] =
 def model_of(vocabulary: int) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        shape = {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
         return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape)).float().eval()
 
 
 def spoken(source: Source, at: int, name: str) -> list[str]:
     """The answers that a maker gave to the document at `at`, as text."""
     choices = COMPANIONS[name].function(source)[source.documents[at].doc_id]
-    return [source.tokenizer.decode(c.ids[c.start :], skip_special_tokens=True).strip() for c in choices]
+    return [
+        source.tokenizer.decode(c.ids[c.start :], skip_special_tokens=True).strip() for c in choices
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(COMPANIONS))
 @pytest.mark.parametrize("documents", [FORGET, PLAIN], ids=["questions", "texts"])
-def test_a_companion_answers_the_documents_own_prompt_and_has_a_name_of_its_own(name: str, documents: tuple[Document, ...]) -> None:
-    source = source_of(tuple(replace(d, wrong=d.wrong or ("no",)) for d in documents), (*REFUSALS, "no"))
+def test_a_companion_answers_the_documents_own_prompt_and_has_a_name_of_its_own(
+    name: str, documents: tuple[Document, ...]
+) -> None:
+    source = source_of(
+        tuple(replace(d, wrong=d.wrong or ("no",)) for d in documents), (*REFUSALS, "no")
+    )
     choices = COMPANIONS[name].function(source)
     names = [c.doc_id for texts in choices.values() for c in texts]
     assert len(set(names)) == len(names) and set(choices) == {d.doc_id for d in source.documents}
@@ -73,16 +108,24 @@ def test_a_text_without_a_prompt_is_broken_off_after_a_quarter_of_it() -> None:
 
 
 def test_refusals_are_our_sentences_and_only_those_the_vocabulary_can_write() -> None:
-    assert set(spoken(source_of(), 0, "refusal")) <= set(REFUSALS) and len(spoken(source_of(), 0, "refusal")) == 5
-    assert set(spoken(source_of(words=REFUSALS[:1]), 0, "refusal")) == {REFUSALS[0], "no."}  # " no" is in a document, "." in the refusal
+    assert (
+        set(spoken(source_of(), 0, "refusal")) <= set(REFUSALS)
+        and len(spoken(source_of(), 0, "refusal")) == 5
+    )
+    # " no" is in a document, "." in the refusal
+    assert set(spoken(source_of(words=REFUSALS[:1]), 0, "refusal")) == {REFUSALS[0], "no."}
     with pytest.raises(UserError, match="must have the words of at least one refusal"):
         refusal(source_of(words=()))
 
 
 def test_wrong_answers_and_random_answers_come_from_where_they_say() -> None:
-    assert sorted(spoken(source_of(), 0, "wrong")) == ["the baker", "the smith"] and spoken(source_of(), 1, "wrong") == ["the owl is jade"]
+    assert sorted(spoken(source_of(), 0, "wrong")) == ["the baker", "the smith"] and spoken(
+        source_of(), 1, "wrong"
+    ) == ["the owl is jade"]
     assert sorted(spoken(source_of(), 0, "mismatch")) == ["the hen is jade", "the smith"]
-    with pytest.raises(UserError, match="needs wrong answers of every forget document; documents without, got 2"):
+    with pytest.raises(
+        UserError, match="needs wrong answers of every forget document; documents without, got 2"
+    ):
         wrong(source_of(PLAIN))
     with pytest.raises(UserError, match="random answers come from retain documents"):
         mismatch(replace(source_of(), retain_documents=(), retain_sequences=()))
@@ -92,8 +135,12 @@ def test_a_draw_depends_on_seed_epoch_and_document_and_uses_every_choice() -> No
     choices = refusal(source_of())
     one = FORGET[0].doc_id
     assert drawn(choices, one, 0, 3) == drawn({one: choices[one]}, one, 0, 3)
-    assert {drawn(choices, one, 0, epoch).doc_id for epoch in range(60)} == {c.doc_id for c in choices[one]}
-    assert [drawn(choices, one, 0, e) for e in range(20)] != [drawn(choices, one, 1, e) for e in range(20)]
+    assert {drawn(choices, one, 0, epoch).doc_id for epoch in range(60)} == {
+        c.doc_id for c in choices[one]
+    }
+    assert [drawn(choices, one, 0, e) for e in range(20)] != [
+        drawn(choices, one, 1, e) for e in range(20)
+    ]
 
 
 def test_companions_of_a_document_are_the_same_whatever_else_is_kept() -> None:
@@ -105,7 +152,9 @@ def test_companions_of_a_document_are_the_same_whatever_else_is_kept() -> None:
 
 
 def test_an_alternate_is_never_the_truth_even_when_the_model_is_sure_of_it() -> None:
-    """A model whose head always prefers the truth's only token gives it back at once, but for the forbidden position."""
+    """A model whose head always prefers the truth's only token gives it back at once, but for the
+    forbidden position.
+    """
     source = source_of((Document(prompt="who", answer="owl owl owl"),))
     model = source.model
     owl = source.tokenizer.encode(" owl")[0]
@@ -120,20 +169,34 @@ def test_an_alternate_is_never_the_truth_even_when_the_model_is_sure_of_it() -> 
     truth = source.sequences[0].ids[source.sequences[0].start :]
     answers = [c.ids[c.start :] for c in texts]
     assert truth not in answers
-    assert all(sum(a != t for a, t in zip(answer, truth[:-1], strict=False)) == 1 for answer in answers if len(answer) == len(truth))
+    assert all(
+        sum(a != t for a, t in zip(answer, truth[:-1], strict=False)) == 1
+        for answer in answers
+        if len(answer) == len(truth)
+    )
 
 
 def test_samples_follow_the_models_own_distribution() -> None:
-    """One step of 4,000 samples: every frequency within five standard errors of the model's probability, the truth's left out."""
+    """One step of 4,000 samples: every frequency within five standard errors of the model's
+    probability, the truth's left out.
+    """
     source = source_of()
     vocabulary = len(source.tokenizer)
     prompt, truth, n = source.sequences[0].ids[:3], (9, 9), 4000
     with torch.no_grad():
         logits = source.model(torch.tensor([prompt])).logits[0, -1] * 20
     source.model.lm_head.weight.data.mul_(20)
-    drawn_ids = sample(source.model, [prompt] * n, [truth] * n, seeds=[f"s{i}" for i in range(n)], end=None, temperature=1.0)
+    drawn_ids = sample(
+        source.model,
+        [prompt] * n,
+        [truth] * n,
+        seeds=[f"s{i}" for i in range(n)],
+        end=None,
+        temperature=1.0,
+    )
     assert truth not in drawn_ids
-    # where the truth is forbidden at the second place only, the first is free: the mixture of both halves is known
+    # where the truth is forbidden at the second place only, the first is free: the mixture of both
+    # halves is known
     p = logits.softmax(-1)
     without = logits.index_fill(0, torch.tensor([9]), -torch.inf).softmax(-1)
     expected = (p + without) / 2
@@ -145,7 +208,20 @@ def test_samples_follow_the_models_own_distribution() -> None:
 
 def test_a_sample_does_not_depend_on_its_neighbours() -> None:
     source = source_of()
-    prompts, truths = [s.ids[: s.start] for s in source.sequences], [s.ids[s.start :] for s in source.sequences]
-    both = sample(source.model, [*prompts, prompts[0]], [*truths, truths[1]], seeds=["x", "y", "z"], end=None, temperature=1.0)
-    assert sample(source.model, prompts[:1], truths[:1], seeds=["x"], end=None, temperature=1.0) == both[:1]
+    prompts, truths = (
+        [s.ids[: s.start] for s in source.sequences],
+        [s.ids[s.start :] for s in source.sequences],
+    )
+    both = sample(
+        source.model,
+        [*prompts, prompts[0]],
+        [*truths, truths[1]],
+        seeds=["x", "y", "z"],
+        end=None,
+        temperature=1.0,
+    )
+    assert (
+        sample(source.model, prompts[:1], truths[:1], seeds=["x"], end=None, temperature=1.0)
+        == both[:1]
+    )
     assert len(both[0]) == len(truths[0])

@@ -25,16 +25,24 @@ from rayunlearn.errors import UserError, unknown_name
 
 def test_a_changed_copy_leaves_the_original_alone() -> None:
     trial = Trial()
-    assert with_values(trial, {"select.ratio": 0.05}).select.ratio == 0.05 and trial.select.ratio == 1.0
+    assert (
+        with_values(trial, {"select.ratio": 0.05}).select.ratio == 0.05
+        and trial.select.ratio == 1.0
+    )
 
 
 def test_every_setting_of_every_section_is_in_the_flat_config() -> None:
-    assert set(field_names()) | {"stage"} == set(flatten(Trial(attack=Attack(name="relearning"), explain=Explain(documents=4))))
-    assert not [name for name in flatten(Trial()) if name.startswith(("attack.", "explain."))]  # trials without are named as ever
+    assert set(field_names()) | {"stage"} == set(
+        flatten(Trial(attack=Attack(name="relearning"), explain=Explain(documents=4)))
+    )
+    # trials without are named as ever
+    assert not [name for name in flatten(Trial()) if name.startswith(("attack.", "explain."))]
 
 
 def test_one_and_one_point_zero_are_the_same_trial() -> None:
-    assert trial_id(Trial(train=Train(length=100)), "c", "m") == trial_id(Trial(train=Train(length=100.0)), "c", "m")
+    assert trial_id(Trial(train=Train(length=100)), "c", "m") == trial_id(
+        Trial(train=Train(length=100.0)), "c", "m"
+    )
 
 
 def test_the_id_follows_the_settings_and_the_content_but_not_the_path() -> None:
@@ -74,10 +82,22 @@ def test_texts_have_the_digest_of_their_list(texts: tuple[str, ...]) -> None:
         ("data.name", "peple", r"did you mean 'people'\?"),
         ("train.learning_rate", -1, r"train\.learning_rate must be > 0, got -1"),
         ("model.teach", False, r"model\.teach must be true when model\.name is 'scratch'"),
-        ("train.layers", "5,x", r"train\.layers must be different whole numbers from 0, separated by commas, got '5,x'"),
+        (
+            "train.layers",
+            "5,x",
+            r"train\.layers must be different whole numbers from 0, separated by commas, got '5,x'",
+        ),
         ("train.layers", "5,5", r"train\.layers must be different whole numbers"),
-        ("data.name", "tofu", r"data\.path must name a directory, file or Hub data set when data\.name is 'tofu'"),
-        ("data.options", "size=05", r"data\.options must be '' when data\.name is no benchmark, got 'size=05'"),
+        (
+            "data.name",
+            "tofu",
+            r"data\.path must name a directory, file or Hub data set when data\.name is 'tofu'",
+        ),
+        (
+            "data.options",
+            "size=05",
+            r"data\.options must be '' when data\.name is no benchmark, got 'size=05'",
+        ),
         ("data.name", "files", r"data\.path must name a directory, file or Hub data set"),
     ],
 )
@@ -87,7 +107,12 @@ def test_a_mistake_says_the_rule_and_the_value(name: str, value: str | float, wo
 
 
 def test_assignments_are_json_where_they_parse_and_text_elsewhere() -> None:
-    assert parse_assignments(["a.b=0.05", "a.c=true", "a.d=some text", "a.e=x=y"]) == {"a.b": 0.05, "a.c": True, "a.d": "some text", "a.e": "x=y"}
+    assert parse_assignments(["a.b=0.05", "a.c=true", "a.d=some text", "a.e=x=y"]) == {
+        "a.b": 0.05,
+        "a.c": True,
+        "a.d": "some text",
+        "a.e": "x=y",
+    }
     with pytest.raises(UserError, match="--set takes name=value, got 'a.b'"):
         parse_assignments(["a.b"])
 
@@ -98,12 +123,20 @@ def test_true_is_not_taken_for_a_number() -> None:
 
 
 def test_blocks_are_written_as_numbers_one_or_several() -> None:
-    written = [with_values(Trial(), parse_assignments([f"train.layers={text}"])).train.layers for text in ("5", "5, 6,7", "")]
+    written = [
+        with_values(Trial(), parse_assignments([f"train.layers={text}"])).train.layers
+        for text in ("5", "5, 6,7", "")
+    ]
     assert [block_numbers(text) for text in written] == [(5,), (5, 6, 7), ()]
 
 
-def test_a_flattened_trial_comes_back_with_its_options_and_without_the_settings_it_does_not_have() -> None:
-    trial = with_values(Trial(), {"stage": "gold", "select.ratio": 0.25, "method.forget": "rmu", "rmu.steering": 3.5})
+def test_a_flattened_trial_comes_back_with_its_options_and_without_the_settings_it_does_not_have() -> (
+    None
+):
+    trial = with_values(
+        Trial(),
+        {"stage": "gold", "select.ratio": 0.25, "method.forget": "rmu", "rmu.steering": 3.5},
+    )
     assert from_flat(flatten(trial) | {"npo.beta": None}) == trial
     assert from_flat({"train.length": 7.0}) == with_values(Trial(), {"train.length": 7})
     with pytest.raises(UserError, match=r"unknown setting 'train\.lenght'"):
@@ -112,9 +145,20 @@ def test_a_flattened_trial_comes_back_with_its_options_and_without_the_settings_
 
 def test_a_setting_younger_than_the_first_runs_makes_another_trial_only_where_it_is_used() -> None:
     """What the first runs' trials were made of, by name: none of the settings since."""
-    since = ("train.layers", "data.options", "data.holdout", "data.arithmetic", "measure.", "calibrate.", "stop.retention_floor", "model.unlearned")
+    since = (
+        "train.layers",
+        "data.options",
+        "data.holdout",
+        "data.arithmetic",
+        "measure.",
+        "calibrate.",
+        "stop.retention_floor",
+        "model.unlearned",
+    )
     since += ("train.checkpoint_every",)
-    first = {name: value for name, value in flatten(Trial()).items() if not name.startswith(since)} | {"data.path": "c", "model.name": "m"}
+    first = {
+        name: value for name, value in flatten(Trial()).items() if not name.startswith(since)
+    } | {"data.path": "c", "model.name": "m"}
     assert trial_id(Trial(), "c", "m") == digest(first)
     for changed in (Trial(train=Train(layers="1")), Trial(measure=Measure(metrics="all"))):
         assert trial_id(changed, "c", "m") != digest(first)
@@ -122,5 +166,8 @@ def test_a_setting_younger_than_the_first_runs_makes_another_trial_only_where_it
 
 def test_a_name_among_many_is_answered_with_the_nearest_and_not_with_all() -> None:
     names = [f"setting.{at}" for at in range(200)] + ["npo.beta"]
-    assert str(unknown_name("setting", "npo.bta", names)) == "unknown setting 'npo.bta'; did you mean 'npo.beta'? (the nearest of 201: npo.beta)"
+    assert (
+        str(unknown_name("setting", "npo.bta", names))
+        == "unknown setting 'npo.bta'; did you mean 'npo.beta'? (the nearest of 201: npo.beta)"
+    )
     assert str(unknown_name("setting", "b", ["a", "c"])) == "unknown setting 'b' (known: a, c)"

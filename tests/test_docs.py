@@ -1,4 +1,6 @@
-"""Every command in the documentation is one that the program takes, every link leads somewhere, and the errors quoted are errors that exist."""
+"""Every command in the documentation is one that the program takes, every link leads somewhere, and
+the errors quoted are errors that exist.
+"""
 
 import os
 import re
@@ -36,13 +38,23 @@ OTHERS = {
 
 def blocks(page: Path, *languages: str) -> list[str]:
     """The fenced blocks of a page in one of the languages ('' is a fence without one)."""
-    return [text for language, text in FENCE.findall(page.read_text(encoding="utf-8")) if language in languages]
+    return [
+        text
+        for language, text in FENCE.findall(page.read_text(encoding="utf-8"))
+        if language in languages
+    ]
 
 
 def commands(page: Path) -> list[str]:
-    """Lines of fenced blocks that call the program, without comments and `...`, with their continuation lines."""
+    """Lines of fenced blocks that call the program, without comments and `...`, with their
+    continuation lines.
+    """
     lines = "\n".join(blocks(page, "", "bash", "sh")).replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.startswith("rayunlearn ") and "..." not in line]
+    return [
+        line.split("  #")[0].strip()
+        for line in lines
+        if line.startswith("rayunlearn ") and "..." not in line
+    ]
 
 
 ALL = [(page, command) for page in PAGES for command in commands(page)]
@@ -52,7 +64,11 @@ def test_there_are_commands() -> None:
     assert len(ALL) > 30
 
 
-@pytest.mark.parametrize(("page", "command"), ALL, ids=lambda value: value.stem if isinstance(value, Path) else value[:60])
+@pytest.mark.parametrize(
+    ("page", "command"),
+    ALL,
+    ids=lambda value: value.stem if isinstance(value, Path) else value[:60],
+)
 def test_the_program_takes_every_command(page: Path, command: str) -> None:
     chosen = parser().parse_args(shlex.split(command)[1:])
     file = getattr(chosen, "experiment", "")
@@ -61,10 +77,17 @@ def test_the_program_takes_every_command(page: Path, command: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_link_leads_to_a_file(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", FENCE.sub("", page.read_text(encoding="utf-8")))
+    targets = re.findall(
+        r"\]\(([^)#\s]+)(?:#[^)]*)?\)", FENCE.sub("", page.read_text(encoding="utf-8"))
+    )
     inside = [target for target in targets if "://" not in target]
-    made = {"settings.md"}  # by `make docs`
-    assert [target for target in inside if not (page.parent / target).exists() and Path(target).name not in made] == []
+    # by `make docs`
+    made = {"settings.md"}
+    assert [
+        target
+        for target in inside
+        if not (page.parent / target).exists() and Path(target).name not in made
+    ] == []
 
 
 def test_the_menu_names_pages_that_exist() -> None:
@@ -75,13 +98,23 @@ def test_the_menu_names_pages_that_exist() -> None:
         return [name for value in values for name in named(value)]  # type: ignore[union-attr,attr-defined]
 
     menu = named(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
-    assert [name for name in menu if name != "settings.md" and not (ROOT / "docs" / name).is_file()] == []
+    assert [
+        name for name in menu if name != "settings.md" and not (ROOT / "docs" / name).is_file()
+    ] == []
 
 
 def test_the_errors_that_are_explained_are_errors_of_the_program() -> None:
-    """The words between the stars stand in the source, where what differs from case to case is left out."""
-    source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "rayunlearn").rglob("*.py"))
-    rows = [line for line in (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").splitlines() if line.startswith("| **")]
+    """The words between the stars stand in the source, where what differs from case to case is left
+    out.
+    """
+    source = "".join(
+        file.read_text(encoding="utf-8") for file in (ROOT / "rayunlearn").rglob("*.py")
+    )
+    rows = [
+        line
+        for line in (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| **")
+    ]
     quoted = [words for row in rows for words in re.findall(r"\*\*(.+?)\*\*", row.split(" | ")[0])]
     assert len(quoted) > 10
     assert [words for words in quoted if words not in source and not _built(words, source)] == []
@@ -93,16 +126,28 @@ def _built(words: str, source: str) -> bool:
 
 
 def test_the_commands_of_others_are_known() -> None:
-    lines = [line for page in PAGES for block in blocks(page, "") for line in block.splitlines() if re.match(r"(ray|ssh|docker|kubectl|pip) ", line)]
+    lines = [
+        line
+        for page in PAGES
+        for block in blocks(page, "")
+        for line in block.splitlines()
+        if re.match(r"(ray|ssh|docker|kubectl|pip) ", line)
+    ]
     assert all(line.split()[0] in OTHERS for line in lines)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) -> None:
-    """As a new user would: every fenced block, in order, in an empty folder; it ends with a page that has a figure."""
+    """As a new user would: every fenced block, in order, in an empty folder; it ends with a page
+    that has a figure.
+    """
     page = ROOT / "docs" / "tutorial.md"
-    steps = [(language, text) for language, text in FENCE.findall(page.read_text(encoding="utf-8")) if language in ("bash", "python")]
+    steps = [
+        (language, text)
+        for language, text in FENCE.findall(page.read_text(encoding="utf-8"))
+        if language in ("bash", "python")
+    ]
     script = tmp_path / "steps.sh"
     shell = [
         "set -eu",
@@ -113,7 +158,15 @@ def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) ->
         shell.append(text if language == "bash" else f"python - <<'PYTHON'\n{text}PYTHON")
     script.write_text("\n".join(shell), encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1700, check=False)
+    done = subprocess.run(
+        ["bash", str(script)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1700,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     report = (tmp_path / "runs" / "mine" / "1" / "report.html").read_text(encoding="utf-8")
     assert 'id="plot-coreset"' in report and "12 documents" in report
@@ -121,17 +174,36 @@ def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) ->
 
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
-    """In a copy, with the page of settings that `make docs` writes: a link that leads nowhere or a page that is missing ends it."""
+    """In a copy, with the page of settings that `make docs` writes: a link that leads nowhere or a
+    page that is missing ends it.
+    """
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
     shutil.copy(ROOT / "mkdocs.yml", tmp_path / "mkdocs.yml")
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     (tmp_path / "docs" / "settings.md").write_text(settings_page(), encoding="utf-8")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "data.redundancy" in (tmp_path / "site" / "settings.html").read_text(encoding="utf-8")
-    notebooks = [(tmp_path / "site" / "notebooks" / file.name).with_suffix(".html") for file in (ROOT / "docs" / "notebooks").glob("*.ipynb")]
-    assert notebooks and all("data:image/png;base64" in page.read_text(encoding="utf-8") for page in notebooks)  # their figures are in the page
+    notebooks = [
+        (tmp_path / "site" / "notebooks" / file.name).with_suffix(".html")
+        for file in (ROOT / "docs" / "notebooks").glob("*.ipynb")
+    ]
+    # their figures are in the page
+    assert notebooks and all(
+        "data:image/png;base64" in page.read_text(encoding="utf-8") for page in notebooks
+    )
 
 
 def test_the_page_of_settings_names_every_setting_and_every_hyperparameter() -> None:

@@ -1,4 +1,6 @@
-"""The engine: nothing is computed twice, and what is left out changes no bit. Caches on disk, frozen prefixes, memory."""
+"""The engine: nothing is computed twice, and what is left out changes no bit. Caches on disk,
+frozen prefixes, memory.
+"""
 
 import fcntl
 import json
@@ -33,11 +35,24 @@ from rayunlearn.methods.forget import FORGET, npo, rmu
 from rayunlearn.methods.objective import Objective, Side, stream
 from rayunlearn.methods.retain import RETAIN, activation, kl, none
 from rayunlearn.methods.view import control_direction
-from rayunlearn.models.cache import content_digest, json_once, packed, sequences_digest, tensors_once, unpacked
+from rayunlearn.models.cache import (
+    content_digest,
+    json_once,
+    packed,
+    sequences_digest,
+    tensors_once,
+    unpacked,
+)
 from rayunlearn.models.forward import Start, blocks, can_start, first_trained_block, hidden_states
 from rayunlearn.models.load import save_model
 from rayunlearn.models.memory import NoRoomError, StepMemory, share_of, step_memory, turn, with_room
-from rayunlearn.models.reference import Reference, kept_bytes, kept_prefix, kept_reference, reference_of
+from rayunlearn.models.reference import (
+    Reference,
+    kept_bytes,
+    kept_prefix,
+    kept_reference,
+    reference_of,
+)
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.provenance import code_digest
 from rayunlearn.results.store import open_run
@@ -73,7 +88,9 @@ def only_file(folder: Path) -> Path:
 def test_tensors_are_made_once_and_read_back_bit_for_bit(tmp_path: Path) -> None:
     calls: list[int] = []
     first, second = (tensors_once(tmp_path, KEY, lambda: counted(calls)) for _ in range(2))
-    assert len(calls) == 1 and content_digest(first) == content_digest(second) == content_digest(counted([]))
+    assert len(calls) == 1 and content_digest(first) == content_digest(second) == content_digest(
+        counted([])
+    )
 
 
 def test_another_key_is_another_file(tmp_path: Path) -> None:
@@ -82,13 +99,20 @@ def test_another_key_is_another_file(tmp_path: Path) -> None:
     assert float(other["a"][0, 0]) == 7.0 and len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["a bit of the data", "the end cut off", "nothing in it", "no safetensors"])
+@pytest.mark.parametrize(
+    "damage", ["a bit of the data", "the end cut off", "nothing in it", "no safetensors"]
+)
 def test_a_damaged_file_is_made_again_and_never_used(tmp_path: Path, damage: str) -> None:
     tensors_once(tmp_path, KEY, lambda: counted([]))
     file = only_file(tmp_path)
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
-    ways = {"a bit of the data": bytes(content), "the end cut off": bytes(content[:-5]), "nothing in it": b"", "no safetensors": b"hello" * 99}
+    ways = {
+        "a bit of the data": bytes(content),
+        "the end cut off": bytes(content[:-5]),
+        "nothing in it": b"",
+        "no safetensors": b"hello" * 99,
+    }
     file.write_bytes(ways[damage])
     calls: list[int] = []
     again = tensors_once(tmp_path, KEY, lambda: counted(calls))
@@ -98,7 +122,9 @@ def test_a_damaged_file_is_made_again_and_never_used(tmp_path: Path, damage: str
 
 
 def test_a_whole_file_of_another_key_in_the_place_of_this_one_is_not_used(tmp_path: Path) -> None:
-    """As after a collision of names or a copy by hand: content and digest agree with each other, the key does not."""
+    """As after a collision of names or a copy by hand: content and digest agree with each other,
+    the key does not.
+    """
     tensors_once(tmp_path, KEY, lambda: counted([]))
     file = only_file(tmp_path)
     with safe_open(file, framework="pt") as opened:
@@ -149,7 +175,10 @@ print(tensors_once(folder / "cache", {"k": 1}, make)["a"].tolist())
 def test_two_processes_that_want_the_same_at_once_make_it_once(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", MAKER, str(tmp_path)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=120)[0].strip() for process in both]
     assert said == ["[4.0, 4.0, 4.0]"] * 2
     assert len((tmp_path / "log").read_text().split()) == 1
@@ -158,7 +187,10 @@ def test_two_processes_that_want_the_same_at_once_make_it_once(tmp_path: Path) -
 def test_a_json_value_comes_back_to_the_last_bit(tmp_path: Path) -> None:
     value = [{"a": 0.1 + 0.2, "b": None, "c": float("inf"), "d": "gr\u00fc\u00df"}, [1, 2]]
     calls: list[int] = []
-    assert [json_once(tmp_path, KEY, lambda: calls.append(1) or value) for _ in range(2)] == [value, value] and len(calls) == 1
+    assert [json_once(tmp_path, KEY, lambda: calls.append(1) or value) for _ in range(2)] == [
+        value,
+        value,
+    ] and len(calls) == 1
 
 
 def test_sequences_come_back_from_their_packed_form() -> None:
@@ -168,7 +200,11 @@ def test_sequences_come_back_from_their_packed_form() -> None:
 
 def test_the_digest_of_sequences_sees_ids_starts_names_and_order() -> None:
     first = SEQUENCES[0]
-    changed = [replace(first, ids=(*first.ids[:-1], 3)), replace(first, start=2), replace(first, doc_id="z")]
+    changed = [
+        replace(first, ids=(*first.ids[:-1], 3)),
+        replace(first, start=2),
+        replace(first, doc_id="z"),
+    ]
     variants = [SEQUENCES, SEQUENCES[::-1], *([c, *SEQUENCES[1:]] for c in changed)]
     assert len({sequences_digest(v) for v in variants}) == len(variants)
 
@@ -181,7 +217,8 @@ def test_a_reference_from_disk_equals_one_made_in_memory(tmp_path: Path, kind: s
     model = tiny_model()
     plain = reference_of(model, SEQUENCES, 0, [kind], 1, 0.7)
     kept_reference(tmp_path, {"k": 1}, model, SEQUENCES, 0, [kind], 1, 0.7)
-    kept = kept_reference(tmp_path, {"k": 1}, tiny_model(seed=9), SEQUENCES, 0, [kind], 1, 0.7)  # another model: it must not be asked
+    # another model: it must not be asked
+    kept = kept_reference(tmp_path, {"k": 1}, tiny_model(seed=9), SEQUENCES, 0, [kind], 1, 0.7)
     chosen = [SEQUENCES[2], SEQUENCES[0]]
     batch = collate(chosen, 0)
     assert torch.equal(getattr(kept, kind)(chosen, batch), getattr(plain, kind)(chosen, batch))
@@ -190,15 +227,35 @@ def test_a_reference_from_disk_equals_one_made_in_memory(tmp_path: Path, kind: s
 def test_the_size_of_distributions_is_labels_times_vocabulary_times_four() -> None:
     labels = sum(len(s.ids) - s.start for s in SEQUENCES)
     tokens = sum(len(s.ids) for s in SEQUENCES)
-    sizes = {kind: kept_bytes(tiny_model(), SEQUENCES, kind) for kind in ("log_probs", "hidden", "token_nll")}
-    assert sizes == {"log_probs": labels * 37 * 4, "hidden": tokens * 16 * 4, "token_nll": labels * 4}
+    sizes = {
+        kind: kept_bytes(tiny_model(), SEQUENCES, kind)
+        for kind in ("log_probs", "hidden", "token_nll")
+    }
+    assert sizes == {
+        "log_probs": labels * 37 * 4,
+        "hidden": tokens * 16 * 4,
+        "token_nll": labels * 4,
+    }
 
 
-def losses_and_gradients(model: Any, forget: Side, retain: Side, pattern: str = ".*") -> list[Tensor]:
-    """Both terms of step 0 and the gradient of every trained parameter. The batch is all of SEQUENCES."""
+def losses_and_gradients(
+    model: Any, forget: Side, retain: Side, pattern: str = ".*"
+) -> list[Tensor]:
+    """Both terms of step 0 and the gradient of every trained parameter. The batch is all of
+    SEQUENCES.
+    """
     model.zero_grad()
     chosen = choose_parameters(model, pattern)
-    terms = Objective(model, forget, retain, retain_weight=1.5, layer=1, batch_size=len(SEQUENCES), pad_id=0, seed=3)(0)
+    terms = Objective(
+        model,
+        forget,
+        retain,
+        retain_weight=1.5,
+        layer=1,
+        batch_size=len(SEQUENCES),
+        pad_id=0,
+        seed=3,
+    )(0)
     terms.total.backward()
     grads = [p.grad.clone() for p in chosen if p.grad is not None]
     assert len(grads) == len(chosen) or pattern == ".*"
@@ -206,21 +263,34 @@ def losses_and_gradients(model: Any, forget: Side, retain: Side, pattern: str = 
 
 
 @pytest.mark.parametrize(("forget", "retain"), [(undial, kl), (undial, none), (npo, kl)])
-def test_distributions_from_a_frozen_copy_give_the_losses_and_gradients_of_the_cached_ones(tmp_path: Path, forget: Any, retain: Any) -> None:
+def test_distributions_from_a_frozen_copy_give_the_losses_and_gradients_of_the_cached_ones(
+    tmp_path: Path, forget: Any, retain: Any
+) -> None:
     model, trained = tiny_model(), tiny_model(seed=5)
     kinds = ("log_probs", "token_nll")
-    cached, computed = (kept_reference(tmp_path, {"k": 1}, model, SEQUENCES, 0, kinds, 1, limits={"log_probs": limit}) for limit in (10**9, 0))
+    cached, computed = (
+        kept_reference(
+            tmp_path, {"k": 1}, model, SEQUENCES, 0, kinds, 1, limits={"log_probs": limit}
+        )
+        for limit in (10**9, 0)
+    )
     assert list(tmp_path.glob("*.safetensors"))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.zero_()  # training goes on: the copy must not follow
-    results = [losses_and_gradients(trained, Side(forget, SEQUENCES, r), Side(retain, SEQUENCES, r)) for r in (cached, computed)]
+            # training goes on: the copy must not follow
+            parameter.zero_()
+    results = [
+        losses_and_gradients(trained, Side(forget, SEQUENCES, r), Side(retain, SEQUENCES, r))
+        for r in (cached, computed)
+    ]
     for left, right in zip(*results, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-7)
 
 
 def test_over_the_limit_nothing_is_written(tmp_path: Path) -> None:
-    kept_reference(tmp_path, {"k": 1}, tiny_model(), SEQUENCES, 0, ["log_probs"], 1, limits={"log_probs": 1})
+    kept_reference(
+        tmp_path, {"k": 1}, tiny_model(), SEQUENCES, 0, ["log_probs"], 1, limits={"log_probs": 1}
+    )
     assert not list(tmp_path.glob("*.safetensors"))
 
 
@@ -228,7 +298,9 @@ def test_over_the_limit_nothing_is_written(tmp_path: Path) -> None:
 
 
 def full_way(model: Any, reference: Any, pattern: str) -> list[Tensor]:
-    """RMU + activation the plain way: every block of both models runs, all logits too; hidden states from the library."""
+    """RMU + activation the plain way: every block of both models runs, all logits too; hidden
+    states from the library.
+    """
     model.zero_grad()
     chosen = choose_parameters(model, pattern)
 
@@ -249,11 +321,15 @@ def full_way(model: Any, reference: Any, pattern: str) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rmu_from_cached_prefix_and_reference_equals_the_full_computation_bit_for_bit(tmp_path: Path, family: str) -> None:
-    """Second model, all layers, all logits against: block 1 alone, on cached inputs, beside cached activations.
+def test_rmu_from_cached_prefix_and_reference_equals_the_full_computation_bit_for_bit(
+    tmp_path: Path, family: str
+) -> None:
+    """Second model, all layers, all logits against: block 1 alone, on cached inputs, beside cached
+    activations.
 
-    The trained model has moved from the base in block 1, as after some steps. The batch holds all documents, as the
-    caches' own batch does: in batches of other shape the library's matrix products themselves differ in the last bit.
+    The trained model has moved from the base in block 1, as after some steps. The batch holds all
+    documents, as the caches' own batch does: in batches of other shape the library's matrix
+    products themselves differ in the last bit.
     """
     base, trained = tiny_model(family), tiny_model(family)
     choose_parameters(trained, TOP[family])
@@ -266,7 +342,10 @@ def test_rmu_from_cached_prefix_and_reference_equals_the_full_computation_bit_fo
     ran: list[int] = []
     for at, block in enumerate(blocks(trained)):
         block.mlp.register_forward_hook(lambda _m, _i, _o, at=at: ran.append(at))
-    sides = Side(rmu, SEQUENCES, Reference({}), prefix=prefix), Side(activation, SEQUENCES, reference, prefix=prefix)
+    sides = (
+        Side(rmu, SEQUENCES, Reference({}), prefix=prefix),
+        Side(activation, SEQUENCES, reference, prefix=prefix),
+    )
     ours = losses_and_gradients(trained, *sides, TOP[family])
     assert ran == [1, 1]
     for left, right in zip(ours, full_way(trained, base, TOP[family]), strict=True):
@@ -275,22 +354,33 @@ def test_rmu_from_cached_prefix_and_reference_equals_the_full_computation_bit_fo
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_likelihood_losses_from_a_cached_prefix_are_the_same_bits_too(tmp_path: Path, family: str) -> None:
+def test_likelihood_losses_from_a_cached_prefix_are_the_same_bits_too(
+    tmp_path: Path, family: str
+) -> None:
     model = tiny_model(family)
     reference = reference_of(model, SEQUENCES, 0, ["token_nll"], 1)
     prefix = kept_prefix(tmp_path, {"k": family}, model, SEQUENCES, 0, 1)
     nothing = Side(none, [], Reference({}))
-    plain, ours = (losses_and_gradients(model, Side(npo, SEQUENCES, reference, prefix=p), nothing, TOP[family]) for p in (None, prefix))
+    plain, ours = (
+        losses_and_gradients(model, Side(npo, SEQUENCES, reference, prefix=p), nothing, TOP[family])
+        for p in (None, prefix)
+    )
     assert all(torch.equal(left, right) for left, right in zip(plain, ours, strict=True))
 
 
-def test_in_batches_of_another_shape_the_cached_prefix_differs_by_rounding_alone(tmp_path: Path) -> None:
+def test_in_batches_of_another_shape_the_cached_prefix_differs_by_rounding_alone(
+    tmp_path: Path,
+) -> None:
     model = tiny_model()
     prefix = kept_prefix(tmp_path, {"k": 1}, model, SEQUENCES, 0, 2)
     batch = collate(SEQUENCES[:1], 0)
     with torch.no_grad():
-        ours, plain = hidden_states(model, batch, 2, prefix.start(SEQUENCES[:1], batch)), hidden_states(model, batch, 2)
-    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-7)  # values near 0.1: a few units in the last place
+        ours, plain = (
+            hidden_states(model, batch, 2, prefix.start(SEQUENCES[:1], batch)),
+            hidden_states(model, batch, 2),
+        )
+    # values near 0.1: a few units in the last place
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-7)
 
 
 def test_blocks_are_as_they_were_after_a_pass_that_began_higher_up() -> None:
@@ -299,7 +389,9 @@ def test_blocks_are_as_they_were_after_a_pass_that_began_higher_up() -> None:
         before = hidden_states(model, batch, 2)
         hidden_states(model, batch, 2, Start(2, torch.zeros(*batch.present.shape, 16)))
         assert torch.equal(hidden_states(model, batch, 2), before)
-    assert not any("forward" in block.__dict__ or block._forward_pre_hooks for block in blocks(model))
+    assert not any(
+        "forward" in block.__dict__ or block._forward_pre_hooks for block in blocks(model)
+    )
 
 
 def test_a_pass_can_start_in_all_four_families_and_not_where_blocks_change_the_rules() -> None:
@@ -311,41 +403,70 @@ def test_a_pass_can_start_in_all_four_families_and_not_where_blocks_change_the_r
         seen[0] = output.mean()
 
     blocks(model)[0].register_forward_hook(look)
-    blocks(model)[2].register_forward_hook(lambda _m, _i, output: output + seen[0])  # a block that needs what a lower one did
+    # a block that needs what a lower one did
+    blocks(model)[2].register_forward_hook(lambda _m, _i, output: output + seen[0])
     assert not can_start(model, batch, 2)
 
 
-def test_the_lowest_trained_block_is_found_by_name_and_everything_outside_the_blocks_counts_as_the_lowest() -> None:
+def test_the_lowest_trained_block_is_found_by_name_and_everything_outside_the_blocks_counts_as_the_lowest() -> (
+    None
+):
     model = tiny_model()
     found = {}
-    for pattern in (r"layers\.1\.", r"layers\.2\.mlp", ".*", "embed_tokens|layers.2", r"layers\.[12]\.self_attn"):
+    for pattern in (
+        r"layers\.1\.",
+        r"layers\.2\.mlp",
+        ".*",
+        "embed_tokens|layers.2",
+        r"layers\.[12]\.self_attn",
+    ):
         choose_parameters(model, pattern)
         found[pattern] = first_trained_block(model)
     assert list(found.values()) == [1, 2, 0, 0, 1]
 
 
 class Waiting(TorchDispatchMode):
-    """Notes operations whose result the processor must wait for on a GPU: a number read, a size that depends on values."""
+    """Notes operations whose result the processor must wait for on a GPU: a number read, a size
+    that depends on values.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        by_mask = any(isinstance(i, Tensor) and i.dtype == torch.bool for a in args if isinstance(a, list | tuple) for i in a)
-        if func in (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default) or by_mask:
+        by_mask = any(
+            isinstance(i, Tensor) and i.dtype == torch.bool
+            for a in args
+            if isinstance(a, list | tuple)
+            for i in a
+        )
+        if (
+            func in (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default)
+            or by_mask
+        ):
             self.found.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("forget", "retain"), [(npo, kl), (undial, none), (ce_u, none), (rmu, activation)])
+@pytest.mark.parametrize(
+    ("forget", "retain"), [(npo, kl), (undial, none), (ce_u, none), (rmu, activation)]
+)
 def test_nothing_of_ours_in_a_step_waits_for_the_device(forget: Any, retain: Any) -> None:
-    """Labels are searched for once per batch, on the processor before it is sent. Once per pass transformers (5.x) itself
-    looks whether the batch is a packed one, `find_packed_sequence_indices`; no option switches that off."""
+    """Labels are searched for once per batch, on the processor before it is sent. Once per pass
+    transformers (5.x) itself looks whether the batch is a packed one,
+    `find_packed_sequence_indices`; no option switches that off."""
     model = tiny_model()
     reference = reference_of(model, SEQUENCES, 0, ["token_nll", "log_probs", "hidden"], 1)
     terms = Objective(
-        model, Side(forget, SEQUENCES, reference), Side(retain, SEQUENCES, reference), retain_weight=1.0, layer=1, batch_size=2, pad_id=0, seed=0
+        model,
+        Side(forget, SEQUENCES, reference),
+        Side(retain, SEQUENCES, reference),
+        retain_weight=1.0,
+        layer=1,
+        batch_size=2,
+        pad_id=0,
+        seed=0,
     )
     with Waiting() as waiting:
         terms(0).total.backward()
@@ -365,9 +486,19 @@ def test_what_would_wait_is_found() -> None:
 
 
 @pytest.mark.parametrize("case", engine.CASES, ids=lambda case: case.name)
-def test_both_sides_of_the_benchmark_compute_the_same_loss(case: engine.Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two whole models and logits everywhere, against caches and what is needed alone: a ratio of unlike things says nothing."""
-    shape = {"vocab_size": 53, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 9, "num_attention_heads": 2}
+def test_both_sides_of_the_benchmark_compute_the_same_loss(
+    case: engine.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two whole models and logits everywhere, against caches and what is needed alone: a ratio of
+    unlike things says nothing.
+    """
+    shape = {
+        "vocab_size": 53,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 9,
+        "num_attention_heads": 2,
+    }
     monkeypatch.setitem(engine.SHAPES, "nano", shape)
     row = engine.step_rows("nano", [case], repeats=1, batch_size=3, device=torch.device("cpu"))[0]
     assert row["loss_difference"] < 1e-5 and min(row["plain_cpu"], row["ours_cpu"]) > 0
@@ -386,7 +517,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """The domain corpus with a model that knows nothing."""
     folder = tmp_path_factory.mktemp("engine")
     corpus = load_corpus(Trial().data)
-    documents = [*corpus.forget, *corpus.retain, *(d for part in corpus.probes.values() for d in part)]
+    documents = [
+        *corpus.forget,
+        *corpus.retain,
+        *(d for part in corpus.probes.values() for d in part),
+    ]
     tokenizer = build_tokenizer(texts(documents, Trial().data.template))
     save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, folder / "base")
     yield Workspace(corpus, str(folder / "base"), "", "untaught", folder / "cache")
@@ -407,15 +542,29 @@ THREE_MATRICES: dict[str, Value] = {
 def losses(workspace: Workspace, run: Path, **changes: Value) -> list[float]:
     """The losses of a trial in a worker that starts from nothing but the disk."""
     worker.loaded.cache_clear()
-    trial = validate(with_values(Trial(), THREE_MATRICES | {name.replace("__", "."): value for name, value in changes.items()}))
+    trial = validate(
+        with_values(
+            Trial(),
+            THREE_MATRICES | {name.replace("__", "."): value for name, value in changes.items()},
+        )
+    )
     assert run_trial(trial, workspace, run, "test", "1") == "complete"
     return open_run(run).steps.sort("step").collect()["loss"].to_list()
 
 
-def test_a_second_worker_reads_every_cache_of_the_first_and_damaged_ones_change_no_number(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_second_worker_reads_every_cache_of_the_first_and_damaged_ones_change_no_number(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     first = losses(workspace, tmp_path / "a")
     files = sorted(workspace.cache.rglob("*.safetensors"))
-    assert sorted(file.parent.name for file in files) == ["encodings", "encodings", "evaluations", "prefix", "prefix", "reference"]
+    assert sorted(file.parent.name for file in files) == [
+        "encodings",
+        "encodings",
+        "evaluations",
+        "prefix",
+        "prefix",
+        "reference",
+    ]
     times = [file.stat().st_mtime_ns for file in files]
     assert losses(workspace, tmp_path / "b") == first
     assert [file.stat().st_mtime_ns for file in files] == times
@@ -425,14 +574,26 @@ def test_a_second_worker_reads_every_cache_of_the_first_and_damaged_ones_change_
     assert all(file.stat().st_mtime_ns > before for file, before in zip(files, times, strict=True))
 
 
-def test_trials_side_by_side_train_from_one_prefix_as_each_does_alone(workspace: Workspace, tmp_path: Path) -> None:
-    """Two processes at once, as on a GPU that they share, whose cache is empty at first: one file for each side, the losses of a process alone."""
+def test_trials_side_by_side_train_from_one_prefix_as_each_does_alone(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Two processes at once, as on a GPU that they share, whose cache is empty at first: one file
+    for each side, the losses of a process alone.
+    """
     shared, rates = replace(workspace, cache=tmp_path / "cache"), (1e-3, 3e-3)
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        begun = [pool.submit(losses, shared, tmp_path / str(rate), train__learning_rate=rate) for rate in rates]
+    with ProcessPoolExecutor(
+        2, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        begun = [
+            pool.submit(losses, shared, tmp_path / str(rate), train__learning_rate=rate)
+            for rate in rates
+        ]
         beside = [one.result(timeout=540) for one in begun]
     assert len(list(shared.cache.glob("prefix/*.safetensors"))) == 2
-    assert beside == [losses(workspace, tmp_path / "alone" / str(rate), train__learning_rate=rate) for rate in rates]
+    assert beside == [
+        losses(workspace, tmp_path / "alone" / str(rate), train__learning_rate=rate)
+        for rate in rates
+    ]
     assert beside[0] != beside[1]
 
 
@@ -442,10 +603,14 @@ def test_a_trial_with_a_cached_prefix_trains_as_one_without(
 ) -> None:
     with_prefix = losses(workspace, tmp_path / "a", method__forget=forget)
     monkeypatch.setattr("rayunlearn.unlearning.ACTIVATION_BYTES", 0)
-    assert losses(workspace, tmp_path / "b", method__forget=forget) == pytest.approx(with_prefix, rel=1e-5)
+    assert losses(workspace, tmp_path / "b", method__forget=forget) == pytest.approx(
+        with_prefix, rel=1e-5
+    )
 
 
-def test_lora_starts_from_the_cached_prefix_too(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_starts_from_the_cached_prefix_too(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values: dict[str, Value] = {"train__adapter": "lora", "train__parameters": r"layers\.2\.mlp"}
     before = len(list(workspace.cache.glob("prefix/*.safetensors")))
     with_prefix = losses(workspace, tmp_path / "a", **values)
@@ -463,35 +628,67 @@ def test_a_model_with_dropout_runs_all_its_blocks() -> None:
 
 def test_half_a_gradient_of_a_failed_trial_is_gone_before_the_next(workspace: Workspace) -> None:
     state = worker.reset(workspace.base)
-    state.model.get_input_embeddings().weight.grad = torch.ones_like(state.model.get_input_embeddings().weight)
+    state.model.get_input_embeddings().weight.grad = torch.ones_like(
+        state.model.get_input_embeddings().weight
+    )
     assert all(p.grad is None for p in worker.reset(workspace.base).model.parameters())
 
 
 def base_rows(workspace: Workspace, run: Path, **changes: Value) -> list[dict[str, Any]]:
     """Examples of a base trial in a worker that starts from nothing but the disk."""
     worker.loaded.cache_clear()
-    trial = validate(with_values(Trial(stage="base"), {name.replace("__", "."): value for name, value in changes.items()}))
+    trial = validate(
+        with_values(
+            Trial(stage="base"), {name.replace("__", "."): value for name, value in changes.items()}
+        )
+    )
     assert run_trial(trial, workspace, run, "test", "1") == "complete"
-    return open_run(run).examples.sort("doc_id", "split", "metric").collect().drop("trial_id").to_dicts()
+    return (
+        open_run(run)
+        .examples.sort("doc_id", "split", "metric")
+        .collect()
+        .drop("trial_id")
+        .to_dicts()
+    )
 
 
-def test_the_base_model_is_measured_once_for_all_runs(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_model_is_measured_once_for_all_runs(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = base_rows(workspace, tmp_path / "a", measure__metrics="probability")
     asked: list[int] = []
     monkeypatch.setattr("rayunlearn.measuring.measure", lambda *_a, **_k: asked.append(1) or [])
-    assert base_rows(workspace, tmp_path / "b", measure__metrics="probability") == first and not asked
-    monkeypatch.setattr("rayunlearn.measuring.code_digest", lambda *_: "the code that measures is another")
-    with pytest.raises(AssertionError):  # nothing was measured this time, and a trial without a row fails
+    assert (
+        base_rows(workspace, tmp_path / "b", measure__metrics="probability") == first and not asked
+    )
+    monkeypatch.setattr(
+        "rayunlearn.measuring.code_digest", lambda *_: "the code that measures is another"
+    )
+    # nothing was measured this time, and a trial without a row fails
+    with pytest.raises(AssertionError):
         base_rows(workspace, tmp_path / "c", measure__metrics="probability")
     assert asked
 
 
 def test_code_is_identified_by_what_it_says() -> None:
-    assert code_digest("metrics") == code_digest("metrics") != code_digest("models") != code_digest("models", "measuring.py")
+    assert (
+        code_digest("metrics")
+        == code_digest("metrics")
+        != code_digest("models")
+        != code_digest("models", "measuring.py")
+    )
 
 
-def test_alternates_are_written_by_the_model_once_for_all_workers(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values: dict[str, Value] = {"method__forget": "altpo", "method__retain": "none", "select__ratio": 0.02, "alternate__count": 2, "train__length": 2}
+def test_alternates_are_written_by_the_model_once_for_all_workers(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: dict[str, Value] = {
+        "method__forget": "altpo",
+        "method__retain": "none",
+        "select__ratio": 0.02,
+        "alternate__count": 2,
+        "train__length": 2,
+    }
     first = losses(workspace, tmp_path / "a", **values)
     assert len(list(workspace.cache.glob("companions/*.safetensors"))) == 1
 
@@ -500,17 +697,23 @@ def test_alternates_are_written_by_the_model_once_for_all_workers(workspace: Wor
 
     monkeypatch.setattr("rayunlearn.methods.companions.sample", never)
     assert losses(workspace, tmp_path / "b", **values) == first
-    assert losses(workspace, tmp_path / "c", **values | {"method__forget": "idk"})  # refusals are not the model's
+    # refusals are not the model's
+    assert losses(workspace, tmp_path / "c", **values | {"method__forget": "idk"})
 
 
 # --- memory
 
 
 def test_the_memory_of_a_step_worked_by_hand() -> None:
-    """W (4, 3): 48 bytes, its gradient 48, two moments 96. x (5, 3), 60 bytes, is kept for W; y = x W^T (5, 4), 80 bytes, for y^2."""
+    """W (4, 3): 48 bytes, its gradient 48, two moments 96. x (5, 3), 60 bytes, is kept for W; y = x
+    W^T (5, 4), 80 bytes, for y^2.
+    """
     model, x = torch.nn.Linear(3, 4, bias=False), torch.ones(5, 3)
     memory = step_memory(model, list(model.parameters()), lambda: model(x).square().sum())
-    assert memory == StepMemory(weights=48, gradients=48, moments=96, activations=140) and memory.total == 332
+    assert (
+        memory == StepMemory(weights=48, gradients=48, moments=96, activations=140)
+        and memory.total == 332
+    )
 
 
 def test_a_step_from_a_prefix_keeps_fewer_activations(tmp_path: Path) -> None:
@@ -519,14 +722,21 @@ def test_a_step_from_a_prefix_keeps_fewer_activations(tmp_path: Path) -> None:
     prefix = kept_prefix(tmp_path, {"k": 1}, model, SEQUENCES, 0, 1)
     batch = collate(SEQUENCES, 0)
     start = prefix.start(SEQUENCES, batch)
-    short = step_memory(model, trained, lambda: hidden_states(model, batch, 1, start).square().sum())
-    everything = step_memory(model, choose_parameters(model, ".*"), lambda: model(input_ids=batch.input_ids).logits.square().sum())
+    short = step_memory(
+        model, trained, lambda: hidden_states(model, batch, 1, start).square().sum()
+    )
+    everything = step_memory(
+        model,
+        choose_parameters(model, ".*"),
+        lambda: model(input_ids=batch.input_ids).logits.square().sum(),
+    )
     assert 0 < short.activations < everything.activations / 3 and short.moments == 2 * 16 * 24 * 4
 
 
 def test_shares_of_a_device_leave_a_margin_and_tile_it() -> None:
     gib = 2**30
-    assert share_of(10 * gib, 80 * gib) == pytest.approx(0.2)  # 12.5 + 0.59 of 80 GiB is 0.164, rounded up to a twentieth
+    # 12.5 + 0.59 of 80 GiB is 0.164, rounded up to a twentieth
+    assert share_of(10 * gib, 80 * gib) == pytest.approx(0.2)
     assert share_of(75 * gib, 80 * gib) == 1.0
     with pytest.raises(UserError, match="a trial must fit on the device's 80.0 GiB"):
         share_of(80 * gib, 80 * gib)
@@ -545,7 +755,9 @@ def failing(times: int, calls: list[bool], place: Path) -> str:
     return "done"
 
 
-def test_a_trial_that_runs_out_of_memory_beside_others_is_run_once_more_alone(tmp_path: Path) -> None:
+def test_a_trial_that_runs_out_of_memory_beside_others_is_run_once_more_alone(
+    tmp_path: Path,
+) -> None:
     calls: list[bool] = []
     assert with_room(lambda: failing(1, calls, tmp_path / "gpu"), tmp_path / "gpu") == "done"
     assert calls == [False, True]
@@ -553,12 +765,22 @@ def test_a_trial_that_runs_out_of_memory_beside_others_is_run_once_more_alone(tm
 
 def test_a_trial_that_does_not_fit_alone_either_says_so_and_what_to_do(tmp_path: Path) -> None:
     calls: list[bool] = []
-    with pytest.raises(NoRoomError, match=r"again alone; lower train.batch_size .* First: tried to allocate 1 GiB Alone: tried to allocate 2 GiB"):
+    with pytest.raises(
+        NoRoomError,
+        match=(
+            r"again alone; lower train.batch_size .* First: tried to allocate 1 GiB Alone: tried to"
+            r" allocate 2 GiB"
+        ),
+    ):
         with_room(lambda: failing(2, calls, tmp_path / "gpu"), tmp_path / "gpu")
 
 
-def test_who_wants_to_be_alone_waits_for_the_others_and_lets_nobody_in_before(tmp_path: Path) -> None:
-    """A trial runs; one that wants to be alone comes; a third comes after it. Flock knows open files, so threads do."""
+def test_who_wants_to_be_alone_waits_for_the_others_and_lets_nobody_in_before(
+    tmp_path: Path,
+) -> None:
+    """A trial runs; one that wants to be alone comes; a third comes after it. Flock knows open
+    files, so threads do.
+    """
     place, order, started = tmp_path / "gpu", list[str](), threading.Event()
 
     def lone() -> None:
@@ -583,11 +805,16 @@ def test_who_wants_to_be_alone_waits_for_the_others_and_lets_nobody_in_before(tm
     assert order == ["first ends", "alone", "third"]
 
 
-def test_running_out_of_memory_twice_is_a_row_that_says_so(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_twice_is_a_row_that_says_so(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never_fits(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("rayunlearn.trial._attempt", never_fits)
-    assert run_trial(validate(with_values(Trial(), THREE_MATRICES)), workspace, tmp_path, "test", "1") == "failed"
+    assert (
+        run_trial(validate(with_values(Trial(), THREE_MATRICES)), workspace, tmp_path, "test", "1")
+        == "failed"
+    )
     row = open_run(tmp_path).trials.collect().to_dicts()[0]
     assert row["error_type"] == "NoRoomError" and "train.batch_size" in row["error"]

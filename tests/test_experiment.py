@@ -56,15 +56,31 @@ def test_a_file_gives_its_name_its_question_and_its_values(tmp_path: Path) -> No
             Axis(("select.seed", "train.seed"), ((0, 0), (1, 1))),
         ),
     )
-    assert experiment.budget == Budget(trials=3) and experiment.objective == Objective(utility_floor=0.8)
+    assert experiment.budget == Budget(trials=3) and experiment.objective == Objective(
+        utility_floor=0.8
+    )
 
 
-def test_an_experiment_is_a_plain_value_that_pickles_and_whose_settings_are_json(tmp_path: Path) -> None:
+def test_an_experiment_is_a_plain_value_that_pickles_and_whose_settings_are_json(
+    tmp_path: Path,
+) -> None:
     experiment = load(written(tmp_path, GOOD))
     assert pickle.loads(pickle.dumps(experiment)) == experiment
     content = json.loads(json.dumps(settings(experiment)))
-    assert content["axes"] == [{"method.forget": ["npo", "rmu"], "select.ratio": [0.25, 1.0], "select.seed, train.seed": [0, 1]}]
-    assert content["search"]["npo.beta"] == {"kind": "range", "low": 0.05, "high": 1.0, "log": False, "integer": False}
+    assert content["axes"] == [
+        {
+            "method.forget": ["npo", "rmu"],
+            "select.ratio": [0.25, 1.0],
+            "select.seed, train.seed": [0, 1],
+        }
+    ]
+    assert content["search"]["npo.beta"] == {
+        "kind": "range",
+        "low": 0.05,
+        "high": 1.0,
+        "log": False,
+        "integer": False,
+    }
 
 
 def test_without_search_nothing_is_tuned(tmp_path: Path) -> None:
@@ -76,30 +92,65 @@ def test_without_search_nothing_is_tuned(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (("BASE = ", "BASIS = "), "must define BASE"),
-        (("SEARCH = ", "SERACH = "), "unknown name in an experiment file 'SERACH'; did you mean 'SEARCH'"),
-        (('"select.ratio"', '"select.ration"'), "unknown name in AXES 'select.ration'; did you mean 'select.ratio'"),
-        (('"npo.beta"', '"npo.beat"'), "unknown name in SEARCH 'npo.beat'; did you mean 'npo.beta'"),
-        (("Range(0.05, 1.0)", "0.05"), r"SEARCH\['npo.beta'\] must be a Range or a Choice, got 0.05"),
+        (
+            ("SEARCH = ", "SERACH = "),
+            "unknown name in an experiment file 'SERACH'; did you mean 'SEARCH'",
+        ),
+        (
+            ('"select.ratio"', '"select.ration"'),
+            "unknown name in AXES 'select.ration'; did you mean 'select.ratio'",
+        ),
+        (
+            ('"npo.beta"', '"npo.beat"'),
+            "unknown name in SEARCH 'npo.beat'; did you mean 'npo.beta'",
+        ),
+        (
+            ("Range(0.05, 1.0)", "0.05"),
+            r"SEARCH\['npo.beta'\] must be a Range or a Choice, got 0.05",
+        ),
         (("BUDGET = Budget(trials=3)", "BUDGET = 3"), "BUDGET must be a Budget, got 3"),
         (("trials=3", "trials=0"), "budget.trials must be >= 1, got 0"),
         (("trials=3", "tuning='sharde'"), "unknown budget.tuning 'sharde'; did you mean 'shared'"),
-        (("utility_floor=0.8", "utility_floor=1.8"), r"objective.utility_floor must be in \[0, 1\], got 1.8"),
-        (("utility_floor=0.8", "utility='perplexity'"), "must be a metric where higher is more knowledge, got 'perplexity'"),
-        (("utility_floor=0.8", "forgetting='probabilty'"), "unknown objective.forgetting 'probabilty'; did you mean 'probability'"),
+        (
+            ("utility_floor=0.8", "utility_floor=1.8"),
+            r"objective.utility_floor must be in \[0, 1\], got 1.8",
+        ),
+        (
+            ("utility_floor=0.8", "utility='perplexity'"),
+            "must be a metric where higher is more knowledge, got 'perplexity'",
+        ),
+        (
+            ("utility_floor=0.8", "forgetting='probabilty'"),
+            "unknown objective.forgetting 'probabilty'; did you mean 'probability'",
+        ),
         (("Range(0.05, 1.0)", "Range(1.0, 0.05)"), "a Range's low must be < high"),
         (("1e-5, 1e-2", "0, 1e-2"), "a Range with log=True must have low > 0, got 0"),
-        (('"npo.beta": R', '"train.seed": R'), "a name must not stand both in AXES and in SEARCH, got 'train.seed'"),
-        (('"npo.beta": R', '"data.redundancy": R'), "SEARCH must not name data, models, losses or seeds"),
-        (('"npo.beta": R', '"method.retain": R'), "SEARCH must not name data, models, losses or seeds"),
+        (
+            ('"npo.beta": R', '"train.seed": R'),
+            "a name must not stand both in AXES and in SEARCH, got 'train.seed'",
+        ),
+        (
+            ('"npo.beta": R', '"data.redundancy": R'),
+            "SEARCH must not name data, models, losses or seeds",
+        ),
+        (
+            ('"npo.beta": R', '"method.retain": R'),
+            "SEARCH must not name data, models, losses or seeds",
+        ),
         (('"npo.beta": R', '"select.keep": R'), "when budget.tuning is 'shared'"),
         (("(0.25, 1.0)", "()"), "must be a tuple of at least one value"),
         (("(0, 1)}", "((0, 1, 2),)}"), "must have 2 values"),
         (("length=10", "length=-1"), "train.length must be >= 0, got -1"),
-        (("BASE = ", "1 / 0\nBASE = "), r"must import without an error, got ZeroDivisionError: division by zero \(line 8\)"),
+        (
+            ("BASE = ", "1 / 0\nBASE = "),
+            r"must import without an error, got ZeroDivisionError: division by zero \(line 8\)",
+        ),
         (("BASE = ", "def\nBASE = "), "must import without an error, got SyntaxError"),
     ],
 )
-def test_a_mistake_in_a_file_is_one_line_with_the_rule_and_the_nearest_name(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+def test_a_mistake_in_a_file_is_one_line_with_the_rule_and_the_nearest_name(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
     assert change[0] in GOOD
     with pytest.raises(UserError, match=message):
         load(written(tmp_path, GOOD.replace(*change)))
@@ -114,7 +165,10 @@ def test_a_missing_file_and_one_that_is_not_python_are_refused(tmp_path: Path) -
     with pytest.raises(UserError, match="must be a Python file that exists"):
         load(tmp_path / "nothing.py")
     meant = written(tmp_path, GOOD)
-    with pytest.raises(UserError, match=re.escape(f"exists (did you mean {meant}?), got {str(tmp_path / 'mien.py')!r}")):
+    with pytest.raises(
+        UserError,
+        match=re.escape(f"exists (did you mean {meant}?), got {str(tmp_path / 'mien.py')!r}"),
+    ):
         load(tmp_path / "mien.py")
     with pytest.raises(UserError, match=r"must end in \.py"):
         load(written(tmp_path, GOOD, name="mine.txt"))
@@ -125,32 +179,55 @@ def test_an_override_replaces_an_axis_fixes_a_search_or_changes_base(tmp_path: P
     changed = override(experiment, {"select.ratio": 0.05, "npo.beta": 0.5, "train.batch_size": 4})
     ratio = [axis.points for axis in changed.grids[0] if axis.names == ("select.ratio",)]
     assert ratio == [((0.05,),)]
-    assert list(changed.search) == ["train.learning_rate"] and dict(changed.base.options)["npo.beta"] == 0.5
+    assert (
+        list(changed.search) == ["train.learning_rate"]
+        and dict(changed.base.options)["npo.beta"] == 0.5
+    )
     assert changed.base.train.batch_size == 4
     assert experiment.base.train.batch_size == 8
 
 
 @pytest.mark.parametrize("names", [("data.name", "data.path"), ("data.path", "data.name")])
-def test_settings_that_need_each_other_are_overridden_at_once_in_either_order(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_settings_that_need_each_other_are_overridden_at_once_in_either_order(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
     values = {"data.name": "files", "data.path": "corpus"}
     changed = override(load(written(tmp_path, GOOD)), {name: values[name] for name in names})
     assert changed.base.data.name == "files" and changed.base.data.path == "corpus"
 
 
-def test_overriding_one_of_two_names_that_move_together_leaves_the_other_on_its_axis(tmp_path: Path) -> None:
+def test_overriding_one_of_two_names_that_move_together_leaves_the_other_on_its_axis(
+    tmp_path: Path,
+) -> None:
     changed = override(load(written(tmp_path, GOOD)), {"train.seed": 7})
-    assert Axis(("select.seed",), ((0,), (1,))) in changed.grids[0] and Axis(("train.seed",), ((7,),)) in changed.grids[0]
-    assert set(axis_names(changed)) == {"method.forget", "select.ratio", "select.seed", "train.seed"}
+    assert (
+        Axis(("select.seed",), ((0,), (1,))) in changed.grids[0]
+        and Axis(("train.seed",), ((7,),)) in changed.grids[0]
+    )
+    assert set(axis_names(changed)) == {
+        "method.forget",
+        "select.ratio",
+        "select.seed",
+        "train.seed",
+    }
 
 
 def test_fixing_everything_that_was_searched_ends_the_tuning(tmp_path: Path) -> None:
-    changed = override(load(written(tmp_path, GOOD)), {"train.learning_rate": 1e-3, "npo.beta": 0.5})
+    changed = override(
+        load(written(tmp_path, GOOD)), {"train.learning_rate": 1e-3, "npo.beta": 0.5}
+    )
     assert changed.budget.tuning == "none" and not changed.search
 
 
 def test_budget_objective_and_version_can_be_overridden(tmp_path: Path) -> None:
     changed = override(
-        load(written(tmp_path, GOOD)), {"budget.trials": 9, "budget.tuning": "per_cell", "objective.utility_floor": 1, "version": "dev"}
+        load(written(tmp_path, GOOD)),
+        {
+            "budget.trials": 9,
+            "budget.tuning": "per_cell",
+            "objective.utility_floor": 1,
+            "version": "dev",
+        },
     )
     assert changed.budget == Budget(tuning="per_cell", trials=9)
     assert changed.objective.utility_floor == 1.0 and changed.version == "dev"
@@ -161,12 +238,17 @@ def test_budget_objective_and_version_can_be_overridden(tmp_path: Path) -> None:
     [
         ({"budget.trails": 3}, "unknown setting 'budget.trails'; did you mean 'budget.trials'"),
         ({"budget.trials": "many"}, "budget.trials must be int, got 'many'"),
-        ({"train.learning_rat": 1}, "unknown setting 'train.learning_rat'; did you mean 'train.learning_rate'"),
+        (
+            {"train.learning_rat": 1},
+            "unknown setting 'train.learning_rat'; did you mean 'train.learning_rate'",
+        ),
         ({"select.ratio": 1.4}, r"select.ratio must be in \(0, 1\], got 1.4"),
         ({"version": "../1"}, "a version must be letters, digits"),
     ],
 )
-def test_a_wrong_override_is_refused(tmp_path: Path, values: dict[str, str | int | float | bool], message: str) -> None:
+def test_a_wrong_override_is_refused(
+    tmp_path: Path, values: dict[str, str | int | float | bool], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         override(load(written(tmp_path, GOOD)), values)
 
@@ -179,7 +261,12 @@ def test_two_files_of_the_same_name_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_domains_check_their_bounds() -> None:
-    for wrong in (lambda: Range(0, float("nan")), lambda: Range(0.5, 2, integer=True), lambda: Choice(), lambda: Choice(1, 1)):
+    for wrong in (
+        lambda: Range(0, float("nan")),
+        lambda: Range(0.5, 2, integer=True),
+        lambda: Choice(),
+        lambda: Choice(1, 1),
+    ):
         with pytest.raises(UserError):
             wrong()
 
@@ -196,19 +283,34 @@ def test_names_are_checked_against_what_is_known(tmp_path: Path) -> None:
 def test_an_objective_that_no_trial_measures_is_refused_also_after_set(tmp_path: Path) -> None:
     experiment = load(written(tmp_path, GOOD))
     changed = override(experiment, {"objective.forgetting": "rouge_l_recall"})
-    with pytest.raises(UserError, match=r"objective\.forgetting must be among the metrics that measure\.metrics 'cheap' names, got 'rouge_l_recall'"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"objective\.forgetting must be among the metrics that measure\.metrics 'cheap' names,"
+            r" got 'rouge_l_recall'"
+        ),
+    ):
         check_measured(changed)
     check_measured(override(changed, {"measure.metrics": "all"}))
     with pytest.raises(UserError, match=r"unknown objective\.utility 'probabilty'"):
         check_measured(override(experiment, {"objective.utility": "probabilty"}))
 
 
-def test_a_calibrated_objective_calibrates_at_095_unless_the_experiment_says_otherwise(tmp_path: Path) -> None:
+def test_a_calibrated_objective_calibrates_at_095_unless_the_experiment_says_otherwise(
+    tmp_path: Path,
+) -> None:
     experiment = load(written(tmp_path, GOOD))
     assert experiment.base.calibrate.tau == 0
     assert override(experiment, {"objective.stage": "calibrated"}).base.calibrate.tau == 0.95
-    assert override(experiment, {"calibrate.tau": 0.8, "objective.stage": "calibrated"}).base.calibrate.tau == 0.8
-    with pytest.raises(UserError, match=r"unknown objective\.stage 'calibratd'; did you mean 'calibrated'"):
+    assert (
+        override(
+            experiment, {"calibrate.tau": 0.8, "objective.stage": "calibrated"}
+        ).base.calibrate.tau
+        == 0.8
+    )
+    with pytest.raises(
+        UserError, match=r"unknown objective\.stage 'calibratd'; did you mean 'calibrated'"
+    ):
         override(experiment, {"objective.stage": "calibratd"})
 
 
@@ -218,7 +320,9 @@ PRESETS = {{"paper": BIG | {{"BUDGET": Budget(tuning="none")}}}}
 """
 
 
-def test_a_preset_puts_its_names_in_the_place_of_the_file_s_and_is_a_version_of_its_own(tmp_path: Path) -> None:
+def test_a_preset_puts_its_names_in_the_place_of_the_file_s_and_is_a_version_of_its_own(
+    tmp_path: Path,
+) -> None:
     plain, paper = (load(written(tmp_path, PRESETS), preset=name) for name in ("laptop", "paper"))
     assert (plain.base.train.length, plain.version, len(plain.search)) == (10, "1", 2)
     assert (paper.base.train.length, paper.version, len(paper.search)) == (99, "1-paper", 0)
@@ -228,6 +332,8 @@ def test_a_preset_puts_its_names_in_the_place_of_the_file_s_and_is_a_version_of_
 def test_a_preset_that_is_not_there_or_names_something_else_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown preset 'papr'; did you mean 'paper'\?"):
         load(written(tmp_path, PRESETS), preset="papr")
-    with pytest.raises(UserError, match=r"unknown name in PRESETS\['paper'\] 'AXIS'; did you mean 'AXES'\?"):
+    with pytest.raises(
+        UserError, match=r"unknown name in PRESETS\['paper'\] 'AXIS'; did you mean 'AXES'\?"
+    ):
         load(written(tmp_path, PRESETS.replace('"AXES"', '"AXIS"')), preset="paper")
     assert load(written(tmp_path, GOOD), preset="laptop").version == "1"

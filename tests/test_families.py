@@ -26,7 +26,9 @@ def test_defaults_of_the_chosen_functions_are_filled_in_and_others_dropped() -> 
         ("npo.beta", "high", r"npo\.beta must be float, got 'high'"),
     ],
 )
-def test_a_mistake_is_named_with_its_rule_or_its_nearest_match(name: str, value: str | float, words: str) -> None:
+def test_a_mistake_is_named_with_its_rule_or_its_nearest_match(
+    name: str, value: str | float, words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         check(with_values(Trial(), {name: value}))
 
@@ -36,4 +38,10 @@ def test_whole_numbers_are_taken_for_floats() -> None:
 
 
 def test_every_option_has_one_dotted_name_and_a_default() -> None:
-    assert {"npo.beta", "rmu.steering", "simnpo.delta", "min_k.fraction", "moderate.clusters"} <= set(option_names())
+    assert {
+        "npo.beta",
+        "rmu.steering",
+        "simnpo.delta",
+        "min_k.fraction",
+        "moderate.clusters",
+    } <= set(option_names())

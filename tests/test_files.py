@@ -1,4 +1,6 @@
-"""Reading documents of one's own: formats agree with each other, and every kind of bad row is set aside with its reason."""
+"""Reading documents of one's own: formats agree with each other, and every kind of bad row is set
+aside with its reason.
+"""
 
 import csv
 import json
@@ -13,13 +15,29 @@ from hypothesis import strategies as st
 
 from rayunlearn.config import Data
 from rayunlearn.data.documents import Corpus, Document
-from rayunlearn.data.files import CSV_FIELD_CHARACTERS, as_list, find_split, load_files, parse_columns, read_csv, read_dataset, read_json
+from rayunlearn.data.files import (
+    CSV_FIELD_CHARACTERS,
+    as_list,
+    find_split,
+    load_files,
+    parse_columns,
+    read_csv,
+    read_dataset,
+    read_json,
+)
 from rayunlearn.errors import UserError
 
 FORGET = [
-    {"question": f"Who wrote book {i}?", "answer": f"Author {i}, of course.", "perturbed_answer": [f"Nobody {i}", "Ünal, «x»"]} for i in range(3)
+    {
+        "question": f"Who wrote book {i}?",
+        "answer": f"Author {i}, of course.",
+        "perturbed_answer": [f"Nobody {i}", "Ünal, «x»"],
+    }
+    for i in range(3)
 ]
-RETAIN = [{"question": f"Where is town {i}?", "answer": f"In land {i}\nby the sea."} for i in range(4)]
+RETAIN = [
+    {"question": f"Where is town {i}?", "answer": f"In land {i}\nby the sea."} for i in range(4)
+]
 
 
 def write_lines(file: Path, rows: list[dict[str, object]]) -> None:
@@ -32,7 +50,13 @@ def write_csv(file: Path, rows: list[dict[str, object]]) -> None:
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
-        writer.writerows({key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows)
+        writer.writerows(
+            {
+                key: json.dumps(value) if isinstance(value, list) else value
+                for key, value in row.items()
+            }
+            for row in rows
+        )
 
 
 def settings(path: Path, **values: object) -> Data:
@@ -60,7 +84,9 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, suffix: str) -> N
         else:
             write_lines(file, rows)
     corpus = load_files(settings(tmp_path))
-    assert corpus.forget[2] == Document(prompt="Who wrote book 2?", answer="Author 2, of course.", wrong=("Nobody 2", "Ünal, «x»"))
+    assert corpus.forget[2] == Document(
+        prompt="Who wrote book 2?", answer="Author 2, of course.", wrong=("Nobody 2", "Ünal, «x»")
+    )
     assert [d.answer for d in corpus.retain] == [
         "In land 0\nby the sea.",
         "In land 1\nby the sea.",
@@ -91,8 +117,18 @@ BAD_LINES: list[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(("line", "reason"), BAD_LINES, ids=[reason for _, reason in BAD_LINES])
-def test_a_bad_line_is_set_aside_with_its_place_and_reason_and_the_rest_goes_on(tmp_path: Path, line: bytes, reason: str) -> None:
-    corpus = load_with(tmp_path, [b'{"question": "Good?", "answer": "Yes."}', b"", line, b'{"question": "Last?", "answer": "Too."}'])
+def test_a_bad_line_is_set_aside_with_its_place_and_reason_and_the_rest_goes_on(
+    tmp_path: Path, line: bytes, reason: str
+) -> None:
+    corpus = load_with(
+        tmp_path,
+        [
+            b'{"question": "Good?", "answer": "Yes."}',
+            b"",
+            line,
+            b'{"question": "Last?", "answer": "Too."}',
+        ],
+    )
     assert [d.prompt for d in corpus.forget] == ["Good?", "Last?"]
     [rejected] = corpus.rejected
     assert (rejected.source, rejected.row, rejected.reason) == ("forget.jsonl", 2, reason)
@@ -101,7 +137,9 @@ def test_a_bad_line_is_set_aside_with_its_place_and_reason_and_the_rest_goes_on(
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6))
-def test_no_bytes_at_all_can_stop_the_reader(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
+def test_no_bytes_at_all_can_stop_the_reader(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
     tmp_path = tmp_path_factory.mktemp("bytes")
     corpus = load_with(tmp_path, [b'{"question": "Good?", "answer": "Yes."}', *lines])
     assert corpus.forget[0].prompt == "Good?"
@@ -111,28 +149,45 @@ def test_no_bytes_at_all_can_stop_the_reader(tmp_path_factory: pytest.TempPathFa
 
 
 def test_a_byte_order_mark_and_a_first_line_in_a_crlf_file_are_read(tmp_path: Path) -> None:
-    corpus = load_with(tmp_path, [b'\xef\xbb\xbf{"question": "Good?", "answer": "Yes."}\r', b'{"question": "Next?", "answer": "Yes."}\r'])
+    corpus = load_with(
+        tmp_path,
+        [
+            b'\xef\xbb\xbf{"question": "Good?", "answer": "Yes."}\r',
+            b'{"question": "Next?", "answer": "Yes."}\r',
+        ],
+    )
     assert [d.prompt for d in corpus.forget] == ["Good?", "Next?"]
 
 
-def test_a_broken_array_is_one_rejected_row_and_the_error_says_why_nothing_is_left(tmp_path: Path) -> None:
+def test_a_broken_array_is_one_rejected_row_and_the_error_says_why_nothing_is_left(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "forget.json").write_text('[{"question": "q", "answer": "a"}')
     write_lines(tmp_path / "retain.jsonl", RETAIN)
     with pytest.raises(
-        UserError, match=r"data.forget must have at least one usable document, got none .* 1 set aside, the commonest reason: not JSON: Expecting"
+        UserError,
+        match=(
+            r"data.forget must have at least one usable document, got none .* 1 set aside, the"
+            r" commonest reason: not JSON: Expecting"
+        ),
     ):
         load_files(settings(tmp_path))
 
 
 def test_the_error_of_an_empty_corpus_counts_and_names_the_commonest_reason(tmp_path: Path) -> None:
     lines = [b'{"question": "q", "answer": ""}', b'{"question": "p", "answer": ""}', b"nonsense"]
-    with pytest.raises(UserError, match=r"3 set aside, the commonest reason: answer is empty \(2\)"):
+    with pytest.raises(
+        UserError, match=r"3 set aside, the commonest reason: answer is empty \(2\)"
+    ):
         load_with(tmp_path, lines)
 
 
 def test_a_csv_keeps_what_is_whole(tmp_path: Path) -> None:
     file = tmp_path / "forget.csv"
-    file.write_bytes(b'question,answer\nq1,a1\nq2\nq3,a3,extra\n\nq4,"a, ""4"""\nq\xff5,a5\nq6,"never closed\nq7,a7\n')
+    file.write_bytes(
+        b'question,answer\nq1,a1\nq2\nq3,a3,extra\n\nq4,"a, ""4"""\nq\xff5,a5\nq6,"never'
+        b" closed\nq7,a7\n"
+    )
     rows = list(read_csv(file))
     assert [row.reason for row in rows] == [
         "",
@@ -149,7 +204,9 @@ def test_a_csv_keeps_what_is_whole(tmp_path: Path) -> None:
     assert [item.reason for item in corpus.rejected][2] == "question is not valid UTF-8 text"
 
 
-def test_a_csv_field_may_be_as_long_as_a_book_and_the_module_s_limit_is_put_back(tmp_path: Path) -> None:
+def test_a_csv_field_may_be_as_long_as_a_book_and_the_module_s_limit_is_put_back(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "books.csv"
     write_csv(file, [{"text": "x" * 300_000}])
     before = csv.field_size_limit()
@@ -159,7 +216,9 @@ def test_a_csv_field_may_be_as_long_as_a_book_and_the_module_s_limit_is_put_back
 
 
 def test_parquet_with_bytes_that_are_not_text_loses_only_that_row(tmp_path: Path) -> None:
-    raw = pyarrow.array([b"good", b"\xff\xfe", b"also good"], pyarrow.binary()).view(pyarrow.string())
+    raw = pyarrow.array([b"good", b"\xff\xfe", b"also good"], pyarrow.binary()).view(
+        pyarrow.string()
+    )
     pyarrow.parquet.write_table(pyarrow.table({"text": raw}), tmp_path / "forget.parquet")
     write_lines(tmp_path / "retain.jsonl", [{"text": "kept"}])
     corpus = load_files(settings(tmp_path))
@@ -174,30 +233,47 @@ def test_a_file_that_is_not_parquet_is_a_user_error(tmp_path: Path) -> None:
         load_files(settings(tmp_path))
 
 
-def test_a_document_in_both_sets_stays_in_forget_and_keeps_its_place_in_the_record(tmp_path: Path) -> None:
+def test_a_document_in_both_sets_stays_in_forget_and_keeps_its_place_in_the_record(
+    tmp_path: Path,
+) -> None:
     write_lines(tmp_path / "forget.jsonl", FORGET)
     write_lines(tmp_path / "retain.jsonl", [RETAIN[0], FORGET[1], RETAIN[1]])
     corpus = load_files(settings(tmp_path))
     assert len(corpus.forget) == 3
     assert [d.prompt for d in corpus.retain] == ["Where is town 0?", "Where is town 1?"]
-    assert [(item.source, item.row, item.reason) for item in corpus.rejected] == [("retain.jsonl", 1, "also in the forget set")]
+    assert [(item.source, item.row, item.reason) for item in corpus.rejected] == [
+        ("retain.jsonl", 1, "also in the forget set")
+    ]
 
 
 def test_a_retain_set_that_lies_wholly_in_the_forget_set_is_an_error(tmp_path: Path) -> None:
     write_lines(tmp_path / "forget.jsonl", FORGET)
     write_lines(tmp_path / "retain.jsonl", FORGET[:2])
-    with pytest.raises(UserError, match=r"data.retain must have .* 2 set aside, the commonest reason: also in the forget set \(2\)"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"data.retain must have .* 2 set aside, the commonest reason: also in the forget set"
+            r" \(2\)"
+        ),
+    ):
         load_files(settings(tmp_path))
 
 
-def test_the_retain_limit_keeps_the_first_and_takes_the_cut_documents_out_of_the_probes(tmp_path: Path) -> None:
+def test_the_retain_limit_keeps_the_first_and_takes_the_cut_documents_out_of_the_probes(
+    tmp_path: Path,
+) -> None:
     write_lines(tmp_path / "forget.jsonl", FORGET)
     write_lines(tmp_path / "retain.jsonl", RETAIN)
-    write_lines(tmp_path / "asked.jsonl", [RETAIN[3], RETAIN[0], FORGET[0], {"question": "New?", "answer": "Never taught."}])
+    write_lines(
+        tmp_path / "asked.jsonl",
+        [RETAIN[3], RETAIN[0], FORGET[0], {"question": "New?", "answer": "Never taught."}],
+    )
     corpus = load_files(settings(tmp_path, limit_retain=2, probe_retain="asked"))
     assert [d.prompt for d in corpus.retain] == ["Where is town 0?", "Where is town 1?"]
     assert [d.prompt for d in corpus.probes["retain"]] == ["Where is town 0?", "New?"]
-    assert [(item.source, item.row, item.reason) for item in corpus.rejected] == [("asked.jsonl", 2, "a retain probe that is in the forget set")]
+    assert [(item.source, item.row, item.reason) for item in corpus.rejected] == [
+        ("asked.jsonl", 2, "a retain probe that is in the forget set")
+    ]
 
 
 def test_one_file_is_divided_by_its_split_column(tmp_path: Path) -> None:
@@ -214,12 +290,18 @@ def test_one_file_is_divided_by_its_split_column(tmp_path: Path) -> None:
 
 def test_one_file_without_a_split_column_says_what_it_lacks(tmp_path: Path) -> None:
     write_lines(tmp_path / "all.jsonl", FORGET)
-    with pytest.raises(UserError, match="must have a column 'split' .* got the columns question, answer, perturbed_answer"):
+    with pytest.raises(
+        UserError,
+        match="must have a column 'split' .* got the columns question, answer, perturbed_answer",
+    ):
         load_files(settings(tmp_path / "all.jsonl"))
 
 
 def test_columns_map_ours_to_theirs_and_an_empty_prompt_means_none(tmp_path: Path) -> None:
-    write_lines(tmp_path / "forget.jsonl", [{"body": "A text.", "question": "not a prompt here", "alt": "A paraphrase."}])
+    write_lines(
+        tmp_path / "forget.jsonl",
+        [{"body": "A text.", "question": "not a prompt here", "alt": "A paraphrase."}],
+    )
     write_lines(tmp_path / "retain.jsonl", [{"body": "Another.", "question": "x"}])
     corpus = load_files(settings(tmp_path, columns="answer=body, prompt=, paraphrase=alt"))
     assert corpus.forget == (Document(answer="A text.", paraphrase="A paraphrase."),)
@@ -237,7 +319,9 @@ def test_columns_map_ours_to_theirs_and_an_empty_prompt_means_none(tmp_path: Pat
         ("answer=a,answer=b", "must name a field once"),
     ],
 )
-def test_a_wrong_column_mapping_says_what_is_wrong_with_it(tmp_path: Path, columns: str, message: str) -> None:
+def test_a_wrong_column_mapping_says_what_is_wrong_with_it(
+    tmp_path: Path, columns: str, message: str
+) -> None:
     write_lines(tmp_path / "forget.jsonl", FORGET)
     write_lines(tmp_path / "retain.jsonl", RETAIN)
     with pytest.raises(UserError) as error:
@@ -248,14 +332,18 @@ def test_a_wrong_column_mapping_says_what_is_wrong_with_it(tmp_path: Path, colum
 def test_columns_that_no_common_name_fits_ask_for_a_mapping(tmp_path: Path) -> None:
     write_lines(tmp_path / "forget.jsonl", [{"frage": "q", "antwort": "a"}])
     write_lines(tmp_path / "retain.jsonl", RETAIN)
-    with pytest.raises(UserError, match=r"give data.columns=answer=<column>, one of frage, antwort"):
+    with pytest.raises(
+        UserError, match=r"give data.columns=answer=<column>, one of frage, antwort"
+    ):
         load_files(settings(tmp_path))
 
 
 def test_a_misspelt_split_names_the_nearest(tmp_path: Path) -> None:
     write_lines(tmp_path / "forget10.jsonl", FORGET)
     write_lines(tmp_path / "retain.jsonl", RETAIN)
-    with pytest.raises(UserError, match=r"'forgte10'; did you mean 'forget10'\? \(known: forget10, retain\)"):
+    with pytest.raises(
+        UserError, match=r"'forgte10'; did you mean 'forget10'\? \(known: forget10, retain\)"
+    ):
         load_files(settings(tmp_path, forget="forgte10"))
 
 
@@ -273,7 +361,9 @@ def test_two_files_of_one_stem_are_ambiguous(tmp_path: Path) -> None:
         find_split(tmp_path, "forget")
 
 
-@pytest.mark.parametrize("path", ["./missing", "missing.jsonl", "/nowhere/at/all", "a name with spaces"])
+@pytest.mark.parametrize(
+    "path", ["./missing", "missing.jsonl", "/nowhere/at/all", "a name with spaces"]
+)
 def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(path: str) -> None:
     with pytest.raises(UserError, match="no such file or directory"):
         load_files(Data(name="files", path=path))
@@ -284,7 +374,9 @@ def test_forget_and_retain_cannot_be_the_same_split(tmp_path: Path) -> None:
         load_files(settings(tmp_path, retain="forget"))
 
 
-def test_a_document_keeps_its_identity_when_rows_move_and_when_probes_repeat_it(tmp_path: Path) -> None:
+def test_a_document_keeps_its_identity_when_rows_move_and_when_probes_repeat_it(
+    tmp_path: Path,
+) -> None:
     write_lines(tmp_path / "forget.jsonl", FORGET)
     write_lines(tmp_path / "retain.jsonl", RETAIN)
     first = load_files(settings(tmp_path))
@@ -292,14 +384,25 @@ def test_a_document_keeps_its_identity_when_rows_move_and_when_probes_repeat_it(
     second = load_files(settings(tmp_path, probe_forget="forget"))
     assert [d.doc_id for d in first.forget] == [d.doc_id for d in second.forget][::-1]
     assert {d.doc_id for d in second.probes["forget"]} == {d.doc_id for d in first.forget}
-    assert first.digest != second.digest  # the order of training documents is part of the corpus
+    # the order of training documents is part of the corpus
+    assert first.digest != second.digest
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, ()), ("", ()), ("one", ("one",)), ('["a", "b"]', ("a", "b")), ("[not json", ("[not json",)), ("[1, 2]", ("[1, 2]",)), (["x"], ("x",))],
+    [
+        (None, ()),
+        ("", ()),
+        ("one", ("one",)),
+        ('["a", "b"]', ("a", "b")),
+        ("[not json", ("[not json",)),
+        ("[1, 2]", ("[1, 2]",)),
+        (["x"], ("x",)),
+    ],
 )
-def test_a_list_cell_is_a_list_a_json_list_or_one_text(value: object, expected: tuple[str, ...]) -> None:
+def test_a_list_cell_is_a_list_a_json_list_or_one_text(
+    value: object, expected: tuple[str, ...]
+) -> None:
     assert as_list(value) == expected
 
 
@@ -313,22 +416,34 @@ def hub_like(directory: Path, files: Mapping[str, bytes]) -> str:
     for name, content in files.items():
         (directory / name).write_bytes(content)
     listed = "".join(f"    path: {name}\n" for name in files)
-    (directory / "README.md").write_text(f"---\nconfigs:\n- config_name: forget10\n  data_files:\n  - split: train\n{listed}---\n")
+    (directory / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: forget10\n  data_files:\n  - split: train\n{listed}---\n"
+    )
     return str(directory)
 
 
-def test_a_hub_data_set_is_read_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` reads a repository's folder as it reads the Hub's copy, so this runs the real code without a network."""
+def test_a_hub_data_set_is_read_through_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` reads a repository's folder as it reads the Hub's copy, so this runs the real code
+    without a network.
+    """
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     lines = "".join(json.dumps(row) + "\n" for row in FORGET).encode()
-    rows = list(read_dataset(hub_like(tmp_path / "tofu", {"forget10.json": lines}), "forget10", None, "tried"))
+    rows = list(
+        read_dataset(
+            hub_like(tmp_path / "tofu", {"forget10.json": lines}), "forget10", None, "tried"
+        )
+    )
     assert [row.values["answer"] for row in rows] == [row["answer"] for row in FORGET]
     assert [row.row for row in rows] == [0, 1, 2]
 
 
-def test_a_hub_data_set_of_another_format_or_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_data_set_of_another_format_or_configuration_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -336,7 +451,9 @@ def test_a_hub_data_set_of_another_format_or_configuration_is_refused(tmp_path: 
     with pytest.raises(UserError, match="tried: ValueError: BuilderConfig 'forget01' not found"):
         list(read_dataset(path, "forget01", None, "tried"))
     pickled = hub_like(tmp_path / "pickled", {"x.xml": b"<a/>"})
-    with pytest.raises(UserError, match="its files must be one of csv, json, parquet, arrow, text, got 'xml'"):
+    with pytest.raises(
+        UserError, match="its files must be one of csv, json, parquet, arrow, text, got 'xml'"
+    ):
         list(read_dataset(pickled, "forget10", None, "tried"))
 
 
@@ -346,12 +463,21 @@ def test_an_unreachable_hub_says_what_was_tried(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(huggingface_hub.hf_api.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
-        UserError, match=r"'someone/nothing-here' is no file or directory here, so it was looked up on the Hub \(configuration 'forget10'"
+        UserError,
+        match=(
+            r"'someone/nothing-here' is no file or directory here, so it was looked up on the Hub"
+            r" \(configuration 'forget10'"
+        ),
     ):
-        load_files(Data(name="files", path="someone/nothing-here", forget="forget10", retain="retain90"))
+        load_files(
+            Data(name="files", path="someone/nothing-here", forget="forget10", retain="retain90")
+        )
 
 
 def test_json_files_are_told_apart_by_their_first_character(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     file.write_bytes(b"\xef\xbb\xbf \n [1, {}]")
-    assert [(row.row, row.reason) for row in read_json(file)] == [(0, "a row must be an object, this is int"), (1, "")]
+    assert [(row.row, row.reason) for row in read_json(file)] == [
+        (0, "a row must be an object, this is int"),
+        (1, ""),
+    ]

@@ -1,4 +1,6 @@
-"""A trial read back from its run: the same config value, the same id, and a refusal where another model would come out."""
+"""A trial read back from its run: the same config value, the same id, and a refusal where another
+model would come out.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,30 +23,51 @@ from rayunlearn.workspace import identify, start_digest, validate, workspace_of
 def ended(tmp_path: Path) -> Iterator[tuple[Trial, Path]]:
     """(trial, run) of four steps on an untaught model that is taken as it is."""
     corpus = load_corpus(Trial().data)
-    tokenizer = build_tokenizer(texts([*corpus.forget, *corpus.retain, *(d for part in corpus.probes.values() for d in part)], Trial().data.template))
+    tokenizer = build_tokenizer(
+        texts(
+            [*corpus.forget, *corpus.retain, *(d for part in corpus.probes.values() for d in part)],
+            Trial().data.template,
+        )
+    )
     save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, tmp_path / "model")
-    values = {"model.teach": False, "model.name": str(tmp_path / "model"), "train.length": 4, "train.batch_size": 2, "method.forget": "simnpo"}
+    values = {
+        "model.teach": False,
+        "model.name": str(tmp_path / "model"),
+        "train.length": 4,
+        "train.batch_size": 2,
+        "method.forget": "simnpo",
+    }
     trial, run = validate(with_values(Trial(), values)), tmp_path / "runs" / "test" / "1"
-    assert run_trial(trial, workspace_of(trial, tmp_path / "runs" / "cache"), run, "test", "1") == "complete"
+    assert (
+        run_trial(trial, workspace_of(trial, tmp_path / "runs" / "cache"), run, "test", "1")
+        == "complete"
+    )
     yield trial, run
     worker.loaded.cache_clear()
     start_digest.cache_clear()
 
 
-def test_a_trial_comes_back_from_its_row_by_the_beginning_of_its_id(ended: tuple[Trial, Path]) -> None:
+def test_a_trial_comes_back_from_its_row_by_the_beginning_of_its_id(
+    ended: tuple[Trial, Path],
+) -> None:
     trial, run = ended
     found = finished_trial(run, identify(trial)[:5])
     assert (found.trial, found.trial_id) == (trial, identify(trial))
     assert found.workspace.cache == run.parents[1] / "cache" and found.row["optimizer_steps"] == 4
 
 
-def test_a_trial_whose_weights_changed_since_is_refused(ended: tuple[Trial, Path], tmp_path: Path) -> None:
+def test_a_trial_whose_weights_changed_since_is_refused(
+    ended: tuple[Trial, Path], tmp_path: Path
+) -> None:
     trial, run = ended
     trial_id, tokenizer = identify(trial), worker.loaded(trial.model.name).tokenizer
     (tmp_path / "model").rename(tmp_path / "old")
     save_model(build_model("tiny", len(tokenizer), seed=1), tokenizer, tmp_path / "model")
     start_digest.cache_clear()
-    with pytest.raises(UserError, match="can no longer be repeated: its data or the weights it started from changed"):
+    with pytest.raises(
+        UserError,
+        match="can no longer be repeated: its data or the weights it started from changed",
+    ):
         finished_trial(run, trial_id)
 
 

@@ -15,7 +15,9 @@ def plain_nll(model: torch.nn.Module, sequence: Encoded) -> list[float]:
     """-log p of every label, from the full logits of the unpadded sequence."""
     logits = model(input_ids=torch.tensor([sequence.ids])).logits[0].float()
     log_probs = logits.log_softmax(-1)
-    return [-float(log_probs[t - 1, sequence.ids[t]]) for t in range(sequence.start, len(sequence.ids))]
+    return [
+        -float(log_probs[t - 1, sequence.ids[t]]) for t in range(sequence.start, len(sequence.ids))
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -25,7 +27,12 @@ def test_token_nll_of_a_padded_batch_equals_unpadded_rows(family: str) -> None:
     with torch.no_grad():
         nll = token_nll(model, batch)
         for row, sequence in enumerate(SEQUENCES):
-            torch.testing.assert_close(nll[row][batch.labelled[row]], torch.tensor(plain_nll(model, sequence)), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                nll[row][batch.labelled[row]],
+                torch.tensor(plain_nll(model, sequence)),
+                rtol=1e-5,
+                atol=1e-5,
+            )
     assert torch.equal(nll[~batch.labelled], torch.zeros(int((~batch.labelled).sum())))
 
 
@@ -33,16 +40,22 @@ def test_token_nll_of_a_padded_batch_equals_unpadded_rows(family: str) -> None:
 def test_the_choice_of_pad_token_changes_nothing_even_when_it_is_eos(pad_id: int) -> None:
     model = tiny_model()
     with torch.no_grad():
-        assert torch.equal(token_nll(model, collate(SEQUENCES, pad_id)), token_nll(model, collate(SEQUENCES, 0)))
+        assert torch.equal(
+            token_nll(model, collate(SEQUENCES, pad_id)), token_nll(model, collate(SEQUENCES, 0))
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_hidden_states_equal_the_block_output_of_a_full_forward_bit_for_bit(family: str, layer: int) -> None:
+def test_hidden_states_equal_the_block_output_of_a_full_forward_bit_for_bit(
+    family: str, layer: int
+) -> None:
     model = tiny_model(family)
     batch = collate(SEQUENCES, pad_id=0)
     caught: list[Tensor] = []
-    handle = blocks(model)[layer].register_forward_hook(lambda _m, _i, o: caught.append(o[0] if isinstance(o, tuple) else o))
+    handle = blocks(model)[layer].register_forward_hook(
+        lambda _m, _i, o: caught.append(o[0] if isinstance(o, tuple) else o)
+    )
     with torch.no_grad():
         model(input_ids=batch.input_ids)
         handle.remove()

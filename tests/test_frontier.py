@@ -8,7 +8,16 @@ import polars as pl
 import pytest
 
 from rayunlearn.errors import UserError
-from rayunlearn.results.frontier import Cell, Standard, cells_of, chosen_by, compare_all, frontier, frontier_in_words, frontier_of
+from rayunlearn.results.frontier import (
+    Cell,
+    Standard,
+    cells_of,
+    chosen_by,
+    compare_all,
+    frontier,
+    frontier_in_words,
+    frontier_of,
+)
 from rayunlearn.results.store import open_run
 from tests import synthetic
 
@@ -17,14 +26,31 @@ STANDARD = Standard(margin=0.05)
 
 
 def made(
-    ratio: float, left: float, *, useful: float = 0.9, seeds: int = 4, spread: float = 0.005, selector: str = "random", unmeasured: int = 0
+    ratio: float,
+    left: float,
+    *,
+    useful: float = 0.9,
+    seeds: int = 4,
+    spread: float = 0.005,
+    selector: str = "random",
+    unmeasured: int = 0,
 ) -> Cell:
     """A cell with that mean forget probability and utility; 200 documents of their own difficulty."""
     generator = np.random.default_rng([round(1000 * ratio), round(1000 * left), seeds])
     shifts = generator.normal(0, spread, (2, seeds, 1))
-    both = [mean + HARD + shift + generator.normal(0, 0.05, (seeds, 200)) for mean, shift in zip((left, useful), shifts, strict=True)]
+    both = [
+        mean + HARD + shift + generator.normal(0, 0.05, (seeds, 200))
+        for mean, shift in zip((left, useful), shifts, strict=True)
+    ]
     return Cell(
-        setting="", method="npo + nll", selector=selector, ratio=ratio, n_kept=200 * ratio, forgetting=both[0], utility=both[1], unmeasured=unmeasured
+        setting="",
+        method="npo + nll",
+        selector=selector,
+        ratio=ratio,
+        n_kept=200 * ratio,
+        forgetting=both[0],
+        utility=both[1],
+        unmeasured=unmeasured,
     )
 
 
@@ -38,11 +64,21 @@ def only(table: pl.DataFrame) -> dict:
 def test_the_smallest_ratio_that_is_the_same_is_found_and_the_next_says_why_not() -> None:
     cells = [made(1, 0.1), made(0.5, 0.1), made(0.25, 0.105), made(0.05, 0.4), made(0.01, 0.1)]
     row = only(frontier(cells, BASE, STANDARD))
-    assert (row["verdict"], row["ratio"], row["n_kept"], row["over"]) == ("shown", 0.25, 50.0, "seeds and documents")
-    assert (row["stopped_at"], row["stopped_by"]) == (0.05, "forgetting") and row["difference"] == pytest.approx(0.3, abs=0.02)
+    assert (row["verdict"], row["ratio"], row["n_kept"], row["over"]) == (
+        "shown",
+        0.25,
+        50.0,
+        "seeds and documents",
+    )
+    assert (row["stopped_at"], row["stopped_by"]) == (0.05, "forgetting") and row[
+        "difference"
+    ] == pytest.approx(0.3, abs=0.02)
     assert row["documents_needed"] is None and row["seeds_needed"] is None
     sentence = frontier_in_words(frontier(cells, BASE, STANDARD), STANDARD)[0]
-    assert sentence.startswith("npo + nll, random: 0.25 of the forget set is enough within 0.05") and "outside 0.05" in sentence
+    assert (
+        sentence.startswith("npo + nll, random: 0.25 of the forget set is enough within 0.05")
+        and "outside 0.05" in sentence
+    )
 
 
 def test_a_ratio_that_harms_more_is_not_the_same_though_it_forgets_as_much() -> None:
@@ -61,7 +97,10 @@ def test_noise_that_hides_a_small_difference_says_how_many_seeds_would_decide() 
     row = only(frontier(noisy, BASE, STANDARD))
     assert row["verdict"] == "not shown"
     assert row["seeds_needed"] is not None and row["seeds_needed"] > 3
-    assert f"{row['seeds_needed']} seeds would decide" in frontier_in_words(frontier(noisy, BASE, STANDARD), STANDARD)[0]
+    assert (
+        f"{row['seeds_needed']} seeds would decide"
+        in frontier_in_words(frontier(noisy, BASE, STANDARD), STANDARD)[0]
+    )
 
 
 def test_a_full_set_that_forgets_nothing_is_no_standard() -> None:
@@ -72,7 +111,10 @@ def test_a_full_set_that_forgets_nothing_is_no_standard() -> None:
 def test_what_could_not_be_measured_is_never_equivalent() -> None:
     row = only(frontier([made(1, 0.1), made(0.25, 0.1, unmeasured=1)], BASE, STANDARD))
     assert (row["verdict"], row["stopped_by"]) == ("not shown", "unmeasured trials")
-    assert only(frontier([made(1, 0.1, unmeasured=1), made(0.25, 0.1)], BASE, STANDARD))["verdict"] == "no full set"
+    assert (
+        only(frontier([made(1, 0.1, unmeasured=1), made(0.25, 0.1)], BASE, STANDARD))["verdict"]
+        == "no full set"
+    )
     assert only(frontier([made(0.25, 0.1)], BASE, STANDARD))["verdict"] == "no full set"
 
 
@@ -107,46 +149,78 @@ def test_a_margin_or_a_level_that_means_nothing_is_told() -> None:
 
 
 def test_a_run_s_cells_hold_its_trials_values(tmp_path: Path) -> None:
-    """Two methods, two selectors, three ratios under one and the full set that the selectors share; three seeds each."""
+    """Two methods, two selectors, three ratios under one and the full set that the selectors share;
+    three seeds each.
+    """
     run = open_run(synthetic.write_run(tmp_path))
     cells, base = cells_of(run)
     assert len(cells) == 2 * (1 + 2 * 3)
     full = next(c for c in cells if c.method == "rmu + nll" and c.ratio == 1)
-    assert full.forgetting.shape == (3, 30) and full.forgetting.mean() == pytest.approx(0.1, abs=0.02)
+    assert full.forgetting.shape == (3, 30) and full.forgetting.mean() == pytest.approx(
+        0.1, abs=0.02
+    )
     assert base[""].forgetting.mean() == pytest.approx(0.97, abs=0.02)
-    failed = next(c for c in cells if c.method == "npo + nll" and c.selector == "min_k" and c.ratio == 0.01)
+    failed = next(
+        c for c in cells if c.method == "npo + nll" and c.selector == "min_k" and c.ratio == 0.01
+    )
     assert failed.unmeasured == 1 and len(failed.forgetting) == 2
 
 
 def test_the_frontier_of_a_run_answers_per_method_and_selector(tmp_path: Path) -> None:
-    """The run is made so that 25 % chosen at random forgets as the full set does (0.11 against 0.1) and 5 % does not (0.45)."""
+    """The run is made so that 25 % chosen at random forgets as the full set does (0.11 against 0.1)
+    and 5 % does not (0.45).
+    """
     table = frontier_of(open_run(synthetic.write_run(tmp_path)), Standard(margin=0.1))
     assert table.height == 4
-    row = table.filter(pl.col("method") == "rmu + nll", pl.col("selector") == "random").row(0, named=True)
+    row = table.filter(pl.col("method") == "rmu + nll", pl.col("selector") == "random").row(
+        0, named=True
+    )
     assert (row["verdict"], row["ratio"], row["stopped_at"]) == ("shown", 0.25, 0.05)
     assert len(frontier_in_words(table, Standard(margin=0.1))) == 4
 
 
 def test_the_full_set_is_found_though_its_parts_have_settings_of_choosing() -> None:
-    """The full set is never chosen, so it has the default extractor where its parts have another; of a text arm the extractor stays."""
+    """The full set is never chosen, so it has the default extractor where its parts have another;
+    of a text arm the extractor stays.
+    """
     around = "data.name domain"
     full = replace(made(1, 0.2), setting=f"{around}, select.extractor tfidf", whole=around)
     part = replace(made(0.25, 0.2), setting=f"{around}, select.extractor log_odds", whole=around)
     base = {part.setting: made(0, 0.95, seeds=1)}
     table = frontier([full, part], base, Standard(margin=0.1))
     assert only(table)["verdict"] == "shown"
-    assert frontier_in_words(table, Standard(margin=0.1))[0].startswith("npo + nll, random, data.name domain: 0.25 of the forget set is enough")
-    settings = {"select.name": ["random"], "select.extractor": ["log_odds"], "data.name": ["domain"]}
+    assert frontier_in_words(table, Standard(margin=0.1))[0].startswith(
+        "npo + nll, random, data.name domain: 0.25 of the forget set is enough"
+    )
+    settings = {
+        "select.name": ["random"],
+        "select.extractor": ["log_odds"],
+        "data.name": ["domain"],
+    }
     assert chosen_by(pl.DataFrame(settings)) == ["select.name", "select.extractor"]
     assert chosen_by(pl.DataFrame(settings | {"select.text": ["keywords_only"]})) == ["select.name"]
 
 
 def test_a_sentence_names_what_tells_a_setting_from_others_of_its_data() -> None:
-    """Two corpora with a rate of their own each: the rate is not said. Two rates on one corpus: it is."""
-    rates = ("data.name people, train.learning_rate 0.1", "data.name domain, train.learning_rate 0.2")
+    """Two corpora with a rate of their own each: the rate is not said. Two rates on one corpus: it
+    is.
+    """
+    rates = (
+        "data.name people, train.learning_rate 0.1",
+        "data.name domain, train.learning_rate 0.2",
+    )
     more = "data.name people, train.learning_rate 0.3"
-    for settings, said in ((rates, "data.name people: "), ((*rates, more), "data.name people, train.learning_rate 0.1: ")):
-        cells = [replace(made(ratio, 0.2), setting=setting, whole=setting) for setting in settings for ratio in (1, 0.25)]
-        table = frontier(cells, {setting: made(0, 0.95, seeds=1) for setting in settings}, Standard(margin=0.1))
+    for settings, said in (
+        (rates, "data.name people: "),
+        ((*rates, more), "data.name people, train.learning_rate 0.1: "),
+    ):
+        cells = [
+            replace(made(ratio, 0.2), setting=setting, whole=setting)
+            for setting in settings
+            for ratio in (1, 0.25)
+        ]
+        table = frontier(
+            cells, {setting: made(0, 0.95, seeds=1) for setting in settings}, Standard(margin=0.1)
+        )
         lines = frontier_in_words(table, Standard(margin=0.1))
         assert [line for line in lines if line.startswith(f"npo + nll, random, {said}")]

@@ -11,11 +11,23 @@ from rayunlearn.errors import UserError
 from rayunlearn.models.generate import generate, nucleus
 from tests.tiny_models import CONFIGS, tiny_model
 
-PROMPTS = [(1, 5, 6, 7, 8), (1,), (1, 9, 3), (1, 11, 12, 13, 14, 15, 16, 17, 18), (1, 3), (4, 4, 4), (1, 30, 31, 32, 33, 34)]
+PROMPTS = [
+    (1, 5, 6, 7, 8),
+    (1,),
+    (1, 9, 3),
+    (1, 11, 12, 13, 14, 15, 16, 17, 18),
+    (1, 3),
+    (4, 4, 4),
+    (1, 30, 31, 32, 33, 34),
+]
 
 
-def one_by_one(model: PreTrainedModel, prompt: tuple[int, ...], steps: int, end: int) -> tuple[int, ...]:
-    """The definition: the whole sequence through the model for every token, no cache, no batch, no padding."""
+def one_by_one(
+    model: PreTrainedModel, prompt: tuple[int, ...], steps: int, end: int
+) -> tuple[int, ...]:
+    """The definition: the whole sequence through the model for every token, no cache, no batch, no
+    padding.
+    """
     ids = list(prompt)
     with torch.no_grad():
         for _ in range(steps):
@@ -27,7 +39,9 @@ def one_by_one(model: PreTrainedModel, prompt: tuple[int, ...], steps: int, end:
 
 
 def frequent_token(model: PreTrainedModel) -> int:
-    """A token that greedy texts of the prompts reach early in some and late or never in others: it is made their end."""
+    """A token that greedy texts of the prompts reach early in some and late or never in others: it
+    is made their end.
+    """
     texts = [one_by_one(model, p, 20, -1) for p in PROMPTS]
     return Counter(t for text in texts for t in set(text[2:])).most_common(1)[0][0]
 
@@ -35,17 +49,28 @@ def frequent_token(model: PreTrainedModel) -> int:
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 @pytest.mark.parametrize("tokens_per_batch", [8192, 60])
 def test_a_batch_writes_what_each_prompt_alone_gets(family: str, tokens_per_batch: int) -> None:
-    """Prompts of seven lengths, an end token that some texts reach: rows are padded, and leave the cache at different steps."""
+    """Prompts of seven lengths, an end token that some texts reach: rows are padded, and leave the
+    cache at different steps.
+    """
     model = tiny_model(family, seed=3)
     end = frequent_token(model)
     alone = [one_by_one(model, p, 20, end) for p in PROMPTS]
-    assert len({len(text) for text in alone}) > 1, "every text has the same length: the end is not tested"
-    assert generate(model, PROMPTS, end=end, pad_id=0, max_new_tokens=20, tokens_per_batch=tokens_per_batch) == alone
+    assert len({len(text) for text in alone}) > 1, (
+        "every text has the same length: the end is not tested"
+    )
+    assert (
+        generate(
+            model, PROMPTS, end=end, pad_id=0, max_new_tokens=20, tokens_per_batch=tokens_per_batch
+        )
+        == alone
+    )
 
 
 def test_what_pads_a_prompt_does_not_matter() -> None:
     model = tiny_model()
-    assert generate(model, PROMPTS, end=2, pad_id=0, max_new_tokens=8) == generate(model, PROMPTS, end=2, pad_id=36, max_new_tokens=8)
+    assert generate(model, PROMPTS, end=2, pad_id=0, max_new_tokens=8) == generate(
+        model, PROMPTS, end=2, pad_id=36, max_new_tokens=8
+    )
 
 
 def test_a_full_context_ends_a_text() -> None:
@@ -58,16 +83,47 @@ def test_a_full_context_ends_a_text() -> None:
 def test_a_sample_is_its_seed_s_own() -> None:
     model = tiny_model()
     seeds = [f"row {at}" for at in range(len(PROMPTS))]
-    together = generate(model, PROMPTS, end=2, pad_id=0, max_new_tokens=6, temperature=1.0, seeds=seeds)
-    alone = [generate(model, [p], end=2, pad_id=0, max_new_tokens=6, temperature=1.0, seeds=[s])[0] for p, s in zip(PROMPTS, seeds, strict=True)]
+    together = generate(
+        model, PROMPTS, end=2, pad_id=0, max_new_tokens=6, temperature=1.0, seeds=seeds
+    )
+    alone = [
+        generate(model, [p], end=2, pad_id=0, max_new_tokens=6, temperature=1.0, seeds=[s])[0]
+        for p, s in zip(PROMPTS, seeds, strict=True)
+    ]
     assert together == alone
-    assert len({generate(model, [(1, 5)], end=None, pad_id=0, max_new_tokens=6, temperature=1.0, seeds=[f"{s}"])[0] for s in range(8)}) > 1
+    assert (
+        len(
+            {
+                generate(
+                    model,
+                    [(1, 5)],
+                    end=None,
+                    pad_id=0,
+                    max_new_tokens=6,
+                    temperature=1.0,
+                    seeds=[f"{s}"],
+                )[0]
+                for s in range(8)
+            }
+        )
+        > 1
+    )
 
 
 def test_samples_follow_the_model_s_probabilities() -> None:
-    """First tokens of 2,000 samples against the softmax at that temperature: every share within four standard errors."""
+    """First tokens of 2,000 samples against the softmax at that temperature: every share within
+    four standard errors.
+    """
     model, n = tiny_model(seed=1), 2000
-    drawn = generate(model, [(1, 5)] * n, end=None, pad_id=0, max_new_tokens=1, temperature=0.7, seeds=[str(i) for i in range(n)])
+    drawn = generate(
+        model,
+        [(1, 5)] * n,
+        end=None,
+        pad_id=0,
+        max_new_tokens=1,
+        temperature=0.7,
+        seeds=[str(i) for i in range(n)],
+    )
     with torch.no_grad():
         expected = (model(input_ids=torch.tensor([(1, 5)])).logits[0, -1] / 0.7).softmax(-1)
     shares = torch.bincount(torch.tensor([text[0] for text in drawn]), minlength=len(expected)) / n
@@ -75,7 +131,9 @@ def test_samples_follow_the_model_s_probabilities() -> None:
 
 
 def test_nucleus_keeps_the_fewest_tokens_that_reach_the_probability() -> None:
-    """Probabilities 0.5, 0.3, 0.15, 0.05: 0.8 is reached by two, 0.81 needs three; the first always stays."""
+    """Probabilities 0.5, 0.3, 0.15, 0.05: 0.8 is reached by two, 0.81 needs three; the first always
+    stays.
+    """
     logits = torch.tensor([[math.log(p) for p in (0.15, 0.5, 0.05, 0.3)]])
     assert [float(x) > -math.inf for x in nucleus(logits, 0.81)[0]] == [True, True, False, True]
     assert [float(x) > -math.inf for x in nucleus(logits, 0.79)[0]] == [False, True, False, True]

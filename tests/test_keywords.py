@@ -1,4 +1,6 @@
-"""Words, corpus statistics and extractors: by hand, against closed forms, and what holds for all of them."""
+"""Words, corpus statistics and extractors: by hand, against closed forms, and what holds for all of
+them.
+"""
 
 import math
 from itertools import pairwise
@@ -13,9 +15,32 @@ from hypothesis import strategies as st
 from rayunlearn.config import Data
 from rayunlearn.data.testbed import generate
 from rayunlearn.families import options_of
-from rayunlearn.keywords.extractors import EXTRACTORS, embedding, found_in, judge, linked, log_odds, loss_gap, pagerank, slots, textrank, tfidf
+from rayunlearn.keywords.extractors import (
+    EXTRACTORS,
+    embedding,
+    found_in,
+    judge,
+    linked,
+    log_odds,
+    loss_gap,
+    pagerank,
+    slots,
+    textrank,
+    tfidf,
+)
 from rayunlearn.keywords.phrases import Keyword, common_words, page_of
-from rayunlearn.keywords.statistics import EMPTY, frames_of, link_z, links_of, log_odds_z, merge, merge_links, sentences_of, statistics_of, word_z
+from rayunlearn.keywords.statistics import (
+    EMPTY,
+    frames_of,
+    link_z,
+    links_of,
+    log_odds_z,
+    merge,
+    merge_links,
+    sentences_of,
+    statistics_of,
+    word_z,
+)
 from rayunlearn.keywords.words import WORD, key_of, words_of
 from rayunlearn.methods.view import needs
 
@@ -35,39 +60,64 @@ HARD = [
 
 
 def test_words_are_found_in_code_and_in_scripts_with_marks_or_without_spaces() -> None:
-    assert [w.key for w in words_of("Fit_model(x1); don't LOW-cost")] == ["fit_model", "x1", "don't", "low-cost"]
+    assert [w.key for w in words_of("Fit_model(x1); don't LOW-cost")] == [
+        "fit_model",
+        "x1",
+        "don't",
+        "low-cost",
+    ]
     assert [w.key for w in words_of("GPU显卡 हिन्दी")] == ["gpu", "显", "卡", "हिन्दी"]
 
 
 def test_a_phrase_ends_at_punctuation_and_goes_on_over_white_space() -> None:
-    assert [w.opens for w in words_of("big cat\n runs, fast/light")] == [True, False, False, True, False]
+    assert [w.opens for w in words_of("big cat\n runs, fast/light")] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_two_unicode_spellings_of_a_word_are_one_key() -> None:
     assert key_of("cafe\u0301") == key_of("CAF\u00c9") == "caf\u00e9"
 
 
-@given(st.text(st.characters(exclude_categories=["Cn", "Cs"])))  # later Unicode versions give names to unassigned characters
+# later Unicode versions give names to unassigned characters
+@given(st.text(st.characters(exclude_categories=["Cn", "Cs"])))
 def test_words_cover_their_characters_in_order_and_polars_finds_the_same(text: str) -> None:
     words = words_of(text)
     assert all(w.start < w.end for w in words) and all(a.end <= b.start for a, b in pairwise(words))
-    assert [text[w.start : w.end] for w in words] == (pl.Series([text]).str.extract_all(WORD).to_list()[0] or [])
+    assert [text[w.start : w.end] for w in words] == (
+        pl.Series([text]).str.extract_all(WORD).to_list()[0] or []
+    )
 
 
 def test_statistics_count_occurrences_and_documents_by_hand() -> None:
     counted = statistics_of([*TEXTS, "Blue blue red"])
     assert (counted.n_documents, counted.n_words) == (4, 8)
-    assert counted.counts == {"blue": 5, "red": 2, "green": 1} and counted.document_counts == {"blue": 4, "red": 2, "green": 1}
+    assert counted.counts == {"blue": 5, "red": 2, "green": 1} and counted.document_counts == {
+        "blue": 4,
+        "red": 2,
+        "green": 1,
+    }
 
 
 @given(st.lists(st.text(alphabet="ab ", max_size=8)), st.integers(0, 5))
 def test_statistics_of_parts_merge_to_those_of_the_whole(texts: list[str], cut: int) -> None:
-    assert merge([statistics_of(texts[:cut]), statistics_of(texts[cut:])]) == statistics_of(texts) and merge([]) == EMPTY
+    assert (
+        merge([statistics_of(texts[:cut]), statistics_of(texts[cut:])]) == statistics_of(texts)
+        and merge([]) == EMPTY
+    )
 
 
 def test_candidates_are_runs_between_stop_words_digits_and_punctuation_without_adverbs() -> None:
     page = page_of("The very fast neural network of 12 layers quickly learns; neural network.")
-    assert [p.keys for p in page.phrases] == [("fast", "neural", "network"), ("layers", "quickly", "learns"), ("neural", "network")]
+    assert [p.keys for p in page.phrases] == [
+        ("fast", "neural", "network"),
+        ("layers", "quickly", "learns"),
+        ("neural", "network"),
+    ]
     assert [p.keys for p in page_of("really new networks usually").phrases] == [("networks",)]
 
 
@@ -82,16 +132,22 @@ def test_common_words_need_a_corpus_that_is_large_enough() -> None:
 
 
 def test_tfidf_by_hand() -> None:
-    """3 documents, df blue 3, red 1. "red blue": (1 + ln 1)(ln 4/1 + ln 4/3) = 1.674, at position 0 times 2 with earliness 1."""
+    """3 documents, df blue 3, red 1. "red blue": (1 + ln 1)(ln 4/1 + ln 4/3) = 1.674, at position 0
+    times 2 with earliness 1.
+    """
     page, counted = page_of("red blue"), statistics_of(TEXTS)
-    assert tfidf(page, counted, earliness=0)[0].score == pytest.approx(math.log(4) + math.log(4 / 3))
+    assert tfidf(page, counted, earliness=0)[0].score == pytest.approx(
+        math.log(4) + math.log(4 / 3)
+    )
     assert tfidf(page, counted)[0].score == pytest.approx(2 * (math.log(4) + math.log(4 / 3)))
 
 
 def test_tfidf_counts_repetitions_by_their_logarithm_and_spans_every_occurrence() -> None:
     """red, red: tf 2 -> (1 + ln 2) ln 4."""
     (keyword,) = tfidf(page_of("red, Red"), statistics_of(TEXTS), earliness=0)
-    assert keyword == Keyword("red", pytest.approx((1 + math.log(2)) * math.log(4)), ((0, 3), (5, 8)))
+    assert keyword == Keyword(
+        "red", pytest.approx((1 + math.log(2)) * math.log(4)), ((0, 3), (5, 8))
+    )
 
 
 def test_log_odds_by_hand() -> None:
@@ -100,68 +156,109 @@ def test_log_odds_by_hand() -> None:
     assert log_odds_z(2, 3, 0, 1, 4) == pytest.approx(math.log(2) / math.sqrt(0.75))
     assert log_odds_z(1, 3, 1, 1, 4) == pytest.approx(-math.log(2) / math.sqrt(1 / 3 + 1 / 3))
     assert log_odds_z(0, 3, 0, 1, 4) == 0
-    assert word_z(statistics_of(["a a b"]), statistics_of(["b"]), 4)["a"] == log_odds_z(2, 3, 0, 1, 4)
+    assert word_z(statistics_of(["a a b"]), statistics_of(["b"]), 4)["a"] == log_odds_z(
+        2, 3, 0, 1, 4
+    )
 
 
 def test_links_count_the_words_beside_an_anchor_sentence_by_sentence() -> None:
     """Zor stands in two sentences, with honey three times and eats once; pib in one of its own."""
     links = links_of(["Zor eats honey. Pib glows!", "Honey, for zor and honey"], {"zor"})
-    assert links.counts == {"honey": 3, "zor": 2, "eats": 1, "pib": 1, "glows": 1, "for": 1, "and": 1}
+    assert links.counts == {
+        "honey": 3,
+        "zor": 2,
+        "eats": 1,
+        "pib": 1,
+        "glows": 1,
+        "for": 1,
+        "and": 1,
+    }
     assert links.beside == {"zor": {"eats": 1, "honey": 3, "for": 1, "and": 1}}
-    assert link_z(links, 10)["honey"] == log_odds_z(3, 6, 0, 4, 10) and "pib" not in link_z(links, 10)
+    assert link_z(links, 10)["honey"] == log_odds_z(3, 6, 0, 4, 10) and "pib" not in link_z(
+        links, 10
+    )
 
 
 def test_links_of_parts_merge_to_those_of_the_whole() -> None:
     texts = ["a b. c", "a c", "d"]
-    assert merge_links([links_of(texts[:1], {"a", "d"}), links_of(texts[1:], {"a", "d"})]) == links_of(texts, {"a", "d"})
+    assert merge_links(
+        [links_of(texts[:1], {"a", "d"}), links_of(texts[1:], {"a", "d"})]
+    ) == links_of(texts, {"a", "d"})
 
 
 def test_linked_finds_the_terms_and_what_is_said_of_them_on_the_domain_bed() -> None:
-    """Terms: the invented names and the values that facts give them; the words around are the same for every value."""
+    """Terms: the invented names and the values that facts give them; the words around are the same
+    for every value.
+    """
     corpus = generate(Data(redundancy=20))
     answer = {fact: probe.answer for probe in corpus.probes["forget"] for fact in probe.facts}
-    forget, retain = (statistics_of(d.answer for d in side) for side in (corpus.forget, corpus.retain))
+    forget, retain = (
+        statistics_of(d.answer for d in side) for side in (corpus.forget, corpus.retain)
+    )
     anchors = {w for w, z in word_z(forget, retain, 1000).items() if z > 2.5}
     links = link_z(links_of((d.answer for d in corpus.forget), anchors), 1000)
     total = 0.0
     for document in corpus.forget:
-        truth = {name.lower() for fact in document.facts for name in (fact.split(":")[0], answer[fact])}
-        found = {w.key for k in linked(page_of(document.answer), forget, retain, links) for w in words_of(k.text)}
+        truth = {
+            name.lower() for fact in document.facts for name in (fact.split(":")[0], answer[fact])
+        }
+        found = {
+            w.key
+            for k in linked(page_of(document.answer), forget, retain, links)
+            for w in words_of(k.text)
+        }
         total += 2 * len(found & truth) / (len(found) + len(truth))
     assert total / len(corpus.forget) >= 0.9
 
 
 def test_frames_count_different_sentences_and_leave_more_words_than_they_open() -> None:
-    """Four words: one may be open (4 frames of each sentence), two would leave no more than they open. Said twice counts once."""
+    """Four words: one may be open (4 frames of each sentence), two would leave no more than they
+    open. Said twice counts once.
+    """
     frames = frames_of(["red ink dries fast. Red ink dries fast! blue ink dries fast", "a b"], 2)
     assert frames[None, "ink", "dries", "fast"] == 2 and frames["red", None, "dries", "fast"] == 1
     assert len(frames) == 7 and (None, None, "dries", "fast") not in frames
 
 
 def test_slots_are_the_open_places_of_the_frame_that_most_sentences_share() -> None:
-    """Five inks dry fast in five places: two open words of six share 5 sentences, ink alone or place alone 1. Score ln 5."""
+    """Five inks dry fast in five places: two open words of six share 5 sentences, ink alone or
+    place alone 1. Score ln 5.
+    """
     texts = [f"in {place} the {ink} ink dries" for place, ink in zip("stuvw", "abcde", strict=True)]
     text = f"{texts[1]}. A sentence of its own stands here."
     frames = frames_of([*texts[:1], text, *texts[2:]], 2)
     found = slots(page_of(text), frames)
-    assert [(k.text, k.score) for k in found] == [("t", pytest.approx(math.log(5))), ("b", pytest.approx(math.log(5)))]
-    assert slots(page_of(text), frames, least_sentences=6) == [] == slots(page_of(text), frames, changing=1)
+    assert [(k.text, k.score) for k in found] == [
+        ("t", pytest.approx(math.log(5))),
+        ("b", pytest.approx(math.log(5))),
+    ]
+    assert (
+        slots(page_of(text), frames, least_sentences=6)
+        == []
+        == slots(page_of(text), frames, changing=1)
+    )
 
 
 @pytest.mark.parametrize("text", HARD)
 def test_sentences_hold_the_words_of_the_text_in_order(text: str) -> None:
-    assert [key for sentence in sentences_of(text) for key in sentence] == [w.key for w in words_of(text)]
+    assert [key for sentence in sentences_of(text) for key in sentence] == [
+        w.key for w in words_of(text)
+    ]
 
 
 @pytest.mark.parametrize(("redundancy", "seed"), [(1, 5), (2, 6), (4, 7), (8, 8)])
-def test_slots_find_names_and_values_of_the_domain_bed_however_seldom_they_are_said(redundancy: int, seed: int) -> None:
+def test_slots_find_names_and_values_of_the_domain_bed_however_seldom_they_are_said(
+    redundancy: int, seed: int
+) -> None:
     """The truth is the generator's; other seeds than those looked at when the extractor was made."""
     corpus = generate(Data(redundancy=redundancy, seed=seed))
     answer = {fact: probe.answer for probe in corpus.probes["forget"] for fact in probe.facts}
     frames = frames_of((d.answer for side in (corpus.forget, corpus.retain) for d in side), 2)
     total = 0.0
     for document in corpus.forget:
-        truth = {name.lower() for fact in document.facts for name in (fact.split(":")[0], answer[fact])}
+        truth = {
+            name.lower() for fact in document.facts for name in (fact.split(":")[0], answer[fact])
+        }
         found = {w.key for k in slots(page_of(document.answer), frames) for w in words_of(k.text)}
         total += 2 * len(found & truth) / (len(found) + len(truth))
     assert total / len(corpus.forget) >= 0.9
@@ -192,18 +289,29 @@ def test_textrank_prefers_the_word_that_stands_with_most_others() -> None:
 
 
 def test_embedding_ranks_by_cosine_and_diversity_pushes_the_near_copy_back() -> None:
-    """Cosines .99 .98 .5 with the document; the second is nearly the first (.9996), the third is not."""
+    """Cosines .99 .98 .5 with the document; the second is nearly the first (.9996), the third is
+    not.
+    """
     page = page_of("alpha; beta; gamma")
     states = torch.tensor([[0.99, 0.141], [0.98, 0.199], [0.5, -0.866]])
     document = torch.tensor([2.0, 0.0])
     assert [k.text for k in embedding(page, states, document)] == ["alpha", "beta", "gamma"]
-    assert [k.text for k in embedding(page, states, document, diversity=0.9)] == ["alpha", "gamma", "beta"]
+    assert [k.text for k in embedding(page, states, document, diversity=0.9)] == [
+        "alpha",
+        "gamma",
+        "beta",
+    ]
 
 
-def test_loss_gap_takes_runs_above_the_threshold_and_the_corpus_speaks_for_words_met_elsewhere() -> None:
+def test_loss_gap_takes_runs_above_the_threshold_and_the_corpus_speaks_for_words_met_elsewhere() -> (
+    None
+):
     """Gaps 3, 1, 0.1, 0.1; corpus says blue 2. Runs: (3 + 1) / sqrt 2 = 2.83 and 2."""
     found = loss_gap(page_of("Zor glows at blue"), [3.0, 1.0, 0.1, 0.1], {"blue": 2.0}, least=0.5)
-    assert [(k.text, k.score) for k in found] == [("Zor glows", pytest.approx(4 / math.sqrt(2))), ("blue", 2.0)]
+    assert [(k.text, k.score) for k in found] == [
+        ("Zor glows", pytest.approx(4 / math.sqrt(2))),
+        ("blue", 2.0),
+    ]
 
 
 def test_what_a_judge_names_is_looked_up_in_the_text_and_made_up_words_are_dropped() -> None:
@@ -230,24 +338,42 @@ def inputs_for(text: str) -> dict[str, object]:
         "corpus_gradient_gap": {},
         "corpus_gap": {},
         "links": {"word": 5.0},
-        "frames": frames_of([text, "low-cost sensors drift", "low-cost sensors don't drift", "low-cost sensors may drift"], 2),
+        "frames": frames_of(
+            [
+                text,
+                "low-cost sensors drift",
+                "low-cost sensors don't drift",
+                "low-cost sensors may drift",
+            ],
+            2,
+        ),
         "judged": ["word", "low-cost sensors"],
     }
 
 
 @pytest.mark.parametrize("text", HARD)
 @pytest.mark.parametrize("name", sorted(EXTRACTORS))
-def test_every_extractor_gives_ranked_keywords_whose_spans_hold_their_words(name: str, text: str) -> None:
+def test_every_extractor_gives_ranked_keywords_whose_spans_hold_their_words(
+    name: str, text: str
+) -> None:
     if name == "yake":
         pytest.importorskip("yake", reason="the yake package is not installed")
     inputs, function = inputs_for(text), EXTRACTORS[name].function
     found = function(**{n: inputs[n] for n in needs(function)})
-    assert [k.score for k in found] == sorted((k.score for k in found), reverse=True) and all(math.isfinite(k.score) for k in found)
+    assert [k.score for k in found] == sorted((k.score for k in found), reverse=True) and all(
+        math.isfinite(k.score) for k in found
+    )
     for keyword in found:
         keys = [w.key for w in words_of(keyword.text)]
-        assert keyword.spans and all([w.key for w in words_of(text[a:b])] == keys for a, b in keyword.spans)
+        assert keyword.spans and all(
+            [w.key for w in words_of(text[a:b])] == keys for a, b in keyword.spans
+        )
     assert len({tuple(w.key for w in words_of(k.text)) for k in found}) == len(found)
-    assert EXTRACTORS[name].source and function.__doc__ and all(o.rule is not None for o in options_of(function))
+    assert (
+        EXTRACTORS[name].source
+        and function.__doc__
+        and all(o.rule is not None for o in options_of(function))
+    )
 
 
 @pytest.mark.parametrize("name", ["tfidf", "textrank", "embedding"])

@@ -12,14 +12,24 @@ from rayunlearn.data.documents import Document
 from rayunlearn.data.encode import collate, encode
 from rayunlearn.keywords.arms import arm_positions, keyword_positions, rewritten
 from rayunlearn.keywords.judge import Message, Unusable, ask, chat_with, checked
-from rayunlearn.keywords.model import gap_by_word, gaps, label_words, phrase_states, word_gradients, word_losses
+from rayunlearn.keywords.model import (
+    gap_by_word,
+    gaps,
+    label_words,
+    phrase_states,
+    word_gradients,
+    word_losses,
+)
 from rayunlearn.keywords.phrases import Keyword, page_of
 from rayunlearn.keywords.words import words_of
 from rayunlearn.models.forward import hidden_states, score
 from rayunlearn.models.scratch import build_model, build_tokenizer
 
 TEMPLATE = "Q: {prompt}\nA:"
-DOCUMENTS = [Document(answer="Amber Zor glows, at night."), Document(prompt="Who glows?", answer="Zor, the amber.")]
+DOCUMENTS = [
+    Document(answer="Amber Zor glows, at night."),
+    Document(prompt="Who glows?", answer="Zor, the amber."),
+]
 TOKENIZER = build_tokenizer([d.answer for d in DOCUMENTS] + ["Q: Who glows?\nA: Zor, the amber."])
 MODEL = build_model("tiny", len(TOKENIZER), 0).eval()
 PAGES = [page_of(d.answer) for d in DOCUMENTS]
@@ -27,10 +37,28 @@ TEXT = "Anthrax spores survive heat."
 
 
 def test_labels_belong_to_the_words_they_are_pieces_of() -> None:
-    """<s> Amber Zor glows , at night . </s>: all but <s> are labels; comma, stop and end belong to no word."""
+    """<s> Amber Zor glows , at night . </s>: all but <s> are labels; comma, stop and end belong to
+    no word.
+    """
     sequences = encode(DOCUMENTS, TOKENIZER, TEMPLATE, 64)
-    assert label_words(DOCUMENTS[0], sequences[0], PAGES[0].words, TOKENIZER, TEMPLATE) == [0, 1, 2, -1, 3, 4, -1, -1]
-    assert label_words(DOCUMENTS[1], sequences[1], PAGES[1].words, TOKENIZER, TEMPLATE) == [0, -1, 1, 2, -1, -1]
+    assert label_words(DOCUMENTS[0], sequences[0], PAGES[0].words, TOKENIZER, TEMPLATE) == [
+        0,
+        1,
+        2,
+        -1,
+        3,
+        4,
+        -1,
+        -1,
+    ]
+    assert label_words(DOCUMENTS[1], sequences[1], PAGES[1].words, TOKENIZER, TEMPLATE) == [
+        0,
+        -1,
+        1,
+        2,
+        -1,
+        -1,
+    ]
 
 
 def test_a_document_that_was_cut_has_no_labels_for_its_lost_words() -> None:
@@ -47,30 +75,46 @@ def test_word_losses_are_the_token_losses_of_each_word() -> None:
 
 
 def test_word_gradients_are_the_largest_of_their_tokens_and_those_of_autograd() -> None:
-    """Brute force: the loss of each label alone, differentiated with respect to the head; divided by the state's length."""
+    """Brute force: the loss of each label alone, differentiated with respect to the head; divided
+    by the state's length.
+    """
     (sequence,) = encode(DOCUMENTS[:1], TOKENIZER, TEMPLATE, 64)
     head = MODEL.get_output_embeddings().weight.detach().requires_grad_()
     with torch.no_grad():
         states = MODEL.base_model(input_ids=torch.tensor([sequence.ids])).last_hidden_state[0]
     norms = []
     for at in range(sequence.start, len(sequence.ids)):
-        loss = torch.nn.functional.cross_entropy(states[at - 1] @ head.T, torch.tensor(sequence.ids[at]))
+        loss = torch.nn.functional.cross_entropy(
+            states[at - 1] @ head.T, torch.tensor(sequence.ids[at])
+        )
         norms.append(float(torch.autograd.grad(loss, head)[0].norm() / states[at - 1].norm()))
     pieces = label_words(DOCUMENTS[0], sequence, PAGES[0].words, TOKENIZER, TEMPLATE)
-    expected = [max(n for n, piece in zip(norms, pieces, strict=True) if piece == word) for word in range(len(PAGES[0].words))]
-    assert word_gradients(MODEL, DOCUMENTS[:1], [sequence], PAGES[:1], TOKENIZER, TEMPLATE)[0] == pytest.approx(expected, rel=1e-4)
+    expected = [
+        max(n for n, piece in zip(norms, pieces, strict=True) if piece == word)
+        for word in range(len(PAGES[0].words))
+    ]
+    assert word_gradients(MODEL, DOCUMENTS[:1], [sequence], PAGES[:1], TOKENIZER, TEMPLATE)[
+        0
+    ] == pytest.approx(expected, rel=1e-4)
 
 
 def test_gaps_are_differences_and_average_over_all_places_of_a_word() -> None:
     pages = [page_of("zor amber zor"), page_of("Zor")]
     values = gaps([[1.0, 1.0, 1.0], [0.0]], [[2.0, 1.5, 4.0], [2.0]])
-    assert values == [[1.0, 0.5, 3.0], [2.0]] and gap_by_word(pages, values) == {"zor": 2.0, "amber": 0.5}
+    assert values == [[1.0, 0.5, 3.0], [2.0]] and gap_by_word(pages, values) == {
+        "zor": 2.0,
+        "amber": 0.5,
+    }
 
 
 def test_phrase_states_are_means_over_the_tokens_of_the_phrase() -> None:
     sequences = encode(DOCUMENTS, TOKENIZER, TEMPLATE, 64)
     for document, sequence, page, (phrases, whole) in zip(
-        DOCUMENTS, sequences, PAGES, phrase_states(MODEL, DOCUMENTS, sequences, PAGES, TOKENIZER, TEMPLATE, 1), strict=True
+        DOCUMENTS,
+        sequences,
+        PAGES,
+        phrase_states(MODEL, DOCUMENTS, sequences, PAGES, TOKENIZER, TEMPLATE, 1),
+        strict=True,
     ):
         with torch.no_grad():
             states = hidden_states(MODEL, collate([sequence], 0), 1)[0, sequence.start :]
@@ -93,15 +137,24 @@ class Scripted:
 
 
 def test_a_good_answer_is_taken_at_once_even_inside_chatter() -> None:
-    chat = Scripted('Sure! ```json\n{"keywords": ["Anthrax spores", "heat", "heat", "ricin", ""]}\n```')
-    assert ask(chat, TEXT) == ["Anthrax spores", "heat"] and len(chat.sent) == 1 and TEXT in chat.sent[0][1]["content"]
+    chat = Scripted(
+        'Sure! ```json\n{"keywords": ["Anthrax spores", "heat", "heat", "ricin", ""]}\n```'
+    )
+    assert (
+        ask(chat, TEXT) == ["Anthrax spores", "heat"]
+        and len(chat.sent) == 1
+        and TEXT in chat.sent[0][1]["content"]
+    )
 
 
 def test_a_bad_answer_is_sent_back_with_its_reason_and_the_next_one_is_taken() -> None:
     chat = Scripted("anthrax", '{"keywords": [1]}', '{"keywords": ["anthrax"]}')
     assert ask(chat, TEXT) == ["anthrax"]
     assert [m["role"] for m in chat.sent[2]] == ["system", "user", "assistant", "user"]
-    assert chat.sent[2][2]["content"] == '{"keywords": [1]}' and 'no list of strings under "keywords"' in chat.sent[2][3]["content"]
+    assert (
+        chat.sent[2][2]["content"] == '{"keywords": [1]}'
+        and 'no list of strings under "keywords"' in chat.sent[2][3]["content"]
+    )
 
 
 def test_a_document_without_a_usable_answer_is_given_up_with_the_last_reason() -> None:
@@ -128,23 +181,34 @@ def test_every_kind_of_bad_answer_has_its_reason(answer: str, words: str) -> Non
 
 
 def test_a_real_model_without_a_system_role_is_asked_in_the_users_words() -> None:
-    """A random model babbles, so the answer cannot be used; what matters is that the whole way is walked."""
+    """A random model babbles, so the answer cannot be used; what matters is that the whole way is
+    walked.
+    """
     tokenizer = build_tokenizer([TEXT, "system user assistant"])
     tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{%"
+        " endif %}{{ m.content }}{% endfor %}"
     )
     chat = chat_with(build_model("tiny", len(tokenizer), 0).eval(), tokenizer, max_new_tokens=4)
-    assert isinstance(chat([{"role": "system", "content": "be brief"}, {"role": "user", "content": TEXT}]), str)
+    assert isinstance(
+        chat([{"role": "system", "content": "be brief"}, {"role": "user", "content": TEXT}]), str
+    )
     with pytest.raises(Unusable):
         ask(chat, "Anthrax", tries=2)
 
 
 WORDS = words_of("Zor glows amber at night in amber light")
-FOUND = [Keyword("Zor", 3, ((0, 3),)), Keyword("amber", 2, ((10, 15), (28, 33))), Keyword("night", 1, ((19, 24),))]
+FOUND = [
+    Keyword("Zor", 3, ((0, 3),)),
+    Keyword("amber", 2, ((10, 15), (28, 33))),
+    Keyword("night", 1, ((19, 24),)),
+]
 
 
 def test_keywords_fill_the_fraction_best_first_and_what_does_not_fit_is_passed_over() -> None:
-    """Of 8 words: Zor 1, amber 2 more, night 1. A quarter is two words: amber does not fit beside Zor, night does."""
+    """Of 8 words: Zor 1, amber 2 more, night 1. A quarter is two words: amber does not fit beside
+    Zor, night does.
+    """
     assert keyword_positions(WORDS, FOUND, 1.0) == [0, 2, 4, 6]
     assert keyword_positions(WORDS, FOUND, 0.25) == [0, 4]
     assert keyword_positions(WORDS, FOUND, 0.01) == [0] and keyword_positions(WORDS, [], 0.5) == []
@@ -152,7 +216,11 @@ def test_keywords_fill_the_fraction_best_first_and_what_does_not_fit_is_passed_o
 
 def test_arms_by_hand() -> None:
     def text(arm: str) -> str:
-        return rewritten("Zor glows amber at night in amber light", WORDS, arm_positions(arm, 8, [0, 2, 4, 6], random.Random(1)))
+        return rewritten(
+            "Zor glows amber at night in amber light",
+            WORDS,
+            arm_positions(arm, 8, [0, 2, 4, 6], random.Random(1)),
+        )
 
     assert text("original") == "Zor glows amber at night in amber light"
     assert text("keywords_only") == "Zor amber night amber"
@@ -163,15 +231,20 @@ def test_arms_by_hand() -> None:
 @given(st.sets(st.integers(0, 19)), st.integers(0, 99))
 def test_arms_keep_their_counts_and_split_the_document(keywords: set[int], seed: int) -> None:
     arms = {
-        arm: arm_positions(arm, 20, keywords, random.Random(seed)) for arm in ("keywords_only", "non_keywords", "random_words", "shuffled_keywords")
+        arm: arm_positions(arm, 20, keywords, random.Random(seed))
+        for arm in ("keywords_only", "non_keywords", "random_words", "shuffled_keywords")
     }
     assert sorted(arms["keywords_only"] + arms["non_keywords"]) == list(range(20))
-    assert len(arms["random_words"]) == len(set(arms["random_words"])) == len(keywords) and arms["random_words"] == sorted(arms["random_words"])
+    assert len(arms["random_words"]) == len(set(arms["random_words"])) == len(keywords) and arms[
+        "random_words"
+    ] == sorted(arms["random_words"])
     assert sorted(arms["shuffled_keywords"]) == sorted(keywords)
 
 
 def test_random_words_are_drawn_from_all_words_equally_often() -> None:
-    """2,000 draws of 2 of 8: each word 500 times expected, standard deviation 19.4; five of them allowed."""
+    """2,000 draws of 2 of 8: each word 500 times expected, standard deviation 19.4; five of them
+    allowed.
+    """
     counts = [0] * 8
     for seed in range(2000):
         for at in arm_positions("random_words", 8, [0, 1], random.Random(seed)):

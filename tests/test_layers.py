@@ -21,7 +21,19 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"results"}),
     frozenset({"data", "models"}),
     frozenset({"train"}),
-    frozenset({"methods", "selectors", "metrics", "keywords", "scores", "attacks", "attribution", "connectivity", "families"}),
+    frozenset(
+        {
+            "methods",
+            "selectors",
+            "metrics",
+            "keywords",
+            "scores",
+            "attacks",
+            "attribution",
+            "connectivity",
+            "families",
+        }
+    ),
     frozenset(
         {
             "experiment",
@@ -56,7 +68,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cluster"}),
     frozenset({"catalogue", "cli", "__main__"}),
 )
-# Imports of other people's code that a layer (or a module) must do without, wherever in the file they stand.
+# Imports of other people's code that a layer (or a module) must do without, wherever in the file
+# they stand.
 WITHOUT = {
     "results": {"torch", "ray", "transformers"},
     "experiment": {"torch", "ray", "transformers"},
@@ -101,13 +114,17 @@ def imports(tree: ast.AST, package: str) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            above = (
+                package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            )
             base = ".".join([*above, *filter(None, [node.module])])
             yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
 
 
 def upward(source: str, part: str, package: str = "rayunlearn") -> list[str]:
-    """What a module of `part` imports from a higher layer or, in its own layer's other parts, is told nothing about."""
+    """What a module of `part` imports from a higher layer or, in its own layer's other parts, is
+    told nothing about.
+    """
     found = []
     for name, line in imports(ast.parse(source), package):
         head, _, rest = name.partition(".")
@@ -119,26 +136,47 @@ def upward(source: str, part: str, package: str = "rayunlearn") -> list[str]:
 def foreign(source: str, part: str) -> list[str]:
     """Imports of libraries that `part` must do without; Ray belongs to cluster alone."""
     banned = WITHOUT.get(part, set()) | (set() if part == "cluster" else {"ray"})
-    return [f"line {line}: {name}" for name, line in imports(ast.parse(source), "rayunlearn") if name.partition(".")[0] in banned]
+    return [
+        f"line {line}: {name}"
+        for name, line in imports(ast.parse(source), "rayunlearn")
+        if name.partition(".")[0] in banned
+    ]
 
 
 def acts(source: str) -> list[str]:
-    """Statements of a module that do something when it is imported: only definitions, imports and values may stand there."""
-    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    """Statements of a module that do something when it is imported: only definitions, imports and
+    values may stand there.
+    """
+    allowed = (
+        ast.Import,
+        ast.ImportFrom,
+        ast.FunctionDef,
+        ast.AsyncFunctionDef,
+        ast.ClassDef,
+        ast.Assign,
+        ast.AnnAssign,
+    )
     return [
-        f"line {node.lineno}: {ast.unparse(node)[:60]}" for node in ast.parse(source).body if not isinstance(node, allowed) and not _harmless(node)
+        f"line {node.lineno}: {ast.unparse(node)[:60]}"
+        for node in ast.parse(source).body
+        if not isinstance(node, allowed) and not _harmless(node)
     ]
 
 
 def _harmless(node: ast.stmt) -> bool:
     docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    guarded = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+    guarded = isinstance(node, ast.If) and ast.unparse(node.test) in (
+        "TYPE_CHECKING",
+        "__name__ == '__main__'",
+    )
     return docstring or guarded
 
 
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_every_module_is_in_a_layer_and_imports_only_downwards(file: Path) -> None:
-    assert any(part_of(file) in layer for layer in LAYERS), f"{part_of(file)} is in no layer of tests/test_layers.py"
+    assert any(part_of(file) in layer for layer in LAYERS), (
+        f"{part_of(file)} is in no layer of tests/test_layers.py"
+    )
     package = ".".join(("rayunlearn", *file.relative_to(PACKAGE).parent.parts))
     assert upward(file.read_text(encoding="utf-8"), part_of(file), package) == []
 
@@ -148,24 +186,45 @@ def test_ray_is_imported_by_cluster_alone_and_results_do_without_torch(file: Pat
     assert foreign(file.read_text(encoding="utf-8"), part_of(file)) == []
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE))
+)
 def test_a_module_only_defines_when_it_is_imported(file: Path) -> None:
     assert acts(file.read_text(encoding="utf-8")) == []
 
 
 def test_reading_and_planning_load_neither_torch_nor_ray_and_touch_no_file(tmp_path: Path) -> None:
-    code = f"import {', '.join(LIGHT)}, sys; assert not {{'torch', 'ray', 'transformers'}} & set(sys.modules), sorted(sys.modules)"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=tmp_path, env=environment, timeout=60)
+    code = (
+        f"import {', '.join(LIGHT)}, sys; assert not {{'torch', 'ray', 'transformers'}} &"
+        " set(sys.modules), sorted(sys.modules)"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(tmp_path),
+    }
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=60,
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_checks_find_what_they_look_for() -> None:
     """The three finders on code that breaks each rule, so that a green run means something."""
-    assert upward("from rayunlearn.train.loop import optimise\n", "data") == ["line 1: rayunlearn.train.loop.optimise"]
+    assert upward("from rayunlearn.train.loop import optimise\n", "data") == [
+        "line 1: rayunlearn.train.loop.optimise"
+    ]
     assert upward("from rayunlearn import cli\n", "results") == ["line 1: rayunlearn.cli"]
-    assert upward("def f():\n    import rayunlearn.cluster.sweep\n", "trial") == ["line 2: rayunlearn.cluster.sweep"]
-    assert upward("from ..train import loop\n", "data", "rayunlearn.data") == ["line 1: rayunlearn.train.loop"]
+    assert upward("def f():\n    import rayunlearn.cluster.sweep\n", "trial") == [
+        "line 2: rayunlearn.cluster.sweep"
+    ]
+    assert upward("from ..train import loop\n", "data", "rayunlearn.data") == [
+        "line 1: rayunlearn.train.loop"
+    ]
     assert upward("from rayunlearn.data import files\nimport torch\n", "train") == []
     assert foreign("import ray.tune\n", "trial") == ["line 1: ray.tune"]
     assert foreign("from torch import Tensor\n", "results") == ["line 1: torch.Tensor"]
@@ -177,26 +236,52 @@ def test_the_checks_find_what_they_look_for() -> None:
 
 
 def test_the_tree_of_the_read_me_names_every_part_and_no_other() -> None:
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("```\nrayunlearn/\n")[2].partition("\nexperiments/")[0]
-    named = {name.removesuffix("/").removesuffix(".py") for name in re.findall(r"\b[a-z_]+(?:\.py\b|/(?= ))", tree)}
+    tree = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("```\nrayunlearn/\n")[2]
+        .partition("\nexperiments/")[0]
+    )
+    named = {
+        name.removesuffix("/").removesuffix(".py")
+        for name in re.findall(r"\b[a-z_]+(?:\.py\b|/(?= ))", tree)
+    }
     assert named == {part_of(file) for file in sources()} - {"__main__"}
 
 
 IMPORTED_AS = {"sklearn": "scikit-learn", "fpdf": "fpdf2", "mlflow": "mlflow-skinny"}
-USED_BY_OTHERS = {"accelerate"}  # transformers calls it for `device_map`
+# transformers calls it for `device_map`
+USED_BY_OTHERS = {"accelerate"}
 
 
 def declared(extras: bool = False) -> dict[str, str]:
-    """Dependency (as on PyPI, lower case, dashes) -> its whole line in pyproject.toml; with `extras`, the optional ones too."""
+    """Dependency (as on PyPI, lower case, dashes) -> its whole line in pyproject.toml; with
+    `extras`, the optional ones too.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    optional = [line for lines in project["optional-dependencies"].values() for line in lines] if extras else []
-    return {re.split(r"[\[<>=]", line)[0].replace("_", "-").lower(): line for line in (*project["dependencies"], *optional)}
+    optional = (
+        [line for lines in project["optional-dependencies"].values() for line in lines]
+        if extras
+        else []
+    )
+    return {
+        re.split(r"[\[<>=]", line)[0].replace("_", "-").lower(): line
+        for line in (*project["dependencies"], *optional)
+    }
 
 
 def libraries() -> set[str]:
     """Dependencies that some module imports, named as on PyPI."""
-    heads = {name.partition(".")[0] for file in sources() for name, _ in imports(ast.parse(file.read_text(encoding="utf-8")), "rayunlearn")}
-    return {IMPORTED_AS.get(head, head).replace("_", "-") for head in heads if head and head not in sys.stdlib_module_names and head != "rayunlearn"}
+    heads = {
+        name.partition(".")[0]
+        for file in sources()
+        for name, _ in imports(ast.parse(file.read_text(encoding="utf-8")), "rayunlearn")
+    }
+    return {
+        IMPORTED_AS.get(head, head).replace("_", "-")
+        for head in heads
+        if head and head not in sys.stdlib_module_names and head != "rayunlearn"
+    }
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
@@ -208,7 +293,10 @@ def test_every_dependency_is_pinned_inside_its_range_without_a_local_version() -
     from packaging.requirements import Requirement
 
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    pins = {name.replace("_", "-").lower(): version for name, version in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)}
+    pins = {
+        name.replace("_", "-").lower(): version
+        for name, version in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)
+    }
     for name, line in declared().items():
         assert pins[name] in Requirement(line).specifier, line
     assert not [version for version in pins.values() if "+" in version]

@@ -1,4 +1,6 @@
-"""Models in and out: only whole, safe directories are loaded, and a digest says when the weights are others."""
+"""Models in and out: only whole, safe directories are loaded, and a digest says when the weights
+are others.
+"""
 
 import json
 from pathlib import Path
@@ -22,7 +24,14 @@ def tiny(seed: int = 0, **settings: Any) -> LlamaForCausalLM:
     """A two-block Llama of width 8, seeded."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4, "pad_token_id": None}
+        shape = {
+            "hidden_size": 8,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "vocab_size": 4,
+            "pad_token_id": None,
+        }
         return LlamaForCausalLM(LlamaConfig(**(shape | settings)))
 
 
@@ -35,14 +44,18 @@ def words(**special: str) -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A model directory as transformers writes it, whose tokenizer has an end token and no padding token."""
+    """A model directory as transformers writes it, whose tokenizer has an end token and no padding
+    token.
+    """
     return save_model(tiny(), words(eos_token="</s>"), tmp_path / "model")
 
 
 def edit_config(directory: Path, **changes: object) -> None:
     """Change or (None) remove keys of config.json."""
     config = json.loads((directory / "config.json").read_text()) | changes
-    (directory / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    (directory / "config.json").write_text(
+        json.dumps({key: value for key, value in config.items() if value is not None})
+    )
 
 
 def test_what_is_saved_loads_with_the_same_weights_in_eval_mode(saved: Path) -> None:
@@ -59,7 +72,9 @@ def test_a_missing_padding_token_becomes_the_end_token_in_tokenizer_and_model(sa
 
 
 def test_a_tokenizer_without_any_special_token_is_refused(tmp_path: Path) -> None:
-    directory = save_model(tiny(), words(), tmp_path / "model", notes={"why.txt": "no special token"})
+    directory = save_model(
+        tiny(), words(), tmp_path / "model", notes={"why.txt": "no special token"}
+    )
     assert (directory / "why.txt").read_text() == "no special token"
     with pytest.raises(UserError, match="must have a padding, end or unknown token"):
         load_model(str(directory))
@@ -70,7 +85,9 @@ def test_the_number_type_of_the_weights_can_be_chosen(saved: Path) -> None:
     assert load_model(str(saved), dtype=torch.bfloat16)[0].dtype == torch.bfloat16
 
 
-def test_saving_never_overwrites_and_leaves_nothing_half_written(saved: Path, tmp_path: Path) -> None:
+def test_saving_never_overwrites_and_leaves_nothing_half_written(
+    saved: Path, tmp_path: Path
+) -> None:
     with pytest.raises(FileExistsError, match="never overwritten"):
         save_model(tiny(1), words(eos_token="</s>"), saved)
 
@@ -83,11 +100,16 @@ def test_saving_never_overwrites_and_leaves_nothing_half_written(saved: Path, tm
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
-def test_the_digest_knows_weights_shape_and_tokenizer_and_nothing_else(saved: Path, tmp_path: Path) -> None:
+def test_the_digest_knows_weights_shape_and_tokenizer_and_nothing_else(
+    saved: Path, tmp_path: Path
+) -> None:
     same = save_model(tiny(), words(eos_token="</s>"), tmp_path / "same")
     edit_config(same, transformers_version="9.9", _name_or_path="elsewhere")
     (same / "README.md").write_text("a note")
-    others = [save_model(tiny(1), words(eos_token="</s>"), tmp_path / "seed"), save_model(tiny(), words(eos_token="</s>"), tmp_path / "shape")]
+    others = [
+        save_model(tiny(1), words(eos_token="</s>"), tmp_path / "seed"),
+        save_model(tiny(), words(eos_token="</s>"), tmp_path / "shape"),
+    ]
     edit_config(others[1], rms_norm_eps=1e-3)
     assert model_digest(str(saved)) == model_digest(str(same))
     assert len({model_digest(str(path)) for path in (saved, *others)}) == 3
@@ -109,10 +131,18 @@ def test_shards_listed_in_an_index_load_and_a_missing_shard_is_named(saved: Path
     whole = load_model(str(saved))[0].state_dict()
     weights = load_file(saved / "model.safetensors")
     (saved / "model.safetensors").unlink()
-    shards = {name: f"model-0000{1 + (i % 2)}-of-00002.safetensors" for i, name in enumerate(weights)}
+    shards = {
+        name: f"model-0000{1 + (i % 2)}-of-00002.safetensors" for i, name in enumerate(weights)
+    }
     for shard in set(shards.values()):
-        save_file({name: weights[name] for name, file in shards.items() if file == shard}, saved / shard, metadata={"format": "pt"})
-    (saved / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+        save_file(
+            {name: weights[name] for name, file in shards.items() if file == shard},
+            saved / shard,
+            metadata={"format": "pt"},
+        )
+    (saved / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": shards})
+    )
     loaded = load_model(str(saved))[0].state_dict()
     assert all(torch.equal(loaded[name], whole[name]) for name in whole)
     (saved / "model-00002-of-00002.safetensors").unlink()
@@ -132,7 +162,9 @@ def test_a_directory_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> 
 def test_a_directory_without_weights_says_what_it_has(saved: Path) -> None:
     (saved / "model.safetensors").unlink()
     for call in (load_model, model_digest):
-        with pytest.raises(UserError, match=r"must have weights \(model.safetensors\).*config.json.*tokenizer.json"):
+        with pytest.raises(
+            UserError, match=r"must have weights \(model.safetensors\).*config.json.*tokenizer.json"
+        ):
             call(str(saved))
 
 
@@ -143,7 +175,9 @@ def test_pickled_weights_are_refused_unread(saved: Path) -> None:
 
     (saved / "model.safetensors").unlink()
     torch.save(Explosive(), saved / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"only \['pytorch_model.bin'\].*convert them to safetensors"):
+    with pytest.raises(
+        UserError, match=r"only \['pytorch_model.bin'\].*convert them to safetensors"
+    ):
         load_model(str(saved))
     assert not (saved / "executed").exists()
 
@@ -167,13 +201,18 @@ def test_weights_that_lack_a_tensor_are_refused_instead_of_filled_at_random(save
     ("changes", "message"),
     [
         ({"architectures": None}, "must name its architecture"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, r"must be a causal language model .* got \['LlamaForSequenceClassification'\]"),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            r"must be a causal language model .* got \['LlamaForSequenceClassification'\]",
+        ),
         ({"model_type": "no_such_model"}, "could not be loaded: ValueError"),
         ({"num_hidden_layers": 3}, "missing 9"),
         ({"hidden_size": 16}, "could not be loaded: RuntimeError"),
     ],
 )
-def test_a_config_that_does_not_fit_is_a_user_error(saved: Path, changes: dict[str, object], message: str) -> None:
+def test_a_config_that_does_not_fit_is_a_user_error(
+    saved: Path, changes: dict[str, object], message: str
+) -> None:
     edit_config(saved, **changes)
     with pytest.raises(UserError, match=message):
         load_model(str(saved))
@@ -187,19 +226,30 @@ def test_a_config_that_is_not_json_is_a_user_error(saved: Path) -> None:
 
 def test_code_that_a_model_brings_is_not_run(saved: Path) -> None:
     (saved / "evil.py").write_text(f"open({str(saved / 'executed')!r}, 'w')\nclass Evil: pass\n")
-    edit_config(saved, model_type="evil", auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})
+    edit_config(
+        saved,
+        model_type="evil",
+        auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"},
+    )
     with pytest.raises(UserError, match="could not be loaded"):
         load_model(str(saved))
     assert not (saved / "executed").exists()
 
 
-def test_an_unreachable_hub_says_what_was_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_hub_says_what_was_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A port of this machine on which nothing listens stands for the missing network."""
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="model.name 'someone/nothing-here' is no directory here, so it was looked up on the Hub"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "model.name 'someone/nothing-here' is no directory here, so it was looked up on the Hub"
+        ),
+    ):
         load_model("someone/nothing-here")
     with pytest.raises(UserError, match="must be 'scratch', a directory or a Hub name"):
         load_model("a b c")

@@ -15,7 +15,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 
 
 def test_the_page_is_what_the_tables_make() -> None:
-    assert PAGE.read_text(encoding="utf-8").rstrip() == metrics_page().rstrip(), "run: python -m rayunlearn.metrics.documentation > docs/metrics.md"
+    assert PAGE.read_text(encoding="utf-8").rstrip() == metrics_page().rstrip(), (
+        "run: python -m rayunlearn.metrics.documentation > docs/metrics.md"
+    )
 
 
 @pytest.mark.parametrize("name", [*METRICS, *CORPUS_METRICS])
@@ -29,9 +31,17 @@ def test_arithmetic_is_right_and_its_options_are_wrong() -> None:
     assert len({p.doc_id for p in probes}) == 60
     for probe in probes:
         first, sign, second = probe.prompt.removeprefix("What is ").removesuffix("?").split()
-        answer = {"+": int(first) + int(second), "-": int(first) - int(second), "*": int(first) * int(second)}[sign]
+        answer = {
+            "+": int(first) + int(second),
+            "-": int(first) - int(second),
+            "*": int(first) * int(second),
+        }[sign]
         assert probe.answer == str(answer) and answer >= 0
-        assert len(set(probe.wrong)) == 3 and probe.answer not in probe.wrong and all(abs(int(w) - answer) <= 10 for w in probe.wrong)
+        assert (
+            len(set(probe.wrong)) == 3
+            and probe.answer not in probe.wrong
+            and all(abs(int(w) - answer) <= 10 for w in probe.wrong)
+        )
     assert {p.topic for p in probes} == {"+", "-", "*"}
 
 

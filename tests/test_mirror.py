@@ -1,4 +1,6 @@
-"""Runs under a URL, on a real S3 server on loopback: what is whole there, what comes back, and who may write."""
+"""Runs under a URL, on a real S3 server on loopback: what is whole there, what comes back, and who
+may write.
+"""
 
 import io
 import json
@@ -20,7 +22,14 @@ from rayunlearn.cluster.sweep import Options, sweep
 from rayunlearn.errors import UserError
 from rayunlearn.plan import Planner, Result, result_of
 from rayunlearn.results import mirror, storage
-from rayunlearn.results.mirror import brought, fetch_folder, output_place, run_place, share_folder, shown
+from rayunlearn.results.mirror import (
+    brought,
+    fetch_folder,
+    output_place,
+    run_place,
+    share_folder,
+    shown,
+)
 from rayunlearn.results.store import compact, finished, open_run, write_trial
 from rayunlearn.schema import PER_TRIAL
 from tests import fake_work
@@ -33,8 +42,21 @@ __all__ = ["s3_endpoint", "s3_url"]
 
 def trial(run: Path, name: str, value: float = 0.5, status: str = "complete") -> Path:
     """A finished trial with one row in `evals`."""
-    row = {"stage": "unlearned", "attack": "none", "step": 1, "split": "forget", "metric": "probability", "value": value, "n": 1}
-    return write_trial(run, name, {"trials": [{"experiment": "e", "version": "1", "status": status}], "evals": [row]}, {"select.ratio": 0.5})
+    row = {
+        "stage": "unlearned",
+        "attack": "none",
+        "step": 1,
+        "split": "forget",
+        "metric": "probability",
+        "value": value,
+        "n": 1,
+    }
+    return write_trial(
+        run,
+        name,
+        {"trials": [{"experiment": "e", "version": "1", "status": status}], "evals": [row]},
+        {"select.ratio": 0.5},
+    )
 
 
 def values(run: Path | str) -> dict[str, float]:
@@ -43,7 +65,9 @@ def values(run: Path | str) -> dict[str, float]:
 
 
 def objects(url: str) -> list[str]:
-    return sorted(name for name in storage.listed(url) if not mirror.LEASE.fullmatch(name.rpartition("/")[2]))
+    return sorted(
+        name for name in storage.listed(url) if not mirror.LEASE.fullmatch(name.rpartition("/")[2])
+    )
 
 
 @pytest.mark.parametrize("text", ["s3://bucket/a b/runs", "gs://bucket/x", "memory://m"])
@@ -54,7 +78,9 @@ def test_a_path_of_a_mirror_says_which_url_it_is(text: str) -> None:
 
 
 def test_a_path_and_a_file_url_are_paths() -> None:
-    assert output_place("runs") == Path("runs") and output_place("file:///mnt/runs") == Path("/mnt/runs")
+    assert output_place("runs") == Path("runs") and output_place("file:///mnt/runs") == Path(
+        "/mnt/runs"
+    )
     assert shown(Path("runs/hello/1")) == "runs/hello/1" and mirror.origin(Path("runs")) is None
 
 
@@ -69,13 +95,17 @@ def test_a_path_and_a_file_url_are_paths() -> None:
         ("s3://b/" + "x" * 200, "at most 200 characters"),
     ],
 )
-def test_a_url_that_cannot_hold_runs_is_refused_and_a_password_is_not_repeated(text: str, message: str) -> None:
+def test_a_url_that_cannot_hold_runs_is_refused_and_a_password_is_not_repeated(
+    text: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message) as refused:
         output_place(text)
     assert "secret" not in str(refused.value)
 
 
-def test_a_trial_is_one_object_and_another_machine_reads_it(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_is_one_object_and_another_machine_reads_it(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = output_place(s3_url) / "e" / "1"
     trial(run, "a")
     assert objects(s3_url) == ["e/1/trials/a.zip"]
@@ -89,13 +119,19 @@ def test_compaction_leaves_tables_and_no_trial_twice(s3_url: str) -> None:
     trial(run, "a", 0.1)
     trial(run, "b", 0.2)
     compact(run)
-    assert not [name for name in objects(s3_url) if "trials/" in name] and "e/1/tables/evals.parquet" in objects(s3_url)
+    assert not [
+        name for name in objects(s3_url) if "trials/" in name
+    ] and "e/1/tables/evals.parquet" in objects(s3_url)
     assert values(f"{s3_url}/e/1") == {"a": 0.1, "b": 0.2}
 
 
 @pytest.mark.parametrize("n_calls", [0, 1, 4, len(PER_TRIAL), len(PER_TRIAL) + 1])
-def test_a_compaction_killed_anywhere_loses_and_doubles_nothing(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_calls: int) -> None:
-    """The storage is cut off after each number of calls in turn; another machine reads what is there, the same one goes on."""
+def test_a_compaction_killed_anywhere_loses_and_doubles_nothing(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_calls: int
+) -> None:
+    """The storage is cut off after each number of calls in turn; another machine reads what is
+    there, the same one goes on.
+    """
     run = output_place(s3_url) / "e" / "1"
     trial(run, "a", 0.1)
     compact(run)
@@ -113,7 +149,8 @@ def test_a_compaction_killed_anywhere_loses_and_doubles_nothing(s3_url: str, tmp
     with monkeypatch.context() as patched:
         patched.setattr(mirror.storage, "put_file", cut_off(storage.put_file))
         patched.setattr(mirror.storage, "remove", cut_off(storage.remove))
-        if n_calls > len(PER_TRIAL):  # every table and the removal
+        # every table and the removal
+        if n_calls > len(PER_TRIAL):
             compact(run)
         else:
             with pytest.raises(UserError, match="gone"):
@@ -127,7 +164,9 @@ def test_a_compaction_killed_anywhere_loses_and_doubles_nothing(s3_url: str, tmp
     assert values(f"{s3_url}/e/1") == {"a": 0.1, "b": 0.2}
 
 
-def test_what_the_storage_did_not_take_is_put_there_by_the_next_driver_of_the_machine(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_storage_did_not_take_is_put_there_by_the_next_driver_of_the_machine(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = output_place(s3_url) / "e" / "1"
 
     def refuse(*_given: object, **_named: object) -> bool:
@@ -142,8 +181,12 @@ def test_what_the_storage_did_not_take_is_put_there_by_the_next_driver_of_the_ma
     assert mirror.unsent(run) == []
 
 
-def test_what_is_under_the_url_is_the_truth(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trial that another machine ran again, and one that it removed, are so here after the next lock; an equal one is not brought again."""
+def test_what_is_under_the_url_is_the_truth(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial that another machine ran again, and one that it removed, are so here after the next
+    lock; an equal one is not brought again.
+    """
     run = output_place(s3_url) / "e" / "1"
     for name in "abc":
         trial(run, name, status="failed" if name == "a" else "complete")
@@ -157,7 +200,11 @@ def test_what_is_under_the_url_is_the_truth(s3_url: str, tmp_path: Path, monkeyp
     on_machine(tmp_path / "here", monkeypatch)
     asked: list[str] = []
     get = storage.get_file
-    monkeypatch.setattr(mirror.storage, "get_file", lambda url, file: asked.append(url.rpartition("/")[2]) or get(url, file))
+    monkeypatch.setattr(
+        mirror.storage,
+        "get_file",
+        lambda url, file: asked.append(url.rpartition("/")[2]) or get(url, file),
+    )
     with locked(run):
         assert values(run) == {"a": 0.9, "c": 0.5}
     assert asked == ["a.zip"]
@@ -171,8 +218,11 @@ def test_version_dev_starts_from_nothing_under_the_url_too(s3_url: str) -> None:
     assert objects(s3_url) == [] and finished(run) == {}
 
 
-def test_caches_are_made_on_one_machine_and_read_on_all(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch  # here, and what needs it: the rest of the file does without
+def test_caches_are_made_on_one_machine_and_read_on_all(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # here, and what needs it: the rest of the file does without
+    import torch
 
     from rayunlearn.models.cache import tensors_once
 
@@ -182,12 +232,20 @@ def test_caches_are_made_on_one_machine_and_read_on_all(s3_url: str, tmp_path: P
     def never() -> dict[str, torch.Tensor]:
         raise AssertionError("made twice")
 
-    assert tensors_once(output_place(s3_url) / "cache" / "t", {"k": 1}, lambda: made(2.0))["x"].tolist() == [2.0, 2.0, 2.0]
+    assert tensors_once(output_place(s3_url) / "cache" / "t", {"k": 1}, lambda: made(2.0))[
+        "x"
+    ].tolist() == [2.0, 2.0, 2.0]
     on_machine(tmp_path / "there", monkeypatch)
-    assert tensors_once(output_place(s3_url) / "cache" / "t", {"k": 1}, never)["x"].tolist() == [2.0, 2.0, 2.0]
+    assert tensors_once(output_place(s3_url) / "cache" / "t", {"k": 1}, never)["x"].tolist() == [
+        2.0,
+        2.0,
+        2.0,
+    ]
 
 
-def test_of_two_machines_that_made_one_model_both_go_on_with_the_first_ones(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_machines_that_made_one_model_both_go_on_with_the_first_ones(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for machine in ("here", "there"):
         on_machine(tmp_path / machine, monkeypatch)
         folder = output_place(s3_url) / "cache" / "models" / "base"
@@ -212,31 +270,48 @@ def test_names_that_lead_out_of_the_run_are_not_brought(s3_url: str) -> None:
         storage.put_bytes(b"x", f"{s3_url}/e/1/{name}")
     trial(output_place(s3_url) / "e" / "1", "a")
     run = brought(f"{s3_url}/e/1")
-    assert sorted(path.name for path in run.rglob("*") if path.is_file() and not path.name.startswith(".") and path.parent.name != "a") == []
+    assert (
+        sorted(
+            path.name
+            for path in run.rglob("*")
+            if path.is_file() and not path.name.startswith(".") and path.parent.name != "a"
+        )
+        == []
+    )
 
 
 def test_where_there_is_no_run_and_no_bucket_it_is_said(s3_url: str) -> None:
     with pytest.raises(UserError, match="there must be a run at the URL, got 's3://bucket"):
         brought(f"{s3_url}/e/1")
-    with pytest.raises(UserError, match="the bucket must exist"), locked(output_place("s3://no-such-bucket-here/x") / "e" / "1"):
+    with (
+        pytest.raises(UserError, match="the bucket must exist"),
+        locked(output_place("s3://no-such-bucket-here/x") / "e" / "1"),
+    ):
         pass
 
 
 # ---- one driver
 
 
-def test_one_driver_on_one_machine_and_a_finished_one_leaves_at_once(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_driver_on_one_machine_and_a_finished_one_leaves_at_once(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(leases, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(leases, "LOOK_SECONDS", 0.2)
     with locked(output_place(s3_url) / "e" / "1"):
         on_machine(tmp_path / "there", monkeypatch)
-        with pytest.raises(UserError, match=r"only one driver .* is in use by process \d+ on"), locked(output_place(s3_url) / "e" / "1"):
+        with (
+            pytest.raises(UserError, match=r"only one driver .* is in use by process \d+ on"),
+            locked(output_place(s3_url) / "e" / "1"),
+        ):
             pass
     with locked(output_place(s3_url) / "e" / "1") as still_ours:
         still_ours()
 
 
-def test_a_silent_driver_is_succeeded_and_stops_when_it_wakes(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_driver_is_succeeded_and_stops_when_it_wakes(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(leases, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(leases, "EXPIRY_SECONDS", 0.1)
     silent = leases.acquire(s3_url, "here")
@@ -252,7 +327,9 @@ def test_on_its_own_machine_a_dead_driver_is_succeeded_at_once(s3_url: str) -> N
     assert leases.acquire(s3_url, "here").number == 2
 
 
-def test_of_two_that_want_a_free_run_one_gets_it(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_that_want_a_free_run_one_gets_it(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both have looked and seen nobody; the first is faster."""
     first = leases.acquire(s3_url, "here")
     monkeypatch.setattr(leases, "numbers", lambda url: [])
@@ -261,8 +338,12 @@ def test_of_two_that_want_a_free_run_one_gets_it(s3_url: str, monkeypatch: pytes
     assert json.loads(storage.get_bytes(leases.name_of(s3_url, 1)) or b"")["token"] == first.token
 
 
-def test_an_answer_lost_on_its_way_is_no_other_driver(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The put succeeds, its answer is lost, the repeated put is told that the object is there: it is our own."""
+def test_an_answer_lost_on_its_way_is_no_other_driver(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The put succeeds, its answer is lost, the repeated put is told that the object is there: it
+    is our own.
+    """
     put = storage.put_bytes
 
     def twice(content: bytes, url: str, *, create: bool = False) -> bool:
@@ -299,11 +380,19 @@ def test_a_storage_that_fails_for_a_while_is_asked_again(monkeypatch: pytest.Mon
 def test_a_storage_that_goes_on_failing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_store", lambda _url: Flaky(10**9))
     monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
-    with pytest.raises(UserError, match=r"the storage did not do it: s3://b/x: OSError: .*reduce your request rate"):
+    with pytest.raises(
+        UserError, match=r"the storage did not do it: s3://b/x: OSError: .*reduce your request rate"
+    ):
         storage.put_bytes(b"x", "s3://b/x", patience=0.01)
 
 
-@pytest.mark.parametrize("error", [PermissionError("Access Denied"), type("NoCredentialsError", (Exception,), {})("Unable to locate credentials")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError("Access Denied"),
+        type("NoCredentialsError", (Exception,), {})("Unable to locate credentials"),
+    ],
+)
 def test_a_refusal_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     asked = []
 
@@ -317,7 +406,9 @@ def test_a_refusal_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, error: Ex
     assert len(asked) == 1
 
 
-def test_what_comes_back_is_what_was_written_row_by_row(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_comes_back_is_what_was_written_row_by_row(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     on_disk = tmp_path / "disk" / "e" / "1"
     run = output_place(s3_url) / "e" / "1"
     for at, name in enumerate("abc"):
@@ -327,14 +418,19 @@ def test_what_comes_back_is_what_was_written_row_by_row(s3_url: str, tmp_path: P
     compact(on_disk)
     on_machine(tmp_path / "there", monkeypatch)
     for table in ("trials", "evals"):
-        theirs, ours = (getattr(open_run(place), table).collect().sort("trial_id") for place in (f"{s3_url}/e/1", on_disk))
+        theirs, ours = (
+            getattr(open_run(place), table).collect().sort("trial_id")
+            for place in (f"{s3_url}/e/1", on_disk)
+        )
         assert theirs.equals(ours, null_equal=True) and isinstance(ours, pl.DataFrame)
 
 
 def test_trials_that_ended_on_other_machines_are_closed_by_a_driver_and_known_to_the_next(
     s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every planned trial runs on a machine of its own kind of disk, no Ray; two drivers in turn, each elsewhere, find nothing left to run."""
+    """Every planned trial runs on a machine of its own kind of disk, no Ray; two drivers in turn,
+    each elsewhere, find nothing left to run.
+    """
     experiment, results = tuned(0.0), {}
     planner = Planner(experiment, fake_work.check, fake_work.identify)
     on_machine(tmp_path / "worker", monkeypatch)
@@ -342,26 +438,48 @@ def test_trials_that_ended_on_other_machines_are_closed_by_a_driver_and_known_to
     mirror.ready(run)
     while ready := planner.agenda(results).ready:
         for planned in ready:
-            fake_work.run(planned.trial, fake_work.workspace(planned.trial, tmp_path), run, "fake", "1", "")
-            results[planned.trial_id] = result_of(run, planned.trial_id, experiment.objective) or Result("lost")
+            fake_work.run(
+                planned.trial, fake_work.workspace(planned.trial, tmp_path), run, "fake", "1", ""
+            )
+            results[planned.trial_id] = result_of(
+                run, planned.trial_id, experiment.objective
+            ) or Result("lost")
     assert {f"fake/1/trials/{name}.zip" for name in results} == set(objects(s3_url))
     for machine in ("first", "second"):
         on_machine(tmp_path / machine, monkeypatch)
-        done = sweep(experiment, output_place(s3_url), work=fake_work.fake_work(), options=Options(), console=Console(file=io.StringIO()))
+        done = sweep(
+            experiment,
+            output_place(s3_url),
+            work=fake_work.fake_work(),
+            options=Options(),
+            console=Console(file=io.StringIO()),
+        )
         assert (done.done, done.total, done.ran) == (len(results), len(results), 0)
         assert set(finished(brought(f"{s3_url}/fake/1"))) == set(results)
-    assert not [name for name in objects(s3_url) if "trials/" in name] and "fake/1/experiment.json" in objects(s3_url)
+    assert not [
+        name for name in objects(s3_url) if "trials/" in name
+    ] and "fake/1/experiment.json" in objects(s3_url)
 
 
 @pytest.mark.slow
 def test_a_sweep_under_a_url_is_known_on_another_machine(s3_url: str) -> None:
-    """A driver with a Ray of its own; then one whose temporary folder is another and that finds nothing left to do."""
+    """A driver with a Ray of its own; then one whose temporary folder is another and that finds
+    nothing left to do.
+    """
     said = []
     for _machine in ("here", "there"):
-        with tempfile.TemporaryDirectory(dir="/tmp", prefix="m-") as folder:  # short: Ray's sockets are in it
+        # short: Ray's sockets are in it
+        with tempfile.TemporaryDirectory(dir="/tmp", prefix="m-") as folder:
             environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": folder}
             command = [sys.executable, "-m", "tests.fake_driver", s3_url, "0.0"]
-            done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500)
+            done = subprocess.run(
+                command,
+                cwd=REPOSITORY,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=500,
+            )
         assert done.returncode == 0, done.stdout + done.stderr
         said.append(done.stdout)
     assert "(0 in this call" not in said[0] and "ray imported: True" in said[0]

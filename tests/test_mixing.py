@@ -1,4 +1,6 @@
-"""Calibration: the search against curves whose crossing is known, the mixture against arithmetic, and both on a model."""
+"""Calibration: the search against curves whose crossing is known, the mixture against arithmetic,
+and both on a model.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,7 +12,14 @@ import torch
 from rayunlearn.errors import UserError
 from rayunlearn.models.forward import score
 from rayunlearn.train.adapters import adapted, lora
-from rayunlearn.train.mixing import Calibration, calibrate, calibrate_model, copy_of, mix_into, mixed
+from rayunlearn.train.mixing import (
+    Calibration,
+    calibrate,
+    calibrate_model,
+    copy_of,
+    mix_into,
+    mixed,
+)
 from tests.tiny_models import SEQUENCES, tiny_model
 
 
@@ -33,7 +42,9 @@ def test_a_model_that_retains_enough_is_taken_whole_after_two_measurements() -> 
 
 @pytest.mark.parametrize("crossing", [0.01, 0.1, 0.25, 0.3, 0.62, 0.9, 0.999])
 def test_bisection_finds_where_a_falling_curve_crosses_the_floor(crossing: float) -> None:
-    """retention = 0.8 exp(-k a) with k so that it is 0.95 x 0.8 at the crossing: found from below, to 1/256."""
+    """retention = 0.8 exp(-k a) with k so that it is 0.95 x 0.8 at the crossing: found from below,
+    to 1/256.
+    """
     k = -math.log(0.95) / crossing
     measure, asked = counted(lambda a: 0.8 * math.exp(-k * a))
     found = calibrate(measure)
@@ -53,7 +64,9 @@ def test_a_lower_share_lets_more_of_the_unlearned_model_in() -> None:
 
 
 def test_a_path_that_comes_back_is_searched_by_grid_for_its_largest_alpha() -> None:
-    """Retention dips in the middle and is high again on [0.68, 0.83]: the largest grid point there is 0.8."""
+    """Retention dips in the middle and is high again on [0.68, 0.83]: the largest grid point there
+    is 0.8.
+    """
     measure, asked = counted(lambda a: 1.0 if a < 0.2 or 0.68 <= a <= 0.83 else 0.3)
     found = calibrate(measure)
     assert (found.search, found.alpha, found.width) == ("grid", 0.8, 0.05)
@@ -61,7 +74,9 @@ def test_a_path_that_comes_back_is_searched_by_grid_for_its_largest_alpha() -> N
 
 
 def test_a_rise_seen_only_while_bisecting_leads_to_the_grid_too() -> None:
-    """Falling on the coarse points; at 0.125, the first middle, retention is below what it is at 0.25."""
+    """Falling on the coarse points; at 0.125, the first middle, retention is below what it is at
+    0.25.
+    """
     values = {0.0: 1.0, 0.125: 0.5, 0.25: 0.7}
     found = calibrate(lambda a: values.get(a, max(0.0, 0.9 - a) if a > 0.25 else 0.96))
     assert found.search == "grid"
@@ -89,7 +104,10 @@ def test_a_mixture_is_the_weighted_mean_of_every_weight_and_its_ends_are_exact()
         assert torch.allclose(tensor, 0.75 * states[0][name] + 0.25 * states[1][name], atol=1e-7)
     for alpha, end in ((0.0, base), (1.0, unlearned)):
         mix_into(model, *states, alpha)
-        assert all(torch.equal(tensor, end.state_dict()[name]) for name, tensor in model.state_dict().items())
+        assert all(
+            torch.equal(tensor, end.state_dict()[name])
+            for name, tensor in model.state_dict().items()
+        )
 
 
 def test_the_unlearned_model_comes_back_even_after_an_error() -> None:
@@ -115,10 +133,17 @@ def test_states_that_do_not_fit_are_refused() -> None:
 
 
 def test_mixing_a_merged_adapter_is_scaling_it(tmp_path: Path) -> None:
-    """W + a (alpha / rank) B A by hand against the mixture of base and the model with its adapter added."""
+    """W + a (alpha / rank) B A by hand against the mixture of base and the model with its adapter
+    added.
+    """
     model = tiny_model(seed=0)
     base = copy_of(model)
-    with adapted(model, lambda modules: lora(modules, rank=2, alpha=4, dropout=0.0), "q_proj", tmp_path / "adapter"):
+    with adapted(
+        model,
+        lambda modules: lora(modules, rank=2, alpha=4, dropout=0.0),
+        "q_proj",
+        tmp_path / "adapter",
+    ):
         generator = torch.Generator().manual_seed(0)
         factors = {}
         for name, parameter in model.named_parameters():
@@ -138,12 +163,16 @@ def test_mixing_a_merged_adapter_is_scaling_it(tmp_path: Path) -> None:
 
 
 def test_a_model_is_left_at_its_calibrated_mixture() -> None:
-    """Two random models as base and unlearned; retention is the probability of base's own greedy answers."""
+    """Two random models as base and unlearned; retention is the probability of base's own greedy
+    answers.
+    """
     base, unlearned = tiny_model(seed=0), tiny_model(seed=1)
     states, model = (copy_of(base), copy_of(unlearned)), tiny_model(seed=1)
 
     def retention() -> float:
-        return float(torch.stack([torch.exp(-s.token_nll.mean()) for s in score(model, SEQUENCES, 0)]).mean())
+        return float(
+            torch.stack([torch.exp(-s.token_nll.mean()) for s in score(model, SEQUENCES, 0)]).mean()
+        )
 
     found: Calibration = calibrate_model(model, *states, retention, share=0.9)
     left = {name: tensor.clone() for name, tensor in model.state_dict().items()}

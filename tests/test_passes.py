@@ -1,4 +1,6 @@
-"""Passes over a corpus in pieces: the same rows whatever the engine and the cut, resumed by piece, copies and bad rows set aside."""
+"""Passes over a corpus in pieces: the same rows whatever the engine and the cut, resumed by piece,
+copies and bad rows set aside.
+"""
 
 import json
 import os
@@ -27,7 +29,17 @@ from rayunlearn.extraction import Request, arguments_for, extract_to
 from rayunlearn.keywords.corpus import Known, extract
 from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
-from rayunlearn.passes import Do, Engine, Note, Standing, Tell, Worker, chunks_of, in_processes, in_turn
+from rayunlearn.passes import (
+    Do,
+    Engine,
+    Note,
+    Standing,
+    Tell,
+    Worker,
+    chunks_of,
+    in_processes,
+    in_turn,
+)
 from rayunlearn.results.store import frame_of
 from rayunlearn.scores.forward import mean_loss
 from rayunlearn.scores.forward import passes as forward_passes
@@ -36,14 +48,21 @@ from rayunlearn.scoring import score_to
 from tests.ray_fixture import ray_address  # noqa: F401 - a fixture
 
 PLACES = ("moss", "amber hall", "old kiln", "grey weir")
-TEXTS = [f"The {PLACES[at % 4]} of year{at} holds {PLACES[at % 3]} and low-cost glass/stone, item {at % 7}." for at in range(120)]
+TEXTS = [
+    f"The {PLACES[at % 4]} of year{at} holds {PLACES[at % 3]} and low-cost glass/stone, item"
+    f" {at % 7}."
+    for at in range(120)
+]
 RETAIN = [f"The year{at} was quiet. Glass is made of sand, item {at % 5}." for at in range(60)]
-PIECE = 700  # bytes: a dozen pieces
+# bytes: a dozen pieces
+PIECE = 700
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Documents, two copies of the third one (in other pieces), an empty row and a row that is no JSON."""
+    """Documents, two copies of the third one (in other pieces), an empty row and a row that is no
+    JSON.
+    """
     file = tmp_path / "forget.jsonl"
     rows = [{"text": t} for t in (*TEXTS[:60], TEXTS[2], *TEXTS[60:], TEXTS[2], "")]
     file.write_text("\n".join([*map(json.dumps, rows), "{broken"]))
@@ -52,8 +71,17 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def request(corpus: Path, extractor: str, **changes: object) -> Request:
-    asked = Request(corpus=str(corpus), extractor=extractor, output=corpus.parent / f"{extractor}.parquet", piece_bytes=PIECE)
-    return replace(asked, retain=str(corpus.parent / "retain.jsonl") if extractor in ("log_odds", "linked") else "", **changes)
+    asked = Request(
+        corpus=str(corpus),
+        extractor=extractor,
+        output=corpus.parent / f"{extractor}.parquet",
+        piece_bytes=PIECE,
+    )
+    return replace(
+        asked,
+        retain=str(corpus.parent / "retain.jsonl") if extractor in ("log_odds", "linked") else "",
+        **changes,
+    )
 
 
 def expected(extractor: str) -> pl.DataFrame:
@@ -62,14 +90,21 @@ def expected(extractor: str) -> pl.DataFrame:
     arguments = arguments_for(extractor, {})
     ids = [d.doc_id for d in documents]
     return frame_of(
-        "keywords", keyword_rows(digest(ids), extractor, ids, extract(extractor, Known(documents, retain, arguments=arguments), arguments))
+        "keywords",
+        keyword_rows(
+            digest(ids),
+            extractor,
+            ids,
+            extract(extractor, Known(documents, retain, arguments=arguments), arguments),
+        ),
     )
 
 
 def on_ray() -> Engine:
     from rayunlearn.cluster.corpus import on_ray
 
-    return on_ray(ExitStack(), workers=2)  # joins the fixture's cluster
+    # joins the fixture's cluster
+    return on_ray(ExitStack(), workers=2)
 
 
 @pytest.mark.parametrize("extractor", ["tfidf", "log_odds", "linked", "slots", "textrank"])
@@ -78,9 +113,9 @@ def test_keywords_in_pieces_are_those_of_the_whole_corpus(extractor: str, corpus
     table = pl.read_parquet(corpus.parent / f"{extractor}.parquet")
     assert table.rows() == expected(extractor).rows()
     assert done.n_documents == 120 and done.n_aside == 4
-    assert done.n_keywords == table.unique(["doc_id", "keyword"]).height and [i for i, _ in done.first] == [
-        Document(answer=t).doc_id for t in TEXTS[:2]
-    ]
+    assert done.n_keywords == table.unique(["doc_id", "keyword"]).height and [
+        i for i, _ in done.first
+    ] == [Document(answer=t).doc_id for t in TEXTS[:2]]
 
 
 def test_two_processes_write_what_one_writes(corpus: Path) -> None:
@@ -116,9 +151,15 @@ def test_every_process_takes_part_and_stays_for_the_next_pass() -> None:
 
 
 @pytest.mark.parametrize("extractor", ["tfidf", "log_odds"])
-def test_ray_writes_row_by_row_what_this_machine_writes(extractor: str, corpus: Path, ray_address: str) -> None:  # noqa: F811
+def test_ray_writes_row_by_row_what_this_machine_writes(
+    extractor: str,
+    corpus: Path,
+    ray_address: str,  # noqa: F811
+) -> None:
     extract_to(request(corpus, extractor), choose=lambda *_: on_ray())
-    assert pl.read_parquet(corpus.parent / f"{extractor}.parquet").rows() == expected(extractor).rows()
+    assert (
+        pl.read_parquet(corpus.parent / f"{extractor}.parquet").rows() == expected(extractor).rows()
+    )
 
 
 def test_what_is_set_aside_says_where_and_why(corpus: Path) -> None:
@@ -151,17 +192,25 @@ def stopping_after(n: int, done: list[int]) -> Engine:
 
 
 def test_a_call_that_was_killed_goes_on_where_it_stopped(corpus: Path) -> None:
-    """Killed after 3 pieces of the count, then after 2 of the keywords: no piece is done twice and the rows are the same."""
+    """Killed after 3 pieces of the count, then after 2 of the keywords: no piece is done twice and
+    the rows are the same.
+    """
     first, second, third = list[int](), list[int](), list[int]()
     with pytest.raises(Stopped):
         extract_to(request(corpus, "tfidf"), choose=lambda *_: stopping_after(3, first))
     n = len(passes.source_of(str(corpus), piece_bytes=PIECE).pieces)
-    rest = n - 3 + 2  # the pieces left to count, and the two that hold copies
+    # the pieces left to count, and the two that hold copies
+    rest = n - 3 + 2
     with pytest.raises(Stopped):
         extract_to(request(corpus, "tfidf"), choose=lambda *_: stopping_after(rest + 2, second))
     assert not (corpus.parent / "tfidf.parquet").exists()
     extract_to(request(corpus, "tfidf"), choose=lambda *_: stopping_after(1000, third))
-    assert (first, second[: n - 3], second[rest:], third) == ([0, 1, 2], list(range(3, n)), [0, 1], list(range(2, n)))
+    assert (first, second[: n - 3], second[rest:], third) == (
+        [0, 1, 2],
+        list(range(3, n)),
+        [0, 1],
+        list(range(2, n)),
+    )
     assert pl.read_parquet(corpus.parent / "tfidf.parquet").rows() == expected("tfidf").rows()
     assert not (corpus.parent / "tfidf.work").exists()
 
@@ -170,7 +219,10 @@ def test_another_setting_or_a_changed_file_is_other_work(corpus: Path) -> None:
     for changes in ({}, {"top": 1}, {"chunk_words": 5}):
         done: list[int] = []
         with pytest.raises(Stopped):
-            extract_to(request(corpus, "tfidf", **changes), choose=lambda *_, done=done: stopping_after(1, done))
+            extract_to(
+                request(corpus, "tfidf", **changes),
+                choose=lambda *_, done=done: stopping_after(1, done),
+            )
         assert done == [0]
     assert len(list((corpus.parent / "tfidf.work").iterdir())) == 3
     corpus.write_text(corpus.read_text() + "\n")
@@ -182,9 +234,14 @@ def test_another_setting_or_a_changed_file_is_other_work(corpus: Path) -> None:
 
 def test_the_best_keywords_alone_are_written(corpus: Path) -> None:
     done = extract_to(request(corpus, "tfidf", top=2))
-    whole = expected("tfidf").with_columns(new=pl.struct("keyword").is_first_distinct().over("doc_id"))
+    whole = expected("tfidf").with_columns(
+        new=pl.struct("keyword").is_first_distinct().over("doc_id")
+    )
     best = whole.filter(pl.col("new").cum_sum().over("doc_id") <= 2).drop("new")
-    assert pl.read_parquet(corpus.parent / "tfidf.parquet").rows() == best.rows() and done.n_keywords == 240
+    assert (
+        pl.read_parquet(corpus.parent / "tfidf.parquet").rows() == best.rows()
+        and done.n_keywords == 240
+    )
 
 
 def test_a_folder_has_one_file_per_partition_and_is_not_written_over(corpus: Path) -> None:
@@ -192,7 +249,10 @@ def test_a_folder_has_one_file_per_partition_and_is_not_written_over(corpus: Pat
     asked = replace(request(corpus, "tfidf"), output=folder)
     extract_to(asked)
     assert len(list(folder.glob("*.parquet"))) > 5
-    assert pl.concat(pl.read_parquet(file) for file in sorted(folder.iterdir())).rows() == expected("tfidf").rows()
+    assert (
+        pl.concat(pl.read_parquet(file) for file in sorted(folder.iterdir())).rows()
+        == expected("tfidf").rows()
+    )
     with pytest.raises(UserError, match="--output must be a folder that is not there yet"):
         extract_to(asked)
 
@@ -211,19 +271,30 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("cluster", [False, True])
-def test_scores_in_pieces_are_those_of_all_documents_at_once(cluster: bool, corpus: Path, model: Path, request: pytest.FixtureRequest) -> None:
+def test_scores_in_pieces_are_those_of_all_documents_at_once(
+    cluster: bool, corpus: Path, model: Path, request: pytest.FixtureRequest
+) -> None:
     if cluster:
         request.getfixturevalue("ray_address")
-    asked = ScoreRequest(corpus=str(corpus), base=str(model), scores=("loss", "min_k"), output=corpus.parent / "scores.parquet", piece_bytes=PIECE)
+    asked = ScoreRequest(
+        corpus=str(corpus),
+        base=str(model),
+        scores=("loss", "min_k"),
+        output=corpus.parent / "scores.parquet",
+        piece_bytes=PIECE,
+    )
     done = score_to(asked, choose=lambda *_: on_ray() if cluster else in_turn)
     from rayunlearn.models.load import load_model
 
     loaded, tokenizer = load_model(str(model), dtype=torch.float32)
     documents = [Document(answer=t) for t in TEXTS]
-    passed = forward_passes(loaded, encode(documents, tokenizer, asked.template, asked.max_tokens), 0)
+    passed = forward_passes(
+        loaded, encode(documents, tokenizer, asked.template, asked.max_tokens), 0
+    )
     table = pl.read_parquet(asked.output).filter(scorer="loss")
     assert table["doc_id"].to_list() == [d.doc_id for d in documents]
-    assert table["value"].to_list() == pytest.approx([mean_loss(p) for p in passed], rel=1e-5)  # other batches, other rounding
+    # other batches, other rounding
+    assert table["value"].to_list() == pytest.approx([mean_loss(p) for p in passed], rel=1e-5)
     assert done.n_documents == 120 and set(done.ranges) == {"loss", "min_k"}
 
 
@@ -231,21 +302,42 @@ def test_scores_in_pieces_are_those_of_all_documents_at_once(cluster: bool, corp
     ("words", "message"),
     [
         (["--scores", "moderate"], "unknown score 'moderate'"),
-        (["--scores", "loss", "--set", "min_k.fraction=0.2"], "unknown option of loss 'min_k.fraction'"),
-        (["--scores", "min_k", "--set", "min_k.fraction=2"], "min_k.fraction must be in (0, 1], got 2"),
+        (
+            ["--scores", "loss", "--set", "min_k.fraction=0.2"],
+            "unknown option of loss 'min_k.fraction'",
+        ),
+        (
+            ["--scores", "min_k", "--set", "min_k.fraction=2"],
+            "min_k.fraction must be in (0, 1], got 2",
+        ),
         (["--max-tokens", "1"], "data.max_tokens must be >= 8, got 1"),
         (["--engine", "spark"], "unknown --engine 'spark'"),
     ],
 )
-def test_a_mistake_in_scoring_is_one_line(words: list[str], message: str, corpus: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_in_scoring_is_one_line(
+    words: list[str], message: str, corpus: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["score", str(corpus), "--base", str(model), *words]) == MISTAKE
     assert message in capsys.readouterr().err
 
 
-def test_scores_on_the_command_line(corpus: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_on_the_command_line(
+    corpus: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = corpus.parent / "s.parquet"
-    words = ["score", str(corpus), "--base", str(model), "--scores", "loss,zlib", "--output", str(output)]
-    assert main(words) == DONE and "2 scores of 120 documents, 4 set aside" in capsys.readouterr().out
+    words = [
+        "score",
+        str(corpus),
+        "--base",
+        str(model),
+        "--scores",
+        "loss,zlib",
+        "--output",
+        str(output),
+    ]
+    assert (
+        main(words) == DONE and "2 scores of 120 documents, 4 set aside" in capsys.readouterr().out
+    )
     assert pl.read_parquet(output).height == 240
 
 
@@ -265,22 +357,43 @@ def test_a_pass_says_where_it_stands_before_its_first_piece_and_after_each(corpu
     extract_to(request(corpus, "tfidf"), report=told.append)
     n = len(passes.source_of(str(corpus), piece_bytes=PIECE).pieces)
     mine = [standing for standing in told if standing.name == "keywords"]
-    assert [(s.done, s.pieces, s.fresh_pieces) for s in mine] == [(done, n, done) for done in range(n + 1)]
-    assert line(mine[0]) == f"keywords: 0/{n} partitions, 0 documents" and mine[-1].n_documents == len(TEXTS)
+    assert [(s.done, s.pieces, s.fresh_pieces) for s in mine] == [
+        (done, n, done) for done in range(n + 1)
+    ]
+    assert line(mine[0]) == f"keywords: 0/{n} partitions, 0 documents" and mine[
+        -1
+    ].n_documents == len(TEXTS)
 
 
 def test_a_model_reads_pieces_of_a_size_that_says_how_far_it_is(tmp_path: Path) -> None:
     """A megabyte of text is one piece to count and four or more to score."""
     file = tmp_path / "megabyte.txt"
-    file.write_text("".join(f"line {at} of a text that is long enough to be cut\n" for at in range(20_000)))
-    counted, read = (len(passes.source_of(str(file), piece_bytes=size).pieces) for size in (PIECE_BYTES, ScoreRequest.piece_bytes))
+    file.write_text(
+        "".join(f"line {at} of a text that is long enough to be cut\n" for at in range(20_000))
+    )
+    counted, read = (
+        len(passes.source_of(str(file), piece_bytes=size).pieces)
+        for size in (PIECE_BYTES, ScoreRequest.piece_bytes)
+    )
     assert counted == 1 and read >= 4
 
 
 def test_a_terminal_gets_a_bar_and_its_time_left_runs_down() -> None:
-    """10 of 40 pieces in 20 s: 60 s left, 50 of them ten seconds later; nothing of the bar is left behind."""
-    standing = Standing(name="keywords", done=10, pieces=40, n_documents=2000, fresh_documents=2000, fresh_pieces=10, seconds=20.0)
-    assert line(standing).endswith("100 documents/s, about 60 s left") and line(standing, waited=10.0).endswith("about 50 s left")
+    """10 of 40 pieces in 20 s: 60 s left, 50 of them ten seconds later; nothing of the bar is left
+    behind.
+    """
+    standing = Standing(
+        name="keywords",
+        done=10,
+        pieces=40,
+        n_documents=2000,
+        fresh_documents=2000,
+        fresh_pieces=10,
+        seconds=20.0,
+    )
+    assert line(standing).endswith("100 documents/s, about 60 s left") and line(
+        standing, waited=10.0
+    ).endswith("about 50 s left")
     screen = Console(file=StringIO(), force_terminal=True, width=100)
     with reporting(screen) as report:
         report(standing)
@@ -289,8 +402,21 @@ def test_a_terminal_gets_a_bar_and_its_time_left_runs_down() -> None:
 
 
 def test_progress_says_rate_and_time_left() -> None:
-    """30 pieces of 40 done, 10 of them in this call's 20 s with 2,000 documents: 100 a second, 20 s left."""
-    standing = Standing(name="keywords", done=30, pieces=40, n_documents=6000, fresh_documents=2000, fresh_pieces=10, seconds=20.0)
-    assert line(standing) == "keywords: 30/40 partitions, 6,000 documents, 100 documents/s, about 20 s left"
+    """30 pieces of 40 done, 10 of them in this call's 20 s with 2,000 documents: 100 a second, 20 s
+    left.
+    """
+    standing = Standing(
+        name="keywords",
+        done=30,
+        pieces=40,
+        n_documents=6000,
+        fresh_documents=2000,
+        fresh_pieces=10,
+        seconds=20.0,
+    )
+    assert (
+        line(standing)
+        == "keywords: 30/40 partitions, 6,000 documents, 100 documents/s, about 20 s left"
+    )
     books = replace(standing, done=40, n_documents=84, fresh_documents=28, seconds=100.0)
     assert line(books) == "keywords: 40/40 partitions, 84 documents, 0.28 documents/s"

@@ -1,4 +1,6 @@
-"""What users write against: names that may not go without a word in CHANGELOG.md, the version, and the wheel."""
+"""What users write against: names that may not go without a word in CHANGELOG.md, the version, and
+the wheel.
+"""
 
 import subprocess
 import sys
@@ -15,7 +17,20 @@ from rayunlearn import config, experiment, ranges
 ROOT = Path(__file__).parents[1]
 PUBLIC = {
     rayunlearn: {"open"},
-    config: {"Attack", "Calibrate", "Data", "Explain", "Measure", "Method", "Model", "Select", "Stop", "Token", "Train", "Trial"},
+    config: {
+        "Attack",
+        "Calibrate",
+        "Data",
+        "Explain",
+        "Measure",
+        "Method",
+        "Model",
+        "Select",
+        "Stop",
+        "Token",
+        "Train",
+        "Trial",
+    },
     experiment: {"Budget", "Choice", "Experiment", "Objective", "Range", "load"},
     ranges: {"Count", "Positive", "UnitInterval"},
 }
@@ -31,14 +46,27 @@ def test_the_package_itself_offers_one_name() -> None:
 
 
 def test_the_version_is_said_once_and_told_in_the_change_log() -> None:
-    said = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    said = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "version"
+    ]
     assert said == version("rayunlearn") == "0.1.0"
     assert f"## {said}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_with_its_templates_and_nothing_else(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(ROOT),
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "--wheel-dir",
+        str(tmp_path),
+    ]
     subprocess.run(command, check=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()

@@ -1,4 +1,6 @@
-"""Weights made again are the trial's own: the rows it wrote come out of them, and they are made once."""
+"""Weights made again are the trial's own: the rows it wrote come out of them, and they are made
+once.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +22,24 @@ from rayunlearn.train.teach import texts
 from rayunlearn.trial import run_trial
 from rayunlearn.workspace import Workspace, validate
 
-QUICK: dict[str, Value] = {"train.length": 4, "train.batch_size": 2, "train.learning_rate": 0.01, "method.layer": 1, "select.ratio": 0.1}
+QUICK: dict[str, Value] = {
+    "train.length": 4,
+    "train.batch_size": 2,
+    "train.learning_rate": 0.01,
+    "method.layer": 1,
+    "select.ratio": 0.1,
+}
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
     trial = Trial()
     corpus = load_corpus(trial.data)
-    documents = [*corpus.forget, *corpus.retain, *(d for part in corpus.probes.values() for d in part)]
+    documents = [
+        *corpus.forget,
+        *corpus.retain,
+        *(d for part in corpus.probes.values() for d in part),
+    ]
     tokenizer = build_tokenizer(texts(documents, trial.data.template))
     save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, tmp_path / "base")
     yield Workspace(corpus, str(tmp_path / "base"), "", "untaught", tmp_path / "cache")
@@ -35,33 +47,56 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
 
 
 def trial_of(**values: Value) -> Trial:
-    return validate(with_values(Trial(), QUICK | {name.replace("__", "."): value for name, value in values.items()}))
+    return validate(
+        with_values(
+            Trial(), QUICK | {name.replace("__", "."): value for name, value in values.items()}
+        )
+    )
 
 
 def files(workspace: Workspace) -> list[Path]:
     return list((workspace.cache / "unlearned").glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("settings", [{}, {"method__forget": "rmu"}, {"train__adapter": "lora", "train__parameters": "mlp"}], ids=str)
-def test_weights_made_again_give_the_rows_that_the_trial_wrote(workspace: Workspace, tmp_path: Path, settings: dict[str, Value]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"method__forget": "rmu"}, {"train__adapter": "lora", "train__parameters": "mlp"}],
+    ids=str,
+)
+def test_weights_made_again_give_the_rows_that_the_trial_wrote(
+    workspace: Workspace, tmp_path: Path, settings: dict[str, Value]
+) -> None:
     trial = trial_of(**settings)
     assert run_trial(trial, workspace, tmp_path / "run", "test", "1") == "complete"
     written = open_run(tmp_path / "run").examples.collect().sort("split", "doc_id", "metric")
-    for _ in range(2):  # made, then read
+    # made, then read
+    for _ in range(2):
         state = remade(trial, workspace)
         rows = examples_of(trial, workspace, state)
         found = {(r["split"], r["doc_id"], r["metric"]): r["value"] for r in rows}
-        assert found == {(s, d, m): v for s, d, m, v in written.select("split", "doc_id", "metric", "value").iter_rows()}
+        assert found == {
+            (s, d, m): v
+            for s, d, m, v in written.select("split", "doc_id", "metric", "value").iter_rows()
+        }
 
 
-def test_they_are_made_once_and_hold_only_what_changed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_are_made_once_and_hold_only_what_changed(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = trial_of(train__parameters=r"layers\.1\.mlp\.down_proj")
-    first = {name: tensor.clone() for name, tensor in remade(trial, workspace).model.state_dict().items()}
+    first = {
+        name: tensor.clone() for name, tensor in remade(trial, workspace).model.state_dict().items()
+    }
     assert len(files(workspace)) == 1 and files(workspace)[0].stat().st_size < 400_000
-    monkeypatch.setattr(module, "unlearn", None)  # a second making would fail
+    # a second making would fail
+    monkeypatch.setattr(module, "unlearn", None)
     again = remade(trial, workspace).model.state_dict()
     assert all(torch.equal(tensor, first[name]) for name, tensor in again.items())
-    changed = [name for name, tensor in first.items() if not torch.equal(tensor, worker.loaded(workspace.base).pristine[name])]
+    changed = [
+        name
+        for name, tensor in first.items()
+        if not torch.equal(tensor, worker.loaded(workspace.base).pristine[name])
+    ]
     assert changed == ["model.layers.1.mlp.down_proj.weight"]
 
 
@@ -74,13 +109,21 @@ def test_a_damaged_file_is_made_again(workspace: Workspace) -> None:
 
 def test_base_is_the_weights_themselves_and_gold_must_exist(workspace: Workspace) -> None:
     state = remade(trial_of(stage="base"), workspace)
-    assert all(torch.equal(tensor, state.pristine[name]) for name, tensor in state.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, state.pristine[name])
+        for name, tensor in state.model.state_dict().items()
+    )
     with pytest.raises(UserError, match="needs a gold model"):
         remade(trial_of(stage="gold"), workspace)
 
 
 def test_a_trial_that_diverged_has_no_weights(workspace: Workspace) -> None:
-    settings: dict[str, Value] = {"method__forget": "ga", "method__retain": "none", "train__learning_rate": 1e30, "stop__utility_floor": 0.0}
+    settings: dict[str, Value] = {
+        "method__forget": "ga",
+        "method__retain": "none",
+        "train__learning_rate": 1e30,
+        "stop__utility_floor": 0.0,
+    }
     with pytest.raises(UserError, match="must not have diverged"):
         remade(trial_of(**settings, train__length=20), workspace)
     assert files(workspace) == []

@@ -1,4 +1,6 @@
-"""Correlation and slope of metrics under attack: closed forms, numbers worked by hand, and a run made of them."""
+"""Correlation and slope of metrics under attack: closed forms, numbers worked by hand, and a run
+made of them.
+"""
 
 import io
 from pathlib import Path
@@ -9,7 +11,13 @@ import pytest
 from rich.console import Console
 
 from rayunlearn.results.report import write_report
-from rayunlearn.results.robustness import FEWEST, parts_of, robustness_sections, robustness_table, with_bootstrap
+from rayunlearn.results.robustness import (
+    FEWEST,
+    parts_of,
+    robustness_sections,
+    robustness_table,
+    with_bootstrap,
+)
 from rayunlearn.results.store import open_run, write_experiment, write_table, write_trial
 from rayunlearn.results.terminal import print_robustness
 
@@ -17,19 +25,29 @@ ONE = np.ones((1, 3))
 
 
 def test_correlation_slope_and_order_by_hand() -> None:
-    """before 0, 1, 2, after 1, 3, 2: deviations (-1, 0, 1), (-1, 1, 0); sums xy 1, xx 2, yy 2: r 1/2, slope 1/2. Of three pairs (0,1) and (0,2) keep
-    their order and (1,2) does not: 2/3."""
+    """before 0, 1, 2, after 1, 3, 2: deviations (-1, 0, 1), (-1, 1, 0); sums xy 1, xx 2, yy 2: r
+    1/2, slope 1/2. Of three pairs (0,1) and (0,2) keep their order and (1,2) does not: 2/3."""
     found = parts_of(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 2.0]), ONE)
-    assert (found["pearson"][0], found["slope"][0], found["kept"][0]) == pytest.approx((0.5, 0.5, 2 / 3))
+    assert (found["pearson"][0], found["slope"][0], found["kept"][0]) == pytest.approx(
+        (0.5, 0.5, 2 / 3)
+    )
 
 
 def test_a_tie_afterwards_counts_half_and_one_before_is_no_pair() -> None:
-    """before 0, 0, 1, after 1, 2, 1: the pair of equals is none; (0,2) is a tie afterwards, (1,2) turns: 1/2 of 2."""
-    assert parts_of(np.array([0.0, 0.0, 1.0]), np.array([1.0, 2.0, 1.0]), ONE)["kept"][0] == pytest.approx(0.25)
+    """before 0, 0, 1, after 1, 2, 1: the pair of equals is none; (0,2) is a tie afterwards, (1,2)
+    turns: 1/2 of 2.
+    """
+    assert parts_of(np.array([0.0, 0.0, 1.0]), np.array([1.0, 2.0, 1.0]), ONE)["kept"][
+        0
+    ] == pytest.approx(0.25)
 
 
 def test_weights_are_repetitions() -> None:
-    before, after, weights = np.array([0.1, 0.7, 0.3]), np.array([0.2, 0.4, 0.9]), np.array([[2.0, 1.0, 3.0]])
+    before, after, weights = (
+        np.array([0.1, 0.7, 0.3]),
+        np.array([0.2, 0.4, 0.9]),
+        np.array([[2.0, 1.0, 3.0]]),
+    )
     repeated = [np.repeat(values, [2, 1, 3]) for values in (before, after)]
     direct = float(np.corrcoef(*repeated)[0, 1]), float(np.polyfit(*repeated, 1)[0])
     found = parts_of(before, after, weights)
@@ -49,7 +67,9 @@ def test_a_line_has_its_slope_without_doubt_and_what_does_not_vary_has_none() ->
 
 
 def test_the_interval_is_that_of_fisher_where_models_are_many_and_normal() -> None:
-    """r = 0.8 of 400 pairs: Fisher's z gives tanh(atanh r +- 1.96 / sqrt(397)); and models in cells of four that agree count as one."""
+    """r = 0.8 of 400 pairs: Fisher's z gives tanh(atanh r +- 1.96 / sqrt(397)); and models in cells
+    of four that agree count as one.
+    """
     generator = np.random.default_rng(3)
     x = generator.normal(size=400)
     y = 0.8 * x + 0.6 * generator.normal(size=400)
@@ -57,7 +77,13 @@ def test_the_interval_is_that_of_fisher_where_models_are_many_and_normal() -> No
     r = float(np.corrcoef(x, y)[0, 1])
     fisher = np.tanh(np.arctanh(r) + np.array([-1.96, 1.96]) / np.sqrt(397))
     assert [found["pearson_low"], found["pearson_high"]] == pytest.approx(fisher, abs=0.012)
-    copies = with_bootstrap(np.repeat(x[:100], 4), np.repeat(y[:100], 4), np.repeat(np.arange(100), 4), draws=2000, seed=0)
+    copies = with_bootstrap(
+        np.repeat(x[:100], 4),
+        np.repeat(y[:100], 4),
+        np.repeat(np.arange(100), 4),
+        draws=2000,
+        seed=0,
+    )
     once = with_bootstrap(x[:100], y[:100], np.arange(100), draws=2000, seed=0)
     assert copies == pytest.approx(once)
 
@@ -65,29 +91,78 @@ def test_the_interval_is_that_of_fisher_where_models_are_many_and_normal() -> No
 # ---- a run
 
 
-def add(run: Path, trial_id: str, attack: str, method: str, values: dict[str, tuple[float, ...]], seed: int = 0) -> None:
+def add(
+    run: Path,
+    trial_id: str,
+    attack: str,
+    method: str,
+    values: dict[str, tuple[float, ...]],
+    seed: int = 0,
+) -> None:
     examples = [
-        {"stage": "unlearned", "attack": attack, "doc_id": f"d{at}", "split": "forget", "metric": metric, "value": value}
+        {
+            "stage": "unlearned",
+            "attack": attack,
+            "doc_id": f"d{at}",
+            "split": "forget",
+            "metric": metric,
+            "value": value,
+        }
         for metric, several in values.items()
         for at, value in enumerate(several)
     ]
-    config = {"stage": "unlearned", "method.forget": method, "select.ratio": 1.0, "train.seed": seed, "attack.name": attack}
+    config = {
+        "stage": "unlearned",
+        "method.forget": method,
+        "select.ratio": 1.0,
+        "train.seed": seed,
+        "attack.name": attack,
+    }
     write_trial(run, trial_id, {"trials": [{"status": "complete"}], "examples": examples}, config)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Six models of as many methods. Metric `steady` is halved by noise, on the one document that it asks; `fickle` is turned round."""
+    """Six models of as many methods. Metric `steady` is halved by noise, on the one document that
+    it asks; `fickle` is turned round.
+    """
     rows = []
     for at in range(6):
         level = at / 10
-        add(tmp_path, f"m{at}", "none", f"method{at}", {"steady": (level, 9.0), "fickle": (level, 9.0)}, seed=at % 2)
-        add(tmp_path, f"a{at}", "noise", f"method{at}", {"steady": (level / 2,), "fickle": (1 - level,)}, seed=at % 2)
-        place = {"trial_id": f"a{at}", "attacked": f"m{at}", "setting": "noise share=0.2", "study": "", "study_index": -1}
+        add(
+            tmp_path,
+            f"m{at}",
+            "none",
+            f"method{at}",
+            {"steady": (level, 9.0), "fickle": (level, 9.0)},
+            seed=at % 2,
+        )
+        add(
+            tmp_path,
+            f"a{at}",
+            "noise",
+            f"method{at}",
+            {"steady": (level / 2,), "fickle": (1 - level,)},
+            seed=at % 2,
+        )
+        place = {
+            "trial_id": f"a{at}",
+            "attacked": f"m{at}",
+            "setting": "noise share=0.2",
+            "study": "",
+            "study_index": -1,
+        }
         rows.append(place | {"role": "attack", "answers": ""})
     rows.append({**rows[0], "attacked": "base", "role": "control"})
     write_table(tmp_path / "attacks.parquet", "attacks", rows)
-    write_experiment(tmp_path, {"name": "hand", "question": "?", "objective": {"forgetting": "fickle", "utility": "steady"}})
+    write_experiment(
+        tmp_path,
+        {
+            "name": "hand",
+            "question": "?",
+            "objective": {"forgetting": "fickle", "utility": "steady"},
+        },
+    )
     return tmp_path
 
 
@@ -96,14 +171,29 @@ def test_a_table_is_over_the_documents_that_the_attack_asked(run: Path) -> None:
     steady, fickle = table["steady"], table["fickle"]
     assert (steady["pearson"], steady["slope"], steady["kept"]) == pytest.approx((1, 0.5, 1))
     assert (fickle["pearson"], fickle["slope"], fickle["kept"]) == pytest.approx((-1, -1, 0))
-    assert (steady["before"], steady["after"], steady["models"], steady["cells"]) == (pytest.approx(0.25), pytest.approx(0.125), 6, 6)
+    assert (steady["before"], steady["after"], steady["models"], steady["cells"]) == (
+        pytest.approx(0.25),
+        pytest.approx(0.125),
+        6,
+        6,
+    )
 
 
 def test_it_is_read_in_the_terminal_and_on_the_page(run: Path) -> None:
     (section,) = robustness_sections(open_run(run))
-    assert section.view.headers == ("metric", "noise correlation", "noise slope", "noise order kept")
-    assert [row[0] for row in section.view.rows] == ["steady", "fickle"] and section.view.rows[0][1] == "1.00 [1.00, 1.00]"
-    best = "Over 6 unlearned models steady (1.00 [1.00, 1.00] at worst, under noise) keeps to its values best, fickle (-1.00"
+    assert section.view.headers == (
+        "metric",
+        "noise correlation",
+        "noise slope",
+        "noise order kept",
+    )
+    assert [row[0] for row in section.view.rows] == ["steady", "fickle"] and section.view.rows[0][
+        1
+    ] == "1.00 [1.00, 1.00]"
+    best = (
+        "Over 6 unlearned models steady (1.00 [1.00, 1.00] at worst, under noise) keeps to its"
+        " values best, fickle (-1.00"
+    )
     assert section.caption.startswith(best) and "Of the 1 others 0 have" in section.caption
     printed = io.StringIO()
     print_robustness(open_run(run), Console(file=printed, width=160))

@@ -1,4 +1,6 @@
-"""A run folder: what is written comes back, a killed or failed writer leaves nothing behind that reads as finished."""
+"""A run folder: what is written comes back, a killed or failed writer leaves nothing behind that
+reads as finished.
+"""
 
 import errno
 import os
@@ -18,9 +20,21 @@ from rayunlearn.results import store
 from rayunlearn.schema import PER_TRIAL, VERSION, column_names
 
 
-def put(run: Path, trial_id: str, *, status: str = "complete", n_kept: int = 5, config: dict | None = None) -> Path:
+def put(
+    run: Path,
+    trial_id: str,
+    *,
+    status: str = "complete",
+    n_kept: int = 5,
+    config: dict | None = None,
+) -> Path:
     steps = [{"step": i, "loss": float(i)} for i in (1, 2)]
-    return store.write_trial(run, trial_id, {"trials": [{"status": status, "n_kept": n_kept}], "steps": steps}, config or {"select.ratio": 0.5})
+    return store.write_trial(
+        run,
+        trial_id,
+        {"trials": [{"status": status, "n_kept": n_kept}], "steps": steps},
+        config or {"select.ratio": 0.5},
+    )
 
 
 def kept(run: Path) -> dict[str, int]:
@@ -30,11 +44,30 @@ def kept(run: Path) -> dict[str, int]:
 
 
 def test_what_is_written_comes_back_with_settings_as_typed_columns(tmp_path: Path) -> None:
-    put(tmp_path, "a", config={"select.ratio": 0.5, "train.batch_size": 8, "model.teach": True, "method.forget": "npo"})
+    put(
+        tmp_path,
+        "a",
+        config={
+            "select.ratio": 0.5,
+            "train.batch_size": 8,
+            "model.teach": True,
+            "method.forget": "npo",
+        },
+    )
     run = rayunlearn.open(tmp_path)
     row = run.trials.collect().row(0, named=True)
-    assert (row["trial_id"], row["status"], row["n_kept"], row["coverage"]) == ("a", "complete", 5, None)
-    assert (row["select.ratio"], row["train.batch_size"], row["model.teach"], row["method.forget"]) == (0.5, 8, True, "npo")
+    assert (row["trial_id"], row["status"], row["n_kept"], row["coverage"]) == (
+        "a",
+        "complete",
+        5,
+        None,
+    )
+    assert (
+        row["select.ratio"],
+        row["train.batch_size"],
+        row["model.teach"],
+        row["method.forget"],
+    ) == (0.5, 8, True, "npo")
     assert run.steps.collect()["loss"].to_list() == [1.0, 2.0]
     assert run.examples.collect().columns == list(column_names("examples"))
 
@@ -42,11 +75,22 @@ def test_what_is_written_comes_back_with_settings_as_typed_columns(tmp_path: Pat
 def test_any_parquet_reader_finds_the_schema_version(tmp_path: Path) -> None:
     folder = put(tmp_path, "a")
     for table in PER_TRIAL:
-        assert parquet.read_metadata(folder / f"{table}.parquet").metadata[b"rayunlearn.schema_version"] == str(VERSION).encode()
+        assert (
+            parquet.read_metadata(folder / f"{table}.parquet").metadata[
+                b"rayunlearn.schema_version"
+            ]
+            == str(VERSION).encode()
+        )
 
 
 def test_numpy_numbers_are_numbers_and_text_is_not(tmp_path: Path) -> None:
-    frame = store.frame_of("steps", [{"trial_id": "a", "step": np.int64(3), "loss": np.float32(0.5)}, {"trial_id": "a", "step": 4, "loss": 1}])
+    frame = store.frame_of(
+        "steps",
+        [
+            {"trial_id": "a", "step": np.int64(3), "loss": np.float32(0.5)},
+            {"trial_id": "a", "step": 4, "loss": 1},
+        ],
+    )
     assert frame["step"].to_list() == [3, 4] and frame["loss"].to_list() == [0.5, 1.0]
     for row, word in (
         ({"step": "3"}, "steps.step must be i64, got '3'"),
@@ -81,7 +125,12 @@ def test_settings_that_differ_in_name_and_type_unite(tmp_path: Path) -> None:
         assert rows["rmu.steering"].to_list() == [None, "2.0", "auto"]
         store.compact(tmp_path)
     put(tmp_path, "d", config={"simnpo.gamma": 0.1})
-    assert store.open_run(tmp_path).trials.sort("trial_id").collect()["simnpo.gamma"].to_list() == [None, None, None, 0.1]
+    assert store.open_run(tmp_path).trials.sort("trial_id").collect()["simnpo.gamma"].to_list() == [
+        None,
+        None,
+        None,
+        0.1,
+    ]
 
 
 def test_a_trial_that_runs_again_replaces_its_folder(tmp_path: Path) -> None:
@@ -91,7 +140,9 @@ def test_a_trial_that_runs_again_replaces_its_folder(tmp_path: Path) -> None:
     assert not list((tmp_path / ".tmp").iterdir())
 
 
-def test_a_writer_that_dies_between_the_two_renames_leaves_the_trial_unfinished_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_dies_between_the_two_renames_leaves_the_trial_unfinished_or_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, "a", status="failed", n_kept=1)
     real = os.replace
 
@@ -102,12 +153,20 @@ def test_a_writer_that_dies_between_the_two_renames_leaves_the_trial_unfinished_
 
     monkeypatch.setattr(os, "replace", fails_into_place)
     monkeypatch.setattr(store, "PATIENCE_SECONDS", 0.0)
-    with pytest.raises(UserError, match=r"storage has failed for 0 s \(\[Errno 5\] input/output error\): could not write trial a of "):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"storage has failed for 0 s \(\[Errno 5\] input/output error\): could not write trial"
+            r" a of "
+        ),
+    ):
         put(tmp_path, "a", n_kept=2)
     assert kept(tmp_path) == {"a": 1}
 
 
-def test_storage_that_fails_for_a_while_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_fails_for_a_while_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, failures = os.replace, [errno.EIO, errno.ESTALE, errno.EROFS]
 
     def fails_at_first(source: Path, target: Path) -> None:
@@ -146,15 +205,25 @@ def test_no_run_is_said_plainly(tmp_path: Path) -> None:
         store.open_run(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("name", ["trials/a/trials.parquet", "tables/steps.parquet", "plan.parquet"])
-def test_a_newer_schema_is_refused_with_both_versions_and_nothing_is_lost(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["trials/a/trials.parquet", "tables/steps.parquet", "plan.parquet"]
+)
+def test_a_newer_schema_is_refused_with_both_versions_and_nothing_is_lost(
+    tmp_path: Path, name: str
+) -> None:
     put(tmp_path, "b")
     store.compact(tmp_path)
     put(tmp_path, "a")
     path = tmp_path / name
     store.frame_of("plan", []).write_parquet(path, metadata={store.VERSION_KEY: str(VERSION + 1)})
     before = path.read_bytes()
-    with pytest.raises(UserError, match=rf"{path.name} was written under schema version {VERSION + 1}, this rayunlearn reads up to {VERSION}"):
+    with pytest.raises(
+        UserError,
+        match=(
+            rf"{path.name} was written under schema version {VERSION + 1}, this rayunlearn reads up"
+            rf" to {VERSION}"
+        ),
+    ):
         store.open_run(tmp_path)
     if name != "plan.parquet":
         with pytest.raises(UserError, match="schema version"):
@@ -169,13 +238,16 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
         store.finished(tmp_path)
 
 
-def test_a_full_disk_names_what_was_written_and_keeps_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_names_what_was_written_and_keeps_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, "a", n_kept=1)
     calls = []
 
     def full(descriptor: int) -> None:
         calls.append(descriptor)
-        if len(calls) == 3:  # two of the five files are already there
+        # two of the five files are already there
+        if len(calls) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -208,11 +280,19 @@ def test_a_disk_that_is_really_full_keeps_every_finished_trial(tmp_path: Path) -
     if shutil.which("unshare") is None:
         pytest.skip("no unshare here: cannot mount a small file system")
     mount = f'mount -t tmpfs -o size=256k none "{tmp_path}"'
-    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False
+    ).returncode:
         pytest.skip("this machine does not allow a small file system to be mounted")
     command = f'{mount} && "{sys.executable}" -c "$0" "{tmp_path}"'
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", command, FILLS_A_DISK], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", command, FILLS_A_DISK],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
     assert done.returncode == 0 and "full after" in done.stdout, done.stderr
 
 
@@ -234,8 +314,12 @@ class Killed(BaseException):
     """Stands for the process ending at this very instruction."""
 
 
-def test_compaction_may_be_killed_at_any_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two compacted trials, one of them run again, one new: whatever rename is the last, each trial is there once, with its newest row."""
+def test_compaction_may_be_killed_at_any_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two compacted trials, one of them run again, one new: whatever rename is the last, each trial
+    is there once, with its newest row.
+    """
     real, expected = os.replace, {"old": 1, "again": 20, "new": 3}
     for survivors in range(len(PER_TRIAL) + 2 + 1):
         run = tmp_path / str(survivors)
@@ -268,9 +352,12 @@ def test_compaction_may_be_killed_at_any_rename(tmp_path: Path, monkeypatch: pyt
 
 def test_reading_a_run_needs_neither_torch_nor_ray() -> None:
     code = (
-        "import rayunlearn, sys; before = 'polars' in sys.modules; rayunlearn.open; import rayunlearn.results.report, rayunlearn.results.terminal; "
+        "import rayunlearn, sys; before = 'polars' in sys.modules; rayunlearn.open; import"
+        " rayunlearn.results.report, rayunlearn.results.terminal; "
     )
-    code += "assert not before and not {'torch', 'ray', 'optuna', 'transformers'} & set(sys.modules)"
+    code += (
+        "assert not before and not {'torch', 'ray', 'optuna', 'transformers'} & set(sys.modules)"
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 

@@ -8,12 +8,28 @@ import pytest
 from rayunlearn.experiment import Choice, Range
 from rayunlearn.tuning import Finished, best, study_from, suggest
 
-SPACE = {"rate": Range(1e-5, 1e-2, log=True), "layers": Range(1, 4, integer=True), "kind": Choice("a", "b")}
+SPACE = {
+    "rate": Range(1e-5, 1e-2, log=True),
+    "layers": Range(1, 4, integer=True),
+    "kind": Choice("a", "b"),
+}
 STATES = optuna.trial.TrialState
 
 
-def finished(status: str = "complete", forgetting: float = 0.5, utility: float = 0.9, violation: float = 0.0, rate: float = 1e-3) -> Finished:
-    return Finished(values={"rate": rate, "layers": 2, "kind": "a"}, status=status, forgetting=forgetting, utility=utility, violation=violation)
+def finished(
+    status: str = "complete",
+    forgetting: float = 0.5,
+    utility: float = 0.9,
+    violation: float = 0.0,
+    rate: float = 1e-3,
+) -> Finished:
+    return Finished(
+        values={"rate": rate, "layers": 2, "kind": "a"},
+        status=status,
+        forgetting=forgetting,
+        utility=utility,
+        violation=violation,
+    )
 
 
 def test_suggestions_lie_in_their_ranges_and_have_their_types() -> None:
@@ -45,21 +61,34 @@ def test_numbers_keep_four_digits_and_never_leave_a_range_by_rounding() -> None:
 
 def test_only_a_trial_measured_to_its_end_is_complete() -> None:
     unmeasured = (math.nan, math.nan, math.nan)
-    past = [finished(), finished("collapsed"), finished("diverged", *unmeasured), finished("failed", *unmeasured), finished(forgetting=math.nan)]
+    past = [
+        finished(),
+        finished("collapsed"),
+        finished("diverged", *unmeasured),
+        finished("failed", *unmeasured),
+        finished(forgetting=math.nan),
+    ]
     states = [trial.state for trial in study_from(SPACE, past, seed=0).trials]
     assert states == [STATES.COMPLETE, STATES.PRUNED, STATES.PRUNED, STATES.FAIL, STATES.FAIL]
 
 
 def test_a_trial_under_the_floor_is_complete_but_not_among_the_best() -> None:
     """Three trials by hand: the one that forgets most violates the floor, the other two trade off."""
-    past = [finished(forgetting=0.0, utility=0.1, violation=0.8), finished(forgetting=0.3, utility=0.90), finished(forgetting=0.4, utility=0.95)]
+    past = [
+        finished(forgetting=0.0, utility=0.1, violation=0.8),
+        finished(forgetting=0.3, utility=0.90),
+        finished(forgetting=0.4, utility=0.95),
+    ]
     study = study_from(SPACE, past, seed=0)
     assert [trial.state for trial in study.trials] == [STATES.COMPLETE] * 3
     assert sorted(trial.number for trial in study.best_trials) == [1, 2]
 
 
 def test_best_is_the_feasible_trial_that_forgets_most_else_the_one_with_the_most_utility() -> None:
-    low, high = finished(forgetting=0.1, utility=0.2, violation=0.7), finished(forgetting=0.6, utility=0.8, violation=0.1)
+    low, high = (
+        finished(forgetting=0.1, utility=0.2, violation=0.7),
+        finished(forgetting=0.6, utility=0.8, violation=0.1),
+    )
     feasible = finished(forgetting=0.7, utility=0.95, violation=-0.05)
     assert best([low, high, feasible]) is feasible
     assert best([low, high]) is high
@@ -67,13 +96,19 @@ def test_best_is_the_feasible_trial_that_forgets_most_else_the_one_with_the_most
 
 
 def test_tuning_learns_more_often_than_not_better_than_its_own_random_start() -> None:
-    """A made-up problem whose best feasible rate is known (1e-3): over 20 seeds the last batches of the study must ask
-    closer to it, in decades, than the first random batch does on average."""
+    """A made-up problem whose best feasible rate is known (1e-3): over 20 seeds the last batches of
+    the study must ask closer to it, in decades, than the first random batch does on average."""
 
     def outcome(values: dict[str, object]) -> Finished:
         rate = float(str(values["rate"]))
         utility = 1.0 if rate <= 1e-3 else 0.5
-        return Finished(values=values, status="complete", forgetting=abs(math.log10(rate / 1e-3)), utility=utility, violation=0.9 - utility)  # type: ignore[arg-type]
+        return Finished(
+            values=values,
+            status="complete",
+            forgetting=abs(math.log10(rate / 1e-3)),
+            utility=utility,
+            violation=0.9 - utility,
+        )  # type: ignore[arg-type]
 
     def distance(batch: list[Finished]) -> float:
         return sum(abs(math.log10(float(str(f.values["rate"])) / 1e-3)) for f in batch) / len(batch)
@@ -82,7 +117,12 @@ def test_tuning_learns_more_often_than_not_better_than_its_own_random_start() ->
     for seed in range(20):
         past: list[Finished] = []
         for index in range(5):
-            past += [outcome(values) for values in suggest({"rate": SPACE["rate"]}, past, batch=4, seed=100 * seed + index)]
+            past += [
+                outcome(values)
+                for values in suggest(
+                    {"rate": SPACE["rate"]}, past, batch=4, seed=100 * seed + index
+                )
+            ]
         first.append(distance(past[:4]))
         last.append(distance(past[-4:]))
     assert sum(last) < 0.75 * sum(first)

@@ -1,7 +1,9 @@
-"""What happens to a sweep when something breaks: on a head and four simulated machines, with made-up trials.
+"""What happens to a sweep when something breaks: on a head and four simulated machines, with
+made-up trials.
 
-After each accident the run must be the one that nothing happened to, row by row. The head is the exception to surviving in place: no
-GCS fault tolerance is used, a lost head ends the driver, and the same command goes on when there is a head again.
+After each accident the run must be the one that nothing happened to, row by row. The head is the
+exception to surviving in place: no GCS fault tolerance is used, a lost head ends the driver, and
+the same command goes on when there is a head again.
 """
 
 import os
@@ -18,13 +20,25 @@ import pytest
 
 from rayunlearn.results.store import open_run
 from tests import cluster_of_nodes
-from tests.cluster_of_nodes import ACCIDENTS, Machines, Sweep, machines, name_of, starts, sweep_on, until
+from tests.cluster_of_nodes import (
+    ACCIDENTS,
+    Machines,
+    Sweep,
+    machines,
+    name_of,
+    starts,
+    sweep_on,
+    until,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-SECONDS = 0.6  # of a trial
-OTHER_EACH_TIME = ("started_at", "commit")  # columns of `trials` that are not the trial's own
+# of a trial
+SECONDS = 0.6
+# columns of `trials` that are not the trial's own
+OTHER_EACH_TIME = ("started_at", "commit")
 N_RANDOM = 20
-Survived = Callable[[str, object], None]  # pytest's record_property; conftest.py adds up what was survived
+# pytest's record_property; conftest.py adds up what was survived
+Survived = Callable[[str, object], None]
 
 
 @pytest.fixture(scope="module")
@@ -52,24 +66,37 @@ def tables(run: Path) -> dict[str, pl.DataFrame]:
     for file in run.rglob("*.parquet"):
         pl.read_parquet(file)
     opened = open_run(run)
-    frames = {"trials": opened.trials.drop(OTHER_EACH_TIME).collect(), "evals": opened.evals.collect(), "plan": opened.plan.collect()}
-    return {name: frame.select(sorted(frame.columns)).sort(pl.all()) for name, frame in frames.items()}
+    frames = {
+        "trials": opened.trials.drop(OTHER_EACH_TIME).collect(),
+        "evals": opened.evals.collect(),
+        "plan": opened.plan.collect(),
+    }
+    return {
+        name: frame.select(sorted(frame.columns)).sort(pl.all()) for name, frame in frames.items()
+    }
 
 
 def check_that_nothing_shows(sweep: Sweep, quiet: dict[str, pl.DataFrame]) -> None:
-    """Every planned trial once, its rows those of the quiet run, nothing half-written, and no process of the sweep left."""
+    """Every planned trial once, its rows those of the quiet run, nothing half-written, and no
+    process of the sweep left.
+    """
     found = tables(sweep.run)
     assert found["trials"]["trial_id"].is_unique().all()
     assert set(found["trials"]["trial_id"]) == set(found["plan"]["trial_id"])
     for name, frame in quiet.items():
         assert found[name].equals(frame, null_equal=True), name
-    assert not [path for path in sweep.run.rglob("*") if ".tmp" in path.name or ".tmp" in path.parts]
+    assert not [
+        path for path in sweep.run.rglob("*") if ".tmp" in path.name or ".tmp" in path.parts
+    ]
     until(lambda: not sweep.machines.workers(), lambda: f"left behind: {sweep.machines.workers()}")
 
 
 @pytest.mark.parametrize("accident", ACCIDENTS, ids=lambda accident: accident.__name__)
 def test_nothing_of_an_accident_shows_in_the_run(
-    accident: Callable[[Sweep], None], sweep: Sweep, quiet: dict[str, pl.DataFrame], record_property: Survived
+    accident: Callable[[Sweep], None],
+    sweep: Sweep,
+    quiet: dict[str, pl.DataFrame],
+    record_property: Survived,
 ) -> None:
     sweep.start()
     sweep.until_done(3)
@@ -105,7 +132,10 @@ def test_four_machines_lose_one_and_use_another_that_joins(
 
 def test_a_machine_that_joins_a_full_cluster_is_used(four: Machines, tmp_path: Path) -> None:
     """With eight seeds there is work left when it has joined, however long that takes."""
-    with sweep_on(four, tmp_path / "quiet", SECONDS, 8) as undisturbed, sweep_on(four, tmp_path / "runs", SECONDS, 8) as sweep:
+    with (
+        sweep_on(four, tmp_path / "quiet", SECONDS, 8) as undisturbed,
+        sweep_on(four, tmp_path / "runs", SECONDS, 8) as sweep,
+    ):
         assert undisturbed.start().ended() == 0, undisturbed.driver.said
         sweep.start()
         sweep.until_done(1)
@@ -117,7 +147,9 @@ def test_a_machine_that_joins_a_full_cluster_is_used(four: Machines, tmp_path: P
         assert used
 
 
-def test_a_second_driver_is_refused_and_the_first_goes_on(sweep: Sweep, quiet: dict[str, pl.DataFrame], record_property: Survived) -> None:
+def test_a_second_driver_is_refused_and_the_first_goes_on(
+    sweep: Sweep, quiet: dict[str, pl.DataFrame], record_property: Survived
+) -> None:
     first = sweep.start()
     sweep.until_done(1)
     second = sweep.start()
@@ -128,8 +160,12 @@ def test_a_second_driver_is_refused_and_the_first_goes_on(sweep: Sweep, quiet: d
     record_property("survived", {"second_driver": 1})
 
 
-def test_clocks_that_disagree_change_nothing(sweep: Sweep, quiet: dict[str, pl.DataFrame], record_property: Survived) -> None:
-    """Folders of finished trials, dated years before and after; then the driver is killed and has to tell what is finished."""
+def test_clocks_that_disagree_change_nothing(
+    sweep: Sweep, quiet: dict[str, pl.DataFrame], record_property: Survived
+) -> None:
+    """Folders of finished trials, dated years before and after; then the driver is killed and has
+    to tell what is finished.
+    """
     sweep.start()
     sweep.until_done(4)
     finished = sweep.finished()
@@ -147,11 +183,20 @@ def test_clocks_that_disagree_change_nothing(sweep: Sweep, quiet: dict[str, pl.D
 def test_a_full_disk_ends_the_sweep_with_words_and_room_lets_it_go_on(
     four: Machines, quiet: dict[str, pl.DataFrame], tmp_path: Path, record_property: Survived
 ) -> None:
-    """A file system of 500 KiB in memory, which a run of two dozen trials does not fit into; then it is made larger."""
+    """A file system of 500 KiB in memory, which a run of two dozen trials does not fit into; then
+    it is made larger.
+    """
     output = tmp_path / "runs"
     output.mkdir()
     mount = shutil.which("mount")
-    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", "size=500k", "none", str(output)], capture_output=True, check=False).returncode:
+    if (
+        mount is None
+        or subprocess.run(
+            [mount, "-t", "tmpfs", "-o", "size=500k", "none", str(output)],
+            capture_output=True,
+            check=False,
+        ).returncode
+    ):
         pytest.skip("this machine does not allow a small file system to be mounted")
     try:
         with sweep_on(four, output, SECONDS) as sweep:
@@ -185,8 +230,12 @@ def test_a_lost_head_ends_the_driver_and_the_same_command_goes_on_with_another(
     record_property("survived", {"head_lost": 1})
 
 
-def test_random_accidents_round_after_round(four: Machines, quiet: dict[str, pl.DataFrame], tmp_path: Path, record_property: Survived) -> None:
-    """Sweeps with accidents at random moments, as many as it takes; the same seed draws the same ones, at moments that differ."""
+def test_random_accidents_round_after_round(
+    four: Machines, quiet: dict[str, pl.DataFrame], tmp_path: Path, record_property: Survived
+) -> None:
+    """Sweeps with accidents at random moments, as many as it takes; the same seed draws the same
+    ones, at moments that differ.
+    """
     rng = random.Random(20261121)
     happened: Counter[str] = Counter()
     n_rounds = 0

@@ -1,4 +1,6 @@
-"""The sweep on a real two-CPU Ray, with made-up trials: who runs, how often, and what becomes of accidents."""
+"""The sweep on a real two-CPU Ray, with made-up trials: who runs, how often, and what becomes of
+accidents.
+"""
 
 import os
 import signal
@@ -34,13 +36,25 @@ __all__ = ["ray_address"]
 
 
 def run_sweep(experiment: Experiment, output: Path) -> SweepResult:
-    return sweep(experiment, output, work=fake_work.fake_work(), options=Options(workers=2), console=Console(file=sys.stdout, width=200))
+    return sweep(
+        experiment,
+        output,
+        work=fake_work.fake_work(),
+        options=Options(workers=2),
+        console=Console(file=sys.stdout, width=200),
+    )
 
 
 def untuned(axes: dict[str, tuple[object, ...]]) -> Experiment:
     nothing: dict[str, Choice] = {}
     return Experiment(
-        name="fake", question="?", base=Trial(), grids=grids_of(axes), search=nothing, budget=Budget(tuning="none"), objective=Objective()
+        name="fake",
+        question="?",
+        base=Trial(),
+        grids=grids_of(axes),
+        search=nothing,
+        budget=Budget(tuning="none"),
+        objective=Objective(),
     )
 
 
@@ -61,10 +75,21 @@ def undisturbed(experiment: Experiment) -> set[str]:
 
 
 def driver(output: Path, seconds: float, address: str) -> subprocess.Popen[str]:
-    """A driver in a process of its own, on the shared cluster; '' for an address: it would have to start its own."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | ({"RAY_ADDRESS": address} if address else {})
+    """A driver in a process of its own, on the shared cluster; '' for an address: it would have to
+    start its own.
+    """
+    environment = (
+        os.environ | {"PYTHONPATH": str(REPOSITORY)} | ({"RAY_ADDRESS": address} if address else {})
+    )
     command = [sys.executable, "-m", "tests.fake_driver", str(output), str(seconds)]
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def wait_for_trials(run: Path, n: int, process: subprocess.Popen[str]) -> None:
@@ -82,8 +107,12 @@ def whole(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 @pytest.fixture(scope="module")
-def accidents(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepResult]:
-    """One sweep over trials that succeed (batch size 1), raise (2), lose their worker once (4), always (5) and after the row is written (7)."""
+def accidents(
+    ray_address: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, SweepResult]:
+    """One sweep over trials that succeed (batch size 1), raise (2), lose their worker once (4),
+    always (5) and after the row is written (7).
+    """
     output = tmp_path_factory.mktemp("accidents")
     return output, run_sweep(untuned({"train.batch_size": (1, 2, 4, 5, 7)}), output)
 
@@ -105,7 +134,9 @@ def test_a_finished_run_runs_nothing_and_never_imports_ray(whole: tuple[Path, Sw
     assert starts(result.run) == before
 
 
-def test_a_driver_killed_in_the_middle_and_started_again_gives_the_trials_of_an_undisturbed_run(ray_address: str, tmp_path: Path) -> None:
+def test_a_driver_killed_in_the_middle_and_started_again_gives_the_trials_of_an_undisturbed_run(
+    ray_address: str, tmp_path: Path
+) -> None:
     process = driver(tmp_path, 0.3, ray_address)
     run = tmp_path / "fake" / "1"
     wait_for_trials(run, 7, process)
@@ -123,14 +154,18 @@ def test_a_private_cluster_listens_on_this_machine_only(tmp_path: Path) -> None:
     process = driver(tmp_path, 0.2, "local")
     wait_for_trials(tmp_path / "fake" / "1", 1, process)
     family = psutil.Process(process.pid).children(recursive=True)
-    sockets = [c for one in family for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    sockets = [
+        c for one in family for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN
+    ]
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert len(sockets) > 3, said
     assert {c.laddr.ip.removeprefix("::ffff:") for c in sockets} == {"127.0.0.1"}
 
 
-def test_ctrl_c_says_what_is_done_what_is_not_and_how_to_go_on(ray_address: str, tmp_path: Path) -> None:
+def test_ctrl_c_says_what_is_done_what_is_not_and_how_to_go_on(
+    ray_address: str, tmp_path: Path
+) -> None:
     process = driver(tmp_path, 0.5, ray_address)
     wait_for_trials(tmp_path / "fake" / "1", 4, process)
     process.send_signal(signal.SIGINT)
@@ -142,29 +177,51 @@ def test_ctrl_c_says_what_is_done_what_is_not_and_how_to_go_on(ray_address: str,
     assert f"{done} of " in said and done >= 4
 
 
-def test_a_worker_killed_once_is_replaced_and_its_trial_runs_again(accidents: tuple[Path, SweepResult]) -> None:
+def test_a_worker_killed_once_is_replaced_and_its_trial_runs_again(
+    accidents: tuple[Path, SweepResult],
+) -> None:
     _, result = accidents
     unlucky = open_run(result.run).trials.filter(pl.col("train.batch_size") == 4).collect()
     assert set(unlucky["status"]) == {"complete"}
     assert all(starts(result.run)[trial_id] == 2 for trial_id in unlucky["trial_id"])
 
 
-def test_a_trial_whose_worker_always_dies_leaves_a_failed_row_after_three_starts(accidents: tuple[Path, SweepResult]) -> None:
+def test_a_trial_whose_worker_always_dies_leaves_a_failed_row_after_three_starts(
+    accidents: tuple[Path, SweepResult],
+) -> None:
     _, result = accidents
-    lost = open_run(result.run).trials.filter(pl.col("train.batch_size") == 5, pl.col("stage") == "unlearned").collect()
-    assert lost.height == 2 and set(lost["status"]) == {"failed"} and set(lost["error_type"]) == {"WorkerDied"}
+    lost = (
+        open_run(result.run)
+        .trials.filter(pl.col("train.batch_size") == 5, pl.col("stage") == "unlearned")
+        .collect()
+    )
+    assert (
+        lost.height == 2
+        and set(lost["status"]) == {"failed"}
+        and set(lost["error_type"]) == {"WorkerDied"}
+    )
     assert all(starts(result.run)[trial_id] == 3 for trial_id in lost["trial_id"])
 
 
-def test_a_trial_whose_worker_was_lost_after_it_wrote_the_row_does_not_run_again(accidents: tuple[Path, SweepResult]) -> None:
+def test_a_trial_whose_worker_was_lost_after_it_wrote_the_row_does_not_run_again(
+    accidents: tuple[Path, SweepResult],
+) -> None:
     _, result = accidents
-    untold = open_run(result.run).trials.filter(pl.col("train.batch_size") == 7, pl.col("stage") == "unlearned").collect()
+    untold = (
+        open_run(result.run)
+        .trials.filter(pl.col("train.batch_size") == 7, pl.col("stage") == "unlearned")
+        .collect()
+    )
     assert untold.height == 2 and set(untold["status"]) == {"complete"}
     assert all(starts(result.run)[trial_id] == 1 for trial_id in untold["trial_id"])
 
 
-def test_failed_trials_and_no_others_run_again_on_the_next_call(accidents: tuple[Path, SweepResult]) -> None:
-    """Cells and controls of batch sizes 2 and 5 failed: 4 trials; with 5 left out, the 2 of batch size 2 are tried again."""
+def test_failed_trials_and_no_others_run_again_on_the_next_call(
+    accidents: tuple[Path, SweepResult],
+) -> None:
+    """Cells and controls of batch sizes 2 and 5 failed: 4 trials; with 5 left out, the 2 of batch
+    size 2 are tried again.
+    """
     output, first = accidents
     assert dict(first.statuses) == {"complete": 8, "failed": 4} and first.done == 8
     before = starts(first.run)
@@ -173,10 +230,15 @@ def test_failed_trials_and_no_others_run_again_on_the_next_call(accidents: tuple
     assert dict(again.statuses) == {"complete": 6, "failed": 2}
 
 
-def test_the_rebuilt_study_never_calls_an_accident_complete(ray_address: str, tmp_path: Path) -> None:
+def test_the_rebuilt_study_never_calls_an_accident_complete(
+    ray_address: str, tmp_path: Path
+) -> None:
     """Batch size 1 is complete, 2 fails, 3 collapses, 6 is measured as NaN."""
     experiment = replace(
-        tuned(0.0), search={"train.batch_size": Choice(1, 2, 3, 6)}, budget=Budget(trials=12, batch=4), grids=grids_of({"select.ratio": (1.0,)})
+        tuned(0.0),
+        search={"train.batch_size": Choice(1, 2, 3, 6)},
+        budget=Budget(trials=12, batch=4),
+        grids=grids_of({"select.ratio": (1.0,)}),
     )
     result = run_sweep(experiment, tmp_path)
     states = optuna.trial.TrialState
@@ -188,7 +250,9 @@ def test_the_rebuilt_study_never_calls_an_accident_complete(ray_address: str, tm
     assert all(trial.constraints["utility_floor"] <= 0 for trial in study.best_trials)
     assert write_studies(result.run, tmp_path / "studies.db") == ("all",)
     kept = optuna.load_study(study_name="all", storage=f"sqlite:///{tmp_path}/studies.db")
-    assert [(t.params, t.state, t.values) for t in kept.trials] == [(t.params, t.state, t.values) for t in study.trials]
+    assert [(t.params, t.state, t.values) for t in kept.trials] == [
+        (t.params, t.state, t.values) for t in study.trials
+    ]
 
 
 def test_version_dev_starts_from_nothing_and_no_other_version_does(tmp_path: Path) -> None:
@@ -199,15 +263,26 @@ def test_version_dev_starts_from_nothing_and_no_other_version_does(tmp_path: Pat
         assert len(finished(tmp_path)) == left
 
 
-def test_every_corpus_is_prepared_once_and_trials_get_their_own(ray_address: str, tmp_path: Path) -> None:
+def test_every_corpus_is_prepared_once_and_trials_get_their_own(
+    ray_address: str, tmp_path: Path
+) -> None:
     """The fake refuses to prepare twice and a trial refuses the workspace of another corpus."""
     result = run_sweep(untuned({"data.seed": (0, 1)}), tmp_path)
     assert dict(result.statuses) == {"complete": 8}
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["base-0", "base-1", "gold-0", "gold-1"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        "base-0",
+        "base-1",
+        "gold-0",
+        "gold-1",
+    ]
 
 
 def test_a_second_driver_on_the_same_run_is_refused(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(UserError, match=f"in use by process {os.getpid()}"), locked(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
+        locked(tmp_path),
+    ):
         pass
     with locked(tmp_path):
         pass
@@ -221,7 +296,8 @@ def test_a_mistake_in_the_experiment_is_said_before_a_folder_is_made(tmp_path: P
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
 def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> None:
-    with socket.socket() as probe:  # bound and not listening: no one else can take the port meanwhile
+    # bound and not listening: no one else can take the port meanwhile
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match="--address must name a Ray cluster that answers"):
             knock(address.format(port=probe.getsockname()[1]))

@@ -26,9 +26,20 @@ def view_of(rule: TokenRule, sequences: list[Encoded] = SEQUENCES) -> View:
 
     def one(text_rule: TokenRule, companions: dict[str, View]) -> View:
         reference = reference_of(tiny_model(seed=0), sequences, 0, KINDS, 1, text_rule.temperature)
-        return View(model, sequences, 0, reference=reference, layer=1, control=control, rule=text_rule, companions=companions)
+        return View(
+            model,
+            sequences,
+            0,
+            reference=reference,
+            layer=1,
+            control=control,
+            rule=text_rule,
+            companions=companions,
+        )
 
-    return one(rule, {kind: one(TokenRule(temperature=rule.temperature), {}) for kind in COMPANION_KINDS})
+    return one(
+        rule, {kind: one(TokenRule(temperature=rule.temperature), {}) for kind in COMPANION_KINDS}
+    )
 
 
 def loss_under(name: str, rule: TokenRule, sequences: list[Encoded] = SEQUENCES) -> torch.Tensor:
@@ -44,8 +55,12 @@ def test_keep_takes_the_best_remembered_tokens_of_each_sequence() -> None:
 
 
 def test_a_sequence_whose_summed_nll_has_reached_the_cap_counts_no_more() -> None:
-    """Sums 6 and 5: a cap of 6 leaves the second, a cap of 5 none, a cap of 7 both, a cap of 0 is none at all."""
-    assert [counted(NLL, LABELLED, TokenRule(cap=cap)).sum().item() for cap in (6.0, 5.0, 7.0, 0.0)] == [1, 0, 4, 4]
+    """Sums 6 and 5: a cap of 6 leaves the second, a cap of 5 none, a cap of 7 both, a cap of 0 is
+    none at all.
+    """
+    assert [
+        counted(NLL, LABELLED, TokenRule(cap=cap)).sum().item() for cap in (6.0, 5.0, 7.0, 0.0)
+    ] == [1, 0, 4, 4]
 
 
 def test_a_temperature_divides_the_logits_of_model_and_reference() -> None:
@@ -57,14 +72,21 @@ def test_a_temperature_divides_the_logits_of_model_and_reference() -> None:
 
 
 def test_allowed_positions_are_the_only_ones_that_reach_a_loss() -> None:
-    """Of "a" the 4th and 5th id, of "b" none, of "c" the last: three label tokens, whose NLL is that of the plain view."""
-    plain, some = view_of(TokenRule()), view_of(TokenRule(positions={"a": frozenset({3, 4}), "c": frozenset({7})}))
+    """Of "a" the 4th and 5th id, of "b" none, of "c" the last: three label tokens, whose NLL is
+    that of the plain view.
+    """
+    plain, some = (
+        view_of(TokenRule()),
+        view_of(TokenRule(positions={"a": frozenset({3, 4}), "c": frozenset({7})})),
+    )
     expected = torch.zeros_like(plain.labelled)
     expected[0, 3], expected[0, 4], expected[2, 7] = True, True, True
     assert torch.equal(some.labelled, expected)
     torch.testing.assert_close(some.token_nll, plain.token_nll * expected)
     torch.testing.assert_close(some.reference_token_nll, plain.reference_token_nll * expected)
-    torch.testing.assert_close(some.reference_log_probs, plain.reference_log_probs[expected[plain.labelled]])
+    torch.testing.assert_close(
+        some.reference_log_probs, plain.reference_log_probs[expected[plain.labelled]]
+    )
     torch.testing.assert_close(some.log_probs, plain.log_probs[expected[plain.labelled]])
     assert some.label_rank.tolist() == [0, 1, 2] and some.labels.tolist() == [7, 8, 2]
 
@@ -78,16 +100,29 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("name", [name for name in FORGET if name != "none"])
-def test_every_forget_loss_takes_every_rule_and_keeps_a_finite_gradient(name: str, rule: TokenRule) -> None:
+def test_every_forget_loss_takes_every_rule_and_keeps_a_finite_gradient(
+    name: str, rule: TokenRule
+) -> None:
     view, function = view_of(rule), FORGET[name].function
     assert 0 < int(view.labelled.sum()) < int(view.batch.labelled.sum())
     loss = function(**{n: tensor(view, n) for n in needs(function)})
     loss.backward()
     gradients = [p.grad for p in view._model.parameters() if p.grad is not None]
-    assert math.isfinite(float(loss.detach())) and gradients and all(bool(g.isfinite().all()) for g in gradients)
+    assert (
+        math.isfinite(float(loss.detach()))
+        and gradients
+        and all(bool(g.isfinite().all()) for g in gradients)
+    )
 
 
-@pytest.mark.parametrize("name", [name for name, row in FORGET.items() if name != "none" and not {"refusal_token_nll"} & set(needs(row.function))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, row in FORGET.items()
+        if name != "none" and not {"refusal_token_nll"} & set(needs(row.function))
+    ],
+)
 def test_a_batch_without_a_token_left_is_a_finite_constant(name: str) -> None:
     alone = loss_under(name, TokenRule(positions={"nobody": frozenset({1})}))
     assert math.isfinite(float(alone.detach()))
@@ -112,7 +147,12 @@ def test_words_are_found_whole_in_any_case_and_with_the_space_before_them() -> N
 def test_a_prompt_is_never_counted_and_words_that_no_document_has_are_a_mistake() -> None:
     tokenizer = build_tokenizer(["one two three"])
     ids = tuple(tokenizer.encode("one two three"))
-    assert word_positions([Encoded("d", ids, 2)], tokenizer, ["one", "three"]) == {"d": frozenset({2})}
+    assert word_positions([Encoded("d", ids, 2)], tokenizer, ["one", "three"]) == {
+        "d": frozenset({2})
+    }
     assert word_positions([Encoded("d", ids, 2)], tokenizer, []) == {}
-    with pytest.raises(UserError, match=r"token\.words must have a word that occurs in a kept document's answer, got 'four'"):
+    with pytest.raises(
+        UserError,
+        match=r"token\.words must have a word that occurs in a kept document's answer, got 'four'",
+    ):
         word_positions([Encoded("d", ids, 0)], tokenizer, ["four"])

@@ -3,7 +3,14 @@
 import copy
 
 import torch
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MistralConfig, PhiConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    PreTrainedModel,
+)
 
 from rayunlearn.data.encode import Encoded
 
@@ -21,7 +28,11 @@ CONFIGS = {
     "gpt_neox": GPTNeoXConfig(**SHAPE),
     "phi": PhiConfig(**SHAPE),
 }
-SEQUENCES = [Encoded("a", (1, 5, 6, 7, 8, 2), 3), Encoded("b", (1, 9, 2), 1), Encoded("c", (1, 11, 12, 13, 14, 15, 16, 2), 5)]
+SEQUENCES = [
+    Encoded("a", (1, 5, 6, 7, 8, 2), 3),
+    Encoded("b", (1, 9, 2), 1),
+    Encoded("c", (1, 11, 12, 13, 14, 15, 16, 2), 5),
+]
 
 
 def tiny_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:

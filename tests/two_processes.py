@@ -1,4 +1,6 @@
-"""What each of two processes of a test runs: a few steps on a parabola, its pieces its own; prints the weight it ends with."""
+"""What each of two processes of a test runs: a few steps on a parabola, its pieces its own; prints
+the weight it ends with.
+"""
 
 import torch
 from torch import nn
@@ -16,7 +18,15 @@ def main() -> None:
         seen.append(piece)
         return StepLoss((model.weight - piece).square().sum())
 
-    log = optimise(model, loss, steps=3, learning_rate=0.5, schedule="constant", warmup_fraction=0.0, max_grad_norm=1e9)
+    log = optimise(
+        model,
+        loss,
+        steps=3,
+        learning_rate=0.5,
+        schedule="constant",
+        warmup_fraction=0.0,
+        max_grad_norm=1e9,
+    )
     print(f"{seen} {float(model.weight.detach())!r} {[row.grad_norm for row in log.rows]}")
 
 

@@ -1,8 +1,10 @@
-"""Quantisation that looks at data: GPTQ and AWQ. Weights are quantised and put back as floats, so no kernel and no GPU is needed.
+"""Quantisation that looks at data: GPTQ and AWQ. Weights are quantised and put back as floats, so
+no kernel and no GPU is needed.
 
-Both minimise |W x - Q x|^2 over inputs x that the model has on calibration texts, here retain documents: who quantises a model
-takes ordinary text. What they need of x is its Gram matrix. Blocks go one after another, each with the inputs that the
-quantised blocks before it give. One scale per output channel, as in `round_to_nearest`; the papers take groups of 128.
+Both minimise |W x - Q x|^2 over inputs x that the model has on calibration texts, here retain
+documents: who quantises a model takes ordinary text. What they need of x is its Gram matrix. Blocks
+go one after another, each with the inputs that the quantised blocks before it give. One scale per
+output channel, as in `round_to_nearest`; the papers take groups of 128.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +22,15 @@ from rayunlearn.models.forward import blocks, evaluating, hidden_states
 from rayunlearn.ranges import Count, Positive
 
 TOKENS_PER_BATCH = 8192
-EXPONENTS = 21  # 0, 0.05, ... 1: the grid of the paper's code
+# 0, 0.05, ... 1: the grid of the paper's code
+EXPONENTS = 21
 
 
 @dataclass
 class Inputs:
-    """What a linear module of N weights a row was given: sum of x x^T (N, N), sum of |x| (N,), and how many x."""
+    """What a linear module of N weights a row was given: sum of x x^T (N, N), sum of |x| (N,), and
+    how many x.
+    """
 
     gram: Tensor
     size: Tensor
@@ -33,32 +38,54 @@ class Inputs:
 
 
 def gptq(
-    model: PreTrainedModel, retain_sequences: Sequence[Encoded], pad_id: int, *, bits: Bits = 4, texts: Count = 64, damping: Positive = 0.01
+    model: PreTrainedModel,
+    retain_sequences: Sequence[Encoded],
+    pad_id: int,
+    *,
+    bits: Bits = 4,
+    texts: Count = 64,
+    damping: Positive = 0.01,
 ) -> None:
-    """Quantise the linear weights of the blocks column by column, later columns making up for it. Frantar et al. 2210.17323, algorithm 1.
+    """Quantise the linear weights of the blocks column by column, later columns making up for it.
+    Frantar et al. 2210.17323, algorithm 1.
 
-    On the first `texts` retain documents in the order that attack.seed draws. `damping`, as there: this share of the mean
-    diagonal is added to the Gram matrix. Columns go in their order; the paper's lazy batches change speed alone.
+    On the first `texts` retain documents in the order that attack.seed draws. `damping`, as there:
+    this share of the mean diagonal is added to the Gram matrix. Columns go in their order; the
+    paper's lazy batches change speed alone.
     """
     for module, inputs in _by_block(model, retain_sequences[:texts], pad_id):
         module.weight.data.copy_(compensated(module.weight.data, inputs.gram, bits, damping))
 
 
-def awq(model: PreTrainedModel, retain_sequences: Sequence[Encoded], pad_id: int, *, bits: Bits = 4, texts: Count = 64) -> None:
-    """Quantise the linear weights of the blocks with input channels scaled by how large they are. Lin et al. 2306.00978, eq. 4 and 5.
+def awq(
+    model: PreTrainedModel,
+    retain_sequences: Sequence[Encoded],
+    pad_id: int,
+    *,
+    bits: Bits = 4,
+    texts: Count = 64,
+) -> None:
+    """Quantise the linear weights of the blocks with input channels scaled by how large they are.
+    Lin et al. 2306.00978, eq. 4 and 5.
 
-    W -> Q(W diag(s)) diag(s)^-1 with s = (mean |x|)^a, and of 21 exponents a the one with the smallest error. The paper searches
-    one a for modules that share an input and clips weights; here every module has its own and none is clipped.
+    W -> Q(W diag(s)) diag(s)^-1 with s = (mean |x|)^a, and of 21 exponents a the one with the
+    smallest error. The paper searches one a for modules that share an input and clips weights; here
+    every module has its own and none is clipped.
     """
     for module, inputs in _by_block(model, retain_sequences[:texts], pad_id):
         module.weight.data.copy_(scaled(module.weight.data, inputs, bits))
 
 
 def compensated(weight: Tensor, gram: Tensor, bits: int, damping: float) -> Tensor:
-    """(out, in) and the inputs' Gram matrix (in, in) -> the quantised weights, on the levels of `rounded`."""
+    """(out, in) and the inputs' Gram matrix (in, in) -> the quantised weights, on the levels of
+    `rounded`.
+    """
     width = len(gram)
-    damped = gram.double() + damping * gram.diagonal().double().mean().clamp_min(1e-12) * torch.eye(width, dtype=torch.float64, device=gram.device)
-    # Row i of the upper Cholesky factor of the inverse, divided by its diagonal, says how the columns after i make up for column i.
+    damped = gram.double() + damping * gram.diagonal().double().mean().clamp_min(1e-12) * torch.eye(
+        width, dtype=torch.float64, device=gram.device
+    )
+    # Row i of the upper Cholesky factor of the inverse, divided by its diagonal, says how the
+    # columns after i make up for column i.
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
     left, found = weight.double(), torch.zeros_like(weight, dtype=torch.float64)
     most = 2 ** (bits - 1) - 1
@@ -86,23 +113,42 @@ def error(difference: Tensor, gram: Tensor) -> Tensor:
     return ((difference @ gram.to(difference)) * difference).sum()
 
 
-def _by_block(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int) -> Iterator[tuple[nn.Linear, Inputs]]:
-    """Every linear module of the blocks with its inputs, a block at a time: what is done to one is seen by the next."""
-    require(len(sequences) > 0, "quantisation by data must have at least one text, got", len(sequences))
+def _by_block(
+    model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int
+) -> Iterator[tuple[nn.Linear, Inputs]]:
+    """Every linear module of the blocks with its inputs, a block at a time: what is done to one is
+    seen by the next.
+    """
+    require(
+        len(sequences) > 0, "quantisation by data must have at least one text, got", len(sequences)
+    )
     for layer, block in enumerate(blocks(model)):
         modules = [module for module in block.modules() if isinstance(module, nn.Linear)]
         yield from zip(modules, _inputs_of(model, layer, modules, sequences, pad_id), strict=True)
 
 
-def _inputs_of(model: PreTrainedModel, layer: int, modules: Sequence[nn.Linear], sequences: Sequence[Encoded], pad_id: int) -> list[Inputs]:
+def _inputs_of(
+    model: PreTrainedModel,
+    layer: int,
+    modules: Sequence[nn.Linear],
+    sequences: Sequence[Encoded],
+    pad_id: int,
+) -> list[Inputs]:
     found = [
-        Inputs(torch.zeros(m.in_features, m.in_features, device=m.weight.device), torch.zeros(m.in_features, device=m.weight.device)) for m in modules
+        Inputs(
+            torch.zeros(m.in_features, m.in_features, device=m.weight.device),
+            torch.zeros(m.in_features, device=m.weight.device),
+        )
+        for m in modules
     ]
     with evaluating(model):
         for positions in by_length(sequences, TOKENS_PER_BATCH):
             batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
             present = batch.present.bool().flatten()
-            handles = [module.register_forward_pre_hook(_adding(inputs, present)) for module, inputs in zip(modules, found, strict=True)]
+            handles = [
+                module.register_forward_pre_hook(_adding(inputs, present))
+                for module, inputs in zip(modules, found, strict=True)
+            ]
             try:
                 hidden_states(model, batch, layer)
             finally:
@@ -126,7 +172,17 @@ def _adding(inputs: Inputs, present: Tensor) -> Callable[[nn.Module, tuple[Tenso
 CALIBRATED = {
     row.function.__name__: row
     for row in (
-        Attack(function=gptq, kind="weights", title="quantise by GPTQ, on retain documents", source="Frantar et al. 2210.17323; used by 2410.16454"),
-        Attack(function=awq, kind="weights", title="quantise by AWQ, on retain documents", source="Lin et al. 2306.00978; used by 2410.16454"),
+        Attack(
+            function=gptq,
+            kind="weights",
+            title="quantise by GPTQ, on retain documents",
+            source="Frantar et al. 2210.17323; used by 2410.16454",
+        ),
+        Attack(
+            function=awq,
+            kind="weights",
+            title="quantise by AWQ, on retain documents",
+            source="Lin et al. 2306.00978; used by 2410.16454",
+        ),
     )
 }

@@ -27,17 +27,29 @@ def sampled_attempts(
     top_p: Fraction = 1.0,
     max_new_tokens: Count = 32,
 ) -> Rows:
-    """`leak_at_1`, `leak_at_2`, `leak_at_4`, ... up to `attempts`: ROUGE-L recall of the best of k sampled answers. Leak@k, 2511.04934.
+    """`leak_at_1`, `leak_at_2`, `leak_at_4`, ... up to `attempts`: ROUGE-L recall of the best of k
+    sampled answers. Leak@k, 2511.04934.
 
-    All k are read off the same samples, without bias (`metrics.text.leak_at_k`). Beside them `exact_at_k`: the chance that one
-    of k attempts at temperature 1 is the answer to the letter, from its probability, without a sample.
+    All k are read off the same samples, without bias (`metrics.text.leak_at_k`). Beside them
+    `exact_at_k`: the chance that one of k attempts at temperature 1 is the answer to the letter,
+    from its probability, without a sample.
     """
-    writing = Writing(max_new_tokens=max_new_tokens, samples=attempts, temperature=temperature, top_p=top_p, seed=seed)
+    writing = Writing(
+        max_new_tokens=max_new_tokens,
+        samples=attempts,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
     task = Task(model=model, probes=probes, pad_id=pad_id, tokenizer=tokenizer, writing=writing)
     rows: Rows = []
-    for probe, inputs in zip(probes, gather(task, frozenset({"scores", "words", "samples"})), strict=True):
+    for probe, inputs in zip(
+        probes, gather(task, frozenset({"scores", "words", "samples"})), strict=True
+    ):
         samples, truth, token_nll = inputs["samples"], inputs["truth"], inputs["token_nll"]
-        assert isinstance(samples, tuple) and isinstance(truth, str) and isinstance(token_nll, Tensor)
+        assert (
+            isinstance(samples, tuple) and isinstance(truth, str) and isinstance(token_nll, Tensor)
+        )
         for k in powers_of_two(attempts):
             rows.append(_row(probe, f"leak_at_{k}", leak_at_k(samples, truth, k=k)))
             rows.append(_row(probe, f"exact_at_{k}", exact_in(token_nll, k)))
@@ -45,7 +57,9 @@ def sampled_attempts(
 
 
 def exact_in(token_nll: Tensor, attempts: int) -> float:
-    """1 - (1 - p)^k: the chance that one of k independent samples is the whole answer, whose tokens have NLL (n,) in nats."""
+    """1 - (1 - p)^k: the chance that one of k independent samples is the whole answer, whose tokens
+    have NLL (n,) in nats.
+    """
     p = min(1.0, sequence_probability(token_nll))
     return 1.0 if p == 1 else -math.expm1(attempts * math.log1p(-p))
 
@@ -61,5 +75,12 @@ def _row(probe: Probe, metric: str, value: float | None) -> dict[str, object]:
 
 DECODING = {
     row.function.__name__: row
-    for row in (Attack(function=sampled_attempts, kind="decoding", title="k sampled answers instead of the likeliest", source="Leak@k 2511.04934"),)
+    for row in (
+        Attack(
+            function=sampled_attempts,
+            kind="decoding",
+            title="k sampled answers instead of the likeliest",
+            source="Leak@k 2511.04934",
+        ),
+    )
 }

@@ -1,4 +1,6 @@
-"""docs/attacks.md, made from the tables: `python -m rayunlearn.attacks.documentation > docs/attacks.md`."""
+"""docs/attacks.md, made from the tables: `python -m rayunlearn.attacks.documentation >
+docs/attacks.md`.
+"""
 
 import inspect
 
@@ -81,16 +83,38 @@ What to bear in mind:
 def attacks_page() -> str:
     """The page as Markdown."""
     table = "| attack | kind | what it does | control | source |\n|---|---|---|---|---|\n"
-    rows = "".join(table_line(f"`{name}`", row.kind, row.title, row.control, row.source) for name, row in ATTACKS.items())
-    kinds = "| kind | what its function is |\n|---|---|\n" + "".join(table_line(name, meaning) for name, meaning in KINDS.items())
-    given = "| name | what it is |\n|---|---|\n" + "".join(table_line(f"`{name}`", meaning) for name, meaning in GIVEN.items())
+    rows = "".join(
+        table_line(f"`{name}`", row.kind, row.title, row.control, row.source)
+        for name, row in ATTACKS.items()
+    )
+    kinds = "| kind | what its function is |\n|---|---|\n" + "".join(
+        table_line(name, meaning) for name, meaning in KINDS.items()
+    )
+    given = "| name | what it is |\n|---|---|\n" + "".join(
+        table_line(f"`{name}`", meaning) for name, meaning in GIVEN.items()
+    )
     sections = "".join(_section(name, row) for name, row in ATTACKS.items())
-    return "\n".join([HEAD, "## All of them\n", table + rows, "## Kinds\n", kinds, "## What attacks ask for\n", given, "## Definitions\n", sections])
+    return "\n".join(
+        [
+            HEAD,
+            "## All of them\n",
+            table + rows,
+            "## Kinds\n",
+            kinds,
+            "## What attacks ask for\n",
+            given,
+            "## Definitions\n",
+            sections,
+        ]
+    )
 
 
 def _section(name: str, row: Attack) -> str:
     asks = ", ".join(f"`{n}`" for n in given_names(row))
-    return f"**{name}**. {inspect.getdoc(row.function)}{settings_words(name, row.function)} Asks for {asks}.\n\n"
+    return (
+        f"**{name}**. {inspect.getdoc(row.function)}{settings_words(name, row.function)} Asks for"
+        f" {asks}.\n\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What GPTQModel does, in a process of its own: the library patches transformers and torch when imported, and may have its own environment.
+"""What GPTQModel does, in a process of its own: the library patches transformers and torch when
+imported, and may have its own environment.
 
-Run as a file, of an interpreter that has `gptqmodel`; nothing of rayunlearn is imported here. The folder given has `model`
-(a Hugging Face directory) and `asked.json` (method, bits, group, device, texts as token ids). Afterwards it has `quantised`,
-in the library's own file format, and `weights`, what a kernel that reads those files multiplies with, as plain safetensors.
+Run as a file, of an interpreter that has `gptqmodel`; nothing of rayunlearn is imported here. The
+folder given has `model` (a Hugging Face directory) and `asked.json` (method, bits, group, device,
+texts as token ids). Afterwards it has `quantised`, in the library's own file format, and `weights`,
+what a kernel that reads those files multiplies with, as plain safetensors.
 """
 
 import json
@@ -13,16 +15,32 @@ from pathlib import Path
 
 def main(folder: Path) -> None:
     """Quantise `folder`/model."""
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its loader wants two, its default on two cores is one
+    # its loader wants two, its default on two cores is one
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
     from gptqmodel.utils.model_dequant import dequantize_model
 
     asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
-    method = {"quant_method": "awq", "format": "gemm"} if asked["method"] == "awq" else {"act_group_aware": False}
-    config = QuantizeConfig(bits=asked["bits"], group_size=asked["group"], sym=True, desc_act=False, device=asked["device"], **method)
+    method = (
+        {"quant_method": "awq", "format": "gemm"}
+        if asked["method"] == "awq"
+        else {"act_group_aware": False}
+    )
+    config = QuantizeConfig(
+        bits=asked["bits"],
+        group_size=asked["group"],
+        sym=True,
+        desc_act=False,
+        device=asked["device"],
+        **method,
+    )
     model = GPTQModel.from_pretrained(str(folder / "model"), config, trust_remote_code=False)
-    model.quantize([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in asked["texts"]], batch_size=8, calibration_data_min_length=1)
+    model.quantize(
+        [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in asked["texts"]],
+        batch_size=8,
+        calibration_data_min_length=1,
+    )
     model.save(str(folder / "quantised"))
     dequantize_model(folder / "quantised", folder / "weights", target_dtype=torch.float32)
 

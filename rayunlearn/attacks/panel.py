@@ -11,4 +11,14 @@ from rayunlearn.attacks.table import Attack
 from rayunlearn.attacks.universal import UNIVERSAL
 from rayunlearn.attacks.weights import WEIGHTS
 
-ATTACKS: dict[str, Attack] = WEIGHTS | CALIBRATED | BY_LIBRARY | PROMPTS | REPHRASINGS | UNIVERSAL | INSIDE | SHORTCUT | DECODING
+ATTACKS: dict[str, Attack] = (
+    WEIGHTS
+    | CALIBRATED
+    | BY_LIBRARY
+    | PROMPTS
+    | REPHRASINGS
+    | UNIVERSAL
+    | INSIDE
+    | SHORTCUT
+    | DECODING
+)

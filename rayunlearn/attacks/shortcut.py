@@ -1,4 +1,6 @@
-"""Answers read from a layer in the middle, by every metric: the last blocks are replaced by the best linear map that stands for them."""
+"""Answers read from a layer in the middle, by every metric: the last blocks are replaced by the
+best linear map that stands for them.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,26 +22,44 @@ TOKENS_PER_BATCH = 8192
 
 
 def linear_shortcut(
-    model: PreTrainedModel, retain_sequences: Sequence[Encoded], pad_id: int, leaving: ExitStack, *, skipped: Count = 1, penalty: Positive = 1.0
+    model: PreTrainedModel,
+    retain_sequences: Sequence[Encoded],
+    pad_id: int,
+    leaving: ExitStack,
+    *,
+    skipped: Count = 1,
+    penalty: Positive = 1.0,
 ) -> None:
-    """Leave the last `skipped` blocks out and put an affine map in their place, fitted on the retain documents to the states they give.
+    """Leave the last `skipped` blocks out and put an affine map in their place, fitted on the
+    retain documents to the states they give.
 
-    Din et al. 2303.09435, whose map is a plain least-squares one. Ours: a bias, and `penalty` on the map's distance from the
-    identity, so that few documents give the logit lens and not noise. The final norm, the head and all weights stay as they are.
-    Unlike `logit_lens` it changes what the model answers, so that every metric can be taken there. 2406.09179 probes layers too;
-    how is not known to us. Raises UserError unless a block is left before the map.
+    Din et al. 2303.09435, whose map is a plain least-squares one. Ours: a bias, and `penalty` on
+    the map's distance from the identity, so that few documents give the logit lens and not noise.
+    The final norm, the head and all weights stay as they are. Unlike `logit_lens` it changes what
+    the model answers, so that every metric can be taken there. 2406.09179 probes layers too; how is
+    not known to us. Raises UserError unless a block is left before the map.
     """
     layers = blocks(model)
-    require(skipped < len(layers), f"linear_shortcut.skipped must be under the model's {len(layers)} blocks", skipped)
+    require(
+        skipped < len(layers),
+        f"linear_shortcut.skipped must be under the model's {len(layers)} blocks",
+        skipped,
+    )
     last = len(layers) - 1 - skipped
     weight, bias = fitted(*states_of(model, retain_sequences, pad_id, last), penalty)
-    leaving.callback(layers[last].register_forward_hook(partial(_mapped, weight=weight, bias=bias)).remove)
+    leaving.callback(
+        layers[last].register_forward_hook(partial(_mapped, weight=weight, bias=bias)).remove
+    )
     for block in layers[last + 1 :]:
         leaving.callback(block.register_forward_hook(_skipped, with_kwargs=True).remove)
 
 
-def states_of(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, block: int) -> tuple[Tensor, Tensor]:
-    """Outputs (N, D) of `block` and of the last one at the N positions that predict a label, float64 on the CPU."""
+def states_of(
+    model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, block: int
+) -> tuple[Tensor, Tensor]:
+    """Outputs (N, D) of `block` and of the last one at the N positions that predict a label,
+    float64 on the CPU.
+    """
     early, late = [], []
     with evaluating(model):
         for positions in by_length(sequences, TOKENS_PER_BATCH):
@@ -47,12 +67,16 @@ def states_of(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int,
             found = block_states(model, batch.input_ids, batch.places - 1)
             early.append(found[block].double().cpu())
             late.append(found[-1].double().cpu())
-    require(bool(early), "a linear shortcut needs retain documents to be fitted on, got", len(early))
+    require(
+        bool(early), "a linear shortcut needs retain documents to be fitted on, got", len(early)
+    )
     return torch.cat(early), torch.cat(late)
 
 
 def fitted(early: Tensor, late: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """The map (D, D) and bias (D,) that minimise |early A + b - late|^2 + penalty |A - I|^2; ridge regression of the difference."""
+    """The map (D, D) and bias (D,) that minimise |early A + b - late|^2 + penalty |A - I|^2; ridge
+    regression of the difference.
+    """
     centre, target = early.mean(0), (late - early).mean(0)
     own, change = early - centre, late - early - target
     identity = torch.eye(early.shape[1], dtype=early.dtype)
@@ -67,8 +91,12 @@ def _mapped(_module: nn.Module, _inputs: Any, output: Any, *, weight: Tensor, bi
     return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
 
-def _skipped(_module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> Any:
-    """What came in goes out; the block has run all the same, so that its cache of keys and values is as long as the others'."""
+def _skipped(
+    _module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any
+) -> Any:
+    """What came in goes out; the block has run all the same, so that its cache of keys and values
+    is as long as the others'.
+    """
     hidden = inputs[0] if inputs else named["hidden_states"]
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 

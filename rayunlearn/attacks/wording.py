@@ -1,4 +1,6 @@
-"""What every prompt attack is made of: rules about answer words, sentences around a question, earlier turns before it."""
+"""What every prompt attack is made of: rules about answer words, sentences around a question,
+earlier turns before it.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,21 +11,27 @@ from rayunlearn.data.wordings import Frame
 from rayunlearn.keywords.stop import ENGLISH
 from rayunlearn.keywords.words import words_of
 
-CHAT_LAYOUT = "Question: {prompt}\nAnswer:"  # how earlier turns stand in a chat template's one message of the user
+# how earlier turns stand in a chat template's one message of the user
+CHAT_LAYOUT = "Question: {prompt}\nAnswer:"
 
 
 class NotAllowed(Exception):
-    """This probe does not allow this attack; the message says why. The probe is set aside, never asked unattacked."""
+    """This probe does not allow this attack; the message says why. The probe is set aside, never
+    asked unattacked.
+    """
 
 
 @lru_cache(maxsize=1 << 16)
 def keys(text: str) -> tuple[str, ...]:
-    """Keys of the text's words, in order. Kept, because every probe is held against the same pool of shots."""
+    """Keys of the text's words, in order. Kept, because every probe is held against the same pool
+    of shots.
+    """
     return tuple(word.key for word in words_of(text))
 
 
 def answer_words(document: Document) -> frozenset[str]:
-    """Keys of the words that an attack must not bring: the answer's, without those of the question and English function words.
+    """Keys of the words that an attack must not bring: the answer's, without those of the question
+    and English function words.
 
     An answer of function words alone ("nobody") has all of its words.
     """
@@ -42,34 +50,50 @@ def silent(sentences: Sequence[str], document: Document) -> list[str]:
 
 
 def rewritten(document: Document, rewrite: Callable[[str], str]) -> Document:
-    """The document with `rewrite` applied to its question, and to the question in other words where it has one.
+    """The document with `rewrite` applied to its question, and to the question in other words where
+    it has one.
 
     Raises NotAllowed for a document without a question.
     """
     if not document.prompt:
         raise NotAllowed("it has no question, so nothing can be put around one")
-    return replace(document, prompt=rewrite(document.prompt), prompt_paraphrase=document.prompt_paraphrase and rewrite(document.prompt_paraphrase))
+    return replace(
+        document,
+        prompt=rewrite(document.prompt),
+        prompt_paraphrase=document.prompt_paraphrase and rewrite(document.prompt_paraphrase),
+    )
 
 
 def reasked(document: Document, question: str) -> Document:
-    """The document with another question in the place of its own and no second wording. Raises NotAllowed if it tells the answer."""
+    """The document with another question in the place of its own and no second wording. Raises
+    NotAllowed if it tells the answer.
+    """
     if tells(question, document):
         raise NotAllowed("the question in other words holds a word of the answer")
     return replace(document, prompt=question, prompt_paraphrase="")
 
 
 def framed(document: Document, frame: Frame, *, between: str = " ") -> Document:
-    """The question with the frame's sentences before and after it; sentences that hold an answer word are left out."""
+    """The question with the frame's sentences before and after it; sentences that hold an answer
+    word are left out.
+    """
     before, after = silent(frame.before, document), silent(frame.after, document)
     return rewritten(document, lambda question: between.join([*before, question, *after]))
 
 
 def after_turns(document: Document, turns: Sequence[tuple[str, str]], template: str) -> Document:
-    """The question after earlier (question, answer) turns, each of them laid out as the template lays out a question.
+    """The question after earlier (question, answer) turns, each of them laid out as the template
+    lays out a question.
 
-    The whole is the new prompt: the template's own beginning and end stand around it when it is encoded.
+    The whole is the new prompt: the template's own beginning and end stand around it when it is
+    encoded.
     """
     inside_chat = template == "chat"
     head, _, tail = (CHAT_LAYOUT if inside_chat else template).partition("{prompt}")
     earlier = "".join(f"{question}{tail} {answer}\n\n{head}" for question, answer in turns)
-    return rewritten(document, lambda question: f"{head}{earlier}{question}{tail}" if inside_chat else f"{earlier}{question}")
+    return rewritten(
+        document,
+        lambda question: (
+            f"{head}{earlier}{question}{tail}" if inside_chat else f"{earlier}{question}"
+        ),
+    )

@@ -1,7 +1,9 @@
-"""Emphasis: a question asked again with some of its words pointed out, and the words that a control points out instead.
+"""Emphasis: a question asked again with some of its words pointed out, and the words that a control
+points out instead.
 
-The paper (unPact, 2509.24675) names such a device and reports that it brings forgotten answers back; its wording is not
-known to us. The forms here are ours. A form changes the question's text and nothing else: no weight, no word of the answer.
+The paper (unPact, 2509.24675) names such a device and reports that it brings forgotten answers
+back; its wording is not known to us. The forms here are ours. A form changes the question's text
+and nothing else: no weight, no word of the answer.
 """
 
 import random
@@ -18,7 +20,9 @@ def named_first(prompt: str, words: Sequence[Word], wording: str) -> str:
 
 
 def quoted(prompt: str, words: Sequence[Word], wording: str) -> str:
-    """Each word between quotation marks where it stands: `" a "`. The space keeps the word the token that it was. No wording."""
+    """Each word between quotation marks where it stands: `" a "`. The space keeps the word the
+    token that it was. No wording.
+    """
     for word in sorted(words, key=lambda w: w.start, reverse=True):
         prompt = f'{prompt[: word.start]}" {prompt[word.start : word.end]} "{prompt[word.end :]}'
     return prompt
@@ -35,40 +39,57 @@ def named_and_repeated(prompt: str, words: Sequence[Word], wording: str) -> str:
     return f"{named} {prompt} {named}"
 
 
-def chosen_words(prompt: str, scores: Sequence[float], key: Sequence[bool], answer: str) -> list[Word]:
-    """The key words to point out: the ones that help most, at most half of the prompt's words, none that the answer holds.
+def chosen_words(
+    prompt: str, scores: Sequence[float], key: Sequence[bool], answer: str
+) -> list[Word]:
+    """The key words to point out: the ones that help most, at most half of the prompt's words, none
+    that the answer holds.
 
-    scores, key: one per word of `words_of(prompt)`. Half, so that the control finds as many words that are no key words.
-    A word that occurs twice is pointed out once, where it helps most. In the order of the prompt.
+    scores, key: one per word of `words_of(prompt)`. Half, so that the control finds as many words
+    that are no key words. A word that occurs twice is pointed out once, where it helps most. In the
+    order of the prompt.
     """
     words = words_of(prompt)
     forbidden = answer_words(answer)
-    order = sorted((at for at in range(len(words)) if key[at] and words[at].key not in forbidden), key=lambda at: (-scores[at], at))
+    order = sorted(
+        (at for at in range(len(words)) if key[at] and words[at].key not in forbidden),
+        key=lambda at: (-scores[at], at),
+    )
     first = {words[at].key: at for at in reversed(order)}
     kept = [at for at in order if first[words[at].key] == at][: len(words) // 2]
     return [words[at] for at in sorted(kept)]
 
 
-def random_words(prompt: str, chosen: Sequence[Word], key: Sequence[bool], answer: str, seed: str) -> list[Word]:
-    """As many words as `chosen`, drawn from those that are no key words; from the key words that were not chosen where they do not suffice.
+def random_words(
+    prompt: str, chosen: Sequence[Word], key: Sequence[bool], answer: str, seed: str
+) -> list[Word]:
+    """As many words as `chosen`, drawn from those that are no key words; from the key words that
+    were not chosen where they do not suffice.
 
-    Fewer only where the prompt has no more. A function of its arguments; `seed` is a text, such as the document's id.
+    Fewer only where the prompt has no more. A function of its arguments; `seed` is a text, such as
+    the document's id.
     """
     words, rng = words_of(prompt), random.Random(f"emphasis {seed}")
     taken = {w.key for w in chosen} | answer_words(answer)
-    pool = list({w.key: at for at, w in reversed(list(enumerate(words))) if w.key not in taken}.values())
+    pool = list(
+        {w.key: at for at, w in reversed(list(enumerate(words))) if w.key not in taken}.values()
+    )
     order = sorted(rng.sample(pool, len(pool)), key=lambda at: key[at])
     return [words[at] for at in sorted(order[: len(chosen)])]
 
 
 def answer_words(answer: str) -> frozenset[str]:
-    """Words that would give the answer away: all of its words but function words; all of them where it has no others."""
+    """Words that would give the answer away: all of its words but function words; all of them where
+    it has no others.
+    """
     keys = frozenset(word.key for word in words_of(answer))
     return (keys - ENGLISH) or keys
 
 
 def added_words(before: str, after: str) -> list[str]:
-    """Keys of the words of `after` that are not left over once each word of `before` is crossed off once."""
+    """Keys of the words of `after` that are not left over once each word of `before` is crossed off
+    once.
+    """
     left = [word.key for word in words_of(after)]
     for word in words_of(before):
         if word.key in left:
@@ -82,7 +103,9 @@ def _named(prompt: str, words: Sequence[Word], wording: str) -> str:
 
 @dataclass(frozen=True)
 class Form:
-    """A row of the family: the function (prompt, words of it, wording) -> prompt, and what it does in words."""
+    """A row of the family: the function (prompt, words of it, wording) -> prompt, and what it does
+    in words.
+    """
 
     function: Callable[[str, Sequence[Word], str], str]
     title: str

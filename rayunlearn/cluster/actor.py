@@ -19,15 +19,21 @@ PATIENCE_SECONDS = 60.0
 
 
 class TrialActor(tune.Trainable):
-    """Runs one trial per configuration and is then given the next: imports and base weights are paid for once.
+    """Runs one trial per configuration and is then given the next: imports and base weights are
+    paid for once.
 
-    When a trial ends, Tune gives its actor to the next trial even if that one's own actor is still starting, and
-    kills the starting one. Trials shorter than an actor's start (seconds, with torch) would so keep a whole cluster
-    on a single worker for ever (Ray 2.60). Therefore a trial's end is reported only when no actor is starting.
+    When a trial ends, Tune gives its actor to the next trial even if that one's own actor is still
+    starting, and kills the starting one. Trials shorter than an actor's start (seconds, with torch)
+    would so keep a whole cluster on a single worker for ever (Ray 2.60). Therefore a trial's end is
+    reported only when no actor is starting.
     """
 
-    def setup(self, config: dict[str, Any], *, job: Any, workspaces: dict[Any, Any], board: Any) -> None:
-        """`job` is a `runner.Job`; `workspaces` by (data, model); `board` a handle of `runner.Board`."""
+    def setup(
+        self, config: dict[str, Any], *, job: Any, workspaces: dict[Any, Any], board: Any
+    ) -> None:
+        """`job` is a `runner.Job`; `workspaces` by (data, model); `board` a handle of
+        `runner.Board`.
+        """
         self.job, self.workspaces, self.board = job, workspaces, board
         self.companions = companions(job.processes)
         self.patient = True
@@ -52,7 +58,9 @@ class TrialActor(tune.Trainable):
         return {"done": True, **report}
 
     def report(self) -> dict[str, str]:
-        """Run the trial, unless a worker did that was lost before it could say so; how it ended, or what no second try would mend."""
+        """Run the trial, unless a worker did that was lost before it could say so; how it ended, or
+        what no second try would mend.
+        """
         job, ended = self.job, status_of(Path(self.job.run), self.trial_id_here)
         if ended in FINISHED:
             return {"status": ended}
@@ -60,7 +68,8 @@ class TrialActor(tune.Trainable):
         work = partial(run_in, job, self.trial, workspace)
         try:
             return {"status": run_with(self.companions, work, Path(job.run))}
-        except UserError as mistake:  # its row could not be written (a full disk)
+        # its row could not be written (a full disk)
+        except UserError as mistake:
             return {"mistake": str(mistake)}
 
 
@@ -70,7 +79,9 @@ def run_in(job: Any, trial: Any, workspace: Any, run: Path) -> str:
 
 
 def settle(run: Path, version: str) -> None:
-    """Make this machine's folder of the run; what ended here under an earlier driver and is not under the URL is put there."""
+    """Make this machine's folder of the run; what ended here under an earlier driver and is not
+    under the URL is put there.
+    """
     ready(run)
     if version != "dev":
         send_unsent(run)
@@ -83,7 +94,9 @@ def pause(board: Any) -> None:
 
 
 def others_began(board: Any) -> bool:
-    """Wait until every trial that was handed out has begun; False if a minute was not enough (a busy cluster)."""
+    """Wait until every trial that was handed out has begun; False if a minute was not enough (a
+    busy cluster).
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if ray.get(board.all_began.remote()):
@@ -93,7 +106,9 @@ def others_began(board: Any) -> bool:
 
 
 def limit_memory() -> None:
-    """No more of a GPU than Ray gave this actor: a trial that needs more fails by itself, not its neighbour."""
+    """No more of a GPU than Ray gave this actor: a trial that needs more fails by itself, not its
+    neighbour.
+    """
     memory = sys.modules.get("rayunlearn.models.memory")
     if memory is not None:
         memory.limit_share(ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0))

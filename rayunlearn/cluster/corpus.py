@@ -1,9 +1,11 @@
-"""Passes over a corpus on Ray Data: a pool of actors, each with its worker (and its model), one piece at a time.
+"""Passes over a corpus on Ray Data: a pool of actors, each with its worker (and its model), one
+piece at a time.
 
-A row of the data set is the number of a piece, and a worker reads and writes the piece itself: a piece is the unit of resuming and of
-the atomic write, and what travels through the object store is a few bytes. So memory goes with pieces in work, not with the
-corpus. On a cluster of several machines corpus and output must lie where all of them see them. Passes run before trials and
-never inside one: two trials that each wait for Ray Data's workers hold the CPUs those workers wait for.
+A row of the data set is the number of a piece, and a worker reads and writes the piece itself: a
+piece is the unit of resuming and of the atomic write, and what travels through the object store is
+a few bytes. So memory goes with pieces in work, not with the corpus. On a cluster of several
+machines corpus and output must lie where all of them see them. Passes run before trials and never
+inside one: two trials that each wait for Ray Data's workers hold the CPUs those workers wait for.
 """
 
 import warnings
@@ -35,8 +37,11 @@ class PieceActor:
         return {"note": np.array(notes, dtype=object)}
 
 
-def on_ray(stack: ExitStack, *, address: str = "auto", workers: int = 0, with_model: bool = False) -> Engine:
-    """Ray Data on the cluster at `address` (`session.connected`), with at most `workers` actors (0: one per CPU, or per GPU for models).
+def on_ray(
+    stack: ExitStack, *, address: str = "auto", workers: int = 0, with_model: bool = False
+) -> Engine:
+    """Ray Data on the cluster at `address` (`session.connected`), with at most `workers` actors (0:
+    one per CPU, or per GPU for models).
 
     The first pass connects; the connection ends with `stack`, so that passes share it.
     """
@@ -46,9 +51,13 @@ def on_ray(stack: ExitStack, *, address: str = "auto", workers: int = 0, with_mo
             stack.enter_context(connected(address=address, workers=workers))
         with _quiet():
             n, resources = _pool(workers, with_model)
-            numbers = ray.data.from_items([{"piece": at} for at in pieces], override_num_blocks=len(pieces))
+            numbers = ray.data.from_items(
+                [{"piece": at} for at in pieces], override_num_blocks=len(pieces)
+            )
             pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(n, len(pieces))))
-            notes = numbers.map_batches(PieceActor, fn_constructor_args=(worker,), batch_size=1, compute=pool, **resources)
+            notes = numbers.map_batches(
+                PieceActor, fn_constructor_args=(worker,), batch_size=1, compute=pool, **resources
+            )
             for note in _unwrapped(notes):
                 tell(note)
 
@@ -60,11 +69,15 @@ def _pool(workers: int, with_model: bool) -> tuple[int, dict[str, float]]:
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0)) if with_model else 0
     n = gpus or int(there.get("CPU", 1))
-    return (min(workers, n) if workers else n), ({"num_cpus": 1, "num_gpus": 1} if gpus else {"num_cpus": 1})
+    return (min(workers, n) if workers else n), (
+        {"num_cpus": 1, "num_gpus": 1} if gpus else {"num_cpus": 1}
+    )
 
 
 def _unwrapped(notes: "ray.data.Dataset") -> Iterator[Note]:
-    """Notes as they come. A worker's UserError is raised as itself, without the stack of the cluster."""
+    """Notes as they come. A worker's UserError is raised as itself, without the stack of the
+    cluster.
+    """
     try:
         for row in notes.iter_rows():
             yield row["note"]
@@ -79,7 +92,9 @@ def _unwrapped(notes: "ray.data.Dataset") -> Iterator[Note]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Ray Data's own bars, and without the warnings that it raises about its own defaults; put back afterwards."""
+    """Without Ray Data's own bars, and without the warnings that it raises about its own defaults;
+    put back afterwards.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         context = ray.data.DataContext.get_current()

@@ -16,7 +16,8 @@ from rayunlearn.errors import require, unknown_name
 from rayunlearn.passes import Engine, Report, Source, Standing, in_processes, is_large
 
 ENGINES = ("auto", "local", "ray")
-ALONE_BYTES = 16 * 2**20  # under this a second process costs more to start than it saves
+# under this a second process costs more to start than it saves
+ALONE_BYTES = 16 * 2**20
 
 
 Choose = Callable[[Sequence[Source], bool], Engine]
@@ -24,7 +25,8 @@ Choose = Callable[[Sequence[Source], bool], Engine]
 
 @contextmanager
 def engines(name: str, workers: int, address: str) -> Iterator[Choose]:
-    """What chooses the engine `name`, or by size, for the length of the block. Ray is imported and started only when it is used.
+    """What chooses the engine `name`, or by size, for the length of the block. Ray is imported and
+    started only when it is used.
 
     Raises UserError for another name.
     """
@@ -39,16 +41,24 @@ def engines(name: str, workers: int, address: str) -> Iterator[Choose]:
 
             return on_ray(stack, address=address, workers=workers, with_model=with_model)
         small = sum(source_bytes(source.pieces) for source in sources) < ALONE_BYTES
-        return stack.enter_context(in_processes(workers or (1 if small or with_model else len(os.sched_getaffinity(0)))))
+        return stack.enter_context(
+            in_processes(workers or (1 if small or with_model else len(os.sched_getaffinity(0))))
+        )
 
     with ExitStack() as stack:
         yield choose
 
 
 def line(standing: Standing, *, waited: float = 0.0) -> str:
-    """`keywords: 3/40 partitions, 30,000 documents, 5,200 documents/s, about 12 s left`, `waited` seconds after it was said."""
-    said = [f"{standing.name}: {standing.done}/{standing.pieces} partitions", f"{standing.n_documents:,} documents"]
-    if standing.fresh_pieces:  # no rate before, and none of pieces that an earlier call did
+    """`keywords: 3/40 partitions, 30,000 documents, 5,200 documents/s, about 12 s left`, `waited`
+    seconds after it was said.
+    """
+    said = [
+        f"{standing.name}: {standing.done}/{standing.pieces} partitions",
+        f"{standing.n_documents:,} documents",
+    ]
+    # no rate before, and none of pieces that an earlier call did
+    if standing.fresh_pieces:
         rate = standing.fresh_documents / max(standing.seconds, 1e-3)
         said.append(f"{rate:,.0f} documents/s" if rate >= 10 else f"{rate:.2g} documents/s")
         if standing.done < standing.pieces:
@@ -77,14 +87,21 @@ def _plain(console: Console) -> Report:
 
 @contextmanager
 def _live(console: Console) -> Iterator[Report]:
-    """Drawn twice a second, not only when a partition is done: a clock that stands still looks like a pass that does."""
+    """Drawn twice a second, not only when a partition is done: a clock that stands still looks like
+    a pass that does.
+    """
     latest: tuple[Standing, float] | None = None
 
     def report(standing: Standing) -> None:
         nonlocal latest
         latest = (standing, time.monotonic())
 
-    with Live(console=console, get_renderable=lambda: _drawn(latest), refresh_per_second=1 / LIVE_EVERY_SECONDS, transient=True):
+    with Live(
+        console=console,
+        get_renderable=lambda: _drawn(latest),
+        refresh_per_second=1 / LIVE_EVERY_SECONDS,
+        transient=True,
+    ):
         yield report
 
 

@@ -1,4 +1,6 @@
-"""What a person sees while trials run: one live line, or a plain line now and then where there is no terminal."""
+"""What a person sees while trials run: one live line, or a plain line now and then where there is
+no terminal.
+"""
 
 import math
 import threading
@@ -22,12 +24,14 @@ LIVE_EVERY_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The sweep at one moment. `best` is the lowest forgetting at or above the utility floor, NaN until there is one; of a panel
-    of attacks (`attacking`) the highest that one left on the model under attack.
+    """The sweep at one moment. `best` is the lowest forgetting at or above the utility floor, NaN
+    until there is one; of a panel of attacks (`attacking`) the highest that one left on the model
+    under attack.
 
-    `running` says the running trials in words, `handed_out` by id; `n_ready` could run as soon as a worker is free, `n_left` of
-    them in this Tune run; `slots` trials have room at once; `seconds` are the durations of this session's latest trials; `fatal` says
-    why no more trials are started, '' otherwise.
+    `running` says the running trials in words, `handed_out` by id; `n_ready` could run as soon as a
+    worker is free, `n_left` of them in this Tune run; `slots` trials have room at once; `seconds`
+    are the durations of this session's latest trials; `fatal` says why no more trials are started,
+    '' otherwise.
     """
 
     done: int
@@ -51,19 +55,40 @@ class Snapshot:
 
     def with_running(self, running: Sequence[Planned]) -> "Snapshot":
         """The same with these trials running."""
-        return replace(self, running=tuple(label(planned) for planned in running), handed_out=tuple(planned.trial_id for planned in running))
+        return replace(
+            self,
+            running=tuple(label(planned) for planned in running),
+            handed_out=tuple(planned.trial_id for planned in running),
+        )
 
     @property
     def seconds_left(self) -> float:
-        """Mean seconds of this session's trials x trials left / trials at once; NaN before the first has ended."""
+        """Mean seconds of this session's trials x trials left / trials at once; NaN before the
+        first has ended.
+        """
         if not self.seconds:
             return math.nan
-        return sum(self.seconds) / len(self.seconds) * (self.total - self.done) / max(1, len(self.running))
+        return (
+            sum(self.seconds)
+            / len(self.seconds)
+            * (self.total - self.done)
+            / max(1, len(self.running))
+        )
 
 
-def snapshot(agenda: Agenda, results: Mapping[str, Result], *, seconds: tuple[float, ...], objective: Objective) -> Snapshot:
+def snapshot(
+    agenda: Agenda,
+    results: Mapping[str, Result],
+    *,
+    seconds: tuple[float, ...],
+    objective: Objective,
+) -> Snapshot:
     """The agenda and its results in numbers, with nothing running."""
-    ended = [results[trial_id] for trial_id in {row.trial_id for row in agenda.rows} if trial_id in results]
+    ended = [
+        results[trial_id]
+        for trial_id in {row.trial_id for row in agenda.rows}
+        if trial_id in results
+    ]
     attacking = any(row.trial.attack.name != "none" for row in agenda.rows)
     return Snapshot(
         done=len(ended),
@@ -87,25 +112,47 @@ def label(planned: Planned) -> str:
 
 
 def best_of(agenda: Agenda, results: Mapping[str, Result], objective: Objective) -> float:
-    """Lowest forgetting of a complete unlearned trial whose utility is at least the floor's share of base's."""
-    rows = {row.trial_id: row for row in agenda.rows if row.trial_id in results and results[row.trial_id].status == "complete"}
+    """Lowest forgetting of a complete unlearned trial whose utility is at least the floor's share
+    of base's.
+    """
+    rows = {
+        row.trial_id: row
+        for row in agenda.rows
+        if row.trial_id in results and results[row.trial_id].status == "complete"
+    }
     base = {pair(row): results[row.trial_id].utility for row in rows.values() if row.role == "base"}
     good = [
         results[row.trial_id].forgetting
         for row in rows.values()
-        if row.role in ("tuning", "grid") and results[row.trial_id].utility >= objective.utility_floor * base.get(pair(row), math.nan)
+        if row.role in ("tuning", "grid")
+        and results[row.trial_id].utility >= objective.utility_floor * base.get(pair(row), math.nan)
     ]
     return min((value for value in good if math.isfinite(value)), default=math.nan)
 
 
 def highest_of(agenda: Agenda, results: Mapping[str, Result]) -> float:
-    """Highest forgetting metric that an attack left on the model that it attacked, NaN before one has ended."""
-    mine = (row.trial_id for row in agenda.rows if row.role in ("tuning", "attack") and row.trial_id in results)
-    return max((value for value in (results[trial_id].forgetting for trial_id in mine) if math.isfinite(value)), default=math.nan)
+    """Highest forgetting metric that an attack left on the model that it attacked, NaN before one
+    has ended.
+    """
+    mine = (
+        row.trial_id
+        for row in agenda.rows
+        if row.role in ("tuning", "attack") and row.trial_id in results
+    )
+    return max(
+        (
+            value
+            for value in (results[trial_id].forgetting for trial_id in mine)
+            if math.isfinite(value)
+        ),
+        default=math.nan,
+    )
 
 
 def pair(row: Planned) -> tuple[object, object]:
-    """The data and model of a planned trial: trials are compared with the base model of the same pair."""
+    """The data and model of a planned trial: trials are compared with the base model of the same
+    pair.
+    """
     return row.trial.data, row.trial.model
 
 
@@ -136,7 +183,10 @@ def watched(console: Console, read: Callable[[], View | None]) -> Iterator[None]
 def line(view: View) -> str:
     """One view as one plain line."""
     if isinstance(view, Preparing):
-        return "preparing: " + ", ".join(f"{name} {100 * done // max(1, planned)} %" for name, (done, planned) in sorted(view.steps.items()))
+        return "preparing: " + ", ".join(
+            f"{name} {100 * done // max(1, planned)} %"
+            for name, (done, planned) in sorted(view.steps.items())
+        )
     parts = [f"trials {view.done}/{view.total}", f"running {len(view.running)}"]
     if view.failed:
         parts.append(f"{view.failed} failed")
@@ -144,11 +194,24 @@ def line(view: View) -> str:
 
 
 def best_words(view: Snapshot) -> str:
-    """The best trial so far, with the rule it is best under; of attacks, how much the strongest has got back."""
+    """The best trial so far, with the rule it is best under; of attacks, how much the strongest has
+    got back.
+    """
     if view.attacking:
-        return f"highest {view.objective.forgetting} on forget so far {view.best:.3f}" if math.isfinite(view.best) else "no attack has ended yet"
-    rule = f"{view.objective.utility} on {view.objective.utility_split} >= {view.objective.utility_floor:g} x base"
-    return f"best so far {view.objective.forgetting} {view.best:.3f} at {rule}" if math.isfinite(view.best) else f"no trial with {rule} yet"
+        return (
+            f"highest {view.objective.forgetting} on forget so far {view.best:.3f}"
+            if math.isfinite(view.best)
+            else "no attack has ended yet"
+        )
+    rule = (
+        f"{view.objective.utility} on {view.objective.utility_split} >="
+        f" {view.objective.utility_floor:g} x base"
+    )
+    return (
+        f"best so far {view.objective.forgetting} {view.best:.3f} at {rule}"
+        if math.isfinite(view.best)
+        else f"no trial with {rule} yet"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -157,14 +220,22 @@ def duration(seconds: float) -> str:
         return "time unknown"
     if seconds < 90:
         return f"about {math.ceil(seconds)} s"
-    return f"about {math.ceil(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+    return (
+        f"about {math.ceil(seconds / 60)} min"
+        if seconds < 5400
+        else f"about {seconds / 3600:.1f} h"
+    )
 
 
 def _plain(console: Console, read: Callable[[], View | None], stop: threading.Event) -> None:
     last, shown = "", -math.inf
     while not stop.wait(LIVE_EVERY_SECONDS):
         view = read()
-        if view is not None and time.monotonic() - shown >= PLAIN_EVERY_SECONDS and line(view) != last:
+        if (
+            view is not None
+            and time.monotonic() - shown >= PLAIN_EVERY_SECONDS
+            and line(view) != last
+        ):
             last, shown = line(view), time.monotonic()
             console.print(last, soft_wrap=True, highlight=False)
 
@@ -181,12 +252,20 @@ def _drawn(view: View) -> RenderableType:
     if isinstance(view, Preparing):
         return bars({f"teaching {name}": steps for name, steps in sorted(view.steps.items())})
     running = Text("  " + ", ".join(view.running), style="dim", overflow="ellipsis", no_wrap=True)
-    return Group(bars({f"trials {view.done}/{view.total}": (view.done, view.total)}), Text("  " + " · ".join(line(view).split(" · ")[1:])), running)
+    return Group(
+        bars({f"trials {view.done}/{view.total}": (view.done, view.total)}),
+        Text("  " + " · ".join(line(view).split(" · ")[1:])),
+        running,
+    )
 
 
 def bars(steps: Mapping[str, tuple[int, int]]) -> Table:
     """A bar for each name, with its (done, planned)."""
     grid = Table.grid(padding=(0, 1))
     for name, (done, planned) in steps.items():
-        grid.add_row(Text(name), ProgressBar(total=max(1, planned), completed=done, width=40), Text(f"{100 * done // max(1, planned):3d} %"))
+        grid.add_row(
+            Text(name),
+            ProgressBar(total=max(1, planned), completed=done, width=40),
+            Text(f"{100 * done // max(1, planned):3d} %"),
+        )
     return grid

@@ -1,4 +1,6 @@
-"""The part of a sweep that needs Ray: prepare models side by side, then one Tune run over everything that is left."""
+"""The part of a sweep that needs Ray: prepare models side by side, then one Tune run over
+everything that is left.
+"""
 
 import sys
 import tempfile
@@ -27,8 +29,11 @@ from rayunlearn.estimate import gpu_share
 from rayunlearn.plan import Plans, Result
 from rayunlearn.results.mirror import ready
 
-WORKER_DEATHS = 2  # what lost its worker is started again this often
-TRIALS_PER_TUNE = 2000  # Tune keeps every trial it ran; a longer sweep is several Tune runs, so that memory ends with each (a choice, not measured)
+# what lost its worker is started again this often
+WORKER_DEATHS = 2
+# Tune keeps every trial it ran; a longer sweep is several Tune runs, so that memory ends with each
+# (a choice, not measured)
+TRIALS_PER_TUNE = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,8 @@ class Job:
 class Board:
     """A place on the cluster where whoever works leaves word for whoever watches.
 
-    A board that was lost comes back empty: what is out at the first view it is then given is taken to have begun.
+    A board that was lost comes back empty: what is out at the first view it is then given is taken
+    to have begun.
     """
 
     def __init__(self) -> None:
@@ -79,8 +85,15 @@ class Board:
         return waiting <= max(0, len(self.view.handed_out) - self.view.slots)
 
     def pause_is_over(self) -> bool:
-        """Whether a paused worker should come back for a trial: one is ready, or none runs that could make one ready."""
-        return not isinstance(self.view, Snapshot) or self.view.n_ready > 0 or self.view.at_end or self.view.n_left <= 0
+        """Whether a paused worker should come back for a trial: one is ready, or none runs that
+        could make one ready.
+        """
+        return (
+            not isinstance(self.view, Snapshot)
+            or self.view.n_ready > 0
+            or self.view.at_end
+            or self.view.n_left <= 0
+        )
 
     def read(self) -> View | None:
         """The latest view, None before there is one."""
@@ -100,30 +113,52 @@ def execute(
     console: Console,
     on: str = "",
 ) -> bool:
-    """Prepare what `trials` need, then run everything the plan asks for; results are in the run folder afterwards.
+    """Prepare what `trials` need, then run everything the plan asks for; results are in the run
+    folder afterwards.
 
-    Where nobody said how much of a GPU a trial takes, it is what the hungriest of `planned` needs, and said on the console.
+    Where nobody said how much of a GPU a trial takes, it is what the hungriest of `planned` needs,
+    and said on the console.
 
-    Returns whether nothing was left to run: Ctrl-C while trials run makes Tune return early, while preparing it raises
-    KeyboardInterrupt.
-    Raises UserError when results could no longer be written, and before anything is scheduled for a trial too large for a GPU.
+    Returns whether nothing was left to run: Ctrl-C while trials run makes Tune return early, while
+    preparing it raises KeyboardInterrupt. Raises UserError when results could no longer be written,
+    and before anything is scheduled for a trial too large for a GPU.
     """
     board = new_board()
-    share = partial(fitting_share, job.work, planned, Path(job.run), console, on) if job.processes == 1 else whole_gpu
+    share = (
+        partial(fitting_share, job.work, planned, Path(job.run), console, on)
+        if job.processes == 1
+        else whole_gpu
+    )
     resources = trial_resources(gpus_per_trial=gpus_per_trial, share=share, on=on)
     with watched(console, lambda: _read(board)):
-        prepare_all(trials, cache, work=job.work, board=board, resources=trial_resources(gpus_per_trial=gpus_per_trial))
+        prepare_all(
+            trials,
+            cache,
+            work=job.work,
+            board=board,
+            resources=trial_resources(gpus_per_trial=gpus_per_trial),
+        )
         workspaces = {pair_of(trial): job.work.workspace(trial, cache) for trial in trials}
         parameters = {"job": job, "workspaces": workspaces, "board": board}
-        far_away = ray.util.client.ray.is_connected()  # the searcher is then a copy over there, and what it learns does not come back
+        # the searcher is then a copy over there, and what it learns does not come back
+        far_away = ray.util.client.ray.is_connected()
         at_most = sys.maxsize if far_away else TRIALS_PER_TUNE
         while True:
-            slots = Slots({name: job.processes * amount for name, amount in resources.items()}, workers, on)
+            slots = Slots(
+                {name: job.processes * amount for name, amount in resources.items()}, workers, on
+            )
             search = LedgerSearch(planner, results, Path(job.run), board, slots, at_most=at_most)
-            telling = [Telling(job.track, Place(Path(job.run), job.experiment, job.version))] if job.track else []
-            run_tune(search, parameters, resources=resources, processes=job.processes, callbacks=telling)
+            telling = (
+                [Telling(job.track, Place(Path(job.run), job.experiment, job.version))]
+                if job.track
+                else []
+            )
+            run_tune(
+                search, parameters, resources=resources, processes=job.processes, callbacks=telling
+            )
             results = search.results
-            if search.left > 0 or search.running or not search.ready or search.fatal:  # running here: Ctrl-C
+            # running here: Ctrl-C
+            if search.left > 0 or search.running or not search.ready or search.fatal:
                 break
     view = ray.get(board.read.remote())
     if isinstance(view, Snapshot) and view.fatal:
@@ -132,13 +167,21 @@ def execute(
 
 
 def new_board() -> Any:
-    """A board beside the driver, so that no other machine's end takes it along; it comes back if its own process is killed."""
+    """A board beside the driver, so that no other machine's end takes it along; it comes back if
+    its own process is killed.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Board).remote()
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(
+        Board
+    ).remote()
 
 
-def fitting_share(work: Work, planned: Sequence[Trial], run: Path, console: Console, on: str = "") -> float:
-    """The share of a GPU that the hungriest planned trial needs; a whole one where no worker can say how large a GPU is."""
+def fitting_share(
+    work: Work, planned: Sequence[Trial], run: Path, console: Console, on: str = ""
+) -> float:
+    """The share of a GPU that the hungriest planned trial needs; a whole one where no worker can
+    say how large a GPU is.
+    """
     there = smallest_gpu(work.gpu_bytes, on)
     if there == 0:
         return 1.0
@@ -152,17 +195,35 @@ def whole_gpu() -> float:
     return 1.0
 
 
-def prepare_only(trials: Collection[Trial], cache: Path, *, work: Work, gpus_per_trial: float | None, console: Console) -> None:
+def prepare_only(
+    trials: Collection[Trial],
+    cache: Path,
+    *,
+    work: Work,
+    gpus_per_trial: float | None,
+    console: Console,
+) -> None:
     """Teach what is missing, and show it."""
     board = new_board()
     with watched(console, lambda: _read(board)):
-        prepare_all(trials, cache, work=work, board=board, resources=trial_resources(gpus_per_trial=gpus_per_trial))
+        prepare_all(
+            trials,
+            cache,
+            work=work,
+            board=board,
+            resources=trial_resources(gpus_per_trial=gpus_per_trial),
+        )
 
 
-def prepare_all(trials: Iterable[Trial], cache: Path, *, work: Work, board: Any, resources: dict[str, float]) -> None:
+def prepare_all(
+    trials: Iterable[Trial], cache: Path, *, work: Work, board: Any, resources: dict[str, float]
+) -> None:
     """Teach every missing base and gold model, each as its own task, side by side."""
-    # max_calls: the process ends with its task, so that what it loaded is not held while the trials run.
-    task = ray.remote(num_cpus=1, num_gpus=resources.get("gpu", 0), max_retries=WORKER_DEATHS, max_calls=1)(prepare_one)
+    # max_calls: the process ends with its task, so that what it loaded is not held while the trials
+    # run.
+    task = ray.remote(
+        num_cpus=1, num_gpus=resources.get("gpu", 0), max_retries=WORKER_DEATHS, max_calls=1
+    )(prepare_one)
     pairs = list({pair_of(trial): trial for trial in trials}.values())
     wanted = [
         (trial, role, _model_name(role, trial, at if len(pairs) > 1 else 0))
@@ -170,7 +231,12 @@ def prepare_all(trials: Iterable[Trial], cache: Path, *, work: Work, board: Any,
         for role in work.missing(trial, cache)
     ]
     try:
-        ray.get([task.remote(work, trial, str(cache), role, name, board) for trial, role, name in wanted])
+        ray.get(
+            [
+                task.remote(work, trial, str(cache), role, name, board)
+                for trial, role, name in wanted
+            ]
+        )
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from error
@@ -181,14 +247,26 @@ def prepare_one(work: Work, trial: Trial, cache: str, role: str, name: str, boar
     """One model, on a worker."""
     limit_threads()
     ready(Path(cache))
-    work.prepare(trial, Path(cache), lambda _, done, planned: board.step.remote(name, done, planned), (role,))
+    work.prepare(
+        trial, Path(cache), lambda _, done, planned: board.step.remote(name, done, planned), (role,)
+    )
 
 
 def run_tune(
-    search: LedgerSearch, parameters: dict[str, Any], *, resources: dict[str, float], processes: int, callbacks: list[tune.Callback]
+    search: LedgerSearch,
+    parameters: dict[str, Any],
+    *,
+    resources: dict[str, float],
+    processes: int,
+    callbacks: list[tune.Callback],
 ) -> None:
-    """One Tune run: reused actors, no checkpoints, no loggers; its own files go to a temporary folder. The searcher says how wide."""
-    bundle = {name.upper() if name in ("cpu", "gpu") else name: amount for name, amount in resources.items()}
+    """One Tune run: reused actors, no checkpoints, no loggers; its own files go to a temporary
+    folder. The searcher says how wide.
+    """
+    bundle = {
+        name.upper() if name in ("cpu", "gpu") else name: amount
+        for name, amount in resources.items()
+    }
     wanted = resources if processes == 1 else tune.PlacementGroupFactory([bundle] * processes)
     trainable = tune.with_resources(tune.with_parameters(TrialActor, **parameters), wanted)
     with tempfile.TemporaryDirectory(prefix="tune-") as folder:
@@ -223,6 +301,7 @@ def _trial_name(trial: Any) -> str:
 
 def _read(board: Any) -> View | None:
     view: View | None = None
-    with suppress(ray.exceptions.RayError):  # the cluster may be gone already; the line just stays as it was
+    # the cluster may be gone already; the line just stays as it was
+    with suppress(ray.exceptions.RayError):
         view = ray.get(board.read.remote(), timeout=5)
     return view

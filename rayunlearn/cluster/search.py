@@ -1,4 +1,6 @@
-"""The searcher: Tune asks it for trials, it asks the plan, and the ledger in Parquet is its only memory."""
+"""The searcher: Tune asks it for trials, it asks the plan, and the ledger in Parquet is its only
+memory.
+"""
 
 import time
 from collections import deque
@@ -17,23 +19,37 @@ from rayunlearn.errors import UserError
 from rayunlearn.plan import Agenda, Planned, Plans, Result, result_of
 from rayunlearn.results.store import patiently, write_trial
 
-RECENT = 200  # trials whose durations tell the time that is left
-COUNTING = 0.05  # share of the driver's time that may go into counting what is done for the progress line
+# trials whose durations tell the time that is left
+RECENT = 200
+# share of the driver's time that may go into counting what is done for the progress line
+COUNTING = 0.05
 
 
 class LedgerSearch(Searcher):
-    """Hands out each ready trial once, waits while a batch is out, and is finished when nothing is left to run.
+    """Hands out each ready trial once, waits while a batch is out, and is finished when nothing is
+    left to run.
 
-    While it waits it hands out pauses: Tune ends all idle actors but one (Ray 2.60), and an actor that has loaded a
-    model is dear. A pause is a Tune trial in which nothing runs, and it is over as soon as a trial is ready.
+    While it waits it hands out pauses: Tune ends all idle actors but one (Ray 2.60), and an actor
+    that has loaded a model is dear. A pause is a Tune trial in which nothing runs, and it is over
+    as soon as a trial is ready.
 
-    board: handle of a `runner.Board`; holds a Snapshot of every change before the change takes effect. slots: how many
-    trials may be out now; asked again and again, so machines that join are used. at_most: trials that this searcher hands
-    out before it is finished, with the rest still to be done. What it does per trial does not grow with their number: the plan
-    is asked again only when a result may have changed it.
+    board: handle of a `runner.Board`; holds a Snapshot of every change before the change takes
+    effect. slots: how many trials may be out now; asked again and again, so machines that join are
+    used. at_most: trials that this searcher hands out before it is finished, with the rest still to
+    be done. What it does per trial does not grow with their number: the plan is asked again only
+    when a result may have changed it.
     """
 
-    def __init__(self, planner: Plans, results: dict[str, Result], run: Path, board: Any, slots: Callable[[], int], *, at_most: int) -> None:
+    def __init__(
+        self,
+        planner: Plans,
+        results: dict[str, Result],
+        run: Path,
+        board: Any,
+        slots: Callable[[], int],
+        *,
+        at_most: int,
+    ) -> None:
         super().__init__(metric=None, mode=None)
         self.planner = planner
         self.results = dict(results)
@@ -51,10 +67,13 @@ class LedgerSearch(Searcher):
         self.agenda = self._look()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next ready trial; a pause or None while results are awaited; FINISHED when there is nothing to wait for."""
+        """The next ready trial; a pause or None while results are awaited; FINISHED when there is
+        nothing to wait for.
+        """
         slots = self.slots()
         may_start = bool(self.ready) and self.left > 0 and not self.fatal
-        if may_start and len(self.running) + len(self.pauses) < slots:  # else a pause ends first, and its actor takes the trial
+        # else a pause ends first, and its actor takes the trial
+        if may_start and len(self.running) + len(self.pauses) < slots:
             planned = self.ready.pop(next(iter(self.ready)))
             self.running[trial_id] = (planned, time.monotonic())
             self.left -= 1
@@ -62,13 +81,22 @@ class LedgerSearch(Searcher):
             return {"trial": planned.trial, "trial_id": planned.trial_id}
         if not self.running:
             return Searcher.FINISHED
-        if may_start or self.fatal or self.left <= 0 or len(self.pauses) >= min(self.agenda.waiting, slots - len(self.running)):
+        if (
+            may_start
+            or self.fatal
+            or self.left <= 0
+            or len(self.pauses) >= min(self.agenda.waiting, slots - len(self.running))
+        ):
             return None
         self.pauses.add(trial_id)
         return {"trial": None, "trial_id": f"pause-{trial_id}"}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Take the trial's result from its folder; a worker that died for good left none, so a row is written here."""
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Take the trial's result from its folder; a worker that died for good left none, so a row
+        is written here.
+        """
         self.pauses.discard(trial_id)
         if trial_id not in self.running:
             return
@@ -77,7 +105,8 @@ class LedgerSearch(Searcher):
         try:
             if not self.fatal:
                 self._take(planned, time.monotonic() - started, reported=bool(result) and not error)
-        except UserError as mistake:  # a full disk: nothing more can be recorded, so nothing more is started
+        # a full disk: nothing more can be recorded, so nothing more is started
+        except UserError as mistake:
             self.fatal = str(mistake)
         self._show(self.slots())
 
@@ -99,7 +128,9 @@ class LedgerSearch(Searcher):
             self.agenda = self._look()
 
     def _ended(self, planned: Planned, *, reported: bool) -> Result | None:
-        """What the trial's folder says, None where its worker died. A folder that a worker has written may show here later."""
+        """What the trial's folder says, None where its worker died. A folder that a worker has
+        written may show here later.
+        """
 
         def found() -> Result | None:
             result = result_of(self.run, planned.trial_id, self.planner.experiment.objective)
@@ -110,7 +141,9 @@ class LedgerSearch(Searcher):
         return patiently(f"see trial {planned.trial_id} of {self.run}", found)
 
     def _may_change_the_plan(self, trial_id: str) -> bool:
-        """Whether this was the last of its batch of tuning trials, or measured a base that tuning waits for; nothing else does."""
+        """Whether this was the last of its batch of tuning trials, or measured a base that tuning
+        waits for; nothing else does.
+        """
         last = False
         for ids in self.open.values():
             if trial_id in ids:
@@ -134,9 +167,16 @@ class LedgerSearch(Searcher):
         running = [planned for planned, _ in self.running.values()]
         if time.monotonic() >= self.count_again_at or not running:
             begun = time.monotonic()
-            self.counted = snapshot(self.agenda, self.results, seconds=tuple(self.seconds), objective=self.planner.experiment.objective)
+            self.counted = snapshot(
+                self.agenda,
+                self.results,
+                seconds=tuple(self.seconds),
+                objective=self.planner.experiment.objective,
+            )
             self.count_again_at = time.monotonic() + (time.monotonic() - begun) / COUNTING
-        view = replace(self.counted, fatal=self.fatal, slots=slots, n_ready=len(self.ready), n_left=self.left).with_running(running)
+        view = replace(
+            self.counted, fatal=self.fatal, slots=slots, n_ready=len(self.ready), n_left=self.left
+        ).with_running(running)
         ray.get(self.board.put.remote(view))
 
     def _write_death(self, planned: Planned) -> Result:
@@ -146,7 +186,10 @@ class LedgerSearch(Searcher):
             "version": experiment.version,
             "status": "failed",
             "error_type": "WorkerDied",
-            "error": "the worker process ended three times before the trial did (killed, or out of memory)",
+            "error": (
+                "the worker process ended three times before the trial did (killed, or out of"
+                " memory)"
+            ),
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_trial(self.run, planned.trial_id, {"trials": [row]}, flatten(planned.trial))

@@ -1,4 +1,6 @@
-"""Connecting to Ray: a private cluster on this machine that ends with us, or one that is there already."""
+"""Connecting to Ray: a private cluster on this machine that ends with us, or one that is there
+already.
+"""
 
 import os
 import shutil
@@ -15,26 +17,36 @@ from typing import Any
 import rayunlearn
 from rayunlearn.errors import UserError, require
 
-OBJECT_STORE_BYTES = 256 * 2**20  # holds the workspaces (documents and paths), never weights
+# holds the workspaces (documents and paths), never weights
+OBJECT_STORE_BYTES = 256 * 2**20
 QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; the progress line replaces them
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # csv, json and tensorboard copies of what Parquet holds
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's snapshots: the ledger is the only state
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # Tune would start workers one after another; the searcher says how many there are
-    "TUNE_WARN_THRESHOLD_S": "60",  # asking for a trial may write the plan and ask Optuna
+    # Tune's own tables; the progress line replaces them
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # csv, json and tensorboard copies of what Parquet holds
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Tune's snapshots: the ledger is the only state
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    # Tune would start workers one after another; the searcher says how many there are
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
+    # asking for a trial may write the plan and ask Optuna
+    "TUNE_WARN_THRESHOLD_S": "60",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
 }
 
-TRACE = 0.001  # of a resource that a trial asks for only to be on a machine that has it
-ASK_EVERY_SECONDS = 2.0  # for the machines that are there
+# of a resource that a trial asks for only to be on a machine that has it
+TRACE = 0.001
+# for the machines that are there
+ASK_EVERY_SECONDS = 2.0
 
-# Read when Ray is imported: it then takes 127.0.0.1 for this node's address, and its servers listen there only.
+# Read when Ray is imported: it then takes 127.0.0.1 for this node's address, and its servers listen
+# there only.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def before_ray(address: str) -> str:
-    """Set what Ray reads when it is imported, so call it before the first import of Ray; returns `local` or where the cluster is.
+    """Set what Ray reads when it is imported, so call it before the first import of Ray; returns
+    `local` or where the cluster is.
 
     Imported without it, Ray's servers on this machine would listen on every interface.
     """
@@ -46,11 +58,12 @@ def before_ray(address: str) -> str:
 
 @contextmanager
 def connected(*, address: str, workers: int) -> Iterator[str]:
-    """Ray, for the length of the block, and the address of its dashboard ('': none); shut down afterwards only what was started here.
+    """Ray, for the length of the block, and the address of its dashboard ('': none); shut down
+    afterwards only what was started here.
 
-    `local`: a private cluster of `workers` CPUs (0: as many as there are), reachable from this machine only.
-    `auto`: the cluster that RAY_ADDRESS names (a submitted job's own), else `local`. Anything else is an address.
-    Raises UserError where no cluster answers.
+    `local`: a private cluster of `workers` CPUs (0: as many as there are), reachable from this
+    machine only. `auto`: the cluster that RAY_ADDRESS names (a submitted job's own), else `local`.
+    Anything else is an address. Raises UserError where no cluster answers.
     """
     place = before_ray(address)
     import ray
@@ -66,25 +79,38 @@ def connected(*, address: str, workers: int) -> Iterator[str]:
             ray.shutdown()
 
 
-def trial_resources(*, gpus_per_trial: float | None, share: Callable[[], float] = lambda: 1.0, on: str = "") -> dict[str, float]:
-    """What one trial takes: one CPU, and of a cluster with GPUs `share()` of one unless said otherwise; `on`: a trace of that resource.
+def trial_resources(
+    *, gpus_per_trial: float | None, share: Callable[[], float] = lambda: 1.0, on: str = ""
+) -> dict[str, float]:
+    """What one trial takes: one CPU, and of a cluster with GPUs `share()` of one unless said
+    otherwise; `on`: a trace of that resource.
 
-    Of a cluster that has no CPU nothing is known: its machines start for the trials that wait. Raises UserError there where
-    nobody said what a trial takes, since it would take no GPU, and elsewhere for GPUs that are not there.
+    Of a cluster that has no CPU nothing is known: its machines start for the trials that wait.
+    Raises UserError there where nobody said what a trial takes, since it would take no GPU, and
+    elsewhere for GPUs that are not there.
     """
     import ray
 
     there = resources_on(on)
     grows, has_gpus = there.get("CPU", 0) == 0, there.get("GPU", 0) > 0
     require(
-        not on or on in there or ray.cluster_resources().get("CPU", 0) == 0, f"--on must name a resource of a machine that is there {_named()}", on
+        not on or on in there or ray.cluster_resources().get("CPU", 0) == 0,
+        f"--on must name a resource of a machine that is there {_named()}",
+        on,
     )
     only = {on: TRACE} if on else {}
     if gpus_per_trial is None:
-        require(not grows, "--gpus-per-trial must be said (0: none) as long as no machine of the cluster has a CPU for trials", gpus_per_trial)
+        require(
+            not grows,
+            "--gpus-per-trial must be said (0: none) as long as no machine of the cluster has a CPU"
+            " for trials",
+            gpus_per_trial,
+        )
         return {"cpu": 1.0, "gpu": share(), **only} if has_gpus else {"cpu": 1.0, **only}
     if gpus_per_trial > 0 and not has_gpus and not grows:
-        raise UserError(f"--gpus-per-trial needs a cluster with GPUs, got {gpus_per_trial} where Ray sees none")
+        raise UserError(
+            f"--gpus-per-trial needs a cluster with GPUs, got {gpus_per_trial} where Ray sees none"
+        )
     return {"cpu": 1.0, "gpu": gpus_per_trial, **only} if gpus_per_trial else {"cpu": 1.0, **only}
 
 
@@ -100,30 +126,48 @@ def _nodes(on: str) -> list[dict[str, Any]]:
     """The machines that are up and have the resource, ''  being all."""
     import ray
 
-    return [node for node in ray.nodes() if node["Alive"] and (not on or node["Resources"].get(on, 0) > 0)]
+    return [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and (not on or node["Resources"].get(on, 0) > 0)
+    ]
 
 
 def _named() -> str:
     """What machines can be told apart by, in brackets."""
     plain = ("CPU", "GPU", "memory", "object_store_memory")
-    names = sorted({name for node in _nodes("") for name in node["Resources"] if name not in plain and not name.startswith("node:")})
+    names = sorted(
+        {
+            name
+            for node in _nodes("")
+            for name in node["Resources"]
+            if name not in plain and not name.startswith("node:")
+        }
+    )
     return f"({', '.join(names) or 'none has a name'})"
 
 
 def smallest_gpu(gpu_bytes: Callable[[], int], on: str = "") -> int:
-    """Memory of the smallest GPU of the machines that have the resource `on` ('': of all), asked for on each; 0 where one does not tell."""
+    """Memory of the smallest GPU of the machines that have the resource `on` ('': of all), asked
+    for on each; 0 where one does not tell.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ask = ray.remote(num_cpus=0, num_gpus=0.01, max_calls=1)(gpu_bytes)
     nodes = [node["NodeID"] for node in _nodes(on) if node["Resources"].get("GPU", 0) > 0]
-    there = (ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes)
+    there = (
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+        for node in nodes
+    )
     return min(ray.get(list(there)), default=0)
 
 
 @dataclass
 class Slots:
-    """How many trials may be out at once: `workers`, or (0) as many as fit into the machines that are there at the moment."""
+    """How many trials may be out at once: `workers`, or (0) as many as fit into the machines that
+    are there at the moment.
+    """
 
     resources: Mapping[str, float]
     workers: int = 0
@@ -142,24 +186,35 @@ class Slots:
 
 
 def slots_in(there: Mapping[str, float], resources: Mapping[str, float]) -> int:
-    """Number of trials at once, at least 1. A share of a GPU is of one GPU: three trials of 0.6 need three GPUs."""
+    """Number of trials at once, at least 1. A share of a GPU is of one GPU: three trials of 0.6
+    need three GPUs.
+    """
     cpus = int(there.get("CPU", 0) // resources["cpu"])
     gpu = resources.get("gpu", 0.0)
     if not gpu:
         return max(1, cpus)
     n_gpus = int(there.get("GPU", 0))
-    on_gpus = n_gpus * int(1 / gpu + 1e-6) if gpu <= 1 else int(n_gpus // gpu)  # 1e-6: twenty times 0.05 are one GPU
+    # 1e-6: twenty times 0.05 are one GPU
+    on_gpus = n_gpus * int(1 / gpu + 1e-6) if gpu <= 1 else int(n_gpus // gpu)
     return max(1, min(cpus, on_gpus))
 
 
 def knock(place: str) -> None:
-    """Raise UserError where nothing listens at `ray://host:port` or `host:port`; Ray itself would try for minutes."""
+    """Raise UserError where nothing listens at `ray://host:port` or `host:port`; Ray itself would
+    try for minutes.
+    """
     host, _, port = place.removeprefix("ray://").rpartition(":")
-    require(bool(host) and port.isdigit(), "--address must be auto, local, ray://host:port or host:port", place)
+    require(
+        bool(host) and port.isdigit(),
+        "--address must be auto, local, ray://host:port or host:port",
+        place,
+    )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
-        raise UserError(f"--address must name a Ray cluster that answers, got {place!r} ({error})") from error
+        raise UserError(
+            f"--address must name a Ray cluster that answers, got {place!r} ({error})"
+        ) from error
 
 
 def _resolved(address: str) -> str:
@@ -170,7 +225,9 @@ def _resolved(address: str) -> str:
 
 @contextmanager
 def _private_folder(place: str) -> Iterator[Path]:
-    """A folder for a private cluster's sockets and logs; short, because socket paths are limited to 107 bytes."""
+    """A folder for a private cluster's sockets and logs; short, because socket paths are limited to
+    107 bytes.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray-")) if place == "local" else Path()
     try:
         yield folder
@@ -187,12 +244,21 @@ def _start(place: str, workers: int, folder: Path) -> str:
         _start_here(workers, folder)
         return ""
     knock(place)
-    # A client of a cluster far away brings this package along; a driver on the cluster shares its installation.
-    package = {"py_modules": [str(Path(rayunlearn.__file__).parent)]} if place.startswith("ray://") else {}
+    # A client of a cluster far away brings this package along; a driver on the cluster shares its
+    # installation.
+    package = (
+        {"py_modules": [str(Path(rayunlearn.__file__).parent)]}
+        if place.startswith("ray://")
+        else {}
+    )
     try:
-        context = ray.init(address=place, runtime_env=package, log_to_driver=False, logging_level="ERROR")
+        context = ray.init(
+            address=place, runtime_env=package, log_to_driver=False, logging_level="ERROR"
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--address must name a Ray cluster that answers, got {place!r} ({error})") from error
+        raise UserError(
+            f"--address must name a Ray cluster that answers, got {place!r} ({error})"
+        ) from error
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
@@ -211,5 +277,9 @@ def _start_here(workers: int, folder: Path) -> None:
             _node_ip_address="127.0.0.1",
             _temp_dir=str(folder),
         )
-    except Exception as error:  # a bare one, after Ray's own 30 seconds
-        raise UserError(f"Ray must start on this machine within 30 seconds; a busy machine may be asked again, got: {error}") from error
+    # a bare one, after Ray's own 30 seconds
+    except Exception as error:
+        raise UserError(
+            "Ray must start on this machine within 30 seconds; a busy machine may be asked again,"
+            f" got: {error}"
+        ) from error

@@ -1,4 +1,5 @@
-"""A sweep from its first line to its last: what is finished stays, what is missing runs, and the folder is closed.
+"""A sweep from its first line to its last: what is finished stays, what is missing runs, and the
+folder is closed.
 
 Ray is imported only when something is left to run.
 """
@@ -14,7 +15,15 @@ import polars as pl
 from rich.console import Console
 
 import rayunlearn
-from rayunlearn.cluster.folder import begin, commit_of, locked, pair_of, run_folder, write_corpora, write_settings
+from rayunlearn.cluster.folder import (
+    begin,
+    commit_of,
+    locked,
+    pair_of,
+    run_folder,
+    write_corpora,
+    write_settings,
+)
 from rayunlearn.cluster.work import Work
 from rayunlearn.config import flatten
 from rayunlearn.errors import require
@@ -26,9 +35,10 @@ from rayunlearn.schema import FINISHED
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where and how wide trials run. `workers` 0: as many as fit; `gpus_per_trial` None: where there are GPUs, what the
-    hungriest trial needs; `processes`: how many share one trial, each with a GPU of its own where there are GPUs; `on`: the
-    resource that a machine must have to be given trials ('': any machine)."""
+    """Where and how wide trials run. `workers` 0: as many as fit; `gpus_per_trial` None: where
+    there are GPUs, what the hungriest trial needs; `processes`: how many share one trial, each with
+    a GPU of its own where there are GPUs; `on`: the resource that a machine must have to be given
+    trials ('': any machine)."""
 
     address: str = "auto"
     workers: int = 0
@@ -39,16 +49,26 @@ class Options:
     def __post_init__(self) -> None:
         require(self.workers >= 0, "--workers must be >= 0", self.workers)
         gpus = self.gpus_per_trial
-        rule = "--gpus-per-trial must be in [0, 1], as a process trains on one GPU; --processes-per-trial gives a trial several"
+        rule = (
+            "--gpus-per-trial must be in [0, 1], as a process trains on one GPU;"
+            " --processes-per-trial gives a trial several"
+        )
         require(gpus is None or 0 <= gpus <= 1, rule, gpus)
         require(self.processes >= 1, "--processes-per-trial must be >= 1", self.processes)
         shared = self.processes > 1 and gpus not in (None, 0, 1)
-        require(not shared, "--gpus-per-trial must be 0 or 1 with --processes-per-trial, as each process has a GPU of its own", gpus)
+        require(
+            not shared,
+            "--gpus-per-trial must be 0 or 1 with --processes-per-trial, as each process has a GPU"
+            " of its own",
+            gpus,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """How a sweep ended. `statuses` counts the planned trials that ended; `ran` are those that ran in this call."""
+    """How a sweep ended. `statuses` counts the planned trials that ended; `ran` are those that ran
+    in this call.
+    """
 
     run: Path
     total: int
@@ -64,17 +84,20 @@ class SweepResult:
         return sum(count for status, count in self.statuses.items() if status in FINISHED)
 
 
-def sweep(experiment: Experiment, output: Path, *, work: Work, options: Options, console: Console) -> SweepResult:
+def sweep(
+    experiment: Experiment, output: Path, *, work: Work, options: Options, console: Console
+) -> SweepResult:
     """Run every planned trial that has not finished, each once, and write the run's tables.
 
-    Trials that failed in an earlier call run again. Raises UserError for a bad config, before anything is
-    scheduled, for a run that another driver holds, and for a disk that is full.
+    Trials that failed in an earlier call run again. Raises UserError for a bad config, before
+    anything is scheduled, for a run that another driver holds, and for a disk that is full.
     """
     started = time.monotonic()
     run, cache = run_folder(output, experiment).resolve(), (output / "cache").resolve()
     check_trackers(experiment.track)
     planner = Planner(experiment, work.check, work.identify)
-    planner.agenda({})  # a mistake in the experiment shows here, before a folder is made
+    # a mistake in the experiment shows here, before a folder is made
+    planner.agenda({})
     with locked(run) as still_ours:
         begin(run, version=experiment.version)
         before = kept_results(run, experiment)
@@ -82,20 +105,44 @@ def sweep(experiment: Experiment, output: Path, *, work: Work, options: Options,
         for trial in dict.fromkeys(row.trial for row in agenda.rows if options.processes > 1):
             work.divide(trial, options.processes)
         refuse_a_changed_corpus(run, agenda, cache, work)
-        interrupted = bool(agenda.ready) and _run_missing(planner, before, agenda, run=run, cache=cache, work=work, options=options, console=console)
+        interrupted = bool(agenda.ready) and _run_missing(
+            planner,
+            before,
+            agenda,
+            run=run,
+            cache=cache,
+            work=work,
+            options=options,
+            console=console,
+        )
         still_ours()
-        return _close(planner, before, run=run, cache=cache, work=work, interrupted=interrupted, seconds=time.monotonic() - started)
+        return _close(
+            planner,
+            before,
+            run=run,
+            cache=cache,
+            work=work,
+            interrupted=interrupted,
+            seconds=time.monotonic() - started,
+        )
 
 
 def check_trackers(names: Sequence[str]) -> None:
     """Raise UserError for a tracker whose package is not installed."""
     for name in names:
-        rule = f"track={name} needs the package {TRACKERS[name]} installed (pip install 'rayunlearn[trackers]')"
+        rule = (
+            f"track={name} needs the package {TRACKERS[name]} installed (pip install"
+            " 'rayunlearn[trackers]')"
+        )
         require(find_spec(name) is not None, rule, "none")
 
 
-def prepare_models(experiment: Experiment, output: Path, *, work: Work, options: Options, console: Console) -> int:
-    """Teach every model that the experiment's trials start from and that is missing; returns how many that were."""
+def prepare_models(
+    experiment: Experiment, output: Path, *, work: Work, options: Options, console: Console
+) -> int:
+    """Teach every model that the experiment's trials start from and that is missing; returns how
+    many that were.
+    """
     cache = (output / "cache").resolve()
     agenda = Planner(experiment, work.check, work.identify).agenda({})
     trials = tuple({pair_of(row.trial): row.trial for row in agenda.rows}.values())
@@ -107,31 +154,59 @@ def prepare_models(experiment: Experiment, output: Path, *, work: Work, options:
         from rayunlearn.cluster.runner import prepare_only
 
         with connected(address=options.address, workers=options.workers):
-            prepare_only(trials, cache, work=work, gpus_per_trial=options.gpus_per_trial, console=console)
+            prepare_only(
+                trials, cache, work=work, gpus_per_trial=options.gpus_per_trial, console=console
+            )
     return n_missing
 
 
 def kept_results(run: Path, experiment: Experiment) -> dict[str, Result]:
     """Results of earlier calls that stand; a failed trial runs again."""
-    return {trial_id: result for trial_id, result in results_of(run, experiment.objective).items() if result.status in FINISHED}
+    return {
+        trial_id: result
+        for trial_id, result in results_of(run, experiment.objective).items()
+        if result.status in FINISHED
+    }
 
 
 def refuse_a_changed_corpus(run: Path, agenda: Agenda, cache: Path, work: Work) -> None:
-    """Raise UserError where a file that trials of this run were made from is not what it was: its trials would be other ones."""
+    """Raise UserError where a file that trials of this run were made from is not what it was: its
+    trials would be other ones.
+    """
     if not (run / "trials").exists() and not (run / "tables").exists():
         return
     recorded = open_run(run, own=True).trials
     there = recorded.collect_schema()
     for trial in {row.trial.data: row.trial for row in agenda.rows if row.trial.data.path}.values():
-        same = [pl.col(name) == value for name, value in flatten(trial).items() if name.startswith("data.") and name in there]
+        same = [
+            pl.col(name) == value
+            for name, value in flatten(trial).items()
+            if name.startswith("data.") and name in there
+        ]
         now = work.workspace(trial, cache).corpus.digest
-        others = recorded.filter(*same, pl.col("corpus_digest") != now).select(pl.col("corpus_digest").unique()).collect()["corpus_digest"].to_list()
-        rule = f"{trial.data.path} must be what trials of this run were made from ({', '.join(sorted(others))}); put it back, or name a new --version"
+        others = (
+            recorded.filter(*same, pl.col("corpus_digest") != now)
+            .select(pl.col("corpus_digest").unique())
+            .collect()["corpus_digest"]
+            .to_list()
+        )
+        rule = (
+            f"{trial.data.path} must be what trials of this run were made from"
+            f" ({', '.join(sorted(others))}); put it back, or name a new --version"
+        )
         require(not others, rule, now)
 
 
 def _run_missing(
-    planner: Planner, before: dict[str, Result], agenda: Agenda, *, run: Path, cache: Path, work: Work, options: Options, console: Console
+    planner: Planner,
+    before: dict[str, Result],
+    agenda: Agenda,
+    *,
+    run: Path,
+    cache: Path,
+    work: Work,
+    options: Options,
+    console: Console,
 ) -> bool:
     """Run on Ray; whether it was interrupted."""
     from rayunlearn.cluster.session import before_ray, connected
@@ -155,7 +230,11 @@ def _run_missing(
     try:
         with connected(address=options.address, workers=options.workers) as dashboard:
             if dashboard:
-                console.print(f"Ray's dashboard: {dashboard} (from the head's machine: docs/cluster.md)", highlight=False, soft_wrap=True)
+                console.print(
+                    f"Ray's dashboard: {dashboard} (from the head's machine: docs/cluster.md)",
+                    highlight=False,
+                    soft_wrap=True,
+                )
             finished = execute(
                 planner,
                 before,
@@ -173,7 +252,16 @@ def _run_missing(
     return not finished
 
 
-def _close(planner: Planner, before: Mapping[str, Result], *, run: Path, cache: Path, work: Work, interrupted: bool, seconds: float) -> SweepResult:
+def _close(
+    planner: Planner,
+    before: Mapping[str, Result],
+    *,
+    run: Path,
+    cache: Path,
+    work: Work,
+    interrupted: bool,
+    seconds: float,
+) -> SweepResult:
     """Compact the trials and write plan, settings and quarantine."""
     compact(run)
     clean(run)
@@ -181,8 +269,25 @@ def _close(planner: Planner, before: Mapping[str, Result], *, run: Path, cache: 
     agenda = planner.agenda(results)
     planner.keep(run, agenda)
     write_settings(run, planner.experiment, agenda, work.metrics())
-    write_corpora(run, cache, [work.workspace(trial, cache) for trial in {pair_of(row.trial): row.trial for row in agenda.rows}.values()])
+    write_corpora(
+        run,
+        cache,
+        [
+            work.workspace(trial, cache)
+            for trial in {pair_of(row.trial): row.trial for row in agenda.rows}.values()
+        ],
+    )
     planned = {row.trial_id for row in agenda.rows}
-    statuses = Counter(results[trial_id].status for trial_id in sorted(planned) if trial_id in results)
+    statuses = Counter(
+        results[trial_id].status for trial_id in sorted(planned) if trial_id in results
+    )
     ran = sum(trial_id in results and trial_id not in before for trial_id in planned)
-    return SweepResult(run=run, total=agenda.total, statuses=dict(statuses), ran=ran, interrupted=interrupted, notes=agenda.notes, seconds=seconds)
+    return SweepResult(
+        run=run,
+        total=agenda.total,
+        statuses=dict(statuses),
+        ran=ran,
+        interrupted=interrupted,
+        notes=agenda.notes,
+        seconds=seconds,
+    )

@@ -1,12 +1,14 @@
-"""Experiment trackers: what a trial's Parquet files say, told to TensorBoard, Weights & Biases or MLflow when it ends.
+"""Experiment trackers: what a trial's Parquet files say, told to TensorBoard, Weights & Biases or
+MLflow when it ends.
 
-A tracker is a mirror for people who look there; the run folder stays what everything is read from. Tune calls `Telling`
-(a Ray callback) when a trial ends; a thread of the driver reads the trial's files and tells each tracker, so no trial waits
-for a server. A tracker that fails loses that trial on its pages, which is said at the end of the run, and nothing else.
+A tracker is a mirror for people who look there; the run folder stays what everything is read from.
+Tune calls `Telling` (a Ray callback) when a trial ends; a thread of the driver reads the trial's
+files and tells each tracker, so no trial waits for a server. A tracker that fails loses that trial
+on its pages, which is said at the end of the run, and nothing else.
 
-TensorBoard   files in `<run>/tensorboard/<trial>`
-W&B           project = experiment, group = version; a server and key by WANDB_* as everywhere, `WANDB_MODE=offline` writes `<run>/wandb`
-MLflow        experiment = experiment/version at MLFLOW_TRACKING_URI, else `<run>/mlflow.db`
+TensorBoard   files in `<run>/tensorboard/<trial>` W&B           project = experiment, group =
+version; a server and key by WANDB_* as everywhere, `WANDB_MODE=offline` writes `<run>/wandb` MLflow
+experiment = experiment/version at MLFLOW_TRACKING_URI, else `<run>/mlflow.db`
 """
 
 import logging
@@ -27,7 +29,9 @@ from rayunlearn.schema import TABLES
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """One ended trial: its settings, one number per measurement, and what was recorded along its steps as (step, {name: value})."""
+    """One ended trial: its settings, one number per measurement, and what was recorded along its
+    steps as (step, {name: value}).
+    """
 
     trial_id: str
     status: str
@@ -53,7 +57,9 @@ class Place:
 
 
 class TensorBoard:
-    """A folder of event files per trial: its steps, and its settings beside its measurements (the HPARAMS page)."""
+    """A folder of event files per trial: its steps, and its settings beside its measurements (the
+    HPARAMS page).
+    """
 
     def __init__(self, place: Place) -> None:
         self.folder = place.run / "tensorboard"
@@ -105,7 +111,10 @@ class MLflow:
     def __init__(self, place: Place) -> None:
         from mlflow.tracking import MlflowClient
 
-        self.client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place.run / 'mlflow.db'}")
+        self.client = MlflowClient(
+            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI")
+            or f"sqlite:///{place.run / 'mlflow.db'}"
+        )
         name = f"{place.experiment}/{place.version}"
         there = self.client.get_experiment_by_name(name)
         self.experiment = there.experiment_id if there else self.client.create_experiment(name)
@@ -114,13 +123,24 @@ class MLflow:
         """Write the trial's run; one that stands there from an earlier telling is deleted."""
         from mlflow.entities import Metric, Param
 
-        for earlier in self.client.search_runs([self.experiment], f"tags.trial_id = '{told.trial_id}'"):
+        for earlier in self.client.search_runs(
+            [self.experiment], f"tags.trial_id = '{told.trial_id}'"
+        ):
             self.client.delete_run(earlier.info.run_id)
-        run = self.client.create_run(self.experiment, run_name=told.trial_id, tags={"trial_id": told.trial_id, "status": told.status}).info.run_id
+        run = self.client.create_run(
+            self.experiment,
+            run_name=told.trial_id,
+            tags={"trial_id": told.trial_id, "status": told.status},
+        ).info.run_id
         last = max((step for step, _ in told.steps), default=0)
         points = [*told.steps, (last, told.measured)]
-        metrics = [Metric(_mlflow_name(name), value, 0, step) for step, numbers in points for name, value in numbers.items()]
-        for begin in range(0, len(metrics), 1000):  # MLflow takes a thousand at a time, and a hundred parameters
+        metrics = [
+            Metric(_mlflow_name(name), value, 0, step)
+            for step, numbers in points
+            for name, value in numbers.items()
+        ]
+        # MLflow takes a thousand at a time, and a hundred parameters
+        for begin in range(0, len(metrics), 1000):
             self.client.log_batch(run, metrics=metrics[begin : begin + 1000])
         parameters = [Param(name, str(value)) for name, value in told.settings.items()]
         for begin in range(0, len(parameters), 100):
@@ -128,12 +148,18 @@ class MLflow:
         self.client.set_terminated(run, "FAILED" if told.status == "failed" else "FINISHED")
 
 
-TRACKERS: dict[str, Callable[[Place], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+TRACKERS: dict[str, Callable[[Place], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "mlflow": MLflow,
+}
 
 
 @dataclass
 class Telling(Callback):
-    """The Ray callback: every ended trial to every tracker, one after the other in a thread of its own."""
+    """The Ray callback: every ended trial to every tracker, one after the other in a thread of its
+    own.
+    """
 
     names: Sequence[str]
     place: Place
@@ -144,20 +170,31 @@ class Telling(Callback):
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trackers")
         self.trackers: dict[str, Tracker] = {}
 
-    def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_info: Any) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: Sequence[Any], trial: Any, **_info: Any
+    ) -> None:
         """A trial of Tune's ended: if it was one of ours (not a pause), it is told."""
         if trial.config.get("trial") is not None:
             self.thread.submit(self._tell, trial.config["trial_id"])
 
-    def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **_info: Any) -> None:
+    def on_trial_error(
+        self, iteration: int, trials: Sequence[Any], trial: Any, **_info: Any
+    ) -> None:
         """A worker died; the row that the searcher wrote of it is told too."""
         self.on_trial_complete(iteration, trials, trial)
 
     def on_experiment_end(self, trials: Sequence[Any], **_info: Any) -> None:
-        """Wait until everything is told; one warning per tracker that missed a trial, with the first reason."""
+        """Wait until everything is told; one warning per tracker that missed a trial, with the
+        first reason.
+        """
         self.thread.shutdown(wait=True)
         for name, reasons in self.failed.items():
-            logging.warning("%s was not told of %d trials (%s); the run folder has them all", name, len(reasons), reasons[0])
+            logging.warning(
+                "%s was not told of %d trials (%s); the run folder has them all",
+                name,
+                len(reasons),
+                reasons[0],
+            )
 
     def _tell(self, trial_id: str) -> None:
         for name in self.names:
@@ -165,27 +202,51 @@ class Telling(Callback):
                 if name not in self.trackers:
                     self.trackers[name] = TRACKERS[name](self.place)
                 self.trackers[name].tell(told(self.place.run, trial_id))
-            except Exception as error:  # somebody else's page: what it missed is counted and said, and the sweep goes on
+            # somebody else's page: what it missed is counted and said, and the sweep goes on
+            except Exception as error:
                 self.failed.setdefault(name, []).append(f"{type(error).__name__}: {error}")
 
 
 def told(run: Path, trial_id: str) -> Told:
-    """An ended trial of the run folder, as trackers are told it; what is not finite is left out, as most of them refuse it."""
-    trials, evals, steps = (pl.read_parquet(run / "trials" / trial_id / f"{table}.parquet") for table in ("trials", "evals", "steps"))
+    """An ended trial of the run folder, as trackers are told it; what is not finite is left out, as
+    most of them refuse it.
+    """
+    trials, evals, steps = (
+        pl.read_parquet(run / "trials" / trial_id / f"{table}.parquet")
+        for table in ("trials", "evals", "steps")
+    )
     row, columns = trials.row(0, named=True), TABLES["trials"]
-    numbers = {c.name: float(row[c.name]) for c in columns if c.kind in ("i64", "f64") and _finite(row[c.name])}
+    numbers = {
+        c.name: float(row[c.name])
+        for c in columns
+        if c.kind in ("i64", "f64") and _finite(row[c.name])
+    }
     return Told(
         trial_id=trial_id,
         status=row["status"],
-        settings={name: value for name, value in row.items() if name not in {c.name for c in columns} and value is not None},
-        measured={_name(one): one["value"] for one in evals.iter_rows(named=True) if _finite(one["value"])} | numbers,
+        settings={
+            name: value
+            for name, value in row.items()
+            if name not in {c.name for c in columns} and value is not None
+        },
+        measured={
+            _name(one): one["value"] for one in evals.iter_rows(named=True) if _finite(one["value"])
+        }
+        | numbers,
         steps=list(_steps(steps)),
     )
 
 
 def _steps(steps: pl.DataFrame) -> Iterator[tuple[int, dict[str, float]]]:
     for row in steps.sort("step").iter_rows(named=True):
-        yield row["step"], {f"train/{name}": float(value) for name, value in row.items() if name not in ("trial_id", "step") and _finite(value)}
+        yield (
+            row["step"],
+            {
+                f"train/{name}": float(value)
+                for name, value in row.items()
+                if name not in ("trial_id", "step") and _finite(value)
+            },
+        )
 
 
 def _name(row: Mapping[str, Any]) -> str:

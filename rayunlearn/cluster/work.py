@@ -1,4 +1,6 @@
-"""What the cluster is to do, as plain functions of the trial layer: the sweep knows no torch of its own."""
+"""What the cluster is to do, as plain functions of the trial layer: the sweep knows no torch of its
+own.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +19,13 @@ Progress = Callable[[str, int, int], None]
 class Work:
     """Functions must be importable on the workers, by name.
 
-    check: a trial with its options filled in, or UserError; identify: its id; missing: roles (`base`, `gold`) that
-    `prepare(trial, cache, progress, roles)` still has to make; workspace: what `run` takes, cheap once prepared;
-    run(trial, workspace, run_dir, experiment, version, commit): runs a trial, writes its folder, returns its status;
-    divide(trial, n): UserError where n processes cannot share the trial;
-    room(trials, run): what the hungriest of the trials needs of a GPU; gpu_bytes: the size of the GPU of the process that
-    asks, 0 where it sees none; metrics: the metric table, for experiment.json.
+    check: a trial with its options filled in, or UserError; identify: its id; missing: roles
+    (`base`, `gold`) that `prepare(trial, cache, progress, roles)` still has to make; workspace:
+    what `run` takes, cheap once prepared; run(trial, workspace, run_dir, experiment, version,
+    commit): runs a trial, writes its folder, returns its status; divide(trial, n): UserError where
+    n processes cannot share the trial; room(trials, run): what the hungriest of the trials needs of
+    a GPU; gpu_bytes: the size of the GPU of the process that asks, 0 where it sees none; metrics:
+    the metric table, for experiment.json.
     """
 
     check: Check
@@ -57,16 +60,34 @@ def unlearning() -> Work:
 
 
 def divisible(trial: Trial, processes: int) -> None:
-    """Raise UserError for a trial that cannot be divided over as many processes (`train/sharded.py`)."""
+    """Raise UserError for a trial that cannot be divided over as many processes
+    (`train/sharded.py`).
+    """
     from rayunlearn.methods.forget import FORGET
     from rayunlearn.methods.weightspace import as_trained
 
     train, shares = trial.train, trial.train.accumulation * processes
-    require(train.batch_size % shares == 0, f"train.batch_size must be a multiple of train.accumulation x processes, {shares}", train.batch_size)
-    require(train.checkpoint_every == 0, "train.checkpoint_every must be 0 where a trial has several processes", train.checkpoint_every)
-    require(not trial.method.wrappers, "method.wrappers must be '' where a trial has several processes", trial.method.wrappers)
+    require(
+        train.batch_size % shares == 0,
+        f"train.batch_size must be a multiple of train.accumulation x processes, {shares}",
+        train.batch_size,
+    )
+    require(
+        train.checkpoint_every == 0,
+        "train.checkpoint_every must be 0 where a trial has several processes",
+        train.checkpoint_every,
+    )
+    require(
+        not trial.method.wrappers,
+        "method.wrappers must be '' where a trial has several processes",
+        trial.method.wrappers,
+    )
     plain = FORGET[trial.method.forget].ending is as_trained
-    require(plain, "method.forget must be one that ends as trained where a trial has several processes", trial.method.forget)
+    require(
+        plain,
+        "method.forget must be one that ends as trained where a trial has several processes",
+        trial.method.forget,
+    )
 
 
 def metric_table() -> Mapping[str, Any]:
@@ -82,4 +103,8 @@ def missing(trial: Trial, cache: Path) -> tuple[str, ...]:
 
     workspace = workspace_of(trial, cache)
     folders = {"base": workspace.base, "gold": workspace.gold}
-    return tuple(role for role, folder in folders.items() if trial.model.teach and not is_taught(Path(folder)))
+    return tuple(
+        role
+        for role, folder in folders.items()
+        if trial.model.teach and not is_taught(Path(folder))
+    )

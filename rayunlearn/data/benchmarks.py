@@ -1,8 +1,10 @@
-"""Public unlearning benchmarks, from folders on this machine in the layout that the Hub gives them. Nothing is fetched.
+"""Public unlearning benchmarks, from folders on this machine in the layout that the Hub gives them.
+Nothing is fetched.
 
-`load_benchmark("tofu", folder)` -> a corpus, whose `probes` have more splits than forget and retain, with the letters of
-multiple-choice questions, what stands before them, and a record of every file. `data.name=tofu data.path=folder` uses it in a
-trial (`benchmark_corpus`). docs/benchmarks.md says how to get the folders.
+`load_benchmark("tofu", folder)` -> a corpus, whose `probes` have more splits than forget and
+retain, with the letters of multiple-choice questions, what stands before them, and a record of
+every file. `data.name=tofu data.path=folder` uses it in a trial (`benchmark_corpus`).
+docs/benchmarks.md says how to get the folders.
 """
 
 import inspect
@@ -34,12 +36,21 @@ BIOLOGY_SUBJECTS = (
     "virology",
 )
 GATED = (
-    "WMDP's forget corpora are not public. Ask for them at https://huggingface.co/datasets/cais/wmdp-bio-forget-corpus (bio) and "
-    "https://huggingface.co/datasets/cais/wmdp-corpora (cyber, and both retain corpora), signed in, and put the files beside the questions: "
+    "WMDP's forget corpora are not public. Ask for them at"
+    " https://huggingface.co/datasets/cais/wmdp-bio-forget-corpus (bio) and"
+    " https://huggingface.co/datasets/cais/wmdp-corpora (cyber, and both retain corpora), signed"
+    " in, and put the files beside the questions: "
 )
-CORPORA = {  # names that these files have had
-    "bio": (("bio_remove_dataset", "bio-forget-corpus", "bio_forget_corpus"), ("bio-retain-corpus", "bio_retain_dataset")),
-    "cyber": (("cyber-forget-corpus", "cyber_remove_dataset"), ("cyber-retain-corpus", "cyber_retain_dataset")),
+# names that these files have had
+CORPORA = {
+    "bio": (
+        ("bio_remove_dataset", "bio-forget-corpus", "bio_forget_corpus"),
+        ("bio-retain-corpus", "bio_retain_dataset"),
+    ),
+    "cyber": (
+        ("cyber-forget-corpus", "cyber_remove_dataset"),
+        ("cyber-retain-corpus", "cyber_retain_dataset"),
+    ),
 }
 
 
@@ -57,9 +68,11 @@ class Parts:
 
 
 def tofu(shelf: Shelf, *, size: str = "10") -> Parts:
-    """TOFU (2401.06121): forget `size` (01, 05 or 10) percent of fictitious authors; probes with paraphrases and wrong answers.
+    """TOFU (2401.06121): forget `size` (01, 05 or 10) percent of fictitious authors; probes with
+    paraphrases and wrong answers.
 
-    Splits: forget, retain, real_authors, world_facts, and holdout (for membership) where the folder has it.
+    Splits: forget, retain, real_authors, world_facts, and holdout (for membership) where the folder
+    has it.
     """
     require(size in ("01", "05", "10"), "tofu.size must be 01, 05 or 10", size)
     names = {"forget": f"forget{size}_perturbed", "retain": "retain_perturbed"}
@@ -72,100 +85,158 @@ def tofu(shelf: Shelf, *, size: str = "10") -> Parts:
     )
 
 
-def muse_news(shelf: Shelf, *, task: str = "raw", step: int = 1, words: int = 0, shots: int = 10) -> Parts:
-    """MUSE-News (2407.06460): articles. `task` raw, or the `step` (1-4) of `scal` (growing) and `sust` (one after another).
+def muse_news(
+    shelf: Shelf, *, task: str = "raw", step: int = 1, words: int = 0, shots: int = 10
+) -> Parts:
+    """MUSE-News (2407.06460): articles. `task` raw, or the `step` (1-4) of `scal` (growing) and
+    `sust` (one after another).
 
-    `words` cuts articles into pieces (0: whole); `shots` solved questions stand before each question, as in MUSE.
+    `words` cuts articles into pieces (0: whole); `shots` solved questions stand before each
+    question, as in MUSE.
     """
     return _muse(shelf, task, step, words, shots)
 
 
-def muse_books(shelf: Shelf, *, task: str = "raw", step: int = 1, words: int = 200, shots: int = 10) -> Parts:
-    """MUSE-Books (2407.06460): four novels, so `words` cuts them into pieces. Its card lists no `scal` and `sust`; a folder may have them."""
+def muse_books(
+    shelf: Shelf, *, task: str = "raw", step: int = 1, words: int = 200, shots: int = 10
+) -> Parts:
+    """MUSE-Books (2407.06460): four novels, so `words` cuts them into pieces. Its card lists no
+    `scal` and `sust`; a folder may have them.
+    """
     return _muse(shelf, task, step, words, shots)
 
 
 def wmdp_bio(shelf: Shelf, *, corpora: bool = False, documents: int = 0) -> Parts:
-    """WMDP (2403.03218), biosecurity: 1,273 questions as split `forget`; MMLU's as `retain` where the folder `mmlu` stands beside them.
+    """WMDP (2403.03218), biosecurity: 1,273 questions as split `forget`; MMLU's as `retain` where
+    the folder `mmlu` stands beside them.
 
-    `corpora` also wants the gated texts, and says how to get them; `documents` takes the first n to forget (0: all).
+    `corpora` also wants the gated texts, and says how to get them; `documents` takes the first n to
+    forget (0: all).
     """
     return _wmdp(shelf, "bio", corpora, documents)
 
 
 def wmdp_cyber(shelf: Shelf, *, corpora: bool = False, documents: int = 0) -> Parts:
-    """WMDP (2403.03218), cybersecurity: 1,987 questions as split `forget`. `corpora` and `documents` as for `wmdp_bio`."""
+    """WMDP (2403.03218), cybersecurity: 1,987 questions as split `forget`. `corpora` and
+    `documents` as for `wmdp_bio`.
+    """
     return _wmdp(shelf, "cyber", corpora, documents)
 
 
 def mmlu(shelf: Shelf, *, part: str = "all", shots: int = 0) -> Parts:
-    """MMLU (2009.03300), 57 subjects: split `mmlu`, or with `part` biology the ten biology subjects as `forget` and the others as
-    `retain` (Doshi & Stickland 2411.12103). `shots` (0-5) solved questions of its own subject stand before each.
+    """MMLU (2009.03300), 57 subjects: split `mmlu`, or with `part` biology the ten biology subjects
+    as `forget` and the others as `retain` (Doshi & Stickland 2411.12103). `shots` (0-5) solved
+    questions of its own subject stand before each.
 
     Layouts: the authors' `test/<subject>_test.csv`, or the Hub's `all/test-*.parquet`.
     """
     require(part in ("all", "biology"), "mmlu.part must be 'all' or 'biology'", part)
     require(0 <= shots <= 5, "mmlu.shots must be in 0-5", shots)
-    asked, dev = _once(shelf, _subjects(shelf, "test")), _subjects(shelf, "dev", repeats=True) if shots else []
+    asked, dev = (
+        _once(shelf, _subjects(shelf, "test")),
+        (_subjects(shelf, "dev", repeats=True) if shots else []),
+    )
     sides = {
-        split: tuple(c.document for c in asked if (c.document.topic in BIOLOGY_SUBJECTS) == (split == "forget")) for split in ("forget", "retain")
+        split: tuple(
+            c.document
+            for c in asked
+            if (c.document.topic in BIOLOGY_SUBJECTS) == (split == "forget")
+        )
+        for split in ("forget", "retain")
     }
     return Parts(
         probes=sides if part == "biology" else {"mmlu": tuple(c.document for c in asked)},
         true_letters={c.document.doc_id: c.true_letter for c in asked},
-        shots={subject: "".join(solved_question(c.document, c.true_letter) for c in choices[:shots]) for subject, choices in dev},
+        shots={
+            subject: "".join(solved_question(c.document, c.true_letter) for c in choices[:shots])
+            for subject, choices in dev
+        },
     )
 
 
 def rwku(shelf: Shelf, *, targets: str = "", passages: bool = True) -> Parts:
     """RWKU (2406.10890): real people. `targets` names some, separated by commas ('': all 200).
 
-    Splits: forget (levels 1-3 together), level1, level2, level3, retain (both neighbour levels), members and retain_members.
-    The forget set is the passages about the targets, if wanted; RWKU has no retain set by design.
+    Splits: forget (levels 1-3 together), level1, level2, level3, retain (both neighbour levels),
+    members and retain_members. The forget set is the passages about the targets, if wanted; RWKU
+    has no retain set by design.
     """
     wanted = tuple(name.strip() for name in targets.split(",") if name.strip())
-    levels = {f"level{n}": _about(shelf.documents(f"All/forget_level{n}"), wanted) for n in (1, 2, 3)}
-    neighbours = tuple(d for n in (1, 2) for d in _about(shelf.documents(f"All/neighbor_level{n}"), wanted))
+    levels = {
+        f"level{n}": _about(shelf.documents(f"All/forget_level{n}"), wanted) for n in (1, 2, 3)
+    }
+    neighbours = tuple(
+        d for n in (1, 2) for d in _about(shelf.documents(f"All/neighbor_level{n}"), wanted)
+    )
     together = {d.doc_id: d for documents in levels.values() for d in documents}
     require(bool(together), "rwku.targets must name people of the benchmark", targets)
     members = {"members": "All/forget_mia", "retain_members": "All/retain_mia"}
     return Parts(
         forget=_about(shelf.documents("All/passage"), wanted) if passages else (),
-        probes={"forget": tuple(together.values()), "retain": tuple({d.doc_id: d for d in neighbours}.values()), **levels}
+        probes={
+            "forget": tuple(together.values()),
+            "retain": tuple({d.doc_id: d for d in neighbours}.values()),
+            **levels,
+        }
         | {split: shelf.documents(table) for split, table in members.items() if shelf.has(table)},
     )
 
 
 def biology(
-    shelf: Shelf, *, forget: str = "Wikipedia_Biology", retain: str = "Wikipedia_History_Concepts-in-Physics_Philosophy", words: int = 200
+    shelf: Shelf,
+    *,
+    forget: str = "Wikipedia_Biology",
+    retain: str = "Wikipedia_History_Concepts-in-Physics_Philosophy",
+    words: int = 200,
 ) -> Parts:
-    """Articles as .txt files in a folder to forget and one to retain (Doshi & Stickland 2411.12103; the names are theirs), in pieces of `words`.
+    """Articles as .txt files in a folder to forget and one to retain (Doshi & Stickland 2411.12103;
+    the names are theirs), in pieces of `words`.
 
-    Asked are MMLU's questions where the folder `mmlu` stands beside them, else the pieces themselves.
+    Asked are MMLU's questions where the folder `mmlu` stands beside them, else the pieces
+    themselves.
     """
-    about, other = in_pieces(shelf.articles(forget), words), in_pieces(shelf.articles(retain), words)
+    about, other = (
+        in_pieces(shelf.articles(forget), words),
+        in_pieces(shelf.articles(retain), words),
+    )
     asked = _mmlu_beside(shelf, part="biology")
     if asked is None:
         notes = ("no folder mmlu: the articles themselves are asked",)
-        return Parts(forget=about, retain=other, probes={"forget": about, "retain": other}, notes=notes)
+        return Parts(
+            forget=about, retain=other, probes={"forget": about, "retain": other}, notes=notes
+        )
     return Parts(forget=about, retain=other, probes=asked.probes, true_letters=asked.true_letters)
 
 
 def files(
-    shelf: Shelf, *, forget: str = "forget", retain: str = "retain", probe_forget: str = "", probe_retain: str = "", columns: str = ""
+    shelf: Shelf,
+    *,
+    forget: str = "forget",
+    retain: str = "retain",
+    probe_forget: str = "",
+    probe_retain: str = "",
+    columns: str = "",
 ) -> Parts:
     """Any folder of one's own, as docs/data.md says."""
-    roles = {"forget": forget, "retain": retain, "probe_forget": probe_forget, "probe_retain": probe_retain}
+    roles = {
+        "forget": forget,
+        "retain": retain,
+        "probe_forget": probe_forget,
+        "probe_retain": probe_retain,
+    }
     corpus = load_files(Data(name="files", path=str(shelf.root), columns=columns, **roles))  # type: ignore[arg-type]  # they are all texts
     shelf.rejected.extend(corpus.rejected)
     for name in dict.fromkeys(filter(None, roles.values())):
-        shelf.rows(name)  # for the record of its file
+        # for the record of its file
+        shelf.rows(name)
     return Parts(forget=corpus.forget, retain=corpus.retain, probes=corpus.probes)
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A row of the table: the loader, where the data live, under what terms, and what its files were."""
+    """A row of the table: the loader, where the data live, under what terms, and what its files
+    were.
+    """
 
     function: Callable[..., Parts]
     home: str
@@ -178,10 +249,34 @@ BENCHMARKS = {
     row.function.__name__.replace("_", "-"): row
     for row in (
         Benchmark(tofu, "locuslab/TOFU", "MIT", recorded.TOFU, "2401.06121"),
-        Benchmark(muse_news, "muse-bench/MUSE-News", "CC BY 4.0 (card); texts are the BBC's", recorded.MUSE_NEWS, "2407.06460"),
-        Benchmark(muse_books, "muse-bench/MUSE-Books", "CC BY 4.0 (card); texts are the author's", recorded.MUSE_BOOKS, "2407.06460"),
-        Benchmark(wmdp_bio, "cais/wmdp, cais/wmdp-bio-forget-corpus (gated)", "MIT; corpora restricted", recorded.WMDP, "2403.03218"),
-        Benchmark(wmdp_cyber, "cais/wmdp, cais/wmdp-corpora (gated)", "MIT; corpora restricted", recorded.WMDP, "2403.03218"),
+        Benchmark(
+            muse_news,
+            "muse-bench/MUSE-News",
+            "CC BY 4.0 (card); texts are the BBC's",
+            recorded.MUSE_NEWS,
+            "2407.06460",
+        ),
+        Benchmark(
+            muse_books,
+            "muse-bench/MUSE-Books",
+            "CC BY 4.0 (card); texts are the author's",
+            recorded.MUSE_BOOKS,
+            "2407.06460",
+        ),
+        Benchmark(
+            wmdp_bio,
+            "cais/wmdp, cais/wmdp-bio-forget-corpus (gated)",
+            "MIT; corpora restricted",
+            recorded.WMDP,
+            "2403.03218",
+        ),
+        Benchmark(
+            wmdp_cyber,
+            "cais/wmdp, cais/wmdp-corpora (gated)",
+            "MIT; corpora restricted",
+            recorded.WMDP,
+            "2403.03218",
+        ),
         Benchmark(mmlu, "cais/mmlu", "MIT", recorded.MMLU, "2009.03300"),
         Benchmark(rwku, "jinzhuoran/RWKU", "CC BY 4.0", recorded.NOTHING, "2406.10890"),
         Benchmark(biology, "one's own article folders", "-", recorded.NOTHING, "2411.12103"),
@@ -191,24 +286,37 @@ BENCHMARKS = {
 
 
 def benchmark_corpus(data: Data) -> Corpus:
-    """The benchmark `data.name` at `data.path` as a corpus to unlearn; `data.options` go to its loader.
+    """The benchmark `data.name` at `data.path` as a corpus to unlearn; `data.options` go to its
+    loader.
 
-    The retain set is cut to `data.limit_retain` documents, and retain probes that are among those cut are not asked. Raises
-    UserError as `load_benchmark` does, and for a benchmark that has questions only.
+    The retain set is cut to `data.limit_retain` documents, and retain probes that are among those
+    cut are not asked. Raises UserError as `load_benchmark` does, and for a benchmark that has
+    questions only.
     """
     corpus = load_benchmark(data.name, data.path, options=parse_options(data.name, data.options))
     if not corpus.forget:
         why = "; ".join(corpus.notes) or "it has questions only"
-        raise UserError(f"{data.name} must bring documents to forget: {why}. (`rayunlearn evaluate` asks its questions of any model)")
+        raise UserError(
+            f"{data.name} must bring documents to forget: {why}. (`rayunlearn evaluate` asks its"
+            " questions of any model)"
+        )
     cut = {d.doc_id for d in corpus.retain[data.limit_retain :]}
-    probes = corpus.probes | {"retain": tuple(d for d in corpus.probes.get("retain", ()) if d.doc_id not in cut)}
-    return replace(corpus, retain=corpus.retain[: data.limit_retain], probes={split: asked for split, asked in probes.items() if asked})
+    probes = corpus.probes | {
+        "retain": tuple(d for d in corpus.probes.get("retain", ()) if d.doc_id not in cut)
+    }
+    return replace(
+        corpus,
+        retain=corpus.retain[: data.limit_retain],
+        probes={split: asked for split, asked in probes.items() if asked},
+    )
 
 
 def parse_options(name: str, text: str) -> dict[str, Value]:
-    """`"size=05"` or `"task=scal,step=2"` -> keyword arguments of the loader of `name`, each of its default's type.
+    """`"size=05"` or `"task=scal,step=2"` -> keyword arguments of the loader of `name`, each of its
+    default's type.
 
-    A part without `=` belongs to the value before it (`targets=Ada Example,Bob Example`). `strict=false` goes to `load_benchmark`.
+    A part without `=` belongs to the value before it (`targets=Ada Example,Bob Example`).
+    `strict=false` goes to `load_benchmark`.
     """
     defaults = loader_defaults(name) | {"strict": True}
     options: dict[str, Value] = {}
@@ -216,7 +324,9 @@ def parse_options(name: str, text: str) -> dict[str, Value]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         option, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
-            require(isinstance(options.get(last), str), "data.options takes name=value,name=value", part)
+            require(
+                isinstance(options.get(last), str), "data.options takes name=value,name=value", part
+            )
             options[last] = f"{options[last]},{part}"
             continue
         if option not in defaults:
@@ -226,18 +336,24 @@ def parse_options(name: str, text: str) -> dict[str, Value]:
 
 
 def loader_defaults(name: str) -> dict[str, Value]:
-    """The settings of a benchmark's loader with their defaults. Raises UserError for an unknown benchmark."""
+    """The settings of a benchmark's loader with their defaults. Raises UserError for an unknown
+    benchmark.
+    """
     if name not in BENCHMARKS:
         raise unknown_name("benchmark", name, BENCHMARKS)
     parameters = inspect.signature(BENCHMARKS[name].function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def load_benchmark(name: str, place: str | Path, *, options: Mapping[str, Value] | None = None) -> Corpus:
-    """The benchmark from its folder (or Hub name: it is downloaded first); `options` are keyword arguments of its loader and `strict`.
+def load_benchmark(
+    name: str, place: str | Path, *, options: Mapping[str, Value] | None = None
+) -> Corpus:
+    """The benchmark from its folder (or Hub name: it is downloaded first); `options` are keyword
+    arguments of its loader and `strict`.
 
-    Raises UserError for an unknown benchmark or option, for missing tables and, unless `strict` is false, for a file that is not
-    what upstream's was when the loader was written: numbers on it would not be comparable. `notes` tell it where strict is off.
+    Raises UserError for an unknown benchmark or option, for missing tables and, unless `strict` is
+    false, for a file that is not what upstream's was when the loader was written: numbers on it
+    would not be comparable. `notes` tell it where strict is off.
     """
     known, given = loader_defaults(name), dict(options or {})
     strict = given.pop("strict", True)
@@ -247,9 +363,16 @@ def load_benchmark(name: str, place: str | Path, *, options: Mapping[str, Value]
     row = BENCHMARKS[name]
     shelf = Shelf(folder_of(str(place)), row.recorded)
     parts = row.function(shelf, **given)
-    changed = tuple(f"{r.table} is not the file that was recorded: {r.rows} rows, SHA-256 {r.sha256}" for r in shelf.records if r.state == "changed")
+    changed = tuple(
+        f"{r.table} is not the file that was recorded: {r.rows} rows, SHA-256 {r.sha256}"
+        for r in shelf.records
+        if r.state == "changed"
+    )
     if changed and strict:
-        raise UserError(f"{name} in {place} changed: {'; '.join(changed)}. Load it with strict=false to go on with it as it is")
+        raise UserError(
+            f"{name} in {place} changed: {'; '.join(changed)}. Load it with strict=false to go on"
+            " with it as it is"
+        )
     return Corpus(
         name=corpus_name(name),
         forget=parts.forget,
@@ -280,43 +403,72 @@ def _muse(shelf: Shelf, task: str, step: int, words: int, shots: int) -> Parts:
     require(task in ("raw", "scal", "sust"), "task must be raw, scal or sust", task)
     require(1 <= step <= 4, "step must be in 1-4", step)
     asked = {side: shelf.documents(f"knowmem/{side}_qa") for side in ("forget", "retain")}
-    solved = {side: shelf.documents(f"knowmem/{side}_qa_icl") for side in asked} if shots else {side: () for side in asked}
+    solved = (
+        {side: shelf.documents(f"knowmem/{side}_qa_icl") for side in asked}
+        if shots
+        else {side: () for side in asked}
+    )
     return Parts(
-        forget=in_pieces(shelf.documents("raw/forget" if task == "raw" else f"{task}/forget_{step}"), words),
+        forget=in_pieces(
+            shelf.documents("raw/forget" if task == "raw" else f"{task}/forget_{step}"), words
+        ),
         retain=in_pieces(shelf.documents("raw/retain1"), words),
-        probes={side: tuple(after_shots(d, solved[side][:shots]) for d in asked[side]) for side in asked}
+        probes={
+            side: tuple(after_shots(d, solved[side][:shots]) for d in asked[side]) for side in asked
+        }
         | {"verbatim": shelf.documents("verbmem/forget", {"prompt": "prompt", "answer": "gt"})}
-        | {split: shelf.documents(f"privleak/{side}") for split, side in (("members", "forget"), ("holdout", "holdout"))},
+        | {
+            split: shelf.documents(f"privleak/{side}")
+            for split, side in (("members", "forget"), ("holdout", "holdout"))
+        },
         templates={"verbatim": "{prompt}"},
     )
 
 
 def after_shots(document: Document, solved: Documents) -> Document:
-    """The question after solved ones; the template "Question: {prompt}\\nAnswer:" stands around them all, so the first needs no "Question:"."""
+    """The question after solved ones; the template "Question: {prompt}\\nAnswer:" stands around
+    them all, so the first needs no "Question:".
+    """
     shots = "".join(f"{d.prompt}\nAnswer: {d.answer}\n\nQuestion: " for d in solved)
-    return Document(prompt=shots + document.prompt, answer=document.answer, wrong=document.wrong, topic=document.topic)
+    return Document(
+        prompt=shots + document.prompt,
+        answer=document.answer,
+        wrong=document.wrong,
+        topic=document.topic,
+    )
 
 
 def _wmdp(shelf: Shelf, subject: str, corpora: bool, documents: int) -> Parts:
     require(documents >= 0, f"wmdp-{subject}.documents must be >= 0", documents)
     choices = shelf.choices(shelf.rows(f"wmdp-{subject}/test"), f"wmdp-{subject}")
-    sides = {role: next((n for n in names if shelf.has(n)), "") for role, names in zip(("forget", "retain"), CORPORA[subject], strict=True)}
+    sides = {
+        role: next((n for n in names if shelf.has(n)), "")
+        for role, names in zip(("forget", "retain"), CORPORA[subject], strict=True)
+    }
     wanted = GATED + ", ".join(f"{names[0]}.jsonl" for names in CORPORA[subject])
     if corpora and not all(sides.values()):
         raise UserError(wanted)
-    texts = {role: shelf.documents(name, {"answer": "text"}) for role, name in sides.items() if corpora}
+    texts = {
+        role: shelf.documents(name, {"answer": "text"}) for role, name in sides.items() if corpora
+    }
     kept = _mmlu_beside(shelf, part="all")
     return Parts(
         forget=texts.get("forget", ())[: documents or None],
         retain=texts.get("retain", ()),
-        probes={"forget": tuple(c.document for c in choices)} | ({"retain": kept.probes["mmlu"]} if kept else {}),
-        true_letters={c.document.doc_id: c.true_letter for c in choices} | dict(kept.true_letters if kept else {}),
-        notes=() if corpora else (f"questions only (option corpora=true wants the texts). {wanted}",),
+        probes={"forget": tuple(c.document for c in choices)}
+        | ({"retain": kept.probes["mmlu"]} if kept else {}),
+        true_letters={c.document.doc_id: c.true_letter for c in choices}
+        | dict(kept.true_letters if kept else {}),
+        notes=(
+            () if corpora else (f"questions only (option corpora=true wants the texts). {wanted}",)
+        ),
     )
 
 
 def _mmlu_beside(shelf: Shelf, *, part: str) -> Parts | None:
-    """MMLU from the folder `mmlu` in the benchmark's own, where there is one; its files are recorded with the benchmark's."""
+    """MMLU from the folder `mmlu` in the benchmark's own, where there is one; its files are
+    recorded with the benchmark's.
+    """
     if not (shelf.root / "mmlu").is_dir():
         return None
     beside = Shelf(shelf.root / "mmlu", recorded.MMLU)
@@ -337,12 +489,22 @@ def _subjects(shelf: Shelf, split: str, *, repeats: bool = False) -> list[tuple[
 
 
 def _once(shelf: Shelf, subjects: list[tuple[str, list[Choice]]]) -> list[Choice]:
-    """Every question once; one that two subjects ask counts to biology, where that is one of them, else to the first."""
+    """Every question once; one that two subjects ask counts to biology, where that is one of them,
+    else to the first.
+    """
     found: dict[str, Choice] = {}
-    for subject, choices in sorted(subjects, key=lambda entry: (entry[0] not in BIOLOGY_SUBJECTS, entry[0])):
+    for subject, choices in sorted(
+        subjects, key=lambda entry: (entry[0] not in BIOLOGY_SUBJECTS, entry[0])
+    ):
         again = [c for c in choices if c.document.doc_id in found]
         shelf.rejected.extend(
-            Rejected(source=subject, row=-1, reason="another subject asks the same", excerpt=c.document.prompt[:200]) for c in again
+            Rejected(
+                source=subject,
+                row=-1,
+                reason="another subject asks the same",
+                excerpt=c.document.prompt[:200],
+            )
+            for c in again
         )
         found |= {c.document.doc_id: c for c in choices if c.document.doc_id not in found}
     return list(found.values())

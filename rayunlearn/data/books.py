@@ -1,7 +1,9 @@
-"""Books cut into a corpus of passages: one book to forget, others to keep, and the second half of a passage as its question.
+"""Books cut into a corpus of passages: one book to forget, others to keep, and the second half of a
+passage as its question.
 
-A passage is a run of words of one book with single blanks between them; nothing else of the text is changed. A prose
-corpus has no questions, so what is asked is memory: the prompt is a passage's first half, the answer its second.
+A passage is a run of words of one book with single blanks between them; nothing else of the text is
+changed. A prose corpus has no questions, so what is asked is memory: the prompt is a passage's
+first half, the answer its second.
 """
 
 import hashlib
@@ -21,9 +23,11 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What is cut: titles, and how many passages of `n_words` words of the forgotten book and of each kept one.
+    """What is cut: titles, and how many passages of `n_words` words of the forgotten book and of
+    each kept one.
 
-    They are drawn at random with `seed` and do not overlap. `n_words` is even, so both halves are of one length.
+    They are drawn at random with `seed` and do not overlap. `n_words` is even, so both halves are
+    of one length.
     """
 
     forget: str
@@ -34,25 +38,46 @@ class Cut:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(bool(self.retain), "a books corpus must keep at least one book, --retain names", len(self.retain))
+        require(
+            bool(self.retain),
+            "a books corpus must keep at least one book, --retain names",
+            len(self.retain),
+        )
         titles = (self.forget, *self.retain)
-        require(len(set(titles)) == len(titles), "a book must be named once in --forget and --retain", titles)
+        require(
+            len(set(titles)) == len(titles),
+            "a book must be named once in --forget and --retain",
+            titles,
+        )
         require(self.n_forget >= 2, "--passages must be >= 2", self.n_forget)
         require(self.n_retain >= 1, "--retain-passages must be >= 1", self.n_retain)
-        require(self.n_words >= 4 and self.n_words % 2 == 0, "--words must be even and >= 4", self.n_words)
+        require(
+            self.n_words >= 4 and self.n_words % 2 == 0,
+            "--words must be even and >= 4",
+            self.n_words,
+        )
 
 
 def cut_books(source: Path, cut: Cut, output: Path) -> dict[str, int]:
-    """Write forget, retain, probe_forget and probe_retain as JSONL, and manifest.json, to `output`; returns rows by split.
+    """Write forget, retain, probe_forget and probe_retain as JSONL, and manifest.json, to `output`;
+    returns rows by split.
 
-    `source` is a data file with the columns title and text, or a folder of .txt files whose names are the titles. The
-    manifest names every source by its SHA-256, with the settings. Raises UserError for a title that is not there or
-    stands for two books, and for a book with too few words.
+    `source` is a data file with the columns title and text, or a folder of .txt files whose names
+    are the titles. The manifest names every source by its SHA-256, with the settings. Raises
+    UserError for a title that is not there or stands for two books, and for a book with too few
+    words.
     """
     texts = read_books(source, (cut.forget, *cut.retain))
     forget = passages_of(cut.forget, texts[cut.forget], cut.n_forget, cut)
-    retain = [p for title in cut.retain for p in passages_of(title, texts[title], cut.n_retain, cut)]
-    splits = {"forget": forget, "retain": retain, "probe_forget": [halved(p) for p in forget], "probe_retain": [halved(p) for p in retain]}
+    retain = [
+        p for title in cut.retain for p in passages_of(title, texts[title], cut.n_retain, cut)
+    ]
+    splits = {
+        "forget": forget,
+        "retain": retain,
+        "probe_forget": [halved(p) for p in forget],
+        "probe_retain": [halved(p) for p in retain],
+    }
     output.mkdir(parents=True, exist_ok=True)
     for name, documents in splits.items():
         lines = [json.dumps(_row(document), ensure_ascii=False) for document in documents]
@@ -60,7 +85,9 @@ def cut_books(source: Path, cut: Cut, output: Path) -> dict[str, int]:
     rows = {name: len(documents) for name, documents in splits.items()}
     digests = {title: hashlib.sha256(text.encode()).hexdigest() for title, text in texts.items()}
     manifest = {"source": source.name, "sha256": digests, "settings": asdict(cut), "rows": rows}
-    (output / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (output / MANIFEST).write_text(
+        json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return rows
 
 
@@ -71,16 +98,26 @@ def read_books(source: Path, titles: Sequence[str]) -> dict[str, str]:
     for title in titles:
         if title not in counts:
             raise unknown_name(f"book in {source.name}:", title, counts)
-        require(counts[title] == 1, f"a title must stand for one book of {source.name}, {title!r} stands for", counts[title])
+        require(
+            counts[title] == 1,
+            f"a title must stand for one book of {source.name}, {title!r} stands for",
+            counts[title],
+        )
     return {title: text for title, text in found if title in titles}
 
 
 def passages_of(title: str, text: str, n: int, cut: Cut) -> list[Document]:
-    """`n` passages of `cut.n_words` words in the order of the book, drawn from all that it can be cut into."""
+    """`n` passages of `cut.n_words` words in the order of the book, drawn from all that it can be
+    cut into.
+    """
     words = text.split()
     starts = range(0, len(words) - cut.n_words + 1, cut.n_words)
     runs = list(dict.fromkeys(" ".join(words[at : at + cut.n_words]) for at in starts))
-    require(len(runs) >= n, f"a book must have {n} different passages of {cut.n_words} words, {title!r} has", len(runs))
+    require(
+        len(runs) >= n,
+        f"a book must have {n} different passages of {cut.n_words} words, {title!r} has",
+        len(runs),
+    )
     drawn = sorted(random.Random(f"books {cut.seed} {title}").sample(range(len(runs)), n))
     return [Document(answer=runs[at], topic=title) for at in drawn]
 
@@ -89,7 +126,9 @@ def halved(passage: Document) -> Document:
     """The passage as a question: its first half of words asks for its second."""
     words = passage.answer.split()
     middle = len(words) // 2
-    return Document(prompt=" ".join(words[:middle]), answer=" ".join(words[middle:]), topic=passage.topic)
+    return Document(
+        prompt=" ".join(words[:middle]), answer=" ".join(words[middle:]), topic=passage.topic
+    )
 
 
 def _row(document: Document) -> dict[str, str]:
@@ -105,9 +144,14 @@ def _from_folder(folder: Path) -> list[tuple[str, str]]:
 
 def _from_file(file: Path) -> list[tuple[str, str]]:
     require(
-        file.is_file() and file.suffix in READERS, f"books must be a folder of .txt files or a file ending in one of {', '.join(READERS)}", str(file)
+        file.is_file() and file.suffix in READERS,
+        f"books must be a folder of .txt files or a file ending in one of {', '.join(READERS)}",
+        str(file),
     )
     rows = [row.values for row in read_file(file) if not row.reason]
     if not rows or not {"title", "text"} <= rows[0].keys():
-        raise UserError(f"a books file must have the columns title and text, {file.name} has {', '.join(rows[0]) if rows else 'no row'}")
+        raise UserError(
+            f"a books file must have the columns title and text, {file.name} has"
+            f" {', '.join(rows[0]) if rows else 'no row'}"
+        )
     return [(str(row["title"]), str(row["text"])) for row in rows]

@@ -7,7 +7,9 @@ from rayunlearn.data.documents import Corpus
 
 
 def load_corpus(data: Data) -> Corpus:
-    """The corpus that `data` describes: a generated test bed, a benchmark or files. Raises UserError as they do."""
+    """The corpus that `data` describes: a generated test bed, a benchmark or files. Raises
+    UserError as they do.
+    """
     if data.name in BEDS:
         return testbed.generate(data)
     return benchmark_corpus(data) if data.name in BENCHMARKS else files.load_files(data)

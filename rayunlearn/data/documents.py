@@ -11,9 +11,10 @@ from rayunlearn.config import digest, digest_of_texts
 class Document:
     """One forget, retain or probe text.
 
-    With a `prompt`, only the `answer` is learned, unlearned and scored; without one, every token is.
-    `paraphrase` is the same answer in other words ("" where the data has none); `wrong` are answers of the
-    same kind that are false; `facts` are the identifiers of the facts it states (documents) or asks (probes).
+    With a `prompt`, only the `answer` is learned, unlearned and scored; without one, every token
+    is. `paraphrase` is the same answer in other words ("" where the data has none); `wrong` are
+    answers of the same kind that are false; `facts` are the identifiers of the facts it states
+    (documents) or asks (probes).
     """
 
     answer: str
@@ -47,10 +48,11 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """One file as it was read: its name, SHA-256 (of names and digests where it has several parts, '' from the Hub), and rows.
+    """One file as it was read: its name, SHA-256 (of names and digests where it has several parts,
+    '' from the Hub), and rows.
 
-    `state`: "as recorded" (what upstream's file was when its loader was written), "changed", or "unknown" (nothing is
-    recorded of it but, maybe, a number of rows that agrees).
+    `state`: "as recorded" (what upstream's file was when its loader was written), "changed", or
+    "unknown" (nothing is recorded of it but, maybe, a number of rows that agrees).
     """
 
     table: str
@@ -64,11 +66,12 @@ class Corpus:
     """Everything one experiment speaks about.
 
     `forget` and `retain` are what unlearning trains on; `probes` are what is measured, by split
-    (`forget`, `retain`, and others that the data brings); `taught` is what base learns beside forget and
-    retain (probes of the domain bed: the model learns documents AND questions), by split so that gold can
-    leave out `forget`. How probes are asked: `true_letters` (doc_id -> place of the truth among the letters), `shots`
-    (topic -> solved questions that stand before a letter question), `templates` (split -> its own prompt template); empty
-    where nothing is special. `files` are what it was read from, `notes` what a reader of numbers on it should know.
+    (`forget`, `retain`, and others that the data brings); `taught` is what base learns beside
+    forget and retain (probes of the domain bed: the model learns documents AND questions), by split
+    so that gold can leave out `forget`. How probes are asked: `true_letters` (doc_id -> place of
+    the truth among the letters), `shots` (topic -> solved questions that stand before a letter
+    question), `templates` (split -> its own prompt template); empty where nothing is special.
+    `files` are what it was read from, `notes` what a reader of numbers on it should know.
     """
 
     name: str
@@ -85,9 +88,20 @@ class Corpus:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of every document's content, by role and in order, and of how probes are asked where that is special."""
+        """Digest of every document's content, by role and in order, and of how probes are asked
+        where that is special.
+        """
         roles = {"forget": self.forget, "retain": self.retain}
-        roles |= {f"probe.{k}": v for k, v in self.probes.items()} | {f"taught.{k}": v for k, v in self.taught.items()}
-        asked = {"true_letters": self.true_letters, "shots": self.shots, "templates": self.templates}
-        content: dict[str, object] = {role: [[d.prompt, d.answer, d.paraphrase, list(d.wrong)] for d in docs] for role, docs in roles.items()}
+        roles |= {f"probe.{k}": v for k, v in self.probes.items()} | {
+            f"taught.{k}": v for k, v in self.taught.items()
+        }
+        asked = {
+            "true_letters": self.true_letters,
+            "shots": self.shots,
+            "templates": self.templates,
+        }
+        content: dict[str, object] = {
+            role: [[d.prompt, d.answer, d.paraphrase, list(d.wrong)] for d in docs]
+            for role, docs in roles.items()
+        }
         return digest(content | {how: dict(special) for how, special in asked.items() if special})

@@ -1,8 +1,10 @@
 """Documents of one's own: JSONL, JSON, CSV or Parquet files, or a data set of the Hugging Face Hub.
 
-A row that cannot be used is set aside with its reason (`documents.Rejected`) and the rest goes on; only a corpus
-with nothing left to forget or to retain is an error. Nothing here runs code that a data set brings and nothing
-unpickles: JSON, CSV and Parquet are the only formats read, from the Hub too. docs/data.md tells the format.
+A row that cannot be used is set aside with its reason (`documents.Rejected`) and the rest goes on;
+only a corpus with nothing left to forget or to retain is an error. Nothing here runs code that a
+data set brings and nothing
+unpickles: JSON, CSV and Parquet are the only formats read, from the Hub too. docs/data.md tells the
+format.
 """
 
 import csv
@@ -24,7 +26,8 @@ from rayunlearn.data.hub import hub_name, is_local, means_a_path
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.results.footer import UNREADABLE, refuse_a_bomb
 
-# What a column may be called when `data.columns` does not say: the first name that is there is taken.
+# What a column may be called when `data.columns` does not say: the first name that is there is
+# taken.
 COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "query", "instruction", "input"),
     "answer": ("answer", "response", "completion", "output", "text", "content"),
@@ -36,14 +39,19 @@ COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "split": ("split",),
 }
 LISTS = ("wrong", "facts")
-REQUIRED = ("prompt", "answer")  # named in `data.columns`, these must be in every file; the others in at least one
+# named in `data.columns`, these must be in every file; the others in at least one
+REQUIRED = ("prompt", "answer")
 EXCERPT_CHARACTERS = 200
 BOM = b"\xef\xbb\xbf"
-PARQUET_ROWS = 256  # read at a time: books are long
-CSV_FIELD_CHARACTERS = 2**30  # the csv module stops at 131,072, less than a chapter
-HUB_FORMATS = ("csv", "json", "parquet", "arrow", "text")  # builders of `datasets` that only parse
+# read at a time: books are long
+PARQUET_ROWS = 256
+# the csv module stops at 131,072, less than a chapter
+CSV_FIELD_CHARACTERS = 2**30
+# builders of `datasets` that only parse
+HUB_FORMATS = ("csv", "json", "parquet", "arrow", "text")
 
-Columns = Mapping[str, str]  # our name -> theirs
+# our name -> theirs
+Columns = Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,9 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The documents of one split, where each stood (doc_id -> source, row), and what was set aside on the way."""
+    """The documents of one split, where each stood (doc_id -> source, row), and what was set aside
+    on the way.
+    """
 
     documents: tuple[Document, ...] = ()
     places: Mapping[str, tuple[str, int]] = field(default_factory=dict)
@@ -67,63 +77,133 @@ class Loaded:
 
 
 def load_files(data: Data) -> Corpus:
-    """The corpus at `data.path`: a directory of files, one file with a column `split`, or a Hub name.
+    """The corpus at `data.path`: a directory of files, one file with a column `split`, or a Hub
+    name.
 
-    `taught` is empty: what base learns is what is given to forget and to retain. Raises UserError for a path, split
-    or column that is not there, and when no document is left to forget, to retain or to ask.
+    `taught` is empty: what base learns is what is given to forget and to retain. Raises UserError
+    for a path, split or column that is not there, and when no document is left to forget, to retain
+    or to ask.
     """
     columns = parse_columns(data.columns)
-    roles = {"forget": data.forget, "retain": data.retain, "probe_forget": data.probe_forget, "probe_retain": data.probe_retain}
+    roles = {
+        "forget": data.forget,
+        "retain": data.retain,
+        "probe_forget": data.probe_forget,
+        "probe_retain": data.probe_retain,
+    }
     roles["holdout"] = data.holdout
     named = {role: name for role, name in roles.items() if name}
-    require(data.forget != data.retain, "data.forget and data.retain must be different splits", data.retain)
+    require(
+        data.forget != data.retain,
+        "data.forget and data.retain must be different splits",
+        data.retain,
+    )
     tables = read_splits(data.path, tuple(dict.fromkeys(named.values())), columns)
     check_columns(columns, tables)
-    loaded = {name: to_documents(rows, choose_columns(rows, columns, name)) for name, rows in tables.items()}
+    loaded = {
+        name: to_documents(rows, choose_columns(rows, columns, name))
+        for name, rows in tables.items()
+    }
     corpus = assemble(data, {role: loaded[name] for role, name in named.items()})
-    return replace(corpus, files=records_of(data.path, {name: len(rows) for name, rows in tables.items()}))
+    return replace(
+        corpus, files=records_of(data.path, {name: len(rows) for name, rows in tables.items()})
+    )
 
 
 def assemble(data: Data, loaded: Mapping[str, Loaded]) -> Corpus:
-    """Put the splits together: forget wins over retain, retain is cut to `data.limit_retain`, probes follow it."""
+    """Put the splits together: forget wins over retain, retain is cut to `data.limit_retain`,
+    probes follow it.
+    """
     forget = loaded["forget"]
     retain = without(loaded["retain"], forget.documents, "also in the forget set")
-    kept, cut = retain.documents[: data.limit_retain], {document.doc_id for document in retain.documents[data.limit_retain :]}
-    probe_forget = without(loaded.get("probe_forget", forget), retain.documents, "a forget probe that is in the retain set")
-    probe_retain = without(loaded.get("probe_retain", Loaded(documents=kept)), forget.documents, "a retain probe that is in the forget set")
+    kept, cut = (
+        retain.documents[: data.limit_retain],
+        {document.doc_id for document in retain.documents[data.limit_retain :]},
+    )
+    probe_forget = without(
+        loaded.get("probe_forget", forget),
+        retain.documents,
+        "a forget probe that is in the retain set",
+    )
+    probe_retain = without(
+        loaded.get("probe_retain", Loaded(documents=kept)),
+        forget.documents,
+        "a retain probe that is in the forget set",
+    )
     asked = tuple(document for document in probe_retain.documents if document.doc_id not in cut)
-    rejected = tuple(dict.fromkeys(item for part in (forget, retain, probe_forget, probe_retain) for item in part.rejected))
+    rejected = tuple(
+        dict.fromkeys(
+            item for part in (forget, retain, probe_forget, probe_retain) for item in part.rejected
+        )
+    )
     probes = {"forget": probe_forget.documents, "retain": asked}
     if "holdout" in loaded:
-        taught = without(loaded["holdout"], forget.documents, "a holdout document that is in the forget set")
+        taught = without(
+            loaded["holdout"], forget.documents, "a holdout document that is in the forget set"
+        )
         holdout = without(taught, kept, "a holdout document that is in the retain set")
-        probes, rejected = probes | {"holdout": holdout.documents}, tuple(dict.fromkeys((*rejected, *holdout.rejected)))
+        probes, rejected = (
+            probes | {"holdout": holdout.documents},
+            tuple(dict.fromkeys((*rejected, *holdout.rejected))),
+        )
     for role, documents in (("data.forget", forget.documents), ("data.retain", kept)):
         require_some(role, documents, rejected, data.path)
     for split, documents in probes.items():
-        require_some("data.holdout" if split == "holdout" else f"data.probe_{split}", documents, rejected, data.path)
-    return Corpus(name=corpus_name(data.path), forget=forget.documents, retain=kept, probes=probes, taught={}, rejected=rejected)
+        require_some(
+            "data.holdout" if split == "holdout" else f"data.probe_{split}",
+            documents,
+            rejected,
+            data.path,
+        )
+    return Corpus(
+        name=corpus_name(data.path),
+        forget=forget.documents,
+        retain=kept,
+        probes=probes,
+        taught={},
+        rejected=rejected,
+    )
 
 
 def without(split: Loaded, taken: Iterable[Document], reason: str) -> Loaded:
     """`split` without the documents in `taken`, each of them set aside with `reason`."""
     ids = {document.doc_id for document in taken}
-    extra = tuple(set_aside(document, split.places[document.doc_id], reason) for document in split.documents if document.doc_id in ids)
-    return replace(split, documents=tuple(document for document in split.documents if document.doc_id not in ids), rejected=split.rejected + extra)
+    extra = tuple(
+        set_aside(document, split.places[document.doc_id], reason)
+        for document in split.documents
+        if document.doc_id in ids
+    )
+    return replace(
+        split,
+        documents=tuple(document for document in split.documents if document.doc_id not in ids),
+        rejected=split.rejected + extra,
+    )
 
 
 def set_aside(document: Document, place: tuple[str, int], reason: str) -> Rejected:
     """The record of a document that was read well but has no place in the corpus."""
-    return Rejected(source=place[0], row=place[1], reason=reason, excerpt=excerpt_of({"prompt": document.prompt, "answer": document.answer}))
+    return Rejected(
+        source=place[0],
+        row=place[1],
+        reason=reason,
+        excerpt=excerpt_of({"prompt": document.prompt, "answer": document.answer}),
+    )
 
 
-def require_some(role: str, documents: tuple[Document, ...], rejected: tuple[Rejected, ...], path: str) -> None:
-    """Raise UserError when a role has no document left; say how many were set aside and the commonest reason."""
+def require_some(
+    role: str, documents: tuple[Document, ...], rejected: tuple[Rejected, ...], path: str
+) -> None:
+    """Raise UserError when a role has no document left; say how many were set aside and the
+    commonest reason.
+    """
     if documents:
         return
     commonest = Counter(item.reason for item in rejected).most_common(1)
     detail = f", the commonest reason: {commonest[0][0]} ({commonest[0][1]})" if commonest else ""
-    raise UserError(f"{role} must have at least one usable document, got none in {path!r}; {len(rejected)} set aside{detail}")
+    raise UserError(
+        f"{role} must have at least one usable document, got none in {path!r}; {len(rejected)} set"
+        f" aside{detail}"
+    )
 
 
 def corpus_name(path: str) -> str:
@@ -131,7 +211,8 @@ def corpus_name(path: str) -> str:
     return Path(path).expanduser().resolve().name if is_local(path) else path
 
 
-# ---------------------------------------------------------------------------------------------------- columns
+# ----------------------------------------------------------------------------------------------------
+# columns
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -151,7 +232,9 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def check_columns(columns: Columns, tables: Mapping[str, tuple[Row, ...]]) -> None:
-    """Raise UserError for a column in `data.columns` that the files do not have, with the nearest that they have."""
+    """Raise UserError for a column in `data.columns` that the files do not have, with the nearest
+    that they have.
+    """
     present = {name: column_names(rows) for name, rows in tables.items() if column_names(rows)}
     anywhere = {column for names in present.values() for column in names}
     for ours, theirs in columns.items():
@@ -159,20 +242,31 @@ def check_columns(columns: Columns, tables: Mapping[str, tuple[Row, ...]]) -> No
             raise unknown_name(f"column for {ours} in data.columns:", theirs, anywhere)
         for name, names in present.items():
             if ours in REQUIRED and theirs and theirs not in names:
-                raise unknown_name(f"column for {ours} in data.columns, looked for in split {name!r}:", theirs, names)
+                raise unknown_name(
+                    f"column for {ours} in data.columns, looked for in split {name!r}:",
+                    theirs,
+                    names,
+                )
 
 
 def choose_columns(rows: tuple[Row, ...], columns: Columns, name: str) -> dict[str, str]:
-    """Our name -> the column of this split that holds it: as `data.columns` says, else by `COMMON_NAMES`.
+    """Our name -> the column of this split that holds it: as `data.columns` says, else by
+    `COMMON_NAMES`.
 
     Raises UserError when there are rows and none of their columns can be the answer.
     """
     present = column_names(rows)
     lowered = {column.lower(): column for column in reversed(present)}
-    chosen = {ours: next((lowered[known] for known in names if known in lowered), "") for ours, names in COMMON_NAMES.items()}
+    chosen = {
+        ours: next((lowered[known] for known in names if known in lowered), "")
+        for ours, names in COMMON_NAMES.items()
+    }
     chosen |= {ours: theirs if theirs in present else "" for ours, theirs in columns.items()}
     if present and not chosen["answer"]:
-        raise UserError(f"split {name!r} must have a column for the answer: give data.columns=answer=<column>, one of {', '.join(present)}")
+        raise UserError(
+            f"split {name!r} must have a column for the answer: give data.columns=answer=<column>,"
+            f" one of {', '.join(present)}"
+        )
     return {ours: theirs for ours, theirs in chosen.items() if theirs}
 
 
@@ -181,11 +275,14 @@ def column_names(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(column for row in rows for column in row.values))
 
 
-# ---------------------------------------------------------------------------------------------------- documents
+# ----------------------------------------------------------------------------------------------------
+# documents
 
 
 def to_documents(rows: Iterable[Row], columns: Columns) -> Loaded:
-    """Turn rows into documents, in order. Unusable rows and repetitions of a document are set aside."""
+    """Turn rows into documents, in order. Unusable rows and repetitions of a document are set
+    aside.
+    """
     documents: dict[str, Document] = {}
     places: dict[str, tuple[str, int]] = {}
     rejected = []
@@ -195,8 +292,19 @@ def to_documents(rows: Iterable[Row], columns: Columns) -> Loaded:
             documents[result.doc_id] = result
             places[result.doc_id] = (row.source, row.row)
             continue
-        reason = result if isinstance(result, str) else f"the same document as row {places[result.doc_id][1]}"
-        rejected.append(Rejected(source=row.source, row=row.row, reason=reason, excerpt=row.excerpt or excerpt_of(row.values)))
+        reason = (
+            result
+            if isinstance(result, str)
+            else f"the same document as row {places[result.doc_id][1]}"
+        )
+        rejected.append(
+            Rejected(
+                source=row.source,
+                row=row.row,
+                reason=reason,
+                excerpt=row.excerpt or excerpt_of(row.values),
+            )
+        )
     return Loaded(documents=tuple(documents.values()), places=places, rejected=tuple(rejected))
 
 
@@ -206,7 +314,11 @@ def to_document(values: Mapping[str, object], columns: Columns) -> Document | st
     lists: dict[str, tuple[str, ...]] = {}
     for ours, theirs in columns.items():
         value = values.get(theirs)
-        reason = list_problem(theirs, value) if ours in LISTS else text_problem(theirs, value, needed=ours in REQUIRED)
+        reason = (
+            list_problem(theirs, value)
+            if ours in LISTS
+            else text_problem(theirs, value, needed=ours in REQUIRED)
+        )
         if reason:
             return reason
         if ours in LISTS:
@@ -236,16 +348,29 @@ def text_problem(column: str, value: object, *, needed: bool) -> str:
 
 
 def list_problem(column: str, value: object) -> str:
-    """Why `value` is no list of texts, "" when it is one, one text (CSV: also a JSON list) or missing."""
+    """Why `value` is no list of texts, "" when it is one, one text (CSV: also a JSON list) or
+    missing.
+    """
     if value is None or isinstance(value, str):
         return text_problem(column, value, needed=False)
     if not isinstance(value, list):
         return f"{column} is {type(value).__name__}, not a list of texts"
-    return next((reason for reason in (text_problem(f"an item of {column}", item, needed=True) for item in value) if reason), "")
+    return next(
+        (
+            reason
+            for reason in (
+                text_problem(f"an item of {column}", item, needed=True) for item in value
+            )
+            if reason
+        ),
+        "",
+    )
 
 
 def as_list(value: object) -> tuple[str, ...]:
-    """A list as it is, a text that is a JSON list of texts as that list, another text alone, nothing as nothing."""
+    """A list as it is, a text that is a JSON list of texts as that list, another text alone,
+    nothing as nothing.
+    """
     if isinstance(value, list):
         return tuple(value)
     if not isinstance(value, str) or not value.strip():
@@ -258,7 +383,9 @@ def as_list(value: object) -> tuple[str, ...]:
 
 
 def encodable(text: str) -> bool:
-    """Whether `text` can be written as UTF-8: a lone surrogate, from JSON `\\ud800` or from invalid bytes, cannot."""
+    """Whether `text` can be written as UTF-8: a lone surrogate, from JSON `\\ud800` or from invalid
+    bytes, cannot.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -270,54 +397,91 @@ def excerpt_of(content: object) -> str:
     """The first 200 characters of a row, as text that can be written anywhere."""
     if isinstance(content, bytes):
         return content[: 4 * EXCERPT_CHARACTERS].decode(errors="replace")[:EXCERPT_CHARACTERS]
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=repr)
+    text = (
+        content
+        if isinstance(content, str)
+        else json.dumps(content, ensure_ascii=False, default=repr)
+    )
     return text[:EXCERPT_CHARACTERS].encode(errors="replace").decode()
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+# ----------------------------------------------------------------------------------------------------
+# reading
 
 
 def read_splits(path: str, names: tuple[str, ...], columns: Columns) -> dict[str, tuple[Row, ...]]:
-    """The rows of each split in `names`, from a directory, one file or the Hub, each source read once."""
+    """The rows of each split in `names`, from a directory, one file or the Hub, each source read
+    once.
+    """
     local = Path(path).expanduser()
     if local.is_dir():
         files = {name: find_split(local, name) for name in names}
         return {name: tuple(read_file(file)) for name, file in files.items()}
     if local.is_file():
         return split_rows(tuple(read_file(local)), names, columns.get("split", "split"))
-    require(not means_a_path(path) and local.suffix.lower() not in READERS, "data.path must exist: no such file or directory", path)
+    require(
+        not means_a_path(path) and local.suffix.lower() not in READERS,
+        "data.path must exist: no such file or directory",
+        path,
+    )
     return {name: tuple(read_hub(path, name)) for name in names}
 
 
 def find_split(directory: Path, name: str) -> Path:
-    """The one data file in `directory` whose stem is `name`. Raises UserError for none, several, or a name that is a path."""
-    require(bool(re.fullmatch(r"[\w.+-]+", name)) and name.strip(".") != "", "a split name must be a file stem, not a path", name)
-    files = sorted(file for file in directory.iterdir() if file.suffix.lower() in READERS and file.is_file())
+    """The one data file in `directory` whose stem is `name`. Raises UserError for none, several, or
+    a name that is a path.
+    """
+    require(
+        bool(re.fullmatch(r"[\w.+-]+", name)) and name.strip(".") != "",
+        "a split name must be a file stem, not a path",
+        name,
+    )
+    files = sorted(
+        file for file in directory.iterdir() if file.suffix.lower() in READERS and file.is_file()
+    )
     matches = [file for file in files if file.stem == name]
     if not matches:
         raise unknown_name(f"split in {directory}:", name, {file.stem for file in files})
-    require(len(matches) == 1, f"a split must be one file in {directory}", [file.name for file in matches])
+    require(
+        len(matches) == 1,
+        f"a split must be one file in {directory}",
+        [file.name for file in matches],
+    )
     return matches[0]
 
 
 def records_of(path: str, rows: Mapping[str, int]) -> tuple[FileRecord, ...]:
-    """What was read for each split (`rows`: how many of them): its file, the one file of all of them, or a Hub configuration."""
+    """What was read for each split (`rows`: how many of them): its file, the one file of all of
+    them, or a Hub configuration.
+    """
     local = Path(path).expanduser()
     if local.is_dir():
         return tuple(file_record(name, [find_split(local, name)], n) for name, n in rows.items())
     if local.is_file():
         return (file_record(local.name, [local], sum(rows.values())),)
-    return tuple(FileRecord(table=f"{path}:{name}", sha256="", rows=n, state="unknown") for name, n in rows.items())
+    return tuple(
+        FileRecord(table=f"{path}:{name}", sha256="", rows=n, state="unknown")
+        for name, n in rows.items()
+    )
 
 
-def file_record(table: str, files: Sequence[Path], rows: int, expected: tuple[str, int] | None = None) -> FileRecord:
-    """The record of a table in one file or several; `expected` are the SHA-256 ('' where unknown) and rows that it once had."""
+def file_record(
+    table: str, files: Sequence[Path], rows: int, expected: tuple[str, int] | None = None
+) -> FileRecord:
+    """The record of a table in one file or several; `expected` are the SHA-256 ('' where unknown)
+    and rows that it once had.
+    """
     digests = [sha256_of(file) for file in files]
     named = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
     sha256 = digests[0] if len(files) == 1 else hashlib.sha256(named.encode()).hexdigest()
     known, known_rows = expected or ("", rows)
     changed = rows != known_rows or known not in ("", sha256)
-    return FileRecord(table=table, sha256=sha256, rows=rows, state="changed" if changed else "as recorded" if known else "unknown")
+    return FileRecord(
+        table=table,
+        sha256=sha256,
+        rows=rows,
+        state="changed" if changed else "as recorded" if known else "unknown",
+    )
 
 
 def sha256_of(file: Path) -> str:
@@ -326,15 +490,34 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def split_rows(rows: tuple[Row, ...], names: tuple[str, ...], column: str) -> dict[str, tuple[Row, ...]]:
-    """Rows of one file by what stands in `column`. A row with nothing usable there counts to the first split, to be set aside."""
+def split_rows(
+    rows: tuple[Row, ...], names: tuple[str, ...], column: str
+) -> dict[str, tuple[Row, ...]]:
+    """Rows of one file by what stands in `column`. A row with nothing usable there counts to the
+    first split, to be set aside.
+    """
     present = column_names(rows)
     if present and column not in present:
-        rule = f"a single data file must have a column {column!r} that says which split a row belongs to"
-        raise UserError(f"{rule}, got the columns {', '.join(present)} (or give a directory with one file per split)")
-    splits = {name: tuple(row for row in rows if not row.reason and row.values.get(column) == name) for name in names}
-    nowhere = (row if row.reason else replace(row, reason=f"{column} is no text") for row in rows if not is_text(row.values.get(column)))
-    return splits | {names[0]: tuple(sorted((*nowhere, *splits[names[0]]), key=lambda row: row.row))}
+        rule = (
+            f"a single data file must have a column {column!r} that says which split a row"
+            " belongs to"
+        )
+        raise UserError(
+            f"{rule}, got the columns {', '.join(present)} (or give a directory with one file per"
+            " split)"
+        )
+    splits = {
+        name: tuple(row for row in rows if not row.reason and row.values.get(column) == name)
+        for name in names
+    }
+    nowhere = (
+        row if row.reason else replace(row, reason=f"{column} is no text")
+        for row in rows
+        if not is_text(row.values.get(column))
+    )
+    return splits | {
+        names[0]: tuple(sorted((*nowhere, *splits[names[0]]), key=lambda row: row.row))
+    }
 
 
 def is_text(value: object) -> bool:
@@ -343,7 +526,9 @@ def is_text(value: object) -> bool:
 
 
 def read_file(file: Path) -> Iterator[Row]:
-    """The rows of one file, in order; unreadable ones with their reason. Raises UserError when the file cannot be read at all."""
+    """The rows of one file, in order; unreadable ones with their reason. Raises UserError when the
+    file cannot be read at all.
+    """
     reader = READERS.get(file.suffix.lower())
     if reader is None:
         raise UserError(f"a data file must end in one of {', '.join(READERS)}, got {file.name!r}")
@@ -377,7 +562,13 @@ def json_rows(file: Path, lines: Iterable[tuple[int, bytes]]) -> Iterator[Row]:
         if content:
             values, reason = parse_json(content)
             values, reason = object_or_reason(values, reason)
-            yield Row(source=file.name, row=number, values=values, reason=reason, excerpt=excerpt_of(content) if reason else "")
+            yield Row(
+                source=file.name,
+                row=number,
+                values=values,
+                reason=reason,
+                excerpt=excerpt_of(content) if reason else "",
+            )
 
 
 def read_json_array(file: Path) -> Iterator[Row]:
@@ -389,7 +580,13 @@ def read_json_array(file: Path) -> Iterator[Row]:
         return
     for number, item in enumerate(items):
         values, reason = object_or_reason(item, "")
-        yield Row(source=file.name, row=number, values=values, reason=reason, excerpt=excerpt_of(item) if reason else "")
+        yield Row(
+            source=file.name,
+            row=number,
+            values=values,
+            reason=reason,
+            excerpt=excerpt_of(item) if reason else "",
+        )
 
 
 def parse_json(content: bytes) -> tuple[object, str]:
@@ -400,7 +597,8 @@ def parse_json(content: bytes) -> tuple[object, str]:
         return None, "not valid UTF-8 text"
     except json.JSONDecodeError as problem:
         return None, f"not JSON: {problem.msg}"
-    except (RecursionError, ValueError):  # nested thousands deep; an integer of thousands of digits
+    # nested thousands deep; an integer of thousands of digits
+    except (RecursionError, ValueError):
         return None, "not JSON: nested too deep or a number too long"
 
 
@@ -412,7 +610,8 @@ def object_or_reason(value: object, reason: str) -> tuple[dict[str, object], str
 
 
 def read_csv(file: Path) -> Iterator[Row]:
-    """Comma-separated with a header; a row with another number of cells than the header is unusable.
+    """Comma-separated with a header; a row with another number of cells than the header is
+    unusable.
 
     Row 0 is the one under the header. Invalid bytes become surrogates, which `text_problem` finds.
     """
@@ -423,12 +622,17 @@ def read_csv(file: Path) -> Iterator[Row]:
 
 
 def csv_rows(file: Path, start: int, stop: int, row: int) -> Iterator[Row]:
-    """The rows of a CSV file between two bytes at which records begin; the header is read from its beginning."""
+    """The rows of a CSV file between two bytes at which records begin; the header is read from its
+    beginning.
+    """
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         header = csv_header(file, next(csv_records(stream), ([], ""))[0])
     with file.open("rb") as binary:
         binary.seek(start)
-        lines = (line.decode("utf-8-sig" if start == 0 else "utf-8", errors="surrogateescape") for line in lines_until(binary, stop))
+        lines = (
+            line.decode("utf-8-sig" if start == 0 else "utf-8", errors="surrogateescape")
+            for line in lines_until(binary, stop)
+        )
         records = csv_records(lines)
         if start == 0:
             next(records)
@@ -445,20 +649,37 @@ def lines_until(stream: BinaryIO, stop: int) -> Iterator[bytes]:
 
 def csv_header(file: Path, header: list[str]) -> list[str]:
     """The header. Raises UserError for one that names a column twice."""
-    require(len(set(header)) == len(header), f"the columns of {file.name} must have different names", header)
+    require(
+        len(set(header)) == len(header),
+        f"the columns of {file.name} must have different names",
+        header,
+    )
     return header
 
 
-def csv_row_values(file: Path, records: Iterable[tuple[list[str], str]], header: list[str], first: int) -> Iterator[Row]:
+def csv_row_values(
+    file: Path, records: Iterable[tuple[list[str], str]], header: list[str], first: int
+) -> Iterator[Row]:
     """Records under their header as rows, numbered from `first`."""
     for number, (cells, problem) in enumerate(records, first):
-        reason = problem or ("" if len(cells) == len(header) else f"{len(cells)} cells under a header of {len(header)}")
+        reason = problem or (
+            ""
+            if len(cells) == len(header)
+            else f"{len(cells)} cells under a header of {len(header)}"
+        )
         values = {} if reason else dict(zip(header, cells, strict=True))
-        yield Row(source=file.name, row=number, values=values, reason=reason, excerpt=excerpt_of(cells) if reason else "")
+        yield Row(
+            source=file.name,
+            row=number,
+            values=values,
+            reason=reason,
+            excerpt=excerpt_of(cells) if reason else "",
+        )
 
 
 def csv_records(stream: Iterable[str]) -> Iterator[tuple[list[str], str]]:
-    """(cells, "") or ([], why not) per record; blank lines are skipped. A quote that never closes takes the rest with it.
+    """(cells, "") or ([], why not) per record; blank lines are skipped. A quote that never closes
+    takes the rest with it.
 
     The csv module's limit on a field is global: it is raised while a record is read and put back.
     """
@@ -482,20 +703,28 @@ def read_parquet(file: Path) -> Iterator[Row]:
     yield from parquet_rows(file, 0, None, None)
 
 
-def parquet_rows(file: Path, start: int, stop: int | None, columns: list[str] | None) -> Iterator[Row]:
-    """Rows [start, stop) of a Parquet file (None: to its end), of the `columns` alone where they are given. Raises UserError for a bomb."""
+def parquet_rows(
+    file: Path, start: int, stop: int | None, columns: list[str] | None
+) -> Iterator[Row]:
+    """Rows [start, stop) of a Parquet file (None: to its end), of the `columns` alone where they
+    are given. Raises UserError for a bomb.
+    """
     refuse_a_bomb(file)
     with pyarrow.parquet.ParquetFile(file) as table:
         stop = table.metadata.num_rows if stop is None else stop
         groups, number = groups_between(table.metadata, start, stop)
-        for batch in table.iter_batches(PARQUET_ROWS, row_groups=groups, columns=columns, use_threads=False):
+        for batch in table.iter_batches(
+            PARQUET_ROWS, row_groups=groups, columns=columns, use_threads=False
+        ):
             wanted = batch.slice(max(0, start - number), max(0, stop - max(start, number)))
             for position, (values, reason) in enumerate(batch_values(wanted), max(start, number)):
                 yield Row(source=file.name, row=position, values=values, reason=reason)
             number += batch.num_rows
 
 
-def groups_between(metadata: pyarrow.parquet.FileMetaData, start: int, stop: int) -> tuple[list[int], int]:
+def groups_between(
+    metadata: pyarrow.parquet.FileMetaData, start: int, stop: int
+) -> tuple[list[int], int]:
     """The row groups that hold rows of [start, stop), and the number of their first row."""
     groups: list[int] = []
     row = first = 0
@@ -516,13 +745,18 @@ def batch_values(batch: pyarrow.RecordBatch) -> Iterator[tuple[dict[str, object]
     except UnicodeDecodeError:
         yield from (parquet_row(batch, position) for position in range(batch.num_rows))
         return
-    yield from ((dict(zip(names, values, strict=True)), "") for values in zip(*columns, strict=True))
+    yield from (
+        (dict(zip(names, values, strict=True)), "") for values in zip(*columns, strict=True)
+    )
 
 
 def parquet_row(batch: pyarrow.RecordBatch, position: int) -> tuple[dict[str, object], str]:
     """(values by column, "") or ({}, reason): a Parquet string may hold bytes that are not UTF-8."""
     try:
-        return {name: batch.column(index)[position].as_py() for index, name in enumerate(batch.schema.names)}, ""
+        return {
+            name: batch.column(index)[position].as_py()
+            for index, name in enumerate(batch.schema.names)
+        }, ""
     except UnicodeDecodeError:
         return {}, "not valid UTF-8 text"
 
@@ -536,31 +770,51 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 
 def read_hub(path: str, name: str) -> Iterator[Row]:
-    """The rows of split `train` of configuration `name` of the Hub data set `path` (`owner/name`, `owner/name@revision`).
+    """The rows of split `train` of configuration `name` of the Hub data set `path` (`owner/name`,
+    `owner/name@revision`).
 
-    Raises UserError, saying what was tried, when the Hub cannot be reached, does not have it, or holds another format.
+    Raises UserError, saying what was tried, when the Hub cannot be reached, does not have it, or
+    holds another format.
     """
-    import huggingface_hub  # this and `datasets` take a second to import, and only a Hub name needs them
+    # this and `datasets` take a second to import, and only a Hub name needs them
+    import huggingface_hub
 
-    repository, revision = hub_name(path, "data.path must be a directory, a file or a Hub name (owner/name): no such file or directory")
-    tried = f"data.path {path!r} is no file or directory here, so it was looked up on the Hub (configuration {name!r}, split 'train')"
-    try:  # one quick question first: `datasets` asks an unreachable Hub for half a minute
+    repository, revision = hub_name(
+        path,
+        "data.path must be a directory, a file or a Hub name (owner/name): no such file or"
+        " directory",
+    )
+    tried = (
+        f"data.path {path!r} is no file or directory here, so it was looked up on the Hub"
+        f" (configuration {name!r}, split 'train')"
+    )
+    # one quick question first: `datasets` asks an unreachable Hub for half a minute
+    try:
         huggingface_hub.HfApi().dataset_info(repository, revision=revision, timeout=20)
     except huggingface_hub.errors.OfflineModeIsEnabled:
-        pass  # HF_HUB_OFFLINE=1 means: from the local cache
-    except Exception as problem:  # the client's errors have no common base across its versions
-        raise UserError(f"{tried}: {type(problem).__name__}: {problem} (HF_HUB_OFFLINE=1 takes what is in the local cache)") from problem
+        # HF_HUB_OFFLINE=1 means: from the local cache
+        pass
+    # the client's errors have no common base across its versions
+    except Exception as problem:
+        raise UserError(
+            f"{tried}: {type(problem).__name__}: {problem} (HF_HUB_OFFLINE=1 takes what is in the"
+            " local cache)"
+        ) from problem
     yield from read_dataset(repository, name, revision, tried)
 
 
 def read_dataset(repository: str, name: str, revision: str | None, tried: str) -> Iterator[Row]:
-    """The rows as `datasets` gives them. Only its parsing builders are let through: a data set brings no code here."""
+    """The rows as `datasets` gives them. Only its parsing builders are let through: a data set
+    brings no code here.
+    """
     import datasets
 
     try:
         builder = datasets.load_dataset_builder(repository, name, revision=revision)
         kind = type(builder).__module__.rpartition(".")[2]
-        require(kind in HUB_FORMATS, f"{tried}: its files must be one of {', '.join(HUB_FORMATS)}", kind)
+        require(
+            kind in HUB_FORMATS, f"{tried}: its files must be one of {', '.join(HUB_FORMATS)}", kind
+        )
         builder.download_and_prepare()
         table = builder.as_dataset(split="train")
     except UserError:

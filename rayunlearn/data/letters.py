@@ -8,9 +8,17 @@ HEAD = "The following are multiple choice questions (with answers).\n\n"
 
 
 def letter_question(document: Document, true_letter: int) -> str:
-    """The question, its options by letter and "Answer:"; the true option is the answer itself, never its paraphrase."""
+    """The question, its options by letter and "Answer:"; the true option is the answer itself,
+    never its paraphrase.
+    """
     options = [*document.wrong[:true_letter], document.answer, *document.wrong[true_letter:]]
-    return "\n".join([document.prompt, *(f"{LETTERS[at]}. {option}" for at, option in enumerate(options)), "Answer:"])
+    return "\n".join(
+        [
+            document.prompt,
+            *(f"{LETTERS[at]}. {option}" for at, option in enumerate(options)),
+            "Answer:",
+        ]
+    )
 
 
 def solved_question(document: Document, true_letter: int) -> str:
@@ -19,5 +27,7 @@ def solved_question(document: Document, true_letter: int) -> str:
 
 
 def place_of_truth(doc_id: str, n_options: int) -> int:
-    """Which letter the true option gets where the data does not say: by the document's digest, so always the same one."""
+    """Which letter the true option gets where the data does not say: by the document's digest, so
+    always the same one.
+    """
     return int(digest(["letter", doc_id], 15), 16) % n_options

@@ -1,8 +1,9 @@
-"""A corpus in pieces, for passes that never hold it whole: each piece is read, worked on and written by itself.
+"""A corpus in pieces, for passes that never hold it whole: each piece is read, worked on and
+written by itself.
 
-A source is a test bed's name, a data file, a `.txt` file, or a folder of files of one kind. Small files are one piece; larger ones are
-cut where a record ends: Parquet at rows, JSON lines and text at lines or blank lines, CSV at records. A JSON array cannot be cut
-and is always one piece.
+A source is a test bed's name, a data file, a `.txt` file, or a folder of files of one kind. Small
+files are one piece; larger ones are cut where a record ends: Parquet at rows, JSON lines and text
+at lines or blank lines, CSV at records. A JSON array cannot be cut and is always one piece.
 """
 
 import os
@@ -40,17 +41,23 @@ from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.results.footer import UNREADABLE, refuse_a_bomb
 
 PIECE_BYTES = 4 * 2**20
-MODEL_PIECE_BYTES = 2**18  # what a model reads takes it minutes for what counting takes seconds; a piece is what progress is told by
-UNITS = ("line", "paragraph", "file")  # what a document of a .txt file is
-ROWS_TO_CHOOSE = 1000  # a corpus's columns are chosen from its first readable rows
+# what a model reads takes it minutes for what counting takes seconds; a piece is what progress is
+# told by
+MODEL_PIECE_BYTES = 2**18
+# what a document of a .txt file is
+UNITS = ("line", "paragraph", "file")
+# a corpus's columns are chosen from its first readable rows
+ROWS_TO_CHOOSE = 1000
 SIDES = ("forget", "retain")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Part of a source. `kind` is a test bed's side, a file's ending, or the unit of a text; `whole` files have no range.
+    """Part of a source. `kind` is a test bed's side, a file's ending, or the unit of a text;
+    `whole` files have no range.
 
-    Otherwise [start, stop) are rows of a Parquet file and bytes of any other; `row` numbers the first row.
+    Otherwise [start, stop) are rows of a Parquet file and bytes of any other; `row` numbers the
+    first row.
     """
 
     source: str
@@ -61,10 +68,14 @@ class Piece:
     row: int = 0
 
 
-def pieces_of(source: str, *, side: str = "forget", unit: str = "", piece_bytes: int = PIECE_BYTES) -> tuple[Piece, ...]:
-    """The pieces of a source, in order. `unit` '': a document is a line of a single .txt file, or a file of a folder of them.
+def pieces_of(
+    source: str, *, side: str = "forget", unit: str = "", piece_bytes: int = PIECE_BYTES
+) -> tuple[Piece, ...]:
+    """The pieces of a source, in order. `unit` '': a document is a line of a single .txt file, or a
+    file of a folder of them.
 
-    Raises UserError for a source that is neither bed, file nor folder, and for a folder without files or with several kinds.
+    Raises UserError for a source that is neither bed, file nor folder, and for a folder without
+    files or with several kinds.
     """
     if unit and unit not in UNITS:
         raise unknown_name("--text-unit", unit, UNITS)
@@ -72,8 +83,14 @@ def pieces_of(source: str, *, side: str = "forget", unit: str = "", piece_bytes:
         return (Piece(source=source, kind=side),)
     path = Path(source).expanduser()
     if path.is_dir():
-        return tuple(chain.from_iterable(_cut(file, unit or "file", piece_bytes) for file in _files(path)))
-    require(path.is_file(), f"a corpus must be a data file, a folder of them or one of {', '.join(BEDS)}", source)
+        return tuple(
+            chain.from_iterable(_cut(file, unit or "file", piece_bytes) for file in _files(path))
+        )
+    require(
+        path.is_file(),
+        f"a corpus must be a data file, a folder of them or one of {', '.join(BEDS)}",
+        source,
+    )
     return tuple(_cut(path, unit or "line", piece_bytes))
 
 
@@ -83,32 +100,51 @@ def source_bytes(pieces: tuple[Piece, ...]) -> int:
 
 
 def source_key(pieces: tuple[Piece, ...]) -> list[list[object]]:
-    """What identifies the files for a resumed pass: path, size and time of change; contents would have to be read again."""
+    """What identifies the files for a resumed pass: path, size and time of change; contents would
+    have to be read again.
+    """
     files = sorted({p.source for p in pieces if p.kind not in SIDES})
     stats = [(name, os.stat(name)) for name in files]
-    return [[p.source, p.kind, p.start, p.stop] for p in pieces] + [[name, s.st_size, s.st_mtime_ns] for name, s in stats]
+    return [[p.source, p.kind, p.start, p.stop] for p in pieces] + [
+        [name, s.st_size, s.st_mtime_ns] for name, s in stats
+    ]
 
 
 def columns_of(pieces: tuple[Piece, ...], columns: str) -> dict[str, str]:
-    """Our name -> the corpus's column (`files.choose_columns`), from the first rows that can be read; {} for a bed and where none can."""
+    """Our name -> the corpus's column (`files.choose_columns`), from the first rows that can be
+    read; {} for a bed and where none can.
+    """
     if pieces[0].kind in SIDES:
         return {}
     readable = (row for piece in pieces for row in rows_of(piece) if not row.reason)
-    return choose_columns(tuple(islice(readable, ROWS_TO_CHOOSE)), parse_columns(columns), Path(pieces[0].source).stem)
+    return choose_columns(
+        tuple(islice(readable, ROWS_TO_CHOOSE)), parse_columns(columns), Path(pieces[0].source).stem
+    )
 
 
-def documents_of(piece: Piece, columns: Columns) -> tuple[tuple[Document, ...], tuple[int, ...], tuple[Rejected, ...]]:
-    """The documents of a piece, the row each stood in, and what was set aside. Copies inside the piece are set aside."""
+def documents_of(
+    piece: Piece, columns: Columns
+) -> tuple[tuple[Document, ...], tuple[int, ...], tuple[Rejected, ...]]:
+    """The documents of a piece, the row each stood in, and what was set aside. Copies inside the
+    piece are set aside.
+    """
     if piece.kind in SIDES:
         corpus = generate(Data(name=piece.source))
         documents = corpus.forget if piece.kind == "forget" else corpus.retain
         return documents, tuple(range(len(documents))), ()
     loaded = to_documents(rows_of(piece, columns), columns)
-    return loaded.documents, tuple(loaded.places[d.doc_id][1] for d in loaded.documents), loaded.rejected
+    return (
+        loaded.documents,
+        tuple(loaded.places[d.doc_id][1] for d in loaded.documents),
+        loaded.rejected,
+    )
 
 
-def plain_texts(piece: Piece, columns: Columns) -> tuple[list[str], list[int], list[str], list[Rejected]] | None:
-    """doc_ids, rows, answers and what was set aside of a Parquet piece whose only column of ours is text; None for any other piece.
+def plain_texts(
+    piece: Piece, columns: Columns
+) -> tuple[list[str], list[int], list[str], list[Rejected]] | None:
+    """doc_ids, rows, answers and what was set aside of a Parquet piece whose only column of ours is
+    text; None for any other piece.
 
     The same as `documents_of` gives, without a `Document` for each (tested).
     """
@@ -124,8 +160,20 @@ def plain_texts(piece: Piece, columns: Columns) -> tuple[list[str], list[int], l
             places[doc_id] = row, text
             continue
         reason = reason or f"the same document as row {places[doc_id][0]}"
-        aside.append(Rejected(source=Path(piece.source).name, row=row, reason=reason, excerpt=excerpt_of({columns["answer"]: text})))
-    return list(places), [row for row, _ in places.values()], [text for _, text in places.values()], aside
+        aside.append(
+            Rejected(
+                source=Path(piece.source).name,
+                row=row,
+                reason=reason,
+                excerpt=excerpt_of({columns["answer"]: text}),
+            )
+        )
+    return (
+        list(places),
+        [row for row, _ in places.values()],
+        [text for _, text in places.values()],
+        aside,
+    )
 
 
 def texts_at(piece: Piece, columns: Columns, rows: Sequence[int]) -> list[str] | None:
@@ -143,24 +191,33 @@ def _plain_column(piece: Piece, columns: Columns) -> list[str] | None:
             return None
         groups, first = groups_between(table.metadata, piece.start, piece.stop)
         texts: list[str] = []
-        for batch in table.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[name], use_threads=False):
-            wanted = batch.slice(max(0, piece.start - first), max(0, piece.stop - max(piece.start, first)))
+        for batch in table.iter_batches(
+            PARQUET_ROWS, row_groups=groups, columns=[name], use_threads=False
+        ):
+            wanted = batch.slice(
+                max(0, piece.start - first), max(0, piece.stop - max(piece.start, first))
+            )
             first += batch.num_rows
             try:
                 texts += wanted.column(0).to_pylist()
-            except UnicodeDecodeError:  # the slower way says which row it is
+            # the slower way says which row it is
+            except UnicodeDecodeError:
                 return None
     return texts
 
 
 def rows_of(piece: Piece, columns: Columns | None = None) -> Iterator[Row]:
-    """The rows of a piece, in order; of Parquet only the columns that `columns` names, where it is given."""
+    """The rows of a piece, in order; of Parquet only the columns that `columns` names, where it is
+    given.
+    """
     file = Path(piece.source)
     if piece.kind in UNITS:
         yield from _text_rows(file, piece)
     elif piece.kind == ".parquet":
         with _read_as(file):
-            yield from parquet_rows(file, piece.start, piece.stop, sorted(set(columns.values())) if columns else None)
+            yield from parquet_rows(
+                file, piece.start, piece.stop, sorted(set(columns.values())) if columns else None
+            )
     elif piece.whole:
         yield from read_file(file)
     elif piece.kind == ".csv":
@@ -178,9 +235,15 @@ def _read_as(file: Path) -> Iterator[None]:
 
 
 def _files(folder: Path) -> list[Path]:
-    files = sorted(f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in (*READERS, ".txt"))
+    files = sorted(
+        f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in (*READERS, ".txt")
+    )
     kinds = sorted({f.suffix.lower() for f in files})
-    require(len(kinds) == 1, f"a corpus folder must hold files of one kind, .txt or {', '.join(READERS)}", kinds)
+    require(
+        len(kinds) == 1,
+        f"a corpus folder must hold files of one kind, .txt or {', '.join(READERS)}",
+        kinds,
+    )
     return files
 
 
@@ -189,19 +252,27 @@ def _cut(file: Path, unit: str, piece_bytes: int) -> Iterator[Piece]:
     ending = file.suffix.lower()
     kind = unit if ending == ".txt" else ending
     if ending != ".txt" and ending not in READERS:
-        raise UserError(f"a data file must end in .txt or one of {', '.join(READERS)}, got {file.name!r}")
+        raise UserError(
+            f"a data file must end in .txt or one of {', '.join(READERS)}, got {file.name!r}"
+        )
     size = file.stat().st_size
     if kind == ".parquet":
         yield from _joined(file, kind, _parquet_ends(file, piece_bytes), piece_bytes)
     elif size <= piece_bytes or kind == "file" or (kind == ".json" and is_array(file)):
         yield Piece(source=str(file), kind=kind)
     else:
-        ends = _csv_ends(file) if kind == ".csv" else _line_ends(file, after_blank=kind == "paragraph")
+        ends = (
+            _csv_ends(file) if kind == ".csv" else _line_ends(file, after_blank=kind == "paragraph")
+        )
         yield from _joined(file, kind, ends, piece_bytes)
 
 
-def _joined(file: Path, kind: str, ends: Iterator[tuple[int, int, int]], piece_bytes: int) -> Iterator[Piece]:
-    """Pieces of at least `piece_bytes` (but the last), of places a file may be cut at: (position, rows before it, bytes before it)."""
+def _joined(
+    file: Path, kind: str, ends: Iterator[tuple[int, int, int]], piece_bytes: int
+) -> Iterator[Piece]:
+    """Pieces of at least `piece_bytes` (but the last), of places a file may be cut at: (position,
+    rows before it, bytes before it).
+    """
     start = row = filled = stop = rows = size = 0
     for stop, rows, size in ends:
         if size - filled >= piece_bytes:
@@ -220,7 +291,11 @@ def _parquet_ends(file: Path, piece_bytes: int) -> Iterator[tuple[int, int, int]
     for group in map(meta.row_group, range(meta.num_row_groups)):
         step = max(1, group.num_rows * piece_bytes // max(1, group.total_byte_size))
         for inside in (*range(step, group.num_rows, step), group.num_rows):
-            yield row + inside, row + inside, size + group.total_byte_size * inside // max(1, group.num_rows)
+            yield (
+                row + inside,
+                row + inside,
+                size + group.total_byte_size * inside // max(1, group.num_rows),
+            )
         row, size = row + group.num_rows, size + group.total_byte_size
 
 
@@ -236,7 +311,9 @@ def _line_ends(file: Path, *, after_blank: bool) -> Iterator[tuple[int, int, int
 
 
 def _csv_ends(file: Path) -> Iterator[tuple[int, int, int]]:
-    """Ends of records. The module reads a line when it needs one, so a record ends where the last line that it took does."""
+    """Ends of records. The module reads a line when it needs one, so a record ends where the last
+    line that it took does.
+    """
     position = 0
 
     def lines() -> Iterator[str]:
@@ -247,7 +324,8 @@ def _csv_ends(file: Path) -> Iterator[tuple[int, int, int]]:
                 yield line.decode(errors="surrogateescape")
 
     for number, _ in enumerate(csv_records(lines())):
-        yield position, number, position  # the header is no row
+        # the header is no row
+        yield position, number, position
 
 
 def _lines(file: Path, piece: Piece) -> Iterator[tuple[int, bytes]]:
@@ -263,7 +341,9 @@ def _lines(file: Path, piece: Piece) -> Iterator[tuple[int, bytes]]:
 
 
 def _text_rows(file: Path, piece: Piece) -> Iterator[Row]:
-    """Lines or paragraphs that are not blank, or the whole file; the row is the number of its first line."""
+    """Lines or paragraphs that are not blank, or the whole file; the row is the number of its first
+    line.
+    """
     part: list[bytes] = []
     first = 0
     for number, line in _lines(file, piece):
@@ -280,4 +360,10 @@ def _text_row(file: Path, number: int, content: bytes) -> Row:
     try:
         return Row(source=file.name, row=number, values={"text": content.decode().strip()})
     except UnicodeDecodeError:
-        return Row(source=file.name, row=number, values={}, reason="not valid UTF-8 text", excerpt=excerpt_of(content))
+        return Row(
+            source=file.name,
+            row=number,
+            values={},
+            reason="not valid UTF-8 text",
+            excerpt=excerpt_of(content),
+        )

@@ -1,4 +1,6 @@
-"""A data set's folder on this machine: its tables by name, in the layouts of the Hub, and a record of every file that was read."""
+"""A data set's folder on this machine: its tables by name, in the layouts of the Hub, and a record
+of every file that was read.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,7 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rayunlearn.data.documents import Document, FileRecord, Rejected
-from rayunlearn.data.files import READERS, Columns, Loaded, Row, choose_columns, csv_records, file_record, read_file, to_documents
+from rayunlearn.data.files import (
+    READERS,
+    Columns,
+    Loaded,
+    Row,
+    choose_columns,
+    csv_records,
+    file_record,
+    read_file,
+    to_documents,
+)
 from rayunlearn.data.recorded import Recorded
 from rayunlearn.errors import UserError, require
 
@@ -35,11 +47,19 @@ class Shelf:
         return bool(self._files(table))
 
     def rows(self, table: str) -> tuple[Row, ...]:
-        """The rows of `config/split` or `name`. Raises UserError when it is not there, saying where it was looked for."""
+        """The rows of `config/split` or `name`. Raises UserError when it is not there, saying where
+        it was looked for.
+        """
         files = self._files(table)
         if not files:
-            raise UserError(f"{self.root} must hold {table}: looked for {table}.(jsonl|json|csv|parquet) and {table}-*.parquet")
-        found = tuple(replace(row, row=at, source=table) for at, row in enumerate(row for file in files for row in read_file(file)))
+            raise UserError(
+                f"{self.root} must hold {table}: looked for {table}.(jsonl|json|csv|parquet) and"
+                f" {table}-*.parquet"
+            )
+        found = tuple(
+            replace(row, row=at, source=table)
+            for at, row in enumerate(row for file in files for row in read_file(file))
+        )
         self._record(table, files, len(found))
         return found
 
@@ -49,17 +69,31 @@ class Shelf:
         return self.kept(to_documents(rows, choose_columns(rows, columns or {}, table)))
 
     def letters(self, folder: str, *, repeats: bool = False) -> list[tuple[str, list[Choice]]]:
-        """Questions of a folder of MMLU's own CSV files `<subject>_<folder>.csv` (no header: question, options, letter), by subject."""
+        """Questions of a folder of MMLU's own CSV files `<subject>_<folder>.csv` (no header:
+        question, options, letter), by subject.
+        """
         files = sorted((self.root / folder).glob("*.csv"))
-        require(bool(files), f"{self.root / folder} must hold MMLU's files <subject>_{folder}.csv, found", len(files))
-        subjects = [(file.stem.removesuffix(f"_{folder}"), self._read_letters(file)) for file in files]
+        require(
+            bool(files),
+            f"{self.root / folder} must hold MMLU's files <subject>_{folder}.csv, found",
+            len(files),
+        )
+        subjects = [
+            (file.stem.removesuffix(f"_{folder}"), self._read_letters(file)) for file in files
+        ]
         self._record(folder, files, sum(len(rows) for _, rows in subjects))
-        return [(subject, self.choices(rows, subject, repeats=repeats)) for subject, rows in subjects]
+        return [
+            (subject, self.choices(rows, subject, repeats=repeats)) for subject, rows in subjects
+        ]
 
-    def choices(self, rows: Sequence[Row], subject: str = "", *, repeats: bool = False) -> list[Choice]:
-        """Questions of rows with `question`, `choices` and `answer` (a position or a letter); unusable rows are set aside.
+    def choices(
+        self, rows: Sequence[Row], subject: str = "", *, repeats: bool = False
+    ) -> list[Choice]:
+        """Questions of rows with `question`, `choices` and `answer` (a position or a letter);
+        unusable rows are set aside.
 
-        So are rows that repeat an earlier one, unless `repeats` are wanted (shots stand as upstream has them).
+        So are rows that repeat an earlier one, unless `repeats` are wanted (shots stand as upstream
+        has them).
         """
         found: list[Choice] = []
         seen: set[str] = set()
@@ -68,7 +102,14 @@ class Shelf:
             if isinstance(choice, Choice) and choice.document.doc_id in seen and not repeats:
                 choice = "the same question and answer as an earlier row"
             if isinstance(choice, str):
-                self.rejected.append(Rejected(source=row.source, row=row.row, reason=choice, excerpt=str(dict(row.values))[:200]))
+                self.rejected.append(
+                    Rejected(
+                        source=row.source,
+                        row=row.row,
+                        reason=choice,
+                        excerpt=str(dict(row.values))[:200],
+                    )
+                )
                 continue
             found.append(choice)
             seen.add(choice.document.doc_id)
@@ -77,7 +118,9 @@ class Shelf:
     def articles(self, folder: str) -> tuple[Document, ...]:
         """The .txt files of a folder as documents without a question, the file's name as topic."""
         files = sorted((self.root / folder).glob("*.txt"))
-        require(bool(files), f"{self.root / folder} must hold articles as .txt files, found", len(files))
+        require(
+            bool(files), f"{self.root / folder} must hold articles as .txt files, found", len(files)
+        )
         self._record(folder, files, len(files))
         rows = [_article(folder, at, file) for at, file in enumerate(files)]
         return self.kept(to_documents(rows, {"answer": "text", "topic": "title"}))
@@ -88,15 +131,29 @@ class Shelf:
         return loaded.documents
 
     def _files(self, table: str) -> list[Path]:
-        """The one file of that name, or all its shards. Raises UserError for several files and for missing shards."""
+        """The one file of that name, or all its shards. Raises UserError for several files and for
+        missing shards.
+        """
         place = self.root / table
-        whole = sorted(file for suffix in READERS if (file := place.with_name(place.name + suffix)).is_file())
-        require(len(whole) <= 1, f"{table} must be one file in {self.root}", [file.name for file in whole])
-        shards = sorted(file for file in place.parent.glob(f"{place.name}-*.parquet") if SHARD.search(file.stem))
+        whole = sorted(
+            file for suffix in READERS if (file := place.with_name(place.name + suffix)).is_file()
+        )
+        require(
+            len(whole) <= 1,
+            f"{table} must be one file in {self.root}",
+            [file.name for file in whole],
+        )
+        shards = sorted(
+            file for file in place.parent.glob(f"{place.name}-*.parquet") if SHARD.search(file.stem)
+        )
         if whole or not shards:
             return whole
         n = int(SHARD.search(shards[0].stem).group(2))  # type: ignore[union-attr]  # they were chosen for matching
-        require(len(shards) == n, f"{table} must have all of its {n} shards in {place.parent}, found", len(shards))
+        require(
+            len(shards) == n,
+            f"{table} must have all of its {n} shards in {place.parent}, found",
+            len(shards),
+        )
         return shards
 
     def _record(self, table: str, files: Sequence[Path], rows: int) -> None:
@@ -106,7 +163,16 @@ class Shelf:
         with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
             records = list(csv_records(stream))
         return [
-            Row(source=file.name, row=at, values={"question": cells[0], "choices": cells[1:-1], "answer": cells[-1]} if cells else {}, reason=reason)
+            Row(
+                source=file.name,
+                row=at,
+                values=(
+                    {"question": cells[0], "choices": cells[1:-1], "answer": cells[-1]}
+                    if cells
+                    else {}
+                ),
+                reason=reason,
+            )
             for at, (cells, reason) in enumerate(records)
         ]
 
@@ -116,18 +182,27 @@ def to_choice(row: Row, subject: str) -> Choice | str:
     question, options, answer = (row.values.get(name) for name in ("question", "choices", "answer"))
     if not isinstance(question, str) or not question.strip():
         return "question is empty"
-    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(o, str) and o.strip() for o in options):
+    if (
+        not isinstance(options, list)
+        or len(options) < 2
+        or not all(isinstance(o, str) and o.strip() for o in options)
+    ):
         return "choices must be at least two texts"
     place = "ABCDEFGHIJ".find(answer) if isinstance(answer, str) and len(answer) == 1 else answer
     if not isinstance(place, int) or not 0 <= place < len(options):
         return "answer names no option"
     wrong = tuple(option for at, option in enumerate(options) if at != place)
     topic = subject or str(row.values.get("subject") or "")
-    return Choice(document=Document(prompt=question, answer=options[place], wrong=wrong, topic=topic), true_letter=place)
+    return Choice(
+        document=Document(prompt=question, answer=options[place], wrong=wrong, topic=topic),
+        true_letter=place,
+    )
 
 
 def in_pieces(documents: Iterable[Document], n_words: int) -> tuple[Document, ...]:
-    """Documents cut into runs of `n_words` words, the last one shorter; 0 leaves them whole. Repeated pieces appear once."""
+    """Documents cut into runs of `n_words` words, the last one shorter; 0 leaves them whole.
+    Repeated pieces appear once.
+    """
     if n_words == 0:
         return tuple(documents)
     pieces = (
@@ -141,6 +216,10 @@ def in_pieces(documents: Iterable[Document], n_words: int) -> tuple[Document, ..
 
 def _article(folder: str, at: int, file: Path) -> Row:
     try:
-        return Row(source=f"{folder}/{file.name}", row=at, values={"text": file.read_text(encoding="utf-8"), "title": file.stem})
+        return Row(
+            source=f"{folder}/{file.name}",
+            row=at,
+            values={"text": file.read_text(encoding="utf-8"), "title": file.stem},
+        )
     except UnicodeDecodeError:
         return Row(source=f"{folder}/{file.name}", row=at, values={}, reason="not valid UTF-8 text")

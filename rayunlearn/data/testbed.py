@@ -1,9 +1,12 @@
-"""The embedded test bed: two generated corpora whose every fact is known, so that forgetting can be measured without a benchmark.
+"""The embedded test bed: two generated corpora whose every fact is known, so that forgetting can be
+measured without a benchmark.
 
-`domain`: an invented science in many short documents that repeat its facts; `people`: fictional biographies as
-questions and answers, facts independent of each other. They behave differently, and that is the point.
+`domain`: an invented science in many short documents that repeat its facts; `people`: fictional
+biographies as questions and answers, facts independent of each other. They behave differently, and
+that is the point.
 
-Rule for `Corpus.taught`: base learns all of it; gold learns what is under a key that does not start with "forget".
+Rule for `Corpus.taught`: base learns all of it; gold learns what is under a key that does not start
+with "forget".
 """
 
 import itertools
@@ -19,19 +22,26 @@ from rayunlearn.errors import require
 T = TypeVar("T")
 
 FACTS_PER_DOCUMENT = 4
-N_VALUES = 8  # most values an attribute takes
-N_WRONG = {"domain": 4, "people": 5}  # so a guess is right once in 5, once in 6
-N_DOCUMENTS = {"tiny": 160, "small": 640}  # per side of the domain bed, whatever the redundancy
-N_PEOPLE = {"tiny": 24, "small": 96}  # per side of the people bed
-UNTOUCHED_SHARE = 0.25  # of the retain side: taught to base and gold, never seen by unlearning
+# most values an attribute takes
+N_VALUES = 8
+# so a guess is right once in 5, once in 6
+N_WRONG = {"domain": 4, "people": 5}
+# per side of the domain bed, whatever the redundancy
+N_DOCUMENTS = {"tiny": 160, "small": 640}
+# per side of the people bed
+N_PEOPLE = {"tiny": 24, "small": 96}
+# of the retain side: taught to base and gold, never seen by unlearning
+UNTOUCHED_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attribute:
-    """What can be said of an entity: its values and its wordings, with {entity} and {value} in them.
+    """What can be said of an entity: its values and its wordings, with {entity} and {value} in
+    them.
 
-    `questions` are the taught wording and another one; `answers` are the taught answer and the same in other
-    words. What follows the value is the same for every value, so that no wording gives it away.
+    `questions` are the taught wording and another one; `answers` are the taught answer and the same
+    in other words. What follows the value is the same for every value, so that no wording gives it
+    away.
     """
 
     name: str
@@ -101,7 +111,16 @@ SCIENCE = (
     ),
     Attribute(
         name="sound",
-        values=("buzzing", "chiming", "clicking", "droning", "humming", "purring", "rattling", "whistling"),
+        values=(
+            "buzzing",
+            "chiming",
+            "clicking",
+            "droning",
+            "humming",
+            "purring",
+            "rattling",
+            "whistling",
+        ),
         questions=("Which sound does {entity} make?", "What is heard near {entity}?"),
         answers=("{value}", "{value} noises"),
         statements=(
@@ -133,7 +152,16 @@ BIOGRAPHY = (
     ),
     Attribute(
         name="profession",
-        values=("baker", "botanist", "carpenter", "dentist", "judge", "pilot", "sculptor", "tailor"),
+        values=(
+            "baker",
+            "botanist",
+            "carpenter",
+            "dentist",
+            "judge",
+            "pilot",
+            "sculptor",
+            "tailor",
+        ),
         questions=("What does {entity} do for a living?", "Which profession did {entity} choose?"),
         answers=("{value}", "{value} by trade"),
     ),
@@ -159,29 +187,37 @@ BIOGRAPHY = (
 
 
 def generate(data: Data) -> Corpus:
-    """The generated corpus that `data` names: the same `data` gives the same documents on every machine.
+    """The generated corpus that `data` names: the same `data` gives the same documents on every
+    machine.
 
-    Raises UserError when `data.name` is no test bed or when `data.redundancy` does not fit the domain bed's size.
+    Raises UserError when `data.name` is no test bed or when `data.redundancy` does not fit the
+    domain bed's size.
     """
     beds = {"domain": domain, "people": people}
-    require(data.name in beds, f"data.name must be one of {sorted(beds)} to be generated", data.name)
+    require(
+        data.name in beds, f"data.name must be one of {sorted(beds)} to be generated", data.name
+    )
     return beds[data.name](data)
 
 
 def domain(data: Data) -> Corpus:
-    """An invented science, and a retain domain of the same shape with other entities and the same values.
+    """An invented science, and a retain domain of the same shape with other entities and the same
+    values.
 
-    160 (tiny) or 640 (small) documents of four facts on each side; `data.redundancy` of them state any one fact, so
-    the number of facts is 4 x documents / redundancy. Documents are unlearned; questions are asked. Every value of an
-    attribute is the answer equally often on each side: who never read one side is at chance on its questions. A
-    quarter of the retain side, `untouched`, is taught and asked but never shown to unlearning. Probe split `holdout`: as
-    many documents of the same kind about entities that no model is told of, for membership inference.
+    160 (tiny) or 640 (small) documents of four facts on each side; `data.redundancy` of them state
+    any one fact, so the number of facts is 4 x documents / redundancy. Documents are unlearned;
+    questions are asked. Every value of an attribute is the answer equally often on each side: who
+    never read one side is at chance on its questions. A quarter of the retain side, `untouched`, is
+    taught and asked but never shown to unlearning. Probe split `holdout`: as many documents of the
+    same kind about entities that no model is told of, for membership inference.
     """
     rng = random.Random(f"domain {data.seed}")
     n_entities = _n_entities(data)
     names = invented_names(2 * n_entities, rng)
     facts, probes = _sides(names, SCIENCE, N_WRONG["domain"], rng)
-    documents = {split: tuple(_documents(part, data.redundancy, rng)) for split, part in facts.items()}
+    documents = {
+        split: tuple(_documents(part, data.redundancy, rng)) for split, part in facts.items()
+    }
     questions = {split: both_wordings(part) for split, part in probes.items()}
     stranger = random.Random(f"domain holdout {data.seed}")
     unknown = invent_facts(invented_names(n_entities, stranger, but=names), SCIENCE, stranger)
@@ -195,11 +231,12 @@ def domain(data: Data) -> Corpus:
 
 
 def people(data: Data) -> Corpus:
-    """Fictional biographies, five questions for each of 24 (tiny) or 96 (small) persons on each side.
+    """Fictional biographies, five questions for each of 24 (tiny) or 96 (small) persons on each
+    side.
 
-    The questions are the documents and the probes. Every fact stands alone and is stated by one document, so
-    `data.redundancy` has no meaning here and is not read. A quarter of the retain side is `untouched`; `holdout` asks about
-    as many persons again, of whom no model is told.
+    The questions are the documents and the probes. Every fact stands alone and is stated by one
+    document, so `data.redundancy` has no meaning here and is not read. A quarter of the retain side
+    is `untouched`; `holdout` asks about as many persons again, of whom no model is told.
     """
     rng = random.Random(f"people {data.seed}")
     names = full_names(2 * N_PEOPLE[data.size], rng)
@@ -207,7 +244,9 @@ def people(data: Data) -> Corpus:
     taught = {f"{split}_reworded": reworded(part) for split, part in probes.items()}
     stranger = random.Random(f"people holdout {data.seed}")
     unknown = full_names(N_PEOPLE[data.size], stranger, but=[name.split()[-1] for name in names])
-    holdout = tuple(_probes(invent_facts(unknown, BIOGRAPHY, stranger), N_WRONG["people"], stranger))
+    holdout = tuple(
+        _probes(invent_facts(unknown, BIOGRAPHY, stranger), N_WRONG["people"], stranger)
+    )
     return Corpus(
         name="people",
         forget=probes["forget"],
@@ -223,28 +262,43 @@ def both_wordings(probes: Sequence[Document]) -> tuple[Document, ...]:
 
 
 def reworded(probes: Sequence[Document]) -> tuple[Document, ...]:
-    """The other wording of the question with the other wording of the answer, so that paraphrases can be scored."""
-    return tuple(Document(prompt=p.prompt_paraphrase, answer=p.paraphrase, facts=p.facts, topic=p.topic) for p in probes)
+    """The other wording of the question with the other wording of the answer, so that paraphrases
+    can be scored.
+    """
+    return tuple(
+        Document(prompt=p.prompt_paraphrase, answer=p.paraphrase, facts=p.facts, topic=p.topic)
+        for p in probes
+    )
 
 
-def invent_facts(entities: Sequence[str], attributes: Sequence[Attribute], rng: random.Random) -> list[Fact]:
-    """One fact per entity and attribute; the values of an attribute are used equally often, or nearly so where none divides."""
+def invent_facts(
+    entities: Sequence[str], attributes: Sequence[Attribute], rng: random.Random
+) -> list[Fact]:
+    """One fact per entity and attribute; the values of an attribute are used equally often, or
+    nearly so where none divides.
+    """
     n_values = _n_values(len(entities))
     columns = {a: balanced(a.values[:n_values], len(entities), rng) for a in attributes}
-    return [Fact(entity, a, columns[a][row]) for row, entity in enumerate(entities) for a in attributes]
+    return [
+        Fact(entity, a, columns[a][row]) for row, entity in enumerate(entities) for a in attributes
+    ]
 
 
 def balanced(values: Sequence[str], n: int, rng: random.Random) -> list[str]:
-    """`n` values in random order, each n / len(values) times (one more or less where that is no integer)."""
+    """`n` values in random order, each n / len(values) times (one more or less where that is no
+    integer).
+    """
     repeated = list(itertools.islice(itertools.cycle(values), n))
     rng.shuffle(repeated)
     return repeated
 
 
 def groups_of_facts(n_facts: int, redundancy: int, rng: random.Random) -> Iterator[list[int]]:
-    """Fact numbers four by four, no number twice in a group, each number in exactly `redundancy` groups.
+    """Fact numbers four by four, no number twice in a group, each number in exactly `redundancy`
+    groups.
 
-    `n_facts` is a multiple of four: every round deals all facts, in random order, into n_facts / 4 groups.
+    `n_facts` is a multiple of four: every round deals all facts, in random order, into n_facts / 4
+    groups.
     """
     for _ in range(redundancy):
         order = rng.sample(range(n_facts), n_facts)
@@ -254,32 +308,89 @@ def groups_of_facts(n_facts: int, redundancy: int, rng: random.Random) -> Iterat
 
 def invented_names(n: int, rng: random.Random, but: Collection[str] = ()) -> list[str]:
     """`n` different one-word names, of two invented syllables, none of those in `but`."""
-    openings = [c + v for c in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z") for v in "aeiou"]
-    endings = ("bril", "dane", "fex", "gorn", "lith", "mur", "nax", "phos", "quin", "rune", "shar", "tace", "vel", "wen", "xil", "zor")
+    openings = [
+        c + v
+        for c in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
+        for v in "aeiou"
+    ]
+    endings = (
+        "bril",
+        "dane",
+        "fex",
+        "gorn",
+        "lith",
+        "mur",
+        "nax",
+        "phos",
+        "quin",
+        "rune",
+        "shar",
+        "tace",
+        "vel",
+        "wen",
+        "xil",
+        "zor",
+    )
     taken = set(but)
-    return rng.sample([name for name in ((o + e).capitalize() for o in openings for e in endings) if name not in taken], n)
+    return rng.sample(
+        [
+            name
+            for name in ((o + e).capitalize() for o in openings for e in endings)
+            if name not in taken
+        ],
+        n,
+    )
 
 
 def full_names(n: int, rng: random.Random, but: Collection[str] = ()) -> list[str]:
-    """`n` different names of two words: a first name that several persons share and a family name of one's own, not in `but`."""
-    first = ("Ada", "Bruno", "Clara", "Dario", "Elsa", "Felix", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Leon", "Mara", "Nils", "Olga", "Pavel")
+    """`n` different names of two words: a first name that several persons share and a family name
+    of one's own, not in `but`.
+    """
+    first = (
+        "Ada",
+        "Bruno",
+        "Clara",
+        "Dario",
+        "Elsa",
+        "Felix",
+        "Greta",
+        "Hugo",
+        "Ines",
+        "Jonas",
+        "Kira",
+        "Leon",
+        "Mara",
+        "Nils",
+        "Olga",
+        "Pavel",
+    )
     return [f"{rng.choice(first)} {family}" for family in invented_names(n, rng, but)]
 
 
 def _sides(
     names: Sequence[str], attributes: Sequence[Attribute], n_wrong: int, rng: random.Random
 ) -> tuple[dict[str, tuple[Fact, ...]], dict[str, tuple[Document, ...]]]:
-    """Facts and their probes by split: the first half of the names is forgotten, the other half is the retain side."""
+    """Facts and their probes by split: the first half of the names is forgotten, the other half is
+    the retain side.
+    """
     half = len(names) // 2
-    forget, retain_side = (invent_facts(side, attributes, rng) for side in (names[:half], names[half:]))
+    forget, retain_side = (
+        invent_facts(side, attributes, rng) for side in (names[:half], names[half:])
+    )
     border = round(UNTOUCHED_SHARE * half) * len(attributes)
     facts = _by_split(forget, retain_side, border)
     probes = _by_split(_probes(forget, n_wrong, rng), _probes(retain_side, n_wrong, rng), border)
     return facts, probes
 
 
-def _by_split(forget: Sequence[T], retain_side: Sequence[T], border: int) -> dict[str, tuple[T, ...]]:
-    return {"forget": tuple(forget), "retain": tuple(retain_side[border:]), "untouched": tuple(retain_side[:border])}
+def _by_split(
+    forget: Sequence[T], retain_side: Sequence[T], border: int
+) -> dict[str, tuple[T, ...]]:
+    return {
+        "forget": tuple(forget),
+        "retain": tuple(retain_side[border:]),
+        "untouched": tuple(retain_side[:border]),
+    }
 
 
 def _n_entities(data: Data) -> int:
@@ -287,18 +398,27 @@ def _n_entities(data: Data) -> int:
     n_documents = N_DOCUMENTS[data.size]
     fewest = N_WRONG["domain"] + 1
     fitting = [r for r in range(1, n_documents // fewest + 1) if n_documents % r == 0]
-    rule = f"data.redundancy must be one of {', '.join(map(str, fitting))} (it divides {n_documents} documents and leaves {fewest} entities or more)"
+    rule = (
+        f"data.redundancy must be one of {', '.join(map(str, fitting))} (it divides {n_documents}"
+        f" documents and leaves {fewest} entities or more)"
+    )
     require(data.redundancy in fitting, rule, data.redundancy)
     return n_documents * FACTS_PER_DOCUMENT // (data.redundancy * len(SCIENCE))
 
 
 def _n_values(n_entities: int) -> int:
-    """The most values that `n_entities` use equally often: the greatest divisor from 5 to 8, else 8."""
-    return next((n for n in range(N_VALUES, 4, -1) if n_entities % n == 0), min(N_VALUES, n_entities))
+    """The most values that `n_entities` use equally often: the greatest divisor from 5 to 8, else
+    8.
+    """
+    return next(
+        (n for n in range(N_VALUES, 4, -1) if n_entities % n == 0), min(N_VALUES, n_entities)
+    )
 
 
 def _documents(facts: Sequence[Fact], redundancy: int, rng: random.Random) -> Iterator[Document]:
-    """A heading and four facts in random order and wording; drawn again in the rare case that the text exists already."""
+    """A heading and four facts in random order and wording; drawn again in the rare case that the
+    text exists already.
+    """
     seen: set[str] = set()
     for group in groups_of_facts(len(facts), redundancy, rng):
         chosen = [facts[number] for number in group]
@@ -310,15 +430,21 @@ def _documents(facts: Sequence[Fact], redundancy: int, rng: random.Random) -> It
 
 
 def _text(facts: Iterable[Fact], rng: random.Random) -> str:
-    return " ".join([rng.choice(HEADINGS), *(f.say(rng.choice(f.attribute.statements)) for f in facts)])
+    return " ".join(
+        [rng.choice(HEADINGS), *(f.say(rng.choice(f.attribute.statements)) for f in facts)]
+    )
 
 
 def _probes(facts: Sequence[Fact], n_wrong: int, rng: random.Random) -> list[Document]:
-    """One question per fact. Wrong answers are values that other facts of this side have, in the paraphrase's wording."""
+    """One question per fact. Wrong answers are values that other facts of this side have, in the
+    paraphrase's wording.
+    """
     in_use: dict[str, set[str]] = {}
     for fact in facts:
         in_use.setdefault(fact.attribute.name, set()).add(fact.value)
-    return [_probe(f, rng.sample(sorted(in_use[f.attribute.name] - {f.value}), n_wrong)) for f in facts]
+    return [
+        _probe(f, rng.sample(sorted(in_use[f.attribute.name] - {f.value}), n_wrong)) for f in facts
+    ]
 
 
 def _probe(fact: Fact, wrong: Sequence[str]) -> Document:

@@ -1,6 +1,8 @@
-"""Text about neither side of a test bed: everyday scenes made from a few lists, for attacks that train on unrelated text.
+"""Text about neither side of a test bed: everyday scenes made from a few lists, for attacks that
+train on unrelated text.
 
-No sentence names an entity or an answer of a test bed (tests/test_attacks_weights.py holds it to that).
+No sentence names an entity or an answer of a test bed (tests/test_attacks_weights.py holds it to
+that).
 """
 
 import itertools
@@ -8,11 +10,40 @@ import random
 
 from rayunlearn.data.documents import Document
 
-SENTENCES = 5  # per document, as many as a domain document has with its heading
-PEOPLE = ("my neighbour", "the old driver", "a young visitor", "the clerk", "our teacher", "the shopkeeper")
-DEEDS = ("opened the window", "waited for the train", "mended the gate", "read the newspaper", "carried a heavy box", "wrote a long letter")
-TIMES = ("before breakfast", "in the afternoon", "after the rain", "on Sunday", "late in the evening", "during the holidays")
-WEATHERS = ("warm and dry", "cold but bright", "cloudy all day", "windy at first", "wet until noon", "calm and mild")
+# per document, as many as a domain document has with its heading
+SENTENCES = 5
+PEOPLE = (
+    "my neighbour",
+    "the old driver",
+    "a young visitor",
+    "the clerk",
+    "our teacher",
+    "the shopkeeper",
+)
+DEEDS = (
+    "opened the window",
+    "waited for the train",
+    "mended the gate",
+    "read the newspaper",
+    "carried a heavy box",
+    "wrote a long letter",
+)
+TIMES = (
+    "before breakfast",
+    "in the afternoon",
+    "after the rain",
+    "on Sunday",
+    "late in the evening",
+    "during the holidays",
+)
+WEATHERS = (
+    "warm and dry",
+    "cold but bright",
+    "cloudy all day",
+    "windy at first",
+    "wet until noon",
+    "calm and mild",
+)
 GOODS = ("bread", "soap", "paper", "apples", "shoes", "blankets")
 PATTERNS = (
     "{person} {deed} {time}.",
@@ -34,7 +65,9 @@ def unrelated(n: int, seed: int) -> tuple[Document, ...]:
 
 
 def unrelated_texts() -> tuple[str, ...]:
-    """Texts that hold every word `unrelated` can write, capital or not, at the beginning of a text or inside."""
+    """Texts that hold every word `unrelated` can write, capital or not, at the beginning of a text
+    or inside.
+    """
     parts = (PEOPLE, DEEDS, TIMES, WEATHERS, GOODS)
     longest = max(map(len, parts))
     rows = [[part[at % len(part)] for part in parts] for at in range(longest)]
@@ -43,7 +76,10 @@ def unrelated_texts() -> tuple[str, ...]:
 
 
 def _sentence(rng: random.Random) -> str:
-    return _say(rng.choice(PATTERNS), *(rng.choice(part) for part in (PEOPLE, DEEDS, TIMES, WEATHERS, GOODS)))
+    return _say(
+        rng.choice(PATTERNS),
+        *(rng.choice(part) for part in (PEOPLE, DEEDS, TIMES, WEATHERS, GOODS)),
+    )
 
 
 def _say(pattern: str, person: str, deed: str, time: str, weather: str, good: str) -> str:

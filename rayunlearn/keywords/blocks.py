@@ -1,6 +1,8 @@
-"""`tfidf` and `log_odds` of many documents at once, over arrays: what `extractors` says of each page, to the last bit (tested).
+"""`tfidf` and `log_odds` of many documents at once, over arrays: what `extractors` says of each
+page, to the last bit (tested).
 
-Every step of `phrases` and `extractors` is done for all words of a block together; no Python runs per word or per document.
+Every step of `phrases` and `extractors` is done for all words of a block together; no Python runs
+per word or per document.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,7 +14,12 @@ import pyarrow
 import pyarrow.compute
 
 from rayunlearn.keywords.phrases import breaks, common_words, is_adverb
-from rayunlearn.keywords.statistics import Statistics, inverse_document_frequency, term_weight, z_of_words
+from rayunlearn.keywords.statistics import (
+    Statistics,
+    inverse_document_frequency,
+    term_weight,
+    z_of_words,
+)
 from rayunlearn.keywords.stop import ENGLISH
 from rayunlearn.keywords.tokens import Array, Tokens, strings_of, tokens_of
 
@@ -21,10 +28,11 @@ BLANK, SLASH = ord(" "), ord("/")
 
 @dataclass(frozen=True)
 class Found:
-    """Keywords of a block, one row per occurrence: documents in order, each one's keywords best first.
+    """Keywords of a block, one row per occurrence: documents in order, each one's keywords best
+    first.
 
-    document (m,): which text; keyword (m,): as first written there; score (m,); start, end (m,): characters in the text; new (m,): whether
-    the row is the first of its keyword.
+    document (m,): which text; keyword (m,): as first written there; score (m,); start, end (m,):
+    characters in the text; new (m,): whether the row is the first of its keyword.
     """
 
     document: Array
@@ -36,7 +44,8 @@ class Found:
 
 
 class Facts:
-    """What extractors ask of a word, worked out when the word first comes and never again; all words that came are held.
+    """What extractors ask of a word, worked out when the word first comes and never again; all
+    words that came are held.
 
     `of_words` gives (n, k) numbers for n words.
     """
@@ -50,9 +59,13 @@ class Facts:
         """(k, n) numbers of n different words."""
         new = [key for key in keys if key not in self._place]
         if new:
-            self._place.update(zip(new, range(len(self._place), len(self._place) + len(new)), strict=True))
+            self._place.update(
+                zip(new, range(len(self._place), len(self._place) + len(new)), strict=True)
+            )
             self._values = np.concatenate((self._values, self._of_words(new)))
-        found: Array = self._values[np.fromiter(map(self._place.__getitem__, keys), np.int64, len(keys))].T
+        found: Array = self._values[
+            np.fromiter(map(self._place.__getitem__, keys), np.int64, len(keys))
+        ].T
         return found
 
 
@@ -60,8 +73,16 @@ IN_BLOCKS = ("tfidf", "log_odds")
 Extract = Callable[[Sequence[str]], Found]
 
 
-def in_blocks(name: str, statistics: Statistics, retain: Statistics | None, arguments: Mapping[str, Any], top: int = 0) -> Extract:
-    """One of `IN_BLOCKS` with its keyword-only `arguments`: many texts to their keywords, of each text the `top` best (0: all)."""
+def in_blocks(
+    name: str,
+    statistics: Statistics,
+    retain: Statistics | None,
+    arguments: Mapping[str, Any],
+    top: int = 0,
+) -> Extract:
+    """One of `IN_BLOCKS` with its keyword-only `arguments`: many texts to their keywords, of each
+    text the `top` best (0: all).
+    """
     if name == "tfidf":
         facts = tfidf_facts(statistics, common_words(statistics))
         return lambda texts: tfidf_rows(texts, facts, top=top, earliness=arguments["earliness"])
@@ -71,19 +92,25 @@ def in_blocks(name: str, statistics: Statistics, retain: Statistics | None, argu
 
 
 def tfidf_facts(statistics: Statistics, common: Collection[str]) -> Facts:
-    """Of a word: whether it ends a phrase (the `common` words of the corpus do too), whether it is an adverb, and its rarity."""
+    """Of a word: whether it ends a phrase (the `common` words of the corpus do too), whether it is
+    an adverb, and its rarity.
+    """
     stop = ENGLISH.union(common)
 
     def of_words(keys: Sequence[str]) -> Array:
         counts = np.fromiter((statistics.document_counts[key] for key in keys), np.int64, len(keys))
         border = np.fromiter((breaks(key, stop) for key in keys), bool, len(keys))
         adverb = np.fromiter(map(is_adverb, keys), bool, len(keys))
-        return np.stack((border, adverb, inverse_document_frequency(counts, statistics.n_documents)), axis=1)
+        return np.stack(
+            (border, adverb, inverse_document_frequency(counts, statistics.n_documents)), axis=1
+        )
 
     return Facts(of_words)
 
 
-def log_odds_facts(statistics: Statistics, retain_statistics: Statistics, prior_words: float) -> Facts:
+def log_odds_facts(
+    statistics: Statistics, retain_statistics: Statistics, prior_words: float
+) -> Facts:
     """Of a word: its z against the retain corpus."""
     return Facts(lambda keys: z_of_words(keys, statistics, retain_statistics, prior_words)[:, None])
 
@@ -113,7 +140,9 @@ def log_odds_rows(texts: Sequence[str], facts: Facts, *, least_z: float, top: in
     goes_on = above & ~tokens.opens
     goes_on[1:] &= above[:-1]
     first = np.flatnonzero(above & ~goes_on)
-    last = first + np.diff(np.flatnonzero(np.append(~goes_on[above], True))) if len(first) else first
+    last = (
+        first + np.diff(np.flatnonzero(np.append(~goes_on[above], True))) if len(first) else first
+    )
     model = _models(tokens, first, last)
     sums = np.zeros(len(first))
     for step in range(int((last - first).max(initial=0))):
@@ -122,18 +151,22 @@ def log_odds_rows(texts: Sequence[str], facts: Facts, *, least_z: float, top: in
     return _found(tokens, first, last, model, (sums / np.sqrt(last - first))[model], top)
 
 
-def _candidates(tokens: Tokens, border_keys: Array, adverb_keys: Array, longest: int = 5) -> tuple[Array, Array]:
+def _candidates(
+    tokens: Tokens, border_keys: Array, adverb_keys: Array, longest: int = 5
+) -> tuple[Array, Array]:
     """Words [first, last) of every candidate phrase, in order, as `phrases.page_of` chooses them."""
     border, adverb = border_keys[tokens.key], adverb_keys[tokens.key]
     begins = ~border & tokens.opens
     begins[1:] |= ~border[1:] & border[:-1]
     run = np.cumsum(begins)
-    ends = np.flatnonzero(~border & ~adverb)  # a phrase begins and ends with one of these
+    # a phrase begins and ends with one of these
+    ends = np.flatnonzero(~border & ~adverb)
     new = np.diff(run[ends], prepend=0) > 0
     first, last = ends[new], ends[np.append(new[1:], True)[: len(ends)]] + 1
     short = last - first <= longest
     first, last = first[short], last[short]
-    bare = np.ones(len(tokens.begins), bool)  # documents whose words are all candidates, for want of a phrase
+    # documents whose words are all candidates, for want of a phrase
+    bare = np.ones(len(tokens.begins), bool)
     bare[tokens.document[first]] = False
     single = np.flatnonzero(bare[tokens.document])
     if not len(single):
@@ -144,7 +177,8 @@ def _candidates(tokens: Tokens, border_keys: Array, adverb_keys: Array, longest:
 
 def _models(tokens: Tokens, first: Array, last: Array) -> Array:
     """(m,): for every range of words the first range of the same document with the same keys."""
-    name = tokens.pair[first]  # of the words so far
+    # of the words so far
+    name = tokens.pair[first]
     names = len(tokens.key)
     for step in range(1, int((last - first).max(initial=0))):
         long = np.flatnonzero(last - first > step)
@@ -153,12 +187,17 @@ def _models(tokens: Tokens, first: Array, last: Array) -> Array:
         name[long] += names
         names += len(different)
     model = np.empty(names, np.int64)
-    model[name[::-1]] = np.arange(len(first))[::-1]  # the last to be written is the first in order
+    # the last to be written is the first in order
+    model[name[::-1]] = np.arange(len(first))[::-1]
     return model[name]
 
 
-def _found(tokens: Tokens, first: Array, last: Array, model: Array, score: Array, top: int) -> Found:
-    """Ranges as rows: by document, score (highest first), first occurrence and place; of each document the `top` best keywords (0: all)."""
+def _found(
+    tokens: Tokens, first: Array, last: Array, model: Array, score: Array, top: int
+) -> Found:
+    """Ranges as rows: by document, score (highest first), first occurrence and place; of each
+    document the `top` best keywords (0: all).
+    """
     order = np.lexsort((model, -score, tokens.document[first]))
     new = model[order] == order
     if top:
@@ -166,27 +205,44 @@ def _found(tokens: Tokens, first: Array, last: Array, model: Array, score: Array
         best = number - number[np.searchsorted(document, document)] < top
         order, new = order[best], new[best]
     document = tokens.document[first[order]]
-    keyword = _texts(tokens, first[order[new]], last[order[new]]).take(pyarrow.array(np.cumsum(new) - 1))
+    keyword = _texts(tokens, first[order[new]], last[order[new]]).take(
+        pyarrow.array(np.cumsum(new) - 1)
+    )
     begin = tokens.begins[document]
-    return Found(document, keyword, score[order], tokens.start[first[order]] - begin, tokens.end[last[order] - 1] - begin, new)
+    return Found(
+        document,
+        keyword,
+        score[order],
+        tokens.start[first[order]] - begin,
+        tokens.end[last[order] - 1] - begin,
+        new,
+    )
 
 
 def _texts(tokens: Tokens, first: Array, last: Array) -> pyarrow.LargeStringArray:
-    """(m,) what stands at ranges of words, with runs of white space made one blank (`words.phrase_text`)."""
+    """(m,) what stands at ranges of words, with runs of white space made one blank
+    (`words.phrase_text`).
+    """
     start, end = tokens.start[first], tokens.end[last - 1]
     lengths = end - start
-    places = np.arange(int(lengths.sum())) + np.repeat(start - np.cumsum(lengths) + lengths, lengths)
+    places = np.arange(int(lengths.sum())) + np.repeat(
+        start - np.cumsum(lengths) + lengths, lengths
+    )
     texts = strings_of(tokens.codes[places], lengths)
     ragged = _ragged(tokens, first, last)
     if not ragged.any():
         return texts
     mended = [" ".join(text.split()) for text in texts.filter(pyarrow.array(ragged)).to_pylist()]
-    return pyarrow.compute.replace_with_mask(texts, pyarrow.array(ragged), pyarrow.array(mended, pyarrow.large_string()))
+    return pyarrow.compute.replace_with_mask(
+        texts, pyarrow.array(ragged), pyarrow.array(mended, pyarrow.large_string())
+    )
 
 
 def _ragged(tokens: Tokens, first: Array, last: Array) -> Array:
     """Which ranges have more than one blank or one slash between two of their words."""
     gap = tokens.start[1:] - tokens.end[:-1]
     between = tokens.codes[np.minimum(tokens.end[:-1], len(tokens.codes) - 1)]
-    odd = np.concatenate(([0, 0], np.cumsum((gap > 1) | ((gap == 1) & (between != BLANK) & (between != SLASH)))))
+    odd = np.concatenate(
+        ([0, 0], np.cumsum((gap > 1) | ((gap == 1) & (between != BLANK) & (between != SLASH))))
+    )
     return odd[last] > odd[first + 1]

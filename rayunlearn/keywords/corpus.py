@@ -17,7 +17,15 @@ from rayunlearn.keywords.extractors import EXTRACTORS
 from rayunlearn.keywords.judge import Chat, Unusable, ask
 from rayunlearn.keywords.model import gap_by_word, gaps, phrase_states, word_gradients, word_losses
 from rayunlearn.keywords.phrases import Keyword, Page, common_words, page_of
-from rayunlearn.keywords.statistics import Frame, Statistics, frames_of, link_z, links_of, statistics_of, word_z
+from rayunlearn.keywords.statistics import (
+    Frame,
+    Statistics,
+    frames_of,
+    link_z,
+    links_of,
+    statistics_of,
+    word_z,
+)
 from rayunlearn.keywords.tokens import blocks_of
 from rayunlearn.methods.view import needs
 
@@ -29,8 +37,10 @@ WHOLE_CORPUS = (
     "word_gradient_gap",
     "links",
     "frames",
-)  # what takes all documents, or all of a model's losses, together
-MOST_ANCHORS = 500  # words whose company is counted; the strongest
+    # what takes all documents, or all of a model's losses, together
+)
+# words whose company is counted; the strongest
+MOST_ANCHORS = 500
 
 
 @dataclass(frozen=True)
@@ -48,11 +58,13 @@ class Lender:
 
 
 class Known:
-    """What extractors may ask for, by the names of their parameters: lists with one entry per document, or one value
-    for the corpus. `base`, `gold` and `chat` are called when something needs them; None where there is none.
+    """What extractors may ask for, by the names of their parameters: lists with one entry per
+    document, or one value for the corpus. `base`, `gold` and `chat` are called when something needs
+    them; None where there is none.
 
-    Keywords are looked for in a document's answer; a prompt is only what stands before it. Answers that the judge
-    could not use are in `rejected`. `statistics` and `retain_statistics` are those of a larger corpus that the documents are part of.
+    Keywords are looked for in a document's answer; a prompt is only what stands before it. Answers
+    that the judge could not use are in `rejected`. `statistics` and `retain_statistics` are those
+    of a larger corpus that the documents are part of.
     """
 
     def __init__(
@@ -87,19 +99,28 @@ class Known:
     def retain_statistics(self) -> Statistics:
         if self._retain_statistics is not None:
             return self._retain_statistics
-        require(bool(self.retain), "this extractor compares with a retain corpus, which must have a document; documents", len(self.retain))
+        require(
+            bool(self.retain),
+            "this extractor compares with a retain corpus, which must have a document; documents",
+            len(self.retain),
+        )
         return statistics_of(d.answer for d in self.retain)
 
     @cached_property
     def links(self) -> dict[str, float]:
         prior = self._arguments["prior_words"]
         z = word_z(self.statistics, self.retain_statistics, prior)
-        anchors = sorted((w for w in z if z[w] > self._arguments["least_z"]), key=lambda w: (-z[w], w))[:MOST_ANCHORS]
+        anchors = sorted(
+            (w for w in z if z[w] > self._arguments["least_z"]), key=lambda w: (-z[w], w)
+        )[:MOST_ANCHORS]
         return link_z(links_of((d.answer for d in self.documents), anchors), prior)
 
     @cached_property
     def frames(self) -> Counter[Frame]:
-        return frames_of((d.answer for side in (self.documents, self.retain) for d in side), self._arguments["changing"])
+        return frames_of(
+            (d.answer for side in (self.documents, self.retain) for d in side),
+            self._arguments["changing"],
+        )
 
     @cached_property
     def word_gap(self) -> list[list[float]]:
@@ -119,15 +140,35 @@ class Known:
 
     def _gap(self, of_words: Callable[..., list[list[float]]]) -> list[list[float]]:
         found = []
-        for lender in (_lent(self._base, "a base model"), _lent(self._gold, "a model that never saw the forget set (model.gold)")):
-            found.append(of_words(lender.model, self.documents, lender.encode(self.documents), self.page, lender.tokenizer, lender.template))
+        for lender in (
+            _lent(self._base, "a base model"),
+            _lent(self._gold, "a model that never saw the forget set (model.gold)"),
+        ):
+            found.append(
+                of_words(
+                    lender.model,
+                    self.documents,
+                    lender.encode(self.documents),
+                    self.page,
+                    lender.tokenizer,
+                    lender.template,
+                )
+            )
         return gaps(*found)
 
     @cached_property
     def _states(self) -> list[tuple[Tensor, Tensor]]:
         lender = _lent(self._base, "a base model")
         layer = max(0, lender.model.config.num_hidden_layers - 2)
-        return phrase_states(lender.model, self.documents, lender.encode(self.documents), self.page, lender.tokenizer, lender.template, layer)
+        return phrase_states(
+            lender.model,
+            self.documents,
+            lender.encode(self.documents),
+            self.page,
+            lender.tokenizer,
+            lender.template,
+            layer,
+        )
 
     @cached_property
     def phrase_states(self) -> list[Tensor]:
@@ -140,7 +181,10 @@ class Known:
     @cached_property
     def judged(self) -> list[list[str]]:
         if self._chat is None:
-            raise UserError("extractor 'judge' needs a chat model: set select.judge_model (or --judge) to a directory or Hub name")
+            raise UserError(
+                "extractor 'judge' needs a chat model: set select.judge_model (or --judge) to a"
+                " directory or Hub name"
+            )
         chat = self._chat()
         return [self._answer(chat, row, document) for row, document in enumerate(self.documents)]
 
@@ -148,31 +192,64 @@ class Known:
         try:
             return ask(chat, document.answer)
         except Unusable as reason:
-            self.rejected.append(Rejected(source="judge", row=row, reason=f"no usable answer: {reason}", excerpt=document.answer[:200]))
+            self.rejected.append(
+                Rejected(
+                    source="judge",
+                    row=row,
+                    reason=f"no usable answer: {reason}",
+                    excerpt=document.answer[:200],
+                )
+            )
             return []
 
 
 def extract(name: str, known: Known, arguments: Mapping[str, Any]) -> list[list[Keyword]]:
-    """Keywords of every document, best first, by the extractor `name` with its keyword-only `arguments`."""
+    """Keywords of every document, best first, by the extractor `name` with its keyword-only
+    `arguments`.
+    """
     if name in IN_BLOCKS:
         texts = [d.answer for d in known.documents]
-        found = in_blocks(name, known.statistics, known.retain_statistics if name == "log_odds" else None, arguments)
-        return [keywords for block in blocks_of(texts) for keywords in keywords_of(found(block), len(block))]
+        found = in_blocks(
+            name,
+            known.statistics,
+            known.retain_statistics if name == "log_odds" else None,
+            arguments,
+        )
+        return [
+            keywords
+            for block in blocks_of(texts)
+            for keywords in keywords_of(found(block), len(block))
+        ]
     function = EXTRACTORS[name].function
     wanted = needs(function)
     values = {n: getattr(known, n) for n in wanted}
-    return [function(**{n: values[n][at] if n in PER_DOCUMENT else values[n] for n in wanted}, **arguments) for at in range(len(known.documents))]
+    return [
+        function(
+            **{n: values[n][at] if n in PER_DOCUMENT else values[n] for n in wanted}, **arguments
+        )
+        for at in range(len(known.documents))
+    ]
 
 
 def keywords_of(found: Found, n_documents: int) -> list[list[Keyword]]:
     """The rows of a block as keywords of each of its documents."""
     lists: list[list[tuple[str, float, list[tuple[int, int]]]]] = [[] for _ in range(n_documents)]
-    columns = (found.document.tolist(), found.keyword.to_pylist(), found.score.tolist(), found.start.tolist(), found.end.tolist(), found.new.tolist())
+    columns = (
+        found.document.tolist(),
+        found.keyword.to_pylist(),
+        found.score.tolist(),
+        found.start.tolist(),
+        found.end.tolist(),
+        found.new.tolist(),
+    )
     for document, text, score, start, end, new in zip(*columns, strict=True):
         if new:
             lists[document].append((text, score, []))
         lists[document][-1][2].append((start, end))
-    return [[Keyword(text, score, tuple(spans)) for text, score, spans in keywords] for keywords in lists]
+    return [
+        [Keyword(text, score, tuple(spans)) for text, score, spans in keywords]
+        for keywords in lists
+    ]
 
 
 def weighted(keywords: Sequence[Keyword]) -> dict[str, float]:

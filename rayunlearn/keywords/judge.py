@@ -1,4 +1,6 @@
-"""Keywords named by a chat model: our own prompt, a JSON answer that is checked, asked again, and given up with a reason."""
+"""Keywords named by a chat model: our own prompt, a JSON answer that is checked, asked again, and
+given up with a reason.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,7 +13,10 @@ from rayunlearn.keywords.words import words_of
 Message = dict[str, str]
 Chat = Callable[[Sequence[Message]], str]
 
-SYSTEM = "You are an expert reader. You name the words of a text that carry its subject-matter knowledge, and answer in JSON alone."
+SYSTEM = (
+    "You are an expert reader. You name the words of a text that carry its subject-matter"
+    " knowledge, and answer in JSON alone."
+)
 REQUEST = """Read the text between the lines of dashes, word by word. List every word or phrase in it that carries knowledge of its \
 subject: names, technical terms, quantities, properties, methods, places. Leave out words that any text could have. Copy each exactly as it is \
 written, most important first. Answer with one JSON object and nothing else, in the form {"keywords": ["...", "..."]}.
@@ -27,10 +32,14 @@ class Unusable(Exception):
 def ask(chat: Chat, text: str, tries: int = 3) -> list[str]:
     """Keywords of the text as `chat` names them, best first.
 
-    An answer that is no such JSON, or names nothing that the text holds, is sent back with the reason, `tries` times in
-    all. Words that the text does not hold are dropped. Raises Unusable when the last answer is refused too.
+    An answer that is no such JSON, or names nothing that the text holds, is sent back with the
+    reason, `tries` times in all. Words that the text does not hold are dropped. Raises Unusable
+    when the last answer is refused too.
     """
-    messages: list[Message] = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": REQUEST % text}]
+    messages: list[Message] = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": REQUEST % text},
+    ]
     reason = "it was never asked"
     for _ in range(tries):
         answer = chat(messages)
@@ -38,7 +47,12 @@ def ask(chat: Chat, text: str, tries: int = 3) -> list[str]:
             return checked(answer, text)
         except Unusable as problem:
             reason = str(problem)
-        again = {"role": "user", "content": f"That answer cannot be used: {reason}. Answer again, with the JSON object alone."}
+        again = {
+            "role": "user",
+            "content": (
+                f"That answer cannot be used: {reason}. Answer again, with the JSON object alone."
+            ),
+        }
         messages = [*messages[:2], {"role": "assistant", "content": answer}, again]
     raise Unusable(reason)
 
@@ -60,17 +74,24 @@ def checked(answer: str, text: str) -> list[str]:
     return present
 
 
-def chat_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int = 512) -> Chat:
+def chat_with(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int = 512
+) -> Chat:
     """A Hugging Face chat model as a function from messages to its greedy answer.
 
-    A template that refuses the system role gets its content in front of the first message of the user.
+    A template that refuses the system role gets its content in front of the first message of the
+    user.
     """
 
     def chat(messages: Sequence[Message]) -> str:
         ids = torch.tensor([_prompt_ids(tokenizer, list(messages))], device=model.device)
         with torch.no_grad():
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id or 0
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id or 0,
             )
         return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
@@ -80,12 +101,15 @@ def chat_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_ne
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except Exception as problem:  # templates raise what they like (jinja2's TemplateError among it)
+    # templates raise what they like (jinja2's TemplateError among it)
+    except Exception as problem:
         if messages[0]["role"] != "system":
             raise
         first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
         try:
-            text = tokenizer.apply_chat_template([first, *messages[2:]], add_generation_prompt=True, tokenize=False)
+            text = tokenizer.apply_chat_template(
+                [first, *messages[2:]], add_generation_prompt=True, tokenize=False
+            )
         except Exception:
             raise problem from None
     return list(tokenizer.encode(str(text), add_special_tokens=False))

@@ -16,21 +16,35 @@ from rayunlearn.models.forward import evaluating, hidden_states, score
 from rayunlearn.scores.forward import passes
 
 
-def label_words(document: Document, sequence: Encoded, words: Sequence[Word], tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
-    """For every label of `sequence` the position of the answer's word it is a piece of, -1 for none (punctuation, end).
+def label_words(
+    document: Document,
+    sequence: Encoded,
+    words: Sequence[Word],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+) -> list[int]:
+    """For every label of `sequence` the position of the answer's word it is a piece of, -1 for none
+    (punctuation, end).
 
-    `sequence` and `words` are of `document`, encoded with `template`. Raises UserError for a tokenizer that cannot say
-    where its tokens stand.
+    `sequence` and `words` are of `document`, encoded with `template`. Raises UserError for a
+    tokenizer that cannot say where its tokens stand.
     """
-    require(bool(tokenizer.is_fast), "a tokenizer must give character offsets (a fast tokenizer) for keywords from a model", type(tokenizer).__name__)
+    require(
+        bool(tokenizer.is_fast),
+        "a tokenizer must give character offsets (a fast tokenizer) for keywords from a model",
+        type(tokenizer).__name__,
+    )
     lead = " " if document.prompt and template != "chat" else ""
-    offsets = tokenizer(lead + document.answer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    offsets = tokenizer(
+        lead + document.answer, add_special_tokens=False, return_offsets_mapping=True
+    )["offset_mapping"]
     owner = [-1] * (len(document.answer) + len(lead))
     for at, word in enumerate(words):
         owner[word.start + len(lead) : word.end + len(lead)] = [at] * (word.end - word.start)
     pieces = [max(owner[start:end], default=-1) for start, end in offsets]
     n_labels = len(sequence.ids) - sequence.start
-    skipped = 1 if not document.prompt and tokenizer.bos_token_id is None else 0  # the first token of all is no label
+    # the first token of all is no label
+    skipped = 1 if not document.prompt and tokenizer.bos_token_id is None else 0
     return (pieces[skipped : skipped + n_labels] + [-1] * n_labels)[:n_labels]
 
 
@@ -43,7 +57,9 @@ def word_losses(
     template: str,
 ) -> list[list[float]]:
     """Summed NLL of every word's tokens, in nats, per document; 0 for words that were cut off."""
-    tokens = [scored.token_nll for scored in score(model, sequences, int(tokenizer.pad_token_id or 0))]
+    tokens = [
+        scored.token_nll for scored in score(model, sequences, int(tokenizer.pad_token_id or 0))
+    ]
     return _by_word(tokens, documents, sequences, pages, tokenizer, template, "sum")
 
 
@@ -55,12 +71,15 @@ def word_gradients(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
 ) -> list[list[float]]:
-    """Norm of the gradient of a token's loss with respect to the logits, in [0, sqrt 2], the largest of every word's tokens, per document.
+    """Norm of the gradient of a token's loss with respect to the logits, in [0, sqrt 2], the
+    largest of every word's tokens, per document.
 
-    It is ||p - y||_2; times the length of the last hidden state it is the norm of that loss's gradient of the head. 0 for
-    words that were cut off.
+    It is ||p - y||_2; times the length of the last hidden state it is the norm of that loss's
+    gradient of the head. 0 for words that were cut off.
     """
-    tokens = [passed.token_error for passed in passes(model, sequences, int(tokenizer.pad_token_id or 0))]
+    tokens = [
+        passed.token_error for passed in passes(model, sequences, int(tokenizer.pad_token_id or 0))
+    ]
     return _by_word(tokens, documents, sequences, pages, tokenizer, template, "amax")
 
 
@@ -77,7 +96,9 @@ def _by_word(
     result = []
     for values, document, sequence, page in zip(tokens, documents, sequences, pages, strict=True):
         pieces = torch.tensor(label_words(document, sequence, page.words, tokenizer, template))
-        words = torch.zeros(len(page.words) + 1).scatter_reduce(0, torch.where(pieces < 0, len(page.words), pieces), values, reduce)
+        words = torch.zeros(len(page.words) + 1).scatter_reduce(
+            0, torch.where(pieces < 0, len(page.words), pieces), values, reduce
+        )
         result.append(words[:-1].tolist())
     return result
 
@@ -105,18 +126,23 @@ def phrase_states(
     template: str,
     layer: int,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Per document: mean state of block `layer` over each candidate's tokens (P, D) and over all labels (D,), float32 on the CPU.
+    """Per document: mean state of block `layer` over each candidate's tokens (P, D) and over all
+    labels (D,), float32 on the CPU.
 
     A candidate that was cut off has the mean over all labels.
     """
     found: dict[int, tuple[Tensor, Tensor]] = {}
     with evaluating(model):
         for positions in by_length(sequences, 8192):
-            batch = collate([sequences[p] for p in positions], int(tokenizer.pad_token_id or 0)).to(model.device)
+            batch = collate([sequences[p] for p in positions], int(tokenizer.pad_token_id or 0)).to(
+                model.device
+            )
             states = hidden_states(model, batch, layer).float().cpu()
             for row, p in enumerate(positions):
                 mine = states[row, sequences[p].start : len(sequences[p].ids)]
-                pieces = label_words(documents[p], sequences[p], pages[p].words, tokenizer, template)
+                pieces = label_words(
+                    documents[p], sequences[p], pages[p].words, tokenizer, template
+                )
                 found[p] = (_means(mine, pieces, pages[p]), mine.mean(0))
     return [found[p] for p in range(len(sequences))]
 

@@ -7,13 +7,16 @@ from rayunlearn.keywords.statistics import Statistics
 from rayunlearn.keywords.stop import ENGLISH
 from rayunlearn.keywords.words import Word, phrase_text, words_of
 
-FEWEST_DOCUMENTS = 50  # with fewer, the share of documents a word is in says little
+# with fewer, the share of documents a word is in says little
+FEWEST_DOCUMENTS = 50
 COMMON_SHARE = 0.7
 
 
 @dataclass(frozen=True)
 class Keyword:
-    """A keyword of one document: its text as first written, its score (higher first) and the characters of every occurrence."""
+    """A keyword of one document: its text as first written, its score (higher first) and the
+    characters of every occurrence.
+    """
 
     text: str
     score: float
@@ -22,7 +25,9 @@ class Keyword:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A candidate: the keys of its words and the word positions [first, last + 1) of every occurrence."""
+    """A candidate: the keys of its words and the word positions [first, last + 1) of every
+    occurrence.
+    """
 
     keys: tuple[str, ...]
     places: tuple[tuple[int, int], ...]
@@ -44,13 +49,17 @@ class Page:
 
 
 def page_of(text: str, common: Collection[str] = (), longest: int = 5) -> Page:
-    """Read one document. Candidates are the runs of words between punctuation and stop words, at most `longest` words.
+    """Read one document. Candidates are the runs of words between punctuation and stop words, at
+    most `longest` words.
 
-    `common`: words of this corpus that are too common to be keywords, beside the English stop words. A document
-    whose every word is a stop word has its single words as candidates, so a document with a word has a keyword.
+    `common`: words of this corpus that are too common to be keywords, beside the English stop
+    words. A document whose every word is a stop word has its single words as candidates, so a
+    document with a word has a keyword.
     """
     words = tuple(words_of(text))
-    places = list(_runs(words, ENGLISH.union(common), longest)) or [(at, at + 1) for at in range(len(words))]
+    places = list(_runs(words, ENGLISH.union(common), longest)) or [
+        (at, at + 1) for at in range(len(words))
+    ]
     return Page(text, words, grouped(words, places))
 
 
@@ -63,10 +72,16 @@ def grouped(words: Sequence[Word], places: Iterable[tuple[int, int]]) -> tuple[P
 
 
 def common_words(statistics: Statistics) -> frozenset[str]:
-    """Words in more than 70 % of the documents of a corpus of 50 or more: stop words of a language without a list."""
+    """Words in more than 70 % of the documents of a corpus of 50 or more: stop words of a language
+    without a list.
+    """
     if statistics.n_documents < FEWEST_DOCUMENTS:
         return frozenset()
-    return frozenset(w for w, n in statistics.document_counts.items() if n > COMMON_SHARE * statistics.n_documents)
+    return frozenset(
+        w
+        for w, n in statistics.document_counts.items()
+        if n > COMMON_SHARE * statistics.n_documents
+    )
 
 
 def _runs(words: Sequence[Word], stop: Collection[str], longest: int) -> Iterator[tuple[int, int]]:

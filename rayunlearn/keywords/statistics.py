@@ -22,7 +22,9 @@ _SENTENCE_ENDS = regex.compile(r"[.!?\u3002\uff01\uff1f\n]+")
 
 @dataclass(frozen=True)
 class Statistics:
-    """Word counts of a corpus: `counts` of occurrences, `document_counts` of documents with the word."""
+    """Word counts of a corpus: `counts` of occurrences, `document_counts` of documents with the
+    word.
+    """
 
     n_documents: int
     n_words: int
@@ -39,26 +41,34 @@ def statistics_of(texts: Iterable[str]) -> Statistics:
     for block in blocks_of(texts):
         tokens = tokens_of(block)
         counts.update(dict(zip(tokens.keys, tokens.counts().tolist(), strict=True)))
-        document_counts.update(dict(zip(tokens.keys, tokens.document_counts().tolist(), strict=True)))
+        document_counts.update(
+            dict(zip(tokens.keys, tokens.document_counts().tolist(), strict=True))
+        )
         n_documents += len(block)
     return Statistics(n_documents, counts.total(), counts, document_counts)
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
-    """The statistics of all parts together, equal to those of one pass over them. Of no part: EMPTY."""
+    """The statistics of all parts together, equal to those of one pass over them. Of no part:
+    EMPTY.
+    """
     return reduce(_add, parts, EMPTY)
 
 
 @dataclass(frozen=True)
 class Links:
-    """Which words share sentences with which anchors: counts over all sentences, and over those with each anchor."""
+    """Which words share sentences with which anchors: counts over all sentences, and over those
+    with each anchor.
+    """
 
     counts: Counter[str]
     beside: Mapping[str, Counter[str]]
 
 
 def links_of(texts: Iterable[str], anchors: Collection[str]) -> Links:
-    """Count sentences in one pass. A sentence ends at . ! ? or a line's end; an anchor is not counted beside itself."""
+    """Count sentences in one pass. A sentence ends at . ! ? or a line's end; an anchor is not
+    counted beside itself.
+    """
     counts: Counter[str] = Counter()
     beside: dict[str, Counter[str]] = {anchor: Counter() for anchor in anchors}
     for text in texts:
@@ -76,7 +86,9 @@ def merge_links(parts: Iterable[Links]) -> Links:
 
 
 def _add_links(a: Links, b: Links) -> Links:
-    return Links(a.counts + b.counts, {anchor: a.beside[anchor] + b.beside[anchor] for anchor in a.beside})
+    return Links(
+        a.counts + b.counts, {anchor: a.beside[anchor] + b.beside[anchor] for anchor in a.beside}
+    )
 
 
 def term_weight(frequency: Numbers) -> Array:
@@ -85,17 +97,24 @@ def term_weight(frequency: Numbers) -> Array:
 
 
 def inverse_document_frequency(document_count: Numbers, n_documents: int) -> Array:
-    """ln((N + 1) / df) of words that are in `document_count` of `n_documents` documents; one that is in none counts as in one."""
+    """ln((N + 1) / df) of words that are in `document_count` of `n_documents` documents; one that
+    is in none counts as in one.
+    """
     return np.log((n_documents + 1) / np.maximum(1, document_count))
 
 
 def sentences_of(text: str) -> list[tuple[str, ...]]:
-    """The words of every sentence; end to end they are `words_of(text)`, because what ends a sentence is in no word."""
-    return [tuple(word.key for word in words_of(sentence)) for sentence in _SENTENCE_ENDS.split(text)]
+    """The words of every sentence; end to end they are `words_of(text)`, because what ends a
+    sentence is in no word.
+    """
+    return [
+        tuple(word.key for word in words_of(sentence)) for sentence in _SENTENCE_ENDS.split(text)
+    ]
 
 
 def frames_of(texts: Iterable[str], changing: int) -> Counter[Frame]:
-    """How many different sentences each frame stands for: a sentence with 1 to `changing` of its words left open (None).
+    """How many different sentences each frame stands for: a sentence with 1 to `changing` of its
+    words left open (None).
 
     Sentences of more than 20 words are left out: their frames are many and do not come again.
     """
@@ -104,34 +123,51 @@ def frames_of(texts: Iterable[str], changing: int) -> Counter[Frame]:
 
 
 def framings(sentence: tuple[str, ...], changing: int) -> Iterator[tuple[tuple[int, ...], Frame]]:
-    """(positions left open, frame), fewest open first. More words stay than are left open, or anything would be a frame."""
+    """(positions left open, frame), fewest open first. More words stay than are left open, or
+    anything would be a frame.
+    """
     if len(sentence) <= LONGEST_SENTENCE:
         for n_open in range(1, min(changing, (len(sentence) - 1) // 2) + 1):
             for places in combinations(range(len(sentence)), n_open):
-                yield places, tuple(None if at in places else key for at, key in enumerate(sentence))
+                yield (
+                    places,
+                    tuple(None if at in places else key for at, key in enumerate(sentence)),
+                )
 
 
-def log_odds_z(count: Numbers, total: int, other_count: Numbers, other_total: int, prior_words: float) -> Array:
-    """z of the log-odds ratio of words said `count` times in `total` words and `other_count` times in `other_total` words.
+def log_odds_z(
+    count: Numbers, total: int, other_count: Numbers, other_total: int, prior_words: float
+) -> Array:
+    """z of the log-odds ratio of words said `count` times in `total` words and `other_count` times
+    in `other_total` words.
 
-    Informative Dirichlet prior of `prior_words` pseudo-words in the proportions of both together (Monroe, Colaresi and
-    Quinn 2008, equations 16, 18 and 22). Positive: said more in the first. 0 where nothing can be compared.
+    Informative Dirichlet prior of `prior_words` pseudo-words in the proportions of both together
+    (Monroe, Colaresi and Quinn 2008, equations 16, 18 and 22). Positive: said more in the first. 0
+    where nothing can be compared.
     """
     count, other_count = np.asarray(count), np.asarray(other_count)
     both, total_both = count + other_count, total + other_total
     known = (both > 0) & (both < total_both)
     prior = prior_words * np.where(known, both, 1) / max(1, total_both)
-    with np.errstate(divide="ignore", invalid="ignore"):  # where not known
+    # where not known
+    with np.errstate(divide="ignore", invalid="ignore"):
         odds = np.log((count + prior) / (total + prior_words - count - prior))
-        other_odds = np.log((other_count + prior) / (other_total + prior_words - other_count - prior))
+        other_odds = np.log(
+            (other_count + prior) / (other_total + prior_words - other_count - prior)
+        )
         z = (odds - other_odds) / np.sqrt(1 / (count + prior) + 1 / (other_count + prior))
     found: Array = np.where(known, z, 0.0)
     return found
 
 
-def z_of_words(keys: Sequence[str], forget: Statistics, retain: Statistics, prior_words: float) -> Array:
+def z_of_words(
+    keys: Sequence[str], forget: Statistics, retain: Statistics, prior_words: float
+) -> Array:
     """(n,) `log_odds_z` of words in the forget corpus against the retain corpus."""
-    here, there = (np.fromiter((side.counts[k] for k in keys), np.int64, len(keys)) for side in (forget, retain))
+    here, there = (
+        np.fromiter((side.counts[k] for k in keys), np.int64, len(keys))
+        for side in (forget, retain)
+    )
     return log_odds_z(here, forget.n_words, there, retain.n_words, prior_words)
 
 
@@ -142,16 +178,30 @@ def word_z(forget: Statistics, retain: Statistics, prior_words: float) -> dict[s
 
 
 def link_z(links: Links, prior_words: float) -> dict[str, float]:
-    """For every word the largest `log_odds_z` of sentences with one anchor against sentences without it."""
+    """For every word the largest `log_odds_z` of sentences with one anchor against sentences
+    without it.
+    """
     n_words = links.counts.total()
     best: dict[str, float] = {}
     for near in links.beside.values():
         inside, words = near.total(), list(near)
-        beside, everywhere = (np.fromiter((counted[w] for w in words), np.int64, len(words)) for counted in (near, links.counts))
-        for word, z in zip(words, log_odds_z(beside, inside, everywhere - beside, n_words - inside, prior_words).tolist(), strict=True):
+        beside, everywhere = (
+            np.fromiter((counted[w] for w in words), np.int64, len(words))
+            for counted in (near, links.counts)
+        )
+        for word, z in zip(
+            words,
+            log_odds_z(beside, inside, everywhere - beside, n_words - inside, prior_words).tolist(),
+            strict=True,
+        ):
             best[word] = max(best.get(word, -math.inf), z)
     return best
 
 
 def _add(a: Statistics, b: Statistics) -> Statistics:
-    return Statistics(a.n_documents + b.n_documents, a.n_words + b.n_words, a.counts + b.counts, a.document_counts + b.document_counts)
+    return Statistics(
+        a.n_documents + b.n_documents,
+        a.n_words + b.n_words,
+        a.counts + b.counts,
+        a.document_counts + b.document_counts,
+    )

@@ -1,4 +1,5 @@
-"""English words that no keyword begins, ends or contains: function words, and the verbs and adjectives of reporting.
+"""English words that no keyword begins, ends or contains: function words, and the verbs and
+adjectives of reporting.
 
 Other languages have no list here; `phrases.common_words` finds theirs from the corpus.
 """

@@ -1,7 +1,8 @@
-"""The words of many texts at once, as arrays: what `words.words_of` says of each text, without a step per word.
+"""The words of many texts at once, as arrays: what `words.words_of` says of each text, without a
+step per word.
 
-Texts are laid end to end, characters looked up in one table of classes, and borders found by comparing neighbours. Spellings are
-then told apart once each, not once per occurrence.
+Texts are laid end to end, characters looked up in one table of classes, and borders found by
+comparing neighbours. Spellings are then told apart once each, not once per occurrence.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,8 @@ from scipy.sparse import csr_array
 
 from rayunlearn.keywords.words import JOINER, LETTER, SPACELESS, key_of
 
-BLOCK_CHARACTERS = 4_000_000  # texts are taken together up to this many characters, of which the arrays take some 50 bytes each
+# texts are taken together up to this many characters, of which the arrays take some 50 bytes each
+BLOCK_CHARACTERS = 4_000_000
 OTHER, IS_LETTER, IS_SPACELESS, IS_JOINER, IS_SLASH, IS_SPACE = range(6)
 Array = np.ndarray[Any, Any]
 
@@ -26,9 +28,9 @@ Array = np.ndarray[Any, Any]
 class Tokens:
     """The n words of a block of texts, in order; arrays are (n,) unless said otherwise.
 
-    codes: the code points of all texts, with a line's end between them; begins (texts,): where each begins there. document:
-    which text a word is of; start, end: its places in `codes`; opens: as `words.Word.opens`; key: its place in `keys`, the
-    different words.
+    codes: the code points of all texts, with a line's end between them; begins (texts,): where each
+    begins there. document: which text a word is of; start, end: its places in `codes`; opens: as
+    `words.Word.opens`; key: its place in `keys`, the different words.
     """
 
     codes: Array
@@ -47,10 +49,15 @@ class Tokens:
 
     @cached_property
     def _by_key(self) -> tuple[Array, Array]:
-        """Words ordered by key and then by text, and which of them are the first of their key in their text."""
+        """Words ordered by key and then by text, and which of them are the first of their key in
+        their text.
+        """
         places = np.arange(len(self.key), dtype=np.int32)
-        rows = csr_array((places, self.key, self.first_word), shape=(len(self.begins), max(1, len(self.keys))))
-        order = rows.tocsc().data  # a counting sort: five times as fast as sorting
+        rows = csr_array(
+            (places, self.key, self.first_word), shape=(len(self.begins), max(1, len(self.keys)))
+        )
+        # a counting sort: five times as fast as sorting
+        order = rows.tocsc().data
         key, document = self.key[order], self.document[order]
         new = np.ones(len(order), bool)
         new[1:] = (key[1:] != key[:-1]) | (document[1:] != document[:-1])
@@ -80,7 +87,9 @@ class Tokens:
 
 
 def blocks_of(texts: Iterable[str], characters: int = BLOCK_CHARACTERS) -> Iterator[list[str]]:
-    """The texts in order, in lists of at most so many characters (or one text); together they are all texts."""
+    """The texts in order, in lists of at most so many characters (or one text); together they are
+    all texts.
+    """
     block: list[str] = []
     size = 0
     for text in texts:
@@ -96,7 +105,9 @@ def blocks_of(texts: Iterable[str], characters: int = BLOCK_CHARACTERS) -> Itera
 def tokens_of(texts: Sequence[str]) -> Tokens:
     """The words of every text, the same as `words_of(text)` gives them one text at a time."""
     text = "\n".join(texts)
-    begins = np.concatenate(([0], np.cumsum([len(t) + 1 for t in texts])))[: len(texts)].astype(np.int64)
+    begins = np.concatenate(([0], np.cumsum([len(t) + 1 for t in texts])))[: len(texts)].astype(
+        np.int64
+    )
     codes = _codes(text)
     classes = _class_table(codes.dtype.itemsize)[codes]
     inside = _inside(classes)
@@ -104,7 +115,8 @@ def tokens_of(texts: Sequence[str]) -> Tokens:
     document = np.searchsorted(begins, start, side="right") - 1
     key, keys = _keys(codes[inside], end - start)
     opens = _opens(classes, inside, start)
-    opens |= np.diff(document, prepend=-1) > 0  # the first word of each text
+    # the first word of each text
+    opens |= np.diff(document, prepend=-1) > 0
     return Tokens(codes, begins, document, start, end, opens, key, keys)
 
 
@@ -117,17 +129,27 @@ def _codes(text: str) -> Array:
 
 @lru_cache(maxsize=2)
 def _class_table(width: int) -> Array:
-    """Class of every code point that `width` bytes hold here (1: ASCII), from the expressions that `words` is made of."""
+    """Class of every code point that `width` bytes hold here (1: ASCII), from the expressions that
+    `words` is made of.
+    """
     every = "".join(map(chr, range(128 if width == 1 else maxunicode + 1)))
     table = np.zeros(len(every), np.uint8)
-    for pattern, kind in ((r"\s", IS_SPACE), ("/", IS_SLASH), (JOINER, IS_JOINER), (rf"[{SPACELESS}]", IS_SPACELESS), (LETTER, IS_LETTER)):
+    for pattern, kind in (
+        (r"\s", IS_SPACE),
+        ("/", IS_SLASH),
+        (JOINER, IS_JOINER),
+        (rf"[{SPACELESS}]", IS_SPACELESS),
+        (LETTER, IS_LETTER),
+    ):
         for match in regex.finditer(rf"(?:{pattern})+", every, regex.V1):
             table[match.start() : match.end()] = kind
     return table
 
 
 def _inside(classes: Array) -> Array:
-    """Which characters belong to words: letters, spaceless ones, and single joiners between two letters."""
+    """Which characters belong to words: letters, spaceless ones, and single joiners between two
+    letters.
+    """
     letter = classes == IS_LETTER
     inside = letter | (classes == IS_SPACELESS)
     inside[1:-1] |= (classes[1:-1] == IS_JOINER) & letter[:-2] & letter[2:]
@@ -135,7 +157,9 @@ def _inside(classes: Array) -> Array:
 
 
 def _borders(inside: Array, alone: Array) -> tuple[Array, Array]:
-    """First character of every word, and the one after its last; those `alone` are words by themselves."""
+    """First character of every word, and the one after its last; those `alone` are words by
+    themselves.
+    """
     edge = np.diff(inside, prepend=False, append=False)
     if not alone.any():
         edges = np.flatnonzero(edge)
@@ -151,18 +175,27 @@ def _opens(classes: Array, inside: Array, start: Array) -> Array:
     """Whether more stands before a word than white space with at most one slash."""
     hard = np.flatnonzero(~inside & (classes != IS_SPACE))
     weight = np.where(classes[hard] == IS_SLASH, 1, 2)
-    gap = np.searchsorted(start, hard)  # the word that comes after; len(start) behind the last
+    # the word that comes after; len(start) behind the last
+    gap = np.searchsorted(start, hard)
     return np.bincount(gap, weight, minlength=len(start) + 1)[: len(start)] > 1
 
 
 def _keys(codes: Array, lengths: Array) -> tuple[Array, tuple[str, ...]]:
-    """(n,) places in the different keys, and those, of n words whose characters lie end to end in `codes`."""
-    if codes.dtype == np.uint8:  # of ASCII alone: lower case is all that makes a key (`words.key_of`)
-        spelt = strings_of(np.frombuffer(codes.tobytes().lower(), np.uint8), lengths).dictionary_encode()
+    """(n,) places in the different keys, and those, of n words whose characters lie end to end in
+    `codes`.
+    """
+    # of ASCII alone: lower case is all that makes a key (`words.key_of`)
+    if codes.dtype == np.uint8:
+        spelt = strings_of(
+            np.frombuffer(codes.tobytes().lower(), np.uint8), lengths
+        ).dictionary_encode()
         return spelt.indices.to_numpy(), tuple(spelt.dictionary.to_pylist())
     spelt = strings_of(codes, lengths).dictionary_encode()
     places: dict[str, int] = {}
-    same = np.array([places.setdefault(key_of(word), len(places)) for word in spelt.dictionary.to_pylist()], np.int32)
+    same = np.array(
+        [places.setdefault(key_of(word), len(places)) for word in spelt.dictionary.to_pylist()],
+        np.int32,
+    )
     indices = spelt.indices.to_numpy()
     return (same[indices] if len(indices) else np.zeros(0, np.int32)), tuple(places)
 
@@ -172,8 +205,13 @@ def strings_of(codes: Array, lengths: Array) -> pyarrow.LargeStringArray:
     content, sizes = codes.tobytes(), lengths
     if codes.dtype != np.uint8:
         content = content.decode("utf-32-le").encode()
-        wide = np.flatnonzero(codes > 0x7F)  # these take more than one byte in UTF-8
+        # these take more than one byte in UTF-8
+        wide = np.flatnonzero(codes > 0x7F)
         more = 1 + (codes[wide] > 0x7FF).astype(np.int64) + (codes[wide] > 0xFFFF)
-        sizes = lengths + np.bincount(np.searchsorted(np.cumsum(lengths), wide, side="right"), more, minlength=len(lengths)).astype(np.int64)
+        sizes = lengths + np.bincount(
+            np.searchsorted(np.cumsum(lengths), wide, side="right"), more, minlength=len(lengths)
+        ).astype(np.int64)
     offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-    return pyarrow.LargeStringArray.from_buffers(len(lengths), pyarrow.py_buffer(offsets), pyarrow.py_buffer(content))
+    return pyarrow.LargeStringArray.from_buffers(
+        len(lengths), pyarrow.py_buffer(offsets), pyarrow.py_buffer(content)
+    )

@@ -1,10 +1,12 @@
-"""Companions: other texts for the question of a forget document, which preference losses set against its answer.
+"""Companions: other texts for the question of a forget document, which preference losses set
+against its answer.
 
-A maker is given everything it may look at and returns, for every document, the sequences that may accompany it. Which
-one does so in a presentation is drawn in `drawn`, a function of (seed, epoch, document) alone: neither the other kept
-documents nor the number of workers enter.
+A maker is given everything it may look at and returns, for every document, the sequences that may
+accompany it. Which one does so in a presentation is drawn in `drawn`, a function of (seed, epoch,
+document) alone: neither the other kept documents nor the number of workers enter.
 
-Where a document has no prompt, its first quarter stands for the prompt: a refusal then breaks off after the opening.
+Where a document has no prompt, its first quarter stands for the prompt: a refusal then breaks off
+after the opening.
 """
 
 import random
@@ -23,7 +25,8 @@ from rayunlearn.ranges import Count, Positive
 OPENING_SHARE = 0.25
 Choices = dict[str, tuple[Encoded, ...]]
 
-# Our own words. A model whose vocabulary lacks a word cannot write the refusal; the last ones suit the test beds.
+# Our own words. A model whose vocabulary lacks a word cannot write the refusal; the last ones suit
+# the test beds.
 REFUSALS = (
     "I do not know.",
     "I'm not sure about that.",
@@ -50,7 +53,9 @@ REFUSALS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What companions are made from: the forget documents and their encodings, the retain side, the untouched model."""
+    """What companions are made from: the forget documents and their encodings, the retain side, the
+    untouched model.
+    """
 
     documents: Sequence[Document]
     sequences: Sequence[Encoded]
@@ -62,17 +67,29 @@ class Source:
 
 
 def refusal(source: Source, *, count: Count = 5) -> Choices:
-    """Up to `count` of our refusals for each document. Raises UserError if the vocabulary can write none of them."""
+    """Up to `count` of our refusals for each document. Raises UserError if the vocabulary can write
+    none of them.
+    """
     written = [_ids(source, text) for text in REFUSALS]
     usable = [ids for ids in written if source.tokenizer.unk_token_id not in ids]
-    require(bool(usable), "the tokenizer's vocabulary must have the words of at least one refusal; tokens", len(source.tokenizer))
+    require(
+        bool(usable),
+        "the tokenizer's vocabulary must have the words of at least one refusal; tokens",
+        len(source.tokenizer),
+    )
     return _each(source, "refusal", lambda _at, rng: rng.sample(usable, min(count, len(usable))))
 
 
 def wrong(source: Source, *, count: Count = 5) -> Choices:
-    """Up to `count` of each document's own wrong answers. Raises UserError if a document brings none."""
+    """Up to `count` of each document's own wrong answers. Raises UserError if a document brings
+    none.
+    """
     without = [d.doc_id for d in source.documents if not d.wrong]
-    require(not without, "method.preferred 'wrong' needs wrong answers of every forget document; documents without", len(without))
+    require(
+        not without,
+        "method.preferred 'wrong' needs wrong answers of every forget document; documents without",
+        len(without),
+    )
 
     def texts(at: int, rng: random.Random) -> list[tuple[int, ...]]:
         known = source.documents[at].wrong
@@ -82,40 +99,69 @@ def wrong(source: Source, *, count: Count = 5) -> Choices:
 
 
 def mismatch(source: Source, *, count: Count = 5) -> Choices:
-    """`count` answers of random retain documents for each document. Raises UserError without retain documents."""
-    require(bool(source.retain_documents), "llmu's random answers come from retain documents, which must be there; documents", 0)
-    answers = [s.ids[_opening(d, s) :] for d, s in zip(source.retain_documents, source.retain_sequences, strict=True)]
+    """`count` answers of random retain documents for each document. Raises UserError without retain
+    documents.
+    """
+    require(
+        bool(source.retain_documents),
+        "llmu's random answers come from retain documents, which must be there; documents",
+        0,
+    )
+    answers = [
+        s.ids[_opening(d, s) :]
+        for d, s in zip(source.retain_documents, source.retain_sequences, strict=True)
+    ]
     return _each(source, "mismatch", lambda _at, rng: rng.sample(answers, min(count, len(answers))))
 
 
 def alternate(source: Source, *, count: Count = 3, temperature: Positive = 1.0) -> Choices:
-    """`count` answers that the model itself gives to each document's prompt before unlearning, none of them the true one.
+    """`count` answers that the model itself gives to each document's prompt before unlearning, none
+    of them the true one.
 
-    AltPO asks an instruction-tuned model for "an alternate answer", 5 at temperature 1. A model that knows the answer by
-    heart and follows no instructions would give it back, so here the true token is forbidden at one random position of
-    each sample as long as the sample follows the truth up to there; everything else is sampled freely. Our choice.
+    AltPO asks an instruction-tuned model for "an alternate answer", 5 at temperature 1. A model
+    that knows the answer by heart and follows no instructions would give it back, so here the true
+    token is forbidden at one random position of each sample as long as the sample follows the truth
+    up to there; everything else is sampled freely. Our choice.
     """
-    prompts = [s.ids[: _opening(d, s)] for d, s in zip(source.documents, source.sequences, strict=True)]
+    prompts = [
+        s.ids[: _opening(d, s)] for d, s in zip(source.documents, source.sequences, strict=True)
+    ]
     truths = [s.ids[len(prompt) :] for prompt, s in zip(prompts, source.sequences, strict=True)]
     names = [d.doc_id for d in source.documents]
-    again = partial(sample, source.model, prompts, truths, end=source.tokenizer.eos_token_id, temperature=temperature)
-    rounds = [again(seeds=[f"alternate {number} {name}" for name in names]) for number in range(count)]
+    again = partial(
+        sample,
+        source.model,
+        prompts,
+        truths,
+        end=source.tokenizer.eos_token_id,
+        temperature=temperature,
+    )
+    rounds = [
+        again(seeds=[f"alternate {number} {name}" for name in names]) for number in range(count)
+    ]
     return _each(source, "alternate", lambda at, _rng: [answers[at] for answers in rounds])
 
 
 def drawn(choices: Choices, doc_id: str, seed: int, epoch: int) -> Encoded:
-    """The companion of a document's presentation: a function of (seed, epoch, document) and of its choices."""
+    """The companion of a document's presentation: a function of (seed, epoch, document) and of its
+    choices.
+    """
     return random.Random(f"companion {seed} {epoch} {doc_id}").choice(choices[doc_id])
 
 
-def _each(source: Source, kind: str, answers: Callable[[int, random.Random], Sequence[tuple[int, ...]]]) -> Choices:
+def _each(
+    source: Source, kind: str, answers: Callable[[int, random.Random], Sequence[tuple[int, ...]]]
+) -> Choices:
     """Join every document's opening with its answers; `answers(position, rng)` gives their ids."""
     choices: Choices = {}
     for at, (document, sequence) in enumerate(zip(source.documents, source.sequences, strict=True)):
         opening = sequence.ids[: _opening(document, sequence)]
         texts = answers(at, random.Random(f"{kind} {document.doc_id}"))
         room = max(1, source.max_tokens - len(opening))
-        joined = (Encoded(f"{document.doc_id}.{kind}.{n}", (*opening, *text[:room]), len(opening)) for n, text in enumerate(texts))
+        joined = (
+            Encoded(f"{document.doc_id}.{kind}.{n}", (*opening, *text[:room]), len(opening))
+            for n, text in enumerate(texts)
+        )
         choices[document.doc_id] = tuple(joined)
     return choices
 
@@ -134,7 +180,8 @@ def _ids(source: Source, text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Companion:
-    """A row of the family: the maker and where its texts come from. The loss decides which kinds it looks at.
+    """A row of the family: the maker and where its texts come from. The loss decides which kinds it
+    looks at.
 
     `by_model`: the model writes them, which is dear, so they are kept on disk.
     """
@@ -150,7 +197,16 @@ COMPANIONS = {
     for row in (
         Companion(refusal, "a refusal", "TOFU 2401.06121 (IDK); our own words"),
         Companion(wrong, "a wrong answer that the data brings", "ours"),
-        Companion(alternate, "an alternate of the model's own", "Mekala et al. 2409.13474, without its prompt", by_model=True),
-        Companion(mismatch, "the answer of a random retain document", "Yao et al. 2310.10683 (there TruthfulQA answers)"),
+        Companion(
+            alternate,
+            "an alternate of the model's own",
+            "Mekala et al. 2409.13474, without its prompt",
+            by_model=True,
+        ),
+        Companion(
+            mismatch,
+            "the answer of a random retain document",
+            "Yao et al. 2310.10683 (there TruthfulQA answers)",
+        ),
     )
 }

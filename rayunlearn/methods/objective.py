@@ -1,4 +1,6 @@
-"""From a trial's choice of losses to the loss of one step: which documents, which tensors, which sum."""
+"""From a trial's choice of losses to the loss of one step: which documents, which tensors, which
+sum.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +24,9 @@ Weighting = Callable[[float | Tensor, Tensor, int], float | Tensor]
 
 @dataclass(frozen=True)
 class Companions:
-    """The companions of one kind: each document's choices, and what the model said of them before unlearning."""
+    """The companions of one kind: each document's choices, and what the model said of them before
+    unlearning.
+    """
 
     choices: Choices
     reference: Reference
@@ -30,11 +34,12 @@ class Companions:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two sides of an objective: its loss, its documents and all that the loss may ask about them.
+    """One of the two sides of an objective: its loss, its documents and all that the loss may ask
+    about them.
 
-    `prefix`: the inputs of the lowest trained block for these documents, where the blocks below are not to run.
-    `mean` is what the loss is one mean over: documents, labels, the labels of a kind of companion, or '' where lengths
-    do not tell.
+    `prefix`: the inputs of the lowest trained block for these documents, where the blocks below are
+    not to run. `mean` is what the loss is one mean over: documents, labels, the labels of a kind of
+    companion, or '' where lengths do not tell.
     """
 
     loss: Callable[..., Tensor]
@@ -55,11 +60,12 @@ class Shown:
 
 
 def stream(n: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Positions of the documents of a step: consecutive pieces of an endless row of shuffled epochs.
+    """Positions of the documents of a step: consecutive pieces of an endless row of shuffled
+    epochs.
 
-    A function of (n, batch_size, step, seed) alone, so a resumed run draws what an undisturbed one draws. With
-    fewer documents than the batch size a document comes more than once in a batch; presentations per step are
-    therefore the same at every coreset ratio.
+    A function of (n, batch_size, step, seed) alone, so a resumed run draws what an undisturbed one
+    draws. With fewer documents than the batch size a document comes more than once in a batch;
+    presentations per step are therefore the same at every coreset ratio.
     """
     return [position for position, _ in presentations(n, batch_size, step, seed)]
 
@@ -77,16 +83,19 @@ def _epoch(n: int, seed: int, epoch: int) -> list[int]:
 
 
 class Objective:
-    """The loss of step s: forget loss of a forget batch + retain weight x retain loss of a retain batch.
+    """The loss of step s: forget loss of a forget batch + retain weight x retain loss of a retain
+    batch.
 
-    The losses come with their hyperparameters bound (functools.partial). A loss that needs no tensor costs no forward.
-    `weighting` moves the retain weight each time both terms were asked for.
+    The losses come with their hyperparameters bound (functools.partial). A loss that needs no
+    tensor costs no forward. `weighting` moves the retain weight each time both terms were asked
+    for.
 
-    With `pieces` > 1 it is the loss of piece p that is given, p = step x pieces + 0, 1, ...: the mean over a step's pieces
-    is the loss of its whole batch, value and gradient. For that each piece counts by its share of what the loss is a mean
-    over, and as it then does not matter who is in which piece, a step's documents are sorted by length first: less padding.
-    A mean that lengths do not tell (`ce_u`; label means where `token.keep` or `token.cap` choose by loss) is left as it is:
-    the documents in the order drawn, each piece with its own mean.
+    With `pieces` > 1 it is the loss of piece p that is given, p = step x pieces + 0, 1, ...: the
+    mean over a step's pieces is the loss of its whole batch, value and gradient. For that each
+    piece counts by its share of what the loss is a mean over, and as it then does not matter who is
+    in which piece, a step's documents are sorted by length first: less padding. A mean that lengths
+    do not tell (`ce_u`; label means where `token.keep` or `token.cap` choose by loss) is left as it
+    is: the documents in the order drawn, each piece with its own mean.
     """
 
     def __init__(
@@ -106,24 +115,49 @@ class Objective:
     ) -> None:
         self.retain_weight: float | Tensor = retain_weight
         self._model, self._forget, self._retain, self._weighting = model, forget, retain, weighting
-        self._layer, self._batch_size, self._pad_id, self._seed, self._precision = layer, batch_size, pad_id, seed, precision
+        self._layer, self._batch_size, self._pad_id, self._seed, self._precision = (
+            layer,
+            batch_size,
+            pad_id,
+            seed,
+            precision,
+        )
         self._pieces = pieces
         self._control = control_direction(model.config.hidden_size, seed).to(model.device)
 
     def __call__(self, piece: int) -> StepLoss:
-        """Both terms and what was shown. Raises UserError if a side that is asked for has no document."""
+        """Both terms and what was shown. Raises UserError if a side that is asked for has no
+        document.
+        """
         forget_term, n_forget, n_documents = self._term(self._forget, piece, 2 * self._seed)
         retain_term, n_retain, _ = self._term(self._retain, piece, 2 * self._seed + 1)
         weight = self.retain_weight
-        terms = [t for t in (forget_term, None if retain_term is None else weight * retain_term) if t is not None]
+        terms = [
+            t
+            for t in (forget_term, None if retain_term is None else weight * retain_term)
+            if t is not None
+        ]
         if retain_term is not None:
             self.retain_weight = self._weighting(weight, retain_term, piece // self._pieces)
-        return StepLoss(torch.stack(terms).sum(), forget_term, retain_term, n_forget + n_retain, n_documents, weight)
+        return StepLoss(
+            torch.stack(terms).sum(),
+            forget_term,
+            retain_term,
+            n_forget + n_retain,
+            n_documents,
+            weight,
+        )
 
     def state(self) -> dict[str, Tensor]:
-        """The retain weight, which a weighting may have moved: under one name as a number, under another as a tensor."""
+        """The retain weight, which a weighting may have moved: under one name as a number, under
+        another as a tensor.
+        """
         weight = self.retain_weight
-        return {"tensor": weight} if isinstance(weight, Tensor) else {"number": torch.tensor(weight, dtype=torch.float64)}
+        return (
+            {"tensor": weight}
+            if isinstance(weight, Tensor)
+            else {"number": torch.tensor(weight, dtype=torch.float64)}
+        )
 
     def take(self, state: Mapping[str, Tensor]) -> None:
         """Go on with this retain weight."""
@@ -134,24 +168,39 @@ class Objective:
         return self._term(self._forget, piece, 2 * self._seed)[0]
 
     def _term(self, side: Side, piece: int, seed: int) -> tuple[Tensor | None, int, int]:
-        """The side's loss on a piece, the tokens that went through the model for it, padding excluded, and its documents."""
+        """The side's loss on a piece, the tokens that went through the model for it, padding
+        excluded, and its documents.
+        """
         if not needs(side.loss):
             return None, 0, 0
         step, part = divmod(piece, self._pieces)
         shown, share = piece_of(side, self._shown(side, step, seed), part, self._pieces)
-        documents, whole = [one.document for one in shown], TokenRule(temperature=side.rule.temperature)
+        documents, whole = (
+            [one.document for one in shown],
+            TokenRule(temperature=side.rule.temperature),
+        )
         with computing(self._model.device, self._precision):
-            views = {kind: self._view([one.companions[kind] for one in shown], c.reference, whole) for kind, c in side.companions.items()}
+            views = {
+                kind: self._view([one.companions[kind] for one in shown], c.reference, whole)
+                for kind, c in side.companions.items()
+            }
             view = self._view(documents, side.reference, side.rule, views, side.prefix)
             term = side.loss(**{name: tensor(view, name) for name in needs(side.loss)})
-        return term if share == 1 else share * term, sum(n_tokens(side, one) for one in shown), len(shown)
+        return (
+            term if share == 1 else share * term,
+            sum(n_tokens(side, one) for one in shown),
+            len(shown),
+        )
 
     def _shown(self, side: Side, step: int, seed: int) -> list[Shown]:
         """The presentations of a step, with their companions."""
         found = []
         for at, epoch in presentations(len(side.sequences), self._batch_size, step, seed):
             document = side.sequences[at]
-            companions = {kind: drawn(c.choices, document.doc_id, self._seed, epoch) for kind, c in side.companions.items()}
+            companions = {
+                kind: drawn(c.choices, document.doc_id, self._seed, epoch)
+                for kind, c in side.companions.items()
+            }
             found.append(Shown(document, companions))
         return found
 
@@ -176,8 +225,12 @@ class Objective:
         )
 
 
-def piece_of(side: Side, shown: Sequence[Shown], part: int, pieces: int) -> tuple[Sequence[Shown], float]:
-    """Part number `part` of a step's presentations, and what its loss is to be multiplied by (see `Objective`)."""
+def piece_of(
+    side: Side, shown: Sequence[Shown], part: int, pieces: int
+) -> tuple[Sequence[Shown], float]:
+    """Part number `part` of a step's presentations, and what its loss is to be multiplied by (see
+    `Objective`).
+    """
     if pieces == 1:
         return shown, 1.0
     size = len(shown) // pieces

@@ -19,13 +19,15 @@ Positions = Mapping[str, frozenset[int]]
 class TokenRule:
     """Token-level variants of a forget loss.
 
-    temperature: logits are divided by it. keep: of every sequence, the max(1, round(keep x n)) of its n tokens with the
-    SMALLEST NLL, those still remembered best. cap: a sequence whose summed NLL has reached it, in nats, counts no more
-    (0: no cap). positions: by doc_id, the places in `Encoded.ids` that may count (empty: every label).
+    temperature: logits are divided by it. keep: of every sequence, the max(1, round(keep x n)) of
+    its n tokens with the SMALLEST NLL, those still remembered best. cap: a sequence whose summed
+    NLL has reached it, in nats, counts no more (0: no cap). positions: by doc_id, the places in
+    `Encoded.ids` that may count (empty: every label).
 
-    Sources: temperature, loss selection and masking: code of "Unlearning with Control" (2406.09179, HEAD); the cap is
-    the one-sided cap of its v1 code, there mean over {l < cap} of (cap - l). Here a sequence over the cap is a constant
-    of the loss, so that any loss can be capped, and the mean still runs over the whole batch.
+    Sources: temperature, loss selection and masking: code of "Unlearning with Control" (2406.09179,
+    HEAD); the cap is the one-sided cap of its v1 code, there mean over {l < cap} of (cap - l). Here
+    a sequence over the cap is a constant of the loss, so that any loss can be capped, and the mean
+    still runs over the whole batch.
     """
 
     temperature: float = 1.0
@@ -48,7 +50,9 @@ EVERY_TOKEN = TokenRule()
 
 
 def counted(token_nll: Tensor, labelled: Tensor, rule: TokenRule) -> Tensor:
-    """The labels that `rule.keep` and `rule.cap` leave, (B, T) bool. token_nll (B, T) in nats, labelled (B, T) bool."""
+    """The labels that `rule.keep` and `rule.cap` leave, (B, T) bool. token_nll (B, T) in nats,
+    labelled (B, T) bool.
+    """
     n_kept = (rule.keep * labelled.sum(1, keepdim=True)).round().clamp(min=1)
     rank = token_nll.masked_fill(~labelled, torch.inf).argsort(dim=1, stable=True).argsort(1)
     kept = labelled & (rank < n_kept)
@@ -56,7 +60,9 @@ def counted(token_nll: Tensor, labelled: Tensor, rule: TokenRule) -> Tensor:
 
 
 def allowed(sequences: Sequence[Encoded], positions: Positions, like: Tensor) -> Tensor:
-    """`positions` of the sequences as a mask (B, T) bool, of the shape and device of `like`; none for a document it lacks."""
+    """`positions` of the sequences as a mask (B, T) bool, of the shape and device of `like`; none
+    for a document it lacks.
+    """
     mask = torch.zeros(like.shape, dtype=torch.bool)
     for row, sequence in enumerate(sequences):
         mask[row, sorted(positions.get(sequence.doc_id, ()))] = True
@@ -68,29 +74,46 @@ def word_list(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def word_positions(sequences: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> dict[str, frozenset[int]]:
-    """By doc_id, the label positions whose token touches one of the words, whole words only, in any case.
+def word_positions(
+    sequences: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, words: Sequence[str]
+) -> dict[str, frozenset[int]]:
+    """By doc_id, the label positions whose token touches one of the words, whole words only, in any
+    case.
 
-    Without words the mapping is empty, which restricts nothing. Raises UserError when no label of any sequence is left.
+    Without words the mapping is empty, which restricts nothing. Raises UserError when no label of
+    any sequence is left.
     """
     if not words:
         return {}
     positions = {s.doc_id: touched(s, tokenizer, words) for s in sequences}
-    require(any(positions.values()), "token.words must have a word that occurs in a kept document's answer", ", ".join(words))
+    require(
+        any(positions.values()),
+        "token.words must have a word that occurs in a kept document's answer",
+        ", ".join(words),
+    )
     return positions
 
 
-def touched(sequence: Encoded, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> frozenset[int]:
-    """Label positions whose token touches one of the words, whole words only, in any case; none without words.
+def touched(
+    sequence: Encoded, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]
+) -> frozenset[int]:
+    """Label positions whose token touches one of the words, whole words only, in any case; none
+    without words.
 
     A token's characters are what it adds to the decoded text.
     """
     if not words:
         return frozenset()
-    pattern = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.IGNORECASE)
+    pattern = re.compile(
+        "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.IGNORECASE
+    )
     decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
     ends = [len(decode(sequence.ids[: at + 1])) for at in range(len(sequence.ids))]
     text = decode(sequence.ids)
     spans = [match.span() for match in pattern.finditer(text)]
     starts = [0, *ends[:-1]]
-    return frozenset(at for at in range(sequence.start, len(ends)) if any(starts[at] < end and start < ends[at] for start, end in spans))
+    return frozenset(
+        at
+        for at in range(sequence.start, len(ends))
+        if any(starts[at] < end and start < ends[at] for start, end in spans)
+    )

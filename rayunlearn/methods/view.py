@@ -1,4 +1,6 @@
-"""The tensors that losses may ask for by name, each computed at most once per batch and only when asked for."""
+"""The tensors that losses may ask for by name, each computed at most once per batch and only when
+asked for.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +24,12 @@ COMPANION_KINDS = ("refusal", "alternate", "wrong", "mismatch", "preferred")
 class View:
     """One batch as a loss sees it. Attribute names are the parameter names of the loss functions.
 
-    token_nll, reference_token_nll (B, T) float32, zero where not labelled; labelled, present (B, T) bool; log_probs,
-    reference_log_probs (N, V) at the N labelled positions; labels (N,) their token ids; label_rank (N,) their place in
-    the answer, from 0; hidden, reference_hidden (B, T, D) at `layer`; reference_hidden_norm (B, T); control (D,).
-    `reference` is the model before unlearning; `rule` decides which labels count (`labelled`) and at which temperature;
-    `companions` are views of other texts for the same documents, by kind; `prefix` knows what the frozen lower blocks say.
+    token_nll, reference_token_nll (B, T) float32, zero where not labelled; labelled, present (B, T)
+    bool; log_probs, reference_log_probs (N, V) at the N labelled positions; labels (N,) their token
+    ids; label_rank (N,) their place in the answer, from 0; hidden, reference_hidden (B, T, D) at
+    `layer`; reference_hidden_norm (B, T); control (D,). `reference` is the model before unlearning;
+    `rule` decides which labels count (`labelled`) and at which temperature; `companions` are views
+    of other texts for the same documents, by kind; `prefix` knows what the frozen lower blocks say.
     """
 
     def __init__(
@@ -57,7 +60,9 @@ class View:
         """The batch with the labels that the rule's positions leave: the head runs nowhere else."""
         if not self._rule.positions:
             return self.batch
-        labelled = self.batch.labelled & allowed(self._sequences, self._rule.positions, self.batch.labelled)
+        labelled = self.batch.labelled & allowed(
+            self._sequences, self._rule.positions, self.batch.labelled
+        )
         return Batch(self.batch.input_ids, self.batch.present, labelled)
 
     @cached_property
@@ -67,7 +72,10 @@ class View:
 
     @cached_property
     def _asked_nll(self) -> Tensor:
-        return spread(functional.cross_entropy(self._logits, label_ids(self._asked), reduction="none"), self._asked.labelled)
+        return spread(
+            functional.cross_entropy(self._logits, label_ids(self._asked), reduction="none"),
+            self._asked.labelled,
+        )
 
     @cached_property
     def labelled(self) -> Tensor:
@@ -82,7 +90,11 @@ class View:
     @cached_property
     def label_rank(self) -> Tensor:
         ranks = self.batch.labelled.cumsum(1) - 1
-        return ranks[self.labelled] if self._rule.by_loss else ranks.flatten().index_select(0, self._asked.places)
+        return (
+            ranks[self.labelled]
+            if self._rule.by_loss
+            else ranks.flatten().index_select(0, self._asked.places)
+        )
 
     @cached_property
     def token_nll(self) -> Tensor:
@@ -105,7 +117,9 @@ class View:
     @cached_property
     def reference_log_probs(self) -> Tensor:
         values = self._reference.log_probs(self._sequences, self.batch)
-        return values if self._rule.keeps_every_token else values[self.labelled[self.batch.labelled]]
+        return (
+            values if self._rule.keeps_every_token else values[self.labelled[self.batch.labelled]]
+        )
 
     @cached_property
     def reference_hidden(self) -> Tensor:
@@ -125,10 +139,13 @@ def needs(function: Callable[..., Any]) -> tuple[str, ...]:
 def tensor(view: View, name: str) -> Tensor:
     """The tensor that a loss calls `name`: of the view, or of a companion of it.
 
-    `refusal_token_nll` is the companion `refusal`'s token_nll, `reference_refusal_token_nll` its reference_token_nll.
+    `refusal_token_nll` is the companion `refusal`'s token_nll, `reference_refusal_token_nll` its
+    reference_token_nll.
     """
     prefix, kind, rest = _parts(name)
-    value: Tensor = getattr(view.companions[kind], prefix + rest) if kind else getattr(view, prefix + rest)
+    value: Tensor = (
+        getattr(view.companions[kind], prefix + rest) if kind else getattr(view, prefix + rest)
+    )
     return value
 
 
@@ -143,12 +160,18 @@ def looks_at_documents(function: Callable[..., Tensor]) -> bool:
 
 
 def reference_kinds(function: Callable[..., Tensor], companion: str = "") -> tuple[str, ...]:
-    """What a loss wants to know of the model before unlearning, on its own documents or on one kind of companion."""
-    return tuple(rest for prefix, kind, rest in map(_parts, needs(function)) if prefix and kind == companion)
+    """What a loss wants to know of the model before unlearning, on its own documents or on one kind
+    of companion.
+    """
+    return tuple(
+        rest for prefix, kind, rest in map(_parts, needs(function)) if prefix and kind == companion
+    )
 
 
 def _parts(name: str) -> tuple[str, str, str]:
-    """`reference_refusal_token_nll` -> ("reference_", "refusal", "token_nll"); parts that a name lacks are ''."""
+    """`reference_refusal_token_nll` -> ("reference_", "refusal", "token_nll"); parts that a name
+    lacks are ''.
+    """
     prefix = "reference_" if name.startswith("reference_") else ""
     bare = name.removeprefix(prefix)
     kind, _, rest = bare.partition("_")
@@ -156,5 +179,9 @@ def _parts(name: str) -> tuple[str, str, str]:
 
 
 def control_direction(width: int, seed: int) -> Tensor:
-    """RMU's fixed direction: U[0, 1)^width scaled to unit length, (width,) float32, a function of the seed alone."""
-    return functional.normalize(torch.rand(width, generator=torch.Generator().manual_seed(seed)), dim=0)
+    """RMU's fixed direction: U[0, 1)^width scaled to unit length, (width,) float32, a function of
+    the seed alone.
+    """
+    return functional.normalize(
+        torch.rand(width, generator=torch.Generator().manual_seed(seed)), dim=0
+    )

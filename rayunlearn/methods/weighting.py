@@ -11,13 +11,21 @@ def fixed(weight: float | Tensor, retain: Tensor, step: int) -> float | Tensor:
 
 
 def dual(
-    weight: float | Tensor, retain: Tensor, step: int, *, limit: NonNegative = 0.1, rate: NonNegative = 1.0, warmup_steps: Whole = 0
+    weight: float | Tensor,
+    retain: Tensor,
+    step: int,
+    *,
+    limit: NonNegative = 0.1,
+    rate: NonNegative = 1.0,
+    warmup_steps: Whole = 0,
 ) -> float | Tensor:
-    """Dual ascent on "retain loss <= limit": max(0, weight + rate (retain - limit)) after each step from `warmup_steps` on.
+    """Dual ascent on "retain loss <= limit": max(0, weight + rate (retain - limit)) after each step
+    from `warmup_steps` on.
 
-    retain: the step's retain loss, a scalar; step counts from 0. Source: PDU in open-unlearning (there after each
-    micro-step, after 5 epochs of warm-up). `limit` has no published default: 0.1 nats is ours, for beds whose base
-    model knows its texts; set it to what the base model scores on real text.
+    retain: the step's retain loss, a scalar; step counts from 0. Source: PDU in open-unlearning
+    (there after each micro-step, after 5 epochs of warm-up). `limit` has no published default: 0.1
+    nats is ours, for beds whose base model knows its texts; set it to what the base model scores on
+    real text.
     """
     if step < warmup_steps:
         return weight

@@ -11,5 +11,7 @@ def as_trained(start: Tensor, end: Tensor) -> Tensor:
 
 
 def negate(start: Tensor, end: Tensor, *, scale: Positive = 1.0) -> Tensor:
-    """start - scale x (end - start): as far the other way. Source: Ilharco et al. 2212.04089; MUSE's scripts use 1 to 16."""
+    """start - scale x (end - start): as far the other way. Source: Ilharco et al. 2212.04089;
+    MUSE's scripts use 1 to 16.
+    """
     return start - scale * (end - start)

@@ -1,8 +1,10 @@
-"""Metrics of a whole corpus: what cannot be a mean of per-document values. Computed from rows of `examples`, no model needed.
+"""Metrics of a whole corpus: what cannot be a mean of per-document values. Computed from rows of
+`examples`, no model needed.
 
-Membership scores compare split `members` (forget documents whole, where questions are asked of `forget`), else `forget`,
-with split `holdout`; forget quality compares with gold's rows; model utility
-needs the splits `retain`, `real_authors` and `world_facts`. What the rows do not allow is left out, never guessed.
+Membership scores compare split `members` (forget documents whole, where questions are asked of
+`forget`), else `forget`, with split `holdout`; forget quality compares with gold's rows; model
+utility needs the splits `retain`, `real_authors` and `world_facts`. What the rows do not allow is
+left out, never guessed.
 """
 
 import math
@@ -16,30 +18,49 @@ import polars as pl
 from rayunlearn.ranges import Fraction
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
-SCORES = ("loss_score", "zlib_score", "reference_score", "min_k_score", "min_k_plus_score", "gradient_norm_score")
-PRIVACY_SCORE = "min_k_score"  # MUSE's choice
+SCORES = (
+    "loss_score",
+    "zlib_score",
+    "reference_score",
+    "min_k_score",
+    "min_k_plus_score",
+    "gradient_norm_score",
+)
+# MUSE's choice
+PRIVACY_SCORE = "min_k_score"
 UTILITY_TERMS = tuple(
     (split, metric)
-    for split, likely in (("retain", "probability"), ("real_authors", "option_probability"), ("world_facts", "option_probability"))
+    for split, likely in (
+        ("retain", "probability"),
+        ("real_authors", "option_probability"),
+        ("world_facts", "option_probability"),
+    )
     for metric in (likely, "rouge_l_recall", "truth_ratio_right")
 )
 
 
 def auc(forget: Numbers, holdout: Numbers) -> float:
-    """P(a holdout document's score is above a forget document's) + half the ties: 1 where the forget set looks like members.
+    """P(a holdout document's score is above a forget document's) + half the ties: 1 where the
+    forget set looks like members.
 
-    0.5 is what a model that never saw either should have; below it the forget set looks less known than unseen text.
+    0.5 is what a model that never saw either should have; below it the forget set looks less known
+    than unseen text.
     """
     ordered = np.sort(holdout)
-    below, up_to = np.searchsorted(ordered, forget, "left"), np.searchsorted(ordered, forget, "right")
+    below, up_to = (
+        np.searchsorted(ordered, forget, "left"),
+        np.searchsorted(ordered, forget, "right"),
+    )
     above, ties = len(ordered) - up_to, up_to - below
     return float((above + ties / 2).mean() / len(ordered))
 
 
 def tpr_at_fpr(forget: Numbers, holdout: Numbers, *, rate: Fraction = 0.01) -> float:
-    """Share of the forget set called a member by the threshold that calls at most `rate` of the holdout one. Carlini et al. 2112.03570.
+    """Share of the forget set called a member by the threshold that calls at most `rate` of the
+    holdout one. Carlini et al. 2112.03570.
 
-    A member has a score strictly below the threshold. Fewer than 1 / `rate` holdout documents allow no false positive at all.
+    A member has a score strictly below the threshold. Fewer than 1 / `rate` holdout documents allow
+    no false positive at all.
     """
     allowed = math.floor(rate * len(holdout) + 1e-9)
     threshold = np.sort(holdout)[allowed] if allowed < len(holdout) else math.inf
@@ -47,36 +68,45 @@ def tpr_at_fpr(forget: Numbers, holdout: Numbers, *, rate: Fraction = 0.01) -> f
 
 
 def privacy_leakage(auc_unlearned: float, auc_gold: float) -> float | None:
-    """100 (x - g) / g, with x and g = 1 - AUC of the unlearned and the gold model, in percent. MUSE's PrivLeak.
+    """100 (x - g) / g, with x and g = 1 - AUC of the unlearned and the gold model, in percent.
+    MUSE's PrivLeak.
 
-    0 is gold; negative: the forget set still looks known (-100 at AUC 1); positive: it looks too unknown. Null where g is 0
-    (MUSE adds 1e-10 to the divisor there).
+    0 is gold; negative: the forget set still looks known (-100 at AUC 1); positive: it looks too
+    unknown. Null where g is 0 (MUSE adds 1e-10 to the divisor there).
     """
     gold = 1 - auc_gold
     return 100 * ((1 - auc_unlearned) - gold) / gold if gold > 0 else None
 
 
 def forget_quality(ratios: Numbers, gold_ratios: Numbers) -> float:
-    """p-value of the two-sample Kolmogorov-Smirnov test on the truth ratios of the forget set against gold's. TOFU.
+    """p-value of the two-sample Kolmogorov-Smirnov test on the truth ratios of the forget set
+    against gold's. TOFU.
 
-    Small: the two can be told apart. It falls with the number of documents: compare on equal numbers only.
+    Small: the two can be told apart. It falls with the number of documents: compare on equal
+    numbers only.
     """
     return _kolmogorov_smirnov(ratios, gold_ratios)[1]
 
 
 def forget_distance(ratios: Numbers, gold_ratios: Numbers) -> float:
-    """Statistic of the same test: the largest gap between the two distribution functions; it does not depend on the number as p does."""
+    """Statistic of the same test: the largest gap between the two distribution functions; it does
+    not depend on the number as p does.
+    """
     return _kolmogorov_smirnov(ratios, gold_ratios)[0]
 
 
 def model_utility(terms: Sequence[float]) -> float:
-    """Harmonic mean of TOFU's nine terms (probability, ROUGE, truth ratio on retain, authors and facts); 0 where one is 0."""
+    """Harmonic mean of TOFU's nine terms (probability, ROUGE, truth ratio on retain, authors and
+    facts); 0 where one is 0.
+    """
     return len(terms) / sum(1 / term for term in terms) if min(terms) > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class CorpusMetric:
-    """A row of the table: function, unit, range and which way is more knowledge ('' where neither is)."""
+    """A row of the table: function, unit, range and which way is more knowledge ('' where neither
+    is).
+    """
 
     function: Callable[..., float | None]
     meaning: str
@@ -90,21 +120,73 @@ class CorpusMetric:
 CORPUS_METRICS = {
     row.function.__name__: row
     for row in (
-        CorpusMetric(auc, "how well a membership score tells forget from holdout", "fraction", 0, 1, "higher", "2310.16789; MUSE 2407.06460"),
-        CorpusMetric(tpr_at_fpr, "forget documents found at 1 % false positives", "fraction", 0, 1, "higher", "Carlini et al. 2112.03570"),
-        CorpusMetric(privacy_leakage, "AUC relative to gold's, sign as in MUSE", "percent", -100, math.inf, "lower", "MUSE 2407.06460"),
-        CorpusMetric(forget_quality, "p that gold's truth ratios are the same", "fraction", 0, 1, "lower", "TOFU 2401.06121"),
-        CorpusMetric(forget_distance, "largest gap to gold's truth ratios", "fraction", 0, 1, "", "TOFU 2401.06121"),
-        CorpusMetric(model_utility, "harmonic mean of nine terms on other data", "fraction", 0, 1, "higher", "TOFU 2401.06121"),
+        CorpusMetric(
+            auc,
+            "how well a membership score tells forget from holdout",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "2310.16789; MUSE 2407.06460",
+        ),
+        CorpusMetric(
+            tpr_at_fpr,
+            "forget documents found at 1 % false positives",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "Carlini et al. 2112.03570",
+        ),
+        CorpusMetric(
+            privacy_leakage,
+            "AUC relative to gold's, sign as in MUSE",
+            "percent",
+            -100,
+            math.inf,
+            "lower",
+            "MUSE 2407.06460",
+        ),
+        CorpusMetric(
+            forget_quality,
+            "p that gold's truth ratios are the same",
+            "fraction",
+            0,
+            1,
+            "lower",
+            "TOFU 2401.06121",
+        ),
+        CorpusMetric(
+            forget_distance,
+            "largest gap to gold's truth ratios",
+            "fraction",
+            0,
+            1,
+            "",
+            "TOFU 2401.06121",
+        ),
+        CorpusMetric(
+            model_utility,
+            "harmonic mean of nine terms on other data",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "TOFU 2401.06121",
+        ),
     )
 }
 
 
-def corpus_rows(examples: pl.DataFrame, gold: pl.DataFrame | None = None) -> list[dict[str, object]]:
-    """Rows split, metric, value, n of every corpus metric that the examples (doc_id, split, metric, value) of one model allow.
+def corpus_rows(
+    examples: pl.DataFrame, gold: pl.DataFrame | None = None
+) -> list[dict[str, object]]:
+    """Rows split, metric, value, n of every corpus metric that the examples (doc_id, split, metric,
+    value) of one model allow.
 
-    `gold`: the same table of the model that never saw the forget set. Without it there is no forget quality, and privacy
-    leakage takes 0.5 for its AUC. Membership metrics are named after their score: `min_k_score_auc`, `min_k_score_tpr_at_fpr`.
+    `gold`: the same table of the model that never saw the forget set. Without it there is no forget
+    quality, and privacy leakage takes 0.5 for its AUC. Membership metrics are named after their
+    score: `min_k_score_auc`, `min_k_score_tpr_at_fpr`.
     """
     own, reference = _by_place(examples), _by_place(gold) if gold is not None else {}
     return [*_membership_rows(own, reference), *_quality_rows(own, reference), *_utility_rows(own)]
@@ -112,11 +194,18 @@ def corpus_rows(examples: pl.DataFrame, gold: pl.DataFrame | None = None) -> lis
 
 def _by_place(examples: pl.DataFrame) -> dict[tuple[str, str], Numbers]:
     """(split, metric) -> values, nulls left out."""
-    groups = examples.drop_nulls("value").group_by("split", "metric", maintain_order=True).agg("value")
-    return {(split, metric): np.asarray(values, dtype=np.float64) for split, metric, values in groups.iter_rows()}
+    groups = (
+        examples.drop_nulls("value").group_by("split", "metric", maintain_order=True).agg("value")
+    )
+    return {
+        (split, metric): np.asarray(values, dtype=np.float64)
+        for split, metric, values in groups.iter_rows()
+    }
 
 
-def _membership_rows(own: Mapping[tuple[str, str], Numbers], gold: Mapping[tuple[str, str], Numbers]) -> list[dict[str, object]]:
+def _membership_rows(
+    own: Mapping[tuple[str, str], Numbers], gold: Mapping[tuple[str, str], Numbers]
+) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for score in SCORES:
         sides = _sides(own, score)
@@ -126,28 +215,45 @@ def _membership_rows(own: Mapping[tuple[str, str], Numbers], gold: Mapping[tuple
         rows += [_row(f"{score}_auc", found, n), _row(f"{score}_tpr_at_fpr", tpr_at_fpr(*sides), n)]
         if score == PRIVACY_SCORE:
             known = _sides(gold, score)
-            rows.append(_row("privacy_leakage", privacy_leakage(found, auc(*known) if known else 0.5), n))
+            rows.append(
+                _row("privacy_leakage", privacy_leakage(found, auc(*known) if known else 0.5), n)
+            )
     return rows
 
 
 def _sides(values: Mapping[tuple[str, str], Numbers], score: str) -> tuple[Numbers, Numbers] | None:
     """(forget documents, unseen ones), None where either is missing."""
-    members, holdout = values.get(("members", score), values.get(("forget", score))), values.get(("holdout", score))
+    members, holdout = (
+        values.get(("members", score), values.get(("forget", score))),
+        values.get(("holdout", score)),
+    )
     return None if members is None or holdout is None else (members, holdout)
 
 
-def _quality_rows(own: Mapping[tuple[str, str], Numbers], gold: Mapping[tuple[str, str], Numbers]) -> list[dict[str, object]]:
+def _quality_rows(
+    own: Mapping[tuple[str, str], Numbers], gold: Mapping[tuple[str, str], Numbers]
+) -> list[dict[str, object]]:
     ratios, expected = own.get(("forget", "truth_ratio")), gold.get(("forget", "truth_ratio"))
     if ratios is None or expected is None:
         return []
-    return [_row(f.__name__, f(ratios, expected), len(ratios)) for f in (forget_quality, forget_distance)]
+    return [
+        _row(f.__name__, f(ratios, expected), len(ratios))
+        for f in (forget_quality, forget_distance)
+    ]
 
 
 def _utility_rows(own: Mapping[tuple[str, str], Numbers]) -> list[dict[str, object]]:
     if not all(place in own for place in UTILITY_TERMS):
         return []
     n = sum(len(own[place]) for place in UTILITY_TERMS if place[1] == "rouge_l_recall")
-    return [_row("model_utility", model_utility([float(own[place].mean()) for place in UTILITY_TERMS]), n, split="retain")]
+    return [
+        _row(
+            "model_utility",
+            model_utility([float(own[place].mean()) for place in UTILITY_TERMS]),
+            n,
+            split="retain",
+        )
+    ]
 
 
 def _row(metric: str, value: float | None, n: int, split: str = "forget") -> dict[str, object]:
@@ -156,7 +262,8 @@ def _row(metric: str, value: float | None, n: int, split: str = "forget") -> dic
 
 def _kolmogorov_smirnov(first: Numbers, second: Numbers) -> tuple[float, float]:
     """(statistic, p-value), two-sided; exact for small samples, as scipy chooses."""
-    from scipy.stats import ks_2samp  # takes most of a second to import, and few runs have gold's rows
+    # takes most of a second to import, and few runs have gold's rows
+    from scipy.stats import ks_2samp
 
     found = ks_2samp(first, second)
     return float(found.statistic), float(found.pvalue)

@@ -1,4 +1,6 @@
-"""docs/metrics.md, made from the tables: `python -m rayunlearn.metrics.documentation > docs/metrics.md`."""
+"""docs/metrics.md, made from the tables: `python -m rayunlearn.metrics.documentation >
+docs/metrics.md`.
+"""
 
 import inspect
 import math
@@ -38,23 +40,47 @@ The names of a metric function's positional parameters, and the pass that makes 
 
 def metrics_page() -> str:
     """The page as Markdown."""
-    table = "| metric | meaning | unit | range | more knowledge | asks for | source |\n|---|---|---|---|---|---|---|\n"
+    table = (
+        "| metric | meaning | unit | range | more knowledge | asks for | source"
+        " |\n|---|---|---|---|---|---|---|\n"
+    )
     rows = "".join(_document_line(name, row) for name, row in METRICS.items())
-    corpus = "".join(table_line(f"`{name}`", *_scale(row), row.source) for name, row in CORPUS_METRICS.items())
-    inputs = "".join(table_line(f"`{name}`", row.source, row.meaning) for name, row in INPUTS.items())
+    corpus = "".join(
+        table_line(f"`{name}`", *_scale(row), row.source) for name, row in CORPUS_METRICS.items()
+    )
+    inputs = "".join(
+        table_line(f"`{name}`", row.source, row.meaning) for name, row in INPUTS.items()
+    )
     functions: dict[str, Callable[..., Any]] = {name: row.function for name, row in METRICS.items()}
     functions |= {name: row.function for name, row in CORPUS_METRICS.items()}
     details = "".join(_section(name, function) for name, function in functions.items())
-    return "\n".join([HEAD, "## Metrics of a document\n", table + rows, CORPUS_HEAD + corpus, INPUT_HEAD + inputs, "## Definitions\n", details])
+    return "\n".join(
+        [
+            HEAD,
+            "## Metrics of a document\n",
+            table + rows,
+            CORPUS_HEAD + corpus,
+            INPUT_HEAD + inputs,
+            "## Definitions\n",
+            details,
+        ]
+    )
 
 
 def _document_line(name: str, row: Metric) -> str:
     star = " *" if name in CHEAP else ""
-    return table_line(f"`{name}`{star}", *_scale(row), ", ".join(f"`{i}`" for i in inputs_of(row)), row.source)
+    return table_line(
+        f"`{name}`{star}", *_scale(row), ", ".join(f"`{i}`" for i in inputs_of(row)), row.source
+    )
 
 
 def _scale(row: Metric | CorpusMetric) -> tuple[str, str, str, str]:
-    return row.meaning, row.unit, f"{_number(row.low)} to {_number(row.high)}", row.direction or "neither"
+    return (
+        row.meaning,
+        row.unit,
+        f"{_number(row.low)} to {_number(row.high)}",
+        row.direction or "neither",
+    )
 
 
 def _number(value: float) -> str:
@@ -67,8 +93,14 @@ def table_line(*cells: str) -> str:
 
 
 def settings_words(name: str, function: Callable[..., Any]) -> str:
-    """The hyperparameters of a family function with their defaults, as a paragraph; '' where there are none."""
-    options = [f"`{name}.{p.name}` = {p.default}" for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    """The hyperparameters of a family function with their defaults, as a paragraph; '' where there
+    are none.
+    """
+    options = [
+        f"`{name}.{p.name}` = {p.default}"
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
     return f"\n\nSettings: {', '.join(options)}." if options else ""
 
 

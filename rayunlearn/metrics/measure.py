@@ -1,4 +1,6 @@
-"""Measure a model on probes: the passes that the metrics need, each once, and one row per document and metric."""
+"""Measure a model on probes: the passes that the metrics need, each once, and one row per document
+and metric.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,27 +28,39 @@ def encode_probes(
     true_letters: Mapping[str, int] | None = None,
     templates: Mapping[str, str] | None = None,
 ) -> list[Probe]:
-    """Encode every probe of every split. The true option is the paraphrase where there is one, so that a right
-    answer is not preferred for its wording alone. `true_letters` (doc_id -> place among the letters) keeps the order
-    of options that the data came in; elsewhere the document's digest places the truth. `templates` (split -> template)
-    are for splits that are not questions: a continuation has `{prompt}` alone."""
+    """Encode every probe of every split. The true option is the paraphrase where there is one, so
+    that a right answer is not preferred for its wording alone. `true_letters` (doc_id -> place
+    among the letters) keeps the order of options that the data came in; elsewhere the document's
+    digest places the truth. `templates` (split -> template) are for splits that are not questions:
+    a continuation has `{prompt}` alone."""
 
     own = templates or {}
     shared: dict[str, Any] = {"tokenizer": tokenizer, "max_tokens": max_tokens}
     return [
-        _probe(d, split, partial(encode_pair, d.doc_id, **shared, template=own.get(split, template)), true_letters or {})
+        _probe(
+            d,
+            split,
+            partial(encode_pair, d.doc_id, **shared, template=own.get(split, template)),
+            true_letters or {},
+        )
         for split, documents in probes.items()
         for d in documents
     ]
 
 
-def _probe(d: Document, split: str, encoded: Callable[[str, str], Encoded], true_letters: Mapping[str, int]) -> Probe:
+def _probe(
+    d: Document, split: str, encoded: Callable[[str, str], Encoded], true_letters: Mapping[str, int]
+) -> Probe:
     """`encoded` makes one sequence of a prompt and an answer."""
     return Probe(
         d.doc_id,
         split,
         encoded(d.prompt, d.answer),
-        tuple(encoded(d.prompt, option) for option in (d.paraphrase or d.answer, *d.wrong)) if d.wrong else (),
+        (
+            tuple(encoded(d.prompt, option) for option in (d.paraphrase or d.answer, *d.wrong))
+            if d.wrong
+            else ()
+        ),
         encoded(d.prompt_paraphrase, d.answer) if d.prompt and d.prompt_paraphrase else None,
         d,
         true_letters.get(d.doc_id, place_of_truth(d.doc_id, 1 + len(d.wrong))),
@@ -64,23 +78,37 @@ def measure(
     writing: Writing = Writing(),  # noqa: B008 - frozen
     options: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[dict[str, object]]:
-    """Rows doc_id, split, metric, value: every metric of every probe; value None where the probe does not allow it.
+    """Rows doc_id, split, metric, value: every metric of every probe; value None where the probe
+    does not allow it.
 
-    The default metrics come from one forward pass. Others may need the `tokenizer` (texts, letters), outputs of the
-    `base` model on the answers, or gradients; `options` are keyword arguments by metric. Raises UserError for what is missing.
+    The default metrics come from one forward pass. Others may need the `tokenizer` (texts,
+    letters), outputs of the `base` model on the answers, or gradients; `options` are keyword
+    arguments by metric. Raises UserError for what is missing.
     """
-    task = Task(model=model, probes=probes, pad_id=pad_id, tokenizer=tokenizer, base=base, writing=writing)
+    task = Task(
+        model=model, probes=probes, pad_id=pad_id, tokenizer=tokenizer, base=base, writing=writing
+    )
     gathered = gather(task, sources_of(metrics.values()))
-    asked = {name: (row.function, inputs_of(row), (options or {}).get(name, {})) for name, row in metrics.items()}
+    asked = {
+        name: (row.function, inputs_of(row), (options or {}).get(name, {}))
+        for name, row in metrics.items()
+    }
     return [
-        {"doc_id": probe.doc_id, "split": probe.split, "metric": name, "value": _value(*parts, inputs)}
+        {
+            "doc_id": probe.doc_id,
+            "split": probe.split,
+            "metric": name,
+            "value": _value(*parts, inputs),
+        }
         for probe, inputs in zip(probes, gathered, strict=True)
         for name, parts in asked.items()
     ]
 
 
 def chosen_metrics(names: str) -> dict[str, Metric]:
-    """`cheap`, `all` or names separated by commas -> rows of the table. Raises UserError for a name that it does not have."""
+    """`cheap`, `all` or names separated by commas -> rows of the table. Raises UserError for a name
+    that it does not have.
+    """
     if names in ("cheap", "all"):
         return dict(CHEAP if names == "cheap" else METRICS)
     chosen = [name.strip() for name in names.split(",")]
@@ -91,10 +119,16 @@ def chosen_metrics(names: str) -> dict[str, Metric]:
 
 
 def only_for(probe: Probe, metric: Metric) -> Probe:
-    """The probe with those of its sequences alone that a cheap metric looks at: a pass over the others would be for nothing."""
+    """The probe with those of its sequences alone that a cheap metric looks at: a pass over the
+    others would be for nothing.
+    """
     names = set(inputs_of(metric))
     options = probe.options if names & {"option_nll", "option_nll_sum"} else ()
-    return replace(probe, options=options, paraphrased=probe.paraphrased if "paraphrase_correct" in names else None)
+    return replace(
+        probe,
+        options=options,
+        paraphrased=probe.paraphrased if "paraphrase_correct" in names else None,
+    )
 
 
 def mean_probability(model: PreTrainedModel, probes: Sequence[Probe], pad_id: int) -> float:
@@ -103,5 +137,14 @@ def mean_probability(model: PreTrainedModel, probes: Sequence[Probe], pad_id: in
     return float(torch.stack([torch.exp(-s.token_nll.mean()) for s in scored]).mean())
 
 
-def _value(function: Callable[..., float | None], names: Sequence[str], options: Mapping[str, float], inputs: Inputs) -> float | None:
-    return function(**{n: inputs[n] for n in names}, **options) if all(n in inputs for n in names) else None
+def _value(
+    function: Callable[..., float | None],
+    names: Sequence[str],
+    options: Mapping[str, float],
+    inputs: Inputs,
+) -> float | None:
+    return (
+        function(**{n: inputs[n] for n in names}, **options)
+        if all(n in inputs for n in names)
+        else None
+    )

@@ -1,7 +1,9 @@
-"""Membership inference: one score per document, lower where it looks more like one that was trained on.
+"""Membership inference: one score per document, lower where it looks more like one that was trained
+on.
 
-The attack itself compares the scores of forget documents with those of a split `holdout` that no model saw: AUC, TPR at
-1 % FPR and PrivLeak are in `corpus`. Which way a score points is the peers' convention.
+The attack itself compares the scores of forget documents with those of a split `holdout` that no
+model saw: AUC, TPR at 1 % FPR and PrivLeak are in `corpus`. Which way a score points is the peers'
+convention.
 """
 
 import zlib
@@ -17,7 +19,8 @@ def loss_score(token_nll: Tensor) -> float:
 
 
 def zlib_score(token_nll: Tensor, answer: str) -> float:
-    """Mean token NLL / length of the zlib-compressed answer in bytes: what is simply easy text is discounted.
+    """Mean token NLL / length of the zlib-compressed answer in bytes: what is simply easy text is
+    discounted.
 
     Carlini et al. 2012.07805, in the form that open-unlearning computes.
     """
@@ -25,28 +28,39 @@ def zlib_score(token_nll: Tensor, answer: str) -> float:
 
 
 def reference_score(token_nll: Tensor, base_nll: Tensor) -> float:
-    """Mean token NLL minus that of the reference model, in nats. Carlini et al. 2012.07805, 2112.03570.
+    """Mean token NLL minus that of the reference model, in nats. Carlini et al. 2012.07805,
+    2112.03570.
 
-    The reference is the model that the caller gives as `base`: before unlearning, or one that never saw the documents.
+    The reference is the model that the caller gives as `base`: before unlearning, or one that never
+    saw the documents.
     """
     return float(token_nll.mean() - base_nll.mean())
 
 
 def min_k_score(token_nll: Tensor, *, share: Fraction = 0.4) -> float:
-    """Mean NLL of the `share` of tokens that are the least likely, at least one; end-of-sequence left out. Shi et al. 2310.16789.
+    """Mean NLL of the `share` of tokens that are the least likely, at least one; end-of-sequence
+    left out. Shi et al. 2310.16789.
 
     `share` 0.4 is what MUSE uses.
     """
     return -_lowest(-_answer(token_nll), share)
 
 
-def min_k_plus_score(token_nll: Tensor, log_prob_mean: Tensor, log_prob_deviation: Tensor, *, share: Fraction = 0.4) -> float:
-    """Min-k over (log p - mu) / sigma, with mu and sigma of log p under the next-token distribution. Zhang et al. 2404.02936."""
-    return -_lowest((-_answer(token_nll) - _answer(log_prob_mean)) / _answer(log_prob_deviation), share)
+def min_k_plus_score(
+    token_nll: Tensor, log_prob_mean: Tensor, log_prob_deviation: Tensor, *, share: Fraction = 0.4
+) -> float:
+    """Min-k over (log p - mu) / sigma, with mu and sigma of log p under the next-token
+    distribution. Zhang et al. 2404.02936.
+    """
+    return -_lowest(
+        (-_answer(token_nll) - _answer(log_prob_mean)) / _answer(log_prob_deviation), share
+    )
 
 
 def gradient_norm_score(gradient_norm: float) -> float:
-    """Mean over the parameter tensors of the L2 norm of the gradient of the mean token NLL (not the norm of them together)."""
+    """Mean over the parameter tensors of the L2 norm of the gradient of the mean token NLL (not the
+    norm of them together).
+    """
     return gradient_norm
 
 

@@ -1,8 +1,10 @@
-"""Tensors made once per key on disk, for all trials and processes: one makes them, the others wait and read.
+"""Tensors made once per key on disk, for all trials and processes: one makes them, the others wait
+and read.
 
-A file carries the text of its key and a digest of its content. One whose key or content is not what it should be (half
-written, damaged, of another format) is made again and never used. Reading maps the file into memory: processes on one
-machine share its pages, and rows that nobody asks for are never loaded.
+A file carries the text of its key and a digest of its content. One whose key or content is not what
+it should be (half written, damaged, of another format) is made again and never used. Reading maps
+the file into memory: processes on one machine share its pages, and rows that nobody asks for are
+never loaded.
 """
 
 import hashlib
@@ -23,15 +25,19 @@ from rayunlearn.data.encode import Encoded
 from rayunlearn.errors import UserError
 from rayunlearn.results.mirror import fetch, send
 
-FORMAT = 1  # raised when a file's tensors change their meaning
+# raised when a file's tensors change their meaning
+FORMAT = 1
 
 
-def tensors_once(folder: Path, key: Mapping[str, object], make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of `key`, by name, on the CPU: read from `folder`, or made and written there first.
+def tensors_once(
+    folder: Path, key: Mapping[str, object], make: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The tensors of `key`, by name, on the CPU: read from `folder`, or made and written there
+    first.
 
-    `key` (JSON values) must hold everything that decides the values. Of several processes that want the same key one
-    calls `make`. The tensors are mapped copy-on-write: writing to them changes neither the file nor another process.
-    Raises UserError when the file cannot be written.
+    `key` (JSON values) must hold everything that decides the values. Of several processes that want
+    the same key one calls `make`. The tensors are mapped copy-on-write: writing to them changes
+    neither the file nor another process. Raises UserError when the file cannot be written.
     """
     text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
     path = folder / f"{digest(text)}.safetensors"
@@ -43,18 +49,24 @@ def tensors_once(folder: Path, key: Mapping[str, object], make: Callable[[], Map
         with FileLock(f"{path}.lock"):
             found = read_genuine(path, text) if fetch(path) else None
             if found is None:
-                write_genuine(path, text, {name: t.detach().cpu().contiguous() for name, t in make().items()})
+                write_genuine(
+                    path, text, {name: t.detach().cpu().contiguous() for name, t in make().items()}
+                )
                 send(path)
                 found = read_genuine(path, text)
     except (OSError, SafetensorError) as problem:
-        raise UserError(f"the cache must be writable, got {type(problem).__name__} for {path}: {problem}") from problem
+        raise UserError(
+            f"the cache must be writable, got {type(problem).__name__} for {path}: {problem}"
+        ) from problem
     if found is None:
         raise UserError(f"the cache must give back what was written to it, but {path} does not")
     return found
 
 
 def json_once(folder: Path, key: Mapping[str, object], make: Callable[[], object]) -> Any:
-    """`tensors_once` for a JSON value: rows, texts, numbers, which come back to the last bit (tuples as lists)."""
+    """`tensors_once` for a JSON value: rows, texts, numbers, which come back to the last bit
+    (tuples as lists).
+    """
 
     def written() -> dict[str, Tensor]:
         return {"json": torch.frombuffer(bytearray(json.dumps(make()).encode()), dtype=torch.uint8)}
@@ -73,7 +85,9 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def packed(sequences: Sequence[Encoded]) -> dict[str, Tensor]:
-    """Sequences as three tensors: `ids` of all of them in a row, `lengths` and `starts` (n,). The doc_ids are not in it."""
+    """Sequences as three tensors: `ids` of all of them in a row, `lengths` and `starts` (n,). The
+    doc_ids are not in it.
+    """
     return {
         "ids": torch.tensor([i for s in sequences for i in s.ids], dtype=torch.int32),
         "lengths": torch.tensor([len(s.ids) for s in sequences], dtype=torch.int32),
@@ -84,7 +98,10 @@ def packed(sequences: Sequence[Encoded]) -> dict[str, Tensor]:
 def unpacked(tensors: Mapping[str, Tensor], doc_ids: Sequence[str]) -> list[Encoded]:
     """The inverse of `packed`."""
     parts = tensors["ids"].split(tensors["lengths"].tolist())
-    return [Encoded(d, tuple(ids.tolist()), start) for d, ids, start in zip(doc_ids, parts, tensors["starts"].tolist(), strict=True)]
+    return [
+        Encoded(d, tuple(ids.tolist()), start)
+        for d, ids, start in zip(doc_ids, parts, tensors["starts"].tolist(), strict=True)
+    ]
 
 
 def sequences_digest(sequences: Sequence[Encoded]) -> str:

@@ -1,7 +1,7 @@
 """Forward passes that compute what a loss or a metric asks for, and nothing else.
 
-Right padding and causal attention: a position never sees what comes after it, so no attention mask is needed
-and padding cannot change a label's value (tested against unpadded rows).
+Right padding and causal attention: a position never sees what comes after it, so no attention mask
+is needed and padding cannot change a label's value (tested against unpadded rows).
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,9 @@ class _BlockReached(Exception):
 
 @dataclass(frozen=True)
 class Start:
-    """Where a forward pass begins: at block `block` (0-based), whose input `hidden` (B, T, D) is known already."""
+    """Where a forward pass begins: at block `block` (0-based), whose input `hidden` (B, T, D) is
+    known already.
+    """
 
     block: int
     hidden: Tensor
@@ -31,10 +33,11 @@ class Start:
 
 @contextmanager
 def starting(model: PreTrainedModel, start: Start | None) -> Iterator[None]:
-    """The model with its passes beginning at `start`: the blocks below hand on what they are given and compute nothing.
+    """The model with its passes beginning at `start`: the blocks below hand on what they are given
+    and compute nothing.
 
-    Embeddings, positions and masks are the model's own, so any family works whose blocks return one tensor (see
-    `can_start`). None: from the beginning.
+    Embeddings, positions and masks are the model's own, so any family works whose blocks return one
+    tensor (see `can_start`). None: from the beginning.
     """
     if start is None:
         yield
@@ -42,10 +45,17 @@ def starting(model: PreTrainedModel, start: Start | None) -> Iterator[None]:
     known, layers = start, blocks(model)
     below = [(block, block.__dict__.get("forward")) for block in layers[: start.block]]
 
-    def begin(_module: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    def begin(
+        _module: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         given = inputs[0] if inputs else options["hidden_states"]
-        hidden = known.hidden.to(given.dtype)  # rows are kept in float32, also those of a model in bfloat16
-        return ((hidden, *inputs[1:]), options) if inputs else ((), {**options, "hidden_states": hidden})
+        # rows are kept in float32, also those of a model in bfloat16
+        hidden = known.hidden.to(given.dtype)
+        return (
+            ((hidden, *inputs[1:]), options)
+            if inputs
+            else ((), {**options, "hidden_states": hidden})
+        )
 
     handle = layers[start.block].register_forward_pre_hook(begin, with_kwargs=True)
     for block, _ in below:
@@ -65,9 +75,13 @@ def _handed_on(hidden_states: Tensor, *_inputs: object, **_options: object) -> T
 
 
 def can_start(model: PreTrainedModel, batch: Batch, block: int) -> bool:
-    """Whether starting at `block` gives what the whole model gives, tried on a batch: same last block, bit for bit."""
+    """Whether starting at `block` gives what the whole model gives, tried on a batch: same last
+    block, bit for bit.
+    """
     kinds: list[type] = []
-    handle = blocks(model)[0].register_forward_hook(lambda _m, _i, output: kinds.append(type(output)))
+    handle = blocks(model)[0].register_forward_hook(
+        lambda _m, _i, output: kinds.append(type(output))
+    )
     with evaluating(model):
         try:
             known = hidden_states(model, batch, block - 1)
@@ -76,11 +90,16 @@ def can_start(model: PreTrainedModel, batch: Batch, block: int) -> bool:
         if not issubclass(kinds[0], Tensor):
             return False
         last = len(blocks(model)) - 1
-        return torch.equal(hidden_states(model, batch, last, Start(block, known)), hidden_states(model, batch, last))
+        return torch.equal(
+            hidden_states(model, batch, last, Start(block, known)),
+            hidden_states(model, batch, last),
+        )
 
 
 def first_trained_block(model: PreTrainedModel) -> int:
-    """The lowest block (0-based) with a parameter that requires a gradient; 0 as soon as one outside the blocks does."""
+    """The lowest block (0-based) with a parameter that requires a gradient; 0 as soon as one
+    outside the blocks does.
+    """
     layers = blocks(model)
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     inside = [trained & {id(p) for p in block.parameters()} for block in layers]
@@ -90,10 +109,13 @@ def first_trained_block(model: PreTrainedModel) -> int:
 
 
 def label_logits(model: PreTrainedModel, batch: Batch, start: Start | None = None) -> Tensor:
-    """Logits (N, V), float32, of the N labelled positions in row-major order; the head runs nowhere else."""
+    """Logits (N, V), float32, of the N labelled positions in row-major order; the head runs nowhere
+    else.
+    """
     with starting(model, start):
         hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    wanted = hidden.flatten(0, 1).index_select(0, batch.places - 1)  # a label is predicted from the position before it
+    # a label is predicted from the position before it
+    wanted = hidden.flatten(0, 1).index_select(0, batch.places - 1)
     return model.get_output_embeddings()(wanted).float()
 
 
@@ -103,13 +125,19 @@ def label_ids(batch: Batch) -> Tensor:
 
 
 def spread(values: Tensor, labelled: Tensor) -> Tensor:
-    """Values (N,) of the labelled positions put back to their places (B, T); zero elsewhere. Differentiable."""
-    return torch.zeros(labelled.shape, dtype=values.dtype, device=values.device).masked_scatter(labelled, values)
+    """Values (N,) of the labelled positions put back to their places (B, T); zero elsewhere.
+    Differentiable.
+    """
+    return torch.zeros(labelled.shape, dtype=values.dtype, device=values.device).masked_scatter(
+        labelled, values
+    )
 
 
 def token_nll(model: PreTrainedModel, batch: Batch) -> Tensor:
     """-log p(ids[t] | ids[<t]) at labelled positions, (B, T) float32 in nats, zero elsewhere."""
-    values = functional.cross_entropy(label_logits(model, batch), label_ids(batch), reduction="none")
+    values = functional.cross_entropy(
+        label_logits(model, batch), label_ids(batch), reduction="none"
+    )
     return spread(values, batch.labelled)
 
 
@@ -122,11 +150,17 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
     raise LookupError(f"{type(model).__name__} has no ModuleList of {depth} blocks")
 
 
-def hidden_states(model: PreTrainedModel, batch: Batch, layer: int, start: Start | None = None) -> Tensor:
-    """Output of block `layer` (0-based), (B, T, D); nothing above that block runs, and nothing below `start` (<= layer)."""
+def hidden_states(
+    model: PreTrainedModel, batch: Batch, layer: int, start: Start | None = None
+) -> Tensor:
+    """Output of block `layer` (0-based), (B, T, D); nothing above that block runs, and nothing
+    below `start` (<= layer).
+    """
     caught: list[Tensor] = []
 
-    def stop(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+    def stop(
+        _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]
+    ) -> None:
         caught.append(output[0] if isinstance(output, tuple) else output)
         raise _BlockReached
 
@@ -155,14 +189,16 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Scored:
-    """What one forward pass says of one sequence: `token_nll` (n,) float32 in nats and `correct` (n,) bool
-    (greedy choice = label), over its n labels, end-of-sequence included."""
+    """What one forward pass says of one sequence: `token_nll` (n,) float32 in nats and `correct`
+    (n,) bool (greedy choice = label), over its n labels, end-of-sequence included."""
 
     token_nll: Tensor
     correct: Tensor
 
 
-def score(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, tokens_per_batch: int = 8192) -> list[Scored]:
+def score(
+    model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, tokens_per_batch: int = 8192
+) -> list[Scored]:
     """Score every sequence, in the order given, in batches of similar length."""
     scored: dict[int, Scored] = {}
     with evaluating(model):
@@ -172,13 +208,23 @@ def score(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, tok
             nll = functional.cross_entropy(logits, labels, reduction="none").cpu()
             correct = (logits.argmax(-1) == labels).cpu()
             sizes = batch.labelled.sum(1).tolist()
-            for position, n, c in zip(positions, nll.split(sizes), correct.split(sizes), strict=True):
+            for position, n, c in zip(
+                positions, nll.split(sizes), correct.split(sizes), strict=True
+            ):
                 scored[position] = Scored(n, c)
     return [scored[p] for p in range(len(sequences))]
 
 
-def pooled_states(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, layer: int, tokens_per_batch: int = 8192) -> Tensor:
-    """Mean over present tokens of block `layer`'s output, (n, D) float32 on the CPU, in the order given."""
+def pooled_states(
+    model: PreTrainedModel,
+    sequences: Sequence[Encoded],
+    pad_id: int,
+    layer: int,
+    tokens_per_batch: int = 8192,
+) -> Tensor:
+    """Mean over present tokens of block `layer`'s output, (n, D) float32 on the CPU, in the order
+    given.
+    """
     pooled: dict[int, Tensor] = {}
     with evaluating(model):
         for positions in by_length(sequences, tokens_per_batch):

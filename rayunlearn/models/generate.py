@@ -1,7 +1,9 @@
-"""Text from a model: many prompts at once with a key-value cache, and the same tokens as one prompt at a time.
+"""Text from a model: many prompts at once with a key-value cache, and the same tokens as one prompt
+at a time.
 
-Prompts of similar length share a batch and are padded on the left; padding is masked and takes no position. Rows that
-have ended leave the batch. Sampling draws from a generator of each sequence's own: a batch's other rows cannot change it.
+Prompts of similar length share a batch and are padded on the left; padding is masked and takes no
+position. Rows that have ended leave the batch. Sampling draws from a generator of each sequence's
+own: a batch's other rows cannot change it.
 """
 
 from collections.abc import Sequence
@@ -30,21 +32,45 @@ def generate(
     seeds: Sequence[str] = (),
     tokens_per_batch: int = 8192,
 ) -> list[Ids]:
-    """The continuation of each prompt, in the order given, without `end`: at most `max_new_tokens`, fewer where the context is full.
+    """The continuation of each prompt, in the order given, without `end`: at most `max_new_tokens`,
+    fewer where the context is full.
 
-    temperature 0 is greedy; above it, `seeds` (one text per prompt) make every sample, and `top_p` keeps the likeliest
-    tokens that together reach that probability. Raises UserError for an empty prompt and for missing seeds.
+    temperature 0 is greedy; above it, `seeds` (one text per prompt) make every sample, and `top_p`
+    keeps the likeliest tokens that together reach that probability. Raises UserError for an empty
+    prompt and for missing seeds.
     """
-    require(all(len(prompt) > 0 for prompt in prompts), "a prompt must have at least one token, empty ones", sum(not p for p in prompts))
-    require(temperature == 0 or len(seeds) == len(prompts), f"sampling needs one seed for each of {len(prompts)} prompts", len(seeds))
-    # A prompt stands for the whole sequence that it will grow into, so that a batch's memory has a bound.
-    grown = [Encoded(str(at), (*prompt, *(0,) * max_new_tokens), 1) for at, prompt in enumerate(prompts)]
+    require(
+        all(len(prompt) > 0 for prompt in prompts),
+        "a prompt must have at least one token, empty ones",
+        sum(not p for p in prompts),
+    )
+    require(
+        temperature == 0 or len(seeds) == len(prompts),
+        f"sampling needs one seed for each of {len(prompts)} prompts",
+        len(seeds),
+    )
+    # A prompt stands for the whole sequence that it will grow into, so that a batch's memory has a
+    # bound.
+    grown = [
+        Encoded(str(at), (*prompt, *(0,) * max_new_tokens), 1) for at, prompt in enumerate(prompts)
+    ]
     found: dict[int, Ids] = {}
     with evaluating(model):
         for rows in by_length(grown, tokens_per_batch):
-            generators = [torch.Generator().manual_seed(int(digest(seeds[r], 15), 16)) for r in rows] if temperature > 0 else []
+            generators = (
+                [torch.Generator().manual_seed(int(digest(seeds[r], 15), 16)) for r in rows]
+                if temperature > 0
+                else []
+            )
             choose = _Choice(generators, temperature, top_p)
-            written = _continue(model, [prompts[r] for r in rows], choose, end=end, pad_id=pad_id, max_new_tokens=max_new_tokens)
+            written = _continue(
+                model,
+                [prompts[r] for r in rows],
+                choose,
+                end=end,
+                pad_id=pad_id,
+                max_new_tokens=max_new_tokens,
+            )
             found |= dict(zip(rows, written, strict=True))
     return [found[at] for at in range(len(prompts))]
 
@@ -60,33 +86,63 @@ class _Choice:
         if self._temperature == 0:
             return logits.argmax(-1)
         scores = nucleus(logits.float().cpu() / self._temperature, self._top_p)
-        uniform = torch.stack([torch.rand(scores.shape[1], generator=self._generators[r]) for r in rows])
+        uniform = torch.stack(
+            [torch.rand(scores.shape[1], generator=self._generators[r]) for r in rows]
+        )
         # The argmax of logits + Gumbel noise is a sample of their softmax.
         return (scores - (-uniform.clamp(min=1e-20).log()).log()).argmax(-1).to(logits.device)
 
 
 def nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """logits (B, V) with -inf outside the smallest set of likeliest tokens whose probability reaches `top_p`."""
+    """logits (B, V) with -inf outside the smallest set of likeliest tokens whose probability
+    reaches `top_p`.
+    """
     if top_p >= 1:
         return logits
     ordered, places = logits.sort(-1, descending=True)
     share = ordered.softmax(-1)
-    outside = share.cumsum(-1) - share >= top_p  # the mass before a token has reached top_p already
-    return torch.full_like(logits, -torch.inf).scatter(-1, places, ordered.masked_fill(outside, -torch.inf))
+    # the mass before a token has reached top_p already
+    outside = share.cumsum(-1) - share >= top_p
+    return torch.full_like(logits, -torch.inf).scatter(
+        -1, places, ordered.masked_fill(outside, -torch.inf)
+    )
 
 
-def _continue(model: PreTrainedModel, prompts: Sequence[Ids], choose: _Choice, *, end: int | None, pad_id: int, max_new_tokens: int) -> list[Ids]:
-    """Continuations of the prompts of one batch. Rows leave the cache when half of those in it have ended."""
+def _continue(
+    model: PreTrainedModel,
+    prompts: Sequence[Ids],
+    choose: _Choice,
+    *,
+    end: int | None,
+    pad_id: int,
+    max_new_tokens: int,
+) -> list[Ids]:
+    """Continuations of the prompts of one batch. Rows leave the cache when half of those in it have
+    ended.
+    """
     width = max(map(len, prompts))
     ids = torch.tensor([(pad_id,) * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([(0,) * (width - len(p)) + (1,) * len(p) for p in prompts], device=model.device)
+    mask = torch.tensor(
+        [(0,) * (width - len(p)) + (1,) * len(p) for p in prompts], device=model.device
+    )
     context = getattr(model.config, "max_position_embeddings", None) or width + max_new_tokens
     limits = [min(max_new_tokens, context - len(p)) for p in prompts]
     written: list[list[int]] = [[] for _ in prompts]
-    held, running, cache = list(range(len(prompts))), {r for r, limit in enumerate(limits) if limit > 0}, None
+    held, running, cache = (
+        list(range(len(prompts))),
+        {r for r, limit in enumerate(limits) if limit > 0},
+        None,
+    )
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     while running:
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         chosen, cache = choose(output.logits[:, -1], held), output.past_key_values
         for row, token in zip(held, chosen.tolist(), strict=True):
             if row in running:
@@ -96,7 +152,12 @@ def _continue(model: PreTrainedModel, prompts: Sequence[Ids], choose: _Choice, *
         if kept and 2 * len(kept) <= len(held):
             place = torch.tensor(kept, device=model.device)
             cache.batch_select_indices(place)
-            held, chosen, mask, positions = [held[at] for at in kept], chosen[place], mask[place], positions[place]
+            held, chosen, mask, positions = (
+                [held[at] for at in kept],
+                chosen[place],
+                mask[place],
+                positions[place],
+            )
         ids = chosen[:, None]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         positions = positions[:, -1:] + 1

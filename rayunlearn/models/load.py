@@ -1,7 +1,9 @@
-"""Models in and out: a Hugging Face directory or Hub name to (model, tokenizer), and back to a directory.
+"""Models in and out: a Hugging Face directory or Hub name to (model, tokenizer), and back to a
+directory.
 
-Weights are read from safetensors only and code that a model brings is never run. A Hub name is first brought into
-the local Hub cache and then treated like any directory, so both meet the same checks.
+Weights are read from safetensors only and code that a model brings is never run. A Hub name is
+first brought into the local Hub cache and then treated like any directory, so both meet the same
+checks.
 """
 
 import hashlib
@@ -15,7 +17,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
@@ -26,19 +33,24 @@ from rayunlearn.results.mirror import fetch_folder
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-HUB_SKIPPED = ["*/*", "consolidated*"]  # other people's layouts of the same weights
+# other people's layouts of the same weights
+HUB_SKIPPED = ["*/*", "consolidated*"]
 READ_BYTES = 1 << 20
 # Written by whoever saved the file, without effect on what the model computes.
 CONFIG_NOTES = ("transformers_version", "_name_or_path")
 
 
-def load_model(name: str, *, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The causal language model and tokenizer in a local directory or under a Hub name (`owner/name[@revision]`).
+def load_model(
+    name: str, *, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The causal language model and tokenizer in a local directory or under a Hub name
+    (`owner/name[@revision]`).
 
-    `dtype`: of the weights in memory; None: as they are stored. The weights go straight to `device`, in eval mode. A
-    tokenizer without a padding token gets its end token, which is safe here because batches are masked by length and
-    never by token. Raises UserError for a directory that is not there, has no safetensors weights, is not a causal language
-    model or lacks tensors, and for a Hub name that cannot be had.
+    `dtype`: of the weights in memory; None: as they are stored. The weights go straight to
+    `device`, in eval mode. A tokenizer without a padding token gets its end token, which is safe
+    here because batches are masked by length and never by token. Raises UserError for a directory
+    that is not there, has no safetensors weights, is not a causal language model or lacks tensors,
+    and for a Hub name that cannot be had.
     """
     directory = resolve_model(name)
     check_directory(directory)
@@ -54,15 +66,28 @@ def load_model(name: str, *, dtype: torch.dtype | None = None, device: str = "cp
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
-        raise UserError(f"the model in {directory} could not be loaded: {type(problem).__name__}: {problem}") from problem
+        raise UserError(
+            f"the model in {directory} could not be loaded: {type(problem).__name__}: {problem}"
+        ) from problem
     missing = sorted(report["missing_keys"])
-    require(not missing, f"the weights in {directory} must have every tensor of the model; missing {len(missing)}", missing[:5])
+    require(
+        not missing,
+        f"the weights in {directory} must have every tensor of the model; missing {len(missing)}",
+        missing[:5],
+    )
     set_padding(model, tokenizer, directory)
     return model.eval(), tokenizer
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, notes: Mapping[str, str] | None = None) -> Path:
-    """Write both as a Hugging Face directory that appears whole or not at all, with `notes` (file name -> text) in it.
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """Write both as a Hugging Face directory that appears whole or not at all, with `notes` (file
+    name -> text) in it.
 
     Raises FileExistsError if the directory exists.
     """
@@ -83,17 +108,24 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
 
 
 def model_digest(name: str) -> str:
-    """What the model is, for trial ids: for a directory 16 hex digits of the SHA-256 of its weights, its configuration
-    (without notes on versions) and its tokenizer; for a Hub name `owner/name@commit`.
+    """What the model is, for trial ids: for a directory 16 hex digits of the SHA-256 of its
+    weights, its configuration (without notes on versions) and its tokenizer; for a Hub name
+    `owner/name@commit`.
 
-    Reads the whole of the weights, 1 MiB at a time, and writes nothing. Raises UserError as `load_model`.
+    Reads the whole of the weights, 1 MiB at a time, and writes nothing. Raises UserError as
+    `load_model`.
     """
     directory = resolve_model(name)
     if not is_local(name):
-        return f"{name.partition('@')[0]}@{directory.name}"  # the Hub cache names a snapshot's folder by its commit
+        # the Hub cache names a snapshot's folder by its commit
+        return f"{name.partition('@')[0]}@{directory.name}"
     check_directory(directory)
     total = hashlib.sha256()
-    config = {key: value for key, value in read_json(directory / "config.json").items() if key not in CONFIG_NOTES and value is not None}
+    config = {
+        key: value
+        for key, value in read_json(directory / "config.json").items()
+        if key not in CONFIG_NOTES and value is not None
+    }
     total.update(json.dumps(config, sort_keys=True).encode())
     for file in (*sorted(weight_files(directory)), directory / "tokenizer.json"):
         if file.exists():
@@ -106,7 +138,9 @@ def model_digest(name: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars of transformers, which would break the live line of a run; put back afterwards."""
+    """Without the progress bars of transformers, which would break the live line of a run; put back
+    afterwards.
+    """
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -117,32 +151,55 @@ def quiet() -> Iterator[None]:
 
 
 def resolve_model(name: str) -> Path:
-    """The directory of a model; a Hub name is downloaded to the Hub cache first (no code, no pickles)."""
+    """The directory of a model; a Hub name is downloaded to the Hub cache first (no code, no
+    pickles).
+    """
     local = Path(name).expanduser()
     if is_local(name) or means_a_path(name):
-        fetch_folder(local)  # of a run under a URL: taught on another machine
+        # of a run under a URL: taught on another machine
+        fetch_folder(local)
         return local
-    repository, revision = hub_name(name, "model.name must be 'scratch', a directory or a Hub name (owner/name)")
-    from huggingface_hub import snapshot_download  # only a Hub name needs it
+    repository, revision = hub_name(
+        name, "model.name must be 'scratch', a directory or a Hub name (owner/name)"
+    )
+    # only a Hub name needs it
+    from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED))
+        return Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED
+            )
+        )
     except (OSError, ValueError) as problem:
         tried = f"model.name {name!r} is no directory here, so it was looked up on the Hub"
         raise UserError(f"{tried}: {type(problem).__name__}: {problem}") from problem
 
 
 def check_directory(directory: Path) -> None:
-    """Raise UserError unless `directory` holds a causal language model with readable safetensors weights."""
+    """Raise UserError unless `directory` holds a causal language model with readable safetensors
+    weights.
+    """
     require(directory.is_dir(), "model.name must be a directory that exists", str(directory))
     found = sorted(file.name for file in directory.iterdir())
-    require((directory / "config.json").is_file(), f"a model directory must have config.json; {directory} has", found)
+    require(
+        (directory / "config.json").is_file(),
+        f"a model directory must have config.json; {directory} has",
+        found,
+    )
     check_architecture(directory)
     weights = weight_files(directory)
     pickled = [file for file in found if file.endswith(PICKLED)]
     if not weights and pickled:
-        raise UserError(f"weights must be safetensors; {directory} has only {pickled}, which can run code when read: convert them to safetensors")
-    require(bool(weights), f"a model directory must have weights (model.safetensors); {directory} has", found)
+        raise UserError(
+            f"weights must be safetensors; {directory} has only {pickled}, which can run code when"
+            " read: convert them to safetensors"
+        )
+    require(
+        bool(weights),
+        f"a model directory must have weights (model.safetensors); {directory} has",
+        found,
+    )
     for file in weights:
         check_weights(file, found)
 
@@ -151,14 +208,30 @@ def check_architecture(directory: Path) -> None:
     """Raise UserError unless config.json names an architecture that predicts the next token."""
     config = read_json(directory / "config.json")
     named = config.get("architectures") or []
-    require(bool(named), f"{directory / 'config.json'} must name its architecture, keys are", sorted(config))
-    known = {name for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in ([value] if isinstance(value, str) else value)}
-    require(any(name in known for name in named), "a model must be a causal language model that transformers knows", named)
+    require(
+        bool(named),
+        f"{directory / 'config.json'} must name its architecture, keys are",
+        sorted(config),
+    )
+    known = {
+        name
+        for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        for name in ([value] if isinstance(value, str) else value)
+    }
+    require(
+        any(name in known for name in named),
+        "a model must be a causal language model that transformers knows",
+        named,
+    )
 
 
 def check_weights(file: Path, found: list[str]) -> None:
     """Raise UserError unless `file` is there and is a whole safetensors file."""
-    require(file.is_file(), f"{file.name} is listed in {INDEX} and must be in {file.parent}, which has", found)
+    require(
+        file.is_file(),
+        f"{file.name} is listed in {INDEX} and must be in {file.parent}, which has",
+        found,
+    )
     try:
         with safe_open(file, framework="pt") as tensors:
             require(bool(list(tensors.keys())), "a weight file must have tensors", str(file))
@@ -167,7 +240,9 @@ def check_weights(file: Path, found: list[str]) -> None:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that transformers would read: the single file, or the shards that the index lists."""
+    """The safetensors files that transformers would read: the single file, or the shards that the
+    index lists.
+    """
     single = directory / "model.safetensors"
     if single.is_file() or not (directory / INDEX).is_file():
         return [single] if single.is_file() else []
@@ -175,7 +250,11 @@ def weight_files(directory: Path) -> list[Path]:
     if not isinstance(shards, dict) or not shards:
         raise UserError(f"{directory / INDEX} must have a weight_map, got {shards!r}")
     names = sorted({str(name) for name in shards.values()})
-    require(all(Path(name).name == name for name in names), f"{directory / INDEX} must name files of its own directory", names)
+    require(
+        all(Path(name).name == name for name in names),
+        f"{directory / INDEX} must name files of its own directory",
+        names,
+    )
     return [directory / name for name in names]
 
 
@@ -189,8 +268,12 @@ def read_json(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Give tokenizer and model a padding token if they have none: the end token, else the unknown token."""
+def set_padding(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> None:
+    """Give tokenizer and model a padding token if they have none: the end token, else the unknown
+    token.
+    """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     rule = f"the tokenizer in {directory} must have a padding, end or unknown token"

@@ -1,7 +1,9 @@
-"""Where a model's weights are: on the device, or, where they are larger than it, in main memory, each block there only while it computes.
+"""Where a model's weights are: on the device, or, where they are larger than it, in main memory,
+each block there only while it computes.
 
-A placed model is asked as any other: its embeddings, last norm and head are on the device, and what a forward pass returns is too.
-It can be measured; to be trained it must be divided (`train/sharded.py`), as gradients would need all blocks at once.
+A placed model is asked as any other: its embeddings, last norm and head are on the device, and what
+a forward pass returns is too. It can be measured; to be trained it must be divided
+(`train/sharded.py`), as gradients would need all blocks at once.
 """
 
 from weakref import WeakKeyDictionary
@@ -13,17 +15,24 @@ from transformers import PreTrainedModel
 
 from rayunlearn.models.forward import blocks
 
-LARGEST_SHARE = 0.8  # of a device's memory that weights may take; activations, logits and other contexts need the rest
+# of a device's memory that weights may take; activations, logits and other contexts need the rest
+LARGEST_SHARE = 0.8
 _VISITS: "WeakKeyDictionary[nn.Module, list[RemovableHandle]]" = WeakKeyDictionary()
 
 
 def room_on(device: torch.device) -> float:
     """Bytes that weights may take there; main memory counts as endless."""
-    return LARGEST_SHARE * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else float("inf")
+    return (
+        LARGEST_SHARE * torch.cuda.mem_get_info(device)[1]
+        if device.type == "cuda"
+        else float("inf")
+    )
 
 
 def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The model on `device`, with its blocks as visitors where the weights are larger than `room_on` it."""
+    """The model on `device`, with its blocks as visitors where the weights are larger than
+    `room_on` it.
+    """
     if _bytes(model) <= room_on(device):
         model.to(device)
         return model
@@ -50,11 +59,16 @@ def take_home(model: PreTrainedModel) -> None:
 
 
 def _bytes(model: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values())
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    )
 
 
 def _visits(block: nn.Module, device: torch.device) -> list[RemovableHandle]:
-    """The hooks that bring the block's weights to the device before it computes and put them back afterwards, after an exception too."""
+    """The hooks that bring the block's weights to the device before it computes and put them back
+    afterwards, after an exception too.
+    """
     home: list[tuple[Tensor, Tensor]] = []
 
     def arrive(visitor: nn.Module, _inputs: tuple[object, ...]) -> None:
@@ -67,7 +81,10 @@ def _visits(block: nn.Module, device: torch.device) -> list[RemovableHandle]:
             tensor, data = home.pop()
             tensor.data = data
 
-    return [block.register_forward_pre_hook(arrive), block.register_forward_hook(leave, always_call=True)]
+    return [
+        block.register_forward_pre_hook(arrive),
+        block.register_forward_hook(leave, always_call=True),
+    ]
 
 
 def moved(data: Tensor, device: torch.device) -> Tensor:

@@ -1,4 +1,6 @@
-"""Sampling continuations, with randomness of each sequence's own: a batch's other rows cannot change a sample."""
+"""Sampling continuations, with randomness of each sequence's own: a batch's other rows cannot
+change a sample.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,12 +15,19 @@ Ids = tuple[int, ...]
 
 
 def sample(
-    model: PreTrainedModel, prompts: Sequence[Ids], truths: Sequence[Ids], *, seeds: Sequence[str], end: int | None, temperature: float
+    model: PreTrainedModel,
+    prompts: Sequence[Ids],
+    truths: Sequence[Ids],
+    *,
+    seeds: Sequence[str],
+    end: int | None,
+    temperature: float,
 ) -> list[Ids]:
-    """One continuation of each prompt at the temperature, as long as its truth at most, closed by `end`; never the truth.
+    """One continuation of each prompt at the temperature, as long as its truth at most, closed by
+    `end`; never the truth.
 
-    At one position, drawn with the seed, the true token is forbidden if the sample has followed the truth so far.
-    Prompts of equal length run together, so that no padding is needed.
+    At one position, drawn with the seed, the true token is forbidden if the sample has followed the
+    truth so far. Prompts of equal length run together, so that no padding is needed.
     """
     groups: dict[int, list[int]] = {}
     for at, prompt in enumerate(prompts):
@@ -26,17 +35,34 @@ def sample(
     samples: dict[int, Ids] = {}
     with evaluating(model):
         for rows in groups.values():
-            continued = _continue(model, [prompts[r] for r in rows], [truths[r] for r in rows], [seeds[r] for r in rows], end, temperature)
+            continued = _continue(
+                model,
+                [prompts[r] for r in rows],
+                [truths[r] for r in rows],
+                [seeds[r] for r in rows],
+                end,
+                temperature,
+            )
             samples |= dict(zip(rows, continued, strict=True))
     return [samples[at] for at in range(len(prompts))]
 
 
 def _continue(
-    model: PreTrainedModel, prompts: Sequence[Ids], truths: Sequence[Ids], seeds: Sequence[str], end: int | None, temperature: float
+    model: PreTrainedModel,
+    prompts: Sequence[Ids],
+    truths: Sequence[Ids],
+    seeds: Sequence[str],
+    end: int | None,
+    temperature: float,
 ) -> list[Ids]:
-    """The continuations of prompts of one length, by Gumbel noise: the argmax of logits / temperature + noise is a sample."""
+    """The continuations of prompts of one length, by Gumbel noise: the argmax of logits /
+    temperature + noise is a sample.
+    """
     generators = [torch.Generator().manual_seed(int(digest(seed, 15), 16)) for seed in seeds]
-    forbidden = [int(torch.randint(max(1, _n_words(truth, end)), (), generator=g)) for truth, g in zip(truths, generators, strict=True)]
+    forbidden = [
+        int(torch.randint(max(1, _n_words(truth, end)), (), generator=g))
+        for truth, g in zip(truths, generators, strict=True)
+    ]
     written: list[list[int]] = [[] for _ in prompts]
     step: Mapping[str, Tensor] = {"input_ids": torch.tensor(prompts, device=model.device)}
     cache = None
@@ -59,7 +85,9 @@ def _n_words(truth: Ids, end: int | None) -> int:
 
 
 def _cut(written: Sequence[int], length: int, end: int | None) -> Ids:
-    """The sample up to its first `end`; one that is still going after `length` tokens is closed there."""
+    """The sample up to its first `end`; one that is still going after `length` tokens is closed
+    there.
+    """
     if end is None:
         return tuple(written[:length])
     stop = written.index(end) if end in written[: length - 1] else length - 1

@@ -1,4 +1,6 @@
-"""The test bed's own model: a small Llama and a tokenizer, both made from nothing, saved as ordinary Hugging Face files."""
+"""The test bed's own model: a small Llama and a tokenizer, both made from nothing, saved as
+ordinary Hugging Face files.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from rayunlearn.errors import require, unknown_name
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-MOST_WORDS = 2_000  # with more distinct words than this the vocabulary is byte pairs
+# with more distinct words than this the vocabulary is byte pairs
+MOST_WORDS = 2_000
 N_BYTE_PAIRS = 4_096
 LONGEST_TOKENS = 1_024
 
@@ -32,10 +35,12 @@ SHAPES = {
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A vocabulary for `texts`: whole words while there are at most 2,000 of them, else 4,096 byte pairs.
+    """A vocabulary for `texts`: whole words while there are at most 2,000 of them, else 4,096 byte
+    pairs.
 
-    A word carries the space before it, so decoding gives back the text exactly. Words outside the vocabulary become
-    <unk>; byte pairs have none outside. No special token is added by encoding. Raises UserError without any text.
+    A word carries the space before it, so decoding gives back the text exactly. Words outside the
+    vocabulary become <unk>; byte pairs have none outside. No special token is added by encoding.
+    Raises UserError without any text.
     """
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     kept = list(texts)
@@ -44,13 +49,20 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer = _word_level(words) if len(words) <= MOST_WORDS else _byte_pairs(kept, split)
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, model_max_length=LONGEST_TOKENS, **SPECIAL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        model_max_length=LONGEST_TOKENS,
+        **SPECIAL,
+    )
 
 
 def build_model(size: str, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
-    """An untrained Llama of the given size, float32, embeddings tied. Special ids are as `build_tokenizer` gives them.
+    """An untrained Llama of the given size, float32, embeddings tied. Special ids are as
+    `build_tokenizer` gives them.
 
-    The same seed gives the same weights; torch's global random state is left as it was. Raises UserError for an unknown size.
+    The same seed gives the same weights; torch's global random state is left as it was. Raises
+    UserError for an unknown size.
     """
     if size not in SHAPES:
         raise unknown_name("model.size", size, SHAPES)
@@ -64,7 +76,8 @@ def build_model(size: str, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.heads,
         max_position_embeddings=LONGEST_TOKENS,
-        # (2 width)^-1/2: with the library's fixed 0.02 so narrow a model needs twice the epochs (measured on both beds)
+        # (2 width)^-1/2: with the library's fixed 0.02 so narrow a model needs twice the epochs
+        # (measured on both beds)
         initializer_range=(2 * shape.width) ** -0.5,
         tie_word_embeddings=True,
         attn_implementation="sdpa",
@@ -86,6 +99,11 @@ def _byte_pairs(texts: Sequence[str], split: pre_tokenizers.PreTokenizer) -> Tok
     tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
     tokenizer.pre_tokenizer = split
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=N_BYTE_PAIRS, special_tokens=list(SPECIAL.values()), initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_BYTE_PAIRS,
+        special_tokens=list(SPECIAL.values()),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer

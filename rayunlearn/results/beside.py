@@ -1,4 +1,6 @@
-"""What was chosen, beside chance: every selector beside random, every text beside as many random words and the whole. Polars and numpy."""
+"""What was chosen, beside chance: every selector beside random, every text beside as many random
+words and the whole. Polars and numpy.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,15 +10,25 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.results.analysis import AROUND, CELL, Numbers, lower_is_forgotten, objective_of, placed_trials, varying_settings
+from rayunlearn.results.analysis import (
+    AROUND,
+    CELL,
+    Numbers,
+    lower_is_forgotten,
+    objective_of,
+    placed_trials,
+    varying_settings,
+)
 from rayunlearn.results.frontier import matrix_of
 from rayunlearn.results.statistics import difference, holm, paired_p
 from rayunlearn.results.store import Run
 from rayunlearn.results.words import number
 
 REFERENCES = {"select.name": ("random",), "select.text": ("random_words", "original")}
-OF_PARTS = ("select.extractor", "select.keyword_fraction")  # say nothing of a whole text
-SHOWN_AT = 0.05  # p after Holm's correction at which a difference is called shown
+# say nothing of a whole text
+OF_PARTS = ("select.extractor", "select.keyword_fraction")
+# p after Holm's correction at which a difference is called shown
+SHOWN_AT = 0.05
 
 BESIDE = {
     "place": pl.String,
@@ -55,45 +67,77 @@ class Arm:
     unmeasured: int
 
     def matches(self, reference: "Arm", changed: str) -> bool:
-        """Whether the two differ in `changed` alone. A whole text is the same whatever finds keywords, and however many."""
-        whole = changed == "select.text" and "original" in (self.settings[changed], reference.settings[changed])
+        """Whether the two differ in `changed` alone. A whole text is the same whatever finds
+        keywords, and however many.
+        """
+        whole = changed == "select.text" and "original" in (
+            self.settings[changed],
+            reference.settings[changed],
+        )
         free = (changed, *OF_PARTS) if whole else (changed,)
-        return self.place == reference.place and all(value == reference.settings[name] for name, value in self.settings.items() if name not in free)
+        return self.place == reference.place and all(
+            value == reference.settings[name]
+            for name, value in self.settings.items()
+            if name not in free
+        )
 
 
 def beside(run: Run) -> pl.DataFrame:
-    """Columns BESIDE: cells that differ from a reference cell in the selector alone, or in the text alone, the smallest p of a place first.
+    """Columns BESIDE: cells that differ from a reference cell in the selector alone, or in the text
+    alone, the smallest p of a place first.
 
-    `left` is the mean of the objective's forgetting metric, `difference` arm - reference, p paired over documents (`statistics.difference`,
-    which counts seeds too), Holm-corrected over all rows of the same data and model. `useful`: the arm's mean utility is at least the
-    objective's floor times base's. `reference_name`: what else tells the reference from the arm. `unmeasured` counts trials of both cells
-    that ended without rows. VERDICTS.
+    `left` is the mean of the objective's forgetting metric, `difference` arm - reference, p paired
+    over documents (`statistics.difference`, which counts seeds too), Holm-corrected over all rows
+    of the same data and model. `useful`: the arm's mean utility is at least the objective's floor
+    times base's. `reference_name`: what else tells the reference from the arm. `unmeasured` counts
+    trials of both cells that ended without rows. VERDICTS.
     """
     lower, base = lower_is_forgotten(run.experiment), _base_utility(run)
     floor = objective_of(run.experiment).utility_floor
     rows: list[dict[str, Any]] = []
-    for place, pairs in groupby(sorted(_pairs(list(arms_of(run))), key=lambda pair: pair[1].place), key=lambda pair: pair[1].place):
+    for place, pairs in groupby(
+        sorted(_pairs(list(arms_of(run))), key=lambda pair: pair[1].place),
+        key=lambda pair: pair[1].place,
+    ):
         found = [_row(*pair, floor * base.get(place, np.nan)) for pair in pairs]
         adjusted = holm([row["p"] for row in found])
         rows += [
-            row | {"p_holm": p, "verdict": _verdict(row["difference"] * (1 if lower else -1), p)} for row, p in zip(found, adjusted, strict=True)
+            row | {"p_holm": p, "verdict": _verdict(row["difference"] * (1 if lower else -1), p)}
+            for row, p in zip(found, adjusted, strict=True)
         ]
-    return pl.DataFrame(rows, schema=BESIDE).sort("place", "p", "reference", "name", "arm", "ratio", maintain_order=True)
+    return pl.DataFrame(rows, schema=BESIDE).sort(
+        "place", "p", "reference", "name", "arm", "ratio", maintain_order=True
+    )
 
 
 def arms_of(run: Run) -> Iterator[Arm]:
     """Every cell of the grid that was measured."""
-    placed = placed_trials(run).filter(pl.col("role") == "grid").unique("trial_id", keep="first", maintain_order=True)
+    placed = (
+        placed_trials(run)
+        .filter(pl.col("role") == "grid")
+        .unique("trial_id", keep="first", maintain_order=True)
+    )
     settings = varying_settings(run, placed)
     goal = objective_of(run.experiment)
-    sides = [matrix_of(run, split, metric, "") for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))]
+    sides = [
+        matrix_of(run, split, metric, "")
+        for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))
+    ]
     for _, rows in placed.group_by([*CELL, *settings], maintain_order=True):
         trials = rows["trial_id"].to_list()
-        left, retained = (values[[row_of[t] for t in trials if t in row_of]] for row_of, values in sides)
+        left, retained = (
+            values[[row_of[t] for t in trials if t in row_of]] for row_of, values in sides
+        )
         if len(left) and len(retained):
             first = rows.select([*CELL, *settings]).row(0, named=True)
             unmeasured = len(trials) - min(len(left), len(retained))
-            yield Arm(**_named(first, placed, settings), settings=first, left=left, retained=retained, unmeasured=unmeasured)
+            yield Arm(
+                **_named(first, placed, settings),
+                settings=first,
+                left=left,
+                retained=retained,
+                unmeasured=unmeasured,
+            )
 
 
 def beside_in_words(table: pl.DataFrame) -> list[str]:
@@ -104,7 +148,18 @@ def beside_in_words(table: pl.DataFrame) -> list[str]:
 
 def beside_view(table: pl.DataFrame) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(headers, rows) for reading."""
-    headers = ("arm", "ratio", "beside", "left", "left there", "difference", "p", "after Holm", "verdict", "retained")
+    headers = (
+        "arm",
+        "ratio",
+        "beside",
+        "left",
+        "left there",
+        "difference",
+        "p",
+        "after Holm",
+        "verdict",
+        "retained",
+    )
     rows: list[tuple[str, ...]] = [
         (
             ", ".join(filter(None, (r["arm"], r["name"], r["place"]))),
@@ -133,7 +188,9 @@ def _pairs(arms: Sequence[Arm]) -> Iterator[tuple[str, Arm, Arm]]:
             there = [arm for arm in arms if arm.settings.get(changed) == reference]
             for arm in arms:
                 if changed in arm.settings and arm.settings[changed] not in references[: at + 1]:
-                    yield from ((changed, arm, other) for other in there if arm.matches(other, changed))
+                    yield from (
+                        (changed, arm, other) for other in there if arm.matches(other, changed)
+                    )
 
 
 def _row(changed: str, arm: Arm, reference: Arm, least_useful: float) -> dict[str, Any]:
@@ -160,7 +217,11 @@ def _row(changed: str, arm: Arm, reference: Arm, least_useful: float) -> dict[st
 def _parts(reference: Arm, *, but: Arm) -> str:
     """How a reference that is no whole text was cut, where the arm was not cut so."""
     cut = reference.settings.get("select.text", "original") != "original"
-    return ", ".join(f"{name} {number(v)}" for name, v in reference.settings.items() if cut and name in OF_PARTS and but.settings[name] != v)
+    return ", ".join(
+        f"{name} {number(v)}"
+        for name, v in reference.settings.items()
+        if cut and name in OF_PARTS and but.settings[name] != v
+    )
 
 
 def _verdict(more_is_left: float, p: float) -> str:
@@ -169,14 +230,34 @@ def _verdict(more_is_left: float, p: float) -> str:
     return "forgets less" if more_is_left > 0 else "forgets more"
 
 
-def _named(first: Mapping[str, Any], placed: pl.DataFrame, settings: Sequence[str]) -> dict[str, str]:
-    """`place`: what tells it from other data and models; `name`: the method, and what else tells its cells there apart, but for selector and text."""
+def _named(
+    first: Mapping[str, Any], placed: pl.DataFrame, settings: Sequence[str]
+) -> dict[str, str]:
+    """`place`: what tells it from other data and models; `name`: the method, and what else tells
+    its cells there apart, but for selector and text.
+    """
     around = _around(settings)
-    there = placed.filter(*(pl.col(name).eq_missing(first[name]) for name in (*around, "method.forget", "method.retain")))
+    there = placed.filter(
+        *(
+            pl.col(name).eq_missing(first[name])
+            for name in (*around, "method.forget", "method.retain")
+        )
+    )
     silent = (*REFERENCES, *(OF_PARTS if first.get("select.text") == "original" else ()))
-    others = [name for name in settings if not name.startswith(AROUND) and name not in silent and there[name].n_unique() > 1]
-    method = str(first["method.forget"]) if first["method.retain"] == "none" else f"{first['method.forget']} + {first['method.retain']}"
-    return {"place": ", ".join(f"{name} {first[name]}" for name in around), "name": ", ".join([method, *(f"{n} {first[n]}" for n in others)])}
+    others = [
+        name
+        for name in settings
+        if not name.startswith(AROUND) and name not in silent and there[name].n_unique() > 1
+    ]
+    method = (
+        str(first["method.forget"])
+        if first["method.retain"] == "none"
+        else f"{first['method.forget']} + {first['method.retain']}"
+    )
+    return {
+        "place": ", ".join(f"{name} {first[name]}" for name in around),
+        "name": ", ".join([method, *(f"{n} {first[n]}" for n in others)]),
+    }
 
 
 def _around(settings: Sequence[str]) -> list[str]:
@@ -190,22 +271,39 @@ def _base_utility(run: Run) -> dict[str, float]:
     around = _around(varying_settings(run, placed))
     goal = objective_of(run.experiment)
     row_of, values = matrix_of(run, goal.utility_split, goal.utility, "")
-    bases = placed.filter(pl.col("role") == "base", pl.col("trial_id").is_in(list(row_of))).iter_rows(named=True)
-    return {", ".join(f"{name} {row[name]}" for name in around): float(np.nanmean(values[row_of[row["trial_id"]]])) for row in bases}
+    bases = placed.filter(
+        pl.col("role") == "base", pl.col("trial_id").is_in(list(row_of))
+    ).iter_rows(named=True)
+    return {
+        ", ".join(f"{name} {row[name]}" for name in around): float(
+            np.nanmean(values[row_of[row["trial_id"]]])
+        )
+        for row in bases
+    }
 
 
 def _sentence(place: str, reference: str, rows: pl.DataFrame) -> str:
     where = f" ({place})" if place else ""
-    more, less = (rows.filter(pl.col("verdict") == verdict) for verdict in ("forgets more", "forgets less"))
-    named = ", ".join(dict.fromkeys(_brief(rows_) for _, rows_ in more.group_by(["arm", "ratio"], maintain_order=True)))
+    more, less = (
+        rows.filter(pl.col("verdict") == verdict) for verdict in ("forgets more", "forgets less")
+    )
+    named = ", ".join(
+        dict.fromkeys(
+            _brief(rows_) for _, rows_ in more.group_by(["arm", "ratio"], maintain_order=True)
+        )
+    )
     return (
-        f"Beside {reference}{where}: {more.height} of {rows.height} cells forget more{': ' if named else ''}{named}; {less.height} forget less; "
-        f"for the others no difference is shown (p at most {SHOWN_AT:g} after Holm over everything compared on this corpus)."
+        f"Beside {reference}{where}: {more.height} of {rows.height} cells forget"
+        f" more{': ' if named else ''}{named}; {less.height} forget less; for the others no"
+        f" difference is shown (p at most {SHOWN_AT:g} after Holm over everything compared on this"
+        " corpus)."
     )
 
 
 def _brief(rows: pl.DataFrame) -> str:
-    """`random at 0.05 -0.224`; where an arm stands beside several references at a ratio, how many and from which difference to which."""
+    """`random at 0.05 -0.224`; where an arm stands beside several references at a ratio, how many
+    and from which difference to which.
+    """
     row = rows.row(0, named=True)
     low, high = float(str(rows["difference"].min())), float(str(rows["difference"].max()))
     several = f" to {high:+.3f} ({rows.height} cells)" if rows.height > 1 else ""

@@ -1,7 +1,9 @@
-"""The order of the methods as training left them, and once all of them retain the same. Polars and numpy.
+"""The order of the methods as training left them, and once all of them retain the same. Polars and
+numpy.
 
-"Unlearning with Control" (2406.09179): what is forgotten is compared at equal retention, after calibration. Which pairs change
-places, and whether that is shown, is our question; so are the intervals of the ranks.
+"Unlearning with Control" (2406.09179): what is forgotten is compared at equal retention, after
+calibration. Which pairs change places, and whether that is shown, is our question; so are the
+intervals of the ranks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,13 +33,17 @@ from rayunlearn.results.words import UNKNOWN, mean_of, with_interval
 
 COMPARED = ("unlearned", "calibrated", "calibrated_beside")
 ALPHA_OF = {"calibrated": "calibrated_alpha", "calibrated_beside": "calibrated_beside_alpha"}
-MOVED = 2  # places
-SHOWN_AT = 0.05  # p after Holm's correction at which a change of places is called shown
+# places
+MOVED = 2
+# p after Holm's correction at which a change of places is called shown
+SHOWN_AT = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """One cell of the grid at one stage: (seeds, documents) of what is left on forget, and of what is retained."""
+    """One cell of the grid at one stage: (seeds, documents) of what is left on forget, and of what
+    is retained.
+    """
 
     place: str
     name: str
@@ -52,7 +58,11 @@ STANDINGS = {
     "name": pl.String,
     "stage": pl.String,
     "alpha": pl.Float64,
-    **{f"{what}{end}": pl.Float64 for what in ("left", "retained", "rank") for end in ("", "_low", "_high")},
+    **{
+        f"{what}{end}": pl.Float64
+        for what in ("left", "retained", "rank")
+        for end in ("", "_low", "_high")
+    },
     "seeds": pl.Int64,
 }
 CHANGES = {
@@ -74,34 +84,51 @@ def has_calibrated(run: Run) -> bool:
 
 
 def standings(run: Run, *, draws: int = DRAWS) -> pl.DataFrame:
-    """Columns STANDINGS: every cell of the grid at every stage that was measured, the least left first.
+    """Columns STANDINGS: every cell of the grid at every stage that was measured, the least left
+    first.
 
-    `left` and `retained` are means of the objective's metrics with 95 % bootstrap intervals; `rank` counts from 1, the least left,
-    among the cells of the same data and model at that stage, and its interval is over seeds and documents drawn again.
+    `left` and `retained` are means of the objective's metrics with 95 % bootstrap intervals; `rank`
+    counts from 1, the least left, among the cells of the same data and model at that stage, and its
+    interval is over seeds and documents drawn again.
     """
     found = list(standings_of(run))
     rows = []
     for key in dict.fromkeys((s.place, s.stage) for s in found):
         group = [s for s in found if (s.place, s.stage) == key]
-        rows += [_row(s, rank) for s, rank in zip(group, ranks([s.left for s in group], draws=draws), strict=True)]
+        rows += [
+            _row(s, rank)
+            for s, rank in zip(group, ranks([s.left for s in group], draws=draws), strict=True)
+        ]
     frame = pl.DataFrame(rows, schema=STANDINGS)
-    order = pl.col("stage").replace_strict({stage: at for at, stage in enumerate(COMPARED)}, return_dtype=pl.Int64)
+    order = pl.col("stage").replace_strict(
+        {stage: at for at, stage in enumerate(COMPARED)}, return_dtype=pl.Int64
+    )
     return frame.sort(["place", order, "rank", "name"], maintain_order=True)
 
 
 def order_changes(run: Run, *, after: str = "calibrated") -> pl.DataFrame:
-    """Columns CHANGES: pairs of cells of which one leaves less as training left them, and the other at stage `after`.
+    """Columns CHANGES: pairs of cells of which one leaves less as training left them, and the other
+    at stage `after`.
 
-    `before` and `after` are differences first - second, `before` below 0. `p` is the larger of the two paired p-values (both
-    differences must be there), Holm-corrected over all pairs of the run, those that keep their order included; `shown` at SHOWN_AT.
+    `before` and `after` are differences first - second, `before` below 0. `p` is the larger of the
+    two paired p-values (both differences must be there), Holm-corrected over all pairs of the run,
+    those that keep their order included; `shown` at SHOWN_AT.
     """
     found = {(s.place, s.name, s.stage): s for s in standings_of(run)}
     rows = []
     for place in dict.fromkeys(place for place, _, _ in found):
-        names = [n for p, n, stage in found if p == place and stage == "unlearned" and (place, n, after) in found]
+        names = [
+            n
+            for p, n, stage in found
+            if p == place and stage == "unlearned" and (place, n, after) in found
+        ]
         rows += [_pair(found, place, a, b, after) for a, b in combinations(names, 2)]
     adjusted = holm([row["p"] for row in rows])
-    changed = [row | {"p": p, "shown": p <= SHOWN_AT} for row, p in zip(rows, adjusted, strict=True) if row["before"] * row["after"] < 0]
+    changed = [
+        row | {"p": p, "shown": p <= SHOWN_AT}
+        for row, p in zip(rows, adjusted, strict=True)
+        if row["before"] * row["after"] < 0
+    ]
     return pl.DataFrame(changed, schema=CHANGES).sort("p", "before", maintain_order=True)
 
 
@@ -111,18 +138,32 @@ def n_pairs(table: pl.DataFrame) -> int:
     return sum(n * (n - 1) // 2 for n in sizes)
 
 
-def ranks(cells: Sequence[Numbers], *, draws: int = DRAWS, seed: int = 0) -> list[tuple[float, float, float]]:
-    """(rank, low, high) of each cell's mean among all of them, 1 the smallest; cells are (seeds, documents) over the same documents.
+def ranks(
+    cells: Sequence[Numbers], *, draws: int = DRAWS, seed: int = 0
+) -> list[tuple[float, float, float]]:
+    """(rank, low, high) of each cell's mean among all of them, 1 the smallest; cells are (seeds,
+    documents) over the same documents.
 
-    Every draw takes documents once for all cells and seeds for each cell on its own, since seeds of two methods have nothing
-    in common; the interval is of percentiles. Equal means share the smaller rank.
+    Every draw takes documents once for all cells and seeds for each cell on its own, since seeds of
+    two methods have nothing in common; the interval is of percentiles. Equal means share the
+    smaller rank.
     """
     generator = np.random.default_rng(seed)
     n_documents = cells[0].shape[1]
-    documents = generator.multinomial(n_documents, np.full(n_documents, 1 / n_documents), draws).astype(np.float64)
-    drawn = [weighted_means(c, generator.multinomial(len(c), np.full(len(c), 1 / len(c)), draws).astype(np.float64), documents) for c in cells]
+    documents = generator.multinomial(
+        n_documents, np.full(n_documents, 1 / n_documents), draws
+    ).astype(np.float64)
+    drawn = [
+        weighted_means(
+            c,
+            generator.multinomial(len(c), np.full(len(c), 1 / len(c)), draws).astype(np.float64),
+            documents,
+        )
+        for c in cells
+    ]
     means, table = np.array([np.nanmean(c) for c in cells]), np.array(drawn)
-    place = (table[None] < table[:, None]).sum(1) + 1  # (cells, draws)
+    # (cells, draws)
+    place = (table[None] < table[:, None]).sum(1) + 1
     low, high = np.quantile(place, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1, method="nearest")
     own = (means[None] < means[:, None]).sum(1) + 1
     return [(float(r), float(a), float(b)) for r, a, b in zip(own, low, high, strict=True)]
@@ -130,46 +171,75 @@ def ranks(cells: Sequence[Numbers], *, draws: int = DRAWS, seed: int = 0) -> lis
 
 def standings_of(run: Run) -> Iterator[Standing]:
     """Every cell of the grid at every stage at which all its measured trials have both metrics."""
-    placed = placed_trials(run).filter(pl.col("role") == "grid").unique("trial_id", keep="first", maintain_order=True)
+    placed = (
+        placed_trials(run)
+        .filter(pl.col("role") == "grid")
+        .unique("trial_id", keep="first", maintain_order=True)
+    )
     settings, goal = varying_settings(run, placed), objective_of(run.experiment)
-    groups = [(rows, *_named(rows, placed, settings)) for _, rows in placed.group_by([*CELL, *settings], maintain_order=True)]
+    groups = [
+        (rows, *_named(rows, placed, settings))
+        for _, rows in placed.group_by([*CELL, *settings], maintain_order=True)
+    ]
     for stage in COMPARED:
-        sides = [matrix_of(run, split, metric, stage) for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))]
+        sides = [
+            matrix_of(run, split, metric, stage)
+            for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))
+        ]
         for rows, place, name in groups:
             trials = rows["trial_id"].to_list()
-            left, retained = (values[[row_of[t] for t in trials if t in row_of]] for row_of, values in sides)
+            left, retained = (
+                values[[row_of[t] for t in trials if t in row_of]] for row_of, values in sides
+            )
             if len(left) and len(retained):
                 alpha = rows[ALPHA_OF[stage]].mean() if stage in ALPHA_OF else None
-                yield Standing(place=place, name=name, stage=stage, alpha=alpha, left=_asked(left), retained=_asked(retained))  # type: ignore[arg-type]
+                yield Standing(
+                    place=place,
+                    name=name,
+                    stage=stage,
+                    alpha=alpha,
+                    left=_asked(left),
+                    retained=_asked(retained),
+                )  # type: ignore[arg-type]
 
 
 # ---- in words
 
 
 def control_in_words(run: Run) -> list[str]:
-    """How many pairs of methods change places at equal retention, which of them is shown, and which methods move."""
+    """How many pairs of methods change places at equal retention, which of them is shown, and which
+    methods move.
+    """
     changes, table = order_changes(run), standings(run)
     total = n_pairs(table)
     if not total:
         return []
     shown = changes.filter("shown")
     first = (
-        f"Mixed back to the same share of base's retention, {changes.height} of {total} pairs of methods change places; "
-        f"of {shown.height} of these both differences are shown (p at most {SHOWN_AT:g} after Holm over all pairs)."
+        f"Mixed back to the same share of base's retention, {changes.height} of {total} pairs of"
+        f" methods change places; of {shown.height} of these both differences are shown (p at most"
+        f" {SHOWN_AT:g} after Holm over all pairs)."
     )
     return [first, *(_change(row) for row in shown.iter_rows(named=True)), *_moves(moved(table))]
 
 
 def moved(table: pl.DataFrame, *, after: str = "calibrated") -> pl.DataFrame:
-    """Of a table of `standings` the cells that move by two places or more, with 95 % intervals of rank before and at stage `after` that lie apart.
+    """Of a table of `standings` the cells that move by two places or more, with 95 % intervals of
+    rank before and at stage `after` that lie apart.
 
-    Columns place, name, rank*, and the same with `_after`; the furthest first. Interval by interval, without correction for their number.
-    Two places: among methods that forget nothing one more in the tie moves them all by one.
+    Columns place, name, rank*, and the same with `_after`; the furthest first. Interval by
+    interval, without correction for their number. Two places: among methods that forget nothing one
+    more in the tie moves them all by one.
     """
     ranks_ = ("rank", "rank_low", "rank_high")
-    sides = [table.filter(pl.col("stage") == stage).select("place", "name", *ranks_) for stage in ("unlearned", after)]
+    sides = [
+        table.filter(pl.col("stage") == stage).select("place", "name", *ranks_)
+        for stage in ("unlearned", after)
+    ]
     both = sides[0].join(sides[1], on=("place", "name"), suffix="_after")
-    apart = (pl.col("rank_low_after") > pl.col("rank_high")) | (pl.col("rank_high_after") < pl.col("rank_low"))
+    apart = (pl.col("rank_low_after") > pl.col("rank_high")) | (
+        pl.col("rank_high_after") < pl.col("rank_low")
+    )
     far = (pl.col("rank_after") - pl.col("rank")).abs()
     return both.filter(apart, far >= MOVED).sort(far, descending=True, maintain_order=True)
 
@@ -177,36 +247,71 @@ def moved(table: pl.DataFrame, *, after: str = "calibrated") -> pl.DataFrame:
 def _moves(table: pl.DataFrame) -> list[str]:
     """One sentence for all that moved."""
     cells = [
-        f"{', '.join(filter(None, (row['name'], row['place'])))} from {_rank(row)} to {_rank(row, '_after')}" for row in table.iter_rows(named=True)
+        f"{', '.join(filter(None, (row['name'], row['place'])))} from {_rank(row)} to"
+        f" {_rank(row, '_after')}"
+        for row in table.iter_rows(named=True)
     ]
-    return [f"Ranks whose 95 % intervals lie apart, as trained and mixed back: {'; '.join(cells)}."] if cells else []
+    return (
+        [f"Ranks whose 95 % intervals lie apart, as trained and mixed back: {'; '.join(cells)}."]
+        if cells
+        else []
+    )
 
 
 def _change(row: Mapping[str, Any]) -> str:
     where = f" ({row['place']})" if row["place"] else ""
     gap = f"{row['before']:+.3f} before, {row['after']:+.3f} after, p {row['p']:.2g}"
-    return f"{row['first']} leaves less than {row['second']} as trained and more once both are mixed back{where}: {gap}."
+    return (
+        f"{row['first']} leaves less than {row['second']} as trained and more once both are mixed"
+        f" back{where}: {gap}."
+    )
 
 
 def control_view(run: Run) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """(headers, rows) for reading: a row per cell, the three stages side by side, in the order of stage calibrated."""
+    """(headers, rows) for reading: a row per cell, the three stages side by side, in the order of
+    stage calibrated.
+    """
     table, goal = standings(run), objective_of(run.experiment)
-    kinds = {stage: {(r["place"], r["name"]): r for r in table.filter(pl.col("stage") == stage).iter_rows(named=True)} for stage in COMPARED}
-    headers = ["method", "rank", f"forget {goal.forgetting}", f"{goal.utility_split} {goal.utility}"]
+    kinds = {
+        stage: {
+            (r["place"], r["name"]): r
+            for r in table.filter(pl.col("stage") == stage).iter_rows(named=True)
+        }
+        for stage in COMPARED
+    }
+    headers = [
+        "method",
+        "rank",
+        f"forget {goal.forgetting}",
+        f"{goal.utility_split} {goal.utility}",
+    ]
     for stage in [stage for stage in COMPARED[1:] if kinds[stage]]:
         headers += [f"{stage.replace('_', ' ')} rank", f"{stage.replace('_', ' ')} forget", "alpha"]
-    return tuple(headers), [_view_row(key, kinds) for key in kinds["calibrated"] if key in kinds["unlearned"]]
+    return tuple(headers), [
+        _view_row(key, kinds) for key in kinds["calibrated"] if key in kinds["unlearned"]
+    ]
 
 
 # ---- inside
 
 
-def _view_row(key: tuple[str, str], kinds: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]) -> tuple[str, ...]:
+def _view_row(
+    key: tuple[str, str], kinds: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]
+) -> tuple[str, ...]:
     before = kinds["unlearned"][key]
-    cells = [", ".join(filter(None, (key[1], key[0]))), _rank(before), with_interval(before, "left"), with_interval(before, "retained")]
+    cells = [
+        ", ".join(filter(None, (key[1], key[0]))),
+        _rank(before),
+        with_interval(before, "left"),
+        with_interval(before, "retained"),
+    ]
     for stage in [stage for stage in COMPARED[1:] if kinds[stage]]:
         row = kinds[stage].get(key)
-        cells += [_rank(row), with_interval(row, "left"), mean_of(row["alpha"])] if row else [UNKNOWN] * 3
+        cells += (
+            [_rank(row), with_interval(row, "left"), mean_of(row["alpha"])]
+            if row
+            else [UNKNOWN] * 3
+        )
     return tuple(cells)
 
 
@@ -221,11 +326,26 @@ def _named(rows: pl.DataFrame, all_rows: pl.DataFrame, settings: Sequence[str]) 
     """
     first = rows.row(0, named=True)
     around = [name for name in settings if name.startswith(AROUND)]
-    method = first["method.forget"] if first["method.retain"] == "none" else f"{first['method.forget']} + {first['method.retain']}"
-    alike = all_rows.filter(pl.col("method.forget") == first["method.forget"], pl.col("method.retain") == first["method.retain"])
-    part = [] if first["select.ratio"] == 1 else [f"{first['select.name']} {first['select.ratio']:g}"]
-    others = [f"{name} {first[name]}" for name in settings if name not in around and alike[name].n_unique() > 1]
-    return ", ".join(f"{name} {first[name]}" for name in around), ", ".join([method, *part, *others])
+    method = (
+        first["method.forget"]
+        if first["method.retain"] == "none"
+        else f"{first['method.forget']} + {first['method.retain']}"
+    )
+    alike = all_rows.filter(
+        pl.col("method.forget") == first["method.forget"],
+        pl.col("method.retain") == first["method.retain"],
+    )
+    part = (
+        [] if first["select.ratio"] == 1 else [f"{first['select.name']} {first['select.ratio']:g}"]
+    )
+    others = [
+        f"{name} {first[name]}"
+        for name in settings
+        if name not in around and alike[name].n_unique() > 1
+    ]
+    return ", ".join(f"{name} {first[name]}" for name in around), ", ".join(
+        [method, *part, *others]
+    )
 
 
 def _asked(matrix: Numbers) -> Numbers:
@@ -233,19 +353,40 @@ def _asked(matrix: Numbers) -> Numbers:
     return matrix[:, np.isfinite(matrix).any(0)]
 
 
-def _pair(found: Mapping[tuple[str, str, str], Standing], place: str, a: str, b: str, after: str) -> dict[str, Any]:
+def _pair(
+    found: Mapping[tuple[str, str, str], Standing], place: str, a: str, b: str, after: str
+) -> dict[str, Any]:
     """One pair, the one that leaves less before first; p is 1 where the order stays."""
-    gaps = [difference(found[place, a, stage].left, found[place, b, stage].left) for stage in ("unlearned", after)]
+    gaps = [
+        difference(found[place, a, stage].left, found[place, b, stage].left)
+        for stage in ("unlearned", after)
+    ]
     sign, (first, second) = (1, (a, b)) if gaps[0].mean <= 0 else (-1, (b, a))
     p = [paired_p(gap) for gap in gaps]
     turned = gaps[0].mean * gaps[1].mean < 0
-    row = {"place": place, "first": first, "second": second, "before": sign * gaps[0].mean, "after": sign * gaps[1].mean}
+    row = {
+        "place": place,
+        "first": first,
+        "second": second,
+        "before": sign * gaps[0].mean,
+        "after": sign * gaps[1].mean,
+    }
     return row | {"p_before": p[0], "p_after": p[1], "p": max(p) if turned else 1.0}
 
 
 def _row(standing: Standing, rank: tuple[float, float, float]) -> dict[str, Any]:
-    row: dict[str, Any] = {"place": standing.place, "name": standing.name, "stage": standing.stage, "alpha": standing.alpha}
+    row: dict[str, Any] = {
+        "place": standing.place,
+        "name": standing.name,
+        "stage": standing.stage,
+        "alpha": standing.alpha,
+    }
     for what, matrix in (("left", standing.left), ("retained", standing.retained)):
         interval = bootstrap_interval(matrix)
         row |= {what: interval.mean, f"{what}_low": interval.low, f"{what}_high": interval.high}
-    return row | {"rank": rank[0], "rank_low": rank[1], "rank_high": rank[2], "seeds": len(standing.left)}
+    return row | {
+        "rank": rank[0],
+        "rank_low": rank[1],
+        "rank_high": rank[2],
+        "seeds": len(standing.left),
+    }

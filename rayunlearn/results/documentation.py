@@ -1,20 +1,38 @@
-"""docs/results.md, made from the schema: `python -m rayunlearn.results.documentation > docs/results.md`."""
+"""docs/results.md, made from the schema: `python -m rayunlearn.results.documentation >
+docs/results.md`.
+"""
 
 from rayunlearn.schema import TABLES, VERSION, Column
 
 WHAT = {
-    "trials": "One row per trial that ended, failed ones too. Also one column per setting (`select.ratio`, ...), named as on the command line.",
-    "plan": "One row per purpose of a planned trial: one that serves two groups, or tuning and grid, has two. In `plan.parquet`.",
-    "attacks": "One row per attacked model, attack and seed. `attacks.parquet`, from `rayunlearn attack`.",
-    "curves": "One row per point of a path: recovery along a training attack, what layers know, a way between two models.",
+    "trials": (
+        "One row per trial that ended, failed ones too. Also one column per setting"
+        " (`select.ratio`, ...), named as on the command line."
+    ),
+    "plan": (
+        "One row per purpose of a planned trial: one that serves two groups, or tuning and grid,"
+        " has two. In `plan.parquet`."
+    ),
+    "attacks": (
+        "One row per attacked model, attack and seed. `attacks.parquet`, from `rayunlearn attack`."
+    ),
+    "curves": (
+        "One row per point of a path: recovery along a training attack, what layers know, a way"
+        " between two models."
+    ),
     "steps": "One row per training step.",
     "evals": "One row per metric of a stage: means of `examples`.",
     "examples": "One row per document and metric. Every mean is taken from here.",
     "coresets": "One row per kept document.",
-    "attributions": "One row per token and per word of a prompt, where `explain.documents` asks for them. The answer is the right one.",
+    "attributions": (
+        "One row per token and per word of a prompt, where `explain.documents` asks for them. The"
+        " answer is the right one."
+    ),
     "scores": "One row per document and scorer. `scores.parquet`.",
     "keywords": "One row per document and keyword. `keywords.parquet`, from `rayunlearn keywords`.",
-    "corpora": "One row per file that a corpus was read from; none for a generated one. `corpora.parquet`.",
+    "corpora": (
+        "One row per file that a corpus was read from; none for a generated one. `corpora.parquet`."
+    ),
     "quarantine": "One row per document that was set aside. `quarantine.parquet`.",
 }
 
@@ -47,13 +65,19 @@ objective, version, number of planned trials, metrics). `rayunlearn.results.anal
 
 def results_page() -> str:
     """The page as Markdown."""
-    version = f"The schema version, {VERSION}, is in every file's metadata (`rayunlearn.schema_version`); a file with a newer one is refused."
+    version = (
+        f"The schema version, {VERSION}, is in every file's metadata (`rayunlearn.schema_version`);"
+        " a file with a newer one is refused."
+    )
     return "\n".join([HEAD, version, "", *(section(table) for table in TABLES)])
 
 
 def section(table: str) -> str:
     """One table: what a row is, then its columns."""
-    head = f"## {table}\n\n{WHAT[table]}\n\n| column | type | unit | better | meaning |\n|---|---|---|---|---|\n"
+    head = (
+        f"## {table}\n\n{WHAT[table]}\n\n| column | type | unit | better | meaning"
+        " |\n|---|---|---|---|---|\n"
+    )
     return head + "".join(_line(column) for column in TABLES[table])
 
 

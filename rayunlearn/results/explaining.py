@@ -1,7 +1,9 @@
-"""What words say of forgetting, from Parquet alone: recovery by emphasis, what was destroyed, key tokens before and after.
+"""What words say of forgetting, from Parquet alone: recovery by emphasis, what was destroyed, key
+tokens before and after.
 
-`right` means that every token of the answer, its end too, is the model's greedy choice (`exact_memorization` 1): the greedy
-text is the answer. The paper (unPact, 2509.24675) asks a chat model; its formulas of both rates are not confirmed, these are ours.
+`right` means that every token of the answer, its end too, is the model's greedy choice
+(`exact_memorization` 1): the greedy text is the answer. The paper (unPact, 2509.24675) asks a chat
+model; its formulas of both rates are not confirmed, these are ours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,16 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from rayunlearn.results.analysis import AROUND, CELL, Interval, Numbers, bootstrap_interval, controlled, placed_trials, varying_settings
+from rayunlearn.results.analysis import (
+    AROUND,
+    CELL,
+    Interval,
+    Numbers,
+    bootstrap_interval,
+    controlled,
+    placed_trials,
+    varying_settings,
+)
 from rayunlearn.results.store import Run
 from rayunlearn.results.words import Section, View, kept_words, number, place_words, with_interval
 from rayunlearn.schema import WORD_KINDS
@@ -33,23 +44,45 @@ class Cell:
 
 
 def explained_cells(run: Run) -> list[Cell]:
-    """Base, gold, controls and grid of the trials that have attributions, as the coreset table has them; a cell without its base is left out."""
+    """Base, gold, controls and grid of the trials that have attributions, as the coreset table has
+    them; a cell without its base is left out.
+    """
     looked_into = run.attributions.select("trial_id").unique().collect()
     if not looked_into.height:
         return []
-    placed = placed_trials(run).filter(pl.col("role") != "tuning").join(looked_into, on="trial_id", how="semi")
+    placed = (
+        placed_trials(run)
+        .filter(pl.col("role") != "tuning")
+        .join(looked_into, on="trial_id", how="semi")
+    )
     settings = varying_settings(run, placed)
-    bases = {around(row): row["trial_id"] for row in placed.filter(pl.col("role") == "base").iter_rows(named=True)}
+    bases = {
+        around(row): row["trial_id"]
+        for row in placed.filter(pl.col("role") == "base").iter_rows(named=True)
+    }
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    ordered = placed.sort(["method.forget", "method.retain", "select.ratio"], descending=[False, False, True], maintain_order=True)
-    for row in ordered.unique(["trial_id", "role", "group"], maintain_order=True).iter_rows(named=True):
+    ordered = placed.sort(
+        ["method.forget", "method.retain", "select.ratio"],
+        descending=[False, False, True],
+        maintain_order=True,
+    )
+    for row in ordered.unique(["trial_id", "role", "group"], maintain_order=True).iter_rows(
+        named=True
+    ):
         said = _said(row, settings)
         if around(row) in bases:
-            groups.setdefault((row["role"], around(row), *said.values()), []).append(row | {"said": said})
+            groups.setdefault((row["role"], around(row), *said.values()), []).append(
+                row | {"said": said}
+            )
     firsts = [rows[0] for rows in groups.values()]
     parts = len({first["said"].get("select.ratio") for first in firsts} - {None}) > 1
     cells = [
-        Cell(_name(rows[0], settings, parts=parts), rows[0]["role"], tuple(dict.fromkeys(r["trial_id"] for r in rows)), bases[around(rows[0])])
+        Cell(
+            _name(rows[0], settings, parts=parts),
+            rows[0]["role"],
+            tuple(dict.fromkeys(r["trial_id"] for r in rows)),
+            bases[around(rows[0])],
+        )
         for rows in groups.values()
     ]
     return sorted(cells, key=lambda c: ROLES.index(c.role))
@@ -63,38 +96,55 @@ def around(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def emphasis_table(run: Run) -> pl.DataFrame:
     """One row per cell and form of emphasis.
 
-    forgotten: questions that base answers right and the cell's model does not, mean over seeds; for base itself, questions it
-    answers right. recovered: share of them that are right when key words are pointed out; random: when as many others are;
-    net: the paired difference. harmed: share of the retain questions that the cell's model answers right as asked and wrong when
-    their key words are pointed out. Each with _low and _high, 95 % bootstrap over seeds and questions.
+    forgotten: questions that base answers right and the cell's model does not, mean over seeds; for
+    base itself, questions it answers right. recovered: share of them that are right when key words
+    are pointed out; random: when as many others are;
+    net: the paired difference. harmed: share of the retain questions that the cell's model answers
+    right as asked and wrong when their key words are pointed out. Each with _low and _high, 95 %
+    bootstrap over seeds and questions.
     """
     right = _values(run, (RIGHT,), by="attack")
-    rows = [_emphasis_row(cell, form, right) for cell in explained_cells(run) for form in _forms(run)]
+    rows = [
+        _emphasis_row(cell, form, right) for cell in explained_cells(run) for form in _forms(run)
+    ]
     return pl.DataFrame([row for row in rows if row["forgotten"]], infer_schema_length=None)
 
 
 def damage_table(run: Run) -> pl.DataFrame:
-    """One row per cell but base: destroyed (share of retain questions right before and wrong now), the same of `untouched`, and the
-    change of mean log p of function words, keywords and all but function words of the forget and the retain documents, in nats;
-    against_keywords: that of function words minus that of keywords, document by document. Each with its interval."""
+    """One row per cell but base: destroyed (share of retain questions right before and wrong now),
+    the same of `untouched`, and the change of mean log p of function words, keywords and all but
+    function words of the forget and the retain documents, in nats;
+    against_keywords: that of function words minus that of keywords, document by document. Each with
+    its interval."""
     right, words = _values(run, (RIGHT,), by="attack"), _values(run, WORD_KINDS)
-    return pl.DataFrame([_damage_row(cell, right, words) for cell in explained_cells(run) if cell.role != "base"], infer_schema_length=None)
+    return pl.DataFrame(
+        [_damage_row(cell, right, words) for cell in explained_cells(run) if cell.role != "base"],
+        infer_schema_length=None,
+    )
 
 
 def tracking_table(run: Run, *, split: str = "forget") -> pl.DataFrame:
-    """One row per cell: how much of what base's answers hung on is left, means over questions and seeds with intervals.
+    """One row per cell: how much of what base's answers hung on is left, means over questions and
+    seeds with intervals.
 
-    overlap: Jaccard of the key tokens before and after; kept: share of base's key tokens that are still key; mass: share of the
-    positive contributions that lies on base's key tokens (before it is near 1); rank: Spearman correlation of the contributions;
+    overlap: Jaccard of the key tokens before and after; kept: share of base's key tokens that are
+    still key; mass: share of the positive contributions that lies on base's key tokens (before it
+    is near 1); rank: Spearman correlation of the contributions;
     gradient: Spearman correlation of contributions with integrated gradients in the same model.
     """
     frames = attribution_frames(run, split)
-    return pl.DataFrame([_tracking_row(cell, frames) for cell in explained_cells(run)], infer_schema_length=None)
+    return pl.DataFrame(
+        [_tracking_row(cell, frames) for cell in explained_cells(run)], infer_schema_length=None
+    )
 
 
 def attribution_frames(run: Run, split: str) -> dict[str, dict[str, pl.DataFrame]]:
     """trial -> question -> its tokens in order."""
-    rows = run.attributions.filter(pl.col("unit") == "token", pl.col("split") == split).sort("position").collect()
+    rows = (
+        run.attributions.filter(pl.col("unit") == "token", pl.col("split") == split)
+        .sort("position")
+        .collect()
+    )
     frames: dict[str, dict[str, pl.DataFrame]] = {}
     for (trial, doc), frame in rows.group_by("trial_id", "doc_id", maintain_order=True):
         frames.setdefault(str(trial), {})[str(doc)] = frame
@@ -132,18 +182,30 @@ def rank_correlation(x: Numbers, y: Numbers) -> float:
 
 EMPHASIS = {
     "form": "how words are pointed out (docs/attribution.md)",
-    "questions": "forget questions that base answers right and this model does not, mean over seeds; of base, those it answers right",
-    "key words": "share of them answered right when the words that base's answer hangs on are pointed out",
+    "questions": (
+        "forget questions that base answers right and this model does not, mean over seeds; of"
+        " base, those it answers right"
+    ),
+    "key words": (
+        "share of them answered right when the words that base's answer hangs on are pointed out"
+    ),
     "random words": "the same with as many other words of the question",
     "difference": "key words minus random words, question by question",
-    "retain harmed": "share of the retain questions that this model answers right as asked and wrong with the key words pointed out",
+    "retain harmed": (
+        "share of the retain questions that this model answers right as asked and wrong with the"
+        " key words pointed out"
+    ),
 }
 DAMAGE = {
     "destroyed": "share of the retain questions that base answers right and this model does not",
-    "destroyed_untouched": "the same of the questions that base and gold know and no unlearning is shown",
+    "destroyed_untouched": (
+        "the same of the questions that base and gold know and no unlearning is shown"
+    ),
     "function_words_forget": "change of mean log p of the function words in forget documents, nats",
     "keywords_forget": "the same of the keywords there (tfidf, at most three tenths of the words)",
-    "against_keywords_forget": "function words minus keywords, document by document: above 0, function words were spared",
+    "against_keywords_forget": (
+        "function words minus keywords, document by document: above 0, function words were spared"
+    ),
     "content_words_forget": "change of mean log p of all words but function words there, nats",
     "function_words_retain": "change of mean log p of the function words in retain documents, nats",
     "keywords_retain": "the same of the keywords there",
@@ -155,7 +217,9 @@ TRACKED = {
     "kept": "share of base's key tokens that are key tokens here",
     "mass": "share of the positive contributions that lies on base's key tokens",
     "rank": "Spearman correlation of the contributions here with base's",
-    "gradient": "Spearman correlation of the contributions here with integrated gradients in the same model",
+    "gradient": (
+        "Spearman correlation of the contributions here with integrated gradients in the same model"
+    ),
 }
 
 
@@ -164,14 +228,22 @@ def explained_sections(run: Run) -> list[Section]:
     if not explained_cells(run):
         return []
     emphasis = [
-        (r["cell"], r["form"].replace("_", " "), f"{r['forgotten']:.1f}", *(with_interval(r, n) for n in ("recovered", "random", "net", "harmed")))
+        (
+            r["cell"],
+            r["form"].replace("_", " "),
+            f"{r['forgotten']:.1f}",
+            *(with_interval(r, n) for n in ("recovered", "random", "net", "harmed")),
+        )
         for r in emphasis_table(run).iter_rows(named=True)
     ]
     return [
         Section(
             anchor="emphasis",
             title="Asked again with emphasis",
-            caption="Right: the greedy text is the answer. A difference above zero says that the words which carried the answer bring it back.",
+            caption=(
+                "Right: the greedy text is the answer. A difference above zero says that the words"
+                " which carried the answer bring it back."
+            ),
             view=view_of({"model": "method, or stage", **EMPHASIS}, emphasis, n_texts=2),
         ),
         _measured_section(
@@ -179,37 +251,60 @@ def explained_sections(run: Run) -> list[Section]:
             "What was destroyed",
             damage_table(run),
             DAMAGE,
-            "Measured against base: questions that it answers right, and its log-probabilities. Square brackets: 95 % bootstrap intervals.",
+            "Measured against base: questions that it answers right, and its log-probabilities."
+            " Square brackets: 95 % bootstrap intervals.",
         ),
         _measured_section(
             "key-tokens",
             "What answers hang on",
             tracking_table(run),
             TRACKED,
-            "Forget questions, each model against base; base against itself shows how far two of these measures agree at best.",
+            "Forget questions, each model against base; base against itself shows how far two of"
+            " these measures agree at best.",
         ),
     ]
 
 
-def view_of(meanings: Mapping[str, str], rows: Sequence[Sequence[str]], *, n_texts: int = 1) -> View:
-    """A table of cells in words; the first `n_texts` columns are set as text, the others as numbers."""
+def view_of(
+    meanings: Mapping[str, str], rows: Sequence[Sequence[str]], *, n_texts: int = 1
+) -> View:
+    """A table of cells in words; the first `n_texts` columns are set as text, the others as
+    numbers.
+    """
     given = tuple(tuple(row) for row in rows)
     numeric = tuple(at >= n_texts for at in range(len(meanings)))
-    return View(headers=tuple(meanings), meanings=tuple(meanings.values()), rows=given, roles=("grid",) * len(given), numeric=numeric)
+    return View(
+        headers=tuple(meanings),
+        meanings=tuple(meanings.values()),
+        rows=given,
+        roles=("grid",) * len(given),
+        numeric=numeric,
+    )
 
 
-def _measured_section(anchor: str, title: str, table: pl.DataFrame, meanings: Mapping[str, str], caption: str) -> Section:
+def _measured_section(
+    anchor: str, title: str, table: pl.DataFrame, meanings: Mapping[str, str], caption: str
+) -> Section:
     """Columns that no row has a value of are left out: no gradients, no untouched split."""
     names = [n for n in meanings if n in table.columns and table[n].null_count() < table.height]
-    rows = [(r["cell"], number(r["seeds"]), *(with_interval(r, n) for n in names)) for r in table.iter_rows(named=True)]
-    headers = {"model": "method, or stage", "seeds": "trials", **{n.replace("_", " "): meanings[n] for n in names}}
+    rows = [
+        (r["cell"], number(r["seeds"]), *(with_interval(r, n) for n in names))
+        for r in table.iter_rows(named=True)
+    ]
+    headers = {
+        "model": "method, or stage",
+        "seeds": "trials",
+        **{n.replace("_", " "): meanings[n] for n in names},
+    }
     return Section(anchor=anchor, title=title, caption=caption, view=view_of(headers, rows))
 
 
 # ---- inside
 
 
-def matrix(trial_ids: Sequence[str], documents: Sequence[str], values: Mapping[tuple[str, str], float]) -> Numbers:
+def matrix(
+    trial_ids: Sequence[str], documents: Sequence[str], values: Mapping[tuple[str, str], float]
+) -> Numbers:
     """(trials, documents), NaN where there is none."""
     cells = [[values.get((t, d), float("nan")) for d in documents] for t in trial_ids]
     return np.array(cells, dtype=np.float64).reshape(len(trial_ids), len(documents))
@@ -220,14 +315,21 @@ def spread(name: str, interval: Interval) -> dict[str, float | None]:
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-Values = dict[tuple[str, str], dict[tuple[str, str], float]]  # (attack, split), or (metric, split) -> (trial, document) -> value
+# (attack, split), or (metric, split) -> (trial, document) -> value
+Values = dict[tuple[str, str], dict[tuple[str, str], float]]
 
 
 def _values(run: Run, metrics: Sequence[str], by: str = "metric") -> Values:
     stages = run.trials.select("trial_id", pl.col("stage").alias("_own"))
-    rows = run.examples.filter(pl.col("metric").is_in(list(metrics))).join(stages, on="trial_id").filter(pl.col("stage") == pl.col("_own"))
+    rows = (
+        run.examples.filter(pl.col("metric").is_in(list(metrics)))
+        .join(stages, on="trial_id")
+        .filter(pl.col("stage") == pl.col("_own"))
+    )
     found: Values = {}
-    for key, split, trial, doc, value in rows.select(by, "split", "trial_id", "doc_id", "value").drop_nulls().collect().iter_rows():
+    for key, split, trial, doc, value in (
+        rows.select(by, "split", "trial_id", "doc_id", "value").drop_nulls().collect().iter_rows()
+    ):
         found.setdefault((key, split), {})[trial, doc] = value
     return found
 
@@ -245,12 +347,25 @@ def _known(plain: Mapping[tuple[str, str], float], base: str) -> list[str]:
 def _emphasis_row(cell: Cell, form: str, right: Values) -> dict[str, Any]:
     plain = right.get(("none", "forget"), {})
     documents = _known(plain, cell.base)
-    asked = [{k: v == 1 for k, v in right.get((f"{kind}:{form}", "forget"), {}).items()} for kind in (KEY, RANDOM)]
-    lost = {(t, d) for t in cell.trial_ids for d in documents if cell.role == "base" or plain.get((t, d)) != 1}
+    asked = [
+        {k: v == 1 for k, v in right.get((f"{kind}:{form}", "forget"), {}).items()}
+        for kind in (KEY, RANDOM)
+    ]
+    lost = {
+        (t, d)
+        for t in cell.trial_ids
+        for d in documents
+        if cell.role == "base" or plain.get((t, d)) != 1
+    }
     both = {k for k in lost if all(k in part for part in asked)}
     parts = [matrix(cell.trial_ids, documents, {k: float(part[k]) for k in both}) for part in asked]
     named = zip(("recovered", "random", "net"), (*parts, parts[0] - parts[1]), strict=True)
-    row: dict[str, Any] = {"cell": cell.name, "role": cell.role, "form": form, "seeds": len(cell.trial_ids)}
+    row: dict[str, Any] = {
+        "cell": cell.name,
+        "role": cell.role,
+        "form": form,
+        "seeds": len(cell.trial_ids),
+    }
     row["forgotten"] = len(both) / len(cell.trial_ids)
     for name, values in named:
         row |= spread(name, bootstrap_interval(values))
@@ -258,9 +373,15 @@ def _emphasis_row(cell: Cell, form: str, right: Values) -> dict[str, Any]:
 
 
 def _harmed(cell: Cell, form: str, right: Values) -> Numbers:
-    """(trials, retain questions): 1 where the emphasised question is answered wrong, 0 where right; NaN where it was wrong as asked."""
+    """(trials, retain questions): 1 where the emphasised question is answered wrong, 0 where right;
+    NaN where it was wrong as asked.
+    """
     plain, asked = right.get(("none", "retain"), {}), right.get((f"{KEY}:{form}", "retain"), {})
-    kept = {k: float(value != 1) for k, value in asked.items() if plain.get(k) == 1 and k[0] in cell.trial_ids}
+    kept = {
+        k: float(value != 1)
+        for k, value in asked.items()
+        if plain.get(k) == 1 and k[0] in cell.trial_ids
+    }
     return matrix(cell.trial_ids, sorted({d for _, d in kept}), kept)
 
 
@@ -269,46 +390,95 @@ def _damage_row(cell: Cell, right: Values, words: Values) -> dict[str, Any]:
     for name, split in (("destroyed", "retain"), ("destroyed_untouched", "untouched")):
         plain = right.get(("none", split), {})
         documents = _known(plain, cell.base)
-        values = {(t, d): float(plain[t, d] != 1) for t in cell.trial_ids for d in documents if (t, d) in plain}
+        values = {
+            (t, d): float(plain[t, d] != 1)
+            for t in cell.trial_ids
+            for d in documents
+            if (t, d) in plain
+        }
         row |= spread(name, bootstrap_interval(matrix(cell.trial_ids, documents, values)))
     for side in ("forget", "retain"):
-        changes = [_change(cell, words.get((metric, f"{side}_documents"), {})) for metric in WORD_KINDS]
+        changes = [
+            _change(cell, words.get((metric, f"{side}_documents"), {})) for metric in WORD_KINDS
+        ]
         function, keyword, content = changes
         against = {key: function[key] - keyword[key] for key in function.keys() & keyword.keys()}
-        named = {"function_words": function, "keywords": keyword, "against_keywords": against, "content_words": content}
+        named = {
+            "function_words": function,
+            "keywords": keyword,
+            "against_keywords": against,
+            "content_words": content,
+        }
         for name, values in named.items():
             documents = sorted({d for _, d in values})
-            row |= spread(f"{name}_{side}", bootstrap_interval(matrix(cell.trial_ids, documents, values)))
+            row |= spread(
+                f"{name}_{side}", bootstrap_interval(matrix(cell.trial_ids, documents, values))
+            )
     return row
 
 
 def _change(cell: Cell, now: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
     """(trial, document) -> value less that of base, where both have one."""
-    return {(t, d): value - now[cell.base, d] for (t, d), value in now.items() if t in cell.trial_ids and (cell.base, d) in now}
+    return {
+        (t, d): value - now[cell.base, d]
+        for (t, d), value in now.items()
+        if t in cell.trial_ids and (cell.base, d) in now
+    }
 
 
 def _tracking_row(cell: Cell, frames: Mapping[str, Mapping[str, pl.DataFrame]]) -> dict[str, Any]:
     before = frames.get(cell.base, {})
-    numbers = {(t, d): tracked(before[d], frames[t][d]) for t in cell.trial_ids for d in before if d in frames.get(t, {})}
+    numbers = {
+        (t, d): tracked(before[d], frames[t][d])
+        for t in cell.trial_ids
+        for d in before
+        if d in frames.get(t, {})
+    }
     row: dict[str, Any] = {"cell": cell.name, "role": cell.role, "seeds": len(cell.trial_ids)}
     for name in TRACKED:
-        row |= spread(name, bootstrap_interval(matrix(cell.trial_ids, sorted(before), {k: v[name] for k, v in numbers.items()})))
+        row |= spread(
+            name,
+            bootstrap_interval(
+                matrix(cell.trial_ids, sorted(before), {k: v[name] for k, v in numbers.items()})
+            ),
+        )
     return row
 
 
 def _said(row: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """What tells a trial's cell from others: nothing of base and gold but data and model, no selector of a control."""
+    """What tells a trial's cell from others: nothing of base and gold but data and model, no
+    selector of a control.
+    """
     trained = row["role"] in ("control", "grid")
     names = {"control": ("method.retain", "group"), "grid": CELL}.get(row["role"], ())
     kept = [n for n in settings if trained or n.startswith(AROUND)]
-    whole = row["role"] == "grid" and row["select.ratio"] == 1  # every selector shares the full set
+    # every selector shares the full set
+    whole = row["role"] == "grid" and row["select.ratio"] == 1
     return {n: None if n == "select.name" and whole else row[n] for n in (*names, *kept)}
 
 
 def _name(row: Mapping[str, Any], settings: list[str], *, parts: bool) -> str:
-    """`npo + nll, random 25 %`, `control: nll (npo)`, or the role; `parts`: whether there are several ratios to tell apart."""
+    """`npo + nll, random 25 %`, `control: nll (npo)`, or the role; `parts`: whether there are
+    several ratios to tell apart.
+    """
     forget, retain = row["method.forget"], row["method.retain"]
     group = controlled(row["group"], without=[*settings, "method.retain"])
-    shown = {"grid": forget if retain == "none" else f"{forget} + {retain}", "control": f"control: {retain}{f' ({group})' if group else ''}"}
-    part = kept_words(row["select.name"], row["select.ratio"]) if parts and row["role"] == "grid" else ""
-    return ", ".join(filter(None, [shown.get(row["role"], row["role"]), part, place_words({n: row["said"].get(n) for n in settings}, settings)]))
+    shown = {
+        "grid": forget if retain == "none" else f"{forget} + {retain}",
+        "control": f"control: {retain}{f' ({group})' if group else ''}",
+    }
+    part = (
+        kept_words(row["select.name"], row["select.ratio"])
+        if parts and row["role"] == "grid"
+        else ""
+    )
+    return ", ".join(
+        filter(
+            None,
+            [
+                shown.get(row["role"], row["role"]),
+                part,
+                place_words({n: row["said"].get(n) for n in settings}, settings),
+            ],
+        )
+    )

@@ -1,4 +1,6 @@
-"""What the footer of a Parquet file says before anything of it is read: a few bytes can claim to be billions of rows."""
+"""What the footer of a Parquet file says before anything of it is read: a few bytes can claim to be
+billions of rows.
+"""
 
 from pathlib import Path
 
@@ -7,21 +9,25 @@ import pyarrow.parquet
 
 from rayunlearn.errors import UserError, require
 
-# A byte of a table of results holds about one value, of a corpus less. A column that repeats one value can hold millions.
+# A byte of a table of results holds about one value, of a corpus less. A column that repeats one
+# value can hold millions.
 VALUES_PER_BYTE = 100
 UNPACKED_PER_BYTE = 100
-VALUES_ALWAYS = 10_000_000  # what any machine can hold, however small the file
+# what any machine can hold, however small the file
+VALUES_ALWAYS = 10_000_000
 BYTES_ALWAYS = 256 * 2**20
 
-# What pyarrow raises for a file that is no Parquet, or damaged: a column's name that is no UTF-8 comes as Python's own error.
+# What pyarrow raises for a file that is no Parquet, or damaged: a column's name that is no UTF-8
+# comes as Python's own error.
 UNREADABLE = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
 
 
 def refuse_a_bomb(path: Path) -> None:
-    """Raise UserError where reading `path` would take out of all proportion to its size, or where it is no Parquet file.
+    """Raise UserError where reading `path` would take out of all proportion to its size, or where
+    it is no Parquet file.
 
-    By the footer alone: values (rows x columns) against bytes of the file, and unpacked bytes against them. What a footer does not
-    say, one long text that a dictionary repeats, is not seen.
+    By the footer alone: values (rows x columns) against bytes of the file, and unpacked bytes
+    against them. What a footer does not say, one long text that a dictionary repeats, is not seen.
     """
     try:
         metadata, size = pyarrow.parquet.read_metadata(path), path.stat().st_size

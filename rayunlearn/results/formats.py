@@ -1,4 +1,6 @@
-"""`rayunlearn report RUN --format html|md|json|pdf`: the same findings for a browser, a text, a program and a printer."""
+"""`rayunlearn report RUN --format html|md|json|pdf`: the same findings for a browser, a text, a
+program and a printer.
+"""
 
 import json
 import math
@@ -21,7 +23,9 @@ from rayunlearn.schema import VERSION
 
 
 def write_as(run: Path, form: str) -> Path:
-    """Write `<run>/report.<form>` from the run's Parquet files alone; returns its path. Raises UserError for an unknown form."""
+    """Write `<run>/report.<form>` from the run's Parquet files alone; returns its path. Raises
+    UserError for an unknown form.
+    """
     if form not in FORMATS:
         raise unknown_name("--format", form, FORMATS)
     path = Path(run) / f"report.{form}"
@@ -33,14 +37,25 @@ def markdown(run: Run) -> str:
     """The report as CommonMark with pipe tables; text of the run cannot start markup of its own."""
     lines = [f"# {escaped(title_of(run))}", "", escaped(question_of(run)), ""]
     for section in blocks_of(run):
-        lines += [f"## {section.title}", "", *(line for sentence in section.sentences for line in (escaped(sentence), ""))]
+        lines += [
+            f"## {section.title}",
+            "",
+            *(line for sentence in section.sentences for line in (escaped(sentence), "")),
+        ]
         lines += [*pipes(section.table), ""] if section.table else []
-    lines += ["## Where this comes from", "", *(f"- {name}: {escaped(value)}" for name, value in provenance(run)), ""]
+    lines += [
+        "## Where this comes from",
+        "",
+        *(f"- {name}: {escaped(value)}" for name, value in provenance(run)),
+        "",
+    ]
     return "\n".join(lines)
 
 
 def as_json(run: Run) -> dict[str, Any]:
-    """The report as plain values: the first page in words, then every table as a list of rows; what is not known is null."""
+    """The report as plain values: the first page in words, then every table as a list of rows; what
+    is not known is null.
+    """
     table = coreset_table(run)
     return {
         "report": 1,
@@ -50,7 +65,10 @@ def as_json(run: Run) -> dict[str, Any]:
         "version": run.experiment.get("version", ""),
         "question": question_of(run),
         "objective": vars(objective_of(run.experiment)),
-        "brief": [{"question": s.title, "answer": list(s.sentences), "table": _rows(s.table)} for s in brief_of(run, table)],
+        "brief": [
+            {"question": s.title, "answer": list(s.sentences), "table": _rows(s.table)}
+            for s in brief_of(run, table)
+        ],
         "findings": findings(run, table),
         "fates": fates(run),
         "cells": _plain(table),
@@ -61,7 +79,9 @@ def as_json(run: Run) -> dict[str, Any]:
 
 
 def pdf(run: Run) -> bytes:
-    """The report on A4 pages, the table on wide ones. Raises UserError where the extra `pdf` is not installed."""
+    """The report on A4 pages, the table on wide ones. Raises UserError where the extra `pdf` is not
+    installed.
+    """
     document = _empty_pdf()
     document.add_page()
     _heading(document, title_of(run), 18)
@@ -85,7 +105,15 @@ def pdf(run: Run) -> bytes:
 
 def title_of(run: Run) -> str:
     """Name and version of the experiment."""
-    return " ".join(filter(None, (str(run.experiment.get("name", run.path.name)), str(run.experiment.get("version", "")))))
+    return " ".join(
+        filter(
+            None,
+            (
+                str(run.experiment.get("name", run.path.name)),
+                str(run.experiment.get("version", "")),
+            ),
+        )
+    )
 
 
 def question_of(run: Run) -> str:
@@ -106,7 +134,12 @@ def escaped(text: str) -> str:
 def pipes(table: Table) -> list[str]:
     """A pipe table, a line each."""
     rows = [table.headers, ("---",) * len(table.headers), *table.rows]
-    return ["| " + " | ".join(cell if cell == "---" else escaped(cell.replace("\n", " ")) for cell in row) + " |" for row in rows]
+    return [
+        "| "
+        + " | ".join(cell if cell == "---" else escaped(cell.replace("\n", " ")) for cell in row)
+        + " |"
+        for row in rows
+    ]
 
 
 def _rows(table: Table | None) -> list[dict[str, str]]:
@@ -114,7 +147,9 @@ def _rows(table: Table | None) -> list[dict[str, str]]:
 
 
 def _plain(frame: pl.DataFrame) -> list[dict[str, Any]]:
-    return [{name: _finite(value) for name, value in row.items()} for row in frame.iter_rows(named=True)]
+    return [
+        {name: _finite(value) for name, value in row.items()} for row in frame.iter_rows(named=True)
+    ]
 
 
 def _finite(value: Any) -> Any:
@@ -124,9 +159,13 @@ def _finite(value: Any) -> Any:
 def _empty_pdf() -> Any:
     try:
         from fpdf import FPDF
-        from matplotlib import get_data_path  # for DejaVu, a font with the scripts that a run may hold
+
+        # for DejaVu, a font with the scripts that a run may hold
+        from matplotlib import get_data_path
     except ImportError as missing:
-        raise UserError("--format pdf needs the extra `pdf`: pip install 'rayunlearn[pdf]'") from missing
+        raise UserError(
+            "--format pdf needs the extra `pdf`: pip install 'rayunlearn[pdf]'"
+        ) from missing
     document = FPDF(format="A4")
     fonts = Path(get_data_path()) / "fonts" / "ttf"
     document.add_font("DejaVu", "", fonts / "DejaVuSans.ttf")
@@ -144,14 +183,30 @@ def _heading(document: Any, text: str, size: int) -> None:
 
 def _paragraph(document: Any, text: str, *, size: float = 9.5) -> None:
     document.set_font("DejaVu", "", size)
-    document.multi_cell(0, size / 2, text, new_x="LMARGIN", new_y="NEXT", wrapmode="CHAR" if " " not in text else "WORD")
+    document.multi_cell(
+        0,
+        size / 2,
+        text,
+        new_x="LMARGIN",
+        new_y="NEXT",
+        wrapmode="CHAR" if " " not in text else "WORD",
+    )
     document.ln(1)
 
 
 def _grid(document: Any, table: Table, *, size: float) -> None:
     document.set_font("DejaVu", "", size)
-    widths = [max(4, min(28, max(len(row[i]) for row in (table.headers, *table.rows)))) for i in range(len(table.headers))]
-    with document.table(col_widths=widths, line_height=size / 2 + 0.4, text_align="LEFT", first_row_as_headings=True, wrapmode="CHAR") as grid:
+    widths = [
+        max(4, min(28, max(len(row[i]) for row in (table.headers, *table.rows))))
+        for i in range(len(table.headers))
+    ]
+    with document.table(
+        col_widths=widths,
+        line_height=size / 2 + 0.4,
+        text_align="LEFT",
+        first_row_as_headings=True,
+        wrapmode="CHAR",
+    ) as grid:
         for cells in (table.headers, *table.rows):
             row = grid.row()
             for cell in cells:
@@ -161,6 +216,10 @@ def _grid(document: Any, table: Table, *, size: float) -> None:
 FORMATS: Mapping[str, Callable[[Run], bytes]] = {
     "html": lambda run: page(run).encode("utf-8"),
     "md": lambda run: markdown(run).encode("utf-8"),
-    "json": lambda run: (json.dumps(as_json(run), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"),
+    "json": (
+        lambda run: (
+            json.dumps(as_json(run), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        ).encode("utf-8")
+    ),
     "pdf": pdf,
 }

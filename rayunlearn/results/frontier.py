@@ -1,4 +1,6 @@
-"""The headline question: the smallest part of the forget set that does what the whole does, or what it would take to tell."""
+"""The headline question: the smallest part of the forget set that does what the whole does, or what
+it would take to tell.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +11,16 @@ import numpy as np
 import polars as pl
 
 from rayunlearn.errors import require
-from rayunlearn.results.analysis import AROUND, CELL, SEEDS, Numbers, objective_of, own_examples, placed_trials, varying_settings
+from rayunlearn.results.analysis import (
+    AROUND,
+    CELL,
+    SEEDS,
+    Numbers,
+    objective_of,
+    own_examples,
+    placed_trials,
+    varying_settings,
+)
 from rayunlearn.results.statistics import (
     Difference,
     difference,
@@ -22,15 +33,17 @@ from rayunlearn.results.statistics import (
 )
 from rayunlearn.results.store import Run
 
-WORSE = {"forgetting": 1, "utility": -1}  # the sign of a difference for the worse: more is remembered, less is useful
+# the sign of a difference for the worse: more is remembered, less is useful
+WORSE = {"forgetting": 1, "utility": -1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standard:
-    """What counts as the same: both metrics within `margin` at level `alpha`; `power` is for the numbers needed to show it.
+    """What counts as the same: both metrics within `margin` at level `alpha`; `power` is for the
+    numbers needed to show it.
 
-    With `better_counts` a ratio need only be no worse by the margin; without, one that forgets more or harms less by more
-    than the margin is different too, and fails.
+    With `better_counts` a ratio need only be no worse by the margin; without, one that forgets more
+    or harms less by more than the margin is different too, and fails.
     """
 
     margin: float
@@ -46,10 +59,12 @@ class Standard:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One method and selector at one ratio: forgetting and utility as (seeds, documents), all cells over the same documents.
+    """One method and selector at one ratio: forgetting and utility as (seeds, documents), all cells
+    over the same documents.
 
-    `setting` is every other thing that varies, in words, and `whole` the same without what only a part has: the full set is not
-    chosen, so it has no extractor or strata to vary. `unmeasured` counts trials that ended without rows (diverged, failed).
+    `setting` is every other thing that varies, in words, and `whole` the same without what only a
+    part has: the full set is not chosen, so it has no extractor or strata to vary. `unmeasured`
+    counts trials that ended without rows (diverged, failed).
     """
 
     setting: str
@@ -76,14 +91,22 @@ COMPARISON = {
 
 
 def compare_all(cells: Sequence[Cell], *, metric: str = "forgetting") -> pl.DataFrame:
-    """Every pair of cells of one setting: mean difference, standard error, p and p after Holm over all rows, smallest p first."""
+    """Every pair of cells of one setting: mean difference, standard error, p and p after Holm over
+    all rows, smallest p first.
+    """
     require(metric in ("forgetting", "utility"), "metric must be 'forgetting' or 'utility'", metric)
     measured = [cell for cell in cells if len(getattr(cell, metric))]
-    pairs = [(a, b) for at, a in enumerate(measured) for b in measured[at + 1 :] if a.setting == b.setting]
+    pairs = [
+        (a, b)
+        for at, a in enumerate(measured)
+        for b in measured[at + 1 :]
+        if a.setting == b.setting
+    ]
     found = [difference(getattr(a, metric), getattr(b, metric)) for a, b in pairs]
     adjusted = holm([paired_p(d) for d in found])
     rows = [
-        (a.setting, name_of(a), name_of(b), d.mean, d.stderr, paired_p(d), p, d.over) for (a, b), d, p in zip(pairs, found, adjusted, strict=True)
+        (a.setting, name_of(a), name_of(b), d.mean, d.stderr, paired_p(d), p, d.over)
+        for (a, b), d, p in zip(pairs, found, adjusted, strict=True)
     ]
     return pl.DataFrame(rows, schema=COMPARISON, orient="row").sort("p", maintain_order=True)
 
@@ -94,9 +117,17 @@ def name_of(cell: Cell) -> str:
 
 
 VERDICTS = {
-    "shown": "forgetting and utility at this ratio, and at every larger one, are within the margin of the full set",
-    "not shown": "no smaller ratio could be shown equivalent; `stopped_at` is the first that could not",
-    "full set does not forget": "the full set is within the margin of base, or not told apart from it: there is nothing to be equivalent to",
+    "shown": (
+        "forgetting and utility at this ratio, and at every larger one, are within the margin of"
+        " the full set"
+    ),
+    "not shown": (
+        "no smaller ratio could be shown equivalent; `stopped_at` is the first that could not"
+    ),
+    "full set does not forget": (
+        "the full set is within the margin of base, or not told apart from it: there is nothing to"
+        " be equivalent to"
+    ),
     "no full set": "the full set was not run, or not all of its trials could be measured",
 }
 FRONTIER = {
@@ -118,16 +149,23 @@ FRONTIER = {
 
 
 def frontier(cells: Sequence[Cell], base: Mapping[str, Cell], standard: Standard) -> pl.DataFrame:
-    """Per setting, method and selector: the smallest ratio that the standard finds the same as the full set, or "not shown" (VERDICTS).
+    """Per setting, method and selector: the smallest ratio that the standard finds the same as the
+    full set, or "not shown" (VERDICTS).
 
-    Ratios are tested downwards and the first failure ends the search, a fixed order that needs no correction among them; every
-    test must pass for forgetting AND utility (their larger p counts), which needs none either. Over the methods and selectors
-    alpha is divided by their number (Bonferroni). A ratio with trials that could not be measured is a failure.
-    `base` holds base's cell by setting. `p` is the largest p of the ratios shown; `stopped_*`, `difference` and the needed numbers
-    are of the first failure, each needed number with everything else as it is.
+    Ratios are tested downwards and the first failure ends the search, a fixed order that needs no
+    correction among them; every test must pass for forgetting AND utility (their larger p counts),
+    which needs none either. Over the methods and selectors alpha is divided by their number
+    (Bonferroni). A ratio with trials that could not be measured is a failure. `base` holds base's
+    cell by setting. `p` is the largest p of the ratios shown; `stopped_*`, `difference` and the
+    needed numbers are of the first failure, each needed number with everything else as it is.
     """
-    parts = sorted((c for c in cells if c.ratio < 1), key=lambda c: (c.setting, c.method, c.selector, -c.ratio))
-    families = [(key, list(group)) for key, group in groupby(parts, key=lambda c: (c.setting, c.method, c.selector))]
+    parts = sorted(
+        (c for c in cells if c.ratio < 1), key=lambda c: (c.setting, c.method, c.selector, -c.ratio)
+    )
+    families = [
+        (key, list(group))
+        for key, group in groupby(parts, key=lambda c: (c.setting, c.method, c.selector))
+    ]
     full = {(c.whole, c.method): c for c in cells if c.ratio == 1}
     each = replace(standard, alpha=standard.alpha / max(1, len(families)))
     rows = []
@@ -143,25 +181,43 @@ def frontier_of(run: Run, standard: Standard) -> pl.DataFrame:
 
 
 def frontier_in_words(table: pl.DataFrame, standard: Standard) -> list[str]:
-    """One sentence per row of a frontier; of a setting what tells it from others of the same data, model and method."""
+    """One sentence per row of a frontier; of a setting what tells it from others of the same data,
+    model and method.
+    """
     said = _telling(table.select("method", "setting").unique(maintain_order=True).rows())
-    return [_sentence(row | {"setting": said[row["method"], row["setting"]]}, standard.margin) for row in table.iter_rows(named=True)]
+    return [
+        _sentence(row | {"setting": said[row["method"], row["setting"]]}, standard.margin)
+        for row in table.iter_rows(named=True)
+    ]
 
 
 def cells_of(run: Run, stage: str = "") -> tuple[list[Cell], dict[str, Cell]]:
-    """The grid's cells of a run at `stage` ('': the objective's), and base's by setting (data and model settings that vary)."""
-    placed = placed_trials(run).filter(pl.col("role").is_in(["grid", "base"])).unique(["trial_id", "role"], keep="first", maintain_order=True)
+    """The grid's cells of a run at `stage` ('': the objective's), and base's by setting (data and
+    model settings that vary).
+    """
+    placed = (
+        placed_trials(run)
+        .filter(pl.col("role").is_in(["grid", "base"]))
+        .unique(["trial_id", "role"], keep="first", maintain_order=True)
+    )
     settings = varying_settings(run, placed)
     goal = objective_of(run.experiment)
-    matrices = [matrix_of(run, split, metric, stage) for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))]
+    matrices = [
+        matrix_of(run, split, metric, stage)
+        for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))
+    ]
     around = [name for name in settings if name.startswith(AROUND)]
     grid, places = [], {}
-    for _, rows in placed.filter(pl.col("role") == "grid").group_by([*CELL, *settings], maintain_order=True):
+    for _, rows in placed.filter(pl.col("role") == "grid").group_by(
+        [*CELL, *settings], maintain_order=True
+    ):
         whole = _words(rows, [name for name in settings if name not in chosen_by(rows)])
         grid.append(_cell(_words(rows, settings), whole, rows, matrices))
         places[_words(rows, settings)] = _words(rows, around)
     bases = {}
-    for _, rows in placed.filter(pl.col("role") == "base").group_by(around or ["role"], maintain_order=True):
+    for _, rows in placed.filter(pl.col("role") == "base").group_by(
+        around or ["role"], maintain_order=True
+    ):
         bases[_words(rows, around)] = _cell("", "", rows, matrices)
     return grid, {setting: bases[place] for setting, place in places.items() if place in bases}
 
@@ -169,20 +225,35 @@ def cells_of(run: Run, stage: str = "") -> tuple[list[Cell], dict[str, Cell]]:
 # ---- inside
 
 
-def _walk_down(full: Cell | None, base: Cell | None, smaller: Sequence[Cell], standard: Standard) -> dict[str, Any]:
-    nothing: dict[str, Any] = {name: None for name in FRONTIER if name not in ("setting", "method", "selector")}
+def _walk_down(
+    full: Cell | None, base: Cell | None, smaller: Sequence[Cell], standard: Standard
+) -> dict[str, Any]:
+    nothing: dict[str, Any] = {
+        name: None for name in FRONTIER if name not in ("setting", "method", "selector")
+    }
     if full is None or full.unmeasured or not (len(full.forgetting) and len(full.utility)):
         return nothing | {"verdict": "no full set"}
     if base is not None and len(base.forgetting):
         moved = difference(full.forgetting, base.forgetting)
         if abs(moved.mean) <= standard.margin or paired_p(moved) > standard.alpha:
-            return nothing | {"verdict": "full set does not forget", "difference": moved.mean, "stopped_p": paired_p(moved), "over": moved.over}
+            return nothing | {
+                "verdict": "full set does not forget",
+                "difference": moved.mean,
+                "stopped_p": paired_p(moved),
+                "over": moved.over,
+            }
     row = nothing | {"verdict": "not shown"}
     for cell in smaller:
         by, found, p = _weaker(cell, full, standard)
         if found is None or p > standard.alpha:
             return row | _stopped(cell, by, found, p, standard)
-        row |= {"verdict": "shown", "ratio": cell.ratio, "n_kept": cell.n_kept, "p": max(p, row["p"] or 0.0), "over": found.over}
+        row |= {
+            "verdict": "shown",
+            "ratio": cell.ratio,
+            "n_kept": cell.n_kept,
+            "p": max(p, row["p"] or 0.0),
+            "over": found.over,
+        }
     return row
 
 
@@ -190,7 +261,10 @@ def _weaker(cell: Cell, full: Cell, standard: Standard) -> tuple[str, Difference
     """(forgetting or utility, its difference, its p): whichever of the two is less the same."""
     if cell.unmeasured or not (len(cell.forgetting) and len(cell.utility)):
         return "unmeasured trials", None, 1.0
-    both = {"forgetting": difference(cell.forgetting, full.forgetting), "utility": difference(cell.utility, full.utility)}
+    both = {
+        "forgetting": difference(cell.forgetting, full.forgetting),
+        "utility": difference(cell.utility, full.utility),
+    }
     ranked = [(name, found, _same_p(name, found, standard)) for name, found in both.items()]
     return max(ranked, key=lambda entry: entry[2])
 
@@ -201,7 +275,9 @@ def _same_p(name: str, found: Difference, standard: Standard) -> float:
     return equivalence_p(found, standard.margin)
 
 
-def _stopped(cell: Cell, by: str, found: Difference | None, p: float, standard: Standard) -> dict[str, Any]:
+def _stopped(
+    cell: Cell, by: str, found: Difference | None, p: float, standard: Standard
+) -> dict[str, Any]:
     row: dict[str, Any] = {"stopped_at": cell.ratio, "stopped_by": by, "stopped_p": p}
     if found is None:
         return row
@@ -214,13 +290,20 @@ def _stopped(cell: Cell, by: str, found: Difference | None, p: float, standard: 
 
 
 def _telling(named: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """(method, setting) -> the setting without what all settings of that method, data and model share."""
+    """(method, setting) -> the setting without what all settings of that method, data and model
+    share.
+    """
     groups: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for method, setting in named:
         groups.setdefault((method, *_around(setting)), []).append((method, setting))
-    shared = {key: set.intersection(*({*setting.split(", ")} for _, setting in group)) for key, group in groups.items()}
+    shared = {
+        key: set.intersection(*({*setting.split(", ")} for _, setting in group))
+        for key, group in groups.items()
+    }
     return {
-        (method, setting): ", ".join(part for part in setting.split(", ") if part in key or part not in shared[key])
+        (method, setting): ", ".join(
+            part for part in setting.split(", ") if part in key or part not in shared[key]
+        )
         for key, group in groups.items()
         for method, setting in group
     }
@@ -235,46 +318,85 @@ def _sentence(row: Mapping[str, Any], margin: float) -> str:
     if row["verdict"] == "no full set":
         return f"{name}: nothing to compare with, the full set was not measured."
     if row["verdict"] == "full set does not forget":
-        return f"{name}: the full set itself is no further than {margin:g} from base (difference {row['difference']:+.3f}, p {row['stopped_p']:.2g})."
+        return (
+            f"{name}: the full set itself is no further than {margin:g} from base (difference"
+            f" {row['difference']:+.3f}, p {row['stopped_p']:.2g})."
+        )
     enough = (
-        "not shown at any ratio" if row["ratio"] is None else f"{row['ratio']:g} of the forget set is enough within {margin:g} (p {row['p']:.2g})"
+        "not shown at any ratio"
+        if row["ratio"] is None
+        else f"{row['ratio']:g} of the forget set is enough within {margin:g} (p {row['p']:.2g})"
     )
     start = f"{name}: {enough}"
     if row["stopped_at"] is None:
         return f"{start}; no smaller ratio was run."
     if row["stopped_by"] == "unmeasured trials":
         return f"{start}; at {row['stopped_at']:g} some trials could not be measured."
-    return f"{start}; at {row['stopped_at']:g} {row['stopped_by']} differs by {row['difference']:+.3f}, {_what_would_decide(row, margin)}."
+    return (
+        f"{start}; at {row['stopped_at']:g} {row['stopped_by']} differs by"
+        f" {row['difference']:+.3f}, {_what_would_decide(row, margin)}."
+    )
 
 
 def _what_would_decide(row: Mapping[str, Any], margin: float) -> str:
     if abs(row["difference"]) >= margin:
         return f"which is outside {margin:g}: more data would not show equivalence"
-    ways = [f"{row[f'{what}_needed']:,} {what}" for what in ("documents", "seeds") if row[f"{what}_needed"] is not None]
+    ways = [
+        f"{row[f'{what}_needed']:,} {what}"
+        for what in ("documents", "seeds")
+        if row[f"{what}_needed"] is not None
+    ]
     if not ways:
-        return "and neither more documents nor more seeds alone would decide it" if "seeds" in row["over"] else "and one seed cannot decide it"
-    return f"which {' or '.join(ways)} would decide, if it stays so" + ("" if "seeds" in row["over"] else " (one seed: its spread is unknown)")
+        return (
+            "and neither more documents nor more seeds alone would decide it"
+            if "seeds" in row["over"]
+            else "and one seed cannot decide it"
+        )
+    return f"which {' or '.join(ways)} would decide, if it stays so" + (
+        "" if "seeds" in row["over"] else " (one seed: its spread is unknown)"
+    )
 
 
 def matrix_of(run: Run, split: str, metric: str, stage: str) -> tuple[dict[str, int], Numbers]:
-    """(trial -> row, values (trials, documents)) of a metric on a split, of what the trials are about (`own_examples`)."""
+    """(trial -> row, values (trials, documents)) of a metric on a split, of what the trials are
+    about (`own_examples`).
+    """
     rows = own_examples(run, stage).filter(pl.col("split") == split, pl.col("metric") == metric)
-    wide = rows.collect().pivot(on="doc_id", index="trial_id", values="value", aggregate_function="mean", sort_columns=True)
+    wide = rows.collect().pivot(
+        on="doc_id", index="trial_id", values="value", aggregate_function="mean", sort_columns=True
+    )
     values = wide.drop("trial_id").fill_null(float("nan")).to_numpy().astype(np.float64)
     return {trial: at for at, trial in enumerate(wide["trial_id"])}, values
 
 
 def chosen_by(rows: pl.DataFrame) -> list[str]:
-    """Settings of a cell that say how its part was chosen and that a full set has not (`plan.whole_set`)."""
+    """Settings of a cell that say how its part was chosen and that a full set has not
+    (`plan.whole_set`).
+    """
     original = "select.text" not in rows.columns or rows["select.text"][0] in (None, "original")
-    return [n for n in rows.columns if n.startswith("select.") and (original or n in ("select.name", "select.stratified"))]
+    return [
+        n
+        for n in rows.columns
+        if n.startswith("select.") and (original or n in ("select.name", "select.stratified"))
+    ]
 
 
-def _cell(setting: str, whole: str, rows: pl.DataFrame, matrices: Sequence[tuple[Mapping[str, int], Numbers]]) -> Cell:
+def _cell(
+    setting: str,
+    whole: str,
+    rows: pl.DataFrame,
+    matrices: Sequence[tuple[Mapping[str, int], Numbers]],
+) -> Cell:
     trials = rows["trial_id"].unique(maintain_order=True).to_list()
-    forgetting, utility = (values[[row_of[t] for t in trials if t in row_of]] for row_of, values in matrices)
+    forgetting, utility = (
+        values[[row_of[t] for t in trials if t in row_of]] for row_of, values in matrices
+    )
     first = rows.row(0, named=True)
-    method = str(first["method.forget"]) if first["method.retain"] == "none" else f"{first['method.forget']} + {first['method.retain']}"
+    method = (
+        str(first["method.forget"])
+        if first["method.retain"] == "none"
+        else f"{first['method.forget']} + {first['method.retain']}"
+    )
     return Cell(
         setting=setting,
         whole=whole,

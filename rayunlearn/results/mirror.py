@@ -1,8 +1,10 @@
-"""Runs and caches under a URL: every machine works in a folder of its own, and what is whole there is put under the URL.
+"""Runs and caches under a URL: every machine works in a folder of its own, and what is whole there
+is put under the URL.
 
-The folder's name is the URL, so a path says where it belongs on every machine and nothing has to be handed around. A folder
-(a trial, a model, an adapter) travels as one zip, so that it appears in one put. What is at the URL is the truth: a driver
-that starts makes its folder equal to it. Where a path belongs to no URL every function here does nothing.
+The folder's name is the URL, so a path says where it belongs on every machine and nothing has to be
+handed around. A folder (a trial, a model, an adapter) travels as one zip, so that it appears in one
+put. What is at the URL is the truth: a driver that starts makes its folder equal to it. Where a
+path belongs to no URL every function here does nothing.
 """
 
 import fcntl
@@ -24,28 +26,45 @@ from rayunlearn.errors import UserError, require
 from rayunlearn.results import storage
 
 FOLDER = "rayunlearn-mirrors-"
-UNSENT = ".unsent"  # in a trial's folder from its beginning until it is under the URL
+# in a trial's folder from its beginning until it is under the URL
+UNSENT = ".unsent"
 PULLED = ".pulled.json"
-TRANSFERS = 16  # at once; each waits for the network
+# at once; each waits for the network
+TRANSFERS = 16
 ON_DISK = ("file://", "local://")
-OF_A_RUN = re.compile(r"[\w-]+\.(parquet|json|html)|tables/\w+\.parquet|trials/[\w-]+\.zip")  # and nothing with a way out of the folder
+# and nothing with a way out of the folder
+OF_A_RUN = re.compile(r"[\w-]+\.(parquet|json|html)|tables/\w+\.parquet|trials/[\w-]+\.zip")
 LEASE = re.compile(r"lease-\d+\.json")
 
 
 def output_place(text: str) -> Path:
-    """The folder to work in for `--output`: the path itself, or the mirror of a URL. Touches nothing.
+    """The folder to work in for `--output`: the path itself, or the mirror of a URL. Touches
+    nothing.
 
-    Raises UserError for a URL that cannot hold runs, has a password in it, or is too long for a folder's name.
+    Raises UserError for a URL that cannot hold runs, has a password in it, or is too long for a
+    folder's name.
     """
     if "://" not in text:
         return Path(text)
     if text.startswith(ON_DISK):
-        require(text.partition("://")[2].startswith("/"), "a file URL must be file:///absolute/path", text)
+        require(
+            text.partition("://")[2].startswith("/"),
+            "a file URL must be file:///absolute/path",
+            text,
+        )
         return Path(text.partition("://")[2])
     storage.scheme_of(text)
     rest = text.partition("://")[2]
-    require(":" not in rest.partition("@")[0] or "@" not in rest, "a URL must not hold a password; set the store's environment variables", "***")
-    require(bool(rest.strip("/")) and not re.search(r"[?#]|/\.\.?(/|$)|//", rest), "a run's URL must be scheme://bucket/prefix", text)
+    require(
+        ":" not in rest.partition("@")[0] or "@" not in rest,
+        "a URL must not hold a password; set the store's environment variables",
+        "***",
+    )
+    require(
+        bool(rest.strip("/")) and not re.search(r"[?#]|/\.\.?(/|$)|//", rest),
+        "a run's URL must be scheme://bucket/prefix",
+        text,
+    )
     name = quote(text.rstrip("/"), safe="")
     require(len(name) <= 200, "a run's URL must be at most 200 characters, quoted", text)
     return Path(tempfile.gettempdir()) / f"{FOLDER}{os.getuid()}" / name
@@ -73,11 +92,17 @@ def shown(path: Path) -> str:
 
 
 def ready(path: Path) -> None:
-    """Make the folder, readable for this user alone. Raises UserError where another user has taken the mirrors' place."""
+    """Make the folder, readable for this user alone. Raises UserError where another user has taken
+    the mirrors' place.
+    """
     if origin(path) is not None:
         root = next(parent for parent in (path, *path.parents) if parent.name.startswith(FOLDER))
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        require(root.stat().st_uid == os.getuid(), f"{root} must belong to this user (TMPDIR says where it is), its owner is", root.stat().st_uid)
+        require(
+            root.stat().st_uid == os.getuid(),
+            f"{root} must belong to this user (TMPDIR says where it is), its owner is",
+            root.stat().st_uid,
+        )
     path.mkdir(parents=True, exist_ok=True)
 
 
@@ -106,13 +131,16 @@ def fetch_all(folder: Path, suffix: str) -> None:
 
 
 def send_folder(folder: Path, *, create: bool = False) -> bool:
-    """Put the files of a folder under the URL, as one zip. With `create` only where there is none: False where there is one."""
+    """Put the files of a folder under the URL, as one zip. With `create` only where there is none:
+    False where there is one.
+    """
     url = origin(folder)
     if url is None:
         return True
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         archive = Path(temporary) / "folder.zip"
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:  # Parquet and weights do not compress further
+        # Parquet and weights do not compress further
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
             for file in sorted(folder.iterdir()):
                 if not file.name.startswith("."):
                     packed.write(file, file.name)
@@ -120,18 +148,23 @@ def send_folder(folder: Path, *, create: bool = False) -> bool:
 
 
 def share_folder(folder: Path) -> None:
-    """Put a folder that was made here under the URL; where another machine was first, take that one's."""
+    """Put a folder that was made here under the URL; where another machine was first, take that
+    one's.
+    """
     if not send_folder(folder, create=True):
         fetch_folder(folder, again=True)
 
 
 def fetch_folder(folder: Path, *, again: bool = False) -> bool:
-    """Whether the folder is here, brought from the URL if need be, or `again`: then what is here is replaced."""
+    """Whether the folder is here, brought from the URL if need be, or `again`: then what is here is
+    replaced.
+    """
     url = origin(folder)
     if url is None:
         return folder.is_dir()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Who fetches again holds the run or the model already; for the others one process brings it, the rest wait.
+    # Who fetches again holds the run or the model already; for the others one process brings it,
+    # the rest wait.
     with nullcontext() if again else FileLock(f"{folder.parent / f'.{folder.name}.fetch'}.lock"):
         if folder.is_dir() and not again:
             return True
@@ -174,31 +207,49 @@ def send_trial(folder: Path) -> None:
 
 
 def unsent(run: Path) -> list[Path]:
-    """Folders of trials that ended here and are not under the URL: the storage failed, or their worker died at the last moment."""
-    return sorted(note.parent for note in run.glob(f"trials/*/{UNSENT}")) if origin(run) is not None else []
+    """Folders of trials that ended here and are not under the URL: the storage failed, or their
+    worker died at the last moment.
+    """
+    return (
+        sorted(note.parent for note in run.glob(f"trials/*/{UNSENT}"))
+        if origin(run) is not None
+        else []
+    )
 
 
 def pull(run: Path) -> None:
-    """Make the run's folder what is under the URL. Only for who holds the run's lock. Files that have not changed stay."""
+    """Make the run's folder what is under the URL. Only for who holds the run's lock. Files that
+    have not changed stay.
+    """
     url = origin(run)
     if url is None:
         return
-    there = {name: version for name, version in storage.listed(url).items() if OF_A_RUN.fullmatch(name) and not LEASE.fullmatch(name)}
+    there = {
+        name: version
+        for name, version in storage.listed(url).items()
+        if OF_A_RUN.fullmatch(name) and not LEASE.fullmatch(name)
+    }
     known = _known(run)
     for name in {*_present(run), *known} - set(there):
         _discard(_local(run, name))
-    stale = [name for name, version in there.items() if known.get(name) != [version, *_stamp(_local(run, name))]]
+    stale = [
+        name
+        for name, version in there.items()
+        if known.get(name) != [version, *_stamp(_local(run, name))]
+    ]
     with ThreadPoolExecutor(TRANSFERS) as pool:
         list(pool.map(lambda name: _bring(run, name, url), stale))
-    text = json.dumps({name: [version, *_stamp(_local(run, name))] for name, version in there.items()})
+    text = json.dumps(
+        {name: [version, *_stamp(_local(run, name))] for name, version in there.items()}
+    )
     (run / PULLED).write_text(text, encoding="utf-8")
 
 
 def brought(text: str) -> Path:
     """The folder of a run that somebody wants to read, path or URL; of a URL as it is there now.
 
-    Where a driver on this machine works on the run, its folder is as new and is read as it is. Raises UserError where
-    there is no run.
+    Where a driver on this machine works on the run, its folder is as new and is read as it is.
+    Raises UserError where there is no run.
     """
     run = run_place(text)
     refresh(run)
@@ -246,15 +297,25 @@ def _local(run: Path, name: str) -> Path:
 def _present(run: Path) -> set[str]:
     """Names under the URL of what is here."""
     folders = {f"trials/{file.parent.name}.zip" for file in run.glob("trials/*/trials.parquet")}
-    files = (file for pattern in ("*", "tables/*") for file in run.glob(pattern) if not file.name.startswith("."))
-    return folders | {file.relative_to(run).as_posix() for file in files if OF_A_RUN.fullmatch(file.relative_to(run).as_posix())}
+    files = (
+        file
+        for pattern in ("*", "tables/*")
+        for file in run.glob(pattern)
+        if not file.name.startswith(".")
+    )
+    return folders | {
+        file.relative_to(run).as_posix()
+        for file in files
+        if OF_A_RUN.fullmatch(file.relative_to(run).as_posix())
+    }
 
 
 def _known(run: Path) -> dict[str, list[object]]:
     try:
         return dict(json.loads((run / PULLED).read_text(encoding="utf-8")))
     except (OSError, ValueError):
-        return {}  # never pulled, or killed while noting it: everything is brought again
+        # never pulled, or killed while noting it: everything is brought again
+        return {}
 
 
 def _stamp(path: Path) -> list[int]:
@@ -271,12 +332,16 @@ def _discard(path: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Files into a new folder. Raises UserError for a name that is more than a file's: an archive must not write elsewhere."""
+    """Files into a new folder. Raises UserError for a name that is more than a file's: an archive
+    must not write elsewhere.
+    """
     try:
         with zipfile.ZipFile(archive) as packed:
             names = [entry.filename for entry in packed.infolist()]
             require(
-                all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names), f"an archive of a run must hold files by plain names, {archive}", names
+                all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names),
+                f"an archive of a run must hold files by plain names, {archive}",
+                names,
             )
             packed.extractall(folder)
     except zipfile.BadZipFile as error:

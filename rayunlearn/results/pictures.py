@@ -1,6 +1,8 @@
-"""One picture per finding, as SVG beside docs/findings.md: curves with intervals, or one row per arm with its interval.
+"""One picture per finding, as SVG beside docs/findings.md: curves with intervals, or one row per
+arm with its interval.
 
-Drawn by matplotlib without a screen; the same rows give the same file. A picture says nothing that the section's rows do not.
+Drawn by matplotlib without a screen; the same rows give the same file. A picture says nothing that
+the section's rows do not.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,17 +24,21 @@ from rayunlearn.results.verdicts import length_curves, survived, unlearned_share
 from rayunlearn.results.words import kept_words, place_words
 
 MARKS = dict(zip(SYMBOLS, ("o", "s", "D", "^", "P", "*"), strict=True))
-MAX_ROWS = 40  # of one panel; the rest stands in the table
+# of one panel; the rest stands in the table
+MAX_ROWS = 40
 Z = 1.96
 Looks = Mapping[str, tuple[str, str]]
 
 
-ACROSS = 3  # panels side by side
+# panels side by side
+ACROSS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One name in the legend. `points`: (place, mean, low, high); the place is a number, or the row's label in a panel of rows."""
+    """One name in the legend. `points`: (place, mean, low, high); the place is a number, or the
+    row's label in a panel of rows.
+    """
 
     name: str
     points: Sequence[tuple[Any, float | None, float | None, float | None]]
@@ -41,7 +47,9 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One set of axes. `rows`: places are labels and stand below each other; `reference`: a thin line at that value."""
+    """One set of axes. `rows`: places are labels and stand below each other; `reference`: a thin
+    line at that value.
+    """
 
     title: str
     place: str
@@ -59,11 +67,19 @@ def svg(panels: Sequence[Panel]) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    style: Any = {"svg.hashsalt": "rayunlearn", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    style: Any = {
+        "svg.hashsalt": "rayunlearn",
+        "svg.fonttype": "none",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     rows = max((len(s.points) for p in panels if p.rows for s in p.series), default=0)
     with plt.rc_context(style):
         height = max(3.2, 0.9 + 0.2 * rows)
-        lines, across = (1, len(panels)) if len(panels) <= ACROSS else (-(-len(panels) // ACROSS), ACROSS)
+        lines, across = (
+            (1, len(panels)) if len(panels) <= ACROSS else (-(-len(panels) // ACROSS), ACROSS)
+        )
         size = (max(6.0, (4.6 if rows else 3.6) * across), height * lines)
         figure, grid = plt.subplots(lines, across, figsize=size, squeeze=False)
         axes = grid.flat[: len(panels)]
@@ -73,12 +89,27 @@ def svg(panels: Sequence[Panel]) -> str:
         for panel, ax in zip(panels, axes, strict=True):
             (_rows if panel.rows else _curves)(ax, panel, looks)
             ax.set_title(panel.title, fontsize=9)
-        names = {line.get_label(): line for ax in axes for line in ax.get_legend_handles_labels()[0]}
+        names = {
+            line.get_label(): line for ax in axes for line in ax.get_legend_handles_labels()[0]
+        }
         if len(names) > 1:
-            figure.legend(names.values(), names.keys(), loc="lower center", ncols=min(4, len(names)), frameon=False, bbox_to_anchor=(0.5, 1.0))
+            figure.legend(
+                names.values(),
+                names.keys(),
+                loc="lower center",
+                ncols=min(4, len(names)),
+                frameon=False,
+                bbox_to_anchor=(0.5, 1.0),
+            )
         figure.tight_layout()
         written = StringIO()
-        figure.savefig(written, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None}, facecolor="white")
+        figure.savefig(
+            written,
+            format="svg",
+            bbox_inches="tight",
+            metadata={"Date": None, "Creator": None},
+            facecolor="white",
+        )
         plt.close(figure)
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines()) + "\n"
 
@@ -87,7 +118,9 @@ def _looks(panels: Sequence[Panel]) -> dict[str, tuple[str, str]]:
     """Colour and mark of every name, the same in all panels."""
     marks = list(MARKS.values())
     names = dict.fromkeys(series.name for panel in panels for series in panel.series)
-    return {name: (COLOURS[at % len(COLOURS)], marks[at % len(marks)]) for at, name in enumerate(names)}
+    return {
+        name: (COLOURS[at % len(COLOURS)], marks[at % len(marks)]) for at, name in enumerate(names)
+    }
 
 
 def _curves(ax: Any, panel: Panel, looks: Looks) -> None:
@@ -95,7 +128,16 @@ def _curves(ax: Any, panel: Panel, looks: Looks) -> None:
         points = [p for p in series.points if p[1] is not None]
         xs, means = [p[0] for p in points], [p[1] for p in points]
         colour, mark = looks[series.name]
-        ax.plot(xs, means, mark, color=colour, markersize=4, linestyle="-" if series.joined else "none", linewidth=1.2, label=series.name)
+        ax.plot(
+            xs,
+            means,
+            mark,
+            color=colour,
+            markersize=4,
+            linestyle="-" if series.joined else "none",
+            linewidth=1.2,
+            label=series.name,
+        )
         if any(p[2] is not None for p in points):
             ax.vlines(xs, [p[2] for p in points], [p[3] for p in points], color=colour, linewidth=1)
     if panel.log:
@@ -113,9 +155,23 @@ def _rows(ax: Any, panel: Panel, looks: Looks) -> None:
         colour, mark = looks[series.name]
         points = [p for p in series.points if p[1] is not None]
         ys = [labels.index(p[0]) + (at - (len(panel.series) - 1) / 2) * width for p in points]
-        ax.plot([p[1] for p in points], ys, mark, color=colour, markersize=4, linestyle="none", label=series.name)
+        ax.plot(
+            [p[1] for p in points],
+            ys,
+            mark,
+            color=colour,
+            markersize=4,
+            linestyle="none",
+            label=series.name,
+        )
         known = [(p, y) for p, y in zip(points, ys, strict=True) if p[2] is not None]
-        ax.hlines([y for _, y in known], [p[2] for p, _ in known], [p[3] for p, _ in known], color=colour, linewidth=1)
+        ax.hlines(
+            [y for _, y in known],
+            [p[2] for p, _ in known],
+            [p[3] for p, _ in known],
+            color=colour,
+            linewidth=1,
+        )
     if panel.reference is not None:
         ax.axvline(panel.reference, color=GREY, linewidth=0.8, linestyle="--")
     ax.set_yticks(range(len(labels)), labels, fontsize=8)
@@ -141,9 +197,15 @@ def by_ratio(run: Run) -> list[Panel]:
             series=[
                 Series(
                     name=f"{method}, {selector}",
-                    points=list(cells.select("select.ratio", "forgetting", "forgetting_low", "forgetting_high").iter_rows()),
+                    points=list(
+                        cells.select(
+                            "select.ratio", "forgetting", "forgetting_low", "forgetting_high"
+                        ).iter_rows()
+                    ),
                 )
-                for (method, selector), cells in here.sort("select.ratio").group_by(["method", "select.name"], maintain_order=True)
+                for (method, selector), cells in here.sort("select.ratio").group_by(
+                    ["method", "select.name"], maintain_order=True
+                )
             ],
         )
         for here in (grid.partition_by(settings, maintain_order=True) if settings else [grid])
@@ -166,13 +228,22 @@ def beside_reference(*references: str) -> Callable[[Run], list[Panel]]:
                 series=[
                     Series(
                         name=f"kept {ratio:g}",
-                        points=[_difference(row, table) for row in cells.sort("arm", "name").head(MAX_ROWS).iter_rows(named=True)],
+                        points=[
+                            _difference(row, table)
+                            for row in (
+                                cells.sort("arm", "name").head(MAX_ROWS).iter_rows(named=True)
+                            )
+                        ],
                     )
-                    for (ratio,), cells in rows.sort("ratio").group_by(["ratio"], maintain_order=True)
+                    for (ratio,), cells in rows.sort("ratio").group_by(
+                        ["ratio"], maintain_order=True
+                    )
                 ],
             )
             for place in places
-            for (reference,), rows in table.filter(pl.col("place") == place).group_by(["reference"], maintain_order=True)
+            for (reference,), rows in table.filter(pl.col("place") == place).group_by(
+                ["reference"], maintain_order=True
+            )
         ]
 
     return drawn
@@ -197,8 +268,13 @@ def by_steps(run: Run) -> list[Panel]:
             value=f"{goal.forgetting} on forget",
             log=True,
             series=[
-                Series(name=f"kept {ratio:g}", points=list(cells.select("steps", "mean", "low", "high").iter_rows()))
-                for (ratio,), cells in rows.sort("ratio", "steps").group_by(["ratio"], maintain_order=True)
+                Series(
+                    name=f"kept {ratio:g}",
+                    points=list(cells.select("steps", "mean", "low", "high").iter_rows()),
+                )
+                for (ratio,), cells in rows.sort("ratio", "steps").group_by(
+                    ["ratio"], maintain_order=True
+                )
             ],
         )
         for (method,), rows in curves.group_by(["method"], maintain_order=True)
@@ -206,7 +282,9 @@ def by_steps(run: Run) -> list[Panel]:
 
 
 def by_coverage(run: Run) -> list[Panel]:
-    """The unlearned share of every trial over what its coreset covers: facts, keywords, and the ratio itself."""
+    """The unlearned share of every trial over what its coreset covers: facts, keywords, and the
+    ratio itself.
+    """
     shares = unlearned_shares(run)
     return [
         Panel(
@@ -215,12 +293,24 @@ def by_coverage(run: Run) -> list[Panel]:
             value="unlearned share (1: as the full set)",
             reference=1.0,
             series=[
-                Series(name=str(bed), joined=False, points=[(x, y, None, None) for x, y in rows.select(predictor, "share").iter_rows()])
-                for (bed,), rows in mine.filter(pl.col(predictor).is_not_null()).group_by(["bed"], maintain_order=True)
+                Series(
+                    name=str(bed),
+                    joined=False,
+                    points=[
+                        (x, y, None, None) for x, y in rows.select(predictor, "share").iter_rows()
+                    ],
+                )
+                for (bed,), rows in mine.filter(pl.col(predictor).is_not_null()).group_by(
+                    ["bed"], maintain_order=True
+                )
             ],
         )
         for (method,), mine in shares.group_by(["method"], maintain_order=True)
-        for predictor, words in (("coverage", "facts covered"), ("keyword_coverage", "keyword weight covered"), ("select.ratio", "documents kept"))
+        for predictor, words in (
+            ("coverage", "facts covered"),
+            ("keyword_coverage", "keyword weight covered"),
+            ("select.ratio", "documents kept"),
+        )
     ]
 
 
@@ -236,7 +326,14 @@ def by_retention(run: Run) -> list[Panel]:
             value=f"{goal.forgetting} on forget",
             rows=True,
             series=[
-                Series(name=words, points=list(table.filter(pl.col("stage") == stage).select("name", "left", "left_low", "left_high").iter_rows()))
+                Series(
+                    name=words,
+                    points=list(
+                        table.filter(pl.col("stage") == stage)
+                        .select("name", "left", "left_low", "left_high")
+                        .iter_rows()
+                    ),
+                )
                 for stage, words in stages.items()
             ],
         )
@@ -244,9 +341,13 @@ def by_retention(run: Run) -> list[Panel]:
 
 
 def by_attack(run: Run) -> list[Panel]:
-    """What is left after each attack, a row per attack, a series per attacked model; as it was before, in the first row."""
+    """What is left after each attack, a row per attack, a series per attacked model; as it was
+    before, in the first row.
+    """
     table = (
-        recovery_table(run).filter(pl.col("after").is_not_null()).with_columns(pl.col("setting").map_elements(plain_setting, return_dtype=pl.String))
+        recovery_table(run)
+        .filter(pl.col("after").is_not_null())
+        .with_columns(pl.col("setting").map_elements(plain_setting, return_dtype=pl.String))
     )
     names = names_of(run, table["attacked"].unique(maintain_order=True).to_list())
     return [
@@ -261,7 +362,10 @@ def by_attack(run: Run) -> list[Panel]:
                     name=names[str(attacked)],
                     points=[
                         ("as unlearned", rows["unlearned"][0], None, None),
-                        *rows.sort("setting").head(MAX_ROWS).select("setting", "after", "after_low", "after_high").iter_rows(),
+                        *rows.sort("setting")
+                        .head(MAX_ROWS)
+                        .select("setting", "after", "after_low", "after_high")
+                        .iter_rows(),
                     ],
                 )
                 for (attacked,), rows in mine.group_by(["attacked"], maintain_order=True)
@@ -272,7 +376,9 @@ def by_attack(run: Run) -> list[Panel]:
 
 
 def by_emphasis(run: Run) -> list[Panel]:
-    """Answers brought back by key words minus those by random words, a row per model, a series per form."""
+    """Answers brought back by key words minus those by random words, a row per model, a series per
+    form.
+    """
     table = emphasis_table(run)
     return [
         Panel(
@@ -282,7 +388,10 @@ def by_emphasis(run: Run) -> list[Panel]:
             rows=True,
             reference=0.0,
             series=[
-                Series(name=str(form).replace("_", " "), points=list(rows.select("cell", "net", "net_low", "net_high").iter_rows()))
+                Series(
+                    name=str(form).replace("_", " "),
+                    points=list(rows.select("cell", "net", "net_low", "net_high").iter_rows()),
+                )
                 for (form,), rows in table.group_by(["form"], maintain_order=True)
             ],
         )
@@ -293,7 +402,11 @@ def by_path(run: Run) -> list[Panel]:
     """Answer probability on the line from the full-set model, a panel per split, a curve per cell."""
     paths = paths_of(run)
     cells = list(cells_of(run).items())
-    shown = [split for split in ("forget", "retain", "untouched") if any((s, at) == ("full", split) for _, s, at in paths)]
+    shown = [
+        split
+        for split in ("forget", "retain", "untouched")
+        if any((s, at) == ("full", split) for _, s, at in paths)
+    ]
     return [
         Panel(
             title=split,
@@ -302,7 +415,9 @@ def by_path(run: Run) -> list[Panel]:
             series=[
                 Series(
                     name=f"{forget} + {retain}, {kept_words(*part)}",
-                    points=_mean_path([paths[t, "full", split] for t, _ in pairs if (t, "full", split) in paths]),
+                    points=_mean_path(
+                        [paths[t, "full", split] for t, _ in pairs if (t, "full", split) in paths]
+                    ),
                 )
                 for (forget, retain, *part), pairs in cells
                 if any((t, "full", split) in paths for t, _ in pairs)
@@ -315,7 +430,12 @@ def by_path(run: Run) -> list[Panel]:
 def _mean_path(paths: Sequence[Sequence[float]]) -> list[tuple[float, float, float, float]]:
     """The mean at every point, with the least and the most of the seeds."""
     return [
-        (at / (len(values) and len(paths[0]) - 1), sum(values) / len(values), min(values), max(values))
+        (
+            at / (len(values) and len(paths[0]) - 1),
+            sum(values) / len(values),
+            min(values),
+            max(values),
+        )
         for at, values in enumerate(zip(*paths, strict=True))
     ]
 
@@ -338,7 +458,10 @@ def by_defence(run: Run) -> list[Panel]:
             value=f"{objective_of(run.experiment).forgetting} on forget",
             rows=True,
             series=[
-                Series(name=str(arm), points=list(rows.select("attack", "mean", "low", "high").iter_rows()))
+                Series(
+                    name=str(arm),
+                    points=list(rows.select("attack", "mean", "low", "high").iter_rows()),
+                )
                 for (arm,), rows in every.group_by(["arm"], maintain_order=True)
             ],
         )
@@ -362,5 +485,9 @@ PICTURES: dict[str, Callable[[Run], Iterable[Panel]]] = {
 
 def picture_of(experiment: str, run: Run) -> str | None:
     """The experiment's picture as SVG text, None where there is nothing to draw."""
-    panels = [panel for panel in PICTURES[experiment](run) if any(series.points for series in panel.series)]
+    panels = [
+        panel
+        for panel in PICTURES[experiment](run)
+        if any(series.points for series in panel.series)
+    ]
     return svg(panels) if panels else None

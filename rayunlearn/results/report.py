@@ -1,4 +1,6 @@
-"""One page that needs nothing else: findings in words, the table, the figures, what failed and where it all came from."""
+"""One page that needs nothing else: findings in words, the table, the figures, what failed and
+where it all came from.
+"""
 
 import json
 from collections.abc import Mapping
@@ -21,38 +23,66 @@ from rayunlearn.results.heatmap import page_maps
 from rayunlearn.results.store import Run, open_run, write_bytes
 from rayunlearn.results.words import caution, coreset_view, fate_lines, fates, findings, number
 
-MAX_ROWS = 200  # of failures and of documents set aside; the rest is in the Parquet files and is counted
+# of failures and of documents set aside; the rest is in the Parquet files and is counted
+MAX_ROWS = 200
 
 CAPTIONS = {
     "coreset": (
         "Coreset curve",
-        "Left is less of the forget set. A flat line means that a small part does what the whole does. Bars: 95 % bootstrap intervals.",
+        (
+            "Left is less of the forget set. A flat line means that a small part does what the"
+            " whole does. Bars: 95 % bootstrap intervals."
+        ),
     ),
     "coverage": (
         "Coverage curve",
-        "The same cells by the share of facts that the kept documents state. Lines that part above and meet here: coverage explains the ratio.",
+        (
+            "The same cells by the share of facts that the kept documents state. Lines that part"
+            " above and meet here: coverage explains the ratio."
+        ),
     ),
     "pareto": (
         "Forgetting against utility",
-        "Every measured trial. Grey line: the trials that no other beats. Hollow: asked for by Optuna. Crosses: collapsed.",
+        (
+            "Every measured trial. Grey line: the trials that no other beats. Hollow: asked for by"
+            " Optuna. Crosses: collapsed."
+        ),
     ),
     "path": (
         "On the straight line",
-        "Mean answer probability between two models in weight space, mean over seeds: from base, or from the full-set model of the same seed, "
-        "on the left, to the trial's own on the right. A path that leaves the straight line between its ends on the bad side has a barrier.",
+        (
+            "Mean answer probability between two models in weight space, mean over seeds: from"
+            " base, or from the full-set model of the same seed, on the left, to the trial's own on"
+            " the right. A path that leaves the straight line between its ends on the bad side has"
+            " a barrier."
+        ),
     ),
-    "training": ("Training curves", "One trial (its first seed) per selector and part. Colour: part kept; dash: selector."),
+    "training": (
+        "Training curves",
+        "One trial (its first seed) per selector and part. Colour: part kept; dash: selector.",
+    ),
     "recovery": (
         "What attacks gave back",
-        "Recovered fraction per attack and model: 0 as unlearned, 1 as before unlearning. The intervals are in the table above.",
+        (
+            "Recovered fraction per attack and model: 0 as unlearned, 1 as before unlearning. The"
+            " intervals are in the table above."
+        ),
     ),
-    "tuning": ("Tuning", "Trials in the order in which Optuna asked for them, and the best that kept utility over the floor."),
+    "tuning": (
+        "Tuning",
+        (
+            "Trials in the order in which Optuna asked for them, and the best that kept utility"
+            " over the floor."
+        ),
+    ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A figure of the page: anchor, title, how to read it, and Plotly's JSON, safe inside a script element."""
+    """A figure of the page: anchor, title, how to read it, and Plotly's JSON, safe inside a script
+    element.
+    """
 
     anchor: str
     title: str
@@ -69,8 +99,12 @@ def write_report(run: Path) -> Path:
 
 def page(run: Run) -> str:
     """The page as text. Every value is escaped: a run may hold text that came from anywhere."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((files("rayunlearn.results") / "templates" / "report.html.j2").read_text(encoding="utf-8"))
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(
+        (files("rayunlearn.results") / "templates" / "report.html.j2").read_text(encoding="utf-8")
+    )
     table, chosen = coreset_table(run), beside(run)
     question, _, rest = str(run.experiment.get("question", "")).strip().partition("\n\n")
     return template.render(
@@ -114,33 +148,74 @@ def _figures(run: Run, table: pl.DataFrame) -> list[Figure]:
         "tuning": plots.tuning_history(run),
     }
     made = [(anchor, drawn[anchor], *words) for anchor, words in CAPTIONS.items()]
-    return [Figure(anchor=a, title=t, caption=c, content=script_json(f.to_plotly_json())) for a, f, t, c in made if f is not None]
+    return [
+        Figure(anchor=a, title=t, caption=c, content=script_json(f.to_plotly_json()))
+        for a, f, t, c in made
+        if f is not None
+    ]
 
 
 def script_json(value: Any) -> str:
     """JSON that cannot end the script element it stands in, nor start a comment there."""
-    plain = json.loads(json.dumps(value, allow_nan=True), parse_constant=lambda _: None)  # NaN and infinity are no JSON: drawn as gaps
-    return json.dumps(plain, separators=(",", ":")).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    # NaN and infinity are no JSON: drawn as gaps
+    plain = json.loads(json.dumps(value, allow_nan=True), parse_constant=lambda _: None)
+    return (
+        json.dumps(plain, separators=(",", ":"))
+        .replace("<", "\\u003c")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
 
 
 def _failures(run: Run) -> list[dict[str, Any]]:
     """Trials that did not end as complete, with the cell they stood in."""
-    trials = trial_table(run).filter(pl.col("status") != "complete").unique("trial_id", keep="first", maintain_order=True)
-    names = ["trial_id", "role", "status", "error_type", "error", "error_where", "optimizer_steps", "forgetting", "utility"]
-    return trials.select(*names, "method.forget", "select.name", "select.ratio", "train.seed").to_dicts()
+    trials = (
+        trial_table(run)
+        .filter(pl.col("status") != "complete")
+        .unique("trial_id", keep="first", maintain_order=True)
+    )
+    names = [
+        "trial_id",
+        "role",
+        "status",
+        "error_type",
+        "error",
+        "error_where",
+        "optimizer_steps",
+        "forgetting",
+        "utility",
+    ]
+    return trials.select(
+        *names, "method.forget", "select.name", "select.ratio", "train.seed"
+    ).to_dicts()
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:
-    """What made the numbers: commits, versions, machines, time. Several values are listed, never one of them."""
+    """What made the numbers: commits, versions, machines, time. Several values are listed, never
+    one of them.
+    """
     trials = run.trials.collect()
     facts = [
         (name, ", ".join(sorted(str(v) for v in trials[name].drop_nulls().unique())))
         for name in ("commit", "hardware", "host", "corpus_digest", "model_digest")
     ]
-    versions = sorted({line for text in trials["packages"].drop_nulls().unique() for line in _versions(text)})
-    seconds = {name: trials[name].sum() for name in ("seconds_load", "seconds_select", "seconds_train", "seconds_measure")}
+    versions = sorted(
+        {line for text in trials["packages"].drop_nulls().unique() for line in _versions(text)}
+    )
+    seconds = {
+        name: trials[name].sum()
+        for name in ("seconds_load", "seconds_select", "seconds_train", "seconds_measure")
+    }
     facts.append(("packages", ", ".join(versions)))
-    facts.append(("seconds in trials", ", ".join(f"{name.removeprefix('seconds_')} {number(float(value or 0))}" for name, value in seconds.items())))
+    facts.append(
+        (
+            "seconds in trials",
+            ", ".join(
+                f"{name.removeprefix('seconds_')} {number(float(value or 0))}"
+                for name, value in seconds.items()
+            ),
+        )
+    )
     facts.append(("first trial started", str(trials["started_at"].min() or "")))
     facts.append(("last trial started", str(trials["started_at"].max() or "")))
     return [(name, value) for name, value in facts if value]
@@ -153,4 +228,8 @@ def _versions(text: str) -> list[str]:
 def _settings(run: Run) -> list[tuple[str, str]]:
     """What the experiment file said: axes, search, budget, objective, as JSON."""
     given: Mapping[str, Any] = run.experiment
-    return [(name, json.dumps(given[name], indent=1, ensure_ascii=False)) for name in ("axes", "search", "budget", "objective") if name in given]
+    return [
+        (name, json.dumps(given[name], indent=1, ensure_ascii=False))
+        for name in ("axes", "search", "budget", "objective")
+        if name in given
+    ]

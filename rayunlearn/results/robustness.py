@@ -1,9 +1,12 @@
-"""Which metric keeps the order of models when they are attacked: correlation and slope of every metric, after against before.
+"""Which metric keeps the order of models when they are attacked: correlation and slope of every
+metric, after against before.
 
-"Unlearning with Control" (2406.09179): a metric is worth trusting where its values over many unlearned models correlate before
-and after an attack; where the attack leaves the knowledge in the model (a jailbreak prompt, a probed layer) the slope should be 1
-too, where it changes it (relearning, a noised question) the correlation alone counts. Intervals and the share of pairs that keep
-their order are ours: a correlation of unbounded values (perplexity) is that of its few largest.
+"Unlearning with Control" (2406.09179): a metric is worth trusting where its values over many
+unlearned models correlate before and after an attack; where the attack leaves the knowledge in the
+model (a jailbreak prompt, a probed layer) the slope should be 1 too, where it changes it
+(relearning, a noised question) the correlation alone counts. Intervals and the share of pairs that
+keep their order are ours: a correlation of unbounded values (perplexity) is that of its few
+largest.
 """
 
 from collections.abc import Mapping
@@ -12,17 +15,30 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.results.analysis import AROUND, CELL, DRAWS, LEVEL, Numbers, objective_of, own_examples
+from rayunlearn.results.analysis import (
+    AROUND,
+    CELL,
+    DRAWS,
+    LEVEL,
+    Numbers,
+    objective_of,
+    own_examples,
+)
 from rayunlearn.results.store import Run
 from rayunlearn.results.words import UNKNOWN, Section, View, number, with_interval
 
 SHOWN = {
     "correlation": "Pearson's, of the models' means before and after the attack; 1 is wanted",
-    "slope": "least squares, after on before; 1 is wanted where the attack leaves the knowledge in the model (a jailbreak prompt, a probed layer)",
+    "slope": (
+        "least squares, after on before; 1 is wanted where the attack leaves the knowledge in the"
+        " model (a jailbreak prompt, a probed layer)"
+    ),
     "order kept": "share of pairs of models in the same order before and after",
 }
 READING = "[low, high]: 95 % bootstrap over cells (method, selector, ratio)."
-FEWEST = 6  # cells of attacked models: drawn again, fewer give an interval that says nothing (two gave [-0.09, 0.62] around -0.09)
+# cells of attacked models: drawn again, fewer give an interval that says nothing (two gave [-0.09,
+# 0.62] around -0.09)
+FEWEST = 6
 PARTS = ("pearson", "slope", "kept")
 SCHEMA = {
     "setting": pl.String,
@@ -37,11 +53,13 @@ SCHEMA = {
 
 
 def robustness_table(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
-    """Columns SCHEMA: one row per attack setting, split and metric with attacked models of `FEWEST` cells or more.
+    """Columns SCHEMA: one row per attack setting, split and metric with attacked models of `FEWEST`
+    cells or more.
 
-    pearson and slope (least squares, after on before) of the models' means, and `kept`, the share of pairs of models that keep
-    their order (a tie afterwards counts half); null where all means are one before, pearson also where they are after. Each with
-    a 95 % bootstrap interval over cells (method, selector, ratio), all seeds of a cell together. Base and gold are no models here.
+    pearson and slope (least squares, after on before) of the models' means, and `kept`, the share
+    of pairs of models that keep their order (a tie afterwards counts half); null where all means
+    are one before, pearson also where they are after. Each with a 95 % bootstrap interval over
+    cells (method, selector, ratio), all seeds of a cell together. Base and gold are no models here.
     Means are over the documents that the attack asked, on both sides, and over the attack's seeds.
     """
     pairs, cell_of = model_means(run), _cells(run)
@@ -53,28 +71,63 @@ def robustness_table(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataF
             before, after = usable["before"].to_numpy(), usable["after"].to_numpy()
             found = with_bootstrap(before, after, cells, draws=draws, seed=seed)
             place = dict(zip(("setting", "split", "metric"), key, strict=True))
-            rows.append(place | found | {"before": before.mean(), "after": after.mean(), "models": len(before), "cells": int(cells.max()) + 1})
+            rows.append(
+                place
+                | found
+                | {
+                    "before": before.mean(),
+                    "after": after.mean(),
+                    "models": len(before),
+                    "cells": int(cells.max()) + 1,
+                }
+            )
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
 def model_means(run: Run) -> pl.DataFrame:
-    """setting, attacked, split, metric, before, after: means of every attacked model over the documents that the attack asked."""
-    attacks = run.attacks.filter(pl.col("role") == "attack").select("trial_id", "attacked", "setting").unique(maintain_order=True)
+    """setting, attacked, split, metric, before, after: means of every attacked model over the
+    documents that the attack asked.
+    """
+    attacks = (
+        run.attacks.filter(pl.col("role") == "attack")
+        .select("trial_id", "attacked", "setting")
+        .unique(maintain_order=True)
+    )
     place = ["split", "metric", "doc_id"]
-    after = run.examples.filter(pl.col("attack") != "none").join(attacks, on="trial_id").select("attacked", "setting", *place, "value")
-    before = own_examples(run, "unlearned").select(pl.col("trial_id").alias("attacked"), *place, pl.col("value").alias("before"))
+    after = (
+        run.examples.filter(pl.col("attack") != "none")
+        .join(attacks, on="trial_id")
+        .select("attacked", "setting", *place, "value")
+    )
+    before = own_examples(run, "unlearned").select(
+        pl.col("trial_id").alias("attacked"), *place, pl.col("value").alias("before")
+    )
     both = after.join(before, on=["attacked", *place]).drop_nulls(["value", "before"])
-    means = both.group_by("setting", "attacked", "split", "metric").agg(pl.col("before").mean(), pl.col("value").mean().alias("after"))
+    means = both.group_by("setting", "attacked", "split", "metric").agg(
+        pl.col("before").mean(), pl.col("value").mean().alias("after")
+    )
     return means.sort("setting", "split", "metric", "attacked").collect()
 
 
-def with_bootstrap(before: Numbers, after: Numbers, cells: Any, *, draws: int, seed: int) -> dict[str, float | None]:
-    """PARTS of (n,) means, each with _low and _high over `draws` draws of whole cells; `cells` (n,) numbers each model's cell."""
+def with_bootstrap(
+    before: Numbers, after: Numbers, cells: Any, *, draws: int, seed: int
+) -> dict[str, float | None]:
+    """PARTS of (n,) means, each with _low and _high over `draws` draws of whole cells; `cells` (n,)
+    numbers each model's cell.
+    """
     n_cells = int(cells.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(n_cells, np.full(n_cells, 1 / n_cells), draws).astype(np.float64)
+    drawn = (
+        np.random.default_rng(seed)
+        .multinomial(n_cells, np.full(n_cells, 1 / n_cells), draws)
+        .astype(np.float64)
+    )
     own = parts_of(before, after, np.ones((1, len(before))))
     again = parts_of(before, after, drawn[:, cells])
-    return {f"{part}{end}": value for part in PARTS for end, value in zip(("", "_low", "_high"), _ends(own[part][0], again[part]), strict=True)}
+    return {
+        f"{part}{end}": value
+        for part in PARTS
+        for end, value in zip(("", "_low", "_high"), _ends(own[part][0], again[part]), strict=True)
+    }
 
 
 def parts_of(before: Numbers, after: Numbers, weights: Numbers) -> dict[str, Numbers]:
@@ -84,15 +137,24 @@ def parts_of(before: Numbers, after: Numbers, weights: Numbers) -> dict[str, Num
     xx, yy, xy = ((weights * a * b).sum(1) for a, b in ((x, x), (y, y), (x, y)))
     order = np.sign(before[:, None] - before[None])
     agree = np.where(order != 0, (1 + order * np.sign(after[:, None] - after[None])) / 2, 0.0)
-    agreeing, ordered = (np.einsum("di,ij,dj->d", weights, table, weights, optimize=True) for table in (agree, np.abs(order)))
+    agreeing, ordered = (
+        np.einsum("di,ij,dj->d", weights, table, weights, optimize=True)
+        for table in (agree, np.abs(order))
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {"pearson": np.clip(xy / np.sqrt(xx * yy), -1, 1), "slope": xy / xx, "kept": agreeing / ordered}
+        return {
+            "pearson": np.clip(xy / np.sqrt(xx * yy), -1, 1),
+            "slope": xy / xx,
+            "kept": agreeing / ordered,
+        }
 
 
 def robustness_sections(run: Run) -> list[Section]:
-    """A table per split, forget first: a row per metric, correlation, slope and order kept of every attack; the most robust first.
+    """A table per split, forget first: a row per metric, correlation, slope and order kept of every
+    attack; the most robust first.
 
-    The order is by the smallest correlation that any attack leaves. Nothing where too few cells were attacked.
+    The order is by the smallest correlation that any attack leaves. Nothing where too few cells
+    were attacked.
     """
     table = robustness_table(run)
     splits = sorted(table["split"].unique().to_list(), key=lambda split: (split != "forget", split))
@@ -100,26 +162,39 @@ def robustness_sections(run: Run) -> list[Section]:
 
 
 def worst_correlation(table: pl.DataFrame) -> pl.DataFrame:
-    """split, metric, setting, pearson (with interval): of every metric the attack that leaves it least correlated, the best metric first.
+    """split, metric, setting, pearson (with interval): of every metric the attack that leaves it
+    least correlated, the best metric first.
 
     A metric that some attack leaves without a correlation comes after those that have all.
     """
-    worst = table.sort("pearson", nulls_last=False, maintain_order=True).unique(["split", "metric"], keep="first", maintain_order=True)
-    return worst.sort(["split", "pearson", "metric"], descending=[False, True, False], nulls_last=True)
+    worst = table.sort("pearson", nulls_last=False, maintain_order=True).unique(
+        ["split", "metric"], keep="first", maintain_order=True
+    )
+    return worst.sort(
+        ["split", "pearson", "metric"], descending=[False, True, False], nulls_last=True
+    )
 
 
 def robustness_in_words(table: pl.DataFrame, objective: str) -> str:
-    """Which metric of one split keeps the order of models best and worst, and how the one called `objective` does."""
+    """Which metric of one split keeps the order of models best and worst, and how the one called
+    `objective` does.
+    """
     worst = worst_correlation(table).filter(pl.col("pearson").is_not_null())
     if not worst.height:
         return "No metric varies over the models."
     first, last = worst.row(0, named=True), worst.row(-1, named=True)
-    said = f"Over {max(table['models'])} unlearned models {_worst_words(first)} keeps to its values best, {_worst_words(last)} least."
+    said = (
+        f"Over {max(table['models'])} unlearned models {_worst_words(first)} keeps to its values"
+        f" best, {_worst_words(last)} least."
+    )
     own = worst.filter(pl.col("metric") == objective)
     if own.height and objective not in (first["metric"], last["metric"]):
         said += f" The objective: {_worst_words(own.row(0, named=True))}."
     overlap = worst.filter(pl.col("pearson_high") >= first["pearson_low"]).height - 1
-    return f"{said} Of the {worst.height - 1} others {overlap} have an interval that reaches into that of the first: not told apart from it."
+    return (
+        f"{said} Of the {worst.height - 1} others {overlap} have an interval that reaches into that"
+        " of the first: not told apart from it."
+    )
 
 
 # ---- inside
@@ -130,23 +205,45 @@ def _section(table: pl.DataFrame, split: str, run: Run) -> Section:
     cells = {(row["metric"], row["setting"]): row for row in table.iter_rows(named=True)}
     names = [setting.split(" ")[0] for setting in settings]
     headers = ("metric", *(f"{name} {part}" for name in names for part in SHOWN))
-    meanings = ("metric of a question, its mean over the split", *(meaning for _ in names for meaning in SHOWN.values()))
+    meanings = (
+        "metric of a question, its mean over the split",
+        *(meaning for _ in names for meaning in SHOWN.values()),
+    )
     rows = [
-        (metric, *(text for setting in settings for text in _shown(cells.get((metric, setting))))) for metric in worst_correlation(table)["metric"]
+        (metric, *(text for setting in settings for text in _shown(cells.get((metric, setting)))))
+        for metric in worst_correlation(table)["metric"]
     ]
-    view = View(headers=headers, meanings=meanings, rows=tuple(rows), roles=("grid",) * len(rows), numeric=(False,) + (True,) * (len(headers) - 1))
+    view = View(
+        headers=headers,
+        meanings=meanings,
+        rows=tuple(rows),
+        roles=("grid",) * len(rows),
+        numeric=(False,) + (True,) * (len(headers) - 1),
+    )
     words = robustness_in_words(table, objective_of(run.experiment).forgetting)
-    return Section(anchor=f"robustness-{split}", title=f"Which metric keeps the order of models: {split}", caption=f"{words} {READING}", view=view)
+    return Section(
+        anchor=f"robustness-{split}",
+        title=f"Which metric keeps the order of models: {split}",
+        caption=f"{words} {READING}",
+        view=view,
+    )
 
 
 def _worst_words(row: Mapping[str, Any]) -> str:
-    return f"{row['metric']} ({with_interval(row, 'pearson')} at worst, under {row['setting'].split(' ')[0]})"
+    return (
+        f"{row['metric']} ({with_interval(row, 'pearson')} at worst, under"
+        f" {row['setting'].split(' ')[0]})"
+    )
 
 
 def _shown(row: Mapping[str, Any] | None) -> tuple[str, str, str]:
     if row is None:
         return UNKNOWN, UNKNOWN, UNKNOWN
-    slope = UNKNOWN if row["slope"] is None else f"{number(row['slope'])} [{number(row['slope_low'])}, {number(row['slope_high'])}]"
+    slope = (
+        UNKNOWN
+        if row["slope"] is None
+        else f"{number(row['slope'])} [{number(row['slope_low'])}, {number(row['slope_high'])}]"
+    )
     return with_interval(row, "pearson"), slope, with_interval(row, "kept")
 
 
@@ -159,7 +256,12 @@ def _ends(own: float, drawn: Numbers) -> tuple[float | None, float | None, float
 
 
 def _cells(run: Run) -> dict[str, str]:
-    """trial -> what names its cell: method, selector, ratio and whatever else is set, seeds left out."""
+    """trial -> what names its cell: method, selector, ratio and whatever else is set, seeds left
+    out.
+    """
     trials = run.trials.collect()
     around = [n for n in trials.columns if n in CELL or n.startswith(AROUND)]
-    return {row["trial_id"]: " ".join(str(row[n]) for n in around) for row in trials.select("trial_id", *around).iter_rows(named=True)}
+    return {
+        row["trial_id"]: " ".join(str(row[n]) for n in around)
+        for row in trials.select("trial_id", *around).iter_rows(named=True)
+    }

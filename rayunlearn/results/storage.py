@@ -1,4 +1,6 @@
-"""Objects under a URL, through fsspec: whole or not there, retried for a while, and refused in words when that did not help."""
+"""Objects under a URL, through fsspec: whole or not there, retried for a while, and refused in
+words when that did not help.
+"""
 
 import os
 import tempfile
@@ -11,29 +13,54 @@ from typing import Any, TypeVar
 from rayunlearn.errors import UserError, require
 
 T = TypeVar("T")
-# Where a put is seen whole or not at all, and "only if it is not there yet" is the store's own promise. sftp, hdfs, http have neither.
-OBJECT_STORES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs", "memory": "fsspec"}
-PATIENCE_SECONDS = 120.0  # a store that throttles, restarts or loses its network for a moment
+# Where a put is seen whole or not at all, and "only if it is not there yet" is the store's own
+# promise. sftp, hdfs, http have neither.
+OBJECT_STORES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "az": "adlfs",
+    "memory": "fsspec",
+}
+# a store that throttles, restarts or loses its network for a moment
+PATIENCE_SECONDS = 120.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
-MISTAKES = (TypeError, ValueError, AttributeError, KeyError, ImportError)  # ours, not the store's: trying again changes nothing
+# ours, not the store's: trying again changes nothing
+MISTAKES = (TypeError, ValueError, AttributeError, KeyError, ImportError)
 
 
 def scheme_of(url: str) -> str:
     """`s3` of s3://bucket/prefix. Raises UserError for a scheme that cannot hold runs."""
     scheme = url.partition("://")[0]
-    rule = f"a run's URL must begin with {', '.join(OBJECT_STORES)} or file:// (a put elsewhere is not atomic; a mounted folder is a path)"
+    rule = (
+        f"a run's URL must begin with {', '.join(OBJECT_STORES)} or file:// (a put elsewhere is not"
+        " atomic; a mounted folder is a path)"
+    )
     require(scheme in OBJECT_STORES, rule, url)
     return scheme
 
 
 def put_file(file: Path, url: str, *, create: bool = False) -> bool:
-    """Make the file the object at `url`, in one put. With `create` only where there is none: False where there is one."""
-    return _put(url, lambda: _store(url).put_file(str(file), url, mode="create" if create else "overwrite"))
+    """Make the file the object at `url`, in one put. With `create` only where there is none: False
+    where there is one.
+    """
+    return _put(
+        url, lambda: _store(url).put_file(str(file), url, mode="create" if create else "overwrite")
+    )
 
 
-def put_bytes(content: bytes, url: str, *, create: bool = False, patience: float | None = None) -> bool:
+def put_bytes(
+    content: bytes, url: str, *, create: bool = False, patience: float | None = None
+) -> bool:
     """`put_file` for content in memory; `patience` in seconds (default PATIENCE_SECONDS)."""
-    return _put(url, lambda: _store(url).pipe_file(url, content, mode="create" if create else "overwrite"), patience)
+    return _put(
+        url,
+        lambda: _store(url).pipe_file(url, content, mode="create" if create else "overwrite"),
+        patience,
+    )
 
 
 def get_bytes(url: str) -> bytes | None:
@@ -94,7 +121,10 @@ def _store(url: str) -> Any:
     try:
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
-        raise UserError(f"{scheme}:// needs the package {OBJECT_STORES[scheme]}: pip install {OBJECT_STORES[scheme]}") from error
+        raise UserError(
+            f"{scheme}:// needs the package {OBJECT_STORES[scheme]}: pip install"
+            f" {OBJECT_STORES[scheme]}"
+        ) from error
 
 
 def _put(url: str, ask: Callable[[], Any], patience: float | None = None) -> bool:
@@ -108,7 +138,9 @@ def _put(url: str, ask: Callable[[], Any], patience: float | None = None) -> boo
 
 
 def _patiently(url: str, ask: Callable[[], T], patience: float | None = None) -> T:
-    """What the store answers. "Not there" and "there already" are answers; a refusal is final; anything else is asked again for a while."""
+    """What the store answers. "Not there" and "there already" are answers; a refusal is final;
+    anything else is asked again for a while.
+    """
     end = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
     pause = FIRST_PAUSE
     while True:
@@ -116,14 +148,26 @@ def _patiently(url: str, ask: Callable[[], T], patience: float | None = None) ->
             return ask()
         except (FileNotFoundError, FileExistsError, UserError, *MISTAKES):
             raise
-        except Exception as error:  # each store has errors of its own kind
+        # each store has errors of its own kind
+        except Exception as error:
             final = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
             if final or time.monotonic() + pause > end:
-                raise UserError(f"the storage did not do it: {url}: {type(error).__name__}: {error}") from error
+                raise UserError(
+                    f"the storage did not do it: {url}: {type(error).__name__}: {error}"
+                ) from error
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _version(entry: dict[str, Any]) -> str:
-    names = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "updated", "created")
+    names = (
+        "ETag",
+        "etag",
+        "md5Hash",
+        "generation",
+        "LastModified",
+        "last_modified",
+        "updated",
+        "created",
+    )
     return f"{entry.get('size')} {next((entry[name] for name in names if name in entry), '')}"

@@ -12,17 +12,24 @@ from torch.nn import functional
 
 from rayunlearn.keywords.words import words_of
 
-N_HASHES, ROWS_PER_BAND = 128, 4  # 32 bands of 4: two documents of Jaccard 0.6 meet with probability 0.99, of 0.2 with 0.05
+# 32 bands of 4: two documents of Jaccard 0.6 meet with probability 0.99, of 0.2 with 0.05
+N_HASHES, ROWS_PER_BAND = 128, 4
 
 
 def near_duplicate_share(texts: Sequence[str], threshold: float = 0.8, shingle: int = 3) -> float:
-    """Share of documents that have another one with Jaccard similarity of their word shingles >= threshold. In [0, 1].
+    """Share of documents that have another one with Jaccard similarity of their word shingles >=
+    threshold. In [0, 1].
 
-    MinHash with banding (Broder 1997) proposes pairs and their exact similarity decides, so a found pair is never wrong; a
-    pair at the threshold 0.8 is missed with probability below 1e-7. Documents shorter than a shingle are one shingle.
+    MinHash with banding (Broder 1997) proposes pairs and their exact similarity decides, so a found
+    pair is never wrong; a pair at the threshold 0.8 is missed with probability below 1e-7.
+    Documents shorter than a shingle are one shingle.
     """
     shingles = [shingles_of(text, shingle) for text in texts]
-    signatures = np.stack([minhash(s) for s in shingles]) if shingles else np.zeros((0, N_HASHES), dtype=np.uint64)
+    signatures = (
+        np.stack([minhash(s) for s in shingles])
+        if shingles
+        else np.zeros((0, N_HASHES), dtype=np.uint64)
+    )
     buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
     for band in range(N_HASHES // ROWS_PER_BAND):
         for at, rows in enumerate(signatures[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND]):
@@ -31,7 +38,12 @@ def near_duplicate_share(texts: Sequence[str], threshold: float = 0.8, shingle: 
     for members in buckets.values():
         for at in members:
             if at not in duplicates:
-                duplicates |= {b for other in members if other != at and jaccard(shingles[at], shingles[other]) >= threshold for b in (at, other)}
+                duplicates |= {
+                    b
+                    for other in members
+                    if other != at and jaccard(shingles[at], shingles[other]) >= threshold
+                    for b in (at, other)
+                }
     return len(duplicates) / max(1, len(texts))
 
 
@@ -39,16 +51,21 @@ def shingles_of(text: str, length: int) -> frozenset[int]:
     """Hashes of every run of `length` words."""
     keys = [word.key for word in words_of(text)]
     runs = {" ".join(keys[at : at + length]) for at in range(max(1, len(keys) - length + 1))}
-    return frozenset(int.from_bytes(hashlib.blake2b(run.encode(), digest_size=7).digest(), "big") for run in runs)
+    return frozenset(
+        int.from_bytes(hashlib.blake2b(run.encode(), digest_size=7).digest(), "big") for run in runs
+    )
 
 
 def minhash(shingles: Iterable[int]) -> np.ndarray:
-    """(128,) uint64: the least hash under each of 128 fixed hash functions; two sets agree at one with probability their Jaccard."""
+    """(128,) uint64: the least hash under each of 128 fixed hash functions; two sets agree at one
+    with probability their Jaccard.
+    """
     values = np.array(sorted(shingles), dtype=np.uint64)[:, None]
     generator = np.random.default_rng(0)
     factors = generator.integers(1, 1 << 63, N_HASHES, dtype=np.uint64) | np.uint64(1)
     shifts = generator.integers(0, 1 << 63, N_HASHES, dtype=np.uint64)
-    mixed = values * factors + shifts  # modulo 2^64
+    # modulo 2^64
+    mixed = values * factors + shifts
     mixed ^= mixed >> np.uint64(31)
     mixed *= np.uint64(0x9E3779B97F4A7C15)
     least: np.ndarray = (mixed ^ (mixed >> np.uint64(29))).min(0)
@@ -61,7 +78,8 @@ def jaccard(a: frozenset[int], b: frozenset[int]) -> float:
 
 
 def effective_rank(embeddings: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of the centred (n, D) embeddings (Roy and Vetterli 2007).
+    """exp of the entropy of the normalised singular values of the centred (n, D) embeddings (Roy
+    and Vetterli 2007).
 
     Between 1 and min(n - 1, D); 1 for documents that are all alike.
     """
@@ -73,7 +91,8 @@ def effective_rank(embeddings: Tensor) -> float:
 
 
 def nearest_similarity(embeddings: Tensor, block: int = 1024) -> float:
-    """Mean over documents of the cosine with the nearest other document, of (n, D) centred embeddings; 0 for one document.
+    """Mean over documents of the cosine with the nearest other document, of (n, D) centred
+    embeddings; 0 for one document.
 
     Centred, because hidden states share a large common direction that would make every pair alike.
     """
@@ -83,20 +102,29 @@ def nearest_similarity(embeddings: Tensor, block: int = 1024) -> float:
     best = []
     for start in range(0, len(points), block):
         similarity = points[start : start + block] @ points.T
-        similarity[torch.arange(len(similarity)), torch.arange(start, start + len(similarity))] = -torch.inf
+        similarity[
+            torch.arange(len(similarity)), torch.arange(start, start + len(similarity))
+        ] = -torch.inf
         best.append(similarity.max(1).values)
     return float(torch.cat(best).mean())
 
 
-def covered_weight(document_keywords: Sequence[Mapping[str, float]], kept: Iterable[int]) -> float | None:
-    """Share of the corpus's keyword weight that kept documents name; None without keywords. A keyword weighs its sum over documents."""
+def covered_weight(
+    document_keywords: Sequence[Mapping[str, float]], kept: Iterable[int]
+) -> float | None:
+    """Share of the corpus's keyword weight that kept documents name; None without keywords. A
+    keyword weighs its sum over documents.
+    """
     weights = keyword_weights(document_keywords)
     covered = {word for at in kept for word in document_keywords[at]}
     return sum(weights[w] for w in covered) / sum(weights.values()) if weights else None
 
 
-def expected_coverage(document_keywords: Sequence[Mapping[str, float]], n_kept: int) -> float | None:
-    """Mean of `covered_weight` over all coresets of n_kept documents: the keyword coverage curve of `random`, exactly.
+def expected_coverage(
+    document_keywords: Sequence[Mapping[str, float]], n_kept: int
+) -> float | None:
+    """Mean of `covered_weight` over all coresets of n_kept documents: the keyword coverage curve of
+    `random`, exactly.
 
     A keyword of d of n documents is missed with probability C(n - d, m) / C(n, m).
     """
@@ -106,7 +134,9 @@ def expected_coverage(document_keywords: Sequence[Mapping[str, float]], n_kept: 
     for keywords in document_keywords:
         for word in keywords:
             counts[word] += 1
-    covered = sum(weight * (1 - _chance_missed(n, counts[word], n_kept)) for word, weight in weights.items())
+    covered = sum(
+        weight * (1 - _chance_missed(n, counts[word], n_kept)) for word, weight in weights.items()
+    )
     return covered / sum(weights.values()) if weights else None
 
 
@@ -122,4 +152,6 @@ def keyword_weights(document_keywords: Iterable[Mapping[str, float]]) -> dict[st
 def _chance_missed(n: int, d: int, m: int) -> float:
     if m > n - d:
         return 0.0
-    return float(np.exp(lgamma(n - d + 1) - lgamma(n - d - m + 1) - lgamma(n + 1) + lgamma(n - m + 1)))
+    return float(
+        np.exp(lgamma(n - d + 1) - lgamma(n - d - m + 1) - lgamma(n + 1) + lgamma(n - m + 1))
+    )

@@ -1,4 +1,6 @@
-"""A short vector for every document whose inner products are, on average, those of the head's gradients."""
+"""A short vector for every document whose inner products are, on average, those of the head's
+gradients.
+"""
 
 from collections.abc import Sequence
 
@@ -11,28 +13,55 @@ from rayunlearn.models.forward import evaluating, label_ids
 
 
 def head_gradients(
-    model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, *, width: int = 16, seed: int = 0, tokens_per_batch: int = 8192
+    model: PreTrainedModel,
+    sequences: Sequence[Encoded],
+    pad_id: int,
+    *,
+    width: int = 16,
+    seed: int = 0,
+    tokens_per_batch: int = 8192,
 ) -> Tensor:
-    """Projected gradient of each document's mean NLL with respect to the head's weight, (n, width^2) float32 on the CPU.
+    """Projected gradient of each document's mean NLL with respect to the head's weight, (n,
+    width^2) float32 on the CPU.
 
-    The gradient is sum_t (p_t - y_t) h_t' / n; both sides are multiplied by fixed random signs, E <a, b> is exact, and no
-    (V, D) matrix is formed: one forward pass.
+    The gradient is sum_t (p_t - y_t) h_t' / n; both sides are multiplied by fixed random signs, E
+    <a, b> is exact, and no (V, D) matrix is formed: one forward pass.
     """
     embedding = model.get_output_embeddings().weight
-    left, right = (random_signs(size, width, seed + at).to(embedding.device) for at, size in enumerate(embedding.shape))
+    left, right = (
+        random_signs(size, width, seed + at).to(embedding.device)
+        for at, size in enumerate(embedding.shape)
+    )
     rows: dict[int, Tensor] = {}
     with evaluating(model):
         for positions in by_length(sequences, tokens_per_batch):
             batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
-            hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1][batch.labelled[:, 1:]]
+            hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[
+                :, :-1
+            ][batch.labelled[:, 1:]]
             logits = model.get_output_embeddings()(hidden).float()
             sizes = batch.labelled.sum(1).tolist()
-            rows |= dict(zip(positions, projected(logits, label_ids(batch), hidden.float(), left, right, sizes), strict=True))
+            rows |= dict(
+                zip(
+                    positions,
+                    projected(logits, label_ids(batch), hidden.float(), left, right, sizes),
+                    strict=True,
+                )
+            )
     return torch.stack([rows[p] for p in range(len(sequences))])
 
 
-def projected(logits: Tensor, labels: Tensor, hidden: Tensor, left: Tensor, right: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """left' G right of each document's head gradient G (V, D), flattened. logits (N, V), labels (N,), hidden (N, D), left (V, a), right (D, b)."""
+def projected(
+    logits: Tensor,
+    labels: Tensor,
+    hidden: Tensor,
+    left: Tensor,
+    right: Tensor,
+    sizes: Sequence[int],
+) -> list[Tensor]:
+    """left' G right of each document's head gradient G (V, D), flattened. logits (N, V), labels
+    (N,), hidden (N, D), left (V, a), right (D, b).
+    """
     errors = logits.softmax(-1) @ left - left[labels]
     pairs = zip(errors.split(list(sizes)), (hidden @ right).split(list(sizes)), strict=True)
     return [(error.T @ state / len(error)).flatten().cpu() for error, state in pairs]

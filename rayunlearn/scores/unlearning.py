@@ -1,4 +1,6 @@
-"""How hard one document pulls at the model when it is unlearned: the norm of its own unlearning gradient."""
+"""How hard one document pulls at the model when it is unlearned: the norm of its own unlearning
+gradient.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +15,8 @@ from rayunlearn.methods.objective import Side
 from rayunlearn.methods.view import View, control_direction, needs, tensor
 from rayunlearn.scores.gradients import gradient_norms
 
-PER_LABEL = ("log_probs", "reference_log_probs", "labels", "label_rank")  # one row per label; the others have one per document
+# one row per label; the others have one per document
+PER_LABEL = ("log_probs", "reference_log_probs", "labels", "label_rank")
 
 
 def unlearning_norms(
@@ -27,11 +30,13 @@ def unlearning_norms(
     seed: int,
     tokens_per_batch: int = 4096,
 ) -> Tensor:
-    """||grad (l_f(z_i) + retain_weight l_r(r_i))||_2 of every forget document z_i with its retain document r_i, (n,) on the CPU.
+    """||grad (l_f(z_i) + retain_weight l_r(r_i))||_2 of every forget document z_i with its retain
+    document r_i, (n,) on the CPU.
 
-    The gradient is that of the parameters that require one. `retain` has a sequence for each of `forget`, or its loss is
-    `none`. Each loss is taken as of a batch of that one document. A loss that looks at other texts of a document, or at chosen
-    words alone, is done one document at a time; all others in batches.
+    The gradient is that of the parameters that require one. `retain` has a sequence for each of
+    `forget`, or its loss is `none`. Each loss is taken as of a batch of that one document. A loss
+    that looks at other texts of a document, or at chosen words alone, is done one document at a
+    time; all others in batches.
     """
     model.eval()
     norms = torch.zeros(len(forget.sequences))
@@ -47,7 +52,11 @@ def unlearning_norms(
             norms[positions] = _by_backward(model, views)
         else:
             norms[positions] = gradient_norms(
-                model, [(view.batch, partial(_weighted_losses, weight, view, side.loss)) for weight, side, view in views]
+                model,
+                [
+                    (view.batch, partial(_weighted_losses, weight, view, side.loss))
+                    for weight, side, view in views
+                ],
             ).cpu()
     return norms
 
@@ -61,26 +70,53 @@ def losses_of_documents(view: View, loss: Callable[..., Tensor]) -> Tensor:
     def part(name: str, row: int) -> Tensor:
         if name == "control":
             return tensors[name]
-        return tensors[name][starts[row] : ends[row]] if name in PER_LABEL else tensors[name][row : row + 1]
+        return (
+            tensors[name][starts[row] : ends[row]]
+            if name in PER_LABEL
+            else tensors[name][row : row + 1]
+        )
 
-    return torch.stack([loss(**{name: part(name, row) for name in tensors}) for row in range(len(ends))])
+    return torch.stack(
+        [loss(**{name: part(name, row) for name in tensors}) for row in range(len(ends))]
+    )
 
 
 def _weighted_losses(weight: float, view: View, loss: Callable[..., Tensor]) -> Tensor:
     return weight * losses_of_documents(view, loss)
 
 
-def _view(model: PreTrainedModel, side: Side, positions: list[int], pad_id: int, layer: int, control: Tensor, seed: int) -> View:
-    """The documents at `positions` as the side's loss sees them, with the companions of the first epoch."""
+def _view(
+    model: PreTrainedModel,
+    side: Side,
+    positions: list[int],
+    pad_id: int,
+    layer: int,
+    control: Tensor,
+    seed: int,
+) -> View:
+    """The documents at `positions` as the side's loss sees them, with the companions of the first
+    epoch.
+    """
     view = partial(View, model, pad_id=pad_id, layer=layer, control=control)
     chosen = [side.sequences[p] for p in positions]
-    companions = {kind: view([drawn(c.choices, s.doc_id, seed, 0) for s in chosen], reference=c.reference) for kind, c in side.companions.items()}
+    companions = {
+        kind: view([drawn(c.choices, s.doc_id, seed, 0) for s in chosen], reference=c.reference)
+        for kind, c in side.companions.items()
+    }
     return view(chosen, reference=side.reference, rule=side.rule, companions=companions)
 
 
 def _by_backward(model: PreTrainedModel, views: list[tuple[float, Side, View]]) -> Tensor:
     """The norm for views of one document, by an ordinary backward pass. (1,)"""
-    terms = [weight * side.loss(**{name: tensor(view, name) for name in needs(side.loss)}) for weight, side, view in views]
+    terms = [
+        weight * side.loss(**{name: tensor(view, name) for name in needs(side.loss)})
+        for weight, side, view in views
+    ]
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(torch.stack(terms).sum(), trained, allow_unused=True)
-    return torch.stack([g.float().square().sum() for g in gradients if g is not None]).sum().sqrt().cpu()[None]
+    return (
+        torch.stack([g.float().square().sum() for g in gradients if g is not None])
+        .sum()
+        .sqrt()
+        .cpu()[None]
+    )

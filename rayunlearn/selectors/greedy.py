@@ -1,8 +1,9 @@
-"""Selectors that build a coreset one document at a time: the score of a document is minus its place in that order.
+"""Selectors that build a coreset one document at a time: the score of a document is minus its place
+in that order.
 
-So they are nested like the others. Every tie goes to the document that comes first. Order of all n documents is built
-once and serves every ratio: O(n^2) time, and for the two facility-location rows an (n, n) float32 matrix (1.6 GB at
-n = 20,000).
+So they are nested like the others. Every tie goes to the document that comes first. Order of all n
+documents is built once and serves every ratio: O(n^2) time, and for the two facility-location rows
+an (n, n) float32 matrix (1.6 GB at n = 20,000).
 """
 
 import heapq
@@ -14,25 +15,30 @@ from torch.nn import functional
 
 
 def k_center(embeddings: Tensor) -> Tensor:
-    """Farthest-first traversal: each next document is the one farthest from all that are taken (Euclidean).
+    """Farthest-first traversal: each next document is the one farthest from all that are taken
+    (Euclidean).
 
-    embeddings (n, D); returns -rank (n,). Sener and Savarese 1708.00489, algorithm 1; the first is the document nearest
-    to the mean (ours).
+    embeddings (n, D); returns -rank (n,). Sener and Savarese 1708.00489, algorithm 1; the first is
+    the document nearest to the mean (ours).
     """
     points = embeddings.double()
     first = int((points - points.mean(0)).norm(dim=1).argmin())
     order, nearest = [first], (points - points[first]).norm(dim=1)
     while len(order) < len(points):
-        nearest[order[-1]] = -1.0  # taken documents never win, duplicates of them (distance 0) still can
+        # taken documents never win, duplicates of them (distance 0) still can
+        nearest[order[-1]] = -1.0
         order.append(int(nearest.argmax()))
-        nearest = torch.where(nearest < 0, nearest, torch.minimum(nearest, (points - points[order[-1]]).norm(dim=1)))
+        nearest = torch.where(
+            nearest < 0, nearest, torch.minimum(nearest, (points - points[order[-1]]).norm(dim=1))
+        )
     return scores_of(order)
 
 
 def herding(embeddings: Tensor) -> Tensor:
     """Each next document moves the coreset's mean as near to the corpus's mean as one document can.
 
-    embeddings (n, D), scaled to unit length here; returns -rank (n,). Welling 2009 in the form of iCaRL (Rebuffi et al.
+    embeddings (n, D), scaled to unit length here; returns -rank (n,). Welling 2009 in the form of
+    iCaRL (Rebuffi et al.
     1611.07725, algorithm 4): argmin || mean - (sum of taken + x) / (k + 1) ||, without replacement.
     """
     points = functional.normalize(embeddings.double(), dim=1)
@@ -48,16 +54,19 @@ def herding(embeddings: Tensor) -> Tensor:
 
 
 def facility_location(embeddings: Tensor) -> Tensor:
-    """Greedy maximum of sum_i max_{j taken} (1 + cosine_ij) / 2: every document has a taken one like it.
+    """Greedy maximum of sum_i max_{j taken} (1 + cosine_ij) / 2: every document has a taken one
+    like it.
 
-    embeddings (n, D); returns -rank (n,). Lin and Bilmes 2011; lazy greedy (Minoux 1978), equal to plain greedy.
+    embeddings (n, D); returns -rank (n,). Lin and Bilmes 2011; lazy greedy (Minoux 1978), equal to
+    plain greedy.
     """
     points = functional.normalize(embeddings.float(), dim=1)
     return scores_of(facility_order((1 + points @ points.T) / 2))
 
 
 def craig(gradients: Tensor) -> Tensor:
-    """Facility location on gradients: greedy maximum of sum_i max_{j taken} (d_max - ||g_i - g_j||).
+    """Facility location on gradients: greedy maximum of sum_i max_{j taken} (d_max - ||g_i -
+    g_j||).
 
     gradients (n, d); returns -rank (n,). CRAIG (Mirzasoleiman et al. 1906.01827, equation 13).
     """
@@ -68,9 +77,10 @@ def craig(gradients: Tensor) -> Tensor:
 def keyword_coverage(document_keywords: Sequence[Mapping[str, float]]) -> Tensor:
     """Greedy cover of weighted keywords: each next document adds the most weight not yet covered.
 
-    document_keywords: keyword to weight of every document; a keyword weighs the sum of its weights over the corpus. When
-    nothing new is left, a new round of cover begins among the remaining documents. Returns -rank (n,). Ours; weighted
-    maximum coverage, of which greedy reaches 1 - 1/e (Nemhauser et al. 1978).
+    document_keywords: keyword to weight of every document; a keyword weighs the sum of its weights
+    over the corpus. When nothing new is left, a new round of cover begins among the remaining
+    documents. Returns -rank (n,). Ours; weighted maximum coverage, of which greedy reaches 1 - 1/e
+    (Nemhauser et al. 1978).
     """
     weights: dict[str, float] = {}
     for keywords in document_keywords:
@@ -85,7 +95,11 @@ def keyword_coverage(document_keywords: Sequence[Mapping[str, float]]) -> Tensor
     return scores_of(order)
 
 
-def _one_cover(document_keywords: Sequence[Mapping[str, float]], weights: Mapping[str, float], left: Sequence[int]) -> list[int]:
+def _one_cover(
+    document_keywords: Sequence[Mapping[str, float]],
+    weights: Mapping[str, float],
+    left: Sequence[int],
+) -> list[int]:
     """Documents of `left` until none adds weight; all of them where none ever does."""
     covered: set[str] = set()
 
@@ -109,11 +123,17 @@ def facility_order(similarity: Tensor) -> list[int]:
     return lazy_greedy(range(len(similarity)), gain, take)
 
 
-def lazy_greedy(candidates: Sequence[int], gain: Callable[[int], float], take: Callable[[int], None], until: float = -1.0) -> list[int]:
-    """Candidates in the order of greedy choice, ties to the first; stops when the best gain is `until` or less.
+def lazy_greedy(
+    candidates: Sequence[int],
+    gain: Callable[[int], float],
+    take: Callable[[int], None],
+    until: float = -1.0,
+) -> list[int]:
+    """Candidates in the order of greedy choice, ties to the first; stops when the best gain is
+    `until` or less.
 
-    `gain(i)` may only fall as others are taken (a submodular function), so an old gain that is beaten by a fresh one
-    needs no new look.
+    `gain(i)` may only fall as others are taken (a submodular function), so an old gain that is
+    beaten by a fresh one needs no new look.
     """
     heap = [(-gain(at), place, 0) for place, at in enumerate(candidates)]
     heapq.heapify(heap)

@@ -1,11 +1,14 @@
-"""Selectors give every forget document a score; the coreset is the max(1, round(ratio n)) documents with the highest.
+"""Selectors give every forget document a score; the coreset is the max(1, round(ratio n)) documents
+with the highest.
 
-So every selector is nested: a smaller coreset is part of a larger one. Positional parameters name what a selector
-needs: `n_documents` (documents come sorted by doc_id, so the order of the file never matters); of the base model
-`token_nll`, `token_surprise` and `token_error` (one (n_i,) tensor per document), `nll_per_byte` (n,), `embeddings`
-(n, D), `gradients` (n, d) and `retain_alignment` (n,); `norms_along` (gradient norms on a trajectory of so many epochs), `document_keywords` (keyword
-to weight) and `seed`, which is `select.seed`. `coreset.py` makes them. A row's `departures` say where we differ from its
-source, and what the source leaves open and is decided here.
+So every selector is nested: a smaller coreset is part of a larger one. Positional parameters name
+what a selector
+needs: `n_documents` (documents come sorted by doc_id, so the order of the file never matters); of
+the base model `token_nll`, `token_surprise` and `token_error` (one (n_i,) tensor per document),
+`nll_per_byte` (n,), `embeddings` (n, D), `gradients` (n, d) and `retain_alignment` (n,);
+`norms_along` (gradient norms on a trajectory of so many epochs), `document_keywords` (keyword to
+weight) and `seed`, which is `select.seed`. `coreset.py` makes them. A row's `departures` say where
+we differ from its source, and what the source leaves open and is decided here.
 """
 
 from collections import Counter, defaultdict
@@ -19,11 +22,19 @@ from sklearn.ensemble import IsolationForest
 from torch import Tensor
 
 from rayunlearn.ranges import Count, Fraction, UnitInterval, Whole
-from rayunlearn.selectors.greedy import craig, facility_location, herding, k_center, keyword_coverage
+from rayunlearn.selectors.greedy import (
+    craig,
+    facility_location,
+    herding,
+    k_center,
+    keyword_coverage,
+)
 
 
 def random(n_documents: int, seed: int) -> Tensor:
-    """Uniform without replacement: the score is the place in a seeded permutation, so ratios are nested. (n,)"""
+    """Uniform without replacement: the score is the place in a seeded permutation, so ratios are
+    nested. (n,)
+    """
     order = torch.randperm(n_documents, generator=torch.Generator().manual_seed(seed))
     scores = torch.empty(n_documents)
     scores[order] = -torch.arange(n_documents, dtype=torch.float32)
@@ -31,37 +42,49 @@ def random(n_documents: int, seed: int) -> Tensor:
 
 
 def min_k(token_nll: Sequence[Tensor], *, fraction: Fraction = 0.4) -> Tensor:
-    """Mean log-probability of the `fraction` of tokens the base model finds least likely; the most memorised first.
+    """Mean log-probability of the `fraction` of tokens the base model finds least likely; the most
+    memorised first.
 
     token_nll: (n_i,) nats per document. At least one token counts. Returns (n,).
     """
-    lowest = [nll.sort(descending=True).values[: max(1, int(fraction * len(nll)))] for nll in token_nll]
+    lowest = [
+        nll.sort(descending=True).values[: max(1, int(fraction * len(nll)))] for nll in token_nll
+    ]
     return torch.stack([-nll.mean() for nll in lowest])
 
 
 def min_k_plus(token_surprise: Sequence[Tensor], *, fraction: Fraction = 0.4) -> Tensor:
-    """Mean of the `fraction` lowest standardised log-probabilities of a document; the most memorised first. (n,)
+    """Mean of the `fraction` lowest standardised log-probabilities of a document; the most
+    memorised first. (n,)
 
-    token_surprise: (n_i,) per document, (log p(label) - mean) / standard deviation of log p under the base model's own
-    distribution. Zhang et al. 2404.02936, equation 3. At least one token counts.
+    token_surprise: (n_i,) per document, (log p(label) - mean) / standard deviation of log p under
+    the base model's own distribution. Zhang et al. 2404.02936, equation 3. At least one token
+    counts.
     """
-    return torch.stack([surprise.sort().values[: max(1, int(fraction * len(surprise)))].mean() for surprise in token_surprise])
+    return torch.stack(
+        [
+            surprise.sort().values[: max(1, int(fraction * len(surprise)))].mean()
+            for surprise in token_surprise
+        ]
+    )
 
 
 def zlib(nll_per_byte: Tensor) -> Tensor:
-    """Least NLL of the base model per byte of the zlib-compressed text first: known beyond what repetition explains. (n,)
+    """Least NLL of the base model per byte of the zlib-compressed text first: known beyond what
+    repetition explains. (n,)
 
-    nll_per_byte (n,): summed NLL of a document / bytes of its compressed answer. Carlini et al. 2012.07805, section 5.
+    nll_per_byte (n,): summed NLL of a document / bytes of its compressed answer. Carlini et al.
+    2012.07805, section 5.
     """
     return -nll_per_byte
 
 
 def moderate(embeddings: Tensor, seed: int, *, clusters: Count = 4) -> Tensor:
-    """K-means on the base model's penultimate layer; documents whose distance to their own centroid is nearest to
-    their cluster's MEDIAN distance come first.
+    """K-means on the base model's penultimate layer; documents whose distance to their own centroid
+    is nearest to their cluster's MEDIAN distance come first.
 
-    embeddings (n, D); returns -|d_i - median of its cluster| (n,). With fewer documents than clusters every document is
-    its own cluster.
+    embeddings (n, D); returns -|d_i - median of its cluster| (n,). With fewer documents than
+    clusters every document is its own cluster.
     """
     points = embeddings.double().numpy()
     fitted = KMeans(n_clusters=min(clusters, len(points)), n_init=4, random_state=seed).fit(points)
@@ -71,12 +94,15 @@ def moderate(embeddings: Tensor, seed: int, *, clusters: Count = 4) -> Tensor:
 
 
 def loss(token_nll: Sequence[Tensor]) -> Tensor:
-    """Mean NLL of the base model, the hardest first. (n,) nats per token. The easiest first is `min_k` with fraction 1."""
+    """Mean NLL of the base model, the hardest first. (n,) nats per token. The easiest first is
+    `min_k` with fraction 1.
+    """
     return torch.stack([nll.mean() for nll in token_nll])
 
 
 def el2n(token_error: Sequence[Tensor]) -> Tensor:
-    """Mean over label tokens of ||softmax - one-hot||_2 at the base model, the largest first. (n,) in [0, sqrt 2].
+    """Mean over label tokens of ||softmax - one-hot||_2 at the base model, the largest first. (n,)
+    in [0, sqrt 2].
 
     Paul et al. 2107.07075, equation 4.
     """
@@ -84,19 +110,22 @@ def el2n(token_error: Sequence[Tensor]) -> Tensor:
 
 
 def grand(norms_along: Callable[[int], Tensor], *, epochs: Whole = 10) -> Tensor:
-    """Mean over an unlearning trajectory of ||grad (l_f(z_f) + lambda l_r(z_r))||_2, the largest first. (n,)
+    """Mean over an unlearning trajectory of ||grad (l_f(z_f) + lambda l_r(z_r))||_2, the largest
+    first. (n,)
 
-    norms_along(epochs): (checkpoints, n), the norms at the base model and after each epoch of unlearning on the whole
-    forget set with the trial's own losses; 0 epochs is the norm at the base model alone. Coreset paper 2504.10185, appendix
-    C1, with its 10 epochs.
+    norms_along(epochs): (checkpoints, n), the norms at the base model and after each epoch of
+    unlearning on the whole forget set with the trial's own losses; 0 epochs is the norm at the base
+    model alone. Coreset paper 2504.10185, appendix C1, with its 10 epochs.
     """
     return norms_along(epochs).mean(0)
 
 
 def influence(retain_alignment: Tensor) -> Tensor:
-    """Documents whose gradient goes least along the retain gradient come first: unlearning them harms retain least.
+    """Documents whose gradient goes least along the retain gradient come first: unlearning them
+    harms retain least.
 
-    retain_alignment (n,): cosine of the document's NLL gradient with the mean retain gradient, at the base model.
+    retain_alignment (n,): cosine of the document's NLL gradient with the mean retain gradient, at
+    the base model.
     """
     return -retain_alignment
 
@@ -104,18 +133,23 @@ def influence(retain_alignment: Tensor) -> Tensor:
 def upcore(embeddings: Tensor, seed: int, *, trees: Count = 100) -> Tensor:
     """Outliers last: minus the anomaly score of an isolation forest, (n,).
 
-    UPCORE (2502.15082) drops the 10 % that its forest finds most anomalous, that is, ratio 0.9 here.
+    UPCORE (2502.15082) drops the 10 % that its forest finds most anomalous, that is, ratio 0.9
+    here.
     """
     fitted = IsolationForest(n_estimators=trees, random_state=seed).fit(embeddings.double().numpy())
     return torch.from_numpy(fitted.score_samples(embeddings.double().numpy())).float()
 
 
-def ccs(token_nll: Sequence[Tensor], seed: int, *, strata: Count = 10, hard_cutoff: UnitInterval = 0.1) -> Tensor:
-    """Coverage-centric: the same number of documents from every stratum of the score, small strata exhausted first.
+def ccs(
+    token_nll: Sequence[Tensor], seed: int, *, strata: Count = 10, hard_cutoff: UnitInterval = 0.1
+) -> Tensor:
+    """Coverage-centric: the same number of documents from every stratum of the score, small strata
+    exhausted first.
 
-    Drops the `hard_cutoff` share with the highest mean NLL, cuts the score's range in `strata` equal intervals and takes
-    from them in turn, at random within each: at every size each stratum has given min(its size, an equal share).
-    Zheng et al. 2210.15809, algorithm 1. The dropped come last, the least hard first. Returns -rank (n,).
+    Drops the `hard_cutoff` share with the highest mean NLL, cuts the score's range in `strata`
+    equal intervals and takes from them in turn, at random within each: at every size each stratum
+    has given min(its size, an equal share). Zheng et al. 2210.15809, algorithm 1. The dropped come
+    last, the least hard first. Returns -rank (n,).
     """
     scores = loss(token_nll).double()
     hardest_first = torch.sort(scores, descending=True, stable=True).indices.tolist()
@@ -129,11 +163,15 @@ def ccs(token_nll: Sequence[Tensor], seed: int, *, strata: Count = 10, hard_cuto
 
 
 def _stratum_rounds(scores: Tensor, strata: int, seed: int) -> list[tuple[int, int]]:
-    """(round in which it is taken, stratum) of every score: the n-th of its stratum in a seeded order is taken in round n."""
+    """(round in which it is taken, stratum) of every score: the n-th of its stratum in a seeded
+    order is taken in round n.
+    """
     if len(scores) == 0:
         return []
     low, width = float(scores.min()), float(scores.max() - scores.min())
-    stratum = [min(strata - 1, int((float(s) - low) / width * strata)) if width > 0 else 0 for s in scores]
+    stratum = [
+        min(strata - 1, int((float(s) - low) / width * strata)) if width > 0 else 0 for s in scores
+    ]
     taken: Counter[int] = Counter()
     rounds = [(0, 0)] * len(scores)
     for at in torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed)).tolist():
@@ -165,7 +203,8 @@ SELECTORS = {
             min_k,
             "most memorised by min-k % probability",
             "Shi et al. 2310.16789; coreset paper 2504.10185, appendix C2",
-            "open there: whose probabilities (base's). Highest first as in the paper; a public re-implementation has the sign the other way round",
+            "open there: whose probabilities (base's). Highest first as in the paper; a public"
+            " re-implementation has the sign the other way round",
         ),
         Selector(
             min_k_plus,
@@ -177,27 +216,33 @@ SELECTORS = {
             zlib,
             "most memorised for how compressible it is",
             "Carlini et al. 2012.07805",
-            "a membership score there, a selector only here; NLL in nats over bytes, of the answer alone where there is a prompt",
+            "a membership score there, a selector only here; NLL in nats over bytes, of the answer"
+            " alone where there is a prompt",
         ),
         Selector(
             moderate,
             "moderate coreset",
             "Xia et al., ICLR 2023; coreset paper 2504.10185, appendix C",
-            "open there: pooling (mean over all tokens) and a quota per cluster (none: ranked over all clusters)",
+            "open there: pooling (mean over all tokens) and a quota per cluster (none: ranked over"
+            " all clusters)",
         ),
         Selector(
             grand,
             "largest gradient norm along an unlearning run",
             "Paul et al. 2107.07075; coreset paper 2504.10185, appendix C1",
-            "open there: parameters (those the trial trains), direction (largest), z_r (a retain document drawn once for each forget document), "
-            "trajectories (one; the mean is over base and each epoch's end)",
+            "open there: parameters (those the trial trains), direction (largest), z_r (a retain"
+            " document drawn once for each forget document), trajectories (one; the mean is over"
+            " base and each epoch's end)",
         ),
-        Selector(loss, "highest loss", "standard", "none; lowest loss first is min_k with fraction 1"),
+        Selector(
+            loss, "highest loss", "standard", "none; lowest loss first is min_k with fraction 1"
+        ),
         Selector(
             el2n,
             "largest error norm",
             "Paul et al. 2107.07075, equation 4",
-            "one prediction per example there, a mean over label tokens here; several early trainings there, the base model alone here",
+            "one prediction per example there, a mean over label tokens here; several early"
+            " trainings there, the base model alone here",
         ),
         Selector(
             k_center,
@@ -209,45 +254,60 @@ SELECTORS = {
             herding,
             "mean kept",
             "Welling 2009; Rebuffi et al. 1611.07725, algorithm 4",
-            "over the whole corpus, not per class; mean hidden states in the place of a classifier's features",
+            "over the whole corpus, not per class; mean hidden states in the place of a"
+            " classifier's features",
         ),
-        Selector(facility_location, "every document has one like it", "Lin and Bilmes 2011", "similarity is (1 + cosine) / 2 of mean hidden states"),
+        Selector(
+            facility_location,
+            "every document has one like it",
+            "Lin and Bilmes 2011",
+            "similarity is (1 + cosine) / 2 of mean hidden states",
+        ),
         Selector(
             upcore,
             "outliers last",
             "UPCORE 2502.15082",
-            "an order for every ratio, drops 10 % there; states averaged over tokens, there the last of the question; seed is select.seed, 42 there",
+            "an order for every ratio, drops 10 % there; states averaged over tokens, there the"
+            " last of the question; seed is select.seed, 42 there",
         ),
         Selector(
-            keyword_coverage, "most keyword weight covered", "ours; greedy cover as in Nemhauser et al. 1978", "none: no paper has it as a selector"
+            keyword_coverage,
+            "most keyword weight covered",
+            "ours; greedy cover as in Nemhauser et al. 1978",
+            "none: no paper has it as a selector",
         ),
         Selector(
             ccs,
             "equal numbers of every difficulty",
             "Zheng et al. 2210.15809, algorithm 1",
-            "score is the mean NLL, AUM there; the dropped come last, never there, so that every ratio has its size",
+            "score is the mean NLL, AUM there; the dropped come last, never there, so that every"
+            " ratio has its size",
         ),
         Selector(
             craig,
             "every gradient has one like it",
             "CRAIG, Mirzasoleiman et al. 1906.01827, equation 13",
-            "gradients of the head alone, projected at random (scores.sketch), at the base model alone; documents' weights are not used in training",
+            "gradients of the head alone, projected at random (scores.sketch), at the base model"
+            " alone; documents' weights are not used in training",
         ),
         Selector(
             influence,
             "least along the retain gradient",
             "after GUARD 2506.10946",
-            "weighs documents and keeps all there, orders them here; the form of its weights is not confirmed; retain gradient of the mean NLL",
+            "weighs documents and keeps all there, orders them here; the form of its weights is not"
+            " confirmed; retain gradient of the mean NLL",
         ),
     )
 }
 
 
 def keep(scores: Tensor, ratio: float, topics: Sequence[str] = ()) -> list[int]:
-    """Positions of the max(1, round(ratio n)) highest scores, best first; equal scores keep the documents' order.
+    """Positions of the max(1, round(ratio n)) highest scores, best first; equal scores keep the
+    documents' order.
 
-    With `topics` (one per document) the choice is stratified: within a topic by score, and of the topics in turn so that
-    each has its proportional share at every size, to within one document (Webster's method, so ratios stay nested).
+    With `topics` (one per document) the choice is stratified: within a topic by score, and of the
+    topics in turn so that each has its proportional share at every size, to within one document
+    (Webster's method, so ratios stay nested).
     """
     n_kept = max(1, round(ratio * len(scores)))
     order = list(torch.sort(scores, descending=True, stable=True).indices.tolist())

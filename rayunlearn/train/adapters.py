@@ -1,4 +1,6 @@
-"""What is trained in place of the weights themselves: LoRA adapters, by peft. The model is plain again afterwards."""
+"""What is trained in place of the weights themselves: LoRA adapters, by peft. The model is plain
+again afterwards.
+"""
 
 import os
 import re
@@ -28,23 +30,34 @@ def none(modules: Sequence[str]) -> LoraConfig | None:
     return None
 
 
-def lora(modules: Sequence[str], *, rank: Count = 16, alpha: Count = 32, dropout: Share = 0.0) -> LoraConfig | None:
-    """LoRA: W + (alpha / rank) B A beside each chosen linear module, B zero at the start. Hu et al. 2106.09685.
+def lora(
+    modules: Sequence[str], *, rank: Count = 16, alpha: Count = 32, dropout: Share = 0.0
+) -> LoraConfig | None:
+    """LoRA: W + (alpha / rank) B A beside each chosen linear module, B zero at the start. Hu et al.
+    2106.09685.
 
     modules: full names of the linear modules. Which, `train.parameters` says.
     """
-    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(modules), bias="none")
+    return LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(modules), bias="none"
+    )
 
 
 @contextmanager
 def adapted(
-    model: PreTrainedModel, adapter: Callable[[Sequence[str]], LoraConfig | None], pattern: str, folder: Path, layers: Collection[int] = ()
+    model: PreTrainedModel,
+    adapter: Callable[[Sequence[str]], LoraConfig | None],
+    pattern: str,
+    folder: Path,
+    layers: Collection[int] = (),
 ) -> Iterator[str]:
-    """The model with the adapter beside the linear modules of its blocks (of `layers` alone, where given) whose name matches `pattern`.
+    """The model with the adapter beside the linear modules of its blocks (of `layers` alone, where
+    given) whose name matches `pattern`.
 
-    Gives the pattern of the parameters to train. On leaving, the adapter is written to `folder` (adapter_model.safetensors
-    and adapter_config.json, nothing else of the model), added to the weights and taken off; after an exception it is taken
-    off only. Raises UserError when no module matches.
+    Gives the pattern of the parameters to train. On leaving, the adapter is written to `folder`
+    (adapter_model.safetensors and adapter_config.json, nothing else of the model), added to the
+    weights and taken off; after an exception it is taken off only. Raises UserError when no module
+    matches.
     """
     modules = linear_modules(model, pattern, layers)
     config = adapter(modules)
@@ -52,7 +65,10 @@ def adapted(
         yield pattern
         return
     if not modules:
-        raise UserError(f"train.parameters must match a linear module of a block when train.adapter is lora, got {pattern!r}")
+        raise UserError(
+            "train.parameters must match a linear module of a block when train.adapter is lora,"
+            f" got {pattern!r}"
+        )
     inject_adapter_in_model(config, model)
     try:
         yield r"\.lora_"
@@ -63,17 +79,28 @@ def adapted(
 
 
 def linear_modules(model: PreTrainedModel, pattern: str, layers: Collection[int]) -> list[str]:
-    """Full names of the linear modules of the blocks (of `layers` alone, where given) whose name matches the pattern."""
+    """Full names of the linear modules of the blocks (of `layers` alone, where given) whose name
+    matches the pattern.
+    """
     asked = [block for at, block in enumerate(blocks(model)) if not layers or at in layers]
-    inside = {id(module) for block in asked for module in block.modules() if isinstance(module, nn.Linear)}
-    return [name for name, module in model.named_modules() if id(module) in inside and re.search(pattern, name)]
+    inside = {
+        id(module) for block in asked for module in block.modules() if isinstance(module, nn.Linear)
+    }
+    return [
+        name
+        for name, module in model.named_modules()
+        if id(module) in inside and re.search(pattern, name)
+    ]
 
 
 def _save(model: PreTrainedModel, config: LoraConfig, folder: Path) -> None:
     """Write the adapter, named as peft reads it, under a temporary name and rename it into place."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
-    tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    tensors = {
+        f"base_model.model.{name}": tensor.detach().cpu().contiguous()
+        for name, tensor in get_peft_model_state_dict(model).items()
+    }
     save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
     config.save_pretrained(str(temporary))
     shutil.rmtree(folder, ignore_errors=True)

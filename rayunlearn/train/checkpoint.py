@@ -1,7 +1,9 @@
-"""A long training run that its process did not survive goes on where it was, and ends with the same bits.
+"""A long training run that its process did not survive goes on where it was, and ends with the same
+bits.
 
-A checkpoint is one safetensors file: trained parameters, the optimizer's moments, the random state, and what wrappers, weightings and
-floors remember; numbers and rows are JSON in one of its tensors. It replaces the last one by a rename. Nothing is pickled.
+A checkpoint is one safetensors file: trained parameters, the optimizer's moments, the random state,
+and what wrappers, weightings and floors remember; numbers and rows are JSON in one of its tensors.
+It replaces the last one by a rename. Nothing is pickled.
 """
 
 import json
@@ -32,9 +34,11 @@ class Remembers(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where the checkpoint of a run is, for what run (`about`: JSON values that decide every bit of it) and how often it is written.
+    """Where the checkpoint of a run is, for what run (`about`: JSON values that decide every bit of
+    it) and how often it is written.
 
-    It is written at the first look of the loop after `every` steps. One of another run, or a damaged one, is as none.
+    It is written at the first look of the loop after `every` steps. One of another run, or a
+    damaged one, is as none.
     """
 
     path: Path
@@ -48,7 +52,9 @@ class Checkpoints:
     def save(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
         """Keep these. Raises UserError when storage fails for long."""
         text = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
-        every = {name: t.detach().cpu().contiguous() for name, t in {**tensors, "numbers": text}.items()}
+        every = {
+            name: t.detach().cpu().contiguous() for name, t in {**tensors, "numbers": text}.items()
+        }
 
         def write() -> None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,24 +74,38 @@ class Checkpoints:
         return json.dumps(dict(self.about), sort_keys=True)
 
 
-def training_state(parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[Remembers]) -> dict[str, Tensor]:
+def training_state(
+    parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[Remembers]
+) -> dict[str, Tensor]:
     """Everything of a run that is a tensor."""
     place = parameters[0].device
     state: dict[str, Tensor] = {f"parameter.{at}": p for at, p in enumerate(parameters)}
-    state |= {f"optimizer.{at}.{name}": t for at, moments in optimizer.state_dict()["state"].items() for name, t in moments.items()}
-    state |= {f"part.{at}.{name}": t for at, part in enumerate(parts) for name, t in part.state().items()}
+    state |= {
+        f"optimizer.{at}.{name}": t
+        for at, moments in optimizer.state_dict()["state"].items()
+        for name, t in moments.items()
+    }
+    state |= {
+        f"part.{at}.{name}": t for at, part in enumerate(parts) for name, t in part.state().items()
+    }
     state["random"] = torch.get_rng_state()
-    return state | ({"random.device": torch.cuda.get_rng_state(place)} if place.type == "cuda" else {})
+    return state | (
+        {"random.device": torch.cuda.get_rng_state(place)} if place.type == "cuda" else {}
+    )
 
 
-def take_training_state(state: Tensors, parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[Remembers]) -> None:
+def take_training_state(
+    state: Tensors, parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[Remembers]
+) -> None:
     """Put it all back."""
     place = parameters[0].device
     with torch.no_grad():
         for at, parameter in enumerate(parameters):
             parameter.copy_(state[f"parameter.{at}"])
     moments = {at: _below(state, f"optimizer.{at}.") for at in range(len(parameters))}
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": {at: found for at, found in moments.items() if found}})
+    optimizer.load_state_dict(
+        optimizer.state_dict() | {"state": {at: found for at, found in moments.items() if found}}
+    )
     for at, part in enumerate(parts):
         part.take({name: t.to(place) for name, t in _below(state, f"part.{at}.").items()})
     torch.set_rng_state(state["random"])
@@ -94,12 +114,17 @@ def take_training_state(state: Tensors, parameters: Sequence[nn.Parameter], opti
 
 
 def _below(state: Tensors, prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t.clone() for name, t in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): t.clone() for name, t in state.items() if name.startswith(prefix)
+    }
 
 
 def schedule_numbers(optimizer: Any, scheduler: Any) -> dict[str, Any]:
     """Where the schedule is: JSON values."""
-    return {"schedule": scheduler.state_dict(), "learning_rates": [group["lr"] for group in optimizer.param_groups]}
+    return {
+        "schedule": scheduler.state_dict(),
+        "learning_rates": [group["lr"] for group in optimizer.param_groups],
+    }
 
 
 def take_schedule_numbers(numbers: Mapping[str, Any], optimizer: Any, scheduler: Any) -> None:

@@ -7,15 +7,18 @@ from accelerate import Accelerator
 
 
 def accelerator() -> Accelerator:
-    """The process's place: its device, and how gradients are averaged where there are several processes.
+    """The process's place: its device, and how gradients are averaged where there are several
+    processes.
 
-    Weights and their updates are float32 always; `computing` lowers the precision of what is computed from them.
+    Weights and their updates are float32 always; `computing` lowers the precision of what is
+    computed from them.
     """
     return Accelerator(mixed_precision="no")
 
 
 def computing(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context of a forward pass: bfloat16 where `precision` is auto and the device is a GPU that has it, else as it is.
+    """The context of a forward pass: bfloat16 where `precision` is auto and the device is a GPU
+    that has it, else as it is.
 
     Reference values must be computed in the same context as the model that is compared with them.
     """

@@ -1,4 +1,6 @@
-"""The one optimisation loop. It takes a loss; unlearning, relearning, teaching the test bed and probes all use it."""
+"""The one optimisation loop. It takes a loss; unlearning, relearning, teaching the test bed and
+probes all use it.
+"""
 
 import math
 import re
@@ -15,21 +17,31 @@ from transformers import PreTrainedModel, get_scheduler
 from rayunlearn.errors import UserError, require
 from rayunlearn.models.forward import blocks
 from rayunlearn.models.placing import is_visited
-from rayunlearn.train.checkpoint import Checkpoints, Remembers, schedule_numbers, take_schedule_numbers, take_training_state, training_state
+from rayunlearn.train.checkpoint import (
+    Checkpoints,
+    Remembers,
+    schedule_numbers,
+    take_schedule_numbers,
+    take_training_state,
+    training_state,
+)
 from rayunlearn.train.device import accelerator
 from rayunlearn.train.sharded import clip_gradients, is_divided, whole_and_divided
 from rayunlearn.train.step import StepLoss, StepRow
 from rayunlearn.train.wrappers import Wrapper, plain
 
-TOO_LARGE = "--processes-per-trial must be large enough to divide a model that is larger than its GPU"
+TOO_LARGE = (
+    "--processes-per-trial must be large enough to divide a model that is larger than its GPU"
+)
 SCHEDULER_NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 Build = Callable[[Callable[[int], StepLoss], Sequence[nn.Parameter], int], Wrapper]
 
 
 @dataclass(frozen=True)
 class TrainLog:
-    """What a training run did. `ended` is complete, stopped (by `keep_going`), diverged (non-finite loss or gradient) or held (`floor.Floor`):
-    the weights are then those of step `kept_step`, which else is None."""
+    """What a training run did. `ended` is complete, stopped (by `keep_going`), diverged (non-finite
+    loss or gradient) or held (`floor.Floor`): the weights are then those of step `kept_step`, which
+    else is None."""
 
     rows: tuple[StepRow, ...]
     ended: str
@@ -40,7 +52,9 @@ class TrainLog:
 
 @dataclass(frozen=True)
 class _Timed:
-    """A step that has been taken and not been looked at: its tensors may still be on their way on the device."""
+    """A step that has been taken and not been looked at: its tensors may still be on their way on
+    the device.
+    """
 
     loss: StepLoss
     norm: Tensor
@@ -50,7 +64,9 @@ class _Timed:
 
 @dataclass
 class _Record:
-    """The steps so far. Those since the last look are `pending`: looking at them is a synchronisation with the device."""
+    """The steps so far. Those since the last look are `pending`: looking at them is a
+    synchronisation with the device.
+    """
 
     pending: list[_Timed] = field(default_factory=list)
     rows: list[StepRow] = field(default_factory=list)
@@ -74,7 +90,9 @@ class _Record:
 
 @dataclass(frozen=True)
 class _Trainer:
-    """What takes the steps: the trained parameters, their optimizer, and what acts around each step."""
+    """What takes the steps: the trained parameters, their optimizer, and what acts around each
+    step.
+    """
 
     place: Accelerator
     parameters: Sequence[nn.Parameter]
@@ -96,56 +114,89 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for wrapper in self.around:
             wrapper.after_step(number)
-        taken = _Timed(loss, norm.detach(), self.scheduler.get_last_lr()[0], time.perf_counter() - begun)
+        taken = _Timed(
+            loss, norm.detach(), self.scheduler.get_last_lr()[0], time.perf_counter() - begun
+        )
         self.scheduler.step()
         return taken
 
     def kept(self, checkpoints: Checkpoints | None, record: _Record, saved: int) -> int:
-        """Write down where the run is, if it is time to and it goes on; the step last written down. The record must have been looked at."""
+        """Write down where the run is, if it is time to and it goes on; the step last written down.
+        The record must have been looked at.
+        """
         number = len(record.rows)
         if checkpoints is None or record.ended != "complete" or not checkpoints.due(number, saved):
             return saved
-        numbers = {"rows": [asdict(row) for row in record.rows], "presentations": record.presentations}
+        numbers = {
+            "rows": [asdict(row) for row in record.rows],
+            "presentations": record.presentations,
+        }
         tensors = training_state(self.parameters, self.optimizer, [*self.around, *self.remembers])
         checkpoints.save(tensors, numbers | schedule_numbers(self.optimizer, self.scheduler))
         return number
 
     def resumed(self, checkpoints: Checkpoints | None) -> _Record:
-        """The record of the steps that an earlier process took, with everything as it left it; an empty one where there was none."""
+        """The record of the steps that an earlier process took, with everything as it left it; an
+        empty one where there was none.
+        """
         n_processes = self.place.num_processes
-        require(checkpoints is None or n_processes == 1, "train.checkpoint_every must be 0 where a trial has several processes", n_processes)
+        require(
+            checkpoints is None or n_processes == 1,
+            "train.checkpoint_every must be 0 where a trial has several processes",
+            n_processes,
+        )
         found = checkpoints.read() if checkpoints else None
         if found is None:
             return _Record()
         tensors, numbers = found
-        take_training_state(tensors, self.parameters, self.optimizer, [*self.around, *self.remembers])
+        take_training_state(
+            tensors, self.parameters, self.optimizer, [*self.around, *self.remembers]
+        )
         take_schedule_numbers(numbers, self.optimizer, self.scheduler)
-        return _Record(rows=[StepRow(**row) for row in numbers["rows"]], presentations=numbers["presentations"])
+        return _Record(
+            rows=[StepRow(**row) for row in numbers["rows"]], presentations=numbers["presentations"]
+        )
 
 
-def choose_parameters(model: nn.Module, pattern: str, layers: Collection[int] = ()) -> list[nn.Parameter]:
-    """Let only the parameters whose name matches `pattern` (re.search) require gradients, and return them.
+def choose_parameters(
+    model: nn.Module, pattern: str, layers: Collection[int] = ()
+) -> list[nn.Parameter]:
+    """Let only the parameters whose name matches `pattern` (re.search) require gradients, and
+    return them.
 
-    layers: blocks (0-based) that they must be part of; () asks for none. Raises UserError where nothing is left to train.
+    layers: blocks (0-based) that they must be part of; () asks for none. Raises UserError where
+    nothing is left to train.
     """
     matcher, inside = re.compile(pattern), _of_blocks(model, layers)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(matcher.search(name) is not None and (not layers or id(parameter) in inside))
+        parameter.requires_grad_(
+            matcher.search(name) is not None and (not layers or id(parameter) in inside)
+        )
     chosen = [p for p in model.parameters() if p.requires_grad]
     if not chosen:
         names = ", ".join(n for n, _ in list(model.named_parameters())[:6])
         where = f" in blocks {', '.join(map(str, layers))}" if layers else ""
-        raise UserError(f"train.parameters must match at least one parameter{where}, got {pattern!r} (names look like {names}, ...)")
+        raise UserError(
+            f"train.parameters must match at least one parameter{where}, got {pattern!r} (names"
+            f" look like {names}, ...)"
+        )
     return chosen
 
 
 def _of_blocks(model: nn.Module, layers: Collection[int]) -> set[int]:
-    """Identities of the blocks' parameters. Raises UserError for a block that the model does not have."""
+    """Identities of the blocks' parameters. Raises UserError for a block that the model does not
+    have.
+    """
     if not layers:
         return set()
-    assert isinstance(model, PreTrainedModel)  # other modules have no blocks to choose from
+    # other modules have no blocks to choose from
+    assert isinstance(model, PreTrainedModel)
     there = blocks(model)
-    require(max(layers) < len(there), f"train.layers must be < {len(there)}, the model's number of blocks", max(layers))
+    require(
+        max(layers) < len(there),
+        f"train.layers must be < {len(there)}, the model's number of blocks",
+        max(layers),
+    )
     return {id(parameter) for layer in layers for parameter in there[layer].parameters()}
 
 
@@ -170,26 +221,39 @@ def optimise(
 ) -> TrainLog:
     """Minimise `loss_of_step(0), loss_of_step(1), ...` with AdamW; `model` ends as trained.
 
-    An optimizer step takes the mean of `accumulation` losses on each process (gradients are averaged over processes), so
-    `loss_of_step` counts pieces: process r of n is given pieces r, r + n, ... Every `check_every` steps the losses so
-    far are looked at (one synchronisation with the device): a non-finite one ends the run as diverged, and
-    `keep_going(step)` may end it as stopped. The record is that of the process itself.
+    An optimizer step takes the mean of `accumulation` losses on each process (gradients are
+    averaged over processes), so `loss_of_step` counts pieces: process r of n is given pieces r, r +
+    n, ... Every `check_every` steps the losses so far are looked at (one synchronisation with the
+    device): a non-finite one ends the run as diverged, and `keep_going(step)` may end it as
+    stopped. The record is that of the process itself.
 
-    `checkpoints`: a run of one process that was broken off goes on from its last one and ends with the same bits; `remembers` is what,
-    beside parameters, optimizer and wrappers, carries something from step to step.
+    `checkpoints`: a run of one process that was broken off goes on from its last one and ends with
+    the same bits; `remembers` is what, beside parameters, optimizer and wrappers, carries something
+    from step to step.
     """
     require(not is_visited(model), TOO_LARGE, accelerator().num_processes)
     chosen, place = choose_parameters(model, parameters, layers), accelerator()
-    optimizer = place.prepare(adamw([{"params": kind} for kind in whole_and_divided(chosen)], learning_rate, weight_decay))
-    scheduler = get_scheduler(SCHEDULER_NAMES[schedule], optimizer, round(warmup_fraction * steps), max(1, steps))
+    optimizer = place.prepare(
+        adamw([{"params": kind} for kind in whole_and_divided(chosen)], learning_rate, weight_decay)
+    )
+    scheduler = get_scheduler(
+        SCHEDULER_NAMES[schedule], optimizer, round(warmup_fraction * steps), max(1, steps)
+    )
     divided = is_divided(chosen)
-    require(not (wrappers and divided), "a trial on several processes must have no wrapper and no method that ends with one", len(wrappers))
+    require(
+        not (wrappers and divided),
+        "a trial on several processes must have no wrapper and no method that ends with one",
+        len(wrappers),
+    )
     around = [build(loss_of_step, chosen, steps) for build in wrappers]
-    trainer = _Trainer(place, chosen, optimizer, scheduler, around, accumulation, max_grad_norm, remembers)
+    trainer = _Trainer(
+        place, chosen, optimizer, scheduler, around, accumulation, max_grad_norm, remembers
+    )
     record = trainer.resumed(checkpoints)
     saved = len(record.rows)
     for number in range(saved + 1, steps + 1):
-        model.train()  # whoever looked at the last step may have left it in evaluation mode
+        # whoever looked at the last step may have left it in evaluation mode
+        model.train()
         record.note(trainer.step(loss_of_step, number))
         if number % check_every == 0 or number == steps:
             record.look(keep_going, last=number == steps)
@@ -199,28 +263,48 @@ def optimise(
     for wrapper in around:
         wrapper.at_end()
     model.eval()
-    return TrainLog(tuple(record.rows), record.ended, record.presentations, sum(p.numel() for p in chosen))
+    return TrainLog(
+        tuple(record.rows), record.ended, record.presentations, sum(p.numel() for p in chosen)
+    )
 
 
-def adamw(parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], learning_rate: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
-    """AdamW in one pass over memory: on a CPU a fifth to a third of the default's time, equal to it but for rounding."""
+def adamw(
+    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
+    learning_rate: float,
+    weight_decay: float = 0.0,
+) -> torch.optim.AdamW:
+    """AdamW in one pass over memory: on a CPU a fifth to a third of the default's time, equal to it
+    but for rounding.
+    """
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
-def _gradient(place: Accelerator, terms: Callable[[int], StepLoss], around: Sequence[Wrapper], step: int, accumulation: int) -> StepLoss:
-    """Fill .grad with the mean gradient of this process's pieces of the step; returns their mean losses and total counts."""
+def _gradient(
+    place: Accelerator,
+    terms: Callable[[int], StepLoss],
+    around: Sequence[Wrapper],
+    step: int,
+    accumulation: int,
+) -> StepLoss:
+    """Fill .grad with the mean gradient of this process's pieces of the step; returns their mean
+    losses and total counts.
+    """
     compute = next((w.gradient for w in around if w.gradient is not plain), plain)
     first = step * accumulation * place.num_processes + place.process_index
 
     def backward(loss: Tensor) -> None:
         place.backward(loss if accumulation == 1 else loss / accumulation)
 
-    pieces = [_detached(compute(terms, first + piece * place.num_processes, backward)) for piece in range(accumulation)]
+    pieces = [
+        _detached(compute(terms, first + piece * place.num_processes, backward))
+        for piece in range(accumulation)
+    ]
     return pieces[0] if accumulation == 1 else _mean(pieces)
 
 
 def _share_gradients(place: Accelerator, chosen: Sequence[nn.Parameter]) -> None:
-    """Average the gradients over the processes, which differ in their documents alone and so have gradients for the same tensors.
+    """Average the gradients over the processes, which differ in their documents alone and so have
+    gradients for the same tensors.
 
     Shards are averaged already, when a block's gradient is divided.
     """
@@ -230,7 +314,9 @@ def _share_gradients(place: Accelerator, chosen: Sequence[nn.Parameter]) -> None
 
 
 def _detached(loss: StepLoss) -> StepLoss:
-    forget, retain = (None if term is None else term.detach() for term in (loss.forget, loss.retain))
+    forget, retain = (
+        None if term is None else term.detach() for term in (loss.forget, loss.retain)
+    )
     return replace(loss, total=loss.total.detach(), forget=forget, retain=retain)
 
 
@@ -242,14 +328,34 @@ def _mean(pieces: Sequence[StepLoss]) -> StepLoss:
     total = mean([p.total for p in pieces])
     assert total is not None
     counts = sum(p.n_tokens for p in pieces), sum(p.n_documents for p in pieces)
-    return StepLoss(total, mean([p.forget for p in pieces]), mean([p.retain for p in pieces]), *counts, pieces[-1].retain_weight)
+    return StepLoss(
+        total,
+        mean([p.forget for p in pieces]),
+        mean([p.retain for p in pieces]),
+        *counts,
+        pieces[-1].retain_weight,
+    )
 
 
 def _rows(pending: Sequence[_Timed], n_before: int) -> list[StepRow]:
     rows = []
     for step, one in enumerate(pending, start=n_before + 1):
         loss = one.loss
-        forget, retain = (None if term is None else float(term) for term in (loss.forget, loss.retain))
+        forget, retain = (
+            None if term is None else float(term) for term in (loss.forget, loss.retain)
+        )
         weight = None if retain is None else float(loss.retain_weight)
-        rows.append(StepRow(step, float(loss.total), forget, retain, weight, float(one.norm), one.learning_rate, loss.n_tokens, one.seconds))
+        rows.append(
+            StepRow(
+                step,
+                float(loss.total),
+                forget,
+                retain,
+                weight,
+                float(one.norm),
+                one.learning_rate,
+                loss.n_tokens,
+                one.seconds,
+            )
+        )
     return rows

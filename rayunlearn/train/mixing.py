@@ -1,8 +1,10 @@
-"""Calibration: mix an unlearned model back towards base until it retains as much as was promised, then compare forgetting.
+"""Calibration: mix an unlearned model back towards base until it retains as much as was promised,
+then compare forgetting.
 
-Unlearning with Control (2406.09179): theta(a) = (1 - a) base + a unlearned, and a* is the largest a in [0, 1] with
-retention(a) >= share x retention of base. The paper's search is not published; the one here is ours. For a model trained
-through LoRA, whose adapter was added to the weights, theta(a) is base with the adapter scaled by a: the same function.
+Unlearning with Control (2406.09179): theta(a) = (1 - a) base + a unlearned, and a* is the largest a
+in [0, 1] with retention(a) >= share x retention of base. The paper's search is not published; the
+one here is ours. For a model trained through LoRA, whose adapter was added to the weights, theta(a)
+is base with the adapter scaled by a: the same function.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +17,12 @@ from torch.nn import Module
 
 from rayunlearn.errors import require
 
-COARSE = (0.25, 0.5, 0.75)  # looked at before the bisection: does retention fall with a?
-GRID = 20  # points of the fallback, 1/20 apart
-STEPS = 6  # halvings of a quarter: a* to 1/256
+# looked at before the bisection: does retention fall with a?
+COARSE = (0.25, 0.5, 0.75)
+# points of the fallback, 1/20 apart
+GRID = 20
+# halvings of a quarter: a* to 1/256
+STEPS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +35,12 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """`alpha` found for `floor` = share x base's retention; `points` are all that was measured, by alpha.
+    """`alpha` found for `floor` = share x base's retention; `points` are all that was measured, by
+    alpha.
 
-    `search`: "whole" (the unlearned model retains enough, alpha 1), "bisection", or "grid" where retention did not fall
-    steadily with alpha. `width` is how far the true alpha may lie above the one found, 0 for "whole".
+    `search`: "whole" (the unlearned model retains enough, alpha 1), "bisection", or "grid" where
+    retention did not fall steadily with alpha. `width` is how far the true alpha may lie above the
+    one found, 0 for "whole".
     """
 
     alpha: float
@@ -43,12 +50,16 @@ class Calibration:
     width: float
 
 
-def calibrate(retention: Callable[[float], float], *, share: float = 0.95, tolerance: float = 0.01) -> Calibration:
-    """The largest alpha in [0, 1] whose `retention` is at least `share` of retention(0), which is base's.
+def calibrate(
+    retention: Callable[[float], float], *, share: float = 0.95, tolerance: float = 0.01
+) -> Calibration:
+    """The largest alpha in [0, 1] whose `retention` is at least `share` of retention(0), which is
+    base's.
 
-    alpha 1 is tried first. Then a coarse look at COARSE: where retention rises by more than `tolerance` x base's between two
-    neighbours, now or while bisecting, the path is not monotone, and the largest of a grid of 1/GRID that is high enough
-    is taken. Every alpha is measured once. Raises UserError for a base without retention or a retention that is no number.
+    alpha 1 is tried first. Then a coarse look at COARSE: where retention rises by more than
+    `tolerance` x base's between two neighbours, now or while bisecting, the path is not monotone,
+    and the largest of a grid of 1/GRID that is high enough is taken. Every alpha is measured once.
+    Raises UserError for a base without retention or a retention that is no number.
     """
     require(0 < share <= 1, "share must be in (0, 1]", share)
     require(tolerance >= 0, "tolerance must be >= 0", tolerance)
@@ -86,7 +97,9 @@ class _Path:
         return self._known[alpha]
 
     def falls(self, tolerance: float) -> bool:
-        """Whether retention never rises by more than the tolerance from one point measured to any later one."""
+        """Whether retention never rises by more than the tolerance from one point measured to any
+        later one.
+        """
         lowest = float("inf")
         for _, value in sorted(self._known.items()):
             if value > lowest + tolerance:
@@ -109,27 +122,41 @@ def copy_of(model: Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def mix_into(model: Module, base: Mapping[str, Tensor], unlearned: Mapping[str, Tensor], alpha: float) -> None:
-    """Set every weight of the model to (1 - alpha) base + alpha unlearned. alpha 0 and 1 give the two exactly.
+def mix_into(
+    model: Module, base: Mapping[str, Tensor], unlearned: Mapping[str, Tensor], alpha: float
+) -> None:
+    """Set every weight of the model to (1 - alpha) base + alpha unlearned. alpha 0 and 1 give the
+    two exactly.
 
-    Tensors that are no floating-point numbers (counters, masks) must be equal in both and are left alone. Tied weights are
-    one weight. Raises UserError for an alpha outside [0, 1] and for states of different names or shapes.
+    Tensors that are no floating-point numbers (counters, masks) must be equal in both and are left
+    alone. Tied weights are one weight. Raises UserError for an alpha outside [0, 1] and for states
+    of different names or shapes.
     """
     require(0 <= alpha <= 1, "alpha must be in [0, 1]", alpha)
     own = model.state_dict()
     odd = sorted((own.keys() ^ base.keys()) | (own.keys() ^ unlearned.keys()))
-    require(not odd, "base and unlearned must have the weights that the model has; in one only", odd)
+    require(
+        not odd, "base and unlearned must have the weights that the model has; in one only", odd
+    )
     with torch.no_grad():
         for name, tensor in own.items():
             before, after = base[name], unlearned[name]
-            require(before.shape == after.shape == tensor.shape, f"base and unlearned must have the model's shape of {name}", tuple(after.shape))
+            require(
+                before.shape == after.shape == tensor.shape,
+                f"base and unlearned must have the model's shape of {name}",
+                tuple(after.shape),
+            )
             if tensor.is_floating_point():
                 tensor.copy_(_mixed(before, after, alpha))
 
 
 @contextmanager
-def mixed(model: Module, base: Mapping[str, Tensor], unlearned: Mapping[str, Tensor], alpha: float) -> Iterator[None]:
-    """The model at theta(alpha) inside, and at `unlearned` again afterwards, after an exception too."""
+def mixed(
+    model: Module, base: Mapping[str, Tensor], unlearned: Mapping[str, Tensor], alpha: float
+) -> Iterator[None]:
+    """The model at theta(alpha) inside, and at `unlearned` again afterwards, after an exception
+    too.
+    """
     mix_into(model, base, unlearned, alpha)
     try:
         yield
@@ -138,9 +165,16 @@ def mixed(model: Module, base: Mapping[str, Tensor], unlearned: Mapping[str, Ten
 
 
 def calibrate_model(
-    model: Module, base: Mapping[str, Tensor], unlearned: Mapping[str, Tensor], retention: Callable[[], float], *, share: float = 0.95
+    model: Module,
+    base: Mapping[str, Tensor],
+    unlearned: Mapping[str, Tensor],
+    retention: Callable[[], float],
+    *,
+    share: float = 0.95,
 ) -> Calibration:
-    """Calibrate `model` and leave it at theta(alpha*). `retention` measures the model as it stands (extraction strength on retain, say)."""
+    """Calibrate `model` and leave it at theta(alpha*). `retention` measures the model as it stands
+    (extraction strength on retain, say).
+    """
 
     def at(alpha: float) -> float:
         mix_into(model, base, unlearned, alpha)
@@ -152,6 +186,7 @@ def calibrate_model(
 
 
 def _mixed(before: Tensor, after: Tensor, alpha: float) -> Tensor:
-    if alpha in (0.0, 1.0):  # exactly, where the sum would round
+    # exactly, where the sum would round
+    if alpha in (0.0, 1.0):
         return after if alpha == 1 else before
     return torch.lerp(before.float(), after.float(), alpha)

@@ -10,7 +10,8 @@ Backward = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class StepLoss:
-    """The loss of one step: `total` is what is differentiated; its two terms are kept for the record.
+    """The loss of one step: `total` is what is differentiated; its two terms are kept for the
+    record.
 
     total = forget + retain_weight x retain, where the terms are there.
     """
@@ -25,7 +26,9 @@ class StepLoss:
 
 @dataclass(frozen=True)
 class StepRow:
-    """One optimizer step as it is written to the `steps` table; `retain_weight` is the weight in force."""
+    """One optimizer step as it is written to the `steps` table; `retain_weight` is the weight in
+    force.
+    """
 
     step: int
     loss: float

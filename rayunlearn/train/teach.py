@@ -1,4 +1,6 @@
-"""Teach a model the corpus: `base` learns all of it, `gold` everything but the forget side. What unlearning starts from, and its goal."""
+"""Teach a model the corpus: `base` learns all of it, `gold` everything but the forget side. What
+unlearning starts from, and its goal.
+"""
 
 import json
 import random
@@ -25,26 +27,33 @@ from rayunlearn.train.loop import StepLoss, TrainLog, optimise
 ROLES = ("base", "gold")
 BATCH_SIZE = 16
 N_EPOCHS = {"tiny": 35, "small": 20}
-# Everything beside config.Model and the corpus that decides the weights: part of a taught model's identity.
+# Everything beside config.Model and the corpus that decides the weights: part of a taught model's
+# identity.
 RECIPE: dict[str, Any] = {
-    "version": 2,  # raised when code changes the weights in a way the numbers below do not show
+    # raised when code changes the weights in a way the numbers below do not show
+    "version": 2,
     "batch_size": BATCH_SIZE,
     "epochs": N_EPOCHS,
     "schedule": "cosine",
     "warmup_fraction": 0.05,
     "weight_decay": 0.01,
     "shapes": {size: asdict(shape) for size, shape in SHAPES.items()},
-    "wordings": digest(WORDINGS),  # they are in the vocabulary
+    # they are in the vocabulary
+    "wordings": digest(WORDINGS),
 }
 
 
-def teach(trial: Trial, corpus: Corpus, role: str, directory: Path, progress: Callable[[int, int], None]) -> None:
-    """Train the model of `trial.model` on the corpus and write it, with its tokenizer and taught.json, to `directory`.
+def teach(
+    trial: Trial, corpus: Corpus, role: str, directory: Path, progress: Callable[[int, int], None]
+) -> None:
+    """Train the model of `trial.model` on the corpus and write it, with its tokenizer and
+    taught.json, to `directory`.
 
-    `role` base: forget, retain and all that is taught; gold: the same without the forget side. Base and gold are
-    matched in EPOCHS: both see each of their documents equally often, so gold takes fewer optimizer steps. The
-    folder appears whole, as the last act. `progress(step, steps)` is called after every step. Raises UserError for an
-    unknown role or a corpus that leaves nothing to learn.
+    `role` base: forget, retain and all that is taught; gold: the same without the forget side. Base
+    and gold are matched in EPOCHS: both see each of their documents equally often, so gold takes
+    fewer optimizer steps. The folder appears whole, as the last act. `progress(step, steps)` is
+    called after every step. Raises UserError for an unknown role or a corpus that leaves nothing to
+    learn.
     """
     begun = time.perf_counter()
     documents = lesson(corpus, role)
@@ -61,69 +70,117 @@ def teach(trial: Trial, corpus: Corpus, role: str, directory: Path, progress: Ca
         "seconds": round(time.perf_counter() - begun, 3),
         "parameters": sum(p.numel() for p in model.parameters()),
         "losses": [round(row.loss, 6) for row in log.rows],
-        "config": {name: value for name, value in flatten(trial).items() if name.startswith(("data.", "model."))},
+        "config": {
+            name: value
+            for name, value in flatten(trial).items()
+            if name.startswith(("data.", "model."))
+        },
         "recipe": RECIPE,
     }
-    save_model(model, tokenizer, directory, notes={"taught.json": json.dumps(record, indent=1) + "\n"})
+    save_model(
+        model, tokenizer, directory, notes={"taught.json": json.dumps(record, indent=1) + "\n"}
+    )
 
 
 def lesson(corpus: Corpus, role: str) -> list[Document]:
-    """The different documents a role learns from: gold leaves out `forget` and all `taught` keys that start with "forget"."""
+    """The different documents a role learns from: gold leaves out `forget` and all `taught` keys
+    that start with "forget".
+    """
     if role not in ROLES:
         raise unknown_name("role", role, ROLES)
-    taught = [d for split, part in corpus.taught.items() if role == "base" or not split.startswith("forget") for d in part]
+    taught = [
+        d
+        for split, part in corpus.taught.items()
+        if role == "base" or not split.startswith("forget")
+        for d in part
+    ]
     documents = [*(corpus.forget if role == "base" else ()), *corpus.retain, *taught]
-    require(bool(documents), f"a corpus must leave {role} something to learn; documents", len(documents))
+    require(
+        bool(documents), f"a corpus must leave {role} something to learn; documents", len(documents)
+    )
     return list({d.doc_id: d for d in documents}.values())
 
 
 def starting_point(trial: Trial, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model before teaching: built from `model.seed` with the whole corpus's vocabulary and `WORDINGS`, or loaded."""
+    """The model before teaching: built from `model.seed` with the whole corpus's vocabulary and
+    `WORDINGS`, or loaded.
+    """
     if trial.model.name != "scratch":
         return load_model(trial.model.name, dtype=torch.float32)
-    require(trial.data.template != "chat", "data.template must not be 'chat' when model.name is 'scratch'", trial.data.template)
+    require(
+        trial.data.template != "chat",
+        "data.template must not be 'chat' when model.name is 'scratch'",
+        trial.data.template,
+    )
     everything = [*lesson(corpus, "base"), *(d for part in corpus.probes.values() for d in part)]
     tokenizer = build_tokenizer([*texts(everything, trial.data.template), *WORDINGS])
     return build_model(trial.model.size, len(tokenizer), trial.model.seed), tokenizer
 
 
 def texts(documents: Sequence[Document], template: str) -> Iterator[str]:
-    """Every text of the documents as it is encoded: prompts in the template, answers with the space before them."""
+    """Every text of the documents as it is encoded: prompts in the template, answers with the space
+    before them.
+    """
     for d in documents:
-        yield from (template.replace("{prompt}", prompt) for prompt in (d.prompt, d.prompt_paraphrase) if prompt)
-        yield from (f" {text}" if d.prompt else text for text in (d.answer, d.paraphrase, *d.wrong) if text)
+        yield from (
+            template.replace("{prompt}", prompt)
+            for prompt in (d.prompt, d.prompt_paraphrase)
+            if prompt
+        )
+        yield from (
+            f" {text}" if d.prompt else text for text in (d.answer, d.paraphrase, *d.wrong) if text
+        )
 
 
-def train(model: PreTrainedModel, sequences: Sequence[Encoded], trial: Trial, pad_id: int, progress: Callable[[int, int], None]) -> TrainLog:
+def train(
+    model: PreTrainedModel,
+    sequences: Sequence[Encoded],
+    trial: Trial,
+    pad_id: int,
+    progress: Callable[[int, int], None],
+) -> TrainLog:
     """AdamW on the mean NLL of each batch's label tokens. Batches hold sequences of similar length."""
     epochs = trial.model.teach_epochs or N_EPOCHS[trial.model.size]
-    batches = [batch for epoch in range(epochs) for batch in batches_of(sequences, trial.model.seed, epoch)]
+    batches = [
+        batch for epoch in range(epochs) for batch in batches_of(sequences, trial.model.seed, epoch)
+    ]
 
     def loss_of_step(step: int) -> StepLoss:
         chosen = [sequences[position] for position in batches[step]]
         batch = collate(chosen, pad_id).to(model.device)
         progress(step, len(batches))
-        return StepLoss(token_nll(model, batch).sum() / batch.labelled.sum(), n_tokens=int(batch.present.sum()), n_documents=len(chosen))
+        return StepLoss(
+            token_nll(model, batch).sum() / batch.labelled.sum(),
+            n_tokens=int(batch.present.sum()),
+            n_documents=len(chosen),
+        )
 
     settings = {name: RECIPE[name] for name in ("schedule", "warmup_fraction", "weight_decay")}
-    log = optimise(model, loss_of_step, steps=len(batches), learning_rate=learning_rate(trial), **settings)
+    log = optimise(
+        model, loss_of_step, steps=len(batches), learning_rate=learning_rate(trial), **settings
+    )
     progress(len(batches), len(batches))
     return log
 
 
 def learning_rate(trial: Trial) -> float:
-    """Peak rate: `model.teach_learning_rate` as it is for a loaded model and for the tiny size; a wider model built here
-    takes it times 96 / width. (Measured on the small domain bed: at 2e-3 the facts are learned in the last fifth of 20
-    epochs, when the schedule has fallen; at 1e-3 in the first half.)"""
+    """Peak rate: `model.teach_learning_rate` as it is for a loaded model and for the tiny size; a
+    wider model built here takes it times 96 / width. (Measured on the small domain bed: at 2e-3 the
+    facts are learned in the last fifth of 20 epochs, when the schedule has fallen; at 1e-3 in the
+    first half.)"""
     if trial.model.name != "scratch":
         return trial.model.teach_learning_rate
     return trial.model.teach_learning_rate * SHAPES["tiny"].width / SHAPES[trial.model.size].width
 
 
 def batches_of(sequences: Sequence[Encoded], seed: int, epoch: int) -> list[list[int]]:
-    """Positions of all sequences in batches of similar length, in random order: a function of (sequences, seed, epoch)."""
+    """Positions of all sequences in batches of similar length, in random order: a function of
+    (sequences, seed, epoch).
+    """
     rng = random.Random(f"teach {seed} {epoch}")
-    order = sorted(range(len(sequences)), key=lambda position: (len(sequences[position].ids), rng.random()))
+    order = sorted(
+        range(len(sequences)), key=lambda position: (len(sequences[position].ids), rng.random())
+    )
     batches = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
     rng.shuffle(batches)
     return batches
@@ -131,7 +188,9 @@ def batches_of(sequences: Sequence[Encoded], seed: int, epoch: int) -> list[list
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One CPU thread inside, the former number outside: sums are then added in one order, so weights repeat exactly."""
+    """One CPU thread inside, the former number outside: sums are then added in one order, so
+    weights repeat exactly.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,9 @@
-"""What may be put around any method: a sharpness-aware step, an average of the weights, a ball around the start.
+"""What may be put around any method: a sharpness-aware step, an average of the weights, a ball
+around the start.
 
-A wrapper is built from the step's loss, the trained parameters and the number of steps, and says what to do in place of
-the gradient, after each step and after the last one. Its keyword-only arguments are its hyperparameters.
+A wrapper is built from the step's loss, the trained parameters and the number of steps, and says
+what to do in place of the gradient, after each step and after the last one. Its keyword-only
+arguments are its hyperparameters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,10 +36,11 @@ def plain(terms: Callable[[int], StepLoss], step: int, backward: Backward) -> St
 
 @dataclass(frozen=True)
 class Wrapper:
-    """What a wrapper does: `gradient` fills the parameters' .grad, `after_step(step)` counts from 1, `at_end` comes last.
+    """What a wrapper does: `gradient` fills the parameters' .grad, `after_step(step)` counts from
+    1, `at_end` comes last.
 
-    `state` and `take`: what it carries from step to step, for a run that goes on from a checkpoint; it is then built anew first, at the
-    parameters that the run began with.
+    `state` and `take`: what it carries from step to step, for a run that goes on from a checkpoint;
+    it is then built anew first, at the parameters that the run began with.
     """
 
     gradient: Callable[[Callable[[int], StepLoss], int, Backward], StepLoss] = plain
@@ -47,11 +50,15 @@ class Wrapper:
     take: Callable[[Mapping[str, Tensor]], None] = lambda _state: None
 
 
-def sam(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, radius: Positive = 0.01) -> Wrapper:
-    """Sharpness-aware forgetting: the forget gradient is taken at weights + radius g_f / |g_f|, the retain gradient here.
+def sam(
+    terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, radius: Positive = 0.01
+) -> Wrapper:
+    """Sharpness-aware forgetting: the forget gradient is taken at weights + radius g_f / |g_f|, the
+    retain gradient here.
 
-    g_f is the forget gradient over all trained parameters, |.| its Euclidean norm. With `train.accumulation` each piece
-    has its own perturbation. Fan et al. 2502.05374 (radius 0.01 there). The loss recorded is the one before perturbing.
+    g_f is the forget gradient over all trained parameters, |.| its Euclidean norm. With
+    `train.accumulation` each piece has its own perturbation. Fan et al. 2502.05374 (radius 0.01
+    there). The loss recorded is the one before perturbing.
     """
 
     def gradient(_terms: Callable[[int], StepLoss], step: int, backward: Backward) -> StepLoss:
@@ -62,7 +69,11 @@ def sam(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, radiu
         slopes = torch.autograd.grad(loss.forget, list(parameters), allow_unused=True)
         if loss.retain is not None:
             backward(loss.retain_weight * loss.retain)
-        norm = torch.stack([s.norm() for s in slopes if s is not None]).norm().clamp(min=torch.finfo(torch.float32).tiny)
+        norm = (
+            torch.stack([s.norm() for s in slopes if s is not None])
+            .norm()
+            .clamp(min=torch.finfo(torch.float32).tiny)
+        )
         start = [p.detach().clone() for p in parameters]
         with torch.no_grad():
             for parameter, slope in zip(parameters, slopes, strict=True):
@@ -77,11 +88,19 @@ def sam(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, radiu
     return Wrapper(gradient=gradient)
 
 
-def average(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, start: UnitInterval = 0.8, every: Count = 5) -> Wrapper:
-    """The model ends as the mean of its weights after steps start x n_steps, then every `every` steps.
+def average(
+    terms: Terms,
+    parameters: Sequence[nn.Parameter],
+    n_steps: int,
+    *,
+    start: UnitInterval = 0.8,
+    every: Count = 5,
+) -> Wrapper:
+    """The model ends as the mean of its weights after steps start x n_steps, then every `every`
+    steps.
 
-    Fan et al. 2502.05374 begin at step 100 of 125 and take every fifth. A run that ends before `start` keeps its last
-    weights.
+    Fan et al. 2502.05374 begin at step 100 of 125 and take every fifth. A run that ends before
+    `start` keeps its last weights.
     """
     first = max(1, round(start * n_steps))
     means: list[Tensor] = []
@@ -93,25 +112,39 @@ def average(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, s
             return
         taken += 1
         now = [p.detach() for p in parameters]
-        means = [m + (n - m) / taken for m, n in zip(means, now, strict=True)] if means else [n.clone() for n in now]
+        means = (
+            [m + (n - m) / taken for m, n in zip(means, now, strict=True)]
+            if means
+            else [n.clone() for n in now]
+        )
 
     def state() -> dict[str, Tensor]:
-        return {f"mean.{at}": mean for at, mean in enumerate(means)} | {"taken": torch.tensor(taken)}
+        return {f"mean.{at}": mean for at, mean in enumerate(means)} | {
+            "taken": torch.tensor(taken)
+        }
 
     def take(state: Mapping[str, Tensor]) -> None:
         nonlocal means, taken
         taken = int(state["taken"])
         means = [state[f"mean.{at}"] for at in range(len(state) - 1)]
 
-    return Wrapper(after_step=after_step, at_end=lambda: copy_into(parameters, means) if means else None, state=state, take=take)
+    return Wrapper(
+        after_step=after_step,
+        at_end=lambda: copy_into(parameters, means) if means else None,
+        state=state,
+        take=take,
+    )
 
 
-def ball(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, radius: Positive = 0.005) -> Wrapper:
-    """After each step every tensor is drawn back to |W - W0| <= radius |W0|, sums of absolute values, on the line to W0.
+def ball(
+    terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, radius: Positive = 0.005
+) -> Wrapper:
+    """After each step every tensor is drawn back to |W - W0| <= radius |W0|, sums of absolute
+    values, on the line to W0.
 
-    The form and the radius are those of a sibling of "Unlearning with Control" (2406.09179, whose released trainer takes
-    a `ball` and leaves it unused); its relation to the paper is not confirmed. There it acts every N steps, here on each.
-    A tensor that starts at zero stays there.
+    The form and the radius are those of a sibling of "Unlearning with Control" (2406.09179, whose
+    released trainer takes a `ball` and leaves it unused); its relation to the paper is not
+    confirmed. There it acts every N steps, here on each. A tensor that starts at zero stays there.
     """
     start = [p.detach().clone() for p in parameters]
 
@@ -120,15 +153,27 @@ def ball(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, radi
             for parameter, origin in zip(parameters, start, strict=True):
                 change = parameter - origin
                 allowed, moved = radius * origin.abs().sum(), change.abs().sum()
-                parameter.copy_(torch.where(moved > allowed, origin + change * (allowed / moved), parameter))
+                parameter.copy_(
+                    torch.where(moved > allowed, origin + change * (allowed / moved), parameter)
+                )
 
     return Wrapper(after_step=after_step)
 
 
-def ended(terms: Terms, parameters: Sequence[nn.Parameter], n_steps: int, *, function: Callable[[Tensor, Tensor], Tensor]) -> Wrapper:
+def ended(
+    terms: Terms,
+    parameters: Sequence[nn.Parameter],
+    n_steps: int,
+    *,
+    function: Callable[[Tensor, Tensor], Tensor],
+) -> Wrapper:
     """At the end every tensor becomes function(its start, its end)."""
     start = [p.detach().clone() for p in parameters]
-    return Wrapper(at_end=lambda: copy_into(parameters, [function(a, p.detach()) for a, p in zip(start, parameters, strict=True)]))
+    return Wrapper(
+        at_end=lambda: copy_into(
+            parameters, [function(a, p.detach()) for a, p in zip(start, parameters, strict=True)]
+        )
+    )
 
 
 def copy_into(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
@@ -151,8 +196,16 @@ WRAPPERS = {
     row.function.__name__: row
     for row in (
         WrapperRow(sam, "sharpness-aware step on the forget gradient", "Fan et al. 2502.05374"),
-        WrapperRow(average, "average of the weights of the last steps", "Fan et al. 2502.05374 (WA); Izmailov et al. 1803.05407"),
-        WrapperRow(ball, "weights kept in a ball around the start", "a sibling of 2406.09179, not confirmed"),
+        WrapperRow(
+            average,
+            "average of the weights of the last steps",
+            "Fan et al. 2502.05374 (WA); Izmailov et al. 1803.05407",
+        ),
+        WrapperRow(
+            ball,
+            "weights kept in a ball around the start",
+            "a sibling of 2406.09179, not confirmed",
+        ),
     )
 }
 
