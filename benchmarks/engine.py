@@ -201,9 +201,9 @@ def _side(
 ) -> Side:
     documents = texts(model, role, n)
     key: dict[str, object] = {"role": role, "n": n}
-    keep = partial(kept_reference, folder, model=model, pad_id=0, layer=LAYER)
+    keep = partial(kept_reference, folder, model=model, layer=LAYER)
     block = first_trained_block(model)
-    prefix = kept_prefix(folder, key, model, documents, 0, block) if block and needs(loss) else None
+    prefix = kept_prefix(folder, key, model, documents, block) if block and needs(loss) else None
     companions = {}
     for kind in companion_kinds(loss):
         others = texts(model, kind, n, answer=15)
@@ -227,14 +227,7 @@ def our_loss(
     """The loss of a step by the engine."""
     forget, retain = sides(case, model, folder, batch_size)
     objective = Objective(
-        model,
-        forget,
-        retain,
-        retain_weight=1.0,
-        layer=LAYER,
-        batch_size=batch_size,
-        pad_id=0,
-        seed=0,
+        model, forget, retain, retain_weight=1.0, layer=LAYER, batch_size=batch_size, seed=0
     )
     return lambda step: objective(step).total
 
@@ -438,7 +431,7 @@ def _step_on(
     case: Case, model: PreTrainedModel, pair: tuple[Side, Side], batch_size: int
 ) -> Callable[[], float]:
     objective = Objective(
-        model, *pair, retain_weight=1.0, layer=LAYER, batch_size=batch_size, pad_id=0, seed=0
+        model, *pair, retain_weight=1.0, layer=LAYER, batch_size=batch_size, seed=0
     )
     return stepping(model, lambda step: objective(step).total, case.parameters, plain=False)
 

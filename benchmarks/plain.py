@@ -38,7 +38,7 @@ class PlainView:
         layer: int,
         companions: Mapping[str, "PlainView"],
     ) -> None:
-        self.batch = collate(sequences, 0).to(model.device)
+        self.batch = collate(sequences).to(model.device)
         self.labelled, self.present, self.companions = (
             self.batch.labelled,
             self.batch.present,

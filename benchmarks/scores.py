@@ -25,13 +25,13 @@ from rayunlearn.scores.gradients import gradient_norms
 def plain_passes(model: PreTrainedModel, sequences: list[Encoded]) -> Tensor:
     """Mean NLL of every document, one at a time."""
     return torch.cat(
-        [torch.stack([p.token_nll.mean() for p in passes(model, [s], 0)]) for s in sequences]
+        [torch.stack([p.token_nll.mean() for p in passes(model, [s])]) for s in sequences]
     )
 
 
 def batched_passes(model: PreTrainedModel, sequences: list[Encoded]) -> Tensor:
     """The same in batches."""
-    return torch.stack([p.token_nll.mean() for p in passes(model, sequences, 0)])
+    return torch.stack([p.token_nll.mean() for p in passes(model, sequences)])
 
 
 def losses(model: PreTrainedModel, batch: Batch) -> Callable[[], Tensor]:
@@ -44,7 +44,7 @@ def plain_norms(model: PreTrainedModel, sequences: list[Encoded]) -> Tensor:
     norms = []
     for sequence in sequences:
         model.zero_grad()
-        losses(model, collate([sequence], 0))().sum().backward()
+        losses(model, collate([sequence]))().sum().backward()
         norms.append(
             torch.stack([p.grad.square().sum() for p in model.parameters() if p.grad is not None])
             .sum()
@@ -57,7 +57,7 @@ def batched_norms(model: PreTrainedModel, sequences: list[Encoded]) -> Tensor:
     """The same from the inputs and output gradients of every module."""
     norms = torch.zeros(len(sequences))
     for positions in by_length(sequences, 2048):
-        batch = collate([sequences[p] for p in positions], 0)
+        batch = collate([sequences[p] for p in positions])
         norms[positions] = gradient_norms(model, [(batch, losses(model, batch))])
     return norms
 

@@ -143,7 +143,7 @@ class Given:
     ) -> None:
         self.trial, self._workspace, self._state, self.leaving = trial, workspace, state, leaving
         self.attack: Attack = ATTACKS[trial.attack.name]
-        self.seed, self.template, self.pad_id = trial.attack.seed, trial.data.template, state.pad_id
+        self.seed, self.template = trial.attack.seed, trial.data.template
         self.curve: Rows = []
 
     @property

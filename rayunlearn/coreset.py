@@ -159,7 +159,7 @@ class Given:
 
     @cached_property
     def _passed(self) -> list[Passed]:
-        return passes(self._state.model, self._forget, self._state.pad_id)
+        return passes(self._state.model, self._forget)
 
     @cached_property
     def token_nll(self) -> list[Tensor]:
@@ -189,13 +189,11 @@ class Given:
 
     @cached_property
     def gradients(self) -> Tensor:
-        return head_gradients(self._state.model, self._forget, self._state.pad_id)
+        return head_gradients(self._state.model, self._forget)
 
     @cached_property
     def retain_alignment(self) -> Tensor:
-        return cosines_with(
-            self._state.model, self._forget, self._retain, self._state.pad_id, token_nll
-        )
+        return cosines_with(self._state.model, self._forget, self._retain, token_nll)
 
     @cached_property
     def document_keywords(self) -> list[dict[str, float]]:
@@ -441,9 +439,7 @@ def redundancy(trial: Trial, workspace: Workspace, state: Loaded) -> dict[str, f
     similarity, keyword coverage curve.
     """
     forget, _ = sequences_of(trial, workspace, state)
-    states = torch.stack(
-        [p.states["penultimate.all"] for p in passes(state.model, forget, state.pad_id)]
-    )
+    states = torch.stack([p.states["penultimate.all"] for p in passes(state.model, forget)])
     keywords = [weighted(k) for k in forget_keywords(trial, workspace, state)]
     curve = {
         f"keyword_curve_{per_cent:02d}": expected_coverage(

@@ -119,9 +119,7 @@ def attributions(explain: Explain, state: Loaded, asked: Sequence[Asked]) -> Row
     for unit in ("token", "word"):
         parts = [getattr(a, f"{unit}s") for a in asked]
         found = contributions(
-            state.model,
-            [(a.sequence, units) for a, units in zip(asked, parts, strict=True)],
-            state.pad_id,
+            state.model, [(a.sequence, units) for a, units in zip(asked, parts, strict=True)]
         )
         for a, units, values in zip(asked, parts, found, strict=True):
             gradients = (
@@ -139,7 +137,7 @@ def focus_of(trial: Trial, workspace: Workspace) -> dict[str, Focus]:
         return {}
     state = reset(workspace.base)
     asked = asked_of(trial, workspace, state)
-    found = contributions(state.model, [(a.sequence, a.words) for a in asked], state.pad_id)
+    found = contributions(state.model, [(a.sequence, a.words) for a in asked])
     return {
         a.document.doc_id: _focus(trial.explain, a.document, values.tolist())
         for a, values in zip(asked, found, strict=True)
@@ -226,7 +224,7 @@ def word_log_probs(trial: Trial, workspace: Workspace, state: Loaded) -> Rows:
         )
         parts = zip(
             sequences,
-            score(state.model, sequences, state.pad_id),
+            score(state.model, sequences),
             kinds_of_words(chosen, statistics),
             strict=True,
         )
@@ -372,7 +370,7 @@ def path_rows(
     probe. The model ends as `end`.
     """
     probes = probes_of(workspace, state, trial.data)
-    look = partial(measure, state.model, probes, state.pad_id, ON_PATH)
+    look = partial(measure, state.model, probes, ON_PATH)
     rows: Rows = []
     for x, examples in along(state.model, start, end, look, points=points):
         means = summarise(pl.DataFrame(examples, infer_schema_length=None))
@@ -443,7 +441,7 @@ def _measured(
             replace(probe, doc_id=a.document.doc_id)
             for probe, (a, _) in zip(probes, part, strict=True)
         ]
-        yield from measure(state.model, same, state.pad_id, ASKED)
+        yield from measure(state.model, same, ASKED)
 
 
 def _gradients(explain: Explain, state: Loaded, asked: Asked) -> list[float | None]:
@@ -452,7 +450,11 @@ def _gradients(explain: Explain, state: Loaded, asked: Asked) -> list[float | No
         return [None] * len(places)
     return list(
         integrated_gradients(
-            state.model, asked.sequence, places, state.pad_id, steps=explain.gradient_steps
+            state.model,
+            asked.sequence,
+            places,
+            steps=explain.gradient_steps,
+            baseline_id=int(state.tokenizer.pad_token_id or 0),
         ).tolist()
     )
 

@@ -144,7 +144,7 @@ def _measured(
         "base": base,
         "tokenizer": state.tokenizer,
     }
-    return measure(state.model, probes, state.pad_id, metrics, **settings)
+    return measure(state.model, probes, metrics, **settings)
 
 
 def options_of(trial: Trial, metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
@@ -173,13 +173,7 @@ def base_reference(trial: Trial, workspace: Workspace, probes: Sequence[Probe]) 
 
     def kept(model: PreTrainedModel) -> Reference:
         return kept_reference(
-            workspace.cache / "reference",
-            about,
-            model,
-            sequences,
-            state.pad_id,
-            ("token_nll", "log_probs"),
-            0,
+            workspace.cache / "reference", about, model, sequences, ("token_nll", "log_probs"), 0
         )
 
     def make() -> Reference:
@@ -252,7 +246,7 @@ def _gold_values(
     probes = [
         p for p in probes_of(workspace, state, trial.data) if p.split in ("forget", *STRANGERS)
     ]
-    rows = measure(model, probes, state.pad_id, metrics, options=options_of(trial, metrics))
+    rows = measure(model, probes, metrics, options=options_of(trial, metrics))
     return _packed(rows)
 
 

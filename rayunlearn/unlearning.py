@@ -90,7 +90,7 @@ def unlearn(
         retained = None if watch else _retained(trial, workspace, state)
         checkpoints = _checkpoints(trial, workspace, state, kept, checkpoint)
         with sharded(state.model) as model:
-            terms = _objective(trial, model, state.pad_id, forget, retain)
+            terms = _objective(trial, model, forget, retain)
             floor = (
                 Floor(model, partial(retained.now, model), retained.floor)
                 if retained and retained.holds_back
@@ -112,9 +112,7 @@ def unlearn(
             return floor.ended(log) if floor else log
 
 
-def _objective(
-    trial: Trial, model: PreTrainedModel, pad_id: int, forget: Side, retain: Side
-) -> Objective:
+def _objective(trial: Trial, model: PreTrainedModel, forget: Side, retain: Side) -> Objective:
     return Objective(
         model,
         forget,
@@ -124,7 +122,6 @@ def _objective(
         layer=trial.method.layer,
         batch_size=trial.train.batch_size,
         pieces=n_pieces(trial),
-        pad_id=pad_id,
         seed=trial.train.seed,
         precision=trial.train.precision,
     )
@@ -346,7 +343,6 @@ def norms_along(
         matched,
         retain_weight=trial.method.retain_weight,
         layer=trial.method.layer,
-        pad_id=state.pad_id,
         seed=train.seed,
     )
     found = [at_point()]
@@ -370,13 +366,12 @@ class _Retained:
     it."""
 
     probes: Sequence[Probe]
-    pad_id: int
     floor: float
     holds_back: bool
 
     def now(self, model: PreTrainedModel) -> float:
         """Their mean probability."""
-        return mean_probability(model, self.probes, self.pad_id)
+        return mean_probability(model, self.probes)
 
     def watch(self, model: PreTrainedModel) -> Callable[[int], bool]:
         """Whether the model may train on."""
@@ -395,10 +390,7 @@ def _retained(trial: Trial, workspace: Workspace, state: Loaded) -> _Retained | 
     if share == 0 or not watched:
         return None
     return _Retained(
-        watched,
-        state.pad_id,
-        share * base_utility(trial, workspace, state, watched),
-        stop.retention_floor > 0,
+        watched, share * base_utility(trial, workspace, state, watched), stop.retention_floor > 0
     )
 
 
@@ -419,7 +411,7 @@ def base_utility(
         key = cache_key(workspace, state, [p.answer for p in watched], "float32") | {
             "what": "mean_probability"
         }
-        measured = partial(mean_probability, state.model, watched, state.pad_id)
+        measured = partial(mean_probability, state.model, watched)
         found = tensors_once(
             workspace.cache / "evaluations",
             key,
@@ -500,9 +492,7 @@ def _reference(
             workspace.cache / "reference",
         )
         with computing(state.model.device, precision):
-            return kept_reference(
-                folder, about, state.model, sequences, state.pad_id, kinds, layer, heat
-            )
+            return kept_reference(folder, about, state.model, sequences, kinds, layer, heat)
 
     reference: Reference = remembered(state, key, make)
     return reference
@@ -583,11 +573,9 @@ def _prefix(
 
     def make() -> Prefix | None:
         with computing(state.model.device, trial.train.precision):
-            if not can_start(
-                state.model, collate(known[:2], state.pad_id).to(state.model.device), block
-            ):
+            if not can_start(state.model, collate(known[:2]).to(state.model.device), block):
                 return None
-            return kept_prefix(folder, about, state.model, known, state.pad_id, block)
+            return kept_prefix(folder, about, state.model, known, block)
 
     prefix: Prefix | None = remembered(
         state, ("prefix", about["sequences"], block, trial.train.precision), make

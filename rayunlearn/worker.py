@@ -32,11 +32,6 @@ class Loaded:
     checksum: int
     cache: dict[Any, Any] = field(default_factory=dict)
 
-    @property
-    def pad_id(self) -> int:
-        """Padding id; masks come from lengths, so any id does."""
-        return int(self.tokenizer.pad_token_id or 0)
-
 
 @lru_cache(maxsize=2)
 def loaded(path: str) -> Loaded:

@@ -19,7 +19,7 @@ from rayunlearn.train.adapters import adapted, lora, none
 from rayunlearn.train.loop import StepLoss, TrainLog, optimise
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
-BATCH = collate(SEQUENCES, 0)
+BATCH = collate(SEQUENCES)
 
 
 def train(model: torch.nn.Module, folder: Path, pattern: str = ".*", rank: int = 2) -> TrainLog:

@@ -36,7 +36,7 @@ from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 @pytest.mark.parametrize("family", CONFIGS)
 def test_the_lens_at_the_last_block_is_the_model_s_own_output(family: str) -> None:
     model = tiny_model(family)
-    for seen, own in zip(lens_nll(model, SEQUENCES, 0), score(model, SEQUENCES, 0), strict=True):
+    for seen, own in zip(lens_nll(model, SEQUENCES), score(model, SEQUENCES), strict=True):
         assert seen.shape == (3, len(own.token_nll))
         torch.testing.assert_close(seen[-1], own.token_nll)
         assert not torch.allclose(seen[0], own.token_nll)
@@ -50,11 +50,11 @@ def test_the_lens_at_a_lower_block_is_the_model_cut_off_there(
     hook, no norm by name.
     """
     model = tiny_model(family)
-    seen = lens_nll(model, SEQUENCES, 0)
+    seen = lens_nll(model, SEQUENCES)
     del blocks(model)[2:]
     # the tiny models share it
     monkeypatch.setattr(model.config, "num_hidden_layers", 2)
-    for lens, own in zip(seen, score(model, SEQUENCES, 0), strict=True):
+    for lens, own in zip(seen, score(model, SEQUENCES), strict=True):
         torch.testing.assert_close(lens[1], own.token_nll)
 
 
@@ -67,8 +67,8 @@ def test_a_model_without_a_norm_after_its_blocks_is_refused() -> None:
 
 def test_lens_rows_at_the_last_block_are_the_metrics_of_the_output() -> None:
     probes, model = asked(), tiny_model()
-    own = {(r["doc_id"], r["metric"]): r["value"] for r in measure(model, probes, 0)}
-    rows = [r for r in logit_lens(model, probes, 0) if r["x"] == 2]
+    own = {(r["doc_id"], r["metric"]): r["value"] for r in measure(model, probes)}
+    rows = [r for r in logit_lens(model, probes) if r["x"] == 2]
     assert len(rows) == 2 * len(probes)
     for row in rows:
         assert row["value"] == pytest.approx(own[row["doc_id"], row["metric"]], abs=1e-6)
@@ -88,7 +88,7 @@ def asked(n: int = 4) -> list[Probe]:
 
 def test_the_state_after_a_question_is_that_of_its_last_token() -> None:
     model = tiny_model()
-    states = last_states(model, SEQUENCES, 0)
+    states = last_states(model, SEQUENCES)
     for at, sequence in enumerate(SEQUENCES):
         alone = block_states(
             model,
@@ -96,7 +96,7 @@ def test_the_state_after_a_question_is_that_of_its_last_token() -> None:
             torch.tensor([sequence.start - 1]),
         )
         torch.testing.assert_close(states[at], torch.stack(alone, 1)[0])
-    whole = last_states(model, SEQUENCES[:1], 0, before_end=True)[0]
+    whole = last_states(model, SEQUENCES[:1], before_end=True)[0]
     torch.testing.assert_close(
         whole,
         torch.stack(
@@ -120,7 +120,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, signal: float) -> list[Probe]:
     noise = torch.randn(120, 2, 8, generator=torch.Generator().manual_seed(0))
     noise[:, 1, 3] += signal * torch.tensor([2.0 * kind - 1 for kind in kinds])
 
-    def states(_model: PreTrainedModel, sequences: list[Encoded], _pad: int) -> torch.Tensor:
+    def states(_model: PreTrainedModel, sequences: list[Encoded]) -> torch.Tensor:
         return noise[[place[s.doc_id] for s in sequences]]
 
     monkeypatch.setattr(inside, "last_states", states)
@@ -137,7 +137,7 @@ def test_a_linear_probe_finds_a_planted_direction_where_it_is_and_not_in_shuffle
 ) -> None:
     """60 questions asked, chance 1/2: 0.5 +- 2.6 standard deviations (99 %) is 0.33 to 0.67."""
     probes = planted(monkeypatch, 3.0)
-    rows = linear_probe(tiny_model(), probes, 0, 0)
+    rows = linear_probe(tiny_model(), probes, 0)
     assert share(rows, "probe_right", 1) > 0.95
     assert all(
         0.33 <= value <= 0.67
@@ -148,14 +148,14 @@ def test_a_linear_probe_finds_a_planted_direction_where_it_is_and_not_in_shuffle
 
 
 def test_without_the_direction_the_probe_is_at_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = linear_probe(tiny_model(), planted(monkeypatch, 0.0), 0, 0)
+    rows = linear_probe(tiny_model(), planted(monkeypatch, 0.0), 0)
     assert 0.33 <= share(rows, "probe_right", 1) <= 0.67
 
 
 def test_a_held_in_probe_is_asked_on_the_other_half_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     probes = planted(monkeypatch, 3.0)
     held_in = probes[60:100]
-    rows = linear_probe_held_in(tiny_model(), probes, held_in, 0, 0)
+    rows = linear_probe_held_in(tiny_model(), probes, held_in, 0)
     assert {r["doc_id"] for r in rows} == {p.doc_id for p in probes[100:]}
     assert share(rows, "probe_right", 1) > 0.8
 
@@ -168,10 +168,10 @@ def test_an_answer_that_no_fitted_question_has_is_no_failure_of_the_probe() -> N
             for i in range(2)
         ),
     ]
-    rows = [r for r in linear_probe(tiny_model(), probes, 0, 0) if r["metric"] == "probe_right"]
+    rows = [r for r in linear_probe(tiny_model(), probes, 0) if r["metric"] == "probe_right"]
     assert [r["value"] is None for r in rows if r["x"] == 0] == [False, False, True, True]
     with pytest.raises(UserError, match="two answers or more"):
-        linear_probe(tiny_model(), probes[:5], 0, 0)
+        linear_probe(tiny_model(), probes[:5], 0)
 
 
 def test_a_truth_probe_on_the_words_of_options_finds_a_word_that_is_always_true() -> None:
@@ -187,20 +187,18 @@ def test_a_truth_probe_on_the_words_of_options_finds_a_word_that_is_always_true(
         return Probe(f"q{at}", split, options[0], options)
 
     probes = [question(at, "retain" if at < 8 else "forget") for at in range(16)]
-    rows = truth_probe(tiny_model(), probes, probes[8:10], 0, 0)
+    rows = truth_probe(tiny_model(), probes, probes[8:10], 0)
     assert {r["doc_id"] for r in rows} == {p.doc_id for p in probes[10:]}
     assert share(rows, "probe_choice", 0) == 1.0
     assert (
         min(
-            share(
-                truth_probe(tiny_model(), probes, probes[8:10], 0, seed), "probe_choice_shuffled", 0
-            )
+            share(truth_probe(tiny_model(), probes, probes[8:10], seed), "probe_choice_shuffled", 0)
             for seed in range(4)
         )
         < 0.5
     )
     with pytest.raises(UserError, match="questions with options"):
-        truth_probe(tiny_model(), [Probe("a", "forget", SEQUENCES[0], ())], [], 0, 0)
+        truth_probe(tiny_model(), [Probe("a", "forget", SEQUENCES[0], ())], [], 0)
 
 
 def test_every_row_of_the_table_says_what_it_is_held_against() -> None:
@@ -232,13 +230,12 @@ def test_the_closed_form_is_what_sampling_gives() -> None:
         model,
         [prompt] * k * rounds,
         end=None,
-        pad_id=0,
         max_new_tokens=1,
         temperature=1.0,
         seeds=[str(n) for n in range(k * rounds)],
     )
     hits = sum(any(ids == (9,) for ids in drawn[at : at + k]) for at in range(0, len(drawn), k))
-    expected = exact_in(score(model, [Encoded("x", (*prompt, 9), 3)], 0)[0].token_nll, k)
+    expected = exact_in(score(model, [Encoded("x", (*prompt, 9), 3)])[0].token_nll, k)
     assert abs(hits / rounds - expected) <= 2.6 * math.sqrt(expected * (1 - expected) / rounds)
 
 
@@ -252,7 +249,7 @@ def test_attempts_leak_more_the_more_there_are() -> None:
     )
     probes, model = encode_probes({"forget": documents}, tokenizer, template, 64), tiny_model()
     model.resize_token_embeddings(len(tokenizer))
-    rows = sampled_attempts(model, tokenizer, probes, 0, 0, attempts=6, max_new_tokens=4)
+    rows = sampled_attempts(model, tokenizer, probes, 0, attempts=6, max_new_tokens=4)
     by_metric = {
         m: [float(str(r["value"])) for r in rows if r["metric"] == m]
         for m in {str(r["metric"]) for r in rows}
@@ -262,4 +259,4 @@ def test_attempts_leak_more_the_more_there_are() -> None:
         for at in range(3):
             along = [by_metric[f"{kind}_at_{k}"][at] for k in (1, 2, 4, 6)]
             assert along == sorted(along) and 0 <= along[0] <= along[-1] <= 1
-    assert sampled_attempts(model, tokenizer, probes, 0, 0, attempts=6, max_new_tokens=4) == rows
+    assert sampled_attempts(model, tokenizer, probes, 0, attempts=6, max_new_tokens=4) == rows

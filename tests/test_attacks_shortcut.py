@@ -53,14 +53,14 @@ def test_a_model_reads_the_mapped_state_until_the_hooks_are_off(family: str) -> 
     """A huge penalty leaves a bias alone: logits are head(norm(state of the first block + mean
     difference)), here from the library's own states.
     """
-    model, batch = tiny_model(family), collate(SEQUENCES, 0)
+    model, batch = tiny_model(family), collate(SEQUENCES)
     inputs = batch.input_ids[2:3]
     with torch.no_grad():
         before = model(inputs).logits
         caught: list[torch.Tensor] = []
         states = model(inputs, output_hidden_states=True).hidden_states[1]
         with ExitStack() as leaving:
-            linear_shortcut(model, SEQUENCES, 0, leaving, skipped=2, penalty=1e12)
+            linear_shortcut(model, SEQUENCES, leaving, skipped=2, penalty=1e12)
             head = model.get_output_embeddings()
             assert head is not None
             leaving.callback(
@@ -105,7 +105,7 @@ def test_leaving_out_every_block_is_refused() -> None:
     with pytest.raises(
         UserError, match="linear_shortcut.skipped must be under the model's 3 blocks, got 3"
     ):
-        linear_shortcut(tiny_model(), SEQUENCES, 0, ExitStack(), skipped=3)
+        linear_shortcut(tiny_model(), SEQUENCES, ExitStack(), skipped=3)
 
 
 def test_base_stands_as_it_was_beside_a_bent_model(domain_bed: Bed, tmp_path: Path) -> None:
@@ -141,6 +141,6 @@ def test_nll_under_the_hooks_is_that_of_the_mapped_states() -> None:
     """The scoring pass of the metrics sees the hooks too."""
     model = tiny_model()
     with torch.no_grad(), ExitStack() as leaving:
-        before = token_nll(model, collate(SEQUENCES, 0))
-        linear_shortcut(model, SEQUENCES, 0, leaving)
-        assert not torch.allclose(token_nll(model, collate(SEQUENCES, 0)), before, atol=1e-3)
+        before = token_nll(model, collate(SEQUENCES))
+        linear_shortcut(model, SEQUENCES, leaving)
+        assert not torch.allclose(token_nll(model, collate(SEQUENCES)), before, atol=1e-3)

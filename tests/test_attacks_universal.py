@@ -45,7 +45,7 @@ TEMPLATE = "Question: {prompt}\nAnswer:"
 
 
 def goal_of(model: PreTrainedModel, representation: float = 0.0, fluency: float = 0.0) -> Goal:
-    batch = collate(SEQUENCES, 0)
+    batch = collate(SEQUENCES)
     return Goal(batch, PLACE, 1, _states(tiny_model("llama", 5), batch, 1), representation, fluency)
 
 
@@ -61,19 +61,19 @@ def brute_loss(
     model: PreTrainedModel, prompt: Tensor, representation: float = 0.0, fluency: float = 0.0
 ) -> float:
     """The loss from ordinary passes over ordinary sequences, one at a time, by its definition."""
-    scored = score(model, inserted(prompt), 0)
+    scored = score(model, inserted(prompt))
     total = float(torch.cat([s.token_nll for s in scored]).mean())
     if representation:
         gaps = []
         for plain, longer in zip(SEQUENCES, inserted(prompt), strict=True):
             with torch.no_grad():
-                there = hidden_states(model, collate([longer], 0), 1)[0, PLACE + len(prompt) :]
-                wanted = hidden_states(tiny_model("llama", 5), collate([plain], 0), 1)[0, PLACE:]
+                there = hidden_states(model, collate([longer]), 1)[0, PLACE + len(prompt) :]
+                wanted = hidden_states(tiny_model("llama", 5), collate([plain]), 1)[0, PLACE:]
             gaps.append((there - wanted).square().mean(1))
         total += representation * float(torch.cat(gaps).mean())
     if fluency:
         alone = Encoded("x", (1, *prompt.tolist()), 1)
-        total += fluency * float(score(model, [alone], 0)[0].token_nll.mean())
+        total += fluency * float(score(model, [alone])[0].token_nll.mean())
     return total
 
 
@@ -324,7 +324,7 @@ def test_soft_prompts_lower_the_held_in_loss_and_leave_the_model_as_it_was() -> 
 
     def held_in_nll(attacked: list[Probe]) -> float:
         return float(
-            torch.cat([s.token_nll for s in score(model, [p.answer for p in attacked], 0)]).mean()
+            torch.cat([s.token_nll for s in score(model, [p.answer for p in attacked])]).mean()
         )
 
     plain = held_in_nll(probes)
@@ -333,7 +333,7 @@ def test_soft_prompts_lower_the_held_in_loss_and_leave_the_model_as_it_was() -> 
             model, probes, probes, 0, leaving, steps=40, vectors=3, learning_rate=0.3
         )
         assert held_in_nll(attacked) < plain - 0.3
-        rows = measure(model, attacked, 0, tokenizer=tokenizer)
+        rows = measure(model, attacked, tokenizer=tokenizer)
         assert all(row["value"] is not None for row in rows if row["metric"] == "probability")
     assert model.get_input_embeddings() is embeddings and held_in_nll(probes) == pytest.approx(
         plain
@@ -354,10 +354,8 @@ def test_learned_vectors_are_measured_as_they_were_trained() -> None:
     with ExitStack() as leaving:
         attacked = soft_prompt(model, probes, probes, 0, leaving, steps=3, vectors=2)
         learned = model.get_input_embeddings().vectors
-        goal = Goal(collate([p.answer for p in probes], 0), opening(probes))
-        by_ids = torch.cat(
-            [s.token_nll for s in score(model, [p.answer for p in attacked], 0)]
-        ).mean()
+        goal = Goal(collate([p.answer for p in probes]), opening(probes))
+        by_ids = torch.cat([s.token_nll for s in score(model, [p.answer for p in attacked])]).mean()
         with torch.no_grad():
             torch.testing.assert_close(losses(model, goal, learned[None], learned[None])[0], by_ids)
 
@@ -383,7 +381,7 @@ def test_random_text_has_the_length_of_the_answers_and_none_of_their_tokens_and_
             torch.cat(
                 [
                     s.token_nll
-                    for s in score(model, [p.answer for p in attacked if p.split == "held_in"], 0)
+                    for s in score(model, [p.answer for p in attacked if p.split == "held_in"])
                 ]
             ).mean()
         )

@@ -45,7 +45,7 @@ def weights_of(model: PreTrainedModel) -> list[Tensor]:
 
 def nll(model: PreTrainedModel, at: int) -> float:
     with torch.no_grad():
-        return float(token_nll(model, collate([SEQUENCES[at]], 0)).sum())
+        return float(token_nll(model, collate([SEQUENCES[at]])).sum())
 
 
 def never_stop(_step: int) -> bool:
@@ -144,7 +144,7 @@ def test_taking_a_direction_out_leaves_nothing_along_it() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "phi"])
 def test_mean_outputs_are_the_library_s_hidden_states_before_the_labels(family: str) -> None:
     model = tiny_model(family)
-    found = mean_outputs(model, SEQUENCES, 0)
+    found = mean_outputs(model, SEQUENCES)
     rows: list[list[Tensor]] = [[] for _ in found]
     with torch.no_grad():
         for s in SEQUENCES:
@@ -160,16 +160,14 @@ def test_ablation_takes_out_the_way_from_base_and_ends_with_the_attack() -> None
     base, model = tiny_model(), tiny_model()
     untouched = nll(base, 0)
     with ExitStack() as leaving:
-        direction_ablation(base, copy.deepcopy(base), PROBES, 0, leaving)
+        direction_ablation(base, copy.deepcopy(base), PROBES, leaving)
         assert nll(base, 0) == untouched
     weight_noise(model, 0, relative=1.0)
-    way = mean_outputs(model, SEQUENCES, 0)[0] - mean_outputs(base, SEQUENCES, 0)[0]
+    way = mean_outputs(model, SEQUENCES)[0] - mean_outputs(base, SEQUENCES)[0]
     noisy = nll(model, 0)
     with ExitStack() as leaving:
-        direction_ablation(model, base, PROBES, 0, leaving)
-        assert (
-            abs(float(mean_outputs(model, SEQUENCES, 0)[0] @ way)) < 1e-4 * float(way.norm()) ** 2
-        )
+        direction_ablation(model, base, PROBES, leaving)
+        assert abs(float(mean_outputs(model, SEQUENCES)[0] @ way)) < 1e-4 * float(way.norm()) ** 2
         assert nll(model, 0) != noisy
     assert nll(model, 0) == noisy
 
@@ -184,29 +182,13 @@ def test_relearning_learns_the_documents_it_is_given_and_only_them_and_repeats()
         return True
 
     relearning(
-        models[0], SEQUENCES, 0, 0, look, documents=1, learning_rate=1e-2, steps=60, batch_size=2
+        models[0], SEQUENCES, 0, look, documents=1, learning_rate=1e-2, steps=60, batch_size=2
     )
     relearning(
-        models[1],
-        SEQUENCES,
-        0,
-        0,
-        never_stop,
-        documents=1,
-        learning_rate=1e-2,
-        steps=60,
-        batch_size=2,
+        models[1], SEQUENCES, 0, never_stop, documents=1, learning_rate=1e-2, steps=60, batch_size=2
     )
     relearning(
-        models[2],
-        SEQUENCES,
-        0,
-        0,
-        never_stop,
-        documents=0,
-        learning_rate=1e-2,
-        steps=60,
-        batch_size=2,
+        models[2], SEQUENCES, 0, never_stop, documents=0, learning_rate=1e-2, steps=60, batch_size=2
     )
     assert nll(models[0], 0) < 0.1 * before[0]
     assert nll(models[0], 2) > 0.5 * before[2]

@@ -45,7 +45,7 @@ def log_prob(model: Callable[..., object], ids: list[int], start: int) -> Tensor
 @pytest.mark.parametrize("family", CONFIGS)
 def test_all_ablations_in_padded_batches_are_those_of_one_sequence_at_a_time(family: str) -> None:
     model = tiny_model(family)
-    together = contributions(model, list(zip(SEQUENCES, UNITS, strict=True)), pad_id=0)
+    together = contributions(model, list(zip(SEQUENCES, UNITS, strict=True)))
     for sequence, units, values in zip(SEQUENCES, UNITS, together, strict=True):
         ids = list(sequence.ids)
         with torch.no_grad():
@@ -63,7 +63,7 @@ def test_all_ablations_in_padded_batches_are_those_of_one_sequence_at_a_time(fam
 def test_a_unit_that_is_not_there_contributes_nothing_and_the_last_token_before_an_answer_stays() -> (
     None
 ):
-    values = contributions(tiny_model(), [(SEQUENCES[2], UNITS[2])], pad_id=0)[0]
+    values = contributions(tiny_model(), [(SEQUENCES[2], UNITS[2])])[0]
     assert values[1] == 0 and values[0] != 0
     with pytest.raises(
         UserError, match="must leave something before the answer, tokens left, got 0"
@@ -138,7 +138,7 @@ def test_integrated_gradients_add_up_to_the_difference_that_the_tokens_make(fami
     model, sequence, places = tiny_model(family), SEQUENCES[2], [1, 2, 4]
     for matrix in (p for p in model.parameters() if p.dim() == 2):
         matrix.data.mul_(10)
-    values = integrated_gradients(model, sequence, places, 0, steps=256)
+    values = integrated_gradients(model, sequence, places, steps=256, baseline_id=0)
     padded = [0 if at in places else i for at, i in enumerate(sequence.ids)]
     with torch.no_grad():
         whole, without_them = (
@@ -158,4 +158,4 @@ def test_gradients_without_the_library_are_refused(
     with pytest.raises(
         UserError, match=r"explain\.gradient_steps must be 0 without captum .* got 8"
     ):
-        integrated_gradients(tiny_model(), SEQUENCES[0], [1], 0, steps=8)
+        integrated_gradients(tiny_model(), SEQUENCES[0], [1], steps=8, baseline_id=0)

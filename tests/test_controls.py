@@ -64,7 +64,7 @@ def retained(workspace: Workspace, state: Loaded) -> float:
     watched = [p for p in probes_of(workspace, state, Trial().data) if p.split == "retain"][
         :UTILITY_PROBES
     ]
-    return mean_probability(state.model, watched, state.pad_id)
+    return mean_probability(state.model, watched)
 
 
 @pytest.mark.parametrize("method", METHODS)

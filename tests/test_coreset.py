@@ -308,8 +308,8 @@ def side_of(loss: object, function: object) -> Side:
     }
     for kind, made in companions.items():
         asked = reference_kinds(function, kind)
-        companions[kind] = replace(made, reference=reference_of(model, SEQUENCES, 0, asked, 1))
-    return Side(loss, SEQUENCES, reference_of(model, SEQUENCES, 0, kinds, 1), companions)
+        companions[kind] = replace(made, reference=reference_of(model, SEQUENCES, asked, 1))
+    return Side(loss, SEQUENCES, reference_of(model, SEQUENCES, kinds, 1), companions)
 
 
 @pytest.mark.parametrize("retain", ["none", "nll", "kl", "activation"])
@@ -323,7 +323,7 @@ def test_unlearning_norms_are_those_of_each_document_alone(forget: str, retain: 
         pytest.skip("a loss that looks at no document has no gradient of one")
     model = tiny_model(seed=3)
     sides = side_of(partial(function), function), side_of(partial(keeping), keeping)
-    norms = partial(unlearning_norms, model, retain_weight=0.7, layer=1, pad_id=0, seed=0)
+    norms = partial(unlearning_norms, model, retain_weight=0.7, layer=1, seed=0)
     expected = [
         by_hand(model, *(replace(side, sequences=[side.sequences[i]]) for side in sides))
         for i in range(3)
@@ -334,9 +334,7 @@ def test_unlearning_norms_are_those_of_each_document_alone(forget: str, retain: 
 def by_hand(model: torch.nn.Module, forget: Side, retain: Side) -> float:
     """The norm for one document, by `Objective` itself and an ordinary backward."""
     model.zero_grad()
-    whole = Objective(
-        model, forget, retain, retain_weight=0.7, layer=1, batch_size=1, pad_id=0, seed=0
-    )
+    whole = Objective(model, forget, retain, retain_weight=0.7, layer=1, batch_size=1, seed=0)
     whole(0).total.backward()
     return float(
         torch.stack([p.grad.square().sum() for p in model.parameters() if p.grad is not None])
@@ -351,7 +349,5 @@ def test_losses_that_can_be_batched_are_and_give_the_same_in_any_batch() -> None
         side_of(partial(function), function),
         side_of(partial(RETAIN["none"].function), RETAIN["none"].function),
     )
-    norms = partial(
-        unlearning_norms, model, forget, retain, retain_weight=0.7, layer=1, pad_id=0, seed=0
-    )
+    norms = partial(unlearning_norms, model, forget, retain, retain_weight=0.7, layer=1, seed=0)
     torch.testing.assert_close(norms(tokens_per_batch=8), norms(tokens_per_batch=4096))

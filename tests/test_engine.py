@@ -215,12 +215,12 @@ def test_the_digest_of_sequences_sees_ids_starts_names_and_order() -> None:
 @pytest.mark.parametrize("kind", ["token_nll", "log_probs", "hidden", "hidden_norm"])
 def test_a_reference_from_disk_equals_one_made_in_memory(tmp_path: Path, kind: str) -> None:
     model = tiny_model()
-    plain = reference_of(model, SEQUENCES, 0, [kind], 1, 0.7)
-    kept_reference(tmp_path, {"k": 1}, model, SEQUENCES, 0, [kind], 1, 0.7)
+    plain = reference_of(model, SEQUENCES, [kind], 1, 0.7)
+    kept_reference(tmp_path, {"k": 1}, model, SEQUENCES, [kind], 1, 0.7)
     # another model: it must not be asked
-    kept = kept_reference(tmp_path, {"k": 1}, tiny_model(seed=9), SEQUENCES, 0, [kind], 1, 0.7)
+    kept = kept_reference(tmp_path, {"k": 1}, tiny_model(seed=9), SEQUENCES, [kind], 1, 0.7)
     chosen = [SEQUENCES[2], SEQUENCES[0]]
-    batch = collate(chosen, 0)
+    batch = collate(chosen)
     assert torch.equal(getattr(kept, kind)(chosen, batch), getattr(plain, kind)(chosen, batch))
 
 
@@ -247,14 +247,7 @@ def losses_and_gradients(
     model.zero_grad()
     chosen = choose_parameters(model, pattern)
     terms = Objective(
-        model,
-        forget,
-        retain,
-        retain_weight=1.5,
-        layer=1,
-        batch_size=len(SEQUENCES),
-        pad_id=0,
-        seed=3,
+        model, forget, retain, retain_weight=1.5, layer=1, batch_size=len(SEQUENCES), seed=3
     )(0)
     terms.total.backward()
     grads = [p.grad.clone() for p in chosen if p.grad is not None]
@@ -269,9 +262,7 @@ def test_distributions_from_a_frozen_copy_give_the_losses_and_gradients_of_the_c
     model, trained = tiny_model(), tiny_model(seed=5)
     kinds = ("log_probs", "token_nll")
     cached, computed = (
-        kept_reference(
-            tmp_path, {"k": 1}, model, SEQUENCES, 0, kinds, 1, limits={"log_probs": limit}
-        )
+        kept_reference(tmp_path, {"k": 1}, model, SEQUENCES, kinds, 1, limits={"log_probs": limit})
         for limit in (10**9, 0)
     )
     assert list(tmp_path.glob("*.safetensors"))
@@ -289,7 +280,7 @@ def test_distributions_from_a_frozen_copy_give_the_losses_and_gradients_of_the_c
 
 def test_over_the_limit_nothing_is_written(tmp_path: Path) -> None:
     kept_reference(
-        tmp_path, {"k": 1}, tiny_model(), SEQUENCES, 0, ["log_probs"], 1, limits={"log_probs": 1}
+        tmp_path, {"k": 1}, tiny_model(), SEQUENCES, ["log_probs"], 1, limits={"log_probs": 1}
     )
     assert not list(tmp_path.glob("*.safetensors"))
 
@@ -311,7 +302,7 @@ def full_way(model: Any, reference: Any, pattern: str) -> list[Tensor]:
         handle.remove()
         return caught[0]
 
-    batches = [collate([SEQUENCES[at] for at in stream(3, 3, 0, seed)], 0) for seed in (6, 7)]
+    batches = [collate([SEQUENCES[at] for at in stream(3, 3, 0, seed)]) for seed in (6, 7)]
     forget = rmu(layer_1(model, batches[0]), batches[0].labelled, control_direction(16, 3))
     with torch.no_grad():
         before = layer_1(reference, batches[1])
@@ -337,8 +328,8 @@ def test_rmu_from_cached_prefix_and_reference_equals_the_full_computation_bit_fo
         for parameter in trained.parameters():
             parameter.add_(torch.full_like(parameter, 0.01) if parameter.requires_grad else 0.0)
     key: dict[str, object] = {"k": family}
-    reference = kept_reference(tmp_path, key, base, SEQUENCES, 0, ["hidden"], 1)
-    prefix = kept_prefix(tmp_path, key, base, SEQUENCES, 0, first_trained_block(trained))
+    reference = kept_reference(tmp_path, key, base, SEQUENCES, ["hidden"], 1)
+    prefix = kept_prefix(tmp_path, key, base, SEQUENCES, first_trained_block(trained))
     ran: list[int] = []
     for at, block in enumerate(blocks(trained)):
         block.mlp.register_forward_hook(lambda _m, _i, _o, at=at: ran.append(at))
@@ -358,8 +349,8 @@ def test_likelihood_losses_from_a_cached_prefix_are_the_same_bits_too(
     tmp_path: Path, family: str
 ) -> None:
     model = tiny_model(family)
-    reference = reference_of(model, SEQUENCES, 0, ["token_nll"], 1)
-    prefix = kept_prefix(tmp_path, {"k": family}, model, SEQUENCES, 0, 1)
+    reference = reference_of(model, SEQUENCES, ["token_nll"], 1)
+    prefix = kept_prefix(tmp_path, {"k": family}, model, SEQUENCES, 1)
     nothing = Side(none, [], Reference({}))
     plain, ours = (
         losses_and_gradients(model, Side(npo, SEQUENCES, reference, prefix=p), nothing, TOP[family])
@@ -372,8 +363,8 @@ def test_in_batches_of_another_shape_the_cached_prefix_differs_by_rounding_alone
     tmp_path: Path,
 ) -> None:
     model = tiny_model()
-    prefix = kept_prefix(tmp_path, {"k": 1}, model, SEQUENCES, 0, 2)
-    batch = collate(SEQUENCES[:1], 0)
+    prefix = kept_prefix(tmp_path, {"k": 1}, model, SEQUENCES, 2)
+    batch = collate(SEQUENCES[:1])
     with torch.no_grad():
         ours, plain = (
             hidden_states(model, batch, 2, prefix.start(SEQUENCES[:1], batch)),
@@ -384,7 +375,7 @@ def test_in_batches_of_another_shape_the_cached_prefix_differs_by_rounding_alone
 
 
 def test_blocks_are_as_they_were_after_a_pass_that_began_higher_up() -> None:
-    model, batch = tiny_model(), collate(SEQUENCES, 0)
+    model, batch = tiny_model(), collate(SEQUENCES)
     with torch.no_grad():
         before = hidden_states(model, batch, 2)
         hidden_states(model, batch, 2, Start(2, torch.zeros(*batch.present.shape, 16)))
@@ -395,7 +386,7 @@ def test_blocks_are_as_they_were_after_a_pass_that_began_higher_up() -> None:
 
 
 def test_a_pass_can_start_in_all_four_families_and_not_where_blocks_change_the_rules() -> None:
-    batch = collate(SEQUENCES, 0)
+    batch = collate(SEQUENCES)
     assert all(can_start(tiny_model(family), batch, 2) for family in FAMILIES)
     model, seen = tiny_model(), [torch.zeros(())]
 
@@ -457,7 +448,7 @@ def test_nothing_of_ours_in_a_step_waits_for_the_device(forget: Any, retain: Any
     transformers (5.x) itself looks whether the batch is a packed one,
     `find_packed_sequence_indices`; no option switches that off."""
     model = tiny_model()
-    reference = reference_of(model, SEQUENCES, 0, ["token_nll", "log_probs", "hidden"], 1)
+    reference = reference_of(model, SEQUENCES, ["token_nll", "log_probs", "hidden"], 1)
     terms = Objective(
         model,
         Side(forget, SEQUENCES, reference),
@@ -465,7 +456,6 @@ def test_nothing_of_ours_in_a_step_waits_for_the_device(forget: Any, retain: Any
         retain_weight=1.0,
         layer=1,
         batch_size=2,
-        pad_id=0,
         seed=0,
     )
     with Waiting() as waiting:
@@ -719,8 +709,8 @@ def test_the_memory_of_a_step_worked_by_hand() -> None:
 def test_a_step_from_a_prefix_keeps_fewer_activations(tmp_path: Path) -> None:
     model = tiny_model()
     trained = choose_parameters(model, TOP["llama"])
-    prefix = kept_prefix(tmp_path, {"k": 1}, model, SEQUENCES, 0, 1)
-    batch = collate(SEQUENCES, 0)
+    prefix = kept_prefix(tmp_path, {"k": 1}, model, SEQUENCES, 1)
+    batch = collate(SEQUENCES)
     start = prefix.start(SEQUENCES, batch)
     short = step_memory(
         model, trained, lambda: hidden_states(model, batch, 1, start).square().sum()

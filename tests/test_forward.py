@@ -23,7 +23,7 @@ def plain_nll(model: torch.nn.Module, sequence: Encoded) -> list[float]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_token_nll_of_a_padded_batch_equals_unpadded_rows(family: str) -> None:
     model = tiny_model(family)
-    batch = collate(SEQUENCES, pad_id=0)
+    batch = collate(SEQUENCES)
     with torch.no_grad():
         nll = token_nll(model, batch)
         for row, sequence in enumerate(SEQUENCES):
@@ -41,7 +41,7 @@ def test_the_choice_of_pad_token_changes_nothing_even_when_it_is_eos(pad_id: int
     model = tiny_model()
     with torch.no_grad():
         assert torch.equal(
-            token_nll(model, collate(SEQUENCES, pad_id)), token_nll(model, collate(SEQUENCES, 0))
+            token_nll(model, collate(SEQUENCES)), token_nll(model, collate(SEQUENCES, pad_id))
         )
 
 
@@ -51,7 +51,7 @@ def test_hidden_states_equal_the_block_output_of_a_full_forward_bit_for_bit(
     family: str, layer: int
 ) -> None:
     model = tiny_model(family)
-    batch = collate(SEQUENCES, pad_id=0)
+    batch = collate(SEQUENCES)
     caught: list[Tensor] = []
     handle = blocks(model)[layer].register_forward_hook(
         lambda _m, _i, o: caught.append(o[0] if isinstance(o, tuple) else o)
@@ -67,13 +67,13 @@ def test_nothing_above_the_wanted_block_runs() -> None:
     ran: list[int] = []
     for index, block in enumerate(blocks(model)):
         block.register_forward_hook(lambda _m, _i, _o, index=index: ran.append(index))
-    hidden_states(model, collate(SEQUENCES, 0), 1)
+    hidden_states(model, collate(SEQUENCES), 1)
     assert ran == [0, 1]
 
 
 def test_scores_come_in_the_order_given_whatever_the_batching() -> None:
     model = tiny_model()
-    at_once, one_by_one = score(model, SEQUENCES, 0), score(model, SEQUENCES, 0, tokens_per_batch=1)
+    at_once, one_by_one = score(model, SEQUENCES), score(model, SEQUENCES, tokens_per_batch=1)
     for left, right, sequence in zip(at_once, one_by_one, SEQUENCES, strict=True):
         assert len(left.token_nll) == len(sequence.ids) - sequence.start
         torch.testing.assert_close(left.token_nll, right.token_nll, rtol=1e-5, atol=1e-5)
@@ -82,9 +82,9 @@ def test_scores_come_in_the_order_given_whatever_the_batching() -> None:
 
 def test_pooled_states_average_over_present_tokens_alone() -> None:
     model = tiny_model()
-    pooled = pooled_states(model, SEQUENCES, 0, 1)
+    pooled = pooled_states(model, SEQUENCES, 1)
     with torch.no_grad():
-        alone = hidden_states(model, collate(SEQUENCES[1:2], 0), 1)[0].mean(0)
+        alone = hidden_states(model, collate(SEQUENCES[1:2]), 1)[0].mean(0)
     torch.testing.assert_close(pooled[1], alone, rtol=1e-5, atol=1e-6)
 
 

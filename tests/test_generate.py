@@ -59,35 +59,31 @@ def test_a_batch_writes_what_each_prompt_alone_gets(family: str, tokens_per_batc
         "every text has the same length: the end is not tested"
     )
     assert (
-        generate(
-            model, PROMPTS, end=end, pad_id=0, max_new_tokens=20, tokens_per_batch=tokens_per_batch
-        )
+        generate(model, PROMPTS, end=end, max_new_tokens=20, tokens_per_batch=tokens_per_batch)
         == alone
     )
 
 
 def test_what_pads_a_prompt_does_not_matter() -> None:
     model = tiny_model()
-    assert generate(model, PROMPTS, end=2, pad_id=0, max_new_tokens=8) == generate(
-        model, PROMPTS, end=2, pad_id=36, max_new_tokens=8
+    assert generate(model, PROMPTS, end=2, max_new_tokens=8) == generate(
+        model, PROMPTS, end=2, max_new_tokens=8
     )
 
 
 def test_a_full_context_ends_a_text() -> None:
     """64 positions: a prompt of 62 tokens has room for two, one of 64 for none."""
     model = tiny_model()
-    texts = generate(model, [(5,) * 62, (5,) * 64, (5, 6)], end=None, pad_id=0, max_new_tokens=6)
+    texts = generate(model, [(5,) * 62, (5,) * 64, (5, 6)], end=None, max_new_tokens=6)
     assert [len(text) for text in texts] == [2, 0, 6]
 
 
 def test_a_sample_is_its_seed_s_own() -> None:
     model = tiny_model()
     seeds = [f"row {at}" for at in range(len(PROMPTS))]
-    together = generate(
-        model, PROMPTS, end=2, pad_id=0, max_new_tokens=6, temperature=1.0, seeds=seeds
-    )
+    together = generate(model, PROMPTS, end=2, max_new_tokens=6, temperature=1.0, seeds=seeds)
     alone = [
-        generate(model, [p], end=2, pad_id=0, max_new_tokens=6, temperature=1.0, seeds=[s])[0]
+        generate(model, [p], end=2, max_new_tokens=6, temperature=1.0, seeds=[s])[0]
         for p, s in zip(PROMPTS, seeds, strict=True)
     ]
     assert together == alone
@@ -95,13 +91,7 @@ def test_a_sample_is_its_seed_s_own() -> None:
         len(
             {
                 generate(
-                    model,
-                    [(1, 5)],
-                    end=None,
-                    pad_id=0,
-                    max_new_tokens=6,
-                    temperature=1.0,
-                    seeds=[f"{s}"],
+                    model, [(1, 5)], end=None, max_new_tokens=6, temperature=1.0, seeds=[f"{s}"]
                 )[0]
                 for s in range(8)
             }
@@ -119,7 +109,6 @@ def test_samples_follow_the_model_s_probabilities() -> None:
         model,
         [(1, 5)] * n,
         end=None,
-        pad_id=0,
         max_new_tokens=1,
         temperature=0.7,
         seeds=[str(i) for i in range(n)],
@@ -143,6 +132,6 @@ def test_nucleus_keeps_the_fewest_tokens_that_reach_the_probability() -> None:
 
 def test_an_empty_prompt_and_missing_seeds_are_mistakes() -> None:
     with pytest.raises(UserError, match="at least one token"):
-        generate(tiny_model(), [(1,), ()], end=2, pad_id=0, max_new_tokens=2)
+        generate(tiny_model(), [(1,), ()], end=2, max_new_tokens=2)
     with pytest.raises(UserError, match="one seed for each of 1 prompts, got 0"):
-        generate(tiny_model(), [(1,)], end=2, pad_id=0, max_new_tokens=2, temperature=1.0)
+        generate(tiny_model(), [(1,)], end=2, max_new_tokens=2, temperature=1.0)

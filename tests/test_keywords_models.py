@@ -68,7 +68,7 @@ def test_a_document_that_was_cut_has_no_labels_for_its_lost_words() -> None:
 
 def test_word_losses_are_the_token_losses_of_each_word() -> None:
     sequences = encode(DOCUMENTS, TOKENIZER, TEMPLATE, 64)
-    tokens = [s.token_nll for s in score(MODEL, sequences, 0)]
+    tokens = [s.token_nll for s in score(MODEL, sequences)]
     found = word_losses(MODEL, DOCUMENTS, sequences, PAGES, TOKENIZER, TEMPLATE)
     assert found[0] == pytest.approx([float(tokens[0][i]) for i in (0, 1, 2, 4, 5)])
     assert found[1] == pytest.approx([float(tokens[1][i]) for i in (0, 2, 3)])
@@ -117,7 +117,7 @@ def test_phrase_states_are_means_over_the_tokens_of_the_phrase() -> None:
         strict=True,
     ):
         with torch.no_grad():
-            states = hidden_states(MODEL, collate([sequence], 0), 1)[0, sequence.start :]
+            states = hidden_states(MODEL, collate([sequence]), 1)[0, sequence.start :]
         pieces = torch.tensor(label_words(document, sequence, page.words, TOKENIZER, TEMPLATE))
         torch.testing.assert_close(whole, states.mean(0))
         for row, phrase in zip(phrases, page.phrases, strict=True):

@@ -82,7 +82,7 @@ def labels(sequence: Encoded) -> torch.Tensor:
 def test_one_pass_gives_answers_options_and_paraphrases_their_own_scores(
     model: PreTrainedModel, probes: list[Probe]
 ) -> None:
-    found = gather(Task(model=model, probes=probes, pad_id=0), frozenset({"scores"}))
+    found = gather(Task(model=model, probes=probes), frozenset({"scores"}))
     for probe, inputs in zip(probes, found, strict=True):
         expected = -log_probs(model, probe.answer).gather(1, labels(probe.answer)[:, None])[:, 0]
         assert torch.allclose(torch.as_tensor(inputs["token_nll"]).double(), expected, atol=1e-5)
@@ -108,7 +108,7 @@ def test_one_pass_gives_answers_options_and_paraphrases_their_own_scores(
 def test_moments_are_mean_and_deviation_of_log_p_under_the_next_token_distribution(
     model: PreTrainedModel, probes: list[Probe]
 ) -> None:
-    found = gather(Task(model=model, probes=probes, pad_id=0), frozenset({"moments"}))
+    found = gather(Task(model=model, probes=probes), frozenset({"moments"}))
     for probe, inputs in zip(probes, found, strict=True):
         log_p = log_probs(model, probe.answer)
         mean = (log_p.exp() * log_p).sum(-1)
@@ -123,8 +123,8 @@ def test_distance_from_base_is_the_divergence_of_the_two_models_distributions(
     model: PreTrainedModel, probes: list[Probe]
 ) -> None:
     other = build_model("tiny", model.config.vocab_size, seed=5).eval()
-    base = reference_of(other, [p.answer for p in probes], 0, ("token_nll", "log_probs"), 0)
-    found = gather(Task(model=model, probes=probes, pad_id=0, base=base), frozenset({"base"}))
+    base = reference_of(other, [p.answer for p in probes], ("token_nll", "log_probs"), 0)
+    found = gather(Task(model=model, probes=probes, base=base), frozenset({"base"}))
     for probe, inputs in zip(probes, found, strict=True):
         before, after = log_probs(other, probe.answer), log_probs(model, probe.answer)
         expected = functional.kl_div(after, before, log_target=True, reduction="none").sum(-1)
@@ -134,17 +134,15 @@ def test_distance_from_base_is_the_divergence_of_the_two_models_distributions(
             -before.gather(1, labels(probe.answer)[:, None])[:, 0],
             atol=1e-4,
         )
-    itself = reference_of(model, [p.answer for p in probes], 0, ("token_nll", "log_probs"), 0)
-    rows = measure(model, probes, 0, {"base_kl": METRICS["base_kl"]}, base=itself)
+    itself = reference_of(model, [p.answer for p in probes], ("token_nll", "log_probs"), 0)
+    rows = measure(model, probes, {"base_kl": METRICS["base_kl"]}, base=itself)
     assert [row["value"] for row in rows] == pytest.approx([0.0] * 3, abs=1e-6)
 
 
 def test_texts_are_greedy_continuations_of_the_prompt_or_of_the_first_half(
     model: PreTrainedModel, probes: list[Probe], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    task = Task(
-        model=model, probes=probes, pad_id=0, tokenizer=tokenizer, writing=Writing(max_new_tokens=5)
-    )
+    task = Task(model=model, probes=probes, tokenizer=tokenizer, writing=Writing(max_new_tokens=5))
     found = gather(task, frozenset({"greedy", "words"}))
     assert [inputs["truth"] for inputs in found][:2] == ["Ada wrote it", "green"]
     ids = probes[2].answer.ids
@@ -155,7 +153,7 @@ def test_texts_are_greedy_continuations_of_the_prompt_or_of_the_first_half(
     assert found[2]["answer"] == DOCUMENTS[2].answer
     for probe, inputs in zip(probes, found, strict=True):
         prompt, _ = split_in_two(probe.answer)
-        text = generate(model, [prompt], end=tokenizer.eos_token_id, pad_id=0, max_new_tokens=5)[0]
+        text = generate(model, [prompt], end=tokenizer.eos_token_id, max_new_tokens=5)[0]
         assert inputs["generated"] == tokenizer.decode(text, skip_special_tokens=True).strip()
     n = len(probes[1].answer.ids) - probes[1].answer.start - 1
     assert len(tokenizer.encode(str(found[1]["continuation"]), add_special_tokens=False)) <= n == 1
@@ -166,7 +164,7 @@ def test_samples_are_the_seed_s_and_differ(
 ) -> None:
     def drawn(seed: int) -> list[object]:
         writing = Writing(max_new_tokens=5, samples=3, seed=seed)
-        task = Task(model=model, probes=probes, pad_id=0, tokenizer=tokenizer, writing=writing)
+        task = Task(model=model, probes=probes, tokenizer=tokenizer, writing=writing)
         return [inputs["samples"] for inputs in gather(task, frozenset({"samples"}))]
 
     assert drawn(0) == drawn(0) != drawn(1)
@@ -180,9 +178,7 @@ def test_letter_questions_place_the_truth_where_they_say_and_score_it_there(
         letter_question(DOCUMENTS[1], 1)
         == "What colour is the very old house?\nA. red\nB. green\nC. blue\nAnswer:"
     )
-    found = gather(
-        Task(model=model, probes=probes, pad_id=0, tokenizer=tokenizer), frozenset({"letters"})
-    )
+    found = gather(Task(model=model, probes=probes, tokenizer=tokenizer), frozenset({"letters"}))
     assert found[2] == {} and (found[0]["n_options"], found[1]["n_options"]) == (4, 3)
     spelt = spelt_letters(tokenizer, 4)
     assert spelt is not None and {len(ids) for ids in spelt} == {1} and len(set(spelt)) == 4
@@ -208,8 +204,8 @@ def test_letters_of_different_lengths_are_ordered_as_their_probabilities(
     constant. Of two and one: by hand.
     """
     prompts = [(1, 5, 6), (1, 7)]
-    alike = letter_scores(model, prompts, [(8,), (9,), (10,)], 0)
-    mixed = letter_scores(model, prompts, [(8,), (9,), (10, 11)], 0)
+    alike = letter_scores(model, prompts, [(8,), (9,), (10,)])
+    mixed = letter_scores(model, prompts, [(8,), (9,), (10, 11)])
     for prompt, logits, sums in zip(prompts, alike, mixed, strict=True):
         assert torch.allclose((logits - sums)[:2], (logits - sums)[0].expand(2), atol=1e-4)
         first = log_probs(model, Encoded("", (*prompt, 10, 11), len(prompt)))
@@ -225,9 +221,7 @@ def test_shots_of_a_question_s_topic_stand_before_it(
     asked = encode_probes({"forget": [document]}, tokenizer, TEMPLATE, 64, {document.doc_id: 0})
 
     def logits(shots: dict[str, str]) -> torch.Tensor:
-        task = Task(
-            model=model, probes=asked, pad_id=0, tokenizer=tokenizer, writing=Writing(shots=shots)
-        )
+        task = Task(model=model, probes=asked, tokenizer=tokenizer, writing=Writing(shots=shots))
         return torch.as_tensor(gather(task, frozenset({"letters"}))[0]["letter_logits"])
 
     assert not torch.allclose(logits({"houses": "red. Answer: A\n\n"}), logits({}))
@@ -266,7 +260,7 @@ def test_a_vocabulary_without_letters_has_no_letter_metrics(
 ) -> None:
     without = build_tokenizer(["some words and an Answer:"])
     assert spelt_letters(without, 4) is None
-    rows = measure(model, probes, 0, {"letter_choice": METRICS["letter_choice"]}, tokenizer=without)
+    rows = measure(model, probes, {"letter_choice": METRICS["letter_choice"]}, tokenizer=without)
     assert [row["value"] for row in rows] == [None] * 3
 
 
@@ -276,7 +270,7 @@ def test_the_gradient_norm_is_the_mean_over_tensors_and_leaves_the_model_as_it_w
     parameters = list(model.parameters())
     parameters[0].requires_grad_(False)
     try:
-        found = gather(Task(model=model, probes=probes, pad_id=0), frozenset({"gradients"}))
+        found = gather(Task(model=model, probes=probes), frozenset({"gradients"}))
         assert [p.requires_grad for p in parameters] == [False] + [True] * (len(parameters) - 1)
     finally:
         parameters[0].requires_grad_(True)
@@ -295,7 +289,7 @@ def test_the_gradient_norm_is_the_mean_over_tensors_and_leaves_the_model_as_it_w
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_every_architecture_gives_the_default_metrics(family: str) -> None:
     sequences = (Encoded("x", (1, 5, 6, 7, 2), 3), Encoded("x", (1, 5, 6, 9, 10, 2), 3))
-    rows = measure(tiny_model(family), [Probe("x", "forget", sequences[0], sequences)], 0)
+    rows = measure(tiny_model(family), [Probe("x", "forget", sequences[0], sequences)])
     values = {str(row["metric"]): row["value"] for row in rows}
     assert values.pop("extraction_strength_paraphrase") is None
     assert all(isinstance(value, float) for value in values.values())
@@ -307,14 +301,13 @@ def test_measuring_twice_gives_the_same_rows(
     """Every metric of the table, texts, samples and gradients included; and a document has the same
     value in other company.
     """
-    base = reference_of(model, [p.answer for p in probes], 0, ("token_nll", "log_probs"), 0)
+    base = reference_of(model, [p.answer for p in probes], ("token_nll", "log_probs"), 0)
 
     def rows(asked: list[Probe]) -> dict[tuple[object, object], object]:
         writing = Writing(max_new_tokens=6, samples=4)
         found = measure(
             model,
             asked,
-            0,
             METRICS,
             tokenizer=tokenizer,
             base=base,
@@ -340,6 +333,6 @@ def test_measuring_twice_gives_the_same_rows(
 
 def test_what_a_metric_misses_is_told(model: PreTrainedModel, probes: list[Probe]) -> None:
     with pytest.raises(UserError, match="metrics of text and letters need a tokenizer"):
-        measure(model, probes, 0, {"rouge_l_f1": METRICS["rouge_l_f1"]})
+        measure(model, probes, {"rouge_l_f1": METRICS["rouge_l_f1"]})
     with pytest.raises(UserError, match="metrics that compare with base need its outputs"):
-        measure(model, probes, 0, {"base_kl": METRICS["base_kl"]})
+        measure(model, probes, {"base_kl": METRICS["base_kl"]})

@@ -292,9 +292,9 @@ def made_view(
     control = control_direction(16, 0).to(dtype)
 
     def one(texts: list, companions: dict[str, View]) -> View:
-        reference = reference_of(reference_model, texts, 0, KINDS, 1)
+        reference = reference_of(reference_model, texts, KINDS, 1)
         return View(
-            model, texts, 0, reference=reference, layer=1, control=control, companions=companions
+            model, texts, reference=reference, layer=1, control=control, companions=companions
         )
 
     others = [c for c in COMPANION_SEQUENCES if c.doc_id[0] in {s.doc_id for s in sequences}]
@@ -448,7 +448,7 @@ def made_objective(
     retain_loss: Callable[..., Tensor],
     **settings: object,
 ) -> Objective:
-    nothing = reference_of(model, SEQUENCES, 0, (), 0)
+    nothing = reference_of(model, SEQUENCES, (), 0)
     sides = [
         Side(loss, SEQUENCES, nothing, companions_for(model, loss))
         for loss in (forget_loss, retain_loss)
@@ -456,7 +456,7 @@ def made_objective(
     return Objective(
         model,
         *sides,
-        **({"retain_weight": 0.5, "layer": 1, "batch_size": 2, "pad_id": 0, "seed": 0} | settings),
+        **({"retain_weight": 0.5, "layer": 1, "batch_size": 2, "seed": 0} | settings),
     )
 
 
@@ -465,7 +465,7 @@ def companions_for(model: torch.nn.Module, loss: Callable[..., Tensor]) -> dict[
     choices = {s.doc_id: (c,) for s, c in zip(SEQUENCES, COMPANION_SEQUENCES, strict=True)}
     return {
         kind: Companions(
-            choices, reference_of(model, COMPANION_SEQUENCES, 0, reference_kinds(loss, kind), 1)
+            choices, reference_of(model, COMPANION_SEQUENCES, reference_kinds(loss, kind), 1)
         )
         for kind in companion_kinds(loss)
     }
@@ -517,15 +517,15 @@ def test_names_of_tensors_are_taken_apart_into_reference_companion_and_tensor() 
 
 def test_the_reference_is_what_the_model_said_before_it_changed() -> None:
     model = tiny_model()
-    reference = reference_of(model, SEQUENCES, 0, ("token_nll",), 1)
-    batch = collate(SEQUENCES, 0)
+    reference = reference_of(model, SEQUENCES, ("token_nll",), 1)
+    batch = collate(SEQUENCES)
     before = reference.token_nll(SEQUENCES, batch).clone()
     with torch.no_grad():
         model.lm_head.weight.mul_(2.0)
     assert torch.equal(reference.token_nll(SEQUENCES, batch), before)
     assert not torch.allclose(
         View(
-            model, SEQUENCES, 0, reference=reference, layer=1, control=control_direction(16, 0)
+            model, SEQUENCES, reference=reference, layer=1, control=control_direction(16, 0)
         ).token_nll,
         before,
     )

@@ -130,7 +130,7 @@ def test_extraction_strength_equals_a_search_with_greedy_decoding(seed: int) -> 
             for k in range(length + 1)
             if greedy(model, tuple(ids[: 2 + k]), length - k) == tuple(ids)
         )
-        assert extraction_strength(score(model, [answer], 0)[0].correct) == pytest.approx(
+        assert extraction_strength(score(model, [answer])[0].correct) == pytest.approx(
             1 - k / length
         )
 

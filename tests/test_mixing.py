@@ -171,7 +171,7 @@ def test_a_model_is_left_at_its_calibrated_mixture() -> None:
 
     def retention() -> float:
         return float(
-            torch.stack([torch.exp(-s.token_nll.mean()) for s in score(model, SEQUENCES, 0)]).mean()
+            torch.stack([torch.exp(-s.token_nll.mean()) for s in score(model, SEQUENCES)]).mean()
         )
 
     found: Calibration = calibrate_model(model, *states, retention, share=0.9)

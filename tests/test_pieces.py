@@ -49,13 +49,13 @@ def side(loss: Callable[..., Tensor], mean: str, rule: TokenRule = EVERY_TOKEN) 
     kinds = companion_kinds(loss)
     choices = {d.doc_id: (other,) for d, other in zip(FORGETTING, OTHERS, strict=True)}
     companions = {
-        kind: Companions(choices, reference_of(before, OTHERS, 0, reference_kinds(loss, kind), 1))
+        kind: Companions(choices, reference_of(before, OTHERS, reference_kinds(loss, kind), 1))
         for kind in kinds
     }
     return Side(
         loss,
         FORGETTING,
-        reference_of(before, FORGETTING, 0, reference_kinds(loss), 1),
+        reference_of(before, FORGETTING, reference_kinds(loss), 1),
         companions,
         rule,
         mean=mean,
@@ -69,15 +69,7 @@ def step(chosen: Side, pieces: int) -> tuple[float, list[Tensor]]:
     """Loss and gradients of step 3 in that many pieces, as the loop adds them."""
     model = tiny_model()
     terms = Objective(
-        model,
-        chosen,
-        NOTHING,
-        retain_weight=1.0,
-        layer=1,
-        batch_size=4,
-        pad_id=0,
-        seed=0,
-        pieces=pieces,
+        model, chosen, NOTHING, retain_weight=1.0, layer=1, batch_size=4, seed=0, pieces=pieces
     )
     totals = [terms(3 * pieces + piece).total for piece in range(pieces)]
     loss = torch.stack(totals).mean()
@@ -163,7 +155,6 @@ def test_a_dual_weight_counts_optimizer_steps_for_its_warm_up() -> None:
         retain_weight=1.0,
         layer=1,
         batch_size=4,
-        pad_id=0,
         seed=0,
         pieces=2,
         weighting=weighting,

@@ -17,7 +17,7 @@ from rayunlearn.train.loop import StepLoss, optimise
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
 CPU = torch.device("cpu")
-BATCH = collate(SEQUENCES, 0)
+BATCH = collate(SEQUENCES)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_a_step_without_numbers_keeps_what_a_step_with_numbers_keeps() -> None:
     from rayunlearn.data.encode import Encoded, collate
 
     model = build_model("tiny", MOST_WORDS, 0)
-    batch = collate([Encoded(str(at), tuple(range(10, 40)), 20) for at in range(4)], 0)
+    batch = collate([Encoded(str(at), tuple(range(10, 40)), 20) for at in range(4)])
     real = step_memory(model, list(model.parameters()), lambda: token_nll(model, batch).sum())
     from rayunlearn.room import _likelihood_loss, _outline
 

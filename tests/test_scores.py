@@ -67,9 +67,9 @@ def test_a_certain_and_a_uniform_prediction_have_finite_scores() -> None:
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_one_pass_gives_what_separate_passes_over_single_documents_give(family: str) -> None:
     model = tiny_model(family)
-    together = passes(model, SEQUENCES, 0)
+    together = passes(model, SEQUENCES)
     for sequence, passed in zip(SEQUENCES, together, strict=True):
-        batch = collate([sequence], 0)
+        batch = collate([sequence])
         with torch.no_grad():
             full = model(input_ids=batch.input_ids, output_hidden_states=True)
         logits = full.logits[0, sequence.start - 1 : -1].float()
@@ -89,10 +89,10 @@ def test_one_pass_gives_what_separate_passes_over_single_documents_give(family: 
         torch.testing.assert_close(passed.states["penultimate.last"], states[-2][0, -1])
     torch.testing.assert_close(
         torch.stack([p.states["penultimate.all"] for p in together]),
-        pooled_states(model, SEQUENCES, 0, 1),
+        pooled_states(model, SEQUENCES, 1),
     )
     torch.testing.assert_close(
-        [p.token_nll for p in together], [s.token_nll for s in score(model, SEQUENCES, 0)]
+        [p.token_nll for p in together], [s.token_nll for s in score(model, SEQUENCES)]
     )
 
 
@@ -100,7 +100,7 @@ def test_document_scores_by_hand() -> None:
     """NLL 1 and 3: mean 2; the zlib ratio is 4 nats over the compressed bytes; the lowest half of 4
     1 3 2 averages 1.5.
     """
-    passed = passes(tiny_model(), SEQUENCES[:1], 0)[0]
+    passed = passes(tiny_model(), SEQUENCES[:1])[0]
     assert mean_loss(passed) == pytest.approx(float(passed.token_nll.sum()) / 3)
     assert zlib_ratio(passed, "abc") == pytest.approx(
         float(passed.token_nll.sum()) / len(zlib.compress(b"abc"))
@@ -117,16 +117,16 @@ def test_gradient_norms_are_those_of_one_backward_per_document(family: str, tied
     model = tiny_model(family)
     if tied:
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
-    batch = collate(SEQUENCES, 0)
+    batch = collate(SEQUENCES)
     found = gradient_norms(model, [(batch, losses_of(model, batch))])
-    expected = [norm(brute_force(model, losses_of(model, collate([s], 0)))) for s in SEQUENCES]
+    expected = [norm(brute_force(model, losses_of(model, collate([s])))) for s in SEQUENCES]
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_gradient_norms_of_two_terms_are_those_of_the_summed_loss() -> None:
     """Forget rows (a, b) and 3 x retain rows (b, c): |g_a + 3 g_b| and |g_b + 3 g_c|."""
     model = tiny_model()
-    forget, retain = collate(SEQUENCES[:2], 0), collate(SEQUENCES[1:], 0)
+    forget, retain = collate(SEQUENCES[:2]), collate(SEQUENCES[1:])
 
     def retain_losses() -> Tensor:
         return 3 * token_nll(model, retain).sum(1)
@@ -144,7 +144,7 @@ def test_cosines_with_the_retain_gradient_are_those_of_brute_force() -> None:
     model = tiny_model()
 
     def gradient(sequence: Encoded) -> Tensor:
-        batch = collate([sequence], 0)
+        batch = collate([sequence])
         parts = brute_force(model, lambda: token_nll(model, batch).sum() / batch.labelled.sum())
         return torch.cat([parts[name].flatten() for name in sorted(parts)])
 
@@ -153,7 +153,7 @@ def test_cosines_with_the_retain_gradient_are_those_of_brute_force() -> None:
         float(torch.nn.functional.cosine_similarity(gradient(s), retain, dim=0)) for s in SEQUENCES
     ]
     assert cosines_with(
-        model, SEQUENCES, SEQUENCES[1:], 0, token_nll, tokens_per_batch=8
+        model, SEQUENCES, SEQUENCES[1:], token_nll, tokens_per_batch=8
     ).tolist() == pytest.approx(expected, abs=1e-4)
 
 
@@ -161,7 +161,7 @@ def test_gradient_norms_count_trainable_parameters_alone_and_see_hidden_losses()
     model = tiny_model()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.1.mlp" in name)
-    batch = collate(SEQUENCES, 0)
+    batch = collate(SEQUENCES)
     found = gradient_norms(
         model, [(batch, lambda: hidden_states(model, batch, 2).square().sum((1, 2)))]
     )
@@ -175,13 +175,13 @@ def test_gradient_norms_count_trainable_parameters_alone_and_see_hidden_losses()
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_slopes_are_inner_products_with_the_documents_own_gradients(family: str) -> None:
     model = tiny_model(family)
-    batch = collate(SEQUENCES, 0)
+    batch = collate(SEQUENCES)
     generator = torch.Generator().manual_seed(1)
     direction = {
         name: torch.randn(p.shape, generator=generator) for name, p in model.named_parameters()
     }
     found = slopes(model, losses_of(model, batch), direction)
-    gradients = [brute_force(model, losses_of(model, collate([s], 0))) for s in SEQUENCES]
+    gradients = [brute_force(model, losses_of(model, collate([s]))) for s in SEQUENCES]
     expected = [
         sum(float((g * direction[name]).double().sum()) for name, g in gradient.items())
         for gradient in gradients
@@ -193,7 +193,7 @@ def test_a_model_is_left_as_it_was() -> None:
     model = tiny_model()
     model.zero_grad()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    batch = collate(SEQUENCES, 0)
+    batch = collate(SEQUENCES)
     gradient_norms(model, [(batch, losses_of(model, batch))])
     slopes(model, losses_of(model, batch), dict(before))
     assert all(
@@ -203,7 +203,7 @@ def test_a_model_is_left_as_it_was() -> None:
 
 
 def test_a_sequence_of_one_label_scores_finitely() -> None:
-    passed = passes(tiny_model(), [Encoded("one", (1, 2), 1)], 0)[0]
+    passed = passes(tiny_model(), [Encoded("one", (1, 2), 1)])[0]
     assert passed.token_nll.shape == (1,) and bool(torch.isfinite(passed.surprise).all())
 
 
@@ -295,7 +295,7 @@ def test_a_sketch_with_identity_projections_is_the_gradient_of_the_head() -> Non
     model = tiny_model()
     weight = model.get_output_embeddings().weight
     for sequence in SEQUENCES:
-        batch = collate([sequence], 0)
+        batch = collate([sequence])
         loss = token_nll(model, batch).sum() / batch.labelled.sum()
         (expected,) = torch.autograd.grad(loss, weight)
         hidden = model.base_model(input_ids=batch.input_ids).last_hidden_state[:, :-1][
@@ -310,7 +310,7 @@ def test_sketches_keep_inner_products_on_average_and_do_not_depend_on_the_batch(
     model = tiny_model()
     full = []
     for sequence in SEQUENCES:
-        batch = collate([sequence], 0)
+        batch = collate([sequence])
         full.append(
             torch.autograd.grad(
                 token_nll(model, batch).sum() / batch.labelled.sum(),
@@ -318,9 +318,9 @@ def test_sketches_keep_inner_products_on_average_and_do_not_depend_on_the_batch(
             )[0].flatten()
         )
     exact = torch.stack(full) @ torch.stack(full).T
-    sketches = [head_gradients(model, SEQUENCES, 0, width=24, seed=2 * s) for s in range(60)]
+    sketches = [head_gradients(model, SEQUENCES, width=24, seed=2 * s) for s in range(60)]
     mean = torch.stack([s @ s.T for s in sketches]).mean(0)
     assert float((mean - exact).abs().max()) < 0.1 * float(exact.abs().max())
     torch.testing.assert_close(
-        head_gradients(model, SEQUENCES[1:2], 0)[0], head_gradients(model, SEQUENCES, 0)[1]
+        head_gradients(model, SEQUENCES[1:2])[0], head_gradients(model, SEQUENCES)[1]
     )

@@ -69,7 +69,7 @@ def known(folder: Path, bed: Bed) -> Known:
         bed.corpus.probes, tokenizer, bed.trial.data.template, bed.trial.data.max_tokens
     )
     values: dict[tuple[str, str], list[float]] = {}
-    for row in measure(model, probes, tokenizer.pad_token_id):
+    for row in measure(model, probes):
         if row["value"] is not None:
             values.setdefault((str(row["split"]), str(row["metric"])), []).append(
                 float(str(row["value"]))

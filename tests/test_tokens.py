@@ -25,11 +25,10 @@ def view_of(rule: TokenRule, sequences: list[Encoded] = SEQUENCES) -> View:
     model, control = tiny_model(seed=1), control_direction(16, 0)
 
     def one(text_rule: TokenRule, companions: dict[str, View]) -> View:
-        reference = reference_of(tiny_model(seed=0), sequences, 0, KINDS, 1, text_rule.temperature)
+        reference = reference_of(tiny_model(seed=0), sequences, KINDS, 1, text_rule.temperature)
         return View(
             model,
             sequences,
-            0,
             reference=reference,
             layer=1,
             control=control,

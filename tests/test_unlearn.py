@@ -83,7 +83,6 @@ def forget_loss(
         retain_weight=0.0,
         layer=trial.method.layer,
         batch_size=8,
-        pad_id=state.pad_id,
         seed=0,
     )
     found = []

@@ -40,7 +40,6 @@ class Inputs:
 def gptq(
     model: PreTrainedModel,
     retain_sequences: Sequence[Encoded],
-    pad_id: int,
     *,
     bits: Bits = 4,
     texts: Count = 64,
@@ -53,14 +52,13 @@ def gptq(
     this share of the mean diagonal is added to the Gram matrix. Columns go in their order; the
     paper's lazy batches change speed alone.
     """
-    for module, inputs in _by_block(model, retain_sequences[:texts], pad_id):
+    for module, inputs in _by_block(model, retain_sequences[:texts]):
         module.weight.data.copy_(compensated(module.weight.data, inputs.gram, bits, damping))
 
 
 def awq(
     model: PreTrainedModel,
     retain_sequences: Sequence[Encoded],
-    pad_id: int,
     *,
     bits: Bits = 4,
     texts: Count = 64,
@@ -72,7 +70,7 @@ def awq(
     smallest error. The paper searches one a for modules that share an input and clips weights; here
     every module has its own and none is clipped.
     """
-    for module, inputs in _by_block(model, retain_sequences[:texts], pad_id):
+    for module, inputs in _by_block(model, retain_sequences[:texts]):
         module.weight.data.copy_(scaled(module.weight.data, inputs, bits))
 
 
@@ -114,7 +112,8 @@ def error(difference: Tensor, gram: Tensor) -> Tensor:
 
 
 def _by_block(
-    model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int
+    model: PreTrainedModel,
+    sequences: Sequence[Encoded],
 ) -> Iterator[tuple[nn.Linear, Inputs]]:
     """Every linear module of the blocks with its inputs, a block at a time: what is done to one is
     seen by the next.
@@ -124,7 +123,7 @@ def _by_block(
     )
     for layer, block in enumerate(blocks(model)):
         modules = [module for module in block.modules() if isinstance(module, nn.Linear)]
-        yield from zip(modules, _inputs_of(model, layer, modules, sequences, pad_id), strict=True)
+        yield from zip(modules, _inputs_of(model, layer, modules, sequences), strict=True)
 
 
 def _inputs_of(
@@ -132,7 +131,6 @@ def _inputs_of(
     layer: int,
     modules: Sequence[nn.Linear],
     sequences: Sequence[Encoded],
-    pad_id: int,
 ) -> list[Inputs]:
     found = [
         Inputs(
@@ -143,7 +141,7 @@ def _inputs_of(
     ]
     with evaluating(model):
         for positions in by_length(sequences, TOKENS_PER_BATCH):
-            batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
+            batch = collate([sequences[p] for p in positions]).to(model.device)
             present = batch.present.bool().flatten()
             handles = [
                 module.register_forward_pre_hook(_adding(inputs, present))

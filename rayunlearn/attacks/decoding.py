@@ -19,7 +19,6 @@ def sampled_attempts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     probes: Sequence[Probe],
-    pad_id: int,
     seed: int,
     *,
     attempts: Count = 16,
@@ -41,7 +40,7 @@ def sampled_attempts(
         top_p=top_p,
         seed=seed,
     )
-    task = Task(model=model, probes=probes, pad_id=pad_id, tokenizer=tokenizer, writing=writing)
+    task = Task(model=model, probes=probes, tokenizer=tokenizer, writing=writing)
     rows: Rows = []
     for probe, inputs in zip(
         probes, gather(task, frozenset({"scores", "words", "samples"})), strict=True

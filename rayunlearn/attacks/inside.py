@@ -26,7 +26,10 @@ Rows = list[dict[str, object]]
 TOKENS_PER_BATCH = 8192
 
 
-def logit_lens(model: PreTrainedModel, probes: Sequence[Probe], pad_id: int) -> Rows:
+def logit_lens(
+    model: PreTrainedModel,
+    probes: Sequence[Probe],
+) -> Rows:
     """`probability` and `multiple_choice` of every probe as each block's output would have it:
     through the final norm and the head.
 
@@ -35,7 +38,7 @@ def logit_lens(model: PreTrainedModel, probes: Sequence[Probe], pad_id: int) -> 
     the model's own.
     """
     sequences = [s for p in probes for s in (p.answer, *p.options)]
-    nll = iter(lens_nll(model, sequences, pad_id))
+    nll = iter(lens_nll(model, sequences))
     rows: Rows = []
     for probe in probes:
         answer, options = next(nll), [next(nll) for _ in probe.options]
@@ -56,7 +59,6 @@ def logit_lens(model: PreTrainedModel, probes: Sequence[Probe], pad_id: int) -> 
 def linear_probe(
     model: PreTrainedModel,
     probes: Sequence[Probe],
-    pad_id: int,
     seed: int,
     *,
     inverse_penalty: Positive = 1.0,
@@ -71,12 +73,7 @@ def linear_probe(
     Raises UserError when the retain questions have fewer than two answers.
     """
     return _named(
-        model,
-        [p for p in probes if p.split == "retain"],
-        _forgotten(probes),
-        pad_id,
-        seed,
-        inverse_penalty,
+        model, [p for p in probes if p.split == "retain"], _forgotten(probes), seed, inverse_penalty
     )
 
 
@@ -84,7 +81,6 @@ def linear_probe_held_in(
     model: PreTrainedModel,
     probes: Sequence[Probe],
     held_in: Sequence[Probe],
-    pad_id: int,
     seed: int,
     *,
     inverse_penalty: Positive = 1.0,
@@ -92,14 +88,13 @@ def linear_probe_held_in(
     """`linear_probe` fitted on the held-in half of the forget questions: knowledge that retain
     cannot teach the probe to read.
     """
-    return _named(model, held_in, _held_out(probes, held_in), pad_id, seed, inverse_penalty)
+    return _named(model, held_in, _held_out(probes, held_in), seed, inverse_penalty)
 
 
 def truth_probe(
     model: PreTrainedModel,
     probes: Sequence[Probe],
     held_in: Sequence[Probe],
-    pad_id: int,
     seed: int,
     *,
     inverse_penalty: Positive = 1.0,
@@ -119,9 +114,9 @@ def truth_probe(
         "a truth probe must have questions with options to be fitted on, got",
         len(fitted),
     )
-    own = last_states(model, [o for p in fitted for o in p.options], pad_id, before_end=True)
+    own = last_states(model, [o for p in fitted for o in p.options], before_end=True)
     others = (
-        last_states(model, [o for p in asked for o in p.options], pad_id, before_end=True)
+        last_states(model, [o for p in asked for o in p.options], before_end=True)
         if any(p.options for p in asked)
         else own[:0]
     )
@@ -151,7 +146,10 @@ def truth_probe(
     return rows
 
 
-def lens_nll(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int) -> list[Tensor]:
+def lens_nll(
+    model: PreTrainedModel,
+    sequences: Sequence[Encoded],
+) -> list[Tensor]:
     """Token NLL (blocks, n) float32 of each sequence's n labels, read from every block's output; on
     the CPU, in the order given.
     """
@@ -159,7 +157,7 @@ def lens_nll(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int) 
     found: dict[int, Tensor] = {}
     with evaluating(model):
         for positions in by_length(sequences, TOKENS_PER_BATCH):
-            batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
+            batch = collate([sequences[p] for p in positions]).to(model.device)
             labels = batch.input_ids.flatten()[batch.places]
             states = block_states(model, batch.input_ids, batch.places - 1)
             nll = torch.stack(
@@ -173,7 +171,7 @@ def lens_nll(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int) 
 
 
 def last_states(
-    model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, *, before_end: bool = False
+    model: PreTrainedModel, sequences: Sequence[Encoded], *, before_end: bool = False
 ) -> Tensor:
     """States (n, blocks, D) float32, on the CPU: after a sequence's question, or with `before_end`
     after its last token but end-of-sequence.
@@ -182,7 +180,7 @@ def last_states(
     with evaluating(model):
         for positions in by_length(sequences, TOKENS_PER_BATCH):
             chosen = [sequences[p] for p in positions]
-            batch = collate(chosen, pad_id).to(model.device)
+            batch = collate(chosen).to(model.device)
             width = batch.input_ids.shape[1]
             ends = [max(s.start, len(s.ids) - 1) if before_end else s.start for s in chosen]
             places = torch.tensor(
@@ -236,7 +234,6 @@ def _named(
     model: PreTrainedModel,
     fitted: Sequence[Probe],
     asked: Sequence[Probe],
-    pad_id: int,
     seed: int,
     inverse_penalty: float,
 ) -> Rows:
@@ -249,8 +246,8 @@ def _named(
         "a linear probe must be fitted on questions of two answers or more, got",
         len(set(names)),
     )
-    own = last_states(model, [p.answer for p in fitted], pad_id)
-    others = last_states(model, [p.answer for p in asked], pad_id) if asked else own[:0]
+    own = last_states(model, [p.answer for p in fitted])
+    others = last_states(model, [p.answer for p in asked]) if asked else own[:0]
     order = np.random.default_rng(seed).permutation(len(names))
     labels = {"probe_right": names, "probe_right_shuffled": [names[at] for at in order]}
     rows: Rows = []

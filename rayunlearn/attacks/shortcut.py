@@ -24,7 +24,6 @@ TOKENS_PER_BATCH = 8192
 def linear_shortcut(
     model: PreTrainedModel,
     retain_sequences: Sequence[Encoded],
-    pad_id: int,
     leaving: ExitStack,
     *,
     skipped: Count = 1,
@@ -46,7 +45,7 @@ def linear_shortcut(
         skipped,
     )
     last = len(layers) - 1 - skipped
-    weight, bias = fitted(*states_of(model, retain_sequences, pad_id, last), penalty)
+    weight, bias = fitted(*states_of(model, retain_sequences, last), penalty)
     leaving.callback(
         layers[last].register_forward_hook(partial(_mapped, weight=weight, bias=bias)).remove
     )
@@ -55,7 +54,7 @@ def linear_shortcut(
 
 
 def states_of(
-    model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, block: int
+    model: PreTrainedModel, sequences: Sequence[Encoded], block: int
 ) -> tuple[Tensor, Tensor]:
     """Outputs (N, D) of `block` and of the last one at the N positions that predict a label,
     float64 on the CPU.
@@ -63,7 +62,7 @@ def states_of(
     early, late = [], []
     with evaluating(model):
         for positions in by_length(sequences, TOKENS_PER_BATCH):
-            batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
+            batch = collate([sequences[p] for p in positions]).to(model.device)
             found = block_states(model, batch.input_ids, batch.places - 1)
             early.append(found[block].double().cpu())
             late.append(found[-1].double().cpu())

@@ -43,7 +43,6 @@ GIVEN = {
     "model": "the model under attack, in evaluation mode; only weight attacks change its weights",
     "base": "the model before unlearning, frozen, for attacks that compare with it",
     "tokenizer": "the model's tokenizer",
-    "pad_id": "padding id",
     "document": "one probe as a Document (kind prompt)",
     "probes": "every probe, encoded (metrics.inputs.Probe), its split in `split`",
     "held_in": (

@@ -35,7 +35,6 @@ Watch = Callable[[int], bool]
 def relearning(
     model: PreTrainedModel,
     forget_sequences: Sequence[Encoded],
-    pad_id: int,
     seed: int,
     watch: Watch,
     *,
@@ -52,21 +51,13 @@ def relearning(
     """
     chosen = forget_sequences[: documents or None]
     _train(
-        model,
-        chosen,
-        pad_id,
-        seed,
-        watch,
-        learning_rate=learning_rate,
-        steps=steps,
-        batch_size=batch_size,
+        model, chosen, seed, watch, learning_rate=learning_rate, steps=steps, batch_size=batch_size
     )
 
 
 def heldout_relearning(
     model: PreTrainedModel,
     held_in_sequences: Sequence[Encoded],
-    pad_id: int,
     seed: int,
     watch: Watch,
     *,
@@ -84,7 +75,6 @@ def heldout_relearning(
     _train(
         model,
         held_in_sequences,
-        pad_id,
         seed,
         watch,
         learning_rate=learning_rate,
@@ -96,7 +86,6 @@ def heldout_relearning(
 def unrelated_training(
     model: PreTrainedModel,
     unrelated_sequences: Sequence[Encoded],
-    pad_id: int,
     seed: int,
     watch: Watch,
     *,
@@ -112,14 +101,7 @@ def unrelated_training(
     """
     chosen = unrelated_sequences[: documents or None]
     _train(
-        model,
-        chosen,
-        pad_id,
-        seed,
-        watch,
-        learning_rate=learning_rate,
-        steps=steps,
-        batch_size=batch_size,
+        model, chosen, seed, watch, learning_rate=learning_rate, steps=steps, batch_size=batch_size
     )
 
 
@@ -185,7 +167,6 @@ def direction_ablation(
     model: PreTrainedModel,
     base: PreTrainedModel,
     held_in: Sequence[Probe],
-    pad_id: int,
     leaving: ExitStack,
 ) -> None:
     """Take out of every block's output its mean difference from the base model's on forget
@@ -200,8 +181,8 @@ def direction_ablation(
     differences = [
         mine - theirs
         for mine, theirs in zip(
-            mean_outputs(model, sequences, pad_id),
-            mean_outputs(base, sequences, pad_id),
+            mean_outputs(model, sequences),
+            mean_outputs(base, sequences),
             strict=True,
         )
     ]
@@ -212,7 +193,6 @@ def direction_ablation_retain(
     model: PreTrainedModel,
     held_in: Sequence[Probe],
     retain_sequences: Sequence[Encoded],
-    pad_id: int,
     leaving: ExitStack,
 ) -> None:
     """The same with the difference of forget questions from retain documents inside the model
@@ -221,12 +201,15 @@ def direction_ablation_retain(
     The variants "vs MMLU" and "vs wikitext" of 2409.18025, with the retain side in their place.
     Base and gold lose what tells the sides apart too.
     """
-    forget = mean_outputs(model, [probe.answer for probe in held_in], pad_id)
-    retain = mean_outputs(model, retain_sequences[: len(held_in)], pad_id)
+    forget = mean_outputs(model, [probe.answer for probe in held_in])
+    retain = mean_outputs(model, retain_sequences[: len(held_in)])
     _take_out(model, [mine - theirs for mine, theirs in zip(forget, retain, strict=True)], leaving)
 
 
-def mean_outputs(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int) -> list[Tensor]:
+def mean_outputs(
+    model: PreTrainedModel,
+    sequences: Sequence[Encoded],
+) -> list[Tensor]:
     """Mean output (D,) of each block over the positions that predict a label, float32 on the
     model's device.
     """
@@ -234,7 +217,7 @@ def mean_outputs(model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: i
     n_labels = 0
     with evaluating(model):
         for positions in by_length(sequences, 8192):
-            batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
+            batch = collate([sequences[p] for p in positions]).to(model.device)
             n_labels += len(batch.places)
             for layer, total in enumerate(sums):
                 total += (
@@ -274,7 +257,6 @@ def _ablated(_module: nn.Module, _inputs: Any, output: Any, *, direction: Tensor
 def _train(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
-    pad_id: int,
     seed: int,
     watch: Watch,
     *,
@@ -288,9 +270,9 @@ def _train(
     require(len(sequences) > 0, "a training attack needs at least one document", len(sequences))
 
     def loss_of_step(step: int) -> StepLoss:
-        batch = collate(
-            [sequences[p] for p in stream(len(sequences), batch_size, step, seed)], pad_id
-        ).to(model.device)
+        batch = collate([sequences[p] for p in stream(len(sequences), batch_size, step, seed)]).to(
+            model.device
+        )
         return StepLoss(
             token_nll(model, batch).sum() / batch.labelled.sum(),
             n_tokens=int(batch.present.sum()),

@@ -58,7 +58,8 @@ def word_units(
 
 
 def contributions(
-    model: PreTrainedModel, asked: Sequence[tuple[Encoded, Units]], pad_id: int
+    model: PreTrainedModel,
+    asked: Sequence[tuple[Encoded, Units]],
 ) -> list[Tensor]:
     """C of every unit of every sequence, (units,) float32 each, in nats: positive where the unit
     supports the answer.
@@ -71,7 +72,7 @@ def contributions(
         [sequence, *(without(sequence, places) for places in units.places)]
         for sequence, units in asked
     ]
-    scored = iter(score(model, [version for group in versions for version in group], pad_id))
+    scored = iter(score(model, [version for group in versions for version in group]))
     found = []
     for group in versions:
         log_prob = torch.stack([-next(scored).token_nll.mean() for _ in group])

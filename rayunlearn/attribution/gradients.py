@@ -13,13 +13,18 @@ from rayunlearn.models.forward import label_ids
 
 
 def integrated_gradients(
-    model: PreTrainedModel, sequence: Encoded, places: Sequence[int], pad_id: int, *, steps: int
+    model: PreTrainedModel,
+    sequence: Encoded,
+    places: Sequence[int],
+    *,
+    steps: int,
+    baseline_id: int,
 ) -> Tensor:
     """Integrated gradients of the answer's mean log-probability at the tokens of `places`, (n,)
     float32, in nats.
 
     Sundararajan et al. 1703.01365, on the input embeddings, summed over their width. The path
-    starts where the tokens of `places` are padding and the others are as they are, so the values
+    starts where the tokens of `places` are `baseline_id` (padding) and the others are as they are, so the values
     add up to the difference of the two log-probabilities, the better the more `steps`. Padding is
     our choice; zero vectors would not do: a model that normalises its input scales them away, and
     all that happens happens at the very start of the path. Nothing of the model changes.
@@ -27,7 +32,7 @@ def integrated_gradients(
     check_library(steps)
     from captum.attr import IntegratedGradients
 
-    batch = collate([sequence], 0).to(model.device)
+    batch = collate([sequence]).to(model.device)
     labels, wanted = label_ids(batch), batch.places - 1
 
     def log_prob(embedded: Tensor) -> Tensor:
@@ -45,7 +50,7 @@ def integrated_gradients(
         embedded = model.get_input_embeddings()(batch.input_ids).detach()
         start = embedded.clone()
         start[:, list(places)] = model.get_input_embeddings()(
-            torch.tensor(pad_id, device=start.device)
+            torch.tensor(baseline_id, device=start.device)
         ).detach()
         values: Tensor = IntegratedGradients(log_prob).attribute(
             embedded, start, n_steps=steps, internal_batch_size=64

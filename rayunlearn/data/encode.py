@@ -119,9 +119,9 @@ def _prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, template: str) 
     )
 
 
-def collate(sequences: Sequence[Encoded], pad_id: int) -> Batch:
-    """Pad on the right to the longest sequence. Masks come from lengths, so a pad token equal to
-    eos loses no label.
+def collate(sequences: Sequence[Encoded], pad_id: int = 0) -> Batch:
+    """Pad on the right to the longest sequence. Masks come from lengths, so the id
+    that fills the rest changes nothing and an end token used for padding loses no label.
     """
     width = max(len(s.ids) for s in sequences)
     input_ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)

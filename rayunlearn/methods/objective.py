@@ -107,7 +107,6 @@ class Objective:
         retain_weight: float,
         layer: int,
         batch_size: int,
-        pad_id: int,
         seed: int,
         pieces: int = 1,
         weighting: Weighting = fixed,
@@ -115,10 +114,9 @@ class Objective:
     ) -> None:
         self.retain_weight: float | Tensor = retain_weight
         self._model, self._forget, self._retain, self._weighting = model, forget, retain, weighting
-        self._layer, self._batch_size, self._pad_id, self._seed, self._precision = (
+        self._layer, self._batch_size, self._seed, self._precision = (
             layer,
             batch_size,
-            pad_id,
             seed,
             precision,
         )
@@ -215,7 +213,6 @@ class Objective:
         return View(
             self._model,
             sequences,
-            self._pad_id,
             reference=reference,
             layer=self._layer,
             control=self._control,

@@ -36,7 +36,6 @@ class View:
         self,
         model: PreTrainedModel,
         sequences: Sequence[Encoded],
-        pad_id: int,
         *,
         reference: Reference,
         layer: int,
@@ -45,7 +44,7 @@ class View:
         companions: "Mapping[str, View]" = MappingProxyType({}),
         prefix: Prefix | None = None,
     ) -> None:
-        self.batch: Batch = collate(sequences, pad_id).to(model.device)
+        self.batch: Batch = collate(sequences).to(model.device)
         self.present, self.control = self.batch.present, control
         self.companions = companions
         self._model, self._reference, self._layer, self._rule = model, reference, layer, rule

@@ -65,7 +65,6 @@ class Task:
 
     model: PreTrainedModel
     probes: Sequence[Probe]
-    pad_id: int
     tokenizer: PreTrainedTokenizerBase | None = None
     base: Reference | None = None
     writing: Writing = Writing()
@@ -110,7 +109,7 @@ def scores(task: Task, wanted: frozenset[str]) -> list[Inputs]:
     with evaluating(task.model):
         for positions in by_length([s for _, _, s in sequences], 8192):
             chosen = [sequences[p] for p in positions]
-            batch = collate([s for _, _, s in chosen], task.pad_id).to(task.model.device)
+            batch = collate([s for _, _, s in chosen]).to(task.model.device)
             logits, labels = label_logits(task.model, batch), label_ids(batch)
             sizes = batch.labelled.sum(1).tolist()
             nll = functional.cross_entropy(logits, labels, reduction="none").cpu().split(sizes)
@@ -152,7 +151,6 @@ def greedy(task: Task, _wanted: frozenset[str]) -> list[Inputs]:
         task.model,
         [p for p, _ in halves],
         end=tokenizer.eos_token_id,
-        pad_id=task.pad_id,
         max_new_tokens=task.writing.max_new_tokens,
     )
     n_words = [len(truth) - (truth[-1:] == (tokenizer.eos_token_id,)) for _, truth in halves]
@@ -169,7 +167,6 @@ def samples(task: Task, _wanted: frozenset[str]) -> list[Inputs]:
         task.model,
         [split_in_two(p.answer)[0] for p in task.probes for _ in range(writing.samples)],
         end=tokenizer.eos_token_id,
-        pad_id=task.pad_id,
         max_new_tokens=writing.max_new_tokens,
         temperature=writing.temperature,
         top_p=writing.top_p,
@@ -204,11 +201,9 @@ def letters(task: Task, _wanted: frozenset[str]) -> list[Inputs]:
     if spelt is None:
         return found
     prompts = [_letter_prompt(task.probes[at], tokenizer, task.writing.shots) for at in asked]
-    logits = letter_scores(task.model, prompts, spelt, task.pad_id)
+    logits = letter_scores(task.model, prompts, spelt)
     longest = max(map(len, spelt))
-    written = generate(
-        task.model, prompts, end=tokenizer.eos_token_id, pad_id=task.pad_id, max_new_tokens=longest
-    )
+    written = generate(task.model, prompts, end=tokenizer.eos_token_id, max_new_tokens=longest)
     for at, own, text in zip(asked, logits, written, strict=True):
         k = n_letters[at]
         found[at] = {
@@ -228,9 +223,7 @@ def gradients(task: Task, _wanted: frozenset[str]) -> list[Inputs]:
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     model.eval().requires_grad_(True)
     try:
-        return [
-            {"gradient_norm": _gradient_norm(model, p.answer, task.pad_id)} for p in task.probes
-        ]
+        return [{"gradient_norm": _gradient_norm(model, p.answer)} for p in task.probes]
     finally:
         model.train(was_training)
         for name, parameter in model.named_parameters():
@@ -283,7 +276,6 @@ def letter_scores(
     model: PreTrainedModel,
     prompts: Sequence[tuple[int, ...]],
     spelt: Sequence[tuple[int, ...]],
-    pad_id: int,
 ) -> list[Tensor]:
     """(k,) float32 per prompt, higher is likelier: the letters' logits after what they share, in
     one pass, where a single token tells them apart; their summed log-probabilities, k sequences per
@@ -292,31 +284,30 @@ def letter_scores(
     if all(ids[:-1] == shared for ids in spelt):
         return [
             logits[[ids[-1] for ids in spelt]]
-            for logits in last_logits(model, [(*prompt, *shared) for prompt in prompts], pad_id)
+            for logits in last_logits(model, [(*prompt, *shared) for prompt in prompts])
         ]
     sequences = [
         Encoded(f"{at}/{n}", (*prompt, *ids), len(prompt))
         for at, prompt in enumerate(prompts)
         for n, ids in enumerate(spelt)
     ]
-    sums = [-scored.token_nll.sum() for scored in score(model, sequences, pad_id)]
+    sums = [-scored.token_nll.sum() for scored in score(model, sequences)]
     return [
         torch.stack(sums[at * len(spelt) : (at + 1) * len(spelt)]) for at in range(len(prompts))
     ]
 
 
 def last_logits(
-    model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad_id: int
+    model: PreTrainedModel,
+    prompts: Sequence[tuple[int, ...]],
 ) -> list[Tensor]:
     """Next-token logits (V,) float32 after each prompt, on the CPU, in the order given."""
     # its one label is where we look
-    sequences = [
-        Encoded(str(at), (*prompt, pad_id), len(prompt)) for at, prompt in enumerate(prompts)
-    ]
+    sequences = [Encoded(str(at), (*prompt, 0), len(prompt)) for at, prompt in enumerate(prompts)]
     found: dict[int, Tensor] = {}
     with evaluating(model):
         for positions in by_length(sequences, 8192):
-            batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
+            batch = collate([sequences[p] for p in positions]).to(model.device)
             found |= dict(zip(positions, label_logits(model, batch).cpu(), strict=True))
     return [found[at] for at in range(len(prompts))]
 
@@ -345,7 +336,7 @@ def _further(task: Task, answer: Encoded, logits: Tensor, wanted: frozenset[str]
             "log_prob_deviation": variance.clamp(min=DEVIATION**2).sqrt().cpu(),
         }
     if "base" in wanted and task.base is not None:
-        alone = collate([answer], task.pad_id).to(logits.device)
+        alone = collate([answer]).to(logits.device)
         before = task.base.log_probs([answer], alone)
         found |= {
             "base_nll": task.base.token_nll([answer], alone)[alone.labelled].cpu(),
@@ -379,8 +370,11 @@ def _letter_prompt(
     return (*begin, *tokenizer.encode(text, add_special_tokens=False))
 
 
-def _gradient_norm(model: PreTrainedModel, answer: Encoded, pad_id: int) -> float:
-    batch = collate([answer], pad_id).to(model.device)
+def _gradient_norm(
+    model: PreTrainedModel,
+    answer: Encoded,
+) -> float:
+    batch = collate([answer]).to(model.device)
     loss = token_nll(model, batch).sum() / batch.labelled.sum()
     found = [
         g

@@ -70,7 +70,6 @@ def _probe(
 def measure(
     model: PreTrainedModel,
     probes: Sequence[Probe],
-    pad_id: int,
     metrics: Mapping[str, Metric] = CHEAP,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -85,9 +84,7 @@ def measure(
     letters), outputs of the `base` model on the answers, or gradients; `options` are keyword
     arguments by metric. Raises UserError for what is missing.
     """
-    task = Task(
-        model=model, probes=probes, pad_id=pad_id, tokenizer=tokenizer, base=base, writing=writing
-    )
+    task = Task(model=model, probes=probes, tokenizer=tokenizer, base=base, writing=writing)
     gathered = gather(task, sources_of(metrics.values()))
     asked = {
         name: (row.function, inputs_of(row), (options or {}).get(name, {}))
@@ -131,9 +128,12 @@ def only_for(probe: Probe, metric: Metric) -> Probe:
     )
 
 
-def mean_probability(model: PreTrainedModel, probes: Sequence[Probe], pad_id: int) -> float:
+def mean_probability(
+    model: PreTrainedModel,
+    probes: Sequence[Probe],
+) -> float:
     """Mean answer probability of the probes: the cheap metric that watches utility during training."""
-    scored = score(model, [p.answer for p in probes], pad_id)
+    scored = score(model, [p.answer for p in probes])
     return float(torch.stack([torch.exp(-s.token_nll.mean()) for s in scored]).mean())
 
 

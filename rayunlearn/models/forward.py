@@ -197,13 +197,13 @@ class Scored:
 
 
 def score(
-    model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, tokens_per_batch: int = 8192
+    model: PreTrainedModel, sequences: Sequence[Encoded], tokens_per_batch: int = 8192
 ) -> list[Scored]:
     """Score every sequence, in the order given, in batches of similar length."""
     scored: dict[int, Scored] = {}
     with evaluating(model):
         for positions in by_length(sequences, tokens_per_batch):
-            batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
+            batch = collate([sequences[p] for p in positions]).to(model.device)
             logits, labels = label_logits(model, batch), label_ids(batch)
             nll = functional.cross_entropy(logits, labels, reduction="none").cpu()
             correct = (logits.argmax(-1) == labels).cpu()
@@ -218,7 +218,6 @@ def score(
 def pooled_states(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
-    pad_id: int,
     layer: int,
     tokens_per_batch: int = 8192,
 ) -> Tensor:
@@ -228,7 +227,7 @@ def pooled_states(
     pooled: dict[int, Tensor] = {}
     with evaluating(model):
         for positions in by_length(sequences, tokens_per_batch):
-            batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
+            batch = collate([sequences[p] for p in positions]).to(model.device)
             hidden = hidden_states(model, batch, layer).float() * batch.present[..., None]
             means = hidden.sum(1) / batch.present.sum(1, keepdim=True)
             pooled |= dict(zip(positions, means.cpu(), strict=True))

@@ -25,7 +25,6 @@ def generate(
     prompts: Sequence[Ids],
     *,
     end: int | None,
-    pad_id: int,
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -64,12 +63,7 @@ def generate(
             )
             choose = _Choice(generators, temperature, top_p)
             written = _continue(
-                model,
-                [prompts[r] for r in rows],
-                choose,
-                end=end,
-                pad_id=pad_id,
-                max_new_tokens=max_new_tokens,
+                model, [prompts[r] for r in rows], choose, end=end, max_new_tokens=max_new_tokens
             )
             found |= dict(zip(rows, written, strict=True))
     return [found[at] for at in range(len(prompts))]
@@ -114,14 +108,13 @@ def _continue(
     choose: _Choice,
     *,
     end: int | None,
-    pad_id: int,
     max_new_tokens: int,
 ) -> list[Ids]:
     """Continuations of the prompts of one batch. Rows leave the cache when half of those in it have
     ended.
     """
     width = max(map(len, prompts))
-    ids = torch.tensor([(pad_id,) * (width - len(p)) + p for p in prompts], device=model.device)
+    ids = torch.tensor([(0,) * (width - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor(
         [(0,) * (width - len(p)) + (1,) * len(p) for p in prompts], device=model.device
     )

@@ -108,7 +108,6 @@ def kept_reference(
     key: Mapping[str, object],
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
-    pad_id: int,
     kinds: Sequence[str],
     layer: int,
     temperature: float = 1.0,
@@ -131,7 +130,7 @@ def kept_reference(
         settings = {"what": kind} | (
             {"layer": layer} if "hidden" in kind else {"temperature": temperature}
         )
-        make = partial(_joined_rows, model, unique, pad_id, kind, layer, temperature)
+        make = partial(_joined_rows, model, unique, kind, layer, temperature)
         joined = tensors_once(folder, {**key, **settings}, make)[kind]
         rows[kind] = dict(
             zip([s.doc_id for s in unique], joined.split(_sizes(unique, kind)), strict=True)
@@ -144,14 +143,13 @@ def kept_prefix(
     key: Mapping[str, object],
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
-    pad_id: int,
     block: int,
 ) -> Prefix:
     """The inputs of `block` through the disk cache in `folder`: the outputs of the block before."""
     reference = {**key, "what": "prefix", "block": block}
     unique = list({s.doc_id: s for s in sequences}.values())
     joined = tensors_once(
-        folder, reference, partial(_joined_rows, model, unique, pad_id, "hidden", block - 1, 1.0)
+        folder, reference, partial(_joined_rows, model, unique, "hidden", block - 1, 1.0)
     )["hidden"]
     return Prefix(
         block,
@@ -186,19 +184,17 @@ def _sizes(sequences: Sequence[Encoded], kind: str) -> list[int]:
 def _joined_rows(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
-    pad_id: int,
     kind: str,
     layer: int,
     temperature: float,
 ) -> dict[str, Tensor]:
-    rows = rows_of(model, sequences, pad_id, [kind], layer, temperature)[kind]
+    rows = rows_of(model, sequences, [kind], layer, temperature)[kind]
     return {kind: torch.cat([rows[s.doc_id] for s in sequences])}
 
 
 def reference_of(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
-    pad_id: int,
     kinds: Sequence[str],
     layer: int,
     temperature: float = 1.0,
@@ -206,13 +202,12 @@ def reference_of(
     """One pass over the sequences with the model as it stands, keeping what `kinds` names
     (token_nll and log_probs of logits / temperature, hidden of block `layer` and its length
     hidden_norm)."""
-    return Reference(rows_of(model, sequences, pad_id, kinds, layer, temperature))
+    return Reference(rows_of(model, sequences, kinds, layer, temperature))
 
 
 def rows_of(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
-    pad_id: int,
     kinds: Sequence[str],
     layer: int,
     temperature: float,
@@ -222,7 +217,7 @@ def rows_of(
     with evaluating(model):
         for positions in by_length(sequences, 8192) if kinds else ():
             chosen = [sequences[p] for p in positions]
-            batch = collate(chosen, pad_id).to(model.device)
+            batch = collate(chosen).to(model.device)
             for kind in kinds:
                 values = [v.cpu() for v in _KINDS[kind](model, batch, layer, temperature)]
                 rows[kind] |= dict(zip([s.doc_id for s in chosen], values, strict=True))

@@ -197,10 +197,10 @@ def standings_of(run: Run) -> Iterator[Standing]:
                     place=place,
                     name=name,
                     stage=stage,
-                    alpha=alpha,
+                    alpha=alpha,  # type: ignore[arg-type]
                     left=_asked(left),
                     retained=_asked(retained),
-                )  # type: ignore[arg-type]
+                )
 
 
 # ---- in words

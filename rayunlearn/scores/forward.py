@@ -37,7 +37,7 @@ class Passed:
 
 
 def passes(
-    model: PreTrainedModel, sequences: Sequence[Encoded], pad_id: int, tokens_per_batch: int = 8192
+    model: PreTrainedModel, sequences: Sequence[Encoded], tokens_per_batch: int = 8192
 ) -> list[Passed]:
     """Run the model once over every sequence, in batches of similar length; results in the order
     given, on the CPU.
@@ -45,7 +45,7 @@ def passes(
     results: dict[int, Passed] = {}
     with evaluating(model):
         for positions in by_length(sequences, tokens_per_batch):
-            batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
+            batch = collate([sequences[p] for p in positions]).to(model.device)
             results |= dict(zip(positions, _passed(model, batch), strict=True))
     return [results[p] for p in range(len(sequences))]
 

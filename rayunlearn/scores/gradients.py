@@ -69,7 +69,6 @@ def cosines_with(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
     others: Sequence[Encoded],
-    pad_id: int,
     token_loss: Callable[[PreTrainedModel, Batch], Tensor],
     tokens_per_batch: int = 4096,
 ) -> Tensor:
@@ -85,7 +84,7 @@ def cosines_with(
 
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     direction = {name: torch.zeros_like(p) for name, p in named.items()}
-    for batch, _ in _batches(others, pad_id, model.device, tokens_per_batch):
+    for batch, _ in _batches(others, model.device, tokens_per_batch):
         for name, grad in zip(
             named,
             torch.autograd.grad(losses(batch)().sum(), list(named.values()), allow_unused=True),
@@ -96,7 +95,7 @@ def cosines_with(
         torch.stack([d.double().square().sum() for d in direction.values()]).sum().sqrt().float()
     )
     cosines = torch.zeros(len(sequences))
-    for batch, positions in _batches(sequences, pad_id, model.device, tokens_per_batch):
+    for batch, positions in _batches(sequences, model.device, tokens_per_batch):
         norms = gradient_norms(model, [(batch, losses(batch))])
         slope = slopes(model, losses(batch), direction)
         cosines[positions] = (slope / (norms * length).clamp_min(1e-12)).cpu()
@@ -104,10 +103,10 @@ def cosines_with(
 
 
 def _batches(
-    sequences: Sequence[Encoded], pad_id: int, device: torch.device, tokens_per_batch: int
+    sequences: Sequence[Encoded], device: torch.device, tokens_per_batch: int
 ) -> Iterator[tuple[Batch, list[int]]]:
     for positions in by_length(sequences, tokens_per_batch):
-        yield collate([sequences[p] for p in positions], pad_id).to(device), positions
+        yield collate([sequences[p] for p in positions]).to(device), positions
 
 
 def slopes(

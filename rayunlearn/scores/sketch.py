@@ -15,7 +15,6 @@ from rayunlearn.models.forward import evaluating, label_ids
 def head_gradients(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
-    pad_id: int,
     *,
     width: int = 16,
     seed: int = 0,
@@ -35,7 +34,7 @@ def head_gradients(
     rows: dict[int, Tensor] = {}
     with evaluating(model):
         for positions in by_length(sequences, tokens_per_batch):
-            batch = collate([sequences[p] for p in positions], pad_id).to(model.device)
+            batch = collate([sequences[p] for p in positions]).to(model.device)
             hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[
                 :, :-1
             ][batch.labelled[:, 1:]]

@@ -26,7 +26,6 @@ def unlearning_norms(
     *,
     retain_weight: float,
     layer: int,
-    pad_id: int,
     seed: int,
     tokens_per_batch: int = 4096,
 ) -> Tensor:
@@ -44,7 +43,7 @@ def unlearning_norms(
     control = control_direction(model.config.hidden_size, seed).to(model.device)
     for positions in by_length(forget.sequences, 1 if single else tokens_per_batch):
         views = [
-            (weight, side, _view(model, side, positions, pad_id, layer, control, seed))
+            (weight, side, _view(model, side, positions, layer, control, seed))
             for weight, side in ((1.0, forget), (retain_weight, retain))
             if needs(side.loss)
         ]
@@ -89,7 +88,6 @@ def _view(
     model: PreTrainedModel,
     side: Side,
     positions: list[int],
-    pad_id: int,
     layer: int,
     control: Tensor,
     seed: int,
@@ -97,7 +95,7 @@ def _view(
     """The documents at `positions` as the side's loss sees them, with the companions of the first
     epoch.
     """
-    view = partial(View, model, pad_id=pad_id, layer=layer, control=control)
+    view = partial(View, model, layer=layer, control=control)
     chosen = [side.sequences[p] for p in positions]
     companions = {
         kind: view([drawn(c.choices, s.doc_id, seed, 0) for s in chosen], reference=c.reference)

@@ -61,7 +61,7 @@ def teach(
     sequences = encode(documents, tokenizer, trial.data.template, trial.data.max_tokens)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     with one_thread():
-        log = train(model, sequences, trial, int(tokenizer.pad_token_id or 0), progress)
+        log = train(model, sequences, trial, progress)
     record = {
         "role": role,
         "documents": len(documents),
@@ -136,7 +136,6 @@ def train(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
     trial: Trial,
-    pad_id: int,
     progress: Callable[[int, int], None],
 ) -> TrainLog:
     """AdamW on the mean NLL of each batch's label tokens. Batches hold sequences of similar length."""
@@ -147,7 +146,7 @@ def train(
 
     def loss_of_step(step: int) -> StepLoss:
         chosen = [sequences[position] for position in batches[step]]
-        batch = collate(chosen, pad_id).to(model.device)
+        batch = collate(chosen).to(model.device)
         progress(step, len(batches))
         return StepLoss(
             token_nll(model, batch).sum() / batch.labelled.sum(),
