@@ -69,7 +69,7 @@ def test_a_model_s_blocks_are_quantised_and_nothing_else(attack: object, family:
     model, plain = tiny_model(family), tiny_model(family)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert callable(attack)
-    attack(model, SEQUENCES, 0)
+    attack(model, SEQUENCES)
     inside = {
         f"{name}.weight" for name, m in model.base_model.named_modules() if isinstance(m, nn.Linear)
     }
@@ -87,7 +87,7 @@ def test_a_model_s_blocks_are_quantised_and_nothing_else(attack: object, family:
         ]
         assert max(len(row.unique()) for row in rows) <= 15
     again = copy.deepcopy(plain)
-    attack(again, SEQUENCES, 3)
+    attack(again, SEQUENCES)
     assert all(
         torch.equal(a, b)
         for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True)
