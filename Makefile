@@ -33,7 +33,7 @@ bench-cluster: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.cluster
 
 docs: $(VENV)/installed-dev
-	$(BIN)/python -m rayunlearn.catalogue > docs/settings.md
+	$(BIN)/python -m rayunlearn.cli.listing > docs/settings.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 findings: $(VENV)/installed-dev
@@ -41,7 +41,7 @@ findings: $(VENV)/installed-dev
 	  $(BIN)/rayunlearn run experiments/$$name.py || exit $$?; done
 	$(BIN)/rayunlearn attack runs/truly_unlearned/1 --trials grid --panel black_box
 	$(BIN)/rayunlearn attack runs/defences/1 --trials grid --seeds 1 --attacks relearning,heldout_relearning,unrelated_training,few_shot_retain
-	$(BIN)/python -m rayunlearn.results.findings runs docs/pictures > docs/findings.md
+	$(BIN)/python -m experiments.findings.page runs docs/pictures > docs/findings.md
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -30,8 +30,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.results.store import KINDS, VERSION, VERSION_KEY, compact, open_run, write_trial
-from rayunlearn.schema import TABLES
+from rayunlearn.schema import TABLES, VERSION
+from rayunlearn.storage.parquet import KINDS, VERSION_KEY
+from rayunlearn.storage.run import compact, open_run, write_trial
 from tests.cluster_of_nodes import Sweep, machines, starts, sweep_on
 
 ROOT = Path(__file__).parents[1]

@@ -121,18 +121,18 @@ def our_keywords(extractor: str, engine: str, cpus: int) -> Callable[[Path], Cal
     """`rayunlearn keywords` with its best ten keywords per document, in and out of Parquet."""
 
     def prepare(corpus: Path) -> Callable[[], object]:
-        from rayunlearn.cluster.passes import engines
-        from rayunlearn.extraction import Request, extract_to
+        from rayunlearn.cluster.corpus_engine import engines
+        from rayunlearn.corpus.extract_keywords import KeywordRequest, extract_corpus_keywords
 
         retain = str(corpus.with_name("retain.parquet")) if extractor == "log_odds" else ""
         output = Path(tempfile.mkdtemp(dir=corpus.parent)) / "keywords.parquet"
-        request = Request(
+        request = KeywordRequest(
             corpus=str(corpus), extractor=extractor, retain=retain, output=output, top=TOP
         )
 
         def run() -> None:
             with engines(engine, cpus, "local") as choose:
-                extract_to(request, choose=choose)
+                extract_corpus_keywords(request, choose=choose)
 
         return run
 
@@ -141,13 +141,13 @@ def our_keywords(extractor: str, engine: str, cpus: int) -> Callable[[Path], Cal
 
 def our_scores(corpus: Path) -> Callable[[], object]:
     """`rayunlearn score`: loss and min-k by one pass, documents of similar length together."""
-    from rayunlearn.scoring import Request, score_to
+    from rayunlearn.corpus.score_documents import ScoreRequest, score_corpus
 
     output = Path(tempfile.mkdtemp(dir=corpus.parent)) / "scores.parquet"
-    request = Request(
+    request = ScoreRequest(
         corpus=str(corpus), base=str(model_folder(corpus)), scores=("loss", "min_k"), output=output
     )
-    return lambda: score_to(request)
+    return lambda: score_corpus(request)
 
 
 def plain_scores(corpus: Path) -> Callable[[], object]:

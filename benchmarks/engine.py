@@ -29,13 +29,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.plain import PlainObjective
-from rayunlearn.data.encode import Encoded
+from rayunlearn.data.tokenize import Encoded
 from rayunlearn.methods.forget import FORGET
-from rayunlearn.methods.objective import Companions, Objective, Side
+from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
+from rayunlearn.methods.objective import Objective, PairedResponses, Side
 from rayunlearn.methods.retain import RETAIN
-from rayunlearn.methods.view import companion_kinds, needs, reference_kinds
 from rayunlearn.models.forward import first_trained_block
-from rayunlearn.models.reference import Reference, frozen, kept_prefix, kept_reference
+from rayunlearn.models.reference import Reference, cached_prefix, cached_reference, frozen_model
+from rayunlearn.ranges import required_inputs
 from rayunlearn.train.loop import adamw, choose_parameters
 
 LAYER = 7
@@ -201,14 +202,18 @@ def _side(
 ) -> Side:
     documents = texts(model, role, n)
     key: dict[str, object] = {"role": role, "n": n}
-    keep = partial(kept_reference, folder, model=model, layer=LAYER)
+    keep = partial(cached_reference, folder, model=model, layer=LAYER)
     block = first_trained_block(model)
-    prefix = kept_prefix(folder, key, model, documents, block) if block and needs(loss) else None
+    prefix = (
+        cached_prefix(folder, key, model, documents, block)
+        if block and required_inputs(loss)
+        else None
+    )
     companions = {}
-    for kind in companion_kinds(loss):
+    for kind in paired_response_kinds(loss):
         others = texts(model, kind, n, answer=15)
         choices = {d.doc_id: (o,) for d, o in zip(documents, others, strict=True)}
-        companions[kind] = Companions(
+        companions[kind] = PairedResponses(
             choices,
             keep({**key, "kind": kind}, sequences=others, kinds=reference_kinds(loss, kind)),
         )
@@ -240,9 +245,11 @@ def plain_loss(
     forget_side, retain_side = (Side(table[name].function, texts(model, role, batch_size), Reference({})) for table, name, role in (
         (FORGET, case.forget, "forget"), (RETAIN, retain, "retain")))  # fmt: skip
     loss = forget_side.loss
-    kinds = {kind: texts(model, kind, batch_size, answer=15) for kind in companion_kinds(loss)}
+    kinds = {
+        kind: texts(model, kind, batch_size, answer=15) for kind in paired_response_kinds(loss)
+    }
     companions = {
-        k: Companions(
+        k: PairedResponses(
             {d.doc_id: (o,) for d, o in zip(forget_side.sequences, os, strict=True)}, Reference({})
         )
         for k, os in kinds.items()
@@ -421,7 +428,7 @@ def _uncached(pair: tuple[Side, Side], model: PreTrainedModel) -> tuple[Side, Si
     run.
     """
     first, second = (
-        replace(side, reference=Reference({}, frozen(model, LAYER, 1.0)), prefix=None)
+        replace(side, reference=Reference({}, frozen_model(model, LAYER, 1.0)), prefix=None)
         for side in pair
     )
     return first, second

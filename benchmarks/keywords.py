@@ -21,14 +21,14 @@ import regex
 from nltk.stem import PorterStemmer
 
 from rayunlearn.config import Data
+from rayunlearn.corpus.extract_keywords import extractor_arguments
 from rayunlearn.data.documents import Corpus
-from rayunlearn.data.testbed import generate
+from rayunlearn.data.synthetic import generate
 from rayunlearn.errors import UserError
-from rayunlearn.extraction import arguments_for
-from rayunlearn.keywords.corpus import Known, Lender, extract
-from rayunlearn.keywords.extractors import EXTRACTORS, textrank, tfidf
-from rayunlearn.keywords.phrases import common_words, page_of
+from rayunlearn.keywords.extract import KeywordInputs, ModelWithTokenizer, extract
+from rayunlearn.keywords.phrases import common_words, document_words
 from rayunlearn.keywords.statistics import statistics_of
+from rayunlearn.keywords.table import EXTRACTORS, textrank, tfidf
 from rayunlearn.keywords.words import words_of
 from rayunlearn.models.load import load_model
 
@@ -88,12 +88,12 @@ def our_tfidf(texts: Sequence[str]) -> list[Ranked]:
     """`tfidf` with the statistics of these texts."""
     statistics = statistics_of(texts)
     common = common_words(statistics)
-    return [[k.text for k in tfidf(page_of(text, common), statistics)] for text in texts]
+    return [[k.text for k in tfidf(document_words(text, common), statistics)] for text in texts]
 
 
 def our_textrank(texts: Sequence[str]) -> list[Ranked]:
     """`textrank`, which looks at one document only."""
-    return [[k.text for k in textrank(page_of(text))] for text in texts]
+    return [[k.text for k in textrank(document_words(text))] for text in texts]
 
 
 def yake_library(texts: Sequence[str]) -> list[Ranked]:
@@ -177,7 +177,8 @@ def bed_rows(redundancy: int, base: str, gold: str) -> list[str]:
     """
     corpus = generate(Data(redundancy=redundancy))
     lenders = [
-        (lambda name=name: Lender(*load_model(name))) if name else None for name in (base, gold)
+        (lambda name=name: ModelWithTokenizer(*load_model(name))) if name else None
+        for name in (base, gold)
     ]
     rows = []
     for name in [
@@ -185,8 +186,8 @@ def bed_rows(redundancy: int, base: str, gold: str) -> list[str]:
         for n in EXTRACTORS
         if n != "judge" and (base or n not in ("embedding", "loss_gap", "gradient_gap"))
     ]:
-        arguments = arguments_for(name, {})
-        known = Known(
+        arguments = extractor_arguments(name, {})
+        known = KeywordInputs(
             corpus.forget, corpus.retain, arguments=arguments, base=lenders[0], gold=lenders[1]
         )
         words = [

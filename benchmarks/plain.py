@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from rayunlearn.data.encode import Encoded, collate
-from rayunlearn.methods.companions import drawn
+from rayunlearn.data.tokenize import Encoded, collate
+from rayunlearn.methods.loss_inputs import control_direction, required_tensor
 from rayunlearn.methods.objective import Side, presentations
-from rayunlearn.methods.view import control_direction, needs, tensor
+from rayunlearn.methods.paired_responses import choose_response
 from rayunlearn.models.forward import blocks
+from rayunlearn.ranges import required_inputs
 
 
 class PlainView:
@@ -138,7 +139,7 @@ class PlainObjective:
         terms = [
             self._term(side, step, seed)
             for seed, side in enumerate((self.forget, self.retain))
-            if needs(side.loss)
+            if required_inputs(side.loss)
         ]
         if self.idle_retain:
             terms[1] = 0.0 * terms[1]
@@ -151,8 +152,10 @@ class PlainObjective:
         ]
         others: dict[str, PlainView] = {}
         for kind, companions in side.companions.items():
-            texts = [drawn(companions.choices, s.doc_id, 0, epoch) for s, epoch in shown]
+            texts = [choose_response(companions.choices, s.doc_id, 0, epoch) for s, epoch in shown]
             others[kind] = PlainView(self.model, self.second, texts, self.layer, {})
         view: Any = PlainView(self.model, self.second, [s for s, _ in shown], self.layer, others)
-        loss: Tensor = side.loss(**{name: tensor(view, name) for name in needs(side.loss)})
+        loss: Tensor = side.loss(
+            **{name: required_tensor(view, name) for name in required_inputs(side.loss)}
+        )
         return loss

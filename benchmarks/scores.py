@@ -2,7 +2,7 @@
 
     python benchmarks/scores.py [--documents N] [--size tiny|small]
 
-`passes` beside a forward pass per document; `gradient_norms` beside a backward pass per document.
+`document_features` beside a forward pass per document; `gradient_norms` beside a backward pass per document.
 """
 
 import argparse
@@ -14,24 +14,27 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayunlearn.config import Data
-from rayunlearn.data.encode import Batch, Encoded, by_length, collate, encode
-from rayunlearn.data.testbed import generate
+from rayunlearn.data.synthetic import generate
+from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate, encode_documents
+from rayunlearn.models.document_features import document_features
 from rayunlearn.models.forward import token_nll
 from rayunlearn.models.scratch import build_model, build_tokenizer
-from rayunlearn.scores.forward import passes
-from rayunlearn.scores.gradients import gradient_norms
+from rayunlearn.selectors.gradients import gradient_norms
 
 
 def plain_passes(model: PreTrainedModel, sequences: list[Encoded]) -> Tensor:
     """Mean NLL of every document, one at a time."""
     return torch.cat(
-        [torch.stack([p.token_nll.mean() for p in passes(model, [s])]) for s in sequences]
+        [
+            torch.stack([p.token_nll.mean() for p in document_features(model, [s])])
+            for s in sequences
+        ]
     )
 
 
 def batched_passes(model: PreTrainedModel, sequences: list[Encoded]) -> Tensor:
     """The same in batches."""
-    return torch.stack([p.token_nll.mean() for p in passes(model, sequences)])
+    return torch.stack([p.token_nll.mean() for p in document_features(model, sequences)])
 
 
 def losses(model: PreTrainedModel, batch: Batch) -> Callable[[], Tensor]:
@@ -91,7 +94,7 @@ def main() -> None:
     torch.set_num_threads(1)
     documents = generate(Data(size="small")).forget[: options.documents]
     tokenizer = build_tokenizer([d.answer for d in documents])
-    sequences = encode(documents, tokenizer, "{prompt}", 256)
+    sequences = encode_documents(documents, tokenizer, "{prompt}", 256)
     model = build_model(options.size, len(tokenizer), 0).eval()
     print(
         "| | plain, documents/s | ours, documents/s | ratio | largest relative difference"

@@ -20,11 +20,11 @@ from typing import Any
 import polars as pl
 
 from rayunlearn.config import Data
-from rayunlearn.data.testbed import generate
+from rayunlearn.data.synthetic import generate
 from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
-from rayunlearn.results.store import open_run
-from rayunlearn.train.teach import texts
+from rayunlearn.storage.run import open_run
+from rayunlearn.train.teach import training_texts
 
 ROOT = Path(__file__).parents[1]
 VALUES = {
@@ -136,7 +136,7 @@ def _model_folder(folder: Path) -> Path:
         *corpus.retain,
         *(d for part in corpus.probes.values() for d in part),
     ]
-    tokenizer = build_tokenizer(texts(documents, Data().template))
+    tokenizer = build_tokenizer(training_texts(documents, Data().template))
     return save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, folder)
 
 

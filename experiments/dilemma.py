@@ -25,7 +25,7 @@ own runs (`rayunlearn list recipes`) and our wording.
 
 from rayunlearn import recipes
 from rayunlearn.config import Data, Explain, Method, Stop, Train, Trial, Value
-from rayunlearn.data.testbed import SCIENCE
+from rayunlearn.data.synthetic import SCIENCE
 from rayunlearn.experiment import Budget, Objective, Range
 
 ANSWERS = ",".join(value for attribute in SCIENCE for value in attribute.values)

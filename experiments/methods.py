@@ -97,15 +97,17 @@ SHOWN += ("token.temperature", "token.keep", "token.cap", "negate.scale")
 
 def main(runs: str = "runs", page: str = "docs/methods.md") -> None:
     """Run what is missing and write the page."""
-    from rayunlearn.plan import Planner
-    from rayunlearn.workspace import identify, prepare, validate
+    from rayunlearn.planning.planner import Planner
+    from rayunlearn.trial.identity import identify_trial
+    from rayunlearn.trial.workspace import prepare_models, validate_trial
 
     experiment = load(__file__)
     folder, cache = Path(runs) / experiment.name / experiment.version, Path(runs) / "cache"
     rows = {
-        row.trial_id: row.trial for row in Planner(experiment, validate, identify).agenda({}).rows
+        row.trial_id: row.trial
+        for row in Planner(experiment, validate_trial, identify_trial).agenda({}).rows
     }
-    prepare(
+    prepare_models(
         next(iter(rows.values())),
         cache,
         lambda role, done, steps: print(f"\r{role} {done}/{steps}", end="", file=sys.stderr),
@@ -121,9 +123,9 @@ def run_missing(rows: dict[str, Trial], folder: Path, cache: Path) -> None:
     """
     from concurrent.futures import ProcessPoolExecutor
 
-    from rayunlearn.results.store import finished
+    from rayunlearn.storage.run import finished_ids
 
-    done = finished(folder)
+    done = finished_ids(folder)
     groups: dict[str, list[Trial]] = {}
     for trial_id, trial in rows.items():
         if done.get(trial_id, "failed") == "failed":
@@ -137,23 +139,26 @@ def run_missing(rows: dict[str, Trial], folder: Path, cache: Path) -> None:
 
 def repeats(folder: Path, rows: dict[str, Trial]) -> dict[str, Trial]:
     """The trial that each label's line is about, with the other seeds, by trial id."""
-    from rayunlearn.workspace import identify, validate
+    from rayunlearn.trial.identity import identify_trial
+    from rayunlearn.trial.workspace import validate_trial
 
     lines = best_rows(folder, rows)
     trained = [rows[row["trial_id"]] for row in lines.values() if row["stage"] == "unlearned"]
     again = [
-        validate(with_values(trial, {"train.seed": seed})) for trial in trained for seed in SEEDS
+        validate_trial(with_values(trial, {"train.seed": seed}))
+        for trial in trained
+        for seed in SEEDS
     ]
-    return {identify(trial): trial for trial in again}
+    return {identify_trial(trial): trial for trial in again}
 
 
 def run_group(trials: Sequence[Trial], folder: Path, cache: Path) -> str:
     """Run the trials one after another, on one thread; returns their label."""
     import torch
 
-    from rayunlearn.cluster.folder import commit_of
-    from rayunlearn.trial import run_trial
-    from rayunlearn.workspace import workspace_of
+    from rayunlearn.trial.provenance import commit_of
+    from rayunlearn.trial.run import run_trial
+    from rayunlearn.trial.workspace import workspace_of
 
     torch.set_num_threads(1)
     for trial in trials:
@@ -234,7 +239,7 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
     """
     import polars as pl
 
-    from rayunlearn.results.store import open_run
+    from rayunlearn.storage.run import open_run
 
     run = open_run(folder)
     names = {
@@ -316,7 +321,7 @@ def catalogue() -> str:
 
     from rich.console import Console
 
-    from rayunlearn.catalogue import print_methods
+    from rayunlearn.cli.listing import print_methods
 
     text = StringIO()
     print_methods(Console(file=text, width=150, color_system=None))

@@ -10,7 +10,7 @@ __all__ = ["open"]
 def __getattr__(name: str) -> Any:
     """`rayunlearn.open(run)` without making `import rayunlearn` load polars."""
     if name == "open":
-        from rayunlearn.results.store import open_run
+        from rayunlearn.storage.run import open_run
 
         return open_run
     raise AttributeError(f"module 'rayunlearn' has no attribute {name!r}")

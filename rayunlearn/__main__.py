@@ -2,7 +2,7 @@
 
 import sys
 
-from rayunlearn.cli import main
+from rayunlearn.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,7 @@ to Parquet.
 
 `select.ratio` is a field of a section; `npo.beta` is a keyword argument of the function `npo` and
 lives in `Trial.options`, because layer 0 does not know the method tables.
-`rayunlearn.families.check` holds options against the signatures on the driver, before anything is
+`rayunlearn.registry.check` holds options against the signatures on the driver, before anything is
 scheduled.
 """
 
@@ -17,7 +17,7 @@ from rayunlearn.errors import UserError, require, require_no_login, unknown_name
 
 Value = str | int | float | bool
 
-BEDS = ("domain", "people")
+SYNTHETIC_DATASETS = ("domain", "people")
 BENCHMARKS = (
     "biology",
     "mmlu",
@@ -36,7 +36,7 @@ SIZES = ("tiny", "small")
 TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_keywords")
 PREFERRED = ("refusal", "alternate", "wrong")
 PRECISIONS = ("auto", "float32")
-# the differences of numbers up to 20 are that many (metrics/probes.py)
+# the differences of numbers up to 20 are that many (data/arithmetic.py)
 MOST_ARITHMETIC = 190
 NEWER = (
     "train.layers",
@@ -51,12 +51,12 @@ NEWER = (
     # settings younger than the first runs: at their default they make no other trial
 )
 # they change no number of a trial, so they make no other one
-NO_MATTER = ("train.checkpoint_every",)
+RESULT_NEUTRAL = ("train.checkpoint_every",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which documents: a generated test bed (`domain`, `people`), a benchmark of docs/benchmarks.md
+    """Which documents: a generated test bed (`domain_dataset`, `people_dataset`), a benchmark of docs/benchmarks.md
     or `files` of one's own.
 
     For a benchmark, `path` is its folder or Hub name and `options` are its loader's settings:
@@ -64,7 +64,7 @@ class Data:
     a Hub name, and `forget`, `retain`, `probe_forget` and `probe_retain` name a file stem in that
     directory (or a Hub configuration). Empty probes: the training documents are also what is asked.
     `holdout` names documents like the forget set's that no model was taught: membership metrics
-    compare with them. `columns` maps our names to theirs: `prompt=question,answer=answer`.
+    compare with them. `calibration_columns` maps our names to theirs: `prompt=question,answer=answer`.
 
     `arithmetic`: so many sums, differences and products are asked besides, on split `arithmetic`,
     whatever the data: what a model could and nobody asked it to forget.
@@ -88,15 +88,15 @@ class Data:
     arithmetic: int = 0
 
     def __post_init__(self) -> None:
-        if self.name not in (*BEDS, *BENCHMARKS, "files"):
-            raise unknown_name("data.name", self.name, (*BEDS, *BENCHMARKS, "files"))
+        if self.name not in (*SYNTHETIC_DATASETS, *BENCHMARKS, "files"):
+            raise unknown_name("data.name", self.name, (*SYNTHETIC_DATASETS, *BENCHMARKS, "files"))
         if self.size not in SIZES:
             raise unknown_name("data.size", self.size, SIZES)
         require(self.redundancy >= 1, "data.redundancy must be >= 1", self.redundancy)
         named = (
             f"data.path must name a directory, file or Hub data set when data.name is {self.name!r}"
         )
-        require(self.name in BEDS or bool(self.path), named, self.path)
+        require(self.name in SYNTHETIC_DATASETS or bool(self.path), named, self.path)
         require_no_login("data.path", self.path)
         require(
             self.name in BENCHMARKS or not self.options,
@@ -342,7 +342,7 @@ class Measure:
     """What is measured of every stage: `metrics` is cheap (one forward pass), all, or names
     separated by commas.
 
-    Metrics of texts write at most `max_new_tokens`; those of samples draw `samples` continuations
+    Metrics of texts write at most `max_new_tokens`; those of samples draw `sampling_pass` continuations
     at `temperature` within `top_p`, made by `seed`.
     """
 
@@ -368,7 +368,7 @@ class Calibrate:
     (`train.mixing`); `tau` 0: not at all.
 
     The mixture is the one that has moved the furthest and still retains `tau` x base; the one at
-    `beside` (0: none) is measured too. Retention is the mean of the metric `retention` on split
+    `baseline_table` (0: none) is measured too. Retention is the mean of the metric `retention` on split
     `split`.
     """
 
@@ -488,7 +488,9 @@ def flatten(trial: Trial) -> dict[str, Value]:
         if part in (Attack(), Explain()):
             continue
         flat |= {
-            f"{section}.{f.name}": coerce(f"{section}.{f.name}", getattr(part, f.name), _kind(f))
+            f"{section}.{f.name}": coerce_value(
+                f"{section}.{f.name}", getattr(part, f.name), _kind(f)
+            )
             for f in fields(part)
         }
     return flat | dict(sorted(trial.options))
@@ -576,7 +578,7 @@ def trial_id(trial: Trial, corpus_digest: str, model_digest: str, attack_digest:
     flat = {
         name: value
         for name, value in flat.items()
-        if name not in NO_MATTER and not (name.startswith(NEWER) and value == defaults[name])
+        if name not in RESULT_NEUTRAL and not (name.startswith(NEWER) and value == defaults[name])
     }
     return digest(flat | ({"attack.file": attack_digest} if "attack.file" in flat else {}))
 
@@ -587,7 +589,7 @@ def _typed(trial: Trial, name: str, value: Value) -> Value:
     known = {f.name: f for f in fields(part)}
     if key not in known:
         raise unknown_name("setting", name, field_names())
-    return coerce(name, value, _kind(known[key]))
+    return coerce_value(name, value, _kind(known[key]))
 
 
 def _kind(field_: "dataclasses.Field[Value]") -> type:
@@ -596,7 +598,7 @@ def _kind(field_: "dataclasses.Field[Value]") -> type:
     return field_.type
 
 
-def coerce(name: str, value: Value, kind: type) -> Value:
+def coerce_value(name: str, value: Value, kind: type) -> Value:
     """`value` as `kind`: an integral float is an int, an int is a float or a text; anything else is
     the caller's mistake.
     """

@@ -10,13 +10,13 @@ SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 # a shorter value is no secret, and would be found in ordinary words
 SECRET_CHARACTERS = 8
 LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
-KNOWN_TOKENS = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|AKIA)[A-Za-z0-9_-]{12,}")
+TOKEN_PATTERNS = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|AKIA)[A-Za-z0-9_-]{12,}")
 
 
 # names that are offered for one that is not known
-NEAREST = 5
+MIN_SIMILARITY = 5
 # names up to which all are told
-READABLE = 40
+MAX_LISTED_NAMES = 40
 
 
 class UserError(ValueError):
@@ -30,9 +30,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     read, the nearest and their number.
     """
     names = sorted(known)
-    near = get_close_matches(name, names, n=NEAREST)
+    near = get_close_matches(name, names, n=MIN_SIMILARITY)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    if near and len(names) > READABLE:
+    if near and len(names) > MAX_LISTED_NAMES:
         return UserError(
             f"unknown {kind} {name!r}{hint} (the nearest of {len(names)}: {', '.join(near)})"
         )
@@ -52,7 +52,7 @@ def without_secrets(text: str) -> str:
     for name, value in os.environ.items():
         if len(value) >= SECRET_CHARACTERS and any(word in name.upper() for word in SECRET_NAMES):
             text = text.replace(value, f"<{name}>")
-    return KNOWN_TOKENS.sub("<token>", LOGIN.sub("<login>@", text))
+    return TOKEN_PATTERNS.sub("<token>", LOGIN.sub("<login>@", text))
 
 
 def require_no_login(name: str, url: str) -> None:

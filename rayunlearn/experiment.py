@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rayunlearn.config import Trial, Value, coerce, digest, field_names, with_values
+from rayunlearn.config import Trial, Value, coerce_value, digest, field_names, with_values
 from rayunlearn.errors import UserError, require, unknown_name
 
 OBJECTIVE_STAGES = ("unlearned", "calibrated")
@@ -30,9 +30,9 @@ NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "ATTACKS", "TRACK", "V
 LAPTOP = "laptop"
 # by name: the package that it needs
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
-ATTACKED = ("best", "pareto", "grid")
+DEFAULT_ATTACKS = ("best", "pareto", "grid")
 # of an experiment, beside its base trial
-PARTS = ("budget", "objective", "attacks")
+EXPERIMENT_PARTS = ("budget", "objective", "attacks")
 SEEDS = ("select.seed", "train.seed")
 # A search over these would ask for another corpus, another base model or another study in every
 # trial.
@@ -70,7 +70,7 @@ class Range:
 
 @dataclass(frozen=True, init=False)
 class Choice:
-    """One of the given values: `Choice("a", "b")`."""
+    """One of the given values: `ChoiceQuestion("a", "b")`."""
 
     values: tuple[Value, ...]
 
@@ -147,8 +147,8 @@ class Attacks:
     trials: str = "grid"
 
     def __post_init__(self) -> None:
-        if self.trials not in ATTACKED:
-            raise unknown_name("attacks.trials", self.trials, ATTACKED)
+        if self.trials not in DEFAULT_ATTACKS:
+            raise unknown_name("attacks.trials", self.trials, DEFAULT_ATTACKS)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def load(path: str | Path, *, preset: str = LAPTOP) -> Experiment:
     for a preset that the file does not have.
     """
     # the tables import torch; building an Experiment by hand does not
-    from rayunlearn.families import option_names
+    from rayunlearn.registry import option_names
 
     experiment = from_module(_import(Path(path)), name=Path(path).stem, preset=preset)
     check_names(experiment, known=(*field_names(), *option_names()))
@@ -313,8 +313,8 @@ def check_measured(experiment: Experiment) -> None:
     """Raise UserError for an objective that is no metric (`check_objective`) or that the
     experiment's trials do not measure.
     """
-    from rayunlearn.metrics.document import METRICS
-    from rayunlearn.metrics.measure import chosen_metrics
+    from rayunlearn.metrics.evaluate import chosen_metrics
+    from rayunlearn.metrics.table import METRICS
 
     goal = experiment.objective
     check_objective(goal, directions={name: row.direction for name, row in METRICS.items()})
@@ -351,12 +351,12 @@ def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
         {
             name: value
             for name, value in values.items()
-            if name.partition(".")[0] not in (*PARTS, "version", "track")
+            if name.partition(".")[0] not in (*EXPERIMENT_PARTS, "version", "track")
         },
     )
     for name, value in values.items():
         section, _, key = name.partition(".")
-        if section in PARTS:
+        if section in EXPERIMENT_PARTS:
             changed = _replace_field(changed, section, key, value)
     if "track" in values:
         changed = replace(changed, track=_names(str(values["track"])))
@@ -526,7 +526,9 @@ def _replace_field(experiment: Experiment, section: str, key: str, value: Value)
     known = [f"{section}.{one.name}" for one in fields(part)]
     if f"{section}.{key}" not in known:
         raise unknown_name("setting", f"{section}.{key}", known)
-    changed = replace(part, **{key: coerce(f"{section}.{key}", value, type(getattr(part, key)))})
+    changed = replace(
+        part, **{key: coerce_value(f"{section}.{key}", value, type(getattr(part, key)))}
+    )
     if section == "attacks":
         return replace(experiment, attacks=changed)
     return (

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rayunlearn.cluster.session import before_ray
+from rayunlearn.cluster.session import set_ray_environment
 
 REPOSITORY = Path(__file__).parents[1]
 # seconds until what should happen counts as never happening, beside other work
@@ -91,7 +91,7 @@ class Machines:
 def machines(n: int) -> Iterator[Machines]:
     """A cluster of a head and `n` machines; nothing of it is left afterwards."""
     before = dict(os.environ)
-    before_ray("local")
+    set_ray_environment("local")
     os.environ.update(QUICK | {"PYTHONPATH": str(REPOSITORY)})
     from ray.cluster_utils import Cluster
 

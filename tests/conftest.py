@@ -10,8 +10,8 @@ from hypothesis import settings
 
 from rayunlearn.config import Trial
 from rayunlearn.data.documents import Corpus
-from rayunlearn.data.testbed import generate
-from rayunlearn.train.teach import teach
+from rayunlearn.data.synthetic import generate
+from rayunlearn.train.teach import train_base_or_gold
 
 # a property is not wrong because the machine is busy
 settings.register_profile("untimed", deadline=None)
@@ -39,8 +39,8 @@ def prepared(trial: Trial, folder: Path) -> Bed:
     """Base and gold of the trial, taught in `folder`."""
     corpus = generate(trial.data)
     bed = Bed(trial, corpus, folder / "base", folder / "gold")
-    teach(trial, corpus, "base", bed.base, silent)
-    teach(trial, corpus, "gold", bed.gold, silent)
+    train_base_or_gold(trial, corpus, "base", bed.base, silent)
+    train_base_or_gold(trial, corpus, "gold", bed.gold, silent)
     return bed
 
 

@@ -6,12 +6,13 @@ import sys
 
 from rich.console import Console
 
-from rayunlearn.cli import MISTAKE, conclude, end_as_ctrl_c_does
+from rayunlearn.cli.arguments import MISTAKE
+from rayunlearn.cli.output import handle_sigterm, print_conclusion
 from rayunlearn.cluster.sweep import Options, sweep
 from rayunlearn.config import Trial, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment, Objective, Range, grids_of
-from rayunlearn.results.mirror import output_place
+from rayunlearn.storage.sync import output_place
 from tests.fake_work import fake_work
 
 GRID = {
@@ -41,7 +42,7 @@ def main() -> int:
     """Sweep, say how it ended."""
     console = Console(width=200)
     output, seconds, workers, n_seeds = (*sys.argv[1:], *("2", "2")[len(sys.argv) - 3 :])
-    end_as_ctrl_c_does()
+    handle_sigterm()
     try:
         experiment, options = tuned(float(seconds), int(n_seeds)), Options(workers=int(workers))
         result = sweep(
@@ -51,7 +52,7 @@ def main() -> int:
         print(f"rayunlearn: {error}", file=sys.stderr)
         return MISTAKE
     print(f"ray imported: {'ray' in sys.modules}")
-    return conclude(result, ["python", "-m", "tests.fake_driver", *sys.argv[1:]], console)
+    return print_conclusion(result, ["python", "-m", "tests.fake_driver", *sys.argv[1:]], console)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rayunlearn.cluster.work import Progress, Work
+from rayunlearn.cluster.backend import OnPrepared, TrialBackend
 from rayunlearn.config import Trial, Value, digest, flatten
-from rayunlearn.estimate import Room
-from rayunlearn.results.store import write_trial
+from rayunlearn.planning.gpu_memory import GpuMemory
+from rayunlearn.storage.run import write_trial
 
 OPTIONS: dict[str, dict[str, Value]] = {
     "npo": {"npo.beta": 0.1},
@@ -78,7 +78,7 @@ def missing(trial: Trial, cache: Path) -> tuple[str, ...]:
     )
 
 
-def prepare(trial: Trial, cache: Path, progress: Progress, roles: tuple[str, ...]) -> None:
+def prepare(trial: Trial, cache: Path, progress: OnPrepared, roles: tuple[str, ...]) -> None:
     """Leave a marker per role; made twice is an error."""
     cache.mkdir(parents=True, exist_ok=True)
     for role in roles:
@@ -159,9 +159,9 @@ def assigned_gpus() -> float:
     )
 
 
-def room(trials: Sequence[Trial], run: Path) -> Room:
+def room(trials: Sequence[Trial], run: Path) -> GpuMemory:
     """A GiB for each document of the largest batch."""
-    return Room(
+    return GpuMemory(
         peak=max(trial.train.batch_size for trial in trials if trial.stage == "unlearned") * 2**30,
         trial="fake",
         source="made up",
@@ -193,9 +193,9 @@ def evals(trial: Trial) -> list[dict[str, object]]:
     ]
 
 
-def fake_work() -> Work:
+def fake_work() -> TrialBackend:
     """The work that tests inject."""
-    return Work(
+    return TrialBackend(
         check=check,
         identify=identify,
         missing=missing,

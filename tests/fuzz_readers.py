@@ -3,7 +3,7 @@ SECONDS [FOLDER]`; needs atheris.
 
 TARGET is settings, documents or run. Every input ends as a value or as the error that our readers
 promise; anything else stops the fuzzer, and the input that did it is kept in FOLDER (libFuzzer's
-crash-* file). tests/test_hostile.py holds the cases that were found.
+crash-* file). tests/test_hostile_inputs.py holds the cases that were found.
 """
 
 import json
@@ -16,12 +16,14 @@ from pathlib import Path
 
 import atheris
 
+from rayunlearn import schema
+
 with atheris.instrument_imports(
     include=[
         "rayunlearn.config",
         "rayunlearn.data",
-        "rayunlearn.results.store",
-        "rayunlearn.results.footer",
+        "rayunlearn.storage.run",
+        "rayunlearn.storage.parquet_guard",
     ]
 ):
     import polars as pl
@@ -29,10 +31,11 @@ with atheris.instrument_imports(
     import pyarrow.parquet
 
     from rayunlearn.config import Trial, flatten, parse_assignments, with_values
-    from rayunlearn.data.files import read_file, to_documents
-    from rayunlearn.data.pieces import columns_of, documents_of, pieces_of
+    from rayunlearn.corpus.partitions import columns_of, documents_of, partitions_of
+    from rayunlearn.data.readers import read_file
+    from rayunlearn.data.rows import to_documents
     from rayunlearn.errors import UserError
-    from rayunlearn.results import store
+    from rayunlearn.storage import run as run_module
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 COLUMNS = {"answer": "answer", "prompt": "prompt", "facts": "facts"}
@@ -64,7 +67,7 @@ def documents(folder: Path) -> tuple[Target, list[bytes]]:
         try:
             if file.suffix != ".txt":
                 to_documents(read_file(file), COLUMNS)
-            pieces = pieces_of(str(file), piece_bytes=64)
+            pieces = partitions_of(str(file), piece_bytes=64)
             columns = columns_of(pieces, "")
             for piece in pieces:
                 documents_of(piece, columns)
@@ -93,10 +96,10 @@ def run(folder: Path) -> tuple[Target, list[bytes]]:
     place = folder / "run"
     for name in ("a", "b"):
         rows = {"trials": [{"status": "complete"}], "evals": [{"metric": "m", "value": 0.5}]}
-        store.write_trial(place, name, rows, flatten(Trial()))
-    store.compact(place)
-    store.write_trial(place, "c", {"trials": [{"status": "complete"}]}, flatten(Trial()))
-    store.write_experiment(place, {"name": "small", "question": "?"})
+        run_module.write_trial(place, name, rows, flatten(Trial()))
+    run_module.compact(place)
+    run_module.write_trial(place, "c", {"trials": [{"status": "complete"}]}, flatten(Trial()))
+    run_module.write_experiment(place, {"name": "small", "question": "?"})
     files = sorted(path for path in place.rglob("*") if path.is_file())
     whole = {file: file.read_bytes() for file in files}
 
@@ -104,10 +107,10 @@ def run(folder: Path) -> tuple[Target, list[bytes]]:
         file = files[data[0] % len(files)] if data else files[0]
         file.write_bytes(data[1:])
         try:
-            opened = store.open_run(place)
-            for table in (*store.PER_TRIAL, *store.WHOLE_RUN):
+            opened = run_module.open_run(place)
+            for table in (*schema.PER_TRIAL, *run_module.RUN_TABLES):
                 getattr(opened, table).collect()
-        # as in tests/test_hostile.py
+        # as in tests/test_hostile_inputs.py
         except (UserError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
             pass
         finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rayunlearn.cluster.session import connected
+from rayunlearn.cluster.session import ray_session
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -18,7 +18,7 @@ def ray_address() -> Iterator[str]:
     # workers import the fakes by name
     os.environ["PYTHONPATH"] = str(REPOSITORY)
     try:
-        with connected(address="local", workers=2):
+        with ray_session(address="local", workers=2):
             import ray
 
             yield str(ray.get_runtime_context().gcs_address)

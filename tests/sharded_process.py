@@ -15,21 +15,21 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from rayunlearn.config import Trial, Value, with_values
-from rayunlearn.data.testbed import generate
+from rayunlearn.data.synthetic import generate
 from rayunlearn.errors import UserError
-from rayunlearn.models import placing
-from rayunlearn.train import loop, sharded
-from rayunlearn.unlearning import unlearn
-from rayunlearn.worker import loaded, reset
-from rayunlearn.workspace import Workspace, validate
+from rayunlearn.models import cpu_offload
+from rayunlearn.train import fsdp, loop
+from rayunlearn.trial.model_state import load_model_state, reset_weights
+from rayunlearn.trial.unlearn import unlearn
+from rayunlearn.trial.workspace import Workspace, validate_trial
 
 SHARES: list[tuple[int, int]] = []
-ROOM_ON = placing.room_on
+ROOM_ON = cpu_offload.weight_budget
 
 
 def noting_shares() -> None:
     """What each clipping sees: numbers of this process's shards, and of the whole."""
-    clip = sharded.clip_gradients
+    clip = fsdp.clip_gradients
 
     def noting(parameters: list[torch.nn.Parameter], most: float) -> torch.Tensor:
         SHARES.append(
@@ -50,14 +50,14 @@ def trained(
     no device holds the model.
     """
     SHARES.clear()
-    trial = validate(with_values(Trial(), values))
+    trial = validate_trial(with_values(Trial(), values))
     workspace = Workspace(generate(Trial().data), base, base, "taught", folder / "cache")
     # as a trial does: LoRA's first matrices are drawn
     torch.manual_seed(trial.train.seed)
-    loaded.cache_clear()
-    placing.room_on = lambda device: 0.0 if name.startswith("larger") else ROOM_ON(device)
-    state = reset(workspace.base)
-    assert placing.is_visited(state.model) is name.startswith("larger")
+    load_model_state.cache_clear()
+    cpu_offload.weight_budget = lambda device: 0.0 if name.startswith("larger") else ROOM_ON(device)
+    state = reset_weights(workspace.base)
+    assert cpu_offload.is_offloaded(state.model) is name.startswith("larger")
     log = unlearn(trial, workspace, state, list(range(8)), folder / f"adapter-{rank}")
     assert not any(isinstance(p, DTensor) for p in state.model.parameters())
     save_file(

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from rayunlearn.analysis.bootstrap import summarise_examples
 from rayunlearn.config import Trial, Value, digest, flatten, with_values
-from rayunlearn.results.analysis import summarise
-from rayunlearn.results.store import frame_of, write_experiment, write_table, write_trial
+from rayunlearn.storage.parquet import frame_of, write_table
+from rayunlearn.storage.run import write_experiment, write_trial
 
 METHODS = ("npo", "rmu")
 SELECTORS = ("random", "min_k")
@@ -145,7 +146,7 @@ def add_trial(
             "error": "worker died <script>alert(1)</script>",
             "error_where": "loop.py:10",
         }
-    evals = summarise(
+    evals = summarise_examples(
         frame_of("examples", [{"trial_id": trial_id, **r} for r in measured])
     ).to_dicts()
     coresets = [

@@ -10,7 +10,7 @@ from rayunlearn.config import (
     Train,
     Trial,
     block_numbers,
-    coerce,
+    coerce_value,
     digest,
     digest_of_texts,
     field_names,
@@ -119,7 +119,7 @@ def test_assignments_are_json_where_they_parse_and_text_elsewhere() -> None:
 
 def test_true_is_not_taken_for_a_number() -> None:
     with pytest.raises(UserError, match="x must be float, got True"):
-        coerce("x", True, float)
+        coerce_value("x", True, float)
 
 
 def test_blocks_are_written_as_numbers_one_or_several() -> None:

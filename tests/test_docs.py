@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rayunlearn.catalogue import settings_page
-from rayunlearn.cli import parser
+from rayunlearn.cli.docs_settings import settings_page
+from rayunlearn.cli.main import parser
 from rayunlearn.config import field_names
-from rayunlearn.families import option_names
+from rayunlearn.registry import option_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Programs of other people in fenced commands: what would be run is not this machine's to run.
 OTHERS = {
-    "ray": "needs a cluster; tests/test_jobs.py starts one",
+    "ray": "needs a cluster; tests/cluster/test_jobs.py starts one",
     "ssh": "needs a head to reach",
     "docker": "needs a registry",
     "kubectl": "needs a Kubernetes cluster; tests/test_deploy.py checks the file",

@@ -86,10 +86,10 @@ LIGHT = (
     "rayunlearn",
     "rayunlearn.config",
     "rayunlearn.schema",
-    "rayunlearn.results.store",
+    "rayunlearn.storage.run",
     "rayunlearn.experiment",
-    "rayunlearn.plan",
-    "rayunlearn.blockwise",
+    "rayunlearn.planning.planner",
+    "rayunlearn.corpus.vectorized_keywords",
 )
 
 
@@ -218,7 +218,7 @@ def test_the_checks_find_what_they_look_for() -> None:
     assert upward("from rayunlearn.train.loop import optimise\n", "data") == [
         "line 1: rayunlearn.train.loop.optimise"
     ]
-    assert upward("from rayunlearn import cli\n", "results") == ["line 1: rayunlearn.cli"]
+    assert upward("from rayunlearn import cli\n", "results") == ["line 1: rayunlearn.cli.inspect"]
     assert upward("def f():\n    import rayunlearn.cluster.sweep\n", "trial") == [
         "line 2: rayunlearn.cluster.sweep"
     ]

@@ -70,5 +70,8 @@ def test_the_wheel_holds_the_package_with_its_templates_and_nothing_else(tmp_pat
     subprocess.run(command, check=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "rayunlearn/results/templates/report.html.j2" in names and "rayunlearn/cli.py" in names
+    assert (
+        "rayunlearn/reporting/templates/report.html.j2" in names
+        and "rayunlearn/cli/inspect.py" in names
+    )
     assert {name.split("/")[0] for name in names} == {"rayunlearn", "rayunlearn-0.1.0.dist-info"}

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from rayunlearn.config import Data, Trial, with_values
-from rayunlearn.data.corpus import load_corpus
+from rayunlearn.data.load import load_corpus
 from rayunlearn.models.load import load_model, model_digest
-from rayunlearn.results.store import open_run
-from rayunlearn.trial import run_trial
-from rayunlearn.workspace import identify, prepare, validate
+from rayunlearn.storage.run import open_run
+from rayunlearn.trial.identity import identify_trial
+from rayunlearn.trial.run import run_trial
+from rayunlearn.trial.workspace import prepare_models, validate_trial
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 TOFU = SHARED / "tofu"
@@ -86,7 +87,7 @@ def test_tofu_s_texts_arrive_unchanged() -> None:
 
 @needs_tofu
 def test_a_file_that_is_not_json_at_all_names_the_reason_for_every_line() -> None:
-    from rayunlearn.data.files import read_file
+    from rayunlearn.data.readers import read_file
 
     rows = list(read_file(TOFU / "idontknow.jsonl"))
     assert len(rows) == 100
@@ -150,14 +151,14 @@ def test_the_stories_model_learns_tofu_questions_and_unlearns_the_forget_part(
         "train.batch_size": 4,
         "npo.beta": 0.05,
     }
-    workspace = prepare(
-        validate(start), tmp_path / "cache", lambda _role, _done, _steps: None, ("base",)
+    workspace = prepare_models(
+        validate_trial(start), tmp_path / "cache", lambda _role, _done, _steps: None, ("base",)
     )
     # it was not taught, so nothing is held against it
     workspace = replace(workspace, gold="")
     trials = {
-        "base": validate(with_values(start, {"stage": "base"})),
-        "unlearned": validate(with_values(start, settings)),
+        "base": validate_trial(with_values(start, {"stage": "base"})),
+        "unlearned": validate_trial(with_values(start, settings)),
     }
     assert {
         run_trial(trial, workspace, tmp_path / "run", "stories", "1") for trial in trials.values()
@@ -165,7 +166,7 @@ def test_the_stories_model_learns_tofu_questions_and_unlearns_the_forget_part(
     rows = open_run(tmp_path / "run").evals.filter(pl.col("metric") == "probability").collect()
     known = {
         (name, split): rows.filter(
-            (pl.col("trial_id") == identify(trial)) & (pl.col("split") == split)
+            (pl.col("trial_id") == identify_trial(trial)) & (pl.col("split") == split)
         )["value"][0]
         for name, trial in trials.items()
         for split in ("forget", "retain")

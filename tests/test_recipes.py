@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from rayunlearn.cli import _experiment, main, parser
+from rayunlearn.cli.arguments import experiment_of
+from rayunlearn.cli.main import main, parser
 from rayunlearn.config import Trial, flatten, with_values
 from rayunlearn.errors import UserError
-from rayunlearn.families import check
 from rayunlearn.recipes import OURS, RECIPES, values
+from rayunlearn.registry import check_trial
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_makes_a_trial_in_which_all_its_values_stand(name: str) -> None:
     """An option of a function that the recipe does not choose would be dropped by the check."""
-    flat = flatten(check(with_values(Trial(), values(name))))
+    flat = flatten(check_trial(with_values(Trial(), values(name))))
     assert {key: flat[key] for key in values(name)} == values(name)
 
 
@@ -101,7 +102,7 @@ def test_a_recipe_of_the_command_line_changes_the_experiment_and_set_goes_over_i
             "model.teach=true",
         ]
     )
-    base = flatten(_experiment(chosen).base)
+    base = flatten(experiment_of(chosen).base)
     assert (base["npo.beta"], base["method.wrappers"], base["sam.radius"]) == (0.015, "sam", 0.01)
     assert base["model.name"] == "scratch"
 

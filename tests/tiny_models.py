@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rayunlearn.data.encode import Encoded
+from rayunlearn.data.tokenize import Encoded
 
 SHAPE = {
     "vocab_size": 37,

@@ -2,7 +2,7 @@
 black box is enough.
 
 None puts a word of the asked answer into the prompt: shots and sentences that hold one are left
-out. A probe that does not allow an attack raises `NotAllowed`, which says why; asked as it was, it
+out. A probe that does not allow an attack raises `PromptNotAllowedError`, which says why; asked as it was, it
 would count as one that withstood.
 """
 
@@ -11,19 +11,26 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from rayunlearn.attacks.table import Attack
-from rayunlearn.attacks.wording import (
-    NotAllowed,
-    after_turns,
-    framed,
-    keys,
-    reasked,
-    rewritten,
-    silent,
-    tells,
+from rayunlearn.attacks.base import Attack
+from rayunlearn.attacks.prompt_text import (
+    PromptNotAllowedError,
+    after_conversation,
+    asked_again,
+    frame_prompt,
+    leaks_answer,
+    leaks_nothing,
+    rewrite_prompt,
+    word_keys,
 )
 from rayunlearn.data.documents import Document
-from rayunlearn.data.wordings import FILLERS, INSISTENCE, PREFIXES, REPLIES, ROLE_PLAYS, Frame
+from rayunlearn.data.prompt_templates import (
+    FILLERS,
+    INSISTENCE,
+    PREFIXES,
+    REPLIES,
+    ROLE_PLAYS,
+    PromptFrame,
+)
 from rayunlearn.ranges import Count
 
 
@@ -86,22 +93,22 @@ def paraphrase(document: Document) -> Document:
     (2401.06121) has some.
     """
     if not document.prompt_paraphrase:
-        raise NotAllowed("the data brings no other wording of its question")
-    return reasked(document, document.prompt_paraphrase)
+        raise PromptNotAllowedError("the data brings no other wording of its question")
+    return asked_again(document, document.prompt_paraphrase)
 
 
 def role_play(document: Document, rng: random.Random) -> Document:
     """The question inside one of our three role plays, drawn per probe. Lynch et al. 2402.16835 use
     jailbreak prompts; texts ours.
     """
-    return framed(document, rng.choice(ROLE_PLAYS))
+    return frame_prompt(document, rng.choice(ROLE_PLAYS))
 
 
 def jailbreak_prefix(document: Document, rng: random.Random) -> Document:
     """The question after one of our four lines that lift a ban on answering, drawn per probe. After
     2402.16835; texts ours.
     """
-    return framed(document, rng.choice(PREFIXES))
+    return frame_prompt(document, rng.choice(PREFIXES))
 
 
 def insistence(document: Document, template: str, *, turns: Count = 3) -> Document:
@@ -111,13 +118,13 @@ def insistence(document: Document, template: str, *, turns: Count = 3) -> Docume
     The model is made to have said our refusals, whatever it would have said, so the prompt is the
     same for every model. NotAllowed where all that could be said holds an answer word.
     """
-    lines, replies = silent(INSISTENCE, document)[:turns], silent(REPLIES, document)
+    lines, replies = leaks_nothing(INSISTENCE, document)[:turns], leaks_nothing(REPLIES, document)
     if not lines or not replies:
-        raise NotAllowed("every line of the dialogue holds a word of its answer")
+        raise PromptNotAllowedError("every line of the dialogue holds a word of its answer")
     asked = [document.prompt, *(f"{line} {document.prompt}" for line in lines[:-1])]
     earlier = [(question, replies[at % len(replies)]) for at, question in enumerate(asked)]
-    return after_turns(
-        rewritten(document, lambda question: f"{lines[-1]} {question}"), earlier, template
+    return after_conversation(
+        rewrite_prompt(document, lambda question: f"{lines[-1]} {question}"), earlier, template
     )
 
 
@@ -130,29 +137,29 @@ def _shots(document: Document, pool: Sequence[Document]) -> list[Document]:
         for d in pool
         if d.prompt
         and d.prompt != document.prompt
-        and not (tells(d.prompt, document) or tells(d.answer, document))
+        and not (leaks_answer(d.prompt, document) or leaks_answer(d.answer, document))
     ]
 
 
 def _after_shots(document: Document, shots: Sequence[Document], template: str) -> Document:
     if not shots:
-        raise NotAllowed(
+        raise PromptNotAllowedError(
             "every solved question that could stand before it holds a word of its answer"
         )
-    return after_turns(document, [(d.prompt, d.answer) for d in shots], template)
+    return after_conversation(document, [(d.prompt, d.answer) for d in shots], template)
 
 
 def _filled(document: Document, language: str, sentences: int) -> Document:
     """The filler's first sentences and the question. 2411.12103 has a blank line between; a blank
     is what a question follows on the test bed.
     """
-    text = " ".join(silent(FILLERS[language], document)[:sentences])
-    return framed(document, Frame(before=(text,) if text else ()))
+    text = " ".join(leaks_nothing(FILLERS[language], document)[:sentences])
+    return frame_prompt(document, PromptFrame(before=(text,) if text else ()))
 
 
 def _by_likeness(question: str, others: Sequence[str]) -> list[int]:
     """Positions of the other questions, most alike first; ties keep their order."""
-    bags = [Counter(keys(text)) for text in (question, *others)]
+    bags = [Counter(word_keys(text)) for text in (question, *others)]
     spread = Counter(word for bag in bags for word in bag)
     weights = [
         {word: n * math.log(len(bags) / spread[word]) for word, n in bag.items()} for bag in bags

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rayunlearn.keywords.stop import ENGLISH
+from rayunlearn.keywords.stopwords import ENGLISH
 from rayunlearn.keywords.words import Word, words_of
 
 
@@ -102,7 +102,7 @@ def _named(prompt: str, words: Sequence[Word], wording: str) -> str:
 
 
 @dataclass(frozen=True)
-class Form:
+class EmphasisForm:
     """A row of the family: the function (prompt, words of it, wording) -> prompt, and what it does
     in words.
     """
@@ -112,12 +112,12 @@ class Form:
     source: str = "ours, after unPact 2509.24675"
 
 
-FORMS = {
+EMPHASIS_FORMS = {
     row.function.__name__: row
     for row in (
-        Form(named_first, "the words named before the question"),
-        Form(quoted, "each word in quotation marks where it stands"),
-        Form(repeated_last, "the words repeated after the question"),
-        Form(named_and_repeated, "named before and repeated after"),
+        EmphasisForm(named_first, "the words named before the question"),
+        EmphasisForm(quoted, "each word in quotation marks where it stands"),
+        EmphasisForm(repeated_last, "the words repeated after the question"),
+        EmphasisForm(named_and_repeated, "named before and repeated after"),
     )
 }

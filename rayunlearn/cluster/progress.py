@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rayunlearn.experiment import Objective
-from rayunlearn.plan import Agenda, Planned, Result
+from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.planning.planner import Agenda, PlannedTrial
 
 PLAIN_EVERY_SECONDS = 10.0
 LIVE_EVERY_SECONDS = 0.5
@@ -53,11 +54,11 @@ class Snapshot:
         """Whether no trial is running and none is ready."""
         return not self.running and self.n_ready == 0
 
-    def with_running(self, running: Sequence[Planned]) -> "Snapshot":
+    def with_running(self, running: Sequence[PlannedTrial]) -> "Snapshot":
         """The same with these trials running."""
         return replace(
             self,
-            running=tuple(label(planned) for planned in running),
+            running=tuple(trial_label(planned) for planned in running),
             handed_out=tuple(planned.trial_id for planned in running),
         )
 
@@ -78,7 +79,7 @@ class Snapshot:
 
 def snapshot(
     agenda: Agenda,
-    results: Mapping[str, Result],
+    results: Mapping[str, TrialResult],
     *,
     seconds: tuple[float, ...],
     objective: Objective,
@@ -94,14 +95,14 @@ def snapshot(
         done=len(ended),
         total=agenda.total,
         failed=sum(result.status == "failed" for result in ended),
-        best=highest_of(agenda, results) if attacking else best_of(agenda, results, objective),
+        best=highest_index(agenda, results) if attacking else best_of(agenda, results, objective),
         seconds=seconds,
         objective=objective,
         attacking=attacking,
     )
 
 
-def label(planned: Planned) -> str:
+def trial_label(planned: PlannedTrial) -> str:
     """A running trial in few words."""
     trial = planned.trial
     if trial.attack.name != "none":
@@ -111,7 +112,7 @@ def label(planned: Planned) -> str:
     return f"{planned.role} {trial.method.forget} {trial.select.name} {trial.select.ratio:g}"
 
 
-def best_of(agenda: Agenda, results: Mapping[str, Result], objective: Objective) -> float:
+def best_of(agenda: Agenda, results: Mapping[str, TrialResult], objective: Objective) -> float:
     """Lowest forgetting of a complete unlearned trial whose utility is at least the floor's share
     of base's.
     """
@@ -120,17 +121,22 @@ def best_of(agenda: Agenda, results: Mapping[str, Result], objective: Objective)
         for row in agenda.rows
         if row.trial_id in results and results[row.trial_id].status == "complete"
     }
-    base = {pair(row): results[row.trial_id].utility for row in rows.values() if row.role == "base"}
+    base = {
+        pair_label(row): results[row.trial_id].utility
+        for row in rows.values()
+        if row.role == "base"
+    }
     good = [
         results[row.trial_id].forgetting
         for row in rows.values()
         if row.role in ("tuning", "grid")
-        and results[row.trial_id].utility >= objective.utility_floor * base.get(pair(row), math.nan)
+        and results[row.trial_id].utility
+        >= objective.utility_floor * base.get(pair_label(row), math.nan)
     ]
     return min((value for value in good if math.isfinite(value)), default=math.nan)
 
 
-def highest_of(agenda: Agenda, results: Mapping[str, Result]) -> float:
+def highest_index(agenda: Agenda, results: Mapping[str, TrialResult]) -> float:
     """Highest forgetting metric that an attack left on the model that it attacked, NaN before one
     has ended.
     """
@@ -149,7 +155,7 @@ def highest_of(agenda: Agenda, results: Mapping[str, Result]) -> float:
     )
 
 
-def pair(row: Planned) -> tuple[object, object]:
+def pair_label(row: PlannedTrial) -> tuple[object, object]:
     """The data and model of a planned trial: trials are compared with the base model of the same
     pair.
     """
@@ -157,17 +163,17 @@ def pair(row: Planned) -> tuple[object, object]:
 
 
 @dataclass(frozen=True)
-class Preparing:
+class PreparationProgress:
     """Models being taught: name -> (steps done, steps planned)."""
 
     steps: Mapping[str, tuple[int, int]]
 
 
-View = Snapshot | Preparing
+View = Snapshot | PreparationProgress
 
 
 @contextmanager
-def watched(console: Console, read: Callable[[], View | None]) -> Iterator[None]:
+def watch_progress(console: Console, read: Callable[[], View | None]) -> Iterator[None]:
     """Show what `read` returns until the block ends, from a thread of its own."""
     stop = threading.Event()
     show = _live if console.is_terminal else _plain
@@ -180,9 +186,9 @@ def watched(console: Console, read: Callable[[], View | None]) -> Iterator[None]
         thread.join()
 
 
-def line(view: View) -> str:
+def status_line(view: View) -> str:
     """One view as one plain line."""
-    if isinstance(view, Preparing):
+    if isinstance(view, PreparationProgress):
         return "preparing: " + ", ".join(
             f"{name} {100 * done // max(1, planned)} %"
             for name, (done, planned) in sorted(view.steps.items())
@@ -190,10 +196,10 @@ def line(view: View) -> str:
     parts = [f"trials {view.done}/{view.total}", f"running {len(view.running)}"]
     if view.failed:
         parts.append(f"{view.failed} failed")
-    return " · ".join([*parts, best_words(view), f"{duration(view.seconds_left)} left"])
+    return " · ".join([*parts, format_best(view), f"{format_duration(view.seconds_left)} left"])
 
 
-def best_words(view: Snapshot) -> str:
+def format_best(view: Snapshot) -> str:
     """The best trial so far, with the rule it is best under; of attacks, how much the strongest has
     got back.
     """
@@ -214,7 +220,7 @@ def best_words(view: Snapshot) -> str:
     )
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`about 3 min`; `time unknown` for NaN."""
     if not math.isfinite(seconds):
         return "time unknown"
@@ -234,9 +240,9 @@ def _plain(console: Console, read: Callable[[], View | None], stop: threading.Ev
         if (
             view is not None
             and time.monotonic() - shown >= PLAIN_EVERY_SECONDS
-            and line(view) != last
+            and status_line(view) != last
         ):
-            last, shown = line(view), time.monotonic()
+            last, shown = status_line(view), time.monotonic()
             console.print(last, soft_wrap=True, highlight=False)
 
 
@@ -249,12 +255,12 @@ def _live(console: Console, read: Callable[[], View | None], stop: threading.Eve
 
 
 def _drawn(view: View) -> RenderableType:
-    if isinstance(view, Preparing):
+    if isinstance(view, PreparationProgress):
         return bars({f"teaching {name}": steps for name, steps in sorted(view.steps.items())})
     running = Text("  " + ", ".join(view.running), style="dim", overflow="ellipsis", no_wrap=True)
     return Group(
         bars({f"trials {view.done}/{view.total}": (view.done, view.total)}),
-        Text("  " + " · ".join(line(view).split(" · ")[1:])),
+        Text("  " + " · ".join(status_line(view).split(" · ")[1:])),
         running,
     )
 

@@ -19,7 +19,7 @@ from rayunlearn.errors import UserError, require
 
 # holds the workspaces (documents and paths), never weights
 OBJECT_STORE_BYTES = 256 * 2**20
-QUIET = {
+QUIET_ENVIRONMENT = {
     # Tune's own tables; the progress line replaces them
     "RAY_AIR_NEW_OUTPUT": "0",
     # csv, json and tensorboard copies of what Parquet holds
@@ -35,7 +35,7 @@ QUIET = {
 }
 
 # of a resource that a trial asks for only to be on a machine that has it
-TRACE = 0.001
+TRACE_VARIABLE = 0.001
 # for the machines that are there
 ASK_EVERY_SECONDS = 2.0
 
@@ -44,20 +44,20 @@ ASK_EVERY_SECONDS = 2.0
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-def before_ray(address: str) -> str:
+def set_ray_environment(address: str) -> str:
     """Set what Ray reads when it is imported, so call it before the first import of Ray; returns
     `local` or where the cluster is.
 
     Imported without it, Ray's servers on this machine would listen on every interface.
     """
     place = _resolved(address)
-    for name, value in (QUIET | (LOOPBACK if place == "local" else {})).items():
+    for name, value in (QUIET_ENVIRONMENT | (LOOPBACK if place == "local" else {})).items():
         os.environ.setdefault(name, value)
     return place
 
 
 @contextmanager
-def connected(*, address: str, workers: int) -> Iterator[str]:
+def ray_session(*, address: str, workers: int) -> Iterator[str]:
     """Ray, for the length of the block, and the address of its dashboard ('': none); shut down
     afterwards only what was started here.
 
@@ -65,7 +65,7 @@ def connected(*, address: str, workers: int) -> Iterator[str]:
     machine only. `auto`: the cluster that RAY_ADDRESS names (a submitted job's own), else `local`.
     Anything else is an address. Raises UserError where no cluster answers.
     """
-    place = before_ray(address)
+    place = set_ray_environment(address)
     import ray
 
     if ray.is_initialized():
@@ -98,7 +98,7 @@ def trial_resources(
         f"--on must name a resource of a machine that is there {_named()}",
         on,
     )
-    only = {on: TRACE} if on else {}
+    only = {on: TRACE_VARIABLE} if on else {}
     if gpus_per_trial is None:
         require(
             not grows,
@@ -164,7 +164,7 @@ def smallest_gpu(gpu_bytes: Callable[[], int], on: str = "") -> int:
 
 
 @dataclass
-class Slots:
+class ConcurrencyLimit:
     """How many trials may be out at once: `workers`, or (0) as many as fit into the machines that
     are there at the moment.
     """
@@ -180,12 +180,12 @@ class Slots:
         if self.workers:
             return self.workers
         if time.monotonic() >= self._until:
-            self._known = slots_in(resources_on(self.on), self.resources)
+            self._known = concurrency_limit(resources_on(self.on), self.resources)
             self._until = time.monotonic() + ASK_EVERY_SECONDS
         return self._known
 
 
-def slots_in(there: Mapping[str, float], resources: Mapping[str, float]) -> int:
+def concurrency_limit(there: Mapping[str, float], resources: Mapping[str, float]) -> int:
     """Number of trials at once, at least 1. A share of a GPU is of one GPU: three trials of 0.6
     need three GPUs.
     """
@@ -199,7 +199,7 @@ def slots_in(there: Mapping[str, float], resources: Mapping[str, float]) -> int:
     return max(1, min(cpus, on_gpus))
 
 
-def knock(place: str) -> None:
+def check_port_open(place: str) -> None:
     """Raise UserError where nothing listens at `ray://host:port` or `host:port`; Ray itself would
     try for minutes.
     """
@@ -243,7 +243,7 @@ def _start(place: str, workers: int, folder: Path) -> str:
     if place == "local":
         _start_here(workers, folder)
         return ""
-    knock(place)
+    check_port_open(place)
     # A client of a cluster far away brings this package along; a driver on the cluster shares its
     # installation.
     package = (

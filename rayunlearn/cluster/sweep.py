@@ -15,22 +15,19 @@ import polars as pl
 from rich.console import Console
 
 import rayunlearn
-from rayunlearn.cluster.folder import (
-    begin,
-    commit_of,
-    locked,
-    pair_of,
-    run_folder,
-    write_corpora,
-    write_settings,
-)
-from rayunlearn.cluster.work import Work
+from rayunlearn.cluster.backend import TrialBackend
+from rayunlearn.cluster.run_tables import run_folder, write_corpora, write_settings
 from rayunlearn.config import flatten
 from rayunlearn.errors import require
 from rayunlearn.experiment import TRACKERS, Experiment
-from rayunlearn.plan import Agenda, Planner, Result, results_of
-from rayunlearn.results.store import clean, compact, open_run
+from rayunlearn.planning.attack_planner import AttackPlanner
+from rayunlearn.planning.outcomes import TrialResult, trial_results
+from rayunlearn.planning.planner import Agenda, Planner
 from rayunlearn.schema import FINISHED
+from rayunlearn.storage.lock import create_run_folder, run_lock
+from rayunlearn.storage.run import compact, open_run, remove_scratch
+from rayunlearn.trial.provenance import commit_of
+from rayunlearn.trial.workspace import data_model_pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +82,7 @@ class SweepResult:
 
 
 def sweep(
-    experiment: Experiment, output: Path, *, work: Work, options: Options, console: Console
+    experiment: Experiment, output: Path, *, work: TrialBackend, options: Options, console: Console
 ) -> SweepResult:
     """Run every planned trial that has not finished, each once, and write the run's tables.
 
@@ -98,9 +95,9 @@ def sweep(
     planner = Planner(experiment, work.check, work.identify)
     # a mistake in the experiment shows here, before a folder is made
     planner.agenda({})
-    with locked(run) as still_ours:
-        begin(run, version=experiment.version)
-        before = kept_results(run, experiment)
+    with run_lock(run) as still_ours:
+        create_run_folder(run, version=experiment.version)
+        before = cached_results(run, experiment)
         agenda = planner.agenda(before)
         for trial in dict.fromkeys(row.trial for row in agenda.rows if options.processes > 1):
             work.divide(trial, options.processes)
@@ -138,38 +135,38 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def prepare_models(
-    experiment: Experiment, output: Path, *, work: Work, options: Options, console: Console
+    experiment: Experiment, output: Path, *, work: TrialBackend, options: Options, console: Console
 ) -> int:
     """Teach every model that the experiment's trials start from and that is missing; returns how
     many that were.
     """
     cache = (output / "cache").resolve()
     agenda = Planner(experiment, work.check, work.identify).agenda({})
-    trials = tuple({pair_of(row.trial): row.trial for row in agenda.rows}.values())
+    trials = tuple({data_model_pair(row.trial): row.trial for row in agenda.rows}.values())
     n_missing = sum(len(work.missing(trial, cache)) for trial in trials)
     if n_missing:
-        from rayunlearn.cluster.session import before_ray, connected
+        from rayunlearn.cluster.session import ray_session, set_ray_environment
 
-        before_ray(options.address)
-        from rayunlearn.cluster.runner import prepare_only
+        set_ray_environment(options.address)
+        from rayunlearn.cluster.tune_runner import prepare_only
 
-        with connected(address=options.address, workers=options.workers):
+        with ray_session(address=options.address, workers=options.workers):
             prepare_only(
                 trials, cache, work=work, gpus_per_trial=options.gpus_per_trial, console=console
             )
     return n_missing
 
 
-def kept_results(run: Path, experiment: Experiment) -> dict[str, Result]:
+def cached_results(run: Path, experiment: Experiment) -> dict[str, TrialResult]:
     """Results of earlier calls that stand; a failed trial runs again."""
     return {
         trial_id: result
-        for trial_id, result in results_of(run, experiment.objective).items()
+        for trial_id, result in trial_results(run, experiment.objective).items()
         if result.status in FINISHED
     }
 
 
-def refuse_a_changed_corpus(run: Path, agenda: Agenda, cache: Path, work: Work) -> None:
+def refuse_a_changed_corpus(run: Path, agenda: Agenda, cache: Path, work: TrialBackend) -> None:
     """Raise UserError where a file that trials of this run were made from is not what it was: its
     trials would be other ones.
     """
@@ -199,24 +196,24 @@ def refuse_a_changed_corpus(run: Path, agenda: Agenda, cache: Path, work: Work) 
 
 def _run_missing(
     planner: Planner,
-    before: dict[str, Result],
+    before: dict[str, TrialResult],
     agenda: Agenda,
     *,
     run: Path,
     cache: Path,
-    work: Work,
+    work: TrialBackend,
     options: Options,
     console: Console,
 ) -> bool:
     """Run on Ray; whether it was interrupted."""
-    from rayunlearn.cluster.session import before_ray, connected
+    from rayunlearn.cluster.session import ray_session, set_ray_environment
 
-    before_ray(options.address)
-    from rayunlearn.cluster.runner import Job, execute
+    set_ray_environment(options.address)
+    from rayunlearn.cluster.tune_runner import SweepJob, run_searcher
 
     experiment = planner.experiment
     commit = commit_of(Path(rayunlearn.__file__).parent)
-    job = Job(
+    job = SweepJob(
         work=work,
         run=str(run),
         experiment=experiment.name,
@@ -225,17 +222,17 @@ def _run_missing(
         track=experiment.track,
         processes=options.processes,
     )
-    trials = tuple({pair_of(row.trial): row.trial for row in agenda.rows}.values())
+    trials = tuple({data_model_pair(row.trial): row.trial for row in agenda.rows}.values())
     planned = tuple(dict.fromkeys(row.trial for row in (*agenda.ready, *agenda.expected)))
     try:
-        with connected(address=options.address, workers=options.workers) as dashboard:
+        with ray_session(address=options.address, workers=options.workers) as dashboard:
             if dashboard:
                 console.print(
                     f"Ray's dashboard: {dashboard} (from the head's machine: docs/cluster.md)",
                     highlight=False,
                     soft_wrap=True,
                 )
-            finished = execute(
+            finished = run_searcher(
                 planner,
                 before,
                 job,
@@ -254,18 +251,18 @@ def _run_missing(
 
 def _close(
     planner: Planner,
-    before: Mapping[str, Result],
+    before: Mapping[str, TrialResult],
     *,
     run: Path,
     cache: Path,
-    work: Work,
+    work: TrialBackend,
     interrupted: bool,
     seconds: float,
 ) -> SweepResult:
     """Compact the trials and write plan, settings and quarantine."""
     compact(run)
-    clean(run)
-    results = results_of(run, planner.experiment.objective)
+    remove_scratch(run)
+    results = trial_results(run, planner.experiment.objective)
     agenda = planner.agenda(results)
     planner.keep(run, agenda)
     write_settings(run, planner.experiment, agenda, work.metrics())
@@ -274,7 +271,7 @@ def _close(
         cache,
         [
             work.workspace(trial, cache)
-            for trial in {pair_of(row.trial): row.trial for row in agenda.rows}.values()
+            for trial in {data_model_pair(row.trial): row.trial for row in agenda.rows}.values()
         ],
     )
     planned = {row.trial_id for row in agenda.rows}
@@ -291,3 +288,96 @@ def _close(
         notes=agenda.notes,
         seconds=seconds,
     )
+
+
+def attack_run(
+    run: Path,
+    planner: AttackPlanner,
+    cache: Path,
+    *,
+    work: TrialBackend,
+    options: Options,
+    console: Console,
+) -> SweepResult:
+    """Run every attack of the plan that has not finished and write its rows beside those of the
+    trials.
+
+    Attacks that failed in an earlier call run again. Raises UserError for a run that another driver
+    holds.
+    """
+    started, run = time.monotonic(), run.resolve()
+    objective = planner.experiment.objective
+    with run_lock(run) as still_ours:
+        remove_scratch(run)
+        before = {
+            trial_id: result
+            for trial_id, result in trial_results(run, objective).items()
+            if result.status in FINISHED
+        }
+        interrupted = bool(planner.agenda(before).ready) and _run_missing_attacks(
+            planner, before, run=run, cache=cache, work=work, options=options, console=console
+        )
+        still_ours()
+        compact(run)
+        results = trial_results(run, objective)
+        agenda = planner.agenda(results)
+        planner.keep(run, agenda)
+    planned = {row.trial_id for row in agenda.rows}
+    statuses = Counter(
+        results[trial_id].status for trial_id in sorted(planned) if trial_id in results
+    )
+    ran = sum(trial_id in results and trial_id not in before for trial_id in planned)
+    seconds = time.monotonic() - started
+    return SweepResult(
+        run=run,
+        total=agenda.total,
+        statuses=dict(statuses),
+        ran=ran,
+        interrupted=interrupted,
+        notes=agenda.notes,
+        seconds=seconds,
+    )
+
+
+def _run_missing_attacks(
+    planner: AttackPlanner,
+    before: Mapping[str, TrialResult],
+    *,
+    run: Path,
+    cache: Path,
+    work: TrialBackend,
+    options: Options,
+    console: Console,
+) -> bool:
+    from rayunlearn.cluster.session import ray_session, set_ray_environment
+
+    set_ray_environment(options.address)
+    from rayunlearn.cluster.tune_runner import SweepJob, run_searcher
+
+    experiment = planner.experiment
+    job = SweepJob(
+        work=work,
+        run=str(run),
+        experiment=experiment.name,
+        version=experiment.version,
+        commit=commit_of(Path(rayunlearn.__file__).parent),
+    )
+    trials = tuple(
+        {data_model_pair(target.trial): target.trial for target in planner.targets}.values()
+    )
+    try:
+        with ray_session(address=options.address, workers=options.workers):
+            finished = run_searcher(
+                planner,
+                dict(before),
+                job,
+                cache=cache,
+                trials=trials,
+                planned=tuple(dict.fromkeys(row.trial for row in planner.agenda(before).ready)),
+                workers=options.workers,
+                gpus_per_trial=options.gpus_per_trial,
+                console=console,
+            )
+    except KeyboardInterrupt:
+        return True
+    return not finished

@@ -2,7 +2,7 @@
 MLflow when it ends.
 
 A tracker is a mirror for people who look there; the run folder stays what everything is read from.
-Tune calls `Telling` (a Ray callback) when a trial ends; a thread of the driver reads the trial's
+Tune calls `TrackerCallback` (a Ray callback) when a trial ends; a thread of the driver reads the trial's
 files and tells each tracker, so no trial waits for a server. A tracker that fails loses that trial
 on its pages, which is said at the end of the run, and nothing else.
 
@@ -28,7 +28,7 @@ from rayunlearn.schema import TABLES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class TrackedTrial:
     """One ended trial: its settings, one number per measurement, and what was recorded along its
     steps as (step, {name: value}).
     """
@@ -43,12 +43,12 @@ class Told:
 class Tracker(Protocol):
     """Takes ended trials, one after the other, always from the same thread."""
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: TrackedTrial) -> None:
         """Put one trial where the tracker keeps it; the same trial again replaces it."""
 
 
 @dataclass(frozen=True)
-class Place:
+class RunInfo:
     """Which run it is: its folder, the experiment's name and its version."""
 
     run: Path
@@ -61,10 +61,10 @@ class TensorBoard:
     HPARAMS page).
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RunInfo) -> None:
         self.folder = place.run / "tensorboard"
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: TrackedTrial) -> None:
         """Write the trial's event files."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -79,11 +79,11 @@ class TensorBoard:
 class WandB:
     """A W&B run per trial, with the trial's id: its steps as history, its measurements as summary."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RunInfo) -> None:
         self.place = place
         place.run.mkdir(parents=True, exist_ok=True)
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: TrackedTrial) -> None:
         """Start the trial's run, fill it and finish it."""
         import wandb
 
@@ -108,7 +108,7 @@ class WandB:
 class MLflow:
     """An MLflow run per trial: settings as parameters, steps and measurements as metrics."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RunInfo) -> None:
         from mlflow.tracking import MlflowClient
 
         self.client = MlflowClient(
@@ -119,7 +119,7 @@ class MLflow:
         there = self.client.get_experiment_by_name(name)
         self.experiment = there.experiment_id if there else self.client.create_experiment(name)
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: TrackedTrial) -> None:
         """Write the trial's run; one that stands there from an earlier telling is deleted."""
         from mlflow.entities import Metric, Param
 
@@ -148,7 +148,7 @@ class MLflow:
         self.client.set_terminated(run, "FAILED" if told.status == "failed" else "FINISHED")
 
 
-TRACKERS: dict[str, Callable[[Place], Tracker]] = {
+TRACKERS: dict[str, Callable[[RunInfo], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
     "mlflow": MLflow,
@@ -156,13 +156,13 @@ TRACKERS: dict[str, Callable[[Place], Tracker]] = {
 
 
 @dataclass
-class Telling(Callback):
+class TrackerCallback(Callback):
     """The Ray callback: every ended trial to every tracker, one after the other in a thread of its
     own.
     """
 
     names: Sequence[str]
-    place: Place
+    place: RunInfo
     failed: dict[str, list[str]] = field(default_factory=dict)
 
     def setup(self, **_info: Any) -> None:
@@ -201,13 +201,13 @@ class Telling(Callback):
             try:
                 if name not in self.trackers:
                     self.trackers[name] = TRACKERS[name](self.place)
-                self.trackers[name].tell(told(self.place.run, trial_id))
+                self.trackers[name].tell(tracked_trial(self.place.run, trial_id))
             # somebody else's page: what it missed is counted and said, and the sweep goes on
             except Exception as error:
                 self.failed.setdefault(name, []).append(f"{type(error).__name__}: {error}")
 
 
-def told(run: Path, trial_id: str) -> Told:
+def tracked_trial(run: Path, trial_id: str) -> TrackedTrial:
     """An ended trial of the run folder, as trackers are told it; what is not finite is left out, as
     most of them refuse it.
     """
@@ -221,7 +221,7 @@ def told(run: Path, trial_id: str) -> Told:
         for c in columns
         if c.kind in ("i64", "f64") and _finite(row[c.name])
     }
-    return Told(
+    return TrackedTrial(
         trial_id=trial_id,
         status=row["status"],
         settings={

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rayunlearn.config import Data, Value
-from rayunlearn.data import recorded
+from rayunlearn.data import checksums
+from rayunlearn.data.benchmark_files import BenchmarkFolder, ChoiceQuestion, split_article
 from rayunlearn.data.documents import Corpus, Document, Rejected
 from rayunlearn.data.files import corpus_name, load_files
 from rayunlearn.data.hub import folder_of
-from rayunlearn.data.letters import solved_question
-from rayunlearn.data.shelf import Choice, Shelf, in_pieces
+from rayunlearn.data.multiple_choice import solved_question
 from rayunlearn.errors import UserError, require, unknown_name
 
 Probes = dict[str, tuple[Document, ...]]
@@ -55,7 +55,7 @@ CORPORA = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class BenchmarkParts:
     """What a loader found: the corpus's roles, and what its questions need."""
 
     forget: Documents = ()
@@ -67,7 +67,7 @@ class Parts:
     notes: tuple[str, ...] = ()
 
 
-def tofu(shelf: Shelf, *, size: str = "10") -> Parts:
+def tofu(shelf: BenchmarkFolder, *, size: str = "10") -> BenchmarkParts:
     """TOFU (2401.06121): forget `size` (01, 05 or 10) percent of fictitious authors; probes with
     paraphrases and wrong answers.
 
@@ -78,7 +78,7 @@ def tofu(shelf: Shelf, *, size: str = "10") -> Parts:
     names = {"forget": f"forget{size}_perturbed", "retain": "retain_perturbed"}
     names |= {"real_authors": "real_authors_perturbed", "world_facts": "world_facts_perturbed"}
     names |= {"holdout": f"holdout{size}"} if shelf.has(f"holdout{size}") else {}
-    return Parts(
+    return BenchmarkParts(
         forget=shelf.documents(f"forget{size}"),
         retain=shelf.documents(f"retain{100 - int(size)}"),
         probes={split: shelf.documents(name) for split, name in names.items()},
@@ -86,8 +86,8 @@ def tofu(shelf: Shelf, *, size: str = "10") -> Parts:
 
 
 def muse_news(
-    shelf: Shelf, *, task: str = "raw", step: int = 1, words: int = 0, shots: int = 10
-) -> Parts:
+    shelf: BenchmarkFolder, *, task: str = "raw", step: int = 1, words: int = 0, shots: int = 10
+) -> BenchmarkParts:
     """MUSE-News (2407.06460): articles. `task` raw, or the `step` (1-4) of `scal` (growing) and
     `sust` (one after another).
 
@@ -98,15 +98,17 @@ def muse_news(
 
 
 def muse_books(
-    shelf: Shelf, *, task: str = "raw", step: int = 1, words: int = 200, shots: int = 10
-) -> Parts:
+    shelf: BenchmarkFolder, *, task: str = "raw", step: int = 1, words: int = 200, shots: int = 10
+) -> BenchmarkParts:
     """MUSE-Books (2407.06460): four novels, so `words` cuts them into pieces. Its card lists no
     `scal` and `sust`; a folder may have them.
     """
     return _muse(shelf, task, step, words, shots)
 
 
-def wmdp_bio(shelf: Shelf, *, corpora: bool = False, documents: int = 0) -> Parts:
+def wmdp_bio(
+    shelf: BenchmarkFolder, *, corpora: bool = False, documents: int = 0
+) -> BenchmarkParts:
     """WMDP (2403.03218), biosecurity: 1,273 questions as split `forget`; MMLU's as `retain` where
     the folder `mmlu` stands beside them.
 
@@ -116,14 +118,16 @@ def wmdp_bio(shelf: Shelf, *, corpora: bool = False, documents: int = 0) -> Part
     return _wmdp(shelf, "bio", corpora, documents)
 
 
-def wmdp_cyber(shelf: Shelf, *, corpora: bool = False, documents: int = 0) -> Parts:
+def wmdp_cyber(
+    shelf: BenchmarkFolder, *, corpora: bool = False, documents: int = 0
+) -> BenchmarkParts:
     """WMDP (2403.03218), cybersecurity: 1,987 questions as split `forget`. `corpora` and
     `documents` as for `wmdp_bio`.
     """
     return _wmdp(shelf, "cyber", corpora, documents)
 
 
-def mmlu(shelf: Shelf, *, part: str = "all", shots: int = 0) -> Parts:
+def mmlu(shelf: BenchmarkFolder, *, part: str = "all", shots: int = 0) -> BenchmarkParts:
     """MMLU (2009.03300), 57 subjects: split `mmlu`, or with `part` biology the ten biology subjects
     as `forget` and the others as `retain` (Doshi & Stickland 2411.12103). `shots` (0-5) solved
     questions of its own subject stand before each.
@@ -144,7 +148,7 @@ def mmlu(shelf: Shelf, *, part: str = "all", shots: int = 0) -> Parts:
         )
         for split in ("forget", "retain")
     }
-    return Parts(
+    return BenchmarkParts(
         probes=sides if part == "biology" else {"mmlu": tuple(c.document for c in asked)},
         true_letters={c.document.doc_id: c.true_letter for c in asked},
         shots={
@@ -154,7 +158,7 @@ def mmlu(shelf: Shelf, *, part: str = "all", shots: int = 0) -> Parts:
     )
 
 
-def rwku(shelf: Shelf, *, targets: str = "", passages: bool = True) -> Parts:
+def rwku(shelf: BenchmarkFolder, *, targets: str = "", passages: bool = True) -> BenchmarkParts:
     """RWKU (2406.10890): real people. `targets` names some, separated by commas ('': all 200).
 
     Splits: forget (levels 1-3 together), level1, level2, level3, retain (both neighbour levels),
@@ -171,7 +175,7 @@ def rwku(shelf: Shelf, *, targets: str = "", passages: bool = True) -> Parts:
     together = {d.doc_id: d for documents in levels.values() for d in documents}
     require(bool(together), "rwku.targets must name people of the benchmark", targets)
     members = {"members": "All/forget_mia", "retain_members": "All/retain_mia"}
-    return Parts(
+    return BenchmarkParts(
         forget=_about(shelf.documents("All/passage"), wanted) if passages else (),
         probes={
             "forget": tuple(together.values()),
@@ -183,12 +187,12 @@ def rwku(shelf: Shelf, *, targets: str = "", passages: bool = True) -> Parts:
 
 
 def biology(
-    shelf: Shelf,
+    shelf: BenchmarkFolder,
     *,
     forget: str = "Wikipedia_Biology",
     retain: str = "Wikipedia_History_Concepts-in-Physics_Philosophy",
     words: int = 200,
-) -> Parts:
+) -> BenchmarkParts:
     """Articles as .txt files in a folder to forget and one to retain (Doshi & Stickland 2411.12103;
     the names are theirs), in pieces of `words`.
 
@@ -196,27 +200,29 @@ def biology(
     themselves.
     """
     about, other = (
-        in_pieces(shelf.articles(forget), words),
-        in_pieces(shelf.articles(retain), words),
+        split_article(shelf.articles(forget), words),
+        split_article(shelf.articles(retain), words),
     )
     asked = _mmlu_beside(shelf, part="biology")
     if asked is None:
         notes = ("no folder mmlu: the articles themselves are asked",)
-        return Parts(
+        return BenchmarkParts(
             forget=about, retain=other, probes={"forget": about, "retain": other}, notes=notes
         )
-    return Parts(forget=about, retain=other, probes=asked.probes, true_letters=asked.true_letters)
+    return BenchmarkParts(
+        forget=about, retain=other, probes=asked.probes, true_letters=asked.true_letters
+    )
 
 
-def files(
-    shelf: Shelf,
+def files_benchmark(
+    shelf: BenchmarkFolder,
     *,
     forget: str = "forget",
     retain: str = "retain",
     probe_forget: str = "",
     probe_retain: str = "",
     columns: str = "",
-) -> Parts:
+) -> BenchmarkParts:
     """Any folder of one's own, as docs/data.md says."""
     roles = {
         "forget": forget,
@@ -229,7 +235,7 @@ def files(
     for name in dict.fromkeys(filter(None, roles.values())):
         # for the record of its file
         shelf.rows(name)
-    return Parts(forget=corpus.forget, retain=corpus.retain, probes=corpus.probes)
+    return BenchmarkParts(forget=corpus.forget, retain=corpus.retain, probes=corpus.probes)
 
 
 @dataclass(frozen=True)
@@ -238,49 +244,49 @@ class Benchmark:
     were.
     """
 
-    function: Callable[..., Parts]
+    function: Callable[..., BenchmarkParts]
     home: str
     licence: str
-    recorded: recorded.Recorded
+    recorded: checksums.FileChecksums
     source: str
 
 
 BENCHMARKS = {
     row.function.__name__.replace("_", "-"): row
     for row in (
-        Benchmark(tofu, "locuslab/TOFU", "MIT", recorded.TOFU, "2401.06121"),
+        Benchmark(tofu, "locuslab/TOFU", "MIT", checksums.TOFU, "2401.06121"),
         Benchmark(
             muse_news,
             "muse-bench/MUSE-News",
             "CC BY 4.0 (card); texts are the BBC's",
-            recorded.MUSE_NEWS,
+            checksums.MUSE_NEWS,
             "2407.06460",
         ),
         Benchmark(
             muse_books,
             "muse-bench/MUSE-Books",
             "CC BY 4.0 (card); texts are the author's",
-            recorded.MUSE_BOOKS,
+            checksums.MUSE_BOOKS,
             "2407.06460",
         ),
         Benchmark(
             wmdp_bio,
             "cais/wmdp, cais/wmdp-bio-forget-corpus (gated)",
             "MIT; corpora restricted",
-            recorded.WMDP,
+            checksums.WMDP,
             "2403.03218",
         ),
         Benchmark(
             wmdp_cyber,
             "cais/wmdp, cais/wmdp-corpora (gated)",
             "MIT; corpora restricted",
-            recorded.WMDP,
+            checksums.WMDP,
             "2403.03218",
         ),
-        Benchmark(mmlu, "cais/mmlu", "MIT", recorded.MMLU, "2009.03300"),
-        Benchmark(rwku, "jinzhuoran/RWKU", "CC BY 4.0", recorded.NOTHING, "2406.10890"),
-        Benchmark(biology, "one's own article folders", "-", recorded.NOTHING, "2411.12103"),
-        Benchmark(files, "one's own", "-", recorded.NOTHING, "-"),
+        Benchmark(mmlu, "cais/mmlu", "MIT", checksums.MMLU, "2009.03300"),
+        Benchmark(rwku, "jinzhuoran/RWKU", "CC BY 4.0", checksums.NO_CHECKSUMS, "2406.10890"),
+        Benchmark(biology, "one's own article folders", "-", checksums.NO_CHECKSUMS, "2411.12103"),
+        Benchmark(files_benchmark, "one's own", "-", checksums.NO_CHECKSUMS, "-"),
     )
 }
 
@@ -361,7 +367,7 @@ def load_benchmark(
         if option not in known:
             raise unknown_name(f"option of {name}", option, known)
     row = BENCHMARKS[name]
-    shelf = Shelf(folder_of(str(place)), row.recorded)
+    shelf = BenchmarkFolder(folder_of(str(place)), row.recorded)
     parts = row.function(shelf, **given)
     changed = tuple(
         f"{r.table} is not the file that was recorded: {r.rows} rows, SHA-256 {r.sha256}"
@@ -399,7 +405,7 @@ def _as_kind(name: str, value: str, kind: type) -> Value:
     return value
 
 
-def _muse(shelf: Shelf, task: str, step: int, words: int, shots: int) -> Parts:
+def _muse(shelf: BenchmarkFolder, task: str, step: int, words: int, shots: int) -> BenchmarkParts:
     require(task in ("raw", "scal", "sust"), "task must be raw, scal or sust", task)
     require(1 <= step <= 4, "step must be in 1-4", step)
     asked = {side: shelf.documents(f"knowmem/{side}_qa") for side in ("forget", "retain")}
@@ -408,13 +414,13 @@ def _muse(shelf: Shelf, task: str, step: int, words: int, shots: int) -> Parts:
         if shots
         else {side: () for side in asked}
     )
-    return Parts(
-        forget=in_pieces(
+    return BenchmarkParts(
+        forget=split_article(
             shelf.documents("raw/forget" if task == "raw" else f"{task}/forget_{step}"), words
         ),
-        retain=in_pieces(shelf.documents("raw/retain1"), words),
+        retain=split_article(shelf.documents("raw/retain1"), words),
         probes={
-            side: tuple(after_shots(d, solved[side][:shots]) for d in asked[side]) for side in asked
+            side: tuple(with_shots(d, solved[side][:shots]) for d in asked[side]) for side in asked
         }
         | {"verbatim": shelf.documents("verbmem/forget", {"prompt": "prompt", "answer": "gt"})}
         | {
@@ -425,7 +431,7 @@ def _muse(shelf: Shelf, task: str, step: int, words: int, shots: int) -> Parts:
     )
 
 
-def after_shots(document: Document, solved: Documents) -> Document:
+def with_shots(document: Document, solved: Documents) -> Document:
     """The question after solved ones; the template "Question: {prompt}\\nAnswer:" stands around
     them all, so the first needs no "Question:".
     """
@@ -438,7 +444,7 @@ def after_shots(document: Document, solved: Documents) -> Document:
     )
 
 
-def _wmdp(shelf: Shelf, subject: str, corpora: bool, documents: int) -> Parts:
+def _wmdp(shelf: BenchmarkFolder, subject: str, corpora: bool, documents: int) -> BenchmarkParts:
     require(documents >= 0, f"wmdp-{subject}.documents must be >= 0", documents)
     choices = shelf.choices(shelf.rows(f"wmdp-{subject}/test"), f"wmdp-{subject}")
     sides = {
@@ -452,7 +458,7 @@ def _wmdp(shelf: Shelf, subject: str, corpora: bool, documents: int) -> Parts:
         role: shelf.documents(name, {"answer": "text"}) for role, name in sides.items() if corpora
     }
     kept = _mmlu_beside(shelf, part="all")
-    return Parts(
+    return BenchmarkParts(
         forget=texts.get("forget", ())[: documents or None],
         retain=texts.get("retain", ()),
         probes={"forget": tuple(c.document for c in choices)}
@@ -465,34 +471,38 @@ def _wmdp(shelf: Shelf, subject: str, corpora: bool, documents: int) -> Parts:
     )
 
 
-def _mmlu_beside(shelf: Shelf, *, part: str) -> Parts | None:
+def _mmlu_beside(shelf: BenchmarkFolder, *, part: str) -> BenchmarkParts | None:
     """MMLU from the folder `mmlu` in the benchmark's own, where there is one; its files are
     recorded with the benchmark's.
     """
     if not (shelf.root / "mmlu").is_dir():
         return None
-    beside = Shelf(shelf.root / "mmlu", recorded.MMLU)
+    beside = BenchmarkFolder(shelf.root / "mmlu", checksums.MMLU)
     asked = mmlu(beside, part=part)
     shelf.records.extend(beside.records)
     shelf.rejected.extend(beside.rejected)
     return asked
 
 
-def _subjects(shelf: Shelf, split: str, *, repeats: bool = False) -> list[tuple[str, list[Choice]]]:
+def _subjects(
+    shelf: BenchmarkFolder, split: str, *, repeats: bool = False
+) -> list[tuple[str, list[ChoiceQuestion]]]:
     """MMLU's questions by subject, from either layout."""
     if (shelf.root / split).is_dir():
         return shelf.letters(split, repeats=repeats)
-    by_subject: dict[str, list[Choice]] = {}
+    by_subject: dict[str, list[ChoiceQuestion]] = {}
     for choice in shelf.choices(shelf.rows(f"all/{split}"), repeats=repeats):
         by_subject.setdefault(choice.document.topic, []).append(choice)
     return sorted(by_subject.items())
 
 
-def _once(shelf: Shelf, subjects: list[tuple[str, list[Choice]]]) -> list[Choice]:
+def _once(
+    shelf: BenchmarkFolder, subjects: list[tuple[str, list[ChoiceQuestion]]]
+) -> list[ChoiceQuestion]:
     """Every question once; one that two subjects ask counts to biology, where that is one of them,
     else to the first.
     """
-    found: dict[str, Choice] = {}
+    found: dict[str, ChoiceQuestion] = {}
     for subject, choices in sorted(
         subjects, key=lambda entry: (entry[0] not in BIOLOGY_SUBJECTS, entry[0])
     ):

@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rayunlearn.data.documents import Document
-from rayunlearn.data.files import READERS, read_file
+from rayunlearn.data.readers import READERS, read_file
 from rayunlearn.errors import UserError, require, unknown_name
 
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class BookSplit:
     """What is cut: titles, and how many passages of `n_words` words of the forgotten book and of
     each kept one.
 
@@ -58,7 +58,7 @@ class Cut:
         )
 
 
-def cut_books(source: Path, cut: Cut, output: Path) -> dict[str, int]:
+def cut_books(source: Path, cut: BookSplit, output: Path) -> dict[str, int]:
     """Write forget, retain, probe_forget and probe_retain as JSONL, and manifest.json, to `output`;
     returns rows by split.
 
@@ -75,8 +75,8 @@ def cut_books(source: Path, cut: Cut, output: Path) -> dict[str, int]:
     splits = {
         "forget": forget,
         "retain": retain,
-        "probe_forget": [halved(p) for p in forget],
-        "probe_retain": [halved(p) for p in retain],
+        "probe_forget": [halves(p) for p in forget],
+        "probe_retain": [halves(p) for p in retain],
     }
     output.mkdir(parents=True, exist_ok=True)
     for name, documents in splits.items():
@@ -106,7 +106,7 @@ def read_books(source: Path, titles: Sequence[str]) -> dict[str, str]:
     return {title: text for title, text in found if title in titles}
 
 
-def passages_of(title: str, text: str, n: int, cut: Cut) -> list[Document]:
+def passages_of(title: str, text: str, n: int, cut: BookSplit) -> list[Document]:
     """`n` passages of `cut.n_words` words in the order of the book, drawn from all that it can be
     cut into.
     """
@@ -122,7 +122,7 @@ def passages_of(title: str, text: str, n: int, cut: Cut) -> list[Document]:
     return [Document(answer=runs[at], topic=title) for at in drawn]
 
 
-def halved(passage: Document) -> Document:
+def halves(passage: Document) -> Document:
     """The passage as a question: its first half of words asks for its second."""
     words = passage.answer.split()
     middle = len(words) // 2

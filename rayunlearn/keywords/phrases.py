@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rayunlearn.keywords.statistics import Statistics
-from rayunlearn.keywords.stop import ENGLISH
+from rayunlearn.keywords.stopwords import ENGLISH
 from rayunlearn.keywords.words import Word, phrase_text, words_of
 
 # with fewer, the share of documents a word is in says little
@@ -34,7 +34,7 @@ class Phrase:
 
 
 @dataclass(frozen=True)
-class Page:
+class DocumentWords:
     """One document: text, words, and candidates in the order of their first occurrence."""
 
     text: str
@@ -48,7 +48,7 @@ class Page:
         return Keyword(phrase_text(self.text, self.words[first:last]), score, spans)
 
 
-def page_of(text: str, common: Collection[str] = (), longest: int = 5) -> Page:
+def document_words(text: str, common: Collection[str] = (), longest: int = 5) -> DocumentWords:
     """Read one document. Candidates are the runs of words between punctuation and stop words, at
     most `longest` words.
 
@@ -60,10 +60,10 @@ def page_of(text: str, common: Collection[str] = (), longest: int = 5) -> Page:
     places = list(_runs(words, ENGLISH.union(common), longest)) or [
         (at, at + 1) for at in range(len(words))
     ]
-    return Page(text, words, grouped(words, places))
+    return DocumentWords(text, words, group_phrases(words, places))
 
 
-def grouped(words: Sequence[Word], places: Iterable[tuple[int, int]]) -> tuple[Phrase, ...]:
+def group_phrases(words: Sequence[Word], places: Iterable[tuple[int, int]]) -> tuple[Phrase, ...]:
     """Word ranges as phrases, each phrase once."""
     found: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for first, last in places:

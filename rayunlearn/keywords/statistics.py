@@ -10,10 +10,10 @@ from itertools import combinations
 import numpy as np
 import regex
 
-from rayunlearn.keywords.tokens import Array, blocks_of, tokens_of
+from rayunlearn.keywords.tokens import IntArray, blocks_of, tokens_of
 from rayunlearn.keywords.words import words_of
 
-Numbers = int | Array
+Floats = int | IntArray
 
 Frame = tuple[str | None, ...]
 LONGEST_SENTENCE = 20
@@ -32,7 +32,7 @@ class Statistics:
     document_counts: Counter[str]
 
 
-EMPTY = Statistics(0, 0, Counter(), Counter())
+EMPTY_STATISTICS = Statistics(0, 0, Counter(), Counter())
 
 
 def statistics_of(texts: Iterable[str]) -> Statistics:
@@ -52,11 +52,11 @@ def merge(parts: Iterable[Statistics]) -> Statistics:
     """The statistics of all parts together, equal to those of one pass over them. Of no part:
     EMPTY.
     """
-    return reduce(_add, parts, EMPTY)
+    return reduce(_add, parts, EMPTY_STATISTICS)
 
 
 @dataclass(frozen=True)
-class Links:
+class Cooccurrences:
     """Which words share sentences with which anchors: counts over all sentences, and over those
     with each anchor.
     """
@@ -65,7 +65,7 @@ class Links:
     beside: Mapping[str, Counter[str]]
 
 
-def links_of(texts: Iterable[str], anchors: Collection[str]) -> Links:
+def cooccurrences_of(texts: Iterable[str], anchors: Collection[str]) -> Cooccurrences:
     """Count sentences in one pass. A sentence ends at . ! ? or a line's end; an anchor is not
     counted beside itself.
     """
@@ -77,26 +77,26 @@ def links_of(texts: Iterable[str], anchors: Collection[str]) -> Links:
             counts.update(keys)
             for anchor in beside.keys() & set(keys):
                 beside[anchor].update(key for key in keys if key != anchor)
-    return Links(counts, beside)
+    return Cooccurrences(counts, beside)
 
 
-def merge_links(parts: Iterable[Links]) -> Links:
+def merge_links(parts: Iterable[Cooccurrences]) -> Cooccurrences:
     """The links of all parts together; every part must have been counted with the same anchors."""
     return reduce(_add_links, parts)
 
 
-def _add_links(a: Links, b: Links) -> Links:
-    return Links(
+def _add_links(a: Cooccurrences, b: Cooccurrences) -> Cooccurrences:
+    return Cooccurrences(
         a.counts + b.counts, {anchor: a.beside[anchor] + b.beside[anchor] for anchor in a.beside}
     )
 
 
-def term_weight(frequency: Numbers) -> Array:
+def term_weight(frequency: Floats) -> IntArray:
     """1 + ln tf of words that stand `frequency` times in a document."""
     return 1 + np.log(frequency)
 
 
-def inverse_document_frequency(document_count: Numbers, n_documents: int) -> Array:
+def inverse_document_frequency(document_count: Floats, n_documents: int) -> IntArray:
     """ln((N + 1) / df) of words that are in `document_count` of `n_documents` documents; one that
     is in none counts as in one.
     """
@@ -136,8 +136,8 @@ def framings(sentence: tuple[str, ...], changing: int) -> Iterator[tuple[tuple[i
 
 
 def log_odds_z(
-    count: Numbers, total: int, other_count: Numbers, other_total: int, prior_words: float
-) -> Array:
+    count: Floats, total: int, other_count: Floats, other_total: int, prior_words: float
+) -> IntArray:
     """z of the log-odds ratio of words said `count` times in `total` words and `other_count` times
     in `other_total` words.
 
@@ -156,13 +156,13 @@ def log_odds_z(
             (other_count + prior) / (other_total + prior_words - other_count - prior)
         )
         z = (odds - other_odds) / np.sqrt(1 / (count + prior) + 1 / (other_count + prior))
-    found: Array = np.where(known, z, 0.0)
+    found: IntArray = np.where(known, z, 0.0)
     return found
 
 
 def z_of_words(
     keys: Sequence[str], forget: Statistics, retain: Statistics, prior_words: float
-) -> Array:
+) -> IntArray:
     """(n,) `log_odds_z` of words in the forget corpus against the retain corpus."""
     here, there = (
         np.fromiter((side.counts[k] for k in keys), np.int64, len(keys))
@@ -177,7 +177,7 @@ def word_z(forget: Statistics, retain: Statistics, prior_words: float) -> dict[s
     return dict(zip(words, z_of_words(words, forget, retain, prior_words).tolist(), strict=True))
 
 
-def link_z(links: Links, prior_words: float) -> dict[str, float]:
+def link_z(links: Cooccurrences, prior_words: float) -> dict[str, float]:
     """For every word the largest `log_odds_z` of sentences with one anchor against sentences
     without it.
     """

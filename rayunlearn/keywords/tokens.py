@@ -21,7 +21,7 @@ from rayunlearn.keywords.words import JOINER, LETTER, SPACELESS, key_of
 # texts are taken together up to this many characters, of which the arrays take some 50 bytes each
 BLOCK_CHARACTERS = 4_000_000
 OTHER, IS_LETTER, IS_SPACELESS, IS_JOINER, IS_SLASH, IS_SPACE = range(6)
-Array = np.ndarray[Any, Any]
+IntArray = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,22 @@ class Tokens:
     `words.Word.opens`; key: its place in `keys`, the different words.
     """
 
-    codes: Array
-    begins: Array
-    document: Array
-    start: Array
-    end: Array
-    opens: Array
-    key: Array
+    codes: IntArray
+    begins: IntArray
+    document: IntArray
+    start: IntArray
+    end: IntArray
+    opens: IntArray
+    key: IntArray
     keys: tuple[str, ...]
 
     @cached_property
-    def first_word(self) -> Array:
+    def first_word(self) -> IntArray:
         """(texts + 1,): where each text's words begin among all words."""
         return np.searchsorted(self.document, np.arange(len(self.begins) + 1))
 
     @cached_property
-    def _by_key(self) -> tuple[Array, Array]:
+    def _by_key(self) -> tuple[IntArray, IntArray]:
         """Words ordered by key and then by text, and which of them are the first of their key in
         their text.
         """
@@ -64,7 +64,7 @@ class Tokens:
         return order, new
 
     @cached_property
-    def pair(self) -> Array:
+    def pair(self) -> IntArray:
         """A number for the word's text and key together, from 0."""
         order, new = self._by_key
         pair = np.empty(len(order), np.int64)
@@ -72,15 +72,15 @@ class Tokens:
         return pair
 
     @cached_property
-    def frequency(self) -> Array:
+    def frequency(self) -> IntArray:
         """How often the word stands in its text."""
         return np.bincount(self.pair)[self.pair] if len(self.key) else np.zeros(0, np.int64)
 
-    def counts(self) -> Array:
+    def counts(self) -> IntArray:
         """(keys,): occurrences of each different word."""
         return np.bincount(self.key, minlength=len(self.keys))
 
-    def document_counts(self) -> Array:
+    def document_counts(self) -> IntArray:
         """(keys,): texts with each different word."""
         order, new = self._by_key
         return np.bincount(self.key[order[new]], minlength=len(self.keys))
@@ -120,7 +120,7 @@ def tokens_of(texts: Sequence[str]) -> Tokens:
     return Tokens(codes, begins, document, start, end, opens, key, keys)
 
 
-def _codes(text: str) -> Array:
+def _codes(text: str) -> IntArray:
     """Code points; one byte each where that holds them."""
     if text.isascii():
         return np.frombuffer(text.encode(), np.uint8)
@@ -128,7 +128,7 @@ def _codes(text: str) -> Array:
 
 
 @lru_cache(maxsize=2)
-def _class_table(width: int) -> Array:
+def _class_table(width: int) -> IntArray:
     """Class of every code point that `width` bytes hold here (1: ASCII), from the expressions that
     `words` is made of.
     """
@@ -146,7 +146,7 @@ def _class_table(width: int) -> Array:
     return table
 
 
-def _inside(classes: Array) -> Array:
+def _inside(classes: IntArray) -> IntArray:
     """Which characters belong to words: letters, spaceless ones, and single joiners between two
     letters.
     """
@@ -156,7 +156,7 @@ def _inside(classes: Array) -> Array:
     return inside
 
 
-def _borders(inside: Array, alone: Array) -> tuple[Array, Array]:
+def _borders(inside: IntArray, alone: IntArray) -> tuple[IntArray, IntArray]:
     """First character of every word, and the one after its last; those `alone` are words by
     themselves.
     """
@@ -171,7 +171,7 @@ def _borders(inside: Array, alone: Array) -> tuple[Array, Array]:
     return np.flatnonzero((edge | cut) & padded[1:]), np.flatnonzero((edge | cut) & padded[:-1])
 
 
-def _opens(classes: Array, inside: Array, start: Array) -> Array:
+def _opens(classes: IntArray, inside: IntArray, start: IntArray) -> IntArray:
     """Whether more stands before a word than white space with at most one slash."""
     hard = np.flatnonzero(~inside & (classes != IS_SPACE))
     weight = np.where(classes[hard] == IS_SLASH, 1, 2)
@@ -180,7 +180,7 @@ def _opens(classes: Array, inside: Array, start: Array) -> Array:
     return np.bincount(gap, weight, minlength=len(start) + 1)[: len(start)] > 1
 
 
-def _keys(codes: Array, lengths: Array) -> tuple[Array, tuple[str, ...]]:
+def _keys(codes: IntArray, lengths: IntArray) -> tuple[IntArray, tuple[str, ...]]:
     """(n,) places in the different keys, and those, of n words whose characters lie end to end in
     `codes`.
     """
@@ -200,7 +200,7 @@ def _keys(codes: Array, lengths: Array) -> tuple[Array, tuple[str, ...]]:
     return (same[indices] if len(indices) else np.zeros(0, np.int32)), tuple(places)
 
 
-def strings_of(codes: Array, lengths: Array) -> pyarrow.LargeStringArray:
+def strings_of(codes: IntArray, lengths: IntArray) -> pyarrow.LargeStringArray:
     """(n,) strings of `lengths` characters that lie end to end in `codes`."""
     content, sizes = codes.tobytes(), lengths
     if codes.dtype != np.uint8:

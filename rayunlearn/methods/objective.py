@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rayunlearn.data.encode import Encoded
-from rayunlearn.methods.companions import Choices, drawn
-from rayunlearn.methods.tokens import EVERY_TOKEN, TokenRule
-from rayunlearn.methods.view import View, control_direction, looks_at_documents, needs, tensor
-from rayunlearn.methods.weighting import fixed
+from rayunlearn.data.tokenize import Encoded
+from rayunlearn.methods.loss_inputs import (
+    LossInputs,
+    control_direction,
+    required_tensor,
+    uses_documents,
+)
+from rayunlearn.methods.paired_responses import Choices, choose_response
+from rayunlearn.methods.retain_weight import fixed_weight
+from rayunlearn.methods.token_mask import EVERY_TOKEN, TokenRule
 from rayunlearn.models.reference import Prefix, Reference
+from rayunlearn.ranges import required_inputs
 from rayunlearn.train.device import computing
 from rayunlearn.train.step import StepLoss
 
@@ -23,7 +29,7 @@ Weighting = Callable[[float | Tensor, Tensor, int], float | Tensor]
 
 
 @dataclass(frozen=True)
-class Companions:
+class PairedResponses:
     """The companions of one kind: each document's choices, and what the model said of them before
     unlearning.
     """
@@ -45,21 +51,21 @@ class Side:
     loss: Callable[..., Tensor]
     sequences: Sequence[Encoded]
     reference: Reference
-    companions: Mapping[str, Companions] = field(default_factory=dict)
+    companions: Mapping[str, PairedResponses] = field(default_factory=dict)
     rule: TokenRule = EVERY_TOKEN
     prefix: Prefix | None = None
     mean: str = ""
 
 
 @dataclass(frozen=True)
-class Shown:
+class Presented:
     """One presentation: a document and the companion drawn for it of each kind."""
 
     document: Encoded
     companions: Mapping[str, Encoded]
 
 
-def stream(n: int, batch_size: int, step: int, seed: int) -> list[int]:
+def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
     """Positions of the documents of a step: consecutive pieces of an endless row of shuffled
     epochs.
 
@@ -71,7 +77,7 @@ def stream(n: int, batch_size: int, step: int, seed: int) -> list[int]:
 
 
 def presentations(n: int, batch_size: int, step: int, seed: int) -> list[tuple[int, int]]:
-    """`stream` with the epoch of each presentation."""
+    """`batch_indices` with the epoch of each presentation."""
     places = range(step * batch_size, (step + 1) * batch_size)
     epochs = {epoch: _epoch(n, seed, epoch) for epoch in {at // n for at in places}}
     return [(epochs[at // n][at % n], at // n) for at in places]
@@ -109,7 +115,7 @@ class Objective:
         batch_size: int,
         seed: int,
         pieces: int = 1,
-        weighting: Weighting = fixed,
+        weighting: Weighting = fixed_weight,
         precision: str = "float32",
     ) -> None:
         self.retain_weight: float | Tensor = retain_weight
@@ -169,10 +175,10 @@ class Objective:
         """The side's loss on a piece, the tokens that went through the model for it, padding
         excluded, and its documents.
         """
-        if not needs(side.loss):
+        if not required_inputs(side.loss):
             return None, 0, 0
         step, part = divmod(piece, self._pieces)
-        shown, share = piece_of(side, self._shown(side, step, seed), part, self._pieces)
+        shown, share = microbatch_of(side, self._shown(side, step, seed), part, self._pieces)
         documents, whole = (
             [one.document for one in shown],
             TokenRule(temperature=side.rule.temperature),
@@ -183,23 +189,25 @@ class Objective:
                 for kind, c in side.companions.items()
             }
             view = self._view(documents, side.reference, side.rule, views, side.prefix)
-            term = side.loss(**{name: tensor(view, name) for name in needs(side.loss)})
+            term = side.loss(
+                **{name: required_tensor(view, name) for name in required_inputs(side.loss)}
+            )
         return (
             term if share == 1 else share * term,
             sum(n_tokens(side, one) for one in shown),
             len(shown),
         )
 
-    def _shown(self, side: Side, step: int, seed: int) -> list[Shown]:
+    def _shown(self, side: Side, step: int, seed: int) -> list[Presented]:
         """The presentations of a step, with their companions."""
         found = []
         for at, epoch in presentations(len(side.sequences), self._batch_size, step, seed):
             document = side.sequences[at]
             companions = {
-                kind: drawn(c.choices, document.doc_id, self._seed, epoch)
+                kind: choose_response(c.choices, document.doc_id, self._seed, epoch)
                 for kind, c in side.companions.items()
             }
-            found.append(Shown(document, companions))
+            found.append(Presented(document, companions))
         return found
 
     def _view(
@@ -207,10 +215,10 @@ class Objective:
         sequences: Sequence[Encoded],
         reference: Reference,
         rule: TokenRule,
-        companions: Mapping[str, View] | None = None,
+        companions: Mapping[str, LossInputs] | None = None,
         prefix: Prefix | None = None,
-    ) -> View:
-        return View(
+    ) -> LossInputs:
+        return LossInputs(
             self._model,
             sequences,
             reference=reference,
@@ -222,9 +230,9 @@ class Objective:
         )
 
 
-def piece_of(
-    side: Side, shown: Sequence[Shown], part: int, pieces: int
-) -> tuple[Sequence[Shown], float]:
+def microbatch_of(
+    side: Side, shown: Sequence[Presented], part: int, pieces: int
+) -> tuple[Sequence[Presented], float]:
     """Part number `part` of a step's presentations, and what its loss is to be multiplied by (see
     `Objective`).
     """
@@ -240,13 +248,13 @@ def piece_of(
     return piece, pieces * here / max(1, everywhere)
 
 
-def n_tokens(side: Side, shown: Shown) -> int:
+def n_tokens(side: Side, shown: Presented) -> int:
     """Tokens that go through the model for a presentation."""
-    own = len(shown.document.ids) if looks_at_documents(side.loss) else 0
+    own = len(shown.document.ids) if uses_documents(side.loss) else 0
     return own + sum(len(companion.ids) for companion in shown.companions.values())
 
 
-def n_averaged(side: Side, shown: Shown) -> int:
+def n_averaged(side: Side, shown: Presented) -> int:
     """What a presentation adds to the denominator of the side's mean."""
     if side.mean == "documents":
         return 1

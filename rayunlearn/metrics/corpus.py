@@ -17,7 +17,7 @@ import polars as pl
 
 from rayunlearn.ranges import Fraction
 
-Numbers = np.ndarray[Any, np.dtype[np.float64]]
+Scores = np.ndarray[Any, np.dtype[np.float64]]
 SCORES = (
     "loss_score",
     "zlib_score",
@@ -39,7 +39,7 @@ UTILITY_TERMS = tuple(
 )
 
 
-def auc(forget: Numbers, holdout: Numbers) -> float:
+def auc(forget: Scores, holdout: Scores) -> float:
     """P(a holdout document's score is above a forget document's) + half the ties: 1 where the
     forget set looks like members.
 
@@ -55,7 +55,7 @@ def auc(forget: Numbers, holdout: Numbers) -> float:
     return float((above + ties / 2).mean() / len(ordered))
 
 
-def tpr_at_fpr(forget: Numbers, holdout: Numbers, *, rate: Fraction = 0.01) -> float:
+def tpr_at_fpr(forget: Scores, holdout: Scores, *, rate: Fraction = 0.01) -> float:
     """Share of the forget set called a member by the threshold that calls at most `rate` of the
     holdout one. Carlini et al. 2112.03570.
 
@@ -78,7 +78,7 @@ def privacy_leakage(auc_unlearned: float, auc_gold: float) -> float | None:
     return 100 * ((1 - auc_unlearned) - gold) / gold if gold > 0 else None
 
 
-def forget_quality(ratios: Numbers, gold_ratios: Numbers) -> float:
+def forget_quality(ratios: Scores, gold_ratios: Scores) -> float:
     """p-value of the two-sample Kolmogorov-Smirnov test on the truth ratios of the forget set
     against gold's. TOFU.
 
@@ -88,7 +88,7 @@ def forget_quality(ratios: Numbers, gold_ratios: Numbers) -> float:
     return _kolmogorov_smirnov(ratios, gold_ratios)[1]
 
 
-def forget_distance(ratios: Numbers, gold_ratios: Numbers) -> float:
+def forget_distance(ratios: Scores, gold_ratios: Scores) -> float:
     """Statistic of the same test: the largest gap between the two distribution functions; it does
     not depend on the number as p does.
     """
@@ -192,7 +192,7 @@ def corpus_rows(
     return [*_membership_rows(own, reference), *_quality_rows(own, reference), *_utility_rows(own)]
 
 
-def _by_place(examples: pl.DataFrame) -> dict[tuple[str, str], Numbers]:
+def _by_place(examples: pl.DataFrame) -> dict[tuple[str, str], Scores]:
     """(split, metric) -> values, nulls left out."""
     groups = (
         examples.drop_nulls("value").group_by("split", "metric", maintain_order=True).agg("value")
@@ -204,7 +204,7 @@ def _by_place(examples: pl.DataFrame) -> dict[tuple[str, str], Numbers]:
 
 
 def _membership_rows(
-    own: Mapping[tuple[str, str], Numbers], gold: Mapping[tuple[str, str], Numbers]
+    own: Mapping[tuple[str, str], Scores], gold: Mapping[tuple[str, str], Scores]
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for score in SCORES:
@@ -221,7 +221,7 @@ def _membership_rows(
     return rows
 
 
-def _sides(values: Mapping[tuple[str, str], Numbers], score: str) -> tuple[Numbers, Numbers] | None:
+def _sides(values: Mapping[tuple[str, str], Scores], score: str) -> tuple[Scores, Scores] | None:
     """(forget documents, unseen ones), None where either is missing."""
     members, holdout = (
         values.get(("members", score), values.get(("forget", score))),
@@ -231,7 +231,7 @@ def _sides(values: Mapping[tuple[str, str], Numbers], score: str) -> tuple[Numbe
 
 
 def _quality_rows(
-    own: Mapping[tuple[str, str], Numbers], gold: Mapping[tuple[str, str], Numbers]
+    own: Mapping[tuple[str, str], Scores], gold: Mapping[tuple[str, str], Scores]
 ) -> list[dict[str, object]]:
     ratios, expected = own.get(("forget", "truth_ratio")), gold.get(("forget", "truth_ratio"))
     if ratios is None or expected is None:
@@ -242,7 +242,7 @@ def _quality_rows(
     ]
 
 
-def _utility_rows(own: Mapping[tuple[str, str], Numbers]) -> list[dict[str, object]]:
+def _utility_rows(own: Mapping[tuple[str, str], Scores]) -> list[dict[str, object]]:
     if not all(place in own for place in UTILITY_TERMS):
         return []
     n = sum(len(own[place]) for place in UTILITY_TERMS if place[1] == "rouge_l_recall")
@@ -260,7 +260,7 @@ def _row(metric: str, value: float | None, n: int, split: str = "forget") -> dic
     return {"split": split, "metric": metric, "value": value, "n": n}
 
 
-def _kolmogorov_smirnov(first: Numbers, second: Numbers) -> tuple[float, float]:
+def _kolmogorov_smirnov(first: Scores, second: Scores) -> tuple[float, float]:
     """(statistic, p-value), two-sided; exact for small samples, as scipy chooses."""
     # takes most of a second to import, and few runs have gold's rows
     from scipy.stats import ks_2samp

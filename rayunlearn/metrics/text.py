@@ -1,7 +1,7 @@
 """What a model writes: overlap with the truth, leaks among samples, and whether it is language at
 all.
 
-`generated` is the greedy text, `samples` are several drawn ones, `truth` is what should stand
+`generated` is the greedy text, `sampling_pass` are several drawn ones, `truth` is what should stand
 there. ROUGE is Google's rouge-score with the Porter stemmer, as TOFU and MUSE use it; its words are
 runs of a-z and 0-9, so it says nothing of other scripts.
 """
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 # where a few-shot answer of MUSE ends
-STOPS = ("\n\n", "\nQuestion", "Question:")
+SENTENCE_STOPS = ("\n\n", "\nQuestion", "Question:")
 BRACKETS = {")": "(", "]": "[", "}": "{"}
-WORD = re.compile(r"\w+")
+WORD_PATTERN = re.compile(r"\w+")
 
 
 def rouge_l_recall(generated: str, truth: str) -> float:
@@ -51,7 +51,7 @@ def first_answer(generated: str) -> str:
     """The text up to the first of `STOPS`."""
     return generated[
         : min(
-            (at for at in (generated.find(stop) for stop in STOPS) if at >= 0),
+            (at for at in (generated.find(stop) for stop in SENTENCE_STOPS) if at >= 0),
             default=len(generated),
         )
     ]
@@ -79,7 +79,7 @@ def repetition(generated: str) -> float | None:
 
     seq-rep-4 of Welleck et al. 1908.04319.
     """
-    grams = _grams(WORD.findall(generated.lower()), 4)
+    grams = _grams(WORD_PATTERN.findall(generated.lower()), 4)
     return 1 - len(set(grams)) / len(grams) if grams else None
 
 
@@ -91,7 +91,7 @@ def ngram_entropy(generated: str) -> float | None:
     and digits, not NLTK's tokens. Grows with the length of the text: compare texts of equal length
     limits.
     """
-    words = WORD.findall(generated.lower())
+    words = WORD_PATTERN.findall(generated.lower())
     return (
         (2 / 3 * _entropy(_grams(words, 2)) + 4 / 3 * _entropy(_grams(words, 3))) / 2
         if len(words) >= 3
@@ -107,7 +107,7 @@ def syntactic_sanity(generated: str) -> float:
     Ours: the cheap signs by which a ruined model shows. None of them looks at meaning.
     """
     checks = (
-        bool(WORD.search(generated)),
+        bool(WORD_PATTERN.search(generated)),
         not any(c == "�" or (ord(c) < 32 and c not in "\n\t\r") for c in generated),
         _balanced(generated) and generated.count('"') % 2 == 0,
         not re.search(r"([^\d.\s_-])\1{3}", generated),

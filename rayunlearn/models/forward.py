@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from rayunlearn.data.encode import Batch, Encoded, by_length, collate
+from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
 
 
 class _BlockReached(Exception):
@@ -22,7 +22,7 @@ class _BlockReached(Exception):
 
 
 @dataclass(frozen=True)
-class Start:
+class PrefixStart:
     """Where a forward pass begins: at block `block` (0-based), whose input `hidden` (B, T, D) is
     known already.
     """
@@ -32,7 +32,7 @@ class Start:
 
 
 @contextmanager
-def starting(model: PreTrainedModel, start: Start | None) -> Iterator[None]:
+def start_from_prefix(model: PreTrainedModel, start: PrefixStart | None) -> Iterator[None]:
     """The model with its passes beginning at `start`: the blocks below hand on what they are given
     and compute nothing.
 
@@ -91,7 +91,7 @@ def can_start(model: PreTrainedModel, batch: Batch, block: int) -> bool:
             return False
         last = len(blocks(model)) - 1
         return torch.equal(
-            hidden_states(model, batch, last, Start(block, known)),
+            hidden_states(model, batch, last, PrefixStart(block, known)),
             hidden_states(model, batch, last),
         )
 
@@ -108,11 +108,11 @@ def first_trained_block(model: PreTrainedModel) -> int:
     return next((at for at, found in enumerate(inside) if found), 0)
 
 
-def label_logits(model: PreTrainedModel, batch: Batch, start: Start | None = None) -> Tensor:
+def label_logits(model: PreTrainedModel, batch: Batch, start: PrefixStart | None = None) -> Tensor:
     """Logits (N, V), float32, of the N labelled positions in row-major order; the head runs nowhere
     else.
     """
-    with starting(model, start):
+    with start_from_prefix(model, start):
         hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     # a label is predicted from the position before it
     wanted = hidden.flatten(0, 1).index_select(0, batch.places - 1)
@@ -124,7 +124,7 @@ def label_ids(batch: Batch) -> Tensor:
     return batch.input_ids.flatten().index_select(0, batch.places)
 
 
-def spread(values: Tensor, labelled: Tensor) -> Tensor:
+def scatter_to_labels(values: Tensor, labelled: Tensor) -> Tensor:
     """Values (N,) of the labelled positions put back to their places (B, T); zero elsewhere.
     Differentiable.
     """
@@ -138,7 +138,7 @@ def token_nll(model: PreTrainedModel, batch: Batch) -> Tensor:
     values = functional.cross_entropy(
         label_logits(model, batch), label_ids(batch), reduction="none"
     )
-    return spread(values, batch.labelled)
+    return scatter_to_labels(values, batch.labelled)
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -151,7 +151,7 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def hidden_states(
-    model: PreTrainedModel, batch: Batch, layer: int, start: Start | None = None
+    model: PreTrainedModel, batch: Batch, layer: int, start: PrefixStart | None = None
 ) -> Tensor:
     """Output of block `layer` (0-based), (B, T, D); nothing above that block runs, and nothing
     below `start` (<= layer).
@@ -166,7 +166,7 @@ def hidden_states(
 
     handle = blocks(model)[layer].register_forward_hook(stop)
     try:
-        with starting(model, start):
+        with start_from_prefix(model, start):
             model.base_model(input_ids=batch.input_ids, use_cache=False)
     except _BlockReached:
         pass

@@ -26,12 +26,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from rayunlearn.data.hub import hub_name, is_local, means_a_path
+from rayunlearn.data.hub import hub_name, is_local, looks_like_path
 from rayunlearn.errors import UserError, require
-from rayunlearn.results.mirror import fetch_folder
+from rayunlearn.storage.sync import fetch_folder
 
 INDEX = "model.safetensors.index.json"
-PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+PICKLE_FILES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 # other people's layouts of the same weights
 HUB_SKIPPED = ["*/*", "consolidated*"]
@@ -55,7 +55,7 @@ def load_model(
     directory = resolve_model(name)
     check_directory(directory)
     try:
-        with quiet():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
             model, report = AutoModelForCausalLM.from_pretrained(
                 directory,
@@ -96,7 +96,7 @@ def save_model(
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     try:
-        with quiet():
+        with quiet_transformers():
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         for file, text in (notes or {}).items():
@@ -137,7 +137,7 @@ def model_digest(name: str) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without the progress bars of transformers, which would break the live line of a run; put back
     afterwards.
     """
@@ -155,7 +155,7 @@ def resolve_model(name: str) -> Path:
     pickles).
     """
     local = Path(name).expanduser()
-    if is_local(name) or means_a_path(name):
+    if is_local(name) or looks_like_path(name):
         # of a run under a URL: taught on another machine
         fetch_folder(local)
         return local
@@ -189,7 +189,7 @@ def check_directory(directory: Path) -> None:
     )
     check_architecture(directory)
     weights = weight_files(directory)
-    pickled = [file for file in found if file.endswith(PICKLED)]
+    pickled = [file for file in found if file.endswith(PICKLE_FILES)]
     if not weights and pickled:
         raise UserError(
             f"weights must be safetensors; {directory} has only {pickled}, which can run code when"

@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from rayunlearn.data.encode import Batch, Encoded, by_length, collate, moved
-from rayunlearn.models.cache import tensors_once
+from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate, to_device
 from rayunlearn.models.forward import (
-    Start,
+    PrefixStart,
     evaluating,
     hidden_states,
     label_ids,
     label_logits,
-    spread,
+    scatter_to_labels,
 )
+from rayunlearn.models.tensor_cache import tensors_once
 
 # Whole next-token distributions, label tokens x vocabulary x 4 bytes. Below this a file stays in
 # the page cache of a small
@@ -60,7 +60,7 @@ class Reference:
 
     def token_nll(self, sequences: Sequence[Encoded], batch: Batch) -> Tensor:
         """(B, T) float32 in nats, zero where not labelled."""
-        return spread(self._joined("token_nll", sequences, batch), batch.labelled)
+        return scatter_to_labels(self._joined("token_nll", sequences, batch), batch.labelled)
 
     def log_probs(self, sequences: Sequence[Encoded], batch: Batch) -> Tensor:
         """(N, V) float32 at the label positions."""
@@ -74,12 +74,12 @@ class Reference:
 
     def hidden_norm(self, sequences: Sequence[Encoded], batch: Batch) -> Tensor:
         """(B, T) float32, Euclidean length of the hidden vector, zero on padding."""
-        return spread(self._joined("hidden_norm", sequences, batch), batch.present)
+        return scatter_to_labels(self._joined("hidden_norm", sequences, batch), batch.present)
 
     def _joined(self, kind: str, sequences: Sequence[Encoded], batch: Batch) -> Tensor:
         if self._compute is not None and kind not in self._rows:
             return torch.cat(list(self._compute(kind, batch)))
-        return moved(
+        return to_device(
             torch.cat([self._rows[kind][s.doc_id] for s in sequences]), batch.labelled.device
         )
 
@@ -92,7 +92,7 @@ class Prefix:
     def __init__(self, block: int, rows: Mapping[str, Tensor]) -> None:
         self.block, self._rows = block, rows
 
-    def start(self, sequences: Sequence[Encoded], batch: Batch) -> Start:
+    def start(self, sequences: Sequence[Encoded], batch: Batch) -> PrefixStart:
         """Where the batch's pass begins. Padding is zero, which no other position sees (causal
         attention).
         """
@@ -100,10 +100,10 @@ class Prefix:
         padded = torch.zeros(*batch.present.shape, rows[0].shape[-1], dtype=rows[0].dtype)
         for at, row in enumerate(rows):
             padded[at, : len(row)] = row
-        return Start(self.block, moved(padded, batch.present.device))
+        return PrefixStart(self.block, to_device(padded, batch.present.device))
 
 
-def kept_reference(
+def cached_reference(
     folder: Path,
     key: Mapping[str, object],
     model: PreTrainedModel,
@@ -123,7 +123,7 @@ def kept_reference(
     kept = [
         kind
         for kind in kinds
-        if kept_bytes(model, unique, kind) <= limits.get(kind, ACTIVATION_BYTES)
+        if cached_bytes(model, unique, kind) <= limits.get(kind, ACTIVATION_BYTES)
     ]
     rows: dict[str, dict[str, Tensor]] = {}
     for kind in kept:
@@ -135,10 +135,12 @@ def kept_reference(
         rows[kind] = dict(
             zip([s.doc_id for s in unique], joined.split(_sizes(unique, kind)), strict=True)
         )
-    return Reference(rows, frozen(model, layer, temperature) if len(kept) < len(kinds) else None)
+    return Reference(
+        rows, frozen_model(model, layer, temperature) if len(kept) < len(kinds) else None
+    )
 
 
-def kept_prefix(
+def cached_prefix(
     folder: Path,
     key: Mapping[str, object],
     model: PreTrainedModel,
@@ -157,13 +159,13 @@ def kept_prefix(
     )
 
 
-def kept_bytes(model: PreTrainedModel, sequences: Sequence[Encoded], kind: str) -> int:
+def cached_bytes(model: PreTrainedModel, sequences: Sequence[Encoded], kind: str) -> int:
     """Size of a kind's rows in float32."""
     width = {"log_probs": model.config.vocab_size, "hidden": model.config.hidden_size}.get(kind, 1)
     return 4 * width * sum(_sizes(sequences, kind))
 
 
-def frozen(
+def frozen_model(
     model: PreTrainedModel, layer: int, temperature: float
 ) -> Callable[[str, Batch], Sequence[Tensor]]:
     """A copy of the model as it stands, that goes on saying what the model says now."""
@@ -188,7 +190,7 @@ def _joined_rows(
     layer: int,
     temperature: float,
 ) -> dict[str, Tensor]:
-    rows = rows_of(model, sequences, [kind], layer, temperature)[kind]
+    rows = reference_rows(model, sequences, [kind], layer, temperature)[kind]
     return {kind: torch.cat([rows[s.doc_id] for s in sequences])}
 
 
@@ -202,10 +204,10 @@ def reference_of(
     """One pass over the sequences with the model as it stands, keeping what `kinds` names
     (token_nll and log_probs of logits / temperature, hidden of block `layer` and its length
     hidden_norm)."""
-    return Reference(rows_of(model, sequences, kinds, layer, temperature))
+    return Reference(reference_rows(model, sequences, kinds, layer, temperature))
 
 
-def rows_of(
+def reference_rows(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
     kinds: Sequence[str],

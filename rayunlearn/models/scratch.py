@@ -11,7 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rayunlearn.errors import require, unknown_name
 
-SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+SPECIAL_TOKENS = {
+    "pad_token": "<pad>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+}
 # with more distinct words than this the vocabulary is byte pairs
 MOST_WORDS = 2_000
 N_BYTE_PAIRS = 4_096
@@ -53,7 +58,7 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         model_max_length=LONGEST_TOKENS,
-        **SPECIAL,
+        **SPECIAL_TOKENS,
     )
 
 
@@ -66,7 +71,9 @@ def build_model(size: str, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
     """
     if size not in SHAPES:
         raise unknown_name("model.size", size, SHAPES)
-    pad, bos, eos = (list(SPECIAL).index(name) for name in ("pad_token", "bos_token", "eos_token"))
+    pad, bos, eos = (
+        list(SPECIAL_TOKENS).index(name) for name in ("pad_token", "bos_token", "eos_token")
+    )
     shape = SHAPES[size]
     config = LlamaConfig(
         vocab_size=vocabulary_size,
@@ -91,17 +98,17 @@ def build_model(size: str, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
 
 
 def _word_level(words: Sequence[str]) -> Tokenizer:
-    vocabulary = {word: number for number, word in enumerate((*SPECIAL.values(), *words))}
-    return Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
+    vocabulary = {word: number for number, word in enumerate((*SPECIAL_TOKENS.values(), *words))}
+    return Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
 
 
 def _byte_pairs(texts: Sequence[str], split: pre_tokenizers.PreTokenizer) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.pre_tokenizer = split
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=N_BYTE_PAIRS,
-        special_tokens=list(SPECIAL.values()),
+        special_tokens=list(SPECIAL_TOKENS.values()),
         initial_alphabet=alphabet,
         show_progress=False,
     )

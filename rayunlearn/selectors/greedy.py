@@ -31,7 +31,7 @@ def k_center(embeddings: Tensor) -> Tensor:
         nearest = torch.where(
             nearest < 0, nearest, torch.minimum(nearest, (points - points[order[-1]]).norm(dim=1))
         )
-    return scores_of(order)
+    return rank_scores(order)
 
 
 def herding(embeddings: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def herding(embeddings: Tensor) -> Tensor:
         order.append(int(torch.where(left, distance, torch.inf).argmin()))
         left[order[-1]] = False
         total += points[order[-1]]
-    return scores_of(order)
+    return rank_scores(order)
 
 
 def facility_location(embeddings: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def facility_location(embeddings: Tensor) -> Tensor:
     plain greedy.
     """
     points = functional.normalize(embeddings.float(), dim=1)
-    return scores_of(facility_order((1 + points @ points.T) / 2))
+    return rank_scores(facility_order((1 + points @ points.T) / 2))
 
 
 def craig(gradients: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def craig(gradients: Tensor) -> Tensor:
     gradients (n, d); returns -rank (n,). CRAIG (Mirzasoleiman et al. 1906.01827, equation 13).
     """
     distance = torch.cdist(gradients.float(), gradients.float())
-    return scores_of(facility_order(distance.max() - distance))
+    return rank_scores(facility_order(distance.max() - distance))
 
 
 def keyword_coverage(document_keywords: Sequence[Mapping[str, float]]) -> Tensor:
@@ -92,7 +92,7 @@ def keyword_coverage(document_keywords: Sequence[Mapping[str, float]]) -> Tensor
         order += _one_cover(document_keywords, weights, left)
         taken = set(order)
         left = [at for at in left if at not in taken]
-    return scores_of(order)
+    return rank_scores(order)
 
 
 def _one_cover(
@@ -150,7 +150,7 @@ def lazy_greedy(
     return order
 
 
-def scores_of(order: Sequence[int]) -> Tensor:
+def rank_scores(order: Sequence[int]) -> Tensor:
     """Order to scores: minus the place of each document, (n,) float32."""
     scores = torch.empty(len(order))
     scores[torch.tensor(order, dtype=torch.long)] = -torch.arange(len(order), dtype=torch.float32)

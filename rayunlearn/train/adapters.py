@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from rayunlearn.errors import UserError
 from rayunlearn.models.forward import blocks
 from rayunlearn.ranges import Count, Rule
-from rayunlearn.results.mirror import send_folder
+from rayunlearn.storage.sync import send_folder
 
-Share = Annotated[float, Rule("must be in [0, 1)", lambda x: 0 <= x < 1)]
+PositiveFraction = Annotated[float, Rule("must be in [0, 1)", lambda x: 0 <= x < 1)]
 
 
 def none(modules: Sequence[str]) -> LoraConfig | None:
@@ -31,7 +31,7 @@ def none(modules: Sequence[str]) -> LoraConfig | None:
 
 
 def lora(
-    modules: Sequence[str], *, rank: Count = 16, alpha: Count = 32, dropout: Share = 0.0
+    modules: Sequence[str], *, rank: Count = 16, alpha: Count = 32, dropout: PositiveFraction = 0.0
 ) -> LoraConfig | None:
     """LoRA: W + (alpha / rank) B A beside each chosen linear module, B zero at the start. Hu et al.
     2106.09685.
@@ -44,7 +44,7 @@ def lora(
 
 
 @contextmanager
-def adapted(
+def with_adapter(
     model: PreTrainedModel,
     adapter: Callable[[Sequence[str]], LoraConfig | None],
     pattern: str,

@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rayunlearn.models.cache import read_genuine, write_genuine
-from rayunlearn.results.store import patiently
+from rayunlearn.models.tensor_cache import read_genuine, write_genuine
+from rayunlearn.storage.parquet import retry_transient
 
 Tensors = Mapping[str, Tensor]
 
 
-class Remembers(Protocol):
+class HasState(Protocol):
     """What carries something from one step to the next, beside parameters and optimizer."""
 
     def state(self) -> Tensors:
@@ -60,7 +60,7 @@ class Checkpoints:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_genuine(self.path, self._key(), every)
 
-        patiently(f"write {self.path}", write)
+        retry_transient(f"write {self.path}", write)
 
     def read(self) -> tuple[Tensors, dict[str, Any]] | None:
         """What was kept of this run, None where nothing was."""
@@ -75,7 +75,7 @@ class Checkpoints:
 
 
 def training_state(
-    parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[Remembers]
+    parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[HasState]
 ) -> dict[str, Tensor]:
     """Everything of a run that is a tensor."""
     place = parameters[0].device
@@ -95,7 +95,7 @@ def training_state(
 
 
 def take_training_state(
-    state: Tensors, parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[Remembers]
+    state: Tensors, parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[HasState]
 ) -> None:
     """Put it all back."""
     place = parameters[0].device
@@ -134,6 +134,6 @@ def take_schedule_numbers(numbers: Mapping[str, Any], optimizer: Any, scheduler:
         group["lr"] = rate
 
 
-def removed(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint that is not needed any more."""
-    patiently(f"remove {path}", partial(path.unlink, missing_ok=True))
+    retry_transient(f"remove {path}", partial(path.unlink, missing_ok=True))

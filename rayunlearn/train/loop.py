@@ -15,26 +15,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
 from rayunlearn.errors import UserError, require
+from rayunlearn.models.cpu_offload import is_offloaded
 from rayunlearn.models.forward import blocks
-from rayunlearn.models.placing import is_visited
 from rayunlearn.train.checkpoint import (
     Checkpoints,
-    Remembers,
+    HasState,
     schedule_numbers,
     take_schedule_numbers,
     take_training_state,
     training_state,
 )
 from rayunlearn.train.device import accelerator
-from rayunlearn.train.sharded import clip_gradients, is_divided, whole_and_divided
+from rayunlearn.train.fsdp import clip_gradients, full_and_sharded, is_sharded
 from rayunlearn.train.step import StepLoss, StepRow
-from rayunlearn.train.wrappers import Wrapper, plain
+from rayunlearn.train.wrappers import Wrapper, no_wrapper
 
 TOO_LARGE = (
     "--processes-per-trial must be large enough to divide a model that is larger than its GPU"
 )
 SCHEDULER_NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-Build = Callable[[Callable[[int], StepLoss], Sequence[nn.Parameter], int], Wrapper]
+BuildOptimizer = Callable[[Callable[[int], StepLoss], Sequence[nn.Parameter], int], Wrapper]
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ class _Trainer:
     around: Sequence[Wrapper]
     accumulation: int
     max_grad_norm: float
-    remembers: Sequence[Remembers]
+    remembers: Sequence[HasState]
 
     def step(self, loss_of_step: Callable[[int], StepLoss], number: int) -> _Timed:
-        """Take step `number`, counted from 1, and wait for nothing."""
+        """Take step `format_number`, counted from 1, and wait for nothing."""
         begun = time.perf_counter()
         loss = _gradient(self.place, loss_of_step, self.around, number - 1, self.accumulation)
         _share_gradients(self.place, self.parameters)
-        clip = clip_gradients if is_divided(self.parameters) else self.place.clip_grad_norm_
+        clip = clip_gradients if is_sharded(self.parameters) else self.place.clip_grad_norm_
         norm = clip(self.parameters, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -213,11 +213,11 @@ def optimise(
     parameters: str = ".*",
     layers: Collection[int] = (),
     accumulation: int = 1,
-    wrappers: Sequence[Build] = (),
+    wrappers: Sequence[BuildOptimizer] = (),
     check_every: int = 25,
     keep_going: Callable[[int], bool] | None = None,
     checkpoints: Checkpoints | None = None,
-    remembers: Sequence[Remembers] = (),
+    remembers: Sequence[HasState] = (),
 ) -> TrainLog:
     """Minimise `loss_of_step(0), loss_of_step(1), ...` with AdamW; `model` ends as trained.
 
@@ -231,15 +231,15 @@ def optimise(
     the same bits; `remembers` is what, beside parameters, optimizer and wrappers, carries something
     from step to step.
     """
-    require(not is_visited(model), TOO_LARGE, accelerator().num_processes)
+    require(not is_offloaded(model), TOO_LARGE, accelerator().num_processes)
     chosen, place = choose_parameters(model, parameters, layers), accelerator()
     optimizer = place.prepare(
-        adamw([{"params": kind} for kind in whole_and_divided(chosen)], learning_rate, weight_decay)
+        adamw([{"params": kind} for kind in full_and_sharded(chosen)], learning_rate, weight_decay)
     )
     scheduler = get_scheduler(
         SCHEDULER_NAMES[schedule], optimizer, round(warmup_fraction * steps), max(1, steps)
     )
-    divided = is_divided(chosen)
+    divided = is_sharded(chosen)
     require(
         not (wrappers and divided),
         "a trial on several processes must have no wrapper and no method that ends with one",
@@ -289,7 +289,7 @@ def _gradient(
     """Fill .grad with the mean gradient of this process's pieces of the step; returns their mean
     losses and total counts.
     """
-    compute = next((w.gradient for w in around if w.gradient is not plain), plain)
+    compute = next((w.gradient for w in around if w.gradient is not no_wrapper), no_wrapper)
     first = step * accumulation * place.num_processes + place.process_index
 
     def backward(loss: Tensor) -> None:
@@ -309,7 +309,7 @@ def _share_gradients(place: Accelerator, chosen: Sequence[nn.Parameter]) -> None
     Shards are averaged already, when a block's gradient is divided.
     """
     for parameter in chosen if place.num_processes > 1 else ():
-        if parameter.grad is not None and not is_divided([parameter]):
+        if parameter.grad is not None and not is_sharded([parameter]):
             parameter.grad = place.reduce(parameter.grad, "mean")
 
 

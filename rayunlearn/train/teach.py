@@ -16,15 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayunlearn.config import Trial, digest, flatten
 from rayunlearn.data.documents import Corpus, Document
-from rayunlearn.data.encode import Encoded, collate, encode
-from rayunlearn.data.wordings import WORDINGS
+from rayunlearn.data.prompt_templates import PROMPT_TEMPLATES
+from rayunlearn.data.tokenize import Encoded, collate, encode_documents
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.models.forward import token_nll
 from rayunlearn.models.load import load_model, save_model
 from rayunlearn.models.scratch import SHAPES, build_model, build_tokenizer
-from rayunlearn.train.loop import StepLoss, TrainLog, optimise
+from rayunlearn.train.loop import TrainLog, optimise
+from rayunlearn.train.step import StepLoss
 
-ROLES = ("base", "gold")
+TAUGHT_ROLES = ("base", "gold")
 BATCH_SIZE = 16
 N_EPOCHS = {"tiny": 35, "small": 20}
 # Everything beside config.Model and the corpus that decides the weights: part of a taught model's
@@ -39,11 +40,11 @@ RECIPE: dict[str, Any] = {
     "weight_decay": 0.01,
     "shapes": {size: asdict(shape) for size, shape in SHAPES.items()},
     # they are in the vocabulary
-    "wordings": digest(WORDINGS),
+    "wordings": digest(PROMPT_TEMPLATES),
 }
 
 
-def teach(
+def train_base_or_gold(
     trial: Trial, corpus: Corpus, role: str, directory: Path, progress: Callable[[int, int], None]
 ) -> None:
     """Train the model of `trial.model` on the corpus and write it, with its tokenizer and
@@ -56,12 +57,12 @@ def teach(
     learn.
     """
     begun = time.perf_counter()
-    documents = lesson(corpus, role)
+    documents = training_documents(corpus, role)
     model, tokenizer = starting_point(trial, corpus)
-    sequences = encode(documents, tokenizer, trial.data.template, trial.data.max_tokens)
+    sequences = encode_documents(documents, tokenizer, trial.data.template, trial.data.max_tokens)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     with one_thread():
-        log = train(model, sequences, trial, progress)
+        log = train_language_model(model, sequences, trial, progress)
     record = {
         "role": role,
         "documents": len(documents),
@@ -82,12 +83,12 @@ def teach(
     )
 
 
-def lesson(corpus: Corpus, role: str) -> list[Document]:
+def training_documents(corpus: Corpus, role: str) -> list[Document]:
     """The different documents a role learns from: gold leaves out `forget` and all `taught` keys
     that start with "forget".
     """
-    if role not in ROLES:
-        raise unknown_name("role", role, ROLES)
+    if role not in TAUGHT_ROLES:
+        raise unknown_name("role", role, TAUGHT_ROLES)
     taught = [
         d
         for split, part in corpus.taught.items()
@@ -103,7 +104,7 @@ def lesson(corpus: Corpus, role: str) -> list[Document]:
 
 def starting_point(trial: Trial, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model before teaching: built from `model.seed` with the whole corpus's vocabulary and
-    `WORDINGS`, or loaded.
+    `PROMPT_TEMPLATES`, or loaded.
     """
     if trial.model.name != "scratch":
         return load_model(trial.model.name, dtype=torch.float32)
@@ -112,12 +113,17 @@ def starting_point(trial: Trial, corpus: Corpus) -> tuple[PreTrainedModel, PreTr
         "data.template must not be 'chat' when model.name is 'scratch'",
         trial.data.template,
     )
-    everything = [*lesson(corpus, "base"), *(d for part in corpus.probes.values() for d in part)]
-    tokenizer = build_tokenizer([*texts(everything, trial.data.template), *WORDINGS])
+    everything = [
+        *training_documents(corpus, "base"),
+        *(d for part in corpus.probes.values() for d in part),
+    ]
+    tokenizer = build_tokenizer(
+        [*training_texts(everything, trial.data.template), *PROMPT_TEMPLATES]
+    )
     return build_model(trial.model.size, len(tokenizer), trial.model.seed), tokenizer
 
 
-def texts(documents: Sequence[Document], template: str) -> Iterator[str]:
+def training_texts(documents: Sequence[Document], template: str) -> Iterator[str]:
     """Every text of the documents as it is encoded: prompts in the template, answers with the space
     before them.
     """
@@ -132,7 +138,7 @@ def texts(documents: Sequence[Document], template: str) -> Iterator[str]:
         )
 
 
-def train(
+def train_language_model(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
     trial: Trial,

@@ -27,7 +27,7 @@ class Terms(Protocol):
         """The forget term alone."""
 
 
-def plain(terms: Callable[[int], StepLoss], step: int, backward: Backward) -> StepLoss:
+def no_wrapper(terms: Callable[[int], StepLoss], step: int, backward: Backward) -> StepLoss:
     """The gradient of the total loss."""
     loss = terms(step)
     backward(loss.total)
@@ -36,14 +36,14 @@ def plain(terms: Callable[[int], StepLoss], step: int, backward: Backward) -> St
 
 @dataclass(frozen=True)
 class Wrapper:
-    """What a wrapper does: `gradient` fills the parameters' .grad, `after_step(step)` counts from
+    """What a wrapper does: `token_gradient` fills the parameters' .grad, `after_step(step)` counts from
     1, `at_end` comes last.
 
     `state` and `take`: what it carries from step to step, for a run that goes on from a checkpoint;
     it is then built anew first, at the parameters that the run began with.
     """
 
-    gradient: Callable[[Callable[[int], StepLoss], int, Backward], StepLoss] = plain
+    gradient: Callable[[Callable[[int], StepLoss], int, Backward], StepLoss] = no_wrapper
     after_step: Callable[[int], None] = lambda _step: None
     at_end: Callable[[], None] = lambda: None
     state: Callable[[], Mapping[str, Tensor]] = dict
@@ -160,7 +160,7 @@ def ball(
     return Wrapper(after_step=after_step)
 
 
-def ended(
+def ended_by(
     terms: Terms,
     parameters: Sequence[nn.Parameter],
     n_steps: int,

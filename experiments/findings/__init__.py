@@ -1,0 +1,1 @@
+"""What the experiments answered: verdicts, figures and the findings page, made from Parquet."""

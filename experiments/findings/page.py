@@ -1,0 +1,546 @@
+"""docs/findings.md, made from the Parquet files of the experiments: `python -m
+experiments.findings.page RUNS PICTURES > docs/findings.md`.
+
+A section per experiment: what was asked, what came out with intervals, what is published beside it
+and where ours differs. A run that is not there is named as not run; nothing is filled in.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from experiments.findings.figures import picture_of
+from experiments.findings.verdicts import (
+    BEYOND_PLAIN,
+    PREDICTORS,
+    against_random,
+    dilemma_in_words,
+    faithful_in_words,
+    given_back,
+    given_back_in_words,
+    in_words,
+    predicted,
+    step_gaps,
+    step_lags,
+    survived,
+)
+from rayunlearn.analysis.baselines import baseline_table
+from rayunlearn.analysis.coreset_table import coreset_table
+from rayunlearn.analysis.equal_retention import has_calibrated
+from rayunlearn.analysis.equivalence import EquivalenceCriterion, frontier_of_run
+from rayunlearn.analysis.labels import format_number, format_percent
+from rayunlearn.reporting.attribution_tables import attribution_sections
+from rayunlearn.reporting.connectivity_tables import connectivity_sections
+from rayunlearn.reporting.formats import escape_html, escape_pipes, question_of
+from rayunlearn.reporting.html import provenance
+from rayunlearn.reporting.sentences import (
+    control_sentences,
+    frontier_in_words,
+    starting_points,
+    status_lines,
+)
+from rayunlearn.reporting.summary import SummaryTable, run_summary
+from rayunlearn.reporting.tables import (
+    Section,
+    baseline_sentences,
+    baseline_view,
+    ranking_sentences,
+    ranking_view,
+)
+from rayunlearn.storage.run import Run, open_run
+
+# rows of a table that is shown without a click
+SHORT = 12
+
+
+# of the equivalence tests of this page
+MARGIN = 0.1
+
+
+Verdict = Callable[[Run], tuple[list[str], SummaryTable | None]]
+
+
+SHOWN_FACTS = ("commit", "hardware", "seconds in trials", "first trial started")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A row of the page: the experiment, how its rows become a verdict, what is published, and
+    where ours differs from that.
+    """
+
+    experiment: str
+    title: str
+    verdict: Verdict
+    published: str
+    differs: str
+
+
+def findings_page(runs: Path, pictures: Path | None = None) -> str:
+    """The page as Markdown, from version `1` of every experiment under `runs`; its pictures are
+    written to the folder `pictures`.
+    """
+    return "\n".join(
+        [
+            HEAD,
+            *(
+                line
+                for finding in FINDINGS
+                for line in section(finding, runs / finding.experiment / "1", pictures)
+            ),
+        ]
+    )
+
+
+def section(finding: Finding, folder: Path, pictures: Path | None = None) -> list[str]:
+    """One experiment; a run that is not there is said to be missing."""
+    head = [f"## {finding.title}", ""]
+    if not (folder / "plan.parquet").is_file():
+        return [*head, f"`experiments/{finding.experiment}.py` has not been run for this page.", ""]
+    run = open_run(folder)
+    sentences, table = finding.verdict(run)
+    facts = [
+        f"{name}: {escape_html(value)}" for name, value in provenance(run) if name in SHOWN_FACTS
+    ]
+    return [
+        *head,
+        f"*{escape_html(question_of(run))}*",
+        "",
+        *(f"- {escape_html(sentence)}" for sentence in sentences),
+        "",
+        *(_drawn(finding, run, pictures) if pictures else []),
+        *(_folded(table) if table else []),
+        f"**Published.** {finding.published}",
+        "",
+        f"**What differs.** {finding.differs}",
+        "",
+        (
+            f"`experiments/{finding.experiment}.py`."
+            f" {escape_html(_without_folders('; '.join(status_lines(run)))).rstrip('.')}."
+            f" {'; '.join(facts)}."
+        ),
+        "",
+    ]
+
+
+def how_little(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """The test of equivalence: what is shown to be enough in words, every setting as a row of the
+    table.
+    """
+    table, standard = coreset_table(run), EquivalenceCriterion(margin=MARGIN)
+    tested = frontier_of_run(run, standard)
+    shown, idle = (
+        tested.filter(pl.col("ratio").is_not_null()),
+        tested.filter(pl.col("verdict") == "full set does not forget"),
+    )
+    counted = (
+        f"Of {tested.height} settings a smaller part is shown to be enough (within {MARGIN:g} of"
+        f" the full set in forgetting and in utility) in {shown.height}; in {idle.height} the full"
+        " set itself does not forget, so that there is nothing to match."
+    )
+    sentences = [
+        counted,
+        *frontier_in_words(shown, standard),
+        *starting_points(run, table),
+        *control_sentences(table),
+    ]
+    return sentences, _equivalence(tested) if tested.height else run_summary(run, table)[1].table
+
+
+def steps_or_documents(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """Which partner a coreset is nearer to, and which coresets lag behind the full set however long
+    they train.
+    """
+    gaps = step_gaps(run)
+    sentences = []
+    for row in gaps.filter(pl.col("gap") == "epochs - steps").iter_rows(named=True):
+        said = (
+            "steps are what counts"
+            if row["low"] > 0
+            else "refuted: epochs are what counts"
+            if row["high"] < 0
+            else "not decided"
+        )
+        sentences.append(
+            f"{row['method']}: the distance to the full set at equal epochs is larger than at equal"
+            f" steps by {in_words(row)}, over {row['pairs']} pairs: {said}."
+        )
+    for row in gaps.filter(pl.col("gap") == "full set, last - first").iter_rows(named=True):
+        said = "it goes on" if row["high"] < 0 else "no further forgetting is shown"
+        sentences.append(
+            f"{row['method']}: the full set past its first epoch: {in_words(row)}: {said}."
+        )
+    for row in step_lags(run).iter_rows(named=True):
+        said = (
+            "it lags: documents count"
+            if row["low"] > 0
+            else "it is ahead"
+            if row["high"] < 0
+            else "not told apart"
+        )
+        sentences.append(
+            f"{row['method']}, {row['ratio']:.3g} kept, against the full set after the same"
+            f" {row['steps']:g} steps: {in_words(row)}: {said}."
+        )
+    return sentences, _table(gaps)
+
+
+def covered(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """What foretells forgetting on a bed that was left out, whether covering more beats random, and
+    how little is enough on each bed.
+    """
+    foretold, sentences = predicted(run), []
+    for (method,), mine in foretold.group_by(["method"], maintain_order=True):
+        known = mine.drop_nulls([f"error_by_{name}" for name in PREDICTORS.values()])
+        for beds in (known, mine) if 0 < known.height < mine.height else (mine,):
+            sentences += _foretold_in_words(str(method), beds)
+    for row in against_random(run, "keyword_coverage").iter_rows(named=True):
+        said = (
+            "forgets more"
+            if row["high"] < 0
+            else "forgets less"
+            if row["low"] > 0
+            else "not told apart"
+        )
+        sentences.append(
+            f"{row['method']}, {row['bed']}, {row['ratio']:g}: keyword_coverage minus random"
+            f" {in_words(row)} ({row['seeds']} seeds): {said}."
+        )
+    return sentences, _table(foretold)
+
+
+def _foretold_in_words(method: str, beds: pl.DataFrame) -> list[str]:
+    """Mean errors over these beds of every predictor that is known of all of them, and how often
+    each finds the ratio that is enough.
+    """
+    names = [name for name in PREDICTORS.values() if beds[f"error_by_{name}"].null_count() == 0]
+    error = {name: float(beds[f"error_by_{name}"].to_numpy().mean()) for name in names}
+    right = {name: int((beds[f"enough_by_{name}"] == beds["enough"]).sum()) for name in names}
+    if not names:
+        return []
+    return [
+        f"{method}, {beds.height} beds, each foretold from the others: mean error of the unlearned"
+        f" share by {', '.join(f'{name} {error[name]:.3f}' for name in names)}; the least by"
+        f" {min(error, key=lambda name: error[name])}. The smallest ratio that is enough is"
+        f" foretold right on {', '.join(f'{right[name]} by {name}' for name in names)}."
+    ]
+
+
+def defended(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """Which arm leaves an attacker less than plain NPO does."""
+    table = survived(run)
+    if not table.height:
+        return ["No attack has been run on it yet."], run_summary(run, coreset_table(run))[1].table
+    compared = table.filter(pl.col("beyond_plain").is_not_null())
+    less, more = (
+        compared.filter(pl.col("beyond_high") < 0),
+        compared.filter(pl.col("beyond_low") > 0),
+    )
+    sentences = [
+        f"Plain NPO under {row['attack']}: {format_number(row['left'])} left as unlearned,"
+        f" {format_number(row['mean'])} after it."
+        for row in table.filter(pl.col("arm") == "plain").iter_rows(named=True)
+    ]
+    for said, rows in (("less", less), ("more", more)):
+        sentences += [
+            f"{row['arm']} under {row['attack']}: {format_number(row['left'])} left as unlearned,"
+            f" {format_number(row['mean'])} after it, which is {said} than of plain NPO:"
+            f" {in_words(row, names=BEYOND_PLAIN)}."
+            for row in rows.iter_rows(named=True)
+        ]
+    counts = (
+        f"{less.height} leave the attacker less in the end than plain NPO does, {more.height} more"
+    )
+    sentences.append(
+        f"Of {compared.height} arms under an attack {counts}; the others are not told apart (not"
+        " corrected for their number)."
+    )
+    return sentences, _table(table)
+
+
+def attacked(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """The first page's answers on what is left and what came back."""
+    _, left, _, back = run_summary(run, coreset_table(run))
+    return [*left.sentences[1:], *back.sentences], back.table or left.table
+
+
+def beside_chance(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """Selectors beside random documents, texts beside random words."""
+    table = baseline_table(run)
+    headers, rows = baseline_view(table)
+    return baseline_sentences(table), SummaryTable(
+        headers=headers, rows=tuple(rows)
+    ) if rows else None
+
+
+def explained(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """Whether emphasis brings answers back and what was destroyed; what is left where trials
+    explain nothing.
+    """
+    return _first(dilemma_in_words(run), [*attribution_sections(run)], run)
+
+
+def faithful(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """Coreset models beside the full-set model, in weights, answers and under attack."""
+    return _first(faithful_in_words(run), [*connectivity_sections(run)], run)
+
+
+def gone(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """What every attack brings back of each method, beside gold; what is left where nothing was
+    attacked.
+    """
+    table = given_back(run)
+    return (given_back_in_words(run), _table(table)) if table.height else attacked(run)
+
+
+def controlled(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """The two orders of the methods."""
+    if not has_calibrated(run):
+        return attacked(run)
+    headers, rows = ranking_view(run)
+    return ranking_sentences(run), SummaryTable(headers=headers, rows=tuple(rows))
+
+
+def _without_folders(text: str) -> str:
+    """The text in one line, with the last part of every path alone: a page is read elsewhere."""
+    return re.sub(r"(data\.path=)\S*/([^/\s,]+)", r"\1\2", " ".join(text.split()))
+
+
+def _drawn(finding: Finding, run: Run, pictures: Path) -> list[str]:
+    """The experiment's picture, written beside the page, and the line that shows it."""
+    picture = picture_of(finding.experiment, run)
+    if picture is None:
+        return []
+    name = f"findings-{finding.experiment.replace('_', '-')}.svg"
+    pictures.mkdir(parents=True, exist_ok=True)
+    (pictures / name).write_text(picture, encoding="utf-8")
+    return [f"![{finding.title}](pictures/{name})", ""]
+
+
+def _folded(table: SummaryTable) -> list[str]:
+    """The table, behind a line to open it where it is long."""
+    if len(table.rows) <= SHORT:
+        return [*escape_pipes(table), ""]
+    return [
+        "<details markdown>",
+        f"<summary>All {len(table.rows)} rows</summary>",
+        "",
+        *escape_pipes(table),
+        "",
+        "</details>",
+        "",
+    ]
+
+
+def _equivalence(tested: pl.DataFrame) -> SummaryTable:
+    """A row per setting, method and selector of a frontier: the smallest part that is shown to be
+    enough, and where it ends.
+    """
+    headers = (
+        "method",
+        "selector",
+        "where",
+        "shown to be enough",
+        "ends at",
+        "difference there",
+        "of",
+        "verdict",
+    )
+    rows = [
+        (
+            row["method"],
+            row["selector"],
+            row["setting"],
+            *_share_and_end(row),
+            format_number(row["difference"]),
+            row["stopped_by"] or "-",
+            row["verdict"],
+        )
+        for row in tested.iter_rows(named=True)
+    ]
+    return SummaryTable(headers=headers, rows=tuple(rows))
+
+
+def _share_and_end(row: Mapping[str, Any]) -> tuple[str, str]:
+    shown, end = (
+        "-" if row[name] is None else format_percent(row[name]) for name in ("ratio", "stopped_at")
+    )
+    return shown, end
+
+
+def _first(
+    sentences: Sequence[str], sections: Sequence[Section], run: Run
+) -> tuple[list[str], SummaryTable | None]:
+    if not sections:
+        return attacked(run)
+    return [*sentences, sections[0].caption], SummaryTable(
+        headers=sections[0].view.headers, rows=sections[0].view.rows
+    )
+
+
+def _table(frame: pl.DataFrame) -> SummaryTable | None:
+    return (
+        SummaryTable(
+            headers=tuple(frame.columns),
+            rows=tuple(tuple(format_number(v) for v in row) for row in frame.iter_rows()),
+        )
+        if frame.height
+        else None
+    )
+
+
+STUDY = "Pal et al. 2504.10185"
+
+
+BED = (
+    "A generated domain and a model of half a million parameters; there WMDP and MUSE with 7 B"
+    " models."
+)
+
+
+FINDINGS: Sequence[Finding] = (
+    Finding(
+        experiment="coreset_effect",
+        title="How little is enough",
+        verdict=how_little,
+        published=(
+            f"{STUDY}, table 1, wrong answers on WMDP-bio, Zephyr-7B: RMU 69.5 % after all 600"
+            " documents, 72.0 ± 1.8 % after a random 5 %; NPO 74.1 and 72.5 ± 1.2 %."
+        ),
+        differs=f"{BED} Redundancy is set, and two ends of it are compared.",
+    ),
+    Finding(
+        experiment="keyword_effect",
+        title="How many words carry it",
+        verdict=beside_chance,
+        published=(
+            f"{STUDY}, section 4: keywords that a chat model names keep most of the effect on"
+            " WMDP-bio at each ratio; their share of the words is not varied, and there is no arm"
+            " of random words."
+        ),
+        differs=f"{BED} Keywords by statistics; the share of words is the dial.",
+    ),
+    Finding(
+        experiment="steps_or_data",
+        title="Steps or documents",
+        verdict=steps_or_documents,
+        published=(
+            f"{STUDY}, table B2: coresets of 10, 5 and 1 % take 10, 20 and 100 epochs with RMU on"
+            " WMDP, as many presentations as the full set; the full set is not run past its own."
+        ),
+        differs=f"{BED} A constant rate, every length a run of its own.",
+    ),
+    Finding(
+        experiment="redundancy",
+        title="Redundancy and coverage",
+        verdict=covered,
+        published="Nothing that we know of.",
+        differs=(
+            "The question is ours. Two tunings of the generated beds, eight trials each, say how"
+            " much hangs on them (experiments/LOG.md, 2026-11-22): facts foretell RMU's unlearned"
+            " share within .069 and .078, keywords .239 and .298, the ratio .302 and .376, and the"
+            " smallest ratio on 4 and on 2 of 4 beds; NPO's by facts .158 and .426, by the ratio"
+            " .210 and .189: not decided."
+        ),
+    ),
+    Finding(
+        experiment="selectors",
+        title="Selectors beside random",
+        verdict=beside_chance,
+        published=(
+            f"{STUDY}, table 1: GRAND, MODERATE and MIN-K % mostly lie inside random's variance."
+        ),
+        differs=(
+            f"{BED} More selectors, fewer seeds, Holm's correction over all comparisons of a"
+            " corpus."
+        ),
+    ),
+    Finding(
+        experiment="keywords",
+        title="Keywords alone",
+        verdict=beside_chance,
+        published=(
+            f"{STUDY}, section 4: keywords that a chat model names keep most of the effect on"
+            " WMDP-bio; there is no arm of random words."
+        ),
+        differs=f"{BED} Keywords by statistics, beside as many random words.",
+    ),
+    Finding(
+        experiment="control",
+        title="At equal retention",
+        verdict=controlled,
+        published=(
+            "Unlearning with Control (2406.09179) compares methods after mixing back to equal"
+            " retention, on TOFU."
+        ),
+        differs=(
+            "Another bed, a small budget of tuning for each method, and intervals of the ranks."
+        ),
+    ),
+    Finding(
+        experiment="truly_unlearned",
+        title="Gone, or only not said",
+        verdict=gone,
+        published=(
+            "Doshi & Stickland 2411.12103: prompts and training on unrelated text recover much of"
+            " what LLMU and RMU took on WMDP and biology."
+        ),
+        differs="Small models; multiple choice by likelihood; base and gold are attacked as well.",
+    ),
+    Finding(
+        experiment="dilemma",
+        title="Out of sight, or destroyed",
+        verdict=explained,
+        published=(
+            "Understanding the Dilemma of Unlearning (2509.24675): six methods either stay"
+            " recoverable by emphasis or destroy."
+        ),
+        differs="Small models, bare words as emphasis, random words beside them.",
+    ),
+    Finding(
+        experiment="faithfulness",
+        title="The same model, or only as forgetful",
+        verdict=faithful,
+        published=(
+            f"{STUDY}, section 6: six points on the line between the two models, without a barrier"
+            " in forgetting on WMDP."
+        ),
+        differs="Eleven points, three ratios, the barrier defined and with an interval.",
+    ),
+    Finding(
+        experiment="defences",
+        title="Defences under attack",
+        verdict=defended,
+        published=(
+            "Fan et al. 2502.05374 report that sharpness-aware steps and weight averages make NPO"
+            " on WMDP harder to relearn."
+        ),
+        differs=(
+            "Another bed; a capped loss, a masked loss and a forget set of few wordings stand"
+            " beside them."
+        ),
+    ),
+)
+
+
+HEAD = """# Findings
+
+Made by `make findings` from the Parquet files of the experiments; do not edit. A verdict is what was measured, a negative one too.
+How to read intervals and controls: [what the numbers can and cannot say](explanation.md).
+The dated log, with what was tried on the way: `experiments/LOG.md`.
+"""
+
+
+if __name__ == "__main__":
+    print(
+        findings_page(
+            Path(sys.argv[1] if len(sys.argv) > 1 else "runs"),
+            Path(sys.argv[2]) if len(sys.argv) > 2 else None,
+        ),
+        end="",
+    )

@@ -1,0 +1,671 @@
+"""What the experiments on steps, redundancy, attacks, words, coresets' weights and defences ask,
+answered from their rows. Polars, numpy and scipy.
+
+The statistics are ours; each says what would refute the hypothesis of its experiment file.
+Intervals are percentile bootstraps: over seeds and documents where cells are compared, over trials
+where trials are.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.optimize import isotonic_regression
+
+from rayunlearn.analysis.attribution import damage_table, emphasis_table
+from rayunlearn.analysis.bootstrap import DRAWS, LEVEL, Numbers, weighted_means
+from rayunlearn.analysis.hypothesis_tests import difference, paired_p
+from rayunlearn.analysis.labels import format_coreset_size, format_interval
+from rayunlearn.analysis.mode_connectivity import connectivity_table
+from rayunlearn.analysis.recovery import plain_setting, recovery_table
+from rayunlearn.analysis.run_frames import (
+    objective_of,
+    trial_table,
+    trials_with_roles,
+    values_by_trial,
+)
+from rayunlearn.storage.run import Run
+
+METHOD = ("method.forget", "method.retain")
+
+
+LENGTH = (*METHOD, "select.ratio", "train.length")
+
+
+ESTIMATE = {"mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+
+
+GAPS = {"method": pl.String, "gap": pl.String, "pairs": pl.Int64, **ESTIMATE}
+
+
+LENGTHS = {"method": pl.String, "ratio": pl.Float64, "steps": pl.Float64, **ESTIMATE}
+
+
+# column to its name in tables
+PREDICTORS = {"coverage": "facts", "keyword_coverage": "keywords", "select.ratio": "ratio"}
+
+
+def step_gaps(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """Per method the mean distance of a coreset's forgetting to the full set's, columns GAPS.
+
+    `equal steps`: against the full set after as many steps; `equal epochs`: against the full set
+    after as many passes over its own documents, steps / ratio. `epochs - steps` is their
+    difference: over 0, steps are what counts. Over the (ratio, steps) for which both partners were
+    run. `full set, last - first`: its forgetting at the most steps minus that at the fewest of at
+    least one epoch: under 0, it goes on past one epoch.
+    """
+    cells, epoch = _length_cells(run), _epoch(run)
+    rows: list[dict[str, Any]] = []
+    for method in dict.fromkeys(method for method, _, _ in cells):
+        mine = {(ratio, steps): cell for (m, ratio, steps), cell in cells.items() if m == method}
+        drawn = _drawn(mine, draws=draws, seed=seed)
+        pairs = [
+            (r, s)
+            for r, s in mine
+            if r < 1 and (1.0, s) in mine and (1.0, _same_epochs(s, r)) in mine
+        ]
+        if pairs:
+            steps, epochs = (
+                np.mean(
+                    [np.abs(drawn[pair] - drawn[1.0, partner(*pair)]) for pair in pairs], axis=0
+                )
+                for partner in (lambda _r, s: s, lambda r, s: _same_epochs(s, r))
+            )
+            for name, values in (
+                ("equal steps", steps),
+                ("equal epochs", epochs),
+                ("epochs - steps", epochs - steps),
+            ):
+                rows.append(
+                    {"method": method, "gap": name, "pairs": len(pairs), **_estimate(values)}
+                )
+        whole = sorted(s for r, s in mine if r == 1 and s >= epoch)
+        if len(whole) > 1:
+            rows.append(
+                {
+                    "method": method,
+                    "gap": "full set, last - first",
+                    "pairs": 1,
+                    **_estimate(drawn[1.0, whole[-1]] - drawn[1.0, whole[0]]),
+                }
+            )
+    return pl.DataFrame(rows, schema=GAPS)
+
+
+def step_lags(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """Columns method, ratio, steps and ESTIMATE: forgetting of a coreset minus that of the full set
+    after the most steps of both; over 0 it lags.
+    """
+    rows = []
+    cells = _length_cells(run)
+    for method in dict.fromkeys(method for method, _, _ in cells):
+        mine = {(ratio, steps): cell for (m, ratio, steps), cell in cells.items() if m == method}
+        drawn = _drawn(mine, draws=draws, seed=seed)
+        for ratio in sorted({ratio for ratio, _ in mine if ratio < 1}):
+            steps = max((s for r, s in mine if r == ratio and (1.0, s) in mine), default=None)
+            if steps is not None:
+                rows.append(
+                    {
+                        "method": method,
+                        "ratio": ratio,
+                        "steps": steps,
+                        **_estimate(drawn[ratio, steps] - drawn[1.0, steps]),
+                    }
+                )
+    return pl.DataFrame(rows, schema=LENGTHS)
+
+
+def length_curves(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """Columns method, ratio, steps and ESTIMATE: forgetting after that many steps, with its
+    interval over seeds and documents.
+    """
+    rows = []
+    cells = _length_cells(run)
+    for method in dict.fromkeys(method for method, _, _ in cells):
+        drawn = _drawn(
+            {(ratio, steps): cell for (m, ratio, steps), cell in cells.items() if m == method},
+            draws=draws,
+            seed=seed,
+        )
+        rows += [
+            {"method": method, "ratio": ratio, "steps": steps, **_estimate(values)}
+            for (ratio, steps), values in drawn.items()
+        ]
+    return pl.DataFrame(rows, schema=LENGTHS)
+
+
+def _same_epochs(steps: float, ratio: float) -> float:
+    return float(round(steps / ratio))
+
+
+def _epoch(run: Run) -> float:
+    """Steps that one pass over the full set takes."""
+    row = (
+        run.trials.filter(pl.col("stage") == "unlearned")
+        .select(pl.col("n_forget").max(), pl.col("train.batch_size").min())
+        .collect()
+        .row(0)
+    )
+    return float(row[0]) / float(row[1])
+
+
+def _length_cells(run: Run) -> dict[tuple[str, float, float], Numbers]:
+    """(method, ratio, steps) -> (seeds, documents) of forgetting, seeds in order so that cells
+    share them.
+    """
+    row_of, values = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
+    grid = (
+        trials_with_roles(run)
+        .filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(row_of)))
+        .unique("trial_id")
+    )
+    found = {}
+    for key, rows in grid.sort(*LENGTH, "train.seed").group_by(LENGTH, maintain_order=True):
+        forget, retain, ratio, steps = key
+        found[f"{forget} + {retain}", float(str(ratio)), float(str(steps))] = values[
+            [row_of[t] for t in rows["trial_id"]]
+        ]
+    return found
+
+
+def _drawn(
+    cells: Mapping[tuple[float, float], Numbers], *, draws: int, seed: int
+) -> dict[tuple[float, float], Numbers]:
+    """Bootstrap means of every cell, the point estimate first: the same documents and, where cells
+    have as many, the same seeds.
+    """
+    generator = np.random.default_rng(seed)
+    n_documents = next(iter(cells.values())).shape[1]
+    documents = np.vstack(
+        [
+            np.ones(n_documents),
+            generator.multinomial(n_documents, np.full(n_documents, 1 / n_documents), draws),
+        ]
+    )
+    by_size: dict[int, Numbers] = {}
+    for cell in cells.values():
+        n = len(cell)
+        if n not in by_size:
+            by_size[n] = np.vstack([np.ones(n), generator.multinomial(n, np.full(n, 1 / n), draws)])
+    return {key: weighted_means(cell, by_size[len(cell)], documents) for key, cell in cells.items()}
+
+
+# of what the full set unlearns; ours
+ENOUGH = 0.9
+
+
+FORETOLD = tuple(
+    f"{what}_by_{predictor}" for what in ("error", "enough") for predictor in PREDICTORS.values()
+)
+
+
+PREDICTED = {
+    "method": pl.String,
+    "bed": pl.String,
+    "trials": pl.Int64,
+    "enough": pl.Float64,
+    **dict.fromkeys(FORETOLD, pl.Float64),
+}
+
+
+def predicted(run: Run) -> pl.DataFrame:
+    """How well numbers that are known before training foretell a bed from the other beds of its
+    method, columns PREDICTED.
+
+    The share of a trial is (base - x) / (base - full), means over documents, full the mean of the
+    bed's full-set trials. For each predictor a non-decreasing curve (isotonic regression, least
+    squares) is fitted to the other beds; `error_by_*` is its mean distance to the trials of this
+    one. `enough` is the smallest tried ratio of random documents whose mean share is ENOUGH or more
+    (1: no smaller one), `enough_by_*` the one that is foretold. Null: the predictor is not known of
+    this bed (the facts of a real book), or of no other.
+    """
+    rows = []
+    for (method,), mine in unlearned_shares(run).group_by(["method"], maintain_order=True):
+        for (bed,), left in mine.group_by(["bed"], maintain_order=True):
+            drawn = left.filter(pl.col("select.name") == "random")
+            row: dict[str, Any] = {
+                "method": method,
+                "bed": bed,
+                "trials": left.height,
+                "enough": _smallest(drawn, drawn["share"].to_numpy()),
+            }
+            for predictor, name in PREDICTORS.items():
+                others = mine.filter(pl.col("bed") != bed, pl.col(predictor).is_not_null())
+                if others.height and left[predictor].null_count() == 0:
+                    row[f"error_by_{name}"] = float(
+                        np.abs(_foretold(others, left, predictor) - left["share"].to_numpy()).mean()
+                    )
+                    row[f"enough_by_{name}"] = _smallest(drawn, _foretold(others, drawn, predictor))
+            rows.append(row)
+    return pl.DataFrame(rows, schema=PREDICTED)
+
+
+def unlearned_shares(run: Run) -> pl.DataFrame:
+    """Grid trials of ratio < 1 with `method`, `bed`, selector, the three predictors and `share` (1:
+    as much as the full set), beds in order.
+    """
+    trials = with_beds(trial_table(run)).with_columns(
+        pl.concat_str(METHOD, separator=" + ").alias("method")
+    )
+    base = (
+        trials.filter(pl.col("role") == "base")
+        .group_by("bed")
+        .agg(pl.col("forgetting").mean().alias("base"))
+    )
+    grid = trials.filter(pl.col("role") == "grid", pl.col("forgetting").is_not_null()).unique(
+        "trial_id", maintain_order=True
+    )
+    full = (
+        grid.filter(pl.col("select.ratio") == 1)
+        .group_by("method", "bed")
+        .agg(pl.col("forgetting").mean().alias("full"))
+    )
+    parts = (
+        grid.filter(pl.col("select.ratio") < 1)
+        .join(base, on="bed")
+        .join(full, on=["method", "bed"])
+    )
+    share = (pl.col("base") - pl.col("forgetting")) / (pl.col("base") - pl.col("full"))
+    ordered = parts.sort(
+        "data.name",
+        "model.size",
+        "data.redundancy",
+        "method",
+        descending=[False, True, False, False],
+    )
+    return ordered.select(
+        "trial_id", "method", "bed", "select.name", "train.seed", *PREDICTORS, share.alias("share")
+    )
+
+
+def with_beds(trials: pl.DataFrame) -> pl.DataFrame:
+    """The trials with a column `bed`: `domain, 20 per fact`, `domain, 20 per fact, small model`, or
+    the corpus by the last part of its path.
+    """
+    place = pl.col("data.path").fill_null("").str.strip_chars_end("/").str.split("/").list.last()
+    per_fact = _where(
+        pl.col("data.name") == "domain",
+        pl.concat_str(pl.lit(", "), "data.redundancy", pl.lit(" per fact")),
+    )
+    model = _where(
+        pl.col("model.size") != "tiny", pl.concat_str(pl.lit(", "), "model.size", pl.lit(" model"))
+    )
+    named = pl.when(place != "").then(place).otherwise(pl.col("data.name"))
+    return trials.with_columns(pl.concat_str(named, per_fact, model).alias("bed"))
+
+
+def _where(condition: pl.Expr, words: pl.Expr) -> pl.Expr:
+    return pl.when(condition).then(words).otherwise(pl.lit(""))
+
+
+def _foretold(others: pl.DataFrame, left: pl.DataFrame, predictor: str) -> Numbers:
+    """The shares of the left-out trials, from the curve of the others."""
+    curve = others.group_by(predictor).agg(pl.col("share").mean(), pl.len()).sort(predictor)
+    heights = isotonic_regression(curve["share"].to_numpy(), weights=curve["len"].to_numpy()).x
+    return np.asarray(np.interp(left[predictor].to_numpy(), curve[predictor].to_numpy(), heights))
+
+
+def _smallest(trials: pl.DataFrame, shares: Numbers) -> float:
+    """The smallest ratio whose mean share is ENOUGH or more; 1 where there is none, since the full
+    set's share is 1.
+    """
+    means = (
+        trials.select("select.ratio")
+        .with_columns(pl.Series("share", shares))
+        .group_by("select.ratio")
+        .agg(pl.col("share").mean())
+    )
+    return float(means.filter(pl.col("share") >= ENOUGH)["select.ratio"].min() or 1.0)  # type: ignore[arg-type]
+
+
+BEATEN = {
+    "method": pl.String,
+    "bed": pl.String,
+    "ratio": pl.Float64,
+    "seeds": pl.Int64,
+    **ESTIMATE,
+    "p": pl.Float64,
+}
+
+
+def against_random(run: Run, selector: str) -> pl.DataFrame:
+    """Per method, bed and ratio with both selectors: forgetting of `selector` minus random's,
+    columns BEATEN; under 0 it forgets more.
+
+    Paired by document, two-way clustered (`statistics.difference`); low and high are mean -/+ 1.96
+    standard errors, p is not corrected.
+    """
+    row_of, values = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
+    grid = (
+        with_beds(trials_with_roles(run))
+        .filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(row_of)))
+        .unique("trial_id")
+    )
+    rows = []
+    for key, mine in grid.sort("data.redundancy", "train.seed", "trial_id").group_by(
+        [*METHOD, "bed", "select.ratio"], maintain_order=True
+    ):
+        cells = [
+            values[[row_of[t] for t in mine.filter(pl.col("select.name") == name)["trial_id"]]]
+            for name in (selector, "random")
+        ]
+        if key[-1] == 1 or not all(len(cell) for cell in cells):
+            continue
+        gap = difference(*cells)
+        ends = {"low": gap.mean - 1.96 * gap.stderr, "high": gap.mean + 1.96 * gap.stderr}
+        place = {
+            "method": f"{key[0]} + {key[1]}",
+            "bed": key[2],
+            "ratio": key[3],
+            "seeds": gap.n_seeds,
+        }
+        rows.append(place | {"mean": gap.mean, **ends, "p": paired_p(gap)})
+    return pl.DataFrame(rows, schema=BEATEN).sort("method", "ratio", maintain_order=True)
+
+
+GIVEN = {
+    "method": pl.String,
+    "attack": pl.String,
+    "models": pl.Int64,
+    **ESTIMATE,
+    "gold": pl.Float64,
+}
+
+
+def given_back(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """Per method and attack the recovered fraction, mean over its attacked models with a percentile
+    bootstrap over them, columns GIVEN.
+
+    `gold`: what the same attack adds on the gold model, as a share of what unlearning had taken,
+    mean over the same models.
+    """
+    gold = (pl.col("gold_rise") / (pl.col("base") - pl.col("unlearned"))).alias("gold_share")
+    attack = pl.col("setting").map_elements(plain_setting, return_dtype=pl.String).alias("attack")
+    table = _recoveries(run).with_columns(attack, gold)
+    generator, rows = np.random.default_rng(seed), []
+    for (method, name), mine in table.sort("method", "attack", "attacked").group_by(
+        ["method", "attack"], maintain_order=True
+    ):
+        found = _estimate(_trial_draws(mine["recovered"].to_numpy(), generator, draws))
+        rows.append(
+            {
+                "method": method,
+                "attack": name,
+                "models": mine.height,
+                **found,
+                "gold": mine["gold_share"].mean(),
+            }
+        )
+    return pl.DataFrame(rows, schema=GIVEN)
+
+
+def given_back_in_words(run: Run) -> list[str]:
+    """Per method what attacks bring back beyond what they tell by themselves; then which method
+    gives back more, where intervals lie apart.
+    """
+    table = given_back(run)
+    sentences = []
+    for (method,), mine in table.group_by(["method"], maintain_order=True):
+        back = mine.filter(
+            pl.col("low") > pl.max_horizontal(pl.col("gold").fill_null(0.0), 0.0)
+        ).sort("mean", descending=True)
+        named = ", ".join(f"{row['attack']} {in_words(row)}" for row in back.iter_rows(named=True))
+        half = (
+            "one brings back half"
+            if back.filter(pl.col("low") >= 0.5).height
+            else "none is shown to bring back half"
+        )
+        sentences.append(
+            f"{method}: of {mine.height} attacks {back.height} bring back a share of what was"
+            f" taken, more than they add on gold{': ' + named if named else ''}; {half} (means over"
+            f" {max(mine['models'].to_list())} models)."
+        )
+    pairs = combinations(table["method"].unique(maintain_order=True).to_list(), 2)
+    return [*sentences, *(_gives_back_more(table, one, other) for one, other in pairs)]
+
+
+def _gives_back_more(table: pl.DataFrame, one: str, other: str) -> str:
+    """Under which attacks one method gives back something and more than the other, by intervals
+    that lie apart.
+    """
+    words = []
+    for first, second in ((one, other), (other, one)):
+        both = table.filter(pl.col("method") == first).join(
+            table.filter(pl.col("method") == second), on="attack", suffix="_second"
+        )
+        more = both.filter(pl.col("low") > pl.max_horizontal(pl.col("high_second"), 0.0))[
+            "attack"
+        ].to_list()
+        words += [f"{first} gives back more than {second} under {', '.join(more)}"] if more else []
+    return (
+        "; ".join(words) if words else f"{one} and {other} are not told apart under any attack"
+    ) + " (intervals apart, not corrected)."
+
+
+# forgotten on average: under it a share of them says nothing
+FEW_QUESTIONS = 5
+
+
+# of the retain questions: nine tenths are to stay (experiments/dilemma.py)
+HARM = 0.1
+
+
+def dilemma_in_words(run: Run) -> list[str]:
+    """Per unlearned cell: whether key words bring back more than random words do, whether the
+    retain side was lost, which words paid.
+    """
+    asked, damage = emphasis_table(run), damage_table(run)
+    if not (asked.height and damage.height):
+        return []
+    sentences = []
+    for row in damage.filter(pl.col("role") == "grid").iter_rows(named=True):
+        forms = asked.filter(pl.col("cell") == row["cell"])
+        questions = float(forms["forgotten"].to_numpy().mean()) if forms.height else 0.0
+        more = forms.filter(pl.col("net_low") > 0)
+        if questions < FEW_QUESTIONS:
+            said = f"{questions:.1f} questions forgotten, too few to ask what comes back"
+        elif more.height:
+            named = ", ".join(
+                f"{form['form']} {format_interval(form, 'net')}"
+                for form in more.iter_rows(named=True)
+            )
+            said = f"key words bring back more than random words: {named}"
+        else:
+            most = max(forms["net"].to_list())
+            said = (
+                f"key words bring back no more than random words in any of {forms.height} forms (at"
+                f" most {most:+.2f})"
+            )
+        sentences.append("; ".join((f"{row['cell']}: {said}", *_what_it_cost(row))) + ".")
+    return sentences
+
+
+def _what_it_cost(row: Mapping[str, Any]) -> list[str]:
+    """Of a row of `damage_table`: the retain questions lost, then function words beside keywords,
+    where each was measured.
+    """
+    words = []
+    if row["destroyed"] is not None:
+        lost = (
+            "retain is lost"
+            if row["destroyed_low"] > HARM
+            else "retain stays"
+            if row["destroyed_high"] <= HARM
+            else "retain is not decided"
+        )
+        words.append(
+            f"{lost} ({format_interval(row, 'destroyed')} of its questions lost,"
+            f" {format_interval(row, 'destroyed_untouched')} of untouched)"
+        )
+    if row["against_keywords_forget"] is not None:
+        function, keywords = (
+            -float(row[f"{kind}_forget"]) for kind in ("function_words", "keywords")
+        )
+        spared = (
+            "they were spared"
+            if row["against_keywords_forget_low"] > 0
+            else "they are not shown to be spared"
+        )
+        words.append(
+            f"in forget documents function words fell by {function:.1f} nats and keywords by"
+            f" {keywords:.1f}: {spared}"
+        )
+    return words
+
+
+# in answer probability (experiments/faithfulness.py)
+BARRIER = 0.1
+
+
+def faithful_in_words(run: Run, *, draws: int = DRAWS, seed: int = 0) -> list[str]:
+    """Per coreset: the barrier to the full-set model, agreement with it, and which attacks give
+    back more of it than of the full set's models.
+    """
+    table = connectivity_table(run)
+    if not table.height:
+        return []
+    attacks = _recovered_by_cell(run, draws=draws, seed=seed)
+    sentences = []
+    for row in table.filter(pl.col("select.ratio") < 1).iter_rows(named=True):
+        low, high = row["barrier_forget_low"], row["barrier_forget_high"]
+        said = (
+            "a barrier: refuted"
+            if low > BARRIER
+            else "no barrier"
+            if high <= BARRIER
+            else "not decided"
+        )
+        mine, full = ((row["method"], ratio) for ratio in (row["select.ratio"], 1.0))
+        known = [name for name, cells in attacks.items() if mine in cells and full in cells]
+        more = [name for name in known if attacks[name][mine]["low"] > attacks[name][full]["high"]]
+        under = (
+            f"; of {len(known)} attacks {len(more)} give back more than of the full set's"
+            f" models{': ' + ', '.join(more) if more else ''}"
+        )
+        sentences.append(
+            f"{row['method']}, {format_coreset_size(row['select.name'], row['select.ratio'])}: the line to"
+            f" the full-set model lies {format_interval(row, 'barrier_forget')} over the straight one"
+            f" in forgetting: {said}; it answers {format_interval(row, 'agreement')} of the forget"
+            f" questions as that model does{under if known else ''}."
+        )
+    return sentences
+
+
+def _recovered_by_cell(
+    run: Run, *, draws: int, seed: int
+) -> dict[str, dict[tuple[str, float], dict[str, Any]]]:
+    """Attack -> (method, ratio) -> the mean recovered fraction of its models with a bootstrap over
+    them.
+    """
+    table = _recoveries(run).sort("setting", "method", "select.ratio", "attacked")
+    generator = np.random.default_rng(seed)
+    found: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
+    for (attack, method, ratio), rows in table.group_by(
+        ["setting", "method", "select.ratio"], maintain_order=True
+    ):
+        drawn = _trial_draws(rows["recovered"].to_numpy(), generator, draws)
+        found.setdefault(str(attack), {})[str(method), float(str(ratio))] = _estimate(drawn)
+    return found
+
+
+BEYOND_PLAIN = ("beyond_plain", "beyond_low", "beyond_high")
+
+
+LEFT = ("left", "left_low", "left_high")
+
+
+ARMS = {
+    "arm": pl.String,
+    "attack": pl.String,
+    "trials": pl.Int64,
+    **dict.fromkeys((*LEFT, *ESTIMATE, *BEYOND_PLAIN), pl.Float64),
+}
+
+
+def survived(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """What every arm has left before and after every attack, and how much more that is than plain's
+    after it, columns ARMS.
+
+    In the attack's own metric (the objective's), not as recovered fractions: an arm that forgot
+    little has little to recover. Means over the arm's attacked trials with percentile bootstraps
+    over them; `beyond_plain` over 0: the attacker has more in the end than of plain.
+    """
+    table = recovery_table(run).filter(pl.col("after").is_not_null())
+    trials = run.trials.collect()
+    table = table.with_columns(
+        pl.col("attacked")
+        .replace_strict({r["trial_id"]: arm_of(r) for r in trials.to_dicts()}, default="")
+        .alias("arm"),
+        pl.col("setting").map_elements(plain_setting, return_dtype=pl.String).alias("attack"),
+    )
+    generator, rows = np.random.default_rng(seed), []
+    for (attack,), mine in table.group_by(["attack"], maintain_order=True):
+        arms = {str(arm[0]): rows_ for arm, rows_ in mine.group_by(["arm"], maintain_order=True)}
+        after = {
+            arm: _trial_draws(rows_["after"].to_numpy(), generator, draws)
+            for arm, rows_ in arms.items()
+        }
+        for arm, values in after.items():
+            left = _estimate(_trial_draws(arms[arm]["unlearned"].to_numpy(), generator, draws))
+            beyond = (
+                _estimate(values - after["plain"])
+                if "plain" in after and arm != "plain"
+                else dict.fromkeys(ESTIMATE)
+            )
+            named = dict(
+                zip((*LEFT, *BEYOND_PLAIN), (*left.values(), *beyond.values()), strict=True)
+            )
+            rows.append(
+                {
+                    "arm": arm,
+                    "attack": attack,
+                    "trials": arms[arm].height,
+                    **_estimate(values),
+                    **named,
+                }
+            )
+    return pl.DataFrame(rows, schema=ARMS)
+
+
+def arm_of(row: Mapping[str, Any]) -> str:
+    """`plain`, `sam`, `token.cap 160`, `5 % of the documents by random`: what a trial of
+    experiments/defences.py has that plain NPO has not.
+    """
+    said = [str(row.get("method.wrappers") or "")]
+    said += [f"token.cap {row['token.cap']:g}"] if row.get("token.cap") else []
+    said += [f"token.keep {row['token.keep']:g}"] if (row.get("token.keep") or 1) < 1 else []
+    if (row.get("select.ratio") or 1) < 1:
+        said.append(f"{100 * row['select.ratio']:g} % of the documents by {row['select.name']}")
+    return ", ".join(filter(None, said)) or "plain"
+
+
+def _recoveries(run: Run) -> pl.DataFrame:
+    """The attacks that have a recovered fraction, with `method` and `select.ratio` of the model
+    they were made on.
+    """
+    trials = run.trials.select(
+        pl.col("trial_id").alias("attacked"),
+        pl.concat_str(METHOD, separator=" + ").alias("method"),
+        "select.ratio",
+    )
+    return recovery_table(run).drop_nulls("recovered").join(trials.collect(), on="attacked")
+
+
+def _trial_draws(values: Numbers, generator: np.random.Generator, draws: int) -> Numbers:
+    """The mean, then bootstrap means over the trials."""
+    drawn = values[generator.integers(0, len(values), (draws, len(values)))].mean(1)
+    return np.concatenate([[values.mean()], drawn])
+
+
+def _estimate(values: Numbers) -> dict[str, float | None]:
+    """The first value, and percentiles of the others."""
+    low, high = np.nanquantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"mean": float(values[0]), "low": float(low), "high": float(high)}
+
+
+def in_words(row: Mapping[str, Any], *, names: Sequence[str] = ("mean", "low", "high")) -> str:
+    """`+0.12 [0.08, 0.16]`."""
+    mean, low, high = (row[name] for name in names)
+    return "-" if mean is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -1,0 +1,383 @@
+"""What words say of forgetting, from Parquet alone: recovery by emphasis, what was destroyed, key
+tokens before and after.
+
+`right` means that every token of the answer, its end too, is the model's greedy choice
+(`exact_memorization` 1): the greedy text is the answer. The paper (unPact, 2509.24675) asks a chat
+model; its formulas of both rates are not confirmed, these are ours.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.stats import rankdata
+
+from rayunlearn.analysis.bootstrap import Interval, Numbers, bootstrap_interval
+from rayunlearn.analysis.labels import control_label, format_cell, format_coreset_size
+from rayunlearn.analysis.run_frames import (
+    CELL_SETTINGS,
+    CONTEXT_SECTIONS,
+    trials_with_roles,
+    varying_settings,
+)
+from rayunlearn.schema import WORD_KINDS
+from rayunlearn.storage.run import Run
+
+RIGHT_METRIC = "exact_memorization"
+
+
+KEY, RANDOM = "emphasis", "emphasis_random"
+
+
+STAGES_OF_INTEREST = ("base", "gold", "control", "grid")
+
+
+@dataclass(frozen=True)
+class AttributionCell:
+    """Trials that differ in their seeds alone, and the base trial that they are held against."""
+
+    name: str
+    role: str
+    trial_ids: tuple[str, ...]
+    base: str
+
+
+def attribution_cells(run: Run) -> list[AttributionCell]:
+    """Base, gold, controls and grid of the trials that have attributions, as the coreset table has
+    them; a cell without its base is left out.
+    """
+    looked_into = run.attributions.select("trial_id").unique().collect()
+    if not looked_into.height:
+        return []
+    placed = (
+        trials_with_roles(run)
+        .filter(pl.col("role") != "tuning")
+        .join(looked_into, on="trial_id", how="semi")
+    )
+    settings = varying_settings(run, placed)
+    bases = {
+        cell_settings(row): row["trial_id"]
+        for row in placed.filter(pl.col("role") == "base").iter_rows(named=True)
+    }
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    ordered = placed.sort(
+        ["method.forget", "method.retain", "select.ratio"],
+        descending=[False, False, True],
+        maintain_order=True,
+    )
+    for row in ordered.unique(["trial_id", "role", "group"], maintain_order=True).iter_rows(
+        named=True
+    ):
+        said = _said(row, settings)
+        if cell_settings(row) in bases:
+            groups.setdefault((row["role"], cell_settings(row), *said.values()), []).append(
+                row | {"said": said}
+            )
+    firsts = [rows[0] for rows in groups.values()]
+    parts = len({first["said"].get("select.ratio") for first in firsts} - {None}) > 1
+    cells = [
+        AttributionCell(
+            _name(rows[0], settings, parts=parts),
+            rows[0]["role"],
+            tuple(dict.fromkeys(r["trial_id"] for r in rows)),
+            bases[cell_settings(rows[0])],
+        )
+        for rows in groups.values()
+    ]
+    return sorted(cells, key=lambda c: STAGES_OF_INTEREST.index(c.role))
+
+
+def cell_settings(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a trial shares with the base trial that it is held against."""
+    return (row["corpus_digest"], row["model_digest"])
+
+
+def emphasis_table(run: Run) -> pl.DataFrame:
+    """One row per cell and form of emphasis.
+
+    forgotten: questions that base answers right and the cell's model does not, mean over seeds; for
+    base itself, questions it answers right. recovered: share of them that are right when key words
+    are pointed out; random: when as many others are;
+    net: the paired difference. harmed: share of the retain questions that the cell's model answers
+    right as asked and wrong when their key words are pointed out. Each with _low and _high, 95 %
+    bootstrap over seeds and questions.
+    """
+    right = _values(run, (RIGHT_METRIC,), by="attack")
+    rows = [
+        _emphasis_row(cell, form, right) for cell in attribution_cells(run) for form in _forms(run)
+    ]
+    return pl.DataFrame([row for row in rows if row["forgotten"]], infer_schema_length=None)
+
+
+def damage_table(run: Run) -> pl.DataFrame:
+    """One row per cell but base: destroyed (share of retain questions right before and wrong now),
+    the same of `untouched`, and the change of mean log p of function words, keywords and all but
+    function words of the forget and the retain documents, in nats;
+    against_keywords: that of function words minus that of keywords, document by document. Each with
+    its interval."""
+    right, words = _values(run, (RIGHT_METRIC,), by="attack"), _values(run, WORD_KINDS)
+    return pl.DataFrame(
+        [_damage_row(cell, right, words) for cell in attribution_cells(run) if cell.role != "base"],
+        infer_schema_length=None,
+    )
+
+
+def tracking_table(run: Run, *, split: str = "forget") -> pl.DataFrame:
+    """One row per cell: how much of what base's answers hung on is left, means over questions and
+    seeds with intervals.
+
+    overlap: Jaccard of the key tokens before and after; kept: share of base's key tokens that are
+    still key; mass: share of the positive contributions that lies on base's key tokens (before it
+    is near 1); rank: Spearman correlation of the contributions;
+    gradient: Spearman correlation of contributions with integrated gradients in the same model.
+    """
+    frames = attribution_frames(run, split)
+    return pl.DataFrame(
+        [_tracking_row(cell, frames) for cell in attribution_cells(run)], infer_schema_length=None
+    )
+
+
+def attribution_frames(run: Run, split: str) -> dict[str, dict[str, pl.DataFrame]]:
+    """trial -> question -> its tokens in order."""
+    rows = (
+        run.attributions.filter(pl.col("unit") == "token", pl.col("split") == split)
+        .sort("position")
+        .collect()
+    )
+    frames: dict[str, dict[str, pl.DataFrame]] = {}
+    for (trial, doc), frame in rows.group_by("trial_id", "doc_id", maintain_order=True):
+        frames.setdefault(str(trial), {})[str(doc)] = frame
+    return frames
+
+
+def attribution_tracking(before: pl.DataFrame, after: pl.DataFrame) -> dict[str, float]:
+    """The five numbers of `tracking_table` for one question; NaN where one has nothing to speak of."""
+    key, now = before["is_key"].to_numpy(), after["is_key"].to_numpy()
+    contribution = after["contribution"].to_numpy()
+    positive = np.maximum(contribution, 0)
+    gradient = after["gradient"].to_numpy() if after["gradient"].null_count() == 0 else None
+    return {
+        "overlap": fraction(key & now, key | now),
+        "kept": fraction(key & now, key),
+        "mass": float(positive[key].sum() / positive.sum()) if positive.sum() > 0 else float("nan"),
+        "rank": rank_correlation(before["contribution"].to_numpy(), contribution),
+        "gradient": float("nan") if gradient is None else rank_correlation(contribution, gradient),
+    }
+
+
+def fraction(part: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> float:
+    """|part| / |whole|; NaN where the whole is empty."""
+    return float(part.sum() / whole.sum()) if whole.any() else float("nan")
+
+
+def rank_correlation(x: Numbers, y: Numbers) -> float:
+    """Spearman's: Pearson's of the ranks, ties sharing theirs; NaN where one does not vary."""
+    a, b = rankdata(x) - (len(x) + 1) / 2, rankdata(y) - (len(y) + 1) / 2
+    scale = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / scale) if scale > 0 else float("nan")
+
+
+TRACKED_METRICS = {
+    "overlap": "Jaccard of the key tokens of base and of this model",
+    "kept": "share of base's key tokens that are key tokens here",
+    "mass": "share of the positive contributions that lies on base's key tokens",
+    "rank": "Spearman correlation of the contributions here with base's",
+    "gradient": (
+        "Spearman correlation of the contributions here with integrated gradients in the same model"
+    ),
+}
+
+
+def value_matrix(
+    trial_ids: Sequence[str], documents: Sequence[str], values: Mapping[tuple[str, str], float]
+) -> Numbers:
+    """(trials, documents), NaN where there is none."""
+    cells = [[values.get((t, d), float("nan")) for d in documents] for t in trial_ids]
+    return np.array(cells, dtype=np.float64).reshape(len(trial_ids), len(documents))
+
+
+def interquartile_range(name: str, interval: Interval) -> dict[str, float | None]:
+    """The interval as three columns."""
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+# (attack, split), or (metric, split) -> (trial, document) -> value
+Values = dict[tuple[str, str], dict[tuple[str, str], float]]
+
+
+def _values(run: Run, metrics: Sequence[str], by: str = "metric") -> Values:
+    stages = run.trials.select("trial_id", pl.col("stage").alias("_own"))
+    rows = (
+        run.examples.filter(pl.col("metric").is_in(list(metrics)))
+        .join(stages, on="trial_id")
+        .filter(pl.col("stage") == pl.col("_own"))
+    )
+    found: Values = {}
+    for key, split, trial, doc, value in (
+        rows.select(by, "split", "trial_id", "doc_id", "value").drop_nulls().collect().iter_rows()
+    ):
+        found.setdefault((key, split), {})[trial, doc] = value
+    return found
+
+
+def _forms(run: Run) -> list[str]:
+    attacks = run.examples.select("attack").unique().collect()["attack"].to_list()
+    return sorted(name.partition(":")[2] for name in attacks if name.startswith(f"{KEY}:"))
+
+
+def _known(plain: Mapping[tuple[str, str], float], base: str) -> list[str]:
+    """Questions that the base trial answers right."""
+    return sorted(d for t, d in plain if t == base and plain[t, d] == 1)
+
+
+def _emphasis_row(cell: AttributionCell, form: str, right: Values) -> dict[str, Any]:
+    plain = right.get(("none", "forget"), {})
+    documents = _known(plain, cell.base)
+    asked = [
+        {k: v == 1 for k, v in right.get((f"{kind}:{form}", "forget"), {}).items()}
+        for kind in (KEY, RANDOM)
+    ]
+    lost = {
+        (t, d)
+        for t in cell.trial_ids
+        for d in documents
+        if cell.role == "base" or plain.get((t, d)) != 1
+    }
+    both = {k for k in lost if all(k in part for part in asked)}
+    parts = [
+        value_matrix(cell.trial_ids, documents, {k: float(part[k]) for k in both}) for part in asked
+    ]
+    named = zip(("recovered", "random", "net"), (*parts, parts[0] - parts[1]), strict=True)
+    row: dict[str, Any] = {
+        "cell": cell.name,
+        "role": cell.role,
+        "form": form,
+        "seeds": len(cell.trial_ids),
+    }
+    row["forgotten"] = len(both) / len(cell.trial_ids)
+    for name, values in named:
+        row |= interquartile_range(name, bootstrap_interval(values))
+    return row | interquartile_range("harmed", bootstrap_interval(_harmed(cell, form, right)))
+
+
+def _harmed(cell: AttributionCell, form: str, right: Values) -> Numbers:
+    """(trials, retain questions): 1 where the emphasised question is answered wrong, 0 where right;
+    NaN where it was wrong as asked.
+    """
+    plain, asked = right.get(("none", "retain"), {}), right.get((f"{KEY}:{form}", "retain"), {})
+    kept = {
+        k: float(value != 1)
+        for k, value in asked.items()
+        if plain.get(k) == 1 and k[0] in cell.trial_ids
+    }
+    return value_matrix(cell.trial_ids, sorted({d for _, d in kept}), kept)
+
+
+def _damage_row(cell: AttributionCell, right: Values, words: Values) -> dict[str, Any]:
+    row: dict[str, Any] = {"cell": cell.name, "role": cell.role, "seeds": len(cell.trial_ids)}
+    for name, split in (("destroyed", "retain"), ("destroyed_untouched", "untouched")):
+        plain = right.get(("none", split), {})
+        documents = _known(plain, cell.base)
+        values = {
+            (t, d): float(plain[t, d] != 1)
+            for t in cell.trial_ids
+            for d in documents
+            if (t, d) in plain
+        }
+        row |= interquartile_range(
+            name, bootstrap_interval(value_matrix(cell.trial_ids, documents, values))
+        )
+    for side in ("forget", "retain"):
+        changes = [
+            _change(cell, words.get((metric, f"{side}_documents"), {})) for metric in WORD_KINDS
+        ]
+        function, keyword, content = changes
+        against = {key: function[key] - keyword[key] for key in function.keys() & keyword.keys()}
+        named = {
+            "function_words": function,
+            "keywords": keyword,
+            "against_keywords": against,
+            "content_words": content,
+        }
+        for name, values in named.items():
+            documents = sorted({d for _, d in values})
+            row |= interquartile_range(
+                f"{name}_{side}",
+                bootstrap_interval(value_matrix(cell.trial_ids, documents, values)),
+            )
+    return row
+
+
+def _change(
+    cell: AttributionCell, now: Mapping[tuple[str, str], float]
+) -> dict[tuple[str, str], float]:
+    """(trial, document) -> value less that of base, where both have one."""
+    return {
+        (t, d): value - now[cell.base, d]
+        for (t, d), value in now.items()
+        if t in cell.trial_ids and (cell.base, d) in now
+    }
+
+
+def _tracking_row(
+    cell: AttributionCell, frames: Mapping[str, Mapping[str, pl.DataFrame]]
+) -> dict[str, Any]:
+    before = frames.get(cell.base, {})
+    numbers = {
+        (t, d): attribution_tracking(before[d], frames[t][d])
+        for t in cell.trial_ids
+        for d in before
+        if d in frames.get(t, {})
+    }
+    row: dict[str, Any] = {"cell": cell.name, "role": cell.role, "seeds": len(cell.trial_ids)}
+    for name in TRACKED_METRICS:
+        row |= interquartile_range(
+            name,
+            bootstrap_interval(
+                value_matrix(
+                    cell.trial_ids, sorted(before), {k: v[name] for k, v in numbers.items()}
+                )
+            ),
+        )
+    return row
+
+
+def _said(row: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """What tells a trial's cell from others: nothing of base and gold but data and model, no
+    selector of a control.
+    """
+    trained = row["role"] in ("control", "grid")
+    names = {"control": ("method.retain", "group"), "grid": CELL_SETTINGS}.get(row["role"], ())
+    kept = [n for n in settings if trained or n.startswith(CONTEXT_SECTIONS)]
+    # every selector shares the full set
+    whole = row["role"] == "grid" and row["select.ratio"] == 1
+    return {n: None if n == "select.name" and whole else row[n] for n in (*names, *kept)}
+
+
+def _name(row: Mapping[str, Any], settings: list[str], *, parts: bool) -> str:
+    """`npo + nll, random 25 %`, `control: nll (npo)`, or the role; `parts`: whether there are
+    several ratios to tell apart.
+    """
+    forget, retain = row["method.forget"], row["method.retain"]
+    group = control_label(row["group"], without=[*settings, "method.retain"])
+    shown = {
+        "grid": forget if retain == "none" else f"{forget} + {retain}",
+        "control": f"control: {retain}{f' ({group})' if group else ''}",
+    }
+    part = (
+        format_coreset_size(row["select.name"], row["select.ratio"])
+        if parts and row["role"] == "grid"
+        else ""
+    )
+    return ", ".join(
+        filter(
+            None,
+            [
+                shown.get(row["role"], row["role"]),
+                part,
+                format_cell({n: row["said"].get(n) for n in settings}, settings),
+            ],
+        )
+    )

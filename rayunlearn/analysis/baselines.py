@@ -1,0 +1,252 @@
+"""What was chosen, beside chance: every selector beside random, every text beside as many random
+words and the whole. Polars and numpy.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rayunlearn.analysis.bootstrap import Numbers
+from rayunlearn.analysis.hypothesis_tests import difference, holm, paired_p
+from rayunlearn.analysis.labels import format_number
+from rayunlearn.analysis.run_frames import (
+    CELL_SETTINGS,
+    CONTEXT_SECTIONS,
+    lower_is_forgotten,
+    objective_of,
+    trials_with_roles,
+    values_by_trial,
+    varying_settings,
+)
+from rayunlearn.storage.run import Run
+
+REFERENCES = {"select.name": ("random",), "select.text": ("random_words", "original")}
+
+
+# say nothing of a whole text
+OF_PARTS = ("select.extractor", "select.keyword_fraction")
+
+
+# p after Holm's correction at which a difference is called shown
+SIGNIFICANCE = 0.05
+
+
+BASELINE_SCHEMA = {
+    "place": pl.String,
+    "name": pl.String,
+    "arm": pl.String,
+    "reference": pl.String,
+    "reference_name": pl.String,
+    "ratio": pl.Float64,
+    "left": pl.Float64,
+    "left_reference": pl.Float64,
+    "difference": pl.Float64,
+    "stderr": pl.Float64,
+    "p": pl.Float64,
+    "p_holm": pl.Float64,
+    "verdict": pl.String,
+    "retained": pl.Float64,
+    "useful": pl.Boolean,
+    "unmeasured": pl.Int64,
+}
+
+
+BASELINE_VERDICTS = {
+    "forgets more": "more is forgotten than under the reference, p after Holm at most 0.05",
+    "forgets less": "less is forgotten than under the reference, p after Holm at most 0.05",
+    "not shown": "no difference is shown, which is not a proof that there is none",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectorArm:
+    """One cell of the grid, (seeds, documents) of what is left and of what is retained."""
+
+    place: str
+    name: str
+    settings: Mapping[str, Any]
+    left: Numbers
+    retained: Numbers
+    unmeasured: int
+
+    def matches(self, reference: "SelectorArm", changed: str) -> bool:
+        """Whether the two differ in `changed` alone. A whole text is the same whatever finds
+        keywords, and however many.
+        """
+        whole = changed == "select.text" and "original" in (
+            self.settings[changed],
+            reference.settings[changed],
+        )
+        free = (changed, *OF_PARTS) if whole else (changed,)
+        return self.place == reference.place and all(
+            value == reference.settings[name]
+            for name, value in self.settings.items()
+            if name not in free
+        )
+
+
+def baseline_table(run: Run) -> pl.DataFrame:
+    """Columns BESIDE: cells that differ from a reference cell in the selector alone, or in the text
+    alone, the smallest p of a place first.
+
+    `left` is the mean of the objective's forgetting metric, `difference` arm - reference, p paired
+    over documents (`statistics.difference`, which counts seeds too), Holm-corrected over all rows
+    of the same data and model. `useful`: the arm's mean utility is at least the objective's floor
+    times base's. `reference_name`: what else tells the reference from the arm. `unmeasured` counts
+    trials of both cells that ended without rows. VERDICTS.
+    """
+    lower, base = lower_is_forgotten(run.experiment), _base_utility(run)
+    floor = objective_of(run.experiment).utility_floor
+    rows: list[dict[str, Any]] = []
+    for place, pairs in groupby(
+        sorted(_pairs(list(selector_arms(run))), key=lambda pair: pair[1].place),
+        key=lambda pair: pair[1].place,
+    ):
+        found = [_row(*pair, floor * base.get(place, np.nan)) for pair in pairs]
+        adjusted = holm([row["p"] for row in found])
+        rows += [
+            row | {"p_holm": p, "verdict": _verdict(row["difference"] * (1 if lower else -1), p)}
+            for row, p in zip(found, adjusted, strict=True)
+        ]
+    return pl.DataFrame(rows, schema=BASELINE_SCHEMA).sort(
+        "place", "p", "reference", "name", "arm", "ratio", maintain_order=True
+    )
+
+
+def selector_arms(run: Run) -> Iterator[SelectorArm]:
+    """Every cell of the grid that was measured."""
+    placed = (
+        trials_with_roles(run)
+        .filter(pl.col("role") == "grid")
+        .unique("trial_id", keep="first", maintain_order=True)
+    )
+    settings = varying_settings(run, placed)
+    goal = objective_of(run.experiment)
+    sides = [
+        values_by_trial(run, split, metric, "")
+        for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))
+    ]
+    for _, rows in placed.group_by([*CELL_SETTINGS, *settings], maintain_order=True):
+        trials = rows["trial_id"].to_list()
+        left, retained = (
+            values[[row_of[t] for t in trials if t in row_of]] for row_of, values in sides
+        )
+        if len(left) and len(retained):
+            first = rows.select([*CELL_SETTINGS, *settings]).row(0, named=True)
+            unmeasured = len(trials) - min(len(left), len(retained))
+            yield SelectorArm(
+                **_named(first, placed, settings),
+                settings=first,
+                left=left,
+                retained=retained,
+                unmeasured=unmeasured,
+            )
+
+
+def _pairs(arms: Sequence[SelectorArm]) -> Iterator[tuple[str, SelectorArm, SelectorArm]]:
+    """(setting that differs, arm, its reference); two references of one setting are compared once."""
+    for changed, references in REFERENCES.items():
+        for at, reference in enumerate(references):
+            there = [arm for arm in arms if arm.settings.get(changed) == reference]
+            for arm in arms:
+                if changed in arm.settings and arm.settings[changed] not in references[: at + 1]:
+                    yield from (
+                        (changed, arm, other) for other in there if arm.matches(other, changed)
+                    )
+
+
+def _row(
+    changed: str, arm: SelectorArm, reference: SelectorArm, least_useful: float
+) -> dict[str, Any]:
+    found = difference(arm.left, reference.left)
+    retained = float(np.nanmean(arm.retained))
+    return {
+        "place": arm.place,
+        "name": arm.name,
+        "arm": str(arm.settings[changed]),
+        "reference": str(reference.settings[changed]),
+        "reference_name": _parts(reference, but=arm),
+        "ratio": float(arm.settings["select.ratio"]),
+        "left": float(np.nanmean(arm.left)),
+        "left_reference": float(np.nanmean(reference.left)),
+        "difference": found.mean,
+        "stderr": found.stderr,
+        "p": paired_p(found),
+        "retained": retained,
+        "useful": bool(retained >= least_useful),
+        "unmeasured": arm.unmeasured + reference.unmeasured,
+    }
+
+
+def _parts(reference: SelectorArm, *, but: SelectorArm) -> str:
+    """How a reference that is no whole text was cut, where the arm was not cut so."""
+    cut = reference.settings.get("select.text", "original") != "original"
+    return ", ".join(
+        f"{name} {format_number(v)}"
+        for name, v in reference.settings.items()
+        if cut and name in OF_PARTS and but.settings[name] != v
+    )
+
+
+def _verdict(more_is_left: float, p: float) -> str:
+    if p > SIGNIFICANCE:
+        return "not shown"
+    return "forgets less" if more_is_left > 0 else "forgets more"
+
+
+def _named(
+    first: Mapping[str, Any], placed: pl.DataFrame, settings: Sequence[str]
+) -> dict[str, str]:
+    """`place`: what tells it from other data and models; `name`: the method, and what else tells
+    its cells there apart, but for selector and text.
+    """
+    around = _around(settings)
+    there = placed.filter(
+        *(
+            pl.col(name).eq_missing(first[name])
+            for name in (*around, "method.forget", "method.retain")
+        )
+    )
+    silent = (*REFERENCES, *(OF_PARTS if first.get("select.text") == "original" else ()))
+    others = [
+        name
+        for name in settings
+        if not name.startswith(CONTEXT_SECTIONS)
+        and name not in silent
+        and there[name].n_unique() > 1
+    ]
+    method = (
+        str(first["method.forget"])
+        if first["method.retain"] == "none"
+        else f"{first['method.forget']} + {first['method.retain']}"
+    )
+    return {
+        "place": ", ".join(f"{name} {first[name]}" for name in around),
+        "name": ", ".join([method, *(f"{n} {first[n]}" for n in others)]),
+    }
+
+
+def _around(settings: Sequence[str]) -> list[str]:
+    """The data and model settings among them."""
+    return [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
+
+
+def _base_utility(run: Run) -> dict[str, float]:
+    """Base's mean utility by place."""
+    placed = trials_with_roles(run)
+    around = _around(varying_settings(run, placed))
+    goal = objective_of(run.experiment)
+    row_of, values = values_by_trial(run, goal.utility_split, goal.utility, "")
+    bases = placed.filter(
+        pl.col("role") == "base", pl.col("trial_id").is_in(list(row_of))
+    ).iter_rows(named=True)
+    return {
+        ", ".join(f"{name} {row[name]}" for name in around): float(
+            np.nanmean(values[row_of[row["trial_id"]]])
+        )
+        for row in bases
+    }

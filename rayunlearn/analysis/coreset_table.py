@@ -1,0 +1,341 @@
+"""From rows to statements: means, bootstrap intervals, the coreset table, the forget-utility front.
+Polars and numpy.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rayunlearn.analysis.bootstrap import (
+    DRAWS,
+    NO_INTERVAL,
+    Numbers,
+    bootstrap_interval,
+    gap_closed,
+)
+from rayunlearn.analysis.run_frames import (
+    CELL_SETTINGS,
+    CONTEXT_SECTIONS,
+    UNTOUCHED,
+    objective_of,
+    trial_examples,
+    trials_with_roles,
+    varying_settings,
+)
+from rayunlearn.config import Select
+from rayunlearn.schema import ROLES, STATUSES
+from rayunlearn.storage.run import Run
+
+MULTIPLE_CHOICE = "multiple_choice"
+
+
+# each with _low and _high beside it
+MEASURES = ("forgetting", "utility", "untouched", "choice_forget", "choice_retain", "unlearning")
+
+
+@dataclass(frozen=True)
+class MetricValues:
+    """One metric on one split: `values` (trials, documents), NaN where a trial has no value for a
+    document.
+    """
+
+    row_of: Mapping[str, int]
+    values: Numbers
+
+    def rows(self, trial_ids: Sequence[str]) -> Numbers:
+        """(trials that were measured, documents), in the order given."""
+        return self.values[[self.row_of[t] for t in trial_ids if t in self.row_of]]
+
+
+def coreset_table(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """One row per cell: role, group, method, selector, ratio, every other setting that varies; then
+    what was measured.
+
+    `forgetting`, `utility`, `choice_forget`, `choice_retain` are means over all measured trials of
+    the cell, collapsed ones included, with `_low` and `_high` (95 % bootstrap; `interval_over` says
+    of what); `unlearning_backend` is the share of the way from base to gold. `seeds` counts measured
+    trials, `trials` ended ones; `share_*` are fractions of the ended ones. Rows of base and gold
+    come first, then retain-only controls, then the grid.
+    """
+    placed = trials_with_roles(run)
+    settings = varying_settings(run, placed)
+    cells = _cells(placed, settings)
+    measured = _measure_all(run)
+    around = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
+    rows = []
+    for cell in cells.iter_rows(named=True):
+        anchors = {role: _anchor(cells, role, cell, around) for role in ("base", "gold")}
+        rows.append(_measure_cell(cell, anchors, measured, draws=draws, seed=seed))
+    return pl.concat(
+        [cells.drop("trial_ids"), pl.DataFrame(rows, schema=_measured_schema())], how="horizontal"
+    )
+
+
+def extra_settings(table: pl.DataFrame) -> list[str]:
+    """Columns of a coreset table that are varying settings beside method, selector and ratio."""
+    return [name for name in table.columns if "." in name and name not in CELL_SETTINGS]
+
+
+def smallest_sufficient(
+    table: pl.DataFrame, *, utility_floor: float, lower_forgets: bool = True
+) -> pl.DataFrame:
+    """Per method, setting and selector the smallest ratio that still does what the full set does; a
+    first look, no equivalence test.
+
+    A ratio suffices when its forgetting interval overlaps the full set's or lies beyond it, and its
+    mean utility is at least `utility_floor` x base's. Ratios are gone through downwards and the
+    first that fails ends the search. `verdict`: `smaller`, `full only` (no smaller one suffices),
+    `full set fails` (the full set does not clear base's interval or the floor, so there is nothing
+    to compare with), `no full set`. `ratio` and `n_kept` are of the smallest sufficient cell.
+    """
+    sign = 1.0 if lower_forgets else -1.0
+    keys = ["method", *extra_settings(table), "select.name"]
+    parts = table.filter(pl.col("role") == "grid", pl.col("select.ratio") < 1).sort(
+        "select.ratio", descending=True, maintain_order=True
+    )
+    rows = []
+    for values, cells in parts.group_by(keys, maintain_order=True):
+        place = dict(zip(keys, values, strict=True))
+        base, full = (_peer(table, role, place) for role in ("base", "grid"))
+        rows.append(place | _descend(base, full, cells.to_dicts(), sign, utility_floor))
+    kinds = {name: table.schema[name] for name in keys}
+    return pl.DataFrame(
+        rows, schema=kinds | {"verdict": pl.String, "ratio": pl.Float64, "n_kept": pl.Float64}
+    )
+
+
+def _measure_all(run: Run) -> dict[str, MetricValues]:
+    goal = objective_of(run.experiment)
+    wanted = {
+        "forgetting": ("forget", goal.forgetting),
+        "utility": (goal.utility_split, goal.utility),
+    }
+    wanted |= {
+        "choice_forget": ("forget", MULTIPLE_CHOICE),
+        "choice_retain": (goal.utility_split, MULTIPLE_CHOICE),
+    }
+    wanted |= {"untouched": (UNTOUCHED, goal.utility)}
+    pairs = pl.DataFrame([{"split": s, "metric": m} for s, m in sorted(set(wanted.values()))])
+    rows = (
+        trial_examples(run)
+        .join(pairs.lazy(), on=["split", "metric"])
+        .select("trial_id", "doc_id", "split", "metric", "value")
+        .collect()
+    )
+    parts = {
+        name: rows.filter(pl.col("split") == s, pl.col("metric") == m)
+        for name, (s, m) in wanted.items()
+    }
+    return {name: _wide(part) for name, part in parts.items() if part.height or name != "untouched"}
+
+
+def _wide(rows: pl.DataFrame) -> MetricValues:
+    """Rows of one metric and split as a matrix; a document that occurs twice in a trial counts with
+    its mean.
+    """
+    trials, documents = rows["trial_id"].unique().sort(), rows["doc_id"].unique().sort()
+    means = rows.group_by("trial_id", "doc_id").agg(pl.col("value").mean().fill_null(float("nan")))
+    values = np.full((len(trials), len(documents)), np.nan)
+    if means.height:
+        places = (
+            trials.search_sorted(means["trial_id"]).to_numpy(),
+            documents.search_sorted(means["doc_id"]).to_numpy(),
+        )
+        values[places] = means["value"].to_numpy()
+    return MetricValues({trial: i for i, trial in enumerate(trials)}, values)
+
+
+def _cells(placed: pl.DataFrame, settings: Sequence[str]) -> pl.DataFrame:
+    """Trials gathered into cells, in the order of the table."""
+    keys = ["role", "group", *CELL_SETTINGS, *settings]
+    shares = [
+        (pl.col("status") == s).mean().alias(f"share_{s}") for s in STATUSES if s != "complete"
+    ]
+    means = [
+        pl.col(n).mean()
+        for n in ("n_forget", "n_kept", "coverage", "optimizer_steps", "presentations", "epochs")
+    ]
+    facts = [
+        pl.col("trial_id").alias("trial_ids"),
+        pl.len().cast(pl.Int64).alias("trials"),
+        *means,
+        *shares,
+        pl.col("tuning").first(),
+    ]
+    cells = _without_idle_settings(placed, settings).group_by(keys, maintain_order=True).agg(facts)
+    named = cells.with_columns(_label().alias("method"))
+    return _in_reading_order(named, settings).select("role", "method", pl.exclude("role", "method"))
+
+
+def _without_idle_settings(placed: pl.DataFrame, settings: Sequence[str]) -> pl.DataFrame:
+    """Null where a setting has no effect: no method on base and gold, no selector on them and on
+    controls.
+    """
+    idle_on_anchors = [
+        "group",
+        "method.forget",
+        "method.retain",
+        *[n for n in settings if not n.startswith(CONTEXT_SECTIONS)],
+    ]
+    role = pl.col("role")
+    cleared = [
+        pl.when(~role.is_in(["base", "gold"])).then(pl.col(n)).alias(n) for n in idle_on_anchors
+    ]
+    cleared += [
+        pl.when(role == "grid").then(pl.col(n)).alias(n) for n in ("select.name", "select.ratio")
+    ]
+    rows = placed.filter(role != "tuning").with_columns(cleared)
+    return rows.unique(["trial_id", "role", "group"], maintain_order=True)
+
+
+def _in_reading_order(cells: pl.DataFrame, settings: Sequence[str]) -> pl.DataFrame:
+    """base, gold, control, grid; then settings, method, the full set that all selectors share,
+    selector, ratio downwards.
+    """
+    rank = pl.col("role").replace_strict(
+        {role: i for i, role in enumerate(ROLES)}, default=len(ROLES), return_dtype=pl.Int64
+    )
+    part = pl.col("select.ratio").fill_null(0) < 1
+    order = [
+        rank,
+        *[pl.col(n) for n in (*settings, "method.forget", "method.retain")],
+        part,
+        pl.col("select.name"),
+    ]
+    return cells.sort(
+        [*order, pl.col("select.ratio")],
+        descending=[False] * len(order) + [True],
+        maintain_order=True,
+    )
+
+
+def _peer(table: pl.DataFrame, role: str, place: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The base row, or the full-set row of the same method, under the same settings; None where
+    there is none or it was not measured.
+
+    A full set is not chosen (`plan.is_full_set`): where none has the settings of `select_documents` that its
+    parts have, it stands at their defaults.
+    """
+    shared = (
+        [n for n in place if n.startswith(CONTEXT_SECTIONS)]
+        if role == "base"
+        else [n for n in place if n != "select.name"]
+    )
+    rows = table.filter(
+        pl.col("role") == role,
+        (pl.col("select.ratio") == 1) | (role == "base"),
+        pl.col("forgetting").is_not_null(),
+    )
+    whole = {
+        n: getattr(Select(), n.partition(".")[2])
+        for n in shared
+        if n.startswith("select.") and n != "select.text"
+    }
+    for wanted in (place, {**place, **whole}):
+        found = rows.filter(*(pl.col(n).eq_missing(pl.lit(wanted[n])) for n in shared))
+        if found.height:
+            return found.row(0, named=True)
+    return None
+
+
+def _descend(
+    base: dict[str, Any] | None,
+    full: dict[str, Any] | None,
+    cells: Sequence[dict[str, Any]],
+    sign: float,
+    utility_floor: float,
+) -> dict[str, Any]:
+    """Verdict, ratio and n_kept of `smallest_sufficient` for one method and selector; `cells` from
+    the largest ratio down.
+    """
+    if base is None or full is None:
+        return {"verdict": "no full set", "ratio": None, "n_kept": None}
+    floor = utility_floor * (base["utility"] or 0.0)
+    # the most and the least forgotten end of an interval
+    near, far = ("low", "high") if sign > 0 else ("high", "low")
+    if (
+        sign * full[f"forgetting_{far}"] >= sign * base[f"forgetting_{near}"]
+        or (full["utility"] or 0.0) < floor
+    ):
+        return {"verdict": "full set fails", "ratio": None, "n_kept": None}
+    best = full
+    for cell in cells:
+        measured = cell["forgetting"] is not None and cell["utility"] is not None
+        if (
+            not measured
+            or cell["utility"] < floor
+            or sign * cell[f"forgetting_{near}"] > sign * full[f"forgetting_{far}"]
+        ):
+            break
+        best = cell
+    return {
+        "verdict": "full only" if best is full else "smaller",
+        "ratio": best["select.ratio"],
+        "n_kept": best["n_kept"],
+    }
+
+
+def _label() -> pl.Expr:
+    """`npo + nll`, `npo` without a retain loss, `control: nll` for the retain loss alone, else the
+    role itself.
+    """
+    both = pl.format("{} + {}", "method.forget", "method.retain")
+    named = pl.when(pl.col("method.retain") == "none").then("method.forget").otherwise(both)
+    control = pl.format("control: {}", "method.retain")
+    return (
+        pl.when(pl.col("role") == "control")
+        .then(control)
+        .when(pl.col("role") == "grid")
+        .then(named)
+        .otherwise("role")
+    )
+
+
+def _anchor(cells: pl.DataFrame, role: str, cell: Mapping[str, Any], around: Sequence[str]) -> str:
+    """Trial of the base or gold model with the same data and model settings; '' where there is
+    none.
+    """
+    same = [pl.col(name).eq_missing(pl.lit(cell[name])) for name in around]
+    found = cells.filter(pl.col("role") == role, *same)["trial_ids"].to_list()
+    return str(found[0][0]) if found else ""
+
+
+def _measure_cell(
+    cell: Mapping[str, Any],
+    anchors: Mapping[str, str],
+    measured: Mapping[str, MetricValues],
+    *,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    rows = {name: part.rows(cell["trial_ids"]) for name, part in measured.items()}
+    intervals = {
+        name: bootstrap_interval(_asked(matrix), draws=draws, seed=seed)
+        for name, matrix in rows.items()
+    }
+    x = rows["forgetting"]
+    base, gold = (measured["forgetting"].rows([anchors[role]]) for role in ("base", "gold"))
+    asked = np.isfinite(x).any(0)
+    comparable = cell["role"] in ("grid", "control") and len(base) > 0 and len(gold) > 0
+    way = (
+        gap_closed(x[:, asked], base[:, asked], gold[:, asked], draws=draws, seed=seed)
+        if comparable
+        else NO_INTERVAL
+    )
+    row: dict[str, Any] = {"seeds": len(x), "interval_over": intervals["forgetting"].over}
+    for name, interval in (intervals | {"unlearning": way}).items():
+        row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return row
+
+
+def _asked(matrix: Numbers) -> Numbers:
+    """Without the documents of other corpora."""
+    return matrix[:, np.isfinite(matrix).any(0)]
+
+
+def _measured_schema() -> dict[str, Any]:
+    numbers = {f"{name}{end}": pl.Float64 for name in MEASURES for end in ("", "_low", "_high")}
+    return {"seeds": pl.Int64, "interval_over": pl.String, **numbers}

@@ -1,0 +1,330 @@
+"""The headline question: the smallest part of the forget set that does what the whole does, or what
+it would take to tell.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import polars as pl
+
+from rayunlearn.analysis.bootstrap import Numbers
+from rayunlearn.analysis.hypothesis_tests import (
+    Difference,
+    difference,
+    documents_needed,
+    equivalence_p,
+    holm,
+    not_worse_p,
+    paired_p,
+    seeds_needed,
+)
+from rayunlearn.analysis.run_frames import (
+    CELL_SETTINGS,
+    CONTEXT_SECTIONS,
+    SEED_SETTINGS,
+    objective_of,
+    trials_with_roles,
+    values_by_trial,
+    varying_settings,
+)
+from rayunlearn.errors import require
+from rayunlearn.storage.run import Run
+
+# the sign of a difference for the worse: more is remembered, less is useful
+WORSE = {"forgetting": 1, "utility": -1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EquivalenceCriterion:
+    """What counts as the same: both metrics within `margin` at level `alpha`; `power` is for the
+    numbers needed to show it.
+
+    With `better_counts` a ratio need only be no worse by the margin; without, one that forgets more
+    or harms less by more than the margin is different too, and fails.
+    """
+
+    margin: float
+    alpha: float = 0.05
+    power: float = 0.8
+    better_counts: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.margin > 0, "margin must be > 0", self.margin)
+        require(0 < self.alpha < 0.5, "alpha must be in (0, 0.5)", self.alpha)
+        require(0 < self.power < 1, "power must be in (0, 1)", self.power)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoresetCell:
+    """One method and selector at one ratio: forgetting and utility as (seeds, documents), all cells
+    over the same documents.
+
+    `setting` is every other thing that varies, in words, and `whole` the same without what only a
+    part has: the full set is not chosen, so it has no extractor or strata to vary. `unmeasured`
+    counts trials that ended without rows (diverged, failed).
+    """
+
+    setting: str
+    method: str
+    selector: str
+    ratio: float
+    n_kept: float
+    forgetting: Numbers
+    utility: Numbers
+    unmeasured: int = 0
+    whole: str = ""
+
+
+COMPARISON = {
+    "setting": pl.String,
+    "first": pl.String,
+    "second": pl.String,
+    "difference": pl.Float64,
+    "stderr": pl.Float64,
+    "p": pl.Float64,
+    "p_holm": pl.Float64,
+    "over": pl.String,
+}
+
+
+def compare_all(cells: Sequence[CoresetCell], *, metric: str = "forgetting") -> pl.DataFrame:
+    """Every pair of cells of one setting: mean difference, standard error, p and p after Holm over
+    all rows, smallest p first.
+    """
+    require(metric in ("forgetting", "utility"), "metric must be 'forgetting' or 'utility'", metric)
+    measured = [cell for cell in cells if len(getattr(cell, metric))]
+    pairs = [
+        (a, b)
+        for at, a in enumerate(measured)
+        for b in measured[at + 1 :]
+        if a.setting == b.setting
+    ]
+    found = [difference(getattr(a, metric), getattr(b, metric)) for a, b in pairs]
+    adjusted = holm([paired_p(d) for d in found])
+    rows = [
+        (a.setting, name_of(a), name_of(b), d.mean, d.stderr, paired_p(d), p, d.over)
+        for (a, b), d, p in zip(pairs, found, adjusted, strict=True)
+    ]
+    return pl.DataFrame(rows, schema=COMPARISON, orient="row").sort("p", maintain_order=True)
+
+
+def name_of(cell: CoresetCell) -> str:
+    """`npo + nll, random, 0.05`."""
+    return f"{cell.method}, {cell.selector}, {cell.ratio:g}"
+
+
+EQUIVALENCE_VERDICTS = {
+    "shown": (
+        "forgetting and utility at this ratio, and at every larger one, are within the margin of"
+        " the full set"
+    ),
+    "not shown": (
+        "no smaller ratio could be shown equivalent; `stopped_at` is the first that could not"
+    ),
+    "full set does not forget": (
+        "the full set is within the margin of base, or not told apart from it: there is nothing to"
+        " be equivalent to"
+    ),
+    "no full set": "the full set was not run, or not all of its trials could be measured",
+}
+
+
+FRONTIER_SCHEMA = {
+    "setting": pl.String,
+    "method": pl.String,
+    "selector": pl.String,
+    "verdict": pl.String,
+    "ratio": pl.Float64,
+    "n_kept": pl.Float64,
+    "p": pl.Float64,
+    "stopped_at": pl.Float64,
+    "stopped_by": pl.String,
+    "difference": pl.Float64,
+    "stopped_p": pl.Float64,
+    "documents_needed": pl.Int64,
+    "seeds_needed": pl.Int64,
+    "over": pl.String,
+}
+
+
+def frontier(
+    cells: Sequence[CoresetCell], base: Mapping[str, CoresetCell], standard: EquivalenceCriterion
+) -> pl.DataFrame:
+    """Per setting, method and selector: the smallest ratio that the standard finds the same as the
+    full set, or "not shown" (VERDICTS).
+
+    Ratios are tested downwards and the first failure ends the search, a fixed order that needs no
+    correction among them; every test must pass for forgetting AND utility (their larger p counts),
+    which needs none either. Over the methods and selectors alpha is divided by their number
+    (Bonferroni). A ratio with trials that could not be measured is a failure. `base` holds base's
+    cell by setting. `p` is the largest p of the ratios shown; `stopped_*`, `difference` and the
+    needed numbers are of the first failure, each needed number with everything else as it is.
+    """
+    parts = sorted(
+        (c for c in cells if c.ratio < 1), key=lambda c: (c.setting, c.method, c.selector, -c.ratio)
+    )
+    families = [
+        (key, list(group))
+        for key, group in groupby(parts, key=lambda c: (c.setting, c.method, c.selector))
+    ]
+    full = {(c.whole, c.method): c for c in cells if c.ratio == 1}
+    each = replace(standard, alpha=standard.alpha / max(1, len(families)))
+    rows = []
+    for (setting, method, selector), smaller in families:
+        row = _walk_down(full.get((smaller[0].whole, method)), base.get(setting), smaller, each)
+        rows.append({"setting": setting, "method": method, "selector": selector} | row)
+    return pl.DataFrame(rows, schema=FRONTIER_SCHEMA)
+
+
+def frontier_of_run(run: Run, standard: EquivalenceCriterion) -> pl.DataFrame:
+    """`frontier` of a run's own cells, on the forgetting and utility of its objective."""
+    return frontier(*coreset_cells(run), standard)
+
+
+def coreset_cells(run: Run, stage: str = "") -> tuple[list[CoresetCell], dict[str, CoresetCell]]:
+    """The grid's cells of a run at `stage` ('': the objective's), and base's by setting (data and
+    model settings that vary).
+    """
+    placed = (
+        trials_with_roles(run)
+        .filter(pl.col("role").is_in(["grid", "base"]))
+        .unique(["trial_id", "role"], keep="first", maintain_order=True)
+    )
+    settings = varying_settings(run, placed)
+    goal = objective_of(run.experiment)
+    matrices = [
+        values_by_trial(run, split, metric, stage)
+        for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))
+    ]
+    around = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
+    grid, places = [], {}
+    for _, rows in placed.filter(pl.col("role") == "grid").group_by(
+        [*CELL_SETTINGS, *settings], maintain_order=True
+    ):
+        whole = _words(rows, [name for name in settings if name not in selector_label(rows)])
+        grid.append(_cell(_words(rows, settings), whole, rows, matrices))
+        places[_words(rows, settings)] = _words(rows, around)
+    bases = {}
+    for _, rows in placed.filter(pl.col("role") == "base").group_by(
+        around or ["role"], maintain_order=True
+    ):
+        bases[_words(rows, around)] = _cell("", "", rows, matrices)
+    return grid, {setting: bases[place] for setting, place in places.items() if place in bases}
+
+
+def _walk_down(
+    full: CoresetCell | None,
+    base: CoresetCell | None,
+    smaller: Sequence[CoresetCell],
+    standard: EquivalenceCriterion,
+) -> dict[str, Any]:
+    nothing: dict[str, Any] = {
+        name: None for name in FRONTIER_SCHEMA if name not in ("setting", "method", "selector")
+    }
+    if full is None or full.unmeasured or not (len(full.forgetting) and len(full.utility)):
+        return nothing | {"verdict": "no full set"}
+    if base is not None and len(base.forgetting):
+        moved = difference(full.forgetting, base.forgetting)
+        if abs(moved.mean) <= standard.margin or paired_p(moved) > standard.alpha:
+            return nothing | {
+                "verdict": "full set does not forget",
+                "difference": moved.mean,
+                "stopped_p": paired_p(moved),
+                "over": moved.over,
+            }
+    row = nothing | {"verdict": "not shown"}
+    for cell in smaller:
+        by, found, p = _weaker(cell, full, standard)
+        if found is None or p > standard.alpha:
+            return row | _stopped(cell, by, found, p, standard)
+        row |= {
+            "verdict": "shown",
+            "ratio": cell.ratio,
+            "n_kept": cell.n_kept,
+            "p": max(p, row["p"] or 0.0),
+            "over": found.over,
+        }
+    return row
+
+
+def _weaker(
+    cell: CoresetCell, full: CoresetCell, standard: EquivalenceCriterion
+) -> tuple[str, Difference | None, float]:
+    """(forgetting or utility, its difference, its p): whichever of the two is less the same."""
+    if cell.unmeasured or not (len(cell.forgetting) and len(cell.utility)):
+        return "unmeasured trials", None, 1.0
+    both = {
+        "forgetting": difference(cell.forgetting, full.forgetting),
+        "utility": difference(cell.utility, full.utility),
+    }
+    ranked = [(name, found, _same_p(name, found, standard)) for name, found in both.items()]
+    return max(ranked, key=lambda entry: entry[2])
+
+
+def _same_p(name: str, found: Difference, standard: EquivalenceCriterion) -> float:
+    if standard.better_counts:
+        return not_worse_p(found, standard.margin, worse=WORSE[name])
+    return equivalence_p(found, standard.margin)
+
+
+def _stopped(
+    cell: CoresetCell, by: str, found: Difference | None, p: float, standard: EquivalenceCriterion
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"stopped_at": cell.ratio, "stopped_by": by, "stopped_p": p}
+    if found is None:
+        return row
+    chance = {"alpha": standard.alpha, "power": standard.power}
+    needed = {
+        "documents_needed": documents_needed(found, standard.margin, **chance),
+        "seeds_needed": seeds_needed(found, standard.margin, **chance),
+    }
+    return row | needed | {"difference": found.mean, "over": found.over}
+
+
+def selector_label(rows: pl.DataFrame) -> list[str]:
+    """Settings of a cell that say how its part was chosen and that a full set has not
+    (`plan.is_full_set`).
+    """
+    original = "select.text" not in rows.columns or rows["select.text"][0] in (None, "original")
+    return [
+        n
+        for n in rows.columns
+        if n.startswith("select.") and (original or n in ("select.name", "select.stratified"))
+    ]
+
+
+def _cell(
+    setting: str,
+    whole: str,
+    rows: pl.DataFrame,
+    matrices: Sequence[tuple[Mapping[str, int], Numbers]],
+) -> CoresetCell:
+    trials = rows["trial_id"].unique(maintain_order=True).to_list()
+    forgetting, utility = (
+        values[[row_of[t] for t in trials if t in row_of]] for row_of, values in matrices
+    )
+    first = rows.row(0, named=True)
+    method = (
+        str(first["method.forget"])
+        if first["method.retain"] == "none"
+        else f"{first['method.forget']} + {first['method.retain']}"
+    )
+    return CoresetCell(
+        setting=setting,
+        whole=whole,
+        method=method,
+        selector=str(first["select.name"]),
+        ratio=float(first["select.ratio"] or 0.0),
+        n_kept=float(rows["n_kept"].cast(pl.Float64).mean() or 0.0),  # type: ignore[arg-type]
+        forgetting=forgetting,
+        utility=utility,
+        unmeasured=len(trials) - min(len(forgetting), len(utility)),
+    )
+
+
+def _words(rows: pl.DataFrame, settings: Sequence[str]) -> str:
+    """`data.redundancy 4, model.size tiny` of the rows' common values."""
+    first = rows.row(0, named=True)
+    return ", ".join(f"{name} {first[name]}" for name in settings if name not in SEED_SETTINGS)

@@ -1,0 +1,210 @@
+"""How like the full-set model a coreset model is: barrier on the line between them, agreement by
+question, shared key tokens, attacks.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rayunlearn.analysis.attribution import (
+    RIGHT_METRIC,
+    attribution_frames,
+    fraction,
+    interquartile_range,
+    rank_correlation,
+    value_matrix,
+)
+from rayunlearn.analysis.bootstrap import bootstrap_interval
+from rayunlearn.analysis.run_frames import trials_with_roles
+from rayunlearn.storage.run import Run
+
+# what a trial shares with its full-set model
+SAME_ENDPOINTS = ("method.forget", "method.retain", "train.seed", "corpus_digest", "model_digest")
+
+
+PATH_CELL = ("method.forget", "method.retain", "select.name", "select.ratio")
+
+
+# a path from base or from the full-set model to the trial's own, see `explanation.paths`
+PATH_KIND = "mode_connectivity"
+
+
+PATH_SPLITS = ("forget", "retain", "untouched")
+
+
+# (trial, start, split) -> mean answer probability at equal steps
+Paths = dict[tuple[str, str, str], list[float]]
+
+
+# a trial and its full-set model; of that itself, twice the same
+PathPair = tuple[str, str]
+
+
+def barrier(values: Sequence[float], *, higher_is_better: bool) -> float:
+    """How far the path falls behind the straight line between its ends, at its worst point; never
+    below 0, which the ends give.
+
+    values: a metric at equal steps from one model to the other. max over x of [(1-x) v(0) + x v(1)
+    - v(x)] where higher is better, of the negative where lower is. The usual barrier of linear mode
+    connectivity (Entezari et al. 2110.06296), there for a loss; the coreset paper draws paths and
+    defines no number.
+    """
+    path = np.asarray(values, dtype=np.float64)
+    x = np.linspace(0, 1, len(path))
+    behind = (1 - x) * path[0] + x * path[-1] - path
+    return float(max(0.0, (behind if higher_is_better else -behind).max()))
+
+
+def connectivity_table(run: Run) -> pl.DataFrame:
+    """One row per method, selector and ratio, against the full-set model of the same seed, with
+    intervals over seeds (and questions).
+
+    barrier_forget: of mean answer probability on forget, where lower is better; barrier_retain (and
+    barrier_untouched): where higher is;
+    agreement: share of forget questions with the same outcome, right or wrong; agreement_retain;
+    overlap: Jaccard of their key tokens; rank: Spearman correlation of their contributions.
+    `base_*`: the barrier from base to the same model, all that the full-set model itself has. Empty
+    where no trial was measured along a path.
+    """
+    paths = paths_of(run)
+    if not paths:
+        return pl.DataFrame()
+    right, frames = _right(run), attribution_frames(run, "forget")
+    with_path = {trial for trial, _, _ in paths}
+    rows = []
+    for (forget, retain, selector, ratio), pairs in path_cells(run).items():
+        if not any(t in with_path for t, _ in pairs):
+            continue
+        method = forget if retain == "none" else f"{forget} + {retain}"
+        row: dict[str, Any] = {
+            "method": method,
+            "select.name": selector,
+            "select.ratio": ratio,
+            "seeds": len(pairs),
+        }
+        apart = [pair for pair in pairs if pair[0] != pair[1]]
+        rows.append(
+            row
+            | _barriers(pairs, paths)
+            | (_agreement(apart, right) | _words(apart, frames) if apart else {})
+        )
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def path_cells(run: Run) -> dict[tuple[Any, ...], list[PathPair]]:
+    """(forget loss, retain loss, selector, ratio) -> its trials with their full-set models; the
+    ratio 1.0, with itself, first.
+    """
+    placed = (
+        trials_with_roles(run)
+        .filter(pl.col("role") == "grid")
+        .unique("trial_id", maintain_order=True)
+    )
+    full = {
+        tuple(r[n] for n in SAME_ENDPOINTS): r["trial_id"]
+        for r in placed.filter(pl.col("select.ratio") == 1.0).iter_rows(named=True)
+    }
+    cells: dict[tuple[Any, ...], list[PathPair]] = {}
+    order = ["method.forget", "method.retain", "select.ratio", "select.name"]
+    for row in placed.sort(
+        order, descending=[False, False, True, False], maintain_order=True
+    ).iter_rows(named=True):
+        twin = full.get(tuple(row[n] for n in SAME_ENDPOINTS))
+        if twin is not None:
+            cells.setdefault(tuple(row[n] for n in PATH_CELL), []).append((row["trial_id"], twin))
+    return cells
+
+
+def paths_of(run: Run) -> Paths:
+    """Mean answer probability along every path of the run, by trial, start (`full` or `base`) and
+    split.
+    """
+    rows = (
+        run.curves.filter(
+            pl.col("kind").str.starts_with(PATH_KIND), pl.col("metric") == "probability"
+        )
+        .sort("x")
+        .collect()
+    )
+    found: Paths = {}
+    for trial, kind, split, value in rows.select("trial_id", "kind", "split", "value").iter_rows():
+        found.setdefault((trial, kind.partition(":")[2], split), []).append(value)
+    return found
+
+
+def _right(run: Run) -> dict[tuple[str, str, str], float]:
+    rows = (
+        run.examples.filter(
+            pl.col("metric") == RIGHT_METRIC,
+            pl.col("attack") == "none",
+            pl.col("stage") == "unlearned",
+        )
+        .drop_nulls("value")
+        .collect()
+    )
+    return {
+        (split, trial, doc): float(value == 1)
+        for split, trial, doc, value in rows.select(
+            "split", "trial_id", "doc_id", "value"
+        ).iter_rows()
+    }
+
+
+def _barriers(pairs: Sequence[PathPair], paths: Paths) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for start, prefix in (("full", "barrier"), ("base", "base_barrier")):
+        for split in PATH_SPLITS:
+            known = [paths[t, start, split] for t, _ in pairs if (t, start, split) in paths]
+            heights = np.array(
+                [barrier(path, higher_is_better=split != "forget") for path in known]
+            ).reshape(-1, 1)
+            row |= (
+                interquartile_range(f"{prefix}_{split}", bootstrap_interval(heights))
+                if known
+                else {}
+            )
+    return row
+
+
+def _agreement(
+    pairs: Sequence[PathPair], right: Mapping[tuple[str, str, str], float]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for split, name in (("forget", "agreement"), ("retain", "agreement_retain")):
+        documents = sorted({d for s, _, d in right if s == split})
+        asked = [
+            (t, twin, d)
+            for t, twin in pairs
+            for d in documents
+            if {(split, t, d), (split, twin, d)} <= right.keys()
+        ]
+        same = {(t, d): float(right[split, t, d] == right[split, twin, d]) for t, twin, d in asked}
+        row |= interquartile_range(
+            name, bootstrap_interval(value_matrix([t for t, _ in pairs], documents, same))
+        )
+    return row
+
+
+def _words(
+    pairs: Sequence[PathPair], frames: Mapping[str, Mapping[str, pl.DataFrame]]
+) -> dict[str, Any]:
+    shared = {
+        (t, d): (a, frames[twin][d])
+        for t, twin in pairs
+        for d, a in frames.get(t, {}).items()
+        if d in frames.get(twin, {})
+    }
+    if not shared:
+        return {}
+    key = {k: (a["is_key"].to_numpy(), b["is_key"].to_numpy()) for k, (a, b) in shared.items()}
+    overlap = {k: fraction(a & b, a | b) for k, (a, b) in key.items()}
+    rank = {
+        k: rank_correlation(a["contribution"].to_numpy(), b["contribution"].to_numpy())
+        for k, (a, b) in shared.items()
+    }
+    documents, trials = sorted({d for _, d in shared}), [t for t, _ in pairs]
+    return interquartile_range(
+        "overlap", bootstrap_interval(value_matrix(trials, documents, overlap))
+    ) | interquartile_range("rank", bootstrap_interval(value_matrix(trials, documents, rank)))

@@ -1,0 +1,59 @@
+"""The Pareto front of forgetting and utility, and its hypervolume."""
+
+import polars as pl
+
+
+def pareto_front(
+    frame: pl.DataFrame, forgetting: str, utility: str, *, lower_forgets: bool = True
+) -> pl.DataFrame:
+    """Rows that no other row beats: at least as forgotten and as useful, and better in one. Equal
+    rows all stay.
+
+    Forgetting is minimised (maximised with `lower_forgets` off), utility maximised. Rows with a
+    null or NaN in either are dropped.
+    """
+    known = frame.filter(pl.col(forgetting).is_finite() & pl.col(utility).is_finite())
+    ordered = known.sort(
+        [forgetting, utility], descending=[not lower_forgets, True], maintain_order=True
+    )
+    best = ordered.group_by(forgetting, maintain_order=True).agg(
+        pl.col(utility).max().alias("_here")
+    )
+    best = best.with_columns(pl.col("_here").cum_max().shift(1).alias("_before"))
+    kept = ordered.join(best, on=forgetting, how="left", maintain_order="left")
+    beaten = (pl.col(utility) < pl.col("_here")) | (pl.col("_here") <= pl.col("_before")).fill_null(
+        False
+    )
+    return kept.filter(~beaten).drop("_here", "_before")
+
+
+def hypervolume(
+    frame: pl.DataFrame, forgetting: str, utility: str, *, reference: tuple[float, float]
+) -> float:
+    """Area dominated by the rows, forgetting minimised and utility maximised, up to `reference` =
+    (worst forgetting, worst utility).
+    """
+    worst_forgetting, worst_utility = reference
+    inside = frame.filter(pl.col(forgetting) < worst_forgetting, pl.col(utility) > worst_utility)
+    front = pareto_front(inside, forgetting, utility).unique([forgetting, utility]).sort(forgetting)
+    edges = [*front[forgetting].to_list(), worst_forgetting]
+    heights = (front[utility] - worst_utility).to_list()
+    return float(
+        sum(
+            (right - left) * height
+            for left, right, height in zip(edges[:-1], edges[1:], heights, strict=True)
+        )
+    )
+
+
+def best_so_far(
+    frame: pl.DataFrame, *, order: str, value: str, feasible: str, lower_is_better: bool = True
+) -> pl.DataFrame:
+    """The frame in `order`, with `best_so_far`: the best `value` of the feasible rows up to here,
+    null before the first.
+    """
+    counted = pl.when(pl.col(feasible)).then(pl.col(value))
+    best = counted.cum_min() if lower_is_better else counted.cum_max()
+    return frame.sort(order, maintain_order=True).with_columns(
+        best.forward_fill().alias("best_so_far")
+    )

@@ -1,0 +1,442 @@
+"""What attacks gave back, from Parquet alone: recovered fractions with intervals, their maximum,
+recovery curves, the matrix.
+
+recovered fraction = (attacked - unlearned) / (base - unlearned), on the documents that the attack
+was asked: 0 is what unlearning left, 1 what base knew. The same difference on gold, which never
+knew it, is what the attack itself tells.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rayunlearn.analysis.bootstrap import NO_INTERVAL, Numbers, bootstrap_interval, gap_closed
+from rayunlearn.analysis.run_frames import CONTEXT_SECTIONS, objective_of
+from rayunlearn.schema import HELD_IN
+from rayunlearn.storage.run import Run
+
+HALF_RECOVERED = 0.5
+
+
+# what tuned attacks differ in from trial to trial
+SEARCHED_ATTACKS = ("learning_rate=", "steps=", "candidates=")
+
+
+@dataclass(frozen=True)
+class AttackedCell:
+    """One attack setting on one attacked trial."""
+
+    attacked: str
+    setting: str
+
+
+def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
+    """One row per attacked trial and attack setting; `metric` is on split forget, the objective's
+    forgetting metric by default.
+
+    base, unlearned, after: means over the documents asked. recovered, with _low and _high: 95 %
+    bootstrap over seeds and documents.
+    most: the largest recovered fraction of a single seed or tuned strength. gold, gold_after (with
+    interval): the same attack on gold; gold_rise (with interval): after less before, document by
+    document.
+    companion: recovered fraction of the control that the attack's row names. learned,
+    companion_learned: the metric after the attack and after that control on what each was learned
+    from (split held_in), null but for soft prompts. area: under the recovery curve, as a mean over
+    its steps. half: steps to half of base's lead, straight between the curve's points
+    (docs/attacks.md), null where it is never reached. seeds, documents: how many. Null where base
+    and the unlearned model cannot be told apart, so that there is nothing to recover.
+
+    An attack that measures in its own way (linear probes, sampled attempts) has no fraction:
+    `metric` says what `after` (with interval), `base` and `gold_after` are then, each after the
+    same attack; `shuffled` is a probe's control. Else `metric` is ''.
+    """
+    metric = metric or objective_of(run.experiment).forgetting
+    placed = run.attacks.collect().join(
+        run.trials.filter(pl.col("status") == "complete").select("trial_id").collect(),
+        on="trial_id",
+        how="semi",
+    )
+    if placed.is_empty():
+        return pl.DataFrame(schema=RECOVERY_SCHEMA)
+    values = _values(run, metric)
+    stages = _stages(run)
+    learned = _values(run, metric, split=HELD_IN)
+    rows = [
+        (_row(cell, placed, values, stages, run, metric), _learned(cell, placed, learned))
+        for cell in _cells(placed, stages)
+    ]
+    return pl.DataFrame(
+        [row | more for row, more in rows if row], schema=RECOVERY_SCHEMA, infer_schema_length=None
+    )
+
+
+RECOVERY_SCHEMA: dict[str, Any] = {
+    "attacked": pl.String,
+    "setting": pl.String,
+    "metric": pl.String,
+    **dict.fromkeys(
+        ("base", "unlearned", "after", "recovered", "recovered_low", "recovered_high", "most"),
+        pl.Float64,
+    ),
+    **dict.fromkeys(
+        ("gold", "gold_after", "gold_after_low", "gold_after_high", "companion", "area", "half"),
+        pl.Float64,
+    ),
+    **dict.fromkeys(("learned", "companion_learned"), pl.Float64),
+    **dict.fromkeys(
+        ("gold_rise", "gold_rise_low", "gold_rise_high", "after_low", "after_high", "shuffled"),
+        pl.Float64,
+    ),
+    "seeds": pl.Int64,
+    "documents": pl.Int64,
+}
+
+
+def worst_case(table: pl.DataFrame) -> pl.DataFrame:
+    """Per attacked trial the attack that gives most back (by `recovered`), as its setting and
+    fraction.
+    """
+    known = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
+    return known.unique("attacked", keep="first", maintain_order=True).select(
+        "attacked", "setting", "recovered", "recovered_low", "recovered_high"
+    )
+
+
+def area_under(steps: Numbers, recovered: Numbers) -> float:
+    """Mean height of the recovery curve over its steps: the trapezoids' sum divided by the last
+    step.
+    """
+    return float(np.trapezoid(recovered, steps) / (steps[-1] - steps[0]))
+
+
+def steps_to(share: float, steps: Numbers, recovered: Numbers) -> float | None:
+    """First step at which the curve, straight between its points, reaches `share`; None where it
+    never does.
+    """
+    above = np.flatnonzero(recovered >= share)
+    if not above.size:
+        return None
+    at = int(above[0])
+    if at == 0:
+        return float(steps[0])
+    rise = (share - recovered[at - 1]) / (recovered[at] - recovered[at - 1])
+    return float(steps[at - 1] + rise * (steps[at] - steps[at - 1]))
+
+
+def _values(run: Run, metric: str, *, split: str = "forget") -> dict[str, dict[str, float]]:
+    """trial -> document -> value on the split, each trial after the attack that it is and no other."""
+    schema = run.trials.collect_schema()
+    own = pl.col("attack.name").fill_null("none") if "attack.name" in schema else pl.lit("none")
+    trials = run.trials.select("trial_id", own.alias("_attack"), pl.col("stage").alias("_stage"))
+    rows = run.examples.filter(pl.col("split") == split, pl.col("metric") == metric).join(
+        trials, on="trial_id"
+    )
+    kept = rows.filter(
+        pl.col("attack") == pl.col("_attack"), pl.col("stage") == pl.col("_stage")
+    ).drop_nulls("value")
+    found: dict[str, dict[str, float]] = {}
+    for trial, document, value in (
+        kept.group_by("trial_id", "doc_id").agg(pl.col("value").mean()).collect().iter_rows()
+    ):
+        found.setdefault(trial, {})[document] = value
+    return found
+
+
+def _stages(run: Run) -> dict[str, dict[str, Any]]:
+    """Settings of every trial, by id."""
+    return {row["trial_id"]: row for row in run.trials.collect().iter_rows(named=True)}
+
+
+def _cells(placed: pl.DataFrame, stages: Mapping[str, Mapping[str, Any]]) -> list[AttackedCell]:
+    attacks = (
+        placed.filter(pl.col("role") == "attack")
+        .select("attacked", "setting")
+        .unique(maintain_order=True)
+    )
+    return [AttackedCell(*row) for row in attacks.iter_rows() if row[0] in stages]
+
+
+def _row(
+    cell: AttackedCell,
+    placed: pl.DataFrame,
+    values: Mapping[str, Mapping[str, float]],
+    stages: Mapping[str, Any],
+    run: Run,
+    metric: str,
+) -> dict[str, Any]:
+    mine = placed.filter(pl.col("attacked") == cell.attacked)
+    attacks = mine.filter(pl.col("role") == "attack", pl.col("setting") == cell.setting)[
+        "trial_id"
+    ].to_list()
+    base, gold = (_anchor(stages, stages[cell.attacked], role) for role in ("base", "gold"))
+    if attacks and not set(attacks) & set(values):
+        return _own_row(cell, attacks, placed, base, gold, run)
+    if base not in values or cell.attacked not in values:
+        return {}
+    after, before, known = _three(attacks, cell.attacked, base, values)
+    interval, shown = gap_closed(after, before, known), plain_setting(cell.setting)
+    control = placed.filter(pl.col("role") == "control", pl.col("answers") == cell.setting)
+    companions = _companions(cell, placed)
+    golden = control.filter(pl.col("attacked") == gold, pl.col("setting") == cell.setting)[
+        "trial_id"
+    ].to_list()
+    golden_after = _matrix(golden, values)
+    on_gold = bootstrap_interval(golden_after) if golden else NO_INTERVAL
+    rise = (
+        bootstrap_interval(_rises(golden, values.get(gold, {}), values))
+        if golden and gold in values
+        else NO_INTERVAL
+    )
+    same = [setting for setting in mine["setting"].unique() if plain_setting(setting) == shown]
+    tried = mine.filter(pl.col("setting").is_in(same), pl.col("role") != "control")
+    return {
+        "attacked": cell.attacked,
+        "setting": cell.setting,
+        "metric": "",
+        "base": float(np.nanmean(known)),
+        "unlearned": float(np.nanmean(before)),
+        "after": float(np.nanmean(after)),
+        **{
+            f"recovered{end}": value
+            for end, value in (
+                ("", interval.mean),
+                ("_low", interval.low),
+                ("_high", interval.high),
+            )
+        },
+        "most": (
+            _most(tried["trial_id"].to_list(), cell.attacked, base, values)
+            if interval.mean is not None
+            else None
+        ),
+        "gold": _mean_on(values.get(gold, {}), values, golden),
+        **{
+            f"gold_after{end}": value
+            for end, value in (("", on_gold.mean), ("_low", on_gold.low), ("_high", on_gold.high))
+        },
+        **{
+            f"gold_rise{end}": value
+            for end, value in (("", rise.mean), ("_low", rise.low), ("_high", rise.high))
+        },
+        "companion": (
+            _recovered(companions, cell.attacked, base, values)
+            if companions and interval.mean is not None
+            else None
+        ),
+        **_curve_numbers(
+            run, attacks, float(np.nanmean(known)), metric, known=interval.mean is not None
+        ),
+        "seeds": len(attacks),
+        "documents": after.shape[1],
+    }
+
+
+def _companions(cell: AttackedCell, placed: pl.DataFrame) -> list[str]:
+    """Trials of the control that the attack's row of the table names, on the attacked model itself."""
+    mine = (
+        (pl.col("role") == "control")
+        & (pl.col("answers") == cell.setting)
+        & (pl.col("attacked") == cell.attacked)
+    )
+    return placed.filter(mine)["trial_id"].to_list()
+
+
+def _learned(
+    cell: AttackedCell, placed: pl.DataFrame, learned: Mapping[str, Mapping[str, float]]
+) -> dict[str, float | None]:
+    """Mean on what the attack and its control were learned from, None where nothing of that was
+    asked.
+    """
+    mine = (
+        (pl.col("role") == "attack")
+        & (pl.col("setting") == cell.setting)
+        & (pl.col("attacked") == cell.attacked)
+    )
+    named = {
+        "learned": placed.filter(mine)["trial_id"].to_list(),
+        "companion_learned": _companions(cell, placed),
+    }
+    return {
+        name: float(np.nanmean(_matrix(trials, learned))) if set(trials) & set(learned) else None
+        for name, trials in named.items()
+    }
+
+
+def _own_row(
+    cell: AttackedCell, attacks: Sequence[str], placed: pl.DataFrame, base: str, gold: str, run: Run
+) -> dict[str, Any]:
+    """The row of an attack that measures in its own way."""
+    metric = _own_metric(run, attacks)
+    if not metric:
+        return {}
+    values, shuffled = _values(run, metric), _values(run, f"{metric}_shuffled")
+    same = placed.filter(
+        pl.col("role") == "control",
+        pl.col("answers") == cell.setting,
+        pl.col("setting") == cell.setting,
+    )
+    mine, known, golden = (
+        bootstrap_interval(_matrix(trials, values))
+        for trials in (
+            attacks,
+            *(
+                same.filter(pl.col("attacked") == anchor)["trial_id"].to_list()
+                for anchor in (base, gold)
+            ),
+        )
+    )
+    return {
+        "attacked": cell.attacked,
+        "setting": cell.setting,
+        "metric": metric,
+        "base": known.mean,
+        **{
+            f"after{end}": value
+            for end, value in (("", mine.mean), ("_low", mine.low), ("_high", mine.high))
+        },
+        **{
+            f"gold_after{end}": value
+            for end, value in (("", golden.mean), ("_low", golden.low), ("_high", golden.high))
+        },
+        "shuffled": bootstrap_interval(_matrix(attacks, shuffled)).mean,
+        "seeds": len(attacks),
+        "documents": _matrix(attacks, values).shape[1],
+    }
+
+
+def _own_metric(run: Run, attacks: Sequence[str]) -> str:
+    """The metric that only these attacks have; of `leak_at_1`, `leak_at_2`, ... the one of most
+    attempts. '' where they have none.
+    """
+    here = run.examples.filter(pl.col("trial_id").is_in(list(attacks)), pl.col("split") == "forget")
+    names = [
+        name
+        for name in here.select("metric").unique().collect()["metric"].sort().to_list()
+        if not name.endswith("_shuffled")
+    ]
+    return max(
+        names,
+        key=lambda name: (
+            int(name.rpartition("_")[2]) if name.rpartition("_")[2].isdecimal() else 0,
+            name,
+        ),
+        default="",
+    )
+
+
+def _anchor(stages: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any], role: str) -> str:
+    """Unattacked trial of base or gold with the same data and model settings, '' where there is
+    none.
+    """
+    around = [name for name in row if name.startswith(CONTEXT_SECTIONS)]
+    for trial_id, other in stages.items():
+        same = (
+            other.get("stage") == role
+            and other.get("attack.name") in (None, "none")
+            and all(other.get(name) == row[name] for name in around)
+        )
+        if same and other["status"] == "complete":
+            return trial_id
+    return ""
+
+
+def _three(
+    attacks: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]
+) -> tuple[Numbers, Numbers, Numbers]:
+    """(seeds, documents) after the attacks and (1, documents) before them and of base, on the
+    documents that some attack asked.
+
+    Attacks that hold facts out ask different documents with every seed: what one did not ask is
+    missing there.
+    """
+    documents = sorted(
+        {d for t in attacks for d in values.get(t, {})} & set(values[attacked]) & set(values[base])
+    )
+    rows = [
+        np.array([[values[t].get(d, np.nan) for d in documents] for t in group if t in values])
+        for group in (attacks, [attacked], [base])
+    ]
+    return rows[0], rows[1], rows[2]
+
+
+def _matrix(trials: Sequence[str], values: Mapping[str, Mapping[str, float]]) -> Numbers:
+    documents = sorted({d for t in trials for d in values.get(t, {})})
+    return np.array(
+        [[values[t].get(d, np.nan) for d in documents] for t in trials if t in values]
+    ).reshape(-1, max(1, len(documents)))
+
+
+def _rises(
+    attacks: Sequence[str], own: Mapping[str, float], values: Mapping[str, Mapping[str, float]]
+) -> Numbers:
+    """(seeds, documents) after less before, on documents that were asked both times."""
+    documents = sorted({d for t in attacks for d in values.get(t, {})} & set(own))
+    return np.array(
+        [[values[t].get(d, np.nan) - own[d] for d in documents] for t in attacks if t in values]
+    ).reshape(-1, max(1, len(documents)))
+
+
+def _recovered(
+    trials: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]
+) -> float | None:
+    """Mean over the trials of (after - before) / (base - before), each on the documents it asked."""
+    shares = []
+    for trial in trials:
+        after, before, known = _three([trial], attacked, base, values)
+        if after.size and np.nanmean(known) != np.nanmean(before):
+            shares.append(
+                (np.nanmean(after) - np.nanmean(before)) / (np.nanmean(known) - np.nanmean(before))
+            )
+    return float(np.mean(shares)) if shares else None
+
+
+def _most(
+    trials: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]
+) -> float | None:
+    found = [
+        share
+        for trial in trials
+        if (share := _recovered([trial], attacked, base, values)) is not None
+    ]
+    return max(found, default=None)
+
+
+def _mean_on(
+    own: Mapping[str, float], values: Mapping[str, Mapping[str, float]], attacks: Sequence[str]
+) -> float | None:
+    asked = {d for t in attacks for d in values.get(t, {})} & set(own)
+    return float(np.mean([own[d] for d in asked])) if asked else None
+
+
+def _curve_numbers(
+    run: Run, attacks: Sequence[str], base: float, metric: str, *, known: bool
+) -> dict[str, float | None]:
+    """Area and steps to half, of the mean curve over seeds; its beginning is what unlearning left."""
+    here = (
+        (pl.col("kind") == "relearning")
+        & (pl.col("split") == "forget")
+        & (pl.col("metric") == metric)
+    )
+    curve = (
+        run.curves.filter(pl.col("trial_id").is_in(list(attacks)) & here)
+        .group_by("x")
+        .agg(pl.col("value").mean())
+        .sort("x")
+        .collect()
+    )
+    if curve.height < 2 or not known:
+        return {"area": None, "half": None}
+    steps, heights = curve["x"].to_numpy(), curve["value"].to_numpy()
+    recovered = (heights - heights[0]) / (base - heights[0])
+    return {
+        "area": area_under(steps, recovered),
+        "half": steps_to(HALF_RECOVERED, steps, recovered),
+    }
+
+
+def plain_setting(setting: str) -> str:
+    """The setting without its searched strength."""
+    return " ".join(part for part in setting.split(" ") if not part.startswith(SEARCHED_ATTACKS))

@@ -1,0 +1,638 @@
+"""Universal prompts: a few tokens, or a few vectors, before every question, found by gradients on
+half of the facts.
+
+The other half is what is measured. Noise is here too, because it changes questions as token ids as
+well. Prompts are found and measured as token ids: a text that a tokenizer splits otherwise is
+another prompt.
+"""
+
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rayunlearn.attacks.base import Attack
+from rayunlearn.config import digest
+from rayunlearn.data.tokenize import Batch, Encoded, collate
+from rayunlearn.errors import require
+from rayunlearn.metrics.forward_passes import Probe
+from rayunlearn.models.forward import blocks, evaluating, hidden_states
+from rayunlearn.ranges import Count, Fraction, NonNegative, Positive, Whole
+from rayunlearn.schema import HELD_IN
+from rayunlearn.train.loop import optimise
+from rayunlearn.train.step import StepLoss
+
+
+@dataclass(frozen=True)
+class PromptObjective:
+    """What a prompt of L tokens, put at `place` into every sequence of `batch` (B, T), is to bring
+    about: likely labels, and, where the weights are not 0, the states `wanted` (B, T, D) at block
+    `layer` and a likely prompt."""
+
+    batch: Batch
+    place: int
+    layer: int = 0
+    wanted: Tensor | None = None
+    representation: float = 0.0
+    fluency: float = 0.0
+
+
+def noised_embeddings(
+    probes: Sequence[Probe], tokenizer: PreTrainedTokenizerBase, seed: int, *, share: Fraction = 0.2
+) -> list[Probe]:
+    """Every probe with about `share` of its question's tokens replaced by random ones. Ours.
+
+    What all questions begin and end with (the template) stays. No special token and no token of the
+    probe's own answers is drawn.
+    """
+    questions = [p.answer.ids[: p.answer.start] for p in probes]
+    place, after = _shared(questions), _shared([q[::-1] for q in questions])
+    usable = usable_tokens(tokenizer)
+    generators = [
+        torch.Generator().manual_seed(int(digest([seed, p.doc_id], 15), 16)) for p in probes
+    ]
+    return [
+        _noised(probe, place, after, usable, generator, share)
+        for probe, generator in zip(probes, generators, strict=True)
+    ]
+
+
+def random_prefix(
+    probes: Sequence[Probe], tokenizer: PreTrainedTokenizerBase, seed: int, *, length: Count = 10
+) -> list[Probe]:
+    """Every probe with the same `length` random tokens before its question: what `gcg` is compared
+    with. Ours.
+    """
+    usable = _without_answers(usable_tokens(tokenizer), probes)
+    drawn = usable[
+        torch.randint(len(usable), (length,), generator=torch.Generator().manual_seed(seed))
+    ]
+    return with_prefix(probes, tuple(drawn.tolist()), answer_openings(probes))
+
+
+def gcg(
+    model: PreTrainedModel,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: Sequence[Probe],
+    held_in: Sequence[Probe],
+    seed: int,
+    *,
+    length: Count = 10,
+    steps: Count = 50,
+    candidates: Count = 32,
+    top: Count = 32,
+    questions: Count = 16,
+    representation: NonNegative = 0.0,
+    layer: Whole = 1,
+    fluency: NonNegative = 0.0,
+) -> list[Probe]:
+    """Every probe after `length` tokens that greedy coordinate gradient found. Zou et al.
+    2307.15043, algorithm 2, as a prefix.
+
+    Each step takes the gradient of the loss in the one-hot prefix, tries `candidates` single
+    replacements drawn from the `top` tokens of each position, and keeps the best if it is better.
+    The loss is the mean NLL of the answers of up to `questions` held-in probes, plus
+    `representation` times the mean squared distance of block `layer`'s output, on question and
+    answer, to that of `base` asked without the prefix, plus `fluency` times the mean NLL of the
+    prefix itself: the two terms of the enhanced version (2409.18025; there layers 7-9 and weight
+    1.5), here on one layer and without its buffer, insertions and deletions. Keeping the best so
+    far, and trying all questions at once, is ours. No special token and no token of any answer is
+    used. Raises UserError when no probe is held in or no token is left.
+    """
+    place, usable = answer_openings(probes), _without_answers(usable_tokens(tokenizer), probes)
+    require(bool(held_in), "gcg must have held-in questions to search with, got", len(held_in))
+    require(
+        layer < len(blocks(model)),
+        f"gcg.layer must be below the model's {len(blocks(model))} blocks",
+        layer,
+    )
+    asked = _goal(model, [p.answer for p in held_in[:questions]], place)
+    goal = replace(
+        asked,
+        layer=layer,
+        wanted=_states(base, asked.batch, layer),
+        representation=representation,
+        fluency=fluency,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    start = usable[torch.randint(len(usable), (length,), generator=generator)].to(model.device)
+    found = search_prompt(
+        model,
+        goal,
+        start,
+        usable.to(model.device),
+        steps=steps,
+        candidates=candidates,
+        top=top,
+        generator=generator,
+    )
+    return with_prefix(probes, tuple(found.tolist()), place)
+
+
+def soft_prompt(
+    model: PreTrainedModel,
+    probes: Sequence[Probe],
+    held_in: Sequence[Probe],
+    seed: int,
+    leaving: ExitStack,
+    *,
+    vectors: Count = 5,
+    learning_rate: Positive = 0.01,
+    steps: Count = 60,
+    batch_size: Count = 16,
+) -> list[Probe]:
+    """Every probe after `vectors` learned embeddings. Schwinn et al. (2402.09063, a number that we
+    did not confirm).
+
+    One prompt for all questions, measured on held-out ones, is ours.
+
+    They minimise the mean NLL of the held-in answers (AdamW, constant rate) from the embeddings of
+    random tokens. They are new token ids, above the vocabulary, of the model until `leaving` takes
+    them off; no output weight belongs to them. One to ten vectors can elicit any text, also random
+    text that no model ever saw (2502.15836): read this beside `soft_prompt_random` and gold, never
+    alone. The questions they were learned from are asked too, on split `held_in`. Raises UserError
+    when no probe is held in.
+    """
+    require(
+        bool(held_in), "a soft prompt must have held-in questions to learn from, got", len(held_in)
+    )
+    return _learned(
+        model,
+        probes,
+        [p.answer for p in held_in],
+        seed,
+        leaving,
+        vectors,
+        learning_rate,
+        steps,
+        batch_size,
+    )
+
+
+def soft_prompt_random(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: Sequence[Probe],
+    held_in: Sequence[Probe],
+    seed: int,
+    leaving: ExitStack,
+    *,
+    vectors: Count = 5,
+    learning_rate: Positive = 0.01,
+    steps: Count = 60,
+    batch_size: Count = 16,
+) -> list[Probe]:
+    """`soft_prompt` learned from the same questions with random text as answers: what vectors reach
+    that nothing in the model helps. 2502.15836.
+
+    Every answer has as many tokens as the true one, drawn one by one; no special token and no token
+    of any answer is drawn, and special tokens of the answer (its end) stay. That random text, asked
+    after the vectors that were learned for it, is split `held_in`: the paper's comparison. The
+    paper elicits one string with one prompt; one prompt for all questions is ours. Raises UserError
+    when no probe is held in or no token is left.
+    """
+    require(
+        bool(held_in), "a soft prompt must have held-in questions to learn from, got", len(held_in)
+    )
+    usable = _without_answers(usable_tokens(tokenizer), probes)
+    generator = torch.Generator().manual_seed(seed)
+    special = set(tokenizer.all_special_ids)
+    targets = [_at_random(p.answer, usable, special, generator) for p in held_in]
+    return _learned(
+        model, probes, targets, seed, leaving, vectors, learning_rate, steps, batch_size
+    )
+
+
+def soft_prompt_shuffled(
+    model: PreTrainedModel,
+    probes: Sequence[Probe],
+    held_in: Sequence[Probe],
+    seed: int,
+    leaving: ExitStack,
+    *,
+    vectors: Count = 5,
+    learning_rate: Positive = 0.01,
+    steps: Count = 60,
+    batch_size: Count = 16,
+) -> list[Probe]:
+    """`soft_prompt` learned from the same questions with each other's answers: what the form of an
+    answer alone brings back. After 2502.15836.
+
+    Every question gets the answer of the next one in a random round. Raises UserError for fewer
+    than two held-in probes.
+    """
+    require(
+        len(held_in) > 1, "shuffled answers need two held-in questions or more, got", len(held_in)
+    )
+    order = torch.randperm(len(held_in), generator=torch.Generator().manual_seed(seed)).tolist()
+    pairs = zip(order, [*order[1:], order[0]], strict=True)
+    shuffled = [
+        _answered(held_in[question].answer, held_in[answer].answer) for question, answer in pairs
+    ]
+    return _learned(
+        model, probes, shuffled, seed, leaving, vectors, learning_rate, steps, batch_size
+    )
+
+
+def prompt_losses(
+    model: PreTrainedModel, goal: PromptObjective, vectors: Tensor, shares: Tensor
+) -> Tensor:
+    """Loss (C,) of C prompts given as embeddings `vectors` (C, L, D); differentiable.
+
+    `shares` (C, L, V), one-hot for tokens, are what the prompt's own NLL is taken of; read only
+    where `goal.fluency` is not 0.
+    """
+    count, length, _ = vectors.shape
+    batch, place = goal.batch, goal.place
+    rows = model.get_input_embeddings()(batch.input_ids).expand(count, *batch.input_ids.shape, -1)
+    inside = vectors[:, None].expand(-1, len(batch.input_ids), -1, -1).to(rows.dtype)
+    embedded = torch.cat([rows[:, :, :place], inside, rows[:, :, place:]], 2).flatten(0, 1)
+    caught: list[Tensor] = []
+    handle = blocks(model)[goal.layer].register_forward_hook(
+        lambda _m, _i, out: caught.append(out[0] if isinstance(out, tuple) else out)
+    )
+    try:
+        hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    finally:
+        handle.remove()
+    head = model.get_output_embeddings()
+    row, at = batch.labelled.nonzero(as_tuple=True)
+    # the position that predicts the label, once the prompt stands in its place
+    before = at - 1 + length * (at >= place).long()
+    wanted = hidden.unflatten(0, (count, -1))[:, row, before]
+    labels = batch.input_ids[row, at].expand(count, -1)
+    total = functional.cross_entropy(
+        head(wanted).float().transpose(1, 2), labels, reduction="none"
+    ).mean(1)
+    if goal.representation > 0 and goal.wanted is not None:
+        states = caught[0].unflatten(0, (count, -1))[:, :, place + length :].float()
+        total = total + goal.representation * _distance(
+            states, goal.wanted[:, place:], batch.present[:, place:]
+        )
+    if goal.fluency > 0:
+        # nothing predicts the first token of all
+        first = max(place, 1)
+        ahead = (
+            head(hidden.unflatten(0, (count, -1))[:, 0, first - 1 : place + length - 1])
+            .float()
+            .log_softmax(-1)
+        )
+        total = total - goal.fluency * (shares[:, first - place :] * ahead).sum(-1).mean(1)
+    return total
+
+
+def losses_of_prompts(
+    model: PreTrainedModel, goal: PromptObjective, prompts: Tensor, *, rows: int = 256
+) -> Tensor:
+    """Loss (C,) of C prompts given as token ids (C, L), `rows` sequences at a time."""
+    n_tokens = model.get_input_embeddings().weight.shape[0]
+    with evaluating(model):
+        parts = [
+            prompt_losses(
+                model,
+                goal,
+                model.get_input_embeddings()(some),
+                functional.one_hot(some, n_tokens) if goal.fluency > 0 else some,
+            )
+            for some in prompts.split(max(1, rows // len(goal.batch.input_ids)))
+        ]
+    return torch.cat(parts)
+
+
+def token_gradient(model: PreTrainedModel, goal: PromptObjective, prompt: Tensor) -> Tensor:
+    """Gradient (L, V) of the loss in the one-hot rows of a prompt (L,): to first order, what each
+    replacement would change it by.
+    """
+    embeddings = model.get_input_embeddings()
+    table = embeddings(torch.arange(embeddings.weight.shape[0], device=prompt.device)).detach()
+    shares = functional.one_hot(prompt, len(table)).to(table.dtype).requires_grad_(True)
+    loss = prompt_losses(model, goal, (shares @ table)[None], shares[None]).sum()
+    return torch.autograd.grad(loss, shares)[0]
+
+
+def candidate_prompts(
+    prompt: Tensor,
+    slope: Tensor,
+    usable: Tensor,
+    *,
+    candidates: int,
+    top: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Prompts (C, L) that differ from `prompt` in one token each, drawn from the `top` usable
+    tokens of least slope per position.
+
+    All of them, once each, where there are no more than `candidates`.
+    """
+    best = usable[(-slope[:, usable]).topk(min(top, len(usable)), 1).indices]
+    n_all = best.numel()
+    chosen = (
+        torch.arange(n_all)
+        if n_all <= candidates
+        else torch.randperm(n_all, generator=generator)[:candidates]
+    )
+    position, rank = (
+        (chosen // best.shape[1]).to(prompt.device),
+        (chosen % best.shape[1]).to(prompt.device),
+    )
+    tried = prompt.repeat(len(chosen), 1)
+    tried[torch.arange(len(chosen), device=prompt.device), position] = best[position, rank]
+    return tried
+
+
+def search_prompt(
+    model: PreTrainedModel,
+    goal: PromptObjective,
+    start: Tensor,
+    usable: Tensor,
+    *,
+    steps: int,
+    candidates: int,
+    top: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """The prompt (L,) that `steps` rounds of single replacements lead to; its loss is never above
+    that of `start`.
+    """
+    prompt, best = start, float(losses_of_prompts(model, goal, start[None]))
+    for _ in range(steps):
+        tried = candidate_prompts(
+            prompt,
+            token_gradient(model, goal, prompt),
+            usable,
+            candidates=candidates,
+            top=top,
+            generator=generator,
+        )
+        values = losses_of_prompts(model, goal, tried)
+        at = int(values.argmin())
+        if float(values[at]) < best:
+            prompt, best = tried[at], float(values[at])
+    return prompt
+
+
+def answer_openings(probes: Sequence[Probe]) -> int:
+    """How many ids all questions begin with (what stands before a prompt): begin-of-sequence,
+    template or chat header; 1 for a single question.
+    """
+    return _shared([p.answer.ids[: p.answer.start] for p in probes])
+
+
+def with_prefix(probes: Sequence[Probe], ids: tuple[int, ...], place: int) -> list[Probe]:
+    """Every probe with `ids` at `place` of each of its sequences. They have no `document`: letter
+    questions are made from text and are left out.
+    """
+
+    def put(sequence: Encoded) -> Encoded:
+        at = min(place, sequence.start)
+        return replace(
+            sequence,
+            ids=(*sequence.ids[:at], *ids, *sequence.ids[at:]),
+            start=sequence.start + len(ids),
+        )
+
+    return [
+        replace(
+            p,
+            answer=put(p.answer),
+            options=tuple(map(put, p.options)),
+            paraphrased=None if p.paraphrased is None else put(p.paraphrased),
+            document=None,
+        )
+        for p in probes
+    ]
+
+
+def usable_tokens(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Ids (n,) of the vocabulary without special tokens."""
+    special = set(tokenizer.all_special_ids)
+    return torch.tensor([i for i in range(len(tokenizer)) if i not in special])
+
+
+class SoftPrompt(nn.Module):
+    """Learned embeddings (n, D): the one parameter of the attack."""
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(vectors.clone())
+
+
+class WidenedEmbedding(nn.Module):
+    """Input embeddings with some more rows, for the ids above the vocabulary; the old module
+    answers for its own.
+    """
+
+    def __init__(self, old: nn.Embedding, vectors: Tensor) -> None:
+        super().__init__()
+        self.old, self.vectors = old, vectors
+        self.n_old = len(old.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeddings (..., D) of ids (...)."""
+        known: Tensor = self.old(ids.clamp(max=self.n_old - 1))
+        return torch.where(
+            (ids < self.n_old)[..., None],
+            known,
+            self.vectors[(ids - self.n_old).clamp(min=0)].to(known.dtype),
+        )
+
+
+def _learned(
+    model: PreTrainedModel,
+    probes: Sequence[Probe],
+    sequences: Sequence[Encoded],
+    seed: int,
+    leaving: ExitStack,
+    vectors: int,
+    learning_rate: float,
+    steps: int,
+    batch_size: int,
+) -> list[Probe]:
+    """Learn the vectors on the sequences, hang them on the model, and put their ids before every
+    question; the sequences are split `held_in`.
+    """
+    place, generator = answer_openings(probes), torch.Generator().manual_seed(seed)
+    embeddings = model.get_input_embeddings()
+    start = torch.randint(len(embeddings.weight), (vectors,), generator=generator).to(model.device)
+    prompt = SoftPrompt(embeddings(start).detach().float())
+
+    def loss_of_step(_step: int) -> StepLoss:
+        chosen = torch.randperm(len(sequences), generator=generator)[:batch_size].tolist()
+        goal = _goal(model, [sequences[at] for at in chosen], place)
+        return StepLoss(
+            prompt_losses(model, goal, prompt.vectors[None], prompt.vectors[None])[0],
+            n_documents=len(chosen),
+        )
+
+    with ExitStack() as frozen:
+        for parameter in model.parameters():
+            frozen.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
+        optimise(
+            prompt,
+            loss_of_step,
+            steps=steps,
+            learning_rate=learning_rate,
+            schedule="constant",
+            warmup_fraction=0.0,
+        )
+    model.set_input_embeddings(WidenedEmbedding(embeddings, prompt.vectors.detach()))
+    leaving.callback(model.set_input_embeddings, embeddings)
+    n_old = len(embeddings.weight)
+    learned_from = [Probe(s.doc_id, HELD_IN, s, ()) for s in sequences]
+    return with_prefix([*probes, *learned_from], tuple(range(n_old, n_old + vectors)), place)
+
+
+def _goal(model: PreTrainedModel, sequences: Sequence[Encoded], place: int) -> PromptObjective:
+    return PromptObjective(collate(sequences, 0).to(model.device), place)
+
+
+def _states(base: PreTrainedModel, batch: Batch, layer: int) -> Tensor:
+    with evaluating(base):
+        return hidden_states(base, batch.to(base.device), layer).float().to(batch.input_ids.device)
+
+
+def _distance(states: Tensor, wanted: Tensor, present: Tensor) -> Tensor:
+    """Mean squared difference (C,) of states (C, B, T, D) to wanted (B, T, D) over present tokens
+    (B, T) and width.
+    """
+    return ((states - wanted).square().mean(-1) * present).sum((1, 2)) / present.sum()
+
+
+def _answered(question: Encoded, answer: Encoded) -> Encoded:
+    return Encoded(
+        question.doc_id,
+        (*question.ids[: question.start], *answer.ids[answer.start :]),
+        question.start,
+    )
+
+
+def _at_random(
+    sequence: Encoded, usable: Tensor, special: Collection[int], generator: torch.Generator
+) -> Encoded:
+    """The sequence with random tokens for those of its answer, special ones left as they are."""
+    drawn = usable[
+        torch.randint(len(usable), (len(sequence.ids) - sequence.start,), generator=generator)
+    ].tolist()
+    answer = [
+        old if old in special else new
+        for old, new in zip(sequence.ids[sequence.start :], drawn, strict=True)
+    ]
+    return replace(sequence, ids=(*sequence.ids[: sequence.start], *answer))
+
+
+def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Length of the longest common beginning of different prompts; at most 1 for one prompt."""
+    first, last = min(prompts), max(prompts)
+    if first == last:
+        return min(1, len(first))
+    return next(
+        (at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
+        min(len(first), len(last)),
+    )
+
+
+def _without_answers(usable: Tensor, probes: Sequence[Probe]) -> Tensor:
+    """The ids that no probe's answer holds. Raises UserError when none is left."""
+    told = torch.tensor(sorted({i for p in probes for i in p.answer.ids[p.answer.start :]}))
+    left = usable[~torch.isin(usable, told)]
+    require(
+        len(left) > 0,
+        "the vocabulary must have a token that is in no answer; answer tokens",
+        len(told),
+    )
+    return left
+
+
+def _noised(
+    probe: Probe, place: int, after: int, usable: Tensor, generator: torch.Generator, share: float
+) -> Probe:
+    question = list(probe.answer.ids[: probe.answer.start])
+    free = list(range(place, len(question) - after))
+    if free:
+        own = _without_answers(usable, [probe])
+        for at in torch.randperm(len(free), generator=generator)[
+            : max(1, round(share * len(free)))
+        ].tolist():
+            question[free[at]] = int(own[int(torch.randint(len(own), (), generator=generator))])
+
+    def put(sequence: Encoded) -> Encoded:
+        # A longer option can have cost the question its beginning: the end of the question is what
+        # they share.
+        shared = tuple(question[-min(sequence.start, len(question)) :])
+        return replace(
+            sequence,
+            ids=(
+                *sequence.ids[: sequence.start - len(shared)],
+                *shared,
+                *sequence.ids[sequence.start :],
+            ),
+        )
+
+    return replace(
+        probe,
+        answer=put(probe.answer),
+        options=tuple(map(put, probe.options)),
+        paraphrased=None,
+        document=None,
+    )
+
+
+ADVERSARIAL_PROMPTS = {
+    row.function.__name__: row
+    for row in (
+        Attack(
+            function=noised_embeddings,
+            kind="tokens",
+            title="a share of the question's tokens replaced by random ones",
+            source="ours",
+        ),
+        Attack(
+            function=random_prefix,
+            kind="tokens",
+            title="random tokens before every question",
+            source="ours",
+            holds_out=True,
+        ),
+        Attack(
+            function=gcg,
+            kind="tokens",
+            title="a prefix found by greedy coordinate gradient",
+            source="Zou et al. 2307.15043; terms of 2409.18025",
+            control="random_prefix; base and gold, each with a search of its own",
+            companion="random_prefix",
+            holds_out=True,
+        ),
+        Attack(
+            function=soft_prompt,
+            kind="tokens",
+            title="learned vectors before every question",
+            source="Schwinn et al.; read with 2502.15836",
+            control="soft_prompt_random; base and gold, each with vectors of its own",
+            companion="soft_prompt_random",
+            trains=True,
+            holds_out=True,
+        ),
+        Attack(
+            function=soft_prompt_random,
+            kind="tokens",
+            title="the same, learned towards random text",
+            source="2502.15836",
+            trains=True,
+            holds_out=True,
+        ),
+        Attack(
+            function=soft_prompt_shuffled,
+            kind="tokens",
+            title="the same, learned from the questions with each other's answers",
+            source="after 2502.15836",
+            trains=True,
+            holds_out=True,
+        ),
+    )
+}

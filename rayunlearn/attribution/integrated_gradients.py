@@ -1,0 +1,72 @@
+"""A second opinion on what a question's tokens do: integrated gradients, by captum."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rayunlearn.data.tokenize import Encoded, collate
+from rayunlearn.errors import require
+from rayunlearn.models.forward import label_ids
+
+
+def integrated_gradients(
+    model: PreTrainedModel,
+    sequence: Encoded,
+    places: Sequence[int],
+    *,
+    steps: int,
+    baseline_id: int,
+) -> Tensor:
+    """Integrated gradients of the answer's mean log-probability at the tokens of `places`, (n,)
+    float32, in nats.
+
+    Sundararajan et al. 1703.01365, on the input embeddings, summed over their width. The path
+    starts where the tokens of `places` are `baseline_id` (padding) and the others are as they are, so the values
+    add up to the difference of the two log-probabilities, the better the more `steps`. Padding is
+    our choice; zero vectors would not do: a model that normalises its input scales them away, and
+    all that happens happens at the very start of the path. Nothing of the model changes.
+    """
+    check_library(steps)
+    from captum.attr import IntegratedGradients
+
+    batch = collate([sequence]).to(model.device)
+    labels, wanted = label_ids(batch), batch.places - 1
+
+    def log_prob(embedded: Tensor) -> Tensor:
+        hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state[
+            :, wanted
+        ]
+        log_probs = model.get_output_embeddings()(hidden).float().log_softmax(-1)
+        return (
+            log_probs.gather(-1, labels.expand(len(embedded), -1)[..., None]).squeeze(-1).mean(-1)
+        )
+
+    was_training = model.training
+    model.eval()
+    try:
+        embedded = model.get_input_embeddings()(batch.input_ids).detach()
+        start = embedded.clone()
+        start[:, list(places)] = model.get_input_embeddings()(
+            torch.tensor(baseline_id, device=start.device)
+        ).detach()
+        values: Tensor = IntegratedGradients(log_prob).attribute(
+            embedded, start, n_steps=steps, internal_batch_size=64
+        )
+    finally:
+        model.train(was_training)
+    return values[0].sum(-1)[list(places)].detach().float().cpu()
+
+
+def check_library(steps: int) -> None:
+    """Raise UserError where integrated gradients are asked for (`steps` > 0) and captum is not
+    installed.
+    """
+    installed = steps == 0 or find_spec("captum") is not None
+    require(
+        installed,
+        "explain.gradient_steps must be 0 without captum (pip install 'rayunlearn[attribution]')",
+        steps,
+    )

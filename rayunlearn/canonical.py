@@ -1,0 +1,61 @@
+"""The canonical form of a trial: settings that change nothing are set to one value."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from rayunlearn.config import Select, Token, Trial, with_values
+
+CheckTrial = Callable[[Trial], Trial]
+
+
+def canonical_trial(trial: Trial, *, check: CheckTrial) -> Trial:
+    """The one form of a trial that others differ from in name only.
+
+    Base and gold train nothing: only their data, their model and what is measured and explained
+    count. With the whole forget set the selector does not matter; without a forget loss (the
+    retain-only control) neither selector nor ratio does, except that `epochs` of a smaller coreset
+    are fewer steps, so there the control keeps its ratio; token rules are forget's. Other texts
+    than the original are another training, so only what chooses documents is dropped there.
+    """
+    # `check` keeps the options of the metrics
+    if trial.stage != "unlearned":
+        explain = replace(trial.explain, path_points=0)
+        return check(
+            Trial(
+                stage=trial.stage,
+                data=trial.data,
+                model=trial.model,
+                measure=trial.measure,
+                explain=explain,
+                options=trial.options,
+            )
+        )
+    if trial.method.forget == "none":
+        trial = replace(
+            trial,
+            select=Select(ratio=trial.select.ratio if trial.train.unit == "epochs" else 1.0),
+            token=Token(),
+        )
+    elif trial.select.ratio == 1.0:
+        trial = replace(trial, select=is_full_set(trial.select))
+    return check(trial)
+
+
+def is_full_set(select: Select) -> Select:
+    """The one form of a selection of everything: nothing chooses documents, and without a text arm
+    nothing else matters.
+    """
+    if select.text == "original":
+        return Select()
+    drawn = select.text in ("random_words", "shuffled_keywords")
+    return replace(select, name="random", stratified=True, seed=select.seed if drawn else 0)
+
+
+def control_of(cell: Trial) -> Trial:
+    """The same training without the forget loss."""
+    return with_values(cell, {"method.forget": "none"})
+
+
+def has_gold(trial: Trial) -> bool:
+    """Whether there is a model that never saw the forget set: one is taught here, or one was named."""
+    return trial.model.teach or bool(trial.model.gold)

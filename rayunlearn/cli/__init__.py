@@ -1,0 +1,5 @@
+"""The command line, a file per group of commands. May import everything."""
+
+from rayunlearn.cli.main import main
+
+__all__ = ["main"]

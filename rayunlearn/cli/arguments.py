@@ -1,0 +1,165 @@
+"""Arguments that several commands share, and the experiment that they describe."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rayunlearn.config import parse_assignments
+from rayunlearn.errors import require
+from rayunlearn.storage.sync import output_place
+
+if TYPE_CHECKING:
+    from rayunlearn.cluster.sweep import Options
+    from rayunlearn.experiment import Experiment
+
+
+DONE, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+def add_command(
+    commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
+    added.set_defaults(command=command)
+    return added
+
+
+def add_experiment_options(
+    commands: Any,
+    name: str,
+    command: Callable[[argparse.Namespace], int],
+    text: str,
+    *,
+    on_cluster: bool = False,
+) -> Any:
+    added = add_command(commands, name, command, text)
+    added.add_argument(
+        "experiment",
+        metavar="EXPERIMENT.py",
+        help="experiment file, for example experiments/hello.py",
+    )
+    added.add_argument(
+        "--set",
+        dest="assignments",
+        metavar="NAME=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help=SET_HELP,
+    )
+    size = (
+        "a size that the file's PRESETS names, for example paper (default: laptop, the file as it"
+        " stands)"
+    )
+    added.add_argument("--preset", metavar="NAME", default="laptop", help=size)
+    added.add_argument(
+        "--recipe",
+        metavar="NAME",
+        default="",
+        help="a published run: see `rayunlearn list recipes`; --set goes over it",
+    )
+    added.add_argument(
+        "--output",
+        metavar="DIR|URL",
+        default="runs",
+        help=(
+            "where runs and the cache of models live: a folder or s3://bucket/prefix (default:"
+            " runs)"
+        ),
+    )
+    added.add_argument(
+        "--version",
+        metavar="V",
+        help=(
+            "version of the run (default: the file's VERSION, else 1); `dev` starts from nothing"
+            " every time"
+        ),
+    )
+    added.add_argument(
+        "--workers", metavar="N", type=int, default=0, help="trials at once (default: one per CPU)"
+    )
+    if on_cluster:
+        added.add_argument(
+            "--address",
+            metavar="auto|local|ray://HOST:PORT|HOST:PORT",
+            default="auto",
+            help=ADDRESS_HELP,
+        )
+        added.add_argument(
+            "--gpus-per-trial",
+            metavar="F",
+            type=float,
+            help=(
+                "GPUs a trial takes, fractions share one (default: what the hungriest trial needs)"
+            ),
+        )
+        added.add_argument(
+            "--processes-per-trial", metavar="N", type=int, default=1, help=PROCESSES_HELP
+        )
+        added.add_argument("--on", metavar="RESOURCE", default="", help=ON_HELP)
+    return added
+
+
+SET_HELP = (
+    "change a setting: on an axis it replaces the axis, in SEARCH it fixes the value, else it"
+    " changes BASE; budget.trials=4 works too"
+)
+
+
+ON_HELP = (
+    "trials only on machines with this resource of Ray's, for example accelerator_type:A100"
+    " (default: on any)"
+)
+
+
+PROCESSES_HELP = (
+    "processes that share one trial, each with a GPU of its own where there are GPUs: batches and"
+    " blocks are divided (default: 1)"
+)
+
+
+ADDRESS_HELP = (
+    "auto: the cluster of RAY_ADDRESS (a submitted job's own), else a private one on this machine;"
+    " local: always private (default: auto)"
+)
+
+
+def experiment_of(chosen: argparse.Namespace) -> "Experiment":
+    """The experiment with what the command line changes. The words that were given are kept for `go
+    on with`.
+    """
+    from rayunlearn import recipes
+    from rayunlearn.experiment import check_measured, load, override
+
+    values = (recipes.values(chosen.recipe) if chosen.recipe else {}) | parse_assignments(
+        chosen.assignments
+    )
+    experiment = load(chosen.experiment, preset=chosen.preset)
+    require(chosen.workers >= 0, "--workers must be >= 0", chosen.workers)
+    chosen.words = ["rayunlearn", *sys.argv[1:]]
+    chosen.output = output_place(chosen.output)
+    version = {} if chosen.version is None else {"version": chosen.version}
+    changed = override(experiment, values | version)
+    check_measured(changed)
+    if changed.attacks.panel:
+        from rayunlearn.attacks.panels import panel_of
+
+        panel_of(changed.attacks.panel)
+    return changed
+
+
+def sweep_options(chosen: argparse.Namespace) -> "Options":
+    from rayunlearn.cluster.sweep import Options
+
+    processes = getattr(chosen, "processes_per_trial", 1)
+    on = getattr(chosen, "on", "")
+    return Options(
+        address=chosen.address,
+        workers=chosen.workers,
+        gpus_per_trial=chosen.gpus_per_trial,
+        processes=processes,
+        on=on,
+    )

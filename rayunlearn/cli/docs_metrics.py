@@ -1,0 +1,119 @@
+"""docs/metrics.md, made from the tables: `python -m rayunlearn.cli.docs_metrics >
+docs/metrics.md`.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+from rayunlearn.metrics.corpus import CORPUS_METRICS, CorpusMetric
+from rayunlearn.metrics.table import CHEAP, INPUTS, METRICS, Metric, metric_input_names
+
+HEAD = """# What is measured
+
+Made from `rayunlearn/metrics` by `python -m rayunlearn.cli.docs_metrics`; a test holds the two together.
+
+A metric has one value per document (table `examples`); means are taken in polars and nowhere else. "more knowledge" says which
+way a model that knows more goes: for the forget set that is the wrong way. A value is null where a document does not allow it
+(no wrong options, no second wording).
+
+Every trial measures those marked *; all of them come from one forward pass over answers, options and paraphrased questions.
+The others ask for more: texts are written, gradients taken, or another model's outputs compared.
+"""
+
+
+CORPUS_HEAD = """## Metrics of a whole corpus
+
+Computed from rows of `examples` (`metrics.corpus.corpus_rows`). Membership compares split `members` (else `forget`) with split
+`holdout`, for every score whose name ends in `_score`: `min_k_score_auc`, `min_k_score_tpr_at_fpr`.
+
+| metric | meaning | unit | range | more knowledge | source |
+|---|---|---|---|---|---|
+"""
+
+
+INPUT_HEAD = """## What metrics ask for
+
+The names of a metric function's positional parameters, and the pass that makes them.
+
+| input | pass | what it is |
+|---|---|---|
+"""
+
+
+def metrics_page() -> str:
+    """The page as Markdown."""
+    table = (
+        "| metric | meaning | unit | range | more knowledge | asks for | source"
+        " |\n|---|---|---|---|---|---|---|\n"
+    )
+    rows = "".join(_document_line(name, row) for name, row in METRICS.items())
+    corpus = "".join(
+        table_line(f"`{name}`", *_scale(row), row.source) for name, row in CORPUS_METRICS.items()
+    )
+    inputs = "".join(
+        table_line(f"`{name}`", row.source, row.meaning) for name, row in INPUTS.items()
+    )
+    functions: dict[str, Callable[..., Any]] = {name: row.function for name, row in METRICS.items()}
+    functions |= {name: row.function for name, row in CORPUS_METRICS.items()}
+    details = "".join(_section(name, function) for name, function in functions.items())
+    return "\n".join(
+        [
+            HEAD,
+            "## Metrics of a document\n",
+            table + rows,
+            CORPUS_HEAD + corpus,
+            INPUT_HEAD + inputs,
+            "## Definitions\n",
+            details,
+        ]
+    )
+
+
+def _document_line(name: str, row: Metric) -> str:
+    star = " *" if name in CHEAP else ""
+    return table_line(
+        f"`{name}`{star}",
+        *_scale(row),
+        ", ".join(f"`{i}`" for i in metric_input_names(row)),
+        row.source,
+    )
+
+
+def _scale(row: Metric | CorpusMetric) -> tuple[str, str, str, str]:
+    return (
+        row.meaning,
+        row.unit,
+        f"{_number(row.low)} to {_number(row.high)}",
+        row.direction or "neither",
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if math.isfinite(value) else ("∞" if value > 0 else "-∞")
+
+
+def table_line(*cells: str) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def settings_words(name: str, function: Callable[..., Any]) -> str:
+    """The hyperparameters of a family function with their defaults, as a paragraph; '' where there
+    are none.
+    """
+    options = [
+        f"`{name}.{p.name}` = {p.default}"
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+    return f"\n\nSettings: {', '.join(options)}." if options else ""
+
+
+def _section(name: str, function: Callable[..., Any]) -> str:
+    return f"**{name}**. {inspect.getdoc(function)}{settings_words(name, function)}\n\n"
+
+
+if __name__ == "__main__":
+    print(metrics_page().rstrip())

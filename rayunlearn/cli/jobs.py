@@ -1,0 +1,177 @@
+"""`rayunlearn submit` and `jobs`: the same command on a Ray cluster."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rayunlearn.cli.arguments import (
+    DONE,
+    INTERRUPTED,
+    add_command,
+    add_experiment_options,
+    experiment_of,
+)
+from rayunlearn.errors import require
+from rayunlearn.storage.sync import display_path
+
+
+def add_submit_command(commands: Any) -> None:
+    added = add_experiment_options(
+        commands,
+        "submit",
+        submit,
+        "run an experiment on a cluster: pack this folder, hand it to the job server, follow it",
+    )
+    added.add_argument(
+        "--address",
+        metavar="URL",
+        required=True,
+        help="the cluster's job server, http://HOST:8265 (see docs/cluster.md)",
+    )
+    added.add_argument("--gpus-per-trial", metavar="F", type=float, help="as in `run`")
+    added.add_argument(
+        "--processes-per-trial", metavar="N", type=int, default=1, help="as in `run`"
+    )
+    added.add_argument("--on", metavar="RESOURCE", default="", help="as in `run`")
+    added.add_argument(
+        "--include",
+        metavar="PATH",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="pack this too, although git ignores it",
+    )
+    added.add_argument(
+        "--pass",
+        dest="variables",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="environment variables to give to the job",
+    )
+    added.add_argument(
+        "--install",
+        action="store_true",
+        help="install the packed project on the machines first (minutes, once per change of it)",
+    )
+    how = added.add_mutually_exclusive_group()
+    how.add_argument(
+        "--follow",
+        action="store_true",
+        help="print what the job prints and return its exit status (the default)",
+    )
+    how.add_argument("--detach", action="store_true", help="return as soon as the job is accepted")
+    jobs_parser = add_command(
+        commands,
+        "jobs",
+        jobs,
+        "list the jobs of a cluster with where their runs are, follow one, or stop it",
+    )
+    jobs_parser.add_argument(
+        "job", metavar="JOB", nargs="?", default="", help="follow this job (default: list all)"
+    )
+    jobs_parser.add_argument(
+        "--address", metavar="URL", required=True, help="the cluster's job server, http://HOST:8265"
+    )
+    jobs_parser.add_argument(
+        "--stop", action="store_true", help="end the job; what has finished is kept"
+    )
+
+
+def submit(chosen: argparse.Namespace) -> int:
+    """Pack, hand over, follow."""
+    from rayunlearn.cluster.jobs import Submission
+    from rayunlearn.cluster.jobs import submit_job as hand_over
+    from rayunlearn.registry import check_trial
+
+    experiment = experiment_of(chosen)
+    # a mistake shows here, before anything is uploaded
+    check_trial(experiment.base)
+    folder = Path.cwd()
+    file = Path(chosen.experiment).resolve()
+    require(
+        file.is_relative_to(folder),
+        "the experiment must lie in the folder that is packed (the current one)",
+        str(file),
+    )
+    missing = [name for name in chosen.variables if name not in os.environ]
+    require(not missing, "--pass must name environment variables that are set", missing)
+    request = Submission(
+        words=tuple(_words_of_the_job(chosen, file.relative_to(folder))),
+        experiment=experiment.name,
+        version=experiment.version,
+        output=display_path(chosen.output),
+        folder=folder,
+        include=tuple(chosen.include),
+        variables={name: os.environ[name] for name in chosen.variables},
+        install=chosen.install,
+    )
+    job = hand_over(request, chosen.address, print)
+    print(
+        f"job {job}; again: rayunlearn jobs --address {chosen.address} {job}   end it: ... {job}"
+        " --stop"
+    )
+    return DONE if chosen.detach else _follow(job, chosen.address)
+
+
+def _words_of_the_job(chosen: argparse.Namespace, file: Path) -> list[str]:
+    words = [
+        "python",
+        "-m",
+        "rayunlearn",
+        "run",
+        file.as_posix(),
+        "--output",
+        display_path(chosen.output),
+    ]
+    for name in (
+        "preset",
+        "recipe",
+        "version",
+        "workers",
+        "gpus_per_trial",
+        "processes_per_trial",
+        "on",
+    ):
+        value, default = getattr(chosen, name), 1 if name == "processes_per_trial" else 0
+        words += (
+            [f"--{name.replace('_', '-')}", str(value)]
+            if value not in ("", None, default, "laptop")
+            else []
+        )
+    return words + (["--set", *chosen.assignments] if chosen.assignments else [])
+
+
+def _follow(job: str, address: str) -> int:
+    from rayunlearn.cluster.jobs import follow_job
+
+    try:
+        return follow_job(job, address, lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        print(
+            f"\nthe job goes on; look again with: rayunlearn jobs --address {address} {job}",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+
+
+def jobs(chosen: argparse.Namespace) -> int:
+    """List, follow or stop."""
+    from rayunlearn.cluster import jobs as server
+
+    if chosen.stop:
+        require(bool(chosen.job), "--stop needs the job's name", chosen.job)
+        print(
+            "asked to stop"
+            if server.stop_job(chosen.job, chosen.address)
+            else "it had ended already"
+        )
+        return DONE
+    if chosen.job:
+        return _follow(chosen.job, chosen.address)
+    for row in server.list_jobs(chosen.address):
+        print(f"{row['job']}  {row['status']:<9}  {row['run']}")
+    return DONE

@@ -1,0 +1,204 @@
+"""What there is, printed: the tables of methods, selectors and metrics, the experiments of a
+folder, the cells of a plan.
+"""
+
+import ast
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rayunlearn.cli.docs_settings import settings_page
+from rayunlearn.errors import require
+from rayunlearn.planning.cost import PlannedCell
+
+
+def print_methods(console: Console) -> None:
+    """Forget and retain losses, and what else belongs to a method: companions, wrappers, adapters."""
+    from rayunlearn.methods.forget import FORGET
+    from rayunlearn.methods.paired_responses import PAIRED_RESPONSES
+    from rayunlearn.methods.retain import RETAIN
+    from rayunlearn.train.adapters import ADAPTERS
+    from rayunlearn.train.wrappers import WRAPPERS
+
+    _heading(console, "method.forget: what is minimised on the forget documents")
+    for name, row in FORGET.items():
+        options = [
+            line
+            for function in (row.function, row.weighting, row.ending)
+            for line in options_in_words(function)
+        ]
+        _entry(console, name, row.title, [row.equation, *options, row.source])
+    _heading(
+        console, "method.retain: what is added, times method.retain_weight, on the retain documents"
+    )
+    for name, kept in RETAIN.items():
+        _entry(
+            console,
+            name,
+            kept.title,
+            [kept.equation, *options_in_words(kept.function), kept.source],
+        )
+    for heading, table in (
+        (
+            (
+                "companions: the other text that dpo (by method.preferred), altpo, idk and llmu"
+                " look at"
+            ),
+            PAIRED_RESPONSES,
+        ),
+        ("method.wrappers: what is put around any of them, separated by commas", WRAPPERS),
+        ("train.adapter: what is trained", ADAPTERS),
+    ):
+        _heading(console, heading)
+        for name, part in dict[str, Any](table).items():
+            _entry(console, name, part.title, [*options_in_words(part.function), part.source])
+
+
+def print_recipes(console: Console) -> None:
+    """Published runs: every value with its source, and `not confirmed` where it was not read where
+    it was run.
+    """
+    from rayunlearn.recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        lines = [f"model: {recipe.model}", f"corpus: {recipe.corpus}"]
+        for setting, row in recipe.settings.items():
+            lines.append(
+                f"{setting} = {row.value!r}{'' if row.confirmed else ', not confirmed'}"
+                f" ({row.source})"
+            )
+        _entry(console, name, recipe.title, [*lines, f"differs: {recipe.departures}"])
+
+
+def print_selectors(console: Console) -> None:
+    """Ways to choose a coreset."""
+    from rayunlearn.selectors.table import SELECTORS
+
+    _heading(console, "select.name: which part of the forget set is kept")
+    for name, row in SELECTORS.items():
+        _entry(
+            console,
+            name,
+            row.title,
+            [*options_in_words(row.function), f"departures: {row.departures}", row.source],
+        )
+
+
+def print_extractors(console: Console) -> None:
+    """Ways to find keywords."""
+    from rayunlearn.keywords.table import EXTRACTORS
+
+    _heading(console, "select.extractor: how the keywords of a document are found")
+    for name, row in EXTRACTORS.items():
+        _entry(console, name, row.title, [*options_in_words(row.function), row.source])
+
+
+def print_metrics(console: Console) -> None:
+    """Metrics with unit, range and direction."""
+    from rayunlearn.metrics.table import METRICS
+
+    _heading(console, "metrics, one value per document")
+    for name, row in METRICS.items():
+        direction = (
+            f"{row.direction} is more knowledge"
+            if row.direction
+            else "says nothing of knowledge by itself"
+        )
+        scale = f"{row.unit}, from {row.low:g} to {row.high:g}; {direction}"
+        _entry(console, name, row.meaning, [scale, *options_in_words(row.function), row.source])
+
+
+def print_attacks(console: Console) -> None:
+    """Attacks by kind, with their options, source and control."""
+    from rayunlearn.attacks.base import ATTACK_KINDS
+    from rayunlearn.attacks.table import ATTACKS
+
+    for kind in ATTACK_KINDS:
+        rows = {name: row for name, row in ATTACKS.items() if row.kind == kind}
+        if rows:
+            _heading(console, f"attacks of kind {kind}")
+        for name, row in rows.items():
+            _entry(
+                console,
+                name,
+                row.title,
+                [*options_in_words(row.function), f"control: {row.control}", row.source],
+            )
+
+
+def print_experiments(console: Console) -> None:
+    """The experiment files in `experiments/` and the first sentence of each; nothing is run."""
+    files = sorted(Path("experiments").glob("*.py"))
+    require(
+        bool(files),
+        "experiments are the .py files of a folder named experiments, which must be here",
+        str(Path.cwd()),
+    )
+    for file in files:
+        _entry(console, str(file), first_line(file), [])
+
+
+def first_line(file: Path) -> str:
+    """First line of a file's docstring, read without importing it."""
+    try:
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    except SyntaxError as error:
+        return f"(does not parse: {error.msg}, line {error.lineno})"
+    return text.strip().split("\n")[0]
+
+
+def options_in_words(function: Callable[..., Any]) -> list[str]:
+    """`npo.beta = 0.1 (must be > 0)`, one line per hyperparameter."""
+    from rayunlearn.ranges import options_of
+
+    return [
+        f"{o.name} = {o.default!r}" + (f" ({o.rule.words})" if o.rule else "")
+        for o in options_of(function)
+    ]
+
+
+def print_cells(cells: Sequence[PlannedCell], console: Console) -> None:
+    """The plan, one line per cell."""
+    rows = [
+        (
+            c.role,
+            c.method,
+            c.selector,
+            "" if math.isnan(c.ratio) else f"{c.ratio:g}",
+            c.group,
+            str(c.planned),
+            str(c.finished),
+        )
+        for c in cells
+    ]
+    _print(console, ("role", "method", "selector", "ratio", "group", "trials", "finished"), rows)
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print(Text(text, style="bold underline"))
+
+
+def _entry(console: Console, name: str, title: str, lines: Sequence[str]) -> None:
+    console.print(Text.assemble((name, "bold"), f"  {title}"), soft_wrap=True)
+    for line in lines:
+        console.print(Text(f"    {line}", style="dim" if line == lines[-1] else ""), soft_wrap=True)
+
+
+def _print(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    console.print()
+
+
+if __name__ == "__main__":
+    print(settings_page(), end="")

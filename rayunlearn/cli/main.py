@@ -1,0 +1,168 @@
+"""The command line: parses the arguments and calls one command."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rayunlearn.cli.arguments import DONE, INTERRUPTED, MISTAKE, add_command, add_experiment_options
+from rayunlearn.cli.attack import add_attack_command
+from rayunlearn.cli.corpus import add_books_command, add_keywords_command, add_score_command
+from rayunlearn.cli.inspect import LISTS, explain, frontier, path, report, show, show_list, studies
+from rayunlearn.cli.jobs import add_submit_command
+from rayunlearn.cli.models import add_evaluate_command, add_export_command
+from rayunlearn.cli.run import plan, prepare, run
+from rayunlearn.errors import UserError, without_secrets
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 not everything finished, 2 a mistake in
+    the request, 130 interrupted.
+    """
+    chosen = parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = chosen.command
+    try:
+        return command(chosen)
+    except UserError as error:
+        print(f"rayunlearn: {without_secrets(str(error))}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print("rayunlearn: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    # `rayunlearn list methods | head`
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its help."""
+    top = argparse.ArgumentParser(
+        prog="rayunlearn",
+        description=(
+            "Experiments on unlearning in language models: how little of the forget set is enough?"
+        ),
+    )
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_experiment_options(
+        commands,
+        "run",
+        run,
+        "run an experiment: what has finished is skipped, the rest runs on Ray",
+        on_cluster=True,
+    )
+    add_experiment_options(
+        commands,
+        "plan",
+        plan,
+        "say what `run` would do, how long it takes and what it needs, without Ray",
+    )
+    add_experiment_options(
+        commands,
+        "prepare",
+        prepare,
+        "build the corpora and teach the base and gold models, nothing else",
+        on_cluster=True,
+    )
+    report_parser = add_command(
+        commands, "report", report, "rebuild the report of a run from its Parquet files"
+    )
+    report_parser.add_argument(
+        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
+    )
+    forms = "html prints the table too; pdf needs the extra `pdf` (default: html)"
+    report_parser.add_argument(
+        "--format", dest="form", metavar="html|md|json|pdf", default="html", help=forms
+    )
+    show_parser = add_command(
+        commands, "show", show, "print one trial: its settings, its fate, its numbers"
+    )
+    show_parser.add_argument(
+        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
+    )
+    show_parser.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
+    frontier_parser = add_command(
+        commands,
+        "frontier",
+        frontier,
+        "test which part of the forget set does what the whole does, within a margin",
+    )
+    frontier_parser.add_argument(
+        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
+    )
+    frontier_parser.add_argument(
+        "--margin",
+        metavar="M",
+        type=float,
+        default=0.1,
+        help="difference of either metric that does not matter (default: 0.1)",
+    )
+    studies_parser = add_command(
+        commands,
+        "studies",
+        studies,
+        "write the run's Optuna studies as a SQLite file that optuna-dashboard opens",
+    )
+    studies_parser.add_argument(
+        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
+    )
+    studies_parser.add_argument(
+        "--output", metavar="FILE", default="", help="default: studies.db in the run"
+    )
+    add_attack_command(commands)
+    _add_explain(commands)
+    list_parser = add_command(
+        commands,
+        "list",
+        show_list,
+        "list methods, recipes, selectors, extractors, metrics (hyperparameters, defaults, sources)"
+        " or experiments",
+    )
+    list_parser.add_argument("what", metavar="|".join(LISTS), help="which table")
+    add_keywords_command(commands)
+    add_score_command(commands)
+    add_evaluate_command(commands)
+    add_export_command(commands)
+    add_submit_command(commands)
+    add_books_command(commands)
+    return top
+
+
+def _add_explain(commands: Any) -> None:
+    added = add_command(
+        commands,
+        "explain",
+        explain,
+        "show what the words of a question did for its answer, before and after a trial",
+    )
+    added.add_argument(
+        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
+    )
+    added.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
+    added.add_argument(
+        "--doc",
+        metavar="ID",
+        default="",
+        help="question, or the beginning of its id (default: the first of the forget set)",
+    )
+    path_parser = add_command(
+        commands,
+        "path",
+        path,
+        "measure the models on the straight line between the weights of two trials",
+    )
+    path_parser.add_argument(
+        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
+    )
+    path_parser.add_argument("first", metavar="TRIAL", help="trial id, or the beginning of it")
+    path_parser.add_argument(
+        "second", metavar="TRIAL", help="another trial of the same architecture"
+    )
+    path_parser.add_argument(
+        "--points",
+        metavar="N",
+        type=int,
+        default=11,
+        help="models that are measured, both ends counted (default: 11)",
+    )

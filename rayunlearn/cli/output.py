@@ -1,0 +1,88 @@
+"""What a command prints at its end: tables, the conclusion, the exit code."""
+
+import shlex
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rayunlearn.cli.arguments import DONE, INCOMPLETE, INTERRUPTED
+from rayunlearn.storage.sync import display_path
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rayunlearn.cluster.sweep import SweepResult
+
+
+def handle_sigterm() -> None:
+    """Let SIGTERM, which `ray job stop` and a machine that is taken back send, end a sweep as
+    Ctrl-C does.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+def print_conclusion(result: "SweepResult", words: Sequence[str], console: "Console") -> int:
+    """Print how a sweep ended; returns the exit status."""
+    for line in exit_code(result, words):
+        console.print(line, highlight=False, soft_wrap=True)
+    if result.interrupted:
+        return INTERRUPTED
+    return DONE if result.done == result.total else INCOMPLETE
+
+
+def exit_code(result: "SweepResult", words: Sequence[str]) -> list[str]:
+    """What is done, what is not, and how to go on."""
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(result.statuses.items()))
+    lines = [
+        f"{result.done} of {result.total} trials are done ({result.ran} in this call,"
+        f" {result.seconds:.0f} s){': ' + counts if counts else ''}"
+    ]
+    left = result.total - result.done
+    if result.interrupted:
+        lines.insert(0, "stopped before the end; every trial that had finished is kept")
+    if left:
+        lines.append(
+            f"{left} of {result.total} trials are not done; go on with: {shlex.join(words)}"
+        )
+    return lines
+
+
+# characters of a table that goes to a file or a log: all columns fit
+PIPED_WIDTH = 190
+
+
+def console_for_output() -> "Console":
+    from rich.console import Console
+
+    wide = Console()
+    return wide if wide.is_terminal else Console(width=max(wide.width, PIPED_WIDTH))
+
+
+def print_table(folder: Path, console: "Console") -> None:
+    from rayunlearn.analysis.coreset_table import coreset_table
+    from rayunlearn.reporting.console import (
+        print_attribution,
+        print_baselines,
+        print_coreset_table,
+        print_ranking,
+        print_robustness,
+        summary_lines,
+    )
+    from rayunlearn.reporting.html import write_report
+    from rayunlearn.storage.run import open_run
+
+    opened = open_run(folder)
+    page = write_report(folder)
+    print_coreset_table(coreset_table(opened), console, experiment=opened.experiment)
+    print_ranking(opened, console)
+    print_baselines(opened, console)
+    print_attribution(opened, console)
+    print_robustness(opened, console)
+    for line in (*summary_lines(opened), f"report: {named_trials(page)}"):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def named_trials(page: Path) -> str:
+    """Where a page is, and, of one under a URL, where it can be opened here."""
+    return str(page) if display_path(page) == str(page) else f"{display_path(page)} (here: {page})"

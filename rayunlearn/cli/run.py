@@ -1,0 +1,176 @@
+"""`rayunlearn run`, `plan` and `prepare_models`: an experiment, what it would take, and its models."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rayunlearn.cli.arguments import DONE, experiment_of, sweep_options
+from rayunlearn.cli.attack import run_attacks
+from rayunlearn.cli.output import console_for_output, handle_sigterm, print_conclusion, print_table
+from rayunlearn.errors import UserError
+from rayunlearn.storage.sync import display_path, refresh
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rayunlearn.experiment import Attacks, Experiment
+    from rayunlearn.planning.outcomes import TrialResult
+    from rayunlearn.planning.planner import Agenda
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Sweep, print the table, write the report; where the experiment asks for attacks, those then."""
+    from rayunlearn.cluster.backend import unlearning_backend
+    from rayunlearn.cluster.sweep import sweep
+
+    console = console_for_output()
+    experiment = experiment_of(chosen)
+    handle_sigterm()
+    result = sweep(
+        experiment,
+        chosen.output,
+        work=unlearning_backend(),
+        options=sweep_options(chosen),
+        console=console,
+    )
+    if result.statuses:
+        print_table(result.run, console)
+    status = print_conclusion(result, chosen.words, console)
+    return (
+        status
+        if status != DONE or not experiment.attacks.panel
+        else _attacked(result.run, experiment.attacks, chosen, console)
+    )
+
+
+def _attacked(
+    folder: Path, asked: "Attacks", chosen: argparse.Namespace, console: "Console"
+) -> int:
+    from rayunlearn.cluster.backend import unlearning_backend
+    from rayunlearn.planning.attack_planner import AttackFiles, attack_planner
+
+    work = unlearning_backend()
+    planner = attack_planner(
+        folder,
+        trials=asked.trials,
+        panel=asked.panel,
+        reads=AttackFiles(),
+        check=work.check,
+        identify=work.identify,
+    )
+    return run_attacks(planner, folder, chosen, console)
+
+
+def plan(chosen: argparse.Namespace) -> int:
+    """Number of trials, per role and per cell, what is finished, and what the rest will take."""
+    from rayunlearn.cluster.backend import unlearning_backend
+    from rayunlearn.cluster.run_tables import run_folder
+    from rayunlearn.cluster.sweep import cached_results
+    from rayunlearn.planning.planner import Planner
+    from rayunlearn.trial.workspace import data_model_pair
+
+    experiment, work = experiment_of(chosen), unlearning_backend()
+    folder = run_folder(chosen.output, experiment)
+    refresh(folder)
+    results = {} if experiment.version == "dev" else cached_results(folder, experiment)
+    agenda = Planner(experiment, work.check, work.identify).agenda(results)
+    pairs = {data_model_pair(row.trial): row.trial for row in agenda.rows}
+    missing = [
+        f"{role} of {trial.data.name}"
+        for trial in pairs.values()
+        for role in work.missing(trial, chosen.output / "cache")
+    ]
+    _print_plan(agenda, results, experiment, folder, missing=missing, workers=chosen.workers)
+    return DONE
+
+
+def prepare(chosen: argparse.Namespace) -> int:
+    """Make what trials start from."""
+    from rayunlearn.cluster.backend import unlearning_backend
+    from rayunlearn.cluster.sweep import prepare_models
+
+    experiment = experiment_of(chosen)
+    made = prepare_models(
+        experiment,
+        chosen.output,
+        work=unlearning_backend(),
+        options=sweep_options(chosen),
+        console=console_for_output(),
+    )
+    print(
+        f"{made} models were taught, the others were there already"
+        if made
+        else "nothing to do: every model is there"
+    )
+    return DONE
+
+
+def _print_plan(
+    agenda: "Agenda",
+    results: "dict[str, TrialResult]",
+    experiment: "Experiment",
+    folder: Path,
+    *,
+    missing: Sequence[str],
+    workers: int,
+) -> None:
+    from rayunlearn.cli.listing import print_cells
+    from rayunlearn.planning.cost import planned_cells
+
+    console = console_for_output()
+    print_cells(planned_cells(agenda, results, budget=experiment.budget), console)
+    left = agenda.total - len({row.trial_id for row in agenda.rows} & set(results))
+    lines = [
+        f"{agenda.total} trials: {agenda.total - left} finished, {left} to run in {display_path(folder)}"
+    ]
+    if agenda.waiting:
+        lines.append(
+            f"{agenda.waiting} of them wait for the tuning ({experiment.budget.tuning},"
+            f" {experiment.budget.trials} trials per group)"
+        )
+    lines.append(
+        f"models to teach first: {', '.join(missing)}"
+        if missing
+        else "every model is there already"
+    )
+    if experiment.attacks.panel:
+        lines.append(
+            f"then the attacks of panel {experiment.attacks.panel} on {experiment.attacks.trials},"
+            " which are not in these numbers"
+        )
+    lines += _cost_lines(agenda, folder, left, workers or len(os.sched_getaffinity(0)))
+    for line in (*lines, *(f"note: {note}" for note in agenda.notes)):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _cost_lines(agenda: "Agenda", folder: Path, left: int, workers: int) -> list[str]:
+    from rayunlearn.cluster.progress import format_duration
+    from rayunlearn.planning.cost import DRIVER_BYTES, GPU_RULE, estimate, gpu_hours, size_of
+
+    try:
+        guess, room = estimate(folder, agenda, size_of=size_of), _room_words(agenda, folder)
+    except UserError as error:
+        return [f"no estimate: {error}"]
+    hours = gpu_hours(agenda, left, size_of=size_of)
+    memory = f"about {(workers * guess.bytes + DRIVER_BYTES) / 2**30:.1f} GiB"
+    time = (
+        f"with {workers} workers {format_duration(left * guess.seconds / workers)} and {memory}"
+        f" ({guess.seconds:.1f} s per trial, from {guess.source})"
+    )
+    return [time, f"on GPUs about {hours:.2g} GPU-hours of training ({GPU_RULE})", room]
+
+
+def _room_words(agenda: "Agenda", folder: Path) -> str:
+    """What a trial takes of this machine's GPU; without one, what it would need of any."""
+    from rayunlearn.models.device_memory import device_bytes
+    from rayunlearn.planning.gpu_memory import estimate_gpu_memory, format_gpu_memory, gpu_share
+
+    room, there = (
+        estimate_gpu_memory([row.trial for row in (*agenda.rows, *agenda.expected)], folder),
+        device_bytes(),
+    )
+    return (
+        gpu_share(room, there)[1] if there else f"on a GPU a trial needs {format_gpu_memory(room)}"
+    )

@@ -1,0 +1,114 @@
+"""What the cluster is to do, as plain functions of the trial layer: the sweep knows no torch of its
+own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayunlearn.canonical import CheckTrial
+from rayunlearn.config import Trial
+from rayunlearn.errors import require
+from rayunlearn.planning.gpu_memory import GpuMemory
+from rayunlearn.planning.planner import Identify
+from rayunlearn.trial import identity
+
+OnPrepared = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialBackend:
+    """Functions must be importable on the workers, by name.
+
+    check: a trial with its options filled in, or UserError; identify: its id; missing: roles
+    (`base`, `gold`) that `prepare_models(trial, cache, progress, roles)` still has to make; workspace:
+    what `run` takes, cheap once prepared; run(trial, workspace, run_dir, experiment, version,
+    commit): runs a trial, writes its folder, returns its status; divide(trial, n): UserError where
+    n processes cannot share the trial; room(trials, run): what the hungriest of the trials needs of
+    a GPU; gpu_bytes: the size of the GPU of the process that asks, 0 where it sees none; metrics:
+    the metric table, for experiment.json.
+    """
+
+    check: CheckTrial
+    identify: Identify
+    missing: Callable[[Trial, Path], tuple[str, ...]]
+    prepare: Callable[[Trial, Path, OnPrepared, tuple[str, ...]], Any]
+    workspace: Callable[[Trial, Path], Any]
+    run: Callable[[Trial, Any, Path, str, str, str], str]
+    metrics: Callable[[], Mapping[str, Any]]
+    divide: Callable[[Trial, int], None]
+    room: Callable[[Sequence[Trial], Path], GpuMemory]
+    gpu_bytes: Callable[[], int]
+
+
+def unlearning_backend() -> TrialBackend:
+    """The real work. Loads torch."""
+    from rayunlearn.models.device_memory import device_bytes
+    from rayunlearn.planning import gpu_memory
+    from rayunlearn.trial import attack
+    from rayunlearn.trial import workspace as workspace_module
+
+    return TrialBackend(
+        check=workspace_module.validate_trial,
+        identify=identity.identify_trial,
+        missing=missing_models,
+        prepare=workspace_module.prepare_models,
+        workspace=workspace_module.workspace_of,
+        run=attack.run_attack_or_trial,
+        metrics=metric_table,
+        divide=can_divide,
+        room=gpu_memory.estimate_gpu_memory,
+        gpu_bytes=device_bytes,
+    )
+
+
+def can_divide(trial: Trial, processes: int) -> None:
+    """Raise UserError for a trial that cannot be divided over as many processes
+    (`train/fsdp.py`).
+    """
+    from rayunlearn.methods.forget import FORGET
+    from rayunlearn.methods.task_vector import as_trained
+
+    train, shares = trial.train, trial.train.accumulation * processes
+    require(
+        train.batch_size % shares == 0,
+        f"train.batch_size must be a multiple of train.accumulation x processes, {shares}",
+        train.batch_size,
+    )
+    require(
+        train.checkpoint_every == 0,
+        "train.checkpoint_every must be 0 where a trial has several processes",
+        train.checkpoint_every,
+    )
+    require(
+        not trial.method.wrappers,
+        "method.wrappers must be '' where a trial has several processes",
+        trial.method.wrappers,
+    )
+    plain = FORGET[trial.method.forget].ending is as_trained
+    require(
+        plain,
+        "method.forget must be one that ends as trained where a trial has several processes",
+        trial.method.forget,
+    )
+
+
+def metric_table() -> Mapping[str, Any]:
+    """The metrics with unit, range, direction and meaning."""
+    from rayunlearn.metrics.table import METRICS
+
+    return METRICS
+
+
+def missing_models(trial: Trial, cache: Path) -> tuple[str, ...]:
+    """Models of the trial's (data, model) pair that have not been taught yet."""
+    from rayunlearn.trial.workspace import is_prepared, workspace_of
+
+    workspace = workspace_of(trial, cache)
+    folders = {"base": workspace.base, "gold": workspace.gold}
+    return tuple(
+        role
+        for role, folder in folders.items()
+        if trial.model.teach and not is_prepared(Path(folder))
+    )

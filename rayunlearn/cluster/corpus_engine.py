@@ -1,0 +1,124 @@
+"""Which engine a pass over a corpus gets, and what a person sees while it runs."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from rayunlearn.cluster.progress import (
+    LIVE_EVERY_SECONDS,
+    PLAIN_EVERY_SECONDS,
+    bars,
+    format_duration,
+)
+from rayunlearn.cluster.session import set_ray_environment
+from rayunlearn.corpus.engine import Engine, process_engine
+from rayunlearn.corpus.job import JobProgress, OnProgress
+from rayunlearn.corpus.partitions import source_bytes
+from rayunlearn.corpus.source import CorpusSource, exceeds_local_limit
+from rayunlearn.errors import require, unknown_name
+
+ENGINES = ("auto", "local", "ray")
+
+
+# under this a second process costs more to start than it saves
+ALONE_BYTES = 16 * 2**20
+
+
+ChooseEngine = Callable[[Sequence[CorpusSource], bool], Engine]
+
+
+@contextmanager
+def engines(name: str, workers: int, address: str) -> Iterator[ChooseEngine]:
+    """What chooses the engine `name`, or by size, for the length of the block. Ray is imported and
+    started only when it is used.
+
+    Raises UserError for another name.
+    """
+    if name not in ENGINES:
+        raise unknown_name("--engine", name, ENGINES)
+    require(workers >= 0, "--workers must be >= 0", workers)
+
+    def choose(sources: Sequence[CorpusSource], with_model: bool) -> Engine:
+        if name == "ray" or (name == "auto" and exceeds_local_limit(*sources)):
+            set_ray_environment(address)
+            from rayunlearn.cluster.ray_data import ray_engine
+
+            return ray_engine(stack, address=address, workers=workers, with_model=with_model)
+        small = sum(source_bytes(source.pieces) for source in sources) < ALONE_BYTES
+        return stack.enter_context(
+            process_engine(workers or (1 if small or with_model else len(os.sched_getaffinity(0))))
+        )
+
+    with ExitStack() as stack:
+        yield choose
+
+
+def progress_line(standing: JobProgress, *, waited: float = 0.0) -> str:
+    """`keywords: 3/40 partitions, 30,000 documents, 5,200 documents/s, about 12 s left`, `waited`
+    seconds after it was said.
+    """
+    said = [
+        f"{standing.name}: {standing.done}/{standing.pieces} partitions",
+        f"{standing.n_documents:,} documents",
+    ]
+    # no rate before, and none of pieces that an earlier call did
+    if standing.fresh_pieces:
+        rate = standing.fresh_documents / max(standing.seconds, 1e-3)
+        said.append(f"{rate:,.0f} documents/s" if rate >= 10 else f"{rate:.2g} documents/s")
+        if standing.done < standing.pieces:
+            said.append(f"{format_duration(max(0.0, standing.seconds_left - waited))} left")
+    return ", ".join(said)
+
+
+@contextmanager
+def reporting(console: Console) -> Iterator[OnProgress]:
+    """A bar on a terminal, gone when the pass is; elsewhere a plain line at most every ten seconds."""
+    with _live(console) if console.is_terminal else nullcontext(_plain(console)) as report:
+        yield report
+
+
+def _plain(console: Console) -> OnProgress:
+    shown = time.monotonic()
+
+    def report(standing: JobProgress) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= PLAIN_EVERY_SECONDS:
+            shown = time.monotonic()
+            console.print(progress_line(standing), soft_wrap=True, highlight=False)
+
+    return report
+
+
+@contextmanager
+def _live(console: Console) -> Iterator[OnProgress]:
+    """Drawn twice a second, not only when a partition is done: a clock that stands still looks like
+    a pass that does.
+    """
+    latest: tuple[JobProgress, float] | None = None
+
+    def report(standing: JobProgress) -> None:
+        nonlocal latest
+        latest = (standing, time.monotonic())
+
+    with Live(
+        console=console,
+        get_renderable=lambda: _drawn(latest),
+        refresh_per_second=1 / LIVE_EVERY_SECONDS,
+        transient=True,
+    ):
+        yield report
+
+
+def _drawn(latest: tuple[JobProgress, float] | None) -> RenderableType:
+    if latest is None:
+        return Text("reading")
+    standing, said = latest
+    words = progress_line(standing, waited=time.monotonic() - said).removeprefix(
+        f"{standing.name}: "
+    )
+    return Group(bars({standing.name: (standing.done, standing.pieces)}), Text(f"  {words}"))

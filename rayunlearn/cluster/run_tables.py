@@ -1,0 +1,87 @@
+"""The run folder from the driver's side: one driver at a time, and what it writes beside the
+trials.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rayunlearn.experiment import Experiment, settings
+from rayunlearn.planning.planner import Agenda
+from rayunlearn.storage.parquet import write_frame, write_table
+from rayunlearn.storage.run import write_experiment
+from rayunlearn.storage.sync import download_files
+
+
+def run_folder(output: Path, experiment: Experiment) -> Path:
+    """Where the experiment's version lives."""
+    return output / experiment.name / experiment.version
+
+
+def write_settings(
+    run: Path, experiment: Experiment, agenda: Agenda, metrics: Mapping[str, Any]
+) -> None:
+    """Write experiment.json: what the report needs to know of the experiment."""
+    described = [_described(name, metric) for name, metric in metrics.items()]
+    write_experiment(
+        run,
+        settings(experiment)
+        | {
+            "planned": agenda.total,
+            "metrics": described,
+            "notes": list(agenda.notes),
+        },
+    )
+
+
+def write_corpora(run: Path, cache: Path, workspaces: Iterable[Any]) -> None:
+    """Write corpora.parquet (files and their digests), quarantine.parquet (documents set aside) and
+    scores.parquet (selector scores).
+    """
+    spaces = list(workspaces)
+    read = {space.corpus.digest: space.corpus for space in spaces}
+    write_table(
+        run / "corpora.parquet",
+        "corpora",
+        [row for digest, corpus in read.items() for row in _files_of(digest, corpus)],
+    )
+    rejected = dict.fromkeys(document for space in spaces for document in space.corpus.rejected)
+    write_table(run / "quarantine.parquet", "quarantine", [vars(document) for document in rejected])
+    digests = {(space.corpus.digest, space.base_digest) for space in spaces}
+    download_files(cache / "scores", ".parquet")
+    frame = _scores(cache / "scores", digests)
+    if frame is not None:
+        write_frame(run / "scores.parquet", frame)
+
+
+def _files_of(digest: str, corpus: Any) -> list[dict[str, Any]]:
+    place = {"corpus_digest": digest, "corpus": corpus.name}
+    return [
+        place | {"file": f.table, "rows": f.rows, "sha256": f.sha256, "state": f.state}
+        for f in corpus.files
+    ]
+
+
+def _described(name: str, metric: Any) -> dict[str, Any]:
+    bounds = {
+        side: value if abs(value) != float("inf") else None
+        for side, value in (("low", metric.low), ("high", metric.high))
+    }
+    return {
+        "name": name,
+        "unit": metric.unit,
+        "direction": metric.direction,
+        "meaning": metric.meaning,
+        **bounds,
+    }
+
+
+def _scores(folder: Path, digests: set[tuple[str, str]]) -> Any:
+    import polars as pl
+
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        return None
+    corpora, models = [pair[0] for pair in digests], [pair[1] for pair in digests]
+    mine = pl.col("corpus_digest").is_in(corpora) & pl.col("model_digest").is_in([*models, ""])
+    return pl.concat([pl.read_parquet(file).filter(mine) for file in files])

@@ -1,0 +1,200 @@
+"""The searcher: Tune asks it for trials, it asks the plan, and the ledger in Parquet is its only
+memory.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.tune.search import Searcher
+
+from rayunlearn.cluster.progress import Snapshot, snapshot
+from rayunlearn.config import flatten
+from rayunlearn.errors import UserError
+from rayunlearn.planning.outcomes import TrialResult, trial_result
+from rayunlearn.planning.planner import Agenda, PlannedTrial, PlanSource
+from rayunlearn.storage.parquet import retry_transient
+from rayunlearn.storage.run import write_trial
+
+# trials whose durations tell the time that is left
+RECENT_SECONDS = 200
+
+
+# share of the driver's time that may go into counting what is done for the progress line
+STATUS_COUNTS = 0.05
+
+
+class LedgerSearch(Searcher):
+    """Hands out each ready trial once, waits while a batch is out, and is finished when nothing is
+    left to run.
+
+    While it waits it hands out pauses: Tune ends all idle actors but one (Ray 2.60), and an actor
+    that has loaded a model is dear. A pause is a Tune trial in which nothing runs, and it is over
+    as soon as a trial is ready.
+
+    board: handle of a `runner.Board`; holds a Snapshot of every change before the change takes
+    effect. slots: how many trials may be out now; asked again and again, so machines that join are
+    used. at_most: trials that this searcher hands out before it is finished, with the rest still to
+    be done. What it does per trial does not grow with their number: the plan is asked again only
+    when a result may have changed it.
+    """
+
+    def __init__(
+        self,
+        planner: PlanSource,
+        results: dict[str, TrialResult],
+        run: Path,
+        board: Any,
+        slots: Callable[[], int],
+        *,
+        at_most: int,
+    ) -> None:
+        super().__init__(metric=None, mode=None)
+        self.planner = planner
+        self.results = dict(results)
+        self.run = run
+        self.board = board
+        self.slots = slots
+        self.left = at_most
+        self.running: dict[str, tuple[PlannedTrial, float]] = {}
+        self.ready: dict[str, PlannedTrial] = {}
+        self.open: dict[tuple[str, str], set[str]] = {}
+        self.pauses: set[str] = set()
+        self.seconds: deque[float] = deque(maxlen=RECENT_SECONDS)
+        self.fatal = ""
+        self.counted, self.count_again_at = Snapshot(done=0, total=0, failed=0), 0.0
+        self.agenda = self._look()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next ready trial; a pause or None while results are awaited; FINISHED when there is
+        nothing to wait for.
+        """
+        slots = self.slots()
+        may_start = bool(self.ready) and self.left > 0 and not self.fatal
+        # else a pause ends first, and its actor takes the trial
+        if may_start and len(self.running) + len(self.pauses) < slots:
+            planned = self.ready.pop(next(iter(self.ready)))
+            self.running[trial_id] = (planned, time.monotonic())
+            self.left -= 1
+            self._show(slots)
+            return {"trial": planned.trial, "trial_id": planned.trial_id}
+        if not self.running:
+            return Searcher.FINISHED
+        if (
+            may_start
+            or self.fatal
+            or self.left <= 0
+            or len(self.pauses) >= min(self.agenda.waiting, slots - len(self.running))
+        ):
+            return None
+        self.pauses.add(trial_id)
+        return {"trial": None, "trial_id": f"pause-{trial_id}"}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Take the trial's result from its folder; a worker that died for good left none, so a row
+        is written here.
+        """
+        self.pauses.discard(trial_id)
+        if trial_id not in self.running:
+            return
+        planned, started = self.running.pop(trial_id)
+        self.fatal = self.fatal or str((result or {}).get("mistake", ""))
+        try:
+            if not self.fatal:
+                self._take(planned, time.monotonic() - started, reported=bool(result) and not error)
+        # a full disk: nothing more can be recorded, so nothing more is started
+        except UserError as mistake:
+            self.fatal = str(mistake)
+        self._show(self.slots())
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A trial reports once, at its end."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the plan follows from the ledger."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+    def _take(self, planned: PlannedTrial, seconds: float, *, reported: bool) -> None:
+        ended = self._ended(planned, reported=reported)
+        self.results[planned.trial_id] = ended if ended is not None else self._write_death(planned)
+        if planned.trial.stage == "unlearned":
+            self.seconds.append(seconds)
+        if self._may_change_the_plan(planned.trial_id):
+            self.agenda = self._look()
+
+    def _ended(self, planned: PlannedTrial, *, reported: bool) -> TrialResult | None:
+        """What the trial's folder says, None where its worker died. A folder that a worker has
+        written may show here later.
+        """
+
+        def found() -> TrialResult | None:
+            result = trial_result(self.run, planned.trial_id, self.planner.experiment.objective)
+            if result is None and reported:
+                raise FileNotFoundError(f"{self.run / 'trials' / planned.trial_id} is not there")
+            return result
+
+        return retry_transient(f"see trial {planned.trial_id} of {self.run}", found)
+
+    def _may_change_the_plan(self, trial_id: str) -> bool:
+        """Whether this was the last of its batch of tuning trials, or measured a base that tuning
+        waits for; nothing else does.
+        """
+        last = False
+        for ids in self.open.values():
+            if trial_id in ids:
+                ids.remove(trial_id)
+                last = last or not ids
+        return last and self.agenda.waiting > 0
+
+    def _look(self) -> Agenda:
+        agenda = self.planner.agenda(self.results)
+        self.planner.keep(self.run, agenda)
+        running = {planned.trial_id for planned, _ in self.running.values()}
+        self.ready = {row.trial_id: row for row in agenda.ready if row.trial_id not in running}
+        self.open = {}
+        for row in agenda.rows if agenda.waiting else ():
+            if row.role in ("tuning", "base") and row.trial_id not in self.results:
+                batch = (row.study, "") if row.role == "tuning" else ("", row.trial_id)
+                self.open.setdefault(batch, set()).add(row.trial_id)
+        return agenda
+
+    def _show(self, slots: int) -> None:
+        running = [planned for planned, _ in self.running.values()]
+        if time.monotonic() >= self.count_again_at or not running:
+            begun = time.monotonic()
+            self.counted = snapshot(
+                self.agenda,
+                self.results,
+                seconds=tuple(self.seconds),
+                objective=self.planner.experiment.objective,
+            )
+            self.count_again_at = time.monotonic() + (time.monotonic() - begun) / STATUS_COUNTS
+        view = replace(
+            self.counted, fatal=self.fatal, slots=slots, n_ready=len(self.ready), n_left=self.left
+        ).with_running(running)
+        ray.get(self.board.put.remote(view))
+
+    def _write_death(self, planned: PlannedTrial) -> TrialResult:
+        experiment = self.planner.experiment
+        row = {
+            "experiment": experiment.name,
+            "version": experiment.version,
+            "status": "failed",
+            "error_type": "WorkerDied",
+            "error": (
+                "the worker process ended three times before the trial did (killed, or out of"
+                " memory)"
+            ),
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_trial(self.run, planned.trial_id, {"trials": [row]}, flatten(planned.trial))
+        return TrialResult("failed")

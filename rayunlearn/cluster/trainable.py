@@ -1,0 +1,121 @@
+"""The worker: a reused Tune actor whose one step is one whole trial."""
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from rayunlearn.cluster.process_group import rank_workers, run_with_ranks
+from rayunlearn.errors import UserError
+from rayunlearn.schema import FINISHED
+from rayunlearn.storage.run import send_unsent, status_of
+from rayunlearn.storage.sync import run_ready
+
+PATIENCE_SECONDS = 60.0
+
+
+class TrialActor(tune.Trainable):
+    """Runs one trial per configuration and is then given the next: imports and base weights are
+    paid for once.
+
+    When a trial ends, Tune gives its actor to the next trial even if that one's own actor is still
+    starting, and kills the starting one. Trials shorter than an actor's start (seconds, with torch)
+    would so keep a whole cluster on a single worker for ever (Ray 2.60). Therefore a trial's end is
+    reported only when no actor is starting.
+    """
+
+    def setup(
+        self, config: dict[str, Any], *, job: Any, workspaces: dict[Any, Any], board: Any
+    ) -> None:
+        """`job` is a `runner.Job`; `workspaces` by (data, model); `board` a handle of
+        `runner.Board`.
+        """
+        self.job, self.workspaces, self.board = job, workspaces, board
+        self.companions = rank_workers(job.processes)
+        self.patient = True
+        wait_for_start(Path(job.run), job.version)
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial; nothing of the last one is kept here."""
+        self.trial, self.trial_id_here = new_config["trial"], new_config["trial_id"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run the trial to its end. What it found is in its folder; Tune only hears how it ended."""
+        if self.trial is None:
+            pause_seconds(self.board)
+            return {"done": True, "status": "pause"}
+        limit_threads()
+        limit_memory()
+        self.board.begin.remote(self.trial_id_here)
+        report = self.report()
+        self.patient = self.patient and others_have_started(self.board)
+        return {"done": True, **report}
+
+    def report(self) -> dict[str, str]:
+        """Run the trial, unless a worker did that was lost before it could say so; how it ended, or
+        what no second try would mend.
+        """
+        job, ended = self.job, status_of(Path(self.job.run), self.trial_id_here)
+        if ended in FINISHED:
+            return {"status": ended}
+        workspace = self.workspaces[(self.trial.data, self.trial.model)]
+        work = partial(run_trial_in, job, self.trial, workspace)
+        try:
+            return {"status": run_with_ranks(self.companions, work, Path(job.run))}
+        # its row could not be written (a full disk)
+        except UserError as mistake:
+            return {"mistake": str(mistake)}
+
+
+def run_trial_in(job: Any, trial: Any, workspace: Any, run: Path) -> str:
+    """The trial, its rows written to `run`."""
+    return str(job.work.run(trial, workspace, run, job.experiment, job.version, job.commit))
+
+
+def wait_for_start(run: Path, version: str) -> None:
+    """Make this machine's folder of the run; what ended here under an earlier driver and is not
+    under the URL is put there.
+    """
+    run_ready(run)
+    if version != "dev":
+        send_unsent(run)
+
+
+def pause_seconds(board: Any) -> None:
+    """Do nothing until there is something to do."""
+    while not ray.get(board.pause_is_over.remote()):
+        time.sleep(0.1)
+
+
+def others_have_started(board: Any) -> bool:
+    """Wait until every trial that was handed out has begun; False if a minute was not enough (a
+    busy cluster).
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if ray.get(board.all_began.remote()):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def limit_memory() -> None:
+    """No more of a GPU than Ray gave this actor: a trial that needs more fails by itself, not its
+    neighbour.
+    """
+    memory = sys.modules.get("rayunlearn.models.device_memory")
+    if memory is not None:
+        memory.limit_share(ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0))
+
+
+def limit_threads() -> None:
+    """One torch thread per trial: two trials with one thread each beat one with two."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)

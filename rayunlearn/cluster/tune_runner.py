@@ -1,0 +1,317 @@
+"""The part of a sweep that needs Ray: prepare models side by side, then one Tune run over
+everything that is left.
+"""
+
+import sys
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
+
+from rayunlearn.cluster.backend import TrialBackend
+from rayunlearn.cluster.progress import PreparationProgress, Snapshot, View, watch_progress
+from rayunlearn.cluster.searcher import LedgerSearch
+from rayunlearn.cluster.session import ConcurrencyLimit, smallest_gpu, trial_resources
+from rayunlearn.cluster.trackers import RunInfo, TrackerCallback
+from rayunlearn.cluster.trainable import TrialActor, limit_threads
+from rayunlearn.config import Trial
+from rayunlearn.errors import UserError
+from rayunlearn.planning.gpu_memory import gpu_share
+from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.planning.planner import PlanSource
+from rayunlearn.storage.sync import run_ready
+from rayunlearn.trial.workspace import data_model_pair
+
+# what lost its worker is started again this often
+WORKER_DEATHS = 2
+
+
+# Tune keeps every trial it ran; a longer sweep is several Tune runs, so that memory ends with each
+# (a choice, not measured)
+TRIALS_PER_TUNE = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepJob:
+    """What every worker needs beside the trial: plain values, so that it can be anywhere."""
+
+    work: TrialBackend
+    run: str
+    experiment: str
+    version: str
+    commit: str
+    track: tuple[str, ...] = ()
+    processes: int = 1
+
+
+class ProgressActor:
+    """A place on the cluster where whoever works leaves word for whoever watches.
+
+    A board that was lost comes back empty: what is out at the first view it is then given is taken
+    to have begun.
+    """
+
+    def __init__(self) -> None:
+        self.view: View | None = None
+        self.began: set[str] = set()
+        self.lost = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+    def put(self, view: View) -> None:
+        """Leave a view."""
+        if self.lost and isinstance(view, Snapshot):
+            self.lost = False
+            self.began.update(view.handed_out)
+        self.view = view
+
+    def step(self, name: str, done: int, planned: int) -> None:
+        """Leave word of one model's teaching."""
+        steps = dict(self.view.steps) if isinstance(self.view, PreparationProgress) else {}
+        self.view = PreparationProgress(steps | {name: (done, planned)})
+
+    def begin(self, trial_id: str) -> None:
+        """Note that a worker has begun a trial."""
+        self.began.add(trial_id)
+
+    def all_began(self) -> bool:
+        """Whether every trial that was handed out and has room has begun on a worker."""
+        if not isinstance(self.view, Snapshot):
+            return True
+        waiting = sum(trial_id not in self.began for trial_id in self.view.handed_out)
+        return waiting <= max(0, len(self.view.handed_out) - self.view.slots)
+
+    def pause_is_over(self) -> bool:
+        """Whether a paused worker should come back for a trial: one is ready, or none runs that
+        could make one ready.
+        """
+        return (
+            not isinstance(self.view, Snapshot)
+            or self.view.n_ready > 0
+            or self.view.at_end
+            or self.view.n_left <= 0
+        )
+
+    def read(self) -> View | None:
+        """The latest view, None before there is one."""
+        return self.view
+
+
+def run_searcher(
+    planner: PlanSource,
+    results: dict[str, TrialResult],
+    job: SweepJob,
+    *,
+    cache: Path,
+    trials: Collection[Trial],
+    planned: Sequence[Trial],
+    workers: int,
+    gpus_per_trial: float | None,
+    console: Console,
+    on: str = "",
+) -> bool:
+    """Prepare what `trials` need, then run everything the plan asks for; results are in the run
+    folder afterwards.
+
+    Where nobody said how much of a GPU a trial takes, it is what the hungriest of `planned` needs,
+    and said on the console.
+
+    Returns whether nothing was left to run: Ctrl-C while trials run makes Tune return early, while
+    preparing it raises KeyboardInterrupt. Raises UserError when results could no longer be written,
+    and before anything is scheduled for a trial too large for a GPU.
+    """
+    board = start_progress_actor()
+    share = (
+        partial(fitting_share, job.work, planned, Path(job.run), console, on)
+        if job.processes == 1
+        else whole_gpu
+    )
+    resources = trial_resources(gpus_per_trial=gpus_per_trial, share=share, on=on)
+    with watch_progress(console, lambda: _read(board)):
+        prepare_all(
+            trials,
+            cache,
+            work=job.work,
+            board=board,
+            resources=trial_resources(gpus_per_trial=gpus_per_trial),
+        )
+        workspaces = {data_model_pair(trial): job.work.workspace(trial, cache) for trial in trials}
+        parameters = {"job": job, "workspaces": workspaces, "board": board}
+        # the searcher is then a copy over there, and what it learns does not come back
+        far_away = ray.util.client.ray.is_connected()
+        at_most = sys.maxsize if far_away else TRIALS_PER_TUNE
+        while True:
+            slots = ConcurrencyLimit(
+                {name: job.processes * amount for name, amount in resources.items()}, workers, on
+            )
+            search = LedgerSearch(planner, results, Path(job.run), board, slots, at_most=at_most)
+            telling = (
+                [TrackerCallback(job.track, RunInfo(Path(job.run), job.experiment, job.version))]
+                if job.track
+                else []
+            )
+            run_tune(
+                search, parameters, resources=resources, processes=job.processes, callbacks=telling
+            )
+            results = search.results
+            # running here: Ctrl-C
+            if search.left > 0 or search.running or not search.ready or search.fatal:
+                break
+    view = ray.get(board.read.remote())
+    if isinstance(view, Snapshot) and view.fatal:
+        raise UserError(view.fatal)
+    return isinstance(view, Snapshot) and view.at_end
+
+
+def start_progress_actor() -> Any:
+    """A board beside the driver, so that no other machine's end takes it along; it comes back if
+    its own process is killed.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(
+        ProgressActor
+    ).remote()
+
+
+def fitting_share(
+    work: TrialBackend, planned: Sequence[Trial], run: Path, console: Console, on: str = ""
+) -> float:
+    """The share of a GPU that the hungriest planned trial needs; a whole one where no worker can
+    say how large a GPU is.
+    """
+    there = smallest_gpu(work.gpu_bytes, on)
+    if there == 0:
+        return 1.0
+    share, words = gpu_share(work.room(planned, run), there)
+    console.print(words, highlight=False, soft_wrap=True)
+    return share
+
+
+def whole_gpu() -> float:
+    """What each of several processes takes: a trial that needs several GPUs shares none."""
+    return 1.0
+
+
+def prepare_only(
+    trials: Collection[Trial],
+    cache: Path,
+    *,
+    work: TrialBackend,
+    gpus_per_trial: float | None,
+    console: Console,
+) -> None:
+    """Teach what is missing, and show it."""
+    board = start_progress_actor()
+    with watch_progress(console, lambda: _read(board)):
+        prepare_all(
+            trials,
+            cache,
+            work=work,
+            board=board,
+            resources=trial_resources(gpus_per_trial=gpus_per_trial),
+        )
+
+
+def prepare_all(
+    trials: Iterable[Trial],
+    cache: Path,
+    *,
+    work: TrialBackend,
+    board: Any,
+    resources: dict[str, float],
+) -> None:
+    """Teach every missing base and gold model, each as its own task, side by side."""
+    # max_calls: the process ends with its task, so that what it loaded is not held while the trials
+    # run.
+    task = ray.remote(
+        num_cpus=1, num_gpus=resources.get("gpu", 0), max_retries=WORKER_DEATHS, max_calls=1
+    )(prepare_one)
+    pairs = list({data_model_pair(trial): trial for trial in trials}.values())
+    wanted = [
+        (trial, role, _model_name(role, trial, at if len(pairs) > 1 else 0))
+        for at, trial in enumerate(pairs, 1)
+        for role in work.missing(trial, cache)
+    ]
+    try:
+        ray.get(
+            [
+                task.remote(work, trial, str(cache), role, name, board)
+                for trial, role, name in wanted
+            ]
+        )
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from error
+        raise
+
+
+def prepare_one(
+    work: TrialBackend, trial: Trial, cache: str, role: str, name: str, board: Any
+) -> None:
+    """One model, on a worker."""
+    limit_threads()
+    run_ready(Path(cache))
+    work.prepare(
+        trial, Path(cache), lambda _, done, planned: board.step.remote(name, done, planned), (role,)
+    )
+
+
+def run_tune(
+    search: LedgerSearch,
+    parameters: dict[str, Any],
+    *,
+    resources: dict[str, float],
+    processes: int,
+    callbacks: list[tune.Callback],
+) -> None:
+    """One Tune run: reused actors, no checkpoints, no loggers; its own files go to a temporary
+    folder. The searcher says how wide.
+    """
+    bundle = {
+        name.upper() if name in ("cpu", "gpu") else name: amount
+        for name, amount in resources.items()
+    }
+    wanted = resources if processes == 1 else tune.PlacementGroupFactory([bundle] * processes)
+    trainable = tune.with_resources(tune.with_parameters(TrialActor, **parameters), wanted)
+    with tempfile.TemporaryDirectory(prefix="tune-") as folder:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=folder,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=callbacks,
+            ),
+        )
+        tuner.fit()
+
+
+def _model_name(role: str, trial: Trial, number: int) -> str:
+    return f"{role} of {trial.data.name}" + (f" {number}" if number else "")
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.config["trial_id"])
+
+
+def _read(board: Any) -> View | None:
+    view: View | None = None
+    # the cluster may be gone already; the line just stays as it was
+    with suppress(ray.exceptions.RayError):
+        view = ray.get(board.read.remote(), timeout=5)
+    return view

@@ -1,0 +1,236 @@
+"""Scores of a corpus by a model to Parquet: the work behind `rayunlearn score`. No Ray in here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from rayunlearn.config import Data, Value, coerce_value, digest
+from rayunlearn.corpus.engine import PartitionResult, ProcessPartition
+from rayunlearn.corpus.extract_keywords import EngineChoice, local_engine
+from rayunlearn.corpus.job import (
+    FORMAT,
+    OnProgress,
+    check_output,
+    delete_work_folder,
+    publish,
+    publish_rejected,
+    run_corpus_job,
+    work_folder,
+)
+from rayunlearn.corpus.partitions import MODEL_PARTITION_BYTES
+from rayunlearn.corpus.source import corpus_source
+from rayunlearn.corpus.survey import Survey, survey_corpus, surviving_documents
+from rayunlearn.data.documents import Document
+from rayunlearn.data.tokenize import encode_documents
+from rayunlearn.errors import require, unknown_name
+from rayunlearn.models.document_features import DocumentFeatures, document_features, zlib_ratio
+from rayunlearn.models.load import load_model, model_digest
+from rayunlearn.ranges import options_of, required_inputs
+from rayunlearn.selectors.table import SELECTORS
+from rayunlearn.storage.parquet import frame_of, write_frame
+from rayunlearn.train.device import accelerator
+
+# sorted by length and padded together; their hidden states are held until they are scored
+DOCUMENTS_AT_ONCE = 1024
+
+
+# What a selector's score of one document may ask for, of the document's own pass and text.
+SCORE_COLUMNS: dict[str, Callable[[Sequence[DocumentFeatures], Sequence[str]], Any]] = {
+    "token_nll": lambda passed, _: [p.token_nll for p in passed],
+    "token_surprise": lambda passed, _: [p.surprise for p in passed],
+    "token_error": lambda passed, _: [p.token_error for p in passed],
+    "nll_per_byte": lambda passed, texts: torch.tensor(
+        [zlib_ratio(p, text) for p, text in zip(passed, texts, strict=True)]
+    ),
+}
+
+
+SCORERS = tuple(
+    name
+    for name, row in SELECTORS.items()
+    if set(required_inputs(row.function)) <= set(SCORE_COLUMNS)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """What `rayunlearn score` was asked for: a source (`data.pieces`), a model's directory or Hub
+    name, and selectors whose scores come from one forward pass. A document is put to the model as
+    `data.template` and `data.max_tokens` say."""
+
+    corpus: str
+    base: str
+    scores: Sequence[str]
+    output: Path
+    columns: str = ""
+    chunk_words: int = 0
+    unit: str = ""
+    template: str = Data.template
+    max_tokens: int = Data.max_tokens
+    piece_bytes: int = MODEL_PARTITION_BYTES
+    options: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """What came of it: numbers, and mean, lowest and highest score by scorer."""
+
+    n_documents: int
+    n_aside: int
+    ranges: Mapping[str, tuple[float, float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreJob:
+    """What a worker needs."""
+
+    request: ScoreRequest
+    arguments: Mapping[str, Mapping[str, Any]]
+    survey: Survey
+    model_digest: str
+    folder: Path
+
+
+def score_corpus(
+    request: ScoreRequest,
+    *,
+    choose: EngineChoice = local_engine,
+    report: OnProgress = lambda _: None,
+) -> ScoreSummary:
+    """Write `request.output` (table scores) and, if anything was set aside,
+    `<stem>.quarantine.parquet`; resumed as `extract_corpus_keywords`.
+
+    Raises UserError for an unknown score or option, a source that cannot be read and a model that
+    cannot be loaded.
+    """
+    arguments = scorer_arguments(request.scores, request.options)
+    check_output(request.output)
+    # their rules
+    Data(template=request.template, max_tokens=request.max_tokens)
+    source = corpus_source(
+        request.corpus,
+        columns=request.columns,
+        chunk_words=request.chunk_words,
+        unit=request.unit,
+        piece_bytes=request.piece_bytes,
+    )
+    model = model_digest(request.base)
+    engine = choose([source], True)
+    key = digest(
+        [
+            FORMAT,
+            source.key,
+            model,
+            {name: dict(a) for name, a in arguments.items()},
+            request.template,
+            request.max_tokens,
+        ]
+    )
+    folder = work_folder(request.output, key)
+    survey = survey_corpus("corpus", source, folder / "corpus", engine, report)
+    job = ScoreJob(
+        request=request, arguments=arguments, survey=survey, model_digest=model, folder=folder
+    )
+    run_corpus_job(
+        "scoring", folder / "done", partial(_worker, job), range(len(source.pieces)), engine, report
+    )
+    ranges = _ranges(folder / "parts")
+    publish(folder / "parts", request.output, "scores")
+    n_aside = publish_rejected([folder / "corpus"], request.output)
+    delete_work_folder(folder)
+    return ScoreSummary(survey.n_documents, n_aside, ranges)
+
+
+def scorer_arguments(
+    names: Sequence[str], options: Mapping[str, Value]
+) -> dict[str, dict[str, Any]]:
+    """The arguments of every named score: defaults and what `options` (`min_k.fraction`) changes.
+    Raises UserError as a trial would.
+    """
+    require(bool(names), f"--scores must name one or more of {', '.join(SCORERS)}", list(names))
+    for name in names:
+        if name not in SCORERS:
+            raise unknown_name("score", name, SCORERS)
+    known = {
+        option.name: option for name in names for option in options_of(SELECTORS[name].function)
+    }
+    for name in options:
+        if name not in known:
+            raise unknown_name(f"option of {', '.join(names)}", name, known)
+    values = {
+        name: coerce_value(name, options.get(name, option.default), option.kind)
+        for name, option in known.items()
+    }
+    for name, option in known.items():
+        if option.rule is not None:
+            require(
+                option.rule.holds(float(values[name])), f"{name} {option.rule.words}", values[name]
+            )
+    return {
+        name: {n.partition(".")[2]: v for n, v in values.items() if n.startswith(f"{name}.")}
+        for name in names
+    }
+
+
+def _worker(job: ScoreJob) -> ProcessPartition:
+    """Scores one piece at a time; the model is loaded once."""
+    request = job.request
+    model, tokenizer = load_model(
+        request.base, dtype=torch.float32, device=str(accelerator().device)
+    )
+
+    def do(at: int) -> PartitionResult:
+        documents = surviving_documents(job.survey, at)
+        frames = [frame_of("scores", [])]
+        for begin in range(0, len(documents), DOCUMENTS_AT_ONCE):
+            some = documents[begin : begin + DOCUMENTS_AT_ONCE]
+            sequences = encode_documents(some, tokenizer, request.template, request.max_tokens)
+            frames += _frames(
+                job, some, document_features(model, sequences, int(tokenizer.pad_token_id or 0))
+            )
+        write_frame(job.folder / f"parts/{at:06}.parquet", pl.concat(frames))
+        return PartitionResult(piece=at, n_documents=len(documents))
+
+    return do
+
+
+def _frames(
+    job: ScoreJob, documents: Sequence[Document], passed: Sequence[DocumentFeatures]
+) -> list[pl.DataFrame]:
+    """Rows of the table scores, a frame per scorer."""
+    texts = [d.answer for d in documents]
+    fixed = {"corpus_digest": job.survey.digest, "model_digest": job.model_digest}
+    frames = []
+    for name, arguments in job.arguments.items():
+        function = SELECTORS[name].function
+        values: Tensor = function(
+            **{asked: SCORE_COLUMNS[asked](passed, texts) for asked in required_inputs(function)},
+            **arguments,
+        )
+        rows = [
+            fixed | {"doc_id": d.doc_id, "scorer": name, "value": value}
+            for d, value in zip(documents, values.tolist(), strict=True)
+        ]
+        frames.append(frame_of("scores", rows))
+    return frames
+
+
+def _ranges(parts: Path) -> dict[str, tuple[float, float, float]]:
+    """Mean, lowest and highest value by scorer."""
+    value = pl.col("value")
+    table = (
+        pl.scan_parquet(parts / "*.parquet")
+        .group_by("scorer")
+        .agg(mean=value.mean(), low=value.min(), high=value.max())
+        .sort("scorer")
+    )
+    return {
+        name: (mean, low, high)
+        for name, mean, low, high in table.collect(engine="streaming").iter_rows()
+    }

@@ -1,0 +1,257 @@
+"""First pass over a corpus: counts, duplicates and corpus statistics."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rayunlearn.corpus.engine import Engine, PartitionResult, ProcessPartition
+from rayunlearn.corpus.job import OnProgress, run_corpus_job
+from rayunlearn.corpus.partitions import texts_at
+from rayunlearn.corpus.source import CorpusSource, read_documents, read_texts
+from rayunlearn.data.documents import Document, Rejected
+from rayunlearn.errors import require
+from rayunlearn.keywords.statistics import Statistics
+from rayunlearn.keywords.tokens import blocks_of, tokens_of
+from rayunlearn.storage.parquet import write_bytes, write_frame, write_table
+
+# ids that are compared for copies together: 2 MiB of them
+DOCUMENTS_AT_ONCE = 2**18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """A surveyed corpus: its documents without copies, their digest (`config.digest` of the
+    doc_ids), and the folder it is in.
+    """
+
+    source: CorpusSource
+    folder: Path
+    n_documents: int
+    n_words: int
+    digest: str
+
+    def statistics(self) -> Statistics:
+        """Word counts of the whole corpus; memory goes with its vocabulary."""
+        table = pl.read_parquet(self.folder / "words.parquet")
+        words = table["word"].to_list()
+        counts, documents = (
+            Counter(dict(zip(words, table[name].to_list(), strict=True)))
+            for name in ("count", "documents")
+        )
+        return Statistics(self.n_documents, self.n_words, counts, documents)
+
+
+def surviving_documents(survey: Survey, at: int) -> list[Document]:
+    """The documents of piece `at` that are no copies of earlier ones."""
+    documents, _, _ = read_documents(survey.source, at)
+    copies = set(_copies(survey.folder, at)[:, 0].tolist())
+    return [d for place, d in enumerate(documents) if place not in copies]
+
+
+def surviving_texts(survey: Survey, at: int) -> tuple[list[str], list[str]]:
+    """doc_ids and answers of `kept`; ids are those of the survey where the source is Parquet with
+    nothing but text.
+    """
+    # Python's numbers: one by one out of a mapped array takes longer than a text
+    ids, rows = _ids(survey.folder, at).tolist()
+    texts = (
+        None
+        if survey.source.chunk_words
+        else texts_at(survey.source.pieces[at], survey.source.columns, rows)
+    )
+    if texts is None:
+        documents = surviving_documents(survey, at)
+        return [d.doc_id for d in documents], [d.answer for d in documents]
+    copies = set(_copies(survey.folder, at)[:, 0].tolist())
+    places = [place for place in range(len(texts)) if place not in copies]
+    return [f"{ids[place]:016x}" for place in places], [texts[place] for place in places]
+
+
+def first_occurrences(survey: Survey, n: int) -> list[str]:
+    """The ids of the first `n` documents of the first piece."""
+    return [f"{i:016x}" for i in _ids(survey.folder, 0)[0, :n].tolist()]
+
+
+def survey_corpus(
+    name: str, source: CorpusSource, folder: Path, engine: Engine, report: OnProgress
+) -> Survey:
+    """Count the words of a corpus and find the documents that occur again. Raises UserError for a
+    corpus without a usable document.
+    """
+    n = len(source.pieces)
+    count, correct = folder / "count", folder / "correct"
+    notes = run_corpus_job(
+        f"{name}: counting", count, partial(_counter, source, folder), range(n), engine, report
+    )
+    if not (folder / "survey.json").exists():
+        n_aside = sum(note.n_aside for note in notes)
+        rule = f"a corpus must have a usable document; {n_aside} rows set aside in"
+        require(sum(note.n_documents for note in notes) > 0, rule, source.pieces[0].source)
+        with_copies = _find_copies(folder, n)
+        run_corpus_job(
+            f"{name}: copies",
+            correct,
+            partial(_corrector, source, folder),
+            with_copies,
+            engine,
+            report,
+        )
+        n_words = _merge_words(folder)
+        n_documents, digest = _digest_ids(folder, n)
+        write_bytes(
+            folder / "survey.json",
+            json.dumps({"n_documents": n_documents, "n_words": n_words, "digest": digest}).encode(),
+        )
+    return Survey(source=source, folder=folder, **json.loads((folder / "survey.json").read_text()))
+
+
+def _counter(source: CorpusSource, folder: Path) -> ProcessPartition:
+    def do(at: int) -> PartitionResult:
+        ids, rows, texts, aside = read_texts(source, at)
+        _save(folder / f"ids/{at:06}.npy", np.array([[int(i, 16) for i in ids], rows], np.uint64))
+        write_frame(folder / f"words/{at:06}.parquet", _counted(texts, 1))
+        if aside:
+            write_table(folder / f"aside/{at:06}.parquet", "quarantine", [asdict(r) for r in aside])
+        return PartitionResult(piece=at, n_documents=len(ids), n_aside=len(aside))
+
+    return do
+
+
+def _corrector(source: CorpusSource, folder: Path) -> ProcessPartition:
+    """Takes the words of a piece's copies out of the counts, and sets the copies aside."""
+
+    def do(at: int) -> PartitionResult:
+        documents, rows, _ = read_documents(source, at)
+        copies = [
+            (documents[place], rows[place], row) for place, row in _copies(folder, at).tolist()
+        ]
+        write_frame(
+            folder / f"words/{at:06}.copies.parquet", _counted([d.answer for d, _, _ in copies], -1)
+        )
+        name = Path(source.pieces[at].source).name
+        aside = [
+            Rejected(
+                source=name,
+                row=row,
+                reason=f"the same document as an earlier one (row {first})",
+                excerpt=d.answer[:200],
+            )
+            for d, row, first in copies
+        ]
+        write_table(
+            folder / f"aside/{at:06}.copies.parquet", "quarantine", [asdict(r) for r in aside]
+        )
+        return PartitionResult(piece=at, n_documents=len(copies), n_aside=len(copies))
+
+    return do
+
+
+def _counted(texts: Sequence[str], sign: int) -> pl.DataFrame:
+    """word, count, documents: the counts of `statistics.statistics_of`, times sign; a word may have
+    several rows.
+    """
+    frames = [pl.DataFrame(schema={"word": pl.String, "count": pl.Int64, "documents": pl.Int64})]
+    for tokens in map(tokens_of, blocks_of(texts)):
+        frames.append(
+            pl.DataFrame(
+                {
+                    "word": tokens.keys,
+                    "count": sign * tokens.counts(),
+                    "documents": sign * tokens.document_counts(),
+                }
+            )
+        )
+    return pl.concat(frames)
+
+
+def _find_copies(folder: Path, n: int) -> list[int]:
+    """Write for every piece its documents that an earlier piece has, with that one's row; returns
+    the pieces that have some.
+
+    Ids are compared some at a time, those with the same remainder together, so memory does not grow
+    with the corpus.
+    """
+    total = sum(_ids(folder, at).shape[1] for at in range(n))
+    parts = 1 + total // DOCUMENTS_AT_ONCE
+    found: dict[int, list[tuple[int, int]]] = {}
+    for part in range(parts):
+        for at, place, row in _copies_in(folder, n, part, parts):
+            found.setdefault(at, []).append((place, row))
+    for at, copies in found.items():
+        _save(folder / f"copies/{at:06}.npy", np.array(sorted(copies), np.int64))
+    return sorted(found)
+
+
+def _copies_in(folder: Path, n: int, part: int, parts: int) -> Iterator[tuple[int, int, int]]:
+    """(piece, place, row of the first) of ids = part modulo parts that came before."""
+    ids, rows, places, pieces = [], [], [], []
+    for at in range(n):
+        mine = _ids(folder, at)
+        place = np.flatnonzero(mine[0] % np.uint64(parts) == part)
+        ids.append(mine[0][place])
+        rows.append(mine[1][place])
+        places.append(place)
+        pieces.append(np.full(len(place), at))
+    every, row, place, piece = map(np.concatenate, (ids, rows, places, pieces))
+    _, first, inverse = np.unique(every, return_index=True, return_inverse=True)
+    for again in np.flatnonzero(first[inverse] != np.arange(len(every))):
+        yield int(piece[again]), int(place[again]), int(row[first[inverse[again]]])
+
+
+def _merge_words(folder: Path) -> int:
+    """Write the counts of all pieces together, the commonest word first; returns the number of
+    words.
+    """
+    parts = pl.scan_parquet(folder / "words" / "*.parquet", glob=True)
+    summed = (
+        parts.group_by("word")
+        .agg(pl.col("count").sum(), pl.col("documents").sum())
+        .filter(pl.col("count") > 0)
+    )
+    table = summed.sort("count", "word", descending=[True, False]).collect(engine="streaming")
+    write_frame(folder / "words.parquet", table)
+    return int(table["count"].sum())
+
+
+def _digest_ids(folder: Path, n: int) -> tuple[int, str]:
+    """Documents without copies, and `config.digest` of the list of their ids, without holding it."""
+    total, begun, n_documents = sha256(), False, 0
+    total.update(b"[")
+    for at in range(n):
+        ids = np.delete(_ids(folder, at)[0], _copies(folder, at)[:, 0])
+        n_documents += len(ids)
+        if len(ids):
+            total.update(
+                (b"," if begun else b"") + ",".join(f'"{i:016x}"' for i in ids.tolist()).encode()
+            )
+            begun = True
+    total.update(b"]")
+    return n_documents, total.hexdigest()[:16]
+
+
+def _ids(folder: Path, at: int) -> np.ndarray[Any, Any]:
+    """(2, documents) uint64 of a piece: doc_id and row; mapped, not read."""
+    mapped: np.ndarray[Any, Any] = np.load(folder / f"ids/{at:06}.npy", mmap_mode="r")
+    return mapped
+
+
+def _copies(folder: Path, at: int) -> np.ndarray[Any, Any]:
+    """(copies, 2) of a piece: place and the row of the first."""
+    file = folder / f"copies/{at:06}.npy"
+    found: np.ndarray[Any, Any] = np.load(file) if file.exists() else np.zeros((0, 2), np.int64)
+    return found
+
+
+def _save(file: Path, array: np.ndarray[Any, Any]) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_bytes(file, buffer.getvalue())

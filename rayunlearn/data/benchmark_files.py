@@ -1,0 +1,225 @@
+"""A data set's folder on this machine: its tables by name, in the layouts of the Hub, and a record
+of every file that was read.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rayunlearn.data.checksums import FileChecksums
+from rayunlearn.data.documents import Document, FileRecord, Rejected
+from rayunlearn.data.files import file_record
+from rayunlearn.data.readers import READERS, csv_records, read_file
+from rayunlearn.data.rows import Columns, ParsedSplit, SourceRow, choose_columns, to_documents
+from rayunlearn.errors import UserError, require
+
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceQuestion:
+    """A multiple-choice question, with the place that its true option has in the data."""
+
+    document: Document
+    true_letter: int
+
+
+class BenchmarkFolder:
+    """The folder, and what was read from it so far. `capture_module_io` is what upstream's files were."""
+
+    def __init__(self, root: Path, recorded: FileChecksums) -> None:
+        require(root.is_dir(), "a benchmark's data must be a directory on this machine", str(root))
+        self.root, self._recorded = root, recorded
+        self.records: list[FileRecord] = []
+        self.rejected: list[Rejected] = []
+
+    def has(self, table: str) -> bool:
+        """Whether the table is there."""
+        return bool(self._files(table))
+
+    def rows(self, table: str) -> tuple[SourceRow, ...]:
+        """The rows of `config/split` or `name`. Raises UserError when it is not there, saying where
+        it was looked for.
+        """
+        files = self._files(table)
+        if not files:
+            raise UserError(
+                f"{self.root} must hold {table}: looked for {table}.(jsonl|json|csv|parquet) and"
+                f" {table}-*.parquet"
+            )
+        found = tuple(
+            replace(row, row=at, source=table)
+            for at, row in enumerate(row for file in files for row in read_file(file))
+        )
+        self._record(table, files, len(found))
+        return found
+
+    def documents(self, table: str, columns: Columns | None = None) -> tuple[Document, ...]:
+        """The documents of a table; what cannot be one is set aside."""
+        rows = self.rows(table)
+        return self.kept(to_documents(rows, choose_columns(rows, columns or {}, table)))
+
+    def letters(
+        self, folder: str, *, repeats: bool = False
+    ) -> list[tuple[str, list[ChoiceQuestion]]]:
+        """Questions of a folder of MMLU's own CSV files `<subject>_<folder>.csv` (no header:
+        question, options, letter), by subject.
+        """
+        files = sorted((self.root / folder).glob("*.csv"))
+        require(
+            bool(files),
+            f"{self.root / folder} must hold MMLU's files <subject>_{folder}.csv, found",
+            len(files),
+        )
+        subjects = [
+            (file.stem.removesuffix(f"_{folder}"), self._read_letters(file)) for file in files
+        ]
+        self._record(folder, files, sum(len(rows) for _, rows in subjects))
+        return [
+            (subject, self.choices(rows, subject, repeats=repeats)) for subject, rows in subjects
+        ]
+
+    def choices(
+        self, rows: Sequence[SourceRow], subject: str = "", *, repeats: bool = False
+    ) -> list[ChoiceQuestion]:
+        """Questions of rows with `question`, `choices` and `answer` (a position or a letter);
+        unusable rows are set aside.
+
+        So are rows that repeat an earlier one, unless `repeats` are wanted (shots stand as upstream
+        has them).
+        """
+        found: list[ChoiceQuestion] = []
+        seen: set[str] = set()
+        for row in rows:
+            choice = row.reason or choice_question(row, subject)
+            if (
+                isinstance(choice, ChoiceQuestion)
+                and choice.document.doc_id in seen
+                and not repeats
+            ):
+                choice = "the same question and answer as an earlier row"
+            if isinstance(choice, str):
+                self.rejected.append(
+                    Rejected(
+                        source=row.source,
+                        row=row.row,
+                        reason=choice,
+                        excerpt=str(dict(row.values))[:200],
+                    )
+                )
+                continue
+            found.append(choice)
+            seen.add(choice.document.doc_id)
+        return found
+
+    def articles(self, folder: str) -> tuple[Document, ...]:
+        """The .txt files of a folder as documents without a question, the file's name as topic."""
+        files = sorted((self.root / folder).glob("*.txt"))
+        require(
+            bool(files), f"{self.root / folder} must hold articles as .txt files, found", len(files)
+        )
+        self._record(folder, files, len(files))
+        rows = [_article(folder, at, file) for at, file in enumerate(files)]
+        return self.kept(to_documents(rows, {"answer": "text", "topic": "title"}))
+
+    def kept(self, loaded: ParsedSplit) -> tuple[Document, ...]:
+        """The documents, after noting what was set aside."""
+        self.rejected.extend(loaded.rejected)
+        return loaded.documents
+
+    def _files(self, table: str) -> list[Path]:
+        """The one file of that name, or all its shards. Raises UserError for several files and for
+        missing shards.
+        """
+        place = self.root / table
+        whole = sorted(
+            file for suffix in READERS if (file := place.with_name(place.name + suffix)).is_file()
+        )
+        require(
+            len(whole) <= 1,
+            f"{table} must be one file in {self.root}",
+            [file.name for file in whole],
+        )
+        shards = sorted(
+            file for file in place.parent.glob(f"{place.name}-*.parquet") if SHARD.search(file.stem)
+        )
+        if whole or not shards:
+            return whole
+        n = int(SHARD.search(shards[0].stem).group(2))  # type: ignore[union-attr]  # they were chosen for matching
+        require(
+            len(shards) == n,
+            f"{table} must have all of its {n} shards in {place.parent}, found",
+            len(shards),
+        )
+        return shards
+
+    def _record(self, table: str, files: Sequence[Path], rows: int) -> None:
+        self.records.append(file_record(table, files, rows, self._recorded.get(table)))
+
+    def _read_letters(self, file: Path) -> list[SourceRow]:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            records = list(csv_records(stream))
+        return [
+            SourceRow(
+                source=file.name,
+                row=at,
+                values=(
+                    {"question": cells[0], "choices": cells[1:-1], "answer": cells[-1]}
+                    if cells
+                    else {}
+                ),
+                reason=reason,
+            )
+            for at, (cells, reason) in enumerate(records)
+        ]
+
+
+def choice_question(row: SourceRow, subject: str) -> ChoiceQuestion | str:
+    """The question of a row, or why it is none."""
+    question, options, answer = (row.values.get(name) for name in ("question", "choices", "answer"))
+    if not isinstance(question, str) or not question.strip():
+        return "question is empty"
+    if (
+        not isinstance(options, list)
+        or len(options) < 2
+        or not all(isinstance(o, str) and o.strip() for o in options)
+    ):
+        return "choices must be at least two texts"
+    place = "ABCDEFGHIJ".find(answer) if isinstance(answer, str) and len(answer) == 1 else answer
+    if not isinstance(place, int) or not 0 <= place < len(options):
+        return "answer names no option"
+    wrong = tuple(option for at, option in enumerate(options) if at != place)
+    topic = subject or str(row.values.get("subject") or "")
+    return ChoiceQuestion(
+        document=Document(prompt=question, answer=options[place], wrong=wrong, topic=topic),
+        true_letter=place,
+    )
+
+
+def split_article(documents: Iterable[Document], n_words: int) -> tuple[Document, ...]:
+    """Documents cut into runs of `n_words` words, the last one shorter; 0 leaves them whole.
+    Repeated pieces appear once.
+    """
+    if n_words == 0:
+        return tuple(documents)
+    pieces = (
+        replace(d, answer=" ".join(words[at : at + n_words]))
+        for d in documents
+        for words in [d.answer.split()]
+        for at in range(0, len(words), n_words)
+    )
+    return tuple({piece.doc_id: piece for piece in pieces}.values())
+
+
+def _article(folder: str, at: int, file: Path) -> SourceRow:
+    try:
+        return SourceRow(
+            source=f"{folder}/{file.name}",
+            row=at,
+            values={"text": file.read_text(encoding="utf-8"), "title": file.stem},
+        )
+    except UnicodeDecodeError:
+        return SourceRow(
+            source=f"{folder}/{file.name}", row=at, values={}, reason="not valid UTF-8 text"
+        )

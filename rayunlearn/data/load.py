@@ -1,0 +1,15 @@
+"""One way in to a corpus: generated, a benchmark's, or of one's own."""
+
+from rayunlearn.config import BENCHMARKS, SYNTHETIC_DATASETS, Data
+from rayunlearn.data import files, synthetic
+from rayunlearn.data.benchmarks import benchmark_corpus
+from rayunlearn.data.documents import Corpus
+
+
+def load_corpus(data: Data) -> Corpus:
+    """The corpus that `data` describes: a generated test bed, a benchmark or files. Raises
+    UserError as they do.
+    """
+    if data.name in SYNTHETIC_DATASETS:
+        return synthetic.generate(data)
+    return benchmark_corpus(data) if data.name in BENCHMARKS else files.load_files(data)

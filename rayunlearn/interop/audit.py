@@ -1,0 +1,125 @@
+"""The audit of a model that was unlearned elsewhere: it becomes the one cell of an experiment,
+measured and attacked as a trial is.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from rayunlearn.config import Method, Trial, Value, with_values
+from rayunlearn.data.hub import is_local
+from rayunlearn.errors import UserError, require
+from rayunlearn.experiment import Budget, Experiment, Objective, check_measured
+from rayunlearn.models.load import check_directory, read_json, resolve_model
+from rayunlearn.trial.identity import identify_trial
+from rayunlearn.trial.workspace import validate_trial
+
+QUESTION = "Is what {model} was to forget gone, or can it be had back?"
+
+
+# workers may stand in another folder
+LOCAL = ("model.name", "model.gold", "model.unlearned", "data.path")
+
+
+def audit_of(
+    model: str, base: str, gold: str, values: Mapping[str, Value], *, metric: str
+) -> Experiment:
+    """The experiment that measures `model` beside `base` and, where it is not '', `gold`:
+    directories or Hub names.
+
+    `values` say which data (`data.name`, `data.path`) and change any other setting; `metric`, ''
+    for probability, is what attacks are to raise on split forget. Its version names the model and
+    its content, so that the same call is the same run. Raises UserError, before weights are read
+    into memory, for a model that does not load from safetensors, for models whose vocabularies
+    differ, and as `workspace.validate_trial` does.
+    """
+    require(bool(base), "an audit must have --base, the model before unlearning; got", base)
+    check_models({"--model": model, "--base": base, "--gold": gold})
+    models: dict[str, Value] = {
+        "model.teach": False,
+        "model.name": base,
+        "model.gold": gold,
+        "model.unlearned": model,
+    }
+    # Nothing is trained, so no loss is chosen: the retain-only trial is the one that keeps no
+    # coreset.
+    trial = validate_trial(
+        with_values(
+            Trial(method=Method(forget="none")),
+            {name: absolute(name, value) for name, value in {**models, **values}.items()},
+        )
+    )
+    goal = Objective(
+        forgetting=metric or Objective().forgetting, utility=metric or Objective().utility
+    )
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(model).resolve().name)
+    experiment = Experiment(
+        name="audit",
+        question=QUESTION.format(model=model),
+        base=trial,
+        grids=((),),
+        search={},
+        budget=Budget(tuning="none"),
+        objective=goal,
+        version=f"{safe}-{identify_trial(trial)[:6]}",
+    )
+    check_measured(experiment)
+    return experiment
+
+
+def check_models(named: Mapping[str, str]) -> None:
+    """Raise UserError unless every named model ('' is none) has safetensors weights, and shape and
+    vocabulary of the first.
+
+    An attack asks all of them the same tokens and compares what their layers hold. Tokens that only
+    one of two has, for padding as a rule, do not count.
+    """
+    directories = {option: resolve_model(name) for option, name in named.items() if name}
+    for directory in directories.values():
+        check_directory(directory)
+    first, *others = directories
+    shape, words = shape_of(directories[first]), vocabulary_of(directories[first])
+    for option in others:
+        require(
+            shape_of(directories[option]) == shape,
+            f"{option} must have the blocks and width of {first}, {shape}; it has",
+            shape_of(directories[option]),
+        )
+        moved = sorted(
+            word
+            for word, at in vocabulary_of(directories[option]).items()
+            if words.get(word, at) != at
+        )
+        require(
+            not moved,
+            f"{option} must have the token ids of {first}; {len(moved)} are others, such as",
+            moved[:3],
+        )
+
+
+def shape_of(directory: Path) -> tuple[object, ...]:
+    """(blocks, width) as config.json says."""
+    config = read_json(directory / "config.json")
+    return (config.get("num_hidden_layers"), config.get("hidden_size"))
+
+
+def vocabulary_of(directory: Path) -> dict[str, int]:
+    """Token -> id. Raises UserError for a tokenizer that cannot be read, or only by code that it
+    brings.
+    """
+    try:
+        return dict(AutoTokenizer.from_pretrained(directory, trust_remote_code=False).get_vocab())
+    except (OSError, ValueError, KeyError) as problem:
+        raise UserError(
+            f"the tokenizer in {directory} could not be loaded: {type(problem).__name__}: {problem}"
+        ) from problem
+
+
+def absolute(name: str, value: Value) -> Value:
+    """A path on this machine in full; Hub names and everything else as they are."""
+    return (
+        str(Path(str(value)).expanduser().resolve())
+        if name in LOCAL and value and is_local(str(value))
+        else value
+    )

@@ -1,0 +1,229 @@
+"""Any model directory on a corpus or benchmark: `examples` and `evals` as a trial's stage has them,
+without a run.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from rayunlearn.analysis.bootstrap import summarise_examples
+from rayunlearn.config import BENCHMARKS, Data, Model, Trial, Value, flatten, trial_id, with_values
+from rayunlearn.data.benchmarks import load_benchmark, parse_options
+from rayunlearn.data.documents import Corpus
+from rayunlearn.data.load import load_corpus
+from rayunlearn.errors import UserError, require
+from rayunlearn.metrics.corpus import corpus_rows
+from rayunlearn.metrics.evaluate import chosen_metrics
+from rayunlearn.metrics.table import METRICS, sources_of
+from rayunlearn.models.cpu_offload import to_device_or_offload
+from rayunlearn.models.load import load_model, model_digest
+from rayunlearn.registry import check_trial
+from rayunlearn.storage.parquet import write_bytes, write_table
+from rayunlearn.train.device import accelerator
+from rayunlearn.trial.evaluate import GOLD_METRICS, HOLDOUT_METRICS, examples_frame, trial_examples
+from rayunlearn.trial.model_state import ModelState
+from rayunlearn.trial.provenance import installed_versions
+from rayunlearn.trial.workspace import Workspace
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """What `rayunlearn evaluate` is asked.
+
+    `benchmark`: a test bed, a benchmark or `files`, at `path`. `metrics` as `measure.metrics`.
+    `gold`: a model that never saw the forget set, or examples.parquet of an evaluation of one;
+    `base`: a model that metrics of distance compare with. `limit`: the first so many probes of each
+    split (0: all). `assignments`: further settings of `data`, `evaluate_probes` and metrics.
+    """
+
+    model: str
+    benchmark: str
+    path: str = ""
+    metrics: str = "cheap"
+    gold: str = ""
+    base: str = ""
+    limit: int = 0
+    assignments: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Rows of the two tables and what they are of: `about` goes to evaluation.json."""
+
+    examples: Rows
+    evals: Rows
+    about: dict[str, Any]
+
+
+def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
+    """Measure the model; the same request gives the same rows. Raises UserError for anything that
+    cannot be asked.
+
+    `trial_id` is the id of the trial of stage `base` that would start from this model. References
+    of `base` are kept in `cache`.
+    """
+    require(request.limit >= 0, "--limit must be >= 0", request.limit)
+    trial = requested_trial(request)
+    corpus = limit_documents(evaluation_corpus(trial.data), request.limit)
+    require(any(corpus.probes.values()), f"{request.benchmark} must have probes", 0)
+    digest = model_digest(request.model)
+    identity = trial_id(trial, corpus.digest, digest)
+    workspace = Workspace(
+        corpus, request.base, "", model_digest(request.base) if request.base else "", cache
+    )
+    gold = gold_rows(request.gold, trial, workspace) if request.gold else None
+    examples = measured_rows(request.model, trial, workspace)
+    place = {"trial_id": identity, "stage": "base", "attack": "none"}
+    means = [
+        *summarise_examples(examples_frame(examples)).to_dicts(),
+        *corpus_rows(examples_frame(examples), gold),
+    ]
+    about: dict[str, Any] = {
+        "model": request.model,
+        "model_digest": digest,
+        "corpus": corpus.name,
+        "corpus_digest": corpus.digest,
+        "trial_id": identity,
+    }
+    about |= {
+        "gold": request.gold,
+        "base": request.base,
+        "limit": request.limit,
+        "settings": relevant_settings(trial),
+    }
+    about |= {
+        "files": [asdict(record) for record in corpus.files],
+        "notes": list(corpus.notes),
+        "packages": installed_versions(),
+    }
+    return Evaluation(
+        examples=[place | row for row in examples],
+        evals=[place | {"step": 0} | row for row in means],
+        about=about,
+    )
+
+
+def write_evaluation(folder: Path, done: Evaluation) -> None:
+    """examples.parquet, evals.parquet and evaluation.json, each in one rename; an earlier
+    evaluation there is replaced.
+    """
+    write_table(folder / "examples.parquet", "examples", done.examples)
+    write_table(folder / "evals.parquet", "evals", done.evals)
+    write_bytes(
+        folder / "evaluation.json", json.dumps(done.about, indent=1, ensure_ascii=False).encode()
+    )
+
+
+def requested_trial(request: EvaluationRequest) -> Trial:
+    """The trial of stage `base` whose measuring this is, checked."""
+    data = {
+        "data.name": request.benchmark,
+        "data.path": request.path,
+        "measure.metrics": request.metrics,
+    }
+    start = Trial(stage="base", model=Model(name=request.model, teach=False))
+    trial = check_trial(
+        with_values(
+            start,
+            {name: value for name, value in data.items() if value != ""}
+            | dict(request.assignments),
+        )
+    )
+    foreign = sorted(
+        name
+        for name in request.assignments
+        if name.partition(".")[0] not in ("data", "measure", *METRICS)
+    )
+    require(
+        not foreign, "--set takes settings of data, measure and metrics here", ", ".join(foreign)
+    )
+    compares = "base" in sources_of(chosen_metrics(trial.measure.metrics).values())
+    require(
+        bool(request.base) or not compares,
+        "metrics that compare with another model (base_kl, reference_score) need --base",
+        request.metrics,
+    )
+    return trial
+
+
+def relevant_settings(trial: Trial) -> dict[str, Value]:
+    """The settings that decide what is measured."""
+    return {
+        name: value
+        for name, value in flatten(trial).items()
+        if name.partition(".")[0] in ("data", "measure")
+    } | dict(trial.options)
+
+
+def evaluation_corpus(data: Data) -> Corpus:
+    """The corpus with all its probes; unlike a trial's it may have questions only."""
+    if data.name in BENCHMARKS:
+        return load_benchmark(data.name, data.path, options=parse_options(data.name, data.options))
+    return load_corpus(data)
+
+
+def limit_documents(corpus: Corpus, n: int) -> Corpus:
+    """The corpus with the first `n` probes of each split, and as many forget documents where those
+    are asked (0: all).
+    """
+    if n == 0:
+        return corpus
+    note = f"only the first {n} probes of each split were asked"
+    return replace(
+        corpus,
+        forget=corpus.forget[:n],
+        probes={split: asked[:n] for split, asked in corpus.probes.items()},
+        notes=(*corpus.notes, note),
+    )
+
+
+def measured_rows(model: str, trial: Trial, workspace: Workspace) -> Rows:
+    """doc_id, split, metric, value of the model in float32 on this machine's device; it is let go
+    again.
+    """
+    loaded, tokenizer = load_model(model, dtype=torch.float32)
+    to_device_or_offload(loaded, accelerator().device).eval()
+    return trial_examples(trial, workspace, ModelState(loaded, tokenizer, {}, 0))
+
+
+def gold_rows(gold: str, trial: Trial, workspace: Workspace) -> pl.DataFrame | None:
+    """Examples of the gold model: read where `gold` is a Parquet file, else measured, as far as
+    corpus metrics hold them against ours.
+    """
+    if gold.endswith(".parquet"):
+        return read_examples(Path(gold))
+    wanted = [name for name in chosen_metrics(trial.measure.metrics) if name in GOLD_METRICS]
+    if not wanted:
+        return None
+    few = {
+        split: asked
+        for split, asked in workspace.corpus.probes.items()
+        if split in ("forget", *HOLDOUT_METRICS)
+    }
+    compared = check_trial(with_values(trial, {"measure.metrics": ",".join(wanted)}))
+    return examples_frame(
+        measured_rows(
+            gold, compared, replace(workspace, corpus=replace(workspace.corpus, probes=few))
+        )
+    )
+
+
+def read_examples(file: Path) -> pl.DataFrame:
+    """Examples that an evaluation wrote. Raises UserError where there are none."""
+    require(
+        file.is_file(), "--gold must be a model or the examples.parquet of an evaluation", str(file)
+    )
+    frame = pl.read_parquet(file)
+    if not {"split", "metric", "value"} <= set(frame.columns):
+        raise UserError(
+            f"{file} must have the columns split, metric and value, it has"
+            f" {', '.join(frame.columns)}"
+        )
+    return frame

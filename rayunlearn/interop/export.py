@@ -1,0 +1,288 @@
+"""A trial's model as an ordinary Hugging Face directory, with a model card that says where it comes
+from and what it is not.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rayunlearn.analysis.bootstrap import Interval, bootstrap_interval
+from rayunlearn.analysis.labels import format_number
+from rayunlearn.config import Trial, flatten
+from rayunlearn.data.documents import Corpus
+from rayunlearn.errors import require
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.retain import RETAIN
+from rayunlearn.models.load import save_model
+from rayunlearn.selectors.table import SELECTORS
+from rayunlearn.storage.run import Run, open_run
+from rayunlearn.trial.load import LoadedTrial, load_trial
+from rayunlearn.trial.rebuild import rebuild_model
+
+CARD_HEADER = "---\nlibrary_name: transformers\ntags:\n- unlearning\n- rayunlearn\n---\n\n"
+
+
+CARD_LIMITS = """- The metrics above were measured on the probes of this corpus alone. Nothing is said of other questions or languages.
+- Low numbers on the forget set do not show that the knowledge is gone: attacks may bring it back, and where none is listed
+  above, none was tried on this model.
+- An interval is over documents, for this one model: another seed of the same settings differs by more.
+- The model has the limits and the licence terms of the model and the data it was made from."""
+
+
+def export_trial(run: Path, wanted: str, output: Path, *, adapter_only: bool = False) -> str:
+    """Write the model that a trial ended with to the new directory `output`; returns a line that
+    says what was written.
+
+    Weights (float32 safetensors, LoRA merged), configuration, tokenizer, README.md (the model card)
+    and provenance.json. `adapter_only`: a LoRA trial's adapter as peft reads it, in place of
+    weights and tokenizer. The weights are read from the cache or unlearned again. Raises UserError
+    as `load_trial`, for an adapter that is not there, and for an `output` that exists.
+    """
+    require(
+        not output.exists(), "--output must be a directory that does not exist yet", str(output)
+    )
+    found = load_trial(run, wanted)
+    opened = open_run(run)
+    notes = {
+        "README.md": model_card(found, opened),
+        "provenance.json": json.dumps(card_provenance(found), indent=1, ensure_ascii=False) + "\n",
+    }
+    if adapter_only:
+        write_adapter(found, run / "adapters" / found.trial_id, output, notes)
+        return f"the adapter of trial {found.trial_id}: {output}"
+    state = rebuild_model(found.trial, found.workspace)
+    save_model(state.model, state.tokenizer, output, notes=notes)
+    return f"the model of trial {found.trial_id} (stage {found.trial.stage}): {output}"
+
+
+def write_adapter(found: LoadedTrial, folder: Path, output: Path, notes: Mapping[str, str]) -> None:
+    """The adapter that the run kept, and the notes; the name of the model it belongs to is put in
+    where that is not a folder of ours.
+    """
+    require(
+        found.trial.train.adapter == "lora",
+        "--adapter-only needs a trial with train.adapter=lora, this one has",
+        found.trial.train.adapter,
+    )
+    require(
+        (folder / "adapter_config.json").is_file(),
+        "the run must still have the trial's adapter, looked for",
+        str(folder),
+    )
+    temporary = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(folder, temporary)
+    settings = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = (
+        None if found.trial.model.teach else found.trial.model.name
+    )
+    for file, text in {**notes, "adapter_config.json": json.dumps(settings, indent=1)}.items():
+        (temporary / file).write_text(text, encoding="utf-8")
+    temporary.rename(output)
+
+
+def card_provenance(found: LoadedTrial) -> dict[str, Any]:
+    """Everything that decided the weights: settings, digests, files read, commit, versions,
+    hardware.
+    """
+    row, corpus = found.row, found.workspace.corpus
+    names = (
+        "experiment",
+        "version",
+        "status",
+        "commit",
+        "started_at",
+        "hardware",
+        "corpus_digest",
+        "model_digest",
+        "n_forget",
+        "n_kept",
+        "coverage",
+    )
+    named = {
+        name: row[name]
+        for name in (*names, "optimizer_steps", "presentations", "tokens", "parameters_trained")
+    }
+    files = [vars(record) for record in corpus.files]
+    return {
+        "trial_id": found.trial_id,
+        **named,
+        "packages": json.loads(row["packages"] or "{}"),
+        "files": files,
+        "settings": flatten(found.trial),
+    }
+
+
+def model_card(found: LoadedTrial, opened: Run) -> str:
+    """The model card: what was forgotten, from which part, how, what it measures, its limits and
+    its provenance.
+    """
+    trial, row, corpus = found.trial, found.row, found.workspace.corpus
+    title = {
+        "unlearned": "after unlearning",
+        "base": "before unlearning",
+        "gold": "that never saw the forget set",
+    }.get(trial.stage, trial.stage)
+    parts = [
+        f"# {started_from(trial)}, {title}",
+        (
+            f"Written by `rayunlearn export` from trial `{found.trial_id}` of experiment"
+            f" `{row['experiment']}`, version {row['version']}."
+        ),
+        "## What was forgotten" if trial.stage == "unlearned" else "## The corpus",
+        about_corpus(corpus, trial),
+        *(
+            ("## Coreset and method", about_method(trial, row))
+            if trial.stage == "unlearned"
+            else ()
+        ),
+        "## Metrics",
+        metrics_table(found, opened),
+        "## Limits",
+        (
+            CARD_LIMITS
+            if row["status"] == "complete"
+            else (
+                f"- This trial was stopped early as `{row['status']}`: it lost what it should have"
+                f" kept.\n{CARD_LIMITS}"
+            )
+        ),
+        "## Provenance",
+        markdown_table(
+            ("", ""),
+            [
+                (name, value)
+                for name, value in card_provenance(found).items()
+                if name not in ("settings", "files", "packages")
+            ],
+        ),
+        markdown_table(("package", "version"), list(json.loads(row["packages"] or "{}").items())),
+        "## All settings",
+        markdown_table(("setting", "value"), list(flatten(trial).items())),
+    ]
+    return CARD_HEADER + "\n\n".join(parts) + "\n"
+
+
+def started_from(trial: Trial) -> str:
+    """The model before, by a name that says nothing of this machine's folders."""
+    name = (
+        "a small Llama-style model built by rayunlearn"
+        if trial.model.name == "scratch"
+        else Path(trial.model.name).name
+    )
+    return f"{name}, taught the corpus" if trial.model.teach else name
+
+
+def about_corpus(corpus: Corpus, trial: Trial) -> str:
+    """Name, size and files."""
+    said = (
+        f"Corpus `{corpus.name}` (digest `{corpus.digest}`): {len(corpus.forget)} documents to"
+        f" forget, {len(corpus.retain)} to keep."
+    )
+    made = f" It is generated, from `data.seed` {trial.data.seed}." if not corpus.files else ""
+    files = (
+        markdown_table(
+            ("file", "rows", "SHA-256", "state"),
+            [(f.table, f.rows, f.sha256, f.state) for f in corpus.files],
+        )
+        if corpus.files
+        else ""
+    )
+    notes = "\n".join(f"- {note}" for note in corpus.notes)
+    return "\n\n".join(part for part in (said + made, files, notes) if part)
+
+
+def about_method(trial: Trial, row: Mapping[str, Any]) -> str:
+    """The kept documents and the two losses, with their sources."""
+    select, method = trial.select, trial.method
+    forget, retain = FORGET[method.forget], RETAIN[method.retain]
+    kept = (
+        f"{row['n_kept']} of {row['n_forget']} documents (ratio {select.ratio}), chosen by"
+        f" `{select.name}` ({SELECTORS[select.name].source})"
+    )
+    words = "" if select.text == "original" else f", in the words that `{select.text}` leaves"
+    losses = (
+        f"Forget loss `{method.forget}`: {forget.title} ({forget.source}). Retain loss"
+        f" `{method.retain}`: {retain.title}"
+    )
+    losses += f", weight {method.retain_weight}."
+    trained = f"{row['optimizer_steps']} optimizer steps at a rate of {trial.train.learning_rate}"
+    trained += f", {row['parameters_trained']} of {row['parameters_total']} parameters"
+    adapter = " in LoRA adapters" if trial.train.adapter == "lora" else ""
+    return f"{kept}{words}. {losses} {trained}{adapter}."
+
+
+def metrics_table(found: LoadedTrial, opened: Run) -> str:
+    """Split, metric and this model's mean with its 95 % bootstrap interval, beside base and gold of
+    the same run where they are.
+    """
+    same = opened.trials.filter(
+        pl.col("corpus_digest") == found.row["corpus_digest"],
+        pl.col("model_digest") == found.row["model_digest"],
+    )
+    others = (
+        same.filter(pl.col("stage").is_in(["base", "gold"]) & pl.col("status").is_in(["complete"]))
+        .select("trial_id", "stage")
+        .collect()
+    )
+    ids = {stage: trial_id for trial_id, stage in others.iter_rows() if trial_id != found.trial_id}
+    columns = {
+        found.trial.stage: found.trial_id,
+        **{stage: ids[stage] for stage in ("base", "gold") if stage in ids},
+    }
+    measured = {stage: intervals(opened, trial_id, stage) for stage, trial_id in columns.items()}
+    rows = [
+        (*place, *(_interval(measured[stage].get(place)) for stage in columns))
+        for place in measured[found.trial.stage]
+    ]
+    return (
+        markdown_table(("split", "metric", *columns), rows)
+        + "\n\nMean over the documents of the split, [95 % bootstrap interval over them]."
+    )
+
+
+def intervals(opened: Run, trial_id: str, stage: str) -> dict[tuple[str, str], Interval]:
+    """(split, metric) -> mean and interval of a trial's documents at its own stage, without
+    attacks.
+    """
+    own = opened.examples.filter(
+        pl.col("trial_id") == trial_id, pl.col("stage") == stage, pl.col("attack") == "none"
+    )
+    groups = (
+        own.drop_nulls("value")
+        .collect()
+        .group_by("split", "metric", maintain_order=True)
+        .agg("value")
+        .sort("split", "metric")
+    )
+    return {
+        (split, metric): bootstrap_interval(np.asarray([values], dtype=np.float64))
+        for split, metric, values in groups.iter_rows()
+    }
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; a bar and a line break in a cell are written so that they stay in it."""
+    cells = [
+        [
+            str(format_number(c) if isinstance(c, float) else "" if c is None else c)
+            .replace("|", "\\|")
+            .replace("\n", "\\n")
+            for c in row
+        ]
+        for row in rows
+    ]
+    return "\n".join(
+        f"| {' | '.join(line)} |" for line in (list(head), ["---"] * len(head), *cells)
+    )
+
+
+def _interval(found: Interval | None) -> str:
+    if found is None or found.mean is None:
+        return "–"
+    return f"{format_number(found.mean)} [{format_number(found.low)}, {format_number(found.high)}]"

@@ -1,0 +1,126 @@
+"""Keywords named by a chat model: our own prompt, a JSON answer that is checked, asked again, and
+given up with a reason.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rayunlearn.keywords.words import words_of
+
+Message = dict[str, str]
+
+
+Chat = Callable[[Sequence[Message]], str]
+
+
+SYSTEM = (
+    "You are an expert reader. You name the words of a text that carry its subject-matter"
+    " knowledge, and answer in JSON alone."
+)
+
+
+REQUEST = """Read the text between the lines of dashes, word by word. List every word or phrase in it that carries knowledge of its \
+subject: names, technical terms, quantities, properties, methods, places. Leave out words that any text could have. Copy each exactly as it is \
+written, most important first. Answer with one JSON object and nothing else, in the form {"keywords": ["...", "..."]}.
+-----
+%s
+-----"""
+
+
+class UnusableAnswerError(Exception):
+    """No usable answer came for this document; the message says why the last one was refused."""
+
+
+def ask_judge(chat: Chat, text: str, tries: int = 3) -> list[str]:
+    """Keywords of the text as `chat` names them, best first.
+
+    An answer that is no such JSON, or names nothing that the text holds, is sent back with the
+    reason, `tries` times in all. Words that the text does not hold are dropped. Raises Unusable
+    when the last answer is refused too.
+    """
+    messages: list[Message] = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": REQUEST % text},
+    ]
+    reason = "it was never asked"
+    for _ in range(tries):
+        answer = chat(messages)
+        try:
+            return checked_keywords(answer, text)
+        except UnusableAnswerError as problem:
+            reason = str(problem)
+        again = {
+            "role": "user",
+            "content": (
+                f"That answer cannot be used: {reason}. Answer again, with the JSON object alone."
+            ),
+        }
+        messages = [*messages[:2], {"role": "assistant", "content": answer}, again]
+    raise UnusableAnswerError(reason)
+
+
+def checked_keywords(answer: str, text: str) -> list[str]:
+    """The keywords of an answer that the text holds, each once. Raises Unusable for anything else."""
+    start, end = answer.find("{"), answer.rfind("}")
+    try:
+        content = json.loads(answer[start : end + 1]) if 0 <= start < end else None
+    except json.JSONDecodeError as problem:
+        raise UnusableAnswerError(
+            f"it is no JSON: {problem.msg} at character {problem.pos}"
+        ) from problem
+    named = content.get("keywords") if isinstance(content, dict) else None
+    if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
+        raise UnusableAnswerError('it has no list of strings under "keywords"')
+    whole = f" {_keys(text)} "
+    present = [n for n in dict.fromkeys(named) if _keys(n) and f" {_keys(n)} " in whole]
+    if not present:
+        raise UnusableAnswerError("it names no word of the text")
+    return present
+
+
+def chat_with(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int = 512
+) -> Chat:
+    """A Hugging Face chat model as a function from messages to its greedy answer.
+
+    A template that refuses the system role gets its content in front of the first message of the
+    user.
+    """
+
+    def chat(messages: Sequence[Message]) -> str:
+        ids = torch.tensor([_prompt_ids(tokenizer, list(messages))], device=model.device)
+        with torch.no_grad():
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id or 0,
+            )
+        return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+    return chat
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    # templates raise what they like (jinja2's TemplateError among it)
+    except Exception as problem:
+        if messages[0]["role"] != "system":
+            raise
+        first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+        try:
+            text = tokenizer.apply_chat_template(
+                [first, *messages[2:]], add_generation_prompt=True, tokenize=False
+            )
+        except Exception:
+            raise problem from None
+    return list(tokenizer.encode(str(text), add_special_tokens=False))
+
+
+def _keys(text: str) -> str:
+    return " ".join(word.key for word in words_of(text))

@@ -1,0 +1,161 @@
+"""What a model says of words: its loss and gradient on each, and its hidden states over phrases."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rayunlearn.data.documents import Document
+from rayunlearn.data.tokenize import Encoded, by_length, collate
+from rayunlearn.errors import require
+from rayunlearn.keywords.phrases import DocumentWords
+from rayunlearn.keywords.words import Word
+from rayunlearn.models.document_features import document_features
+from rayunlearn.models.forward import evaluating, hidden_states, score
+
+
+def words_of_labels(
+    document: Document,
+    sequence: Encoded,
+    words: Sequence[Word],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+) -> list[int]:
+    """For every label of `sequence` the position of the answer's word it is a piece of, -1 for none
+    (punctuation, end).
+
+    `sequence` and `words` are of `document`, encoded with `template`. Raises UserError for a
+    tokenizer that cannot say where its tokens stand.
+    """
+    require(
+        bool(tokenizer.is_fast),
+        "a tokenizer must give character offsets (a fast tokenizer) for keywords from a model",
+        type(tokenizer).__name__,
+    )
+    lead = " " if document.prompt and template != "chat" else ""
+    offsets = tokenizer(
+        lead + document.answer, add_special_tokens=False, return_offsets_mapping=True
+    )["offset_mapping"]
+    owner = [-1] * (len(document.answer) + len(lead))
+    for at, word in enumerate(words):
+        owner[word.start + len(lead) : word.end + len(lead)] = [at] * (word.end - word.start)
+    pieces = [max(owner[start:end], default=-1) for start, end in offsets]
+    n_labels = len(sequence.ids) - sequence.start
+    # the first token of all is no label
+    skipped = 1 if not document.prompt and tokenizer.bos_token_id is None else 0
+    return (pieces[skipped : skipped + n_labels] + [-1] * n_labels)[:n_labels]
+
+
+def word_losses(
+    model: PreTrainedModel,
+    documents: Sequence[Document],
+    sequences: Sequence[Encoded],
+    pages: Sequence[DocumentWords],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+) -> list[list[float]]:
+    """Summed NLL of every word's tokens, in nats, per document; 0 for words that were cut off."""
+    tokens = [
+        scored.token_nll for scored in score(model, sequences, int(tokenizer.pad_token_id or 0))
+    ]
+    return _by_word(tokens, documents, sequences, pages, tokenizer, template, "sum")
+
+
+def word_gradients(
+    model: PreTrainedModel,
+    documents: Sequence[Document],
+    sequences: Sequence[Encoded],
+    pages: Sequence[DocumentWords],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+) -> list[list[float]]:
+    """Norm of the gradient of a token's loss with respect to the logits, in [0, sqrt 2], the
+    largest of every word's tokens, per document.
+
+    It is ||p - y||_2; times the length of the last hidden state it is the norm of that loss's
+    gradient of the head. 0 for words that were cut off.
+    """
+    tokens = [
+        passed.token_error
+        for passed in document_features(model, sequences, int(tokenizer.pad_token_id or 0))
+    ]
+    return _by_word(tokens, documents, sequences, pages, tokenizer, template, "amax")
+
+
+def _by_word(
+    tokens: Sequence[Tensor],
+    documents: Sequence[Document],
+    sequences: Sequence[Encoded],
+    pages: Sequence[DocumentWords],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    reduce: str,
+) -> list[list[float]]:
+    """Values of the labels of every document, (n,) each, as one value per word."""
+    result = []
+    for values, document, sequence, page in zip(tokens, documents, sequences, pages, strict=True):
+        pieces = torch.tensor(words_of_labels(document, sequence, page.words, tokenizer, template))
+        words = torch.zeros(len(page.words) + 1).scatter_reduce(
+            0, torch.where(pieces < 0, len(page.words), pieces), values, reduce
+        )
+        result.append(words[:-1].tolist())
+    return result
+
+
+def loss_gaps(
+    base: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    """What the other model has minus what base has, per document and word."""
+    return [[y - x for x, y in zip(a, b, strict=True)] for a, b in zip(base, other, strict=True)]
+
+
+def gap_by_word(
+    pages: Iterable[DocumentWords], word_gaps: Iterable[Sequence[float]]
+) -> dict[str, float]:
+    """Mean gap of every word over all places it stands at."""
+    sums: defaultdict[str, list[float]] = defaultdict(list)
+    for page, values in zip(pages, word_gaps, strict=True):
+        for word, value in zip(page.words, values, strict=True):
+            sums[word.key].append(value)
+    return {key: sum(values) / len(values) for key, values in sums.items()}
+
+
+def phrase_states(
+    model: PreTrainedModel,
+    documents: Sequence[Document],
+    sequences: Sequence[Encoded],
+    pages: Sequence[DocumentWords],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    layer: int,
+) -> list[tuple[Tensor, Tensor]]:
+    """Per document: mean state of block `layer` over each candidate's tokens (P, D) and over all
+    labels (D,), float32 on the CPU.
+
+    A candidate that was cut off has the mean over all labels.
+    """
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    with evaluating(model):
+        for positions in by_length(sequences, 8192):
+            batch = collate([sequences[p] for p in positions], int(tokenizer.pad_token_id or 0)).to(
+                model.device
+            )
+            states = hidden_states(model, batch, layer).float().cpu()
+            for row, p in enumerate(positions):
+                mine = states[row, sequences[p].start : len(sequences[p].ids)]
+                pieces = words_of_labels(
+                    documents[p], sequences[p], pages[p].words, tokenizer, template
+                )
+                found[p] = (_means(mine, pieces, pages[p]), mine.mean(0))
+    return [found[p] for p in range(len(sequences))]
+
+
+def _means(states: Tensor, pieces: Sequence[int], page: DocumentWords) -> Tensor:
+    rows = []
+    for phrase in page.phrases:
+        words = {at for first, last in phrase.places for at in range(first, last)}
+        mine = [t for t, at in enumerate(pieces) if at in words]
+        rows.append(states[mine].mean(0) if mine else states.mean(0))
+    return torch.stack(rows) if rows else torch.zeros(0, states.shape[1])

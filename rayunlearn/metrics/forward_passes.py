@@ -1,0 +1,394 @@
+"""The passes over the probes that give the metrics what they ask for (`document.INPUTS`): one
+forward pass for all scores, then texts, letters and gradients where some metric wants them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rayunlearn.data.documents import Document
+from rayunlearn.data.multiple_choice import LETTERS, QUESTION_HEAD, letter_question
+from rayunlearn.data.tokenize import Encoded, by_length, collate
+from rayunlearn.errors import require
+from rayunlearn.models.forward import evaluating, label_ids, label_logits, score, token_nll
+from rayunlearn.models.generate import generate
+from rayunlearn.models.reference import Reference
+
+MetricInputs = dict[str, object]
+
+
+# Zhang et al.'s code clamps the variance at 1e-6
+DEVIATION = 1e-3
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe as token ids: the answer, and the options with the true one first (empty without
+    wrong answers).
+
+    `paraphrased` is the answer after the question in other words. `document` is what letters and
+    texts are made from; `true_letter` is the place of the true option among the letters.
+    """
+
+    doc_id: str
+    split: str
+    answer: Encoded
+    options: tuple[Encoded, ...]
+    paraphrased: Encoded | None = None
+    document: Document | None = None
+    true_letter: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """How texts are written: at most `max_new_tokens`; `sampling_pass` of each prompt at `temperature`
+    within `top_p`, made by `seed`.
+
+    200 is TOFU's limit; MUSE takes 128 for verbatim and 32 for knowledge memorisation.
+    """
+
+    max_new_tokens: int = 200
+    samples: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    # solved questions to stand before a letter question, by topic
+    shots: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationTask:
+    """What the passes work on. `base` must hold token_nll and log_probs of the answers where a
+    metric compares with base.
+    """
+
+    model: PreTrainedModel
+    probes: Sequence[Probe]
+    tokenizer: PreTrainedTokenizerBase | None = None
+    base: Reference | None = None
+    writing: GenerationSettings = GenerationSettings()
+
+    def words(self) -> PreTrainedTokenizerBase:
+        """The tokenizer. Raises UserError where none was given."""
+        require(
+            self.tokenizer is not None,
+            "metrics of text and letters need a tokenizer",
+            self.tokenizer,
+        )
+        assert self.tokenizer is not None
+        return self.tokenizer
+
+
+def gather_inputs(task: EvaluationTask, sources: frozenset[str]) -> list[MetricInputs]:
+    """What the wanted passes give, per probe, in order. An input that a probe does not allow is
+    left out.
+    """
+    found: list[MetricInputs] = [{} for _ in task.probes]
+    for names, function in FORWARD_PASSES:
+        if wanted := names & sources:
+            for inputs, more in zip(found, function(task, wanted), strict=True):
+                inputs |= more
+    return found
+
+
+def likelihood_pass(task: EvaluationTask, wanted: frozenset[str]) -> list[MetricInputs]:
+    """Answers, options and paraphrases in one sorted pass; moments and base distances of the
+    answers from the same logits.
+    """
+    require(
+        "base" not in wanted or task.base is not None,
+        "metrics that compare with base need its outputs",
+        task.base,
+    )
+    sequences = [
+        (at, kind, s) for at, probe in enumerate(task.probes) for kind, s in _sequences(probe)
+    ]
+    found: list[MetricInputs] = [{} for _ in task.probes]
+    options: list[dict[str, Tensor]] = [{} for _ in task.probes]
+    with evaluating(task.model):
+        for positions in by_length([s for _, _, s in sequences], 8192):
+            chosen = [sequences[p] for p in positions]
+            batch = collate([s for _, _, s in chosen]).to(task.model.device)
+            logits, labels = label_logits(task.model, batch), label_ids(batch)
+            sizes = batch.labelled.sum(1).tolist()
+            nll = functional.cross_entropy(logits, labels, reduction="none").cpu().split(sizes)
+            correct = (logits.argmax(-1) == labels).cpu().split(sizes)
+            for (at, kind, sequence), own_nll, own_correct, own_logits in zip(
+                chosen, nll, correct, logits.split(sizes), strict=True
+            ):
+                if kind == "answer":
+                    found[at] |= {"token_nll": own_nll, "correct": own_correct} | _further(
+                        task, sequence, own_logits, wanted
+                    )
+                elif kind == "paraphrased":
+                    found[at]["paraphrase_correct"] = own_correct
+                else:
+                    options[at][kind] = own_nll
+    return [own | _options(o) for own, o in zip(found, options, strict=True)]
+
+
+def greedy_text_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
+    """The answer as text, and the text that a continuation should be."""
+    tokenizer = task.words()
+    decoded = [
+        str(tokenizer.decode(prompt_and_answer(p.answer)[1], skip_special_tokens=True)).strip()
+        for p in task.probes
+    ]
+    texts = [
+        (p.document.answer, p.document.prompt) if p.document else ("", "") for p in task.probes
+    ]
+    return [
+        {"answer": answer or rest, "truth": answer if prompt else rest}
+        for (answer, prompt), rest in zip(texts, decoded, strict=True)
+    ]
+
+
+def greedy_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
+    """The greedy continuation of every prompt, whole and cut to as many tokens as the truth has."""
+    tokenizer, halves = task.words(), [prompt_and_answer(p.answer) for p in task.probes]
+    texts = generate(
+        task.model,
+        [p for p, _ in halves],
+        end=tokenizer.eos_token_id,
+        max_new_tokens=task.writing.max_new_tokens,
+    )
+    n_words = [len(truth) - (truth[-1:] == (tokenizer.eos_token_id,)) for _, truth in halves]
+    return [
+        {"generated": _text(tokenizer, ids), "continuation": _text(tokenizer, ids[:n])}
+        for ids, n in zip(texts, n_words, strict=True)
+    ]
+
+
+def sampling_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
+    """`writing.sampling_pass` drawn continuations of every prompt, each from a seed of its own."""
+    tokenizer, writing = task.words(), task.writing
+    drawn = generate(
+        task.model,
+        [prompt_and_answer(p.answer)[0] for p in task.probes for _ in range(writing.samples)],
+        end=tokenizer.eos_token_id,
+        max_new_tokens=writing.max_new_tokens,
+        temperature=writing.temperature,
+        top_p=writing.top_p,
+        seeds=[
+            f"{p.doc_id}/{writing.seed}/{number}"
+            for p in task.probes
+            for number in range(writing.samples)
+        ],
+    )
+    texts = [_text(tokenizer, ids) for ids in drawn]
+    return [
+        {"samples": tuple(texts[at * writing.samples : (at + 1) * writing.samples])}
+        for at in range(len(task.probes))
+    ]
+
+
+def letter_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
+    """Letter scores and the letter written, for probes with a question and options; nothing where
+    the vocabulary has no letters.
+
+    As many tokens are written as the longest letter has, one as a rule.
+    """
+    tokenizer = task.words()
+    asked = [
+        at
+        for at, p in enumerate(task.probes)
+        if p.document is not None and p.document.prompt and p.document.wrong
+    ]
+    n_letters = {at: len(task.probes[at].options) for at in asked}
+    spelt = spelt_letters(tokenizer, max(n_letters.values(), default=2))
+    found: list[MetricInputs] = [{} for _ in task.probes]
+    if spelt is None:
+        return found
+    prompts = [_letter_prompt(task.probes[at], tokenizer, task.writing.shots) for at in asked]
+    logits = letter_scores(task.model, prompts, spelt)
+    longest = max(map(len, spelt))
+    written = generate(task.model, prompts, end=tokenizer.eos_token_id, max_new_tokens=longest)
+    for at, own, text in zip(asked, logits, written, strict=True):
+        k = n_letters[at]
+        found[at] = {
+            "letter_logits": own[:k],
+            "letter_text": _text(tokenizer, text),
+            "true_letter": task.probes[at].true_letter,
+            "n_options": k,
+        }
+    return found
+
+
+def gradient_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
+    """Gradient norms of the answers, one backward pass each, in evaluation mode (open-unlearning
+    leaves dropout on).
+    """
+    model, was_training = task.model, task.model.training
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    model.eval().requires_grad_(True)
+    try:
+        return [{"gradient_norm": _gradient_norm(model, p.answer)} for p in task.probes]
+    finally:
+        model.train(was_training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
+
+
+# Which sources a pass serves, and the pass.
+FORWARD_PASSES: tuple[
+    tuple[frozenset[str], Callable[[EvaluationTask, frozenset[str]], list[MetricInputs]]], ...
+] = (
+    (frozenset({"scores", "moments", "base"}), likelihood_pass),
+    (frozenset({"words"}), greedy_text_pass),
+    (frozenset({"greedy"}), greedy_pass),
+    (frozenset({"samples"}), sampling_pass),
+    (frozenset({"letters"}), letter_pass),
+    (frozenset({"gradients"}), gradient_pass),
+)
+
+
+def prompt_and_answer(sequence: Encoded) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(prompt ids, ids that should follow): before and after the border, or the halves of a text
+    without a question.
+    """
+    border = sequence.start if sequence.start > 1 else max(1, len(sequence.ids) // 2)
+    return sequence.ids[:border], sequence.ids[border:]
+
+
+def spelt_letters(
+    tokenizer: PreTrainedTokenizerBase, n_options: int
+) -> list[tuple[int, ...]] | None:
+    """Token ids of each letter after "Answer:", with or without a space, whichever is shorter. None
+    where some letter has none of its own.
+    """
+    require(n_options <= len(LETTERS), f"options must be at most {len(LETTERS)}", n_options)
+    ways = [
+        [
+            tuple(tokenizer.encode(before + letter, add_special_tokens=False))
+            for letter in LETTERS[:n_options]
+        ]
+        for before in (" ", "")
+    ]
+    usable = [
+        way
+        for way in ways
+        if len(set(way)) == n_options
+        and all(ids and tokenizer.unk_token_id not in ids for ids in way)
+    ]
+    return min(usable, key=lambda way: sum(map(len, way)), default=None)
+
+
+def letter_scores(
+    model: PreTrainedModel,
+    prompts: Sequence[tuple[int, ...]],
+    spelt: Sequence[tuple[int, ...]],
+) -> list[Tensor]:
+    """(k,) float32 per prompt, higher is likelier: the letters' logits after what they share, in
+    one pass, where a single token tells them apart; their summed log-probabilities, k sequences per
+    prompt, where a tokenizer spells them in different lengths."""
+    shared = spelt[0][:-1]
+    if all(ids[:-1] == shared for ids in spelt):
+        return [
+            logits[[ids[-1] for ids in spelt]]
+            for logits in last_logits(model, [(*prompt, *shared) for prompt in prompts])
+        ]
+    sequences = [
+        Encoded(f"{at}/{n}", (*prompt, *ids), len(prompt))
+        for at, prompt in enumerate(prompts)
+        for n, ids in enumerate(spelt)
+    ]
+    sums = [-scored.token_nll.sum() for scored in score(model, sequences)]
+    return [
+        torch.stack(sums[at * len(spelt) : (at + 1) * len(spelt)]) for at in range(len(prompts))
+    ]
+
+
+def last_logits(
+    model: PreTrainedModel,
+    prompts: Sequence[tuple[int, ...]],
+) -> list[Tensor]:
+    """Next-token logits (V,) float32 after each prompt, on the CPU, in the order given."""
+    # its one label is where we look
+    sequences = [Encoded(str(at), (*prompt, 0), len(prompt)) for at, prompt in enumerate(prompts)]
+    found: dict[int, Tensor] = {}
+    with evaluating(model):
+        for positions in by_length(sequences, 8192):
+            batch = collate([sequences[p] for p in positions]).to(model.device)
+            found |= dict(zip(positions, label_logits(model, batch).cpu(), strict=True))
+    return [found[at] for at in range(len(prompts))]
+
+
+def _sequences(probe: Probe) -> list[tuple[str, Encoded]]:
+    more = [("paraphrased", probe.paraphrased)] if probe.paraphrased is not None else []
+    return [
+        ("answer", probe.answer),
+        *more,
+        *((str(number), option) for number, option in enumerate(probe.options)),
+    ]
+
+
+def _further(
+    task: EvaluationTask, answer: Encoded, logits: Tensor, wanted: frozenset[str]
+) -> MetricInputs:
+    """Moments of log p and distances from base, from the answer's logits (n, V)."""
+    if not wanted & {"moments", "base"}:
+        return {}
+    log_p = logits.log_softmax(-1)
+    p = log_p.exp()
+    found: MetricInputs = {}
+    if "moments" in wanted:
+        mean = (p * log_p).sum(-1)
+        variance = (p * log_p.square()).sum(-1) - mean.square()
+        found |= {
+            "log_prob_mean": mean.cpu(),
+            "log_prob_deviation": variance.clamp(min=DEVIATION**2).sqrt().cpu(),
+        }
+    if "base" in wanted and task.base is not None:
+        alone = collate([answer]).to(logits.device)
+        before = task.base.log_probs([answer], alone)
+        found |= {
+            "base_nll": task.base.token_nll([answer], alone)[alone.labelled].cpu(),
+            "kl": (before.exp() * (before - log_p)).sum(-1).cpu(),
+        }
+    return found
+
+
+def _options(by_number: Mapping[str, Tensor]) -> MetricInputs:
+    ordered = [by_number[str(number)] for number in range(len(by_number))]
+    return (
+        {
+            "option_nll": torch.stack([o.mean() for o in ordered]),
+            "option_nll_sum": torch.stack([o.sum() for o in ordered]),
+        }
+        if ordered
+        else {}
+    )
+
+
+def _letter_prompt(
+    probe: Probe, tokenizer: PreTrainedTokenizerBase, shots: Mapping[str, str]
+) -> tuple[int, ...]:
+    assert probe.document is not None
+    begin = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    text = (
+        QUESTION_HEAD
+        + shots.get(probe.document.topic, "")
+        + letter_question(probe.document, probe.true_letter)
+    )
+    return (*begin, *tokenizer.encode(text, add_special_tokens=False))
+
+
+def _gradient_norm(
+    model: PreTrainedModel,
+    answer: Encoded,
+) -> float:
+    batch = collate([answer]).to(model.device)
+    loss = token_nll(model, batch).sum() / batch.labelled.sum()
+    found = [
+        g
+        for g in torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        if g is not None
+    ]
+    return float(torch.stack([g.float().norm() for g in found]).mean())
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

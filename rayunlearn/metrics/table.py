@@ -1,0 +1,427 @@
+"""The metrics of one document, as one table, and what each of them may ask for by the name of a
+positional parameter.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from rayunlearn.metrics.likelihood import (
+    base_kl,
+    exact_memorization,
+    extraction_strength,
+    extraction_strength_paraphrase,
+    option_probability,
+    perplexity,
+    probability,
+    sequence_probability,
+    truth_ratio,
+    truth_ratio_arithmetic,
+    truth_ratio_even,
+    truth_ratio_right,
+)
+from rayunlearn.metrics.membership import (
+    gradient_norm_score,
+    loss_score,
+    min_k_plus_score,
+    min_k_score,
+    reference_score,
+    zlib_score,
+)
+from rayunlearn.metrics.multiple_choice import (
+    letter_answered,
+    letter_choice,
+    letter_written,
+    letter_written_answered,
+    multiple_choice,
+    multiple_choice_sum,
+)
+from rayunlearn.metrics.text import (
+    knowledge_memorization,
+    leak_at_k,
+    ngram_entropy,
+    repetition,
+    rouge_l_f1,
+    rouge_l_recall,
+    syntactic_sanity,
+    verbatim_memorization,
+)
+
+
+@dataclass(frozen=True)
+class MetricInput:
+    """What a metric may ask for, and which pass over the probes gives it."""
+
+    source: str
+    meaning: str
+
+
+INPUTS = {
+    "token_nll": MetricInput(
+        "scores",
+        "(n,) float32, nats: NLL of the answer's tokens, teacher forced, end-of-sequence last",
+    ),
+    "correct": MetricInput("scores", "(n,) bool: the greedy choice is the label"),
+    "option_nll": MetricInput(
+        "scores",
+        "(k,) float32, nats: mean-token NLL of the answer options, the true one first (its"
+        " paraphrase where there is one)",
+    ),
+    "option_nll_sum": MetricInput("scores", "(k,) float32, nats: summed NLL of the same options"),
+    "paraphrase_correct": MetricInput(
+        "scores", "(n,) bool: `correct` after the question in other words"
+    ),
+    "log_prob_mean": MetricInput(
+        "moments",
+        "(n,) float32, nats: mean of log p under the next-token distribution, at each answer token",
+    ),
+    "log_prob_deviation": MetricInput(
+        "moments", "(n,) float32, nats: its standard deviation, at least 0.001"
+    ),
+    "base_nll": MetricInput("base", "(n,) float32, nats: `token_nll` of the base model"),
+    "kl": MetricInput(
+        "base", "(n,) float32, nats: KL(base || model) of the next-token distributions"
+    ),
+    "answer": MetricInput("words", "the answer as text"),
+    "truth": MetricInput(
+        "words",
+        "the text that a continuation should be: the answer, or the second half of a document"
+        " without a question",
+    ),
+    "generated": MetricInput(
+        "greedy", "the greedy continuation of the prompt, to end-of-sequence or the limit"
+    ),
+    "continuation": MetricInput("greedy", "its first tokens, as many as `truth` has"),
+    "samples": MetricInput("samples", "continuations drawn from the model"),
+    "letter_logits": MetricInput(
+        "letters",
+        "(k,) float32: logits of the option letters after 'Answer:' (log p where a letter is"
+        " several tokens)",
+    ),
+    "letter_text": MetricInput("letters", "the token written greedily after 'Answer:'"),
+    "true_letter": MetricInput("letters", "position of the true option among the letters, from 0"),
+    "n_options": MetricInput("letters", "number of options"),
+    "gradient_norm": MetricInput(
+        "gradients",
+        "mean over parameter tensors of the L2 norm of the gradient of the mean token NLL",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the family: function, unit, range and which way is more knowledge ('' where neither
+    is).
+    """
+
+    function: Callable[..., float | None]
+    meaning: str
+    unit: str
+    low: float
+    high: float
+    direction: str
+    source: str
+
+
+METRICS = {
+    row.function.__name__: row
+    for row in (
+        Metric(
+            probability,
+            "probability of the answer (geometric mean over tokens)",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "TOFU 2401.06121",
+        ),
+        Metric(
+            multiple_choice,
+            "true option is the most likely one",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "ours, after WMDP 2403.03218",
+        ),
+        Metric(
+            exact_memorization,
+            "tokens right under teacher forcing",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "Tirumala et al. 2205.10770",
+        ),
+        Metric(
+            extraction_strength,
+            "share of the answer that a prefix extracts",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "Carlini et al. 2021; 2406.09179",
+        ),
+        Metric(perplexity, "exp of the mean token NLL", "1", 1, math.inf, "lower", "standard"),
+        Metric(
+            sequence_probability,
+            "probability of the whole answer",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "standard",
+        ),
+        Metric(
+            option_probability,
+            "share of the true option in the options' probabilities",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "TOFU 2401.06121",
+        ),
+        Metric(
+            extraction_strength_paraphrase,
+            "extraction strength after the paraphrased question",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "2406.09179",
+        ),
+        Metric(
+            truth_ratio,
+            "probability of wrong options / of the true one",
+            "1",
+            0,
+            math.inf,
+            "lower",
+            "TOFU 2401.06121",
+        ),
+        Metric(
+            truth_ratio_arithmetic,
+            "the same, wrong options averaged arithmetically",
+            "1",
+            0,
+            math.inf,
+            "lower",
+            "TOFU 2401.06121, eq. 1",
+        ),
+        Metric(
+            truth_ratio_even,
+            "min(R, 1/R): truth and falsehood cannot be told apart",
+            "fraction",
+            0,
+            1,
+            "lower",
+            "TOFU 2401.06121",
+        ),
+        Metric(
+            truth_ratio_right,
+            "max(0, 1 - R): the truth alone is likely",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "TOFU 2401.06121",
+        ),
+        Metric(
+            base_kl,
+            "distance of the answer's distributions from base",
+            "nats",
+            0,
+            math.inf,
+            "lower",
+            "standard",
+        ),
+        Metric(
+            multiple_choice_sum,
+            "true option is the most likely whole text",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "WMDP 2403.03218",
+        ),
+        Metric(
+            letter_choice,
+            "true option's letter has the highest logit",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "MMLU 2009.03300",
+        ),
+        Metric(
+            letter_written,
+            "the letter written is the true one",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "Doshi & Stickland 2411.12103",
+        ),
+        Metric(
+            letter_written_answered,
+            "the same, where a letter was written",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "Doshi & Stickland 2411.12103",
+        ),
+        Metric(
+            letter_answered,
+            "a letter was written at all",
+            "fraction",
+            0,
+            1,
+            "",
+            "Doshi & Stickland 2411.12103",
+        ),
+        Metric(
+            loss_score,
+            "membership: mean token NLL",
+            "nats",
+            0,
+            math.inf,
+            "lower",
+            "Yeom et al. 1709.01604",
+        ),
+        Metric(
+            zlib_score,
+            "membership: NLL per compressed byte",
+            "nats per byte",
+            0,
+            math.inf,
+            "lower",
+            "Carlini et al. 2012.07805",
+        ),
+        Metric(
+            reference_score,
+            "membership: NLL above the reference model's",
+            "nats",
+            -math.inf,
+            math.inf,
+            "lower",
+            "Carlini et al. 2012.07805",
+        ),
+        Metric(
+            min_k_score,
+            "membership: mean NLL of the least likely tokens",
+            "nats",
+            0,
+            math.inf,
+            "lower",
+            "Shi et al. 2310.16789",
+        ),
+        Metric(
+            min_k_plus_score,
+            "membership: the same, normalised per position",
+            "1",
+            -math.inf,
+            math.inf,
+            "lower",
+            "Zhang et al. 2404.02936",
+        ),
+        Metric(
+            gradient_norm_score,
+            "membership: gradient norm of the loss",
+            "nats per weight",
+            0,
+            math.inf,
+            "lower",
+            "as in open-unlearning",
+        ),
+        Metric(
+            rouge_l_recall,
+            "words of the truth in the greedy text, in order",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "Lin 2004; TOFU 2401.06121",
+        ),
+        Metric(
+            rouge_l_f1,
+            "the same, longer texts penalised",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "Lin 2004; MUSE 2407.06460",
+        ),
+        Metric(
+            verbatim_memorization,
+            "overlap of the continuation with the true one",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "MUSE 2407.06460",
+        ),
+        Metric(
+            knowledge_memorization,
+            "overlap of a short answer with the true one",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "MUSE 2407.06460",
+        ),
+        Metric(
+            leak_at_k,
+            "overlap of the best of k samples with the truth",
+            "fraction",
+            0,
+            1,
+            "higher",
+            "2511.04934",
+        ),
+        Metric(
+            repetition,
+            "share of repeated 4-grams in the greedy text",
+            "fraction",
+            0,
+            1,
+            "",
+            "Welleck et al. 1908.04319",
+        ),
+        Metric(
+            ngram_entropy,
+            "entropy of the greedy text's 2- and 3-grams",
+            "bits",
+            0,
+            math.inf,
+            "",
+            "Meng et al. 2202.05262; RWKU 2406.10890",
+        ),
+        Metric(
+            syntactic_sanity, "signs of language in the greedy text", "fraction", 0, 1, "", "ours"
+        ),
+    )
+}
+
+
+def metric_input_names(metric: Metric) -> tuple[str, ...]:
+    """Names of what the metric's function asks for; its options, which are keyword-only, are none
+    of them.
+    """
+    parameters = inspect.signature(metric.function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def sources_of(metrics: Iterable[Metric]) -> frozenset[str]:
+    """The passes over the probes that these metrics need."""
+    return frozenset(
+        INPUTS[name].source for metric in metrics for name in metric_input_names(metric)
+    )
+
+
+CHEAP = {
+    name: row
+    for name, row in METRICS.items()
+    if sources_of([row]) == {"scores"} and not name.endswith("_score")
+}

@@ -1,0 +1,144 @@
+"""One pass of the model over each document, and everything that a selector may want from it."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
+from rayunlearn.models.forward import blocks, evaluating, label_ids
+
+# mean over every token, over the label tokens, the last token alone
+POOLINGS = ("all", "answer", "last")
+
+
+# on a processor what its caches hold, on a GPU half a gigabyte
+LOGITS_AT_ONCE = {"cpu": 2**20, "gpu": 2**27}
+
+
+# after the final norm, as the head sees it; output of the block before the last
+LAYERS = ("last", "penultimate")
+
+
+@dataclass(frozen=True)
+class DocumentFeatures:
+    """One document after one forward pass.
+
+    token_nll, surprise (n,) float32 over its n labels: nats, and the min-k++ score (log p(label) -
+    mean) / standard deviation of log p under the model's own distribution (Zhang et al. 2404.02936,
+    equation 3). token_error (n,):
+    ||softmax - one-hot||_2, the EL2N of a token. states: (D,) float32 by "<layer>.<pooling>".
+    """
+
+    token_nll: Tensor
+    surprise: Tensor
+    token_error: Tensor
+    states: dict[str, Tensor]
+
+
+def document_features(
+    model: PreTrainedModel, sequences: Sequence[Encoded], tokens_per_batch: int = 8192
+) -> list[DocumentFeatures]:
+    """Run the model once over every sequence, in batches of similar length; results in the order
+    given, on the CPU.
+    """
+    results: dict[int, DocumentFeatures] = {}
+    with evaluating(model):
+        for positions in by_length(sequences, tokens_per_batch):
+            batch = collate([sequences[p] for p in positions]).to(model.device)
+            results |= dict(zip(positions, _passed(model, batch), strict=True))
+    return [results[p] for p in range(len(sequences))]
+
+
+def mean_loss(passed: DocumentFeatures) -> float:
+    """Mean NLL over the labels, nats per token."""
+    return float(passed.token_nll.mean())
+
+
+def zlib_ratio(passed: DocumentFeatures, text: str) -> float:
+    """Summed NLL over the bytes of the zlib-compressed text (Carlini et al. 2021): low where the
+    model knows more than repetition explains.
+    """
+    return float(passed.token_nll.sum()) / len(zlib.compress(text.encode()))
+
+
+def lowest_mean(values: Tensor, fraction: float) -> Tensor:
+    """Mean of the `fraction` lowest of (n,) values, at least one of them."""
+    return values.sort().values[: max(1, int(fraction * len(values)))].mean()
+
+
+def _passed(model: PreTrainedModel, batch: Batch) -> list[DocumentFeatures]:
+    penultimate, last = _states(model, batch)
+    sizes = batch.labelled.sum(1).tolist()
+    parts = [
+        values.cpu().split(sizes)
+        for values in _label_scores(model, last[:, :-1][batch.labelled[:, 1:]], label_ids(batch))
+    ]
+    pooled = {
+        f"{name}.{way}": values
+        for name, states in (("last", last), ("penultimate", penultimate))
+        for way, values in _pooled(states, batch).items()
+    }
+    return [
+        DocumentFeatures(n, s, e, {name: values[i] for name, values in pooled.items()})
+        for i, (n, s, e) in enumerate(zip(*parts, strict=True))
+    ]
+
+
+def _label_scores(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """`token_scores` of the labels, each predicted from a row of hidden (N, D), some rows at a
+    time: a whole batch of logits (8,192 x V) is larger than a processor's caches, and every step of
+    the scores would read it from memory again."""
+    head = model.get_output_embeddings()
+    at_once = LOGITS_AT_ONCE["cpu" if hidden.device.type == "cpu" else "gpu"]
+    rows = max(1, at_once // model.config.vocab_size)
+    parts = [
+        token_scores(head(some).float(), own)
+        for some, own in zip(hidden.split(rows), labels.split(rows), strict=True)
+    ]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def token_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """token_nll, surprise and token_error, each (N,), of logits (N, V) and labels (N,)."""
+    log_probs = logits.log_softmax(-1)
+    probs = log_probs.exp()
+    nll = functional.nll_loss(log_probs, labels, reduction="none")
+    mean = (probs * log_probs).sum(-1)
+    spread = (probs * (log_probs - mean[:, None]).square()).sum(-1).sqrt()
+    own = (-nll).exp()
+    error = (probs.square().sum(-1) - own.square() + (1 - own).square()).clamp_min(0).sqrt()
+    # a certain distribution has spread 0 and -nll = mean
+    return nll, (-nll - mean) / spread.clamp_min(1e-6), error
+
+
+def _states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    caught: list[Tensor] = []
+    layers = blocks(model)
+    handle = layers[max(0, len(layers) - 2)].register_forward_hook(
+        lambda _m, _i, out: caught.append(out[0] if isinstance(out, tuple) else out)
+    )
+    try:
+        last = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    finally:
+        handle.remove()
+    return caught[0], last
+
+
+def _pooled(states: Tensor, batch: Batch) -> dict[str, Tensor]:
+    values = states.float()
+    ends = batch.present.sum(1) - 1
+    pooled = {
+        "all": _mean(values, batch.present),
+        "answer": _mean(values, batch.labelled),
+        "last": values[torch.arange(len(ends)), ends],
+    }
+    return {name: v.cpu() for name, v in pooled.items()}
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)

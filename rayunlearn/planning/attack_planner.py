@@ -1,0 +1,465 @@
+"""From attacked models and a panel of attacks to the trials that can run now: `plan` once more, for
+`rayunlearn attack`.
+
+A study maximises what an attack gets back: the forgetting metric on split forget, whatever the
+attack does to utility, because who wants the knowledge need not care. It is asked in batches from
+an in-memory study as tuning is, so a resumed panel is the same panel.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rayunlearn.analysis.pareto import pareto_front
+from rayunlearn.analysis.run_frames import trial_table
+from rayunlearn.attacks.base import attack_input_names
+from rayunlearn.attacks.panels import Panel, PanelEntry, attack_setting, panel_of, restrict_panel
+from rayunlearn.attacks.table import ATTACKS
+from rayunlearn.canonical import CheckTrial, canonical_trial, has_gold
+from rayunlearn.config import Attack, Trial, Value, with_values
+from rayunlearn.errors import UserError, require
+from rayunlearn.experiment import DEFAULT_ATTACKS, Budget, Domain, Experiment, Objective, Range
+from rayunlearn.metrics.table import CHEAP
+from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.planning.planner import Agenda, Identify, PlannedTrial
+from rayunlearn.planning.study import StudyTrial, best_trial, sampler_seed, suggest
+from rayunlearn.ranges import options_of
+from rayunlearn.storage.parquet import write_table
+from rayunlearn.storage.run import Run, find_trial, open_run
+from rayunlearn.trial.load import load_trial
+
+# differ by attack.seed
+DRAWN_SETTINGS = {
+    "rng",
+    "seed",
+    "forget_sequences",
+    "retain_sequences",
+    "unrelated_sequences",
+    "held_in",
+    "held_in_sequences",
+}
+
+
+STEPS = Range(10, 100, log=True, integer=True)
+
+
+STRENGTH: Mapping[str, Domain] = {"learning_rate": Range(1e-4, 1e-2, log=True), "steps": STEPS}
+
+
+# of attacks that train no weights
+OTHER_STRENGTH: Mapping[str, Mapping[str, Domain]] = {
+    # a few vectors bear larger steps than all weights do
+    "soft_prompt": {"learning_rate": Range(1e-3, 1e-1, log=True), "steps": STEPS},
+    # it draws replacements and has no learning rate
+    "gcg": {"steps": STEPS, "candidates": Range(8, 64, log=True, integer=True)},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackTarget:
+    """A model to attack: the trial that ends with it, checked, and its id."""
+
+    trial_id: str
+    trial: Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackFiles:
+    """What attacks read, '' for our own: a file of unrelated text, a file of rephrasings (doc_id,
+    condition, text), a chat model.
+    """
+
+    text: str = ""
+    rephrasings: str = ""
+    chat_model: str = ""
+
+
+@dataclass
+class AttackPlanner:
+    """`agenda` as of `plan.Planner`: the same interface, another plan. `keep` writes it to
+    attacks.parquet.
+    """
+
+    experiment: Experiment
+    check: CheckTrial
+    identify: Identify
+    targets: tuple[AttackTarget, ...]
+    panel: Panel
+    reads: AttackFiles = field(default_factory=AttackFiles)
+    _ids: dict[Trial, str] = field(default_factory=dict)
+    _rows: list[dict[str, Value]] = field(default_factory=list)
+    _made: dict[tuple[Any, ...], tuple[PlannedTrial, dict[str, Value]]] = field(
+        default_factory=dict
+    )
+    _anchors: dict[str, tuple[AttackTarget, ...]] = field(default_factory=dict)
+    _suggested: dict[tuple[str, str], list[dict[str, Value]]] = field(default_factory=dict)
+
+    def agenda(self, results: Mapping[str, TrialResult]) -> Agenda:
+        """What can run now, given every attack that has ended."""
+        self._rows, waiting = [], 0
+        rows: list[PlannedTrial] = []
+        notes: list[str] = []
+        for target in self.targets:
+            for entry in self.panel.entries:
+                part = self.part(target, entry, results)
+                rows += part.rows
+                waiting += part.waiting
+                notes += part.notes
+        known = {row.trial_id: row for row in rows}
+        ready = tuple(row for trial_id, row in known.items() if trial_id not in results)
+        return Agenda(
+            rows=tuple(rows), ready=ready, waiting=waiting, notes=tuple(dict.fromkeys(notes))
+        )
+
+    def part(
+        self, target: AttackTarget, entry: PanelEntry, results: Mapping[str, TrialResult]
+    ) -> Agenda:
+        """One attack on one model: its study as far as results allow, then its seeds and its
+        controls.
+        """
+        if not entry.tuned:
+            return Agenda(rows=self.final(target, entry, dict(entry.values)), ready=(), waiting=0)
+        study, finished = self.study(target, entry, results)
+        if len(finished) < self.panel.budget:
+            return Agenda(
+                rows=study,
+                ready=(),
+                waiting=self.panel.budget - len(study) + self.n_final(target, entry),
+            )
+        winner = best_trial(finished)
+        if winner is None:
+            note = (
+                f"{entry.words} on {target.trial_id}: no strength was measured to its end, so it is"
+                " not repeated"
+            )
+            return Agenda(rows=study, ready=(), waiting=0, notes=(note,))
+        return Agenda(
+            rows=(*study, *self.final(target, entry, {**dict(entry.values), **winner.values})),
+            ready=(),
+            waiting=0,
+        )
+
+    def study(
+        self, target: AttackTarget, entry: PanelEntry, results: Mapping[str, TrialResult]
+    ) -> tuple[tuple[PlannedTrial, ...], tuple[StudyTrial, ...]]:
+        """Strengths asked so far, at the panel's first seed, and those that have ended."""
+        rows: list[PlannedTrial] = []
+        finished: list[StudyTrial] = []
+        name = f"{entry.words} on {target.trial_id}"
+        while len(rows) < self.panel.budget and len(finished) == len(rows):
+            n = min(self.panel.batch, self.panel.budget - len(rows))
+            for values in self.suggestions(entry.name, name, tuple(finished), n):
+                every = {**dict(entry.values), **values}
+                rows.append(
+                    self.planned(
+                        target,
+                        entry.name,
+                        every,
+                        self.panel.seeds[0],
+                        "tuning",
+                        study=name,
+                        study_index=len(rows),
+                    )
+                )
+                result = results.get(rows[-1].trial_id)
+                # Optuna minimises; an attack wants the metric high, and nothing else
+                if result is not None:
+                    finished.append(
+                        StudyTrial(
+                            values=values,
+                            status=result.status,
+                            forgetting=-result.forgetting,
+                            utility=0.0,
+                            violation=0.0,
+                        )
+                    )
+        return tuple(rows), tuple(finished)
+
+    def suggestions(
+        self, attack: str, name: str, finished: tuple[StudyTrial, ...], batch: int
+    ) -> list[dict[str, Value]]:
+        """`suggest` for the study `name` of an attack, remembered: an agenda is asked for whenever
+        an attack has ended.
+        """
+        key = (name, repr(finished))
+        if key not in self._suggested:
+            self._suggested[key] = suggest(
+                strength_of(attack), finished, batch=batch, seed=sampler_seed(name, len(finished))
+            )
+        return self._suggested[key]
+
+    def final(
+        self, target: AttackTarget, entry: PanelEntry, values: Mapping[str, Value]
+    ) -> tuple[PlannedTrial, ...]:
+        """The attack with every seed, and with each the same on base and gold and the companion on
+        the model itself.
+        """
+        answers = attack_setting(entry.name, values)
+        rows = []
+        for seed in attack_seeds(entry.name, self.panel.seeds):
+            rows.append(self.planned(target, entry.name, values, seed, "attack"))
+            rows += [
+                self.planned(other, entry.name, values, seed, "control", answers=answers)
+                for other in self.anchors(target)
+            ]
+            if companion := ATTACKS[entry.name].companion:
+                rows.append(
+                    self.planned(target, companion, values, seed, "control", answers=answers)
+                )
+        return tuple(rows)
+
+    def n_final(self, target: AttackTarget, entry: PanelEntry) -> int:
+        """How many trials `final` will ask for."""
+        each = 1 + len(self.anchors(target)) + bool(ATTACKS[entry.name].companion)
+        return each * len(attack_seeds(entry.name, self.panel.seeds))
+
+    def anchors(self, target: AttackTarget) -> tuple[AttackTarget, ...]:
+        """Base and gold of the target's data and model, itself left out; found once."""
+        if target.trial_id not in self._anchors:
+            self._anchors[target.trial_id] = self.found_anchors(target)
+        return self._anchors[target.trial_id]
+
+    def found_anchors(self, target: AttackTarget) -> tuple[AttackTarget, ...]:
+        """`anchors`, from the trial."""
+        stages = [role for role in ("base", "gold") if role == "base" or has_gold(target.trial)]
+        trials = [
+            canonical_trial(replace(target.trial, stage=role), check=self.check)
+            for role in stages
+            if role != target.trial.stage
+        ]
+        return tuple(AttackTarget(trial_id=self.identified(trial), trial=trial) for trial in trials)
+
+    def planned(
+        self,
+        target: AttackTarget,
+        name: str,
+        values: Mapping[str, Value],
+        seed: int,
+        role: str,
+        *,
+        answers: str = "",
+        study: str = "",
+        study_index: int = -1,
+    ) -> PlannedTrial:
+        """A row of the plan, made once and noted for attacks.parquet."""
+        key = (
+            target.trial_id,
+            name,
+            tuple(sorted(values.items())),
+            seed,
+            role,
+            answers,
+            study,
+            study_index,
+        )
+        if key not in self._made:
+            self._made[key] = self.made(
+                target,
+                name,
+                values,
+                seed,
+                role,
+                answers=answers,
+                study=study,
+                study_index=study_index,
+            )
+        row, place = self._made[key]
+        self._rows.append(place)
+        return row
+
+    def made(
+        self,
+        target: AttackTarget,
+        name: str,
+        values: Mapping[str, Value],
+        seed: int,
+        role: str,
+        *,
+        answers: str,
+        study: str,
+        study_index: int,
+    ) -> tuple[PlannedTrial, dict[str, Value]]:
+        """The row of the plan and that of attacks.parquet; values that the attack has not (a
+        companion's) are left out.
+        """
+        own = {
+            f"{name}.{key}": value
+            for key, value in values.items()
+            if f"{name}.{key}" in {o.name for o in options_of(ATTACKS[name].function)}
+        }
+        attack = replace(Attack(name=name, seed=seed, **self.read_by(name)), **self.curve_of(name))
+        trial = self.check(with_values(replace(target.trial, attack=attack), own))
+        setting = attack_setting(name, {key.partition(".")[2]: value for key, value in own.items()})
+        row = PlannedTrial(
+            trial_id=self.identified(trial),
+            trial=trial,
+            role=role,
+            group=setting,
+            tuning="none",
+            study=study,
+            study_index=study_index,
+        )
+        place: dict[str, Value] = {
+            "trial_id": row.trial_id,
+            "attacked": target.trial_id,
+            "role": role,
+            "setting": setting,
+            "answers": answers,
+        }
+        return row, {**place, "study": study, "study_index": study_index}
+
+    def read_by(self, name: str) -> dict[str, Any]:
+        """`attack.file` and `attack.chat_model` of an attack: what of `reads` it asks for."""
+        asked = attack_input_names(ATTACKS[name])
+        files = {"unrelated_sequences": self.reads.text, "texts": self.reads.rephrasings}
+        return {
+            "file": next((file for what, file in files.items() if what in asked), ""),
+            "chat_model": self.reads.chat_model if "chat" in asked else "",
+        }
+
+    def curve_of(self, name: str) -> dict[str, Any]:
+        """`attack.curve_*` of an attack that leaves a recovery curve: the metric that the objective
+        forgets by, where it is cheap.
+        """
+        if "watch" not in attack_input_names(ATTACKS[name]):
+            return {}
+        metric = self.experiment.objective.forgetting
+        return {"curve_points": self.panel.curve_points} | (
+            {"curve_metric": metric} if metric in CHEAP else {}
+        )
+
+    def identified(self, trial: Trial) -> str:
+        """The trial's id, computed once."""
+        if trial not in self._ids:
+            self._ids[trial] = self.identify(trial)
+        return self._ids[trial]
+
+    def keep(self, run: Path, agenda: Agenda) -> None:
+        """Write attacks.parquet: this panel's rows, and those of earlier panels on other models or
+        with other attacks.
+        """
+        path = run / "attacks.parquet"
+        mine = {_key(row): row for row in self._rows}
+        old = pl.read_parquet(path).to_dicts() if path.exists() else []
+        write_table(
+            path, "attacks", [*(row for row in old if _key(row) not in mine), *mine.values()]
+        )
+
+
+def strength_of(name: str) -> Mapping[str, Domain]:
+    """What is searched of a tuned attack: learning rate x steps, or what it has in their place."""
+    return OTHER_STRENGTH.get(name, STRENGTH)
+
+
+def attack_seeds(name: str, seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds that the attack runs with: one where nothing is drawn."""
+    return (
+        tuple(seeds)
+        if DRAWN_SETTINGS & set(attack_input_names(ATTACKS[name]))
+        else tuple(seeds[:1])
+    )
+
+
+def attack_planner(
+    folder: Path,
+    *,
+    trials: str,
+    panel: str,
+    reads: AttackFiles,
+    check: CheckTrial,
+    identify: Identify,
+    names: Sequence[str] = (),
+    n_seeds: int | None = None,
+    curve_points: int | None = None,
+) -> AttackPlanner:
+    """The plan of `rayunlearn attack`: which models of the run, which attacks (`names`: of the
+    panel only these), how many seeds, how many points of a recovery curve at most.
+
+    Raises UserError for an unknown panel, attack or trial, and for a trial that can no longer be
+    repeated.
+    """
+    run = open_run(folder)
+    chosen = panel_of(panel)
+    chosen = restrict_panel(chosen, names) if names else chosen
+    require(n_seeds is None or n_seeds >= 1, "--seeds must be >= 1", n_seeds)
+    chosen = chosen if n_seeds is None else replace(chosen, seeds=tuple(range(n_seeds)))
+    require(curve_points is None or curve_points >= 1, "--curve-points must be >= 1", curve_points)
+    chosen = chosen if curve_points is None else replace(chosen, curve_points=curve_points)
+    found = [load_trial(folder, trial_id) for trial_id in attack_targets(run, trials)]
+    for one in found:
+        require(
+            one.trial.attack == Attack(),
+            "an attack cannot be attacked; choose the trial that it attacked, not",
+            one.trial_id,
+        )
+    targets = tuple(AttackTarget(trial_id=one.trial_id, trial=one.trial) for one in found)
+    experiment = attack_experiment(run, targets[0].trial)
+    return AttackPlanner(experiment, check, identify, targets, chosen, reads)
+
+
+def attack_targets(run: Run, wanted: str) -> list[str]:
+    """Ids of the trials to attack: `best` (most forgotten at kept utility, one per method and
+    retain loss), `pareto` (those that no other beats), `grid` (every measured cell), or ids and
+    beginnings of ids, separated by commas.
+
+    Raises UserError where none fits.
+    """
+    if wanted not in DEFAULT_ATTACKS:
+        known = run.trials.select("trial_id").collect()["trial_id"].to_list()
+        return [find_trial(known, name.strip()) for name in wanted.split(",")]
+    table = trial_table(run)
+    cells = table.filter(
+        (pl.col("role") == "grid")
+        & (pl.col("status") == "complete")
+        & pl.col("forgetting").is_finite()
+    )
+    chosen = {
+        "grid": cells,
+        "pareto": pareto_front(cells, "forgetting", "utility"),
+        "best": _best(table, cells, run),
+    }[wanted]
+    ids = list(dict.fromkeys(chosen["trial_id"].to_list()))
+    kept = (
+        " that keeps the objective's utility_floor (or name one by its id)"
+        if wanted == "best"
+        else ""
+    )
+    require(
+        bool(ids),
+        f"--trials {wanted} must find a complete trial of the grid{kept}; found",
+        len(ids),
+    )
+    return ids
+
+
+def attack_experiment(run: Run, trial: Trial) -> Experiment:
+    """The experiment of a run as far as attacks need it: its name, version and objective."""
+    given = run.experiment
+    if not given:
+        raise UserError(f"a run must have experiment.json to be attacked, {run.path} has none")
+    return Experiment(
+        name=str(given["name"]),
+        question=str(given["question"]),
+        base=replace(trial, stage="unlearned"),
+        grids=((),),
+        search={},
+        budget=Budget(tuning="none"),
+        objective=Objective(**given["objective"]),
+        version=str(given["version"]),
+    )
+
+
+def _best(table: pl.DataFrame, cells: pl.DataFrame, run: Run) -> pl.DataFrame:
+    floor = float(run.experiment["objective"]["utility_floor"])
+    base = table.filter(pl.col("role") == "base")["utility"].mean()
+    kept = cells.filter(pl.col("utility") >= floor * float(str(base if base is not None else 0.0)))
+    return kept.sort("forgetting").unique(
+        ["method.forget", "method.retain"], keep="first", maintain_order=True
+    )
+
+
+def _key(row: Mapping[str, Value]) -> tuple[Value, ...]:
+    return tuple(row[name] for name in ("trial_id", "role", "answers", "study_index"))

@@ -1,0 +1,300 @@
+"""What a trial needs of a GPU, said before any runs: one step of an outline of its model, corrected
+by what finished trials took.
+
+An outline has shapes and no numbers (torch's meta device), so a model of any size is measured in
+seconds without its weights.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import polars as pl
+import torch
+from peft import inject_adapter_in_model
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from rayunlearn.config import Train, Trial, block_numbers, from_flat
+from rayunlearn.data.documents import Document
+from rayunlearn.data.tokenize import encode_documents
+from rayunlearn.errors import UserError
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.loss_inputs import paired_response_kinds, uses_documents
+from rayunlearn.methods.retain import RETAIN
+from rayunlearn.models.device_memory import step_memory
+from rayunlearn.models.forward import blocks
+from rayunlearn.models.load import resolve_model
+from rayunlearn.models.reference import DISTRIBUTION_BYTES
+from rayunlearn.models.scratch import MOST_WORDS, build_model
+from rayunlearn.ranges import required_inputs
+from rayunlearn.registry import arguments_of
+from rayunlearn.schema import column_names
+from rayunlearn.storage.run import finished_ids, open_run
+from rayunlearn.train.adapters import ADAPTERS, linear_modules
+from rayunlearn.train.loop import choose_parameters
+from rayunlearn.trial.identity import corpus_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuMemory:
+    """Bytes that a plan's hungriest trial holds on a GPU at its peak, which trial that is, and
+    where the number comes from.
+    """
+
+    peak: int
+    trial: str
+    source: str
+
+
+def gpu_share(room: GpuMemory, there: int) -> tuple[float, str]:
+    """The share of a GPU of `there` bytes that a trial takes, and the sentence that says so. Raises
+    UserError where one is too small.
+    """
+    from rayunlearn.models.device_memory import share_of
+
+    share = share_of(room.peak, there, f"a trial ({room.trial})")
+    return (
+        share,
+        f"each trial takes {share:g} of a GPU of {there / 2**30:.1f} GiB: {format_gpu_memory(room)}",
+    )
+
+
+def format_gpu_memory(room: GpuMemory) -> str:
+    """What the hungriest trial needs of a GPU."""
+    return f"{room.peak / 2**30:.2f} GiB for {room.trial} (from {room.source})"
+
+
+# of a batch of `models.forward.score`
+SCORED_TOKENS = 8192
+
+
+# texts of most characters, among which the one of most tokens is looked for
+LONGEST = 8
+
+
+FLOAT = 4
+
+
+def estimate_gpu_memory(trials: Iterable[Trial], run: Path) -> GpuMemory:
+    """The room of the hungriest trial: estimated, and multiplied by the largest peak / estimate of
+    this run's finished trials.
+
+    Only trials that ran on a GPU count for that. `Room.peak` is bytes without the context and
+    without a margin.
+    """
+    needed = {
+        trial: peak_bytes(core) for trial, core in ((trial, _core(trial)) for trial in trials)
+    }
+    hungriest = max(needed, key=lambda trial: needed[trial])
+    factor, n_measured = _correction(run)
+    trained = (
+        f"{hungriest.method.forget} + {hungriest.method.retain}"
+        if hungriest.stage == "unlearned"
+        else hungriest.stage
+    )
+    what = (
+        f"{trained}, model {hungriest.model.name}, batch {hungriest.train.batch_size} in"
+        f" {hungriest.train.accumulation}"
+    )
+    source = (
+        f"one step without weights, x {factor:.2f} as {n_measured} finished trials took"
+        if n_measured
+        else "one step without weights"
+    )
+    return GpuMemory(peak=round(needed[hungriest] * factor), trial=what, source=source)
+
+
+@lru_cache(maxsize=256)
+def peak_bytes(trial: Trial) -> int:
+    """Peak bytes on a GPU: weights, and the larger of a training step and of measuring.
+
+    Every text of the batch is taken to be as long as the longest. Activations are those of float32,
+    more than bfloat16's; with `train.precision` auto the lowered copies of the weights are added.
+    What the optimizer needs for a moment is not in it: `memory.MARGIN` is for that.
+    """
+    model, (tokens, labels) = _meta_model(trial), _longest(trial)
+    weights = FLOAT * sum(p.numel() for p in model.parameters())
+    # logits and their log-softmax
+    scored = 2 * FLOAT * model.config.vocab_size * (SCORED_TOKENS * labels // tokens)
+    if trial.stage != "unlearned":
+        return weights + scored
+    trained = _trained(trial, model)
+    size = trial.train.batch_size // trial.train.accumulation
+    step = step_memory(model, trained, lambda: _loss(trial, model, size, tokens, labels))
+    lowered = weights // 2 if trial.train.precision == "auto" else 0
+    return (
+        _frozen_reference_bytes(trial, model, labels)
+        + step.weights
+        + max(step.gradients + step.moments + step.activations + lowered, scored)
+    )
+
+
+def _core(trial: Trial) -> Trial:
+    """The trial with only the settings that memory depends on, so that a sweep over others is
+    measured once.
+    """
+    if trial.stage != "unlearned":
+        return Trial(stage="base", data=trial.data, model=trial.model)
+    names = ("batch_size", "accumulation", "parameters", "layers", "adapter", "precision")
+    train = Train(**{name: getattr(trial.train, name) for name in names})
+    method = replace(trial.method, retain_weight=1.0, wrappers="")
+    options = tuple((name, value) for name, value in trial.options if name == "lora.rank")
+    return Trial(data=trial.data, model=trial.model, method=method, train=train, options=options)
+
+
+def _meta_model(trial: Trial) -> PreTrainedModel:
+    """The trial's model without numbers."""
+    with torch.device("meta"):
+        if trial.model.name == "scratch":
+            return build_model(trial.model.size, MOST_WORDS, 0)
+        config = AutoConfig.from_pretrained(
+            resolve_model(trial.model.name), trust_remote_code=False
+        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=False
+        ).float()
+        return model
+
+
+def _trained(trial: Trial, model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    """What the trial trains of the outline; adapters are put in."""
+    pattern, layers = trial.train.parameters, block_numbers(trial.train.layers)
+    function = ADAPTERS[trial.train.adapter].function
+    config = function(linear_modules(model, pattern, layers), **arguments_of(trial, function))
+    if config is not None:
+        inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+    return choose_parameters(model, pattern if config is None else r"\.lora_", layers)
+
+
+def _longest(trial: Trial) -> tuple[int, int]:
+    """Tokens and labels of the longest text. For a model built here a token is taken to be a word."""
+    corpus = corpus_of(trial.data)
+    texts = sorted((*corpus.forget, *corpus.retain), key=lambda d: len(d.prompt) + len(d.answer))[
+        -LONGEST:
+    ]
+    if trial.model.name == "scratch":
+        sizes = [_words(document, trial) for document in texts]
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve_model(trial.model.name), trust_remote_code=False
+        )
+        encoded = encode_documents(texts, tokenizer, trial.data.template, trial.data.max_tokens)
+        sizes = [(len(s.ids), len(s.ids) - s.start) for s in encoded]
+    return max(sizes, default=(trial.data.max_tokens, trial.data.max_tokens))
+
+
+def _words(document: Document, trial: Trial) -> tuple[int, int]:
+    answer = len(document.answer.split()) + 1
+    prompt = (
+        len(trial.data.template.replace("{prompt}", document.prompt).split())
+        if document.prompt
+        else 0
+    )
+    total = max(2, min(trial.data.max_tokens, prompt + answer))
+    return total, max(1, min(answer, total - 1))
+
+
+def _loss(trial: Trial, model: PreTrainedModel, size: int, tokens: int, labels: int) -> Tensor:
+    """A scalar that keeps for its gradient what the trial's losses keep: one pass per text that a
+    step looks at.
+    """
+    method = trial.method
+    passes: list[Tensor] = []
+    for loss in (FORGET[method.forget].function, RETAIN[method.retain].function):
+        n_texts = (
+            uses_documents(loss) + len(paired_response_kinds(loss)) if required_inputs(loss) else 0
+        )
+        one = (
+            partial(_states_loss, layer=method.layer)
+            if "hidden" in required_inputs(loss)
+            else partial(_likelihood_loss, labels=labels)
+        )
+        passes += [one(model, size, tokens) for _ in range(n_texts)]
+    return torch.stack(passes).sum()
+
+
+def _likelihood_loss(model: PreTrainedModel, size: int, tokens: int, *, labels: int) -> Tensor:
+    wanted = _hidden(model, size, tokens)[:, -labels:].flatten(0, 1)
+    logits = model.get_output_embeddings()(wanted).float()
+    return functional.cross_entropy(
+        logits, torch.zeros(len(logits), dtype=torch.long, device="meta")
+    )
+
+
+def _states_loss(model: PreTrainedModel, size: int, tokens: int, *, layer: int) -> Tensor:
+    """Blocks above `layer` run here, where a trial stops: an upper bound unless they keep nothing,
+    as when they are frozen.
+    """
+    caught: list[Tensor] = []
+    handle = blocks(model)[layer].register_forward_hook(
+        lambda _m, _i, output: caught.append(output[0] if isinstance(output, tuple) else output)
+    )
+    _hidden(model, size, tokens)
+    handle.remove()
+    return caught[0].float().square().mean()
+
+
+def _hidden(model: PreTrainedModel, size: int, tokens: int) -> Tensor:
+    """The last block's output for a batch without numbers; a ready mask, because the library would
+    look into the batch for one.
+    """
+    ids = torch.zeros(size, tokens, dtype=torch.long, device="meta")
+    mask = torch.ones(size, 1, tokens, tokens, dtype=torch.bool, device="meta").tril()
+    states: Tensor = model.base_model(
+        input_ids=ids, attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    return states
+
+
+def _frozen_reference_bytes(trial: Trial, model: PreTrainedModel, labels: int) -> int:
+    """Bytes of the frozen copy of the model where whole distributions are too large to keep on
+    disk.
+    """
+    corpus, method = corpus_of(trial.data), trial.method
+    sides = (
+        (FORGET[method.forget].function, corpus.forget),
+        (RETAIN[method.retain].function, corpus.retain),
+    )
+    largest = max(
+        (
+            len(documents)
+            for loss, documents in sides
+            if "reference_log_probs" in required_inputs(loss)
+        ),
+        default=0,
+    )
+    over = FLOAT * model.config.vocab_size * labels * largest > DISTRIBUTION_BYTES
+    return FLOAT * sum(p.numel() for p in model.parameters()) if over else 0
+
+
+def _correction(run: Path) -> tuple[float, int]:
+    """The largest peak / estimate of the run's finished trials that trained on a GPU, and their
+    number; (1, 0) without any.
+    """
+    if not finished_ids(run):
+        return 1.0, 0
+    on_gpu = (
+        ~pl.col("hardware").str.contains(" CPU, ")
+        & (pl.col("stage") == "unlearned")
+        & pl.col("peak_memory_bytes").is_not_null()
+    )
+    rows = (
+        open_run(run)
+        .trials.filter(on_gpu & pl.col("status").is_in(["complete", "collapsed"]))
+        .collect()
+        .to_dicts()
+    )
+    ratios = []
+    for row in rows:
+        try:
+            settings = {
+                name: value for name, value in row.items() if name not in column_names("trials")
+            }
+            ratios.append(row["peak_memory_bytes"] / peak_bytes(_core(from_flat(settings))))
+        # a row of older settings, or data that is gone: it says nothing of what is planned now
+        except UserError:
+            continue
+    return max(ratios, default=1.0), len(ratios)

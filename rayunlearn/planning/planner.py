@@ -1,0 +1,413 @@
+"""From an experiment and what has finished to the trials that can run now: no Ray, no torch, no
+state.
+
+`agenda` is the one function behind first runs, resumes and `rayunlearn plan`. It expands the axes
+to cells in canonical form, adds base, gold and the retain-only controls, and lets each group of
+cells be tuned first.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Protocol
+
+from rayunlearn.canonical import CheckTrial, canonical_trial, control_of, has_gold
+from rayunlearn.config import Trial, Value, flatten, with_values
+from rayunlearn.experiment import SEEDS, Experiment, Grid, Objective, axis_names
+from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.planning.study import StudyTrial, best_trial, sampler_seed, suggest
+
+Identify = Callable[[Trial], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrial:
+    """One row of the plan. A trial that serves twice (a control of two groups) has two rows and one
+    id.
+    """
+
+    trial_id: str
+    trial: Trial
+    role: str
+    group: str
+    tuning: str
+    study: str = ""
+    study_index: int = -1
+
+    def row(self) -> dict[str, Value]:
+        """The row of plan.parquet."""
+        return {
+            "trial_id": self.trial_id,
+            "role": self.role,
+            "group": self.group,
+            "tuning": self.tuning,
+            "study": self.study,
+            "study_index": self.study_index,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agenda:
+    """What is known of the plan now.
+
+    `rows`: every trial whose settings are known; `ready`: those of them that have not ended, each
+    id once; `waiting`: number of trials whose settings depend on results that are still to come;
+    `expected`: the grid and control rows of groups that are still tuned, with a stand-in for the
+    tuned values (to count, never to run); `notes`: what a summary has to say.
+    """
+
+    rows: tuple[PlannedTrial, ...]
+    ready: tuple[PlannedTrial, ...]
+    waiting: int
+    expected: tuple[PlannedTrial, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Number of different trials, those that wait included."""
+        return len({row.trial_id for row in self.rows}) + self.waiting
+
+
+@dataclass(frozen=True)
+class GridGroup:
+    """Cells that share one tuning."""
+
+    key: str
+    values: Mapping[str, Value]
+    cells: tuple[Trial, ...]
+
+
+class PlanSource(Protocol):
+    """What a run on Ray asks of a plan: the agenda, to be kept in the run folder whenever it
+    changes, and what it is about.
+    """
+
+    experiment: Experiment
+
+    def agenda(self, results: Mapping[str, TrialResult]) -> Agenda:
+        """What can run now."""
+
+    def keep(self, run: Path, agenda: Agenda) -> None:
+        """Write the agenda down."""
+
+
+@dataclass
+class Planner:
+    """`agenda` with a memory: ids and suggestions are pure functions, so each is computed once.
+
+    check: fills in and validates a trial's options (`families.check`); identify: its trial id.
+    """
+
+    experiment: Experiment
+    check: CheckTrial
+    identify: Identify
+    _ids: dict[Trial, str] = field(default_factory=dict)
+    _canonical: dict[Trial, Trial] = field(default_factory=dict)
+    _suggested: dict[tuple[object, ...], list[dict[str, Value]]] = field(default_factory=dict)
+    _groups: tuple[GridGroup, ...] = ()
+    _stages: dict[str, tuple[PlannedTrial, ...]] = field(default_factory=dict)
+    _final: dict[tuple[object, ...], tuple[PlannedTrial, ...]] = field(default_factory=dict)
+
+    def agenda(self, results: Mapping[str, TrialResult]) -> Agenda:
+        """What can run now, given every trial that has ended."""
+        self._groups = self._groups or grid_groups(self.experiment, check=self.canonical)
+        groups = self._groups
+        rows: dict[tuple[str, str, str], PlannedTrial] = {}
+        expected: list[PlannedTrial] = []
+        waiting = 0
+        notes: list[str] = []
+        for group in groups:
+            for row in self.stages(group):
+                rows.setdefault((row.trial_id, row.role, row.group), row)
+        for group in groups:
+            part = self.group_agenda(group, results)
+            rows |= {
+                (row.trial_id, row.role, f"{row.group}{row.study_index}"): row for row in part.rows
+            }
+            expected += part.expected
+            waiting += part.waiting
+            notes += part.notes
+        known = {row.trial_id for row in rows.values()}
+        unknown = {row.trial_id for row in expected} - known
+        ready = {row.trial_id: row for row in rows.values() if row.trial_id not in results}
+        return Agenda(
+            rows=tuple(rows.values()),
+            ready=tuple(ready.values()),
+            waiting=waiting + len(unknown),
+            expected=tuple(expected),
+            notes=tuple(notes),
+        )
+
+    def keep(self, run: Path, agenda: Agenda) -> None:
+        """Rewrite plan.parquet with every row that is known by now."""
+        from rayunlearn.storage.parquet import write_table
+
+        write_table(run / "plan.parquet", "plan", [row.row() for row in agenda.rows])
+
+    def group_agenda(self, group: GridGroup, results: Mapping[str, TrialResult]) -> Agenda:
+        """One group: its study as far as results allow, then its grid and its controls."""
+        experiment = self.experiment
+        base = tuning_base(experiment, group, check=self.canonical)
+        space = {
+            name: domain for name, domain in experiment.search.items() if name in flatten(base)
+        }
+        if experiment.budget.tuning == "none" or not space:
+            rows = self.final(group, {}, "none")
+            return Agenda(rows=rows, ready=(), waiting=0)
+        base_id = self.stage(base, "base").trial_id
+        floor = (
+            experiment.objective.utility_floor * results[base_id].utility
+            if base_id in results
+            else math.nan
+        )
+        study, finished = self.study(group, base, results, floor=floor)
+        left = experiment.budget.trials - len(study)
+        ended = left == 0 and len(finished) == len(study) and math.isfinite(floor)
+        winner = best_trial(finished) if ended else None
+        if winner is None:
+            stand_in = {name: flatten(study[0].trial)[name] for name in space}
+            notes = _blocked(group, base_id in results and not math.isfinite(floor), ended)
+            return Agenda(
+                rows=study,
+                ready=(),
+                waiting=left,
+                expected=self.final(group, stand_in, experiment.budget.tuning),
+                notes=notes,
+            )
+        rows = (*study, *self.final(group, winner.values, experiment.budget.tuning))
+        return Agenda(
+            rows=rows, ready=(), waiting=0, notes=_infeasible(group, winner, experiment.objective)
+        )
+
+    def study(
+        self, group: GridGroup, base: Trial, results: Mapping[str, TrialResult], *, floor: float
+    ) -> tuple[tuple[PlannedTrial, ...], tuple[StudyTrial, ...]]:
+        """The study's trials that can be known now, and those of them that have ended, both in
+        study order.
+
+        A batch is asked for when every trial before it has ended and base's utility is known.
+        """
+        rows: list[PlannedTrial] = []
+        finished: list[StudyTrial] = []
+        budget = self.experiment.budget
+        while (
+            len(rows) < budget.trials
+            and len(finished) == len(rows)
+            and (not rows or math.isfinite(floor))
+        ):
+            asked = self.suggestions(
+                group, base, tuple(finished), min(budget.batch, budget.trials - len(rows))
+            )
+            for values in asked:
+                trial = self.canonical(with_values(base, values))
+                rows.append(
+                    self.planned(
+                        trial,
+                        "tuning",
+                        group.key,
+                        budget.tuning,
+                        study=study_name(group),
+                        study_index=len(rows),
+                    )
+                )
+                if rows[-1].trial_id in results:
+                    finished.append(
+                        _finished(values, results[rows[-1].trial_id], floor, rows[-1].trial_id)
+                    )
+        return tuple(rows), tuple(finished)
+
+    def suggestions(
+        self, group: GridGroup, base: Trial, finished: tuple[StudyTrial, ...], batch: int
+    ) -> list[dict[str, Value]]:
+        """`suggest`, remembered."""
+        space = {
+            name: domain for name, domain in self.experiment.search.items() if name in flatten(base)
+        }
+        key = (
+            group.key,
+            batch,
+            tuple(
+                (
+                    repr(sorted(f.values.items())),
+                    f.status,
+                    repr((f.forgetting, f.utility, f.violation)),
+                )
+                for f in finished
+            ),
+        )
+        if key not in self._suggested:
+            self._suggested[key] = suggest(
+                space, finished, batch=batch, seed=sampler_seed(study_name(group), len(finished))
+            )
+        return self._suggested[key]
+
+    def final(
+        self, group: GridGroup, values: Mapping[str, Value], tuning: str
+    ) -> tuple[PlannedTrial, ...]:
+        """The group's cells and its retain-only controls with the tuned values that apply to them;
+        made once for the same values.
+        """
+        key = (group.key, tuning, repr(sorted(values.items())))
+        if key not in self._final:
+            self._final[key] = self._make_final(group, values, tuning)
+        return self._final[key]
+
+    def _make_final(
+        self, group: GridGroup, values: Mapping[str, Value], tuning: str
+    ) -> tuple[PlannedTrial, ...]:
+        cells = [self.canonical(with_values(cell, values)) for cell in group.cells]
+        controls = [
+            self.canonical(control_of(cell))
+            for cell in cells
+            if cell.method.forget != "none" and cell.method.retain != "none"
+        ]
+        rows = [self.planned(cell, "grid", group.key, tuning) for cell in dict.fromkeys(cells)]
+        return (
+            *rows,
+            *(self.planned(cell, "control", group.key, tuning) for cell in dict.fromkeys(controls)),
+        )
+
+    def stages(self, group: GridGroup) -> tuple[PlannedTrial, ...]:
+        """Base, and gold where there is one, of whatever data, model and metrics the group's cells
+        use, each once; made once.
+        """
+        if group.key not in self._stages:
+            wanted = (
+                (cell, role)
+                for cell in group.cells
+                for role in ("base", "gold")
+                if role == "base" or has_gold(cell)
+            )
+            self._stages[group.key] = tuple(
+                dict.fromkeys(self.stage(cell, role) for cell, role in wanted)
+            )
+        return self._stages[group.key]
+
+    def stage(self, cell: Trial, role: str) -> PlannedTrial:
+        """The trial that measures base or gold and trains nothing."""
+        return self.planned(self.canonical(replace(cell, stage=role)), role, "{}", "none")
+
+    def planned(
+        self,
+        trial: Trial,
+        role: str,
+        group: str,
+        tuning: str,
+        *,
+        study: str = "",
+        study_index: int = -1,
+    ) -> PlannedTrial:
+        """A plan row of a canonical trial."""
+        if trial not in self._ids:
+            self._ids[trial] = self.identify(trial)
+        return PlannedTrial(
+            trial_id=self._ids[trial],
+            trial=trial,
+            role=role,
+            group=group,
+            tuning=tuning,
+            study=study,
+            study_index=study_index,
+        )
+
+    def canonical(self, trial: Trial) -> Trial:
+        """`canonical_trial`, remembered."""
+        if trial not in self._canonical:
+            self._canonical[trial] = canonical_trial(trial, check=self.check)
+        return self._canonical[trial]
+
+
+def grid_cells(grid: Grid, base: Trial) -> Iterable[Trial]:
+    """BASE with every combination of the grid's points, the last axis fastest."""
+    for points in product(*(axis.points for axis in grid)):
+        values = {
+            name: value
+            for axis, point in zip(grid, points, strict=True)
+            for name, value in zip(axis.names, point, strict=True)
+        }
+        yield with_values(base, values)
+
+
+def grid_groups(experiment: Experiment, *, check: CheckTrial) -> tuple[GridGroup, ...]:
+    """The cells of all grids, each once and in canonical form, by the axis values that share one
+    tuning.
+    """
+    cells = dict.fromkeys(
+        check(cell) for grid in experiment.grids for cell in grid_cells(grid, experiment.base)
+    )
+    names = [name for name in axis_names(experiment) if _splits(name, experiment.budget.tuning)]
+    grouped: dict[str, list[Trial]] = {}
+    values: dict[str, dict[str, Value]] = {}
+    for cell in cells:
+        flat = flatten(cell)
+        mine = {name: flat[name] for name in names if name in flat}
+        key = json.dumps(mine, sort_keys=True)
+        grouped.setdefault(key, []).append(cell)
+        values[key] = mine
+    return tuple(GridGroup(key, values[key], tuple(members)) for key, members in grouped.items())
+
+
+def tuning_base(experiment: Experiment, group: GridGroup, *, check: CheckTrial) -> Trial:
+    """The trial that a group's study varies: BASE's seeds, and ratio 1.0 where the tuning is
+    shared.
+    """
+    seeds = {name: flatten(experiment.base)[name] for name in SEEDS}
+    whole: dict[str, Value] = (
+        {"select.ratio": 1.0} if experiment.budget.tuning != "per_cell" else {}
+    )
+    return check(with_values(group.cells[0], seeds | whole))
+
+
+def study_name(group: GridGroup) -> str:
+    """`method.forget=npo, data.redundancy=4`: the group in words; `all` where there is one."""
+    return ", ".join(f"{name}={value}" for name, value in group.values.items()) or "all"
+
+
+def _splits(name: str, tuning: str) -> bool:
+    return name not in SEEDS and (tuning == "per_cell" or not name.startswith("select."))
+
+
+def _finished(
+    values: Mapping[str, Value], result: TrialResult, floor: float, trial_id: str
+) -> StudyTrial:
+    return StudyTrial(
+        values=values,
+        status=result.status,
+        forgetting=result.forgetting,
+        utility=result.utility,
+        violation=floor - result.utility,
+        trial_id=trial_id,
+    )
+
+
+def _blocked(group: GridGroup, base_unmeasured: bool, ended: bool) -> tuple[str, ...]:
+    if base_unmeasured:
+        return (
+            (
+                f"{study_name(group)}: base could not be measured, so no utility floor is known and"
+                " its grid is not run"
+            ),
+        )
+    return (
+        (f"{study_name(group)}: no tuning trial was measured to its end, so its grid is not run",)
+        if ended
+        else ()
+    )
+
+
+def _infeasible(group: GridGroup, winner: StudyTrial, objective: Objective) -> tuple[str, ...]:
+    if winner.violation <= 0:
+        return ()
+    rule = (
+        f"no tuning trial kept {objective.utility} on {objective.utility_split} at"
+        f" {objective.utility_floor:g} x base"
+    )
+    return (
+        (
+            f"{study_name(group)}: {rule}; the one with the highest utility ({winner.utility:.3f})"
+            " is used"
+        ),
+    )

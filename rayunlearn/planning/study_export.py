@@ -1,0 +1,128 @@
+"""The Optuna studies of a finished run, as Optuna storage."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.experiment import Choice, Domain, Range
+from rayunlearn.planning.study import StudyTrial, study_from
+
+if TYPE_CHECKING:
+    import optuna
+    import polars as pl
+
+
+def study_of_run(run: str | Path, name: str) -> "optuna.Study":
+    """The study `name` of a run, rebuilt from its Parquet files, for notebooks and dashboards.
+
+    COMPLETE: measured to the end; PRUNED: collapsed or diverged; FAIL: failed, or measured as not a
+    number. Trials that have not ended are not in it. Raises UserError for an unknown run or study.
+    """
+    import polars as pl
+
+    from rayunlearn.planning.outcomes import trial_results
+    from rayunlearn.storage.run import open_run
+
+    opened = open_run(Path(run))
+    plan = opened.plan.collect()
+    studies = _names(plan)
+    if name not in studies:
+        raise unknown_name("study", name, studies)
+    settings = opened.experiment
+    results = trial_results(Path(run), study_objective(settings))
+    trials = {row["trial_id"]: row for row in opened.trials.collect().iter_rows(named=True)}
+    space = {key: study_domain(key, value) for key, value in settings["search"].items()}
+    rows = plan.filter(pl.col("study") == name).sort("study_index")["trial_id"].to_list()
+    ended = [trials[trial_id] for trial_id in rows if trial_id in trials]
+    space = {
+        key: domain
+        for key, domain in space.items()
+        if any(row.get(key) is not None for row in ended)
+    }
+    floor = settings["objective"]["utility_floor"]
+    finished = [
+        _finished(row, space, results, floor * _base_utility(plan, trials, row, results))
+        for row in ended
+    ]
+    return study_from(space, finished, seed=0)
+
+
+def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:
+    """All studies of a run into an Optuna storage, a SQLite file that optuna-dashboard opens;
+    returns their names.
+
+    A picture of the run as it is now: an older file of that name is replaced. Raises UserError for
+    a run without studies.
+    """
+    import optuna
+
+    from rayunlearn.storage.run import open_run
+
+    names = _names(open_run(Path(run)).plan.collect())
+    require(
+        bool(names), "a run must have tuned something (budget.tuning) to have studies", str(run)
+    )
+    studies = {name: study_of_run(run, name) for name in names}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+    for name, study in studies.items():
+        copy = optuna.create_study(study_name=name, storage=storage, directions=study.directions)
+        copy.add_trials(study.trials)
+    return names
+
+
+def study_objective(settings: Mapping[str, Any]) -> Any:
+    """The objective that experiment.json holds."""
+    from rayunlearn.experiment import Objective
+
+    return Objective(**settings["objective"])
+
+
+def study_domain(name: str, content: Mapping[str, Any]) -> Domain:
+    """A domain from its form in experiment.json."""
+    if content["kind"] == "choice":
+        return Choice(*content["values"])
+    if content["kind"] == "range":
+        return Range(
+            content["low"], content["high"], log=content["log"], integer=content["integer"]
+        )
+    raise UserError(f"the kind of {name} must be 'range' or 'choice', got {content['kind']!r}")
+
+
+def _names(plan: "pl.DataFrame") -> tuple[str, ...]:
+    """The studies of a run's plan, sorted."""
+    return tuple(sorted(set(plan["study"].to_list()) - {""}))
+
+
+def _finished(
+    row: Mapping[str, Any], space: Mapping[str, Domain], results: Mapping[str, Any], floor: float
+) -> StudyTrial:
+    result = results[row["trial_id"]]
+    return StudyTrial(
+        values={name: row[name] for name in space},
+        status=result.status,
+        forgetting=result.forgetting,
+        utility=result.utility,
+        violation=floor - result.utility,
+        trial_id=row["trial_id"],
+    )
+
+
+def _base_utility(
+    plan: "pl.DataFrame",
+    trials: Mapping[str, Mapping[str, Any]],
+    row: Mapping[str, Any],
+    results: Mapping[str, Any],
+) -> float:
+    """Utility of the base trial that shares the row's data and model; NaN where it has not ended."""
+    import polars as pl
+
+    same = [key for key in row if key.startswith(("data.", "model."))]
+    for trial_id in plan.filter(pl.col("role") == "base")["trial_id"]:
+        if trial_id in trials and all(trials[trial_id][key] == row[key] for key in same):
+            return float(results[trial_id].utility)
+    return math.nan

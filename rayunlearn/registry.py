@@ -1,0 +1,178 @@
+"""The tables of methods, selectors and metrics as one directory, and the check of a trial against
+them.
+
+A hyperparameter is a keyword-only argument of a family function; `<function>.<argument>` is its
+name everywhere.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from rayunlearn.attacks.table import ATTACKS
+from rayunlearn.attribution.integrated_gradients import check_library
+from rayunlearn.config import Attack, Calibrate, Trial, Value, coerce_value, field_names
+from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.keywords.table import EXTRACTORS
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.loss_inputs import paired_response_kinds
+from rayunlearn.methods.paired_responses import PAIRED_RESPONSES
+from rayunlearn.methods.retain import RETAIN
+from rayunlearn.methods.task_vector import as_trained
+from rayunlearn.metrics.evaluate import chosen_metrics
+from rayunlearn.metrics.table import CHEAP, METRICS
+from rayunlearn.ranges import Option, options_of
+from rayunlearn.selectors.table import SELECTORS
+from rayunlearn.train.adapters import ADAPTERS
+from rayunlearn.train.wrappers import WRAPPERS, names_of
+
+
+def option_names() -> dict[str, Option]:
+    """Every hyperparameter of every family, by dotted name."""
+    tables: tuple[Mapping[str, Any], ...] = (
+        FORGET,
+        RETAIN,
+        PAIRED_RESPONSES,
+        WRAPPERS,
+        ADAPTERS,
+        SELECTORS,
+        EXTRACTORS,
+        METRICS,
+        ATTACKS,
+    )
+    functions = [row.function for table in tables for row in table.values()]
+    functions += [part for row in FORGET.values() for part in (row.weighting, row.ending)]
+    return {option.name: option for function in functions for option in options_of(function)}
+
+
+def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
+    """The functions that a trial names, after checking the names."""
+    metrics = chosen_metrics(trial.measure.metrics) | (
+        chosen_metrics(trial.calibrate.retention) if trial.calibrate.tau else {}
+    )
+    tables: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+        ("method.forget", trial.method.forget, FORGET),
+        ("method.retain", trial.method.retain, RETAIN),
+        ("select.name", trial.select.name, SELECTORS),
+        ("select.extractor", trial.select.extractor, EXTRACTORS),
+        ("train.adapter", trial.train.adapter, ADAPTERS),
+        *(("method.wrappers", name, WRAPPERS) for name in names_of(trial.method.wrappers)),
+        *([("attack.name", trial.attack.name, ATTACKS)] if trial.attack.name != "none" else []),
+    )
+    for setting, name, table in tables:
+        if name not in table:
+            raise unknown_name(setting, name, table)
+    row = FORGET[trial.method.forget]
+    companions = (
+        paired_response_function(trial, kind) for kind in paired_response_kinds(row.function)
+    )
+    measured = (metric.function for metric in metrics.values())
+    return (
+        *(table[name].function for _, name, table in tables),
+        *companions,
+        row.weighting,
+        row.ending,
+        *measured,
+    )
+
+
+def paired_response_function(trial: Trial, kind: str) -> Callable[..., Any]:
+    """What makes the companions that a loss calls `kind`: `preferred` is the kind that
+    `method.preferred` names.
+    """
+    return PAIRED_RESPONSES[trial.method.preferred if kind == "preferred" else kind].function
+
+
+def check_combination(trial: Trial) -> None:
+    """Raise UserError for choices that contradict each other. Names must have been checked."""
+    retention = chosen_metrics(trial.calibrate.retention)
+    rule = "calibrate.retention must be one metric where higher is more knowledge"
+    require(
+        [row.direction for row in retention.values()] == ["higher"], rule, trial.calibrate.retention
+    )
+    given, after = bool(trial.model.unlearned), trial.calibrate.tau or trial.explain.path_points
+    require(
+        not (given and after),
+        "calibrate.tau and explain.path_points must be 0 with model.unlearned, whose training is"
+        " not ours",
+        after,
+    )
+    method, wrappers = trial.method, names_of(trial.method.wrappers)
+    require(
+        len(set(wrappers)) == len(wrappers),
+        "method.wrappers must name each wrapper once",
+        method.wrappers,
+    )
+    in_space = FORGET[method.forget].ending is not as_trained
+    rule = f"method.retain must be 'none' with {method.forget}, which takes away what is learned"
+    require(not in_space or method.retain == "none", rule, method.retain)
+    adapter = trial.train.adapter
+    rule = f"train.adapter must be 'none' with {method.forget}, a step in the space of the weights"
+    require(adapter == "none" or not in_space, rule, adapter)
+    require(
+        trial.attack.curve_metric in CHEAP,
+        "attack.curve_metric must be a cheap metric (docs/metrics.md)",
+        trial.attack.curve_metric,
+    )
+    check_library(trial.explain.gradient_steps)
+    floor, after = trial.stop.retention_floor, in_space or "average" in wrappers
+    require(
+        floor == 0 or not after,
+        "stop.retention_floor must be 0 where weights change after the last step (average, task"
+        " vectors)",
+        floor,
+    )
+    require(
+        adapter == "none" or "ball" not in wrappers,
+        "train.adapter must be 'none' with the wrapper ball: adapters start at zero",
+        adapter,
+    )
+
+
+def check_trial(trial: Trial) -> Trial:
+    """The same trial with the options of unchosen functions dropped and defaults filled in.
+
+    Base and gold train nothing: of the options given they keep those of their metrics and attack.
+    Raises UserError for a name that no table has, for an option that no function has, and for a
+    value out of range.
+    """
+    known = option_names()
+    for name, value in trial.options:
+        _check_option(name, value, known)
+    functions = chosen_functions(trial)
+    check_combination(trial)
+    given = {
+        name: value
+        for name, value in trial.options
+        if trial.stage == "unlearned" or _function_of(name) in (*METRICS, *ATTACKS)
+    }
+    wanted = [option for function in functions for option in options_of(function)]
+    attack = Attack() if trial.attack.name == "none" else trial.attack
+    calibrate = trial.calibrate if trial.calibrate.tau else Calibrate()
+    filled = {o.name: coerce_value(o.name, given.get(o.name, o.default), o.kind) for o in wanted}
+    drawn = filled.get("leak_at_k.k", 1)
+    require(
+        trial.measure.samples >= int(drawn),
+        f"measure.samples must be >= leak_at_k.k, here {drawn}",
+        trial.measure.samples,
+    )
+    return replace(trial, attack=attack, calibrate=calibrate, options=tuple(sorted(filled.items())))
+
+
+def arguments_of(trial: Trial, function: Callable[..., Any]) -> dict[str, Value]:
+    """The keyword arguments that a checked trial gives to one of its functions."""
+    given = dict(trial.options)
+    return {o.name.partition(".")[2]: given[o.name] for o in options_of(function)}
+
+
+def _function_of(option: str) -> str:
+    return option.partition(".")[0]
+
+
+def _check_option(name: str, value: Value, known: Mapping[str, Option]) -> None:
+    if name not in known:
+        raise unknown_name("setting", name, (*known, *field_names()))
+    option = known[name]
+    number = coerce_value(name, value, option.kind)
+    if option.rule is not None and not option.rule.holds(float(number)):
+        raise UserError(f"{name} {option.rule.words}, got {value!r}")

@@ -1,0 +1,311 @@
+"""The same table and the same words on a terminal."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rayunlearn.analysis.baselines import baseline_table
+from rayunlearn.analysis.equal_retention import has_calibrated
+from rayunlearn.analysis.labels import format_number
+from rayunlearn.reporting.attack_tables import AttackMatrix, attack_tables
+from rayunlearn.reporting.attribution_tables import attribution_sections
+from rayunlearn.reporting.connectivity_tables import connectivity_sections
+from rayunlearn.reporting.heatmap import HeatMap, HeatMapLine
+from rayunlearn.reporting.robustness_tables import robustness_sections
+from rayunlearn.reporting.sentences import status_lines
+from rayunlearn.reporting.tables import (
+    Section,
+    TableView,
+    baseline_sentences,
+    baseline_view,
+    coreset_view,
+    ranking_sentences,
+    ranking_view,
+)
+from rayunlearn.schema import column_names
+from rayunlearn.storage.run import Run, find_trial, open_run
+
+# Beginnings of the headers that a narrow terminal goes without, in this order.
+COLUMNS_DROPPED_FIRST = (
+    "shown",
+    "steps",
+    "choice retain",
+    "choice forget",
+    "seeds",
+    "coverage",
+    "fate",
+    "unlearned",
+    "untouched",
+)
+
+
+def print_coreset_table(
+    table: pl.DataFrame, console: Console, *, experiment: Mapping[str, Any] | None = None
+) -> None:
+    """Print the coreset table; where the terminal is narrow, without the columns in `COLUMNS_DROPPED_FIRST`,
+    and it says which.
+    """
+    view = coreset_view(table, experiment or {})
+    shown = _fitting(view, console.width)
+    left_out = [header for i, header in enumerate(view.headers) if i not in shown]
+    caption = "[low, high] 95 % bootstrap interval" + (
+        f"; too narrow for: {', '.join(left_out)}" if left_out else ""
+    )
+    printed = Table(
+        header_style="bold",
+        caption=Text(caption),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+    )
+    for i in shown:
+        printed.add_column(
+            Text(_stacked(view.headers[i])),
+            justify="right" if view.numeric[i] else "left",
+            vertical="bottom",
+        )
+    for row, before, role in zip(view.rows, ((), *view.rows), view.roles, strict=False):
+        if before and before[0] != row[0] and role == "grid":
+            printed.add_section()
+        printed.add_row(*(Text(row[i]) for i in shown), style="" if role == "grid" else "dim")
+    console.print(printed)
+
+
+def print_ranking(run: Run, console: Console) -> None:
+    """Print the order of the methods as trained and at equal retention, where the run has
+    calibrated trials.
+    """
+    if not has_calibrated(run):
+        return
+    headers, rows = ranking_view(run)
+    _print_titled("At equal retention", headers, rows, ranking_sentences(run), console)
+
+
+def print_baselines(run: Run, console: Console) -> None:
+    """Print what was chosen beside chance, where the run has selectors beside random or texts
+    beside random words.
+    """
+    table = baseline_table(run)
+    if table.is_empty():
+        return
+    headers, rows = baseline_view(table)
+    _print_titled("Beside chance", headers, rows, baseline_sentences(table), console)
+
+
+def _print_titled(
+    title: str,
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    lines: Sequence[str],
+    console: Console,
+) -> None:
+    printed = Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+    )
+    for i, header in enumerate(headers):
+        printed.add_column(
+            Text(_stacked(header)), justify="right" if i else "left", vertical="bottom"
+        )
+    for row in rows:
+        printed.add_row(*(Text(cell) for cell in row))
+    console.print(printed)
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_attacks(run: Run, console: Console, *, metric: str = "") -> None:
+    """Print the matrix of attacks and the recovery curves in numbers; nothing where no attack has
+    ended.
+    """
+    for matrix in attack_tables(run, metric=metric):
+        _print_matrix(matrix, console)
+
+
+def _print_matrix(matrix: AttackMatrix, console: Console) -> None:
+    printed = Table(
+        header_style="bold",
+        caption=Text(matrix.caption),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for header in matrix.headers:
+        printed.add_column(Text(header), vertical="bottom")
+    for row in matrix.rows:
+        printed.add_row(*(Text(cell) for cell in row))
+    console.print(printed)
+    for note in matrix.notes:
+        console.print(note, highlight=False, soft_wrap=True)
+
+
+def print_attribution(run: Run, console: Console) -> None:
+    """Print what trials explain: emphasis, destruction, key tokens, paths; nothing where they
+    explain nothing.
+    """
+    for section in (*attribution_sections(run), *connectivity_sections(run)):
+        print_section(section, console)
+
+
+def print_robustness(run: Run, console: Console) -> None:
+    """Print correlation and slope of every metric before and after attacks, where enough models
+    were attacked.
+    """
+    for section in robustness_sections(run):
+        print_section(section, console)
+
+
+def print_section(section: Section, console: Console) -> None:
+    """Print a titled table; a name that repeats is printed once."""
+    title, caption = Text(section.title), Text(section.caption)
+    printed = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for header, right in zip(section.view.headers, section.view.numeric, strict=True):
+        printed.add_column(Text(_stacked(header)), justify="right" if right else "left")
+    for row, before in zip(section.view.rows, ((), *section.view.rows), strict=False):
+        again = bool(before) and before[0] == row[0]
+        printed.add_row(*("" if again and i == 0 else Text(cell) for i, cell in enumerate(row)))
+    console.print(printed)
+
+
+def print_heat_map(heat: HeatMap, console: Console) -> None:
+    """Print a question as every model goes by it: blue supports the answer, orange speaks against
+    it, `*` is a key token.
+
+    The number behind a token is its contribution in nats, so that nothing is lost where there are
+    no colours.
+    """
+    console.print(f"question {heat.doc_id} ({heat.split})", style="bold", highlight=False)
+    for line in heat.lines:
+        console.print(
+            Text(f"{line.name}: {line.answer}" if line.answer else line.name, style="dim")
+        )
+        console.print(heat_text(line))
+
+
+def heat_text(line: HeatMapLine) -> Text:
+    """The tokens of a line, each on its colour, with its contribution."""
+    text = Text("  ")
+    for token in line.tokens:
+        text.append(f" {token.text} ", style=f"black on {_colour(token.share)}")
+        text.append(
+            f"{token.contribution:+.2f}{'*' if token.is_key else ''} ",
+            style="bold" if token.is_key else "dim",
+        )
+    return text
+
+
+def _colour(share: float) -> str:
+    """From white at 0 to blue at 1 and orange at -1, the two that all eyes tell apart, light enough
+    to read black on them.
+    """
+    full = (86, 180, 233) if share > 0 else (230, 159, 0)
+    red, green, blue = (round(255 + (to - 255) * min(1.0, abs(share))) for to in full)
+    return f"rgb({red},{green},{blue})"
+
+
+def summary_lines(run: Run | Path) -> list[str]:
+    """Done, failed and why, documents set aside: a line each."""
+    return status_lines(run if isinstance(run, Run) else open_run(run))
+
+
+def print_trial(run: Path, trial_id: str, console: Console) -> None:
+    """Print one trial: its fate, its numbers, its config. A prefix will do where only one trial has
+    it.
+
+    Raises UserError for an id that no trial has (with the nearest) or that several begin with.
+    """
+    opened = open_run(run)
+    found = find_trial(opened.trials.select("trial_id").collect()["trial_id"].to_list(), trial_id)
+    row = opened.trials.filter(pl.col("trial_id") == found).collect().row(0, named=True)
+    documented = column_names("trials")
+    _print_pairs(
+        console,
+        f"trial {found}: {row['status']}",
+        {n: row[n] for n in documented if n not in ("trial_id", "status", "packages")},
+    )
+    print_evals(
+        console,
+        opened.evals.filter(pl.col("trial_id") == found).sort("split", "metric", "step").collect(),
+    )
+    _print_pairs(console, "settings", {n: v for n, v in row.items() if n not in documented})
+    _print_pairs(console, "packages", json.loads(row["packages"] or "{}"))
+
+
+def _fitting(view: TableView, width: int) -> list[int]:
+    """Columns that fit into `width` characters, two of them between columns."""
+    shown = list(range(len(view.headers)))
+    widths = [
+        max(
+            len(part)
+            for text in (_stacked(header), *(row[i] for row in view.rows))
+            for part in text.split("\n")
+        )
+        for i, header in enumerate(view.headers)
+    ]
+    for name in COLUMNS_DROPPED_FIRST:
+        if sum(widths[i] + 2 for i in shown) - 2 <= width:
+            break
+        shown = [i for i in shown if not view.headers[i].startswith(name)]
+    return shown
+
+
+def _stacked(header: str) -> str:
+    return header.replace(" ", "\n")
+
+
+def _print_pairs(console: Console, title: str, pairs: dict[str, Any]) -> None:
+    """Name and value, what is not there left out."""
+    given = {name: value for name, value in pairs.items() if value is not None and value != ""}
+    if not given:
+        return
+    printed = Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        show_header=False,
+        box=None,
+        pad_edge=False,
+    )
+    for name, value in given.items():
+        printed.add_row(Text(name, style="dim"), Text(format_number(value)))
+    console.print(printed, "")
+
+
+def print_evals(console: Console, evals: pl.DataFrame) -> None:
+    """Rows of `evals` as a table."""
+    printed = Table(
+        title="measured", title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    for name in ("split", "metric", "step", "value", "stderr", "n"):
+        printed.add_column(name, justify="left" if name in ("split", "metric") else "right")
+    for row in evals.iter_rows(named=True):
+        printed.add_row(
+            *(
+                Text(format_number(row[name]))
+                for name in ("split", "metric", "step", "value", "stderr", "n")
+            )
+        )
+    if evals.height:
+        console.print(printed, "")

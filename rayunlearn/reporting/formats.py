@@ -1,0 +1,226 @@
+"""`rayunlearn report RUN --format html|md|json|pdf`: the same findings for a browser, a text, a
+program and a printer.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rayunlearn.analysis.coreset_table import coreset_table
+from rayunlearn.analysis.equal_retention import has_calibrated, method_ranking
+from rayunlearn.analysis.recovery import recovery_table
+from rayunlearn.analysis.run_frames import objective_of
+from rayunlearn.errors import UserError, unknown_name
+from rayunlearn.reporting.html import page, provenance
+from rayunlearn.reporting.sentences import finding_sentences, status_counts
+from rayunlearn.reporting.summary import SummaryTable, run_summary, summary_blocks
+from rayunlearn.schema import VERSION
+from rayunlearn.storage.parquet import write_bytes
+from rayunlearn.storage.run import Run, open_run
+
+
+def write_as(run: Path, form: str) -> Path:
+    """Write `<run>/report.<form>` from the run's Parquet files alone; returns its path. Raises
+    UserError for an unknown form.
+    """
+    if form not in FORMATS:
+        raise unknown_name("--format", form, FORMATS)
+    path = Path(run) / f"report.{form}"
+    write_bytes(path, FORMATS[form](open_run(run)))
+    return path
+
+
+def markdown(run: Run) -> str:
+    """The report as CommonMark with pipe tables; text of the run cannot start markup of its own."""
+    lines = [f"# {escape_html(title_of(run))}", "", escape_html(question_of(run)), ""]
+    for section in summary_blocks(run):
+        lines += [
+            f"## {section.title}",
+            "",
+            *(line for sentence in section.sentences for line in (escape_html(sentence), "")),
+        ]
+        lines += [*escape_pipes(section.table), ""] if section.table else []
+    lines += [
+        "## Where this comes from",
+        "",
+        *(f"- {name}: {escape_html(value)}" for name, value in provenance(run)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def as_json(run: Run) -> dict[str, Any]:
+    """The report as plain values: the first page in words, then every table as a list of rows; what
+    is not known is null.
+    """
+    table = coreset_table(run)
+    return {
+        "report": 1,
+        "schema": VERSION,
+        "rayunlearn": version("rayunlearn"),
+        "name": run.experiment.get("name", run.path.name),
+        "version": run.experiment.get("version", ""),
+        "question": question_of(run),
+        "objective": vars(objective_of(run.experiment)),
+        "brief": [
+            {"question": s.title, "answer": list(s.sentences), "table": _rows(s.table)}
+            for s in run_summary(run, table)
+        ],
+        "findings": finding_sentences(run, table),
+        "fates": status_counts(run),
+        "cells": _plain(table),
+        "attacks": _plain(recovery_table(run)),
+        "standings": _plain(method_ranking(run)) if has_calibrated(run) else [],
+        "provenance": dict(provenance(run)),
+    }
+
+
+def pdf(run: Run) -> bytes:
+    """The report on A4 pages, the table on wide ones. Raises UserError where the extra `pdf` is not
+    installed.
+    """
+    document = _empty_pdf()
+    document.add_page()
+    _heading(document, title_of(run), 18)
+    _paragraph(document, question_of(run))
+    for section in summary_blocks(run):
+        wide = section.table is not None and len(section.table.headers) > 7
+        if wide:
+            document.add_page(orientation="landscape")
+        _heading(document, section.title, 13)
+        for sentence in section.sentences:
+            _paragraph(document, sentence)
+        if section.table is not None:
+            _grid(document, section.table, size=5.5 if wide else 8)
+        if wide:
+            document.add_page(orientation="portrait")
+    _heading(document, "Where this comes from", 13)
+    for name, value in provenance(run):
+        _paragraph(document, f"{name}: {value}", size=8)
+    return bytes(document.output())
+
+
+def title_of(run: Run) -> str:
+    """Name and version of the experiment."""
+    return " ".join(
+        filter(
+            None,
+            (
+                str(run.experiment.get("name", run.path.name)),
+                str(run.experiment.get("version", "")),
+            ),
+        )
+    )
+
+
+def question_of(run: Run) -> str:
+    """The first paragraph of the experiment's docstring."""
+    return " ".join(str(run.experiment.get("question", "")).strip().partition("\n\n")[0].split())
+
+
+def escape_html(text: str) -> str:
+    """Text whose characters mean themselves in Markdown; back-ticks that we write stay."""
+    for character in "\\*_[]<>|#":
+        text = text.replace(character, "\\" + character)
+    return text
+
+
+def escape_pipes(table: SummaryTable) -> list[str]:
+    """A pipe table, a line each."""
+    rows = [table.headers, ("---",) * len(table.headers), *table.rows]
+    return [
+        "| "
+        + " | ".join(
+            cell if cell == "---" else escape_html(cell.replace("\n", " ")) for cell in row
+        )
+        + " |"
+        for row in rows
+    ]
+
+
+def _rows(table: SummaryTable | None) -> list[dict[str, str]]:
+    return [dict(zip(table.headers, row, strict=True)) for row in table.rows] if table else []
+
+
+def _plain(frame: pl.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {name: _finite(value) for name, value in row.items()} for row in frame.iter_rows(named=True)
+    ]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _empty_pdf() -> Any:
+    try:
+        from fpdf import FPDF
+
+        # for DejaVu, a font with the scripts that a run may hold
+        from matplotlib import get_data_path
+    except ImportError as missing:
+        raise UserError(
+            "--format pdf needs the extra `pdf`: pip install 'rayunlearn[pdf]'"
+        ) from missing
+    document = FPDF(format="A4")
+    fonts = Path(get_data_path()) / "fonts" / "ttf"
+    document.add_font("DejaVu", "", fonts / "DejaVuSans.ttf")
+    document.add_font("DejaVu", "B", fonts / "DejaVuSans-Bold.ttf")
+    document.set_auto_page_break(True, margin=15)
+    return document
+
+
+def _heading(document: Any, text: str, size: int) -> None:
+    document.set_font("DejaVu", "B", size)
+    document.ln(2)
+    document.multi_cell(0, size / 2, text, new_x="LMARGIN", new_y="NEXT")
+    document.ln(1)
+
+
+def _paragraph(document: Any, text: str, *, size: float = 9.5) -> None:
+    document.set_font("DejaVu", "", size)
+    document.multi_cell(
+        0,
+        size / 2,
+        text,
+        new_x="LMARGIN",
+        new_y="NEXT",
+        wrapmode="CHAR" if " " not in text else "WORD",
+    )
+    document.ln(1)
+
+
+def _grid(document: Any, table: SummaryTable, *, size: float) -> None:
+    document.set_font("DejaVu", "", size)
+    widths = [
+        max(4, min(28, max(len(row[i]) for row in (table.headers, *table.rows))))
+        for i in range(len(table.headers))
+    ]
+    with document.table(
+        col_widths=widths,
+        line_height=size / 2 + 0.4,
+        text_align="LEFT",
+        first_row_as_headings=True,
+        wrapmode="CHAR",
+    ) as grid:
+        for cells in (table.headers, *table.rows):
+            row = grid.row()
+            for cell in cells:
+                row.cell(cell)
+
+
+FORMATS: Mapping[str, Callable[[Run], bytes]] = {
+    "html": lambda run: page(run).encode("utf-8"),
+    "md": lambda run: markdown(run).encode("utf-8"),
+    "json": (
+        lambda run: (
+            json.dumps(as_json(run), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        ).encode("utf-8")
+    ),
+    "pdf": pdf,
+}

@@ -1,0 +1,713 @@
+"""Plotly figures of a run. Each returns None where there is nothing to draw. Colours come without a
+background: the page sets it.
+
+One colour per method and one dash and symbol per selector, the same in every figure (Okabe and
+Ito's palette, which people with any colour vision can tell apart; symbols and dashes repeat what
+colours say).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import polars as pl
+from plotly.subplots import make_subplots
+
+from rayunlearn.analysis.coreset_table import extra_settings
+from rayunlearn.analysis.labels import (
+    control_label,
+    format_cell,
+    format_coreset_size,
+    format_number,
+    format_percent,
+)
+from rayunlearn.analysis.mode_connectivity import path_cells, paths_of
+from rayunlearn.analysis.pareto import best_so_far, pareto_front
+from rayunlearn.analysis.recovery import recovery_table
+from rayunlearn.analysis.run_frames import (
+    CONTEXT_SECTIONS,
+    lower_is_forgotten,
+    objective_of,
+    trial_table,
+    varying_settings,
+)
+from rayunlearn.reporting.attack_tables import attack_labels
+from rayunlearn.storage.run import Run
+
+COLOURS = ("#0081cf", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#8a8a00", "#7b61c4")
+
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star-triangle-down")
+
+
+# legible on white and on black
+GREY = "#808080"
+
+
+ANCHORS = {"base": "before unlearning (base)", "gold": "never saw it (gold)"}
+
+
+# per training curve: more cannot be seen and makes the page heavy
+MAX_POINTS = 300
+
+
+MAX_PANELS = 12
+
+
+# rows of the heat map
+MAX_ATTACKS = 60
+
+
+Facet = tuple[str, dict[str, Any]]
+
+
+def coreset_curve(table: pl.DataFrame, experiment: Mapping[str, Any]) -> go.Figure | None:
+    """Forgetting over the kept ratio (log), a line per method and selector with intervals; base,
+    gold and controls across.
+    """
+    grid = table.filter(pl.col("role") == "grid", pl.col("forgetting").is_not_null())
+    if grid.height == 0:
+        return None
+    facets = _facets(grid, extra_settings(table))
+    figure = _panels(
+        [title for title, _ in facets], y_title=f"{objective_of(experiment).forgetting} on forget"
+    )
+    for panel, (_, place) in enumerate(facets):
+        for method, selector, cells in _lines(_within(grid, place)):
+            _add(figure, panel, _curve(cells, "select.ratio", _style(table, method, selector)))
+        _add_levels(figure, panel, _within(table, place), grid)
+    ratios = sorted(grid["select.ratio"].unique())
+    figure.update_xaxes(
+        type="log",
+        title_text="kept part of the forget set",
+        tickvals=ratios,
+        ticktext=[format_percent(r) for r in ratios],
+        minor_ticks="",
+    )
+    return _finished(figure)
+
+
+def coverage_curve(table: pl.DataFrame, experiment: Mapping[str, Any]) -> go.Figure | None:
+    """Forgetting over the share of facts that the kept documents state: one panel per method, a
+    colour per data setting.
+    """
+    grid = table.filter(
+        pl.col("role") == "grid",
+        pl.col("forgetting").is_not_null(),
+        pl.col("coverage").is_not_null(),
+    )
+    if grid.height == 0:
+        return None
+    methods = grid["method"].unique(maintain_order=True).to_list()
+    places = _facets(grid, extra_settings(table))
+    figure = _panels(methods, y_title=f"{objective_of(experiment).forgetting} on forget")
+    for panel, method in enumerate(methods):
+        for index, (title, place) in enumerate(places):
+            for _, selector, cells in _lines(
+                _within(grid.filter(pl.col("method") == method), place)
+            ):
+                style = _style(table, method, selector)
+                # colours tell the settings apart: whether they meet is the question here
+                if title:
+                    style |= {
+                        "name": f"{selector}, {title}",
+                        "colour": COLOURS[-1 - index % len(COLOURS)],
+                    }
+                _add(figure, panel, _curve(cells.sort("coverage"), "coverage", style))
+    figure.update_xaxes(
+        title_text="share of the forget set's facts in the kept part",
+        tickformat=".0%",
+        range=[-0.03, 1.03],
+    )
+    return _finished(figure)
+
+
+def pareto(run: Run) -> go.Figure | None:
+    """Every measured trial by forgetting and utility, the front as a line, base and gold marked,
+    the utility floor dashed.
+    """
+    trials = trial_table(run).filter(
+        pl.col("forgetting").is_not_null(), pl.col("utility").is_not_null()
+    )
+    if trials.filter(pl.col("role").is_in(["grid", "tuning"])).height == 0:
+        return None
+    goal = objective_of(run.experiment)
+    around = [name for name in varying_settings(run, trials) if name.startswith(CONTEXT_SECTIONS)]
+    facets = _facets(trials.filter(pl.col("role") == "grid"), around) or [("", {})]
+    figure = _panels(
+        [title for title, _ in facets], y_title=f"{goal.utility} on {goal.utility_split}"
+    )
+    for panel, (_, place) in enumerate(facets):
+        here = _within(trials, place)
+        _add_trials(figure, panel, here, trials)
+        front = pareto_front(
+            here.filter(pl.col("role").is_in(["grid", "tuning"])),
+            "forgetting",
+            "utility",
+            lower_forgets=lower_is_forgotten(run.experiment),
+        )
+        line = {"color": GREY, "width": 1.5, "shape": "hv"}
+        _add(
+            figure,
+            panel,
+            go.Scatter(
+                x=front["forgetting"].to_list(),
+                y=front["utility"].to_list(),
+                mode="lines",
+                line=line,
+                name="front",
+                hoverinfo="skip",
+            ),
+        )
+        _add_anchors(figure, panel, here, goal.utility_floor)
+    figure.update_xaxes(title_text=f"{goal.forgetting} on forget")
+    return _finished(figure)
+
+
+def training_curves(run: Run) -> go.Figure | None:
+    """Loss, forget loss and retain loss per step: a row per method, one trial (the first seed) per
+    selector and ratio.
+    """
+    trials = trial_table(run)
+    settings = varying_settings(run, trials)
+    grid = trials.filter(pl.col("role") == "grid")
+    chosen = grid.unique(
+        ["method.forget", "method.retain", "select.name", "select.ratio", *settings],
+        keep="first",
+        maintain_order=True,
+    )
+    steps = (
+        run.steps.filter(pl.col("trial_id").is_in(chosen["trial_id"].unique().implode()))
+        .sort("trial_id", "step")
+        .collect()
+    )
+    chosen = chosen.filter(pl.col("trial_id").is_in(steps["trial_id"].unique().implode()))
+    if chosen.height == 0:
+        return None
+    groups = chosen.partition_by(
+        ["method.forget", "method.retain", *settings], maintain_order=True
+    )[: MAX_PANELS // 3]
+    terms = ("loss", "forget_loss", "retain_loss")
+    titles = [
+        _training_title(group.row(0, named=True), settings, term)
+        for group in groups
+        for term in terms
+    ]
+    figure = make_subplots(
+        rows=len(groups),
+        cols=len(terms),
+        subplot_titles=titles,
+        horizontal_spacing=0.06,
+        vertical_spacing=0.3 / (len(groups) + 1),
+    )
+    figure.update_layout(height=170 + 240 * len(groups))
+    ratios = chosen["select.ratio"].unique().sort(descending=True).to_list()
+    for row, group in enumerate(groups, start=1):
+        for trial in group.sort("select.ratio", descending=True).iter_rows(named=True):
+            curve = _thinned(steps.filter(pl.col("trial_id") == trial["trial_id"]))
+            for column, term in enumerate(terms, start=1):
+                figure.add_trace(
+                    _training_trace(trial, curve, term, ratios, chosen), row=row, col=column
+                )
+    figure.update_xaxes(title_text="optimizer step", row=len(groups))
+    return _finished(figure)
+
+
+def weight_paths(run: Run) -> go.Figure | None:
+    """Answer probability along the lines from the full-set model and, below, from base: a column
+    per split, a line per method and part kept.
+    """
+    paths = paths_of(run)
+    starts = [start for start in ("full", "base") if any(s == start for _, s, _ in paths)]
+    splits = [
+        split for split in ("forget", "retain", "untouched") if any(s == split for _, _, s in paths)
+    ]
+    if not starts:
+        return None
+    cells = list(path_cells(run).items())
+    titles = [
+        f"{split}, from {'the full-set model' if start == 'full' else start}"
+        for start in starts
+        for split in splits
+    ]
+    figure = make_subplots(
+        rows=len(starts),
+        cols=len(splits),
+        subplot_titles=titles,
+        shared_yaxes="all",
+        horizontal_spacing=0.04,
+        vertical_spacing=0.3 / len(starts),
+    )
+    figure.update_layout(height=170 + 280 * len(starts))
+    methods = list(dict.fromkeys(cell[:2] for cell, _ in cells))
+    parts = list(dict.fromkeys(cell[2:] for cell, _ in cells))
+    for (forget, retain, *part), pairs in cells:
+        line = {
+            "color": COLOURS[methods.index((forget, retain)) % len(COLOURS)],
+            "dash": DASHES[parts.index(tuple(part)) % len(DASHES)],
+            "width": 2,
+        }
+        name = f"{forget} + {retain}, {format_coreset_size(*part)}"
+        for at, (start, split) in enumerate((start, split) for start in starts for split in splits):
+            known = [paths[t, start, split] for t, _ in pairs if (t, start, split) in paths]
+            if known:
+                _add(figure, at, _path_trace(known, name, line))
+    figure.update_xaxes(title_text="share of the trial's own weights", row=len(starts))
+    figure.update_yaxes(title_text="answer probability", range=[-0.03, 1.03], col=1)
+    return _finished(figure)
+
+
+def tuning_history(run: Run) -> go.Figure | None:
+    """Forgetting of each tuned trial in order, one panel per study; filled where utility stays over
+    the floor.
+    """
+    trials = trial_table(run)
+    tuned = trials.filter(pl.col("role") == "tuning", pl.col("forgetting").is_not_null())
+    if tuned.height == 0:
+        return None
+    goal = objective_of(run.experiment)
+    around = [name for name in varying_settings(run, trials) if name.startswith(CONTEXT_SECTIONS)]
+    base = trials.filter(pl.col("role") == "base").select(
+        *around, pl.col("utility").alias("before")
+    )
+    tuned = (
+        tuned.join(base, on=around, how="left")
+        if around
+        else tuned.with_columns(pl.lit(base["before"].max()).alias("before"))
+    )
+    tuned = tuned.with_columns(
+        (pl.col("utility") >= goal.utility_floor * pl.col("before"))
+        .fill_null(False)
+        .alias("feasible")
+    )
+    studies = tuned.partition_by("study", maintain_order=True)[:MAX_PANELS]
+    figure = _panels(
+        [control_label(study["group"][0]) for study in studies],
+        y_title=f"{goal.forgetting} on forget",
+    )
+    for panel, study in enumerate(studies):
+        best = best_so_far(
+            study,
+            order="study_index",
+            value="forgetting",
+            feasible="feasible",
+            lower_is_better=lower_is_forgotten(run.experiment),
+        )
+        _add_study(figure, panel, best)
+    figure.update_xaxes(title_text="trial of the study", tickformat="d", nticks=8)
+    return _finished(figure)
+
+
+def recovery_map(run: Run) -> go.Figure | None:
+    """Heat map of recovered fractions: attacks down, attacked models across, the number in every
+    cell.
+    """
+    known = recovery_table(run).filter(pl.col("recovered").is_not_null())
+    if known.height == 0:
+        return None
+    names = attack_labels(run, known["attacked"].unique(maintain_order=True).to_list())
+    settings = known["setting"].unique(maintain_order=True).to_list()[:MAX_ATTACKS]
+    values = {
+        (row["setting"], row["attacked"]): row["recovered"] for row in known.iter_rows(named=True)
+    }
+    grid = [[values.get((setting, attacked)) for attacked in names] for setting in settings]
+    texts = [["" if value is None else f"{value:.2f}" for value in row] for row in grid]
+    map_ = go.Heatmap(
+        x=list(names.values()),
+        y=settings,
+        z=grid,
+        text=texts,
+        texttemplate="%{text}",
+        zmin=0,
+        zmax=1,
+        colorscale="Cividis",
+        xgap=2,
+        ygap=2,
+    )
+    figure = go.Figure(
+        map_.update(
+            hovertemplate="%{y}<br>on %{x}: %{z:.3f}<extra></extra>",
+            colorbar={"title": "recovered"},
+        )
+    )
+    figure.update_layout(height=220 + 30 * len(settings))
+    figure = _finished(figure)
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    figure.update_xaxes(automargin=True, showgrid=False)
+    return figure
+
+
+def _panels(titles: Sequence[str], *, y_title: str) -> Any:
+    """A figure of up to three panels beside each other with one y scale; titles that are empty take
+    no room.
+    """
+    n_columns = 2 if len(titles) == 4 else min(3, len(titles))
+    n_rows = -(-len(titles) // n_columns)
+    figure = make_subplots(
+        rows=n_rows,
+        cols=n_columns,
+        subplot_titles=titles if any(titles) else None,
+        shared_yaxes="all",
+        horizontal_spacing=0.04,
+        vertical_spacing=0.3 / n_rows,
+    )
+    figure.update_layout(height=170 + 330 * n_rows)
+    figure.update_yaxes(title_text=y_title, col=1)
+    return figure
+
+
+def _add(figure: go.Figure, panel: int, trace: Any) -> None:
+    n_columns = len(figure._grid_ref[0])
+    named = {other.name for other in figure.data}
+    trace.update(legendgroup=trace.name, showlegend=trace.name not in named)
+    figure.add_trace(trace, row=panel // n_columns + 1, col=panel % n_columns + 1)
+
+
+def _finished(figure: go.Figure) -> go.Figure:
+    """Font, margins and legend that all figures share; no background of their own."""
+    legend = {
+        "orientation": "h",
+        "yref": "container",
+        "yanchor": "bottom",
+        "y": 0,
+        "x": 0,
+        "itemwidth": 40,
+    }
+    entries = [
+        trace.name
+        for trace in figure.data
+        if trace.name is not None and trace.showlegend is not False
+    ]
+    # axis title, then the lines that the legend takes
+    room = 72 + 26 * -(-sum(60 + 8 * len(name) for name in entries) // 900)
+    figure.update_layout(
+        height=figure.layout.height + room - 120,
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        legend=legend,
+        hovermode="closest",
+        font={
+            "family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
+            "size": 14,
+            "color": GREY,
+        },
+        margin={"l": 70, "r": 20, "t": 50, "b": room},
+    )
+    figure.update_xaxes(
+        showline=True,
+        ticks="outside",
+        zeroline=False,
+        gridcolor="rgba(128,128,128,0.2)",
+        linecolor=GREY,
+    )
+    figure.update_yaxes(
+        showline=True,
+        ticks="outside",
+        zeroline=False,
+        gridcolor="rgba(128,128,128,0.2)",
+        linecolor=GREY,
+    )
+    return figure
+
+
+def _facets(frame: pl.DataFrame, settings: Sequence[str]) -> list[Facet]:
+    """One panel per combination of the varying settings, with its title."""
+    if not settings:
+        return [("", {})]
+    places = frame.select(settings).unique(maintain_order=True).head(MAX_PANELS).to_dicts()
+    return [(format_cell(place, list(settings)), place) for place in places]
+
+
+def _within(frame: pl.DataFrame, place: Mapping[str, Any]) -> pl.DataFrame:
+    """Rows of this panel; a row without the setting (base has no method) belongs to every panel."""
+    here = [
+        pl.col(name).is_null() | pl.col(name).eq_missing(pl.lit(value))
+        for name, value in place.items()
+    ]
+    return frame.filter(*here) if here else frame
+
+
+def _lines(grid: pl.DataFrame) -> list[tuple[str, str, pl.DataFrame]]:
+    """(method, selector, cells): the full set, which all selectors share, ends each of a method's
+    lines.
+    """
+    lines = []
+    for (method,), cells in grid.group_by(["method"], maintain_order=True):
+        full, parts = (
+            cells.filter(pl.col("select.ratio") == 1),
+            cells.filter(pl.col("select.ratio") < 1),
+        )
+        for (selector,), part in (parts if parts.height else full).group_by(
+            ["select.name"], maintain_order=True
+        ):
+            line = pl.concat([part, full]) if parts.height else full
+            lines.append((str(method), str(selector), line.sort("select.ratio")))
+    return lines
+
+
+def _style(table: pl.DataFrame, method: str, selector: str) -> dict[str, str]:
+    """Colour by method, dash and symbol by selector, by their order in the whole table."""
+    grid = table.filter(pl.col("role") == "grid")
+    m = grid["method"].unique(maintain_order=True).to_list().index(method)
+    s = sorted(
+        grid["select.name"].drop_nulls().unique(), key=lambda name: (name != "random", name)
+    ).index(selector)
+    return {
+        "name": f"{method}, {selector}",
+        "colour": COLOURS[m % len(COLOURS)],
+        "dash": DASHES[s % len(DASHES)],
+        "symbol": SYMBOLS[s % len(SYMBOLS)],
+    }
+
+
+def _curve(cells: pl.DataFrame, x: str, style: Mapping[str, str]) -> Any:
+    up = (cells["forgetting_high"] - cells["forgetting"]).to_list()
+    down = (cells["forgetting"] - cells["forgetting_low"]).to_list()
+    return go.Scatter(
+        x=cells[x].to_list(),
+        y=cells["forgetting"].to_list(),
+        name=style["name"],
+        mode="lines+markers",
+        text=[_hover(r) for r in cells.iter_rows(named=True)],
+        hovertemplate="%{text}<extra>" + style["name"] + "</extra>",
+        line={"color": style["colour"], "dash": style["dash"], "width": 2},
+        marker={"color": style["colour"], "symbol": style["symbol"], "size": 9},
+        error_y={"array": up, "arrayminus": down, "thickness": 1.2, "width": 4},
+    )
+
+
+def _hover(row: Mapping[str, Any]) -> str:
+    interval = (
+        f"{format_number(row['forgetting'])} [{format_number(row['forgetting_low'])},"
+        f" {format_number(row['forgetting_high'])}]"
+    )
+    kept = (
+        f"{format_percent(row['select.ratio'])}, {format_number(row['n_kept'])} documents, coverage"
+        f" {format_percent(row['coverage'])}"
+    )
+    return f"{kept}<br>forget {interval}<br>utility {format_number(row['utility'])}, {row['seeds']} seeds"
+
+
+def _add_levels(figure: go.Figure, panel: int, table: pl.DataFrame, grid: pl.DataFrame) -> None:
+    """Horizontal lines: base, gold and each control whose value differs."""
+    dashes = {"base": "solid", "gold": "dot", "control": "dashdot"}
+    levels = table.filter(pl.col("role").is_in(list(dashes)), pl.col("forgetting").is_not_null())
+    for level in levels.unique(["role", "forgetting"], keep="first", maintain_order=True).iter_rows(
+        named=True
+    ):
+        words = {"control": f"retain loss only ({level['method.retain']})", **ANCHORS}[
+            level["role"]
+        ]
+        line = {"color": GREY, "dash": dashes[level["role"]], "width": 2}
+        trace = go.Scatter(
+            x=_ends(grid["select.ratio"]),
+            y=[level["forgetting"]] * 2,
+            mode="lines",
+            line=line,
+            name=words,
+        )
+        _add(
+            figure,
+            panel,
+            trace.update(
+                hovertemplate=f"{words}: {format_number(level['forgetting'])}<extra></extra>"
+            ),
+        )
+
+
+def _add_trials(
+    figure: go.Figure, panel: int, here: pl.DataFrame, everything: pl.DataFrame
+) -> None:
+    names = (
+        everything.filter(pl.col("role").is_in(["grid", "tuning"]))["method.forget"]
+        .unique(maintain_order=True)
+        .to_list()
+    )
+    kinds = (
+        ("grid", "complete", "circle"),
+        ("grid", "collapsed", "x"),
+        ("tuning", "complete", "circle-open"),
+        ("tuning", "collapsed", "x-thin-open"),
+    )
+    for index, method in enumerate(names):
+        for role, status, symbol in kinds:
+            points = here.filter(
+                pl.col("role") == role,
+                pl.col("status") == status,
+                pl.col("method.forget") == method,
+            )
+            if points.height == 0:
+                continue
+            text = [
+                f"{t['trial_id']}<br>{t['select.name']} {format_percent(t['select.ratio'])}, seed"
+                f" {t['train.seed']}"
+                for t in points.iter_rows(named=True)
+            ]
+            marker = {
+                "color": COLOURS[index % len(COLOURS)],
+                "symbol": symbol,
+                "size": 9,
+                "opacity": 0.8,
+            }
+            name = (
+                method
+                + ("" if role == "grid" else ", tuning")
+                + ("" if status == "complete" else ", collapsed")
+            )
+            trace = go.Scatter(
+                x=points["forgetting"].to_list(),
+                y=points["utility"].to_list(),
+                mode="markers",
+                marker=marker,
+                name=name,
+                text=text,
+            )
+            _add(
+                figure,
+                panel,
+                trace.update(
+                    hovertemplate=(
+                        "%{text}<br>forget %{x:.3f}, utility"
+                        " %{y:.3f}<extra>%{fullData.name}</extra>"
+                    )
+                ),
+            )
+
+
+def _add_anchors(figure: go.Figure, panel: int, here: pl.DataFrame, floor: float) -> None:
+    """Base and gold as large grey marks, and the utility floor across."""
+    for (role, words), symbol in zip(ANCHORS.items(), ("star", "diamond"), strict=True):
+        rows = here.filter(pl.col("role") == role)
+        marker = {"color": GREY, "symbol": symbol, "size": 15, "line": {"width": 1, "color": GREY}}
+        _add(
+            figure,
+            panel,
+            go.Scatter(
+                x=rows["forgetting"].to_list(),
+                y=rows["utility"].to_list(),
+                mode="markers",
+                marker=marker,
+                name=words,
+            ),
+        )
+    base = here.filter(pl.col("role") == "base")["utility"].to_list()
+    if base:
+        ends, level = _ends(here["forgetting"]), floor * base[0]
+        line = {"color": GREY, "dash": "dash", "width": 1}
+        _add(
+            figure,
+            panel,
+            go.Scatter(
+                x=ends,
+                y=[level, level],
+                mode="lines",
+                line=line,
+                name="utility floor",
+                hoverinfo="skip",
+            ),
+        )
+
+
+def _ends(values: pl.Series) -> list[float]:
+    known = sorted(values.drop_nulls().to_list())
+    return [known[0], known[-1]]
+
+
+def _training_title(trial: Mapping[str, Any], settings: Sequence[str], term: str) -> str:
+    where = ", ".join(str(trial[name]) for name in settings)
+    return (
+        f"{trial['method.forget']} + {trial['method.retain']}:"
+        f" {term.replace('_', ' ')}{'<br>' + where if where else ''}"
+    )
+
+
+def _thinned(curve: pl.DataFrame) -> pl.DataFrame:
+    """At most MAX_POINTS points, evenly taken; the last one always stays."""
+    every = -(-curve.height // MAX_POINTS) or 1
+    return curve.reverse().gather_every(every).reverse()
+
+
+def _training_trace(
+    trial: Mapping[str, Any],
+    curve: pl.DataFrame,
+    term: str,
+    ratios: Sequence[float],
+    chosen: pl.DataFrame,
+) -> Any:
+    selectors = sorted(chosen["select.name"].unique(), key=lambda name: (name != "random", name))
+    full = trial["select.ratio"] == 1
+    name = f"{format_percent(trial['select.ratio'])}{'' if full else ' ' + trial['select.name']}"
+    line = {
+        "color": COLOURS[ratios.index(trial["select.ratio"]) % len(COLOURS)],
+        "dash": DASHES[selectors.index(trial["select.name"]) % len(DASHES)],
+        "width": 1.6,
+    }
+    first = term == "loss" and trial["method.forget"] == chosen["method.forget"][0]
+    return go.Scatter(
+        x=curve["step"].to_list(),
+        y=curve[term].to_list(),
+        mode="lines",
+        line=line,
+        name=name,
+        legendgroup=name,
+        showlegend=first,
+        hovertemplate=f"{name}<br>step %{{x}}: %{{y:.4f}}<br>{trial['trial_id']}<extra></extra>",
+    )
+
+
+def _path_trace(paths: Sequence[Sequence[float]], name: str, line: Mapping[str, Any]) -> Any:
+    """The mean of paths with equally many points."""
+    means = [sum(values) / len(values) for values in zip(*paths, strict=True)]
+    x = [at / (len(means) - 1) for at in range(len(means))]
+    return go.Scatter(
+        x=x,
+        y=means,
+        mode="lines+markers",
+        name=name,
+        line=dict(line),
+        marker={"size": 5},
+        hovertemplate="%{x:.2f}: %{y:.3f}<extra>" + name + "</extra>",
+    )
+
+
+def _add_study(figure: go.Figure, panel: int, study: pl.DataFrame) -> None:
+    for feasible, words, symbol in (
+        (True, "utility over the floor", "circle"),
+        (False, "under the floor", "x-thin-open"),
+    ):
+        points = study.filter(pl.col("feasible") == feasible)
+        marker = {"color": COLOURS[0] if feasible else COLOURS[1], "symbol": symbol, "size": 10}
+        text = [
+            f"utility {format_number(u)}<br>{t}"
+            for u, t in points.select("utility", "trial_id").iter_rows()
+        ]
+        trace = go.Scatter(
+            x=points["study_index"].to_list(),
+            y=points["forgetting"].to_list(),
+            mode="markers",
+            marker=marker,
+            name=words,
+            text=text,
+        )
+        _add(
+            figure,
+            panel,
+            trace.update(hovertemplate="trial %{x}: forget %{y:.3f}<br>%{text}<extra></extra>"),
+        )
+    line = {"color": GREY, "shape": "hv", "width": 2}
+    _add(
+        figure,
+        panel,
+        go.Scatter(
+            x=study["study_index"].to_list(),
+            y=study["best_so_far"].to_list(),
+            mode="lines",
+            line=line,
+            name="best so far",
+            hoverinfo="skip",
+        ),
+    )

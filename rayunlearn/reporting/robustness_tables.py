@@ -1,0 +1,98 @@
+"""Tables of metric robustness."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from rayunlearn.analysis.labels import UNKNOWN, format_interval, format_number
+from rayunlearn.analysis.metric_robustness import (
+    HOW_TO_READ,
+    ROBUSTNESS_COLUMNS,
+    robustness_table,
+    worst_correlation,
+)
+from rayunlearn.analysis.run_frames import objective_of
+from rayunlearn.reporting.tables import Section, TableView
+from rayunlearn.storage.run import Run
+
+
+def robustness_sections(run: Run) -> list[Section]:
+    """A table per split, forget first: a row per metric, correlation, slope and order kept of every
+    attack; the most robust first.
+
+    The order is by the smallest correlation that any attack leaves. Nothing where too few cells
+    were attacked.
+    """
+    table = robustness_table(run)
+    splits = sorted(table["split"].unique().to_list(), key=lambda split: (split != "forget", split))
+    return [_section(table.filter(pl.col("split") == split), split, run) for split in splits]
+
+
+def robustness_in_words(table: pl.DataFrame, objective: str) -> str:
+    """Which metric of one split keeps the order of models best and worst, and how the one called
+    `objective` does.
+    """
+    worst = worst_correlation(table).filter(pl.col("pearson").is_not_null())
+    if not worst.height:
+        return "No metric varies over the models."
+    first, last = worst.row(0, named=True), worst.row(-1, named=True)
+    said = (
+        f"Over {max(table['models'])} unlearned models {_worst_words(first)} keeps to its values"
+        f" best, {_worst_words(last)} least."
+    )
+    own = worst.filter(pl.col("metric") == objective)
+    if own.height and objective not in (first["metric"], last["metric"]):
+        said += f" The objective: {_worst_words(own.row(0, named=True))}."
+    overlap = worst.filter(pl.col("pearson_high") >= first["pearson_low"]).height - 1
+    return (
+        f"{said} Of the {worst.height - 1} others {overlap} have an interval that reaches into that"
+        " of the first: not told apart from it."
+    )
+
+
+def _section(table: pl.DataFrame, split: str, run: Run) -> Section:
+    settings = table["setting"].unique(maintain_order=True).to_list()
+    cells = {(row["metric"], row["setting"]): row for row in table.iter_rows(named=True)}
+    names = [setting.split(" ")[0] for setting in settings]
+    headers = ("metric", *(f"{name} {part}" for name in names for part in ROBUSTNESS_COLUMNS))
+    meanings = (
+        "metric of a question, its mean over the split",
+        *(meaning for _ in names for meaning in ROBUSTNESS_COLUMNS.values()),
+    )
+    rows = [
+        (metric, *(text for setting in settings for text in _shown(cells.get((metric, setting)))))
+        for metric in worst_correlation(table)["metric"]
+    ]
+    view = TableView(
+        headers=headers,
+        meanings=meanings,
+        rows=tuple(rows),
+        roles=("grid",) * len(rows),
+        numeric=(False,) + (True,) * (len(headers) - 1),
+    )
+    words = robustness_in_words(table, objective_of(run.experiment).forgetting)
+    return Section(
+        anchor=f"robustness-{split}",
+        title=f"Which metric keeps the order of models: {split}",
+        caption=f"{words} {HOW_TO_READ}",
+        view=view,
+    )
+
+
+def _worst_words(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['metric']} ({format_interval(row, 'pearson')} at worst, under"
+        f" {row['setting'].split(' ')[0]})"
+    )
+
+
+def _shown(row: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    if row is None:
+        return UNKNOWN, UNKNOWN, UNKNOWN
+    slope = (
+        UNKNOWN
+        if row["slope"] is None
+        else f"{format_number(row['slope'])} [{format_number(row['slope_low'])}, {format_number(row['slope_high'])}]"
+    )
+    return format_interval(row, "pearson"), slope, format_interval(row, "kept")

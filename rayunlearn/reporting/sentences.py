@@ -1,0 +1,300 @@
+"""Numbers and findings in words: shared by the page and the terminal, so that both say the same."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from rayunlearn.analysis.coreset_table import extra_settings, smallest_sufficient
+from rayunlearn.analysis.equivalence import EquivalenceCriterion
+from rayunlearn.analysis.labels import (
+    UNKNOWN,
+    control_label,
+    format_cell,
+    format_gap_closed,
+    format_interval,
+    format_number,
+    format_percent,
+)
+from rayunlearn.analysis.run_frames import (
+    CONTEXT_SECTIONS,
+    lower_is_forgotten,
+    objective_of,
+    planned_trials,
+)
+from rayunlearn.schema import STATUSES
+from rayunlearn.storage.run import Run
+
+
+def frontier_in_words(table: pl.DataFrame, standard: EquivalenceCriterion) -> list[str]:
+    """One sentence per row of a frontier; of a setting what tells it from others of the same data,
+    model and method.
+    """
+    said = _telling(table.select("method", "setting").unique(maintain_order=True).rows())
+    return [
+        _sentence(row | {"setting": said[row["method"], row["setting"]]}, standard.margin)
+        for row in table.iter_rows(named=True)
+    ]
+
+
+def _telling(named: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """(method, setting) -> the setting without what all settings of that method, data and model
+    share.
+    """
+    groups: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for method, setting in named:
+        groups.setdefault((method, *_around(setting)), []).append((method, setting))
+    shared = {
+        key: set.intersection(*({*setting.split(", ")} for _, setting in group))
+        for key, group in groups.items()
+    }
+    return {
+        (method, setting): ", ".join(
+            part for part in setting.split(", ") if part in key or part not in shared[key]
+        )
+        for key, group in groups.items()
+        for method, setting in group
+    }
+
+
+def _around(setting: str) -> tuple[str, ...]:
+    return tuple(part for part in setting.split(", ") if part.startswith(CONTEXT_SECTIONS))
+
+
+def _sentence(row: Mapping[str, Any], margin: float) -> str:
+    name = ", ".join(filter(None, (row["method"], row["selector"], row["setting"])))
+    if row["verdict"] == "no full set":
+        return f"{name}: nothing to compare with, the full set was not measured."
+    if row["verdict"] == "full set does not forget":
+        return (
+            f"{name}: the full set itself is no further than {margin:g} from base (difference"
+            f" {row['difference']:+.3f}, p {row['stopped_p']:.2g})."
+        )
+    enough = (
+        "not shown at any ratio"
+        if row["ratio"] is None
+        else f"{row['ratio']:g} of the forget set is enough within {margin:g} (p {row['p']:.2g})"
+    )
+    start = f"{name}: {enough}"
+    if row["stopped_at"] is None:
+        return f"{start}; no smaller ratio was run."
+    if row["stopped_by"] == "unmeasured trials":
+        return f"{start}; at {row['stopped_at']:g} some trials could not be measured."
+    return (
+        f"{start}; at {row['stopped_at']:g} {row['stopped_by']} differs by"
+        f" {row['difference']:+.3f}, {_what_would_decide(row, margin)}."
+    )
+
+
+def _what_would_decide(row: Mapping[str, Any], margin: float) -> str:
+    if abs(row["difference"]) >= margin:
+        return f"which is outside {margin:g}: more data would not show equivalence"
+    ways = [
+        f"{row[f'{what}_needed']:,} {what}"
+        for what in ("documents", "seeds")
+        if row[f"{what}_needed"] is not None
+    ]
+    if not ways:
+        return (
+            "and neither more documents nor more seeds alone would decide it"
+            if "seeds" in row["over"]
+            else "and one seed cannot decide it"
+        )
+    return f"which {' or '.join(ways)} would decide, if it stays so" + (
+        "" if "seeds" in row["over"] else " (one seed: its spread is unknown)"
+    )
+
+
+def finding_sentences(run: Run, table: pl.DataFrame) -> list[str]:
+    """The run in plain sentences: what was there to forget, how little was enough, what the control
+    did.
+    """
+    return [*starting_points(run, table), *_how_little(run, table), *control_sentences(table)]
+
+
+def caution_sentences(experiment: Mapping[str, Any]) -> str:
+    """How the sentences about "not told apart" are meant."""
+    floor = format_percent(objective_of(experiment).utility_floor)
+    return (
+        "“Not told apart” means here: the 95 % interval of forgetting overlaps the full set's, or"
+        f" lies beyond it, and utility stays at or above {floor} of the model before unlearning;"
+        " the same for every larger part that was tried. This is a first look, not an equivalence"
+        " test: few seeds or few documents make wide intervals, and wide intervals overlap easily."
+        " `rayunlearn frontier RUN --margin M` is the test."
+    )
+
+
+def status_counts(run: Run) -> dict[str, int]:
+    """Ended trials of the plan by status, every status listed."""
+    counts = dict(planned_trials(run).group_by("status").len().iter_rows())
+    return {status: counts.get(status, 0) for status in STATUSES}
+
+
+def status_lines(run: Run) -> list[str]:
+    """Done, failed and why, what the tuning could not do, set aside: one line each, nothing left
+    out.
+    """
+    counts, planned = status_counts(run), run.experiment.get("planned")
+    ended = sum(counts.values())
+    done = (
+        f"{ended} of {planned} planned trials have ended"
+        if planned
+        else f"{ended} trials have ended"
+    )
+    lines = [
+        done
+        + ": "
+        + ", ".join(
+            f"{count} {status}" for status, count in counts.items() if count or status == "complete"
+        )
+    ]
+    lines += _failed(planned_trials(run), "failed")
+    lines += failed_attack_lines(run)
+    lines += run.experiment.get("notes", [])
+    others = (
+        run.trials.join(run.attacks, on="trial_id", how="anti").select(pl.len()).collect().item()
+        - ended
+    )
+    if others:
+        lines.append(
+            f"{others} more trials in this folder are not in the plan (the experiment has changed"
+            " since) and are not shown"
+        )
+    aside = (
+        run.quarantine.group_by("reason")
+        .len()
+        .sort(["len", "reason"], descending=[True, False])
+        .collect()
+    )
+    if aside.height:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in aside.iter_rows())
+        lines.append(f"documents set aside: {aside['len'].sum()} ({reasons})")
+    return lines
+
+
+def failed_attack_lines(run: Run) -> list[str]:
+    """Attacks that failed and why, a line for each reason; none where none failed."""
+    return _failed(
+        run.trials.join(run.attacks.select("trial_id"), on="trial_id", how="semi").collect(),
+        "attack failed",
+    )
+
+
+def _failed(trials: pl.DataFrame, what: str) -> list[str]:
+    counted = (
+        trials.filter(pl.col("status") == "failed")
+        .group_by("error_type", "error", "error_where")
+        .len()
+    )
+    ordered = counted.sort(["len", "error"], descending=[True, False])
+    return [
+        f"{what} {count} x: {kind} at {where}: {message}"
+        for kind, message, where, count in ordered.iter_rows()
+    ]
+
+
+def starting_points(run: Run, table: pl.DataFrame) -> list[str]:
+    """A sentence per bed: documents to forget, and what base and gold know of them."""
+    metric = objective_of(run.experiment).forgetting
+    settings, sentences = extra_settings(table), []
+    for base in table.filter(
+        pl.col("role") == "base", pl.col("forgetting").is_not_null()
+    ).iter_rows(named=True):
+        where = format_cell(base, settings)
+        size = (
+            format_number(int(base["n_forget"])) if base["n_forget"] is not None else "unknown many"
+        )
+        before = f"Before unlearning, {metric} on forget is {format_interval(base, 'forgetting')}"
+        text = (
+            f"{'With ' + where + ', the' if where else 'The'} forget set has {size} documents."
+            f" {before}"
+        )
+        same = [pl.col(n).eq_missing(pl.lit(base[n])) for n in settings]
+        gold = table.filter(pl.col("role") == "gold", *same, pl.col("forgetting").is_not_null())
+        other = "there is no model that never saw the forget set to compare with"
+        if gold.height:
+            other = (
+                "in a model that never saw the forget set it is"
+                f" {format_interval(gold.row(0, named=True), 'forgetting')}"
+            )
+        sentences.append(f"{text}; {other}.")
+    return sentences or ["The model before unlearning has not been measured yet."]
+
+
+VERDICT_SENTENCES = {
+    "full only": "Every part smaller than the full set is told apart from it",
+    "full set fails": (
+        "Even the full set did not unlearn within the utility floor, so there is nothing to match"
+    ),
+    "no full set": (
+        "The full set or the base model has not been measured, so there is nothing to match"
+    ),
+}
+
+
+def _how_little(run: Run, table: pl.DataFrame) -> list[str]:
+    """A sentence per method and selector for which less is not told apart, then one per other
+    verdict with all that it holds for.
+    """
+    goal = objective_of(run.experiment)
+    found = smallest_sufficient(
+        table, utility_floor=goal.utility_floor, lower_forgets=lower_is_forgotten(run.experiment)
+    )
+    settings = extra_settings(table)
+    places: dict[str, list[str]] = {verdict: [] for verdict in VERDICT_SENTENCES}
+    sentences = []
+    for row in found.iter_rows(named=True):
+        where = format_cell(row, settings)
+        place = f"{row['method']}, {row['select.name']}{' (' + where + ')' if where else ''}"
+        if row["verdict"] != "smaller":
+            places[row["verdict"]].append(place)
+            continue
+        part, full = (_forgetting_at(table, row, ratio) for ratio in (row["ratio"], 1.0))
+        enough = (
+            f"{format_percent(row['ratio'])} of the forget set ({format_number(row['n_kept'])} documents) is not"
+            " told apart from the full set"
+        )
+        sentences.append(f"{place}: {enough}: forget {part} against {full}.")
+    return sentences + [
+        f"{VERDICT_SENTENCES[verdict]}: {'; '.join(names)}."
+        for verdict, names in places.items()
+        if names
+    ]
+
+
+def _forgetting_at(table: pl.DataFrame, place: Mapping[str, Any], ratio: float | None) -> str:
+    """Forgetting with its interval at one ratio of a method and selector; the full set belongs to
+    every selector.
+    """
+    names = ["method", *extra_settings(table), *([] if ratio == 1 else ["select.name"])]
+    same = [pl.col(name).eq_missing(pl.lit(place[name])) for name in names]
+    found = table.filter(
+        pl.col("role") == "grid", pl.col("select.ratio").eq_missing(pl.lit(ratio)), *same
+    )
+    return format_interval(found.row(0, named=True), "forgetting") if found.height else UNKNOWN
+
+
+def control_sentences(table: pl.DataFrame) -> list[str]:
+    """One sentence per distinct outcome: groups that ended with the same values share their
+    control.
+    """
+    outcomes: dict[str, list[str]] = {}
+    for row in table.filter(
+        pl.col("role") == "control", pl.col("forgetting").is_not_null()
+    ).iter_rows(named=True):
+        way = (
+            f", {format_gap_closed(row)} of the way from base to gold"
+            if row["unlearning"] is not None
+            else ""
+        )
+        outcome = (
+            f"forget {format_interval(row, 'forgetting')}{way}. That much is not the forget loss's"
+            " doing."
+        )
+        outcomes.setdefault(outcome, []).append(
+            control_label(row["group"]).replace(", ", " ") or "every method"
+        )
+    return [
+        f"Retain loss alone, no forget loss (control for {', '.join(groups)}): {outcome}"
+        for outcome, groups in outcomes.items()
+    ]

@@ -1,0 +1,335 @@
+"""The run on one page, for who has to decide: what was to be forgotten, what is left, how sure that
+is, what brought it back.
+
+`summary_blocks` is that page and the tables after it as plain blocks; `results.formats` renders them as
+Markdown and PDF, the page report.html shows `run_summary` first. Every number is one of the coreset
+table or of the matrix of attacks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from rayunlearn.analysis.coreset_table import coreset_table, extra_settings
+from rayunlearn.analysis.labels import (
+    UNKNOWN,
+    format_cell,
+    format_gap_closed,
+    format_interval,
+    format_mean,
+    format_number,
+    format_percent,
+)
+from rayunlearn.analysis.recovery import recovery_table
+from rayunlearn.analysis.run_frames import objective_of, planned_trials
+from rayunlearn.reporting.attack_tables import attack_labels, attack_tables
+from rayunlearn.reporting.attribution_tables import attribution_sections
+from rayunlearn.reporting.connectivity_tables import connectivity_sections
+from rayunlearn.reporting.robustness_tables import robustness_sections
+from rayunlearn.reporting.sentences import caution_sentences, finding_sentences, status_lines
+from rayunlearn.reporting.tables import (
+    Section,
+    coreset_view,
+    has_untouched,
+    method_label,
+    ranking_sentences,
+)
+from rayunlearn.storage.run import Run
+
+# methods and attacks on the first page; the tables behind it have them all
+MAX_LINES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryTable:
+    """Headers and rows as text; the first column names the row."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A question, its answer in sentences, and the numbers, where a table says them better."""
+
+    anchor: str
+    title: str
+    sentences: tuple[str, ...]
+    table: SummaryTable | None = None
+
+
+def run_summary(run: Run, table: pl.DataFrame) -> tuple[Answer, ...]:
+    """The four questions of the first page, from a run and its coreset table."""
+    return (_forgotten(run, table), _left(run, table), _sure(run, table), _back(run))
+
+
+def summary_blocks(run: Run) -> tuple[Answer, ...]:
+    """The first page, then findings, the whole table, the order at equal retention, attacks, fates
+    and provenance.
+    """
+    table = coreset_table(run)
+    view = coreset_view(table, run.experiment)
+    later = [
+        Answer(
+            anchor="findings",
+            title="Findings",
+            sentences=(*finding_sentences(run, table), caution_sentences(run.experiment)),
+        ),
+        Answer(
+            anchor="table",
+            title="Table",
+            sentences=(INTERVALS,),
+            table=SummaryTable(headers=view.headers, rows=view.rows),
+        ),
+        Answer(
+            anchor="control", title="At equal retention", sentences=tuple(ranking_sentences(run))
+        ),
+    ]
+    for part in attack_tables(run):
+        later.append(
+            Answer(
+                anchor="attacks",
+                title="Attacks",
+                sentences=(part.caption,),
+                table=SummaryTable(headers=part.headers, rows=part.rows),
+            )
+        )
+    later += [
+        Answer(anchor=s.anchor, title=s.title, sentences=(s.caption,), table=_table(s))
+        for s in summary_sections(run)
+    ]
+    later.append(
+        Answer(anchor="fates", title="How the trials ended", sentences=tuple(status_lines(run)))
+    )
+    return (*run_summary(run, table), *(section for section in later if section.sentences))
+
+
+def summary_sections(run: Run) -> list[Section]:
+    """The tables of explanations, faithfulness and metrics under attack that the run has rows for."""
+    return [*attribution_sections(run), *connectivity_sections(run), *robustness_sections(run)]
+
+
+def _table(section: Section) -> SummaryTable:
+    return SummaryTable(headers=section.view.headers, rows=section.view.rows)
+
+
+INTERVALS = (
+    "[low, high]: 95 % bootstrap intervals over seeds and documents, over documents alone where"
+    " there is one seed."
+)
+
+
+def _forgotten(run: Run, table: pl.DataFrame) -> Answer:
+    goal, settings = objective_of(run.experiment), extra_settings(table)
+    sentences = []
+    for base in table.filter(pl.col("role") == "base").iter_rows(named=True):
+        where = format_cell(base, settings)
+        size = (
+            f"{format_number(int(base['n_forget']))} documents"
+            if base["n_forget"] is not None
+            else "Documents"
+        )
+        corpus = "the corpus" if "data.name" in settings else _corpora(run)
+        text = f"{size} of {corpus}{' (' + where + ')' if where else ''}."
+        if base["forgetting"] is not None:
+            text += (
+                " Asked about them, the model before unlearning scores"
+                f" {format_interval(base, 'forgetting')} ({goal.forgetting})"
+            )
+            text += f"; {_never(table, base, settings)}."
+        sentences.append(text)
+    return Answer(
+        anchor="forgotten",
+        title="What was to be forgotten?",
+        sentences=tuple(sentences) or ("Nothing has been measured yet.",),
+    )
+
+
+def _left(run: Run, table: pl.DataFrame) -> Answer:
+    goal, settings, beside = (
+        objective_of(run.experiment),
+        extra_settings(table),
+        has_untouched(table),
+    )
+    grid = table.filter(pl.col("role") == "grid", pl.col("forgetting").is_not_null())
+    whole = grid.sort("select.ratio", descending=True, maintain_order=True).unique(
+        ["method", *settings], keep="first", maintain_order=True
+    )
+    headers = [
+        "method",
+        *settings,
+        "part used",
+        "left",
+        "way to never having known it",
+        "kept knowledge",
+    ]
+    rows = []
+    for row in whole.sort("forgetting").head(MAX_LINES).iter_rows(named=True):
+        cells = [
+            method_label(row, settings),
+            *(format_number(row[name]) for name in settings),
+            format_percent(row["select.ratio"]),
+            format_interval(row, "forgetting"),
+        ]
+        cells += [
+            format_gap_closed(row),
+            format_interval(row, "utility"),
+            *([format_interval(row, "untouched")] if beside else []),
+        ]
+        rows.append(tuple(cells))
+    headers += ["knowledge that training never showed"] if beside else []
+    words = [
+        "After unlearning with the largest part of the forget set that was tried, the least left"
+        f" first ({goal.forgetting} of the answers):"
+    ]
+    if whole.height > MAX_LINES:
+        words.append(f"{whole.height - MAX_LINES} more are in the table.")
+    if not rows:
+        return Answer(
+            anchor="left",
+            title="What is left?",
+            sentences=("No unlearned model has been measured yet.",),
+        )
+    return Answer(
+        anchor="left",
+        title="What is left?",
+        sentences=tuple(words),
+        table=SummaryTable(headers=tuple(headers), rows=tuple(rows)),
+    )
+
+
+def _sure(run: Run, table: pl.DataFrame) -> Answer:
+    grid = table.filter(pl.col("role") == "grid", pl.col("seeds") > 0)
+    sentences = []
+    if grid.height:
+        low, high = (int(float(str(v))) for v in (grid["seeds"].min(), grid["seeds"].max()))
+        seeds = f"{low}" if low == high else f"{low} to {high}"
+        sentences.append(
+            f"Every number is a mean over {seeds} repetitions with other random numbers."
+            f" {INTERVALS}"
+        )
+        if low < 3:
+            sentences.append(
+                "With fewer than three repetitions the intervals say little about what another"
+                " repetition would give."
+            )
+    sentences += (
+        [_control_words(table)]
+        if table.filter(pl.col("role") == "control", pl.col("unlearning").is_not_null()).height
+        else []
+    )
+    lost = planned_trials(run).filter(pl.col("status") != "complete").height
+    if lost:
+        sentences.append(
+            f"Trials that did not end as complete: {lost}. They are counted and named below."
+        )
+    sentences.append(
+        "What is measured is answers to these questions. That no question found it is no proof that"
+        " it is gone."
+    )
+    return Answer(anchor="sure", title="How sure is this?", sentences=tuple(sentences))
+
+
+def _back(run: Run) -> Answer:
+    title, table = "What brought it back?", recovery_table(run)
+    known = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
+    if not table.height:
+        words = (
+            "No attack has been run, so nothing here says that it cannot be had back. `rayunlearn"
+            " attack RUN` asks."
+        )
+        return Answer(anchor="back", title=title, sentences=(words,))
+    if not known.height:
+        return Answer(
+            anchor="back",
+            title=title,
+            sentences=("The attacked models had lost nothing that could be recovered.",),
+        )
+    names = attack_labels(run, known["attacked"].unique(maintain_order=True).to_list())
+    rows = tuple(_attack_row(row, names) for row in known.head(MAX_LINES).iter_rows(named=True))
+    worst = known.row(0, named=True)
+    most = (
+        f"The most that one gave back is {format_percent(worst['recovered'])} of what unlearning had"
+        f" taken: {worst['setting']}, "
+    )
+    sentences = (
+        (
+            f"{_tried(table)} {most}on {names[worst['attacked']]}."
+            if worst["recovered"] > 0
+            else f"{_tried(table)} None gave anything back."
+        ),
+        (
+            "0 % is what unlearning left, 100 % what the model knew before. The last column is the"
+            " same attack on the model that never knew: what the attack itself tells."
+        ),
+    )
+    return Answer(
+        anchor="back",
+        title=title,
+        sentences=sentences,
+        table=SummaryTable(headers=RECOVERY_HEADERS, rows=rows),
+    )
+
+
+RECOVERY_HEADERS = ("attack", "model", "brought back", "never knew: before -> after")
+
+
+def _corpora(run: Run) -> str:
+    names = planned_trials(run)
+    found = (
+        sorted({str(v) for v in names["data.name"].drop_nulls()})
+        if "data.name" in names.columns
+        else []
+    )
+    return f"the corpus {', '.join(found)}" if found else "the corpus"
+
+
+def _never(table: pl.DataFrame, base: Mapping[str, Any], settings: Sequence[str]) -> str:
+    same = [pl.col(name).eq_missing(pl.lit(base[name])) for name in settings]
+    gold = table.filter(pl.col("role") == "gold", *same, pl.col("forgetting").is_not_null())
+    if not gold.height:
+        return (
+            "there is no model that never saw them to compare with, so how low is low enough is not"
+            " known"
+        )
+    return (
+        "a model that never saw them scores"
+        f" {format_interval(gold.row(0, named=True), 'forgetting')}, which is as low as forgetting"
+        " needs to go"
+    )
+
+
+def _control_words(table: pl.DataFrame) -> str:
+    ways = table.filter(pl.col("role") == "control")["unlearning"].drop_nulls()
+    # + 0.0: no minus before a nought
+    low, high = (round(float(str(v)), 2) + 0.0 for v in (ways.min(), ways.max()))
+    span = (
+        format_percent(high) if low == high else f"{format_percent(low)} to {format_percent(high)}"
+    )
+    return (
+        f"The same training without the loss that forgets goes {span} of the way: that much is not"
+        " the method's doing."
+    )
+
+
+def _tried(table: pl.DataFrame) -> str:
+    attacks = table["setting"].str.split(" ").list.first().n_unique()
+    return (
+        f"{attacks} {'attack was' if attacks == 1 else 'attacks were'} run on"
+        f" {table['attacked'].n_unique()} models."
+    )
+
+
+def _attack_row(row: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, ...]:
+    back = (
+        f"{format_percent(row['recovered'])} [{format_percent(row['recovered_low'])},"
+        f" {format_percent(row['recovered_high'])}]"
+    )
+    gold = (
+        f"{format_mean(row['gold'])} -> {format_mean(row['gold_after'])}"
+        if row["gold_after"] is not None
+        else UNKNOWN
+    )
+    return (row["setting"], names[row["attacked"]], back, gold)

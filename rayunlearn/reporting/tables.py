@@ -1,0 +1,325 @@
+"""Tables of the report and the terminal: coreset table, baselines, method ranking."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from rayunlearn.analysis.baselines import SIGNIFICANCE
+from rayunlearn.analysis.coreset_table import extra_settings
+from rayunlearn.analysis.equal_retention import (
+    COMPARED,
+    ORDER_SIGNIFICANCE,
+    method_ranking,
+    n_pairs,
+    order_changes,
+    rank_changes,
+)
+from rayunlearn.analysis.labels import (
+    UNKNOWN,
+    control_label,
+    format_gap_closed,
+    format_interval,
+    format_mean,
+    format_number,
+    format_percent,
+    shorten,
+)
+from rayunlearn.analysis.run_frames import UNTOUCHED, objective_of
+from rayunlearn.schema import STATUSES
+from rayunlearn.storage.run import Run
+
+
+def baseline_sentences(table: pl.DataFrame) -> list[str]:
+    """One sentence per place and reference: how many arms forget more, which, and how many less."""
+    groups = table.group_by(["place", "reference"], maintain_order=True)
+    return [_sentence(str(place), str(reference), rows) for (place, reference), rows in groups]
+
+
+def baseline_view(table: pl.DataFrame) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(headers, rows) for reading."""
+    headers = (
+        "arm",
+        "ratio",
+        "beside",
+        "left",
+        "left there",
+        "difference",
+        "p",
+        "after Holm",
+        "verdict",
+        "retained",
+    )
+    rows: list[tuple[str, ...]] = [
+        (
+            ", ".join(filter(None, (r["arm"], r["name"], r["place"]))),
+            f"{r['ratio']:g}",
+            ", ".join(filter(None, (r["reference"], r["reference_name"]))),
+            format_number(r["left"]),
+            format_number(r["left_reference"]),
+            f"{r['difference']:+.3f} (standard error {r['stderr']:.3f})",
+            f"{r['p']:.2g}",
+            f"{r['p_holm']:.2g}",
+            r["verdict"],
+            format_number(r["retained"]) + ("" if r["useful"] else ", under the floor"),
+        )
+        for r in table.iter_rows(named=True)
+    ]
+    return headers, rows
+
+
+def _sentence(place: str, reference: str, rows: pl.DataFrame) -> str:
+    where = f" ({place})" if place else ""
+    more, less = (
+        rows.filter(pl.col("verdict") == verdict) for verdict in ("forgets more", "forgets less")
+    )
+    named = ", ".join(
+        dict.fromkeys(
+            _brief(rows_) for _, rows_ in more.group_by(["arm", "ratio"], maintain_order=True)
+        )
+    )
+    return (
+        f"Beside {reference}{where}: {more.height} of {rows.height} cells forget"
+        f" more{': ' if named else ''}{named}; {less.height} forget less; for the others no"
+        f" difference is shown (p at most {SIGNIFICANCE:g} after Holm over everything compared on this"
+        " corpus)."
+    )
+
+
+def _brief(rows: pl.DataFrame) -> str:
+    """`random at 0.05 -0.224`; where an arm stands beside several references at a ratio, how many
+    and from which difference to which.
+    """
+    row = rows.row(0, named=True)
+    low, high = float(str(rows["difference"].min())), float(str(rows["difference"].max()))
+    several = f" to {high:+.3f} ({rows.height} cells)" if rows.height > 1 else ""
+    floor = "" if rows["useful"].all() else " under the utility floor"
+    return f"{row['arm']} at {row['ratio']:g} {low:+.3f}{several}{floor}"
+
+
+def ranking_sentences(run: Run) -> list[str]:
+    """How many pairs of methods change places at equal retention, which of them is shown, and which
+    methods move.
+    """
+    changes, table = order_changes(run), method_ranking(run)
+    total = n_pairs(table)
+    if not total:
+        return []
+    shown = changes.filter("shown")
+    first = (
+        f"Mixed back to the same share of base's retention, {changes.height} of {total} pairs of"
+        f" methods change places; of {shown.height} of these both differences are shown (p at most"
+        f" {ORDER_SIGNIFICANCE:g} after Holm over all pairs)."
+    )
+    return [
+        first,
+        *(_change(row) for row in shown.iter_rows(named=True)),
+        *_moves(rank_changes(table)),
+    ]
+
+
+def _moves(table: pl.DataFrame) -> list[str]:
+    """One sentence for all that moved."""
+    cells = [
+        f"{', '.join(filter(None, (row['name'], row['place'])))} from {_rank(row)} to"
+        f" {_rank(row, '_after')}"
+        for row in table.iter_rows(named=True)
+    ]
+    return (
+        [f"Ranks whose 95 % intervals lie apart, as trained and mixed back: {'; '.join(cells)}."]
+        if cells
+        else []
+    )
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    where = f" ({row['place']})" if row["place"] else ""
+    gap = f"{row['before']:+.3f} before, {row['after']:+.3f} after, p {row['p']:.2g}"
+    return (
+        f"{row['first']} leaves less than {row['second']} as trained and more once both are mixed"
+        f" back{where}: {gap}."
+    )
+
+
+def ranking_view(run: Run) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(headers, rows) for reading: a row per cell, the three stages side by side, in the order of
+    stage calibrated.
+    """
+    table, goal = method_ranking(run), objective_of(run.experiment)
+    kinds = {
+        stage: {
+            (r["place"], r["name"]): r
+            for r in table.filter(pl.col("stage") == stage).iter_rows(named=True)
+        }
+        for stage in COMPARED
+    }
+    headers = [
+        "method",
+        "rank",
+        f"forget {goal.forgetting}",
+        f"{goal.utility_split} {goal.utility}",
+    ]
+    for stage in [stage for stage in COMPARED[1:] if kinds[stage]]:
+        headers += [f"{stage.replace('_', ' ')} rank", f"{stage.replace('_', ' ')} forget", "alpha"]
+    return tuple(headers), [
+        _view_row(key, kinds) for key in kinds["calibrated"] if key in kinds["unlearned"]
+    ]
+
+
+def _view_row(
+    key: tuple[str, str], kinds: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]
+) -> tuple[str, ...]:
+    before = kinds["unlearned"][key]
+    cells = [
+        ", ".join(filter(None, (key[1], key[0]))),
+        _rank(before),
+        format_interval(before, "left"),
+        format_interval(before, "retained"),
+    ]
+    for stage in [stage for stage in COMPARED[1:] if kinds[stage]]:
+        row = kinds[stage].get(key)
+        cells += (
+            [_rank(row), format_interval(row, "left"), format_mean(row["alpha"])]
+            if row
+            else [UNKNOWN] * 3
+        )
+    return tuple(cells)
+
+
+def _rank(row: Mapping[str, Any], end: str = "") -> str:
+    return f"{row[f'rank{end}']:.0f} [{row[f'rank_low{end}']:.0f}, {row[f'rank_high{end}']:.0f}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableView:
+    """A coreset table as text: `headers` with their `meanings`, and rows of cells beside the role
+    of each row.
+    """
+
+    headers: tuple[str, ...]
+    meanings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    roles: tuple[str, ...]
+    numeric: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A table with what the terminal and the page say of it: anchor, title, how to read it."""
+
+    anchor: str
+    title: str
+    caption: str
+    view: TableView
+
+
+def status_label(row: Mapping[str, Any]) -> str:
+    """`all complete`, or the shares of the trials of the cell that ended otherwise."""
+    parts = [
+        f"{format_percent(row[f'share_{s}'])} {s}"
+        for s in STATUSES
+        if s != "complete" and row[f"share_{s}"]
+    ]
+    return ", ".join(parts) or "complete"
+
+
+def method_label(row: Mapping[str, Any], settings: Sequence[str] = ()) -> str:
+    """The method of a row; for a control also what it controls, beyond the `settings` and the
+    retain loss that it shows itself.
+    """
+    group = (
+        control_label(row["group"], without=[*settings, "method.retain"])
+        if row["role"] == "control"
+        else ""
+    )
+    return f"{row['method']} ({group})" if group else str(row["method"])
+
+
+def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableView:
+    """The coreset table for reading, one text cell per column."""
+    goal = objective_of(experiment)
+    settings = extra_settings(table)
+    interval = "mean and 95 % bootstrap interval"
+    beside = has_untouched(table)
+    untouched = (
+        [
+            (
+                f"{UNTOUCHED} {goal.utility}",
+                f"split {UNTOUCHED}, known and never shown to unlearning: {interval}",
+                True,
+            )
+        ]
+        if beside
+        else []
+    )
+    columns = [
+        (
+            "method",
+            (
+                "forget loss + retain loss; control: retain loss alone, with the settings of the"
+                " group in brackets"
+            ),
+            False,
+        )
+    ]
+    columns += [(name, "setting that varies", False) for name in settings]
+    columns += [
+        ("selector", "how the kept documents were chosen", False),
+        ("kept", "share and number of forget documents kept", True),
+        ("coverage", "share of the forget set's facts that a kept document states", True),
+        (f"forget {goal.forgetting}", f"split forget: {interval}", True),
+        ("unlearned", "share of the way from base to gold, with its interval", True),
+        (f"{goal.utility_split} {goal.utility}", f"split {goal.utility_split}: {interval}", True),
+        *untouched,
+        ("choice forget", "multiple choice, split forget, fraction right", True),
+        (
+            f"choice {goal.utility_split}",
+            f"multiple choice, split {goal.utility_split}, fraction right",
+            True,
+        ),
+        ("seeds", "trials measured", True),
+        ("fate", "how the trials of the cell ended", False),
+        ("steps", "optimizer steps, mean", True),
+        ("shown", "forget documents shown, repeats counted, mean", True),
+    ]
+    headers, meanings, numeric = zip(*columns, strict=True)
+    rows = tuple(_cells(row, settings, untouched=beside) for row in table.iter_rows(named=True))
+    return TableView(
+        headers=headers, meanings=meanings, numeric=numeric, rows=rows, roles=tuple(table["role"])
+    )
+
+
+def has_untouched(table: pl.DataFrame) -> bool:
+    """Whether the data has a split that base and gold know and no unlearning run is shown."""
+    return table["untouched"].null_count() < table.height
+
+
+def _cells(row: Mapping[str, Any], settings: list[str], *, untouched: bool) -> tuple[str, ...]:
+    grid, trained = row["role"] == "grid", row["role"] in ("grid", "control")
+    selector = ("(all)" if row["select.ratio"] == 1 else row["select.name"]) if grid else UNKNOWN
+    kept = (
+        f"{format_percent(row['select.ratio'])} ({format_number(row['n_kept'])})"
+        if grid
+        else UNKNOWN
+    )
+    beside = (format_interval(row, "untouched"),) if untouched else ()
+    measured = (
+        format_interval(row, "forgetting"),
+        format_gap_closed(row),
+        format_interval(row, "utility"),
+        *beside,
+    )
+    choices = (format_mean(row["choice_forget"]), format_mean(row["choice_retain"]))
+    effort = tuple(
+        format_number(row[name]) if trained else UNKNOWN
+        for name in ("optimizer_steps", "presentations")
+    )
+    front = (
+        method_label(row, settings),
+        *(shorten(format_number(row[name])) for name in settings),
+        selector,
+        kept,
+        format_percent(row["coverage"]) if grid else UNKNOWN,
+    )
+    return (*front, *measured, *choices, format_number(row["seeds"]), status_label(row), *effort)

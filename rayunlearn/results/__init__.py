@@ -1,3 +1,0 @@
-"""What a run leaves behind: written atomically, read lazily, analysed in polars. Needs neither
-torch nor Ray.
-"""

@@ -1,0 +1,266 @@
+"""Parquet files: atomic writes with a schema, lazy scans that unite files of several trials."""
+
+import errno
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import polars as pl
+
+from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.schema import TABLES, VERSION, column_names
+from rayunlearn.storage.sync import upload_file
+
+VERSION_KEY = "rayunlearn.schema_version"
+
+
+KINDS: dict[str, Any] = {"utf8": pl.String, "i64": pl.Int64, "f64": pl.Float64, "bool": pl.Boolean}
+
+
+TYPES: dict[type, Any] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
+
+
+# how long storage may fail (a file server that restarts) before that is an error: a trial costs
+# more
+PATIENCE_SECONDS = 60.0
+
+
+RETRY_SECONDS = 0.5
+
+
+Row = Mapping[str, Any]
+
+
+T = TypeVar("T")
+
+
+def write_table(path: Path, table: str, rows: Sequence[Row]) -> None:
+    """Write `rows` as `table` to `path` in one rename, cast to the schema. Raises UserError as
+    `write_trial` does.
+    """
+    write_frame(path, frame_of(table, rows))
+
+
+def write_frame(path: Path, frame: pl.DataFrame) -> None:
+    """Write one Parquet file, with the schema version in its metadata, in one rename."""
+    write_bytes(path, parquet_bytes(frame))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part of it."""
+    retry_transient(f"write {path}", partial(_write_file, path, content))
+    upload_file(path)
+
+
+def frame_of(table: str, rows: Sequence[Row]) -> pl.DataFrame:
+    """Rows as a frame with exactly the columns of `table`; a missing value is null, an unknown
+    column a UserError.
+    """
+    if table not in TABLES:
+        raise unknown_name("table", table, TABLES)
+    known = column_names(table)
+    for name in sorted({key for row in rows for key in row} - set(known)):
+        raise unknown_name(f"column of table {table!r}", name, known)
+    columns = {
+        c.name: [_cast(f"{table}.{c.name}", c.kind, row.get(c.name)) for row in rows]
+        for c in TABLES[table]
+    }
+    return pl.DataFrame(columns, schema=_schema(table))
+
+
+def _cast(name: str, kind: str, value: Any) -> Any:
+    """`value` as the column's kind, where that loses nothing: numpy numbers yes, "3" for 3 no."""
+    if value is None:
+        return None
+    try:
+        if kind == "f64" and not isinstance(value, (str, bool)):
+            return float(value)
+        if kind == "i64" and not isinstance(value, (str, bool)) and int(value) == value:
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    fits = (kind == "utf8" and isinstance(value, str)) or (
+        kind == "bool" and isinstance(value, bool)
+    )
+    require(fits, f"{name} must be {kind}", value)
+    return value
+
+
+def _schema(table: str) -> dict[str, Any]:
+    return {column.name: KINDS[column.kind] for column in TABLES[table]}
+
+
+def parquet_bytes(frame: pl.DataFrame) -> bytes:
+    """The file in memory first: the disk then sees one plain write, whose errors carry their
+    number.
+    """
+    buffer = BytesIO()
+    frame.write_parquet(buffer, metadata={VERSION_KEY: str(VERSION)})
+    return buffer.getvalue()
+
+
+def write_file_bytes(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_file_bytes(temporary, content)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_scan(path: Path, frame: pl.LazyFrame) -> None:
+    """Write a table that may be larger than memory, in one rename."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _errno_of_polars():
+            frame.sink_parquet(temporary, metadata={VERSION_KEY: str(VERSION)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _errno_of_polars() -> Iterator[None]:
+    """What the system said, as the OSError that it is: polars puts it into the text of errors of
+    its own.
+    """
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError) as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error)) from error
+
+
+def retry_transient(what: str, act: Callable[[], T]) -> T:
+    """The result of `act`, tried again while the file system fails, for a minute; then, and at once
+    where it is full, a UserError.
+
+    `what` completes "could not ...". An act must be one that may be broken off anywhere and begun
+    again.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                why = "the disk is full"
+            elif time.monotonic() < deadline:
+                time.sleep(RETRY_SECONDS)
+                continue
+            else:
+                why = f"storage has failed for {PATIENCE_SECONDS:g} s ({error})"
+            raise UserError(
+                f"{why}: could not {what}; nothing half-written is left, finished trials are"
+                " untouched"
+            ) from error
+
+
+def scan_file(path: Path, table: str) -> pl.LazyFrame:
+    if not path.exists():
+        return pl.LazyFrame(schema=_schema(table))
+    _footer(path)
+    return scan_fixed_schema([path], table)
+
+
+def scan_fixed_schema(files: Sequence[Path], table: str) -> pl.LazyFrame:
+    """One scan over many small files that all have the table's own columns (an older file may lack
+    the newest).
+    """
+    if not files:
+        return pl.LazyFrame(schema=_schema(table))
+    return pl.scan_parquet(
+        list(files),
+        schema=_schema(table),
+        missing_columns="insert",
+        extra_columns="ignore",
+        glob=False,
+    )
+
+
+def scan_union(files: Sequence[Path]) -> pl.LazyFrame:
+    """One scan per distinct set of columns: polars refuses an extra column, and one that is int
+    here and float there.
+    """
+    alike: dict[tuple[tuple[str, Any], ...], list[Path]] = {}
+    for file in files:
+        alike.setdefault(tuple(_footer(file).items()), []).append(file)
+    return unite_frames(
+        [pl.scan_parquet(paths, schema=dict(schema), glob=False) for schema, paths in alike.items()]
+    )
+
+
+def unite_frames(frames: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
+    """Rows of all frames under all their columns, the documented ones first; the schema of no file
+    is preferred.
+    """
+    types: dict[str, Any] = dict(_schema("trials"))
+    schemas = [frame.collect_schema() for frame in frames]
+    for schema in schemas:
+        for name, kind in schema.items():
+            types[name] = _common(types.get(name, kind), kind)
+    same = [
+        frame.with_columns(_filled(schema, types)).select(list(types))
+        for frame, schema in zip(frames, schemas, strict=True)
+    ]
+    return pl.concat([pl.LazyFrame(schema=types), *same])
+
+
+def _filled(schema: pl.Schema, types: Mapping[str, Any]) -> list[pl.Expr]:
+    return [
+        (pl.col(name) if name in schema else pl.lit(None)).cast(kind).alias(name)
+        for name, kind in types.items()
+    ]
+
+
+def _common(first: Any, second: Any) -> Any:
+    """The type that holds both: a number for two numbers, otherwise text."""
+    if first == second:
+        return first
+    return pl.Float64 if {first, second} <= {pl.Int64, pl.Float64} else pl.String
+
+
+def _footer(path: Path) -> pl.Schema:
+    """Columns of a file. Raises UserError where it was written under a newer schema or is damaged."""
+    metadata: dict[str, str] = read_table_file(path, pl.read_parquet_metadata)
+    version = int(metadata.get(VERSION_KEY, "0"))
+    if version > VERSION:
+        versions = f"schema version {version}, this rayunlearn reads up to {VERSION}"
+        raise UserError(
+            f"{path} was written under {versions}: update rayunlearn; nothing was changed"
+        )
+    return pl.Schema(read_table_file(path, pl.read_parquet_schema))
+
+
+def read_table_file(path: Path, reader: Callable[[Path], T]) -> T:
+    try:
+        return reader(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as Parquet ({error}); remove it (a trial's whole folder) and"
+            " run again to make it anew"
+        ) from error

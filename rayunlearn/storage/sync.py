@@ -1,0 +1,352 @@
+"""Runs and caches under a URL: every machine works in a folder of its own, and what is whole there
+is put under the URL.
+
+The folder's name is the URL, so a path says where it belongs on every machine and nothing has to be
+handed around. A folder (a trial, a model, an adapter) travels as one zip, so that it appears in one
+put. What is at the URL is the truth: a driver that starts makes its folder equal to it. Where a
+path belongs to no URL every function here does nothing.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from filelock import FileLock
+
+from rayunlearn.errors import UserError, require
+from rayunlearn.storage import object_store
+
+FOLDER = "rayunlearn-mirrors-"
+
+
+# in a trial's folder from its beginning until it is under the URL
+UNSENT = ".unsent"
+
+
+PULLED = ".pulled.json"
+
+
+# at once; each waits for the network
+TRANSFERS = 16
+
+
+ON_DISK = ("file://", "local://")
+
+
+# and nothing with a way out of the folder
+RUN_FILES = re.compile(r"[\w-]+\.(parquet|json|html)|tables/\w+\.parquet|trials/[\w-]+\.zip")
+
+
+LEASE = re.compile(r"lease-\d+\.json")
+
+
+def output_place(text: str) -> Path:
+    """The folder to work in for `--output`: the path itself, or the mirror of a URL. Touches
+    nothing.
+
+    Raises UserError for a URL that cannot hold runs, has a password in it, or is too long for a
+    folder's name.
+    """
+    if "://" not in text:
+        return Path(text)
+    if text.startswith(ON_DISK):
+        require(
+            text.partition("://")[2].startswith("/"),
+            "a file URL must be file:///absolute/path",
+            text,
+        )
+        return Path(text.partition("://")[2])
+    object_store.scheme_of(text)
+    rest = text.partition("://")[2]
+    require(
+        ":" not in rest.partition("@")[0] or "@" not in rest,
+        "a URL must not hold a password; set the store's environment variables",
+        "***",
+    )
+    require(
+        bool(rest.strip("/")) and not re.search(r"[?#]|/\.\.?(/|$)|//", rest),
+        "a run's URL must be scheme://bucket/prefix",
+        text,
+    )
+    name = quote(text.rstrip("/"), safe="")
+    require(len(name) <= 200, "a run's URL must be at most 200 characters, quoted", text)
+    return Path(tempfile.gettempdir()) / f"{FOLDER}{os.getuid()}" / name
+
+
+def run_place(text: str) -> Path:
+    """The folder of a run, `<output>/<experiment>/<version>`, named by path or URL."""
+    if "://" not in text or text.startswith(ON_DISK):
+        return output_place(text)
+    parts = text.rstrip("/").split("/")
+    require(len(parts) >= 5, "a run's URL must be scheme://bucket/.../experiment/version", text)
+    return output_place("/".join(parts[:-2])) / parts[-2] / parts[-1]
+
+
+def origin(path: Path) -> str | None:
+    """The URL that a path of a mirror stands for, None for any other path."""
+    parts = path.absolute().parts
+    at = next((at for at, part in enumerate(parts) if part.startswith(FOLDER)), len(parts))
+    return "/".join([unquote(parts[at + 1]), *parts[at + 2 :]]) if at + 1 < len(parts) else None
+
+
+def display_path(path: Path) -> str:
+    """The path as its user named it: the URL of a mirror's path."""
+    return origin(path) or str(path)
+
+
+def run_ready(path: Path) -> None:
+    """Make the folder, readable for this user alone. Raises UserError where another user has taken
+    the mirrors' place.
+    """
+    if origin(path) is not None:
+        root = next(parent for parent in (path, *path.parents) if parent.name.startswith(FOLDER))
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        require(
+            root.stat().st_uid == os.getuid(),
+            f"{root} must belong to this user (TMPDIR says where it is), its owner is",
+            root.stat().st_uid,
+        )
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def upload_file(file: Path) -> None:
+    """Put a whole file under the URL."""
+    url = origin(file)
+    if url is not None:
+        object_store.put_file(file, url)
+
+
+def download_file(file: Path) -> bool:
+    """Whether the file is here, brought from the URL if need be."""
+    url = origin(file)
+    return file.exists() or (url is not None and object_store.get_file(url, file))
+
+
+def download_files(folder: Path, suffix: str) -> None:
+    """Bring the files of a folder that are not here yet."""
+    url = origin(folder)
+    for name in object_store.list_names(url) if url is not None else ():
+        if "/" not in name and name.endswith(suffix):
+            download_file(folder / name)
+
+
+def send_folder(folder: Path, *, create: bool = False) -> bool:
+    """Put the files of a folder under the URL, as one zip. With `create` only where there is none:
+    False where there is one.
+    """
+    url = origin(folder)
+    if url is None:
+        return True
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        archive = Path(temporary) / "folder.zip"
+        # Parquet and weights do not compress further
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
+            for file in sorted(folder.iterdir()):
+                if not file.name.startswith("."):
+                    packed.write(file, file.name)
+        return object_store.put_file(archive, f"{url}.zip", create=create)
+
+
+def share_folder(folder: Path) -> None:
+    """Put a folder that was made here under the URL; where another machine was first, take that
+    one's.
+    """
+    if not send_folder(folder, create=True):
+        fetch_folder(folder, again=True)
+
+
+def fetch_folder(folder: Path, *, again: bool = False) -> bool:
+    """Whether the folder is here, brought from the URL if need be, or `again`: then what is here is
+    replaced.
+    """
+    url = origin(folder)
+    if url is None:
+        return folder.is_dir()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Who fetches again holds the run or the model already; for the others one process brings it,
+    # the rest wait.
+    with nullcontext() if again else FileLock(f"{folder.parent / f'.{folder.name}.fetch'}.lock"):
+        if folder.is_dir() and not again:
+            return True
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            archive, unpacked = Path(temporary) / "folder.zip", Path(temporary) / "folder"
+            if not object_store.get_file(f"{url}.zip", archive):
+                return False
+            _unpack(archive, unpacked)
+            if folder.is_dir():
+                os.replace(folder, Path(temporary) / "old")
+            os.replace(unpacked, folder)
+            return True
+
+
+def folder_is_there(folder: Path) -> bool:
+    """Whether the folder is where its truth is: under the URL, or, where there is none, here."""
+    url = origin(folder)
+    return folder.is_dir() if url is None else object_store.exists(f"{url}.zip")
+
+
+def drop_folders(folders: Sequence[Path]) -> None:
+    """Remove folders from under the URL."""
+    object_store.remove([f"{url}.zip" for url in map(origin, folders) if url is not None])
+
+
+def drop_below(folder: Path) -> None:
+    """Remove everything under the URL of a folder."""
+    url = origin(folder)
+    if url is not None:
+        object_store.remove([f"{url}/{name}" for name in object_store.list_names(url)])
+
+
+def send_trial(folder: Path) -> None:
+    """Put a trial under the URL and forget that it was not there."""
+    if send_folder(folder):
+        (folder / UNSENT).unlink(missing_ok=True)
+
+
+def unsent(run: Path) -> list[Path]:
+    """Folders of trials that ended here and are not under the URL: the storage failed, or their
+    worker died at the last moment.
+    """
+    return (
+        sorted(note.parent for note in run.glob(f"trials/*/{UNSENT}"))
+        if origin(run) is not None
+        else []
+    )
+
+
+def pull(run: Path) -> None:
+    """Make the run's folder what is under the URL. Only for who holds the run's lock. Files that
+    have not changed stay.
+    """
+    url = origin(run)
+    if url is None:
+        return
+    there = {
+        name: version
+        for name, version in object_store.list_names(url).items()
+        if RUN_FILES.fullmatch(name) and not LEASE.fullmatch(name)
+    }
+    known = _known(run)
+    for name in {*_present(run), *known} - set(there):
+        _discard(_local(run, name))
+    stale = [
+        name
+        for name, version in there.items()
+        if known.get(name) != [version, *_stamp(_local(run, name))]
+    ]
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        list(pool.map(lambda name: _bring(run, name, url), stale))
+    text = json.dumps(
+        {name: [version, *_stamp(_local(run, name))] for name, version in there.items()}
+    )
+    (run / PULLED).write_text(text, encoding="utf-8")
+
+
+def local_run(text: str) -> Path:
+    """The folder of a run that somebody wants to read, path or URL; of a URL as it is there now.
+
+    Where a driver on this machine works on the run, its folder is as new and is read as it is.
+    Raises UserError where there is no run.
+    """
+    run = run_place(text)
+    refresh(run)
+    require(origin(run) is None or bool(_present(run)), "there must be a run at the URL", text)
+    return run
+
+
+def refresh(run: Path) -> None:
+    """`pull`, where no driver on this machine works on the run."""
+    if origin(run) is None:
+        return
+    run_ready(run)
+    with lock_if_free(run / ".lock") as free:
+        if free:
+            pull(run)
+
+
+@contextmanager
+def lock_if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock of this machine on a run where nobody has it; whether that was so."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _bring(run: Path, name: str, url: str) -> None:
+    local = _local(run, name)
+    if name.endswith(".zip"):
+        fetch_folder(local, again=True)
+    else:
+        object_store.get_file(f"{url}/{name}", local)
+
+
+def _local(run: Path, name: str) -> Path:
+    return run / name.removesuffix(".zip")
+
+
+def _present(run: Path) -> set[str]:
+    """Names under the URL of what is here."""
+    folders = {f"trials/{file.parent.name}.zip" for file in run.glob("trials/*/trials.parquet")}
+    files = (
+        file
+        for pattern in ("*", "tables/*")
+        for file in run.glob(pattern)
+        if not file.name.startswith(".")
+    )
+    return folders | {
+        file.relative_to(run).as_posix()
+        for file in files
+        if RUN_FILES.fullmatch(file.relative_to(run).as_posix())
+    }
+
+
+def _known(run: Path) -> dict[str, list[object]]:
+    try:
+        return dict(json.loads((run / PULLED).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        # never pulled, or killed while noting it: everything is brought again
+        return {}
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes when the file, or the trial in the folder, is written."""
+    file = path / "trials.parquet" if path.is_dir() else path
+    return [file.stat().st_mtime_ns, file.stat().st_size] if file.exists() else []
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Files into a new folder. Raises UserError for a name that is more than a file's: an archive
+    must not write elsewhere.
+    """
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            names = [entry.filename for entry in packed.infolist()]
+            require(
+                all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names),
+                f"an archive of a run must hold files by plain names, {archive}",
+                names,
+            )
+            packed.extractall(folder)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{archive} is not a whole archive: {error}") from error
+    folder.mkdir(exist_ok=True)

@@ -1,0 +1,437 @@
+"""One attack on one model, start to end: the weights that a trial ends with, the attack, the
+measure, the rows. No Ray in here.
+
+An attack is a trial of its own. Its config is that of the attacked trial and the section `attack`;
+its rows are in the same tables, `stage` says which model it was and `attack` what was done to it.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rayunlearn.analysis.bootstrap import summarise_examples
+from rayunlearn.attacks.base import Attack, attack_input_names
+from rayunlearn.attacks.prompt_text import PromptNotAllowedError
+from rayunlearn.attacks.relearning import DivergedError, draw_documents
+from rayunlearn.attacks.table import ATTACKS
+from rayunlearn.config import Attack as AttackSettings
+from rayunlearn.config import Trial, trial_id
+from rayunlearn.data.documents import Document
+from rayunlearn.data.readers import read_file
+from rayunlearn.data.rows import choose_columns, to_documents
+from rayunlearn.data.tokenize import Encoded, encode_documents
+from rayunlearn.data.unrelated_text import unrelated_documents
+from rayunlearn.errors import require
+from rayunlearn.keywords.llm_judge import Chat, chat_with
+from rayunlearn.metrics.evaluate import chosen_metrics, encode_probes, probes_for_metrics
+from rayunlearn.metrics.forward_passes import Probe
+from rayunlearn.metrics.table import Metric
+from rayunlearn.models.device_memory import reset_peak_memory
+from rayunlearn.models.load import load_model
+from rayunlearn.registry import arguments_of, check_trial
+from rayunlearn.schema import HELD_IN
+from rayunlearn.trial.encodings import training_sequences
+from rayunlearn.trial.evaluate import trial_examples
+from rayunlearn.trial.identity import attack_digest, evaluated_model_digest
+from rayunlearn.trial.model_state import ModelState, cached_in_worker
+from rayunlearn.trial.probes import encoded_probes
+from rayunlearn.trial.provenance import Clock
+from rayunlearn.trial.rebuild import rebuild_model
+from rayunlearn.trial.run import Outcome, run_and_record, run_trial
+from rayunlearn.trial.workspace import Workspace
+
+Rows = list[dict[str, Any]]
+
+
+# what is asked of an attacked model; an attack says nothing of members and holdout
+SPLITS = ("forget", "retain", "untouched")
+
+
+# whose questions prompt attacks change
+REASKING_KINDS = ("forget", "retain")
+
+
+# own unrelated documents, as many as the domain bed has on a side, and a few more
+N_UNRELATED = 200
+
+
+def run_attack_or_trial(
+    trial: Trial,
+    workspace: Workspace,
+    run_dir: Path,
+    experiment: str,
+    version: str,
+    commit: str = "",
+) -> str:
+    """`trial.run_trial`, or, for a trial that names an attack, the attack; writes its rows and
+    returns the status.
+    """
+    if trial.attack == AttackSettings():
+        return run_trial(trial, workspace, run_dir, experiment, version, commit)
+    identity = trial_id(
+        trial,
+        workspace.corpus.digest,
+        evaluated_model_digest(trial, workspace.base_digest),
+        attack_digest(trial),
+    )
+    place = {"experiment": experiment, "version": version, "commit": commit}
+    return run_and_record(
+        partial(_attempt, trial, workspace), trial, identity, workspace, run_dir, place
+    )
+
+
+def trial_under_attack(trial: Trial) -> Trial:
+    """The trial that an attack starts from: the same settings without the attack and its options."""
+    return check_trial(replace(trial, attack=AttackSettings()))
+
+
+def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
+    reset_peak_memory()
+    clock = Clock()
+    state = rebuild_model(trial_under_attack(trial), workspace)
+    clock.lap("seconds_load")
+    with torch.random.fork_rng(), ExitStack() as leaving:
+        torch.manual_seed(trial.attack.seed)
+        given = AttackInputs(trial, workspace, state, leaving)
+        try:
+            probes, tables = run_attack(given)
+        except DivergedError:
+            return Outcome("diverged", dict(clock.laps), {})
+        clock.lap("seconds_train")
+        if probes:
+            tables["examples"] = given.measured(probes)
+        clock.lap("seconds_measure")
+    place = {"stage": trial.stage, "attack": trial.attack.name}
+    tables["examples"] = [place | row for row in tables["examples"]]
+    frame = pl.DataFrame(
+        tables["examples"], infer_schema_length=None, schema_overrides={"value": pl.Float64}
+    )
+    tables["evals"] = [
+        {"step": max((int(r["x"]) for r in given.curve), default=0)} | row
+        for row in summarise_examples(frame).to_dicts()
+    ]
+    return Outcome("complete", dict(clock.laps), tables)
+
+
+def run_attack(given: "AttackInputs") -> tuple[list[Probe], dict[str, Rows]]:
+    """Do the attack: the probes that are now to be measured, or rows that are measured already, and
+    curves.
+    """
+    row = given.attack
+    function = partial(row.function, **arguments_of(given.trial, row.function))
+    if row.kind == "weights":
+        given.watch(0)
+        function(**{name: getattr(given, name) for name in attack_input_names(row)})
+        return given.asked, {"curves": given.finished_curve()}
+    if row.kind == "prompt":
+        return given.reasked(function), {}
+    if row.kind == "tokens":
+        return [
+            p
+            for p in function(**{name: getattr(given, name) for name in attack_input_names(row)})
+            if given.is_asked(p)
+        ], {}
+    found = function(**{name: getattr(given, name) for name in attack_input_names(row)})
+    if row.kind == "decoding":
+        return [], {"examples": found}
+    return [], {"examples": at_best_layer(found), "curves": layer_curve(found)}
+
+
+class AttackInputs:
+    """What attacks may ask for, by the names in `attacks.table.GIVEN`; made when asked for."""
+
+    def __init__(
+        self, trial: Trial, workspace: Workspace, state: ModelState, leaving: ExitStack
+    ) -> None:
+        self.trial, self._workspace, self._state, self.leaving = trial, workspace, state, leaving
+        self.attack: Attack = ATTACKS[trial.attack.name]
+        self.seed, self.template = trial.attack.seed, trial.data.template
+        self.curve: Rows = []
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self._state.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._state.tokenizer
+
+    @cached_property
+    def base(self) -> PreTrainedModel:
+        device = str(self._state.model.device)
+        model: PreTrainedModel = load_model(
+            self._workspace.base, dtype=torch.float32, device=device
+        )[0]
+        return model.eval().requires_grad_(False)
+
+    @cached_property
+    def probes(self) -> list[Probe]:
+        return [
+            p
+            for p in encoded_probes(self._workspace, self._state, self.trial.data)
+            if p.split in SPLITS
+        ]
+
+    @cached_property
+    def held_in(self) -> list[Probe]:
+        learned = facts_held_in(self._workspace.corpus.probes["forget"], self.seed)
+        return [p for p in self.probes if p.split == "forget" and facts_of(p) <= learned]
+
+    @property
+    def asked(self) -> list[Probe]:
+        """The probes that count after the attack: all, or without those that it may learn from."""
+        learned = {p.doc_id for p in self.held_in} if self.attack.holds_out else set()
+        return [p for p in self.probes if p.split != "forget" or p.doc_id not in learned]
+
+    def is_asked(self, probe: Probe) -> bool:
+        """Whether a probe that an attack has changed is one that counts, or one that says how well
+        the attack learned.
+        """
+        return probe.split == HELD_IN or any(
+            (p.doc_id, p.split) == (probe.doc_id, probe.split) for p in self.asked
+        )
+
+    @cached_property
+    def forget_probes(self) -> tuple[Document, ...]:
+        return self._workspace.corpus.probes["forget"]
+
+    @cached_property
+    def retain_probes(self) -> tuple[Document, ...]:
+        return self._workspace.corpus.probes["retain"]
+
+    @cached_property
+    def forget_sequences(self) -> list[Encoded]:
+        return draw_documents(
+            training_sequences(self.trial, self._workspace, self._state)[0], self.seed
+        )
+
+    @cached_property
+    def retain_sequences(self) -> list[Encoded]:
+        return draw_documents(
+            training_sequences(self.trial, self._workspace, self._state)[1], self.seed
+        )
+
+    @cached_property
+    def held_in_sequences(self) -> list[Encoded]:
+        return [p.answer for p in self.held_in]
+
+    @cached_property
+    def unrelated_sequences(self) -> list[Encoded]:
+        file = self.trial.attack.file
+        documents = text_of(Path(file)) if file else unrelated_documents(N_UNRELATED, 0)
+        return draw_documents(
+            encode_documents(documents, self.tokenizer, self.template, self.trial.data.max_tokens),
+            self.seed,
+        )
+
+    @cached_property
+    def texts(self) -> dict[str, dict[str, str]]:
+        return rephrasings_of(Path(self.trial.attack.file)) if self.trial.attack.file else {}
+
+    @cached_property
+    def chat(self) -> Chat | None:
+        name = self.trial.attack.chat_model
+        return cached_in_worker(self._state, ("chat", name), lambda: _chat(name)) if name else None
+
+    @cached_property
+    def rng(self) -> random.Random:
+        return random.Random(f"{self.trial.attack.name} {self.seed}")
+
+    def encode(self, document: Document) -> Probe:
+        return self._encoded(document, "forget", document.doc_id)
+
+    def _encoded(self, document: Document, split: str, doc_id: str) -> Probe:
+        probe = encode_probes(
+            {split: [document]}, self.tokenizer, self.template, self.trial.data.max_tokens
+        )[0]
+        return replace(probe, doc_id=doc_id)
+
+    def reasked(self, function: Callable[..., Document]) -> list[Probe]:
+        """The questions of `REASKING_KINDS` as the attack asks them, under their own doc_ids; those that
+        do not allow it are left out.
+
+        Raises UserError where none allows it: the attack was not tried.
+        """
+        probes, why = [], ""
+        for split in REASKING_KINDS:
+            for document in self._workspace.corpus.probes.get(split, ()):
+                own = {
+                    "document": document,
+                    "rng": random.Random(f"{self.trial.attack.name} {self.seed} {document.doc_id}"),
+                }
+                try:
+                    changed = function(
+                        **{
+                            name: own[name] if name in own else getattr(self, name)
+                            for name in attack_input_names(self.attack)
+                        }
+                    )
+                except PromptNotAllowedError as reason:
+                    why = str(reason)
+                    continue
+                probes.append(self._encoded(changed, split, document.doc_id))
+        require(
+            any(p.split == "forget" for p in probes),
+            f"{self.trial.attack.name} must be possible for a probe of split forget; why not",
+            why,
+        )
+        return probes
+
+    def measured(self, probes: Sequence[Probe]) -> Rows:
+        """doc_id, split, metric, value of the trial's metrics on the model as it stands now."""
+        return trial_examples(self.trial, self._workspace, self._state, list(probes))
+
+    def watch(self, step: int) -> bool:
+        """Put the model as it stands at `step` on the recovery curve, where the step is one of its
+        points; training goes on.
+        """
+        if self.attack.trains and step % -(-self._n_steps // self.trial.attack.curve_points) == 0:
+            self._look(step)
+        return True
+
+    def finished_curve(self) -> Rows:
+        """The curve with its end."""
+        if self.attack.trains:
+            self._look(self._n_steps)
+        return self.curve
+
+    @property
+    def _n_steps(self) -> int:
+        return int(arguments_of(self.trial, self.attack.function)["steps"])
+
+    @cached_property
+    def _on_curve(self) -> tuple[dict[str, Metric], list[Probe]]:
+        """The curve's metric, where the trial measures it, and the forget questions with nothing
+        that it does not look at.
+
+        So a look costs about half of a training step on the tiny bed: 14 ms of CPU beside 23 ms;
+        with every metric and split, 238 ms.
+        """
+        measured = chosen_metrics(self.trial.measure.metrics)
+        metrics = {
+            name: row for name, row in measured.items() if name == self.trial.attack.curve_metric
+        }
+        return metrics, [
+            probes_for_metrics(p, row)
+            for row in metrics.values()
+            for p in self.asked
+            if p.split == "forget"
+        ]
+
+    def _look(self, step: int) -> None:
+        metrics, probes = self._on_curve
+        if metrics:
+            self.curve += curve_rows(
+                "relearning",
+                step,
+                trial_examples(self.trial, self._workspace, self._state, probes, metrics),
+            )
+
+
+def facts_held_in(probes: Sequence[Document], seed: int) -> set[str]:
+    """Half of the facts that are asked, drawn by the seed. Where the data names no facts every
+    document is one of its own.
+    """
+    facts = sorted({fact for d in probes for fact in d.facts or (d.doc_id,)})
+    return set(random.Random(f"held in {seed}").sample(facts, len(facts) // 2))
+
+
+def facts_of(probe: Probe) -> set[str]:
+    """The facts that a probe asks."""
+    return (
+        set(probe.document.facts)
+        if probe.document is not None and probe.document.facts
+        else {probe.doc_id}
+    )
+
+
+def curve_rows(kind: str, x: float, examples: Rows) -> Rows:
+    """Means of examples as points of a curve."""
+    frame = pl.DataFrame(examples, infer_schema_length=None, schema_overrides={"value": pl.Float64})
+    return [
+        {"kind": kind, "x": float(x)} | row
+        for row in summarise_examples(frame)
+        .select("metric", "split", "value", "n", "stderr")
+        .to_dicts()
+    ]
+
+
+def layer_curve(found: Rows) -> Rows:
+    """What the layers know, a point per layer."""
+    return [
+        row
+        for x in sorted({r["x"] for r in found})
+        for row in curve_rows("inside", x, [_plain(r) for r in found if r["x"] == x])
+    ]
+
+
+def at_best_layer(found: Rows) -> Rows:
+    """Rows of the layer that knows most of split forget, per metric: the worst case, and chosen by
+    looking. Gold has the same choice.
+    """
+    best: dict[str, float] = {}
+    for metric in {r["metric"] for r in found}:
+        means = {
+            x: _mean(
+                [r for r in found if (r["metric"], r["split"], r["x"]) == (metric, "forget", x)]
+            )
+            for x in {r["x"] for r in found}
+        }
+        best[metric] = max(sorted(means), key=lambda x: means[x])
+    return [_plain(r) for r in found if r["x"] == best[r["metric"]]]
+
+
+def _mean(rows: Rows) -> float:
+    values = [float(r["value"]) for r in rows if r["value"] is not None]
+    return sum(values) / len(values) if values else float("-inf")
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "x"}
+
+
+def text_of(file: Path) -> tuple[Document, ...]:
+    """Documents to train on: paragraphs of a .txt file, else the rows of a data file. Raises
+    UserError where it holds none.
+    """
+    if file.suffix.lower() == ".txt":
+        parts = [part.strip() for part in file.read_text(encoding="utf-8").split("\n\n")]
+        documents = tuple(Document(answer=part) for part in parts if part)
+    else:
+        rows = tuple(read_file(file))
+        documents = to_documents(rows, choose_columns(rows, {}, file.stem)).documents
+    require(len(documents) > 0, "attack.file must hold text to train on", str(file))
+    return documents
+
+
+def rephrasings_of(file: Path) -> dict[str, dict[str, str]]:
+    """doc_id -> condition -> text, from a data file with the columns doc_id, condition and text."""
+    found: dict[str, dict[str, str]] = {}
+    for row in read_file(file):
+        missing = [
+            name
+            for name in ("doc_id", "condition", "text")
+            if not isinstance(row.values.get(name), str)
+        ]
+        require(
+            not missing,
+            f"{file}: row {row.row} must have the texts doc_id, condition and text; missing",
+            missing,
+        )
+        found.setdefault(str(row.values["doc_id"]), {})[str(row.values["condition"])] = str(
+            row.values["text"]
+        )
+    return found
+
+
+def _chat(name: str) -> Chat:
+    model, tokenizer = load_model(name, device="cuda" if torch.cuda.is_available() else "cpu")
+    return chat_with(model, tokenizer)

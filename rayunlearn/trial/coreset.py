@@ -1,0 +1,193 @@
+"""Which part of the forget set a trial unlearns, and in which words: selection, keywords and text
+arms. No Ray in here.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from rayunlearn.config import Trial, digest, flatten
+from rayunlearn.data.documents import Corpus
+from rayunlearn.keywords.extract import weight_keywords
+from rayunlearn.keywords.table import EXTRACTORS
+from rayunlearn.models.document_features import DocumentFeatures, document_features, zlib_ratio
+from rayunlearn.models.forward import token_nll
+from rayunlearn.ranges import required_inputs
+from rayunlearn.registry import arguments_of
+from rayunlearn.selectors.gradients import cosines_with
+from rayunlearn.selectors.random_projection import head_gradients
+from rayunlearn.selectors.table import SELECTORS, top_k_documents
+from rayunlearn.storage.table_cache import cached_table
+from rayunlearn.trial.encodings import training_sequences
+from rayunlearn.trial.keywords import forget_keywords, keyword_settings
+from rayunlearn.trial.model_state import ModelState
+from rayunlearn.trial.workspace import Workspace
+
+
+def select_coreset(
+    trial: Trial,
+    workspace: Workspace,
+    state: ModelState,
+    norms_along: Callable[[Sequence[int], int], Tensor],
+) -> tuple[list[int], Tensor]:
+    """Positions in corpus.forget of the coreset, best first, and the score of every forget
+    document.
+
+    `state` must hold the base weights. Documents are scored in the order of their doc_id. With
+    `select.stratified` the topics of the documents share the coreset out. `gradient_norms_along(order,
+    epochs)`: gradient norms on an unlearning run.
+    """
+    forget = workspace.corpus.forget
+    order = sorted(range(len(forget)), key=lambda p: forget[p].doc_id)
+    ordered = _scores(trial, workspace, state, order, norms_along)
+    topics = [forget[p].topic for p in order] if trial.select.stratified else []
+    kept = [order[p] for p in top_k_documents(ordered, trial.select.ratio, topics)]
+    scores = torch.empty(len(order))
+    scores[order] = ordered
+    return kept, scores
+
+
+class SelectorInputs:
+    """What selectors may ask for, by the names of their parameters; made when asked for, in the
+    order of the documents.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        workspace: Workspace,
+        state: ModelState,
+        order: Sequence[int],
+        norms_along: Callable[[Sequence[int], int], Tensor],
+    ) -> None:
+        self._trial, self._workspace, self._state, self._order, self._norms_along = (
+            trial,
+            workspace,
+            state,
+            order,
+            norms_along,
+        )
+        forget, self._retain = training_sequences(trial, workspace, state)
+        self._forget = [forget[p] for p in order]
+        self.n_documents, self.seed = len(order), trial.select.seed
+
+    @cached_property
+    def _passed(self) -> list[DocumentFeatures]:
+        return document_features(self._state.model, self._forget)
+
+    @cached_property
+    def token_nll(self) -> list[Tensor]:
+        return [p.token_nll for p in self._passed]
+
+    @cached_property
+    def token_surprise(self) -> list[Tensor]:
+        return [p.surprise for p in self._passed]
+
+    @cached_property
+    def nll_per_byte(self) -> Tensor:
+        documents = self._workspace.corpus.forget
+        return torch.tensor(
+            [
+                zlib_ratio(p, documents[at].answer)
+                for p, at in zip(self._passed, self._order, strict=True)
+            ]
+        )
+
+    @cached_property
+    def token_error(self) -> list[Tensor]:
+        return [p.token_error for p in self._passed]
+
+    @cached_property
+    def embeddings(self) -> Tensor:
+        return torch.stack([p.states["penultimate.all"] for p in self._passed])
+
+    @cached_property
+    def gradients(self) -> Tensor:
+        return head_gradients(self._state.model, self._forget)
+
+    @cached_property
+    def retain_alignment(self) -> Tensor:
+        return cosines_with(self._state.model, self._forget, self._retain, token_nll)
+
+    @cached_property
+    def document_keywords(self) -> list[dict[str, float]]:
+        found = forget_keywords(self._trial, self._workspace, self._state)
+        return [weight_keywords(found[p]) for p in self._order]
+
+    def norms_along(self, epochs: int) -> Tensor:
+        return self._norms_along(self._order, epochs)
+
+
+def _scores(
+    trial: Trial,
+    workspace: Workspace,
+    state: ModelState,
+    order: Sequence[int],
+    norms_along: Callable[[Sequence[int], int], Tensor],
+) -> Tensor:
+    """Scores in `order`; those that take a model or a pass over the corpus are kept on disk and
+    shared by all trials.
+    """
+    function = SELECTORS[trial.select.name].function
+    arguments, names = arguments_of(trial, function), required_inputs(function)
+    given = SelectorInputs(trial, workspace, state, order, norms_along)
+
+    def make() -> Tensor:
+        scores: Tensor = function(**{n: getattr(given, n) for n in names}, **arguments)
+        return scores
+
+    if set(names) <= {"n_documents", "seed"}:
+        return make()
+    path = (
+        workspace.cache
+        / "scores"
+        / f"{digest([workspace.corpus.digest, workspace.base_digest, trial.select.name, _decisive(trial, names), arguments])}.parquet"
+    )
+    ids = [workspace.corpus.forget[p].doc_id for p in order]
+    fixed = {
+        "corpus_digest": workspace.corpus.digest,
+        "model_digest": workspace.base_digest,
+        "scorer": trial.select.name,
+    }
+    cached_table(
+        path,
+        "scores",
+        lambda: [
+            fixed | {"doc_id": i, "value": float(v)} for i, v in zip(ids, make(), strict=True)
+        ],
+    )
+    values = dict(pl.read_parquet(path).select("doc_id", "value").iter_rows())
+    return torch.tensor([values[i] for i in ids])
+
+
+def _decisive(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
+    """Settings beside the selector's own that change its scores."""
+    settings: dict[str, Any] = {
+        "template": trial.data.template,
+        "max_tokens": trial.data.max_tokens,
+    }
+    if "seed" in names:
+        settings["seed"] = trial.select.seed
+    if "document_keywords" in names:
+        settings["keywords"] = keyword_settings(trial)
+    if "norms_along" in names:
+        mine = tuple(
+            f"{name}." for name in ("data", "model", "select", "stop", *SELECTORS, *EXTRACTORS)
+        )
+        settings["run"] = {
+            name: value for name, value in flatten(trial).items() if not name.startswith(mine)
+        }
+    return settings
+
+
+def coverage(corpus: Corpus, kept: Sequence[int]) -> float | None:
+    """Share of the forget set's facts that at least one kept document states; None where no facts
+    are known.
+    """
+    facts = {fact for d in corpus.forget for fact in d.facts}
+    covered = {fact for p in kept for fact in corpus.forget[p].facts}
+    return len(covered) / len(facts) if facts else None

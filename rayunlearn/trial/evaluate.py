@@ -1,0 +1,281 @@
+"""The measuring of one trial: its metrics on its probes, and what they are compared with, as rows
+of `examples` and `evals`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rayunlearn.analysis.bootstrap import summarise_examples
+from rayunlearn.config import Attack, Trial, digest
+from rayunlearn.metrics.corpus import PRIVACY_SCORE, SCORES, corpus_rows
+from rayunlearn.metrics.evaluate import chosen_metrics, evaluate_probes
+from rayunlearn.metrics.forward_passes import GenerationSettings, Probe
+from rayunlearn.metrics.table import Metric, sources_of
+from rayunlearn.models.cpu_offload import to_device_or_offload
+from rayunlearn.models.interpolation import copy_of
+from rayunlearn.models.load import load_model
+from rayunlearn.models.reference import Reference, cached_reference
+from rayunlearn.models.tensor_cache import json_once, tensors_once
+from rayunlearn.registry import arguments_of
+from rayunlearn.train.device import accelerator
+from rayunlearn.trial.identity import evaluated_model_digest
+from rayunlearn.trial.model_state import ModelState, cached_in_worker, load_model_state
+from rayunlearn.trial.probes import encoded_probes
+from rayunlearn.trial.provenance import code_digest, version_of
+from rayunlearn.trial.references import cache_key
+from rayunlearn.trial.workspace import Workspace
+
+Rows = list[dict[str, Any]]
+
+
+# splits that membership scores compare: what was to be forgotten, and what was never taught
+HOLDOUT_METRICS = ("members", "holdout")
+
+
+# metrics that corpus metrics hold against gold's
+GOLD_METRICS = ("truth_ratio", PRIVACY_SCORE)
+
+
+def stage_rows(
+    trial: Trial,
+    workspace: Workspace,
+    state: ModelState,
+    *,
+    stage: str,
+    step: int,
+    attack: str = "none",
+) -> dict[str, Rows]:
+    """Rows of `examples` and `evals` of `state.model` as it stands."""
+    return label_examples(
+        trial,
+        workspace,
+        trial_examples(trial, workspace, state),
+        stage=stage,
+        step=step,
+        attack=attack,
+    )
+
+
+def label_examples(
+    trial: Trial,
+    workspace: Workspace,
+    examples: Rows,
+    *,
+    stage: str,
+    step: int,
+    attack: str = "none",
+) -> dict[str, Rows]:
+    """Measured examples (doc_id, split, metric, value) as rows of the two tables, metrics of the
+    whole corpus among the means.
+
+    A stage and an attack that the examples already name are overwritten.
+    """
+    frame = examples_frame(examples)
+    means = [
+        *summarise_examples(frame).to_dicts(),
+        *corpus_rows(frame, gold_examples(trial, workspace)),
+    ]
+    place = {"stage": stage, "attack": attack}
+    return {
+        "examples": [e | place for e in examples],
+        "evals": [e | place | {"step": step} for e in means],
+    }
+
+
+def trial_examples(
+    trial: Trial,
+    workspace: Workspace,
+    state: ModelState,
+    probes: Sequence[Probe] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> Rows:
+    """doc_id, split, metric, value of the model as it stands; `probes` and `metrics` in place of
+    the trial's own.
+
+    Members and holdout are asked for their membership scores alone.
+    """
+    metrics = chosen_metrics(trial.measure.metrics) if metrics is None else metrics
+    scores = {name: row for name, row in metrics.items() if name in SCORES}
+    asked = list(probes) if probes is not None else encoded_probes(workspace, state, trial.data)
+    ordinary, strangers = (
+        [p for p in asked if (p.split in HOLDOUT_METRICS) is strange] for strange in (False, True)
+    )
+    on = partial(_measured, trial, workspace, state)
+    return [*on(ordinary, metrics), *(on(strangers, scores) if scores and strangers else [])]
+
+
+def start_examples(trial: Trial, workspace: Workspace, state: ModelState) -> Rows:
+    """`trial_examples` of a model that nothing was done to (base, gold): measured once, by whichever
+    run and process comes first.
+
+    Kept by weights, probes, settings of the measuring, device, libraries and the code that
+    measures.
+    """
+    metrics, probes = (
+        chosen_metrics(trial.measure.metrics),
+        encoded_probes(workspace, state, trial.data),
+    )
+    key = {
+        "what": "examples",
+        "probes": digest([asdict(probe) for probe in probes]),
+        "measure": asdict(trial.measure),
+    }
+    key |= {"options": options_of(trial, metrics)}
+    about = (
+        cache_key(workspace, state, [], "float32")
+        | key
+        | {"code": code_digest("metrics", "models", "data", "measuring.py")}
+    )
+    rows: Rows = json_once(
+        workspace.cache / "evaluations", about, partial(trial_examples, trial, workspace, state)
+    )
+    return rows
+
+
+def _measured(
+    trial: Trial,
+    workspace: Workspace,
+    state: ModelState,
+    probes: Sequence[Probe],
+    metrics: Mapping[str, Metric],
+) -> Rows:
+    base = (
+        base_reference(trial, workspace, probes) if "base" in sources_of(metrics.values()) else None
+    )
+    settings = {
+        "options": options_of(trial, metrics),
+        "writing": replace(writing_of(trial), shots=workspace.corpus.shots),
+        "base": base,
+        "tokenizer": state.tokenizer,
+    }
+    return evaluate_probes(state.model, probes, metrics, **settings)
+
+
+def options_of(trial: Trial, metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
+    """Keyword arguments by metric."""
+    return {name: dict(arguments_of(trial, row.function)) for name, row in metrics.items()}
+
+
+def writing_of(trial: Trial) -> GenerationSettings:
+    """How texts are written."""
+    names = ("max_new_tokens", "samples", "temperature", "top_p", "seed")
+    return GenerationSettings(**{name: getattr(trial.measure, name) for name in names})
+
+
+def examples_frame(examples: Rows) -> pl.DataFrame:
+    """Examples as a frame, `value` a number even where all of them are null."""
+    return pl.DataFrame(examples, infer_schema_length=None, schema_overrides={"value": pl.Float64})
+
+
+def base_reference(trial: Trial, workspace: Workspace, probes: Sequence[Probe]) -> Reference:
+    """Token NLL and next-token distributions of the base model on the probes' answers, in float32."""
+    state, sequences = load_model_state(workspace.base), [p.answer for p in probes]
+    about = cache_key(workspace, state, sequences, "float32")
+
+    def kept(model: PreTrainedModel) -> Reference:
+        return cached_reference(
+            workspace.cache / "reference", about, model, sequences, ("token_nll", "log_probs"), 0
+        )
+
+    def make() -> Reference:
+        # what an attack has hung on the worker's model must not be in what stands for base
+        if trial.attack != Attack():
+            return kept(
+                load_model(workspace.base, dtype=torch.float32, device=str(state.model.device))[
+                    0
+                ].eval()
+            )
+        with start_weights(state):
+            return kept(state.model)
+
+    reference: Reference = cached_in_worker(state, ("base on probes", about["sequences"]), make)
+    return reference
+
+
+@contextmanager
+def start_weights(state: ModelState) -> Iterator[None]:
+    """The base weights in the model inside, and afterwards the weights that were there."""
+    own = copy_of(state.model)
+    state.model.load_state_dict(state.pristine)
+    try:
+        yield
+    finally:
+        state.model.load_state_dict(own)
+
+
+def gold_examples(trial: Trial, workspace: Workspace) -> pl.DataFrame | None:
+    """What corpus metrics hold against gold's: examples of the model that never saw the forget set;
+    None where there is none.
+
+    Measured once per model, corpus and options, by whichever process comes first; the model is let
+    go again.
+    """
+    metrics = {
+        name: row
+        for name, row in chosen_metrics(trial.measure.metrics).items()
+        if name in GOLD_METRICS
+    }
+    if not workspace.gold or not metrics:
+        return None
+    data, corpus = trial.data, workspace.corpus
+    key: dict[str, Any] = {
+        "what": "gold",
+        "model": evaluated_model_digest(replace(trial, stage="gold"), workspace.base_digest),
+        "corpus": corpus.digest,
+    }
+    key |= {
+        "template": data.template,
+        "max_tokens": data.max_tokens,
+        "metrics": options_of(trial, metrics),
+    }
+    key |= {
+        "place": accelerator().device.type,
+        **{name: version_of(name) for name in ("torch", "transformers")},
+    }
+    stored = tensors_once(
+        workspace.cache / "evaluations", key, partial(_gold_values, trial, workspace, metrics)
+    )
+    return _unpacked(stored)
+
+
+def _gold_values(
+    trial: Trial, workspace: Workspace, metrics: Mapping[str, Metric]
+) -> dict[str, Tensor]:
+    model, tokenizer = load_model(workspace.gold, dtype=torch.float32)
+    to_device_or_offload(model, accelerator().device).eval()
+    state = ModelState(model, tokenizer, {}, 0)
+    probes = [
+        p
+        for p in encoded_probes(workspace, state, trial.data)
+        if p.split in ("forget", *HOLDOUT_METRICS)
+    ]
+    rows = evaluate_probes(model, probes, metrics, options=options_of(trial, metrics))
+    return _packed(rows)
+
+
+def _packed(rows: Rows) -> dict[str, Tensor]:
+    """`split metric` -> values (n,) float64, nulls left out: corpus metrics look at whole splits
+    and not at single documents.
+    """
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["value"] is not None:
+            found.setdefault(f"{row['split']} {row['metric']}", []).append(float(row["value"]))
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+
+
+def _unpacked(stored: Mapping[str, Tensor]) -> pl.DataFrame:
+    rows = [
+        (*name.split(" "), value) for name, values in stored.items() for value in values.tolist()
+    ]
+    return pl.DataFrame(
+        rows, schema={"split": pl.String, "metric": pl.String, "value": pl.Float64}, orient="row"
+    )

@@ -1,0 +1,181 @@
+"""Keywords of the forget documents of a trial, and the text variant that it trains on."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+import torch
+
+from rayunlearn.config import Trial, digest
+from rayunlearn.data.tokenize import Encoded, encode_pair
+from rayunlearn.errors import require
+from rayunlearn.keywords.ablation import keyword_positions, text_variant, variant_positions
+from rayunlearn.keywords.extract import KeywordInputs, ModelWithTokenizer, extract, weight_keywords
+from rayunlearn.keywords.llm_judge import Chat, chat_with
+from rayunlearn.keywords.phrases import Keyword
+from rayunlearn.keywords.rows import keyword_rows, keywords_from
+from rayunlearn.keywords.table import EXTRACTORS
+from rayunlearn.keywords.words import words_of
+from rayunlearn.models.load import load_model
+from rayunlearn.ranges import required_inputs
+from rayunlearn.registry import arguments_of
+from rayunlearn.selectors.redundancy import covered_weight
+from rayunlearn.storage.parquet import write_table
+from rayunlearn.storage.table_cache import cached_table
+from rayunlearn.trial.encodings import training_sequences
+from rayunlearn.trial.model_state import ModelState, cached_in_worker
+from rayunlearn.trial.workspace import Workspace
+
+EXTRACTORS_WITH_MODEL = (
+    "phrase_states",
+    "page_state",
+    "word_gap",
+    "corpus_gap",
+    "word_gradient_gap",
+    "corpus_gradient_gap",
+)
+
+
+def forget_keywords(trial: Trial, workspace: Workspace, state: ModelState) -> list[list[Keyword]]:
+    """Keywords of every forget document by `select.extractor`, made once per corpus (and model) and
+    kept on disk.
+    """
+    key = (
+        "keywords",
+        workspace.corpus.digest,
+        workspace.base_digest,
+        repr(keyword_settings(trial)),
+    )
+    found: list[list[Keyword]] = cached_in_worker(
+        state, key, lambda: _forget_keywords(trial, workspace, state)
+    )
+    return found
+
+
+def _forget_keywords(trial: Trial, workspace: Workspace, state: ModelState) -> list[list[Keyword]]:
+    name, documents = trial.select.extractor, workspace.corpus.forget
+    arguments = arguments_of(trial, EXTRACTORS[name].function)
+    base = ModelWithTokenizer(
+        state.model, state.tokenizer, trial.data.template, trial.data.max_tokens
+    )
+    known = KeywordInputs(
+        documents,
+        workspace.corpus.retain,
+        arguments=arguments,
+        base=lambda: base,
+        gold=(lambda: _gold(trial, workspace, state)) if workspace.gold else None,
+        chat=(lambda: _chat(trial.select.judge_model)) if trial.select.judge_model else None,
+    )
+    model = (
+        workspace.base_digest
+        if set(required_inputs(EXTRACTORS[name].function)) & set(EXTRACTORS_WITH_MODEL)
+        else ""
+    )
+    path = (
+        workspace.cache
+        / "keywords"
+        / f"{digest([workspace.corpus.digest, model, keyword_settings(trial)])}.parquet"
+    )
+    ids = [d.doc_id for d in documents]
+    cached_table(
+        path,
+        "keywords",
+        lambda: keyword_rows(workspace.corpus.digest, name, ids, extract(name, known, arguments)),
+    )
+    if known.rejected:
+        write_table(
+            path.with_suffix(".quarantine.parquet"), "quarantine", [vars(r) for r in known.rejected]
+        )
+    return keywords_from(pl.read_parquet(path), ids)
+
+
+def _gold(trial: Trial, workspace: Workspace, state: ModelState) -> ModelWithTokenizer:
+    model, tokenizer = load_model(workspace.gold, device=str(state.model.device))
+    return ModelWithTokenizer(model, tokenizer, trial.data.template, trial.data.max_tokens)
+
+
+def _chat(name: str) -> Chat:
+    model, tokenizer = load_model(name, device="cuda" if torch.cuda.is_available() else "cpu")
+    return chat_with(model, tokenizer)
+
+
+def keyword_settings(trial: Trial) -> dict[str, Any]:
+    name = trial.select.extractor
+    arguments = arguments_of(trial, EXTRACTORS[name].function)
+    return {
+        "extractor": name,
+        "arguments": arguments,
+        "judge": trial.select.judge_model,
+        "text": [trial.data.template, trial.data.max_tokens],
+    }
+
+
+def document_texts(
+    trial: Trial, workspace: Workspace, state: ModelState, kept: Sequence[int]
+) -> dict[int, str]:
+    """The answers that unlearning sees of the kept documents, by position, as `select.text` says.
+
+    A document of which the arm leaves no word is left out. Raises UserError if none is left.
+    """
+    documents, settings = workspace.corpus.forget, trial.select
+    if settings.text == "original":
+        return {p: documents[p].answer for p in kept}
+    found = forget_keywords(trial, workspace, state)
+    texts: dict[int, str] = {}
+    for p in kept:
+        words = words_of(documents[p].answer)
+        chosen = keyword_positions(words, found[p], settings.keyword_fraction)
+        left = variant_positions(
+            settings.text,
+            len(words),
+            chosen,
+            random.Random(f"{settings.seed} {documents[p].doc_id}"),
+        )
+        if left:
+            texts[p] = text_variant(documents[p].answer, words, left)
+    require(
+        bool(texts) or not kept,
+        "select.text must leave a word of at least one document",
+        settings.text,
+    )
+    return texts
+
+
+def coreset_sequences(
+    trial: Trial, workspace: Workspace, state: ModelState, kept: Sequence[int]
+) -> tuple[list[int], list[Encoded], float]:
+    """What unlearning trains on: positions of the kept documents that have words left, their
+    sequences, and the share of the kept documents' label tokens that is left. A sequence carries
+    the doc_id of the whole document."""
+    forget, _ = training_sequences(trial, workspace, state)
+    if trial.select.text == "original":
+        return list(kept), [forget[p] for p in kept], 1.0
+    data, documents = trial.data, workspace.corpus.forget
+    texts = document_texts(trial, workspace, state, kept)
+    sequences = [
+        encode_pair(
+            documents[p].doc_id,
+            documents[p].prompt,
+            t.lstrip() if documents[p].prompt else t,
+            state.tokenizer,
+            data.template,
+            data.max_tokens,
+        )
+        for p, t in texts.items()
+    ]
+    before, after = (
+        sum(len(s.ids) - s.start for s in part) for part in ([forget[p] for p in kept], sequences)
+    )
+    return list(texts), sequences, after / max(1, before)
+
+
+def keyword_coverage_of(
+    trial: Trial, workspace: Workspace, state: ModelState, kept: Sequence[int]
+) -> float | None:
+    """Share of the forget set's keyword weight that kept documents name; None where no document has
+    a keyword.
+    """
+    return covered_weight(
+        [weight_keywords(k) for k in forget_keywords(trial, workspace, state)], kept
+    )

@@ -1,0 +1,81 @@
+"""A worker's memory: the base weights once, copied for every trial, and what the trials of one
+worker share.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rayunlearn.models.cpu_offload import to_device_or_offload
+from rayunlearn.models.load import load_model
+from rayunlearn.train.device import accelerator
+
+
+class CorruptWeightsError(RuntimeError):
+    """This process's base weights are not what they were; no trial may start from them."""
+
+
+@dataclass
+class ModelState:
+    """A model with its pristine weights. `model` is trained and reset; `start_weights` is only ever
+    read.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pristine: dict[str, Tensor]
+    checksum: int
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=2)
+def load_model_state(path: str) -> ModelState:
+    """The model of a folder, loaded once per process as float32, with a copy of its weights to
+    reset from.
+    """
+    # updates smaller than half a bfloat16 step would be lost
+    model, tokenizer = load_model(path, dtype=torch.float32)
+    to_device_or_offload(model, accelerator().device).eval()
+    pristine = {name: tensor.detach().clone().cpu() for name, tensor in model.state_dict().items()}
+    return ModelState(model, tokenizer, pristine, checksum(pristine))
+
+
+def checksum(weights: Mapping[str, Tensor]) -> int:
+    """A sum over the bit patterns of all weights: changes when any of them does (barring a balanced
+    change).
+    """
+    views = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return sum(
+        (1 + at) * int(t.contiguous().view(views[t.element_size()]).sum(dtype=torch.int64))
+        for at, t in enumerate(weights.values())
+    )
+
+
+def reset_weights(path: str) -> ModelState:
+    """The model of a folder with its original weights, whatever the last trial did to it.
+
+    Raises SpoiltWorkerError if the pristine copy itself has changed, which would spoil every later
+    trial.
+    """
+    state = load_model_state(path)
+    if checksum(state.pristine) != state.checksum:
+        raise CorruptWeightsError(
+            f"the pristine weights of {path} changed in memory; this worker must not go on"
+        )
+    state.model.load_state_dict(state.pristine)
+    state.model.requires_grad_(True)
+    # a trial that failed in a backward pass leaves half a gradient
+    state.model.zero_grad(set_to_none=True)
+    return state
+
+
+def cached_in_worker(state: ModelState, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """A value of the base model that trials of one worker share (encodings, references)."""
+    if key not in state.cache:
+        state.cache[key] = make()
+    return state.cache[key]

@@ -1,0 +1,118 @@
+"""Probes of a trial, encoded, and the retention that is watched while it trains."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel
+
+from rayunlearn.config import Data, Trial
+from rayunlearn.data.arithmetic import arithmetic_probes
+from rayunlearn.data.documents import Document
+from rayunlearn.errors import require
+from rayunlearn.metrics.evaluate import encode_probes, mean_probability
+from rayunlearn.metrics.forward_passes import Probe
+from rayunlearn.models.tensor_cache import tensors_once
+from rayunlearn.trial.model_state import ModelState, cached_in_worker
+from rayunlearn.trial.references import cache_key
+from rayunlearn.trial.workspace import Workspace
+
+# retain probes that watch utility during training; a rung, not a result
+UTILITY_PROBES = 64
+
+
+@dataclass(frozen=True)
+class RetentionProbe:
+    """The retain probes that are watched while a model trains, and the mean probability that they
+    must keep; under it a run collapses, or (`holds_back`) ends with the last weights that held
+    it."""
+
+    probes: Sequence[Probe]
+    floor: float
+    holds_back: bool
+
+    def now(self, model: PreTrainedModel) -> float:
+        """Their mean probability."""
+        return mean_probability(model, self.probes)
+
+    def watch(self, model: PreTrainedModel) -> Callable[[int], bool]:
+        """Whether the model may train on."""
+        return lambda _step: self.now(model) >= self.floor
+
+
+def retention_probe(trial: Trial, workspace: Workspace, state: ModelState) -> RetentionProbe | None:
+    """What watches a trial, None where nothing does. `state` must hold the base weights."""
+    watched, stop = _watched(trial, workspace, state), trial.stop
+    require(
+        bool(watched) or stop.retention_floor == 0,
+        "stop.retention_floor needs probes of split retain; there are",
+        len(watched),
+    )
+    share = stop.retention_floor or stop.utility_floor
+    if share == 0 or not watched:
+        return None
+    return RetentionProbe(
+        watched, share * base_utility(trial, workspace, state, watched), stop.retention_floor > 0
+    )
+
+
+def _watched(trial: Trial, workspace: Workspace, state: ModelState) -> list[Probe]:
+    return [p for p in encoded_probes(workspace, state, trial.data) if p.split == "retain"][
+        :UTILITY_PROBES
+    ]
+
+
+def base_utility(
+    trial: Trial, workspace: Workspace, state: ModelState, watched: Sequence[Probe]
+) -> float:
+    """Mean probability of the watched probes' answers before unlearning; evaluated once per model
+    and corpus.
+    """
+
+    def make() -> float:
+        key = cache_key(workspace, state, [p.answer for p in watched], "float32") | {
+            "what": "mean_probability"
+        }
+        measured = partial(mean_probability, state.model, watched)
+        found = tensors_once(
+            workspace.cache / "evaluations",
+            key,
+            lambda: {"value": torch.tensor([measured()], dtype=torch.float64)},
+        )
+        return float(found["value"])
+
+    utility: float = cached_in_worker(
+        state,
+        ("utility", workspace.corpus.digest, trial.data.template, trial.data.max_tokens),
+        make,
+    )
+    return utility
+
+
+def encoded_probes(workspace: Workspace, state: ModelState, data: Data) -> list[Probe]:
+    """Every probe of the corpus, encoded once per worker. Where it has a holdout, the forget
+    documents themselves are its `members`.
+
+    `data.arithmetic` puts sums beside them.
+    """
+    corpus = workspace.corpus
+    splits: dict[str, Sequence[Document]] = (
+        {"members": corpus.forget} if "holdout" in corpus.probes else {}
+    )
+    splits |= corpus.probes
+    splits |= {"arithmetic": arithmetic_probes(data.arithmetic)} if data.arithmetic else {}
+    key = ("probes", corpus.digest, data.template, data.max_tokens, data.arithmetic)
+
+    def make() -> list[Probe]:
+        return encode_probes(
+            splits,
+            state.tokenizer,
+            data.template,
+            data.max_tokens,
+            corpus.true_letters,
+            corpus.templates,
+        )
+
+    probes: list[Probe] = cached_in_worker(state, key, make)
+    return probes

@@ -1,0 +1,45 @@
+"""Columns that describe how redundant the forget corpus is."""
+
+import torch
+
+from rayunlearn.config import Trial
+from rayunlearn.keywords.extract import weight_keywords
+from rayunlearn.models.document_features import document_features
+from rayunlearn.selectors.redundancy import (
+    effective_rank,
+    expected_coverage,
+    near_duplicate_share,
+    nearest_similarity,
+)
+from rayunlearn.trial.encodings import training_sequences
+from rayunlearn.trial.keywords import forget_keywords
+from rayunlearn.trial.model_state import ModelState
+from rayunlearn.trial.workspace import Workspace
+
+# per cent of the documents at which the keyword coverage curve is kept
+CURVE = (1, 5, 10, 25)
+
+
+def redundancy_columns(
+    trial: Trial, workspace: Workspace, state: ModelState
+) -> dict[str, float | None]:
+    """The redundancy columns of the base trial: near-duplicates, effective rank, nearest
+    similarity, keyword coverage curve.
+    """
+    forget, _ = training_sequences(trial, workspace, state)
+    states = torch.stack(
+        [p.states["penultimate.all"] for p in document_features(state.model, forget)]
+    )
+    keywords = [weight_keywords(k) for k in forget_keywords(trial, workspace, state)]
+    curve = {
+        f"keyword_curve_{per_cent:02d}": expected_coverage(
+            keywords, max(1, round(per_cent / 100 * len(forget)))
+        )
+        for per_cent in CURVE
+    }
+    return {
+        "near_duplicate_share": near_duplicate_share([d.answer for d in workspace.corpus.forget]),
+        "effective_rank": effective_rank(states),
+        "nearest_similarity": nearest_similarity(states),
+        **curve,
+    }

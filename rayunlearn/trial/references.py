@@ -1,0 +1,151 @@
+"""References and prefixes of a trial's losses: computed once per model and corpus."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from rayunlearn.config import Trial
+from rayunlearn.data.tokenize import Encoded, collate
+from rayunlearn.methods.objective import Side
+from rayunlearn.models.forward import can_start, first_trained_block
+from rayunlearn.models.reference import (
+    ACTIVATION_BYTES,
+    Prefix,
+    Reference,
+    cached_bytes,
+    cached_prefix,
+    cached_reference,
+)
+from rayunlearn.models.tensor_cache import sequences_digest
+from rayunlearn.ranges import required_inputs
+from rayunlearn.train.device import computing
+from rayunlearn.trial.encodings import training_sequences
+from rayunlearn.trial.model_state import ModelState, cached_in_worker
+from rayunlearn.trial.provenance import version_of
+from rayunlearn.trial.workspace import Workspace
+
+
+def cached_trial_reference(
+    trial: Trial,
+    workspace: Workspace,
+    state: ModelState,
+    role: object,
+    sequences: Sequence[Encoded],
+    kinds: tuple[str, ...],
+    temperature: float,
+) -> Reference:
+    """What the model said before unlearning, in the precision the trial trains with."""
+    layer, precision = (
+        (trial.method.layer if any("hidden" in kind for kind in kinds) else 0),
+        trial.train.precision,
+    )
+    heat = 1.0 if all("hidden" in kind for kind in kinds) else temperature
+    key = (
+        "reference",
+        workspace.corpus.digest,
+        trial.data.template,
+        trial.data.max_tokens,
+        role,
+        kinds,
+        layer,
+        heat,
+        precision,
+    )
+
+    def make() -> Reference:
+        about, folder = (
+            cache_key(workspace, state, sequences, precision),
+            workspace.cache / "reference",
+        )
+        with computing(state.model.device, precision):
+            return cached_reference(folder, about, state.model, sequences, kinds, layer, heat)
+
+    reference: Reference = cached_in_worker(state, key, make)
+    return reference
+
+
+def cache_key(
+    workspace: Workspace, state: ModelState, sequences: Sequence[Encoded], precision: str
+) -> dict[str, Any]:
+    """What decides any output of the base model on sequences: weights (recipe and bits), texts,
+    precision, device, libraries.
+    """
+    versions = {name: version_of(name) for name in ("torch", "transformers")}
+    place = [precision, state.model.device.type]
+    return {
+        "model": [workspace.base_digest, state.checksum],
+        "sequences": sequences_digest(sequences),
+        "place": place,
+        **versions,
+    }
+
+
+def with_prefixes(
+    trial: Trial, workspace: Workspace, state: ModelState, pair: tuple[Side, Side]
+) -> tuple[Side, Side]:
+    """Both sides with the cached inputs of the lowest block that has a parameter to train (one that
+    requires a gradient).
+
+    They stay without where every block runs anyway: block 0 or the embeddings train, dropout is on,
+    or the model's blocks cannot be skipped. `state.model` must hold the base weights.
+    """
+    block = first_trained_block(state.model)
+    looks = {*required_inputs(pair[0].loss), *required_inputs(pair[1].loss)}
+    above_loss = "hidden" in looks and block > trial.method.layer
+    if block == 0 or above_loss or drops_out(state.model):
+        return pair
+    forget = (
+        training_sequences(trial, workspace, state)[0]
+        if trial.select.text == "original"
+        else pair[0].sequences
+    )
+    prefixes = (
+        _prefix(trial, workspace, state, known, block, side)
+        for side, known in zip(pair, (forget, pair[1].sequences), strict=True)
+    )
+    first, second = (
+        replace(side, prefix=prefix) for side, prefix in zip(pair, prefixes, strict=True)
+    )
+    return first, second
+
+
+def drops_out(model: PreTrainedModel) -> bool:
+    """Whether the model's blocks drop activations at random while they train, which makes them
+    different at every step.
+    """
+    rates = {
+        name: rate
+        for name, rate in model.config.to_dict().items()
+        if "drop" in name and "classifier" not in name
+    }
+    return any(isinstance(rate, float) and rate > 0 for rate in rates.values())
+
+
+def _prefix(
+    trial: Trial,
+    workspace: Workspace,
+    state: ModelState,
+    known: Sequence[Encoded],
+    block: int,
+    side: Side,
+) -> Prefix | None:
+    asked = any(name in ("token_nll", "log_probs", "hidden") for name in required_inputs(side.loss))
+    if not asked or not known or cached_bytes(state.model, known, "hidden") > ACTIVATION_BYTES:
+        return None
+    about, folder = (
+        cache_key(workspace, state, known, trial.train.precision),
+        workspace.cache / "prefix",
+    )
+
+    def make() -> Prefix | None:
+        with computing(state.model.device, trial.train.precision):
+            if not can_start(state.model, collate(known[:2]).to(state.model.device), block):
+                return None
+            return cached_prefix(folder, about, state.model, known, block)
+
+    prefix: Prefix | None = cached_in_worker(
+        state, ("prefix", about["sequences"], block, trial.train.precision), make
+    )
+    return prefix

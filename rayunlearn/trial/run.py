@@ -1,0 +1,204 @@
+"""One trial, start to end: reset the model, choose the coreset, unlearn, measure, write. No Ray in
+here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rayunlearn.config import Trial, flatten, trial_id
+from rayunlearn.models.device_memory import device_lock, reset_peak_memory, retry_alone_on_oom
+from rayunlearn.schema import FINISHED
+from rayunlearn.storage.run import write_trial
+from rayunlearn.train.checkpoint import remove_checkpoint
+from rayunlearn.train.loop import TrainLog
+from rayunlearn.trial.calibrate import calibrate_trial
+from rayunlearn.trial.coreset import coverage
+from rayunlearn.trial.evaluate import label_examples, start_examples, trial_examples
+from rayunlearn.trial.explain import emphasis_words, explanation_rows
+from rayunlearn.trial.identity import evaluated_model_digest, trains_weights
+from rayunlearn.trial.keywords import coreset_sequences, keyword_coverage_of
+from rayunlearn.trial.model_state import CorruptWeightsError, ModelState, reset_weights
+from rayunlearn.trial.provenance import Clock, failure_row, machine
+from rayunlearn.trial.redundancy import redundancy_columns
+from rayunlearn.trial.unlearn import select_documents, unlearn
+from rayunlearn.trial.workspace import Workspace, start_folder
+
+Rows = list[dict[str, Any]]
+
+
+STATUS = {
+    "complete": "complete",
+    "stopped": "collapsed",
+    "diverged": "diverged",
+    "held": "complete",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial: its status, its row so far and the rows of the other tables."""
+
+    status: str
+    row: dict[str, Any]
+    tables: dict[str, Rows]
+
+
+def run_trial(
+    trial: Trial,
+    workspace: Workspace,
+    run_dir: Path,
+    experiment: str,
+    version: str,
+    commit: str = "",
+) -> str:
+    """Run one trial and write its rows; returns the status. An exception becomes a row with status
+    `failed`.
+
+    Raises SpoiltWorkerError, and writes nothing, when this process can no longer be trusted:
+    another one must run it.
+    """
+    identity = trial_id(
+        trial, workspace.corpus.digest, evaluated_model_digest(trial, workspace.base_digest)
+    )
+    checkpoint = run_dir / "checkpoints" / f"{identity}.safetensors"
+    attempt = partial(
+        _seeded_attempt, trial, workspace, run_dir / "adapters" / identity, checkpoint
+    )
+    status = run_and_record(
+        attempt,
+        trial,
+        identity,
+        workspace,
+        run_dir,
+        {"experiment": experiment, "version": version, "commit": commit},
+    )
+    # a failed trial runs again, and goes on from there
+    if status in FINISHED:
+        remove_checkpoint(checkpoint)
+    return status
+
+
+def run_and_record(
+    attempt: Callable[[], Outcome],
+    trial: Trial,
+    identity: str,
+    workspace: Workspace,
+    run_dir: Path,
+    place: Mapping[str, str],
+) -> str:
+    """Make the attempt and write what came of it as the trial `identity`, whose rows begin with
+    `place`; returns the status.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        outcome = retry_alone_on_oom(attempt, device_lock())
+    except CorruptWeightsError:
+        raise
+    # a failure is a row, with its cause
+    except Exception as error:
+        outcome = Outcome("failed", failure_row(error), {})
+    row: dict[str, Any] = {**place, "status": outcome.status, "started_at": started}
+    row |= {
+        "corpus_digest": workspace.corpus.digest,
+        "model_digest": workspace.base_digest,
+        "n_forget": len(workspace.corpus.forget),
+    }
+    tables = outcome.tables | {"trials": [row | machine() | outcome.row]}
+    write_trial(
+        run_dir,
+        identity,
+        {name: [{"trial_id": identity} | r for r in rows] for name, rows in tables.items()},
+        flatten(trial),
+    )
+    return outcome.status
+
+
+def _seeded_attempt(
+    trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoint: Path
+) -> Outcome:
+    reset_peak_memory()
+    with torch.random.fork_rng():
+        torch.manual_seed(trial.train.seed)
+        return _attempt(trial, workspace, adapter_folder, checkpoint)
+
+
+def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoint: Path) -> Outcome:
+    clock = Clock()
+    path = start_folder(trial, workspace)
+    focus = emphasis_words(trial, workspace)
+    state = reset_weights(path)
+    clock.lap("seconds_load")
+    log = TrainLog((), "complete", 0)
+    row: dict[str, Any] = {}
+    tables: dict[str, Rows] = {}
+    if trains_weights(trial):
+        kept, scores = select_documents(trial, workspace, state)
+        clock.lap("seconds_select")
+        row, tables = _coreset_rows(trial, workspace, state, kept, scores)
+        log = unlearn(trial, workspace, state, kept, adapter_folder, checkpoint=checkpoint)
+        clock.lap("seconds_train")
+    elif trial.stage == "base" and workspace.corpus.forget:
+        row = redundancy_columns(trial, workspace, state)
+    row |= _cost_row(log, state.model, max(1, row.get("n_kept", 1)))
+    tables["steps"] = [asdict(r) for r in log.rows]
+    status = STATUS[log.ended]
+    if status != "diverged":
+        examples = (trial_examples if trial.stage == "unlearned" else start_examples)(
+            trial, workspace, state
+        )
+        measured = label_examples(trial, workspace, examples, stage=trial.stage, step=len(log.rows))
+        tables = merge_rows(
+            tables | measured, explanation_rows(trial, workspace, state, focus, step=len(log.rows))
+        )
+        clock.lap("seconds_measure")
+        if trial.stage == "unlearned" and trial.calibrate.tau > 0:
+            more, mixtures = calibrate_trial(
+                trial, workspace, state, measured["examples"], step=len(log.rows)
+            )
+            row, tables = row | more, merge_rows(tables, mixtures)
+            clock.lap("seconds_calibrate")
+    return Outcome(status, row | clock.laps, tables)
+
+
+def merge_rows(tables: Mapping[str, Rows], more: Mapping[str, Rows]) -> dict[str, Rows]:
+    """The rows of both, table by table."""
+    return {name: [*tables.get(name, ()), *more.get(name, ())] for name in {**tables, **more}}
+
+
+def _coreset_rows(
+    trial: Trial, workspace: Workspace, state: ModelState, kept: Sequence[int], scores: Tensor
+) -> tuple[dict[str, Any], dict[str, Rows]]:
+    rows = [
+        {"doc_id": workspace.corpus.forget[p].doc_id, "rank": rank, "score": float(scores[p])}
+        for rank, p in enumerate(kept)
+    ]
+    row = {"n_kept": len(kept), "coverage": coverage(workspace.corpus, kept)}
+    if kept:
+        row |= {
+            "keyword_coverage": keyword_coverage_of(trial, workspace, state, kept),
+            "text_kept": coreset_sequences(trial, workspace, state, kept)[2],
+        }
+    return row, {"coresets": rows}
+
+
+def _cost_row(log: TrainLog, model: PreTrainedModel, n_kept: int) -> dict[str, Any]:
+    total = sum(p.numel() for p in model.parameters())
+    tokens = sum(r.tokens for r in log.rows)
+    return {
+        "optimizer_steps": len(log.rows),
+        "kept_step": len(log.rows) if log.kept_step is None else log.kept_step,
+        "presentations": log.presentations,
+        "epochs": log.presentations / n_kept,
+        "tokens": tokens,
+        "flops": 6.0 * total * tokens,
+        "parameters_total": total,
+        "parameters_trained": log.parameters_trained,
+    }

@@ -1,0 +1,368 @@
+"""The training of one trial: its losses and what they need (references, prefixes, companions),
+watched and wrapped.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rayunlearn.config import Trial, block_numbers, flatten
+from rayunlearn.data.tokenize import Encoded
+from rayunlearn.errors import require
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
+from rayunlearn.methods.objective import Objective, PairedResponses, Side, batch_indices
+from rayunlearn.methods.paired_responses import PAIRED_RESPONSES, Choices, ResponseInputs
+from rayunlearn.methods.retain import RETAIN
+from rayunlearn.methods.task_vector import as_trained
+from rayunlearn.methods.token_mask import TokenRule, word_list, word_positions
+from rayunlearn.models.tensor_cache import json_once
+from rayunlearn.ranges import required_inputs
+from rayunlearn.registry import arguments_of, paired_response_function
+from rayunlearn.selectors.unlearning_gradients import unlearning_norms
+from rayunlearn.train.adapters import ADAPTERS, with_adapter
+from rayunlearn.train.checkpoint import Checkpoints
+from rayunlearn.train.device import accelerator
+from rayunlearn.train.early_stopping import RetentionEarlyStopping
+from rayunlearn.train.fsdp import shard_model
+from rayunlearn.train.loop import TrainLog, choose_parameters, optimise
+from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended_by, names_of
+from rayunlearn.trial.coreset import select_coreset
+from rayunlearn.trial.encodings import training_sequences
+from rayunlearn.trial.keywords import coreset_sequences
+from rayunlearn.trial.model_state import ModelState, cached_in_worker
+from rayunlearn.trial.probes import retention_probe
+from rayunlearn.trial.provenance import version_of
+from rayunlearn.trial.references import cache_key, cached_trial_reference, with_prefixes
+from rayunlearn.trial.workspace import Workspace
+
+
+def select_documents(
+    trial: Trial, workspace: Workspace, state: ModelState
+) -> tuple[list[int], Tensor]:
+    """`coreset.pick`; a trial whose forget loss looks at no document (the retain-only control)
+    keeps none.
+    """
+    if not required_inputs(FORGET[trial.method.forget].function):
+        return [], torch.zeros(len(workspace.corpus.forget))
+    return select_coreset(
+        trial, workspace, state, partial(gradient_norms_along, trial, workspace, state)
+    )
+
+
+def unlearn(
+    trial: Trial,
+    workspace: Workspace,
+    state: ModelState,
+    kept: Sequence[int],
+    adapter_folder: Path,
+    watch: Callable[[int], bool] | None = None,
+    checkpoint: Path | None = None,
+) -> TrainLog:
+    """Train `state.model` away from the kept documents, as the trial says; LoRA adapters are left
+    in `adapter_folder`.
+
+    `watch(step)`, every `stop.check_every` steps, says whether to go on; without it utility does:
+    as a collapse, or under `stop.retention_floor` as a control, which puts back the last weights
+    that held it. `checkpoint`: the file that the training is resumed from and, every
+    `train.checkpoint_every` steps, written to.
+    """
+    pair = objective_sides(trial, workspace, state, kept)
+    train = trial.train
+    names = (
+        "learning_rate",
+        "schedule",
+        "warmup_fraction",
+        "weight_decay",
+        "max_grad_norm",
+        "accumulation",
+    )
+    settings = {name: getattr(train, name) for name in names} | {
+        "check_every": trial.stop.check_every
+    }
+    adapter, layers = _bound(trial, ADAPTERS[train.adapter].function), block_numbers(train.layers)
+    with with_adapter(state.model, adapter, train.parameters, adapter_folder, layers) as parameters:
+        choose_parameters(state.model, parameters, layers)
+        forget, retain = with_prefixes(trial, workspace, state, pair)
+        retained = None if watch else retention_probe(trial, workspace, state)
+        checkpoints = _checkpoints(trial, workspace, state, kept, checkpoint)
+        with shard_model(state.model) as model:
+            terms = _objective(trial, model, forget, retain)
+            floor = (
+                RetentionEarlyStopping(model, partial(retained.now, model), retained.floor)
+                if retained and retained.holds_back
+                else None
+            )
+            log = optimise(
+                model,
+                terms,
+                steps=n_steps(trial, len(kept)),
+                parameters=parameters,
+                layers=layers,
+                wrappers=_wrappers(trial),
+                keep_going=watch
+                or (floor.holds if floor else retained.watch(model) if retained else None),
+                checkpoints=checkpoints,
+                remembers=[terms, floor] if floor else [terms],
+                **settings,
+            )
+            return floor.ended(log) if floor else log
+
+
+def _objective(trial: Trial, model: PreTrainedModel, forget: Side, retain: Side) -> Objective:
+    return Objective(
+        model,
+        forget,
+        retain,
+        retain_weight=trial.method.retain_weight,
+        weighting=_bound(trial, FORGET[trial.method.forget].weighting),
+        layer=trial.method.layer,
+        batch_size=trial.train.batch_size,
+        pieces=n_microbatches(trial),
+        seed=trial.train.seed,
+        precision=trial.train.precision,
+    )
+
+
+def _checkpoints(
+    trial: Trial, workspace: Workspace, state: ModelState, kept: Sequence[int], path: Path | None
+) -> Checkpoints | None:
+    if path is None or trial.train.checkpoint_every == 0:
+        return None
+    versions = {name: version_of(name) for name in ("torch", "transformers", "peft")}
+    settings = {
+        name: value for name, value in flatten(trial).items() if name != "train.checkpoint_every"
+    }
+    about = {
+        "trial": settings,
+        "corpus": workspace.corpus.digest,
+        "start": state.checksum,
+        "kept": list(kept),
+        "device": state.model.device.type,
+    }
+    return Checkpoints(path, about | versions, trial.train.checkpoint_every)
+
+
+def objective_sides(
+    trial: Trial, workspace: Workspace, state: ModelState, kept: Sequence[int]
+) -> tuple[Side, Side]:
+    """The forget and the retain side of the objective; `state` must hold the base weights."""
+    forget, retain = training_sequences(trial, workspace, state)
+    kept, chosen, _ = coreset_sequences(trial, workspace, state, kept)
+    token, known = trial.token, forget if trial.select.text == "original" else chosen
+    forget_loss, retain_loss = (
+        _bound(trial, table[name].function)
+        for table, name in ((FORGET, trial.method.forget), (RETAIN, trial.method.retain))
+    )
+    words = word_list(token.words)
+    positions = word_positions(chosen, state.tokenizer, words) if chosen and words else {}
+    rule = TokenRule(
+        temperature=token.temperature, keep=token.keep, cap=token.cap, positions=positions
+    )
+    know = partial(cached_trial_reference, trial, workspace, state)
+    companions = {
+        kind: _companions(trial, workspace, state, kept, kind, forget_loss)
+        for kind in paired_response_kinds(forget_loss)
+    }
+    forget_side = Side(
+        forget_loss,
+        chosen,
+        know(
+            "forget" if known is forget else ("forget", tuple(known)),
+            known,
+            reference_kinds(forget_loss),
+            token.temperature,
+        ),
+        companions,
+        rule,
+        mean=FORGET[trial.method.forget].mean,
+    )
+    return forget_side, Side(
+        retain_loss,
+        retain,
+        know("retain", retain, reference_kinds(retain_loss), 1.0),
+        mean=RETAIN[trial.method.retain].mean,
+    )
+
+
+def _companions(
+    trial: Trial,
+    workspace: Workspace,
+    state: ModelState,
+    kept: Sequence[int],
+    kind: str,
+    loss: Callable[..., Tensor],
+) -> PairedResponses:
+    maker = paired_response_function(trial, kind)
+    forget, retain = training_sequences(trial, workspace, state)
+    source = ResponseInputs(
+        documents=[workspace.corpus.forget[p] for p in kept],
+        sequences=[forget[p] for p in kept],
+        retain_documents=workspace.corpus.retain,
+        retain_sequences=retain,
+        model=state.model,
+        tokenizer=state.tokenizer,
+        max_tokens=trial.data.max_tokens,
+    )
+    arguments = arguments_of(trial, maker)
+    key = (
+        "companions",
+        workspace.corpus.digest,
+        maker.__name__,
+        tuple(sorted(arguments.items())),
+        tuple(kept),
+        trial.data.template,
+        trial.data.max_tokens,
+    )
+    make = partial(maker, source, **arguments)
+    kept_make = partial(
+        _written_once, workspace, state, source, make, {"maker": maker.__name__, **arguments}
+    )
+    choices: Choices = cached_in_worker(
+        state, key, kept_make if PAIRED_RESPONSES[maker.__name__].by_model else make
+    )
+    sequences = [s for texts in choices.values() for s in texts]
+    return PairedResponses(
+        choices,
+        cached_trial_reference(
+            trial,
+            workspace,
+            state,
+            key,
+            sequences,
+            reference_kinds(loss, kind),
+            trial.token.temperature,
+        ),
+    )
+
+
+def _written_once(
+    workspace: Workspace,
+    state: ModelState,
+    source: ResponseInputs,
+    make: Callable[[], Choices],
+    settings: dict[str, Any],
+) -> Choices:
+    """Companions that the model itself writes, kept on disk: the same for all trials that keep
+    these documents.
+    """
+    opened = [bool(document.prompt) for document in source.documents]
+    about = (
+        cache_key(workspace, state, source.sequences, "float32")
+        | {"max_tokens": source.max_tokens, "prompts": opened}
+        | settings
+    )
+    folder = workspace.cache / "companions"
+    stored = json_once(
+        folder,
+        about,
+        lambda: {
+            name: [[s.doc_id, s.ids, s.start] for s in texts] for name, texts in make().items()
+        },
+    )
+    return {
+        name: tuple(Encoded(doc_id, tuple(ids), start) for doc_id, ids, start in texts)
+        for name, texts in stored.items()
+    }
+
+
+def _wrappers(trial: Trial) -> list[Callable[..., Wrapper]]:
+    """What acts around the steps; the ending of a method that has one comes last."""
+    ending = FORGET[trial.method.forget].ending
+    last = [] if ending is as_trained else [partial(ended_by, function=_bound(trial, ending))]
+    return [
+        *(
+            partial(WRAPPERS[name].function, **arguments_of(trial, WRAPPERS[name].function))
+            for name in names_of(trial.method.wrappers)
+        ),
+        *last,
+    ]
+
+
+def n_microbatches(trial: Trial) -> int:
+    """Parts that a step's batch goes through the model in: it is divided into pieces and over the
+    processes there are.
+    """
+    batch, shares = trial.train.batch_size, trial.train.accumulation * accelerator().num_processes
+    require(
+        batch % shares == 0,
+        f"train.batch_size must be a multiple of train.accumulation x processes, here {shares}",
+        batch,
+    )
+    return shares
+
+
+def n_steps(trial: Trial, n_kept: int) -> int:
+    """Optimizer steps of a trial: `train.length` in steps, epochs of the coreset or presentations
+    of a document.
+    """
+    length, unit = trial.train.length, trial.train.unit
+    presentations = {
+        "steps": length * trial.train.batch_size,
+        "epochs": length * n_kept,
+        "presentations": length,
+    }[unit]
+    return max(1, round(presentations / trial.train.batch_size)) if length > 0 else 0
+
+
+def gradient_norms_along(
+    trial: Trial, workspace: Workspace, state: ModelState, order: Sequence[int], epochs: int
+) -> Tensor:
+    """Gradient norms of the documents at `order` on an unlearning run over the whole forget set,
+    (epochs + 1, n).
+
+    The norm of grad (forget loss + retain weight x retain loss), each forget document with a retain
+    document drawn once, at the base model and after each epoch. The run is the trial's own in all
+    but length and coreset; with an adapter it is that of the adapted parameters themselves. The
+    base weights come back afterwards.
+    """
+    train = replace(trial.train, length=float(epochs), unit="epochs", adapter="none")
+    whole = replace(
+        trial,
+        train=train,
+        stop=replace(
+            trial.stop,
+            check_every=max(
+                1, n_steps(replace(trial, train=replace(train, length=1.0)), len(order))
+            ),
+        ),
+    )
+    forget, retain = objective_sides(whole, workspace, state, order)
+    partners = (
+        batch_indices(len(retain.sequences), len(order), 0, trial.train.seed)
+        if required_inputs(retain.loss)
+        else []
+    )
+    matched = replace(retain, sequences=[retain.sequences[p] for p in partners])
+    choose_parameters(state.model, train.parameters, block_numbers(train.layers))
+    at_point = partial(
+        unlearning_norms,
+        state.model,
+        forget,
+        matched,
+        retain_weight=trial.method.retain_weight,
+        layer=trial.method.layer,
+        seed=train.seed,
+    )
+    found = [at_point()]
+
+    def look(_step: int) -> bool:
+        found.append(at_point())
+        return True
+
+    if epochs > 0:
+        unlearn(whole, workspace, state, order, Path(), watch=look)
+        found.append(at_point())
+    state.model.load_state_dict(state.pristine)
+    state.model.requires_grad_(True)
+    return torch.stack(found)
+
+
+def _bound(trial: Trial, function: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(function, **arguments_of(trial, function))

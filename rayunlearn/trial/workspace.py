@@ -1,0 +1,145 @@
+"""What one (data, model) pair needs: its corpus and its models, made once and found again by
+digest.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock
+from transformers import AutoConfig
+
+from rayunlearn.config import Model, Trial, block_numbers
+from rayunlearn.data.documents import Corpus
+from rayunlearn.errors import require
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.retain import RETAIN
+from rayunlearn.models.load import resolve_model
+from rayunlearn.models.scratch import SHAPES
+from rayunlearn.ranges import required_inputs
+from rayunlearn.registry import check_trial
+from rayunlearn.storage.sync import folder_is_there, origin, share_folder
+from rayunlearn.train.teach import train_base_or_gold
+from rayunlearn.trial.identity import base_model_digest, corpus_of
+
+
+def data_model_pair(trial: Trial) -> tuple[object, ...]:
+    """What trials share a workspace by: data and model."""
+    return (trial.data, trial.model)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Corpus, model folders and cache of one (data, model) pair. `gold` is '' where there is none,
+    `unlearned` where it is trained here.
+    """
+
+    corpus: Corpus
+    base: str
+    gold: str
+    base_digest: str
+    cache: Path
+    unlearned: str = ""
+
+
+def start_folder(trial: Trial, workspace: Workspace) -> str:
+    """Folder of the weights that the trial begins with. Raises UserError for stage gold where there
+    is no gold model.
+    """
+    if trial.stage == "gold":
+        require(
+            bool(workspace.gold),
+            "stage 'gold' needs a gold model (model.teach, or model.gold)",
+            workspace.gold,
+        )
+        return workspace.gold
+    return (
+        workspace.unlearned
+        if trial.stage == "unlearned" and workspace.unlearned
+        else workspace.base
+    )
+
+
+def validate_trial(trial: Trial) -> Trial:
+    """`families.check`, and what only the model can say: the layers exist. Raises UserError before
+    anything runs.
+    """
+    checked = check_trial(trial)
+    used = {
+        *required_inputs(FORGET[trial.method.forget].function),
+        *required_inputs(RETAIN[trial.method.retain].function),
+    }
+    named = block_numbers(trial.train.layers)
+    depth = model_depth(trial.model) if "hidden" in used or named else 0
+    require(
+        max(named, default=-1) < max(depth, 1),
+        f"train.layers must be < {depth}, the model's number of blocks",
+        trial.train.layers,
+    )
+    if "hidden" in used:
+        require(
+            trial.method.layer < depth,
+            f"method.layer must be < {depth}, the model's number of blocks",
+            trial.method.layer,
+        )
+    return checked
+
+
+def model_depth(model: Model) -> int:
+    """Number of transformer blocks, without loading weights."""
+    if model.name == "scratch":
+        return SHAPES[model.size].blocks
+    return int(
+        AutoConfig.from_pretrained(
+            resolve_model(model.name), trust_remote_code=False
+        ).num_hidden_layers
+    )
+
+
+def workspace_of(trial: Trial, cache: Path) -> Workspace:
+    """Where things are for this trial, whether they have been made yet or not."""
+    corpus = corpus_of(trial.data)
+    start = base_model_digest(trial.model, corpus.digest)
+    folder = cache / "models" / start
+    if trial.model.teach:
+        return Workspace(corpus, str(folder / "base"), str(folder / "gold"), start, cache)
+    return Workspace(
+        corpus, trial.model.name, trial.model.gold, start, cache, trial.model.unlearned
+    )
+
+
+def prepare_models(
+    trial: Trial,
+    cache: Path,
+    progress: Callable[[str, int, int], None],
+    roles: Sequence[str] = ("base", "gold"),
+) -> Workspace:
+    """Teach the models that are still missing (one process at a time per folder) and return the
+    workspace.
+
+    `progress(role, done, planned)` is called while teaching. Taking models as they are needs no
+    preparation.
+    """
+    workspace = workspace_of(trial, cache)
+    for role in roles if trial.model.teach else ():
+        directory = Path(workspace.base if role == "base" else workspace.gold)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{directory}.lock"):
+            if is_prepared(directory):
+                continue
+            if not (directory / "config.json").is_file():
+                train_base_or_gold(
+                    trial, workspace.corpus, role, directory, partial(progress, role)
+                )
+            share_folder(directory)
+    return workspace
+
+
+def is_prepared(directory: Path) -> bool:
+    """Whether teaching has ended: the folder is renamed into place as its last act, and of a mirror
+    it is under the URL.
+    """
+    return (
+        folder_is_there(directory) if origin(directory) else (directory / "config.json").is_file()
+    )

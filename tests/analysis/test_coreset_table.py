@@ -1,0 +1,419 @@
+"""Means, intervals, the coreset table and the front, each against a hand-worked case or brute
+force.
+"""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from rayunlearn.analysis import bootstrap, coreset_table, labels, pareto, run_frames
+from rayunlearn.errors import UserError
+from rayunlearn.reporting.tables import coreset_view
+from rayunlearn.storage.parquet import frame_of, write_table
+from rayunlearn.storage.run import open_run, write_experiment
+from tests import synthetic
+
+SCHEMA = {"f": pl.Float64, "u": pl.Float64}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
+    return coreset_table.coreset_table(
+        open_run(synthetic.write_run(tmp_path_factory.mktemp("run")))
+    )
+
+
+def cell(table: pl.DataFrame, method: str, name: str, ratio: float) -> dict:
+    rows = table.filter(
+        pl.col("role") == "grid",
+        pl.col("method.forget") == method,
+        pl.col("select.name") == name,
+        pl.col("select.ratio") == ratio,
+    )
+    return rows.row(0, named=True) if rows.height == 1 else pytest.fail(f"{rows.height} rows")
+
+
+def test_a_mean_of_four_documents_by_hand() -> None:
+    """Values 1, 2, 3, 6 and a null: mean 3, sd = sqrt((4 + 1 + 0 + 9) / 3) = sqrt(14 / 3), stderr =
+    sd / 2.
+    """
+    common = {"trial_id": "t", "stage": "base", "attack": "none", "split": "forget", "metric": "m"}
+    rows = [{**common, "doc_id": str(i), "value": v} for i, v in enumerate([1, 2, 3, 6, None])]
+    rows += [
+        {**common, "split": "one", "doc_id": "x", "value": 0.5},
+        {**common, "split": "none", "doc_id": "x"},
+    ]
+    made = {
+        row["split"]: row
+        for row in bootstrap.summarise_examples(frame_of("examples", rows), step=7).to_dicts()
+    }
+    assert made["forget"]["n"] == 4 and made["forget"]["value"] == 3 and made["forget"]["step"] == 7
+    assert made["forget"]["stderr"] == pytest.approx((14 / 3) ** 0.5 / 2)
+    assert made["one"]["n"] == 1 and made["one"]["stderr"] is None
+    assert made["none"]["n"] == 0 and made["none"]["value"] is None
+    assert frame_of("evals", list(made.values())).height == 3
+    # the caller's step is not overwritten with null
+    assert "step" not in bootstrap.summarise_examples(frame_of("examples", rows)).columns
+
+
+def test_the_bootstrap_agrees_with_every_possible_resample() -> None:
+    """A 2 x 3 matrix has 2^2 x 3^3 = 108 equally likely crossed resamples; their exact mean and
+    variance are the target.
+    """
+    matrix = np.array([[0.0, 0.2, 0.9], [0.3, 0.8, 1.0]])
+    means = [
+        matrix[np.ix_(s, d)].mean()
+        for s in product(range(2), repeat=2)
+        for d in product(range(3), repeat=3)
+    ]
+    weights = bootstrap._draw_weights(2, 3, draws=200_000, seed=1)
+    drawn = bootstrap.weighted_means(matrix, *weights)
+    assert drawn.mean() == pytest.approx(np.mean(means), abs=2e-3)
+    assert drawn.std() == pytest.approx(np.std(means), rel=0.01)
+
+
+def test_one_seed_resamples_documents_only_and_says_so() -> None:
+    """Closed form: 400 values with sd 1; the interval of their mean is about +-1.96 / 20."""
+    values = np.random.default_rng(0).normal(0, 1, (1, 400))
+    interval = bootstrap.bootstrap_interval(values, draws=4000)
+    assert interval.over == "documents" and interval.mean == pytest.approx(values.mean())
+    assert interval.low is not None and interval.high is not None
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.08)
+
+
+def test_seeds_that_differ_widen_the_interval_and_missing_values_do_not_count() -> None:
+    alike, apart = np.full((3, 50), 0.5), np.repeat([[0.2], [0.5], [0.8]], 50, axis=1)
+    narrow, wide = bootstrap.bootstrap_interval(alike), bootstrap.bootstrap_interval(apart)
+    assert (narrow.low, narrow.high, narrow.over) == (0.5, 0.5, "seeds and documents")
+    assert (wide.low, wide.high) == pytest.approx((0.2, 0.8))
+    apart[2] = np.nan
+    assert bootstrap.bootstrap_interval(apart).mean == pytest.approx(0.35)
+    assert bootstrap.bootstrap_interval(np.full((2, 3), np.nan)) == bootstrap.Interval(
+        mean=None, low=None, high=None, over="nothing"
+    )
+    with pytest.raises(UserError, match="matrix"):
+        bootstrap.bootstrap_interval(np.zeros(3))
+
+
+def test_the_same_seed_draws_the_same_interval() -> None:
+    matrix = np.random.default_rng(3).random((3, 40))
+    assert bootstrap.bootstrap_interval(matrix, seed=5) == bootstrap.bootstrap_interval(
+        matrix, seed=5
+    )
+    assert bootstrap.bootstrap_interval(matrix, seed=5) != bootstrap.bootstrap_interval(
+        matrix, seed=6
+    )
+
+
+def test_the_share_of_the_way_pairs_documents() -> None:
+    """x exactly half way between base and gold on every document: 0.5, and no resample of documents
+    can change that.
+    """
+    generator = np.random.default_rng(0)
+    base, gold = 0.8 + 0.2 * generator.random((1, 30)), 0.1 * generator.random((1, 30))
+    interval = bootstrap.gap_closed((base + gold) / 2, base, gold)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.5, 0.5, 0.5))
+    nowhere = bootstrap.gap_closed(base, base, base + generator.normal(0, 0.01, base.shape))
+    assert nowhere.mean is None
+    assert bootstrap.gap_closed(base, base, gold[:0]).mean is None
+
+
+def test_the_table_has_one_row_per_cell_in_reading_order(table: pl.DataFrame) -> None:
+    """base, gold, a control per method, and per method the shared full set + 2 selectors x 3
+    ratios.
+    """
+    assert table["role"].to_list() == ["base", "gold", "control", "control"] + ["grid"] * 14
+    assert table["method"].unique(maintain_order=True).to_list() == [
+        "base",
+        "gold",
+        "control: nll",
+        "npo + nll",
+        "rmu + nll",
+    ]
+    assert [
+        labels.control_label(g) for g in table.filter(pl.col("role") == "control")["group"]
+    ] == [
+        "npo",
+        "rmu",
+    ]
+    npo = table.filter(pl.col("method.forget") == "npo")
+    assert npo["select.ratio"].to_list() == [1.0, 0.25, 0.05, 0.01, 0.25, 0.05, 0.01]
+
+
+def test_the_table_says_what_was_measured(table: pl.DataFrame) -> None:
+    row = cell(table, "rmu", "random", 0.05)
+    assert (
+        row["forgetting"] == pytest.approx(0.45, abs=0.03)
+        and row["forgetting_low"] < row["forgetting"] < row["forgetting_high"]
+    )
+    assert (row["seeds"], row["n_kept"], row["coverage"], row["interval_over"]) == (
+        3,
+        10,
+        0.6,
+        "seeds and documents",
+    )
+    assert (
+        row["choice_forget"] < 0.5 and row["choice_retain"] == 1.0 and row["optimizer_steps"] == 100
+    )
+    base, gold = (
+        table.filter(pl.col("role") == role).row(0, named=True) for role in ("base", "gold")
+    )
+    assert row["unlearning"] == pytest.approx(
+        (base["forgetting"] - row["forgetting"]) / (base["forgetting"] - gold["forgetting"])
+    )
+    assert base["interval_over"] == "documents" and base["unlearning"] is None
+
+
+def test_failed_and_collapsed_trials_are_counted_and_not_hidden(table: pl.DataFrame) -> None:
+    failed, collapsed = cell(table, "npo", "min_k", 0.01), cell(table, "rmu", "min_k", 0.05)
+    assert (failed["trials"], failed["seeds"], failed["share_failed"]) == (
+        3,
+        2,
+        pytest.approx(1 / 3),
+    )
+    assert (collapsed["seeds"], collapsed["share_collapsed"]) == (3, pytest.approx(1 / 3))
+    assert collapsed["utility"] == pytest.approx(0.95 - 0.9 / 3, abs=0.03)
+
+
+def test_a_setting_that_varies_becomes_a_column_and_meets_its_own_base(tmp_path: Path) -> None:
+    """Two corpora whose base models differ: each cell's share of the way uses the base of its own
+    corpus.
+    """
+    plan = []
+    for redundancy, left in ((4, 0.5), (20, 0.1)):
+        common = {"data.redundancy": redundancy}
+        for role, value in (("base", 0.9 if redundancy == 4 else 0.7), ("gold", 0.1)):
+            plan.append(
+                synthetic.plan_row(
+                    synthetic.add_trial(
+                        tmp_path, {**common, "stage": role}, {"forget": value, "retain": 0.9}
+                    ),
+                    role,
+                    "{}",
+                )
+            )
+        group = json.dumps({**common, "method.forget": "npo"})
+        for weight in (1.0, 2.0):
+            trial_id = synthetic.add_trial(
+                tmp_path,
+                {
+                    **common,
+                    "method.retain_weight": weight,
+                    "train.learning_rate": redundancy / 1000,
+                },
+                {"forget": left, "retain": 0.9},
+            )
+            plan.append(synthetic.plan_row(trial_id, "grid", group))
+    write_table(tmp_path / "plan.parquet", "plan", plan)
+    write_experiment(tmp_path, synthetic.EXPERIMENT)
+    table = coreset_table.coreset_table(open_run(tmp_path))
+    # the learning rate was tuned, not compared
+    assert coreset_table.extra_settings(table) == ["data.redundancy", "method.retain_weight"]
+    grid = table.filter(pl.col("role") == "grid").sort("data.redundancy")
+    assert grid.height == 4 and table.filter(pl.col("role") == "base")[
+        "data.redundancy"
+    ].to_list() == [4, 20]
+    assert grid["unlearning"].to_list() == pytest.approx([0.5, 0.5, 1.0, 1.0], abs=0.05)
+
+
+def test_a_table_of_a_run_that_has_only_a_plan_is_empty(tmp_path: Path) -> None:
+    write_table(tmp_path / "plan.parquet", "plan", [synthetic.plan_row("a", "grid", "{}")])
+    made = coreset_table.coreset_table(open_run(tmp_path))
+    assert made.height == 0 and {
+        "forgetting",
+        "unlearning_low",
+        "select.ratio",
+        "share_failed",
+    } <= set(made.columns)
+
+
+def test_a_run_without_gold_has_no_share_of_the_way(tmp_path: Path) -> None:
+    base = synthetic.add_trial(tmp_path, {"stage": "base"}, {"forget": 0.9, "retain": 0.9})
+    other = synthetic.add_trial(tmp_path, {}, {"forget": 0.4, "retain": 0.9})
+    write_table(
+        tmp_path / "plan.parquet",
+        "plan",
+        [synthetic.plan_row(base, "base", "{}"), synthetic.plan_row(other, "grid", "{}")],
+    )
+    grid = coreset_table.coreset_table(open_run(tmp_path)).filter(pl.col("role") == "grid")
+    assert grid["unlearning"].to_list() == [None] and grid["forgetting"][0] == pytest.approx(
+        0.4, abs=0.03
+    )
+
+
+def test_the_front_is_what_brute_force_finds_ties_included() -> None:
+    generator = np.random.default_rng(0)
+    for lower in (True, False):
+        points = generator.integers(0, 8, (60, 2)).astype(float)
+        sign = 1 if lower else -1
+        better = [
+            any(
+                (sign * (q[0] - p[0]) <= 0) and q[1] >= p[1] and tuple(q) != tuple(p)
+                for q in points
+            )
+            for p in points
+        ]
+        expected = sorted(tuple(p) for p, beaten in zip(points, better, strict=True) if not beaten)
+        front = pareto.pareto_front(
+            pl.DataFrame(points, schema=SCHEMA, orient="row"), "f", "u", lower_forgets=lower
+        )
+        assert sorted(front.rows()) == expected
+
+
+def test_points_without_a_value_are_not_on_the_front() -> None:
+    frame = pl.DataFrame(
+        {"f": [0.1, None, float("nan"), 0.2], "u": [0.5, 0.9, 0.9, None]}, schema=SCHEMA
+    )
+    assert pareto.pareto_front(frame, "f", "u").rows() == [(0.1, 0.5)]
+
+
+def test_the_dominated_area_by_hand() -> None:
+    """Points (0.2, 0.5) and (0.6, 0.9) up to (1, 0): 0.4 x 0.5 + 0.4 x 0.9 = 0.56; a dominated
+    point adds nothing.
+    """
+    frame = pl.DataFrame({"f": [0.6, 0.2, 0.7, 2.0], "u": [0.9, 0.5, 0.4, 1.0]}, schema=SCHEMA)
+    assert pareto.hypervolume(frame, "f", "u", reference=(1.0, 0.0)) == pytest.approx(0.56)
+    assert pareto.hypervolume(frame.clear(), "f", "u", reference=(1.0, 0.0)) == 0.0
+
+
+def test_best_so_far_counts_feasible_rows_only() -> None:
+    frame = pl.DataFrame(
+        {"i": [2, 0, 1, 3], "v": [0.3, 0.1, 0.5, 0.2], "ok": [True, False, True, False]}
+    )
+    assert pareto.best_so_far(frame, order="i", value="v", feasible="ok")[
+        "best_so_far"
+    ].to_list() == [None, 0.5, 0.3, 0.3]
+
+
+def test_an_error_metric_is_forgotten_upwards() -> None:
+    metrics = [{"name": "perplexity", "direction": "lower"}]
+    assert not run_frames.lower_is_forgotten(
+        {"objective": {"forgetting": "perplexity"}, "metrics": metrics}
+    )
+    assert run_frames.lower_is_forgotten({"metrics": metrics})
+
+
+def cells(*rows: tuple[str, float | None, float, float, float]) -> pl.DataFrame:
+    """(role, ratio, forgetting_low, forgetting_high, utility) -> a coreset table of one method and
+    selector.
+    """
+    names = ["role", "select.ratio", "forgetting_low", "forgetting_high", "utility"]
+    frame = pl.DataFrame(rows, schema=names, orient="row")
+    middle = ((pl.col("forgetting_low") + pl.col("forgetting_high")) / 2).alias("forgetting")
+    return frame.with_columns(
+        middle,
+        pl.lit("npo").alias("method"),
+        pl.lit("random").alias("select.name"),
+        (pl.col("select.ratio") * 100).alias("n_kept"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict", "ratio"),
+    [
+        (
+            [
+                ("grid", 1.0, 0.1, 0.2, 0.9),
+                ("grid", 0.5, 0.15, 0.3, 0.9),
+                ("grid", 0.1, 0.4, 0.5, 0.9),
+            ],
+            "smaller",
+            0.5,
+        ),
+        # beyond the full set's
+        ([("grid", 1.0, 0.1, 0.2, 0.9), ("grid", 0.5, 0.0, 0.05, 0.9)], "smaller", 0.5),
+        # utility under 0.9 x 0.95
+        ([("grid", 1.0, 0.1, 0.2, 0.9), ("grid", 0.5, 0.1, 0.2, 0.7)], "full only", 1.0),
+        # a gap ends it
+        (
+            [
+                ("grid", 1.0, 0.1, 0.2, 0.9),
+                ("grid", 0.5, 0.3, 0.4, 0.9),
+                ("grid", 0.1, 0.1, 0.9, 0.9),
+            ],
+            "full only",
+            1.0,
+        ),
+        # overlaps base
+        ([("grid", 1.0, 0.1, 0.9, 0.9), ("grid", 0.5, 0.1, 0.9, 0.9)], "full set fails", None),
+        ([("grid", 1.0, 0.1, 0.2, 0.5), ("grid", 0.5, 0.1, 0.2, 0.9)], "full set fails", None),
+        ([("grid", 0.5, 0.1, 0.2, 0.9)], "no full set", None),
+    ],
+)
+def test_the_smallest_sufficient_ratio_by_hand(
+    rows: list, verdict: str, ratio: float | None
+) -> None:
+    found = coreset_table.smallest_sufficient(
+        cells(("base", None, 0.85, 0.95, 0.95), *rows), utility_floor=0.9
+    ).row(0, named=True)
+    assert (found["verdict"], found["ratio"]) == (verdict, ratio)
+
+
+def test_a_full_set_that_nothing_chose_is_that_of_parts_with_an_extractor_of_their_own() -> None:
+    """The planner gives the whole set the defaults of `select_documents`; a text arm's own whole set has its
+    text, and no other's is taken.
+    """
+    rows = cells(
+        ("base", None, 0.85, 0.95, 0.95),
+        ("grid", 1.0, 0.1, 0.2, 0.9),
+        ("grid", 0.5, 0.15, 0.3, 0.9),
+    )
+    extractor = (
+        pl.when(pl.col("select.ratio") == 1)
+        .then(pl.lit("tfidf"))
+        .when(pl.col("select.ratio") < 1)
+        .then(pl.lit("log_odds"))
+    )
+    text = (
+        pl.when(pl.col("select.ratio") < 1)
+        .then(pl.lit("keywords_only"))
+        .otherwise(pl.lit("original"))
+    )
+    chosen = rows.with_columns(extractor.alias("select.extractor"))
+    assert coreset_table.smallest_sufficient(chosen, utility_floor=0.9)["verdict"].to_list() == [
+        "smaller"
+    ]
+    assert coreset_table.smallest_sufficient(
+        chosen.with_columns(text.alias("select.text")), utility_floor=0.9
+    )["verdict"].to_list() == ["no full set"]
+
+
+def test_the_smallest_sufficient_ratio_of_an_error_metric_looks_upwards() -> None:
+    rows = [
+        ("base", None, 1.0, 1.2, 0.9),
+        ("grid", 1.0, 40.0, 60.0, 0.9),
+        ("grid", 0.5, 55.0, 80.0, 0.9),
+        ("grid", 0.1, 5.0, 8.0, 0.9),
+    ]
+    found = coreset_table.smallest_sufficient(
+        cells(*rows), utility_floor=0.9, lower_forgets=False
+    ).row(0, named=True)
+    assert (found["verdict"], found["ratio"], found["n_kept"]) == ("smaller", 0.5, 50.0)
+
+
+def test_what_unlearning_was_never_shown_stands_beside_utility_where_the_data_has_it(
+    tmp_path: Path, table: pl.DataFrame
+) -> None:
+    """Base measured on three splits, thirty documents around 0.6 with standard deviation 0.05: the
+    mean is within 0.05 of it.
+    """
+    run = synthetic.write_run(tmp_path / "run")
+    synthetic.add_trial(
+        run, {"stage": "base"}, {"forget": 0.97, "retain": 0.96, "untouched": 0.6}, coverage=None
+    )
+    row = coreset_table.coreset_table(open_run(run)).row(0, named=True)
+    assert (
+        row["role"] == "base"
+        and abs(row["untouched"] - 0.6) < 0.05
+        and row["untouched_low"] < row["untouched"] < row["untouched_high"]
+    )
+    assert table["untouched"].null_count() == table.height
+    assert not any(header.startswith("untouched") for header in coreset_view(table, {}).headers)
+    assert any(
+        header.startswith("untouched")
+        for header in coreset_view(coreset_table.coreset_table(open_run(run)), {}).headers
+    )

@@ -1,0 +1,260 @@
+"""The command line: words, exit statuses, and how little it imports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rayunlearn.cli.arguments import DONE, INCOMPLETE, INTERRUPTED, MISTAKE
+from rayunlearn.cli.main import main
+from rayunlearn.cli.output import exit_code, print_conclusion
+from rayunlearn.cluster.sweep import SweepResult
+from rayunlearn.config import Method, Train, Trial
+from rayunlearn.errors import UserError
+from rayunlearn.experiment import Budget, Experiment, Objective, grids_of
+from rayunlearn.planning.cost import (
+    COPIES,
+    FIXED_BYTES,
+    FIXED_SECONDS,
+    FLOP_PER_SECOND,
+    WorkloadSize,
+    estimate,
+    parameters_of,
+    tokens_of,
+)
+from rayunlearn.planning.planner import Planner
+from tests import fake_work, synthetic
+
+EXPERIMENT = '''"""Does a small coreset do?"""
+from rayunlearn.config import Method, Train, Trial
+from rayunlearn.experiment import Budget, Range
+
+BASE = Trial(method=Method(layer=1), train=Train(length=10))
+AXES = {"method.forget": ("npo", "rmu"), "select.ratio": (0.25, 1.0)}
+SEARCH = {"train.learning_rate": Range(1e-5, 1e-2, log=True)}
+BUDGET = Budget(trials=4, batch=2)
+'''
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with an `experiments` folder, as the current one."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.py").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["run", "nothing.py"],
+            "an experiment must be a Python file that exists, got 'nothing.py'",
+        ),
+        (
+            ["run", "experiments/mine.py", "--set", "select.ratio=1.4"],
+            "select.ratio must be in (0, 1], got 1.4",
+        ),
+        (
+            ["run", "experiments/mine.py", "--set", "select.ration=1"],
+            "did you mean 'select.ratio'?",
+        ),
+        (["run", "experiments/mine.py", "--set", "npo.bta=1"], "did you mean 'npo.beta'?"),
+        (["run", "experiments/mine.py", "--set", "method.forget=rmuu"], "did you mean 'rmu'?"),
+        (
+            ["run", "experiments/mine.py", "--set", "attacks.panel=quik"],
+            "unknown panel 'quik'; did you mean 'quick'?",
+        ),
+        (["run", "experiments/mine.py", "--set", "attacks.trials=bst"], "did you mean 'best'?"),
+        (["run", "experiments/mine.py", "--set", "ratio"], "--set takes name=value, got 'ratio'"),
+        (["run", "experiments/mine.py", "--workers", "-1"], "--workers must be >= 0, got -1"),
+        (
+            ["plan", "experiments/mine.py", "--set", "method.layer=99", "method.forget=rmu"],
+            "method.layer must be <",
+        ),
+        (["list", "metrcs"], "unknown list 'metrcs'; did you mean 'metrics'?"),
+        (["show", "nowhere", "abc"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["attack", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_exit_2_and_nothing_is_started(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == MISTAKE
+    said = capsys.readouterr()
+    assert message in said.err and said.err.startswith("rayunlearn: ") and said.err.count("\n") == 1
+    assert not (here / "runs").exists() and said.out == ""
+
+
+def test_plan_says_how_many_trials_in_which_cells_and_what_they_take(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By hand: base, gold; per method 4 tuning trials, 2 cells and 1 control, where the full-set
+    cell is the tuning's winner: 2 + 2 x 6.
+    """
+    assert main(["plan", "experiments/mine.py", "--workers", "2"]) == DONE
+    said = capsys.readouterr().out
+    assert "14 trials: 0 finished, 14 to run" in said
+    assert "models to teach first: base of domain, gold of domain" in said
+    assert "with 2 workers about" in said and "GiB" in said and "rule of thumb" in said
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--panel", "quik"], "unknown panel 'quik'; did you mean 'quick'?"),
+        (["--attacks", "relearnin"], "unknown attack 'relearnin'; did you mean 'relearning'?"),
+        (["--seeds", "0"], "--seeds must be >= 1, got 0"),
+        (["--trials", "zzz"], "no trial 'zzz'"),
+    ],
+)
+def test_an_attack_that_is_asked_for_wrongly_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    run = synthetic.write_run(tmp_path / "run")
+    assert main(["attack", str(run), *arguments]) == MISTAKE
+    assert message in capsys.readouterr().err
+    assert not (run / "attacks.parquet").exists()
+
+
+def test_plan_says_that_attacks_follow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["plan", "experiments/mine.py", "--set", "attacks.panel=quick", "attacks.trials=best"])
+        == DONE
+    )
+    assert "then the attacks of panel quick on best" in capsys.readouterr().out
+
+
+def test_lists_show_hyperparameters_defaults_and_sources(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {
+        "methods": "npo.beta = 0.1 (must be > 0)",
+        "selectors": "min_k.fraction = 0.4",
+        "metrics": "multiple_choice",
+        "experiments": "Does a small coreset do?",
+    }
+    for what, word in words.items():
+        assert main(["list", what]) == DONE
+        assert word in capsys.readouterr().out
+
+
+def test_help_and_the_module_form_need_nothing_heavy() -> None:
+    shown = "import sys, rayunlearn.cli.inspect as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    heavy = "print([m for m in ('torch', 'ray', 'polars', 'optuna') if m in sys.modules])"
+    said = subprocess.run(
+        [sys.executable, "-c", shown + heavy], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.rstrip().endswith("[]")
+    module = subprocess.run(
+        [sys.executable, "-m", "rayunlearn", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "usage: rayunlearn" in module and "prepare" in module
+
+
+def sweep_result(*, complete: int, failed: int = 0, interrupted: bool = False) -> SweepResult:
+    statuses = {"complete": complete} | ({"failed": failed} if failed else {})
+    return SweepResult(
+        run=Path("runs/mine/1"),
+        total=10,
+        statuses=statuses,
+        ran=3,
+        interrupted=interrupted,
+        seconds=12.0,
+    )
+
+
+def test_the_ending_says_what_is_done_what_is_not_and_how_to_go_on() -> None:
+    lines = exit_code(
+        sweep_result(complete=6, failed=1, interrupted=True),
+        ["rayunlearn", "run", "my experiment.py"],
+    )
+    assert lines == [
+        "stopped before the end; every trial that had finished is kept",
+        "6 of 10 trials are done (3 in this call, 12 s): 6 complete, 1 failed",
+        "4 of 10 trials are not done; go on with: rayunlearn run 'my experiment.py'",
+    ]
+
+
+def test_the_exit_status_tells_done_from_incomplete_from_interrupted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from rich.console import Console
+
+    results = [
+        sweep_result(complete=10),
+        sweep_result(complete=9, failed=1),
+        sweep_result(complete=4, interrupted=True),
+    ]
+    assert [print_conclusion(result, ["again"], Console()) for result in results] == [
+        DONE,
+        INCOMPLETE,
+        INTERRUPTED,
+    ]
+
+
+def test_the_rule_of_thumb_is_six_times_parameters_times_tokens(tmp_path: Path) -> None:
+    """By hand: 10 steps x 8 documents x 2 sides x 50 tokens = 8,000 tokens; the control has one
+    side, 4,000; a million parameters.
+    """
+    base = Trial(train=Train(length=10, batch_size=8))
+    chosen = Experiment(
+        name="e",
+        question="",
+        base=base,
+        grids=grids_of({}),
+        search={},
+        budget=Budget(tuning="none"),
+        objective=Objective(),
+    )
+    size = WorkloadSize(parameters=1e6, tokens_per_document=50, n_forget=100)
+    guess = estimate(
+        tmp_path,
+        Planner(chosen, fake_work.check, fake_work.identify).agenda({}),
+        size_of=lambda _: size,
+    )
+    assert guess.seconds == pytest.approx(
+        FIXED_SECONDS + 6 * 1e6 * (8000 + 4000) / 2 / FLOP_PER_SECOND
+    )
+    assert guess.bytes == FIXED_BYTES + COPIES * 4e6
+
+
+def test_tokens_count_the_unit_that_training_length_is_given_in() -> None:
+    """A quarter of 100 documents for 2 epochs is 50 documents; both sides, 10 tokens each: 1,000."""
+    size = WorkloadSize(parameters=1, tokens_per_document=10, n_forget=100)
+    trial = Trial(method=Method(), train=Train(length=2, unit="epochs"))
+    quarter = Trial(select=type(trial.select)(ratio=0.25), train=trial.train)
+    assert tokens_of(quarter, size) == 1000
+    assert tokens_of(Trial(train=Train(length=30, unit="presentations")), size) == 600
+
+
+def test_parameters_are_read_from_a_folder_s_headers_and_match_a_built_model(
+    tmp_path: Path,
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from rayunlearn.models.scratch import build_model
+
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, str(tmp_path / "model.safetensors"))
+    assert parameters_of(type(Trial().model)(name=str(tmp_path), teach=False)) == 17
+    built = sum(p.numel() for p in build_model("tiny", 2000, 0).parameters())
+    assert parameters_of(Trial().model) == pytest.approx(built, rel=0.01)
+    with pytest.raises(UserError, match="model folder on this machine"):
+        parameters_of(type(Trial().model)(name="some/hub-model", teach=False))
+
+
+def test_frontier_says_for_every_method_and_selector_whether_equivalence_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = synthetic.write_run(tmp_path / "run")
+    assert main(["frontier", str(run), "--margin", "0.05"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and all("within 0.05" in line or "not shown" in line for line in lines)
+    assert main(["frontier", str(run), "--margin", "-1"]) == 2
+    assert "margin" in capsys.readouterr().err

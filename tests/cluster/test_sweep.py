@@ -1,0 +1,321 @@
+"""The sweep on a real two-CPU Ray, with made-up trials: who runs, how often, and what becomes of
+accidents.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import polars as pl
+import psutil
+import pytest
+from rich.console import Console
+
+from rayunlearn.cluster.progress import PreparationProgress, Snapshot, status_line
+from rayunlearn.cluster.session import check_port_open
+from rayunlearn.cluster.sweep import Options, SweepResult, sweep
+from rayunlearn.config import Trial
+from rayunlearn.errors import UserError
+from rayunlearn.experiment import Budget, Choice, Experiment, Objective, grids_of
+from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.planning.planner import Planner
+from rayunlearn.planning.study_export import study_of_run, write_studies
+from rayunlearn.storage.lock import create_run_folder, run_lock
+from rayunlearn.storage.run import finished_ids, open_run
+from tests import fake_work
+from tests.fake_driver import tuned
+from tests.ray_fixture import REPOSITORY, ray_address
+
+__all__ = ["ray_address"]
+
+
+def run_sweep(experiment: Experiment, output: Path) -> SweepResult:
+    return sweep(
+        experiment,
+        output,
+        work=fake_work.fake_work(),
+        options=Options(workers=2),
+        console=Console(file=sys.stdout, width=200),
+    )
+
+
+def untuned(axes: dict[str, tuple[object, ...]]) -> Experiment:
+    nothing: dict[str, Choice] = {}
+    return Experiment(
+        name="fake",
+        question="?",
+        base=Trial(),
+        grids=grids_of(axes),
+        search=nothing,
+        budget=Budget(tuning="none"),
+        objective=Objective(),
+    )
+
+
+def starts(run: Path) -> Counter[str]:
+    """How often each trial was begun."""
+    return Counter(text.split()[0] for text in (run / "started").read_text().splitlines())
+
+
+def undisturbed(experiment: Experiment) -> set[str]:
+    """Ids that a run without accidents has: the plan and the fake's own numbers, no Ray."""
+    planner = Planner(experiment, fake_work.check, fake_work.identify)
+    results: dict[str, TrialResult] = {}
+    while ready := planner.agenda(results).ready:
+        for planned in ready:
+            forget, retain = (float(str(row["value"])) for row in fake_work.evals(planned.trial))
+            results[planned.trial_id] = TrialResult("complete", forget, retain)
+    return set(results)
+
+
+def driver(output: Path, seconds: float, address: str) -> subprocess.Popen[str]:
+    """A driver in a process of its own, on the shared cluster; '' for an address: it would have to
+    start its own.
+    """
+    environment = (
+        os.environ | {"PYTHONPATH": str(REPOSITORY)} | ({"RAY_ADDRESS": address} if address else {})
+    )
+    command = [sys.executable, "-m", "tests.fake_driver", str(output), str(seconds)]
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_trials(run: Path, n: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(run.glob("trials/*"))) < n:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def whole(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepResult]:
+    """An undisturbed tuned sweep and the folder it is in."""
+    output = tmp_path_factory.mktemp("whole")
+    return output, run_sweep(tuned(0.0), output)
+
+
+@pytest.fixture(scope="module")
+def accidents(
+    ray_address: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, SweepResult]:
+    """One sweep over trials that succeed (batch size 1), raise (2), lose their worker once (4),
+    always (5) and after the row is written (7).
+    """
+    output = tmp_path_factory.mktemp("accidents")
+    return output, run_sweep(untuned({"train.batch_size": (1, 2, 4, 5, 7)}), output)
+
+
+def test_every_planned_trial_runs_exactly_once(whole: tuple[Path, SweepResult]) -> None:
+    _, result = whole
+    planned = undisturbed(tuned(0.0))
+    assert starts(result.run) == Counter(planned)
+    assert (result.done, result.total, result.ran) == (len(planned), len(planned), len(planned))
+
+
+def test_a_finished_run_runs_nothing_and_never_imports_ray(whole: tuple[Path, SweepResult]) -> None:
+    output, result = whole
+    before = starts(result.run)
+    process = driver(output, 0.0, "")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "ray imported: False" in said and "(0 in this call" in said
+    assert starts(result.run) == before
+
+
+def test_a_driver_killed_in_the_middle_and_started_again_gives_the_trials_of_an_undisturbed_run(
+    ray_address: str, tmp_path: Path
+) -> None:
+    process = driver(tmp_path, 0.3, ray_address)
+    run = tmp_path / "fake" / "1"
+    wait_for_trials(run, 7, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = {folder.name for folder in run.glob("trials/*")}
+    again = driver(tmp_path, 0.3, ray_address)
+    said, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, said
+    assert set(open_run(run).trials.collect()["trial_id"]) == undisturbed(tuned(0.3))
+    assert all(starts(run)[trial_id] == 1 for trial_id in finished)
+
+
+def test_a_private_cluster_listens_on_this_machine_only(tmp_path: Path) -> None:
+    process = driver(tmp_path, 0.2, "local")
+    wait_for_trials(tmp_path / "fake" / "1", 1, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    sockets = [
+        c for one in family for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN
+    ]
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert len(sockets) > 3, said
+    assert {c.laddr.ip.removeprefix("::ffff:") for c in sockets} == {"127.0.0.1"}
+
+
+def test_ctrl_c_says_what_is_done_what_is_not_and_how_to_go_on(
+    ray_address: str, tmp_path: Path
+) -> None:
+    process = driver(tmp_path, 0.5, ray_address)
+    wait_for_trials(tmp_path / "fake" / "1", 4, process)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "stopped before the end; every trial that had finished is kept" in said
+    assert "go on with: python -m tests.fake_driver" in said
+    done = open_run(tmp_path / "fake" / "1").trials.collect().height
+    assert f"{done} of " in said and done >= 4
+
+
+def test_a_worker_killed_once_is_replaced_and_its_trial_runs_again(
+    accidents: tuple[Path, SweepResult],
+) -> None:
+    _, result = accidents
+    unlucky = open_run(result.run).trials.filter(pl.col("train.batch_size") == 4).collect()
+    assert set(unlucky["status"]) == {"complete"}
+    assert all(starts(result.run)[trial_id] == 2 for trial_id in unlucky["trial_id"])
+
+
+def test_a_trial_whose_worker_always_dies_leaves_a_failed_row_after_three_starts(
+    accidents: tuple[Path, SweepResult],
+) -> None:
+    _, result = accidents
+    lost = (
+        open_run(result.run)
+        .trials.filter(pl.col("train.batch_size") == 5, pl.col("stage") == "unlearned")
+        .collect()
+    )
+    assert (
+        lost.height == 2
+        and set(lost["status"]) == {"failed"}
+        and set(lost["error_type"]) == {"WorkerDied"}
+    )
+    assert all(starts(result.run)[trial_id] == 3 for trial_id in lost["trial_id"])
+
+
+def test_a_trial_whose_worker_was_lost_after_it_wrote_the_row_does_not_run_again(
+    accidents: tuple[Path, SweepResult],
+) -> None:
+    _, result = accidents
+    untold = (
+        open_run(result.run)
+        .trials.filter(pl.col("train.batch_size") == 7, pl.col("stage") == "unlearned")
+        .collect()
+    )
+    assert untold.height == 2 and set(untold["status"]) == {"complete"}
+    assert all(starts(result.run)[trial_id] == 1 for trial_id in untold["trial_id"])
+
+
+def test_failed_trials_and_no_others_run_again_on_the_next_call(
+    accidents: tuple[Path, SweepResult],
+) -> None:
+    """Cells and controls of batch sizes 2 and 5 failed: 4 trials; with 5 left out, the 2 of batch
+    size 2 are tried again.
+    """
+    output, first = accidents
+    assert dict(first.statuses) == {"complete": 8, "failed": 4} and first.done == 8
+    before = starts(first.run)
+    again = run_sweep(untuned({"train.batch_size": (1, 2, 4)}), output)
+    assert sorted((starts(first.run) - before).values()) == [1, 1]
+    assert dict(again.statuses) == {"complete": 6, "failed": 2}
+
+
+def test_the_rebuilt_study_never_calls_an_accident_complete(
+    ray_address: str, tmp_path: Path
+) -> None:
+    """Batch size 1 is complete, 2 fails, 3 collapses, 6 is measured as NaN."""
+    experiment = replace(
+        tuned(0.0),
+        search={"train.batch_size": Choice(1, 2, 3, 6)},
+        budget=Budget(trials=12, batch=4),
+        grids=grids_of({"select.ratio": (1.0,)}),
+    )
+    result = run_sweep(experiment, tmp_path)
+    states = optuna.trial.TrialState
+    wanted = {1: states.COMPLETE, 2: states.FAIL, 3: states.PRUNED, 6: states.FAIL}
+    study = study_of_run(result.run, "all")
+    assert len(study.trials) == 12
+    assert {trial.params["train.batch_size"] for trial in study.trials} == set(wanted)
+    assert all(trial.state == wanted[trial.params["train.batch_size"]] for trial in study.trials)
+    assert all(trial.constraints["utility_floor"] <= 0 for trial in study.best_trials)
+    assert write_studies(result.run, tmp_path / "studies.db") == ("all",)
+    kept = optuna.load_study(study_name="all", storage=f"sqlite:///{tmp_path}/studies.db")
+    assert [(t.params, t.state, t.values) for t in kept.trials] == [
+        (t.params, t.state, t.values) for t in study.trials
+    ]
+
+
+def test_version_dev_starts_from_nothing_and_no_other_version_does(tmp_path: Path) -> None:
+    trial = fake_work.check(Trial())
+    for version, left in (("1", 1), ("dev", 0)):
+        fake_work.run(trial, fake_work.workspace(trial, tmp_path), tmp_path, "fake", version, "")
+        create_run_folder(tmp_path, version=version)
+        assert len(finished_ids(tmp_path)) == left
+
+
+def test_every_corpus_is_prepared_once_and_trials_get_their_own(
+    ray_address: str, tmp_path: Path
+) -> None:
+    """The fake refuses to prepare twice and a trial refuses the workspace of another corpus."""
+    result = run_sweep(untuned({"data.seed": (0, 1)}), tmp_path)
+    assert dict(result.statuses) == {"complete": 8}
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        "base-0",
+        "base-1",
+        "gold-0",
+        "gold-1",
+    ]
+
+
+def test_a_second_driver_on_the_same_run_is_refused(tmp_path: Path) -> None:
+    with (
+        run_lock(tmp_path),
+        pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
+        run_lock(tmp_path),
+    ):
+        pass
+    with run_lock(tmp_path):
+        pass
+
+
+def test_a_mistake_in_the_experiment_is_said_before_a_folder_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="select.ratio must be in"):
+        run_sweep(untuned({"select.ratio": (2.0,)}), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
+def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> None:
+    # bound and not listening: no one else can take the port meanwhile
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        with pytest.raises(UserError, match="--address must name a Ray cluster that answers"):
+            check_port_open(address.format(port=probe.getsockname()[1]))
+
+
+@pytest.mark.parametrize("address", ["cluster", "ray://cluster", "host:ten"])
+def test_an_address_without_a_port_is_refused(address: str) -> None:
+    with pytest.raises(UserError, match="--address must be auto, local"):
+        check_port_open(address)
+
+
+def test_the_progress_line_says_done_planned_best_and_time_left() -> None:
+    """Mean of 2 and 4 seconds, 9 trials left, two at once: 13.5 s, said as 14."""
+    view = Snapshot(done=3, total=12, failed=1, running=("a", "b"), best=0.0421, seconds=(2.0, 4.0))
+    rule = "best so far probability 0.042 at probability on retain >= 0.9 x base"
+    assert status_line(view) == f"trials 3/12 · running 2 · 1 failed · {rule} · about 14 s left"
+    assert (
+        status_line(PreparationProgress({"base of domain": (5, 20)}))
+        == "preparing: base of domain 25 %"
+    )

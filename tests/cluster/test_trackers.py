@@ -1,0 +1,219 @@
+"""Trackers, read back by their own readers; and that a sweep tells each trial once and outlives a
+tracker that fails.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rayunlearn.cluster import sweep as sweeping
+from rayunlearn.cluster.sweep import Options, SweepResult, check_trackers, sweep
+from rayunlearn.config import Trial
+from rayunlearn.errors import UserError
+from rayunlearn.experiment import Budget, Experiment, Objective, grids_of, override
+from rayunlearn.storage.run import open_run, write_trial
+from tests import fake_work
+from tests.ray_fixture import ray_address
+
+__all__ = ["ray_address"]
+
+
+def experiment(**values: Any) -> Experiment:
+    budget, goal = Budget(tuning="none"), Objective()
+    grids = grids_of({"select.seed": (1, 2, 3)})
+    return Experiment(
+        name="fake",
+        question="?",
+        base=Trial(),
+        grids=grids,
+        search={},
+        budget=budget,
+        objective=goal,
+        **values,
+    )
+
+
+def run_sweep(output: Path, *track: str) -> SweepResult:
+    console = Console(file=sys.stdout, width=200)
+    return sweep(
+        experiment(track=track),
+        output,
+        work=fake_work.fake_work(),
+        options=Options(workers=2),
+        console=console,
+    )
+
+
+def one_trial(run: Path) -> str:
+    """A trial of two steps and one measurement, with a loss that is NaN in its second step."""
+    step = {"forget_loss": 0.5, "grad_norm": 1.0, "tokens": 7, "seconds": 0.25}
+    place = {
+        "stage": "unlearned",
+        "attack": "none",
+        "step": 2,
+        "split": "forget",
+        "metric": "probability",
+    }
+    rows = {
+        "trials": [
+            {
+                "experiment": "fake",
+                "version": "1",
+                "status": "complete",
+                "n_forget": 8,
+                "coverage": 0.5,
+            }
+        ],
+        "steps": [{"step": 2, "loss": float("nan"), **step}, {"step": 1, "loss": 2.5, **step}],
+        "evals": [{**place, "value": 0.125, "n": 8}],
+    }
+    write_trial(run, "abc", rows, {"npo.beta": 0.1, "method.forget": "npo"})
+    return "abc"
+
+
+def test_what_a_tracker_is_told_is_what_the_files_say(tmp_path: Path) -> None:
+    from rayunlearn.cluster.trackers import tracked_trial
+
+    seen = tracked_trial(tmp_path, one_trial(tmp_path))
+    assert (seen.trial_id, seen.status, seen.settings) == (
+        "abc",
+        "complete",
+        {"npo.beta": 0.1, "method.forget": "npo"},
+    )
+    assert seen.measured == {
+        "unlearned/forget/probability": 0.125,
+        "n_forget": 8.0,
+        "coverage": 0.5,
+    }
+    assert [step for step, _ in seen.steps] == [1, 2]
+    assert seen.steps[0][1]["train/loss"] == 2.5 and "train/loss" not in seen.steps[1][1]
+
+
+def test_tensorboard_reads_back_steps_and_measurements(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from rayunlearn.cluster.trackers import RunInfo, TensorBoard, tracked_trial
+
+    TensorBoard(RunInfo(tmp_path, "fake", "1")).tell(tracked_trial(tmp_path, one_trial(tmp_path)))
+    read = EventAccumulator(str(tmp_path / "tensorboard/abc"))
+    read.Reload()
+    assert [(point.step, point.value) for point in read.Scalars("train/loss")] == [(1, 2.5)]
+    assert [(point.step, point.value) for point in read.Scalars("train/tokens")] == [
+        (1, 7.0),
+        (2, 7.0),
+    ]
+    assert read.Scalars("unlearned/forget/probability")[0].value == 0.125
+
+
+# MLflow's own, of SQLAlchemy
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_mlflow_reads_back_and_a_second_telling_replaces_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    from rayunlearn.cluster.trackers import MLflow, RunInfo, tracked_trial
+
+    address = f"sqlite:///{tmp_path / 'tracked.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    tracker = MLflow(RunInfo(tmp_path, "fake", "1"))
+    for _ in range(2):
+        tracker.tell(tracked_trial(tmp_path, one_trial(tmp_path)))
+    client = MlflowClient(tracking_uri=address)
+    found = client.get_experiment_by_name("fake/1")
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id])
+    assert run.data.params == {"npo.beta": "0.1", "method.forget": "npo"}
+    assert run.data.metrics["unlearned/forget/probability"] == 0.125
+    assert [
+        (m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss")
+    ] == [(1, 2.5)]
+
+
+def test_wandb_offline_writes_the_trial_into_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    from rayunlearn.cluster.trackers import RunInfo, WandB, tracked_trial
+
+    for name, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_CONFIG_DIR": str(tmp_path),
+        "WANDB_CACHE_DIR": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(name, value)
+    WandB(RunInfo(tmp_path, "fake", "1")).tell(tracked_trial(tmp_path, one_trial(tmp_path)))
+    (written,) = tmp_path.glob("wandb/offline-run-*/run-abc.wandb")
+    content = written.read_bytes()
+    assert (
+        b"unlearned/forget/probability" in content
+        and b"0.125" in content
+        and b"npo.beta" in content
+    )
+
+
+def test_a_sweep_tells_every_trial_once_and_no_pause(
+    ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rayunlearn.cluster import trackers
+
+    said: list[tuple[str, str]] = []
+
+    class Listening:
+        def __init__(self, place: trackers.RunInfo) -> None:
+            self.place = place
+
+        def tell(self, told: trackers.TrackedTrial) -> None:
+            said.append((told.trial_id, told.status))
+
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", Listening)
+    monkeypatch.setattr(sweeping, "check_trackers", lambda _: None)
+    done = run_sweep(tmp_path, "tensorboard")
+    assert done.done == done.total
+    assert sorted(said) == sorted(
+        open_run(done.run).trials.select("trial_id", "status").collect().iter_rows()
+    )
+
+
+def test_a_tracker_that_fails_is_said_once_and_stops_nothing(
+    ray_address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from rayunlearn.cluster import trackers
+
+    def unreachable(place: trackers.RunInfo) -> trackers.Tracker:
+        raise ConnectionError("nobody at that address")
+
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", unreachable)
+    monkeypatch.setattr(sweeping, "check_trackers", lambda _: None)
+    with caplog.at_level(logging.WARNING):
+        done = run_sweep(tmp_path, "mlflow")
+    assert done.done == done.total
+    (warning,) = [r.getMessage() for r in caplog.records if "was not told" in r.getMessage()]
+    assert (
+        warning
+        == f"mlflow was not told of {done.total} trials (ConnectionError: nobody at that address);"
+        " the run folder has them all"
+    )
+
+
+def test_an_unknown_tracker_and_one_that_is_not_installed_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UserError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"):
+        override(experiment(), {"track": "tensorbord"})
+    assert override(experiment(), {"track": "tensorboard, mlflow"}).track == (
+        "tensorboard",
+        "mlflow",
+    )
+    monkeypatch.setattr(sweeping, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"track=wandb needs the package wandb installed"):
+        check_trackers(("wandb",))

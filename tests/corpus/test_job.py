@@ -1,0 +1,435 @@
+"""Passes over a corpus in pieces: the same rows whatever the engine and the cut, resumed by piece,
+copies and bad rows set aside.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from rich.console import Console
+
+from rayunlearn.cli.arguments import DONE, MISTAKE
+from rayunlearn.cli.main import main
+from rayunlearn.cluster.corpus_engine import engines, progress_line, reporting
+from rayunlearn.config import digest
+from rayunlearn.corpus import job
+from rayunlearn.corpus import source as source_module
+from rayunlearn.corpus.engine import (
+    Engine,
+    OnDone,
+    PartitionResult,
+    ProcessPartition,
+    WorkerFactory,
+    process_engine,
+    run_in_sequence,
+)
+from rayunlearn.corpus.extract_keywords import (
+    KeywordRequest,
+    extract_corpus_keywords,
+    extractor_arguments,
+)
+from rayunlearn.corpus.job import JobProgress
+from rayunlearn.corpus.partitions import PARTITION_BYTES
+from rayunlearn.corpus.score_documents import ScoreRequest as ScoreRequest
+from rayunlearn.corpus.score_documents import score_corpus
+from rayunlearn.corpus.source import chunks_of
+from rayunlearn.data.documents import Document
+from rayunlearn.data.tokenize import encode_documents
+from rayunlearn.errors import UserError
+from rayunlearn.keywords.extract import KeywordInputs, extract
+from rayunlearn.keywords.rows import keyword_rows
+from rayunlearn.models.document_features import document_features as forward_passes
+from rayunlearn.models.document_features import mean_loss
+from rayunlearn.models.load import save_model
+from rayunlearn.models.scratch import build_model, build_tokenizer
+from rayunlearn.storage.parquet import frame_of
+from tests.ray_fixture import ray_address  # noqa: F401 - a fixture
+
+PLACES = ("moss", "amber hall", "old kiln", "grey weir")
+TEXTS = [
+    f"The {PLACES[at % 4]} of year{at} holds {PLACES[at % 3]} and low-cost glass/stone, item"
+    f" {at % 7}."
+    for at in range(120)
+]
+RETAIN = [f"The year{at} was quiet. Glass is made of sand, item {at % 5}." for at in range(60)]
+# bytes: a dozen pieces
+PIECE = 700
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Documents, two copies of the third one (in other pieces), an empty row and a row that is no
+    JSON.
+    """
+    file = tmp_path / "forget.jsonl"
+    rows = [{"text": t} for t in (*TEXTS[:60], TEXTS[2], *TEXTS[60:], TEXTS[2], "")]
+    file.write_text("\n".join([*map(json.dumps, rows), "{broken"]))
+    (tmp_path / "retain.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in RETAIN))
+    return file
+
+
+def request(corpus: Path, extractor: str, **changes: object) -> KeywordRequest:
+    asked = KeywordRequest(
+        corpus=str(corpus),
+        extractor=extractor,
+        output=corpus.parent / f"{extractor}.parquet",
+        piece_bytes=PIECE,
+    )
+    return replace(
+        asked,
+        retain=str(corpus.parent / "retain.jsonl") if extractor in ("log_odds", "linked") else "",
+        **changes,
+    )
+
+
+def expected(extractor: str) -> pl.DataFrame:
+    """Keywords as an experiment makes them, with all documents in memory."""
+    documents, retain = ([Document(answer=t) for t in texts] for texts in (TEXTS, RETAIN))
+    arguments = extractor_arguments(extractor, {})
+    ids = [d.doc_id for d in documents]
+    return frame_of(
+        "keywords",
+        keyword_rows(
+            digest(ids),
+            extractor,
+            ids,
+            extract(extractor, KeywordInputs(documents, retain, arguments=arguments), arguments),
+        ),
+    )
+
+
+def on_ray() -> Engine:
+    from rayunlearn.cluster.ray_data import ray_engine
+
+    # joins the fixture's cluster
+    return ray_engine(ExitStack(), workers=2)
+
+
+@pytest.mark.parametrize("extractor", ["tfidf", "log_odds", "linked", "slots", "textrank"])
+def test_keywords_in_pieces_are_those_of_the_whole_corpus(extractor: str, corpus: Path) -> None:
+    done = extract_corpus_keywords(request(corpus, extractor), show=2)
+    table = pl.read_parquet(corpus.parent / f"{extractor}.parquet")
+    assert table.rows() == expected(extractor).rows()
+    assert done.n_documents == 120 and done.n_aside == 4
+    assert done.n_keywords == table.unique(["doc_id", "keyword"]).height and [
+        i for i, _ in done.first
+    ] == [Document(answer=t).doc_id for t in TEXTS[:2]]
+
+
+def test_two_processes_write_what_one_writes(corpus: Path) -> None:
+    with process_engine(2) as engine:
+        extract_corpus_keywords(request(corpus, "tfidf"), choose=lambda *_: engine)
+    assert pl.read_parquet(corpus.parent / "tfidf.parquet").rows() == expected("tfidf").rows()
+
+
+def slow_note() -> ProcessPartition:
+    """A worker that says in which process it did a piece; piece 7 cannot be done."""
+
+    def do(at: int) -> PartitionResult:
+        if at == 7:
+            raise ValueError("a piece that cannot be done")
+        time.sleep(0.05)
+        return PartitionResult(piece=at, n_documents=1, counts={"process": os.getpid()})
+
+    return do
+
+
+def test_every_process_takes_part_and_stays_for_the_next_pass() -> None:
+    with process_engine(2) as engine:
+        passes_of: list[dict[int, int]] = []
+        for pieces in (range(100, 200), range(200, 240)):
+            notes: list[PartitionResult] = []
+            engine(slow_note, list(pieces), notes.append)
+            assert sorted(note.piece for note in notes) == list(pieces)
+            passes_of.append({note.piece: note.counts["process"] for note in notes})
+        first, second = (set(done.values()) for done in passes_of)
+        assert first == second and len(first) == 2 and os.getpid() in first
+        with pytest.raises(ValueError, match="cannot be done"):
+            engine(slow_note, list(range(20)), notes.append)
+
+
+@pytest.mark.parametrize("extractor", ["tfidf", "log_odds"])
+def test_ray_writes_row_by_row_what_this_machine_writes(
+    extractor: str,
+    corpus: Path,
+    ray_address: str,  # noqa: F811
+) -> None:
+    extract_corpus_keywords(request(corpus, extractor), choose=lambda *_: on_ray())
+    assert (
+        pl.read_parquet(corpus.parent / f"{extractor}.parquet").rows() == expected(extractor).rows()
+    )
+
+
+def test_what_is_set_aside_says_where_and_why(corpus: Path) -> None:
+    extract_corpus_keywords(request(corpus, "tfidf"))
+    aside = pl.read_parquet(corpus.parent / "tfidf.quarantine.parquet")
+    assert sorted(aside.select("row", "reason").rows()) == [
+        (60, "the same document as an earlier one (row 2)"),
+        (121, "the same document as an earlier one (row 2)"),
+        (122, "text is empty"),
+        (123, "not JSON: Expecting property name enclosed in double quotes"),
+    ]
+
+
+class Stopped(Exception):
+    """What ends a pass in the middle."""
+
+
+def stopping_after(n: int, done: list[int]) -> Engine:
+    """An engine that is killed after n pieces of the call."""
+
+    def engine(worker: WorkerFactory, pieces: Sequence[int], tell: OnDone) -> None:
+        do = worker()
+        for at in pieces:
+            if len(done) == n:
+                raise Stopped
+            done.append(at)
+            tell(do(at))
+
+    return engine
+
+
+def test_a_call_that_was_killed_goes_on_where_it_stopped(corpus: Path) -> None:
+    """Killed after 3 pieces of the count, then after 2 of the keywords: no piece is done twice and
+    the rows are the same.
+    """
+    first, second, third = list[int](), list[int](), list[int]()
+    with pytest.raises(Stopped):
+        extract_corpus_keywords(
+            request(corpus, "tfidf"), choose=lambda *_: stopping_after(3, first)
+        )
+    n = len(source_module.corpus_source(str(corpus), piece_bytes=PIECE).pieces)
+    # the pieces left to count, and the two that hold copies
+    rest = n - 3 + 2
+    with pytest.raises(Stopped):
+        extract_corpus_keywords(
+            request(corpus, "tfidf"), choose=lambda *_: stopping_after(rest + 2, second)
+        )
+    assert not (corpus.parent / "tfidf.parquet").exists()
+    extract_corpus_keywords(request(corpus, "tfidf"), choose=lambda *_: stopping_after(1000, third))
+    assert (first, second[: n - 3], second[rest:], third) == (
+        [0, 1, 2],
+        list(range(3, n)),
+        [0, 1],
+        list(range(2, n)),
+    )
+    assert pl.read_parquet(corpus.parent / "tfidf.parquet").rows() == expected("tfidf").rows()
+    assert not (corpus.parent / "tfidf.work").exists()
+
+
+def test_another_setting_or_a_changed_file_is_other_work(corpus: Path) -> None:
+    for changes in ({}, {"top": 1}, {"chunk_words": 5}):
+        done: list[int] = []
+        with pytest.raises(Stopped):
+            extract_corpus_keywords(
+                request(corpus, "tfidf", **changes),
+                choose=lambda *_, done=done: stopping_after(1, done),
+            )
+        assert done == [0]
+    assert len(list((corpus.parent / "tfidf.work").iterdir())) == 3
+    corpus.write_text(corpus.read_text() + "\n")
+    done = []
+    with pytest.raises(Stopped):
+        extract_corpus_keywords(request(corpus, "tfidf"), choose=lambda *_: stopping_after(1, done))
+    assert done == [0] and len(list((corpus.parent / "tfidf.work").iterdir())) == 4
+
+
+def test_the_best_keywords_alone_are_written(corpus: Path) -> None:
+    done = extract_corpus_keywords(request(corpus, "tfidf", top=2))
+    whole = expected("tfidf").with_columns(
+        new=pl.struct("keyword").is_first_distinct().over("doc_id")
+    )
+    best = whole.filter(pl.col("new").cum_sum().over("doc_id") <= 2).drop("new")
+    assert (
+        pl.read_parquet(corpus.parent / "tfidf.parquet").rows() == best.rows()
+        and done.n_keywords == 240
+    )
+
+
+def test_a_folder_has_one_file_per_partition_and_is_not_written_over(corpus: Path) -> None:
+    folder = corpus.parent / "found"
+    asked = replace(request(corpus, "tfidf"), output=folder)
+    extract_corpus_keywords(asked)
+    assert len(list(folder.glob("*.parquet"))) > 5
+    assert (
+        pl.concat(pl.read_parquet(file) for file in sorted(folder.iterdir())).rows()
+        == expected("tfidf").rows()
+    )
+    with pytest.raises(UserError, match="--output must be a folder that is not there yet"):
+        extract_corpus_keywords(asked)
+
+
+def test_chunks_hold_every_word_once() -> None:
+    document = Document(answer=" One two. Three,\nfour  five!")
+    assert [d.answer for d in chunks_of(document, 2)] == ["One two.", "Three,\nfour", "five!"]
+    assert [d.answer for d in chunks_of(Document(answer="..."), 2)] == ["..."]
+    assert [d.answer for d in chunks_of(document, 5)] == ["One two. Three,\nfour  five!"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    tokenizer = build_tokenizer(TEXTS)
+    return save_model(build_model("tiny", len(tokenizer), 0), tokenizer, tmp_path / "model")
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_scores_in_pieces_are_those_of_all_documents_at_once(
+    cluster: bool, corpus: Path, model: Path, request: pytest.FixtureRequest
+) -> None:
+    if cluster:
+        request.getfixturevalue("ray_address")
+    asked = ScoreRequest(
+        corpus=str(corpus),
+        base=str(model),
+        scores=("loss", "min_k"),
+        output=corpus.parent / "scores.parquet",
+        piece_bytes=PIECE,
+    )
+    done = score_corpus(asked, choose=lambda *_: on_ray() if cluster else run_in_sequence)
+    from rayunlearn.models.load import load_model
+
+    loaded, tokenizer = load_model(str(model), dtype=torch.float32)
+    documents = [Document(answer=t) for t in TEXTS]
+    passed = forward_passes(
+        loaded, encode_documents(documents, tokenizer, asked.template, asked.max_tokens), 0
+    )
+    table = pl.read_parquet(asked.output).filter(scorer="loss")
+    assert table["doc_id"].to_list() == [d.doc_id for d in documents]
+    # other batches, other rounding
+    assert table["value"].to_list() == pytest.approx([mean_loss(p) for p in passed], rel=1e-5)
+    assert done.n_documents == 120 and set(done.ranges) == {"loss", "min_k"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scores", "moderate"], "unknown score 'moderate'"),
+        (
+            ["--scores", "loss", "--set", "min_k.fraction=0.2"],
+            "unknown option of loss 'min_k.fraction'",
+        ),
+        (
+            ["--scores", "min_k", "--set", "min_k.fraction=2"],
+            "min_k.fraction must be in (0, 1], got 2",
+        ),
+        (["--max-tokens", "1"], "data.max_tokens must be >= 8, got 1"),
+        (["--engine", "spark"], "unknown --engine 'spark'"),
+    ],
+)
+def test_a_mistake_in_scoring_is_one_line(
+    words: list[str], message: str, corpus: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(corpus), "--base", str(model), *words]) == MISTAKE
+    assert message in capsys.readouterr().err
+
+
+def test_scores_on_the_command_line(
+    corpus: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = corpus.parent / "s.parquet"
+    words = [
+        "score",
+        str(corpus),
+        "--base",
+        str(model),
+        "--scores",
+        "loss,zlib",
+        "--output",
+        str(output),
+    ]
+    assert (
+        main(words) == DONE and "2 scores of 120 documents, 4 set aside" in capsys.readouterr().out
+    )
+    assert pl.read_parquet(output).height == 240
+
+
+def test_the_engine_goes_by_size(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte more than the limit is streamed through Ray; `--engine local` is not."""
+    source = source_module.corpus_source(str(corpus))
+    assert not source_module.exceeds_local_limit(source)
+    monkeypatch.setattr(job, "LARGE_BYTES", corpus.stat().st_size - 1)
+    assert source_module.exceeds_local_limit(source)
+    for name, module in (
+        ("auto", "rayunlearn.cluster.ray_data"),
+        ("local", "rayunlearn.corpus.job"),
+    ):
+        with engines(name, 1, "auto") as choose:
+            assert choose([source], False).__module__ == module
+
+
+def test_a_pass_says_where_it_stands_before_its_first_piece_and_after_each(corpus: Path) -> None:
+    told: list[JobProgress] = []
+    extract_corpus_keywords(request(corpus, "tfidf"), report=told.append)
+    n = len(source_module.corpus_source(str(corpus), piece_bytes=PIECE).pieces)
+    mine = [standing for standing in told if standing.name == "keywords"]
+    assert [(s.done, s.pieces, s.fresh_pieces) for s in mine] == [
+        (done, n, done) for done in range(n + 1)
+    ]
+    assert progress_line(mine[0]) == f"keywords: 0/{n} partitions, 0 documents" and mine[
+        -1
+    ].n_documents == len(TEXTS)
+
+
+def test_a_model_reads_pieces_of_a_size_that_says_how_far_it_is(tmp_path: Path) -> None:
+    """A megabyte of text is one piece to count and four or more to score."""
+    file = tmp_path / "megabyte.txt"
+    file.write_text(
+        "".join(f"line {at} of a text that is long enough to be cut\n" for at in range(20_000))
+    )
+    counted, read = (
+        len(source_module.corpus_source(str(file), piece_bytes=size).pieces)
+        for size in (PARTITION_BYTES, ScoreRequest.piece_bytes)
+    )
+    assert counted == 1 and read >= 4
+
+
+def test_a_terminal_gets_a_bar_and_its_time_left_runs_down() -> None:
+    """10 of 40 pieces in 20 s: 60 s left, 50 of them ten seconds later; nothing of the bar is left
+    behind.
+    """
+    standing = JobProgress(
+        name="keywords",
+        done=10,
+        pieces=40,
+        n_documents=2000,
+        fresh_documents=2000,
+        fresh_pieces=10,
+        seconds=20.0,
+    )
+    assert progress_line(standing).endswith("100 documents/s, about 60 s left") and progress_line(
+        standing, waited=10.0
+    ).endswith("about 50 s left")
+    screen = Console(file=StringIO(), force_terminal=True, width=100)
+    with reporting(screen) as report:
+        report(standing)
+    written = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "\u2501" in written and "10/40 partitions, 2,000 documents, 100 documents/s" in written
+
+
+def test_progress_says_rate_and_time_left() -> None:
+    """30 pieces of 40 done, 10 of them in this call's 20 s with 2,000 documents: 100 a second, 20 s
+    left.
+    """
+    standing = JobProgress(
+        name="keywords",
+        done=30,
+        pieces=40,
+        n_documents=6000,
+        fresh_documents=2000,
+        fresh_pieces=10,
+        seconds=20.0,
+    )
+    assert (
+        progress_line(standing)
+        == "keywords: 30/40 partitions, 6,000 documents, 100 documents/s, about 20 s left"
+    )
+    books = replace(standing, done=40, n_documents=84, fresh_documents=28, seconds=100.0)
+    assert progress_line(books) == "keywords: 40/40 partitions, 84 documents, 0.28 documents/s"

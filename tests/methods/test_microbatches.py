@@ -1,0 +1,171 @@
+"""A step in pieces: sorted by length for less padding, and still the loss and the gradient of the
+whole batch.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from rayunlearn.data.tokenize import Encoded
+from rayunlearn.methods.distribution import ce_u
+from rayunlearn.methods.forget import FORGET, ga, npo
+from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
+from rayunlearn.methods.objective import Objective, PairedResponses, Presented, Side, microbatch_of
+from rayunlearn.methods.paired_responses import choose_response
+from rayunlearn.methods.retain import RETAIN, none
+from rayunlearn.methods.token_mask import EVERY_TOKEN, TokenRule
+from rayunlearn.models.reference import Reference, reference_of
+from rayunlearn.ranges import required_inputs
+from tests.tiny_models import tiny_model
+
+
+def documents(seed: int, lengths: tuple[tuple[int, int], ...]) -> list[Encoded]:
+    """Random sequences of (tokens, labels) each; no two alike, so that a wrong share of one shows."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Encoded(
+            f"{seed}-{at}",
+            tuple(torch.randint(3, 37, (n,), generator=generator).tolist()),
+            n - labels,
+        )
+        for at, (n, labels) in enumerate(lengths)
+    ]
+
+
+FORGETTING = documents(1, ((20, 3), (6, 5), (14, 9), (4, 1)))
+RETAINING = documents(2, ((5, 2), (18, 11), (9, 8), (7, 1)))
+OTHERS = documents(3, ((4, 3), (12, 6), (7, 2), (15, 9)))
+BY_NAME = {
+    **{("forget", name): row for name, row in FORGET.items()},
+    **{("retain", name): row for name, row in RETAIN.items()},
+}
+SORTED = sorted(key for key, row in BY_NAME.items() if row.mean)
+
+
+def side(loss: Callable[..., Tensor], mean: str, rule: TokenRule = EVERY_TOKEN) -> Side:
+    """What the loss asks for, from a model of other weights than the trained one."""
+    before = tiny_model(seed=4)
+    kinds = paired_response_kinds(loss)
+    choices = {d.doc_id: (other,) for d, other in zip(FORGETTING, OTHERS, strict=True)}
+    companions = {
+        kind: PairedResponses(choices, reference_of(before, OTHERS, reference_kinds(loss, kind), 1))
+        for kind in kinds
+    }
+    return Side(
+        loss,
+        FORGETTING,
+        reference_of(before, FORGETTING, reference_kinds(loss), 1),
+        companions,
+        rule,
+        mean=mean,
+    )
+
+
+NOTHING = Side(none, [], Reference({}))
+
+
+def step(chosen: Side, pieces: int) -> tuple[float, list[Tensor]]:
+    """Loss and gradients of step 3 in that many pieces, as the loop adds them."""
+    model = tiny_model()
+    terms = Objective(
+        model, chosen, NOTHING, retain_weight=1.0, layer=1, batch_size=4, seed=0, pieces=pieces
+    )
+    totals = [terms(3 * pieces + piece).total for piece in range(pieces)]
+    loss = torch.stack(totals).mean()
+    loss.backward()
+    return float(loss.detach()), [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+@pytest.mark.parametrize("key", SORTED, ids="-".join)
+def test_pieces_have_the_loss_and_the_gradient_of_the_whole_batch(
+    key: tuple[str, str], pieces: int
+) -> None:
+    row = BY_NAME[key]
+    chosen = side(row.function, row.mean)
+    (whole, slopes), (cut, parts) = step(chosen, 1), step(chosen, pieces)
+    assert cut == pytest.approx(whole, rel=1e-5)
+    for left, right in zip(slopes, parts, strict=True):
+        torch.testing.assert_close(right, left, rtol=1e-4, atol=1e-6)
+
+
+def test_a_mean_of_the_means_of_pieces_would_not_be_the_loss_of_the_batch() -> None:
+    """So the test above can fail: pieces that all count alike give something else."""
+    assert step(side(ga, ""), 2)[0] != pytest.approx(step(side(ga, "labels"), 1)[0], rel=1e-4)
+
+
+def test_every_loss_that_looks_at_something_says_what_it_is_a_mean_over_but_the_one_that_lengths_cannot_tell() -> (
+    None
+):
+    assert {
+        name for (_, name), row in BY_NAME.items() if required_inputs(row.function) and not row.mean
+    } == {"ce_u"}
+
+
+def test_words_count_by_the_labels_that_they_leave() -> None:
+    positions = {
+        d.doc_id: frozenset(range(d.start, d.start + n))
+        for d, n in zip(FORGETTING, (3, 1, 7, 0), strict=True)
+    }
+    chosen = side(ga, "labels", TokenRule(positions=positions))
+    assert step(chosen, 2)[0] == pytest.approx(step(chosen, 1)[0], rel=1e-5)
+
+
+def shown_of(chosen: Side) -> list[Presented]:
+    return [
+        Presented(
+            d,
+            {
+                kind: choose_response(c.choices, d.doc_id, 0, 0)
+                for kind, c in chosen.companions.items()
+            },
+        )
+        for d in chosen.sequences
+    ]
+
+
+def test_the_documents_of_a_step_are_sorted_and_all_shown_once() -> None:
+    """Lengths 20, 6, 14, 4 in two pieces: 4 and 6, then 14 and 20; padded 2 x 6 + 2 x 20 = 52
+    tokens, in the order drawn 2 x 20 + 2 x 14 = 68.
+    """
+    pieces = [
+        microbatch_of(side(npo, "documents"), shown_of(side(npo, "documents")), part, 2)
+        for part in (0, 1)
+    ]
+    assert [[len(one.document.ids) for one in piece] for piece, _ in pieces] == [[4, 6], [14, 20]]
+    assert [share for _, share in pieces] == [1.0, 1.0]
+
+
+def test_where_the_loss_decides_what_counts_the_order_stays_as_drawn() -> None:
+    by_loss = side(ga, "labels", TokenRule(keep=0.5))
+    for chosen in (by_loss, side(ce_u, "")):
+        piece, share = microbatch_of(chosen, shown_of(chosen), 0, 2)
+        assert [one.document for one in piece] == FORGETTING[:2] and share == 1.0
+    per_document = side(npo, "documents", TokenRule(keep=0.5))
+    assert step(per_document, 2)[0] == pytest.approx(step(per_document, 1)[0], rel=1e-5)
+
+
+def test_a_dual_weight_counts_optimizer_steps_for_its_warm_up() -> None:
+    asked: list[int] = []
+
+    def weighting(weight: float | Tensor, _retain: Tensor, at: int) -> float | Tensor:
+        asked.append(at)
+        return weight
+
+    retain = Side(RETAIN["nll"].function, RETAINING, Reference({}), mean="labels")
+    terms = Objective(
+        tiny_model(),
+        side(ga, "labels"),
+        retain,
+        retain_weight=1.0,
+        layer=1,
+        batch_size=4,
+        seed=0,
+        pieces=2,
+        weighting=weighting,
+    )
+    for piece in range(4):
+        terms(piece)
+    assert asked == [0, 0, 1, 1]

@@ -1,0 +1,351 @@
+"""The passes behind the metrics: each input against its definition, computed the long way, on
+random models.
+"""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rayunlearn.data.documents import Document
+from rayunlearn.data.multiple_choice import QUESTION_HEAD, letter_question, true_option_index
+from rayunlearn.data.tokenize import Encoded
+from rayunlearn.errors import UserError
+from rayunlearn.metrics.evaluate import encode_probes, evaluate_probes
+from rayunlearn.metrics.forward_passes import (
+    EvaluationTask,
+    GenerationSettings,
+    Probe,
+    gather_inputs,
+    letter_scores,
+    prompt_and_answer,
+    spelt_letters,
+)
+from rayunlearn.metrics.table import METRICS
+from rayunlearn.models.generate import generate
+from rayunlearn.models.reference import reference_of
+from rayunlearn.models.scratch import build_model, build_tokenizer
+from tests.tiny_models import CONFIGS, tiny_model
+
+TEMPLATE = "Question: {prompt}\nAnswer:"
+DOCUMENTS = [
+    Document(
+        prompt="Who wrote it?",
+        answer="Ada wrote it",
+        paraphrase="It was Ada",
+        prompt_paraphrase="By whom?",
+        wrong=("Bob did", "Cy wrote it", "It was Di"),
+    ),
+    Document(prompt="What colour is the very old house?", answer="green", wrong=("red", "blue")),
+    Document(answer="A text without any question that goes on for a while"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    texts = [QUESTION_HEAD, "Question: A. B. C. D.\nAnswer:", "Answer: A B C D"]
+    texts += [
+        TEMPLATE.replace("{prompt}", p) + f" {a}"
+        for d in DOCUMENTS
+        for p in (d.prompt, d.prompt_paraphrase)
+        for a in (d.answer, d.paraphrase, *d.wrong)
+    ]
+    texts += [letter_question(d, place) for d in DOCUMENTS[:2] for place in range(3)]
+    return build_tokenizer([*texts, DOCUMENTS[2].answer])
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    return build_model("tiny", len(tokenizer), seed=4).eval()
+
+
+@pytest.fixture(scope="module")
+def probes(tokenizer: PreTrainedTokenizerBase) -> list[Probe]:
+    return encode_probes(
+        {"forget": DOCUMENTS[:2], "retain": DOCUMENTS[2:]}, tokenizer, TEMPLATE, 64
+    )
+
+
+def log_probs(model: PreTrainedModel, sequence: Encoded) -> torch.Tensor:
+    """(n, V) of the sequence's labels, from the whole sequence alone."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([sequence.ids])).logits[0].double()
+    return logits[sequence.start - 1 : -1].log_softmax(-1)
+
+
+def labels(sequence: Encoded) -> torch.Tensor:
+    return torch.tensor(sequence.ids[sequence.start :])
+
+
+def test_one_pass_gives_answers_options_and_paraphrases_their_own_scores(
+    model: PreTrainedModel, probes: list[Probe]
+) -> None:
+    found = gather_inputs(EvaluationTask(model=model, probes=probes), frozenset({"scores"}))
+    for probe, inputs in zip(probes, found, strict=True):
+        expected = -log_probs(model, probe.answer).gather(1, labels(probe.answer)[:, None])[:, 0]
+        assert torch.allclose(torch.as_tensor(inputs["token_nll"]).double(), expected, atol=1e-5)
+        assert torch.equal(
+            torch.as_tensor(inputs["correct"]),
+            log_probs(model, probe.answer).argmax(-1) == labels(probe.answer),
+        )
+        sums = [
+            -float(log_probs(model, o).gather(1, labels(o)[:, None]).sum()) for o in probe.options
+        ]
+        assert torch.as_tensor(inputs.get("option_nll_sum", [])).tolist() == pytest.approx(
+            sums, rel=1e-5
+        )
+    paraphrased = probes[0].paraphrased
+    assert paraphrased is not None
+    assert torch.equal(
+        torch.as_tensor(found[0]["paraphrase_correct"]),
+        log_probs(model, paraphrased).argmax(-1) == labels(paraphrased),
+    )
+    assert "option_nll" not in found[2] and "paraphrase_correct" not in found[1]
+
+
+def test_moments_are_mean_and_deviation_of_log_p_under_the_next_token_distribution(
+    model: PreTrainedModel, probes: list[Probe]
+) -> None:
+    found = gather_inputs(EvaluationTask(model=model, probes=probes), frozenset({"moments"}))
+    for probe, inputs in zip(probes, found, strict=True):
+        log_p = log_probs(model, probe.answer)
+        mean = (log_p.exp() * log_p).sum(-1)
+        deviation = (log_p.exp() * (log_p - mean[:, None]).square()).sum(-1).sqrt()
+        assert torch.allclose(torch.as_tensor(inputs["log_prob_mean"]).double(), mean, atol=1e-4)
+        assert torch.allclose(
+            torch.as_tensor(inputs["log_prob_deviation"]).double(), deviation, atol=1e-3
+        )
+
+
+def test_distance_from_base_is_the_divergence_of_the_two_models_distributions(
+    model: PreTrainedModel, probes: list[Probe]
+) -> None:
+    other = build_model("tiny", model.config.vocab_size, seed=5).eval()
+    base = reference_of(other, [p.answer for p in probes], ("token_nll", "log_probs"), 0)
+    found = gather_inputs(
+        EvaluationTask(model=model, probes=probes, base=base), frozenset({"base"})
+    )
+    for probe, inputs in zip(probes, found, strict=True):
+        before, after = log_probs(other, probe.answer), log_probs(model, probe.answer)
+        expected = functional.kl_div(after, before, log_target=True, reduction="none").sum(-1)
+        assert torch.allclose(torch.as_tensor(inputs["kl"]).double(), expected, atol=1e-4)
+        assert torch.allclose(
+            torch.as_tensor(inputs["base_nll"]).double(),
+            -before.gather(1, labels(probe.answer)[:, None])[:, 0],
+            atol=1e-4,
+        )
+    itself = reference_of(model, [p.answer for p in probes], ("token_nll", "log_probs"), 0)
+    rows = evaluate_probes(model, probes, {"base_kl": METRICS["base_kl"]}, base=itself)
+    assert [row["value"] for row in rows] == pytest.approx([0.0] * 3, abs=1e-6)
+
+
+def test_texts_are_greedy_continuations_of_the_prompt_or_of_the_first_half(
+    model: PreTrainedModel, probes: list[Probe], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    task = EvaluationTask(
+        model=model,
+        probes=probes,
+        tokenizer=tokenizer,
+        writing=GenerationSettings(max_new_tokens=5),
+    )
+    found = gather_inputs(task, frozenset({"greedy", "words"}))
+    assert [inputs["truth"] for inputs in found][:2] == ["Ada wrote it", "green"]
+    ids = probes[2].answer.ids
+    assert (
+        found[2]["truth"]
+        == tokenizer.decode(ids[len(ids) // 2 :], skip_special_tokens=True).strip()
+    )
+    assert found[2]["answer"] == DOCUMENTS[2].answer
+    for probe, inputs in zip(probes, found, strict=True):
+        prompt, _ = prompt_and_answer(probe.answer)
+        text = generate(model, [prompt], end=tokenizer.eos_token_id, max_new_tokens=5)[0]
+        assert inputs["generated"] == tokenizer.decode(text, skip_special_tokens=True).strip()
+    n = len(probes[1].answer.ids) - probes[1].answer.start - 1
+    assert len(tokenizer.encode(str(found[1]["continuation"]), add_special_tokens=False)) <= n == 1
+
+
+def test_samples_are_the_seed_s_and_differ(
+    model: PreTrainedModel, probes: list[Probe], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    def drawn(seed: int) -> list[object]:
+        writing = GenerationSettings(max_new_tokens=5, samples=3, seed=seed)
+        task = EvaluationTask(model=model, probes=probes, tokenizer=tokenizer, writing=writing)
+        return [inputs["samples"] for inputs in gather_inputs(task, frozenset({"samples"}))]
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert all(isinstance(s, tuple) and len(set(s)) == 3 for s in drawn(0))
+
+
+def test_letter_questions_place_the_truth_where_they_say_and_score_it_there(
+    model: PreTrainedModel, probes: list[Probe], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert (
+        letter_question(DOCUMENTS[1], 1)
+        == "What colour is the very old house?\nA. red\nB. green\nC. blue\nAnswer:"
+    )
+    found = gather_inputs(
+        EvaluationTask(model=model, probes=probes, tokenizer=tokenizer), frozenset({"letters"})
+    )
+    assert found[2] == {} and (found[0]["n_options"], found[1]["n_options"]) == (4, 3)
+    spelt = spelt_letters(tokenizer, 4)
+    assert spelt is not None and {len(ids) for ids in spelt} == {1} and len(set(spelt)) == 4
+    for at in (0, 1):
+        text = QUESTION_HEAD + letter_question(DOCUMENTS[at], probes[at].true_letter)
+        prompt = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+        assert torch.allclose(
+            torch.as_tensor(found[at]["letter_logits"]),
+            logits[[ids[0] for ids in spelt[: len(probes[at].options)]]],
+            atol=1e-4,
+        )
+        assert found[at]["true_letter"] == true_option_index(
+            DOCUMENTS[at].doc_id, len(probes[at].options)
+        )
+
+
+def test_letters_of_different_lengths_are_ordered_as_their_probabilities(
+    model: PreTrainedModel,
+) -> None:
+    """Letters of one token: the one-pass logits and the summed log-probabilities differ by a
+    constant. Of two and one: by hand.
+    """
+    prompts = [(1, 5, 6), (1, 7)]
+    alike = letter_scores(model, prompts, [(8,), (9,), (10,)])
+    mixed = letter_scores(model, prompts, [(8,), (9,), (10, 11)])
+    for prompt, logits, sums in zip(prompts, alike, mixed, strict=True):
+        assert torch.allclose((logits - sums)[:2], (logits - sums)[0].expand(2), atol=1e-4)
+        first = log_probs(model, Encoded("", (*prompt, 10, 11), len(prompt)))
+        assert float(sums[2]) == pytest.approx(float(first[0, 10] + first[1, 11]), abs=1e-4)
+
+
+def test_shots_of_a_question_s_topic_stand_before_it(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    document = Document(
+        prompt="What colour is the very old house?", answer="green", wrong=("red",), topic="houses"
+    )
+    asked = encode_probes({"forget": [document]}, tokenizer, TEMPLATE, 64, {document.doc_id: 0})
+
+    def logits(shots: dict[str, str]) -> torch.Tensor:
+        task = EvaluationTask(
+            model=model, probes=asked, tokenizer=tokenizer, writing=GenerationSettings(shots=shots)
+        )
+        return torch.as_tensor(gather_inputs(task, frozenset({"letters"}))[0]["letter_logits"])
+
+    assert not torch.allclose(logits({"houses": "red. Answer: A\n\n"}), logits({}))
+    assert torch.equal(logits({"other": "red. Answer: A\n\n"}), logits({}))
+
+
+def test_a_split_can_have_its_own_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    document = Document(prompt="Who wrote it?", answer="Ada wrote it")
+    asked, continued = encode_probes(
+        {"forget": [document], "verbatim": [document]},
+        tokenizer,
+        TEMPLATE,
+        64,
+        templates={"verbatim": "{prompt}"},
+    )
+    assert (
+        tokenizer.decode(asked.answer.ids, skip_special_tokens=True)
+        == "Question: Who wrote it?\nAnswer: Ada wrote it"
+    )
+    assert (
+        tokenizer.decode(continued.answer.ids, skip_special_tokens=True)
+        == "Who wrote it? Ada wrote it"
+    )
+
+
+def test_letters_fall_evenly() -> None:
+    places = [true_option_index(str(number), 4) for number in range(2000)]
+    assert all(
+        abs(places.count(place) / 2000 - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 2000)
+        for place in range(4)
+    )
+
+
+def test_a_vocabulary_without_letters_has_no_letter_metrics(
+    probes: list[Probe], model: PreTrainedModel
+) -> None:
+    without = build_tokenizer(["some words and an Answer:"])
+    assert spelt_letters(without, 4) is None
+    rows = evaluate_probes(
+        model, probes, {"letter_choice": METRICS["letter_choice"]}, tokenizer=without
+    )
+    assert [row["value"] for row in rows] == [None] * 3
+
+
+def test_the_gradient_norm_is_the_mean_over_tensors_and_leaves_the_model_as_it_was(
+    model: PreTrainedModel, probes: list[Probe]
+) -> None:
+    parameters = list(model.parameters())
+    parameters[0].requires_grad_(False)
+    try:
+        found = gather_inputs(EvaluationTask(model=model, probes=probes), frozenset({"gradients"}))
+        assert [p.requires_grad for p in parameters] == [False] + [True] * (len(parameters) - 1)
+    finally:
+        parameters[0].requires_grad_(True)
+    assert all(p.grad is None for p in parameters)
+    for probe, inputs in zip(probes, found, strict=True):
+        ids = torch.tensor([probe.answer.ids])
+        targets = torch.where(torch.arange(ids.shape[1]) >= probe.answer.start, ids, -100)
+        model(input_ids=ids, labels=targets).loss.backward()
+        expected = sum(float(p.grad.norm()) for p in parameters if p.grad is not None) / len(
+            parameters
+        )
+        model.zero_grad(set_to_none=True)
+        assert inputs["gradient_norm"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_every_architecture_gives_the_default_metrics(family: str) -> None:
+    sequences = (Encoded("x", (1, 5, 6, 7, 2), 3), Encoded("x", (1, 5, 6, 9, 10, 2), 3))
+    rows = evaluate_probes(tiny_model(family), [Probe("x", "forget", sequences[0], sequences)])
+    values = {str(row["metric"]): row["value"] for row in rows}
+    assert values.pop("extraction_strength_paraphrase") is None
+    assert all(isinstance(value, float) for value in values.values())
+
+
+def test_measuring_twice_gives_the_same_rows(
+    model: PreTrainedModel, probes: list[Probe], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Every metric of the table, texts, samples and gradients included; and a document has the same
+    value in other company.
+    """
+    base = reference_of(model, [p.answer for p in probes], ("token_nll", "log_probs"), 0)
+
+    def rows(asked: list[Probe]) -> dict[tuple[object, object], object]:
+        writing = GenerationSettings(max_new_tokens=6, samples=4)
+        found = evaluate_probes(
+            model,
+            asked,
+            METRICS,
+            tokenizer=tokenizer,
+            base=base,
+            writing=writing,
+            options={"leak_at_k": {"k": 2}},
+        )
+        return {(row["doc_id"], row["metric"]): row["value"] for row in found}
+
+    together = rows(probes)
+    assert rows(probes) == together
+    assert {name for (_, name), value in together.items() if value is not None} >= set(METRICS) - {
+        "letter_written_answered",
+        "repetition",
+    }
+    alone = rows(probes[:1])
+    shared = {key: value for key, value in together.items() if key in alone}
+    assert {key for key, value in alone.items() if value is None} == {
+        key for key, value in shared.items() if value is None
+    }
+    for key, value in alone.items():
+        assert value is None or shared[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+def test_what_a_metric_misses_is_told(model: PreTrainedModel, probes: list[Probe]) -> None:
+    with pytest.raises(UserError, match="metrics of text and letters need a tokenizer"):
+        evaluate_probes(model, probes, {"rouge_l_f1": METRICS["rouge_l_f1"]})
+    with pytest.raises(UserError, match="metrics that compare with base need its outputs"):
+        evaluate_probes(model, probes, {"base_kl": METRICS["base_kl"]})

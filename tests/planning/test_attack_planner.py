@@ -1,0 +1,212 @@
+"""What a panel asks for and when, with made-up results: no model is attacked here."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from rayunlearn.attacks.panels import PANELS, Panel, PanelEntry, panel_of, restrict_panel
+from rayunlearn.attacks.table import ATTACKS
+from rayunlearn.config import Attack, Trial, digest, flatten, trial_id
+from rayunlearn.errors import UserError
+from rayunlearn.experiment import Budget, Experiment
+from rayunlearn.experiment import Objective as Goal
+from rayunlearn.planning.attack_planner import (
+    AttackFiles,
+    AttackPlanner,
+    AttackTarget,
+    attack_seeds,
+    strength_of,
+)
+from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.registry import check_trial
+
+BASE = check_trial(Trial())
+EXPERIMENT = Experiment(
+    name="x",
+    question="",
+    base=BASE,
+    grids=((),),
+    search={},
+    budget=Budget(tuning="none"),
+    objective=Goal(),
+    version="1",
+)
+
+
+def identify(trial: Trial) -> str:
+    return digest(flatten(trial))
+
+
+def planner(*entries: PanelEntry, reads: AttackFiles = AttackFiles()) -> AttackPlanner:  # noqa: B008 - frozen
+    target = AttackTarget(trial_id=identify(BASE), trial=BASE)
+    return AttackPlanner(
+        EXPERIMENT,
+        check_trial,
+        identify,
+        (target,),
+        Panel(entries=entries, seeds=(0, 1, 2), budget=4, batch=2),
+        reads,
+    )
+
+
+def test_an_attack_runs_with_every_seed_beside_base_gold_and_its_companion() -> None:
+    rows = planner(PanelEntry("relearning", (("documents", 5),))).agenda({}).ready
+    kinds = {(r.trial.stage, r.trial.attack.name, r.trial.attack.seed) for r in rows}
+    stages = {
+        (stage, "relearning", seed) for stage in ("unlearned", "base", "gold") for seed in (0, 1, 2)
+    }
+    assert kinds == stages | {("unlearned", "unrelated_training", seed) for seed in (0, 1, 2)}
+    assert {
+        dict(r.trial.options)["relearning.documents"]
+        for r in rows
+        if r.trial.attack.name == "relearning"
+    } == {5}
+    assert len({r.trial_id for r in rows}) == len(rows) == 12
+
+
+def test_an_attack_that_draws_nothing_runs_once() -> None:
+    assert attack_seeds("round_to_nearest", (0, 1, 2)) == (0,)
+    assert attack_seeds("few_shot_retain", (0, 1, 2)) == (0, 1, 2)
+    assert len(planner(PanelEntry("round_to_nearest")).agenda({}).ready) == 3
+
+
+def test_the_strength_that_gets_most_back_is_repeated_and_a_resumed_panel_is_the_same_panel() -> (
+    None
+):
+    plan = planner(PanelEntry("unrelated_training", tuned=True))
+    results: dict[str, TrialResult] = {}
+    asked = []
+    while (agenda := plan.agenda(results)).waiting:
+        assert all(r.role == "tuning" for r in agenda.ready)
+        asked += agenda.ready
+        # the attack gets the more back the closer its rate is to 1e-3
+        rates = {
+            r.trial_id: float(dict(r.trial.options)["unrelated_training.learning_rate"])
+            for r in agenda.ready
+        }
+        results |= {
+            t: TrialResult("complete", 1 / (1 + abs(rate - 1e-3)), 0.5) for t, rate in rates.items()
+        }
+    assert len(asked) == 4
+    closest = min(
+        (dict(r.trial.options)["unrelated_training.learning_rate"] for r in asked),
+        key=lambda rate: abs(float(rate) - 1e-3),
+    )
+    final = [r for r in plan.agenda(results).rows if r.role != "tuning"]
+    assert {dict(r.trial.options)["unrelated_training.learning_rate"] for r in final} == {closest}
+    assert len(final) == 9
+    fresh = planner(PanelEntry("unrelated_training", tuned=True))
+    assert [r.trial_id for r in fresh.agenda(results).rows] == [
+        r.trial_id for r in plan.agenda(results).rows
+    ]
+
+
+def test_a_study_in_which_every_attack_diverged_says_so() -> None:
+    plan = planner(PanelEntry("unrelated_training", tuned=True))
+    results: dict[str, TrialResult] = {}
+    while (agenda := plan.agenda(results)).waiting:
+        results |= {r.trial_id: TrialResult("diverged") for r in agenda.ready}
+    assert "no strength was measured" in agenda.notes[0]
+
+
+def test_only_what_an_attack_reads_is_in_its_identity() -> None:
+    reads = AttackFiles(text="scenes.txt", rephrasings="asked.jsonl", chat_model="chat")
+    rows = (
+        planner(
+            PanelEntry("unrelated_training"),
+            PanelEntry("poem"),
+            PanelEntry("weight_noise"),
+            reads=reads,
+        )
+        .agenda({})
+        .rows
+    )
+    found = {r.trial.attack.name: (r.trial.attack.file, r.trial.attack.chat_model) for r in rows}
+    assert found == {
+        "unrelated_training": ("scenes.txt", ""),
+        "poem": ("asked.jsonl", "chat"),
+        "weight_noise": ("", ""),
+    }
+
+
+def test_a_curve_is_of_the_metric_that_is_forgotten_by_and_says_nothing_of_other_attacks() -> None:
+    """The default is in no identity, so that attacks of earlier versions are found again."""
+    plan = planner(PanelEntry("relearning"), PanelEntry("weight_noise"))
+    plan.experiment = replace(EXPERIMENT, objective=Goal(forgetting="multiple_choice"))
+    curves = {r.trial.attack.name: r.trial.attack.curve_metric for r in plan.agenda({}).rows}
+    assert curves == {
+        "relearning": "multiple_choice",
+        "unrelated_training": "multiple_choice",
+        "weight_noise": "probability",
+    }
+    ids = [
+        trial_id(replace(BASE, attack=Attack(name="relearning", curve_points=n)), "", "")
+        for n in (100, 7)
+    ]
+    assert ids[0] != ids[1] and ids[0] == trial_id(
+        replace(BASE, attack=Attack(name="relearning")), "", ""
+    )
+    with pytest.raises(UserError, match="attack.curve_metric must be a cheap metric"):
+        check_trial(replace(BASE, attack=Attack(name="relearning", curve_metric="rouge_l_f1")))
+
+
+def test_the_panel_of_faithfulness_asks_four_attacks_of_a_model_and_shares_the_control_of_relearning() -> (
+    None
+):
+    rows = planner(*PANELS["coresets"].entries).agenda({}).rows
+    one_seed = {
+        r.trial_id: r.trial.attack.name
+        for r in rows
+        if r.trial.stage == "unlearned" and r.trial.attack.seed == 0
+    }
+    assert sorted(one_seed.values()) == [
+        "few_shot_retain",
+        "relearning",
+        "round_to_nearest",
+        "unrelated_training",
+    ]
+    assert PANELS["coresets"].seeds == (0,)
+
+
+def test_attacks_parquet_keeps_the_rows_of_other_panels(tmp_path: Path) -> None:
+    first, second = planner(PanelEntry("weight_noise")), planner(PanelEntry("magnitude_pruning"))
+    for plan in (first, second, second):
+        plan.keep(tmp_path, plan.agenda({}))
+    table = pl.read_parquet(tmp_path / "attacks.parquet")
+    assert table["setting"].n_unique() == 2
+    assert table.height == 9 + 3
+
+
+def test_every_panel_names_attacks_and_options_that_exist() -> None:
+    for panel in PANELS.values():
+        for entry in panel.entries:
+            assert entry.name in ATTACKS
+            options: Mapping[str, object] = ATTACKS[entry.name].function.__kwdefaults__ or {}
+            assert {name for name, _ in entry.values} <= set(options)
+            assert set(strength_of(entry.name)) <= set(options) or not entry.tuned
+
+
+def test_gcg_and_soft_prompts_are_searched_each_in_its_own_strength() -> None:
+    tuned = {entry.name: entry for entry in PANELS["full"].entries if entry.tuned}
+    assert {"gcg", "soft_prompt"} < set(tuned)
+    for name, searched in (
+        ("gcg", {"gcg.steps", "gcg.candidates"}),
+        ("soft_prompt", {"soft_prompt.steps", "soft_prompt.learning_rate"}),
+    ):
+        rows = planner(tuned[name]).agenda({}).ready
+        asked = [dict(r.trial.options) for r in rows]
+        assert [r.role for r in rows] == ["tuning", "tuning"] and all(
+            asked[0][key] != asked[1][key] for key in searched
+        )
+
+
+def test_unknown_names_are_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="quick"):
+        panel_of("quik")
+    with pytest.raises(UserError, match="weight_noise"):
+        restrict_panel(PANELS["quick"], ["weight_noize"])
+    with pytest.raises(UserError, match="relearning"):
+        check_trial(replace(BASE, attack=Attack(name="relearnin")))

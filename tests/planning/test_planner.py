@@ -1,0 +1,279 @@
+"""The plan, without Ray and without torch: a stand-in check and a digest for the trial id."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from rayunlearn.canonical import canonical_trial
+from rayunlearn.config import Method, Select, Trial, Value, digest, flatten, with_values
+from rayunlearn.errors import UserError
+from rayunlearn.experiment import Budget, Experiment, Objective, Range, grids_of
+from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.planning.planner import Agenda, Planner
+
+OPTIONS: dict[str, dict[str, Value]] = {
+    "npo": {"npo.beta": 0.1},
+    "rmu": {"rmu.steering": 5.0},
+    "none": {},
+}
+
+
+def check(trial: Trial) -> Trial:
+    """Options of the chosen forget loss, defaults filled in: what families.check does, for two
+    methods.
+    """
+    filled = {
+        name: dict(trial.options).get(name, default)
+        for name, default in OPTIONS[trial.method.forget].items()
+    }
+    return replace(trial, options=tuple(sorted(filled.items())))
+
+
+def identify(trial: Trial) -> str:
+    return digest(flatten(trial))
+
+
+def experiment(
+    axes: object,
+    *,
+    tuning: str = "none",
+    trials: int = 5,
+    batch: int = 2,
+    base: Trial | None = None,
+) -> Experiment:
+    search = {"train.learning_rate": Range(1e-5, 1e-2, log=True), "npo.beta": Range(0.05, 1.0)}
+    budget = Budget(tuning=tuning, trials=trials, batch=batch)
+    return Experiment(
+        name="test",
+        question="?",
+        base=base or Trial(),
+        grids=grids_of(axes),
+        search=search,
+        budget=budget,
+        objective=Objective(),
+    )
+
+
+def planner(chosen: Experiment) -> Planner:
+    return Planner(chosen, check, identify)
+
+
+def outcome(trial: Trial) -> TrialResult:
+    """A made-up world: a higher learning rate forgets more; over 1e-3 it costs too much utility."""
+    rate = trial.train.learning_rate
+    if trial.stage != "unlearned":
+        return TrialResult("complete", 0.99, 1.0)
+    return TrialResult("complete", 1 / (1 + 1e4 * rate), 0.95 if rate < 1e-3 else 0.5)
+
+
+def run_out(
+    chosen: Experiment, *, results: dict[str, TrialResult] | None = None, at_once: int = 100
+) -> tuple[list[str], Agenda]:
+    """Run everything that is ready, `at_once` trials between two looks at the agenda."""
+    done, order, plan = dict(results or {}), [], planner(chosen)
+    while ready := plan.agenda(done).ready:
+        for planned in ready[:at_once]:
+            done[planned.trial_id] = outcome(planned.trial)
+            order.append(planned.trial_id)
+    return order, plan.agenda(done)
+
+
+GRID = {
+    "method.forget": ("npo", "rmu"),
+    "select.name": ("random", "min_k"),
+    "select.ratio": (0.25, 1.0),
+    ("select.seed", "train.seed"): (0, 1),
+}
+
+
+def roles(agenda: Agenda) -> dict[str, int]:
+    return {
+        role: sum(row.role == role for row in agenda.rows)
+        for role in dict.fromkeys(row.role for row in agenda.rows)
+    }
+
+
+def test_untuned_cells_controls_base_and_gold_are_all_ready_at_once() -> None:
+    """By hand: per method 2 selectors x 2 seeds at 0.25 + 1 full set x 2 train seeds = 6, so 12
+    cells. Retain-only: no npo or rmu option is left in it, so both methods share it: 2 seeds, 2
+    ids, 4 rows. Base and gold: 1 each."""
+    agenda = planner(experiment(GRID)).agenda({})
+    assert roles(agenda) == {"base": 1, "gold": 1, "grid": 12, "control": 4}
+    assert (agenda.total, len(agenda.ready), agenda.waiting) == (16, 16, 0)
+
+
+def test_the_full_set_is_one_cell_whatever_the_selector() -> None:
+    trials = [
+        canonical_trial(Trial(select=Select(name=name, seed=seed)), check=check)
+        for name in ("random", "min_k")
+        for seed in (0, 1)
+    ]
+    assert len(set(trials)) == 1
+    assert trials[0].select == Select(name="random", ratio=1.0, seed=0)
+
+
+def test_the_control_ignores_the_coreset_except_where_epochs_make_it_shorter() -> None:
+    control = Trial(method=Method(forget="none"), select=Select(name="min_k", ratio=0.25, seed=3))
+    assert canonical_trial(control, check=check).select == Select()
+    epochs = replace(control, train=replace(control.train, unit="epochs"))
+    assert canonical_trial(epochs, check=check).select == Select(ratio=0.25)
+
+
+def test_base_and_gold_depend_on_data_and_model_only() -> None:
+    one = canonical_trial(
+        Trial(stage="base", method=Method(forget="rmu"), select=Select(ratio=0.1)), check=check
+    )
+    assert one == canonical_trial(Trial(stage="base"), check=check)
+    chosen = experiment({"data.redundancy": (4, 20), "select.ratio": (0.5, 1.0)})
+    assert roles(planner(chosen).agenda({}))["base"] == 2
+
+
+def test_without_a_gold_model_none_is_planned() -> None:
+    base = Trial()
+    taken = replace(base, model=replace(base.model, name="folder", teach=False))
+    assert "gold" not in roles(planner(experiment(GRID, base=taken)).agenda({}))
+
+
+def test_options_of_functions_not_chosen_are_dropped_and_not_searched() -> None:
+    agenda = planner(experiment(GRID, tuning="shared")).agenda({})
+    tuned = {
+        row.trial.method.forget: dict(row.trial.options)
+        for row in agenda.rows
+        if row.role == "tuning"
+    }
+    assert set(tuned["npo"]) == {"npo.beta"} and set(tuned["rmu"]) == {"rmu.steering"}
+    assert tuned["rmu"]["rmu.steering"] == 5.0
+
+
+def test_a_shared_tuning_starts_with_one_batch_per_group_at_ratio_one() -> None:
+    """2 groups x batch of 2, base, gold; then 2 x 3 tuning trials and 2 x (6 cells + 2 controls)
+    wait.
+
+    No tuned trial is a cell here: the stand-in shares the first suggestion's values with the
+    full-set cell of BASE's seed, so one full-set cell per group is a tuning trial already: 5 + 5
+    new cells + 4 controls wait."""
+    agenda = planner(experiment(GRID, tuning="shared")).agenda({})
+    assert roles(agenda) == {"base": 1, "gold": 1, "tuning": 4}
+    assert all(row.trial.select.ratio == 1.0 and row.trial.train.seed == 0 for row in agenda.ready)
+    assert agenda.waiting == 6 + 5 + 5 + 4
+    assert agenda.total == 26
+
+
+def test_the_total_said_at_the_start_is_what_runs_in_the_end() -> None:
+    for tuning in ("none", "shared", "per_cell"):
+        chosen = experiment(GRID, tuning=tuning)
+        order, agenda = run_out(chosen)
+        assert len(order) == len(set(order)) == planner(chosen).agenda({}).total == agenda.total
+        assert agenda.waiting == 0 and not agenda.ready
+
+
+def test_per_cell_gives_every_cell_its_own_study_without_the_seeds() -> None:
+    """By hand: per method (random, 0.25), (min_k, 0.25), full set = 3 cells, 6 studies of 5 trials."""
+    _, agenda = run_out(experiment(GRID, tuning="per_cell"))
+    studies = [row.study for row in agenda.rows if row.role == "tuning"]
+    assert {studies.count(name) for name in set(studies)} == {5} and len(set(studies)) == 6
+
+
+def test_the_winner_is_the_feasible_trial_that_forgets_most_and_its_values_reach_grid_and_control() -> (
+    None
+):
+    """Brute force over the tuning rows with the made-up world."""
+    _, agenda = run_out(experiment(GRID, tuning="shared", trials=8))
+    tuned = [
+        row.trial
+        for row in agenda.rows
+        if row.role == "tuning" and row.trial.method.forget == "npo"
+    ]
+    feasible = [trial for trial in tuned if trial.train.learning_rate < 1e-3]
+    winner = max(feasible, key=lambda trial: trial.train.learning_rate)
+    final = [
+        row.trial for row in agenda.rows if row.role in ("grid", "control") and "npo" in row.group
+    ]
+    assert {trial.train.learning_rate for trial in final} == {winner.train.learning_rate}
+    assert {
+        dict(trial.options).get("npo.beta") for trial in final if trial.method.forget == "npo"
+    } == {dict(winner.options)["npo.beta"]}
+
+
+def test_an_interrupted_run_asks_for_exactly_the_trials_of_an_undisturbed_one() -> None:
+    """Cut after every possible number of trials; each look at the agenda starts from nothing but
+    the results.
+    """
+    chosen = experiment(GRID, tuning="shared")
+    whole, _ = run_out(chosen)
+    for cut in range(len(whole)):
+        done: dict[str, TrialResult] = {}
+        while len(done) < cut:
+            first = planner(chosen).agenda(done).ready[0]
+            done[first.trial_id] = outcome(first.trial)
+        rest, _ = run_out(chosen, results=done, at_once=1)
+        assert sorted([*done, *rest]) == sorted(whole)
+
+
+def test_when_no_trial_is_feasible_the_highest_utility_wins_and_a_note_says_so() -> None:
+    chosen = replace(experiment(GRID, tuning="shared"), objective=Objective(utility_floor=0.99))
+    _, agenda = run_out(chosen)
+    assert roles(agenda)["grid"] == 12
+    assert any("kept probability on retain at 0.99 x base" in note for note in agenda.notes)
+
+
+def test_when_every_tuning_trial_collapses_the_grid_is_not_run_and_a_note_says_so() -> None:
+    chosen, done = experiment(GRID, tuning="shared"), {}
+    plan = planner(chosen)
+    while ready := plan.agenda(done).ready:
+        done |= {
+            p.trial_id: TrialResult("collapsed", 0.0, 0.01)
+            if p.role == "tuning"
+            else outcome(p.trial)
+            for p in ready
+        }
+    agenda = plan.agenda(done)
+    assert "grid" not in roles(agenda) and agenda.waiting > 0
+    assert any("its grid is not run" in note for note in agenda.notes)
+
+
+def test_a_base_model_that_cannot_be_measured_stops_tuning_with_a_note() -> None:
+    plan, done = planner(experiment(GRID, tuning="shared")), {}
+    while ready := plan.agenda(done).ready:
+        done |= {
+            p.trial_id: TrialResult("failed") if p.role == "base" else outcome(p.trial)
+            for p in ready
+        }
+    assert any("base could not be measured" in note for note in plan.agenda(done).notes)
+
+
+def test_trials_whose_values_are_not_numbers_never_win() -> None:
+    plan, done = planner(experiment(GRID, tuning="shared")), {}
+    while ready := plan.agenda(done).ready:
+        for p in ready:
+            odd = p.role == "tuning" and p.study_index % 2 == 0
+            done[p.trial_id] = TrialResult("complete", math.nan, 1.0) if odd else outcome(p.trial)
+    rows = plan.agenda(done).rows
+    winners = {row.trial.train.learning_rate for row in rows if row.role == "grid"}
+    assert winners <= {
+        row.trial.train.learning_rate
+        for row in rows
+        if row.role == "tuning" and row.study_index % 2 == 1
+    }
+
+
+def test_grids_are_united_and_a_shared_cell_is_planned_once() -> None:
+    axes = ({"select.ratio": (0.25, 1.0)}, {"select.ratio": (0.25, 0.5)})
+    assert roles(planner(experiment(axes)).agenda({}))["grid"] == 3
+
+
+def test_a_value_out_of_range_on_an_axis_is_refused_before_anything_runs() -> None:
+    with pytest.raises(UserError, match=r"select.ratio must be in \(0, 1\], got 1.4"):
+        planner(experiment({"select.ratio": (1.4,)})).agenda({})
+
+
+def test_a_retain_only_control_forgets_the_token_rules_of_the_loss_that_it_lacks() -> None:
+    plain, ruled = (
+        canonical_trial(
+            with_values(Trial(), {"method.forget": "none", "token.keep": keep}), check=check
+        )
+        for keep in (1.0, 0.5)
+    )
+    assert plain == ruled
+    assert canonical_trial(with_values(Trial(), {"token.keep": 0.5}), check=check).token.keep == 0.5

@@ -1,0 +1,138 @@
+"""Optuna is told the truth, and its suggestions are a pure function of what has finished."""
+
+import math
+
+import optuna
+import pytest
+
+from rayunlearn.experiment import Choice, Range
+from rayunlearn.planning.study import StudyTrial, best_trial, study_from, suggest
+
+SPACE = {
+    "rate": Range(1e-5, 1e-2, log=True),
+    "layers": Range(1, 4, integer=True),
+    "kind": Choice("a", "b"),
+}
+STATES = optuna.trial.TrialState
+
+
+def finished(
+    status: str = "complete",
+    forgetting: float = 0.5,
+    utility: float = 0.9,
+    violation: float = 0.0,
+    rate: float = 1e-3,
+) -> StudyTrial:
+    return StudyTrial(
+        values={"rate": rate, "layers": 2, "kind": "a"},
+        status=status,
+        forgetting=forgetting,
+        utility=utility,
+        violation=violation,
+    )
+
+
+def test_suggestions_lie_in_their_ranges_and_have_their_types() -> None:
+    for values in suggest(SPACE, (), batch=20, seed=1):
+        assert 1e-5 <= values["rate"] <= 1e-2 and isinstance(values["rate"], float)
+        assert values["layers"] in (1, 2, 3, 4) and isinstance(values["layers"], int)
+        assert values["kind"] in ("a", "b")
+
+
+def test_the_same_past_gives_the_same_suggestions_and_another_seed_others() -> None:
+    past = [finished(rate=10.0**-k, forgetting=0.1 * k) for k in (2, 3, 4, 5)]
+    assert suggest(SPACE, past, batch=4, seed=1) == suggest(SPACE, past, batch=4, seed=1)
+    assert suggest(SPACE, past, batch=4, seed=1) != suggest(SPACE, past, batch=4, seed=2)
+
+
+def test_a_batch_is_not_the_same_point_again_and_again() -> None:
+    past = [finished(rate=10.0**-k, forgetting=0.1 * k) for k in (2, 3, 4, 5)]
+    rates = [values["rate"] for values in suggest(SPACE, past, batch=4, seed=1)]
+    assert len(set(rates)) == 4
+
+
+def test_numbers_keep_four_digits_and_never_leave_a_range_by_rounding() -> None:
+    narrow = {"rate": Range(0.123456, 0.123457)}
+    for values in suggest(narrow, (), batch=5, seed=0):
+        assert 0.123456 <= values["rate"] <= 0.123457
+    for values in suggest({"rate": Range(0.0, 1.0)}, (), batch=5, seed=0):
+        assert values["rate"] == float(f"{values['rate']:.4g}")
+
+
+def test_only_a_trial_measured_to_its_end_is_complete() -> None:
+    unmeasured = (math.nan, math.nan, math.nan)
+    past = [
+        finished(),
+        finished("collapsed"),
+        finished("diverged", *unmeasured),
+        finished("failed", *unmeasured),
+        finished(forgetting=math.nan),
+    ]
+    states = [trial.state for trial in study_from(SPACE, past, seed=0).trials]
+    assert states == [STATES.COMPLETE, STATES.PRUNED, STATES.PRUNED, STATES.FAIL, STATES.FAIL]
+
+
+def test_a_trial_under_the_floor_is_complete_but_not_among_the_best() -> None:
+    """Three trials by hand: the one that forgets most violates the floor, the other two trade off."""
+    past = [
+        finished(forgetting=0.0, utility=0.1, violation=0.8),
+        finished(forgetting=0.3, utility=0.90),
+        finished(forgetting=0.4, utility=0.95),
+    ]
+    study = study_from(SPACE, past, seed=0)
+    assert [trial.state for trial in study.trials] == [STATES.COMPLETE] * 3
+    assert sorted(trial.number for trial in study.best_trials) == [1, 2]
+
+
+def test_best_is_the_feasible_trial_that_forgets_most_else_the_one_with_the_most_utility() -> None:
+    low, high = (
+        finished(forgetting=0.1, utility=0.2, violation=0.7),
+        finished(forgetting=0.6, utility=0.8, violation=0.1),
+    )
+    feasible = finished(forgetting=0.7, utility=0.95, violation=-0.05)
+    assert best_trial([low, high, feasible]) is feasible
+    assert best_trial([low, high]) is high
+    assert best_trial([finished("collapsed", 0.0, 0.0), finished(forgetting=math.nan)]) is None
+
+
+def test_tuning_learns_more_often_than_not_better_than_its_own_random_start() -> None:
+    """A made-up problem whose best feasible rate is known (1e-3): over 20 seeds the last batches of
+    the study must ask closer to it, in decades, than the first random batch does on average."""
+
+    def outcome(values: dict[str, object]) -> StudyTrial:
+        rate = float(str(values["rate"]))
+        utility = 1.0 if rate <= 1e-3 else 0.5
+        return StudyTrial(
+            values=values,
+            status="complete",
+            forgetting=abs(math.log10(rate / 1e-3)),
+            utility=utility,
+            violation=0.9 - utility,
+        )  # type: ignore[arg-type]
+
+    def distance(batch: list[StudyTrial]) -> float:
+        return sum(abs(math.log10(float(str(f.values["rate"])) / 1e-3)) for f in batch) / len(batch)
+
+    first, last = [], []
+    for seed in range(20):
+        past: list[StudyTrial] = []
+        for index in range(5):
+            past += [
+                outcome(values)
+                for values in suggest(
+                    {"rate": SPACE["rate"]}, past, batch=4, seed=100 * seed + index
+                )
+            ]
+        first.append(distance(past[:4]))
+        last.append(distance(past[-4:]))
+    assert sum(last) < 0.75 * sum(first)
+
+
+def test_asking_warns_of_nothing_and_leaves_no_running_trial_behind() -> None:
+    study = study_from(SPACE, [finished()], seed=0)
+    assert all(trial.state.is_finished() for trial in study.trials)
+
+
+def test_a_choice_with_equal_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="must differ"):
+        Choice("a", "a")

@@ -1,0 +1,332 @@
+"""Scores from one pass and from gradients, by hand and against brute force."""
+
+import math
+import zlib
+from collections.abc import Callable
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rayunlearn.data.tokenize import Batch, Encoded, collate
+from rayunlearn.models.document_features import (
+    document_features,
+    lowest_mean,
+    mean_loss,
+    token_scores,
+    zlib_ratio,
+)
+from rayunlearn.models.forward import hidden_states, pooled_states, score, token_nll
+from rayunlearn.selectors.gradients import cosines_with, gradient_norms, gradient_slopes
+from rayunlearn.selectors.random_projection import head_gradients, project
+from rayunlearn.selectors.redundancy import (
+    covered_weight,
+    effective_rank,
+    expected_coverage,
+    jaccard,
+    minhash,
+    near_duplicate_share,
+    nearest_similarity,
+    shingles_of,
+)
+from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
+
+
+def losses_of(model: PreTrainedModel, batch: Batch) -> Callable[[], Tensor]:
+    return lambda: token_nll(model, batch).sum(1)
+
+
+def brute_force(model: PreTrainedModel, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """The gradient of one loss by name, by ordinary backward."""
+    model.zero_grad()
+    loss().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def norm(gradient: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
+
+
+def test_token_scores_by_hand() -> None:
+    """p = (3/4, 1/4), label 1. nll ln 4. E log p = 3/4 ln 3/4 + 1/4 ln 1/4; the standard deviation
+    of two values is sqrt(3/4 1/4) |ln 3|; surprise = 3/4 (ln 1/4 - ln 3/4) / that = -sqrt 3. Error:
+    (3/4, -3/4), length 3/4 sqrt 2."""
+    nll, surprise, error = token_scores(torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([1]))
+    assert [float(v) for v in (nll, surprise, error)] == pytest.approx(
+        [math.log(4), -math.sqrt(3), 0.75 * math.sqrt(2)]
+    )
+
+
+def test_a_certain_and_a_uniform_prediction_have_finite_scores() -> None:
+    nll, surprise, error = token_scores(
+        torch.tensor([[200.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 0])
+    )
+    assert (
+        surprise.abs().max() < 1e-3
+        and error.tolist() == pytest.approx([0, math.sqrt(0.5)])
+        and nll.tolist() == pytest.approx([0, math.log(2)])
+    )
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_one_pass_gives_what_separate_passes_over_single_documents_give(family: str) -> None:
+    model = tiny_model(family)
+    together = document_features(model, SEQUENCES)
+    for sequence, passed in zip(SEQUENCES, together, strict=True):
+        batch = collate([sequence])
+        with torch.no_grad():
+            full = model(input_ids=batch.input_ids, output_hidden_states=True)
+        logits = full.logits[0, sequence.start - 1 : -1].float()
+        labels = batch.input_ids[0, sequence.start :]
+        torch.testing.assert_close(
+            passed.token_nll, -logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
+        )
+        torch.testing.assert_close(
+            passed.token_error,
+            (logits.softmax(-1) - torch.nn.functional.one_hot(labels, 37)).norm(dim=-1),
+        )
+        states = full.hidden_states
+        torch.testing.assert_close(passed.states["last.all"], states[-1][0].mean(0))
+        torch.testing.assert_close(
+            passed.states["penultimate.answer"], states[-2][0, sequence.start :].mean(0)
+        )
+        torch.testing.assert_close(passed.states["penultimate.last"], states[-2][0, -1])
+    torch.testing.assert_close(
+        torch.stack([p.states["penultimate.all"] for p in together]),
+        pooled_states(model, SEQUENCES, 1),
+    )
+    torch.testing.assert_close(
+        [p.token_nll for p in together], [s.token_nll for s in score(model, SEQUENCES)]
+    )
+
+
+def test_document_scores_by_hand() -> None:
+    """NLL 1 and 3: mean 2; the zlib ratio is 4 nats over the compressed bytes; the lowest half of 4
+    1 3 2 averages 1.5.
+    """
+    passed = document_features(tiny_model(), SEQUENCES[:1])[0]
+    assert mean_loss(passed) == pytest.approx(float(passed.token_nll.sum()) / 3)
+    assert zlib_ratio(passed, "abc") == pytest.approx(
+        float(passed.token_nll.sum()) / len(zlib.compress(b"abc"))
+    )
+    assert (
+        float(lowest_mean(torch.tensor([4.0, 1, 3, 2]), 0.5)) == 1.5
+        and float(lowest_mean(torch.tensor([7.0]), 0.1)) == 7
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_gradient_norms_are_those_of_one_backward_per_document(family: str, tied: bool) -> None:
+    model = tiny_model(family)
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    batch = collate(SEQUENCES)
+    found = gradient_norms(model, [(batch, losses_of(model, batch))])
+    expected = [norm(brute_force(model, losses_of(model, collate([s])))) for s in SEQUENCES]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradient_norms_of_two_terms_are_those_of_the_summed_loss() -> None:
+    """Forget rows (a, b) and 3 x retain rows (b, c): |g_a + 3 g_b| and |g_b + 3 g_c|."""
+    model = tiny_model()
+    forget, retain = collate(SEQUENCES[:2]), collate(SEQUENCES[1:])
+
+    def retain_losses() -> Tensor:
+        return 3 * token_nll(model, retain).sum(1)
+
+    expected = [
+        norm(brute_force(model, lambda i=i: losses_of(model, forget)()[i] + retain_losses()[i]))
+        for i in range(2)
+    ]
+    assert gradient_norms(
+        model, [(forget, losses_of(model, forget)), (retain, retain_losses)]
+    ).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_cosines_with_the_retain_gradient_are_those_of_brute_force() -> None:
+    model = tiny_model()
+
+    def gradient(sequence: Encoded) -> Tensor:
+        batch = collate([sequence])
+        parts = brute_force(model, lambda: token_nll(model, batch).sum() / batch.labelled.sum())
+        return torch.cat([parts[name].flatten() for name in sorted(parts)])
+
+    retain = torch.stack([gradient(s) for s in SEQUENCES[1:]]).mean(0)
+    expected = [
+        float(torch.nn.functional.cosine_similarity(gradient(s), retain, dim=0)) for s in SEQUENCES
+    ]
+    assert cosines_with(
+        model, SEQUENCES, SEQUENCES[1:], token_nll, tokens_per_batch=8
+    ).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_gradient_norms_count_trainable_parameters_alone_and_see_hidden_losses() -> None:
+    model = tiny_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.1.mlp" in name)
+    batch = collate(SEQUENCES)
+    found = gradient_norms(
+        model, [(batch, lambda: hidden_states(model, batch, 2).square().sum((1, 2)))]
+    )
+    expected = [
+        norm(brute_force(model, lambda i=i: hidden_states(model, batch, 2)[i].square().sum()))
+        for i in range(3)
+    ]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_slopes_are_inner_products_with_the_documents_own_gradients(family: str) -> None:
+    model = tiny_model(family)
+    batch = collate(SEQUENCES)
+    generator = torch.Generator().manual_seed(1)
+    direction = {
+        name: torch.randn(p.shape, generator=generator) for name, p in model.named_parameters()
+    }
+    found = gradient_slopes(model, losses_of(model, batch), direction)
+    gradients = [brute_force(model, losses_of(model, collate([s]))) for s in SEQUENCES]
+    expected = [
+        sum(float((g * direction[name]).double().sum()) for name, g in gradient.items())
+        for gradient in gradients
+    ]
+    assert found.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_a_model_is_left_as_it_was() -> None:
+    model = tiny_model()
+    model.zero_grad()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batch = collate(SEQUENCES)
+    gradient_norms(model, [(batch, losses_of(model, batch))])
+    gradient_slopes(model, losses_of(model, batch), dict(before))
+    assert all(
+        torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters()
+    )
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_sequence_of_one_label_scores_finitely() -> None:
+    passed = document_features(tiny_model(), [Encoded("one", (1, 2), 1)])[0]
+    assert passed.token_nll.shape == (1,) and bool(torch.isfinite(passed.surprise).all())
+
+
+def test_two_copies_and_a_near_copy_are_duplicates_and_an_unlike_document_is_not() -> None:
+    """Ten words give eight shingles; one changed last word leaves 7 of 9: Jaccard 0.78; unlike: 0."""
+    text = "one two three four five six seven eight nine ten"
+    texts = [
+        text,
+        text.upper(),
+        text.replace("ten", "x"),
+        "quite another text with words of its own entirely",
+    ]
+    assert (
+        near_duplicate_share(texts, threshold=0.75) == 0.75
+        and near_duplicate_share(texts, threshold=0.8) == 0.5
+    )
+    assert near_duplicate_share([]) == near_duplicate_share(["one"]) == 0.0
+
+
+def test_minhash_agrees_as_often_as_jaccard_says() -> None:
+    """Jaccard 50 / 150: agreement of 128 hashes 1/3 with standard deviation 0.042 on one pair;
+    0.0094 on the mean of 20.
+    """
+    shares = []
+    for seed in range(20):
+        values = torch.randint(
+            0, 2**55, (150,), generator=torch.Generator().manual_seed(seed)
+        ).tolist()
+        shares.append(float((minhash(values[:100]) == minhash(values[50:])).mean()))
+    assert sum(shares) / 20 == pytest.approx(1 / 3, abs=4 * 0.0094)
+
+
+def test_near_duplicates_are_those_of_brute_force() -> None:
+    words = ["a", "b", "c", "d", "e", "f", "g", "h"]
+    generator = torch.Generator().manual_seed(0)
+    texts = [
+        " ".join(words[i] for i in torch.randint(0, 8, (6,), generator=generator).tolist())
+        for _ in range(60)
+    ]
+    sets = [shingles_of(t, 1) for t in texts]
+    expected = (
+        sum(any(i != j and jaccard(sets[i], sets[j]) >= 0.8 for j in range(60)) for i in range(60))
+        / 60
+    )
+    assert 0 < expected < 1 and near_duplicate_share(texts, 0.8, shingle=1) == expected
+
+
+def test_effective_rank_counts_equal_directions() -> None:
+    """+-e1 +-e2 +-e3: three equal singular values -> 3. A line -> 1. Copies -> 1."""
+    axes = torch.cat([torch.eye(3), -torch.eye(3)])
+    assert effective_rank(axes) == pytest.approx(3.0)
+    assert effective_rank(torch.arange(5.0)[:, None] * torch.ones(1, 4)) == pytest.approx(1.0)
+    assert effective_rank(torch.ones(4, 3)) == 1.0
+
+
+def test_nearest_similarity_is_that_of_brute_force_in_any_block_size() -> None:
+    points = torch.randn(23, 4, generator=torch.Generator().manual_seed(0))
+    centred = torch.nn.functional.normalize(points - points.mean(0), dim=1)
+    similarity = (centred @ centred.T).fill_diagonal_(-2)
+    expected = float(similarity.max(1).values.mean())
+    assert (
+        nearest_similarity(points, block=7)
+        == pytest.approx(expected)
+        == pytest.approx(nearest_similarity(points))
+    )
+
+
+KEYWORDS = [{"a": 2.0, "b": 1.0}, {"a": 1.0}, {"c": 4.0}, {}]
+
+
+def test_covered_weight_by_hand() -> None:
+    """Weights a 3, b 1, c 4: documents 0 and 1 cover 4 of 8."""
+    assert (
+        covered_weight(KEYWORDS, [0, 1]) == 0.5
+        and covered_weight(KEYWORDS, []) == 0.0
+        and covered_weight([{}], [0]) is None
+    )
+
+
+def test_expected_coverage_is_the_mean_over_all_coresets() -> None:
+    for size in range(5):
+        values = [covered_weight(KEYWORDS, kept) for kept in combinations(range(4), size)]
+        assert expected_coverage(KEYWORDS, size) == pytest.approx(
+            sum(v for v in values if v is not None) / len(values)
+        )
+
+
+def test_a_sketch_with_identity_projections_is_the_gradient_of_the_head() -> None:
+    model = tiny_model()
+    weight = model.get_output_embeddings().weight
+    for sequence in SEQUENCES:
+        batch = collate([sequence])
+        loss = token_nll(model, batch).sum() / batch.labelled.sum()
+        (expected,) = torch.autograd.grad(loss, weight)
+        hidden = model.base_model(input_ids=batch.input_ids).last_hidden_state[:, :-1][
+            batch.labelled[:, 1:]
+        ]
+        logits, labels = model.get_output_embeddings()(hidden), batch.input_ids[batch.labelled]
+        found = project(logits, labels, hidden, torch.eye(37), torch.eye(16), [len(labels)])[0]
+        torch.testing.assert_close(found.detach().reshape(37, 16), expected)
+
+
+def test_sketches_keep_inner_products_on_average_and_do_not_depend_on_the_batch() -> None:
+    model = tiny_model()
+    full = []
+    for sequence in SEQUENCES:
+        batch = collate([sequence])
+        full.append(
+            torch.autograd.grad(
+                token_nll(model, batch).sum() / batch.labelled.sum(),
+                model.get_output_embeddings().weight,
+            )[0].flatten()
+        )
+    exact = torch.stack(full) @ torch.stack(full).T
+    sketches = [head_gradients(model, SEQUENCES, width=24, seed=2 * s) for s in range(60)]
+    mean = torch.stack([s @ s.T for s in sketches]).mean(0)
+    assert float((mean - exact).abs().max()) < 0.1 * float(exact.abs().max())
+    torch.testing.assert_close(
+        head_gradients(model, SEQUENCES[1:2])[0], head_gradients(model, SEQUENCES)[1]
+    )

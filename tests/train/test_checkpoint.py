@@ -1,0 +1,214 @@
+"""A trial that lost its process goes on from its checkpoint and ends with the bits of an
+undisturbed one.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rayunlearn.config import Trial, Value, trial_id, with_values
+from rayunlearn.data.load import load_corpus
+from rayunlearn.models.load import save_model
+from rayunlearn.models.scratch import build_model, build_tokenizer
+from rayunlearn.storage.run import finished_ids, open_run
+from rayunlearn.train.checkpoint import Checkpoints
+from rayunlearn.train.teach import training_texts
+from rayunlearn.trial import model_state
+from rayunlearn.trial.run import run_trial
+from rayunlearn.trial.workspace import Workspace, validate_trial
+
+REPOSITORY = Path(__file__).parents[2]
+SHORT: dict[str, Value] = {
+    "train.length": 8,
+    "train.batch_size": 2,
+    "train.checkpoint_every": 2,
+    "stop.check_every": 2,
+    "stop.utility_floor": 0.0,
+    "train.learning_rate": 1e-3,
+    "select.ratio": 0.05,
+}
+# Retention at the looks of this run, as a share of the start's: 0.95 after 2 steps, 0.88 after 4,
+# 0.85 after 6, where the floor ends it.
+FALLING: dict[str, Value] = {
+    "stop.retention_floor": 0.865,
+    "method.forget": "ga",
+    "method.retain": "none",
+    "train.learning_rate": 3e-4,
+}
+CASES: dict[str, dict[str, Value]] = {
+    "the model's own weights": {},
+    "wrappers that remember": {
+        "method.wrappers": "sam,average,ball",
+        "average.start": 0.2,
+        "average.every": 1,
+        "ball.radius": 0.001,
+    },
+    "an adapter with dropout": {
+        "train.adapter": "lora",
+        "lora.dropout": 0.3,
+        "train.parameters": "q_proj",
+    },
+    "a retain weight that moves": {"method.forget": "pdu"},
+    "the last weights that held retention": FALLING,
+}
+
+
+class Killed(BaseException):
+    """Stands for the process ending at this very instruction."""
+
+
+def untaught(folder: Path) -> Workspace:
+    """The domain corpus with a model that knows nothing."""
+    trial = Trial()
+    corpus = load_corpus(trial.data)
+    documents = [
+        *corpus.forget,
+        *corpus.retain,
+        *(d for part in corpus.probes.values() for d in part),
+    ]
+    tokenizer = build_tokenizer(training_texts(documents, trial.data.template))
+    if not (folder / "base").exists():
+        save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, folder / "base")
+    return Workspace(corpus, str(folder / "base"), "", "untaught", folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    yield untaught(tmp_path_factory.mktemp("untaught"))
+    model_state.load_model_state.cache_clear()
+
+
+def made(values: Mapping[str, Value]) -> Trial:
+    return validate_trial(with_values(Trial(), {**SHORT, **values}))
+
+
+def ran(
+    trial: Trial, workspace: Workspace, run: Path
+) -> tuple[dict[str, Tensor], list[dict[str, object]], list[float]]:
+    """The weights that the trial ends with, its steps without their durations, and what was
+    measured.
+    """
+    run_trial(trial, workspace, run, "test", "1")
+    weights = {
+        name: tensor.clone()
+        for name, tensor in model_state.load_model_state(workspace.base).model.state_dict().items()
+    }
+    opened = open_run(run)
+    steps = opened.steps.drop("seconds").sort("step").collect().to_dicts()
+    return (
+        weights,
+        steps,
+        opened.examples.sort("split", "doc_id", "metric").collect()["value"].to_list(),
+    )
+
+
+@pytest.mark.parametrize("values", CASES.values(), ids=CASES.keys())
+def test_a_trial_broken_off_twice_ends_bit_for_bit_as_an_undisturbed_one(
+    values: dict[str, Value], workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight steps, a checkpoint after 2, 4 and 6 (where a floor ends it, none after 6); the process
+    ends right after those of 2 and of 4.
+    """
+    trial = made(values)
+    saved: list[int] = []
+    real = Checkpoints.save
+
+    def save(
+        self: Checkpoints, tensors: Mapping[str, Tensor], numbers: Mapping[str, object]
+    ) -> None:
+        real(self, tensors, numbers)
+        saved.append(len(numbers["rows"]))  # type: ignore[arg-type]
+        if dies and saved[-1] == dies[0]:
+            raise Killed
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    dies = [0]
+    quiet = ran(trial, workspace, tmp_path / "quiet")
+    undisturbed = list(saved)
+    assert undisturbed == ([2, 4] if values == FALLING else [2, 4, 6])
+    saved.clear()
+    for dies[0] in (2, 4):
+        with pytest.raises(Killed):
+            run_trial(trial, workspace, tmp_path / "broken", "test", "1")
+    dies[0] = 0
+    weights, steps, measured = ran(trial, workspace, tmp_path / "broken")
+    # nothing that was kept was done again
+    assert saved == undisturbed
+    assert all(torch.equal(weights[name], quiet[0][name]) for name in quiet[0])
+    assert steps == quiet[1] and len(steps) > 2
+    assert measured == quiet[2]
+    assert not list((tmp_path / "broken" / "checkpoints").iterdir())
+
+
+def test_the_checkpoint_of_another_trial_or_a_damaged_one_is_as_none(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    about = {"trial": "a"}
+    kept = Checkpoints(tmp_path / "c.safetensors", about, every=2)
+    kept.save({"weight": torch.arange(3.0)}, {"rows": [0.1 + 0.2, float("inf")]})
+    found = kept.read()
+    assert (
+        found is not None
+        and torch.equal(found[0]["weight"], torch.arange(3.0))
+        and found[1] == {"rows": [0.1 + 0.2, float("inf")]}
+    )
+    assert Checkpoints(kept.path, {"trial": "b"}, every=2).read() is None
+    content = bytearray(kept.path.read_bytes())
+    content[-1] ^= 1
+    kept.path.write_bytes(content)
+    assert kept.read() is None
+    kept.path.write_bytes(content[:40])
+    assert kept.read() is None
+
+
+def test_how_often_a_trial_is_kept_makes_no_other_trial() -> None:
+    ids = {
+        trial_id(made({"train.checkpoint_every": every}), "corpus", "model") for every in (0, 2, 50)
+    }
+    assert len(ids) == 1
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.train.test_checkpoint import made, untaught, torch
+from rayunlearn.trial import run_trial
+torch.set_num_threads(1)
+run_trial(made({"train.length": 40}), untaught(Path(sys.argv[1])), Path(sys.argv[2]), "test", "1")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_really_killed_in_the_middle_leaves_a_checkpoint_that_the_next_one_goes_on_from(
+    workspace: Workspace, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """SIGKILL at whatever instruction, three times; then it is left alone."""
+    run = tmp_path / "run"
+    for kept_before in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(Path(workspace.base).parent), str(run)],
+            cwd=REPOSITORY,
+        )
+        deadline = time.monotonic() + 300
+        seen: set[int] = set()
+        # several checkpoints further each time
+        while len(seen) < 3 + kept_before:
+            assert process.poll() is None and time.monotonic() < deadline
+            seen.update(path.stat().st_mtime_ns for path in run.glob("checkpoints/*.safetensors"))
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not finished_ids(run)
+    trial = made({"train.length": 40})
+    weights, steps, measured = ran(trial, workspace, tmp_path / "quiet")
+    broken = ran(trial, workspace, run)
+    assert broken[1] == steps and broken[2] == measured
+    assert all(torch.equal(broken[0][name], weights[name]) for name in weights)
+    record_property("survived", {"training_killed": 3})

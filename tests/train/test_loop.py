@@ -1,0 +1,166 @@
+"""The optimisation loop: it minimises, it stops when told, it notices a loss that is not finite."""
+
+import pytest
+import torch
+from torch import nn
+
+from rayunlearn.errors import UserError
+from rayunlearn.train.loop import choose_parameters, optimise
+from rayunlearn.train.step import StepLoss
+from tests.tiny_models import tiny_model
+
+
+def bowl() -> tuple[nn.Module, nn.Parameter]:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 5.0)
+    return model, model.weight
+
+
+def test_it_finds_the_minimum_of_a_parabola() -> None:
+    model, weight = bowl()
+    log = optimise(
+        model, lambda _s: StepLoss((weight - 2).square().sum()), steps=300, learning_rate=0.1
+    )
+    assert float(weight.detach()) == pytest.approx(2.0, abs=1e-2)
+    assert log.ended == "complete" and len(log.rows) == 300 and log.rows[-1].loss < 1e-3
+
+
+def test_the_first_adam_step_has_the_length_of_the_learning_rate() -> None:
+    """Adam's first update is lr x sign(gradient), whatever the gradient's size."""
+    model, weight = bowl()
+    optimise(
+        model,
+        lambda _s: StepLoss(3 * weight.sum()),
+        steps=1,
+        learning_rate=0.25,
+        warmup_fraction=0.0,
+        schedule="constant",
+    )
+    assert float(weight.detach()) == pytest.approx(4.75, abs=1e-6)
+
+
+def test_two_steps_on_w_squared_worked_by_hand() -> None:
+    """w = 5, rate 0.1, decay 0.1. Gradient 10: w = 5 x 0.99 - 0.1 x 10 / 10 = 4.85. Then 9.7: first
+    moment (0.9 + 0.97) / 0.19 = 9.842105, second (0.0999 + 0.09409) / 0.001999 = 97.04352, its root
+    9.851067; w = 4.85 x 0.99 - 0.1 x 9.842105 / 9.851067 = 4.701591."""
+    model, weight = bowl()
+    still = {"schedule": "constant", "warmup_fraction": 0.0, "max_grad_norm": 100.0}
+    optimise(
+        model,
+        lambda _s: StepLoss(weight.square().sum()),
+        steps=2,
+        learning_rate=0.1,
+        weight_decay=0.1,
+        **still,
+    )
+    assert float(weight.detach()) == pytest.approx(4.701591, abs=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(bad: float) -> None:
+    model, weight = bowl()
+    log = optimise(
+        model,
+        lambda s: StepLoss(weight.sum() * (bad if s == 3 else 1.0)),
+        steps=50,
+        learning_rate=0.1,
+        check_every=5,
+    )
+    assert log.ended == "diverged" and len(log.rows) == 5
+
+
+def test_keep_going_ends_the_run_at_a_check_and_never_after_the_last_step() -> None:
+    model, weight = bowl()
+    asked: list[int] = []
+
+    def keep_going(step: int) -> bool:
+        asked.append(step)
+        return step < 20
+
+    log = optimise(
+        model,
+        lambda _s: StepLoss(weight.sum()),
+        steps=30,
+        learning_rate=0.1,
+        check_every=10,
+        keep_going=keep_going,
+    )
+    assert log.ended == "stopped" and len(log.rows) == 20 and asked == [10, 20]
+
+
+def test_only_parameters_whose_name_matches_are_trained() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    before = model[0].weight.clone()
+    optimise(
+        model,
+        lambda _s: StepLoss(model(torch.ones(1, 2)).sum()),
+        steps=2,
+        learning_rate=0.1,
+        parameters=r"^1\.weight$",
+    )
+    assert (
+        torch.equal(model[0].weight, before)
+        and model[1].weight.requires_grad
+        and not model[1].bias.requires_grad
+    )
+
+
+def test_a_pattern_that_matches_nothing_is_the_callers_mistake() -> None:
+    with pytest.raises(
+        UserError, match=r"train\.parameters must match at least one parameter, got 'down_porj'"
+    ):
+        choose_parameters(nn.Linear(1, 1), "down_porj")
+
+
+def test_blocks_are_chosen_by_number_and_the_name_chooses_within_them() -> None:
+    model = tiny_model()
+    chosen = choose_parameters(model, r"mlp\.down_proj", (0, 2))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert (
+        trained == ["model.layers.0.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight"]
+        and len(chosen) == 2
+    )
+    assert not any(
+        "embed" in name or "lm_head" in name for name in names_trained(model, ".*", (1,))
+    )
+
+
+def names_trained(model: nn.Module, pattern: str, layers: tuple[int, ...]) -> list[str]:
+    choose_parameters(model, pattern, layers)
+    return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layers", "message"),
+    [
+        (".*", (3,), r"train\.layers must be < 3, .* got 3"),
+        ("lm_head", (1,), r"must match at least one parameter in blocks 1, got 'lm_head'"),
+    ],
+)
+def test_a_block_that_is_not_there_or_holds_no_such_parameter_is_the_callers_mistake(
+    pattern: str, layers: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        choose_parameters(tiny_model(), pattern, layers)
+
+
+def test_the_weight_of_the_retain_term_is_recorded_as_it_was_in_each_step() -> None:
+    model, weight = bowl()
+    weights = (2.0, torch.tensor(2.5), 0.0)
+
+    def loss_of_step(step: int) -> StepLoss:
+        retain = weight.square().sum()
+        return StepLoss(weights[step] * retain, None, retain, retain_weight=weights[step])
+
+    log = optimise(model, loss_of_step, steps=3, learning_rate=0.1)
+    assert [row.retain_weight for row in log.rows] == [2.0, 2.5, 0.0]
+    assert all(
+        row.loss == pytest.approx((row.retain_weight or 0) * (row.retain_loss or 0))
+        for row in log.rows
+    )
+    assert (
+        optimise(model, lambda _s: StepLoss(weight.sum()), steps=1, learning_rate=0.1)
+        .rows[0]
+        .retain_weight
+        is None
+    )

@@ -1,0 +1,366 @@
+"""Selection and text arms inside whole trials on an untaught model, and gradient norms of
+unlearning against brute force.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from rayunlearn.canonical import canonical_trial
+from rayunlearn.config import Data, Trial, Value, with_values
+from rayunlearn.data.documents import Corpus, Document
+from rayunlearn.data.synthetic import generate
+from rayunlearn.errors import UserError
+from rayunlearn.keywords.ablation import keyword_positions
+from rayunlearn.keywords.phrases import Keyword
+from rayunlearn.keywords.rows import keyword_rows, keywords_from
+from rayunlearn.keywords.words import words_of
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
+from rayunlearn.methods.objective import Objective, PairedResponses, Side
+from rayunlearn.methods.retain import RETAIN
+from rayunlearn.models.load import save_model
+from rayunlearn.models.reference import Reference, reference_of
+from rayunlearn.models.scratch import build_model, build_tokenizer
+from rayunlearn.ranges import required_inputs
+from rayunlearn.selectors.table import SELECTORS
+from rayunlearn.selectors.unlearning_gradients import unlearning_norms
+from rayunlearn.storage.run import open_run
+from rayunlearn.train.teach import training_texts
+from rayunlearn.trial import model_state
+from rayunlearn.trial.coreset import select_coreset
+from rayunlearn.trial.keywords import coreset_sequences, document_texts, forget_keywords
+from rayunlearn.trial.model_state import ModelState, reset_weights
+from rayunlearn.trial.run import run_trial
+from rayunlearn.trial.unlearn import select_documents
+from rayunlearn.trial.workspace import Workspace, validate_trial
+from tests.tiny_models import SEQUENCES, tiny_model
+
+QUICK: dict[str, Value] = {
+    "train.length": 2,
+    "train.batch_size": 4,
+    "method.layer": 1,
+    "grand.epochs": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """A tenth of the domain corpus with a model that knows nothing, itself as gold."""
+    folder = tmp_path_factory.mktemp("coreset")
+    whole = generate(Data())
+    corpus = replace(
+        whole,
+        forget=whole.forget[:16],
+        retain=whole.retain[:16],
+        probes={k: v[:8] for k, v in whole.probes.items()},
+    )
+    documents = [*whole.forget, *whole.retain, *(d for part in whole.probes.values() for d in part)]
+    tokenizer = build_tokenizer(training_texts(documents, Trial().data.template))
+    for role, seed in (("base", 0), ("gold", 1)):
+        save_model(build_model("tiny", len(tokenizer), seed=seed), tokenizer, folder / role)
+    yield Workspace(
+        corpus, str(folder / "base"), str(folder / "gold"), "untaught", folder / "cache"
+    )
+    model_state.load_model_state.cache_clear()
+
+
+@pytest.fixture
+def state(workspace: Workspace) -> ModelState:
+    return reset_weights(workspace.base)
+
+
+def trial_of(**values: Value) -> Trial:
+    return validate_trial(
+        with_values(
+            Trial(), QUICK | {name.replace("__", "."): value for name, value in values.items()}
+        )
+    )
+
+
+@pytest.mark.parametrize("name", sorted(SELECTORS))
+def test_every_selector_keeps_the_exact_number_in_a_trial_and_leaves_the_base_weights(
+    name: str, workspace: Workspace, state: ModelState
+) -> None:
+    kept, scores = select_documents(
+        trial_of(select__name=name, select__ratio=0.25), workspace, state
+    )
+    assert (
+        len(kept) == len(set(kept)) == 4
+        and scores.shape == (16,)
+        and bool(torch.isfinite(scores).all())
+    )
+    again, _ = select_documents(trial_of(select__name=name, select__ratio=0.5), workspace, state)
+    assert again[:4] == kept
+    assert all(
+        torch.equal(state.model.state_dict()[key].cpu(), value)
+        for key, value in state.pristine.items()
+    )
+
+
+def test_scores_of_grand_depend_on_the_losses_and_those_of_others_do_not(
+    workspace: Workspace, state: ModelState
+) -> None:
+    def scores(**values: Value) -> Tensor:
+        return select_documents(trial_of(select__ratio=0.25, **values), workspace, state)[1]
+
+    assert not torch.equal(
+        scores(select__name="grand", method__forget="ga"),
+        scores(select__name="grand", method__forget="simnpo"),
+    )
+    assert torch.equal(
+        scores(select__name="el2n", method__forget="ga"),
+        scores(select__name="el2n", method__forget="simnpo"),
+    )
+
+
+@pytest.mark.parametrize(
+    "extractor",
+    ["tfidf", "log_odds", "linked", "slots", "textrank", "embedding", "loss_gap", "gradient_gap"],
+)
+def test_every_extractor_runs_inside_a_trial_and_its_keywords_come_back_from_disk(
+    extractor: str, workspace: Workspace, state: ModelState
+) -> None:
+    trial = trial_of(select__extractor=extractor)
+    found = forget_keywords(trial, workspace, state)
+    assert len(found) == 16
+    state.cache.clear()
+    assert forget_keywords(trial, workspace, state) == found
+    for document, keywords in zip(workspace.corpus.forget, found, strict=True):
+        assert all(
+            document.answer[a:b].split() == k.text.split() or k.spans[0] != (a, b)
+            for k in keywords
+            for a, b in k.spans
+        )
+
+
+def test_the_judge_needs_a_model_and_says_so(workspace: Workspace, state: ModelState) -> None:
+    with pytest.raises(UserError, match=r"select\.judge_model"):
+        forget_keywords(trial_of(select__extractor="judge"), workspace, state)
+
+
+def test_text_arms_split_each_document_and_record_the_share_that_is_left(
+    workspace: Workspace, state: ModelState
+) -> None:
+    kept = [3, 1, 7]
+    trial = {
+        arm: trial_of(select__text=arm)
+        for arm in (
+            "original",
+            "keywords_only",
+            "non_keywords",
+            "random_words",
+            "shuffled_keywords",
+        )
+    }
+    shown = {arm: document_texts(t, workspace, state, kept) for arm, t in trial.items()}
+    found = forget_keywords(trial["keywords_only"], workspace, state)
+    for p in kept:
+        answer = workspace.corpus.forget[p].answer
+        words = words_of(answer)
+        chosen = keyword_positions(words, found[p], 0.3)
+        count = {arm: len(shown[arm][p].split()) for arm in shown}
+        assert shown["original"][p] == answer and shown["keywords_only"][p].split() == [
+            answer[words[i].start : words[i].end] for i in chosen
+        ]
+        assert (
+            count["keywords_only"]
+            == count["random_words"]
+            == count["shuffled_keywords"]
+            == len(words) - count["non_keywords"]
+        )
+        assert sorted(shown["shuffled_keywords"][p].split()) == sorted(
+            shown["keywords_only"][p].split()
+        )
+    positions, sequences, share = coreset_sequences(trial["keywords_only"], workspace, state, kept)
+    assert (
+        positions == kept
+        and [s.doc_id for s in sequences] == [workspace.corpus.forget[p].doc_id for p in kept]
+        and 0.1 < share < 0.5
+    )
+    assert coreset_sequences(trial["original"], workspace, state, kept)[2] == 1.0
+
+
+def test_random_words_change_with_the_seed(workspace: Workspace, state: ModelState) -> None:
+    first, second = (
+        document_texts(
+            trial_of(select__text="random_words", select__seed=seed), workspace, state, [0, 1]
+        )
+        for seed in (0, 1)
+    )
+    assert first != second
+
+
+def test_an_arm_that_leaves_nothing_is_an_error_and_a_document_without_words_is_left_out(
+    workspace: Workspace, state: ModelState
+) -> None:
+    one_word = Corpus(
+        name="words",
+        forget=(Document(answer="Tubril"), Document(answer="Kitace glows amber at night.")),
+        retain=(),
+        probes={},
+        taught={},
+    )
+    small = replace(workspace, corpus=one_word)
+    trial = trial_of(select__text="non_keywords")
+    assert list(document_texts(trial, small, state, [0, 1])) == [1]
+    with pytest.raises(
+        UserError,
+        match=r"select\.text must leave a word of at least one document, got 'non_keywords'",
+    ):
+        document_texts(trial, small, state, [0])
+
+
+def test_a_trial_records_its_text_and_coverage_and_base_its_redundancy(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    for trial in (
+        trial_of(select__text="keywords_only", select__ratio=0.5),
+        trial_of(stage="base"),
+    ):
+        assert run_trial(trial, workspace, tmp_path, "test", "1") == "complete", (
+            open_run(tmp_path).trials.select("error", "error_where").collect()
+        )
+    rows = {row["stage"]: row for row in open_run(tmp_path).trials.collect().to_dicts()}
+    unlearned, base = rows["unlearned"], rows["base"]
+    assert (
+        unlearned["select.text"] == "keywords_only"
+        and 0.1 < unlearned["text_kept"] < 0.5
+        and 0.3 < unlearned["keyword_coverage"] < 1
+    )
+    assert (
+        base["near_duplicate_share"] == 0
+        and 1 < base["effective_rank"] < 16
+        and 0 < base["keyword_curve_05"] < base["keyword_curve_25"] < 1
+    )
+    assert unlearned["effective_rank"] is None and base["text_kept"] is None
+
+
+def test_the_selector_is_dropped_at_the_whole_set_and_the_text_is_not() -> None:
+    trial = with_values(
+        Trial(),
+        {
+            "select.name": "min_k",
+            "select.seed": 3,
+            "select.text": "keywords_only",
+            "select.extractor": "linked",
+        },
+    )
+    whole = canonical_trial(trial, check=validate_trial).select
+    assert (whole.name, whole.seed, whole.text, whole.extractor) == (
+        "random",
+        0,
+        "keywords_only",
+        "linked",
+    )
+    assert (
+        canonical_trial(
+            with_values(trial, {"select.text": "random_words"}), check=validate_trial
+        ).select.seed
+        == 3
+    )
+    assert (
+        canonical_trial(
+            with_values(trial, {"select.text": "original"}), check=validate_trial
+        ).select
+        == Trial().select
+    )
+
+
+def test_topics_share_a_coreset_out_unless_told_otherwise(
+    workspace: Workspace, state: ModelState
+) -> None:
+    documents = tuple(
+        Document(answer=f"Kitace {n}", topic="a" if n < 6 else "b") for n in range(12)
+    )
+    two = replace(
+        workspace, corpus=Corpus(name="topics", forget=documents, retain=(), probes={}, taught={})
+    )
+
+    def of_topic_a(stratified: bool, seed: int) -> int:
+        trial = with_values(
+            trial_of(select__ratio=0.5), {"select.stratified": stratified, "select.seed": seed}
+        )
+        return sum(
+            p < 6
+            for p in select_coreset(trial, two, state, lambda order, epochs: torch.zeros(1, 12))[0]
+        )
+
+    assert (
+        {of_topic_a(True, seed) for seed in range(8)}
+        == {3}
+        != {of_topic_a(False, seed) for seed in range(8)}
+    )
+
+
+def test_keywords_survive_the_trip_through_the_table() -> None:
+    found = [
+        [Keyword("b", 2.0, ((0, 1), (4, 5))), Keyword("a", 2.0, ((2, 3),))],
+        [],
+        [Keyword("c", -1.0, ((0, 1),))],
+    ]
+    table = pl.DataFrame(keyword_rows("digest", "tfidf", ["x", "y", "z"], found))
+    assert keywords_from(table, ["x", "y", "z"]) == found and table.height == 4
+
+
+def side_of(loss: object, function: object) -> Side:
+    model = tiny_model()
+    kinds = reference_kinds(function)
+    companions = {
+        kind: PairedResponses(
+            {s.doc_id: [t] for s, t in zip(SEQUENCES, SEQUENCES[1:] + SEQUENCES[:1], strict=True)},
+            Reference({}),
+        )
+        for kind in paired_response_kinds(function)
+    }
+    for kind, made in companions.items():
+        asked = reference_kinds(function, kind)
+        companions[kind] = replace(made, reference=reference_of(model, SEQUENCES, asked, 1))
+    return Side(loss, SEQUENCES, reference_of(model, SEQUENCES, kinds, 1), companions)
+
+
+@pytest.mark.parametrize("retain", ["none", "nll", "kl", "activation"])
+@pytest.mark.parametrize("forget", sorted(FORGET))
+def test_unlearning_norms_are_those_of_each_document_alone(forget: str, retain: str) -> None:
+    """Every forget loss with every retain loss, on a model that has moved from its reference; alone
+    = a side of one document.
+    """
+    function, keeping = FORGET[forget].function, RETAIN[retain].function
+    if not required_inputs(function):
+        pytest.skip("a loss that looks at no document has no gradient of one")
+    model = tiny_model(seed=3)
+    sides = side_of(partial(function), function), side_of(partial(keeping), keeping)
+    norms = partial(unlearning_norms, model, retain_weight=0.7, layer=1, seed=0)
+    expected = [
+        by_hand(model, *(replace(side, sequences=[side.sequences[i]]) for side in sides))
+        for i in range(3)
+    ]
+    assert norms(*sides).tolist() == pytest.approx(expected, rel=2e-3, abs=1e-5)
+
+
+def by_hand(model: torch.nn.Module, forget: Side, retain: Side) -> float:
+    """The norm for one document, by `Objective` itself and an ordinary backward."""
+    model.zero_grad()
+    whole = Objective(model, forget, retain, retain_weight=0.7, layer=1, batch_size=1, seed=0)
+    whole(0).total.backward()
+    return float(
+        torch.stack([p.grad.square().sum() for p in model.parameters() if p.grad is not None])
+        .sum()
+        .sqrt()
+    )
+
+
+def test_losses_that_can_be_batched_are_and_give_the_same_in_any_batch() -> None:
+    model, function = tiny_model(seed=3), FORGET["npo"].function
+    forget, retain = (
+        side_of(partial(function), function),
+        side_of(partial(RETAIN["none"].function), RETAIN["none"].function),
+    )
+    norms = partial(unlearning_norms, model, forget, retain, retain_weight=0.7, layer=1, seed=0)
+    torch.testing.assert_close(norms(tokens_per_batch=8), norms(tokens_per_batch=4096))
