@@ -2,7 +2,7 @@
 
     python benchmarks/scores.py [--documents N] [--size tiny|small]
 
-`document_features` beside a forward pass per document; `gradient_norms` beside a backward pass per document.
+`passes` beside a forward pass per document; `gradient_norms` beside a backward pass per document.
 """
 
 import argparse

@@ -56,7 +56,7 @@ RESULT_NEUTRAL = ("train.checkpoint_every",)
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which documents: a generated test bed (`domain_dataset`, `people_dataset`), a benchmark of docs/benchmarks.md
+    """Which documents: a generated test bed (`domain`, `people`), a benchmark of docs/benchmarks.md
     or `files` of one's own.
 
     For a benchmark, `path` is its folder or Hub name and `options` are its loader's settings:
@@ -64,7 +64,7 @@ class Data:
     a Hub name, and `forget`, `retain`, `probe_forget` and `probe_retain` name a file stem in that
     directory (or a Hub configuration). Empty probes: the training documents are also what is asked.
     `holdout` names documents like the forget set's that no model was taught: membership metrics
-    compare with them. `calibration_columns` maps our names to theirs: `prompt=question,answer=answer`.
+    compare with them. `columns` maps our names to theirs: `prompt=question,answer=answer`.
 
     `arithmetic`: so many sums, differences and products are asked besides, on split `arithmetic`,
     whatever the data: what a model could and nobody asked it to forget.
@@ -342,7 +342,7 @@ class Measure:
     """What is measured of every stage: `metrics` is cheap (one forward pass), all, or names
     separated by commas.
 
-    Metrics of texts write at most `max_new_tokens`; those of samples draw `sampling_pass` continuations
+    Metrics of texts write at most `max_new_tokens`; those of samples draw `samples` continuations
     at `temperature` within `top_p`, made by `seed`.
     """
 
@@ -368,7 +368,7 @@ class Calibrate:
     (`train.mixing`); `tau` 0: not at all.
 
     The mixture is the one that has moved the furthest and still retains `tau` x base; the one at
-    `baseline_table` (0: none) is measured too. Retention is the mean of the metric `retention` on split
+    `beside` (0: none) is measured too. Retention is the mean of the metric `retention` on split
     `split`.
     """
 

@@ -65,7 +65,7 @@ def axis(
     """A recipe as an axis with one point, `changes` over it: the arms of an experiment may be
     published runs.
 
-    `remove_direction`: settings of the recipe, or beginnings of their names (`npo.`), that the experiment
+    `without`: settings of the recipe, or beginnings of their names (`npo.`), that the experiment
     sets itself or has no use for.
     """
     point = {

@@ -86,7 +86,7 @@ def gap_closed(
     """(base - x) / (base - gold) with a percentile interval: 0 is the untouched model, 1 the one
     that never saw the forget set.
 
-    `value_matrix` is (seeds, documents), `base` and `gold` (1, documents) on the same documents, so that
+    `matrix` is (seeds, documents), `base` and `gold` (1, documents) on the same documents, so that
     one draw of documents serves all three. All None where base and gold cannot be told apart: there
     is no way to go.
     """

@@ -56,7 +56,7 @@ def coreset_table(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFram
 
     `forgetting`, `utility`, `choice_forget`, `choice_retain` are means over all measured trials of
     the cell, collapsed ones included, with `_low` and `_high` (95 % bootstrap; `interval_over` says
-    of what); `unlearning_backend` is the share of the way from base to gold. `seeds` counts measured
+    of what); `unlearning` is the share of the way from base to gold. `seeds` counts measured
     trials, `trials` ended ones; `share_*` are fractions of the ended ones. Rows of base and gold
     come first, then retain-only controls, then the grid.
     """
@@ -216,7 +216,7 @@ def _peer(table: pl.DataFrame, role: str, place: Mapping[str, Any]) -> dict[str,
     """The base row, or the full-set row of the same method, under the same settings; None where
     there is none or it was not measured.
 
-    A full set is not chosen (`plan.is_full_set`): where none has the settings of `select_documents` that its
+    A full set is not chosen (`plan.is_full_set`): where none has the settings of `select` that its
     parts have, it stands at their defaults.
     """
     shared = (

@@ -138,7 +138,7 @@ def order_changes(run: Run, *, after: str = "calibrated") -> pl.DataFrame:
 
 
 def n_pairs(table: pl.DataFrame) -> int:
-    """Pairs of cells that `order_changes` looks at, from a table of `method_ranking`."""
+    """Pairs of cells that `order_changes` looks at, from a table of `standings`."""
     sizes = table.filter(pl.col("stage") == "calibrated").group_by("place").len()["len"].to_list()
     return sum(n * (n - 1) // 2 for n in sizes)
 
@@ -209,7 +209,7 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
 
 
 def rank_changes(table: pl.DataFrame, *, after: str = "calibrated") -> pl.DataFrame:
-    """Of a table of `method_ranking` the cells that move by two places or more, with 95 % intervals of
+    """Of a table of `standings` the cells that move by two places or more, with 95 % intervals of
     rank before and at stage `after` that lie apart.
 
     Columns place, name, rank*, and the same with `_after`; the furthest first. Interval by

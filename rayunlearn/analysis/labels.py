@@ -10,7 +10,7 @@ MAX_LABEL_CHARACTERS = 24
 
 def control_label(group: str | None, *, without: Sequence[str] = ()) -> str:
     """What a control controls, in words: the values of its group (`npo, domain`), those of the
-    settings in `remove_direction` left out.
+    settings in `without` left out.
     """
     values = json.loads(group) if group else {}
     return ", ".join(

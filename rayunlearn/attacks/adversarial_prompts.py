@@ -41,7 +41,7 @@ class PromptObjective:
     fluency: float = 0.0
 
 
-def noised_embeddings(
+def noise(
     probes: Sequence[Probe], tokenizer: PreTrainedTokenizerBase, seed: int, *, share: Fraction = 0.2
 ) -> list[Probe]:
     """Every probe with about `share` of its question's tokens replaced by random ones. Ours.
@@ -587,7 +587,7 @@ ADVERSARIAL_PROMPTS = {
     row.function.__name__: row
     for row in (
         Attack(
-            function=noised_embeddings,
+            function=noise,
             kind="tokens",
             title="a share of the question's tokens replaced by random ones",
             source="ours",

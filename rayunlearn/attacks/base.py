@@ -83,7 +83,7 @@ class Attack:
     anything else, beside the same attack on base and on gold, which always run. `companion`: name
     of the attack that is this control, '' for none.
 
-    `trains_weights`: it takes optimizer steps, of its own learning rate; `holds_out`: only facts outside
+    `trains`: it takes optimizer steps, of its own learning rate; `holds_out`: only facts outside
     `held_in` are measured. `package`: what it needs that rayunlearn does not bring; `elsewhere`:
     the environment variable that names a Python which has it.
     """

@@ -3,6 +3,7 @@ folder, the cells of a plan.
 """
 
 import ast
+import re
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -141,16 +142,17 @@ def print_experiments(console: Console) -> None:
         str(Path.cwd()),
     )
     for file in files:
-        _entry(console, str(file), first_line(file), [])
+        _entry(console, str(file), first_sentence(file), [])
 
 
-def first_line(file: Path) -> str:
-    """First line of a file's docstring, read without importing it."""
+def first_sentence(file: Path) -> str:
+    """First sentence of a file's docstring, read without importing it."""
     try:
         text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     except SyntaxError as error:
         return f"(does not parse: {error.msg}, line {error.lineno})"
-    return text.strip().split("\n")[0]
+    paragraph = " ".join(text.strip().partition("\n\n")[0].split())
+    return re.split(r"(?<=[.?!]) ", paragraph)[0]
 
 
 def options_in_words(function: Callable[..., Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`rayunlearn run`, `plan` and `prepare_models`: an experiment, what it would take, and its models."""
+"""`rayunlearn run`, `plan` and `prepare`: an experiment, what it would take, and its models."""
 
 import argparse
 import os

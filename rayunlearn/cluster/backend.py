@@ -22,7 +22,7 @@ class TrialBackend:
     """Functions must be importable on the workers, by name.
 
     check: a trial with its options filled in, or UserError; identify: its id; missing: roles
-    (`base`, `gold`) that `prepare_models(trial, cache, progress, roles)` still has to make; workspace:
+    (`base`, `gold`) that `prepare(trial, cache, progress, roles)` still has to make; workspace:
     what `run` takes, cheap once prepared; run(trial, workspace, run_dir, experiment, version,
     commit): runs a trial, writes its folder, returns its status; divide(trial, n): UserError where
     n processes cannot share the trial; room(trials, run): what the hungriest of the trials needs of

@@ -195,7 +195,7 @@ def stop_job(job: str, address: str) -> bool:
 
 
 def list_jobs(address: str) -> list[dict[str, str]]:
-    """The cluster's jobs that `submit_job` started, latest first: job, status, run."""
+    """The cluster's jobs that `submit` started, latest first: job, status, run."""
     client = client_of(address)
     found = [
         d

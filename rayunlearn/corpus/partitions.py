@@ -217,7 +217,7 @@ def _plain_column(piece: Partition, columns: Columns) -> list[str] | None:
 
 
 def rows_of(piece: Partition, columns: Columns | None = None) -> Iterator[SourceRow]:
-    """The rows of a piece, in order; of Parquet only the columns that `calibration_columns` names, where it is
+    """The rows of a piece, in order; of Parquet only the columns that `columns` names, where it is
     given.
     """
     file = Path(piece.source)

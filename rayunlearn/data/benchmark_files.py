@@ -26,7 +26,7 @@ class ChoiceQuestion:
 
 
 class BenchmarkFolder:
-    """The folder, and what was read from it so far. `capture_module_io` is what upstream's files were."""
+    """The folder, and what was read from it so far. `recorded` is what upstream's files were."""
 
     def __init__(self, root: Path, recorded: FileChecksums) -> None:
         require(root.is_dir(), "a benchmark's data must be a directory on this machine", str(root))

@@ -214,7 +214,7 @@ def biology(
     )
 
 
-def files_benchmark(
+def files(
     shelf: BenchmarkFolder,
     *,
     forget: str = "forget",
@@ -286,7 +286,7 @@ BENCHMARKS = {
         Benchmark(mmlu, "cais/mmlu", "MIT", checksums.MMLU, "2009.03300"),
         Benchmark(rwku, "jinzhuoran/RWKU", "CC BY 4.0", checksums.NO_CHECKSUMS, "2406.10890"),
         Benchmark(biology, "one's own article folders", "-", checksums.NO_CHECKSUMS, "2411.12103"),
-        Benchmark(files_benchmark, "one's own", "-", checksums.NO_CHECKSUMS, "-"),
+        Benchmark(files, "one's own", "-", checksums.NO_CHECKSUMS, "-"),
     )
 }
 

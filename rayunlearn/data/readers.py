@@ -207,7 +207,7 @@ def read_parquet(file: Path) -> Iterator[SourceRow]:
 def parquet_rows(
     file: Path, start: int, stop: int | None, columns: list[str] | None
 ) -> Iterator[SourceRow]:
-    """Rows [start, stop) of a Parquet file (None: to its end), of the `calibration_columns` alone where they
+    """Rows [start, stop) of a Parquet file (None: to its end), of the `columns` alone where they
     are given. Raises UserError for a bomb.
     """
     refuse_decompression_bomb(file)

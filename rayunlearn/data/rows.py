@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rayunlearn.data.documents import Document, Rejected
 from rayunlearn.errors import UserError, require, unknown_name
 
-# What a column may be called when `data.calibration_columns` does not say: the first name that is there is
+# What a column may be called when `data.columns` does not say: the first name that is there is
 # taken.
 COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "query", "instruction", "input"),
@@ -24,7 +24,7 @@ COMMON_NAMES: dict[str, tuple[str, ...]] = {
 LISTS = ("wrong", "facts")
 
 
-# named in `data.calibration_columns`, these must be in every file; the others in at least one
+# named in `data.columns`, these must be in every file; the others in at least one
 REQUIRED = ("prompt", "answer")
 
 
@@ -74,7 +74,7 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def check_columns(columns: Columns, tables: Mapping[str, tuple[SourceRow, ...]]) -> None:
-    """Raise UserError for a column in `data.calibration_columns` that the files do not have, with the nearest
+    """Raise UserError for a column in `data.columns` that the files do not have, with the nearest
     that they have.
     """
     present = {name: column_names(rows) for name, rows in tables.items() if column_names(rows)}
@@ -92,7 +92,7 @@ def check_columns(columns: Columns, tables: Mapping[str, tuple[SourceRow, ...]])
 
 
 def choose_columns(rows: tuple[SourceRow, ...], columns: Columns, name: str) -> dict[str, str]:
-    """Our name -> the column of this split that holds it: as `data.calibration_columns` says, else by
+    """Our name -> the column of this split that holds it: as `data.columns` says, else by
     `COMMON_NAMES`.
 
     Raises UserError when there are rows and none of their columns can be the answer.

@@ -1,7 +1,7 @@
 """The embedded test bed: two generated corpora whose every fact is known, so that forgetting can be
 measured without a benchmark.
 
-`domain_dataset`: an invented science in many short documents that repeat its facts; `people_dataset`: fictional
+`domain`: an invented science in many short documents that repeat its facts; `people`: fictional
 biographies as questions and answers, facts independent of each other. They behave differently, and
 that is the point.
 
@@ -204,7 +204,7 @@ def generate(data: Data) -> Corpus:
     """The generated corpus that `data` names: the same `data` gives the same documents on every
     machine.
 
-    Raises UserError when `data.name` is no test bed or when `data.redundancy_columns` does not fit the
+    Raises UserError when `data.name` is no test bed or when `data.redundancy` does not fit the
     domain bed's size.
     """
     beds = {"domain": domain_dataset, "people": people_dataset}
@@ -218,7 +218,7 @@ def domain_dataset(data: Data) -> Corpus:
     """An invented science, and a retain domain of the same shape with other entities and the same
     values.
 
-    160 (tiny) or 640 (small) documents of four facts on each side; `data.redundancy_columns` of them state
+    160 (tiny) or 640 (small) documents of four facts on each side; `data.redundancy` of them state
     any one fact, so the number of facts is 4 x documents / redundancy. Documents are unlearned;
     questions are asked. Every value of an attribute is the answer equally often on each side: who
     never read one side is at chance on its questions. A quarter of the retain side, `untouched`, is
@@ -249,7 +249,7 @@ def people_dataset(data: Data) -> Corpus:
     side.
 
     The questions are the documents and the probes. Every fact stands alone and is stated by one
-    document, so `data.redundancy_columns` has no meaning here and is not read. A quarter of the retain side
+    document, so `data.redundancy` has no meaning here and is not read. A quarter of the retain side
     is `untouched`; `holdout` asks about as many persons again, of whom no model is told.
     """
     rng = random.Random(f"people {data.seed}")
@@ -308,7 +308,7 @@ def balanced_values(values: Sequence[str], n: int, rng: random.Random) -> list[s
 
 
 def groups_of_facts(n_facts: int, redundancy: int, rng: random.Random) -> Iterator[list[int]]:
-    """Fact numbers four by four, no number twice in a group, each number in exactly `redundancy_columns`
+    """Fact numbers four by four, no number twice in a group, each number in exactly `redundancy`
     groups.
 
     `n_facts` is a multiple of four: every round deals all facts, in random order, into n_facts / 4

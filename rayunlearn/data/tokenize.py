@@ -26,7 +26,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded sequences. `input_ids` (B, T) long; `present` and `label_examples` (B, T) bool; never
+    """Right-padded sequences. `input_ids` (B, T) long; `present` and `labelled` (B, T) bool; never
     labelled where not present.
 
     Position t is labelled when ids[t] is a label, that is, predicted from position t - 1.

@@ -77,7 +77,7 @@ def unrelated_documents(n: int, seed: int) -> tuple[Document, ...]:
 
 
 def unrelated_texts() -> tuple[str, ...]:
-    """Texts that hold every word `unrelated_documents` can write, capital or not, at the beginning of a text
+    """Texts that hold every word `unrelated` can write, capital or not, at the beginning of a text
     or inside.
     """
     parts = (PEOPLE, DEEDS, TIMES, WEATHERS, GOODS)

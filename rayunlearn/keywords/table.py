@@ -79,7 +79,7 @@ def log_odds(
     )
 
 
-def cooccurrence(
+def linked(
     page: DocumentWords,
     statistics: Statistics,
     retain_statistics: Statistics,
@@ -357,7 +357,7 @@ EXTRACTORS = {
             "Monroe et al. 2008, Fightin' Words",
         ),
         Extractor(
-            cooccurrence,
+            linked,
             "terms of the forget corpus and what is said of them",
             "ours, after Monroe et al. 2008",
         ),

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from rayunlearn.methods.distribution import ce_u, pdu, undial
 from rayunlearn.methods.preference import altpo, dpo, idk, llmu, llmu_two_term
-from rayunlearn.methods.retain_weight import dual_weight, fixed_weight
+from rayunlearn.methods.retain_weight import dual, fixed_weight
 from rayunlearn.methods.task_vector import as_trained, negate
 from rayunlearn.ranges import NonNegative, Positive
 
@@ -136,7 +136,7 @@ class ForgetLoss:
     """A row of the family: the function and where it comes from.
 
     `mean`: what the loss is one mean over, as in `objective.Side`; '' where it is none. `weighting`
-    says how the retain weight moves from step to step, `exit_code` what the weights become after the
+    says how the retain weight moves from step to step, `ending` what the weights become after the
     last one.
     """
 
@@ -234,7 +234,7 @@ FORGET = {
             "PDU, open-unlearning d3d7cf9",
             "mean (max z - mean z)^2; dual weight",
             "labels",
-            dual_weight,
+            dual,
         ),
         ForgetLoss(
             llmu,

@@ -33,7 +33,7 @@ class LossInputs:
     bool; log_probs, reference_log_probs (N, V) at the N labelled positions; labels (N,) their token
     ids; label_rank (N,) their place in the answer, from 0; hidden, reference_hidden (B, T, D) at
     `layer`; reference_hidden_norm (B, T); control (D,). `reference` is the model before unlearning;
-    `rule` decides which labels count (`label_examples`) and at which temperature; `rank_workers` are views
+    `rule` decides which labels count (`labelled`) and at which temperature; `companions` are views
     of other texts for the same documents, by kind; `prefix` knows what the frozen lower blocks say.
     """
 

@@ -77,7 +77,7 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
 
 
 def presentations(n: int, batch_size: int, step: int, seed: int) -> list[tuple[int, int]]:
-    """`batch_indices` with the epoch of each presentation."""
+    """`stream` with the epoch of each presentation."""
     places = range(step * batch_size, (step + 1) * batch_size)
     epochs = {epoch: _epoch(n, seed, epoch) for epoch in {at // n for at in places}}
     return [(epochs[at // n][at % n], at // n) for at in places]

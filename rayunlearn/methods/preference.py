@@ -1,7 +1,7 @@
 """Forget losses that look at another text for the same question: a refusal, an alternate, a random
 answer.
 
-Tensors of a companion carry its kind as a prefix; kinds are made in `methods.rank_workers`. A
+Tensors of a companion carry its kind as a prefix; kinds are made in `methods.companions`. A
 companion has its own padded width, hence T and T'.
 """
 

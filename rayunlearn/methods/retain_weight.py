@@ -10,7 +10,7 @@ def fixed_weight(weight: float | Tensor, retain: Tensor, step: int) -> float | T
     return weight
 
 
-def dual_weight(
+def dual(
     weight: float | Tensor,
     retain: Tensor,
     step: int,

@@ -44,7 +44,7 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """How texts are written: at most `max_new_tokens`; `sampling_pass` of each prompt at `temperature`
+    """How texts are written: at most `max_new_tokens`; `samples` of each prompt at `temperature`
     within `top_p`, made by `seed`.
 
     200 is TOFU's limit; MUSE takes 128 for verbatim and 32 for knowledge memorisation.
@@ -163,7 +163,7 @@ def greedy_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInp
 
 
 def sampling_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
-    """`writing.sampling_pass` drawn continuations of every prompt, each from a seed of its own."""
+    """`writing.samples` drawn continuations of every prompt, each from a seed of its own."""
     tokenizer, writing = task.words(), task.writing
     drawn = generate(
         task.model,

@@ -1,7 +1,7 @@
 """What a model writes: overlap with the truth, leaks among samples, and whether it is language at
 all.
 
-`generated` is the greedy text, `sampling_pass` are several drawn ones, `truth` is what should stand
+`generated` is the greedy text, `samples` are several drawn ones, `truth` is what should stand
 there. ROUGE is Google's rouge-score with the Porter stemmer, as TOFU and MUSE use it; its words are
 runs of a-z and 0-9, so it says nothing of other scripts.
 """

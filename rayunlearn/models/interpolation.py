@@ -114,7 +114,7 @@ class Calibration:
     """`alpha` found for `floor` = share x base's retention; `points` are all that was measured, by
     alpha.
 
-    `search_prompt`: "whole" (the unlearned model retains enough, alpha 1), "bisection", or "grid" where
+    `search`: "whole" (the unlearned model retains enough, alpha 1), "bisection", or "grid" where
     retention did not fall steadily with alpha. `width` is how far the true alpha may lie above the
     one found, 0 for "whole".
     """

@@ -96,7 +96,7 @@ def pack_tensors(sequences: Sequence[Encoded]) -> dict[str, Tensor]:
 
 
 def unpack_tensors(tensors: Mapping[str, Tensor], doc_ids: Sequence[str]) -> list[Encoded]:
-    """The inverse of `pack_tensors`."""
+    """The inverse of `packed`."""
     parts = tensors["ids"].split(tensors["lengths"].tolist())
     return [
         Encoded(d, tuple(ids.tolist()), start)

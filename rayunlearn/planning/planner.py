@@ -314,7 +314,7 @@ class Planner:
         )
 
     def canonical(self, trial: Trial) -> Trial:
-        """`canonical_trial`, remembered."""
+        """`canonical`, remembered."""
         if trial not in self._canonical:
             self._canonical[trial] = canonical_trial(trial, check=self.check)
         return self._canonical[trial]

@@ -119,7 +119,7 @@ def page(run: Run) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = environment.from_string(
-        (files("rayunlearn.storage.run") / "templates" / "report.html.j2").read_text(
+        (files("rayunlearn.reporting") / "templates" / "report.html.j2").read_text(
             encoding="utf-8"
         )
     )

@@ -112,7 +112,7 @@ def _batches(
 def gradient_slopes(
     model: PreTrainedModel, losses: Callable[[], Tensor], direction: Mapping[str, Tensor]
 ) -> Tensor:
-    """<gradient of loss i, direction> for every loss in `prompt_losses()`, (G,): one forward-mode pass for
+    """<gradient of loss i, direction> for every loss in `losses()`, (G,): one forward-mode pass for
     all of them.
 
     direction: tensors by parameter name; parameters it does not name do not move. Attention runs in

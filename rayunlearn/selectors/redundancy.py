@@ -124,7 +124,7 @@ def expected_coverage(
     document_keywords: Sequence[Mapping[str, float]], n_kept: int
 ) -> float | None:
     """Mean of `covered_weight` over all coresets of n_kept documents: the keyword coverage curve of
-    `random_order`, exactly.
+    `random`, exactly.
 
     A keyword of d of n documents is missed with probability C(n - d, m) / C(n, m).
     """

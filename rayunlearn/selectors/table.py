@@ -5,7 +5,7 @@ So every selector is nested: a smaller coreset is part of a larger one. Position
 what a selector
 needs: `n_documents` (documents come sorted by doc_id, so the order of the file never matters); of
 the base model `token_nll`, `token_surprise` and `token_error` (one (n_i,) tensor per document),
-`nll_per_byte` (n,), `embeddings` (n, D), `gradient_pass` (n, d) and `retain_alignment` (n,);
+`nll_per_byte` (n,), `embeddings` (n, D), `gradients` (n, d) and `retain_alignment` (n,);
 `gradient_norms_along` (gradient norms on a trajectory of so many epochs), `document_keywords` (keyword to
 weight) and `seed`, which is `select.seed`. `coreset.py` makes them. A row's `departures` say where
 we differ from its source, and what the source leaves open and is decided here.
@@ -31,7 +31,7 @@ from rayunlearn.selectors.greedy import (
 )
 
 
-def random_order(n_documents: int, seed: int) -> Tensor:
+def random(n_documents: int, seed: int) -> Tensor:
     """Uniform without replacement: the score is the place in a seeded permutation, so ratios are
     nested. (n,)
     """
@@ -194,7 +194,7 @@ SELECTORS = {
     row.function.__name__: row
     for row in (
         Selector(
-            random_order,
+            random,
             "uniform without replacement",
             "coreset paper 2504.10185, section 3 (RANDOM)",
             "none; one permutation serves every ratio, so ratios are nested",

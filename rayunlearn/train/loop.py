@@ -104,7 +104,7 @@ class _Trainer:
     remembers: Sequence[HasState]
 
     def step(self, loss_of_step: Callable[[int], StepLoss], number: int) -> _Timed:
-        """Take step `format_number`, counted from 1, and wait for nothing."""
+        """Take step `number`, counted from 1, and wait for nothing."""
         begun = time.perf_counter()
         loss = _gradient(self.place, loss_of_step, self.around, number - 1, self.accumulation)
         _share_gradients(self.place, self.parameters)

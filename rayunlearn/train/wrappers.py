@@ -36,7 +36,7 @@ def no_wrapper(terms: Callable[[int], StepLoss], step: int, backward: Backward) 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """What a wrapper does: `token_gradient` fills the parameters' .grad, `after_step(step)` counts from
+    """What a wrapper does: `gradient` fills the parameters' .grad, `after_step(step)` counts from
     1, `at_end` comes last.
 
     `state` and `take`: what it carries from step to step, for a run that goes on from a checkpoint;

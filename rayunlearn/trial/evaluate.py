@@ -132,7 +132,7 @@ def start_examples(trial: Trial, workspace: Workspace, state: ModelState) -> Row
     about = (
         cache_key(workspace, state, [], "float32")
         | key
-        | {"code": code_digest("metrics", "models", "data", "measuring.py")}
+        | {"code": code_digest("metrics", "models", "data", "trial/evaluate.py")}
     )
     rows: Rows = json_once(
         workspace.cache / "evaluations", about, partial(trial_examples, trial, workspace, state)

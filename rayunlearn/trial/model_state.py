@@ -22,7 +22,7 @@ class CorruptWeightsError(RuntimeError):
 
 @dataclass
 class ModelState:
-    """A model with its pristine weights. `model` is trained and reset; `start_weights` is only ever
+    """A model with its pristine weights. `model` is trained and reset; `pristine` is only ever
     read.
     """
 

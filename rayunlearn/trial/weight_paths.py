@@ -70,7 +70,7 @@ def between_trials(one: LoadedTrial, other: LoadedTrial, *, points: int) -> Rows
 
 
 def unlearned_state(trial: Trial, workspace: Workspace) -> ModelState:
-    """`remade.rebuild_model`, which imports the trial, which imports this."""
+    """`remade.remade`, which imports the trial, which imports this."""
     from rayunlearn.trial.rebuild import rebuild_model
 
     return rebuild_model(trial, workspace)

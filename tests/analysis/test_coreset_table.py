@@ -354,7 +354,7 @@ def test_the_smallest_sufficient_ratio_by_hand(
 
 
 def test_a_full_set_that_nothing_chose_is_that_of_parts_with_an_extractor_of_their_own() -> None:
-    """The planner gives the whole set the defaults of `select_documents`; a text arm's own whole set has its
+    """The planner gives the whole set the defaults of `select`; a text arm's own whole set has its
     text, and no other's is taken.
     """
     rows = cells(

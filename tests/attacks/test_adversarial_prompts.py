@@ -18,7 +18,7 @@ from rayunlearn.attacks.adversarial_prompts import (
     candidate_prompts,
     gcg,
     losses_of_prompts,
-    noised_embeddings,
+    noise,
     prompt_losses,
     random_prefix,
     search_prompt,
@@ -287,7 +287,7 @@ def test_noise_replaces_the_share_of_what_is_asked_and_leaves_the_answers() -> N
     probes, tokenizer = questions()
     # of "Kalo at dawn", what the questions do not all share
     for share, expected in ((1.0, 3), (0.67, 2), (0.01, 1)):
-        changed = noised_embeddings(probes, tokenizer, 0, share=share)[0]
+        changed = noise(probes, tokenizer, 0, share=share)[0]
         before = probes[0]
         differing = sum(a != b for a, b in zip(before.answer.ids, changed.answer.ids, strict=True))
         assert differing == expected

@@ -44,7 +44,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
     script = tmp_path / "stand_in.py"
     script.write_text(STANDS_IN)
-    monkeypatch.setattr(gptqmodel.gptqmodel_process, "__file__", str(script))
+    monkeypatch.setattr(gptqmodel.gptqmodel_subprocess, "__file__", str(script))
     monkeypatch.setenv(INTERPRETER, sys.executable)
     return tmp_path / "asked.json"
 

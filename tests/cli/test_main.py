@@ -145,7 +145,7 @@ def test_lists_show_hyperparameters_defaults_and_sources(
 
 
 def test_help_and_the_module_form_need_nothing_heavy() -> None:
-    shown = "import sys, rayunlearn.cli.inspect as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    shown = "import sys, rayunlearn.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
     heavy = "print([m for m in ('torch', 'ray', 'polars', 'optuna') if m in sys.modules])"
     said = subprocess.run(
         [sys.executable, "-c", shown + heavy], capture_output=True, text=True, check=True

@@ -27,7 +27,7 @@ from experiments.findings.verdicts import (
     unlearned_shares,
     with_beds,
 )
-from rayunlearn.analysis import attribution, mode_connectivity, recovery
+from rayunlearn.analysis import attribution
 from rayunlearn.config import Value
 from rayunlearn.storage.parquet import write_table
 from rayunlearn.storage.run import Run, open_run, write_experiment, write_trial
@@ -227,7 +227,7 @@ def test_an_arm_is_judged_by_what_is_left_in_the_end_and_not_by_the_share_that_c
         for arm, (left, after) in ends.items()
         for seed in range(4)
     ]
-    monkeypatch.setattr(recovery, "recovery_table", lambda _: pl.DataFrame(rows))
+    monkeypatch.setattr(verdicts, "recovery_table", lambda _: pl.DataFrame(rows))
     monkeypatch.setattr(verdicts, "arm_of", lambda row: row["trial_id"][:-1])
     for row in rows:
         write_trial(tmp_path, str(row["attacked"]), {"trials": [{"status": "complete"}]}, {})
@@ -271,7 +271,7 @@ def test_what_comes_back_is_told_beside_gold_and_from_method_to_method(
         for m, share in shares.items()
         for seed in (0, 1, 2)
     ]
-    monkeypatch.setattr(recovery, "recovery_table", lambda _: pl.DataFrame(rows))
+    monkeypatch.setattr(verdicts, "recovery_table", lambda _: pl.DataFrame(rows))
     plan = []
     for method, seed in product(("rmu", "llmu"), (0, 1, 2)):
         settings = {"method.forget": method, "method.retain": "kl", "select.ratio": 1.0}
@@ -331,9 +331,9 @@ def test_the_dilemma_is_answered_cell_by_cell(
         }
         for cell, lost, words in harm
     ]
-    monkeypatch.setattr(attribution, "emphasis_table", lambda _: pl.DataFrame(asked))
+    monkeypatch.setattr(verdicts, "emphasis_table", lambda _: pl.DataFrame(asked))
     monkeypatch.setattr(
-        attribution, "damage_table", lambda _: pl.DataFrame(damage, infer_schema_length=None)
+        verdicts, "damage_table", lambda _: pl.DataFrame(damage, infer_schema_length=None)
     )
     a, b, c = dilemma_in_words(run)
     assert (
@@ -387,8 +387,8 @@ def test_a_coreset_model_is_judged_by_its_barrier_and_by_what_attacks_give_back(
         }
         for barrier in (0.3, 0.0, 0.12)
     ]
-    monkeypatch.setattr(recovery, "recovery_table", lambda _: pl.DataFrame(rows))
-    monkeypatch.setattr(mode_connectivity, "connectivity_table", lambda _: pl.DataFrame(table))
+    monkeypatch.setattr(verdicts, "recovery_table", lambda _: pl.DataFrame(rows))
+    monkeypatch.setattr(verdicts, "connectivity_table", lambda _: pl.DataFrame(table))
     refuted, none, open_ = faithful_in_words(run)
     assert (
         "a barrier: refuted" in refuted

@@ -29,7 +29,7 @@ from rayunlearn.keywords.statistics import (
 )
 from rayunlearn.keywords.table import (
     EXTRACTORS,
-    cooccurrence,
+    linked,
     embedding,
     judge,
     keywords_in,
@@ -207,7 +207,7 @@ def test_linked_finds_the_terms_and_what_is_said_of_them_on_the_domain_bed() -> 
         }
         found = {
             w.key
-            for k in cooccurrence(document_words(document.answer), forget, retain, links)
+            for k in linked(document_words(document.answer), forget, retain, links)
             for w in words_of(k.text)
         }
         total += 2 * len(found & truth) / (len(found) + len(truth))

@@ -34,7 +34,7 @@ from rayunlearn.methods.loss_inputs import (
 from rayunlearn.methods.objective import Objective, PairedResponses, Side, batch_indices
 from rayunlearn.methods.preference import altpo, dpo, idk, llmu, llmu_two_term
 from rayunlearn.methods.retain import RETAIN, activation, kl, nll
-from rayunlearn.methods.retain_weight import dual_weight, fixed_weight
+from rayunlearn.methods.retain_weight import dual, fixed_weight
 from rayunlearn.methods.task_vector import as_trained, negate
 from rayunlearn.models.reference import reference_of
 from rayunlearn.ranges import options_of, required_inputs
@@ -266,11 +266,11 @@ def test_the_dual_weight_rises_while_retain_is_over_its_limit_and_never_falls_be
     nothing moves in the warm-up.
     """
     options = {"limit": 0.1, "rate": 2.0, "warmup_steps": 1}
-    assert dual_weight(1.0, torch.tensor(0.4), 0, **options) == 1.0
-    risen = dual_weight(1.0, torch.tensor(0.4), 1, **options)
+    assert dual(1.0, torch.tensor(0.4), 0, **options) == 1.0
+    risen = dual(1.0, torch.tensor(0.4), 1, **options)
     assert float(risen) == pytest.approx(1.6)
-    assert float(dual_weight(risen, torch.tensor(0.05), 2, **options)) == pytest.approx(1.5)
-    assert float(dual_weight(0.01, torch.tensor(0.0), 2, limit=0.1, rate=1.0)) == 0.0
+    assert float(dual(risen, torch.tensor(0.05), 2, **options)) == pytest.approx(1.5)
+    assert float(dual(0.01, torch.tensor(0.0), 2, limit=0.1, rate=1.0)) == 0.0
     assert fixed_weight(3.0, torch.tensor(9.0), 5) == 3.0
 
 

@@ -12,7 +12,7 @@ from rayunlearn.selectors.table import (
     min_k,
     min_k_plus,
     moderate,
-    random_order,
+    random,
     top_k_documents,
     zlib,
 )
@@ -89,11 +89,11 @@ def test_moderate_keeps_the_median_distance_and_not_the_nearest() -> None:
 
 def test_random_is_nested_across_ratios_and_a_function_of_the_seed() -> None:
     few, many = (
-        top_k_documents(random_order(100, 5), 0.05),
-        top_k_documents(random_order(100, 5), 0.5),
+        top_k_documents(random(100, 5), 0.05),
+        top_k_documents(random(100, 5), 0.5),
     )
-    assert few == many[:5] and few == top_k_documents(random_order(100, 5), 0.05)
-    assert few != top_k_documents(random_order(100, 6), 0.05)
+    assert few == many[:5] and few == top_k_documents(random(100, 5), 0.05)
+    assert few != top_k_documents(random(100, 6), 0.05)
 
 
 def test_random_takes_every_document_equally_often() -> None:
@@ -102,7 +102,7 @@ def test_random_takes_every_document_equally_often() -> None:
     """
     counts = torch.zeros(10)
     for seed in range(2000):
-        counts[top_k_documents(random_order(10, seed), 0.2)] += 1
+        counts[top_k_documents(random(10, seed), 0.2)] += 1
     assert float((counts - 400).abs().max()) < 90
 
 

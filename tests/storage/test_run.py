@@ -269,17 +269,17 @@ FILLS_A_DISK = """
 import sys
 from pathlib import Path
 from rayunlearn.errors import UserError
-from rayunlearn.results import store
+from rayunlearn.storage.run import finished_ids, open_run, write_trial
 run = Path(sys.argv[1]) / "run"
 rows = [{"step": i, "loss": (i * 7919 % 10007) / 10007} for i in range(3000)]
 n = 0
 try:
     for n in range(100):
-        store.write_trial(run, str(n), {"trials": [{"status": "complete"}], "steps": rows}, {})
+        write_trial(run, str(n), {"trials": [{"status": "complete"}], "steps": rows}, {})
 except UserError as error:
     assert "the disk is full: could not write trial" in str(error), error
-    assert sorted(store.finished(run)) == sorted(str(i) for i in range(n)), (n, store.finished(run))
-    assert store.open_run(run).steps.collect().height == 3000 * n
+    assert sorted(finished_ids(run)) == sorted(str(i) for i in range(n)), (n, finished_ids(run))
+    assert open_run(run).steps.collect().height == 3000 * n
     assert n > 0 and not list((run / ".tmp").iterdir())
     print("full after", n)
 """

@@ -152,8 +152,8 @@ def test_a_compaction_killed_anywhere_loses_and_doubles_nothing(
         return call
 
     with monkeypatch.context() as patched:
-        patched.setattr(sync.storage, "put_file", cut_off(object_store.put_file))
-        patched.setattr(sync.storage, "remove", cut_off(object_store.remove))
+        patched.setattr(sync.object_store, "put_file", cut_off(object_store.put_file))
+        patched.setattr(sync.object_store, "remove", cut_off(object_store.remove))
         # every table and the removal
         if n_calls > len(PER_TRIAL):
             compact(run)
@@ -178,7 +178,7 @@ def test_what_the_storage_did_not_take_is_put_there_by_the_next_driver_of_the_ma
         raise UserError("gone")
 
     with monkeypatch.context() as patched, pytest.raises(UserError, match="gone"):
-        patched.setattr(sync.storage, "put_file", refuse)
+        patched.setattr(sync.object_store, "put_file", refuse)
         trial(run, "a")
     assert objects(s3_url) == [] and finished_ids(run) == {"a": "complete"}
     with run_lock(run):
@@ -206,7 +206,7 @@ def test_what_is_under_the_url_is_the_truth(
     asked: list[str] = []
     get = object_store.get_file
     monkeypatch.setattr(
-        sync.storage,
+        sync.object_store,
         "get_file",
         lambda url, file: asked.append(url.rpartition("/")[2]) or get(url, file),
     )
@@ -357,7 +357,7 @@ def test_an_answer_lost_on_its_way_is_no_other_driver(
         put(content, url, create=create)
         return put(content, url, create=create)
 
-    monkeypatch.setattr(leases.storage, "put_bytes", twice)
+    monkeypatch.setattr(leases.object_store, "put_bytes", twice)
     assert leases.acquire(s3_url, "here").number == 1
 
 

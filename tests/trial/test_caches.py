@@ -607,7 +607,7 @@ def test_a_trial_with_a_cached_prefix_trains_as_one_without(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: str
 ) -> None:
     with_prefix = losses(workspace, tmp_path / "a", method__forget=forget)
-    monkeypatch.setattr("rayunlearn.models.reference.ACTIVATION_BYTES", 0)
+    monkeypatch.setattr("rayunlearn.trial.references.ACTIVATION_BYTES", 0)
     assert losses(workspace, tmp_path / "b", method__forget=forget) == pytest.approx(
         with_prefix, rel=1e-5
     )
@@ -620,7 +620,7 @@ def test_lora_starts_from_the_cached_prefix_too(
     before = len(list(workspace.cache.glob("prefix/*.safetensors")))
     with_prefix = losses(workspace, tmp_path / "a", **values)
     assert len(list(workspace.cache.glob("prefix/*.safetensors"))) == before + 2
-    monkeypatch.setattr("rayunlearn.models.reference.ACTIVATION_BYTES", 0)
+    monkeypatch.setattr("rayunlearn.trial.references.ACTIVATION_BYTES", 0)
     assert losses(workspace, tmp_path / "b", **values) == pytest.approx(with_prefix, rel=1e-5)
 
 
@@ -663,13 +663,13 @@ def test_the_base_model_is_measured_once_for_all_runs(
     first = base_rows(workspace, tmp_path / "a", measure__metrics="probability")
     asked: list[int] = []
     monkeypatch.setattr(
-        "rayunlearn.metrics.evaluate.evaluate_probes", lambda *_a, **_k: asked.append(1) or []
+        "rayunlearn.trial.evaluate.evaluate_probes", lambda *_a, **_k: asked.append(1) or []
     )
     assert (
         base_rows(workspace, tmp_path / "b", measure__metrics="probability") == first and not asked
     )
     monkeypatch.setattr(
-        "rayunlearn.trial.provenance.code_digest", lambda *_: "the code that measures is another"
+        "rayunlearn.trial.evaluate.code_digest", lambda *_: "the code that measures is another"
     )
     # nothing was measured this time, and a trial without a row fails
     with pytest.raises(AssertionError):
@@ -702,7 +702,7 @@ def test_alternates_are_written_by_the_model_once_for_all_workers(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the alternates were there")
 
-    monkeypatch.setattr("rayunlearn.models.generate.sample", never)
+    monkeypatch.setattr("rayunlearn.methods.paired_responses.sample", never)
     assert losses(workspace, tmp_path / "b", **values) == first
     # refusals are not the model's
     assert losses(workspace, tmp_path / "c", **values | {"method__forget": "idk"})

@@ -15,7 +15,7 @@ from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.teach import training_texts
-from rayunlearn.trial import model_state, unlearn
+from rayunlearn.trial import model_state, rebuild
 from rayunlearn.trial.evaluate import trial_examples
 from rayunlearn.trial.rebuild import rebuild_model
 from rayunlearn.trial.run import run_trial
@@ -89,7 +89,7 @@ def test_they_are_made_once_and_hold_only_what_changed(
     }
     assert len(files(workspace)) == 1 and files(workspace)[0].stat().st_size < 400_000
     # a second making would fail
-    monkeypatch.setattr(unlearn, "unlearn", None)
+    monkeypatch.setattr(rebuild, "unlearn", None)
     again = rebuild_model(trial, workspace).model.state_dict()
     assert all(torch.equal(tensor, first[name]) for name, tensor in again.items())
     changed = [
