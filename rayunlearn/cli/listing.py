@@ -3,8 +3,8 @@ folder, the cells of a plan.
 """
 
 import ast
-import re
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -29,10 +29,6 @@ from rayunlearn.storage.parquet import VERSION_KEY, frame_of, write_bytes
 FORMAT = 1
 
 
-# `auto` streams corpora above this through Ray Data
-LARGE_BYTES = 256 * 2**20
-
-
 @dataclass(frozen=True, kw_only=True)
 class JobProgress:
     """How far a pass is. `fresh`: documents and seconds of this call alone, from which the time

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from rayunlearn.corpus.job import LARGE_BYTES
 from rayunlearn.corpus.partitions import (
     PARTITION_BYTES,
     Partition,
@@ -18,6 +17,9 @@ from rayunlearn.corpus.partitions import (
 from rayunlearn.data.documents import Document, Rejected
 from rayunlearn.errors import require
 from rayunlearn.keywords.words import starts_of
+
+# `auto` streams corpora above this through Ray Data
+LARGE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)

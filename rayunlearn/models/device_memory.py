@@ -111,7 +111,7 @@ def retry_alone_on_oom(attempt: Callable[[], T], place: Path | None) -> T:
     """`attempt()` beside other trials of the device; when its memory is not enough once more, with
     no other trial running.
 
-    `place`: the device's lock (`device_lock`), None where memory is not shared. Raises NoRoomError
+    `place`: the device's lock (`device_lock`), None where memory is not shared. Raises DeviceMemoryError
     when it was not enough alone.
     """
     try:

@@ -119,9 +119,7 @@ def page(run: Run) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = environment.from_string(
-        (files("rayunlearn.reporting") / "templates" / "report.html.j2").read_text(
-            encoding="utf-8"
-        )
+        (files("rayunlearn.reporting") / "templates" / "report.html.j2").read_text(encoding="utf-8")
     )
     table, chosen = coreset_table(run), baseline_table(run)
     question, _, rest = str(run.experiment.get("question", "")).strip().partition("\n\n")

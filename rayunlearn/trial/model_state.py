@@ -59,7 +59,7 @@ def checksum(weights: Mapping[str, Tensor]) -> int:
 def reset_weights(path: str) -> ModelState:
     """The model of a folder with its original weights, whatever the last trial did to it.
 
-    Raises SpoiltWorkerError if the pristine copy itself has changed, which would spoil every later
+    Raises CorruptWeightsError if the pristine copy itself has changed, which would spoil every later
     trial.
     """
     state = load_model_state(path)

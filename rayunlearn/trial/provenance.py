@@ -99,7 +99,7 @@ def code_digest(*parts: str) -> str:
     """What identifies the code of these parts of rayunlearn (folders or files), so that a value
     kept from other code is not taken.
     """
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     files = [
         file
         for part in parts

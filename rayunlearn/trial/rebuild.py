@@ -25,7 +25,7 @@ def rebuild_model(trial: Trial, workspace: Workspace) -> ModelState:
     Bit for bit those that the trial was measured with, on the same device and libraries. The model
     is the one that `worker.reset` gives back: the next trial of this process takes it. Raises
     UserError for a gold stage without a gold model, for a trial that diverged, and
-    SpoiltWorkerError as `reset` does.
+    CorruptWeightsError as `reset` does.
     """
     state = reset_weights(start_folder(trial, workspace))
     if trains_weights(trial):

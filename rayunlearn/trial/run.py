@@ -62,7 +62,7 @@ def run_trial(
     """Run one trial and write its rows; returns the status. An exception becomes a row with status
     `failed`.
 
-    Raises SpoiltWorkerError, and writes nothing, when this process can no longer be trusted:
+    Raises CorruptWeightsError, and writes nothing, when this process can no longer be trusted:
     another one must run it.
     """
     identity = trial_id(

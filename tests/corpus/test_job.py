@@ -20,7 +20,6 @@ from rayunlearn.cli.arguments import DONE, MISTAKE
 from rayunlearn.cli.main import main
 from rayunlearn.cluster.corpus_engine import engines, progress_line, reporting
 from rayunlearn.config import digest
-from rayunlearn.corpus import job
 from rayunlearn.corpus import source as source_module
 from rayunlearn.corpus.engine import (
     Engine,
@@ -355,11 +354,11 @@ def test_the_engine_goes_by_size(corpus: Path, monkeypatch: pytest.MonkeyPatch) 
     """One byte more than the limit is streamed through Ray; `--engine local` is not."""
     source = source_module.corpus_source(str(corpus))
     assert not source_module.exceeds_local_limit(source)
-    monkeypatch.setattr(job, "LARGE_BYTES", corpus.stat().st_size - 1)
+    monkeypatch.setattr(source_module, "LARGE_BYTES", corpus.stat().st_size - 1)
     assert source_module.exceeds_local_limit(source)
     for name, module in (
         ("auto", "rayunlearn.cluster.ray_data"),
-        ("local", "rayunlearn.corpus.job"),
+        ("local", "rayunlearn.corpus.engine"),
     ):
         with engines(name, 1, "auto") as choose:
             assert choose([source], False).__module__ == module

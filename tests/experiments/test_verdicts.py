@@ -27,7 +27,6 @@ from experiments.findings.verdicts import (
     unlearned_shares,
     with_beds,
 )
-from rayunlearn.analysis import attribution
 from rayunlearn.config import Value
 from rayunlearn.storage.parquet import write_table
 from rayunlearn.storage.run import Run, open_run, write_experiment, write_trial

@@ -29,10 +29,10 @@ from rayunlearn.keywords.statistics import (
 )
 from rayunlearn.keywords.table import (
     EXTRACTORS,
-    linked,
     embedding,
     judge,
     keywords_in,
+    linked,
     log_odds,
     loss_gap,
     pagerank,

@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None
 MAKER = """
 import os, sys, time, torch
 from pathlib import Path
-from rayunlearn.models.cache import tensors_once
+from rayunlearn.models.tensor_cache import tensors_once
 folder = Path(sys.argv[1])
 def make():
     with open(folder / "log", "a") as log:
@@ -682,7 +682,7 @@ def test_code_is_identified_by_what_it_says() -> None:
         code_digest("metrics")
         == code_digest("metrics")
         != code_digest("models")
-        != code_digest("models", "measuring.py")
+        != code_digest("models", "trial/evaluate.py")
     )
 
 
@@ -828,4 +828,4 @@ def test_running_out_of_memory_twice_is_a_row_that_says_so(
         == "failed"
     )
     row = open_run(tmp_path).trials.collect().to_dicts()[0]
-    assert row["error_type"] == "NoRoomError" and "train.batch_size" in row["error"]
+    assert row["error_type"] == "DeviceMemoryError" and "train.batch_size" in row["error"]
