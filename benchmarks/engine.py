@@ -32,7 +32,7 @@ from benchmarks.plain import PlainObjective
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
-from rayunlearn.methods.objective import Objective, PairedResponses, Side
+from rayunlearn.methods.objective import PairedResponses, Side, UnlearningObjective
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.forward import first_trained_block
 from rayunlearn.models.reference import Reference, cached_prefix, cached_reference, frozen_model
@@ -231,7 +231,7 @@ def our_loss(
 ) -> Callable[[int], Tensor]:
     """The loss of a step by the engine."""
     forget, retain = sides(case, model, folder, batch_size)
-    objective = Objective(
+    objective = UnlearningObjective(
         model, forget, retain, retain_weight=1.0, layer=LAYER, batch_size=batch_size, seed=0
     )
     return lambda step: objective(step).total
@@ -437,7 +437,7 @@ def _uncached(pair: tuple[Side, Side], model: PreTrainedModel) -> tuple[Side, Si
 def _step_on(
     case: Case, model: PreTrainedModel, pair: tuple[Side, Side], batch_size: int
 ) -> Callable[[], float]:
-    objective = Objective(
+    objective = UnlearningObjective(
         model, *pair, retain_weight=1.0, layer=LAYER, batch_size=batch_size, seed=0
     )
     return stepping(model, lambda step: objective(step).total, case.parameters, plain=False)

@@ -23,7 +23,7 @@ from nltk.stem import PorterStemmer
 from rayunlearn.config import Data
 from rayunlearn.corpus.extract_keywords import extractor_arguments
 from rayunlearn.data.documents import Corpus
-from rayunlearn.data.synthetic import generate
+from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.errors import UserError
 from rayunlearn.keywords.extract import KeywordInputs, ModelWithTokenizer, extract
 from rayunlearn.keywords.phrases import common_words, document_words
@@ -175,7 +175,7 @@ def bed_rows(redundancy: int, base: str, gold: str) -> list[str]:
     """Markdown rows: F1 of all words that an extractor names, and of its first words, as many as
     there are terms.
     """
-    corpus = generate(Data(redundancy=redundancy))
+    corpus = generate_dataset(Data(redundancy=redundancy))
     lenders = [
         (lambda name=name: ModelWithTokenizer(*load_model(name))) if name else None
         for name in (base, gold)

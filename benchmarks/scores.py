@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayunlearn.config import Data
-from rayunlearn.data.synthetic import generate
+from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate, encode_documents
 from rayunlearn.models.document_features import document_features
 from rayunlearn.models.forward import token_nll
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--size", default="tiny")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    documents = generate(Data(size="small")).forget[: options.documents]
+    documents = generate_dataset(Data(size="small")).forget[: options.documents]
     tokenizer = build_tokenizer([d.answer for d in documents])
     sequences = encode_documents(documents, tokenizer, "{prompt}", 256)
     model = build_model(options.size, len(tokenizer), 0).eval()

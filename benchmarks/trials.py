@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from rayunlearn.config import Data
-from rayunlearn.data.synthetic import generate
+from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.storage.run import open_run
@@ -130,7 +130,7 @@ def _model_folder(folder: Path) -> Path:
     """The tiny model of the test bed, untaught: what a trial costs does not depend on what the
     model knows.
     """
-    corpus = generate(Data())
+    corpus = generate_dataset(Data())
     documents = [
         *corpus.forget,
         *corpus.retain,

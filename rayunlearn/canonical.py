@@ -47,8 +47,8 @@ def is_full_set(select: Select) -> Select:
     """
     if select.text == "original":
         return Select()
-    drawn = select.text in ("random_words", "shuffled_keywords")
-    return replace(select, name="random", stratified=True, seed=select.seed if drawn else 0)
+    is_random = select.text in ("random_words", "shuffled_keywords")
+    return replace(select, name="random", stratified=True, seed=select.seed if is_random else 0)
 
 
 def control_of(cell: Trial) -> Trial:

@@ -586,10 +586,10 @@ def trial_id(trial: Trial, corpus_digest: str, model_digest: str, attack_digest:
 def _typed(trial: Trial, name: str, value: Value) -> Value:
     section, _, key = name.partition(".")
     part = getattr(trial, section)
-    known = {f.name: f for f in fields(part)}
-    if key not in known:
+    known_fields = {f.name: f for f in fields(part)}
+    if key not in known_fields:
         raise unknown_name("setting", name, field_names())
-    return coerce_value(name, value, _kind(known[key]))
+    return coerce_value(name, value, _kind(known_fields[key]))
 
 
 def _kind(field_: "dataclasses.Field[Value]") -> type:

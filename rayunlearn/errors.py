@@ -25,11 +25,11 @@ class UserError(ValueError):
     """
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+def unknown_name(kind: str, name: str, valid_names: Iterable[str]) -> UserError:
     """Say that `name` is no `kind`, with the nearest known name and the list; of a list too long to
     read, the nearest and their number.
     """
-    names = sorted(known)
+    names = sorted(valid_names)
     near = get_close_matches(name, names, n=MIN_SIMILARITY)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     if near and len(names) > MAX_LISTED_NAMES:

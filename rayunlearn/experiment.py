@@ -223,7 +223,7 @@ def load(path: str | Path, *, preset: str = LAPTOP) -> Experiment:
     from rayunlearn.registry import option_names
 
     experiment = from_module(_import(Path(path)), name=Path(path).stem, preset=preset)
-    check_names(experiment, known=(*field_names(), *option_names()))
+    check_names(experiment, available=(*field_names(), *option_names()))
     check_measured(experiment)
     return experiment
 
@@ -256,8 +256,8 @@ def from_module(module: ModuleType, *, name: str, preset: str = LAPTOP) -> Exper
 
 def at_preset(module: ModuleType, preset: str) -> ModuleType:
     """A copy of the module in which the preset's names stand in the place of the file's."""
-    given: Mapping[str, Mapping[str, Any]] = _take(module, "PRESETS", Mapping, {})
-    presets: dict[str, Mapping[str, Any]] = {LAPTOP: {}, **given}
+    all_presets: Mapping[str, Mapping[str, Any]] = _take(module, "PRESETS", Mapping, {})
+    presets: dict[str, Mapping[str, Any]] = {LAPTOP: {}, **all_presets}
     if preset not in presets:
         raise unknown_name("preset", preset, presets)
     for name in presets[preset]:
@@ -282,14 +282,14 @@ def grids_of(axes: Mapping[Any, Any] | tuple[Any, ...]) -> tuple[Grid, ...]:
     return built or ((),)
 
 
-def check_names(experiment: Experiment, *, known: Collection[str]) -> None:
+def check_names(experiment: Experiment, *, available: Collection[str]) -> None:
     """Raise UserError with the nearest name for an axis or a search name that is not `known`."""
     for name in axis_names(experiment):
-        if name not in known:
-            raise unknown_name("name in AXES", name, known)
+        if name not in available:
+            raise unknown_name("name in AXES", name, available)
     for name in experiment.search:
-        if name not in known:
-            raise unknown_name("name in SEARCH", name, known)
+        if name not in available:
+            raise unknown_name("name in SEARCH", name, available)
 
 
 def check_objective(objective: Objective, *, directions: Mapping[str, str]) -> None:
@@ -318,16 +318,16 @@ def check_measured(experiment: Experiment) -> None:
 
     goal = experiment.objective
     check_objective(goal, directions={name: row.direction for name, row in METRICS.items()})
-    at = [
+    axes = [
         (axis, axis.names.index("measure.metrics"))
         for grid in experiment.grids
         for axis in grid
         if "measure.metrics" in axis.names
     ]
-    asked = [str(point[place]) for axis, place in at for point in axis.points] or [
+    metrics = [str(point[column]) for axis, column in axes for point in axis.points] or [
         experiment.base.measure.metrics
     ]
-    for names in asked:
+    for names in metrics:
         for setting, metric in (
             ("objective.forgetting", goal.forgetting),
             ("objective.utility", goal.utility),
@@ -451,8 +451,8 @@ def _take(module: ModuleType, name: str, kind: Any, default: Any = None) -> Any:
         raise UserError(
             f"an experiment file must define {name}, got none in {Path(module.__file__ or '').name}"
         )
-    wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-    require(isinstance(value, kind), f"{name} must be a {wanted}", value)
+    expected = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    require(isinstance(value, kind), f"{name} must be a {expected}", value)
     return value
 
 
@@ -523,9 +523,9 @@ def _fixed(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
 
 def _replace_field(experiment: Experiment, section: str, key: str, value: Value) -> Experiment:
     part = getattr(experiment, section)
-    known = [f"{section}.{one.name}" for one in fields(part)]
-    if f"{section}.{key}" not in known:
-        raise unknown_name("setting", f"{section}.{key}", known)
+    field_names_of_part = [f"{section}.{part_field.name}" for part_field in fields(part)]
+    if f"{section}.{key}" not in field_names_of_part:
+        raise unknown_name("setting", f"{section}.{key}", field_names_of_part)
     changed = replace(
         part, **{key: coerce_value(f"{section}.{key}", value, type(getattr(part, key)))}
     )
@@ -544,8 +544,8 @@ def _fixed_grid(grid: Grid, name: str, value: Value) -> Grid:
     """
     if all(name not in axis.names for axis in grid):
         return grid
-    others = tuple(axis for axis in (_without(axis, name) for axis in grid) if axis.names)
-    return (*others, Axis((name,), ((value,),)))
+    other_axes = tuple(axis for axis in (_without(axis, name) for axis in grid) if axis.names)
+    return (*other_axes, Axis((name,), ((value,),)))
 
 
 def _without(axis: Axis, name: str) -> Axis:

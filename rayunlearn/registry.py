@@ -90,9 +90,12 @@ def check_combination(trial: Trial) -> None:
     require(
         [row.direction for row in retention.values()] == ["higher"], rule, trial.calibrate.retention
     )
-    given, after = bool(trial.model.unlearned), trial.calibrate.tau or trial.explain.path_points
+    is_external, after = (
+        bool(trial.model.unlearned),
+        trial.calibrate.tau or trial.explain.path_points,
+    )
     require(
-        not (given and after),
+        not (is_external and after),
         "calibrate.tau and explain.path_points must be 0 with model.unlearned, whose training is"
         " not ours",
         after,
@@ -136,24 +139,26 @@ def check_trial(trial: Trial) -> Trial:
     Raises UserError for a name that no table has, for an option that no function has, and for a
     value out of range.
     """
-    known = option_names()
+    valid_names = option_names()
     for name, value in trial.options:
-        _check_option(name, value, known)
+        _check_option(name, value, valid_names)
     functions = chosen_functions(trial)
     check_combination(trial)
-    given = {
+    options = {
         name: value
         for name, value in trial.options
         if trial.stage == "unlearned" or _function_of(name) in (*METRICS, *ATTACKS)
     }
-    wanted = [option for function in functions for option in options_of(function)]
+    valid_options = [option for function in functions for option in options_of(function)]
     attack = Attack() if trial.attack.name == "none" else trial.attack
     calibrate = trial.calibrate if trial.calibrate.tau else Calibrate()
-    filled = {o.name: coerce_value(o.name, given.get(o.name, o.default), o.kind) for o in wanted}
-    drawn = filled.get("leak_at_k.k", 1)
+    filled = {
+        o.name: coerce_value(o.name, options.get(o.name, o.default), o.kind) for o in valid_options
+    }
+    n_samples = filled.get("leak_at_k.k", 1)
     require(
-        trial.measure.samples >= int(drawn),
-        f"measure.samples must be >= leak_at_k.k, here {drawn}",
+        trial.measure.samples >= int(n_samples),
+        f"measure.samples must be >= leak_at_k.k, here {n_samples}",
         trial.measure.samples,
     )
     return replace(trial, attack=attack, calibrate=calibrate, options=tuple(sorted(filled.items())))
@@ -161,18 +166,18 @@ def check_trial(trial: Trial) -> Trial:
 
 def arguments_of(trial: Trial, function: Callable[..., Any]) -> dict[str, Value]:
     """The keyword arguments that a checked trial gives to one of its functions."""
-    given = dict(trial.options)
-    return {o.name.partition(".")[2]: given[o.name] for o in options_of(function)}
+    options = dict(trial.options)
+    return {o.name.partition(".")[2]: options[o.name] for o in options_of(function)}
 
 
 def _function_of(option: str) -> str:
     return option.partition(".")[0]
 
 
-def _check_option(name: str, value: Value, known: Mapping[str, Option]) -> None:
-    if name not in known:
-        raise unknown_name("setting", name, (*known, *field_names()))
-    option = known[name]
+def _check_option(name: str, value: Value, valid_names: Mapping[str, Option]) -> None:
+    if name not in valid_names:
+        raise unknown_name("setting", name, (*valid_names, *field_names()))
+    option = valid_names[name]
     number = coerce_value(name, value, option.kind)
     if option.rule is not None and not option.rule.holds(float(number)):
         raise UserError(f"{name} {option.rule.words}, got {value!r}")

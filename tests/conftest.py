@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from rayunlearn.config import Trial
 from rayunlearn.data.documents import Corpus
-from rayunlearn.data.synthetic import generate
+from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.train.teach import train_base_or_gold
 
 # a property is not wrong because the machine is busy
@@ -37,7 +37,7 @@ def silent(_step: int, _steps: int) -> None:
 
 def prepared(trial: Trial, folder: Path) -> Bed:
     """Base and gold of the trial, taught in `folder`."""
-    corpus = generate(trial.data)
+    corpus = generate_dataset(trial.data)
     bed = Bed(trial, corpus, folder / "base", folder / "gold")
     train_base_or_gold(trial, corpus, "base", bed.base, silent)
     train_base_or_gold(trial, corpus, "gold", bed.gold, silent)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from rayunlearn.config import Trial, Value, with_values
-from rayunlearn.data.synthetic import generate
+from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.errors import UserError
 from rayunlearn.models import cpu_offload
 from rayunlearn.train import fsdp, loop
@@ -51,7 +51,7 @@ def trained(
     """
     SHARES.clear()
     trial = validate_trial(with_values(Trial(), values))
-    workspace = Workspace(generate(Trial().data), base, base, "taught", folder / "cache")
+    workspace = Workspace(generate_dataset(Trial().data), base, base, "taught", folder / "cache")
     # as a trial does: LoRA's first matrices are drawn
     torch.manual_seed(trial.train.seed)
     load_model_state.cache_clear()

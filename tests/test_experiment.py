@@ -274,9 +274,9 @@ def test_domains_check_their_bounds() -> None:
 def test_names_are_checked_against_what_is_known(tmp_path: Path) -> None:
     experiment = load(written(tmp_path, GOOD))
     known = {*axis_names(experiment), *experiment.search}
-    check_names(experiment, known=known)
+    check_names(experiment, available=known)
     with pytest.raises(UserError, match="npo.beta"):
-        check_names(experiment, known=known - {"npo.beta"})
+        check_names(experiment, available=known - {"npo.beta"})
     check_objective(Objective(), directions={"probability": "higher"})
 
 

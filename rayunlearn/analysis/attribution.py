@@ -70,10 +70,10 @@ def attribution_cells(run: Run) -> list[AttributionCell]:
     for row in ordered.unique(["trial_id", "role", "group"], maintain_order=True).iter_rows(
         named=True
     ):
-        said = _said(row, settings)
+        sentence = _said(row, settings)
         if cell_settings(row) in bases:
-            groups.setdefault((row["role"], cell_settings(row), *said.values()), []).append(
-                row | {"said": said}
+            groups.setdefault((row["role"], cell_settings(row), *sentence.values()), []).append(
+                row | {"said": sentence}
             )
     firsts = [rows[0] for rows in groups.values()]
     parts = len({first["said"].get("select.ratio") for first in firsts} - {None}) > 1
@@ -214,12 +214,12 @@ def _values(run: Run, metrics: Sequence[str], by: str = "metric") -> Values:
         .join(stages, on="trial_id")
         .filter(pl.col("stage") == pl.col("_own"))
     )
-    found: Values = {}
+    values_by_document: Values = {}
     for key, split, trial, doc, value in (
         rows.select(by, "split", "trial_id", "doc_id", "value").drop_nulls().collect().iter_rows()
     ):
-        found.setdefault((key, split), {})[trial, doc] = value
-    return found
+        values_by_document.setdefault((key, split), {})[trial, doc] = value
+    return values_by_document
 
 
 def _forms(run: Run) -> list[str]:
@@ -235,7 +235,7 @@ def _known(plain: Mapping[tuple[str, str], float], base: str) -> list[str]:
 def _emphasis_row(cell: AttributionCell, form: str, right: Values) -> dict[str, Any]:
     plain = right.get(("none", "forget"), {})
     documents = _known(plain, cell.base)
-    asked = [
+    differences = [
         {k: v == 1 for k, v in right.get((f"{kind}:{form}", "forget"), {}).items()}
         for kind in (KEY, RANDOM)
     ]
@@ -245,9 +245,10 @@ def _emphasis_row(cell: AttributionCell, form: str, right: Values) -> dict[str, 
         for d in documents
         if cell.role == "base" or plain.get((t, d)) != 1
     }
-    both = {k for k in lost if all(k in part for part in asked)}
+    both = {k for k in lost if all(k in part for part in differences)}
     parts = [
-        value_matrix(cell.trial_ids, documents, {k: float(part[k]) for k in both}) for part in asked
+        value_matrix(cell.trial_ids, documents, {k: float(part[k]) for k in both})
+        for part in differences
     ]
     named = zip(("recovered", "random", "net"), (*parts, parts[0] - parts[1]), strict=True)
     row: dict[str, Any] = {
@@ -266,13 +267,16 @@ def _harmed(cell: AttributionCell, form: str, right: Values) -> Numbers:
     """(trials, retain questions): 1 where the emphasised question is answered wrong, 0 where right;
     NaN where it was wrong as asked.
     """
-    plain, asked = right.get(("none", "retain"), {}), right.get((f"{KEY}:{form}", "retain"), {})
-    kept = {
+    plain, emphasised = (
+        right.get(("none", "retain"), {}),
+        right.get((f"{KEY}:{form}", "retain"), {}),
+    )
+    retained = {
         k: float(value != 1)
-        for k, value in asked.items()
+        for k, value in emphasised.items()
         if plain.get(k) == 1 and k[0] in cell.trial_ids
     }
-    return value_matrix(cell.trial_ids, sorted({d for _, d in kept}), kept)
+    return value_matrix(cell.trial_ids, sorted({d for _, d in retained}), retained)
 
 
 def _damage_row(cell: AttributionCell, right: Values, words: Values) -> dict[str, Any]:
@@ -350,10 +354,10 @@ def _said(row: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """
     trained = row["role"] in ("control", "grid")
     names = {"control": ("method.retain", "group"), "grid": CELL_SETTINGS}.get(row["role"], ())
-    kept = [n for n in settings if trained or n.startswith(CONTEXT_SECTIONS)]
+    listed = [n for n in settings if trained or n.startswith(CONTEXT_SECTIONS)]
     # every selector shares the full set
     whole = row["role"] == "grid" and row["select.ratio"] == 1
-    return {n: None if n == "select.name" and whole else row[n] for n in (*names, *kept)}
+    return {n: None if n == "select.name" and whole else row[n] for n in (*names, *listed)}
 
 
 def _name(row: Mapping[str, Any], settings: list[str], *, parts: bool) -> str:
@@ -362,7 +366,7 @@ def _name(row: Mapping[str, Any], settings: list[str], *, parts: bool) -> str:
     """
     forget, retain = row["method.forget"], row["method.retain"]
     group = control_label(row["group"], without=[*settings, "method.retain"])
-    shown = {
+    labels = {
         "grid": forget if retain == "none" else f"{forget} + {retain}",
         "control": f"control: {retain}{f' ({group})' if group else ''}",
     }
@@ -375,7 +379,7 @@ def _name(row: Mapping[str, Any], settings: list[str], *, parts: bool) -> str:
         filter(
             None,
             [
-                shown.get(row["role"], row["role"]),
+                labels.get(row["role"], row["role"]),
                 part,
                 format_cell({n: row["said"].get(n) for n in settings}, settings),
             ],

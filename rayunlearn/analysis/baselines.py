@@ -66,10 +66,10 @@ BASELINE_VERDICTS = {
 class SelectorArm:
     """One cell of the grid, (seeds, documents) of what is left and of what is retained."""
 
-    place: str
+    dataset: str
     name: str
     settings: Mapping[str, Any]
-    left: Numbers
+    forgetting: Numbers
     retained: Numbers
     unmeasured: int
 
@@ -82,7 +82,7 @@ class SelectorArm:
             reference.settings[changed],
         )
         free = (changed, *OF_PARTS) if whole else (changed,)
-        return self.place == reference.place and all(
+        return self.dataset == reference.dataset and all(
             value == reference.settings[name]
             for name, value in self.settings.items()
             if name not in free
@@ -102,15 +102,15 @@ def baseline_table(run: Run) -> pl.DataFrame:
     lower, base = lower_is_forgotten(run.experiment), _base_utility(run)
     floor = objective_of(run.experiment).utility_floor
     rows: list[dict[str, Any]] = []
-    for place, pairs in groupby(
-        sorted(_pairs(list(selector_arms(run))), key=lambda pair: pair[1].place),
-        key=lambda pair: pair[1].place,
+    for dataset, pairs in groupby(
+        sorted(_pairs(list(selector_arms(run))), key=lambda pair: pair[1].dataset),
+        key=lambda pair: pair[1].dataset,
     ):
-        found = [_row(*pair, floor * base.get(place, np.nan)) for pair in pairs]
-        adjusted = holm([row["p"] for row in found])
+        compared = [_row(*pair, floor * base.get(dataset, np.nan)) for pair in pairs]
+        adjusted = holm([row["p"] for row in compared])
         rows += [
             row | {"p_holm": p, "verdict": _verdict(row["difference"] * (1 if lower else -1), p)}
-            for row, p in zip(found, adjusted, strict=True)
+            for row, p in zip(compared, adjusted, strict=True)
         ]
     return pl.DataFrame(rows, schema=BASELINE_SCHEMA).sort(
         "place", "p", "reference", "name", "arm", "ratio", maintain_order=True
@@ -132,16 +132,16 @@ def selector_arms(run: Run) -> Iterator[SelectorArm]:
     ]
     for _, rows in placed.group_by([*CELL_SETTINGS, *settings], maintain_order=True):
         trials = rows["trial_id"].to_list()
-        left, retained = (
+        forgetting, retained = (
             values[[row_of[t] for t in trials if t in row_of]] for row_of, values in sides
         )
-        if len(left) and len(retained):
+        if len(forgetting) and len(retained):
             first = rows.select([*CELL_SETTINGS, *settings]).row(0, named=True)
-            unmeasured = len(trials) - min(len(left), len(retained))
+            unmeasured = len(trials) - min(len(forgetting), len(retained))
             yield SelectorArm(
                 **_named(first, placed, settings),
                 settings=first,
-                left=left,
+                forgetting=forgetting,
                 retained=retained,
                 unmeasured=unmeasured,
             )
@@ -150,32 +150,34 @@ def selector_arms(run: Run) -> Iterator[SelectorArm]:
 def _pairs(arms: Sequence[SelectorArm]) -> Iterator[tuple[str, SelectorArm, SelectorArm]]:
     """(setting that differs, arm, its reference); two references of one setting are compared once."""
     for changed, references in REFERENCES.items():
-        for at, reference in enumerate(references):
-            there = [arm for arm in arms if arm.settings.get(changed) == reference]
+        for index, reference in enumerate(references):
+            matching_arms = [arm for arm in arms if arm.settings.get(changed) == reference]
             for arm in arms:
-                if changed in arm.settings and arm.settings[changed] not in references[: at + 1]:
+                if changed in arm.settings and arm.settings[changed] not in references[: index + 1]:
                     yield from (
-                        (changed, arm, other) for other in there if arm.matches(other, changed)
+                        (changed, arm, other)
+                        for other in matching_arms
+                        if arm.matches(other, changed)
                     )
 
 
 def _row(
     changed: str, arm: SelectorArm, reference: SelectorArm, least_useful: float
 ) -> dict[str, Any]:
-    found = difference(arm.left, reference.left)
+    estimate = difference(arm.forgetting, reference.forgetting)
     retained = float(np.nanmean(arm.retained))
     return {
-        "place": arm.place,
+        "place": arm.dataset,
         "name": arm.name,
         "arm": str(arm.settings[changed]),
         "reference": str(reference.settings[changed]),
         "reference_name": _parts(reference, but=arm),
         "ratio": float(arm.settings["select.ratio"]),
-        "left": float(np.nanmean(arm.left)),
-        "left_reference": float(np.nanmean(reference.left)),
-        "difference": found.mean,
-        "stderr": found.stderr,
-        "p": paired_p(found),
+        "left": float(np.nanmean(arm.forgetting)),
+        "left_reference": float(np.nanmean(reference.forgetting)),
+        "difference": estimate.mean,
+        "stderr": estimate.stderr,
+        "p": paired_p(estimate),
         "retained": retained,
         "useful": bool(retained >= least_useful),
         "unmeasured": arm.unmeasured + reference.unmeasured,
@@ -204,20 +206,20 @@ def _named(
     """`place`: what tells it from other data and models; `name`: the method, and what else tells
     its cells there apart, but for selector and text.
     """
-    around = _around(settings)
-    there = placed.filter(
+    context_settings = _around(settings)
+    matching = placed.filter(
         *(
             pl.col(name).eq_missing(first[name])
-            for name in (*around, "method.forget", "method.retain")
+            for name in (*context_settings, "method.forget", "method.retain")
         )
     )
     silent = (*REFERENCES, *(OF_PARTS if first.get("select.text") == "original" else ()))
-    others = [
+    other_settings = [
         name
         for name in settings
         if not name.startswith(CONTEXT_SECTIONS)
         and name not in silent
-        and there[name].n_unique() > 1
+        and matching[name].n_unique() > 1
     ]
     method = (
         str(first["method.forget"])
@@ -225,8 +227,8 @@ def _named(
         else f"{first['method.forget']} + {first['method.retain']}"
     )
     return {
-        "place": ", ".join(f"{name} {first[name]}" for name in around),
-        "name": ", ".join([method, *(f"{n} {first[n]}" for n in others)]),
+        "dataset": ", ".join(f"{name} {first[name]}" for name in context_settings),
+        "name": ", ".join([method, *(f"{n} {first[n]}" for n in other_settings)]),
     }
 
 
@@ -238,14 +240,14 @@ def _around(settings: Sequence[str]) -> list[str]:
 def _base_utility(run: Run) -> dict[str, float]:
     """Base's mean utility by place."""
     placed = trials_with_roles(run)
-    around = _around(varying_settings(run, placed))
+    context_settings = _around(varying_settings(run, placed))
     goal = objective_of(run.experiment)
     row_of, values = values_by_trial(run, goal.utility_split, goal.utility, "")
     bases = placed.filter(
         pl.col("role") == "base", pl.col("trial_id").is_in(list(row_of))
     ).iter_rows(named=True)
     return {
-        ", ".join(f"{name} {row[name]}" for name in around): float(
+        ", ".join(f"{name} {row[name]}" for name in context_settings): float(
             np.nanmean(values[row_of[row["trial_id"]]])
         )
         for row in bases

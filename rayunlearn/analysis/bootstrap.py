@@ -93,9 +93,9 @@ def gap_closed(
     if not all(np.isfinite(part).any() for part in (matrix, base, gold)):
         return NO_INTERVAL
     by_seed, by_document = _draw_weights(*matrix.shape, draws=draws, seed=seed)
-    one = np.ones((draws, 1))
+    ones = np.ones((draws, 1))
     x = weighted_means(matrix, by_seed, by_document)
-    before, never = weighted_means(base, one, by_document), weighted_means(gold, one, by_document)
+    before, never = weighted_means(base, ones, by_document), weighted_means(gold, ones, by_document)
     low, high = np.nanquantile(before - never, [(1 - level) / 2, (1 + level) / 2])
     if low <= 0 <= high:
         return NO_INTERVAL
@@ -122,12 +122,12 @@ def _draw_weights(
     return by_seed, by_document
 
 
-def _counts(drawn: np.ndarray[Any, np.dtype[np.int64]], n: int) -> Numbers:
+def _counts(draws_of: np.ndarray[Any, np.dtype[np.int64]], n: int) -> Numbers:
     """(draws, n): how often each of 0..n-1 occurs in each row of `drawn`, in one pass over all
     rows.
     """
-    draws = len(drawn)
-    cells = (drawn + n * np.arange(draws)[:, None]).ravel()
+    draws = len(draws_of)
+    cells = (draws_of + n * np.arange(draws)[:, None]).ravel()
     counts: Numbers = np.bincount(cells, minlength=draws * n).reshape(draws, n).astype(np.float64)
     return counts
 

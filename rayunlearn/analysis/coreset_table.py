@@ -20,8 +20,8 @@ from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
     UNTOUCHED,
+    examples_without_attacks,
     objective_of,
-    trial_examples,
     trials_with_roles,
     varying_settings,
 )
@@ -64,10 +64,10 @@ def coreset_table(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFram
     settings = varying_settings(run, placed)
     cells = _cells(placed, settings)
     measured = _measure_all(run)
-    around = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
+    context_settings = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
     rows = []
     for cell in cells.iter_rows(named=True):
-        anchors = {role: _anchor(cells, role, cell, around) for role in ("base", "gold")}
+        anchors = {role: _anchor(cells, role, cell, context_settings) for role in ("base", "gold")}
         rows.append(_measure_cell(cell, anchors, measured, draws=draws, seed=seed))
     return pl.concat(
         [cells.drop("trial_ids"), pl.DataFrame(rows, schema=_measured_schema())], how="horizontal"
@@ -98,9 +98,9 @@ def smallest_sufficient(
     )
     rows = []
     for values, cells in parts.group_by(keys, maintain_order=True):
-        place = dict(zip(keys, values, strict=True))
-        base, full = (_peer(table, role, place) for role in ("base", "grid"))
-        rows.append(place | _descend(base, full, cells.to_dicts(), sign, utility_floor))
+        dataset = dict(zip(keys, values, strict=True))
+        base, full = (_peer(table, role, dataset) for role in ("base", "grid"))
+        rows.append(dataset | _descend(base, full, cells.to_dicts(), sign, utility_floor))
     kinds = {name: table.schema[name] for name in keys}
     return pl.DataFrame(
         rows, schema=kinds | {"verdict": pl.String, "ratio": pl.Float64, "n_kept": pl.Float64}
@@ -109,25 +109,27 @@ def smallest_sufficient(
 
 def _measure_all(run: Run) -> dict[str, MetricValues]:
     goal = objective_of(run.experiment)
-    wanted = {
+    requested_metrics = {
         "forgetting": ("forget", goal.forgetting),
         "utility": (goal.utility_split, goal.utility),
     }
-    wanted |= {
+    requested_metrics |= {
         "choice_forget": ("forget", MULTIPLE_CHOICE),
         "choice_retain": (goal.utility_split, MULTIPLE_CHOICE),
     }
-    wanted |= {"untouched": (UNTOUCHED, goal.utility)}
-    pairs = pl.DataFrame([{"split": s, "metric": m} for s, m in sorted(set(wanted.values()))])
+    requested_metrics |= {"untouched": (UNTOUCHED, goal.utility)}
+    pairs = pl.DataFrame(
+        [{"split": s, "metric": m} for s, m in sorted(set(requested_metrics.values()))]
+    )
     rows = (
-        trial_examples(run)
+        examples_without_attacks(run)
         .join(pairs.lazy(), on=["split", "metric"])
         .select("trial_id", "doc_id", "split", "metric", "value")
         .collect()
     )
     parts = {
         name: rows.filter(pl.col("split") == s, pl.col("metric") == m)
-        for name, (s, m) in wanted.items()
+        for name, (s, m) in requested_metrics.items()
     }
     return {name: _wide(part) for name, part in parts.items() if part.height or name != "untouched"}
 
@@ -212,7 +214,7 @@ def _in_reading_order(cells: pl.DataFrame, settings: Sequence[str]) -> pl.DataFr
     )
 
 
-def _peer(table: pl.DataFrame, role: str, place: Mapping[str, Any]) -> dict[str, Any] | None:
+def _peer(table: pl.DataFrame, role: str, dataset: Mapping[str, Any]) -> dict[str, Any] | None:
     """The base row, or the full-set row of the same method, under the same settings; None where
     there is none or it was not measured.
 
@@ -220,9 +222,9 @@ def _peer(table: pl.DataFrame, role: str, place: Mapping[str, Any]) -> dict[str,
     parts have, it stands at their defaults.
     """
     shared = (
-        [n for n in place if n.startswith(CONTEXT_SECTIONS)]
+        [n for n in dataset if n.startswith(CONTEXT_SECTIONS)]
         if role == "base"
-        else [n for n in place if n != "select.name"]
+        else [n for n in dataset if n != "select.name"]
     )
     rows = table.filter(
         pl.col("role") == role,
@@ -234,10 +236,10 @@ def _peer(table: pl.DataFrame, role: str, place: Mapping[str, Any]) -> dict[str,
         for n in shared
         if n.startswith("select.") and n != "select.text"
     }
-    for wanted in (place, {**place, **whole}):
-        found = rows.filter(*(pl.col(n).eq_missing(pl.lit(wanted[n])) for n in shared))
-        if found.height:
-            return found.row(0, named=True)
+    for settings in (dataset, {**dataset, **whole}):
+        matching = rows.filter(*(pl.col(n).eq_missing(pl.lit(settings[n])) for n in shared))
+        if matching.height:
+            return matching.row(0, named=True)
     return None
 
 
@@ -294,13 +296,15 @@ def _label() -> pl.Expr:
     )
 
 
-def _anchor(cells: pl.DataFrame, role: str, cell: Mapping[str, Any], around: Sequence[str]) -> str:
+def _anchor(
+    cells: pl.DataFrame, role: str, cell: Mapping[str, Any], context_settings: Sequence[str]
+) -> str:
     """Trial of the base or gold model with the same data and model settings; '' where there is
     none.
     """
-    same = [pl.col(name).eq_missing(pl.lit(cell[name])) for name in around]
-    found = cells.filter(pl.col("role") == role, *same)["trial_ids"].to_list()
-    return str(found[0][0]) if found else ""
+    same = [pl.col(name).eq_missing(pl.lit(cell[name])) for name in context_settings]
+    trial_ids = cells.filter(pl.col("role") == role, *same)["trial_ids"].to_list()
+    return str(trial_ids[0][0]) if trial_ids else ""
 
 
 def _measure_cell(
@@ -318,10 +322,10 @@ def _measure_cell(
     }
     x = rows["forgetting"]
     base, gold = (measured["forgetting"].rows([anchors[role]]) for role in ("base", "gold"))
-    asked = np.isfinite(x).any(0)
+    has_value = np.isfinite(x).any(0)
     comparable = cell["role"] in ("grid", "control") and len(base) > 0 and len(gold) > 0
     way = (
-        gap_closed(x[:, asked], base[:, asked], gold[:, asked], draws=draws, seed=seed)
+        gap_closed(x[:, has_value], base[:, has_value], gold[:, has_value], draws=draws, seed=seed)
         if comparable
         else NO_INTERVAL
     )

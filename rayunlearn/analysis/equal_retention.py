@@ -46,11 +46,11 @@ class RankedMethod:
     is retained.
     """
 
-    place: str
+    dataset: str
     name: str
     stage: str
     alpha: float | None
-    left: Numbers
+    forgetting: Numbers
     retained: Numbers
 
 
@@ -94,17 +94,19 @@ def method_ranking(run: Run, *, draws: int = DRAWS) -> pl.DataFrame:
     counts from 1, the least left, among the cells of the same data and model at that stage, and its
     interval is over seeds and documents drawn again.
     """
-    found = list(ranking_of_frames(run))
+    ranked = list(ranking_of_frames(run))
     rows = []
-    for key in dict.fromkeys((s.place, s.stage) for s in found):
-        group = [s for s in found if (s.place, s.stage) == key]
+    for key in dict.fromkeys((s.dataset, s.stage) for s in ranked):
+        group = [s for s in ranked if (s.dataset, s.stage) == key]
         rows += [
             _row(s, rank)
-            for s, rank in zip(group, ranks([s.left for s in group], draws=draws), strict=True)
+            for s, rank in zip(
+                group, ranks([s.forgetting for s in group], draws=draws), strict=True
+            )
         ]
     frame = pl.DataFrame(rows, schema=RANKING_SCHEMA)
     order = pl.col("stage").replace_strict(
-        {stage: at for at, stage in enumerate(COMPARED)}, return_dtype=pl.Int64
+        {stage: index for index, stage in enumerate(COMPARED)}, return_dtype=pl.Int64
     )
     return frame.sort(["place", order, "rank", "name"], maintain_order=True)
 
@@ -117,15 +119,15 @@ def order_changes(run: Run, *, after: str = "calibrated") -> pl.DataFrame:
     two paired p-values (both differences must be there), Holm-corrected over all pairs of the run,
     those that keep their order included; `shown` at SHIFT_SHOWN_AT.
     """
-    found = {(s.place, s.name, s.stage): s for s in ranking_of_frames(run)}
+    ranked = {(s.dataset, s.name, s.stage): s for s in ranking_of_frames(run)}
     rows = []
-    for place in dict.fromkeys(place for place, _, _ in found):
+    for dataset in dict.fromkeys(dataset for dataset, _, _ in ranked):
         names = [
             n
-            for p, n, stage in found
-            if p == place and stage == "unlearned" and (place, n, after) in found
+            for p, n, stage in ranked
+            if p == dataset and stage == "unlearned" and (dataset, n, after) in ranked
         ]
-        rows += [_pair(found, place, a, b, after) for a, b in combinations(names, 2)]
+        rows += [_pair(ranked, dataset, a, b, after) for a, b in combinations(names, 2)]
     adjusted = holm([row["p"] for row in rows])
     changed = [
         row | {"p": p, "shown": p <= ORDER_SIGNIFICANCE}
@@ -158,7 +160,7 @@ def ranks(
     documents = generator.multinomial(
         n_documents, np.full(n_documents, 1 / n_documents), draws
     ).astype(np.float64)
-    drawn = [
+    bootstrap_ranks = [
         weighted_means(
             c,
             generator.multinomial(len(c), np.full(len(c), 1 / len(c)), draws).astype(np.float64),
@@ -166,12 +168,16 @@ def ranks(
         )
         for c in cells
     ]
-    means, table = np.array([np.nanmean(c) for c in cells]), np.array(drawn)
+    means, table = np.array([np.nanmean(c) for c in cells]), np.array(bootstrap_ranks)
     # (cells, draws)
-    place = (table[None] < table[:, None]).sum(1) + 1
-    low, high = np.quantile(place, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1, method="nearest")
-    own = (means[None] < means[:, None]).sum(1) + 1
-    return [(float(r), float(a), float(b)) for r, a, b in zip(own, low, high, strict=True)]
+    sampled_rank = (table[None] < table[:, None]).sum(1) + 1
+    low, high = np.quantile(
+        sampled_rank, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1, method="nearest"
+    )
+    observed_rank = (means[None] < means[:, None]).sum(1) + 1
+    return [
+        (float(r), float(a), float(b)) for r, a, b in zip(observed_rank, low, high, strict=True)
+    ]
 
 
 def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
@@ -191,19 +197,19 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
             values_by_trial(run, split, metric, stage)
             for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))
         ]
-        for rows, place, name in groups:
+        for rows, dataset, name in groups:
             trials = rows["trial_id"].to_list()
-            left, retained = (
+            forgetting, retained = (
                 values[[row_of[t] for t in trials if t in row_of]] for row_of, values in sides
             )
-            if len(left) and len(retained):
+            if len(forgetting) and len(retained):
                 alpha = rows[ALPHA_OF[stage]].mean() if stage in ALPHA_OF else None
                 yield RankedMethod(
-                    place=place,
+                    dataset=dataset,
                     name=name,
                     stage=stage,
                     alpha=alpha,  # type: ignore[arg-type]
-                    left=_asked(left),
+                    forgetting=_asked(forgetting),
                     retained=_asked(retained),
                 )
 
@@ -237,7 +243,7 @@ def _named(rows: pl.DataFrame, all_rows: pl.DataFrame, settings: Sequence[str]) 
     A setting that all cells of a method share is part of how that method is used, and is not said.
     """
     first = rows.row(0, named=True)
-    around = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
+    context_settings = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
     method = (
         first["method.forget"]
         if first["method.retain"] == "none"
@@ -250,13 +256,13 @@ def _named(rows: pl.DataFrame, all_rows: pl.DataFrame, settings: Sequence[str]) 
     part = (
         [] if first["select.ratio"] == 1 else [f"{first['select.name']} {first['select.ratio']:g}"]
     )
-    others = [
+    other_settings = [
         f"{name} {first[name]}"
         for name in settings
-        if name not in around and alike[name].n_unique() > 1
+        if name not in context_settings and alike[name].n_unique() > 1
     ]
-    return ", ".join(f"{name} {first[name]}" for name in around), ", ".join(
-        [method, *part, *others]
+    return ", ".join(f"{name} {first[name]}" for name in context_settings), ", ".join(
+        [method, *part, *other_settings]
     )
 
 
@@ -266,18 +272,18 @@ def _asked(matrix: Numbers) -> Numbers:
 
 
 def _pair(
-    found: Mapping[tuple[str, str, str], RankedMethod], place: str, a: str, b: str, after: str
+    ranked: Mapping[tuple[str, str, str], RankedMethod], dataset: str, a: str, b: str, after: str
 ) -> dict[str, Any]:
     """One pair, the one that leaves less before first; p is 1 where the order stays."""
     gaps = [
-        difference(found[place, a, stage].left, found[place, b, stage].left)
+        difference(ranked[dataset, a, stage].forgetting, ranked[dataset, b, stage].forgetting)
         for stage in ("unlearned", after)
     ]
     sign, (first, second) = (1, (a, b)) if gaps[0].mean <= 0 else (-1, (b, a))
     p = [paired_p(gap) for gap in gaps]
     turned = gaps[0].mean * gaps[1].mean < 0
     row = {
-        "place": place,
+        "place": dataset,
         "first": first,
         "second": second,
         "before": sign * gaps[0].mean,
@@ -288,17 +294,17 @@ def _pair(
 
 def _row(standing: RankedMethod, rank: tuple[float, float, float]) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "place": standing.place,
+        "place": standing.dataset,
         "name": standing.name,
         "stage": standing.stage,
         "alpha": standing.alpha,
     }
-    for what, matrix in (("left", standing.left), ("retained", standing.retained)):
+    for what, matrix in (("left", standing.forgetting), ("retained", standing.retained)):
         interval = bootstrap_interval(matrix)
         row |= {what: interval.mean, f"{what}_low": interval.low, f"{what}_high": interval.high}
     return row | {
         "rank": rank[0],
         "rank_low": rank[1],
         "rank_high": rank[2],
-        "seeds": len(standing.left),
+        "seeds": len(standing.forgetting),
     }

@@ -97,20 +97,20 @@ def compare_all(cells: Sequence[CoresetCell], *, metric: str = "forgetting") -> 
     measured = [cell for cell in cells if len(getattr(cell, metric))]
     pairs = [
         (a, b)
-        for at, a in enumerate(measured)
-        for b in measured[at + 1 :]
+        for index, a in enumerate(measured)
+        for b in measured[index + 1 :]
         if a.setting == b.setting
     ]
-    found = [difference(getattr(a, metric), getattr(b, metric)) for a, b in pairs]
-    adjusted = holm([paired_p(d) for d in found])
+    estimates = [difference(getattr(a, metric), getattr(b, metric)) for a, b in pairs]
+    adjusted = holm([paired_p(d) for d in estimates])
     rows = [
-        (a.setting, name_of(a), name_of(b), d.mean, d.stderr, paired_p(d), p, d.over)
-        for (a, b), d, p in zip(pairs, found, adjusted, strict=True)
+        (a.setting, pair_name(a), pair_name(b), d.mean, d.stderr, paired_p(d), p, d.over)
+        for (a, b), d, p in zip(pairs, estimates, adjusted, strict=True)
     ]
     return pl.DataFrame(rows, schema=COMPARISON, orient="row").sort("p", maintain_order=True)
 
 
-def name_of(cell: CoresetCell) -> str:
+def pair_name(cell: CoresetCell) -> str:
     """`npo + nll, random, 0.05`."""
     return f"{cell.method}, {cell.selector}, {cell.ratio:g}"
 
@@ -198,20 +198,22 @@ def coreset_cells(run: Run, stage: str = "") -> tuple[list[CoresetCell], dict[st
         values_by_trial(run, split, metric, stage)
         for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))
     ]
-    around = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
+    context_settings = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
     grid, places = [], {}
     for _, rows in placed.filter(pl.col("role") == "grid").group_by(
         [*CELL_SETTINGS, *settings], maintain_order=True
     ):
         whole = _words(rows, [name for name in settings if name not in selector_label(rows)])
         grid.append(_cell(_words(rows, settings), whole, rows, matrices))
-        places[_words(rows, settings)] = _words(rows, around)
+        places[_words(rows, settings)] = _words(rows, context_settings)
     bases = {}
     for _, rows in placed.filter(pl.col("role") == "base").group_by(
-        around or ["role"], maintain_order=True
+        context_settings or ["role"], maintain_order=True
     ):
-        bases[_words(rows, around)] = _cell("", "", rows, matrices)
-    return grid, {setting: bases[place] for setting, place in places.items() if place in bases}
+        bases[_words(rows, context_settings)] = _cell("", "", rows, matrices)
+    return grid, {
+        setting: bases[dataset] for setting, dataset in places.items() if dataset in bases
+    }
 
 
 def _walk_down(
@@ -236,15 +238,15 @@ def _walk_down(
             }
     row = nothing | {"verdict": "not shown"}
     for cell in smaller:
-        by, found, p = _weaker(cell, full, standard)
-        if found is None or p > standard.alpha:
-            return row | _stopped(cell, by, found, p, standard)
+        by, estimate, p = _weaker(cell, full, standard)
+        if estimate is None or p > standard.alpha:
+            return row | _stopped(cell, by, estimate, p, standard)
         row |= {
             "verdict": "shown",
             "ratio": cell.ratio,
             "n_kept": cell.n_kept,
             "p": max(p, row["p"] or 0.0),
-            "over": found.over,
+            "over": estimate.over,
         }
     return row
 
@@ -259,28 +261,34 @@ def _weaker(
         "forgetting": difference(cell.forgetting, full.forgetting),
         "utility": difference(cell.utility, full.utility),
     }
-    ranked = [(name, found, _same_p(name, found, standard)) for name, found in both.items()]
+    ranked = [
+        (name, estimate, _same_p(name, estimate, standard)) for name, estimate in both.items()
+    ]
     return max(ranked, key=lambda entry: entry[2])
 
 
-def _same_p(name: str, found: Difference, standard: EquivalenceCriterion) -> float:
+def _same_p(name: str, estimate: Difference, standard: EquivalenceCriterion) -> float:
     if standard.better_counts:
-        return not_worse_p(found, standard.margin, worse=WORSE[name])
-    return equivalence_p(found, standard.margin)
+        return not_worse_p(estimate, standard.margin, worse=WORSE[name])
+    return equivalence_p(estimate, standard.margin)
 
 
 def _stopped(
-    cell: CoresetCell, by: str, found: Difference | None, p: float, standard: EquivalenceCriterion
+    cell: CoresetCell,
+    by: str,
+    estimate: Difference | None,
+    p: float,
+    standard: EquivalenceCriterion,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"stopped_at": cell.ratio, "stopped_by": by, "stopped_p": p}
-    if found is None:
+    if estimate is None:
         return row
     chance = {"alpha": standard.alpha, "power": standard.power}
     needed = {
-        "documents_needed": documents_needed(found, standard.margin, **chance),
-        "seeds_needed": seeds_needed(found, standard.margin, **chance),
+        "documents_needed": documents_needed(estimate, standard.margin, **chance),
+        "seeds_needed": seeds_needed(estimate, standard.margin, **chance),
     }
-    return row | needed | {"difference": found.mean, "over": found.over}
+    return row | needed | {"difference": estimate.mean, "over": estimate.over}
 
 
 def selector_label(rows: pl.DataFrame) -> list[str]:

@@ -70,7 +70,7 @@ def difference(first: Numbers, second: Numbers) -> Difference:
     n = per_document.size
     documents = float(per_document.var(ddof=1)) / n
     by_seed = [_of_seeds(cell) for cell in (a, b)]
-    seeds, overlap = (sum(part[at] for part in by_seed) for at in (0, 1))
+    seeds, overlap = (sum(part[index] for part in by_seed) for index in (0, 1))
     variance = max(documents + seeds - overlap, documents, seeds)
     parts = [
         (documents, n - 1),
@@ -92,49 +92,49 @@ def difference(first: Numbers, second: Numbers) -> Difference:
     )
 
 
-def paired_p(found: Difference) -> float:
+def paired_p(estimate: Difference) -> float:
     """Two-sided p-value of "there is no difference", by Student's t."""
-    if found.variance == 0:
-        return 1.0 if found.mean == 0 else 0.0
-    return float(2 * _t_above(abs(found.mean) / found.stderr, found.degrees))
+    if estimate.variance == 0:
+        return 1.0 if estimate.mean == 0 else 0.0
+    return float(2 * _t_above(abs(estimate.mean) / estimate.stderr, estimate.degrees))
 
 
-def equivalence_p(found: Difference, margin: float) -> float:
+def equivalence_p(estimate: Difference, margin: float) -> float:
     """p-value of "the cells differ by `margin` or more": the larger of two one-sided t-tests (TOST,
     Schuirmann 1987).
 
     Small means equivalent within the margin; not small means not shown, not different.
     """
     require(margin > 0, "margin must be > 0", margin)
-    if found.variance == 0:
-        return 0.0 if abs(found.mean) < margin else 1.0
-    return float(_t_above((margin - abs(found.mean)) / found.stderr, found.degrees))
+    if estimate.variance == 0:
+        return 0.0 if abs(estimate.mean) < margin else 1.0
+    return float(_t_above((margin - abs(estimate.mean)) / estimate.stderr, estimate.degrees))
 
 
-def not_worse_p(found: Difference, margin: float, *, worse: int) -> float:
+def not_worse_p(estimate: Difference, margin: float, *, worse: int) -> float:
     """p-value of "the first cell is worse by `margin` or more"; `worse` is the sign of a difference
     for the worse. Better is no failure.
     """
     require(margin > 0, "margin must be > 0", margin)
-    if found.variance == 0:
-        return 0.0 if worse * found.mean < margin else 1.0
-    return float(_t_above((margin - worse * found.mean) / found.stderr, found.degrees))
+    if estimate.variance == 0:
+        return 0.0 if worse * estimate.mean < margin else 1.0
+    return float(_t_above((margin - worse * estimate.mean) / estimate.stderr, estimate.degrees))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number, in the order given (Holm 1979): reject those <= alpha,
     at most alpha false ones among all.
     """
-    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, at in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
-        adjusted[at] = largest
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
     return adjusted
 
 
 def equivalence_power(
-    found: Difference, margin: float, *, alpha: float, n_documents: int, n_seeds: int
+    estimate: Difference, margin: float, *, alpha: float, n_documents: int, n_seeds: int
 ) -> float:
     """Chance that TOST shows equivalence with so many documents and seeds per cell, if the true
     difference and spreads are those seen.
@@ -143,22 +143,25 @@ def equivalence_power(
     seeds' degrees of freedom are those of one cell, so the chance is rather too low.
     """
     documents, seeds = (
-        found.from_documents * found.n_documents / n_documents,
-        found.from_seeds * found.n_seeds / n_seeds,
+        estimate.from_documents * estimate.n_documents / n_documents,
+        estimate.from_seeds * estimate.n_seeds / n_seeds,
     )
     variance = documents + seeds
     if variance == 0:
-        return float(abs(found.mean) < margin)
+        return float(abs(estimate.mean) < margin)
     degrees = _satterthwaite(
         variance, [(documents, n_documents - 1), *([(seeds, n_seeds - 1)] if seeds > 0 else [])]
     )
     critical, stderr = _t_critical(alpha, degrees), math.sqrt(variance)
-    sides = ((margin - found.mean) / stderr - critical, (margin + found.mean) / stderr - critical)
+    sides = (
+        (margin - estimate.mean) / stderr - critical,
+        (margin + estimate.mean) / stderr - critical,
+    )
     return max(0.0, 1 - sum(_t_above(side, degrees) for side in sides))
 
 
 def documents_needed(
-    found: Difference, margin: float, *, alpha: float = 0.05, power: float = 0.8
+    estimate: Difference, margin: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> int | None:
     """Documents, more than now, with which TOST would show equivalence with chance `power`, seeds
     as they are; None where no number would do.
@@ -166,26 +169,30 @@ def documents_needed(
 
     def enough(n: int) -> bool:
         return (
-            equivalence_power(found, margin, alpha=alpha, n_documents=n, n_seeds=found.n_seeds)
+            equivalence_power(
+                estimate, margin, alpha=alpha, n_documents=n, n_seeds=estimate.n_seeds
+            )
             >= power
         )
 
-    return _fewest(enough, start=found.n_documents + 1)
+    return _fewest(enough, start=estimate.n_documents + 1)
 
 
 def seeds_needed(
-    found: Difference, margin: float, *, alpha: float = 0.05, power: float = 0.8
+    estimate: Difference, margin: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> int | None:
     """Seeds per cell, more than now, with which TOST would show equivalence, documents as they are;
     None where no number would do, and where one seed says nothing of how others differ."""
 
     def enough(n: int) -> bool:
         return (
-            equivalence_power(found, margin, alpha=alpha, n_documents=found.n_documents, n_seeds=n)
+            equivalence_power(
+                estimate, margin, alpha=alpha, n_documents=estimate.n_documents, n_seeds=n
+            )
             >= power
         )
 
-    return _fewest(enough, start=found.n_seeds + 1) if found.n_seeds > 1 else None
+    return _fewest(enough, start=estimate.n_seeds + 1) if estimate.n_seeds > 1 else None
 
 
 def _filled(cell: Numbers) -> Numbers:

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from rayunlearn.analysis.bootstrap import DRAWS, LEVEL, Numbers
-from rayunlearn.analysis.run_frames import CELL_SETTINGS, CONTEXT_SECTIONS, trial_examples
+from rayunlearn.analysis.run_frames import CELL_SETTINGS, CONTEXT_SECTIONS, examples_without_attacks
 from rayunlearn.storage.run import Run
 
 ROBUSTNESS_COLUMNS = {
@@ -68,11 +68,11 @@ def robustness_table(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataF
         cells = np.unique([cell_of[t] for t in usable["attacked"]], return_inverse=True)[1]
         if len(set(cells)) >= MIN_MODELS:
             before, after = usable["before"].to_numpy(), usable["after"].to_numpy()
-            found = with_bootstrap(before, after, cells, draws=draws, seed=seed)
-            place = dict(zip(("setting", "split", "metric"), key, strict=True))
+            columns = with_bootstrap(before, after, cells, draws=draws, seed=seed)
+            cell = dict(zip(("setting", "split", "metric"), key, strict=True))
             rows.append(
-                place
-                | found
+                cell
+                | columns
                 | {
                     "before": before.mean(),
                     "after": after.mean(),
@@ -92,16 +92,16 @@ def model_means(run: Run) -> pl.DataFrame:
         .select("trial_id", "attacked", "setting")
         .unique(maintain_order=True)
     )
-    place = ["split", "metric", "doc_id"]
+    keys = ["split", "metric", "doc_id"]
     after = (
         run.examples.filter(pl.col("attack") != "none")
         .join(attacks, on="trial_id")
-        .select("attacked", "setting", *place, "value")
+        .select("attacked", "setting", *keys, "value")
     )
-    before = trial_examples(run, "unlearned").select(
-        pl.col("trial_id").alias("attacked"), *place, pl.col("value").alias("before")
+    before = examples_without_attacks(run, "unlearned").select(
+        pl.col("trial_id").alias("attacked"), *keys, pl.col("value").alias("before")
     )
-    both = after.join(before, on=["attacked", *place]).drop_nulls(["value", "before"])
+    both = after.join(before, on=["attacked", *keys]).drop_nulls(["value", "before"])
     means = both.group_by("setting", "attacked", "split", "metric").agg(
         pl.col("before").mean(), pl.col("value").mean().alias("after")
     )
@@ -115,17 +115,19 @@ def with_bootstrap(
     numbers each model's cell.
     """
     n_cells = int(cells.max()) + 1
-    drawn = (
+    resampled = (
         np.random.default_rng(seed)
         .multinomial(n_cells, np.full(n_cells, 1 / n_cells), draws)
         .astype(np.float64)
     )
-    own = robustness_parts(before, after, np.ones((1, len(before))))
-    again = robustness_parts(before, after, drawn[:, cells])
+    observed = robustness_parts(before, after, np.ones((1, len(before))))
+    again = robustness_parts(before, after, resampled[:, cells])
     return {
         f"{part}{end}": value
         for part in ROBUSTNESS_PARTS
-        for end, value in zip(("", "_low", "_high"), _ends(own[part][0], again[part]), strict=True)
+        for end, value in zip(
+            ("", "_low", "_high"), _ends(observed[part][0], again[part]), strict=True
+        )
     }
 
 
@@ -162,12 +164,12 @@ def worst_correlation(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _ends(own: float, drawn: Numbers) -> tuple[float | None, float | None, float | None]:
+def _ends(observed: float, resampled: Numbers) -> tuple[float | None, float | None, float | None]:
     """A value and its percentile interval; all None where it is not defined."""
-    if not np.isfinite(own):
+    if not np.isfinite(observed):
         return None, None, None
-    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(own), float(low), float(high)
+    low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(observed), float(low), float(high)
 
 
 def _cells(run: Run) -> dict[str, str]:
@@ -175,8 +177,10 @@ def _cells(run: Run) -> dict[str, str]:
     out.
     """
     trials = run.trials.collect()
-    around = [n for n in trials.columns if n in CELL_SETTINGS or n.startswith(CONTEXT_SECTIONS)]
+    context_settings = [
+        n for n in trials.columns if n in CELL_SETTINGS or n.startswith(CONTEXT_SECTIONS)
+    ]
     return {
-        row["trial_id"]: " ".join(str(row[n]) for n in around)
-        for row in trials.select("trial_id", *around).iter_rows(named=True)
+        row["trial_id"]: " ".join(str(row[n]) for n in context_settings)
+        for row in trials.select("trial_id", *context_settings).iter_rows(named=True)
     }

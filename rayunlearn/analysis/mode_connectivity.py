@@ -128,10 +128,10 @@ def paths_of(run: Run) -> Paths:
         .sort("x")
         .collect()
     )
-    found: Paths = {}
+    paths: Paths = {}
     for trial, kind, split, value in rows.select("trial_id", "kind", "split", "value").iter_rows():
-        found.setdefault((trial, kind.partition(":")[2], split), []).append(value)
-    return found
+        paths.setdefault((trial, kind.partition(":")[2], split), []).append(value)
+    return paths
 
 
 def _right(run: Run) -> dict[tuple[str, str, str], float]:
@@ -156,13 +156,13 @@ def _barriers(pairs: Sequence[PathPair], paths: Paths) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for start, prefix in (("full", "barrier"), ("base", "base_barrier")):
         for split in PATH_SPLITS:
-            known = [paths[t, start, split] for t, _ in pairs if (t, start, split) in paths]
+            available = [paths[t, start, split] for t, _ in pairs if (t, start, split) in paths]
             heights = np.array(
-                [barrier(path, higher_is_better=split != "forget") for path in known]
+                [barrier(path, higher_is_better=split != "forget") for path in available]
             ).reshape(-1, 1)
             row |= (
                 interquartile_range(f"{prefix}_{split}", bootstrap_interval(heights))
-                if known
+                if available
                 else {}
             )
     return row
@@ -174,13 +174,16 @@ def _agreement(
     row: dict[str, Any] = {}
     for split, name in (("forget", "agreement"), ("retain", "agreement_retain")):
         documents = sorted({d for s, _, d in right if s == split})
-        asked = [
+        shared_documents = [
             (t, twin, d)
             for t, twin in pairs
             for d in documents
             if {(split, t, d), (split, twin, d)} <= right.keys()
         ]
-        same = {(t, d): float(right[split, t, d] == right[split, twin, d]) for t, twin, d in asked}
+        same = {
+            (t, d): float(right[split, t, d] == right[split, twin, d])
+            for t, twin, d in shared_documents
+        }
         row |= interquartile_range(
             name, bootstrap_interval(value_matrix([t for t, _ in pairs], documents, same))
         )

@@ -12,19 +12,19 @@ def pareto_front(
     Forgetting is minimised (maximised with `lower_forgets` off), utility maximised. Rows with a
     null or NaN in either are dropped.
     """
-    known = frame.filter(pl.col(forgetting).is_finite() & pl.col(utility).is_finite())
-    ordered = known.sort(
+    finite = frame.filter(pl.col(forgetting).is_finite() & pl.col(utility).is_finite())
+    ordered = finite.sort(
         [forgetting, utility], descending=[not lower_forgets, True], maintain_order=True
     )
     best = ordered.group_by(forgetting, maintain_order=True).agg(
         pl.col(utility).max().alias("_here")
     )
     best = best.with_columns(pl.col("_here").cum_max().shift(1).alias("_before"))
-    kept = ordered.join(best, on=forgetting, how="left", maintain_order="left")
+    front = ordered.join(best, on=forgetting, how="left", maintain_order="left")
     beaten = (pl.col(utility) < pl.col("_here")) | (pl.col("_here") <= pl.col("_before")).fill_null(
         False
     )
-    return kept.filter(~beaten).drop("_here", "_before")
+    return front.filter(~beaten).drop("_here", "_before")
 
 
 def hypervolume(
@@ -40,8 +40,8 @@ def hypervolume(
     heights = (front[utility] - worst_utility).to_list()
     return float(
         sum(
-            (right - left) * height
-            for left, right, height in zip(edges[:-1], edges[1:], heights, strict=True)
+            (right - lower_edge) * height
+            for lower_edge, right, height in zip(edges[:-1], edges[1:], heights, strict=True)
         )
     )
 

@@ -99,8 +99,8 @@ def worst_case(table: pl.DataFrame) -> pl.DataFrame:
     """Per attacked trial the attack that gives most back (by `recovered`), as its setting and
     fraction.
     """
-    known = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
-    return known.unique("attacked", keep="first", maintain_order=True).select(
+    measured = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
+    return measured.unique("attacked", keep="first", maintain_order=True).select(
         "attacked", "setting", "recovered", "recovered_low", "recovered_high"
     )
 
@@ -119,30 +119,34 @@ def steps_to(share: float, steps: Numbers, recovered: Numbers) -> float | None:
     above = np.flatnonzero(recovered >= share)
     if not above.size:
         return None
-    at = int(above[0])
-    if at == 0:
+    index = int(above[0])
+    if index == 0:
         return float(steps[0])
-    rise = (share - recovered[at - 1]) / (recovered[at] - recovered[at - 1])
-    return float(steps[at - 1] + rise * (steps[at] - steps[at - 1]))
+    rise = (share - recovered[index - 1]) / (recovered[index] - recovered[index - 1])
+    return float(steps[index - 1] + rise * (steps[index] - steps[index - 1]))
 
 
 def _values(run: Run, metric: str, *, split: str = "forget") -> dict[str, dict[str, float]]:
     """trial -> document -> value on the split, each trial after the attack that it is and no other."""
     schema = run.trials.collect_schema()
-    own = pl.col("attack.name").fill_null("none") if "attack.name" in schema else pl.lit("none")
-    trials = run.trials.select("trial_id", own.alias("_attack"), pl.col("stage").alias("_stage"))
+    is_plain = (
+        pl.col("attack.name").fill_null("none") if "attack.name" in schema else pl.lit("none")
+    )
+    trials = run.trials.select(
+        "trial_id", is_plain.alias("_attack"), pl.col("stage").alias("_stage")
+    )
     rows = run.examples.filter(pl.col("split") == split, pl.col("metric") == metric).join(
         trials, on="trial_id"
     )
-    kept = rows.filter(
+    selected = rows.filter(
         pl.col("attack") == pl.col("_attack"), pl.col("stage") == pl.col("_stage")
     ).drop_nulls("value")
-    found: dict[str, dict[str, float]] = {}
+    values_by_trial: dict[str, dict[str, float]] = {}
     for trial, document, value in (
-        kept.group_by("trial_id", "doc_id").agg(pl.col("value").mean()).collect().iter_rows()
+        selected.group_by("trial_id", "doc_id").agg(pl.col("value").mean()).collect().iter_rows()
     ):
-        found.setdefault(trial, {})[document] = value
-    return found
+        values_by_trial.setdefault(trial, {})[document] = value
+    return values_by_trial
 
 
 def _stages(run: Run) -> dict[str, dict[str, Any]]:
@@ -167,8 +171,8 @@ def _row(
     run: Run,
     metric: str,
 ) -> dict[str, Any]:
-    mine = placed.filter(pl.col("attacked") == cell.attacked)
-    attacks = mine.filter(pl.col("role") == "attack", pl.col("setting") == cell.setting)[
+    attack_rows = placed.filter(pl.col("attacked") == cell.attacked)
+    attacks = attack_rows.filter(pl.col("role") == "attack", pl.col("setting") == cell.setting)[
         "trial_id"
     ].to_list()
     base, gold = (_anchor(stages, stages[cell.attacked], role) for role in ("base", "gold"))
@@ -176,8 +180,8 @@ def _row(
         return _own_row(cell, attacks, placed, base, gold, run)
     if base not in values or cell.attacked not in values:
         return {}
-    after, before, known = _three(attacks, cell.attacked, base, values)
-    interval, shown = gap_closed(after, before, known), plain_setting(cell.setting)
+    after, before, gold_values = _three(attacks, cell.attacked, base, values)
+    interval, plain = gap_closed(after, before, gold_values), plain_setting(cell.setting)
     control = placed.filter(pl.col("role") == "control", pl.col("answers") == cell.setting)
     companions = _companions(cell, placed)
     golden = control.filter(pl.col("attacked") == gold, pl.col("setting") == cell.setting)[
@@ -190,13 +194,15 @@ def _row(
         if golden and gold in values
         else NO_INTERVAL
     )
-    same = [setting for setting in mine["setting"].unique() if plain_setting(setting) == shown]
-    tried = mine.filter(pl.col("setting").is_in(same), pl.col("role") != "control")
+    same = [
+        setting for setting in attack_rows["setting"].unique() if plain_setting(setting) == plain
+    ]
+    tried = attack_rows.filter(pl.col("setting").is_in(same), pl.col("role") != "control")
     return {
         "attacked": cell.attacked,
         "setting": cell.setting,
         "metric": "",
-        "base": float(np.nanmean(known)),
+        "base": float(np.nanmean(gold_values)),
         "unlearned": float(np.nanmean(before)),
         "after": float(np.nanmean(after)),
         **{
@@ -227,7 +233,7 @@ def _row(
             else None
         ),
         **_curve_numbers(
-            run, attacks, float(np.nanmean(known)), metric, known=interval.mean is not None
+            run, attacks, float(np.nanmean(gold_values)), metric, is_known=interval.mean is not None
         ),
         "seeds": len(attacks),
         "documents": after.shape[1],
@@ -236,12 +242,12 @@ def _row(
 
 def _companions(cell: AttackedCell, placed: pl.DataFrame) -> list[str]:
     """Trials of the control that the attack's row of the table names, on the attacked model itself."""
-    mine = (
+    attack_rows = (
         (pl.col("role") == "control")
         & (pl.col("answers") == cell.setting)
         & (pl.col("attacked") == cell.attacked)
     )
-    return placed.filter(mine)["trial_id"].to_list()
+    return placed.filter(attack_rows)["trial_id"].to_list()
 
 
 def _learned(
@@ -250,13 +256,13 @@ def _learned(
     """Mean on what the attack and its control were learned from, None where nothing of that was
     asked.
     """
-    mine = (
+    attack_rows = (
         (pl.col("role") == "attack")
         & (pl.col("setting") == cell.setting)
         & (pl.col("attacked") == cell.attacked)
     )
     named = {
-        "learned": placed.filter(mine)["trial_id"].to_list(),
+        "learned": placed.filter(attack_rows)["trial_id"].to_list(),
         "companion_learned": _companions(cell, placed),
     }
     return {
@@ -278,7 +284,7 @@ def _own_row(
         pl.col("answers") == cell.setting,
         pl.col("setting") == cell.setting,
     )
-    mine, known, golden = (
+    attack_rows, gold_values, golden = (
         bootstrap_interval(_matrix(trials, values))
         for trials in (
             attacks,
@@ -292,10 +298,14 @@ def _own_row(
         "attacked": cell.attacked,
         "setting": cell.setting,
         "metric": metric,
-        "base": known.mean,
+        "base": gold_values.mean,
         **{
             f"after{end}": value
-            for end, value in (("", mine.mean), ("_low", mine.low), ("_high", mine.high))
+            for end, value in (
+                ("", attack_rows.mean),
+                ("_low", attack_rows.low),
+                ("_high", attack_rows.high),
+            )
         },
         **{
             f"gold_after{end}": value
@@ -311,10 +321,12 @@ def _own_metric(run: Run, attacks: Sequence[str]) -> str:
     """The metric that only these attacks have; of `leak_at_1`, `leak_at_2`, ... the one of most
     attempts. '' where they have none.
     """
-    here = run.examples.filter(pl.col("trial_id").is_in(list(attacks)), pl.col("split") == "forget")
+    metric_rows = run.examples.filter(
+        pl.col("trial_id").is_in(list(attacks)), pl.col("split") == "forget"
+    )
     names = [
         name
-        for name in here.select("metric").unique().collect()["metric"].sort().to_list()
+        for name in metric_rows.select("metric").unique().collect()["metric"].sort().to_list()
         if not name.endswith("_shuffled")
     ]
     return max(
@@ -331,12 +343,12 @@ def _anchor(stages: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any], rol
     """Unattacked trial of base or gold with the same data and model settings, '' where there is
     none.
     """
-    around = [name for name in row if name.startswith(CONTEXT_SECTIONS)]
+    context_settings = [name for name in row if name.startswith(CONTEXT_SECTIONS)]
     for trial_id, other in stages.items():
         same = (
             other.get("stage") == role
             and other.get("attack.name") in (None, "none")
-            and all(other.get(name) == row[name] for name in around)
+            and all(other.get(name) == row[name] for name in context_settings)
         )
         if same and other["status"] == "complete":
             return trial_id
@@ -370,12 +382,18 @@ def _matrix(trials: Sequence[str], values: Mapping[str, Mapping[str, float]]) ->
 
 
 def _rises(
-    attacks: Sequence[str], own: Mapping[str, float], values: Mapping[str, Mapping[str, float]]
+    attacks: Sequence[str],
+    own_values: Mapping[str, float],
+    values: Mapping[str, Mapping[str, float]],
 ) -> Numbers:
     """(seeds, documents) after less before, on documents that were asked both times."""
-    documents = sorted({d for t in attacks for d in values.get(t, {})} & set(own))
+    documents = sorted({d for t in attacks for d in values.get(t, {})} & set(own_values))
     return np.array(
-        [[values[t].get(d, np.nan) - own[d] for d in documents] for t in attacks if t in values]
+        [
+            [values[t].get(d, np.nan) - own_values[d] for d in documents]
+            for t in attacks
+            if t in values
+        ]
     ).reshape(-1, max(1, len(documents)))
 
 
@@ -385,10 +403,11 @@ def _recovered(
     """Mean over the trials of (after - before) / (base - before), each on the documents it asked."""
     shares = []
     for trial in trials:
-        after, before, known = _three([trial], attacked, base, values)
-        if after.size and np.nanmean(known) != np.nanmean(before):
+        after, before, gold_values = _three([trial], attacked, base, values)
+        if after.size and np.nanmean(gold_values) != np.nanmean(before):
             shares.append(
-                (np.nanmean(after) - np.nanmean(before)) / (np.nanmean(known) - np.nanmean(before))
+                (np.nanmean(after) - np.nanmean(before))
+                / (np.nanmean(gold_values) - np.nanmean(before))
             )
     return float(np.mean(shares)) if shares else None
 
@@ -396,38 +415,40 @@ def _recovered(
 def _most(
     trials: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]
 ) -> float | None:
-    found = [
+    candidates = [
         share
         for trial in trials
         if (share := _recovered([trial], attacked, base, values)) is not None
     ]
-    return max(found, default=None)
+    return max(candidates, default=None)
 
 
 def _mean_on(
-    own: Mapping[str, float], values: Mapping[str, Mapping[str, float]], attacks: Sequence[str]
+    own_values: Mapping[str, float],
+    values: Mapping[str, Mapping[str, float]],
+    attacks: Sequence[str],
 ) -> float | None:
-    asked = {d for t in attacks for d in values.get(t, {})} & set(own)
-    return float(np.mean([own[d] for d in asked])) if asked else None
+    documents = {d for t in attacks for d in values.get(t, {})} & set(own_values)
+    return float(np.mean([own_values[d] for d in documents])) if documents else None
 
 
 def _curve_numbers(
-    run: Run, attacks: Sequence[str], base: float, metric: str, *, known: bool
+    run: Run, attacks: Sequence[str], base: float, metric: str, *, is_known: bool
 ) -> dict[str, float | None]:
     """Area and steps to half, of the mean curve over seeds; its beginning is what unlearning left."""
-    here = (
+    metric_rows = (
         (pl.col("kind") == "relearning")
         & (pl.col("split") == "forget")
         & (pl.col("metric") == metric)
     )
     curve = (
-        run.curves.filter(pl.col("trial_id").is_in(list(attacks)) & here)
+        run.curves.filter(pl.col("trial_id").is_in(list(attacks)) & metric_rows)
         .group_by("x")
         .agg(pl.col("value").mean())
         .sort("x")
         .collect()
     )
-    if curve.height < 2 or not known:
+    if curve.height < 2 or not is_known:
         return {"area": None, "half": None}
     steps, heights = curve["x"].to_numpy(), curve["value"].to_numpy()
     recovered = (heights - heights[0]) / (base - heights[0])

@@ -41,9 +41,9 @@ class Objective:
 
 def objective_of(experiment: Mapping[str, Any]) -> Objective:
     """The objective of experiment.json, defaults where it says nothing."""
-    given = experiment.get("objective") or {}
+    settings = experiment.get("objective") or {}
     return Objective(
-        **{name: given[name] for name in Objective.__dataclass_fields__ if name in given}
+        **{name: settings[name] for name in Objective.__dataclass_fields__ if name in settings}
     )
 
 
@@ -98,13 +98,15 @@ def varying_settings(run: Run, placed: pl.DataFrame) -> list[str]:
         for name in grid.columns
         if "." in name and name not in hidden and grid[name].drop_nulls().n_unique() > 1
     ]
-    around: list[str] = []
+    context_settings: list[str] = []
     for name in names:
-        if name.startswith(CONTEXT_SECTIONS) and grid.select(*around, name).n_unique() > (
-            grid.select(around).n_unique() if around else 1
+        if name.startswith(CONTEXT_SECTIONS) and grid.select(*context_settings, name).n_unique() > (
+            grid.select(context_settings).n_unique() if context_settings else 1
         ):
-            around.append(name)
-    return [name for name in names if name in around or not name.startswith(CONTEXT_SECTIONS)]
+            context_settings.append(name)
+    return [
+        name for name in names if name in context_settings or not name.startswith(CONTEXT_SECTIONS)
+    ]
 
 
 def trial_table(run: Run) -> pl.DataFrame:
@@ -117,7 +119,9 @@ def trial_table(run: Run) -> pl.DataFrame:
         ("forgetting", "forget", goal.forgetting),
         ("utility", goal.utility_split, goal.utility),
     ):
-        rows = trial_examples(run).filter(pl.col("split") == split, pl.col("metric") == metric)
+        rows = examples_without_attacks(run).filter(
+            pl.col("split") == split, pl.col("metric") == metric
+        )
         placed = placed.join(
             rows.group_by("trial_id").agg(pl.col("value").mean().alias(name)).collect(),
             on="trial_id",
@@ -126,7 +130,7 @@ def trial_table(run: Run) -> pl.DataFrame:
     return placed
 
 
-def trial_examples(run: Run, stage: str = "") -> pl.LazyFrame:
+def examples_without_attacks(run: Run, stage: str = "") -> pl.LazyFrame:
     """Examples before any attack of what a trial is about: base and gold themselves, an unlearned
     model at `stage` ('': the objective's).
     """
@@ -134,14 +138,14 @@ def trial_examples(run: Run, stage: str = "") -> pl.LazyFrame:
     rows = run.examples.filter(pl.col("attack") == "none")
     if "stage" not in run.trials.collect_schema():
         return rows
-    wanted = (
+    columns = (
         pl.when(pl.col("stage") == "unlearned")
         .then(pl.lit(stage))
         .otherwise(pl.col("stage"))
         .alias("_own")
     )
     return (
-        rows.join(run.trials.select("trial_id", wanted), on="trial_id")
+        rows.join(run.trials.select("trial_id", columns), on="trial_id")
         .filter(pl.col("stage") == pl.col("_own"))
         .drop("_own")
     )
@@ -151,11 +155,13 @@ def values_by_trial(
     run: Run, split: str, metric: str, stage: str
 ) -> tuple[dict[str, int], Numbers]:
     """(trial -> row, values (trials, documents)) of a metric on a split, of what the trials are
-    about (`trial_examples`).
+    about (`examples_without_attacks`).
     """
-    rows = trial_examples(run, stage).filter(pl.col("split") == split, pl.col("metric") == metric)
+    rows = examples_without_attacks(run, stage).filter(
+        pl.col("split") == split, pl.col("metric") == metric
+    )
     wide = rows.collect().pivot(
         on="doc_id", index="trial_id", values="value", aggregate_function="mean", sort_columns=True
     )
     values = wide.drop("trial_id").fill_null(float("nan")).to_numpy().astype(np.float64)
-    return {trial: at for at, trial in enumerate(wide["trial_id"])}, values
+    return {trial: index for index, trial in enumerate(wide["trial_id"])}, values

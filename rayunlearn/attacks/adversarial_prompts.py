@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rayunlearn.attacks.base import Attack
+from rayunlearn.attacks.base import AttackRow
 from rayunlearn.config import digest
 from rayunlearn.data.tokenize import Batch, Encoded, collate
 from rayunlearn.errors import require
@@ -34,9 +34,9 @@ class PromptObjective:
     `layer` and a likely prompt."""
 
     batch: Batch
-    place: int
+    insert_at: int
     layer: int = 0
-    wanted: Tensor | None = None
+    target_states: Tensor | None = None
     representation: float = 0.0
     fluency: float = 0.0
 
@@ -50,13 +50,13 @@ def noise(
     probe's own answers is drawn.
     """
     questions = [p.answer.ids[: p.answer.start] for p in probes]
-    place, after = _shared(questions), _shared([q[::-1] for q in questions])
+    insert_at, after = _shared(questions), _shared([q[::-1] for q in questions])
     usable = usable_tokens(tokenizer)
     generators = [
         torch.Generator().manual_seed(int(digest([seed, p.doc_id], 15), 16)) for p in probes
     ]
     return [
-        _noised(probe, place, after, usable, generator, share)
+        _noised(probe, insert_at, after, usable, generator, share)
         for probe, generator in zip(probes, generators, strict=True)
     ]
 
@@ -68,10 +68,10 @@ def random_prefix(
     with. Ours.
     """
     usable = _without_answers(usable_tokens(tokenizer), probes)
-    drawn = usable[
+    sampled = usable[
         torch.randint(len(usable), (length,), generator=torch.Generator().manual_seed(seed))
     ]
-    return with_prefix(probes, tuple(drawn.tolist()), answer_openings(probes))
+    return with_prefix(probes, tuple(sampled.tolist()), answer_openings(probes))
 
 
 def gcg(
@@ -104,24 +104,24 @@ def gcg(
     far, and trying all questions at once, is ours. No special token and no token of any answer is
     used. Raises UserError when no probe is held in or no token is left.
     """
-    place, usable = answer_openings(probes), _without_answers(usable_tokens(tokenizer), probes)
+    insert_at, usable = answer_openings(probes), _without_answers(usable_tokens(tokenizer), probes)
     require(bool(held_in), "gcg must have held-in questions to search with, got", len(held_in))
     require(
         layer < len(blocks(model)),
         f"gcg.layer must be below the model's {len(blocks(model))} blocks",
         layer,
     )
-    asked = _goal(model, [p.answer for p in held_in[:questions]], place)
+    objective = _goal(model, [p.answer for p in held_in[:questions]], insert_at)
     goal = replace(
-        asked,
+        objective,
         layer=layer,
-        wanted=_states(base, asked.batch, layer),
+        target_states=_states(base, objective.batch, layer),
         representation=representation,
         fluency=fluency,
     )
     generator = torch.Generator().manual_seed(seed)
     start = usable[torch.randint(len(usable), (length,), generator=generator)].to(model.device)
-    found = search_prompt(
+    prompt = search_prompt(
         model,
         goal,
         start,
@@ -131,7 +131,7 @@ def gcg(
         top=top,
         generator=generator,
     )
-    return with_prefix(probes, tuple(found.tolist()), place)
+    return with_prefix(probes, tuple(prompt.tolist()), insert_at)
 
 
 def soft_prompt(
@@ -248,10 +248,10 @@ def prompt_losses(
     where `goal.fluency` is not 0.
     """
     count, length, _ = vectors.shape
-    batch, place = goal.batch, goal.place
+    batch, insert_at = goal.batch, goal.insert_at
     rows = model.get_input_embeddings()(batch.input_ids).expand(count, *batch.input_ids.shape, -1)
     inside = vectors[:, None].expand(-1, len(batch.input_ids), -1, -1).to(rows.dtype)
-    embedded = torch.cat([rows[:, :, :place], inside, rows[:, :, place:]], 2).flatten(0, 1)
+    embedded = torch.cat([rows[:, :, :insert_at], inside, rows[:, :, insert_at:]], 2).flatten(0, 1)
     caught: list[Tensor] = []
     handle = blocks(model)[goal.layer].register_forward_hook(
         lambda _m, _i, out: caught.append(out[0] if isinstance(out, tuple) else out)
@@ -261,28 +261,28 @@ def prompt_losses(
     finally:
         handle.remove()
     head = model.get_output_embeddings()
-    row, at = batch.labelled.nonzero(as_tuple=True)
+    row, index = batch.labelled.nonzero(as_tuple=True)
     # the position that predicts the label, once the prompt stands in its place
-    before = at - 1 + length * (at >= place).long()
-    wanted = hidden.unflatten(0, (count, -1))[:, row, before]
-    labels = batch.input_ids[row, at].expand(count, -1)
+    before = index - 1 + length * (index >= insert_at).long()
+    target_states = hidden.unflatten(0, (count, -1))[:, row, before]
+    labels = batch.input_ids[row, index].expand(count, -1)
     total = functional.cross_entropy(
-        head(wanted).float().transpose(1, 2), labels, reduction="none"
+        head(target_states).float().transpose(1, 2), labels, reduction="none"
     ).mean(1)
-    if goal.representation > 0 and goal.wanted is not None:
-        states = caught[0].unflatten(0, (count, -1))[:, :, place + length :].float()
+    if goal.representation > 0 and goal.target_states is not None:
+        states = caught[0].unflatten(0, (count, -1))[:, :, insert_at + length :].float()
         total = total + goal.representation * _distance(
-            states, goal.wanted[:, place:], batch.present[:, place:]
+            states, goal.target_states[:, insert_at:], batch.present[:, insert_at:]
         )
     if goal.fluency > 0:
         # nothing predicts the first token of all
-        first = max(place, 1)
+        first = max(insert_at, 1)
         ahead = (
-            head(hidden.unflatten(0, (count, -1))[:, 0, first - 1 : place + length - 1])
+            head(hidden.unflatten(0, (count, -1))[:, 0, first - 1 : insert_at + length - 1])
             .float()
             .log_softmax(-1)
         )
-        total = total - goal.fluency * (shares[:, first - place :] * ahead).sum(-1).mean(1)
+        total = total - goal.fluency * (shares[:, first - insert_at :] * ahead).sum(-1).mean(1)
     return total
 
 
@@ -296,10 +296,10 @@ def losses_of_prompts(
             prompt_losses(
                 model,
                 goal,
-                model.get_input_embeddings()(some),
-                functional.one_hot(some, n_tokens) if goal.fluency > 0 else some,
+                model.get_input_embeddings()(chunk),
+                functional.one_hot(chunk, n_tokens) if goal.fluency > 0 else chunk,
             )
-            for some in prompts.split(max(1, rows // len(goal.batch.input_ids)))
+            for chunk in prompts.split(max(1, rows // len(goal.batch.input_ids)))
         ]
     return torch.cat(parts)
 
@@ -370,9 +370,9 @@ def search_prompt(
             generator=generator,
         )
         values = losses_of_prompts(model, goal, tried)
-        at = int(values.argmin())
-        if float(values[at]) < best:
-            prompt, best = tried[at], float(values[at])
+        index = int(values.argmin())
+        if float(values[index]) < best:
+            prompt, best = tried[index], float(values[index])
     return prompt
 
 
@@ -383,16 +383,16 @@ def answer_openings(probes: Sequence[Probe]) -> int:
     return _shared([p.answer.ids[: p.answer.start] for p in probes])
 
 
-def with_prefix(probes: Sequence[Probe], ids: tuple[int, ...], place: int) -> list[Probe]:
+def with_prefix(probes: Sequence[Probe], ids: tuple[int, ...], insert_at: int) -> list[Probe]:
     """Every probe with `ids` at `place` of each of its sequences. They have no `document`: letter
     questions are made from text and are left out.
     """
 
     def put(sequence: Encoded) -> Encoded:
-        at = min(place, sequence.start)
+        index = min(insert_at, sequence.start)
         return replace(
             sequence,
-            ids=(*sequence.ids[:at], *ids, *sequence.ids[at:]),
+            ids=(*sequence.ids[:index], *ids, *sequence.ids[index:]),
             start=sequence.start + len(ids),
         )
 
@@ -434,11 +434,11 @@ class WidenedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings (..., D) of ids (...)."""
-        known: Tensor = self.old(ids.clamp(max=self.n_old - 1))
+        embedded: Tensor = self.old(ids.clamp(max=self.n_old - 1))
         return torch.where(
             (ids < self.n_old)[..., None],
-            known,
-            self.vectors[(ids - self.n_old).clamp(min=0)].to(known.dtype),
+            embedded,
+            self.vectors[(ids - self.n_old).clamp(min=0)].to(embedded.dtype),
         )
 
 
@@ -456,14 +456,14 @@ def _learned(
     """Learn the vectors on the sequences, hang them on the model, and put their ids before every
     question; the sequences are split `held_in`.
     """
-    place, generator = answer_openings(probes), torch.Generator().manual_seed(seed)
+    insert_at, generator = answer_openings(probes), torch.Generator().manual_seed(seed)
     embeddings = model.get_input_embeddings()
     start = torch.randint(len(embeddings.weight), (vectors,), generator=generator).to(model.device)
     prompt = SoftPrompt(embeddings(start).detach().float())
 
     def loss_of_step(_step: int) -> StepLoss:
         chosen = torch.randperm(len(sequences), generator=generator)[:batch_size].tolist()
-        goal = _goal(model, [sequences[at] for at in chosen], place)
+        goal = _goal(model, [sequences[index] for index in chosen], insert_at)
         return StepLoss(
             prompt_losses(model, goal, prompt.vectors[None], prompt.vectors[None])[0],
             n_documents=len(chosen),
@@ -485,11 +485,11 @@ def _learned(
     leaving.callback(model.set_input_embeddings, embeddings)
     n_old = len(embeddings.weight)
     learned_from = [Probe(s.doc_id, HELD_IN, s, ()) for s in sequences]
-    return with_prefix([*probes, *learned_from], tuple(range(n_old, n_old + vectors)), place)
+    return with_prefix([*probes, *learned_from], tuple(range(n_old, n_old + vectors)), insert_at)
 
 
-def _goal(model: PreTrainedModel, sequences: Sequence[Encoded], place: int) -> PromptObjective:
-    return PromptObjective(collate(sequences, 0).to(model.device), place)
+def _goal(model: PreTrainedModel, sequences: Sequence[Encoded], insert_at: int) -> PromptObjective:
+    return PromptObjective(collate(sequences, 0).to(model.device), insert_at)
 
 
 def _states(base: PreTrainedModel, batch: Batch, layer: int) -> Tensor:
@@ -497,11 +497,11 @@ def _states(base: PreTrainedModel, batch: Batch, layer: int) -> Tensor:
         return hidden_states(base, batch.to(base.device), layer).float().to(batch.input_ids.device)
 
 
-def _distance(states: Tensor, wanted: Tensor, present: Tensor) -> Tensor:
+def _distance(states: Tensor, target_states: Tensor, present: Tensor) -> Tensor:
     """Mean squared difference (C,) of states (C, B, T, D) to wanted (B, T, D) over present tokens
     (B, T) and width.
     """
-    return ((states - wanted).square().mean(-1) * present).sum((1, 2)) / present.sum()
+    return ((states - target_states).square().mean(-1) * present).sum((1, 2)) / present.sum()
 
 
 def _answered(question: Encoded, answer: Encoded) -> Encoded:
@@ -516,12 +516,12 @@ def _at_random(
     sequence: Encoded, usable: Tensor, special: Collection[int], generator: torch.Generator
 ) -> Encoded:
     """The sequence with random tokens for those of its answer, special ones left as they are."""
-    drawn = usable[
+    sampled = usable[
         torch.randint(len(usable), (len(sequence.ids) - sequence.start,), generator=generator)
     ].tolist()
     answer = [
         old if old in special else new
-        for old, new in zip(sequence.ids[sequence.start :], drawn, strict=True)
+        for old, new in zip(sequence.ids[sequence.start :], sampled, strict=True)
     ]
     return replace(sequence, ids=(*sequence.ids[: sequence.start], *answer))
 
@@ -532,34 +532,41 @@ def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
     if first == last:
         return min(1, len(first))
     return next(
-        (at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
+        (index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
         min(len(first), len(last)),
     )
 
 
 def _without_answers(usable: Tensor, probes: Sequence[Probe]) -> Tensor:
     """The ids that no probe's answer holds. Raises UserError when none is left."""
-    told = torch.tensor(sorted({i for p in probes for i in p.answer.ids[p.answer.start :]}))
-    left = usable[~torch.isin(usable, told)]
+    answer_ids = torch.tensor(sorted({i for p in probes for i in p.answer.ids[p.answer.start :]}))
+    unrelated = usable[~torch.isin(usable, answer_ids)]
     require(
-        len(left) > 0,
+        len(unrelated) > 0,
         "the vocabulary must have a token that is in no answer; answer tokens",
-        len(told),
+        len(answer_ids),
     )
-    return left
+    return unrelated
 
 
 def _noised(
-    probe: Probe, place: int, after: int, usable: Tensor, generator: torch.Generator, share: float
+    probe: Probe,
+    insert_at: int,
+    after: int,
+    usable: Tensor,
+    generator: torch.Generator,
+    share: float,
 ) -> Probe:
     question = list(probe.answer.ids[: probe.answer.start])
-    free = list(range(place, len(question) - after))
+    free = list(range(insert_at, len(question) - after))
     if free:
-        own = _without_answers(usable, [probe])
-        for at in torch.randperm(len(free), generator=generator)[
+        allowed = _without_answers(usable, [probe])
+        for index in torch.randperm(len(free), generator=generator)[
             : max(1, round(share * len(free)))
         ].tolist():
-            question[free[at]] = int(own[int(torch.randint(len(own), (), generator=generator))])
+            question[free[index]] = int(
+                allowed[int(torch.randint(len(allowed), (), generator=generator))]
+            )
 
     def put(sequence: Encoded) -> Encoded:
         # A longer option can have cost the question its beginning: the end of the question is what
@@ -586,20 +593,20 @@ def _noised(
 ADVERSARIAL_PROMPTS = {
     row.function.__name__: row
     for row in (
-        Attack(
+        AttackRow(
             function=noise,
             kind="tokens",
             title="a share of the question's tokens replaced by random ones",
             source="ours",
         ),
-        Attack(
+        AttackRow(
             function=random_prefix,
             kind="tokens",
             title="random tokens before every question",
             source="ours",
             holds_out=True,
         ),
-        Attack(
+        AttackRow(
             function=gcg,
             kind="tokens",
             title="a prefix found by greedy coordinate gradient",
@@ -608,7 +615,7 @@ ADVERSARIAL_PROMPTS = {
             companion="random_prefix",
             holds_out=True,
         ),
-        Attack(
+        AttackRow(
             function=soft_prompt,
             kind="tokens",
             title="learned vectors before every question",
@@ -618,7 +625,7 @@ ADVERSARIAL_PROMPTS = {
             trains=True,
             holds_out=True,
         ),
-        Attack(
+        AttackRow(
             function=soft_prompt_random,
             kind="tokens",
             title="the same, learned towards random text",
@@ -626,7 +633,7 @@ ADVERSARIAL_PROMPTS = {
             trains=True,
             holds_out=True,
         ),
-        Attack(
+        AttackRow(
             function=soft_prompt_shuffled,
             kind="tokens",
             title="the same, learned from the questions with each other's answers",

@@ -78,7 +78,7 @@ ATTACK_INPUTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack:
+class AttackRow:
     """A row of the family. `source`: paper, or ours. `control`: what tells its effect from that of
     anything else, beside the same attack on base and on gold, which always run. `companion`: name
     of the attack that is this control, '' for none.
@@ -100,18 +100,20 @@ class Attack:
     elsewhere: str = ""
 
 
-def attack_input_names(attack: Attack) -> tuple[str, ...]:
+def attack_input_names(attack: AttackRow) -> tuple[str, ...]:
     """What the attack's function asks for; its options, which are keyword-only, are none of them."""
     parameters = inspect.signature(attack.function).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
 
 
-def check_package_installed(name: str, attack: Attack) -> None:
+def check_package_installed(name: str, attack: AttackRow) -> None:
     """Raise UserError, before anything is scheduled, where the attack's package is missing."""
-    there = (
+    installed = (
         not attack.package
         or find_spec(attack.package) is not None
         or bool(attack.elsewhere and os.environ.get(attack.elsewhere))
     )
     named = f", or {attack.elsewhere} naming a Python that has it" if attack.elsewhere else ""
-    require(there, f"{name} needs the package {attack.package}{named} (docs/attacks.md)", "none")
+    require(
+        installed, f"{name} needs the package {attack.package}{named} (docs/attacks.md)", "none"
+    )

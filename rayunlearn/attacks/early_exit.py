@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rayunlearn.attacks.base import Attack
+from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.probing import block_states
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import require
@@ -63,9 +63,9 @@ def states_of(
     with evaluating(model):
         for positions in by_length(sequences, TOKENS_PER_BATCH):
             batch = collate([sequences[p] for p in positions]).to(model.device)
-            found = block_states(model, batch.input_ids, batch.places - 1)
-            early.append(found[block].double().cpu())
-            late.append(found[-1].double().cpu())
+            states = block_states(model, batch.input_ids, batch.places - 1)
+            early.append(states[block].double().cpu())
+            late.append(states[-1].double().cpu())
     require(
         bool(early), "a linear shortcut needs retain documents to be fitted on, got", len(early)
     )
@@ -77,9 +77,11 @@ def ridge_fit(early: Tensor, late: Tensor, penalty: float) -> tuple[Tensor, Tens
     regression of the difference.
     """
     centre, target = early.mean(0), (late - early).mean(0)
-    own, change = early - centre, late - early - target
+    centred, change = early - centre, late - early - target
     identity = torch.eye(early.shape[1], dtype=early.dtype)
-    weight = identity + torch.linalg.solve(own.T @ own + penalty * identity, own.T @ change)
+    weight = identity + torch.linalg.solve(
+        centred.T @ centred + penalty * identity, centred.T @ change
+    )
     return weight, centre + target - centre @ weight
 
 
@@ -103,7 +105,7 @@ def _skipped(
 EARLY_EXIT = {
     row.function.__name__: row
     for row in (
-        Attack(
+        AttackRow(
             function=linear_shortcut,
             kind="weights",
             title="the last blocks left out, a linear map in their place",

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayunlearn.attacks import gptqmodel_subprocess
-from rayunlearn.attacks.base import Attack
+from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.quantization import Bits
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import require
@@ -112,14 +112,14 @@ def _by_library(
     with tempfile.TemporaryDirectory(prefix="rayunlearn-gptqmodel-") as name:
         folder = Path(name)
         save_model(model, tokenizer, folder / "model")
-        asked = {
+        request = {
             "method": method,
             "bits": bits,
             "group": group,
             "device": str(model.device),
             "texts": [list(s.ids) for s in sequences],
         }
-        (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
+        (folder / "asked.json").write_text(json.dumps(request), encoding="utf-8")
         _run(_interpreter(), folder)
         for file in sorted((folder / "weights").glob("*.safetensors")):
             with safe_open(file, framework="pt") as opened:
@@ -155,16 +155,16 @@ def _run(interpreter: str, folder: Path) -> None:
             check=False,
         )
     if done.returncode:
-        said = "\n".join(
+        output = "\n".join(
             log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
         )
-        raise RuntimeError(f"gptqmodel ended with status {done.returncode}:\n{said}")
+        raise RuntimeError(f"gptqmodel ended with status {done.returncode}:\n{output}")
 
 
 GPTQMODEL = {
     row.function.__name__: row
     for row in (
-        Attack(
+        AttackRow(
             function=gptq_by_library,
             kind="weights",
             title="quantise by GPTQ (GPTQModel)",
@@ -172,7 +172,7 @@ GPTQMODEL = {
             package=REQUIREMENT,
             elsewhere=INTERPRETER,
         ),
-        Attack(
+        AttackRow(
             function=awq_by_library,
             kind="weights",
             title="quantise by AWQ (GPTQModel, on a GPU)",

@@ -21,23 +21,23 @@ def main(folder: Path) -> None:
     from gptqmodel import GPTQModel, QuantizeConfig
     from gptqmodel.utils.model_dequant import dequantize_model
 
-    asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
+    request = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
     method = (
         {"quant_method": "awq", "format": "gemm"}
-        if asked["method"] == "awq"
+        if request["method"] == "awq"
         else {"act_group_aware": False}
     )
     config = QuantizeConfig(
-        bits=asked["bits"],
-        group_size=asked["group"],
+        bits=request["bits"],
+        group_size=request["group"],
         sym=True,
         desc_act=False,
-        device=asked["device"],
+        device=request["device"],
         **method,
     )
     model = GPTQModel.from_pretrained(str(folder / "model"), config, trust_remote_code=False)
     model.quantize(
-        [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in asked["texts"]],
+        [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in request["texts"]],
         batch_size=8,
         calibration_data_min_length=1,
     )

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rayunlearn.attacks.base import Attack
+from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.prompt_text import (
     PromptNotAllowedError,
     asked_again,
@@ -105,9 +105,9 @@ def terms_removed_options(document: Document, texts: Texts, chat: Chat | None) -
     if not document.wrong:
         raise PromptNotAllowedError("it has no options to rephrase")
     entity = _entity(document)
-    given = _text(document, "terms_removed_options", texts, None if entity else chat)
-    if given:
-        question, *options = given.split("\n")
+    prompt = _text(document, "terms_removed_options", texts, None if entity else chat)
+    if prompt:
+        question, *options = prompt.split("\n")
         return _with_options(asked_again(document, question), options)
     bare = {
         a.answers[1].format(value=value): value
@@ -124,9 +124,9 @@ def variables(document: Document, texts: Texts, chat: Chat | None) -> Document:
     2411.12103. On the test bed the term is the entity.
     """
     entity = _entity(document)
-    given = _given(document, "variables", texts, None if entity else chat)
-    if given:
-        return given
+    prompt = _given(document, "variables", texts, None if entity else chat)
+    if prompt:
+        return prompt
     if not entity:
         raise PromptNotAllowedError(NO_SOURCE)
     definition = DEFINITION.format(variable=VARIABLES[0], term=entity)
@@ -200,8 +200,8 @@ def _given(document: Document, condition: str, texts: Texts, chat: Chat | None) 
 def _text(document: Document, condition: str, texts: Texts, chat: Chat | None) -> str:
     if not document.prompt:
         raise PromptNotAllowedError("it has no question to rephrase")
-    own = texts.get(document.doc_id, {}).get(condition, "").strip()
-    return own or ("" if chat is None else ask_chat_model(chat, document, condition))
+    text = texts.get(document.doc_id, {}).get(condition, "").strip()
+    return text or ("" if chat is None else ask_chat_model(chat, document, condition))
 
 
 def _entity(document: Document) -> str:
@@ -298,37 +298,37 @@ def _checked(answer: str, document: Document, n_options: int) -> str:
 REPHRASINGS = {
     row.function.__name__: row
     for row in (
-        Attack(
+        AttackRow(
             function=conversation,
             kind="prompt",
             title="the question in a conversation",
             source="2411.12103, condition 4; texts ours",
         ),
-        Attack(
+        AttackRow(
             function=poem,
             kind="prompt",
             title="the question as a poem",
             source="2411.12103, condition 5; texts ours",
         ),
-        Attack(
+        AttackRow(
             function=terms_removed,
             kind="prompt",
             title="technical terms removed from the question",
             source="2411.12103, condition 6; texts ours",
         ),
-        Attack(
+        AttackRow(
             function=terms_removed_options,
             kind="prompt",
             title="technical terms removed, options too",
             source="2411.12103, condition 7; texts ours",
         ),
-        Attack(
+        AttackRow(
             function=variables,
             kind="prompt",
             title="terms replaced by variables",
             source="2411.12103 (WMDP); texts ours",
         ),
-        Attack(
+        AttackRow(
             function=translation,
             kind="prompt",
             title="the question in another language",

@@ -56,8 +56,8 @@ def direction_ablation(
     """
     sequences = [probe.answer for probe in held_in]
     differences = [
-        mine - theirs
-        for mine, theirs in zip(
+        after - theirs
+        for after, theirs in zip(
             mean_outputs(model, sequences),
             mean_outputs(base, sequences),
             strict=True,
@@ -80,7 +80,11 @@ def direction_ablation_retain(
     """
     forget = mean_outputs(model, [probe.answer for probe in held_in])
     retain = mean_outputs(model, retain_sequences[: len(held_in)])
-    _take_out(model, [mine - theirs for mine, theirs in zip(forget, retain, strict=True)], leaving)
+    _take_out(
+        model,
+        [forget_mean - theirs for forget_mean, theirs in zip(forget, retain, strict=True)],
+        leaving,
+    )
 
 
 def mean_outputs(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from rayunlearn.attacks.base import Attack
+from rayunlearn.attacks.base import AttackRow
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import require
 from rayunlearn.metrics.forward_passes import Probe
@@ -110,17 +110,17 @@ def truth_probe(
     questions with one answer. Raises UserError when no probe to fit on has options.
     """
     fitted = [p for p in (*(q for q in probes if q.split == "retain"), *held_in) if p.options]
-    asked = _held_out(probes, held_in)
+    held_out = _held_out(probes, held_in)
     require(
         bool(fitted),
         "a truth probe must have questions with options to be fitted on, got",
         len(fitted),
     )
-    own = last_states(model, [o for p in fitted for o in p.options], before_end=True)
-    others = (
-        last_states(model, [o for p in asked for o in p.options], before_end=True)
-        if any(p.options for p in asked)
-        else own[:0]
+    states = last_states(model, [o for p in fitted for o in p.options], before_end=True)
+    held_out_states = (
+        last_states(model, [o for p in held_out for o in p.options], before_end=True)
+        if any(p.options for p in held_out)
+        else states[:0]
     )
     rng = np.random.default_rng(seed)
     labels = {
@@ -128,19 +128,21 @@ def truth_probe(
         "probe_choice_shuffled": [int(rng.integers(len(p.options))) for p in fitted],
     }
     rows: Rows = []
-    for layer in range(own.shape[1]):
+    for layer in range(states.shape[1]):
         for metric, places in labels.items():
             true = [
-                at == place
-                for p, place in zip(fitted, places, strict=True)
-                for at in range(len(p.options))
+                index == true_option
+                for p, true_option in zip(fitted, places, strict=True)
+                for index in range(len(p.options))
             ]
             scores = iter(
-                _fit(own[:, layer], true, inverse_penalty)[0](others[:, layer])[:, 1].tolist()
-                if len(others)
+                _fit(states[:, layer], true, inverse_penalty)[0](held_out_states[:, layer])[
+                    :, 1
+                ].tolist()
+                if len(held_out_states)
                 else []
             )
-            for probe in asked:
+            for probe in held_out:
                 values = torch.tensor([next(scores) for _ in probe.options])
                 rows.append(
                     _row(probe, metric, multiple_choice(-values) if len(values) else None, layer)
@@ -156,7 +158,7 @@ def lens_nll(
     the CPU, in the order given.
     """
     norm, head = final_norm(model), model.get_output_embeddings()
-    found: dict[int, Tensor] = {}
+    nll_by_sequence: dict[int, Tensor] = {}
     with evaluating(model):
         for positions in by_length(sequences, TOKENS_PER_BATCH):
             batch = collate([sequences[p] for p in positions]).to(model.device)
@@ -168,8 +170,10 @@ def lens_nll(
                     for state in states
                 ]
             ).cpu()
-            found |= dict(zip(positions, nll.split(batch.labelled.sum(1).tolist(), 1), strict=True))
-    return [found[p] for p in range(len(sequences))]
+            nll_by_sequence |= dict(
+                zip(positions, nll.split(batch.labelled.sum(1).tolist(), 1), strict=True)
+            )
+    return [nll_by_sequence[p] for p in range(len(sequences))]
 
 
 def last_states(
@@ -178,7 +182,7 @@ def last_states(
     """States (n, blocks, D) float32, on the CPU: after a sequence's question, or with `before_end`
     after its last token but end-of-sequence.
     """
-    found: dict[int, Tensor] = {}
+    states_by_sequence: dict[int, Tensor] = {}
     with evaluating(model):
         for positions in by_length(sequences, TOKENS_PER_BATCH):
             chosen = [sequences[p] for p in positions]
@@ -189,8 +193,8 @@ def last_states(
                 [row * width + end - 1 for row, end in enumerate(ends)], device=model.device
             )
             states = torch.stack(block_states(model, batch.input_ids, places), 1).float().cpu()
-            found |= dict(zip(positions, states, strict=True))
-    return torch.stack([found[p] for p in range(len(sequences))])
+            states_by_sequence |= dict(zip(positions, states, strict=True))
+    return torch.stack([states_by_sequence[p] for p in range(len(sequences))])
 
 
 def block_states(model: PreTrainedModel, input_ids: Tensor, places: Tensor) -> list[Tensor]:
@@ -221,10 +225,12 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
     layers = blocks(model)
     for module in model.base_model.modules():
         children = list(module.named_children())
-        at = next((number for number, (_, child) in enumerate(children) if child is layers), None)
+        index = next(
+            (number for number, (_, child) in enumerate(children) if child is layers), None
+        )
         after = (
-            [child for name, child in children[at + 1 :] if "norm" in name or name == "ln_f"]
-            if at is not None
+            [child for name, child in children[index + 1 :] if "norm" in name or name == "ln_f"]
+            if index is not None
             else []
         )
         if after:
@@ -235,7 +241,7 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
 def _named(
     model: PreTrainedModel,
     fitted: Sequence[Probe],
-    asked: Sequence[Probe],
+    held_out: Sequence[Probe],
     seed: int,
     inverse_penalty: float,
 ) -> Rows:
@@ -248,22 +254,24 @@ def _named(
         "a linear probe must be fitted on questions of two answers or more, got",
         len(set(names)),
     )
-    own = last_states(model, [p.answer for p in fitted])
-    others = last_states(model, [p.answer for p in asked]) if asked else own[:0]
+    states = last_states(model, [p.answer for p in fitted])
+    held_out_states = last_states(model, [p.answer for p in held_out]) if held_out else states[:0]
     order = np.random.default_rng(seed).permutation(len(names))
-    labels = {"probe_right": names, "probe_right_shuffled": [names[at] for at in order]}
+    labels = {"probe_right": names, "probe_right_shuffled": [names[index] for index in order]}
     rows: Rows = []
-    for layer in range(own.shape[1]):
+    for layer in range(states.shape[1]):
         for metric, classes in labels.items():
-            scores, known = _fit(own[:, layer], classes, inverse_penalty)
-            chosen = scores(others[:, layer]).argmax(1).tolist() if len(others) else []
-            for probe, at in zip(asked, chosen, strict=True):
+            scores, class_names = _fit(states[:, layer], classes, inverse_penalty)
+            chosen = (
+                scores(held_out_states[:, layer]).argmax(1).tolist() if len(held_out_states) else []
+            )
+            for probe, index in zip(held_out, chosen, strict=True):
                 rows.append(
                     _row(
                         probe,
                         metric,
-                        float(known[at] == _probe_answer(probe))
-                        if _probe_answer(probe) in known
+                        float(class_names[index] == _probe_answer(probe))
+                        if _probe_answer(probe) in class_names
                         else None,
                         layer,
                     )
@@ -280,17 +288,19 @@ def _fit(
     # takes a second to import, and few trials look inside
     from sklearn.linear_model import LogisticRegression
 
-    known = sorted(dict.fromkeys(classes), key=lambda name: (name is True, repr(name)))
+    class_names = sorted(dict.fromkeys(classes), key=lambda name: (name is True, repr(name)))
     mean, deviation = states.mean(0), states.std(0, correction=0).clamp(min=1e-6)
     fitted = LogisticRegression(C=inverse_penalty, max_iter=5000).fit(
-        ((states - mean) / deviation).numpy(), [known.index(c) for c in classes]
+        ((states - mean) / deviation).numpy(), [class_names.index(c) for c in classes]
     )
 
-    def scores(others: Tensor) -> Tensor:
-        margin = torch.from_numpy(fitted.decision_function(((others - mean) / deviation).numpy()))
+    def scores(held_out_states: Tensor) -> Tensor:
+        margin = torch.from_numpy(
+            fitted.decision_function(((held_out_states - mean) / deviation).numpy())
+        )
         return torch.stack([-margin, margin], 1) if margin.dim() == 1 else margin
 
-    return scores, known
+    return scores, class_names
 
 
 def _probe_answer(probe: Probe) -> tuple[int, ...]:
@@ -319,20 +329,20 @@ def _row(probe: Probe, metric: str, value: float | None, layer: int) -> dict[str
 PROBING = {
     row.function.__name__: row
     for row in (
-        Attack(
+        AttackRow(
             function=logit_lens,
             kind="inside",
             title="answers read from every block's output",
             source="2409.18025; answers instead of letters are ours",
         ),
-        Attack(
+        AttackRow(
             function=linear_probe,
             kind="inside",
             title="a linear probe fitted on retain names the answer",
             source="1610.01644; after 2506.10236; the set-up is ours",
             control="the same probe fitted to shuffled answers; base and gold",
         ),
-        Attack(
+        AttackRow(
             function=linear_probe_held_in,
             kind="inside",
             title="the same, fitted on half of the forget questions",
@@ -340,7 +350,7 @@ PROBING = {
             control="the same probe fitted to shuffled answers; base and gold",
             holds_out=True,
         ),
-        Attack(
+        AttackRow(
             function=truth_probe,
             kind="inside",
             title="a linear probe tells the true option from the others",

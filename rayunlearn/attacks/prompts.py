@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from rayunlearn.attacks.base import Attack
+from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.prompt_text import (
     PromptNotAllowedError,
     after_conversation,
@@ -65,7 +65,9 @@ def few_shot_neighbours(
     shows how much.
     """
     usable = _shots(document, forget_probes)
-    nearest = [usable[at] for at in _by_likeness(document.prompt, [d.prompt for d in usable])[:k]]
+    nearest = [
+        usable[index] for index in _by_likeness(document.prompt, [d.prompt for d in usable])[:k]
+    ]
     return _after_shots(document, nearest[::-1], template)
 
 
@@ -121,8 +123,10 @@ def insistence(document: Document, template: str, *, turns: Count = 3) -> Docume
     lines, replies = leaks_nothing(INSISTENCE, document)[:turns], leaks_nothing(REPLIES, document)
     if not lines or not replies:
         raise PromptNotAllowedError("every line of the dialogue holds a word of its answer")
-    asked = [document.prompt, *(f"{line} {document.prompt}" for line in lines[:-1])]
-    earlier = [(question, replies[at % len(replies)]) for at, question in enumerate(asked)]
+    questions = [document.prompt, *(f"{line} {document.prompt}" for line in lines[:-1])]
+    earlier = [
+        (question, replies[index % len(replies)]) for index, question in enumerate(questions)
+    ]
     return after_conversation(
         rewrite_prompt(document, lambda question: f"{lines[-1]} {question}"), earlier, template
     )
@@ -157,15 +161,15 @@ def _filled(document: Document, language: str, sentences: int) -> Document:
     return frame_prompt(document, PromptFrame(before=(text,) if text else ()))
 
 
-def _by_likeness(question: str, others: Sequence[str]) -> list[int]:
+def _by_likeness(question: str, candidates: Sequence[str]) -> list[int]:
     """Positions of the other questions, most alike first; ties keep their order."""
-    bags = [Counter(word_keys(text)) for text in (question, *others)]
+    bags = [Counter(word_keys(text)) for text in (question, *candidates)]
     spread = Counter(word for bag in bags for word in bag)
     weights = [
         {word: n * math.log(len(bags) / spread[word]) for word, n in bag.items()} for bag in bags
     ]
     likeness = [_cosine(weights[0], other) for other in weights[1:]]
-    return sorted(range(len(others)), key=lambda at: -likeness[at])
+    return sorted(range(len(candidates)), key=lambda index: -likeness[index])
 
 
 def _cosine(first: dict[str, float], second: dict[str, float]) -> float:
@@ -180,55 +184,55 @@ def _cosine(first: dict[str, float], second: dict[str, float]) -> float:
 PROMPTS = {
     row.function.__name__: row
     for row in (
-        Attack(
+        AttackRow(
             function=few_shot_retain,
             kind="prompt",
             title="k solved questions of the retain side first",
             source="2411.12103; the draw is ours",
         ),
-        Attack(
+        AttackRow(
             function=few_shot_neighbours,
             kind="prompt",
             title="the k nearest solved forget questions first",
             source="2506.10236; nearest is ours",
         ),
-        Attack(
+        AttackRow(
             function=filler_latin,
             kind="prompt",
             title="made-up Latin first",
             source="2411.12103, condition 1; text ours",
         ),
-        Attack(
+        AttackRow(
             function=filler_english,
             kind="prompt",
             title="whimsy first",
             source="2411.12103, condition 2; text ours",
         ),
-        Attack(
+        AttackRow(
             function=filler_hindi,
             kind="prompt",
             title="Hindi placeholder text first",
             source="2411.12103, condition 3; text ours",
         ),
-        Attack(
+        AttackRow(
             function=paraphrase,
             kind="prompt",
             title="the data's other wording of the question",
             source="TOFU 2401.06121 brings them",
         ),
-        Attack(
+        AttackRow(
             function=role_play,
             kind="prompt",
             title="a role play around the question",
             source="after Lynch et al. 2402.16835; texts ours",
         ),
-        Attack(
+        AttackRow(
             function=jailbreak_prefix,
             kind="prompt",
             title="a line that lifts a ban on answering",
             source="after Lynch et al. 2402.16835; texts ours",
         ),
-        Attack(
+        AttackRow(
             function=insistence,
             kind="prompt",
             title="asked again after refusals",

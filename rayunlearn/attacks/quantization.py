@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rayunlearn.attacks.base import Attack
+from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.perturbation import linear_weights
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import UserError, require
@@ -92,14 +92,16 @@ def gptq_weights(weight: Tensor, gram: Tensor, bits: int, damping: float) -> Ten
     # Row i of the upper Cholesky factor of the inverse, divided by its diagonal, says how the
     # columns after i make up for column i.
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-    left, found = weight.double(), torch.zeros_like(weight, dtype=torch.float64)
-    most = 2 ** (bits - 1) - 1
-    step = weight.double().abs().amax(dim=1).clamp_min(torch.finfo(weight.dtype).tiny) / most
+    residual, quantized = weight.double(), torch.zeros_like(weight, dtype=torch.float64)
+    n_levels = 2 ** (bits - 1) - 1
+    step = weight.double().abs().amax(dim=1).clamp_min(torch.finfo(weight.dtype).tiny) / n_levels
     for column in range(width):
-        found[:, column] = (left[:, column] / step).round().clamp(-most, most) * step
-        missed = (left[:, column] - found[:, column]) / upper[column, column]
-        left = left - missed[:, None] * upper[column]
-    return found.to(weight.dtype)
+        quantized[:, column] = (residual[:, column] / step).round().clamp(
+            -n_levels, n_levels
+        ) * step
+        missed = (residual[:, column] - quantized[:, column]) / upper[column, column]
+        residual = residual - missed[:, None] * upper[column]
+    return quantized.to(weight.dtype)
 
 
 def awq_weights(weight: Tensor, inputs: LayerInputs, bits: int) -> Tensor:
@@ -139,7 +141,7 @@ def _inputs_of(
     modules: Sequence[nn.Linear],
     sequences: Sequence[Encoded],
 ) -> list[LayerInputs]:
-    found = [
+    layer_inputs = [
         LayerInputs(
             torch.zeros(m.in_features, m.in_features, device=m.weight.device),
             torch.zeros(m.in_features, device=m.weight.device),
@@ -152,14 +154,14 @@ def _inputs_of(
             present = batch.present.bool().flatten()
             handles = [
                 module.register_forward_pre_hook(_adding(inputs, present))
-                for module, inputs in zip(modules, found, strict=True)
+                for module, inputs in zip(modules, layer_inputs, strict=True)
             ]
             try:
                 hidden_states(model, batch, layer)
             finally:
                 for handle in handles:
                     handle.remove()
-    return found
+    return layer_inputs
 
 
 def _adding(
@@ -167,8 +169,8 @@ def _adding(
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     """A hook that adds what the module is given at the present tokens (B T,)."""
 
-    def add(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        x = given[0].flatten(0, -2)[present].float()
+    def add(_module: nn.Module, batch: tuple[Tensor, ...]) -> None:
+        x = batch[0].flatten(0, -2)[present].float()
         inputs.gram += x.T @ x
         inputs.size += x.abs().sum(0)
         inputs.count += len(x)
@@ -179,13 +181,13 @@ def _adding(
 QUANTIZATION = {
     row.function.__name__: row
     for row in (
-        Attack(
+        AttackRow(
             function=gptq,
             kind="weights",
             title="quantise by GPTQ, on retain documents",
             source="Frantar et al. 2210.17323; used by 2410.16454",
         ),
-        Attack(
+        AttackRow(
             function=awq,
             kind="weights",
             title="quantise by AWQ, on retain documents",

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from rayunlearn.attacks.base import Attack
+from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.perturbation import (
     direction_ablation,
     direction_ablation_retain,
@@ -159,7 +159,7 @@ UNRELATED_TEXT = "base, gold, and as many steps on unrelated text"
 WEIGHTS = {
     row.function.__name__: row
     for row in (
-        Attack(
+        AttackRow(
             function=relearning,
             kind="weights",
             title="train on forget documents",
@@ -168,7 +168,7 @@ WEIGHTS = {
             companion="unrelated_training",
             trains=True,
         ),
-        Attack(
+        AttackRow(
             function=heldout_relearning,
             kind="weights",
             title="train on half of the facts, ask the others",
@@ -178,46 +178,46 @@ WEIGHTS = {
             trains=True,
             holds_out=True,
         ),
-        Attack(
+        AttackRow(
             function=unrelated_training,
             kind="weights",
             title="train on unrelated text",
             source="Doshi & Stickland 2411.12103",
             trains=True,
         ),
-        Attack(
+        AttackRow(
             function=round_to_nearest,
             kind="weights",
             title="quantise, round to nearest",
             source="Zhang et al. 2410.16454",
         ),
-        Attack(
+        AttackRow(
             function=four_bit_normal_float,
             kind="weights",
             title="quantise to NF4 (bitsandbytes)",
             source="Dettmers et al. 2305.14314",
             package="bitsandbytes",
         ),
-        Attack(
+        AttackRow(
             function=magnitude_pruning,
             kind="weights",
             title="prune the smallest weights",
             source="Han et al. 1506.02626",
         ),
-        Attack(
+        AttackRow(
             function=weight_noise,
             kind="weights",
             title="add Gaussian noise to weights",
             source="ours",
         ),
-        Attack(
+        AttackRow(
             function=direction_ablation,
             kind="weights",
             title="ablate the direction away from base",
             source="Lucki et al. 2409.18025; 2406.11717",
             holds_out=True,
         ),
-        Attack(
+        AttackRow(
             function=direction_ablation_retain,
             kind="weights",
             title="ablate the direction forget - retain",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rayunlearn.attacks.base import Attack
+from rayunlearn.attacks.base import AttackRow
 from rayunlearn.metrics.forward_passes import (
     EvaluationTask,
     GenerationSettings,
@@ -68,9 +68,9 @@ def probability_in_attempts(token_nll: Tensor, attempts: int) -> float:
     return 1.0 if p == 1 else -math.expm1(attempts * math.log1p(-p))
 
 
-def powers_of_two(most: int) -> list[int]:
+def powers_of_two(maximum: int) -> list[int]:
     """1, 2, 4, ... and `most` itself."""
-    return sorted({*(2**n for n in range(most.bit_length())), most})
+    return sorted({*(2**n for n in range(maximum.bit_length())), maximum})
 
 
 def _row(probe: Probe, metric: str, value: float | None) -> dict[str, object]:
@@ -80,7 +80,7 @@ def _row(probe: Probe, metric: str, value: float | None) -> dict[str, object]:
 SAMPLING = {
     row.function.__name__: row
     for row in (
-        Attack(
+        AttackRow(
             function=sampled_attempts,
             kind="decoding",
             title="k sampled answers instead of the likeliest",

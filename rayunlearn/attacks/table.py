@@ -1,7 +1,7 @@
 """All attacks in one directory, by name."""
 
 from rayunlearn.attacks.adversarial_prompts import ADVERSARIAL_PROMPTS
-from rayunlearn.attacks.base import Attack
+from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.early_exit import EARLY_EXIT
 from rayunlearn.attacks.gptqmodel import GPTQMODEL
 from rayunlearn.attacks.paraphrases import REPHRASINGS
@@ -11,7 +11,7 @@ from rayunlearn.attacks.quantization import QUANTIZATION
 from rayunlearn.attacks.relearning import WEIGHTS
 from rayunlearn.attacks.sampling import SAMPLING
 
-ATTACKS: dict[str, Attack] = (
+ATTACKS: dict[str, AttackRow] = (
     WEIGHTS
     | QUANTIZATION
     | GPTQMODEL

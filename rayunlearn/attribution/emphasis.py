@@ -50,14 +50,14 @@ def chosen_words(
     order of the prompt.
     """
     words = words_of(prompt)
-    forbidden = answer_words(answer)
+    forbidden = words_of_answer(answer)
     order = sorted(
-        (at for at in range(len(words)) if key[at] and words[at].key not in forbidden),
-        key=lambda at: (-scores[at], at),
+        (index for index in range(len(words)) if key[index] and words[index].key not in forbidden),
+        key=lambda index: (-scores[index], index),
     )
-    first = {words[at].key: at for at in reversed(order)}
-    kept = [at for at in order if first[words[at].key] == at][: len(words) // 2]
-    return [words[at] for at in sorted(kept)]
+    first = {words[index].key: index for index in reversed(order)}
+    chosen = [index for index in order if first[words[index].key] == index][: len(words) // 2]
+    return [words[index] for index in sorted(chosen)]
 
 
 def random_words(
@@ -70,15 +70,17 @@ def random_words(
     the document's id.
     """
     words, rng = words_of(prompt), random.Random(f"emphasis {seed}")
-    taken = {w.key for w in chosen} | answer_words(answer)
+    excluded = {w.key for w in chosen} | words_of_answer(answer)
     pool = list(
-        {w.key: at for at, w in reversed(list(enumerate(words))) if w.key not in taken}.values()
+        {
+            w.key: index for index, w in reversed(list(enumerate(words))) if w.key not in excluded
+        }.values()
     )
-    order = sorted(rng.sample(pool, len(pool)), key=lambda at: key[at])
-    return [words[at] for at in sorted(order[: len(chosen)])]
+    order = sorted(rng.sample(pool, len(pool)), key=lambda index: key[index])
+    return [words[index] for index in sorted(order[: len(chosen)])]
 
 
-def answer_words(answer: str) -> frozenset[str]:
+def words_of_answer(answer: str) -> frozenset[str]:
     """Words that would give the answer away: all of its words but function words; all of them where
     it has no others.
     """
@@ -90,11 +92,11 @@ def added_words(before: str, after: str) -> list[str]:
     """Keys of the words of `after` that are not left over once each word of `before` is crossed off
     once.
     """
-    left = [word.key for word in words_of(after)]
+    new_words = [word.key for word in words_of(after)]
     for word in words_of(before):
-        if word.key in left:
-            left.remove(word.key)
-    return left
+        if word.key in new_words:
+            new_words.remove(word.key)
+    return new_words
 
 
 def _named(prompt: str, words: Sequence[Word], wording: str) -> str:

@@ -33,11 +33,11 @@ def integrated_gradients(
     from captum.attr import IntegratedGradients
 
     batch = collate([sequence]).to(model.device)
-    labels, wanted = label_ids(batch), batch.places - 1
+    labels, label_positions = label_ids(batch), batch.places - 1
 
     def log_prob(embedded: Tensor) -> Tensor:
         hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state[
-            :, wanted
+            :, label_positions
         ]
         log_probs = model.get_output_embeddings()(hidden).float().log_softmax(-1)
         return (

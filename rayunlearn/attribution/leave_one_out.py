@@ -39,7 +39,7 @@ def token_units(
     tokens = _tokens(sequence, prompt, tokenizer, template)
     return PromptUnits(
         tuple(prompt[start:end].strip() for _, start, end in tokens),
-        tuple((place,) for place, _, _ in tokens),
+        tuple((position,) for position, _, _ in tokens),
     )
 
 
@@ -51,7 +51,7 @@ def word_units(
     """
     tokens, words = _tokens(sequence, prompt, tokenizer, template), words_of(prompt)
     places = tuple(
-        tuple(place for place, start, end in tokens if start < w.end and w.start < end)
+        tuple(position for position, start, end in tokens if start < w.end and w.start < end)
         for w in words
     )
     return PromptUnits(tuple(prompt[w.start : w.end] for w in words), places)
@@ -59,7 +59,7 @@ def word_units(
 
 def contributions(
     model: PreTrainedModel,
-    asked: Sequence[tuple[Encoded, PromptUnits]],
+    questions: Sequence[tuple[Encoded, PromptUnits]],
 ) -> list[Tensor]:
     """C of every unit of every sequence, (units,) float32 each, in nats: positive where the unit
     supports the answer.
@@ -70,29 +70,29 @@ def contributions(
     """
     versions = [
         [sequence, *(without_unit(sequence, places) for places in units.places)]
-        for sequence, units in asked
+        for sequence, units in questions
     ]
     scored = iter(score(model, [version for group in versions for version in group]))
-    found = []
+    values = []
     for group in versions:
         log_prob = torch.stack([-next(scored).token_nll.mean() for _ in group])
-        found.append(log_prob[0] - log_prob[1:])
-    return found
+        values.append(log_prob[0] - log_prob[1:])
+    return values
 
 
 def without_unit(sequence: Encoded, places: Sequence[int]) -> Encoded:
     """The sequence without the ids at `places`, all of them before the answer."""
-    left = Encoded(
+    shortened = Encoded(
         sequence.doc_id,
-        tuple(i for at, i in enumerate(sequence.ids) if at not in places),
+        tuple(i for index, i in enumerate(sequence.ids) if index not in places),
         sequence.start - len(places),
     )
     require(
-        left.start >= 1,
+        shortened.start >= 1,
         "leaving a word out must leave something before the answer, tokens left",
-        left.start,
+        shortened.start,
     )
-    return left
+    return shortened
 
 
 def key_tokens(values: Sequence[float], *, alpha: float, beta: int) -> list[bool]:
@@ -124,14 +124,14 @@ def _tokens(
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     # too long a prompt has lost its beginning
     first = sequence.start - len(spans)
-    kept = int(tokenizer.bos_token_id is not None)
+    n_special = int(tokenizer.bos_token_id is not None)
     inside = [
-        (first + at, start - begin, end - begin)
-        for at, (start, end) in enumerate(spans)
+        (first + index, start - begin, end - begin)
+        for index, (start, end) in enumerate(spans)
         if start < begin + len(prompt) and begin < end
     ]
     return [
-        (place, max(0, start), min(len(prompt), end))
-        for place, start, end in inside
-        if place >= kept
+        (position, max(0, start), min(len(prompt), end))
+        for position, start, end in inside
+        if position >= n_special
     ]

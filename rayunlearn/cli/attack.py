@@ -195,7 +195,7 @@ def run_attacks(
     """Run the plan of attacks, print the matrix, write the report."""
     from rayunlearn.cluster.backend import unlearning_backend
     from rayunlearn.cluster.sweep import attack_run
-    from rayunlearn.reporting.console import print_attacks
+    from rayunlearn.reporting.console import print_attack_matrices
     from rayunlearn.reporting.html import write_report
     from rayunlearn.reporting.sentences import failed_attack_lines
     from rayunlearn.storage.run import open_run
@@ -211,7 +211,7 @@ def run_attacks(
         console=console,
     )
     opened = open_run(folder)
-    print_attacks(opened, console, metric=metric)
+    print_attack_matrices(opened, console, metric=metric)
     for line in (*failed_attack_lines(opened), f"report: {named_trials(write_report(folder))}"):
         console.print(line, highlight=False, soft_wrap=True)
     return print_conclusion(result, chosen.words, console)

@@ -68,7 +68,7 @@ def add_score_command(commands: Any) -> None:
     added = add_command(
         commands,
         "score",
-        score,
+        score_documents,
         "score the documents of a corpus by one forward pass of a model and write them to Parquet",
     )
     _add_corpus(added, "scores.parquet")
@@ -216,17 +216,17 @@ def keywords(chosen: argparse.Namespace) -> int:
         reporting(console_for_output()) as report,
     ):
         done = extract_corpus_keywords(request, choose=choose, report=report, show=chosen.show)
-    for doc_id, found in done.first:
+    for doc_id, first_keywords in done.first:
         print(
             f"{doc_id} "
-            f" {', '.join(f'{text} ({value:.2f})' for text, value in found[:10]) or '(none)'}"
+            f" {', '.join(f'{text} ({value:.2f})' for text, value in first_keywords[:10]) or '(none)'}"
         )
     aside = f", {done.n_aside} set aside" if done.n_aside else ""
     print(f"{done.n_keywords} keywords of {done.n_documents} documents{aside}: {chosen.output}")
     return DONE
 
 
-def score(chosen: argparse.Namespace) -> int:
+def score_documents(chosen: argparse.Namespace) -> int:
     """Scores to Parquet, and their ranges on the screen."""
     from rayunlearn.cluster.corpus_engine import engines, reporting
     from rayunlearn.corpus.score_documents import ScoreRequest, score_corpus

@@ -4,7 +4,7 @@ docs/attacks.md`.
 
 import inspect
 
-from rayunlearn.attacks.base import ATTACK_INPUTS, ATTACK_KINDS, Attack, attack_input_names
+from rayunlearn.attacks.base import ATTACK_INPUTS, ATTACK_KINDS, AttackRow, attack_input_names
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.cli.docs_metrics import settings_words, table_line
 
@@ -90,7 +90,7 @@ def attacks_page() -> str:
     kinds = "| kind | what its function is |\n|---|---|\n" + "".join(
         table_line(name, meaning) for name, meaning in ATTACK_KINDS.items()
     )
-    given = "| name | what it is |\n|---|---|\n" + "".join(
+    input_table = "| name | what it is |\n|---|---|\n" + "".join(
         table_line(f"`{name}`", meaning) for name, meaning in ATTACK_INPUTS.items()
     )
     sections = "".join(_section(name, row) for name, row in ATTACKS.items())
@@ -102,14 +102,14 @@ def attacks_page() -> str:
             "## Kinds\n",
             kinds,
             "## What attacks ask for\n",
-            given,
+            input_table,
             "## Definitions\n",
             sections,
         ]
     )
 
 
-def _section(name: str, row: Attack) -> str:
+def _section(name: str, row: AttackRow) -> str:
     asks = ", ".join(f"`{n}`" for n in attack_input_names(row))
     return (
         f"**{name}**. {inspect.getdoc(row.function)}{settings_words(name, row.function)} Asks for"

@@ -35,7 +35,7 @@ def show(chosen: argparse.Namespace) -> int:
     return DONE
 
 
-def frontier(chosen: argparse.Namespace) -> int:
+def show_frontier(chosen: argparse.Namespace) -> int:
     """The smallest ratio whose forgetting and utility are equivalent to the full set's, per method
     and selector.
     """
@@ -74,10 +74,10 @@ def explain(chosen: argparse.Namespace) -> int:
         from rayunlearn.trial.explain import explain_trial
         from rayunlearn.trial.load import load_trial
 
-        made = explain_trial(load_trial(folder, trial_id), chosen.doc)
+        sections = explain_trial(load_trial(folder, trial_id), chosen.doc)
         maps = [
             pair_map(doc, split, pl.DataFrame(before), pl.DataFrame(after))
-            for doc, split, before, after in made
+            for doc, split, before, after in sections
         ]
     for heat in maps:
         print_heat_map(heat, console)
@@ -99,9 +99,9 @@ def path(chosen: argparse.Namespace) -> int:
 
     require(chosen.points >= 3, "--points must be >= 3", chosen.points)
     run = local_run(chosen.run)
-    one, other = (load_trial(run, wanted) for wanted in (chosen.first, chosen.second))
-    rows = between_trials(one, other, points=chosen.points)
-    print_section(path_section(rows, one.trial_id, other.trial_id), console_for_output())
+    first, other = (load_trial(run, trial_id) for trial_id in (chosen.first, chosen.second))
+    rows = between_trials(first, other, points=chosen.points)
+    print_section(path_section(rows, first.trial_id, other.trial_id), console_for_output())
     return DONE
 
 

@@ -38,12 +38,12 @@ def print_methods(console: Console) -> None:
     _heading(
         console, "method.retain: what is added, times method.retain_weight, on the retain documents"
     )
-    for name, kept in RETAIN.items():
+    for name, retain_loss in RETAIN.items():
         _entry(
             console,
             name,
-            kept.title,
-            [kept.equation, *options_in_words(kept.function), kept.source],
+            retain_loss.title,
+            [retain_loss.equation, *options_in_words(retain_loss.function), retain_loss.source],
         )
     for heading, table in (
         (

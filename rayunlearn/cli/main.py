@@ -9,7 +9,16 @@ from typing import Any
 from rayunlearn.cli.arguments import DONE, INTERRUPTED, MISTAKE, add_command, add_experiment_options
 from rayunlearn.cli.attack import add_attack_command
 from rayunlearn.cli.corpus import add_books_command, add_keywords_command, add_score_command
-from rayunlearn.cli.inspect import LISTS, explain, frontier, path, report, show, show_list, studies
+from rayunlearn.cli.inspect import (
+    LISTS,
+    explain,
+    path,
+    report,
+    show,
+    show_frontier,
+    show_list,
+    studies,
+)
 from rayunlearn.cli.jobs import add_submit_command
 from rayunlearn.cli.models import add_evaluate_command, add_export_command
 from rayunlearn.cli.run import plan, prepare, run
@@ -85,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     frontier_parser = add_command(
         commands,
         "frontier",
-        frontier,
+        show_frontier,
         "test which part of the forget set does what the whole does, within a margin",
     )
     frontier_parser.add_argument(

@@ -15,7 +15,7 @@ def add_evaluate_command(commands: Any) -> None:
     added = add_command(
         commands,
         "evaluate",
-        evaluate,
+        evaluate_model,
         "measure any model directory with a trial's metrics, or with tasks of"
         " lm-evaluation-harness",
     )
@@ -100,7 +100,7 @@ def add_export_command(commands: Any) -> None:
     )
 
 
-def evaluate(chosen: argparse.Namespace) -> int:
+def evaluate_model(chosen: argparse.Namespace) -> int:
     """Measure a model on a benchmark, or the harness's tasks, or both; Parquet and a table."""
     import polars as pl
 

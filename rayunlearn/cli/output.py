@@ -38,12 +38,12 @@ def exit_code(result: "SweepResult", words: Sequence[str]) -> list[str]:
         f"{result.done} of {result.total} trials are done ({result.ran} in this call,"
         f" {result.seconds:.0f} s){': ' + counts if counts else ''}"
     ]
-    left = result.total - result.done
+    remaining = result.total - result.done
     if result.interrupted:
         lines.insert(0, "stopped before the end; every trial that had finished is kept")
-    if left:
+    if remaining:
         lines.append(
-            f"{left} of {result.total} trials are not done; go on with: {shlex.join(words)}"
+            f"{remaining} of {result.total} trials are not done; go on with: {shlex.join(words)}"
         )
     return lines
 

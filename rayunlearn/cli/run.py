@@ -46,7 +46,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _attacked(
-    folder: Path, asked: "Attacks", chosen: argparse.Namespace, console: "Console"
+    folder: Path, attacks: "Attacks", chosen: argparse.Namespace, console: "Console"
 ) -> int:
     from rayunlearn.cluster.backend import unlearning_backend
     from rayunlearn.planning.attack_planner import AttackFiles, attack_planner
@@ -54,8 +54,8 @@ def _attacked(
     work = unlearning_backend()
     planner = attack_planner(
         folder,
-        trials=asked.trials,
-        panel=asked.panel,
+        trials=attacks.trials,
+        panel=attacks.panel,
         reads=AttackFiles(),
         check=work.check,
         identify=work.identify,
@@ -89,10 +89,10 @@ def plan(chosen: argparse.Namespace) -> int:
 def prepare(chosen: argparse.Namespace) -> int:
     """Make what trials start from."""
     from rayunlearn.cluster.backend import unlearning_backend
-    from rayunlearn.cluster.sweep import prepare_models
+    from rayunlearn.cluster.sweep import prepare_all_models
 
     experiment = experiment_of(chosen)
-    made = prepare_models(
+    prepared = prepare_all_models(
         experiment,
         chosen.output,
         work=unlearning_backend(),
@@ -100,8 +100,8 @@ def prepare(chosen: argparse.Namespace) -> int:
         console=console_for_output(),
     )
     print(
-        f"{made} models were taught, the others were there already"
-        if made
+        f"{prepared} models were taught, the others were there already"
+        if prepared
         else "nothing to do: every model is there"
     )
     return DONE
@@ -121,9 +121,9 @@ def _print_plan(
 
     console = console_for_output()
     print_cells(planned_cells(agenda, results, budget=experiment.budget), console)
-    left = agenda.total - len({row.trial_id for row in agenda.rows} & set(results))
+    remaining = agenda.total - len({row.trial_id for row in agenda.rows} & set(results))
     lines = [
-        f"{agenda.total} trials: {agenda.total - left} finished, {left} to run in {display_path(folder)}"
+        f"{agenda.total} trials: {agenda.total - remaining} finished, {remaining} to run in {display_path(folder)}"
     ]
     if agenda.waiting:
         lines.append(
@@ -140,12 +140,12 @@ def _print_plan(
             f"then the attacks of panel {experiment.attacks.panel} on {experiment.attacks.trials},"
             " which are not in these numbers"
         )
-    lines += _cost_lines(agenda, folder, left, workers or len(os.sched_getaffinity(0)))
+    lines += _cost_lines(agenda, folder, remaining, workers or len(os.sched_getaffinity(0)))
     for line in (*lines, *(f"note: {note}" for note in agenda.notes)):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _cost_lines(agenda: "Agenda", folder: Path, left: int, workers: int) -> list[str]:
+def _cost_lines(agenda: "Agenda", folder: Path, remaining: int, workers: int) -> list[str]:
     from rayunlearn.cluster.progress import format_duration
     from rayunlearn.planning.cost import DRIVER_BYTES, GPU_RULE, estimate, gpu_hours, size_of
 
@@ -153,10 +153,10 @@ def _cost_lines(agenda: "Agenda", folder: Path, left: int, workers: int) -> list
         guess, room = estimate(folder, agenda, size_of=size_of), _room_words(agenda, folder)
     except UserError as error:
         return [f"no estimate: {error}"]
-    hours = gpu_hours(agenda, left, size_of=size_of)
+    hours = gpu_hours(agenda, remaining, size_of=size_of)
     memory = f"about {(workers * guess.bytes + DRIVER_BYTES) / 2**30:.1f} GiB"
     time = (
-        f"with {workers} workers {format_duration(left * guess.seconds / workers)} and {memory}"
+        f"with {workers} workers {format_duration(remaining * guess.seconds / workers)} and {memory}"
         f" ({guess.seconds:.1f} s per trial, from {guess.source})"
     )
     return [time, f"on GPUs about {hours:.2g} GPU-hours of training ({GPU_RULE})", room]
@@ -167,10 +167,12 @@ def _room_words(agenda: "Agenda", folder: Path) -> str:
     from rayunlearn.models.device_memory import device_bytes
     from rayunlearn.planning.gpu_memory import estimate_gpu_memory, format_gpu_memory, gpu_share
 
-    room, there = (
+    room, available = (
         estimate_gpu_memory([row.trial for row in (*agenda.rows, *agenda.expected)], folder),
         device_bytes(),
     )
     return (
-        gpu_share(room, there)[1] if there else f"on a GPU a trial needs {format_gpu_memory(room)}"
+        gpu_share(room, available)[1]
+        if available
+        else f"on a GPU a trial needs {format_gpu_memory(room)}"
     )

@@ -62,17 +62,17 @@ def progress_line(standing: JobProgress, *, waited: float = 0.0) -> str:
     """`keywords: 3/40 partitions, 30,000 documents, 5,200 documents/s, about 12 s left`, `waited`
     seconds after it was said.
     """
-    said = [
+    words = [
         f"{standing.name}: {standing.done}/{standing.pieces} partitions",
         f"{standing.n_documents:,} documents",
     ]
     # no rate before, and none of pieces that an earlier call did
     if standing.fresh_pieces:
         rate = standing.fresh_documents / max(standing.seconds, 1e-3)
-        said.append(f"{rate:,.0f} documents/s" if rate >= 10 else f"{rate:.2g} documents/s")
+        words.append(f"{rate:,.0f} documents/s" if rate >= 10 else f"{rate:.2g} documents/s")
         if standing.done < standing.pieces:
-            said.append(f"{format_duration(max(0.0, standing.seconds_left - waited))} left")
-    return ", ".join(said)
+            words.append(f"{format_duration(max(0.0, standing.seconds_left - waited))} left")
+    return ", ".join(words)
 
 
 @contextmanager
@@ -83,12 +83,12 @@ def reporting(console: Console) -> Iterator[OnProgress]:
 
 
 def _plain(console: Console) -> OnProgress:
-    shown = time.monotonic()
+    last_shown = time.monotonic()
 
     def report(standing: JobProgress) -> None:
-        nonlocal shown
-        if time.monotonic() - shown >= PLAIN_EVERY_SECONDS:
-            shown = time.monotonic()
+        nonlocal last_shown
+        if time.monotonic() - last_shown >= PLAIN_EVERY_SECONDS:
+            last_shown = time.monotonic()
             console.print(progress_line(standing), soft_wrap=True, highlight=False)
 
     return report
@@ -117,8 +117,8 @@ def _live(console: Console) -> Iterator[OnProgress]:
 def _drawn(latest: tuple[JobProgress, float] | None) -> RenderableType:
     if latest is None:
         return Text("reading")
-    standing, said = latest
-    words = progress_line(standing, waited=time.monotonic() - said).removeprefix(
+    standing, counts = latest
+    words = progress_line(standing, waited=time.monotonic() - counts).removeprefix(
         f"{standing.name}: "
     )
     return Group(bars({standing.name: (standing.done, standing.pieces)}), Text(f"  {words}"))

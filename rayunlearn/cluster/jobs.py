@@ -84,16 +84,16 @@ def packed_files(folder: Path, include: Sequence[str]) -> list[Path]:
 
     Raises UserError for an include that is not there or lies outside.
     """
-    known = _files_of_git(folder)
-    chosen = set(known if known is not None else _files_below(folder))
-    kept = {
+    listed_files = _files_of_git(folder)
+    chosen = set(listed_files if listed_files is not None else _files_below(folder))
+    packed = {
         path
         for path in chosen
         if not any(fnmatch(part, rule) for part in path.parts for rule in EXCLUDED_FOLDERS)
     }
     return sorted(
         path
-        for path in kept | set(_included(folder, include))
+        for path in packed | set(_included(folder, include))
         if path.name not in IGNORE_FILES and (folder / path).is_file()
     )
 
@@ -149,7 +149,7 @@ def submit_job(request: Submission, address: str, say: Callable[[str], None]) ->
             "version": request.version,
             "run": run_of_job(request),
         }
-        asked: dict[str, Any] = {
+        submission: dict[str, Any] = {
             "entrypoint": shlex.join(request.words),
             "submission_id": job,
             "metadata": metadata,
@@ -158,7 +158,7 @@ def submit_job(request: Submission, address: str, say: Callable[[str], None]) ->
             _answered(
                 address,
                 lambda: client.submit_job(
-                    runtime_env=runtime_environment(request, archive), **asked
+                    runtime_env=runtime_environment(request, archive), **submission
                 ),
             )
         )
@@ -197,13 +197,16 @@ def stop_job(job: str, address: str) -> bool:
 def list_jobs(address: str) -> list[dict[str, str]]:
     """The cluster's jobs that `submit` started, latest first: job, status, run."""
     client = client_of(address)
-    found = [
+    matching_jobs = [
         d
         for d in _answered(address, client.list_jobs)
         if d.submission_id and "run" in (d.metadata or {})
     ]
-    found.sort(key=lambda d: d.start_time or 0, reverse=True)
-    return [{"job": d.submission_id, "status": _status(d), "run": d.metadata["run"]} for d in found]
+    matching_jobs.sort(key=lambda d: d.start_time or 0, reverse=True)
+    return [
+        {"job": d.submission_id, "status": _status(d), "run": d.metadata["run"]}
+        for d in matching_jobs
+    ]
 
 
 def client_of(address: str) -> Any:
@@ -283,7 +286,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _included(folder: Path, include: Sequence[str]) -> list[Path]:
-    found: list[Path] = []
+    files: list[Path] = []
     for name in include:
         path = (folder / name).resolve()
         require(
@@ -292,5 +295,5 @@ def _included(folder: Path, include: Sequence[str]) -> list[Path]:
             name,
         )
         inside = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-        found += [p.relative_to(folder.resolve()) for p in inside]
-    return found
+        files += [p.relative_to(folder.resolve()) for p in inside]
+    return files

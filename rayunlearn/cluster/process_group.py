@@ -47,17 +47,17 @@ def rank_workers(n: int) -> list[Any]:
         ray.util.get_current_placement_group(),
         ray.get_runtime_context().get_assigned_resources(),
     )
-    made = [
+    workers = [
         ray.remote(RankWorker)
         .options(
             num_cpus=1,
             num_gpus=resources.get("GPU", 0),
             scheduling_strategy=PlacementGroupSchedulingStrategy(
-                bundle, placement_group_bundle_index=at
+                bundle, placement_group_bundle_index=number
             ),
         )
         .remote()
-        for at in range(1, n)
+        for number in range(1, n)
     ]
     common = {
         "WORLD_SIZE": str(n),
@@ -69,12 +69,13 @@ def rank_workers(n: int) -> list[Any]:
         if resources.get("GPU")
         else {"ACCELERATE_USE_CPU": "true", "LOCAL_RANK": "0"}
     )
-    there = [
-        one.join.remote(common | {"RANK": str(rank)}) for rank, one in enumerate(made, start=1)
+    addresses = [
+        worker.join.remote(common | {"RANK": str(rank)})
+        for rank, worker in enumerate(workers, start=1)
     ]
     join_group(common | {"RANK": "0"})
-    ray.get(there)
-    return made
+    ray.get(addresses)
+    return workers
 
 
 def join_group(environment: dict[str, str]) -> None:
@@ -85,14 +86,14 @@ def join_group(environment: dict[str, str]) -> None:
     accelerator()
 
 
-def run_with_ranks(others: Sequence[Any], work: Callable[[Path], str], run: Path) -> str:
+def run_with_ranks(other_workers: Sequence[Any], work: Callable[[Path], str], run: Path) -> str:
     """The trial on this process and on the others at once; how it ended here, which is what the run
     says.
 
     Raises RuntimeError where a companion was lost: this process's group is of no use any more,
     another worker must start one.
     """
-    out = [one.run.remote(work) for one in others]
+    out = [worker.run.remote(work) for worker in other_workers]
     status = work(run)
     _, waiting = (
         ray.wait(out, num_returns=len(out), timeout=None if status in FINISHED else LATER_SECONDS)

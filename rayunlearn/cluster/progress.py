@@ -140,7 +140,7 @@ def highest_index(agenda: Agenda, results: Mapping[str, TrialResult]) -> float:
     """Highest forgetting metric that an attack left on the model that it attacked, NaN before one
     has ended.
     """
-    mine = (
+    own_trials = (
         row.trial_id
         for row in agenda.rows
         if row.role in ("tuning", "attack") and row.trial_id in results
@@ -148,7 +148,7 @@ def highest_index(agenda: Agenda, results: Mapping[str, TrialResult]) -> float:
     return max(
         (
             value
-            for value in (results[trial_id].forgetting for trial_id in mine)
+            for value in (results[trial_id].forgetting for trial_id in own_trials)
             if math.isfinite(value)
         ),
         default=math.nan,
@@ -234,15 +234,15 @@ def format_duration(seconds: float) -> str:
 
 
 def _plain(console: Console, read: Callable[[], View | None], stop: threading.Event) -> None:
-    last, shown = "", -math.inf
+    last, last_line = "", -math.inf
     while not stop.wait(LIVE_EVERY_SECONDS):
         view = read()
         if (
             view is not None
-            and time.monotonic() - shown >= PLAIN_EVERY_SECONDS
+            and time.monotonic() - last_line >= PLAIN_EVERY_SECONDS
             and status_line(view) != last
         ):
-            last, shown = status_line(view), time.monotonic()
+            last, last_line = status_line(view), time.monotonic()
             console.print(last, soft_wrap=True, highlight=False)
 
 

@@ -33,7 +33,7 @@ class PartitionActor:
 
     def __call__(self, batch: Batch) -> Batch:
         """The notes of a batch of pieces."""
-        notes = [self.do(int(at)) for at in batch["piece"]]
+        notes = [self.do(int(partition)) for partition in batch["piece"]]
         return {"note": np.array(notes, dtype=object)}
 
 
@@ -52,7 +52,7 @@ def ray_engine(
         with _quiet():
             n, resources = _pool(workers, with_model)
             numbers = ray.data.from_items(
-                [{"piece": at} for at in pieces], override_num_blocks=len(pieces)
+                [{"piece": partition} for partition in pieces], override_num_blocks=len(pieces)
             )
             pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(n, len(pieces))))
             notes = numbers.map_batches(
@@ -70,9 +70,9 @@ def ray_engine(
 
 def _pool(workers: int, with_model: bool) -> tuple[int, dict[str, float]]:
     """How many actors at most, and what each takes."""
-    there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0)) if with_model else 0
-    n = gpus or int(there.get("CPU", 1))
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0)) if with_model else 0
+    n = gpus or int(resources.get("CPU", 1))
     return (min(workers, n) if workers else n), (
         {"num_cpus": 1, "num_gpus": 1} if gpus else {"num_cpus": 1}
     )

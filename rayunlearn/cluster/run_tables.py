@@ -55,9 +55,9 @@ def write_corpora(run: Path, cache: Path, workspaces: Iterable[Any]) -> None:
 
 
 def _files_of(digest: str, corpus: Any) -> list[dict[str, Any]]:
-    place = {"corpus_digest": digest, "corpus": corpus.name}
+    columns = {"corpus_digest": digest, "corpus": corpus.name}
     return [
-        place | {"file": f.table, "rows": f.rows, "sha256": f.sha256, "state": f.state}
+        columns | {"file": f.table, "rows": f.rows, "sha256": f.sha256, "state": f.state}
         for f in corpus.files
     ]
 
@@ -83,5 +83,5 @@ def _scores(folder: Path, digests: set[tuple[str, str]]) -> Any:
     if not files:
         return None
     corpora, models = [pair[0] for pair in digests], [pair[1] for pair in digests]
-    mine = pl.col("corpus_digest").is_in(corpora) & pl.col("model_digest").is_in([*models, ""])
-    return pl.concat([pl.read_parquet(file).filter(mine) for file in files])
+    is_of_run = pl.col("corpus_digest").is_in(corpora) & pl.col("model_digest").is_in([*models, ""])
+    return pl.concat([pl.read_parquet(file).filter(is_of_run) for file in files])

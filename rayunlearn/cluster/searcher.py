@@ -170,14 +170,14 @@ class LedgerSearch(Searcher):
     def _show(self, slots: int) -> None:
         running = [planned for planned, _ in self.running.values()]
         if time.monotonic() >= self.count_again_at or not running:
-            begun = time.monotonic()
+            started = time.monotonic()
             self.counted = snapshot(
                 self.agenda,
                 self.results,
                 seconds=tuple(self.seconds),
                 objective=self.planner.experiment.objective,
             )
-            self.count_again_at = time.monotonic() + (time.monotonic() - begun) / STATUS_COUNTS
+            self.count_again_at = time.monotonic() + (time.monotonic() - started) / STATUS_COUNTS
         view = replace(
             self.counted, fatal=self.fatal, slots=slots, n_ready=len(self.ready), n_left=self.left
         ).with_running(running)

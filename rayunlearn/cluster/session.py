@@ -50,10 +50,10 @@ def set_ray_environment(address: str) -> str:
 
     Imported without it, Ray's servers on this machine would listen on every interface.
     """
-    place = _resolved(address)
-    for name, value in (QUIET_ENVIRONMENT | (LOOPBACK if place == "local" else {})).items():
+    resolved = _resolved(address)
+    for name, value in (QUIET_ENVIRONMENT | (LOOPBACK if resolved == "local" else {})).items():
         os.environ.setdefault(name, value)
-    return place
+    return resolved
 
 
 @contextmanager
@@ -65,14 +65,14 @@ def ray_session(*, address: str, workers: int) -> Iterator[str]:
     machine only. `auto`: the cluster that RAY_ADDRESS names (a submitted job's own), else `local`.
     Anything else is an address. Raises UserError where no cluster answers.
     """
-    place = set_ray_environment(address)
+    resolved = set_ray_environment(address)
     import ray
 
     if ray.is_initialized():
         yield ""
         return
-    with _private_folder(place) as folder:
-        dashboard = _start(place, workers, folder)
+    with _private_folder(resolved) as folder:
+        dashboard = _start(resolved, workers, folder)
         try:
             yield dashboard
         finally:
@@ -91,10 +91,10 @@ def trial_resources(
     """
     import ray
 
-    there = resources_on(on)
-    grows, has_gpus = there.get("CPU", 0) == 0, there.get("GPU", 0) > 0
+    available = resources_on(on)
+    grows, has_gpus = available.get("CPU", 0) == 0, available.get("GPU", 0) > 0
     require(
-        not on or on in there or ray.cluster_resources().get("CPU", 0) == 0,
+        not on or on in available or ray.cluster_resources().get("CPU", 0) == 0,
         f"--on must name a resource of a machine that is there {_named()}",
         on,
     )
@@ -156,11 +156,11 @@ def smallest_gpu(gpu_bytes: Callable[[], int], on: str = "") -> int:
 
     ask = ray.remote(num_cpus=0, num_gpus=0.01, max_calls=1)(gpu_bytes)
     nodes = [node["NodeID"] for node in _nodes(on) if node["Resources"].get("GPU", 0) > 0]
-    there = (
+    available = (
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
         for node in nodes
     )
-    return min(ray.get(list(there)), default=0)
+    return min(ray.get(list(available)), default=0)
 
 
 @dataclass
@@ -185,35 +185,35 @@ class ConcurrencyLimit:
         return self._known
 
 
-def concurrency_limit(there: Mapping[str, float], resources: Mapping[str, float]) -> int:
+def concurrency_limit(available: Mapping[str, float], resources: Mapping[str, float]) -> int:
     """Number of trials at once, at least 1. A share of a GPU is of one GPU: three trials of 0.6
     need three GPUs.
     """
-    cpus = int(there.get("CPU", 0) // resources["cpu"])
+    cpus = int(available.get("CPU", 0) // resources["cpu"])
     gpu = resources.get("gpu", 0.0)
     if not gpu:
         return max(1, cpus)
-    n_gpus = int(there.get("GPU", 0))
+    n_gpus = int(available.get("GPU", 0))
     # 1e-6: twenty times 0.05 are one GPU
     on_gpus = n_gpus * int(1 / gpu + 1e-6) if gpu <= 1 else int(n_gpus // gpu)
     return max(1, min(cpus, on_gpus))
 
 
-def check_port_open(place: str) -> None:
+def check_port_open(address: str) -> None:
     """Raise UserError where nothing listens at `ray://host:port` or `host:port`; Ray itself would
     try for minutes.
     """
-    host, _, port = place.removeprefix("ray://").rpartition(":")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     require(
         bool(host) and port.isdigit(),
         "--address must be auto, local, ray://host:port or host:port",
-        place,
+        address,
     )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
         raise UserError(
-            f"--address must name a Ray cluster that answers, got {place!r} ({error})"
+            f"--address must name a Ray cluster that answers, got {address!r} ({error})"
         ) from error
 
 
@@ -224,40 +224,40 @@ def _resolved(address: str) -> str:
 
 
 @contextmanager
-def _private_folder(place: str) -> Iterator[Path]:
+def _private_folder(address: str) -> Iterator[Path]:
     """A folder for a private cluster's sockets and logs; short, because socket paths are limited to
     107 bytes.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ray-")) if place == "local" else Path()
+    folder = Path(tempfile.mkdtemp(prefix="ray-")) if address == "local" else Path()
     try:
         yield folder
     finally:
-        if place == "local":
+        if address == "local":
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(place: str, workers: int, folder: Path) -> str:
+def _start(address: str, workers: int, folder: Path) -> str:
     """Connect; where the cluster's dashboard is."""
     import ray
 
-    if place == "local":
+    if address == "local":
         _start_here(workers, folder)
         return ""
-    check_port_open(place)
+    check_port_open(address)
     # A client of a cluster far away brings this package along; a driver on the cluster shares its
     # installation.
     package = (
         {"py_modules": [str(Path(rayunlearn.__file__).parent)]}
-        if place.startswith("ray://")
+        if address.startswith("ray://")
         else {}
     )
     try:
         context = ray.init(
-            address=place, runtime_env=package, log_to_driver=False, logging_level="ERROR"
+            address=address, runtime_env=package, log_to_driver=False, logging_level="ERROR"
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"--address must name a Ray cluster that answers, got {place!r} ({error})"
+            f"--address must name a Ray cluster that answers, got {address!r} ({error})"
         ) from error
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 

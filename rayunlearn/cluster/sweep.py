@@ -134,7 +134,7 @@ def check_trackers(names: Sequence[str]) -> None:
         require(find_spec(name) is not None, rule, "none")
 
 
-def prepare_models(
+def prepare_all_models(
     experiment: Experiment, output: Path, *, work: TrialBackend, options: Options, console: Console
 ) -> int:
     """Teach every model that the experiment's trials start from and that is missing; returns how
@@ -172,16 +172,16 @@ def refuse_a_changed_corpus(run: Path, agenda: Agenda, cache: Path, work: TrialB
     """
     if not (run / "trials").exists() and not (run / "tables").exists():
         return
-    recorded = open_run(run, own=True).trials
-    there = recorded.collect_schema()
+    recorded = open_run(run, own_trials=True).trials
+    columns = recorded.collect_schema()
     for trial in {row.trial.data: row.trial for row in agenda.rows if row.trial.data.path}.values():
         same = [
             pl.col(name) == value
             for name, value in flatten(trial).items()
-            if name.startswith("data.") and name in there
+            if name.startswith("data.") and name in columns
         ]
         now = work.workspace(trial, cache).corpus.digest
-        others = (
+        changed = (
             recorded.filter(*same, pl.col("corpus_digest") != now)
             .select(pl.col("corpus_digest").unique())
             .collect()["corpus_digest"]
@@ -189,9 +189,9 @@ def refuse_a_changed_corpus(run: Path, agenda: Agenda, cache: Path, work: TrialB
         )
         rule = (
             f"{trial.data.path} must be what trials of this run were made from"
-            f" ({', '.join(sorted(others))}); put it back, or name a new --version"
+            f" ({', '.join(sorted(changed))}); put it back, or name a new --version"
         )
-        require(not others, rule, now)
+        require(not changed, rule, now)
 
 
 def _run_missing(

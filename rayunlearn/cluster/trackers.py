@@ -43,7 +43,7 @@ class TrackedTrial:
 class Tracker(Protocol):
     """Takes ended trials, one after the other, always from the same thread."""
 
-    def tell(self, told: TrackedTrial) -> None:
+    def tell(self, trial: TrackedTrial) -> None:
         """Put one trial where the tracker keeps it; the same trial again replaces it."""
 
 
@@ -61,79 +61,81 @@ class TensorBoard:
     HPARAMS page).
     """
 
-    def __init__(self, place: RunInfo) -> None:
-        self.folder = place.run / "tensorboard"
+    def __init__(self, run_info: RunInfo) -> None:
+        self.folder = run_info.run / "tensorboard"
 
-    def tell(self, told: TrackedTrial) -> None:
+    def tell(self, trial: TrackedTrial) -> None:
         """Write the trial's event files."""
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(self.folder / told.trial_id)) as writer:
-            for step, numbers in told.steps:
+        with SummaryWriter(str(self.folder / trial.trial_id)) as writer:
+            for step, numbers in trial.steps:
                 for name, value in numbers.items():
                     writer.add_scalar(name, value, step)
-            settings = {**told.settings, "status": told.status}
-            writer.add_hparams(settings, dict(told.measured), run_name=".")
+            settings = {**trial.settings, "status": trial.status}
+            writer.add_hparams(settings, dict(trial.measured), run_name=".")
 
 
 class WandB:
     """A W&B run per trial, with the trial's id: its steps as history, its measurements as summary."""
 
-    def __init__(self, place: RunInfo) -> None:
-        self.place = place
-        place.run.mkdir(parents=True, exist_ok=True)
+    def __init__(self, run_info: RunInfo) -> None:
+        self.run_info = run_info
+        run_info.run.mkdir(parents=True, exist_ok=True)
 
-    def tell(self, told: TrackedTrial) -> None:
+    def tell(self, trial: TrackedTrial) -> None:
         """Start the trial's run, fill it and finish it."""
         import wandb
 
         quiet = wandb.Settings(silent=True, console="off")
         started = wandb.init(
-            project=self.place.experiment,
-            group=self.place.version,
-            id=told.trial_id,
-            name=told.trial_id,
-            config={**told.settings, "status": told.status},
-            dir=str(self.place.run),
+            project=self.run_info.experiment,
+            group=self.run_info.version,
+            id=trial.trial_id,
+            name=trial.trial_id,
+            config={**trial.settings, "status": trial.status},
+            dir=str(self.run_info.run),
             resume="allow",
             reinit="create_new",
             settings=quiet,
         )
-        for step, numbers in told.steps:
+        for step, numbers in trial.steps:
             started.log(dict(numbers), step=step)
-        started.summary.update(dict(told.measured))
-        started.finish(exit_code=int(told.status == "failed"))
+        started.summary.update(dict(trial.measured))
+        started.finish(exit_code=int(trial.status == "failed"))
 
 
 class MLflow:
     """An MLflow run per trial: settings as parameters, steps and measurements as metrics."""
 
-    def __init__(self, place: RunInfo) -> None:
+    def __init__(self, run_info: RunInfo) -> None:
         from mlflow.tracking import MlflowClient
 
         self.client = MlflowClient(
             tracking_uri=os.environ.get("MLFLOW_TRACKING_URI")
-            or f"sqlite:///{place.run / 'mlflow.db'}"
+            or f"sqlite:///{run_info.run / 'mlflow.db'}"
         )
-        name = f"{place.experiment}/{place.version}"
-        there = self.client.get_experiment_by_name(name)
-        self.experiment = there.experiment_id if there else self.client.create_experiment(name)
+        name = f"{run_info.experiment}/{run_info.version}"
+        experiment = self.client.get_experiment_by_name(name)
+        self.experiment = (
+            experiment.experiment_id if experiment else self.client.create_experiment(name)
+        )
 
-    def tell(self, told: TrackedTrial) -> None:
+    def tell(self, trial: TrackedTrial) -> None:
         """Write the trial's run; one that stands there from an earlier telling is deleted."""
         from mlflow.entities import Metric, Param
 
         for earlier in self.client.search_runs(
-            [self.experiment], f"tags.trial_id = '{told.trial_id}'"
+            [self.experiment], f"tags.trial_id = '{trial.trial_id}'"
         ):
             self.client.delete_run(earlier.info.run_id)
         run = self.client.create_run(
             self.experiment,
-            run_name=told.trial_id,
-            tags={"trial_id": told.trial_id, "status": told.status},
+            run_name=trial.trial_id,
+            tags={"trial_id": trial.trial_id, "status": trial.status},
         ).info.run_id
-        last = max((step for step, _ in told.steps), default=0)
-        points = [*told.steps, (last, told.measured)]
+        last = max((step for step, _ in trial.steps), default=0)
+        points = [*trial.steps, (last, trial.measured)]
         metrics = [
             Metric(_mlflow_name(name), value, 0, step)
             for step, numbers in points
@@ -142,10 +144,10 @@ class MLflow:
         # MLflow takes a thousand at a time, and a hundred parameters
         for begin in range(0, len(metrics), 1000):
             self.client.log_batch(run, metrics=metrics[begin : begin + 1000])
-        parameters = [Param(name, str(value)) for name, value in told.settings.items()]
+        parameters = [Param(name, str(value)) for name, value in trial.settings.items()]
         for begin in range(0, len(parameters), 100):
             self.client.log_batch(run, params=parameters[begin : begin + 100])
-        self.client.set_terminated(run, "FAILED" if told.status == "failed" else "FINISHED")
+        self.client.set_terminated(run, "FAILED" if trial.status == "failed" else "FINISHED")
 
 
 TRACKERS: dict[str, Callable[[RunInfo], Tracker]] = {
@@ -162,7 +164,7 @@ class TrackerCallback(Callback):
     """
 
     names: Sequence[str]
-    place: RunInfo
+    run_info: RunInfo
     failed: dict[str, list[str]] = field(default_factory=dict)
 
     def setup(self, **_info: Any) -> None:
@@ -200,8 +202,8 @@ class TrackerCallback(Callback):
         for name in self.names:
             try:
                 if name not in self.trackers:
-                    self.trackers[name] = TRACKERS[name](self.place)
-                self.trackers[name].tell(tracked_trial(self.place.run, trial_id))
+                    self.trackers[name] = TRACKERS[name](self.run_info)
+                self.trackers[name].tell(tracked_trial(self.run_info.run, trial_id))
             # somebody else's page: what it missed is counted and said, and the sweep goes on
             except Exception as error:
                 self.failed.setdefault(name, []).append(f"{type(error).__name__}: {error}")
@@ -230,7 +232,9 @@ def tracked_trial(run: Path, trial_id: str) -> TrackedTrial:
             if name not in {c.name for c in columns} and value is not None
         },
         measured={
-            _name(one): one["value"] for one in evals.iter_rows(named=True) if _finite(one["value"])
+            _name(metric): metric["value"]
+            for metric in evals.iter_rows(named=True)
+            if _finite(metric["value"])
         }
         | numbers,
         steps=list(_steps(steps)),

@@ -173,10 +173,10 @@ def start_progress_actor() -> Any:
     """A board beside the driver, so that no other machine's end takes it along; it comes back if
     its own process is killed.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(
-        ProgressActor
-    ).remote()
+    on_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=on_driver
+    )(ProgressActor).remote()
 
 
 def fitting_share(
@@ -185,10 +185,10 @@ def fitting_share(
     """The share of a GPU that the hungriest planned trial needs; a whole one where no worker can
     say how large a GPU is.
     """
-    there = smallest_gpu(work.gpu_bytes, on)
-    if there == 0:
+    gpu = smallest_gpu(work.gpu_bytes, on)
+    if gpu == 0:
         return 1.0
-    share, words = gpu_share(work.room(planned, run), there)
+    share, words = gpu_share(work.room(planned, run), gpu)
     console.print(words, highlight=False, soft_wrap=True)
     return share
 
@@ -233,16 +233,16 @@ def prepare_all(
         num_cpus=1, num_gpus=resources.get("gpu", 0), max_retries=WORKER_DEATHS, max_calls=1
     )(prepare_one)
     pairs = list({data_model_pair(trial): trial for trial in trials}.values())
-    wanted = [
-        (trial, role, _model_name(role, trial, at if len(pairs) > 1 else 0))
-        for at, trial in enumerate(pairs, 1)
+    missing = [
+        (trial, role, _model_name(role, trial, number if len(pairs) > 1 else 0))
+        for number, trial in enumerate(pairs, 1)
         for role in work.missing(trial, cache)
     ]
     try:
         ray.get(
             [
                 task.remote(work, trial, str(cache), role, name, board)
-                for trial, role, name in wanted
+                for trial, role, name in missing
             ]
         )
     except ray.exceptions.RayTaskError as error:
@@ -277,8 +277,8 @@ def run_tune(
         name.upper() if name in ("cpu", "gpu") else name: amount
         for name, amount in resources.items()
     }
-    wanted = resources if processes == 1 else tune.PlacementGroupFactory([bundle] * processes)
-    trainable = tune.with_resources(tune.with_parameters(TrialActor, **parameters), wanted)
+    bundles = resources if processes == 1 else tune.PlacementGroupFactory([bundle] * processes)
+    trainable = tune.with_resources(tune.with_parameters(TrialActor, **parameters), bundles)
     with tempfile.TemporaryDirectory(prefix="tune-") as folder:
         tuner = tune.Tuner(
             trainable,

@@ -36,8 +36,8 @@ Engine = Callable[[WorkerFactory, Sequence[int], OnDone], None]
 def run_in_sequence(worker: WorkerFactory, pieces: Sequence[int], tell: OnDone) -> None:
     """One piece after another, in this process."""
     do = worker()
-    for at in pieces:
-        tell(do(at))
+    for partition in pieces:
+        tell(do(partition))
 
 
 @contextmanager
@@ -75,16 +75,16 @@ def _together(
     """The pieces by this process and the pool's, whoever is free takes the next one; each of the
     others has one more waiting.
     """
-    left, out = deque(pieces), set[Future[PartitionResult]]()
+    queue, out = deque(pieces), set[Future[PartitionResult]]()
     key = uuid.uuid4().hex
     do = worker()
     try:
-        while left or out:
-            while left and len(out) < 2 * n_others:
-                out.add(pool.submit(_of_pass, key, worker, left.popleft()))
-            if left:
-                tell(do(left.popleft()))
-            done, out = wait(out, timeout=0 if left else None, return_when=FIRST_COMPLETED)
+        while queue or out:
+            while queue and len(out) < 2 * n_others:
+                out.add(pool.submit(_of_pass, key, worker, queue.popleft()))
+            if queue:
+                tell(do(queue.popleft()))
+            done, out = wait(out, timeout=0 if queue else None, return_when=FIRST_COMPLETED)
             for future in done:
                 tell(future.result())
     except BaseException:
@@ -97,8 +97,8 @@ def _together(
 _MINE: dict[str, ProcessPartition] = {}
 
 
-def _of_pass(key: str, worker: WorkerFactory, at: int) -> PartitionResult:
+def _of_pass(key: str, worker: WorkerFactory, partition: int) -> PartitionResult:
     if key not in _MINE:
         _MINE.clear()
         _MINE[key] = worker()
-    return _MINE[key](at)
+    return _MINE[key](partition)

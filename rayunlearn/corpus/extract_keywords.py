@@ -116,10 +116,10 @@ def extract_corpus_keywords(
     """
     arguments = extractor_arguments(request.extractor, request.options)
     check_output(request.output)
-    wanted = required_inputs(EXTRACTORS[request.extractor].function)
-    _check_needs(request, wanted)
+    inputs_needed = required_inputs(EXTRACTORS[request.extractor].function)
+    _check_needs(request, inputs_needed)
     source, retain = _source(request, request.corpus, "forget"), _retain_of(request)
-    together = bool(set(wanted) & set(WHOLE_CORPUS))
+    together = bool(set(inputs_needed) & set(WHOLE_CORPUS))
     engine = choose([source, *([retain] if retain else [])], _with_model(request))
     folder = work_folder(request.output, _key(request, source, retain, arguments))
     survey = survey_corpus("corpus", source, folder / "corpus", engine, report)
@@ -131,7 +131,9 @@ def extract_corpus_keywords(
         retain=survey_corpus("retain", retain, folder / "retain", engine, report)
         if retain
         else None,
-        partitions=(tuple(range(n)),) if together else tuple((at,) for at in range(n)),
+        partitions=(tuple(range(n)),)
+        if together
+        else tuple((partition,) for partition in range(n)),
         folder=folder,
     )
     worker = (
@@ -151,23 +153,23 @@ def extract_corpus_keywords(
     )
 
 
-def _check_needs(request: KeywordRequest, wanted: Sequence[str]) -> None:
+def _check_needs(request: KeywordRequest, inputs_needed: Sequence[str]) -> None:
     """Raise UserError for what the extractor asks for and the request does not give."""
-    if "retain_statistics" in wanted and not (
+    if "retain_statistics" in inputs_needed and not (
         request.retain or request.corpus in SYNTHETIC_DATASETS
     ):
         raise UserError(
             f"extractor {request.extractor!r} compares with a retain corpus, which must have a"
             " document: give --retain"
         )
-    if set(wanted) & set(EXTRACTORS_WITH_MODEL) and not request.base:
+    if set(inputs_needed) & set(EXTRACTORS_WITH_MODEL) and not request.base:
         raise UserError(f"extractor {request.extractor!r} needs a base model: give --base")
-    if {"word_gap", "word_gradient_gap"} & set(wanted) and not request.gold:
+    if {"word_gap", "word_gradient_gap"} & set(inputs_needed) and not request.gold:
         raise UserError(
             f"extractor {request.extractor!r} needs a model that never saw the forget set: give"
             " --gold"
         )
-    if "judged" in wanted and not request.judge:
+    if "judged" in inputs_needed and not request.judge:
         raise UserError(
             f"extractor {request.extractor!r} needs a chat model: give --judge (or"
             " select.judge_model)"
@@ -199,11 +201,11 @@ def _key(
 
 
 def _block_job(job: KeywordJob) -> BlockJob:
-    asked = job.request
+    request = job.request
     return BlockJob(
-        extractor=asked.extractor,
+        extractor=request.extractor,
         arguments=job.arguments,
-        top=asked.top,
+        top=request.top,
         survey=job.survey,
         retain=job.retain,
         folder=job.folder,
@@ -224,11 +226,11 @@ def _worker(job: KeywordJob) -> ProcessPartition:
         else None
     )
 
-    def do(at: int) -> PartitionResult:
+    def do(partition: int) -> PartitionResult:
         documents = [
-            d for piece in job.partitions[at] for d in surviving_documents(job.survey, piece)
+            d for piece in job.partitions[partition] for d in surviving_documents(job.survey, piece)
         ]
-        known = KeywordInputs(
+        inputs = KeywordInputs(
             documents,
             arguments=job.arguments,
             base=lenders.get(request.base),
@@ -237,34 +239,34 @@ def _worker(job: KeywordJob) -> ProcessPartition:
             statistics=statistics,
             retain_statistics=retain_statistics,
         )
-        frame, n_keywords = _rows(job, known)
-        if known.rejected:
+        frame, n_keywords = _rows(job, inputs)
+        if inputs.rejected:
             write_table(
-                job.folder / f"aside/{at:06}.parquet",
+                job.folder / f"aside/{partition:06}.parquet",
                 "quarantine",
-                [asdict(r) for r in known.rejected],
+                [asdict(r) for r in inputs.rejected],
             )
-        write_frame(job.folder / f"parts/{at:06}.parquet", frame)
+        write_frame(job.folder / f"parts/{partition:06}.parquet", frame)
         return PartitionResult(
-            piece=at,
+            piece=partition,
             n_documents=len(documents),
-            n_aside=len(known.rejected),
+            n_aside=len(inputs.rejected),
             counts={"keywords": n_keywords},
         )
 
     return do
 
 
-def _rows(job: KeywordJob, known: KeywordInputs) -> tuple[pl.DataFrame, int]:
+def _rows(job: KeywordJob, inputs: KeywordInputs) -> tuple[pl.DataFrame, int]:
     """Rows of the table keywords, and how many keywords they are."""
     name = job.request.extractor
-    found = [
-        keywords[: job.request.top or None] for keywords in extract(name, known, job.arguments)
+    rows = [
+        keywords[: job.request.top or None] for keywords in extract(name, inputs, job.arguments)
     ]
     return frame_of(
         "keywords",
-        keyword_rows(job.survey.digest, name, [d.doc_id for d in known.documents], found),
-    ), sum(map(len, found))
+        keyword_rows(job.survey.digest, name, [d.doc_id for d in inputs.documents], rows),
+    ), sum(map(len, rows))
 
 
 def _first(job: KeywordJob, show: int) -> tuple[tuple[str, tuple[tuple[str, float], ...]], ...]:
@@ -275,11 +277,11 @@ def _first(job: KeywordJob, show: int) -> tuple[tuple[str, tuple[tuple[str, floa
         .filter(pl.col("doc_id").is_in(ids))
         .unique(["doc_id", "keyword"], maintain_order=True)
     )
-    found = {
+    first_keywords = {
         i: tuple(table.filter(pl.col("doc_id") == i).select("keyword", "score").iter_rows())
         for i in ids
     }
-    return tuple(found.items())
+    return tuple(first_keywords.items())
 
 
 def extractor_arguments(extractor: str, options: Mapping[str, Value]) -> dict[str, Any]:
@@ -288,15 +290,15 @@ def extractor_arguments(extractor: str, options: Mapping[str, Value]) -> dict[st
     """
     if extractor not in EXTRACTORS:
         raise unknown_name("extractor", extractor, EXTRACTORS)
-    known = {option.name: option for option in options_of(EXTRACTORS[extractor].function)}
+    known_options = {option.name: option for option in options_of(EXTRACTORS[extractor].function)}
     for name in options:
-        if name not in known:
-            raise unknown_name(f"option of {extractor}", name, known)
+        if name not in known_options:
+            raise unknown_name(f"option of {extractor}", name, known_options)
     values = {
         name: coerce_value(name, options.get(name, option.default), option.kind)
-        for name, option in known.items()
+        for name, option in known_options.items()
     }
-    for name, option in known.items():
+    for name, option in known_options.items():
         if option.rule is not None:
             require(
                 option.rule.holds(float(values[name])), f"{name} {option.rule.words}", values[name]
@@ -333,11 +335,11 @@ def _lender(name: str) -> Callable[[], ModelWithTokenizer]:
 
 def _once(make: Callable[[], Any]) -> Callable[[], Any]:
     """`make`, called when it is first asked for and never again."""
-    made: list[Any] = []
+    value: list[Any] = []
 
     def get() -> Any:
-        if not made:
-            made.append(make())
-        return made[0]
+        if not value:
+            value.append(make())
+        return value[0]
 
     return get

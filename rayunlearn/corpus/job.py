@@ -65,9 +65,13 @@ def run_corpus_job(
     report: OnProgress,
 ) -> list[PartitionResult]:
     """Do the pieces that have no note in `folder` yet; returns the notes of all, in order."""
-    wanted = list(pieces)
-    notes = {at: note for at in wanted if (note := read_partition_result(folder, at)) is not None}
-    begun, kept = time.monotonic(), len(notes)
+    partitions = list(pieces)
+    notes = {
+        partition: note
+        for partition in partitions
+        if (note := read_partition_result(folder, partition)) is not None
+    }
+    started, n_done_before = time.monotonic(), len(notes)
     seen = sum(n.n_documents for n in notes.values())
 
     def standing() -> JobProgress:
@@ -75,28 +79,28 @@ def run_corpus_job(
         return JobProgress(
             name=name,
             done=len(notes),
-            pieces=len(wanted),
+            pieces=len(partitions),
             n_documents=total,
             fresh_documents=total - seen,
-            fresh_pieces=len(notes) - kept,
-            seconds=time.monotonic() - begun,
+            fresh_pieces=len(notes) - n_done_before,
+            seconds=time.monotonic() - started,
         )
 
     def tell(note: PartitionResult) -> None:
         notes[note.piece] = note
         report(standing())
 
-    left = [at for at in wanted if at not in notes]
-    if left:
+    missing = [partition for partition in partitions if partition not in notes]
+    if missing:
         folder.mkdir(parents=True, exist_ok=True)
         report(standing())
-        engine(partial(_noting, worker, folder), left, tell)
-    return [notes[at] for at in wanted]
+        engine(partial(_noting, worker, folder), missing, tell)
+    return [notes[partition] for partition in partitions]
 
 
-def read_partition_result(folder: Path, at: int) -> PartitionResult | None:
+def read_partition_result(folder: Path, partition: int) -> PartitionResult | None:
     """The note of a piece, None where it is not done."""
-    file = folder / f"{at:06}.json"
+    file = folder / f"{partition:06}.json"
     return PartitionResult(**json.loads(file.read_text())) if file.exists() else None
 
 
@@ -104,10 +108,10 @@ def _noting(worker: WorkerFactory, folder: Path) -> ProcessPartition:
     """The worker's doing, with a note written after each piece."""
     do = worker()
 
-    def noted(at: int) -> PartitionResult:
-        begun = time.monotonic()
-        note = replace(do(at), seconds=time.monotonic() - begun)
-        write_bytes(folder / f"{at:06}.json", json.dumps(asdict(note)).encode())
+    def noted(partition: int) -> PartitionResult:
+        started = time.monotonic()
+        note = replace(do(partition), seconds=time.monotonic() - started)
+        write_bytes(folder / f"{partition:06}.json", json.dumps(asdict(note)).encode())
         return note
 
     return noted
@@ -157,11 +161,11 @@ def publish_rejected(folders: Iterable[Path], output: Path) -> int:
     """
     files = [file for folder in folders for file in sorted(folder.glob("aside/*.parquet"))]
     rows = sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
-    place = output.with_suffix(".quarantine.parquet")
+    rejected_file = output.with_suffix(".quarantine.parquet")
     if rows:
-        joined_tables(files, place, "quarantine")
+        joined_tables(files, rejected_file, "quarantine")
     else:
-        place.unlink(missing_ok=True)
+        rejected_file.unlink(missing_ok=True)
     return rows
 
 

@@ -38,7 +38,7 @@ from rayunlearn.data.rows import (
     text_problem,
     to_documents,
 )
-from rayunlearn.data.synthetic import generate
+from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.storage.parquet_guard import UNREADABLE, refuse_decompression_bomb
 
@@ -139,7 +139,7 @@ def documents_of(
     piece are set aside.
     """
     if piece.kind in SIDES:
-        corpus = generate(Data(name=piece.source))
+        corpus = generate_dataset(Data(name=piece.source))
         documents = corpus.forget if piece.kind == "forget" else corpus.retain
         return documents, tuple(range(len(documents))), ()
     loaded = to_documents(rows_of(piece, columns), columns)
@@ -204,12 +204,12 @@ def _plain_column(piece: Partition, columns: Columns) -> list[str] | None:
         for batch in table.iter_batches(
             PARQUET_ROWS, row_groups=groups, columns=[name], use_threads=False
         ):
-            wanted = batch.slice(
+            rows = batch.slice(
                 max(0, piece.start - first), max(0, piece.stop - max(piece.start, first))
             )
             first += batch.num_rows
             try:
-                texts += wanted.column(0).to_pylist()
+                texts += rows.column(0).to_pylist()
             # the slower way says which row it is
             except UnicodeDecodeError:
                 return None

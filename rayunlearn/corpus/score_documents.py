@@ -157,17 +157,17 @@ def scorer_arguments(
     for name in names:
         if name not in SCORERS:
             raise unknown_name("score", name, SCORERS)
-    known = {
+    known_options = {
         option.name: option for name in names for option in options_of(SELECTORS[name].function)
     }
     for name in options:
-        if name not in known:
-            raise unknown_name(f"option of {', '.join(names)}", name, known)
+        if name not in known_options:
+            raise unknown_name(f"option of {', '.join(names)}", name, known_options)
     values = {
         name: coerce_value(name, options.get(name, option.default), option.kind)
-        for name, option in known.items()
+        for name, option in known_options.items()
     }
-    for name, option in known.items():
+    for name, option in known_options.items():
         if option.rule is not None:
             require(
                 option.rule.holds(float(values[name])), f"{name} {option.rule.words}", values[name]
@@ -185,17 +185,17 @@ def _worker(job: ScoreJob) -> ProcessPartition:
         request.base, dtype=torch.float32, device=str(accelerator().device)
     )
 
-    def do(at: int) -> PartitionResult:
-        documents = surviving_documents(job.survey, at)
+    def do(partition: int) -> PartitionResult:
+        documents = surviving_documents(job.survey, partition)
         frames = [frame_of("scores", [])]
         for begin in range(0, len(documents), DOCUMENTS_AT_ONCE):
-            some = documents[begin : begin + DOCUMENTS_AT_ONCE]
-            sequences = encode_documents(some, tokenizer, request.template, request.max_tokens)
+            chunk = documents[begin : begin + DOCUMENTS_AT_ONCE]
+            sequences = encode_documents(chunk, tokenizer, request.template, request.max_tokens)
             frames += _frames(
-                job, some, document_features(model, sequences, int(tokenizer.pad_token_id or 0))
+                job, chunk, document_features(model, sequences, int(tokenizer.pad_token_id or 0))
             )
-        write_frame(job.folder / f"parts/{at:06}.parquet", pl.concat(frames))
-        return PartitionResult(piece=at, n_documents=len(documents))
+        write_frame(job.folder / f"parts/{partition:06}.parquet", pl.concat(frames))
+        return PartitionResult(piece=partition, n_documents=len(documents))
 
     return do
 
@@ -210,7 +210,10 @@ def _frames(
     for name, arguments in job.arguments.items():
         function = SELECTORS[name].function
         values: Tensor = function(
-            **{asked: SCORE_COLUMNS[asked](passed, texts) for asked in required_inputs(function)},
+            **{
+                input_name: SCORE_COLUMNS[input_name](passed, texts)
+                for input_name in required_inputs(function)
+            },
             **arguments,
         )
         rows = [

@@ -61,12 +61,12 @@ def exceeds_local_limit(*sources: CorpusSource) -> bool:
 
 
 def read_documents(
-    source: CorpusSource, at: int
+    source: CorpusSource, partition: int
 ) -> tuple[list[Document], list[int], list[Rejected]]:
     """The documents of piece `at` (chunks, where the source is chunked), the row of each, and what
     was set aside.
     """
-    documents, rows, aside = documents_of(source.pieces[at], source.columns)
+    documents, rows, aside = documents_of(source.pieces[partition], source.columns)
     if not source.chunk_words:
         return list(documents), list(rows), list(aside)
     chunked: dict[str, tuple[Document, int]] = {}
@@ -78,17 +78,17 @@ def read_documents(
 
 
 def read_texts(
-    source: CorpusSource, at: int
+    source: CorpusSource, partition: int
 ) -> tuple[list[str], list[int], list[str], list[Rejected]]:
     """doc_ids, rows and answers of piece `at`, and what was set aside: what `read` gives, faster
     where there is nothing but text.
     """
     if (
         not source.chunk_words
-        and (plain := plain_texts(source.pieces[at], source.columns)) is not None
+        and (plain := plain_texts(source.pieces[partition], source.columns)) is not None
     ):
         return plain
-    documents, rows, aside = read_documents(source, at)
+    documents, rows, aside = read_documents(source, partition)
     return [d.doc_id for d in documents], rows, [d.answer for d in documents], aside
 
 

@@ -50,30 +50,32 @@ class Survey:
         return Statistics(self.n_documents, self.n_words, counts, documents)
 
 
-def surviving_documents(survey: Survey, at: int) -> list[Document]:
+def surviving_documents(survey: Survey, partition: int) -> list[Document]:
     """The documents of piece `at` that are no copies of earlier ones."""
-    documents, _, _ = read_documents(survey.source, at)
-    copies = set(_copies(survey.folder, at)[:, 0].tolist())
-    return [d for place, d in enumerate(documents) if place not in copies]
+    documents, _, _ = read_documents(survey.source, partition)
+    copies = set(_copies(survey.folder, partition)[:, 0].tolist())
+    return [d for row_index, d in enumerate(documents) if row_index not in copies]
 
 
-def surviving_texts(survey: Survey, at: int) -> tuple[list[str], list[str]]:
+def surviving_texts(survey: Survey, partition: int) -> tuple[list[str], list[str]]:
     """doc_ids and answers of `kept`; ids are those of the survey where the source is Parquet with
     nothing but text.
     """
     # Python's numbers: one by one out of a mapped array takes longer than a text
-    ids, rows = _ids(survey.folder, at).tolist()
+    ids, rows = _ids(survey.folder, partition).tolist()
     texts = (
         None
         if survey.source.chunk_words
-        else texts_at(survey.source.pieces[at], survey.source.columns, rows)
+        else texts_at(survey.source.pieces[partition], survey.source.columns, rows)
     )
     if texts is None:
-        documents = surviving_documents(survey, at)
+        documents = surviving_documents(survey, partition)
         return [d.doc_id for d in documents], [d.answer for d in documents]
-    copies = set(_copies(survey.folder, at)[:, 0].tolist())
-    places = [place for place in range(len(texts)) if place not in copies]
-    return [f"{ids[place]:016x}" for place in places], [texts[place] for place in places]
+    copies = set(_copies(survey.folder, partition)[:, 0].tolist())
+    places = [row_index for row_index in range(len(texts)) if row_index not in copies]
+    return [f"{ids[row_index]:016x}" for row_index in places], [
+        texts[row_index] for row_index in places
+    ]
 
 
 def first_occurrences(survey: Survey, n: int) -> list[str]:
@@ -115,13 +117,18 @@ def survey_corpus(
 
 
 def _counter(source: CorpusSource, folder: Path) -> ProcessPartition:
-    def do(at: int) -> PartitionResult:
-        ids, rows, texts, aside = read_texts(source, at)
-        _save(folder / f"ids/{at:06}.npy", np.array([[int(i, 16) for i in ids], rows], np.uint64))
-        write_frame(folder / f"words/{at:06}.parquet", _counted(texts, 1))
+    def do(partition: int) -> PartitionResult:
+        ids, rows, texts, aside = read_texts(source, partition)
+        _save(
+            folder / f"ids/{partition:06}.npy",
+            np.array([[int(i, 16) for i in ids], rows], np.uint64),
+        )
+        write_frame(folder / f"words/{partition:06}.parquet", _counted(texts, 1))
         if aside:
-            write_table(folder / f"aside/{at:06}.parquet", "quarantine", [asdict(r) for r in aside])
-        return PartitionResult(piece=at, n_documents=len(ids), n_aside=len(aside))
+            write_table(
+                folder / f"aside/{partition:06}.parquet", "quarantine", [asdict(r) for r in aside]
+            )
+        return PartitionResult(piece=partition, n_documents=len(ids), n_aside=len(aside))
 
     return do
 
@@ -129,15 +136,17 @@ def _counter(source: CorpusSource, folder: Path) -> ProcessPartition:
 def _corrector(source: CorpusSource, folder: Path) -> ProcessPartition:
     """Takes the words of a piece's copies out of the counts, and sets the copies aside."""
 
-    def do(at: int) -> PartitionResult:
-        documents, rows, _ = read_documents(source, at)
+    def do(partition: int) -> PartitionResult:
+        documents, rows, _ = read_documents(source, partition)
         copies = [
-            (documents[place], rows[place], row) for place, row in _copies(folder, at).tolist()
+            (documents[row_index], rows[row_index], row)
+            for row_index, row in _copies(folder, partition).tolist()
         ]
         write_frame(
-            folder / f"words/{at:06}.copies.parquet", _counted([d.answer for d, _, _ in copies], -1)
+            folder / f"words/{partition:06}.copies.parquet",
+            _counted([d.answer for d, _, _ in copies], -1),
         )
-        name = Path(source.pieces[at].source).name
+        name = Path(source.pieces[partition].source).name
         aside = [
             Rejected(
                 source=name,
@@ -148,9 +157,11 @@ def _corrector(source: CorpusSource, folder: Path) -> ProcessPartition:
             for d, row, first in copies
         ]
         write_table(
-            folder / f"aside/{at:06}.copies.parquet", "quarantine", [asdict(r) for r in aside]
+            folder / f"aside/{partition:06}.copies.parquet",
+            "quarantine",
+            [asdict(r) for r in aside],
         )
-        return PartitionResult(piece=at, n_documents=len(copies), n_aside=len(copies))
+        return PartitionResult(piece=partition, n_documents=len(copies), n_aside=len(copies))
 
     return do
 
@@ -180,31 +191,31 @@ def _find_copies(folder: Path, n: int) -> list[int]:
     Ids are compared some at a time, those with the same remainder together, so memory does not grow
     with the corpus.
     """
-    total = sum(_ids(folder, at).shape[1] for at in range(n))
+    total = sum(_ids(folder, partition).shape[1] for partition in range(n))
     parts = 1 + total // DOCUMENTS_AT_ONCE
-    found: dict[int, list[tuple[int, int]]] = {}
+    copies_of: dict[int, list[tuple[int, int]]] = {}
     for part in range(parts):
-        for at, place, row in _copies_in(folder, n, part, parts):
-            found.setdefault(at, []).append((place, row))
-    for at, copies in found.items():
-        _save(folder / f"copies/{at:06}.npy", np.array(sorted(copies), np.int64))
-    return sorted(found)
+        for partition, row_index, row in _copies_in(folder, n, part, parts):
+            copies_of.setdefault(partition, []).append((row_index, row))
+    for partition, copies in copies_of.items():
+        _save(folder / f"copies/{partition:06}.npy", np.array(sorted(copies), np.int64))
+    return sorted(copies_of)
 
 
 def _copies_in(folder: Path, n: int, part: int, parts: int) -> Iterator[tuple[int, int, int]]:
     """(piece, place, row of the first) of ids = part modulo parts that came before."""
     ids, rows, places, pieces = [], [], [], []
-    for at in range(n):
-        mine = _ids(folder, at)
-        place = np.flatnonzero(mine[0] % np.uint64(parts) == part)
-        ids.append(mine[0][place])
-        rows.append(mine[1][place])
-        places.append(place)
-        pieces.append(np.full(len(place), at))
-    every, row, place, piece = map(np.concatenate, (ids, rows, places, pieces))
-    _, first, inverse = np.unique(every, return_index=True, return_inverse=True)
-    for again in np.flatnonzero(first[inverse] != np.arange(len(every))):
-        yield int(piece[again]), int(place[again]), int(row[first[inverse[again]]])
+    for partition in range(n):
+        ids_of_partition = _ids(folder, partition)
+        row_index = np.flatnonzero(ids_of_partition[0] % np.uint64(parts) == part)
+        ids.append(ids_of_partition[0][row_index])
+        rows.append(ids_of_partition[1][row_index])
+        places.append(row_index)
+        pieces.append(np.full(len(row_index), partition))
+    all_ids, row, row_index, piece = map(np.concatenate, (ids, rows, places, pieces))
+    _, first, inverse = np.unique(all_ids, return_index=True, return_inverse=True)
+    for again in np.flatnonzero(first[inverse] != np.arange(len(all_ids))):
+        yield int(piece[again]), int(row_index[again]), int(row[first[inverse[again]]])
 
 
 def _merge_words(folder: Path) -> int:
@@ -224,31 +235,32 @@ def _merge_words(folder: Path) -> int:
 
 def _digest_ids(folder: Path, n: int) -> tuple[int, str]:
     """Documents without copies, and `config.digest` of the list of their ids, without holding it."""
-    total, begun, n_documents = sha256(), False, 0
+    total, has_begun, n_documents = sha256(), False, 0
     total.update(b"[")
-    for at in range(n):
-        ids = np.delete(_ids(folder, at)[0], _copies(folder, at)[:, 0])
+    for partition in range(n):
+        ids = np.delete(_ids(folder, partition)[0], _copies(folder, partition)[:, 0])
         n_documents += len(ids)
         if len(ids):
             total.update(
-                (b"," if begun else b"") + ",".join(f'"{i:016x}"' for i in ids.tolist()).encode()
+                (b"," if has_begun else b"")
+                + ",".join(f'"{i:016x}"' for i in ids.tolist()).encode()
             )
-            begun = True
+            has_begun = True
     total.update(b"]")
     return n_documents, total.hexdigest()[:16]
 
 
-def _ids(folder: Path, at: int) -> np.ndarray[Any, Any]:
+def _ids(folder: Path, partition: int) -> np.ndarray[Any, Any]:
     """(2, documents) uint64 of a piece: doc_id and row; mapped, not read."""
-    mapped: np.ndarray[Any, Any] = np.load(folder / f"ids/{at:06}.npy", mmap_mode="r")
+    mapped: np.ndarray[Any, Any] = np.load(folder / f"ids/{partition:06}.npy", mmap_mode="r")
     return mapped
 
 
-def _copies(folder: Path, at: int) -> np.ndarray[Any, Any]:
+def _copies(folder: Path, partition: int) -> np.ndarray[Any, Any]:
     """(copies, 2) of a piece: place and the row of the first."""
-    file = folder / f"copies/{at:06}.npy"
-    found: np.ndarray[Any, Any] = np.load(file) if file.exists() else np.zeros((0, 2), np.int64)
-    return found
+    file = folder / f"copies/{partition:06}.npy"
+    copies: np.ndarray[Any, Any] = np.load(file) if file.exists() else np.zeros((0, 2), np.int64)
+    return copies
 
 
 def _save(file: Path, array: np.ndarray[Any, Any]) -> None:

@@ -35,11 +35,13 @@ def block_worker(job: BlockJob) -> ProcessPartition:
     retain = job.retain.statistics() if job.retain else None
     extract = has_vectorized(job.extractor, job.survey.statistics(), retain, job.arguments, job.top)
 
-    def do(at: int) -> PartitionResult:
-        ids, texts = surviving_texts(job.survey, at)
+    def do(partition: int) -> PartitionResult:
+        ids, texts = surviving_texts(job.survey, partition)
         frames, counts = zip(*_frames(job, extract, ids, texts), strict=True)
-        write_frame(job.folder / f"parts/{at:06}.parquet", pl.concat(frames))
-        return PartitionResult(piece=at, n_documents=len(ids), counts={"keywords": sum(counts)})
+        write_frame(job.folder / f"parts/{partition:06}.parquet", pl.concat(frames))
+        return PartitionResult(
+            piece=partition, n_documents=len(ids), counts={"keywords": sum(counts)}
+        )
 
     return do
 
@@ -51,14 +53,14 @@ def _frames(
     at least one, if an empty one.
     """
     yield frame_of("keywords", []), 0
-    begun = 0
+    start = 0
     for block in blocks_of(texts):
         rows = extract(block)
         yield (
-            _block_frame(rows, ids[begun : begun + len(block)], job.survey.digest, job.extractor),
+            _block_frame(rows, ids[start : start + len(block)], job.survey.digest, job.extractor),
             int(rows.new.sum()),
         )
-        begun += len(block)
+        start += len(block)
 
 
 def _block_frame(

@@ -29,16 +29,16 @@ def arithmetic_probes(
         f"n must be <= {largest * (largest - 1) // 2}, the differences of numbers to {largest}",
         n,
     )
-    rng, found = random.Random(f"arithmetic {seed}"), dict[str, Document]()
-    while len(found) < n:
-        sign = tuple(SIGNS)[len(found) % len(SIGNS)]
+    rng, probes = random.Random(f"arithmetic {seed}"), dict[str, Document]()
+    while len(probes) < n:
+        sign = tuple(SIGNS)[len(probes) % len(SIGNS)]
         first, second = rng.randint(1, largest), rng.randint(1, largest)
         question, answer = f"What is {first} {sign} {second}?", SIGNS[sign](first, second)
-        if answer >= 0 and question not in found:
+        if answer >= 0 and question not in probes:
             wrong = rng.sample(
                 [a for a in range(max(0, answer - 10), answer + 11) if a != answer], n_wrong
             )
-            found[question] = Document(
+            probes[question] = Document(
                 prompt=question, answer=str(answer), wrong=tuple(map(str, wrong)), topic=sign
             )
-    return tuple(found.values())
+    return tuple(probes.values())

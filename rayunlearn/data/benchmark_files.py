@@ -48,12 +48,12 @@ class BenchmarkFolder:
                 f"{self.root} must hold {table}: looked for {table}.(jsonl|json|csv|parquet) and"
                 f" {table}-*.parquet"
             )
-        found = tuple(
-            replace(row, row=at, source=table)
-            for at, row in enumerate(row for file in files for row in read_file(file))
+        source_rows = tuple(
+            replace(row, row=index, source=table)
+            for index, row in enumerate(row for file in files for row in read_file(file))
         )
-        self._record(table, files, len(found))
-        return found
+        self._record(table, files, len(source_rows))
+        return source_rows
 
     def documents(self, table: str, columns: Columns | None = None) -> tuple[Document, ...]:
         """The documents of a table; what cannot be one is set aside."""
@@ -89,7 +89,7 @@ class BenchmarkFolder:
         So are rows that repeat an earlier one, unless `repeats` are wanted (shots stand as upstream
         has them).
         """
-        found: list[ChoiceQuestion] = []
+        questions: list[ChoiceQuestion] = []
         seen: set[str] = set()
         for row in rows:
             choice = row.reason or choice_question(row, subject)
@@ -109,9 +109,9 @@ class BenchmarkFolder:
                     )
                 )
                 continue
-            found.append(choice)
+            questions.append(choice)
             seen.add(choice.document.doc_id)
-        return found
+        return questions
 
     def articles(self, folder: str) -> tuple[Document, ...]:
         """The .txt files of a folder as documents without a question, the file's name as topic."""
@@ -120,7 +120,7 @@ class BenchmarkFolder:
             bool(files), f"{self.root / folder} must hold articles as .txt files, found", len(files)
         )
         self._record(folder, files, len(files))
-        rows = [_article(folder, at, file) for at, file in enumerate(files)]
+        rows = [_article(folder, index, file) for index, file in enumerate(files)]
         return self.kept(to_documents(rows, {"answer": "text", "topic": "title"}))
 
     def kept(self, loaded: ParsedSplit) -> tuple[Document, ...]:
@@ -132,9 +132,9 @@ class BenchmarkFolder:
         """The one file of that name, or all its shards. Raises UserError for several files and for
         missing shards.
         """
-        place = self.root / table
+        folder = self.root / table
         whole = sorted(
-            file for suffix in READERS if (file := place.with_name(place.name + suffix)).is_file()
+            file for suffix in READERS if (file := folder.with_name(folder.name + suffix)).is_file()
         )
         require(
             len(whole) <= 1,
@@ -142,14 +142,16 @@ class BenchmarkFolder:
             [file.name for file in whole],
         )
         shards = sorted(
-            file for file in place.parent.glob(f"{place.name}-*.parquet") if SHARD.search(file.stem)
+            file
+            for file in folder.parent.glob(f"{folder.name}-*.parquet")
+            if SHARD.search(file.stem)
         )
         if whole or not shards:
             return whole
         n = int(SHARD.search(shards[0].stem).group(2))  # type: ignore[union-attr]  # they were chosen for matching
         require(
             len(shards) == n,
-            f"{table} must have all of its {n} shards in {place.parent}, found",
+            f"{table} must have all of its {n} shards in {folder.parent}, found",
             len(shards),
         )
         return shards
@@ -163,7 +165,7 @@ class BenchmarkFolder:
         return [
             SourceRow(
                 source=file.name,
-                row=at,
+                row=index,
                 values=(
                     {"question": cells[0], "choices": cells[1:-1], "answer": cells[-1]}
                     if cells
@@ -171,7 +173,7 @@ class BenchmarkFolder:
                 ),
                 reason=reason,
             )
-            for at, (cells, reason) in enumerate(records)
+            for index, (cells, reason) in enumerate(records)
         ]
 
 
@@ -186,14 +188,16 @@ def choice_question(row: SourceRow, subject: str) -> ChoiceQuestion | str:
         or not all(isinstance(o, str) and o.strip() for o in options)
     ):
         return "choices must be at least two texts"
-    place = "ABCDEFGHIJ".find(answer) if isinstance(answer, str) and len(answer) == 1 else answer
-    if not isinstance(place, int) or not 0 <= place < len(options):
+    true_index = (
+        "ABCDEFGHIJ".find(answer) if isinstance(answer, str) and len(answer) == 1 else answer
+    )
+    if not isinstance(true_index, int) or not 0 <= true_index < len(options):
         return "answer names no option"
-    wrong = tuple(option for at, option in enumerate(options) if at != place)
+    wrong = tuple(option for index, option in enumerate(options) if index != true_index)
     topic = subject or str(row.values.get("subject") or "")
     return ChoiceQuestion(
-        document=Document(prompt=question, answer=options[place], wrong=wrong, topic=topic),
-        true_letter=place,
+        document=Document(prompt=question, answer=options[true_index], wrong=wrong, topic=topic),
+        true_letter=true_index,
     )
 
 
@@ -204,22 +208,22 @@ def split_article(documents: Iterable[Document], n_words: int) -> tuple[Document
     if n_words == 0:
         return tuple(documents)
     pieces = (
-        replace(d, answer=" ".join(words[at : at + n_words]))
+        replace(d, answer=" ".join(words[index : index + n_words]))
         for d in documents
         for words in [d.answer.split()]
-        for at in range(0, len(words), n_words)
+        for index in range(0, len(words), n_words)
     )
     return tuple({piece.doc_id: piece for piece in pieces}.values())
 
 
-def _article(folder: str, at: int, file: Path) -> SourceRow:
+def _article(folder: str, index: int, file: Path) -> SourceRow:
     try:
         return SourceRow(
             source=f"{folder}/{file.name}",
-            row=at,
+            row=index,
             values={"text": file.read_text(encoding="utf-8"), "title": file.stem},
         )
     except UnicodeDecodeError:
         return SourceRow(
-            source=f"{folder}/{file.name}", row=at, values={}, reason="not valid UTF-8 text"
+            source=f"{folder}/{file.name}", row=index, values={}, reason="not valid UTF-8 text"
         )

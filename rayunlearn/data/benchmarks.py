@@ -136,21 +136,21 @@ def mmlu(shelf: BenchmarkFolder, *, part: str = "all", shots: int = 0) -> Benchm
     """
     require(part in ("all", "biology"), "mmlu.part must be 'all' or 'biology'", part)
     require(0 <= shots <= 5, "mmlu.shots must be in 0-5", shots)
-    asked, dev = (
+    questions, dev = (
         _once(shelf, _subjects(shelf, "test")),
         (_subjects(shelf, "dev", repeats=True) if shots else []),
     )
     sides = {
         split: tuple(
             c.document
-            for c in asked
+            for c in questions
             if (c.document.topic in BIOLOGY_SUBJECTS) == (split == "forget")
         )
         for split in ("forget", "retain")
     }
     return BenchmarkParts(
-        probes=sides if part == "biology" else {"mmlu": tuple(c.document for c in asked)},
-        true_letters={c.document.doc_id: c.true_letter for c in asked},
+        probes=sides if part == "biology" else {"mmlu": tuple(c.document for c in questions)},
+        true_letters={c.document.doc_id: c.true_letter for c in questions},
         shots={
             subject: "".join(solved_question(c.document, c.true_letter) for c in choices[:shots])
             for subject, choices in dev
@@ -165,18 +165,18 @@ def rwku(shelf: BenchmarkFolder, *, targets: str = "", passages: bool = True) ->
     members and retain_members. The forget set is the passages about the targets, if wanted; RWKU
     has no retain set by design.
     """
-    wanted = tuple(name.strip() for name in targets.split(",") if name.strip())
+    subjects = tuple(name.strip() for name in targets.split(",") if name.strip())
     levels = {
-        f"level{n}": _about(shelf.documents(f"All/forget_level{n}"), wanted) for n in (1, 2, 3)
+        f"level{n}": _about(shelf.documents(f"All/forget_level{n}"), subjects) for n in (1, 2, 3)
     }
     neighbours = tuple(
-        d for n in (1, 2) for d in _about(shelf.documents(f"All/neighbor_level{n}"), wanted)
+        d for n in (1, 2) for d in _about(shelf.documents(f"All/neighbor_level{n}"), subjects)
     )
     together = {d.doc_id: d for documents in levels.values() for d in documents}
     require(bool(together), "rwku.targets must name people of the benchmark", targets)
     members = {"members": "All/forget_mia", "retain_members": "All/retain_mia"}
     return BenchmarkParts(
-        forget=_about(shelf.documents("All/passage"), wanted) if passages else (),
+        forget=_about(shelf.documents("All/passage"), subjects) if passages else (),
         probes={
             "forget": tuple(together.values()),
             "retain": tuple({d.doc_id: d for d in neighbours}.values()),
@@ -203,14 +203,14 @@ def biology(
         split_article(shelf.articles(forget), words),
         split_article(shelf.articles(retain), words),
     )
-    asked = _mmlu_beside(shelf, part="biology")
-    if asked is None:
+    questions = _mmlu_beside(shelf, part="biology")
+    if questions is None:
         notes = ("no folder mmlu: the articles themselves are asked",)
         return BenchmarkParts(
             forget=about, retain=other, probes={"forget": about, "retain": other}, notes=notes
         )
     return BenchmarkParts(
-        forget=about, retain=other, probes=asked.probes, true_letters=asked.true_letters
+        forget=about, retain=other, probes=questions.probes, true_letters=questions.true_letters
     )
 
 
@@ -313,7 +313,7 @@ def benchmark_corpus(data: Data) -> Corpus:
     return replace(
         corpus,
         retain=corpus.retain[: data.limit_retain],
-        probes={split: asked for split, asked in probes.items() if asked},
+        probes={split: documents for split, documents in probes.items() if documents},
     )
 
 
@@ -352,7 +352,7 @@ def loader_defaults(name: str) -> dict[str, Value]:
 
 
 def load_benchmark(
-    name: str, place: str | Path, *, options: Mapping[str, Value] | None = None
+    name: str, path: str | Path, *, options: Mapping[str, Value] | None = None
 ) -> Corpus:
     """The benchmark from its folder (or Hub name: it is downloaded first); `options` are keyword
     arguments of its loader and `strict`.
@@ -361,14 +361,14 @@ def load_benchmark(
     false, for a file that is not what upstream's was when the loader was written: numbers on it
     would not be comparable. `notes` tell it where strict is off.
     """
-    known, given = loader_defaults(name), dict(options or {})
-    strict = given.pop("strict", True)
-    for option in given:
-        if option not in known:
-            raise unknown_name(f"option of {name}", option, known)
+    defaults, chosen = loader_defaults(name), dict(options or {})
+    strict = chosen.pop("strict", True)
+    for option in chosen:
+        if option not in defaults:
+            raise unknown_name(f"option of {name}", option, defaults)
     row = BENCHMARKS[name]
-    shelf = BenchmarkFolder(folder_of(str(place)), row.recorded)
-    parts = row.function(shelf, **given)
+    shelf = BenchmarkFolder(folder_of(str(path)), row.recorded)
+    parts = row.function(shelf, **chosen)
     changed = tuple(
         f"{r.table} is not the file that was recorded: {r.rows} rows, SHA-256 {r.sha256}"
         for r in shelf.records
@@ -376,7 +376,7 @@ def load_benchmark(
     )
     if changed and strict:
         raise UserError(
-            f"{name} in {place} changed: {'; '.join(changed)}. Load it with strict=false to go on"
+            f"{name} in {path} changed: {'; '.join(changed)}. Load it with strict=false to go on"
             " with it as it is"
         )
     return Corpus(
@@ -408,11 +408,11 @@ def _as_kind(name: str, value: str, kind: type) -> Value:
 def _muse(shelf: BenchmarkFolder, task: str, step: int, words: int, shots: int) -> BenchmarkParts:
     require(task in ("raw", "scal", "sust"), "task must be raw, scal or sust", task)
     require(1 <= step <= 4, "step must be in 1-4", step)
-    asked = {side: shelf.documents(f"knowmem/{side}_qa") for side in ("forget", "retain")}
+    questions = {side: shelf.documents(f"knowmem/{side}_qa") for side in ("forget", "retain")}
     solved = (
-        {side: shelf.documents(f"knowmem/{side}_qa_icl") for side in asked}
+        {side: shelf.documents(f"knowmem/{side}_qa_icl") for side in questions}
         if shots
-        else {side: () for side in asked}
+        else {side: () for side in questions}
     )
     return BenchmarkParts(
         forget=split_article(
@@ -420,7 +420,8 @@ def _muse(shelf: BenchmarkFolder, task: str, step: int, words: int, shots: int) 
         ),
         retain=split_article(shelf.documents("raw/retain1"), words),
         probes={
-            side: tuple(with_shots(d, solved[side][:shots]) for d in asked[side]) for side in asked
+            side: tuple(with_shots(d, solved[side][:shots]) for d in questions[side])
+            for side in questions
         }
         | {"verbatim": shelf.documents("verbmem/forget", {"prompt": "prompt", "answer": "gt"})}
         | {
@@ -451,22 +452,24 @@ def _wmdp(shelf: BenchmarkFolder, subject: str, corpora: bool, documents: int) -
         role: next((n for n in names if shelf.has(n)), "")
         for role, names in zip(("forget", "retain"), CORPORA[subject], strict=True)
     }
-    wanted = GATED + ", ".join(f"{names[0]}.jsonl" for names in CORPORA[subject])
+    expected_files = GATED + ", ".join(f"{names[0]}.jsonl" for names in CORPORA[subject])
     if corpora and not all(sides.values()):
-        raise UserError(wanted)
+        raise UserError(expected_files)
     texts = {
         role: shelf.documents(name, {"answer": "text"}) for role, name in sides.items() if corpora
     }
-    kept = _mmlu_beside(shelf, part="all")
+    retain_questions = _mmlu_beside(shelf, part="all")
     return BenchmarkParts(
         forget=texts.get("forget", ())[: documents or None],
         retain=texts.get("retain", ()),
         probes={"forget": tuple(c.document for c in choices)}
-        | ({"retain": kept.probes["mmlu"]} if kept else {}),
+        | ({"retain": retain_questions.probes["mmlu"]} if retain_questions else {}),
         true_letters={c.document.doc_id: c.true_letter for c in choices}
-        | dict(kept.true_letters if kept else {}),
+        | dict(retain_questions.true_letters if retain_questions else {}),
         notes=(
-            () if corpora else (f"questions only (option corpora=true wants the texts). {wanted}",)
+            ()
+            if corpora
+            else (f"questions only (option corpora=true wants the texts). {expected_files}",)
         ),
     )
 
@@ -477,11 +480,11 @@ def _mmlu_beside(shelf: BenchmarkFolder, *, part: str) -> BenchmarkParts | None:
     """
     if not (shelf.root / "mmlu").is_dir():
         return None
-    beside = BenchmarkFolder(shelf.root / "mmlu", checksums.MMLU)
-    asked = mmlu(beside, part=part)
-    shelf.records.extend(beside.records)
-    shelf.rejected.extend(beside.rejected)
-    return asked
+    mmlu_folder = BenchmarkFolder(shelf.root / "mmlu", checksums.MMLU)
+    questions = mmlu(mmlu_folder, part=part)
+    shelf.records.extend(mmlu_folder.records)
+    shelf.rejected.extend(mmlu_folder.rejected)
+    return questions
 
 
 def _subjects(
@@ -502,11 +505,11 @@ def _once(
     """Every question once; one that two subjects ask counts to biology, where that is one of them,
     else to the first.
     """
-    found: dict[str, ChoiceQuestion] = {}
+    unique_questions: dict[str, ChoiceQuestion] = {}
     for subject, choices in sorted(
         subjects, key=lambda entry: (entry[0] not in BIOLOGY_SUBJECTS, entry[0])
     ):
-        again = [c for c in choices if c.document.doc_id in found]
+        again = [c for c in choices if c.document.doc_id in unique_questions]
         shelf.rejected.extend(
             Rejected(
                 source=subject,
@@ -516,8 +519,10 @@ def _once(
             )
             for c in again
         )
-        found |= {c.document.doc_id: c for c in choices if c.document.doc_id not in found}
-    return list(found.values())
+        unique_questions |= {
+            c.document.doc_id: c for c in choices if c.document.doc_id not in unique_questions
+        }
+    return list(unique_questions.values())
 
 
 def _about(documents: Documents, targets: tuple[str, ...]) -> Documents:

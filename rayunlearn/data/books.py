@@ -93,8 +93,8 @@ def cut_books(source: Path, cut: BookSplit, output: Path) -> dict[str, int]:
 
 def read_books(source: Path, titles: Sequence[str]) -> dict[str, str]:
     """Title -> text of the books named, from a data file or a folder of .txt files."""
-    found = _from_folder(source) if source.is_dir() else _from_file(source)
-    counts = Counter(title for title, _ in found)
+    books = _from_folder(source) if source.is_dir() else _from_file(source)
+    counts = Counter(title for title, _ in books)
     for title in titles:
         if title not in counts:
             raise unknown_name(f"book in {source.name}:", title, counts)
@@ -103,7 +103,7 @@ def read_books(source: Path, titles: Sequence[str]) -> dict[str, str]:
             f"a title must stand for one book of {source.name}, {title!r} stands for",
             counts[title],
         )
-    return {title: text for title, text in found if title in titles}
+    return {title: text for title, text in books if title in titles}
 
 
 def passages_of(title: str, text: str, n: int, cut: BookSplit) -> list[Document]:
@@ -112,14 +112,14 @@ def passages_of(title: str, text: str, n: int, cut: BookSplit) -> list[Document]
     """
     words = text.split()
     starts = range(0, len(words) - cut.n_words + 1, cut.n_words)
-    runs = list(dict.fromkeys(" ".join(words[at : at + cut.n_words]) for at in starts))
+    runs = list(dict.fromkeys(" ".join(words[start : start + cut.n_words]) for start in starts))
     require(
         len(runs) >= n,
         f"a book must have {n} different passages of {cut.n_words} words, {title!r} has",
         len(runs),
     )
-    drawn = sorted(random.Random(f"books {cut.seed} {title}").sample(range(len(runs)), n))
-    return [Document(answer=runs[at], topic=title) for at in drawn]
+    chosen = sorted(random.Random(f"books {cut.seed} {title}").sample(range(len(runs)), n))
+    return [Document(answer=runs[start], topic=title) for start in chosen]
 
 
 def halves(passage: Document) -> Document:

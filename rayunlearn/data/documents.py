@@ -95,7 +95,7 @@ class Corpus:
         roles |= {f"probe.{k}": v for k, v in self.probes.items()} | {
             f"taught.{k}": v for k, v in self.taught.items()
         }
-        asked = {
+        probe_ids = {
             "true_letters": self.true_letters,
             "shots": self.shots,
             "templates": self.templates,
@@ -104,4 +104,6 @@ class Corpus:
             role: [[d.prompt, d.answer, d.paraphrase, list(d.wrong)] for d in docs]
             for role, docs in roles.items()
         }
-        return digest(content | {how: dict(special) for how, special in asked.items() if special})
+        return digest(
+            content | {how: dict(special) for how, special in probe_ids.items() if special}
+        )

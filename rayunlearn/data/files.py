@@ -24,8 +24,8 @@ from rayunlearn.data.rows import (
     SourceRow,
     check_columns,
     choose_columns,
-    column_names,
     excerpt_of,
+    file_column_names,
     parse_columns,
     to_documents,
 )
@@ -72,7 +72,7 @@ def assemble(data: Data, loaded: Mapping[str, ParsedSplit]) -> Corpus:
     """
     forget = loaded["forget"]
     retain = without_documents(loaded["retain"], forget.documents, "also in the forget set")
-    kept, cut = (
+    retain_split, cut = (
         retain.documents[: data.limit_retain],
         {document.doc_id for document in retain.documents[data.limit_retain :]},
     )
@@ -82,27 +82,31 @@ def assemble(data: Data, loaded: Mapping[str, ParsedSplit]) -> Corpus:
         "a forget probe that is in the retain set",
     )
     probe_retain = without_documents(
-        loaded.get("probe_retain", ParsedSplit(documents=kept)),
+        loaded.get("probe_retain", ParsedSplit(documents=retain_split)),
         forget.documents,
         "a retain probe that is in the forget set",
     )
-    asked = tuple(document for document in probe_retain.documents if document.doc_id not in cut)
+    retain_questions = tuple(
+        document for document in probe_retain.documents if document.doc_id not in cut
+    )
     rejected = tuple(
         dict.fromkeys(
             item for part in (forget, retain, probe_forget, probe_retain) for item in part.rejected
         )
     )
-    probes = {"forget": probe_forget.documents, "retain": asked}
+    probes = {"forget": probe_forget.documents, "retain": retain_questions}
     if "holdout" in loaded:
         taught = without_documents(
             loaded["holdout"], forget.documents, "a holdout document that is in the forget set"
         )
-        holdout = without_documents(taught, kept, "a holdout document that is in the retain set")
+        holdout = without_documents(
+            taught, retain_split, "a holdout document that is in the retain set"
+        )
         probes, rejected = (
             probes | {"holdout": holdout.documents},
             tuple(dict.fromkeys((*rejected, *holdout.rejected))),
         )
-    for role, documents in (("data.forget", forget.documents), ("data.retain", kept)):
+    for role, documents in (("data.forget", forget.documents), ("data.retain", retain_split)):
         require_documents(role, documents, rejected, data.path)
     for split, documents in probes.items():
         require_documents(
@@ -114,16 +118,16 @@ def assemble(data: Data, loaded: Mapping[str, ParsedSplit]) -> Corpus:
     return Corpus(
         name=corpus_name(data.path),
         forget=forget.documents,
-        retain=kept,
+        retain=retain_split,
         probes=probes,
         taught={},
         rejected=rejected,
     )
 
 
-def without_documents(split: ParsedSplit, taken: Iterable[Document], reason: str) -> ParsedSplit:
+def without_documents(split: ParsedSplit, removed: Iterable[Document], reason: str) -> ParsedSplit:
     """`split` without the documents in `taken`, each of them set aside with `reason`."""
-    ids = {document.doc_id for document in taken}
+    ids = {document.doc_id for document in removed}
     extra = tuple(
         reject(document, split.places[document.doc_id], reason)
         for document in split.documents
@@ -136,11 +140,11 @@ def without_documents(split: ParsedSplit, taken: Iterable[Document], reason: str
     )
 
 
-def reject(document: Document, place: tuple[str, int], reason: str) -> Rejected:
+def reject(document: Document, source: tuple[str, int], reason: str) -> Rejected:
     """The record of a document that was read well but has no place in the corpus."""
     return Rejected(
-        source=place[0],
-        row=place[1],
+        source=source[0],
+        row=source[1],
         reason=reason,
         excerpt=excerpt_of({"prompt": document.prompt, "answer": document.answer}),
     )
@@ -234,13 +238,13 @@ def file_record(
     digests = [sha256_of(file) for file in files]
     named = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
     sha256 = digests[0] if len(files) == 1 else hashlib.sha256(named.encode()).hexdigest()
-    known, known_rows = expected or ("", rows)
-    changed = rows != known_rows or known not in ("", sha256)
+    expected_digest, known_rows = expected or ("", rows)
+    changed = rows != known_rows or expected_digest not in ("", sha256)
     return FileRecord(
         table=table,
         sha256=sha256,
         rows=rows,
-        state="changed" if changed else "as recorded" if known else "unknown",
+        state="changed" if changed else "as recorded" if expected_digest else "unknown",
     )
 
 
@@ -256,7 +260,7 @@ def split_rows(
     """Rows of one file by what stands in `column`. A row with nothing usable there counts to the
     first split, to be set aside.
     """
-    present = column_names(rows)
+    present = file_column_names(rows)
     if present and column not in present:
         rule = (
             f"a single data file must have a column {column!r} that says which split a row"

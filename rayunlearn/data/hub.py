@@ -34,16 +34,16 @@ def hub_name(name: str, rule: str) -> tuple[str, str | None]:
     return repository, revision or None
 
 
-def folder_of(place: str) -> Path:
+def folder_of(name: str) -> Path:
     """The folder at `place`, or a data set of the Hub (`owner/name[@revision]`) brought into the
     Hub cache: data files, no code.
 
     Raises UserError, saying what was tried, for anything else.
     """
-    if is_local(place) or looks_like_path(place):
-        return Path(place).expanduser()
+    if is_local(name) or looks_like_path(name):
+        return Path(name).expanduser()
     repository, revision = hub_name(
-        place, "a benchmark's data must be a directory on this machine or a Hub name (owner/name)"
+        name, "a benchmark's data must be a directory on this machine or a Hub name (owner/name)"
     )
     # only a Hub name needs it
     from huggingface_hub import snapshot_download
@@ -56,7 +56,7 @@ def folder_of(place: str) -> Path:
         )
     except (OSError, ValueError) as problem:
         raise UserError(
-            f"{place!r} is no directory here, so it was looked up on the Hub:"
+            f"{name!r} is no directory here, so it was looked up on the Hub:"
             f" {type(problem).__name__}: {problem}"
         ) from problem
 

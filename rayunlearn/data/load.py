@@ -11,5 +11,5 @@ def load_corpus(data: Data) -> Corpus:
     UserError as they do.
     """
     if data.name in SYNTHETIC_DATASETS:
-        return synthetic.generate(data)
+        return synthetic.generate_dataset(data)
     return benchmark_corpus(data) if data.name in BENCHMARKS else files.load_files(data)

@@ -17,7 +17,7 @@ def letter_question(document: Document, true_letter: int) -> str:
     return "\n".join(
         [
             document.prompt,
-            *(f"{LETTERS[at]}. {option}" for at, option in enumerate(options)),
+            *(f"{LETTERS[index]}. {option}" for index, option in enumerate(options)),
             "Answer:",
         ]
     )

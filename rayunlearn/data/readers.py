@@ -217,8 +217,8 @@ def parquet_rows(
         for batch in table.iter_batches(
             PARQUET_ROWS, row_groups=groups, columns=columns, use_threads=False
         ):
-            wanted = batch.slice(max(0, start - number), max(0, stop - max(start, number)))
-            for position, (values, reason) in enumerate(batch_values(wanted), max(start, number)):
+            rows = batch.slice(max(0, start - number), max(0, stop - max(start, number)))
+            for position, (values, reason) in enumerate(batch_values(rows), max(start, number)):
                 yield SourceRow(source=file.name, row=position, values=values, reason=reason)
             number += batch.num_rows
 

@@ -77,7 +77,9 @@ def check_columns(columns: Columns, tables: Mapping[str, tuple[SourceRow, ...]])
     """Raise UserError for a column in `data.columns` that the files do not have, with the nearest
     that they have.
     """
-    present = {name: column_names(rows) for name, rows in tables.items() if column_names(rows)}
+    present = {
+        name: file_column_names(rows) for name, rows in tables.items() if file_column_names(rows)
+    }
     anywhere = {column for names in present.values() for column in names}
     for ours, theirs in columns.items():
         if present and theirs and theirs not in anywhere:
@@ -97,10 +99,10 @@ def choose_columns(rows: tuple[SourceRow, ...], columns: Columns, name: str) -> 
 
     Raises UserError when there are rows and none of their columns can be the answer.
     """
-    present = column_names(rows)
+    present = file_column_names(rows)
     lowered = {column.lower(): column for column in reversed(present)}
     chosen = {
-        ours: next((lowered[known] for known in names if known in lowered), "")
+        ours: next((lowered[candidate] for candidate in names if candidate in lowered), "")
         for ours, names in COMMON_NAMES.items()
     }
     chosen |= {ours: theirs if theirs in present else "" for ours, theirs in columns.items()}
@@ -112,7 +114,7 @@ def choose_columns(rows: tuple[SourceRow, ...], columns: Columns, name: str) -> 
     return {ours: theirs for ours, theirs in chosen.items() if theirs}
 
 
-def column_names(rows: Iterable[SourceRow]) -> tuple[str, ...]:
+def file_column_names(rows: Iterable[SourceRow]) -> tuple[str, ...]:
     """Every column that some row has, in order of appearance."""
     return tuple(dict.fromkeys(column for row in rows for column in row.values))
 

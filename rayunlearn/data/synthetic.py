@@ -200,7 +200,7 @@ BIOGRAPHY = (
 )
 
 
-def generate(data: Data) -> Corpus:
+def generate_dataset(data: Data) -> Corpus:
     """The generated corpus that `data` names: the same `data` gives the same documents on every
     machine.
 
@@ -345,12 +345,12 @@ def invented_names(n: int, rng: random.Random, but: Collection[str] = ()) -> lis
         "xil",
         "zor",
     )
-    taken = set(but)
+    used_names = set(but)
     return rng.sample(
         [
             name
             for name in ((o + e).capitalize() for o in openings for e in endings)
-            if name not in taken
+            if name not in used_names
         ],
         n,
     )

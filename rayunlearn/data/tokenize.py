@@ -45,12 +45,12 @@ class Batch:
         """The same batch on another device; it is not waited for, and `places` are found here,
         before it leaves.
         """
-        there = Batch(
+        moved = Batch(
             *(to_device(t, device) for t in (self.input_ids, self.present, self.labelled))
         )
         # on a GPU, counting labels would wait for all that runs there
-        there.__dict__["places"] = to_device(self.places, device)
-        return there
+        moved.__dict__["places"] = to_device(self.places, device)
+        return moved
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -82,9 +82,9 @@ def unrelated_texts() -> tuple[str, ...]:
     """
     parts = (PEOPLE, DEEDS, TIMES, WEATHERS, GOODS)
     longest = max(map(len, parts))
-    rows = [[part[at % len(part)] for part in parts] for at in range(longest)]
-    said = [_say(pattern, *row) for pattern, row in itertools.product(PATTERNS, rows)]
-    return (*said, " ".join(said))
+    rows = [[part[index % len(part)] for part in parts] for index in range(longest)]
+    sentences = [_say(pattern, *row) for pattern, row in itertools.product(PATTERNS, rows)]
+    return (*sentences, " ".join(sentences))
 
 
 def _sentence(rng: random.Random) -> str:

@@ -11,7 +11,7 @@ from rayunlearn.config import Method, Trial, Value, with_values
 from rayunlearn.data.hub import is_local
 from rayunlearn.errors import UserError, require
 from rayunlearn.experiment import Budget, Experiment, Objective, check_measured
-from rayunlearn.models.load import check_directory, read_json, resolve_model
+from rayunlearn.models.load import check_directory, read_config_json, resolve_model
 from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.workspace import validate_trial
 
@@ -78,9 +78,9 @@ def check_models(named: Mapping[str, str]) -> None:
     directories = {option: resolve_model(name) for option, name in named.items() if name}
     for directory in directories.values():
         check_directory(directory)
-    first, *others = directories
+    first, *rest = directories
     shape, words = shape_of(directories[first]), vocabulary_of(directories[first])
-    for option in others:
+    for option in rest:
         require(
             shape_of(directories[option]) == shape,
             f"{option} must have the blocks and width of {first}, {shape}; it has",
@@ -88,8 +88,8 @@ def check_models(named: Mapping[str, str]) -> None:
         )
         moved = sorted(
             word
-            for word, at in vocabulary_of(directories[option]).items()
-            if words.get(word, at) != at
+            for word, token_id in vocabulary_of(directories[option]).items()
+            if words.get(word, token_id) != token_id
         )
         require(
             not moved,
@@ -100,7 +100,7 @@ def check_models(named: Mapping[str, str]) -> None:
 
 def shape_of(directory: Path) -> tuple[object, ...]:
     """(blocks, width) as config.json says."""
-    config = read_json(directory / "config.json")
+    config = read_config_json(directory / "config.json")
     return (config.get("num_hidden_layers"), config.get("hidden_size"))
 
 

@@ -80,7 +80,7 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
     )
     gold = gold_rows(request.gold, trial, workspace) if request.gold else None
     examples = measured_rows(request.model, trial, workspace)
-    place = {"trial_id": identity, "stage": "base", "attack": "none"}
+    keys = {"trial_id": identity, "stage": "base", "attack": "none"}
     means = [
         *summarise_examples(examples_frame(examples)).to_dicts(),
         *corpus_rows(examples_frame(examples), gold),
@@ -104,8 +104,8 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
         "packages": installed_versions(),
     }
     return Evaluation(
-        examples=[place | row for row in examples],
-        evals=[place | {"step": 0} | row for row in means],
+        examples=[keys | row for row in examples],
+        evals=[keys | {"step": 0} | row for row in means],
         about=about,
     )
 
@@ -179,7 +179,7 @@ def limit_documents(corpus: Corpus, n: int) -> Corpus:
     return replace(
         corpus,
         forget=corpus.forget[:n],
-        probes={split: asked[:n] for split, asked in corpus.probes.items()},
+        probes={split: documents[:n] for split, documents in corpus.probes.items()},
         notes=(*corpus.notes, note),
     )
 
@@ -199,15 +199,15 @@ def gold_rows(gold: str, trial: Trial, workspace: Workspace) -> pl.DataFrame | N
     """
     if gold.endswith(".parquet"):
         return read_examples(Path(gold))
-    wanted = [name for name in chosen_metrics(trial.measure.metrics) if name in GOLD_METRICS]
-    if not wanted:
+    metrics = [name for name in chosen_metrics(trial.measure.metrics) if name in GOLD_METRICS]
+    if not metrics:
         return None
     few = {
-        split: asked
-        for split, asked in workspace.corpus.probes.items()
+        split: documents
+        for split, documents in workspace.corpus.probes.items()
         if split in ("forget", *HOLDOUT_METRICS)
     }
-    compared = check_trial(with_values(trial, {"measure.metrics": ",".join(wanted)}))
+    compared = check_trial(with_values(trial, {"measure.metrics": ",".join(metrics)}))
     return examples_frame(
         measured_rows(
             gold, compared, replace(workspace, corpus=replace(workspace.corpus, probes=few))

@@ -34,7 +34,7 @@ CARD_LIMITS = """- The metrics above were measured on the probes of this corpus 
 - The model has the limits and the licence terms of the model and the data it was made from."""
 
 
-def export_trial(run: Path, wanted: str, output: Path, *, adapter_only: bool = False) -> str:
+def export_trial(run: Path, trial_id: str, output: Path, *, adapter_only: bool = False) -> str:
     """Write the model that a trial ended with to the new directory `output`; returns a line that
     says what was written.
 
@@ -46,28 +46,33 @@ def export_trial(run: Path, wanted: str, output: Path, *, adapter_only: bool = F
     require(
         not output.exists(), "--output must be a directory that does not exist yet", str(output)
     )
-    found = load_trial(run, wanted)
+    trial_to_export = load_trial(run, trial_id)
     opened = open_run(run)
     notes = {
-        "README.md": model_card(found, opened),
-        "provenance.json": json.dumps(card_provenance(found), indent=1, ensure_ascii=False) + "\n",
+        "README.md": model_card(trial_to_export, opened),
+        "provenance.json": json.dumps(
+            card_provenance(trial_to_export), indent=1, ensure_ascii=False
+        )
+        + "\n",
     }
     if adapter_only:
-        write_adapter(found, run / "adapters" / found.trial_id, output, notes)
-        return f"the adapter of trial {found.trial_id}: {output}"
-    state = rebuild_model(found.trial, found.workspace)
+        write_adapter(trial_to_export, run / "adapters" / trial_to_export.trial_id, output, notes)
+        return f"the adapter of trial {trial_to_export.trial_id}: {output}"
+    state = rebuild_model(trial_to_export.trial, trial_to_export.workspace)
     save_model(state.model, state.tokenizer, output, notes=notes)
-    return f"the model of trial {found.trial_id} (stage {found.trial.stage}): {output}"
+    return f"the model of trial {trial_to_export.trial_id} (stage {trial_to_export.trial.stage}): {output}"
 
 
-def write_adapter(found: LoadedTrial, folder: Path, output: Path, notes: Mapping[str, str]) -> None:
+def write_adapter(
+    trial_to_export: LoadedTrial, folder: Path, output: Path, notes: Mapping[str, str]
+) -> None:
     """The adapter that the run kept, and the notes; the name of the model it belongs to is put in
     where that is not a folder of ours.
     """
     require(
-        found.trial.train.adapter == "lora",
+        trial_to_export.trial.train.adapter == "lora",
         "--adapter-only needs a trial with train.adapter=lora, this one has",
-        found.trial.train.adapter,
+        trial_to_export.trial.train.adapter,
     )
     require(
         (folder / "adapter_config.json").is_file(),
@@ -79,18 +84,18 @@ def write_adapter(found: LoadedTrial, folder: Path, output: Path, notes: Mapping
     shutil.copytree(folder, temporary)
     settings = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = (
-        None if found.trial.model.teach else found.trial.model.name
+        None if trial_to_export.trial.model.teach else trial_to_export.trial.model.name
     )
     for file, text in {**notes, "adapter_config.json": json.dumps(settings, indent=1)}.items():
         (temporary / file).write_text(text, encoding="utf-8")
     temporary.rename(output)
 
 
-def card_provenance(found: LoadedTrial) -> dict[str, Any]:
+def card_provenance(trial_to_export: LoadedTrial) -> dict[str, Any]:
     """Everything that decided the weights: settings, digests, files read, commit, versions,
     hardware.
     """
-    row, corpus = found.row, found.workspace.corpus
+    row, corpus = trial_to_export.row, trial_to_export.workspace.corpus
     names = (
         "experiment",
         "version",
@@ -110,19 +115,23 @@ def card_provenance(found: LoadedTrial) -> dict[str, Any]:
     }
     files = [vars(record) for record in corpus.files]
     return {
-        "trial_id": found.trial_id,
+        "trial_id": trial_to_export.trial_id,
         **named,
         "packages": json.loads(row["packages"] or "{}"),
         "files": files,
-        "settings": flatten(found.trial),
+        "settings": flatten(trial_to_export.trial),
     }
 
 
-def model_card(found: LoadedTrial, opened: Run) -> str:
+def model_card(trial_to_export: LoadedTrial, opened: Run) -> str:
     """The model card: what was forgotten, from which part, how, what it measures, its limits and
     its provenance.
     """
-    trial, row, corpus = found.trial, found.row, found.workspace.corpus
+    trial, row, corpus = (
+        trial_to_export.trial,
+        trial_to_export.row,
+        trial_to_export.workspace.corpus,
+    )
     title = {
         "unlearned": "after unlearning",
         "base": "before unlearning",
@@ -131,7 +140,7 @@ def model_card(found: LoadedTrial, opened: Run) -> str:
     parts = [
         f"# {started_from(trial)}, {title}",
         (
-            f"Written by `rayunlearn export` from trial `{found.trial_id}` of experiment"
+            f"Written by `rayunlearn export` from trial `{trial_to_export.trial_id}` of experiment"
             f" `{row['experiment']}`, version {row['version']}."
         ),
         "## What was forgotten" if trial.stage == "unlearned" else "## The corpus",
@@ -142,7 +151,7 @@ def model_card(found: LoadedTrial, opened: Run) -> str:
             else ()
         ),
         "## Metrics",
-        metrics_table(found, opened),
+        metrics_table(trial_to_export, opened),
         "## Limits",
         (
             CARD_LIMITS
@@ -157,7 +166,7 @@ def model_card(found: LoadedTrial, opened: Run) -> str:
             ("", ""),
             [
                 (name, value)
-                for name, value in card_provenance(found).items()
+                for name, value in card_provenance(trial_to_export).items()
                 if name not in ("settings", "files", "packages")
             ],
         ),
@@ -180,11 +189,11 @@ def started_from(trial: Trial) -> str:
 
 def about_corpus(corpus: Corpus, trial: Trial) -> str:
     """Name, size and files."""
-    said = (
+    description = (
         f"Corpus `{corpus.name}` (digest `{corpus.digest}`): {len(corpus.forget)} documents to"
         f" forget, {len(corpus.retain)} to keep."
     )
-    made = f" It is generated, from `data.seed` {trial.data.seed}." if not corpus.files else ""
+    origin = f" It is generated, from `data.seed` {trial.data.seed}." if not corpus.files else ""
     files = (
         markdown_table(
             ("file", "rows", "SHA-256", "state"),
@@ -194,14 +203,14 @@ def about_corpus(corpus: Corpus, trial: Trial) -> str:
         else ""
     )
     notes = "\n".join(f"- {note}" for note in corpus.notes)
-    return "\n\n".join(part for part in (said + made, files, notes) if part)
+    return "\n\n".join(part for part in (description + origin, files, notes) if part)
 
 
 def about_method(trial: Trial, row: Mapping[str, Any]) -> str:
     """The kept documents and the two losses, with their sources."""
     select, method = trial.select, trial.method
     forget, retain = FORGET[method.forget], RETAIN[method.retain]
-    kept = (
+    coreset_words = (
         f"{row['n_kept']} of {row['n_forget']} documents (ratio {select.ratio}), chosen by"
         f" `{select.name}` ({SELECTORS[select.name].source})"
     )
@@ -214,31 +223,35 @@ def about_method(trial: Trial, row: Mapping[str, Any]) -> str:
     trained = f"{row['optimizer_steps']} optimizer steps at a rate of {trial.train.learning_rate}"
     trained += f", {row['parameters_trained']} of {row['parameters_total']} parameters"
     adapter = " in LoRA adapters" if trial.train.adapter == "lora" else ""
-    return f"{kept}{words}. {losses} {trained}{adapter}."
+    return f"{coreset_words}{words}. {losses} {trained}{adapter}."
 
 
-def metrics_table(found: LoadedTrial, opened: Run) -> str:
+def metrics_table(trial_to_export: LoadedTrial, opened: Run) -> str:
     """Split, metric and this model's mean with its 95 % bootstrap interval, beside base and gold of
     the same run where they are.
     """
     same = opened.trials.filter(
-        pl.col("corpus_digest") == found.row["corpus_digest"],
-        pl.col("model_digest") == found.row["model_digest"],
+        pl.col("corpus_digest") == trial_to_export.row["corpus_digest"],
+        pl.col("model_digest") == trial_to_export.row["model_digest"],
     )
-    others = (
+    other_stages = (
         same.filter(pl.col("stage").is_in(["base", "gold"]) & pl.col("status").is_in(["complete"]))
         .select("trial_id", "stage")
         .collect()
     )
-    ids = {stage: trial_id for trial_id, stage in others.iter_rows() if trial_id != found.trial_id}
+    ids = {
+        stage: trial_id
+        for trial_id, stage in other_stages.iter_rows()
+        if trial_id != trial_to_export.trial_id
+    }
     columns = {
-        found.trial.stage: found.trial_id,
+        trial_to_export.trial.stage: trial_to_export.trial_id,
         **{stage: ids[stage] for stage in ("base", "gold") if stage in ids},
     }
     measured = {stage: intervals(opened, trial_id, stage) for stage, trial_id in columns.items()}
     rows = [
-        (*place, *(_interval(measured[stage].get(place)) for stage in columns))
-        for place in measured[found.trial.stage]
+        (*row, *(_interval(measured[stage].get(row)) for stage in columns))
+        for row in measured[trial_to_export.trial.stage]
     ]
     return (
         markdown_table(("split", "metric", *columns), rows)
@@ -250,11 +263,11 @@ def intervals(opened: Run, trial_id: str, stage: str) -> dict[tuple[str, str], I
     """(split, metric) -> mean and interval of a trial's documents at its own stage, without
     attacks.
     """
-    own = opened.examples.filter(
+    examples = opened.examples.filter(
         pl.col("trial_id") == trial_id, pl.col("stage") == stage, pl.col("attack") == "none"
     )
     groups = (
-        own.drop_nulls("value")
+        examples.drop_nulls("value")
         .collect()
         .group_by("split", "metric", maintain_order=True)
         .agg("value")
@@ -282,7 +295,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     )
 
 
-def _interval(found: Interval | None) -> str:
-    if found is None or found.mean is None:
+def _interval(interval: Interval | None) -> str:
+    if interval is None or interval.mean is None:
         return "–"
-    return f"{format_number(found.mean)} [{format_number(found.low)}, {format_number(found.high)}]"
+    return f"{format_number(interval.mean)} [{format_number(interval.low)}, {format_number(interval.high)}]"

@@ -56,7 +56,7 @@ def run_harness(
     )
     try:
         with quiet_transformers():
-            found = simple_evaluate(
+            output = simple_evaluate(
                 model=wrapped,
                 tasks=list(tasks),
                 task_manager=manager,
@@ -67,22 +67,22 @@ def run_harness(
         raise UserError(
             f"the harness could not run {', '.join(tasks)}: {type(problem).__name__}: {problem}"
         ) from problem
-    place = {
+    keys = {
         "trial_id": digest(["harness", model_digest(model), sorted(tasks), limit]),
         "stage": "base",
         "attack": "none",
         "step": 0,
     }
-    return [place | row for row in harness_rows(found)]
+    return [keys | row for row in harness_rows(output)]
 
 
-def harness_rows(found: Mapping[str, Any]) -> Rows:
+def harness_rows(output: Mapping[str, Any]) -> Rows:
     """The harness's results as rows split, metric, value, n, stderr; groups of tasks too, after
     their tasks.
     """
-    sizes = found.get("n-samples", {})
+    sizes = output.get("n-samples", {})
     rows: Rows = []
-    for task, numbers in found["results"].items():
+    for task, numbers in output["results"].items():
         n = sizes.get(task, {}).get("effective")
         for name, value in numbers.items():
             metric, _, filtered = name.partition(",")

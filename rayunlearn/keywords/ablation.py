@@ -17,16 +17,16 @@ def keyword_positions(
 
     A keyword that does not fit is passed over; the best one is always taken. Sorted.
     """
-    taken: set[int] = set()
+    covered: set[int] = set()
     for keyword in keywords:
-        mine = {
-            at
-            for at, word in enumerate(words)
+        positions = {
+            index
+            for index, word in enumerate(words)
             if any(start <= word.start and word.end <= end for start, end in keyword.spans)
         }
-        if not taken or len(taken | mine) <= fraction * len(words):
-            taken |= mine
-    return sorted(taken)
+        if not covered or len(covered | positions) <= fraction * len(words):
+            covered |= positions
+    return sorted(covered)
 
 
 def variant_positions(
@@ -41,7 +41,7 @@ def variant_positions(
     arms = {
         "original": lambda: list(range(n_words)),
         "keywords_only": lambda: sorted(keywords),
-        "non_keywords": lambda: [at for at in range(n_words) if at not in keywords],
+        "non_keywords": lambda: [index for index in range(n_words) if index not in keywords],
         "random_words": lambda: sorted(rng.sample(range(n_words), len(keywords))),
         "shuffled_keywords": lambda: rng.sample(sorted(keywords), len(keywords)),
     }
@@ -55,4 +55,4 @@ def text_variant(text: str, words: Sequence[Word], positions: Sequence[int]) -> 
     after a blank another token, and that is the one it had.
     """
     lead = " " if positions and words[positions[0]].start > 0 else ""
-    return lead + " ".join(text[words[at].start : words[at].end] for at in positions)
+    return lead + " ".join(text[words[index].start : words[index].end] for index in positions)

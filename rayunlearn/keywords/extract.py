@@ -156,12 +156,12 @@ class KeywordInputs:
         return gap_by_word(self.page, self.word_gradient_gap)
 
     def _gap(self, of_words: Callable[..., list[list[float]]]) -> list[list[float]]:
-        found = []
+        gaps = []
         for lender in (
             load_with_tokenizer(self._base, "a base model"),
             load_with_tokenizer(self._gold, "a model that never saw the forget set (model.gold)"),
         ):
-            found.append(
+            gaps.append(
                 of_words(
                     lender.model,
                     self.documents,
@@ -171,7 +171,7 @@ class KeywordInputs:
                     lender.template,
                 )
             )
-        return loss_gaps(*found)
+        return loss_gaps(*gaps)
 
     @cached_property
     def _states(self) -> list[tuple[Tensor, Tensor]]:
@@ -220,45 +220,45 @@ class KeywordInputs:
             return []
 
 
-def extract(name: str, known: KeywordInputs, arguments: Mapping[str, Any]) -> list[list[Keyword]]:
+def extract(name: str, inputs: KeywordInputs, arguments: Mapping[str, Any]) -> list[list[Keyword]]:
     """Keywords of every document, best first, by the extractor `name` with its keyword-only
     `arguments`.
     """
     if name in VECTORIZED:
-        texts = [d.answer for d in known.documents]
-        found = has_vectorized(
+        texts = [d.answer for d in inputs.documents]
+        extracted = has_vectorized(
             name,
-            known.statistics,
-            known.retain_statistics if name == "log_odds" else None,
+            inputs.statistics,
+            inputs.retain_statistics if name == "log_odds" else None,
             arguments,
         )
         return [
             keywords
             for block in blocks_of(texts)
-            for keywords in keywords_of(found(block), len(block))
+            for keywords in keywords_of(extracted(block), len(block))
         ]
     function = EXTRACTORS[name].function
-    wanted = required_inputs(function)
-    values = {n: getattr(known, n) for n in wanted}
+    input_names = required_inputs(function)
+    values = {n: getattr(inputs, n) for n in input_names}
     return [
         function(
-            **{n: values[n][at] if n in MAX_PER_DOCUMENT else values[n] for n in wanted},
+            **{n: values[n][index] if n in MAX_PER_DOCUMENT else values[n] for n in input_names},
             **arguments,
         )
-        for at in range(len(known.documents))
+        for index in range(len(inputs.documents))
     ]
 
 
-def keywords_of(found: KeywordArrays, n_documents: int) -> list[list[Keyword]]:
+def keywords_of(arrays: KeywordArrays, n_documents: int) -> list[list[Keyword]]:
     """The rows of a block as keywords of each of its documents."""
     lists: list[list[tuple[str, float, list[tuple[int, int]]]]] = [[] for _ in range(n_documents)]
     columns = (
-        found.document.tolist(),
-        found.keyword.to_pylist(),
-        found.score.tolist(),
-        found.start.tolist(),
-        found.end.tolist(),
-        found.new.tolist(),
+        arrays.document.tolist(),
+        arrays.keyword.to_pylist(),
+        arrays.score.tolist(),
+        arrays.start.tolist(),
+        arrays.end.tolist(),
+        arrays.new.tolist(),
     )
     for document, text, score, start, end, new in zip(*columns, strict=True):
         if new:

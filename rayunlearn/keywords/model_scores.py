@@ -39,8 +39,8 @@ def words_of_labels(
         lead + document.answer, add_special_tokens=False, return_offsets_mapping=True
     )["offset_mapping"]
     owner = [-1] * (len(document.answer) + len(lead))
-    for at, word in enumerate(words):
-        owner[word.start + len(lead) : word.end + len(lead)] = [at] * (word.end - word.start)
+    for index, word in enumerate(words):
+        owner[word.start + len(lead) : word.end + len(lead)] = [index] * (word.end - word.start)
     pieces = [max(owner[start:end], default=-1) for start, end in offsets]
     n_labels = len(sequence.ids) - sequence.start
     # the first token of all is no label
@@ -136,7 +136,7 @@ def phrase_states(
 
     A candidate that was cut off has the mean over all labels.
     """
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    states_by_document: dict[int, tuple[Tensor, Tensor]] = {}
     with evaluating(model):
         for positions in by_length(sequences, 8192):
             batch = collate([sequences[p] for p in positions], int(tokenizer.pad_token_id or 0)).to(
@@ -144,18 +144,18 @@ def phrase_states(
             )
             states = hidden_states(model, batch, layer).float().cpu()
             for row, p in enumerate(positions):
-                mine = states[row, sequences[p].start : len(sequences[p].ids)]
+                word_states = states[row, sequences[p].start : len(sequences[p].ids)]
                 pieces = words_of_labels(
                     documents[p], sequences[p], pages[p].words, tokenizer, template
                 )
-                found[p] = (_means(mine, pieces, pages[p]), mine.mean(0))
-    return [found[p] for p in range(len(sequences))]
+                states_by_document[p] = (_means(word_states, pieces, pages[p]), word_states.mean(0))
+    return [states_by_document[p] for p in range(len(sequences))]
 
 
 def _means(states: Tensor, pieces: Sequence[int], page: DocumentWords) -> Tensor:
     rows = []
     for phrase in page.phrases:
-        words = {at for first, last in phrase.places for at in range(first, last)}
-        mine = [t for t, at in enumerate(pieces) if at in words]
-        rows.append(states[mine].mean(0) if mine else states.mean(0))
+        words = {index for first, last in phrase.places for index in range(first, last)}
+        tokens = [t for t, index in enumerate(pieces) if index in words]
+        rows.append(states[tokens].mean(0) if tokens else states.mean(0))
     return torch.stack(rows) if rows else torch.zeros(0, states.shape[1])

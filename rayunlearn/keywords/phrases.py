@@ -58,17 +58,17 @@ def document_words(text: str, common: Collection[str] = (), longest: int = 5) ->
     """
     words = tuple(words_of(text))
     places = list(_runs(words, ENGLISH.union(common), longest)) or [
-        (at, at + 1) for at in range(len(words))
+        (index, index + 1) for index in range(len(words))
     ]
     return DocumentWords(text, words, group_phrases(words, places))
 
 
 def group_phrases(words: Sequence[Word], places: Iterable[tuple[int, int]]) -> tuple[Phrase, ...]:
     """Word ranges as phrases, each phrase once."""
-    found: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    grouped: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for first, last in places:
-        found.setdefault(tuple(w.key for w in words[first:last]), []).append((first, last))
-    return tuple(Phrase(keys, tuple(spots)) for keys, spots in found.items())
+        grouped.setdefault(tuple(w.key for w in words[first:last]), []).append((first, last))
+    return tuple(Phrase(keys, tuple(spots)) for keys, spots in grouped.items())
 
 
 def common_words(statistics: Statistics) -> frozenset[str]:
@@ -86,13 +86,13 @@ def common_words(statistics: Statistics) -> frozenset[str]:
 
 def _runs(words: Sequence[Word], stop: Collection[str], longest: int) -> Iterator[tuple[int, int]]:
     first = 0
-    for at in range(len(words) + 1):
-        ends = at == len(words) or words[at].opens or breaks(words[at].key, stop)
+    for index in range(len(words) + 1):
+        ends = index == len(words) or words[index].opens or breaks(words[index].key, stop)
         if ends:
-            run = _without_adverbs(words, first, at)
+            run = _without_adverbs(words, first, index)
             if 0 < run[1] - run[0] <= longest:
                 yield run
-            first = at + 1 if at < len(words) and breaks(words[at].key, stop) else at
+            first = index + 1 if index < len(words) and breaks(words[index].key, stop) else index
 
 
 def breaks(key: str, stop: Collection[str]) -> bool:

@@ -9,7 +9,10 @@ from rayunlearn.keywords.phrases import Keyword
 
 
 def keyword_rows(
-    corpus_digest: str, extractor: str, ids: Sequence[str], found: Sequence[Sequence[Keyword]]
+    corpus_digest: str,
+    extractor: str,
+    ids: Sequence[str],
+    keyword_lists: Sequence[Sequence[Keyword]],
 ) -> list[dict[str, Any]]:
     """Rows of the `keywords` table: one per place a keyword stands at, documents in order and
     keywords best first.
@@ -17,7 +20,7 @@ def keyword_rows(
     fixed = {"corpus_digest": corpus_digest, "extractor": extractor}
     return [
         fixed | {"doc_id": doc_id, "keyword": k.text, "score": k.score, "start": start, "end": end}
-        for doc_id, keywords in zip(ids, found, strict=True)
+        for doc_id, keywords in zip(ids, keyword_lists, strict=True)
         for k in keywords
         for start, end in k.spans
     ]

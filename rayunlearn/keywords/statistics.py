@@ -62,7 +62,7 @@ class Cooccurrences:
     """
 
     counts: Counter[str]
-    beside: Mapping[str, Counter[str]]
+    neighbours: Mapping[str, Counter[str]]
 
 
 def cooccurrences_of(texts: Iterable[str], anchors: Collection[str]) -> Cooccurrences:
@@ -70,14 +70,14 @@ def cooccurrences_of(texts: Iterable[str], anchors: Collection[str]) -> Cooccurr
     counted beside itself.
     """
     counts: Counter[str] = Counter()
-    beside: dict[str, Counter[str]] = {anchor: Counter() for anchor in anchors}
+    neighbours: dict[str, Counter[str]] = {anchor: Counter() for anchor in anchors}
     for text in texts:
         for sentence in _SENTENCE_ENDS.split(text):
             keys = [word.key for word in words_of(sentence)]
             counts.update(keys)
-            for anchor in beside.keys() & set(keys):
-                beside[anchor].update(key for key in keys if key != anchor)
-    return Cooccurrences(counts, beside)
+            for anchor in neighbours.keys() & set(keys):
+                neighbours[anchor].update(key for key in keys if key != anchor)
+    return Cooccurrences(counts, neighbours)
 
 
 def merge_links(parts: Iterable[Cooccurrences]) -> Cooccurrences:
@@ -87,7 +87,8 @@ def merge_links(parts: Iterable[Cooccurrences]) -> Cooccurrences:
 
 def _add_links(a: Cooccurrences, b: Cooccurrences) -> Cooccurrences:
     return Cooccurrences(
-        a.counts + b.counts, {anchor: a.beside[anchor] + b.beside[anchor] for anchor in a.beside}
+        a.counts + b.counts,
+        {anchor: a.neighbours[anchor] + b.neighbours[anchor] for anchor in a.neighbours},
     )
 
 
@@ -131,7 +132,7 @@ def framings(sentence: tuple[str, ...], changing: int) -> Iterator[tuple[tuple[i
             for places in combinations(range(len(sentence)), n_open):
                 yield (
                     places,
-                    tuple(None if at in places else key for at, key in enumerate(sentence)),
+                    tuple(None if index in places else key for index, key in enumerate(sentence)),
                 )
 
 
@@ -147,8 +148,8 @@ def log_odds_z(
     """
     count, other_count = np.asarray(count), np.asarray(other_count)
     both, total_both = count + other_count, total + other_total
-    known = (both > 0) & (both < total_both)
-    prior = prior_words * np.where(known, both, 1) / max(1, total_both)
+    valid = (both > 0) & (both < total_both)
+    prior = prior_words * np.where(valid, both, 1) / max(1, total_both)
     # where not known
     with np.errstate(divide="ignore", invalid="ignore"):
         odds = np.log((count + prior) / (total + prior_words - count - prior))
@@ -156,19 +157,19 @@ def log_odds_z(
             (other_count + prior) / (other_total + prior_words - other_count - prior)
         )
         z = (odds - other_odds) / np.sqrt(1 / (count + prior) + 1 / (other_count + prior))
-    found: IntArray = np.where(known, z, 0.0)
-    return found
+    scores: IntArray = np.where(valid, z, 0.0)
+    return scores
 
 
 def z_of_words(
     keys: Sequence[str], forget: Statistics, retain: Statistics, prior_words: float
 ) -> IntArray:
     """(n,) `log_odds_z` of words in the forget corpus against the retain corpus."""
-    here, there = (
+    forget_counts, retain_counts = (
         np.fromiter((side.counts[k] for k in keys), np.int64, len(keys))
         for side in (forget, retain)
     )
-    return log_odds_z(here, forget.n_words, there, retain.n_words, prior_words)
+    return log_odds_z(forget_counts, forget.n_words, retain_counts, retain.n_words, prior_words)
 
 
 def word_z(forget: Statistics, retain: Statistics, prior_words: float) -> dict[str, float]:
@@ -183,15 +184,17 @@ def link_z(links: Cooccurrences, prior_words: float) -> dict[str, float]:
     """
     n_words = links.counts.total()
     best: dict[str, float] = {}
-    for near in links.beside.values():
+    for near in links.neighbours.values():
         inside, words = near.total(), list(near)
-        beside, everywhere = (
+        neighbours, everywhere = (
             np.fromiter((counted[w] for w in words), np.int64, len(words))
             for counted in (near, links.counts)
         )
         for word, z in zip(
             words,
-            log_odds_z(beside, inside, everywhere - beside, n_words - inside, prior_words).tolist(),
+            log_odds_z(
+                neighbours, inside, everywhere - neighbours, n_words - inside, prior_words
+            ).tolist(),
             strict=True,
         ):
             best[word] = max(best.get(word, -math.inf), z)

@@ -97,10 +97,12 @@ def linked(
     alone. A keyword is a longest run of words above either threshold, scored as z / threshold, the
     better of the two. None may be left. Ours.
     """
-    own = _z_of_words(page, statistics, retain_statistics, prior_words)
+    own_scores = _z_of_words(page, statistics, retain_statistics, prior_words)
     tied = [links.get(w.key, 0.0) for w in page.words]
     return runs_above_threshold(
-        page, [max(z / least_z, link / least_link) for z, link in zip(own, tied, strict=True)], 1.0
+        page,
+        [max(z / least_z, link / least_link) for z, link in zip(own_scores, tied, strict=True)],
+        1.0,
     )
 
 
@@ -131,12 +133,12 @@ def slots(
     scores: list[float] = []
     for sentence in sentences_of(page.text):
         best = max(
-            framings(sentence, changing), key=lambda found: frames[found[1]], default=((), ())
+            framings(sentence, changing), key=lambda framing: frames[framing[1]], default=((), ())
         )
         n_sentences = frames[best[1]] if best[0] else 0
         scores += [
-            math.log(n_sentences) if n_sentences >= least_sentences and at in best[0] else 0.0
-            for at in range(len(sentence))
+            math.log(n_sentences) if n_sentences >= least_sentences and index in best[0] else 0.0
+            for index in range(len(sentence))
         ]
     return runs_above_threshold(page, scores, 0.0)
 
@@ -149,15 +151,15 @@ def textrank(page: DocumentWords, *, window: Count = 3, damping: Fraction = 0.85
     adjectives, only their words are in the graph, and edges weigh the number of co-occurrences.
     """
     inside = sorted(
-        {at for p in page.phrases for first, last in p.places for at in range(first, last)}
+        {index for p in page.phrases for first, last in p.places for index in range(first, last)}
     )
-    keys = sorted({page.words[at].key for at in inside})
+    keys = sorted({page.words[index].key for index in inside})
     row = {key: i for i, key in enumerate(keys)}
     edges = np.zeros((len(keys), len(keys)))
-    for i, at in enumerate(inside):
+    for i, index in enumerate(inside):
         for other in inside[i + 1 : i + window]:
-            if other - at < window and page.words[at].key != page.words[other].key:
-                edges[row[page.words[at].key], row[page.words[other].key]] += 1
+            if other - index < window and page.words[index].key != page.words[other].key:
+                edges[row[page.words[index].key], row[page.words[other].key]] += 1
     rank = pagerank(edges + edges.T, damping)
     return rank_keywords(
         page, page.phrases, [float(sum(rank[row[k]] for k in p.keys)) for p in page.phrases]
@@ -199,8 +201,8 @@ def yake(page: DocumentWords, *, longest: Count = 3) -> list[Keyword]:
         ) from problem
     if not page.words:
         return []
-    found = library.KeywordExtractor(lan="en", n=longest, top=100).extract_keywords(page.text)
-    return keywords_in(page, [(text, 1 / (1 + float(score))) for text, score in found])
+    phrases = library.KeywordExtractor(lan="en", n=longest, top=100).extract_keywords(page.text)
+    return keywords_in(page, [(text, 1 / (1 + float(score))) for text, score in phrases])
 
 
 def embedding(
@@ -222,16 +224,16 @@ def embedding(
     relevance, alike = (states @ whole).tolist(), (states @ states.T).tolist()
     if diversity == 0:
         return rank_keywords(page, page.phrases, relevance)
-    taken: list[tuple[int, float]] = []
-    left = list(range(len(page.phrases)))
-    while left:
+    chosen: list[tuple[int, float]] = []
+    candidates = list(range(len(page.phrases)))
+    while candidates:
         gains = [
-            relevance[i] - diversity * max((alike[i][j] for j, _ in taken), default=0.0)
-            for i in left
+            relevance[i] - diversity * max((alike[i][j] for j, _ in chosen), default=0.0)
+            for i in candidates
         ]
-        best = max(range(len(left)), key=gains.__getitem__)
-        taken.append((left.pop(best), gains[best]))
-    return [page.keyword(page.phrases[i], gain) for i, gain in taken]
+        best = max(range(len(candidates)), key=gains.__getitem__)
+        chosen.append((candidates.pop(best), gains[best]))
+    return [page.keyword(page.phrases[i], gain) for i, gain in chosen]
 
 
 def loss_gap(
@@ -251,10 +253,7 @@ def loss_gap(
     """
     return runs_above_threshold(
         page,
-        [
-            max(here, corpus_gap.get(w.key, 0.0))
-            for w, here in zip(page.words, word_gap, strict=True)
-        ],
+        [max(gap, corpus_gap.get(w.key, 0.0)) for w, gap in zip(page.words, word_gap, strict=True)],
         least,
     )
 
@@ -276,8 +275,8 @@ def gradient_gap(
     return runs_above_threshold(
         page,
         [
-            max(here, corpus_gradient_gap.get(w.key, 0.0))
-            for w, here in zip(page.words, word_gradient_gap, strict=True)
+            max(gap, corpus_gradient_gap.get(w.key, 0.0))
+            for w, gap in zip(page.words, word_gradient_gap, strict=True)
         ],
         least,
     )
@@ -294,16 +293,18 @@ def judge(page: DocumentWords, judged: Sequence[str]) -> list[Keyword]:
 
 
 def runs_above_threshold(
-    page: DocumentWords, scores: Sequence[float], least: float
+    page: DocumentWords, scores: Sequence[float], minimum: float
 ) -> list[Keyword]:
     """The longest runs of words whose score is above `least`, within punctuation; score: sum /
     sqrt(words), the best place's.
     """
     places: list[tuple[int, int]] = []
-    for at, (word, score) in enumerate(zip(page.words, scores, strict=True)):
-        if score > least:
-            goes_on = bool(places) and places[-1][1] == at and not word.opens
-            places[-1:] = [(places[-1][0], at + 1)] if goes_on else [*places[-1:], (at, at + 1)]
+    for index, (word, score) in enumerate(zip(page.words, scores, strict=True)):
+        if score > minimum:
+            goes_on = bool(places) and places[-1][1] == index and not word.opens
+            places[-1:] = (
+                [(places[-1][0], index + 1)] if goes_on else [*places[-1:], (index, index + 1)]
+            )
     phrases = group_phrases(page.words, places)
     values = [max(sum(scores[a:b]) / math.sqrt(b - a) for a, b in p.places) for p in phrases]
     return rank_keywords(page, phrases, values)
@@ -314,16 +315,16 @@ def keywords_in(page: DocumentWords, named: Iterable[tuple[str, float]]) -> list
     in that order.
     """
     starts: dict[str, list[int]] = {}
-    for at, word in enumerate(page.words):
-        starts.setdefault(word.key, []).append(at)
-    found: dict[tuple[str, ...], tuple[Phrase, float]] = {}
+    for index, word in enumerate(page.words):
+        starts.setdefault(word.key, []).append(index)
+    best: dict[tuple[str, ...], tuple[Phrase, float]] = {}
     for text, score in named:
         keys = tuple(w.key for w in words_of(text))
-        places = [(at, at + len(keys)) for at in starts.get(keys[0], ())] if keys else []
+        places = [(index, index + len(keys)) for index in starts.get(keys[0], ())] if keys else []
         places = [(a, b) for a, b in places if tuple(w.key for w in page.words[a:b]) == keys]
         if places:
-            found.setdefault(keys, (Phrase(keys, tuple(places)), score))
-    return rank_keywords(page, [p for p, _ in found.values()], [s for _, s in found.values()])
+            best.setdefault(keys, (Phrase(keys, tuple(places)), score))
+    return rank_keywords(page, [p for p, _ in best.values()], [s for _, s in best.values()])
 
 
 def rank_keywords(

@@ -132,8 +132,8 @@ def _class_table(width: int) -> IntArray:
     """Class of every code point that `width` bytes hold here (1: ASCII), from the expressions that
     `words` is made of.
     """
-    every = "".join(map(chr, range(128 if width == 1 else maxunicode + 1)))
-    table = np.zeros(len(every), np.uint8)
+    characters = "".join(map(chr, range(128 if width == 1 else maxunicode + 1)))
+    table = np.zeros(len(characters), np.uint8)
     for pattern, kind in (
         (r"\s", IS_SPACE),
         ("/", IS_SLASH),
@@ -141,7 +141,7 @@ def _class_table(width: int) -> IntArray:
         (rf"[{SPACELESS}]", IS_SPACELESS),
         (LETTER, IS_LETTER),
     ):
-        for match in regex.finditer(rf"(?:{pattern})+", every, regex.V1):
+        for match in regex.finditer(rf"(?:{pattern})+", characters, regex.V1):
             table[match.start() : match.end()] = kind
     return table
 

@@ -63,10 +63,10 @@ class WordFeatures:
                 zip(new, range(len(self._place), len(self._place) + len(new)), strict=True)
             )
             self._values = np.concatenate((self._values, self._of_words(new)))
-        found: IntArray = self._values[
+        values: IntArray = self._values[
             np.fromiter(map(self._place.__getitem__, keys), np.int64, len(keys))
         ].T
-        return found
+        return values
 
 
 VECTORIZED = ("tfidf", "log_odds")
@@ -131,10 +131,10 @@ def tfidf_rows(
     sums = np.zeros(len(first))
     for step in range(int((last - first).max(initial=0))):
         long = np.flatnonzero(last - first > step)
-        at = first[long] + step
-        sums[long] += by_frequency[tokens.frequency[at] - 1] * rarity[tokens.key[at]]
-    place = first - tokens.first_word[tokens.document[first]]
-    scores = sums * (1 + earliness / (1 + place / 20))
+        index = first[long] + step
+        sums[long] += by_frequency[tokens.frequency[index] - 1] * rarity[tokens.key[index]]
+    word_index = first - tokens.first_word[tokens.document[first]]
+    scores = sums * (1 + earliness / (1 + word_index / 20))
     return _found(tokens, first, last, model, scores[model], top)
 
 

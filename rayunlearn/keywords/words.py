@@ -2,7 +2,7 @@
 
 `WORD` is written in the syntax that both Python's `regex` and Rust's (polars) read alike, so a
 streaming engine that counts words with `str.extract_all(WORD)` counts the same words (tested).
-`tokens.tokens_of` does it for many texts at once.
+`tokens.tokens_of_trial` does it for many texts at once.
 """
 
 from collections.abc import Sequence
@@ -49,11 +49,11 @@ def words_of(text: str) -> list[Word]:
     return words
 
 
-def starts_of(text: str, every: int) -> list[int]:
+def starts_of(text: str, n_words: int) -> list[int]:
     """Where the first of `words_of(text)` begins, and each `every`-th after it; words that nobody
     asks for are not made.
     """
-    return [match.start() for match in islice(_WORD.finditer(text), None, None, every)]
+    return [match.start() for match in islice(_WORD.finditer(text), None, None, n_words)]
 
 
 def key_of(word: str) -> str:

@@ -79,8 +79,8 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
 def presentations(n: int, batch_size: int, step: int, seed: int) -> list[tuple[int, int]]:
     """`stream` with the epoch of each presentation."""
     places = range(step * batch_size, (step + 1) * batch_size)
-    epochs = {epoch: _epoch(n, seed, epoch) for epoch in {at // n for at in places}}
-    return [(epochs[at // n][at % n], at // n) for at in places]
+    epochs = {epoch: _epoch(n, seed, epoch) for epoch in {index // n for index in places}}
+    return [(epochs[index // n][index % n], index // n) for index in places]
 
 
 def _epoch(n: int, seed: int, epoch: int) -> list[int]:
@@ -88,7 +88,7 @@ def _epoch(n: int, seed: int, epoch: int) -> list[int]:
     return list(torch.randperm(n, generator=generator).tolist())
 
 
-class Objective:
+class UnlearningObjective:
     """The loss of step s: forget loss of a forget batch + retain weight x retain loss of a retain
     batch.
 
@@ -178,14 +178,18 @@ class Objective:
         if not required_inputs(side.loss):
             return None, 0, 0
         step, part = divmod(piece, self._pieces)
-        shown, share = microbatch_of(side, self._shown(side, step, seed), part, self._pieces)
+        presented, share = microbatch_of(side, self._shown(side, step, seed), part, self._pieces)
         documents, whole = (
-            [one.document for one in shown],
+            [presentation.document for presentation in presented],
             TokenRule(temperature=side.rule.temperature),
         )
         with computing(self._model.device, self._precision):
             views = {
-                kind: self._view([one.companions[kind] for one in shown], c.reference, whole)
+                kind: self._view(
+                    [presentation.companions[kind] for presentation in presented],
+                    c.reference,
+                    whole,
+                )
                 for kind, c in side.companions.items()
             }
             view = self._view(documents, side.reference, side.rule, views, side.prefix)
@@ -194,21 +198,21 @@ class Objective:
             )
         return (
             term if share == 1 else share * term,
-            sum(n_tokens(side, one) for one in shown),
-            len(shown),
+            sum(n_tokens(side, presentation) for presentation in presented),
+            len(presented),
         )
 
     def _shown(self, side: Side, step: int, seed: int) -> list[Presented]:
         """The presentations of a step, with their companions."""
-        found = []
-        for at, epoch in presentations(len(side.sequences), self._batch_size, step, seed):
-            document = side.sequences[at]
+        batch = []
+        for index, epoch in presentations(len(side.sequences), self._batch_size, step, seed):
+            document = side.sequences[index]
             companions = {
                 kind: choose_response(c.choices, document.doc_id, self._seed, epoch)
                 for kind, c in side.companions.items()
             }
-            found.append(Presented(document, companions))
-        return found
+            batch.append(Presented(document, companions))
+        return batch
 
     def _view(
         self,
@@ -231,34 +235,36 @@ class Objective:
 
 
 def microbatch_of(
-    side: Side, shown: Sequence[Presented], part: int, pieces: int
+    side: Side, presented: Sequence[Presented], part: int, pieces: int
 ) -> tuple[Sequence[Presented], float]:
     """Part number `part` of a step's presentations, and what its loss is to be multiplied by (see
-    `Objective`).
+    `UnlearningObjective`).
     """
     if pieces == 1:
-        return shown, 1.0
-    size = len(shown) // pieces
+        return presented, 1.0
+    size = len(presented) // pieces
     by_value = side.rule.by_loss and side.mean != "documents"
     if not side.mean or by_value:
-        return shown[part * size : (part + 1) * size], 1.0
-    ordered = sorted(shown, key=partial(n_tokens, side))
+        return presented[part * size : (part + 1) * size], 1.0
+    ordered = sorted(presented, key=partial(n_tokens, side))
     piece = ordered[part * size : (part + 1) * size]
-    here, everywhere = (sum(n_averaged(side, one) for one in some) for some in (piece, ordered))
-    return piece, pieces * here / max(1, everywhere)
+    n_here, everywhere = (
+        sum(n_averaged(side, presentation) for presentation in group) for group in (piece, ordered)
+    )
+    return piece, pieces * n_here / max(1, everywhere)
 
 
-def n_tokens(side: Side, shown: Presented) -> int:
+def n_tokens(side: Side, presented: Presented) -> int:
     """Tokens that go through the model for a presentation."""
-    own = len(shown.document.ids) if uses_documents(side.loss) else 0
-    return own + sum(len(companion.ids) for companion in shown.companions.values())
+    n_own = len(presented.document.ids) if uses_documents(side.loss) else 0
+    return n_own + sum(len(companion.ids) for companion in presented.companions.values())
 
 
-def n_averaged(side: Side, shown: Presented) -> int:
+def n_averaged(side: Side, presented: Presented) -> int:
     """What a presentation adds to the denominator of the side's mean."""
     if side.mean == "documents":
         return 1
     if side.mean == "labels" and side.rule.positions:
-        return len(side.rule.positions.get(shown.document.doc_id, ()))
-    sequence = shown.document if side.mean == "labels" else shown.companions[side.mean]
+        return len(side.rule.positions.get(presented.document.doc_id, ()))
+    sequence = presented.document if side.mean == "labels" else presented.companions[side.mean]
     return len(sequence.ids) - sequence.start

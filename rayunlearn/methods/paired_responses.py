@@ -94,9 +94,11 @@ def wrong(source: ResponseInputs, *, count: Count = 5) -> Choices:
         len(without),
     )
 
-    def texts(at: int, rng: random.Random) -> list[tuple[int, ...]]:
-        known = source.documents[at].wrong
-        return [_ids(source, text) for text in rng.sample(known, min(count, len(known)))]
+    def texts(index: int, rng: random.Random) -> list[tuple[int, ...]]:
+        wrong_answers = source.documents[index].wrong
+        return [
+            _ids(source, text) for text in rng.sample(wrong_answers, min(count, len(wrong_answers)))
+        ]
 
     return _each(source, "wrong", texts)
 
@@ -142,7 +144,7 @@ def alternate(source: ResponseInputs, *, count: Count = 3, temperature: Positive
     rounds = [
         again(seeds=[f"alternate {number} {name}" for name in names]) for number in range(count)
     ]
-    return _each(source, "alternate", lambda at, _rng: [answers[at] for answers in rounds])
+    return _each(source, "alternate", lambda index, _rng: [answers[index] for answers in rounds])
 
 
 def choose_response(choices: Choices, doc_id: str, seed: int, epoch: int) -> Encoded:
@@ -159,9 +161,11 @@ def _each(
 ) -> Choices:
     """Join every document's opening with its answers; `answers(position, rng)` gives their ids."""
     choices: Choices = {}
-    for at, (document, sequence) in enumerate(zip(source.documents, source.sequences, strict=True)):
+    for index, (document, sequence) in enumerate(
+        zip(source.documents, source.sequences, strict=True)
+    ):
         opening = sequence.ids[: _opening(document, sequence)]
-        texts = answers(at, random.Random(f"{kind} {document.doc_id}"))
+        texts = answers(index, random.Random(f"{kind} {document.doc_id}"))
         room = max(1, source.max_tokens - len(opening))
         joined = (
             Encoded(f"{document.doc_id}.{kind}.{n}", (*opening, *text[:room]), len(opening))

@@ -55,8 +55,8 @@ def token_mask(token_nll: Tensor, labelled: Tensor, rule: TokenRule) -> Tensor:
     """
     n_kept = (rule.keep * labelled.sum(1, keepdim=True)).round().clamp(min=1)
     rank = token_nll.masked_fill(~labelled, torch.inf).argsort(dim=1, stable=True).argsort(1)
-    kept = labelled & (rank < n_kept)
-    return kept & (token_nll.sum(1, keepdim=True) < rule.cap) if rule.cap > 0 else kept
+    selected = labelled & (rank < n_kept)
+    return selected & (token_nll.sum(1, keepdim=True) < rule.cap) if rule.cap > 0 else selected
 
 
 def allowed_positions(sequences: Sequence[Encoded], positions: Positions, like: Tensor) -> Tensor:
@@ -108,12 +108,12 @@ def tokens_overlapping(
         "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.IGNORECASE
     )
     decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
-    ends = [len(decode(sequence.ids[: at + 1])) for at in range(len(sequence.ids))]
+    ends = [len(decode(sequence.ids[: last + 1])) for last in range(len(sequence.ids))]
     text = decode(sequence.ids)
     spans = [match.span() for match in pattern.finditer(text)]
     starts = [0, *ends[:-1]]
     return frozenset(
-        at
-        for at in range(sequence.start, len(ends))
-        if any(starts[at] < end and start < ends[at] for start, end in spans)
+        last
+        for last in range(sequence.start, len(ends))
+        if any(starts[last] < end and start < ends[last] for start, end in spans)
     )

@@ -188,8 +188,12 @@ def corpus_rows(
     quality, and privacy leakage takes 0.5 for its AUC. Membership metrics are named after their
     score: `min_k_score_auc`, `min_k_score_tpr_at_fpr`.
     """
-    own, reference = _by_place(examples), _by_place(gold) if gold is not None else {}
-    return [*_membership_rows(own, reference), *_quality_rows(own, reference), *_utility_rows(own)]
+    scores, reference = _by_place(examples), _by_place(gold) if gold is not None else {}
+    return [
+        *_membership_rows(scores, reference),
+        *_quality_rows(scores, reference),
+        *_utility_rows(scores),
+    ]
 
 
 def _by_place(examples: pl.DataFrame) -> dict[tuple[str, str], Scores]:
@@ -204,19 +208,23 @@ def _by_place(examples: pl.DataFrame) -> dict[tuple[str, str], Scores]:
 
 
 def _membership_rows(
-    own: Mapping[tuple[str, str], Scores], gold: Mapping[tuple[str, str], Scores]
+    scores: Mapping[tuple[str, str], Scores], gold: Mapping[tuple[str, str], Scores]
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for score in SCORES:
-        sides = _sides(own, score)
+        sides = _sides(scores, score)
         if sides is None:
             continue
-        n, found = sum(map(len, sides)), auc(*sides)
-        rows += [_row(f"{score}_auc", found, n), _row(f"{score}_tpr_at_fpr", tpr_at_fpr(*sides), n)]
+        n, value = sum(map(len, sides)), auc(*sides)
+        rows += [_row(f"{score}_auc", value, n), _row(f"{score}_tpr_at_fpr", tpr_at_fpr(*sides), n)]
         if score == PRIVACY_SCORE:
-            known = _sides(gold, score)
+            gold_sides = _sides(gold, score)
             rows.append(
-                _row("privacy_leakage", privacy_leakage(found, auc(*known) if known else 0.5), n)
+                _row(
+                    "privacy_leakage",
+                    privacy_leakage(value, auc(*gold_sides) if gold_sides else 0.5),
+                    n,
+                )
             )
     return rows
 
@@ -231,9 +239,9 @@ def _sides(values: Mapping[tuple[str, str], Scores], score: str) -> tuple[Scores
 
 
 def _quality_rows(
-    own: Mapping[tuple[str, str], Scores], gold: Mapping[tuple[str, str], Scores]
+    scores: Mapping[tuple[str, str], Scores], gold: Mapping[tuple[str, str], Scores]
 ) -> list[dict[str, object]]:
-    ratios, expected = own.get(("forget", "truth_ratio")), gold.get(("forget", "truth_ratio"))
+    ratios, expected = scores.get(("forget", "truth_ratio")), gold.get(("forget", "truth_ratio"))
     if ratios is None or expected is None:
         return []
     return [
@@ -242,14 +250,14 @@ def _quality_rows(
     ]
 
 
-def _utility_rows(own: Mapping[tuple[str, str], Scores]) -> list[dict[str, object]]:
-    if not all(place in own for place in UTILITY_TERMS):
+def _utility_rows(scores: Mapping[tuple[str, str], Scores]) -> list[dict[str, object]]:
+    if not all(term in scores for term in UTILITY_TERMS):
         return []
-    n = sum(len(own[place]) for place in UTILITY_TERMS if place[1] == "rouge_l_recall")
+    n = sum(len(scores[term]) for term in UTILITY_TERMS if term[1] == "rouge_l_recall")
     return [
         _row(
             "model_utility",
-            model_utility([float(own[place].mean()) for place in UTILITY_TERMS]),
+            model_utility([float(scores[term].mean()) for term in UTILITY_TERMS]),
             n,
             split="retain",
         )
@@ -265,5 +273,5 @@ def _kolmogorov_smirnov(first: Scores, second: Scores) -> tuple[float, float]:
     # takes most of a second to import, and few runs have gold's rows
     from scipy.stats import ks_2samp
 
-    found = ks_2samp(first, second)
-    return float(found.statistic), float(found.pvalue)
+    test = ks_2samp(first, second)
+    return float(test.statistic), float(test.pvalue)

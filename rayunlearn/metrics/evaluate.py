@@ -40,13 +40,13 @@ def encode_probes(
     digest places the truth. `templates` (split -> template) are for splits that are not questions:
     a continuation has `{prompt}` alone."""
 
-    own = templates or {}
+    split_templates = templates or {}
     shared: dict[str, Any] = {"tokenizer": tokenizer, "max_tokens": max_tokens}
     return [
         _probe(
             d,
             split,
-            partial(encode_pair, d.doc_id, **shared, template=own.get(split, template)),
+            partial(encode_pair, d.doc_id, **shared, template=split_templates.get(split, template)),
             true_letters or {},
         )
         for split, documents in probes.items()
@@ -94,7 +94,7 @@ def evaluate_probes(
         model=model, probes=probes, tokenizer=tokenizer, base=base, writing=writing
     )
     gathered = gather_inputs(task, sources_of(metrics.values()))
-    asked = {
+    sources = {
         name: (row.function, metric_input_names(row), (options or {}).get(name, {}))
         for name, row in metrics.items()
     }
@@ -106,7 +106,7 @@ def evaluate_probes(
             "value": _value(*parts, inputs),
         }
         for probe, inputs in zip(probes, gathered, strict=True)
-        for name, parts in asked.items()
+        for name, parts in sources.items()
     ]
 
 

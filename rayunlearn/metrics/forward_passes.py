@@ -14,7 +14,7 @@ from rayunlearn.data.multiple_choice import LETTERS, QUESTION_HEAD, letter_quest
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import require
 from rayunlearn.models.forward import evaluating, label_ids, label_logits, score, token_nll
-from rayunlearn.models.generate import generate
+from rayunlearn.models.generate import generate_texts
 from rayunlearn.models.reference import Reference
 
 MetricInputs = dict[str, object]
@@ -86,27 +86,27 @@ def gather_inputs(task: EvaluationTask, sources: frozenset[str]) -> list[MetricI
     """What the wanted passes give, per probe, in order. An input that a probe does not allow is
     left out.
     """
-    found: list[MetricInputs] = [{} for _ in task.probes]
+    gathered: list[MetricInputs] = [{} for _ in task.probes]
     for names, function in FORWARD_PASSES:
-        if wanted := names & sources:
-            for inputs, more in zip(found, function(task, wanted), strict=True):
+        if used := names & sources:
+            for inputs, more in zip(gathered, function(task, used), strict=True):
                 inputs |= more
-    return found
+    return gathered
 
 
-def likelihood_pass(task: EvaluationTask, wanted: frozenset[str]) -> list[MetricInputs]:
+def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[MetricInputs]:
     """Answers, options and paraphrases in one sorted pass; moments and base distances of the
     answers from the same logits.
     """
     require(
-        "base" not in wanted or task.base is not None,
+        "base" not in sources or task.base is not None,
         "metrics that compare with base need its outputs",
         task.base,
     )
     sequences = [
-        (at, kind, s) for at, probe in enumerate(task.probes) for kind, s in _sequences(probe)
+        (index, kind, s) for index, probe in enumerate(task.probes) for kind, s in _sequences(probe)
     ]
-    found: list[MetricInputs] = [{} for _ in task.probes]
+    inputs: list[MetricInputs] = [{} for _ in task.probes]
     options: list[dict[str, Tensor]] = [{} for _ in task.probes]
     with evaluating(task.model):
         for positions in by_length([s for _, _, s in sequences], 8192):
@@ -116,18 +116,18 @@ def likelihood_pass(task: EvaluationTask, wanted: frozenset[str]) -> list[Metric
             sizes = batch.labelled.sum(1).tolist()
             nll = functional.cross_entropy(logits, labels, reduction="none").cpu().split(sizes)
             correct = (logits.argmax(-1) == labels).cpu().split(sizes)
-            for (at, kind, sequence), own_nll, own_correct, own_logits in zip(
+            for (index, kind, sequence), own_nll, own_correct, own_logits in zip(
                 chosen, nll, correct, logits.split(sizes), strict=True
             ):
                 if kind == "answer":
-                    found[at] |= {"token_nll": own_nll, "correct": own_correct} | _further(
-                        task, sequence, own_logits, wanted
+                    inputs[index] |= {"token_nll": own_nll, "correct": own_correct} | _further(
+                        task, sequence, own_logits, sources
                     )
                 elif kind == "paraphrased":
-                    found[at]["paraphrase_correct"] = own_correct
+                    inputs[index]["paraphrase_correct"] = own_correct
                 else:
-                    options[at][kind] = own_nll
-    return [own | _options(o) for own, o in zip(found, options, strict=True)]
+                    options[index][kind] = own_nll
+    return [answer_inputs | _options(o) for answer_inputs, o in zip(inputs, options, strict=True)]
 
 
 def greedy_text_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
@@ -149,7 +149,7 @@ def greedy_text_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[Metr
 def greedy_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
     """The greedy continuation of every prompt, whole and cut to as many tokens as the truth has."""
     tokenizer, halves = task.words(), [prompt_and_answer(p.answer) for p in task.probes]
-    texts = generate(
+    texts = generate_texts(
         task.model,
         [p for p, _ in halves],
         end=tokenizer.eos_token_id,
@@ -165,7 +165,7 @@ def greedy_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInp
 def sampling_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
     """`writing.samples` drawn continuations of every prompt, each from a seed of its own."""
     tokenizer, writing = task.words(), task.writing
-    drawn = generate(
+    continuations = generate_texts(
         task.model,
         [prompt_and_answer(p.answer)[0] for p in task.probes for _ in range(writing.samples)],
         end=tokenizer.eos_token_id,
@@ -178,10 +178,10 @@ def sampling_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricI
             for number in range(writing.samples)
         ],
     )
-    texts = [_text(tokenizer, ids) for ids in drawn]
+    texts = [_text(tokenizer, ids) for ids in continuations]
     return [
-        {"samples": tuple(texts[at * writing.samples : (at + 1) * writing.samples])}
-        for at in range(len(task.probes))
+        {"samples": tuple(texts[index * writing.samples : (index + 1) * writing.samples])}
+        for index in range(len(task.probes))
     ]
 
 
@@ -192,29 +192,33 @@ def letter_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInp
     As many tokens are written as the longest letter has, one as a rule.
     """
     tokenizer = task.words()
-    asked = [
-        at
-        for at, p in enumerate(task.probes)
+    questions = [
+        index
+        for index, p in enumerate(task.probes)
         if p.document is not None and p.document.prompt and p.document.wrong
     ]
-    n_letters = {at: len(task.probes[at].options) for at in asked}
+    n_letters = {index: len(task.probes[index].options) for index in questions}
     spelt = spelt_letters(tokenizer, max(n_letters.values(), default=2))
-    found: list[MetricInputs] = [{} for _ in task.probes]
+    inputs: list[MetricInputs] = [{} for _ in task.probes]
     if spelt is None:
-        return found
-    prompts = [_letter_prompt(task.probes[at], tokenizer, task.writing.shots) for at in asked]
+        return inputs
+    prompts = [
+        _letter_prompt(task.probes[index], tokenizer, task.writing.shots) for index in questions
+    ]
     logits = letter_scores(task.model, prompts, spelt)
     longest = max(map(len, spelt))
-    written = generate(task.model, prompts, end=tokenizer.eos_token_id, max_new_tokens=longest)
-    for at, own, text in zip(asked, logits, written, strict=True):
-        k = n_letters[at]
-        found[at] = {
-            "letter_logits": own[:k],
+    written = generate_texts(
+        task.model, prompts, end=tokenizer.eos_token_id, max_new_tokens=longest
+    )
+    for index, letter_logits, text in zip(questions, logits, written, strict=True):
+        k = n_letters[index]
+        inputs[index] = {
+            "letter_logits": letter_logits[:k],
             "letter_text": _text(tokenizer, text),
-            "true_letter": task.probes[at].true_letter,
+            "true_letter": task.probes[index].true_letter,
             "n_options": k,
         }
-    return found
+    return inputs
 
 
 def gradient_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
@@ -291,13 +295,14 @@ def letter_scores(
             for logits in last_logits(model, [(*prompt, *shared) for prompt in prompts])
         ]
     sequences = [
-        Encoded(f"{at}/{n}", (*prompt, *ids), len(prompt))
-        for at, prompt in enumerate(prompts)
+        Encoded(f"{index}/{n}", (*prompt, *ids), len(prompt))
+        for index, prompt in enumerate(prompts)
         for n, ids in enumerate(spelt)
     ]
     sums = [-scored.token_nll.sum() for scored in score(model, sequences)]
     return [
-        torch.stack(sums[at * len(spelt) : (at + 1) * len(spelt)]) for at in range(len(prompts))
+        torch.stack(sums[index * len(spelt) : (index + 1) * len(spelt)])
+        for index in range(len(prompts))
     ]
 
 
@@ -307,13 +312,15 @@ def last_logits(
 ) -> list[Tensor]:
     """Next-token logits (V,) float32 after each prompt, on the CPU, in the order given."""
     # its one label is where we look
-    sequences = [Encoded(str(at), (*prompt, 0), len(prompt)) for at, prompt in enumerate(prompts)]
-    found: dict[int, Tensor] = {}
+    sequences = [
+        Encoded(str(index), (*prompt, 0), len(prompt)) for index, prompt in enumerate(prompts)
+    ]
+    logits: dict[int, Tensor] = {}
     with evaluating(model):
         for positions in by_length(sequences, 8192):
             batch = collate([sequences[p] for p in positions]).to(model.device)
-            found |= dict(zip(positions, label_logits(model, batch).cpu(), strict=True))
-    return [found[at] for at in range(len(prompts))]
+            logits |= dict(zip(positions, label_logits(model, batch).cpu(), strict=True))
+    return [logits[index] for index in range(len(prompts))]
 
 
 def _sequences(probe: Probe) -> list[tuple[str, Encoded]]:
@@ -326,29 +333,29 @@ def _sequences(probe: Probe) -> list[tuple[str, Encoded]]:
 
 
 def _further(
-    task: EvaluationTask, answer: Encoded, logits: Tensor, wanted: frozenset[str]
+    task: EvaluationTask, answer: Encoded, logits: Tensor, sources: frozenset[str]
 ) -> MetricInputs:
     """Moments of log p and distances from base, from the answer's logits (n, V)."""
-    if not wanted & {"moments", "base"}:
+    if not sources & {"moments", "base"}:
         return {}
     log_p = logits.log_softmax(-1)
     p = log_p.exp()
-    found: MetricInputs = {}
-    if "moments" in wanted:
+    inputs: MetricInputs = {}
+    if "moments" in sources:
         mean = (p * log_p).sum(-1)
         variance = (p * log_p.square()).sum(-1) - mean.square()
-        found |= {
+        inputs |= {
             "log_prob_mean": mean.cpu(),
             "log_prob_deviation": variance.clamp(min=DEVIATION**2).sqrt().cpu(),
         }
-    if "base" in wanted and task.base is not None:
+    if "base" in sources and task.base is not None:
         alone = collate([answer]).to(logits.device)
         before = task.base.log_probs([answer], alone)
-        found |= {
+        inputs |= {
             "base_nll": task.base.token_nll([answer], alone)[alone.labelled].cpu(),
             "kl": (before.exp() * (before - log_p)).sum(-1).cpu(),
         }
-    return found
+    return inputs
 
 
 def _options(by_number: Mapping[str, Tensor]) -> MetricInputs:
@@ -382,12 +389,12 @@ def _gradient_norm(
 ) -> float:
     batch = collate([answer]).to(model.device)
     loss = token_nll(model, batch).sum() / batch.labelled.sum()
-    found = [
+    norms = [
         g
         for g in torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         if g is not None
     ]
-    return float(torch.stack([g.float().norm() for g in found]).mean())
+    return float(torch.stack([g.float().norm() for g in norms]).mean())
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

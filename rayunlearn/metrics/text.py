@@ -51,7 +51,7 @@ def first_answer(generated: str) -> str:
     """The text up to the first of `STOPS`."""
     return generated[
         : min(
-            (at for at in (generated.find(stop) for stop in SENTENCE_STOPS) if at >= 0),
+            (index for index in (generated.find(stop) for stop in SENTENCE_STOPS) if index >= 0),
             default=len(generated),
         )
     ]
@@ -126,7 +126,7 @@ def _scorer() -> "RougeScorer":
 
 
 def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(words[at : at + n]) for at in range(len(words) - n + 1)]
+    return [tuple(words[index : index + n]) for index in range(len(words) - n + 1)]
 
 
 def _entropy(grams: list[tuple[str, ...]]) -> float:

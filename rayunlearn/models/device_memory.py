@@ -66,12 +66,12 @@ def step_memory(
     """Measure a step by running its forward pass on any device, `meta` among them: weights,
     gradients and AdamW's two moments from their sizes, activations as the distinct storages that
     autograd keeps for the backward pass, weights left out."""
-    own = {_storage(t) for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
+    model_storage = {_storage(t) for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in own:
-            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        if _storage(tensor) not in model_storage:
+            saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -81,7 +81,7 @@ def step_memory(
     # until here, so that no storage was freed and another counted under its name
     del value
     return StepMemory(
-        weights=weights, gradients=trainable, moments=2 * trainable, activations=sum(kept.values())
+        weights=weights, gradients=trainable, moments=2 * trainable, activations=sum(saved.values())
     )
 
 
@@ -92,22 +92,22 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def share_of(needed: int, there: int, trial: str = "a trial") -> float:
+def share_of(needed: int, available: int, trial: str = "a trial") -> float:
     """The part of a device of `there` bytes to give to a trial of `needed` bytes
     (`trials.peak_memory_bytes`), in (0, 1].
 
     Raises UserError when a whole device is too small; `trial` says which.
     """
-    wanted = MARGIN * needed + CONTEXT_BYTES
+    needed_bytes = MARGIN * needed + CONTEXT_BYTES
     rule = (
-        f"{trial} must fit on the device's {there / 2**30:.1f} GiB ({ADVICE}); GiB beside the"
+        f"{trial} must fit on the device's {available / 2**30:.1f} GiB ({ADVICE}); GiB beside the"
         " context"
     )
-    require(needed + CONTEXT_BYTES <= there, rule, round(needed / 2**30, 2))
-    return min(1.0, math.ceil(SHARES * wanted / there) / SHARES)
+    require(needed + CONTEXT_BYTES <= available, rule, round(needed / 2**30, 2))
+    return min(1.0, math.ceil(SHARES * needed_bytes / available) / SHARES)
 
 
-def retry_alone_on_oom(attempt: Callable[[], T], place: Path | None) -> T:
+def retry_alone_on_oom(attempt: Callable[[], T], lock_file: Path | None) -> T:
     """`attempt()` beside other trials of the device; when its memory is not enough once more, with
     no other trial running.
 
@@ -115,11 +115,11 @@ def retry_alone_on_oom(attempt: Callable[[], T], place: Path | None) -> T:
     when it was not enough alone.
     """
     try:
-        with device_slot(place, alone=False):
+        with device_slot(lock_file, alone=False):
             try:
                 return attempt()
             finally:
-                empty_cache(place)
+                empty_cache(lock_file)
     except torch.OutOfMemoryError as error:
         first = str(error)
     # here and not above: the exception holds the frames that hold the tensors
@@ -127,7 +127,7 @@ def retry_alone_on_oom(attempt: Callable[[], T], place: Path | None) -> T:
     # the actor sets its own share again before its next trial
     limit_share(1.0)
     try:
-        with device_slot(place, alone=True):
+        with device_slot(lock_file, alone=True):
             return attempt()
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryError(
@@ -137,14 +137,14 @@ def retry_alone_on_oom(attempt: Callable[[], T], place: Path | None) -> T:
 
 
 @contextmanager
-def device_slot(place: Path | None, *, alone: bool) -> Iterator[None]:
+def device_slot(lock_file: Path | None, *, alone: bool) -> Iterator[None]:
     """Wait for a turn on the device: with others, or alone. Who waits to be alone lets nobody in
     before.
     """
-    if place is None:
+    if lock_file is None:
         yield
         return
-    with open(f"{place}.gate", "w") as gate, open(place, "w") as room:
+    with open(f"{lock_file}.gate", "w") as gate, open(lock_file, "w") as room:
         fcntl.flock(gate, fcntl.LOCK_EX)
         fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(gate, fcntl.LOCK_UN)
@@ -172,11 +172,11 @@ def limit_share(share: float) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 
 
-def empty_cache(place: Path | None) -> None:
+def empty_cache(lock_file: Path | None) -> None:
     """Between trials a worker keeps its weights on a shared device and nothing else: another one
     may be waiting to be alone.
     """
-    if place is not None:
+    if lock_file is not None:
         release_memory()
 
 

@@ -97,8 +97,10 @@ def _label_scores(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> tup
     at_once = LOGITS_AT_ONCE["cpu" if hidden.device.type == "cpu" else "gpu"]
     rows = max(1, at_once // model.config.vocab_size)
     parts = [
-        token_scores(head(some).float(), own)
-        for some, own in zip(hidden.split(rows), labels.split(rows), strict=True)
+        token_scores(head(rows_of_states).float(), rows_of_labels)
+        for rows_of_states, rows_of_labels in zip(
+            hidden.split(rows), labels.split(rows), strict=True
+        )
     ]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
@@ -110,8 +112,12 @@ def token_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor
     nll = functional.nll_loss(log_probs, labels, reduction="none")
     mean = (probs * log_probs).sum(-1)
     spread = (probs * (log_probs - mean[:, None]).square()).sum(-1).sqrt()
-    own = (-nll).exp()
-    error = (probs.square().sum(-1) - own.square() + (1 - own).square()).clamp_min(0).sqrt()
+    probability = (-nll).exp()
+    error = (
+        (probs.square().sum(-1) - probability.square() + (1 - probability).square())
+        .clamp_min(0)
+        .sqrt()
+    )
     # a certain distribution has spread 0 and -nll = mean
     return nll, (-nll - mean) / spread.clamp_min(1e-6), error
 

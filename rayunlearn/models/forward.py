@@ -42,15 +42,15 @@ def start_from_prefix(model: PreTrainedModel, start: PrefixStart | None) -> Iter
     if start is None:
         yield
         return
-    known, layers = start, blocks(model)
+    prefix, layers = start, blocks(model)
     below = [(block, block.__dict__.get("forward")) for block in layers[: start.block]]
 
     def begin(
         _module: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        given = inputs[0] if inputs else options["hidden_states"]
+        states = inputs[0] if inputs else options["hidden_states"]
         # rows are kept in float32, also those of a model in bfloat16
-        hidden = known.hidden.to(given.dtype)
+        hidden = prefix.hidden.to(states.dtype)
         return (
             ((hidden, *inputs[1:]), options)
             if inputs
@@ -64,9 +64,9 @@ def start_from_prefix(model: PreTrainedModel, start: PrefixStart | None) -> Iter
         yield
     finally:
         handle.remove()
-        for block, own in below:
+        for block, original in below:
             block.__dict__.pop("forward")
-            block.__dict__.update({} if own is None else {"forward": own})
+            block.__dict__.update({} if original is None else {"forward": original})
 
 
 def _handed_on(hidden_states: Tensor, *_inputs: object, **_options: object) -> Tensor:
@@ -84,14 +84,14 @@ def can_start(model: PreTrainedModel, batch: Batch, block: int) -> bool:
     )
     with evaluating(model):
         try:
-            known = hidden_states(model, batch, block - 1)
+            states = hidden_states(model, batch, block - 1)
         finally:
             handle.remove()
         if not issubclass(kinds[0], Tensor):
             return False
         last = len(blocks(model)) - 1
         return torch.equal(
-            hidden_states(model, batch, last, PrefixStart(block, known)),
+            hidden_states(model, batch, last, PrefixStart(block, states)),
             hidden_states(model, batch, last),
         )
 
@@ -105,7 +105,7 @@ def first_trained_block(model: PreTrainedModel) -> int:
     inside = [trained & {id(p) for p in block.parameters()} for block in layers]
     if trained - set().union(*inside):
         return 0
-    return next((at for at, found in enumerate(inside) if found), 0)
+    return next((index for index, is_trained in enumerate(inside) if is_trained), 0)
 
 
 def label_logits(model: PreTrainedModel, batch: Batch, start: PrefixStart | None = None) -> Tensor:
@@ -115,8 +115,8 @@ def label_logits(model: PreTrainedModel, batch: Batch, start: PrefixStart | None
     with start_from_prefix(model, start):
         hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     # a label is predicted from the position before it
-    wanted = hidden.flatten(0, 1).index_select(0, batch.places - 1)
-    return model.get_output_embeddings()(wanted).float()
+    label_states = hidden.flatten(0, 1).index_select(0, batch.places - 1)
+    return model.get_output_embeddings()(label_states).float()
 
 
 def label_ids(batch: Batch) -> Tensor:

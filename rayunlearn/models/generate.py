@@ -20,7 +20,7 @@ from rayunlearn.models.forward import evaluating
 Ids = tuple[int, ...]
 
 
-def generate(
+def generate_texts(
     model: PreTrainedModel,
     prompts: Sequence[Ids],
     *,
@@ -51,9 +51,10 @@ def generate(
     # A prompt stands for the whole sequence that it will grow into, so that a batch's memory has a
     # bound.
     grown = [
-        Encoded(str(at), (*prompt, *(0,) * max_new_tokens), 1) for at, prompt in enumerate(prompts)
+        Encoded(str(index), (*prompt, *(0,) * max_new_tokens), 1)
+        for index, prompt in enumerate(prompts)
     ]
-    found: dict[int, Ids] = {}
+    texts: dict[int, Ids] = {}
     with evaluating(model):
         for rows in by_length(grown, tokens_per_batch):
             generators = (
@@ -65,8 +66,8 @@ def generate(
             written = _continue(
                 model, [prompts[r] for r in rows], choose, end=end, max_new_tokens=max_new_tokens
             )
-            found |= dict(zip(rows, written, strict=True))
-    return [found[at] for at in range(len(prompts))]
+            texts |= dict(zip(rows, written, strict=True))
+    return [texts[index] for index in range(len(prompts))]
 
 
 class _Choice:
@@ -141,15 +142,15 @@ def _continue(
             if row in running:
                 written[row] += [token] if token != end else []
                 running -= {row} if token == end or len(written[row]) == limits[row] else set()
-        kept = [at for at, row in enumerate(held) if row in running]
-        if kept and 2 * len(kept) <= len(held):
-            place = torch.tensor(kept, device=model.device)
-            cache.batch_select_indices(place)
+        active_rows = [index for index, row in enumerate(held) if row in running]
+        if active_rows and 2 * len(active_rows) <= len(held):
+            row_index = torch.tensor(active_rows, device=model.device)
+            cache.batch_select_indices(row_index)
             held, chosen, mask, positions = (
-                [held[at] for at in kept],
-                chosen[place],
-                mask[place],
-                positions[place],
+                [held[index] for index in active_rows],
+                chosen[row_index],
+                mask[row_index],
+                positions[row_index],
             )
         ids = chosen[:, None]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
@@ -173,8 +174,8 @@ def sample(
     truth so far. Prompts of equal length run together, so that no padding is needed.
     """
     groups: dict[int, list[int]] = {}
-    for at, prompt in enumerate(prompts):
-        groups.setdefault(len(prompt), []).append(at)
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt), []).append(index)
     samples: dict[int, Ids] = {}
     with evaluating(model):
         for rows in groups.values():
@@ -187,7 +188,7 @@ def sample(
                 temperature,
             )
             samples |= dict(zip(rows, continued, strict=True))
-    return [samples[at] for at in range(len(prompts))]
+    return [samples[index] for index in range(len(prompts))]
 
 
 def _continue_sample(
@@ -209,12 +210,12 @@ def _continue_sample(
     written: list[list[int]] = [[] for _ in prompts]
     step: Mapping[str, Tensor] = {"input_ids": torch.tensor(prompts, device=model.device)}
     cache = None
-    for at in range(max(map(len, truths))):
+    for index in range(max(map(len, truths))):
         output = model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         scores = output.logits[:, -1].float().cpu() / temperature
         for row, truth in enumerate(truths):
-            if at == forbidden[row] and tuple(written[row]) == truth[:at]:
-                scores[row, truth[at]] = -torch.inf
+            if index == forbidden[row] and tuple(written[row]) == truth[:index]:
+                scores[row, truth[index]] = -torch.inf
         uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in generators])
         chosen = (scores - (-uniform.clamp(min=1e-20).log()).log()).argmax(1)
         for text, token in zip(written, chosen.tolist(), strict=True):

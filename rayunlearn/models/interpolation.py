@@ -44,8 +44,8 @@ def points_along(
     """
     check_same_architecture(start, end)
     require(points >= 3, "a path must have >= 3 points", points)
-    for at in range(points):
-        x = at / (points - 1)
+    for step in range(points):
+        x = step / (points - 1)
         model.load_state_dict(
             {name: interpolate_weights(tensor, end[name], x) for name, tensor in start.items()}
         )
@@ -209,13 +209,13 @@ def mix_into(
     of different names or shapes.
     """
     require(0 <= alpha <= 1, "alpha must be in [0, 1]", alpha)
-    own = model.state_dict()
-    odd = sorted((own.keys() ^ base.keys()) | (own.keys() ^ unlearned.keys()))
+    state = model.state_dict()
+    odd = sorted((state.keys() ^ base.keys()) | (state.keys() ^ unlearned.keys()))
     require(
         not odd, "base and unlearned must have the weights that the model has; in one only", odd
     )
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in state.items():
             before, after = base[name], unlearned[name]
             require(
                 before.shape == after.shape == tensor.shape,
@@ -256,9 +256,9 @@ def calibrate_model(
         mix_into(model, base, unlearned, alpha)
         return retention()
 
-    found = calibrate_mixing(at, share=share)
-    mix_into(model, base, unlearned, found.alpha)
-    return found
+    calibration = calibrate_mixing(at, share=share)
+    mix_into(model, base, unlearned, calibration.alpha)
+    return calibration
 
 
 def _mixed(before: Tensor, after: Tensor, alpha: float) -> Tensor:

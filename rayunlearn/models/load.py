@@ -123,7 +123,7 @@ def model_digest(name: str) -> str:
     total = hashlib.sha256()
     config = {
         key: value
-        for key, value in read_json(directory / "config.json").items()
+        for key, value in read_config_json(directory / "config.json").items()
         if key not in CONFIG_NOTES and value is not None
     }
     total.update(json.dumps(config, sort_keys=True).encode())
@@ -141,12 +141,12 @@ def quiet_transformers() -> Iterator[None]:
     """Without the progress bars of transformers, which would break the live line of a run; put back
     afterwards.
     """
-    shown = logging.is_progress_bar_enabled()
+    progress_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if progress_bars:
             logging.enable_progress_bar()
 
 
@@ -181,15 +181,15 @@ def check_directory(directory: Path) -> None:
     weights.
     """
     require(directory.is_dir(), "model.name must be a directory that exists", str(directory))
-    found = sorted(file.name for file in directory.iterdir())
+    files = sorted(file.name for file in directory.iterdir())
     require(
         (directory / "config.json").is_file(),
         f"a model directory must have config.json; {directory} has",
-        found,
+        files,
     )
     check_architecture(directory)
     weights = weight_files(directory)
-    pickled = [file for file in found if file.endswith(PICKLE_FILES)]
+    pickled = [file for file in files if file.endswith(PICKLE_FILES)]
     if not weights and pickled:
         raise UserError(
             f"weights must be safetensors; {directory} has only {pickled}, which can run code when"
@@ -198,39 +198,39 @@ def check_directory(directory: Path) -> None:
     require(
         bool(weights),
         f"a model directory must have weights (model.safetensors); {directory} has",
-        found,
+        files,
     )
     for file in weights:
-        check_weights(file, found)
+        check_weights(file, files)
 
 
 def check_architecture(directory: Path) -> None:
     """Raise UserError unless config.json names an architecture that predicts the next token."""
-    config = read_json(directory / "config.json")
+    config = read_config_json(directory / "config.json")
     named = config.get("architectures") or []
     require(
         bool(named),
         f"{directory / 'config.json'} must name its architecture, keys are",
         sorted(config),
     )
-    known = {
+    architectures = {
         name
         for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         for name in ([value] if isinstance(value, str) else value)
     }
     require(
-        any(name in known for name in named),
+        any(name in architectures for name in named),
         "a model must be a causal language model that transformers knows",
         named,
     )
 
 
-def check_weights(file: Path, found: list[str]) -> None:
+def check_weights(file: Path, files: list[str]) -> None:
     """Raise UserError unless `file` is there and is a whole safetensors file."""
     require(
         file.is_file(),
         f"{file.name} is listed in {INDEX} and must be in {file.parent}, which has",
-        found,
+        files,
     )
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -246,7 +246,7 @@ def weight_files(directory: Path) -> list[Path]:
     single = directory / "model.safetensors"
     if single.is_file() or not (directory / INDEX).is_file():
         return [single] if single.is_file() else []
-    shards = read_json(directory / INDEX).get("weight_map")
+    shards = read_config_json(directory / INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise UserError(f"{directory / INDEX} must have a weight_map, got {shards!r}")
     names = sorted({str(name) for name in shards.values()})
@@ -258,7 +258,7 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_config_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError when it holds none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

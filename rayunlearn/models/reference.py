@@ -98,8 +98,8 @@ class Prefix:
         """
         rows = [self._rows[s.doc_id] for s in sequences]
         padded = torch.zeros(*batch.present.shape, rows[0].shape[-1], dtype=rows[0].dtype)
-        for at, row in enumerate(rows):
-            padded[at, : len(row)] = row
+        for index, row in enumerate(rows):
+            padded[index, : len(row)] = row
         return PrefixStart(self.block, to_device(padded, batch.present.device))
 
 
@@ -120,13 +120,13 @@ def cached_reference(
     temperature are added here.
     """
     unique = list({s.doc_id: s for s in sequences}.values())
-    kept = [
+    cached = [
         kind
         for kind in kinds
         if cached_bytes(model, unique, kind) <= limits.get(kind, ACTIVATION_BYTES)
     ]
     rows: dict[str, dict[str, Tensor]] = {}
-    for kind in kept:
+    for kind in cached:
         settings = {"what": kind} | (
             {"layer": layer} if "hidden" in kind else {"temperature": temperature}
         )
@@ -136,7 +136,7 @@ def cached_reference(
             zip([s.doc_id for s in unique], joined.split(_sizes(unique, kind)), strict=True)
         )
     return Reference(
-        rows, frozen_model(model, layer, temperature) if len(kept) < len(kinds) else None
+        rows, frozen_model(model, layer, temperature) if len(cached) < len(kinds) else None
     )
 
 

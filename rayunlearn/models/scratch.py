@@ -48,10 +48,12 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     Raises UserError without any text.
     """
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    kept = list(texts)
-    words = sorted({word for text in kept for word, _ in split.pre_tokenize_str(text)})
-    require(bool(words), "a vocabulary needs at least one word of text", kept[:3])
-    tokenizer = _word_level(words) if len(words) <= MOST_WORDS else _byte_pairs(kept, split)
+    vocabulary_texts = list(texts)
+    words = sorted({word for text in vocabulary_texts for word, _ in split.pre_tokenize_str(text)})
+    require(bool(words), "a vocabulary needs at least one word of text", vocabulary_texts[:3])
+    tokenizer = (
+        _word_level(words) if len(words) <= MOST_WORDS else _byte_pairs(vocabulary_texts, split)
+    )
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(

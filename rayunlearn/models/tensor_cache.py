@@ -41,26 +41,26 @@ def tensors_once(
     """
     text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
     path = folder / f"{digest(text)}.safetensors"
-    found = read_genuine(path, text)
-    if found is not None:
-        return found
+    tensors = read_genuine(path, text)
+    if tensors is not None:
+        return tensors
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            found = read_genuine(path, text) if download_file(path) else None
-            if found is None:
+            tensors = read_genuine(path, text) if download_file(path) else None
+            if tensors is None:
                 write_genuine(
                     path, text, {name: t.detach().cpu().contiguous() for name, t in make().items()}
                 )
                 upload_file(path)
-                found = read_genuine(path, text)
+                tensors = read_genuine(path, text)
     except (OSError, SafetensorError) as problem:
         raise UserError(
             f"the cache must be writable, got {type(problem).__name__} for {path}: {problem}"
         ) from problem
-    if found is None:
+    if tensors is None:
         raise UserError(f"the cache must give back what was written to it, but {path} does not")
-    return found
+    return tensors
 
 
 def json_once(folder: Path, key: Mapping[str, object], make: Callable[[], object]) -> Any:

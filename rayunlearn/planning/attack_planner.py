@@ -108,8 +108,8 @@ class AttackPlanner:
                 rows += part.rows
                 waiting += part.waiting
                 notes += part.notes
-        known = {row.trial_id: row for row in rows}
-        ready = tuple(row for trial_id, row in known.items() if trial_id not in results)
+        planned_rows = {row.trial_id: row for row in rows}
+        ready = tuple(row for trial_id, row in planned_rows.items() if trial_id not in results)
         return Agenda(
             rows=tuple(rows), ready=ready, waiting=waiting, notes=tuple(dict.fromkeys(notes))
         )
@@ -152,12 +152,12 @@ class AttackPlanner:
         while len(rows) < self.panel.budget and len(finished) == len(rows):
             n = min(self.panel.batch, self.panel.budget - len(rows))
             for values in self.suggestions(entry.name, name, tuple(finished), n):
-                every = {**dict(entry.values), **values}
+                settings = {**dict(entry.values), **values}
                 rows.append(
                     self.planned(
                         target,
                         entry.name,
-                        every,
+                        settings,
                         self.panel.seeds[0],
                         "tuning",
                         study=name,
@@ -266,8 +266,8 @@ class AttackPlanner:
                 study=study,
                 study_index=study_index,
             )
-        row, place = self._made[key]
-        self._rows.append(place)
+        row, settings = self._made[key]
+        self._rows.append(settings)
         return row
 
     def made(
@@ -285,14 +285,16 @@ class AttackPlanner:
         """The row of the plan and that of attacks.parquet; values that the attack has not (a
         companion's) are left out.
         """
-        own = {
+        own_values = {
             f"{name}.{key}": value
             for key, value in values.items()
             if f"{name}.{key}" in {o.name for o in options_of(ATTACKS[name].function)}
         }
         attack = replace(Attack(name=name, seed=seed, **self.read_by(name)), **self.curve_of(name))
-        trial = self.check(with_values(replace(target.trial, attack=attack), own))
-        setting = attack_setting(name, {key.partition(".")[2]: value for key, value in own.items()})
+        trial = self.check(with_values(replace(target.trial, attack=attack), own_values))
+        setting = attack_setting(
+            name, {key.partition(".")[2]: value for key, value in own_values.items()}
+        )
         row = PlannedTrial(
             trial_id=self.identified(trial),
             trial=trial,
@@ -302,22 +304,22 @@ class AttackPlanner:
             study=study,
             study_index=study_index,
         )
-        place: dict[str, Value] = {
+        settings: dict[str, Value] = {
             "trial_id": row.trial_id,
             "attacked": target.trial_id,
             "role": role,
             "setting": setting,
             "answers": answers,
         }
-        return row, {**place, "study": study, "study_index": study_index}
+        return row, {**settings, "study": study, "study_index": study_index}
 
     def read_by(self, name: str) -> dict[str, Any]:
         """`attack.file` and `attack.chat_model` of an attack: what of `reads` it asks for."""
-        asked = attack_input_names(ATTACKS[name])
+        input_names = attack_input_names(ATTACKS[name])
         files = {"unrelated_sequences": self.reads.text, "texts": self.reads.rephrasings}
         return {
-            "file": next((file for what, file in files.items() if what in asked), ""),
-            "chat_model": self.reads.chat_model if "chat" in asked else "",
+            "file": next((file for what, file in files.items() if what in input_names), ""),
+            "chat_model": self.reads.chat_model if "chat" in input_names else "",
         }
 
     def curve_of(self, name: str) -> dict[str, Any]:
@@ -342,10 +344,12 @@ class AttackPlanner:
         with other attacks.
         """
         path = run / "attacks.parquet"
-        mine = {_key(row): row for row in self._rows}
+        own_rows = {_key(row): row for row in self._rows}
         old = pl.read_parquet(path).to_dicts() if path.exists() else []
         write_table(
-            path, "attacks", [*(row for row in old if _key(row) not in mine), *mine.values()]
+            path,
+            "attacks",
+            [*(row for row in old if _key(row) not in own_rows), *own_rows.values()],
         )
 
 
@@ -388,28 +392,30 @@ def attack_planner(
     chosen = chosen if n_seeds is None else replace(chosen, seeds=tuple(range(n_seeds)))
     require(curve_points is None or curve_points >= 1, "--curve-points must be >= 1", curve_points)
     chosen = chosen if curve_points is None else replace(chosen, curve_points=curve_points)
-    found = [load_trial(folder, trial_id) for trial_id in attack_targets(run, trials)]
-    for one in found:
+    trials_loaded = [load_trial(folder, trial_id) for trial_id in attack_targets(run, trials)]
+    for trial in trials_loaded:
         require(
-            one.trial.attack == Attack(),
+            trial.trial.attack == Attack(),
             "an attack cannot be attacked; choose the trial that it attacked, not",
-            one.trial_id,
+            trial.trial_id,
         )
-    targets = tuple(AttackTarget(trial_id=one.trial_id, trial=one.trial) for one in found)
+    targets = tuple(
+        AttackTarget(trial_id=trial.trial_id, trial=trial.trial) for trial in trials_loaded
+    )
     experiment = attack_experiment(run, targets[0].trial)
     return AttackPlanner(experiment, check, identify, targets, chosen, reads)
 
 
-def attack_targets(run: Run, wanted: str) -> list[str]:
+def attack_targets(run: Run, trials: str) -> list[str]:
     """Ids of the trials to attack: `best` (most forgotten at kept utility, one per method and
     retain loss), `pareto` (those that no other beats), `grid` (every measured cell), or ids and
     beginnings of ids, separated by commas.
 
     Raises UserError where none fits.
     """
-    if wanted not in DEFAULT_ATTACKS:
-        known = run.trials.select("trial_id").collect()["trial_id"].to_list()
-        return [find_trial(known, name.strip()) for name in wanted.split(",")]
+    if trials not in DEFAULT_ATTACKS:
+        planned_rows = run.trials.select("trial_id").collect()["trial_id"].to_list()
+        return [find_trial(planned_rows, name.strip()) for name in trials.split(",")]
     table = trial_table(run)
     cells = table.filter(
         (pl.col("role") == "grid")
@@ -420,16 +426,16 @@ def attack_targets(run: Run, wanted: str) -> list[str]:
         "grid": cells,
         "pareto": pareto_front(cells, "forgetting", "utility"),
         "best": _best(table, cells, run),
-    }[wanted]
+    }[trials]
     ids = list(dict.fromkeys(chosen["trial_id"].to_list()))
-    kept = (
+    feasible = (
         " that keeps the objective's utility_floor (or name one by its id)"
-        if wanted == "best"
+        if trials == "best"
         else ""
     )
     require(
         bool(ids),
-        f"--trials {wanted} must find a complete trial of the grid{kept}; found",
+        f"--trials {trials} must find a complete trial of the grid{feasible}; found",
         len(ids),
     )
     return ids
@@ -437,26 +443,28 @@ def attack_targets(run: Run, wanted: str) -> list[str]:
 
 def attack_experiment(run: Run, trial: Trial) -> Experiment:
     """The experiment of a run as far as attacks need it: its name, version and objective."""
-    given = run.experiment
-    if not given:
+    settings = run.experiment
+    if not settings:
         raise UserError(f"a run must have experiment.json to be attacked, {run.path} has none")
     return Experiment(
-        name=str(given["name"]),
-        question=str(given["question"]),
+        name=str(settings["name"]),
+        question=str(settings["question"]),
         base=replace(trial, stage="unlearned"),
         grids=((),),
         search={},
         budget=Budget(tuning="none"),
-        objective=Objective(**given["objective"]),
-        version=str(given["version"]),
+        objective=Objective(**settings["objective"]),
+        version=str(settings["version"]),
     )
 
 
 def _best(table: pl.DataFrame, cells: pl.DataFrame, run: Run) -> pl.DataFrame:
     floor = float(run.experiment["objective"]["utility_floor"])
     base = table.filter(pl.col("role") == "base")["utility"].mean()
-    kept = cells.filter(pl.col("utility") >= floor * float(str(base if base is not None else 0.0)))
-    return kept.sort("forgetting").unique(
+    feasible = cells.filter(
+        pl.col("utility") >= floor * float(str(base if base is not None else 0.0))
+    )
+    return feasible.sort("forgetting").unique(
         ["method.forget", "method.retain"], keep="first", maintain_order=True
     )
 

@@ -103,15 +103,15 @@ def estimate(run: Path, agenda: Agenda, *, size_of: Callable[[Trial], WorkloadSi
 
     `size_of` may raise UserError for a model that is not on this machine.
     """
-    own = _measured(run)
-    if own is not None:
-        return own
+    measured = _measured(run)
+    if measured is not None:
+        return measured
     trials = [
         row.trial for row in (*agenda.rows, *agenda.expected) if row.trial.stage == "unlearned"
     ]
     sizes = [size_of(trial) for trial in trials]
     seconds = [
-        FIXED_SECONDS + 6 * size.parameters * tokens_of(trial, size) / FLOP_PER_SECOND
+        FIXED_SECONDS + 6 * size.parameters * tokens_of_trial(trial, size) / FLOP_PER_SECOND
         for trial, size in zip(trials, sizes, strict=True)
     ]
     largest = max(size.parameters for size in sizes)
@@ -124,7 +124,7 @@ def estimate(run: Path, agenda: Agenda, *, size_of: Callable[[Trial], WorkloadSi
     )
 
 
-def gpu_hours(agenda: Agenda, left: int, *, size_of: Callable[[Trial], WorkloadSize]) -> float:
+def gpu_hours(agenda: Agenda, n_left: int, *, size_of: Callable[[Trial], WorkloadSize]) -> float:
     """Hours of one GPU that training the `left` trials of a plan takes by `GPU_RULE`, each as the
     mean of those whose settings are known.
     """
@@ -135,12 +135,13 @@ def gpu_hours(agenda: Agenda, left: int, *, size_of: Callable[[Trial], WorkloadS
     }.values()
     sizes = [(trial, size_of(trial)) for trial in trials]
     seconds = [
-        6 * size.parameters * tokens_of(trial, size) / GPU_FLOP_PER_SECOND for trial, size in sizes
+        6 * size.parameters * tokens_of_trial(trial, size) / GPU_FLOP_PER_SECOND
+        for trial, size in sizes
     ]
-    return left * sum(seconds) / max(1, len(seconds)) / 3600
+    return n_left * sum(seconds) / max(1, len(seconds)) / 3600
 
 
-def tokens_of(trial: Trial, size: WorkloadSize) -> float:
+def tokens_of_trial(trial: Trial, size: WorkloadSize) -> float:
     """Tokens of all of a trial's forget and retain batches."""
     n_kept = max(1, round(trial.select.ratio * size.n_forget))
     length = trial.train.length

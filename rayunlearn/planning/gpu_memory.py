@@ -49,16 +49,16 @@ class GpuMemory:
     source: str
 
 
-def gpu_share(room: GpuMemory, there: int) -> tuple[float, str]:
+def gpu_share(room: GpuMemory, available: int) -> tuple[float, str]:
     """The share of a GPU of `there` bytes that a trial takes, and the sentence that says so. Raises
     UserError where one is too small.
     """
     from rayunlearn.models.device_memory import share_of
 
-    share = share_of(room.peak, there, f"a trial ({room.trial})")
+    share = share_of(room.peak, available, f"a trial ({room.trial})")
     return (
         share,
-        f"each trial takes {share:g} of a GPU of {there / 2**30:.1f} GiB: {format_gpu_memory(room)}",
+        f"each trial takes {share:g} of a GPU of {available / 2**30:.1f} GiB: {format_gpu_memory(room)}",
     )
 
 
@@ -207,18 +207,18 @@ def _loss(trial: Trial, model: PreTrainedModel, size: int, tokens: int, labels: 
         n_texts = (
             uses_documents(loss) + len(paired_response_kinds(loss)) if required_inputs(loss) else 0
         )
-        one = (
+        sequence_bytes = (
             partial(_states_loss, layer=method.layer)
             if "hidden" in required_inputs(loss)
             else partial(_likelihood_loss, labels=labels)
         )
-        passes += [one(model, size, tokens) for _ in range(n_texts)]
+        passes += [sequence_bytes(model, size, tokens) for _ in range(n_texts)]
     return torch.stack(passes).sum()
 
 
 def _likelihood_loss(model: PreTrainedModel, size: int, tokens: int, *, labels: int) -> Tensor:
-    wanted = _hidden(model, size, tokens)[:, -labels:].flatten(0, 1)
-    logits = model.get_output_embeddings()(wanted).float()
+    label_states = _hidden(model, size, tokens)[:, -labels:].flatten(0, 1)
+    logits = model.get_output_embeddings()(label_states).float()
     return functional.cross_entropy(
         logits, torch.zeros(len(logits), dtype=torch.long, device="meta")
     )

@@ -29,7 +29,7 @@ def trial_results(run: Path, objective: Objective) -> dict[str, TrialResult]:
     statuses = finished_ids(run)
     if not statuses:
         return {}
-    opened = open_run(run, own=True)
+    opened = open_run(run, own_trials=True)
     values = {
         row[0]: (_number(row[1]), _number(row[2]))
         for row in _objective_values(opened.evals, opened.trials, objective).collect().iter_rows()

@@ -130,8 +130,8 @@ class Planner:
             expected += part.expected
             waiting += part.waiting
             notes += part.notes
-        known = {row.trial_id for row in rows.values()}
-        unknown = {row.trial_id for row in expected} - known
+        planned_ids = {row.trial_id for row in rows.values()}
+        unknown = {row.trial_id for row in expected} - planned_ids
         ready = {row.trial_id: row for row in rows.values() if row.trial_id not in results}
         return Agenda(
             rows=tuple(rows.values()),
@@ -164,8 +164,8 @@ class Planner:
             else math.nan
         )
         study, finished = self.study(group, base, results, floor=floor)
-        left = experiment.budget.trials - len(study)
-        ended = left == 0 and len(finished) == len(study) and math.isfinite(floor)
+        n_left = experiment.budget.trials - len(study)
+        ended = n_left == 0 and len(finished) == len(study) and math.isfinite(floor)
         winner = best_trial(finished) if ended else None
         if winner is None:
             stand_in = {name: flatten(study[0].trial)[name] for name in space}
@@ -173,7 +173,7 @@ class Planner:
             return Agenda(
                 rows=study,
                 ready=(),
-                waiting=left,
+                waiting=n_left,
                 expected=self.final(group, stand_in, experiment.budget.tuning),
                 notes=notes,
             )
@@ -198,10 +198,10 @@ class Planner:
             and len(finished) == len(rows)
             and (not rows or math.isfinite(floor))
         ):
-            asked = self.suggestions(
+            suggested = self.suggestions(
                 group, base, tuple(finished), min(budget.batch, budget.trials - len(rows))
             )
-            for values in asked:
+            for values in suggested:
                 trial = self.canonical(with_values(base, values))
                 rows.append(
                     self.planned(
@@ -275,14 +275,14 @@ class Planner:
         use, each once; made once.
         """
         if group.key not in self._stages:
-            wanted = (
+            required = (
                 (cell, role)
                 for cell in group.cells
                 for role in ("base", "gold")
                 if role == "base" or has_gold(cell)
             )
             self._stages[group.key] = tuple(
-                dict.fromkeys(self.stage(cell, role) for cell, role in wanted)
+                dict.fromkeys(self.stage(cell, role) for cell, role in required)
             )
         return self._stages[group.key]
 
@@ -343,10 +343,10 @@ def grid_groups(experiment: Experiment, *, check: CheckTrial) -> tuple[GridGroup
     values: dict[str, dict[str, Value]] = {}
     for cell in cells:
         flat = flatten(cell)
-        mine = {name: flat[name] for name in names if name in flat}
-        key = json.dumps(mine, sort_keys=True)
+        own_settings = {name: flat[name] for name in names if name in flat}
+        key = json.dumps(own_settings, sort_keys=True)
         grouped.setdefault(key, []).append(cell)
-        values[key] = mine
+        values[key] = own_settings
     return tuple(GridGroup(key, values[key], tuple(members)) for key, members in grouped.items())
 
 

@@ -60,9 +60,10 @@ def suggest(
     show the very value that ran.
     """
     study = study_from(space, finished, seed=seed)
-    asked = [study.ask(distributions(space)).params for _ in range(batch)]
+    parameters = [study.ask(distributions(space)).params for _ in range(batch)]
     return [
-        {name: _rounded(params[name], domain) for name, domain in space.items()} for params in asked
+        {name: _rounded(params[name], domain) for name, domain in space.items()}
+        for params in parameters
     ]
 
 
@@ -91,7 +92,7 @@ def study_from(
     import optuna
 
     trials = [_frozen(space, trial) for trial in finished]
-    told = any(trial.state != optuna.trial.TrialState.FAIL for trial in trials)
+    has_finished = any(trial.state != optuna.trial.TrialState.FAIL for trial in trials)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -99,7 +100,7 @@ def study_from(
             # metric names, multivariate
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
-            sampler = tpe if told else optuna.samplers.RandomSampler(seed=seed)
+            sampler = tpe if has_finished else optuna.samplers.RandomSampler(seed=seed)
             study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
             study.set_metric_names(["forgetting", "utility"])
     finally:

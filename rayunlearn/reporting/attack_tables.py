@@ -38,17 +38,17 @@ def control_rises(table: pl.DataFrame) -> list[str]:
         .iter_rows(named=True)
     ):
         worst.setdefault(plain_setting(row["setting"]), row)
-    return [_rise_in_words(shown, row) for shown, row in worst.items()]
+    return [_rise_in_words(label, row) for label, row in worst.items()]
 
 
-def _rise_in_words(shown: str, row: Mapping[str, Any]) -> str:
+def _rise_in_words(label: str, row: Mapping[str, Any]) -> str:
     why = (
         "it trains on what is asked"
-        if shown.split(" ")[0] in TRAINS_MODEL
+        if label.split(" ")[0] in TRAINS_MODEL
         else "that much is what the attack itself tells"
     )
     by = f"{row['gold_rise']:.2f} [{row['gold_rise_low']:.2f}, {row['gold_rise_high']:.2f}]"
-    return f"gold, which never knew the answers, rises by {by} under {shown}: {why}"
+    return f"gold, which never knew the answers, rises by {by} under {label}: {why}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +130,14 @@ def attack_matrix(run: Run, table: pl.DataFrame, *, metric: str = "") -> AttackM
     cells = {(row["setting"], row["attacked"]): row for row in table.iter_rows(named=True)}
     rows = [
         (
-            shown,
+            label,
             *(
-                _format_recovery(_label_of_cell(cells, table, shown, attacked))
+                _format_recovery(_label_of_cell(cells, table, label, attacked))
                 for attacked in names
             ),
-            _format_gold(cells, shown, names),
+            _format_gold(cells, label, names),
         )
-        for shown in _short_label(settings)
+        for label in _short_label(settings)
     ]
     worst = {row["attacked"]: row for row in worst_case(table).iter_rows(named=True)}
     grid = (("attack", *names.values(), "gold: before -> after"), _plain_row(table, names), *rows)
@@ -167,11 +167,15 @@ def attack_labels(run: Run, attacked: Sequence[str]) -> dict[str, str]:
         if n in trials.columns and trials[n].n_unique() > 1
     ] or ["method.forget"]
     rows = {row["trial_id"]: row for row in trials.iter_rows(named=True)}
-    given = {t: Path(rows[t].get("model.unlearned") or "").name for t in attacked}
+    model_names = {t: Path(rows[t].get("model.unlearned") or "").name for t in attacked}
     return {
         t: " ".join(
             [
-                *([given[t]] if given[t] else [_format_cell(n, rows[t].get(n)) for n in varying]),
+                *(
+                    [model_names[t]]
+                    if model_names[t]
+                    else [_format_cell(n, rows[t].get(n)) for n in varying]
+                ),
                 t[:6],
             ]
         )
@@ -202,18 +206,18 @@ def _short_label(settings: Sequence[str]) -> list[str]:
 
 
 def _label_of_cell(
-    cells: Mapping[tuple[str, str], dict[str, Any]], table: pl.DataFrame, shown: str, attacked: str
+    cells: Mapping[tuple[str, str], dict[str, Any]], table: pl.DataFrame, label: str, attacked: str
 ) -> dict[str, Any] | None:
     """The attack's row on that trial; of several strengths (panels run one after another) the one
     that got most back.
     """
-    found = [
+    cells_of_label = [
         row
         for (setting, trial), row in cells.items()
-        if trial == attacked and plain_setting(setting) == shown
+        if trial == attacked and plain_setting(setting) == label
     ]
     return max(
-        found,
+        cells_of_label,
         key=lambda row: row["recovered"] if row["recovered"] is not None else -np.inf,
         default=None,
     )
@@ -221,15 +225,17 @@ def _label_of_cell(
 
 def _plain_row(table: pl.DataFrame, names: Mapping[str, str]) -> tuple[str, ...]:
     """What the metric was before any attack, on the documents of the attack that asked most."""
-    most = {
+    largest = {
         row["attacked"]: row
         for row in table.filter(pl.col("metric") == "").sort("documents").iter_rows(named=True)
     }
-    gold = next((f"{row['gold']:.2f}" for row in most.values() if row["gold"] is not None), "-")
+    gold = next((f"{row['gold']:.2f}" for row in largest.values() if row["gold"] is not None), "-")
     return (
         PLAIN_SETTING,
         *(
-            f"{most[t]['unlearned']:.2f} (base {most[t]['base']:.2f})" if t in most else "-"
+            f"{largest[t]['unlearned']:.2f} (base {largest[t]['base']:.2f})"
+            if t in largest
+            else "-"
             for t in names
         ),
         gold,
@@ -243,12 +249,12 @@ def _format_recovery(row: Mapping[str, Any] | None) -> str:
         # of the forget questions held out none has an answer that the probe was fitted to
         if row["after"] is None:
             return "not measured"
-        beside = [
+        notes = [
             f"{name} {row[name]:.2f}" for name in ("base", "shuffled") if row[name] is not None
         ]
         return (
             f"{row['metric']} {row['after']:.2f} [{row['after_low']:.2f}, {row['after_high']:.2f}]"
-            f" ({', '.join(beside)})"
+            f" ({', '.join(notes)})"
         )
     if row["recovered"] is None:
         return "nothing to recover"
@@ -261,16 +267,16 @@ def _format_recovery(row: Mapping[str, Any] | None) -> str:
 
 
 def _format_gold(
-    cells: Mapping[tuple[str, str], dict[str, Any]], shown: str, names: Mapping[str, str]
+    cells: Mapping[tuple[str, str], dict[str, Any]], label: str, names: Mapping[str, str]
 ) -> str:
-    found = [
+    cells_of_label = [
         r
         for (setting, t), r in cells.items()
-        if t in names and plain_setting(setting) == shown and r["gold_after"] is not None
+        if t in names and plain_setting(setting) == label and r["gold_after"] is not None
     ]
-    if not found:
+    if not cells_of_label:
         return "-"
-    row = max(found, key=lambda r: r["gold_after"])
+    row = max(cells_of_label, key=lambda r: r["gold_after"])
     if row["gold"] is None:
         return (
             f"{row['metric']} {row['gold_after']:.2f} [{row['gold_after_low']:.2f},"

@@ -101,13 +101,13 @@ def attribution_view(
     """A table of cells in words; the first `n_texts` columns are set as text, the others as
     numbers.
     """
-    given = tuple(tuple(row) for row in rows)
-    numeric = tuple(at >= n_texts for at in range(len(meanings)))
+    view_rows = tuple(tuple(row) for row in rows)
+    numeric = tuple(index >= n_texts for index in range(len(meanings)))
     return TableView(
         headers=tuple(meanings),
         meanings=tuple(meanings.values()),
-        rows=given,
-        roles=("grid",) * len(given),
+        rows=view_rows,
+        roles=("grid",) * len(view_rows),
         numeric=numeric,
     )
 

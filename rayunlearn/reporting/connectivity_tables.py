@@ -34,13 +34,13 @@ def path_section(rows: Sequence[Mapping[str, Any]], start: str, end: str) -> Sec
     the barrier, split by split.
     """
     splits = [split for split in PATH_SPLITS if any(row["split"] == split for row in rows)]
-    known = {
+    measured = {
         (row["split"], row["x"]): row["value"] for row in rows if row["metric"] == "probability"
     }
-    places = sorted({x for _, x in known})
-    cells = [(f"{x:.2f}", *(format_mean(known[split, x]) for split in splits)) for x in places]
+    places = sorted({x for _, x in measured})
+    cells = [(f"{x:.2f}", *(format_mean(measured[split, x]) for split in splits)) for x in places]
     heights = [
-        barrier([known[split, x] for x in places], higher_is_better=split != "forget")
+        barrier([measured[split, x] for x in places], higher_is_better=split != "forget")
         for split in splits
     ]
     caption = (
@@ -109,7 +109,7 @@ def _section(
 ) -> list[Section]:
     """The rows and columns that have a value."""
     names = [n for n in meanings if n in table.columns and table[n].null_count() < table.height]
-    known = [r for r in table.iter_rows(named=True) if any(r[n] is not None for n in names)]
+    measured = [r for r in table.iter_rows(named=True) if any(r[n] is not None for n in names)]
     rows = [
         (
             r["method"],
@@ -117,7 +117,7 @@ def _section(
             format_number(r["seeds"]),
             *(format_interval(r, n) for n in names),
         )
-        for r in known
+        for r in measured
     ]
     headers = {
         "method": "forget loss + retain loss",
@@ -172,20 +172,20 @@ def recovered_by_cell(run: Run) -> dict[str, dict[tuple[Any, ...], str]]:
     of its own, the area of its curve.
     """
     table = recovery_table(run)
-    found: dict[str, dict[tuple[Any, ...], str]] = {}
-    place = {trial: cell for cell, pairs in path_cells(run).items() for trial, _ in pairs}
+    recovered: dict[str, dict[tuple[Any, ...], str]] = {}
+    cell_of_trial = {trial: cell for cell, pairs in path_cells(run).items() for trial, _ in pairs}
     for (setting,), rows in table.group_by("setting", maintain_order=True):
-        for column, shown in (("recovered", str(setting)), ("area", f"{setting}{AREA}")):
+        for column, label in (("recovered", str(setting)), ("area", f"{setting}{AREA}")):
             values: dict[tuple[Any, ...], list[float]] = {}
             for attacked, value in (
                 rows.drop_nulls(column)
-                .filter(pl.col("attacked").is_in(list(place)))
+                .filter(pl.col("attacked").is_in(list(cell_of_trial)))
                 .select("attacked", column)
                 .iter_rows()
             ):
-                values.setdefault(place[attacked], []).append(value)
-            found[shown] = {cell: _recovered(numbers) for cell, numbers in values.items()}
-    return {shown: by_cell for shown, by_cell in found.items() if by_cell}
+                values.setdefault(cell_of_trial[attacked], []).append(value)
+            recovered[label] = {cell: _recovered(numbers) for cell, numbers in values.items()}
+    return {label: by_cell for label, by_cell in recovered.items() if by_cell}
 
 
 def _recovered(values: Sequence[float]) -> str:

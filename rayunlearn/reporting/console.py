@@ -53,8 +53,8 @@ def print_coreset_table(
     and it says which.
     """
     view = coreset_view(table, experiment or {})
-    shown = _fitting(view, console.width)
-    left_out = [header for i, header in enumerate(view.headers) if i not in shown]
+    columns = _fitting(view, console.width)
+    left_out = [header for i, header in enumerate(view.headers) if i not in columns]
     caption = "[low, high] 95 % bootstrap interval" + (
         f"; too narrow for: {', '.join(left_out)}" if left_out else ""
     )
@@ -67,7 +67,7 @@ def print_coreset_table(
         pad_edge=False,
         show_edge=False,
     )
-    for i in shown:
+    for i in columns:
         printed.add_column(
             Text(_stacked(view.headers[i])),
             justify="right" if view.numeric[i] else "left",
@@ -76,7 +76,7 @@ def print_coreset_table(
     for row, before, role in zip(view.rows, ((), *view.rows), view.roles, strict=False):
         if before and before[0] != row[0] and role == "grid":
             printed.add_section()
-        printed.add_row(*(Text(row[i]) for i in shown), style="" if role == "grid" else "dim")
+        printed.add_row(*(Text(row[i]) for i in columns), style="" if role == "grid" else "dim")
     console.print(printed)
 
 
@@ -127,7 +127,7 @@ def _print_titled(
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def print_attacks(run: Run, console: Console, *, metric: str = "") -> None:
+def print_attack_matrices(run: Run, console: Console, *, metric: str = "") -> None:
     """Print the matrix of attacks and the recovery curves in numbers; nothing where no attack has
     ended.
     """
@@ -237,17 +237,19 @@ def print_trial(run: Path, trial_id: str, console: Console) -> None:
     Raises UserError for an id that no trial has (with the nearest) or that several begin with.
     """
     opened = open_run(run)
-    found = find_trial(opened.trials.select("trial_id").collect()["trial_id"].to_list(), trial_id)
-    row = opened.trials.filter(pl.col("trial_id") == found).collect().row(0, named=True)
+    full_id = find_trial(opened.trials.select("trial_id").collect()["trial_id"].to_list(), trial_id)
+    row = opened.trials.filter(pl.col("trial_id") == full_id).collect().row(0, named=True)
     documented = column_names("trials")
     _print_pairs(
         console,
-        f"trial {found}: {row['status']}",
+        f"trial {full_id}: {row['status']}",
         {n: row[n] for n in documented if n not in ("trial_id", "status", "packages")},
     )
     print_evals(
         console,
-        opened.evals.filter(pl.col("trial_id") == found).sort("split", "metric", "step").collect(),
+        opened.evals.filter(pl.col("trial_id") == full_id)
+        .sort("split", "metric", "step")
+        .collect(),
     )
     _print_pairs(console, "settings", {n: v for n, v in row.items() if n not in documented})
     _print_pairs(console, "packages", json.loads(row["packages"] or "{}"))
@@ -255,7 +257,7 @@ def print_trial(run: Path, trial_id: str, console: Console) -> None:
 
 def _fitting(view: TableView, width: int) -> list[int]:
     """Columns that fit into `width` characters, two of them between columns."""
-    shown = list(range(len(view.headers)))
+    columns = list(range(len(view.headers)))
     widths = [
         max(
             len(part)
@@ -265,10 +267,10 @@ def _fitting(view: TableView, width: int) -> list[int]:
         for i, header in enumerate(view.headers)
     ]
     for name in COLUMNS_DROPPED_FIRST:
-        if sum(widths[i] + 2 for i in shown) - 2 <= width:
+        if sum(widths[i] + 2 for i in columns) - 2 <= width:
             break
-        shown = [i for i in shown if not view.headers[i].startswith(name)]
-    return shown
+        columns = [i for i in columns if not view.headers[i].startswith(name)]
+    return columns
 
 
 def _stacked(header: str) -> str:
@@ -277,8 +279,8 @@ def _stacked(header: str) -> str:
 
 def _print_pairs(console: Console, title: str, pairs: dict[str, Any]) -> None:
     """Name and value, what is not there left out."""
-    given = {name: value for name, value in pairs.items() if value is not None and value != ""}
-    if not given:
+    set_values = {name: value for name, value in pairs.items() if value is not None and value != ""}
+    if not set_values:
         return
     printed = Table(
         title=Text(title),
@@ -288,7 +290,7 @@ def _print_pairs(console: Console, title: str, pairs: dict[str, Any]) -> None:
         box=None,
         pad_edge=False,
     )
-    for name, value in given.items():
+    for name, value in set_values.items():
         printed.add_row(Text(name, style="dim"), Text(format_number(value)))
     console.print(printed, "")
 

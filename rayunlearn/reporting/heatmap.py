@@ -64,7 +64,7 @@ def line_of(name: str, answer: str, rows: pl.DataFrame) -> HeatMapLine:
 
 def maps_of(
     run: Run,
-    wanted: Iterable[tuple[str, str]],
+    documents: Iterable[tuple[str, str]],
     trials: Sequence[tuple[str, str]],
     *,
     unit: str = "token",
@@ -81,7 +81,7 @@ def maps_of(
     }
     answers = answers_of(run, [t for t, _ in trials])
     maps = []
-    for split, doc in wanted:
+    for split, doc in documents:
         lines = [
             line_of(name, answers.get((t, split, doc), ""), parts[t, split, doc])
             for t, name in trials
@@ -120,7 +120,7 @@ def page_maps(run: Run) -> list[HeatMap]:
     return maps
 
 
-def trial_maps(run: Run, trial_id: str, wanted: str) -> list[HeatMap]:
+def trial_maps(run: Run, trial_id: str, document: str) -> list[HeatMap]:
     """Before (base) and after of one trial; `wanted` is a doc_id, the beginning of one, or '' for
     the page's questions.
 
@@ -132,16 +132,16 @@ def trial_maps(run: Run, trial_id: str, wanted: str) -> list[HeatMap]:
     trials = [(cell.base, "before (base)")] + (
         [] if trial_id == cell.base else [(trial_id, f"after ({cell.name})")]
     )
-    asked = (
+    explained = (
         run.attributions.filter(pl.col("trial_id") == trial_id)
         .select("split", "doc_id")
         .unique(maintain_order=True)
         .collect()
     )
-    known = sorted((str(split), str(doc)) for split, doc in asked.iter_rows())
-    if not wanted:
-        return maps_of(run, [place for place in known if place[0] == "forget"][:MAX_MAPS], trials)
-    return maps_of(run, [place for place in known if place[1].startswith(wanted)], trials)
+    pairs = sorted((str(split), str(doc)) for split, doc in explained.iter_rows())
+    if not document:
+        return maps_of(run, [pair for pair in pairs if pair[0] == "forget"][:MAX_MAPS], trials)
+    return maps_of(run, [pair for pair in pairs if pair[1].startswith(document)], trials)
 
 
 def answers_of(run: Run, trial_ids: Sequence[str]) -> dict[tuple[str, str, str], str]:
@@ -149,31 +149,31 @@ def answers_of(run: Run, trial_ids: Sequence[str]) -> dict[tuple[str, str, str],
     unattacked.
     """
     stages = run.trials.select("trial_id", pl.col("stage").alias("_own"))
-    kept = (
+    answer_rows = (
         (pl.col("metric").is_in(["probability", RIGHT_METRIC]))
         & (pl.col("attack") == "none")
         & pl.col("trial_id").is_in(list(trial_ids))
     )
     rows = (
-        run.examples.filter(kept)
+        run.examples.filter(answer_rows)
         .join(stages, on="trial_id")
         .filter(pl.col("stage") == pl.col("_own"))
         .collect()
     )
-    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    answers: dict[tuple[str, str, str], dict[str, float]] = {}
     for trial, split, doc, metric, value in (
         rows.select("trial_id", "split", "doc_id", "metric", "value").drop_nulls().iter_rows()
     ):
-        found.setdefault((trial, split, doc), {})[metric] = value
-    return {place: answer_words(values) for place, values in found.items()}
+        answers.setdefault((trial, split, doc), {})[metric] = value
+    return {pair: format_answer(values) for pair, values in answers.items()}
 
 
-def answer_words(values: Mapping[str, Any]) -> str:
+def format_answer(values: Mapping[str, Any]) -> str:
     """`probability 0.98, right`: right where the greedy text is the answer."""
-    said = [f"probability {values['probability']:.2f}"] if "probability" in values else []
+    parts = [f"probability {values['probability']:.2f}"] if "probability" in values else []
     return ", ".join(
         [
-            *said,
+            *parts,
             *(
                 ["right" if values[RIGHT_METRIC] == 1 else "wrong"]
                 if RIGHT_METRIC in values

@@ -154,7 +154,7 @@ def page(run: Run) -> str:
 
 def _figures(run: Run, table: pl.DataFrame) -> list[Figure]:
     """The figures that have something to show, in the order of `CAPTIONS`."""
-    drawn = {
+    figures = {
         "coreset": plots.coreset_curve(table, run.experiment),
         "coverage": plots.coverage_curve(table, run.experiment),
         "pareto": plots.pareto(run),
@@ -163,10 +163,10 @@ def _figures(run: Run, table: pl.DataFrame) -> list[Figure]:
         "recovery": plots.recovery_map(run),
         "tuning": plots.tuning_history(run),
     }
-    made = [(anchor, drawn[anchor], *words) for anchor, words in CAPTIONS.items()]
+    drawn_figures = [(anchor, figures[anchor], *words) for anchor, words in CAPTIONS.items()]
     return [
         Figure(anchor=a, title=t, caption=c, content=script_json(f.to_plotly_json()))
-        for a, f, t, c in made
+        for a, f, t, c in drawn_figures
         if f is not None
     ]
 
@@ -243,9 +243,9 @@ def _versions(text: str) -> list[str]:
 
 def _settings(run: Run) -> list[tuple[str, str]]:
     """What the experiment file said: axes, search, budget, objective, as JSON."""
-    given: Mapping[str, Any] = run.experiment
+    experiment: Mapping[str, Any] = run.experiment
     return [
-        (name, json.dumps(given[name], indent=1, ensure_ascii=False))
+        (name, json.dumps(experiment[name], indent=1, ensure_ascii=False))
         for name in ("axes", "search", "budget", "objective")
-        if name in given
+        if name in experiment
     ]

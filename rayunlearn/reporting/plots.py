@@ -75,10 +75,10 @@ def coreset_curve(table: pl.DataFrame, experiment: Mapping[str, Any]) -> go.Figu
     figure = _panels(
         [title for title, _ in facets], y_title=f"{objective_of(experiment).forgetting} on forget"
     )
-    for panel, (_, place) in enumerate(facets):
-        for method, selector, cells in _lines(_within(grid, place)):
+    for panel, (_, facet) in enumerate(facets):
+        for method, selector, cells in _lines(_within(grid, facet)):
             _add(figure, panel, _curve(cells, "select.ratio", _style(table, method, selector)))
-        _add_levels(figure, panel, _within(table, place), grid)
+        _add_levels(figure, panel, _within(table, facet), grid)
     ratios = sorted(grid["select.ratio"].unique())
     figure.update_xaxes(
         type="log",
@@ -105,9 +105,9 @@ def coverage_curve(table: pl.DataFrame, experiment: Mapping[str, Any]) -> go.Fig
     places = _facets(grid, extra_settings(table))
     figure = _panels(methods, y_title=f"{objective_of(experiment).forgetting} on forget")
     for panel, method in enumerate(methods):
-        for index, (title, place) in enumerate(places):
+        for index, (title, facet) in enumerate(places):
             for _, selector, cells in _lines(
-                _within(grid.filter(pl.col("method") == method), place)
+                _within(grid.filter(pl.col("method") == method), facet)
             ):
                 style = _style(table, method, selector)
                 # colours tell the settings apart: whether they meet is the question here
@@ -135,16 +135,18 @@ def pareto(run: Run) -> go.Figure | None:
     if trials.filter(pl.col("role").is_in(["grid", "tuning"])).height == 0:
         return None
     goal = objective_of(run.experiment)
-    around = [name for name in varying_settings(run, trials) if name.startswith(CONTEXT_SECTIONS)]
-    facets = _facets(trials.filter(pl.col("role") == "grid"), around) or [("", {})]
+    context_settings = [
+        name for name in varying_settings(run, trials) if name.startswith(CONTEXT_SECTIONS)
+    ]
+    facets = _facets(trials.filter(pl.col("role") == "grid"), context_settings) or [("", {})]
     figure = _panels(
         [title for title, _ in facets], y_title=f"{goal.utility} on {goal.utility_split}"
     )
-    for panel, (_, place) in enumerate(facets):
-        here = _within(trials, place)
-        _add_trials(figure, panel, here, trials)
+    for panel, (_, facet) in enumerate(facets):
+        facet_rows = _within(trials, facet)
+        _add_trials(figure, panel, facet_rows, trials)
         front = pareto_front(
-            here.filter(pl.col("role").is_in(["grid", "tuning"])),
+            facet_rows.filter(pl.col("role").is_in(["grid", "tuning"])),
             "forgetting",
             "utility",
             lower_forgets=lower_is_forgotten(run.experiment),
@@ -162,7 +164,7 @@ def pareto(run: Run) -> go.Figure | None:
                 hoverinfo="skip",
             ),
         )
-        _add_anchors(figure, panel, here, goal.utility_floor)
+        _add_anchors(figure, panel, facet_rows, goal.utility_floor)
     figure.update_xaxes(title_text=f"{goal.forgetting} on forget")
     return _finished(figure)
 
@@ -251,10 +253,12 @@ def weight_paths(run: Run) -> go.Figure | None:
             "width": 2,
         }
         name = f"{forget} + {retain}, {format_coreset_size(*part)}"
-        for at, (start, split) in enumerate((start, split) for start in starts for split in splits):
-            known = [paths[t, start, split] for t, _ in pairs if (t, start, split) in paths]
-            if known:
-                _add(figure, at, _path_trace(known, name, line))
+        for index, (start, split) in enumerate(
+            (start, split) for start in starts for split in splits
+        ):
+            measured = [paths[t, start, split] for t, _ in pairs if (t, start, split) in paths]
+            if measured:
+                _add(figure, index, _path_trace(measured, name, line))
     figure.update_xaxes(title_text="share of the trial's own weights", row=len(starts))
     figure.update_yaxes(title_text="answer probability", range=[-0.03, 1.03], col=1)
     return _finished(figure)
@@ -269,13 +273,15 @@ def tuning_history(run: Run) -> go.Figure | None:
     if tuned.height == 0:
         return None
     goal = objective_of(run.experiment)
-    around = [name for name in varying_settings(run, trials) if name.startswith(CONTEXT_SECTIONS)]
+    context_settings = [
+        name for name in varying_settings(run, trials) if name.startswith(CONTEXT_SECTIONS)
+    ]
     base = trials.filter(pl.col("role") == "base").select(
-        *around, pl.col("utility").alias("before")
+        *context_settings, pl.col("utility").alias("before")
     )
     tuned = (
-        tuned.join(base, on=around, how="left")
-        if around
+        tuned.join(base, on=context_settings, how="left")
+        if context_settings
         else tuned.with_columns(pl.lit(base["before"].max()).alias("before"))
     )
     tuned = tuned.with_columns(
@@ -305,13 +311,14 @@ def recovery_map(run: Run) -> go.Figure | None:
     """Heat map of recovered fractions: attacks down, attacked models across, the number in every
     cell.
     """
-    known = recovery_table(run).filter(pl.col("recovered").is_not_null())
-    if known.height == 0:
+    measured = recovery_table(run).filter(pl.col("recovered").is_not_null())
+    if measured.height == 0:
         return None
-    names = attack_labels(run, known["attacked"].unique(maintain_order=True).to_list())
-    settings = known["setting"].unique(maintain_order=True).to_list()[:MAX_ATTACKS]
+    names = attack_labels(run, measured["attacked"].unique(maintain_order=True).to_list())
+    settings = measured["setting"].unique(maintain_order=True).to_list()[:MAX_ATTACKS]
     values = {
-        (row["setting"], row["attacked"]): row["recovered"] for row in known.iter_rows(named=True)
+        (row["setting"], row["attacked"]): row["recovered"]
+        for row in measured.iter_rows(named=True)
     }
     grid = [[values.get((setting, attacked)) for attacked in names] for setting in settings]
     texts = [["" if value is None else f"{value:.2f}" for value in row] for row in grid]
@@ -419,16 +426,16 @@ def _facets(frame: pl.DataFrame, settings: Sequence[str]) -> list[Facet]:
     if not settings:
         return [("", {})]
     places = frame.select(settings).unique(maintain_order=True).head(MAX_PANELS).to_dicts()
-    return [(format_cell(place, list(settings)), place) for place in places]
+    return [(format_cell(facet, list(settings)), facet) for facet in places]
 
 
-def _within(frame: pl.DataFrame, place: Mapping[str, Any]) -> pl.DataFrame:
+def _within(frame: pl.DataFrame, facet: Mapping[str, Any]) -> pl.DataFrame:
     """Rows of this panel; a row without the setting (base has no method) belongs to every panel."""
-    here = [
+    facet_rows = [
         pl.col(name).is_null() | pl.col(name).eq_missing(pl.lit(value))
-        for name, value in place.items()
+        for name, value in facet.items()
     ]
-    return frame.filter(*here) if here else frame
+    return frame.filter(*facet_rows) if facet_rows else frame
 
 
 def _lines(grid: pl.DataFrame) -> list[tuple[str, str, pl.DataFrame]]:
@@ -485,11 +492,11 @@ def _hover(row: Mapping[str, Any]) -> str:
         f"{format_number(row['forgetting'])} [{format_number(row['forgetting_low'])},"
         f" {format_number(row['forgetting_high'])}]"
     )
-    kept = (
+    size_words = (
         f"{format_percent(row['select.ratio'])}, {format_number(row['n_kept'])} documents, coverage"
         f" {format_percent(row['coverage'])}"
     )
-    return f"{kept}<br>forget {interval}<br>utility {format_number(row['utility'])}, {row['seeds']} seeds"
+    return f"{size_words}<br>forget {interval}<br>utility {format_number(row['utility'])}, {row['seeds']} seeds"
 
 
 def _add_levels(figure: go.Figure, panel: int, table: pl.DataFrame, grid: pl.DataFrame) -> None:
@@ -520,7 +527,7 @@ def _add_levels(figure: go.Figure, panel: int, table: pl.DataFrame, grid: pl.Dat
 
 
 def _add_trials(
-    figure: go.Figure, panel: int, here: pl.DataFrame, everything: pl.DataFrame
+    figure: go.Figure, panel: int, facet_rows: pl.DataFrame, everything: pl.DataFrame
 ) -> None:
     names = (
         everything.filter(pl.col("role").is_in(["grid", "tuning"]))["method.forget"]
@@ -535,7 +542,7 @@ def _add_trials(
     )
     for index, method in enumerate(names):
         for role, status, symbol in kinds:
-            points = here.filter(
+            points = facet_rows.filter(
                 pl.col("role") == role,
                 pl.col("status") == status,
                 pl.col("method.forget") == method,
@@ -578,10 +585,10 @@ def _add_trials(
             )
 
 
-def _add_anchors(figure: go.Figure, panel: int, here: pl.DataFrame, floor: float) -> None:
+def _add_anchors(figure: go.Figure, panel: int, facet_rows: pl.DataFrame, floor: float) -> None:
     """Base and gold as large grey marks, and the utility floor across."""
     for (role, words), symbol in zip(ANCHORS.items(), ("star", "diamond"), strict=True):
-        rows = here.filter(pl.col("role") == role)
+        rows = facet_rows.filter(pl.col("role") == role)
         marker = {"color": GREY, "symbol": symbol, "size": 15, "line": {"width": 1, "color": GREY}}
         _add(
             figure,
@@ -594,9 +601,9 @@ def _add_anchors(figure: go.Figure, panel: int, here: pl.DataFrame, floor: float
                 name=words,
             ),
         )
-    base = here.filter(pl.col("role") == "base")["utility"].to_list()
+    base = facet_rows.filter(pl.col("role") == "base")["utility"].to_list()
     if base:
-        ends, level = _ends(here["forgetting"]), floor * base[0]
+        ends, level = _ends(facet_rows["forgetting"]), floor * base[0]
         line = {"color": GREY, "dash": "dash", "width": 1}
         _add(
             figure,
@@ -613,8 +620,8 @@ def _add_anchors(figure: go.Figure, panel: int, here: pl.DataFrame, floor: float
 
 
 def _ends(values: pl.Series) -> list[float]:
-    known = sorted(values.drop_nulls().to_list())
-    return [known[0], known[-1]]
+    measured = sorted(values.drop_nulls().to_list())
+    return [measured[0], measured[-1]]
 
 
 def _training_title(trial: Mapping[str, Any], settings: Sequence[str], term: str) -> str:
@@ -627,8 +634,8 @@ def _training_title(trial: Mapping[str, Any], settings: Sequence[str], term: str
 
 def _thinned(curve: pl.DataFrame) -> pl.DataFrame:
     """At most MAX_POINTS points, evenly taken; the last one always stays."""
-    every = -(-curve.height // MAX_POINTS) or 1
-    return curve.reverse().gather_every(every).reverse()
+    stride = -(-curve.height // MAX_POINTS) or 1
+    return curve.reverse().gather_every(stride).reverse()
 
 
 def _training_trace(
@@ -662,7 +669,7 @@ def _training_trace(
 def _path_trace(paths: Sequence[Sequence[float]], name: str, line: Mapping[str, Any]) -> Any:
     """The mean of paths with equally many points."""
     means = [sum(values) / len(values) for values in zip(*paths, strict=True)]
-    x = [at / (len(means) - 1) for at in range(len(means))]
+    x = [index / (len(means) - 1) for index in range(len(means))]
     return go.Scatter(
         x=x,
         y=means,

@@ -37,16 +37,16 @@ def robustness_in_words(table: pl.DataFrame, objective: str) -> str:
     if not worst.height:
         return "No metric varies over the models."
     first, last = worst.row(0, named=True), worst.row(-1, named=True)
-    said = (
+    sentences = (
         f"Over {max(table['models'])} unlearned models {_worst_words(first)} keeps to its values"
         f" best, {_worst_words(last)} least."
     )
-    own = worst.filter(pl.col("metric") == objective)
-    if own.height and objective not in (first["metric"], last["metric"]):
-        said += f" The objective: {_worst_words(own.row(0, named=True))}."
+    own_row = worst.filter(pl.col("metric") == objective)
+    if own_row.height and objective not in (first["metric"], last["metric"]):
+        sentences += f" The objective: {_worst_words(own_row.row(0, named=True))}."
     overlap = worst.filter(pl.col("pearson_high") >= first["pearson_low"]).height - 1
     return (
-        f"{said} Of the {worst.height - 1} others {overlap} have an interval that reaches into that"
+        f"{sentences} Of the {worst.height - 1} others {overlap} have an interval that reaches into that"
         " of the first: not told apart from it."
     )
 

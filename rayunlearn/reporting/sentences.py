@@ -30,9 +30,9 @@ def frontier_in_words(table: pl.DataFrame, standard: EquivalenceCriterion) -> li
     """One sentence per row of a frontier; of a setting what tells it from others of the same data,
     model and method.
     """
-    said = _telling(table.select("method", "setting").unique(maintain_order=True).rows())
+    sentences = _telling(table.select("method", "setting").unique(maintain_order=True).rows())
     return [
-        _sentence(row | {"setting": said[row["method"], row["setting"]]}, standard.margin)
+        _sentence(row | {"setting": sentences[row["method"], row["setting"]]}, standard.margin)
         for row in table.iter_rows(named=True)
     ]
 
@@ -151,13 +151,13 @@ def status_lines(run: Run) -> list[str]:
     lines += _failed(planned_trials(run), "failed")
     lines += failed_attack_lines(run)
     lines += run.experiment.get("notes", [])
-    others = (
+    other_statuses = (
         run.trials.join(run.attacks, on="trial_id", how="anti").select(pl.len()).collect().item()
         - ended
     )
-    if others:
+    if other_statuses:
         lines.append(
-            f"{others} more trials in this folder are not in the plan (the experiment has changed"
+            f"{other_statuses} more trials in this folder are not in the plan (the experiment has changed"
             " since) and are not shown"
         )
     aside = (
@@ -237,24 +237,24 @@ def _how_little(run: Run, table: pl.DataFrame) -> list[str]:
     verdict with all that it holds for.
     """
     goal = objective_of(run.experiment)
-    found = smallest_sufficient(
+    sufficient = smallest_sufficient(
         table, utility_floor=goal.utility_floor, lower_forgets=lower_is_forgotten(run.experiment)
     )
     settings = extra_settings(table)
     places: dict[str, list[str]] = {verdict: [] for verdict in VERDICT_SENTENCES}
     sentences = []
-    for row in found.iter_rows(named=True):
+    for row in sufficient.iter_rows(named=True):
         where = format_cell(row, settings)
-        place = f"{row['method']}, {row['select.name']}{' (' + where + ')' if where else ''}"
+        cell_words = f"{row['method']}, {row['select.name']}{' (' + where + ')' if where else ''}"
         if row["verdict"] != "smaller":
-            places[row["verdict"]].append(place)
+            places[row["verdict"]].append(cell_words)
             continue
         part, full = (_forgetting_at(table, row, ratio) for ratio in (row["ratio"], 1.0))
         enough = (
             f"{format_percent(row['ratio'])} of the forget set ({format_number(row['n_kept'])} documents) is not"
             " told apart from the full set"
         )
-        sentences.append(f"{place}: {enough}: forget {part} against {full}.")
+        sentences.append(f"{cell_words}: {enough}: forget {part} against {full}.")
     return sentences + [
         f"{VERDICT_SENTENCES[verdict]}: {'; '.join(names)}."
         for verdict, names in places.items()
@@ -262,16 +262,16 @@ def _how_little(run: Run, table: pl.DataFrame) -> list[str]:
     ]
 
 
-def _forgetting_at(table: pl.DataFrame, place: Mapping[str, Any], ratio: float | None) -> str:
+def _forgetting_at(table: pl.DataFrame, cell: Mapping[str, Any], ratio: float | None) -> str:
     """Forgetting with its interval at one ratio of a method and selector; the full set belongs to
     every selector.
     """
     names = ["method", *extra_settings(table), *([] if ratio == 1 else ["select.name"])]
-    same = [pl.col(name).eq_missing(pl.lit(place[name])) for name in names]
-    found = table.filter(
+    same = [pl.col(name).eq_missing(pl.lit(cell[name])) for name in names]
+    rows = table.filter(
         pl.col("role") == "grid", pl.col("select.ratio").eq_missing(pl.lit(ratio)), *same
     )
-    return format_interval(found.row(0, named=True), "forgetting") if found.height else UNKNOWN
+    return format_interval(rows.row(0, named=True), "forgetting") if rows.height else UNKNOWN
 
 
 def control_sentences(table: pl.DataFrame) -> list[str]:

@@ -148,7 +148,7 @@ def _forgotten(run: Run, table: pl.DataFrame) -> Answer:
 
 
 def _left(run: Run, table: pl.DataFrame) -> Answer:
-    goal, settings, beside = (
+    goal, settings, has_untouched_split = (
         objective_of(run.experiment),
         extra_settings(table),
         has_untouched(table),
@@ -176,10 +176,10 @@ def _left(run: Run, table: pl.DataFrame) -> Answer:
         cells += [
             format_gap_closed(row),
             format_interval(row, "utility"),
-            *([format_interval(row, "untouched")] if beside else []),
+            *([format_interval(row, "untouched")] if has_untouched_split else []),
         ]
         rows.append(tuple(cells))
-    headers += ["knowledge that training never showed"] if beside else []
+    headers += ["knowledge that training never showed"] if has_untouched_split else []
     words = [
         "After unlearning with the largest part of the forget set that was tried, the least left"
         f" first ({goal.forgetting} of the answers):"
@@ -234,29 +234,29 @@ def _sure(run: Run, table: pl.DataFrame) -> Answer:
 
 def _back(run: Run) -> Answer:
     title, table = "What brought it back?", recovery_table(run)
-    known = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
+    measured = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
     if not table.height:
         words = (
             "No attack has been run, so nothing here says that it cannot be had back. `rayunlearn"
             " attack RUN` asks."
         )
         return Answer(anchor="back", title=title, sentences=(words,))
-    if not known.height:
+    if not measured.height:
         return Answer(
             anchor="back",
             title=title,
             sentences=("The attacked models had lost nothing that could be recovered.",),
         )
-    names = attack_labels(run, known["attacked"].unique(maintain_order=True).to_list())
-    rows = tuple(_attack_row(row, names) for row in known.head(MAX_LINES).iter_rows(named=True))
-    worst = known.row(0, named=True)
-    most = (
+    names = attack_labels(run, measured["attacked"].unique(maintain_order=True).to_list())
+    rows = tuple(_attack_row(row, names) for row in measured.head(MAX_LINES).iter_rows(named=True))
+    worst = measured.row(0, named=True)
+    largest = (
         f"The most that one gave back is {format_percent(worst['recovered'])} of what unlearning had"
         f" taken: {worst['setting']}, "
     )
     sentences = (
         (
-            f"{_tried(table)} {most}on {names[worst['attacked']]}."
+            f"{_tried(table)} {largest}on {names[worst['attacked']]}."
             if worst["recovered"] > 0
             else f"{_tried(table)} None gave anything back."
         ),
@@ -278,12 +278,12 @@ RECOVERY_HEADERS = ("attack", "model", "brought back", "never knew: before -> af
 
 def _corpora(run: Run) -> str:
     names = planned_trials(run)
-    found = (
+    corpora = (
         sorted({str(v) for v in names["data.name"].drop_nulls()})
         if "data.name" in names.columns
         else []
     )
-    return f"the corpus {', '.join(found)}" if found else "the corpus"
+    return f"the corpus {', '.join(corpora)}" if corpora else "the corpus"
 
 
 def _never(table: pl.DataFrame, base: Mapping[str, Any], settings: Sequence[str]) -> str:

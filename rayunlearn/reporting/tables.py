@@ -34,7 +34,7 @@ from rayunlearn.storage.run import Run
 def baseline_sentences(table: pl.DataFrame) -> list[str]:
     """One sentence per place and reference: how many arms forget more, which, and how many less."""
     groups = table.group_by(["place", "reference"], maintain_order=True)
-    return [_sentence(str(place), str(reference), rows) for (place, reference), rows in groups]
+    return [_sentence(str(dataset), str(reference), rows) for (dataset, reference), rows in groups]
 
 
 def baseline_view(table: pl.DataFrame) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -69,8 +69,8 @@ def baseline_view(table: pl.DataFrame) -> tuple[tuple[str, ...], list[tuple[str,
     return headers, rows
 
 
-def _sentence(place: str, reference: str, rows: pl.DataFrame) -> str:
-    where = f" ({place})" if place else ""
+def _sentence(dataset: str, reference: str, rows: pl.DataFrame) -> str:
+    where = f" ({dataset})" if dataset else ""
     more, less = (
         rows.filter(pl.col("verdict") == verdict) for verdict in ("forgets more", "forgets less")
     )
@@ -106,15 +106,15 @@ def ranking_sentences(run: Run) -> list[str]:
     total = n_pairs(table)
     if not total:
         return []
-    shown = changes.filter("shown")
+    significant = changes.filter("shown")
     first = (
         f"Mixed back to the same share of base's retention, {changes.height} of {total} pairs of"
-        f" methods change places; of {shown.height} of these both differences are shown (p at most"
+        f" methods change places; of {significant.height} of these both differences are shown (p at most"
         f" {ORDER_SIGNIFICANCE:g} after Holm over all pairs)."
     )
     return [
         first,
-        *(_change(row) for row in shown.iter_rows(named=True)),
+        *(_change(row) for row in significant.iter_rows(named=True)),
         *_moves(rank_changes(table)),
     ]
 
@@ -241,7 +241,7 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableVie
     goal = objective_of(experiment)
     settings = extra_settings(table)
     interval = "mean and 95 % bootstrap interval"
-    beside = has_untouched(table)
+    has_untouched_split = has_untouched(table)
     untouched = (
         [
             (
@@ -250,7 +250,7 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableVie
                 True,
             )
         ]
-        if beside
+        if has_untouched_split
         else []
     )
     columns = [
@@ -284,7 +284,9 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableVie
         ("shown", "forget documents shown, repeats counted, mean", True),
     ]
     headers, meanings, numeric = zip(*columns, strict=True)
-    rows = tuple(_cells(row, settings, untouched=beside) for row in table.iter_rows(named=True))
+    rows = tuple(
+        _cells(row, settings, untouched=has_untouched_split) for row in table.iter_rows(named=True)
+    )
     return TableView(
         headers=headers, meanings=meanings, numeric=numeric, rows=rows, roles=tuple(table["role"])
     )
@@ -298,17 +300,17 @@ def has_untouched(table: pl.DataFrame) -> bool:
 def _cells(row: Mapping[str, Any], settings: list[str], *, untouched: bool) -> tuple[str, ...]:
     grid, trained = row["role"] == "grid", row["role"] in ("grid", "control")
     selector = ("(all)" if row["select.ratio"] == 1 else row["select.name"]) if grid else UNKNOWN
-    kept = (
+    size_words = (
         f"{format_percent(row['select.ratio'])} ({format_number(row['n_kept'])})"
         if grid
         else UNKNOWN
     )
-    beside = (format_interval(row, "untouched"),) if untouched else ()
+    untouched_cell = (format_interval(row, "untouched"),) if untouched else ()
     measured = (
         format_interval(row, "forgetting"),
         format_gap_closed(row),
         format_interval(row, "utility"),
-        *beside,
+        *untouched_cell,
     )
     choices = (format_mean(row["choice_forget"]), format_mean(row["choice_retain"]))
     effort = tuple(
@@ -319,7 +321,7 @@ def _cells(row: Mapping[str, Any], settings: list[str], *, untouched: bool) -> t
         method_label(row, settings),
         *(shorten(format_number(row[name])) for name in settings),
         selector,
-        kept,
+        size_words,
         format_percent(row["coverage"]) if grid else UNKNOWN,
     )
     return (*front, *measured, *choices, format_number(row["seeds"]), status_label(row), *effort)

@@ -47,28 +47,28 @@ def gradient_norms(
     calls: list[tuple[Batch, nn.Module, Tensor, Tensor]] = []
     total: list[Tensor] = []
     for batch, losses in terms:
-        with capture_module_io(model) as mine, torch.enable_grad():
+        with capture_module_io(model) as module_uses, torch.enable_grad():
             total.append(losses())
-        calls += [(batch, *call) for call in mine if call[2].requires_grad]
+        calls += [(batch, *call) for call in module_uses if call[2].requires_grad]
     grads = torch.autograd.grad(
         torch.cat(total).sum(), [out for *_, out in calls], allow_unused=True
     )
     pairs = [(call, grad) for call, grad in zip(calls, grads, strict=True) if grad is not None]
     uses = [
-        ModuleUse(module, _by_row(given, batch), _by_row(grad, batch))
-        for (batch, module, given, _), grad in pairs
+        ModuleUse(module, _by_row(inputs, batch), _by_row(grad, batch))
+        for (batch, module, inputs, _), grad in pairs
     ]
     with torch.no_grad():
-        weights, others = _apart(_by_parameter(uses))
+        weights, dense = _apart(_by_parameter(uses))
         squares = [_square_of_weight(places) for places in weights]
-        squares += [_square_of_small(places) for places in others]
+        squares += [_square_of_small(places) for places in dense]
         return torch.stack(squares).sum(0).clamp_min(0).sqrt()
 
 
 def cosines_with(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
-    others: Sequence[Encoded],
+    retain_sequences: Sequence[Encoded],
     token_loss: Callable[[PreTrainedModel, Batch], Tensor],
     tokens_per_batch: int = 4096,
 ) -> Tensor:
@@ -84,13 +84,13 @@ def cosines_with(
 
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     direction = {name: torch.zeros_like(p) for name, p in named.items()}
-    for batch, _ in _batches(others, model.device, tokens_per_batch):
+    for batch, _ in _batches(retain_sequences, model.device, tokens_per_batch):
         for name, grad in zip(
             named,
             torch.autograd.grad(losses(batch)().sum(), list(named.values()), allow_unused=True),
             strict=True,
         ):
-            direction[name] += 0 if grad is None else grad / len(others)
+            direction[name] += 0 if grad is None else grad / len(retain_sequences)
     length = (
         torch.stack([d.double().square().sum() for d in direction.values()]).sum().sqrt().float()
     )
@@ -119,16 +119,18 @@ def gradient_slopes(
     its plain form, the only one with forward-mode derivatives.
     """
     runner = _Runner(model, losses)
-    at = {
+    index = {
         f"model.{name}": parameter.detach()
         for name, parameter in model.named_parameters()
         if name in direction
     }
-    along = {f"model.{name}": direction[name].to(at[f"model.{name}"]) for name in direction}
+    along = {f"model.{name}": direction[name].to(index[f"model.{name}"]) for name in direction}
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         # torch's own, at its first jvp
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-        slope: Tensor = jvp(lambda values: functional_call(runner, values, ()), (at,), (along,))[1]
+        slope: Tensor = jvp(lambda values: functional_call(runner, values, ()), (index,), (along,))[
+            1
+        ]
     return slope.detach()
 
 
@@ -195,15 +197,15 @@ def _apart(
 ) -> tuple[list[list[ModuleUse]], list[list[tuple[ModuleUse, str]]]]:
     """Uses of the weights of linear maps and embeddings, and those of all other parameters."""
     linear: list[list[ModuleUse]] = []
-    others: list[list[tuple[ModuleUse, str]]] = []
+    dense: list[list[tuple[ModuleUse, str]]] = []
     for parameter, places in by_parameter.items():
         if parameter.dim() == 2 and all(
             isinstance(use.module, (nn.Linear, nn.Embedding)) for use, _ in places
         ):
             linear.append([use for use, _ in places])
         else:
-            others.append(places)
-    return linear, others
+            dense.append(places)
+    return linear, dense
 
 
 def _square_of_weight(uses: Sequence[ModuleUse]) -> Tensor:
@@ -250,10 +252,10 @@ def _inner(a: ModuleUse, b: ModuleUse) -> Tensor:
     embedding is a linear map whose out_t is the one-hot of the id and whose in_t is the gradient of
     its output.
     """
-    left, right = (
+    left_factor, right = (
         use.grad if isinstance(use.module, nn.Embedding) else use.input for use in (a, b)
     )
-    inputs = left.float() @ right.float().transpose(1, 2)
+    inputs = left_factor.float() @ right.float().transpose(1, 2)
     return torch.linalg.vecdot(inputs.flatten(1), _outputs(a, b).flatten(1))
 
 
@@ -276,9 +278,9 @@ def _explicit(use: ModuleUse, name: str) -> Tensor:
     """Each document's gradient of a small parameter (norms, biases), (G, ...)."""
     parameters = {key: p.detach() for key, p in use.module.named_parameters(recurse=False)}
 
-    def of_one(given: Tensor, grad: Tensor) -> Tensor:
+    def of_one(inputs: Tensor, grad: Tensor) -> Tensor:
         back = vjp(
-            lambda value: functional_call(use.module, {**parameters, name: value}, (given,)),
+            lambda value: functional_call(use.module, {**parameters, name: value}, (inputs,)),
             parameters[name],
         )[1]
         return back(grad)[0]

@@ -44,11 +44,11 @@ def herding(embeddings: Tensor) -> Tensor:
     points = functional.normalize(embeddings.double(), dim=1)
     target, total = points.mean(0), torch.zeros(points.shape[1], dtype=torch.float64)
     order: list[int] = []
-    left = torch.ones(len(points), dtype=torch.bool)
+    candidates = torch.ones(len(points), dtype=torch.bool)
     for size in range(1, len(points) + 1):
         distance = (target - (total + points) / size).norm(dim=1)
-        order.append(int(torch.where(left, distance, torch.inf).argmin()))
-        left[order[-1]] = False
+        order.append(int(torch.where(candidates, distance, torch.inf).argmin()))
+        candidates[order[-1]] = False
         total += points[order[-1]]
     return rank_scores(order)
 
@@ -87,38 +87,40 @@ def keyword_coverage(document_keywords: Sequence[Mapping[str, float]]) -> Tensor
         for word, weight in keywords.items():
             weights[word] = weights.get(word, 0.0) + weight
     order: list[int] = []
-    left = list(range(len(document_keywords)))
-    while left:
-        order += _one_cover(document_keywords, weights, left)
-        taken = set(order)
-        left = [at for at in left if at not in taken]
+    candidates = list(range(len(document_keywords)))
+    while candidates:
+        order += _one_cover(document_keywords, weights, candidates)
+        chosen = set(order)
+        candidates = [document for document in candidates if document not in chosen]
     return rank_scores(order)
 
 
 def _one_cover(
     document_keywords: Sequence[Mapping[str, float]],
     weights: Mapping[str, float],
-    left: Sequence[int],
+    candidates: Sequence[int],
 ) -> list[int]:
     """Documents of `left` until none adds weight; all of them where none ever does."""
     covered: set[str] = set()
 
-    def gain(at: int) -> float:
-        return sum(weights[word] for word in document_keywords[at] if word not in covered)
+    def gain(document: int) -> float:
+        return sum(weights[word] for word in document_keywords[document] if word not in covered)
 
-    order = lazy_greedy(left, gain, lambda at: covered.update(document_keywords[at]), until=0.0)
-    return order or list(left)
+    order = lazy_greedy(
+        candidates, gain, lambda candidate: covered.update(document_keywords[candidate]), until=0.0
+    )
+    return order or list(candidates)
 
 
 def facility_order(similarity: Tensor) -> list[int]:
     """All documents in the order of greedy facility location; similarity (n, n), none negative."""
     best = torch.zeros(len(similarity), dtype=similarity.dtype)
 
-    def gain(at: int) -> float:
-        return float((similarity[at] - best).clamp_min(0).sum(dtype=torch.float64))
+    def gain(document: int) -> float:
+        return float((similarity[document] - best).clamp_min(0).sum(dtype=torch.float64))
 
-    def take(at: int) -> None:
-        torch.maximum(best, similarity[at], out=best)
+    def take(document: int) -> None:
+        torch.maximum(best, similarity[document], out=best)
 
     return lazy_greedy(range(len(similarity)), gain, take)
 
@@ -135,18 +137,18 @@ def lazy_greedy(
     `gain(i)` may only fall as others are taken (a submodular function), so an old gain that is
     beaten by a fresh one needs no new look.
     """
-    heap = [(-gain(at), place, 0) for place, at in enumerate(candidates)]
+    heap = [(-gain(document), priority, 0) for priority, document in enumerate(candidates)]
     heapq.heapify(heap)
     order: list[int] = []
     while heap:
-        value, place, seen = heapq.heappop(heap)
+        value, priority, seen = heapq.heappop(heap)
         if seen < len(order):
-            heapq.heappush(heap, (-gain(candidates[place]), place, len(order)))
+            heapq.heappush(heap, (-gain(candidates[priority]), priority, len(order)))
         elif -value <= until:
             break
         else:
-            order.append(candidates[place])
-            take(candidates[place])
+            order.append(candidates[priority])
+            take(candidates[priority])
     return order
 
 

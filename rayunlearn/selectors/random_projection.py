@@ -27,9 +27,9 @@ def head_gradients(
     <a, b> is exact, and no (V, D) matrix is formed: one forward pass.
     """
     embedding = model.get_output_embeddings().weight
-    left, right = (
-        random_signs(size, width, seed + at).to(embedding.device)
-        for at, size in enumerate(embedding.shape)
+    left_factor, right = (
+        random_signs(size, width, seed + index).to(embedding.device)
+        for index, size in enumerate(embedding.shape)
     )
     rows: dict[int, Tensor] = {}
     with evaluating(model):
@@ -43,7 +43,7 @@ def head_gradients(
             rows |= dict(
                 zip(
                     positions,
-                    project(logits, label_ids(batch), hidden.float(), left, right, sizes),
+                    project(logits, label_ids(batch), hidden.float(), left_factor, right, sizes),
                     strict=True,
                 )
             )
@@ -54,14 +54,14 @@ def project(
     logits: Tensor,
     labels: Tensor,
     hidden: Tensor,
-    left: Tensor,
+    left_factor: Tensor,
     right: Tensor,
     sizes: Sequence[int],
 ) -> list[Tensor]:
     """left' G right of each document's head gradient G (V, D), flattened. logits (N, V), labels
     (N,), hidden (N, D), left (V, a), right (D, b).
     """
-    errors = logits.softmax(-1) @ left - left[labels]
+    errors = logits.softmax(-1) @ left_factor - left_factor[labels]
     pairs = zip(errors.split(list(sizes)), (hidden @ right).split(list(sizes)), strict=True)
     return [(error.T @ state / len(error)).flatten().cpu() for error, state in pairs]
 

@@ -32,17 +32,19 @@ def near_duplicate_share(texts: Sequence[str], threshold: float = 0.8, shingle: 
     )
     buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
     for band in range(N_HASHES // ROWS_PER_BAND):
-        for at, rows in enumerate(signatures[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND]):
-            buckets[band, rows.tobytes()].append(at)
+        for index, rows in enumerate(
+            signatures[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND]
+        ):
+            buckets[band, rows.tobytes()].append(index)
     duplicates: set[int] = set()
     for members in buckets.values():
-        for at in members:
-            if at not in duplicates:
+        for index in members:
+            if index not in duplicates:
                 duplicates |= {
                     b
                     for other in members
-                    if other != at and jaccard(shingles[at], shingles[other]) >= threshold
-                    for b in (at, other)
+                    if other != index and jaccard(shingles[index], shingles[other]) >= threshold
+                    for b in (index, other)
                 }
     return len(duplicates) / max(1, len(texts))
 
@@ -50,7 +52,9 @@ def near_duplicate_share(texts: Sequence[str], threshold: float = 0.8, shingle: 
 def shingles_of(text: str, length: int) -> frozenset[int]:
     """Hashes of every run of `length` words."""
     keys = [word.key for word in words_of(text)]
-    runs = {" ".join(keys[at : at + length]) for at in range(max(1, len(keys) - length + 1))}
+    runs = {
+        " ".join(keys[index : index + length]) for index in range(max(1, len(keys) - length + 1))
+    }
     return frozenset(
         int.from_bytes(hashlib.blake2b(run.encode(), digest_size=7).digest(), "big") for run in runs
     )
@@ -68,8 +72,8 @@ def minhash(shingles: Iterable[int]) -> np.ndarray:
     mixed = values * factors + shifts
     mixed ^= mixed >> np.uint64(31)
     mixed *= np.uint64(0x9E3779B97F4A7C15)
-    least: np.ndarray = (mixed ^ (mixed >> np.uint64(29))).min(0)
-    return least
+    signature: np.ndarray = (mixed ^ (mixed >> np.uint64(29))).min(0)
+    return signature
 
 
 def jaccard(a: frozenset[int], b: frozenset[int]) -> float:
@@ -110,13 +114,13 @@ def nearest_similarity(embeddings: Tensor, block: int = 1024) -> float:
 
 
 def covered_weight(
-    document_keywords: Sequence[Mapping[str, float]], kept: Iterable[int]
+    document_keywords: Sequence[Mapping[str, float]], selected: Iterable[int]
 ) -> float | None:
     """Share of the corpus's keyword weight that kept documents name; None without keywords. A
     keyword weighs its sum over documents.
     """
     weights = keyword_weights(document_keywords)
-    covered = {word for at in kept for word in document_keywords[at]}
+    covered = {word for index in selected for word in document_keywords[index]}
     return sum(weights[w] for w in covered) / sum(weights.values()) if weights else None
 
 

@@ -154,9 +154,11 @@ def ccs(
     scores = loss(token_nll).double()
     hardest_first = torch.sort(scores, descending=True, stable=True).indices.tolist()
     n_dropped = int(hard_cutoff * len(scores))
-    dropped, kept = hardest_first[:n_dropped], sorted(hardest_first[n_dropped:])
-    rounds = _stratum_rounds(scores[kept], strata, seed)
-    order = [kept[p] for p in sorted(range(len(kept)), key=rounds.__getitem__)] + dropped[::-1]
+    dropped, remaining = hardest_first[:n_dropped], sorted(hardest_first[n_dropped:])
+    rounds = _stratum_rounds(scores[remaining], strata, seed)
+    order = [remaining[p] for p in sorted(range(len(remaining)), key=rounds.__getitem__)] + dropped[
+        ::-1
+    ]
     places = torch.empty(len(scores))
     places[torch.tensor(order)] = -torch.arange(len(order), dtype=torch.float32)
     return places
@@ -172,11 +174,13 @@ def _stratum_rounds(scores: Tensor, strata: int, seed: int) -> list[tuple[int, i
     stratum = [
         min(strata - 1, int((float(s) - low) / width * strata)) if width > 0 else 0 for s in scores
     ]
-    taken: Counter[int] = Counter()
+    n_taken: Counter[int] = Counter()
     rounds = [(0, 0)] * len(scores)
-    for at in torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed)).tolist():
-        rounds[at] = (taken[stratum[at]], stratum[at])
-        taken[stratum[at]] += 1
+    for document in torch.randperm(
+        len(scores), generator=torch.Generator().manual_seed(seed)
+    ).tolist():
+        rounds[document] = (n_taken[stratum[document]], stratum[document])
+        n_taken[stratum[document]] += 1
     return rounds
 
 
@@ -316,9 +320,9 @@ def top_k_documents(scores: Tensor, ratio: float, topics: Sequence[str] = ()) ->
 
 def _in_turn(order: Sequence[int], topics: Sequence[str]) -> list[int]:
     sizes = Counter(topics)
-    taken: defaultdict[str, int] = defaultdict(int)
+    n_taken: defaultdict[str, int] = defaultdict(int)
     turn: dict[int, tuple[float, int]] = {}
-    for rank, at in enumerate(order):
-        turn[at] = ((taken[topics[at]] + 0.5) / sizes[topics[at]], rank)
-        taken[topics[at]] += 1
+    for rank, document in enumerate(order):
+        turn[document] = ((n_taken[topics[document]] + 0.5) / sizes[topics[document]], rank)
+        n_taken[topics[document]] += 1
     return sorted(order, key=turn.__getitem__)

@@ -65,7 +65,7 @@ class Lease:
 
     def renew(self) -> None:
         """Show life and see that nobody took over. Raises UserError where somebody did."""
-        object_store.put_bytes(self.content(), name_of(self.url, self.number))
+        object_store.put_bytes(self.content(), lease_file_name(self.url, self.number))
         highest = max(numbers(self.url), default=0)
         if highest > self.number:
             other = _read(self.url, highest).get("who", "another process")
@@ -99,7 +99,9 @@ def hold_lease(run: Path, machine: str) -> Iterator[Callable[[], None]]:
         beating.join()
         with suppress(UserError):
             object_store.put_bytes(
-                lease.content(released=True), name_of(url, lease.number), patience=RELEASE_SECONDS
+                lease.content(released=True),
+                lease_file_name(url, lease.number),
+                patience=RELEASE_SECONDS,
             )
 
 
@@ -120,7 +122,7 @@ def acquire(url: str, machine: str) -> Lease:
             f" {held.get('who', 'another process')}"
         )
     lease = Lease(url, present + 1, machine)
-    if not object_store.put_bytes(lease.content(), name_of(url, lease.number), create=True):
+    if not object_store.put_bytes(lease.content(), lease_file_name(url, lease.number), create=True):
         # ourselves, where the answer to our put was lost on its way and the put was repeated
         winner = _read(url, lease.number)
         if winner.get("token") != lease.token:
@@ -128,19 +130,19 @@ def acquire(url: str, machine: str) -> Lease:
                 f"only one driver may work on a run; {url} was just taken by"
                 f" {winner.get('who', 'another process')}"
             )
-    object_store.remove([name_of(url, number) for number in before if number < present])
+    object_store.remove([lease_file_name(url, number) for number in before if number < present])
     return lease
 
 
 def numbers(url: str) -> list[int]:
     """Numbers of the leases under the run's URL."""
-    found = (
+    files = (
         re.fullmatch(r"lease-(\d{1,12})\.json", name) for name in object_store.list_names(f"{url}/")
     )
-    return sorted(int(match[1]) for match in found if match)
+    return sorted(int(match[1]) for match in files if match)
 
 
-def name_of(url: str, number: int) -> str:
+def lease_file_name(url: str, number: int) -> str:
     """The object of a number."""
     return f"{url}/lease-{number:06d}.json"
 
@@ -179,5 +181,5 @@ def _numbers_now(url: str) -> list[int]:
 
 
 def _read(url: str, number: int) -> dict[str, Any]:
-    content = object_store.get_bytes(name_of(url, number))
+    content = object_store.get_bytes(lease_file_name(url, number))
     return dict(json.loads(content)) if content else {}

@@ -105,11 +105,11 @@ def exists(url: str) -> bool:
 def list_names(url: str) -> dict[str, str]:
     """Name below `url` -> what changes when the object does, for all objects under it."""
     try:
-        found = _patiently(url, lambda: _store(url).find(url, detail=True))
+        entries = _patiently(url, lambda: _store(url).find(url, detail=True))
     except FileNotFoundError:
         return {}
     start = len(str(_store(url)._strip_protocol(url)).rstrip("/")) + 1
-    return {str(name)[start:]: _version(entry) for name, entry in found.items()}
+    return {str(name)[start:]: _version(entry) for name, entry in entries.items()}
 
 
 def remove(urls: Sequence[str]) -> None:

@@ -65,9 +65,9 @@ def frame_of(table: str, rows: Sequence[Row]) -> pl.DataFrame:
     """
     if table not in TABLES:
         raise unknown_name("table", table, TABLES)
-    known = column_names(table)
-    for name in sorted({key for row in rows for key in row} - set(known)):
-        raise unknown_name(f"column of table {table!r}", name, known)
+    schema_columns = column_names(table)
+    for name in sorted({key for row in rows for key in row} - set(schema_columns)):
+        raise unknown_name(f"column of table {table!r}", name, schema_columns)
     columns = {
         c.name: [_cast(f"{table}.{c.name}", c.kind, row.get(c.name)) for row in rows]
         for c in TABLES[table]

@@ -41,7 +41,9 @@ def refuse_decompression_bomb(path: Path) -> None:
     except UNREADABLE as error:
         raise UserError(f"{path} could not be read as parquet: {error}") from error
     values = metadata.num_rows * metadata.num_columns
-    unpacked = sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups))
+    unpacked = sum(
+        metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)
+    )
     rule = f"a Parquet file of {size} bytes must not claim to hold so much ({path}):"
     require(0 <= values <= max(VALUES_ALWAYS, VALUES_PER_BYTE * size), f"{rule} values", values)
     require(0 <= unpacked <= max(BYTES_ALWAYS, UNPACKED_PER_BYTE * size), f"{rule} bytes", unpacked)

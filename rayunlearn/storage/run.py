@@ -185,7 +185,7 @@ def status_of(run: Path, trial_id: str) -> str:
     return str(read_table_file(path, pl.read_parquet)["status"].item()) if path.exists() else ""
 
 
-def open_run(run: Path | str, *, own: bool = False) -> Run:
+def open_run(run: Path | str, *, own_trials: bool = False) -> Run:
     """Open a run, a folder or a URL, for reading: lazy frames, nothing is loaded yet. Readable
     while it is written to.
 
@@ -203,7 +203,7 @@ def open_run(run: Path | str, *, own: bool = False) -> Run:
     folders = _trial_folders(path)
     for file in (
         ()
-        if own
+        if own_trials
         else (
             *path.glob("*.parquet"),
             *path.glob("tables/*.parquet"),
@@ -329,22 +329,22 @@ def _scan_per_trial(run: Path, table: str, folders: Sequence[Path]) -> pl.LazyFr
     return pl.concat([older, scan_fixed_schema([f for f in files if f.exists()], table)])
 
 
-def find_trial(known: list[str], wanted: str) -> str:
+def find_trial(trial_ids: list[str], prefix: str) -> str:
     """The one id that is `wanted` or begins with it."""
     matches = (
-        [wanted]
-        if wanted in known
-        else sorted(name for name in known if wanted and name.startswith(wanted))
+        [prefix]
+        if prefix in trial_ids
+        else sorted(name for name in trial_ids if prefix and name.startswith(prefix))
     )
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise UserError(
-            f"trial {wanted!r} is not unique:"
+            f"trial {prefix!r} is not unique:"
             f" {', '.join(matches[:5])}{' ...' if len(matches) > 5 else ''}"
         )
-    near = get_close_matches(wanted, known, n=1, cutoff=0.3)
+    near = get_close_matches(prefix, trial_ids, n=1, cutoff=0.3)
     raise UserError(
-        f"no trial {wanted!r} among {len(known)} in this"
+        f"no trial {prefix!r} among {len(trial_ids)} in this"
         f" run{f'; the nearest is {near[0]!r}' if near else ''}"
     )

@@ -94,8 +94,12 @@ def run_place(text: str) -> Path:
 def origin(path: Path) -> str | None:
     """The URL that a path of a mirror stands for, None for any other path."""
     parts = path.absolute().parts
-    at = next((at for at, part in enumerate(parts) if part.startswith(FOLDER)), len(parts))
-    return "/".join([unquote(parts[at + 1]), *parts[at + 2 :]]) if at + 1 < len(parts) else None
+    index = next((index for index, part in enumerate(parts) if part.startswith(FOLDER)), len(parts))
+    return (
+        "/".join([unquote(parts[index + 1]), *parts[index + 2 :]])
+        if index + 1 < len(parts)
+        else None
+    )
 
 
 def display_path(path: Path) -> str:
@@ -230,23 +234,23 @@ def pull(run: Path) -> None:
     url = origin(run)
     if url is None:
         return
-    there = {
+    remote = {
         name: version
         for name, version in object_store.list_names(url).items()
         if RUN_FILES.fullmatch(name) and not LEASE.fullmatch(name)
     }
-    known = _known(run)
-    for name in {*_present(run), *known} - set(there):
+    local = _known(run)
+    for name in {*_present(run), *local} - set(remote):
         _discard(_local(run, name))
     stale = [
         name
-        for name, version in there.items()
-        if known.get(name) != [version, *_stamp(_local(run, name))]
+        for name, version in remote.items()
+        if local.get(name) != [version, *_stamp(_local(run, name))]
     ]
     with ThreadPoolExecutor(TRANSFERS) as pool:
         list(pool.map(lambda name: _bring(run, name, url), stale))
     text = json.dumps(
-        {name: [version, *_stamp(_local(run, name))] for name, version in there.items()}
+        {name: [version, *_stamp(_local(run, name))] for name, version in remote.items()}
     )
     (run / PULLED).write_text(text, encoding="utf-8")
 

@@ -82,9 +82,14 @@ def linear_modules(model: PreTrainedModel, pattern: str, layers: Collection[int]
     """Full names of the linear modules of the blocks (of `layers` alone, where given) whose name
     matches the pattern.
     """
-    asked = [block for at, block in enumerate(blocks(model)) if not layers or at in layers]
+    chosen_blocks = [
+        block for number, block in enumerate(blocks(model)) if not layers or number in layers
+    ]
     inside = {
-        id(module) for block in asked for module in block.modules() if isinstance(module, nn.Linear)
+        id(module)
+        for block in chosen_blocks
+        for module in block.modules()
+        if isinstance(module, nn.Linear)
     }
     return [
         name

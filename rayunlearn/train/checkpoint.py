@@ -43,32 +43,32 @@ class Checkpoints:
 
     path: Path
     about: Mapping[str, object]
-    every: int
+    every_steps: int
 
     def due(self, step: int, saved: int) -> bool:
         """Whether step `step` is to be kept, the last one kept being `saved`."""
-        return step - saved >= self.every
+        return step - saved >= self.every_steps
 
     def save(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
         """Keep these. Raises UserError when storage fails for long."""
         text = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
-        every = {
+        interval = {
             name: t.detach().cpu().contiguous() for name, t in {**tensors, "numbers": text}.items()
         }
 
         def write() -> None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_genuine(self.path, self._key(), every)
+            write_genuine(self.path, self._key(), interval)
 
         retry_transient(f"write {self.path}", write)
 
     def read(self) -> tuple[Tensors, dict[str, Any]] | None:
         """What was kept of this run, None where nothing was."""
-        found = read_genuine(self.path, self._key())
-        if found is None:
+        tensors = read_genuine(self.path, self._key())
+        if tensors is None:
             return None
-        numbers = json.loads(found.pop("numbers").numpy().tobytes())
-        return found, dict(numbers)
+        numbers = json.loads(tensors.pop("numbers").numpy().tobytes())
+        return tensors, dict(numbers)
 
     def _key(self) -> str:
         return json.dumps(dict(self.about), sort_keys=True)
@@ -78,19 +78,21 @@ def training_state(
     parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[HasState]
 ) -> dict[str, Tensor]:
     """Everything of a run that is a tensor."""
-    place = parameters[0].device
-    state: dict[str, Tensor] = {f"parameter.{at}": p for at, p in enumerate(parameters)}
+    device = parameters[0].device
+    state: dict[str, Tensor] = {f"parameter.{number}": p for number, p in enumerate(parameters)}
     state |= {
-        f"optimizer.{at}.{name}": t
-        for at, moments in optimizer.state_dict()["state"].items()
+        f"optimizer.{number}.{name}": t
+        for number, moments in optimizer.state_dict()["state"].items()
         for name, t in moments.items()
     }
     state |= {
-        f"part.{at}.{name}": t for at, part in enumerate(parts) for name, t in part.state().items()
+        f"part.{number}.{name}": t
+        for number, part in enumerate(parts)
+        for name, t in part.state().items()
     }
     state["random"] = torch.get_rng_state()
     return state | (
-        {"random.device": torch.cuda.get_rng_state(place)} if place.type == "cuda" else {}
+        {"random.device": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
     )
 
 
@@ -98,19 +100,20 @@ def take_training_state(
     state: Tensors, parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[HasState]
 ) -> None:
     """Put it all back."""
-    place = parameters[0].device
+    device = parameters[0].device
     with torch.no_grad():
-        for at, parameter in enumerate(parameters):
-            parameter.copy_(state[f"parameter.{at}"])
-    moments = {at: _below(state, f"optimizer.{at}.") for at in range(len(parameters))}
+        for number, parameter in enumerate(parameters):
+            parameter.copy_(state[f"parameter.{number}"])
+    moments = {number: _below(state, f"optimizer.{number}.") for number in range(len(parameters))}
     optimizer.load_state_dict(
-        optimizer.state_dict() | {"state": {at: found for at, found in moments.items() if found}}
+        optimizer.state_dict()
+        | {"state": {number: moment for number, moment in moments.items() if moment}}
     )
-    for at, part in enumerate(parts):
-        part.take({name: t.to(place) for name, t in _below(state, f"part.{at}.").items()})
+    for number, part in enumerate(parts):
+        part.take({name: t.to(device) for name, t in _below(state, f"part.{number}.").items()})
     torch.set_rng_state(state["random"])
-    if place.type == "cuda":
-        torch.cuda.set_rng_state(state["random.device"], place)
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["random.device"], device)
 
 
 def _below(state: Tensors, prefix: str) -> dict[str, Tensor]:

@@ -38,14 +38,14 @@ class RetentionEarlyStopping:
 
     def state(self) -> dict[str, Tensor]:
         """What is kept, for a checkpoint."""
-        return {f"kept.{at}": kept for at, kept in enumerate(self._kept)} | {
+        return {f"kept.{number}": tensor for number, tensor in enumerate(self._kept)} | {
             "step": torch.tensor(self._step)
         }
 
     def take(self, state: Mapping[str, Tensor]) -> None:
         """Keep this."""
         self._step = int(state["step"])
-        self._kept = [state[f"kept.{at}"] for at in range(len(state) - 1)]
+        self._kept = [state[f"kept.{number}"] for number in range(len(state) - 1)]
 
     def ended(self, log: TrainLog) -> TrainLog:
         """The log of a run that was stopped, or whose last step fell under the floor, after putting

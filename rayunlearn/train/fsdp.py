@@ -66,7 +66,7 @@ def is_sharded(parameters: Sequence[nn.Parameter]) -> bool:
     return any(isinstance(p, DTensor) for p in parameters)
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     """Scale the gradients down to the global L2 norm `most`, as torch's clip_grad_norm_ does;
     returns the norm before.
 
@@ -75,15 +75,15 @@ def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     parts = [g.to_local() for g in gradients if isinstance(g, DTensor)]
     wholes = [g for g in gradients if not isinstance(g, DTensor)]
-    place = accelerator()
+    accelerate = accelerator()
     squares = (
         torch.stack([g.double().square().sum() for g in parts]).sum()
         if parts
-        else torch.zeros((), dtype=torch.float64, device=place.device)
+        else torch.zeros((), dtype=torch.float64, device=accelerate.device)
     )
-    squares = place.reduce(squares, "sum")
+    squares = accelerate.reduce(squares, "sum")
     norm = (squares + sum(g.double().square().sum() for g in wholes)).sqrt().float()
-    share = (most / (norm + 1e-6)).clamp(max=1.0)
+    share = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for gradient in (*parts, *wholes):
         gradient.mul_(share)
     return norm

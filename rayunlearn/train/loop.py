@@ -73,10 +73,10 @@ class _Record:
     presentations: int = 0
     ended: str = "complete"
 
-    def note(self, taken: _Timed) -> None:
+    def note(self, timed: _Timed) -> None:
         """Add a step without looking at it."""
-        self.pending.append(taken)
-        self.presentations += taken.loss.n_documents
+        self.pending.append(timed)
+        self.presentations += timed.loss.n_documents
 
     def look(self, keep_going: Callable[[int], bool] | None, *, last: bool) -> None:
         """Read the pending steps and judge them; `keep_going` is not asked after the `last` step."""
@@ -94,31 +94,33 @@ class _Trainer:
     step.
     """
 
-    place: Accelerator
+    accelerate: Accelerator
     parameters: Sequence[nn.Parameter]
     optimizer: Any
     scheduler: Any
-    around: Sequence[Wrapper]
+    wrappers: Sequence[Wrapper]
     accumulation: int
     max_grad_norm: float
     remembers: Sequence[HasState]
 
     def step(self, loss_of_step: Callable[[int], StepLoss], number: int) -> _Timed:
         """Take step `number`, counted from 1, and wait for nothing."""
-        begun = time.perf_counter()
-        loss = _gradient(self.place, loss_of_step, self.around, number - 1, self.accumulation)
-        _share_gradients(self.place, self.parameters)
-        clip = clip_gradients if is_sharded(self.parameters) else self.place.clip_grad_norm_
+        started = time.perf_counter()
+        loss = _gradient(
+            self.accelerate, loss_of_step, self.wrappers, number - 1, self.accumulation
+        )
+        _share_gradients(self.accelerate, self.parameters)
+        clip = clip_gradients if is_sharded(self.parameters) else self.accelerate.clip_grad_norm_
         norm = clip(self.parameters, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for wrapper in self.around:
+        for wrapper in self.wrappers:
             wrapper.after_step(number)
-        taken = _Timed(
-            loss, norm.detach(), self.scheduler.get_last_lr()[0], time.perf_counter() - begun
+        timed = _Timed(
+            loss, norm.detach(), self.scheduler.get_last_lr()[0], time.perf_counter() - started
         )
         self.scheduler.step()
-        return taken
+        return timed
 
     def kept(self, checkpoints: Checkpoints | None, record: _Record, saved: int) -> int:
         """Write down where the run is, if it is time to and it goes on; the step last written down.
@@ -131,7 +133,7 @@ class _Trainer:
             "rows": [asdict(row) for row in record.rows],
             "presentations": record.presentations,
         }
-        tensors = training_state(self.parameters, self.optimizer, [*self.around, *self.remembers])
+        tensors = training_state(self.parameters, self.optimizer, [*self.wrappers, *self.remembers])
         checkpoints.save(tensors, numbers | schedule_numbers(self.optimizer, self.scheduler))
         return number
 
@@ -139,18 +141,18 @@ class _Trainer:
         """The record of the steps that an earlier process took, with everything as it left it; an
         empty one where there was none.
         """
-        n_processes = self.place.num_processes
+        n_processes = self.accelerate.num_processes
         require(
             checkpoints is None or n_processes == 1,
             "train.checkpoint_every must be 0 where a trial has several processes",
             n_processes,
         )
-        found = checkpoints.read() if checkpoints else None
-        if found is None:
+        restored = checkpoints.read() if checkpoints else None
+        if restored is None:
             return _Record()
-        tensors, numbers = found
+        tensors, numbers = restored
         take_training_state(
-            tensors, self.parameters, self.optimizer, [*self.around, *self.remembers]
+            tensors, self.parameters, self.optimizer, [*self.wrappers, *self.remembers]
         )
         take_schedule_numbers(numbers, self.optimizer, self.scheduler)
         return _Record(
@@ -191,13 +193,13 @@ def _of_blocks(model: nn.Module, layers: Collection[int]) -> set[int]:
         return set()
     # other modules have no blocks to choose from
     assert isinstance(model, PreTrainedModel)
-    there = blocks(model)
+    model_blocks = blocks(model)
     require(
-        max(layers) < len(there),
-        f"train.layers must be < {len(there)}, the model's number of blocks",
+        max(layers) < len(model_blocks),
+        f"train.layers must be < {len(model_blocks)}, the model's number of blocks",
         max(layers),
     )
-    return {id(parameter) for layer in layers for parameter in there[layer].parameters()}
+    return {id(parameter) for layer in layers for parameter in model_blocks[layer].parameters()}
 
 
 def optimise(
@@ -232,8 +234,8 @@ def optimise(
     from step to step.
     """
     require(not is_offloaded(model), TOO_LARGE, accelerator().num_processes)
-    chosen, place = choose_parameters(model, parameters, layers), accelerator()
-    optimizer = place.prepare(
+    chosen, accelerate = choose_parameters(model, parameters, layers), accelerator()
+    optimizer = accelerate.prepare(
         adamw([{"params": kind} for kind in full_and_sharded(chosen)], learning_rate, weight_decay)
     )
     scheduler = get_scheduler(
@@ -245,9 +247,16 @@ def optimise(
         "a trial on several processes must have no wrapper and no method that ends with one",
         len(wrappers),
     )
-    around = [build(loss_of_step, chosen, steps) for build in wrappers]
+    active_wrappers = [build(loss_of_step, chosen, steps) for build in wrappers]
     trainer = _Trainer(
-        place, chosen, optimizer, scheduler, around, accumulation, max_grad_norm, remembers
+        accelerate,
+        chosen,
+        optimizer,
+        scheduler,
+        active_wrappers,
+        accumulation,
+        max_grad_norm,
+        remembers,
     )
     record = trainer.resumed(checkpoints)
     saved = len(record.rows)
@@ -260,7 +269,7 @@ def optimise(
             saved = trainer.kept(checkpoints, record, saved) if number < steps else saved
         if record.ended != "complete":
             break
-    for wrapper in around:
+    for wrapper in active_wrappers:
         wrapper.at_end()
     model.eval()
     return TrainLog(
@@ -280,37 +289,39 @@ def adamw(
 
 
 def _gradient(
-    place: Accelerator,
+    accelerate: Accelerator,
     terms: Callable[[int], StepLoss],
-    around: Sequence[Wrapper],
+    active_wrappers: Sequence[Wrapper],
     step: int,
     accumulation: int,
 ) -> StepLoss:
     """Fill .grad with the mean gradient of this process's pieces of the step; returns their mean
     losses and total counts.
     """
-    compute = next((w.gradient for w in around if w.gradient is not no_wrapper), no_wrapper)
-    first = step * accumulation * place.num_processes + place.process_index
+    compute = next(
+        (w.gradient for w in active_wrappers if w.gradient is not no_wrapper), no_wrapper
+    )
+    first = step * accumulation * accelerate.num_processes + accelerate.process_index
 
     def backward(loss: Tensor) -> None:
-        place.backward(loss if accumulation == 1 else loss / accumulation)
+        accelerate.backward(loss if accumulation == 1 else loss / accumulation)
 
     pieces = [
-        _detached(compute(terms, first + piece * place.num_processes, backward))
+        _detached(compute(terms, first + piece * accelerate.num_processes, backward))
         for piece in range(accumulation)
     ]
     return pieces[0] if accumulation == 1 else _mean(pieces)
 
 
-def _share_gradients(place: Accelerator, chosen: Sequence[nn.Parameter]) -> None:
+def _share_gradients(accelerate: Accelerator, chosen: Sequence[nn.Parameter]) -> None:
     """Average the gradients over the processes, which differ in their documents alone and so have
     gradients for the same tensors.
 
     Shards are averaged already, when a block's gradient is divided.
     """
-    for parameter in chosen if place.num_processes > 1 else ():
+    for parameter in chosen if accelerate.num_processes > 1 else ():
         if parameter.grad is not None and not is_sharded([parameter]):
-            parameter.grad = place.reduce(parameter.grad, "mean")
+            parameter.grad = accelerate.reduce(parameter.grad, "mean")
 
 
 def _detached(loss: StepLoss) -> StepLoss:
@@ -322,8 +333,8 @@ def _detached(loss: StepLoss) -> StepLoss:
 
 def _mean(pieces: Sequence[StepLoss]) -> StepLoss:
     def mean(terms: Sequence[Tensor | None]) -> Tensor | None:
-        there = [term for term in terms if term is not None]
-        return torch.stack(there).mean() if there else None
+        present = [term for term in terms if term is not None]
+        return torch.stack(present).mean() if present else None
 
     total = mean([p.total for p in pieces])
     assert total is not None
@@ -339,8 +350,8 @@ def _mean(pieces: Sequence[StepLoss]) -> StepLoss:
 
 def _rows(pending: Sequence[_Timed], n_before: int) -> list[StepRow]:
     rows = []
-    for step, one in enumerate(pending, start=n_before + 1):
-        loss = one.loss
+    for step, timed in enumerate(pending, start=n_before + 1):
+        loss = timed.loss
         forget, retain = (
             None if term is None else float(term) for term in (loss.forget, loss.retain)
         )
@@ -352,10 +363,10 @@ def _rows(pending: Sequence[_Timed], n_before: int) -> list[StepRow]:
                 forget,
                 retain,
                 weight,
-                float(one.norm),
-                one.learning_rate,
+                float(timed.norm),
+                timed.learning_rate,
                 loss.n_tokens,
-                one.seconds,
+                timed.seconds,
             )
         )
     return rows

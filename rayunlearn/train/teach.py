@@ -56,7 +56,7 @@ def train_base_or_gold(
     called after every step. Raises UserError for an unknown role or a corpus that leaves nothing to
     learn.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     documents = training_documents(corpus, role)
     model, tokenizer = starting_point(trial, corpus)
     sequences = encode_documents(documents, tokenizer, trial.data.template, trial.data.max_tokens)
@@ -68,7 +68,7 @@ def train_base_or_gold(
         "documents": len(documents),
         "steps": len(log.rows),
         "learning_rate": learning_rate(trial),
-        "seconds": round(time.perf_counter() - begun, 3),
+        "seconds": round(time.perf_counter() - started, 3),
         "parameters": sum(p.numel() for p in model.parameters()),
         "losses": [round(row.loss, 6) for row in log.rows],
         "config": {

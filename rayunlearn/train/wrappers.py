@@ -104,29 +104,29 @@ def average(
     """
     first = max(1, round(start * n_steps))
     means: list[Tensor] = []
-    taken = 0
+    n_averaged = 0
 
     def after_step(step: int) -> None:
-        nonlocal means, taken
+        nonlocal means, n_averaged
         if step < first or (step - first) % every:
             return
-        taken += 1
+        n_averaged += 1
         now = [p.detach() for p in parameters]
         means = (
-            [m + (n - m) / taken for m, n in zip(means, now, strict=True)]
+            [m + (n - m) / n_averaged for m, n in zip(means, now, strict=True)]
             if means
             else [n.clone() for n in now]
         )
 
     def state() -> dict[str, Tensor]:
-        return {f"mean.{at}": mean for at, mean in enumerate(means)} | {
-            "taken": torch.tensor(taken)
+        return {f"mean.{number}": mean for number, mean in enumerate(means)} | {
+            "taken": torch.tensor(n_averaged)
         }
 
     def take(state: Mapping[str, Tensor]) -> None:
-        nonlocal means, taken
-        taken = int(state["taken"])
-        means = [state[f"mean.{at}"] for at in range(len(state) - 1)]
+        nonlocal means, n_averaged
+        n_averaged = int(state["taken"])
+        means = [state[f"mean.{number}"] for number in range(len(state) - 1)]
 
     return Wrapper(
         after_step=after_step,

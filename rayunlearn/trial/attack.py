@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayunlearn.analysis.bootstrap import summarise_examples
-from rayunlearn.attacks.base import Attack, attack_input_names
+from rayunlearn.attacks.base import AttackRow, attack_input_names
 from rayunlearn.attacks.prompt_text import PromptNotAllowedError
 from rayunlearn.attacks.relearning import DivergedError, draw_documents
 from rayunlearn.attacks.table import ATTACKS
@@ -82,9 +82,9 @@ def run_attack_or_trial(
         evaluated_model_digest(trial, workspace.base_digest),
         attack_digest(trial),
     )
-    place = {"experiment": experiment, "version": version, "commit": commit}
+    keys = {"experiment": experiment, "version": version, "commit": commit}
     return run_and_record(
-        partial(_attempt, trial, workspace), trial, identity, workspace, run_dir, place
+        partial(_attempt, trial, workspace), trial, identity, workspace, run_dir, keys
     )
 
 
@@ -100,49 +100,49 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
     clock.lap("seconds_load")
     with torch.random.fork_rng(), ExitStack() as leaving:
         torch.manual_seed(trial.attack.seed)
-        given = AttackInputs(trial, workspace, state, leaving)
+        inputs = AttackInputs(trial, workspace, state, leaving)
         try:
-            probes, tables = run_attack(given)
+            probes, tables = run_attack(inputs)
         except DivergedError:
             return Outcome("diverged", dict(clock.laps), {})
         clock.lap("seconds_train")
         if probes:
-            tables["examples"] = given.measured(probes)
+            tables["examples"] = inputs.measured(probes)
         clock.lap("seconds_measure")
-    place = {"stage": trial.stage, "attack": trial.attack.name}
-    tables["examples"] = [place | row for row in tables["examples"]]
+    keys = {"stage": trial.stage, "attack": trial.attack.name}
+    tables["examples"] = [keys | row for row in tables["examples"]]
     frame = pl.DataFrame(
         tables["examples"], infer_schema_length=None, schema_overrides={"value": pl.Float64}
     )
     tables["evals"] = [
-        {"step": max((int(r["x"]) for r in given.curve), default=0)} | row
+        {"step": max((int(r["x"]) for r in inputs.curve), default=0)} | row
         for row in summarise_examples(frame).to_dicts()
     ]
     return Outcome("complete", dict(clock.laps), tables)
 
 
-def run_attack(given: "AttackInputs") -> tuple[list[Probe], dict[str, Rows]]:
+def run_attack(inputs: "AttackInputs") -> tuple[list[Probe], dict[str, Rows]]:
     """Do the attack: the probes that are now to be measured, or rows that are measured already, and
     curves.
     """
-    row = given.attack
-    function = partial(row.function, **arguments_of(given.trial, row.function))
+    row = inputs.attack
+    function = partial(row.function, **arguments_of(inputs.trial, row.function))
     if row.kind == "weights":
-        given.watch(0)
-        function(**{name: getattr(given, name) for name in attack_input_names(row)})
-        return given.asked, {"curves": given.finished_curve()}
+        inputs.watch(0)
+        function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
+        return inputs.asked, {"curves": inputs.finished_curve()}
     if row.kind == "prompt":
-        return given.reasked(function), {}
+        return inputs.reasked(function), {}
     if row.kind == "tokens":
         return [
             p
-            for p in function(**{name: getattr(given, name) for name in attack_input_names(row)})
-            if given.is_asked(p)
+            for p in function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
+            if inputs.is_asked(p)
         ], {}
-    found = function(**{name: getattr(given, name) for name in attack_input_names(row)})
+    rows = function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
     if row.kind == "decoding":
-        return [], {"examples": found}
-    return [], {"examples": at_best_layer(found), "curves": layer_curve(found)}
+        return [], {"examples": rows}
+    return [], {"examples": at_best_layer(rows), "curves": layer_curve(rows)}
 
 
 class AttackInputs:
@@ -152,7 +152,7 @@ class AttackInputs:
         self, trial: Trial, workspace: Workspace, state: ModelState, leaving: ExitStack
     ) -> None:
         self.trial, self._workspace, self._state, self.leaving = trial, workspace, state, leaving
-        self.attack: Attack = ATTACKS[trial.attack.name]
+        self.attack: AttackRow = ATTACKS[trial.attack.name]
         self.seed, self.template = trial.attack.seed, trial.data.template
         self.curve: Rows = []
 
@@ -263,14 +263,14 @@ class AttackInputs:
         probes, why = [], ""
         for split in REASKING_KINDS:
             for document in self._workspace.corpus.probes.get(split, ()):
-                own = {
+                rewritten = {
                     "document": document,
                     "rng": random.Random(f"{self.trial.attack.name} {self.seed} {document.doc_id}"),
                 }
                 try:
                     changed = function(
                         **{
-                            name: own[name] if name in own else getattr(self, name)
+                            name: rewritten[name] if name in rewritten else getattr(self, name)
                             for name in attack_input_names(self.attack)
                         }
                     )
@@ -364,29 +364,29 @@ def curve_rows(kind: str, x: float, examples: Rows) -> Rows:
     ]
 
 
-def layer_curve(found: Rows) -> Rows:
+def layer_curve(rows: Rows) -> Rows:
     """What the layers know, a point per layer."""
     return [
         row
-        for x in sorted({r["x"] for r in found})
-        for row in curve_rows("inside", x, [_plain(r) for r in found if r["x"] == x])
+        for x in sorted({r["x"] for r in rows})
+        for row in curve_rows("inside", x, [_plain(r) for r in rows if r["x"] == x])
     ]
 
 
-def at_best_layer(found: Rows) -> Rows:
+def at_best_layer(rows: Rows) -> Rows:
     """Rows of the layer that knows most of split forget, per metric: the worst case, and chosen by
     looking. Gold has the same choice.
     """
     best: dict[str, float] = {}
-    for metric in {r["metric"] for r in found}:
+    for metric in {r["metric"] for r in rows}:
         means = {
             x: _mean(
-                [r for r in found if (r["metric"], r["split"], r["x"]) == (metric, "forget", x)]
+                [r for r in rows if (r["metric"], r["split"], r["x"]) == (metric, "forget", x)]
             )
-            for x in {r["x"] for r in found}
+            for x in {r["x"] for r in rows}
         }
         best[metric] = max(sorted(means), key=lambda x: means[x])
-    return [_plain(r) for r in found if r["x"] == best[r["metric"]]]
+    return [_plain(r) for r in rows if r["x"] == best[r["metric"]]]
 
 
 def _mean(rows: Rows) -> float:
@@ -414,7 +414,7 @@ def text_of(file: Path) -> tuple[Document, ...]:
 
 def rephrasings_of(file: Path) -> dict[str, dict[str, str]]:
     """doc_id -> condition -> text, from a data file with the columns doc_id, condition and text."""
-    found: dict[str, dict[str, str]] = {}
+    texts: dict[str, dict[str, str]] = {}
     for row in read_file(file):
         missing = [
             name
@@ -426,10 +426,10 @@ def rephrasings_of(file: Path) -> dict[str, dict[str, str]]:
             f"{file}: row {row.row} must have the texts doc_id, condition and text; missing",
             missing,
         )
-        found.setdefault(str(row.values["doc_id"]), {})[str(row.values["condition"])] = str(
+        texts.setdefault(str(row.values["doc_id"]), {})[str(row.values["condition"])] = str(
             row.values["text"]
         )
-    return found
+    return texts
 
 
 def _chat(name: str) -> Chat:

@@ -32,34 +32,34 @@ def calibrate_trial(
     """
     path = MixingPath(trial, workspace, state, copy_of(state.model))
     shares = {"calibrated": trial.calibrate.tau, "calibrated_beside": trial.calibrate.beside}
-    found = {
+    calibrations = {
         stage: calibrate_mixing(path.retention, share=share)
         for stage, share in shares.items()
         if share > 0
     }
     measured: dict[float, Rows] = {1.0: examples}
     tables: dict[str, Rows] = {"examples": [], "evals": []}
-    for stage, one in found.items():
-        if one.alpha not in measured:
-            measured[one.alpha] = path.inside(
-                one.alpha, lambda: trial_examples(trial, workspace, state)
+    for stage, calibration in calibrations.items():
+        if calibration.alpha not in measured:
+            measured[calibration.alpha] = path.inside(
+                calibration.alpha, lambda: trial_examples(trial, workspace, state)
             )
         for name, rows in label_examples(
-            trial, workspace, measured[one.alpha], stage=stage, step=step
+            trial, workspace, measured[calibration.alpha], stage=stage, step=step
         ).items():
             tables[name] += rows
-    return calibration_columns(found), tables | {"curves": path.rows()}
+    return calibration_columns(calibrations), tables | {"curves": path.rows()}
 
 
-def calibration_columns(found: dict[str, Calibration]) -> dict[str, Any]:
+def calibration_columns(calibrations: dict[str, Calibration]) -> dict[str, Any]:
     """What calibration found, as columns of `trials`."""
-    main, beside = found["calibrated"], found.get("calibrated_beside")
+    main, comparison = calibrations["calibrated"], calibrations.get("calibrated_beside")
     row: dict[str, Any] = {
         "calibrated_alpha": main.alpha,
         "calibrated_width": main.width,
         "calibrated_search": main.search,
     }
-    return row | {"calibrated_beside_alpha": beside.alpha if beside else None}
+    return row | {"calibrated_beside_alpha": comparison.alpha if comparison else None}
 
 
 @dataclass
@@ -74,14 +74,14 @@ class MixingPath:
     workspace: Workspace
     state: ModelState
     unlearned: dict[str, Tensor]
-    known: dict[float, pl.DataFrame] = field(default_factory=dict)
+    measured: dict[float, pl.DataFrame] = field(default_factory=dict)
 
     def retention(self, alpha: float) -> float:
         """Mean of calibrate.retention on calibrate.split at theta(alpha)."""
-        if alpha not in self.known:
-            self.known[alpha] = self.inside(alpha, self._look)
+        if alpha not in self.measured:
+            self.measured[alpha] = self.inside(alpha, self._look)
         means = (
-            self.known[alpha]
+            self.measured[alpha]
             .filter(pl.col("split") == self.trial.calibrate.split)["value"]
             .drop_nulls()
         )
@@ -91,16 +91,16 @@ class MixingPath:
         require(len(means) == 1, rule, self.trial.calibrate.split)
         return float(means.item())
 
-    def inside(self, alpha: float, look: Callable[[], Any]) -> Any:
+    def inside(self, alpha: float, measure: Callable[[], Any]) -> Any:
         """What `look` sees while the model is at theta(alpha)."""
         with mixed(self.state.model, self.state.pristine, self.unlearned, alpha):
-            return look()
+            return measure()
 
     def rows(self) -> Rows:
         """The path as rows of `curves`."""
         return [
             {"kind": "mixing", "x": alpha} | row
-            for alpha, means in sorted(self.known.items())
+            for alpha, means in sorted(self.measured.items())
             for row in means.to_dicts()
         ]
 

@@ -45,10 +45,10 @@ def select_coreset(
     order = sorted(range(len(forget)), key=lambda p: forget[p].doc_id)
     ordered = _scores(trial, workspace, state, order, norms_along)
     topics = [forget[p].topic for p in order] if trial.select.stratified else []
-    kept = [order[p] for p in top_k_documents(ordered, trial.select.ratio, topics)]
+    coreset = [order[p] for p in top_k_documents(ordered, trial.select.ratio, topics)]
     scores = torch.empty(len(order))
     scores[order] = ordered
-    return kept, scores
+    return coreset, scores
 
 
 class SelectorInputs:
@@ -92,8 +92,8 @@ class SelectorInputs:
         documents = self._workspace.corpus.forget
         return torch.tensor(
             [
-                zlib_ratio(p, documents[at].answer)
-                for p, at in zip(self._passed, self._order, strict=True)
+                zlib_ratio(p, documents[document].answer)
+                for p, document in zip(self._passed, self._order, strict=True)
             ]
         )
 
@@ -115,8 +115,8 @@ class SelectorInputs:
 
     @cached_property
     def document_keywords(self) -> list[dict[str, float]]:
-        found = forget_keywords(self._trial, self._workspace, self._state)
-        return [weight_keywords(found[p]) for p in self._order]
+        keywords = forget_keywords(self._trial, self._workspace, self._state)
+        return [weight_keywords(keywords[p]) for p in self._order]
 
     def norms_along(self, epochs: int) -> Tensor:
         return self._norms_along(self._order, epochs)
@@ -134,10 +134,10 @@ def _scores(
     """
     function = SELECTORS[trial.select.name].function
     arguments, names = arguments_of(trial, function), required_inputs(function)
-    given = SelectorInputs(trial, workspace, state, order, norms_along)
+    inputs = SelectorInputs(trial, workspace, state, order, norms_along)
 
     def make() -> Tensor:
-        scores: Tensor = function(**{n: getattr(given, n) for n in names}, **arguments)
+        scores: Tensor = function(**{n: getattr(inputs, n) for n in names}, **arguments)
         return scores
 
     if set(names) <= {"n_documents", "seed"}:
@@ -175,19 +175,19 @@ def _decisive(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
     if "document_keywords" in names:
         settings["keywords"] = keyword_settings(trial)
     if "norms_along" in names:
-        mine = tuple(
+        decisive = tuple(
             f"{name}." for name in ("data", "model", "select", "stop", *SELECTORS, *EXTRACTORS)
         )
         settings["run"] = {
-            name: value for name, value in flatten(trial).items() if not name.startswith(mine)
+            name: value for name, value in flatten(trial).items() if not name.startswith(decisive)
         }
     return settings
 
 
-def coverage(corpus: Corpus, kept: Sequence[int]) -> float | None:
+def coverage(corpus: Corpus, coreset: Sequence[int]) -> float | None:
     """Share of the forget set's facts that at least one kept document states; None where no facts
     are known.
     """
     facts = {fact for d in corpus.forget for fact in d.facts}
-    covered = {fact for p in kept for fact in corpus.forget[p].facts}
+    covered = {fact for p in coreset for fact in corpus.forget[p].facts}
     return len(covered) / len(facts) if facts else None

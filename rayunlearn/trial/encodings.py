@@ -61,5 +61,5 @@ def tokenizer_digest(state: ModelState) -> str:
         else [type(tokenizer).__name__, tokenizer.get_vocab()]
     )
     specials = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template]
-    found: str = cached_in_worker(state, ("tokenizer",), lambda: digest([whole, specials]))
-    return found
+    tokenizer_id: str = cached_in_worker(state, ("tokenizer",), lambda: digest([whole, specials]))
+    return tokenizer_id

@@ -83,10 +83,10 @@ def label_examples(
         *summarise_examples(frame).to_dicts(),
         *corpus_rows(frame, gold_examples(trial, workspace)),
     ]
-    place = {"stage": stage, "attack": attack}
+    keys = {"stage": stage, "attack": attack}
     return {
-        "examples": [e | place for e in examples],
-        "evals": [e | place | {"step": step} for e in means],
+        "examples": [e | keys for e in examples],
+        "evals": [e | keys | {"step": step} for e in means],
     }
 
 
@@ -104,16 +104,17 @@ def trial_examples(
     """
     metrics = chosen_metrics(trial.measure.metrics) if metrics is None else metrics
     scores = {name: row for name, row in metrics.items() if name in SCORES}
-    asked = list(probes) if probes is not None else encoded_probes(workspace, state, trial.data)
+    questions = list(probes) if probes is not None else encoded_probes(workspace, state, trial.data)
     ordinary, strangers = (
-        [p for p in asked if (p.split in HOLDOUT_METRICS) is strange] for strange in (False, True)
+        [p for p in questions if (p.split in HOLDOUT_METRICS) is strange]
+        for strange in (False, True)
     )
     on = partial(_measured, trial, workspace, state)
     return [*on(ordinary, metrics), *(on(strangers, scores) if scores and strangers else [])]
 
 
 def start_examples(trial: Trial, workspace: Workspace, state: ModelState) -> Rows:
-    """`trial_examples` of a model that nothing was done to (base, gold): measured once, by whichever
+    """`examples_without_attacks` of a model that nothing was done to (base, gold): measured once, by whichever
     run and process comes first.
 
     Kept by weights, probes, settings of the measuring, device, libraries and the code that
@@ -128,7 +129,7 @@ def start_examples(trial: Trial, workspace: Workspace, state: ModelState) -> Row
         "probes": digest([asdict(probe) for probe in probes]),
         "measure": asdict(trial.measure),
     }
-    key |= {"options": options_of(trial, metrics)}
+    key |= {"options": metric_options(trial, metrics)}
     about = (
         cache_key(workspace, state, [], "float32")
         | key
@@ -151,7 +152,7 @@ def _measured(
         base_reference(trial, workspace, probes) if "base" in sources_of(metrics.values()) else None
     )
     settings = {
-        "options": options_of(trial, metrics),
+        "options": metric_options(trial, metrics),
         "writing": replace(writing_of(trial), shots=workspace.corpus.shots),
         "base": base,
         "tokenizer": state.tokenizer,
@@ -159,7 +160,7 @@ def _measured(
     return evaluate_probes(state.model, probes, metrics, **settings)
 
 
-def options_of(trial: Trial, metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
+def metric_options(trial: Trial, metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
     """Keyword arguments by metric."""
     return {name: dict(arguments_of(trial, row.function)) for name, row in metrics.items()}
 
@@ -203,12 +204,12 @@ def base_reference(trial: Trial, workspace: Workspace, probes: Sequence[Probe]) 
 @contextmanager
 def start_weights(state: ModelState) -> Iterator[None]:
     """The base weights in the model inside, and afterwards the weights that were there."""
-    own = copy_of(state.model)
+    trained_weights = copy_of(state.model)
     state.model.load_state_dict(state.pristine)
     try:
         yield
     finally:
-        state.model.load_state_dict(own)
+        state.model.load_state_dict(trained_weights)
 
 
 def gold_examples(trial: Trial, workspace: Workspace) -> pl.DataFrame | None:
@@ -234,7 +235,7 @@ def gold_examples(trial: Trial, workspace: Workspace) -> pl.DataFrame | None:
     key |= {
         "template": data.template,
         "max_tokens": data.max_tokens,
-        "metrics": options_of(trial, metrics),
+        "metrics": metric_options(trial, metrics),
     }
     key |= {
         "place": accelerator().device.type,
@@ -257,7 +258,7 @@ def _gold_values(
         for p in encoded_probes(workspace, state, trial.data)
         if p.split in ("forget", *HOLDOUT_METRICS)
     ]
-    rows = evaluate_probes(model, probes, metrics, options=options_of(trial, metrics))
+    rows = evaluate_probes(model, probes, metrics, options=metric_options(trial, metrics))
     return _packed(rows)
 
 
@@ -265,11 +266,11 @@ def _packed(rows: Rows) -> dict[str, Tensor]:
     """`split metric` -> values (n,) float64, nulls left out: corpus metrics look at whole splits
     and not at single documents.
     """
-    found: dict[str, list[float]] = {}
+    packed: dict[str, list[float]] = {}
     for row in rows:
         if row["value"] is not None:
-            found.setdefault(f"{row['split']} {row['metric']}", []).append(float(row["value"]))
-    return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+            packed.setdefault(f"{row['split']} {row['metric']}", []).append(float(row["value"]))
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in packed.items()}
 
 
 def _unpacked(stored: Mapping[str, Tensor]) -> pl.DataFrame:

@@ -18,9 +18,9 @@ from rayunlearn.analysis.bootstrap import summarise_examples
 from rayunlearn.attribution.emphasis import (
     EMPHASIS_FORMS,
     added_words,
-    answer_words,
     chosen_words,
     random_words,
+    words_of_answer,
 )
 from rayunlearn.attribution.integrated_gradients import integrated_gradients
 from rayunlearn.attribution.leave_one_out import (
@@ -114,17 +114,19 @@ def select_question(
     return AttributionQuestion(document, split, sequence, *units)
 
 
-def attributions(explain: Explain, state: ModelState, asked: Sequence[AttributionQuestion]) -> Rows:
+def attributions(
+    explain: Explain, state: ModelState, questions: Sequence[AttributionQuestion]
+) -> Rows:
     """Rows of `attributions` of the weights that the model holds: every token and every word of
     every question.
     """
     rows: Rows = []
     for unit in ("token", "word"):
-        parts = [getattr(a, f"{unit}s") for a in asked]
-        found = contributions(
-            state.model, [(a.sequence, units) for a, units in zip(asked, parts, strict=True)]
+        parts = [getattr(a, f"{unit}s") for a in questions]
+        contribution_lists = contributions(
+            state.model, [(a.sequence, units) for a, units in zip(questions, parts, strict=True)]
         )
-        for a, units, values in zip(asked, parts, found, strict=True):
+        for a, units, values in zip(questions, parts, contribution_lists, strict=True):
             gradients = (
                 _gradients(explain, state, a) if unit == "token" else [None] * len(units.texts)
             )
@@ -139,11 +141,11 @@ def emphasis_words(trial: Trial, workspace: Workspace) -> dict[str, EmphasisWord
     if trial.explain.documents == 0:
         return {}
     state = reset_weights(workspace.base)
-    asked = select_questions(trial, workspace, state)
-    found = contributions(state.model, [(a.sequence, a.words) for a in asked])
+    questions = select_questions(trial, workspace, state)
+    contribution_lists = contributions(state.model, [(a.sequence, a.words) for a in questions])
     return {
         a.document.doc_id: _focus(trial.explain, a.document, values.tolist())
-        for a, values in zip(asked, found, strict=True)
+        for a, values in zip(questions, contribution_lists, strict=True)
     }
 
 
@@ -159,11 +161,14 @@ def explanation_rows(
     curves = weight_path_tables(trial, workspace, state)
     if trial.explain.documents == 0:
         return {"curves": curves}
-    asked = select_questions(trial, workspace, state)
-    found = [*emphasise(trial, state, asked, focus), *word_log_probs(trial, workspace, state)]
-    examples = [{"stage": trial.stage} | row for row in found]
+    questions = select_questions(trial, workspace, state)
+    more_rows = [
+        *emphasise(trial, state, questions, focus),
+        *word_log_probs(trial, workspace, state),
+    ]
+    examples = [{"stage": trial.stage} | row for row in more_rows]
     means = summarise_examples(pl.DataFrame(examples, infer_schema_length=None)).to_dicts()
-    rows = [{"stage": trial.stage} | row for row in attributions(trial.explain, state, asked)]
+    rows = [{"stage": trial.stage} | row for row in attributions(trial.explain, state, questions)]
     return {
         "attributions": rows,
         "examples": examples,
@@ -175,7 +180,7 @@ def explanation_rows(
 def emphasise(
     trial: Trial,
     state: ModelState,
-    asked: Sequence[AttributionQuestion],
+    questions: Sequence[AttributionQuestion],
     focus: Mapping[str, EmphasisWords],
 ) -> Rows:
     """Rows of `examples`, `attack` saying the form: every question with its key words pointed out,
@@ -187,20 +192,24 @@ def emphasise(
     rows: Rows = []
     for kind, words in ((KEY, "key"), (RANDOM, "random")):
         for name, form in EMPHASIS_FORMS.items():
-            there = [
-                (a, getattr(focus[a.document.doc_id], words)) for a in asked if _has_both(focus, a)
+            askable = [
+                (a, getattr(focus[a.document.doc_id], words))
+                for a in questions
+                if _has_both(focus, a)
             ]
             changed = [
                 (a, form.function(a.document.prompt, pointed_out, trial.explain.wording))
-                for a, pointed_out in there
+                for a, pointed_out in askable
             ]
-            kept = [
+            complete = [
                 (a, prompt)
                 for a, prompt in changed
-                if not answer_words(_focus_text(a.document))
+                if not words_of_answer(_focus_text(a.document))
                 & set(added_words(a.document.prompt, prompt))
             ]
-            rows += [{"attack": f"{kind}:{name}"} | row for row in _measured(trial, state, kept)]
+            rows += [
+                {"attack": f"{kind}:{name}"} | row for row in _measured(trial, state, complete)
+            ]
     return rows
 
 
@@ -243,8 +252,8 @@ def word_log_probs(trial: Trial, workspace: Workspace, state: ModelState) -> Row
         for sequence, scored, kinds in parts:
             for metric, words in kinds.items():
                 labels = [
-                    place - sequence.start
-                    for place in sorted(
+                    position - sequence.start
+                    for position in sorted(
                         tokens_overlapping(sequence, state.tokenizer, sorted(words))
                     )
                 ]
@@ -277,12 +286,14 @@ def kinds_of_words(
     """
     fraction = Select().keyword_fraction
     defaults = {option.name.partition(".")[2]: option.default for option in options_of(tfidf)}
-    found = extract(tfidf.__name__, KeywordInputs(documents, statistics=statistics), defaults)
+    extracted = extract(tfidf.__name__, KeywordInputs(documents, statistics=statistics), defaults)
     kinds = []
-    for document, keywords in zip(documents, found, strict=True):
+    for document, keywords in zip(documents, extracted, strict=True):
         words = words_of(document.answer)
         keys = frozenset(w.key for w in words)
-        chosen = frozenset(words[at].key for at in keyword_positions(words, keywords, fraction))
+        chosen = frozenset(
+            words[index].key for index in keyword_positions(words, keywords, fraction)
+        )
         kinds.append(
             dict(zip(WORD_KINDS, (keys & ENGLISH, chosen - ENGLISH, keys - ENGLISH), strict=True))
         )
@@ -293,7 +304,7 @@ def _statistics(documents: Sequence[Document]) -> Statistics:
     return statistics_of(d.answer for d in documents)
 
 
-def explain_trial(finished: LoadedTrial, wanted: str) -> list[tuple[str, str, Rows, Rows]]:
+def explain_trial(finished: LoadedTrial, prefix: str) -> list[tuple[str, str, Rows, Rows]]:
     """(doc_id, split, rows before, rows after) of every question whose id begins with `wanted`: of
     base, and of the trial's own weights.
 
@@ -301,27 +312,29 @@ def explain_trial(finished: LoadedTrial, wanted: str) -> list[tuple[str, str, Ro
     question fits.
     """
     trial, workspace = finished.trial, finished.workspace
-    found = [
+    documents = [
         (d, split)
         for split, part in workspace.corpus.probes.items()
         for d in part
-        if d.prompt and d.doc_id.startswith(wanted)
+        if d.prompt and d.doc_id.startswith(prefix)
     ]
     require(
-        bool(found),
+        bool(documents),
         "--doc must be a question of the trial's probes, or the beginning of one's id",
-        wanted,
+        prefix,
     )
     state = reset_weights(workspace.base)
-    asked = [select_question(trial, state, document, split) for document, split in found]
-    before = attributions(trial.explain, state, asked)
-    after = attributions(trial.explain, unlearned_state(trial, workspace), asked)
-    return [(a.document.doc_id, a.split, _of(a, before), _of(a, after)) for a in asked]
+    questions = [select_question(trial, state, document, split) for document, split in documents]
+    before = attributions(trial.explain, state, questions)
+    after = attributions(trial.explain, unlearned_state(trial, workspace), questions)
+    return [(a.document.doc_id, a.split, _of(a, before), _of(a, after)) for a in questions]
 
 
-def _of(asked: AttributionQuestion, rows: Rows) -> Rows:
+def _of(question: AttributionQuestion, rows: Rows) -> Rows:
     return [
-        row for row in rows if (row["doc_id"], row["split"]) == (asked.document.doc_id, asked.split)
+        row
+        for row in rows
+        if (row["doc_id"], row["split"]) == (question.document.doc_id, question.split)
     ]
 
 
@@ -331,10 +344,11 @@ def _first(documents: Sequence[Document], n: int) -> list[Document]:
 
 def _focus(explain: Explain, document: Document, scores: Sequence[float]) -> EmphasisWords:
     key = key_tokens(scores, alpha=explain.alpha, beta=explain.beta)
-    told = _focus_text(document)
-    chosen = chosen_words(document.prompt, scores, key, told)
+    focus_text = _focus_text(document)
+    chosen = chosen_words(document.prompt, scores, key, focus_text)
     return EmphasisWords(
-        tuple(chosen), tuple(random_words(document.prompt, chosen, key, told, document.doc_id))
+        tuple(chosen),
+        tuple(random_words(document.prompt, chosen, key, focus_text, document.doc_id)),
     )
 
 
@@ -343,9 +357,9 @@ def _focus_text(document: Document) -> str:
     return f"{document.answer} {document.paraphrase}"
 
 
-def _has_both(focus: Mapping[str, EmphasisWords], asked: AttributionQuestion) -> bool:
-    found = focus[asked.document.doc_id]
-    return bool(found.key) and len(found.key) == len(found.random)
+def _has_both(focus: Mapping[str, EmphasisWords], question: AttributionQuestion) -> bool:
+    words = focus[question.document.doc_id]
+    return bool(words.key) and len(words.key) == len(words.random)
 
 
 def _measured(
@@ -372,15 +386,15 @@ def _measured(
 
 
 def _gradients(
-    explain: Explain, state: ModelState, asked: AttributionQuestion
+    explain: Explain, state: ModelState, question: AttributionQuestion
 ) -> list[float | None]:
-    places = [place for part in asked.tokens.places for place in part]
+    places = [position for part in question.tokens.places for position in part]
     if explain.gradient_steps == 0:
         return [None] * len(places)
     return list(
         integrated_gradients(
             state.model,
-            asked.sequence,
+            question.sequence,
             places,
             steps=explain.gradient_steps,
             baseline_id=int(state.tokenizer.pad_token_id or 0),
@@ -390,23 +404,23 @@ def _gradients(
 
 def _rows(
     explain: Explain,
-    asked: AttributionQuestion,
+    question: AttributionQuestion,
     unit: str,
     units: PromptUnits,
     values: Tensor,
     gradients: Sequence[float | None],
 ) -> Rows:
-    common = {"doc_id": asked.document.doc_id, "split": asked.split, "unit": unit}
+    common = {"doc_id": question.document.doc_id, "split": question.split, "unit": unit}
     key = key_tokens(values.tolist(), alpha=explain.alpha, beta=explain.beta)
     parts = zip(units.texts, values.tolist(), key, gradients, strict=True)
     return [
         common
         | {
-            "position": at,
+            "position": index,
             "token": text,
             "contribution": value,
             "is_key": is_key,
             "gradient": gradient,
         }
-        for at, (text, value, is_key, gradient) in enumerate(parts)
+        for index, (text, value, is_key, gradient) in enumerate(parts)
     ]

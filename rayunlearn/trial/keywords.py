@@ -47,10 +47,10 @@ def forget_keywords(trial: Trial, workspace: Workspace, state: ModelState) -> li
         workspace.base_digest,
         repr(keyword_settings(trial)),
     )
-    found: list[list[Keyword]] = cached_in_worker(
+    keywords: list[list[Keyword]] = cached_in_worker(
         state, key, lambda: _forget_keywords(trial, workspace, state)
     )
-    return found
+    return keywords
 
 
 def _forget_keywords(trial: Trial, workspace: Workspace, state: ModelState) -> list[list[Keyword]]:
@@ -59,7 +59,7 @@ def _forget_keywords(trial: Trial, workspace: Workspace, state: ModelState) -> l
     base = ModelWithTokenizer(
         state.model, state.tokenizer, trial.data.template, trial.data.max_tokens
     )
-    known = KeywordInputs(
+    inputs = KeywordInputs(
         documents,
         workspace.corpus.retain,
         arguments=arguments,
@@ -81,11 +81,13 @@ def _forget_keywords(trial: Trial, workspace: Workspace, state: ModelState) -> l
     cached_table(
         path,
         "keywords",
-        lambda: keyword_rows(workspace.corpus.digest, name, ids, extract(name, known, arguments)),
+        lambda: keyword_rows(workspace.corpus.digest, name, ids, extract(name, inputs, arguments)),
     )
-    if known.rejected:
+    if inputs.rejected:
         write_table(
-            path.with_suffix(".quarantine.parquet"), "quarantine", [vars(r) for r in known.rejected]
+            path.with_suffix(".quarantine.parquet"),
+            "quarantine",
+            [vars(r) for r in inputs.rejected],
         )
     return keywords_from(pl.read_parquet(path), ids)
 
@@ -112,7 +114,7 @@ def keyword_settings(trial: Trial) -> dict[str, Any]:
 
 
 def document_texts(
-    trial: Trial, workspace: Workspace, state: ModelState, kept: Sequence[int]
+    trial: Trial, workspace: Workspace, state: ModelState, coreset: Sequence[int]
 ) -> dict[int, str]:
     """The answers that unlearning sees of the kept documents, by position, as `select.text` says.
 
@@ -120,22 +122,22 @@ def document_texts(
     """
     documents, settings = workspace.corpus.forget, trial.select
     if settings.text == "original":
-        return {p: documents[p].answer for p in kept}
-    found = forget_keywords(trial, workspace, state)
+        return {p: documents[p].answer for p in coreset}
+    keywords = forget_keywords(trial, workspace, state)
     texts: dict[int, str] = {}
-    for p in kept:
+    for p in coreset:
         words = words_of(documents[p].answer)
-        chosen = keyword_positions(words, found[p], settings.keyword_fraction)
-        left = variant_positions(
+        chosen = keyword_positions(words, keywords[p], settings.keyword_fraction)
+        positions = variant_positions(
             settings.text,
             len(words),
             chosen,
             random.Random(f"{settings.seed} {documents[p].doc_id}"),
         )
-        if left:
-            texts[p] = text_variant(documents[p].answer, words, left)
+        if positions:
+            texts[p] = text_variant(documents[p].answer, words, positions)
     require(
-        bool(texts) or not kept,
+        bool(texts) or not coreset,
         "select.text must leave a word of at least one document",
         settings.text,
     )
@@ -143,16 +145,16 @@ def document_texts(
 
 
 def coreset_sequences(
-    trial: Trial, workspace: Workspace, state: ModelState, kept: Sequence[int]
+    trial: Trial, workspace: Workspace, state: ModelState, coreset: Sequence[int]
 ) -> tuple[list[int], list[Encoded], float]:
     """What unlearning trains on: positions of the kept documents that have words left, their
     sequences, and the share of the kept documents' label tokens that is left. A sequence carries
     the doc_id of the whole document."""
     forget, _ = training_sequences(trial, workspace, state)
     if trial.select.text == "original":
-        return list(kept), [forget[p] for p in kept], 1.0
+        return list(coreset), [forget[p] for p in coreset], 1.0
     data, documents = trial.data, workspace.corpus.forget
-    texts = document_texts(trial, workspace, state, kept)
+    texts = document_texts(trial, workspace, state, coreset)
     sequences = [
         encode_pair(
             documents[p].doc_id,
@@ -165,17 +167,18 @@ def coreset_sequences(
         for p, t in texts.items()
     ]
     before, after = (
-        sum(len(s.ids) - s.start for s in part) for part in ([forget[p] for p in kept], sequences)
+        sum(len(s.ids) - s.start for s in part)
+        for part in ([forget[p] for p in coreset], sequences)
     )
     return list(texts), sequences, after / max(1, before)
 
 
 def keyword_coverage_of(
-    trial: Trial, workspace: Workspace, state: ModelState, kept: Sequence[int]
+    trial: Trial, workspace: Workspace, state: ModelState, coreset: Sequence[int]
 ) -> float | None:
     """Share of the forget set's keyword weight that kept documents name; None where no document has
     a keyword.
     """
     return covered_weight(
-        [weight_keywords(k) for k in forget_keywords(trial, workspace, state)], kept
+        [weight_keywords(k) for k in forget_keywords(trial, workspace, state)], coreset
     )

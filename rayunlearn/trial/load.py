@@ -34,7 +34,7 @@ class LoadedTrial:
 
 def load_trial(
     run: Path,
-    wanted: str,
+    prefix: str,
     *,
     progress: Callable[[str, int, int], None] = lambda _role, _done, _steps: None,
     roles: Sequence[str] = ("base", "gold"),
@@ -47,7 +47,7 @@ def load_trial(
     longer what they were: another model would come out.
     """
     opened = open_run(run)
-    trial_id = find_trial(opened.trials.select("trial_id").collect()["trial_id"].to_list(), wanted)
+    trial_id = find_trial(opened.trials.select("trial_id").collect()["trial_id"].to_list(), prefix)
     row = opened.trials.filter(pl.col("trial_id") == trial_id).collect().row(0, named=True)
     require(
         row["status"] in WITH_WEIGHTS,

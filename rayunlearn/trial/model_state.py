@@ -51,8 +51,8 @@ def checksum(weights: Mapping[str, Tensor]) -> int:
     """
     views = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return sum(
-        (1 + at) * int(t.contiguous().view(views[t.element_size()]).sum(dtype=torch.int64))
-        for at, t in enumerate(weights.values())
+        (1 + number) * int(t.contiguous().view(views[t.element_size()]).sum(dtype=torch.int64))
+        for number, t in enumerate(weights.values())
     )
 
 

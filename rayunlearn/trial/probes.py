@@ -75,12 +75,12 @@ def base_utility(
             "what": "mean_probability"
         }
         measured = partial(mean_probability, state.model, watched)
-        found = tensors_once(
+        tensors = tensors_once(
             workspace.cache / "evaluations",
             key,
             lambda: {"value": torch.tensor([measured()], dtype=torch.float64)},
         )
-        return float(found["value"])
+        return float(tensors["value"])
 
     utility: float = cached_in_worker(
         state,

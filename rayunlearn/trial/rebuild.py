@@ -56,10 +56,10 @@ def _changed(trial: Trial, workspace: Workspace, state: ModelState) -> dict[str,
     """
     with torch.random.fork_rng():
         torch.manual_seed(trial.train.seed)
-        kept, _ = select_documents(trial, workspace, state)
+        coreset, _ = select_documents(trial, workspace, state)
         identity = trial_id(trial, workspace.corpus.digest, workspace.base_digest)
         log = unlearn(
-            trial, workspace, state, kept, workspace.cache / "unlearned" / f"adapter-{identity}"
+            trial, workspace, state, coreset, workspace.cache / "unlearned" / f"adapter-{identity}"
         )
     require(
         log.ended != "diverged",

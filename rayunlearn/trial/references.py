@@ -73,11 +73,11 @@ def cache_key(
     precision, device, libraries.
     """
     versions = {name: version_of(name) for name in ("torch", "transformers")}
-    place = [precision, state.model.device.type]
+    computed_on = [precision, state.model.device.type]
     return {
         "model": [workspace.base_digest, state.checksum],
         "sequences": sequences_digest(sequences),
-        "place": place,
+        "place": computed_on,
         **versions,
     }
 
@@ -92,8 +92,8 @@ def with_prefixes(
     or the model's blocks cannot be skipped. `state.model` must hold the base weights.
     """
     block = first_trained_block(state.model)
-    looks = {*required_inputs(pair[0].loss), *required_inputs(pair[1].loss)}
-    above_loss = "hidden" in looks and block > trial.method.layer
+    required = {*required_inputs(pair[0].loss), *required_inputs(pair[1].loss)}
+    above_loss = "hidden" in required and block > trial.method.layer
     if block == 0 or above_loss or drops_out(state.model):
         return pair
     forget = (
@@ -102,8 +102,8 @@ def with_prefixes(
         else pair[0].sequences
     )
     prefixes = (
-        _prefix(trial, workspace, state, known, block, side)
-        for side, known in zip(pair, (forget, pair[1].sequences), strict=True)
+        _prefix(trial, workspace, state, sequences, block, side)
+        for side, sequences in zip(pair, (forget, pair[1].sequences), strict=True)
     )
     first, second = (
         replace(side, prefix=prefix) for side, prefix in zip(pair, prefixes, strict=True)
@@ -127,23 +127,29 @@ def _prefix(
     trial: Trial,
     workspace: Workspace,
     state: ModelState,
-    known: Sequence[Encoded],
+    sequences: Sequence[Encoded],
     block: int,
     side: Side,
 ) -> Prefix | None:
-    asked = any(name in ("token_nll", "log_probs", "hidden") for name in required_inputs(side.loss))
-    if not asked or not known or cached_bytes(state.model, known, "hidden") > ACTIVATION_BYTES:
+    needs_outputs = any(
+        name in ("token_nll", "log_probs", "hidden") for name in required_inputs(side.loss)
+    )
+    if (
+        not needs_outputs
+        or not sequences
+        or cached_bytes(state.model, sequences, "hidden") > ACTIVATION_BYTES
+    ):
         return None
     about, folder = (
-        cache_key(workspace, state, known, trial.train.precision),
+        cache_key(workspace, state, sequences, trial.train.precision),
         workspace.cache / "prefix",
     )
 
     def make() -> Prefix | None:
         with computing(state.model.device, trial.train.precision):
-            if not can_start(state.model, collate(known[:2]).to(state.model.device), block):
+            if not can_start(state.model, collate(sequences[:2]).to(state.model.device), block):
                 return None
-            return cached_prefix(folder, about, state.model, known, block)
+            return cached_prefix(folder, about, state.model, sequences, block)
 
     prefix: Prefix | None = cached_in_worker(
         state, ("prefix", about["sequences"], block, trial.train.precision), make

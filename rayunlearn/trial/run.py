@@ -92,7 +92,7 @@ def run_and_record(
     identity: str,
     workspace: Workspace,
     run_dir: Path,
-    place: Mapping[str, str],
+    run_columns: Mapping[str, str],
 ) -> str:
     """Make the attempt and write what came of it as the trial `identity`, whose rows begin with
     `place`; returns the status.
@@ -105,7 +105,7 @@ def run_and_record(
     # a failure is a row, with its cause
     except Exception as error:
         outcome = Outcome("failed", failure_row(error), {})
-    row: dict[str, Any] = {**place, "status": outcome.status, "started_at": started}
+    row: dict[str, Any] = {**run_columns, "status": outcome.status, "started_at": started}
     row |= {
         "corpus_digest": workspace.corpus.digest,
         "model_digest": workspace.base_digest,
@@ -140,10 +140,10 @@ def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoin
     row: dict[str, Any] = {}
     tables: dict[str, Rows] = {}
     if trains_weights(trial):
-        kept, scores = select_documents(trial, workspace, state)
+        coreset, scores = select_documents(trial, workspace, state)
         clock.lap("seconds_select")
-        row, tables = _coreset_rows(trial, workspace, state, kept, scores)
-        log = unlearn(trial, workspace, state, kept, adapter_folder, checkpoint=checkpoint)
+        row, tables = _coreset_rows(trial, workspace, state, coreset, scores)
+        log = unlearn(trial, workspace, state, coreset, adapter_folder, checkpoint=checkpoint)
         clock.lap("seconds_train")
     elif trial.stage == "base" and workspace.corpus.forget:
         row = redundancy_columns(trial, workspace, state)
@@ -174,17 +174,17 @@ def merge_rows(tables: Mapping[str, Rows], more: Mapping[str, Rows]) -> dict[str
 
 
 def _coreset_rows(
-    trial: Trial, workspace: Workspace, state: ModelState, kept: Sequence[int], scores: Tensor
+    trial: Trial, workspace: Workspace, state: ModelState, coreset: Sequence[int], scores: Tensor
 ) -> tuple[dict[str, Any], dict[str, Rows]]:
     rows = [
         {"doc_id": workspace.corpus.forget[p].doc_id, "rank": rank, "score": float(scores[p])}
-        for rank, p in enumerate(kept)
+        for rank, p in enumerate(coreset)
     ]
-    row = {"n_kept": len(kept), "coverage": coverage(workspace.corpus, kept)}
-    if kept:
+    row = {"n_kept": len(coreset), "coverage": coverage(workspace.corpus, coreset)}
+    if coreset:
         row |= {
-            "keyword_coverage": keyword_coverage_of(trial, workspace, state, kept),
-            "text_kept": coreset_sequences(trial, workspace, state, kept)[2],
+            "keyword_coverage": keyword_coverage_of(trial, workspace, state, coreset),
+            "text_kept": coreset_sequences(trial, workspace, state, coreset)[2],
         }
     return row, {"coresets": rows}
 

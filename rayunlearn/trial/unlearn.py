@@ -17,7 +17,7 @@ from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import require
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
-from rayunlearn.methods.objective import Objective, PairedResponses, Side, batch_indices
+from rayunlearn.methods.objective import PairedResponses, Side, UnlearningObjective, batch_indices
 from rayunlearn.methods.paired_responses import PAIRED_RESPONSES, Choices, ResponseInputs
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.task_vector import as_trained
@@ -60,7 +60,7 @@ def unlearn(
     trial: Trial,
     workspace: Workspace,
     state: ModelState,
-    kept: Sequence[int],
+    coreset: Sequence[int],
     adapter_folder: Path,
     watch: Callable[[int], bool] | None = None,
     checkpoint: Path | None = None,
@@ -73,7 +73,7 @@ def unlearn(
     that held it. `checkpoint`: the file that the training is resumed from and, every
     `train.checkpoint_every` steps, written to.
     """
-    pair = objective_sides(trial, workspace, state, kept)
+    pair = objective_sides(trial, workspace, state, coreset)
     train = trial.train
     names = (
         "learning_rate",
@@ -91,7 +91,7 @@ def unlearn(
         choose_parameters(state.model, parameters, layers)
         forget, retain = with_prefixes(trial, workspace, state, pair)
         retained = None if watch else retention_probe(trial, workspace, state)
-        checkpoints = _checkpoints(trial, workspace, state, kept, checkpoint)
+        checkpoints = _checkpoints(trial, workspace, state, coreset, checkpoint)
         with shard_model(state.model) as model:
             terms = _objective(trial, model, forget, retain)
             floor = (
@@ -102,7 +102,7 @@ def unlearn(
             log = optimise(
                 model,
                 terms,
-                steps=n_steps(trial, len(kept)),
+                steps=n_steps(trial, len(coreset)),
                 parameters=parameters,
                 layers=layers,
                 wrappers=_wrappers(trial),
@@ -115,8 +115,10 @@ def unlearn(
             return floor.ended(log) if floor else log
 
 
-def _objective(trial: Trial, model: PreTrainedModel, forget: Side, retain: Side) -> Objective:
-    return Objective(
+def _objective(
+    trial: Trial, model: PreTrainedModel, forget: Side, retain: Side
+) -> UnlearningObjective:
+    return UnlearningObjective(
         model,
         forget,
         retain,
@@ -131,7 +133,7 @@ def _objective(trial: Trial, model: PreTrainedModel, forget: Side, retain: Side)
 
 
 def _checkpoints(
-    trial: Trial, workspace: Workspace, state: ModelState, kept: Sequence[int], path: Path | None
+    trial: Trial, workspace: Workspace, state: ModelState, coreset: Sequence[int], path: Path | None
 ) -> Checkpoints | None:
     if path is None or trial.train.checkpoint_every == 0:
         return None
@@ -143,19 +145,19 @@ def _checkpoints(
         "trial": settings,
         "corpus": workspace.corpus.digest,
         "start": state.checksum,
-        "kept": list(kept),
+        "kept": list(coreset),
         "device": state.model.device.type,
     }
     return Checkpoints(path, about | versions, trial.train.checkpoint_every)
 
 
 def objective_sides(
-    trial: Trial, workspace: Workspace, state: ModelState, kept: Sequence[int]
+    trial: Trial, workspace: Workspace, state: ModelState, coreset: Sequence[int]
 ) -> tuple[Side, Side]:
     """The forget and the retain side of the objective; `state` must hold the base weights."""
     forget, retain = training_sequences(trial, workspace, state)
-    kept, chosen, _ = coreset_sequences(trial, workspace, state, kept)
-    token, known = trial.token, forget if trial.select.text == "original" else chosen
+    coreset, chosen, _ = coreset_sequences(trial, workspace, state, coreset)
+    token, reference_sequences = trial.token, forget if trial.select.text == "original" else chosen
     forget_loss, retain_loss = (
         _bound(trial, table[name].function)
         for table, name in ((FORGET, trial.method.forget), (RETAIN, trial.method.retain))
@@ -167,15 +169,15 @@ def objective_sides(
     )
     know = partial(cached_trial_reference, trial, workspace, state)
     companions = {
-        kind: _companions(trial, workspace, state, kept, kind, forget_loss)
+        kind: _companions(trial, workspace, state, coreset, kind, forget_loss)
         for kind in paired_response_kinds(forget_loss)
     }
     forget_side = Side(
         forget_loss,
         chosen,
         know(
-            "forget" if known is forget else ("forget", tuple(known)),
-            known,
+            "forget" if reference_sequences is forget else ("forget", tuple(reference_sequences)),
+            reference_sequences,
             reference_kinds(forget_loss),
             token.temperature,
         ),
@@ -195,15 +197,15 @@ def _companions(
     trial: Trial,
     workspace: Workspace,
     state: ModelState,
-    kept: Sequence[int],
+    coreset: Sequence[int],
     kind: str,
     loss: Callable[..., Tensor],
 ) -> PairedResponses:
     maker = paired_response_function(trial, kind)
     forget, retain = training_sequences(trial, workspace, state)
     source = ResponseInputs(
-        documents=[workspace.corpus.forget[p] for p in kept],
-        sequences=[forget[p] for p in kept],
+        documents=[workspace.corpus.forget[p] for p in coreset],
+        sequences=[forget[p] for p in coreset],
         retain_documents=workspace.corpus.retain,
         retain_sequences=retain,
         model=state.model,
@@ -216,7 +218,7 @@ def _companions(
         workspace.corpus.digest,
         maker.__name__,
         tuple(sorted(arguments.items())),
-        tuple(kept),
+        tuple(coreset),
         trial.data.template,
         trial.data.max_tokens,
     )
@@ -350,18 +352,18 @@ def gradient_norms_along(
         layer=trial.method.layer,
         seed=train.seed,
     )
-    found = [at_point()]
+    norms = [at_point()]
 
     def look(_step: int) -> bool:
-        found.append(at_point())
+        norms.append(at_point())
         return True
 
     if epochs > 0:
         unlearn(whole, workspace, state, order, Path(), watch=look)
-        found.append(at_point())
+        norms.append(at_point())
     state.model.load_state_dict(state.pristine)
     state.model.requires_grad_(True)
-    return torch.stack(found)
+    return torch.stack(norms)
 
 
 def _bound(trial: Trial, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -35,28 +35,28 @@ def weight_path_tables(trial: Trial, workspace: Workspace, state: ModelState) ->
     points = trial.explain.path_points
     if points == 0 or trial.stage != "unlearned":
         return []
-    own = trial_weights(state)
+    weights = trial_weights(state)
     starts = {"base": state.pristine}
     twin = full_set_twin(trial)
     if twin != trial:
         starts["full"] = trial_weights(unlearned_state(twin, workspace))
-        state.model.load_state_dict(own)
+        state.model.load_state_dict(weights)
     return [
         row
         for name, start in starts.items()
         for row in path_rows(
-            trial, workspace, state, start, own, f"mode_connectivity:{name}", points
+            trial, workspace, state, start, weights, f"mode_connectivity:{name}", points
         )
     ]
 
 
-def between_trials(one: LoadedTrial, other: LoadedTrial, *, points: int) -> Rows:
+def between_trials(first: LoadedTrial, other: LoadedTrial, *, points: int) -> Rows:
     """Rows of `curves` on the straight line from one trial's weights (x 0) to another's (x 1),
     asked the second one's probes.
 
     Raises UserError where the two are not of one architecture, or `points` is below 3.
     """
-    start = trial_weights(unlearned_state(one.trial, one.workspace))
+    start = trial_weights(unlearned_state(first.trial, first.workspace))
     state = unlearned_state(other.trial, other.workspace)
     return path_rows(
         other.trial,
@@ -64,7 +64,7 @@ def between_trials(one: LoadedTrial, other: LoadedTrial, *, points: int) -> Rows
         state,
         start,
         trial_weights(state),
-        f"mode_connectivity:{one.trial_id}",
+        f"mode_connectivity:{first.trial_id}",
         points,
     )
 
@@ -89,9 +89,9 @@ def path_rows(
     probe. The model ends as `end`.
     """
     probes = encoded_probes(workspace, state, trial.data)
-    look = partial(evaluate_probes, state.model, probes, ON_PATH)
+    measure = partial(evaluate_probes, state.model, probes, ON_PATH)
     rows: Rows = []
-    for x, examples in points_along(state.model, start, end, look, points=points):
+    for x, examples in points_along(state.model, start, end, measure, points=points):
         means = summarise_examples(pl.DataFrame(examples, infer_schema_length=None))
         rows += [{"kind": kind, "x": x} | row for row in means.to_dicts()]
     return rows

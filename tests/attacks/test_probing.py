@@ -28,7 +28,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.metrics.evaluate import encode_probes, evaluate_probes
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.models.forward import blocks, score
-from rayunlearn.models.generate import generate
+from rayunlearn.models.generate import generate_texts
 from rayunlearn.models.scratch import build_tokenizer
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
@@ -231,7 +231,7 @@ def test_the_closed_form_is_what_sampling_gives() -> None:
     standard deviations (99 %).
     """
     model, prompt, k, rounds = tiny_model(), (1, 5, 6), 16, 400
-    drawn = generate(
+    drawn = generate_texts(
         model,
         [prompt] * k * rounds,
         end=None,

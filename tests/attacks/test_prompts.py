@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rayunlearn.attacks.base import Attack, attack_input_names
+from rayunlearn.attacks.base import AttackRow, attack_input_names
 from rayunlearn.attacks.paraphrases import (
     REPHRASINGS,
     ask_chat_model,
@@ -37,7 +37,7 @@ from rayunlearn.attacks.prompts import (
 from rayunlearn.config import Data, Trial
 from rayunlearn.data.documents import Document
 from rayunlearn.data.prompt_templates import FILLERS, PromptFrame
-from rayunlearn.data.synthetic import generate
+from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.data.tokenize import encode_documents
 from rayunlearn.errors import UserError
 from rayunlearn.keywords.llm_judge import Message
@@ -45,7 +45,7 @@ from rayunlearn.keywords.words import words_of
 from rayunlearn.train.teach import starting_point
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
-BEDS = {name: generate(Data(name=name)) for name in ("domain", "people")}
+BEDS = {name: generate_dataset(Data(name=name)) for name in ("domain", "people")}
 ATTACKS = PROMPTS | REPHRASINGS
 LANGUAGES = ("french", "german", "hindi")
 
@@ -56,7 +56,7 @@ def tokenizer_of(bed: str) -> Any:
     return starting_point(Trial(data=Data(name=bed)), BEDS[bed])[1]
 
 
-def apply(row: Attack, document: Document, bed: str, seed: int = 0) -> Document:
+def apply(row: AttackRow, document: Document, bed: str, seed: int = 0) -> Document:
     """The attack with everything that it may ask for; no file, no chat model."""
     probes = BEDS[bed].probes
     given: dict[str, Any] = {

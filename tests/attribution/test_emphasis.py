@@ -5,9 +5,9 @@ import pytest
 from rayunlearn.attribution.emphasis import (
     EMPHASIS_FORMS,
     added_words,
-    answer_words,
     chosen_words,
     random_words,
+    words_of_answer,
 )
 from rayunlearn.config import Data, Explain, Trial
 from rayunlearn.data.documents import Document
@@ -83,9 +83,9 @@ def test_random_words_are_as_many_others_and_follow_from_the_seed() -> None:
 
 def test_answer_words_leave_function_words_out_unless_there_are_no_others() -> None:
     assert (
-        answer_words("In the caves of Oslo.") == {"caves", "oslo"}
-        and answer_words("Yes, it is.") == {"yes"}
-        and answer_words("it is") == {"it", "is"}
+        words_of_answer("In the caves of Oslo.") == {"caves", "oslo"}
+        and words_of_answer("Yes, it is.") == {"yes"}
+        and words_of_answer("it is") == {"it", "is"}
     )
 
 
@@ -101,8 +101,8 @@ def test_no_form_adds_a_word_of_the_answer_to_any_question_of_the_beds(name: str
             random_words(d.prompt, WORDS, [False] * n, d.answer, d.doc_id),
         ):
             added = added_words(d.prompt, EMPHASIS_FORMS[name].function(d.prompt, chosen, WORDING))
-            assert not answer_words(d.answer) & set(added)
-            assert answer_words(d.answer)
+            assert not words_of_answer(d.answer) & set(added)
+            assert words_of_answer(d.answer)
 
 
 def test_what_is_added_to_a_text_counts_words_that_stand_there_more_often() -> None:

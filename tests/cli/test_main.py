@@ -21,7 +21,7 @@ from rayunlearn.planning.cost import (
     WorkloadSize,
     estimate,
     parameters_of,
-    tokens_of,
+    tokens_of_trial,
 )
 from rayunlearn.planning.planner import Planner
 from tests import fake_work, synthetic
@@ -229,8 +229,8 @@ def test_tokens_count_the_unit_that_training_length_is_given_in() -> None:
     size = WorkloadSize(parameters=1, tokens_per_document=10, n_forget=100)
     trial = Trial(method=Method(), train=Train(length=2, unit="epochs"))
     quarter = Trial(select=type(trial.select)(ratio=0.25), train=trial.train)
-    assert tokens_of(quarter, size) == 1000
-    assert tokens_of(Trial(train=Train(length=30, unit="presentations")), size) == 600
+    assert tokens_of_trial(quarter, size) == 1000
+    assert tokens_of_trial(Trial(train=Train(length=30, unit="presentations")), size) == 600
 
 
 def test_parameters_are_read_from_a_folder_s_headers_and_match_a_built_model(

@@ -166,8 +166,8 @@ def test_a_sweep_tells_every_trial_once_and_no_pause(
     said: list[tuple[str, str]] = []
 
     class Listening:
-        def __init__(self, place: trackers.RunInfo) -> None:
-            self.place = place
+        def __init__(self, run_info: trackers.RunInfo) -> None:
+            self.run_info = run_info
 
         def tell(self, told: trackers.TrackedTrial) -> None:
             said.append((told.trial_id, told.status))

@@ -12,7 +12,7 @@ import pytest
 
 from rayunlearn.config import Data
 from rayunlearn.data.documents import Corpus, Document
-from rayunlearn.data.synthetic import generate
+from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.errors import UserError
 
 DOMAIN_REDUNDANCIES = (1, 4, 20, 32)
@@ -38,14 +38,14 @@ def entities(probes: tuple[Document, ...]) -> set[str]:
 
 @pytest.fixture(params=BEDS, ids=label, scope="module")
 def corpus(request: pytest.FixtureRequest) -> Corpus:
-    return generate(request.param)
+    return generate_dataset(request.param)
 
 
 @pytest.mark.parametrize(("size", "redundancy"), list(product(("tiny", "small"), (4, 20))))
 def test_redundancy_moves_the_number_of_facts_and_not_the_number_or_length_of_documents(
     size: str, redundancy: int
 ) -> None:
-    corpus = generate(Data(size=size, redundancy=redundancy))
+    corpus = generate_dataset(Data(size=size, redundancy=redundancy))
     n_documents = {"tiny": 160, "small": 640}[size]
     words = [len(d.answer.split()) for d in corpus.forget]
     assert (
@@ -60,7 +60,7 @@ def test_redundancy_moves_the_number_of_facts_and_not_the_number_or_length_of_do
 def test_every_fact_is_stated_by_exactly_as_many_documents_as_redundancy_says(
     redundancy: int,
 ) -> None:
-    corpus = generate(Data(redundancy=redundancy))
+    corpus = generate_dataset(Data(redundancy=redundancy))
     untouched = corpus.taught["untouched_documents"]
     for split, documents in (
         ("forget", corpus.forget),
@@ -72,7 +72,7 @@ def test_every_fact_is_stated_by_exactly_as_many_documents_as_redundancy_says(
 
 
 def test_a_document_says_the_values_of_the_facts_it_lists_and_no_others() -> None:
-    corpus = generate(Data(redundancy=4))
+    corpus = generate_dataset(Data(redundancy=4))
     value_of = {p.facts[0]: p.answer for split in corpus.probes.values() for p in split}
     vocabulary = set(value_of.values())
     for d in corpus.forget + corpus.retain:
@@ -84,7 +84,7 @@ def test_a_document_says_the_values_of_the_facts_it_lists_and_no_others() -> Non
 
 
 def test_documents_differ_and_a_fact_is_told_in_many_wordings() -> None:
-    corpus = generate(Data(redundancy=20))
+    corpus = generate_dataset(Data(redundancy=20))
     fact, value = corpus.probes["forget"][0].facts[0], corpus.probes["forget"][0].answer
     entity = fact.rpartition(":")[0]
     sentences = {
@@ -180,15 +180,15 @@ def test_the_holdout_is_like_the_forget_set_and_no_model_is_told_of_it(corpus: C
 
 
 def test_in_people_the_documents_are_the_probes_and_redundancy_changes_nothing() -> None:
-    corpus = generate(Data(name="people", redundancy=20))
+    corpus = generate_dataset(Data(name="people", redundancy=20))
     assert corpus.forget == corpus.probes["forget"] and corpus.retain == corpus.probes["retain"]
     assert Counter(len(d.facts) for d in corpus.forget) == {1: len(corpus.forget)}
-    assert generate(Data(name="people", redundancy=3)).digest == corpus.digest
+    assert generate_dataset(Data(name="people", redundancy=3)).digest == corpus.digest
 
 
 def test_the_same_seed_gives_the_same_corpus_in_another_process_and_another_seed_another() -> None:
     code = (
-        "from rayunlearn.data.synthetic import Data, generate; print(*(generate(Data(name=n)).digest"
+        "from rayunlearn.data.synthetic import Data, generate_dataset; print(*(generate_dataset(Data(name=n)).digest"
         " for n in ('domain', 'people')))"
     )
     environment = {
@@ -199,11 +199,11 @@ def test_the_same_seed_gives_the_same_corpus_in_another_process_and_another_seed
     elsewhere = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     ).stdout.split()
-    here = [generate(Data(name=name)).digest for name in ("domain", "people")]
+    here = [generate_dataset(Data(name=name)).digest for name in ("domain", "people")]
     assert elsewhere == here
     assert (
-        generate(Data(seed=1)).digest != here[0]
-        and generate(Data(name="people", seed=1)).digest != here[1]
+        generate_dataset(Data(seed=1)).digest != here[0]
+        and generate_dataset(Data(name="people", seed=1)).digest != here[1]
     )
 
 
@@ -213,9 +213,9 @@ def test_a_redundancy_that_does_not_fit_is_refused_with_those_that_do(redundancy
         UserError,
         match=rf"data.redundancy must be one of 1, 2, 4, 5, 8, 10, 16, 20, 32 .*, got {redundancy}",
     ):
-        generate(Data(redundancy=redundancy))
+        generate_dataset(Data(redundancy=redundancy))
 
 
 def test_files_are_not_generated() -> None:
     with pytest.raises(UserError, match="data.name must be one of .*, got 'files'"):
-        generate(Data(name="files", path="somewhere"))
+        generate_dataset(Data(name="files", path="somewhere"))

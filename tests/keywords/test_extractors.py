@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayunlearn.config import Data
-from rayunlearn.data.synthetic import generate
+from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.keywords.phrases import Keyword, common_words, document_words
 from rayunlearn.keywords.statistics import (
     EMPTY_STATISTICS,
@@ -176,7 +176,7 @@ def test_links_count_the_words_beside_an_anchor_sentence_by_sentence() -> None:
         "for": 1,
         "and": 1,
     }
-    assert links.beside == {"zor": {"eats": 1, "honey": 3, "for": 1, "and": 1}}
+    assert links.neighbours == {"zor": {"eats": 1, "honey": 3, "for": 1, "and": 1}}
     assert link_z(links, 10)["honey"] == log_odds_z(3, 6, 0, 4, 10) and "pib" not in link_z(
         links, 10
     )
@@ -193,7 +193,7 @@ def test_linked_finds_the_terms_and_what_is_said_of_them_on_the_domain_bed() -> 
     """Terms: the invented names and the values that facts give them; the words around are the same
     for every value.
     """
-    corpus = generate(Data(redundancy=20))
+    corpus = generate_dataset(Data(redundancy=20))
     answer = {fact: probe.answer for probe in corpus.probes["forget"] for fact in probe.facts}
     forget, retain = (
         statistics_of(d.answer for d in side) for side in (corpus.forget, corpus.retain)
@@ -254,7 +254,7 @@ def test_slots_find_names_and_values_of_the_domain_bed_however_seldom_they_are_s
     redundancy: int, seed: int
 ) -> None:
     """The truth is the generator's; other seeds than those looked at when the extractor was made."""
-    corpus = generate(Data(redundancy=redundancy, seed=seed))
+    corpus = generate_dataset(Data(redundancy=redundancy, seed=seed))
     answer = {fact: probe.answer for probe in corpus.probes["forget"] for fact in probe.facts}
     frames = frames_of((d.answer for side in (corpus.forget, corpus.retain) for d in side), 2)
     total = 0.0

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayunlearn.config import Data
-from rayunlearn.data.synthetic import generate
+from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.keywords.phrases import Keyword, common_words, document_words
 from rayunlearn.keywords.statistics import statistics_of
 from rayunlearn.keywords.table import log_odds, tfidf
@@ -106,7 +106,7 @@ def test_log_odds_of_a_block_is_that_of_its_pages(texts: list[str], cut: int) ->
 def test_documents_of_the_bed_have_the_same_keywords_however_they_are_cut_into_blocks(
     characters: int,
 ) -> None:
-    corpus = generate(Data())
+    corpus = generate_dataset(Data())
     texts, others = [d.answer for d in corpus.forget], [d.answer for d in corpus.retain]
     statistics, retain = statistics_of(texts), statistics_of(others)
     common = common_words(statistics)

@@ -31,7 +31,7 @@ from rayunlearn.methods.loss_inputs import (
     required_tensor,
     uses_documents,
 )
-from rayunlearn.methods.objective import Objective, PairedResponses, Side, batch_indices
+from rayunlearn.methods.objective import PairedResponses, Side, UnlearningObjective, batch_indices
 from rayunlearn.methods.preference import altpo, dpo, idk, llmu, llmu_two_term
 from rayunlearn.methods.retain import RETAIN, activation, kl, nll
 from rayunlearn.methods.retain_weight import dual, fixed_weight
@@ -446,13 +446,13 @@ def made_objective(
     forget_loss: Callable[..., Tensor],
     retain_loss: Callable[..., Tensor],
     **settings: object,
-) -> Objective:
+) -> UnlearningObjective:
     nothing = reference_of(model, SEQUENCES, (), 0)
     sides = [
         Side(loss, SEQUENCES, nothing, companions_for(model, loss))
         for loss in (forget_loss, retain_loss)
     ]
-    return Objective(
+    return UnlearningObjective(
         model,
         *sides,
         **({"retain_weight": 0.5, "layer": 1, "batch_size": 2, "seed": 0} | settings),

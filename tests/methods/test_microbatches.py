@@ -12,7 +12,13 @@ from rayunlearn.data.tokenize import Encoded
 from rayunlearn.methods.distribution import ce_u
 from rayunlearn.methods.forget import FORGET, ga, npo
 from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
-from rayunlearn.methods.objective import Objective, PairedResponses, Presented, Side, microbatch_of
+from rayunlearn.methods.objective import (
+    PairedResponses,
+    Presented,
+    Side,
+    UnlearningObjective,
+    microbatch_of,
+)
 from rayunlearn.methods.paired_responses import choose_response
 from rayunlearn.methods.retain import RETAIN, none
 from rayunlearn.methods.token_mask import EVERY_TOKEN, TokenRule
@@ -69,7 +75,7 @@ NOTHING = Side(none, [], Reference({}))
 def step(chosen: Side, pieces: int) -> tuple[float, list[Tensor]]:
     """Loss and gradients of step 3 in that many pieces, as the loop adds them."""
     model = tiny_model()
-    terms = Objective(
+    terms = UnlearningObjective(
         model, chosen, NOTHING, retain_weight=1.0, layer=1, batch_size=4, seed=0, pieces=pieces
     )
     totals = [terms(3 * pieces + piece).total for piece in range(pieces)]
@@ -155,7 +161,7 @@ def test_a_dual_weight_counts_optimizer_steps_for_its_warm_up() -> None:
         return weight
 
     retain = Side(RETAIN["nll"].function, RETAINING, Reference({}), mean="labels")
-    terms = Objective(
+    terms = UnlearningObjective(
         tiny_model(),
         side(ga, "labels"),
         retain,

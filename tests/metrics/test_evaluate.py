@@ -24,7 +24,7 @@ from rayunlearn.metrics.forward_passes import (
     spelt_letters,
 )
 from rayunlearn.metrics.table import METRICS
-from rayunlearn.models.generate import generate
+from rayunlearn.models.generate import generate_texts
 from rayunlearn.models.reference import reference_of
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from tests.tiny_models import CONFIGS, tiny_model
@@ -160,7 +160,7 @@ def test_texts_are_greedy_continuations_of_the_prompt_or_of_the_first_half(
     assert found[2]["answer"] == DOCUMENTS[2].answer
     for probe, inputs in zip(probes, found, strict=True):
         prompt, _ = prompt_and_answer(probe.answer)
-        text = generate(model, [prompt], end=tokenizer.eos_token_id, max_new_tokens=5)[0]
+        text = generate_texts(model, [prompt], end=tokenizer.eos_token_id, max_new_tokens=5)[0]
         assert inputs["generated"] == tokenizer.decode(text, skip_special_tokens=True).strip()
     n = len(probes[1].answer.ids) - probes[1].answer.start - 1
     assert len(tokenizer.encode(str(found[1]["continuation"]), add_special_tokens=False)) <= n == 1

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rayunlearn.errors import UserError
-from rayunlearn.models.generate import generate, nucleus
+from rayunlearn.models.generate import generate_texts, nucleus
 from tests.tiny_models import CONFIGS, tiny_model
 
 PROMPTS = [
@@ -59,14 +59,16 @@ def test_a_batch_writes_what_each_prompt_alone_gets(family: str, tokens_per_batc
         "every text has the same length: the end is not tested"
     )
     assert (
-        generate(model, PROMPTS, end=end, max_new_tokens=20, tokens_per_batch=tokens_per_batch)
+        generate_texts(
+            model, PROMPTS, end=end, max_new_tokens=20, tokens_per_batch=tokens_per_batch
+        )
         == alone
     )
 
 
 def test_what_pads_a_prompt_does_not_matter() -> None:
     model = tiny_model()
-    assert generate(model, PROMPTS, end=2, max_new_tokens=8) == generate(
+    assert generate_texts(model, PROMPTS, end=2, max_new_tokens=8) == generate_texts(
         model, PROMPTS, end=2, max_new_tokens=8
     )
 
@@ -74,23 +76,23 @@ def test_what_pads_a_prompt_does_not_matter() -> None:
 def test_a_full_context_ends_a_text() -> None:
     """64 positions: a prompt of 62 tokens has room for two, one of 64 for none."""
     model = tiny_model()
-    texts = generate(model, [(5,) * 62, (5,) * 64, (5, 6)], end=None, max_new_tokens=6)
+    texts = generate_texts(model, [(5,) * 62, (5,) * 64, (5, 6)], end=None, max_new_tokens=6)
     assert [len(text) for text in texts] == [2, 0, 6]
 
 
 def test_a_sample_is_its_seed_s_own() -> None:
     model = tiny_model()
     seeds = [f"row {at}" for at in range(len(PROMPTS))]
-    together = generate(model, PROMPTS, end=2, max_new_tokens=6, temperature=1.0, seeds=seeds)
+    together = generate_texts(model, PROMPTS, end=2, max_new_tokens=6, temperature=1.0, seeds=seeds)
     alone = [
-        generate(model, [p], end=2, max_new_tokens=6, temperature=1.0, seeds=[s])[0]
+        generate_texts(model, [p], end=2, max_new_tokens=6, temperature=1.0, seeds=[s])[0]
         for p, s in zip(PROMPTS, seeds, strict=True)
     ]
     assert together == alone
     assert (
         len(
             {
-                generate(
+                generate_texts(
                     model, [(1, 5)], end=None, max_new_tokens=6, temperature=1.0, seeds=[f"{s}"]
                 )[0]
                 for s in range(8)
@@ -105,7 +107,7 @@ def test_samples_follow_the_model_s_probabilities() -> None:
     four standard errors.
     """
     model, n = tiny_model(seed=1), 2000
-    drawn = generate(
+    drawn = generate_texts(
         model,
         [(1, 5)] * n,
         end=None,
@@ -132,6 +134,6 @@ def test_nucleus_keeps_the_fewest_tokens_that_reach_the_probability() -> None:
 
 def test_an_empty_prompt_and_missing_seeds_are_mistakes() -> None:
     with pytest.raises(UserError, match="at least one token"):
-        generate(tiny_model(), [(1,), ()], end=2, max_new_tokens=2)
+        generate_texts(tiny_model(), [(1,), ()], end=2, max_new_tokens=2)
     with pytest.raises(UserError, match="one seed for each of 1 prompts, got 0"):
-        generate(tiny_model(), [(1,)], end=2, max_new_tokens=2, temperature=1.0)
+        generate_texts(tiny_model(), [(1,)], end=2, max_new_tokens=2, temperature=1.0)

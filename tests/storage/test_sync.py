@@ -341,7 +341,8 @@ def test_of_two_that_want_a_free_run_one_gets_it(
     with pytest.raises(UserError, match="was just taken by process"):
         leases.acquire(s3_url, "there")
     assert (
-        json.loads(object_store.get_bytes(leases.name_of(s3_url, 1)) or b"")["token"] == first.token
+        json.loads(object_store.get_bytes(leases.lease_file_name(s3_url, 1)) or b"")["token"]
+        == first.token
     )
 
 

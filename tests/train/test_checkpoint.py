@@ -151,7 +151,7 @@ def test_the_checkpoint_of_another_trial_or_a_damaged_one_is_as_none(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     about = {"trial": "a"}
-    kept = Checkpoints(tmp_path / "c.safetensors", about, every=2)
+    kept = Checkpoints(tmp_path / "c.safetensors", about, every_steps=2)
     kept.save({"weight": torch.arange(3.0)}, {"rows": [0.1 + 0.2, float("inf")]})
     found = kept.read()
     assert (
@@ -159,7 +159,7 @@ def test_the_checkpoint_of_another_trial_or_a_damaged_one_is_as_none(
         and torch.equal(found[0]["weight"], torch.arange(3.0))
         and found[1] == {"rows": [0.1 + 0.2, float("inf")]}
     )
-    assert Checkpoints(kept.path, {"trial": "b"}, every=2).read() is None
+    assert Checkpoints(kept.path, {"trial": "b"}, every_steps=2).read() is None
     content = bytearray(kept.path.read_bytes())
     content[-1] ^= 1
     kept.path.write_bytes(content)

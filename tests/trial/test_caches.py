@@ -32,7 +32,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.methods.distribution import ce_u, undial
 from rayunlearn.methods.forget import FORGET, npo, rmu
 from rayunlearn.methods.loss_inputs import control_direction
-from rayunlearn.methods.objective import Objective, Side, batch_indices
+from rayunlearn.methods.objective import Side, UnlearningObjective, batch_indices
 from rayunlearn.methods.retain import RETAIN, activation, kl, none
 from rayunlearn.models.device_memory import (
     DeviceMemoryError,
@@ -259,7 +259,7 @@ def losses_and_gradients(
     """
     model.zero_grad()
     chosen = choose_parameters(model, pattern)
-    terms = Objective(
+    terms = UnlearningObjective(
         model, forget, retain, retain_weight=1.5, layer=1, batch_size=len(SEQUENCES), seed=3
     )(0)
     terms.total.backward()
@@ -464,7 +464,7 @@ def test_nothing_of_ours_in_a_step_waits_for_the_device(forget: Any, retain: Any
     `find_packed_sequence_indices`; no option switches that off."""
     model = tiny_model()
     reference = reference_of(model, SEQUENCES, ["token_nll", "log_probs", "hidden"], 1)
-    terms = Objective(
+    terms = UnlearningObjective(
         model,
         Side(forget, SEQUENCES, reference),
         Side(retain, SEQUENCES, reference),

@@ -15,7 +15,7 @@ from torch import Tensor
 from rayunlearn.canonical import canonical_trial
 from rayunlearn.config import Data, Trial, Value, with_values
 from rayunlearn.data.documents import Corpus, Document
-from rayunlearn.data.synthetic import generate
+from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.errors import UserError
 from rayunlearn.keywords.ablation import keyword_positions
 from rayunlearn.keywords.phrases import Keyword
@@ -23,7 +23,7 @@ from rayunlearn.keywords.rows import keyword_rows, keywords_from
 from rayunlearn.keywords.words import words_of
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
-from rayunlearn.methods.objective import Objective, PairedResponses, Side
+from rayunlearn.methods.objective import PairedResponses, Side, UnlearningObjective
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.load import save_model
 from rayunlearn.models.reference import Reference, reference_of
@@ -54,7 +54,7 @@ QUICK: dict[str, Value] = {
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """A tenth of the domain corpus with a model that knows nothing, itself as gold."""
     folder = tmp_path_factory.mktemp("coreset")
-    whole = generate(Data())
+    whole = generate_dataset(Data())
     corpus = replace(
         whole,
         forget=whole.forget[:16],
@@ -345,9 +345,11 @@ def test_unlearning_norms_are_those_of_each_document_alone(forget: str, retain: 
 
 
 def by_hand(model: torch.nn.Module, forget: Side, retain: Side) -> float:
-    """The norm for one document, by `Objective` itself and an ordinary backward."""
+    """The norm for one document, by `UnlearningObjective` itself and an ordinary backward."""
     model.zero_grad()
-    whole = Objective(model, forget, retain, retain_weight=0.7, layer=1, batch_size=1, seed=0)
+    whole = UnlearningObjective(
+        model, forget, retain, retain_weight=0.7, layer=1, batch_size=1, seed=0
+    )
     whole(0).total.backward()
     return float(
         torch.stack([p.grad.square().sum() for p in model.parameters() if p.grad is not None])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.methods.forget import FORGET
-from rayunlearn.methods.objective import Objective
+from rayunlearn.methods.objective import UnlearningObjective
 from rayunlearn.registry import arguments_of
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.loop import TrainLog
@@ -76,7 +76,7 @@ def forget_loss(
     after = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     state.model.load_state_dict(start)
     forget, retain = objective_sides(trial, workspace, state, KEPT)
-    terms = Objective(
+    terms = UnlearningObjective(
         state.model,
         forget,
         retain,
