@@ -32,6 +32,9 @@ UNITS = ("steps", "epochs", "presentations")
 # after the warm-up
 SCHEDULES = ("constant", "linear", "cosine")
 STAGES = ("unlearned", "base", "gold")
+OBJECTIVE_STAGES = ("unlearned", "calibrated")
+# settings that are repeated over, never compared
+SEED_SETTINGS = ("select.seed", "train.seed")
 SIZES = ("tiny", "small")
 TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_keywords")
 PREFERRED = ("refusal", "alternate", "wrong")
@@ -464,6 +467,32 @@ class Trial:
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise unknown_name("stage", self.stage, STAGES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is minimised (`forgetting`, a metric on split `forget`) and maximised (`utility`, on
+    `utility_split`).
+
+    `utility_floor` is a share of the base model's utility; a trial under it is not feasible.
+    `stage` calibrated asks for both of the model mixed back to calibrate.tau x base's retention
+    (CALIBRATED where the experiment says nothing).
+    """
+
+    forgetting: str = "probability"
+    utility: str = "probability"
+    utility_split: str = "retain"
+    utility_floor: float = 0.9
+    stage: str = "unlearned"
+
+    def __post_init__(self) -> None:
+        if self.stage not in OBJECTIVE_STAGES:
+            raise unknown_name("objective.stage", self.stage, OBJECTIVE_STAGES)
+        require(
+            0 <= self.utility_floor <= 1,
+            "objective.utility_floor must be in [0, 1]",
+            self.utility_floor,
+        )
 
 
 SECTIONS = tuple(f.name for f in fields(Trial) if f.name not in ("stage", "options"))

@@ -18,10 +18,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rayunlearn.config import Trial, Value, coerce_value, digest, field_names, with_values
+from rayunlearn.config import (
+    SEED_SETTINGS,
+    Objective,
+    Trial,
+    Value,
+    coerce_value,
+    digest,
+    field_names,
+    with_values,
+)
 from rayunlearn.errors import UserError, require, unknown_name
 
-OBJECTIVE_STAGES = ("unlearned", "calibrated")
 # share of base's retention at which models are compared (2406.09179 evaluates 0.95 to 0.90)
 CALIBRATED = 0.95
 TUNINGS = ("shared", "per_cell", "none")
@@ -33,10 +41,9 @@ TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-sk
 DEFAULT_ATTACKS = ("best", "pareto", "grid")
 # of an experiment, beside its base trial
 EXPERIMENT_PARTS = ("budget", "objective", "attacks")
-SEEDS = ("select.seed", "train.seed")
 # A search over these would ask for another corpus, another base model or another study in every
 # trial.
-NOT_SEARCHED = ("stage", "method.forget", "method.retain", *SEEDS)
+NOT_SEARCHED = ("stage", "method.forget", "method.retain", *SEED_SETTINGS)
 NOT_SEARCHED_SECTIONS = ("data.", "model.")
 
 
@@ -109,32 +116,6 @@ class Budget:
             raise unknown_name("budget.tuning", self.tuning, TUNINGS)
         require(self.trials >= 1, "budget.trials must be >= 1", self.trials)
         require(self.batch >= 1, "budget.batch must be >= 1", self.batch)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """What is minimised (`forgetting`, a metric on split `forget`) and maximised (`utility`, on
-    `utility_split`).
-
-    `utility_floor` is a share of the base model's utility; a trial under it is not feasible.
-    `stage` calibrated asks for both of the model mixed back to calibrate.tau x base's retention
-    (CALIBRATED where the experiment says nothing).
-    """
-
-    forgetting: str = "probability"
-    utility: str = "probability"
-    utility_split: str = "retain"
-    utility_floor: float = 0.9
-    stage: str = "unlearned"
-
-    def __post_init__(self) -> None:
-        if self.stage not in OBJECTIVE_STAGES:
-            raise unknown_name("objective.stage", self.stage, OBJECTIVE_STAGES)
-        require(
-            0 <= self.utility_floor <= 1,
-            "objective.utility_floor must be in [0, 1]",
-            self.utility_floor,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rayunlearn.cluster.backend import OnPrepared, TrialBackend
 from rayunlearn.config import Trial, Value, digest, flatten
+from rayunlearn.planning.backend import OnPrepared, TrialBackend
 from rayunlearn.planning.gpu_memory import GpuMemory
 from rayunlearn.storage.run import write_trial
 

@@ -23,12 +23,12 @@ from rayunlearn.analysis.hypothesis_tests import (
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
-    SEED_SETTINGS,
     objective_of,
     trials_with_roles,
     values_by_trial,
     varying_settings,
 )
+from rayunlearn.config import SEED_SETTINGS
 from rayunlearn.errors import require
 from rayunlearn.storage.run import Run
 

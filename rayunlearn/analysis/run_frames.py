@@ -1,18 +1,14 @@
 """Frames of a run: trials with their roles, examples, settings that vary, values by trial."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from rayunlearn.analysis.bootstrap import Numbers
+from rayunlearn.config import SEED_SETTINGS, Objective
 from rayunlearn.storage.run import Run
-
-# settings that are repeated over, never compared
-SEED_SETTINGS = ("select.seed", "train.seed")
-
 
 # settings of where a cell is, not of what is done there
 CONTEXT_SECTIONS = ("data.", "model.")
@@ -24,19 +20,6 @@ CELL_SETTINGS = ("method.forget", "method.retain", "select.name", "select.ratio"
 
 # split of what base and gold know and no unlearning run is shown, where the data has one
 UNTOUCHED = "untouched"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """What the experiment calls forgetting (metric on split `forget`) and utility, and of which
-    stage, as in experiment.json.
-    """
-
-    forgetting: str = "probability"
-    utility: str = "probability"
-    utility_split: str = "retain"
-    utility_floor: float = 0.9
-    stage: str = "unlearned"
 
 
 def objective_of(experiment: Mapping[str, Any]) -> Objective:

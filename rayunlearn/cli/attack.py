@@ -143,8 +143,8 @@ def attack(chosen: argparse.Namespace) -> int:
     what has finished is skipped.
     """
     from rayunlearn.attacks.panels import panel_of, restrict_panel
-    from rayunlearn.cluster.backend import unlearning_backend
     from rayunlearn.planning.attack_planner import AttackFiles, attack_planner
+    from rayunlearn.planning.backend import unlearning_backend
 
     require(
         bool(chosen.run) != bool(chosen.model),
@@ -193,8 +193,8 @@ def run_attacks(
     metric: str = "",
 ) -> int:
     """Run the plan of attacks, print the matrix, write the report."""
-    from rayunlearn.cluster.backend import unlearning_backend
     from rayunlearn.cluster.sweep import attack_run
+    from rayunlearn.planning.backend import unlearning_backend
     from rayunlearn.reporting.console import print_attack_matrices
     from rayunlearn.reporting.html import write_report
     from rayunlearn.reporting.sentences import failed_attack_lines
@@ -219,9 +219,9 @@ def run_attacks(
 
 def _audited(chosen: argparse.Namespace, console: "Console") -> Path:
     """The run folder of `--model`, with that model, its base and its gold measured."""
-    from rayunlearn.cluster.backend import unlearning_backend
     from rayunlearn.cluster.sweep import sweep
     from rayunlearn.interop.audit import audit_of
+    from rayunlearn.planning.backend import unlearning_backend
 
     data = {"data.name": chosen.benchmark} | ({"data.path": chosen.data} if chosen.data else {})
     experiment = audit_of(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 def run(chosen: argparse.Namespace) -> int:
     """Sweep, print the table, write the report; where the experiment asks for attacks, those then."""
-    from rayunlearn.cluster.backend import unlearning_backend
     from rayunlearn.cluster.sweep import sweep
+    from rayunlearn.planning.backend import unlearning_backend
 
     console = console_for_output()
     experiment = experiment_of(chosen)
@@ -48,8 +48,8 @@ def run(chosen: argparse.Namespace) -> int:
 def _attacked(
     folder: Path, attacks: "Attacks", chosen: argparse.Namespace, console: "Console"
 ) -> int:
-    from rayunlearn.cluster.backend import unlearning_backend
     from rayunlearn.planning.attack_planner import AttackFiles, attack_planner
+    from rayunlearn.planning.backend import unlearning_backend
 
     work = unlearning_backend()
     planner = attack_planner(
@@ -65,10 +65,10 @@ def _attacked(
 
 def plan(chosen: argparse.Namespace) -> int:
     """Number of trials, per role and per cell, what is finished, and what the rest will take."""
-    from rayunlearn.cluster.backend import unlearning_backend
-    from rayunlearn.cluster.run_tables import run_folder
     from rayunlearn.cluster.sweep import cached_results
+    from rayunlearn.planning.backend import unlearning_backend
     from rayunlearn.planning.planner import Planner
+    from rayunlearn.planning.run_tables import run_folder
     from rayunlearn.trial.workspace import data_model_pair
 
     experiment, work = experiment_of(chosen), unlearning_backend()
@@ -88,8 +88,8 @@ def plan(chosen: argparse.Namespace) -> int:
 
 def prepare(chosen: argparse.Namespace) -> int:
     """Make what trials start from."""
-    from rayunlearn.cluster.backend import unlearning_backend
     from rayunlearn.cluster.sweep import prepare_all_models
+    from rayunlearn.planning.backend import unlearning_backend
 
     experiment = experiment_of(chosen)
     prepared = prepare_all_models(
@@ -146,8 +146,8 @@ def _print_plan(
 
 
 def _cost_lines(agenda: "Agenda", folder: Path, remaining: int, workers: int) -> list[str]:
-    from rayunlearn.cluster.progress import format_duration
     from rayunlearn.planning.cost import DRIVER_BYTES, GPU_RULE, estimate, gpu_hours, size_of
+    from rayunlearn.planning.progress import format_duration
 
     try:
         guess, room = estimate(folder, agenda, size_of=size_of), _room_words(agenda, folder)

@@ -9,18 +9,18 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from rayunlearn.cluster.progress import (
-    LIVE_EVERY_SECONDS,
-    PLAIN_EVERY_SECONDS,
-    bars,
-    format_duration,
-)
 from rayunlearn.cluster.session import set_ray_environment
 from rayunlearn.corpus.engine import Engine, process_engine
 from rayunlearn.corpus.job import JobProgress, OnProgress
 from rayunlearn.corpus.partitions import source_bytes
 from rayunlearn.corpus.source import CorpusSource, exceeds_local_limit
 from rayunlearn.errors import require, unknown_name
+from rayunlearn.planning.progress import (
+    LIVE_EVERY_SECONDS,
+    PLAIN_EVERY_SECONDS,
+    bars,
+    format_duration,
+)
 
 ENGINES = ("auto", "local", "ray")
 

@@ -13,11 +13,11 @@ from typing import Any
 import ray
 from ray.tune.search import Searcher
 
-from rayunlearn.cluster.progress import Snapshot, snapshot
 from rayunlearn.config import flatten
 from rayunlearn.errors import UserError
 from rayunlearn.planning.outcomes import TrialResult, trial_result
 from rayunlearn.planning.planner import Agenda, PlannedTrial, PlanSource
+from rayunlearn.planning.progress import Snapshot, snapshot
 from rayunlearn.storage.parquet import retry_transient
 from rayunlearn.storage.run import write_trial
 

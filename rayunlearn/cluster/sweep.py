@@ -15,14 +15,14 @@ import polars as pl
 from rich.console import Console
 
 import rayunlearn
-from rayunlearn.cluster.backend import TrialBackend
-from rayunlearn.cluster.run_tables import run_folder, write_corpora, write_settings
 from rayunlearn.config import flatten
 from rayunlearn.errors import require
 from rayunlearn.experiment import TRACKERS, Experiment
 from rayunlearn.planning.attack_planner import AttackPlanner
+from rayunlearn.planning.backend import TrialBackend
 from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.planner import Agenda, Planner
+from rayunlearn.planning.run_tables import run_folder, write_corpora, write_settings
 from rayunlearn.schema import FINISHED
 from rayunlearn.storage.lock import create_run_folder, run_lock
 from rayunlearn.storage.run import compact, open_run, remove_scratch

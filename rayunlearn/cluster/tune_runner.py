@@ -16,17 +16,17 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from rayunlearn.cluster.backend import TrialBackend
-from rayunlearn.cluster.progress import PreparationProgress, Snapshot, View, watch_progress
 from rayunlearn.cluster.searcher import LedgerSearch
 from rayunlearn.cluster.session import ConcurrencyLimit, smallest_gpu, trial_resources
 from rayunlearn.cluster.trackers import RunInfo, TrackerCallback
 from rayunlearn.cluster.trainable import TrialActor, limit_threads
 from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
+from rayunlearn.planning.backend import TrialBackend
 from rayunlearn.planning.gpu_memory import gpu_share
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import PlanSource
+from rayunlearn.planning.progress import PreparationProgress, Snapshot, View, watch_progress
 from rayunlearn.storage.sync import run_ready
 from rayunlearn.trial.workspace import data_model_pair
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from rayunlearn.canonical import CheckTrial, canonical_trial, control_of, has_gold
-from rayunlearn.config import Trial, Value, flatten, with_values
-from rayunlearn.experiment import SEEDS, Experiment, Grid, Objective, axis_names
+from rayunlearn.config import SEED_SETTINGS, Trial, Value, flatten, with_values
+from rayunlearn.experiment import Experiment, Grid, Objective, axis_names
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.study import StudyTrial, best_trial, sampler_seed, suggest
 
@@ -354,7 +354,7 @@ def tuning_base(experiment: Experiment, group: GridGroup, *, check: CheckTrial) 
     """The trial that a group's study varies: BASE's seeds, and ratio 1.0 where the tuning is
     shared.
     """
-    seeds = {name: flatten(experiment.base)[name] for name in SEEDS}
+    seeds = {name: flatten(experiment.base)[name] for name in SEED_SETTINGS}
     whole: dict[str, Value] = (
         {"select.ratio": 1.0} if experiment.budget.tuning != "per_cell" else {}
     )
@@ -367,7 +367,7 @@ def study_name(group: GridGroup) -> str:
 
 
 def _splits(name: str, tuning: str) -> bool:
-    return name not in SEEDS and (tuning == "per_cell" or not name.startswith("select."))
+    return name not in SEED_SETTINGS and (tuning == "per_cell" or not name.startswith("select."))
 
 
 def _finished(

@@ -13,7 +13,6 @@ import pytest
 from ray.tune.search import Searcher
 
 from rayunlearn.cluster import searcher as module
-from rayunlearn.cluster.progress import Snapshot
 from rayunlearn.cluster.searcher import LedgerSearch
 from rayunlearn.cluster.sweep import refuse_a_changed_corpus
 from rayunlearn.config import Trial, digest, with_values
@@ -21,6 +20,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment, Objective, grids_of
 from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.planner import Agenda, Planner
+from rayunlearn.planning.progress import Snapshot
 from rayunlearn.storage import parquet
 from tests import fake_work
 from tests.fake_driver import tuned

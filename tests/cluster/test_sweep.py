@@ -18,7 +18,6 @@ import psutil
 import pytest
 from rich.console import Console
 
-from rayunlearn.cluster.progress import PreparationProgress, Snapshot, status_line
 from rayunlearn.cluster.session import check_port_open
 from rayunlearn.cluster.sweep import Options, SweepResult, sweep
 from rayunlearn.config import Trial
@@ -26,6 +25,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Choice, Experiment, Objective, grids_of
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Planner
+from rayunlearn.planning.progress import PreparationProgress, Snapshot, status_line
 from rayunlearn.planning.study_export import study_of_run, write_studies
 from rayunlearn.storage.lock import create_run_folder, run_lock
 from rayunlearn.storage.run import finished_ids, open_run

@@ -16,7 +16,6 @@ import pyarrow.parquet
 import pytest
 
 from rayunlearn import config
-from rayunlearn.cluster.run_tables import write_corpora
 from rayunlearn.config import Data
 from rayunlearn.data.benchmark_files import split_article
 from rayunlearn.data.benchmarks import (
@@ -30,6 +29,7 @@ from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.data.load import load_corpus
 from rayunlearn.data.multiple_choice import letter_question
 from rayunlearn.errors import UserError
+from rayunlearn.planning.run_tables import write_corpora
 from rayunlearn.storage.run import open_run
 from rayunlearn.trial.workspace import Workspace
 

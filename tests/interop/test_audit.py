@@ -13,7 +13,6 @@ import torch
 
 from rayunlearn.cli.arguments import MISTAKE
 from rayunlearn.cli.main import main
-from rayunlearn.cluster.run_tables import run_folder, write_settings
 from rayunlearn.config import Trial, with_values
 from rayunlearn.data.load import load_corpus
 from rayunlearn.errors import UserError
@@ -22,6 +21,7 @@ from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.planning.attack_planner import AttackFiles, attack_planner
 from rayunlearn.planning.planner import Agenda, Planner
+from rayunlearn.planning.run_tables import run_folder, write_settings
 from rayunlearn.reporting.attack_tables import attack_tables
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.teach import training_texts
