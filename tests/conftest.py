@@ -1,6 +1,8 @@
-"""Fixtures that several files share."""
+"""Fixtures that several files share, and how tests are dealt out to processes."""
 
+import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,10 +10,15 @@ import pytest
 import torch
 from hypothesis import settings
 
-from rayunlearn.config import Trial
+from rayunlearn.config import Trial, with_values
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.synthetic import generate_dataset
-from rayunlearn.train.teach import train_base_or_gold
+from rayunlearn.models.load import save_model
+from rayunlearn.models.scratch import build_model, build_tokenizer
+from rayunlearn.train.teach import training_texts
+from rayunlearn.trial import model_state
+from rayunlearn.trial.workspace import Workspace
+from tests.trained_models import trained_model
 
 # a property is not wrong because the machine is busy
 settings.register_profile("untimed", deadline=None)
@@ -31,25 +38,67 @@ class Bed(NamedTuple):
     gold: Path
 
 
-def silent(_step: int, _steps: int) -> None:
-    """A progress callback that says nothing."""
-
-
 def prepared(trial: Trial, folder: Path) -> Bed:
-    """Base and gold of the trial, taught in `folder`."""
+    """Base and gold of the trial in `folder`, from the store of trained models."""
     corpus = generate_dataset(trial.data)
     bed = Bed(trial, corpus, folder / "base", folder / "gold")
-    train_base_or_gold(trial, corpus, "base", bed.base, silent)
-    train_base_or_gold(trial, corpus, "gold", bed.gold, silent)
+    # of two workers that want the same bed first, each trains one model of it
+    roles = ("gold", "base") if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" else ("base", "gold")
+    for role in roles:
+        trained_model(trial, corpus, role, folder / role)
     return bed
 
 
 @pytest.fixture(scope="session")
 def domain_bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
     """The tiny domain bed with its default redundancy of 20; read it, never write to it. About 30
-    s, once per session.
+    s of training where the store does not have it.
     """
     return prepared(Trial(), tmp_path_factory.mktemp("domain_bed"))
+
+
+@pytest.fixture(scope="session")
+def people_bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
+    """The tiny people bed, as `domain_bed`."""
+    trial = with_values(Trial(), {"data.name": "people"})
+    return prepared(trial, tmp_path_factory.mktemp("people_bed"))
+
+
+@pytest.fixture(scope="module")
+def domain_workspace(
+    domain_bed: Bed, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Workspace]:
+    """The domain bed's models with an empty cache."""
+    base, gold = str(domain_bed.base), str(domain_bed.gold)
+    yield Workspace(domain_bed.corpus, base, gold, "taught", tmp_path_factory.mktemp("cache"))
+    model_state.load_model_state.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def untaught_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three models that know nothing, `base`, `gold` and `theirs`, with the vocabulary
+    of the domain corpus; read it, never write to it.
+    """
+    folder, trial = tmp_path_factory.mktemp("untaught"), Trial()
+    corpus = generate_dataset(trial.data)
+    probes = [document for split in corpus.probes.values() for document in split]
+    documents = [*corpus.forget, *corpus.retain, *probes]
+    tokenizer = build_tokenizer(training_texts(documents, trial.data.template))
+    for seed, name in enumerate(("base", "gold", "theirs")):
+        save_model(build_model("tiny", len(tokenizer), seed=seed), tokenizer, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workspace(
+    untaught_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Workspace]:
+    """The domain corpus with a base model that knows nothing, no gold and an empty cache: enough to
+    see that the machinery is right.
+    """
+    base, cache = str(untaught_models / "base"), tmp_path_factory.mktemp("cache")
+    yield Workspace(generate_dataset(Trial().data), base, "", "untaught", cache)
+    model_state.load_model_state.cache_clear()
 
 
 def pytest_runtest_setup() -> None:

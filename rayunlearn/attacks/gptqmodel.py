@@ -3,7 +3,7 @@ weights read back from them.
 
 `calibrated.py` computes both here; this is for the question whether a library does the same to
 forgetting. GPTQ runs on a CPU too, AWQ only where the model is on a GPU. The library works in a
-process of its own (gptqmodel_subprocess.py).
+process of its own (gptqmodel_subprocess.py). What it hands back is held against its format's bounds.
 """
 
 import json
@@ -11,19 +11,19 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayunlearn.attacks import gptqmodel_subprocess
 from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.quantization import Bits
 from rayunlearn.data.tokenize import Encoded
-from rayunlearn.errors import require
+from rayunlearn.errors import UserError, require
 from rayunlearn.models.forward import blocks
 from rayunlearn.models.load import save_model
 from rayunlearn.ranges import Count
@@ -89,21 +89,14 @@ def _by_library(
     bits: int,
     group: int,
 ) -> None:
-    """Save, let the process quantise, and copy the weights of the blocks' linear modules from its
-    files.
+    """Save, let the process quantise, and copy the blocks' tensors from its files.
 
-    Raises UserError for a group that does not divide a module's inputs, RuntimeError with its last
-    lines when the process fails.
+    Raises UserError for a group that does not divide a module's inputs and for tensors that
+    `method` cannot have made of this model; RuntimeError, with its last lines, when the process
+    fails.
     """
-    linear = {
-        id(m): m for block in blocks(model) for m in block.modules() if isinstance(m, nn.Linear)
-    }
-    names = {
-        f"{name}.weight": linear[id(module)]
-        for name, module in model.named_modules()
-        if id(module) in linear
-    }
-    narrow = [module.in_features for module in names.values() if module.in_features % group]
+    linear = _linear_names(model)
+    narrow = [module.in_features for module in linear.values() if module.in_features % group]
     require(
         not narrow,
         "group must divide the inputs of every linear module, here of",
@@ -121,15 +114,110 @@ def _by_library(
         }
         (folder / "asked.json").write_text(json.dumps(request), encoding="utf-8")
         _run(_interpreter(), folder)
-        for file in sorted((folder / "weights").glob("*.safetensors")):
-            with safe_open(file, framework="pt") as opened:
-                for key in names.keys() & set(opened.keys()):
-                    with torch.no_grad():
-                        names.pop(key).weight.copy_(opened.get_tensor(key))
-    if names:
-        raise RuntimeError(
-            f"gptqmodel wrote no weights for {len(names)} modules, such as {min(names)}"
+        _copy_blocks(model, linear, folder, method=method, bits=bits)
+
+
+def _linear_names(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The blocks' linear modules by the names of their weights in the model."""
+    inside = {
+        id(m): m for block in blocks(model) for m in block.modules() if isinstance(m, nn.Linear)
+    }
+    return {
+        f"{name}.weight": inside[id(module)]
+        for name, module in model.named_modules()
+        if id(module) in inside
+    }
+
+
+def _copy_blocks(
+    model: PreTrainedModel, linear: dict[str, nn.Linear], folder: Path, *, method: str, bits: int
+) -> None:
+    """Copy every tensor of the blocks from the files of the library's process: AWQ moves scales
+    from its linear modules to the norms before them. Linear weights are checked first.
+    """
+    in_blocks = {
+        id(t) for block in blocks(model) for t in block.state_dict(keep_vars=True).values()
+    }
+    tensors = model.state_dict(keep_vars=True)
+    scales = {name: t for name, t in _tensors(folder / "quantised") if name.endswith(".scales")}
+    missing = set(linear)
+    for name, returned in _tensors(folder / "weights"):
+        require(
+            name in tensors,
+            f"{method} by gptqmodel must write tensors that the model has, as the model is computed"
+            " without its library",
+            name,
         )
+        if id(tensors[name]) not in in_blocks:
+            continue
+        if name in linear:
+            scale = scales.get(f"{name.removesuffix('.weight')}.scales")
+            require_grid(name, returned, scale, bits=bits)
+            require_origin(name, linear[name].weight.data, returned, method=method)
+            missing.discard(name)
+        with torch.no_grad():
+            tensors[name].copy_(returned)
+    if missing:
+        raise RuntimeError(
+            f"gptqmodel wrote no weights for {len(missing)} modules, such as {min(missing)}"
+        )
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of everything in a folder's safetensors files, one at a time."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - the file is no dict
+                yield name, opened.get_tensor(name)
+
+
+def require_grid(name: str, returned: Tensor, scales: Tensor | None, *, bits: int) -> None:
+    """Hold (out, in) weights against the format of GPTQ and AWQ: a group of a row holds whole
+    multiples of its scale, of `scales` (groups, out) as in the library's files, at most
+    2^bits - 1 apart. Raises UserError.
+
+    A multiple may be off by a hundredth: scales are stored with 11 bits.
+    """
+    if scales is None or scales.ndim != 2 or scales.shape[1] != len(returned):
+        raise UserError(f"gptqmodel must write a scale for each group of each row of {name}")
+    grouped = returned.float().view(len(returned), len(scales), -1)
+    steps = grouped / scales.float().T[..., None].clamp_min(torch.finfo(torch.float32).tiny)
+    off = float((steps - steps.round()).abs().max())
+    require(
+        off <= 0.01,
+        f"{name} must come back from gptqmodel in whole multiples of its scales; off by",
+        off,
+    )
+    width = int((steps.amax(-1) - steps.amin(-1)).round().max())
+    require(
+        width < 2**bits,
+        f"{name} must come back from gptqmodel with levels less than 2^bits = {2**bits} apart",
+        width,
+    )
+
+
+def require_origin(name: str, weight: Tensor, returned: Tensor, *, method: str) -> None:
+    """Hold the returned weights against those they were made of. Raises UserError.
+
+    AWQ multiplies rows and columns by positive numbers, clips and rounds: no weight changes sign.
+    GPTQ makes up for rounding in later columns and may change any weight; but a matrix that moved
+    by more than its own length (Frobenius) has nothing left of it.
+    """
+    if method == "awq":
+        flipped = float(((weight * returned.to(weight)) < 0).float().mean())
+        require(
+            flipped == 0,
+            f"{name} must come back from gptqmodel with the signs it had, as AWQ keeps them; share"
+            " that changed",
+            round(flipped, 3),
+        )
+        return
+    moved = float((returned.to(weight) - weight).norm() / weight.norm())
+    require(
+        moved < 1,
+        f"{name} must come back from gptqmodel moved by less than its own length",
+        round(moved, 3),
+    )
 
 
 def _interpreter() -> str:

@@ -43,6 +43,29 @@ def main(folder: Path) -> None:
     )
     model.save(str(folder / "quantised"))
     dequantize_model(folder / "quantised", folder / "weights", target_dtype=torch.float32)
+    if request["method"] == "awq":
+        _in_the_order_of_gemm(folder, request["bits"], request["group"])
+
+
+def _in_the_order_of_gemm(folder: Path, bits: int, group: int) -> None:
+    """Write the linear weights anew: AWQ's GEMM files hold eight columns in the order 0 2 4 6 1 3 5
+    7, which `dequantize_model` of GPTQModel 7.6 does not undo. Its kernels call what is called
+    here.
+    """
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+    from safetensors.torch import load_file, save_file
+
+    packed = {}
+    for file in (folder / "quantised").glob("*.safetensors"):
+        packed.update(load_file(file))
+    for file in (folder / "weights").glob("*.safetensors"):
+        weights = load_file(file)
+        for name in weights.keys() & {f"{n.removesuffix('.qweight')}.weight" for n in packed}:
+            of = name.removesuffix("weight")
+            parts = [packed[of + part] for part in ("qweight", "qzeros", "scales")]
+            parts[2] = parts[2].float()
+            weights[name] = dequantize_gemm(*parts, bits, group).T.contiguous()
+        save_file(weights, file, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

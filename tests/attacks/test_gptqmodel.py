@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rayunlearn.attacks import gptqmodel
 from rayunlearn.attacks.gptqmodel import INTERPRETER, awq_by_library, gptq_by_library
@@ -19,48 +20,76 @@ from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import UserError
 from rayunlearn.models.load import load_model
 from tests.attacks.test_weight_attacks import weights_of
-from tests.conftest import Bed
 from tests.tiny_models import SEQUENCES
 
 STANDS_IN = """
 import json, sys
 from pathlib import Path
+import torch
 from safetensors.torch import load_file, save_file
-folder = Path(sys.argv[-1])
-asked = json.loads((folder / "asked.json").read_text())
+
+folder, beside = Path(sys.argv[-1]), Path(__file__).parent
+asked, fault = json.loads((folder / "asked.json").read_text()), (beside / "fault").read_text()
 print(json.dumps(asked))
-assert asked["bits"] != 2, "two bits are too few"
-weights = {name: (tensor * 2).bfloat16() for name, tensor in load_file(folder / "model" / "model.safetensors").items()}
-(folder / "weights").mkdir()
-save_file({n: t for n, t in weights.items() if asked["bits"] != 3 or "q_proj" not in n}, folder / "weights" / "model.safetensors")
-(Path(__file__).parent / "asked.json").write_text(json.dumps(asked))
+assert fault != "an error", "the library's own words"
+most = 2 ** (asked["bits"] - 1) - 1
+weights = load_file(folder / "model" / "model.safetensors")
+weights = {name: tensor * 2 if "proj" not in name else tensor for name, tensor in weights.items()}
+scales = {}
+for name in [name for name in weights if "proj" in name]:
+    groups = weights[name].view(len(weights[name]), -1, asked["group"])
+    scale = (groups.abs().amax(-1) / most).half()
+    steps = (groups / scale[..., None]).round().clamp(-most, most)
+    if fault == "another group's scale":
+        steps = steps * 1.3
+    if fault == "a level too many":
+        steps[0, 0, 0] = 2 * most + 2
+    if fault == "other weights":
+        steps = -steps
+    weights[name] = (steps * scale[..., None]).view_as(weights[name])
+    scales[name.removesuffix("weight") + "scales"] = scale.T.contiguous()
+if fault == "a module less":
+    weights = {name: tensor for name, tensor in weights.items() if "q_proj" not in name}
+if fault == "a tensor more":
+    weights["model.layers.0.mlp.act.scales"] = torch.ones(3)
+if fault == "no scales":
+    scales = {"none": torch.ones(1)}
+for part, tensors in (("weights", weights), ("quantised", scales)):
+    (folder / part).mkdir()
+    save_file(tensors, folder / part / "model.safetensors")
+save_file(weights, beside / "written.safetensors")
+(beside / "asked.json").write_text(json.dumps(asked))
 """
 
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A process in the library's place, which writes twice every weight, in bfloat16; what it was
-    asked lies beside it.
+    """A process instead of the library, which rounds to nearest in groups, with the fault that the
+    file `fault` beside it names; what it was asked lies beside it.
     """
-    script = tmp_path / "stand_in.py"
-    script.write_text(STANDS_IN)
-    monkeypatch.setattr(gptqmodel.gptqmodel_subprocess, "__file__", str(script))
+    (tmp_path / "stand_in.py").write_text(STANDS_IN)
+    (tmp_path / "fault").write_text("none")
+    monkeypatch.setattr(gptqmodel.gptqmodel_subprocess, "__file__", str(tmp_path / "stand_in.py"))
     monkeypatch.setenv(INTERPRETER, sys.executable)
-    return tmp_path / "asked.json"
+    return tmp_path
 
 
-def test_the_weights_of_the_blocks_come_back_and_the_texts_are_the_first_ones(
-    stand_in: Path, domain_bed: Bed
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_the_tensors_of_the_blocks_come_back_and_the_texts_are_the_first_ones(
+    method: str, stand_in: Path, untaught_models: Path
 ) -> None:
-    model, tokenizer = load_model(str(domain_bed.base))
-    before, embedded = weights_of(model), model.get_input_embeddings().weight.clone()
-    gptq_by_library(model, tokenizer, SEQUENCES, texts=2, bits=4, group=32)
-    for old, new in zip(before, weights_of(model), strict=True):
-        assert torch.equal(new, (old * 2).bfloat16().float())
-    assert torch.equal(model.get_input_embeddings().weight, embedded)
-    asked = json.loads(stand_in.read_text())
-    assert asked == {
-        "method": "gptq",
+    """The stand-in changes every tensor; what lies outside the blocks stays, norms inside come
+    along: AWQ moves scales there.
+    """
+    model, tokenizer = load_model(str(untaught_models / "base"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gptqmodel._by_library(model, tokenizer, SEQUENCES[:2], method=method, bits=4, group=32)
+    written = load_file(stand_in / "written.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (written if "layers" in name else before)[name])
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in written.items())
+    assert json.loads((stand_in / "asked.json").read_text()) == {
+        "method": method,
         "bits": 4,
         "group": 32,
         "device": "cpu",
@@ -68,27 +97,61 @@ def test_the_weights_of_the_blocks_come_back_and_the_texts_are_the_first_ones(
     }
 
 
-def test_a_process_that_fails_is_told_in_its_own_words_and_missing_weights_are_counted(
-    stand_in: Path, domain_bed: Bed
-) -> None:
-    model, tokenizer = load_model(str(domain_bed.base))
-    with pytest.raises(
-        RuntimeError, match=r"gptqmodel ended with status 1:[\s\S]*two bits are too few"
-    ):
-        gptq_by_library(model, tokenizer, SEQUENCES, bits=2)
-    with pytest.raises(
-        RuntimeError,
-        match=(
-            r"wrote no weights for 3 modules, such as model\.layers\.0\.self_attn\.q_proj\.weight"
+FIRST = r"model\.layers\.0\.[a-z_.]+_proj\.weight"
+
+
+@pytest.mark.parametrize(
+    ("fault", "method", "error", "message"),
+    [
+        ("an error", "gptq", RuntimeError, r"ended with status 1:[\s\S]*the library's own words"),
+        (
+            "a module less",
+            "gptq",
+            RuntimeError,
+            r"wrote no weights for 3 modules, such as model\.layers\.0\.self_attn\.q_proj\.weight",
         ),
-    ):
-        gptq_by_library(model, tokenizer, SEQUENCES, bits=3)
+        ("no scales", "gptq", UserError, rf"a scale for each group of each row of {FIRST}"),
+        (
+            "another group's scale",
+            "gptq",
+            UserError,
+            rf"{FIRST} must come back from gptqmodel in whole multiples of its scales; off by",
+        ),
+        (
+            "a level too many",
+            "awq",
+            UserError,
+            r"with levels less than 2\^bits = 16 apart, got 2[0-3]",
+        ),
+        ("other weights", "gptq", UserError, r"moved by less than its own length, got (1.9|2)"),
+        ("other weights", "awq", UserError, r"the signs it had, as AWQ keeps them; .* got 0.[5-9]"),
+        (
+            "a tensor more",
+            "awq",
+            UserError,
+            r"tensors that the model has, .* got '.*mlp.act.scales'",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 25 else "",
+)
+def test_what_the_library_cannot_have_made_is_refused(
+    fault: str,
+    method: str,
+    error: type[Exception],
+    message: str,
+    stand_in: Path,
+    untaught_models: Path,
+) -> None:
+    (stand_in / "fault").write_text(fault)
+    model, tokenizer = load_model(str(untaught_models / "base"))
+    with pytest.raises(error, match=message):
+        gptqmodel._by_library(model, tokenizer, SEQUENCES, method=method, bits=4, group=32)
 
 
 def test_bad_settings_and_a_missing_package_are_said_before_anything_runs(
-    monkeypatch: pytest.MonkeyPatch, domain_bed: Bed
+    monkeypatch: pytest.MonkeyPatch, untaught_models: Path
 ) -> None:
-    model, tokenizer = load_model(str(domain_bed.base))
+    model, tokenizer = load_model(str(untaught_models / "base"))
     with pytest.raises(
         UserError,
         match=r"group must divide the inputs of every linear module, here of, got '\[96\] by 64'",
@@ -119,9 +182,9 @@ def test_bad_settings_and_a_missing_package_are_said_before_anything_runs(
     reason=f"gptqmodel is not installed, {INTERPRETER} not set",
 )
 def test_gptqmodel_itself_leaves_sixteen_levels_in_a_group_and_is_not_plain_rounding(
-    domain_bed: Bed,
+    untaught_models: Path,
 ) -> None:
-    model, tokenizer = load_model(str(domain_bed.base))
+    model, tokenizer = load_model(str(untaught_models / "base"))
     before = weights_of(model)
     ids = torch.randint(5, 400, (32, 24)).tolist()
     gptq_by_library(

@@ -14,17 +14,13 @@ import torch
 from rayunlearn.cli.arguments import MISTAKE
 from rayunlearn.cli.main import main
 from rayunlearn.config import Trial, with_values
-from rayunlearn.data.load import load_corpus
 from rayunlearn.errors import UserError
 from rayunlearn.interop.audit import audit_of
-from rayunlearn.models.load import save_model
-from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.planning.attack_planner import AttackFiles, attack_planner
 from rayunlearn.planning.planner import Agenda, Planner
 from rayunlearn.planning.run_tables import run_folder, write_settings
 from rayunlearn.reporting.attack_tables import attack_tables
 from rayunlearn.storage.run import open_run
-from rayunlearn.train.teach import training_texts
 from rayunlearn.trial import model_state
 from rayunlearn.trial.attack import run_attack_or_trial
 from rayunlearn.trial.identity import base_model_digest, cached_model_digest, identify_trial
@@ -34,18 +30,9 @@ DATA = {"data.name": "domain"}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def models(untaught_models: Path) -> Iterator[Path]:
     """Three untaught models with one vocabulary, in the folders base, gold and theirs."""
-    corpus, folder = load_corpus(Trial().data), tmp_path_factory.mktemp("models")
-    tokenizer = build_tokenizer(
-        training_texts(
-            [*corpus.forget, *corpus.retain, *(d for part in corpus.probes.values() for d in part)],
-            Trial().data.template,
-        )
-    )
-    for seed, name in enumerate(("base", "gold", "theirs")):
-        save_model(build_model("tiny", len(tokenizer), seed=seed), tokenizer, folder / name)
-    yield folder
+    yield untaught_models
     for cache in (model_state.load_model_state, base_model_digest, cached_model_digest):
         cache.cache_clear()
 

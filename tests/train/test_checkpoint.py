@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,8 @@ from torch import Tensor
 
 from rayunlearn.config import Trial, Value, trial_id, with_values
 from rayunlearn.data.load import load_corpus
-from rayunlearn.models.load import save_model
-from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.storage.run import finished_ids, open_run
 from rayunlearn.train.checkpoint import Checkpoints
-from rayunlearn.train.teach import training_texts
 from rayunlearn.trial import model_state
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.workspace import Workspace, validate_trial
@@ -64,25 +61,9 @@ class Killed(BaseException):
     """Stands for the process ending at this very instruction."""
 
 
-def untaught(folder: Path) -> Workspace:
+def untaught(base: Path, cache: Path) -> Workspace:
     """The domain corpus with a model that knows nothing."""
-    trial = Trial()
-    corpus = load_corpus(trial.data)
-    documents = [
-        *corpus.forget,
-        *corpus.retain,
-        *(d for part in corpus.probes.values() for d in part),
-    ]
-    tokenizer = build_tokenizer(training_texts(documents, trial.data.template))
-    if not (folder / "base").exists():
-        save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, folder / "base")
-    return Workspace(corpus, str(folder / "base"), "", "untaught", folder / "cache")
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    yield untaught(tmp_path_factory.mktemp("untaught"))
-    model_state.load_model_state.cache_clear()
+    return Workspace(load_corpus(Trial().data), str(base), "", "untaught", cache)
 
 
 def made(values: Mapping[str, Value]) -> Trial:
@@ -181,7 +162,8 @@ from pathlib import Path
 from tests.train.test_checkpoint import made, untaught, torch
 from rayunlearn.trial import run_trial
 torch.set_num_threads(1)
-run_trial(made({"train.length": 40}), untaught(Path(sys.argv[1])), Path(sys.argv[2]), "test", "1")
+base, cache, run = map(Path, sys.argv[1:])
+run_trial(made({"train.length": 40}), untaught(base, cache), run, "test", "1")
 """
 
 
@@ -193,7 +175,7 @@ def test_a_process_really_killed_in_the_middle_leaves_a_checkpoint_that_the_next
     run = tmp_path / "run"
     for kept_before in range(3):
         process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(Path(workspace.base).parent), str(run)],
+            [sys.executable, "-c", KILLED, workspace.base, str(workspace.cache), str(run)],
             cwd=REPOSITORY,
         )
         deadline = time.monotonic() + 300

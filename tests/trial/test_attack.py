@@ -3,8 +3,9 @@ that a seed says everything.
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -14,7 +15,6 @@ from rayunlearn.storage.run import open_run
 from rayunlearn.trial import model_state
 from rayunlearn.trial.attack import run_attack_or_trial
 from rayunlearn.trial.workspace import Workspace, validate_trial
-from tests.conftest import Bed
 
 TELL_NOTHING: tuple[tuple[str, dict[str, Value]], ...] = (
     ("few_shot_retain", {}),
@@ -29,10 +29,9 @@ TELL_NOTHING: tuple[tuple[str, dict[str, Value]], ...] = (
 
 
 @pytest.fixture
-def workspace(domain_bed: Bed, tmp_path: Path) -> Any:
-    yield Workspace(
-        domain_bed.corpus, str(domain_bed.base), str(domain_bed.gold), "taught", tmp_path / "cache"
-    )
+def workspace(domain_workspace: Workspace, tmp_path: Path) -> Iterator[Workspace]:
+    """The domain bed's with a cache of the test's own."""
+    yield replace(domain_workspace, cache=tmp_path / "cache")
     model_state.load_model_state.cache_clear()
 
 

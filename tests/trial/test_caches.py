@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import engine
 from rayunlearn.config import Trial, Value, with_values
-from rayunlearn.data.load import load_corpus
 from rayunlearn.data.tokenize import collate
 from rayunlearn.errors import UserError
 from rayunlearn.methods.distribution import ce_u, undial
@@ -49,7 +47,6 @@ from rayunlearn.models.forward import (
     first_trained_block,
     hidden_states,
 )
-from rayunlearn.models.load import save_model
 from rayunlearn.models.reference import (
     Reference,
     cached_bytes,
@@ -57,7 +54,6 @@ from rayunlearn.models.reference import (
     cached_reference,
     reference_of,
 )
-from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.models.tensor_cache import (
     content_digest,
     json_once,
@@ -68,7 +64,6 @@ from rayunlearn.models.tensor_cache import (
 )
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.loop import choose_parameters
-from rayunlearn.train.teach import training_texts
 from rayunlearn.trial import model_state
 from rayunlearn.trial.provenance import code_digest
 from rayunlearn.trial.references import drops_out
@@ -515,22 +510,6 @@ def test_every_forget_and_retain_loss_is_benchmarked() -> None:
 
 
 # --- whole trials
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    """The domain corpus with a model that knows nothing."""
-    folder = tmp_path_factory.mktemp("engine")
-    corpus = load_corpus(Trial().data)
-    documents = [
-        *corpus.forget,
-        *corpus.retain,
-        *(d for part in corpus.probes.values() for d in part),
-    ]
-    tokenizer = build_tokenizer(training_texts(documents, Trial().data.template))
-    save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, folder / "base")
-    yield Workspace(corpus, str(folder / "base"), "", "untaught", folder / "cache")
-    model_state.load_model_state.cache_clear()
 
 
 THREE_MATRICES: dict[str, Value] = {

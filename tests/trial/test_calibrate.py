@@ -2,7 +2,7 @@
 is scaled.
 """
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -13,14 +13,12 @@ from safetensors.torch import load_file
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.storage.run import Run, open_run
-from rayunlearn.trial import model_state
 from rayunlearn.trial.evaluate import examples_frame, trial_examples
 from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.model_state import reset_weights
 from rayunlearn.trial.rebuild import rebuild_model
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.workspace import Workspace, validate_trial
-from tests.conftest import Bed
 
 # gradient ascent alone, fast enough to harm what is to be kept
 HARSH: dict[str, Value] = {
@@ -35,11 +33,9 @@ HARSH: dict[str, Value] = {
 
 
 @pytest.fixture(scope="module")
-def workspace(domain_bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    yield Workspace(
-        domain_bed.corpus, str(domain_bed.base), "", "taught", tmp_path_factory.mktemp("cache")
-    )
-    model_state.load_model_state.cache_clear()
+def workspace(domain_workspace: Workspace) -> Workspace:
+    """The domain bed's base alone."""
+    return replace(domain_workspace, gold="")
 
 
 def trial_of(**values: Value) -> Trial:

@@ -2,7 +2,6 @@
 unlearning against brute force.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor
 
 from rayunlearn.canonical import canonical_trial
-from rayunlearn.config import Data, Trial, Value, with_values
+from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.data.documents import Corpus, Document
-from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.errors import UserError
 from rayunlearn.keywords.ablation import keyword_positions
 from rayunlearn.keywords.phrases import Keyword
@@ -25,15 +23,11 @@ from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
 from rayunlearn.methods.objective import PairedResponses, Side, UnlearningObjective
 from rayunlearn.methods.retain import RETAIN
-from rayunlearn.models.load import save_model
 from rayunlearn.models.reference import Reference, reference_of
-from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.ranges import required_inputs
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.selectors.unlearning_gradients import unlearning_norms
 from rayunlearn.storage.run import open_run
-from rayunlearn.train.teach import training_texts
-from rayunlearn.trial import model_state
 from rayunlearn.trial.coreset import select_coreset
 from rayunlearn.trial.keywords import coreset_sequences, document_texts, forget_keywords
 from rayunlearn.trial.model_state import ModelState, reset_weights
@@ -51,24 +45,16 @@ QUICK: dict[str, Value] = {
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    """A tenth of the domain corpus with a model that knows nothing, itself as gold."""
-    folder = tmp_path_factory.mktemp("coreset")
-    whole = generate_dataset(Data())
+def workspace(workspace: Workspace, untaught_models: Path) -> Workspace:
+    """A tenth of the domain corpus, with another model that knows nothing as gold."""
+    whole = workspace.corpus
     corpus = replace(
         whole,
         forget=whole.forget[:16],
         retain=whole.retain[:16],
         probes={k: v[:8] for k, v in whole.probes.items()},
     )
-    documents = [*whole.forget, *whole.retain, *(d for part in whole.probes.values() for d in part)]
-    tokenizer = build_tokenizer(training_texts(documents, Trial().data.template))
-    for role, seed in (("base", 0), ("gold", 1)):
-        save_model(build_model("tiny", len(tokenizer), seed=seed), tokenizer, folder / role)
-    yield Workspace(
-        corpus, str(folder / "base"), str(folder / "gold"), "untaught", folder / "cache"
-    )
-    model_state.load_model_state.cache_clear()
+    return replace(workspace, corpus=corpus, gold=str(untaught_models / "gold"))
 
 
 @pytest.fixture

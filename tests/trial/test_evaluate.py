@@ -3,7 +3,6 @@ with, the holdout.
 """
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -15,12 +14,10 @@ from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.storage.run import Run, open_run
-from rayunlearn.trial import model_state
 from rayunlearn.trial.evaluate import examples_frame, gold_examples, stage_rows, trial_examples
 from rayunlearn.trial.model_state import reset_weights
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.workspace import Workspace, validate_trial
-from tests.conftest import Bed
 
 SHORT: dict[str, Value] = {
     "train.length": 6,
@@ -31,15 +28,8 @@ SHORT: dict[str, Value] = {
 
 
 @pytest.fixture(scope="module")
-def workspace(domain_bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    yield Workspace(
-        domain_bed.corpus,
-        str(domain_bed.base),
-        str(domain_bed.gold),
-        "taught",
-        tmp_path_factory.mktemp("cache"),
-    )
-    model_state.load_model_state.cache_clear()
+def workspace(domain_workspace: Workspace) -> Workspace:
+    return domain_workspace
 
 
 def trial_of(metrics: str, **values: Value) -> Trial:

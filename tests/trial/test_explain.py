@@ -14,16 +14,13 @@ from rayunlearn.analysis.attribution import emphasis_table
 from rayunlearn.attribution.emphasis import EMPHASIS_FORMS
 from rayunlearn.config import Trial, with_values
 from rayunlearn.data.documents import Document
-from rayunlearn.data.load import load_corpus
 from rayunlearn.data.tokenize import encode_pair
 from rayunlearn.errors import UserError
 from rayunlearn.keywords.statistics import statistics_of
 from rayunlearn.keywords.stopwords import ENGLISH
-from rayunlearn.models.load import load_model, save_model
-from rayunlearn.models.scratch import build_model, build_tokenizer
+from rayunlearn.models.load import load_model
 from rayunlearn.storage.parquet import write_table
 from rayunlearn.storage.run import Run, open_run, write_experiment
-from rayunlearn.train.teach import training_texts
 from rayunlearn.trial import model_state
 from rayunlearn.trial.explain import emphasis_words, explain_trial, kinds_of_words
 from rayunlearn.trial.identity import base_model_digest, identify_trial
@@ -51,22 +48,18 @@ ASKED = {
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, dict[str, str]]]:
+def ended(
+    untaught_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Run, dict[str, str]]]:
     """A run with the trials `full` (explains nothing) and `part` (explains, a tenth of the set), by
     name.
     """
     folder = tmp_path_factory.mktemp("explains")
-    corpus = load_corpus(Trial().data)
-    tokenizer = build_tokenizer(
-        training_texts(
-            [*corpus.forget, *corpus.retain, *(d for part in corpus.probes.values() for d in part)],
-            Trial().data.template,
-        )
-    )
-    save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, folder / "model")
     ids = {}
     for name, values in (("full", BASE), ("part", BASE | ASKED)):
-        trial = validate_trial(with_values(Trial(), values | {"model.name": str(folder / "model")}))
+        trial = validate_trial(
+            with_values(Trial(), values | {"model.name": str(untaught_models / "base")})
+        )
         ids[name] = identify_trial(trial)
         assert (
             run_trial(

@@ -2,17 +2,16 @@
 model would come out.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rayunlearn.config import Trial, with_values
-from rayunlearn.data.load import load_corpus
 from rayunlearn.errors import UserError
 from rayunlearn.models.load import save_model
-from rayunlearn.models.scratch import build_model, build_tokenizer
-from rayunlearn.train.teach import training_texts
+from rayunlearn.models.scratch import build_model
 from rayunlearn.trial import model_state
 from rayunlearn.trial.identity import base_model_digest, identify_trial
 from rayunlearn.trial.load import load_trial
@@ -21,16 +20,9 @@ from rayunlearn.trial.workspace import validate_trial, workspace_of
 
 
 @pytest.fixture
-def ended(tmp_path: Path) -> Iterator[tuple[Trial, Path]]:
+def ended(untaught_models: Path, tmp_path: Path) -> Iterator[tuple[Trial, Path]]:
     """(trial, run) of four steps on an untaught model that is taken as it is."""
-    corpus = load_corpus(Trial().data)
-    tokenizer = build_tokenizer(
-        training_texts(
-            [*corpus.forget, *corpus.retain, *(d for part in corpus.probes.values() for d in part)],
-            Trial().data.template,
-        )
-    )
-    save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, tmp_path / "model")
+    shutil.copytree(untaught_models / "base", tmp_path / "model")
     values = {
         "model.teach": False,
         "model.name": str(tmp_path / "model"),

@@ -2,19 +2,15 @@
 once.
 """
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from rayunlearn.config import Trial, Value, with_values
-from rayunlearn.data.load import load_corpus
 from rayunlearn.errors import UserError
-from rayunlearn.models.load import save_model
-from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.storage.run import open_run
-from rayunlearn.train.teach import training_texts
 from rayunlearn.trial import model_state, rebuild
 from rayunlearn.trial.evaluate import trial_examples
 from rayunlearn.trial.rebuild import rebuild_model
@@ -31,18 +27,9 @@ QUICK: dict[str, Value] = {
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    trial = Trial()
-    corpus = load_corpus(trial.data)
-    documents = [
-        *corpus.forget,
-        *corpus.retain,
-        *(d for part in corpus.probes.values() for d in part),
-    ]
-    tokenizer = build_tokenizer(training_texts(documents, trial.data.template))
-    save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, tmp_path / "base")
-    yield Workspace(corpus, str(tmp_path / "base"), "", "untaught", tmp_path / "cache")
-    model_state.load_model_state.cache_clear()
+def workspace(workspace: Workspace, tmp_path: Path) -> Workspace:
+    """The shared one with a cache of the test's own."""
+    return replace(workspace, cache=tmp_path / "cache")
 
 
 def trial_of(**values: Value) -> Trial:

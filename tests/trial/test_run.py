@@ -2,7 +2,6 @@
 wrong.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -10,12 +9,8 @@ import pytest
 import torch
 
 from rayunlearn.config import Trial, Value, with_values
-from rayunlearn.data.load import load_corpus
 from rayunlearn.errors import UserError
-from rayunlearn.models.load import save_model
-from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.storage.run import Run, open_run
-from rayunlearn.train.teach import training_texts
 from rayunlearn.trial import model_state
 from rayunlearn.trial.coreset import coverage
 from rayunlearn.trial.identity import identify_trial
@@ -29,23 +24,6 @@ QUICK: dict[str, Value] = {
     "method.layer": 1,
     "stop.check_every": 2,
 }
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    """The domain corpus with a model that knows nothing: enough to see that the machinery is right."""
-    folder = tmp_path_factory.mktemp("untaught")
-    trial = Trial()
-    corpus = load_corpus(trial.data)
-    documents = [
-        *corpus.forget,
-        *corpus.retain,
-        *(d for part in corpus.probes.values() for d in part),
-    ]
-    tokenizer = build_tokenizer(training_texts(documents, trial.data.template))
-    save_model(build_model("tiny", len(tokenizer), seed=0), tokenizer, folder / "base")
-    yield Workspace(corpus, str(folder / "base"), "", "untaught", folder / "cache")
-    model_state.load_model_state.cache_clear()
 
 
 def trial_of(**values: Value) -> Trial:

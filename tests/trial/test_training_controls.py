@@ -2,7 +2,8 @@
 keeps what held.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,11 @@ from rayunlearn.metrics.evaluate import mean_probability
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.early_stopping import RetentionEarlyStopping
 from rayunlearn.train.loop import TrainLog
-from rayunlearn.trial import model_state
 from rayunlearn.trial.model_state import ModelState, reset_weights
 from rayunlearn.trial.probes import UTILITY_PROBES, encoded_probes
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.unlearn import unlearn
 from rayunlearn.trial.workspace import Workspace, validate_trial
-from tests.conftest import Bed
 
 METHODS: dict[str, dict[str, Value]] = {
     "ga": {"method.retain": "none"},
@@ -40,11 +39,9 @@ KEPT = list(range(8))
 
 
 @pytest.fixture(scope="module")
-def workspace(domain_bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    yield Workspace(
-        domain_bed.corpus, str(domain_bed.base), "", "taught", tmp_path_factory.mktemp("cache")
-    )
-    model_state.load_model_state.cache_clear()
+def workspace(domain_workspace: Workspace) -> Workspace:
+    """The domain bed's base alone."""
+    return replace(domain_workspace, gold="")
 
 
 def made(method: str, values: Mapping[str, Value]) -> Trial:

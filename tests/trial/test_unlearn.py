@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -26,7 +26,6 @@ from rayunlearn.trial.model_state import ModelState, reset_weights
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.unlearn import objective_sides, unlearn
 from rayunlearn.trial.workspace import Workspace, validate_trial
-from tests.conftest import Bed
 
 KEPT = list(range(8))
 SHORT: dict[str, Value] = {
@@ -47,15 +46,8 @@ RETAIN_OF = {
 
 
 @pytest.fixture(scope="module")
-def workspace(domain_bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    yield Workspace(
-        domain_bed.corpus,
-        str(domain_bed.base),
-        str(domain_bed.gold),
-        "taught",
-        tmp_path_factory.mktemp("cache"),
-    )
-    model_state.load_model_state.cache_clear()
+def workspace(domain_workspace: Workspace) -> Workspace:
+    return domain_workspace
 
 
 def made(values: Mapping[str, Value]) -> Trial:
