@@ -200,10 +200,11 @@ def load(path: str | Path, *, preset: str = LAPTOP) -> Experiment:
     wrong type or misspelt, for an axis or a search name that no setting and no function has, and
     for a preset that the file does not have.
     """
-    # the tables import torch; building an Experiment by hand does not
+    module = _import(Path(path))
+    # above this layer
     from rayunlearn.registry import option_names
 
-    experiment = from_module(_import(Path(path)), name=Path(path).stem, preset=preset)
+    experiment = from_module(module, name=Path(path).stem, preset=preset)
     check_names(experiment, available=(*field_names(), *option_names()))
     check_measured(experiment)
     return experiment

@@ -2,10 +2,13 @@
 the contract.
 """
 
+from __future__ import annotations
+
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Annotated, Any, get_type_hints
 
 from rayunlearn.config import Value
@@ -52,14 +55,24 @@ def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
     """The hyperparameters of a family function, read from its signature; once, because every check
     of a trial asks for all of them.
     """
-    hints = get_type_hints(function, include_extras=True)
     parameters = [
         p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
     ]
+    hints = _hints_of(function, parameters)
     return tuple(
         Option(f"{function.__name__}.{p.name}", p.default, type(p.default), _rule_of(hints[p.name]))
         for p in parameters
     )
+
+
+def _hints_of(
+    function: Callable[..., Any], parameters: Sequence[inspect.Parameter]
+) -> dict[str, Any]:
+    """The evaluated annotations of these parameters alone: those of the others name types of
+    libraries that are not loaded to read a table.
+    """
+    annotated = SimpleNamespace(__annotations__={p.name: p.annotation for p in parameters})
+    return get_type_hints(annotated, function.__globals__, include_extras=True)
 
 
 def _rule_of(hint: Any) -> Rule | None:

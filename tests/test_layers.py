@@ -19,7 +19,7 @@ PACKAGE = ROOT / "rayunlearn"
 # From the ground up; `docs/architecture.md` says the same. What stands in one layer may import the
 # layers below it and nothing of its own layer but itself.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors"}),
+    frozenset({"errors", "lazy"}),
     frozenset({"config", "schema"}),
     frozenset({"ranges", "recipes", "canonical", "storage"}),
     frozenset({"data", "analysis"}),
@@ -65,6 +65,7 @@ ROOT_MODULES = {
     "config",
     "errors",
     "experiment",
+    "lazy",
     "ranges",
     "recipes",
     "registry",
@@ -112,12 +113,14 @@ def upward(source: str, part: str, package: str = "rayunlearn") -> list[str]:
 
 
 def foreign(source: str, part: str) -> list[str]:
-    """Imports of libraries that `part` must do without; Ray belongs to cluster alone."""
+    """Imports of libraries that `part` must do without, those through `lazy` among them; Ray
+    belongs to cluster alone.
+    """
     banned = WITHOUT.get(part, set()) | (set() if part == "cluster" else {"ray"})
     return [
         f"line {line}: {name}"
         for name, line in imports(ast.parse(source), "rayunlearn")
-        if name.partition(".")[0] in banned
+        if name.removeprefix("rayunlearn.lazy.").partition(".")[0] in banned
     ]
 
 
@@ -206,6 +209,9 @@ def test_the_checks_find_what_they_look_for() -> None:
     assert upward("from rayunlearn.data import files\nimport torch\n", "train") == []
     assert foreign("import ray.tune\n", "trial") == ["line 1: ray.tune"]
     assert foreign("from torch import Tensor\n", "storage") == ["line 1: torch.Tensor"]
+    assert foreign("from rayunlearn.lazy import torch\n", "storage") == [
+        "line 1: rayunlearn.lazy.torch"
+    ]
     assert foreign("from ray import tune\n", "cluster") == []
     assert acts('"""Doc."""\nimport os\nos.mkdir("x")\nfor i in range(3):\n    pass\n') == [
         "line 3: os.mkdir('x')",

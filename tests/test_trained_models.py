@@ -38,7 +38,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         for name in ("config.json", "model.safetensors"):
             (directory / name).write_text(f"{name} {role} {trial} {corpus.digest}")
 
-    monkeypatch.setattr(trained_models, "teach", teach)
+    monkeypatch.setattr(trained_models, "train_base_or_gold", teach)
     return roles
 
 

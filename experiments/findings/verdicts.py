@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.optimize import isotonic_regression
 
 from rayunlearn.analysis.attribution import damage_table, emphasis_table
 from rayunlearn.analysis.bootstrap import DRAWS, LEVEL, Numbers, weighted_means
@@ -26,6 +25,7 @@ from rayunlearn.analysis.run_frames import (
     trials_with_roles,
     values_by_trial,
 )
+from rayunlearn.lazy import scipy
 from rayunlearn.storage.run import Run
 
 METHOD = ("method.forget", "method.retain")
@@ -303,7 +303,9 @@ def _where(condition: pl.Expr, words: pl.Expr) -> pl.Expr:
 def _foretold(others: pl.DataFrame, left: pl.DataFrame, predictor: str) -> Numbers:
     """The shares of the left-out trials, from the curve of the others."""
     curve = others.group_by(predictor).agg(pl.col("share").mean(), pl.len()).sort(predictor)
-    heights = isotonic_regression(curve["share"].to_numpy(), weights=curve["len"].to_numpy()).x
+    heights = scipy.optimize.isotonic_regression(
+        curve["share"].to_numpy(), weights=curve["len"].to_numpy()
+    ).x
     return np.asarray(np.interp(left[predictor].to_numpy(), curve[predictor].to_numpy(), heights))
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import rankdata
 
 from rayunlearn.analysis.bootstrap import Interval, Numbers, bootstrap_interval
 from rayunlearn.analysis.labels import control_label, format_cell, format_coreset_size
@@ -22,6 +21,7 @@ from rayunlearn.analysis.run_frames import (
     trials_with_roles,
     varying_settings,
 )
+from rayunlearn.lazy import scipy
 from rayunlearn.schema import WORD_KINDS
 from rayunlearn.storage.run import Run
 
@@ -174,7 +174,7 @@ def fraction(part: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> float:
 
 def rank_correlation(x: Numbers, y: Numbers) -> float:
     """Spearman's: Pearson's of the ranks, ties sharing theirs; NaN where one does not vary."""
-    a, b = rankdata(x) - (len(x) + 1) / 2, rankdata(y) - (len(y) + 1) / 2
+    a, b = scipy.stats.rankdata(x) - (len(x) + 1) / 2, scipy.stats.rankdata(y) - (len(y) + 1) / 2
     scale = np.sqrt((a**2).sum() * (b**2).sum())
     return float((a * b).sum() / scale) if scale > 0 else float("nan")
 

@@ -6,25 +6,28 @@ well. Prompts are found and measured as token ids: a text that a tokenizer split
 another prompt.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rayunlearn.attacks.base import AttackRow
 from rayunlearn.config import digest
 from rayunlearn.data.tokenize import Batch, Encoded, collate
 from rayunlearn.errors import require
+from rayunlearn.lazy import functional, nn, torch
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.models.forward import blocks, evaluating, hidden_states
 from rayunlearn.ranges import Count, Fraction, NonNegative, Positive, Whole
 from rayunlearn.schema import HELD_IN
 from rayunlearn.train.loop import optimise
 from rayunlearn.train.step import StepLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -414,32 +417,25 @@ def usable_tokens(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     return torch.tensor([i for i in range(len(tokenizer)) if i not in special])
 
 
-class SoftPrompt(nn.Module):
-    """Learned embeddings (n, D): the one parameter of the attack."""
-
-    def __init__(self, vectors: Tensor) -> None:
-        super().__init__()
-        self.vectors = nn.Parameter(vectors.clone())
-
-
-class WidenedEmbedding(nn.Module):
-    """Input embeddings with some more rows, for the ids above the vocabulary; the old module
-    answers for its own.
+def widened(old: nn.Embedding, vectors: Tensor) -> nn.Module:
+    """Input embeddings with some more rows, `vectors` (n, D), for the ids above the vocabulary; the
+    old module answers for its own.
     """
+    n_old = len(old.weight)
 
-    def __init__(self, old: nn.Embedding, vectors: Tensor) -> None:
-        super().__init__()
-        self.old, self.vectors = old, vectors
-        self.n_old = len(old.weight)
+    # defined here, because a class at the top would load torch with this file
+    class Widened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.old = old
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Embeddings (..., D) of ids (...)."""
-        embedded: Tensor = self.old(ids.clamp(max=self.n_old - 1))
-        return torch.where(
-            (ids < self.n_old)[..., None],
-            embedded,
-            self.vectors[(ids - self.n_old).clamp(min=0)].to(embedded.dtype),
-        )
+        def forward(self, ids: Tensor) -> Tensor:
+            """Embeddings (..., D) of ids (...)."""
+            own: Tensor = self.old(ids.clamp(max=n_old - 1))
+            more = vectors[(ids - n_old).clamp(min=0)].to(own.dtype)
+            return torch.where((ids < n_old)[..., None], own, more)
+
+    return Widened()
 
 
 def _learned(
@@ -459,13 +455,14 @@ def _learned(
     insert_at, generator = answer_openings(probes), torch.Generator().manual_seed(seed)
     embeddings = model.get_input_embeddings()
     start = torch.randint(len(embeddings.weight), (vectors,), generator=generator).to(model.device)
-    prompt = SoftPrompt(embeddings(start).detach().float())
+    # (n, D): the one parameter of the attack
+    prompt = nn.ParameterList([embeddings(start).detach().float().clone()])
 
     def loss_of_step(_step: int) -> StepLoss:
         chosen = torch.randperm(len(sequences), generator=generator)[:batch_size].tolist()
         goal = _goal(model, [sequences[index] for index in chosen], insert_at)
         return StepLoss(
-            prompt_losses(model, goal, prompt.vectors[None], prompt.vectors[None])[0],
+            prompt_losses(model, goal, prompt[0][None], prompt[0][None])[0],
             n_documents=len(chosen),
         )
 
@@ -481,7 +478,7 @@ def _learned(
             schedule="constant",
             warmup_fraction=0.0,
         )
-    model.set_input_embeddings(WidenedEmbedding(embeddings, prompt.vectors.detach()))
+    model.set_input_embeddings(widened(embeddings, prompt[0].detach()))
     leaving.callback(model.set_input_embeddings, embeddings)
     n_old = len(embeddings.weight)
     learned_from = [Probe(s.doc_id, HELD_IN, s, ()) for s in sequences]

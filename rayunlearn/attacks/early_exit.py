@@ -2,21 +2,25 @@
 best linear map that stands for them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.probing import block_states
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import require
+from rayunlearn.lazy import torch
 from rayunlearn.models.forward import blocks, evaluating
 from rayunlearn.ranges import Count, Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
 
 TOKENS_PER_BATCH = 8192
 
@@ -87,9 +91,9 @@ def ridge_fit(early: Tensor, late: Tensor, penalty: float) -> tuple[Tensor, Tens
 
 def _mapped(_module: nn.Module, _inputs: Any, output: Any, *, weight: Tensor, bias: Tensor) -> Any:
     """Some families' blocks return the hidden states alone, others a tuple that begins with them."""
-    hidden = output if isinstance(output, Tensor) else output[0]
+    hidden = output if isinstance(output, torch.Tensor) else output[0]
     changed = hidden @ weight.to(hidden) + bias.to(hidden)
-    return changed if isinstance(output, Tensor) else (changed, *output[1:])
+    return changed if isinstance(output, torch.Tensor) else (changed, *output[1:])
 
 
 def _skipped(
@@ -99,7 +103,7 @@ def _skipped(
     is as long as the others'.
     """
     hidden = inputs[0] if inputs else named["hidden_states"]
-    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+    return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
 
 
 EARLY_EXIT = {

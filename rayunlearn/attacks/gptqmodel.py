@@ -6,6 +6,8 @@ forgetting. GPTQ runs on a CPU too, AWQ only where the model is on a GPU. The li
 process of its own (gptqmodel_subprocess.py). What it hands back is held against its format's bounds.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
@@ -13,20 +15,24 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayunlearn.attacks import gptqmodel_subprocess
 from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.quantization import Bits
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import UserError, require
+from rayunlearn.lazy import nn, torch
 from rayunlearn.models.forward import blocks
 from rayunlearn.models.load import save_model
 from rayunlearn.ranges import Count
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 REQUIREMENT = "gptqmodel"
 

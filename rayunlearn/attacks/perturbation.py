@@ -1,19 +1,22 @@
 """Attacks that change weights without training: pruning, noise, removal of a direction."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import require
+from rayunlearn.lazy import nn, torch
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.models.forward import blocks, evaluating, hidden_states
 from rayunlearn.ranges import UnitInterval
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 def magnitude_pruning(model: PreTrainedModel, *, share: UnitInterval = 0.3) -> None:
@@ -130,7 +133,7 @@ def _take_out(model: PreTrainedModel, directions: Sequence[Tensor], leaving: Exi
 
 def _ablated(_module: nn.Module, _inputs: Any, output: Any, *, direction: Tensor) -> Any:
     """Some families' blocks return the hidden states alone, others a tuple that begins with them."""
-    if isinstance(output, Tensor):
+    if isinstance(output, torch.Tensor):
         return remove_direction(output, direction)
     return (remove_direction(output[0], direction), *output[1:])
 

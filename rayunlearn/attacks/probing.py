@@ -5,22 +5,25 @@ Rows have `x`, the block (0-based). A probe's rows stand beside those of the sam
 shuffled labels: what is above them is in the states and not in the fitting.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import PreTrainedModel
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING
 
 from rayunlearn.attacks.base import AttackRow
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import require
+from rayunlearn.lazy import functional, np, torch
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.metrics.likelihood import probability
 from rayunlearn.metrics.multiple_choice import multiple_choice
 from rayunlearn.models.forward import blocks, evaluating
 from rayunlearn.ranges import Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
 
 Rows = list[dict[str, object]]
 

@@ -7,21 +7,25 @@ go one after another, each with the inputs that the quantised blocks before it g
 output channel, as in `round_to_nearest`; the papers take groups of 128.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Annotated
-
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Annotated
 
 from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.perturbation import linear_weights
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import UserError, require
+from rayunlearn.lazy import nn, torch
 from rayunlearn.models.forward import blocks, evaluating, hidden_states
 from rayunlearn.ranges import Count, Positive, Rule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
 
 TOKENS_PER_BATCH = 8192
 # weights that share a scale: the default of bitsandbytes and of QLoRA

@@ -7,11 +7,11 @@ training of a small model is ours, and so is every default here. Rates and steps
 `rayunlearn attack`, because a weak attack says nothing of a model.
 """
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.perturbation import (
@@ -28,6 +28,10 @@ from rayunlearn.models.forward import token_nll
 from rayunlearn.ranges import Count, Positive, Whole
 from rayunlearn.train.loop import optimise
 from rayunlearn.train.step import StepLoss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 OnStep = Callable[[int], bool]
 

@@ -1,12 +1,13 @@
 """Attacks on decoding: many sampled attempts where the greedy answer is clean."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rayunlearn.attacks.base import AttackRow
+from rayunlearn.lazy import torch
 from rayunlearn.metrics.forward_passes import (
     EvaluationTask,
     GenerationSettings,
@@ -16,6 +17,11 @@ from rayunlearn.metrics.forward_passes import (
 from rayunlearn.metrics.likelihood import sequence_probability
 from rayunlearn.metrics.text import leak_at_k
 from rayunlearn.ranges import Count, Fraction, Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 Rows = list[dict[str, object]]
 
@@ -52,7 +58,9 @@ def sampled_attempts(
     ):
         samples, truth, token_nll = inputs["samples"], inputs["truth"], inputs["token_nll"]
         assert (
-            isinstance(samples, tuple) and isinstance(truth, str) and isinstance(token_nll, Tensor)
+            isinstance(samples, tuple)
+            and isinstance(truth, str)
+            and isinstance(token_nll, torch.Tensor)
         )
         for k in powers_of_two(attempts):
             rows.append(_row(probe, f"leak_at_{k}", leak_at_k(samples, truth, k=k)))

@@ -1,15 +1,19 @@
 """A second opinion on what a question's tokens do: integrated gradients, by captum."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from importlib.util import find_spec
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Encoded, collate
 from rayunlearn.errors import require
+from rayunlearn.lazy import torch
 from rayunlearn.models.forward import label_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 def integrated_gradients(

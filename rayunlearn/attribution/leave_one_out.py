@@ -7,17 +7,21 @@ neighbours stay the tokens they were (the authors' code deletes text and tokeniz
 and answer are joined by the template; the end-of-sequence token counts, as in `probability`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Encoded, prompt_text
 from rayunlearn.errors import require
 from rayunlearn.keywords.words import words_of
+from rayunlearn.lazy import torch
 from rayunlearn.models.forward import score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,8 @@ def experiment_of(chosen: argparse.Namespace) -> "Experiment":
     """
     from rayunlearn import recipes
     from rayunlearn.experiment import check_measured, load, override
+    from rayunlearn.planning.planner import grid_groups
+    from rayunlearn.registry import check_trial
 
     values = (recipes.values(chosen.recipe) if chosen.recipe else {}) | parse_assignments(
         chosen.assignments
@@ -144,6 +146,8 @@ def experiment_of(chosen: argparse.Namespace) -> "Experiment":
     version = {} if chosen.version is None else {"version": chosen.version}
     changed = override(experiment, values | version)
     check_measured(changed)
+    # the names and values of every trial that does not wait for the tuning
+    grid_groups(changed, check=check_trial)
     if changed.attacks.panel:
         from rayunlearn.attacks.panels import panel_of
 

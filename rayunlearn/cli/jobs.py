@@ -83,13 +83,11 @@ def add_submit_command(commands: Any) -> None:
 
 def submit(chosen: argparse.Namespace) -> int:
     """Pack, hand over, follow."""
+    # a mistake in the request shows here, before anything is loaded or uploaded
+    experiment = experiment_of(chosen)
     from rayunlearn.cluster.jobs import Submission
     from rayunlearn.cluster.jobs import submit_job as hand_over
-    from rayunlearn.registry import check_trial
 
-    experiment = experiment_of(chosen)
-    # a mistake shows here, before anything is uploaded
-    check_trial(experiment.base)
     folder = Path.cwd()
     file = Path(chosen.experiment).resolve()
     require(

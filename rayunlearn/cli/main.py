@@ -23,6 +23,7 @@ from rayunlearn.cli.jobs import add_submit_command
 from rayunlearn.cli.models import add_evaluate_command, add_export_command
 from rayunlearn.cli.run import plan, prepare, run
 from rayunlearn.errors import UserError, without_secrets
+from rayunlearn.lazy import quiet_libraries
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     the request, 130 interrupted.
     """
     chosen = parser().parse_args(arguments)
+    quiet_libraries()
     command: Callable[[argparse.Namespace], int] = chosen.command
     try:
         return command(chosen)

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 def run(chosen: argparse.Namespace) -> int:
     """Sweep, print the table, write the report; where the experiment asks for attacks, those then."""
+    experiment = experiment_of(chosen)
+    # late, so that a mistake in the request is answered before more is loaded
     from rayunlearn.cluster.sweep import sweep
     from rayunlearn.planning.backend import unlearning_backend
 
     console = console_for_output()
-    experiment = experiment_of(chosen)
     handle_sigterm()
     result = sweep(
         experiment,
@@ -65,13 +66,15 @@ def _attacked(
 
 def plan(chosen: argparse.Namespace) -> int:
     """Number of trials, per role and per cell, what is finished, and what the rest will take."""
+    experiment = experiment_of(chosen)
+    # late, so that a mistake in the request is answered before more is loaded
     from rayunlearn.cluster.sweep import cached_results
     from rayunlearn.planning.backend import unlearning_backend
     from rayunlearn.planning.planner import Planner
     from rayunlearn.planning.run_tables import run_folder
     from rayunlearn.trial.workspace import data_model_pair
 
-    experiment, work = experiment_of(chosen), unlearning_backend()
+    work = unlearning_backend()
     folder = run_folder(chosen.output, experiment)
     refresh(folder)
     results = {} if experiment.version == "dev" else cached_results(folder, experiment)
@@ -88,10 +91,11 @@ def plan(chosen: argparse.Namespace) -> int:
 
 def prepare(chosen: argparse.Namespace) -> int:
     """Make what trials start from."""
+    experiment = experiment_of(chosen)
+    # late, so that a mistake in the request is answered before more is loaded
     from rayunlearn.cluster.sweep import prepare_all_models
     from rayunlearn.planning.backend import unlearning_backend
 
-    experiment = experiment_of(chosen)
     prepared = prepare_all_models(
         experiment,
         chosen.output,
@@ -165,12 +169,15 @@ def _cost_lines(agenda: "Agenda", folder: Path, remaining: int, workers: int) ->
 def _room_words(agenda: "Agenda", folder: Path) -> str:
     """What a trial takes of this machine's GPU; without one, what it would need of any."""
     from rayunlearn.models.device_memory import device_bytes
-    from rayunlearn.planning.gpu_memory import estimate_gpu_memory, format_gpu_memory, gpu_share
-
-    room, available = (
-        estimate_gpu_memory([row.trial for row in (*agenda.rows, *agenda.expected)], folder),
-        device_bytes(),
+    from rayunlearn.planning.gpu_memory import (
+        estimate_gpu_memory,
+        format_gpu_memory,
+        gpu_share,
+        user_cache,
     )
+
+    trials = [row.trial for row in (*agenda.rows, *agenda.expected)]
+    room, available = estimate_gpu_memory(trials, folder, user_cache()), device_bytes()
     return (
         gpu_share(room, available)[1]
         if available

@@ -35,6 +35,7 @@ class TrialActor(tune.Trainable):
         `runner.Board`.
         """
         self.job, self.workspaces, self.board = job, workspaces, board
+        job.work.load()
         self.companions = rank_workers(job.processes)
         self.patient = True
         wait_for_start(Path(job.run), job.version)

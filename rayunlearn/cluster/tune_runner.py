@@ -255,6 +255,7 @@ def prepare_one(
     work: TrialBackend, trial: Trial, cache: str, role: str, name: str, board: Any
 ) -> None:
     """One model, on a worker."""
+    work.load()
     limit_threads()
     run_ready(Path(cache))
     work.prepare(

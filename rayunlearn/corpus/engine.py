@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
+from rayunlearn.lazy import quiet_libraries
+
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionResult:
@@ -55,7 +57,7 @@ def process_engine(n: int) -> Iterator[Engine]:
             run_in_sequence(worker, pieces, tell)
             return
         if not pools:
-            pools.append(ProcessPoolExecutor(n - 1, get_context("spawn")))
+            pools.append(ProcessPoolExecutor(n - 1, get_context("spawn"), quiet_libraries))
         _together(pools[0], n - 1, worker, pieces, tell)
 
     try:

@@ -1,14 +1,14 @@
 """Scores of a corpus by a model to Parquet: the work behind `rayunlearn score`. No Ray in here."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-import torch
-from torch import Tensor
 
 from rayunlearn.config import Data, Value, coerce_value, digest
 from rayunlearn.corpus.engine import PartitionResult, ProcessPartition
@@ -29,12 +29,17 @@ from rayunlearn.corpus.survey import Survey, survey_corpus, surviving_documents
 from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import encode_documents
 from rayunlearn.errors import require, unknown_name
+from rayunlearn.lazy import torch
 from rayunlearn.models.document_features import DocumentFeatures, document_features, zlib_ratio
 from rayunlearn.models.load import load_model, model_digest
 from rayunlearn.ranges import options_of, required_inputs
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.storage.parquet import frame_of, write_frame
 from rayunlearn.train.device import accelerator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 # sorted by length and padded together; their hidden states are held until they are scored
 DOCUMENTS_AT_ONCE = 1024

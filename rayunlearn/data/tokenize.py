@@ -2,15 +2,19 @@
 nowhere else.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.documents import Document
+from rayunlearn.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Batch:
         """Where the N labels are, (N,) long: positions in the batch laid out row by row."""
         return self.labelled.flatten().nonzero().squeeze(1)
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Batch:
         """The same batch on another device; it is not waited for, and `places` are found here,
         before it leaves.
         """

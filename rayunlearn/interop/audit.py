@@ -5,12 +5,11 @@ measured and attacked as a trial is.
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from rayunlearn.config import Method, Trial, Value, with_values
 from rayunlearn.data.hub import is_local
 from rayunlearn.errors import UserError, require
 from rayunlearn.experiment import Budget, Experiment, Objective, check_measured
+from rayunlearn.lazy import transformers
 from rayunlearn.models.load import check_directory, read_config_json, resolve_model
 from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.workspace import validate_trial
@@ -109,7 +108,11 @@ def vocabulary_of(directory: Path) -> dict[str, int]:
     brings.
     """
     try:
-        return dict(AutoTokenizer.from_pretrained(directory, trust_remote_code=False).get_vocab())
+        return dict(
+            transformers.AutoTokenizer.from_pretrained(
+                directory, trust_remote_code=False
+            ).get_vocab()
+        )
     except (OSError, ValueError, KeyError) as problem:
         raise UserError(
             f"the tokenizer in {directory} could not be loaded: {type(problem).__name__}: {problem}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 
 from rayunlearn.analysis.bootstrap import summarise_examples
 from rayunlearn.config import BENCHMARKS, Data, Model, Trial, Value, flatten, trial_id, with_values
@@ -17,6 +16,7 @@ from rayunlearn.data.benchmarks import load_benchmark, parse_options
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.load import load_corpus
 from rayunlearn.errors import UserError, require
+from rayunlearn.lazy import torch
 from rayunlearn.metrics.corpus import corpus_rows
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.metrics.table import METRICS, sources_of

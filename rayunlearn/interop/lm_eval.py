@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rayunlearn.config import digest
 from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.lazy import torch
 from rayunlearn.models.load import load_model, model_digest, quiet_transformers
 from rayunlearn.train.device import accelerator
 

@@ -1,13 +1,12 @@
 """Keywords of a whole corpus: what an extractor asks for is made once, and only when it asks."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.data.documents import Document, Rejected
 from rayunlearn.data.tokenize import Encoded, encode_documents
@@ -34,6 +33,11 @@ from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.keywords.tokens import blocks_of
 from rayunlearn.keywords.vectorized import VECTORIZED, KeywordArrays, has_vectorized
 from rayunlearn.ranges import required_inputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 MAX_PER_DOCUMENT = (
     "page",

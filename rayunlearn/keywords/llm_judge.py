@@ -2,13 +2,18 @@
 given up with a reason.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Sequence
-
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rayunlearn.keywords.words import words_of
+from rayunlearn.lazy import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 Message = dict[str, str]
 

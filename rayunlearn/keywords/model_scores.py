@@ -1,19 +1,23 @@
 """What a model says of words: its loss and gradient on each, and its hidden states over phrases."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import require
 from rayunlearn.keywords.phrases import DocumentWords
 from rayunlearn.keywords.words import Word
+from rayunlearn.lazy import torch
 from rayunlearn.models.document_features import document_features
 from rayunlearn.models.forward import evaluating, hidden_states, score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def words_of_labels(

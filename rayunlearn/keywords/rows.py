@@ -1,5 +1,7 @@
 """Keywords to rows of the `keywords` table and back."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

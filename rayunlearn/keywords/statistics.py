@@ -1,19 +1,22 @@
 """What extractors know of a corpus: counted in one pass, merged from parts in any order."""
 
+from __future__ import annotations
+
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
+from typing import TypeAlias
 
-import numpy as np
 import regex
 
 from rayunlearn.keywords.tokens import IntArray, blocks_of, tokens_of
 from rayunlearn.keywords.words import words_of
+from rayunlearn.lazy import np
 
-Floats = int | IntArray
+Floats: TypeAlias = "int | IntArray"
 
 Frame = tuple[str | None, ...]
 LONGEST_SENTENCE = 20

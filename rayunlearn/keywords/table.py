@@ -11,14 +11,13 @@ Keywords come best first; equal scores keep the order of the text. A document wi
 least one keyword, unless the extractor has a threshold; then it may have none.
 """
 
+from __future__ import annotations
+
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
 from rayunlearn.errors import UserError
 from rayunlearn.keywords.phrases import DocumentWords, Keyword, Phrase, group_phrases
@@ -32,7 +31,11 @@ from rayunlearn.keywords.statistics import (
     z_of_words,
 )
 from rayunlearn.keywords.words import words_of
+from rayunlearn.lazy import functional, np
 from rayunlearn.ranges import Count, Fraction, NonNegative, Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def tfidf(

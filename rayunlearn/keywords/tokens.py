@@ -5,23 +5,23 @@ Texts are laid end to end, characters looked up in one table of classes, and bor
 comparing neighbours. Spellings are then told apart once each, not once per occurrence.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from sys import maxunicode
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
-import pyarrow
 import regex
-from scipy.sparse import csr_array
 
 from rayunlearn.keywords.words import JOINER, LETTER, SPACELESS, key_of
+from rayunlearn.lazy import np, pyarrow, scipy
 
 # texts are taken together up to this many characters, of which the arrays take some 50 bytes each
 BLOCK_CHARACTERS = 4_000_000
 OTHER, IS_LETTER, IS_SPACELESS, IS_JOINER, IS_SLASH, IS_SPACE = range(6)
-IntArray = np.ndarray[Any, Any]
+IntArray: TypeAlias = "np.ndarray[Any, Any]"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Tokens:
         their text.
         """
         places = np.arange(len(self.key), dtype=np.int32)
-        rows = csr_array(
+        rows = scipy.sparse.csr_array(
             (places, self.key, self.first_word), shape=(len(self.begins), max(1, len(self.keys)))
         )
         # a counting sort: five times as fast as sorting

@@ -4,10 +4,15 @@ All are given as log-probabilities: they differ from the logits by a constant pe
 softmax and the spread max - mean do not see.
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from rayunlearn.lazy import torch
 from rayunlearn.ranges import NonNegative, Whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def undial(

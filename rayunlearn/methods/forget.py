@@ -9,18 +9,21 @@ positions and zero elsewhere, so a plain sum never counts padding. A batch or se
 a label (`token.*` can do that) gives a constant: its count is taken as 1.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
+from rayunlearn.lazy import functional, torch
 from rayunlearn.methods.distribution import ce_u, pdu, undial
 from rayunlearn.methods.preference import altpo, dpo, idk, llmu, llmu_two_term
 from rayunlearn.methods.retain_weight import dual, fixed_weight
 from rayunlearn.methods.task_vector import as_trained, negate
 from rayunlearn.ranges import NonNegative, Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def none() -> Tensor:

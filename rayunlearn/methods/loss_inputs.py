@@ -2,16 +2,15 @@
 asked for.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
-
-import torch
-from torch import Tensor
-from torch.nn import functional
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Batch, Encoded, collate
+from rayunlearn.lazy import functional, torch
 from rayunlearn.methods.token_mask import EVERY_TOKEN, TokenRule, allowed_positions, token_mask
 from rayunlearn.models.forward import (
     PrefixStart,
@@ -22,6 +21,11 @@ from rayunlearn.models.forward import (
 )
 from rayunlearn.models.reference import Prefix, Reference
 from rayunlearn.ranges import required_inputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
 
 PAIRED_RESPONSE_KINDS = ("refusal", "alternate", "wrong", "mismatch", "preferred")
 
@@ -46,7 +50,7 @@ class LossInputs:
         layer: int,
         control: Tensor,
         rule: TokenRule = EVERY_TOKEN,
-        companions: "Mapping[str, LossInputs]" = MappingProxyType({}),
+        companions: Mapping[str, LossInputs] = MappingProxyType({}),
         prefix: Prefix | None = None,
     ) -> None:
         self.batch: Batch = collate(sequences).to(model.device)

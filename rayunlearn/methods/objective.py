@@ -2,15 +2,15 @@
 sum.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Encoded
+from rayunlearn.lazy import torch
 from rayunlearn.methods.loss_inputs import (
     LossInputs,
     control_direction,
@@ -25,7 +25,11 @@ from rayunlearn.ranges import required_inputs
 from rayunlearn.train.device import computing
 from rayunlearn.train.step import StepLoss
 
-Weighting = Callable[[float | Tensor, Tensor, int], float | Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+Weighting = Callable[["float | Tensor", "Tensor", int], "float | Tensor"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class UnlearningObjective:
         weight = self.retain_weight
         return (
             {"tensor": weight}
-            if isinstance(weight, Tensor)
+            if isinstance(weight, torch.Tensor)
             else {"number": torch.tensor(weight, dtype=torch.float64)}
         )
 

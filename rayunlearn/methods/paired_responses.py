@@ -9,18 +9,23 @@ Where a document has no prompt, its first quarter stands for the prompt: a refus
 after the opening.
 """
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import require
 from rayunlearn.models.generate import sample
 from rayunlearn.ranges import Count, Positive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 OPENING_SHARE = 0.25
 

@@ -5,10 +5,15 @@ Tensors of a companion carry its kind as a prefix; kinds are made in `methods.co
 companion has its own padded width, hence T and T'.
 """
 
-from torch import Tensor
-from torch.nn import functional
+from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from rayunlearn.lazy import functional
 from rayunlearn.ranges import NonNegative, Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def dpo(

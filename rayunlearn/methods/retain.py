@@ -2,11 +2,16 @@
 `method.retain_weight`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from rayunlearn.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def none() -> Tensor:

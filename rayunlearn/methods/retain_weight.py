@@ -1,8 +1,13 @@
 """How the weight of the retain loss moves from step to step."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from rayunlearn.ranges import NonNegative, Whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def fixed_weight(weight: float | Tensor, retain: Tensor, step: int) -> float | Tensor:

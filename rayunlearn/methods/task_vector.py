@@ -1,8 +1,13 @@
 """What the weights become after the last step: a function of a tensor before and after training."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from rayunlearn.ranges import Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def as_trained(start: Tensor, end: Tensor) -> Tensor:

@@ -1,16 +1,21 @@
 """Which tokens of a forget document a forget loss counts: settings of any forget loss (`token.*`)."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import require
+from rayunlearn.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
 
 Positions = Mapping[str, frozenset[int]]
 

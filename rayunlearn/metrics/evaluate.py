@@ -2,18 +2,18 @@
 and metric.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
-
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.data.documents import Document
 from rayunlearn.data.multiple_choice import true_option_index
 from rayunlearn.data.tokenize import Encoded, encode_pair
 from rayunlearn.errors import unknown_name
+from rayunlearn.lazy import torch
 from rayunlearn.metrics.forward_passes import (
     EvaluationTask,
     GenerationSettings,
@@ -24,6 +24,9 @@ from rayunlearn.metrics.forward_passes import (
 from rayunlearn.metrics.table import CHEAP, METRICS, Metric, metric_input_names, sources_of
 from rayunlearn.models.forward import score
 from rayunlearn.models.reference import Reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def encode_probes(

@@ -1,21 +1,25 @@
 """The passes over the probes that give the metrics what they ask for (`document.INPUTS`): one
 forward pass for all scores, then texts, letters and gradients where some metric wants them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
-from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.documents import Document
 from rayunlearn.data.multiple_choice import LETTERS, QUESTION_HEAD, letter_question
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import require
+from rayunlearn.lazy import functional, torch
 from rayunlearn.models.forward import evaluating, label_ids, label_logits, score, token_nll
 from rayunlearn.models.generate import generate_texts
 from rayunlearn.models.reference import Reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 MetricInputs = dict[str, object]
 

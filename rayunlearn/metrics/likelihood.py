@@ -2,10 +2,15 @@
 `document.INPUTS` says.
 """
 
-import math
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from typing import TYPE_CHECKING
+
+from rayunlearn.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # exp(709.8) is the largest float64
 EXPONENT = 700.0

@@ -6,11 +6,15 @@ model saw: AUC, TPR at 1 % FPR and PrivLeak are in `corpus`. Which way a score p
 convention.
 """
 
-import zlib
+from __future__ import annotations
 
-from torch import Tensor
+import zlib
+from typing import TYPE_CHECKING
 
 from rayunlearn.ranges import Fraction
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def loss_score(token_nll: Tensor) -> float:

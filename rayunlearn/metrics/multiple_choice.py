@@ -6,9 +6,14 @@ the letter written, and a "ten-fold recovery" may be no more than letters coming
 are stored, with the share answered.
 """
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.multiple_choice import LETTERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def multiple_choice(option_nll: Tensor) -> float:

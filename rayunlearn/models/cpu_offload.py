@@ -6,20 +6,25 @@ a forward pass returns is too. It can be measured; to be trained it must be divi
 (`train/fsdp.py`), as gradients would need all blocks at once.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
-
+from rayunlearn.lazy import torch
 from rayunlearn.models.forward import blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
+
 
 # of a device's memory that weights may take; activations, logits and other contexts need the rest
 LARGEST_SHARE = 0.8
 
 
-_OFFLOAD_HOOKS: "WeakKeyDictionary[nn.Module, list[RemovableHandle]]" = WeakKeyDictionary()
+_OFFLOAD_HOOKS: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()
 
 
 def weight_budget(device: torch.device) -> float:

@@ -5,6 +5,9 @@ A trial that runs out of memory beside others is run once more alone; if that is
 its row says so.
 """
 
+from __future__ import annotations
+
+import ctypes
 import fcntl
 import gc
 import math
@@ -14,12 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, TypeVar
 
 from rayunlearn.errors import require
+from rayunlearn.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 T = TypeVar("T")
 
@@ -182,7 +187,20 @@ def empty_cache(lock_file: Path | None) -> None:
 
 def device_bytes() -> int:
     """Memory of this process's GPU, 0 where torch sees none."""
-    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
+    if not has_gpu_driver() or not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def has_gpu_driver() -> bool:
+    """Whether the driver of a GPU is installed, CUDA's or AMD's: without one torch sees no GPU, and
+    need not be loaded to say so.
+    """
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
 
 
 def release_memory() -> None:

@@ -1,16 +1,20 @@
 """One pass of the model over each document, and everything that a selector may want from it."""
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-from torch.nn import functional
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
+from rayunlearn.lazy import functional, torch
 from rayunlearn.models.forward import blocks, evaluating, label_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
 
 # mean over every token, over the label tokens, the last token alone
 POOLINGS = ("all", "answer", "last")

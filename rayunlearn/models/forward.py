@@ -4,17 +4,19 @@ Right padding and causal attention: a position never sees what comes after it, s
 is needed and padding cannot change a label's value (tested against unpadded rows).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
+from rayunlearn.lazy import functional, nn, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 class _BlockReached(Exception):
@@ -87,7 +89,7 @@ def can_start(model: PreTrainedModel, batch: Batch, block: int) -> bool:
             states = hidden_states(model, batch, block - 1)
         finally:
             handle.remove()
-        if not issubclass(kinds[0], Tensor):
+        if not issubclass(kinds[0], torch.Tensor):
             return False
         last = len(blocks(model)) - 1
         return torch.equal(

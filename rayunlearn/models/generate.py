@@ -6,16 +6,21 @@ position. Rows that have ended leave the batch. Sampling draws from a generator 
 own: a batch's other rows cannot change it.
 """
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rayunlearn.config import digest
 from rayunlearn.data.tokenize import Encoded, by_length
 from rayunlearn.errors import require
+from rayunlearn.lazy import torch
 from rayunlearn.models.forward import evaluating
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
 
 Ids = tuple[int, ...]
 

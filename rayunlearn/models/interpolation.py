@@ -7,20 +7,24 @@ one here is ours. For a model trained through LoRA, whose adapter was added to t
 is base with the adapter scaled by a: the same function.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
-
-import torch
-from torch import Tensor
-from torch.nn import Module
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, TypeVar
 
 from rayunlearn.errors import require
+from rayunlearn.lazy import torch
 from rayunlearn.models.forward import evaluating
 
-Weights = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+
+Weights = Mapping[str, "Tensor"]
 
 
 MeasureModel = TypeVar("MeasureModel")

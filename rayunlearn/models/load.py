@@ -6,6 +6,8 @@ first brought into the local Hub cache and then treated like any directory, so b
 checks.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -13,22 +15,18 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging
 
 from rayunlearn.data.hub import hub_name, is_local, looks_like_path
 from rayunlearn.errors import UserError, require
+from rayunlearn.lazy import transformers
 from rayunlearn.storage.sync import fetch_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 INDEX = "model.safetensors.index.json"
 PICKLE_FILES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -56,8 +54,10 @@ def load_model(
     check_directory(directory)
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-            model, report = AutoModelForCausalLM.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                directory, trust_remote_code=False
+            )
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=dtype or "auto",
                 device_map={"": device},
@@ -141,13 +141,13 @@ def quiet_transformers() -> Iterator[None]:
     """Without the progress bars of transformers, which would break the live line of a run; put back
     afterwards.
     """
-    progress_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    progress_bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
     try:
         yield
     finally:
         if progress_bars:
-            logging.enable_progress_bar()
+            transformers.utils.logging.enable_progress_bar()
 
 
 def resolve_model(name: str) -> Path:
@@ -213,10 +213,9 @@ def check_architecture(directory: Path) -> None:
         f"{directory / 'config.json'} must name its architecture, keys are",
         sorted(config),
     )
+    table = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     architectures = {
-        name
-        for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        for name in ([value] if isinstance(value, str) else value)
+        name for value in table.values() for name in ([value] if isinstance(value, str) else value)
     }
     require(
         any(name in architectures for name in named),

@@ -6,17 +6,16 @@ at the start is not there, and asking for it is an error. Only where the rows wo
 keep does a frozen copy of the model say them again at every step.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-
-import torch
-from torch import Tensor
-from torch.nn import functional
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate, to_device
+from rayunlearn.lazy import functional, torch
 from rayunlearn.models.forward import (
     PrefixStart,
     evaluating,
@@ -26,6 +25,10 @@ from rayunlearn.models.forward import (
     scatter_to_labels,
 )
 from rayunlearn.models.tensor_cache import tensors_once
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 # Whole next-token distributions, label tokens x vocabulary x 4 bytes. Below this a file stays in
 # the page cache of a small

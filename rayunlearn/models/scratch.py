@@ -2,14 +2,19 @@
 ordinary Hugging Face files.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rayunlearn.errors import require, unknown_name
+from rayunlearn.lazy import torch, transformers
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = {
     "pad_token": "<pad>",
@@ -56,7 +61,7 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         model_max_length=LONGEST_TOKENS,
@@ -77,7 +82,7 @@ def build_model(size: str, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
         list(SPECIAL_TOKENS).index(name) for name in ("pad_token", "bos_token", "eos_token")
     )
     shape = SHAPES[size]
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=vocabulary_size,
         hidden_size=shape.width,
         intermediate_size=shape.inner,
@@ -96,7 +101,7 @@ def build_model(size: str, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        return transformers.LlamaForCausalLM(config)
 
 
 def _word_level(words: Sequence[str]) -> Tokenizer:

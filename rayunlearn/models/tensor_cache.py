@@ -7,23 +7,27 @@ the file into memory: processes on one machine share its pages, and rows that no
 never loaded.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from rayunlearn.config import digest
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import UserError
+from rayunlearn.lazy import safetensors, torch
 from rayunlearn.storage.sync import download_file, upload_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 # raised when a file's tensors change their meaning
 FORMAT = 1
@@ -125,7 +129,9 @@ def write_genuine(path: Path, text: str, tensors: dict[str, Tensor]) -> None:
     """Write tensors with their key and the digest of their content, in one rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, {"key": text, "content": content_digest(tensors)})
+        safetensors.torch.save_file(
+            tensors, temporary, {"key": text, "content": content_digest(tensors)}
+        )
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

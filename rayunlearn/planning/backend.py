@@ -17,6 +17,10 @@ from rayunlearn.trial import identity
 OnPrepared = Callable[[str, int, int], None]
 
 
+def nothing() -> None:
+    """Load no library."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialBackend:
     """Functions must be importable on the workers, by name.
@@ -27,7 +31,8 @@ class TrialBackend:
     commit): runs a trial, writes its folder, returns its status; divide(trial, n): UserError where
     n processes cannot share the trial; room(trials, run): what the hungriest of the trials needs of
     a GPU; gpu_bytes: the size of the GPU of the process that asks, 0 where it sees none; metrics:
-    the metric table, for experiment.json.
+    the metric table, for experiment.json; load: loads the libraries that every trial uses, which a
+    worker does once, before its first trial.
     """
 
     check: CheckTrial
@@ -40,13 +45,13 @@ class TrialBackend:
     divide: Callable[[Trial, int], None]
     room: Callable[[Sequence[Trial], Path], GpuMemory]
     gpu_bytes: Callable[[], int]
+    load: Callable[[], None] = nothing
 
 
 def unlearning_backend() -> TrialBackend:
-    """The real work. Loads torch."""
+    """The real work. What only a worker needs is loaded there."""
     from rayunlearn.models.device_memory import device_bytes
     from rayunlearn.planning import gpu_memory
-    from rayunlearn.trial import attack
     from rayunlearn.trial import workspace as workspace_module
 
     return TrialBackend(
@@ -55,12 +60,33 @@ def unlearning_backend() -> TrialBackend:
         missing=missing_models,
         prepare=workspace_module.prepare_models,
         workspace=workspace_module.workspace_of,
-        run=attack.run_attack_or_trial,
+        run=run_trial_or_attack,
         metrics=metric_table,
         divide=can_divide,
         room=gpu_memory.estimate_gpu_memory,
         gpu_bytes=device_bytes,
+        load=load_libraries,
     )
+
+
+def run_trial_or_attack(
+    trial: Trial, workspace: Any, run: Path, experiment: str, version: str, commit: str
+) -> str:
+    """`attacked.run_attack_or_trial`, which a driver does without."""
+    from rayunlearn.trial.attack import run_attack_or_trial
+
+    return run_attack_or_trial(trial, workspace, run, experiment, version, commit)
+
+
+def load_libraries() -> None:
+    """Load what every trial uses, so that no trial's seconds count it and all workers do it at
+    once, beside the driver.
+    """
+    # the modules of a trial, and by these names of theirs the libraries
+    from rayunlearn.lazy import accelerate, torch, transformers
+    from rayunlearn.trial import attack  # noqa: F401
+
+    _ = (torch.Tensor, transformers.PreTrainedModel, accelerate.Accelerator)
 
 
 def can_divide(trial: Trial, processes: int) -> None:

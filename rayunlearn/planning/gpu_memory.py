@@ -5,22 +5,25 @@ An outline has shapes and no numbers (torch's meta device), so a model of any si
 seconds without its weights.
 """
 
+from __future__ import annotations
+
+import json
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
-import torch
-from peft import inject_adapter_in_model
-from torch import Tensor
-from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from rayunlearn.config import Train, Trial, block_numbers, from_flat
+from rayunlearn.config import Train, Trial, block_numbers, digest, flatten, from_flat
 from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import encode_documents
 from rayunlearn.errors import UserError
+from rayunlearn.lazy import functional, peft, torch, transformers
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, uses_documents
 from rayunlearn.methods.retain import RETAIN
@@ -36,6 +39,11 @@ from rayunlearn.storage.run import finished_ids, open_run
 from rayunlearn.train.adapters import ADAPTERS, linear_modules
 from rayunlearn.train.loop import choose_parameters
 from rayunlearn.trial.identity import corpus_of
+from rayunlearn.trial.provenance import package_digest, version_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +86,23 @@ LONGEST = 8
 FLOAT = 4
 
 
-def estimate_gpu_memory(trials: Iterable[Trial], run: Path) -> GpuMemory:
+# of a model folder: configuration and tokenizer, no weights
+TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+
+
+def estimate_gpu_memory(trials: Iterable[Trial], run: Path, cache: Path | None = None) -> GpuMemory:
     """The room of the hungriest trial: estimated, and multiplied by the largest peak / estimate of
     this run's finished trials.
 
     Only trials that ran on a GPU count for that. `Room.peak` is bytes without the context and
-    without a margin.
+    without a margin. Estimates are written to the folder `cache`, where one is named, and read
+    there by the next process.
     """
-    needed = {
-        trial: peak_bytes(core) for trial, core in ((trial, _core(trial)) for trial in trials)
-    }
+    cores = {trial: _core(trial) for trial in trials}
+    known = {core: need_once(core, cache) for core in dict.fromkeys(cores.values())}
+    needed = {trial: known[core] for trial, core in cores.items()}
     hungriest = max(needed, key=lambda trial: needed[trial])
-    factor, n_measured = _correction(run)
+    factor, n_measured = _correction(run, cache)
     trained = (
         f"{hungriest.method.forget} + {hungriest.method.retain}"
         if hungriest.stage == "unlearned"
@@ -105,6 +118,47 @@ def estimate_gpu_memory(trials: Iterable[Trial], run: Path) -> GpuMemory:
         else "one step without weights"
     )
     return GpuMemory(peak=round(needed[hungriest] * factor), trial=what, source=source)
+
+
+def user_cache() -> Path | None:
+    """A person's folder of estimates: a plan is read before there is an output folder, and makes
+    none. `~/.cache/rayunlearn/gpu_memory`, or the same under XDG_CACHE_HOME; None for a person
+    without a home.
+    """
+    caches = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(caches) / "rayunlearn" / "gpu_memory" if os.path.isabs(caches) else None
+
+
+def need_once(trial: Trial, cache: Path | None) -> int:
+    """`peak_bytes`, read from `cache` where an earlier process wrote it: to measure it takes seconds,
+    most of them for loading libraries. Without a cache it is measured.
+    """
+    if cache is None:
+        return peak_bytes(trial)
+    file = cache / f"{_need_digest(trial)}.json"
+    # not there yet, or half written by a machine that stopped
+    with suppress(OSError, ValueError):
+        return int(json.loads(file.read_text(encoding="utf-8")))
+    need = peak_bytes(trial)
+    # where nothing can be written it is measured again the next time
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(need), encoding="utf-8")
+        os.replace(temporary, file)
+    return need
+
+
+def _need_digest(trial: Trial) -> str:
+    """What decides the estimate: settings, texts, the model's shape and tokenizer, code."""
+    shape: list[object] = []
+    if trial.model.name != "scratch":
+        folder = resolve_model(trial.model.name)
+        files = [file for file in sorted(folder.glob("*")) if file.suffix in TEXT_SUFFIXES]
+        shape = [[file.name, sha256(file.read_bytes()).hexdigest()] for file in files]
+    libraries = [version_of(name) for name in ("torch", "transformers", "peft")]
+    settings = flatten(trial)
+    return digest([settings, corpus_of(trial.data).digest, shape, libraries, package_digest()])
 
 
 @lru_cache(maxsize=256)
@@ -150,10 +204,10 @@ def _meta_model(trial: Trial) -> PreTrainedModel:
     with torch.device("meta"):
         if trial.model.name == "scratch":
             return build_model(trial.model.size, MOST_WORDS, 0)
-        config = AutoConfig.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(
             resolve_model(trial.model.name), trust_remote_code=False
         )
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
             config, trust_remote_code=False
         ).float()
         return model
@@ -165,7 +219,7 @@ def _trained(trial: Trial, model: PreTrainedModel) -> list[torch.nn.Parameter]:
     function = ADAPTERS[trial.train.adapter].function
     config = function(linear_modules(model, pattern, layers), **arguments_of(trial, function))
     if config is not None:
-        inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+        peft.inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
     return choose_parameters(model, pattern if config is None else r"\.lora_", layers)
 
 
@@ -178,7 +232,7 @@ def _longest(trial: Trial) -> tuple[int, int]:
     if trial.model.name == "scratch":
         sizes = [_words(document, trial) for document in texts]
     else:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             resolve_model(trial.model.name), trust_remote_code=False
         )
         encoded = encode_documents(texts, tokenizer, trial.data.template, trial.data.max_tokens)
@@ -270,7 +324,7 @@ def _frozen_reference_bytes(trial: Trial, model: PreTrainedModel, labels: int) -
     return FLOAT * sum(p.numel() for p in model.parameters()) if over else 0
 
 
-def _correction(run: Path) -> tuple[float, int]:
+def _correction(run: Path, cache: Path | None) -> tuple[float, int]:
     """The largest peak / estimate of the run's finished trials that trained on a GPU, and their
     number; (1, 0) without any.
     """
@@ -293,7 +347,7 @@ def _correction(run: Path) -> tuple[float, int]:
             settings = {
                 name: value for name, value in row.items() if name not in column_names("trials")
             }
-            ratios.append(row["peak_memory_bytes"] / peak_bytes(_core(from_flat(settings))))
+            ratios.append(row["peak_memory_bytes"] / need_once(_core(from_flat(settings)), cache))
         # a row of older settings, or data that is gone: it says nothing of what is planned now
         except UserError:
             continue

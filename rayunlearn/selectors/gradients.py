@@ -7,19 +7,21 @@ weight gradient follows exactly (Goodfellow
 document's loss along one direction comes from one forward-mode pass.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
+from rayunlearn.lazy import nn, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -118,33 +120,40 @@ def gradient_slopes(
     direction: tensors by parameter name; parameters it does not name do not move. Attention runs in
     its plain form, the only one with forward-mode derivatives.
     """
-    runner = _Runner(model, losses)
+    runner = _runner(model, losses)
     index = {
         f"model.{name}": parameter.detach()
         for name, parameter in model.named_parameters()
         if name in direction
     }
     along = {f"model.{name}": direction[name].to(index[f"model.{name}"]) for name in direction}
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+    with (
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        warnings.catch_warnings(),
+    ):
         # torch's own, at its first jvp
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-        slope: Tensor = jvp(lambda values: functional_call(runner, values, ()), (index,), (along,))[
-            1
-        ]
+        slope: Tensor = torch.func.jvp(
+            lambda values: torch.func.functional_call(runner, values, ()), (index,), (along,)
+        )[1]
     return slope.detach()
 
 
-class _Runner(nn.Module):
-    """Gives a closure over `model` the form of a module, so that its parameters can be replaced for
+def _runner(model: PreTrainedModel, losses: Callable[[], Tensor]) -> nn.Module:
+    """A closure over `model` in the form of a module, so that its parameters can be replaced for
     one call.
     """
 
-    def __init__(self, model: PreTrainedModel, losses: Callable[[], Tensor]) -> None:
-        super().__init__()
-        self.model, self._losses = model, losses
+    # defined here, because a class at the top would load torch with this file
+    class Runner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
 
-    def forward(self) -> Tensor:
-        return self._losses()
+        def forward(self) -> Tensor:
+            return losses()
+
+    return Runner()
 
 
 @contextmanager
@@ -279,11 +288,13 @@ def _explicit(use: ModuleUse, name: str) -> Tensor:
     parameters = {key: p.detach() for key, p in use.module.named_parameters(recurse=False)}
 
     def of_one(inputs: Tensor, grad: Tensor) -> Tensor:
-        back = vjp(
-            lambda value: functional_call(use.module, {**parameters, name: value}, (inputs,)),
+        back = torch.func.vjp(
+            lambda value: torch.func.functional_call(
+                use.module, {**parameters, name: value}, (inputs,)
+            ),
             parameters[name],
         )[1]
         return back(grad)[0]
 
-    result: Tensor = vmap(of_one)(use.input, use.grad)
+    result: Tensor = torch.func.vmap(of_one)(use.input, use.grad)
     return result

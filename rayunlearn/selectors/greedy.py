@@ -6,12 +6,16 @@ documents is built once and serves every ratio: O(n^2) time, and for the two fac
 an (n, n) float32 matrix (1.6 GB at n = 20,000).
 """
 
+from __future__ import annotations
+
 import heapq
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from rayunlearn.lazy import functional, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def k_center(embeddings: Tensor) -> Tensor:

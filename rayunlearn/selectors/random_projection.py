@@ -2,14 +2,18 @@
 gradients.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Encoded, by_length, collate
+from rayunlearn.lazy import torch
 from rayunlearn.models.forward import evaluating, label_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 def head_gradients(

@@ -1,16 +1,19 @@
 """How much a corpus repeats itself: what may say, before any training, how small a coreset can be."""
 
+from __future__ import annotations
+
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import lgamma
-
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
 from rayunlearn.keywords.words import words_of
+from rayunlearn.lazy import functional, np, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 # 32 bands of 4: two documents of Jaccard 0.6 meet with probability 0.99, of 0.2 with 0.05
 N_HASHES, ROWS_PER_BAND = 128, 4

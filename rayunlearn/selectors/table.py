@@ -11,16 +11,14 @@ weight) and `seed`, which is `select.seed`. `coreset.py` makes them. A row's `de
 we differ from its source, and what the source leaves open and is decided here.
 """
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from sklearn.cluster import KMeans
-from sklearn.ensemble import IsolationForest
-from torch import Tensor
-
+from rayunlearn.lazy import np, sklearn, torch
 from rayunlearn.ranges import Count, Fraction, UnitInterval, Whole
 from rayunlearn.selectors.greedy import (
     craig,
@@ -29,6 +27,9 @@ from rayunlearn.selectors.greedy import (
     k_center,
     keyword_coverage,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def random(n_documents: int, seed: int) -> Tensor:
@@ -87,7 +88,9 @@ def moderate(embeddings: Tensor, seed: int, *, clusters: Count = 4) -> Tensor:
     clusters every document is its own cluster.
     """
     points = embeddings.double().numpy()
-    fitted = KMeans(n_clusters=min(clusters, len(points)), n_init=4, random_state=seed).fit(points)
+    fitted = sklearn.cluster.KMeans(
+        n_clusters=min(clusters, len(points)), n_init=4, random_state=seed
+    ).fit(points)
     distance = np.linalg.norm(points - fitted.cluster_centers_[fitted.labels_], axis=1)
     median = np.array([np.median(distance[fitted.labels_ == label]) for label in fitted.labels_])
     return torch.from_numpy(-np.abs(distance - median)).float()
@@ -136,7 +139,9 @@ def upcore(embeddings: Tensor, seed: int, *, trees: Count = 100) -> Tensor:
     UPCORE (2502.15082) drops the 10 % that its forest finds most anomalous, that is, ratio 0.9
     here.
     """
-    fitted = IsolationForest(n_estimators=trees, random_state=seed).fit(embeddings.double().numpy())
+    fitted = sklearn.ensemble.IsolationForest(n_estimators=trees, random_state=seed).fit(
+        embeddings.double().numpy()
+    )
     return torch.from_numpy(fitted.score_samples(embeddings.double().numpy())).float()
 
 

@@ -2,19 +2,24 @@
 gradient.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import by_length
+from rayunlearn.lazy import torch
 from rayunlearn.methods.loss_inputs import LossInputs, control_direction, required_tensor
 from rayunlearn.methods.objective import Side
 from rayunlearn.methods.paired_responses import choose_response
 from rayunlearn.ranges import required_inputs
 from rayunlearn.selectors.gradients import gradient_norms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
 
 # one row per label; the others have one per document
 PER_LABEL = ("log_probs", "reference_log_probs", "labels", "label_rank")

@@ -1,5 +1,7 @@
 """A Parquet table that is made once: the twin of models/tensor_cache.py."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -2,6 +2,8 @@
 again afterwards.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import shutil
@@ -9,18 +11,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
-from torch import nn
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Annotated
 
 from rayunlearn.errors import UserError
+from rayunlearn.lazy import nn, peft, safetensors
 from rayunlearn.models.forward import blocks
 from rayunlearn.ranges import Count, Rule
 from rayunlearn.storage.sync import send_folder
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
 
 PositiveFraction = Annotated[float, Rule("must be in [0, 1)", lambda x: 0 <= x < 1)]
 
@@ -38,7 +39,7 @@ def lora(
 
     modules: full names of the linear modules. Which, `train.parameters` says.
     """
-    return LoraConfig(
+    return peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(modules), bias="none"
     )
 
@@ -69,7 +70,7 @@ def with_adapter(
             "train.parameters must match a linear module of a block when train.adapter is lora,"
             f" got {pattern!r}"
         )
-    inject_adapter_in_model(config, model)
+    peft.inject_adapter_in_model(config, model)
     try:
         yield r"\.lora_"
         _save(model, config, folder)
@@ -104,9 +105,9 @@ def _save(model: PreTrainedModel, config: LoraConfig, folder: Path) -> None:
     temporary.mkdir(parents=True)
     tensors = {
         f"base_model.model.{name}": tensor.detach().cpu().contiguous()
-        for name, tensor in get_peft_model_state_dict(model).items()
+        for name, tensor in peft.get_peft_model_state_dict(model).items()
     }
-    save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
+    safetensors.torch.save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
     config.save_pretrained(str(temporary))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
@@ -116,7 +117,7 @@ def _save(model: PreTrainedModel, config: LoraConfig, folder: Path) -> None:
 def _take_off(model: PreTrainedModel, *, merge: bool) -> None:
     """Put every adapted module's own layer back in its place."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
             if merge:
                 module.merge()
             parent, _, child = name.rpartition(".")

@@ -6,20 +6,22 @@ and what wrappers, weightings and floors remember; numbers and rows are JSON in 
 It replaces the last one by a rename. Nothing is pickled.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor, nn
-
+from rayunlearn.lazy import torch
 from rayunlearn.models.tensor_cache import read_genuine, write_genuine
-from rayunlearn.storage.parquet import retry_transient
 
-Tensors = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Tensors = Mapping[str, "Tensor"]
 
 
 class HasState(Protocol):
@@ -51,6 +53,9 @@ class Checkpoints:
 
     def save(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
         """Keep these. Raises UserError when storage fails for long."""
+        # polars comes with it, which whoever reads the tables of the families does without
+        from rayunlearn.storage.parquet import retry_transient
+
         text = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
         interval = {
             name: t.detach().cpu().contiguous() for name, t in {**tensors, "numbers": text}.items()
@@ -139,4 +144,7 @@ def take_schedule_numbers(numbers: Mapping[str, Any], optimizer: Any, scheduler:
 
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint that is not needed any more."""
+    # late for the same reason as in `Checkpoints.save`
+    from rayunlearn.storage.parquet import retry_transient
+
     retry_transient(f"remove {path}", partial(path.unlink, missing_ok=True))

@@ -1,9 +1,14 @@
 """Where training runs and how exactly: one GPU, several or a CPU, through accelerate."""
 
-from contextlib import AbstractContextManager
+from __future__ import annotations
 
-import torch
-from accelerate import Accelerator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from rayunlearn.lazy import accelerate, torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def accelerator() -> Accelerator:
@@ -13,7 +18,7 @@ def accelerator() -> Accelerator:
     Weights and their updates are float32 always; `computing` lowers the precision of what is
     computed from them.
     """
-    return Accelerator(mixed_precision="no")
+    return accelerate.Accelerator(mixed_precision="no")
 
 
 def computing(device: torch.device, precision: str) -> AbstractContextManager[object]:

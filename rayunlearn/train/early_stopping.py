@@ -5,14 +5,18 @@ The released code of "Unlearning with Control" (2406.09179, v1) keeps checkpoint
 what is measured and when is ours.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
+from rayunlearn.lazy import torch
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.train.wrappers import copy_into
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class RetentionEarlyStopping:

@@ -14,20 +14,22 @@ accelerate's own wrapping, which takes the whole model as one unit and only gath
 called: here losses stop at a block or start at one.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeGuard
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
-
+from rayunlearn.lazy import torch
 from rayunlearn.models.cpu_offload import to_cpu, to_device_or_offload
 from rayunlearn.models.forward import blocks
 from rayunlearn.train.device import accelerator
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.distributed.tensor import DTensor
+    from transformers import PreTrainedModel
 
 
 @contextmanager
@@ -42,6 +44,10 @@ def shard_model(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     if processes == 1:
         yield model
         return
+    # parts of torch that it loads by itself only when they are used
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     device = model.device
     to_cpu(model)
     trained = copy.deepcopy(model)
@@ -49,21 +55,29 @@ def shard_model(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     for block in blocks(trained):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     for tensor in (*trained.parameters(), *trained.buffers()):
-        if not isinstance(tensor, DTensor):
+        if not is_shard(tensor):
             tensor.data = tensor.data.to(device)
     try:
         yield trained
         with torch.no_grad():
             for whole, part in zip(model.parameters(), trained.parameters(), strict=True):
-                whole.copy_(part.full_tensor() if isinstance(part, DTensor) else part)
+                whole.copy_(part.full_tensor() if is_shard(part) else part)
         del trained
     finally:
         to_device_or_offload(model, device)
 
 
+def is_shard(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether it is one process's part of a tensor that several share."""
+    # a part of torch that it loads by itself only when it is used
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
 def is_sharded(parameters: Sequence[nn.Parameter]) -> bool:
     """Whether any of them is a shard."""
-    return any(isinstance(p, DTensor) for p in parameters)
+    return any(map(is_shard, parameters))
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
@@ -73,8 +87,8 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
     Shards count on the process that has them, whole gradients once.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    parts = [g.to_local() for g in gradients if isinstance(g, DTensor)]
-    wholes = [g for g in gradients if not isinstance(g, DTensor)]
+    parts = [g.to_local() for g in gradients if is_shard(g)]
+    wholes = [g for g in gradients if not is_shard(g)]
     accelerate = accelerator()
     squares = (
         torch.stack([g.double().square().sum() for g in parts]).sum()

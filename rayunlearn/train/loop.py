@@ -2,19 +2,17 @@
 probes all use it.
 """
 
+from __future__ import annotations
+
 import math
 import re
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
-
-import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
-from transformers import PreTrainedModel, get_scheduler
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.errors import UserError, require
+from rayunlearn.lazy import nn, torch, transformers
 from rayunlearn.models.cpu_offload import is_offloaded
 from rayunlearn.models.forward import blocks
 from rayunlearn.train.checkpoint import (
@@ -30,11 +28,15 @@ from rayunlearn.train.fsdp import clip_gradients, full_and_sharded, is_sharded
 from rayunlearn.train.step import StepLoss, StepRow
 from rayunlearn.train.wrappers import Wrapper, no_wrapper
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
 TOO_LARGE = (
     "--processes-per-trial must be large enough to divide a model that is larger than its GPU"
 )
 SCHEDULER_NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-BuildOptimizer = Callable[[Callable[[int], StepLoss], Sequence[nn.Parameter], int], Wrapper]
+BuildOptimizer = Callable[[Callable[[int], StepLoss], Sequence["nn.Parameter"], int], Wrapper]
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def _of_blocks(model: nn.Module, layers: Collection[int]) -> set[int]:
     if not layers:
         return set()
     # other modules have no blocks to choose from
-    assert isinstance(model, PreTrainedModel)
+    assert isinstance(model, transformers.PreTrainedModel)
     model_blocks = blocks(model)
     require(
         max(layers) < len(model_blocks),
@@ -238,7 +240,7 @@ def optimise(
     optimizer = accelerate.prepare(
         adamw([{"params": kind} for kind in full_and_sharded(chosen)], learning_rate, weight_decay)
     )
-    scheduler = get_scheduler(
+    scheduler = transformers.get_scheduler(
         SCHEDULER_NAMES[schedule], optimizer, round(warmup_fraction * steps), max(1, steps)
     )
     divided = is_sharded(chosen)

@@ -1,11 +1,15 @@
 """What one step is: its loss, and the row it becomes."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Backward = Callable[[Tensor], None]
+Backward = Callable[["Tensor"], None]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 unlearning starts from, and its goal.
 """
 
+from __future__ import annotations
+
 import json
 import random
 import time
@@ -9,21 +11,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.config import Trial, digest, flatten
 from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.data.prompt_templates import PROMPT_TEMPLATES
 from rayunlearn.data.tokenize import Encoded, collate, encode_documents
 from rayunlearn.errors import require, unknown_name
+from rayunlearn.lazy import torch
 from rayunlearn.models.forward import token_nll
 from rayunlearn.models.load import load_model, save_model
 from rayunlearn.models.scratch import SHAPES, build_model, build_tokenizer
 from rayunlearn.train.loop import TrainLog, optimise
 from rayunlearn.train.step import StepLoss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TAUGHT_ROLES = ("base", "gold")
 BATCH_SIZE = 16

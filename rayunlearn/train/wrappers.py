@@ -6,15 +6,18 @@ what to do in place of the gradient, after each step and after the last one. Its
 arguments are its hyperparameters.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor, nn
-
+from rayunlearn.lazy import torch
 from rayunlearn.ranges import Count, Positive, UnitInterval
 from rayunlearn.train.step import Backward, StepLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Terms(Protocol):

@@ -5,17 +5,17 @@ An attack is a trial of its own. Its config is that of the attacked trial and th
 its rows are in the same tables, `stage` says which model it was and `attack` what was done to it.
 """
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayunlearn.analysis.bootstrap import summarise_examples
 from rayunlearn.attacks.base import AttackRow, attack_input_names
@@ -31,6 +31,7 @@ from rayunlearn.data.tokenize import Encoded, encode_documents
 from rayunlearn.data.unrelated_text import unrelated_documents
 from rayunlearn.errors import require
 from rayunlearn.keywords.llm_judge import Chat, chat_with
+from rayunlearn.lazy import torch
 from rayunlearn.metrics.evaluate import chosen_metrics, encode_probes, probes_for_metrics
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.metrics.table import Metric
@@ -47,6 +48,10 @@ from rayunlearn.trial.provenance import Clock
 from rayunlearn.trial.rebuild import rebuild_model
 from rayunlearn.trial.run import Outcome, run_and_record, run_trial
 from rayunlearn.trial.workspace import Workspace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 Rows = list[dict[str, Any]]
 
@@ -119,30 +124,6 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
         for row in summarise_examples(frame).to_dicts()
     ]
     return Outcome("complete", dict(clock.laps), tables)
-
-
-def run_attack(inputs: "AttackInputs") -> tuple[list[Probe], dict[str, Rows]]:
-    """Do the attack: the probes that are now to be measured, or rows that are measured already, and
-    curves.
-    """
-    row = inputs.attack
-    function = partial(row.function, **arguments_of(inputs.trial, row.function))
-    if row.kind == "weights":
-        inputs.watch(0)
-        function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
-        return inputs.asked, {"curves": inputs.finished_curve()}
-    if row.kind == "prompt":
-        return inputs.reasked(function), {}
-    if row.kind == "tokens":
-        return [
-            p
-            for p in function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
-            if inputs.is_asked(p)
-        ], {}
-    rows = function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
-    if row.kind == "decoding":
-        return [], {"examples": rows}
-    return [], {"examples": at_best_layer(rows), "curves": layer_curve(rows)}
 
 
 class AttackInputs:
@@ -334,6 +315,30 @@ class AttackInputs:
                 step,
                 trial_examples(self.trial, self._workspace, self._state, probes, metrics),
             )
+
+
+def run_attack(inputs: AttackInputs) -> tuple[list[Probe], dict[str, Rows]]:
+    """Do the attack: the probes that are now to be measured, or rows that are measured already, and
+    curves.
+    """
+    row = inputs.attack
+    function = partial(row.function, **arguments_of(inputs.trial, row.function))
+    if row.kind == "weights":
+        inputs.watch(0)
+        function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
+        return inputs.asked, {"curves": inputs.finished_curve()}
+    if row.kind == "prompt":
+        return inputs.reasked(function), {}
+    if row.kind == "tokens":
+        return [
+            p
+            for p in function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
+            if inputs.is_asked(p)
+        ], {}
+    rows = function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
+    if row.kind == "decoding":
+        return [], {"examples": rows}
+    return [], {"examples": at_best_layer(rows), "curves": layer_curve(rows)}
 
 
 def facts_held_in(probes: Sequence[Document], seed: int) -> set[str]:

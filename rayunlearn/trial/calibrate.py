@@ -2,12 +2,13 @@
 (`train.mixing`, 2406.09179).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from torch import Tensor
 
 from rayunlearn.analysis.bootstrap import summarise_examples
 from rayunlearn.config import Trial
@@ -18,6 +19,9 @@ from rayunlearn.trial.evaluate import Rows, examples_frame, label_examples, tria
 from rayunlearn.trial.model_state import ModelState
 from rayunlearn.trial.probes import encoded_probes
 from rayunlearn.trial.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def calibrate_trial(

@@ -2,18 +2,19 @@
 arms. No Ray in here.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-import torch
-from torch import Tensor
 
 from rayunlearn.config import Trial, digest, flatten
 from rayunlearn.data.documents import Corpus
 from rayunlearn.keywords.extract import weight_keywords
 from rayunlearn.keywords.table import EXTRACTORS
+from rayunlearn.lazy import torch
 from rayunlearn.models.document_features import DocumentFeatures, document_features, zlib_ratio
 from rayunlearn.models.forward import token_nll
 from rayunlearn.ranges import required_inputs
@@ -26,6 +27,9 @@ from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import forget_keywords, keyword_settings
 from rayunlearn.trial.model_state import ModelState
 from rayunlearn.trial.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def select_coreset(

@@ -1,5 +1,7 @@
 """Encoded training sequences of a trial, made once per tokenizer and corpus."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import partial
 

@@ -2,19 +2,19 @@
 of `examples` and `evals`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from rayunlearn.analysis.bootstrap import summarise_examples
 from rayunlearn.config import Attack, Trial, digest
+from rayunlearn.lazy import torch
 from rayunlearn.metrics.corpus import PRIVACY_SCORE, SCORES, corpus_rows
 from rayunlearn.metrics.evaluate import chosen_metrics, evaluate_probes
 from rayunlearn.metrics.forward_passes import GenerationSettings, Probe
@@ -32,6 +32,11 @@ from rayunlearn.trial.probes import encoded_probes
 from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.references import cache_key
 from rayunlearn.trial.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
 
 Rows = list[dict[str, Any]]
 

@@ -6,13 +6,14 @@ model is asked the same emphasised questions, base and gold too: they are its co
 emphasis of as many words drawn at random.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from torch import Tensor
 
 from rayunlearn.analysis.bootstrap import summarise_examples
 from rayunlearn.attribution.emphasis import (
@@ -50,6 +51,10 @@ from rayunlearn.trial.load import LoadedTrial
 from rayunlearn.trial.model_state import ModelState, cached_in_worker, reset_weights
 from rayunlearn.trial.weight_paths import Rows, unlearned_state, weight_path_tables
 from rayunlearn.trial.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 ATTRIBUTION_METRICS = {
     name: METRICS[name]

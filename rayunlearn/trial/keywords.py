@@ -1,11 +1,12 @@
 """Keywords of the forget documents of a trial, and the text variant that it trains on."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
-import torch
 
 from rayunlearn.config import Trial, digest
 from rayunlearn.data.tokenize import Encoded, encode_pair
@@ -17,6 +18,7 @@ from rayunlearn.keywords.phrases import Keyword
 from rayunlearn.keywords.rows import keyword_rows, keywords_from
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.keywords.words import words_of
+from rayunlearn.lazy import torch
 from rayunlearn.models.load import load_model
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of

@@ -2,18 +2,21 @@
 worker share.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+from rayunlearn.lazy import torch
 from rayunlearn.models.cpu_offload import to_device_or_offload
 from rayunlearn.models.load import load_model
 from rayunlearn.train.device import accelerator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class CorruptWeightsError(RuntimeError):

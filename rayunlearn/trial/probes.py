@@ -1,22 +1,27 @@
 """Probes of a trial, encoded, and the retention that is watched while it trains."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-
-import torch
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from rayunlearn.config import Data, Trial
 from rayunlearn.data.arithmetic import arithmetic_probes
 from rayunlearn.data.documents import Document
 from rayunlearn.errors import require
+from rayunlearn.lazy import torch
 from rayunlearn.metrics.evaluate import encode_probes, mean_probability
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.models.tensor_cache import tensors_once
 from rayunlearn.trial.model_state import ModelState, cached_in_worker
 from rayunlearn.trial.references import cache_key
 from rayunlearn.trial.workspace import Workspace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 # retain probes that watch utility during training; a rung, not a result
 UTILITY_PROBES = 64

@@ -16,10 +16,10 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+import rayunlearn
 from rayunlearn.config import digest
 from rayunlearn.errors import without_secrets
+from rayunlearn.lazy import torch
 
 
 def commit_of(folder: Path) -> str:
@@ -107,6 +107,13 @@ def code_digest(*parts: str) -> str:
             sorted((root / part).glob("*.py")) if (root / part).is_dir() else [root / part]
         )
     ]
+    return digest([[file.name, file.read_text(encoding="utf-8")] for file in files])
+
+
+@lru_cache(maxsize=1)
+def package_digest() -> str:
+    """What identifies the code of rayunlearn as a whole."""
+    files = sorted(Path(rayunlearn.__file__).parent.rglob("*.py"))
     return digest([[file.name, file.read_text(encoding="utf-8")] for file in files])
 
 

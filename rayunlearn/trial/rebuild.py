@@ -5,17 +5,22 @@ Runs keep rows, not weights. What a trial changed is kept in the cache at the fi
 that: of an RMU trial three matrices. The same call later, or in another process, reads it.
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from rayunlearn.config import Trial, trial_id
 from rayunlearn.errors import require
+from rayunlearn.lazy import torch
 from rayunlearn.models.tensor_cache import tensors_once
 from rayunlearn.trial.identity import trains_weights
 from rayunlearn.trial.model_state import ModelState, reset_weights
 from rayunlearn.trial.provenance import version_of
 from rayunlearn.trial.unlearn import select_documents, unlearn
 from rayunlearn.trial.workspace import Workspace, start_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def rebuild_model(trial: Trial, workspace: Workspace) -> ModelState:

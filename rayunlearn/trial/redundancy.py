@@ -1,9 +1,10 @@
 """Columns that describe how redundant the forget corpus is."""
 
-import torch
+from __future__ import annotations
 
 from rayunlearn.config import Trial
 from rayunlearn.keywords.extract import weight_keywords
+from rayunlearn.lazy import torch
 from rayunlearn.models.document_features import document_features
 from rayunlearn.selectors.redundancy import (
     effective_rank,

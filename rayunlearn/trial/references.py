@@ -1,10 +1,10 @@
 """References and prefixes of a trial's losses: computed once per model and corpus."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.config import Trial
 from rayunlearn.data.tokenize import Encoded, collate
@@ -25,6 +25,9 @@ from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.model_state import ModelState, cached_in_worker
 from rayunlearn.trial.provenance import version_of
 from rayunlearn.trial.workspace import Workspace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def cached_trial_reference(

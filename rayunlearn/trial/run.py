@@ -2,18 +2,17 @@
 here.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.config import Trial, flatten, trial_id
+from rayunlearn.lazy import torch
 from rayunlearn.models.device_memory import device_lock, reset_peak_memory, retry_alone_on_oom
 from rayunlearn.schema import FINISHED
 from rayunlearn.storage.run import write_trial
@@ -30,6 +29,11 @@ from rayunlearn.trial.provenance import Clock, failure_row, machine
 from rayunlearn.trial.redundancy import redundancy_columns
 from rayunlearn.trial.unlearn import select_documents, unlearn
 from rayunlearn.trial.workspace import Workspace, start_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
 
 Rows = list[dict[str, Any]]
 

@@ -2,19 +2,18 @@
 watched and wrapped.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.config import Trial, block_numbers, flatten
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import require
+from rayunlearn.lazy import torch
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
 from rayunlearn.methods.objective import PairedResponses, Side, UnlearningObjective, batch_indices
@@ -41,6 +40,10 @@ from rayunlearn.trial.probes import retention_probe
 from rayunlearn.trial.provenance import version_of
 from rayunlearn.trial.references import cache_key, cached_trial_reference, with_prefixes
 from rayunlearn.trial.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 def select_documents(

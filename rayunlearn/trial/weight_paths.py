@@ -1,12 +1,13 @@
 """Weight paths: the models on the straight line between two trials, measured."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from torch import Tensor
 
 from rayunlearn.analysis.bootstrap import summarise_examples
 from rayunlearn.config import Attack, Trial
@@ -17,6 +18,10 @@ from rayunlearn.trial.load import LoadedTrial
 from rayunlearn.trial.model_state import ModelState
 from rayunlearn.trial.probes import encoded_probes
 from rayunlearn.trial.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 Rows = list[dict[str, Any]]
 

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
-from transformers import AutoConfig
 
 from rayunlearn.config import Model, Trial, block_numbers
 from rayunlearn.data.documents import Corpus
 from rayunlearn.errors import require
+from rayunlearn.lazy import transformers
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.load import resolve_model
@@ -91,7 +91,7 @@ def model_depth(model: Model) -> int:
     if model.name == "scratch":
         return SHAPES[model.size].blocks
     return int(
-        AutoConfig.from_pretrained(
+        transformers.AutoConfig.from_pretrained(
             resolve_model(model.name), trust_remote_code=False
         ).num_hidden_layers
     )
