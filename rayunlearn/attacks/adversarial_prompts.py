@@ -506,6 +506,7 @@ def _answered(question: Encoded, answer: Encoded) -> Encoded:
         question.doc_id,
         (*question.ids[: question.start], *answer.ids[answer.start :]),
         question.start,
+        answer.n_end,
     )
 
 

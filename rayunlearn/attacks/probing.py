@@ -183,7 +183,7 @@ def last_states(
     model: PreTrainedModel, sequences: Sequence[Encoded], *, before_end: bool = False
 ) -> Tensor:
     """States (n, blocks, D) float32, on the CPU: after a sequence's question, or with `before_end`
-    after its last token but end-of-sequence.
+    after its last token but those that close it.
     """
     states_by_sequence: dict[int, Tensor] = {}
     with evaluating(model):
@@ -191,7 +191,7 @@ def last_states(
             chosen = [sequences[p] for p in positions]
             batch = collate(chosen).to(model.device)
             width = batch.input_ids.shape[1]
-            ends = [max(s.start, len(s.ids) - 1) if before_end else s.start for s in chosen]
+            ends = [max(s.start, len(s.ids) - s.n_end) if before_end else s.start for s in chosen]
             places = torch.tensor(
                 [row * width + end - 1 for row, end in enumerate(ends)], device=model.device
             )

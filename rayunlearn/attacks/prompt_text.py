@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from rayunlearn.data.documents import Document
 from rayunlearn.data.prompt_templates import PromptFrame
+from rayunlearn.data.tokenize import join
 from rayunlearn.keywords.stopwords import ENGLISH
 from rayunlearn.keywords.words import words_of
 
@@ -92,7 +93,9 @@ def after_conversation(
     """
     inside_chat = template == "chat"
     head, _, tail = (CHAT_LAYOUT if inside_chat else template).partition("{prompt}")
-    earlier = "".join(f"{question}{tail} {answer}\n\n{head}" for question, answer in turns)
+    earlier = "".join(
+        join(f"{question}{tail}", answer) + f"\n\n{head}" for question, answer in turns
+    )
     return rewrite_prompt(
         document,
         lambda question: (

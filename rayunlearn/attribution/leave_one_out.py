@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rayunlearn.data.tokenize import Encoded, prompt_text
+from rayunlearn.data.documents import Document
+from rayunlearn.data.tokenize import Encoded, align
 from rayunlearn.errors import require
 from rayunlearn.keywords.words import words_of
 from rayunlearn.lazy import torch
@@ -35,25 +36,26 @@ class PromptUnits:
 
 
 def token_units(
-    sequence: Encoded, prompt: str, tokenizer: PreTrainedTokenizerBase, template: str
+    sequence: Encoded, document: Document, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> PromptUnits:
     """Every token of the prompt itself; those of the template stay where they are. Tokens that were
     cut off are not there.
     """
-    tokens = _tokens(sequence, prompt, tokenizer, template)
+    tokens = _tokens(sequence, document, tokenizer, template)
     return PromptUnits(
-        tuple(prompt[start:end].strip() for _, start, end in tokens),
+        tuple(document.prompt[start:end].strip() for _, start, end in tokens),
         tuple((position,) for position, _, _ in tokens),
     )
 
 
 def word_units(
-    sequence: Encoded, prompt: str, tokenizer: PreTrainedTokenizerBase, template: str
+    sequence: Encoded, document: Document, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> PromptUnits:
-    """Every word of `words_of(prompt)` with all tokens that touch it; no places for a word that was
-    cut off.
+    """Every word of the prompt (`words_of`) with all tokens that touch it; no places for a word
+    that was cut off.
     """
-    tokens, words = _tokens(sequence, prompt, tokenizer, template), words_of(prompt)
+    prompt = document.prompt
+    tokens, words = _tokens(sequence, document, tokenizer, template), words_of(prompt)
     places = tuple(
         tuple(position for position, start, end in tokens if start < w.end and w.start < end)
         for w in words
@@ -90,6 +92,7 @@ def without_unit(sequence: Encoded, places: Sequence[int]) -> Encoded:
         sequence.doc_id,
         tuple(i for index, i in enumerate(sequence.ids) if index not in places),
         sequence.start - len(places),
+        sequence.n_end,
     )
     require(
         shortened.start >= 1,
@@ -112,30 +115,30 @@ def key_tokens(values: Sequence[float], *, alpha: float, beta: int) -> list[bool
 
 
 def _tokens(
-    sequence: Encoded, prompt: str, tokenizer: PreTrainedTokenizerBase, template: str
+    sequence: Encoded, document: Document, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> list[tuple[int, int, int]]:
     """(place in the ids, first character, character after the last) of the prompt's tokens,
-    characters counted in the prompt.
+    characters counted in the prompt. `sequence` is the document, encoded with `template`.
     """
     require(
         tokenizer.is_fast,
         "attribution needs a fast tokenizer, which knows the characters of its tokens",
         type(tokenizer).__name__,
     )
-    text = prompt_text(prompt, tokenizer, template)
-    begin = text.find(prompt)
+    prompt, whole = document.prompt, align(document.prompt, document.answer, tokenizer, template)
+    begin = whole.text.find(prompt)
     require(begin >= 0, "the template must hold the prompt as it is written", prompt)
-    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    # too long a prompt has lost its beginning
-    first = sequence.start - len(spans)
-    n_special = int(tokenizer.bos_token_id is not None)
+    # too long a prompt has lost its beginning, and all of it where the answer was cut as well
+    n_answer = len(whole.ids) - whole.n_end - whole.start
+    n_before = len(sequence.ids) - sequence.n_end - n_answer
+    n_lost = whole.start - max(whole.n_begin, n_before)
     inside = [
-        (first + index, start - begin, end - begin)
-        for index, (start, end) in enumerate(spans)
-        if start < begin + len(prompt) and begin < end
+        (index - n_lost, start - begin, end - begin)
+        for index, (start, end) in enumerate(whole.spans[: whole.start])
+        if index >= whole.n_begin and start < begin + len(prompt) and begin < end
     ]
     return [
         (position, max(0, start), min(len(prompt), end))
         for position, start, end in inside
-        if position >= n_special
+        if position >= whole.n_begin
     ]

@@ -27,7 +27,7 @@ from rayunlearn.corpus.partitions import MODEL_PARTITION_BYTES
 from rayunlearn.corpus.source import corpus_source
 from rayunlearn.corpus.survey import Survey, survey_corpus, surviving_documents
 from rayunlearn.data.documents import Document
-from rayunlearn.data.tokenize import encode_documents
+from rayunlearn.data.tokenize import ENCODING_VERSION, encode_documents
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.lazy import torch
 from rayunlearn.models.document_features import DocumentFeatures, document_features, zlib_ratio
@@ -36,6 +36,7 @@ from rayunlearn.ranges import options_of, required_inputs
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.storage.parquet import frame_of, write_frame
 from rayunlearn.train.device import accelerator
+from rayunlearn.trial.workspace import check_template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,6 +119,7 @@ def score_corpus(
     check_output(request.output)
     # their rules
     Data(template=request.template, max_tokens=request.max_tokens)
+    check_template(request.template, (request.base,))
     source = corpus_source(
         request.corpus,
         columns=request.columns,
@@ -135,6 +137,7 @@ def score_corpus(
             {name: dict(a) for name, a in arguments.items()},
             request.template,
             request.max_tokens,
+            ENCODING_VERSION,
         ]
     )
     folder = work_folder(request.output, key)

@@ -1,5 +1,11 @@
 """Text to token ids and padded batches. Which tokens are learned and scored is decided here and
 nowhere else.
+
+A prompt and its answer are encoded as ONE text, because a part encoded alone is often not what it
+is inside the whole (a SentencePiece tokenizer puts a blank of its own before every text). Where the
+answer begins among the ids is then read off the tokenizer's character offsets. A token that holds
+characters of both sides belongs to the answer: the model has to predict it, and no part of the
+answer stands before it unpredicted.
 """
 
 from __future__ import annotations
@@ -9,23 +15,53 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from tokenizers.processors import TemplateProcessing
+
 from rayunlearn.data.documents import Document
+from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+# Raised when the rules of this module give a text other ids: caches of what ids decide carry it.
+ENCODING_VERSION = 2
+# Stands for an answer in a rendered conversation: its ends are of no script and in no template.
+PLACEHOLDER = "\ue000answer\ue001"
+
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sequence: `ids[start:]` are its labels (the answer and its end-of-sequence token, or the
-    whole text).
+    """One sequence: `ids[start:]` are its labels (the answer and what closes it, or all the text).
+
+    The last `n_end` of the labels close the text: the end-of-sequence token, a chat template's end
+    of turn (of several tokens where the template writes it so), 0 where the tokenizer has none.
     """
 
     doc_id: str
     ids: tuple[int, ...]
     start: int
+    n_end: int = 1
+
+
+@dataclass(frozen=True)
+class AlignedText:
+    """A prompt and its answer as one encoded text, nothing cut off yet.
+
+    `ids[:n_begin]` begin every text (BOS), `ids[n_begin:start]` are the prompt's, the last `n_end`
+    close the answer. `spans` are the characters of `text` that each id stands for (empty for what
+    is added to the text); () where the tokenizer has no offsets. `answer` is the answer's first
+    character in `text`, as the data has it: a template may trim it.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    n_begin: int
+    start: int
+    n_end: int
+    answer: int
 
 
 @dataclass(frozen=True)
@@ -72,9 +108,7 @@ def encode_documents(
     template: str,
     max_tokens: int,
 ) -> list[Encoded]:
-    """Encode prompt and answer apart and join the ids, so that the border never moves with the
-    tokenizer's merges.
-    """
+    """Every document as `encode_pair` has it, in order."""
     return [
         encode_pair(d.doc_id, d.prompt, d.answer, tokenizer, template, max_tokens)
         for d in documents
@@ -89,40 +123,225 @@ def encode_pair(
     template: str,
     max_tokens: int,
 ) -> Encoded:
-    """One sequence of at most `max_tokens`: [bos] prompt answer eos.
+    """One sequence of at most `max_tokens`: what begins a text, prompt, answer, what ends it.
 
-    Too long an answer loses its end but keeps eos; too long a prompt loses its beginning. Without a
-    prompt every token but the first is a label (the first has nothing before it to be predicted
-    from).
+    The ids are those of the whole text (`align`). Too long an answer loses its last words but keeps
+    what closes it; too long a prompt loses its beginning, but not BOS. Without a prompt every token
+    is a label, but the first of all (nothing stands before it to predict it from). Raises UserError
+    for a text that leaves no label, and as `align`.
     """
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    before = _prompt_ids(prompt, tokenizer, template) if prompt else []
-    text = f" {answer}" if prompt and template != "chat" else answer
-    after = (
-        tokenizer.encode(text, add_special_tokens=False)[: max_tokens - len(begin) - len(end)] + end
-    )
-    room = max_tokens - len(begin) - len(after)
+    return cut(doc_id, align(prompt, answer, tokenizer, template), max_tokens)
+
+
+def cut(doc_id: str, whole: AlignedText, max_tokens: int) -> Encoded:
+    """The text in at most `max_tokens`, as `encode_pair` says."""
+    stop = len(whole.ids) - whole.n_end
+    begin, before = whole.ids[: whole.n_begin], whole.ids[whole.n_begin : whole.start]
+    end = whole.ids[stop:]
+    answer = whole.ids[whole.start : stop][: max(0, max_tokens - len(begin) - len(end))]
+    room = max_tokens - len(begin) - len(answer) - len(end)
     before = before[len(before) - room :] if len(before) > room else before
-    ids = (*begin, *before, *after)
-    return Encoded(doc_id, ids, max(1, len(ids) - len(after)))
+    ids = (*begin, *before, *answer, *end)
+    start = max(1, len(ids) - len(answer) - len(end))
+    require(len(ids) > start, "a text must leave a token to predict; its tokens", ids)
+    return Encoded(doc_id, ids, start, len(end))
+
+
+def align(
+    prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase, template: str
+) -> AlignedText:
+    """The ids of prompt and answer as one text, and which of them are the answer's.
+
+    In a template: what the tokenizer itself begins a text with (`begin_ids`), the prompt in the
+    template, a blank unless either side has one, the answer, the tokenizer's end token. With
+    template `chat`: exactly the tokenizer's own chat template of a user's and an assistant's turn,
+    up to the token that ends the turn. Without a prompt: the text alone, whatever the template.
+    Raises UserError for `chat` where the tokenizer has no template that takes such a conversation.
+    """
+    if prompt and template == "chat":
+        return _conversation(prompt, answer, tokenizer)
+    before = prompt_text(prompt, tokenizer, template) if prompt else ""
+    text = join(before, answer)
+    ids, spans = _tokens(text, tokenizer)
+    begin = begin_ids(tokenizer)
+    end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    added = [((0, 0),) * len(begin), ((len(text), len(text)),) * len(end)]
+    return AlignedText(
+        text=text,
+        ids=(*begin, *ids, *end),
+        spans=(*added[0], *spans, *added[1]) if spans else (),
+        n_begin=len(begin),
+        start=len(begin) + (_n_up_to(len(before), text, ids, spans, tokenizer) if prompt else 0),
+        n_end=len(end),
+        answer=len(text) - len(answer),
+    )
+
+
+def join(before: str, after: str) -> str:
+    """Both texts with a blank between, unless one of them has white space there already."""
+    bare = not before or before[-1:].isspace() or after[:1].isspace()
+    return f"{before}{after}" if bare else f"{before} {after}"
 
 
 def prompt_text(prompt: str, tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """The prompt as the model reads it: in the template, or as a user's turn of the tokenizer's own
-    chat template.
+    chat template, opened for the answer.
     """
     if template != "chat":
         return template.replace("{prompt}", prompt)
-    message = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    return str(text).removeprefix(tokenizer.bos_token or "")
+    return _rendered(tokenizer, [_turn("user", prompt)], opens=True)
 
 
-def _prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
-    return list(
-        tokenizer.encode(prompt_text(prompt, tokenizer, template), add_special_tokens=False)
+def begin_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What stands before a text that is no conversation: what the tokenizer itself puts there.
+
+    A tokenizer file that says nothing of it (no special token in its post-processor, no
+    `add_bos_token`: the test beds' own, converted SentencePiece files) has its BOS put there, as
+    such models are trained, unless that token is its end token too (GPT-2, Phi-1.5, Pythia).
+    """
+    if tokenizer.num_special_tokens_to_add(pair=False) == 0:
+        silent = _says_nothing_of_bos(tokenizer)
+        return (tokenizer.bos_token_id,) if silent else ()
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a", add_special_tokens=True)
+    # a vocabulary without an "a" leaves only what is added
+    body = bare or [i for i in whole if i != tokenizer.bos_token_id]
+    n_before = next(at for at in range(len(whole) + 1) if whole[at : at + len(body)] == body)
+    return tuple(whole[:n_before])
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError unless the tokenizer has a chat template that takes question and answer."""
+    align("a question", "an answer", tokenizer, "chat")
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that can end a text or a turn: special and added tokens, but those of white space and the
+    one that stands for what the vocabulary lacks.
+    """
+    added = {i for i, t in tokenizer.added_tokens_decoder.items() if str(t).strip()}
+    unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id}
+    return frozenset({*tokenizer.all_special_ids, *added} - unknown)
+
+
+def _conversation(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> AlignedText:
+    """The tokenizer's chat template of both turns, up to the token that ends the answer's turn.
+
+    The answer is where the conversation differs from the same one with another answer. White space
+    between the opened turn and the answer is written by the model (Llama-2's blank); anything else
+    there is given to it (an empty block of thoughts).
+    """
+    turns = [_turn("user", prompt), _turn("assistant", answer)]
+    text = _rendered(tokenizer, turns)
+    other = _rendered(tokenizer, [turns[0], _turn("assistant", PLACEHOLDER)])
+    begin, stop = _n_shared(text, other), len(text) - _n_shared(text[::-1], other[::-1])
+    opened = prompt_text(prompt, tokenizer, "chat")
+    blank = text.startswith(opened) and not text[len(opened) : begin].strip()
+    ids, spans = _tokens(text, tokenizer)
+    start = _n_up_to(len(opened) if blank else begin, text, ids, spans, tokenizer)
+    last_word, last = _turn_end(stop, text, ids, spans, tokenizer)
+    trimmed = 0 if text.startswith(answer, begin) else len(answer) - len(answer.lstrip())
+    return AlignedText(
+        text=text,
+        ids=ids[:last],
+        spans=spans[:last],
+        n_begin=int(tokenizer.bos_token_id is not None and ids[:1] == (tokenizer.bos_token_id,)),
+        start=start,
+        n_end=last - last_word,
+        answer=begin - trimmed,
     )
+
+
+def _turn_end(
+    stop: int,
+    text: str,
+    ids: tuple[int, ...],
+    spans: tuple[tuple[int, int], ...],
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[int, int]:
+    """Numbers of ids up to the end of the answer, whose last character is before `stop`, and up to
+    the end of its turn: the first special or added token after it, else the template's text there.
+    """
+    first = (
+        next((at for at, (begin, _) in enumerate(spans) if begin >= stop), len(ids))
+        if spans
+        else len(_tokens(text[:stop], tokenizer)[0])
+    )
+    ends = end_tokens(tokenizer)
+    special = next((at for at in range(first, len(ids)) if ids[at] in ends), None)
+    if special is not None:
+        return first, special + 1
+    visible = stop + len(text[stop:].rstrip())
+    return first, max(first, _n_up_to(visible, text, ids, spans, tokenizer))
+
+
+def _n_up_to(
+    position: int,
+    text: str,
+    ids: tuple[int, ...],
+    spans: tuple[tuple[int, int], ...],
+    tokenizer: PreTrainedTokenizerBase,
+) -> int:
+    """How many ids of the text end at or before the character `position`.
+
+    Without offsets: how many the beginning of the text has in common with the whole.
+    """
+    if spans:
+        return next((at for at, (_, end) in enumerate(spans) if end > position), len(ids))
+    beginning = _tokens(text[:position], tokenizer)[0]
+    return _n_shared(beginning, ids)
+
+
+def _n_shared(first: Sequence[object], second: Sequence[object]) -> int:
+    """Length of the longest common beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def _tokens(
+    text: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Ids of the text alone and the characters of each, () from a tokenizer without offsets."""
+    if not tokenizer.is_fast:
+        return tuple(tokenizer.encode(text, add_special_tokens=False)), ()
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return tuple(found["input_ids"]), tuple(found["offset_mapping"])
+
+
+def _says_nothing_of_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer has a BOS of its own and neither its file nor its settings say whether
+    texts begin with it.
+    """
+    if not tokenizer.is_fast or "add_bos_token" in tokenizer.init_kwargs:
+        return False
+    processor = tokenizer.backend_tokenizer.post_processor
+    bare = processor is None or isinstance(processor, TemplateProcessing)
+    own = tokenizer.bos_token_id not in (None, tokenizer.eos_token_id)
+    return bare and own
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, opens: bool = False
+) -> str:
+    """The conversation in the chat template; with `opens`, up to where the next answer begins."""
+    require(
+        bool(tokenizer.chat_template),
+        "data.template 'chat' needs a tokenizer with a chat template; without one is",
+        tokenizer.name_or_path,
+    )
+    try:
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=opens, tokenize=False)
+    # a template raises what it likes, jinja2's TemplateError among it
+    except Exception as problem:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} must take a question and an answer:"
+            f" {type(problem).__name__}: {problem}"
+        ) from problem
+    return str(text)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def collate(sequences: Sequence[Encoded], pad_id: int = 0) -> Batch:

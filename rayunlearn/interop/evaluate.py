@@ -28,7 +28,7 @@ from rayunlearn.train.device import accelerator
 from rayunlearn.trial.evaluate import GOLD_METRICS, HOLDOUT_METRICS, examples_frame, trial_examples
 from rayunlearn.trial.model_state import ModelState
 from rayunlearn.trial.provenance import installed_versions
-from rayunlearn.trial.workspace import Workspace
+from rayunlearn.trial.workspace import Workspace, check_template
 
 Rows = list[dict[str, Any]]
 
@@ -71,6 +71,8 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
     """
     require(request.limit >= 0, "--limit must be >= 0", request.limit)
     trial = requested_trial(request)
+    gold_model = "" if request.gold.endswith(".parquet") else request.gold
+    check_template(trial.data.template, (request.model, request.base, gold_model))
     corpus = limit_documents(evaluation_corpus(trial.data), request.limit)
     require(any(corpus.probes.values()), f"{request.benchmark} must have probes", 0)
     digest = model_digest(request.model)

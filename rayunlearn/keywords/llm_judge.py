@@ -8,8 +8,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from rayunlearn.data.tokenize import Encoded, align
 from rayunlearn.keywords.words import words_of
 from rayunlearn.lazy import torch
+from rayunlearn.models.generate import ends_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,8 +94,10 @@ def chat_with(
     """A Hugging Face chat model as a function from messages to its greedy answer.
 
     A template that refuses the system role gets its content in front of the first message of the
-    user.
+    user. Raises UserError for a tokenizer without a chat template.
     """
+    turn = align("a question", "an answer", tokenizer, "chat")
+    ends = ends_of(model, tokenizer, [Encoded("", turn.ids, turn.start, turn.n_end)])
 
     def chat(messages: Sequence[Message]) -> str:
         ids = torch.tensor([_prompt_ids(tokenizer, list(messages))], device=model.device)
@@ -103,6 +107,7 @@ def chat_with(
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                eos_token_id=[end[0] for end in ends if len(end) == 1],
                 pad_token_id=tokenizer.pad_token_id or 0,
             )
         return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))

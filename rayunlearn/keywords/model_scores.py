@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rayunlearn.data.documents import Document
-from rayunlearn.data.tokenize import Encoded, by_length, collate
+from rayunlearn.data.tokenize import Encoded, align, by_length, collate
 from rayunlearn.errors import require
 from rayunlearn.keywords.phrases import DocumentWords
 from rayunlearn.keywords.words import Word
@@ -38,18 +38,18 @@ def words_of_labels(
         "a tokenizer must give character offsets (a fast tokenizer) for keywords from a model",
         type(tokenizer).__name__,
     )
-    lead = " " if document.prompt and template != "chat" else ""
-    offsets = tokenizer(
-        lead + document.answer, add_special_tokens=False, return_offsets_mapping=True
-    )["offset_mapping"]
-    owner = [-1] * (len(document.answer) + len(lead))
+    whole = align(document.prompt, document.answer, tokenizer, template)
+    owner = [-1] * (whole.answer + len(document.answer))
     for index, word in enumerate(words):
-        owner[word.start + len(lead) : word.end + len(lead)] = [index] * (word.end - word.start)
-    pieces = [max(owner[start:end], default=-1) for start, end in offsets]
-    n_labels = len(sequence.ids) - sequence.start
+        begin, end = whole.answer + word.start, whole.answer + word.end
+        owner[begin:end] = [index] * (end - begin)
     # the first token of all is no label
-    skipped = 1 if not document.prompt and tokenizer.bos_token_id is None else 0
-    return (pieces[skipped : skipped + n_labels] + [-1] * n_labels)[:n_labels]
+    first = max(1, whole.start)
+    n_labels = len(sequence.ids) - sequence.start
+    # a text that was cut has lost its last words
+    spans = whole.spans[first : len(whole.ids) - whole.n_end][: n_labels - sequence.n_end]
+    pieces = [max(owner[start:end], default=-1) for start, end in spans]
+    return pieces + [-1] * (n_labels - len(pieces))
 
 
 def word_losses(

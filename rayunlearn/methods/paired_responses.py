@@ -5,6 +5,9 @@ A maker is given everything it may look at and returns, for every document, the 
 accompany it. Which one does so in a presentation is drawn in `drawn`, a function of (seed, epoch,
 document) alone: neither the other kept documents nor the number of workers enter.
 
+A companion has the form of the answer that it stands for: it is encoded as that document's answer
+is, in the same template, and one that is too long loses its last words but not what closes it.
+
 Where a document has no prompt, its first quarter stands for the prompt: a refusal then breaks off
 after the opening.
 """
@@ -13,14 +16,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from rayunlearn.data.documents import Document
-from rayunlearn.data.tokenize import Encoded
+from rayunlearn.data.tokenize import AlignedText, Encoded, align
 from rayunlearn.errors import require
-from rayunlearn.models.generate import sample
+from rayunlearn.models.generate import ends_of, sample
 from rayunlearn.ranges import Count, Positive
 
 if TYPE_CHECKING:
@@ -31,6 +34,10 @@ OPENING_SHARE = 0.25
 
 
 Choices = dict[str, tuple[Encoded, ...]]
+
+
+# An answer as text, or as ids that end a sequence and close it with the last `n_end` of them.
+Answer = str | Encoded
 
 
 # Our own words. A model whose vocabulary lacks a word cannot write the refusal; the last ones suit
@@ -71,6 +78,7 @@ class ResponseInputs:
     retain_sequences: Sequence[Encoded]
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    template: str
     max_tokens: int
 
 
@@ -78,8 +86,7 @@ def refusal(source: ResponseInputs, *, count: Count = 5) -> Choices:
     """Up to `count` of our refusals for each document. Raises UserError if the vocabulary can write
     none of them.
     """
-    written = [_ids(source, text) for text in REFUSALS]
-    usable = [ids for ids in written if source.tokenizer.unk_token_id not in ids]
+    usable = [text for text in REFUSALS if _is_in_vocabulary(source, text)]
     require(
         bool(usable),
         "the tokenizer's vocabulary must have the words of at least one refusal; tokens",
@@ -99,11 +106,9 @@ def wrong(source: ResponseInputs, *, count: Count = 5) -> Choices:
         len(without),
     )
 
-    def texts(index: int, rng: random.Random) -> list[tuple[int, ...]]:
+    def texts(index: int, rng: random.Random) -> list[str]:
         wrong_answers = source.documents[index].wrong
-        return [
-            _ids(source, text) for text in rng.sample(wrong_answers, min(count, len(wrong_answers)))
-        ]
+        return rng.sample(wrong_answers, min(count, len(wrong_answers)))
 
     return _each(source, "wrong", texts)
 
@@ -117,10 +122,8 @@ def mismatch(source: ResponseInputs, *, count: Count = 5) -> Choices:
         "llmu's random answers come from retain documents, which must be there; documents",
         0,
     )
-    answers = [
-        s.ids[_opening(d, s) :]
-        for d, s in zip(source.retain_documents, source.retain_sequences, strict=True)
-    ]
+    pairs = zip(source.retain_documents, source.retain_sequences, strict=True)
+    answers: list[Answer] = [d.answer if d.prompt else _rest(d, s) for d, s in pairs]
     return _each(source, "mismatch", lambda _at, rng: rng.sample(answers, min(count, len(answers))))
 
 
@@ -133,23 +136,25 @@ def alternate(source: ResponseInputs, *, count: Count = 3, temperature: Positive
     token is forbidden at one random position of each sample as long as the sample follows the truth
     up to there; everything else is sampled freely. Our choice.
     """
-    prompts = [
-        s.ids[: _opening(d, s)] for d, s in zip(source.documents, source.sequences, strict=True)
-    ]
-    truths = [s.ids[len(prompt) :] for prompt, s in zip(prompts, source.sequences, strict=True)]
+    rests = [_rest(d, s) for d, s in zip(source.documents, source.sequences, strict=True)]
     names = [d.doc_id for d in source.documents]
     again = partial(
         sample,
         source.model,
-        prompts,
-        truths,
-        end=source.tokenizer.eos_token_id,
+        [rest.ids[: rest.start] for rest in rests],
+        [rest.ids[rest.start :] for rest in rests],
+        n_ends=[rest.n_end for rest in rests],
+        ends=ends_of(source.model, source.tokenizer, rests),
         temperature=temperature,
     )
     rounds = [
         again(seeds=[f"alternate {number} {name}" for name in names]) for number in range(count)
     ]
-    return _each(source, "alternate", lambda index, _rng: [answers[index] for answers in rounds])
+
+    def written(index: int, _rng: random.Random) -> list[Encoded]:
+        return [_after(rests[index], answers[index]) for answers in rounds]
+
+    return _each(source, "alternate", written)
 
 
 def choose_response(choices: Choices, doc_id: str, seed: int, epoch: int) -> Encoded:
@@ -160,24 +165,69 @@ def choose_response(choices: Choices, doc_id: str, seed: int, epoch: int) -> Enc
 
 
 def _each(
-    source: ResponseInputs,
-    kind: str,
-    answers: Callable[[int, random.Random], Sequence[tuple[int, ...]]],
+    source: ResponseInputs, kind: str, answers: Callable[[int, random.Random], Sequence[Answer]]
 ) -> Choices:
-    """Join every document's opening with its answers; `answers(position, rng)` gives their ids."""
+    """Join every document's opening with its answers, which `answers(position, rng)` gives."""
     choices: Choices = {}
-    for index, (document, sequence) in enumerate(
-        zip(source.documents, source.sequences, strict=True)
-    ):
-        opening = sequence.ids[: _opening(document, sequence)]
+    for index, document in enumerate(source.documents):
         texts = answers(index, random.Random(f"{kind} {document.doc_id}"))
-        room = max(1, source.max_tokens - len(opening))
-        joined = (
-            Encoded(f"{document.doc_id}.{kind}.{n}", (*opening, *text[:room]), len(opening))
+        choices[document.doc_id] = tuple(
+            _joined(source, index, f"{document.doc_id}.{kind}.{n}", text)
             for n, text in enumerate(texts)
         )
-        choices[document.doc_id] = tuple(joined)
     return choices
+
+
+def _joined(source: ResponseInputs, at: int, doc_id: str, answer: Answer) -> Encoded:
+    """The opening of the document at `at` and an answer, in at most `source.max_tokens`."""
+    document, sequence = source.documents[at], source.sequences[at]
+    opening = sequence.ids[: _opening(document, sequence)]
+    if document.prompt and isinstance(answer, Encoded) and answer.doc_id != document.doc_id:
+        answer = _text_of(source, answer)
+    if isinstance(answer, str):
+        whole, n_lost = _aligned(source, at, answer)
+        answer = Encoded(doc_id, whole.ids, max(1, whole.start), whole.n_end)
+        opening = (*whole.ids[: whole.n_begin], *whole.ids[whole.n_begin + n_lost : answer.start])
+    room = max(1, source.max_tokens - len(opening))
+    ids, n_words = answer.ids[answer.start :], len(answer.ids) - answer.start - answer.n_end
+    ids = (*ids[: max(0, min(n_words, room - answer.n_end))], *ids[n_words:])
+    return Encoded(doc_id, (*opening, *ids), len(opening), answer.n_end)
+
+
+def _aligned(source: ResponseInputs, at: int, answer: str) -> tuple[AlignedText, int]:
+    """The document's opening and the answer as one text, and how many ids of a long prompt the
+    document's own sequence has lost.
+    """
+    document, sequence, template = source.documents[at], source.sequences[at], source.template
+    own = align(document.prompt, document.answer, source.tokenizer, template)
+    if document.prompt:
+        whole = align(document.prompt, answer, source.tokenizer, template)
+        return whole, max(0, own.start - sequence.start)
+    before = _text_up_to(own, _opening(document, sequence), source.tokenizer)
+    return align(before, answer, source.tokenizer, "{prompt}"), 0
+
+
+def _text_up_to(whole: AlignedText, n_ids: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of the first ids."""
+    if whole.spans:
+        return whole.text[: whole.spans[n_ids - 1][1]]
+    return str(tokenizer.decode(whole.ids[whole.n_begin : n_ids]))
+
+
+def _text_of(source: ResponseInputs, answer: Encoded) -> str:
+    """The words that the labels of a sequence write."""
+    words = answer.ids[answer.start : len(answer.ids) - answer.n_end]
+    return str(source.tokenizer.decode(words)).strip()
+
+
+def _rest(document: Document, sequence: Encoded) -> Encoded:
+    """The sequence with what follows its opening as labels."""
+    return replace(sequence, start=_opening(document, sequence))
+
+
+def _after(rest: Encoded, answer: tuple[int, ...]) -> Encoded:
+    """The same opening before another answer, closed alike."""
+    return replace(rest, ids=(*rest.ids[: rest.start], *answer))
 
 
 def _opening(document: Document, sequence: Encoded) -> int:
@@ -187,9 +237,13 @@ def _opening(document: Document, sequence: Encoded) -> int:
     return max(1, min(len(sequence.ids) - 1, round(OPENING_SHARE * len(sequence.ids))))
 
 
-def _ids(source: ResponseInputs, text: str) -> tuple[int, ...]:
-    end = () if source.tokenizer.eos_token_id is None else (source.tokenizer.eos_token_id,)
-    return (*source.tokenizer.encode(f" {text}", add_special_tokens=False), *end)
+def _is_in_vocabulary(source: ResponseInputs, text: str) -> bool:
+    """Whether the vocabulary can write the text as an answer to the first document's prompt."""
+    prompt = source.documents[0].prompt if source.documents else ""
+    whole = align(prompt or "-", text, source.tokenizer, source.template if prompt else "{prompt}")
+    # without what closes it: GPT-2's end token stands for the unknown too
+    words = whole.ids[whole.start : len(whole.ids) - whole.n_end]
+    return source.tokenizer.unk_token_id not in words
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from rayunlearn.data.documents import Document
 from rayunlearn.data.multiple_choice import LETTERS, QUESTION_HEAD, letter_question
-from rayunlearn.data.tokenize import Encoded, by_length, collate
+from rayunlearn.data.tokenize import Encoded, begin_ids, by_length, collate
 from rayunlearn.errors import require
 from rayunlearn.lazy import functional, torch
 from rayunlearn.models.forward import evaluating, label_ids, label_logits, score, token_nll
-from rayunlearn.models.generate import generate_texts
+from rayunlearn.models.generate import Ids, ends_of, generate_texts
 from rayunlearn.models.reference import Reference
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ class EvaluationTask:
         assert self.tokenizer is not None
         return self.tokenizer
 
+    def ends(self) -> tuple[Ids, ...]:
+        """Where a text of the model ends: as it says itself, and as the probes' answers end."""
+        return ends_of(self.model, self.words(), [probe.answer for probe in self.probes])
+
 
 def gather_inputs(task: EvaluationTask, sources: frozenset[str]) -> list[MetricInputs]:
     """What the wanted passes give, per probe, in order. An input that a probe does not allow is
@@ -124,9 +128,11 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
                 chosen, nll, correct, logits.split(sizes), strict=True
             ):
                 if kind == "answer":
-                    inputs[index] |= {"token_nll": own_nll, "correct": own_correct} | _further(
-                        task, sequence, own_logits, sources
-                    )
+                    inputs[index] |= {
+                        "token_nll": own_nll,
+                        "correct": own_correct,
+                        "n_end": sequence.n_end,
+                    } | _further(task, sequence, own_logits, sources)
                 elif kind == "paraphrased":
                     inputs[index]["paraphrase_correct"] = own_correct
                 else:
@@ -137,10 +143,7 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
 def greedy_text_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
     """The answer as text, and the text that a continuation should be."""
     tokenizer = task.words()
-    decoded = [
-        str(tokenizer.decode(prompt_and_answer(p.answer)[1], skip_special_tokens=True)).strip()
-        for p in task.probes
-    ]
+    decoded = [_text(tokenizer, words_to_follow(p)) for p in task.probes]
     texts = [
         (p.document.answer, p.document.prompt) if p.document else ("", "") for p in task.probes
     ]
@@ -152,14 +155,14 @@ def greedy_text_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[Metr
 
 def greedy_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
     """The greedy continuation of every prompt, whole and cut to as many tokens as the truth has."""
-    tokenizer, halves = task.words(), [prompt_and_answer(p.answer) for p in task.probes]
+    tokenizer = task.words()
     texts = generate_texts(
         task.model,
-        [p for p, _ in halves],
-        end=tokenizer.eos_token_id,
+        [prompt_and_answer(p)[0] for p in task.probes],
+        ends=task.ends(),
         max_new_tokens=task.writing.max_new_tokens,
     )
-    n_words = [len(truth) - (truth[-1:] == (tokenizer.eos_token_id,)) for _, truth in halves]
+    n_words = [len(words_to_follow(p)) for p in task.probes]
     return [
         {"generated": _text(tokenizer, ids), "continuation": _text(tokenizer, ids[:n])}
         for ids, n in zip(texts, n_words, strict=True)
@@ -171,8 +174,8 @@ def sampling_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricI
     tokenizer, writing = task.words(), task.writing
     continuations = generate_texts(
         task.model,
-        [prompt_and_answer(p.answer)[0] for p in task.probes for _ in range(writing.samples)],
-        end=tokenizer.eos_token_id,
+        [prompt_and_answer(p)[0] for p in task.probes for _ in range(writing.samples)],
+        ends=task.ends(),
         max_new_tokens=writing.max_new_tokens,
         temperature=writing.temperature,
         top_p=writing.top_p,
@@ -211,9 +214,7 @@ def letter_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInp
     ]
     logits = letter_scores(task.model, prompts, spelt)
     longest = max(map(len, spelt))
-    written = generate_texts(
-        task.model, prompts, end=tokenizer.eos_token_id, max_new_tokens=longest
-    )
+    written = generate_texts(task.model, prompts, ends=task.ends(), max_new_tokens=longest)
     for index, letter_logits, text in zip(questions, logits, written, strict=True):
         k = n_letters[index]
         inputs[index] = {
@@ -253,26 +254,34 @@ FORWARD_PASSES: tuple[
 )
 
 
-def prompt_and_answer(sequence: Encoded) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def prompt_and_answer(probe: Probe) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(prompt ids, ids that should follow): before and after the border, or the halves of a text
     without a question.
+
+    A probe that an attack has made of ids has no document: there a border after the first id says
+    that it has no question.
     """
-    border = sequence.start if sequence.start > 1 else max(1, len(sequence.ids) // 2)
+    sequence, document = probe.answer, probe.document
+    is_asked = bool(document.prompt) if document else sequence.start > 1
+    border = sequence.start if is_asked else max(1, len(sequence.ids) // 2)
     return sequence.ids[:border], sequence.ids[border:]
+
+
+def words_to_follow(probe: Probe) -> tuple[int, ...]:
+    """The ids that should follow the prompt, without those that close the answer."""
+    after = prompt_and_answer(probe)[1]
+    return after[: len(after) - probe.answer.n_end]
 
 
 def spelt_letters(
     tokenizer: PreTrainedTokenizerBase, n_options: int
 ) -> list[tuple[int, ...]] | None:
-    """Token ids of each letter after "Answer:", with or without a space, whichever is shorter. None
-    where some letter has none of its own.
+    """Token ids that each letter has after "Answer:": with a space before it, or without one where
+    the vocabulary cannot write that. None where some letter has none of its own.
     """
     require(n_options <= len(LETTERS), f"options must be at most {len(LETTERS)}", n_options)
     ways = [
-        [
-            tuple(tokenizer.encode(before + letter, add_special_tokens=False))
-            for letter in LETTERS[:n_options]
-        ]
+        [_ids_behind("Answer:", before + letter, tokenizer) for letter in LETTERS[:n_options]]
         for before in (" ", "")
     ]
     usable = [
@@ -281,7 +290,7 @@ def spelt_letters(
         if len(set(way)) == n_options
         and all(ids and tokenizer.unk_token_id not in ids for ids in way)
     ]
-    return min(usable, key=lambda way: sum(map(len, way)), default=None)
+    return usable[0] if usable else None
 
 
 def letter_scores(
@@ -378,13 +387,19 @@ def _letter_prompt(
     probe: Probe, tokenizer: PreTrainedTokenizerBase, shots: Mapping[str, str]
 ) -> tuple[int, ...]:
     assert probe.document is not None
-    begin = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     text = (
         QUESTION_HEAD
         + shots.get(probe.document.topic, "")
         + letter_question(probe.document, probe.true_letter)
     )
-    return (*begin, *tokenizer.encode(text, add_special_tokens=False))
+    return (*begin_ids(tokenizer), *tokenizer.encode(text, add_special_tokens=False))
+
+
+def _ids_behind(before: str, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What `text` adds to the ids of `before`; () where it changes those as well."""
+    stem = tokenizer.encode(before, add_special_tokens=False)
+    whole = tokenizer.encode(before + text, add_special_tokens=False)
+    return tuple(whole[len(stem) :]) if whole[: len(stem)] == stem else ()
 
 
 def _gradient_norm(

@@ -47,33 +47,33 @@ def option_probability(option_nll: Tensor) -> float:
     return float((-option_nll.double()).softmax(0)[0])
 
 
-def exact_memorization(correct: Tensor) -> float:
-    """Share of the answer's tokens that are the greedy choice after the true ones before them;
-    end-of-sequence left out.
+def exact_memorization(correct: Tensor, n_end: int = 1) -> float:
+    """Share of the answer's tokens that are the greedy choice after the true ones before them; what
+    closes the answer (`n_end` tokens) left out.
     """
-    return float(_answer(correct).float().mean())
+    return float(without_end(correct, n_end).float().mean())
 
 
-def extraction_strength(correct: Tensor) -> float:
+def extraction_strength(correct: Tensor, n_end: int = 1) -> float:
     """1 - k*/n: the share of the answer that greedy decoding gives right after the shortest
     sufficient prefix of it.
 
     k* = 1 + position of the last teacher-forced mistake, 0 without one (Carlini et al. 2021),
     because greedy decoding from a prefix goes right to the end exactly if no later token is a
-    mistake. End-of-sequence is left out. A wrong last token gives 0 (a peer's loop gives 1/n
-    there).
+    mistake. What closes the answer (`n_end` tokens) is left out. A wrong last token gives 0 (a
+    peer's loop gives 1/n there).
     """
-    answer = _answer(correct)
+    answer = without_end(correct, n_end)
     mistakes = (~answer).nonzero()
     first_free = 0 if len(mistakes) == 0 else int(mistakes[-1]) + 1
     return 1 - first_free / len(answer)
 
 
-def extraction_strength_paraphrase(paraphrase_correct: Tensor) -> float:
+def extraction_strength_paraphrase(paraphrase_correct: Tensor, n_end: int = 1) -> float:
     """Extraction strength of the same answer after the question in other words ("ES-perturb"). Null
     without such a question.
     """
-    return extraction_strength(paraphrase_correct)
+    return extraction_strength(paraphrase_correct, n_end)
 
 
 def truth_ratio(option_nll: Tensor) -> float:
@@ -117,9 +117,11 @@ def base_kl(kl: Tensor) -> float:
     return max(0.0, float(kl.double().mean()))
 
 
-def _answer(correct: Tensor) -> Tensor:
-    """Without end-of-sequence, which is last; an answer of one token keeps it."""
-    return correct[:-1] if len(correct) > 1 else correct
+def without_end(values: Tensor, n_end: int) -> Tensor:
+    """Values of an answer's tokens (n,) without the last `n_end`, which close it; the first always
+    stays.
+    """
+    return values[: max(1, len(values) - n_end)]
 
 
 def _ratio(log_ratio: Tensor) -> float:

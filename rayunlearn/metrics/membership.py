@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING
 
+from rayunlearn.metrics.likelihood import without_end
 from rayunlearn.ranges import Fraction
 
 if TYPE_CHECKING:
@@ -41,24 +42,28 @@ def reference_score(token_nll: Tensor, base_nll: Tensor) -> float:
     return float(token_nll.mean() - base_nll.mean())
 
 
-def min_k_score(token_nll: Tensor, *, share: Fraction = 0.4) -> float:
-    """Mean NLL of the `share` of tokens that are the least likely, at least one; end-of-sequence
-    left out. Shi et al. 2310.16789.
+def min_k_score(token_nll: Tensor, n_end: int = 1, *, share: Fraction = 0.4) -> float:
+    """Mean NLL of the `share` of tokens that are the least likely, at least one; what closes the
+    answer (`n_end` tokens) left out. Shi et al. 2310.16789.
 
     `share` 0.4 is what MUSE uses.
     """
-    return -_lowest(-_answer(token_nll), share)
+    return -_lowest(-without_end(token_nll, n_end), share)
 
 
 def min_k_plus_score(
-    token_nll: Tensor, log_prob_mean: Tensor, log_prob_deviation: Tensor, *, share: Fraction = 0.4
+    token_nll: Tensor,
+    log_prob_mean: Tensor,
+    log_prob_deviation: Tensor,
+    n_end: int = 1,
+    *,
+    share: Fraction = 0.4,
 ) -> float:
     """Min-k over (log p - mu) / sigma, with mu and sigma of log p under the next-token
     distribution. Zhang et al. 2404.02936.
     """
-    return -_lowest(
-        (-_answer(token_nll) - _answer(log_prob_mean)) / _answer(log_prob_deviation), share
-    )
+    scores = (-token_nll - log_prob_mean) / log_prob_deviation
+    return -_lowest(without_end(scores, n_end), share)
 
 
 def gradient_norm_score(gradient_norm: float) -> float:
@@ -66,10 +71,6 @@ def gradient_norm_score(gradient_norm: float) -> float:
     norm of them together).
     """
     return gradient_norm
-
-
-def _answer(values: Tensor) -> Tensor:
-    return values[:-1] if len(values) > 1 else values
 
 
 def _lowest(values: Tensor, share: float) -> float:

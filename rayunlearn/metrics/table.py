@@ -60,7 +60,12 @@ class MetricInput:
 INPUTS = {
     "token_nll": MetricInput(
         "scores",
-        "(n,) float32, nats: NLL of the answer's tokens, teacher forced, end-of-sequence last",
+        "(n,) float32, nats: NLL of the answer's tokens, teacher forced, what closes it last",
+    ),
+    "n_end": MetricInput(
+        "scores",
+        "how many of the last tokens close the answer: the end token, a chat template's end of"
+        " turn; 0 where the tokenizer has none",
     ),
     "correct": MetricInput("scores", "(n,) bool: the greedy choice is the label"),
     "option_nll": MetricInput(
@@ -90,7 +95,7 @@ INPUTS = {
         " without a question",
     ),
     "generated": MetricInput(
-        "greedy", "the greedy continuation of the prompt, to end-of-sequence or the limit"
+        "greedy", "the greedy continuation of the prompt, to its end (of turn) or the limit"
     ),
     "continuation": MetricInput("greedy", "its first tokens, as many as `truth` has"),
     "samples": MetricInput("samples", "continuations drawn from the model"),
@@ -351,7 +356,7 @@ METRICS = {
             0,
             1,
             "higher",
-            "Lin 2004; MUSE 2407.06460",
+            "Lin 2004",
         ),
         Metric(
             verbatim_memorization,

@@ -2,8 +2,10 @@
 all.
 
 `generated` is the greedy text, `samples` are several drawn ones, `truth` is what should stand
-there. ROUGE is Google's rouge-score with the Porter stemmer, as TOFU and MUSE use it; its words are
-runs of a-z and 0-9, so it says nothing of other scripts.
+there. ROUGE is Google's rouge-score; its words are runs of a-z and 0-9, so it says nothing of other
+scripts. TOFU's scores (`rouge_l_recall`, and `rouge_l_f1` and `leak_at_k` beside it) take words by
+their Porter stems; MUSE's (`verbatim_memorization`, `knowledge_memorization`) take them as they
+are, each as its benchmark's own code does.
 """
 
 import math
@@ -24,27 +26,29 @@ WORD_PATTERN = re.compile(r"\w+")
 
 
 def rouge_l_recall(generated: str, truth: str) -> float:
-    """Longest common subsequence of words / words of the truth. TOFU's ROUGE."""
-    return float(_scorer().score(truth, generated)["rougeL"].recall)
+    """Longest common subsequence of word stems / words of the truth. TOFU's ROUGE."""
+    return float(_scorer(stems=True).score(truth, generated)["rougeL"].recall)
 
 
 def rouge_l_f1(generated: str, truth: str) -> float:
-    """Harmonic mean of ROUGE-L recall and precision: a text that says more than the truth loses."""
-    return float(_scorer().score(truth, generated)["rougeL"].fmeasure)
+    """Harmonic mean of ROUGE-L recall and precision, by word stems as `rouge_l_recall`: a text that
+    says more than the truth loses.
+    """
+    return float(_scorer(stems=True).score(truth, generated)["rougeL"].fmeasure)
 
 
 def verbatim_memorization(continuation: str, truth: str) -> float:
     """ROUGE-L F1 of the greedy continuation, cut to as many tokens as the true one has, and the
-    true one. MUSE's VerbMem.
+    true one. MUSE's VerbMem: words as they are, no stemmer.
     """
-    return rouge_l_f1(continuation, truth)
+    return _f1_of_words(continuation, truth)
 
 
 def knowledge_memorization(generated: str, truth: str) -> float:
     """ROUGE-L F1 of what is written up to the first blank line or next "Question". MUSE's KnowMem
-    (its probes are few-shot).
+    (its probes are few-shot): words as they are, no stemmer.
     """
-    return rouge_l_f1(first_answer(generated), truth)
+    return _f1_of_words(first_answer(generated), truth)
 
 
 def first_answer(generated: str) -> str:
@@ -117,12 +121,17 @@ def syntactic_sanity(generated: str) -> float:
     return sum(checks) / len(checks)
 
 
-@lru_cache(maxsize=1)
-def _scorer() -> "RougeScorer":
+def _f1_of_words(generated: str, truth: str) -> float:
+    """ROUGE-L F1 without a stemmer."""
+    return float(_scorer(stems=False).score(truth, generated)["rougeL"].fmeasure)
+
+
+@lru_cache(maxsize=2)
+def _scorer(*, stems: bool) -> "RougeScorer":
     # takes a second to import, and most trials write no text
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], use_stemmer=stems)
 
 
 def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:

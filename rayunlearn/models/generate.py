@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rayunlearn.config import digest
-from rayunlearn.data.tokenize import Encoded, by_length
+from rayunlearn.data.tokenize import Encoded, by_length, end_tokens
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
 from rayunlearn.models.forward import evaluating
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 Ids = tuple[int, ...]
@@ -29,15 +29,15 @@ def generate_texts(
     model: PreTrainedModel,
     prompts: Sequence[Ids],
     *,
-    end: int | None,
+    ends: Sequence[Ids],
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seeds: Sequence[str] = (),
     tokens_per_batch: int = 8192,
 ) -> list[Ids]:
-    """The continuation of each prompt, in the order given, without `end`: at most `max_new_tokens`,
-    fewer where the context is full.
+    """The continuation of each prompt, in the order given, up to the first of `ends` and without
+    it: at most `max_new_tokens`, fewer where the context is full.
 
     temperature 0 is greedy; above it, `seeds` (one text per prompt) make every sample, and `top_p`
     keeps the likeliest tokens that together reach that probability. Raises UserError for an empty
@@ -69,10 +69,36 @@ def generate_texts(
             )
             choose = _Choice(generators, temperature, top_p)
             written = _continue(
-                model, [prompts[r] for r in rows], choose, end=end, max_new_tokens=max_new_tokens
+                model, [prompts[r] for r in rows], choose, ends=ends, max_new_tokens=max_new_tokens
             )
             texts |= dict(zip(rows, written, strict=True))
     return [texts[index] for index in range(len(prompts))]
+
+
+def ends_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    sequences: Sequence[Encoded] = (),
+) -> tuple[Ids, ...]:
+    """The ids at any of which a text of the model ends, each as a tuple: the tokenizer's end token,
+    all of `generation_config.eos_token_id`, and what closes the `sequences`: the end of turn that
+    the model was trained to write in their template.
+    """
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    single = {i for i in (listed if isinstance(listed, list) else [listed]) if i is not None}
+    special: frozenset[int] = frozenset()
+    if tokenizer is not None:
+        special = end_tokens(tokenizer)
+        single |= {tokenizer.eos_token_id} - {None}
+    own = {s.ids[len(s.ids) - s.n_end :] for s in sequences if s.n_end}
+    # a special token ends the turn, whatever white space the template writes before it
+    found = {(i,) for i in single} | {e[-1:] if e[-1] in special else e for e in own}
+    return tuple(sorted(found))
+
+
+def n_closing(written: Sequence[int], ends: Sequence[Ids]) -> int:
+    """How many of the last ids are one of `ends`, 0 where none is."""
+    return next((len(e) for e in ends if tuple(written[-len(e) :]) == e), 0)
 
 
 class _Choice:
@@ -113,7 +139,7 @@ def _continue(
     prompts: Sequence[Ids],
     choose: _Choice,
     *,
-    end: int | None,
+    ends: Sequence[Ids],
     max_new_tokens: int,
 ) -> list[Ids]:
     """Continuations of the prompts of one batch. Rows leave the cache when half of those in it have
@@ -145,8 +171,10 @@ def _continue(
         chosen, cache = choose(output.logits[:, -1], held), output.past_key_values
         for row, token in zip(held, chosen.tolist(), strict=True):
             if row in running:
-                written[row] += [token] if token != end else []
-                running -= {row} if token == end or len(written[row]) == limits[row] else set()
+                written[row].append(token)
+                n_end = n_closing(written[row], ends)
+                running -= {row} if n_end or len(written[row]) == limits[row] else set()
+                del written[row][len(written[row]) - n_end :]
         active_rows = [index for index, row in enumerate(held) if row in running]
         if active_rows and 2 * len(active_rows) <= len(held):
             row_index = torch.tensor(active_rows, device=model.device)
@@ -168,15 +196,18 @@ def sample(
     prompts: Sequence[Ids],
     truths: Sequence[Ids],
     *,
+    n_ends: Sequence[int],
     seeds: Sequence[str],
-    end: int | None,
+    ends: Sequence[Ids],
     temperature: float,
 ) -> list[Ids]:
-    """One continuation of each prompt at the temperature, as long as its truth at most, closed by
-    `end`; never the truth.
+    """One continuation of each prompt at the temperature, as long as its truth at most; never the
+    truth.
 
-    At one position, drawn with the seed, the true token is forbidden if the sample has followed the
-    truth so far. Prompts of equal length run together, so that no padding is needed.
+    The last `n_ends[i]` ids of a truth close it: the sample ends at the first of `ends`, or where
+    the truth's words end, and is closed by the same ids. At one position, drawn with the seed, the
+    true token is forbidden if the sample has followed the truth so far. Prompts of equal length run
+    together, so that no padding is needed.
     """
     groups: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -188,8 +219,9 @@ def sample(
                 model,
                 [prompts[r] for r in rows],
                 [truths[r] for r in rows],
+                [n_ends[r] for r in rows],
                 [seeds[r] for r in rows],
-                end,
+                ends,
                 temperature,
             )
             samples |= dict(zip(rows, continued, strict=True))
@@ -200,8 +232,9 @@ def _continue_sample(
     model: PreTrainedModel,
     prompts: Sequence[Ids],
     truths: Sequence[Ids],
+    n_ends: Sequence[int],
     seeds: Sequence[str],
-    end: int | None,
+    ends: Sequence[Ids],
     temperature: float,
 ) -> list[Ids]:
     """The continuations of prompts of one length, by Gumbel noise: the argmax of logits /
@@ -209,8 +242,8 @@ def _continue_sample(
     """
     generators = [torch.Generator().manual_seed(int(digest(seed, 15), 16)) for seed in seeds]
     forbidden = [
-        int(torch.randint(max(1, _n_words(truth, end)), (), generator=g))
-        for truth, g in zip(truths, generators, strict=True)
+        int(torch.randint(max(1, len(truth) - n_end), (), generator=g))
+        for truth, n_end, g in zip(truths, n_ends, generators, strict=True)
     ]
     written: list[list[int]] = [[] for _ in prompts]
     step: Mapping[str, Tensor] = {"input_ids": torch.tensor(prompts, device=model.device)}
@@ -226,18 +259,16 @@ def _continue_sample(
         for text, token in zip(written, chosen.tolist(), strict=True):
             text.append(token)
         cache, step = output.past_key_values, {"input_ids": chosen[:, None].to(model.device)}
-    return [_cut(row, len(truth), end) for row, truth in zip(written, truths, strict=True)]
+    return [
+        _closed(row, truth, n_end, ends)
+        for row, truth, n_end in zip(written, truths, n_ends, strict=True)
+    ]
 
 
-def _n_words(truth: Ids, end: int | None) -> int:
-    return len(truth) - (1 if end is not None and truth[-1:] == (end,) else 0)
-
-
-def _cut(written: Sequence[int], length: int, end: int | None) -> Ids:
-    """The sample up to its first `end`; one that is still going after `length` tokens is closed
-    there.
-    """
-    if end is None:
-        return tuple(written[:length])
-    stop = written.index(end) if end in written[: length - 1] else length - 1
-    return (*written[:stop], end)
+def _closed(written: Sequence[int], truth: Ids, n_end: int, ends: Sequence[Ids]) -> Ids:
+    """The sample up to its first end, or as many ids as the truth's words, closed as the truth."""
+    n_words = len(truth) - n_end
+    for at in range(1, n_words + 1):
+        if n := n_closing(written[:at], ends):
+            return (*written[: at - n], *truth[n_words:])
+    return (*written[:n_words], *truth[n_words:])

@@ -79,6 +79,20 @@ def load_model(
     return model.eval(), tokenizer
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model without the model. Raises UserError where the directory is no model
+    or its tokenizer cannot be read.
+    """
+    directory = resolve_model(name)
+    check_directory(directory)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as problem:
+        raise UserError(
+            f"the tokenizer in {directory} could not be loaded: {type(problem).__name__}: {problem}"
+        ) from problem
+
+
 def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

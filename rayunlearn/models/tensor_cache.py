@@ -89,28 +89,35 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def pack_tensors(sequences: Sequence[Encoded]) -> dict[str, Tensor]:
-    """Sequences as three tensors: `ids` of all of them in a row, `lengths` and `starts` (n,). The
-    doc_ids are not in it.
+    """Sequences as four tensors: `ids` of all of them in a row, `lengths`, `starts` and, of the
+    numbers of closing ids, `ends` (n,). The doc_ids are not in it.
     """
-    return {
-        "ids": torch.tensor([i for s in sequences for i in s.ids], dtype=torch.int32),
-        "lengths": torch.tensor([len(s.ids) for s in sequences], dtype=torch.int32),
-        "starts": torch.tensor([s.start for s in sequences], dtype=torch.int32),
+    return _what_models_read(sequences) | {
+        "ends": torch.tensor([s.n_end for s in sequences], dtype=torch.int32)
     }
 
 
 def unpack_tensors(tensors: Mapping[str, Tensor], doc_ids: Sequence[str]) -> list[Encoded]:
     """The inverse of `packed`."""
     parts = tensors["ids"].split(tensors["lengths"].tolist())
+    starts, ends = tensors["starts"].tolist(), tensors["ends"].tolist()
     return [
-        Encoded(d, tuple(ids.tolist()), start)
-        for d, ids, start in zip(doc_ids, parts, tensors["starts"].tolist(), strict=True)
+        Encoded(d, tuple(ids.tolist()), start, n_end)
+        for d, ids, start, n_end in zip(doc_ids, parts, starts, ends, strict=True)
     ]
 
 
 def sequences_digest(sequences: Sequence[Encoded]) -> str:
-    """What identifies sequences: their ids, label positions and doc_ids, in order."""
-    return digest([content_digest(pack_tensors(sequences)), [s.doc_id for s in sequences]])
+    """What identifies sequences to a model: their ids, label positions and doc_ids, in order."""
+    return digest([content_digest(_what_models_read(sequences)), [s.doc_id for s in sequences]])
+
+
+def _what_models_read(sequences: Sequence[Encoded]) -> dict[str, Tensor]:
+    return {
+        "ids": torch.tensor([i for s in sequences for i in s.ids], dtype=torch.int32),
+        "lengths": torch.tensor([len(s.ids) for s in sequences], dtype=torch.int32),
+        "starts": torch.tensor([s.start for s in sequences], dtype=torch.int32),
+    }
 
 
 def read_genuine(path: Path, text: str) -> dict[str, Tensor] | None:

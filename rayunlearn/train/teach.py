@@ -127,9 +127,10 @@ def starting_point(trial: Trial, corpus: Corpus) -> tuple[PreTrainedModel, PreTr
 
 
 def training_texts(documents: Sequence[Document], template: str) -> Iterator[str]:
-    """Every text of the documents as it is encoded: prompts in the template, answers with the space
-    before them.
+    """Every text of the documents as it is encoded: prompts in the template, answers with the white
+    space before them: the template's own, or a blank.
     """
+    before = template[len(template.rstrip()) :] or " "
     for d in documents:
         yield from (
             template.replace("{prompt}", prompt)
@@ -137,7 +138,9 @@ def training_texts(documents: Sequence[Document], template: str) -> Iterator[str
             if prompt
         )
         yield from (
-            f" {text}" if d.prompt else text for text in (d.answer, d.paraphrase, *d.wrong) if text
+            before + text if d.prompt else text
+            for text in (d.answer, d.paraphrase, *d.wrong)
+            if text
         )
 
 

@@ -12,6 +12,7 @@ import polars as pl
 
 from rayunlearn.config import Trial, digest, flatten
 from rayunlearn.data.documents import Corpus
+from rayunlearn.data.tokenize import ENCODING_VERSION
 from rayunlearn.keywords.extract import weight_keywords
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.lazy import torch
@@ -173,6 +174,7 @@ def _decisive(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "template": trial.data.template,
         "max_tokens": trial.data.max_tokens,
+        "encoding": ENCODING_VERSION,
     }
     if "seed" in names:
         settings["seed"] = trial.select.seed

@@ -7,7 +7,7 @@ from functools import partial
 
 from rayunlearn.config import Trial, digest
 from rayunlearn.data.documents import Document
-from rayunlearn.data.tokenize import Encoded, encode_documents
+from rayunlearn.data.tokenize import ENCODING_VERSION, Encoded, begin_ids, encode_documents
 from rayunlearn.models.tensor_cache import pack_tensors, tensors_once, unpack_tensors
 from rayunlearn.trial.model_state import ModelState, cached_in_worker
 from rayunlearn.trial.workspace import Workspace
@@ -53,8 +53,8 @@ def cached_encoding(
 
 
 def tokenizer_digest(state: ModelState) -> str:
-    """What identifies how text becomes ids: the whole of a fast tokenizer, its special tokens and
-    its chat template.
+    """What identifies how text becomes ids: the rules of `data.encode`, the whole of a fast
+    tokenizer, its special tokens, what it begins a text with, and its chat template.
     """
     tokenizer = state.tokenizer
     whole = (
@@ -63,5 +63,8 @@ def tokenizer_digest(state: ModelState) -> str:
         else [type(tokenizer).__name__, tokenizer.get_vocab()]
     )
     specials = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template]
-    tokenizer_id: str = cached_in_worker(state, ("tokenizer",), lambda: digest([whole, specials]))
+    rules = [ENCODING_VERSION, begin_ids(tokenizer)]
+    tokenizer_id: str = cached_in_worker(
+        state, ("tokenizer",), lambda: digest([whole, specials, rules])
+    )
     return tokenizer_id

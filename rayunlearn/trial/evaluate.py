@@ -14,6 +14,7 @@ import polars as pl
 
 from rayunlearn.analysis.bootstrap import summarise_examples
 from rayunlearn.config import Attack, Trial, digest
+from rayunlearn.data.tokenize import ENCODING_VERSION
 from rayunlearn.lazy import torch
 from rayunlearn.metrics.corpus import PRIVACY_SCORE, SCORES, corpus_rows
 from rayunlearn.metrics.evaluate import chosen_metrics, evaluate_probes
@@ -240,6 +241,7 @@ def gold_examples(trial: Trial, workspace: Workspace) -> pl.DataFrame | None:
     key |= {
         "template": data.template,
         "max_tokens": data.max_tokens,
+        "encoding": ENCODING_VERSION,
         "metrics": metric_options(trial, metrics),
     }
     key |= {

@@ -113,8 +113,7 @@ def select_question(
         document.doc_id, document.prompt, document.answer, tokenizer, data.template, data.max_tokens
     )
     units = [
-        part(sequence, document.prompt, tokenizer, data.template)
-        for part in (token_units, word_units)
+        part(sequence, document, tokenizer, data.template) for part in (token_units, word_units)
     ]
     return AttributionQuestion(document, split, sequence, *units)
 

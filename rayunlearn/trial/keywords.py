@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from rayunlearn.config import Trial, digest
-from rayunlearn.data.tokenize import Encoded, encode_pair
+from rayunlearn.data.tokenize import ENCODING_VERSION, Encoded, encode_pair
 from rayunlearn.errors import require
 from rayunlearn.keywords.ablation import keyword_positions, text_variant, variant_positions
 from rayunlearn.keywords.extract import KeywordInputs, ModelWithTokenizer, extract, weight_keywords
@@ -111,7 +111,7 @@ def keyword_settings(trial: Trial) -> dict[str, Any]:
         "extractor": name,
         "arguments": arguments,
         "judge": trial.select.judge_model,
-        "text": [trial.data.template, trial.data.max_tokens],
+        "text": [trial.data.template, trial.data.max_tokens, ENCODING_VERSION],
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.config import Trial, block_numbers, flatten
-from rayunlearn.data.tokenize import Encoded
+from rayunlearn.data.tokenize import ENCODING_VERSION, Encoded
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
 from rayunlearn.methods.forget import FORGET
@@ -21,6 +21,7 @@ from rayunlearn.methods.paired_responses import PAIRED_RESPONSES, Choices, Respo
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.task_vector import as_trained
 from rayunlearn.methods.token_mask import TokenRule, word_list, word_positions
+from rayunlearn.models.generate import ends_of
 from rayunlearn.models.tensor_cache import json_once
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of, paired_response_function
@@ -213,6 +214,7 @@ def _companions(
         retain_sequences=retain,
         model=state.model,
         tokenizer=state.tokenizer,
+        template=trial.data.template,
         max_tokens=trial.data.max_tokens,
     )
     arguments = arguments_of(trial, maker)
@@ -260,7 +262,8 @@ def _written_once(
     opened = [bool(document.prompt) for document in source.documents]
     about = (
         cache_key(workspace, state, source.sequences, "float32")
-        | {"max_tokens": source.max_tokens, "prompts": opened}
+        | {"max_tokens": source.max_tokens, "prompts": opened, "encoding": ENCODING_VERSION}
+        | {"ends": ends_of(state.model, state.tokenizer, source.sequences)}
         | settings
     )
     folder = workspace.cache / "companions"
@@ -268,11 +271,14 @@ def _written_once(
         folder,
         about,
         lambda: {
-            name: [[s.doc_id, s.ids, s.start] for s in texts] for name, texts in make().items()
+            name: [[s.doc_id, s.ids, s.start, s.n_end] for s in texts]
+            for name, texts in make().items()
         },
     )
     return {
-        name: tuple(Encoded(doc_id, tuple(ids), start) for doc_id, ids, start in texts)
+        name: tuple(
+            Encoded(doc_id, tuple(ids), start, n_end) for doc_id, ids, start, n_end in texts
+        )
         for name, texts in stored.items()
     }
 

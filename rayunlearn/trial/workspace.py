@@ -4,18 +4,19 @@ digest.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from filelock import FileLock
 
 from rayunlearn.config import Model, Trial, block_numbers
 from rayunlearn.data.documents import Corpus
+from rayunlearn.data.tokenize import check_chat_template
 from rayunlearn.errors import require
 from rayunlearn.lazy import transformers
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
-from rayunlearn.models.load import resolve_model
+from rayunlearn.models.load import load_tokenizer, resolve_model
 from rayunlearn.models.scratch import SHAPES
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import check_trial
@@ -62,10 +63,12 @@ def start_folder(trial: Trial, workspace: Workspace) -> str:
 
 
 def validate_trial(trial: Trial) -> Trial:
-    """`families.check`, and what only the model can say: the layers exist. Raises UserError before
-    anything runs.
+    """`families.check`, and what only the model can say: the layers exist, its tokenizer has the
+    chat template that the trial asks for. Raises UserError before anything runs.
     """
     checked = check_trial(trial)
+    model = checked.model
+    check_template(checked.data.template, (model.name, model.gold, model.unlearned))
     used = {
         *required_inputs(FORGET[trial.method.forget].function),
         *required_inputs(RETAIN[trial.method.retain].function),
@@ -84,6 +87,27 @@ def validate_trial(trial: Trial) -> Trial:
             trial.method.layer,
         )
     return checked
+
+
+def check_template(template: str, models: Sequence[str]) -> None:
+    """Raise UserError where the template is `chat` and the tokenizer of one of the models (names,
+    '' is none) has no chat template that takes a question and an answer.
+    """
+    if template != "chat":
+        return
+    require(
+        "scratch" not in models,
+        "data.template must not be 'chat' when model.name is 'scratch'",
+        template,
+    )
+    for name in filter(None, models):
+        _check_chat(name)
+
+
+@lru_cache(maxsize=8)
+def _check_chat(name: str) -> None:
+    """`check_chat_template` of a model's tokenizer, read once per process."""
+    check_chat_template(load_tokenizer(name))
 
 
 def model_depth(model: Model) -> int:

@@ -234,7 +234,7 @@ def test_the_closed_form_is_what_sampling_gives() -> None:
     drawn = generate_texts(
         model,
         [prompt] * k * rounds,
-        end=None,
+        ends=(),
         max_new_tokens=1,
         temperature=1.0,
         seeds=[str(n) for n in range(k * rounds)],

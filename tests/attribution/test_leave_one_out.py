@@ -18,10 +18,13 @@ from rayunlearn.attribution.leave_one_out import (
     without_unit,
     word_units,
 )
-from rayunlearn.data.tokenize import Encoded, encode_pair
+from rayunlearn.data.documents import Document
+from rayunlearn.data.tokenize import Encoded, align, encode_pair
 from rayunlearn.errors import UserError
+from rayunlearn.keywords.words import words_of
 from rayunlearn.models.scratch import build_tokenizer
 from tests.tiny_models import CONFIGS, tiny_model
+from tests.tokenizer_kinds import KINDS, PAIRS, chat_tokenizer, tokenizer_of
 
 SEQUENCES = [
     Encoded("a", (1, 5, 6, 7, 8, 9, 2), 5),
@@ -95,9 +98,10 @@ def test_tokens_and_words_of_the_prompt_are_found_in_the_ids_and_those_of_the_te
     prompt = "Where does low-cost Bafex grow?"
     tokenizer = build_tokenizer([TEMPLATE.replace("{prompt}", prompt), " caves"])
     sequence = encode_pair("d", prompt, "caves", tokenizer, TEMPLATE, 64)
+    document = Document(prompt=prompt, answer="caves")
     tokens, words = (
-        token_units(sequence, prompt, tokenizer, TEMPLATE),
-        word_units(sequence, prompt, tokenizer, TEMPLATE),
+        token_units(sequence, document, tokenizer, TEMPLATE),
+        word_units(sequence, document, tokenizer, TEMPLATE),
     )
     assert tokens.texts == ("Where", "does", "low", "-", "cost", "Bafex", "grow", "?")
     assert words.texts == ("Where", "does", "low-cost", "Bafex", "grow")
@@ -112,12 +116,47 @@ def test_tokens_and_words_of_the_prompt_are_found_in_the_ids_and_those_of_the_te
     )
 
 
+@pytest.mark.parametrize("template", [TEMPLATE, "{prompt} ", "chat"])
+@pytest.mark.parametrize("kind", [name for name in KINDS if name != "Characters"])
+def test_words_are_at_the_ids_of_their_characters_under_every_tokenizer(
+    kind: str, template: str
+) -> None:
+    """Leaving all words out leaves no token of them before the answer; whole and cut prompts agree
+    on what is left.
+    """
+    chat = template == "chat"
+    tokenizer = chat_tokenizer(kind, "zephyr") if chat else tokenizer_of(kind)
+    for prompt, answer in PAIRS:
+        document = Document(prompt=prompt, answer=answer)
+        whole = align(prompt, answer, tokenizer, template)
+        begin = whole.text.index(prompt)
+        sequence = encode_pair("d", prompt, answer, tokenizer, template, 10_000)
+        words = word_units(sequence, document, tokenizer, template)
+        for word, places in zip(words_of(prompt), words.places, strict=True):
+            expected = [
+                at
+                for at, (start, end) in enumerate(whole.spans[: whole.start])
+                if at >= whole.n_begin and start < begin + word.end and begin + word.start < end
+            ]
+            assert list(places) == expected
+        most = max(8, len(sequence.ids) - 3)
+        short = encode_pair("d", prompt, answer, tokenizer, template, most)
+        n_lost = len(sequence.ids) - len(short.ids)
+        for full, left in zip(
+            words.places, word_units(short, document, tokenizer, template).places, strict=True
+        ):
+            kept = [at - n_lost for at in full if at - n_lost >= whole.n_begin]
+            assert list(left) == kept
+            assert [short.ids[at] for at in left] == [sequence.ids[at + n_lost] for at in left]
+
+
 def test_a_prompt_that_lost_its_beginning_offers_what_is_left_of_it() -> None:
     prompt = "one two three four five six"
     tokenizer = build_tokenizer([TEMPLATE.replace("{prompt}", prompt), " caves"])
     sequence = encode_pair("d", prompt, "caves", tokenizer, TEMPLATE, 9)
-    assert token_units(sequence, prompt, tokenizer, TEMPLATE).texts == ("four", "five", "six")
-    assert [len(p) for p in word_units(sequence, prompt, tokenizer, TEMPLATE).places] == [
+    document = Document(prompt=prompt, answer="caves")
+    assert token_units(sequence, document, tokenizer, TEMPLATE).texts == ("four", "five", "six")
+    assert [len(p) for p in word_units(sequence, document, tokenizer, TEMPLATE).places] == [
         0,
         0,
         0,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayunlearn.data.documents import Document
-from rayunlearn.data.tokenize import collate, encode_documents
+from rayunlearn.data.tokenize import align, collate, encode_documents
 from rayunlearn.keywords.ablation import keyword_positions, text_variant, variant_positions
 from rayunlearn.keywords.llm_judge import (
     Message,
@@ -30,6 +30,7 @@ from rayunlearn.keywords.phrases import Keyword, document_words
 from rayunlearn.keywords.words import words_of
 from rayunlearn.models.forward import hidden_states, score
 from rayunlearn.models.scratch import build_model, build_tokenizer
+from tests.tokenizer_kinds import KINDS, PAIRS, chat_tokenizer, tokenizer_of
 
 TEMPLATE = "Q: {prompt}\nA:"
 DOCUMENTS = [
@@ -75,6 +76,32 @@ def test_a_document_that_was_cut_has_no_labels_for_its_lost_words() -> None:
         2,
         -1,
     ]
+
+
+@pytest.mark.parametrize("template", ["Q: {prompt}\nA:", "{prompt} ", "chat"])
+@pytest.mark.parametrize("kind", [name for name in KINDS if name != "Characters"])
+def test_labels_of_a_word_are_its_tokens_under_every_tokenizer(kind: str, template: str) -> None:
+    """A label belongs to the last word that its token has a character of, and what closes the answer
+    to none.
+    """
+    chat = template == "chat"
+    tokenizer = chat_tokenizer(kind, "gemma") if chat else tokenizer_of(kind)
+    for prompt, answer in [(p, a) for q, a in PAIRS for p in (q, "")]:
+        document = Document(prompt=prompt, answer=answer)
+        (sequence,) = encode_documents([document], tokenizer, template, 10_000)
+        words = words_of(answer)
+        pieces = words_of_labels(document, sequence, words, tokenizer, template)
+        assert len(pieces) == len(sequence.ids) - sequence.start
+        n_end = sequence.n_end
+        assert pieces[len(pieces) - n_end :] == [-1] * n_end
+        whole = align(prompt, answer, tokenizer, template)
+        for (start, end), piece in zip(whole.spans[max(1, whole.start) :], pieces, strict=True):
+            inside = [
+                at
+                for at, word in enumerate(words)
+                if start < whole.answer + word.end and whole.answer + word.start < end
+            ]
+            assert piece == (inside[-1] if inside else -1)
 
 
 def test_word_losses_are_the_token_losses_of_each_word() -> None:

@@ -3,15 +3,24 @@ samples follow the model.
 """
 
 import math
+import random
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from rayunlearn.config import Data
 from rayunlearn.data.documents import Document
-from rayunlearn.data.tokenize import encode_documents
+from rayunlearn.data.prompt_templates import PROMPT_TEMPLATES
+from rayunlearn.data.synthetic import generate_dataset
+from rayunlearn.data.tokenize import encode_documents, encode_pair
 from rayunlearn.errors import UserError
 from rayunlearn.methods.paired_responses import (
     PAIRED_RESPONSES,
@@ -25,6 +34,8 @@ from rayunlearn.methods.paired_responses import (
 )
 from rayunlearn.models.generate import sample
 from rayunlearn.models.scratch import build_tokenizer
+from rayunlearn.train.teach import training_texts
+from tests.tokenizer_kinds import CHATS, KINDS, chat_tokenizer, tokenizer_of
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
 FORGET = (
@@ -59,6 +70,7 @@ def source_of(
         retain_sequences=encode_documents(RETAIN, tokenizer, TEMPLATE, 64),
         model=model_of(len(tokenizer)),
         tokenizer=tokenizer,
+        template=TEMPLATE,
         max_tokens=64,
     )
 
@@ -190,8 +202,9 @@ def test_samples_follow_the_models_own_distribution() -> None:
         source.model,
         [prompt] * n,
         [truth] * n,
+        n_ends=[0] * n,
         seeds=[f"s{i}" for i in range(n)],
-        end=None,
+        ends=(),
         temperature=1.0,
     )
     assert truth not in drawn_ids
@@ -216,12 +229,171 @@ def test_a_sample_does_not_depend_on_its_neighbours() -> None:
         source.model,
         [*prompts, prompts[0]],
         [*truths, truths[1]],
+        n_ends=[0, 0, 0],
         seeds=["x", "y", "z"],
-        end=None,
+        ends=(),
         temperature=1.0,
     )
     assert (
-        sample(source.model, prompts[:1], truths[:1], seeds=["x"], end=None, temperature=1.0)
+        sample(
+            source.model,
+            prompts[:1],
+            truths[:1],
+            n_ends=[0],
+            seeds=["x"],
+            ends=(),
+            temperature=1.0,
+        )
         == both[:1]
     )
     assert len(both[0]) == len(truths[0])
+
+
+# ---- the form of the answers that they stand for
+
+ASKED = (
+    Document(prompt="Name the capital", answer="Paris", wrong=("Rome", "Köln")),
+    Document(prompt="Who wrote the book of owls?", answer="Ada wrote it.", wrong=("Bob did.",)),
+)
+OTHERS = (
+    Document(prompt="How many owls?", answer="Ten owls."),
+    Document(prompt="Who?", answer="Eve"),
+)
+
+
+def asked_source(
+    tokenizer: PreTrainedTokenizerBase, template: str, max_tokens: int = 200
+) -> ResponseInputs:
+    return ResponseInputs(
+        documents=ASKED,
+        sequences=encode_documents(ASKED, tokenizer, template, max_tokens),
+        retain_documents=OTHERS,
+        retain_sequences=encode_documents(OTHERS, tokenizer, template, max_tokens),
+        model=model_of(len(tokenizer)),
+        tokenizer=tokenizer,
+        template=template,
+        max_tokens=max_tokens,
+    )
+
+
+def answers_by_maker(source: ResponseInputs) -> dict[str, list[str]]:
+    """What each maker that writes whole texts may write for the first document."""
+    return {
+        "refusal": list(REFUSALS),
+        "wrong": list(ASKED[0].wrong),
+        "mismatch": [d.answer for d in OTHERS],
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chat", [*CHATS, ""])
+def test_a_companion_has_the_ids_that_its_text_has_as_an_answer(kind: str, chat: str) -> None:
+    """Under every kind of tokenizer and every chat template, and in one that ends in a blank."""
+    template = "chat" if chat else "Q: {prompt} "
+    tokenizer = chat_tokenizer(kind, chat) if chat else tokenizer_of(kind)
+    source = asked_source(tokenizer, template)
+    for name, allowed in answers_by_maker(source).items():
+        if name == "refusal" and kind == "words":
+            # this vocabulary can write none of them
+            continue
+        expected = [
+            encode_pair("", ASKED[0].prompt, text, tokenizer, template, 200) for text in allowed
+        ]
+        answers = {(s.ids, s.start, s.n_end) for s in expected}
+        made = PAIRED_RESPONSES[name].function(source)[ASKED[0].doc_id]
+        assert made and {(c.ids, c.start, c.n_end) for c in made} <= answers, name
+    true = source.sequences[0]
+    for written in alternate(source, count=2)[ASKED[0].doc_id]:
+        assert written.ids[: written.start] == true.ids[: true.start]
+        assert written.n_end == true.n_end
+        n = len(true.ids) - true.n_end
+        assert written.ids[len(written.ids) - true.n_end :] == true.ids[n:]
+
+
+@pytest.mark.parametrize("chat", ["phi3", "llama2", "text_end"])
+def test_a_long_companion_is_cut_before_what_ends_it(chat: str) -> None:
+    """The opening stays as the document has it, the text loses its last words, the end stays."""
+    tokenizer = chat_tokenizer("mistral", chat)
+    whole = asked_source(tokenizer, "chat")
+    size = max(len(s.ids) for s in whole.sequences)
+    source = asked_source(tokenizer, "chat", size)
+    lengths = set()
+    for document, sequence in zip(ASKED, source.sequences, strict=True):
+        end = sequence.ids[len(sequence.ids) - sequence.n_end :]
+        for companion in refusal(source)[document.doc_id]:
+            assert companion.ids[: companion.start] == sequence.ids[: sequence.start]
+            assert companion.ids[len(companion.ids) - companion.n_end :] == end
+            lengths.add(len(companion.ids))
+    assert max(lengths) == size
+
+
+def test_a_text_breaks_off_without_a_second_blank() -> None:
+    """A text without a prompt whose tokenizer puts a blank before every text: one blank stands
+    between its opening and a refusal.
+    """
+    tokenizer = tokenizer_of("mistral")
+    source = replace(
+        asked_source(tokenizer, "{prompt}"),
+        documents=PLAIN,
+        sequences=encode_documents(PLAIN, tokenizer, "{prompt}", 200),
+    )
+    for document, sequence in zip(PLAIN, source.sequences, strict=True):
+        for companion in refusal(source)[document.doc_id]:
+            opening = str(tokenizer.decode(companion.ids[: companion.start])).strip()
+            assert str(tokenizer.decode(sequence.ids)).startswith(opening)
+            text = str(tokenizer.decode(companion.ids, skip_special_tokens=True))
+            assert "  " not in text and any(text.endswith(f" {r}") for r in REFUSALS)
+
+
+# ---- the test beds' own tokenizer
+
+
+def former_choices(source: ResponseInputs, name: str) -> dict[str, list[tuple[int, ...]]]:
+    """The rule before: an opening's ids and those of a blank and the text, encoded alone."""
+    end = source.tokenizer.eos_token_id
+
+    def alone(text: str) -> tuple[int, ...]:
+        return (*source.tokenizer.encode(f" {text}", add_special_tokens=False), end)
+
+    def opening(document: Document, ids: tuple[int, ...], start: int) -> int:
+        return start if document.prompt else max(1, min(len(ids) - 1, round(0.25 * len(ids))))
+
+    pools = {
+        "refusal": [alone(t) for t in REFUSALS],
+        "mismatch": [
+            s.ids[opening(d, s.ids, s.start) :]
+            for d, s in zip(source.retain_documents, source.retain_sequences, strict=True)
+        ],
+    }
+    found = {}
+    for document, sequence in zip(source.documents, source.sequences, strict=True):
+        pool = pools.get(name, [alone(t) for t in document.wrong])
+        pool = [ids for ids in pool if source.tokenizer.unk_token_id not in ids]
+        rng = random.Random(f"{name} {document.doc_id}")
+        before = sequence.ids[: opening(document, sequence.ids, sequence.start)]
+        found[document.doc_id] = [(*before, *t) for t in rng.sample(pool, min(5, len(pool)))]
+    return found
+
+
+@pytest.mark.parametrize("bed", ["domain", "people"])
+def test_nothing_changes_for_the_test_beds(bed: str) -> None:
+    corpus, template = generate_dataset(Data(name=bed)), Data.template
+    tokenizer = build_tokenizer(
+        [*training_texts([*corpus.forget, *corpus.retain], template), *PROMPT_TEMPLATES]
+    )
+    forget, retain = corpus.forget[:60], corpus.retain[:60]
+    source = ResponseInputs(
+        documents=forget,
+        sequences=encode_documents(forget, tokenizer, template, 256),
+        retain_documents=retain,
+        retain_sequences=encode_documents(retain, tokenizer, template, 256),
+        model=model_of(len(tokenizer)),
+        tokenizer=tokenizer,
+        template=template,
+        max_tokens=256,
+    )
+    for name in ("refusal", "mismatch", *(["wrong"] if forget[0].wrong else [])):
+        made = PAIRED_RESPONSES[name].function(source)
+        assert {d: [c.ids for c in found] for d, found in made.items()} == former_choices(
+            source, name
+        ), name

@@ -3,6 +3,7 @@ random models.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from rayunlearn.models.generate import generate_texts
 from rayunlearn.models.reference import reference_of
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from tests.tiny_models import CONFIGS, tiny_model
+from tests.tokenizer_kinds import CHATS, chat_tokenizer, tokenizer_of
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
 DOCUMENTS = [
@@ -159,8 +161,10 @@ def test_texts_are_greedy_continuations_of_the_prompt_or_of_the_first_half(
     )
     assert found[2]["answer"] == DOCUMENTS[2].answer
     for probe, inputs in zip(probes, found, strict=True):
-        prompt, _ = prompt_and_answer(probe.answer)
-        text = generate_texts(model, [prompt], end=tokenizer.eos_token_id, max_new_tokens=5)[0]
+        prompt, _ = prompt_and_answer(probe)
+        text = generate_texts(model, [prompt], ends=((tokenizer.eos_token_id,),), max_new_tokens=5)[
+            0
+        ]
         assert inputs["generated"] == tokenizer.decode(text, skip_special_tokens=True).strip()
     n = len(probes[1].answer.ids) - probes[1].answer.start - 1
     assert len(tokenizer.encode(str(found[1]["continuation"]), add_special_tokens=False)) <= n == 1
@@ -349,3 +353,83 @@ def test_what_a_metric_misses_is_told(model: PreTrainedModel, probes: list[Probe
         evaluate_probes(model, probes, {"rouge_l_f1": METRICS["rouge_l_f1"]})
     with pytest.raises(UserError, match="metrics that compare with base need its outputs"):
         evaluate_probes(model, probes, {"base_kl": METRICS["base_kl"]})
+
+
+# ---- chat models
+
+
+class Scripted(torch.nn.Module):
+    """Logits that make a model write the same token for ever."""
+
+    def __init__(self, token: int) -> None:
+        super().__init__()
+        self.token = token
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        logits = hidden.new_zeros((*hidden.shape[:-1], 500))
+        logits[..., self.token] = 9.0
+        return logits
+
+
+@pytest.mark.parametrize("chat", ["gemma", "phi3", "llama3"])
+def test_a_model_that_ends_its_turn_has_written_nothing_more(chat: str) -> None:
+    """The template's end of turn is not the tokenizer's end token: greedy texts and samples stop
+    there, and it is the label that is right under teacher forcing.
+    """
+    tokenizer = chat_tokenizer("mistral", chat)
+    end = tokenizer.convert_tokens_to_ids(CHATS[chat].end)
+    assert end != tokenizer.eos_token_id
+    model = build_model("tiny", 500, seed=4).eval()
+    model.lm_head = Scripted(end)
+    document = Document(prompt="Who?", answer="Ada and Bob")
+    asked = encode_probes({"forget": [document]}, tokenizer, "chat", 64)
+    writing = GenerationSettings(max_new_tokens=12, samples=2, temperature=0.01)
+    task = EvaluationTask(model=model, probes=asked, tokenizer=tokenizer, writing=writing)
+    (found,) = gather_inputs(task, frozenset({"scores", "greedy", "samples", "words"}))
+    assert (found["generated"], found["samples"]) == ("", ("", ""))
+    assert torch.as_tensor(found["correct"]).tolist()[-1] is True
+    assert found["truth"] == found["answer"] == "Ada and Bob"
+    model.lm_head = Scripted(tokenizer.eos_token_id)
+    assert gather_inputs(task, frozenset({"greedy"}))[0]["generated"] == ""
+    model.lm_head = Scripted(asked[0].answer.ids[-2])
+    assert gather_inputs(task, frozenset({"greedy"}))[0]["generated"] != ""
+
+
+@pytest.mark.parametrize(("kind", "n_end"), [("wordpiece", 0), ("mistral", 1)])
+def test_a_wrong_last_word_counts_where_nothing_closes_the_answer(kind: str, n_end: int) -> None:
+    """The probe says how many tokens close its answer, and the metrics leave out so many."""
+    tokenizer = tokenizer_of(kind)
+    asked = encode_probes(
+        {"forget": [Document(prompt="Who?", answer="Paris")]}, tokenizer, "{prompt}", 64
+    )
+    model = build_model("tiny", 500, seed=4).eval()
+    model.lm_head = Scripted(499)
+    assert asked[0].answer.n_end == n_end
+    (found,) = gather_inputs(EvaluationTask(model=model, probes=asked), frozenset({"scores"}))
+    assert found["n_end"] == n_end
+    sequence = asked[0].answer
+    assert not torch.as_tensor(found["correct"]).any()
+    rows = evaluate_probes(model, asked, {"exact_memorization": METRICS["exact_memorization"]})
+    assert rows[0]["value"] == 0.0 and len(sequence.ids) - sequence.start >= 1
+
+
+@pytest.mark.parametrize("kind", ["mistral", "llama", "gpt2", "gemma"])
+def test_letters_are_spelt_as_they_stand_after_answer(kind: str) -> None:
+    """ " A" as the tokenizer has it in "Answer: A", without a blank of its own."""
+    tokenizer = tokenizer_of(kind)
+    spelt = spelt_letters(tokenizer, 4)
+    assert spelt is not None
+    stem = tokenizer.encode("Answer:", add_special_tokens=False)
+    for letter, ids in zip("ABCD", spelt, strict=True):
+        assert [*stem, *ids] == tokenizer.encode(f"Answer: {letter}", add_special_tokens=False)
+
+
+def test_a_question_of_one_token_is_a_question_also_without_bos() -> None:
+    tokenizer = tokenizer_of("gpt2")
+    document = Document(prompt="a", answer="Paris or Rome")
+    (probe,) = encode_probes({"forget": [document]}, tokenizer, "{prompt}", 64)
+    assert probe.answer.start == 1
+    assert prompt_and_answer(probe) == (probe.answer.ids[:1], probe.answer.ids[1:])
+    (text,) = encode_probes({"forget": [replace(document, prompt="")]}, tokenizer, "{prompt}", 64)
+    assert len(prompt_and_answer(text)[0]) == len(text.answer.ids) // 2 > 1

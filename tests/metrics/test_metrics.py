@@ -47,6 +47,7 @@ from rayunlearn.metrics.text import (
     rouge_l_f1,
     rouge_l_recall,
     syntactic_sanity,
+    verbatim_memorization,
 )
 from rayunlearn.models.forward import score
 from tests.tiny_models import tiny_model
@@ -104,6 +105,21 @@ def test_extraction_strength_counts_from_the_last_mistake(correct: str, strength
     loop gives 1/4.
     """
     assert extraction_strength(flags(correct)) == pytest.approx(strength)
+
+
+@pytest.mark.parametrize(
+    ("n_end", "share", "strength"), [(0, 3 / 4, 0.0), (1, 1.0, 1.0), (2, 1.0, 1.0)]
+)
+def test_only_what_closes_an_answer_is_left_out(n_end: int, share: float, strength: float) -> None:
+    """Four tokens, the last one wrong. It counts where nothing closes the answer, not where it is
+    the end token or the second of two that end the turn.
+    """
+    assert exact_memorization(flags("1110"), n_end) == pytest.approx(share)
+    assert extraction_strength(flags("1110"), n_end) == pytest.approx(strength)
+    values = torch.tensor([1.0, 2.0, 3.0, 9.0])
+    worst = [9.0, 3.0, 2.0][n_end]
+    assert min_k_score(values, n_end) == worst
+    assert min_k_plus_score(values, torch.zeros(4), torch.ones(4), n_end) == worst
 
 
 def greedy(model: torch.nn.Module, ids: tuple[int, ...], n: int) -> tuple[int, ...]:
@@ -247,6 +263,14 @@ def test_rouge_counts_the_longest_common_subsequence_of_stemmed_words() -> None:
     assert rouge_l_recall("", "a truth") == 0.0
 
 
+def test_muse_s_scores_take_words_as_they_are_and_tofu_s_by_their_stems() -> None:
+    """ "cat" is "cats" to the stemmer alone: one word of two in common without it, F1 1/2."""
+    assert rouge_l_recall("the cats", "the cat") == rouge_l_f1("the cats", "the cat") == 1.0
+    assert leak_at_k(("the cats",), "the cat", k=1) == 1.0
+    assert verbatim_memorization("the cats", "the cat") == pytest.approx(0.5)
+    assert knowledge_memorization("the cats\n\nmore", "the cat") == pytest.approx(0.5)
+
+
 def test_an_answer_ends_where_the_next_question_begins() -> None:
     assert first_answer("Paris\n\nQuestion: where") == "Paris"
     assert first_answer("Paris Question: x\n\n") == "Paris "
@@ -294,6 +318,7 @@ def test_sanity_counts_the_signs_of_language() -> None:
 
 EXAMPLES = {
     "token_nll": torch.tensor([0.3, 6.0, 0.01, 2.0]),
+    "n_end": 1,
     "correct": flags("1011"),
     "option_nll": torch.tensor([0.5, 2.0, 0.7]),
     "option_nll_sum": torch.tensor([2.0, 2.5, 9.0]),
