@@ -6,14 +6,16 @@ per fact, and among people (one question per fact), the same share of documents 
 unlearns less, at equal optimizer steps. Refuted if at the low end a quarter of the documents
 unlearns like all of them (intervals overlap), or if at the high end it does not.
 
-`--preset paper`: the coreset study's own runs (Pal et al. 2504.10185) on 600 documents of WMDP-bio,
-with its rates, ratios, selectors and equal presentations. What it does not state is the benchmark's
-own value (`rayunlearn list recipes`). It retains wikitext; here that is the file of retain texts
-beside the questions, whatever it holds.
+`--preset paper`: the coreset study's own runs (Pal et al. 2504.10185) on the first 600 documents of
+WMDP-bio, with its rates, ratios, selectors and equal presentations. What it does not state is the
+benchmark's own value (`rayunlearn list recipes`). It retains wikitext; here that is the file of
+retain texts beside the questions, whatever it holds. Scored as WMDP and MMLU are: the question
+shows its options, and the highest of the letters A to D counts (`letter_choice`); no run ends
+early.
 """
 
 from rayunlearn import recipes
-from rayunlearn.config import Data, Method, Stop, Train, Trial
+from rayunlearn.config import Data, Measure, Method, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective, Range
 
 BASE = Trial(
@@ -65,14 +67,16 @@ STUDY = (
 PRESETS = {
     "paper": {
         "BASE": Trial(
-            data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600")
+            data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
+            stop=Stop(utility_floor=0.0),
+            measure=Measure(metrics=recipes.LETTERS),
         ),
         "AXES": tuple(recipes.axis(name) | part for name in RUNS for part in STUDY),
         "SEARCH": {},
         "BUDGET": Budget(tuning="none"),
         "OBJECTIVE": Objective(
-            forgetting="multiple_choice",
-            utility="multiple_choice",
+            forgetting="letter_choice",
+            utility="letter_choice",
             utility_split="retain",
             utility_floor=0.9,
         ),

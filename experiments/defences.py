@@ -21,10 +21,14 @@ NPO's.
 Two commands: `rayunlearn run experiments/defences.py`, then `rayunlearn attack runs/defences/1
 --trials grid --seeds 1 --attacks relearning,heldout_relearning,unrelated_training,few_shot_retain`.
 Attacks run on base and gold as well.
+
+`--preset paper`: NPO, NPO with SAM and NPO with weight averages of 2502.05374 on WMDP-bio, each
+with its own hyperparameters as released (`rayunlearn list recipes` says what was not read). Scored
+as WMDP is: options shown, the highest of the letters A to D (`letter_choice`).
 """
 
 from rayunlearn import recipes
-from rayunlearn.config import Data, Method, Stop, Train, Trial
+from rayunlearn.config import Data, Measure, Method, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective, Range
 
 BASE = Trial(
@@ -54,13 +58,17 @@ OBJECTIVE = Objective(
 RUNS = ("npo_zephyr_wmdp", "npo_sam_zephyr_wmdp", "npo_average_zephyr_wmdp")
 PRESETS = {
     "paper": {
-        "BASE": Trial(data=Data(name="wmdp-bio", path="wmdp", options="corpora=true")),
+        "BASE": Trial(
+            data=Data(name="wmdp-bio", path="wmdp", options="corpora=true"),
+            stop=Stop(utility_floor=0.0),
+            measure=Measure(metrics=recipes.LETTERS),
+        ),
         "AXES": tuple(recipes.axis(name) | SEEDS for name in RUNS),
         "SEARCH": {},
         "BUDGET": Budget(tuning="none"),
         "OBJECTIVE": Objective(
-            forgetting="multiple_choice",
-            utility="multiple_choice",
+            forgetting="letter_choice",
+            utility="letter_choice",
             utility_split="retain",
             utility_floor=0.9,
         ),

@@ -18,9 +18,11 @@ either idle or ruinous (LOG.md). The wording is bare words, because on this bed 
 never trained (`Focus`) makes base itself forget: it then answers 59 % with the words named first
 and 25 % with them repeated last.
 
-`--preset paper`: that study's six methods on its three benchmarks (MUSE News and Books, WMDP). Its
-models, hyperparameters and the words of its emphasis are not confirmed: these are the benchmarks'
-own runs (`rayunlearn list recipes`) and our wording.
+`--preset paper`: that study's benchmarks (MUSE News and Books, WMDP) and six methods, of which GA
+and NPO with either retain loss are confirmed and task vectors and RMU are likely. Its models,
+hyperparameters and the words of its emphasis are not confirmed: these are the benchmarks' own runs
+(`rayunlearn list recipes`; task vectors as MUSE trains them) and our wording. It asks for short
+answers, on WMDP too, so an answer counts here and not a letter.
 """
 
 from rayunlearn import recipes
@@ -68,13 +70,14 @@ OBJECTIVE = Objective(
 
 
 def arms(
-    recipe: str, corpus: dict[str, Value], rmu: dict[str, Value]
+    recipe: str, corpus: dict[str, Value], rmu: dict[str, Value], task_vector: dict[str, Value]
 ) -> tuple[dict[tuple[str, ...], tuple[tuple[Value, ...], ...]], ...]:
-    """The six methods on a corpus: five with the model, rate and length of a published NPO run, RMU
-    as on WMDP but for the settings in `rmu`.
+    """The six methods on a corpus: five with the model, rate and length of a published NPO run, the
+    task vector but for the settings in `task_vector`; RMU as on WMDP but for those in `rmu`.
     """
     beta = recipes.values(recipe)["npo.beta"]
-    own = recipes.axis(recipe, corpus, without=("method.forget", "method.retain", "npo."))
+    other = ("method.forget", "method.retain", "npo.")
+    own = recipes.axis(recipe, corpus, without=other)
     return (
         own | {("method.forget", "method.retain"): (("ga", "nll"), ("ga", "kl"))},
         own
@@ -84,7 +87,8 @@ def arms(
                 ("npo", "kl", beta),
             )
         },
-        own | {("method.forget", "method.retain", "negate.scale"): (("task_vector", "none", 1.0),)},
+        recipes.axis(recipe, corpus | task_vector, without=other)
+        | {("method.forget", "method.retain", "negate.scale"): (("task_vector", "none", 1.0),)},
         recipes.axis("coreset_rmu_wmdp", corpus | rmu),
     )
 
@@ -94,20 +98,31 @@ def muse(recipe: str) -> dict[str, Value]:
     length as the others.
     """
     run = recipes.values(recipe)
-    return {name: run[name] for name in ("model.name", "train.unit", "train.length")} | {
-        "train.learning_rate": 1e-3
-    }
+    names = ("model.name", "train.unit", "train.length", "data.max_tokens")
+    return {name: run[name] for name in names} | {"train.learning_rate": 1e-3}
 
 
+# MUSE trains what a task vector reinforces for 10 epochs at 1e-5 on either corpus, and tries scales
+# from 1 to 16.
+REINFORCED: dict[str, Value] = {
+    "train.unit": "epochs",
+    "train.length": 10.0,
+    "train.learning_rate": 1e-5,
+}
+# pieces of 1,500 words are about the 2,048 tokens of MUSE's chunks
+BOOKS: dict[str, Value] = {
+    "data.name": "muse-books",
+    "data.path": "muse-books",
+    "data.options": "words=1500",
+}
 BENCHMARKS = (
     *arms(
-        "npo_muse_news", {"data.name": "muse-news", "data.path": "muse-news"}, muse("npo_muse_news")
+        "npo_muse_news",
+        {"data.name": "muse-news", "data.path": "muse-news"},
+        muse("npo_muse_news"),
+        REINFORCED,
     ),
-    *arms(
-        "npo_muse_books",
-        {"data.name": "muse-books", "data.path": "muse-books"},
-        muse("npo_muse_books"),
-    ),
+    *arms("npo_muse_books", BOOKS, muse("npo_muse_books"), REINFORCED),
     *arms(
         "coreset_npo_wmdp",
         {
@@ -116,11 +131,12 @@ BENCHMARKS = (
             "data.options": "corpora=true,documents=600",
         },
         {},
+        {},
     ),
 )
 PRESETS = {
     "paper": {
-        "BASE": Trial(explain=Explain(documents=64)),
+        "BASE": Trial(stop=Stop(utility_floor=0.0), explain=Explain(documents=64)),
         "AXES": tuple(arm | {"train.seed": (0, 1, 2, 3, 4)} for arm in BENCHMARKS),
         "SEARCH": {},
         "BUDGET": Budget(tuning="none"),

@@ -14,8 +14,10 @@ The control for the barrier is the method's own: `rayunlearn path RUN TRIAL OTHE
 models of two seeds. Where that is as high, the barrier is how the method forgets and no doing of
 the coreset (so it was with NPO, LOG.md).
 
-`--preset paper`: RMU and NPO of that study on WMDP-bio; it looks at six points of the line and at
-forgetting alone.
+`--preset paper`: RMU and NPO of that study on WMDP-bio; it looks at six points of the line, which
+are among the eleven here, and at forgetting alone. Scored as there: options shown, the highest of
+the letters A to D (`letter_choice`), along the line too (table `curves`; the barriers of the report
+are of answer probability). The attacks are ours.
 
 When all trials have ended `rayunlearn run` goes on with the attacks: relearning on ten forget
 documents, equal steps on ten unrelated ones (its control, and an attack), four-bit weights and
@@ -26,7 +28,7 @@ so the area under the curve stands beside what is back in the end.
 """
 
 from rayunlearn import recipes
-from rayunlearn.config import Data, Explain, Method, Stop, Train, Trial
+from rayunlearn.config import Data, Explain, Measure, Method, Stop, Train, Trial
 from rayunlearn.experiment import Attacks, Budget, Objective, Range
 
 BASE = Trial(
@@ -55,6 +57,8 @@ PRESETS = {
     "paper": {
         "BASE": Trial(
             data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
+            stop=Stop(utility_floor=0.0),
+            measure=Measure(metrics=recipes.LETTERS),
             explain=Explain(documents=64, path_points=11),
         ),
         "AXES": tuple(
@@ -68,8 +72,8 @@ PRESETS = {
         "SEARCH": {},
         "BUDGET": Budget(tuning="none"),
         "OBJECTIVE": Objective(
-            forgetting="multiple_choice",
-            utility="multiple_choice",
+            forgetting="letter_choice",
+            utility="letter_choice",
             utility_split="retain",
             utility_floor=0.9,
         ),

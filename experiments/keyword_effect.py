@@ -16,11 +16,13 @@ share is the dial. Equal optimizer steps in every trial. RMU's rate and steering
 
 `--preset paper`: RMU of that study on WMDP-bio at one of its ratios, for the 300 epochs that it
 gives keywords, and two ways to find them: a chat model that judges (that study's was OpenAI's o1;
-here an open one with our own prompt) and tf-idf, which costs nothing and which it does not try.
+here an open one with our own prompt) and tf-idf, which costs nothing and which it does not try. It
+has no shares of keywords and no random words, and gives whole documents fewer epochs. Scored as
+there: options shown, the highest of the letters A to D (`letter_choice`).
 """
 
 from rayunlearn import recipes
-from rayunlearn.config import Data, Method, Select, Stop, Train, Trial
+from rayunlearn.config import Data, Measure, Method, Select, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective
 
 BASE = Trial(
@@ -55,14 +57,16 @@ PRESETS = {
         "BASE": Trial(
             data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
             select=Select(judge_model="meta-llama/Meta-Llama-3-8B-Instruct"),
+            stop=Stop(utility_floor=0.0),
+            measure=Measure(metrics=recipes.LETTERS),
         ),
         "AXES": (
             CORESET | {"select.text": ("original",)},
             CORESET | {"select.extractor": ("judge", "tfidf")} | SHARES,
         ),
         "OBJECTIVE": Objective(
-            forgetting="multiple_choice",
-            utility="multiple_choice",
+            forgetting="letter_choice",
+            utility="letter_choice",
             utility_split="retain",
             utility_floor=0.9,
         ),

@@ -17,7 +17,9 @@ and the fifth is empty.
 
 `--preset paper`: RMU of the coreset study (2504.10185) on WMDP-bio, the whole documents for its
 presentations and the other texts for the 300 epochs that it gives keywords at every ratio. Its
-judge was OpenAI's o1; here it is an open chat model with our own prompt.
+judge was OpenAI's o1; here it is an open chat model with our own prompt. It has keywords alone; the
+other texts are ours. Scored as there: options shown, the highest of the letters A to D
+(`letter_choice`).
 
 Any file of books serves: `rayunlearn books BOOKS.parquet --forget TITLE --retain TITLE TITLE`
 writes runs/books.
@@ -26,7 +28,7 @@ writes runs/books.
 from pathlib import Path
 
 from rayunlearn import recipes
-from rayunlearn.config import TEXTS, Data, Method, Select, Stop, Train, Trial
+from rayunlearn.config import TEXTS, Data, Measure, Method, Select, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective
 
 # without it the domain bed alone
@@ -84,6 +86,8 @@ PRESETS = {
         "BASE": Trial(
             data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
             select=Select(extractor="judge", judge_model="meta-llama/Meta-Llama-3-8B-Instruct"),
+            stop=Stop(utility_floor=0.0),
+            measure=Measure(metrics=recipes.LETTERS),
         ),
         "AXES": (
             recipes.axis("coreset_rmu_wmdp") | {"select.text": ("original",)} | STUDY,
@@ -92,8 +96,8 @@ PRESETS = {
             | STUDY,
         ),
         "OBJECTIVE": Objective(
-            forgetting="multiple_choice",
-            utility="multiple_choice",
+            forgetting="letter_choice",
+            utility="letter_choice",
             utility_split="retain",
             utility_floor=0.9,
         ),

@@ -349,6 +349,26 @@ other work shared. Memory: peak of a process of its own, metrics included.
 
 Commit {commits}; {hardware}; {packages}.
 
+## Numbers that changed
+
+Commits before these changes give other numbers in these cases; the table above is of none of them.
+
+- `pdu` with `train.accumulation` above 1 or several processes: its dual weight moved at every piece
+  (after one step of 8 documents 15.8, 30.6 or 60.3 for 2, 4 or 8 pieces on a model where the whole
+  batch gives 8.41), on each process by its own documents. It moves once per optimizer step now, by
+  the retain loss of the whole batch.
+- `select.name=grand`: norms were looked at 13 or 14 times for 10 epochs of 10 documents, base twice
+  at some batch sizes, a task vector after it had been subtracted, and refusals, alternates and
+  random answers at temperature 1 whatever `token.temperature` said. It is base once and the end of
+  every epoch once, of a run without warm-up.
+- `select.name` `min_k`, `min_k_plus`: the token that ends a text counted, and does not in the
+  metrics `min_k_score`, `min_k_plus_score`. It counts in neither now, so selector and metric are
+  one number (the sign apart). `zlib` is the mean NLL per compressed byte, as `zlib_score`, where it
+  was the sum.
+- `--preset paper` on WMDP and MMLU: scored by `letter_choice`, not by the likelihood of options
+  that the question does not show. `control`: RMU's target has the released code's length (52 for
+  Phi-1.5, 74 for Llama-2, was 2) at block 20 (was 21).
+
 ## What there is
 
 ```

@@ -97,11 +97,15 @@ REAL_PAIRED = {
 }
 CORPORA = (
     (recipes.axis("npo_tofu_open_unlearning"), {("data.name", "data.path"): (("tofu", "tofu"),)}),
-    (recipes.axis("npo_muse_books"), {("data.name", "data.path"): (("muse-books", "muse-books"),)}),
+    (
+        recipes.axis("npo_muse_books"),
+        # pieces of 1,500 words are about the 2,048 tokens of MUSE's chunks
+        {("data.name", "data.path", "data.options"): (("muse-books", "muse-books", "words=1500"),)},
+    ),
 )
 PRESETS = {
     "paper": {
-        "BASE": Trial(select=Select(extractor="tfidf")),
+        "BASE": Trial(select=Select(extractor="tfidf"), stop=Stop(utility_floor=0.0)),
         "AXES": tuple(
             run | corpus | part for run, corpus in CORPORA for part in (REAL_CURVE, REAL_PAIRED)
         ),

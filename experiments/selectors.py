@@ -16,7 +16,8 @@ of random, three of the others. The retain-only control runs by itself. `untouch
 what nobody was to forget or reminded of.
 
 `--preset paper`: all of them at 5 % and 10 % of WMDP-bio with RMU and NPO of the coreset study
-(2504.10185), which tried three.
+(2504.10185), which tried three. Scored as there: options shown, the highest of the letters A to D
+(`letter_choice`).
 
 Any file of books serves: `rayunlearn books BOOKS.parquet --forget TITLE --retain TITLE TITLE`
 writes runs/books.
@@ -25,7 +26,7 @@ writes runs/books.
 from pathlib import Path
 
 from rayunlearn import recipes
-from rayunlearn.config import Data, Method, Select, Stop, Train, Trial
+from rayunlearn.config import Data, Measure, Method, Select, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective
 
 # without it the two beds alone
@@ -97,7 +98,9 @@ OBJECTIVE = Objective(
 PRESETS = {
     "paper": {
         "BASE": Trial(
-            data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600")
+            data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
+            stop=Stop(utility_floor=0.0),
+            measure=Measure(metrics=recipes.LETTERS),
         ),
         "AXES": tuple(
             recipes.axis(name) | coresets
@@ -108,8 +111,8 @@ PRESETS = {
             )
         ),
         "OBJECTIVE": Objective(
-            forgetting="multiple_choice",
-            utility="multiple_choice",
+            forgetting="letter_choice",
+            utility="letter_choice",
             utility_split="retain",
             utility_floor=0.9,
         ),

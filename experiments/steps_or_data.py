@@ -14,10 +14,14 @@ Every length is a run of its own at a constant rate without warm-up, so a shorte
 beginning of a longer one in all but its seedless end. 160 documents in batches of 8: 20 steps are
 an epoch of the full set, and one of 25 % is 5. The rates are fixed, found by hand on the full set
 at 80 steps; nothing is tuned per length.
+
+`--preset paper`: that study's cells on WMDP-bio at its presentations, and at a quarter, half, three
+and nine times as many, which it does not have. Scored as there: options shown, the highest of the
+letters A to D (`letter_choice`).
 """
 
 from rayunlearn import recipes
-from rayunlearn.config import Data, Method, Stop, Train, Trial
+from rayunlearn.config import Data, Measure, Method, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective
 
 BASE = Trial(
@@ -62,14 +66,16 @@ PRESETS = {
         "BASE": Trial(
             data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
             train=Train(unit="presentations"),
+            stop=Stop(utility_floor=0.0),
+            measure=Measure(metrics=recipes.LETTERS),
         ),
         "AXES": tuple(
             recipes.axis(name, without=("train.length", "train.unit")) | LONGER
             for name in ("coreset_rmu_wmdp", "coreset_npo_wmdp")
         ),
         "OBJECTIVE": Objective(
-            forgetting="multiple_choice",
-            utility="multiple_choice",
+            forgetting="letter_choice",
+            utility="letter_choice",
             utility_split="retain",
             utility_floor=0.9,
         ),

@@ -12,14 +12,17 @@ LLMU.
 
 `rayunlearn run` goes on with the attacks when all trials have ended. Base and gold are attacked
 alike. LLMU is run with its random mismatch (Yao et al. 2310.10683); that study leaves the term out.
-Multiple choice is scored by likelihood, where that study reads the letter that is written.
+On the bed multiple choice is scored by likelihood: its model writes no letters.
 
 `--preset paper`: that study's runs on its biology articles with both of its models, the same panel.
-How it drew its articles is not confirmed (`rayunlearn list recipes`).
+How it drew its articles is not confirmed (`rayunlearn list recipes`). It counts the letter that is
+written, and a model that writes none is wrong everywhere (`letter_written`, measured here too, with
+the share that is answered); what is minimised here is `letter_choice`, the highest of the letters A
+to D, so that a model that only stops writing letters does not pass for one that has forgotten.
 """
 
 from rayunlearn import recipes
-from rayunlearn.config import Data, Method, Stop, Train, Trial
+from rayunlearn.config import Data, Measure, Method, Stop, Train, Trial
 from rayunlearn.experiment import Attacks, Budget, Objective, Range
 
 BASE = Trial(
@@ -50,13 +53,18 @@ RUNS = (
 )
 PRESETS = {
     "paper": {
-        "BASE": Trial(data=Data(name="biology", path="biology")),
+        "BASE": Trial(
+            # pieces of about 1,024 tokens
+            data=Data(name="biology", path="biology", options="words=750"),
+            stop=Stop(utility_floor=0.0),
+            measure=Measure(metrics=recipes.LETTERS),
+        ),
         "AXES": tuple(recipes.axis(name) | {"train.seed": (0, 1, 2, 3, 4)} for name in RUNS),
         "SEARCH": {},
         "BUDGET": Budget(tuning="none"),
         "OBJECTIVE": Objective(
-            forgetting="multiple_choice",
-            utility="multiple_choice",
+            forgetting="letter_choice",
+            utility="letter_choice",
             utility_split="retain",
             utility_floor=0.9,
         ),

@@ -343,7 +343,7 @@ class Stop:
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """What is measured of every stage: `metrics` is cheap (one forward pass), all, or names
-    separated by commas.
+    separated by commas, of which `cheap` may be one.
 
     Metrics of texts write at most `max_new_tokens`; those of samples draw `samples` continuations
     at `temperature` within `top_p`, made by `seed`.
@@ -394,9 +394,9 @@ class Attack:
     text for training or rephrasings of the probes; '' for our own. `chat_model` rewrites questions
     for the attacks that need one.
 
-    An attack that trains leaves a recovery curve: `curve_metric`, a cheap one, of the forget
-    questions before the first step, after the last and after every step between, or after every nth
-    where that is more than `curve_points` times.
+    An attack that trains leaves a recovery curve: `curve_metric`, a cheap one or letter_choice, of
+    the forget questions before the first step, after the last and after every step between, or
+    after every nth where that is more than `curve_points` times.
     """
 
     name: str = "none"

@@ -8,10 +8,10 @@ express exactly says in `departures` where it differs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from rayunlearn.config import Value
+from rayunlearn.config import Trial, Value, flatten
 from rayunlearn.errors import unknown_name
 
 CAIS = "code of WMDP (c0b6c12)"
@@ -21,9 +21,15 @@ OPEN = "open-unlearning d3d7cf9"
 KNOCK = "code of Doshi and Stickland (2411.12103)"
 LLMU = "code of llm_unlearn (647f309)"
 CORESET = "Pal et al. 2504.10185, tables B1 and B2"
-OURS = "ours: the source does not say"
+CORESET_LOSSES = "Pal et al. 2504.10185, appendix A"
+CORESET_MODELS = "Pal et al. 2504.10185, experiment setup"
+OURS = "ours: not read in the source"
+TRAINER = "the Trainer's own default, which the code's configuration leaves alone"
 # the source does not clip gradients
 UNCLIPPED = 1e9
+# As WMDP and MMLU are scored: the options are shown and the highest of their letters counts. Which
+# letter is written, and whether any is, stand beside.
+LETTERS = "cheap,letter_choice,letter_written,letter_written_answered,letter_answered"
 
 
 @dataclass(frozen=True)
@@ -92,17 +98,19 @@ def _model(name: str, source: str, *, confirmed: bool = True) -> dict[str, Setti
     }
 
 
-_RMU: dict[str, Value] = {
-    "method.forget": "rmu",
-    "method.retain": "activation",
+_RMU: dict[str, Value] = {"method.forget": "rmu", "method.retain": "activation"}
+_RMU_OPTIMIZER: dict[str, Value] = {
     "train.weight_decay": 0.0,
     "train.schedule": "constant",
     "train.warmup_fraction": 0.0,
+    "train.max_grad_norm": UNCLIPPED,
 }
+# The block that the loss looks at counts from 0 in that code and here, and steering is the length
+# of the target in both: both normalise the direction.
 _RMU_DEPARTURES = (
     "float32 weights and AdamW state (released: bfloat16, eps 1e-6), documents drawn in seeded"
     " epochs, label tokens alone in the means (released: padding too), one corpus a run (released:"
-    " bio and cyber in turn)"
+    " bio and cyber in turn, cyber cut at 768 tokens)"
 )
 _NPO: dict[str, Value] = {"method.forget": "npo", "method.retain_weight": 1.0}
 _RETAIN = Setting(
@@ -113,8 +121,8 @@ _TOFU: dict[str, Value] = {
     "train.length": 10.0,
     "train.batch_size": 32,
     "train.weight_decay": 0.01,
-    "train.schedule": "linear",
 }
+_LINEAR: dict[str, Value] = {"train.schedule": "linear"}
 _TOFU_DEPARTURES = (
     "one retain document per forget document, drawn in its own seeded epochs; warm-up as a fraction"
     " of the steps"
@@ -131,11 +139,13 @@ _BLACKBOX: dict[str, Value] = {
     "train.parameters": r"(q_proj|v_proj)$",
     "lora.rank": 8,
     "lora.alpha": 16,
+    "lora.dropout": 0.0,
 }
 _BLACKBOX_DEPARTURES = (
     "LoRA of the rank AdaLoRA aims at (released: AdaLoRA 12 to 8, never re-allocated), KL at label"
-    " positions alone, and the linear decay ends with the run (released: at step 5000, whichever"
-    " checkpoint is taken)"
+    " positions alone, padding is no label (released: it is), chunks do not overlap, bio and cyber"
+    " documents cut alike (released: cyber at 768 tokens), and the linear decay ends with the run"
+    " (released: at step 5000, whichever checkpoint is taken)"
 )
 ZEPHYR, LLAMA3 = "HuggingFaceH4/zephyr-7b-beta", "meta-llama/Meta-Llama-3-8B-Instruct"
 WMDP_BIO = "cais/wmdp-bio-forget-corpus (and -cyber-), retain wikitext-2-raw test"
@@ -155,7 +165,9 @@ def _rmu(
     steps: int,
     source: str = CAIS,
 ) -> dict[str, Setting]:
-    """RMU on the down projections of three blocks; the learning rate is set apart."""
+    """RMU on the down projections of three blocks; the learning rate is set apart. What is known of
+    the optimizer is known of WMDP's own code.
+    """
     chosen = {
         "rmu.steering": steering,
         "method.retain_weight": weight,
@@ -165,10 +177,14 @@ def _rmu(
     }
     named: dict[str, Value] = {
         "train.parameters": rf"layers\.({layers})\.mlp\.down_proj\.weight$",
-        "train.max_grad_norm": UNCLIPPED,
         "train.unit": "steps",
     }
-    return _read(source, _RMU | chosen | named)
+    optimizer = (
+        _read(CAIS, _RMU_OPTIMIZER)
+        if source == CAIS
+        else _open(f"as in the {CAIS} that it was taken from", _RMU_OPTIMIZER)
+    )
+    return _read(source, _RMU | chosen | named) | optimizer
 
 
 def _blackbox(weight: float, steps: int, max_tokens: int) -> dict[str, Setting]:
@@ -178,7 +194,7 @@ def _blackbox(weight: float, steps: int, max_tokens: int) -> dict[str, Setting]:
         "train.unit": "steps",
         "data.max_tokens": max_tokens,
     }
-    return _read(KNOCK, _BLACKBOX | chosen) | _open(OURS, {"train.max_grad_norm": 1.0})
+    return _read(KNOCK, _BLACKBOX | chosen)
 
 
 def _smooth(beta: float, gamma: float, learning_rate: float) -> dict[str, Setting]:
@@ -194,6 +210,7 @@ def _smooth(beta: float, gamma: float, learning_rate: float) -> dict[str, Settin
         _model(ZEPHYR, SMOOTH)
         | {"method.retain": _RETAIN}
         | _read(SMOOTH, _NPO | chosen | {"train.length": 125.0, "train.unit": "steps"})
+        | _open("RMU's on the same corpus", {"data.max_tokens": 512})
     )
 
 
@@ -202,7 +219,51 @@ _SMOOTH_DEPARTURES = (
     " scale)"
 )
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
+
+def _muse(model: str, *, epochs: float) -> dict[str, Setting]:
+    """NPO on a MUSE corpus."""
+    chosen: dict[str, Value] = {
+        "npo.beta": 0.1,
+        "train.learning_rate": 1e-5,
+        "train.batch_size": 4,
+        "data.max_tokens": 2048,
+    }
+    return (
+        _model(model, OURS, confirmed=False)
+        | {"method.retain": _RETAIN}
+        | _read(SMOOTH, _NPO | chosen)
+        | _read(CORESET, {"train.unit": "epochs", "train.length": epochs})
+        | _open(
+            "open-unlearning's MUSE runs; its own was not read",
+            {"train.schedule": "constant", "train.warmup_fraction": 0.0},
+        )
+    )
+
+
+_MUSE_DEPARTURES = (
+    "log-probabilities, summed (MUSE's code: raw logits, entry by entry); documents as they are"
+    " (released: texts joined and cut into chunks of 2,048 tokens, so an epoch has other steps)"
+)
+
+# What decides a run beside its losses, rate, length and batch. A recipe that leaves one open has a
+# trial's default there, under our name.
+UNSAID = (
+    "train.schedule",
+    "train.warmup_fraction",
+    "train.weight_decay",
+    "train.max_grad_norm",
+    "data.max_tokens",
+)
+
+
+def _with_unsaid(recipe: Recipe) -> Recipe:
+    """The recipe with a value for everything in UNSAID."""
+    defaults = flatten(Trial())
+    ours = _open(OURS, {name: defaults[name] for name in UNSAID if name not in recipe.settings})
+    return replace(recipe, settings={**recipe.settings, **ours})
+
+
+_PUBLISHED: Mapping[str, Recipe] = MappingProxyType(
     {
         "rmu_zephyr_wmdp": Recipe(
             title="RMU on Zephyr-7B, the released model",
@@ -273,53 +334,15 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             title="NPO on MUSE News",
             model="muse-bench/MUSE-news_target",
             corpus="MUSE News forget (889 articles), retain1",
-            settings=_model("muse-bench/MUSE-news_target", OURS, confirmed=False)
-            | {"method.retain": _RETAIN}
-            | _read(
-                SMOOTH,
-                _NPO
-                | {
-                    "npo.beta": 0.1,
-                    "train.learning_rate": 1e-5,
-                    "train.batch_size": 4,
-                    "train.unit": "epochs",
-                    "train.length": 10.0,
-                },
-            )
-            | _open(
-                "OPTML's code: MUSE runs have a constant rate in open-unlearning",
-                {"train.schedule": "constant"},
-            ),
-            departures=(
-                "log-probabilities (released: raw logits, entry by entry); the published checkpoint"
-                " is that of epoch 10"
-            ),
+            settings=_muse("muse-bench/MUSE-news_target", epochs=10.0),
+            departures=f"{_MUSE_DEPARTURES}, an article a document",
         ),
         "npo_muse_books": Recipe(
             title="NPO on MUSE Books",
             model="muse-bench/MUSE-books_target",
             corpus="MUSE Books forget, retain1",
-            settings=_model("muse-bench/MUSE-books_target", OURS, confirmed=False)
-            | {"method.retain": _RETAIN}
-            | _read(
-                SMOOTH,
-                _NPO
-                | {
-                    "npo.beta": 0.1,
-                    "train.learning_rate": 1e-5,
-                    "train.batch_size": 4,
-                    "train.unit": "epochs",
-                    "train.length": 1.0,
-                },
-            )
-            | _open(
-                "OPTML's code: MUSE runs have a constant rate in open-unlearning",
-                {"train.schedule": "constant"},
-            ),
-            departures=(
-                "log-probabilities (released: raw logits, entry by entry); the one epoch whose"
-                " checkpoint was taken, of 10"
-            ),
+            settings=_muse("muse-bench/MUSE-books_target", epochs=1.0),
+            departures=f"{_MUSE_DEPARTURES}, pieces of so many words (`words`) documents",
         ),
         "simnpo_tofu_forget10": Recipe(
             title="SimNPO on TOFU forget10",
@@ -344,14 +367,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                     "train.batch_size": 32,
                 },
             )
-            | _open(
-                f"{OPEN} on TOFU",
-                {
-                    "train.weight_decay": 0.01,
-                    "train.warmup_fraction": 0.1,
-                    "train.schedule": "linear",
-                },
-            ),
+            | _open(f"{OPEN} on TOFU", {"train.weight_decay": 0.01, "train.warmup_fraction": 0.1})
+            | _open(TRAINER, _LINEAR),
             departures=(
                 f"{_TOFU_DEPARTURES}; the whole loss is 8 times larger, which AdamW does not see"
                 " but clipping does"
@@ -382,14 +399,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                     "train.batch_size": 32,
                 },
             )
-            | _open(
-                f"{OPEN} on TOFU",
-                {
-                    "train.weight_decay": 0.01,
-                    "train.warmup_fraction": 0.1,
-                    "train.schedule": "linear",
-                },
-            ),
+            | _open(f"{OPEN} on TOFU", {"train.weight_decay": 0.01, "train.warmup_fraction": 0.1})
+            | _open(TRAINER, _LINEAR),
             departures=(
                 f"{_TOFU_DEPARTURES}; the whole loss is 7.3 times larger, which AdamW does not see"
                 " but clipping does"
@@ -408,7 +419,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 _NPO
                 | {"npo.beta": 0.1, "train.learning_rate": 1e-5, "train.warmup_fraction": 0.1}
                 | _TOFU,
-            ),
+            )
+            | _open(TRAINER, _LINEAR),
             departures=_TOFU_DEPARTURES,
         ),
         "undial_tofu": Recipe(
@@ -427,7 +439,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                     "train.learning_rate": 1e-4,
                 },
             )
-            | _read(OPEN, {"train.warmup_fraction": 0.1} | _TOFU),
+            | _read(OPEN, {"train.warmup_fraction": 0.1} | _TOFU)
+            | _open(TRAINER, _LINEAR),
             departures="label positions alone (released: prompts and padding too)",
         ),
         "llmu_opt": Recipe(
@@ -547,12 +560,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             title="RMU in the coreset study, at any ratio",
             model=ZEPHYR,
             corpus="600 documents of cais/wmdp-bio-forget-corpus (or -cyber-), retain wikitext",
-            settings=_model(ZEPHYR, CORESET)
-            | _read(
-                f"{CORESET}: 1, 10, 20, 100 epochs at 100, 10, 5, 1 %",
-                {"train.unit": "presentations", "train.length": 600.0},
-            )
-            | _read(CORESET, {"train.learning_rate": 5e-5})
+            settings=_model(ZEPHYR, CORESET_MODELS)
             | _open(
                 "not stated; the benchmark's own run",
                 {
@@ -560,16 +568,22 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                     for name, s in _rmu(
                         "5|6|7", steering=6.5, weight=1200.0, layer=7, batch=4, steps=150
                     ).items()
-                    if name not in ("train.length", "train.unit")
-                },
-            ),
+                }
+                | {"data.max_tokens": 512},
+            )
+            | _read(CORESET_LOSSES, _RMU)
+            | _read(
+                f"{CORESET}: 1, 10, 20, 100 epochs at 100, 10, 5, 1 %",
+                {"train.unit": "presentations", "train.length": 600.0},
+            )
+            | _read(CORESET, {"train.learning_rate": 5e-5}),
             departures=_RMU_DEPARTURES,
         ),
         "coreset_npo_wmdp": Recipe(
             title="NPO in the coreset study, at any ratio",
             model=ZEPHYR,
             corpus="600 documents of cais/wmdp-bio-forget-corpus (or -cyber-), retain wikitext",
-            settings=_model(ZEPHYR, CORESET)
+            settings=_model(ZEPHYR, CORESET_MODELS)
             | _read(
                 CORESET,
                 {
@@ -579,9 +593,19 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                     "train.batch_size": 4,
                 },
             )
-            | {"method.retain": _RETAIN}
-            | _open("not stated; the nearest code of the group", _NPO | {"npo.beta": 0.0225}),
-            departures=_SMOOTH_DEPARTURES,
+            | _read(CORESET_LOSSES, {"method.forget": "npo", "method.retain": "nll"})
+            | _open(
+                "not stated; the nearest code of the group",
+                {"method.retain_weight": 1.0, "npo.beta": 0.0225},
+            )
+            | _open("not stated; the benchmark's own run", {"data.max_tokens": 512}),
+            departures=(
+                "beta is that of the group's other code, whose ratio is a mean per token, where the"
+                " study's and ours is summed over the text"
+            ),
         ),
     }
+)
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {name: _with_unsaid(recipe) for name, recipe in _PUBLISHED.items()}
 )

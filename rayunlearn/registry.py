@@ -20,7 +20,7 @@ from rayunlearn.methods.paired_responses import PAIRED_RESPONSES
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.task_vector import as_trained
 from rayunlearn.metrics.evaluate import chosen_metrics
-from rayunlearn.metrics.table import CHEAP, METRICS
+from rayunlearn.metrics.table import CURVE_METRICS, METRICS
 from rayunlearn.ranges import Option, options_of
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.train.adapters import ADAPTERS
@@ -113,8 +113,8 @@ def check_combination(trial: Trial) -> None:
     rule = f"train.adapter must be 'none' with {method.forget}, a step in the space of the weights"
     require(adapter == "none" or not in_space, rule, adapter)
     require(
-        trial.attack.curve_metric in CHEAP,
-        "attack.curve_metric must be a cheap metric (docs/metrics.md)",
+        trial.attack.curve_metric in CURVE_METRICS,
+        "attack.curve_metric must be a cheap metric or letter_choice (docs/metrics.md)",
         trial.attack.curve_metric,
     )
     check_library(trial.explain.gradient_steps)

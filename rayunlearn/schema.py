@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 # raised when a column changes its meaning; a reader refuses a newer one
 VERSION = 1
+# raised when a selector's number changes: scores that earlier code kept on disk are not taken
+SCORES_VERSION = 2
 
 STATUSES = {
     "complete": "trained to its last step and measured",
@@ -201,7 +203,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column(
             "calibrated_width",
             "f64",
-            "how far the largest alpha that retains enough may lie above it",
+            "from it to the next larger alpha that was measured, which retains too little: the true"
+            " one lies less than that above it where retention falls steadily from there on",
             "fraction [0, 1]",
         ),
         Column(

@@ -67,6 +67,7 @@ def trained(
     return {
         "shares": list(SHARES),
         "grad_norms": [row.grad_norm for row in log.rows],
+        "retain_weights": [row.retain_weight for row in log.rows],
         "ended": log.ended,
     }
 

@@ -25,7 +25,8 @@ rayunlearn attack RUN --trials grid --panel black_box        # shots, rephrasing
 rayunlearn attack RUN --trials grid --panel coresets         # relearning, unrelated text, 4 bits, shots: one seed each, as faithfulness.py does
 rayunlearn attack RUN --attacks gcg,soft_prompt --seeds 5    # only these
 rayunlearn attack RUN --text mine.txt --rephrasings mine.jsonl --chat-model some/chat-model
-rayunlearn attack --model theirs --base before --gold never --benchmark wmdp-bio --data wmdp --metric multiple_choice
+rayunlearn attack --model theirs --base before --gold never --benchmark wmdp-bio --data wmdp \
+    --metric letter_choice --set measure.metrics=cheap,letter_choice
 ```
 
 The last line audits a model that was made elsewhere: it becomes the one trial of the run `runs/audit/<folder>-<id>`. Models load from

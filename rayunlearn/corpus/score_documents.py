@@ -33,6 +33,7 @@ from rayunlearn.lazy import torch
 from rayunlearn.models.document_features import DocumentFeatures, document_features, zlib_ratio
 from rayunlearn.models.load import load_model, model_digest
 from rayunlearn.ranges import options_of, required_inputs
+from rayunlearn.schema import SCORES_VERSION
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.storage.parquet import frame_of, write_frame
 from rayunlearn.train.device import accelerator
@@ -49,7 +50,8 @@ DOCUMENTS_AT_ONCE = 1024
 # What a selector's score of one document may ask for, of the document's own pass and text.
 SCORE_COLUMNS: dict[str, Callable[[Sequence[DocumentFeatures], Sequence[str]], Any]] = {
     "token_nll": lambda passed, _: [p.token_nll for p in passed],
-    "token_surprise": lambda passed, _: [p.surprise for p in passed],
+    "answer_nll": lambda passed, _: [p.without_end(p.token_nll) for p in passed],
+    "answer_surprise": lambda passed, _: [p.without_end(p.surprise) for p in passed],
     "token_error": lambda passed, _: [p.token_error for p in passed],
     "nll_per_byte": lambda passed, texts: torch.tensor(
         [zlib_ratio(p, text) for p, text in zip(passed, texts, strict=True)]
@@ -132,6 +134,7 @@ def score_corpus(
     key = digest(
         [
             FORMAT,
+            SCORES_VERSION,
             source.key,
             model,
             {name: dict(a) for name, a in arguments.items()},
@@ -199,9 +202,7 @@ def _worker(job: ScoreJob) -> ProcessPartition:
         for begin in range(0, len(documents), DOCUMENTS_AT_ONCE):
             chunk = documents[begin : begin + DOCUMENTS_AT_ONCE]
             sequences = encode_documents(chunk, tokenizer, request.template, request.max_tokens)
-            frames += _frames(
-                job, chunk, document_features(model, sequences, int(tokenizer.pad_token_id or 0))
-            )
+            frames += _frames(job, chunk, document_features(model, sequences))
         write_frame(job.folder / f"parts/{partition:06}.parquet", pl.concat(frames))
         return PartitionResult(piece=partition, n_documents=len(documents))
 

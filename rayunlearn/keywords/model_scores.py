@@ -61,9 +61,7 @@ def word_losses(
     template: str,
 ) -> list[list[float]]:
     """Summed NLL of every word's tokens, in nats, per document; 0 for words that were cut off."""
-    tokens = [
-        scored.token_nll for scored in score(model, sequences, int(tokenizer.pad_token_id or 0))
-    ]
+    tokens = [scored.token_nll for scored in score(model, sequences)]
     return _by_word(tokens, documents, sequences, pages, tokenizer, template, "sum")
 
 
@@ -81,10 +79,7 @@ def word_gradients(
     It is ||p - y||_2; times the length of the last hidden state it is the norm of that loss's
     gradient of the head. 0 for words that were cut off.
     """
-    tokens = [
-        passed.token_error
-        for passed in document_features(model, sequences, int(tokenizer.pad_token_id or 0))
-    ]
+    tokens = [passed.token_error for passed in document_features(model, sequences)]
     return _by_word(tokens, documents, sequences, pages, tokenizer, template, "amax")
 
 

@@ -97,8 +97,8 @@ class UnlearningObjective:
     batch.
 
     The losses come with their hyperparameters bound (functools.partial). A loss that needs no
-    tensor costs no forward. `weighting` moves the retain weight each time both terms were asked
-    for.
+    tensor costs no forward. `weighting` moves the retain weight once per optimizer step, in
+    `after_step`: computing a loss changes nothing, so all pieces of a step see one weight.
 
     With `pieces` > 1 it is the loss of piece p that is given, p = step x pieces + 0, 1, ...: the
     mean over a step's pieces is the loss of its whole batch, value and gradient. For that each
@@ -145,8 +145,6 @@ class UnlearningObjective:
             for t in (forget_term, None if retain_term is None else weight * retain_term)
             if t is not None
         ]
-        if retain_term is not None:
-            self.retain_weight = self._weighting(weight, retain_term, piece // self._pieces)
         return StepLoss(
             torch.stack(terms).sum(),
             forget_term,
@@ -155,6 +153,14 @@ class UnlearningObjective:
             n_documents,
             weight,
         )
+
+    def after_step(self, step: int, retain: Tensor) -> None:
+        """Move the retain weight after optimizer step `step`, counted from 0.
+
+        retain: the retain loss of the step's whole batch, a scalar: the mean over its pieces, those
+        of other processes included. Every process must be given the same number.
+        """
+        self.retain_weight = self._weighting(self.retain_weight, retain.detach(), step)
 
     def state(self) -> dict[str, Tensor]:
         """The retain weight, which a weighting may have moved: under one name as a number, under
@@ -185,7 +191,7 @@ class UnlearningObjective:
         presented, share = microbatch_of(side, self._shown(side, step, seed), part, self._pieces)
         documents, whole = (
             [presentation.document for presentation in presented],
-            TokenRule(temperature=side.rule.temperature),
+            side.rule.of_companions,
         )
         with computing(self._model.device, self._precision):
             views = {

@@ -24,13 +24,14 @@ def dual(
     rate: NonNegative = 1.0,
     warmup_steps: Whole = 0,
 ) -> float | Tensor:
-    """Dual ascent on "retain loss <= limit": max(0, weight + rate (retain - limit)) after each step
-    from `warmup_steps` on.
+    """Dual ascent on "retain loss <= limit": max(0, weight + rate (retain - limit)) after each
+    optimizer step from `warmup_steps` on.
 
-    retain: the step's retain loss, a scalar; step counts from 0. Source: PDU in open-unlearning
-    (there after each micro-step, after 5 epochs of warm-up). `limit` has no published default: 0.1
-    nats is ours, for beds whose base model knows its texts; set it to what the base model scores on
-    real text.
+    retain: the retain loss of the step's whole batch, a scalar, however many pieces and processes
+    it went through; step counts from 0. Source: PDU in open-unlearning (there after each
+    micro-step, with that micro-step's loss, after 5 epochs of warm-up). `limit` has no published
+    default: 0.1 nats is ours, for beds whose base model knows its texts; set it to what the base
+    model scores on real text.
     """
     if step < warmup_steps:
         return weight

@@ -50,6 +50,11 @@ class TokenRule:
         """Whether all labels count."""
         return not self.by_loss and not self.positions
 
+    @property
+    def of_companions(self) -> "TokenRule":
+        """The rule of the companions of the documents: the same temperature, every token."""
+        return TokenRule(temperature=self.temperature)
+
 
 EVERY_TOKEN = TokenRule()
 

@@ -114,23 +114,27 @@ def evaluate_probes(
 
 
 def chosen_metrics(names: str) -> dict[str, Metric]:
-    """`cheap`, `all` or names separated by commas -> rows of the table. Raises UserError for a name
-    that it does not have.
+    """`cheap`, `all` or names separated by commas (`cheap` may be one) -> rows of the table. Raises
+    UserError for a name that it does not have.
     """
-    if names in ("cheap", "all"):
-        return dict(CHEAP if names == "cheap" else METRICS)
-    chosen = [name.strip() for name in names.split(",")]
-    for name in chosen:
-        if name not in METRICS:
+    if names == "all":
+        return dict(METRICS)
+    chosen: dict[str, Metric] = {}
+    for name in (name.strip() for name in names.split(",")):
+        if name not in METRICS and name != "cheap":
             raise unknown_name("metric", name, METRICS)
-    return {name: METRICS[name] for name in chosen}
+        chosen |= CHEAP if name == "cheap" else {name: METRICS[name]}
+    return chosen
 
 
 def probes_for_metrics(probe: Probe, metric: Metric) -> Probe:
-    """The probe with those of its sequences alone that a cheap metric looks at: a pass over the
-    others would be for nothing.
+    """The probe with those of its sequences alone that a metric of a curve looks at: a pass over
+    the others would be for nothing.
     """
     names = set(metric_input_names(metric))
+    # the number of letters is that of the options; their texts go through no pass
+    if "letters" in sources_of([metric]):
+        return probe
     options = probe.options if names & {"option_nll", "option_nll_sum"} else ()
     return replace(
         probe,

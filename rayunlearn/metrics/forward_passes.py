@@ -12,7 +12,14 @@ from rayunlearn.data.multiple_choice import LETTERS, QUESTION_HEAD, letter_quest
 from rayunlearn.data.tokenize import Encoded, begin_ids, by_length, collate
 from rayunlearn.errors import require
 from rayunlearn.lazy import functional, torch
-from rayunlearn.models.forward import evaluating, label_ids, label_logits, score, token_nll
+from rayunlearn.models.forward import (
+    LEAST_DEVIATION,
+    evaluating,
+    label_ids,
+    label_logits,
+    score,
+    token_nll,
+)
 from rayunlearn.models.generate import Ids, ends_of, generate_texts
 from rayunlearn.models.reference import Reference
 
@@ -22,10 +29,6 @@ if TYPE_CHECKING:
 
 
 MetricInputs = dict[str, object]
-
-
-# Zhang et al.'s code clamps the variance at 1e-6
-DEVIATION = 1e-3
 
 
 @dataclass(frozen=True)
@@ -356,10 +359,11 @@ def _further(
     inputs: MetricInputs = {}
     if "moments" in sources:
         mean = (p * log_p).sum(-1)
-        variance = (p * log_p.square()).sum(-1) - mean.square()
+        # not E[x^2] - E[x]^2, whose rounding is as large as the clamp
+        variance = (p * (log_p - mean[:, None]).square()).sum(-1)
         inputs |= {
             "log_prob_mean": mean.cpu(),
-            "log_prob_deviation": variance.clamp(min=DEVIATION**2).sqrt().cpu(),
+            "log_prob_deviation": variance.clamp(min=LEAST_DEVIATION**2).sqrt().cpu(),
         }
     if "base" in sources and task.base is not None:
         alone = collate([answer]).to(logits.device)

@@ -148,7 +148,7 @@ METRICS = {
             0,
             1,
             "higher",
-            "ours, after WMDP 2403.03218",
+            "ours; acc_norm of lm-evaluation-harness, per token and not per byte",
         ),
         Metric(
             exact_memorization,
@@ -248,7 +248,7 @@ METRICS = {
             0,
             1,
             "higher",
-            "WMDP 2403.03218",
+            "acc of lm-evaluation-harness where the options are texts",
         ),
         Metric(
             letter_choice,
@@ -257,7 +257,7 @@ METRICS = {
             0,
             1,
             "higher",
-            "MMLU 2009.03300",
+            "MMLU 2009.03300; WMDP 2403.03218",
         ),
         Metric(
             letter_written,
@@ -430,3 +430,7 @@ CHEAP = {
     for name, row in METRICS.items()
     if sources_of([row]) == {"scores"} and not name.endswith("_score")
 }
+
+
+# What a recovery curve may be of: a look at it comes after every step of an attack that trains.
+CURVE_METRICS = CHEAP | {"letter_choice": METRICS["letter_choice"]}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
 from rayunlearn.lazy import functional, torch
-from rayunlearn.models.forward import blocks, evaluating, label_ids
+from rayunlearn.models.forward import LEAST_DEVIATION, blocks, evaluating, label_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,13 +35,19 @@ class DocumentFeatures:
     token_nll, surprise (n,) float32 over its n labels: nats, and the min-k++ score (log p(label) -
     mean) / standard deviation of log p under the model's own distribution (Zhang et al. 2404.02936,
     equation 3). token_error (n,):
-    ||softmax - one-hot||_2, the EL2N of a token. states: (D,) float32 by "<layer>.<pooling>".
+    ||softmax - one-hot||_2, the EL2N of a token. states: (D,) float32 by "<layer>.<pooling>". The
+    last `n_end` labels close the text.
     """
 
     token_nll: Tensor
     surprise: Tensor
     token_error: Tensor
     states: dict[str, Tensor]
+    n_end: int = 1
+
+    def without_end(self, values: Tensor) -> Tensor:
+        """Values of the labels (n,) without the last `n_end`; the first always stays."""
+        return values[: max(1, len(values) - self.n_end)]
 
 
 def document_features(
@@ -64,10 +70,10 @@ def mean_loss(passed: DocumentFeatures) -> float:
 
 
 def zlib_ratio(passed: DocumentFeatures, text: str) -> float:
-    """Summed NLL over the bytes of the zlib-compressed text (Carlini et al. 2021): low where the
-    model knows more than repetition explains.
+    """Mean NLL over the bytes of the zlib-compressed text (Carlini et al. 2012.07805): low where
+    the model knows more than repetition explains. The metric `zlib_score` is the same number.
     """
-    return float(passed.token_nll.sum()) / len(zlib.compress(text.encode()))
+    return mean_loss(passed) / len(zlib.compress(text.encode()))
 
 
 def lowest_mean(values: Tensor, fraction: float) -> Tensor:
@@ -123,7 +129,7 @@ def token_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor
         .sqrt()
     )
     # a certain distribution has spread 0 and -nll = mean
-    return nll, (-nll - mean) / spread.clamp_min(1e-6), error
+    return nll, (-nll - mean) / spread.clamp_min(LEAST_DEVIATION), error
 
 
 def _states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:

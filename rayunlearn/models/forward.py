@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+# standard deviation of log p at a position, for min-k++: Zhang et al.'s code clamps the variance at
+# 1e-6
+LEAST_DEVIATION = 1e-3
+
 
 class _BlockReached(Exception):
     """Raised by a hook to end a forward pass at the block whose output was wanted."""

@@ -119,8 +119,11 @@ class Calibration:
     alpha.
 
     `search`: "whole" (the unlearned model retains enough, alpha 1), "bisection", or "grid" where
-    retention did not fall steadily with alpha. `width` is how far the true alpha may lie above the
-    one found, 0 for "whole".
+    retention did not fall steadily with alpha. `alpha` retains enough and no larger alpha among
+    `points` does. `width` is the distance to the next larger one of them, 0 for "whole": where
+    retention falls steadily from `alpha` on, the true alpha lies less than that above. A path that
+    rises again between two points has been seen by no finite search; its true alpha may lie
+    anywhere above, and `width` says nothing of it.
     """
 
     alpha: float
@@ -138,8 +141,10 @@ def calibrate_mixing(
 
     alpha 1 is tried first. Then a coarse look at COARSE: where retention rises by more than
     `tolerance` x base's between two neighbours, now or while bisecting, the path is not monotone,
-    and the largest of a grid of 1/GRID that is high enough is taken. Every alpha is measured once.
-    Raises UserError for a base without retention or a retention that is no number.
+    and a grid of 1/GRID is measured as well. The largest alpha measured that is high enough is
+    taken; on a path that is not monotone between the points that need not be the largest there is.
+    Every alpha is measured once. Raises UserError for a base without retention or a retention that
+    is no number.
     """
     require(0 < share <= 1, "share must be in (0, 1]", share)
     require(tolerance >= 0, "tolerance must be >= 0", tolerance)
@@ -157,10 +162,11 @@ def calibrate_mixing(
             break
         middle = (low + high) / 2
         low, high = (middle, high) if path.at(middle) >= floor else (low, middle)
-    if path.falls(tolerance * base):
-        return path.result(low, floor, "bisection", high - low)
-    enough = [step / GRID for step in range(GRID + 1) if path.at(step / GRID) >= floor]
-    return path.result(max(enough), floor, "grid", 1 / GRID)
+    search = "bisection" if path.falls(tolerance * base) else "grid"
+    for step in range(GRID + 1) if search == "grid" else ():
+        path.at(step / GRID)
+    low, high = path.bracket(floor)
+    return path.result(low, floor, search, high - low)
 
 
 class _Path:

@@ -22,7 +22,7 @@ from rayunlearn.canonical import CheckTrial, canonical_trial, has_gold
 from rayunlearn.config import Attack, Trial, Value, with_values
 from rayunlearn.errors import UserError, require
 from rayunlearn.experiment import DEFAULT_ATTACKS, Budget, Domain, Experiment, Objective, Range
-from rayunlearn.metrics.table import CHEAP
+from rayunlearn.metrics.table import CURVE_METRICS
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Agenda, Identify, PlannedTrial
 from rayunlearn.planning.study import StudyTrial, best_trial, sampler_seed, suggest
@@ -324,13 +324,13 @@ class AttackPlanner:
 
     def curve_of(self, name: str) -> dict[str, Any]:
         """`attack.curve_*` of an attack that leaves a recovery curve: the metric that the objective
-        forgets by, where it is cheap.
+        forgets by, where a curve may be of it.
         """
         if "watch" not in attack_input_names(ATTACKS[name]):
             return {}
         metric = self.experiment.objective.forgetting
         return {"curve_points": self.panel.curve_points} | (
-            {"curve_metric": metric} if metric in CHEAP else {}
+            {"curve_metric": metric} if metric in CURVE_METRICS else {}
         )
 
     def identified(self, trial: Trial) -> str:

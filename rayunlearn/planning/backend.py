@@ -95,6 +95,8 @@ def can_divide(trial: Trial, processes: int) -> None:
     """
     from rayunlearn.methods.forget import FORGET
     from rayunlearn.methods.task_vector import as_trained
+    from rayunlearn.ranges import required_inputs
+    from rayunlearn.selectors.table import SELECTORS
 
     train, shares = trial.train, trial.train.accumulation * processes
     require(
@@ -117,6 +119,12 @@ def can_divide(trial: Trial, processes: int) -> None:
         plain,
         "method.forget must be one that ends as trained where a trial has several processes",
         trial.method.forget,
+    )
+    trains = "norms_along" in required_inputs(SELECTORS[trial.select.name].function)
+    require(
+        not trains,
+        "select.name must be no selector that trains a model where a trial has several processes",
+        trial.select.name,
     )
 
 

@@ -7,6 +7,7 @@ seconds without its weights.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -33,7 +34,7 @@ from rayunlearn.models.load import resolve_model
 from rayunlearn.models.reference import DISTRIBUTION_BYTES
 from rayunlearn.models.scratch import MOST_WORDS, build_model
 from rayunlearn.ranges import required_inputs
-from rayunlearn.registry import arguments_of
+from rayunlearn.registry import arguments_of, check_trial
 from rayunlearn.schema import column_names
 from rayunlearn.storage.run import finished_ids, open_run
 from rayunlearn.train.adapters import ADAPTERS, linear_modules
@@ -73,6 +74,10 @@ def gpu_share(room: GpuMemory, available: int) -> tuple[float, str]:
 def format_gpu_memory(room: GpuMemory) -> str:
     """What the hungriest trial needs of a GPU."""
     return f"{room.peak / 2**30:.2f} GiB for {room.trial} (from {room.source})"
+
+
+# name of our function for a block of experts, among those of the library
+EXPERTS = "rayunlearn_shapes"
 
 
 # of a batch of `models.forward.score`
@@ -177,7 +182,14 @@ def peak_bytes(trial: Trial) -> int:
         return weights + scored
     trained = _trained(trial, model)
     size = trial.train.batch_size // trial.train.accumulation
-    step = step_memory(model, trained, lambda: _loss(trial, model, size, tokens, labels))
+    try:
+        step = step_memory(model, trained, lambda: _loss(trial, model, size, tokens, labels))
+    # of the library, from a model whose pass looks into tensors that hold no numbers
+    except (RuntimeError, ValueError) as problem:
+        raise UserError(
+            f"what {trial.model.name} ({type(model).__name__}) needs of a GPU cannot be estimated"
+            f" without its weights, so --gpus-per-trial must be said: {problem}"
+        ) from problem
     lowered = weights // 2 if trial.train.precision == "auto" else 0
     return (
         _frozen_reference_bytes(trial, model, labels)
@@ -195,7 +207,9 @@ def _core(trial: Trial) -> Trial:
     names = ("batch_size", "accumulation", "parameters", "layers", "adapter", "precision")
     train = Train(**{name: getattr(trial.train, name) for name in names})
     method = replace(trial.method, retain_weight=1.0, wrappers="")
-    options = tuple((name, value) for name, value in trial.options if name == "lora.rank")
+    # what the adapter is built with; no other option changes a shape
+    own = f"{ADAPTERS[trial.train.adapter].function.__name__}."
+    options = tuple((name, value) for name, value in trial.options if name.startswith(own))
     return Trial(data=trial.data, model=trial.model, method=method, train=train, options=options)
 
 
@@ -210,7 +224,30 @@ def _meta_model(trial: Trial) -> PreTrainedModel:
         model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
             config, trust_remote_code=False
         ).float()
+        # loaded late: transformers is heavy, and a plan without a GPU needs none of it
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+        ALL_EXPERTS_FUNCTIONS.register(EXPERTS, _shapes_of_experts)
+        model.config._experts_implementation = EXPERTS
         return model
+
+
+def _shapes_of_experts(
+    experts: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """What a block of experts keeps: every token's row for each of its k experts, through matrices
+    of the shape of one of them. hidden (N, D), top_k_index, top_k_weights (N, k).
+
+    The library's grouped kernel takes bfloat16 alone where tensors hold no numbers, and its loop
+    over experts looks into the tensors.
+    """
+    n_tokens, k = top_k_index.shape
+    first = experts.gate_up_proj if experts.has_gate else experts.up_proj
+    weights = [w[0] if experts.is_transposed else w[0].T for w in (first, experts.down_proj)]
+    inner = hidden.repeat_interleave(k, dim=0) @ weights[0]
+    inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
+    out = (inner @ weights[1]) * top_k_weights.reshape(-1, 1)
+    return out.view(n_tokens, k, -1).sum(1)
 
 
 def _trained(trial: Trial, model: PreTrainedModel) -> list[torch.nn.Parameter]:
@@ -297,8 +334,14 @@ def _hidden(model: PreTrainedModel, size: int, tokens: int) -> Tensor:
     """
     ids = torch.zeros(size, tokens, dtype=torch.long, device="meta")
     mask = torch.ones(size, 1, tokens, tokens, dtype=torch.bool, device="meta").tril()
+    # a family that counts positions by its mask (OPT) would count along the wrong side of this one
+    given = {"position_ids": torch.arange(tokens, device="meta").expand(size, -1)}
+    known = inspect.signature(model.base_model.forward).parameters
     states: Tensor = model.base_model(
-        input_ids=ids, attention_mask=mask, use_cache=False
+        input_ids=ids,
+        attention_mask=mask,
+        use_cache=False,
+        **{name: value for name, value in given.items() if name in known},
     ).last_hidden_state
     return states
 
@@ -347,7 +390,8 @@ def _correction(run: Path, cache: Path | None) -> tuple[float, int]:
             settings = {
                 name: value for name, value in row.items() if name not in column_names("trials")
             }
-            ratios.append(row["peak_memory_bytes"] / need_once(_core(from_flat(settings)), cache))
+            trial = check_trial(from_flat(settings))
+            ratios.append(row["peak_memory_bytes"] / need_once(_core(trial), cache))
         # a row of older settings, or data that is gone: it says nothing of what is planned now
         except UserError:
             continue

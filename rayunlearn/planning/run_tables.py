@@ -8,6 +8,7 @@ from typing import Any
 
 from rayunlearn.experiment import Experiment, settings
 from rayunlearn.planning.planner import Agenda
+from rayunlearn.schema import SCORES_VERSION
 from rayunlearn.storage.parquet import write_frame, write_table
 from rayunlearn.storage.run import write_experiment
 from rayunlearn.storage.sync import download_files
@@ -48,8 +49,9 @@ def write_corpora(run: Path, cache: Path, workspaces: Iterable[Any]) -> None:
     rejected = dict.fromkeys(document for space in spaces for document in space.corpus.rejected)
     write_table(run / "quarantine.parquet", "quarantine", [vars(document) for document in rejected])
     digests = {(space.corpus.digest, space.base_digest) for space in spaces}
-    download_files(cache / "scores", ".parquet")
-    frame = _scores(cache / "scores", digests)
+    scores = cache / "scores" / f"{SCORES_VERSION}"
+    download_files(scores, ".parquet")
+    frame = _scores(scores, digests)
     if frame is not None:
         write_frame(run / "scores.parquet", frame)
 

@@ -2,10 +2,10 @@
 with the highest.
 
 So every selector is nested: a smaller coreset is part of a larger one. Positional parameters name
-what a selector
-needs: `n_documents` (documents come sorted by doc_id, so the order of the file never matters); of
-the base model `token_nll`, `token_surprise` and `token_error` (one (n_i,) tensor per document),
-`nll_per_byte` (n,), `embeddings` (n, D), `gradients` (n, d) and `retain_alignment` (n,);
+what a selector needs: `n_documents` (documents come sorted by doc_id, so the order of the file
+never matters); of the base model `token_nll` and `token_error` (one (n_i,) tensor per document),
+`answer_nll` and `answer_surprise` (the same without the end token), `nll_per_byte` (n,),
+`embeddings` (n, D), `gradients` (n, d) and `retain_alignment` (n,);
 `gradient_norms_along` (gradient norms on a trajectory of so many epochs), `document_keywords` (keyword to
 weight) and `seed`, which is `select.seed`. `coreset.py` makes them. A row's `departures` say where
 we differ from its source, and what the source leaves open and is decided here.
@@ -42,30 +42,32 @@ def random(n_documents: int, seed: int) -> Tensor:
     return scores
 
 
-def min_k(token_nll: Sequence[Tensor], *, fraction: Fraction = 0.4) -> Tensor:
+def min_k(answer_nll: Sequence[Tensor], *, fraction: Fraction = 0.4) -> Tensor:
     """Mean log-probability of the `fraction` of tokens the base model finds least likely; the most
     memorised first.
 
-    token_nll: (n_i,) nats per document. At least one token counts. Returns (n,).
+    answer_nll: (n_i,) nats per document, the token that ends the text left out. floor(fraction
+    n_i) tokens count, at least one. Returns (n,): minus the metric `min_k_score` at that share.
     """
     lowest = [
-        nll.sort(descending=True).values[: max(1, int(fraction * len(nll)))] for nll in token_nll
+        nll.sort(descending=True).values[: max(1, int(fraction * len(nll)))] for nll in answer_nll
     ]
     return torch.stack([-nll.mean() for nll in lowest])
 
 
-def min_k_plus(token_surprise: Sequence[Tensor], *, fraction: Fraction = 0.4) -> Tensor:
+def min_k_plus(answer_surprise: Sequence[Tensor], *, fraction: Fraction = 0.4) -> Tensor:
     """Mean of the `fraction` lowest standardised log-probabilities of a document; the most
-    memorised first. (n,)
+    memorised first.
 
-    token_surprise: (n_i,) per document, (log p(label) - mean) / standard deviation of log p under
-    the base model's own distribution. Zhang et al. 2404.02936, equation 3. At least one token
-    counts.
+    answer_surprise: (n_i,) per document, (log p(label) - mean) / standard deviation of log p under
+    the base model's own distribution, the token that ends the text left out. Zhang et al.
+    2404.02936, equation 3. floor(fraction n_i) tokens count, at least one. Returns (n,): minus the
+    metric `min_k_plus_score` at that share.
     """
     return torch.stack(
         [
             surprise.sort().values[: max(1, int(fraction * len(surprise)))].mean()
-            for surprise in token_surprise
+            for surprise in answer_surprise
         ]
     )
 
@@ -74,8 +76,8 @@ def zlib(nll_per_byte: Tensor) -> Tensor:
     """Least NLL of the base model per byte of the zlib-compressed text first: known beyond what
     repetition explains. (n,)
 
-    nll_per_byte (n,): summed NLL of a document / bytes of its compressed answer. Carlini et al.
-    2012.07805, section 5.
+    nll_per_byte (n,): mean token NLL of a document / bytes of its compressed answer. Carlini et al.
+    2012.07805, section 5. Minus the metric `zlib_score`.
     """
     return -nll_per_byte
 
@@ -97,8 +99,8 @@ def moderate(embeddings: Tensor, seed: int, *, clusters: Count = 4) -> Tensor:
 
 
 def loss(token_nll: Sequence[Tensor]) -> Tensor:
-    """Mean NLL of the base model, the hardest first. (n,) nats per token. The easiest first is
-    `min_k` with fraction 1.
+    """Mean NLL of the base model, the hardest first. (n,) nats per token, the metric `loss_score`.
+    The easiest first is `min_k` with fraction 1, but for the end token, which counts here.
     """
     return torch.stack([nll.mean() for nll in token_nll])
 
@@ -116,9 +118,9 @@ def grand(norms_along: Callable[[int], Tensor], *, epochs: Whole = 10) -> Tensor
     """Mean over an unlearning trajectory of ||grad (l_f(z_f) + lambda l_r(z_r))||_2, the largest
     first. (n,)
 
-    norms_along(epochs): (checkpoints, n), the norms at the base model and after each epoch of
-    unlearning on the whole forget set with the trial's own losses; 0 epochs is the norm at the base
-    model alone. Coreset paper 2504.10185, appendix C1, with its 10 epochs.
+    norms_along(epochs): (1 + epochs, n), the norms at the base model and after each epoch of
+    unlearning on the whole forget set with the trial's own losses, each once; 0 epochs is the norm
+    at the base model alone. Coreset paper 2504.10185, appendix C1, with its 10 epochs.
     """
     return norms_along(epochs).mean(0)
 
@@ -212,21 +214,23 @@ SELECTORS = {
             min_k,
             "most memorised by min-k % probability",
             "Shi et al. 2310.16789; coreset paper 2504.10185, appendix C2",
-            "open there: whose probabilities (base's). Highest first as in the paper; a public"
-            " re-implementation has the sign the other way round",
+            "open there: whose probabilities (base's) and which tokens (the answer's, without the"
+            " one that ends it, as in the metric min_k_score). Highest first as in the paper; a"
+            " public re-implementation has the sign the other way round",
         ),
         Selector(
             min_k_plus,
             "most memorised by min-k %++",
             "Zhang et al. 2404.02936",
-            "a membership score there, a selector only here; its share of tokens is min_k's",
+            "a membership score there, a selector only here; its tokens and their share are"
+            " min_k's",
         ),
         Selector(
             zlib,
             "most memorised for how compressible it is",
             "Carlini et al. 2012.07805",
-            "a membership score there, a selector only here; NLL in nats over bytes, of the answer"
-            " alone where there is a prompt",
+            "a membership score there, a selector only here; mean NLL in nats over bytes, of the"
+            " answer alone where there is a prompt",
         ),
         Selector(
             moderate,
@@ -240,11 +244,14 @@ SELECTORS = {
             "largest gradient norm along an unlearning run",
             "Paul et al. 2107.07075; coreset paper 2504.10185, appendix C1",
             "open there: parameters (those the trial trains), direction (largest), z_r (a retain"
-            " document drawn once for each forget document), trajectories (one; the mean is over"
-            " base and each epoch's end)",
+            " document drawn once for each forget document), trajectories (one, without warm-up;"
+            " the mean is over base and the first step by which each epoch is over)",
         ),
         Selector(
-            loss, "highest loss", "standard", "none; lowest loss first is min_k with fraction 1"
+            loss,
+            "highest loss",
+            "standard",
+            "none; lowest loss first is min_k with fraction 1, but for the end token",
         ),
         Selector(
             el2n,

@@ -102,10 +102,12 @@ def _view(
     epoch.
     """
     view = partial(LossInputs, model, layer=layer, control=control)
-    chosen = [side.sequences[p] for p in positions]
+    chosen, whole = [side.sequences[p] for p in positions], side.rule.of_companions
     companions = {
         kind: view(
-            [choose_response(c.choices, s.doc_id, seed, 0) for s in chosen], reference=c.reference
+            [choose_response(c.choices, s.doc_id, seed, 0) for s in chosen],
+            reference=c.reference,
+            rule=whole,
         )
         for kind, c in side.companions.items()
     }

@@ -37,6 +37,7 @@ TOO_LARGE = (
 )
 SCHEDULER_NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 BuildOptimizer = Callable[[Callable[[int], StepLoss], Sequence["nn.Parameter"], int], Wrapper]
+AfterStep = Callable[[int, "Tensor"], None]
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class _Trainer:
     accumulation: int
     max_grad_norm: float
     remembers: Sequence[HasState]
+    after_step: AfterStep | None
 
     def step(self, loss_of_step: Callable[[int], StepLoss], number: int) -> _Timed:
         """Take step `number`, counted from 1, and wait for nothing."""
@@ -116,6 +118,9 @@ class _Trainer:
         norm = clip(self.parameters, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.after_step is not None and loss.retain is not None:
+            # every process has the mean over its own pieces
+            self.after_step(number - 1, self.accelerate.reduce(loss.retain, "mean"))
         for wrapper in self.wrappers:
             wrapper.after_step(number)
         timed = _Timed(
@@ -222,6 +227,7 @@ def optimise(
     keep_going: Callable[[int], bool] | None = None,
     checkpoints: Checkpoints | None = None,
     remembers: Sequence[HasState] = (),
+    after_step: AfterStep | None = None,
 ) -> TrainLog:
     """Minimise `loss_of_step(0), loss_of_step(1), ...` with AdamW; `model` ends as trained.
 
@@ -233,7 +239,9 @@ def optimise(
 
     `checkpoints`: a run of one process that was broken off goes on from its last one and ends with
     the same bits; `remembers` is what, beside parameters, optimizer and wrappers, carries something
-    from step to step.
+    from step to step. What moves with the loss does so in `after_step(step, retain)`, once per
+    optimizer step and after it (counted from 0): `retain` is the retain loss of the whole batch,
+    the mean over `accumulation` and processes, and the same number on every process.
     """
     require(not is_offloaded(model), TOO_LARGE, accelerator().num_processes)
     chosen, accelerate = choose_parameters(model, parameters, layers), accelerator()
@@ -243,13 +251,7 @@ def optimise(
     scheduler = transformers.get_scheduler(
         SCHEDULER_NAMES[schedule], optimizer, round(warmup_fraction * steps), max(1, steps)
     )
-    divided = is_sharded(chosen)
-    require(
-        not (wrappers and divided),
-        "a trial on several processes must have no wrapper and no method that ends with one",
-        len(wrappers),
-    )
-    active_wrappers = [build(loss_of_step, chosen, steps) for build in wrappers]
+    active_wrappers = _built(wrappers, loss_of_step, chosen, steps)
     trainer = _Trainer(
         accelerate,
         chosen,
@@ -259,6 +261,7 @@ def optimise(
         accumulation,
         max_grad_norm,
         remembers,
+        after_step,
     )
     record = trainer.resumed(checkpoints)
     saved = len(record.rows)
@@ -277,6 +280,21 @@ def optimise(
     return TrainLog(
         tuple(record.rows), record.ended, record.presentations, sum(p.numel() for p in chosen)
     )
+
+
+def _built(
+    wrappers: Sequence[BuildOptimizer],
+    loss_of_step: Callable[[int], StepLoss],
+    chosen: Sequence[nn.Parameter],
+    steps: int,
+) -> list[Wrapper]:
+    """The wrappers of a run. Raises UserError for any where what is trained is divided."""
+    require(
+        not (wrappers and is_sharded(chosen)),
+        "a trial on several processes must have no wrapper and no method that ends with one",
+        len(wrappers),
+    )
+    return [build(loss_of_step, chosen, steps) for build in wrappers]
 
 
 def adamw(

@@ -20,6 +20,7 @@ from rayunlearn.models.document_features import DocumentFeatures, document_featu
 from rayunlearn.models.forward import token_nll
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of
+from rayunlearn.schema import SCORES_VERSION
 from rayunlearn.selectors.gradients import cosines_with
 from rayunlearn.selectors.random_projection import head_gradients
 from rayunlearn.selectors.table import SELECTORS, top_k_documents
@@ -89,8 +90,12 @@ class SelectorInputs:
         return [p.token_nll for p in self._passed]
 
     @cached_property
-    def token_surprise(self) -> list[Tensor]:
-        return [p.surprise for p in self._passed]
+    def answer_nll(self) -> list[Tensor]:
+        return [p.without_end(p.token_nll) for p in self._passed]
+
+    @cached_property
+    def answer_surprise(self) -> list[Tensor]:
+        return [p.without_end(p.surprise) for p in self._passed]
 
     @cached_property
     def nll_per_byte(self) -> Tensor:
@@ -150,6 +155,7 @@ def _scores(
     path = (
         workspace.cache
         / "scores"
+        / f"{SCORES_VERSION}"
         / f"{digest([workspace.corpus.digest, workspace.base_digest, trial.select.name, _decisive(trial, names), arguments])}.parquet"
     )
     ids = [workspace.corpus.forget[p].doc_id for p in order]

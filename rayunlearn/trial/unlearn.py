@@ -28,7 +28,7 @@ from rayunlearn.registry import arguments_of, paired_response_function
 from rayunlearn.selectors.unlearning_gradients import unlearning_norms
 from rayunlearn.train.adapters import ADAPTERS, with_adapter
 from rayunlearn.train.checkpoint import Checkpoints
-from rayunlearn.train.device import accelerator
+from rayunlearn.train.device import accelerator, computing
 from rayunlearn.train.early_stopping import RetentionEarlyStopping
 from rayunlearn.train.fsdp import shard_model
 from rayunlearn.train.loop import TrainLog, choose_parameters, optimise
@@ -66,16 +66,17 @@ def unlearn(
     state: ModelState,
     coreset: Sequence[int],
     adapter_folder: Path,
-    watch: Callable[[int], bool] | None = None,
+    after_step: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> TrainLog:
     """Train `state.model` away from the kept documents, as the trial says; LoRA adapters are left
     in `adapter_folder`.
 
-    `watch(step)`, every `stop.check_every` steps, says whether to go on; without it utility does:
-    as a collapse, or under `stop.retention_floor` as a control, which puts back the last weights
-    that held it. `checkpoint`: the file that the training is resumed from and, every
-    `train.checkpoint_every` steps, written to.
+    Every `stop.check_every` steps utility says whether to go on: as a collapse, or under
+    `stop.retention_floor` as a control, which puts back the last weights that held it.
+    `after_step(step)`, from 1, is called in place of that, after every step and before what a
+    method does after the last one. `checkpoint`: the file that the training is resumed from and,
+    every `train.checkpoint_every` steps, written to.
     """
     pair = objective_sides(trial, workspace, state, coreset)
     train = trial.train
@@ -94,7 +95,7 @@ def unlearn(
     with with_adapter(state.model, adapter, train.parameters, adapter_folder, layers) as parameters:
         choose_parameters(state.model, parameters, layers)
         forget, retain = with_prefixes(trial, workspace, state, pair)
-        retained = None if watch else retention_probe(trial, workspace, state)
+        retained = None if after_step else retention_probe(trial, workspace, state)
         checkpoints = _checkpoints(trial, workspace, state, coreset, checkpoint)
         with shard_model(state.model) as model:
             terms = _objective(trial, model, forget, retain)
@@ -109,11 +110,11 @@ def unlearn(
                 steps=n_steps(trial, len(coreset)),
                 parameters=parameters,
                 layers=layers,
-                wrappers=_wrappers(trial),
-                keep_going=watch
-                or (floor.holds if floor else retained.watch(model) if retained else None),
+                wrappers=_wrappers(trial, after_step),
+                keep_going=floor.holds if floor else retained.watch(model) if retained else None,
                 checkpoints=checkpoints,
                 remembers=[terms, floor] if floor else [terms],
+                after_step=terms.after_step,
                 **settings,
             )
             return floor.ended(log) if floor else log
@@ -283,8 +284,12 @@ def _written_once(
     }
 
 
-def _wrappers(trial: Trial) -> list[Callable[..., Wrapper]]:
-    """What acts around the steps; the ending of a method that has one comes last."""
+def _wrappers(
+    trial: Trial, after_step: Callable[[int], None] | None
+) -> list[Callable[..., Wrapper]]:
+    """What acts around the steps; the ending of a method that has one comes last, and after it
+    `after_step`, which so sees what all of them have done in a step.
+    """
     ending = FORGET[trial.method.forget].ending
     last = [] if ending is as_trained else [partial(ended_by, function=_bound(trial, ending))]
     return [
@@ -293,6 +298,7 @@ def _wrappers(trial: Trial) -> list[Callable[..., Wrapper]]:
             for name in names_of(trial.method.wrappers)
         ),
         *last,
+        *([lambda *_run: Wrapper(after_step=after_step)] if after_step else []),
     ]
 
 
@@ -329,50 +335,69 @@ def gradient_norms_along(
     (epochs + 1, n).
 
     The norm of grad (forget loss + retain weight x retain loss), each forget document with a retain
-    document drawn once, at the base model and after each epoch. The run is the trial's own in all
-    but length and coreset; with an adapter it is that of the adapted parameters themselves. The
-    base weights come back afterwards.
+    document drawn once: row 0 at the base model, row k after the first step by which every document
+    was shown k times (where a batch is larger than the forget set, several epochs end with one
+    step). `retain weight` is `method.retain_weight`, also where the run moves its own. The run is
+    the trial's own in all but coreset, length and warm-up, whose first step has rate 0 and would
+    count base twice; with an adapter it is that of the adapted parameters themselves. It is looked
+    at as it trains, before weights are averaged or a task vector is subtracted. The base weights
+    come back afterwards. Raises UserError where the run diverges and on several processes.
     """
-    train = replace(trial.train, length=float(epochs), unit="epochs", adapter="none")
-    whole = replace(
-        trial,
-        train=train,
-        stop=replace(
-            trial.stop,
-            check_every=max(
-                1, n_steps(replace(trial, train=replace(train, length=1.0)), len(order))
-            ),
-        ),
-    )
+    n_processes = accelerator().num_processes
+    rule = "select.name must be no selector that trains a model where a trial has several processes"
+    require(n_processes == 1, rule, n_processes)
+    ends = epoch_ends(len(order), trial.train.batch_size, epochs)
+    whole = _trajectory(trial, max(ends, default=0))
     forget, retain = objective_sides(whole, workspace, state, order)
-    partners = (
-        batch_indices(len(retain.sequences), len(order), 0, trial.train.seed)
+    at_point = partial(_norms_now, whole, state.model, forget, _matched(retain, len(order), trial))
+    choose_parameters(state.model, whole.train.parameters, block_numbers(whole.train.layers))
+    norms = {0: at_point()}
+
+    def after_step(step: int) -> None:
+        if step in ends:
+            norms[step] = at_point()
+
+    if epochs > 0:
+        log = unlearn(whole, workspace, state, order, Path(), after_step=after_step)
+        rule = "grand needs an unlearning run whose loss stays finite over its epochs; this one"
+        require(log.ended == "complete", rule, log.ended)
+    state.model.load_state_dict(state.pristine)
+    state.model.requires_grad_(True)
+    return torch.stack([norms[step] for step in (0, *ends)])
+
+
+def epoch_ends(n_documents: int, batch_size: int, epochs: int) -> list[int]:
+    """For each epoch the first optimizer step, from 1, by which it is over: ceil(k n / batch)."""
+    return [-(-epoch * n_documents // batch_size) for epoch in range(1, epochs + 1)]
+
+
+def _trajectory(trial: Trial, steps: int) -> Trial:
+    """The trial as `gradient_norms_along` trains it."""
+    changes: dict[str, Any] = {"length": float(steps), "unit": "steps", "adapter": "none"}
+    return replace(trial, train=replace(trial.train, warmup_fraction=0.0, **changes))
+
+
+def _matched(retain: Side, n: int, trial: Trial) -> Side:
+    """The retain side with one of its documents, drawn once, for each of n forget documents."""
+    drawn = (
+        batch_indices(len(retain.sequences), n, 0, trial.train.seed)
         if required_inputs(retain.loss)
         else []
     )
-    matched = replace(retain, sequences=[retain.sequences[p] for p in partners])
-    choose_parameters(state.model, train.parameters, block_numbers(train.layers))
-    at_point = partial(
-        unlearning_norms,
-        state.model,
-        forget,
-        matched,
-        retain_weight=trial.method.retain_weight,
-        layer=trial.method.layer,
-        seed=train.seed,
-    )
-    norms = [at_point()]
+    return replace(retain, sequences=[retain.sequences[p] for p in drawn])
 
-    def look(_step: int) -> bool:
-        norms.append(at_point())
-        return True
 
-    if epochs > 0:
-        unlearn(whole, workspace, state, order, Path(), watch=look)
-        norms.append(at_point())
-    state.model.load_state_dict(state.pristine)
-    state.model.requires_grad_(True)
-    return torch.stack(norms)
+def _norms_now(trial: Trial, model: PreTrainedModel, forget: Side, retain: Side) -> Tensor:
+    """The norms of `gradient_norms_along` with the model as it stands, in the precision of its training."""
+    with computing(model.device, trial.train.precision):
+        return unlearning_norms(
+            model,
+            forget,
+            retain,
+            retain_weight=trial.method.retain_weight,
+            layer=trial.method.layer,
+            seed=trial.train.seed,
+        )
 
 
 def _bound(trial: Trial, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import polars as pl
 
 from rayunlearn.analysis.bootstrap import summarise_examples
 from rayunlearn.config import Attack, Trial
-from rayunlearn.metrics.evaluate import evaluate_probes
+from rayunlearn.metrics.evaluate import chosen_metrics, evaluate_probes
 from rayunlearn.metrics.table import METRICS
 from rayunlearn.models.interpolation import points_along
 from rayunlearn.trial.load import LoadedTrial
@@ -91,10 +91,13 @@ def path_rows(
     points: int,
 ) -> Rows:
     """Rows of `curves` (kind, x, split, metric, value, n, stderr) between two models, on every
-    probe. The model ends as `end`.
+    probe. The model ends as `end`. `letter_choice` is one of the metrics where the trial measures
+    it.
     """
-    probes = encoded_probes(workspace, state, trial.data)
-    measure = partial(evaluate_probes, state.model, probes, ON_PATH)
+    probes, letters = encoded_probes(workspace, state, trial.data), "letter_choice"
+    asked = chosen_metrics(trial.measure.metrics)
+    metrics = ON_PATH | ({letters: asked[letters]} if letters in asked else {})
+    measure = partial(evaluate_probes, state.model, probes, metrics, tokenizer=state.tokenizer)
     rows: Rows = []
     for x, examples in points_along(state.model, start, end, measure, points=points):
         means = summarise_examples(pl.DataFrame(examples, infer_schema_length=None))

@@ -497,17 +497,15 @@ def test_an_objective_counts_the_tokens_of_companions_and_not_those_of_documents
     assert not uses_documents(idk) and uses_documents(llmu)
 
 
-def test_a_dual_weight_moves_once_a_step_and_not_for_the_forget_term_alone() -> None:
+def test_a_retain_weight_moves_after_a_step_and_never_when_a_loss_is_computed() -> None:
     objective = made_objective(
-        tiny_model(), ga, nll, weighting=lambda weight, retain, step: weight + 1
+        tiny_model(), ga, nll, weighting=lambda weight, retain, step: weight + retain + step
     )
-    assert [objective(0).retain_weight, objective(1).retain_weight, objective.retain_weight] == [
-        0.5,
-        1.5,
-        2.5,
-    ]
+    first, again = objective(0), objective(1)
     objective.forget_term(2)
-    assert objective.retain_weight == 2.5
+    assert first.retain_weight == again.retain_weight == objective.retain_weight == 0.5
+    objective.after_step(3, torch.tensor(2.0, requires_grad=True))
+    assert objective.retain_weight == 5.5 and not objective.retain_weight.requires_grad
 
 
 def test_names_of_tensors_are_taken_apart_into_reference_companion_and_tensor() -> None:

@@ -14,7 +14,7 @@ from rayunlearn.data.documents import Document
 from rayunlearn.data.multiple_choice import QUESTION_HEAD, letter_question, true_option_index
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import UserError
-from rayunlearn.metrics.evaluate import encode_probes, evaluate_probes
+from rayunlearn.metrics.evaluate import encode_probes, evaluate_probes, probes_for_metrics
 from rayunlearn.metrics.forward_passes import (
     EvaluationTask,
     GenerationSettings,
@@ -24,7 +24,7 @@ from rayunlearn.metrics.forward_passes import (
     prompt_and_answer,
     spelt_letters,
 )
-from rayunlearn.metrics.table import METRICS
+from rayunlearn.metrics.table import CURVE_METRICS, METRICS
 from rayunlearn.models.generate import generate_texts
 from rayunlearn.models.reference import reference_of
 from rayunlearn.models.scratch import build_model, build_tokenizer
@@ -433,3 +433,21 @@ def test_a_question_of_one_token_is_a_question_also_without_bos() -> None:
     assert prompt_and_answer(probe) == (probe.answer.ids[:1], probe.answer.ids[1:])
     (text,) = encode_probes({"forget": [replace(document, prompt="")]}, tokenizer, "{prompt}", 64)
     assert len(prompt_and_answer(text)[0]) == len(text.answer.ids) // 2 > 1
+
+
+@pytest.mark.parametrize("name", sorted(CURVE_METRICS))
+def test_a_look_of_a_curve_gives_the_metric_that_the_whole_probe_gives(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """With nothing in the probe that the metric does not look at, `letter_choice` included."""
+    probes = encode_probes({"forget": DOCUMENTS}, tokenizer, TEMPLATE, 64)
+    chosen = {name: CURVE_METRICS[name]}
+    whole, cut = (
+        [row["value"] for row in evaluate_probes(model, some, chosen, tokenizer=tokenizer)]
+        for some in (probes, [probes_for_metrics(probe, CURVE_METRICS[name]) for probe in probes])
+    )
+    there = [at for at, value in enumerate(whole) if value is not None]
+    assert there == [at for at, value in enumerate(cut) if value is not None] != []
+    assert [cut[at] for at in there] == pytest.approx([whole[at] for at in there], rel=1e-5)

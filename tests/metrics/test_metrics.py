@@ -37,7 +37,7 @@ from rayunlearn.metrics.multiple_choice import (
     multiple_choice,
     multiple_choice_sum,
 )
-from rayunlearn.metrics.table import CHEAP, INPUTS, METRICS, metric_input_names
+from rayunlearn.metrics.table import CHEAP, CURVE_METRICS, INPUTS, METRICS, metric_input_names
 from rayunlearn.metrics.text import (
     first_answer,
     knowledge_memorization,
@@ -376,5 +376,7 @@ def test_the_metrics_of_every_trial_need_one_pass_of_scores() -> None:
 def test_metrics_are_chosen_by_name_and_a_misspelt_one_is_told() -> None:
     assert list(chosen_metrics("probability, rouge_l_f1")) == ["probability", "rouge_l_f1"]
     assert chosen_metrics("all") == METRICS and chosen_metrics("cheap") == CHEAP
+    with_letters = chosen_metrics("cheap, letter_choice,probability")
+    assert list(with_letters) == [*CHEAP, "letter_choice"] == list(CURVE_METRICS)
     with pytest.raises(UserError, match=r"unknown metric 'rouge_l'; did you mean 'rouge_l_"):
         chosen_metrics("rouge_l")

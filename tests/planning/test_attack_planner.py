@@ -132,14 +132,17 @@ def test_only_what_an_attack_reads_is_in_its_identity() -> None:
     }
 
 
-def test_a_curve_is_of_the_metric_that_is_forgotten_by_and_says_nothing_of_other_attacks() -> None:
+@pytest.mark.parametrize("metric", ["multiple_choice", "letter_choice"])
+def test_a_curve_is_of_the_metric_that_is_forgotten_by_and_says_nothing_of_other_attacks(
+    metric: str,
+) -> None:
     """The default is in no identity, so that attacks of earlier versions are found again."""
     plan = planner(PanelEntry("relearning"), PanelEntry("weight_noise"))
-    plan.experiment = replace(EXPERIMENT, objective=Goal(forgetting="multiple_choice"))
+    plan.experiment = replace(EXPERIMENT, objective=Goal(forgetting=metric))
     curves = {r.trial.attack.name: r.trial.attack.curve_metric for r in plan.agenda({}).rows}
     assert curves == {
-        "relearning": "multiple_choice",
-        "unrelated_training": "multiple_choice",
+        "relearning": metric,
+        "unrelated_training": metric,
         "weight_noise": "probability",
     }
     ids = [

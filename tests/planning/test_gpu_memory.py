@@ -10,15 +10,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig, OPTConfig
 
 from rayunlearn.cluster.session import ConcurrencyLimit, concurrency_limit, trial_resources
 from rayunlearn.cluster.sweep import Options
 from rayunlearn.config import Model, Trial, Value, flatten, with_values
+from rayunlearn.data.tokenize import Encoded, collate
 from rayunlearn.errors import UserError
 from rayunlearn.models.device_memory import step_memory
 from rayunlearn.models.forward import token_nll
-from rayunlearn.models.scratch import MOST_WORDS, SHAPES, build_model
-from rayunlearn.planning.gpu_memory import GpuMemory, estimate_gpu_memory, gpu_share, peak_bytes
+from rayunlearn.models.load import save_model
+from rayunlearn.models.scratch import MOST_WORDS, SHAPES, build_model, build_tokenizer
+from rayunlearn.planning.gpu_memory import (
+    GpuMemory,
+    _likelihood_loss,
+    _meta_model,
+    estimate_gpu_memory,
+    gpu_share,
+    peak_bytes,
+)
 from rayunlearn.storage.run import write_trial
 from rayunlearn.trial.workspace import validate_trial
 
@@ -40,13 +50,9 @@ def test_a_step_without_numbers_keeps_what_a_step_with_numbers_keeps() -> None:
     """The same four sequences of 30 tokens through the model itself, on the processor: within a
     quarter (the mask, another attention kernel).
     """
-    from rayunlearn.data.tokenize import Encoded, collate
-
     model = build_model("tiny", MOST_WORDS, 0)
     batch = collate([Encoded(str(at), tuple(range(10, 40)), 20) for at in range(4)])
     real = step_memory(model, list(model.parameters()), lambda: token_nll(model, batch).sum())
-    from rayunlearn.planning.gpu_memory import _likelihood_loss, _meta_model
-
     outline = _meta_model(SCRATCH)
     without = step_memory(
         outline, list(outline.parameters()), lambda: _likelihood_loss(outline, 4, 30, labels=10)
@@ -57,6 +63,64 @@ def test_a_step_without_numbers_keeps_what_a_step_with_numbers_keeps() -> None:
         real.moments,
     )
     assert without.activations == pytest.approx(real.activations, rel=0.25)
+
+
+SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64, "hidden_size": 64}
+FAMILIES = {
+    # its grouped kernel takes bfloat16 alone where tensors hold no numbers
+    "mixtral": MixtralConfig(
+        **SHAPE, intermediate_size=96, num_key_value_heads=2, num_local_experts=4
+    ),
+    # it counts positions by its mask
+    "opt": OPTConfig(**SHAPE, ffn_dim=128, word_embed_proj_dim=64),
+}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_step_without_numbers_is_that_of_a_family_with_a_pass_of_its_own(
+    family: str, tmp_path: Path
+) -> None:
+    """Within a third, as another attention kernel and mask are taken."""
+    tokenizer = build_tokenizer([" ".join(f"w{n}" for n in range(40))])
+    model = AutoModelForCausalLM.from_config(FAMILIES[family]).float()
+    save_model(model, tokenizer, tmp_path / family)
+    batch = collate([Encoded(str(at), tuple(range(10, 40)), 20) for at in range(4)])
+    real = step_memory(model, list(model.parameters()), lambda: token_nll(model, batch).sum())
+    trial = Trial(model=Model(name=str(tmp_path / family), teach=False))
+    outline = _meta_model(trial)
+    without = step_memory(
+        outline, list(outline.parameters()), lambda: _likelihood_loss(outline, 4, 30, labels=10)
+    )
+    assert (without.weights, without.gradients) == (real.weights, real.gradients)
+    assert without.activations == pytest.approx(real.activations, rel=1 / 3)
+
+
+def test_a_family_that_cannot_be_measured_without_weights_is_refused_in_words(
+    tmp_path: Path,
+) -> None:
+    """Mamba's pass wants a mask of another form."""
+    tokenizer = build_tokenizer([" ".join(f"w{n}" for n in range(40))])
+    config = MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=64, state_size=4)
+    save_model(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "mamba")
+    model = Model(name=str(tmp_path / "mamba"), teach=False)
+    rule = (
+        r"mamba \(MambaForCausalLM\) needs of a GPU cannot be estimated without its weights, so"
+        r" --gpus-per-trial must be said"
+    )
+    with pytest.raises(UserError, match=rule):
+        estimate_gpu_memory([replace(made(), model=model)], tmp_path)
+
+
+def test_rows_of_a_run_that_lack_an_option_of_an_adapter_correct_by_its_default(
+    tmp_path: Path,
+) -> None:
+    """As a run of an earlier version left them: planning goes on."""
+    trial = made(train__adapter="lora", lora__rank=4)
+    settings = {name: value for name, value in flatten(trial).items() if name != "lora.alpha"}
+    row = {"status": "complete", "hardware": "a GPU", "peak_memory_bytes": 2 * peak_bytes(trial)}
+    write_trial(tmp_path, "trial0", {"trials": [row]}, settings)
+    room = estimate_gpu_memory([trial], tmp_path)
+    assert room.peak == pytest.approx(2 * peak_bytes(trial), rel=0.01)
 
 
 def test_what_a_trial_needs_follows_what_it_trains_and_how_much_at_once() -> None:

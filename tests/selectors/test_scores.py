@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rayunlearn.data.tokenize import Batch, Encoded, collate
+from rayunlearn.corpus.score_documents import SCORE_COLUMNS
+from rayunlearn.data.documents import Document
+from rayunlearn.data.tokenize import Batch, Encoded, collate, encode_documents
+from rayunlearn.metrics.evaluate import chosen_metrics, encode_probes, evaluate_probes
+from rayunlearn.metrics.membership import min_k_score
 from rayunlearn.models.document_features import (
+    DocumentFeatures,
     document_features,
     lowest_mean,
     mean_loss,
@@ -19,6 +24,8 @@ from rayunlearn.models.document_features import (
     zlib_ratio,
 )
 from rayunlearn.models.forward import hidden_states, pooled_states, score, token_nll
+from rayunlearn.models.scratch import build_model, build_tokenizer
+from rayunlearn.ranges import required_inputs
 from rayunlearn.selectors.gradients import cosines_with, gradient_norms, gradient_slopes
 from rayunlearn.selectors.random_projection import head_gradients, project
 from rayunlearn.selectors.redundancy import (
@@ -31,6 +38,7 @@ from rayunlearn.selectors.redundancy import (
     nearest_similarity,
     shingles_of,
 )
+from rayunlearn.selectors.table import SELECTORS, min_k, min_k_plus
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
 
@@ -103,13 +111,13 @@ def test_one_pass_gives_what_separate_passes_over_single_documents_give(family: 
 
 
 def test_document_scores_by_hand() -> None:
-    """NLL 1 and 3: mean 2; the zlib ratio is 4 nats over the compressed bytes; the lowest half of 4
-    1 3 2 averages 1.5.
+    """The zlib ratio is the mean of three NLL over the compressed bytes; the lowest half of 4 1 3 2
+    averages 1.5.
     """
     passed = document_features(tiny_model(), SEQUENCES[:1])[0]
     assert mean_loss(passed) == pytest.approx(float(passed.token_nll.sum()) / 3)
     assert zlib_ratio(passed, "abc") == pytest.approx(
-        float(passed.token_nll.sum()) / len(zlib.compress(b"abc"))
+        float(passed.token_nll.sum()) / 3 / len(zlib.compress(b"abc"))
     )
     assert (
         float(lowest_mean(torch.tensor([4.0, 1, 3, 2]), 0.5)) == 1.5
@@ -330,3 +338,54 @@ def test_sketches_keep_inner_products_on_average_and_do_not_depend_on_the_batch(
     torch.testing.assert_close(
         head_gradients(model, SEQUENCES[1:2])[0], head_gradients(model, SEQUENCES)[1]
     )
+
+
+# Selector and metric of one name, and how the score follows from the metric's value:
+# a selector takes the highest first, a membership score is lowest for what was trained on.
+SAME_NUMBER = {
+    "min_k": ("min_k_score", -1.0),
+    "min_k_plus": ("min_k_plus_score", -1.0),
+    "zlib": ("zlib_score", -1.0),
+    "loss": ("loss_score", 1.0),
+}
+
+
+@pytest.mark.parametrize("selector", SAME_NUMBER)
+def test_a_selector_and_the_metric_of_its_name_are_one_number(selector: str) -> None:
+    """Over documents with and without a question, in one batch and alone, with the end token left
+    out by both or by neither; a head so sure that a deviation falls under its least value.
+    """
+    documents = [
+        *(Document(prompt="w1 w2", answer=" ".join(f"w{n + i}" for n in range(i))) for i in (1, 6)),
+        Document(answer=" ".join(f"w{3 * n % 40}" for n in range(11))),
+    ]
+    tokenizer = build_tokenizer([" ".join(f"w{n}" for n in range(40))])
+    model = build_model("tiny", len(tokenizer), seed=0)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(60.0)
+    metric, sign = SAME_NUMBER[selector]
+    probes = encode_probes({"members": documents}, tokenizer, "{prompt}", 64)
+    rows = evaluate_probes(model, probes, chosen_metrics(metric), tokenizer=tokenizer)
+    passed = document_features(model, encode_documents(documents, tokenizer, "{prompt}", 64))
+    texts = [d.answer for d in documents]
+    function = SELECTORS[selector].function
+    found = function(
+        **{name: SCORE_COLUMNS[name](passed, texts) for name in required_inputs(function)}
+    )
+    expected = [sign * float(str(row["value"])) for row in rows]
+    assert len({round(value, 6) for value in expected}) == 3
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_end_token_counts_for_neither_min_k() -> None:
+    """Labels of NLL 1, 2 and 9, the last one the end: the least likely that counts has 2."""
+    passed = DocumentFeatures(
+        torch.tensor([1.0, 2.0, 9.0]), torch.tensor([-1.0, -2.0, -9.0]), torch.ones(3), {}
+    )
+    asked = {
+        name: SCORE_COLUMNS[name]([passed], ["w1"]) for name in ("answer_nll", "answer_surprise")
+    }
+    assert min_k(asked["answer_nll"]).tolist() == min_k_plus(asked["answer_surprise"]).tolist()
+    assert min_k(asked["answer_nll"]).tolist() == [-2.0] == [-min_k_score(passed.token_nll)]
+    alone = DocumentFeatures(torch.tensor([9.0]), torch.tensor([-9.0]), torch.ones(1), {})
+    assert alone.without_end(alone.token_nll).tolist() == [9.0]

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from rayunlearn.config import Trial, Value, trial_id, with_values
 from rayunlearn.data.load import load_corpus
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.retain_weight import fixed_weight
 from rayunlearn.storage.run import finished_ids, open_run
 from rayunlearn.train.checkpoint import Checkpoints
 from rayunlearn.trial import model_state
@@ -52,7 +54,12 @@ CASES: dict[str, dict[str, Value]] = {
         "lora.dropout": 0.3,
         "train.parameters": "q_proj",
     },
-    "a retain weight that moves": {"method.forget": "pdu"},
+    **{
+        f"the state of {name} in {n} pieces": {"method.forget": name, "train.accumulation": n}
+        for name, row in FORGET.items()
+        if row.weighting is not fixed_weight
+        for n in (1, 2)
+    },
     "the last weights that held retention": FALLING,
 }
 

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from rayunlearn.cluster.sweep import Options
 from rayunlearn.config import Value
 from rayunlearn.errors import UserError
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.retain_weight import dual, fixed_weight
 from rayunlearn.storage.run import Run, open_run
 from tests.conftest import Bed
 
@@ -56,6 +58,17 @@ TRIALS["larger than a device: kl over a prefix"] = {
     "method.retain": "kl",
     "train.layers": "1,2",
 }
+# every loss that keeps a state from step to step; base's retain loss is far under dual's own limit
+STATEFUL = {
+    f"{name}, a state that moves": {
+        "method.forget": name,
+        "method.retain": "nll",
+        **({"dual.limit": 0.01} if row.weighting is dual else {}),
+    }
+    for name, row in FORGET.items()
+    if row.weighting is not fixed_weight
+}
+TRIALS |= STATEFUL
 REFUSED: dict[str, dict[str, Value]] = {"sam": {"method.forget": "npo", "method.wrappers": "sam"}}
 ROOT = Path(__file__).parents[2]
 
@@ -146,6 +159,18 @@ def test_two_processes_end_with_the_weights_of_one(
     (mine, whole), (others, _) = first[name]["shares"][0], second[name]["shares"][0]
     # each holds a part of what it trains
     assert 0 < mine < whole and mine + others <= whole
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_the_state_of_a_loss_moves_with_the_whole_batch_of_both_processes(
+    name: str, both: tuple[Path, list[dict[str, Any]], dict[str, Any]]
+) -> None:
+    """Each process sees half of a step's documents; both have the weight of the whole step."""
+    _, (first, second), one = both
+    weights = one[name]["retain_weights"]
+    assert len(set(weights)) == len(weights) == 5
+    assert first[name]["retain_weights"] == pytest.approx(weights, rel=1e-4)
+    assert first[name]["retain_weights"] == second[name]["retain_weights"]
 
 
 def test_wrappers_are_refused_on_several_processes(

@@ -2,6 +2,7 @@
 unlearning against brute force.
 """
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rayunlearn.canonical import canonical_trial
-from rayunlearn.config import Trial, Value, with_values
+from rayunlearn.config import Trial, Value, block_numbers, with_values
 from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.errors import UserError
 from rayunlearn.keywords.ablation import keyword_positions
@@ -23,16 +24,20 @@ from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
 from rayunlearn.methods.objective import PairedResponses, Side, UnlearningObjective
 from rayunlearn.methods.retain import RETAIN
+from rayunlearn.methods.token_mask import TokenRule
 from rayunlearn.models.reference import Reference, reference_of
+from rayunlearn.planning.backend import can_divide
 from rayunlearn.ranges import required_inputs
+from rayunlearn.registry import arguments_of
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.selectors.unlearning_gradients import unlearning_norms
 from rayunlearn.storage.run import open_run
+from rayunlearn.train.loop import optimise
 from rayunlearn.trial.coreset import select_coreset
 from rayunlearn.trial.keywords import coreset_sequences, document_texts, forget_keywords
 from rayunlearn.trial.model_state import ModelState, reset_weights
 from rayunlearn.trial.run import run_trial
-from rayunlearn.trial.unlearn import select_documents
+from rayunlearn.trial.unlearn import gradient_norms_along, objective_sides, select_documents
 from rayunlearn.trial.workspace import Workspace, validate_trial
 from tests.tiny_models import SEQUENCES, tiny_model
 
@@ -295,7 +300,8 @@ def test_keywords_survive_the_trip_through_the_table() -> None:
     assert keywords_from(table, ["x", "y", "z"]) == found and table.height == 4
 
 
-def side_of(loss: object, function: object) -> Side:
+def side_of(loss: object, function: object, temperature: float = 1.0) -> Side:
+    """A side of three documents, its companions and reference at the temperature."""
     model = tiny_model()
     kinds = reference_kinds(function)
     companions = {
@@ -307,21 +313,29 @@ def side_of(loss: object, function: object) -> Side:
     }
     for kind, made in companions.items():
         asked = reference_kinds(function, kind)
-        companions[kind] = replace(made, reference=reference_of(model, SEQUENCES, asked, 1))
-    return Side(loss, SEQUENCES, reference_of(model, SEQUENCES, kinds, 1), companions)
+        reference = reference_of(model, SEQUENCES, asked, 1, temperature)
+        companions[kind] = replace(made, reference=reference)
+    reference = reference_of(model, SEQUENCES, kinds, 1, temperature)
+    return Side(loss, SEQUENCES, reference, companions, TokenRule(temperature=temperature))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("retain", ["none", "nll", "kl", "activation"])
 @pytest.mark.parametrize("forget", sorted(FORGET))
-def test_unlearning_norms_are_those_of_each_document_alone(forget: str, retain: str) -> None:
+def test_unlearning_norms_are_those_of_each_document_alone(
+    forget: str, retain: str, temperature: float
+) -> None:
     """Every forget loss with every retain loss, on a model that has moved from its reference; alone
-    = a side of one document.
+    = a side of one document. The forget loss's temperature is that of its companions too.
     """
     function, keeping = FORGET[forget].function, RETAIN[retain].function
     if not required_inputs(function):
         pytest.skip("a loss that looks at no document has no gradient of one")
     model = tiny_model(seed=3)
-    sides = side_of(partial(function), function), side_of(partial(keeping), keeping)
+    sides = (
+        side_of(partial(function), function, temperature),
+        side_of(partial(keeping), keeping),
+    )
     norms = partial(unlearning_norms, model, retain_weight=0.7, layer=1, seed=0)
     expected = [
         by_hand(model, *(replace(side, sequences=[side.sequences[i]]) for side in sides))
@@ -352,3 +366,156 @@ def test_losses_that_can_be_batched_are_and_give_the_same_in_any_batch() -> None
     )
     norms = partial(unlearning_norms, model, forget, retain, retain_weight=0.7, layer=1, seed=0)
     torch.testing.assert_close(norms(tokens_per_batch=8), norms(tokens_per_batch=4096))
+
+
+TRAJECTORY: dict[str, Value] = {
+    "select.name": "grand",
+    "train.learning_rate": 1e-3,
+    "train.schedule": "constant",
+    "train.warmup_fraction": 0.3,
+    "stop.utility_floor": 0.9,
+    "stop.check_every": 1,
+}
+TEN = tuple(range(10))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 8, 10, 16, 32])
+def test_ten_documents_and_ten_epochs_are_looked_at_eleven_times_at_any_batch_size(
+    batch_size: int, workspace: Workspace, state: ModelState
+) -> None:
+    """The base model once and each epoch's end once, whatever warm-up the trial has. Norms of
+    different steps differ, so a row that came twice would be equal to another: only where one step
+    ends several epochs is it, and base never is.
+    """
+    trial = trial_of(**_dotted(TRAJECTORY | {"train.batch_size": batch_size}))
+    norms = gradient_norms_along(trial, workspace, state, TEN, 10)
+    ends = [math.ceil(10 * epoch / batch_size) for epoch in range(1, 11)]
+    assert norms.shape == (11, 10) and bool(torch.isfinite(norms).all())
+    assert len({tuple(row) for row in norms.tolist()}) == 1 + len(set(ends))
+    assert not any(torch.equal(norms[0], row) for row in norms[1:])
+
+
+def _dotted(values: dict[str, Value]) -> dict[str, Value]:
+    return {name.replace(".", "__"): value for name, value in values.items()}
+
+
+CASES: dict[str, dict[str, Value]] = {
+    "npo in batches that epochs do not end with": {"train.batch_size": 4},
+    "a step of several epochs": {"train.batch_size": 16},
+    "a task vector, looked at before it is subtracted": {
+        "method.forget": "task_vector",
+        "method.retain": "none",
+        "negate.scale": 5.0,
+    },
+    "an average of weights, looked at before it is taken": {
+        "method.wrappers": "average",
+        "average.start": 0.1,
+        "average.every": 1,
+    },
+    "companions at a temperature": {"method.forget": "dpo", "token.temperature": 2.0},
+    "one block alone": {"train.layers": "1"},
+    "a retain weight that moves": {"method.forget": "pdu", "method.retain_weight": 2.0},
+}
+
+
+@pytest.mark.parametrize("values", CASES.values(), ids=CASES)
+def test_norms_along_a_run_are_those_of_a_model_trained_to_each_epoch_and_stopped(
+    values: dict[str, Value], workspace: Workspace, state: ModelState
+) -> None:
+    """By brute force: at a constant rate a run of k epochs is the beginning of a longer one. So a
+    model is trained anew to each epoch's end by the loop itself, without what a method does after
+    the last step, and its norms are those of an ordinary backward pass per document.
+    """
+    trial = trial_of(**_dotted(TRAJECTORY | values))
+    norms = gradient_norms_along(trial, workspace, state, TEN, 3)
+    assert all(
+        torch.equal(tensor.cpu(), state.pristine[name])
+        for name, tensor in state.model.state_dict().items()
+    )
+    forget, retain = objective_sides(trial, workspace, state, TEN)
+    # z_r: the first ten of the retain documents in the order of the trial's seed
+    first = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()[:10]
+    ends = [math.ceil(10 * epoch / trial.train.batch_size) for epoch in range(4)]
+    for row, steps in zip(norms, ends, strict=True):
+        reset_weights(workspace.base)
+        trained_to(trial, state, forget, retain, steps)
+        expected = [
+            norm_by_backward(trial, state, one(forget, at), one(retain, first[at])) for at in TEN
+        ]
+        assert row.tolist() == pytest.approx(expected, rel=2e-3, abs=1e-5)
+    reset_weights(workspace.base)
+
+
+def one(side: Side, at: int) -> Side:
+    """The side of one document."""
+    return replace(side, sequences=[side.sequences[at]]) if side.sequences else side
+
+
+def objective_of(
+    trial: Trial, state: ModelState, forget: Side, retain: Side, size: int
+) -> UnlearningObjective:
+    row = FORGET[trial.method.forget]
+    return UnlearningObjective(
+        state.model,
+        forget,
+        retain,
+        retain_weight=trial.method.retain_weight,
+        layer=trial.method.layer,
+        batch_size=size,
+        seed=0,
+        weighting=partial(row.weighting, **arguments_of(trial, row.weighting)),
+    )
+
+
+def trained_to(trial: Trial, state: ModelState, forget: Side, retain: Side, steps: int) -> None:
+    """Train the model for so many steps at the trial's rate, and leave it as training left it."""
+    terms = objective_of(trial, state, forget, retain, trial.train.batch_size)
+    optimise(
+        state.model,
+        terms,
+        steps=steps,
+        learning_rate=trial.train.learning_rate,
+        schedule="constant",
+        warmup_fraction=0.0,
+        layers=block_numbers(trial.train.layers),
+        after_step=terms.after_step,
+    )
+
+
+def norm_by_backward(trial: Trial, state: ModelState, forget: Side, retain: Side) -> float:
+    state.model.zero_grad(set_to_none=True)
+    objective_of(trial, state, forget, retain, 1)(0).total.backward()
+    squares = [p.grad.square().sum() for p in state.model.parameters() if p.grad is not None]
+    state.model.zero_grad(set_to_none=True)
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def test_a_trajectory_that_diverges_ends_grand_with_words_and_no_score(
+    workspace: Workspace, state: ModelState
+) -> None:
+    trial = trial_of(**_dotted(TRAJECTORY | {"train.learning_rate": 1e30, "method.forget": "ga"}))
+    rule = "grand needs an unlearning run whose loss stays finite over its epochs; this one"
+    with pytest.raises(UserError, match=rule):
+        gradient_norms_along(trial, workspace, state, TEN, 3)
+
+
+def test_a_selector_that_trains_is_refused_on_several_processes_before_anything_is_scheduled() -> (
+    None
+):
+    """Its norms are those of one whole model, and the processes would wait for each other."""
+    with pytest.raises(UserError, match=r"select\.name must be no selector that trains a model"):
+        can_divide(trial_of(select__name="grand"), 2)
+    can_divide(trial_of(select__name="min_k"), 2)
+
+
+@pytest.mark.parametrize("forget", ["npo", "dpo", "rmu"])
+def test_norms_in_bfloat16_are_the_float32_ones_but_for_rounding(forget: str) -> None:
+    """As on a GPU: products in bfloat16, gradients of float32 weights."""
+    model, function = tiny_model(seed=3), FORGET[forget].function
+    keeping = RETAIN["nll"].function
+    chosen = side_of(partial(function), function), side_of(partial(keeping), keeping)
+    norms = partial(unlearning_norms, model, *chosen, retain_weight=0.7, layer=1, seed=0)
+    exact = norms()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lower = norms()
+    assert lower.tolist() == pytest.approx(exact.tolist(), rel=0.1)

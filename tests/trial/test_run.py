@@ -164,7 +164,7 @@ def test_a_small_coreset_is_part_of_a_larger_one_and_scores_are_kept_for_the_nex
     )
     many, again = select_documents(trial_of(select__name=name, select__ratio=0.3), workspace, state)
     assert many[: len(few)] == few and torch.equal(scores, again)
-    assert len(list((workspace.cache / "scores").glob("*.parquet"))) > 0 or name == "random"
+    assert len(list((workspace.cache / "scores").rglob("*.parquet"))) > 0 or name == "random"
 
 
 def test_selection_does_not_depend_on_the_order_of_the_file(workspace: Workspace) -> None:
