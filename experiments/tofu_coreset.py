@@ -33,16 +33,8 @@ TOFU = str(Path(__file__).parents[2] / "shared" / "data" / "tofu")
 MODEL = Model(name="scratch", size="tiny", teach_epochs=30)
 
 BASE = Trial(
-    data=Data(
-        name="files",
-        path=TOFU,
-        forget="forget10",
-        retain="retain90",
-        probe_forget="forget10_perturbed",
-        probe_retain="retain_perturbed",
-        columns="prompt=question,answer=answer,paraphrase=paraphrased_answer,prompt_paraphrase=paraphrased_question,wrong=perturbed_answer",
-        limit_retain=200,
-    ),
+    # its loader knows which twenty questions are about one author: intervals draw them together
+    data=Data(name="tofu", path=TOFU, options="size=10", limit_retain=200),
     model=MODEL,
     method=Method(forget="npo", retain="nll"),
     train=Train(batch_size=8, length=120, unit="steps"),

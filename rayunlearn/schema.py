@@ -305,6 +305,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _STAGE,
         _ATTACK,
         _DOC,
+        Column(
+            "group",
+            "utf8",
+            "person, thing or fact that it is about where the data says so: documents of one group"
+            " are drawn together in intervals and tests; null: by itself",
+        ),
         _SPLIT,
         _METRIC,
         Column(

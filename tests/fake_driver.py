@@ -9,9 +9,9 @@ from rich.console import Console
 from rayunlearn.cli.arguments import MISTAKE
 from rayunlearn.cli.output import handle_sigterm, print_conclusion
 from rayunlearn.cluster.sweep import Options, sweep
-from rayunlearn.config import Trial, with_values
+from rayunlearn.config import Objective, Trial, with_values
 from rayunlearn.errors import UserError
-from rayunlearn.experiment import Budget, Experiment, Objective, Range, grids_of
+from rayunlearn.experiment import Budget, Experiment, Range, grids_of
 from rayunlearn.storage.sync import output_place
 from tests.fake_work import fake_work
 

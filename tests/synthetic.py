@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rayunlearn.analysis.bootstrap import summarise_examples
+from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.config import Trial, Value, digest, flatten, with_values
 from rayunlearn.storage.parquet import frame_of, write_table
 from rayunlearn.storage.run import write_experiment, write_trial
@@ -210,9 +210,9 @@ def plan_row(trial_id: str, role: str, group: str, index: int = -1) -> dict[str,
 def forget_left(method: str, name: str, ratio: float) -> float:
     """Mean forget probability after unlearning, shaped like the probe in the design page."""
     bare = {1.0: 0.1, 0.25: 0.11, 0.05: 0.45, 0.01: 0.8}[ratio]
-    return (
-        bare + (0.1 if method == "npo" else 0.0) + (0.05 if name == "min_k" and ratio < 1 else 0.0)
-    )
+    # at 25 % far enough for three seeds to tell
+    worse = {1.0: 0.0, 0.25: 0.15, 0.05: 0.05, 0.01: 0.05}[ratio]
+    return bare + (0.1 if method == "npo" else 0.0) + (worse if name == "min_k" else 0.0)
 
 
 def _cell(run: Path, method: str, name: str, ratio: float, seed: int) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from rayunlearn.config import Objective
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import (
     Axis,
     Budget,
     Choice,
-    Objective,
     Range,
     axis_names,
     check_measured,

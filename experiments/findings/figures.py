@@ -32,9 +32,6 @@ MARKS = dict(zip(SYMBOLS, ("o", "s", "D", "^", "P", "*"), strict=True))
 MAX_ROWS = 40
 
 
-Z = 1.96
-
-
 Looks = Mapping[str, tuple[str, str]]
 
 
@@ -146,8 +143,10 @@ def _curves(ax: Any, panel: Panel, looks: Looks) -> None:
             linewidth=1.2,
             label=series.name,
         )
-        if any(p[2] is not None for p in points):
-            ax.vlines(xs, [p[2] for p in points], [p[3] for p in points], color=colour, linewidth=1)
+        known = [p for p in points if p[2] is not None]
+        if known:
+            places, _, lows, highs = zip(*known, strict=True)
+            ax.vlines(places, lows, highs, color=colour, linewidth=1)
     if panel.log:
         ax.set_xscale("log")
     if panel.reference is not None:
@@ -258,8 +257,7 @@ def _difference(row: dict[str, Any], table: pl.DataFrame) -> tuple[str, float, f
     mine = table.filter(pl.col("arm") == row["arm"], pl.col("place") == row["place"])
     told_apart = mine.group_by("ratio", "reference").len()["len"].max() or 0
     label = f"{row['arm']}, {row['name']}" if int(str(told_apart)) > 1 else row["arm"]
-    half = Z * row["stderr"]
-    return label, row["difference"], row["difference"] - half, row["difference"] + half
+    return label, row["difference"], row["low"], row["high"]
 
 
 def by_steps(run: Run) -> list[Panel]:

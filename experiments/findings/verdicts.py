@@ -2,11 +2,12 @@
 answered from their rows. Polars, numpy and scipy.
 
 The statistics are ours; each says what would refute the hypothesis of its experiment file.
-Intervals are percentile bootstraps: over seeds and documents where cells are compared, over trials
-where trials are.
+Intervals are 95 % by Student's t (`two_way`): over seeds and documents where cells are compared,
+over trials where trials are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 import polars as pl
 
 from rayunlearn.analysis.attribution import damage_table, emphasis_table
-from rayunlearn.analysis.bootstrap import DRAWS, LEVEL, Numbers, weighted_means
 from rayunlearn.analysis.hypothesis_tests import difference, paired_p
+from rayunlearn.analysis.intervals import LEVEL, Numbers, bounds_of, mean_interval
 from rayunlearn.analysis.labels import format_coreset_size, format_interval
 from rayunlearn.analysis.mode_connectivity import connectivity_table
 from rayunlearn.analysis.recovery import plain_setting, recovery_table
@@ -25,6 +26,7 @@ from rayunlearn.analysis.run_frames import (
     trials_with_roles,
     values_by_trial,
 )
+from rayunlearn.analysis.two_way import Estimate, Groups, combined
 from rayunlearn.lazy import scipy
 from rayunlearn.storage.run import Run
 
@@ -47,7 +49,7 @@ LENGTHS = {"method": pl.String, "ratio": pl.Float64, "steps": pl.Float64, **ESTI
 PREDICTORS = {"coverage": "facts", "keyword_coverage": "keywords", "select.ratio": "ratio"}
 
 
-def step_gaps(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+def step_gaps(run: Run) -> pl.DataFrame:
     """Per method the mean distance of a coreset's forgetting to the full set's, columns GAPS.
 
     `equal steps`: against the full set after as many steps; `equal epochs`: against the full set
@@ -55,84 +57,68 @@ def step_gaps(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
     difference: over 0, steps are what counts. Over the (ratio, steps) for which both partners were
     run. `full set, last - first`: its forgetting at the most steps minus that at the fewest of at
     least one epoch: under 0, it goes on past one epoch.
+
+    A distance has the sign of its mean difference in its interval, so where cells are equal but for
+    chance it is too large by chance, and its interval does not know it.
     """
     cells, epoch = _length_cells(run), _epoch(run)
     rows: list[dict[str, Any]] = []
-    for method in dict.fromkeys(method for method, _, _ in cells):
-        mine = {(ratio, steps): cell for (m, ratio, steps), cell in cells.items() if m == method}
-        drawn = _drawn(mine, draws=draws, seed=seed)
+    for method in dict.fromkeys(method for method, _, _ in cells.values):
+        mine = {(r, steps): cell for (m, r, steps), cell in cells.values.items() if m == method}
         pairs = [
             (r, s)
             for r, s in mine
             if r < 1 and (1.0, s) in mine and (1.0, _same_epochs(s, r)) in mine
         ]
         if pairs:
-            steps, epochs = (
-                np.mean(
-                    [np.abs(drawn[pair] - drawn[1.0, partner(*pair)]) for pair in pairs], axis=0
-                )
-                for partner in (lambda _r, s: s, lambda r, s: _same_epochs(s, r))
+            steps = _distances(mine, {pair: (1.0, pair[1]) for pair in pairs})
+            epochs = _distances(
+                mine, {pair: (1.0, _same_epochs(pair[1], pair[0])) for pair in pairs}
             )
-            for name, values in (
+            gap = _summed([*epochs.items(), *((key, -weight) for key, weight in steps.items())])
+            for name, weights in (
                 ("equal steps", steps),
                 ("equal epochs", epochs),
-                ("epochs - steps", epochs - steps),
+                ("epochs - steps", gap),
             ):
-                rows.append(
-                    {"method": method, "gap": name, "pairs": len(pairs), **_estimate(values)}
-                )
+                found = _estimate(_weighted(mine, weights, cells.groups))
+                rows.append({"method": method, "gap": name, "pairs": len(pairs), **found})
         whole = sorted(s for r, s in mine if r == 1 and s >= epoch)
         if len(whole) > 1:
-            rows.append(
-                {
-                    "method": method,
-                    "gap": "full set, last - first",
-                    "pairs": 1,
-                    **_estimate(drawn[1.0, whole[-1]] - drawn[1.0, whole[0]]),
-                }
-            )
+            weights = {(1.0, whole[-1]): 1.0, (1.0, whole[0]): -1.0}
+            found = _estimate(_weighted(mine, weights, cells.groups))
+            rows.append({"method": method, "gap": "full set, last - first", "pairs": 1, **found})
     return pl.DataFrame(rows, schema=GAPS)
 
 
-def step_lags(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+def step_lags(run: Run) -> pl.DataFrame:
     """Columns method, ratio, steps and ESTIMATE: forgetting of a coreset minus that of the full set
     after the most steps of both; over 0 it lags.
     """
     rows = []
     cells = _length_cells(run)
-    for method in dict.fromkeys(method for method, _, _ in cells):
-        mine = {(ratio, steps): cell for (m, ratio, steps), cell in cells.items() if m == method}
-        drawn = _drawn(mine, draws=draws, seed=seed)
+    for method in dict.fromkeys(method for method, _, _ in cells.values):
+        mine = {(r, steps): cell for (m, r, steps), cell in cells.values.items() if m == method}
         for ratio in sorted({ratio for ratio, _ in mine if ratio < 1}):
             steps = max((s for r, s in mine if r == ratio and (1.0, s) in mine), default=None)
             if steps is not None:
-                rows.append(
-                    {
-                        "method": method,
-                        "ratio": ratio,
-                        "steps": steps,
-                        **_estimate(drawn[ratio, steps] - drawn[1.0, steps]),
-                    }
-                )
+                weights = {(ratio, steps): 1.0, (1.0, steps): -1.0}
+                found = _estimate(_weighted(mine, weights, cells.groups))
+                rows.append({"method": method, "ratio": ratio, "steps": steps, **found})
     return pl.DataFrame(rows, schema=LENGTHS)
 
 
-def length_curves(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+def length_curves(run: Run) -> pl.DataFrame:
     """Columns method, ratio, steps and ESTIMATE: forgetting after that many steps, with its
     interval over seeds and documents.
     """
-    rows = []
     cells = _length_cells(run)
-    for method in dict.fromkeys(method for method, _, _ in cells):
-        drawn = _drawn(
-            {(ratio, steps): cell for (m, ratio, steps), cell in cells.items() if m == method},
-            draws=draws,
-            seed=seed,
-        )
-        rows += [
-            {"method": method, "ratio": ratio, "steps": steps, **_estimate(values)}
-            for (ratio, steps), values in drawn.items()
-        ]
+    bounds = bounds_of(run.experiment, objective_of(run.experiment).forgetting)
+    rows = []
+    for (method, ratio, steps), cell in cells.values.items():
+        interval = mean_interval(cell, groups=cells.groups, bounds=bounds)
+        found = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+        rows.append({"method": method, "ratio": ratio, "steps": steps, **found})
     return pl.DataFrame(rows, schema=LENGTHS)
 
 
@@ -151,45 +137,71 @@ def _epoch(run: Run) -> float:
     return float(row[0]) / float(row[1])
 
 
-def _length_cells(run: Run) -> dict[tuple[str, float, float], Numbers]:
+# (ratio, steps) of a cell
+Length = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LengthCells:
     """(method, ratio, steps) -> (seeds, documents) of forgetting, seeds in order so that cells
-    share them.
+    share them, and the groups of the documents.
     """
-    row_of, values = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
+
+    values: Mapping[tuple[str, float, float], Numbers]
+    groups: Groups
+
+
+def _length_cells(run: Run) -> LengthCells:
+    left = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
     grid = (
         trials_with_roles(run)
-        .filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(row_of)))
+        .filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(left.row_of)))
         .unique("trial_id")
     )
     found = {}
     for key, rows in grid.sort(*LENGTH, "train.seed").group_by(LENGTH, maintain_order=True):
         forget, retain, ratio, steps = key
-        found[f"{forget} + {retain}", float(str(ratio)), float(str(steps))] = values[
-            [row_of[t] for t in rows["trial_id"]]
-        ]
+        found[f"{forget} + {retain}", float(str(ratio)), float(str(steps))] = left.rows(
+            rows["trial_id"].to_list()
+        )
+    # a method's cells one after another, in the order in which methods come
+    methods = list(dict.fromkeys(method for method, _, _ in found))
+    ordered = sorted(found, key=lambda key: methods.index(key[0]))
+    return LengthCells({key: found[key] for key in ordered}, left.groups)
+
+
+def _distances(
+    cells: Mapping[Length, Numbers], partner: Mapping[Length, Length]
+) -> dict[Length, float]:
+    """Weights of the cells in the mean over the pairs of |cell - its partner|: signs of the mean
+    differences.
+    """
+    mean = {key: float(np.nanmean(cell)) for key, cell in cells.items()}
+    signed = []
+    for one, other in partner.items():
+        sign = 1.0 if mean[one] >= mean[other] else -1.0
+        signed += [(one, sign / len(partner)), (other, -sign / len(partner))]
+    return _summed(signed)
+
+
+def _summed(weights: Iterable[tuple[Length, float]]) -> dict[Length, float]:
+    found: dict[Length, float] = {}
+    for key, weight in weights:
+        found[key] = found.get(key, 0.0) + weight
     return found
 
 
-def _drawn(
-    cells: Mapping[tuple[float, float], Numbers], *, draws: int, seed: int
-) -> dict[tuple[float, float], Numbers]:
-    """Bootstrap means of every cell, the point estimate first: the same documents and, where cells
-    have as many, the same seeds.
+def _weighted(
+    cells: Mapping[Length, Numbers], weights: Mapping[Length, float], groups: Groups
+) -> Estimate:
+    """Weighted sum of the cells' means. Cells with as many seeds have the same ones and are added
+    up seed by seed; others have seeds of their own.
     """
-    generator = np.random.default_rng(seed)
-    n_documents = next(iter(cells.values())).shape[1]
-    documents = np.vstack(
-        [
-            np.ones(n_documents),
-            generator.multinomial(n_documents, np.full(n_documents, 1 / n_documents), draws),
-        ]
-    )
     by_size: dict[int, Numbers] = {}
-    for cell in cells.values():
-        n = len(cell)
-        if n not in by_size:
-            by_size[n] = np.vstack([np.ones(n), generator.multinomial(n, np.full(n, 1 / n), draws)])
-    return {key: weighted_means(cell, by_size[len(cell)], documents) for key, cell in cells.items()}
+    for key, weight in weights.items():
+        cell = weight * cells[key]
+        by_size[len(cell)] = by_size.get(len(cell), 0.0) + cell
+    return combined(list(by_size.values()), groups=groups)
 
 
 # of what the full set unlearns; ours
@@ -336,13 +348,13 @@ def against_random(run: Run, selector: str) -> pl.DataFrame:
     """Per method, bed and ratio with both selectors: forgetting of `selector` minus random's,
     columns BEATEN; under 0 it forgets more.
 
-    Paired by document, two-way clustered (`statistics.difference`); low and high are mean -/+ 1.96
-    standard errors, p is not corrected.
+    Paired by document, two-way clustered (`statistics.difference`); low to high is the interval by
+    the t of p, which is not corrected.
     """
-    row_of, values = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
+    left = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
     grid = (
         with_beds(trials_with_roles(run))
-        .filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(row_of)))
+        .filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(left.row_of)))
         .unique("trial_id")
     )
     rows = []
@@ -350,20 +362,19 @@ def against_random(run: Run, selector: str) -> pl.DataFrame:
         [*METHOD, "bed", "select.ratio"], maintain_order=True
     ):
         cells = [
-            values[[row_of[t] for t in mine.filter(pl.col("select.name") == name)["trial_id"]]]
+            left.rows(mine.filter(pl.col("select.name") == name)["trial_id"].to_list())
             for name in (selector, "random")
         ]
         if key[-1] == 1 or not all(len(cell) for cell in cells):
             continue
-        gap = difference(*cells)
-        ends = {"low": gap.mean - 1.96 * gap.stderr, "high": gap.mean + 1.96 * gap.stderr}
+        gap = difference(*cells, groups=left.groups)
         place = {
             "method": f"{key[0]} + {key[1]}",
             "bed": key[2],
             "ratio": key[3],
             "seeds": gap.n_seeds,
         }
-        rows.append(place | {"mean": gap.mean, **ends, "p": paired_p(gap)})
+        rows.append(place | _estimate(gap) | {"p": paired_p(gap)})
     return pl.DataFrame(rows, schema=BEATEN).sort("method", "ratio", maintain_order=True)
 
 
@@ -376,9 +387,9 @@ GIVEN = {
 }
 
 
-def given_back(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
-    """Per method and attack the recovered fraction, mean over its attacked models with a percentile
-    bootstrap over them, columns GIVEN.
+def given_back(run: Run) -> pl.DataFrame:
+    """Per method and attack the recovered fraction, mean over its attacked models with a t interval
+    over them, columns GIVEN.
 
     `gold`: what the same attack adds on the gold model, as a share of what unlearning had taken,
     mean over the same models.
@@ -386,11 +397,11 @@ def given_back(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
     gold = (pl.col("gold_rise") / (pl.col("base") - pl.col("unlearned"))).alias("gold_share")
     attack = pl.col("setting").map_elements(plain_setting, return_dtype=pl.String).alias("attack")
     table = _recoveries(run).with_columns(attack, gold)
-    generator, rows = np.random.default_rng(seed), []
+    rows = []
     for (method, name), mine in table.sort("method", "attack", "attacked").group_by(
         ["method", "attack"], maintain_order=True
     ):
-        found = _estimate(_trial_draws(mine["recovered"].to_numpy(), generator, draws))
+        found = _estimate(_over_trials(mine["recovered"]))
         rows.append(
             {
                 "method": method,
@@ -437,7 +448,7 @@ def _gives_back_more(table: pl.DataFrame, one: str, other: str) -> str:
         both = table.filter(pl.col("method") == first).join(
             table.filter(pl.col("method") == second), on="attack", suffix="_second"
         )
-        more = both.filter(pl.col("low") > pl.max_horizontal(pl.col("high_second"), 0.0))[
+        more = both.filter(pl.col("low") > pl.col("high_second"), pl.col("low") > 0)[
             "attack"
         ].to_list()
         words += [f"{first} gives back more than {second} under {', '.join(more)}"] if more else []
@@ -490,12 +501,13 @@ def _what_it_cost(row: Mapping[str, Any]) -> list[str]:
     """
     words = []
     if row["destroyed"] is not None:
+        low, high = row["destroyed_low"], row["destroyed_high"]
         lost = (
-            "retain is lost"
-            if row["destroyed_low"] > HARM
+            "retain is not decided"
+            if low is None or low <= HARM < high
+            else "retain is lost"
+            if low > HARM
             else "retain stays"
-            if row["destroyed_high"] <= HARM
-            else "retain is not decided"
         )
         words.append(
             f"{lost} ({format_interval(row, 'destroyed')} of its questions lost,"
@@ -507,7 +519,7 @@ def _what_it_cost(row: Mapping[str, Any]) -> list[str]:
         )
         spared = (
             "they were spared"
-            if row["against_keywords_forget_low"] > 0
+            if (row["against_keywords_forget_low"] or 0) > 0
             else "they are not shown to be spared"
         )
         words.append(
@@ -521,27 +533,27 @@ def _what_it_cost(row: Mapping[str, Any]) -> list[str]:
 BARRIER = 0.1
 
 
-def faithful_in_words(run: Run, *, draws: int = DRAWS, seed: int = 0) -> list[str]:
+def faithful_in_words(run: Run) -> list[str]:
     """Per coreset: the barrier to the full-set model, agreement with it, and which attacks give
     back more of it than of the full set's models.
     """
     table = connectivity_table(run)
     if not table.height:
         return []
-    attacks = _recovered_by_cell(run, draws=draws, seed=seed)
+    attacks = _recovered_by_cell(run)
     sentences = []
     for row in table.filter(pl.col("select.ratio") < 1).iter_rows(named=True):
         low, high = row["barrier_forget_low"], row["barrier_forget_high"]
         said = (
-            "a barrier: refuted"
+            "not decided"
+            if low is None or low <= BARRIER < high
+            else "a barrier: refuted"
             if low > BARRIER
             else "no barrier"
-            if high <= BARRIER
-            else "not decided"
         )
         mine, full = ((row["method"], ratio) for ratio in (row["select.ratio"], 1.0))
         known = [name for name, cells in attacks.items() if mine in cells and full in cells]
-        more = [name for name in known if attacks[name][mine]["low"] > attacks[name][full]["high"]]
+        more = [name for name in known if _above(attacks[name][mine], attacks[name][full])]
         under = (
             f"; of {len(known)} attacks {len(more)} give back more than of the full set's"
             f" models{': ' + ', '.join(more) if more else ''}"
@@ -555,21 +567,23 @@ def faithful_in_words(run: Run, *, draws: int = DRAWS, seed: int = 0) -> list[st
     return sentences
 
 
-def _recovered_by_cell(
-    run: Run, *, draws: int, seed: int
-) -> dict[str, dict[tuple[str, float], dict[str, Any]]]:
-    """Attack -> (method, ratio) -> the mean recovered fraction of its models with a bootstrap over
+def _recovered_by_cell(run: Run) -> dict[str, dict[tuple[str, float], dict[str, Any]]]:
+    """Attack -> (method, ratio) -> the mean recovered fraction of its models with its interval over
     them.
     """
     table = _recoveries(run).sort("setting", "method", "select.ratio", "attacked")
-    generator = np.random.default_rng(seed)
     found: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
     for (attack, method, ratio), rows in table.group_by(
         ["setting", "method", "select.ratio"], maintain_order=True
     ):
-        drawn = _trial_draws(rows["recovered"].to_numpy(), generator, draws)
-        found.setdefault(str(attack), {})[str(method), float(str(ratio))] = _estimate(drawn)
+        cell = _estimate(_over_trials(rows["recovered"]))
+        found.setdefault(str(attack), {})[str(method), float(str(ratio))] = cell
     return found
+
+
+def _above(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the interval of one lies above the other's; not where either has none."""
+    return None not in (one["low"], other["high"]) and one["low"] > other["high"]
 
 
 BEYOND_PLAIN = ("beyond_plain", "beyond_low", "beyond_high")
@@ -586,13 +600,14 @@ ARMS = {
 }
 
 
-def survived(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+def survived(run: Run) -> pl.DataFrame:
     """What every arm has left before and after every attack, and how much more that is than plain's
     after it, columns ARMS.
 
     In the attack's own metric (the objective's), not as recovered fractions: an arm that forgot
-    little has little to recover. Means over the arm's attacked trials with percentile bootstraps
-    over them; `beyond_plain` over 0: the attacker has more in the end than of plain.
+    little has little to recover. Means over the arm's attacked trials with t intervals over them,
+    Welch's for the difference; `beyond_plain` over 0: the attacker has more in the end than of
+    plain.
     """
     table = recovery_table(run).filter(pl.col("after").is_not_null())
     trials = run.trials.collect()
@@ -602,17 +617,14 @@ def survived(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
         .alias("arm"),
         pl.col("setting").map_elements(plain_setting, return_dtype=pl.String).alias("attack"),
     )
-    generator, rows = np.random.default_rng(seed), []
+    rows = []
     for (attack,), mine in table.group_by(["attack"], maintain_order=True):
         arms = {str(arm[0]): rows_ for arm, rows_ in mine.group_by(["arm"], maintain_order=True)}
-        after = {
-            arm: _trial_draws(rows_["after"].to_numpy(), generator, draws)
-            for arm, rows_ in arms.items()
-        }
+        after = {arm: rows_["after"] for arm, rows_ in arms.items()}
         for arm, values in after.items():
-            left = _estimate(_trial_draws(arms[arm]["unlearned"].to_numpy(), generator, draws))
+            left = _estimate(_over_trials(arms[arm]["unlearned"]))
             beyond = (
-                _estimate(values - after["plain"])
+                _estimate(_over_trials(values, -after["plain"]))
                 if "plain" in after and arm != "plain"
                 else dict.fromkeys(ESTIMATE)
             )
@@ -624,7 +636,7 @@ def survived(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
                     "arm": arm,
                     "attack": attack,
                     "trials": arms[arm].height,
-                    **_estimate(values),
+                    **_estimate(_over_trials(values)),
                     **named,
                 }
             )
@@ -655,19 +667,22 @@ def _recoveries(run: Run) -> pl.DataFrame:
     return recovery_table(run).drop_nulls("recovered").join(trials.collect(), on="attacked")
 
 
-def _trial_draws(values: Numbers, generator: np.random.Generator, draws: int) -> Numbers:
-    """The mean, then bootstrap means over the trials."""
-    drawn = values[generator.integers(0, len(values), (draws, len(values)))].mean(1)
-    return np.concatenate([[values.mean()], drawn])
+def _over_trials(*values: pl.Series) -> Estimate:
+    """Sum of the means of a number per trial, each over trials of its own; trials vary."""
+    return combined([part.to_numpy().reshape(-1, 1) for part in values])
 
 
-def _estimate(values: Numbers) -> dict[str, float | None]:
-    """The first value, and percentiles of the others."""
-    low, high = np.nanquantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"mean": float(values[0]), "low": float(low), "high": float(high)}
+def _estimate(found: Estimate) -> dict[str, float | None]:
+    """Mean, low and high; no ends where nothing was drawn twice."""
+    if found.over == "nothing":
+        return {"mean": found.mean, "low": None, "high": None}
+    half = found.half_width(LEVEL)
+    return {"mean": found.mean, "low": found.mean - half, "high": found.mean + half}
 
 
 def in_words(row: Mapping[str, Any], *, names: Sequence[str] = ("mean", "low", "high")) -> str:
     """`+0.12 [0.08, 0.16]`."""
     mean, low, high = (row[name] for name in names)
-    return "-" if mean is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if mean is None:
+        return "-"
+    return f"{mean:+.3f}" if low is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"

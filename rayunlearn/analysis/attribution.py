@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import Interval, Numbers, bootstrap_interval
+from rayunlearn.analysis.intervals import Interval, Numbers, mean_interval
 from rayunlearn.analysis.labels import control_label, format_cell, format_coreset_size
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
+    groups_of,
     trials_with_roles,
     varying_settings,
 )
+from rayunlearn.analysis.two_way import group_codes
 from rayunlearn.lazy import scipy
 from rayunlearn.schema import WORD_KINDS
 from rayunlearn.storage.run import Run
@@ -32,6 +34,10 @@ KEY, RANDOM = "emphasis", "emphasis_random"
 
 
 STAGES_OF_INTEREST = ("base", "gold", "control", "grid")
+
+
+# ranges
+FRACTION, CORRELATION = (0.0, 1.0), (-1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -101,12 +107,14 @@ def emphasis_table(run: Run) -> pl.DataFrame:
     base itself, questions it answers right. recovered: share of them that are right when key words
     are pointed out; random: when as many others are;
     net: the paired difference. harmed: share of the retain questions that the cell's model answers
-    right as asked and wrong when their key words are pointed out. Each with _low and _high, 95 %
-    bootstrap over seeds and questions.
+    right as asked and wrong when their key words are pointed out. Each with _low and _high, 95 % t
+    over seeds and questions.
     """
-    right = _values(run, (RIGHT_METRIC,), by="attack")
+    right, group_of = _values(run, (RIGHT_METRIC,), by="attack"), groups_of(run)
     rows = [
-        _emphasis_row(cell, form, right) for cell in attribution_cells(run) for form in _forms(run)
+        _emphasis_row(cell, form, right, group_of)
+        for cell in attribution_cells(run)
+        for form in _forms(run)
     ]
     return pl.DataFrame([row for row in rows if row["forgotten"]], infer_schema_length=None)
 
@@ -118,8 +126,9 @@ def damage_table(run: Run) -> pl.DataFrame:
     against_keywords: that of function words minus that of keywords, document by document. Each with
     its interval."""
     right, words = _values(run, (RIGHT_METRIC,), by="attack"), _values(run, WORD_KINDS)
+    group_of, cells = groups_of(run), attribution_cells(run)
     return pl.DataFrame(
-        [_damage_row(cell, right, words) for cell in attribution_cells(run) if cell.role != "base"],
+        [_damage_row(cell, right, words, group_of) for cell in cells if cell.role != "base"],
         infer_schema_length=None,
     )
 
@@ -133,9 +142,10 @@ def tracking_table(run: Run, *, split: str = "forget") -> pl.DataFrame:
     is near 1); rank: Spearman correlation of the contributions;
     gradient: Spearman correlation of contributions with integrated gradients in the same model.
     """
-    frames = attribution_frames(run, split)
+    frames, group_of = attribution_frames(run, split), groups_of(run)
     return pl.DataFrame(
-        [_tracking_row(cell, frames) for cell in attribution_cells(run)], infer_schema_length=None
+        [_tracking_row(cell, frames, group_of) for cell in attribution_cells(run)],
+        infer_schema_length=None,
     )
 
 
@@ -190,6 +200,11 @@ TRACKED_METRICS = {
 }
 
 
+TRACKED_RANGE = {
+    name: CORRELATION if name in ("rank", "gradient") else FRACTION for name in TRACKED_METRICS
+}
+
+
 def value_matrix(
     trial_ids: Sequence[str], documents: Sequence[str], values: Mapping[tuple[str, str], float]
 ) -> Numbers:
@@ -201,6 +216,24 @@ def value_matrix(
 def interquartile_range(name: str, interval: Interval) -> dict[str, float | None]:
     """The interval as three columns."""
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def interval_of(
+    trial_ids: Sequence[str],
+    documents: Sequence[str],
+    values: Mapping[tuple[str, str], float],
+    group_of: Mapping[str, str],
+    *,
+    bounds: tuple[float, float] | None = None,
+) -> Interval:
+    """Mean and interval of the values of (trial, document), documents of one group drawn
+    together.
+    """
+    return mean_interval(
+        value_matrix(trial_ids, documents, values),
+        groups=group_codes(documents, group_of),
+        bounds=bounds,
+    )
 
 
 # (attack, split), or (metric, split) -> (trial, document) -> value
@@ -232,7 +265,9 @@ def _known(plain: Mapping[tuple[str, str], float], base: str) -> list[str]:
     return sorted(d for t, d in plain if t == base and plain[t, d] == 1)
 
 
-def _emphasis_row(cell: AttributionCell, form: str, right: Values) -> dict[str, Any]:
+def _emphasis_row(
+    cell: AttributionCell, form: str, right: Values, group_of: Mapping[str, str]
+) -> dict[str, Any]:
     plain = right.get(("none", "forget"), {})
     documents = _known(plain, cell.base)
     differences = [
@@ -246,11 +281,12 @@ def _emphasis_row(cell: AttributionCell, form: str, right: Values) -> dict[str, 
         if cell.role == "base" or plain.get((t, d)) != 1
     }
     both = {k for k in lost if all(k in part for part in differences)}
-    parts = [
-        value_matrix(cell.trial_ids, documents, {k: float(part[k]) for k in both})
-        for part in differences
-    ]
-    named = zip(("recovered", "random", "net"), (*parts, parts[0] - parts[1]), strict=True)
+    key, other = ({k: float(part[k]) for k in both} for part in differences)
+    named: dict[str, tuple[dict[tuple[str, str], float], tuple[float, float] | None]] = {
+        "recovered": (key, FRACTION),
+        "random": (other, FRACTION),
+        "net": ({k: key[k] - other[k] for k in both}, None),
+    }
     row: dict[str, Any] = {
         "cell": cell.name,
         "role": cell.role,
@@ -258,28 +294,35 @@ def _emphasis_row(cell: AttributionCell, form: str, right: Values) -> dict[str, 
         "seeds": len(cell.trial_ids),
     }
     row["forgotten"] = len(both) / len(cell.trial_ids)
-    for name, values in named:
-        row |= interquartile_range(name, bootstrap_interval(values))
-    return row | interquartile_range("harmed", bootstrap_interval(_harmed(cell, form, right)))
+    for name, (values, bounds) in named.items():
+        row |= interquartile_range(
+            name, interval_of(cell.trial_ids, documents, values, group_of, bounds=bounds)
+        )
+    harmed = _harmed(cell, form, right)
+    retained = sorted({d for _, d in harmed})
+    return row | interquartile_range(
+        "harmed", interval_of(cell.trial_ids, retained, harmed, group_of, bounds=FRACTION)
+    )
 
 
-def _harmed(cell: AttributionCell, form: str, right: Values) -> Numbers:
-    """(trials, retain questions): 1 where the emphasised question is answered wrong, 0 where right;
-    NaN where it was wrong as asked.
+def _harmed(cell: AttributionCell, form: str, right: Values) -> dict[tuple[str, str], float]:
+    """(trial, retain question) -> 1 where the emphasised question is answered wrong, 0 where right;
+    none where it was wrong as asked.
     """
     plain, emphasised = (
         right.get(("none", "retain"), {}),
         right.get((f"{KEY}:{form}", "retain"), {}),
     )
-    retained = {
+    return {
         k: float(value != 1)
         for k, value in emphasised.items()
         if plain.get(k) == 1 and k[0] in cell.trial_ids
     }
-    return value_matrix(cell.trial_ids, sorted({d for _, d in retained}), retained)
 
 
-def _damage_row(cell: AttributionCell, right: Values, words: Values) -> dict[str, Any]:
+def _damage_row(
+    cell: AttributionCell, right: Values, words: Values, group_of: Mapping[str, str]
+) -> dict[str, Any]:
     row: dict[str, Any] = {"cell": cell.name, "role": cell.role, "seeds": len(cell.trial_ids)}
     for name, split in (("destroyed", "retain"), ("destroyed_untouched", "untouched")):
         plain = right.get(("none", split), {})
@@ -291,7 +334,7 @@ def _damage_row(cell: AttributionCell, right: Values, words: Values) -> dict[str
             if (t, d) in plain
         }
         row |= interquartile_range(
-            name, bootstrap_interval(value_matrix(cell.trial_ids, documents, values))
+            name, interval_of(cell.trial_ids, documents, values, group_of, bounds=FRACTION)
         )
     for side in ("forget", "retain"):
         changes = [
@@ -308,8 +351,7 @@ def _damage_row(cell: AttributionCell, right: Values, words: Values) -> dict[str
         for name, values in named.items():
             documents = sorted({d for _, d in values})
             row |= interquartile_range(
-                f"{name}_{side}",
-                bootstrap_interval(value_matrix(cell.trial_ids, documents, values)),
+                f"{name}_{side}", interval_of(cell.trial_ids, documents, values, group_of)
             )
     return row
 
@@ -326,7 +368,9 @@ def _change(
 
 
 def _tracking_row(
-    cell: AttributionCell, frames: Mapping[str, Mapping[str, pl.DataFrame]]
+    cell: AttributionCell,
+    frames: Mapping[str, Mapping[str, pl.DataFrame]],
+    group_of: Mapping[str, str],
 ) -> dict[str, Any]:
     before = frames.get(cell.base, {})
     numbers = {
@@ -337,12 +381,11 @@ def _tracking_row(
     }
     row: dict[str, Any] = {"cell": cell.name, "role": cell.role, "seeds": len(cell.trial_ids)}
     for name in TRACKED_METRICS:
+        values = {k: v[name] for k, v in numbers.items()}
         row |= interquartile_range(
             name,
-            bootstrap_interval(
-                value_matrix(
-                    cell.trial_ids, sorted(before), {k: v[name] for k, v in numbers.items()}
-                )
+            interval_of(
+                cell.trial_ids, sorted(before), values, group_of, bounds=TRACKED_RANGE[name]
             ),
         )
     return row

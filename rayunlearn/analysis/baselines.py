@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import Numbers
 from rayunlearn.analysis.hypothesis_tests import difference, holm, paired_p
+from rayunlearn.analysis.intervals import LEVEL, Numbers
 from rayunlearn.analysis.labels import format_number
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
@@ -22,6 +22,7 @@ from rayunlearn.analysis.run_frames import (
     values_by_trial,
     varying_settings,
 )
+from rayunlearn.analysis.two_way import Groups
 from rayunlearn.storage.run import Run
 
 REFERENCES = {"select.name": ("random",), "select.text": ("random_words", "original")}
@@ -45,6 +46,8 @@ BASELINE_SCHEMA = {
     "left": pl.Float64,
     "left_reference": pl.Float64,
     "difference": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
     "stderr": pl.Float64,
     "p": pl.Float64,
     "p_holm": pl.Float64,
@@ -72,6 +75,8 @@ class SelectorArm:
     forgetting: Numbers
     retained: Numbers
     unmeasured: int
+    # of the documents of `left`, where some belong together
+    groups: Groups | None = None
 
     def matches(self, reference: "SelectorArm", changed: str) -> bool:
         """Whether the two differ in `changed` alone. A whole text is the same whatever finds
@@ -93,11 +98,12 @@ def baseline_table(run: Run) -> pl.DataFrame:
     """Columns BESIDE: cells that differ from a reference cell in the selector alone, or in the text
     alone, the smallest p of a place first.
 
-    `left` is the mean of the objective's forgetting metric, `difference` arm - reference, p paired
-    over documents (`statistics.difference`, which counts seeds too), Holm-corrected over all rows
-    of the same data and model. `useful`: the arm's mean utility is at least the objective's floor
-    times base's. `reference_name`: what else tells the reference from the arm. `unmeasured` counts
-    trials of both cells that ended without rows. VERDICTS.
+    `left` is the mean of the objective's forgetting metric, `difference` arm - reference with its
+    95 % interval `low` to `high`, p paired over documents (`statistics.difference`, which counts
+    seeds too), Holm-corrected over all rows of the same data and model. `useful`: the arm's mean
+    utility is at least the objective's floor times base's. `reference_name`: what else tells the
+    reference from the arm. `unmeasured` counts trials of both cells that ended without rows.
+    VERDICTS.
     """
     lower, base = lower_is_forgotten(run.experiment), _base_utility(run)
     floor = objective_of(run.experiment).utility_floor
@@ -132,9 +138,7 @@ def selector_arms(run: Run) -> Iterator[SelectorArm]:
     ]
     for _, rows in placed.group_by([*CELL_SETTINGS, *settings], maintain_order=True):
         trials = rows["trial_id"].to_list()
-        forgetting, retained = (
-            values[[row_of[t] for t in trials if t in row_of]] for row_of, values in sides
-        )
+        forgetting, retained = (side.rows(trials) for side in sides)
         if len(forgetting) and len(retained):
             first = rows.select([*CELL_SETTINGS, *settings]).row(0, named=True)
             unmeasured = len(trials) - min(len(forgetting), len(retained))
@@ -144,6 +148,7 @@ def selector_arms(run: Run) -> Iterator[SelectorArm]:
                 forgetting=forgetting,
                 retained=retained,
                 unmeasured=unmeasured,
+                groups=sides[0].groups,
             )
 
 
@@ -164,7 +169,8 @@ def _pairs(arms: Sequence[SelectorArm]) -> Iterator[tuple[str, SelectorArm, Sele
 def _row(
     changed: str, arm: SelectorArm, reference: SelectorArm, least_useful: float
 ) -> dict[str, Any]:
-    estimate = difference(arm.forgetting, reference.forgetting)
+    estimate = difference(arm.forgetting, reference.forgetting, groups=arm.groups)
+    half = estimate.half_width(LEVEL)
     retained = float(np.nanmean(arm.retained))
     return {
         "place": arm.dataset,
@@ -176,6 +182,8 @@ def _row(
         "left": float(np.nanmean(arm.forgetting)),
         "left_reference": float(np.nanmean(reference.forgetting)),
         "difference": estimate.mean,
+        "low": estimate.mean - half,
+        "high": estimate.mean + half,
         "stderr": estimate.stderr,
         "p": paired_p(estimate),
         "retained": retained,
@@ -242,13 +250,13 @@ def _base_utility(run: Run) -> dict[str, float]:
     placed = trials_with_roles(run)
     context_settings = _around(varying_settings(run, placed))
     goal = objective_of(run.experiment)
-    row_of, values = values_by_trial(run, goal.utility_split, goal.utility, "")
+    measured = values_by_trial(run, goal.utility_split, goal.utility, "")
     bases = placed.filter(
-        pl.col("role") == "base", pl.col("trial_id").is_in(list(row_of))
+        pl.col("role") == "base", pl.col("trial_id").is_in(list(measured.row_of))
     ).iter_rows(named=True)
     return {
         ", ".join(f"{name} {row[name]}" for name in context_settings): float(
-            np.nanmean(values[row_of[row["trial_id"]]])
+            np.nanmean(measured.rows([row["trial_id"]]))
         )
         for row in bases
     }

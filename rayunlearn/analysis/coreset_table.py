@@ -1,31 +1,26 @@
-"""From rows to statements: means, bootstrap intervals, the coreset table, the forget-utility front.
+"""From rows to statements: means, their intervals, the coreset table, the forget-utility front.
 Polars and numpy.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import (
-    DRAWS,
-    NO_INTERVAL,
-    Numbers,
-    bootstrap_interval,
-    gap_closed,
-)
+from rayunlearn.analysis.intervals import NO_INTERVAL, bounds_of, gap_closed, mean_interval
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
     UNTOUCHED,
+    MetricValues,
     examples_without_attacks,
+    measured_of,
     objective_of,
     trials_with_roles,
     varying_settings,
 )
-from rayunlearn.config import Select
+from rayunlearn.config import Objective, Select
 from rayunlearn.schema import ROLES, STATUSES
 from rayunlearn.storage.run import Run
 
@@ -36,27 +31,13 @@ MULTIPLE_CHOICE = "multiple_choice"
 MEASURES = ("forgetting", "utility", "untouched", "choice_forget", "choice_retain", "unlearning")
 
 
-@dataclass(frozen=True)
-class MetricValues:
-    """One metric on one split: `values` (trials, documents), NaN where a trial has no value for a
-    document.
-    """
-
-    row_of: Mapping[str, int]
-    values: Numbers
-
-    def rows(self, trial_ids: Sequence[str]) -> Numbers:
-        """(trials that were measured, documents), in the order given."""
-        return self.values[[self.row_of[t] for t in trial_ids if t in self.row_of]]
-
-
-def coreset_table(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+def coreset_table(run: Run) -> pl.DataFrame:
     """One row per cell: role, group, method, selector, ratio, every other setting that varies; then
     what was measured.
 
     `forgetting`, `utility`, `choice_forget`, `choice_retain` are means over all measured trials of
-    the cell, collapsed ones included, with `_low` and `_high` (95 % bootstrap; `interval_over` says
-    of what); `unlearning` is the share of the way from base to gold. `seeds` counts measured
+    the cell, collapsed ones included, with `_low` and `_high` (95 % t; `interval_over` says over
+    what); `unlearning` is the share of the way from base to gold. `seeds` counts measured
     trials, `trials` ended ones; `share_*` are fractions of the ended ones. Rows of base and gold
     come first, then retain-only controls, then the grid.
     """
@@ -64,11 +45,15 @@ def coreset_table(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFram
     settings = varying_settings(run, placed)
     cells = _cells(placed, settings)
     measured = _measure_all(run)
+    bounds = {
+        name: bounds_of(run.experiment, metric)
+        for name, (_, metric) in _measures(objective_of(run.experiment)).items()
+    }
     context_settings = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
     rows = []
     for cell in cells.iter_rows(named=True):
         anchors = {role: _anchor(cells, role, cell, context_settings) for role in ("base", "gold")}
-        rows.append(_measure_cell(cell, anchors, measured, draws=draws, seed=seed))
+        rows.append(_measure_cell(cell, anchors, measured, bounds))
     return pl.concat(
         [cells.drop("trial_ids"), pl.DataFrame(rows, schema=_measured_schema())], how="horizontal"
     )
@@ -107,47 +92,37 @@ def smallest_sufficient(
     )
 
 
-def _measure_all(run: Run) -> dict[str, MetricValues]:
-    goal = objective_of(run.experiment)
-    requested_metrics = {
+def _measures(goal: Objective) -> dict[str, tuple[str, str]]:
+    """(split, metric) of each of MEASURES but `unlearning`."""
+    return {
         "forgetting": ("forget", goal.forgetting),
         "utility": (goal.utility_split, goal.utility),
-    }
-    requested_metrics |= {
         "choice_forget": ("forget", MULTIPLE_CHOICE),
         "choice_retain": (goal.utility_split, MULTIPLE_CHOICE),
+        "untouched": (UNTOUCHED, goal.utility),
     }
-    requested_metrics |= {"untouched": (UNTOUCHED, goal.utility)}
+
+
+def _measure_all(run: Run) -> dict[str, MetricValues]:
+    requested_metrics = _measures(objective_of(run.experiment))
     pairs = pl.DataFrame(
         [{"split": s, "metric": m} for s, m in sorted(set(requested_metrics.values()))]
     )
     rows = (
         examples_without_attacks(run)
         .join(pairs.lazy(), on=["split", "metric"])
-        .select("trial_id", "doc_id", "split", "metric", "value")
+        .select("trial_id", "doc_id", "group", "split", "metric", "value")
         .collect()
     )
     parts = {
         name: rows.filter(pl.col("split") == s, pl.col("metric") == m)
         for name, (s, m) in requested_metrics.items()
     }
-    return {name: _wide(part) for name, part in parts.items() if part.height or name != "untouched"}
-
-
-def _wide(rows: pl.DataFrame) -> MetricValues:
-    """Rows of one metric and split as a matrix; a document that occurs twice in a trial counts with
-    its mean.
-    """
-    trials, documents = rows["trial_id"].unique().sort(), rows["doc_id"].unique().sort()
-    means = rows.group_by("trial_id", "doc_id").agg(pl.col("value").mean().fill_null(float("nan")))
-    values = np.full((len(trials), len(documents)), np.nan)
-    if means.height:
-        places = (
-            trials.search_sorted(means["trial_id"]).to_numpy(),
-            documents.search_sorted(means["doc_id"]).to_numpy(),
-        )
-        values[places] = means["value"].to_numpy()
-    return MetricValues({trial: i for i, trial in enumerate(trials)}, values)
+    return {
+        name: measured_of(part)
+        for name, part in parts.items()
+        if part.height or name != "untouched"
+    }
 
 
 def _cells(placed: pl.DataFrame, settings: Sequence[str]) -> pl.DataFrame:
@@ -256,21 +231,12 @@ def _descend(
     if base is None or full is None:
         return {"verdict": "no full set", "ratio": None, "n_kept": None}
     floor = utility_floor * (base["utility"] or 0.0)
-    # the most and the least forgotten end of an interval
-    near, far = ("low", "high") if sign > 0 else ("high", "low")
-    if (
-        sign * full[f"forgetting_{far}"] >= sign * base[f"forgetting_{near}"]
-        or (full["utility"] or 0.0) < floor
-    ):
+    if _ends(full, sign)[1] >= _ends(base, sign)[0] or (full["utility"] or 0.0) < floor:
         return {"verdict": "full set fails", "ratio": None, "n_kept": None}
     best = full
     for cell in cells:
         measured = cell["forgetting"] is not None and cell["utility"] is not None
-        if (
-            not measured
-            or cell["utility"] < floor
-            or sign * cell[f"forgetting_{near}"] > sign * full[f"forgetting_{far}"]
-        ):
+        if not measured or cell["utility"] < floor or _ends(cell, sign)[0] > _ends(full, sign)[1]:
             break
         best = cell
     return {
@@ -278,6 +244,16 @@ def _descend(
         "ratio": best["select.ratio"],
         "n_kept": best["n_kept"],
     }
+
+
+def _ends(cell: Mapping[str, Any], sign: float) -> tuple[float, float]:
+    """The most and the least forgotten end of a cell's interval, `sign` x forgetting; infinitely
+    far out where the interval has no ends.
+    """
+    low, high = cell["forgetting_low"], cell["forgetting_high"]
+    if low is None or high is None:
+        return -np.inf, np.inf
+    return min(sign * low, sign * high), max(sign * low, sign * high)
 
 
 def _label() -> pl.Expr:
@@ -311,33 +287,28 @@ def _measure_cell(
     cell: Mapping[str, Any],
     anchors: Mapping[str, str],
     measured: Mapping[str, MetricValues],
-    *,
-    draws: int,
-    seed: int,
+    bounds: Mapping[str, tuple[float, float] | None],
 ) -> dict[str, Any]:
     rows = {name: part.rows(cell["trial_ids"]) for name, part in measured.items()}
     intervals = {
-        name: bootstrap_interval(_asked(matrix), draws=draws, seed=seed)
+        name: mean_interval(matrix, groups=measured[name].groups, bounds=bounds[name])
         for name, matrix in rows.items()
     }
-    x = rows["forgetting"]
-    base, gold = (measured["forgetting"].rows([anchors[role]]) for role in ("base", "gold"))
-    has_value = np.isfinite(x).any(0)
+    left = measured["forgetting"]
+    base, gold = (left.rows([anchors[role]]) for role in ("base", "gold"))
     comparable = cell["role"] in ("grid", "control") and len(base) > 0 and len(gold) > 0
     way = (
-        gap_closed(x[:, has_value], base[:, has_value], gold[:, has_value], draws=draws, seed=seed)
+        gap_closed(rows["forgetting"], base, gold, groups=left.groups)
         if comparable
         else NO_INTERVAL
     )
-    row: dict[str, Any] = {"seeds": len(x), "interval_over": intervals["forgetting"].over}
+    row: dict[str, Any] = {
+        "seeds": len(rows["forgetting"]),
+        "interval_over": intervals["forgetting"].over,
+    }
     for name, interval in (intervals | {"unlearning": way}).items():
         row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return row
-
-
-def _asked(matrix: Numbers) -> Numbers:
-    """Without the documents of other corpora."""
-    return matrix[:, np.isfinite(matrix).any(0)]
 
 
 def _measured_schema() -> dict[str, Any]:

@@ -7,15 +7,14 @@ intervals of the ranks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import DRAWS, LEVEL, Numbers, bootstrap_interval, weighted_means
 from rayunlearn.analysis.hypothesis_tests import difference, holm, paired_p
+from rayunlearn.analysis.intervals import LEVEL, Numbers, bounds_of, mean_interval
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
@@ -24,6 +23,7 @@ from rayunlearn.analysis.run_frames import (
     values_by_trial,
     varying_settings,
 )
+from rayunlearn.analysis.two_way import Estimate, Groups
 from rayunlearn.storage.run import Run
 
 COMPARED = ("unlearned", "calibrated", "calibrated_beside")
@@ -43,7 +43,8 @@ ORDER_SIGNIFICANCE = 0.05
 @dataclass(frozen=True, kw_only=True)
 class RankedMethod:
     """One cell of the grid at one stage: (seeds, documents) of what is left on forget, and of what
-    is retained.
+    is retained; `groups`: a number per document of each, the same for documents drawn together, and
+    `bounds`: the range of each metric.
     """
 
     dataset: str
@@ -52,6 +53,8 @@ class RankedMethod:
     alpha: float | None
     forgetting: Numbers
     retained: Numbers
+    groups: Mapping[str, Groups] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
 
 
 RANKING_SCHEMA = {
@@ -86,13 +89,13 @@ def has_calibrated(run: Run) -> bool:
     return bool(run.examples.filter(pl.col("stage") == "calibrated").head(1).collect().height)
 
 
-def method_ranking(run: Run, *, draws: int = DRAWS) -> pl.DataFrame:
+def method_ranking(run: Run) -> pl.DataFrame:
     """Columns STANDINGS: every cell of the grid at every stage that was measured, the least left
     first.
 
-    `left` and `retained` are means of the objective's metrics with 95 % bootstrap intervals; `rank`
-    counts from 1, the least left, among the cells of the same data and model at that stage, and its
-    interval is over seeds and documents drawn again.
+    `left` and `retained` are means of the objective's metrics with 95 % t intervals; `rank` counts
+    from 1, the least left, among the cells of the same data and model at that stage, with the
+    interval of `ranks`.
     """
     ranked = list(ranking_of_frames(run))
     rows = []
@@ -101,7 +104,9 @@ def method_ranking(run: Run, *, draws: int = DRAWS) -> pl.DataFrame:
         rows += [
             _row(s, rank)
             for s, rank in zip(
-                group, ranks([s.forgetting for s in group], draws=draws), strict=True
+                group,
+                ranks([s.forgetting for s in group], groups=group[0].groups.get("left")),
+                strict=True,
             )
         ]
     frame = pl.DataFrame(rows, schema=RANKING_SCHEMA)
@@ -146,38 +151,39 @@ def n_pairs(table: pl.DataFrame) -> int:
 
 
 def ranks(
-    cells: Sequence[Numbers], *, draws: int = DRAWS, seed: int = 0
+    cells: Sequence[Numbers], *, groups: Groups | None = None, level: float = LEVEL
 ) -> list[tuple[float, float, float]]:
     """(rank, low, high) of each cell's mean among all of them, 1 the smallest; cells are (seeds,
     documents) over the same documents.
 
-    Every draw takes documents once for all cells and seeds for each cell on its own, since seeds of
-    two methods have nothing in common; the interval is of percentiles. Equal means share the
-    smaller rank.
+    The interval leaves out the ranks that are shown to be wrong (Mogstad, Romano, Shaikh & Wilhelm
+    2024, restud rdad006): a cell comes after those that are smaller, and before those that are
+    larger, by the paired test of their difference, Holm-corrected over the cell's comparisons. So
+    it holds the true rank at least as often as `level` says. Equal means share the smaller rank.
     """
-    generator = np.random.default_rng(seed)
-    n_documents = cells[0].shape[1]
-    documents = generator.multinomial(
-        n_documents, np.full(n_documents, 1 / n_documents), draws
-    ).astype(np.float64)
-    bootstrap_ranks = [
-        weighted_means(
-            c,
-            generator.multinomial(len(c), np.full(len(c), 1 / len(c)), draws).astype(np.float64),
-            documents,
-        )
-        for c in cells
+    gaps = {
+        (i, j): difference(cells[i], cells[j], groups=groups)
+        for i, j in combinations(range(len(cells)), 2)
+    }
+    found = []
+    for at in range(len(cells)):
+        # of the cell minus each other one
+        mine = [(gap, 1 if i == at else -1) for (i, j), gap in gaps.items() if at in (i, j)]
+        smaller = sum(sign * gap.mean > 0 for gap, sign in mine)
+        before, after = _shown_sides(mine, level)
+        found.append((float(1 + smaller), float(1 + before), float(len(cells) - after)))
+    return found
+
+
+def _shown_sides(gaps: Sequence[tuple[Estimate, int]], level: float) -> tuple[int, int]:
+    """How many others are shown to be smaller, and larger, than a cell; `gaps` to each with the
+    sign that makes it cell minus other.
+    """
+    adjusted = holm([paired_p(gap) for gap, _ in gaps])
+    shown = [
+        sign * gap.mean for (gap, sign), p in zip(gaps, adjusted, strict=True) if p <= 1 - level
     ]
-    means, table = np.array([np.nanmean(c) for c in cells]), np.array(bootstrap_ranks)
-    # (cells, draws)
-    sampled_rank = (table[None] < table[:, None]).sum(1) + 1
-    low, high = np.quantile(
-        sampled_rank, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1, method="nearest"
-    )
-    observed_rank = (means[None] < means[:, None]).sum(1) + 1
-    return [
-        (float(r), float(a), float(b)) for r, a, b in zip(observed_rank, low, high, strict=True)
-    ]
+    return sum(gap > 0 for gap in shown), sum(gap < 0 for gap in shown)
 
 
 def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
@@ -188,6 +194,10 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
         .unique("trial_id", keep="first", maintain_order=True)
     )
     settings, goal = varying_settings(run, placed), objective_of(run.experiment)
+    bounds = {
+        "left": bounds_of(run.experiment, goal.forgetting),
+        "retained": bounds_of(run.experiment, goal.utility),
+    }
     groups = [
         (rows, *_named(rows, placed, settings))
         for _, rows in placed.group_by([*CELL_SETTINGS, *settings], maintain_order=True)
@@ -199,9 +209,7 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
         ]
         for rows, dataset, name in groups:
             trials = rows["trial_id"].to_list()
-            forgetting, retained = (
-                values[[row_of[t] for t in trials if t in row_of]] for row_of, values in sides
-            )
+            forgetting, retained = (side.rows(trials) for side in sides)
             if len(forgetting) and len(retained):
                 alpha = rows[ALPHA_OF[stage]].mean() if stage in ALPHA_OF else None
                 yield RankedMethod(
@@ -209,8 +217,10 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
                     name=name,
                     stage=stage,
                     alpha=alpha,  # type: ignore[arg-type]
-                    forgetting=_asked(forgetting),
-                    retained=_asked(retained),
+                    forgetting=forgetting,
+                    retained=retained,
+                    groups={"left": sides[0].groups, "retained": sides[1].groups},
+                    bounds=bounds,
                 )
 
 
@@ -266,17 +276,16 @@ def _named(rows: pl.DataFrame, all_rows: pl.DataFrame, settings: Sequence[str]) 
     )
 
 
-def _asked(matrix: Numbers) -> Numbers:
-    """Without the documents of other corpora."""
-    return matrix[:, np.isfinite(matrix).any(0)]
-
-
 def _pair(
     ranked: Mapping[tuple[str, str, str], RankedMethod], dataset: str, a: str, b: str, after: str
 ) -> dict[str, Any]:
     """One pair, the one that leaves less before first; p is 1 where the order stays."""
     gaps = [
-        difference(ranked[dataset, a, stage].forgetting, ranked[dataset, b, stage].forgetting)
+        difference(
+            ranked[dataset, a, stage].forgetting,
+            ranked[dataset, b, stage].forgetting,
+            groups=ranked[dataset, a, stage].groups.get("left"),
+        )
         for stage in ("unlearned", after)
     ]
     sign, (first, second) = (1, (a, b)) if gaps[0].mean <= 0 else (-1, (b, a))
@@ -300,7 +309,9 @@ def _row(standing: RankedMethod, rank: tuple[float, float, float]) -> dict[str, 
         "alpha": standing.alpha,
     }
     for what, matrix in (("left", standing.forgetting), ("retained", standing.retained)):
-        interval = bootstrap_interval(matrix)
+        interval = mean_interval(
+            matrix, groups=standing.groups.get(what), bounds=standing.bounds.get(what)
+        )
         row |= {what: interval.mean, f"{what}_low": interval.low, f"{what}_high": interval.high}
     return row | {
         "rank": rank[0],

@@ -3,15 +3,13 @@ it would take to tell.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import Numbers
 from rayunlearn.analysis.hypothesis_tests import (
-    Difference,
     difference,
     documents_needed,
     equivalence_p,
@@ -20,14 +18,17 @@ from rayunlearn.analysis.hypothesis_tests import (
     paired_p,
     seeds_needed,
 )
+from rayunlearn.analysis.intervals import Numbers
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
+    MetricValues,
     objective_of,
     trials_with_roles,
     values_by_trial,
     varying_settings,
 )
+from rayunlearn.analysis.two_way import Estimate, Groups
 from rayunlearn.config import SEED_SETTINGS
 from rayunlearn.errors import require
 from rayunlearn.storage.run import Run
@@ -63,7 +64,8 @@ class CoresetCell:
 
     `setting` is every other thing that varies, in words, and `whole` the same without what only a
     part has: the full set is not chosen, so it has no extractor or strata to vary. `unmeasured`
-    counts trials that ended without rows (diverged, failed).
+    counts trials that ended without rows (diverged, failed). `groups`: by metric a number per
+    document, the same for documents that are drawn together; each by itself where there is none.
     """
 
     setting: str
@@ -75,6 +77,7 @@ class CoresetCell:
     utility: Numbers
     unmeasured: int = 0
     whole: str = ""
+    groups: Mapping[str, Groups] = field(default_factory=dict)
 
 
 COMPARISON = {
@@ -101,7 +104,7 @@ def compare_all(cells: Sequence[CoresetCell], *, metric: str = "forgetting") -> 
         for b in measured[index + 1 :]
         if a.setting == b.setting
     ]
-    estimates = [difference(getattr(a, metric), getattr(b, metric)) for a, b in pairs]
+    estimates = [_between(a, b, metric) for a, b in pairs]
     adjusted = holm([paired_p(d) for d in estimates])
     rows = [
         (a.setting, pair_name(a), pair_name(b), d.mean, d.stderr, paired_p(d), p, d.over)
@@ -228,7 +231,7 @@ def _walk_down(
     if full is None or full.unmeasured or not (len(full.forgetting) and len(full.utility)):
         return nothing | {"verdict": "no full set"}
     if base is not None and len(base.forgetting):
-        moved = difference(full.forgetting, base.forgetting)
+        moved = _between(full, base, "forgetting")
         if abs(moved.mean) <= standard.margin or paired_p(moved) > standard.alpha:
             return nothing | {
                 "verdict": "full set does not forget",
@@ -253,32 +256,32 @@ def _walk_down(
 
 def _weaker(
     cell: CoresetCell, full: CoresetCell, standard: EquivalenceCriterion
-) -> tuple[str, Difference | None, float]:
+) -> tuple[str, Estimate | None, float]:
     """(forgetting or utility, its difference, its p): whichever of the two is less the same."""
     if cell.unmeasured or not (len(cell.forgetting) and len(cell.utility)):
         return "unmeasured trials", None, 1.0
-    both = {
-        "forgetting": difference(cell.forgetting, full.forgetting),
-        "utility": difference(cell.utility, full.utility),
-    }
+    both = {metric: _between(cell, full, metric) for metric in WORSE}
     ranked = [
         (name, estimate, _same_p(name, estimate, standard)) for name, estimate in both.items()
     ]
     return max(ranked, key=lambda entry: entry[2])
 
 
-def _same_p(name: str, estimate: Difference, standard: EquivalenceCriterion) -> float:
+def _between(first: CoresetCell, second: CoresetCell, metric: str) -> Estimate:
+    """Difference of two cells of a run, whose documents have the same groups."""
+    return difference(
+        getattr(first, metric), getattr(second, metric), groups=first.groups.get(metric)
+    )
+
+
+def _same_p(name: str, estimate: Estimate, standard: EquivalenceCriterion) -> float:
     if standard.better_counts:
         return not_worse_p(estimate, standard.margin, worse=WORSE[name])
     return equivalence_p(estimate, standard.margin)
 
 
 def _stopped(
-    cell: CoresetCell,
-    by: str,
-    estimate: Difference | None,
-    p: float,
-    standard: EquivalenceCriterion,
+    cell: CoresetCell, by: str, estimate: Estimate | None, p: float, standard: EquivalenceCriterion
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"stopped_at": cell.ratio, "stopped_by": by, "stopped_p": p}
     if estimate is None:
@@ -307,12 +310,10 @@ def _cell(
     setting: str,
     whole: str,
     rows: pl.DataFrame,
-    matrices: Sequence[tuple[Mapping[str, int], Numbers]],
+    matrices: Sequence[MetricValues],
 ) -> CoresetCell:
     trials = rows["trial_id"].unique(maintain_order=True).to_list()
-    forgetting, utility = (
-        values[[row_of[t] for t in trials if t in row_of]] for row_of, values in matrices
-    )
+    forgetting, utility = (measured.rows(trials) for measured in matrices)
     first = rows.row(0, named=True)
     method = (
         str(first["method.forget"])
@@ -329,6 +330,7 @@ def _cell(
         forgetting=forgetting,
         utility=utility,
         unmeasured=len(trials) - min(len(forgetting), len(utility)),
+        groups={name: measured.groups for name, measured in zip(WORSE, matrices, strict=True)},
     )
 
 

@@ -3,52 +3,25 @@ more data would tell.
 
 A cell is a (seeds, documents) matrix of one metric, NaN where a trial has no value. Two cells are
 asked the same documents, so documents are paired; seeds are not. What varies are the documents
-drawn and the seeds drawn, and both count: a difference's variance is the sum of the two, less what
-they share (two-way clustering, Cameron, Gelbach & Miller 2011, jbes.2010.07136).
+drawn and the seeds drawn, and both count (`two_way`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rayunlearn.analysis.bootstrap import Numbers
+from rayunlearn.analysis.intervals import Numbers
+from rayunlearn.analysis.two_way import Estimate, Groups, combined, degrees_of, t_above, t_tail
 from rayunlearn.errors import require
 
 # documents or seeds beyond which "more of them" is no answer
 MAX_SAMPLE = 1_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Mean of one cell minus that of another: `variance` of that estimate = documents' share +
-    seeds' share - overlap.
-
-    `degrees` of freedom by Satterthwaite. With one seed in either cell `over` is "documents": the
-    estimate then knows nothing of how much another seed would differ.
-    """
-
-    mean: float
-    variance: float
-    degrees: float
-    from_documents: float
-    from_seeds: float
-    n_documents: int
-    # of the cell that has fewer
-    n_seeds: int
-    over: str
-
-    @property
-    def stderr(self) -> float:
-        """Standard error of the mean difference."""
-        return math.sqrt(self.variance)
-
-
-def difference(first: Numbers, second: Numbers) -> Difference:
+def difference(first: Numbers, second: Numbers, *, groups: Groups | None = None) -> Estimate:
     """Mean of `first` minus mean of `second`, (seeds, documents) matrices over the same documents,
-    with its uncertainty.
+    with its uncertainty; documents of one group, a number per column, count as drawn together.
 
     Documents that either cell never measured are left out. Raises UserError with fewer than two
     documents in common.
@@ -66,40 +39,17 @@ def difference(first: Numbers, second: Numbers) -> Difference:
         int(shared.sum()),
     )
     a, b = (_filled(cell[:, shared]) for cell in (first, second))
-    per_document = a.mean(0) - b.mean(0)
-    n = per_document.size
-    documents = float(per_document.var(ddof=1)) / n
-    by_seed = [_of_seeds(cell) for cell in (a, b)]
-    seeds, overlap = (sum(part[index] for part in by_seed) for index in (0, 1))
-    variance = max(documents + seeds - overlap, documents, seeds)
-    parts = [
-        (documents, n - 1),
-        *(
-            (part[0], len(cell) - 1)
-            for part, cell in zip(by_seed, (a, b), strict=True)
-            if len(cell) > 1
-        ),
-    ]
-    return Difference(
-        mean=float(per_document.mean()),
-        variance=variance,
-        degrees=_satterthwaite(variance, parts),
-        from_documents=documents,
-        from_seeds=seeds,
-        n_documents=n,
-        n_seeds=min(len(a), len(b)),
-        over="seeds and documents" if min(len(a), len(b)) > 1 else "documents",
-    )
+    return combined([a, -b], groups=None if groups is None else groups[shared])
 
 
-def paired_p(estimate: Difference) -> float:
+def paired_p(estimate: Estimate) -> float:
     """Two-sided p-value of "there is no difference", by Student's t."""
     if estimate.variance == 0:
         return 1.0 if estimate.mean == 0 else 0.0
-    return float(2 * _t_above(abs(estimate.mean) / estimate.stderr, estimate.degrees))
+    return 2 * t_tail(abs(estimate.mean) / estimate.stderr, estimate.degrees)
 
 
-def equivalence_p(estimate: Difference, margin: float) -> float:
+def equivalence_p(estimate: Estimate, margin: float) -> float:
     """p-value of "the cells differ by `margin` or more": the larger of two one-sided t-tests (TOST,
     Schuirmann 1987).
 
@@ -108,17 +58,17 @@ def equivalence_p(estimate: Difference, margin: float) -> float:
     require(margin > 0, "margin must be > 0", margin)
     if estimate.variance == 0:
         return 0.0 if abs(estimate.mean) < margin else 1.0
-    return float(_t_above((margin - abs(estimate.mean)) / estimate.stderr, estimate.degrees))
+    return t_tail((margin - abs(estimate.mean)) / estimate.stderr, estimate.degrees)
 
 
-def not_worse_p(estimate: Difference, margin: float, *, worse: int) -> float:
+def not_worse_p(estimate: Estimate, margin: float, *, worse: int) -> float:
     """p-value of "the first cell is worse by `margin` or more"; `worse` is the sign of a difference
     for the worse. Better is no failure.
     """
     require(margin > 0, "margin must be > 0", margin)
     if estimate.variance == 0:
         return 0.0 if worse * estimate.mean < margin else 1.0
-    return float(_t_above((margin - worse * estimate.mean) / estimate.stderr, estimate.degrees))
+    return t_tail((margin - worse * estimate.mean) / estimate.stderr, estimate.degrees)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -134,34 +84,36 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def equivalence_power(
-    estimate: Difference, margin: float, *, alpha: float, n_documents: int, n_seeds: int
+    estimate: Estimate, margin: float, *, alpha: float, n_documents: int, n_seeds: int
 ) -> float:
     """Chance that TOST shows equivalence with so many documents and seeds per cell, if the true
     difference and spreads are those seen.
 
     A shifted t stands for the noncentral one; the overlap of documents and seeds is left in and the
-    seeds' degrees of freedom are those of one cell, so the chance is rather too low.
+    seeds' degrees of freedom are those of one cell, so the chance is rather too low. Documents come
+    in groups as large as now.
     """
     documents, seeds = (
         estimate.from_documents * estimate.n_documents / n_documents,
         estimate.from_seeds * estimate.n_seeds / n_seeds,
     )
     variance = documents + seeds
+    if math.isinf(estimate.variance):
+        return 0.0
     if variance == 0:
         return float(abs(estimate.mean) < margin)
-    degrees = _satterthwaite(
-        variance, [(documents, n_documents - 1), *([(seeds, n_seeds - 1)] if seeds > 0 else [])]
-    )
-    critical, stderr = _t_critical(alpha, degrees), math.sqrt(variance)
+    n_groups = n_documents * estimate.n_groups / estimate.n_documents
+    degrees = degrees_of(variance, documents, n_groups - 1, seeds, max(1, n_seeds - 1))
+    critical, stderr = t_above(alpha, degrees), math.sqrt(variance)
     sides = (
         (margin - estimate.mean) / stderr - critical,
         (margin + estimate.mean) / stderr - critical,
     )
-    return max(0.0, 1 - sum(_t_above(side, degrees) for side in sides))
+    return max(0.0, 1 - sum(t_tail(side, degrees) for side in sides))
 
 
 def documents_needed(
-    estimate: Difference, margin: float, *, alpha: float = 0.05, power: float = 0.8
+    estimate: Estimate, margin: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> int | None:
     """Documents, more than now, with which TOST would show equivalence with chance `power`, seeds
     as they are; None where no number would do.
@@ -179,7 +131,7 @@ def documents_needed(
 
 
 def seeds_needed(
-    estimate: Difference, margin: float, *, alpha: float = 0.05, power: float = 0.8
+    estimate: Estimate, margin: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> int | None:
     """Seeds per cell, more than now, with which TOST would show equivalence, documents as they are;
     None where no number would do, and where one seed says nothing of how others differ."""
@@ -206,40 +158,6 @@ def _filled(cell: Numbers) -> Numbers:
         float(np.nanmean(cell)),
     )
     return np.where(np.isfinite(cell), cell, document + seed - grand)
-
-
-def _of_seeds(cell: Numbers) -> tuple[float, float]:
-    """(variance of the cell's mean from its seeds, the part of it that the documents' variance
-    holds too).
-    """
-    s, d = cell.shape
-    if s < 2:
-        return 0.0, 0.0
-    rest = cell - cell.mean(0) - cell.mean(1, keepdims=True) + cell.mean()
-    return float(cell.mean(1).var(ddof=1)) / s, float((rest**2).sum()) / ((s - 1) * (d - 1)) / (
-        s * d
-    )
-
-
-def _satterthwaite(variance: float, parts: Iterable[tuple[float, int]]) -> float:
-    below = sum(part**2 / degrees for part, degrees in parts)
-    return variance**2 / below if below > 0 else math.inf
-
-
-def _t_above(value: float, degrees: float) -> float:
-    # scipy.stats takes most of a second to import, and this is all of it that is needed
-    from scipy.special import ndtr, stdtr
-
-    return float(ndtr(-value) if math.isinf(degrees) else stdtr(degrees, -value))
-
-
-def _t_critical(alpha: float, degrees: float) -> float:
-    """The value that Student's t is above with chance alpha."""
-    from scipy.special import stdtrit
-
-    return (
-        -NormalDist().inv_cdf(alpha) if math.isinf(degrees) else float(stdtrit(degrees, 1 - alpha))
-    )
 
 
 def _fewest(enough: Callable[[int], bool], *, start: int) -> int | None:

@@ -53,16 +53,20 @@ def format_percent(value: float | None) -> str:
 
 
 def format_interval(row: Mapping[str, Any], name: str) -> str:
-    """`0.45 [0.43, 0.47]`, or `–`."""
+    """`0.45 [0.43, 0.47]`, `0.45` where there is no interval, or `–`."""
     if row[name] is None:
         return UNKNOWN
+    if row[f"{name}_low"] is None:
+        return format_mean(row[name])
     return f"{format_mean(row[name])} [{format_mean(row[f'{name}_low'])}, {format_mean(row[f'{name}_high'])}]"
 
 
 def format_gap_closed(row: Mapping[str, Any]) -> str:
-    """`58 % [55, 61]`, or `–`."""
+    """`58 % [55, 61]`, `58 %` where there is no interval, or `–`."""
     if row["unlearning"] is None:
         return UNKNOWN
+    if row["unlearning_low"] is None:
+        return f"{round(100 * row['unlearning'])} %"
     mean, low, high = (round(100 * row[f"unlearning{end}"]) for end in ("", "_low", "_high"))
     return f"{mean} % [{low}, {high}]"
 

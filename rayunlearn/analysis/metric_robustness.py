@@ -4,9 +4,9 @@ metric, after against before.
 "Unlearning with Control" (2406.09179): a metric is worth trusting where its values over many
 unlearned models correlate before and after an attack; where the attack leaves the knowledge in the
 model (a jailbreak prompt, a probed layer) the slope should be 1 too, where it changes it
-(relearning, a noised question) the correlation alone counts. Intervals and the share of pairs that
-keep their order are ours: a correlation of unbounded values (perplexity) is that of its few
-largest.
+(relearning, a noised question) the correlation alone counts. Intervals (a jackknife over cells and
+Student's t) and the share of pairs that keep their order are ours: a correlation of unbounded
+values (perplexity) is that of its few largest.
 """
 
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import DRAWS, LEVEL, Numbers
+from rayunlearn.analysis.intervals import LEVEL, Numbers
 from rayunlearn.analysis.run_frames import CELL_SETTINGS, CONTEXT_SECTIONS, examples_without_attacks
+from rayunlearn.analysis.two_way import Estimate, score_interval, t_above
 from rayunlearn.storage.run import Run
 
 ROBUSTNESS_COLUMNS = {
@@ -28,11 +29,10 @@ ROBUSTNESS_COLUMNS = {
 }
 
 
-HOW_TO_READ = "[low, high]: 95 % bootstrap over cells (method, selector, ratio)."
+HOW_TO_READ = "[low, high]: 95 % intervals over cells (method, selector, ratio), by the jackknife."
 
 
-# cells of attacked models: drawn again, fewer give an interval that says nothing (two gave [-0.09,
-# 0.62] around -0.09)
+# cells of attacked models: fewer give an interval that says nothing
 MIN_MODELS = 6
 
 
@@ -51,14 +51,14 @@ ROBUSTNESS_SCHEMA = {
 }
 
 
-def robustness_table(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+def robustness_table(run: Run) -> pl.DataFrame:
     """Columns SCHEMA: one row per attack setting, split and metric with attacked models of `MIN_MODELS`
     cells or more.
 
     pearson and slope (least squares, after on before) of the models' means, and `kept`, the share
     of pairs of models that keep their order (a tie afterwards counts half); null where all means
-    are one before, pearson also where they are after. Each with a 95 % bootstrap interval over
-    cells (method, selector, ratio), all seeds of a cell together. Base and gold are no models here.
+    are one before, pearson also where they are after. Each with a 95 % interval over cells (method,
+    selector, ratio), all seeds of a cell together. Base and gold are no models here.
     Means are over the documents that the attack asked, on both sides, and over the attack's seeds.
     """
     pairs, cell_of = model_means(run), _cells(run)
@@ -68,7 +68,7 @@ def robustness_table(run: Run, *, draws: int = DRAWS, seed: int = 0) -> pl.DataF
         cells = np.unique([cell_of[t] for t in usable["attacked"]], return_inverse=True)[1]
         if len(set(cells)) >= MIN_MODELS:
             before, after = usable["before"].to_numpy(), usable["after"].to_numpy()
-            columns = with_bootstrap(before, after, cells, draws=draws, seed=seed)
+            columns = with_intervals(before, after, cells)
             cell = dict(zip(("setting", "split", "metric"), key, strict=True))
             rows.append(
                 cell
@@ -108,25 +108,22 @@ def model_means(run: Run) -> pl.DataFrame:
     return means.sort("setting", "split", "metric", "attacked").collect()
 
 
-def with_bootstrap(
-    before: Numbers, after: Numbers, cells: Any, *, draws: int, seed: int
-) -> dict[str, float | None]:
-    """PARTS of (n,) means, each with _low and _high over `draws` draws of whole cells; `cells` (n,)
-    numbers each model's cell.
+def with_intervals(before: Numbers, after: Numbers, cells: Any) -> dict[str, float | None]:
+    """PARTS of (n,) means, each with _low and _high; `cells` (n,) numbers each model's cell.
+
+    Standard errors from the values that each part has with one cell left out (jackknife, Tukey
+    1958), Student's t with cells - 1 degrees of freedom; pearson on Fisher's z, kept within [0, 1]
+    by `score_interval`. Percentiles of a bootstrap held 86 to 93 % with 6 to 18 cells, these 92 to
+    98 % (benchmarks/intervals.py).
     """
+    own = robustness_parts(before, after, np.ones((1, len(before))))
     n_cells = int(cells.max()) + 1
-    resampled = (
-        np.random.default_rng(seed)
-        .multinomial(n_cells, np.full(n_cells, 1 / n_cells), draws)
-        .astype(np.float64)
-    )
-    observed = robustness_parts(before, after, np.ones((1, len(before))))
-    again = robustness_parts(before, after, resampled[:, cells])
+    left_out = robustness_parts(before, after, (1 - np.eye(n_cells))[:, cells])
     return {
         f"{part}{end}": value
         for part in ROBUSTNESS_PARTS
         for end, value in zip(
-            ("", "_low", "_high"), _ends(observed[part][0], again[part]), strict=True
+            ("", "_low", "_high"), _ends(part, float(own[part][0]), left_out[part]), strict=True
         )
     }
 
@@ -164,12 +161,41 @@ def worst_correlation(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _ends(observed: float, resampled: Numbers) -> tuple[float | None, float | None, float | None]:
-    """A value and its percentile interval; all None where it is not defined."""
+def _ends(
+    part: str, observed: float, left_out: Numbers
+) -> tuple[float | None, float | None, float | None]:
+    """A value and its interval; all None where it is not defined."""
     if not np.isfinite(observed):
         return None, None, None
-    low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(observed), float(low), float(high)
+    if part == "pearson":
+        # a correlation of exactly 1 stays one: its z is finite in floating point
+        z, around = (np.arctanh(np.clip(v, -1 + 1e-12, 1 - 1e-12)) for v in (observed, left_out))
+        half = _half(around)
+        return observed, float(np.tanh(z - half)), float(np.tanh(z + half))
+    half, n = _half(left_out), len(left_out)
+    if part == "slope":
+        return observed, observed - half, observed + half
+    found = Estimate(
+        mean=observed,
+        variance=(half / t_above((1 - LEVEL) / 2, n - 1)) ** 2,
+        degrees=n - 1,
+        from_documents=0.0,
+        from_seeds=0.0,
+        n_documents=n,
+        n_groups=n,
+        n_seeds=1,
+        over="cells",
+    )
+    return observed, *score_interval(found, level=LEVEL, bounds=(0.0, 1.0))
+
+
+def _half(left_out: Numbers) -> float:
+    """Half the width of the interval, from values each with one cell left out; infinite where one
+    of them is not defined.
+    """
+    n = len(left_out)
+    spread = (n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum())
+    return t_above((1 - LEVEL) / 2, n - 1) * np.sqrt(spread) if np.isfinite(spread) else np.inf
 
 
 def _cells(run: Run) -> dict[str, str]:

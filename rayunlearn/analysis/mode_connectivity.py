@@ -9,15 +9,17 @@ import numpy as np
 import polars as pl
 
 from rayunlearn.analysis.attribution import (
+    CORRELATION,
+    FRACTION,
     RIGHT_METRIC,
     attribution_frames,
     fraction,
     interquartile_range,
+    interval_of,
     rank_correlation,
-    value_matrix,
 )
-from rayunlearn.analysis.bootstrap import bootstrap_interval
-from rayunlearn.analysis.run_frames import trials_with_roles
+from rayunlearn.analysis.intervals import mean_interval
+from rayunlearn.analysis.run_frames import groups_of, trials_with_roles
 from rayunlearn.storage.run import Run
 
 # what a trial shares with its full-set model
@@ -72,6 +74,7 @@ def connectivity_table(run: Run) -> pl.DataFrame:
     if not paths:
         return pl.DataFrame()
     right, frames = _right(run), attribution_frames(run, "forget")
+    group_of = groups_of(run)
     with_path = {trial for trial, _, _ in paths}
     rows = []
     for (forget, retain, selector, ratio), pairs in path_cells(run).items():
@@ -88,7 +91,11 @@ def connectivity_table(run: Run) -> pl.DataFrame:
         rows.append(
             row
             | _barriers(pairs, paths)
-            | (_agreement(apart, right) | _words(apart, frames) if apart else {})
+            | (
+                _agreement(apart, right, group_of) | _words(apart, frames, group_of)
+                if apart
+                else {}
+            )
         )
     return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -161,7 +168,7 @@ def _barriers(pairs: Sequence[PathPair], paths: Paths) -> dict[str, Any]:
                 [barrier(path, higher_is_better=split != "forget") for path in available]
             ).reshape(-1, 1)
             row |= (
-                interquartile_range(f"{prefix}_{split}", bootstrap_interval(heights))
+                interquartile_range(f"{prefix}_{split}", mean_interval(heights))
                 if available
                 else {}
             )
@@ -169,7 +176,9 @@ def _barriers(pairs: Sequence[PathPair], paths: Paths) -> dict[str, Any]:
 
 
 def _agreement(
-    pairs: Sequence[PathPair], right: Mapping[tuple[str, str, str], float]
+    pairs: Sequence[PathPair],
+    right: Mapping[tuple[str, str, str], float],
+    group_of: Mapping[str, str],
 ) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for split, name in (("forget", "agreement"), ("retain", "agreement_retain")):
@@ -184,14 +193,17 @@ def _agreement(
             (t, d): float(right[split, t, d] == right[split, twin, d])
             for t, twin, d in shared_documents
         }
+        trials = [t for t, _ in pairs]
         row |= interquartile_range(
-            name, bootstrap_interval(value_matrix([t for t, _ in pairs], documents, same))
+            name, interval_of(trials, documents, same, group_of, bounds=FRACTION)
         )
     return row
 
 
 def _words(
-    pairs: Sequence[PathPair], frames: Mapping[str, Mapping[str, pl.DataFrame]]
+    pairs: Sequence[PathPair],
+    frames: Mapping[str, Mapping[str, pl.DataFrame]],
+    group_of: Mapping[str, str],
 ) -> dict[str, Any]:
     shared = {
         (t, d): (a, frames[twin][d])
@@ -209,5 +221,7 @@ def _words(
     }
     documents, trials = sorted({d for _, d in shared}), [t for t, _ in pairs]
     return interquartile_range(
-        "overlap", bootstrap_interval(value_matrix(trials, documents, overlap))
-    ) | interquartile_range("rank", bootstrap_interval(value_matrix(trials, documents, rank)))
+        "overlap", interval_of(trials, documents, overlap, group_of, bounds=FRACTION)
+    ) | interquartile_range(
+        "rank", interval_of(trials, documents, rank, group_of, bounds=CORRELATION)
+    )

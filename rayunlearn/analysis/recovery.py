@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import NO_INTERVAL, Numbers, bootstrap_interval, gap_closed
-from rayunlearn.analysis.run_frames import CONTEXT_SECTIONS, objective_of
+from rayunlearn.analysis.intervals import Interval, Numbers, bounds_of, gap_closed, mean_interval
+from rayunlearn.analysis.run_frames import CONTEXT_SECTIONS, groups_of, objective_of
+from rayunlearn.analysis.two_way import group_codes
 from rayunlearn.schema import HELD_IN
 from rayunlearn.storage.run import Run
 
@@ -23,6 +24,10 @@ HALF_RECOVERED = 0.5
 
 # what tuned attacks differ in from trial to trial
 SEARCHED_ATTACKS = ("learning_rate=", "steps=", "candidates=")
+
+
+# range of what attacks measure in their own way: chances, recalls and rights and wrongs
+OWN_RANGE = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
     """One row per attacked trial and attack setting; `metric` is on split forget, the objective's
     forgetting metric by default.
 
-    base, unlearned, after: means over the documents asked. recovered, with _low and _high: 95 %
-    bootstrap over seeds and documents.
+    base, unlearned, after: means over the documents asked. recovered, with _low and _high: 95 % by
+    Fieller's theorem, over seeds and documents.
     most: the largest recovered fraction of a single seed or tuned strength. gold, gold_after (with
     interval): the same attack on gold; gold_rise (with interval): after less before, document by
     document.
@@ -62,10 +67,10 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
     if placed.is_empty():
         return pl.DataFrame(schema=RECOVERY_SCHEMA)
     values = _values(run, metric)
-    stages = _stages(run)
+    stages, group_of = _stages(run), groups_of(run)
     learned = _values(run, metric, split=HELD_IN)
     rows = [
-        (_row(cell, placed, values, stages, run, metric), _learned(cell, placed, learned))
+        (_row(cell, placed, values, stages, run, metric, group_of), _learned(cell, placed, learned))
         for cell in _cells(placed, stages)
     ]
     return pl.DataFrame(
@@ -170,6 +175,7 @@ def _row(
     stages: Mapping[str, Any],
     run: Run,
     metric: str,
+    group_of: Mapping[str, str],
 ) -> dict[str, Any]:
     attack_rows = placed.filter(pl.col("attacked") == cell.attacked)
     attacks = attack_rows.filter(pl.col("role") == "attack", pl.col("setting") == cell.setting)[
@@ -177,23 +183,20 @@ def _row(
     ].to_list()
     base, gold = (_anchor(stages, stages[cell.attacked], role) for role in ("base", "gold"))
     if attacks and not set(attacks) & set(values):
-        return _own_row(cell, attacks, placed, base, gold, run)
+        return _own_row(cell, attacks, placed, (base, gold), run, group_of)
     if base not in values or cell.attacked not in values:
         return {}
     after, before, gold_values = _three(attacks, cell.attacked, base, values)
-    interval, plain = gap_closed(after, before, gold_values), plain_setting(cell.setting)
+    groups = group_codes(_common_documents(attacks, cell.attacked, base, values), group_of)
+    interval = gap_closed(after, before, gold_values, groups=groups)
+    plain = plain_setting(cell.setting)
     control = placed.filter(pl.col("role") == "control", pl.col("answers") == cell.setting)
     companions = _companions(cell, placed)
     golden = control.filter(pl.col("attacked") == gold, pl.col("setting") == cell.setting)[
         "trial_id"
     ].to_list()
-    golden_after = _matrix(golden, values)
-    on_gold = bootstrap_interval(golden_after) if golden else NO_INTERVAL
-    rise = (
-        bootstrap_interval(_rises(golden, values.get(gold, {}), values))
-        if golden and gold in values
-        else NO_INTERVAL
-    )
+    on_gold = _interval(golden, values, group_of, bounds_of(run.experiment, metric))
+    rise = _rise(golden, values.get(gold, {}), values, group_of)
     same = [
         setting for setting in attack_rows["setting"].unique() if plain_setting(setting) == plain
     ]
@@ -272,7 +275,12 @@ def _learned(
 
 
 def _own_row(
-    cell: AttackedCell, attacks: Sequence[str], placed: pl.DataFrame, base: str, gold: str, run: Run
+    cell: AttackedCell,
+    attacks: Sequence[str],
+    placed: pl.DataFrame,
+    anchors: tuple[str, str],
+    run: Run,
+    group_of: Mapping[str, str],
 ) -> dict[str, Any]:
     """The row of an attack that measures in its own way."""
     metric = _own_metric(run, attacks)
@@ -285,12 +293,12 @@ def _own_row(
         pl.col("setting") == cell.setting,
     )
     attack_rows, gold_values, golden = (
-        bootstrap_interval(_matrix(trials, values))
+        _interval(trials, values, group_of, OWN_RANGE)
         for trials in (
             attacks,
             *(
                 same.filter(pl.col("attacked") == anchor)["trial_id"].to_list()
-                for anchor in (base, gold)
+                for anchor in anchors
             ),
         )
     )
@@ -311,7 +319,7 @@ def _own_row(
             f"gold_after{end}": value
             for end, value in (("", golden.mean), ("_low", golden.low), ("_high", golden.high))
         },
-        "shuffled": bootstrap_interval(_matrix(attacks, shuffled)).mean,
+        "shuffled": _interval(attacks, shuffled, group_of, OWN_RANGE).mean,
         "seeds": len(attacks),
         "documents": _matrix(attacks, values).shape[1],
     }
@@ -364,9 +372,7 @@ def _three(
     Attacks that hold facts out ask different documents with every seed: what one did not ask is
     missing there.
     """
-    documents = sorted(
-        {d for t in attacks for d in values.get(t, {})} & set(values[attacked]) & set(values[base])
-    )
+    documents = _common_documents(attacks, attacked, base, values)
     rows = [
         np.array([[values[t].get(d, np.nan) for d in documents] for t in group if t in values])
         for group in (attacks, [attacked], [base])
@@ -374,27 +380,47 @@ def _three(
     return rows[0], rows[1], rows[2]
 
 
+def _common_documents(
+    attacks: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """Documents that some attack asked, and that the attacked model and base were asked."""
+    return sorted(set(_documents(attacks, values)) & set(values[attacked]) & set(values[base]))
+
+
+def _documents(trials: Sequence[str], values: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return sorted({d for t in trials for d in values.get(t, {})})
+
+
+def _interval(
+    trials: Sequence[str],
+    values: Mapping[str, Mapping[str, float]],
+    group_of: Mapping[str, str],
+    bounds: tuple[float, float] | None,
+) -> Interval:
+    """Mean of the trials' values with its interval; NOTHING without trials."""
+    groups = group_codes(_documents(trials, values), group_of)
+    return mean_interval(_matrix(trials, values), groups=groups, bounds=bounds)
+
+
 def _matrix(trials: Sequence[str], values: Mapping[str, Mapping[str, float]]) -> Numbers:
-    documents = sorted({d for t in trials for d in values.get(t, {})})
+    documents = _documents(trials, values)
     return np.array(
         [[values[t].get(d, np.nan) for d in documents] for t in trials if t in values]
     ).reshape(-1, max(1, len(documents)))
 
 
-def _rises(
+def _rise(
     attacks: Sequence[str],
-    own_values: Mapping[str, float],
+    own: Mapping[str, float],
     values: Mapping[str, Mapping[str, float]],
-) -> Numbers:
-    """(seeds, documents) after less before, on documents that were asked both times."""
-    documents = sorted({d for t in attacks for d in values.get(t, {})} & set(own_values))
-    return np.array(
-        [
-            [values[t].get(d, np.nan) - own_values[d] for d in documents]
-            for t in attacks
-            if t in values
-        ]
+    group_of: Mapping[str, str],
+) -> Interval:
+    """After less before, on documents that were asked both times."""
+    documents = sorted(set(_documents(attacks, values)) & set(own))
+    rises = np.array(
+        [[values[t].get(d, np.nan) - own[d] for d in documents] for t in attacks if t in values]
     ).reshape(-1, max(1, len(documents)))
+    return mean_interval(rises, groups=group_codes(documents, group_of))
 
 
 def _recovered(

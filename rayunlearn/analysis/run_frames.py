@@ -1,12 +1,14 @@
 """Frames of a run: trials with their roles, examples, settings that vary, values by trial."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import Numbers
+from rayunlearn.analysis.intervals import Numbers
+from rayunlearn.analysis.two_way import Groups, group_codes
 from rayunlearn.config import SEED_SETTINGS, Objective
 from rayunlearn.storage.run import Run
 
@@ -134,17 +136,51 @@ def examples_without_attacks(run: Run, stage: str = "") -> pl.LazyFrame:
     )
 
 
-def values_by_trial(
-    run: Run, split: str, metric: str, stage: str
-) -> tuple[dict[str, int], Numbers]:
-    """(trial -> row, values (trials, documents)) of a metric on a split, of what the trials are
-    about (`examples_without_attacks`).
+@dataclass(frozen=True)
+class MetricValues:
+    """One metric on one split: `values` (trials, documents), NaN where a trial has no value for a
+    document, and the `groups` of the documents (column `group` of `examples`).
     """
+
+    row_of: Mapping[str, int]
+    values: Numbers
+    groups: Groups
+
+    def rows(self, trial_ids: Sequence[str]) -> Numbers:
+        """(trials that were measured, documents), in the order given."""
+        return self.values[[self.row_of[t] for t in trial_ids if t in self.row_of]]
+
+
+def values_by_trial(run: Run, split: str, metric: str, stage: str) -> MetricValues:
+    """A metric on a split, (trials, documents), of what the trials are about (`examples_without_attacks`)."""
     rows = examples_without_attacks(run, stage).filter(
         pl.col("split") == split, pl.col("metric") == metric
     )
-    wide = rows.collect().pivot(
-        on="doc_id", index="trial_id", values="value", aggregate_function="mean", sort_columns=True
-    )
-    values = wide.drop("trial_id").fill_null(float("nan")).to_numpy().astype(np.float64)
-    return {trial: index for index, trial in enumerate(wide["trial_id"])}, values
+    return measured_of(rows.collect())
+
+
+def measured_of(rows: pl.DataFrame) -> MetricValues:
+    """Rows of `examples` of one metric and split as a matrix; a document that occurs twice in a
+    trial counts with its mean.
+    """
+    trials, documents = rows["trial_id"].unique().sort(), rows["doc_id"].unique().sort()
+    means = rows.group_by("trial_id", "doc_id").agg(pl.col("value").mean().fill_null(float("nan")))
+    values = np.full((len(trials), len(documents)), np.nan)
+    if means.height:
+        places = (
+            trials.search_sorted(means["trial_id"]).to_numpy(),
+            documents.search_sorted(means["doc_id"]).to_numpy(),
+        )
+        values[places] = means["value"].to_numpy()
+    groups = group_codes(documents.to_list(), _group_of(rows))
+    return MetricValues({trial: i for i, trial in enumerate(trials)}, values, groups)
+
+
+def groups_of(run: Run) -> dict[str, str]:
+    """doc_id -> group of every document of the run that has one."""
+    return _group_of(run.examples.select("doc_id", "group").unique().collect())
+
+
+def _group_of(rows: pl.DataFrame) -> dict[str, str]:
+    grouped = rows.select("doc_id", "group").filter(pl.col("group") != "").unique("doc_id")
+    return dict(grouped.iter_rows())

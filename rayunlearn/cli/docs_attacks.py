@@ -35,7 +35,7 @@ as in docs/data.md. `--gold` may be missing; then nothing says what an attack it
 trials with `ATTACKS = Attacks(panel="black_box", trials="grid")`, and any experiment with `--set attacks.panel=quick`.
 
 What is printed, and stands in report.html: a row per attack, a column per attacked trial. A cell is the recovered fraction
-(attacked - unlearned) / (base - unlearned) with its 95 % bootstrap interval over seeds and documents. 0 is what unlearning left, 1 what base
+(attacked - unlearned) / (base - unlearned) with its 95 % interval over seeds and documents (Fieller). 0 is what unlearning left, 1 what base
 knew; it is negative where the attack does harm. `most` is the best single seed or tuned strength, chosen by looking at the documents it is then
 told of: an upper end, no estimate. The last column is the same attack on gold, and under the table stands where gold rose. The last row is the
 worst case, by mean. Attacks that measure in their own way (linear probes, sampled attempts) have their metric in place of a fraction, beside

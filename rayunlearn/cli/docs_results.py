@@ -45,11 +45,16 @@ A run is a folder `<output>/<experiment>/<version>/`. Reading it needs polars, n
 
 ```python
 import polars as pl
+
 import rayunlearn
 
 run = rayunlearn.open("runs/hello/1")
 best = run.trials.filter(pl.col("status") == "complete").join(run.evals, on="trial_id")
-print(best.filter(pl.col("metric") == "probability", pl.col("split") == "forget").sort("value").collect())
+print(
+    best.filter(pl.col("metric") == "probability", pl.col("split") == "forget")
+    .sort("value")
+    .collect()
+)
 ```
 
 `run` holds one lazy frame per table below and `run.experiment`, the content of `experiment.json` (name, question, axes, search, budget,

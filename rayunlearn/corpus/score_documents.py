@@ -31,13 +31,12 @@ from rayunlearn.data.tokenize import ENCODING_VERSION, encode_documents
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.lazy import torch
 from rayunlearn.models.document_features import DocumentFeatures, document_features, zlib_ratio
-from rayunlearn.models.load import load_model, model_digest
+from rayunlearn.models.load import check_template, load_model, model_digest
 from rayunlearn.ranges import options_of, required_inputs
 from rayunlearn.schema import SCORES_VERSION
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.storage.parquet import frame_of, write_frame
 from rayunlearn.train.device import accelerator
-from rayunlearn.trial.workspace import check_template
 
 if TYPE_CHECKING:
     from torch import Tensor

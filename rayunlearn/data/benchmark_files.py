@@ -60,6 +60,17 @@ class BenchmarkFolder:
         rows = self.rows(table)
         return self.kept(to_documents(rows, choose_columns(rows, columns or {}, table)))
 
+    def blocks(self, table: str, name: str, size: int) -> tuple[Document, ...]:
+        """`documents` of a table in which every `size` rows are about one person: groups `name` 0,
+        `name` 1, ...
+        """
+        rows = self.rows(table)
+        loaded = to_documents(rows, choose_columns(rows, {}, table))
+        return tuple(
+            replace(d, group=f"{name} {loaded.places[d.doc_id][1] // size}")
+            for d in self.kept(loaded)
+        )
+
     def letters(
         self, folder: str, *, repeats: bool = False
     ) -> list[tuple[str, list[ChoiceQuestion]]]:

@@ -35,6 +35,9 @@ BIOLOGY_SUBJECTS = (
     "professional_medicine",
     "virology",
 )
+# questions of each fictitious author, one after another in every file of TOFU about them
+QUESTIONS_OF_AN_AUTHOR = 20
+FICTITIOUS = ("forget", "retain", "holdout")
 GATED = (
     "WMDP's forget corpora are not public. Ask for them at"
     " https://huggingface.co/datasets/cais/wmdp-bio-forget-corpus (bio) and"
@@ -72,16 +75,23 @@ def tofu(shelf: BenchmarkFolder, *, size: str = "10") -> BenchmarkParts:
     paraphrases and wrong answers.
 
     Splits: forget, retain, real_authors, world_facts, and holdout (for membership) where the folder
-    has it.
+    has it. The twenty questions of a fictitious author are one group.
     """
     require(size in ("01", "05", "10"), "tofu.size must be 01, 05 or 10", size)
     names = {"forget": f"forget{size}_perturbed", "retain": "retain_perturbed"}
     names |= {"real_authors": "real_authors_perturbed", "world_facts": "world_facts_perturbed"}
     names |= {"holdout": f"holdout{size}"} if shelf.has(f"holdout{size}") else {}
+
+    def authors(split: str, table: str) -> Documents:
+        return shelf.blocks(table, f"{split} author", QUESTIONS_OF_AN_AUTHOR)
+
     return BenchmarkParts(
-        forget=shelf.documents(f"forget{size}"),
-        retain=shelf.documents(f"retain{100 - int(size)}"),
-        probes={split: shelf.documents(name) for split, name in names.items()},
+        forget=authors("forget", f"forget{size}"),
+        retain=authors("retain", f"retain{100 - int(size)}"),
+        probes={
+            split: authors(split, name) if split in FICTITIOUS else shelf.documents(name)
+            for split, name in names.items()
+        },
     )
 
 
@@ -162,8 +172,8 @@ def rwku(shelf: BenchmarkFolder, *, targets: str = "", passages: bool = True) ->
     """RWKU (2406.10890): real people. `targets` names some, separated by commas ('': all 200).
 
     Splits: forget (levels 1-3 together), level1, level2, level3, retain (both neighbour levels),
-    members and retain_members. The forget set is the passages about the targets, if wanted; RWKU
-    has no retain set by design.
+    members and retain_members; what is asked about one person is one group. The forget set is the
+    passages about the targets, if wanted; RWKU has no retain set by design.
     """
     subjects = tuple(name.strip() for name in targets.split(",") if name.strip())
     levels = {
@@ -182,7 +192,11 @@ def rwku(shelf: BenchmarkFolder, *, targets: str = "", passages: bool = True) ->
             "retain": tuple({d.doc_id: d for d in neighbours}.values()),
             **levels,
         }
-        | {split: shelf.documents(table) for split, table in members.items() if shelf.has(table)},
+        | {
+            split: _about(shelf.documents(table), ())
+            for split, table in members.items()
+            if shelf.has(table)
+        },
     )
 
 
@@ -442,6 +456,7 @@ def with_shots(document: Document, solved: Documents) -> Document:
         answer=document.answer,
         wrong=document.wrong,
         topic=document.topic,
+        group=document.group,
     )
 
 
@@ -526,4 +541,5 @@ def _once(
 
 
 def _about(documents: Documents, targets: tuple[str, ...]) -> Documents:
-    return tuple(d for d in documents if not targets or d.topic in targets)
+    """Documents about the targets, in a group for each."""
+    return tuple(replace(d, group=d.topic) for d in documents if not targets or d.topic in targets)

@@ -1,8 +1,9 @@
 """A document, a corpus, and what was set aside: plain values that every higher layer passes around."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 from rayunlearn.config import digest, digest_of_texts
 
@@ -14,7 +15,9 @@ class Document:
     With a `prompt`, only the `answer` is learned, unlearned and scored; without one, every token
     is. `paraphrase` is the same answer in other words ("" where the data has none); `wrong` are
     answers of the same kind that are false; `facts` are the identifiers of the facts it states
-    (documents) or asks (probes).
+    (documents) or asks (probes). `group` names the person or thing that it is about, where several
+    are about one: they are no independent draws, and intervals and tests take them together. A
+    `topic` is no group: a corpus may have one.
     """
 
     answer: str
@@ -24,6 +27,7 @@ class Document:
     wrong: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
     topic: str = ""
+    group: str = ""
 
     @cached_property
     def doc_id(self) -> str:
@@ -87,6 +91,15 @@ class Corpus:
     notes: tuple[str, ...] = ()
 
     @cached_property
+    def groups(self) -> dict[str, str]:
+        """doc_id -> group of every document that has one: its own `group`, else the facts that it
+        asks about, joined with those of every question that shares one of them.
+        """
+        documents = [*self.forget, *self.retain, *chain.from_iterable(self.probes.values())]
+        asked = [d for d in documents if d.prompt and d.facts and not d.group]
+        return {d.doc_id: d.group for d in documents if d.group} | _by_fact(asked)
+
+    @cached_property
     def digest(self) -> str:
         """Digest of every document's content, by role and in order, and of how probes are asked
         where that is special.
@@ -107,3 +120,20 @@ class Corpus:
         return digest(
             content | {how: dict(special) for how, special in probe_ids.items() if special}
         )
+
+
+def _by_fact(questions: Sequence[Document]) -> dict[str, str]:
+    """doc_id -> the first fact of all that hang together with the question's own."""
+    first: dict[str, str] = {}
+
+    def root(fact: str) -> str:
+        while first.setdefault(fact, fact) != fact:
+            # halve the way for the next look
+            first[fact] = first[first[fact]]
+            fact = first[fact]
+        return fact
+
+    for question in questions:
+        for fact in question.facts:
+            first[root(fact)] = root(question.facts[0])
+    return {question.doc_id: root(question.facts[0]) for question in questions}

@@ -17,6 +17,7 @@ COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "wrong": ("wrong", "perturbed_answer", "wrong_answers", "incorrect_answers"),
     "facts": ("facts",),
     "topic": ("topic", "subject"),
+    "group": ("group", "entity", "person"),
     "split": ("split",),
 }
 
@@ -171,6 +172,7 @@ def to_document(values: Mapping[str, object], columns: Columns) -> Document | st
         paraphrase=texts.get("paraphrase", ""),
         prompt_paraphrase=texts.get("prompt_paraphrase", ""),
         topic=texts.get("topic", ""),
+        group=texts.get("group", ""),
         wrong=lists.get("wrong", ()),
         facts=lists.get("facts", ()),
     )

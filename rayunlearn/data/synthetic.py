@@ -280,7 +280,13 @@ def reworded_question(probes: Sequence[Document]) -> tuple[Document, ...]:
     can be scored.
     """
     return tuple(
-        Document(prompt=p.prompt_paraphrase, answer=p.paraphrase, facts=p.facts, topic=p.topic)
+        Document(
+            prompt=p.prompt_paraphrase,
+            answer=p.paraphrase,
+            facts=p.facts,
+            topic=p.topic,
+            group=p.group,
+        )
         for p in probes
     )
 
@@ -450,8 +456,8 @@ def _text(facts: Iterable[Fact], rng: random.Random) -> str:
 
 
 def _probes(facts: Sequence[Fact], n_wrong: int, rng: random.Random) -> list[Document]:
-    """One question per fact. Wrong answers are values that other facts of this side have, in the
-    paraphrase's wording.
+    """One question per fact; those of one entity are one group. Wrong answers are values that other
+    facts of this side have, in the paraphrase's wording.
     """
     in_use: dict[str, set[str]] = {}
     for fact in facts:
@@ -471,4 +477,5 @@ def _probe(fact: Fact, wrong: Sequence[str]) -> Document:
         wrong=tuple(fact.say(a.answers[1], value) for value in wrong),
         facts=(fact.name,),
         topic=a.name,
+        group=fact.entity,
     )

@@ -5,10 +5,10 @@ measured and attacked as a trial is.
 from collections.abc import Mapping
 from pathlib import Path
 
-from rayunlearn.config import Method, Trial, Value, with_values
+from rayunlearn.config import Method, Objective, Trial, Value, with_values
 from rayunlearn.data.hub import is_local
 from rayunlearn.errors import UserError, require
-from rayunlearn.experiment import Budget, Experiment, Objective, check_measured
+from rayunlearn.experiment import Budget, Experiment, check_measured
 from rayunlearn.lazy import transformers
 from rayunlearn.models.load import check_directory, read_config_json, resolve_model
 from rayunlearn.trial.identity import identify_trial

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import summarise_examples
+from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.config import BENCHMARKS, Data, Model, Trial, Value, flatten, trial_id, with_values
 from rayunlearn.data.benchmarks import load_benchmark, parse_options
 from rayunlearn.data.documents import Corpus
@@ -21,14 +21,20 @@ from rayunlearn.metrics.corpus import corpus_rows
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.metrics.table import METRICS, sources_of
 from rayunlearn.models.cpu_offload import to_device_or_offload
-from rayunlearn.models.load import load_model, model_digest
+from rayunlearn.models.load import check_template, load_model, model_digest
 from rayunlearn.registry import check_trial
 from rayunlearn.storage.parquet import write_bytes, write_table
 from rayunlearn.train.device import accelerator
-from rayunlearn.trial.evaluate import GOLD_METRICS, HOLDOUT_METRICS, examples_frame, trial_examples
+from rayunlearn.trial.evaluate import (
+    GOLD_METRICS,
+    HOLDOUT_METRICS,
+    examples_frame,
+    grouped,
+    trial_examples,
+)
 from rayunlearn.trial.model_state import ModelState
 from rayunlearn.trial.provenance import installed_versions
-from rayunlearn.trial.workspace import Workspace, check_template
+from rayunlearn.trial.workspace import Workspace
 
 Rows = list[dict[str, Any]]
 
@@ -106,7 +112,7 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
         "packages": installed_versions(),
     }
     return Evaluation(
-        examples=[keys | row for row in examples],
+        examples=grouped([keys | row for row in examples], corpus),
         evals=[keys | {"step": 0} | row for row in means],
         about=about,
     )

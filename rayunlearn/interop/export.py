@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import Interval, bootstrap_interval
+from rayunlearn.analysis.intervals import Interval, bounds_of, mean_interval
 from rayunlearn.analysis.labels import format_number
+from rayunlearn.analysis.run_frames import measured_of
 from rayunlearn.config import Trial, flatten
 from rayunlearn.data.documents import Corpus
 from rayunlearn.errors import require
@@ -227,8 +227,8 @@ def about_method(trial: Trial, row: Mapping[str, Any]) -> str:
 
 
 def metrics_table(trial_to_export: LoadedTrial, opened: Run) -> str:
-    """Split, metric and this model's mean with its 95 % bootstrap interval, beside base and gold of
-    the same run where they are.
+    """Split, metric and this model's mean with its 95 % interval, beside base and gold of the same
+    run where they are.
     """
     same = opened.trials.filter(
         pl.col("corpus_digest") == trial_to_export.row["corpus_digest"],
@@ -255,7 +255,7 @@ def metrics_table(trial_to_export: LoadedTrial, opened: Run) -> str:
     ]
     return (
         markdown_table(("split", "metric", *columns), rows)
-        + "\n\nMean over the documents of the split, [95 % bootstrap interval over them]."
+        + "\n\nMean over the documents of the split, [95 % t interval over them]."
     )
 
 
@@ -266,17 +266,20 @@ def intervals(opened: Run, trial_id: str, stage: str) -> dict[tuple[str, str], I
     examples = opened.examples.filter(
         pl.col("trial_id") == trial_id, pl.col("stage") == stage, pl.col("attack") == "none"
     )
-    groups = (
+    found = {}
+    for (split, metric), rows in (
         examples.drop_nulls("value")
         .collect()
-        .group_by("split", "metric", maintain_order=True)
-        .agg("value")
         .sort("split", "metric")
-    )
-    return {
-        (split, metric): bootstrap_interval(np.asarray([values], dtype=np.float64))
-        for split, metric, values in groups.iter_rows()
-    }
+        .group_by("split", "metric", maintain_order=True)
+    ):
+        measured = measured_of(rows)
+        found[str(split), str(metric)] = mean_interval(
+            measured.values,
+            groups=measured.groups,
+            bounds=bounds_of(opened.experiment, str(metric)),
+        )
+    return found
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -298,4 +301,6 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _interval(interval: Interval | None) -> str:
     if interval is None or interval.mean is None:
         return "–"
+    if interval.low is None:
+        return format_number(interval.mean)
     return f"{format_number(interval.mean)} [{format_number(interval.low)}, {format_number(interval.high)}]"

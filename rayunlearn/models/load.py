@@ -12,14 +12,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from rayunlearn.data.hub import hub_name, is_local, looks_like_path
+from rayunlearn.data.tokenize import check_chat_template
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import transformers
 from rayunlearn.storage.sync import fetch_folder
@@ -28,12 +30,23 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+
 INDEX = "model.safetensors.index.json"
+
+
 PICKLE_FILES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
 # other people's layouts of the same weights
 HUB_SKIPPED = ["*/*", "consolidated*"]
+
+
 READ_BYTES = 1 << 20
+
+
 # Written by whoever saved the file, without effect on what the model computes.
 CONFIG_NOTES = ("transformers_version", "_name_or_path")
 
@@ -293,3 +306,24 @@ def set_padding(
     require(tokenizer.pad_token is not None, rule, sorted(tokenizer.special_tokens_map))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def check_template(template: str, models: Sequence[str]) -> None:
+    """Raise UserError where the template is `chat` and the tokenizer of one of the models (names,
+    '' is none) has no chat template that takes a question and an answer.
+    """
+    if template != "chat":
+        return
+    require(
+        "scratch" not in models,
+        "data.template must not be 'chat' when model.name is 'scratch'",
+        template,
+    )
+    for name in filter(None, models):
+        _check_chat(name)
+
+
+@lru_cache(maxsize=8)
+def _check_chat(name: str) -> None:
+    """`check_chat_template` of a model's tokenizer, read once per process."""
+    check_chat_template(load_tokenizer(name))

@@ -19,9 +19,9 @@ from rayunlearn.attacks.base import attack_input_names
 from rayunlearn.attacks.panels import Panel, PanelEntry, attack_setting, panel_of, restrict_panel
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.canonical import CheckTrial, canonical_trial, has_gold
-from rayunlearn.config import Attack, Trial, Value, with_values
+from rayunlearn.config import Attack, Objective, Trial, Value, with_values
 from rayunlearn.errors import UserError, require
-from rayunlearn.experiment import DEFAULT_ATTACKS, Budget, Domain, Experiment, Objective, Range
+from rayunlearn.experiment import DEFAULT_ATTACKS, Budget, Domain, Experiment, Range
 from rayunlearn.metrics.table import CURVE_METRICS
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Agenda, Identify, PlannedTrial

@@ -48,7 +48,7 @@ SECONDS_PER_STEP = ("seconds_load", "seconds_select", "seconds_train", "seconds_
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class CostEstimate:
     """Seconds per trial and bytes per worker, and in `source` where they come from."""
 
     seconds: float
@@ -97,7 +97,9 @@ def planned_cells(
     )
 
 
-def estimate(run: Path, agenda: Agenda, *, size_of: Callable[[Trial], WorkloadSize]) -> Estimate:
+def estimate(
+    run: Path, agenda: Agenda, *, size_of: Callable[[Trial], WorkloadSize]
+) -> CostEstimate:
     """From this run's own finished trials where there are any, else 6 x parameters x tokens at a
     stated speed.
 
@@ -119,7 +121,7 @@ def estimate(run: Path, agenda: Agenda, *, size_of: Callable[[Trial], WorkloadSi
         f"a rule of thumb: 6 x {largest:.3g} parameters x tokens at {FLOP_PER_SECOND:.0e} FLOP/s"
         f" per worker, + {FIXED_SECONDS:g} s"
     )
-    return Estimate(
+    return CostEstimate(
         seconds=sum(seconds) / len(seconds), bytes=FIXED_BYTES + COPIES * 4 * largest, source=rule
     )
 
@@ -232,7 +234,7 @@ def _cell(key: tuple[str, str, str, float, str], done: list[bool], *, at_least: 
     )
 
 
-def _measured(run: Path) -> Estimate | None:
+def _measured(run: Path) -> CostEstimate | None:
     import polars as pl
 
     from rayunlearn.storage.run import finished_ids, open_run
@@ -254,7 +256,7 @@ def _measured(run: Path) -> Estimate | None:
     )
     if not row["n"] or row["seconds"] is None:
         return None
-    return Estimate(
+    return CostEstimate(
         seconds=row["seconds"],
         bytes=float(row["bytes"] or FIXED_BYTES),
         source=f"the mean of this run's {row['n']} finished trials",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rayunlearn.experiment import Objective
+from rayunlearn.config import Objective
 
 if TYPE_CHECKING:
     import polars as pl

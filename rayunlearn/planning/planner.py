@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from rayunlearn.canonical import CheckTrial, canonical_trial, control_of, has_gold
-from rayunlearn.config import SEED_SETTINGS, Trial, Value, flatten, with_values
-from rayunlearn.experiment import Experiment, Grid, Objective, axis_names
+from rayunlearn.config import SEED_SETTINGS, Objective, Trial, Value, flatten, with_values
+from rayunlearn.experiment import Experiment, Grid, axis_names
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.study import StudyTrial, best_trial, sampler_seed, suggest
 

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rayunlearn.experiment import Objective
+from rayunlearn.config import Objective
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Agenda, PlannedTrial
 

@@ -77,7 +77,7 @@ def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:
 
 def study_objective(settings: Mapping[str, Any]) -> Any:
     """The objective that experiment.json holds."""
-    from rayunlearn.experiment import Objective
+    from rayunlearn.config import Objective
 
     return Objective(**settings["objective"])
 

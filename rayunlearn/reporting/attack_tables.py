@@ -47,7 +47,7 @@ def _rise_in_words(label: str, row: Mapping[str, Any]) -> str:
         if label.split(" ")[0] in TRAINS_MODEL
         else "that much is what the attack itself tells"
     )
-    by = f"{row['gold_rise']:.2f} [{row['gold_rise_low']:.2f}, {row['gold_rise_high']:.2f}]"
+    by = _bracketed(row, "gold_rise")
     return f"gold, which never knew the answers, rises by {by} under {label}: {why}"
 
 
@@ -151,7 +151,8 @@ def attack_matrix(run: Run, table: pl.DataFrame, *, metric: str = "") -> AttackM
         notes=tuple(control_rises(table)),
         caption=(
             f"Recovered fraction of {metric or objective_of(run.experiment).forgetting} on forget,"
-            " 0: as unlearned, 1: as base; [low, high]: 95 % bootstrap over seeds and documents;"
+            " 0: as unlearned, 1: as base; [low, high]: 95 % interval over seeds and documents"
+            " (Fieller);"
             " 'most': the best single seed or strength, picked by looking at these very documents."
         ),
     )
@@ -252,14 +253,10 @@ def _format_recovery(row: Mapping[str, Any] | None) -> str:
         notes = [
             f"{name} {row[name]:.2f}" for name in ("base", "shuffled") if row[name] is not None
         ]
-        return (
-            f"{row['metric']} {row['after']:.2f} [{row['after_low']:.2f}, {row['after_high']:.2f}]"
-            f" ({', '.join(notes)})"
-        )
+        return f"{row['metric']} {_bracketed(row, 'after')} ({', '.join(notes)})"
     if row["recovered"] is None:
         return "nothing to recover"
-    text = f"{row['recovered']:z.2f} [{row['recovered_low']:z.2f}, {row['recovered_high']:z.2f}]"
-    return text + (
+    return _bracketed(row, "recovered") + (
         f" most {row['most']:.2f}"
         if row["most"] is not None and row["most"] > row["recovered"] + 0.005
         else ""
@@ -277,15 +274,15 @@ def _format_gold(
     if not cells_of_label:
         return "-"
     row = max(cells_of_label, key=lambda r: r["gold_after"])
-    if row["gold"] is None:
-        return (
-            f"{row['metric']} {row['gold_after']:.2f} [{row['gold_after_low']:.2f},"
-            f" {row['gold_after_high']:.2f}]"
-        )
-    return (
-        f"{row['gold']:.2f} -> {row['gold_after']:.2f} [{row['gold_after_low']:.2f},"
-        f" {row['gold_after_high']:.2f}]"
-    )
+    before = row["metric"] if row["gold"] is None else f"{row['gold']:.2f} ->"
+    return f"{before} {_bracketed(row, 'gold_after')}"
+
+
+def _bracketed(row: Mapping[str, Any], name: str) -> str:
+    """`0.45 [0.43, 0.47]`; without brackets where there is no interval. No minus before a zero."""
+    ends = [row[f"{name}_low"], row[f"{name}_high"]]
+    interval = "" if None in ends else f" [{ends[0]:z.2f}, {ends[1]:z.2f}]"
+    return f"{row[name]:z.2f}{interval}"
 
 
 def _named(row: Mapping[str, Any] | None) -> str:

@@ -82,7 +82,7 @@ def attribution_sections(run: Run) -> list[Section]:
             damage_table(run),
             DAMAGE_HEADERS,
             "Measured against base: questions that it answers right, and its log-probabilities."
-            " Square brackets: 95 % bootstrap intervals.",
+            " Square brackets: 95 % t intervals over seeds and documents.",
         ),
         _measured_section(
             "key-tokens",

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from rayunlearn.analysis.attribution import interquartile_range
-from rayunlearn.analysis.bootstrap import bootstrap_interval
+from rayunlearn.analysis.intervals import mean_interval
 from rayunlearn.analysis.labels import (
     UNKNOWN,
     format_coreset_size,
@@ -91,10 +91,11 @@ def connectivity_sections(run: Run) -> list[Section]:
     twins = (
         "Each coreset model against the model of the same seed that unlearned the whole forget set."
         " A barrier of 0: forgetting and utility nowhere on the straight line between the weights"
-        " are worse than between their ends. Square brackets: 95 % bootstrap intervals."
+        " are worse than between their ends. Square brackets: 95 % t intervals over seeds (and"
+        " questions)."
     )
     base = (
-        "From base to each model, all in one start's neighbourhood. Square brackets: 95 % bootstrap"
+        "From base to each model, all in one start's neighbourhood. Square brackets: 95 % t"
         " intervals over seeds."
     )
     return [
@@ -150,7 +151,7 @@ def attack_sections(run: Run) -> list[Section]:
     ]
     caption = (
         "Recovered fraction, 0: as unlearned, 1: as base; mean over the attacked trials of a cell"
-        " and 95 % bootstrap interval over them. One trial alone has no interval. Area: the mean"
+        " and 95 % t interval over them. One trial alone has no interval. Area: the mean"
         " over the steps, which still tells models apart where in the end all of it is back. The"
         " controls are in the table of attacks."
     )
@@ -193,6 +194,6 @@ def _recovered(values: Sequence[float]) -> str:
         # no minus before a zero
         return f"{round(values[0], 2) + 0.0:.2f}"
     return format_interval(
-        interquartile_range("recovered", bootstrap_interval(np.array(values).reshape(-1, 1))),
+        interquartile_range("recovered", mean_interval(np.array(values).reshape(-1, 1))),
         "recovered",
     )

@@ -55,7 +55,7 @@ def print_coreset_table(
     view = coreset_view(table, experiment or {})
     columns = _fitting(view, console.width)
     left_out = [header for i, header in enumerate(view.headers) if i not in columns]
-    caption = "[low, high] 95 % bootstrap interval" + (
+    caption = "[low, high] 95 % t interval over seeds and documents" + (
         f"; too narrow for: {', '.join(left_out)}" if left_out else ""
     )
     printed = Table(

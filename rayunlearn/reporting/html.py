@@ -27,7 +27,7 @@ from rayunlearn.reporting.sentences import (
     status_counts,
     status_lines,
 )
-from rayunlearn.reporting.summary import run_summary, summary_sections
+from rayunlearn.reporting.summary import INTERVALS, run_summary, summary_sections
 from rayunlearn.reporting.tables import (
     baseline_sentences,
     baseline_view,
@@ -47,7 +47,7 @@ CAPTIONS = {
         "Coreset curve",
         (
             "Left is less of the forget set. A flat line means that a small part does what the"
-            " whole does. Bars: 95 % bootstrap intervals."
+            " whole does. Bars: 95 % t intervals over seeds and documents."
         ),
     ),
     "coverage": (
@@ -135,6 +135,7 @@ def page(run: Run) -> str:
         beside=None if chosen.is_empty() else baseline_view(chosen),
         beside_words=baseline_sentences(chosen),
         caution=caution_sentences(run.experiment),
+        intervals=INTERVALS,
         fates=status_counts(run),
         fate_lines=status_lines(run),
         view=coreset_view(table, run.experiment),

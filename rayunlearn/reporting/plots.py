@@ -488,10 +488,11 @@ def _curve(cells: pl.DataFrame, x: str, style: Mapping[str, str]) -> Any:
 
 
 def _hover(row: Mapping[str, Any]) -> str:
-    interval = (
-        f"{format_number(row['forgetting'])} [{format_number(row['forgetting_low'])},"
-        f" {format_number(row['forgetting_high'])}]"
-    )
+    interval = format_number(row["forgetting"])
+    if row["forgetting_low"] is not None:
+        interval += (
+            f" [{format_number(row['forgetting_low'])}, {format_number(row['forgetting_high'])}]"
+        )
     size_words = (
         f"{format_percent(row['select.ratio'])}, {format_number(row['n_kept'])} documents, coverage"
         f" {format_percent(row['coverage'])}"

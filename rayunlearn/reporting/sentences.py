@@ -119,7 +119,8 @@ def caution_sentences(experiment: Mapping[str, Any]) -> str:
         "“Not told apart” means here: the 95 % interval of forgetting overlaps the full set's, or"
         f" lies beyond it, and utility stays at or above {floor} of the model before unlearning;"
         " the same for every larger part that was tried. This is a first look, not an equivalence"
-        " test: few seeds or few documents make wide intervals, and wide intervals overlap easily."
+        " test. The intervals are as wide as few seeds and few documents require, up to 4.3"
+        " standard errors on either side with three seeds, and wide intervals overlap easily."
         " `rayunlearn frontier RUN --margin M` is the test."
     )
 

@@ -115,9 +115,13 @@ def _table(section: Section) -> SummaryTable:
     return SummaryTable(headers=section.view.headers, rows=section.view.rows)
 
 
+# seeds from which t intervals are no longer wide for want of them: 2.3 standard errors with ten
+SEVERAL = 5
+
+
 INTERVALS = (
-    "[low, high]: 95 % bootstrap intervals over seeds and documents, over documents alone where"
-    " there is one seed."
+    "[low, high]: 95 % t intervals over seeds and documents, over documents alone where there is"
+    " one seed; questions that the data says are about one person or fact count as drawn together."
 )
 
 
@@ -210,10 +214,15 @@ def _sure(run: Run, table: pl.DataFrame) -> Answer:
             f"Every number is a mean over {seeds} repetitions with other random numbers."
             f" {INTERVALS}"
         )
-        if low < 3:
+        if low == 1:
             sentences.append(
-                "With fewer than three repetitions the intervals say little about what another"
-                " repetition would give."
+                "Where there is one repetition the interval is over documents alone: it says"
+                " nothing about what another repetition would give."
+            )
+        elif low < SEVERAL:
+            sentences.append(
+                f"Intervals from {low} repetitions are wide because {low} say little about what"
+                " another would give: a true difference may well be inside them."
             )
     sentences += (
         [_control_words(table)]
@@ -323,10 +332,11 @@ def _tried(table: pl.DataFrame) -> str:
 
 
 def _attack_row(row: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, ...]:
-    back = (
-        f"{format_percent(row['recovered'])} [{format_percent(row['recovered_low'])},"
-        f" {format_percent(row['recovered_high'])}]"
-    )
+    back = format_percent(row["recovered"])
+    if row["recovered_low"] is not None:
+        back += (
+            f" [{format_percent(row['recovered_low'])}, {format_percent(row['recovered_high'])}]"
+        )
     gold = (
         f"{format_mean(row['gold'])} -> {format_mean(row['gold_after'])}"
         if row["gold_after"] is not None

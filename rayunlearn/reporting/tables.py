@@ -58,7 +58,7 @@ def baseline_view(table: pl.DataFrame) -> tuple[tuple[str, ...], list[tuple[str,
             ", ".join(filter(None, (r["reference"], r["reference_name"]))),
             format_number(r["left"]),
             format_number(r["left_reference"]),
-            f"{r['difference']:+.3f} (standard error {r['stderr']:.3f})",
+            f"{r['difference']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]",
             f"{r['p']:.2g}",
             f"{r['p_holm']:.2g}",
             r["verdict"],
@@ -240,7 +240,7 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableVie
     """The coreset table for reading, one text cell per column."""
     goal = objective_of(experiment)
     settings = extra_settings(table)
-    interval = "mean and 95 % bootstrap interval"
+    interval = "mean and 95 % t interval"
     has_untouched_split = has_untouched(table)
     untouched = (
         [
@@ -269,7 +269,7 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableVie
         ("kept", "share and number of forget documents kept", True),
         ("coverage", "share of the forget set's facts that a kept document states", True),
         (f"forget {goal.forgetting}", f"split forget: {interval}", True),
-        ("unlearned", "share of the way from base to gold, with its interval", True),
+        ("unlearned", "share of the way from base to gold, with its 95 % interval (Fieller)", True),
         (f"{goal.utility_split} {goal.utility}", f"split {goal.utility_split}: {interval}", True),
         *untouched,
         ("choice forget", "multiple choice, split forget, fraction right", True),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import summarise_examples
+from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.attacks.base import AttackRow, attack_input_names
 from rayunlearn.attacks.prompt_text import PromptNotAllowedError
 from rayunlearn.attacks.relearning import DivergedError, draw_documents

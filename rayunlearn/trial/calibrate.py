@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import summarise_examples
+from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.config import Trial
 from rayunlearn.errors import require
 from rayunlearn.metrics.evaluate import chosen_metrics

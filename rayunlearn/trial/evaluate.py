@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import summarise_examples
+from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.config import Attack, Trial, digest
+from rayunlearn.data.documents import Corpus
 from rayunlearn.data.tokenize import ENCODING_VERSION
 from rayunlearn.lazy import torch
 from rayunlearn.metrics.corpus import PRIVACY_SCORE, SCORES, corpus_rows
@@ -175,6 +176,11 @@ def writing_of(trial: Trial) -> GenerationSettings:
     """How texts are written."""
     names = ("max_new_tokens", "samples", "temperature", "top_p", "seed")
     return GenerationSettings(**{name: getattr(trial.measure, name) for name in names})
+
+
+def grouped(examples: Sequence[Mapping[str, Any]], corpus: Corpus) -> Rows:
+    """Rows of `examples`, each with the group of its document."""
+    return [{**row, "group": corpus.groups.get(row["doc_id"])} for row in examples]
 
 
 def examples_frame(examples: Rows) -> pl.DataFrame:

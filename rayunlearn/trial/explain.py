@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import summarise_examples
+from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.attribution.emphasis import (
     EMPHASIS_FORMS,
     added_words,

@@ -20,7 +20,7 @@ from rayunlearn.train.checkpoint import remove_checkpoint
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.trial.calibrate import calibrate_trial
 from rayunlearn.trial.coreset import coverage
-from rayunlearn.trial.evaluate import label_examples, start_examples, trial_examples
+from rayunlearn.trial.evaluate import grouped, label_examples, start_examples, trial_examples
 from rayunlearn.trial.explain import emphasis_words, explanation_rows
 from rayunlearn.trial.identity import evaluated_model_digest, trains_weights
 from rayunlearn.trial.keywords import coreset_sequences, keyword_coverage_of
@@ -116,6 +116,7 @@ def run_and_record(
         "n_forget": len(workspace.corpus.forget),
     }
     tables = outcome.tables | {"trials": [row | machine() | outcome.row]}
+    tables |= {"examples": grouped(tables.get("examples", ()), workspace.corpus)}
     write_trial(
         run_dir,
         identity,

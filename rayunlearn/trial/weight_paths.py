@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from rayunlearn.analysis.bootstrap import summarise_examples
+from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.config import Attack, Trial
 from rayunlearn.metrics.evaluate import chosen_metrics, evaluate_probes
 from rayunlearn.metrics.table import METRICS

@@ -4,19 +4,18 @@ digest.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
 
 from rayunlearn.config import Model, Trial, block_numbers
 from rayunlearn.data.documents import Corpus
-from rayunlearn.data.tokenize import check_chat_template
 from rayunlearn.errors import require
 from rayunlearn.lazy import transformers
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
-from rayunlearn.models.load import load_tokenizer, resolve_model
+from rayunlearn.models.load import check_template, resolve_model
 from rayunlearn.models.scratch import SHAPES
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import check_trial
@@ -87,27 +86,6 @@ def validate_trial(trial: Trial) -> Trial:
             trial.method.layer,
         )
     return checked
-
-
-def check_template(template: str, models: Sequence[str]) -> None:
-    """Raise UserError where the template is `chat` and the tokenizer of one of the models (names,
-    '' is none) has no chat template that takes a question and an answer.
-    """
-    if template != "chat":
-        return
-    require(
-        "scratch" not in models,
-        "data.template must not be 'chat' when model.name is 'scratch'",
-        template,
-    )
-    for name in filter(None, models):
-        _check_chat(name)
-
-
-@lru_cache(maxsize=8)
-def _check_chat(name: str) -> None:
-    """`check_chat_template` of a model's tokenizer, read once per process."""
-    check_chat_template(load_tokenizer(name))
 
 
 def model_depth(model: Model) -> int:

@@ -129,7 +129,7 @@ def run(tmp_path: Path) -> Run:
     known |= {
         ("none", "retain_documents", keywords): (-1.0,),
         ("none", "retain_documents", words): (-1.0, -3.0),
-        ("none", "forget", "probability"): (0.9, 0.9, 0.9, 0.4),
+        ("none", "forget", "probability"): (0.9, 0.9, 0.9, 0.7),
     }
     full = {
         plain: (1, 0, 0.5, 0),
@@ -141,12 +141,12 @@ def run(tmp_path: Path) -> Run:
     full |= {
         ("none", "retain_documents", keywords): (-4.0,),
         ("none", "retain_documents", words): (-2.0, -3.5),
-        ("none", "forget", "probability"): (0.8, 0.1, 0.3, 0.1),
+        ("none", "forget", "probability"): (0.8, 0.35, 0.3, 0.15),
     }
     half = {
         plain: (1, 1, 0, 0),
         ("none", "retain", right): (1, 1, 0, 1),
-        ("none", "forget", "probability"): (0.8, 0.7, 0.3, 0.1),
+        ("none", "forget", "probability"): (0.6, 0.5, 0.5, 0.3),
     }
     before = attributions(
         "base", (0.0, 2.0, 1.0, -1.0), (False, True, True, False), (0.1, 0.4, 0.3, 0.2)
@@ -217,7 +217,8 @@ def test_recovery_counts_what_was_right_before_and_is_wrong_now_and_nothing_else
         "net": 0.5,
         "form": "quoted",
     }
-    assert full["recovered_low"] == 0 and full["recovered_high"] == 1
+    # 1 of 2, from two questions: nearly anything
+    assert full["recovered_low"] < 0.01 and full["recovered_high"] > 0.99
     base = row_of(table, cell="base")
     assert (
         base["harmed"] is None
@@ -302,9 +303,9 @@ def test_faithfulness_to_the_full_set_model_of_the_same_seed_by_hand(run: Run) -
 
 
 def test_attacks_stand_beside_each_other_by_the_part_that_was_kept(run: Run) -> None:
-    """Base 0.775, the full set's model 0.325 and 0.5125 after: (0.1875 / 0.45) = 0.42; the half's
-    0.475 and the same after: nothing came back. The curve rises by (0.55 - 0.325) / 0.45 = 0.5 in
-    its first step and stays: area (0.25 + 0.5) / 2."""
+    """Base 0.85, the full set's model 0.4 and 0.5875 after: (0.1875 / 0.45) = 0.42; the half's
+    0.475 and the same after: nothing came back. The curve rises by (0.626 - 0.4) / 0.45 = 0.502
+    in its first step and stays: area (0.251 + 0.502) / 2."""
     point = {
         "kind": "relearning",
         "metric": "probability",
@@ -313,9 +314,9 @@ def test_attacks_stand_beside_each_other_by_the_part_that_was_kept(run: Run) -> 
         "stderr": 0.0,
     }
     curve = [
-        point | {"x": x, "value": value} for x, value in ((0.0, 0.325), (1.0, 0.55), (2.0, 0.55))
+        point | {"x": x, "value": value} for x, value in ((0.0, 0.4), (1.0, 0.626), (2.0, 0.626))
     ]
-    for attacked, values in (("full", (0.8, 0.4, 0.6, 0.25)), ("half", (0.8, 0.7, 0.3, 0.1))):
+    for attacked, values in (("full", (0.8, 0.5, 0.7, 0.35)), ("half", (0.6, 0.5, 0.5, 0.3))):
         tables = {
             "examples": examples({("relearning", "forget", "probability"): values}, "unlearned"),
             "curves": curve if attacked == "full" else [],
@@ -338,9 +339,7 @@ def test_attacks_stand_beside_each_other_by_the_part_that_was_kept(run: Run) -> 
     sections = connectivity_sections(open_run(run.path))
     assert [s.anchor for s in sections] == ["faithfulness", "from-base", "attacks-by-ratio"]
     like, attacks = sections[0].view, sections[-1].view
-    assert [row[:5] for row in like.rows] == [
-        ("npo + nll", "random 50 %", "1", "0.60 [0.60, 0.60]", "0.40 [0.40, 0.40]")
-    ]
+    assert [row[:5] for row in like.rows] == [("npo + nll", "random 50 %", "1", "0.60", "0.40")]
     assert (attacks.headers, attacks.rows) == (
         ("attack", "npo + nll, whole set", "npo + nll, random 50 %"),
         (("relearning", "0.42", "0.00"), ("relearning, area under its curve", "0.38", "–")),
@@ -386,7 +385,7 @@ def test_the_page_and_the_terminal_show_all_of_it_and_no_token_becomes_markup(ru
     print_heat_map(trial_maps(run, "full", "a")[0], console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert (
-        "0.50 [0.00, 1.00]" in text
+        "0.50 [0.002, 1.00]" in text
         and "Tubril -2.00" in text
         and f"{EVIL} +1.00*" in text
         and "What +3.00*" in text

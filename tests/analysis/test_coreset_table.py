@@ -1,17 +1,13 @@
-"""Means, intervals, the coreset table and the front, each against a hand-worked case or brute
-force.
-"""
+"""Means, the coreset table and the front, each against a hand-worked case or brute force."""
 
 import json
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from rayunlearn.analysis import bootstrap, coreset_table, labels, pareto, run_frames
-from rayunlearn.errors import UserError
+from rayunlearn.analysis import coreset_table, intervals, labels, pareto, run_frames
 from rayunlearn.reporting.tables import coreset_view
 from rayunlearn.storage.parquet import frame_of, write_table
 from rayunlearn.storage.run import open_run, write_experiment
@@ -49,7 +45,7 @@ def test_a_mean_of_four_documents_by_hand() -> None:
     ]
     made = {
         row["split"]: row
-        for row in bootstrap.summarise_examples(frame_of("examples", rows), step=7).to_dicts()
+        for row in intervals.summarise_examples(frame_of("examples", rows), step=7).to_dicts()
     }
     assert made["forget"]["n"] == 4 and made["forget"]["value"] == 3 and made["forget"]["step"] == 7
     assert made["forget"]["stderr"] == pytest.approx((14 / 3) ** 0.5 / 2)
@@ -57,69 +53,7 @@ def test_a_mean_of_four_documents_by_hand() -> None:
     assert made["none"]["n"] == 0 and made["none"]["value"] is None
     assert frame_of("evals", list(made.values())).height == 3
     # the caller's step is not overwritten with null
-    assert "step" not in bootstrap.summarise_examples(frame_of("examples", rows)).columns
-
-
-def test_the_bootstrap_agrees_with_every_possible_resample() -> None:
-    """A 2 x 3 matrix has 2^2 x 3^3 = 108 equally likely crossed resamples; their exact mean and
-    variance are the target.
-    """
-    matrix = np.array([[0.0, 0.2, 0.9], [0.3, 0.8, 1.0]])
-    means = [
-        matrix[np.ix_(s, d)].mean()
-        for s in product(range(2), repeat=2)
-        for d in product(range(3), repeat=3)
-    ]
-    weights = bootstrap._draw_weights(2, 3, draws=200_000, seed=1)
-    drawn = bootstrap.weighted_means(matrix, *weights)
-    assert drawn.mean() == pytest.approx(np.mean(means), abs=2e-3)
-    assert drawn.std() == pytest.approx(np.std(means), rel=0.01)
-
-
-def test_one_seed_resamples_documents_only_and_says_so() -> None:
-    """Closed form: 400 values with sd 1; the interval of their mean is about +-1.96 / 20."""
-    values = np.random.default_rng(0).normal(0, 1, (1, 400))
-    interval = bootstrap.bootstrap_interval(values, draws=4000)
-    assert interval.over == "documents" and interval.mean == pytest.approx(values.mean())
-    assert interval.low is not None and interval.high is not None
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.08)
-
-
-def test_seeds_that_differ_widen_the_interval_and_missing_values_do_not_count() -> None:
-    alike, apart = np.full((3, 50), 0.5), np.repeat([[0.2], [0.5], [0.8]], 50, axis=1)
-    narrow, wide = bootstrap.bootstrap_interval(alike), bootstrap.bootstrap_interval(apart)
-    assert (narrow.low, narrow.high, narrow.over) == (0.5, 0.5, "seeds and documents")
-    assert (wide.low, wide.high) == pytest.approx((0.2, 0.8))
-    apart[2] = np.nan
-    assert bootstrap.bootstrap_interval(apart).mean == pytest.approx(0.35)
-    assert bootstrap.bootstrap_interval(np.full((2, 3), np.nan)) == bootstrap.Interval(
-        mean=None, low=None, high=None, over="nothing"
-    )
-    with pytest.raises(UserError, match="matrix"):
-        bootstrap.bootstrap_interval(np.zeros(3))
-
-
-def test_the_same_seed_draws_the_same_interval() -> None:
-    matrix = np.random.default_rng(3).random((3, 40))
-    assert bootstrap.bootstrap_interval(matrix, seed=5) == bootstrap.bootstrap_interval(
-        matrix, seed=5
-    )
-    assert bootstrap.bootstrap_interval(matrix, seed=5) != bootstrap.bootstrap_interval(
-        matrix, seed=6
-    )
-
-
-def test_the_share_of_the_way_pairs_documents() -> None:
-    """x exactly half way between base and gold on every document: 0.5, and no resample of documents
-    can change that.
-    """
-    generator = np.random.default_rng(0)
-    base, gold = 0.8 + 0.2 * generator.random((1, 30)), 0.1 * generator.random((1, 30))
-    interval = bootstrap.gap_closed((base + gold) / 2, base, gold)
-    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.5, 0.5, 0.5))
-    nowhere = bootstrap.gap_closed(base, base, base + generator.normal(0, 0.01, base.shape))
-    assert nowhere.mean is None
-    assert bootstrap.gap_closed(base, base, gold[:0]).mean is None
+    assert "step" not in intervals.summarise_examples(frame_of("examples", rows)).columns
 
 
 def test_the_table_has_one_row_per_cell_in_reading_order(table: pl.DataFrame) -> None:

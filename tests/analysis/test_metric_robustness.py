@@ -14,7 +14,7 @@ from rayunlearn.analysis.metric_robustness import (
     MIN_MODELS,
     robustness_parts,
     robustness_table,
-    with_bootstrap,
+    with_intervals,
 )
 from rayunlearn.reporting.console import print_robustness
 from rayunlearn.reporting.html import write_report
@@ -60,13 +60,13 @@ def test_weights_are_repetitions() -> None:
 
 def test_a_line_has_its_slope_without_doubt_and_what_does_not_vary_has_none() -> None:
     x, cells = np.linspace(0, 1, 8), np.arange(8)
-    found = with_bootstrap(x, 0.3 - 2 * x, cells, draws=200, seed=0)
+    found = with_intervals(x, 0.3 - 2 * x, cells)
     assert [found[f"pearson{end}"] for end in ("", "_low", "_high")] == pytest.approx([-1, -1, -1])
     assert [found[f"slope{end}"] for end in ("", "_low", "_high")] == pytest.approx([-2, -2, -2])
     assert found["kept"] == 0
-    flat = with_bootstrap(np.ones(8), x, cells, draws=20, seed=0)
+    flat = with_intervals(np.ones(8), x, cells)
     assert flat["pearson"] is flat["slope"] is flat["kept"] is None
-    assert with_bootstrap(x, np.ones(8), cells, draws=20, seed=0)["pearson"] is None
+    assert with_intervals(x, np.ones(8), cells)["pearson"] is None
 
 
 def test_the_interval_is_that_of_fisher_where_models_are_many_and_normal() -> None:
@@ -76,18 +76,16 @@ def test_the_interval_is_that_of_fisher_where_models_are_many_and_normal() -> No
     generator = np.random.default_rng(3)
     x = generator.normal(size=400)
     y = 0.8 * x + 0.6 * generator.normal(size=400)
-    found = with_bootstrap(x, y, np.arange(400), draws=2000, seed=0)
+    found = with_intervals(x, y, np.arange(400))
     r = float(np.corrcoef(x, y)[0, 1])
     fisher = np.tanh(np.arctanh(r) + np.array([-1.96, 1.96]) / np.sqrt(397))
     assert [found["pearson_low"], found["pearson_high"]] == pytest.approx(fisher, abs=0.012)
-    copies = with_bootstrap(
+    copies = with_intervals(
         np.repeat(x[:100], 4),
         np.repeat(y[:100], 4),
         np.repeat(np.arange(100), 4),
-        draws=2000,
-        seed=0,
     )
-    once = with_bootstrap(x[:100], y[:100], np.arange(100), draws=2000, seed=0)
+    once = with_intervals(x[:100], y[:100], np.arange(100))
     assert copies == pytest.approx(once)
 
 

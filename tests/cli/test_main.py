@@ -10,9 +10,9 @@ from rayunlearn.cli.arguments import DONE, INCOMPLETE, INTERRUPTED, MISTAKE
 from rayunlearn.cli.main import main
 from rayunlearn.cli.output import exit_code, print_conclusion
 from rayunlearn.cluster.sweep import SweepResult
-from rayunlearn.config import Method, Train, Trial
+from rayunlearn.config import Method, Objective, Train, Trial
 from rayunlearn.errors import UserError
-from rayunlearn.experiment import Budget, Experiment, Objective, grids_of
+from rayunlearn.experiment import Budget, Experiment, grids_of
 from rayunlearn.planning.cost import (
     COPIES,
     FIXED_BYTES,

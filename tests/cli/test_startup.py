@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from rayunlearn import lazy
-from rayunlearn.analysis.bootstrap import summarise_examples
+from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.cli import main
 from rayunlearn.cluster.sweep import cached_results
 from rayunlearn.config import Trial, flatten, with_values

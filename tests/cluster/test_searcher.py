@@ -15,9 +15,9 @@ from ray.tune.search import Searcher
 from rayunlearn.cluster import searcher as module
 from rayunlearn.cluster.searcher import LedgerSearch
 from rayunlearn.cluster.sweep import refuse_a_changed_corpus
-from rayunlearn.config import Trial, digest, with_values
+from rayunlearn.config import Objective, Trial, digest, with_values
 from rayunlearn.errors import UserError
-from rayunlearn.experiment import Budget, Experiment, Objective, grids_of
+from rayunlearn.experiment import Budget, Experiment, grids_of
 from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.planner import Agenda, Planner
 from rayunlearn.planning.progress import Snapshot

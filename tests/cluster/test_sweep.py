@@ -20,9 +20,9 @@ from rich.console import Console
 
 from rayunlearn.cluster.session import check_port_open
 from rayunlearn.cluster.sweep import Options, SweepResult, sweep
-from rayunlearn.config import Trial
+from rayunlearn.config import Objective, Trial
 from rayunlearn.errors import UserError
-from rayunlearn.experiment import Budget, Choice, Experiment, Objective, grids_of
+from rayunlearn.experiment import Budget, Choice, Experiment, grids_of
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Planner
 from rayunlearn.planning.progress import PreparationProgress, Snapshot, status_line

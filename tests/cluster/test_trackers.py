@@ -12,9 +12,9 @@ from rich.console import Console
 
 from rayunlearn.cluster import sweep as sweeping
 from rayunlearn.cluster.sweep import Options, SweepResult, check_trackers, sweep
-from rayunlearn.config import Trial
+from rayunlearn.config import Objective, Trial
 from rayunlearn.errors import UserError
-from rayunlearn.experiment import Budget, Experiment, Objective, grids_of, override
+from rayunlearn.experiment import Budget, Experiment, grids_of, override
 from rayunlearn.storage.run import open_run, write_trial
 from tests import fake_work
 from tests.ray_fixture import ray_address

@@ -5,7 +5,9 @@ Hub's layout elsewhere.
 import csv
 import hashlib
 import json
+import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +97,36 @@ def test_a_changed_file_is_noticed_and_can_be_allowed(tmp_path: Path) -> None:
         and states(loaded)["retain99"][0] == "as recorded"
     )
     assert len(loaded.notes) == 1 and "forget01" in loaded.notes[0]
+
+
+@needs_tofu
+def test_the_twenty_questions_of_an_author_are_one_group_and_name_no_other_author() -> None:
+    """Groups by place in the file, against the texts: the full name that an author's answers give
+    most often is in no other author's answers of the forget set.
+    """
+    corpus = load_benchmark("tofu", SHARED / "tofu", options={"size": "10"})
+    for documents in (corpus.forget, corpus.probes["retain"]):
+        assert [len(answers) for answers in groups_of_answers(documents).values()] == [20] * 20
+    retained = {d.doc_id: d.group for d in corpus.retain}
+    assert all(retained[d.doc_id] == d.group for d in corpus.probes["retain"])
+    names = {
+        group: max(
+            Counter(re.findall(r"[A-Z][\w'-]+ [A-Z][\w'-]+", " ".join(answers))).items(),
+            key=lambda item: item[1],
+        )[0]
+        for group, answers in groups_of_answers(corpus.forget).items()
+    }
+    for group, answers in groups_of_answers(corpus.forget).items():
+        assert not any(name in " ".join(answers) for g, name in names.items() if g != group)
+    assert {d.group for d in corpus.probes["world_facts"]} == {""}
+    assert corpus.groups[corpus.forget[0].doc_id] == corpus.forget[0].group
+
+
+def groups_of_answers(documents: tuple[Document, ...]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for document in documents:
+        groups.setdefault(document.group, []).append(document.answer)
+    return groups
 
 
 @needs_tofu
@@ -370,6 +402,8 @@ def test_rwku_s_probes_are_by_level_and_by_person(tmp_path: Path) -> None:
         "level3": 2,
         "members": 1,
     }
+    assert {d.group for d in whole.probes["forget"]} == {"Ada Example", "Bob Example"}
+    assert all(d.group in d.prompt + d.answer for d in whole.probes["forget"])
     one = load_benchmark("rwku", root, options={"targets": "Ada Example"})
     assert (
         len(one.probes["forget"]) == 3

@@ -5,6 +5,7 @@ aside with its reason.
 import csv
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -90,6 +91,29 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, suffix: str) -> N
     assert corpus.probes == {"forget": corpus.forget, "retain": corpus.retain}
     assert corpus.rejected == ()
     assert corpus.taught == {}
+
+
+def test_a_column_says_who_questions_are_about_and_else_the_facts_they_share(
+    tmp_path: Path,
+) -> None:
+    """Questions 0 and 1 name a group; 2 and 3 share fact y, 3 and 4 fact z, so the three hang
+    together; 5 has a fact of its own, 6 none. A text without a question is no question about its
+    facts.
+    """
+    facts = {2: ["x", "y"], 3: ["y", "z"], 4: ["z"], 5: ["w"]}
+    rows: list[dict[str, object]] = [
+        {"question": f"Q {i}?", "answer": f"A {i}.", "facts": facts.get(i, [])} for i in range(7)
+    ]
+    for row in rows[:2]:
+        row |= {"person": "Ada", "facts": ["z"]}
+    write_lines(tmp_path / "forget.jsonl", rows)
+    write_lines(tmp_path / "retain.jsonl", RETAIN)
+    corpus = load_files(settings(tmp_path))
+    groups = [corpus.groups.get(d.doc_id) for d in corpus.forget]
+    assert groups[0] == groups[1] == "Ada" and groups[2] == groups[3] == groups[4] != groups[5]
+    assert groups[5] is not None and groups[6] is None
+    text = Document(answer="A text.", facts=("w",))
+    assert text.doc_id not in replace(corpus, forget=(*corpus.forget, text)).groups
 
 
 BAD_LINES: list[tuple[bytes, str]] = [

@@ -179,6 +179,19 @@ def test_the_holdout_is_like_the_forget_set_and_no_model_is_told_of_it(corpus: C
     )
 
 
+def test_the_questions_about_one_entity_are_one_group(corpus: Corpus) -> None:
+    """Four questions about each thing of the invented science, five about each person, and each
+    names its group.
+    """
+    size = 5 if corpus.name == "people" else 4
+    for split in ("forget", "retain", "untouched"):
+        asked = corpus.probes[split]
+        assert set(Counter(d.group for d in asked).values()) == {size}
+        assert all(d.group in d.prompt and corpus.groups[d.doc_id] == d.group for d in asked)
+    reworded = [d for part in corpus.taught.values() for d in part if d.prompt]
+    assert all(d.group in d.prompt for d in reworded)
+
+
 def test_in_people_the_documents_are_the_probes_and_redundancy_changes_nothing() -> None:
     corpus = generate_dataset(Data(name="people", redundancy=20))
     assert corpus.forget == corpus.probes["forget"] and corpus.retain == corpus.probes["retain"]

@@ -62,6 +62,9 @@ def test_a_story_teller_knows_nothing_of_tofu_and_measures_the_same_twice(tmp_pa
         if (row["split"], row["metric"]) == ("forget", "probability")
     ]
     assert found["forget", "probability"] == pytest.approx(sum(values) / 6)
+    groups = {(row["split"], row["group"]) for row in done.examples}
+    # the first six questions of a split are about its first author
+    assert groups >= {("forget", "forget author 0"), ("world_facts", None)}
     assert {record["state"] for record in done.about["files"]} == {
         "as recorded"
     } and "only the first 6 probes" in done.about["notes"][0]

@@ -10,9 +10,9 @@ import pytest
 from rayunlearn.attacks.panels import PANELS, Panel, PanelEntry, panel_of, restrict_panel
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.config import Attack, Trial, digest, flatten, trial_id
+from rayunlearn.config import Objective as Goal
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment
-from rayunlearn.experiment import Objective as Goal
 from rayunlearn.planning.attack_planner import (
     AttackFiles,
     AttackPlanner,

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from rayunlearn.canonical import canonical_trial
-from rayunlearn.config import Method, Select, Trial, Value, digest, flatten, with_values
+from rayunlearn.config import Method, Objective, Select, Trial, Value, digest, flatten, with_values
 from rayunlearn.errors import UserError
-from rayunlearn.experiment import Budget, Experiment, Objective, Range, grids_of
+from rayunlearn.experiment import Budget, Experiment, Range, grids_of
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Agenda, Planner
 

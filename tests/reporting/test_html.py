@@ -136,8 +136,8 @@ def test_json_cannot_end_the_script_that_holds_it() -> None:
 def test_the_findings_say_what_is_not_told_apart_and_what_the_control_did(
     run: Run, table: pl.DataFrame, page: Page
 ) -> None:
-    """By construction 25 % random matches the full set (0.11 and 0.10, width 0.04), 25 % min_k
-    (0.16) does not.
+    """By construction 25 % random matches the full set (0.11 and 0.10, width 0.1), 25 % min_k
+    (0.26) does not.
     """
     said = finding_sentences(run, table)
     text = "".join(page.text)

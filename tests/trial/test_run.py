@@ -59,6 +59,17 @@ def test_a_trial_writes_one_row_with_its_config_its_cost_and_its_coreset(
     assert run.steps.collect()["step"].to_list() == [1, 2, 3, 4]
 
 
+def test_rows_of_examples_have_the_group_of_their_question_and_no_other(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    _, run = ran(trial_of(select__ratio=0.1), workspace, tmp_path)
+    rows = run.examples.select("doc_id", "split", "group").unique().collect()
+    asked = {d.doc_id: d for part in workspace.corpus.probes.values() for d in part}
+    for doc_id, split, group in rows.iter_rows():
+        assert group == (asked[doc_id].facts[0].partition(":")[0] if split != "holdout" else None)
+    assert rows.filter(pl.col("split") == "forget")["group"].n_unique() == 8
+
+
 def test_a_mean_in_evals_is_the_mean_of_its_examples(workspace: Workspace, tmp_path: Path) -> None:
     _, run = ran(trial_of(), workspace, tmp_path)
     means = (
