@@ -41,19 +41,8 @@ PREFERRED = ("refusal", "alternate", "wrong")
 PRECISIONS = ("auto", "float32")
 # the differences of numbers up to 20 are that many (data/arithmetic.py)
 MOST_ARITHMETIC = 190
-NEWER = (
-    "train.layers",
-    "data.options",
-    "data.holdout",
-    "data.arithmetic",
-    "measure.",
-    "calibrate.",
-    "stop.retention_floor",
-    "model.unlearned",
-    "attack.curve_",
-    # settings younger than the first runs: at their default they make no other trial
-)
-# they change no number of a trial, so they make no other one
+# Settings that change no number of a trial, so they make no other one: a training that goes on from
+# a checkpoint ends with the same bits (tests/train/test_checkpoint.py), however often one is written.
 RESULT_NEUTRAL = ("train.checkpoint_every",)
 
 
@@ -507,15 +496,10 @@ def field_names() -> tuple[str, ...]:
 def flatten(trial: Trial) -> dict[str, Value]:
     """The whole config as dotted name -> value, in a fixed order; values have the type of their
     field (1 -> 1.0).
-
-    `attack.*` is there where there is an attack, `explain.*` where something is explained.
     """
     flat: dict[str, Value] = {"stage": trial.stage}
     for section in SECTIONS:
         part = getattr(trial, section)
-        # so that a trial is the same trial whether these have been invented or not
-        if part in (Attack(), Explain()):
-            continue
         flat |= {
             f"{section}.{f.name}": coerce_value(
                 f"{section}.{f.name}", getattr(part, f.name), _kind(f)
@@ -590,26 +574,25 @@ def digest_of_texts(*texts: str) -> str:
     return hashlib.sha256(f"[{','.join(map(_CANONICAL.encode, texts))}]".encode()).hexdigest()[:16]
 
 
-def trial_id(trial: Trial, corpus_digest: str, model_digest: str, attack_digest: str = "") -> str:
-    """Digest of the flattened config, with content digests in the place of paths (`attack_digest`:
-    of what an attack reads).
+def trial_id(
+    trial: Trial,
+    corpus_digest: str,
+    model_digest: str,
+    content_digests: Mapping[str, str] | None = None,
+) -> str:
+    """Digest of every setting, with digests of content in the place of paths and model names.
 
-    The same trial on other hardware, under another folder or on another day is the same trial; a
-    changed corpus file or other weights make another trial.
+    `corpus_digest` stands for `data.path`, `model_digest` for `model.name`; `content_digests` maps
+    each other setting that names a model or a file (`model.gold`, `attack.file`, ...) to the digest
+    of what it names. The same trial on other hardware, under another folder or on another day is
+    the same trial; another value of any setting, also of one that is at its default, makes another
+    trial, and so does a changed file. Left out are the settings of `RESULT_NEUTRAL` alone.
     """
-    flat = flatten(trial) | {
-        "data.path": corpus_digest,
-        "model.name": model_digest,
-        "model.gold": "",
-        "model.unlearned": "",
+    flat: dict[str, object] = {
+        name: value for name, value in flatten(trial).items() if name not in RESULT_NEUTRAL
     }
-    defaults = flatten(Trial(attack=Attack(name="any")))
-    flat = {
-        name: value
-        for name, value in flat.items()
-        if name not in RESULT_NEUTRAL and not (name.startswith(NEWER) and value == defaults[name])
-    }
-    return digest(flat | ({"attack.file": attack_digest} if "attack.file" in flat else {}))
+    content = {"data.path": corpus_digest, "model.name": model_digest}
+    return digest(flat | content | dict(content_digests or {}))
 
 
 def _typed(trial: Trial, name: str, value: Value) -> Value:

@@ -7,9 +7,10 @@ as on the command line; those are documented where the setting is defined.
 
 from dataclasses import dataclass
 
-# raised when a column changes its meaning; a reader refuses a newer one
-VERSION = 1
-# raised when a selector's number changes: scores that earlier code kept on disk are not taken
+# Raised when a column changes its meaning; a reader refuses any other one. 2: `trial_id` is a digest
+# of all settings, also of those at their default, and of every model and file that is loaded.
+VERSION = 2
+# raised when a selector's number changes: scores that earlier code wrote are not taken
 SCORES_VERSION = 2
 
 STATUSES = {

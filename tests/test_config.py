@@ -3,12 +3,12 @@
 import pytest
 
 from rayunlearn.config import (
-    Attack,
+    RESULT_NEUTRAL,
     Data,
-    Explain,
-    Measure,
+    Model,
     Train,
     Trial,
+    Value,
     block_numbers,
     coerce_value,
     digest,
@@ -32,11 +32,7 @@ def test_a_changed_copy_leaves_the_original_alone() -> None:
 
 
 def test_every_setting_of_every_section_is_in_the_flat_config() -> None:
-    assert set(field_names()) | {"stage"} == set(
-        flatten(Trial(attack=Attack(name="relearning"), explain=Explain(documents=4)))
-    )
-    # trials without are named as ever
-    assert not [name for name in flatten(Trial()) if name.startswith(("attack.", "explain."))]
+    assert {*field_names(), "stage"} == set(flatten(Trial()))
 
 
 def test_one_and_one_point_zero_are_the_same_trial() -> None:
@@ -143,25 +139,56 @@ def test_a_flattened_trial_comes_back_with_its_options_and_without_the_settings_
         from_flat({"train.lenght": 7.0})
 
 
-def test_a_setting_younger_than_the_first_runs_makes_another_trial_only_where_it_is_used() -> None:
-    """What the first runs' trials were made of, by name: none of the settings since."""
-    since = (
-        "train.layers",
-        "data.options",
-        "data.holdout",
-        "data.arithmetic",
-        "measure.",
-        "calibrate.",
-        "stop.retention_floor",
-        "model.unlearned",
+def another(value: Value) -> Value:
+    """A different value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    return f"{value} and more" if isinstance(value, str) else value + 1
+
+
+def with_default(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    """Make the default of a setting another one, whatever its rules are."""
+    section, _, name = setting.partition(".")
+    owner = type(getattr(Trial(), section))
+    monkeypatch.setattr(owner, "__post_init__", lambda _self: None, raising=False)
+    defaults = owner.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, name, another(defaults[name]))
+
+
+# the content of what they name is in the id, and not the name
+BY_CONTENT = ("data.path", "model.name")
+
+
+@pytest.mark.parametrize(
+    "setting", [n for n in field_names() if n not in (*RESULT_NEUTRAL, *BY_CONTENT)]
+)
+def test_a_changed_default_of_any_setting_makes_another_trial(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = trial_id(Trial(), "c", "m")
+    with_default(monkeypatch, setting)
+    assert trial_id(Trial(), "c", "m") != before
+
+
+def test_of_all_settings_only_the_frequency_of_checkpoints_makes_no_other_trial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = trial_id(Trial(), "c", "m")
+    with_default(monkeypatch, "train.checkpoint_every")
+    assert RESULT_NEUTRAL == ("train.checkpoint_every",)
+    assert Trial().train.checkpoint_every == 1 and trial_id(Trial(), "c", "m") == before
+
+
+def test_what_a_setting_names_is_in_the_id_by_its_content() -> None:
+    here, there = (
+        Trial(model=Model(name="base", teach=False, gold=path)) for path in ("/here", "/there")
     )
-    since += ("train.checkpoint_every",)
-    first = {
-        name: value for name, value in flatten(Trial()).items() if not name.startswith(since)
-    } | {"data.path": "c", "model.name": "m"}
-    assert trial_id(Trial(), "c", "m") == digest(first)
-    for changed in (Trial(train=Train(layers="1")), Trial(measure=Measure(metrics="all"))):
-        assert trial_id(changed, "c", "m") != digest(first)
+    assert trial_id(here, "c", "m", {"model.gold": "1"}) == trial_id(
+        there, "c", "m", {"model.gold": "1"}
+    )
+    assert trial_id(here, "c", "m", {"model.gold": "1"}) != trial_id(
+        here, "c", "m", {"model.gold": "2"}
+    )
 
 
 def test_a_name_among_many_is_answered_with_the_nearest_and_not_with_all() -> None:

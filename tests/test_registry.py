@@ -2,10 +2,11 @@
 
 import pytest
 
-from rayunlearn.config import Trial, flatten, with_values
+from rayunlearn.config import Trial, flatten, trial_id, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.methods.forget import npo
-from rayunlearn.registry import arguments_of, check_trial, option_names
+from rayunlearn.ranges import options_of
+from rayunlearn.registry import arguments_of, check_trial, chosen_functions, option_names
 
 
 def test_defaults_of_the_chosen_functions_are_filled_in_and_others_dropped() -> None:
@@ -45,3 +46,19 @@ def test_every_option_has_one_dotted_name_and_a_default() -> None:
         "min_k.fraction",
         "moderate.clusters",
     } <= set(option_names())
+
+
+@pytest.mark.parametrize("name", sorted(dict(check_trial(Trial()).options)))
+def test_a_changed_default_of_a_hyperparameter_makes_another_trial(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The functions that the default trial names, with their defaults in their signatures."""
+    before = trial_id(check_trial(Trial()), "c", "m")
+    function, _, argument = name.partition(".")
+    owner = next(f for f in chosen_functions(Trial()) if f.__name__ == function)
+    monkeypatch.setitem(owner.__kwdefaults__, argument, owner.__kwdefaults__[argument] + 0.5)
+    options_of.cache_clear()
+    try:
+        assert trial_id(check_trial(Trial()), "c", "m") != before
+    finally:
+        options_of.cache_clear()

@@ -341,7 +341,7 @@ def _damage_row(
             _change(cell, words.get((metric, f"{side}_documents"), {})) for metric in WORD_KINDS
         ]
         function, keyword, content = changes
-        against = {key: function[key] - keyword[key] for key in function.keys() & keyword.keys()}
+        against = {key: function[key] - keyword[key] for key in function if key in keyword}
         named = {
             "function_words": function,
             "keywords": keyword,

@@ -454,7 +454,8 @@ def _mean_on(
     values: Mapping[str, Mapping[str, float]],
     attacks: Sequence[str],
 ) -> float | None:
-    documents = {d for t in attacks for d in values.get(t, {})} & set(own_values)
+    # sorted: a mean follows the order of what it is of in its last bit
+    documents = sorted({d for t in attacks for d in values.get(t, {})} & set(own_values))
     return float(np.mean([own_values[d] for d in documents])) if documents else None
 
 

@@ -73,7 +73,7 @@ def results_page() -> str:
     """The page as Markdown."""
     version = (
         f"The schema version, {VERSION}, is in every file's metadata (`rayunlearn.schema_version`);"
-        " a file with a newer one is refused."
+        " a file with another one is refused, with what to do."
     )
     return "\n".join([HEAD, version, "", *(table_section(table) for table in TABLES)])
 

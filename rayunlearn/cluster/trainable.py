@@ -1,7 +1,9 @@
 """The worker: a reused Tune actor whose one step is one whole trial."""
 
+import logging
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ class TrialActor(tune.Trainable):
         """
         self.job, self.workspaces, self.board = job, workspaces, board
         job.work.load()
+        forward_warnings(board)
         self.companions = rank_workers(job.processes)
         self.patient = True
         wait_for_start(Path(job.run), job.version)
@@ -72,6 +75,26 @@ class TrialActor(tune.Trainable):
         # its row could not be written (a full disk)
         except UserError as mistake:
             return {"mistake": str(mistake)}
+
+
+class WarningForwarder(logging.Handler):
+    """Leaves the warnings of this process on the board, from where the driver prints them: what a
+    worker writes to its terminal nobody sees.
+    """
+
+    def __init__(self, board: Any) -> None:
+        super().__init__(logging.WARNING)
+        self.board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Wait until the board has it: this process may end at once."""
+        with suppress(ray.exceptions.RayError):
+            ray.get(self.board.warn.remote(record.getMessage()), timeout=PATIENCE_SECONDS)
+
+
+def forward_warnings(board: Any) -> None:
+    """Send the warnings of rayunlearn in this process to the driver."""
+    logging.getLogger("rayunlearn").handlers = [WarningForwarder(board)]
 
 
 def run_trial_in(job: Any, trial: Any, workspace: Any, run: Path) -> str:

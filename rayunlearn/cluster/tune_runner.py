@@ -4,8 +4,8 @@ everything that is left.
 
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.console import Console
 from rayunlearn.cluster.searcher import LedgerSearch
 from rayunlearn.cluster.session import ConcurrencyLimit, smallest_gpu, trial_resources
 from rayunlearn.cluster.trackers import RunInfo, TrackerCallback
-from rayunlearn.cluster.trainable import TrialActor, limit_threads
+from rayunlearn.cluster.trainable import TrialActor, forward_warnings, limit_threads
 from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
 from rayunlearn.planning.backend import TrialBackend
@@ -62,6 +62,7 @@ class ProgressActor:
     def __init__(self) -> None:
         self.view: View | None = None
         self.began: set[str] = set()
+        self.warnings: list[str] = []
         self.lost = bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
     def put(self, view: View) -> None:
@@ -102,6 +103,15 @@ class ProgressActor:
         """The latest view, None before there is one."""
         return self.view
 
+    def warn(self, text: str) -> None:
+        """Leave a line for the driver to print."""
+        self.warnings.append(text)
+
+    def take_warnings(self) -> list[str]:
+        """The lines that were left since the last call."""
+        lines, self.warnings = self.warnings, []
+        return lines
+
 
 def run_searcher(
     planner: PlanSource,
@@ -133,7 +143,7 @@ def run_searcher(
         else whole_gpu
     )
     resources = trial_resources(gpus_per_trial=gpus_per_trial, share=share, on=on)
-    with watch_progress(console, lambda: _read(board)):
+    with printed_warnings(console, board), watch_progress(console, lambda: _read(board)):
         prepare_all(
             trials,
             cache,
@@ -179,6 +189,18 @@ def start_progress_actor() -> Any:
     )(ProgressActor).remote()
 
 
+@contextmanager
+def printed_warnings(console: Console, board: Any) -> Iterator[None]:
+    """Print what workers warned of, a line each, when the block ends, however it ends."""
+    try:
+        yield
+    finally:
+        # the cluster may be gone already
+        with suppress(ray.exceptions.RayError):
+            for line in ray.get(board.take_warnings.remote(), timeout=5):
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def fitting_share(
     work: TrialBackend, planned: Sequence[Trial], run: Path, console: Console, on: str = ""
 ) -> float:
@@ -208,7 +230,7 @@ def prepare_only(
 ) -> None:
     """Teach what is missing, and show it."""
     board = start_progress_actor()
-    with watch_progress(console, lambda: _read(board)):
+    with printed_warnings(console, board), watch_progress(console, lambda: _read(board)):
         prepare_all(
             trials,
             cache,
@@ -257,6 +279,7 @@ def prepare_one(
     """One model, on a worker."""
     work.load()
     limit_threads()
+    forward_warnings(board)
     run_ready(Path(cache))
     work.prepare(
         trial, Path(cache), lambda _, done, planned: board.step.remote(name, done, planned), (role,)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,7 @@ def _worker(job: KeywordJob) -> ProcessPartition:
     retain_statistics = job.retain.statistics() if job.retain else None
     lenders = {name: _lender(name) for name in (request.base, request.gold) if name}
     chat = (
-        _once(lambda: chat_with(*load_model(request.judge, device=str(accelerator().device))))
+        cache(lambda: chat_with(*load_model(request.judge, device=str(accelerator().device))))
         if request.judge
         else None
     )
@@ -330,16 +330,4 @@ def _source(request: KeywordRequest, name: str, side: str) -> CorpusSource:
 
 
 def _lender(name: str) -> Callable[[], ModelWithTokenizer]:
-    return _once(lambda: ModelWithTokenizer(*load_model(name, device=str(accelerator().device))))
-
-
-def _once(make: Callable[[], Any]) -> Callable[[], Any]:
-    """`make`, called when it is first asked for and never again."""
-    value: list[Any] = []
-
-    def get() -> Any:
-        if not value:
-            value.append(make())
-        return value[0]
-
-    return get
+    return cache(lambda: ModelWithTokenizer(*load_model(name, device=str(accelerator().device))))

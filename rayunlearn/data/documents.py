@@ -1,7 +1,7 @@
 """A document, a corpus, and what was set aside: plain values that every higher layer passes around."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import chain
 
@@ -101,8 +101,8 @@ class Corpus:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of every document's content, by role and in order, and of how probes are asked
-        where that is special.
+        """Digest of every document, all its fields, by role and in order, and of how probes are
+        asked where that is special.
         """
         roles = {"forget": self.forget, "retain": self.retain}
         roles |= {f"probe.{k}": v for k, v in self.probes.items()} | {
@@ -114,12 +114,16 @@ class Corpus:
             "templates": self.templates,
         }
         content: dict[str, object] = {
-            role: [[d.prompt, d.answer, d.paraphrase, list(d.wrong)] for d in docs]
+            role: [[getattr(d, name) for name in FIELDS] for d in docs]
             for role, docs in roles.items()
         }
         return digest(
             content | {how: dict(special) for how, special in probe_ids.items() if special}
         )
+
+
+# a topic decides a stratified coreset, facts what an attack holds out, a paraphrase what is measured
+FIELDS = tuple(field.name for field in fields(Document))
 
 
 def _by_fact(questions: Sequence[Document]) -> dict[str, str]:

@@ -3,6 +3,7 @@ measured and attacked as a trial is.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rayunlearn.config import Method, Objective, Trial, Value, with_values
@@ -52,6 +53,8 @@ def audit_of(
     goal = Objective(
         forgetting=metric or Objective().forgetting, utility=metric or Objective().utility
     )
+    # a gold model that is named later is a control more of the same run
+    without_gold = replace(trial, model=replace(trial.model, gold=""))
     safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(model).resolve().name)
     experiment = Experiment(
         name="audit",
@@ -61,7 +64,7 @@ def audit_of(
         search={},
         budget=Budget(tuning="none"),
         objective=goal,
-        version=f"{safe}-{identify_trial(trial)[:6]}",
+        version=f"{safe}-{identify_trial(without_gold)[:6]}",
     )
     check_measured(experiment)
     return experiment

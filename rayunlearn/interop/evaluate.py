@@ -32,6 +32,7 @@ from rayunlearn.trial.evaluate import (
     grouped,
     trial_examples,
 )
+from rayunlearn.trial.identity import content_digests
 from rayunlearn.trial.model_state import ModelState
 from rayunlearn.trial.provenance import installed_versions
 from rayunlearn.trial.workspace import Workspace
@@ -72,7 +73,8 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
     """Measure the model; the same request gives the same rows. Raises UserError for anything that
     cannot be asked.
 
-    `trial_id` is the id of the trial of stage `base` that would start from this model. References
+    `trial_id` is the id of the trial of stage `base` that would start from this model, with the
+    same `model.gold`. References
     of `base` are kept in `cache`.
     """
     require(request.limit >= 0, "--limit must be >= 0", request.limit)
@@ -82,7 +84,7 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
     corpus = limit_documents(evaluation_corpus(trial.data), request.limit)
     require(any(corpus.probes.values()), f"{request.benchmark} must have probes", 0)
     digest = model_digest(request.model)
-    identity = trial_id(trial, corpus.digest, digest)
+    identity = trial_id(trial, corpus.digest, digest, content_digests(trial))
     workspace = Workspace(
         corpus, request.base, "", model_digest(request.base) if request.base else "", cache
     )
@@ -136,7 +138,8 @@ def requested_trial(request: EvaluationRequest) -> Trial:
         "data.path": request.path,
         "measure.metrics": request.metrics,
     }
-    start = Trial(stage="base", model=Model(name=request.model, teach=False))
+    gold = "" if request.gold.endswith(".parquet") else request.gold
+    start = Trial(stage="base", model=Model(name=request.model, teach=False, gold=gold))
     trial = check_trial(
         with_values(
             start,

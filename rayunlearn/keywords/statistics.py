@@ -122,7 +122,7 @@ def frames_of(texts: Iterable[str], changing: int) -> Counter[Frame]:
 
     Sentences of more than 20 words are left out: their frames are many and do not come again.
     """
-    different = {sentence for text in texts for sentence in sentences_of(text)}
+    different = dict.fromkeys(sentence for text in texts for sentence in sentences_of(text))
     return Counter(frame for sentence in different for _, frame in framings(sentence, changing))
 
 

@@ -8,7 +8,6 @@ checks.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,10 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from rayunlearn.config import digest
 from rayunlearn.data.hub import hub_name, is_local, looks_like_path
 from rayunlearn.data.tokenize import check_chat_template
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import transformers
+from rayunlearn.storage.artifact_cache import (
+    apply_umask,
+    file_digest,
+    is_young,
+    require_whole,
+    stamp_of,
+)
 from rayunlearn.storage.sync import fetch_folder
 
 if TYPE_CHECKING:
@@ -44,11 +51,23 @@ HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 HUB_SKIPPED = ["*/*", "consolidated*"]
 
 
-READ_BYTES = 1 << 20
-
-
+# What a model is, file by file: its weights and everything else that a loader of model or tokenizer
+# may read. A file of an unknown name counts: a trial that runs once more costs less than a wrong
+# number.
+PARTS = (*HUB_FILES[1:], "*.bpe", "*.spm", "*.tiktoken", "adapter_model.safetensors")
+TEMPLATES = "additional_chat_templates/*.jinja"
+# Notes of whoever wrote the folder, read by no loader.
+NOT_LOADED = ("taught.json", "provenance.json", "manifest.json", "trainer_state.json")
+LEGAL = ("LICENSE", "LICENCE", "NOTICE", "README", "USE_POLICY")
 # Written by whoever saved the file, without effect on what the model computes.
-CONFIG_NOTES = ("transformers_version", "_name_or_path")
+JSON_NOTES = (
+    "transformers_version",
+    "_name_or_path",
+    "name_or_path",
+    "is_local",
+    "local_files_only",
+)
+WITH_NOTES = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 
 def load_model(
@@ -61,9 +80,10 @@ def load_model(
     `device`, in eval mode. A tokenizer without a padding token gets its end token, which is safe
     here because batches are masked by length and never by token. Raises UserError for a directory
     that is not there, has no safetensors weights, is not a causal language model or lacks tensors,
-    and for a Hub name that cannot be had.
+    for a Hub name that cannot be had, and for a folder of the cache that is not what was written.
     """
     directory = resolve_model(name)
+    require_whole(directory)
     check_directory(directory)
     try:
         with quiet_transformers():
@@ -128,39 +148,64 @@ def save_model(
         tokenizer.save_pretrained(temporary)
         for file, text in (notes or {}).items():
             (temporary / file).write_text(text, encoding="utf-8")
+        apply_umask(temporary)
         os.replace(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory
 
 
-def model_digest(name: str) -> str:
-    """What the model is, for trial ids: for a directory 16 hex digits of the SHA-256 of its
-    weights, its configuration (without notes on versions) and its tokenizer; for a Hub name
-    `owner/name@commit`.
+_KNOWN: dict[Path, tuple[tuple[object, ...], str]] = {}
 
-    Reads the whole of the weights, 1 MiB at a time, and writes nothing. Raises UserError as
-    `load_model`.
+
+def model_digest(name: str) -> str:
+    """What the model is, for trial ids: for a directory 16 hex digits of a SHA-256 over every file
+    that is loaded (weights, configuration, generation settings, the whole tokenizer, chat
+    templates, adapters), without notes on versions; for a Hub name `owner/name@commit`.
+
+    Reads the whole of the weights, once per process as long as no file of the directory changes,
+    and writes nothing. Raises UserError as `load_model`.
     """
     directory = resolve_model(name)
     if not is_local(name):
         # the Hub cache names a snapshot's folder by its commit
         return f"{name.partition('@')[0]}@{directory.name}"
+    stamps = file_stamps(name)
+    if directory in _KNOWN and _KNOWN[directory][0] == stamps:
+        return _KNOWN[directory][1]
     check_directory(directory)
-    total = hashlib.sha256()
-    config = {
-        key: value
-        for key, value in read_config_json(directory / "config.json").items()
-        if key not in CONFIG_NOTES and value is not None
-    }
-    total.update(json.dumps(config, sort_keys=True).encode())
-    for file in (*sorted(weight_files(directory)), directory / "tokenizer.json"):
-        if file.exists():
-            total.update(f"\n{file.name}\n".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(READ_BYTES):
-                    total.update(block)
-    return total.hexdigest()[:16]
+    found = digest(
+        [[f.relative_to(directory).as_posix(), _content_of(f)] for f in loaded_files(directory)]
+    )
+    if stamps == file_stamps(name) and not any(is_young(f) for f in directory.iterdir()):
+        _KNOWN[directory] = (stamps, found)
+    return found
+
+
+def loaded_files(directory: Path) -> list[Path]:
+    """Every file of a model directory that loading the model or its tokenizer may read, sorted."""
+    parts = {file for pattern in PARTS for file in directory.glob(pattern)}
+    parts = {f for f in parts if f.name not in NOT_LOADED and f.stem.upper() not in LEGAL}
+    return sorted({*parts, *directory.glob(TEMPLATES), *weight_files(directory)})
+
+
+def file_stamps(name: str) -> tuple[object, ...]:
+    """What changes when a file of the model directory does, without reading any; empty where there
+    is no directory, as for a Hub name.
+    """
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        return ()
+    files = sorted((*directory.glob("*"), *directory.glob(TEMPLATES)))
+    return tuple((str(file), stamp_of(file)) for file in files if file.is_file())
+
+
+def _content_of(file: Path) -> str:
+    """Digest of a file's bytes, or of the object in a JSON file that has notes, without them."""
+    if file.name not in WITH_NOTES:
+        return file_digest(file)
+    content = read_config_json(file).items()
+    return digest({key: value for key, value in content if key not in JSON_NOTES})
 
 
 @contextmanager

@@ -1,81 +1,57 @@
-"""Tensors made once per key on disk, for all trials and processes: one makes them, the others wait
-and read.
+"""Tensors in the cache: safetensors files of `storage.artifact_cache`, mapped into memory.
 
-A file carries the text of its key and a digest of its content. One whose key or content is not what
-it should be (half written, damaged, of another format) is made again and never used. Reading maps
-the file into memory: processes on one machine share its pages, and rows that nobody asks for are
-never loaded.
+Processes on one machine share the pages of a mapped file, and rows that nobody asks for are read
+once, for their digest, and not held.
+
+A checkpoint (`read_genuine`, `write_genuine`) is no cache entry: it is replaced again and again,
+and a manifest beside it would be of another checkpoint between two renames. Its key and the digest
+of its content are in the file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from rayunlearn.config import digest
 from rayunlearn.data.tokenize import Encoded
-from rayunlearn.errors import UserError
 from rayunlearn.lazy import safetensors, torch
-from rayunlearn.storage.sync import download_file, upload_file
+from rayunlearn.storage.artifact_cache import FileType, cached_file, usual_permissions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-# raised when a file's tensors change their meaning
-FORMAT = 1
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors, from any device, as a safetensors file. Raises OSError as other writers do."""
+    _save(
+        {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, {"format": "pt"}
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU, mapped copy-on-write: writing to them changes
+    neither the file nor another process.
+    """
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+TENSORS: FileType[Mapping[str, Tensor]] = FileType(".safetensors", write_tensors, read_tensors)
 
 
 def tensors_once(
     folder: Path, key: Mapping[str, object], make: Callable[[], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The tensors of `key`, by name, on the CPU: read from `folder`, or made and written there
-    first.
-
-    `key` (JSON values) must hold everything that decides the values. Of several processes that want
-    the same key one calls `make`. The tensors are mapped copy-on-write: writing to them changes
-    neither the file nor another process. Raises UserError when the file cannot be written.
-    """
-    text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
-    path = folder / f"{digest(text)}.safetensors"
-    tensors = read_genuine(path, text)
-    if tensors is not None:
-        return tensors
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            tensors = read_genuine(path, text) if download_file(path) else None
-            if tensors is None:
-                write_genuine(
-                    path, text, {name: t.detach().cpu().contiguous() for name, t in make().items()}
-                )
-                upload_file(path)
-                tensors = read_genuine(path, text)
-    except (OSError, SafetensorError) as problem:
-        raise UserError(
-            f"the cache must be writable, got {type(problem).__name__} for {path}: {problem}"
-        ) from problem
-    if tensors is None:
-        raise UserError(f"the cache must give back what was written to it, but {path} does not")
-    return tensors
-
-
-def json_once(folder: Path, key: Mapping[str, object], make: Callable[[], object]) -> Any:
-    """`tensors_once` for a JSON value: rows, texts, numbers, which come back to the last bit
-    (tuples as lists).
-    """
-
-    def written() -> dict[str, Tensor]:
-        return {"json": torch.frombuffer(bytearray(json.dumps(make()).encode()), dtype=torch.uint8)}
-
-    return json.loads(tensors_once(folder, key, written)["json"].numpy().tobytes())
+    """`cached_file` for tensors, by name."""
+    tensors: Mapping[str, Tensor] = cached_file(folder, key, make, TENSORS)
+    return dict(tensors)
 
 
 def content_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -136,9 +112,18 @@ def write_genuine(path: Path, text: str, tensors: dict[str, Tensor]) -> None:
     """Write tensors with their key and the digest of their content, in one rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        safetensors.torch.save_file(
-            tensors, temporary, {"key": text, "content": content_digest(tensors)}
-        )
+        with usual_permissions(temporary):
+            _save(tensors, temporary, {"key": text, "content": content_digest(tensors)})
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _save(tensors: dict[str, Tensor], path: Path, notes: dict[str, str]) -> None:
+    try:
+        safetensors.torch.save_file(tensors, path, notes)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error)) from error

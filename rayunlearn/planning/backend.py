@@ -136,13 +136,7 @@ def metric_table() -> Mapping[str, Any]:
 
 
 def missing_models(trial: Trial, cache: Path) -> tuple[str, ...]:
-    """Models of the trial's (data, model) pair that have not been taught yet."""
-    from rayunlearn.trial.workspace import is_prepared, workspace_of
+    """Models of the trial's (data, model) pair that are not there whole."""
+    from rayunlearn.trial.workspace import missing_roles
 
-    workspace = workspace_of(trial, cache)
-    folders = {"base": workspace.base, "gold": workspace.gold}
-    return tuple(
-        role
-        for role, folder in folders.items()
-        if trial.model.teach and not is_prepared(Path(folder))
-    )
+    return missing_roles(trial, cache)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from math import lgamma
+from math import fsum, lgamma
 from typing import TYPE_CHECKING
 
 from rayunlearn.keywords.words import words_of
@@ -119,12 +119,15 @@ def nearest_similarity(embeddings: Tensor, block: int = 1024) -> float:
 def covered_weight(
     document_keywords: Sequence[Mapping[str, float]], selected: Iterable[int]
 ) -> float | None:
-    """Share of the corpus's keyword weight that kept documents name; None without keywords. A
-    keyword weighs its sum over documents.
+    """Share of the corpus's keyword weight that kept documents name, in [0, 1]; None without
+    keywords. A keyword weighs its sum over documents.
+
+    `fsum` rounds once, whatever the order: a set's order is another in every process, and a part
+    must not weigh more than the whole.
     """
     weights = keyword_weights(document_keywords)
     covered = {word for index in selected for word in document_keywords[index]}
-    return sum(weights[w] for w in covered) / sum(weights.values()) if weights else None
+    return fsum(weights[w] for w in covered) / fsum(weights.values()) if weights else None
 
 
 def expected_coverage(
@@ -141,10 +144,10 @@ def expected_coverage(
     for keywords in document_keywords:
         for word in keywords:
             counts[word] += 1
-    covered = sum(
+    covered = fsum(
         weight * (1 - _chance_missed(n, counts[word], n_kept)) for word, weight in weights.items()
     )
-    return covered / sum(weights.values()) if weights else None
+    return covered / fsum(weights.values()) if weights else None
 
 
 def keyword_weights(document_keywords: Iterable[Mapping[str, float]]) -> dict[str, float]:

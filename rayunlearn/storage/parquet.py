@@ -245,13 +245,18 @@ def _common(first: Any, second: Any) -> Any:
 
 
 def _footer(path: Path) -> pl.Schema:
-    """Columns of a file. Raises UserError where it was written under a newer schema or is damaged."""
+    """Columns of a file. Raises UserError for another schema version and for a damaged file."""
     metadata: dict[str, str] = read_table_file(path, pl.read_parquet_metadata)
     version = int(metadata.get(VERSION_KEY, "0"))
-    if version > VERSION:
-        versions = f"schema version {version}, this rayunlearn reads up to {VERSION}"
+    if version != VERSION:
+        newer = f"up to {VERSION}: update rayunlearn"
+        older = (
+            f"{VERSION}, in which trials have other ids: run the experiment again under a new"
+            " --version or --output, or read this run with the rayunlearn that wrote it"
+        )
         raise UserError(
-            f"{path} was written under {versions}: update rayunlearn; nothing was changed"
+            f"{path} was written under schema version {version}, this rayunlearn reads"
+            f" {newer if version > VERSION else older}; nothing was changed"
         )
     return pl.Schema(read_table_file(path, pl.read_parquet_schema))
 

@@ -130,6 +130,9 @@ def forget_trials(run: Path) -> None:
     for name in ("trials", "tables", "checkpoints"):
         drop_below(run / name)
         shutil.rmtree(run / name, ignore_errors=True)
+    # written anew when the run ends; until then they may be of another schema
+    for table in RUN_TABLES:
+        (run / f"{table}.parquet").unlink(missing_ok=True)
 
 
 def remove_scratch(run: Path) -> None:
@@ -191,7 +194,7 @@ def open_run(run: Path | str, *, own_trials: bool = False) -> Run:
 
     `own`: this process wrote it, or its workers did. Of any other run the footer of every file is
     looked at first (`footer`). Raises UserError where there is no run, where a file was written
-    under a newer schema than this one, and for a Parquet bomb.
+    under another schema than this one, and for a Parquet bomb.
     """
     path = local_run(run) if isinstance(run, str) else run
     written = [path / "trials", path / "tables", path / "plan.parquet", path / "experiment.json"]

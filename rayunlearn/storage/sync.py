@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -42,11 +43,26 @@ TRANSFERS = 16
 ON_DISK = ("file://", "local://")
 
 
+# what zipfile raises for an archive that is not what was written
+DAMAGED = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    struct.error,
+)
+
+
 # and nothing with a way out of the folder
 RUN_FILES = re.compile(r"[\w-]+\.(parquet|json|html)|tables/\w+\.parquet|trials/[\w-]+\.zip")
 
 
 LEASE = re.compile(r"lease-\d+\.json")
+
+
+class DamagedArchiveError(UserError):
+    """An archive under the URL is not what was put there."""
 
 
 def output_place(text: str) -> Path:
@@ -192,12 +208,6 @@ def fetch_folder(folder: Path, *, again: bool = False) -> bool:
             return True
 
 
-def folder_is_there(folder: Path) -> bool:
-    """Whether the folder is where its truth is: under the URL, or, where there is none, here."""
-    url = origin(folder)
-    return folder.is_dir() if url is None else object_store.exists(f"{url}.zip")
-
-
 def drop_folders(folders: Sequence[Path]) -> None:
     """Remove folders from under the URL."""
     object_store.remove([f"{url}.zip" for url in map(origin, folders) if url is not None])
@@ -339,18 +349,15 @@ def _discard(path: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Files into a new folder. Raises UserError for a name that is more than a file's: an archive
-    must not write elsewhere.
+    """Files into a new folder. Raises DamagedArchiveError for what is no whole archive, or has a
+    name that is more than a file's: an archive must not write elsewhere.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
             names = [entry.filename for entry in packed.infolist()]
-            require(
-                all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names),
-                f"an archive of a run must hold files by plain names, {archive}",
-                names,
-            )
+            if not all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names):
+                raise zipfile.BadZipFile(f"it must hold files by plain names, got {names!r}")
             packed.extractall(folder)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{archive} is not a whole archive: {error}") from error
+    except DAMAGED as error:
+        raise DamagedArchiveError(f"{archive} is not a whole archive: {error}") from error
     folder.mkdir(exist_ok=True)

@@ -17,6 +17,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.lazy import nn, peft, safetensors
 from rayunlearn.models.forward import blocks
 from rayunlearn.ranges import Count, Rule
+from rayunlearn.storage.artifact_cache import apply_umask
 from rayunlearn.storage.sync import send_folder
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def _save(model: PreTrainedModel, config: LoraConfig, folder: Path) -> None:
     }
     safetensors.torch.save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
     config.save_pretrained(str(temporary))
+    apply_umask(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
     send_folder(folder)

@@ -23,7 +23,7 @@ from rayunlearn.attacks.prompt_text import PromptNotAllowedError
 from rayunlearn.attacks.relearning import DivergedError, draw_documents
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.config import Attack as AttackSettings
-from rayunlearn.config import Trial, trial_id
+from rayunlearn.config import Trial
 from rayunlearn.data.documents import Document
 from rayunlearn.data.readers import read_file
 from rayunlearn.data.rows import choose_columns, to_documents
@@ -41,13 +41,12 @@ from rayunlearn.registry import arguments_of, check_trial
 from rayunlearn.schema import HELD_IN
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.evaluate import trial_examples
-from rayunlearn.trial.identity import attack_digest, evaluated_model_digest
 from rayunlearn.trial.model_state import ModelState, cached_in_worker
 from rayunlearn.trial.probes import encoded_probes
 from rayunlearn.trial.provenance import Clock
 from rayunlearn.trial.rebuild import rebuild_model
 from rayunlearn.trial.run import Outcome, run_and_record, run_trial
-from rayunlearn.trial.workspace import Workspace
+from rayunlearn.trial.workspace import Workspace, identity_in, require_same_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,12 +80,7 @@ def run_attack_or_trial(
     """
     if trial.attack == AttackSettings():
         return run_trial(trial, workspace, run_dir, experiment, version, commit)
-    identity = trial_id(
-        trial,
-        workspace.corpus.digest,
-        evaluated_model_digest(trial, workspace.base_digest),
-        attack_digest(trial),
-    )
+    identity = identity_in(trial, workspace)
     keys = {"experiment": experiment, "version": version, "commit": commit}
     return run_and_record(
         partial(_attempt, trial, workspace), trial, identity, workspace, run_dir, keys
@@ -101,6 +95,7 @@ def trial_under_attack(trial: Trial) -> Trial:
 def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
     reset_peak_memory()
     clock = Clock()
+    require_same_weights(trial, workspace)
     state = rebuild_model(trial_under_attack(trial), workspace)
     clock.lap("seconds_load")
     with torch.random.fork_rng(), ExitStack() as leaving:
@@ -383,14 +378,14 @@ def at_best_layer(rows: Rows) -> Rows:
     looking. Gold has the same choice.
     """
     best: dict[str, float] = {}
-    for metric in {r["metric"] for r in rows}:
+    for metric in dict.fromkeys(r["metric"] for r in rows):
         means = {
             x: _mean(
                 [r for r in rows if (r["metric"], r["split"], r["x"]) == (metric, "forget", x)]
             )
-            for x in {r["x"] for r in rows}
+            for x in sorted({r["x"] for r in rows})
         }
-        best[metric] = max(sorted(means), key=lambda x: means[x])
+        best[metric] = max(means, key=lambda x: means[x])
     return [_plain(r) for r in rows if r["x"] == best[r["metric"]]]
 
 

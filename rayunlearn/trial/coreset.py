@@ -4,34 +4,59 @@ arms. No Ray in here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from rayunlearn.config import Trial, digest, flatten
+from rayunlearn import methods as method_code
+from rayunlearn import selectors as selector_code
+from rayunlearn import train as train_code
+from rayunlearn.config import Trial, flatten
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.tokenize import ENCODING_VERSION
 from rayunlearn.keywords.extract import weight_keywords
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.lazy import torch
+from rayunlearn.models import document_features as features_module
 from rayunlearn.models.document_features import DocumentFeatures, document_features, zlib_ratio
 from rayunlearn.models.forward import token_nll
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of
-from rayunlearn.schema import SCORES_VERSION
+from rayunlearn.selectors import random_projection, unlearning_gradients
 from rayunlearn.selectors.gradients import cosines_with
 from rayunlearn.selectors.random_projection import head_gradients
 from rayunlearn.selectors.table import SELECTORS, top_k_documents
-from rayunlearn.storage.table_cache import cached_table
+from rayunlearn.storage.artifact_cache import TABLE, cached_file
+from rayunlearn.storage.parquet import frame_of
 from rayunlearn.trial.encodings import training_sequences
-from rayunlearn.trial.keywords import forget_keywords, keyword_settings
+from rayunlearn.trial.keywords import (
+    EXTRACTING,
+    forget_keywords,
+    keyword_settings,
+    library_versions,
+)
 from rayunlearn.trial.model_state import ModelState
+from rayunlearn.trial.provenance import code_digest
 from rayunlearn.trial.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+SCORING = (
+    *EXTRACTING,
+    method_code,
+    train_code,
+    selector_code,
+    features_module,
+    random_projection,
+    unlearning_gradients,
+    sys.modules[__name__],
+)
 
 
 def select_coreset(
@@ -152,30 +177,31 @@ def _scores(
 
     if set(names) <= {"n_documents", "seed"}:
         return make()
-    path = (
-        workspace.cache
-        / "scores"
-        / f"{SCORES_VERSION}"
-        / f"{digest([workspace.corpus.digest, workspace.base_digest, trial.select.name, _decisive(trial, names), arguments])}.parquet"
-    )
     ids = [workspace.corpus.forget[p].doc_id for p in order]
-    fixed = {
+    columns = {
         "corpus_digest": workspace.corpus.digest,
         "model_digest": workspace.base_digest,
         "scorer": trial.select.name,
     }
-    cached_table(
-        path,
-        "scores",
-        lambda: [
-            fixed | {"doc_id": i, "value": float(v)} for i, v in zip(ids, make(), strict=True)
-        ],
-    )
-    values = dict(pl.read_parquet(path).select("doc_id", "value").iter_rows())
+    key = columns | {
+        "weights": state.checksum,
+        "arguments": arguments,
+        "settings": _decisive(trial, workspace, names),
+        "place": state.model.device.type,
+        "code": code_digest(*SCORING, _module_of(norms_along)),
+        **library_versions(),
+    }
+
+    def rows() -> pl.DataFrame:
+        scored = zip(ids, make(), strict=True)
+        return frame_of("scores", [columns | {"doc_id": i, "value": float(v)} for i, v in scored])
+
+    table = cached_file(workspace.cache / "scores", key, rows, TABLE)
+    values = dict(table.select("doc_id", "value").iter_rows())
     return torch.tensor([values[i] for i in ids])
 
 
-def _decisive(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
+def _decisive(trial: Trial, workspace: Workspace, names: Sequence[str]) -> dict[str, Any]:
     """Settings beside the selector's own that change its scores."""
     settings: dict[str, Any] = {
         "template": trial.data.template,
@@ -185,7 +211,7 @@ def _decisive(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
     if "seed" in names:
         settings["seed"] = trial.select.seed
     if "document_keywords" in names:
-        settings["keywords"] = keyword_settings(trial)
+        settings["keywords"] = keyword_settings(trial, workspace)
     if "norms_along" in names:
         decisive = tuple(
             f"{name}." for name in ("data", "model", "select", "stop", *SELECTORS, *EXTRACTORS)
@@ -194,6 +220,11 @@ def _decisive(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
             name: value for name, value in flatten(trial).items() if not name.startswith(decisive)
         }
     return settings
+
+
+def _module_of(function: Callable[..., Any]) -> ModuleType:
+    """Where a function is defined, a partial one being that of its function."""
+    return sys.modules[getattr(function, "func", function).__module__]
 
 
 def coverage(corpus: Corpus, coreset: Sequence[int]) -> float | None:

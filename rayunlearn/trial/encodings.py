@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rayunlearn.config import Trial, digest
+from rayunlearn.data import tokenize as encode_module
 from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import ENCODING_VERSION, Encoded, begin_ids, encode_documents
+from rayunlearn.models import tensor_cache as cache_module
 from rayunlearn.models.tensor_cache import pack_tensors, tensors_once, unpack_tensors
-from rayunlearn.trial.model_state import ModelState, cached_in_worker
+from rayunlearn.trial.model_state import ModelState, cached, cached_in_worker
+from rayunlearn.trial.provenance import code_digest
 from rayunlearn.trial.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def training_sequences(
@@ -19,18 +26,11 @@ def training_sequences(
     """Forget and retain documents as the model reads them, whatever `select.text` says; shared by a
     worker's trials.
     """
-    data, corpus = trial.data, workspace.corpus
-    key = ("train", corpus.digest, data.template, data.max_tokens)
-
-    def make() -> tuple[list[Encoded], list[Encoded]]:
-        forget, retain = (
-            cached_encoding(trial, workspace, state, role, side)
-            for role, side in (("forget", corpus.forget), ("retain", corpus.retain))
-        )
-        return forget, retain
-
-    pair: tuple[list[Encoded], list[Encoded]] = cached_in_worker(state, key, make)
-    return pair
+    corpus = workspace.corpus
+    return (
+        cached_encoding(trial, workspace, state, "forget", corpus.forget),
+        cached_encoding(trial, workspace, state, "retain", corpus.retain),
+    )
 
 
 def cached_encoding(
@@ -42,14 +42,21 @@ def cached_encoding(
         "corpus": workspace.corpus.digest,
         "role": role,
         "tokenizer": tokenizer_digest(state),
+        "model": workspace.base_digest,
         "template": data.template,
         "max": data.max_tokens,
+        "code": code_digest(encode_module, cache_module),
     }
-    make = partial(encode_documents, documents, state.tokenizer, data.template, data.max_tokens)
-    return unpack_tensors(
-        tensors_once(workspace.cache / "encodings", key, lambda: pack_tensors(make())),
-        [d.doc_id for d in documents],
-    )
+
+    def make() -> dict[str, Tensor]:
+        return pack_tensors(
+            encode_documents(documents, state.tokenizer, data.template, data.max_tokens)
+        )
+
+    def read_or_make(folder: Path, key: Mapping[str, object]) -> list[Encoded]:
+        return unpack_tensors(tensors_once(folder, key, make), [d.doc_id for d in documents])
+
+    return cached(state, workspace.cache / "encodings", key, read_or_make)
 
 
 def tokenizer_digest(state: ModelState) -> str:

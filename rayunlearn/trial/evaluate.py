@@ -4,14 +4,19 @@ of `examples` and `evals`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from rayunlearn import data as data_code
+from rayunlearn import metrics as metric_code
+from rayunlearn import models as model_code
 from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.config import Attack, Trial, digest
 from rayunlearn.data.documents import Corpus
@@ -25,11 +30,12 @@ from rayunlearn.models.cpu_offload import to_device_or_offload
 from rayunlearn.models.interpolation import copy_of
 from rayunlearn.models.load import load_model
 from rayunlearn.models.reference import Reference, cached_reference
-from rayunlearn.models.tensor_cache import json_once, tensors_once
+from rayunlearn.models.tensor_cache import tensors_once
 from rayunlearn.registry import arguments_of
+from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.train.device import accelerator
-from rayunlearn.trial.identity import evaluated_model_digest
-from rayunlearn.trial.model_state import ModelState, cached_in_worker, load_model_state
+from rayunlearn.trial.identity import cached_model_digest
+from rayunlearn.trial.model_state import ModelState, cached, load_model_state
 from rayunlearn.trial.probes import encoded_probes
 from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.references import cache_key
@@ -45,6 +51,10 @@ Rows = list[dict[str, Any]]
 
 # splits that membership scores compare: what was to be forgotten, and what was never taught
 HOLDOUT_METRICS = ("members", "holdout")
+
+
+# the code that decides what a measurement of a model gives
+MEASURING = (data_code, metric_code, model_code, sys.modules[__name__])
 
 
 # metrics that corpus metrics hold against gold's
@@ -131,20 +141,17 @@ def start_examples(trial: Trial, workspace: Workspace, state: ModelState) -> Row
         chosen_metrics(trial.measure.metrics),
         encoded_probes(workspace, state, trial.data),
     )
-    key = {
+    key = cache_key(workspace, state, [], "float32") | {
         "what": "examples",
         "probes": digest([asdict(probe) for probe in probes]),
         "measure": asdict(trial.measure),
+        "options": metric_options(trial, metrics),
+        "shots": dict(workspace.corpus.shots),
+        "code": code_digest(*MEASURING),
     }
     key |= {"options": metric_options(trial, metrics)}
-    about = (
-        cache_key(workspace, state, [], "float32")
-        | key
-        | {"code": code_digest("metrics", "models", "data", "trial/evaluate.py")}
-    )
-    rows: Rows = json_once(
-        workspace.cache / "evaluations", about, partial(trial_examples, trial, workspace, state)
-    )
+    make = partial(trial_examples, trial, workspace, state)
+    rows: Rows = cached_file(workspace.cache / "evaluations", key, make, JSON)
     return rows
 
 
@@ -191,26 +198,21 @@ def examples_frame(examples: Rows) -> pl.DataFrame:
 def base_reference(trial: Trial, workspace: Workspace, probes: Sequence[Probe]) -> Reference:
     """Token NLL and next-token distributions of the base model on the probes' answers, in float32."""
     state, sequences = load_model_state(workspace.base), [p.answer for p in probes]
-    about = cache_key(workspace, state, sequences, "float32")
 
-    def kept(model: PreTrainedModel) -> Reference:
-        return cached_reference(
-            workspace.cache / "reference", about, model, sequences, ("token_nll", "log_probs"), 0
-        )
+    def make(folder: Path, key: Mapping[str, object]) -> Reference:
+        def read_or_make(model: PreTrainedModel) -> Reference:
+            return cached_reference(folder, key, model, sequences, ("token_nll", "log_probs"), 0)
 
-    def make() -> Reference:
         # what an attack has hung on the worker's model must not be in what stands for base
         if trial.attack != Attack():
-            return kept(
-                load_model(workspace.base, dtype=torch.float32, device=str(state.model.device))[
-                    0
-                ].eval()
-            )
+            device = str(state.model.device)
+            base = load_model(workspace.base, dtype=torch.float32, device=device)[0]
+            return read_or_make(base.eval())
         with start_weights(state):
-            return kept(state.model)
+            return read_or_make(state.model)
 
-    reference: Reference = cached_in_worker(state, ("base on probes", about["sequences"]), make)
-    return reference
+    key = cache_key(workspace, state, sequences, "float32") | {"what": "base on probes"}
+    return cached(state, workspace.cache / "reference", key, make)
 
 
 @contextmanager
@@ -239,25 +241,20 @@ def gold_examples(trial: Trial, workspace: Workspace) -> pl.DataFrame | None:
     if not workspace.gold or not metrics:
         return None
     data, corpus = trial.data, workspace.corpus
-    key: dict[str, Any] = {
+    key = {
         "what": "gold",
-        "model": evaluated_model_digest(replace(trial, stage="gold"), workspace.base_digest),
+        "model": cached_model_digest(workspace.gold),
         "corpus": corpus.digest,
-    }
-    key |= {
         "template": data.template,
         "max_tokens": data.max_tokens,
         "encoding": ENCODING_VERSION,
         "metrics": metric_options(trial, metrics),
-    }
-    key |= {
         "place": accelerator().device.type,
+        "code": code_digest(*MEASURING),
         **{name: version_of(name) for name in ("torch", "transformers")},
     }
-    stored = tensors_once(
-        workspace.cache / "evaluations", key, partial(_gold_values, trial, workspace, metrics)
-    )
-    return _unpacked(stored)
+    make = partial(_gold_values, trial, workspace, metrics)
+    return _unpacked(tensors_once(workspace.cache / "evaluations", key, make))
 
 
 def _gold_values(

@@ -1,15 +1,20 @@
 """What identifies a trial: digests of its settings, corpus and models."""
 
-import hashlib
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
+from rayunlearn.attacks.base import attack_input_names
+from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.config import Data, Model, Trial, digest, trial_id
 from rayunlearn.data.documents import Corpus
+from rayunlearn.data.hub import is_local
 from rayunlearn.data.load import load_corpus
 from rayunlearn.errors import require
+from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.models.load import model_digest
+from rayunlearn.ranges import required_inputs
+from rayunlearn.storage.artifact_cache import file_digest
 from rayunlearn.train.teach import RECIPE
 
 
@@ -19,28 +24,25 @@ def corpus_of(data: Data) -> Corpus:
     return load_corpus(data)
 
 
-@lru_cache(maxsize=8)
-def base_model_digest(model: Model, corpus_digest: str) -> str:
-    """What identifies the weights a trial starts from: of a taught model its recipe and corpus,
-    else its content.
+def base_model_digest(model: Model, corpus_digest: str, data: Data) -> str:
+    """What identifies the weights a trial starts from: of a taught model its recipe, its corpus and
+    how that is written into tokens, else its content.
     """
-    origin = "" if model.name == "scratch" else model_digest(model.name)
+    origin = "" if model.name == "scratch" else cached_model_digest(model.name)
+    if not model.teach:
+        return origin
     settings = {name: value for name, value in asdict(model).items() if name != "unlearned"} | {
         "name": origin,
         "gold": "",
     }
-    return digest([settings, corpus_digest, RECIPE]) if model.teach else origin
+    return digest([settings, corpus_digest, data.template, data.max_tokens, RECIPE])
 
 
 def identify_trial(trial: Trial) -> str:
     """The trial's id: a digest of its config with content digests in the place of paths."""
     corpus_digest = corpus_of(trial.data).digest
-    return trial_id(
-        trial,
-        corpus_digest,
-        evaluated_model_digest(trial, base_model_digest(trial.model, corpus_digest)),
-        attack_digest(trial),
-    )
+    start = base_model_digest(trial.model, corpus_digest, trial.data)
+    return trial_id(trial, corpus_digest, start, content_digests(trial))
 
 
 def attack_digest(trial: Trial) -> str:
@@ -49,32 +51,18 @@ def attack_digest(trial: Trial) -> str:
     """
     if not trial.attack.file:
         return ""
-    require(
-        Path(trial.attack.file).is_file(),
-        "attack.file must be a file that exists",
-        trial.attack.file,
-    )
-    return hashlib.sha256(Path(trial.attack.file).read_bytes()).hexdigest()[:16]
+    file = Path(trial.attack.file)
+    require(file.is_file(), "attack.file must be a file that exists", trial.attack.file)
+    return file_digest(file)[:16]
 
 
-def evaluated_model_digest(trial: Trial, start: str) -> str:
-    """What identifies the weights of the trial: `start`, but of a gold or unlearned model that was
-    given its own content.
-
-    Of an unlearned one `start` too, because metrics compare with base.
-    """
-    if trial.stage == "gold" and not trial.model.teach:
-        return cached_model_digest(trial.model.gold)
-    return (
-        start
-        if trains_weights(trial) or trial.stage != "unlearned"
-        else digest([start, cached_model_digest(trial.model.unlearned)])
-    )
+def cached_model_digest(name: str) -> str:
+    """`model_digest`; of a Hub name once per process, because each asking goes to the Hub."""
+    return model_digest(name) if is_local(name) else _hub_digest(name)
 
 
 @lru_cache(maxsize=8)
-def cached_model_digest(name: str) -> str:
-    """`model_digest`, read once per process: every trial of a panel asks for it."""
+def _hub_digest(name: str) -> str:
     return model_digest(name)
 
 
@@ -83,3 +71,22 @@ def trains_weights(trial: Trial) -> bool:
     measured as they are.
     """
     return trial.stage == "unlearned" and not trial.model.unlearned
+
+
+def content_digests(trial: Trial) -> dict[str, str]:
+    """Setting -> digest of what it names, for the models and files that a trial loads beside its
+    data and the model it starts from.
+
+    Raises UserError where one is not there.
+    """
+    model, select, attack = trial.model, trial.select, trial.attack
+    judges = "judged" in required_inputs(EXTRACTORS[select.extractor].function)
+    chats = attack.name != "none" and "chat" in attack_input_names(ATTACKS[attack.name])
+    models = {
+        "model.gold": "" if model.teach else model.gold,
+        "model.unlearned": model.unlearned,
+        "select.judge_model": select.judge_model if judges else "",
+        "attack.chat_model": attack.chat_model if chats else "",
+    }
+    digests = {setting: cached_model_digest(name) for setting, name in models.items() if name}
+    return digests | ({"attack.file": attack_digest(trial)} if attack.file else {})

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from rayunlearn.config import Trial, digest
+from rayunlearn import data as data_code
+from rayunlearn import keywords as keyword_code
+from rayunlearn import models as model_code
+from rayunlearn.config import Trial
 from rayunlearn.data.tokenize import ENCODING_VERSION, Encoded, encode_pair
 from rayunlearn.errors import require
 from rayunlearn.keywords.ablation import keyword_positions, text_variant, variant_positions
@@ -22,13 +28,17 @@ from rayunlearn.lazy import torch
 from rayunlearn.models.load import load_model
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of
+from rayunlearn.selectors import gradients as gradients_module
 from rayunlearn.selectors.redundancy import covered_weight
-from rayunlearn.storage.parquet import write_table
-from rayunlearn.storage.table_cache import cached_table
+from rayunlearn.storage.artifact_cache import TABLE, cached_file, file_of
+from rayunlearn.storage.parquet import frame_of, write_table
 from rayunlearn.trial.encodings import training_sequences
-from rayunlearn.trial.model_state import ModelState, cached_in_worker
+from rayunlearn.trial.identity import cached_model_digest
+from rayunlearn.trial.model_state import ModelState, cached
+from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.workspace import Workspace
 
+# what only a base model can say of a document
 EXTRACTORS_WITH_MODEL = (
     "phrase_states",
     "page_state",
@@ -43,25 +53,31 @@ def forget_keywords(trial: Trial, workspace: Workspace, state: ModelState) -> li
     """Keywords of every forget document by `select.extractor`, made once per corpus (and model) and
     kept on disk.
     """
-    key = (
-        "keywords",
-        workspace.corpus.digest,
-        workspace.base_digest,
-        repr(keyword_settings(trial)),
-    )
-    keywords: list[list[Keyword]] = cached_in_worker(
-        state, key, lambda: _forget_keywords(trial, workspace, state)
-    )
-    return keywords
+    documents = workspace.corpus.forget
+    ids = [d.doc_id for d in documents]
+    key = keyword_settings(trial, workspace) | {"corpus": workspace.corpus.digest}
+    if set(required_inputs(EXTRACTORS[trial.select.extractor].function)) & set(
+        EXTRACTORS_WITH_MODEL
+    ):
+        key |= {"weights": state.checksum, "place": state.model.device.type}
+
+    def read_or_make(folder: Path, key: Mapping[str, object]) -> list[list[Keyword]]:
+        make = partial(_keyword_table, trial, workspace, state, file_of(folder, key, TABLE))
+        return keywords_from(cached_file(folder, key, make, TABLE), ids)
+
+    return cached(state, workspace.cache / "keywords", key, read_or_make)
 
 
-def _forget_keywords(trial: Trial, workspace: Workspace, state: ModelState) -> list[list[Keyword]]:
+def _keyword_table(
+    trial: Trial, workspace: Workspace, state: ModelState, path: Path
+) -> pl.DataFrame:
+    """Rows of the table keywords; what the extractor rejects is written beside `path`."""
     name, documents = trial.select.extractor, workspace.corpus.forget
     arguments = arguments_of(trial, EXTRACTORS[name].function)
     base = ModelWithTokenizer(
         state.model, state.tokenizer, trial.data.template, trial.data.max_tokens
     )
-    inputs = KeywordInputs(
+    known = KeywordInputs(
         documents,
         workspace.corpus.retain,
         arguments=arguments,
@@ -69,29 +85,13 @@ def _forget_keywords(trial: Trial, workspace: Workspace, state: ModelState) -> l
         gold=(lambda: _gold(trial, workspace, state)) if workspace.gold else None,
         chat=(lambda: _chat(trial.select.judge_model)) if trial.select.judge_model else None,
     )
-    model = (
-        workspace.base_digest
-        if set(required_inputs(EXTRACTORS[name].function)) & set(EXTRACTORS_WITH_MODEL)
-        else ""
-    )
-    path = (
-        workspace.cache
-        / "keywords"
-        / f"{digest([workspace.corpus.digest, model, keyword_settings(trial)])}.parquet"
-    )
-    ids = [d.doc_id for d in documents]
-    cached_table(
-        path,
-        "keywords",
-        lambda: keyword_rows(workspace.corpus.digest, name, ids, extract(name, inputs, arguments)),
-    )
-    if inputs.rejected:
+    found = extract(name, known, arguments)
+    if known.rejected:
         write_table(
-            path.with_suffix(".quarantine.parquet"),
-            "quarantine",
-            [vars(r) for r in inputs.rejected],
+            path.with_suffix(".quarantine.parquet"), "quarantine", [vars(r) for r in known.rejected]
         )
-    return keywords_from(pl.read_parquet(path), ids)
+    ids = [d.doc_id for d in documents]
+    return frame_of("keywords", keyword_rows(workspace.corpus.digest, name, ids, found))
 
 
 def _gold(trial: Trial, workspace: Workspace, state: ModelState) -> ModelWithTokenizer:
@@ -104,14 +104,23 @@ def _chat(name: str) -> Chat:
     return chat_with(model, tokenizer)
 
 
-def keyword_settings(trial: Trial) -> dict[str, Any]:
+def keyword_settings(trial: Trial, workspace: Workspace) -> dict[str, Any]:
+    """What decides the keywords of a corpus: settings, the content of the models that are asked,
+    and the code.
+    """
     name = trial.select.extractor
-    arguments = arguments_of(trial, EXTRACTORS[name].function)
+    wanted, judge = {*required_inputs(EXTRACTORS[name].function)}, trial.select.judge_model
     return {
         "extractor": name,
-        "arguments": arguments,
-        "judge": trial.select.judge_model,
+        "arguments": arguments_of(trial, EXTRACTORS[name].function),
+        "judge": cached_model_digest(judge) if judge and "judged" in wanted else "",
         "text": [trial.data.template, trial.data.max_tokens, ENCODING_VERSION],
+        "model": workspace.base_digest if wanted & {*EXTRACTORS_WITH_MODEL} else "",
+        "gold": cached_model_digest(workspace.gold)
+        if wanted & {*WITH_GOLD} and workspace.gold
+        else "",
+        "code": code_digest(*EXTRACTING),
+        **(library_versions() if wanted & {*EXTRACTORS_WITH_MODEL, "judged"} else {}),
     }
 
 
@@ -184,3 +193,15 @@ def keyword_coverage_of(
     return covered_weight(
         [weight_keywords(k) for k in forget_keywords(trial, workspace, state)], coreset
     )
+
+
+# of these, what compares with a model that never saw the forget set
+WITH_GOLD = ("word_gap", "corpus_gap", "word_gradient_gap", "corpus_gradient_gap")
+
+
+# the code that decides keywords, and that decides scores
+EXTRACTING = (keyword_code, data_code, model_code, gradients_module, sys.modules[__name__])
+
+
+def library_versions() -> dict[str, str]:
+    return {name: version_of(name) for name in ("torch", "transformers")}

@@ -7,16 +7,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rayunlearn.lazy import torch
 from rayunlearn.models.cpu_offload import to_device_or_offload
-from rayunlearn.models.load import load_model
+from rayunlearn.models.load import file_stamps, load_model
+from rayunlearn.storage.artifact_cache import canonical
 from rayunlearn.train.device import accelerator
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+T = TypeVar("T")
 
 
 class CorruptWeightsError(RuntimeError):
@@ -26,7 +29,7 @@ class CorruptWeightsError(RuntimeError):
 @dataclass
 class ModelState:
     """A model with its pristine weights. `model` is trained and reset; `pristine` is only ever
-    read.
+    read. `stamps`: what the files it was loaded from were like (`models.load.file_stamps`).
     """
 
     model: PreTrainedModel
@@ -34,6 +37,7 @@ class ModelState:
     pristine: dict[str, Tensor]
     checksum: int
     cache: dict[Any, Any] = field(default_factory=dict)
+    stamps: tuple[object, ...] = ()
 
 
 @lru_cache(maxsize=2)
@@ -41,11 +45,12 @@ def load_model_state(path: str) -> ModelState:
     """The model of a folder, loaded once per process as float32, with a copy of its weights to
     reset from.
     """
+    stamps = file_stamps(path)
     # updates smaller than half a bfloat16 step would be lost
     model, tokenizer = load_model(path, dtype=torch.float32)
     to_device_or_offload(model, accelerator().device).eval()
     pristine = {name: tensor.detach().clone().cpu() for name, tensor in model.state_dict().items()}
-    return ModelState(model, tokenizer, pristine, checksum(pristine))
+    return ModelState(model, tokenizer, pristine, checksum(pristine), stamps=stamps)
 
 
 def checksum(weights: Mapping[str, Tensor]) -> int:
@@ -60,12 +65,16 @@ def checksum(weights: Mapping[str, Tensor]) -> int:
 
 
 def reset_weights(path: str) -> ModelState:
-    """The model of a folder with its original weights, whatever the last trial did to it.
+    """The model of a folder with its original weights, whatever the last trial did to it; loaded
+    anew where the folder's files have changed since.
 
     Raises CorruptWeightsError if the pristine copy itself has changed, which would spoil every later
     trial.
     """
     state = load_model_state(path)
+    if state.stamps != file_stamps(path):
+        load_model_state.cache_clear()
+        state = load_model_state(path)
     if checksum(state.pristine) != state.checksum:
         raise CorruptWeightsError(
             f"the pristine weights of {path} changed in memory; this worker must not go on"
@@ -82,3 +91,18 @@ def cached_in_worker(state: ModelState, key: tuple[Any, ...], make: Callable[[],
     if key not in state.cache:
         state.cache[key] = make()
     return state.cache[key]
+
+
+def cached(
+    state: ModelState,
+    folder: Path,
+    key: Mapping[str, object],
+    make: Callable[[Path, Mapping[str, object]], T],
+) -> T:
+    """`make(folder, key)`, once per worker: memory over what `make` keeps on disk there by `key`
+    (`artifact_cache.cached_file`, `models.cache.tensors_once`, ...).
+
+    `key` must hold everything that decides the value, the model included.
+    """
+    value: T = cached_in_worker(state, (str(folder), canonical(key)), lambda: make(folder, key))
+    return value

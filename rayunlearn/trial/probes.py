@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from rayunlearn import data as data_code
+from rayunlearn import metrics as metric_code
+from rayunlearn import models as model_code
 from rayunlearn.config import Data, Trial
 from rayunlearn.data.arithmetic import arithmetic_probes
 from rayunlearn.data.documents import Document
 from rayunlearn.errors import require
-from rayunlearn.lazy import torch
 from rayunlearn.metrics.evaluate import encode_probes, mean_probability
 from rayunlearn.metrics.forward_passes import Probe
-from rayunlearn.models.tensor_cache import tensors_once
-from rayunlearn.trial.model_state import ModelState, cached_in_worker
+from rayunlearn.storage.artifact_cache import JSON, cached_file
+from rayunlearn.trial.model_state import ModelState, cached, cached_in_worker
+from rayunlearn.trial.provenance import code_digest
 from rayunlearn.trial.references import cache_key
 from rayunlearn.trial.workspace import Workspace
 
@@ -75,24 +78,14 @@ def base_utility(
     and corpus.
     """
 
-    def make() -> float:
-        key = cache_key(workspace, state, [p.answer for p in watched], "float32") | {
-            "what": "mean_probability"
-        }
-        measured = partial(mean_probability, state.model, watched)
-        tensors = tensors_once(
-            workspace.cache / "evaluations",
-            key,
-            lambda: {"value": torch.tensor([measured()], dtype=torch.float64)},
-        )
-        return float(tensors["value"])
-
-    utility: float = cached_in_worker(
-        state,
-        ("utility", workspace.corpus.digest, trial.data.template, trial.data.max_tokens),
-        make,
+    key = cache_key(workspace, state, [p.answer for p in watched], "float32") | {
+        "what": "mean_probability",
+        "code": code_digest(metric_code, model_code, data_code),
+    }
+    make = partial(
+        cached_file, make=partial(mean_probability, state.model, watched), file_type=JSON
     )
-    return utility
+    return cached(state, workspace.cache / "evaluations", key, make)
 
 
 def encoded_probes(workspace: Workspace, state: ModelState, data: Data) -> list[Probe]:

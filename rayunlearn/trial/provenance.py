@@ -2,6 +2,7 @@
 took.
 """
 
+import ast
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import rayunlearn
@@ -95,19 +97,33 @@ def version_of(name: str) -> str:
 
 
 @lru_cache
-def code_digest(*parts: str) -> str:
-    """What identifies the code of these parts of rayunlearn (folders or files), so that a value
-    kept from other code is not taken.
+def code_digest(*modules: ModuleType) -> str:
+    """What identifies the code of these modules, of a package every module below it, so that a
+    value that other code made is not taken.
+
+    Of what Python executes: docstrings, comments and layout do not count. A cache says once, beside
+    the key it builds, which modules decide its values.
     """
-    root = Path(__file__).parents[1]
-    files = [
-        file
-        for part in parts
-        for file in (
-            sorted((root / part).glob("*.py")) if (root / part).is_dir() else [root / part]
-        )
-    ]
-    return digest([[file.name, file.read_text(encoding="utf-8")] for file in files])
+    files = {file for module in modules for file in _files_of(module)}
+    return digest([[file.name, _code_of(file)] for file in sorted(files)])
+
+
+def _files_of(module: ModuleType) -> list[Path]:
+    folders = getattr(module, "__path__", ())
+    inside = [file for folder in folders for file in Path(folder).rglob("*.py")]
+    return inside if folders else [Path(str(module.__file__))]
+
+
+@lru_cache(maxsize=512)
+def _code_of(file: Path) -> str:
+    """Digest of a module's syntax tree without its docstrings."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:]
+    return digest(ast.dump(tree))
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rayunlearn.config import Trial, trial_id
+from rayunlearn.config import Trial
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
 from rayunlearn.models.tensor_cache import tensors_once
@@ -17,7 +17,7 @@ from rayunlearn.trial.identity import trains_weights
 from rayunlearn.trial.model_state import ModelState, reset_weights
 from rayunlearn.trial.provenance import version_of
 from rayunlearn.trial.unlearn import select_documents, unlearn
-from rayunlearn.trial.workspace import Workspace, start_folder
+from rayunlearn.trial.workspace import Workspace, identity_in, start_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ def rebuild_model(trial: Trial, workspace: Workspace) -> ModelState:
 
 def _key(trial: Trial, workspace: Workspace, state: ModelState) -> dict[str, object]:
     versions = {name: version_of(name) for name in ("torch", "transformers", "peft")}
-    identity = trial_id(trial, workspace.corpus.digest, workspace.base_digest)
+    identity = identity_in(trial, workspace)
     return {
         "trial": identity,
         "start": state.checksum,
@@ -62,7 +62,7 @@ def _changed(trial: Trial, workspace: Workspace, state: ModelState) -> dict[str,
     with torch.random.fork_rng():
         torch.manual_seed(trial.train.seed)
         coreset, _ = select_documents(trial, workspace, state)
-        identity = trial_id(trial, workspace.corpus.digest, workspace.base_digest)
+        identity = identity_in(trial, workspace)
         log = unlearn(
             trial, workspace, state, coreset, workspace.cache / "unlearned" / f"adapter-{identity}"
         )

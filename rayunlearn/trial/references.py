@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rayunlearn import models as model_code
 from rayunlearn.config import Trial
+from rayunlearn.data import tokenize
 from rayunlearn.data.tokenize import Encoded, collate
 from rayunlearn.methods.objective import Side
 from rayunlearn.models.forward import can_start, first_trained_block
@@ -22,8 +25,8 @@ from rayunlearn.models.tensor_cache import sequences_digest
 from rayunlearn.ranges import required_inputs
 from rayunlearn.train.device import computing
 from rayunlearn.trial.encodings import training_sequences
-from rayunlearn.trial.model_state import ModelState, cached_in_worker
-from rayunlearn.trial.provenance import version_of
+from rayunlearn.trial.model_state import ModelState, cached
+from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -34,7 +37,6 @@ def cached_trial_reference(
     trial: Trial,
     workspace: Workspace,
     state: ModelState,
-    role: object,
     sequences: Sequence[Encoded],
     kinds: tuple[str, ...],
     temperature: float,
@@ -45,35 +47,22 @@ def cached_trial_reference(
         trial.train.precision,
     )
     heat = 1.0 if all("hidden" in kind for kind in kinds) else temperature
-    key = (
-        "reference",
-        workspace.corpus.digest,
-        trial.data.template,
-        trial.data.max_tokens,
-        role,
-        kinds,
-        layer,
-        heat,
-        precision,
-    )
+    key = cache_key(workspace, state, sequences, precision)
 
-    def make() -> Reference:
-        about, folder = (
-            cache_key(workspace, state, sequences, precision),
-            workspace.cache / "reference",
-        )
+    # on disk each kind is a file of its own, whose key has only what that kind depends on
+    def make(folder: Path, _key: Mapping[str, object]) -> Reference:
         with computing(state.model.device, precision):
-            return cached_reference(folder, about, state.model, sequences, kinds, layer, heat)
+            return cached_reference(folder, key, state.model, sequences, kinds, layer, heat)
 
-    reference: Reference = cached_in_worker(state, key, make)
-    return reference
+    settings = {"kinds": kinds, "layer": layer, "temperature": heat}
+    return cached(state, workspace.cache / "reference", key | settings, make)
 
 
 def cache_key(
     workspace: Workspace, state: ModelState, sequences: Sequence[Encoded], precision: str
 ) -> dict[str, Any]:
     """What decides any output of the base model on sequences: weights (recipe and bits), texts,
-    precision, device, libraries.
+    precision, device, libraries, and the code of forward passes.
     """
     versions = {name: version_of(name) for name in ("torch", "transformers")}
     computed_on = [precision, state.model.device.type]
@@ -81,6 +70,7 @@ def cache_key(
         "model": [workspace.base_digest, state.checksum],
         "sequences": sequences_digest(sequences),
         "place": computed_on,
+        "code": code_digest(model_code, tokenize),
         **versions,
     }
 
@@ -143,18 +133,12 @@ def _prefix(
         or cached_bytes(state.model, sequences, "hidden") > ACTIVATION_BYTES
     ):
         return None
-    about, folder = (
-        cache_key(workspace, state, sequences, trial.train.precision),
-        workspace.cache / "prefix",
-    )
 
-    def make() -> Prefix | None:
+    def make(folder: Path, key: Mapping[str, object]) -> Prefix | None:
         with computing(state.model.device, trial.train.precision):
             if not can_start(state.model, collate(sequences[:2]).to(state.model.device), block):
                 return None
-            return cached_prefix(folder, about, state.model, sequences, block)
+            return cached_prefix(folder, key, state.model, sequences, block)
 
-    prefix: Prefix | None = cached_in_worker(
-        state, ("prefix", about["sequences"], block, trial.train.precision), make
-    )
-    return prefix
+    key = cache_key(workspace, state, sequences, trial.train.precision) | {"block": block}
+    return cached(state, workspace.cache / "prefix", key, make)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.config import Trial, flatten, trial_id
+from rayunlearn.config import Trial, flatten
 from rayunlearn.lazy import torch
 from rayunlearn.models.device_memory import device_lock, reset_peak_memory, retry_alone_on_oom
 from rayunlearn.schema import FINISHED
@@ -22,13 +22,13 @@ from rayunlearn.trial.calibrate import calibrate_trial
 from rayunlearn.trial.coreset import coverage
 from rayunlearn.trial.evaluate import grouped, label_examples, start_examples, trial_examples
 from rayunlearn.trial.explain import emphasis_words, explanation_rows
-from rayunlearn.trial.identity import evaluated_model_digest, trains_weights
+from rayunlearn.trial.identity import trains_weights
 from rayunlearn.trial.keywords import coreset_sequences, keyword_coverage_of
 from rayunlearn.trial.model_state import CorruptWeightsError, ModelState, reset_weights
 from rayunlearn.trial.provenance import Clock, failure_row, machine
 from rayunlearn.trial.redundancy import redundancy_columns
 from rayunlearn.trial.unlearn import select_documents, unlearn
-from rayunlearn.trial.workspace import Workspace, start_folder
+from rayunlearn.trial.workspace import Workspace, identity_in, require_same_weights, start_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,9 +69,7 @@ def run_trial(
     Raises CorruptWeightsError, and writes nothing, when this process can no longer be trusted:
     another one must run it.
     """
-    identity = trial_id(
-        trial, workspace.corpus.digest, evaluated_model_digest(trial, workspace.base_digest)
-    )
+    identity = identity_in(trial, workspace)
     checkpoint = run_dir / "checkpoints" / f"{identity}.safetensors"
     attempt = partial(
         _seeded_attempt, trial, workspace, run_dir / "adapters" / identity, checkpoint
@@ -137,6 +135,7 @@ def _seeded_attempt(
 
 def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoint: Path) -> Outcome:
     clock = Clock()
+    require_same_weights(trial, workspace)
     path = start_folder(trial, workspace)
     focus = emphasis_words(trial, workspace)
     state = reset_weights(path)

@@ -4,14 +4,17 @@ watched and wrapped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rayunlearn import data as data_code
+from rayunlearn import methods as method_code
+from rayunlearn import models as model_code
 from rayunlearn.config import Trial, block_numbers, flatten
-from rayunlearn.data.tokenize import ENCODING_VERSION, Encoded
+from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
 from rayunlearn.methods.forget import FORGET
@@ -21,11 +24,10 @@ from rayunlearn.methods.paired_responses import PAIRED_RESPONSES, Choices, Respo
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.task_vector import as_trained
 from rayunlearn.methods.token_mask import TokenRule, word_list, word_positions
-from rayunlearn.models.generate import ends_of
-from rayunlearn.models.tensor_cache import json_once
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of, paired_response_function
 from rayunlearn.selectors.unlearning_gradients import unlearning_norms
+from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.train.adapters import ADAPTERS, with_adapter
 from rayunlearn.train.checkpoint import Checkpoints
 from rayunlearn.train.device import accelerator, computing
@@ -36,9 +38,9 @@ from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended_by, names_of
 from rayunlearn.trial.coreset import select_coreset
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import coreset_sequences
-from rayunlearn.trial.model_state import ModelState, cached_in_worker
+from rayunlearn.trial.model_state import ModelState, cached
 from rayunlearn.trial.probes import retention_probe
-from rayunlearn.trial.provenance import version_of
+from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.references import cache_key, cached_trial_reference, with_prefixes
 from rayunlearn.trial.workspace import Workspace
 
@@ -172,7 +174,7 @@ def objective_sides(
     rule = TokenRule(
         temperature=token.temperature, keep=token.keep, cap=token.cap, positions=positions
     )
-    know = partial(cached_trial_reference, trial, workspace, state)
+    reference = partial(cached_trial_reference, trial, workspace, state)
     companions = {
         kind: _companions(trial, workspace, state, coreset, kind, forget_loss)
         for kind in paired_response_kinds(forget_loss)
@@ -180,12 +182,7 @@ def objective_sides(
     forget_side = Side(
         forget_loss,
         chosen,
-        know(
-            "forget" if reference_sequences is forget else ("forget", tuple(reference_sequences)),
-            reference_sequences,
-            reference_kinds(forget_loss),
-            token.temperature,
-        ),
+        reference(reference_sequences, reference_kinds(forget_loss), token.temperature),
         companions,
         rule,
         mean=FORGET[trial.method.forget].mean,
@@ -193,7 +190,7 @@ def objective_sides(
     return forget_side, Side(
         retain_loss,
         retain,
-        know("retain", retain, reference_kinds(retain_loss), 1.0),
+        reference(retain, reference_kinds(retain_loss), 1.0),
         mean=RETAIN[trial.method.retain].mean,
     )
 
@@ -218,70 +215,55 @@ def _companions(
         template=trial.data.template,
         max_tokens=trial.data.max_tokens,
     )
-    arguments = arguments_of(trial, maker)
-    key = (
-        "companions",
-        workspace.corpus.digest,
-        maker.__name__,
-        tuple(sorted(arguments.items())),
-        tuple(coreset),
-        trial.data.template,
-        trial.data.max_tokens,
-    )
-    make = partial(maker, source, **arguments)
-    kept_make = partial(
-        _written_once, workspace, state, source, make, {"maker": maker.__name__, **arguments}
-    )
-    choices: Choices = cached_in_worker(
-        state, key, kept_make if PAIRED_RESPONSES[maker.__name__].by_model else make
-    )
-    sequences = [s for texts in choices.values() for s in texts]
+    choices = _choices(trial, workspace, state, source, maker)
     return PairedResponses(
         choices,
         cached_trial_reference(
             trial,
             workspace,
             state,
-            key,
-            sequences,
+            [s for texts in choices.values() for s in texts],
             reference_kinds(loss, kind),
             trial.token.temperature,
         ),
     )
 
 
-def _written_once(
+def _choices(
+    trial: Trial,
     workspace: Workspace,
     state: ModelState,
     source: ResponseInputs,
-    make: Callable[[], Choices],
-    settings: dict[str, Any],
+    maker: Callable[..., Choices],
 ) -> Choices:
-    """Companions that the model itself writes, kept on disk: the same for all trials that keep
-    these documents.
+    """The companions of the documents of `source`. Those that the model itself writes are kept on
+    disk: the same for all trials that keep these documents.
     """
-    opened = [bool(document.prompt) for document in source.documents]
-    about = (
-        cache_key(workspace, state, source.sequences, "float32")
-        | {"max_tokens": source.max_tokens, "prompts": opened, "encoding": ENCODING_VERSION}
-        | {"ends": ends_of(state.model, state.tokenizer, source.sequences)}
-        | settings
-    )
-    folder = workspace.cache / "companions"
-    stored = json_once(
-        folder,
-        about,
-        lambda: {
-            name: [[s.doc_id, s.ids, s.start, s.n_end] for s in texts]
-            for name, texts in make().items()
-        },
-    )
-    return {
-        name: tuple(
-            Encoded(doc_id, tuple(ids), start, n_end) for doc_id, ids, start, n_end in texts
-        )
-        for name, texts in stored.items()
+    arguments = arguments_of(trial, maker)
+    make = partial(maker, source, **arguments)
+    sequences = [*source.sequences, *source.retain_sequences]
+    key = cache_key(workspace, state, sequences, "float32") | {
+        "maker": maker.__name__,
+        "arguments": arguments,
+        "documents": workspace.corpus.digest,
+        "template": trial.data.template,
+        "max_tokens": source.max_tokens,
+        "prompts": [bool(document.prompt) for document in source.documents],
+        "code": code_digest(method_code, model_code, data_code),
     }
+    if not PAIRED_RESPONSES[maker.__name__].by_model:
+        return cached(state, workspace.cache, key, lambda _folder, _key: make())
+
+    def rows() -> dict[str, list[list[Any]]]:
+        return {name: [[s.doc_id, s.ids, s.start] for s in texts] for name, texts in make().items()}
+
+    def read_or_make(folder: Path, key: Mapping[str, object]) -> Choices:
+        return {
+            name: tuple(Encoded(doc_id, tuple(ids), start) for doc_id, ids, start in texts)
+            for name, texts in cached_file(folder, key, rows, JSON).items()
+        }
+
+    return cached(state, workspace.cache / "companions", key, read_or_make)
 
 
 def _wrappers(

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock
-
-from rayunlearn.config import Model, Trial, block_numbers
+from rayunlearn.config import Model, Trial, block_numbers, trial_id
 from rayunlearn.data.documents import Corpus
 from rayunlearn.errors import require
 from rayunlearn.lazy import transformers
@@ -19,9 +17,14 @@ from rayunlearn.models.load import check_template, resolve_model
 from rayunlearn.models.scratch import SHAPES
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import check_trial
-from rayunlearn.storage.sync import folder_is_there, origin, share_folder
-from rayunlearn.train.teach import train_base_or_gold
-from rayunlearn.trial.identity import base_model_digest, corpus_of
+from rayunlearn.storage.artifact_cache import cached_folder, folder_is_whole
+from rayunlearn.train.teach import TAUGHT_ROLES, train_base_or_gold
+from rayunlearn.trial.identity import (
+    base_model_digest,
+    cached_model_digest,
+    content_digests,
+    corpus_of,
+)
 
 
 def data_model_pair(trial: Trial) -> tuple[object, ...]:
@@ -41,6 +44,23 @@ class Workspace:
     base_digest: str
     cache: Path
     unlearned: str = ""
+
+
+def identity_in(trial: Trial, workspace: "Workspace") -> str:
+    """`identify` of a trial whose workspace is there."""
+    return trial_id(trial, workspace.corpus.digest, workspace.base_digest, content_digests(trial))
+
+
+def require_same_weights(trial: Trial, workspace: "Workspace") -> None:
+    """Raise UserError where a model directory that was given is no longer what the workspace was
+    made for: the trial's id would be of other weights. (A taught model is checked when it is
+    loaded.)
+    """
+    if trial.model.teach:
+        return
+    rule = f"{workspace.base} must be what it was when the run was planned"
+    now = cached_model_digest(workspace.base)
+    require(now == workspace.base_digest, f"{rule}, {workspace.base_digest}", now)
 
 
 def start_folder(trial: Trial, workspace: Workspace) -> str:
@@ -102,7 +122,7 @@ def model_depth(model: Model) -> int:
 def workspace_of(trial: Trial, cache: Path) -> Workspace:
     """Where things are for this trial, whether they have been made yet or not."""
     corpus = corpus_of(trial.data)
-    start = base_model_digest(trial.model, corpus.digest)
+    start = base_model_digest(trial.model, corpus.digest, trial.data)
     folder = cache / "models" / start
     if trial.model.teach:
         return Workspace(corpus, str(folder / "base"), str(folder / "gold"), start, cache)
@@ -117,31 +137,47 @@ def prepare_models(
     progress: Callable[[str, int, int], None],
     roles: Sequence[str] = ("base", "gold"),
 ) -> Workspace:
-    """Teach the models that are still missing (one process at a time per folder) and return the
-    workspace.
+    """Teach the models that are missing or damaged (one process at a time per folder) and return
+    the workspace.
 
     `progress(role, done, planned)` is called while teaching. Taking models as they are needs no
     preparation.
     """
     workspace = workspace_of(trial, cache)
     for role in roles if trial.model.teach else ():
-        directory = Path(workspace.base if role == "base" else workspace.gold)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{directory}.lock"):
-            if is_prepared(directory):
-                continue
-            if not (directory / "config.json").is_file():
-                train_base_or_gold(
-                    trial, workspace.corpus, role, directory, partial(progress, role)
-                )
-            share_folder(directory)
+        make = partial(_teach, trial, workspace, role, progress)
+        cached_folder(folder_of(workspace, role), taught_key(workspace, role), make)
     return workspace
 
 
-def is_prepared(directory: Path) -> bool:
-    """Whether teaching has ended: the folder is renamed into place as its last act, and of a mirror
-    it is under the URL.
+def _teach(
+    trial: Trial,
+    workspace: Workspace,
+    role: str,
+    progress: Callable[[str, int, int], None],
+    directory: Path,
+) -> None:
+    train_base_or_gold(trial, workspace.corpus, role, directory, partial(progress, role))
+
+
+def folder_of(workspace: Workspace, role: str) -> Path:
+    """Where the model of a role is: `base` or `gold`."""
+    return Path(workspace.base if role == "base" else workspace.gold)
+
+
+def taught_key(workspace: Workspace, role: str) -> dict[str, object]:
+    """What a taught model was made from."""
+    return {"start": workspace.base_digest, "role": role}
+
+
+def missing_roles(trial: Trial, cache: Path) -> tuple[str, ...]:
+    """The taught models of the trial's (data, model) pair that `prepare` has to make: those that
+    are not here as they were written.
     """
-    return (
-        folder_is_there(directory) if origin(directory) else (directory / "config.json").is_file()
+    workspace = workspace_of(trial, cache)
+    return tuple(
+        role
+        for role in TAUGHT_ROLES
+        if trial.model.teach
+        and not folder_is_whole(folder_of(workspace, role), taught_key(workspace, role))
     )

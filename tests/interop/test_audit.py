@@ -23,7 +23,7 @@ from rayunlearn.reporting.attack_tables import attack_tables
 from rayunlearn.storage.run import open_run
 from rayunlearn.trial import model_state
 from rayunlearn.trial.attack import run_attack_or_trial
-from rayunlearn.trial.identity import base_model_digest, cached_model_digest, identify_trial
+from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.workspace import validate_trial, workspace_of
 
 DATA = {"data.name": "domain"}
@@ -33,8 +33,7 @@ DATA = {"data.name": "domain"}
 def models(untaught_models: Path) -> Iterator[Path]:
     """Three untaught models with one vocabulary, in the folders base, gold and theirs."""
     yield untaught_models
-    for cache in (model_state.load_model_state, base_model_digest, cached_model_digest):
-        cache.cache_clear()
+    model_state.load_model_state.cache_clear()
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@ are others.
 """
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def edit_config(directory: Path, **changes: object) -> None:
     """Change or (None) remove keys of config.json."""
     config = json.loads((directory / "config.json").read_text()) | changes
     (directory / "config.json").write_text(
-        json.dumps({key: value for key, value in config.items() if value is not None})
+        json.dumps({k: v for k, v in config.items() if k not in changes or v is not None})
     )
 
 
@@ -116,6 +118,62 @@ def test_the_digest_knows_weights_shape_and_tokenizer_and_nothing_else(
     before = {file.name: file.stat().st_mtime_ns for file in saved.iterdir()}
     model_digest(str(saved))
     assert {file.name: file.stat().st_mtime_ns for file in saved.iterdir()} == before
+
+
+OTHER_FILES = {
+    "generation_config.json": '{"eos_token_id": [1, 3]}',
+    "tokenizer_config.json": '{"eos_token": "</s>", "chat_template": "<<{{ messages }}>>"}',
+    "special_tokens_map.json": '{"eos_token": "cat"}',
+    "added_tokens.json": '{"<pad>": 4}',
+    "chat_template.jinja": "<<{{ messages }}>>",
+    "chat_template.json": '{"chat_template": "<<{{ messages }}>>"}',
+    "additional_chat_templates/tools.jinja": "{{ tools }}",
+    "tokenizer.model": "sentencepiece",
+    "spiece.model": "sentencepiece",
+    "vocab.json": '{"the": 0}',
+    "vocab.txt": "the\n",
+    "merges.txt": "t h\n",
+    "adapter_config.json": '{"r": 8}',
+    "adapter_model.safetensors": "weights",
+    "a_tokenizer_of_next_year.json": "{}",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_the_digest_knows_every_file_that_a_loader_reads(saved: Path, name: str) -> None:
+    """Of these, only weights, config.json and tokenizer.json were in it: two models that read the
+    same text as other tokens had one id.
+    """
+    before = model_digest(str(saved))
+    (saved / name).parent.mkdir(exist_ok=True)
+    (saved / name).write_text(OTHER_FILES[name])
+    with_it = model_digest(str(saved))
+    (saved / name).write_text(OTHER_FILES[name] + " ")
+    is_json_with_notes = name in ("generation_config.json", "tokenizer_config.json")
+    assert before != with_it
+    assert (model_digest(str(saved)) == with_it) == is_json_with_notes
+
+
+def test_a_setting_that_is_off_differs_from_one_that_is_not_there(saved: Path) -> None:
+    """`sliding_window: null` attends to everything; a config without it takes the class's window."""
+    before = model_digest(str(saved))
+    edit = json.loads((saved / "config.json").read_text()) | {"sliding_window": None}
+    (saved / "config.json").write_text(json.dumps(edit))
+    assert model_digest(str(saved)) != before
+
+
+def test_a_digest_is_read_once_as_long_as_no_file_changes(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_ago = time.time() - 100
+    monkeypatch.setattr("rayunlearn.storage.artifact_cache.YOUNG_SECONDS", -1.0)
+    before, opened = model_digest(str(saved)), []
+    monkeypatch.setattr(
+        "rayunlearn.models.load.file_digest", lambda file: opened.append(file) or "another"
+    )
+    assert model_digest(str(saved)) == before and not opened
+    os.utime(saved / "tokenizer.json", (long_ago, long_ago))
+    assert model_digest(str(saved)) != before and opened
 
 
 def test_a_digest_changes_with_one_bit_of_one_weight(saved: Path) -> None:

@@ -136,7 +136,7 @@ def test_only_what_an_attack_reads_is_in_its_identity() -> None:
 def test_a_curve_is_of_the_metric_that_is_forgotten_by_and_says_nothing_of_other_attacks(
     metric: str,
 ) -> None:
-    """The default is in no identity, so that attacks of earlier versions are found again."""
+    """Another metric or number of points is another trial."""
     plan = planner(PanelEntry("relearning"), PanelEntry("weight_noise"))
     plan.experiment = replace(EXPERIMENT, objective=Goal(forgetting=metric))
     curves = {r.trial.attack.name: r.trial.attack.curve_metric for r in plan.agenda({}).rows}

@@ -3,7 +3,6 @@ frozen prefixes, memory.
 """
 
 import fcntl
-import json
 import multiprocessing
 import os
 import subprocess
@@ -14,16 +13,16 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import engine
+from rayunlearn import metrics, models
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.data.tokenize import collate
 from rayunlearn.errors import UserError
@@ -56,15 +55,15 @@ from rayunlearn.models.reference import (
 )
 from rayunlearn.models.tensor_cache import (
     content_digest,
-    json_once,
     pack_tensors,
     sequences_digest,
     tensors_once,
     unpack_tensors,
 )
+from rayunlearn.storage.artifact_cache import entries, manifest_of
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.loop import choose_parameters
-from rayunlearn.trial import model_state
+from rayunlearn.trial import evaluate, model_state
 from rayunlearn.trial.provenance import code_digest
 from rayunlearn.trial.references import drops_out
 from rayunlearn.trial.run import run_trial
@@ -133,15 +132,14 @@ def test_a_whole_file_of_another_key_in_the_place_of_this_one_is_not_used(tmp_pa
     """As after a collision of names or a copy by hand: content and digest agree with each other,
     the key does not.
     """
-    tensors_once(tmp_path, KEY, lambda: counted([]))
-    file = only_file(tmp_path)
-    with safe_open(file, framework="pt") as opened:
-        notes = opened.metadata()
-        tensors = {name: opened.get_tensor(name).clone() for name in ("a", "b")}
-    save_file(tensors, file, notes | {"key": json.dumps({"format": 1, "model": "another"})})
+    tensors_once(tmp_path / "a", KEY, lambda: counted([]))
+    tensors_once(tmp_path / "b", {**KEY, "model": "another"}, lambda: counted([], 7.0))
+    mine, other = only_file(tmp_path / "a"), only_file(tmp_path / "b")
+    other.replace(mine)
+    manifest_of(other).replace(manifest_of(mine))
     calls: list[int] = []
-    tensors_once(tmp_path, KEY, lambda: counted(calls))
-    assert len(calls) == 1
+    found = tensors_once(tmp_path / "a", KEY, lambda: counted(calls))
+    assert len(calls) == 1 and float(found["a"][0, 0]) == 1.0
 
 
 def test_writing_to_what_was_read_does_not_change_the_file(tmp_path: Path) -> None:
@@ -166,6 +164,7 @@ def test_a_folder_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None
 MAKER = """
 import os, sys, time, torch
 from pathlib import Path
+from types import ModuleType
 from rayunlearn.models.tensor_cache import tensors_once
 folder = Path(sys.argv[1])
 def make():
@@ -190,15 +189,6 @@ def test_two_processes_that_want_the_same_at_once_make_it_once(tmp_path: Path) -
     said = [process.communicate(timeout=120)[0].strip() for process in both]
     assert said == ["[4.0, 4.0, 4.0]"] * 2
     assert len((tmp_path / "log").read_text().split()) == 1
-
-
-def test_a_json_value_comes_back_to_the_last_bit(tmp_path: Path) -> None:
-    value = [{"a": 0.1 + 0.2, "b": None, "c": float("inf"), "d": "gr\u00fc\u00df"}, [1, 2]]
-    calls: list[int] = []
-    assert [json_once(tmp_path, KEY, lambda: calls.append(1) or value) for _ in range(2)] == [
-        value,
-        value,
-    ] and len(calls) == 1
 
 
 def test_sequences_come_back_from_their_packed_form() -> None:
@@ -540,11 +530,12 @@ def test_a_second_worker_reads_every_cache_of_the_first_and_damaged_ones_change_
     workspace: Workspace, tmp_path: Path
 ) -> None:
     first = losses(workspace, tmp_path / "a")
-    files = sorted(workspace.cache.rglob("*.safetensors"))
+    files = entries(workspace.cache)
     assert sorted(file.parent.name for file in files) == [
         "encodings",
         "encodings",
         "evaluations",
+        "keywords",
         "prefix",
         "prefix",
         "reference",
@@ -658,11 +649,26 @@ def test_the_base_model_is_measured_once_for_all_runs(
 
 def test_code_is_identified_by_what_it_says() -> None:
     assert (
-        code_digest("metrics")
-        == code_digest("metrics")
-        != code_digest("models")
-        != code_digest("models", "trial/evaluate.py")
+        code_digest(metrics)
+        == code_digest(metrics)
+        != code_digest(models)
+        != code_digest(models, evaluate)
     )
+
+
+def test_docstrings_comments_and_layout_are_no_part_of_the_code(tmp_path: Path) -> None:
+    def digest_of(text: str) -> str:
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}" / "module.py"
+        file.parent.mkdir()
+        file.write_text(text)
+        module = ModuleType("module")
+        module.__file__ = str(file)
+        return code_digest(module)
+
+    plain = 'def f(a):\n    """Doubles."""\n    return 2 * a\n'
+    same = '"""A module."""\n\n# why\ndef f(a):\n    """Twice."""\n    return 2 * (\n    a\n    )\n'
+    other = 'def f(a):\n    """Doubles."""\n    return 3 * a\n'
+    assert digest_of(plain) == digest_of(same) != digest_of(other)
 
 
 def test_alternates_are_written_by_the_model_once_for_all_workers(
@@ -676,7 +682,7 @@ def test_alternates_are_written_by_the_model_once_for_all_workers(
         "train__length": 2,
     }
     first = losses(workspace, tmp_path / "a", **values)
-    assert len(list(workspace.cache.glob("companions/*.safetensors"))) == 1
+    assert len(entries(workspace.cache / "companions")) == 1
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the alternates were there")

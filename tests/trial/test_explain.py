@@ -23,7 +23,7 @@ from rayunlearn.storage.parquet import write_table
 from rayunlearn.storage.run import Run, open_run, write_experiment
 from rayunlearn.trial import model_state
 from rayunlearn.trial.explain import emphasis_words, explain_trial, kinds_of_words
-from rayunlearn.trial.identity import base_model_digest, identify_trial
+from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.load import load_trial
 from rayunlearn.trial.rebuild import rebuild_model
 from rayunlearn.trial.run import run_trial
@@ -73,7 +73,6 @@ def ended(
         )
     yield open_run(folder / "runs" / "test" / "1"), ids
     model_state.load_model_state.cache_clear()
-    base_model_digest.cache_clear()
 
 
 def test_paths_end_in_the_models_they_join(ended: tuple[Run, dict[str, str]]) -> None:

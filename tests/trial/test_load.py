@@ -13,7 +13,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model
 from rayunlearn.trial import model_state
-from rayunlearn.trial.identity import base_model_digest, identify_trial
+from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.load import load_trial
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.workspace import validate_trial, workspace_of
@@ -37,7 +37,6 @@ def ended(untaught_models: Path, tmp_path: Path) -> Iterator[tuple[Trial, Path]]
     )
     yield trial, run
     model_state.load_model_state.cache_clear()
-    base_model_digest.cache_clear()
 
 
 def test_a_trial_comes_back_from_its_row_by_the_beginning_of_its_id(
@@ -59,7 +58,6 @@ def test_a_trial_whose_weights_changed_since_is_refused(
     )
     (tmp_path / "model").rename(tmp_path / "old")
     save_model(build_model("tiny", len(tokenizer), seed=1), tokenizer, tmp_path / "model")
-    base_model_digest.cache_clear()
     with pytest.raises(
         UserError,
         match="can no longer be repeated: its data or the weights it started from changed",
