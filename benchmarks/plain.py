@@ -119,8 +119,8 @@ class PlainView:
 
 @dataclass(frozen=True)
 class PlainObjective:
-    """The loss of a step as `methods.objective.UnlearningObjective` gives it, from plain views. Seed 0;
-    retain weight 1.
+    """The loss of a step as `methods.objective.UnlearningObjective` gives it, from plain views.
+    Seed 0; retain weight 1.
 
     `idle_retain`: the retain term is run and multiplied by zero, as UNDIAL's is by default in the
     peer's code.

@@ -42,7 +42,8 @@ PRECISIONS = ("auto", "float32")
 # the differences of numbers up to 20 are that many (data/arithmetic.py)
 MOST_ARITHMETIC = 190
 # Settings that change no number of a trial, so they make no other one: a training that goes on from
-# a checkpoint ends with the same bits (tests/train/test_checkpoint.py), however often one is written.
+# a checkpoint ends with the same bits (tests/train/test_checkpoint.py), however often one is
+# written.
 RESULT_NEUTRAL = ("train.checkpoint_every",)
 
 

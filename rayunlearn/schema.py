@@ -7,7 +7,8 @@ as on the command line; those are documented where the setting is defined.
 
 from dataclasses import dataclass
 
-# Raised when a column changes its meaning; a reader refuses any other one. 2: `trial_id` is a digest
+# Raised when a column changes its meaning; a reader refuses any other one. 2: `trial_id` is a
+# digest
 # of all settings, also of those at their default, and of every model and file that is loaded.
 VERSION = 2
 # raised when a selector's number changes: scores that earlier code wrote are not taken

@@ -126,9 +126,7 @@ def test_blocks_are_written_as_numbers_one_or_several() -> None:
     assert [block_numbers(text) for text in written] == [(5,), (5, 6, 7), ()]
 
 
-def test_a_flattened_trial_comes_back_with_its_options_and_without_the_settings_it_does_not_have() -> (
-    None
-):
+def test_a_flattened_trial_comes_back_with_its_options_and_without_the_settings() -> None:
     trial = with_values(
         Trial(),
         {"stage": "gold", "select.ratio": 0.25, "method.forget": "rmu", "rmu.steering": 3.5},

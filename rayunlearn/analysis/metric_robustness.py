@@ -52,8 +52,8 @@ ROBUSTNESS_SCHEMA = {
 
 
 def robustness_table(run: Run) -> pl.DataFrame:
-    """Columns SCHEMA: one row per attack setting, split and metric with attacked models of `MIN_MODELS`
-    cells or more.
+    """Columns SCHEMA: one row per attack setting, split and metric with attacked models of
+    `MIN_MODELS` cells or more.
 
     pearson and slope (least squares, after on before) of the models' means, and `kept`, the share
     of pairs of models that keep their order (a tie afterwards counts half); null where all means

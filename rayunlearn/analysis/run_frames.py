@@ -95,8 +95,8 @@ def varying_settings(run: Run, placed: pl.DataFrame) -> list[str]:
 
 
 def trial_table(run: Run) -> pl.DataFrame:
-    """`trials_with_roles` with columns `forgetting` and `utility`: means over documents, null where not
-    measured.
+    """`trials_with_roles` with columns `forgetting` and `utility`: means over documents, null where
+    not measured.
     """
     goal = objective_of(run.experiment)
     placed = trials_with_roles(run)
@@ -152,7 +152,9 @@ class MetricValues:
 
 
 def values_by_trial(run: Run, split: str, metric: str, stage: str) -> MetricValues:
-    """A metric on a split, (trials, documents), of what the trials are about (`examples_without_attacks`)."""
+    """A metric on a split, (trials, documents), of what the trials are about
+    (`examples_without_attacks`).
+    """
     rows = examples_without_attacks(run, stage).filter(
         pl.col("split") == split, pl.col("metric") == metric
     )

@@ -3,7 +3,8 @@ weights read back from them.
 
 `calibrated.py` computes both here; this is for the question whether a library does the same to
 forgetting. GPTQ runs on a CPU too, AWQ only where the model is on a GPU. The library works in a
-process of its own (gptqmodel_subprocess.py). What it hands back is held against its format's bounds.
+process of its own (gptqmodel_subprocess.py). What it hands back is held against its format's
+bounds.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 black box is enough.
 
 None puts a word of the asked answer into the prompt: shots and sentences that hold one are left
-out. A probe that does not allow an attack raises `PromptNotAllowedError`, which says why; asked as it was, it
-would count as one that withstood.
+out. A probe that does not allow an attack raises `PromptNotAllowedError`, which says why; asked as
+it was, it would count as one that withstood.
 """
 
 import math

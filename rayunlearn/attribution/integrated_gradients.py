@@ -28,10 +28,11 @@ def integrated_gradients(
     float32, in nats.
 
     Sundararajan et al. 1703.01365, on the input embeddings, summed over their width. The path
-    starts where the tokens of `places` are `baseline_id` (padding) and the others are as they are, so the values
-    add up to the difference of the two log-probabilities, the better the more `steps`. Padding is
-    our choice; zero vectors would not do: a model that normalises its input scales them away, and
-    all that happens happens at the very start of the path. Nothing of the model changes.
+    starts where the tokens of `places` are `baseline_id` (padding) and the others are as they are,
+    so the values add up to the difference of the two log-probabilities, the better the more
+    `steps`. Padding is our choice; zero vectors would not do: a model that normalises its input
+    scales them away, and all that happens happens at the very start of the path. Nothing of the
+    model changes.
     """
     check_library(steps)
     from captum.attr import IntegratedGradients

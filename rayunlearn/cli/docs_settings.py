@@ -1,4 +1,6 @@
-"""docs/settings.md: every setting with its default, generated from the config and the family tables."""
+"""docs/settings.md: every setting with its default, generated from the config and the family
+tables.
+"""
 
 from dataclasses import fields
 from inspect import cleandoc

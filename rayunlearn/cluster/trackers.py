@@ -2,9 +2,9 @@
 MLflow when it ends.
 
 A tracker is a mirror for people who look there; the run folder stays what everything is read from.
-Tune calls `TrackerCallback` (a Ray callback) when a trial ends; a thread of the driver reads the trial's
-files and tells each tracker, so no trial waits for a server. A tracker that fails loses that trial
-on its pages, which is said at the end of the run, and nothing else.
+Tune calls `TrackerCallback` (a Ray callback) when a trial ends; a thread of the driver reads the
+trial's files and tells each tracker, so no trial waits for a server. A tracker that fails loses
+that trial on its pages, which is said at the end of the run, and nothing else.
 
 TensorBoard   files in `<run>/tensorboard/<trial>` W&B           project = experiment, group =
 version; a server and key by WANDB_* as everywhere, `WANDB_MODE=offline` writes `<run>/wandb` MLflow

@@ -122,7 +122,8 @@ class Corpus:
         )
 
 
-# a topic decides a stratified coreset, facts what an attack holds out, a paraphrase what is measured
+# a topic decides a stratified coreset, facts what an attack holds out, a paraphrase what is
+# measured
 FIELDS = tuple(field.name for field in fields(Document))
 
 

@@ -1,1 +1,3 @@
-"""Models from elsewhere and to elsewhere: evaluate, audit, export, lm-evaluation-harness. May import trial and below."""
+"""Models from elsewhere and to elsewhere: evaluate, audit, export, lm-evaluation-harness. May
+import trial and below.
+"""

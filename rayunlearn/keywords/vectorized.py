@@ -162,7 +162,9 @@ def log_odds_rows(
 def _candidates(
     tokens: Tokens, border_keys: IntArray, adverb_keys: IntArray, longest: int = 5
 ) -> tuple[IntArray, IntArray]:
-    """Words [first, last) of every candidate phrase, in order, as `phrases.document_words` chooses them."""
+    """Words [first, last) of every candidate phrase, in order, as `phrases.document_words` chooses
+    them.
+    """
     border, adverb = border_keys[tokens.key], adverb_keys[tokens.key]
     begins = ~border & tokens.opens
     begins[1:] |= ~border[1:] & border[:-1]

@@ -51,7 +51,7 @@ class TokenRule:
         return not self.by_loss and not self.positions
 
     @property
-    def of_companions(self) -> "TokenRule":
+    def of_companions(self) -> TokenRule:
         """The rule of the companions of the documents: the same temperature, every token."""
         return TokenRule(temperature=self.temperature)
 

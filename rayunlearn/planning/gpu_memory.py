@@ -135,8 +135,8 @@ def user_cache() -> Path | None:
 
 
 def need_once(trial: Trial, cache: Path | None) -> int:
-    """`peak_bytes`, read from `cache` where an earlier process wrote it: to measure it takes seconds,
-    most of them for loading libraries. Without a cache it is measured.
+    """`peak_bytes`, read from `cache` where an earlier process wrote it: to measure it takes
+    seconds, most of them for loading libraries. Without a cache it is measured.
     """
     if cache is None:
         return peak_bytes(trial)

@@ -64,8 +64,8 @@ class AttackMatrix:
 
 
 def attack_tables(run: Run, *, metric: str = "") -> tuple[AttackMatrix, ...]:
-    """`values_by_trial`, and under it `recovery_curves` where an attack trained; nothing before an attack has
-    ended.
+    """`values_by_trial`, and under it `recovery_curves` where an attack trained; nothing before an
+    attack has ended.
     """
     table = recovery_table(run, metric=metric)
     if not table.height:

@@ -49,8 +49,8 @@ COLUMNS_DROPPED_FIRST = (
 def print_coreset_table(
     table: pl.DataFrame, console: Console, *, experiment: Mapping[str, Any] | None = None
 ) -> None:
-    """Print the coreset table; where the terminal is narrow, without the columns in `COLUMNS_DROPPED_FIRST`,
-    and it says which.
+    """Print the coreset table; where the terminal is narrow, without the columns in
+    `COLUMNS_DROPPED_FIRST`, and it says which.
     """
     view = coreset_view(table, experiment or {})
     columns = _fitting(view, console.width)

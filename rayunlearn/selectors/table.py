@@ -5,10 +5,10 @@ So every selector is nested: a smaller coreset is part of a larger one. Position
 what a selector needs: `n_documents` (documents come sorted by doc_id, so the order of the file
 never matters); of the base model `token_nll` and `token_error` (one (n_i,) tensor per document),
 `answer_nll` and `answer_surprise` (the same without the end token), `nll_per_byte` (n,),
-`embeddings` (n, D), `gradients` (n, d) and `retain_alignment` (n,);
-`gradient_norms_along` (gradient norms on a trajectory of so many epochs), `document_keywords` (keyword to
-weight) and `seed`, which is `select.seed`. `coreset.py` makes them. A row's `departures` say where
-we differ from its source, and what the source leaves open and is decided here.
+`embeddings` (n, D), `gradients` (n, d) and `retain_alignment` (n,); `gradient_norms_along`
+(gradient norms on a trajectory of so many epochs), `document_keywords` (keyword to weight) and
+`seed`, which is `select.seed`. `coreset.py` makes them. A row's `departures` say where we differ
+from its source, and what the source leaves open and is decided here.
 """
 
 from __future__ import annotations

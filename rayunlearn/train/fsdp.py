@@ -7,7 +7,8 @@ each. Before and after training the model is whole on every process: references,
 metrics are computed as in a run of one process. Gradients are the mean over processes.
 
 Where the whole model is larger than a device, it stays in main memory and its blocks visit the
-device while they compute (`models/cpu_offload.py`), so that only the training step has to fit, divided.
+device while they compute (`models/cpu_offload.py`), so that only the training step has to fit,
+divided.
 
 The process group is accelerate's; the sharding is torch's `fully_shard` on the blocks rather than
 accelerate's own wrapping, which takes the whole model as one unit and only gathers it when that is

@@ -231,8 +231,8 @@ class AttackInputs:
         return replace(probe, doc_id=doc_id)
 
     def reasked(self, function: Callable[..., Document]) -> list[Probe]:
-        """The questions of `REASKING_KINDS` as the attack asks them, under their own doc_ids; those that
-        do not allow it are left out.
+        """The questions of `REASKING_KINDS` as the attack asks them, under their own doc_ids; those
+        that do not allow it are left out.
 
         Raises UserError where none allows it: the attack was not tried.
         """

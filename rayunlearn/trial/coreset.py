@@ -69,8 +69,8 @@ def select_coreset(
     document.
 
     `state` must hold the base weights. Documents are scored in the order of their doc_id. With
-    `select.stratified` the topics of the documents share the coreset out. `gradient_norms_along(order,
-    epochs)`: gradient norms on an unlearning run.
+    `select.stratified` the topics of the documents share the coreset out.
+    `gradient_norms_along(order, epochs)`: gradient norms on an unlearning run.
     """
     forget = workspace.corpus.forget
     order = sorted(range(len(forget)), key=lambda p: forget[p].doc_id)

@@ -131,8 +131,8 @@ def trial_examples(
 
 
 def start_examples(trial: Trial, workspace: Workspace, state: ModelState) -> Rows:
-    """`examples_without_attacks` of a model that nothing was done to (base, gold): measured once, by whichever
-    run and process comes first.
+    """`examples_without_attacks` of a model that nothing was done to (base, gold): measured once,
+    by whichever run and process comes first.
 
     Kept by weights, probes, settings of the measuring, device, libraries and the code that
     measures.

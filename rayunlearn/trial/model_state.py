@@ -68,8 +68,8 @@ def reset_weights(path: str) -> ModelState:
     """The model of a folder with its original weights, whatever the last trial did to it; loaded
     anew where the folder's files have changed since.
 
-    Raises CorruptWeightsError if the pristine copy itself has changed, which would spoil every later
-    trial.
+    Raises CorruptWeightsError if the pristine copy itself has changed, which would spoil every
+    later trial.
     """
     state = load_model_state(path)
     if state.stamps != file_stamps(path):

@@ -370,7 +370,9 @@ def _matched(retain: Side, n: int, trial: Trial) -> Side:
 
 
 def _norms_now(trial: Trial, model: PreTrainedModel, forget: Side, retain: Side) -> Tensor:
-    """The norms of `gradient_norms_along` with the model as it stands, in the precision of its training."""
+    """The norms of `gradient_norms_along` with the model as it stands, in the precision of its
+    training.
+    """
     with computing(model.device, trial.train.precision):
         return unlearning_norms(
             model,

@@ -92,9 +92,7 @@ def test_no_difference_is_called_one_at_most_as_often_as_alpha_says(
     assert np.mean(below) > 0.005
 
 
-def test_a_difference_as_large_as_the_margin_is_called_equivalent_at_most_as_often_as_alpha_says() -> (
-    None
-):
+def test_a_difference_as_large_as_the_margin_is_called_equivalent_at_most_as_often() -> None:
     generator = np.random.default_rng(3)
     below = []
     for _ in range(1500):

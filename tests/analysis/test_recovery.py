@@ -161,7 +161,7 @@ def test_the_matrix_has_a_row_per_attack_whatever_its_strength_and_the_worst_cas
     assert [row[2:] for row in curves.rows] == [("0.62", "0.34", "15.0", "0.12", "-")]
 
 
-def test_a_soft_prompt_stands_beside_random_text_in_what_it_brings_back_and_in_what_it_was_learned_from(
+def test_a_soft_prompt_stands_beside_random_text_in_what_it_brings_back(
     run: Path,
 ) -> None:
     """The vectors bring (0.5 - 0.1) / 0.8 back and random text's nothing; each makes its own

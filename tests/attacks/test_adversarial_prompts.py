@@ -221,9 +221,7 @@ def questions(n: int = 6) -> tuple[list[Probe], object]:
     return encode_probes({"forget": documents}, tokenizer, TEMPLATE, 64), tokenizer
 
 
-def test_a_prompt_stands_after_what_all_questions_begin_with_and_before_every_sequence_of_a_probe() -> (
-    None
-):
+def test_a_prompt_stands_after_what_all_questions_begin_with_and_before_every() -> None:
     probes, tokenizer = questions()
     assert (
         tokenizer.decode(probes[0].answer.ids[: answer_openings(probes)])
@@ -371,9 +369,7 @@ def test_learned_vectors_are_measured_as_they_were_trained() -> None:
             )
 
 
-def test_random_text_has_the_length_of_the_answers_and_none_of_their_tokens_and_can_be_learned() -> (
-    None
-):
+def test_random_text_has_the_length_of_the_answers_and_none_of_their_tokens() -> None:
     """Targets of another seed are other text; the end of the sequence stays; vectors make random
     text likelier, as they would any.
     """

@@ -63,9 +63,7 @@ def test_all_ablations_in_padded_batches_are_those_of_one_sequence_at_a_time(fam
         torch.testing.assert_close(values, torch.stack(alone), atol=2e-6, rtol=0)
 
 
-def test_a_unit_that_is_not_there_contributes_nothing_and_the_last_token_before_an_answer_stays() -> (
-    None
-):
+def test_a_unit_that_is_not_there_contributes_nothing_and_the_last_token_before() -> None:
     values = contributions(tiny_model(), [(SEQUENCES[2], UNITS[2])])[0]
     assert values[1] == 0 and values[0] != 0
     with pytest.raises(
@@ -92,9 +90,7 @@ def test_key_tokens_by_the_two_cases(values: list[float], key: list[bool]) -> No
     assert key_tokens(values, alpha=0.25, beta=3) == key
 
 
-def test_tokens_and_words_of_the_prompt_are_found_in_the_ids_and_those_of_the_template_are_not() -> (
-    None
-):
+def test_tokens_and_words_of_the_prompt_are_found_in_the_ids() -> None:
     prompt = "Where does low-cost Bafex grow?"
     tokenizer = build_tokenizer([TEMPLATE.replace("{prompt}", prompt), " caves"])
     sequence = encode_pair("d", prompt, "caves", tokenizer, TEMPLATE, 64)

@@ -155,9 +155,7 @@ def test_keywords_take_the_study_s_300_epochs_and_whole_documents_its_presentati
     } == {(True, "presentations", 600.0), (False, "epochs", 300.0)}
 
 
-def test_the_dilemma_preset_has_six_methods_on_three_benchmarks_and_muse_has_the_rates_of_table_b1() -> (
-    None
-):
+def test_the_dilemma_preset_has_six_methods_on_three_benchmarks_and_muse() -> None:
     cells = [
         flatten(cell)
         for group in grid_groups(paper("dilemma", {}), check=check_trial)

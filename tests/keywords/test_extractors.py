@@ -312,9 +312,7 @@ def test_embedding_ranks_by_cosine_and_diversity_pushes_the_near_copy_back() -> 
     ]
 
 
-def test_loss_gap_takes_runs_above_the_threshold_and_the_corpus_speaks_for_words_met_elsewhere() -> (
-    None
-):
+def test_loss_gap_takes_runs_above_the_threshold_and_the_corpus_speaks_for_words() -> None:
     """Gaps 3, 1, 0.1, 0.1; corpus says blue 2. Runs: (3 + 1) / sqrt 2 = 2.83 and 2."""
     found = loss_gap(
         document_words("Zor glows at blue"), [3.0, 1.0, 0.1, 0.1], {"blue": 2.0}, least=0.5

@@ -81,8 +81,8 @@ def test_a_document_that_was_cut_has_no_labels_for_its_lost_words() -> None:
 @pytest.mark.parametrize("template", ["Q: {prompt}\nA:", "{prompt} ", "chat"])
 @pytest.mark.parametrize("kind", [name for name in KINDS if name != "Characters"])
 def test_labels_of_a_word_are_its_tokens_under_every_tokenizer(kind: str, template: str) -> None:
-    """A label belongs to the last word that its token has a character of, and what closes the answer
-    to none.
+    """A label belongs to the last word that its token has a character of, and what closes the
+    answer to none.
     """
     chat = template == "chat"
     tokenizer = chat_tokenizer(kind, "gemma") if chat else tokenizer_of(kind)

@@ -483,9 +483,7 @@ def test_an_objective_adds_the_weighted_terms_and_counts_tokens_and_documents() 
     torch.testing.assert_close(control.total, loss.retain)
 
 
-def test_an_objective_counts_the_tokens_of_companions_and_not_those_of_documents_that_only_name_them() -> (
-    None
-):
+def test_an_objective_counts_the_tokens_of_companions_and_not_those_of_documents() -> None:
     model = tiny_model()
     shown = [SEQUENCES[p] for p in batch_indices(3, 2, 0, 0)]
     refused = [c for s in shown for c in COMPANION_SEQUENCES if c.doc_id[0] == s.doc_id]

@@ -109,9 +109,7 @@ def test_a_mean_of_the_means_of_pieces_would_not_be_the_loss_of_the_batch() -> N
     assert step(side(ga, ""), 2)[0] != pytest.approx(step(side(ga, "labels"), 1)[0], rel=1e-4)
 
 
-def test_every_loss_that_looks_at_something_says_what_it_is_a_mean_over_but_the_one_that_lengths_cannot_tell() -> (
-    None
-):
+def test_every_loss_that_looks_at_something_says_what_it_is_a_mean_over() -> None:
     assert {
         name for (_, name), row in BY_NAME.items() if required_inputs(row.function) and not row.mean
     } == {"ce_u"}

@@ -56,9 +56,7 @@ def test_auc_equals_a_loop_over_all_pairs() -> None:
     assert auc(forget, holdout) == pytest.approx(float(np.mean(pairs)))
 
 
-def test_true_positives_are_counted_under_the_threshold_that_lets_one_percent_of_the_holdout_through() -> (
-    None
-):
+def test_true_positives_are_counted_under_the_threshold_that_lets_one_percent() -> None:
     """Holdout 0, 1, ..., 199: two of 200 may be called members, so the threshold is 2; of 1.5, 1.9,
     2, 50 two lie under it.
     """

@@ -156,9 +156,7 @@ def test_a_curve_is_of_the_metric_that_is_forgotten_by_and_says_nothing_of_other
         check_trial(replace(BASE, attack=Attack(name="relearning", curve_metric="rouge_l_f1")))
 
 
-def test_the_panel_of_faithfulness_asks_four_attacks_of_a_model_and_shares_the_control_of_relearning() -> (
-    None
-):
+def test_the_panel_of_faithfulness_asks_four_attacks_of_a_model_and_shares() -> None:
     rows = planner(*PANELS["coresets"].entries).agenda({}).rows
     one_seed = {
         r.trial_id: r.trial.attack.name

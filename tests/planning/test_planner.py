@@ -175,9 +175,7 @@ def test_per_cell_gives_every_cell_its_own_study_without_the_seeds() -> None:
     assert {studies.count(name) for name in set(studies)} == {5} and len(set(studies)) == 6
 
 
-def test_the_winner_is_the_feasible_trial_that_forgets_most_and_its_values_reach_grid_and_control() -> (
-    None
-):
+def test_the_winner_is_the_feasible_trial_that_forgets_most_and_its_values_reach() -> None:
     """Brute force over the tuning rows with the made-up world."""
     _, agenda = run_out(experiment(GRID, tuning="shared", trials=8))
     tuned = [

@@ -399,9 +399,7 @@ def test_a_pass_can_start_in_all_four_families_and_not_where_blocks_change_the_r
     assert not can_start(model, batch, 2)
 
 
-def test_the_lowest_trained_block_is_found_by_name_and_everything_outside_the_blocks_counts_as_the_lowest() -> (
-    None
-):
+def test_the_lowest_trained_block_is_found_by_name_and_everything_outside() -> None:
     model = tiny_model()
     found = {}
     for pattern in (
