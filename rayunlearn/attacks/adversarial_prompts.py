@@ -428,11 +428,12 @@ def widened(old: nn.Embedding, vectors: Tensor) -> nn.Module:
         def __init__(self) -> None:
             super().__init__()
             self.old = old
+            self.vectors = vectors
 
         def forward(self, ids: Tensor) -> Tensor:
             """Embeddings (..., D) of ids (...)."""
             own: Tensor = self.old(ids.clamp(max=n_old - 1))
-            more = vectors[(ids - n_old).clamp(min=0)].to(own.dtype)
+            more = self.vectors[(ids - n_old).clamp(min=0)].to(own.dtype)
             return torch.where((ids < n_old)[..., None], own, more)
 
     return Widened()

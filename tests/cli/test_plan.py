@@ -151,7 +151,7 @@ def standing_there(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 def planned(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """What `rayunlearn plan` prints; it must have ended well and said what a GPU must have."""
-    assert main.main(["plan", *words, "--output", "runs"]) == 0
+    assert main(["plan", *words, "--output", "runs"]) == 0
     printed = capsys.readouterr().out
     assert "GPU" in printed and "no estimate" not in printed, printed[-1000:]
     return printed

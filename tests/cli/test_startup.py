@@ -16,7 +16,7 @@ import pytest
 
 from rayunlearn import lazy
 from rayunlearn.analysis.intervals import summarise_examples
-from rayunlearn.cli import main
+from rayunlearn.cli.main import parser
 from rayunlearn.cluster.sweep import cached_results
 from rayunlearn.config import Trial, flatten, with_values
 from rayunlearn.experiment import load
@@ -62,20 +62,20 @@ GPU = {"torch"} if has_gpu_driver() else set()
 COMMANDS: tuple[tuple[str, str, set[str]], ...] = (
     ("--help", "", set()),
     ("mistyped", "", set()),
-    ("list", "metods", set()),
-    ("list", "methods", set()),
-    ("list", "recipes", set()),
-    ("list", "selectors", set()),
-    ("list", "extractors", set()),
-    ("list", "metrics", set()),
-    ("list", "attacks", set()),
-    ("list", "experiments", set()),
-    ("run", "experiments/helo.py", set()),
-    ("run", f"{HELLO} --set select.name=randm", set()),
-    ("plan", f"{HELLO} --set selct.name=random", set()),
-    ("plan", f"{HELLO} --set npo.beta=-1", set()),
-    ("prepare", f"{HELLO} --set method.forget=npoo", set()),
-    ("submit", f"{HELLO} --set select.name=randm --address http://127.0.0.1:9", set()),
+    ("list", "metods", {"polars"}),
+    ("list", "methods", {"polars"}),
+    ("list", "recipes", {"polars"}),
+    ("list", "selectors", {"polars"}),
+    ("list", "extractors", {"polars"}),
+    ("list", "metrics", {"polars"}),
+    ("list", "attacks", {"polars"}),
+    ("list", "experiments", {"polars"}),
+    ("run", "experiments/helo.py", {"polars"}),
+    ("run", f"{HELLO} --set select.name=randm", {"polars"}),
+    ("plan", f"{HELLO} --set selct.name=random", {"polars"}),
+    ("plan", f"{HELLO} --set npo.beta=-1", {"polars"}),
+    ("prepare", f"{HELLO} --set method.forget=npoo", {"polars"}),
+    ("submit", f"{HELLO} --set select.name=randm --address http://127.0.0.1:9", {"polars"}),
     ("show", "RUN TRIAL", TABLES),
     ("report", "RUN", FIGURES),
     ("frontier", "RUN", TABLES | {"scipy"}),
@@ -139,7 +139,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_is_held_against_what_it_may_load() -> None:
-    (commands,) = (a for a in main.parser()._actions if a.dest == "COMMAND" or a.choices)
+    (commands,) = (a for a in parser()._actions if a.dest == "COMMAND" or a.choices)
     assert commands.choices is not None
     assert set(commands.choices) <= {name for name, _, _ in COMMANDS}
 
