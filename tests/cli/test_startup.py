@@ -79,7 +79,7 @@ COMMANDS: tuple[tuple[str, str, set[str]], ...] = (
     ("show", "RUN TRIAL", TABLES),
     ("report", "RUN", FIGURES),
     ("frontier", "RUN", TABLES | {"scipy"}),
-    ("studies", "nowhere", TABLES),
+    ("studies", "nowhere", TABLES | {"optuna"}),
     ("attack", "RUN --panel quik", TABLES),
     ("explain", "RUN zzz", TABLES),
     ("path", "RUN zzz zzz", TABLES),
