@@ -37,7 +37,7 @@ class TrialActor(tune.Trainable):
         `runner.Board`.
         """
         self.job, self.workspaces, self.board = job, workspaces, board
-        job.work.load()
+        job.work.preload()
         forward_warnings(board)
         self.companions = rank_workers(job.processes)
         self.patient = True

@@ -277,7 +277,7 @@ def prepare_one(
     work: TrialBackend, trial: Trial, cache: str, role: str, name: str, board: Any
 ) -> None:
     """One model, on a worker."""
-    work.load()
+    work.preload()
     limit_threads()
     forward_warnings(board)
     run_ready(Path(cache))

@@ -31,7 +31,7 @@ class TrialBackend:
     commit): runs a trial, writes its folder, returns its status; divide(trial, n): UserError where
     n processes cannot share the trial; room(trials, run): what the hungriest of the trials needs of
     a GPU; gpu_bytes: the size of the GPU of the process that asks, 0 where it sees none; metrics:
-    the metric table, for experiment.json; load: loads the libraries that every trial uses, which a
+    the metric table, for experiment.json; preload: loads the libraries that every trial uses, which a
     worker does once, before its first trial.
     """
 
@@ -45,7 +45,7 @@ class TrialBackend:
     divide: Callable[[Trial, int], None]
     room: Callable[[Sequence[Trial], Path], GpuMemory]
     gpu_bytes: Callable[[], int]
-    load: Callable[[], None] = nothing
+    preload: Callable[[], None] = nothing
 
 
 def unlearning_backend() -> TrialBackend:
@@ -65,7 +65,7 @@ def unlearning_backend() -> TrialBackend:
         divide=can_divide,
         room=gpu_memory.estimate_gpu_memory,
         gpu_bytes=device_bytes,
-        load=load_libraries,
+        preload=load_libraries,
     )
 
 

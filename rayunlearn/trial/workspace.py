@@ -146,7 +146,7 @@ def prepare_models(
     workspace = workspace_of(trial, cache)
     for role in roles if trial.model.teach else ():
         make = partial(_teach, trial, workspace, role, progress)
-        cached_folder(folder_of(workspace, role), taught_key(workspace, role), make)
+        cached_folder(model_folder_of(workspace, role), taught_key(workspace, role), make)
     return workspace
 
 
@@ -160,7 +160,7 @@ def _teach(
     train_base_or_gold(trial, workspace.corpus, role, directory, partial(progress, role))
 
 
-def folder_of(workspace: Workspace, role: str) -> Path:
+def model_folder_of(workspace: Workspace, role: str) -> Path:
     """Where the model of a role is: `base` or `gold`."""
     return Path(workspace.base if role == "base" else workspace.gold)
 
@@ -179,5 +179,5 @@ def missing_roles(trial: Trial, cache: Path) -> tuple[str, ...]:
         role
         for role in TAUGHT_ROLES
         if trial.model.teach
-        and not folder_is_whole(folder_of(workspace, role), taught_key(workspace, role))
+        and not folder_is_whole(model_folder_of(workspace, role), taught_key(workspace, role))
     )

@@ -26,7 +26,8 @@ from rayunlearn.train.teach import (
     training_documents,
     training_texts,
 )
-from tests.conftest import Bed, prepared, silent
+from tests.conftest import Bed, prepared
+from tests.trained_models import silent
 
 QUICK = with_values(Trial(), {"model.teach_epochs": 1})
 SMALL_CORPUS = Corpus(
