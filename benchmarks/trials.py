@@ -38,11 +38,11 @@ WORKER = """
 import json, sys, torch
 from pathlib import Path
 from rayunlearn.config import Trial, with_values
-from rayunlearn.trial import run_trial
-from rayunlearn.workspace import validate, workspace_of
+from rayunlearn.trial.run import run_trial
+from rayunlearn.trial.workspace import validate_trial, workspace_of
 torch.set_num_threads(1)
 for values in json.loads(sys.argv[1]):
-    trial = validate(with_values(Trial(), values))
+    trial = validate_trial(with_values(Trial(), values))
     print(run_trial(trial, workspace_of(trial, Path(sys.argv[2]) / "cache"), Path(sys.argv[2]) / "run", "benchmark", "1"))
 """
 EXPERIMENT = '''"""Twenty short trials."""

@@ -2,6 +2,7 @@
 the wheel.
 """
 
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -75,3 +76,9 @@ def test_the_wheel_holds_the_package_with_its_templates_and_nothing_else(tmp_pat
         and "rayunlearn/cli/inspect.py" in names
     )
     assert {name.split("/")[0] for name in names} == {"rayunlearn", "rayunlearn-0.1.0.dist-info"}
+
+
+def test_the_installed_command_is_a_function_that_exists() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = scripts["scripts"]["rayunlearn"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
