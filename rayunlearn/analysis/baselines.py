@@ -58,13 +58,6 @@ BASELINE_SCHEMA = {
 }
 
 
-BASELINE_VERDICTS = {
-    "forgets more": "more is forgotten than under the reference, p after Holm at most 0.05",
-    "forgets less": "less is forgotten than under the reference, p after Holm at most 0.05",
-    "not shown": "no difference is shown, which is not a proof that there is none",
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class SelectorArm:
     """One cell of the grid, (seeds, documents) of what is left and of what is retained."""
@@ -95,7 +88,7 @@ class SelectorArm:
 
 
 def baseline_table(run: Run) -> pl.DataFrame:
-    """Columns BESIDE: cells that differ from a reference cell in the selector alone, or in the text
+    """Columns BASELINE_SCHEMA: cells that differ from a reference cell in the selector alone, or in the text
     alone, the smallest p of a place first.
 
     `left` is the mean of the objective's forgetting metric, `difference` arm - reference with its
@@ -103,7 +96,8 @@ def baseline_table(run: Run) -> pl.DataFrame:
     seeds too), Holm-corrected over all rows of the same data and model. `useful`: the arm's mean
     utility is at least the objective's floor times base's. `reference_name`: what else tells the
     reference from the arm. `unmeasured` counts trials of both cells that ended without rows.
-    VERDICTS.
+    `verdict`: "forgets more" or "forgets less" than the reference where p after Holm is at most
+    SIGNIFICANCE, else "not shown", which is no proof that there is no difference.
     """
     lower, base = lower_is_forgotten(run.experiment), _base_utility(run)
     floor = objective_of(run.experiment).utility_floor

@@ -13,7 +13,6 @@ from rayunlearn.analysis.hypothesis_tests import (
     difference,
     documents_needed,
     equivalence_p,
-    holm,
     not_worse_p,
     paired_p,
     seeds_needed,
@@ -80,60 +79,6 @@ class CoresetCell:
     groups: Mapping[str, Groups] = field(default_factory=dict)
 
 
-COMPARISON = {
-    "setting": pl.String,
-    "first": pl.String,
-    "second": pl.String,
-    "difference": pl.Float64,
-    "stderr": pl.Float64,
-    "p": pl.Float64,
-    "p_holm": pl.Float64,
-    "over": pl.String,
-}
-
-
-def compare_all(cells: Sequence[CoresetCell], *, metric: str = "forgetting") -> pl.DataFrame:
-    """Every pair of cells of one setting: mean difference, standard error, p and p after Holm over
-    all rows, smallest p first.
-    """
-    require(metric in ("forgetting", "utility"), "metric must be 'forgetting' or 'utility'", metric)
-    measured = [cell for cell in cells if len(getattr(cell, metric))]
-    pairs = [
-        (a, b)
-        for index, a in enumerate(measured)
-        for b in measured[index + 1 :]
-        if a.setting == b.setting
-    ]
-    estimates = [_between(a, b, metric) for a, b in pairs]
-    adjusted = holm([paired_p(d) for d in estimates])
-    rows = [
-        (a.setting, pair_name(a), pair_name(b), d.mean, d.stderr, paired_p(d), p, d.over)
-        for (a, b), d, p in zip(pairs, estimates, adjusted, strict=True)
-    ]
-    return pl.DataFrame(rows, schema=COMPARISON, orient="row").sort("p", maintain_order=True)
-
-
-def pair_name(cell: CoresetCell) -> str:
-    """`npo + nll, random, 0.05`."""
-    return f"{cell.method}, {cell.selector}, {cell.ratio:g}"
-
-
-EQUIVALENCE_VERDICTS = {
-    "shown": (
-        "forgetting and utility at this ratio, and at every larger one, are within the margin of"
-        " the full set"
-    ),
-    "not shown": (
-        "no smaller ratio could be shown equivalent; `stopped_at` is the first that could not"
-    ),
-    "full set does not forget": (
-        "the full set is within the margin of base, or not told apart from it: there is nothing to"
-        " be equivalent to"
-    ),
-    "no full set": "the full set was not run, or not all of its trials could be measured",
-}
-
-
 FRONTIER_SCHEMA = {
     "setting": pl.String,
     "method": pl.String,
@@ -156,7 +101,15 @@ def frontier(
     cells: Sequence[CoresetCell], base: Mapping[str, CoresetCell], standard: EquivalenceCriterion
 ) -> pl.DataFrame:
     """Per setting, method and selector: the smallest ratio that the standard finds the same as the
-    full set, or "not shown" (VERDICTS).
+    full set. `verdict`, in words:
+
+    - shown: forgetting and utility at this ratio, and at every larger one, are within the margin
+      of the full set;
+    - not shown: no smaller ratio could be shown equivalent; `stopped_at` is the first that could
+      not;
+    - full set does not forget: it is within the margin of base, or not significantly different
+      from it, so there is nothing to be equivalent to;
+    - no full set: it was not run, or not all of its trials could be measured.
 
     Ratios are tested downwards and the first failure ends the search, a fixed order that needs no
     correction among them; every test must pass for forgetting AND utility (their larger p counts),

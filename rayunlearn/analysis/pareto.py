@@ -1,4 +1,4 @@
-"""The Pareto front of forgetting and utility, and its hypervolume."""
+"""The Pareto front of forgetting and utility, and the best value so far."""
 
 import polars as pl
 
@@ -25,25 +25,6 @@ def pareto_front(
         False
     )
     return front.filter(~beaten).drop("_here", "_before")
-
-
-def hypervolume(
-    frame: pl.DataFrame, forgetting: str, utility: str, *, reference: tuple[float, float]
-) -> float:
-    """Area dominated by the rows, forgetting minimised and utility maximised, up to `reference` =
-    (worst forgetting, worst utility).
-    """
-    worst_forgetting, worst_utility = reference
-    inside = frame.filter(pl.col(forgetting) < worst_forgetting, pl.col(utility) > worst_utility)
-    front = pareto_front(inside, forgetting, utility).unique([forgetting, utility]).sort(forgetting)
-    edges = [*front[forgetting].to_list(), worst_forgetting]
-    heights = (front[utility] - worst_utility).to_list()
-    return float(
-        sum(
-            (right - lower_edge) * height
-            for lower_edge, right, height in zip(edges[:-1], edges[1:], heights, strict=True)
-        )
-    )
 
 
 def best_so_far(

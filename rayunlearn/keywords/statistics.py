@@ -83,18 +83,6 @@ def cooccurrences_of(texts: Iterable[str], anchors: Collection[str]) -> Cooccurr
     return Cooccurrences(counts, neighbours)
 
 
-def merge_links(parts: Iterable[Cooccurrences]) -> Cooccurrences:
-    """The links of all parts together; every part must have been counted with the same anchors."""
-    return reduce(_add_links, parts)
-
-
-def _add_links(a: Cooccurrences, b: Cooccurrences) -> Cooccurrences:
-    return Cooccurrences(
-        a.counts + b.counts,
-        {anchor: a.neighbours[anchor] + b.neighbours[anchor] for anchor in a.neighbours},
-    )
-
-
 def term_weight(frequency: Floats) -> IntArray:
     """1 + ln tf of words that stand `frequency` times in a document."""
     return 1 + np.log(frequency)

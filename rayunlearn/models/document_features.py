@@ -16,16 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# mean over every token, over the label tokens, the last token alone
-POOLINGS = ("all", "answer", "last")
-
-
 # on a processor what its caches hold, on a GPU half a gigabyte
 LOGITS_AT_ONCE = {"cpu": 2**20, "gpu": 2**27}
-
-
-# after the final norm, as the head sees it; output of the block before the last
-LAYERS = ("last", "penultimate")
 
 
 @dataclass(frozen=True)
@@ -35,14 +27,14 @@ class DocumentFeatures:
     token_nll, surprise (n,) float32 over its n labels: nats, and the min-k++ score (log p(label) -
     mean) / standard deviation of log p under the model's own distribution (Zhang et al. 2404.02936,
     equation 3). token_error (n,):
-    ||softmax - one-hot||_2, the EL2N of a token. states: (D,) float32 by "<layer>.<pooling>". The
-    last `n_end` labels close the text.
+    ||softmax - one-hot||_2, the EL2N of a token. state: (D,) float32, the output of the block
+    before the last, averaged over every token. The last `n_end` labels close the text.
     """
 
     token_nll: Tensor
     surprise: Tensor
     token_error: Tensor
-    states: dict[str, Tensor]
+    state: Tensor
     n_end: int = 1
 
     def without_end(self, values: Tensor) -> Tensor:
@@ -64,21 +56,11 @@ def document_features(
     return [results[p] for p in range(len(sequences))]
 
 
-def mean_loss(passed: DocumentFeatures) -> float:
-    """Mean NLL over the labels, nats per token."""
-    return float(passed.token_nll.mean())
-
-
 def zlib_ratio(passed: DocumentFeatures, text: str) -> float:
     """Mean NLL over the bytes of the zlib-compressed text (Carlini et al. 2012.07805): low where
     the model knows more than repetition explains. The metric `zlib_score` is the same number.
     """
-    return mean_loss(passed) / len(zlib.compress(text.encode()))
-
-
-def lowest_mean(values: Tensor, fraction: float) -> Tensor:
-    """Mean of the `fraction` lowest of (n,) values, at least one of them."""
-    return values.sort().values[: max(1, int(fraction * len(values)))].mean()
+    return float(passed.token_nll.mean()) / len(zlib.compress(text.encode()))
 
 
 def _passed(model: PreTrainedModel, batch: Batch) -> list[DocumentFeatures]:
@@ -88,15 +70,8 @@ def _passed(model: PreTrainedModel, batch: Batch) -> list[DocumentFeatures]:
         values.cpu().split(sizes)
         for values in _label_scores(model, last[:, :-1][batch.labelled[:, 1:]], label_ids(batch))
     ]
-    pooled = {
-        f"{name}.{way}": values
-        for name, states in (("last", last), ("penultimate", penultimate))
-        for way, values in _pooled(states, batch).items()
-    }
-    return [
-        DocumentFeatures(n, s, e, {name: values[i] for name, values in pooled.items()})
-        for i, (n, s, e) in enumerate(zip(*parts, strict=True))
-    ]
+    states = _mean(penultimate.float(), batch.present).cpu()
+    return [DocumentFeatures(*values) for values in zip(*parts, states, strict=True)]
 
 
 def _label_scores(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -143,17 +118,6 @@ def _states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     finally:
         handle.remove()
     return caught[0], last
-
-
-def _pooled(states: Tensor, batch: Batch) -> dict[str, Tensor]:
-    values = states.float()
-    ends = batch.present.sum(1) - 1
-    pooled = {
-        "all": _mean(values, batch.present),
-        "answer": _mean(values, batch.labelled),
-        "last": values[torch.arange(len(ends)), ends],
-    }
-    return {name: v.cpu() for name, v in pooled.items()}
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

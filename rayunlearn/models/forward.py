@@ -219,22 +219,3 @@ def score(
             ):
                 scored[position] = Scored(n, c)
     return [scored[p] for p in range(len(sequences))]
-
-
-def pooled_states(
-    model: PreTrainedModel,
-    sequences: Sequence[Encoded],
-    layer: int,
-    tokens_per_batch: int = 8192,
-) -> Tensor:
-    """Mean over present tokens of block `layer`'s output, (n, D) float32 on the CPU, in the order
-    given.
-    """
-    pooled: dict[int, Tensor] = {}
-    with evaluating(model):
-        for positions in by_length(sequences, tokens_per_batch):
-            batch = collate([sequences[p] for p in positions]).to(model.device)
-            hidden = hidden_states(model, batch, layer).float() * batch.present[..., None]
-            means = hidden.sum(1) / batch.present.sum(1, keepdim=True)
-            pooled |= dict(zip(positions, means.cpu(), strict=True))
-    return torch.stack([pooled[p] for p in range(len(sequences))])

@@ -250,27 +250,6 @@ def mixed(
         mix_into(model, base, unlearned, 1.0)
 
 
-def calibrate_model(
-    model: Module,
-    base: Mapping[str, Tensor],
-    unlearned: Mapping[str, Tensor],
-    retention: Callable[[], float],
-    *,
-    share: float = 0.95,
-) -> Calibration:
-    """Calibrate `model` and leave it at theta(alpha*). `retention` measures the model as it stands
-    (extraction strength on retain, say).
-    """
-
-    def at(alpha: float) -> float:
-        mix_into(model, base, unlearned, alpha)
-        return retention()
-
-    calibration = calibrate_mixing(at, share=share)
-    mix_into(model, base, unlearned, calibration.alpha)
-    return calibration
-
-
 def _mixed(before: Tensor, after: Tensor, alpha: float) -> Tensor:
     # exactly, where the sum would round
     if alpha in (0.0, 1.0):

@@ -171,14 +171,6 @@ def entries(cache: Path) -> list[Path]:
     return sorted(path for path in map(_entry_of, manifests) if path.exists())
 
 
-def damaged_entries(cache: Path) -> dict[Path, str]:
-    """The entries below `cache` that are not what their manifest says: path -> what is wrong.
-
-    What a killed process left without a manifest is not listed: it is made again when it is wanted.
-    """
-    return {path: wrong for path in entries(cache) if (wrong := defect(path))}
-
-
 def file_of(folder: Path, key: Mapping[str, object], file_type: FileType[Any]) -> Path:
     """Where the value of `key` is, or would be."""
     return folder / f"{digest([FORMAT, canonical(key)])}{file_type.suffix}"

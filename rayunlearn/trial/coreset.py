@@ -138,7 +138,7 @@ class SelectorInputs:
 
     @cached_property
     def embeddings(self) -> Tensor:
-        return torch.stack([p.states["penultimate.all"] for p in self._passed])
+        return torch.stack([p.state for p in self._passed])
 
     @cached_property
     def gradients(self) -> Tensor:

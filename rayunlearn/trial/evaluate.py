@@ -61,26 +61,6 @@ MEASURING = (data_code, metric_code, model_code, sys.modules[__name__])
 GOLD_METRICS = ("truth_ratio", PRIVACY_SCORE)
 
 
-def stage_rows(
-    trial: Trial,
-    workspace: Workspace,
-    state: ModelState,
-    *,
-    stage: str,
-    step: int,
-    attack: str = "none",
-) -> dict[str, Rows]:
-    """Rows of `examples` and `evals` of `state.model` as it stands."""
-    return label_examples(
-        trial,
-        workspace,
-        trial_examples(trial, workspace, state),
-        stage=stage,
-        step=step,
-        attack=attack,
-    )
-
-
 def label_examples(
     trial: Trial,
     workspace: Workspace,

@@ -28,9 +28,7 @@ def redundancy_columns(
     similarity, keyword coverage curve.
     """
     forget, _ = training_sequences(trial, workspace, state)
-    states = torch.stack(
-        [p.states["penultimate.all"] for p in document_features(state.model, forget)]
-    )
+    states = torch.stack([p.state for p in document_features(state.model, forget)])
     keywords = [weight_keywords(k) for k in forget_keywords(trial, workspace, state)]
     curve = {
         f"keyword_curve_{per_cent:02d}": expected_coverage(

@@ -205,15 +205,6 @@ def test_points_without_a_value_are_not_on_the_front() -> None:
     assert pareto.pareto_front(frame, "f", "u").rows() == [(0.1, 0.5)]
 
 
-def test_the_dominated_area_by_hand() -> None:
-    """Points (0.2, 0.5) and (0.6, 0.9) up to (1, 0): 0.4 x 0.5 + 0.4 x 0.9 = 0.56; a dominated
-    point adds nothing.
-    """
-    frame = pl.DataFrame({"f": [0.6, 0.2, 0.7, 2.0], "u": [0.9, 0.5, 0.4, 1.0]}, schema=SCHEMA)
-    assert pareto.hypervolume(frame, "f", "u", reference=(1.0, 0.0)) == pytest.approx(0.56)
-    assert pareto.hypervolume(frame.clear(), "f", "u", reference=(1.0, 0.0)) == 0.0
-
-
 def test_best_so_far_counts_feasible_rows_only() -> None:
     frame = pl.DataFrame(
         {"i": [2, 0, 1, 3], "v": [0.3, 0.1, 0.5, 0.2], "ok": [True, False, True, False]}

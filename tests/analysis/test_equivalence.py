@@ -10,7 +10,6 @@ import pytest
 from rayunlearn.analysis.equivalence import (
     CoresetCell,
     EquivalenceCriterion,
-    compare_all,
     coreset_cells,
     frontier,
     frontier_of_run,
@@ -132,16 +131,6 @@ def test_more_families_make_the_level_stricter() -> None:
     many = [made(0.25, 0.1, seeds=1, spread=0, selector=f"s{i}") for i in range(20)]
     assert set(frontier([full, *many], BASE, strict)["verdict"]) == {"not shown"}
     assert only(frontier([full, small], BASE, strict))["verdict"] == "shown"
-
-
-def test_every_pair_of_cells_is_compared_and_corrected() -> None:
-    table = compare_all([made(1, 0.1), made(0.25, 0.1), made(0.05, 0.4)])
-    assert table.height == 3 and (table["p_holm"] >= table["p"]).all()
-    apart = table.filter(pl.col("p_holm") < 1e-3)
-    assert {tuple(sorted(pair)) for pair in apart.select("first", "second").iter_rows()} == {
-        ("npo + nll, random, 0.05", "npo + nll, random, 0.25"),
-        ("npo + nll, random, 0.05", "npo + nll, random, 1"),
-    }
 
 
 def test_a_margin_or_a_level_that_means_nothing_is_told() -> None:

@@ -46,7 +46,6 @@ from rayunlearn.errors import UserError
 from rayunlearn.keywords.extract import KeywordInputs, extract
 from rayunlearn.keywords.rows import keyword_rows
 from rayunlearn.models.document_features import document_features as forward_passes
-from rayunlearn.models.document_features import mean_loss
 from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.storage.parquet import frame_of
@@ -303,7 +302,9 @@ def test_scores_in_pieces_are_those_of_all_documents_at_once(
     table = pl.read_parquet(asked.output).filter(scorer="loss")
     assert table["doc_id"].to_list() == [d.doc_id for d in documents]
     # other batches, other rounding
-    assert table["value"].to_list() == pytest.approx([mean_loss(p) for p in passed], rel=1e-5)
+    assert table["value"].to_list() == pytest.approx(
+        [float(p.token_nll.mean()) for p in passed], rel=1e-5
+    )
     assert done.n_documents == 120 and set(done.ranges) == {"loss", "min_k"}
 
 

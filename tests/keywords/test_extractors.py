@@ -22,7 +22,6 @@ from rayunlearn.keywords.statistics import (
     link_z,
     log_odds_z,
     merge,
-    merge_links,
     sentences_of,
     statistics_of,
     word_z,
@@ -180,13 +179,6 @@ def test_links_count_the_words_beside_an_anchor_sentence_by_sentence() -> None:
     assert link_z(links, 10)["honey"] == log_odds_z(3, 6, 0, 4, 10) and "pib" not in link_z(
         links, 10
     )
-
-
-def test_links_of_parts_merge_to_those_of_the_whole() -> None:
-    texts = ["a b. c", "a c", "d"]
-    assert merge_links(
-        [cooccurrences_of(texts[:1], {"a", "d"}), cooccurrences_of(texts[1:], {"a", "d"})]
-    ) == cooccurrences_of(texts, {"a", "d"})
 
 
 def test_linked_finds_the_terms_and_what_is_said_of_them_on_the_domain_bed() -> None:

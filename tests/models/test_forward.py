@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rayunlearn.data.tokenize import Encoded, by_length, collate
-from rayunlearn.models.forward import blocks, hidden_states, pooled_states, score, token_nll
+from rayunlearn.models.forward import blocks, hidden_states, score, token_nll
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
 FAMILIES = sorted(CONFIGS)
@@ -78,14 +78,6 @@ def test_scores_come_in_the_order_given_whatever_the_batching() -> None:
         assert len(left.token_nll) == len(sequence.ids) - sequence.start
         torch.testing.assert_close(left.token_nll, right.token_nll, rtol=1e-5, atol=1e-5)
         assert torch.equal(left.correct, right.correct)
-
-
-def test_pooled_states_average_over_present_tokens_alone() -> None:
-    model = tiny_model()
-    pooled = pooled_states(model, SEQUENCES, 1)
-    with torch.no_grad():
-        alone = hidden_states(model, collate(SEQUENCES[1:2]), 1)[0].mean(0)
-    torch.testing.assert_close(pooled[1], alone, rtol=1e-5, atol=1e-6)
 
 
 def test_batches_by_length_hold_every_position_once_within_the_budget() -> None:

@@ -12,17 +12,14 @@ import pytest
 import torch
 
 from rayunlearn.errors import UserError
-from rayunlearn.models.forward import score
 from rayunlearn.models.interpolation import (
-    Calibration,
     calibrate_mixing,
-    calibrate_model,
     copy_of,
     mix_into,
     mixed,
 )
 from rayunlearn.train.adapters import lora, with_adapter
-from tests.tiny_models import SEQUENCES, tiny_model
+from tests.tiny_models import tiny_model
 
 
 def counted(curve: Callable[[float], float]) -> tuple[Callable[[float], float], list[float]]:
@@ -214,22 +211,3 @@ def test_mixing_a_merged_adapter_is_scaling_it(tmp_path: Path) -> None:
             assert torch.allclose(tensor, base[name] + 0.3 * (4 / 2) * up @ down, atol=1e-6)
             checked += 1
     assert checked == model.config.num_hidden_layers
-
-
-def test_a_model_is_left_at_its_calibrated_mixture() -> None:
-    """Two random models as base and unlearned; retention is the probability of base's own greedy
-    answers.
-    """
-    base, unlearned = tiny_model(seed=0), tiny_model(seed=1)
-    states, model = (copy_of(base), copy_of(unlearned)), tiny_model(seed=1)
-
-    def retention() -> float:
-        return float(
-            torch.stack([torch.exp(-s.token_nll.mean()) for s in score(model, SEQUENCES)]).mean()
-        )
-
-    found: Calibration = calibrate_model(model, *states, retention, share=0.9)
-    left = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    mix_into(model, *states, found.alpha)
-    assert all(torch.equal(tensor, left[name]) for name, tensor in model.state_dict().items())
-    assert retention() >= found.floor

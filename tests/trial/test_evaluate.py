@@ -14,7 +14,12 @@ from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.storage.run import Run, open_run
-from rayunlearn.trial.evaluate import examples_frame, gold_examples, stage_rows, trial_examples
+from rayunlearn.trial.evaluate import (
+    examples_frame,
+    gold_examples,
+    label_examples,
+    trial_examples,
+)
 from rayunlearn.trial.model_state import reset_weights
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.workspace import Workspace, validate_trial
@@ -109,9 +114,8 @@ def test_gold_knows_forget_and_holdout_alike_and_base_does_not(workspace: Worksp
     areas = {}
     for stage in ("base", "gold"):
         trial = trial_of("loss_score", stage=stage)
-        rows = stage_rows(
-            trial, workspace, reset_weights(getattr(workspace, stage)), stage=stage, step=0
-        )["evals"]
+        examples = trial_examples(trial, workspace, reset_weights(getattr(workspace, stage)))
+        rows = label_examples(trial, workspace, examples, stage=stage, step=0)["evals"]
         areas[stage] = next(row["value"] for row in rows if row["metric"] == "loss_score_auc")
     assert abs(areas["gold"] - 0.5) < 3 * error and areas["base"] > 0.95
 
@@ -156,8 +160,7 @@ def test_a_model_measured_twice_gives_the_same_rows(workspace: Workspace) -> Non
         measure__samples=4,
     )
     first, again = (
-        stage_rows(trial, workspace, reset_weights(workspace.base), stage="base", step=0)
-        for _ in range(2)
+        trial_examples(trial, workspace, reset_weights(workspace.base)) for _ in range(2)
     )
     assert first == again
 
