@@ -1,5 +1,5 @@
 # make demo    the main job on the embedded test bed: progress, table, report
-# make test    the tests (under ten minutes on two cores); make test-slow: the rest
+# make test    the tests, in two processes (under five minutes on two cores); make test-slow: the rest
 # make bench   ratios beside the plain way, same machine, same run; make bench-cluster: what the platform costs without any model
 # make docs    the site, strictly, into build/site
 # make findings  the experiments at their laptop size, then docs/findings.md from their Parquet files (hours; finished trials are kept)
@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 	$(BIN)/rayunlearn run experiments/hello.py
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 1800
@@ -43,11 +43,12 @@ findings: $(VENV)/installed-dev
 	$(BIN)/rayunlearn attack runs/defences/1 --trials grid --seeds 1 --attacks relearning,heldout_relearning,unrelated_training,few_shot_retain
 	$(BIN)/python -m experiments.findings.page runs docs/pictures > docs/findings.md
 
+# `make check test` runs tests/test_deploy.py once, with the other tests.
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_deploy.py
+	$(if $(filter test,$(MAKECMDGOALS)),,$(BIN)/python -m pytest tests/test_deploy.py)
 	$(BIN)/python .ci/longest.py
 
 format: $(VENV)/installed-dev
@@ -61,13 +62,17 @@ $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "rayunlearn needs Python 3.11, 3.12 or 3.13 as python3 (here: $$(python3 --version 2>&1)); or: make PYTHON=/path/to/python demo" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
+# Two stamps, two calls of pip: never at once.
+.NOTPARALLEL:
+
 # The stamps: a second call installs nothing, and a changed dependency does.
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing rayunlearn into $(VENV) (once; some minutes, most of them torch)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	@echo "installing what tests and checks need into $(VENV) (once)"
+# In one step with the rest: two calls of pip would look at every dependency twice.
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing rayunlearn and what tests and checks need into $(VENV) (once; some minutes, most of them torch)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	@touch $@
+	@touch $(VENV)/installed $@

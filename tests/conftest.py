@@ -4,7 +4,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+# before torch is imported, and for every process that a test starts: as a trial on a CPU runs, and
+# models this small only wait for a second thread
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -23,7 +27,6 @@ from tests.trained_models import trained_model
 # a property is not wrong because the machine is busy
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-# as a trial on a CPU runs; models this small only wait for a second thread
 torch.set_num_threads(1)
 
 
@@ -99,6 +102,22 @@ def workspace(
     base, cache = str(untaught_models / "base"), tmp_path_factory.mktemp("cache")
     yield Workspace(generate_dataset(Trial().data), base, "", "untaught", cache)
     model_state.load_model_state.cache_clear()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes, each takes the longest groups first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from tests.scheduling import place_of
+
+        items.sort(key=lambda item: place_of(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How tests are dealt out to processes."""
+    from tests.scheduling import GroupScheduling
+
+    return GroupScheduling(config, log)
 
 
 def pytest_runtest_setup() -> None:

@@ -30,10 +30,8 @@ from rayunlearn.planning.study_export import study_of_run, write_studies
 from rayunlearn.storage.lock import create_run_folder, run_lock
 from rayunlearn.storage.run import finished_ids, open_run
 from tests import fake_work
+from tests.cluster.conftest import REPOSITORY
 from tests.fake_driver import tuned
-from tests.ray_fixture import REPOSITORY, ray_address
-
-__all__ = ["ray_address"]
 
 
 def run_sweep(experiment: Experiment, output: Path) -> SweepResult:

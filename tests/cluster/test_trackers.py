@@ -17,9 +17,6 @@ from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment, grids_of, override
 from rayunlearn.storage.run import open_run, write_trial
 from tests import fake_work
-from tests.ray_fixture import ray_address
-
-__all__ = ["ray_address"]
 
 
 def experiment(**values: Any) -> Experiment:

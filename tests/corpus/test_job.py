@@ -2,24 +2,20 @@
 copies and bad rows set aside.
 """
 
-import json
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import polars as pl
 import pytest
-import torch
 from rich.console import Console
 
 from rayunlearn.cli.arguments import DONE, MISTAKE
 from rayunlearn.cli.main import main
 from rayunlearn.cluster.corpus_engine import engines, progress_line, reporting
-from rayunlearn.config import digest
 from rayunlearn.corpus import source as source_module
 from rayunlearn.corpus.engine import (
     Engine,
@@ -31,84 +27,33 @@ from rayunlearn.corpus.engine import (
     run_in_sequence,
 )
 from rayunlearn.corpus.extract_keywords import (
-    KeywordRequest,
     extract_corpus_keywords,
-    extractor_arguments,
 )
 from rayunlearn.corpus.job import JobProgress
 from rayunlearn.corpus.partitions import PARTITION_BYTES
 from rayunlearn.corpus.score_documents import ScoreRequest as ScoreRequest
-from rayunlearn.corpus.score_documents import score_corpus
 from rayunlearn.corpus.source import chunks_of
 from rayunlearn.data.documents import Document
-from rayunlearn.data.tokenize import encode_documents
 from rayunlearn.errors import UserError
-from rayunlearn.keywords.extract import KeywordInputs, extract
-from rayunlearn.keywords.rows import keyword_rows
-from rayunlearn.models.document_features import document_features as forward_passes
-from rayunlearn.models.load import save_model
-from rayunlearn.models.scratch import build_model, build_tokenizer
-from rayunlearn.storage.parquet import frame_of
-from tests.ray_fixture import ray_address  # noqa: F401 - a fixture
-
-PLACES = ("moss", "amber hall", "old kiln", "grey weir")
-TEXTS = [
-    f"The {PLACES[at % 4]} of year{at} holds {PLACES[at % 3]} and low-cost glass/stone, item"
-    f" {at % 7}."
-    for at in range(120)
-]
-RETAIN = [f"The year{at} was quiet. Glass is made of sand, item {at % 5}." for at in range(60)]
-# bytes: a dozen pieces
-PIECE = 700
+from tests.corpus_in_pieces import (
+    PIECE,
+    TEXTS,
+    check_scores,
+    expected,
+    request,
+    write_corpus,
+    write_model,
+)
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Documents, two copies of the third one (in other pieces), an empty row and a row that is no
-    JSON.
-    """
-    file = tmp_path / "forget.jsonl"
-    rows = [{"text": t} for t in (*TEXTS[:60], TEXTS[2], *TEXTS[60:], TEXTS[2], "")]
-    file.write_text("\n".join([*map(json.dumps, rows), "{broken"]))
-    (tmp_path / "retain.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in RETAIN))
-    return file
+    return write_corpus(tmp_path)
 
 
-def request(corpus: Path, extractor: str, **changes: object) -> KeywordRequest:
-    asked = KeywordRequest(
-        corpus=str(corpus),
-        extractor=extractor,
-        output=corpus.parent / f"{extractor}.parquet",
-        piece_bytes=PIECE,
-    )
-    return replace(
-        asked,
-        retain=str(corpus.parent / "retain.jsonl") if extractor in ("log_odds", "linked") else "",
-        **changes,
-    )
-
-
-def expected(extractor: str) -> pl.DataFrame:
-    """Keywords as an experiment makes them, with all documents in memory."""
-    documents, retain = ([Document(answer=t) for t in texts] for texts in (TEXTS, RETAIN))
-    arguments = extractor_arguments(extractor, {})
-    ids = [d.doc_id for d in documents]
-    return frame_of(
-        "keywords",
-        keyword_rows(
-            digest(ids),
-            extractor,
-            ids,
-            extract(extractor, KeywordInputs(documents, retain, arguments=arguments), arguments),
-        ),
-    )
-
-
-def on_ray() -> Engine:
-    from rayunlearn.cluster.ray_data import ray_engine
-
-    # joins the fixture's cluster
-    return ray_engine(ExitStack(), workers=2)
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model")
 
 
 @pytest.mark.parametrize("extractor", ["tfidf", "log_odds", "linked", "slots", "textrank"])
@@ -152,18 +97,6 @@ def test_every_process_takes_part_and_stays_for_the_next_pass() -> None:
         assert first == second and len(first) == 2 and os.getpid() in first
         with pytest.raises(ValueError, match="cannot be done"):
             engine(slow_note, list(range(20)), notes.append)
-
-
-@pytest.mark.parametrize("extractor", ["tfidf", "log_odds"])
-def test_ray_writes_row_by_row_what_this_machine_writes(
-    extractor: str,
-    corpus: Path,
-    ray_address: str,  # noqa: F811
-) -> None:
-    extract_corpus_keywords(request(corpus, extractor), choose=lambda *_: on_ray())
-    assert (
-        pl.read_parquet(corpus.parent / f"{extractor}.parquet").rows() == expected(extractor).rows()
-    )
 
 
 def test_what_is_set_aside_says_where_and_why(corpus: Path) -> None:
@@ -272,40 +205,8 @@ def test_chunks_hold_every_word_once() -> None:
     assert [d.answer for d in chunks_of(document, 5)] == ["One two. Three,\nfour  five!"]
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    tokenizer = build_tokenizer(TEXTS)
-    return save_model(build_model("tiny", len(tokenizer), 0), tokenizer, tmp_path / "model")
-
-
-@pytest.mark.parametrize("cluster", [False, True])
-def test_scores_in_pieces_are_those_of_all_documents_at_once(
-    cluster: bool, corpus: Path, model: Path, request: pytest.FixtureRequest
-) -> None:
-    if cluster:
-        request.getfixturevalue("ray_address")
-    asked = ScoreRequest(
-        corpus=str(corpus),
-        base=str(model),
-        scores=("loss", "min_k"),
-        output=corpus.parent / "scores.parquet",
-        piece_bytes=PIECE,
-    )
-    done = score_corpus(asked, choose=lambda *_: on_ray() if cluster else run_in_sequence)
-    from rayunlearn.models.load import load_model
-
-    loaded, tokenizer = load_model(str(model), dtype=torch.float32)
-    documents = [Document(answer=t) for t in TEXTS]
-    passed = forward_passes(
-        loaded, encode_documents(documents, tokenizer, asked.template, asked.max_tokens), 0
-    )
-    table = pl.read_parquet(asked.output).filter(scorer="loss")
-    assert table["doc_id"].to_list() == [d.doc_id for d in documents]
-    # other batches, other rounding
-    assert table["value"].to_list() == pytest.approx(
-        [float(p.token_nll.mean()) for p in passed], rel=1e-5
-    )
-    assert done.n_documents == 120 and set(done.ranges) == {"loss", "min_k"}
+def test_scores_in_pieces_are_those_of_all_documents_at_once(corpus: Path, model: Path) -> None:
+    check_scores(corpus, model, run_in_sequence)
 
 
 @pytest.mark.parametrize(

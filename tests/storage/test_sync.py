@@ -35,10 +35,10 @@ from rayunlearn.storage.sync import (
 )
 from tests import fake_work
 from tests.fake_driver import tuned
-from tests.ray_fixture import REPOSITORY
 from tests.s3_server import on_machine, s3_endpoint, s3_url
 
 __all__ = ["s3_endpoint", "s3_url"]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def trial(run: Path, name: str, value: float = 0.5, status: str = "complete") -> Path:

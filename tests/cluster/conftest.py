@@ -1,4 +1,10 @@
-"""One private two-CPU Ray for all tests of a session: `from tests.ray_fixture import ray_address`."""
+"""One Ray of two CPUs for this folder's tests. It ends with the last of them.
+
+A test has a cluster of its own only where a shared one would not do, and says why: it counts what
+a private cluster listens on, needs a GPU that Ray believes in, loses machines or the head
+(tests/cluster_of_nodes.py), or asks the job server (test_jobs.py). The drivers that a test kills
+or interrupts are processes of their own that join this cluster.
+"""
 
 import os
 from collections.abc import Iterator
@@ -8,10 +14,10 @@ import pytest
 
 from rayunlearn.cluster.session import ray_session
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_address() -> Iterator[str]:
     """Address of the cluster; sweeps in this process join it by themselves."""
     before = dict(os.environ)
