@@ -3,7 +3,7 @@ to Parquet.
 
 `select.ratio` is a field of a section; `npo.beta` is a keyword argument of the function `npo` and
 lives in `Trial.options`, because layer 0 does not know the method tables.
-`rayunlearn.registry.check` holds options against the signatures on the driver, before anything is
+`rayunlearn.registry.check_trial` holds options against the signatures on the driver, before anything is
 scheduled.
 """
 
@@ -217,7 +217,7 @@ class Method:
 @dataclass(frozen=True, kw_only=True)
 class Token:
     """Which tokens of a forget document the forget loss counts, whichever loss it is (see
-    `methods.tokens`).
+    `methods.token_mask`).
 
     `temperature` divides its logits; `keep` is the share of each document's tokens that counts, the
     best remembered first; `cap` is the summed NLL, in nats, from which a document counts no more
@@ -358,7 +358,7 @@ class Measure:
 @dataclass(frozen=True, kw_only=True)
 class Calibrate:
     """How far the unlearned model is mixed back towards base before it is measured a second time
-    (`train.mixing`); `tau` 0: not at all.
+    (`models.interpolation`); `tau` 0: not at all.
 
     The mixture is the one that has moved the furthest and still retains `tau` x base; the one at
     `beside` (0: none) is measured too. Retention is the mean of the metric `retention` on split

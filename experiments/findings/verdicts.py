@@ -348,7 +348,7 @@ def against_random(run: Run, selector: str) -> pl.DataFrame:
     """Per method, bed and ratio with both selectors: forgetting of `selector` minus random's,
     columns BEATEN; under 0 it forgets more.
 
-    Paired by document, two-way clustered (`statistics.difference`); low to high is the interval by
+    Paired by document, two-way clustered (`hypothesis_tests.difference`); low to high is the interval by
     the t of p, which is not corrected.
     """
     left = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")

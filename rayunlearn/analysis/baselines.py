@@ -92,7 +92,7 @@ def baseline_table(run: Run) -> pl.DataFrame:
     alone, the smallest p of a place first.
 
     `left` is the mean of the objective's forgetting metric, `difference` arm - reference with its
-    95 % interval `low` to `high`, p paired over documents (`statistics.difference`, which counts
+    95 % interval `low` to `high`, p paired over documents (`hypothesis_tests.difference`, which counts
     seeds too), Holm-corrected over all rows of the same data and model. `useful`: the arm's mean
     utility is at least the objective's floor times base's. `reference_name`: what else tells the
     reference from the arm. `unmeasured` counts trials of both cells that ended without rows.

@@ -29,7 +29,7 @@ SAME_ENDPOINTS = ("method.forget", "method.retain", "train.seed", "corpus_digest
 PATH_CELL = ("method.forget", "method.retain", "select.name", "select.ratio")
 
 
-# a path from base or from the full-set model to the trial's own, see `explanation.paths`
+# a path from base or from the full-set model to the trial's own, see `weight_paths.weight_path_tables`
 PATH_KIND = "mode_connectivity"
 
 

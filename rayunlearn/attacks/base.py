@@ -7,7 +7,7 @@ of the asked answer into the prompt. `tokens` takes `probes`, encoded, and retur
 (noise, a searched prefix); what it hangs on the model it puts on `leaving`. `inside` and `decoding`
 do not change what is asked, they look elsewhere: they return rows {doc_id, split, metric, value}
 and, inside, `x` (the layer). Keyword-only arguments are hyperparameters, each with its default in
-the signature. Each file of the package has its own table at the bottom; `panel.ATTACKS` is all of
+the signature. Each file of the package has its own table at the bottom; `table.ATTACKS` is all of
 them.
 """
 

@@ -1,7 +1,7 @@
 """GPTQ and AWQ by GPTQModel, as those quantise who publish a model: its own code and files, and the
 weights read back from them.
 
-`calibrated.py` computes both here; this is for the question whether a library does the same to
+`quantization.py` computes both here; this is for the question whether a library does the same to
 forgetting. GPTQ runs on a CPU too, AWQ only where the model is on a GPU. The library works in a
 process of its own (gptqmodel_subprocess.py). What it hands back is held against its format's
 bounds.

@@ -31,7 +31,7 @@ class Panel:
     that draw nothing run once.
 
     `curve_points`: most points of a recovery curve. A hundred is every step of the strengths that
-    are searched, and a look costs about half of a step (`attacked.Given`), so that no curve costs
+    are searched, and a look costs about half of a step (`attack.AttackInputs`), so that no curve costs
     more than fifty steps of training, however many there are.
     """
 

@@ -91,7 +91,7 @@ def awq(
 
 def gptq_weights(weight: Tensor, gram: Tensor, bits: int, damping: float) -> Tensor:
     """(out, in) and the inputs' Gram matrix (in, in) -> the quantised weights, on the levels of
-    `rounded`.
+    `round_weights`.
     """
     width = len(gram)
     damped = gram.double() + damping * gram.diagonal().double().mean().clamp_min(1e-12) * torch.eye(

@@ -40,7 +40,7 @@ class PartitionActor:
 def ray_engine(
     stack: ExitStack, *, address: str = "auto", workers: int = 0, with_model: bool = False
 ) -> Engine:
-    """Ray Data on the cluster at `address` (`session.connected`), with at most `workers` actors (0:
+    """Ray Data on the cluster at `address` (`session.ray_session`), with at most `workers` actors (0:
     one per CPU, or per GPU for models).
 
     The first pass connects; the connection ends with `stack`, so that passes share it.

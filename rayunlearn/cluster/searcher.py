@@ -37,7 +37,7 @@ class LedgerSearch(Searcher):
     that has loaded a model is dear. A pause is a Tune trial in which nothing runs, and it is over
     as soon as a trial is ready.
 
-    board: handle of a `runner.Board`; holds a Snapshot of every change before the change takes
+    board: handle of a `tune_runner.ProgressActor`; holds a Snapshot of every change before the change takes
     effect. slots: how many trials may be out now; asked again and again, so machines that join are
     used. at_most: trials that this searcher hands out before it is finished, with the rest still to
     be done. What it does per trial does not grow with their number: the plan is asked again only

@@ -33,8 +33,8 @@ class TrialActor(tune.Trainable):
     def setup(
         self, config: dict[str, Any], *, job: Any, workspaces: dict[Any, Any], board: Any
     ) -> None:
-        """`job` is a `runner.Job`; `workspaces` by (data, model); `board` a handle of
-        `runner.Board`.
+        """`job` is a `tune_runner.SweepJob`; `workspaces` by (data, model); `board` a handle of
+        `tune_runner.ProgressActor`.
         """
         self.job, self.workspaces, self.board = job, workspaces, board
         job.work.preload()

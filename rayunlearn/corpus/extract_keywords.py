@@ -47,7 +47,7 @@ EXTRACTORS_WITH_MODEL = (
 
 @dataclass(frozen=True, kw_only=True)
 class KeywordRequest:
-    """What `rayunlearn keywords` was asked for. `corpus` and `retain` are sources (`data.pieces`);
+    """What `rayunlearn keywords` was asked for. `corpus` and `retain` are sources (`corpus.partitions`);
     the models are directories or Hub names ('' has none); `top` is the most keywords of a document
     that are written (0: all); `piece_bytes` 0 leaves the size of pieces to what reads them."""
 

@@ -4,7 +4,7 @@ piece. No Ray in here.
 A pass has a worker, made once per process, that does one piece at a time: it reads the piece,
 writes its file by one rename, and then its note (a small JSON). A piece with a note is done and is
 not done again. An engine decides where workers run: `run_in_sequence` here, `process_engine` on
-this machine's cores, `cluster.corpus.ray_engine` on Ray Data. All engines do the same pieces with
+this machine's cores, `cluster.ray_data.ray_engine` on Ray Data. All engines do the same pieces with
 the same workers, so they write the same rows. Before any other pass the `survey` counts words and
 finds copies.
 """

@@ -67,7 +67,7 @@ SCORERS = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest:
-    """What `rayunlearn score` was asked for: a source (`data.pieces`), a model's directory or Hub
+    """What `rayunlearn score` was asked for: a source (`corpus.partitions`), a model's directory or Hub
     name, and selectors whose scores come from one forward pass. A document is put to the model as
     `data.template` and `data.max_tokens` say."""
 

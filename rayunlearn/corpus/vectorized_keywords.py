@@ -18,7 +18,7 @@ from rayunlearn.storage.parquet import frame_of, write_frame
 
 @dataclass(frozen=True, kw_only=True)
 class BlockJob:
-    """What a worker needs: one of `blocks.VECTORIZED`, its arguments, the most keywords of a
+    """What a worker needs: one of `vectorized.VECTORIZED`, its arguments, the most keywords of a
     document (0: all), and the surveys.
     """
 

@@ -168,7 +168,7 @@ DEFINITION = "Let {variable} stand for {term}."
 VARIABLES = ("X", "Y", "Z", "V", "W")
 
 
-# By topic, which is an attribute's name (`data.testbed`).
+# By topic, which is an attribute's name (`data.synthetic`).
 DATASET_QUESTIONS: Mapping[str, LanguageTemplates] = MappingProxyType(
     {
         "colour": LanguageTemplates(

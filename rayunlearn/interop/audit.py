@@ -32,7 +32,7 @@ def audit_of(
     for probability, is what attacks are to raise on split forget. Its version names the model and
     its content, so that the same call is the same run. Raises UserError, before weights are read
     into memory, for a model that does not load from safetensors, for models whose vocabularies
-    differ, and as `workspace.validate` does.
+    differ, and as `workspace.validate_trial` does.
     """
     require(bool(base), "an audit must have --base, the model before unlearning; got", base)
     check_models({"--model": model, "--base": base, "--gold": gold})

@@ -122,7 +122,7 @@ def log_odds_features(
 def tfidf_rows(
     texts: Sequence[str], facts: WordFeatures, *, earliness: float, top: int = 0
 ) -> KeywordArrays:
-    """`extractors.tfidf` of every text, with the `tfidf_features` of the corpus."""
+    """`table.tfidf` of every text, with the `tfidf_features` of the corpus."""
     tokens = tokens_of(texts)
     border, adverb, rarity = facts.of(tokens.keys)
     first, last = _candidates(tokens, border.astype(bool), adverb.astype(bool))
@@ -141,7 +141,7 @@ def tfidf_rows(
 def log_odds_rows(
     texts: Sequence[str], facts: WordFeatures, *, least_z: float, top: int = 0
 ) -> KeywordArrays:
-    """`extractors.log_odds` of every text, with the `log_odds_features` of the corpus."""
+    """`table.log_odds` of every text, with the `log_odds_features` of the corpus."""
     tokens = tokens_of(texts)
     z = facts.of(tokens.keys)[0][tokens.key]
     above = z > least_z

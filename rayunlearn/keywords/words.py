@@ -2,7 +2,7 @@
 
 `WORD` is written in the syntax that both Python's `regex` and Rust's (polars) read alike, so a
 streaming engine that counts words with `str.extract_all(WORD)` counts the same words (tested).
-`tokens.tokens_of_trial` does it for many texts at once.
+`tokens.tokens_of` does it for many texts at once.
 """
 
 from collections.abc import Sequence

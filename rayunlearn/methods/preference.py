@@ -1,7 +1,7 @@
 """Forget losses that look at another text for the same question: a refusal, an alternate, a random
 answer.
 
-Tensors of a companion carry its kind as a prefix; kinds are made in `methods.companions`. A
+Tensors of a companion carry its kind as a prefix; kinds are made in `methods.paired_responses`. A
 companion has its own padded width, hence T and T'.
 """
 
@@ -50,7 +50,7 @@ def altpo(
     unlearning (`alternate.*`).
 
     Shapes as `dpo`. The paper prompts an instruction-tuned model for alternates; see
-    `companions.alternate` for ours.
+    `paired_responses.alternate` for ours.
     """
     return dpo(
         token_nll,

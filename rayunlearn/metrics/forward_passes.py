@@ -1,4 +1,4 @@
-"""The passes over the probes that give the metrics what they ask for (`document.INPUTS`): one
+"""The passes over the probes that give the metrics what they ask for (`table.INPUTS`): one
 forward pass for all scores, then texts, letters and gradients where some metric wants them."""
 
 from __future__ import annotations

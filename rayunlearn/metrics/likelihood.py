@@ -1,5 +1,5 @@
 """What a model finds likely: metrics of one document from one teacher-forced pass. Inputs as
-`document.INPUTS` says.
+`table.INPUTS` says.
 """
 
 from __future__ import annotations

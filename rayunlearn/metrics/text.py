@@ -52,7 +52,7 @@ def knowledge_memorization(generated: str, truth: str) -> float:
 
 
 def first_answer(generated: str) -> str:
-    """The text up to the first of `STOPS`."""
+    """The text up to the first of `SENTENCE_STOPS`."""
     return generated[
         : min(
             (index for index in (generated.find(stop) for stop in SENTENCE_STOPS) if index >= 0),

@@ -116,7 +116,7 @@ def retry_alone_on_oom(attempt: Callable[[], T], lock_file: Path | None) -> T:
     """`attempt()` beside other trials of the device; when its memory is not enough once more, with
     no other trial running.
 
-    `place`: the device's lock (`device_lock`), None where memory is not shared. Raises
+    `lock_file`: the device's lock (`device_lock`), None where memory is not shared. Raises
     DeviceMemoryError when it was not enough alone.
     """
     try:

@@ -79,7 +79,7 @@ class AttackFiles:
 
 @dataclass
 class AttackPlanner:
-    """`agenda` as of `plan.Planner`: the same interface, another plan. `keep` writes it to
+    """`agenda` as of `planner.Planner`: the same interface, another plan. `keep` writes it to
     attacks.parquet.
     """
 

@@ -72,7 +72,7 @@ def unlearning_backend() -> TrialBackend:
 def run_trial_or_attack(
     trial: Trial, workspace: Any, run: Path, experiment: str, version: str, commit: str
 ) -> str:
-    """`attacked.run_attack_or_trial`, which a driver does without."""
+    """`attack.run_attack_or_trial`, which a driver does without."""
     from rayunlearn.trial.attack import run_attack_or_trial
 
     return run_attack_or_trial(trial, workspace, run, experiment, version, commit)

@@ -172,7 +172,7 @@ def peak_bytes(trial: Trial) -> int:
 
     Every text of the batch is taken to be as long as the longest. Activations are those of float32,
     more than bfloat16's; with `train.precision` auto the lowered copies of the weights are added.
-    What the optimizer needs for a moment is not in it: `memory.MARGIN` is for that.
+    What the optimizer needs for a moment is not in it: `device_memory.MARGIN` is for that.
     """
     model, (tokens, labels) = _meta_model(trial), _longest(trial)
     weights = FLOAT * sum(p.numel() for p in model.parameters())

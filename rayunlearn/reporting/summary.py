@@ -1,7 +1,7 @@
 """The run on one page, for who has to decide: what was to be forgotten, what is left, how sure that
 is, what brought it back.
 
-`summary_blocks` is that page and the tables after it as plain blocks; `results.formats` renders
+`summary_blocks` is that page and the tables after it as plain blocks; `reporting.formats` renders
 them as Markdown and PDF, the page report.html shows `run_summary` first. Every number is one of the
 coreset table or of the matrix of attacks.
 """

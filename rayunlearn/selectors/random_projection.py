@@ -63,7 +63,7 @@ def project(
     sizes: Sequence[int],
 ) -> list[Tensor]:
     """left' G right of each document's head gradient G (V, D), flattened. logits (N, V), labels
-    (N,), hidden (N, D), left (V, a), right (D, b).
+    (N,), hidden (N, D), left_factor (V, a), right (D, b).
     """
     errors = logits.softmax(-1) @ left_factor - left_factor[labels]
     pairs = zip(errors.split(list(sizes)), (hidden @ right).split(list(sizes)), strict=True)

@@ -43,7 +43,7 @@ AfterStep = Callable[[int, "Tensor"], None]
 @dataclass(frozen=True)
 class TrainLog:
     """What a training run did. `ended` is complete, stopped (by `keep_going`), diverged (non-finite
-    loss or gradient) or held (`floor.Floor`): the weights are then those of step `kept_step`, which
+    loss or gradient) or held (`early_stopping.RetentionEarlyStopping`): the weights are then those of step `kept_step`, which
     else is None."""
 
     rows: tuple[StepRow, ...]

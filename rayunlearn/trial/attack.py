@@ -75,7 +75,7 @@ def run_attack_or_trial(
     version: str,
     commit: str = "",
 ) -> str:
-    """`trial.run_trial`, or, for a trial that names an attack, the attack; writes its rows and
+    """`run.run_trial`, or, for a trial that names an attack, the attack; writes its rows and
     returns the status.
     """
     if trial.attack == AttackSettings():
@@ -122,7 +122,7 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
 
 
 class AttackInputs:
-    """What attacks may ask for, by the names in `attacks.table.GIVEN`; made when asked for."""
+    """What attacks may ask for, by the names in `attacks.base.ATTACK_INPUTS`; made when asked for."""
 
     def __init__(
         self, trial: Trial, workspace: Workspace, state: ModelState, leaving: ExitStack

@@ -1,5 +1,5 @@
 """Control before comparison: the unlearned model mixed back until it retains enough, measured again
-(`train.mixing`, 2406.09179).
+(`models.interpolation`, 2406.09179).
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def cached_encoding(
 
 
 def tokenizer_digest(state: ModelState) -> str:
-    """What identifies how text becomes ids: the rules of `data.encode`, the whole of a fast
+    """What identifies how text becomes ids: the rules of `data.tokenize`, the whole of a fast
     tokenizer, its special tokens, what it begins a text with, and its chat template.
     """
     tokenizer = state.tokenizer

@@ -100,7 +100,7 @@ def cached(
     make: Callable[[Path, Mapping[str, object]], T],
 ) -> T:
     """`make(folder, key)`, once per worker: memory over what `make` keeps on disk there by `key`
-    (`artifact_cache.cached_file`, `models.cache.tensors_once`, ...).
+    (`artifact_cache.cached_file`, `models.tensor_cache.tensors_once`, ...).
 
     `key` must hold everything that decides the value, the model included.
     """

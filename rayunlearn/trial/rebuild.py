@@ -28,7 +28,7 @@ def rebuild_model(trial: Trial, workspace: Workspace) -> ModelState:
     gold or unlearned.
 
     Bit for bit those that the trial was measured with, on the same device and libraries. The model
-    is the one that `worker.reset` gives back: the next trial of this process takes it. Raises
+    is the one that `model_state.reset_weights` gives back: the next trial of this process takes it. Raises
     UserError for a gold stage without a gold model, for a trial that diverged, and
     CorruptWeightsError as `reset` does.
     """

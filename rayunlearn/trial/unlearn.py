@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 def select_documents(
     trial: Trial, workspace: Workspace, state: ModelState
 ) -> tuple[list[int], Tensor]:
-    """`coreset.pick`; a trial whose forget loss looks at no document (the retain-only control)
+    """`coreset.select_coreset`; a trial whose forget loss looks at no document (the retain-only control)
     keeps none.
     """
     if not required_inputs(FORGET[trial.method.forget].function):

@@ -75,7 +75,7 @@ def between_trials(first: LoadedTrial, other: LoadedTrial, *, points: int) -> Ro
 
 
 def unlearned_state(trial: Trial, workspace: Workspace) -> ModelState:
-    """`remade.remade`, which imports the trial, which imports this."""
+    """`rebuild.rebuild_model`, which imports the trial, which imports this."""
     from rayunlearn.trial.rebuild import rebuild_model
 
     return rebuild_model(trial, workspace)
