@@ -28,14 +28,15 @@ class DocumentFeatures:
     mean) / standard deviation of log p under the model's own distribution (Zhang et al. 2404.02936,
     equation 3). token_error (n,):
     ||softmax - one-hot||_2, the EL2N of a token. state: (D,) float32, the output of the block
-    before the last, averaged over every token. The last `n_end` labels close the text.
+    before the last, averaged over every token. The last `n_end` labels close the text
+    (`Encoded.n_end`).
     """
 
     token_nll: Tensor
     surprise: Tensor
     token_error: Tensor
     state: Tensor
-    n_end: int = 1
+    n_end: int
 
     def without_end(self, values: Tensor) -> Tensor:
         """Values of the labels (n,) without the last `n_end`; the first always stays."""
@@ -51,8 +52,9 @@ def document_features(
     results: dict[int, DocumentFeatures] = {}
     with evaluating(model):
         for positions in by_length(sequences, tokens_per_batch):
-            batch = collate([sequences[p] for p in positions]).to(model.device)
-            results |= dict(zip(positions, _passed(model, batch), strict=True))
+            chosen = [sequences[p] for p in positions]
+            batch, n_ends = collate(chosen).to(model.device), [s.n_end for s in chosen]
+            results |= dict(zip(positions, _passed(model, batch, n_ends), strict=True))
     return [results[p] for p in range(len(sequences))]
 
 
@@ -63,7 +65,7 @@ def zlib_ratio(passed: DocumentFeatures, text: str) -> float:
     return float(passed.token_nll.mean()) / len(zlib.compress(text.encode()))
 
 
-def _passed(model: PreTrainedModel, batch: Batch) -> list[DocumentFeatures]:
+def _passed(model: PreTrainedModel, batch: Batch, n_ends: Sequence[int]) -> list[DocumentFeatures]:
     penultimate, last = _states(model, batch)
     sizes = batch.labelled.sum(1).tolist()
     parts = [
@@ -71,7 +73,7 @@ def _passed(model: PreTrainedModel, batch: Batch) -> list[DocumentFeatures]:
         for values in _label_scores(model, last[:, :-1][batch.labelled[:, 1:]], label_ids(batch))
     ]
     states = _mean(penultimate.float(), batch.present).cpu()
-    return [DocumentFeatures(*values) for values in zip(*parts, states, strict=True)]
+    return [DocumentFeatures(*values) for values in zip(*parts, states, n_ends, strict=True)]
 
 
 def _label_scores(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

@@ -38,6 +38,7 @@ from rayunlearn.selectors.redundancy import (
 )
 from rayunlearn.selectors.table import SELECTORS, min_k, min_k_plus
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
+from tests.tokenizer_kinds import PAIRS, chat_tokenizer, tokenizer_of
 
 
 def losses_of(model: PreTrainedModel, batch: Batch) -> Callable[[], Tensor]:
@@ -360,17 +361,55 @@ def test_a_selector_and_the_metric_of_its_name_are_one_number(selector: str) -> 
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_end_token_counts_for_neither_min_k() -> None:
-    """Labels of NLL 1, 2 and 9, the last one the end: the least likely that counts has 2."""
-    passed = DocumentFeatures(
-        torch.tensor([1.0, 2.0, 9.0]), torch.tensor([-1.0, -2.0, -9.0]), torch.ones(3), {}
+@pytest.mark.parametrize(
+    ("kind", "chat", "n_end"),
+    [("wordpiece", "", 0), ("mistral", "", 1), ("mistral", "llama2", 2), ("phi3", "endless", 0)],
+)
+@pytest.mark.parametrize("selector", ["min_k", "min_k_plus"])
+def test_a_selector_leaves_out_what_closes_the_answer_and_no_more(
+    selector: str, kind: str, chat: str, n_end: int
+) -> None:
+    """No end token: the last word counts. An end of turn of two tokens: neither counts. The metric
+    of the name, which has it from the encoded probe, is the other side.
+    """
+    tokenizer = chat_tokenizer(kind, chat) if chat else tokenizer_of(kind)
+    template = "chat" if chat else "{prompt}"
+    documents = [Document(prompt=prompt, answer=answer) for prompt, answer in PAIRS[:4]]
+    model = build_model("tiny", len(tokenizer), seed=0)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(60.0)
+    sequences = encode_documents(documents, tokenizer, template, 256)
+    passed = document_features(model, sequences)
+    assert [p.n_end for p in passed] == [s.n_end for s in sequences] == [n_end] * 4
+    probes = encode_probes({"members": documents}, tokenizer, template, 256)
+    rows = evaluate_probes(
+        model, probes, chosen_metrics(SAME_NUMBER[selector][0]), tokenizer=tokenizer
     )
-    asked = {
-        name: SCORE_COLUMNS[name]([passed], ["w1"]) for name in ("answer_nll", "answer_surprise")
-    }
-    assert min_k(asked["answer_nll"]).tolist() == min_k_plus(asked["answer_surprise"]).tolist()
-    assert min_k(asked["answer_nll"]).tolist() == [-2.0] == [-min_k_score(passed.token_nll)]
+    function = SELECTORS[selector].function
+    found = function(
+        **{name: SCORE_COLUMNS[name](passed, []) for name in required_inputs(function)}
+    )
+    assert found.tolist() == pytest.approx([-float(str(r["value"])) for r in rows], rel=1e-4)
+
+
+def test_the_end_token_counts_for_neither_min_k() -> None:
+    """Labels of NLL 1, 2 and 9, the last one the end: the least likely that counts has 2; without
+    an end it has 9, with an end of two tokens 1.
+    """
+    for n_end, lowest in ((0, 9.0), (1, 2.0), (2, 1.0)):
+        passed = DocumentFeatures(
+            torch.tensor([1.0, 2.0, 9.0]),
+            torch.tensor([-1.0, -2.0, -9.0]),
+            torch.ones(3),
+            {},
+            n_end,
+        )
+        nll = SCORE_COLUMNS["answer_nll"]([passed], ["w1"])
+        surprise = SCORE_COLUMNS["answer_surprise"]([passed], ["w1"])
+        assert min_k(nll, fraction=0.1).tolist() == [-lowest]
+        assert min_k_plus(surprise, fraction=0.1).tolist() == [-lowest]
+        assert min_k_score(passed.token_nll, n_end, share=0.1) == lowest
     alone = DocumentFeatures(
-        torch.tensor([9.0]), torch.tensor([-9.0]), torch.ones(1), torch.ones(1)
+        torch.tensor([9.0]), torch.tensor([-9.0]), torch.ones(1), torch.ones(1), 1
     )
     assert alone.without_end(alone.token_nll).tolist() == [9.0]
