@@ -1,15 +1,54 @@
-"""What each of two processes of a test runs: a few steps on a parabola, its pieces its own; prints
-the weight it ends with.
+"""What each of two processes of a test runs, and how a test starts both:
+`python -m tests.two_processes parabola|dual`.
 """
 
-import torch
-from torch import nn
+import os
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from rayunlearn.data.tokenize import Encoded
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.objective import Side, UnlearningObjective
+from rayunlearn.methods.retain import RETAIN
+from rayunlearn.models.reference import Reference
+from rayunlearn.models.scratch import build_model
 from rayunlearn.train.loop import optimise
 from rayunlearn.train.step import StepLoss
 
+# of a model that finds each equally likely, every token costs ln 1826 = 7.51 nats
+VOCABULARY = 1826
+# the documents of the step: tokens and labels of each, no two alike
+LENGTHS = ((5, 2), (18, 11), (9, 8), (7, 1), (4, 3), (12, 6), (8, 2), (15, 9))
 
-def main() -> None:
+
+def on_two_processes(*arguments: str) -> list[str]:
+    """What each of two processes (gloo, loopback) prints when this module is run in it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    common |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.two_processes", *arguments],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    return [process.communicate(timeout=540)[0].strip() for process in started]
+
+
+def parabola() -> str:
+    """A few steps on a parabola, the process's pieces its own: pieces, weight, gradients."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 5.0)
     seen: list[int] = []
@@ -27,9 +66,50 @@ def main() -> None:
         warmup_fraction=0.0,
         max_grad_norm=1e9,
     )
-    print(f"{seen} {float(model.weight.detach())!r} {[row.grad_norm for row in log.rows]}")
+    weight, norms = float(model.weight.detach()), [row.grad_norm for row in log.rows]
+    return f"{seen} {weight!r} {norms}"
+
+
+def dual_weight_after_one_step(pieces: int, accumulation: int) -> float:
+    """PDU's weight after one optimizer step of eight documents in so many pieces, of which each
+    process accumulates some. Rate 1, limit 0.1, start 1; a retain loss of ln 1826.
+    """
+    model = build_model("tiny", VOCABULARY, seed=0)
+    nn.init.zeros_(model.get_output_embeddings().weight)
+    sequences = [
+        Encoded(str(at), tuple(range(3, 3 + n)), n - labels)
+        for at, (n, labels) in enumerate(LENGTHS)
+    ]
+    row, kept = FORGET["pdu"], RETAIN["nll"]
+    terms = UnlearningObjective(
+        model,
+        Side(row.function, sequences, Reference({}), mean=row.mean),
+        Side(kept.function, sequences, Reference({}), mean=kept.mean),
+        retain_weight=1.0,
+        layer=1,
+        batch_size=len(sequences),
+        seed=0,
+        pieces=pieces,
+        weighting=partial(row.weighting, rate=1.0, limit=0.1),
+    )
+    optimise(
+        model,
+        terms,
+        steps=1,
+        learning_rate=1e-3,
+        accumulation=accumulation,
+        remembers=[terms],
+        after_step=terms.after_step,
+    )
+    (weight,) = terms.state().values()
+    return float(weight if isinstance(weight, Tensor) else torch.tensor(weight))
+
+
+def dual() -> str:
+    """PDU's weight after a step in 2, 4 and 8 pieces, which the two processes share."""
+    return str([dual_weight_after_one_step(pieces, pieces // 2) for pieces in (2, 4, 8)])
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    print({"parabola": parabola, "dual": dual}[sys.argv[1]]())

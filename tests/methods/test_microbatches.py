@@ -2,8 +2,10 @@
 whole batch, and the state that a loss or a wrapper keeps from step to step.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import log
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ from rayunlearn.ranges import required_inputs
 from rayunlearn.train.loop import BuildOptimizer, optimise
 from rayunlearn.train.wrappers import WRAPPERS, Wrapper
 from tests.tiny_models import tiny_model
+from tests.two_processes import dual_weight_after_one_step, on_two_processes
 
 
 def documents(seed: int, lengths: tuple[tuple[int, int], ...]) -> list[Encoded]:
@@ -226,6 +229,21 @@ def test_the_dual_weight_of_pdu_after_one_step_is_that_of_the_whole_batch(pieces
     assert after_steps("pdu", pieces, steps=1, limit=0.1, rate=1.0)[1] == pytest.approx(
         expected, rel=1e-5
     )
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 4, 8])
+def test_one_step_of_eight_documents_moves_pdu_s_weight_from_1_to_8_41(pieces: int) -> None:
+    """Rate 1, limit 0.1, start 1, retain loss ln 1826: 1 + (7.51 - 0.1). Moved at every piece it
+    was 8.41, 15.8, 30.6 and 60.3 in 1, 2, 4 and 8 pieces.
+    """
+    assert dual_weight_after_one_step(pieces, pieces) == pytest.approx(0.9 + log(1826), rel=1e-6)
+    assert round(0.9 + log(1826), 2) == 8.41
+
+
+def test_over_two_processes_pdu_s_weight_moves_from_1_to_8_41_as_well() -> None:
+    """In 2, 4 and 8 pieces, each process with half of them."""
+    first, second = map(json.loads, on_two_processes("dual"))
+    assert first == second == pytest.approx([0.9 + log(1826)] * 3, rel=1e-6)
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 4])

@@ -2,10 +2,6 @@
 pieces, processes.
 """
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +22,7 @@ from rayunlearn.trial.model_state import ModelState, reset_weights
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.unlearn import objective_sides, unlearn
 from rayunlearn.trial.workspace import Workspace, validate_trial
+from tests.two_processes import on_two_processes
 
 KEPT = list(range(8))
 SHORT: dict[str, Value] = {
@@ -248,31 +245,11 @@ def test_a_trial_reads_the_options_of_everything_it_chooses(
     ) == {"scale": 3.0}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_two_processes_share_the_pieces_of_a_step_and_the_gradient() -> None:
     """Loss (w - piece)^2 from w = 5, Adam's steps of about 0.5. First step: slopes 10 and 8, mean
     9; then pieces 2 and 3: 5 and 3, mean 4.
     """
-    common = {
-        "ACCELERATE_USE_CPU": "true",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-    }
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.two_processes"]
-    root = Path(__file__).parents[2]
-    settings = [{**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    both = [
-        subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
-        for environment in settings
-    ]
-    said = [process.communicate(timeout=540)[0].strip() for process in both]
+    said = on_two_processes("parabola")
     assert said[0].startswith("[0, 2, 4] ") and said[1].startswith("[1, 3, 5] ")
     assert said[0].partition("] ")[2] == said[1].partition("] ")[2], (
         "both end at the same weight with the same gradients"
