@@ -401,7 +401,7 @@ def test_the_end_token_counts_for_neither_min_k() -> None:
             torch.tensor([1.0, 2.0, 9.0]),
             torch.tensor([-1.0, -2.0, -9.0]),
             torch.ones(3),
-            {},
+            torch.ones(1),
             n_end,
         )
         nll = SCORE_COLUMNS["answer_nll"]([passed], ["w1"])
