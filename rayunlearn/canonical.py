@@ -37,11 +37,11 @@ def canonical_trial(trial: Trial, *, check: CheckTrial) -> Trial:
             token=Token(),
         )
     elif trial.select.ratio == 1.0:
-        trial = replace(trial, select=is_full_set(trial.select))
+        trial = replace(trial, select=canonical_full_set(trial.select))
     return check(trial)
 
 
-def is_full_set(select: Select) -> Select:
+def canonical_full_set(select: Select) -> Select:
     """The one form of a selection of everything: nothing chooses documents, and without a text arm
     nothing else matters.
     """

@@ -11,6 +11,15 @@ from dataclasses import dataclass
 # digest
 # of all settings, also of those at their default, and of every model and file that is loaded.
 VERSION = 2
+# a trial's time by what it was spent on; null where a trial has no such part
+SECONDS_BY_PART = (
+    "seconds_load",
+    "seconds_select",
+    "seconds_train",
+    "seconds_measure",
+    "seconds_explain",
+    "seconds_calibrate",
+)
 # raised when a selector's number changes: scores that earlier code wrote are not taken
 SCORES_VERSION = 2
 
@@ -182,6 +191,14 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("seconds_select", "f64", "time to choose the coreset", "s", "lower"),
         Column("seconds_train", "f64", "time of the optimisation loop", "s", "lower"),
         Column("seconds_measure", "f64", "time of the metrics", "s", "lower"),
+        Column(
+            "seconds_explain",
+            "f64",
+            "time of explanations and weight paths, the training of the full-set model among it;"
+            " null where explain.* asks for neither",
+            "s",
+            "lower",
+        ),
         Column(
             "peak_memory_bytes",
             "i64",

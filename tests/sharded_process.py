@@ -19,6 +19,7 @@ from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.errors import UserError
 from rayunlearn.models import cpu_offload
 from rayunlearn.train import fsdp, loop
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.model_state import load_model_state, reset_weights
 from rayunlearn.trial.unlearn import unlearn
 from rayunlearn.trial.workspace import Workspace, validate_trial
@@ -58,7 +59,7 @@ def trained(
     cpu_offload.weight_budget = lambda device: 0.0 if name.startswith("larger") else ROOM_ON(device)
     state = reset_weights(workspace.base)
     assert cpu_offload.is_offloaded(state.model) is name.startswith("larger")
-    log = unlearn(trial, workspace, state, list(range(8)), folder / f"adapter-{rank}")
+    log = unlearn(TrialContext(trial, workspace, state), list(range(8)), folder / f"adapter-{rank}")
     assert not any(isinstance(p, DTensor) for p in state.model.parameters())
     save_file(
         {name: p.detach().contiguous() for name, p in state.model.named_parameters()},

@@ -193,8 +193,8 @@ def _peer(table: pl.DataFrame, role: str, dataset: Mapping[str, Any]) -> dict[st
     """The base row, or the full-set row of the same method, under the same settings; None where
     there is none or it was not measured.
 
-    A full set is not chosen (`canonical.is_full_set`): where none has the settings of `select` that its
-    parts have, it stands at their defaults.
+    A full set is not chosen (`canonical.canonical_full_set`): where none has the settings of
+    `select` that its parts have, it stands at their defaults.
     """
     shared = (
         [n for n in dataset if n.startswith(CONTEXT_SECTIONS)]

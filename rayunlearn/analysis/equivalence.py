@@ -249,7 +249,7 @@ def _stopped(
 
 def selector_label(rows: pl.DataFrame) -> list[str]:
     """Settings of a cell that say how its part was chosen and that a full set has not
-    (`canonical.is_full_set`).
+    (`canonical.canonical_full_set`).
     """
     original = "select.text" not in rows.columns or rows["select.text"][0] in (None, "original")
     return [

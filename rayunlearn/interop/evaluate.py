@@ -25,6 +25,7 @@ from rayunlearn.models.load import check_template, load_model, model_digest
 from rayunlearn.registry import check_trial
 from rayunlearn.storage.parquet import write_bytes, write_table
 from rayunlearn.train.device import accelerator
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.evaluate import (
     GOLD_METRICS,
     HOLDOUT_METRICS,
@@ -201,7 +202,7 @@ def measured_rows(model: str, trial: Trial, workspace: Workspace) -> Rows:
     """
     loaded, tokenizer = load_model(model, dtype=torch.float32)
     to_device_or_offload(loaded, accelerator().device).eval()
-    return trial_examples(trial, workspace, ModelState(loaded, tokenizer, {}, 0))
+    return trial_examples(TrialContext(trial, workspace, ModelState(loaded, tokenizer, {}, 0)))
 
 
 def gold_rows(gold: str, trial: Trial, workspace: Workspace) -> pl.DataFrame | None:

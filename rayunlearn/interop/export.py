@@ -58,8 +58,8 @@ def export_trial(run: Path, trial_id: str, output: Path, *, adapter_only: bool =
     if adapter_only:
         write_adapter(trial_to_export, run / "adapters" / trial_to_export.trial_id, output, notes)
         return f"the adapter of trial {trial_to_export.trial_id}: {output}"
-    state = rebuild_model(trial_to_export.trial, trial_to_export.workspace)
-    save_model(state.model, state.tokenizer, output, notes=notes)
+    context = rebuild_model(trial_to_export.trial, trial_to_export.workspace)
+    save_model(context.model, context.tokenizer, output, notes=notes)
     return f"the model of trial {trial_to_export.trial_id} (stage {trial_to_export.trial.stage}): {output}"
 
 

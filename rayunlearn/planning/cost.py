@@ -11,6 +11,7 @@ from rayunlearn.errors import require
 from rayunlearn.experiment import Budget
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Agenda, PlannedTrial
+from rayunlearn.schema import SECONDS_BY_PART
 
 # The rule of thumb, used until this run has a finished trial of its own.
 # one CPU thread on small matrices, as measured on the embedded test bed
@@ -42,9 +43,6 @@ DRIVER_BYTES = 1100 * 2**20
 # of the weights in float32: model, pristine copy, gradients, two moments of AdamW, a reference or
 # activations
 COPIES = 6
-
-
-SECONDS_PER_STEP = ("seconds_load", "seconds_select", "seconds_train", "seconds_measure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +239,7 @@ def _measured(run: Path) -> CostEstimate | None:
 
     if not finished_ids(run):
         return None
-    seconds = pl.sum_horizontal(SECONDS_PER_STEP)
+    seconds = pl.sum_horizontal(SECONDS_BY_PART)
     trained = open_run(run).trials.filter(
         (pl.col("stage") == "unlearned") & (pl.col("status") != "failed")
     )

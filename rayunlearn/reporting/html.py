@@ -35,6 +35,7 @@ from rayunlearn.reporting.tables import (
     ranking_sentences,
     ranking_view,
 )
+from rayunlearn.schema import SECONDS_BY_PART
 from rayunlearn.storage.parquet import write_bytes
 from rayunlearn.storage.run import Run, open_run
 
@@ -219,10 +220,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     versions = sorted(
         {line for text in trials["packages"].drop_nulls().unique() for line in _versions(text)}
     )
-    seconds = {
-        name: trials[name].sum()
-        for name in ("seconds_load", "seconds_select", "seconds_train", "seconds_measure")
-    }
+    seconds = {name: trials[name].sum() for name in SECONDS_BY_PART if trials[name].count() > 0}
     facts.append(("packages", ", ".join(versions)))
     facts.append(
         (

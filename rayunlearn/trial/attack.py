@@ -39,9 +39,10 @@ from rayunlearn.models.device_memory import reset_peak_memory
 from rayunlearn.models.load import load_model
 from rayunlearn.registry import arguments_of, check_trial
 from rayunlearn.schema import HELD_IN
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.evaluate import trial_examples
-from rayunlearn.trial.model_state import ModelState, cached_in_worker
+from rayunlearn.trial.model_state import cached_in_worker
 from rayunlearn.trial.probes import encoded_probes
 from rayunlearn.trial.provenance import Clock
 from rayunlearn.trial.rebuild import rebuild_model
@@ -96,11 +97,11 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
     reset_peak_memory()
     clock = Clock()
     require_same_weights(trial, workspace)
-    state = rebuild_model(trial_under_attack(trial), workspace)
+    context = replace(rebuild_model(trial_under_attack(trial), workspace), trial=trial)
     clock.lap("seconds_load")
     with torch.random.fork_rng(), ExitStack() as leaving:
         torch.manual_seed(trial.attack.seed)
-        inputs = AttackInputs(trial, workspace, state, leaving)
+        inputs = AttackInputs(context, leaving)
         try:
             probes, tables = run_attack(inputs)
         except DivergedError:
@@ -124,41 +125,35 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
 class AttackInputs:
     """What attacks may ask for, by the names in `attacks.base.ATTACK_INPUTS`; made when asked for."""
 
-    def __init__(
-        self, trial: Trial, workspace: Workspace, state: ModelState, leaving: ExitStack
-    ) -> None:
-        self.trial, self._workspace, self._state, self.leaving = trial, workspace, state, leaving
-        self.attack: AttackRow = ATTACKS[trial.attack.name]
-        self.seed, self.template = trial.attack.seed, trial.data.template
+    def __init__(self, context: TrialContext, leaving: ExitStack) -> None:
+        self._context, self.trial, self.leaving = context, context.trial, leaving
+        self.attack: AttackRow = ATTACKS[self.trial.attack.name]
+        self.seed, self.template = self.trial.attack.seed, self.trial.data.template
         self.curve: Rows = []
 
     @property
     def model(self) -> PreTrainedModel:
-        return self._state.model
+        return self._context.model
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self._state.tokenizer
+        return self._context.tokenizer
 
     @cached_property
     def base(self) -> PreTrainedModel:
-        device = str(self._state.model.device)
+        device = str(self._context.model.device)
         model: PreTrainedModel = load_model(
-            self._workspace.base, dtype=torch.float32, device=device
+            self._context.workspace.base, dtype=torch.float32, device=device
         )[0]
         return model.eval().requires_grad_(False)
 
     @cached_property
     def probes(self) -> list[Probe]:
-        return [
-            p
-            for p in encoded_probes(self._workspace, self._state, self.trial.data)
-            if p.split in SPLITS
-        ]
+        return [p for p in encoded_probes(self._context) if p.split in SPLITS]
 
     @cached_property
     def held_in(self) -> list[Probe]:
-        learned = facts_held_in(self._workspace.corpus.probes["forget"], self.seed)
+        learned = facts_held_in(self._context.corpus.probes["forget"], self.seed)
         return [p for p in self.probes if p.split == "forget" and facts_of(p) <= learned]
 
     @property
@@ -177,23 +172,19 @@ class AttackInputs:
 
     @cached_property
     def forget_probes(self) -> tuple[Document, ...]:
-        return self._workspace.corpus.probes["forget"]
+        return self._context.corpus.probes["forget"]
 
     @cached_property
     def retain_probes(self) -> tuple[Document, ...]:
-        return self._workspace.corpus.probes["retain"]
+        return self._context.corpus.probes["retain"]
 
     @cached_property
     def forget_sequences(self) -> list[Encoded]:
-        return draw_documents(
-            training_sequences(self.trial, self._workspace, self._state)[0], self.seed
-        )
+        return draw_documents(training_sequences(self._context)[0], self.seed)
 
     @cached_property
     def retain_sequences(self) -> list[Encoded]:
-        return draw_documents(
-            training_sequences(self.trial, self._workspace, self._state)[1], self.seed
-        )
+        return draw_documents(training_sequences(self._context)[1], self.seed)
 
     @cached_property
     def held_in_sequences(self) -> list[Encoded]:
@@ -215,7 +206,11 @@ class AttackInputs:
     @cached_property
     def chat(self) -> Chat | None:
         name = self.trial.attack.chat_model
-        return cached_in_worker(self._state, ("chat", name), lambda: _chat(name)) if name else None
+        return (
+            cached_in_worker(self._context.state, ("chat", name), lambda: _chat(name))
+            if name
+            else None
+        )
 
     @cached_property
     def rng(self) -> random.Random:
@@ -238,7 +233,7 @@ class AttackInputs:
         """
         probes, why = [], ""
         for split in REASKING_KINDS:
-            for document in self._workspace.corpus.probes.get(split, ()):
+            for document in self._context.corpus.probes.get(split, ()):
                 rewritten = {
                     "document": document,
                     "rng": random.Random(f"{self.trial.attack.name} {self.seed} {document.doc_id}"),
@@ -263,7 +258,7 @@ class AttackInputs:
 
     def measured(self, probes: Sequence[Probe]) -> Rows:
         """doc_id, split, metric, value of the trial's metrics on the model as it stands now."""
-        return trial_examples(self.trial, self._workspace, self._state, list(probes))
+        return trial_examples(self._context, list(probes))
 
     def watch(self, step: int) -> bool:
         """Put the model as it stands at `step` on the recovery curve, where the step is one of its
@@ -308,7 +303,7 @@ class AttackInputs:
             self.curve += curve_rows(
                 "relearning",
                 step,
-                trial_examples(self.trial, self._workspace, self._state, probes, metrics),
+                trial_examples(self._context, probes, metrics),
             )
 
 

@@ -6,36 +6,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from rayunlearn.analysis.intervals import summarise_examples
-from rayunlearn.config import Trial
 from rayunlearn.errors import require
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.models.interpolation import Calibration, calibrate_mixing, copy_of, mixed
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.evaluate import Rows, examples_frame, label_examples, trial_examples
-from rayunlearn.trial.model_state import ModelState
 from rayunlearn.trial.probes import encoded_probes
-from rayunlearn.trial.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def calibrate_trial(
-    trial: Trial, workspace: Workspace, state: ModelState, examples: Rows, *, step: int
+    context: TrialContext, examples: Rows, *, step: int
 ) -> tuple[dict[str, Any], dict[str, Rows]]:
     """(columns of `trials`, rows of `examples`, `evals` and `curves`) of the mixtures that retain
     calibrate.tau and calibrate.beside x base.
 
-    `state.model` holds the unlearned weights, LoRA added to them, and holds them again afterwards;
+    The model holds the unlearned weights, LoRA added to them, and holds them again afterwards;
     `examples` are theirs. A mixture that two stages share is measured once. Raises UserError where
     base retains nothing.
     """
-    path = MixingPath(trial, workspace, state, copy_of(state.model))
-    shares = {"calibrated": trial.calibrate.tau, "calibrated_beside": trial.calibrate.beside}
+    calibrate = context.trial.calibrate
+    path = MixingPath(context, copy_of(context.model))
+    shares = {"calibrated": calibrate.tau, "calibrated_beside": calibrate.beside}
     calibrations = {
         stage: calibrate_mixing(path.retention, share=share)
         for stage, share in shares.items()
@@ -46,10 +46,10 @@ def calibrate_trial(
     for stage, calibration in calibrations.items():
         if calibration.alpha not in measured:
             measured[calibration.alpha] = path.inside(
-                calibration.alpha, lambda: trial_examples(trial, workspace, state)
+                calibration.alpha, partial(trial_examples, context)
             )
         for name, rows in label_examples(
-            trial, workspace, measured[calibration.alpha], stage=stage, step=step
+            context, measured[calibration.alpha], stage=stage, step=step
         ).items():
             tables[name] += rows
     return calibration_columns(calibrations), tables | {"curves": path.rows()}
@@ -74,30 +74,28 @@ class MixingPath:
     retaining costs.
     """
 
-    trial: Trial
-    workspace: Workspace
-    state: ModelState
+    context: TrialContext
     unlearned: dict[str, Tensor]
     measured: dict[float, pl.DataFrame] = field(default_factory=dict)
 
     def retention(self, alpha: float) -> float:
         """Mean of calibrate.retention on calibrate.split at theta(alpha)."""
         if alpha not in self.measured:
-            self.measured[alpha] = self.inside(alpha, self._look)
+            self.measured[alpha] = self.inside(alpha, self._measure)
         means = (
             self.measured[alpha]
-            .filter(pl.col("split") == self.trial.calibrate.split)["value"]
+            .filter(pl.col("split") == self.context.trial.calibrate.split)["value"]
             .drop_nulls()
         )
         rule = (
             "calibrate.split must be a split of the probes on which calibrate.retention is defined"
         )
-        require(len(means) == 1, rule, self.trial.calibrate.split)
+        require(len(means) == 1, rule, self.context.trial.calibrate.split)
         return float(means.item())
 
     def inside(self, alpha: float, measure: Callable[[], Any]) -> Any:
-        """What `look` sees while the model is at theta(alpha)."""
-        with mixed(self.state.model, self.state.pristine, self.unlearned, alpha):
+        """What `measure` returns while the model is at theta(alpha)."""
+        with mixed(self.context.model, self.context.state.pristine, self.unlearned, alpha):
             return measure()
 
     def rows(self) -> Rows:
@@ -108,14 +106,8 @@ class MixingPath:
             for row in means.to_dicts()
         ]
 
-    def _look(self) -> pl.DataFrame:
-        splits = (self.trial.calibrate.split, "forget")
-        probes = [
-            p
-            for p in encoded_probes(self.workspace, self.state, self.trial.data)
-            if p.split in splits
-        ]
-        metrics = chosen_metrics(self.trial.calibrate.retention)
-        return summarise_examples(
-            examples_frame(trial_examples(self.trial, self.workspace, self.state, probes, metrics))
-        )
+    def _measure(self) -> pl.DataFrame:
+        splits = (self.context.trial.calibrate.split, "forget")
+        probes = [p for p in encoded_probes(self.context) if p.split in splits]
+        metrics = chosen_metrics(self.context.trial.calibrate.retention)
+        return summarise_examples(examples_frame(trial_examples(self.context, probes, metrics)))

@@ -15,7 +15,7 @@ import polars as pl
 from rayunlearn import methods as method_code
 from rayunlearn import selectors as selector_code
 from rayunlearn import train as train_code
-from rayunlearn.config import Trial, flatten
+from rayunlearn.config import flatten
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.tokenize import ENCODING_VERSION
 from rayunlearn.keywords.extract import weight_keywords
@@ -32,6 +32,7 @@ from rayunlearn.selectors.random_projection import head_gradients
 from rayunlearn.selectors.table import SELECTORS, top_k_documents
 from rayunlearn.storage.artifact_cache import TABLE, cached_file
 from rayunlearn.storage.parquet import frame_of
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import (
     EXTRACTING,
@@ -39,9 +40,7 @@ from rayunlearn.trial.keywords import (
     keyword_settings,
     library_versions,
 )
-from rayunlearn.trial.model_state import ModelState
 from rayunlearn.trial.provenance import code_digest
-from rayunlearn.trial.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,23 +59,21 @@ SCORING = (
 
 
 def select_coreset(
-    trial: Trial,
-    workspace: Workspace,
-    state: ModelState,
+    context: TrialContext,
     norms_along: Callable[[Sequence[int], int], Tensor],
 ) -> tuple[list[int], Tensor]:
     """Positions in corpus.forget of the coreset, best first, and the score of every forget
     document.
 
-    `state` must hold the base weights. Documents are scored in the order of their doc_id. With
+    The model must hold the base weights. Documents are scored in the order of their doc_id. With
     `select.stratified` the topics of the documents share the coreset out.
     `gradient_norms_along(order, epochs)`: gradient norms on an unlearning run.
     """
-    forget = workspace.corpus.forget
+    forget, select = context.corpus.forget, context.trial.select
     order = sorted(range(len(forget)), key=lambda p: forget[p].doc_id)
-    ordered = _scores(trial, workspace, state, order, norms_along)
-    topics = [forget[p].topic for p in order] if trial.select.stratified else []
-    coreset = [order[p] for p in top_k_documents(ordered, trial.select.ratio, topics)]
+    ordered = _scores(context, order, norms_along)
+    topics = [forget[p].topic for p in order] if select.stratified else []
+    coreset = [order[p] for p in top_k_documents(ordered, select.ratio, topics)]
     scores = torch.empty(len(order))
     scores[order] = ordered
     return coreset, scores
@@ -89,26 +86,18 @@ class SelectorInputs:
 
     def __init__(
         self,
-        trial: Trial,
-        workspace: Workspace,
-        state: ModelState,
+        context: TrialContext,
         order: Sequence[int],
         norms_along: Callable[[Sequence[int], int], Tensor],
     ) -> None:
-        self._trial, self._workspace, self._state, self._order, self._norms_along = (
-            trial,
-            workspace,
-            state,
-            order,
-            norms_along,
-        )
-        forget, self._retain = training_sequences(trial, workspace, state)
+        self._context, self._order, self._norms_along = context, order, norms_along
+        forget, self._retain = training_sequences(context)
         self._forget = [forget[p] for p in order]
-        self.n_documents, self.seed = len(order), trial.select.seed
+        self.n_documents, self.seed = len(order), context.trial.select.seed
 
     @cached_property
     def _passed(self) -> list[DocumentFeatures]:
-        return document_features(self._state.model, self._forget)
+        return document_features(self._context.model, self._forget)
 
     @cached_property
     def token_nll(self) -> list[Tensor]:
@@ -124,7 +113,7 @@ class SelectorInputs:
 
     @cached_property
     def nll_per_byte(self) -> Tensor:
-        documents = self._workspace.corpus.forget
+        documents = self._context.corpus.forget
         return torch.tensor(
             [
                 zlib_ratio(p, documents[document].answer)
@@ -142,15 +131,15 @@ class SelectorInputs:
 
     @cached_property
     def gradients(self) -> Tensor:
-        return head_gradients(self._state.model, self._forget)
+        return head_gradients(self._context.model, self._forget)
 
     @cached_property
     def retain_alignment(self) -> Tensor:
-        return cosines_with(self._state.model, self._forget, self._retain, token_nll)
+        return cosines_with(self._context.model, self._forget, self._retain, token_nll)
 
     @cached_property
     def document_keywords(self) -> list[dict[str, float]]:
-        keywords = forget_keywords(self._trial, self._workspace, self._state)
+        keywords = forget_keywords(self._context)
         return [weight_keywords(keywords[p]) for p in self._order]
 
     def norms_along(self, epochs: int) -> Tensor:
@@ -158,18 +147,17 @@ class SelectorInputs:
 
 
 def _scores(
-    trial: Trial,
-    workspace: Workspace,
-    state: ModelState,
+    context: TrialContext,
     order: Sequence[int],
     norms_along: Callable[[Sequence[int], int], Tensor],
 ) -> Tensor:
     """Scores in `order`; those that take a model or a pass over the corpus are kept on disk and
     shared by all trials.
     """
+    trial, corpus = context.trial, context.corpus
     function = SELECTORS[trial.select.name].function
     arguments, names = arguments_of(trial, function), required_inputs(function)
-    inputs = SelectorInputs(trial, workspace, state, order, norms_along)
+    inputs = SelectorInputs(context, order, norms_along)
 
     def make() -> Tensor:
         scores: Tensor = function(**{n: getattr(inputs, n) for n in names}, **arguments)
@@ -177,17 +165,17 @@ def _scores(
 
     if set(names) <= {"n_documents", "seed"}:
         return make()
-    ids = [workspace.corpus.forget[p].doc_id for p in order]
+    ids = [corpus.forget[p].doc_id for p in order]
     columns = {
-        "corpus_digest": workspace.corpus.digest,
-        "model_digest": workspace.base_digest,
+        "corpus_digest": corpus.digest,
+        "model_digest": context.workspace.base_digest,
         "scorer": trial.select.name,
     }
     key = columns | {
-        "weights": state.checksum,
+        "weights": context.state.checksum,
         "arguments": arguments,
-        "settings": _decisive(trial, workspace, names),
-        "place": state.model.device.type,
+        "settings": _decisive_settings(context, names),
+        "place": context.model.device.type,
         "code": code_digest(*SCORING, _module_of(norms_along)),
         **library_versions(),
     }
@@ -196,13 +184,14 @@ def _scores(
         scored = zip(ids, make(), strict=True)
         return frame_of("scores", [columns | {"doc_id": i, "value": float(v)} for i, v in scored])
 
-    table = cached_file(workspace.cache / "scores", key, rows, TABLE)
+    table = cached_file(context.cache / "scores", key, rows, TABLE)
     values = dict(table.select("doc_id", "value").iter_rows())
     return torch.tensor([values[i] for i in ids])
 
 
-def _decisive(trial: Trial, workspace: Workspace, names: Sequence[str]) -> dict[str, Any]:
+def _decisive_settings(context: TrialContext, names: Sequence[str]) -> dict[str, Any]:
     """Settings beside the selector's own that change its scores."""
+    trial = context.trial
     settings: dict[str, Any] = {
         "template": trial.data.template,
         "max_tokens": trial.data.max_tokens,
@@ -211,7 +200,7 @@ def _decisive(trial: Trial, workspace: Workspace, names: Sequence[str]) -> dict[
     if "seed" in names:
         settings["seed"] = trial.select.seed
     if "document_keywords" in names:
-        settings["keywords"] = keyword_settings(trial, workspace)
+        settings["keywords"] = keyword_settings(trial, context.workspace)
     if "norms_along" in names:
         decisive = tuple(
             f"{name}." for name in ("data", "model", "select", "stop", *SELECTORS, *EXTRACTORS)

@@ -6,43 +6,41 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rayunlearn.config import Trial, digest
+from rayunlearn.config import digest
 from rayunlearn.data import tokenize as encode_module
 from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import ENCODING_VERSION, Encoded, begin_ids, encode_documents
 from rayunlearn.models import tensor_cache as cache_module
 from rayunlearn.models.tensor_cache import pack_tensors, tensors_once, unpack_tensors
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.model_state import ModelState, cached, cached_in_worker
 from rayunlearn.trial.provenance import code_digest
-from rayunlearn.trial.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def training_sequences(
-    trial: Trial, workspace: Workspace, state: ModelState
-) -> tuple[list[Encoded], list[Encoded]]:
+def training_sequences(context: TrialContext) -> tuple[list[Encoded], list[Encoded]]:
     """Forget and retain documents as the model reads them, whatever `select.text` says; shared by a
     worker's trials.
     """
-    corpus = workspace.corpus
+    corpus = context.corpus
     return (
-        cached_encoding(trial, workspace, state, "forget", corpus.forget),
-        cached_encoding(trial, workspace, state, "retain", corpus.retain),
+        cached_encoding(context, "forget", corpus.forget),
+        cached_encoding(context, "retain", corpus.retain),
     )
 
 
 def cached_encoding(
-    trial: Trial, workspace: Workspace, state: ModelState, role: str, documents: Sequence[Document]
+    context: TrialContext, role: str, documents: Sequence[Document]
 ) -> list[Encoded]:
     """Documents of the corpus as token ids, from the disk cache once one process has encoded them."""
-    data = trial.data
+    data = context.trial.data
     key = {
-        "corpus": workspace.corpus.digest,
+        "corpus": context.corpus.digest,
         "role": role,
-        "tokenizer": tokenizer_digest(state),
-        "model": workspace.base_digest,
+        "tokenizer": tokenizer_digest(context.state),
+        "model": context.workspace.base_digest,
         "template": data.template,
         "max": data.max_tokens,
         "code": code_digest(encode_module, cache_module),
@@ -50,13 +48,13 @@ def cached_encoding(
 
     def make() -> dict[str, Tensor]:
         return pack_tensors(
-            encode_documents(documents, state.tokenizer, data.template, data.max_tokens)
+            encode_documents(documents, context.tokenizer, data.template, data.max_tokens)
         )
 
     def read_or_make(folder: Path, key: Mapping[str, object]) -> list[Encoded]:
         return unpack_tensors(tensors_once(folder, key, make), [d.doc_id for d in documents])
 
-    return cached(state, workspace.cache / "encodings", key, read_or_make)
+    return cached(context.state, context.cache / "encodings", key, read_or_make)
 
 
 def tokenizer_digest(state: ModelState) -> str:

@@ -34,6 +34,7 @@ from rayunlearn.models.tensor_cache import tensors_once
 from rayunlearn.registry import arguments_of
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.train.device import accelerator
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.identity import cached_model_digest
 from rayunlearn.trial.model_state import ModelState, cached, load_model_state
 from rayunlearn.trial.probes import encoded_probes
@@ -62,8 +63,7 @@ GOLD_METRICS = ("truth_ratio", PRIVACY_SCORE)
 
 
 def label_examples(
-    trial: Trial,
-    workspace: Workspace,
+    context: TrialContext,
     examples: Rows,
     *,
     stage: str,
@@ -78,7 +78,7 @@ def label_examples(
     frame = examples_frame(examples)
     means = [
         *summarise_examples(frame).to_dicts(),
-        *corpus_rows(frame, gold_examples(trial, workspace)),
+        *corpus_rows(frame, gold_examples(context.trial, context.workspace)),
     ]
     keys = {"stage": stage, "attack": attack}
     return {
@@ -88,9 +88,7 @@ def label_examples(
 
 
 def trial_examples(
-    trial: Trial,
-    workspace: Workspace,
-    state: ModelState,
+    context: TrialContext,
     probes: Sequence[Probe] | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Rows:
@@ -99,59 +97,54 @@ def trial_examples(
 
     Members and holdout are asked for their membership scores alone.
     """
-    metrics = chosen_metrics(trial.measure.metrics) if metrics is None else metrics
+    metrics = chosen_metrics(context.trial.measure.metrics) if metrics is None else metrics
     scores = {name: row for name, row in metrics.items() if name in SCORES}
-    questions = list(probes) if probes is not None else encoded_probes(workspace, state, trial.data)
+    questions = list(probes) if probes is not None else encoded_probes(context)
     ordinary, strangers = (
         [p for p in questions if (p.split in HOLDOUT_METRICS) is strange]
         for strange in (False, True)
     )
-    on = partial(_measured, trial, workspace, state)
-    return [*on(ordinary, metrics), *(on(strangers, scores) if scores and strangers else [])]
+    rows = _measure(context, ordinary, metrics)
+    return rows + (_measure(context, strangers, scores) if scores and strangers else [])
 
 
-def start_examples(trial: Trial, workspace: Workspace, state: ModelState) -> Rows:
-    """`examples_without_attacks` of a model that nothing was done to (base, gold): measured once,
+def start_examples(context: TrialContext) -> Rows:
+    """`trial_examples` of a model that nothing was done to (base, gold): measured once,
     by whichever run and process comes first.
 
     Kept by weights, probes, settings of the measuring, device, libraries and the code that
     measures.
     """
-    metrics, probes = (
-        chosen_metrics(trial.measure.metrics),
-        encoded_probes(workspace, state, trial.data),
-    )
-    key = cache_key(workspace, state, [], "float32") | {
+    trial, probes = context.trial, encoded_probes(context)
+    options = metric_options(trial, chosen_metrics(trial.measure.metrics))
+    key = cache_key(context, [], "float32") | {
         "what": "examples",
         "probes": digest([asdict(probe) for probe in probes]),
         "measure": asdict(trial.measure),
-        "options": metric_options(trial, metrics),
-        "shots": dict(workspace.corpus.shots),
+        "options": options,
+        "shots": dict(context.corpus.shots),
         "code": code_digest(*MEASURING),
     }
-    key |= {"options": metric_options(trial, metrics)}
-    make = partial(trial_examples, trial, workspace, state)
-    rows: Rows = cached_file(workspace.cache / "evaluations", key, make, JSON)
+    make = partial(trial_examples, context)
+    rows: Rows = cached_file(context.cache / "evaluations", key, make, JSON)
     return rows
 
 
-def _measured(
-    trial: Trial,
-    workspace: Workspace,
-    state: ModelState,
+def _measure(
+    context: TrialContext,
     probes: Sequence[Probe],
     metrics: Mapping[str, Metric],
 ) -> Rows:
-    base = (
-        base_reference(trial, workspace, probes) if "base" in sources_of(metrics.values()) else None
+    trial, needs_base = context.trial, "base" in sources_of(metrics.values())
+    return evaluate_probes(
+        context.model,
+        probes,
+        metrics,
+        options=metric_options(trial, metrics),
+        writing=replace(writing_of(trial), shots=context.corpus.shots),
+        base=base_reference(trial, context.workspace, probes) if needs_base else None,
+        tokenizer=context.tokenizer,
     )
-    settings = {
-        "options": metric_options(trial, metrics),
-        "writing": replace(writing_of(trial), shots=workspace.corpus.shots),
-        "base": base,
-        "tokenizer": state.tokenizer,
-    }
-    return evaluate_probes(state.model, probes, metrics, **settings)
 
 
 def metric_options(trial: Trial, metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
@@ -191,7 +184,8 @@ def base_reference(trial: Trial, workspace: Workspace, probes: Sequence[Probe]) 
         with start_weights(state):
             return read_or_make(state.model)
 
-    key = cache_key(workspace, state, sequences, "float32") | {"what": "base on probes"}
+    context = TrialContext(trial, workspace, state)
+    key = cache_key(context, sequences, "float32") | {"what": "base on probes"}
     return cached(state, workspace.cache / "reference", key, make)
 
 
@@ -242,12 +236,8 @@ def _gold_values(
 ) -> dict[str, Tensor]:
     model, tokenizer = load_model(workspace.gold, dtype=torch.float32)
     to_device_or_offload(model, accelerator().device).eval()
-    state = ModelState(model, tokenizer, {}, 0)
-    probes = [
-        p
-        for p in encoded_probes(workspace, state, trial.data)
-        if p.split in ("forget", *HOLDOUT_METRICS)
-    ]
+    context = TrialContext(trial, workspace, ModelState(model, tokenizer, {}, 0))
+    probes = [p for p in encoded_probes(context) if p.split in ("forget", *HOLDOUT_METRICS)]
     rows = evaluate_probes(model, probes, metrics, options=metric_options(trial, metrics))
     return _packed(rows)
 

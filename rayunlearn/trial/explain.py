@@ -31,7 +31,7 @@ from rayunlearn.attribution.leave_one_out import (
     token_units,
     word_units,
 )
-from rayunlearn.config import Explain, Select, Trial
+from rayunlearn.config import Explain, Select
 from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import Encoded, encode_pair
 from rayunlearn.errors import require
@@ -47,10 +47,11 @@ from rayunlearn.metrics.table import METRICS
 from rayunlearn.models.forward import score
 from rayunlearn.ranges import options_of
 from rayunlearn.schema import WORD_KINDS
+from rayunlearn.trial.context import TrialContext, base_context
 from rayunlearn.trial.load import LoadedTrial
-from rayunlearn.trial.model_state import ModelState, cached_in_worker, reset_weights
-from rayunlearn.trial.weight_paths import Rows, unlearned_state, weight_path_tables
-from rayunlearn.trial.workspace import Workspace
+from rayunlearn.trial.model_state import cached_in_worker
+from rayunlearn.trial.rebuild import rebuild_model
+from rayunlearn.trial.weight_paths import Rows, weight_path_tables
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,26 +90,22 @@ class EmphasisWords:
     random: tuple[Word, ...]
 
 
-def select_questions(
-    trial: Trial, workspace: Workspace, state: ModelState
-) -> list[AttributionQuestion]:
+def select_questions(context: TrialContext) -> list[AttributionQuestion]:
     """The first `explain.documents` questions of every split in the order of their ids, which is as
     good as drawn.
     """
     chosen = [
         (d, split)
-        for split, part in workspace.corpus.probes.items()
-        for d in _first(part, trial.explain.documents)
+        for split, part in context.corpus.probes.items()
+        for d in _first_by_id(part, context.trial.explain.documents)
         if d.prompt
     ]
-    return [select_question(trial, state, document, split) for document, split in chosen]
+    return [select_question(context, document, split) for document, split in chosen]
 
 
-def select_question(
-    trial: Trial, state: ModelState, document: Document, split: str
-) -> AttributionQuestion:
+def select_question(context: TrialContext, document: Document, split: str) -> AttributionQuestion:
     """A question with its ids and its parts."""
-    tokenizer, data = state.tokenizer, trial.data
+    tokenizer, data = context.tokenizer, context.trial.data
     sequence = encode_pair(
         document.doc_id, document.prompt, document.answer, tokenizer, data.template, data.max_tokens
     )
@@ -118,63 +115,57 @@ def select_question(
     return AttributionQuestion(document, split, sequence, *units)
 
 
-def attributions(
-    explain: Explain, state: ModelState, questions: Sequence[AttributionQuestion]
-) -> Rows:
+def attributions(context: TrialContext, questions: Sequence[AttributionQuestion]) -> Rows:
     """Rows of `attributions` of the weights that the model holds: every token and every word of
     every question.
     """
     rows: Rows = []
     for unit in ("token", "word"):
-        parts = [getattr(a, f"{unit}s") for a in questions]
+        units_by_question = [getattr(question, f"{unit}s") for question in questions]
+        pairs = zip(questions, units_by_question, strict=True)
         contribution_lists = contributions(
-            state.model, [(a.sequence, units) for a, units in zip(questions, parts, strict=True)]
+            context.model, [(question.sequence, units) for question, units in pairs]
         )
-        for a, units, values in zip(questions, parts, contribution_lists, strict=True):
-            gradients = (
-                _gradients(explain, state, a) if unit == "token" else [None] * len(units.texts)
-            )
-            rows += _rows(explain, a, unit, units, values, gradients)
+        for question, units, values in zip(
+            questions, units_by_question, contribution_lists, strict=True
+        ):
+            no_gradients: list[float | None] = [None] * len(units.texts)
+            gradients = _token_gradients(context, question) if unit == "token" else no_gradients
+            rows += _attribution_rows(context, question, unit, units, values, gradients)
     return rows
 
 
-def emphasis_words(trial: Trial, workspace: Workspace) -> dict[str, EmphasisWords]:
-    """What is pointed out in each question, by doc_id; empty where nothing is explained. The
-    worker's base model is reset.
+def emphasis_words(context: TrialContext) -> dict[str, EmphasisWords]:
+    """What is pointed out in each question, by doc_id; empty where nothing is explained. The model
+    must hold the base weights, whatever the trial is measured with.
     """
-    if trial.explain.documents == 0:
+    if context.trial.explain.documents == 0:
         return {}
-    state = reset_weights(workspace.base)
-    questions = select_questions(trial, workspace, state)
-    contribution_lists = contributions(state.model, [(a.sequence, a.words) for a in questions])
+    questions = select_questions(context)
+    contribution_lists = contributions(
+        context.model, [(question.sequence, question.words) for question in questions]
+    )
     return {
-        a.document.doc_id: _focus(trial.explain, a.document, values.tolist())
-        for a, values in zip(questions, contribution_lists, strict=True)
+        question.document.doc_id: _choose_emphasis(
+            context.trial.explain, question.document, values.tolist()
+        )
+        for question, values in zip(questions, contribution_lists, strict=True)
     }
 
 
 def explanation_rows(
-    trial: Trial,
-    workspace: Workspace,
-    state: ModelState,
-    focus: Mapping[str, EmphasisWords],
-    *,
-    step: int,
+    context: TrialContext, emphasis: Mapping[str, EmphasisWords], *, step: int
 ) -> dict[str, Rows]:
     """Rows by table of what `explain.*` asks of the model as it is now, which it is afterwards."""
-    curves = weight_path_tables(trial, workspace, state)
+    trial, curves = context.trial, weight_path_tables(context)
     if trial.explain.documents == 0:
         return {"curves": curves}
-    questions = select_questions(trial, workspace, state)
-    more_rows = [
-        *emphasise(trial, state, questions, focus),
-        *word_log_probs(trial, workspace, state),
-    ]
-    examples = [{"stage": trial.stage} | row for row in more_rows]
+    questions = select_questions(context)
+    measured = [*emphasise(context, questions, emphasis), *word_log_probs(context)]
+    examples = [{"stage": trial.stage} | row for row in measured]
     means = summarise_examples(pl.DataFrame(examples, infer_schema_length=None)).to_dicts()
-    rows = [{"stage": trial.stage} | row for row in attributions(trial.explain, state, questions)]
     return {
-        "attributions": rows,
+        "attributions": [{"stage": trial.stage} | row for row in attributions(context, questions)],
         "examples": examples,
         "evals": [{"step": step} | row for row in means],
         "curves": curves,
@@ -182,10 +173,9 @@ def explanation_rows(
 
 
 def emphasise(
-    trial: Trial,
-    state: ModelState,
+    context: TrialContext,
     questions: Sequence[AttributionQuestion],
-    focus: Mapping[str, EmphasisWords],
+    emphasis: Mapping[str, EmphasisWords],
 ) -> Rows:
     """Rows of `examples`, `attack` saying the form: every question with its key words pointed out,
     and with as many others.
@@ -193,31 +183,29 @@ def emphasise(
     A question without a key word is left out, and one to which the form itself would add a word of
     the answer.
     """
+    wording = context.trial.explain.wording
+    askable = [question for question in questions if _has_both(emphasis, question)]
     rows: Rows = []
     for kind, words in ((KEY, "key"), (RANDOM, "random")):
         for name, form in EMPHASIS_FORMS.items():
-            askable = [
-                (a, getattr(focus[a.document.doc_id], words))
-                for a in questions
-                if _has_both(focus, a)
+            prompts = [
+                form.function(
+                    question.document.prompt,
+                    getattr(emphasis[question.document.doc_id], words),
+                    wording,
+                )
+                for question in askable
             ]
-            changed = [
-                (a, form.function(a.document.prompt, pointed_out, trial.explain.wording))
-                for a, pointed_out in askable
+            asked = [
+                (question, prompt)
+                for question, prompt in zip(askable, prompts, strict=True)
+                if not _adds_answer_word(question.document, prompt)
             ]
-            complete = [
-                (a, prompt)
-                for a, prompt in changed
-                if not words_of_answer(_focus_text(a.document))
-                & set(added_words(a.document.prompt, prompt))
-            ]
-            rows += [
-                {"attack": f"{kind}:{name}"} | row for row in _measured(trial, state, complete)
-            ]
+            rows += [{"attack": f"{kind}:{name}"} | row for row in _measure(context, asked)]
     return rows
 
 
-def word_log_probs(trial: Trial, workspace: Workspace, state: ModelState) -> Rows:
+def word_log_probs(context: TrialContext) -> Rows:
     """Rows of `examples`: mean log p of the function words, the keywords and all words but function
     words of the documents, in nats.
 
@@ -225,57 +213,35 @@ def word_log_probs(trial: Trial, workspace: Workspace, state: ModelState) -> Row
     document without one of the kinds has no row of it. Function words are those of the stop list,
     so this speaks of English.
     """
-    rows: Rows = []
-    for split, documents in (
-        ("forget_documents", workspace.corpus.forget),
-        ("retain_documents", workspace.corpus.retain),
-    ):
-        chosen = _first(documents, trial.explain.documents)
-        sequences = [
-            encode_pair(
-                d.doc_id,
-                d.prompt,
-                d.answer,
-                state.tokenizer,
-                trial.data.template,
-                trial.data.max_tokens,
-            )
-            for d in chosen
-        ]
-        statistics = cached_in_worker(
-            state,
-            ("word statistics", workspace.corpus.digest, split),
-            partial(_statistics, documents),
-        )
-        parts = zip(
-            sequences,
-            score(state.model, sequences),
-            kinds_of_words(chosen, statistics),
-            strict=True,
-        )
-        for sequence, scored, kinds in parts:
-            for metric, words in kinds.items():
-                labels = [
-                    position - sequence.start
-                    for position in sorted(
-                        tokens_overlapping(sequence, state.tokenizer, sorted(words))
-                    )
-                ]
-                value = -float(scored.token_nll[labels].mean()) if labels else None
-                rows += (
-                    [
-                        {
-                            "attack": "none",
-                            "doc_id": sequence.doc_id,
-                            "split": split,
-                            "metric": metric,
-                            "value": value,
-                        }
-                    ]
-                    if labels
-                    else []
-                )
-    return rows
+    corpus = context.corpus
+    sides = (("forget_documents", corpus.forget), ("retain_documents", corpus.retain))
+    return [
+        row for split, documents in sides for row in _side_word_log_probs(context, split, documents)
+    ]
+
+
+def _side_word_log_probs(
+    context: TrialContext, split: str, documents: Sequence[Document]
+) -> Iterator[dict[str, Any]]:
+    """The rows of `word_log_probs` of one side of the corpus."""
+    data, tokenizer = context.trial.data, context.tokenizer
+    chosen = _first_by_id(documents, context.trial.explain.documents)
+    sequences = [
+        encode_pair(d.doc_id, d.prompt, d.answer, tokenizer, data.template, data.max_tokens)
+        for d in chosen
+    ]
+    key = ("word statistics", context.corpus.digest, split)
+    statistics = cached_in_worker(context.state, key, partial(_answer_statistics, documents))
+    scores = score(context.model, sequences)
+    kinds_by_document = kinds_of_words(chosen, statistics)
+    for sequence, scored, kinds in zip(sequences, scores, kinds_by_document, strict=True):
+        common = {"attack": "none", "doc_id": sequence.doc_id, "split": split}
+        for metric, words in kinds.items():
+            positions = sorted(tokens_overlapping(sequence, tokenizer, sorted(words)))
+            labels = [position - sequence.start for position in positions]
+            if labels:
+                value = -float(scored.token_nll[labels].mean())
+                yield {**common, "metric": metric, "value": value}
 
 
 def kinds_of_words(
@@ -304,12 +270,12 @@ def kinds_of_words(
     return kinds
 
 
-def _statistics(documents: Sequence[Document]) -> Statistics:
+def _answer_statistics(documents: Sequence[Document]) -> Statistics:
     return statistics_of(d.answer for d in documents)
 
 
 def explain_trial(finished: LoadedTrial, prefix: str) -> list[tuple[str, str, Rows, Rows]]:
-    """(doc_id, split, rows before, rows after) of every question whose id begins with `wanted`: of
+    """(doc_id, split, rows before, rows after) of every question whose id begins with `prefix`: of
     base, and of the trial's own weights.
 
     For a trial that was not told to explain: its weights are made again. Raises UserError where no
@@ -327,14 +293,18 @@ def explain_trial(finished: LoadedTrial, prefix: str) -> list[tuple[str, str, Ro
         "--doc must be a question of the trial's probes, or the beginning of one's id",
         prefix,
     )
-    state = reset_weights(workspace.base)
-    questions = [select_question(trial, state, document, split) for document, split in documents]
-    before = attributions(trial.explain, state, questions)
-    after = attributions(trial.explain, unlearned_state(trial, workspace), questions)
-    return [(a.document.doc_id, a.split, _of(a, before), _of(a, after)) for a in questions]
+    base = base_context(trial, workspace)
+    questions = [select_question(base, document, split) for document, split in documents]
+    before = attributions(base, questions)
+    # the same model with other weights, so base had to answer first
+    after = attributions(rebuild_model(trial, workspace), questions)
+    return [
+        (q.document.doc_id, q.split, _rows_of_question(q, before), _rows_of_question(q, after))
+        for q in questions
+    ]
 
 
-def _of(question: AttributionQuestion, rows: Rows) -> Rows:
+def _rows_of_question(question: AttributionQuestion, rows: Rows) -> Rows:
     return [
         row
         for row in rows
@@ -342,78 +312,85 @@ def _of(question: AttributionQuestion, rows: Rows) -> Rows:
     ]
 
 
-def _first(documents: Sequence[Document], n: int) -> list[Document]:
+def _first_by_id(documents: Sequence[Document], n: int) -> list[Document]:
     return sorted(documents, key=lambda d: d.doc_id)[:n]
 
 
-def _focus(explain: Explain, document: Document, scores: Sequence[float]) -> EmphasisWords:
+def _choose_emphasis(
+    explain: Explain, document: Document, scores: Sequence[float]
+) -> EmphasisWords:
     key = key_tokens(scores, alpha=explain.alpha, beta=explain.beta)
-    focus_text = _focus_text(document)
-    chosen = chosen_words(document.prompt, scores, key, focus_text)
+    answers = _answer_wordings(document)
+    chosen = chosen_words(document.prompt, scores, key, answers)
     return EmphasisWords(
         tuple(chosen),
-        tuple(random_words(document.prompt, chosen, key, focus_text, document.doc_id)),
+        tuple(random_words(document.prompt, chosen, key, answers, document.doc_id)),
     )
 
 
-def _focus_text(document: Document) -> str:
+def _answer_wordings(document: Document) -> str:
     """Every wording of the true answer."""
     return f"{document.answer} {document.paraphrase}"
 
 
-def _has_both(focus: Mapping[str, EmphasisWords], question: AttributionQuestion) -> bool:
-    words = focus[question.document.doc_id]
+def _adds_answer_word(document: Document, prompt: str) -> bool:
+    """Whether the prompt has a word of the answer that the document's own prompt has not."""
+    added = set(added_words(document.prompt, prompt))
+    return bool(words_of_answer(_answer_wordings(document)) & added)
+
+
+def _has_both(emphasis: Mapping[str, EmphasisWords], question: AttributionQuestion) -> bool:
+    words = emphasis[question.document.doc_id]
     return bool(words.key) and len(words.key) == len(words.random)
 
 
-def _measured(
-    trial: Trial, state: ModelState, changed: Sequence[tuple[AttributionQuestion, str]]
+def _measure(
+    context: TrialContext, asked: Sequence[tuple[AttributionQuestion, str]]
 ) -> Iterator[dict[str, Any]]:
     """Rows doc_id, split, metric, value of the questions in their new words, under the ids of the
     old ones.
     """
-    for split in dict.fromkeys(a.split for a, _ in changed):
-        part = [
-            (a, replace(a.document, prompt=prompt)) for a, prompt in changed if a.split == split
+    data = context.trial.data
+    for split in dict.fromkeys(question.split for question, _ in asked):
+        documents = [
+            (question.document, replace(question.document, prompt=prompt))
+            for question, prompt in asked
+            if question.split == split
         ]
-        probes = encode_probes(
-            {split: [d for _, d in part]},
-            state.tokenizer,
-            trial.data.template,
-            trial.data.max_tokens,
-        )
-        same = [
-            replace(probe, doc_id=a.document.doc_id)
-            for probe, (a, _) in zip(probes, part, strict=True)
+        changed = {split: [document for _, document in documents]}
+        probes = encode_probes(changed, context.tokenizer, data.template, data.max_tokens)
+        renamed = [
+            replace(probe, doc_id=original.doc_id)
+            for probe, (original, _) in zip(probes, documents, strict=True)
         ]
-        yield from evaluate_probes(state.model, same, ATTRIBUTION_METRICS)
+        yield from evaluate_probes(context.model, renamed, ATTRIBUTION_METRICS)
 
 
-def _gradients(
-    explain: Explain, state: ModelState, question: AttributionQuestion
-) -> list[float | None]:
+def _token_gradients(context: TrialContext, question: AttributionQuestion) -> list[float | None]:
+    """Integrated gradients of the question's tokens, None where the trial does not ask for them."""
     places = [position for part in question.tokens.places for position in part]
-    if explain.gradient_steps == 0:
+    steps = context.trial.explain.gradient_steps
+    if steps == 0:
         return [None] * len(places)
-    return list(
-        integrated_gradients(
-            state.model,
-            question.sequence,
-            places,
-            steps=explain.gradient_steps,
-            baseline_id=int(state.tokenizer.pad_token_id or 0),
-        ).tolist()
+    gradients = integrated_gradients(
+        context.model,
+        question.sequence,
+        places,
+        steps=steps,
+        baseline_id=int(context.tokenizer.pad_token_id or 0),
     )
+    return list(gradients.tolist())
 
 
-def _rows(
-    explain: Explain,
+def _attribution_rows(
+    context: TrialContext,
     question: AttributionQuestion,
     unit: str,
     units: PromptUnits,
     values: Tensor,
     gradients: Sequence[float | None],
 ) -> Rows:
+    explain = context.trial.explain
     common = {"doc_id": question.document.doc_id, "split": question.split, "unit": unit}
     key = key_tokens(values.tolist(), alpha=explain.alpha, beta=explain.beta)
     parts = zip(units.texts, values.tolist(), key, gradients, strict=True)

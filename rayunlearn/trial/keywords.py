@@ -32,9 +32,10 @@ from rayunlearn.selectors import gradients as gradients_module
 from rayunlearn.selectors.redundancy import covered_weight
 from rayunlearn.storage.artifact_cache import TABLE, cached_file, file_of
 from rayunlearn.storage.parquet import frame_of, write_table
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.identity import cached_model_digest
-from rayunlearn.trial.model_state import ModelState, cached
+from rayunlearn.trial.model_state import cached
 from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.workspace import Workspace
 
@@ -49,57 +50,57 @@ EXTRACTORS_WITH_MODEL = (
 )
 
 
-def forget_keywords(trial: Trial, workspace: Workspace, state: ModelState) -> list[list[Keyword]]:
+def forget_keywords(context: TrialContext) -> list[list[Keyword]]:
     """Keywords of every forget document by `select.extractor`, made once per corpus (and model) and
     kept on disk.
     """
-    documents = workspace.corpus.forget
-    ids = [d.doc_id for d in documents]
-    key = keyword_settings(trial, workspace) | {"corpus": workspace.corpus.digest}
-    if set(required_inputs(EXTRACTORS[trial.select.extractor].function)) & set(
-        EXTRACTORS_WITH_MODEL
-    ):
-        key |= {"weights": state.checksum, "place": state.model.device.type}
+    select = context.trial.select
+    ids = [d.doc_id for d in context.corpus.forget]
+    key = keyword_settings(context.trial, context.workspace) | {"corpus": context.corpus.digest}
+    if set(required_inputs(EXTRACTORS[select.extractor].function)) & set(EXTRACTORS_WITH_MODEL):
+        key |= {"weights": context.state.checksum, "place": context.model.device.type}
 
     def read_or_make(folder: Path, key: Mapping[str, object]) -> list[list[Keyword]]:
-        make = partial(_keyword_table, trial, workspace, state, file_of(folder, key, TABLE))
+        make = partial(_keyword_table, context, file_of(folder, key, TABLE))
         return keywords_from(cached_file(folder, key, make, TABLE), ids)
 
-    return cached(state, workspace.cache / "keywords", key, read_or_make)
+    return cached(context.state, context.cache / "keywords", key, read_or_make)
 
 
-def _keyword_table(
-    trial: Trial, workspace: Workspace, state: ModelState, path: Path
-) -> pl.DataFrame:
+def _keyword_table(context: TrialContext, path: Path) -> pl.DataFrame:
     """Rows of the table keywords; what the extractor rejects is written beside `path`."""
-    name, documents = trial.select.extractor, workspace.corpus.forget
+    trial, documents = context.trial, context.corpus.forget
+    name, judge_model = trial.select.extractor, trial.select.judge_model
     arguments = arguments_of(trial, EXTRACTORS[name].function)
     base = ModelWithTokenizer(
-        state.model, state.tokenizer, trial.data.template, trial.data.max_tokens
+        context.model, context.tokenizer, trial.data.template, trial.data.max_tokens
     )
-    known = KeywordInputs(
+    inputs = KeywordInputs(
         documents,
-        workspace.corpus.retain,
+        context.corpus.retain,
         arguments=arguments,
         base=lambda: base,
-        gold=(lambda: _gold(trial, workspace, state)) if workspace.gold else None,
-        chat=(lambda: _chat(trial.select.judge_model)) if trial.select.judge_model else None,
+        gold=partial(_load_gold, context) if context.workspace.gold else None,
+        chat=partial(_load_chat, judge_model) if judge_model else None,
     )
-    found = extract(name, known, arguments)
-    if known.rejected:
+    keywords = extract(name, inputs, arguments)
+    if inputs.rejected:
         write_table(
-            path.with_suffix(".quarantine.parquet"), "quarantine", [vars(r) for r in known.rejected]
+            path.with_suffix(".quarantine.parquet"),
+            "quarantine",
+            [vars(r) for r in inputs.rejected],
         )
     ids = [d.doc_id for d in documents]
-    return frame_of("keywords", keyword_rows(workspace.corpus.digest, name, ids, found))
+    return frame_of("keywords", keyword_rows(context.corpus.digest, name, ids, keywords))
 
 
-def _gold(trial: Trial, workspace: Workspace, state: ModelState) -> ModelWithTokenizer:
-    model, tokenizer = load_model(workspace.gold, device=str(state.model.device))
-    return ModelWithTokenizer(model, tokenizer, trial.data.template, trial.data.max_tokens)
+def _load_gold(context: TrialContext) -> ModelWithTokenizer:
+    model, tokenizer = load_model(context.workspace.gold, device=str(context.model.device))
+    data = context.trial.data
+    return ModelWithTokenizer(model, tokenizer, data.template, data.max_tokens)
 
 
-def _chat(name: str) -> Chat:
+def _load_chat(name: str) -> Chat:
     model, tokenizer = load_model(name, device="cuda" if torch.cuda.is_available() else "cpu")
     return chat_with(model, tokenizer)
 
@@ -124,17 +125,15 @@ def keyword_settings(trial: Trial, workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def document_texts(
-    trial: Trial, workspace: Workspace, state: ModelState, coreset: Sequence[int]
-) -> dict[int, str]:
+def document_texts(context: TrialContext, coreset: Sequence[int]) -> dict[int, str]:
     """The answers that unlearning sees of the kept documents, by position, as `select.text` says.
 
     A document of which the arm leaves no word is left out. Raises UserError if none is left.
     """
-    documents, settings = workspace.corpus.forget, trial.select
+    documents, settings = context.corpus.forget, context.trial.select
     if settings.text == "original":
         return {p: documents[p].answer for p in coreset}
-    keywords = forget_keywords(trial, workspace, state)
+    keywords = forget_keywords(context)
     texts: dict[int, str] = {}
     for p in coreset:
         words = words_of(documents[p].answer)
@@ -156,22 +155,22 @@ def document_texts(
 
 
 def coreset_sequences(
-    trial: Trial, workspace: Workspace, state: ModelState, coreset: Sequence[int]
+    context: TrialContext, coreset: Sequence[int]
 ) -> tuple[list[int], list[Encoded], float]:
     """What unlearning trains on: positions of the kept documents that have words left, their
     sequences, and the share of the kept documents' label tokens that is left. A sequence carries
     the doc_id of the whole document."""
-    forget, _ = training_sequences(trial, workspace, state)
-    if trial.select.text == "original":
+    forget, _ = training_sequences(context)
+    if context.trial.select.text == "original":
         return list(coreset), [forget[p] for p in coreset], 1.0
-    data, documents = trial.data, workspace.corpus.forget
-    texts = document_texts(trial, workspace, state, coreset)
+    data, documents = context.trial.data, context.corpus.forget
+    texts = document_texts(context, coreset)
     sequences = [
         encode_pair(
             documents[p].doc_id,
             documents[p].prompt,
             t.lstrip() if documents[p].prompt else t,
-            state.tokenizer,
+            context.tokenizer,
             data.template,
             data.max_tokens,
         )
@@ -184,15 +183,11 @@ def coreset_sequences(
     return list(texts), sequences, after / max(1, before)
 
 
-def keyword_coverage_of(
-    trial: Trial, workspace: Workspace, state: ModelState, coreset: Sequence[int]
-) -> float | None:
+def keyword_coverage_of(context: TrialContext, coreset: Sequence[int]) -> float | None:
     """Share of the forget set's keyword weight that kept documents name; None where no document has
     a keyword.
     """
-    return covered_weight(
-        [weight_keywords(k) for k in forget_keywords(trial, workspace, state)], coreset
-    )
+    return covered_weight([weight_keywords(k) for k in forget_keywords(context)], coreset)
 
 
 # of these, what compares with a model that never saw the forget set

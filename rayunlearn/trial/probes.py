@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING
 from rayunlearn import data as data_code
 from rayunlearn import metrics as metric_code
 from rayunlearn import models as model_code
-from rayunlearn.config import Data, Trial
 from rayunlearn.data.arithmetic import arithmetic_probes
 from rayunlearn.data.documents import Document
 from rayunlearn.errors import require
 from rayunlearn.metrics.evaluate import encode_probes, mean_probability
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.storage.artifact_cache import JSON, cached_file
-from rayunlearn.trial.model_state import ModelState, cached, cached_in_worker
+from rayunlearn.trial.context import TrialContext
+from rayunlearn.trial.model_state import cached, cached_in_worker
 from rayunlearn.trial.provenance import code_digest
 from rayunlearn.trial.references import cache_key
-from rayunlearn.trial.workspace import Workspace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,9 +48,9 @@ class RetentionProbe:
         return lambda _step: self.now(model) >= self.floor
 
 
-def retention_probe(trial: Trial, workspace: Workspace, state: ModelState) -> RetentionProbe | None:
-    """What watches a trial, None where nothing does. `state` must hold the base weights."""
-    watched, stop = _watched(trial, workspace, state), trial.stop
+def retention_probe(context: TrialContext) -> RetentionProbe | None:
+    """What watches a trial, None where nothing does. The model must hold the base weights."""
+    watched, stop = _watched(context), context.trial.stop
     require(
         bool(watched) or stop.retention_floor == 0,
         "stop.retention_floor needs probes of split retain; there are",
@@ -60,41 +59,35 @@ def retention_probe(trial: Trial, workspace: Workspace, state: ModelState) -> Re
     share = stop.retention_floor or stop.utility_floor
     if share == 0 or not watched:
         return None
-    return RetentionProbe(
-        watched, share * base_utility(trial, workspace, state, watched), stop.retention_floor > 0
-    )
+    return RetentionProbe(watched, share * base_utility(context, watched), stop.retention_floor > 0)
 
 
-def _watched(trial: Trial, workspace: Workspace, state: ModelState) -> list[Probe]:
-    return [p for p in encoded_probes(workspace, state, trial.data) if p.split == "retain"][
-        :UTILITY_PROBES
-    ]
+def _watched(context: TrialContext) -> list[Probe]:
+    return [p for p in encoded_probes(context) if p.split == "retain"][:UTILITY_PROBES]
 
 
-def base_utility(
-    trial: Trial, workspace: Workspace, state: ModelState, watched: Sequence[Probe]
-) -> float:
+def base_utility(context: TrialContext, watched: Sequence[Probe]) -> float:
     """Mean probability of the watched probes' answers before unlearning; evaluated once per model
     and corpus.
     """
 
-    key = cache_key(workspace, state, [p.answer for p in watched], "float32") | {
+    key = cache_key(context, [p.answer for p in watched], "float32") | {
         "what": "mean_probability",
         "code": code_digest(metric_code, model_code, data_code),
     }
     make = partial(
-        cached_file, make=partial(mean_probability, state.model, watched), file_type=JSON
+        cached_file, make=partial(mean_probability, context.model, watched), file_type=JSON
     )
-    return cached(state, workspace.cache / "evaluations", key, make)
+    return cached(context.state, context.cache / "evaluations", key, make)
 
 
-def encoded_probes(workspace: Workspace, state: ModelState, data: Data) -> list[Probe]:
+def encoded_probes(context: TrialContext) -> list[Probe]:
     """Every probe of the corpus, encoded once per worker. Where it has a holdout, the forget
     documents themselves are its `members`.
 
     `data.arithmetic` puts sums beside them.
     """
-    corpus = workspace.corpus
+    corpus, data = context.corpus, context.trial.data
     splits: dict[str, Sequence[Document]] = (
         {"members": corpus.forget} if "holdout" in corpus.probes else {}
     )
@@ -105,12 +98,12 @@ def encoded_probes(workspace: Workspace, state: ModelState, data: Data) -> list[
     def make() -> list[Probe]:
         return encode_probes(
             splits,
-            state.tokenizer,
+            context.tokenizer,
             data.template,
             data.max_tokens,
             corpus.true_letters,
             corpus.templates,
         )
 
-    probes: list[Probe] = cached_in_worker(state, key, make)
+    probes: list[Probe] = cached_in_worker(context.state, key, make)
     return probes

@@ -134,7 +134,7 @@ def package_digest() -> str:
 
 
 class Clock:
-    """Seconds since the last lap, by name."""
+    """Seconds since the last lap, by name; laps of one name add up."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
@@ -142,4 +142,5 @@ class Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name], self._last = now - self._last, now
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now

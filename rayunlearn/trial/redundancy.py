@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rayunlearn.config import Trial
 from rayunlearn.keywords.extract import weight_keywords
 from rayunlearn.lazy import torch
 from rayunlearn.models.document_features import document_features
@@ -12,24 +11,21 @@ from rayunlearn.selectors.redundancy import (
     near_duplicate_share,
     nearest_similarity,
 )
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import forget_keywords
-from rayunlearn.trial.model_state import ModelState
-from rayunlearn.trial.workspace import Workspace
 
 # per cent of the documents at which the keyword coverage curve is kept
 CURVE = (1, 5, 10, 25)
 
 
-def redundancy_columns(
-    trial: Trial, workspace: Workspace, state: ModelState
-) -> dict[str, float | None]:
+def redundancy_columns(context: TrialContext) -> dict[str, float | None]:
     """The redundancy columns of the base trial: near-duplicates, effective rank, nearest
     similarity, keyword coverage curve.
     """
-    forget, _ = training_sequences(trial, workspace, state)
-    states = torch.stack([p.state for p in document_features(state.model, forget)])
-    keywords = [weight_keywords(k) for k in forget_keywords(trial, workspace, state)]
+    forget, _ = training_sequences(context)
+    states = torch.stack([p.state for p in document_features(context.model, forget)])
+    keywords = [weight_keywords(k) for k in forget_keywords(context)]
     curve = {
         f"keyword_curve_{per_cent:02d}": expected_coverage(
             keywords, max(1, round(per_cent / 100 * len(forget)))
@@ -37,7 +33,7 @@ def redundancy_columns(
         for per_cent in CURVE
     }
     return {
-        "near_duplicate_share": near_duplicate_share([d.answer for d in workspace.corpus.forget]),
+        "near_duplicate_share": near_duplicate_share([d.answer for d in context.corpus.forget]),
         "effective_rank": effective_rank(states),
         "nearest_similarity": nearest_similarity(states),
         **curve,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn import models as model_code
-from rayunlearn.config import Trial
 from rayunlearn.data import tokenize
 from rayunlearn.data.tokenize import Encoded, collate
 from rayunlearn.methods.objective import Side
@@ -24,50 +23,49 @@ from rayunlearn.models.reference import (
 from rayunlearn.models.tensor_cache import sequences_digest
 from rayunlearn.ranges import required_inputs
 from rayunlearn.train.device import computing
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
-from rayunlearn.trial.model_state import ModelState, cached
+from rayunlearn.trial.model_state import cached
 from rayunlearn.trial.provenance import code_digest, version_of
-from rayunlearn.trial.workspace import Workspace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def cached_trial_reference(
-    trial: Trial,
-    workspace: Workspace,
-    state: ModelState,
+    context: TrialContext,
     sequences: Sequence[Encoded],
     kinds: tuple[str, ...],
     temperature: float,
 ) -> Reference:
     """What the model said before unlearning, in the precision the trial trains with."""
-    layer, precision = (
-        (trial.method.layer if any("hidden" in kind for kind in kinds) else 0),
-        trial.train.precision,
-    )
-    heat = 1.0 if all("hidden" in kind for kind in kinds) else temperature
-    key = cache_key(workspace, state, sequences, precision)
+    precision = context.trial.train.precision
+    layer = context.trial.method.layer if any("hidden" in kind for kind in kinds) else 0
+    # hidden states know no temperature: theirs is always the same entry
+    used_temperature = 1.0 if all("hidden" in kind for kind in kinds) else temperature
+    key = cache_key(context, sequences, precision)
 
     # on disk each kind is a file of its own, whose key has only what that kind depends on
     def make(folder: Path, _key: Mapping[str, object]) -> Reference:
-        with computing(state.model.device, precision):
-            return cached_reference(folder, key, state.model, sequences, kinds, layer, heat)
+        with computing(context.model.device, precision):
+            return cached_reference(
+                folder, key, context.model, sequences, kinds, layer, used_temperature
+            )
 
-    settings = {"kinds": kinds, "layer": layer, "temperature": heat}
-    return cached(state, workspace.cache / "reference", key | settings, make)
+    settings = {"kinds": kinds, "layer": layer, "temperature": used_temperature}
+    return cached(context.state, context.cache / "reference", key | settings, make)
 
 
 def cache_key(
-    workspace: Workspace, state: ModelState, sequences: Sequence[Encoded], precision: str
+    context: TrialContext, sequences: Sequence[Encoded], precision: str
 ) -> dict[str, Any]:
     """What decides any output of the base model on sequences: weights (recipe and bits), texts,
     precision, device, libraries, and the code of forward passes.
     """
     versions = {name: version_of(name) for name in ("torch", "transformers")}
-    computed_on = [precision, state.model.device.type]
+    computed_on = [precision, context.model.device.type]
     return {
-        "model": [workspace.base_digest, state.checksum],
+        "model": [context.workspace.base_digest, context.state.checksum],
         "sequences": sequences_digest(sequences),
         "place": computed_on,
         "code": code_digest(model_code, tokenize),
@@ -75,27 +73,25 @@ def cache_key(
     }
 
 
-def with_prefixes(
-    trial: Trial, workspace: Workspace, state: ModelState, pair: tuple[Side, Side]
-) -> tuple[Side, Side]:
+def with_prefixes(context: TrialContext, pair: tuple[Side, Side]) -> tuple[Side, Side]:
     """Both sides with the cached inputs of the lowest block that has a parameter to train (one that
     requires a gradient).
 
     They stay without where every block runs anyway: block 0 or the embeddings train, dropout is on,
-    or the model's blocks cannot be skipped. `state.model` must hold the base weights.
+    or the model's blocks cannot be skipped. The model must hold the base weights.
     """
-    block = first_trained_block(state.model)
+    block = first_trained_block(context.model)
     required = {*required_inputs(pair[0].loss), *required_inputs(pair[1].loss)}
-    above_loss = "hidden" in required and block > trial.method.layer
-    if block == 0 or above_loss or drops_out(state.model):
+    above_loss = "hidden" in required and block > context.trial.method.layer
+    if block == 0 or above_loss or drops_out(context.model):
         return pair
     forget = (
-        training_sequences(trial, workspace, state)[0]
-        if trial.select.text == "original"
+        training_sequences(context)[0]
+        if context.trial.select.text == "original"
         else pair[0].sequences
     )
     prefixes = (
-        _prefix(trial, workspace, state, sequences, block, side)
+        _prefix(context, sequences, block, side)
         for side, sequences in zip(pair, (forget, pair[1].sequences), strict=True)
     )
     first, second = (
@@ -117,9 +113,7 @@ def drops_out(model: PreTrainedModel) -> bool:
 
 
 def _prefix(
-    trial: Trial,
-    workspace: Workspace,
-    state: ModelState,
+    context: TrialContext,
     sequences: Sequence[Encoded],
     block: int,
     side: Side,
@@ -130,15 +124,15 @@ def _prefix(
     if (
         not needs_outputs
         or not sequences
-        or cached_bytes(state.model, sequences, "hidden") > ACTIVATION_BYTES
+        or cached_bytes(context.model, sequences, "hidden") > ACTIVATION_BYTES
     ):
         return None
 
     def make(folder: Path, key: Mapping[str, object]) -> Prefix | None:
-        with computing(state.model.device, trial.train.precision):
-            if not can_start(state.model, collate(sequences[:2]).to(state.model.device), block):
+        with computing(context.model.device, context.trial.train.precision):
+            if not can_start(context.model, collate(sequences[:2]).to(context.model.device), block):
                 return None
-            return cached_prefix(folder, key, state.model, sequences, block)
+            return cached_prefix(folder, key, context.model, sequences, block)
 
-    key = cache_key(workspace, state, sequences, trial.train.precision) | {"block": block}
-    return cached(state, workspace.cache / "prefix", key, make)
+    key = cache_key(context, sequences, context.trial.train.precision) | {"block": block}
+    return cached(context.state, context.cache / "prefix", key, make)

@@ -19,16 +19,17 @@ from rayunlearn.storage.run import write_trial
 from rayunlearn.train.checkpoint import remove_checkpoint
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.trial.calibrate import calibrate_trial
+from rayunlearn.trial.context import TrialContext, base_context, start_context
 from rayunlearn.trial.coreset import coverage
 from rayunlearn.trial.evaluate import grouped, label_examples, start_examples, trial_examples
-from rayunlearn.trial.explain import emphasis_words, explanation_rows
+from rayunlearn.trial.explain import EmphasisWords, emphasis_words, explanation_rows
 from rayunlearn.trial.identity import trains_weights
 from rayunlearn.trial.keywords import coreset_sequences, keyword_coverage_of
-from rayunlearn.trial.model_state import CorruptWeightsError, ModelState, reset_weights
+from rayunlearn.trial.model_state import CorruptWeightsError
 from rayunlearn.trial.provenance import Clock, failure_row, machine
 from rayunlearn.trial.redundancy import redundancy_columns
 from rayunlearn.trial.unlearn import select_documents, unlearn
-from rayunlearn.trial.workspace import Workspace, identity_in, require_same_weights, start_folder
+from rayunlearn.trial.workspace import Workspace, identity_in, require_same_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +98,7 @@ def run_and_record(
     run_columns: Mapping[str, str],
 ) -> str:
     """Make the attempt and write what came of it as the trial `identity`, whose rows begin with
-    `place`; returns the status.
+    `run_columns`; returns the status.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     try:
@@ -136,40 +137,73 @@ def _seeded_attempt(
 def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoint: Path) -> Outcome:
     clock = Clock()
     require_same_weights(trial, workspace)
-    path = start_folder(trial, workspace)
-    focus = emphasis_words(trial, workspace)
-    state = reset_weights(path)
-    clock.lap("seconds_load")
-    log = TrainLog((), "complete", 0)
-    row: dict[str, Any] = {}
-    tables: dict[str, Rows] = {}
-    if trains_weights(trial):
-        coreset, scores = select_documents(trial, workspace, state)
-        clock.lap("seconds_select")
-        row, tables = _coreset_rows(trial, workspace, state, coreset, scores)
-        log = unlearn(trial, workspace, state, coreset, adapter_folder, checkpoint=checkpoint)
-        clock.lap("seconds_train")
-    elif trial.stage == "base" and workspace.corpus.forget:
-        row = redundancy_columns(trial, workspace, state)
-    row |= _cost_row(log, state.model, max(1, row.get("n_kept", 1)))
+    emphasis, context = _base_words_then_start(trial, workspace, clock)
+    log, row, tables = _train(context, adapter_folder, checkpoint, clock)
+    row |= _cost_row(log, context.model, max(1, row.get("n_kept", 1)))
     tables["steps"] = [asdict(r) for r in log.rows]
     status = STATUS[log.ended]
     if status != "diverged":
-        examples = (trial_examples if trial.stage == "unlearned" else start_examples)(
-            trial, workspace, state
-        )
-        measured = label_examples(trial, workspace, examples, stage=trial.stage, step=len(log.rows))
-        tables = merge_rows(
-            tables | measured, explanation_rows(trial, workspace, state, focus, step=len(log.rows))
-        )
-        clock.lap("seconds_measure")
-        if trial.stage == "unlearned" and trial.calibrate.tau > 0:
-            more, mixtures = calibrate_trial(
-                trial, workspace, state, measured["examples"], step=len(log.rows)
-            )
-            row, tables = row | more, merge_rows(tables, mixtures)
-            clock.lap("seconds_calibrate")
+        columns, measured = _measure(context, emphasis, len(log.rows), clock)
+        row, tables = row | columns, merge_rows(tables, measured)
     return Outcome(status, row | clock.laps, tables)
+
+
+def _base_words_then_start(
+    trial: Trial, workspace: Workspace, clock: Clock
+) -> tuple[dict[str, EmphasisWords], TrialContext]:
+    """What the base model goes by in each question, then the model that the trial starts from.
+
+    In this order: a process has one model per folder, so asking base resets the very model that an
+    unlearning trial trains. Asked later, it would take the training back.
+    """
+    emphasis: dict[str, EmphasisWords] = {}
+    if trial.explain.documents > 0:
+        base = base_context(trial, workspace)
+        clock.lap("seconds_load")
+        emphasis = emphasis_words(base)
+        clock.lap("seconds_explain")
+    context = start_context(trial, workspace)
+    clock.lap("seconds_load")
+    return emphasis, context
+
+
+def _train(
+    context: TrialContext, adapter_folder: Path, checkpoint: Path, clock: Clock
+) -> tuple[TrainLog, dict[str, Any], dict[str, Rows]]:
+    """(what training did, columns of `trials`, rows by table); nothing is trained where the trial
+    is of a model as it is.
+    """
+    trial = context.trial
+    if trains_weights(trial):
+        coreset, scores = select_documents(context)
+        clock.lap("seconds_select")
+        row, tables = _coreset_rows(context, coreset, scores)
+        log = unlearn(context, coreset, adapter_folder, checkpoint=checkpoint)
+        clock.lap("seconds_train")
+        return log, row, tables
+    is_base = trial.stage == "base" and bool(context.corpus.forget)
+    return TrainLog((), "complete", 0), redundancy_columns(context) if is_base else {}, {}
+
+
+def _measure(
+    context: TrialContext, emphasis: Mapping[str, EmphasisWords], step: int, clock: Clock
+) -> tuple[dict[str, Any], dict[str, Rows]]:
+    """(columns of `trials`, rows by table) of the model as training left it: metrics, explanations
+    and calibration.
+    """
+    trial, is_unlearned = context.trial, context.trial.stage == "unlearned"
+    examples = trial_examples(context) if is_unlearned else start_examples(context)
+    tables = label_examples(context, examples, stage=trial.stage, step=step)
+    clock.lap("seconds_measure")
+    labelled = tables["examples"]
+    tables = merge_rows(tables, explanation_rows(context, emphasis, step=step))
+    if trial.explain.documents > 0 or trial.explain.path_points > 0:
+        clock.lap("seconds_explain")
+    if not is_unlearned or trial.calibrate.tau == 0:
+        return {}, tables
+    columns, mixtures = calibrate_trial(context, labelled, step=step)
+    clock.lap("seconds_calibrate")
+    return columns, merge_rows(tables, mixtures)
 
 
 def merge_rows(tables: Mapping[str, Rows], more: Mapping[str, Rows]) -> dict[str, Rows]:
@@ -178,17 +212,17 @@ def merge_rows(tables: Mapping[str, Rows], more: Mapping[str, Rows]) -> dict[str
 
 
 def _coreset_rows(
-    trial: Trial, workspace: Workspace, state: ModelState, coreset: Sequence[int], scores: Tensor
+    context: TrialContext, coreset: Sequence[int], scores: Tensor
 ) -> tuple[dict[str, Any], dict[str, Rows]]:
     rows = [
-        {"doc_id": workspace.corpus.forget[p].doc_id, "rank": rank, "score": float(scores[p])}
+        {"doc_id": context.corpus.forget[p].doc_id, "rank": rank, "score": float(scores[p])}
         for rank, p in enumerate(coreset)
     ]
-    row = {"n_kept": len(coreset), "coverage": coverage(workspace.corpus, coreset)}
+    row = {"n_kept": len(coreset), "coverage": coverage(context.corpus, coreset)}
     if coreset:
         row |= {
-            "keyword_coverage": keyword_coverage_of(trial, workspace, state, coreset),
-            "text_kept": coreset_sequences(trial, workspace, state, coreset)[2],
+            "keyword_coverage": keyword_coverage_of(context, coreset),
+            "text_kept": coreset_sequences(context, coreset)[2],
         }
     return row, {"coresets": rows}
 

@@ -35,43 +35,37 @@ from rayunlearn.train.early_stopping import RetentionEarlyStopping
 from rayunlearn.train.fsdp import shard_model
 from rayunlearn.train.loop import TrainLog, choose_parameters, optimise
 from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended_by, names_of
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.coreset import select_coreset
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import coreset_sequences
-from rayunlearn.trial.model_state import ModelState, cached
+from rayunlearn.trial.model_state import cached
 from rayunlearn.trial.probes import retention_probe
 from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.references import cache_key, cached_trial_reference, with_prefixes
-from rayunlearn.trial.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
 
-def select_documents(
-    trial: Trial, workspace: Workspace, state: ModelState
-) -> tuple[list[int], Tensor]:
-    """`coreset.select_coreset`; a trial whose forget loss looks at no document (the retain-only control)
+def select_documents(context: TrialContext) -> tuple[list[int], Tensor]:
+    """`select_coreset`; a trial whose forget loss looks at no document (the retain-only control)
     keeps none.
     """
-    if not required_inputs(FORGET[trial.method.forget].function):
-        return [], torch.zeros(len(workspace.corpus.forget))
-    return select_coreset(
-        trial, workspace, state, partial(gradient_norms_along, trial, workspace, state)
-    )
+    if not required_inputs(FORGET[context.trial.method.forget].function):
+        return [], torch.zeros(len(context.corpus.forget))
+    return select_coreset(context, partial(gradient_norms_along, context))
 
 
 def unlearn(
-    trial: Trial,
-    workspace: Workspace,
-    state: ModelState,
+    context: TrialContext,
     coreset: Sequence[int],
     adapter_folder: Path,
     after_step: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> TrainLog:
-    """Train `state.model` away from the kept documents, as the trial says; LoRA adapters are left
+    """Train the model away from the kept documents, as the trial says; LoRA adapters are left
     in `adapter_folder`.
 
     Every `stop.check_every` steps utility says whether to go on: as a collapse, or under
@@ -80,8 +74,8 @@ def unlearn(
     method does after the last one. `checkpoint`: the file that the training is resumed from and,
     every `train.checkpoint_every` steps, written to.
     """
-    pair = objective_sides(trial, workspace, state, coreset)
-    train = trial.train
+    pair = objective_sides(context, coreset)
+    train = context.trial.train
     names = (
         "learning_rate",
         "schedule",
@@ -91,16 +85,17 @@ def unlearn(
         "accumulation",
     )
     settings = {name: getattr(train, name) for name in names} | {
-        "check_every": trial.stop.check_every
+        "check_every": context.trial.stop.check_every
     }
-    adapter, layers = _bound(trial, ADAPTERS[train.adapter].function), block_numbers(train.layers)
-    with with_adapter(state.model, adapter, train.parameters, adapter_folder, layers) as parameters:
-        choose_parameters(state.model, parameters, layers)
-        forget, retain = with_prefixes(trial, workspace, state, pair)
-        retained = None if after_step else retention_probe(trial, workspace, state)
-        checkpoints = _checkpoints(trial, workspace, state, coreset, checkpoint)
-        with shard_model(state.model) as model:
-            terms = _objective(trial, model, forget, retain)
+    adapter = bind_arguments(context.trial, ADAPTERS[train.adapter].function)
+    layers = block_numbers(train.layers)
+    with with_adapter(context.model, adapter, train.parameters, adapter_folder, layers) as pattern:
+        choose_parameters(context.model, pattern, layers)
+        forget, retain = with_prefixes(context, pair)
+        retained = None if after_step else retention_probe(context)
+        checkpoints = _checkpoints(context, coreset, checkpoint)
+        with shard_model(context.model) as model:
+            terms = _objective(context.trial, model, forget, retain)
             floor = (
                 RetentionEarlyStopping(model, partial(retained.now, model), retained.floor)
                 if retained and retained.holds_back
@@ -109,10 +104,10 @@ def unlearn(
             log = optimise(
                 model,
                 terms,
-                steps=n_steps(trial, len(coreset)),
-                parameters=parameters,
+                steps=n_steps(context.trial, len(coreset)),
+                parameters=pattern,
                 layers=layers,
-                wrappers=_wrappers(trial, after_step),
+                wrappers=_wrappers(context.trial, after_step),
                 keep_going=floor.holds if floor else retained.watch(model) if retained else None,
                 checkpoints=checkpoints,
                 remembers=[terms, floor] if floor else [terms],
@@ -130,7 +125,7 @@ def _objective(
         forget,
         retain,
         retain_weight=trial.method.retain_weight,
-        weighting=_bound(trial, FORGET[trial.method.forget].weighting),
+        weighting=bind_arguments(trial, FORGET[trial.method.forget].weighting),
         layer=trial.method.layer,
         batch_size=trial.train.batch_size,
         pieces=n_microbatches(trial),
@@ -140,119 +135,109 @@ def _objective(
 
 
 def _checkpoints(
-    trial: Trial, workspace: Workspace, state: ModelState, coreset: Sequence[int], path: Path | None
+    context: TrialContext, coreset: Sequence[int], path: Path | None
 ) -> Checkpoints | None:
-    if path is None or trial.train.checkpoint_every == 0:
+    every_steps = context.trial.train.checkpoint_every
+    if path is None or every_steps == 0:
         return None
-    versions = {name: version_of(name) for name in ("torch", "transformers", "peft")}
-    settings = {
-        name: value for name, value in flatten(trial).items() if name != "train.checkpoint_every"
-    }
+    settings = flatten(context.trial)
+    del settings["train.checkpoint_every"]
     about = {
         "trial": settings,
-        "corpus": workspace.corpus.digest,
-        "start": state.checksum,
+        "corpus": context.corpus.digest,
+        "start": context.state.checksum,
         "kept": list(coreset),
-        "device": state.model.device.type,
+        "device": context.model.device.type,
+        **{name: version_of(name) for name in ("torch", "transformers", "peft")},
     }
-    return Checkpoints(path, about | versions, trial.train.checkpoint_every)
+    return Checkpoints(path, about, every_steps)
 
 
-def objective_sides(
-    trial: Trial, workspace: Workspace, state: ModelState, coreset: Sequence[int]
-) -> tuple[Side, Side]:
-    """The forget and the retain side of the objective; `state` must hold the base weights."""
-    forget, retain = training_sequences(trial, workspace, state)
-    coreset, chosen, _ = coreset_sequences(trial, workspace, state, coreset)
-    token, reference_sequences = trial.token, forget if trial.select.text == "original" else chosen
-    forget_loss, retain_loss = (
-        _bound(trial, table[name].function)
-        for table, name in ((FORGET, trial.method.forget), (RETAIN, trial.method.retain))
-    )
-    words = word_list(token.words)
-    positions = word_positions(chosen, state.tokenizer, words) if chosen and words else {}
-    rule = TokenRule(
-        temperature=token.temperature, keep=token.keep, cap=token.cap, positions=positions
-    )
-    reference = partial(cached_trial_reference, trial, workspace, state)
+def objective_sides(context: TrialContext, coreset: Sequence[int]) -> tuple[Side, Side]:
+    """The forget and the retain side of the objective. The model must hold the base weights."""
+    return _forget_side(context, coreset), _retain_side(context)
+
+
+def _forget_side(context: TrialContext, coreset: Sequence[int]) -> Side:
+    trial, token = context.trial, context.trial.token
+    positions, chosen, _ = coreset_sequences(context, coreset)
+    row = FORGET[trial.method.forget]
+    loss = bind_arguments(trial, row.function)
     companions = {
-        kind: _companions(trial, workspace, state, coreset, kind, forget_loss)
-        for kind in paired_response_kinds(forget_loss)
+        kind: _paired_responses(context, positions, kind, loss)
+        for kind in paired_response_kinds(loss)
     }
-    forget_side = Side(
-        forget_loss,
-        chosen,
-        reference(reference_sequences, reference_kinds(forget_loss), token.temperature),
-        companions,
-        rule,
-        mean=FORGET[trial.method.forget].mean,
-    )
-    return forget_side, Side(
-        retain_loss,
-        retain,
-        reference(retain, reference_kinds(retain_loss), 1.0),
-        mean=RETAIN[trial.method.retain].mean,
+    # of the whole forget set, so that trials of every coreset read one entry
+    is_original = trial.select.text == "original"
+    texts = training_sequences(context)[0] if is_original else chosen
+    reference = cached_trial_reference(context, texts, reference_kinds(loss), token.temperature)
+    return Side(loss, chosen, reference, companions, _token_rule(context, chosen), mean=row.mean)
+
+
+def _retain_side(context: TrialContext) -> Side:
+    row, (_, retain) = RETAIN[context.trial.method.retain], training_sequences(context)
+    loss = bind_arguments(context.trial, row.function)
+    reference = cached_trial_reference(context, retain, reference_kinds(loss), 1.0)
+    return Side(loss, retain, reference, mean=row.mean)
+
+
+def _token_rule(context: TrialContext, sequences: Sequence[Encoded]) -> TokenRule:
+    token, words = context.trial.token, word_list(context.trial.token.words)
+    return TokenRule(
+        temperature=token.temperature,
+        keep=token.keep,
+        cap=token.cap,
+        positions=word_positions(sequences, context.tokenizer, words)
+        if sequences and words
+        else {},
     )
 
 
-def _companions(
-    trial: Trial,
-    workspace: Workspace,
-    state: ModelState,
-    coreset: Sequence[int],
-    kind: str,
-    loss: Callable[..., Tensor],
+def _paired_responses(
+    context: TrialContext, coreset: Sequence[int], kind: str, loss: Callable[..., Tensor]
 ) -> PairedResponses:
-    maker = paired_response_function(trial, kind)
-    forget, retain = training_sequences(trial, workspace, state)
+    trial, maker = context.trial, paired_response_function(context.trial, kind)
+    forget, retain = training_sequences(context)
     source = ResponseInputs(
-        documents=[workspace.corpus.forget[p] for p in coreset],
+        documents=[context.corpus.forget[p] for p in coreset],
         sequences=[forget[p] for p in coreset],
-        retain_documents=workspace.corpus.retain,
+        retain_documents=context.corpus.retain,
         retain_sequences=retain,
-        model=state.model,
-        tokenizer=state.tokenizer,
+        model=context.model,
+        tokenizer=context.tokenizer,
         template=trial.data.template,
         max_tokens=trial.data.max_tokens,
     )
-    choices = _choices(trial, workspace, state, source, maker)
+    choices = _choices(context, source, maker)
+    sequences = [sequence for texts in choices.values() for sequence in texts]
+    kinds = reference_kinds(loss, kind)
     return PairedResponses(
-        choices,
-        cached_trial_reference(
-            trial,
-            workspace,
-            state,
-            [s for texts in choices.values() for s in texts],
-            reference_kinds(loss, kind),
-            trial.token.temperature,
-        ),
+        choices, cached_trial_reference(context, sequences, kinds, trial.token.temperature)
     )
 
 
 def _choices(
-    trial: Trial,
-    workspace: Workspace,
-    state: ModelState,
+    context: TrialContext,
     source: ResponseInputs,
     maker: Callable[..., Choices],
 ) -> Choices:
     """The companions of the documents of `source`. Those that the model itself writes are kept on
     disk: the same for all trials that keep these documents.
     """
-    arguments = arguments_of(trial, maker)
+    arguments = arguments_of(context.trial, maker)
     make = partial(maker, source, **arguments)
     sequences = [*source.sequences, *source.retain_sequences]
-    key = cache_key(workspace, state, sequences, "float32") | {
+    key = cache_key(context, sequences, "float32") | {
         "maker": maker.__name__,
         "arguments": arguments,
-        "documents": workspace.corpus.digest,
-        "template": trial.data.template,
+        "documents": context.corpus.digest,
+        "template": context.trial.data.template,
         "max_tokens": source.max_tokens,
         "prompts": [bool(document.prompt) for document in source.documents],
         "code": code_digest(method_code, model_code, data_code),
     }
     if not PAIRED_RESPONSES[maker.__name__].by_model:
-        return cached(state, workspace.cache, key, lambda _folder, _key: make())
+        return cached(context.state, context.cache, key, lambda _folder, _key: make())
 
     def rows() -> dict[str, list[list[Any]]]:
         return {name: [[s.doc_id, s.ids, s.start] for s in texts] for name, texts in make().items()}
@@ -263,7 +248,7 @@ def _choices(
             for name, texts in cached_file(folder, key, rows, JSON).items()
         }
 
-    return cached(state, workspace.cache / "companions", key, read_or_make)
+    return cached(context.state, context.cache / "companions", key, read_or_make)
 
 
 def _wrappers(
@@ -273,7 +258,9 @@ def _wrappers(
     `after_step`, which so sees what all of them have done in a step.
     """
     ending = FORGET[trial.method.forget].ending
-    last = [] if ending is as_trained else [partial(ended_by, function=_bound(trial, ending))]
+    last = (
+        [] if ending is as_trained else [partial(ended_by, function=bind_arguments(trial, ending))]
+    )
     return [
         *(
             partial(WRAPPERS[name].function, **arguments_of(trial, WRAPPERS[name].function))
@@ -310,9 +297,7 @@ def n_steps(trial: Trial, n_kept: int) -> int:
     return max(1, round(presentations / trial.train.batch_size)) if length > 0 else 0
 
 
-def gradient_norms_along(
-    trial: Trial, workspace: Workspace, state: ModelState, order: Sequence[int], epochs: int
-) -> Tensor:
+def gradient_norms_along(context: TrialContext, order: Sequence[int], epochs: int) -> Tensor:
     """Gradient norms of the documents at `order` on an unlearning run over the whole forget set,
     (epochs + 1, n).
 
@@ -328,23 +313,24 @@ def gradient_norms_along(
     n_processes = accelerator().num_processes
     rule = "select.name must be no selector that trains a model where a trial has several processes"
     require(n_processes == 1, rule, n_processes)
-    ends = epoch_ends(len(order), trial.train.batch_size, epochs)
-    whole = _trajectory(trial, max(ends, default=0))
-    forget, retain = objective_sides(whole, workspace, state, order)
-    at_point = partial(_norms_now, whole, state.model, forget, _matched(retain, len(order), trial))
-    choose_parameters(state.model, whole.train.parameters, block_numbers(whole.train.layers))
-    norms = {0: at_point()}
+    ends = epoch_ends(len(order), context.trial.train.batch_size, epochs)
+    whole = replace(context, trial=_trajectory(context.trial, max(ends, default=0)))
+    forget, retain = objective_sides(whole, order)
+    norms_now = partial(_norms_now, whole, forget, _matched(retain, len(order), whole.trial))
+    train = whole.trial.train
+    choose_parameters(context.model, train.parameters, block_numbers(train.layers))
+    norms = {0: norms_now()}
 
     def after_step(step: int) -> None:
         if step in ends:
-            norms[step] = at_point()
+            norms[step] = norms_now()
 
     if epochs > 0:
-        log = unlearn(whole, workspace, state, order, Path(), after_step=after_step)
+        log = unlearn(whole, order, Path(), after_step=after_step)
         rule = "grand needs an unlearning run whose loss stays finite over its epochs; this one"
         require(log.ended == "complete", rule, log.ended)
-    state.model.load_state_dict(state.pristine)
-    state.model.requires_grad_(True)
+    context.model.load_state_dict(context.state.pristine)
+    context.model.requires_grad_(True)
     return torch.stack([norms[step] for step in (0, *ends)])
 
 
@@ -369,13 +355,14 @@ def _matched(retain: Side, n: int, trial: Trial) -> Side:
     return replace(retain, sequences=[retain.sequences[p] for p in drawn])
 
 
-def _norms_now(trial: Trial, model: PreTrainedModel, forget: Side, retain: Side) -> Tensor:
+def _norms_now(context: TrialContext, forget: Side, retain: Side) -> Tensor:
     """The norms of `gradient_norms_along` with the model as it stands, in the precision of its
     training.
     """
-    with computing(model.device, trial.train.precision):
+    trial = context.trial
+    with computing(context.model.device, trial.train.precision):
         return unlearning_norms(
-            model,
+            context.model,
             forget,
             retain,
             retain_weight=trial.method.retain_weight,
@@ -384,5 +371,6 @@ def _norms_now(trial: Trial, model: PreTrainedModel, forget: Side, retain: Side)
         )
 
 
-def _bound(trial: Trial, function: Callable[..., Any]) -> Callable[..., Any]:
+def bind_arguments(trial: Trial, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a family with the trial's hyperparameters bound."""
     return partial(function, **arguments_of(trial, function))

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from rayunlearn.analysis.intervals import summarise_examples
+from rayunlearn.canonical import canonical_full_set
 from rayunlearn.config import Attack, Trial
 from rayunlearn.metrics.evaluate import chosen_metrics, evaluate_probes
 from rayunlearn.metrics.table import METRICS
-from rayunlearn.models.interpolation import points_along
+from rayunlearn.models.interpolation import copy_of, points_along
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.load import LoadedTrial
-from rayunlearn.trial.model_state import ModelState
 from rayunlearn.trial.probes import encoded_probes
-from rayunlearn.trial.workspace import Workspace
+from rayunlearn.trial.rebuild import rebuild_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,29 +30,29 @@ Rows = list[dict[str, Any]]
 ON_PATH = {name: METRICS[name] for name in ("probability", "multiple_choice")}
 
 
-def weight_path_tables(trial: Trial, workspace: Workspace, state: ModelState) -> Rows:
+def weight_path_tables(context: TrialContext) -> Rows:
     """Rows of `curves`: the line from the full-set model to the trial's own, and from base to it,
     `explain.path_points` each.
 
-    The full-set model is the trial at ratio 1.0 with everything else the same. Kind
-    `mode_connectivity:full` (x 0 is the full-set model) and `mode_connectivity:base` (x 0 is base).
-    `state.model` holds the trial's weights before and after.
+    The full-set model is the trial at ratio 1.0 with everything else the same: it is trained here
+    where no earlier trial has left it in the cache. Kind `mode_connectivity:full` (x 0 is the
+    full-set model) and `mode_connectivity:base` (x 0 is base). The model holds the trial's weights
+    before and after.
     """
-    points = trial.explain.path_points
+    trial, points = context.trial, context.trial.explain.path_points
     if points == 0 or trial.stage != "unlearned":
         return []
-    weights = trial_weights(state)
-    starts = {"base": state.pristine}
+    weights = copy_of(context.model)
+    starts = {"base": context.state.pristine}
     twin = full_set_twin(trial)
     if twin != trial:
-        starts["full"] = trial_weights(unlearned_state(twin, workspace))
-        state.model.load_state_dict(weights)
+        starts["full"] = copy_of(rebuild_model(twin, context.workspace).model)
+        # the twin was trained in this process's one model of the base folder
+        context.model.load_state_dict(weights)
     return [
         row
         for name, start in starts.items()
-        for row in path_rows(
-            trial, workspace, state, start, weights, f"mode_connectivity:{name}", points
-        )
+        for row in path_rows(context, start, weights, f"mode_connectivity:{name}", points)
     ]
 
 
@@ -61,30 +62,14 @@ def between_trials(first: LoadedTrial, other: LoadedTrial, *, points: int) -> Ro
 
     Raises UserError where the two are not of one architecture, or `points` is below 3.
     """
-    start = trial_weights(unlearned_state(first.trial, first.workspace))
-    state = unlearned_state(other.trial, other.workspace)
-    return path_rows(
-        other.trial,
-        other.workspace,
-        state,
-        start,
-        trial_weights(state),
-        f"mode_connectivity:{first.trial_id}",
-        points,
-    )
-
-
-def unlearned_state(trial: Trial, workspace: Workspace) -> ModelState:
-    """`rebuild.rebuild_model`, which imports the trial, which imports this."""
-    from rayunlearn.trial.rebuild import rebuild_model
-
-    return rebuild_model(trial, workspace)
+    start = copy_of(rebuild_model(first.trial, first.workspace).model)
+    context = rebuild_model(other.trial, other.workspace)
+    end = copy_of(context.model)
+    return path_rows(context, start, end, f"mode_connectivity:{first.trial_id}", points)
 
 
 def path_rows(
-    trial: Trial,
-    workspace: Workspace,
-    state: ModelState,
+    context: TrialContext,
     start: Mapping[str, Tensor],
     end: Mapping[str, Tensor],
     kind: str,
@@ -94,12 +79,12 @@ def path_rows(
     probe. The model ends as `end`. `letter_choice` is one of the metrics where the trial measures
     it.
     """
-    probes, letters = encoded_probes(workspace, state, trial.data), "letter_choice"
-    asked = chosen_metrics(trial.measure.metrics)
-    metrics = ON_PATH | ({letters: asked[letters]} if letters in asked else {})
-    measure = partial(evaluate_probes, state.model, probes, metrics, tokenizer=state.tokenizer)
+    probes, letters = encoded_probes(context), "letter_choice"
+    measured = chosen_metrics(context.trial.measure.metrics)
+    metrics = ON_PATH | ({letters: measured[letters]} if letters in measured else {})
+    measure = partial(evaluate_probes, context.model, probes, metrics, tokenizer=context.tokenizer)
     rows: Rows = []
-    for x, examples in points_along(state.model, start, end, measure, points=points):
+    for x, examples in points_along(context.model, start, end, measure, points=points):
         means = summarise_examples(pl.DataFrame(examples, infer_schema_length=None))
         rows += [{"kind": kind, "x": x} | row for row in means.to_dicts()]
     return rows
@@ -107,13 +92,6 @@ def path_rows(
 
 def full_set_twin(trial: Trial) -> Trial:
     """The trial that unlearns the whole forget set with everything else the same."""
-    from rayunlearn.canonical import is_full_set
-
-    return replace(trial, select=is_full_set(replace(trial.select, ratio=1.0)), attack=Attack())
-
-
-def trial_weights(state: ModelState) -> dict[str, Tensor]:
-    """A copy of what the model holds now, on the CPU."""
-    return {
-        name: tensor.detach().cpu().clone() for name, tensor in state.model.state_dict().items()
-    }
+    return replace(
+        trial, select=canonical_full_set(replace(trial.select, ratio=1.0)), attack=Attack()
+    )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.storage.run import Run, open_run
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.evaluate import examples_frame, trial_examples
 from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.model_state import reset_weights
@@ -66,7 +67,7 @@ def means_at(
     state = reset_weights(workspace.base)
     state.model.load_state_dict(weights)
     rows = (
-        examples_frame(trial_examples(trial, workspace, state))
+        examples_frame(trial_examples(TrialContext(trial, workspace, state)))
         .group_by("split")
         .agg(pl.col("value").mean())
     )

@@ -33,6 +33,7 @@ from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.selectors.unlearning_gradients import unlearning_norms
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.loop import optimise
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.coreset import select_coreset
 from rayunlearn.trial.keywords import coreset_sequences, document_texts, forget_keywords
 from rayunlearn.trial.model_state import ModelState, reset_weights
@@ -80,14 +81,16 @@ def test_every_selector_keeps_the_exact_number_in_a_trial_and_leaves_the_base_we
     name: str, workspace: Workspace, state: ModelState
 ) -> None:
     kept, scores = select_documents(
-        trial_of(select__name=name, select__ratio=0.25), workspace, state
+        TrialContext(trial_of(select__name=name, select__ratio=0.25), workspace, state)
     )
     assert (
         len(kept) == len(set(kept)) == 4
         and scores.shape == (16,)
         and bool(torch.isfinite(scores).all())
     )
-    again, _ = select_documents(trial_of(select__name=name, select__ratio=0.5), workspace, state)
+    again, _ = select_documents(
+        TrialContext(trial_of(select__name=name, select__ratio=0.5), workspace, state)
+    )
     assert again[:4] == kept
     assert all(
         torch.equal(state.model.state_dict()[key].cpu(), value)
@@ -99,7 +102,9 @@ def test_scores_of_grand_depend_on_the_losses_and_those_of_others_do_not(
     workspace: Workspace, state: ModelState
 ) -> None:
     def scores(**values: Value) -> Tensor:
-        return select_documents(trial_of(select__ratio=0.25, **values), workspace, state)[1]
+        return select_documents(
+            TrialContext(trial_of(select__ratio=0.25, **values), workspace, state)
+        )[1]
 
     assert not torch.equal(
         scores(select__name="grand", method__forget="ga"),
@@ -119,10 +124,10 @@ def test_every_extractor_runs_inside_a_trial_and_its_keywords_come_back_from_dis
     extractor: str, workspace: Workspace, state: ModelState
 ) -> None:
     trial = trial_of(select__extractor=extractor)
-    found = forget_keywords(trial, workspace, state)
+    found = forget_keywords(TrialContext(trial, workspace, state))
     assert len(found) == 16
     state.cache.clear()
-    assert forget_keywords(trial, workspace, state) == found
+    assert forget_keywords(TrialContext(trial, workspace, state)) == found
     for document, keywords in zip(workspace.corpus.forget, found, strict=True):
         assert all(
             document.answer[a:b].split() == k.text.split() or k.spans[0] != (a, b)
@@ -133,7 +138,7 @@ def test_every_extractor_runs_inside_a_trial_and_its_keywords_come_back_from_dis
 
 def test_the_judge_needs_a_model_and_says_so(workspace: Workspace, state: ModelState) -> None:
     with pytest.raises(UserError, match=r"select\.judge_model"):
-        forget_keywords(trial_of(select__extractor="judge"), workspace, state)
+        forget_keywords(TrialContext(trial_of(select__extractor="judge"), workspace, state))
 
 
 def test_text_arms_split_each_document_and_record_the_share_that_is_left(
@@ -150,8 +155,10 @@ def test_text_arms_split_each_document_and_record_the_share_that_is_left(
             "shuffled_keywords",
         )
     }
-    shown = {arm: document_texts(t, workspace, state, kept) for arm, t in trial.items()}
-    found = forget_keywords(trial["keywords_only"], workspace, state)
+    shown = {
+        arm: document_texts(TrialContext(t, workspace, state), kept) for arm, t in trial.items()
+    }
+    found = forget_keywords(TrialContext(trial["keywords_only"], workspace, state))
     for p in kept:
         answer = workspace.corpus.forget[p].answer
         words = words_of(answer)
@@ -169,19 +176,24 @@ def test_text_arms_split_each_document_and_record_the_share_that_is_left(
         assert sorted(shown["shuffled_keywords"][p].split()) == sorted(
             shown["keywords_only"][p].split()
         )
-    positions, sequences, share = coreset_sequences(trial["keywords_only"], workspace, state, kept)
+    positions, sequences, share = coreset_sequences(
+        TrialContext(trial["keywords_only"], workspace, state), kept
+    )
     assert (
         positions == kept
         and [s.doc_id for s in sequences] == [workspace.corpus.forget[p].doc_id for p in kept]
         and 0.1 < share < 0.5
     )
-    assert coreset_sequences(trial["original"], workspace, state, kept)[2] == 1.0
+    assert coreset_sequences(TrialContext(trial["original"], workspace, state), kept)[2] == 1.0
 
 
 def test_random_words_change_with_the_seed(workspace: Workspace, state: ModelState) -> None:
     first, second = (
         document_texts(
-            trial_of(select__text="random_words", select__seed=seed), workspace, state, [0, 1]
+            TrialContext(
+                trial_of(select__text="random_words", select__seed=seed), workspace, state
+            ),
+            [0, 1],
         )
         for seed in (0, 1)
     )
@@ -200,12 +212,12 @@ def test_an_arm_that_leaves_nothing_is_an_error_and_a_document_without_words_is_
     )
     small = replace(workspace, corpus=one_word)
     trial = trial_of(select__text="non_keywords")
-    assert list(document_texts(trial, small, state, [0, 1])) == [1]
+    assert list(document_texts(TrialContext(trial, small, state), [0, 1])) == [1]
     with pytest.raises(
         UserError,
         match=r"select\.text must leave a word of at least one document, got 'non_keywords'",
     ):
-        document_texts(trial, small, state, [0])
+        document_texts(TrialContext(trial, small, state), [0])
 
 
 def test_a_trial_records_its_text_and_coverage_and_base_its_redundancy(
@@ -280,7 +292,9 @@ def test_topics_share_a_coreset_out_unless_told_otherwise(
         )
         return sum(
             p < 6
-            for p in select_coreset(trial, two, state, lambda order, epochs: torch.zeros(1, 12))[0]
+            for p in select_coreset(
+                TrialContext(trial, two, state), lambda order, epochs: torch.zeros(1, 12)
+            )[0]
         )
 
     assert (
@@ -388,7 +402,7 @@ def test_ten_documents_and_ten_epochs_are_looked_at_eleven_times_at_any_batch_si
     ends several epochs is it, and base never is.
     """
     trial = trial_of(**_dotted(TRAJECTORY | {"train.batch_size": batch_size}))
-    norms = gradient_norms_along(trial, workspace, state, TEN, 10)
+    norms = gradient_norms_along(TrialContext(trial, workspace, state), TEN, 10)
     ends = [math.ceil(10 * epoch / batch_size) for epoch in range(1, 11)]
     assert norms.shape == (11, 10) and bool(torch.isfinite(norms).all())
     assert len({tuple(row) for row in norms.tolist()}) == 1 + len(set(ends))
@@ -427,12 +441,12 @@ def test_norms_along_a_run_are_those_of_a_model_trained_to_each_epoch_and_stoppe
     the last step, and its norms are those of an ordinary backward pass per document.
     """
     trial = trial_of(**_dotted(TRAJECTORY | values))
-    norms = gradient_norms_along(trial, workspace, state, TEN, 3)
+    norms = gradient_norms_along(TrialContext(trial, workspace, state), TEN, 3)
     assert all(
         torch.equal(tensor.cpu(), state.pristine[name])
         for name, tensor in state.model.state_dict().items()
     )
-    forget, retain = objective_sides(trial, workspace, state, TEN)
+    forget, retain = objective_sides(TrialContext(trial, workspace, state), TEN)
     # z_r: the first ten of the retain documents in the order of the trial's seed
     first = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()[:10]
     ends = [math.ceil(10 * epoch / trial.train.batch_size) for epoch in range(4)]
@@ -496,7 +510,7 @@ def test_a_trajectory_that_diverges_ends_grand_with_words_and_no_score(
     trial = trial_of(**_dotted(TRAJECTORY | {"train.learning_rate": 1e30, "method.forget": "ga"}))
     rule = "grand needs an unlearning run whose loss stays finite over its epochs; this one"
     with pytest.raises(UserError, match=rule):
-        gradient_norms_along(trial, workspace, state, TEN, 3)
+        gradient_norms_along(TrialContext(trial, workspace, state), TEN, 3)
 
 
 def test_a_selector_that_trains_is_refused_on_several_processes_before_anything_is_scheduled() -> (

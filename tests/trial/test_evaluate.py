@@ -14,6 +14,7 @@ from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.storage.run import Run, open_run
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.evaluate import (
     examples_frame,
     gold_examples,
@@ -114,8 +115,8 @@ def test_gold_knows_forget_and_holdout_alike_and_base_does_not(workspace: Worksp
     areas = {}
     for stage in ("base", "gold"):
         trial = trial_of("loss_score", stage=stage)
-        examples = trial_examples(trial, workspace, reset_weights(getattr(workspace, stage)))
-        rows = label_examples(trial, workspace, examples, stage=stage, step=0)["evals"]
+        context = TrialContext(trial, workspace, reset_weights(getattr(workspace, stage)))
+        rows = label_examples(context, trial_examples(context), stage=stage, step=0)["evals"]
         areas[stage] = next(row["value"] for row in rows if row["metric"] == "loss_score_auc")
     assert abs(areas["gold"] - 0.5) < 3 * error and areas["base"] > 0.95
 
@@ -141,12 +142,12 @@ def test_distance_to_base_is_that_of_the_base_weights_whatever_the_model_holds_n
     state = reset_weights(workspace.base)
     name, first = next(iter(state.model.named_parameters()))
     first.data += 0.05
-    moved = examples_frame(trial_examples(trial, workspace, state)).filter(
+    moved = examples_frame(trial_examples(TrialContext(trial, workspace, state))).filter(
         pl.col("metric") == "base_kl", pl.col("split") == "forget"
     )
     assert moved["value"].min() > 0 and not (first.data == state.pristine[name]).all()
     state = reset_weights(workspace.base)
-    still = examples_frame(trial_examples(trial, workspace, state)).filter(
+    still = examples_frame(trial_examples(TrialContext(trial, workspace, state))).filter(
         pl.col("split") == "forget"
     )
     assert still["value"].abs().max() < 1e-6
@@ -160,7 +161,8 @@ def test_a_model_measured_twice_gives_the_same_rows(workspace: Workspace) -> Non
         measure__samples=4,
     )
     first, again = (
-        trial_examples(trial, workspace, reset_weights(workspace.base)) for _ in range(2)
+        trial_examples(TrialContext(trial, workspace, reset_weights(workspace.base)))
+        for _ in range(2)
     )
     assert first == again
 
@@ -172,7 +174,7 @@ def test_options_of_metrics_are_settings_of_the_trial(workspace: Workspace) -> N
     )
     state = reset_weights(workspace.base)
     means = [
-        examples_frame(trial_examples(trial, workspace, state))["value"].mean()
+        examples_frame(trial_examples(TrialContext(trial, workspace, state)))["value"].mean()
         for trial in (half, all_of_it)
     ]
     assert means[0] > means[1], (

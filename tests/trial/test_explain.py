@@ -4,6 +4,7 @@ again for one that did not explain.
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -22,6 +23,7 @@ from rayunlearn.models.load import load_model
 from rayunlearn.storage.parquet import write_table
 from rayunlearn.storage.run import Run, open_run, write_experiment
 from rayunlearn.trial import model_state
+from rayunlearn.trial.context import TrialContext, base_context
 from rayunlearn.trial.explain import emphasis_words, explain_trial, kinds_of_words
 from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.load import load_trial
@@ -51,12 +53,13 @@ ASKED = {
 def ended(
     untaught_models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Run, dict[str, str]]]:
-    """A run with the trials `full` (explains nothing) and `part` (explains, a tenth of the set), by
-    name.
+    """A run with the trials `full` (explains nothing), `part` (explains, a tenth of the set) and
+    `plain` (the same tenth, explains nothing), by name.
     """
     folder = tmp_path_factory.mktemp("explains")
     ids = {}
-    for name, values in (("full", BASE), ("part", BASE | ASKED)):
+    plain = BASE | {"select.ratio": ASKED["select.ratio"]}
+    for name, values in (("full", BASE), ("part", BASE | ASKED), ("plain", plain)):
         trial = validate_trial(
             with_values(Trial(), values | {"model.name": str(untaught_models / "base")})
         )
@@ -73,6 +76,51 @@ def ended(
         )
     yield open_run(folder / "runs" / "test" / "1"), ids
     model_state.load_model_state.cache_clear()
+
+
+def test_explanations_leave_training_and_metrics_as_they_are(
+    ended: tuple[Run, dict[str, str]],
+) -> None:
+    """Base and the trained model are one model of this process, which asking base resets: the same
+    rows to the last bit say that it was asked before, and that the full-set twin was taken out.
+    """
+    run, ids = ended
+    keys = ["split", "doc_id", "metric"]
+    explained, plain = (
+        run.examples.filter(
+            pl.col("trial_id") == ids[name],
+            pl.col("attack") == "none",
+            ~pl.col("split").str.ends_with("_documents"),
+        )
+        .select(*keys, "value")
+        .sort(keys)
+        .collect()
+        for name in ("part", "plain")
+    )
+    assert len(plain) > 100 and explained.equals(plain)
+
+
+def test_time_of_explanations_is_a_part_of_its_own(
+    ended: tuple[Run, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that only the weight paths move, by 5 s: none of it is time of the metrics."""
+    run, ids = ended
+    rows = {row["trial_id"]: row for row in run.trials.collect().to_dicts()}
+    assert rows[ids["part"]]["seconds_explain"] > 0
+    assert rows[ids["plain"]]["seconds_explain"] is None
+    now = [0.0]
+
+    def five_seconds(_context: TrialContext) -> list[dict[str, object]]:
+        now[0] += 5
+        return []
+
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr("rayunlearn.trial.provenance.time", clock)
+    monkeypatch.setattr("rayunlearn.trial.explain.weight_path_tables", five_seconds)
+    finished = load_trial(run.path, ids["part"], roles=())
+    run_trial(finished.trial, finished.workspace, tmp_path, "test", "1")
+    (row,) = open_run(tmp_path).trials.collect().to_dicts()
+    assert (row["seconds_explain"], row["seconds_measure"], row["seconds_train"]) == (5, 0, 0)
 
 
 def test_paths_end_in_the_models_they_join(ended: tuple[Run, dict[str, str]]) -> None:
@@ -199,7 +247,7 @@ def test_log_p_by_kind_of_word_is_that_of_the_tokens_that_spell_such_words(
         pl.col("trial_id") == ids["part"], pl.col("split") == "forget_documents"
     ).collect()
     finished = load_trial(run.path, ids["part"], roles=())
-    state, corpus, data = (
+    context, corpus, data = (
         rebuild_model(finished.trial, finished.workspace),
         finished.workspace.corpus,
         finished.trial.data,
@@ -210,17 +258,17 @@ def test_log_p_by_kind_of_word_is_that_of_the_tokens_that_spell_such_words(
         document.doc_id,
         document.prompt,
         document.answer,
-        state.tokenizer,
+        context.tokenizer,
         data.template,
         data.max_tokens,
     )
     with torch.no_grad():
-        log_probs = state.model(input_ids=torch.tensor([sequence.ids])).logits[0].log_softmax(-1)
+        log_probs = context.model(input_ids=torch.tensor([sequence.ids])).logits[0].log_softmax(-1)
     for metric, words in kinds.items():
         places = [
             at
             for at in range(sequence.start, len(sequence.ids))
-            if state.tokenizer.decode(sequence.ids[at]).strip().lower() in words
+            if context.tokenizer.decode(sequence.ids[at]).strip().lower() in words
         ]
         expected = sum(float(log_probs[at - 1, sequence.ids[at]]) for at in places) / len(places)
         found = rows.filter(pl.col("doc_id") == document.doc_id, pl.col("metric") == metric)[
@@ -264,7 +312,8 @@ def test_retain_harmed_is_what_greedy_writing_says_token_by_token(
         run, {"name": "hand", "question": "?", "objective": {"forgetting": "probability"}}
     )
     table = emphasis_table(open_run(run))
-    focus, (model, tokenizer) = emphasis_words(trial, workspace), load_model(str(domain_bed.base))
+    focus = emphasis_words(base_context(trial, workspace))
+    model, tokenizer = load_model(str(domain_bed.base))
     questions = [
         d
         for d in sorted(workspace.corpus.probes["retain"], key=lambda d: d.doc_id)[:12]

@@ -57,8 +57,7 @@ def test_weights_made_again_give_the_rows_that_the_trial_wrote(
     written = open_run(tmp_path / "run").examples.collect().sort("split", "doc_id", "metric")
     # made, then read
     for _ in range(2):
-        state = rebuild_model(trial, workspace)
-        rows = trial_examples(trial, workspace, state)
+        rows = trial_examples(rebuild_model(trial, workspace))
         found = {(r["split"], r["doc_id"], r["metric"]): r["value"] for r in rows}
         assert found == {
             (s, d, m): v
@@ -95,10 +94,10 @@ def test_a_damaged_file_is_made_again(workspace: Workspace) -> None:
 
 
 def test_base_is_the_weights_themselves_and_gold_must_exist(workspace: Workspace) -> None:
-    state = rebuild_model(trial_of(stage="base"), workspace)
+    context = rebuild_model(trial_of(stage="base"), workspace)
     assert all(
-        torch.equal(tensor, state.pristine[name])
-        for name, tensor in state.model.state_dict().items()
+        torch.equal(tensor, context.state.pristine[name])
+        for name, tensor in context.model.state_dict().items()
     )
     with pytest.raises(UserError, match="needs a gold model"):
         rebuild_model(trial_of(stage="gold"), workspace)

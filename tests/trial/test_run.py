@@ -12,6 +12,7 @@ from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.storage.run import Run, open_run
 from rayunlearn.trial import model_state
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.coreset import coverage
 from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.run import run_trial
@@ -171,9 +172,11 @@ def test_a_small_coreset_is_part_of_a_larger_one_and_scores_are_kept_for_the_nex
 ) -> None:
     state = model_state.reset_weights(workspace.base)
     few, scores = select_documents(
-        trial_of(select__name=name, select__ratio=0.05), workspace, state
+        TrialContext(trial_of(select__name=name, select__ratio=0.05), workspace, state)
     )
-    many, again = select_documents(trial_of(select__name=name, select__ratio=0.3), workspace, state)
+    many, again = select_documents(
+        TrialContext(trial_of(select__name=name, select__ratio=0.3), workspace, state)
+    )
     assert many[: len(few)] == few and torch.equal(scores, again)
     assert len(list((workspace.cache / "scores").rglob("*.parquet"))) > 0 or name == "random"
 
@@ -187,7 +190,7 @@ def test_selection_does_not_depend_on_the_order_of_the_file(workspace: Workspace
     state = model_state.reset_weights(workspace.base)
     trial = trial_of(select__ratio=0.1)
     chosen = [
-        [w.corpus.forget[p].doc_id for p in select_documents(trial, w, state)[0]]
+        [w.corpus.forget[p].doc_id for p in select_documents(TrialContext(trial, w, state))[0]]
         for w in (workspace, turned)
     ]
     assert chosen[0] == chosen[1]

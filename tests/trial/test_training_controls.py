@@ -15,6 +15,7 @@ from rayunlearn.metrics.evaluate import mean_probability
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.early_stopping import RetentionEarlyStopping
 from rayunlearn.train.loop import TrainLog
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.model_state import ModelState, reset_weights
 from rayunlearn.trial.probes import UTILITY_PROBES, encoded_probes
 from rayunlearn.trial.run import run_trial
@@ -54,14 +55,14 @@ def made(method: str, values: Mapping[str, Value]) -> Trial:
 
 def trained(trial: Trial, workspace: Workspace, folder: Path) -> tuple[ModelState, TrainLog]:
     state = reset_weights(workspace.base)
-    return state, unlearn(trial, workspace, state, KEPT, folder / "adapter")
+    return state, unlearn(TrialContext(trial, workspace, state), KEPT, folder / "adapter")
 
 
 def retained(workspace: Workspace, state: ModelState) -> float:
     """Mean answer probability of the retain probes that are watched."""
-    watched = [p for p in encoded_probes(workspace, state, Trial().data) if p.split == "retain"][
-        :UTILITY_PROBES
-    ]
+    watched = [
+        p for p in encoded_probes(TrialContext(Trial(), workspace, state)) if p.split == "retain"
+    ][:UTILITY_PROBES]
     return mean_probability(state.model, watched)
 
 

@@ -18,6 +18,7 @@ from rayunlearn.registry import arguments_of
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.trial import model_state
+from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.model_state import ModelState, reset_weights
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.unlearn import objective_sides, unlearn
@@ -55,7 +56,7 @@ def made(values: Mapping[str, Value]) -> Trial:
 
 def trained(trial: Trial, workspace: Workspace, folder: Path) -> tuple[ModelState, TrainLog]:
     state = reset_weights(workspace.base)
-    return state, unlearn(trial, workspace, state, KEPT, folder / "adapter")
+    return state, unlearn(TrialContext(trial, workspace, state), KEPT, folder / "adapter")
 
 
 def forget_loss(
@@ -64,7 +65,7 @@ def forget_loss(
     """The forget term on the same batch, with the weights before and after."""
     after = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     state.model.load_state_dict(start)
-    forget, retain = objective_sides(trial, workspace, state, KEPT)
+    forget, retain = objective_sides(TrialContext(trial, workspace, state), KEPT)
     terms = UnlearningObjective(
         state.model,
         forget,
@@ -108,7 +109,10 @@ def test_dpo_prefers_what_it_is_told_to_prefer(workspace: Workspace) -> None:
     texts = {}
     for kind in ("refusal", "alternate"):
         forget, _ = objective_sides(
-            made({"method.forget": "dpo", "method.preferred": kind}), workspace, state, KEPT
+            TrialContext(
+                made({"method.forget": "dpo", "method.preferred": kind}), workspace, state
+            ),
+            KEPT,
         )
         texts[kind] = {
             state.tokenizer.decode(c.ids[c.start :])
@@ -150,7 +154,7 @@ def test_pieces_of_a_batch_train_like_the_whole_batch(workspace: Workspace, tmp_
 def test_words_restrict_a_loss_inside_a_trial(workspace: Workspace) -> None:
     word = workspace.corpus.forget[0].answer.split()[-1].strip(".")
     state = reset_weights(workspace.base)
-    forget, _ = objective_sides(made({"token.words": word}), workspace, state, KEPT)
+    forget, _ = objective_sides(TrialContext(made({"token.words": word}), workspace, state), KEPT)
     spoken = {
         state.tokenizer.decode([s.ids[at]]).strip()
         for s in forget.sequences
@@ -221,7 +225,7 @@ def test_a_model_stored_as_bfloat16_is_trained_with_float32_weights(
     half = Workspace(workspace.corpus, str(tmp_path / "half"), "", "half", tmp_path / "cache")
     trial = made({"method.forget": "ga", "train.learning_rate": 1e-6})
     found = reset_weights(half.base)
-    unlearn(trial, half, found, KEPT, tmp_path / "adapter")
+    unlearn(TrialContext(trial, half, found), KEPT, tmp_path / "adapter")
     model_state.load_model_state.cache_clear()
     moved = [
         n
