@@ -239,11 +239,11 @@ class Token:
 def block_numbers(layers: str) -> tuple[int, ...]:
     """`5,6,7` -> (5, 6, 7). Raises UserError for anything but whole numbers from 0, each once."""
     parts = [part.strip() for part in layers.split(",")] if layers.strip() else []
-    whole = all(part.isdecimal() and len(part) < 10 for part in parts) and len(
+    is_valid = all(part.isdecimal() and len(part) < 10 for part in parts) and len(
         set(map(int, parts))
     ) == len(parts)
     require(
-        whole, "train.layers must be different whole numbers from 0, separated by commas", layers
+        is_valid, "train.layers must be different whole numbers from 0, separated by commas", layers
     )
     return tuple(map(int, parts))
 

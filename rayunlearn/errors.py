@@ -30,11 +30,11 @@ def unknown_name(kind: str, name: str, valid_names: Iterable[str]) -> UserError:
     read, the nearest and their number.
     """
     names = sorted(valid_names)
-    near = get_close_matches(name, names, n=MIN_SIMILARITY)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    if near and len(names) > MAX_LISTED_NAMES:
+    matches = get_close_matches(name, names, n=MIN_SIMILARITY)
+    hint = f"; did you mean {matches[0]!r}?" if matches else ""
+    if matches and len(names) > MAX_LISTED_NAMES:
         return UserError(
-            f"unknown {kind} {name!r}{hint} (the nearest of {len(names)}: {', '.join(near)})"
+            f"unknown {kind} {name!r}{hint} (the nearest of {len(names)}: {', '.join(matches)})"
         )
     return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")
 

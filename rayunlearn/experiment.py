@@ -67,9 +67,9 @@ class Range:
             )
         require(self.low < self.high, "a Range's low must be < high", (self.low, self.high))
         require(not self.log or self.low > 0, "a Range with log=True must have low > 0", self.low)
-        whole = float(self.low).is_integer() and float(self.high).is_integer()
+        is_integer = float(self.low).is_integer() and float(self.high).is_integer()
         require(
-            not self.integer or whole,
+            not self.integer or is_integer,
             "a Range with integer=True must have whole bounds",
             (self.low, self.high),
         )
@@ -348,7 +348,7 @@ def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
 def settings(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON-ready values: what experiment.json and the report hold."""
     axes = [
-        {", ".join(axis.names): [_shown(point) for point in axis.points] for axis in grid}
+        {", ".join(axis.names): [_format_point(point) for point in axis.points] for axis in grid}
         for grid in experiment.grids
     ]
     search = {
@@ -372,18 +372,18 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name for part in text.split(",") if (name := part.strip()))
 
 
-def _shown(point: tuple[Value, ...]) -> Value | list[Value]:
+def _format_point(point: tuple[Value, ...]) -> Value | list[Value]:
     """A point of a single name is its value; one value for several names is that value too."""
     return point[0] if len(set(point)) == 1 else list(point)
 
 
 def _import(path: Path) -> ModuleType:
-    near = (
+    matches = (
         get_close_matches(path.name, [file.name for file in path.parent.glob("*.py")], n=1)
         if path.parent.is_dir()
         else []
     )
-    meant = f" (did you mean {path.with_name(near[0])}?)" if near else ""
+    meant = f" (did you mean {path.with_name(matches[0])}?)" if matches else ""
     require(path.is_file(), f"an experiment must be a Python file that exists{meant}", str(path))
     require(path.suffix == ".py", "an experiment file's name must end in .py", path.name)
     name = f"_rayunlearn_experiment_{digest(str(path.resolve()))}"
@@ -399,14 +399,14 @@ def _import(path: Path) -> ModuleType:
     except Exception as error:
         raise UserError(
             f"{path} must import without an error, got {type(error).__name__}:"
-            f" {error}{_where(error, path)}"
+            f" {error}{_error_location(error, path)}"
         ) from error
     finally:
         del sys.modules[name]
     return module
 
 
-def _where(error: Exception, path: Path) -> str:
+def _error_location(error: Exception, path: Path) -> str:
     line = error.lineno if isinstance(error, SyntaxError) else None
     trace = error.__traceback__
     while trace is not None:
@@ -422,8 +422,8 @@ def _refuse_misspelt(module: ModuleType) -> None:
 
     for name in vars(module):
         if name.isupper() and name not in NAMES and not name.startswith("_"):
-            near = get_close_matches(name, NAMES, n=1, cutoff=0.75)
-            if near and near[0] not in vars(module):
+            matches = get_close_matches(name, NAMES, n=1, cutoff=0.75)
+            if matches and matches[0] not in vars(module):
                 raise unknown_name("name in an experiment file", name, NAMES)
 
 
@@ -526,11 +526,11 @@ def _fixed_grid(grid: Grid, name: str, value: Value) -> Grid:
     """
     if all(name not in axis.names for axis in grid):
         return grid
-    other_axes = tuple(axis for axis in (_without(axis, name) for axis in grid) if axis.names)
+    other_axes = tuple(axis for axis in (_axis_without(axis, name) for axis in grid) if axis.names)
     return (*other_axes, Axis((name,), ((value,),)))
 
 
-def _without(axis: Axis, name: str) -> Axis:
+def _axis_without(axis: Axis, name: str) -> Axis:
     if name not in axis.names:
         return axis
     keep = [i for i, other in enumerate(axis.names) if other != name]

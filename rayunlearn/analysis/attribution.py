@@ -76,7 +76,7 @@ def attribution_cells(run: Run) -> list[AttributionCell]:
     for row in ordered.unique(["trial_id", "role", "group"], maintain_order=True).iter_rows(
         named=True
     ):
-        sentence = _said(row, settings)
+        sentence = _cell_columns(row, settings)
         if cell_settings(row) in bases:
             groups.setdefault((row["role"], cell_settings(row), *sentence.values()), []).append(
                 row | {"said": sentence}
@@ -177,9 +177,9 @@ def attribution_tracking(before: pl.DataFrame, after: pl.DataFrame) -> dict[str,
     }
 
 
-def fraction(part: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> float:
+def fraction(part: np.ndarray[Any, Any], total: np.ndarray[Any, Any]) -> float:
     """|part| / |whole|; NaN where the whole is empty."""
-    return float(part.sum() / whole.sum()) if whole.any() else float("nan")
+    return float(part.sum() / total.sum()) if total.any() else float("nan")
 
 
 def rank_correlation(x: Numbers, y: Numbers) -> float:
@@ -260,7 +260,7 @@ def _forms(run: Run) -> list[str]:
     return sorted(name.partition(":")[2] for name in attacks if name.startswith(f"{KEY}:"))
 
 
-def _known(plain: Mapping[tuple[str, str], float], base: str) -> list[str]:
+def _answered_right(plain: Mapping[tuple[str, str], float], base: str) -> list[str]:
     """Questions that the base trial answers right."""
     return sorted(d for t, d in plain if t == base and plain[t, d] == 1)
 
@@ -269,7 +269,7 @@ def _emphasis_row(
     cell: AttributionCell, form: str, right: Values, group_of: Mapping[str, str]
 ) -> dict[str, Any]:
     plain = right.get(("none", "forget"), {})
-    documents = _known(plain, cell.base)
+    documents = _answered_right(plain, cell.base)
     differences = [
         {k: v == 1 for k, v in right.get((f"{kind}:{form}", "forget"), {}).items()}
         for kind in (KEY, RANDOM)
@@ -326,7 +326,7 @@ def _damage_row(
     row: dict[str, Any] = {"cell": cell.name, "role": cell.role, "seeds": len(cell.trial_ids)}
     for name, split in (("destroyed", "retain"), ("destroyed_untouched", "untouched")):
         plain = right.get(("none", split), {})
-        documents = _known(plain, cell.base)
+        documents = _answered_right(plain, cell.base)
         values = {
             (t, d): float(plain[t, d] != 1)
             for t in cell.trial_ids
@@ -391,7 +391,7 @@ def _tracking_row(
     return row
 
 
-def _said(row: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+def _cell_columns(row: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """What tells a trial's cell from others: nothing of base and gold but data and model, no
     selector of a control.
     """
@@ -399,8 +399,8 @@ def _said(row: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     names = {"control": ("method.retain", "group"), "grid": CELL_SETTINGS}.get(row["role"], ())
     listed = [n for n in settings if trained or n.startswith(CONTEXT_SECTIONS)]
     # every selector shares the full set
-    whole = row["role"] == "grid" and row["select.ratio"] == 1
-    return {n: None if n == "select.name" and whole else row[n] for n in (*names, *listed)}
+    is_full = row["role"] == "grid" and row["select.ratio"] == 1
+    return {n: None if n == "select.name" and is_full else row[n] for n in (*names, *listed)}
 
 
 def _name(row: Mapping[str, Any], settings: list[str], *, parts: bool) -> str:

@@ -75,11 +75,11 @@ class SelectorArm:
         """Whether the two differ in `changed` alone. A whole text is the same whatever finds
         keywords, and however many.
         """
-        whole = changed == "select.text" and "original" in (
+        is_full_text = changed == "select.text" and "original" in (
             self.settings[changed],
             reference.settings[changed],
         )
-        free = (changed, *OF_PARTS) if whole else (changed,)
+        free = (changed, *OF_PARTS) if is_full_text else (changed,)
         return self.dataset == reference.dataset and all(
             value == reference.settings[name]
             for name, value in self.settings.items()
@@ -137,7 +137,7 @@ def selector_arms(run: Run) -> Iterator[SelectorArm]:
             first = rows.select([*CELL_SETTINGS, *settings]).row(0, named=True)
             unmeasured = len(trials) - min(len(forgetting), len(retained))
             yield SelectorArm(
-                **_named(first, placed, settings),
+                **_place_and_name(first, placed, settings),
                 settings=first,
                 forgetting=forgetting,
                 retained=retained,
@@ -164,7 +164,7 @@ def _row(
     changed: str, arm: SelectorArm, reference: SelectorArm, least_useful: float
 ) -> dict[str, Any]:
     estimate = difference(arm.forgetting, reference.forgetting, groups=arm.groups)
-    half = estimate.half_width(LEVEL)
+    half_width = estimate.half_width(LEVEL)
     retained = float(np.nanmean(arm.retained))
     return {
         "place": arm.dataset,
@@ -176,8 +176,8 @@ def _row(
         "left": float(np.nanmean(arm.forgetting)),
         "left_reference": float(np.nanmean(reference.forgetting)),
         "difference": estimate.mean,
-        "low": estimate.mean - half,
-        "high": estimate.mean + half,
+        "low": estimate.mean - half_width,
+        "high": estimate.mean + half_width,
         "stderr": estimate.stderr,
         "p": paired_p(estimate),
         "retained": retained,
@@ -188,11 +188,11 @@ def _row(
 
 def _parts(reference: SelectorArm, *, but: SelectorArm) -> str:
     """How a reference that is no whole text was cut, where the arm was not cut so."""
-    cut = reference.settings.get("select.text", "original") != "original"
+    is_cut = reference.settings.get("select.text", "original") != "original"
     return ", ".join(
         f"{name} {format_number(v)}"
         for name, v in reference.settings.items()
-        if cut and name in OF_PARTS and but.settings[name] != v
+        if is_cut and name in OF_PARTS and but.settings[name] != v
     )
 
 
@@ -202,13 +202,13 @@ def _verdict(more_is_left: float, p: float) -> str:
     return "forgets less" if more_is_left > 0 else "forgets more"
 
 
-def _named(
+def _place_and_name(
     first: Mapping[str, Any], placed: pl.DataFrame, settings: Sequence[str]
 ) -> dict[str, str]:
     """`place`: what tells it from other data and models; `name`: the method, and what else tells
     its cells there apart, but for selector and text.
     """
-    context_settings = _around(settings)
+    context_settings = _context_settings(settings)
     matching = placed.filter(
         *(
             pl.col(name).eq_missing(first[name])
@@ -234,7 +234,7 @@ def _named(
     }
 
 
-def _around(settings: Sequence[str]) -> list[str]:
+def _context_settings(settings: Sequence[str]) -> list[str]:
     """The data and model settings among them."""
     return [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
 
@@ -242,7 +242,7 @@ def _around(settings: Sequence[str]) -> list[str]:
 def _base_utility(run: Run) -> dict[str, float]:
     """Base's mean utility by place."""
     placed = trials_with_roles(run)
-    context_settings = _around(varying_settings(run, placed))
+    context_settings = _context_settings(varying_settings(run, placed))
     goal = objective_of(run.experiment)
     measured = values_by_trial(run, goal.utility_split, goal.utility, "")
     bases = placed.filter(

@@ -206,12 +206,12 @@ def _peer(table: pl.DataFrame, role: str, dataset: Mapping[str, Any]) -> dict[st
         (pl.col("select.ratio") == 1) | (role == "base"),
         pl.col("forgetting").is_not_null(),
     )
-    whole = {
+    full_set = {
         n: getattr(Select(), n.partition(".")[2])
         for n in shared
         if n.startswith("select.") and n != "select.text"
     }
-    for settings in (dataset, {**dataset, **whole}):
+    for settings in (dataset, {**dataset, **full_set}):
         matching = rows.filter(*(pl.col(n).eq_missing(pl.lit(settings[n])) for n in shared))
         if matching.height:
             return matching.row(0, named=True)
@@ -294,11 +294,11 @@ def _measure_cell(
         name: mean_interval(matrix, groups=measured[name].groups, bounds=bounds[name])
         for name, matrix in rows.items()
     }
-    left = measured["forgetting"]
-    base, gold = (left.rows([anchors[role]]) for role in ("base", "gold"))
+    forgetting = measured["forgetting"]
+    base, gold = (forgetting.rows([anchors[role]]) for role in ("base", "gold"))
     comparable = cell["role"] in ("grid", "control") and len(base) > 0 and len(gold) > 0
     way = (
-        gap_closed(rows["forgetting"], base, gold, groups=left.groups)
+        gap_closed(rows["forgetting"], base, gold, groups=forgetting.groups)
         if comparable
         else NO_INTERVAL
     )

@@ -165,25 +165,25 @@ def ranks(
         (i, j): difference(cells[i], cells[j], groups=groups)
         for i, j in combinations(range(len(cells)), 2)
     }
-    found = []
-    for at in range(len(cells)):
+    intervals = []
+    for cell in range(len(cells)):
         # of the cell minus each other one
-        mine = [(gap, 1 if i == at else -1) for (i, j), gap in gaps.items() if at in (i, j)]
-        smaller = sum(sign * gap.mean > 0 for gap, sign in mine)
-        before, after = _shown_sides(mine, level)
-        found.append((float(1 + smaller), float(1 + before), float(len(cells) - after)))
-    return found
+        own_gaps = [(gap, 1 if i == cell else -1) for (i, j), gap in gaps.items() if cell in (i, j)]
+        smaller = sum(sign * gap.mean > 0 for gap, sign in own_gaps)
+        before, after = _n_significant(own_gaps, level)
+        intervals.append((float(1 + smaller), float(1 + before), float(len(cells) - after)))
+    return intervals
 
 
-def _shown_sides(gaps: Sequence[tuple[Estimate, int]], level: float) -> tuple[int, int]:
+def _n_significant(gaps: Sequence[tuple[Estimate, int]], level: float) -> tuple[int, int]:
     """How many others are shown to be smaller, and larger, than a cell; `gaps` to each with the
     sign that makes it cell minus other.
     """
     adjusted = holm([paired_p(gap) for gap, _ in gaps])
-    shown = [
+    significant = [
         sign * gap.mean for (gap, sign), p in zip(gaps, adjusted, strict=True) if p <= 1 - level
     ]
-    return sum(gap > 0 for gap in shown), sum(gap < 0 for gap in shown)
+    return sum(gap > 0 for gap in significant), sum(gap < 0 for gap in significant)
 
 
 def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
@@ -238,11 +238,11 @@ def rank_changes(table: pl.DataFrame, *, after: str = "calibrated") -> pl.DataFr
         for stage in ("unlearned", after)
     ]
     both = sides[0].join(sides[1], on=("place", "name"), suffix="_after")
-    apart = (pl.col("rank_low_after") > pl.col("rank_high")) | (
+    is_disjoint = (pl.col("rank_low_after") > pl.col("rank_high")) | (
         pl.col("rank_high_after") < pl.col("rank_low")
     )
     far = (pl.col("rank_after") - pl.col("rank")).abs()
-    return both.filter(apart, far >= RANK_CHANGE_SCHEMA).sort(
+    return both.filter(is_disjoint, far >= RANK_CHANGE_SCHEMA).sort(
         far, descending=True, maintain_order=True
     )
 
@@ -301,21 +301,25 @@ def _pair(
     return row | {"p_before": p[0], "p_after": p[1], "p": max(p) if turned else 1.0}
 
 
-def _row(standing: RankedMethod, rank: tuple[float, float, float]) -> dict[str, Any]:
+def _row(ranked: RankedMethod, rank: tuple[float, float, float]) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "place": standing.dataset,
-        "name": standing.name,
-        "stage": standing.stage,
-        "alpha": standing.alpha,
+        "place": ranked.dataset,
+        "name": ranked.name,
+        "stage": ranked.stage,
+        "alpha": ranked.alpha,
     }
-    for what, matrix in (("left", standing.forgetting), ("retained", standing.retained)):
+    for column, matrix in (("left", ranked.forgetting), ("retained", ranked.retained)):
         interval = mean_interval(
-            matrix, groups=standing.groups.get(what), bounds=standing.bounds.get(what)
+            matrix, groups=ranked.groups.get(column), bounds=ranked.bounds.get(column)
         )
-        row |= {what: interval.mean, f"{what}_low": interval.low, f"{what}_high": interval.high}
+        row |= {
+            column: interval.mean,
+            f"{column}_low": interval.low,
+            f"{column}_high": interval.high,
+        }
     return row | {
         "rank": rank[0],
         "rank_low": rank[1],
         "rank_high": rank[2],
-        "seeds": len(standing.forgetting),
+        "seeds": len(ranked.forgetting),
     }

@@ -159,14 +159,16 @@ def coreset_cells(run: Run, stage: str = "") -> tuple[list[CoresetCell], dict[st
     for _, rows in placed.filter(pl.col("role") == "grid").group_by(
         [*CELL_SETTINGS, *settings], maintain_order=True
     ):
-        whole = _words(rows, [name for name in settings if name not in selector_label(rows)])
-        grid.append(_cell(_words(rows, settings), whole, rows, matrices))
-        places[_words(rows, settings)] = _words(rows, context_settings)
+        common_setting = _format_settings(
+            rows, [name for name in settings if name not in selector_label(rows)]
+        )
+        grid.append(_cell(_format_settings(rows, settings), common_setting, rows, matrices))
+        places[_format_settings(rows, settings)] = _format_settings(rows, context_settings)
     bases = {}
     for _, rows in placed.filter(pl.col("role") == "base").group_by(
         context_settings or ["role"], maintain_order=True
     ):
-        bases[_words(rows, context_settings)] = _cell("", "", rows, matrices)
+        bases[_format_settings(rows, context_settings)] = _cell("", "", rows, matrices)
     return grid, {
         setting: bases[dataset] for setting, dataset in places.items() if dataset in bases
     }
@@ -178,23 +180,23 @@ def _walk_down(
     smaller: Sequence[CoresetCell],
     standard: EquivalenceCriterion,
 ) -> dict[str, Any]:
-    nothing: dict[str, Any] = {
+    empty_row: dict[str, Any] = {
         name: None for name in FRONTIER_SCHEMA if name not in ("setting", "method", "selector")
     }
     if full is None or full.unmeasured or not (len(full.forgetting) and len(full.utility)):
-        return nothing | {"verdict": "no full set"}
+        return empty_row | {"verdict": "no full set"}
     if base is not None and len(base.forgetting):
-        moved = _between(full, base, "forgetting")
+        moved = _difference_of_cells(full, base, "forgetting")
         if abs(moved.mean) <= standard.margin or paired_p(moved) > standard.alpha:
-            return nothing | {
+            return empty_row | {
                 "verdict": "full set does not forget",
                 "difference": moved.mean,
                 "stopped_p": paired_p(moved),
                 "over": moved.over,
             }
-    row = nothing | {"verdict": "not shown"}
+    row = empty_row | {"verdict": "not shown"}
     for cell in smaller:
-        by, estimate, p = _weaker(cell, full, standard)
+        by, estimate, p = _weaker_equivalence(cell, full, standard)
         if estimate is None or p > standard.alpha:
             return row | _stopped(cell, by, estimate, p, standard)
         row |= {
@@ -207,20 +209,20 @@ def _walk_down(
     return row
 
 
-def _weaker(
+def _weaker_equivalence(
     cell: CoresetCell, full: CoresetCell, standard: EquivalenceCriterion
 ) -> tuple[str, Estimate | None, float]:
     """(forgetting or utility, its difference, its p): whichever of the two is less the same."""
     if cell.unmeasured or not (len(cell.forgetting) and len(cell.utility)):
         return "unmeasured trials", None, 1.0
-    both = {metric: _between(cell, full, metric) for metric in WORSE}
+    both = {metric: _difference_of_cells(cell, full, metric) for metric in WORSE}
     ranked = [
         (name, estimate, _same_p(name, estimate, standard)) for name, estimate in both.items()
     ]
     return max(ranked, key=lambda entry: entry[2])
 
 
-def _between(first: CoresetCell, second: CoresetCell, metric: str) -> Estimate:
+def _difference_of_cells(first: CoresetCell, second: CoresetCell, metric: str) -> Estimate:
     """Difference of two cells of a run, whose documents have the same groups."""
     return difference(
         getattr(first, metric), getattr(second, metric), groups=first.groups.get(metric)
@@ -287,7 +289,7 @@ def _cell(
     )
 
 
-def _words(rows: pl.DataFrame, settings: Sequence[str]) -> str:
+def _format_settings(rows: pl.DataFrame, settings: Sequence[str]) -> str:
     """`data.redundancy 4, model.size tiny` of the rows' common values."""
     first = rows.row(0, named=True)
     return ", ".join(f"{name} {first[name]}" for name in settings if name not in SEED_SETTINGS)

@@ -80,18 +80,18 @@ def gap_closed(
     if not all(np.isfinite(part).any() for part in (matrix, base, gold)):
         return NO_INTERVAL
     parts = [part[np.isfinite(part).any(1)] for part in (matrix, base, gold)]
-    there = np.all([np.isfinite(part).any(0) for part in parts], axis=0)
-    if not there.any():
+    is_defined = np.all([np.isfinite(part).any(0) for part in parts], axis=0)
+    if not is_defined.any():
         return NO_INTERVAL
-    codes = codes_of(there, groups)
-    x, before, never = (block_of(p[:, there], codes, int(codes.max()) + 1) for p in parts)
-    top, bottom = before.mean - x.mean, before.mean - never.mean
-    over = what_varies(len(x.pulls), int(there.sum()), x.n_seeds)
+    codes = codes_of(is_defined, groups)
+    x, before, gold_block = (block_of(p[:, is_defined], codes, int(codes.max()) + 1) for p in parts)
+    top, bottom = before.mean - x.mean, before.mean - gold_block.mean
+    over = what_varies(len(x.pulls), int(is_defined.sum()), x.n_seeds)
     if over == "nothing" and bottom:
         return Interval(mean=top / bottom, low=None, high=None, over=over)
     ends = fieller_interval(
         before.pulls - x.pulls,
-        before.pulls - never.pulls,
+        before.pulls - gold_block.pulls,
         means=(top, bottom),
         from_seeds=(x.from_seeds, x.overlap, max(1, x.n_seeds - 1)),
         level=level,
@@ -120,16 +120,16 @@ def mean_interval(
     )
     if not np.isfinite(matrix).any():
         return NO_INTERVAL
-    found = combined([matrix], groups=groups)
-    if found.over == "nothing":
-        return Interval(mean=found.mean, low=None, high=None, over="nothing")
-    half = found.half_width(level)
+    estimate = combined([matrix], groups=groups)
+    if estimate.over == "nothing":
+        return Interval(mean=estimate.mean, low=None, high=None, over="nothing")
+    half_width = estimate.half_width(level)
     low, high = (
-        (found.mean - half, found.mean + half)
+        (estimate.mean - half_width, estimate.mean + half_width)
         if bounds is None
-        else score_interval(found, level=level, bounds=bounds)
+        else score_interval(estimate, level=level, bounds=bounds)
     )
-    return Interval(mean=found.mean, low=low, high=high, over=found.over)
+    return Interval(mean=estimate.mean, low=low, high=high, over=estimate.over)
 
 
 def bounds_of(experiment: Mapping[str, Any], metric: str) -> tuple[float, float] | None:

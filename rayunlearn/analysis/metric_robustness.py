@@ -116,14 +116,16 @@ def with_intervals(before: Numbers, after: Numbers, cells: Any) -> dict[str, flo
     by `score_interval`. Percentiles of a bootstrap held 86 to 93 % with 6 to 18 cells, these 92 to
     98 % (benchmarks/intervals.py).
     """
-    own = robustness_parts(before, after, np.ones((1, len(before))))
+    observed = robustness_parts(before, after, np.ones((1, len(before))))
     n_cells = int(cells.max()) + 1
     left_out = robustness_parts(before, after, (1 - np.eye(n_cells))[:, cells])
     return {
         f"{part}{end}": value
         for part in ROBUSTNESS_PARTS
         for end, value in zip(
-            ("", "_low", "_high"), _ends(part, float(own[part][0]), left_out[part]), strict=True
+            ("", "_low", "_high"),
+            _value_and_interval(part, float(observed[part][0]), left_out[part]),
+            strict=True,
         )
     }
 
@@ -161,7 +163,7 @@ def worst_correlation(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _ends(
+def _value_and_interval(
     part: str, observed: float, left_out: Numbers
 ) -> tuple[float | None, float | None, float | None]:
     """A value and its interval; all None where it is not defined."""
@@ -169,15 +171,15 @@ def _ends(
         return None, None, None
     if part == "pearson":
         # a correlation of exactly 1 stays one: its z is finite in floating point
-        z, around = (np.arctanh(np.clip(v, -1 + 1e-12, 1 - 1e-12)) for v in (observed, left_out))
-        half = _half(around)
-        return observed, float(np.tanh(z - half)), float(np.tanh(z + half))
-    half, n = _half(left_out), len(left_out)
+        z, jackknife = (np.arctanh(np.clip(v, -1 + 1e-12, 1 - 1e-12)) for v in (observed, left_out))
+        half_width = _jackknife_half_width(jackknife)
+        return observed, float(np.tanh(z - half_width)), float(np.tanh(z + half_width))
+    half_width, n = _jackknife_half_width(left_out), len(left_out)
     if part == "slope":
-        return observed, observed - half, observed + half
-    found = Estimate(
+        return observed, observed - half_width, observed + half_width
+    estimate = Estimate(
         mean=observed,
-        variance=(half / t_above((1 - LEVEL) / 2, n - 1)) ** 2,
+        variance=(half_width / t_above((1 - LEVEL) / 2, n - 1)) ** 2,
         degrees=n - 1,
         from_documents=0.0,
         from_seeds=0.0,
@@ -186,10 +188,10 @@ def _ends(
         n_seeds=1,
         over="cells",
     )
-    return observed, *score_interval(found, level=LEVEL, bounds=(0.0, 1.0))
+    return observed, *score_interval(estimate, level=LEVEL, bounds=(0.0, 1.0))
 
 
-def _half(left_out: Numbers) -> float:
+def _jackknife_half_width(left_out: Numbers) -> float:
     """Half the width of the interval, from values each with one cell left out; infinite where one
     of them is not defined.
     """

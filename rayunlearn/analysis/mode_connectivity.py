@@ -87,13 +87,14 @@ def connectivity_table(run: Run) -> pl.DataFrame:
             "select.ratio": ratio,
             "seeds": len(pairs),
         }
-        apart = [pair for pair in pairs if pair[0] != pair[1]]
+        distinct_pairs = [pair for pair in pairs if pair[0] != pair[1]]
         rows.append(
             row
             | _barriers(pairs, paths)
             | (
-                _agreement(apart, right, group_of) | _words(apart, frames, group_of)
-                if apart
+                _agreement(distinct_pairs, right, group_of)
+                | _format_settings(distinct_pairs, frames, group_of)
+                if distinct_pairs
                 else {}
             )
         )
@@ -118,9 +119,11 @@ def path_cells(run: Run) -> dict[tuple[Any, ...], list[PathPair]]:
     for row in placed.sort(
         order, descending=[False, False, True, False], maintain_order=True
     ).iter_rows(named=True):
-        twin = full.get(tuple(row[n] for n in SAME_ENDPOINTS))
-        if twin is not None:
-            cells.setdefault(tuple(row[n] for n in PATH_CELL), []).append((row["trial_id"], twin))
+        full_model = full.get(tuple(row[n] for n in SAME_ENDPOINTS))
+        if full_model is not None:
+            cells.setdefault(tuple(row[n] for n in PATH_CELL), []).append(
+                (row["trial_id"], full_model)
+            )
     return cells
 
 
@@ -184,14 +187,14 @@ def _agreement(
     for split, name in (("forget", "agreement"), ("retain", "agreement_retain")):
         documents = sorted({d for s, _, d in right if s == split})
         shared_documents = [
-            (t, twin, d)
-            for t, twin in pairs
+            (t, full_model, d)
+            for t, full_model in pairs
             for d in documents
-            if {(split, t, d), (split, twin, d)} <= right.keys()
+            if {(split, t, d), (split, full_model, d)} <= right.keys()
         ]
         same = {
-            (t, d): float(right[split, t, d] == right[split, twin, d])
-            for t, twin, d in shared_documents
+            (t, d): float(right[split, t, d] == right[split, full_model, d])
+            for t, full_model, d in shared_documents
         }
         trials = [t for t, _ in pairs]
         row |= interquartile_range(
@@ -200,16 +203,16 @@ def _agreement(
     return row
 
 
-def _words(
+def _format_settings(
     pairs: Sequence[PathPair],
     frames: Mapping[str, Mapping[str, pl.DataFrame]],
     group_of: Mapping[str, str],
 ) -> dict[str, Any]:
     shared = {
-        (t, d): (a, frames[twin][d])
-        for t, twin in pairs
+        (t, d): (a, frames[full_model][d])
+        for t, full_model in pairs
         for d, a in frames.get(t, {}).items()
-        if d in frames.get(twin, {})
+        if d in frames.get(full_model, {})
     }
     if not shared:
         return {}

@@ -70,7 +70,10 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
     stages, group_of = _stages(run), groups_of(run)
     learned = _values(run, metric, split=HELD_IN)
     rows = [
-        (_row(cell, placed, values, stages, run, metric, group_of), _learned(cell, placed, learned))
+        (
+            _row(cell, placed, values, stages, run, metric, group_of),
+            _mean_on_learned(cell, placed, learned),
+        )
         for cell in _cells(placed, stages)
     ]
     return pl.DataFrame(
@@ -186,12 +189,12 @@ def _row(
         return _own_row(cell, attacks, placed, (base, gold), run, group_of)
     if base not in values or cell.attacked not in values:
         return {}
-    after, before, gold_values = _three(attacks, cell.attacked, base, values)
+    after, before, gold_values = _after_before_base(attacks, cell.attacked, base, values)
     groups = group_codes(_common_documents(attacks, cell.attacked, base, values), group_of)
     interval = gap_closed(after, before, gold_values, groups=groups)
     plain = plain_setting(cell.setting)
     control = placed.filter(pl.col("role") == "control", pl.col("answers") == cell.setting)
-    companions = _companions(cell, placed)
+    companions = _control_trials(cell, placed)
     golden = control.filter(pl.col("attacked") == gold, pl.col("setting") == cell.setting)[
         "trial_id"
     ].to_list()
@@ -200,7 +203,7 @@ def _row(
     same = [
         setting for setting in attack_rows["setting"].unique() if plain_setting(setting) == plain
     ]
-    tried = attack_rows.filter(pl.col("setting").is_in(same), pl.col("role") != "control")
+    strengths = attack_rows.filter(pl.col("setting").is_in(same), pl.col("role") != "control")
     return {
         "attacked": cell.attacked,
         "setting": cell.setting,
@@ -217,11 +220,11 @@ def _row(
             )
         },
         "most": (
-            _most(tried["trial_id"].to_list(), cell.attacked, base, values)
+            _highest_recovery(strengths["trial_id"].to_list(), cell.attacked, base, values)
             if interval.mean is not None
             else None
         ),
-        "gold": _mean_on(values.get(gold, {}), values, golden),
+        "gold": _mean_difference(values.get(gold, {}), values, golden),
         **{
             f"gold_after{end}": value
             for end, value in (("", on_gold.mean), ("_low", on_gold.low), ("_high", on_gold.high))
@@ -243,7 +246,7 @@ def _row(
     }
 
 
-def _companions(cell: AttackedCell, placed: pl.DataFrame) -> list[str]:
+def _control_trials(cell: AttackedCell, placed: pl.DataFrame) -> list[str]:
     """Trials of the control that the attack's row of the table names, on the attacked model itself."""
     attack_rows = (
         (pl.col("role") == "control")
@@ -253,7 +256,7 @@ def _companions(cell: AttackedCell, placed: pl.DataFrame) -> list[str]:
     return placed.filter(attack_rows)["trial_id"].to_list()
 
 
-def _learned(
+def _mean_on_learned(
     cell: AttackedCell, placed: pl.DataFrame, learned: Mapping[str, Mapping[str, float]]
 ) -> dict[str, float | None]:
     """Mean on what the attack and its control were learned from, None where nothing of that was
@@ -266,7 +269,7 @@ def _learned(
     )
     named = {
         "learned": placed.filter(attack_rows)["trial_id"].to_list(),
-        "companion_learned": _companions(cell, placed),
+        "companion_learned": _control_trials(cell, placed),
     }
     return {
         name: float(np.nanmean(_matrix(trials, learned))) if set(trials) & set(learned) else None
@@ -363,7 +366,7 @@ def _anchor(stages: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any], rol
     return ""
 
 
-def _three(
+def _after_before_base(
     attacks: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]
 ) -> tuple[Numbers, Numbers, Numbers]:
     """(seeds, documents) after the attacks and (1, documents) before them and of base, on the
@@ -411,14 +414,18 @@ def _matrix(trials: Sequence[str], values: Mapping[str, Mapping[str, float]]) ->
 
 def _rise(
     attacks: Sequence[str],
-    own: Mapping[str, float],
+    own_values: Mapping[str, float],
     values: Mapping[str, Mapping[str, float]],
     group_of: Mapping[str, str],
 ) -> Interval:
     """After less before, on documents that were asked both times."""
-    documents = sorted(set(_documents(attacks, values)) & set(own))
+    documents = sorted(set(_documents(attacks, values)) & set(own_values))
     rises = np.array(
-        [[values[t].get(d, np.nan) - own[d] for d in documents] for t in attacks if t in values]
+        [
+            [values[t].get(d, np.nan) - own_values[d] for d in documents]
+            for t in attacks
+            if t in values
+        ]
     ).reshape(-1, max(1, len(documents)))
     return mean_interval(rises, groups=group_codes(documents, group_of))
 
@@ -429,7 +436,7 @@ def _recovered(
     """Mean over the trials of (after - before) / (base - before), each on the documents it asked."""
     shares = []
     for trial in trials:
-        after, before, gold_values = _three([trial], attacked, base, values)
+        after, before, gold_values = _after_before_base([trial], attacked, base, values)
         if after.size and np.nanmean(gold_values) != np.nanmean(before):
             shares.append(
                 (np.nanmean(after) - np.nanmean(before))
@@ -438,7 +445,7 @@ def _recovered(
     return float(np.mean(shares)) if shares else None
 
 
-def _most(
+def _highest_recovery(
     trials: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]
 ) -> float | None:
     candidates = [
@@ -449,7 +456,7 @@ def _most(
     return max(candidates, default=None)
 
 
-def _mean_on(
+def _mean_difference(
     own_values: Mapping[str, float],
     values: Mapping[str, Mapping[str, float]],
     attacks: Sequence[str],

@@ -85,34 +85,34 @@ def combined(blocks: Sequence[Matrix], *, groups: Groups | None = None) -> Estim
     So a cell alone is `[cell]`, a difference `[first, -second]`. The mean is over the values that
     are there. Columns that no block has a value of are left out.
     """
-    there = np.any([np.isfinite(block).any(0) for block in blocks], axis=0)
-    codes = codes_of(there, groups)
+    is_defined = np.any([np.isfinite(block).any(0) for block in blocks], axis=0)
+    codes = codes_of(is_defined, groups)
     n_groups = int(codes.max()) + 1
-    parts = [block_of(block[:, there], codes, n_groups) for block in blocks]
+    parts = [block_of(block[:, is_defined], codes, n_groups) for block in blocks]
     pulls = np.sum([part.pulls for part in parts], axis=0)
     documents = n_groups / (n_groups - 1) * float((pulls**2).sum()) if n_groups > 1 else 0.0
     seeds = sum(part.from_seeds for part in parts)
     variance = max(documents + seeds - sum(part.overlap for part in parts), documents, seeds)
     n_seeds = [part.n_seeds for part in parts]
-    drawn = n_groups > 1 or max(n_seeds) > 1
+    is_sampled = n_groups > 1 or max(n_seeds) > 1
     return Estimate(
         mean=sum(part.mean for part in parts),
-        variance=variance if drawn else math.inf,
+        variance=variance if is_sampled else math.inf,
         degrees=degrees_of(variance, documents, n_groups - 1, *seed_degrees(parts)),
         from_documents=documents,
         from_seeds=seeds,
-        n_documents=int(there.sum()),
+        n_documents=int(is_defined.sum()),
         n_groups=n_groups,
         n_seeds=min(n_seeds),
-        over=what_varies(n_groups, int(there.sum()), (min if n_groups > 1 else max)(n_seeds)),
+        over=what_varies(n_groups, int(is_defined.sum()), (min if n_groups > 1 else max)(n_seeds)),
     )
 
 
-def codes_of(there: np.ndarray[Any, np.dtype[np.bool_]], groups: Groups | None) -> Groups:
+def codes_of(is_defined: np.ndarray[Any, np.dtype[np.bool_]], groups: Groups | None) -> Groups:
     """0, 1, ... for the groups of the columns that are there; a column each without `groups`."""
     if groups is None:
-        return np.arange(int(there.sum()))
-    return np.unique(groups[there], return_inverse=True)[1]
+        return np.arange(int(is_defined.sum()))
+    return np.unique(groups[is_defined], return_inverse=True)[1]
 
 
 def block_of(cell: Matrix, codes: Groups, n_groups: int) -> Block:
@@ -123,13 +123,13 @@ def block_of(cell: Matrix, codes: Groups, n_groups: int) -> Block:
     group) that were measured; 0 where these are too few to tell.
     """
     cell = cell[np.isfinite(cell).any(1)]
-    there = np.isfinite(cell)
-    n = int(there.sum())
-    mean = float(cell[there].sum()) / n
-    deviations = np.where(there, cell - mean, 0.0)
-    deviations[abs(deviations) <= ROUNDING * float(abs(cell[there]).max())] = 0.0
+    is_defined = np.isfinite(cell)
+    n = int(is_defined.sum())
+    mean = float(cell[is_defined].sum()) / n
+    deviations = np.where(is_defined, cell - mean, 0.0)
+    deviations[abs(deviations) <= ROUNDING * float(abs(cell[is_defined]).max())] = 0.0
     totals, counts = (
-        _by_group(part, codes, n_groups) for part in (deviations, there.astype(np.float64))
+        _by_group(part, codes, n_groups) for part in (deviations, is_defined.astype(np.float64))
     )
     s = len(cell)
     by_seed, by_group = totals.sum(1), totals.sum(0)
@@ -212,8 +212,8 @@ def score_interval(
     degrees = estimate.degrees if variance else float(max(1, estimate.n_documents - 1))
     t2 = t_above((1 - level) / 2, degrees) ** 2
     middle = p + t2 / (2 * n)
-    half = math.sqrt(t2 * p * (1 - p) / n + (t2 / (2 * n)) ** 2)
-    below, above = ((middle + side * half) / (1 + t2 / n) for side in (-1, 1))
+    half_width = math.sqrt(t2 * p * (1 - p) / n + (t2 / (2 * n)) ** 2)
+    below, above = ((middle + side * half_width) / (1 + t2 / n) for side in (-1, 1))
     return low + width * max(below, 0.0), low + width * min(above, 1.0)
 
 
@@ -248,8 +248,8 @@ def fieller_interval(
     constant = a**2 - t2 * (tt + variance - documents)
     if square <= 0:
         return None
-    half = math.sqrt(max(0.0, linear**2 - square * constant))
-    return (linear - half) / square, (linear + half) / square
+    half_width = math.sqrt(max(0.0, linear**2 - square * constant))
+    return (linear - half_width) / square, (linear + half_width) / square
 
 
 def group_codes(documents: Sequence[str], group_of: Mapping[str, str]) -> Groups:

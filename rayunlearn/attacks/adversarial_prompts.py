@@ -343,9 +343,9 @@ def candidate_prompts(
         (chosen // best.shape[1]).to(prompt.device),
         (chosen % best.shape[1]).to(prompt.device),
     )
-    tried = prompt.repeat(len(chosen), 1)
-    tried[torch.arange(len(chosen), device=prompt.device), position] = best[position, rank]
-    return tried
+    edited = prompt.repeat(len(chosen), 1)
+    edited[torch.arange(len(chosen), device=prompt.device), position] = best[position, rank]
+    return edited
 
 
 def search_prompt(
@@ -364,7 +364,7 @@ def search_prompt(
     """
     prompt, best = start, float(losses_of_prompts(model, goal, start[None]))
     for _ in range(steps):
-        tried = candidate_prompts(
+        proposals = candidate_prompts(
             prompt,
             token_gradient(model, goal, prompt),
             usable,
@@ -372,10 +372,10 @@ def search_prompt(
             top=top,
             generator=generator,
         )
-        values = losses_of_prompts(model, goal, tried)
+        values = losses_of_prompts(model, goal, proposals)
         index = int(values.argmin())
         if float(values[index]) < best:
-            prompt, best = tried[index], float(values[index])
+            prompt, best = proposals[index], float(values[index])
     return prompt
 
 
@@ -432,9 +432,9 @@ def widened(old: nn.Embedding, vectors: Tensor) -> nn.Module:
 
         def forward(self, ids: Tensor) -> Tensor:
             """Embeddings (..., D) of ids (...)."""
-            own: Tensor = self.old(ids.clamp(max=n_old - 1))
-            more = self.vectors[(ids - n_old).clamp(min=0)].to(own.dtype)
-            return torch.where((ids < n_old)[..., None], own, more)
+            embedded: Tensor = self.old(ids.clamp(max=n_old - 1))
+            more = self.vectors[(ids - n_old).clamp(min=0)].to(embedded.dtype)
+            return torch.where((ids < n_old)[..., None], embedded, more)
 
     return Widened()
 

@@ -63,26 +63,28 @@ def states_of(
     """Outputs (N, D) of `block` and of the last one at the N positions that predict a label,
     float64 on the CPU.
     """
-    early, late = [], []
+    early_states, late_states = [], []
     with evaluating(model):
         for positions in by_length(sequences, TOKENS_PER_BATCH):
             batch = collate([sequences[p] for p in positions]).to(model.device)
             states = block_states(model, batch.input_ids, batch.places - 1)
-            early.append(states[block].double().cpu())
-            late.append(states[-1].double().cpu())
+            early_states.append(states[block].double().cpu())
+            late_states.append(states[-1].double().cpu())
     require(
-        bool(early), "a linear shortcut needs retain documents to be fitted on, got", len(early)
+        bool(early_states),
+        "a linear shortcut needs retain documents to be fitted on, got",
+        len(early_states),
     )
-    return torch.cat(early), torch.cat(late)
+    return torch.cat(early_states), torch.cat(late_states)
 
 
-def ridge_fit(early: Tensor, late: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+def ridge_fit(early_states: Tensor, late_states: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """The map (D, D) and bias (D,) that minimise |early A + b - late|^2 + penalty |A - I|^2; ridge
     regression of the difference.
     """
-    centre, target = early.mean(0), (late - early).mean(0)
-    centred, change = early - centre, late - early - target
-    identity = torch.eye(early.shape[1], dtype=early.dtype)
+    centre, target = early_states.mean(0), (late_states - early_states).mean(0)
+    centred, change = early_states - centre, late_states - early_states - target
+    identity = torch.eye(early_states.shape[1], dtype=early_states.dtype)
     weight = identity + torch.linalg.solve(
         centred.T @ centred + penalty * identity, centred.T @ change
     )

@@ -189,11 +189,11 @@ def require_grid(name: str, returned: Tensor, scales: Tensor | None, *, bits: in
         raise UserError(f"gptqmodel must write a scale for each group of each row of {name}")
     grouped = returned.float().view(len(returned), len(scales), -1)
     steps = grouped / scales.float().T[..., None].clamp_min(torch.finfo(torch.float32).tiny)
-    off = float((steps - steps.round()).abs().max())
+    rounding_error = float((steps - steps.round()).abs().max())
     require(
-        off <= 0.01,
+        rounding_error <= 0.01,
         f"{name} must come back from gptqmodel in whole multiples of its scales; off by",
-        off,
+        rounding_error,
     )
     width = int((steps.amax(-1) - steps.amin(-1)).round().max())
     require(

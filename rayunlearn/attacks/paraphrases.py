@@ -83,14 +83,16 @@ def conversation(document: Document, texts: Texts, chat: Chat | None) -> Documen
     """The question inside a dialogue of two. Condition 4 of 2411.12103. Without file and chat
     model: around it stand our own lines.
     """
-    return _given(document, "conversation", texts, chat) or frame_prompt(document, CONVERSATION)
+    return _rewritten_document(document, "conversation", texts, chat) or frame_prompt(
+        document, CONVERSATION
+    )
 
 
 def poem(document: Document, texts: Texts, chat: Chat | None) -> Document:
     """The question as a poem. Condition 5 of 2411.12103. Without file and chat model: the question
     within our own verses.
     """
-    return _given(document, "poem", texts, chat) or frame_prompt(document, POEM)
+    return _rewritten_document(document, "poem", texts, chat) or frame_prompt(document, POEM)
 
 
 def terms_removed(document: Document, texts: Texts, chat: Chat | None) -> Document:
@@ -109,13 +111,14 @@ def terms_removed_options(document: Document, texts: Texts, chat: Chat | None) -
     if prompt:
         question, *options = prompt.split("\n")
         return _with_options(asked_again(document, question), options)
-    bare = {
+    documents_without_terms = {
         a.answers[1].format(value=value): value
         for a in (*SCIENCE, *BIOGRAPHY)
         for value in a.values
     }
     return _with_options(
-        _on_bed(document, "plain"), [bare.get(option, option) for option in _options(document)]
+        _dataset_wording(document, "plain"),
+        [documents_without_terms.get(option, option) for option in _options(document)],
     )
 
 
@@ -124,7 +127,7 @@ def variables(document: Document, texts: Texts, chat: Chat | None) -> Document:
     2411.12103. On the test bed the term is the entity.
     """
     entity = _entity(document)
-    prompt = _given(document, "variables", texts, None if entity else chat)
+    prompt = _rewritten_document(document, "variables", texts, None if entity else chat)
     if prompt:
         return prompt
     if not entity:
@@ -171,11 +174,11 @@ def ask_chat_model(chat: Chat, document: Document, condition: str) -> str:
             return _checked(answer, document, len(_options(document)) if with_options else 0)
         except PromptNotAllowedError as problem:
             reason = str(problem)
-        again = {
+        corrections = {
             "role": "user",
             "content": f"That cannot be used: {reason}. Answer again, with the JSON object alone.",
         }
-        messages = [*messages[:2], {"role": "assistant", "content": answer}, again]
+        messages = [*messages[:2], {"role": "assistant", "content": answer}, corrections]
     raise PromptNotAllowedError(f"the chat model gave no usable question: {reason}")
 
 
@@ -186,12 +189,14 @@ def _reworded(
     NotAllowed where there is none of them.
     """
     wording = _has_wording(document, on_bed)
-    return _given(document, condition, texts, None if wording else chat) or _on_bed(
-        document, on_bed
-    )
+    return _rewritten_document(
+        document, condition, texts, None if wording else chat
+    ) or _dataset_wording(document, on_bed)
 
 
-def _given(document: Document, condition: str, texts: Texts, chat: Chat | None) -> Document | None:
+def _rewritten_document(
+    document: Document, condition: str, texts: Texts, chat: Chat | None
+) -> Document | None:
     """The document asked as file or chat model say; None without either."""
     text = _text(document, condition, texts, chat)
     return asked_again(document, text) if text else None
@@ -223,7 +228,7 @@ def _has_wording(document: Document, wording: str) -> bool:
     return bool(_entity(document)) and hasattr(DATASET_QUESTIONS[document.topic], wording)
 
 
-def _on_bed(document: Document, wording: str) -> Document:
+def _dataset_wording(document: Document, wording: str) -> Document:
     """The test bed's question in one of its other wordings. Raises NotAllowed for other documents."""
     if not _has_wording(document, wording):
         raise PromptNotAllowedError(NO_SOURCE)

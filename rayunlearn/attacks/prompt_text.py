@@ -74,12 +74,12 @@ def asked_again(document: Document, question: str) -> Document:
     return replace(document, prompt=question, prompt_paraphrase="")
 
 
-def frame_prompt(document: Document, frame: PromptFrame, *, between: str = " ") -> Document:
+def frame_prompt(document: Document, frame: PromptFrame, *, separator: str = " ") -> Document:
     """The question with the frame's sentences before and after it; sentences that hold an answer
     word are left out.
     """
     before, after = leaks_nothing(frame.before, document), leaks_nothing(frame.after, document)
-    return rewrite_prompt(document, lambda question: between.join([*before, question, *after]))
+    return rewrite_prompt(document, lambda question: separator.join([*before, question, *after]))
 
 
 def after_conversation(

@@ -115,12 +115,12 @@ def gptq_weights(weight: Tensor, gram: Tensor, bits: int, damping: float) -> Ten
 def awq_weights(weight: Tensor, inputs: LayerInputs, bits: int) -> Tensor:
     """(out, in) -> the quantised weights of the exponent whose error on the inputs is smallest."""
     mean = (inputs.size / max(1, inputs.count)).clamp_min(1e-8)
-    tried = []
+    errors = []
     for exponent in torch.linspace(0, 1, EXPONENTS).tolist():
         scale = mean**exponent
         scale = scale / (scale.max() * scale.min()).sqrt()
-        tried.append(round_weights(weight * scale, bits) / scale)
-    return min(tried, key=lambda candidate: float(output_error(weight - candidate, inputs.gram)))
+        errors.append(round_weights(weight * scale, bits) / scale)
+    return min(errors, key=lambda candidate: float(output_error(weight - candidate, inputs.gram)))
 
 
 def output_error(difference: Tensor, gram: Tensor) -> Tensor:

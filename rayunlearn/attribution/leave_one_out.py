@@ -125,20 +125,20 @@ def _tokens(
         "attribution needs a fast tokenizer, which knows the characters of its tokens",
         type(tokenizer).__name__,
     )
-    prompt, whole = document.prompt, align(document.prompt, document.answer, tokenizer, template)
-    begin = whole.text.find(prompt)
+    prompt, aligned = document.prompt, align(document.prompt, document.answer, tokenizer, template)
+    begin = aligned.text.find(prompt)
     require(begin >= 0, "the template must hold the prompt as it is written", prompt)
     # too long a prompt has lost its beginning, and all of it where the answer was cut as well
-    n_answer = len(whole.ids) - whole.n_end - whole.start
+    n_answer = len(aligned.ids) - aligned.n_end - aligned.start
     n_before = len(sequence.ids) - sequence.n_end - n_answer
-    n_lost = whole.start - max(whole.n_begin, n_before)
+    n_lost = aligned.start - max(aligned.n_begin, n_before)
     inside = [
         (index - n_lost, start - begin, end - begin)
-        for index, (start, end) in enumerate(whole.spans[: whole.start])
-        if index >= whole.n_begin and start < begin + len(prompt) and begin < end
+        for index, (start, end) in enumerate(aligned.spans[: aligned.start])
+        if index >= aligned.n_begin and start < begin + len(prompt) and begin < end
     ]
     return [
         (position, max(0, start), min(len(prompt), end))
         for position, start, end in inside
-        if position >= whole.n_begin
+        if position >= aligned.n_begin
     ]

@@ -33,11 +33,11 @@ def add_attack_command(commands: Any) -> None:
         default="",
         help="folder or URL of a run, for example runs/hello/1",
     )
-    which = (
+    source = (
         "best (default): most forgotten at kept utility, one per method; pareto; grid: every cell;"
         " or ids, separated by commas"
     )
-    added.add_argument("--trials", metavar="best|pareto|grid|ID,ID", default="best", help=which)
+    added.add_argument("--trials", metavar="best|pareto|grid|ID,ID", default="best", help=source)
     added.add_argument(
         "--panel",
         metavar="quick|black_box|coresets|full",

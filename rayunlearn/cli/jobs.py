@@ -57,13 +57,13 @@ def add_submit_command(commands: Any) -> None:
         action="store_true",
         help="install the packed project on the machines first (minutes, once per change of it)",
     )
-    how = added.add_mutually_exclusive_group()
-    how.add_argument(
+    mode = added.add_mutually_exclusive_group()
+    mode.add_argument(
         "--follow",
         action="store_true",
         help="print what the job prints and return its exit status (the default)",
     )
-    how.add_argument("--detach", action="store_true", help="return as soon as the job is accepted")
+    mode.add_argument("--detach", action="store_true", help="return as soon as the job is accepted")
     jobs_parser = add_command(
         commands,
         "jobs",
@@ -98,7 +98,7 @@ def submit(chosen: argparse.Namespace) -> int:
     missing = [name for name in chosen.variables if name not in os.environ]
     require(not missing, "--pass must name environment variables that are set", missing)
     request = Submission(
-        words=tuple(_words_of_the_job(chosen, file.relative_to(folder))),
+        words=tuple(_job_command(chosen, file.relative_to(folder))),
         experiment=experiment.name,
         version=experiment.version,
         output=display_path(chosen.output),
@@ -115,7 +115,7 @@ def submit(chosen: argparse.Namespace) -> int:
     return DONE if chosen.detach else _follow(job, chosen.address)
 
 
-def _words_of_the_job(chosen: argparse.Namespace, file: Path) -> list[str]:
+def _job_command(chosen: argparse.Namespace, file: Path) -> list[str]:
     words = [
         "python",
         "-m",

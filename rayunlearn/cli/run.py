@@ -154,7 +154,7 @@ def _cost_lines(agenda: "Agenda", folder: Path, remaining: int, workers: int) ->
     from rayunlearn.planning.progress import format_duration
 
     try:
-        guess, room = estimate(folder, agenda, size_of=size_of), _room_words(agenda, folder)
+        guess, memory_line = estimate(folder, agenda, size_of=size_of), _memory_line(agenda, folder)
     except UserError as error:
         return [f"no estimate: {error}"]
     hours = gpu_hours(agenda, remaining, size_of=size_of)
@@ -163,10 +163,10 @@ def _cost_lines(agenda: "Agenda", folder: Path, remaining: int, workers: int) ->
         f"with {workers} workers {format_duration(remaining * guess.seconds / workers)} and {memory}"
         f" ({guess.seconds:.1f} s per trial, from {guess.source})"
     )
-    return [time, f"on GPUs about {hours:.2g} GPU-hours of training ({GPU_RULE})", room]
+    return [time, f"on GPUs about {hours:.2g} GPU-hours of training ({GPU_RULE})", memory_line]
 
 
-def _room_words(agenda: "Agenda", folder: Path) -> str:
+def _memory_line(agenda: "Agenda", folder: Path) -> str:
     """What a trial takes of this machine's GPU; without one, what it would need of any."""
     from rayunlearn.models.device_memory import device_bytes
     from rayunlearn.planning.gpu_memory import (
@@ -177,9 +177,9 @@ def _room_words(agenda: "Agenda", folder: Path) -> str:
     )
 
     trials = [row.trial for row in (*agenda.rows, *agenda.expected)]
-    room, available = estimate_gpu_memory(trials, folder, user_cache()), device_bytes()
+    memory, available = estimate_gpu_memory(trials, folder, user_cache()), device_bytes()
     return (
-        gpu_share(room, available)[1]
+        gpu_share(memory, available)[1]
         if available
-        else f"on a GPU a trial needs {format_gpu_memory(room)}"
+        else f"on a GPU a trial needs {format_gpu_memory(memory)}"
     )

@@ -58,20 +58,20 @@ def engines(name: str, workers: int, address: str) -> Iterator[ChooseEngine]:
         yield choose
 
 
-def progress_line(standing: JobProgress, *, waited: float = 0.0) -> str:
+def progress_line(progress: JobProgress, *, waited: float = 0.0) -> str:
     """`keywords: 3/40 partitions, 30,000 documents, 5,200 documents/s, about 12 s left`, `waited`
     seconds after it was said.
     """
     words = [
-        f"{standing.name}: {standing.done}/{standing.pieces} partitions",
-        f"{standing.n_documents:,} documents",
+        f"{progress.name}: {progress.done}/{progress.pieces} partitions",
+        f"{progress.n_documents:,} documents",
     ]
     # no rate before, and none of pieces that an earlier call did
-    if standing.fresh_pieces:
-        rate = standing.fresh_documents / max(standing.seconds, 1e-3)
+    if progress.fresh_pieces:
+        rate = progress.fresh_documents / max(progress.seconds, 1e-3)
         words.append(f"{rate:,.0f} documents/s" if rate >= 10 else f"{rate:.2g} documents/s")
-        if standing.done < standing.pieces:
-            words.append(f"{format_duration(max(0.0, standing.seconds_left - waited))} left")
+        if progress.done < progress.pieces:
+            words.append(f"{format_duration(max(0.0, progress.seconds_left - waited))} left")
     return ", ".join(words)
 
 
@@ -85,11 +85,11 @@ def reporting(console: Console) -> Iterator[OnProgress]:
 def _plain(console: Console) -> OnProgress:
     last_shown = time.monotonic()
 
-    def report(standing: JobProgress) -> None:
+    def report(progress: JobProgress) -> None:
         nonlocal last_shown
         if time.monotonic() - last_shown >= PLAIN_EVERY_SECONDS:
             last_shown = time.monotonic()
-            console.print(progress_line(standing), soft_wrap=True, highlight=False)
+            console.print(progress_line(progress), soft_wrap=True, highlight=False)
 
     return report
 
@@ -101,24 +101,24 @@ def _live(console: Console) -> Iterator[OnProgress]:
     """
     latest: tuple[JobProgress, float] | None = None
 
-    def report(standing: JobProgress) -> None:
+    def report(progress: JobProgress) -> None:
         nonlocal latest
-        latest = (standing, time.monotonic())
+        latest = (progress, time.monotonic())
 
     with Live(
         console=console,
-        get_renderable=lambda: _drawn(latest),
+        get_renderable=lambda: _render_progress(latest),
         refresh_per_second=1 / LIVE_EVERY_SECONDS,
         transient=True,
     ):
         yield report
 
 
-def _drawn(latest: tuple[JobProgress, float] | None) -> RenderableType:
+def _render_progress(latest: tuple[JobProgress, float] | None) -> RenderableType:
     if latest is None:
         return Text("reading")
-    standing, counts = latest
-    words = progress_line(standing, waited=time.monotonic() - counts).removeprefix(
-        f"{standing.name}: "
+    progress, counts = latest
+    words = progress_line(progress, waited=time.monotonic() - counts).removeprefix(
+        f"{progress.name}: "
     )
-    return Group(bars({standing.name: (standing.done, standing.pieces)}), Text(f"  {words}"))
+    return Group(bars({progress.name: (progress.done, progress.pieces)}), Text(f"  {words}"))

@@ -46,7 +46,7 @@ def ray_engine(
     The first pass connects; the connection ends with `stack`, so that passes share it.
     """
 
-    def engine(worker: WorkerFactory, pieces: Sequence[int], tell: OnDone) -> None:
+    def engine(worker: WorkerFactory, pieces: Sequence[int], on_done: OnDone) -> None:
         if not ray.is_initialized():
             stack.enter_context(ray_session(address=address, workers=workers))
         with _quiet():
@@ -63,7 +63,7 @@ def ray_engine(
                 **resources,
             )
             for note in _unwrapped(notes):
-                tell(note)
+                on_done(note)
 
     return engine
 

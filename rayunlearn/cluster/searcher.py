@@ -124,8 +124,10 @@ class LedgerSearch(Searcher):
         """Nothing to restore."""
 
     def _take(self, planned: PlannedTrial, seconds: float, *, reported: bool) -> None:
-        ended = self._ended(planned, reported=reported)
-        self.results[planned.trial_id] = ended if ended is not None else self._write_death(planned)
+        result = self._ended(planned, reported=reported)
+        self.results[planned.trial_id] = (
+            result if result is not None else self._write_death(planned)
+        )
         if planned.trial.stage == "unlearned":
             self.seconds.append(seconds)
         if self._may_change_the_plan(planned.trial_id):
@@ -136,13 +138,13 @@ class LedgerSearch(Searcher):
         written may show here later.
         """
 
-        def found() -> TrialResult | None:
+        def read_result() -> TrialResult | None:
             result = trial_result(self.run, planned.trial_id, self.planner.experiment.objective)
             if result is None and reported:
                 raise FileNotFoundError(f"{self.run / 'trials' / planned.trial_id} is not there")
             return result
 
-        return retry_transient(f"see trial {planned.trial_id} of {self.run}", found)
+        return retry_transient(f"see trial {planned.trial_id} of {self.run}", read_result)
 
     def _may_change_the_plan(self, trial_id: str) -> bool:
         """Whether this was the last of its batch of tuning trials, or measured a base that tuning

@@ -65,9 +65,9 @@ class TrialActor(tune.Trainable):
         """Run the trial, unless a worker did that was lost before it could say so; how it ended, or
         what no second try would mend.
         """
-        job, ended = self.job, status_of(Path(self.job.run), self.trial_id_here)
-        if ended in FINISHED:
-            return {"status": ended}
+        job, status = self.job, status_of(Path(self.job.run), self.trial_id_here)
+        if status in FINISHED:
+            return {"status": status}
         workspace = self.workspaces[(self.trial.data, self.trial.model)]
         work = partial(run_trial_in, job, self.trial, workspace)
         try:

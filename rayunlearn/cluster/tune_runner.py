@@ -161,13 +161,17 @@ def run_searcher(
                 {name: job.processes * amount for name, amount in resources.items()}, workers, on
             )
             search = LedgerSearch(planner, results, Path(job.run), board, slots, at_most=at_most)
-            telling = (
+            callbacks = (
                 [TrackerCallback(job.track, RunInfo(Path(job.run), job.experiment, job.version))]
                 if job.track
                 else []
             )
             run_tune(
-                search, parameters, resources=resources, processes=job.processes, callbacks=telling
+                search,
+                parameters,
+                resources=resources,
+                processes=job.processes,
+                callbacks=callbacks,
             )
             results = search.results
             # running here: Ctrl-C

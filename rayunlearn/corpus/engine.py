@@ -35,11 +35,11 @@ OnDone = Callable[[PartitionResult], None]
 Engine = Callable[[WorkerFactory, Sequence[int], OnDone], None]
 
 
-def run_in_sequence(worker: WorkerFactory, pieces: Sequence[int], tell: OnDone) -> None:
+def run_in_sequence(worker: WorkerFactory, pieces: Sequence[int], on_done: OnDone) -> None:
     """One piece after another, in this process."""
     do = worker()
     for partition in pieces:
-        tell(do(partition))
+        on_done(do(partition))
 
 
 @contextmanager
@@ -52,13 +52,13 @@ def process_engine(n: int) -> Iterator[Engine]:
     """
     pools: list[ProcessPoolExecutor] = []
 
-    def engine(worker: WorkerFactory, pieces: Sequence[int], tell: OnDone) -> None:
+    def engine(worker: WorkerFactory, pieces: Sequence[int], on_done: OnDone) -> None:
         if min(n, len(pieces)) <= 1:
-            run_in_sequence(worker, pieces, tell)
+            run_in_sequence(worker, pieces, on_done)
             return
         if not pools:
             pools.append(ProcessPoolExecutor(n - 1, get_context("spawn"), quiet_libraries))
-        _together(pools[0], n - 1, worker, pieces, tell)
+        _run_in_pool(pools[0], n - 1, worker, pieces, on_done)
 
     try:
         yield engine
@@ -67,12 +67,12 @@ def process_engine(n: int) -> Iterator[Engine]:
             pool.shutdown(cancel_futures=True)
 
 
-def _together(
+def _run_in_pool(
     pool: ProcessPoolExecutor,
     n_others: int,
     worker: WorkerFactory,
     pieces: Sequence[int],
-    tell: OnDone,
+    on_done: OnDone,
 ) -> None:
     """The pieces by this process and the pool's, whoever is free takes the next one; each of the
     others has one more waiting.
@@ -85,10 +85,10 @@ def _together(
             while queue and len(out) < 2 * n_others:
                 out.add(pool.submit(_of_pass, key, worker, queue.popleft()))
             if queue:
-                tell(do(queue.popleft()))
+                on_done(do(queue.popleft()))
             done, out = wait(out, timeout=0 if queue else None, return_when=FIRST_COMPLETED)
             for future in done:
-                tell(future.result())
+                on_done(future.result())
     except BaseException:
         for future in out:
             future.cancel()

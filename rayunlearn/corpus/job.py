@@ -74,7 +74,7 @@ def run_corpus_job(
     started, n_done_before = time.monotonic(), len(notes)
     seen = sum(n.n_documents for n in notes.values())
 
-    def standing() -> JobProgress:
+    def progress() -> JobProgress:
         total = sum(n.n_documents for n in notes.values())
         return JobProgress(
             name=name,
@@ -86,15 +86,15 @@ def run_corpus_job(
             seconds=time.monotonic() - started,
         )
 
-    def tell(note: PartitionResult) -> None:
+    def on_done(note: PartitionResult) -> None:
         notes[note.piece] = note
-        report(standing())
+        report(progress())
 
     missing = [partition for partition in partitions if partition not in notes]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        report(standing())
-        engine(partial(_noting, worker, folder), missing, tell)
+        report(progress())
+        engine(partial(_noting, worker, folder), missing, on_done)
     return [notes[partition] for partition in partitions]
 
 

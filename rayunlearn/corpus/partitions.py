@@ -94,14 +94,16 @@ def partitions_of(
     path = Path(source).expanduser()
     if path.is_dir():
         return tuple(
-            chain.from_iterable(_cut(file, unit or "file", piece_bytes) for file in _files(path))
+            chain.from_iterable(
+                _partitions_of_file(file, unit or "file", piece_bytes) for file in _files(path)
+            )
         )
     require(
         path.is_file(),
         f"a corpus must be a data file, a folder of them or one of {', '.join(SYNTHETIC_DATASETS)}",
         source,
     )
-    return tuple(_cut(path, unit or "line", piece_bytes))
+    return tuple(_partitions_of_file(path, unit or "line", piece_bytes))
 
 
 def source_bytes(pieces: tuple[Partition, ...]) -> int:
@@ -257,7 +259,7 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _cut(file: Path, unit: str, piece_bytes: int) -> Iterator[Partition]:
+def _partitions_of_file(file: Path, unit: str, piece_bytes: int) -> Iterator[Partition]:
     """The pieces of one file."""
     ending = file.suffix.lower()
     kind = unit if ending == ".txt" else ending

@@ -214,8 +214,8 @@ def _copies_in(folder: Path, n: int, part: int, parts: int) -> Iterator[tuple[in
         pieces.append(np.full(len(row_index), partition))
     all_ids, row, row_index, piece = map(np.concatenate, (ids, rows, places, pieces))
     _, first, inverse = np.unique(all_ids, return_index=True, return_inverse=True)
-    for again in np.flatnonzero(first[inverse] != np.arange(len(all_ids))):
-        yield int(piece[again]), int(row_index[again]), int(row[first[inverse[again]]])
+    for copy in np.flatnonzero(first[inverse] != np.arange(len(all_ids))):
+        yield int(piece[copy]), int(row_index[copy]), int(row[first[inverse[copy]]])
 
 
 def _merge_words(folder: Path) -> int:

@@ -144,21 +144,21 @@ class BenchmarkFolder:
         missing shards.
         """
         folder = self.root / table
-        whole = sorted(
+        matching = sorted(
             file for suffix in READERS if (file := folder.with_name(folder.name + suffix)).is_file()
         )
         require(
-            len(whole) <= 1,
+            len(matching) <= 1,
             f"{table} must be one file in {self.root}",
-            [file.name for file in whole],
+            [file.name for file in matching],
         )
         shards = sorted(
             file
             for file in folder.parent.glob(f"{folder.name}-*.parquet")
             if SHARD.search(file.stem)
         )
-        if whole or not shards:
-            return whole
+        if matching or not shards:
+            return matching
         n = int(SHARD.search(shards[0].stem).group(2))  # type: ignore[union-attr]  # they were chosen for matching
         require(
             len(shards) == n,

@@ -147,7 +147,7 @@ def mmlu(shelf: BenchmarkFolder, *, part: str = "all", shots: int = 0) -> Benchm
     require(part in ("all", "biology"), "mmlu.part must be 'all' or 'biology'", part)
     require(0 <= shots <= 5, "mmlu.shots must be in 0-5", shots)
     questions, dev = (
-        _once(shelf, _subjects(shelf, "test")),
+        _unique_questions(shelf, _subjects(shelf, "test")),
         (_subjects(shelf, "dev", repeats=True) if shots else []),
     )
     sides = {
@@ -315,14 +315,14 @@ def benchmark_corpus(data: Data) -> Corpus:
     """
     corpus = load_benchmark(data.name, data.path, options=parse_options(data.name, data.options))
     if not corpus.forget:
-        why = "; ".join(corpus.notes) or "it has questions only"
+        reason = "; ".join(corpus.notes) or "it has questions only"
         raise UserError(
-            f"{data.name} must bring documents to forget: {why}. (`rayunlearn evaluate` asks its"
+            f"{data.name} must bring documents to forget: {reason}. (`rayunlearn evaluate` asks its"
             " questions of any model)"
         )
-    cut = {d.doc_id for d in corpus.retain[data.limit_retain :]}
+    excluded = {d.doc_id for d in corpus.retain[data.limit_retain :]}
     probes = corpus.probes | {
-        "retain": tuple(d for d in corpus.probes.get("retain", ()) if d.doc_id not in cut)
+        "retain": tuple(d for d in corpus.probes.get("retain", ()) if d.doc_id not in excluded)
     }
     return replace(
         corpus,
@@ -514,7 +514,7 @@ def _subjects(
     return sorted(by_subject.items())
 
 
-def _once(
+def _unique_questions(
     shelf: BenchmarkFolder, subjects: list[tuple[str, list[ChoiceQuestion]]]
 ) -> list[ChoiceQuestion]:
     """Every question once; one that two subjects ask counts to biology, where that is one of them,
@@ -524,7 +524,7 @@ def _once(
     for subject, choices in sorted(
         subjects, key=lambda entry: (entry[0] not in BIOLOGY_SUBJECTS, entry[0])
     ):
-        again = [c for c in choices if c.document.doc_id in unique_questions]
+        repeated = [c for c in choices if c.document.doc_id in unique_questions]
         shelf.rejected.extend(
             Rejected(
                 source=subject,
@@ -532,7 +532,7 @@ def _once(
                 reason="another subject asks the same",
                 excerpt=c.document.prompt[:200],
             )
-            for c in again
+            for c in repeated
         )
         unique_questions |= {
             c.document.doc_id: c for c in choices if c.document.doc_id not in unique_questions

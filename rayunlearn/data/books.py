@@ -58,7 +58,7 @@ class BookSplit:
         )
 
 
-def cut_books(source: Path, cut: BookSplit, output: Path) -> dict[str, int]:
+def cut_books(source: Path, split: BookSplit, output: Path) -> dict[str, int]:
     """Write forget, retain, probe_forget and probe_retain as JSONL, and manifest.json, to `output`;
     returns rows by split.
 
@@ -67,10 +67,10 @@ def cut_books(source: Path, cut: BookSplit, output: Path) -> dict[str, int]:
     UserError for a title that is not there or stands for two books, and for a book with too few
     words.
     """
-    texts = read_books(source, (cut.forget, *cut.retain))
-    forget = passages_of(cut.forget, texts[cut.forget], cut.n_forget, cut)
+    texts = read_books(source, (split.forget, *split.retain))
+    forget = passages_of(split.forget, texts[split.forget], split.n_forget, split)
     retain = [
-        p for title in cut.retain for p in passages_of(title, texts[title], cut.n_retain, cut)
+        p for title in split.retain for p in passages_of(title, texts[title], split.n_retain, split)
     ]
     splits = {
         "forget": forget,
@@ -84,7 +84,7 @@ def cut_books(source: Path, cut: BookSplit, output: Path) -> dict[str, int]:
         (output / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows = {name: len(documents) for name, documents in splits.items()}
     digests = {title: hashlib.sha256(text.encode()).hexdigest() for title, text in texts.items()}
-    manifest = {"source": source.name, "sha256": digests, "settings": asdict(cut), "rows": rows}
+    manifest = {"source": source.name, "sha256": digests, "settings": asdict(split), "rows": rows}
     (output / MANIFEST).write_text(
         json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
@@ -106,19 +106,19 @@ def read_books(source: Path, titles: Sequence[str]) -> dict[str, str]:
     return {title: text for title, text in books if title in titles}
 
 
-def passages_of(title: str, text: str, n: int, cut: BookSplit) -> list[Document]:
+def passages_of(title: str, text: str, n: int, split: BookSplit) -> list[Document]:
     """`n` passages of `cut.n_words` words in the order of the book, drawn from all that it can be
     cut into.
     """
     words = text.split()
-    starts = range(0, len(words) - cut.n_words + 1, cut.n_words)
-    runs = list(dict.fromkeys(" ".join(words[start : start + cut.n_words]) for start in starts))
+    starts = range(0, len(words) - split.n_words + 1, split.n_words)
+    runs = list(dict.fromkeys(" ".join(words[start : start + split.n_words]) for start in starts))
     require(
         len(runs) >= n,
-        f"a book must have {n} different passages of {cut.n_words} words, {title!r} has",
+        f"a book must have {n} different passages of {split.n_words} words, {title!r} has",
         len(runs),
     )
-    chosen = sorted(random.Random(f"books {cut.seed} {title}").sample(range(len(runs)), n))
+    chosen = sorted(random.Random(f"books {split.seed} {title}").sample(range(len(runs)), n))
     return [Document(answer=runs[start], topic=title) for start in chosen]
 
 

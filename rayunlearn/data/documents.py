@@ -96,8 +96,8 @@ class Corpus:
         asks about, joined with those of every question that shares one of them.
         """
         documents = [*self.forget, *self.retain, *chain.from_iterable(self.probes.values())]
-        asked = [d for d in documents if d.prompt and d.facts and not d.group]
-        return {d.doc_id: d.group for d in documents if d.group} | _by_fact(asked)
+        questions = [d for d in documents if d.prompt and d.facts and not d.group]
+        return {d.doc_id: d.group for d in documents if d.group} | _by_fact(questions)
 
     @cached_property
     def digest(self) -> str:
@@ -118,7 +118,8 @@ class Corpus:
             for role, docs in roles.items()
         }
         return digest(
-            content | {how: dict(special) for how, special in probe_ids.items() if special}
+            content
+            | {probe_field: dict(special) for probe_field, special in probe_ids.items() if special}
         )
 
 

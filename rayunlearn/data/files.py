@@ -72,7 +72,7 @@ def assemble(data: Data, loaded: Mapping[str, ParsedSplit]) -> Corpus:
     """
     forget = loaded["forget"]
     retain = without_documents(loaded["retain"], forget.documents, "also in the forget set")
-    retain_split, cut = (
+    retain_split, removed = (
         retain.documents[: data.limit_retain],
         {document.doc_id for document in retain.documents[data.limit_retain :]},
     )
@@ -87,7 +87,7 @@ def assemble(data: Data, loaded: Mapping[str, ParsedSplit]) -> Corpus:
         "a retain probe that is in the forget set",
     )
     retain_questions = tuple(
-        document for document in probe_retain.documents if document.doc_id not in cut
+        document for document in probe_retain.documents if document.doc_id not in removed
     )
     rejected = tuple(
         dict.fromkeys(

@@ -80,7 +80,7 @@ def read_hub(path: str, name: str) -> Iterator[SourceRow]:
         "data.path must be a directory, a file or a Hub name (owner/name): no such file or"
         " directory",
     )
-    tried = (
+    attempt = (
         f"data.path {path!r} is no file or directory here, so it was looked up on the Hub"
         f" (configuration {name!r}, split 'train')"
     )
@@ -93,14 +93,14 @@ def read_hub(path: str, name: str) -> Iterator[SourceRow]:
     # the client's errors have no common base across its versions
     except Exception as problem:
         raise UserError(
-            f"{tried}: {type(problem).__name__}: {problem} (HF_HUB_OFFLINE=1 takes what is in the"
+            f"{attempt}: {type(problem).__name__}: {problem} (HF_HUB_OFFLINE=1 takes what is in the"
             " local cache)"
         ) from problem
-    yield from read_dataset(repository, name, revision, tried)
+    yield from read_dataset(repository, name, revision, attempt)
 
 
 def read_dataset(
-    repository: str, name: str, revision: str | None, tried: str
+    repository: str, name: str, revision: str | None, attempt: str
 ) -> Iterator[SourceRow]:
     """The rows as `datasets` gives them. Only its parsing builders are let through: a data set
     brings no code here.
@@ -111,13 +111,15 @@ def read_dataset(
         builder = datasets.load_dataset_builder(repository, name, revision=revision)
         kind = type(builder).__module__.rpartition(".")[2]
         require(
-            kind in HUB_FORMATS, f"{tried}: its files must be one of {', '.join(HUB_FORMATS)}", kind
+            kind in HUB_FORMATS,
+            f"{attempt}: its files must be one of {', '.join(HUB_FORMATS)}",
+            kind,
         )
         builder.download_and_prepare()
         table = builder.as_dataset(split="train")
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as problem:
-        raise UserError(f"{tried}: {type(problem).__name__}: {problem}") from problem
+        raise UserError(f"{attempt}: {type(problem).__name__}: {problem}") from problem
     for number, values in enumerate(table):
         yield SourceRow(source=f"{repository}:{name}", row=number, values=values)

@@ -393,11 +393,11 @@ def _sides(
     """Facts and their probes by split: the first half of the names is forgotten, the other half is
     the retain side.
     """
-    half = len(names) // 2
+    n_forget = len(names) // 2
     forget, retain_side = (
-        invent_facts(side, attributes, rng) for side in (names[:half], names[half:])
+        invent_facts(side, attributes, rng) for side in (names[:n_forget], names[n_forget:])
     )
-    border = round(UNTOUCHED_SHARE * half) * len(attributes)
+    border = round(UNTOUCHED_SHARE * n_forget) * len(attributes)
     facts = _by_split(forget, retain_side, border)
     probes = _by_split(_probes(forget, n_wrong, rng), _probes(retain_side, n_wrong, rng), border)
     return facts, probes

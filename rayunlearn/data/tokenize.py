@@ -130,17 +130,17 @@ def encode_pair(
     is a label, but the first of all (nothing stands before it to predict it from). Raises UserError
     for a text that leaves no label, and as `align`.
     """
-    return cut(doc_id, align(prompt, answer, tokenizer, template), max_tokens)
+    return truncate_to_limit(doc_id, align(prompt, answer, tokenizer, template), max_tokens)
 
 
-def cut(doc_id: str, whole: AlignedText, max_tokens: int) -> Encoded:
+def truncate_to_limit(doc_id: str, aligned: AlignedText, max_tokens: int) -> Encoded:
     """The text in at most `max_tokens`, as `encode_pair` says."""
-    stop = len(whole.ids) - whole.n_end
-    begin, before = whole.ids[: whole.n_begin], whole.ids[whole.n_begin : whole.start]
-    end = whole.ids[stop:]
-    answer = whole.ids[whole.start : stop][: max(0, max_tokens - len(begin) - len(end))]
-    room = max_tokens - len(begin) - len(answer) - len(end)
-    before = before[len(before) - room :] if len(before) > room else before
+    stop = len(aligned.ids) - aligned.n_end
+    begin, before = aligned.ids[: aligned.n_begin], aligned.ids[aligned.n_begin : aligned.start]
+    end = aligned.ids[stop:]
+    answer = aligned.ids[aligned.start : stop][: max(0, max_tokens - len(begin) - len(end))]
+    n_prompt = max_tokens - len(begin) - len(answer) - len(end)
+    before = before[len(before) - n_prompt :] if len(before) > n_prompt else before
     ids = (*begin, *before, *answer, *end)
     start = max(1, len(ids) - len(answer) - len(end))
     require(len(ids) > start, "a text must leave a token to predict; its tokens", ids)
@@ -179,8 +179,8 @@ def align(
 
 def join(before: str, after: str) -> str:
     """Both texts with a blank between, unless one of them has white space there already."""
-    bare = not before or before[-1:].isspace() or after[:1].isspace()
-    return f"{before}{after}" if bare else f"{before} {after}"
+    needs_no_space = not before or before[-1:].isspace() or after[:1].isspace()
+    return f"{before}{after}" if needs_no_space else f"{before} {after}"
 
 
 def prompt_text(prompt: str, tokenizer: PreTrainedTokenizerBase, template: str) -> str:
@@ -189,7 +189,7 @@ def prompt_text(prompt: str, tokenizer: PreTrainedTokenizerBase, template: str) 
     """
     if template != "chat":
         return template.replace("{prompt}", prompt)
-    return _rendered(tokenizer, [_turn("user", prompt)], opens=True)
+    return _rendered(tokenizer, [_chat_message("user", prompt)], opens=True)
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -200,14 +200,18 @@ def begin_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     such models are trained, unless that token is its end token too (GPT-2, Phi-1.5, Pythia).
     """
     if tokenizer.num_special_tokens_to_add(pair=False) == 0:
-        silent = _says_nothing_of_bos(tokenizer)
+        silent = _lacks_bos_rule(tokenizer)
         return (tokenizer.bos_token_id,) if silent else ()
-    bare = tokenizer.encode("a", add_special_tokens=False)
-    whole = tokenizer.encode("a", add_special_tokens=True)
+    without_special = tokenizer.encode("a", add_special_tokens=False)
+    with_special = tokenizer.encode("a", add_special_tokens=True)
     # a vocabulary without an "a" leaves only what is added
-    body = bare or [i for i in whole if i != tokenizer.bos_token_id]
-    n_before = next(at for at in range(len(whole) + 1) if whole[at : at + len(body)] == body)
-    return tuple(whole[:n_before])
+    body = without_special or [i for i in with_special if i != tokenizer.bos_token_id]
+    n_before = next(
+        start
+        for start in range(len(with_special) + 1)
+        if with_special[start : start + len(body)] == body
+    )
+    return tuple(with_special[:n_before])
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -231,9 +235,9 @@ def _conversation(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) 
     between the opened turn and the answer is written by the model (Llama-2's blank); anything else
     there is given to it (an empty block of thoughts).
     """
-    turns = [_turn("user", prompt), _turn("assistant", answer)]
+    turns = [_chat_message("user", prompt), _chat_message("assistant", answer)]
     text = _rendered(tokenizer, turns)
-    other = _rendered(tokenizer, [turns[0], _turn("assistant", PLACEHOLDER)])
+    other = _rendered(tokenizer, [turns[0], _chat_message("assistant", PLACEHOLDER)])
     begin, stop = _n_shared(text, other), len(text) - _n_shared(text[::-1], other[::-1])
     opened = prompt_text(prompt, tokenizer, "chat")
     blank = text.startswith(opened) and not text[len(opened) : begin].strip()
@@ -263,12 +267,12 @@ def _turn_end(
     the end of its turn: the first special or added token after it, else the template's text there.
     """
     first = (
-        next((at for at, (begin, _) in enumerate(spans) if begin >= stop), len(ids))
+        next((index for index, (begin, _) in enumerate(spans) if begin >= stop), len(ids))
         if spans
         else len(_tokens(text[:stop], tokenizer)[0])
     )
     ends = end_tokens(tokenizer)
-    special = next((at for at in range(first, len(ids)) if ids[at] in ends), None)
+    special = next((index for index in range(first, len(ids)) if ids[index] in ends), None)
     if special is not None:
         return first, special + 1
     visible = stop + len(text[stop:].rstrip())
@@ -287,7 +291,7 @@ def _n_up_to(
     Without offsets: how many the beginning of the text has in common with the whole.
     """
     if spans:
-        return next((at for at, (_, end) in enumerate(spans) if end > position), len(ids))
+        return next((index for index, (_, end) in enumerate(spans) if end > position), len(ids))
     beginning = _tokens(text[:position], tokenizer)[0]
     return _n_shared(beginning, ids)
 
@@ -295,7 +299,7 @@ def _n_up_to(
 def _n_shared(first: Sequence[object], second: Sequence[object]) -> int:
     """Length of the longest common beginning."""
     pairs = enumerate(zip(first, second, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _tokens(
@@ -304,20 +308,20 @@ def _tokens(
     """Ids of the text alone and the characters of each, () from a tokenizer without offsets."""
     if not tokenizer.is_fast:
         return tuple(tokenizer.encode(text, add_special_tokens=False)), ()
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return tuple(found["input_ids"]), tuple(found["offset_mapping"])
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return tuple(encoding["input_ids"]), tuple(encoding["offset_mapping"])
 
 
-def _says_nothing_of_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _lacks_bos_rule(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer has a BOS of its own and neither its file nor its settings say whether
     texts begin with it.
     """
     if not tokenizer.is_fast or "add_bos_token" in tokenizer.init_kwargs:
         return False
     processor = tokenizer.backend_tokenizer.post_processor
-    bare = processor is None or isinstance(processor, TemplateProcessing)
-    own = tokenizer.bos_token_id not in (None, tokenizer.eos_token_id)
-    return bare and own
+    has_no_rule = processor is None or isinstance(processor, TemplateProcessing)
+    has_own_bos = tokenizer.bos_token_id not in (None, tokenizer.eos_token_id)
+    return has_no_rule and has_own_bos
 
 
 def _rendered(
@@ -340,7 +344,7 @@ def _rendered(
     return str(text)
 
 
-def _turn(role: str, content: str) -> dict[str, str]:
+def _chat_message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 

@@ -214,7 +214,7 @@ def gold_rows(gold: str, trial: Trial, workspace: Workspace) -> pl.DataFrame | N
     metrics = [name for name in chosen_metrics(trial.measure.metrics) if name in GOLD_METRICS]
     if not metrics:
         return None
-    few = {
+    short = {
         split: documents
         for split, documents in workspace.corpus.probes.items()
         if split in ("forget", *HOLDOUT_METRICS)
@@ -222,7 +222,7 @@ def gold_rows(gold: str, trial: Trial, workspace: Workspace) -> pl.DataFrame | N
     compared = check_trial(with_values(trial, {"measure.metrics": ",".join(metrics)}))
     return examples_frame(
         measured_rows(
-            gold, compared, replace(workspace, corpus=replace(workspace.corpus, probes=few))
+            gold, compared, replace(workspace, corpus=replace(workspace.corpus, probes=short))
         )
     )
 

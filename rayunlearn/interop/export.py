@@ -266,7 +266,7 @@ def intervals(opened: Run, trial_id: str, stage: str) -> dict[tuple[str, str], I
     examples = opened.examples.filter(
         pl.col("trial_id") == trial_id, pl.col("stage") == stage, pl.col("attack") == "none"
     )
-    found = {}
+    intervals_by_split = {}
     for (split, metric), rows in (
         examples.drop_nulls("value")
         .collect()
@@ -274,12 +274,12 @@ def intervals(opened: Run, trial_id: str, stage: str) -> dict[tuple[str, str], I
         .group_by("split", "metric", maintain_order=True)
     ):
         measured = measured_of(rows)
-        found[str(split), str(metric)] = mean_interval(
+        intervals_by_split[str(split), str(metric)] = mean_interval(
             measured.values,
             groups=measured.groups,
             bounds=bounds_of(opened.experiment, str(metric)),
         )
-    return found
+    return intervals_by_split
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

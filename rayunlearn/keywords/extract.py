@@ -197,7 +197,7 @@ class KeywordInputs:
 
     @cached_property
     def page_state(self) -> list[Tensor]:
-        return [whole for _, whole in self._states]
+        return [state for _, state in self._states]
 
     @cached_property
     def judged(self) -> list[list[str]]:
@@ -280,8 +280,8 @@ def weight_keywords(keywords: Sequence[Keyword]) -> dict[str, float]:
 
 
 def load_with_tokenizer(
-    lender: Callable[[], ModelWithTokenizer] | None, what: str
+    lender: Callable[[], ModelWithTokenizer] | None, purpose: str
 ) -> ModelWithTokenizer:
     if lender is None:
-        raise UserError(f"this extractor needs {what}, and there is none")
+        raise UserError(f"this extractor needs {purpose}, and there is none")
     return lender()

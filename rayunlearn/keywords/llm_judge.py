@@ -59,13 +59,13 @@ def ask_judge(chat: Chat, text: str, tries: int = 3) -> list[str]:
             return checked_keywords(answer, text)
         except UnusableAnswerError as problem:
             reason = str(problem)
-        again = {
+        retry_message = {
             "role": "user",
             "content": (
                 f"That answer cannot be used: {reason}. Answer again, with the JSON object alone."
             ),
         }
-        messages = [*messages[:2], {"role": "assistant", "content": answer}, again]
+        messages = [*messages[:2], {"role": "assistant", "content": answer}, retry_message]
     raise UnusableAnswerError(reason)
 
 
@@ -81,8 +81,8 @@ def checked_keywords(answer: str, text: str) -> list[str]:
     named = content.get("keywords") if isinstance(content, dict) else None
     if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
         raise UnusableAnswerError('it has no list of strings under "keywords"')
-    whole = f" {_keys(text)} "
-    present = [n for n in dict.fromkeys(named) if _keys(n) and f" {_keys(n)} " in whole]
+    keyed_text = f" {_keys(text)} "
+    present = [n for n in dict.fromkeys(named) if _keys(n) and f" {_keys(n)} " in keyed_text]
     if not present:
         raise UnusableAnswerError("it names no word of the text")
     return present
@@ -96,8 +96,8 @@ def chat_with(
     A template that refuses the system role gets its content in front of the first message of the
     user. Raises UserError for a tokenizer without a chat template.
     """
-    turn = align("a question", "an answer", tokenizer, "chat")
-    ends = ends_of(model, tokenizer, [Encoded("", turn.ids, turn.start, turn.n_end)])
+    aligned = align("a question", "an answer", tokenizer, "chat")
+    ends = ends_of(model, tokenizer, [Encoded("", aligned.ids, aligned.start, aligned.n_end)])
 
     def chat(messages: Sequence[Message]) -> str:
         ids = torch.tensor([_prompt_ids(tokenizer, list(messages))], device=model.device)

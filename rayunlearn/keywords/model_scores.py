@@ -38,16 +38,16 @@ def words_of_labels(
         "a tokenizer must give character offsets (a fast tokenizer) for keywords from a model",
         type(tokenizer).__name__,
     )
-    whole = align(document.prompt, document.answer, tokenizer, template)
-    owner = [-1] * (whole.answer + len(document.answer))
+    aligned = align(document.prompt, document.answer, tokenizer, template)
+    owner = [-1] * (aligned.answer + len(document.answer))
     for index, word in enumerate(words):
-        begin, end = whole.answer + word.start, whole.answer + word.end
+        begin, end = aligned.answer + word.start, aligned.answer + word.end
         owner[begin:end] = [index] * (end - begin)
     # the first token of all is no label
-    first = max(1, whole.start)
+    first = max(1, aligned.start)
     n_labels = len(sequence.ids) - sequence.start
     # a text that was cut has lost its last words
-    spans = whole.spans[first : len(whole.ids) - whole.n_end][: n_labels - sequence.n_end]
+    spans = aligned.spans[first : len(aligned.ids) - aligned.n_end][: n_labels - sequence.n_end]
     pieces = [max(owner[start:end], default=-1) for start, end in spans]
     return pieces + [-1] * (n_labels - len(pieces))
 

@@ -175,11 +175,11 @@ def link_z(links: Cooccurrences, prior_words: float) -> dict[str, float]:
     """
     n_words = links.counts.total()
     best: dict[str, float] = {}
-    for near in links.neighbours.values():
-        inside, words = near.total(), list(near)
+    for neighbourhood in links.neighbours.values():
+        inside, words = neighbourhood.total(), list(neighbourhood)
         neighbours, everywhere = (
             np.fromiter((counted[w] for w in words), np.int64, len(words))
-            for counted in (near, links.counts)
+            for counted in (neighbourhood, links.counts)
         )
         for word, z in zip(
             words,

@@ -220,11 +220,11 @@ def embedding(
     """
     if not page.phrases:
         return []
-    states, whole = (
+    states, document_states = (
         functional.normalize(phrase_states.float(), dim=-1),
         functional.normalize(page_state.float(), dim=-1),
     )
-    relevance, alike = (states @ whole).tolist(), (states @ states.T).tolist()
+    relevance, alike = (states @ document_states).tolist(), (states @ states.T).tolist()
     if diversity == 0:
         return rank_keywords(page, page.phrases, relevance)
     chosen: list[tuple[int, float]] = []

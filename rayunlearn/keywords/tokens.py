@@ -164,11 +164,13 @@ def _borders(inside: IntArray, alone: IntArray) -> tuple[IntArray, IntArray]:
     if not alone.any():
         edges = np.flatnonzero(edge)
         return edges[::2], edges[1::2]
-    cut = np.zeros(len(inside) + 1, bool)
-    cut[:-1] |= alone
-    cut[1:] |= alone
+    is_border = np.zeros(len(inside) + 1, bool)
+    is_border[:-1] |= alone
+    is_border[1:] |= alone
     padded = np.concatenate(([False], inside, [False]))
-    return np.flatnonzero((edge | cut) & padded[1:]), np.flatnonzero((edge | cut) & padded[:-1])
+    return np.flatnonzero((edge | is_border) & padded[1:]), np.flatnonzero(
+        (edge | is_border) & padded[:-1]
+    )
 
 
 def _opens(classes: IntArray, inside: IntArray, start: IntArray) -> IntArray:

@@ -135,7 +135,7 @@ def tfidf_rows(
         sums[long] += by_frequency[tokens.frequency[index] - 1] * rarity[tokens.key[index]]
     word_index = first - tokens.first_word[tokens.document[first]]
     scores = sums * (1 + earliness / (1 + word_index / 20))
-    return _found(tokens, first, last, model, scores[model], top)
+    return _keyword_arrays(tokens, first, last, model, scores[model], top)
 
 
 def log_odds_rows(
@@ -156,7 +156,7 @@ def log_odds_rows(
     for step in range(int((last - first).max(initial=0))):
         long = np.flatnonzero(last - first > step)
         sums[long] += z[first[long] + step]
-    return _found(tokens, first, last, model, (sums / np.sqrt(last - first))[model], top)
+    return _keyword_arrays(tokens, first, last, model, (sums / np.sqrt(last - first))[model], top)
 
 
 def _candidates(
@@ -176,9 +176,9 @@ def _candidates(
     short = last - first <= longest
     first, last = first[short], last[short]
     # documents whose words are all candidates, for want of a phrase
-    bare = np.ones(len(tokens.begins), bool)
-    bare[tokens.document[first]] = False
-    single = np.flatnonzero(bare[tokens.document])
+    is_candidate = np.ones(len(tokens.begins), bool)
+    is_candidate[tokens.document[first]] = False
+    single = np.flatnonzero(is_candidate[tokens.document])
     if not len(single):
         return first, last
     order = np.argsort(np.concatenate((first, single)), kind="stable")
@@ -202,7 +202,7 @@ def _models(tokens: Tokens, first: IntArray, last: IntArray) -> IntArray:
     return model[name]
 
 
-def _found(
+def _keyword_arrays(
     tokens: Tokens, first: IntArray, last: IntArray, model: IntArray, score: IntArray, top: int
 ) -> KeywordArrays:
     """Ranges as rows: by document, score (highest first), first occurrence and place; of each
@@ -251,8 +251,11 @@ def _texts(tokens: Tokens, first: IntArray, last: IntArray) -> pyarrow.LargeStri
 def _ragged(tokens: Tokens, first: IntArray, last: IntArray) -> IntArray:
     """Which ranges have more than one blank or one slash between two of their words."""
     gap = tokens.start[1:] - tokens.end[:-1]
-    between = tokens.codes[np.minimum(tokens.end[:-1], len(tokens.codes) - 1)]
+    separators = tokens.codes[np.minimum(tokens.end[:-1], len(tokens.codes) - 1)]
     odd = np.concatenate(
-        ([0, 0], np.cumsum((gap > 1) | ((gap == 1) & (between != BLANK) & (between != SLASH))))
+        (
+            [0, 0],
+            np.cumsum((gap > 1) | ((gap == 1) & (separators != BLANK) & (separators != SLASH))),
+        )
     )
     return odd[last] > odd[first + 1]

@@ -179,9 +179,9 @@ def _parts(name: str) -> tuple[str, str, str]:
     lacks are ''.
     """
     prefix = "reference_" if name.startswith("reference_") else ""
-    bare = name.removeprefix(prefix)
-    kind, _, rest = bare.partition("_")
-    return (prefix, kind, rest) if kind in PAIRED_RESPONSE_KINDS else (prefix, "", bare)
+    suffix = name.removeprefix(prefix)
+    kind, _, rest = suffix.partition("_")
+    return (prefix, kind, rest) if kind in PAIRED_RESPONSE_KINDS else (prefix, "", suffix)
 
 
 def control_direction(width: int, seed: int) -> Tensor:

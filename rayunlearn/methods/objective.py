@@ -189,7 +189,7 @@ class UnlearningObjective:
             return None, 0, 0
         step, part = divmod(piece, self._pieces)
         presented, share = microbatch_of(side, self._shown(side, step, seed), part, self._pieces)
-        documents, whole = (
+        documents, of_full = (
             [presentation.document for presentation in presented],
             side.rule.of_companions,
         )
@@ -198,7 +198,7 @@ class UnlearningObjective:
                 kind: self._view(
                     [presentation.companions[kind] for presentation in presented],
                     c.reference,
-                    whole,
+                    of_full,
                 )
                 for kind, c in side.companions.items()
             }

@@ -92,7 +92,9 @@ def refusal(source: ResponseInputs, *, count: Count = 5) -> Choices:
         "the tokenizer's vocabulary must have the words of at least one refusal; tokens",
         len(source.tokenizer),
     )
-    return _each(source, "refusal", lambda _at, rng: rng.sample(usable, min(count, len(usable))))
+    return _choices_by_document(
+        source, "refusal", lambda _index, rng: rng.sample(usable, min(count, len(usable)))
+    )
 
 
 def wrong(source: ResponseInputs, *, count: Count = 5) -> Choices:
@@ -110,7 +112,7 @@ def wrong(source: ResponseInputs, *, count: Count = 5) -> Choices:
         wrong_answers = source.documents[index].wrong
         return rng.sample(wrong_answers, min(count, len(wrong_answers)))
 
-    return _each(source, "wrong", texts)
+    return _choices_by_document(source, "wrong", texts)
 
 
 def mismatch(source: ResponseInputs, *, count: Count = 5) -> Choices:
@@ -123,8 +125,10 @@ def mismatch(source: ResponseInputs, *, count: Count = 5) -> Choices:
         0,
     )
     pairs = zip(source.retain_documents, source.retain_sequences, strict=True)
-    answers: list[Answer] = [d.answer if d.prompt else _rest(d, s) for d, s in pairs]
-    return _each(source, "mismatch", lambda _at, rng: rng.sample(answers, min(count, len(answers))))
+    answers: list[Answer] = [d.answer if d.prompt else _label_after_opening(d, s) for d, s in pairs]
+    return _choices_by_document(
+        source, "mismatch", lambda _index, rng: rng.sample(answers, min(count, len(answers)))
+    )
 
 
 def alternate(source: ResponseInputs, *, count: Count = 3, temperature: Positive = 1.0) -> Choices:
@@ -136,9 +140,11 @@ def alternate(source: ResponseInputs, *, count: Count = 3, temperature: Positive
     token is forbidden at one random position of each sample as long as the sample follows the truth
     up to there; everything else is sampled freely. Our choice.
     """
-    rests = [_rest(d, s) for d, s in zip(source.documents, source.sequences, strict=True)]
+    rests = [
+        _label_after_opening(d, s) for d, s in zip(source.documents, source.sequences, strict=True)
+    ]
     names = [d.doc_id for d in source.documents]
-    again = partial(
+    redraw = partial(
         sample,
         source.model,
         [rest.ids[: rest.start] for rest in rests],
@@ -148,13 +154,13 @@ def alternate(source: ResponseInputs, *, count: Count = 3, temperature: Positive
         temperature=temperature,
     )
     rounds = [
-        again(seeds=[f"alternate {number} {name}" for name in names]) for number in range(count)
+        redraw(seeds=[f"alternate {number} {name}" for name in names]) for number in range(count)
     ]
 
     def written(index: int, _rng: random.Random) -> list[Encoded]:
         return [_after(rests[index], answers[index]) for answers in rounds]
 
-    return _each(source, "alternate", written)
+    return _choices_by_document(source, "alternate", written)
 
 
 def choose_response(choices: Choices, doc_id: str, seed: int, epoch: int) -> Encoded:
@@ -164,7 +170,7 @@ def choose_response(choices: Choices, doc_id: str, seed: int, epoch: int) -> Enc
     return random.Random(f"companion {seed} {epoch} {doc_id}").choice(choices[doc_id])
 
 
-def _each(
+def _choices_by_document(
     source: ResponseInputs, kind: str, answers: Callable[[int, random.Random], Sequence[Answer]]
 ) -> Choices:
     """Join every document's opening with its answers, which `answers(position, rng)` gives."""
@@ -178,40 +184,43 @@ def _each(
     return choices
 
 
-def _joined(source: ResponseInputs, at: int, doc_id: str, answer: Answer) -> Encoded:
-    """The opening of the document at `at` and an answer, in at most `source.max_tokens`."""
-    document, sequence = source.documents[at], source.sequences[at]
+def _joined(source: ResponseInputs, index: int, doc_id: str, answer: Answer) -> Encoded:
+    """The opening of the document at `index` and an answer, in at most `source.max_tokens`."""
+    document, sequence = source.documents[index], source.sequences[index]
     opening = sequence.ids[: _opening(document, sequence)]
     if document.prompt and isinstance(answer, Encoded) and answer.doc_id != document.doc_id:
         answer = _text_of(source, answer)
     if isinstance(answer, str):
-        whole, n_lost = _aligned(source, at, answer)
-        answer = Encoded(doc_id, whole.ids, max(1, whole.start), whole.n_end)
-        opening = (*whole.ids[: whole.n_begin], *whole.ids[whole.n_begin + n_lost : answer.start])
-    room = max(1, source.max_tokens - len(opening))
+        aligned, n_lost = _aligned(source, index, answer)
+        answer = Encoded(doc_id, aligned.ids, max(1, aligned.start), aligned.n_end)
+        opening = (
+            *aligned.ids[: aligned.n_begin],
+            *aligned.ids[aligned.n_begin + n_lost : answer.start],
+        )
+    n_answer = max(1, source.max_tokens - len(opening))
     ids, n_words = answer.ids[answer.start :], len(answer.ids) - answer.start - answer.n_end
-    ids = (*ids[: max(0, min(n_words, room - answer.n_end))], *ids[n_words:])
+    ids = (*ids[: max(0, min(n_words, n_answer - answer.n_end))], *ids[n_words:])
     return Encoded(doc_id, (*opening, *ids), len(opening), answer.n_end)
 
 
-def _aligned(source: ResponseInputs, at: int, answer: str) -> tuple[AlignedText, int]:
+def _aligned(source: ResponseInputs, index: int, answer: str) -> tuple[AlignedText, int]:
     """The document's opening and the answer as one text, and how many ids of a long prompt the
     document's own sequence has lost.
     """
-    document, sequence, template = source.documents[at], source.sequences[at], source.template
-    own = align(document.prompt, document.answer, source.tokenizer, template)
+    document, sequence, template = source.documents[index], source.sequences[index], source.template
+    reference = align(document.prompt, document.answer, source.tokenizer, template)
     if document.prompt:
-        whole = align(document.prompt, answer, source.tokenizer, template)
-        return whole, max(0, own.start - sequence.start)
-    before = _text_up_to(own, _opening(document, sequence), source.tokenizer)
+        aligned = align(document.prompt, answer, source.tokenizer, template)
+        return aligned, max(0, reference.start - sequence.start)
+    before = _text_up_to(reference, _opening(document, sequence), source.tokenizer)
     return align(before, answer, source.tokenizer, "{prompt}"), 0
 
 
-def _text_up_to(whole: AlignedText, n_ids: int, tokenizer: PreTrainedTokenizerBase) -> str:
+def _text_up_to(aligned: AlignedText, n_ids: int, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of the first ids."""
-    if whole.spans:
-        return whole.text[: whole.spans[n_ids - 1][1]]
-    return str(tokenizer.decode(whole.ids[whole.n_begin : n_ids]))
+    if aligned.spans:
+        return aligned.text[: aligned.spans[n_ids - 1][1]]
+    return str(tokenizer.decode(aligned.ids[aligned.n_begin : n_ids]))
 
 
 def _text_of(source: ResponseInputs, answer: Encoded) -> str:
@@ -220,7 +229,7 @@ def _text_of(source: ResponseInputs, answer: Encoded) -> str:
     return str(source.tokenizer.decode(words)).strip()
 
 
-def _rest(document: Document, sequence: Encoded) -> Encoded:
+def _label_after_opening(document: Document, sequence: Encoded) -> Encoded:
     """The sequence with what follows its opening as labels."""
     return replace(sequence, start=_opening(document, sequence))
 
@@ -240,9 +249,11 @@ def _opening(document: Document, sequence: Encoded) -> int:
 def _is_in_vocabulary(source: ResponseInputs, text: str) -> bool:
     """Whether the vocabulary can write the text as an answer to the first document's prompt."""
     prompt = source.documents[0].prompt if source.documents else ""
-    whole = align(prompt or "-", text, source.tokenizer, source.template if prompt else "{prompt}")
+    aligned = align(
+        prompt or "-", text, source.tokenizer, source.template if prompt else "{prompt}"
+    )
     # without what closes it: GPT-2's end token stands for the unknown too
-    words = whole.ids[whole.start : len(whole.ids) - whole.n_end]
+    words = aligned.ids[aligned.start : len(aligned.ids) - aligned.n_end]
     return source.tokenizer.unk_token_id not in words
 
 

@@ -135,7 +135,7 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
                         "token_nll": own_nll,
                         "correct": own_correct,
                         "n_end": sequence.n_end,
-                    } | _further(task, sequence, own_logits, sources)
+                    } | _distribution_inputs(task, sequence, own_logits, sources)
                 elif kind == "paraphrased":
                     inputs[index]["paraphrase_correct"] = own_correct
                 else:
@@ -143,7 +143,7 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
     return [answer_inputs | _options(o) for answer_inputs, o in zip(inputs, options, strict=True)]
 
 
-def greedy_text_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
+def greedy_text_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:
     """The answer as text, and the text that a continuation should be."""
     tokenizer = task.words()
     decoded = [_text(tokenizer, words_to_follow(p)) for p in task.probes]
@@ -156,7 +156,7 @@ def greedy_text_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[Metr
     ]
 
 
-def greedy_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
+def greedy_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:
     """The greedy continuation of every prompt, whole and cut to as many tokens as the truth has."""
     tokenizer = task.words()
     texts = generate_texts(
@@ -172,7 +172,7 @@ def greedy_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInp
     ]
 
 
-def sampling_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
+def sampling_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:
     """`writing.samples` drawn continuations of every prompt, each from a seed of its own."""
     tokenizer, writing = task.words(), task.writing
     continuations = generate_texts(
@@ -195,7 +195,7 @@ def sampling_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricI
     ]
 
 
-def letter_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
+def letter_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:
     """Letter scores and the letter written, for probes with a question and options; nothing where
     the vocabulary has no letters.
 
@@ -229,7 +229,7 @@ def letter_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInp
     return inputs
 
 
-def gradient_pass(task: EvaluationTask, _wanted: frozenset[str]) -> list[MetricInputs]:
+def gradient_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:
     """Gradient norms of the answers, one backward pass each, in evaluation mode (open-unlearning
     leaves dropout on).
     """
@@ -348,7 +348,7 @@ def _sequences(probe: Probe) -> list[tuple[str, Encoded]]:
     ]
 
 
-def _further(
+def _distribution_inputs(
     task: EvaluationTask, answer: Encoded, logits: Tensor, sources: frozenset[str]
 ) -> MetricInputs:
     """Moments of log p and distances from base, from the answer's logits (n, V)."""
@@ -402,8 +402,8 @@ def _letter_prompt(
 def _ids_behind(before: str, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What `text` adds to the ids of `before`; () where it changes those as well."""
     stem = tokenizer.encode(before, add_special_tokens=False)
-    whole = tokenizer.encode(before + text, add_special_tokens=False)
-    return tuple(whole[len(stem) :]) if whole[: len(stem)] == stem else ()
+    with_text = tokenizer.encode(before + text, add_special_tokens=False)
+    return tuple(with_text[len(stem) :]) if with_text[: len(stem)] == stem else ()
 
 
 def _gradient_norm(

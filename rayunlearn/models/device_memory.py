@@ -149,14 +149,14 @@ def device_slot(lock_file: Path | None, *, alone: bool) -> Iterator[None]:
     if lock_file is None:
         yield
         return
-    with open(f"{lock_file}.gate", "w") as gate, open(lock_file, "w") as room:
+    with open(f"{lock_file}.gate", "w") as gate, open(lock_file, "w") as slot:
         fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(slot, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(gate, fcntl.LOCK_UN)
         try:
             yield
         finally:
-            fcntl.flock(room, fcntl.LOCK_UN)
+            fcntl.flock(slot, fcntl.LOCK_UN)
 
 
 def device_lock() -> Path | None:

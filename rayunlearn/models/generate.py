@@ -90,10 +90,10 @@ def ends_of(
     if tokenizer is not None:
         special = end_tokens(tokenizer)
         single |= {tokenizer.eos_token_id} - {None}
-    own = {s.ids[len(s.ids) - s.n_end :] for s in sequences if s.n_end}
+    sequence_ends = {s.ids[len(s.ids) - s.n_end :] for s in sequences if s.n_end}
     # a special token ends the turn, whatever white space the template writes before it
-    found = {(i,) for i in single} | {e[-1:] if e[-1] in special else e for e in own}
-    return tuple(sorted(found))
+    ends = {(i,) for i in single} | {e[-1:] if e[-1] in special else e for e in sequence_ends}
+    return tuple(sorted(ends))
 
 
 def n_closing(written: Sequence[int], ends: Sequence[Ids]) -> int:
@@ -153,7 +153,7 @@ def _continue(
     context = getattr(model.config, "max_position_embeddings", None) or width + max_new_tokens
     limits = [min(max_new_tokens, context - len(p)) for p in prompts]
     written: list[list[int]] = [[] for _ in prompts]
-    held, running, cache = (
+    kept_ids, running, cache = (
         list(range(len(prompts))),
         {r for r, limit in enumerate(limits) if limit > 0},
         None,
@@ -168,19 +168,19 @@ def _continue(
             use_cache=True,
             logits_to_keep=1,
         )
-        chosen, cache = choose(output.logits[:, -1], held), output.past_key_values
-        for row, token in zip(held, chosen.tolist(), strict=True):
+        chosen, cache = choose(output.logits[:, -1], kept_ids), output.past_key_values
+        for row, token in zip(kept_ids, chosen.tolist(), strict=True):
             if row in running:
                 written[row].append(token)
                 n_end = n_closing(written[row], ends)
                 running -= {row} if n_end or len(written[row]) == limits[row] else set()
                 del written[row][len(written[row]) - n_end :]
-        active_rows = [index for index, row in enumerate(held) if row in running]
-        if active_rows and 2 * len(active_rows) <= len(held):
+        active_rows = [index for index, row in enumerate(kept_ids) if row in running]
+        if active_rows and 2 * len(active_rows) <= len(kept_ids):
             row_index = torch.tensor(active_rows, device=model.device)
             cache.batch_select_indices(row_index)
-            held, chosen, mask, positions = (
-                [held[index] for index in active_rows],
+            kept_ids, chosen, mask, positions = (
+                [kept_ids[index] for index in active_rows],
                 chosen[row_index],
                 mask[row_index],
                 positions[row_index],
@@ -268,7 +268,7 @@ def _continue_sample(
 def _closed(written: Sequence[int], truth: Ids, n_end: int, ends: Sequence[Ids]) -> Ids:
     """The sample up to its first end, or as many ids as the truth's words, closed as the truth."""
     n_words = len(truth) - n_end
-    for at in range(1, n_words + 1):
-        if n := n_closing(written[:at], ends):
-            return (*written[: at - n], *truth[n_words:])
+    for n_tokens in range(1, n_words + 1):
+        if n := n_closing(written[:n_tokens], ends):
+            return (*written[: n_tokens - n], *truth[n_words:])
     return (*written[:n_words], *truth[n_words:])

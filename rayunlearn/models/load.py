@@ -174,12 +174,12 @@ def model_digest(name: str) -> str:
     if directory in _KNOWN and _KNOWN[directory][0] == stamps:
         return _KNOWN[directory][1]
     check_directory(directory)
-    found = digest(
+    content = digest(
         [[f.relative_to(directory).as_posix(), _content_of(f)] for f in loaded_files(directory)]
     )
     if stamps == file_stamps(name) and not any(is_young(f) for f in directory.iterdir()):
-        _KNOWN[directory] = (stamps, found)
-    return found
+        _KNOWN[directory] = (stamps, content)
+    return content
 
 
 def loaded_files(directory: Path) -> list[Path]:
@@ -244,8 +244,8 @@ def resolve_model(name: str) -> Path:
             )
         )
     except (OSError, ValueError) as problem:
-        tried = f"model.name {name!r} is no directory here, so it was looked up on the Hub"
-        raise UserError(f"{tried}: {type(problem).__name__}: {problem}") from problem
+        attempt = f"model.name {name!r} is no directory here, so it was looked up on the Hub"
+        raise UserError(f"{attempt}: {type(problem).__name__}: {problem}") from problem
 
 
 def check_directory(directory: Path) -> None:

@@ -172,11 +172,11 @@ def frozen_model(
     model: PreTrainedModel, layer: int, temperature: float
 ) -> Callable[[str, Batch], Sequence[Tensor]]:
     """A copy of the model as it stands, that goes on saying what the model says now."""
-    twin = copy.deepcopy(model).requires_grad_(False).eval()
+    copied = copy.deepcopy(model).requires_grad_(False).eval()
 
     def compute(kind: str, batch: Batch) -> Sequence[Tensor]:
         with torch.no_grad():
-            return _KINDS[kind](twin, batch, layer, temperature)
+            return _KINDS[kind](copied, batch, layer, temperature)
 
     return compute
 

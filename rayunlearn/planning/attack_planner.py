@@ -318,7 +318,7 @@ class AttackPlanner:
         input_names = attack_input_names(ATTACKS[name])
         files = {"unrelated_sequences": self.reads.text, "texts": self.reads.rephrasings}
         return {
-            "file": next((file for what, file in files.items() if what in input_names), ""),
+            "file": next((file for kind, file in files.items() if kind in input_names), ""),
             "chat_model": self.reads.chat_model if "chat" in input_names else "",
         }
 

@@ -58,22 +58,22 @@ class GpuMemory:
     source: str
 
 
-def gpu_share(room: GpuMemory, available: int) -> tuple[float, str]:
+def gpu_share(memory: GpuMemory, available: int) -> tuple[float, str]:
     """The share of a GPU of `there` bytes that a trial takes, and the sentence that says so. Raises
     UserError where one is too small.
     """
     from rayunlearn.models.device_memory import share_of
 
-    share = share_of(room.peak, available, f"a trial ({room.trial})")
+    share = share_of(memory.peak, available, f"a trial ({memory.trial})")
     return (
         share,
-        f"each trial takes {share:g} of a GPU of {available / 2**30:.1f} GiB: {format_gpu_memory(room)}",
+        f"each trial takes {share:g} of a GPU of {available / 2**30:.1f} GiB: {format_gpu_memory(memory)}",
     )
 
 
-def format_gpu_memory(room: GpuMemory) -> str:
+def format_gpu_memory(memory: GpuMemory) -> str:
     """What the hungriest trial needs of a GPU."""
-    return f"{room.peak / 2**30:.2f} GiB for {room.trial} (from {room.source})"
+    return f"{memory.peak / 2**30:.2f} GiB for {memory.trial} (from {memory.source})"
 
 
 # name of our function for a block of experts, among those of the library
@@ -104,8 +104,8 @@ def estimate_gpu_memory(trials: Iterable[Trial], run: Path, cache: Path | None =
     there by the next process.
     """
     cores = {trial: _core(trial) for trial in trials}
-    known = {core: need_once(core, cache) for core in dict.fromkeys(cores.values())}
-    needed = {trial: known[core] for trial, core in cores.items()}
+    bytes_by_core = {core: need_once(core, cache) for core in dict.fromkeys(cores.values())}
+    needed = {trial: bytes_by_core[core] for trial, core in cores.items()}
     hungriest = max(needed, key=lambda trial: needed[trial])
     factor, n_measured = _correction(run, cache)
     trained = (
@@ -113,7 +113,7 @@ def estimate_gpu_memory(trials: Iterable[Trial], run: Path, cache: Path | None =
         if hungriest.stage == "unlearned"
         else hungriest.stage
     )
-    what = (
+    label = (
         f"{trained}, model {hungriest.model.name}, batch {hungriest.train.batch_size} in"
         f" {hungriest.train.accumulation}"
     )
@@ -122,7 +122,7 @@ def estimate_gpu_memory(trials: Iterable[Trial], run: Path, cache: Path | None =
         if n_measured
         else "one step without weights"
     )
-    return GpuMemory(peak=round(needed[hungriest] * factor), trial=what, source=source)
+    return GpuMemory(peak=round(needed[hungriest] * factor), trial=label, source=source)
 
 
 def user_cache() -> Path | None:
@@ -208,8 +208,8 @@ def _core(trial: Trial) -> Trial:
     train = Train(**{name: getattr(trial.train, name) for name in names})
     method = replace(trial.method, retain_weight=1.0, wrappers="")
     # what the adapter is built with; no other option changes a shape
-    own = f"{ADAPTERS[trial.train.adapter].function.__name__}."
-    options = tuple((name, value) for name, value in trial.options if name.startswith(own))
+    prefix = f"{ADAPTERS[trial.train.adapter].function.__name__}."
+    options = tuple((name, value) for name, value in trial.options if name.startswith(prefix))
     return Trial(data=trial.data, model=trial.model, method=method, train=train, options=options)
 
 
@@ -335,13 +335,13 @@ def _hidden(model: PreTrainedModel, size: int, tokens: int) -> Tensor:
     ids = torch.zeros(size, tokens, dtype=torch.long, device="meta")
     mask = torch.ones(size, 1, tokens, tokens, dtype=torch.bool, device="meta").tril()
     # a family that counts positions by its mask (OPT) would count along the wrong side of this one
-    given = {"position_ids": torch.arange(tokens, device="meta").expand(size, -1)}
-    known = inspect.signature(model.base_model.forward).parameters
+    arguments = {"position_ids": torch.arange(tokens, device="meta").expand(size, -1)}
+    parameters = inspect.signature(model.base_model.forward).parameters
     states: Tensor = model.base_model(
         input_ids=ids,
         attention_mask=mask,
         use_cache=False,
-        **{name: value for name, value in given.items() if name in known},
+        **{name: value for name, value in arguments.items() if name in parameters},
     ).last_hidden_state
     return states
 

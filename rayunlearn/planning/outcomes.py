@@ -50,7 +50,7 @@ def trial_result(run: Path, trial_id: str, objective: Objective) -> TrialResult 
 
     folder = run / "trials" / trial_id
     # of a run under a URL: it may have run on another machine
-    fetch_folder(folder, again=True)
+    fetch_folder(folder, overwrite=True)
     if not (folder / "trials.parquet").is_file():
         return None
     status = pl.read_parquet(folder / "trials.parquet", columns=["status"]).item()

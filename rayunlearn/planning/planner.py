@@ -165,11 +165,11 @@ class Planner:
         )
         study, finished = self.study(group, base, results, floor=floor)
         n_left = experiment.budget.trials - len(study)
-        ended = n_left == 0 and len(finished) == len(study) and math.isfinite(floor)
-        winner = best_trial(finished) if ended else None
+        is_complete = n_left == 0 and len(finished) == len(study) and math.isfinite(floor)
+        winner = best_trial(finished) if is_complete else None
         if winner is None:
             stand_in = {name: flatten(study[0].trial)[name] for name in space}
-            notes = _blocked(group, base_id in results and not math.isfinite(floor), ended)
+            notes = _blocked(group, base_id in results and not math.isfinite(floor), is_complete)
             return Agenda(
                 rows=study,
                 ready=(),
@@ -355,10 +355,10 @@ def tuning_base(experiment: Experiment, group: GridGroup, *, check: CheckTrial) 
     shared.
     """
     seeds = {name: flatten(experiment.base)[name] for name in SEED_SETTINGS}
-    whole: dict[str, Value] = (
+    full_set: dict[str, Value] = (
         {"select.ratio": 1.0} if experiment.budget.tuning != "per_cell" else {}
     )
-    return check(with_values(group.cells[0], seeds | whole))
+    return check(with_values(group.cells[0], seeds | full_set))
 
 
 def study_name(group: GridGroup) -> str:
@@ -383,7 +383,7 @@ def _finished(
     )
 
 
-def _blocked(group: GridGroup, base_unmeasured: bool, ended: bool) -> tuple[str, ...]:
+def _blocked(group: GridGroup, base_unmeasured: bool, is_complete: bool) -> tuple[str, ...]:
     if base_unmeasured:
         return (
             (
@@ -393,7 +393,7 @@ def _blocked(group: GridGroup, base_unmeasured: bool, ended: bool) -> tuple[str,
         )
     return (
         (f"{study_name(group)}: no tuning trial was measured to its end, so its grid is not run",)
-        if ended
+        if is_complete
         else ()
     )
 

@@ -87,16 +87,16 @@ def snapshot(
     objective: Objective,
 ) -> Snapshot:
     """The agenda and its results in numbers, with nothing running."""
-    ended = [
+    finished = [
         results[trial_id]
         for trial_id in {row.trial_id for row in agenda.rows}
         if trial_id in results
     ]
     attacking = any(row.trial.attack.name != "none" for row in agenda.rows)
     return Snapshot(
-        done=len(ended),
+        done=len(finished),
         total=agenda.total,
-        failed=sum(result.status == "failed" for result in ended),
+        failed=sum(result.status == "failed" for result in finished),
         best=highest_index(agenda, results) if attacking else best_of(agenda, results, objective),
         seconds=seconds,
         objective=objective,
@@ -253,10 +253,10 @@ def _live(console: Console, read: Callable[[], View | None], stop: threading.Eve
         while not stop.wait(LIVE_EVERY_SECONDS):
             view = read()
             if view is not None:
-                live.update(_drawn(view), refresh=True)
+                live.update(_render_view(view), refresh=True)
 
 
-def _drawn(view: View) -> RenderableType:
+def _render_view(view: View) -> RenderableType:
     if isinstance(view, PreparationProgress):
         return bars({f"teaching {name}": steps for name, steps in sorted(view.steps.items())})
     running = Text("  " + ", ".join(view.running), style="dim", overflow="ellipsis", no_wrap=True)

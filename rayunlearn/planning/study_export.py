@@ -35,16 +35,16 @@ def study_of_run(run: str | Path, name: str) -> "optuna.Study":
     trials = {row["trial_id"]: row for row in opened.trials.collect().iter_rows(named=True)}
     space = {key: study_domain(key, value) for key, value in settings["search"].items()}
     rows = plan.filter(pl.col("study") == name).sort("study_index")["trial_id"].to_list()
-    ended = [trials[trial_id] for trial_id in rows if trial_id in trials]
+    ended_trials = [trials[trial_id] for trial_id in rows if trial_id in trials]
     space = {
         key: domain
         for key, domain in space.items()
-        if any(row.get(key) is not None for row in ended)
+        if any(row.get(key) is not None for row in ended_trials)
     }
     floor = settings["objective"]["utility_floor"]
     finished = [
         _finished(row, space, results, floor * _base_utility(plan, trials, row, results))
-        for row in ended
+        for row in ended_trials
     ]
     return study_from(space, finished, seed=0)
 

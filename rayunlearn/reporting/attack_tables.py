@@ -42,13 +42,13 @@ def control_rises(table: pl.DataFrame) -> list[str]:
 
 
 def _rise_in_words(label: str, row: Mapping[str, Any]) -> str:
-    why = (
+    reason = (
         "it trains on what is asked"
         if label.split(" ")[0] in TRAINS_MODEL
         else "that much is what the attack itself tells"
     )
     by = _bracketed(row, "gold_rise")
-    return f"gold, which never knew the answers, rises by {by} under {label}: {why}"
+    return f"gold, which never knew the answers, rises by {by} under {label}: {reason}"
 
 
 @dataclass(frozen=True, kw_only=True)

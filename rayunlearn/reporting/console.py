@@ -184,8 +184,10 @@ def print_section(section: Section, console: Console) -> None:
     for header, right in zip(section.view.headers, section.view.numeric, strict=True):
         printed.add_column(Text(_stacked(header)), justify="right" if right else "left")
     for row, before in zip(section.view.rows, ((), *section.view.rows), strict=False):
-        again = bool(before) and before[0] == row[0]
-        printed.add_row(*("" if again and i == 0 else Text(cell) for i, cell in enumerate(row)))
+        is_repeated = bool(before) and before[0] == row[0]
+        printed.add_row(
+            *("" if is_repeated and i == 0 else Text(cell) for i, cell in enumerate(row))
+        )
     console.print(printed)
 
 

@@ -389,9 +389,9 @@ def _finished(figure: go.Figure) -> go.Figure:
         if trace.name is not None and trace.showlegend is not False
     ]
     # axis title, then the lines that the legend takes
-    room = 72 + 26 * -(-sum(60 + 8 * len(name) for name in entries) // 900)
+    bottom_margin = 72 + 26 * -(-sum(60 + 8 * len(name) for name in entries) // 900)
     figure.update_layout(
-        height=figure.layout.height + room - 120,
+        height=figure.layout.height + bottom_margin - 120,
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -402,7 +402,7 @@ def _finished(figure: go.Figure) -> go.Figure:
             "size": 14,
             "color": GREY,
         },
-        margin={"l": 70, "r": 20, "t": 50, "b": room},
+        margin={"l": 70, "r": 20, "t": 50, "b": bottom_margin},
     )
     figure.update_xaxes(
         showline=True,
@@ -626,10 +626,10 @@ def _ends(values: pl.Series) -> list[float]:
 
 
 def _training_title(trial: Mapping[str, Any], settings: Sequence[str], term: str) -> str:
-    where = ", ".join(str(trial[name]) for name in settings)
+    label = ", ".join(str(trial[name]) for name in settings)
     return (
         f"{trial['method.forget']} + {trial['method.retain']}:"
-        f" {term.replace('_', ' ')}{'<br>' + where if where else ''}"
+        f" {term.replace('_', ' ')}{'<br>' + label if label else ''}"
     )
 
 

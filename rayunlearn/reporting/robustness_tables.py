@@ -61,7 +61,10 @@ def _section(table: pl.DataFrame, split: str, run: Run) -> Section:
         *(meaning for _ in names for meaning in ROBUSTNESS_COLUMNS.values()),
     )
     rows = [
-        (metric, *(text for setting in settings for text in _shown(cells.get((metric, setting)))))
+        (
+            metric,
+            *(text for setting in settings for text in _format_parts(cells.get((metric, setting)))),
+        )
         for metric in worst_correlation(table)["metric"]
     ]
     view = TableView(
@@ -87,7 +90,7 @@ def _worst_words(row: Mapping[str, Any]) -> str:
     )
 
 
-def _shown(row: Mapping[str, Any] | None) -> tuple[str, str, str]:
+def _format_parts(row: Mapping[str, Any] | None) -> tuple[str, str, str]:
     if row is None:
         return UNKNOWN, UNKNOWN, UNKNOWN
     slope = (

@@ -30,20 +30,22 @@ def frontier_in_words(table: pl.DataFrame, standard: EquivalenceCriterion) -> li
     """One sentence per row of a frontier; of a setting what tells it from others of the same data,
     model and method.
     """
-    sentences = _telling(table.select("method", "setting").unique(maintain_order=True).rows())
+    sentences = _distinguishing_settings(
+        table.select("method", "setting").unique(maintain_order=True).rows()
+    )
     return [
         _sentence(row | {"setting": sentences[row["method"], row["setting"]]}, standard.margin)
         for row in table.iter_rows(named=True)
     ]
 
 
-def _telling(named: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+def _distinguishing_settings(named: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """(method, setting) -> the setting without what all settings of that method, data and model
     share.
     """
     groups: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for method, setting in named:
-        groups.setdefault((method, *_around(setting)), []).append((method, setting))
+        groups.setdefault((method, *_context_parts(setting)), []).append((method, setting))
     shared = {
         key: set.intersection(*({*setting.split(", ")} for _, setting in group))
         for key, group in groups.items()
@@ -57,7 +59,7 @@ def _telling(named: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
     }
 
 
-def _around(setting: str) -> tuple[str, ...]:
+def _context_parts(setting: str) -> tuple[str, ...]:
     return tuple(part for part in setting.split(", ") if part.startswith(CONTEXT_SECTIONS))
 
 
@@ -90,9 +92,9 @@ def _what_would_decide(row: Mapping[str, Any], margin: float) -> str:
     if abs(row["difference"]) >= margin:
         return f"which is outside {margin:g}: more data would not show equivalence"
     ways = [
-        f"{row[f'{what}_needed']:,} {what}"
-        for what in ("documents", "seeds")
-        if row[f"{what}_needed"] is not None
+        f"{row[f'{resource}_needed']:,} {resource}"
+        for resource in ("documents", "seeds")
+        if row[f"{resource}_needed"] is not None
     ]
     if not ways:
         return (
@@ -109,7 +111,11 @@ def finding_sentences(run: Run, table: pl.DataFrame) -> list[str]:
     """The run in plain sentences: what was there to forget, how little was enough, what the control
     did.
     """
-    return [*starting_points(run, table), *_how_little(run, table), *control_sentences(table)]
+    return [
+        *starting_points(run, table),
+        *_smallest_sentence(run, table),
+        *control_sentences(table),
+    ]
 
 
 def caution_sentences(experiment: Mapping[str, Any]) -> str:
@@ -136,11 +142,11 @@ def status_lines(run: Run) -> list[str]:
     out.
     """
     counts, planned = status_counts(run), run.experiment.get("planned")
-    ended = sum(counts.values())
+    n_ended = sum(counts.values())
     done = (
-        f"{ended} of {planned} planned trials have ended"
+        f"{n_ended} of {planned} planned trials have ended"
         if planned
-        else f"{ended} trials have ended"
+        else f"{n_ended} trials have ended"
     )
     lines = [
         done
@@ -154,7 +160,7 @@ def status_lines(run: Run) -> list[str]:
     lines += run.experiment.get("notes", [])
     other_statuses = (
         run.trials.join(run.attacks, on="trial_id", how="anti").select(pl.len()).collect().item()
-        - ended
+        - n_ended
     )
     if other_statuses:
         lines.append(
@@ -181,7 +187,7 @@ def failed_attack_lines(run: Run) -> list[str]:
     )
 
 
-def _failed(trials: pl.DataFrame, what: str) -> list[str]:
+def _failed(trials: pl.DataFrame, kind_of_trial: str) -> list[str]:
     counted = (
         trials.filter(pl.col("status") == "failed")
         .group_by("error_type", "error", "error_where")
@@ -189,8 +195,8 @@ def _failed(trials: pl.DataFrame, what: str) -> list[str]:
     )
     ordered = counted.sort(["len", "error"], descending=[True, False])
     return [
-        f"{what} {count} x: {kind} at {where}: {message}"
-        for kind, message, where, count in ordered.iter_rows()
+        f"{kind_of_trial} {count} x: {kind} at {location}: {message}"
+        for kind, message, location, count in ordered.iter_rows()
     ]
 
 
@@ -201,13 +207,13 @@ def starting_points(run: Run, table: pl.DataFrame) -> list[str]:
     for base in table.filter(
         pl.col("role") == "base", pl.col("forgetting").is_not_null()
     ).iter_rows(named=True):
-        where = format_cell(base, settings)
+        context = format_cell(base, settings)
         size = (
             format_number(int(base["n_forget"])) if base["n_forget"] is not None else "unknown many"
         )
         before = f"Before unlearning, {metric} on forget is {format_interval(base, 'forgetting')}"
         text = (
-            f"{'With ' + where + ', the' if where else 'The'} forget set has {size} documents."
+            f"{'With ' + context + ', the' if context else 'The'} forget set has {size} documents."
             f" {before}"
         )
         same = [pl.col(n).eq_missing(pl.lit(base[n])) for n in settings]
@@ -233,7 +239,7 @@ VERDICT_SENTENCES = {
 }
 
 
-def _how_little(run: Run, table: pl.DataFrame) -> list[str]:
+def _smallest_sentence(run: Run, table: pl.DataFrame) -> list[str]:
     """A sentence per method and selector for which less is not told apart, then one per other
     verdict with all that it holds for.
     """
@@ -245,8 +251,10 @@ def _how_little(run: Run, table: pl.DataFrame) -> list[str]:
     places: dict[str, list[str]] = {verdict: [] for verdict in VERDICT_SENTENCES}
     sentences = []
     for row in sufficient.iter_rows(named=True):
-        where = format_cell(row, settings)
-        cell_words = f"{row['method']}, {row['select.name']}{' (' + where + ')' if where else ''}"
+        context = format_cell(row, settings)
+        cell_words = (
+            f"{row['method']}, {row['select.name']}{' (' + context + ')' if context else ''}"
+        )
         if row["verdict"] != "smaller":
             places[row["verdict"]].append(cell_words)
             continue

@@ -62,7 +62,12 @@ class Answer:
 
 def run_summary(run: Run, table: pl.DataFrame) -> tuple[Answer, ...]:
     """The four questions of the first page, from a run and its coreset table."""
-    return (_forgotten(run, table), _left(run, table), _sure(run, table), _back(run))
+    return (
+        _dataset_answer(run, table),
+        _forgetting_answer(run, table),
+        _uncertainty_answer(run, table),
+        _recovery_answer(run),
+    )
 
 
 def summary_blocks(run: Run) -> tuple[Answer, ...]:
@@ -125,24 +130,24 @@ INTERVALS = (
 )
 
 
-def _forgotten(run: Run, table: pl.DataFrame) -> Answer:
+def _dataset_answer(run: Run, table: pl.DataFrame) -> Answer:
     goal, settings = objective_of(run.experiment), extra_settings(table)
     sentences = []
     for base in table.filter(pl.col("role") == "base").iter_rows(named=True):
-        where = format_cell(base, settings)
+        context = format_cell(base, settings)
         size = (
             f"{format_number(int(base['n_forget']))} documents"
             if base["n_forget"] is not None
             else "Documents"
         )
         corpus = "the corpus" if "data.name" in settings else _corpora(run)
-        text = f"{size} of {corpus}{' (' + where + ')' if where else ''}."
+        text = f"{size} of {corpus}{' (' + context + ')' if context else ''}."
         if base["forgetting"] is not None:
             text += (
                 " Asked about them, the model before unlearning scores"
                 f" {format_interval(base, 'forgetting')} ({goal.forgetting})"
             )
-            text += f"; {_never(table, base, settings)}."
+            text += f"; {_gold_sentence(table, base, settings)}."
         sentences.append(text)
     return Answer(
         anchor="forgotten",
@@ -151,14 +156,14 @@ def _forgotten(run: Run, table: pl.DataFrame) -> Answer:
     )
 
 
-def _left(run: Run, table: pl.DataFrame) -> Answer:
+def _forgetting_answer(run: Run, table: pl.DataFrame) -> Answer:
     goal, settings, has_untouched_split = (
         objective_of(run.experiment),
         extra_settings(table),
         has_untouched(table),
     )
     grid = table.filter(pl.col("role") == "grid", pl.col("forgetting").is_not_null())
-    whole = grid.sort("select.ratio", descending=True, maintain_order=True).unique(
+    full_set = grid.sort("select.ratio", descending=True, maintain_order=True).unique(
         ["method", *settings], keep="first", maintain_order=True
     )
     headers = [
@@ -170,7 +175,7 @@ def _left(run: Run, table: pl.DataFrame) -> Answer:
         "kept knowledge",
     ]
     rows = []
-    for row in whole.sort("forgetting").head(MAX_LINES).iter_rows(named=True):
+    for row in full_set.sort("forgetting").head(MAX_LINES).iter_rows(named=True):
         cells = [
             method_label(row, settings),
             *(format_number(row[name]) for name in settings),
@@ -188,8 +193,8 @@ def _left(run: Run, table: pl.DataFrame) -> Answer:
         "After unlearning with the largest part of the forget set that was tried, the least left"
         f" first ({goal.forgetting} of the answers):"
     ]
-    if whole.height > MAX_LINES:
-        words.append(f"{whole.height - MAX_LINES} more are in the table.")
+    if full_set.height > MAX_LINES:
+        words.append(f"{full_set.height - MAX_LINES} more are in the table.")
     if not rows:
         return Answer(
             anchor="left",
@@ -204,7 +209,7 @@ def _left(run: Run, table: pl.DataFrame) -> Answer:
     )
 
 
-def _sure(run: Run, table: pl.DataFrame) -> Answer:
+def _uncertainty_answer(run: Run, table: pl.DataFrame) -> Answer:
     grid = table.filter(pl.col("role") == "grid", pl.col("seeds") > 0)
     sentences = []
     if grid.height:
@@ -241,7 +246,7 @@ def _sure(run: Run, table: pl.DataFrame) -> Answer:
     return Answer(anchor="sure", title="How sure is this?", sentences=tuple(sentences))
 
 
-def _back(run: Run) -> Answer:
+def _recovery_answer(run: Run) -> Answer:
     title, table = "What brought it back?", recovery_table(run)
     measured = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
     if not table.height:
@@ -265,9 +270,9 @@ def _back(run: Run) -> Answer:
     )
     sentences = (
         (
-            f"{_tried(table)} {largest}on {names[worst['attacked']]}."
+            f"{_attacks_sentence(table)} {largest}on {names[worst['attacked']]}."
             if worst["recovered"] > 0
-            else f"{_tried(table)} None gave anything back."
+            else f"{_attacks_sentence(table)} None gave anything back."
         ),
         (
             "0 % is what unlearning left, 100 % what the model knew before. The last column is the"
@@ -295,7 +300,7 @@ def _corpora(run: Run) -> str:
     return f"the corpus {', '.join(corpora)}" if corpora else "the corpus"
 
 
-def _never(table: pl.DataFrame, base: Mapping[str, Any], settings: Sequence[str]) -> str:
+def _gold_sentence(table: pl.DataFrame, base: Mapping[str, Any], settings: Sequence[str]) -> str:
     same = [pl.col(name).eq_missing(pl.lit(base[name])) for name in settings]
     gold = table.filter(pl.col("role") == "gold", *same, pl.col("forgetting").is_not_null())
     if not gold.height:
@@ -323,7 +328,7 @@ def _control_words(table: pl.DataFrame) -> str:
     )
 
 
-def _tried(table: pl.DataFrame) -> str:
+def _attacks_sentence(table: pl.DataFrame) -> str:
     attacks = table["setting"].str.split(" ").list.first().n_unique()
     return (
         f"{attacks} {'attack was' if attacks == 1 else 'attacks were'} run on"
@@ -332,9 +337,9 @@ def _tried(table: pl.DataFrame) -> str:
 
 
 def _attack_row(row: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, ...]:
-    back = format_percent(row["recovered"])
+    recovered = format_percent(row["recovered"])
     if row["recovered_low"] is not None:
-        back += (
+        recovered += (
             f" [{format_percent(row['recovered_low'])}, {format_percent(row['recovered_high'])}]"
         )
     gold = (
@@ -342,4 +347,4 @@ def _attack_row(row: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, 
         if row["gold_after"] is not None
         else UNKNOWN
     )
-    return (row["setting"], names[row["attacked"]], back, gold)
+    return (row["setting"], names[row["attacked"]], recovered, gold)

@@ -70,7 +70,7 @@ def baseline_view(table: pl.DataFrame) -> tuple[tuple[str, ...], list[tuple[str,
 
 
 def _sentence(dataset: str, reference: str, rows: pl.DataFrame) -> str:
-    where = f" ({dataset})" if dataset else ""
+    context = f" ({dataset})" if dataset else ""
     more, less = (
         rows.filter(pl.col("verdict") == verdict) for verdict in ("forgets more", "forgets less")
     )
@@ -80,7 +80,7 @@ def _sentence(dataset: str, reference: str, rows: pl.DataFrame) -> str:
         )
     )
     return (
-        f"Beside {reference}{where}: {more.height} of {rows.height} cells forget"
+        f"Beside {reference}{context}: {more.height} of {rows.height} cells forget"
         f" more{': ' if named else ''}{named}; {less.height} forget less; for the others no"
         f" difference is shown (p at most {SIGNIFICANCE:g} after Holm over everything compared on this"
         " corpus)."
@@ -134,11 +134,11 @@ def _moves(table: pl.DataFrame) -> list[str]:
 
 
 def _change(row: Mapping[str, Any]) -> str:
-    where = f" ({row['place']})" if row["place"] else ""
+    context = f" ({row['place']})" if row["place"] else ""
     gap = f"{row['before']:+.3f} before, {row['after']:+.3f} after, p {row['p']:.2g}"
     return (
         f"{row['first']} leaves less than {row['second']} as trained and more once both are mixed"
-        f" back{where}: {gap}."
+        f" back{context}: {gap}."
     )
 
 

@@ -61,7 +61,7 @@ def gradient_norms(
         for (batch, module, inputs, _), grad in pairs
     ]
     with torch.no_grad():
-        weights, dense = _apart(_by_parameter(uses))
+        weights, dense = _linear_and_dense(_by_parameter(uses))
         squares = [_square_of_weight(places) for places in weights]
         squares += [_square_of_small(places) for places in dense]
         return torch.stack(squares).sum(0).clamp_min(0).sqrt()
@@ -201,7 +201,7 @@ def _by_parameter(uses: list[ModuleUse]) -> dict[nn.Parameter, list[tuple[Module
     return places
 
 
-def _apart(
+def _linear_and_dense(
     by_parameter: Mapping[nn.Parameter, list[tuple[ModuleUse, str]]],
 ) -> tuple[list[list[ModuleUse]], list[list[tuple[ModuleUse, str]]]]:
     """Uses of the weights of linear maps and embeddings, and those of all other parameters."""
@@ -288,13 +288,13 @@ def _explicit(use: ModuleUse, name: str) -> Tensor:
     parameters = {key: p.detach() for key, p in use.module.named_parameters(recurse=False)}
 
     def of_one(inputs: Tensor, grad: Tensor) -> Tensor:
-        back = torch.func.vjp(
+        pullback = torch.func.vjp(
             lambda value: torch.func.functional_call(
                 use.module, {**parameters, name: value}, (inputs,)
             ),
             parameters[name],
         )[1]
-        return back(grad)[0]
+        return pullback(grad)[0]
 
     result: Tensor = torch.func.vmap(of_one)(use.input, use.grad)
     return result

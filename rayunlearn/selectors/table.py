@@ -327,14 +327,14 @@ def top_k_documents(scores: Tensor, ratio: float, topics: Sequence[str] = ()) ->
     """
     n_kept = max(1, round(ratio * len(scores)))
     order = list(torch.sort(scores, descending=True, stable=True).indices.tolist())
-    return (_in_turn(order, topics) if len(set(topics)) > 1 else order)[:n_kept]
+    return (_interleave_topics(order, topics) if len(set(topics)) > 1 else order)[:n_kept]
 
 
-def _in_turn(order: Sequence[int], topics: Sequence[str]) -> list[int]:
+def _interleave_topics(order: Sequence[int], topics: Sequence[str]) -> list[int]:
     sizes = Counter(topics)
     n_taken: defaultdict[str, int] = defaultdict(int)
-    turn: dict[int, tuple[float, int]] = {}
+    key: dict[int, tuple[float, int]] = {}
     for rank, document in enumerate(order):
-        turn[document] = ((n_taken[topics[document]] + 0.5) / sizes[topics[document]], rank)
+        key[document] = ((n_taken[topics[document]] + 0.5) / sizes[topics[document]], rank)
         n_taken[topics[document]] += 1
-    return sorted(order, key=turn.__getitem__)
+    return sorted(order, key=key.__getitem__)

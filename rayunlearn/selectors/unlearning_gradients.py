@@ -102,12 +102,12 @@ def _view(
     epoch.
     """
     view = partial(LossInputs, model, layer=layer, control=control)
-    chosen, whole = [side.sequences[p] for p in positions], side.rule.of_companions
+    chosen, of_full = [side.sequences[p] for p in positions], side.rule.of_companions
     companions = {
         kind: view(
             [choose_response(c.choices, s.doc_id, seed, 0) for s in chosen],
             reference=c.reference,
-            rule=whole,
+            rule=of_full,
         )
         for kind, c in side.companions.items()
     }

@@ -131,7 +131,7 @@ def cached_folder(folder: Path, key: Mapping[str, object], make: Callable[[Path]
 def folder_is_whole(folder: Path, key: Mapping[str, object]) -> bool:
     """Whether the folder is here as it was made for `key`, brought from the URL if need be."""
     if not folder.exists() and origin(folder) is not None:
-        return not _brought(_FOLDER, folder, canonical(key))
+        return not _download_entry(_FOLDER, folder, canonical(key))
     return not defect(folder, canonical(key))
 
 
@@ -247,8 +247,8 @@ def manifest_of(path: Path) -> Path:
 
 
 def _entry_of(manifest: Path) -> Path:
-    beside = manifest.name.removesuffix(f".{MANIFEST}")
-    return manifest.with_name(beside) if beside != manifest.name else manifest.parent
+    name = manifest.name.removesuffix(f".{MANIFEST}")
+    return manifest.with_name(name) if name != manifest.name else manifest.parent
 
 
 def _difference(file: Path, content: Content) -> str:
@@ -318,20 +318,26 @@ def _ensure(transport: _Transport, path: Path, text: str, write: Callable[[], No
         lock = FileLock(f"{path}.lock")
         lock.acquire()
     try:
-        here = defect(path, text)
-        left = _brought(transport, path, text) if here and origin(path) is not None else here
-        if damage := next((wrong for wrong in (left, here) if wrong not in ("", ABSENT)), ""):
-            again = "it is made again" if left else "it was brought again"
-            LOG.warning("cache: %s %s; %s", display_path(path), damage, again)
-        if left:
+        local_defect = defect(path, text)
+        defect_left = (
+            _download_entry(transport, path, text)
+            if local_defect and origin(path) is not None
+            else local_defect
+        )
+        if damage := next(
+            (wrong for wrong in (defect_left, local_defect) if wrong not in ("", ABSENT)), ""
+        ):
+            consequence = "it is made again" if defect_left else "it was brought again"
+            LOG.warning("cache: %s %s; %s", display_path(path), damage, consequence)
+        if defect_left:
             write()
             if origin(path) is not None:
-                transport.put(path, left != ABSENT)
+                transport.put(path, defect_left != ABSENT)
     finally:
         lock.release()
 
 
-def _brought(transport: _Transport, path: Path, text: str) -> str:
+def _download_entry(transport: _Transport, path: Path, text: str) -> str:
     """Bring the entry from the URL in the place of what is here; what is wrong with it then."""
     _discard(path)
     try:

@@ -52,10 +52,10 @@ class Lease:
     def content(self, *, released: bool = False) -> bytes:
         """What the object says: who holds it, and a count that shows life."""
         self.count += 1
-        who = f"process {os.getpid()} on {socket.gethostname()}"
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
         return json.dumps(
             {
-                "who": who,
+                "who": holder,
                 "machine": self.machine,
                 "token": self.token,
                 "count": self.count,
@@ -89,13 +89,13 @@ def hold_lease(run: Path, machine: str) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     lease = acquire(url, machine)
-    ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(lease, ended), daemon=True, name="lease")
+    is_released = threading.Event()
+    beating = threading.Thread(target=_beat, args=(lease, is_released), daemon=True, name="lease")
     beating.start()
     try:
         yield lease.renew
     finally:
-        ended.set()
+        is_released.set()
         beating.join()
         with suppress(UserError):
             object_store.put_bytes(
@@ -111,15 +111,15 @@ def acquire(url: str, machine: str) -> Lease:
     """
     before = numbers(url)
     present = max(before, default=0)
-    held = _read(url, present) if present else {"released": True}
+    current = _read(url, present) if present else {"released": True}
     if (
-        not held.get("released")
-        and held.get("machine") != machine
-        and _is_alive(url, present, held)
+        not current.get("released")
+        and current.get("machine") != machine
+        and _is_alive(url, present, current)
     ):
         raise UserError(
             f"only one driver may work on a run; {url} is in use by"
-            f" {held.get('who', 'another process')}"
+            f" {current.get('who', 'another process')}"
         )
     lease = Lease(url, present + 1, machine)
     if not object_store.put_bytes(lease.content(), lease_file_name(url, lease.number), create=True):
@@ -147,24 +147,24 @@ def lease_file_name(url: str, number: int) -> str:
     return f"{url}/lease-{number:06d}.json"
 
 
-def _is_alive(url: str, number: int, held: dict[str, Any]) -> bool:
+def _is_alive(url: str, number: int, current: dict[str, Any]) -> bool:
     """Whether the lease's holder shows life within EXPIRY_SECONDS of this process's own time."""
     end = time.monotonic() + EXPIRY_SECONDS
     print(
-        f"{held.get('who', 'another process')} held {url}; waiting up to {EXPIRY_SECONDS:.0f} s to"
+        f"{current.get('who', 'another process')} held {url}; waiting up to {EXPIRY_SECONDS:.0f} s to"
         " see whether it still does",
         file=sys.stderr,
     )
     while time.monotonic() < end:
         time.sleep(LOOK_SECONDS)
         now = _read(url, number)
-        if now != held:
+        if now != current:
             return not now.get("released")
     return False
 
 
-def _beat(lease: Lease, ended: threading.Event) -> None:
-    while not ended.wait(BEAT_SECONDS):
+def _beat(lease: Lease, is_released: threading.Event) -> None:
+    while not is_released.wait(BEAT_SECONDS):
         try:
             lease.renew()
         except UserError:

@@ -155,11 +155,11 @@ def _errno_of_polars() -> Iterator[None]:
         raise OSError(int(number[1]), str(error)) from error
 
 
-def retry_transient(what: str, act: Callable[[], T]) -> T:
+def retry_transient(action: str, act: Callable[[], T]) -> T:
     """The result of `act`, tried again while the file system fails, for a minute; then, and at once
     where it is full, a UserError.
 
-    `what` completes "could not ...". An act must be one that may be broken off anywhere and begun
+    `action` completes "could not ...". An act must be one that may be broken off anywhere and begun
     again.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -168,14 +168,14 @@ def retry_transient(what: str, act: Callable[[], T]) -> T:
             return act()
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                why = "the disk is full"
+                reason = "the disk is full"
             elif time.monotonic() < deadline:
                 time.sleep(RETRY_SECONDS)
                 continue
             else:
-                why = f"storage has failed for {PATIENCE_SECONDS:g} s ({error})"
+                reason = f"storage has failed for {PATIENCE_SECONDS:g} s ({error})"
             raise UserError(
-                f"{why}: could not {what}; nothing half-written is left, finished trials are"
+                f"{reason}: could not {action}; nothing half-written is left, finished trials are"
                 " untouched"
             ) from error
 

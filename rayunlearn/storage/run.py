@@ -346,8 +346,8 @@ def find_trial(trial_ids: list[str], prefix: str) -> str:
             f"trial {prefix!r} is not unique:"
             f" {', '.join(matches[:5])}{' ...' if len(matches) > 5 else ''}"
         )
-    near = get_close_matches(prefix, trial_ids, n=1, cutoff=0.3)
+    suggestions = get_close_matches(prefix, trial_ids, n=1, cutoff=0.3)
     raise UserError(
         f"no trial {prefix!r} among {len(trial_ids)} in this"
-        f" run{f'; the nearest is {near[0]!r}' if near else ''}"
+        f" run{f'; the nearest is {suggestions[0]!r}' if suggestions else ''}"
     )

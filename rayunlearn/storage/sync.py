@@ -181,11 +181,11 @@ def share_folder(folder: Path) -> None:
     one's.
     """
     if not send_folder(folder, create=True):
-        fetch_folder(folder, again=True)
+        fetch_folder(folder, overwrite=True)
 
 
-def fetch_folder(folder: Path, *, again: bool = False) -> bool:
-    """Whether the folder is here, brought from the URL if need be, or `again`: then what is here is
+def fetch_folder(folder: Path, *, overwrite: bool = False) -> bool:
+    """Whether the folder is here, brought from the URL if need be, or `overwrite`: then what is here is
     replaced.
     """
     url = origin(folder)
@@ -194,8 +194,10 @@ def fetch_folder(folder: Path, *, again: bool = False) -> bool:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Who fetches again holds the run or the model already; for the others one process brings it,
     # the rest wait.
-    with nullcontext() if again else FileLock(f"{folder.parent / f'.{folder.name}.fetch'}.lock"):
-        if folder.is_dir() and not again:
+    with (
+        nullcontext() if overwrite else FileLock(f"{folder.parent / f'.{folder.name}.fetch'}.lock")
+    ):
+        if folder.is_dir() and not overwrite:
             return True
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             archive, unpacked = Path(temporary) / "folder.zip", Path(temporary) / "folder"
@@ -249,7 +251,7 @@ def pull(run: Path) -> None:
         for name, version in object_store.list_names(url).items()
         if RUN_FILES.fullmatch(name) and not LEASE.fullmatch(name)
     }
-    local = _known(run)
+    local = _pulled_stamps(run)
     for name in {*_present(run), *local} - set(remote):
         _discard(_local(run, name))
     stale = [
@@ -258,7 +260,7 @@ def pull(run: Path) -> None:
         if local.get(name) != [version, *_stamp(_local(run, name))]
     ]
     with ThreadPoolExecutor(TRANSFERS) as pool:
-        list(pool.map(lambda name: _bring(run, name, url), stale))
+        list(pool.map(lambda name: _download_changed(run, name, url), stale))
     text = json.dumps(
         {name: [version, *_stamp(_local(run, name))] for name, version in remote.items()}
     )
@@ -299,10 +301,10 @@ def lock_if_free(path: Path) -> Iterator[bool]:
         yield True
 
 
-def _bring(run: Path, name: str, url: str) -> None:
+def _download_changed(run: Path, name: str, url: str) -> None:
     local = _local(run, name)
     if name.endswith(".zip"):
-        fetch_folder(local, again=True)
+        fetch_folder(local, overwrite=True)
     else:
         object_store.get_file(f"{url}/{name}", local)
 
@@ -327,7 +329,7 @@ def _present(run: Path) -> set[str]:
     }
 
 
-def _known(run: Path) -> dict[str, list[object]]:
+def _pulled_stamps(run: Path) -> dict[str, list[object]]:
     try:
         return dict(json.loads((run / PULLED).read_text(encoding="utf-8")))
     except (OSError, ValueError):

@@ -75,9 +75,9 @@ def with_adapter(
     try:
         yield r"\.lora_"
         _save(model, config, folder)
-        _take_off(model, merge=True)
+        _detach(model, merge=True)
     finally:
-        _take_off(model, merge=False)
+        _detach(model, merge=False)
 
 
 def linear_modules(model: PreTrainedModel, pattern: str, layers: Collection[int]) -> list[str]:
@@ -116,7 +116,7 @@ def _save(model: PreTrainedModel, config: LoraConfig, folder: Path) -> None:
     send_folder(folder)
 
 
-def _take_off(model: PreTrainedModel, *, merge: bool) -> None:
+def _detach(model: PreTrainedModel, *, merge: bool) -> None:
     """Put every adapted module's own layer back in its place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):

@@ -61,8 +61,8 @@ def shard_model(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     try:
         yield trained
         with torch.no_grad():
-            for whole, part in zip(model.parameters(), trained.parameters(), strict=True):
-                whole.copy_(part.full_tensor() if is_shard(part) else part)
+            for original, part in zip(model.parameters(), trained.parameters(), strict=True):
+                original.copy_(part.full_tensor() if is_shard(part) else part)
         del trained
     finally:
         to_device_or_offload(model, device)

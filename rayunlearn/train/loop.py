@@ -184,9 +184,9 @@ def choose_parameters(
     chosen = [p for p in model.parameters() if p.requires_grad]
     if not chosen:
         names = ", ".join(n for n, _ in list(model.named_parameters())[:6])
-        where = f" in blocks {', '.join(map(str, layers))}" if layers else ""
+        in_blocks = f" in blocks {', '.join(map(str, layers))}" if layers else ""
         raise UserError(
-            f"train.parameters must match at least one parameter{where}, got {pattern!r} (names"
+            f"train.parameters must match at least one parameter{in_blocks}, got {pattern!r} (names"
             f" look like {names}, ...)"
         )
     return chosen

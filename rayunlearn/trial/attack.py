@@ -231,7 +231,7 @@ class AttackInputs:
 
         Raises UserError where none allows it: the attack was not tried.
         """
-        probes, why = [], ""
+        probes, refusal_reason = [], ""
         for split in REASKING_KINDS:
             for document in self._context.corpus.probes.get(split, ()):
                 rewritten = {
@@ -246,13 +246,13 @@ class AttackInputs:
                         }
                     )
                 except PromptNotAllowedError as reason:
-                    why = str(reason)
+                    refusal_reason = str(reason)
                     continue
                 probes.append(self._encoded(changed, split, document.doc_id))
         require(
             any(p.split == "forget" for p in probes),
             f"{self.trial.attack.name} must be possible for a probe of split forget; why not",
-            why,
+            refusal_reason,
         )
         return probes
 

@@ -62,7 +62,7 @@ def tokenizer_digest(state: ModelState) -> str:
     tokenizer, its special tokens, what it begins a text with, and its chat template.
     """
     tokenizer = state.tokenizer
-    whole = (
+    serialized = (
         tokenizer.backend_tokenizer.to_str()
         if tokenizer.is_fast
         else [type(tokenizer).__name__, tokenizer.get_vocab()]
@@ -70,6 +70,6 @@ def tokenizer_digest(state: ModelState) -> str:
     specials = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template]
     rules = [ENCODING_VERSION, begin_ids(tokenizer)]
     tokenizer_id: str = cached_in_worker(
-        state, ("tokenizer",), lambda: digest([whole, specials, rules])
+        state, ("tokenizer",), lambda: digest([serialized, specials, rules])
     )
     return tokenizer_id

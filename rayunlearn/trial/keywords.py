@@ -110,18 +110,18 @@ def keyword_settings(trial: Trial, workspace: Workspace) -> dict[str, Any]:
     and the code.
     """
     name = trial.select.extractor
-    wanted, judge = {*required_inputs(EXTRACTORS[name].function)}, trial.select.judge_model
+    required, judge = {*required_inputs(EXTRACTORS[name].function)}, trial.select.judge_model
     return {
         "extractor": name,
         "arguments": arguments_of(trial, EXTRACTORS[name].function),
-        "judge": cached_model_digest(judge) if judge and "judged" in wanted else "",
+        "judge": cached_model_digest(judge) if judge and "judged" in required else "",
         "text": [trial.data.template, trial.data.max_tokens, ENCODING_VERSION],
-        "model": workspace.base_digest if wanted & {*EXTRACTORS_WITH_MODEL} else "",
+        "model": workspace.base_digest if required & {*EXTRACTORS_WITH_MODEL} else "",
         "gold": cached_model_digest(workspace.gold)
-        if wanted & {*WITH_GOLD} and workspace.gold
+        if required & {*WITH_GOLD} and workspace.gold
         else "",
         "code": code_digest(*EXTRACTING),
-        **(library_versions() if wanted & {*EXTRACTORS_WITH_MODEL, "judged"} else {}),
+        **(library_versions() if required & {*EXTRACTORS_WITH_MODEL, "judged"} else {}),
     }
 
 

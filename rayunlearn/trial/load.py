@@ -59,12 +59,12 @@ def load_trial(
         from_flat({name: value for name, value in row.items() if name not in documented})
     )
     if (now := identify_trial(trial)) != trial_id:
-        why = (
+        reason = (
             "its data or the weights it started from changed, or it was run under a version with"
             " other settings"
         )
         raise UserError(
-            f"trial {trial_id} can no longer be repeated: {why} (the same settings give {now} here)"
+            f"trial {trial_id} can no longer be repeated: {reason} (the same settings give {now} here)"
         )
     return LoadedTrial(
         trial_id=trial_id,

@@ -56,11 +56,11 @@ def failure_row(error: BaseException) -> dict[str, Any]:
     frame.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    location = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return {
         "error_type": type(error).__name__,
         "error": without_secrets(str(error))[:2000],
-        "error_where": where,
+        "error_where": location,
     }
 
 

@@ -314,10 +314,10 @@ def gradient_norms_along(context: TrialContext, order: Sequence[int], epochs: in
     rule = "select.name must be no selector that trains a model where a trial has several processes"
     require(n_processes == 1, rule, n_processes)
     ends = epoch_ends(len(order), context.trial.train.batch_size, epochs)
-    whole = replace(context, trial=_trajectory(context.trial, max(ends, default=0)))
-    forget, retain = objective_sides(whole, order)
-    norms_now = partial(_norms_now, whole, forget, _matched(retain, len(order), whole.trial))
-    train = whole.trial.train
+    trajectory = replace(context, trial=_trajectory(context.trial, max(ends, default=0)))
+    forget, retain = objective_sides(trajectory, order)
+    norms_now = partial(_norms_now, trajectory, forget, _retain_for_each(retain, len(order), trajectory.trial))
+    train = trajectory.trial.train
     choose_parameters(context.model, train.parameters, block_numbers(train.layers))
     norms = {0: norms_now()}
 
@@ -326,7 +326,7 @@ def gradient_norms_along(context: TrialContext, order: Sequence[int], epochs: in
             norms[step] = norms_now()
 
     if epochs > 0:
-        log = unlearn(whole, order, Path(), after_step=after_step)
+        log = unlearn(trajectory, order, Path(), after_step=after_step)
         rule = "grand needs an unlearning run whose loss stays finite over its epochs; this one"
         require(log.ended == "complete", rule, log.ended)
     context.model.load_state_dict(context.state.pristine)
@@ -345,14 +345,14 @@ def _trajectory(trial: Trial, steps: int) -> Trial:
     return replace(trial, train=replace(trial.train, warmup_fraction=0.0, **changes))
 
 
-def _matched(retain: Side, n: int, trial: Trial) -> Side:
+def _retain_for_each(retain: Side, n: int, trial: Trial) -> Side:
     """The retain side with one of its documents, drawn once, for each of n forget documents."""
-    drawn = (
+    indices = (
         batch_indices(len(retain.sequences), n, 0, trial.train.seed)
         if required_inputs(retain.loss)
         else []
     )
-    return replace(retain, sequences=[retain.sequences[p] for p in drawn])
+    return replace(retain, sequences=[retain.sequences[p] for p in indices])
 
 
 def _norms_now(context: TrialContext, forget: Side, retain: Side) -> Tensor:

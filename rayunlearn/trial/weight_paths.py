@@ -44,9 +44,9 @@ def weight_path_tables(context: TrialContext) -> Rows:
         return []
     weights = copy_of(context.model)
     starts = {"base": context.state.pristine}
-    twin = full_set_twin(trial)
-    if twin != trial:
-        starts["full"] = copy_of(rebuild_model(twin, context.workspace).model)
+    full_model = full_set_twin(trial)
+    if full_model != trial:
+        starts["full"] = copy_of(rebuild_model(full_model, context.workspace).model)
         # the twin was trained in this process's one model of the base folder
         context.model.load_state_dict(weights)
     return [
