@@ -316,7 +316,9 @@ def gradient_norms_along(context: TrialContext, order: Sequence[int], epochs: in
     ends = epoch_ends(len(order), context.trial.train.batch_size, epochs)
     trajectory = replace(context, trial=_trajectory(context.trial, max(ends, default=0)))
     forget, retain = objective_sides(trajectory, order)
-    norms_now = partial(_norms_now, trajectory, forget, _retain_for_each(retain, len(order), trajectory.trial))
+    norms_now = partial(
+        _norms_now, trajectory, forget, _retain_for_each(retain, len(order), trajectory.trial)
+    )
     train = trajectory.trial.train
     choose_parameters(context.model, train.parameters, block_numbers(train.layers))
     norms = {0: norms_now()}
