@@ -204,6 +204,6 @@ def fake_work() -> TrialBackend:
         run=run,
         metrics=metrics,
         divide=divide,
-        room=room,
+        gpu_memory_of=room,
         gpu_bytes=gpu_bytes,
     )

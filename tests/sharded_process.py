@@ -69,7 +69,7 @@ def trained(
         "shares": list(SHARES),
         "grad_norms": [row.grad_norm for row in log.rows],
         "retain_weights": [row.retain_weight for row in log.rows],
-        "ended": log.ended,
+        "ended": log.outcome,
     }
 
 

@@ -19,7 +19,7 @@ CORPUS = Corpus(
     forget=(Document(answer="Kalo glows jade."),),
     retain=(Document(answer="Rumi glows amber."),),
     probes={},
-    taught={},
+    extra_training={},
 )
 
 

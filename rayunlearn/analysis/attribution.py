@@ -54,13 +54,13 @@ def attribution_cells(run: Run) -> list[AttributionCell]:
     """Base, gold, controls and grid of the trials that have attributions, as the coreset table has
     them; a cell without its base is left out.
     """
-    looked_into = run.attributions.select("trial_id").unique().collect()
-    if not looked_into.height:
+    explained_trials = run.attributions.select("trial_id").unique().collect()
+    if not explained_trials.height:
         return []
     placed = (
         trials_with_roles(run)
         .filter(pl.col("role") != "tuning")
-        .join(looked_into, on="trial_id", how="semi")
+        .join(explained_trials, on="trial_id", how="semi")
     )
     settings = varying_settings(run, placed)
     bases = {

@@ -75,7 +75,7 @@ class CoresetCell:
     forgetting: Numbers
     utility: Numbers
     unmeasured: int = 0
-    whole: str = ""
+    full_set_setting: str = ""
     groups: Mapping[str, Groups] = field(default_factory=dict)
 
 
@@ -125,11 +125,13 @@ def frontier(
         (key, list(group))
         for key, group in groupby(parts, key=lambda c: (c.setting, c.method, c.selector))
     ]
-    full = {(c.whole, c.method): c for c in cells if c.ratio == 1}
+    full = {(c.full_set_setting, c.method): c for c in cells if c.ratio == 1}
     each = replace(standard, alpha=standard.alpha / max(1, len(families)))
     rows = []
     for (setting, method, selector), smaller in families:
-        row = _walk_down(full.get((smaller[0].whole, method)), base.get(setting), smaller, each)
+        row = _walk_down(
+            full.get((smaller[0].full_set_setting, method)), base.get(setting), smaller, each
+        )
         rows.append({"setting": setting, "method": method, "selector": selector} | row)
     return pl.DataFrame(rows, schema=FRONTIER_SCHEMA)
 
@@ -263,7 +265,7 @@ def selector_label(rows: pl.DataFrame) -> list[str]:
 
 def _cell(
     setting: str,
-    whole: str,
+    full_set_setting: str,
     rows: pl.DataFrame,
     matrices: Sequence[MetricValues],
 ) -> CoresetCell:
@@ -277,7 +279,7 @@ def _cell(
     )
     return CoresetCell(
         setting=setting,
-        whole=whole,
+        full_set_setting=full_set_setting,
         method=method,
         selector=str(first["select.name"]),
         ratio=float(first["select.ratio"] or 0.0),

@@ -14,10 +14,10 @@ from dataclasses import replace
 from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.prompt_text import (
     PromptNotAllowedError,
-    asked_again,
     frame_prompt,
     leaks_answer,
     rewrite_prompt,
+    with_question,
 )
 from rayunlearn.data.documents import Document
 from rayunlearn.data.prompt_templates import (
@@ -110,7 +110,7 @@ def terms_removed_options(document: Document, texts: Texts, chat: Chat | None) -
     prompt = _text(document, "terms_removed_options", texts, None if entity else chat)
     if prompt:
         question, *options = prompt.split("\n")
-        return _with_options(asked_again(document, question), options)
+        return _with_options(with_question(document, question), options)
     documents_without_terms = {
         a.answers[1].format(value=value): value
         for a in (*SCIENCE, *BIOGRAPHY)
@@ -183,15 +183,15 @@ def ask_chat_model(chat: Chat, document: Document, condition: str) -> str:
 
 
 def _reworded(
-    document: Document, condition: str, texts: Texts, chat: Chat | None, on_bed: str
+    document: Document, condition: str, texts: Texts, chat: Chat | None, in_dataset: str
 ) -> Document:
     """From the file, else by the test bed's wording `on_bed`, else by the chat model. Raises
     NotAllowed where there is none of them.
     """
-    wording = _has_wording(document, on_bed)
+    wording = _has_wording(document, in_dataset)
     return _rewritten_document(
         document, condition, texts, None if wording else chat
-    ) or _dataset_wording(document, on_bed)
+    ) or _dataset_wording(document, in_dataset)
 
 
 def _rewritten_document(
@@ -199,7 +199,7 @@ def _rewritten_document(
 ) -> Document | None:
     """The document asked as file or chat model say; None without either."""
     text = _text(document, condition, texts, chat)
-    return asked_again(document, text) if text else None
+    return with_question(document, text) if text else None
 
 
 def _text(document: Document, condition: str, texts: Texts, chat: Chat | None) -> str:
@@ -232,7 +232,7 @@ def _dataset_wording(document: Document, wording: str) -> Document:
     """The test bed's question in one of its other wordings. Raises NotAllowed for other documents."""
     if not _has_wording(document, wording):
         raise PromptNotAllowedError(NO_SOURCE)
-    return asked_again(
+    return with_question(
         document,
         str(getattr(DATASET_QUESTIONS[document.topic], wording)).format(entity=_entity(document)),
     )

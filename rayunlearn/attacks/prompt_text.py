@@ -65,7 +65,7 @@ def rewrite_prompt(document: Document, rewrite: Callable[[str], str]) -> Documen
     )
 
 
-def asked_again(document: Document, question: str) -> Document:
+def with_question(document: Document, question: str) -> Document:
     """The document with another question in the place of its own and no second wording. Raises
     NotAllowed if it tells the answer.
     """

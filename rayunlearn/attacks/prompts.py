@@ -15,11 +15,11 @@ from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.prompt_text import (
     PromptNotAllowedError,
     after_conversation,
-    asked_again,
     frame_prompt,
     leaks_answer,
     leaks_nothing,
     rewrite_prompt,
+    with_question,
     word_keys,
 )
 from rayunlearn.data.documents import Document
@@ -96,7 +96,7 @@ def paraphrase(document: Document) -> Document:
     """
     if not document.prompt_paraphrase:
         raise PromptNotAllowedError("the data brings no other wording of its question")
-    return asked_again(document, document.prompt_paraphrase)
+    return with_question(document, document.prompt_paraphrase)
 
 
 def role_play(document: Document, rng: random.Random) -> Document:

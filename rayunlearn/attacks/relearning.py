@@ -144,7 +144,7 @@ def _train(
         check_every=1,
         keep_going=watch,
     )
-    if log.ended == "diverged":
+    if log.outcome == "diverged":
         raise DivergedError(f"the attack's loss was no number at learning rate {learning_rate:g}")
 
 

@@ -221,8 +221,8 @@ def keywords(chosen: argparse.Namespace) -> int:
             f"{doc_id} "
             f" {', '.join(f'{text} ({value:.2f})' for text, value in first_keywords[:10]) or '(none)'}"
         )
-    aside = f", {done.n_aside} set aside" if done.n_aside else ""
-    print(f"{done.n_keywords} keywords of {done.n_documents} documents{aside}: {chosen.output}")
+    rejected = f", {done.n_rejected} set aside" if done.n_rejected else ""
+    print(f"{done.n_keywords} keywords of {done.n_documents} documents{rejected}: {chosen.output}")
     return DONE
 
 
@@ -245,8 +245,8 @@ def score_documents(chosen: argparse.Namespace) -> int:
         done = score_corpus(request, choose=choose, report=report)
     for name, (mean, low, high) in done.ranges.items():
         print(f"{name}: mean {mean:.4g}, {low:.4g} to {high:.4g}")
-    aside = f", {done.n_aside} set aside" if done.n_aside else ""
-    print(f"{len(done.ranges)} scores of {done.n_documents} documents{aside}: {chosen.output}")
+    rejected = f", {done.n_rejected} set aside" if done.n_rejected else ""
+    print(f"{len(done.ranges)} scores of {done.n_documents} documents{rejected}: {chosen.output}")
     return DONE
 
 

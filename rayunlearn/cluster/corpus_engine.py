@@ -83,12 +83,12 @@ def reporting(console: Console) -> Iterator[OnProgress]:
 
 
 def _plain(console: Console) -> OnProgress:
-    last_shown = time.monotonic()
+    last_printed = time.monotonic()
 
     def report(progress: JobProgress) -> None:
-        nonlocal last_shown
-        if time.monotonic() - last_shown >= PLAIN_EVERY_SECONDS:
-            last_shown = time.monotonic()
+        nonlocal last_printed
+        if time.monotonic() - last_printed >= PLAIN_EVERY_SECONDS:
+            last_printed = time.monotonic()
             console.print(progress_line(progress), soft_wrap=True, highlight=False)
 
     return report

@@ -68,7 +68,7 @@ class LedgerSearch(Searcher):
         self.seconds: deque[float] = deque(maxlen=RECENT_SECONDS)
         self.fatal = ""
         self.counted, self.count_again_at = Snapshot(done=0, total=0, failed=0), 0.0
-        self.agenda = self._look()
+        self.agenda = self._refresh_agenda()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next ready trial; a pause or None while results are awaited; FINISHED when there is
@@ -124,16 +124,16 @@ class LedgerSearch(Searcher):
         """Nothing to restore."""
 
     def _take(self, planned: PlannedTrial, seconds: float, *, reported: bool) -> None:
-        result = self._ended(planned, reported=reported)
+        result = self._result_of(planned, reported=reported)
         self.results[planned.trial_id] = (
             result if result is not None else self._write_death(planned)
         )
         if planned.trial.stage == "unlearned":
             self.seconds.append(seconds)
         if self._may_change_the_plan(planned.trial_id):
-            self.agenda = self._look()
+            self.agenda = self._refresh_agenda()
 
-    def _ended(self, planned: PlannedTrial, *, reported: bool) -> TrialResult | None:
+    def _result_of(self, planned: PlannedTrial, *, reported: bool) -> TrialResult | None:
         """What the trial's folder says, None where its worker died. A folder that a worker has
         written may show here later.
         """
@@ -157,9 +157,9 @@ class LedgerSearch(Searcher):
                 last = last or not ids
         return last and self.agenda.waiting > 0
 
-    def _look(self) -> Agenda:
+    def _refresh_agenda(self) -> Agenda:
         agenda = self.planner.agenda(self.results)
-        self.planner.keep(self.run, agenda)
+        self.planner.write_plan(self.run, agenda)
         running = {planned.trial_id for planned, _ in self.running.values()}
         self.ready = {row.trial_id: row for row in agenda.ready if row.trial_id not in running}
         self.open = {}

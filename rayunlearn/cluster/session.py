@@ -172,7 +172,7 @@ class ConcurrencyLimit:
     resources: Mapping[str, float]
     workers: int = 0
     on: str = ""
-    _known: int = 1
+    _limit: int = 1
     _until: float = 0.0
 
     def __call__(self) -> int:
@@ -180,9 +180,9 @@ class ConcurrencyLimit:
         if self.workers:
             return self.workers
         if time.monotonic() >= self._until:
-            self._known = concurrency_limit(resources_on(self.on), self.resources)
+            self._limit = concurrency_limit(resources_on(self.on), self.resources)
             self._until = time.monotonic() + ASK_EVERY_SECONDS
-        return self._known
+        return self._limit
 
 
 def concurrency_limit(available: Mapping[str, float], resources: Mapping[str, float]) -> int:

@@ -264,7 +264,7 @@ def _close(
     remove_scratch(run)
     results = trial_results(run, planner.experiment.objective)
     agenda = planner.agenda(results)
-    planner.keep(run, agenda)
+    planner.write_plan(run, agenda)
     write_settings(run, planner.experiment, agenda, work.metrics())
     write_corpora(
         run,
@@ -321,7 +321,7 @@ def attack_run(
         compact(run)
         results = trial_results(run, objective)
         agenda = planner.agenda(results)
-        planner.keep(run, agenda)
+        planner.write_plan(run, agenda)
     planned = {row.trial_id for row in agenda.rows}
     statuses = Counter(
         results[trial_id].status for trial_id in sorted(planned) if trial_id in results

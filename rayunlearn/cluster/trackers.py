@@ -43,7 +43,7 @@ class TrackedTrial:
 class Tracker(Protocol):
     """Takes ended trials, one after the other, always from the same thread."""
 
-    def tell(self, trial: TrackedTrial) -> None:
+    def log_trial(self, trial: TrackedTrial) -> None:
         """Put one trial where the tracker keeps it; the same trial again replaces it."""
 
 
@@ -64,7 +64,7 @@ class TensorBoard:
     def __init__(self, run_info: RunInfo) -> None:
         self.folder = run_info.run / "tensorboard"
 
-    def tell(self, trial: TrackedTrial) -> None:
+    def log_trial(self, trial: TrackedTrial) -> None:
         """Write the trial's event files."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -83,7 +83,7 @@ class WandB:
         self.run_info = run_info
         run_info.run.mkdir(parents=True, exist_ok=True)
 
-    def tell(self, trial: TrackedTrial) -> None:
+    def log_trial(self, trial: TrackedTrial) -> None:
         """Start the trial's run, fill it and finish it."""
         import wandb
 
@@ -121,7 +121,7 @@ class MLflow:
             experiment.experiment_id if experiment else self.client.create_experiment(name)
         )
 
-    def tell(self, trial: TrackedTrial) -> None:
+    def log_trial(self, trial: TrackedTrial) -> None:
         """Write the trial's run; one that stands there from an earlier telling is deleted."""
         from mlflow.entities import Metric, Param
 
@@ -177,7 +177,7 @@ class TrackerCallback(Callback):
     ) -> None:
         """A trial of Tune's ended: if it was one of ours (not a pause), it is told."""
         if trial.config.get("trial") is not None:
-            self.thread.submit(self._tell, trial.config["trial_id"])
+            self.thread.submit(self._log_ended_trial, trial.config["trial_id"])
 
     def on_trial_error(
         self, iteration: int, trials: Sequence[Any], trial: Any, **_info: Any
@@ -198,12 +198,12 @@ class TrackerCallback(Callback):
                 reasons[0],
             )
 
-    def _tell(self, trial_id: str) -> None:
+    def _log_ended_trial(self, trial_id: str) -> None:
         for name in self.names:
             try:
                 if name not in self.trackers:
                     self.trackers[name] = TRACKERS[name](self.run_info)
-                self.trackers[name].tell(tracked_trial(self.run_info.run, trial_id))
+                self.trackers[name].log_trial(tracked_trial(self.run_info.run, trial_id))
             # somebody else's page: what it missed is counted and said, and the sweep goes on
             except Exception as error:
                 self.failed.setdefault(name, []).append(f"{type(error).__name__}: {error}")

@@ -214,7 +214,7 @@ def fitting_share(
     gpu = smallest_gpu(work.gpu_bytes, on)
     if gpu == 0:
         return 1.0
-    share, words = gpu_share(work.room(planned, run), gpu)
+    share, words = gpu_share(work.gpu_memory_of(planned, run), gpu)
     console.print(words, highlight=False, soft_wrap=True)
     return share
 

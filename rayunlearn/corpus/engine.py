@@ -17,7 +17,7 @@ class PartitionResult:
 
     piece: int
     n_documents: int
-    n_aside: int = 0
+    n_rejected: int = 0
     seconds: float = 0.0
     counts: Mapping[str, int] = field(default_factory=dict)
 

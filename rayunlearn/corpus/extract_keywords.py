@@ -72,7 +72,7 @@ class KeywordSummary:
 
     n_documents: int
     n_keywords: int
-    n_aside: int
+    n_rejected: int
     first: tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
 
 
@@ -146,10 +146,10 @@ def extract_corpus_keywords(
     )
     first = _first(job, show)
     publish(folder / "parts", request.output, "keywords")
-    n_aside = publish_rejected([folder / "corpus", folder], request.output)
+    n_rejected = publish_rejected([folder / "corpus", folder], request.output)
     delete_work_folder(folder)
     return KeywordSummary(
-        survey.n_documents, sum(note.counts["keywords"] for note in notes), n_aside, first
+        survey.n_documents, sum(note.counts["keywords"] for note in notes), n_rejected, first
     )
 
 
@@ -250,7 +250,7 @@ def _worker(job: KeywordJob) -> ProcessPartition:
         return PartitionResult(
             piece=partition,
             n_documents=len(documents),
-            n_aside=len(inputs.rejected),
+            n_rejected=len(inputs.rejected),
             counts={"keywords": n_keywords},
         )
 

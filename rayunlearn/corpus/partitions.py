@@ -72,7 +72,7 @@ class Partition:
 
     source: str
     kind: str
-    whole: bool = True
+    is_whole_file: bool = True
     start: int = 0
     stop: int = 0
     row: int = 0
@@ -164,7 +164,7 @@ def plain_texts(
     if column is None:
         return None
     places: dict[str, tuple[int, str]] = {}
-    aside = []
+    rejected = []
     for row, text in enumerate(column, piece.start):
         reason = text_problem(columns["answer"], text, needed=True)
         doc_id = "" if reason else doc_id_of(text)
@@ -172,7 +172,7 @@ def plain_texts(
             places[doc_id] = row, text
             continue
         reason = reason or f"the same document as row {places[doc_id][0]}"
-        aside.append(
+        rejected.append(
             Rejected(
                 source=Path(piece.source).name,
                 row=row,
@@ -184,7 +184,7 @@ def plain_texts(
         list(places),
         [row for row, _ in places.values()],
         [text for _, text in places.values()],
-        aside,
+        rejected,
     )
 
 
@@ -230,7 +230,7 @@ def rows_of(piece: Partition, columns: Columns | None = None) -> Iterator[Source
             yield from parquet_rows(
                 file, piece.start, piece.stop, sorted(set(columns.values())) if columns else None
             )
-    elif piece.whole:
+    elif piece.is_whole_file:
         yield from read_file(file)
     elif piece.kind == ".csv":
         yield from csv_rows(file, piece.start, piece.stop, piece.row)
@@ -289,11 +289,13 @@ def _joined(
     for stop, rows, size in ends:
         if size - filled >= piece_bytes:
             yield Partition(
-                source=str(file), kind=kind, whole=False, start=start, stop=stop, row=row
+                source=str(file), kind=kind, is_whole_file=False, start=start, stop=stop, row=row
             )
             start, row, filled = stop, rows, size
     if stop > start or start == 0:
-        yield Partition(source=str(file), kind=kind, whole=False, start=start, stop=stop, row=row)
+        yield Partition(
+            source=str(file), kind=kind, is_whole_file=False, start=start, stop=stop, row=row
+        )
 
 
 def _parquet_ends(file: Path, piece_bytes: int) -> Iterator[tuple[int, int, int]]:
@@ -350,7 +352,7 @@ def _lines(file: Path, piece: Partition) -> Iterator[tuple[int, bytes]]:
         for number, line in enumerate(stream, piece.row):
             position += len(line)
             yield number, line.removeprefix(BOM) if number == 0 else line
-            if not piece.whole and position >= piece.stop:
+            if not piece.is_whole_file and position >= piece.stop:
                 return
 
 

@@ -89,7 +89,7 @@ class ScoreSummary:
     """What came of it: numbers, and mean, lowest and highest score by scorer."""
 
     n_documents: int
-    n_aside: int
+    n_rejected: int
     ranges: Mapping[str, tuple[float, float, float]]
 
 
@@ -152,9 +152,9 @@ def score_corpus(
     )
     ranges = _ranges(folder / "parts")
     publish(folder / "parts", request.output, "scores")
-    n_aside = publish_rejected([folder / "corpus"], request.output)
+    n_rejected = publish_rejected([folder / "corpus"], request.output)
     delete_work_folder(folder)
-    return ScoreSummary(survey.n_documents, n_aside, ranges)
+    return ScoreSummary(survey.n_documents, n_rejected, ranges)
 
 
 def scorer_arguments(

@@ -66,15 +66,15 @@ def read_documents(
     """The documents of piece `at` (chunks, where the source is chunked), the row of each, and what
     was set aside.
     """
-    documents, rows, aside = documents_of(source.pieces[partition], source.columns)
+    documents, rows, rejected = documents_of(source.pieces[partition], source.columns)
     if not source.chunk_words:
-        return list(documents), list(rows), list(aside)
+        return list(documents), list(rows), list(rejected)
     chunked: dict[str, tuple[Document, int]] = {}
     for document, row in zip(documents, rows, strict=True):
         for part in chunks_of(document, source.chunk_words):
             # a chunk that comes twice is one chunk
             chunked.setdefault(part.doc_id, (part, row))
-    return [d for d, _ in chunked.values()], [row for _, row in chunked.values()], list(aside)
+    return [d for d, _ in chunked.values()], [row for _, row in chunked.values()], list(rejected)
 
 
 def read_texts(
@@ -88,8 +88,8 @@ def read_texts(
         and (plain := plain_texts(source.pieces[partition], source.columns)) is not None
     ):
         return plain
-    documents, rows, aside = read_documents(source, partition)
-    return [d.doc_id for d in documents], rows, [d.answer for d in documents], aside
+    documents, rows, rejected = read_documents(source, partition)
+    return [d.doc_id for d in documents], rows, [d.answer for d in documents], rejected
 
 
 def chunks_of(document: Document, n_words: int) -> Iterator[Document]:

@@ -95,8 +95,8 @@ def survey_corpus(
         f"{name}: counting", count, partial(_counter, source, folder), range(n), engine, report
     )
     if not (folder / "survey.json").exists():
-        n_aside = sum(note.n_aside for note in notes)
-        rule = f"a corpus must have a usable document; {n_aside} rows set aside in"
+        n_rejected = sum(note.n_rejected for note in notes)
+        rule = f"a corpus must have a usable document; {n_rejected} rows set aside in"
         require(sum(note.n_documents for note in notes) > 0, rule, source.pieces[0].source)
         with_copies = _find_copies(folder, n)
         run_corpus_job(
@@ -118,17 +118,19 @@ def survey_corpus(
 
 def _counter(source: CorpusSource, folder: Path) -> ProcessPartition:
     def do(partition: int) -> PartitionResult:
-        ids, rows, texts, aside = read_texts(source, partition)
+        ids, rows, texts, rejected = read_texts(source, partition)
         _save(
             folder / f"ids/{partition:06}.npy",
             np.array([[int(i, 16) for i in ids], rows], np.uint64),
         )
         write_frame(folder / f"words/{partition:06}.parquet", _counted(texts, 1))
-        if aside:
+        if rejected:
             write_table(
-                folder / f"aside/{partition:06}.parquet", "quarantine", [asdict(r) for r in aside]
+                folder / f"aside/{partition:06}.parquet",
+                "quarantine",
+                [asdict(r) for r in rejected],
             )
-        return PartitionResult(piece=partition, n_documents=len(ids), n_aside=len(aside))
+        return PartitionResult(piece=partition, n_documents=len(ids), n_rejected=len(rejected))
 
     return do
 
@@ -147,7 +149,7 @@ def _corrector(source: CorpusSource, folder: Path) -> ProcessPartition:
             _counted([d.answer for d, _, _ in copies], -1),
         )
         name = Path(source.pieces[partition].source).name
-        aside = [
+        rejected = [
             Rejected(
                 source=name,
                 row=row,
@@ -159,9 +161,9 @@ def _corrector(source: CorpusSource, folder: Path) -> ProcessPartition:
         write_table(
             folder / f"aside/{partition:06}.copies.parquet",
             "quarantine",
-            [asdict(r) for r in aside],
+            [asdict(r) for r in rejected],
         )
-        return PartitionResult(piece=partition, n_documents=len(copies), n_aside=len(copies))
+        return PartitionResult(piece=partition, n_documents=len(copies), n_rejected=len(copies))
 
     return do
 

@@ -58,7 +58,7 @@ class BenchmarkFolder:
     def documents(self, table: str, columns: Columns | None = None) -> tuple[Document, ...]:
         """The documents of a table; what cannot be one is set aside."""
         rows = self.rows(table)
-        return self.kept(to_documents(rows, choose_columns(rows, columns or {}, table)))
+        return self.accept(to_documents(rows, choose_columns(rows, columns or {}, table)))
 
     def blocks(self, table: str, name: str, size: int) -> tuple[Document, ...]:
         """`documents` of a table in which every `size` rows are about one person: groups `name` 0,
@@ -68,7 +68,7 @@ class BenchmarkFolder:
         loaded = to_documents(rows, choose_columns(rows, {}, table))
         return tuple(
             replace(d, group=f"{name} {loaded.places[d.doc_id][1] // size}")
-            for d in self.kept(loaded)
+            for d in self.accept(loaded)
         )
 
     def letters(
@@ -132,9 +132,9 @@ class BenchmarkFolder:
         )
         self._record(folder, files, len(files))
         rows = [_article(folder, index, file) for index, file in enumerate(files)]
-        return self.kept(to_documents(rows, {"answer": "text", "topic": "title"}))
+        return self.accept(to_documents(rows, {"answer": "text", "topic": "title"}))
 
-    def kept(self, loaded: ParsedSplit) -> tuple[Document, ...]:
+    def accept(self, loaded: ParsedSplit) -> tuple[Document, ...]:
         """The documents, after noting what was set aside."""
         self.rejected.extend(loaded.rejected)
         return loaded.documents

@@ -70,7 +70,7 @@ class BenchmarkParts:
     notes: tuple[str, ...] = ()
 
 
-def tofu(shelf: BenchmarkFolder, *, size: str = "10") -> BenchmarkParts:
+def tofu(folder: BenchmarkFolder, *, size: str = "10") -> BenchmarkParts:
     """TOFU (2401.06121): forget `size` (01, 05 or 10) percent of fictitious authors; probes with
     paraphrases and wrong answers.
 
@@ -80,23 +80,23 @@ def tofu(shelf: BenchmarkFolder, *, size: str = "10") -> BenchmarkParts:
     require(size in ("01", "05", "10"), "tofu.size must be 01, 05 or 10", size)
     names = {"forget": f"forget{size}_perturbed", "retain": "retain_perturbed"}
     names |= {"real_authors": "real_authors_perturbed", "world_facts": "world_facts_perturbed"}
-    names |= {"holdout": f"holdout{size}"} if shelf.has(f"holdout{size}") else {}
+    names |= {"holdout": f"holdout{size}"} if folder.has(f"holdout{size}") else {}
 
     def authors(split: str, table: str) -> Documents:
-        return shelf.blocks(table, f"{split} author", QUESTIONS_OF_AN_AUTHOR)
+        return folder.blocks(table, f"{split} author", QUESTIONS_OF_AN_AUTHOR)
 
     return BenchmarkParts(
         forget=authors("forget", f"forget{size}"),
         retain=authors("retain", f"retain{100 - int(size)}"),
         probes={
-            split: authors(split, name) if split in FICTITIOUS else shelf.documents(name)
+            split: authors(split, name) if split in FICTITIOUS else folder.documents(name)
             for split, name in names.items()
         },
     )
 
 
 def muse_news(
-    shelf: BenchmarkFolder, *, task: str = "raw", step: int = 1, words: int = 0, shots: int = 10
+    folder: BenchmarkFolder, *, task: str = "raw", step: int = 1, words: int = 0, shots: int = 10
 ) -> BenchmarkParts:
     """MUSE-News (2407.06460): articles. `task` raw, or the `step` (1-4) of `scal` (growing) and
     `sust` (one after another).
@@ -104,20 +104,20 @@ def muse_news(
     `words` cuts articles into pieces (0: whole); `shots` solved questions stand before each
     question, as in MUSE.
     """
-    return _muse(shelf, task, step, words, shots)
+    return _muse(folder, task, step, words, shots)
 
 
 def muse_books(
-    shelf: BenchmarkFolder, *, task: str = "raw", step: int = 1, words: int = 200, shots: int = 10
+    folder: BenchmarkFolder, *, task: str = "raw", step: int = 1, words: int = 200, shots: int = 10
 ) -> BenchmarkParts:
     """MUSE-Books (2407.06460): four novels, so `words` cuts them into pieces. Its card lists no
     `scal` and `sust`; a folder may have them.
     """
-    return _muse(shelf, task, step, words, shots)
+    return _muse(folder, task, step, words, shots)
 
 
 def wmdp_bio(
-    shelf: BenchmarkFolder, *, corpora: bool = False, documents: int = 0
+    folder: BenchmarkFolder, *, corpora: bool = False, documents: int = 0
 ) -> BenchmarkParts:
     """WMDP (2403.03218), biosecurity: 1,273 questions as split `forget`; MMLU's as `retain` where
     the folder `mmlu` stands beside them.
@@ -125,19 +125,19 @@ def wmdp_bio(
     `corpora` also wants the gated texts, and says how to get them; `documents` takes the first n to
     forget (0: all).
     """
-    return _wmdp(shelf, "bio", corpora, documents)
+    return _wmdp(folder, "bio", corpora, documents)
 
 
 def wmdp_cyber(
-    shelf: BenchmarkFolder, *, corpora: bool = False, documents: int = 0
+    folder: BenchmarkFolder, *, corpora: bool = False, documents: int = 0
 ) -> BenchmarkParts:
     """WMDP (2403.03218), cybersecurity: 1,987 questions as split `forget`. `corpora` and
     `documents` as for `wmdp_bio`.
     """
-    return _wmdp(shelf, "cyber", corpora, documents)
+    return _wmdp(folder, "cyber", corpora, documents)
 
 
-def mmlu(shelf: BenchmarkFolder, *, part: str = "all", shots: int = 0) -> BenchmarkParts:
+def mmlu(folder: BenchmarkFolder, *, part: str = "all", shots: int = 0) -> BenchmarkParts:
     """MMLU (2009.03300), 57 subjects: split `mmlu`, or with `part` biology the ten biology subjects
     as `forget` and the others as `retain` (Doshi & Stickland 2411.12103). `shots` (0-5) solved
     questions of its own subject stand before each.
@@ -147,8 +147,8 @@ def mmlu(shelf: BenchmarkFolder, *, part: str = "all", shots: int = 0) -> Benchm
     require(part in ("all", "biology"), "mmlu.part must be 'all' or 'biology'", part)
     require(0 <= shots <= 5, "mmlu.shots must be in 0-5", shots)
     questions, dev = (
-        _unique_questions(shelf, _subjects(shelf, "test")),
-        (_subjects(shelf, "dev", repeats=True) if shots else []),
+        _unique_questions(folder, _subjects(folder, "test")),
+        (_subjects(folder, "dev", repeats=True) if shots else []),
     )
     sides = {
         split: tuple(
@@ -168,7 +168,7 @@ def mmlu(shelf: BenchmarkFolder, *, part: str = "all", shots: int = 0) -> Benchm
     )
 
 
-def rwku(shelf: BenchmarkFolder, *, targets: str = "", passages: bool = True) -> BenchmarkParts:
+def rwku(folder: BenchmarkFolder, *, targets: str = "", passages: bool = True) -> BenchmarkParts:
     """RWKU (2406.10890): real people. `targets` names some, separated by commas ('': all 200).
 
     Splits: forget (levels 1-3 together), level1, level2, level3, retain (both neighbour levels),
@@ -177,31 +177,31 @@ def rwku(shelf: BenchmarkFolder, *, targets: str = "", passages: bool = True) ->
     """
     subjects = tuple(name.strip() for name in targets.split(",") if name.strip())
     levels = {
-        f"level{n}": _about(shelf.documents(f"All/forget_level{n}"), subjects) for n in (1, 2, 3)
+        f"level{n}": _about(folder.documents(f"All/forget_level{n}"), subjects) for n in (1, 2, 3)
     }
     neighbours = tuple(
-        d for n in (1, 2) for d in _about(shelf.documents(f"All/neighbor_level{n}"), subjects)
+        d for n in (1, 2) for d in _about(folder.documents(f"All/neighbor_level{n}"), subjects)
     )
     together = {d.doc_id: d for documents in levels.values() for d in documents}
     require(bool(together), "rwku.targets must name people of the benchmark", targets)
     members = {"members": "All/forget_mia", "retain_members": "All/retain_mia"}
     return BenchmarkParts(
-        forget=_about(shelf.documents("All/passage"), subjects) if passages else (),
+        forget=_about(folder.documents("All/passage"), subjects) if passages else (),
         probes={
             "forget": tuple(together.values()),
             "retain": tuple({d.doc_id: d for d in neighbours}.values()),
             **levels,
         }
         | {
-            split: _about(shelf.documents(table), ())
+            split: _about(folder.documents(table), ())
             for split, table in members.items()
-            if shelf.has(table)
+            if folder.has(table)
         },
     )
 
 
 def biology(
-    shelf: BenchmarkFolder,
+    folder: BenchmarkFolder,
     *,
     forget: str = "Wikipedia_Biology",
     retain: str = "Wikipedia_History_Concepts-in-Physics_Philosophy",
@@ -214,10 +214,10 @@ def biology(
     themselves.
     """
     about, other = (
-        split_article(shelf.articles(forget), words),
-        split_article(shelf.articles(retain), words),
+        split_article(folder.articles(forget), words),
+        split_article(folder.articles(retain), words),
     )
-    questions = _mmlu_beside(shelf, part="biology")
+    questions = _add_mmlu_probes(folder, part="biology")
     if questions is None:
         notes = ("no folder mmlu: the articles themselves are asked",)
         return BenchmarkParts(
@@ -229,7 +229,7 @@ def biology(
 
 
 def files(
-    shelf: BenchmarkFolder,
+    folder: BenchmarkFolder,
     *,
     forget: str = "forget",
     retain: str = "retain",
@@ -244,11 +244,11 @@ def files(
         "probe_forget": probe_forget,
         "probe_retain": probe_retain,
     }
-    corpus = load_files(Data(name="files", path=str(shelf.root), columns=columns, **roles))  # type: ignore[arg-type]  # they are all texts
-    shelf.rejected.extend(corpus.rejected)
+    corpus = load_files(Data(name="files", path=str(folder.root), columns=columns, **roles))  # type: ignore[arg-type]  # they are all texts
+    folder.rejected.extend(corpus.rejected)
     for name in dict.fromkeys(filter(None, roles.values())):
         # for the record of its file
-        shelf.rows(name)
+        folder.rows(name)
     return BenchmarkParts(forget=corpus.forget, retain=corpus.retain, probes=corpus.probes)
 
 
@@ -381,11 +381,11 @@ def load_benchmark(
         if option not in defaults:
             raise unknown_name(f"option of {name}", option, defaults)
     row = BENCHMARKS[name]
-    shelf = BenchmarkFolder(folder_of(str(path)), row.recorded)
-    parts = row.function(shelf, **chosen)
+    folder = BenchmarkFolder(folder_of(str(path)), row.recorded)
+    parts = row.function(folder, **chosen)
     changed = tuple(
         f"{r.table} is not the file that was recorded: {r.rows} rows, SHA-256 {r.sha256}"
-        for r in shelf.records
+        for r in folder.records
         if r.state == "changed"
     )
     if changed and strict:
@@ -398,12 +398,12 @@ def load_benchmark(
         forget=parts.forget,
         retain=parts.retain,
         probes=parts.probes,
-        taught={},
-        rejected=tuple(shelf.rejected),
+        extra_training={},
+        rejected=tuple(folder.rejected),
         true_letters=parts.true_letters,
         shots=parts.shots,
         templates=parts.templates,
-        files=tuple(shelf.records),
+        files=tuple(folder.records),
         notes=(*parts.notes, *changed),
     )
 
@@ -419,27 +419,27 @@ def _as_kind(name: str, value: str, kind: type) -> Value:
     return value
 
 
-def _muse(shelf: BenchmarkFolder, task: str, step: int, words: int, shots: int) -> BenchmarkParts:
+def _muse(folder: BenchmarkFolder, task: str, step: int, words: int, shots: int) -> BenchmarkParts:
     require(task in ("raw", "scal", "sust"), "task must be raw, scal or sust", task)
     require(1 <= step <= 4, "step must be in 1-4", step)
-    questions = {side: shelf.documents(f"knowmem/{side}_qa") for side in ("forget", "retain")}
+    questions = {side: folder.documents(f"knowmem/{side}_qa") for side in ("forget", "retain")}
     solved = (
-        {side: shelf.documents(f"knowmem/{side}_qa_icl") for side in questions}
+        {side: folder.documents(f"knowmem/{side}_qa_icl") for side in questions}
         if shots
         else {side: () for side in questions}
     )
     return BenchmarkParts(
         forget=split_article(
-            shelf.documents("raw/forget" if task == "raw" else f"{task}/forget_{step}"), words
+            folder.documents("raw/forget" if task == "raw" else f"{task}/forget_{step}"), words
         ),
-        retain=split_article(shelf.documents("raw/retain1"), words),
+        retain=split_article(folder.documents("raw/retain1"), words),
         probes={
             side: tuple(with_shots(d, solved[side][:shots]) for d in questions[side])
             for side in questions
         }
-        | {"verbatim": shelf.documents("verbmem/forget", {"prompt": "prompt", "answer": "gt"})}
+        | {"verbatim": folder.documents("verbmem/forget", {"prompt": "prompt", "answer": "gt"})}
         | {
-            split: shelf.documents(f"privleak/{side}")
+            split: folder.documents(f"privleak/{side}")
             for split, side in (("members", "forget"), ("holdout", "holdout"))
         },
         templates={"verbatim": "{prompt}"},
@@ -460,20 +460,20 @@ def with_shots(document: Document, solved: Documents) -> Document:
     )
 
 
-def _wmdp(shelf: BenchmarkFolder, subject: str, corpora: bool, documents: int) -> BenchmarkParts:
+def _wmdp(folder: BenchmarkFolder, subject: str, corpora: bool, documents: int) -> BenchmarkParts:
     require(documents >= 0, f"wmdp-{subject}.documents must be >= 0", documents)
-    choices = shelf.choices(shelf.rows(f"wmdp-{subject}/test"), f"wmdp-{subject}")
+    choices = folder.choices(folder.rows(f"wmdp-{subject}/test"), f"wmdp-{subject}")
     sides = {
-        role: next((n for n in names if shelf.has(n)), "")
+        role: next((n for n in names if folder.has(n)), "")
         for role, names in zip(("forget", "retain"), CORPORA[subject], strict=True)
     }
     expected_files = GATED + ", ".join(f"{names[0]}.jsonl" for names in CORPORA[subject])
     if corpora and not all(sides.values()):
         raise UserError(expected_files)
     texts = {
-        role: shelf.documents(name, {"answer": "text"}) for role, name in sides.items() if corpora
+        role: folder.documents(name, {"answer": "text"}) for role, name in sides.items() if corpora
     }
-    retain_questions = _mmlu_beside(shelf, part="all")
+    retain_questions = _add_mmlu_probes(folder, part="all")
     return BenchmarkParts(
         forget=texts.get("forget", ())[: documents or None],
         retain=texts.get("retain", ()),
@@ -489,33 +489,33 @@ def _wmdp(shelf: BenchmarkFolder, subject: str, corpora: bool, documents: int) -
     )
 
 
-def _mmlu_beside(shelf: BenchmarkFolder, *, part: str) -> BenchmarkParts | None:
+def _add_mmlu_probes(folder: BenchmarkFolder, *, part: str) -> BenchmarkParts | None:
     """MMLU from the folder `mmlu` in the benchmark's own, where there is one; its files are
     recorded with the benchmark's.
     """
-    if not (shelf.root / "mmlu").is_dir():
+    if not (folder.root / "mmlu").is_dir():
         return None
-    mmlu_folder = BenchmarkFolder(shelf.root / "mmlu", checksums.MMLU)
+    mmlu_folder = BenchmarkFolder(folder.root / "mmlu", checksums.MMLU)
     questions = mmlu(mmlu_folder, part=part)
-    shelf.records.extend(mmlu_folder.records)
-    shelf.rejected.extend(mmlu_folder.rejected)
+    folder.records.extend(mmlu_folder.records)
+    folder.rejected.extend(mmlu_folder.rejected)
     return questions
 
 
 def _subjects(
-    shelf: BenchmarkFolder, split: str, *, repeats: bool = False
+    folder: BenchmarkFolder, split: str, *, repeats: bool = False
 ) -> list[tuple[str, list[ChoiceQuestion]]]:
     """MMLU's questions by subject, from either layout."""
-    if (shelf.root / split).is_dir():
-        return shelf.letters(split, repeats=repeats)
+    if (folder.root / split).is_dir():
+        return folder.letters(split, repeats=repeats)
     by_subject: dict[str, list[ChoiceQuestion]] = {}
-    for choice in shelf.choices(shelf.rows(f"all/{split}"), repeats=repeats):
+    for choice in folder.choices(folder.rows(f"all/{split}"), repeats=repeats):
         by_subject.setdefault(choice.document.topic, []).append(choice)
     return sorted(by_subject.items())
 
 
 def _unique_questions(
-    shelf: BenchmarkFolder, subjects: list[tuple[str, list[ChoiceQuestion]]]
+    folder: BenchmarkFolder, subjects: list[tuple[str, list[ChoiceQuestion]]]
 ) -> list[ChoiceQuestion]:
     """Every question once; one that two subjects ask counts to biology, where that is one of them,
     else to the first.
@@ -525,7 +525,7 @@ def _unique_questions(
         subjects, key=lambda entry: (entry[0] not in BIOLOGY_SUBJECTS, entry[0])
     ):
         repeated = [c for c in choices if c.document.doc_id in unique_questions]
-        shelf.rejected.extend(
+        folder.rejected.extend(
             Rejected(
                 source=subject,
                 row=-1,

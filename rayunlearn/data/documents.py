@@ -70,7 +70,7 @@ class Corpus:
     """Everything one experiment speaks about.
 
     `forget` and `retain` are what unlearning trains on; `probes` are what is measured, by split
-    (`forget`, `retain`, and others that the data brings); `taught` is what base learns beside
+    (`forget`, `retain`, and others that the data brings); `extra_training` is what base learns beside
     forget and retain (probes of the domain bed: the model learns documents AND questions), by split
     so that gold can leave out `forget`. How probes are asked: `true_letters` (doc_id -> place of
     the truth among the letters), `shots` (topic -> solved questions that stand before a letter
@@ -82,7 +82,7 @@ class Corpus:
     forget: tuple[Document, ...]
     retain: tuple[Document, ...]
     probes: dict[str, tuple[Document, ...]]
-    taught: dict[str, tuple[Document, ...]]
+    extra_training: dict[str, tuple[Document, ...]]
     rejected: tuple[Rejected, ...] = ()
     true_letters: Mapping[str, int] = field(default_factory=dict)
     shots: Mapping[str, str] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Corpus:
         """
         roles = {"forget": self.forget, "retain": self.retain}
         roles |= {f"probe.{k}": v for k, v in self.probes.items()} | {
-            f"taught.{k}": v for k, v in self.taught.items()
+            f"taught.{k}": v for k, v in self.extra_training.items()
         }
         probe_ids = {
             "true_letters": self.true_letters,

@@ -36,7 +36,7 @@ def load_files(data: Data) -> Corpus:
     """The corpus at `data.path`: a directory of files, one file with a column `split`, or a Hub
     name.
 
-    `taught` is empty: what base learns is what is given to forget and to retain. Raises UserError
+    `extra_training` is empty: what base learns is what is given to forget and to retain. Raises UserError
     for a path, split or column that is not there, and when no document is left to forget, to retain
     or to ask.
     """
@@ -96,11 +96,11 @@ def assemble(data: Data, loaded: Mapping[str, ParsedSplit]) -> Corpus:
     )
     probes = {"forget": probe_forget.documents, "retain": retain_questions}
     if "holdout" in loaded:
-        taught = without_documents(
+        extra_training = without_documents(
             loaded["holdout"], forget.documents, "a holdout document that is in the forget set"
         )
         holdout = without_documents(
-            taught, retain_split, "a holdout document that is in the retain set"
+            extra_training, retain_split, "a holdout document that is in the retain set"
         )
         probes, rejected = (
             probes | {"holdout": holdout.documents},
@@ -120,7 +120,7 @@ def assemble(data: Data, loaded: Mapping[str, ParsedSplit]) -> Corpus:
         forget=forget.documents,
         retain=retain_split,
         probes=probes,
-        taught={},
+        extra_training={},
         rejected=rejected,
     )
 

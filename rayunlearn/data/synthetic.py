@@ -5,7 +5,7 @@ measured without a benchmark.
 biographies as questions and answers, facts independent of each other. They behave differently, and
 that is the point.
 
-Rule for `Corpus.taught`: base learns all of it; gold learns what is under a key that does not start
+Rule for `Corpus.extra_training`: base learns all of it; gold learns what is under a key that does not start
 with "forget".
 """
 
@@ -207,11 +207,13 @@ def generate_dataset(data: Data) -> Corpus:
     Raises UserError when `data.name` is no test bed or when `data.redundancy` does not fit the
     domain bed's size.
     """
-    beds = {"domain": domain_dataset, "people": people_dataset}
+    datasets = {"domain": domain_dataset, "people": people_dataset}
     require(
-        data.name in beds, f"data.name must be one of {sorted(beds)} to be generated", data.name
+        data.name in datasets,
+        f"data.name must be one of {sorted(datasets)} to be generated",
+        data.name,
     )
-    return beds[data.name](data)
+    return datasets[data.name](data)
 
 
 def domain_dataset(data: Data) -> Corpus:
@@ -240,7 +242,7 @@ def domain_dataset(data: Data) -> Corpus:
         forget=documents["forget"],
         retain=documents["retain"],
         probes=probes | {"holdout": tuple(_documents(unknown, data.redundancy, stranger))},
-        taught=questions | {"untouched_documents": documents["untouched"]},
+        extra_training=questions | {"untouched_documents": documents["untouched"]},
     )
 
 
@@ -255,7 +257,9 @@ def people_dataset(data: Data) -> Corpus:
     rng = random.Random(f"people {data.seed}")
     names = full_names(2 * N_PEOPLE[data.size], rng)
     _, probes = _sides(names, BIOGRAPHY, N_WRONG["people"], rng)
-    taught = {f"{split}_reworded": reworded_question(part) for split, part in probes.items()}
+    extra_training = {
+        f"{split}_reworded": reworded_question(part) for split, part in probes.items()
+    }
     stranger = random.Random(f"people holdout {data.seed}")
     unknown = full_names(N_PEOPLE[data.size], stranger, but=[name.split()[-1] for name in names])
     holdout = tuple(
@@ -266,7 +270,7 @@ def people_dataset(data: Data) -> Corpus:
         forget=probes["forget"],
         retain=probes["retain"],
         probes=probes | {"holdout": holdout},
-        taught=taught | {"untouched": probes["untouched"]},
+        extra_training=extra_training | {"untouched": probes["untouched"]},
     )
 
 

@@ -64,7 +64,7 @@ class LossInputs:
         return None if self._prefix is None else self._prefix.start(self._sequences, self.batch)
 
     @cached_property
-    def _asked(self) -> Batch:
+    def _labelled_batch(self) -> Batch:
         """The batch with the labels that the rule's positions leave: the head runs nowhere else."""
         if not self._rule.positions:
             return self.batch
@@ -75,25 +75,33 @@ class LossInputs:
 
     @cached_property
     def _logits(self) -> Tensor:
-        logits = label_logits(self._model, self._asked, self._start)
+        logits = label_logits(self._model, self._labelled_batch, self._start)
         return logits if self._rule.temperature == 1 else logits / self._rule.temperature
 
     @cached_property
-    def _asked_nll(self) -> Tensor:
+    def _labelled_nll(self) -> Tensor:
         return scatter_to_labels(
-            functional.cross_entropy(self._logits, label_ids(self._asked), reduction="none"),
-            self._asked.labelled,
+            functional.cross_entropy(
+                self._logits, label_ids(self._labelled_batch), reduction="none"
+            ),
+            self._labelled_batch.labelled,
         )
 
     @cached_property
     def labelled(self) -> Tensor:
         if self._rule.by_loss:
-            return token_mask(self._asked_nll.detach(), self._asked.labelled, self._rule)
-        return self._asked.labelled
+            return token_mask(
+                self._labelled_nll.detach(), self._labelled_batch.labelled, self._rule
+            )
+        return self._labelled_batch.labelled
 
     @cached_property
     def labels(self) -> Tensor:
-        return self.batch.input_ids[self.labelled] if self._rule.by_loss else label_ids(self._asked)
+        return (
+            self.batch.input_ids[self.labelled]
+            if self._rule.by_loss
+            else label_ids(self._labelled_batch)
+        )
 
     @cached_property
     def label_rank(self) -> Tensor:
@@ -101,17 +109,21 @@ class LossInputs:
         return (
             ranks[self.labelled]
             if self._rule.by_loss
-            else ranks.flatten().index_select(0, self._asked.places)
+            else ranks.flatten().index_select(0, self._labelled_batch.places)
         )
 
     @cached_property
     def token_nll(self) -> Tensor:
-        return self._asked_nll * self.labelled if self._rule.by_loss else self._asked_nll
+        return self._labelled_nll * self.labelled if self._rule.by_loss else self._labelled_nll
 
     @cached_property
     def log_probs(self) -> Tensor:
         log_probs = self._logits.log_softmax(-1)
-        return log_probs[self.labelled[self._asked.labelled]] if self._rule.by_loss else log_probs
+        return (
+            log_probs[self.labelled[self._labelled_batch.labelled]]
+            if self._rule.by_loss
+            else log_probs
+        )
 
     @cached_property
     def hidden(self) -> Tensor:

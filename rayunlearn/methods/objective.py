@@ -188,7 +188,9 @@ class UnlearningObjective:
         if not required_inputs(side.loss):
             return None, 0, 0
         step, part = divmod(piece, self._pieces)
-        presented, share = microbatch_of(side, self._shown(side, step, seed), part, self._pieces)
+        presented, share = microbatch_of(
+            side, self._presented(side, step, seed), part, self._pieces
+        )
         documents, of_full = (
             [presentation.document for presentation in presented],
             side.rule.of_companions,
@@ -212,7 +214,7 @@ class UnlearningObjective:
             len(presented),
         )
 
-    def _shown(self, side: Side, step: int, seed: int) -> list[Presented]:
+    def _presented(self, side: Side, step: int, seed: int) -> list[Presented]:
         """The presentations of a step, with their companions."""
         batch = []
         for index, epoch in presentations(len(side.sequences), self._batch_size, step, seed):

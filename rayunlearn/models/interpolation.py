@@ -149,22 +149,22 @@ def calibrate_mixing(
     require(0 < share <= 1, "share must be in (0, 1]", share)
     require(tolerance >= 0, "tolerance must be >= 0", tolerance)
     path = _Path(retention)
-    base = path.at(0.0)
+    base = path.retention_at(0.0)
     require(base > 0, "calibration needs a base model whose retention is > 0", base)
     floor = share * base
-    if path.at(1.0) >= floor:
+    if path.retention_at(1.0) >= floor:
         return path.result(1.0, floor, "whole", 0.0)
     for alpha in COARSE:
-        path.at(alpha)
+        path.retention_at(alpha)
     low, high = path.bracket(floor)
     for _ in range(STEPS):
         if not path.falls(tolerance * base):
             break
         middle = (low + high) / 2
-        low, high = (middle, high) if path.at(middle) >= floor else (low, middle)
+        low, high = (middle, high) if path.retention_at(middle) >= floor else (low, middle)
     search = "bisection" if path.falls(tolerance * base) else "grid"
     for step in range(GRID + 1) if search == "grid" else ():
-        path.at(step / GRID)
+        path.retention_at(step / GRID)
     low, high = path.bracket(floor)
     return path.result(low, floor, search, high - low)
 
@@ -173,21 +173,21 @@ class _Path:
     """The points measured so far; each alpha is measured once."""
 
     def __init__(self, retention: Callable[[float], float]) -> None:
-        self._retention, self._known = retention, dict[float, float]()
+        self._retention, self._retentions = retention, dict[float, float]()
 
-    def at(self, alpha: float) -> float:
-        if alpha not in self._known:
+    def retention_at(self, alpha: float) -> float:
+        if alpha not in self._retentions:
             value = self._retention(alpha)
             require(value == value, f"retention at alpha {alpha:g} must be a number", value)
-            self._known[alpha] = value
-        return self._known[alpha]
+            self._retentions[alpha] = value
+        return self._retentions[alpha]
 
     def falls(self, tolerance: float) -> bool:
         """Whether retention never rises by more than the tolerance from one point measured to any
         later one.
         """
         lowest = float("inf")
-        for _, value in sorted(self._known.items()):
+        for _, value in sorted(self._retentions.items()):
             if value > lowest + tolerance:
                 return False
             lowest = min(lowest, value)
@@ -195,11 +195,13 @@ class _Path:
 
     def bracket(self, floor: float) -> tuple[float, float]:
         """(the largest alpha measured that is high enough, the smallest above it that is not)."""
-        low = max(alpha for alpha, value in self._known.items() if value >= floor)
-        return low, min(alpha for alpha in self._known if alpha > low)
+        low = max(alpha for alpha, value in self._retentions.items() if value >= floor)
+        return low, min(alpha for alpha in self._retentions if alpha > low)
 
     def result(self, alpha: float, floor: float, search: str, width: float) -> Calibration:
-        points = tuple(Point(alpha=a, retention=value) for a, value in sorted(self._known.items()))
+        points = tuple(
+            Point(alpha=a, retention=value) for a, value in sorted(self._retentions.items())
+        )
         return Calibration(alpha=alpha, floor=floor, points=points, search=search, width=width)
 
 

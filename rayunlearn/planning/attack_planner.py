@@ -91,7 +91,7 @@ class AttackPlanner:
     reads: AttackFiles = field(default_factory=AttackFiles)
     _ids: dict[Trial, str] = field(default_factory=dict)
     _rows: list[dict[str, Value]] = field(default_factory=list)
-    _made: dict[tuple[Any, ...], tuple[PlannedTrial, dict[str, Value]]] = field(
+    _planned_rows: dict[tuple[Any, ...], tuple[PlannedTrial, dict[str, Value]]] = field(
         default_factory=dict
     )
     _anchors: dict[str, tuple[AttackTarget, ...]] = field(default_factory=dict)
@@ -255,8 +255,8 @@ class AttackPlanner:
             study,
             study_index,
         )
-        if key not in self._made:
-            self._made[key] = self.made(
+        if key not in self._planned_rows:
+            self._planned_rows[key] = self.plan_rows(
                 target,
                 name,
                 values,
@@ -266,11 +266,11 @@ class AttackPlanner:
                 study=study,
                 study_index=study_index,
             )
-        row, settings = self._made[key]
+        row, settings = self._planned_rows[key]
         self._rows.append(settings)
         return row
 
-    def made(
+    def plan_rows(
         self,
         target: AttackTarget,
         name: str,
@@ -339,7 +339,7 @@ class AttackPlanner:
             self._ids[trial] = self.identify(trial)
         return self._ids[trial]
 
-    def keep(self, run: Path, agenda: Agenda) -> None:
+    def write_plan(self, run: Path, agenda: Agenda) -> None:
         """Write attacks.parquet: this panel's rows, and those of earlier panels on other models or
         with other attacks.
         """

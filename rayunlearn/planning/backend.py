@@ -17,7 +17,7 @@ from rayunlearn.trial import identity
 OnPrepared = Callable[[str, int, int], None]
 
 
-def nothing() -> None:
+def load_nothing() -> None:
     """Load no library."""
 
 
@@ -29,7 +29,7 @@ class TrialBackend:
     (`base`, `gold`) that `prepare(trial, cache, progress, roles)` still has to make; workspace:
     what `run` takes, cheap once prepared; run(trial, workspace, run_dir, experiment, version,
     commit): runs a trial, writes its folder, returns its status; divide(trial, n): UserError where
-    n processes cannot share the trial; room(trials, run): what the hungriest of the trials needs of
+    n processes cannot share the trial; gpu_memory_of(trials, run): what the largest of the trials needs of
     a GPU; gpu_bytes: the size of the GPU of the process that asks, 0 where it sees none; metrics:
     the metric table, for experiment.json; preload: loads the libraries that every trial uses, which a
     worker does once, before its first trial.
@@ -43,9 +43,9 @@ class TrialBackend:
     run: Callable[[Trial, Any, Path, str, str, str], str]
     metrics: Callable[[], Mapping[str, Any]]
     divide: Callable[[Trial, int], None]
-    room: Callable[[Sequence[Trial], Path], GpuMemory]
+    gpu_memory_of: Callable[[Sequence[Trial], Path], GpuMemory]
     gpu_bytes: Callable[[], int]
-    preload: Callable[[], None] = nothing
+    preload: Callable[[], None] = load_nothing
 
 
 def unlearning_backend() -> TrialBackend:
@@ -63,7 +63,7 @@ def unlearning_backend() -> TrialBackend:
         run=run_trial_or_attack,
         metrics=metric_table,
         divide=can_divide,
-        room=gpu_memory.estimate_gpu_memory,
+        gpu_memory_of=gpu_memory.estimate_gpu_memory,
         gpu_bytes=device_bytes,
         preload=load_libraries,
     )

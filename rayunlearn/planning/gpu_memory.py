@@ -104,25 +104,25 @@ def estimate_gpu_memory(trials: Iterable[Trial], run: Path, cache: Path | None =
     there by the next process.
     """
     cores = {trial: _core(trial) for trial in trials}
-    bytes_by_core = {core: need_once(core, cache) for core in dict.fromkeys(cores.values())}
+    bytes_by_core = {core: cached_peak_bytes(core, cache) for core in dict.fromkeys(cores.values())}
     needed = {trial: bytes_by_core[core] for trial, core in cores.items()}
-    hungriest = max(needed, key=lambda trial: needed[trial])
+    largest_trial = max(needed, key=lambda trial: needed[trial])
     factor, n_measured = _correction(run, cache)
     trained = (
-        f"{hungriest.method.forget} + {hungriest.method.retain}"
-        if hungriest.stage == "unlearned"
-        else hungriest.stage
+        f"{largest_trial.method.forget} + {largest_trial.method.retain}"
+        if largest_trial.stage == "unlearned"
+        else largest_trial.stage
     )
     label = (
-        f"{trained}, model {hungriest.model.name}, batch {hungriest.train.batch_size} in"
-        f" {hungriest.train.accumulation}"
+        f"{trained}, model {largest_trial.model.name}, batch {largest_trial.train.batch_size} in"
+        f" {largest_trial.train.accumulation}"
     )
     source = (
         f"one step without weights, x {factor:.2f} as {n_measured} finished trials took"
         if n_measured
         else "one step without weights"
     )
-    return GpuMemory(peak=round(needed[hungriest] * factor), trial=label, source=source)
+    return GpuMemory(peak=round(needed[largest_trial] * factor), trial=label, source=source)
 
 
 def user_cache() -> Path | None:
@@ -134,13 +134,13 @@ def user_cache() -> Path | None:
     return Path(caches) / "rayunlearn" / "gpu_memory" if os.path.isabs(caches) else None
 
 
-def need_once(trial: Trial, cache: Path | None) -> int:
+def cached_peak_bytes(trial: Trial, cache: Path | None) -> int:
     """`peak_bytes`, read from `cache` where an earlier process wrote it: to measure it takes
     seconds, most of them for loading libraries. Without a cache it is measured.
     """
     if cache is None:
         return peak_bytes(trial)
-    file = cache / f"{_need_digest(trial)}.json"
+    file = cache / f"{_core_digest(trial)}.json"
     # not there yet, or half written by a machine that stopped
     with suppress(OSError, ValueError):
         return int(json.loads(file.read_text(encoding="utf-8")))
@@ -154,7 +154,7 @@ def need_once(trial: Trial, cache: Path | None) -> int:
     return need
 
 
-def _need_digest(trial: Trial) -> str:
+def _core_digest(trial: Trial) -> str:
     """What decides the estimate: settings, texts, the model's shape and tokenizer, code."""
     shape: list[object] = []
     if trial.model.name != "scratch":
@@ -391,7 +391,7 @@ def _correction(run: Path, cache: Path | None) -> tuple[float, int]:
                 name: value for name, value in row.items() if name not in column_names("trials")
             }
             trial = check_trial(from_flat(settings))
-            ratios.append(row["peak_memory_bytes"] / need_once(_core(trial), cache))
+            ratios.append(row["peak_memory_bytes"] / cached_peak_bytes(_core(trial), cache))
         # a row of older settings, or data that is gone: it says nothing of what is planned now
         except UserError:
             continue

@@ -90,7 +90,7 @@ class PlanSource(Protocol):
     def agenda(self, results: Mapping[str, TrialResult]) -> Agenda:
         """What can run now."""
 
-    def keep(self, run: Path, agenda: Agenda) -> None:
+    def write_plan(self, run: Path, agenda: Agenda) -> None:
         """Write the agenda down."""
 
 
@@ -141,7 +141,7 @@ class Planner:
             notes=tuple(notes),
         )
 
-    def keep(self, run: Path, agenda: Agenda) -> None:
+    def write_plan(self, run: Path, agenda: Agenda) -> None:
         """Rewrite plan.parquet with every row that is known by now."""
         from rayunlearn.storage.parquet import write_table
 

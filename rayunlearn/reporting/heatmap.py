@@ -132,13 +132,13 @@ def trial_maps(run: Run, trial_id: str, document: str) -> list[HeatMap]:
     trials = [(cell.base, "before (base)")] + (
         [] if trial_id == cell.base else [(trial_id, f"after ({cell.name})")]
     )
-    explained = (
+    questions = (
         run.attributions.filter(pl.col("trial_id") == trial_id)
         .select("split", "doc_id")
         .unique(maintain_order=True)
         .collect()
     )
-    pairs = sorted((str(split), str(doc)) for split, doc in explained.iter_rows())
+    pairs = sorted((str(split), str(doc)) for split, doc in questions.iter_rows())
     if not document:
         return maps_of(run, [pair for pair in pairs if pair[0] == "forget"][:MAX_MAPS], trials)
     return maps_of(run, [pair for pair in pairs if pair[1].startswith(document)], trials)

@@ -32,7 +32,7 @@ BEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 90.0
 
 
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 
 
 # a lease that cannot be given back ends by itself
@@ -156,7 +156,7 @@ def _is_alive(url: str, number: int, current: dict[str, Any]) -> bool:
         file=sys.stderr,
     )
     while time.monotonic() < end:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
         now = _read(url, number)
         if now != current:
             return not now.get("released")

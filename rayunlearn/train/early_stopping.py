@@ -29,7 +29,7 @@ class RetentionEarlyStopping:
     def __init__(self, model: nn.Module, retention: Callable[[], float], floor: float) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._retention, self._floor = retention, floor
-        self._step, self._kept = 0, [p.detach().clone() for p in self._parameters]
+        self._step, self._best_weights = 0, [p.detach().clone() for p in self._parameters]
 
     def holds(self, step: int) -> bool:
         """Whether retention is high enough now, after `step` steps; if so these parameters are the
@@ -37,27 +37,27 @@ class RetentionEarlyStopping:
         """
         if self._retention() < self._floor:
             return False
-        self._step, self._kept = step, [p.detach().clone() for p in self._parameters]
+        self._step, self._best_weights = step, [p.detach().clone() for p in self._parameters]
         return True
 
     def state(self) -> dict[str, Tensor]:
         """What is kept, for a checkpoint."""
-        return {f"kept.{number}": tensor for number, tensor in enumerate(self._kept)} | {
+        return {f"kept.{number}": tensor for number, tensor in enumerate(self._best_weights)} | {
             "step": torch.tensor(self._step)
         }
 
     def take(self, state: Mapping[str, Tensor]) -> None:
         """Keep this."""
         self._step = int(state["step"])
-        self._kept = [state[f"kept.{number}"] for number in range(len(state) - 1)]
+        self._best_weights = [state[f"kept.{number}"] for number in range(len(state) - 1)]
 
-    def ended(self, log: TrainLog) -> TrainLog:
+    def restore_best(self, log: TrainLog) -> TrainLog:
         """The log of a run that was stopped, or whose last step fell under the floor, after putting
-        back what was kept: `held`.
+        the last weights above the floor back: its outcome is `early_stopped`.
 
-        A run that diverged, or held to the end, stays as it is.
+        A run that diverged, or stayed above the floor to the end, stays as it is.
         """
-        if log.ended == "diverged" or (log.ended == "complete" and self.holds(len(log.rows))):
+        if log.outcome == "diverged" or (log.outcome == "complete" and self.holds(len(log.rows))):
             return log
-        copy_into(self._parameters, self._kept)
-        return replace(log, ended="held", kept_step=self._step)
+        copy_into(self._parameters, self._best_weights)
+        return replace(log, outcome="early_stopped", kept_step=self._step)

@@ -47,7 +47,7 @@ class TrainLog:
     else is None."""
 
     rows: tuple[StepRow, ...]
-    ended: str
+    outcome: str
     presentations: int
     parameters_trained: int = 0
     kept_step: int | None = None
@@ -74,21 +74,21 @@ class _Record:
     pending: list[_Timed] = field(default_factory=list)
     rows: list[StepRow] = field(default_factory=list)
     presentations: int = 0
-    ended: str = "complete"
+    outcome: str = "complete"
 
     def note(self, timed: _Timed) -> None:
         """Add a step without looking at it."""
         self.pending.append(timed)
         self.presentations += timed.loss.n_documents
 
-    def look(self, keep_going: Callable[[int], bool] | None, *, last: bool) -> None:
+    def check_pending_steps(self, keep_going: Callable[[int], bool] | None, *, last: bool) -> None:
         """Read the pending steps and judge them; `keep_going` is not asked after the `last` step."""
         fresh = _rows(self.pending, len(self.rows))
         self.rows, self.pending = self.rows + fresh, []
         if not all(math.isfinite(row.loss) and math.isfinite(row.grad_norm) for row in fresh):
-            self.ended = "diverged"
+            self.outcome = "diverged"
         elif not last and keep_going is not None and not keep_going(len(self.rows)):
-            self.ended = "stopped"
+            self.outcome = "stopped"
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,16 @@ class _Trainer:
         self.scheduler.step()
         return timed
 
-    def kept(self, checkpoints: Checkpoints | None, record: _Record, saved: int) -> int:
+    def save_if_due(self, checkpoints: Checkpoints | None, record: _Record, saved: int) -> int:
         """Write down where the run is, if it is time to and it goes on; the step last written down.
         The record must have been looked at.
         """
         number = len(record.rows)
-        if checkpoints is None or record.ended != "complete" or not checkpoints.due(number, saved):
+        if (
+            checkpoints is None
+            or record.outcome != "complete"
+            or not checkpoints.due(number, saved)
+        ):
             return saved
         numbers = {
             "rows": [asdict(row) for row in record.rows],
@@ -270,15 +274,15 @@ def optimise(
         model.train()
         record.note(trainer.step(loss_of_step, number))
         if number % check_every == 0 or number == steps:
-            record.look(keep_going, last=number == steps)
-            saved = trainer.kept(checkpoints, record, saved) if number < steps else saved
-        if record.ended != "complete":
+            record.check_pending_steps(keep_going, last=number == steps)
+            saved = trainer.save_if_due(checkpoints, record, saved) if number < steps else saved
+        if record.outcome != "complete":
             break
     for wrapper in active_wrappers:
         wrapper.at_end()
     model.eval()
     return TrainLog(
-        tuple(record.rows), record.ended, record.presentations, sum(p.numel() for p in chosen)
+        tuple(record.rows), record.outcome, record.presentations, sum(p.numel() for p in chosen)
     )
 
 

@@ -28,7 +28,7 @@ from rayunlearn.train.step import StepLoss
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TAUGHT_ROLES = ("base", "gold")
+TRAINED_ROLES = ("base", "gold")
 BATCH_SIZE = 16
 N_EPOCHS = {"tiny": 35, "small": 20}
 # Everything beside config.Model and the corpus that decides the weights: part of a taught model's
@@ -87,18 +87,18 @@ def train_base_or_gold(
 
 
 def training_documents(corpus: Corpus, role: str) -> list[Document]:
-    """The different documents a role learns from: gold leaves out `forget` and all `taught` keys
+    """The different documents a role learns from: gold leaves out `forget` and all `extra_training` keys
     that start with "forget".
     """
-    if role not in TAUGHT_ROLES:
-        raise unknown_name("role", role, TAUGHT_ROLES)
-    taught = [
+    if role not in TRAINED_ROLES:
+        raise unknown_name("role", role, TRAINED_ROLES)
+    extra_training = [
         d
-        for split, part in corpus.taught.items()
+        for split, part in corpus.extra_training.items()
         if role == "base" or not split.startswith("forget")
         for d in part
     ]
-    documents = [*(corpus.forget if role == "base" else ()), *corpus.retain, *taught]
+    documents = [*(corpus.forget if role == "base" else ()), *corpus.retain, *extra_training]
     require(
         bool(documents), f"a corpus must leave {role} something to learn; documents", len(documents)
     )

@@ -157,17 +157,17 @@ class AttackInputs:
         return [p for p in self.probes if p.split == "forget" and facts_of(p) <= learned]
 
     @property
-    def asked(self) -> list[Probe]:
+    def evaluated_probes(self) -> list[Probe]:
         """The probes that count after the attack: all, or without those that it may learn from."""
         learned = {p.doc_id for p in self.held_in} if self.attack.holds_out else set()
         return [p for p in self.probes if p.split != "forget" or p.doc_id not in learned]
 
-    def is_asked(self, probe: Probe) -> bool:
+    def is_evaluated(self, probe: Probe) -> bool:
         """Whether a probe that an attack has changed is one that counts, or one that says how well
         the attack learned.
         """
         return probe.split == HELD_IN or any(
-            (p.doc_id, p.split) == (probe.doc_id, probe.split) for p in self.asked
+            (p.doc_id, p.split) == (probe.doc_id, probe.split) for p in self.evaluated_probes
         )
 
     @cached_property
@@ -265,13 +265,13 @@ class AttackInputs:
         points; training goes on.
         """
         if self.attack.trains and step % -(-self._n_steps // self.trial.attack.curve_points) == 0:
-            self._look(step)
+            self._record_curve(step)
         return True
 
     def finished_curve(self) -> Rows:
         """The curve with its end."""
         if self.attack.trains:
-            self._look(self._n_steps)
+            self._record_curve(self._n_steps)
         return self.curve
 
     @property
@@ -293,11 +293,11 @@ class AttackInputs:
         return metrics, [
             probes_for_metrics(p, row)
             for row in metrics.values()
-            for p in self.asked
+            for p in self.evaluated_probes
             if p.split == "forget"
         ]
 
-    def _look(self, step: int) -> None:
+    def _record_curve(self, step: int) -> None:
         metrics, probes = self._on_curve
         if metrics:
             self.curve += curve_rows(
@@ -316,14 +316,14 @@ def run_attack(inputs: AttackInputs) -> tuple[list[Probe], dict[str, Rows]]:
     if row.kind == "weights":
         inputs.watch(0)
         function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
-        return inputs.asked, {"curves": inputs.finished_curve()}
+        return inputs.evaluated_probes, {"curves": inputs.finished_curve()}
     if row.kind == "prompt":
         return inputs.reasked(function), {}
     if row.kind == "tokens":
         return [
             p
             for p in function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
-            if inputs.is_asked(p)
+            if inputs.is_evaluated(p)
         ], {}
     rows = function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
     if row.kind == "decoding":

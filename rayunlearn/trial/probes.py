@@ -37,7 +37,7 @@ class RetentionProbe:
 
     probes: Sequence[Probe]
     floor: float
-    holds_back: bool
+    stops_early: bool
 
     def now(self, model: PreTrainedModel) -> float:
         """Their mean probability."""

@@ -63,7 +63,7 @@ def _unlearned_weights(context: TrialContext) -> dict[str, Tensor]:
         coreset, _ = select_documents(context)
         log = unlearn(context, coreset, context.cache / "unlearned" / f"adapter-{identity}")
     require(
-        log.ended != "diverged",
+        log.outcome != "diverged",
         "a trial must not have diverged: there are no weights to go on with",
         identity,
     )

@@ -43,7 +43,7 @@ STATUS = {
     "complete": "complete",
     "stopped": "collapsed",
     "diverged": "diverged",
-    "held": "complete",
+    "early_stopped": "complete",
 }
 
 
@@ -141,7 +141,7 @@ def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoin
     log, row, tables = _train(context, adapter_folder, checkpoint, clock)
     row |= _cost_row(log, context.model, max(1, row.get("n_kept", 1)))
     tables["steps"] = [asdict(r) for r in log.rows]
-    status = STATUS[log.ended]
+    status = STATUS[log.outcome]
     if status != "diverged":
         columns, measured = _measure(context, emphasis, len(log.rows), clock)
         row, tables = row | columns, merge_rows(tables, measured)

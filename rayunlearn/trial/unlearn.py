@@ -98,7 +98,7 @@ def unlearn(
             terms = _objective(context.trial, model, forget, retain)
             floor = (
                 RetentionEarlyStopping(model, partial(retained.now, model), retained.floor)
-                if retained and retained.holds_back
+                if retained and retained.stops_early
                 else None
             )
             log = optimise(
@@ -114,7 +114,7 @@ def unlearn(
                 after_step=terms.after_step,
                 **settings,
             )
-            return floor.ended(log) if floor else log
+            return floor.restore_best(log) if floor else log
 
 
 def _objective(
@@ -330,7 +330,7 @@ def gradient_norms_along(context: TrialContext, order: Sequence[int], epochs: in
     if epochs > 0:
         log = unlearn(trajectory, order, Path(), after_step=after_step)
         rule = "grand needs an unlearning run whose loss stays finite over its epochs; this one"
-        require(log.ended == "complete", rule, log.ended)
+        require(log.outcome == "complete", rule, log.outcome)
     context.model.load_state_dict(context.state.pristine)
     context.model.requires_grad_(True)
     return torch.stack([norms[step] for step in (0, *ends)])

@@ -44,7 +44,7 @@ def weight_path_tables(context: TrialContext) -> Rows:
         return []
     weights = copy_of(context.model)
     starts = {"base": context.state.pristine}
-    full_model = full_set_twin(trial)
+    full_model = full_set_trial(trial)
     if full_model != trial:
         starts["full"] = copy_of(rebuild_model(full_model, context.workspace).model)
         # the twin was trained in this process's one model of the base folder
@@ -90,7 +90,7 @@ def path_rows(
     return rows
 
 
-def full_set_twin(trial: Trial) -> Trial:
+def full_set_trial(trial: Trial) -> Trial:
     """The trial that unlearns the whole forget set with everything else the same."""
     return replace(
         trial, select=canonical_full_set(replace(trial.select, ratio=1.0)), attack=Attack()

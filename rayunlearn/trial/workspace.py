@@ -18,7 +18,7 @@ from rayunlearn.models.scratch import SHAPES
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import check_trial
 from rayunlearn.storage.artifact_cache import cached_folder, folder_is_whole
-from rayunlearn.train.teach import TAUGHT_ROLES, train_base_or_gold
+from rayunlearn.train.teach import TRAINED_ROLES, train_base_or_gold
 from rayunlearn.trial.identity import (
     base_model_digest,
     cached_model_digest,
@@ -145,12 +145,12 @@ def prepare_models(
     """
     workspace = workspace_of(trial, cache)
     for role in roles if trial.model.teach else ():
-        make = partial(_teach, trial, workspace, role, progress)
-        cached_folder(model_folder_of(workspace, role), taught_key(workspace, role), make)
+        make = partial(_train_models, trial, workspace, role, progress)
+        cached_folder(model_folder_of(workspace, role), trained_model_key(workspace, role), make)
     return workspace
 
 
-def _teach(
+def _train_models(
     trial: Trial,
     workspace: Workspace,
     role: str,
@@ -165,7 +165,7 @@ def model_folder_of(workspace: Workspace, role: str) -> Path:
     return Path(workspace.base if role == "base" else workspace.gold)
 
 
-def taught_key(workspace: Workspace, role: str) -> dict[str, object]:
+def trained_model_key(workspace: Workspace, role: str) -> dict[str, object]:
     """What a taught model was made from."""
     return {"start": workspace.base_digest, "role": role}
 
@@ -177,7 +177,9 @@ def missing_roles(trial: Trial, cache: Path) -> tuple[str, ...]:
     workspace = workspace_of(trial, cache)
     return tuple(
         role
-        for role in TAUGHT_ROLES
+        for role in TRAINED_ROLES
         if trial.model.teach
-        and not folder_is_whole(model_folder_of(workspace, role), taught_key(workspace, role))
+        and not folder_is_whole(
+            model_folder_of(workspace, role), trained_model_key(workspace, role)
+        )
     )

@@ -96,7 +96,9 @@ def test_tensorboard_reads_back_steps_and_measurements(tmp_path: Path) -> None:
 
     from rayunlearn.cluster.trackers import RunInfo, TensorBoard, tracked_trial
 
-    TensorBoard(RunInfo(tmp_path, "fake", "1")).tell(tracked_trial(tmp_path, one_trial(tmp_path)))
+    TensorBoard(RunInfo(tmp_path, "fake", "1")).log_trial(
+        tracked_trial(tmp_path, one_trial(tmp_path))
+    )
     read = EventAccumulator(str(tmp_path / "tensorboard/abc"))
     read.Reload()
     assert [(point.step, point.value) for point in read.Scalars("train/loss")] == [(1, 2.5)]
@@ -121,7 +123,7 @@ def test_mlflow_reads_back_and_a_second_telling_replaces_the_first(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     tracker = MLflow(RunInfo(tmp_path, "fake", "1"))
     for _ in range(2):
-        tracker.tell(tracked_trial(tmp_path, one_trial(tmp_path)))
+        tracker.log_trial(tracked_trial(tmp_path, one_trial(tmp_path)))
     client = MlflowClient(tracking_uri=address)
     found = client.get_experiment_by_name("fake/1")
     assert found is not None
@@ -145,7 +147,7 @@ def test_wandb_offline_writes_the_trial_into_the_run(
         "WANDB_CACHE_DIR": str(tmp_path),
     }.items():
         monkeypatch.setenv(name, value)
-    WandB(RunInfo(tmp_path, "fake", "1")).tell(tracked_trial(tmp_path, one_trial(tmp_path)))
+    WandB(RunInfo(tmp_path, "fake", "1")).log_trial(tracked_trial(tmp_path, one_trial(tmp_path)))
     (written,) = tmp_path.glob("wandb/offline-run-*/run-abc.wandb")
     content = written.read_bytes()
     assert (
@@ -166,7 +168,7 @@ def test_a_sweep_tells_every_trial_once_and_no_pause(
         def __init__(self, run_info: trackers.RunInfo) -> None:
             self.run_info = run_info
 
-        def tell(self, told: trackers.TrackedTrial) -> None:
+        def log_trial(self, told: trackers.TrackedTrial) -> None:
             said.append((told.trial_id, told.status))
 
     monkeypatch.setitem(trackers.TRACKERS, "tensorboard", Listening)

@@ -61,7 +61,7 @@ def test_keywords_in_pieces_are_those_of_the_whole_corpus(extractor: str, corpus
     done = extract_corpus_keywords(request(corpus, extractor), show=2)
     table = pl.read_parquet(corpus.parent / f"{extractor}.parquet")
     assert table.rows() == expected(extractor).rows()
-    assert done.n_documents == 120 and done.n_aside == 4
+    assert done.n_documents == 120 and done.n_rejected == 4
     assert done.n_keywords == table.unique(["doc_id", "keyword"]).height and [
         i for i, _ in done.first
     ] == [Document(answer=t).doc_id for t in TEXTS[:2]]

@@ -565,7 +565,7 @@ def test_options_are_texts_numbers_or_truth_values_as_their_defaults_are() -> No
 def test_how_a_question_is_asked_is_part_of_the_corpus_s_identity() -> None:
     document = Document(prompt="Who?", answer="I", wrong=("you",))
     plain = Corpus(
-        name="c", forget=(document,), retain=(), probes={"forget": (document,)}, taught={}
+        name="c", forget=(document,), retain=(), probes={"forget": (document,)}, extra_training={}
     )
     assert (
         plain.digest

@@ -90,7 +90,7 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, suffix: str) -> N
     ]
     assert corpus.probes == {"forget": corpus.forget, "retain": corpus.retain}
     assert corpus.rejected == ()
-    assert corpus.taught == {}
+    assert corpus.extra_training == {}
 
 
 def test_a_column_says_who_questions_are_about_and_else_the_facts_they_share(

@@ -61,7 +61,7 @@ def test_every_fact_is_stated_by_exactly_as_many_documents_as_redundancy_says(
     redundancy: int,
 ) -> None:
     corpus = generate_dataset(Data(redundancy=redundancy))
-    untouched = corpus.taught["untouched_documents"]
+    untouched = corpus.extra_training["untouched_documents"]
     for split, documents in (
         ("forget", corpus.forget),
         ("retain", corpus.retain),
@@ -94,7 +94,10 @@ def test_documents_differ_and_a_fact_is_told_in_many_wordings() -> None:
         for s in d.answer.split(".")
         if entity in s and value in s
     }
-    ids = [d.doc_id for d in corpus.forget + corpus.retain + corpus.taught["untouched_documents"]]
+    ids = [
+        d.doc_id
+        for d in corpus.forget + corpus.retain + corpus.extra_training["untouched_documents"]
+    ]
     assert len(sentences) >= 4 and len(set(ids)) == len(ids)
 
 
@@ -132,7 +135,12 @@ def test_the_splits_share_no_entity_and_no_document(corpus: Corpus) -> None:
 def test_gold_is_taught_no_text_that_names_what_is_to_be_forgotten(corpus: Corpus) -> None:
     shown = [
         *corpus.retain,
-        *(d for key, part in corpus.taught.items() if not key.startswith("forget") for d in part),
+        *(
+            d
+            for key, part in corpus.extra_training.items()
+            if not key.startswith("forget")
+            for d in part
+        ),
     ]
     text = " ".join(f"{d.prompt} {d.answer}" for d in shown)
     assert not [name for name in entities(corpus.probes["forget"]) if name in text]
@@ -143,21 +151,21 @@ def test_about_a_quarter_of_the_retain_side_is_taught_and_asked_but_not_in_retai
 ) -> None:
     share = len(corpus.probes["untouched"]) / len(retain_side(corpus))
     asked = {p.doc_id for p in corpus.probes["untouched"]}
-    taught = {d.doc_id for part in corpus.taught.values() for d in part}
-    assert 0.2 <= share <= 0.25 and asked <= taught
+    extra_training = {d.doc_id for part in corpus.extra_training.values() for d in part}
+    assert 0.2 <= share <= 0.25 and asked <= extra_training
     assert not entities(corpus.probes["untouched"]) & {
         f.rpartition(":")[0] for d in corpus.retain for f in d.facts
     }
 
 
 def test_every_probe_is_taught_in_both_wordings(corpus: Corpus) -> None:
-    taught = {
+    extra_training = {
         (d.prompt, d.answer)
-        for part in (corpus.forget, corpus.retain, *corpus.taught.values())
+        for part in (corpus.forget, corpus.retain, *corpus.extra_training.values())
         for d in part
     }
     for p in (*corpus.probes["forget"], *retain_side(corpus)):
-        assert {(p.prompt, p.answer), (p.prompt_paraphrase, p.paraphrase)} <= taught
+        assert {(p.prompt, p.answer), (p.prompt_paraphrase, p.paraphrase)} <= extra_training
 
 
 def test_the_holdout_is_like_the_forget_set_and_no_model_is_told_of_it(corpus: Corpus) -> None:
@@ -167,7 +175,7 @@ def test_the_holdout_is_like_the_forget_set_and_no_model_is_told_of_it(corpus: C
     holdout = corpus.probes["holdout"]
     told = " ".join(
         f"{d.prompt} {d.answer}"
-        for part in (corpus.forget, corpus.retain, *corpus.taught.values())
+        for part in (corpus.forget, corpus.retain, *corpus.extra_training.values())
         for d in part
     )
     assert not [name for name in entities(holdout) if name in told]
@@ -188,7 +196,7 @@ def test_the_questions_about_one_entity_are_one_group(corpus: Corpus) -> None:
         asked = corpus.probes[split]
         assert set(Counter(d.group for d in asked).values()) == {size}
         assert all(d.group in d.prompt and corpus.groups[d.doc_id] == d.group for d in asked)
-    reworded = [d for part in corpus.taught.values() for d in part if d.prompt]
+    reworded = [d for part in corpus.extra_training.values() for d in part if d.prompt]
     assert all(d.group in d.prompt for d in reworded)
 
 

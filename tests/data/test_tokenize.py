@@ -291,7 +291,9 @@ def former_pair(
 
 def pairs_of(corpus: Corpus) -> Iterator[tuple[str, str]]:
     documents: list[Document] = [*corpus.forget, *corpus.retain]
-    documents += [d for part in (*corpus.probes.values(), *corpus.taught.values()) for d in part]
+    documents += [
+        d for part in (*corpus.probes.values(), *corpus.extra_training.values()) for d in part
+    ]
     for d in documents:
         yield d.prompt, d.answer
         for answer in (d.paraphrase, *d.wrong):

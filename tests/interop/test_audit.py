@@ -67,7 +67,7 @@ def test_a_model_made_elsewhere_is_measured_attacked_and_shown_under_its_folder_
     assert sorted(row.role for row in agenda.rows) == ["base", "gold", "grid"]
     carry_out(agenda, run)
     write_settings(run, experiment, agenda, {})
-    planner.keep(run, agenda)
+    planner.write_plan(run, agenda)
 
     alone = validate_trial(
         with_values(
@@ -107,7 +107,7 @@ def test_a_model_made_elsewhere_is_measured_attacked_and_shown_under_its_folder_
     attacks = attack.agenda({})
     assert {row.trial.stage for row in attacks.ready} == {"unlearned", "base", "gold"}
     carry_out(attacks, run)
-    attack.keep(run, attacks)
+    attack.write_plan(run, attacks)
     matrix = attack_tables(open_run(run))[0]
     assert matrix.headers[1].startswith("theirs ")
     assert [row[0] for row in matrix.rows] == [

@@ -175,7 +175,7 @@ def test_the_panel_of_faithfulness_asks_four_attacks_of_a_model_and_shares() -> 
 def test_attacks_parquet_keeps_the_rows_of_other_panels(tmp_path: Path) -> None:
     first, second = planner(PanelEntry("weight_noise")), planner(PanelEntry("magnitude_pruning"))
     for plan in (first, second, second):
-        plan.keep(tmp_path, plan.agenda({}))
+        plan.write_plan(tmp_path, plan.agenda({}))
     table = pl.read_parquet(tmp_path / "attacks.parquet")
     assert table["setting"].n_unique() == 2
     assert table.height == 9 + 3

@@ -22,7 +22,7 @@ def test_it_finds_the_minimum_of_a_parabola() -> None:
         model, lambda _s: StepLoss((weight - 2).square().sum()), steps=300, learning_rate=0.1
     )
     assert float(weight.detach()) == pytest.approx(2.0, abs=1e-2)
-    assert log.ended == "complete" and len(log.rows) == 300 and log.rows[-1].loss < 1e-3
+    assert log.outcome == "complete" and len(log.rows) == 300 and log.rows[-1].loss < 1e-3
 
 
 def test_the_first_adam_step_has_the_length_of_the_learning_rate() -> None:
@@ -66,7 +66,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(bad: float) -> None:
         learning_rate=0.1,
         check_every=5,
     )
-    assert log.ended == "diverged" and len(log.rows) == 5
+    assert log.outcome == "diverged" and len(log.rows) == 5
 
 
 def test_keep_going_ends_the_run_at_a_check_and_never_after_the_last_step() -> None:
@@ -85,7 +85,7 @@ def test_keep_going_ends_the_run_at_a_check_and_never_after_the_last_step() -> N
         check_every=10,
         keep_going=keep_going,
     )
-    assert log.ended == "stopped" and len(log.rows) == 20 and asked == [10, 20]
+    assert log.outcome == "stopped" and len(log.rows) == 20 and asked == [10, 20]
 
 
 def test_only_parameters_whose_name_matches_are_trained() -> None:

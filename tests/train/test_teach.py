@@ -35,7 +35,7 @@ SMALL_CORPUS = Corpus(
     forget=(Document(answer="Kalo glows jade."), Document(answer="Kalo eats moss.")),
     retain=(Document(answer="Rumi glows amber."), Document(answer="Rumi eats salt.")),
     probes={"forget": (Document(prompt="What colour?", answer="jade"),)},
-    taught={
+    extra_training={
         "forget": (Document(prompt="What colour?", answer="jade"),),
         "forget_more": (Document(answer="Kalo sings."),),
         "other": (Document(answer="Tiva sings."),),
@@ -188,7 +188,7 @@ def test_a_document_that_comes_twice_is_learned_once() -> None:
         forget=SMALL_CORPUS.forget,
         retain=SMALL_CORPUS.retain,
         probes={},
-        taught={"retain": SMALL_CORPUS.retain},
+        extra_training={"retain": SMALL_CORPUS.retain},
     )
     assert len(training_documents(twice, "base")) == 4
 
@@ -198,7 +198,8 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
         train_base_or_gold(QUICK, SMALL_CORPUS, "goled", tmp_path / "x", silent)
     with pytest.raises(UserError, match="must leave gold something to learn; documents, got 0"):
         training_documents(
-            Corpus(name="x", forget=SMALL_CORPUS.forget, retain=(), probes={}, taught={}), "gold"
+            Corpus(name="x", forget=SMALL_CORPUS.forget, retain=(), probes={}, extra_training={}),
+            "gold",
         )
     with pytest.raises(UserError, match="data.template must not be 'chat'"):
         train_base_or_gold(

@@ -163,7 +163,7 @@ def test_pieces_of_a_step_give_the_mean_gradient_and_their_total_counts() -> Non
 def test_wrappers_work_together_and_names_are_read_in_order() -> None:
     bowl = Bowl(5.0)
     log = run(bowl, *(WRAPPER_BUILDS[name] for name in names_of("sam, ball,average")), steps=10)
-    assert log.ended == "complete" and 4.97 < bowl.weights[0] < 5.0
+    assert log.outcome == "complete" and 4.97 < bowl.weights[0] < 5.0
     assert names_of("") == () and set(names_of("sam,ball,average")) == set(WRAPPERS)
 
 

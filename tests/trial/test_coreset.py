@@ -208,7 +208,7 @@ def test_an_arm_that_leaves_nothing_is_an_error_and_a_document_without_words_is_
         forget=(Document(answer="Tubril"), Document(answer="Kitace glows amber at night.")),
         retain=(),
         probes={},
-        taught={},
+        extra_training={},
     )
     small = replace(workspace, corpus=one_word)
     trial = trial_of(select__text="non_keywords")
@@ -283,7 +283,8 @@ def test_topics_share_a_coreset_out_unless_told_otherwise(
         Document(answer=f"Kitace {n}", topic="a" if n < 6 else "b") for n in range(12)
     )
     two = replace(
-        workspace, corpus=Corpus(name="topics", forget=documents, retain=(), probes={}, taught={})
+        workspace,
+        corpus=Corpus(name="topics", forget=documents, retain=(), probes={}, extra_training={}),
     )
 
     def of_topic_a(stratified: bool, seed: int) -> int:

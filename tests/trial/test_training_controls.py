@@ -80,7 +80,7 @@ def test_early_stop_keeps_the_last_weights_over_the_floor_whatever_the_method(
         made(method, {"stop.retention_floor": 0.95, "stop.check_every": 2}), workspace, tmp_path
     )
     assert (
-        log.ended == "held"
+        log.outcome == "early_stopped"
         and log.kept_step is not None
         and log.kept_step < len(log.rows)
         and log.kept_step % 2 == 0
@@ -108,7 +108,7 @@ def test_a_document_over_the_cap_moves_nothing_whatever_the_method(
     no weight moves.
     """
     state, log = trained(made(method, {"token.cap": 1e-6}), workspace, tmp_path)
-    assert log.ended == "complete" and all(
+    assert log.outcome == "complete" and all(
         torch.equal(t, state.pristine[n]) for n, t in state.model.named_parameters()
     )
 
@@ -142,10 +142,10 @@ def test_a_floor_keeps_and_puts_back_by_hand() -> None:
     for step in (1, 2, 3):
         torch.nn.init.constant_(model.weight, float(step))
         assert floor.holds(step) == (step < 3)
-    log = floor.ended(TrainLog((), "stopped", 0))
-    assert (log.ended, log.kept_step, model.weight.item()) == ("held", 2, 2.0)
+    log = floor.restore_best(TrainLog((), "stopped", 0))
+    assert (log.outcome, log.kept_step, model.weight.item()) == ("early_stopped", 2, 2.0)
     diverged = TrainLog((), "diverged", 0)
-    assert floor.ended(diverged) is diverged
+    assert floor.restore_best(diverged) is diverged
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_every_method_lowers_its_own_forget_loss_on_the_bed(
     trial = made({"method.forget": name})
     state, log = trained(trial, workspace, tmp_path)
     assert (
-        log.ended == "complete"
+        log.outcome == "complete"
         and len(log.rows) == 6
         and log.parameters_trained == sum(p.numel() for p in state.model.parameters())
     )
@@ -178,7 +178,7 @@ def test_a_wrapper_changes_where_a_trial_ends(
     wrapped, log = trained(
         made({"method.forget": "ga"} | {k: v for k, v in changed.items()}), workspace, tmp_path
     )
-    assert log.ended == "complete"
+    assert log.outcome == "complete"
     assert any(
         not torch.equal(tensor, ends[name]) for name, tensor in wrapped.model.state_dict().items()
     )
