@@ -254,7 +254,9 @@ def measure(part: str, way: str, corpus: Path, cpus: int, repeats: int) -> Measu
 
 
 def show(measured: Measured, rows: list[Measured]) -> None:
-    """One line of the table, with the ratio to the first way of the part on one CPU at this size."""
+    """One line of the table, with the ratio to the first way of the part on
+    one CPU at this size.
+    """
     rows.append(measured)
     plain = next(m for m in rows if (m.part, m.documents) == (measured.part, measured.documents))
     rate, ratio, cpu = (

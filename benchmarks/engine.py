@@ -240,10 +240,15 @@ def our_loss(
 def plain_loss(
     case: Case, model: PreTrainedModel, second: PreTrainedModel, batch_size: int
 ) -> Callable[[int], Tensor]:
-    """The loss of a step by two whole models. A retain term that counts for nothing is that of NLL."""
+    """The loss of a step by two whole models. A retain term that counts for
+    nothing is that of NLL.
+    """
     retain = "nll" if case.idle_retain else case.retain
-    forget_side, retain_side = (Side(table[name].function, texts(model, role, batch_size), Reference({})) for table, name, role in (
-        (FORGET, case.forget, "forget"), (RETAIN, retain, "retain")))  # fmt: skip
+    losses = {"forget": FORGET[case.forget].function, "retain": RETAIN[retain].function}
+    forget_side, retain_side = (
+        Side(function, texts(model, role, batch_size), Reference({}))
+        for role, function in losses.items()
+    )
     loss = forget_side.loss
     kinds = {
         kind: texts(model, kind, batch_size, answer=15) for kind in paired_response_kinds(loss)

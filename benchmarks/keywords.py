@@ -47,7 +47,9 @@ class Gold:
 
 
 def read_gold(directory: Path) -> Gold:
-    """Read one gold set. Raises UserError without documents; a document without keys is left out."""
+    """Read one gold set. Raises UserError without documents;
+    a document without keys is left out.
+    """
     texts: dict[str, str] = {}
     keys: dict[str, frozenset[str]] = {}
     for file in sorted((directory / "docsutf8").glob("*.txt")):

@@ -42,8 +42,9 @@ from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.workspace import validate_trial, workspace_of
 torch.set_num_threads(1)
 for values in json.loads(sys.argv[1]):
-    trial = validate_trial(with_values(Trial(), values))
-    print(run_trial(trial, workspace_of(trial, Path(sys.argv[2]) / "cache"), Path(sys.argv[2]) / "run", "benchmark", "1"))
+    trial, folder = validate_trial(with_values(Trial(), values)), Path(sys.argv[2])
+    workspace = workspace_of(trial, folder / "cache")
+    print(run_trial(trial, workspace, folder / "run", "benchmark", "1"))
 """
 EXPERIMENT = '''"""Twenty short trials."""
 from rayunlearn.config import Trial, with_values

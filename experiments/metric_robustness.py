@@ -27,9 +27,13 @@ from rayunlearn.experiment import Attacks, Budget, Objective
 
 # letters are left out: the bed's model was taught answers, not letters; reference_score and base_kl
 # compare with base
-METRICS = "probability,sequence_probability,option_probability,multiple_choice,multiple_choice_sum,truth_ratio,exact_memorization,"
-METRICS += "extraction_strength,extraction_strength_paraphrase,perplexity,base_kl,loss_score,zlib_score,reference_score,min_k_score,min_k_plus_score,"
-METRICS += "gradient_norm_score,rouge_l_recall,rouge_l_f1,verbatim_memorization,knowledge_memorization,leak_at_k,repetition,ngram_entropy,syntactic_sanity"
+METRICS = (
+    "probability,sequence_probability,option_probability,multiple_choice,multiple_choice_sum,"
+    "truth_ratio,exact_memorization,extraction_strength,extraction_strength_paraphrase,perplexity,"
+    "base_kl,loss_score,zlib_score,reference_score,min_k_score,min_k_plus_score,"
+    "gradient_norm_score,rouge_l_recall,rouge_l_f1,verbatim_memorization,knowledge_memorization,"
+    "leak_at_k,repetition,ngram_entropy,syntactic_sanity"
+)
 
 BASE = Trial(
     data=Data(name="domain", size="tiny", redundancy=20),

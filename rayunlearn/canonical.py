@@ -57,5 +57,7 @@ def control_of(cell: Trial) -> Trial:
 
 
 def has_gold(trial: Trial) -> bool:
-    """Whether there is a model that never saw the forget set: one is taught here, or one was named."""
+    """Whether there is a model that never saw the forget set:
+    one is taught here, or one was named.
+    """
     return trial.model.teach or bool(trial.model.gold)

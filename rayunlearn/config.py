@@ -3,8 +3,8 @@ to Parquet.
 
 `select.ratio` is a field of a section; `npo.beta` is a keyword argument of the function `npo` and
 lives in `Trial.options`, because layer 0 does not know the method tables.
-`rayunlearn.registry.check_trial` holds options against the signatures on the driver, before anything is
-scheduled.
+`rayunlearn.registry.check_trial` holds options against the signatures on the driver, before
+anything is scheduled.
 """
 
 import dataclasses

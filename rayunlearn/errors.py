@@ -12,7 +12,6 @@ SECRET_CHARACTERS = 8
 LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
 TOKEN_PATTERNS = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|AKIA)[A-Za-z0-9_-]{12,}")
 
-
 # names that are offered for one that is not known
 MIN_SIMILARITY = 5
 # names up to which all are told

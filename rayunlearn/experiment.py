@@ -417,7 +417,9 @@ def _error_location(error: Exception, path: Path) -> str:
 
 
 def _refuse_misspelt(module: ModuleType) -> None:
-    """A capital name that is nearly one of ours (`AXIS`, `SERACH`) would be ignored without a word."""
+    """A capital name that is nearly one of ours (`AXIS`,
+    `SERACH`) would be ignored without a word.
+    """
     from difflib import get_close_matches
 
     for name in vars(module):

@@ -23,26 +23,18 @@ class Rule:
 
 
 Positive = Annotated[float, Rule("must be > 0", lambda x: x > 0)]
-
-
 NonNegative = Annotated[float, Rule("must be >= 0", lambda x: x >= 0)]
-
-
 Fraction = Annotated[float, Rule("must be in (0, 1]", lambda x: 0 < x <= 1)]
-
-
 UnitInterval = Annotated[float, Rule("must be in [0, 1]", lambda x: 0 <= x <= 1)]
-
-
 Count = Annotated[int, Rule("must be >= 1", lambda x: x >= 1)]
-
-
 Whole = Annotated[int, Rule("must be >= 0", lambda x: x >= 0)]
 
 
 @dataclass(frozen=True)
 class Option:
-    """One hyperparameter: dotted name, default, type and range in words ('' where any value goes)."""
+    """One hyperparameter: dotted name, default, type and range in words
+    ('' where any value goes).
+    """
 
     name: str
     default: Value

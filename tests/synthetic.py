@@ -1,4 +1,6 @@
-"""A plausible small run, made of numbers instead of training: what the results layer is tested on."""
+"""A plausible small run, made of numbers instead of training:
+what the results layer is tested on.
+"""
 
 import json
 from collections.abc import Mapping

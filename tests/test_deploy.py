@@ -140,7 +140,8 @@ def test_the_launcher_file_is_what_ray_reads(launcher: dict[str, Any]) -> None:
 def test_the_launcher_check_would_see_a_mistake(
     launcher: dict[str, Any], change: dict[str, Any]
 ) -> None:
-    with pytest.raises(Exception):  # noqa: B017 - jsonschema's or Ray's own, as the mistake has it
+    # jsonschema's or Ray's own, as the mistake has it
+    with pytest.raises(Exception):  # noqa: B017
         prepared(launcher | change)
 
 

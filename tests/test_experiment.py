@@ -31,7 +31,11 @@ from rayunlearn.config import Train, Trial
 from rayunlearn.experiment import Budget, Objective, Range
 
 BASE = Trial(train=Train(length=10))
-AXES = {"method.forget": ("npo", "rmu"), "select.ratio": (0.25, 1.0), ("select.seed", "train.seed"): (0, 1)}
+AXES = {
+    "method.forget": ("npo", "rmu"),
+    "select.ratio": (0.25, 1.0),
+    ("select.seed", "train.seed"): (0, 1),
+}
 SEARCH = {"train.learning_rate": Range(1e-5, 1e-2, log=True), "npo.beta": Range(0.05, 1.0)}
 BUDGET = Budget(trials=3)
 OBJECTIVE = Objective(utility_floor=0.8)
@@ -139,7 +143,7 @@ def test_without_search_nothing_is_tuned(tmp_path: Path) -> None:
         ),
         (('"npo.beta": R', '"select.keep": R'), "when budget.tuning is 'shared'"),
         (("(0.25, 1.0)", "()"), "must be a tuple of at least one value"),
-        (("(0, 1)}", "((0, 1, 2),)}"), "must have 2 values"),
+        (("(0, 1),\n}", "((0, 1, 2),),\n}"), "must have 2 values"),
         (("length=10", "length=-1"), "train.length must be >= 0, got -1"),
         (
             ("BASE = ", "1 / 0\nBASE = "),

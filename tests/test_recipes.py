@@ -1,4 +1,6 @@
-"""Recipes: every value is a setting that a trial takes, has a source, and is what its sheet says."""
+"""Recipes: every value is a setting that a trial takes, has a source,
+and is what its sheet says.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""The models that tests share: trained once, whoever wants them, and never read damaged or stale."""
+"""The models that tests share: trained once, whoever wants them,
+and never read damaged or stale.
+"""
 
 import os
 import threading

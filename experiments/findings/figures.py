@@ -27,13 +27,9 @@ from rayunlearn.storage.run import Run
 
 MARKS = dict(zip(SYMBOLS, ("o", "s", "D", "^", "P", "*"), strict=True))
 
-
 # of one panel; the rest stands in the table
 MAX_ROWS = 40
-
-
 Looks = Mapping[str, tuple[str, str]]
-
 
 # panels side by side
 ACROSS = 3
@@ -402,7 +398,9 @@ def by_emphasis(run: Run) -> list[Panel]:
 
 
 def by_path(run: Run) -> list[Panel]:
-    """Answer probability on the line from the full-set model, a panel per split, a curve per cell."""
+    """Answer probability on the line from the full-set model, a panel per split,
+    a curve per cell.
+    """
     paths = paths_of(run)
     cells = list(path_cells(run).items())
     shown = [

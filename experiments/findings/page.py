@@ -57,14 +57,9 @@ from rayunlearn.storage.run import Run, open_run
 # rows of a table that is shown without a click
 SHORT = 12
 
-
 # of the equivalence tests of this page
 MARGIN = 0.1
-
-
 Verdict = Callable[[Run], tuple[list[str], SummaryTable | None]]
-
-
 SHOWN_FACTS = ("commit", "hardware", "seconds in trials", "first trial started")
 
 
@@ -396,12 +391,10 @@ def _table(frame: pl.DataFrame) -> SummaryTable | None:
 
 STUDY = "Pal et al. 2504.10185"
 
-
 BED = (
     "A generated domain and a model of half a million parameters; there WMDP and MUSE with 7 B"
     " models."
 )
-
 
 FINDINGS: Sequence[Finding] = (
     Finding(
@@ -527,10 +520,10 @@ FINDINGS: Sequence[Finding] = (
     ),
 )
 
-
 HEAD = """# Findings
 
-Made by `make findings` from the Parquet files of the experiments; do not edit. A verdict is what was measured, a negative one too.
+Made by `make findings` from the Parquet files of the experiments; do not edit. A verdict is what
+was measured, a negative one too.
 How to read intervals and controls: [what the numbers can and cannot say](explanation.md).
 The dated log, with what was tried on the way: `experiments/LOG.md`.
 """

@@ -31,19 +31,10 @@ from rayunlearn.lazy import scipy
 from rayunlearn.storage.run import Run
 
 METHOD = ("method.forget", "method.retain")
-
-
 LENGTH = (*METHOD, "select.ratio", "train.length")
-
-
 ESTIMATE = {"mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
-
-
 GAPS = {"method": pl.String, "gap": pl.String, "pairs": pl.Int64, **ESTIMATE}
-
-
 LENGTHS = {"method": pl.String, "ratio": pl.Float64, "steps": pl.Float64, **ESTIMATE}
-
 
 # column to its name in tables
 PREDICTORS = {"coverage": "facts", "keyword_coverage": "keywords", "select.ratio": "ratio"}
@@ -207,11 +198,9 @@ def _weighted(
 # of what the full set unlearns; ours
 ENOUGH = 0.9
 
-
 FORETOLD = tuple(
     f"{what}_by_{predictor}" for what in ("error", "enough") for predictor in PREDICTORS.values()
 )
-
 
 PREDICTED = {
     "method": pl.String,
@@ -331,7 +320,8 @@ def _smallest(trials: pl.DataFrame, shares: Numbers) -> float:
         .group_by("select.ratio")
         .agg(pl.col("share").mean())
     )
-    return float(means.filter(pl.col("share") >= ENOUGH)["select.ratio"].min() or 1.0)  # type: ignore[arg-type]
+    enough = means.filter(pl.col("share") >= ENOUGH)["select.ratio"].to_list()
+    return min(enough, default=1.0)
 
 
 BEATEN = {
@@ -348,8 +338,8 @@ def against_random(run: Run, selector: str) -> pl.DataFrame:
     """Per method, bed and ratio with both selectors: forgetting of `selector` minus random's,
     columns BEATEN; under 0 it forgets more.
 
-    Paired by document, two-way clustered (`hypothesis_tests.difference`); low to high is the interval by
-    the t of p, which is not corrected.
+    Paired by document, two-way clustered (`hypothesis_tests.difference`); low to high is the
+    interval by the t of p, which is not corrected.
     """
     left = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
     grid = (
@@ -460,7 +450,6 @@ def _gives_back_more(table: pl.DataFrame, one: str, other: str) -> str:
 # forgotten on average: under it a share of them says nothing
 FEW_QUESTIONS = 5
 
-
 # of the retain questions: nine tenths are to stay (experiments/dilemma.py)
 HARM = 0.1
 
@@ -558,11 +547,12 @@ def faithful_in_words(run: Run) -> list[str]:
             f"; of {len(known)} attacks {len(more)} give back more than of the full set's"
             f" models{': ' + ', '.join(more) if more else ''}"
         )
+        size = format_coreset_size(row["select.name"], row["select.ratio"])
         sentences.append(
-            f"{row['method']}, {format_coreset_size(row['select.name'], row['select.ratio'])}: the line to"
-            f" the full-set model lies {format_interval(row, 'barrier_forget')} over the straight one"
-            f" in forgetting: {said}; it answers {format_interval(row, 'agreement')} of the forget"
-            f" questions as that model does{under if known else ''}."
+            f"{row['method']}, {size}: the line to the full-set model lies"
+            f" {format_interval(row, 'barrier_forget')} over the straight one in forgetting:"
+            f" {said}; it answers {format_interval(row, 'agreement')} of the forget questions as"
+            f" that model does{under if known else ''}."
         )
     return sentences
 
@@ -587,10 +577,7 @@ def _above(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 BEYOND_PLAIN = ("beyond_plain", "beyond_low", "beyond_high")
-
-
 LEFT = ("left", "left_low", "left_high")
-
 
 ARMS = {
     "arm": pl.String,

@@ -1,1 +1,3 @@
-"""Statistics of a run: frames in, frames out. May import storage; no torch, no Ray, no rendering."""
+"""Statistics of a run: frames in, frames out. May import storage;
+no torch, no Ray, no rendering.
+"""

@@ -28,13 +28,8 @@ from rayunlearn.schema import WORD_KINDS
 from rayunlearn.storage.run import Run
 
 RIGHT_METRIC = "exact_memorization"
-
-
 KEY, RANDOM = "emphasis", "emphasis_random"
-
-
 STAGES_OF_INTEREST = ("base", "gold", "control", "grid")
-
 
 # ranges
 FRACTION, CORRELATION = (0.0, 1.0), (-1.0, 1.0)
@@ -163,7 +158,9 @@ def attribution_frames(run: Run, split: str) -> dict[str, dict[str, pl.DataFrame
 
 
 def attribution_tracking(before: pl.DataFrame, after: pl.DataFrame) -> dict[str, float]:
-    """The five numbers of `tracking_table` for one question; NaN where one has nothing to speak of."""
+    """The five numbers of `tracking_table` for one question;
+    NaN where one has nothing to speak of.
+    """
     key, now = before["is_key"].to_numpy(), after["is_key"].to_numpy()
     contribution = after["contribution"].to_numpy()
     positive = np.maximum(contribution, 0)
@@ -198,7 +195,6 @@ TRACKED_METRICS = {
         "Spearman correlation of the contributions here with integrated gradients in the same model"
     ),
 }
-
 
 TRACKED_RANGE = {
     name: CORRELATION if name in ("rank", "gradient") else FRACTION for name in TRACKED_METRICS

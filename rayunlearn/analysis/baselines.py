@@ -27,14 +27,11 @@ from rayunlearn.storage.run import Run
 
 REFERENCES = {"select.name": ("random",), "select.text": ("random_words", "original")}
 
-
 # say nothing of a whole text
 OF_PARTS = ("select.extractor", "select.keyword_fraction")
 
-
 # p after Holm's correction at which a difference is called shown
 SIGNIFICANCE = 0.05
-
 
 BASELINE_SCHEMA = {
     "place": pl.String,
@@ -88,14 +85,14 @@ class SelectorArm:
 
 
 def baseline_table(run: Run) -> pl.DataFrame:
-    """Columns BASELINE_SCHEMA: cells that differ from a reference cell in the selector alone, or in the text
-    alone, the smallest p of a place first.
+    """Columns BASELINE_SCHEMA: cells that differ from a reference cell in the selector alone, or in
+    the text alone, the smallest p of a place first.
 
     `left` is the mean of the objective's forgetting metric, `difference` arm - reference with its
-    95 % interval `low` to `high`, p paired over documents (`hypothesis_tests.difference`, which counts
-    seeds too), Holm-corrected over all rows of the same data and model. `useful`: the arm's mean
-    utility is at least the objective's floor times base's. `reference_name`: what else tells the
-    reference from the arm. `unmeasured` counts trials of both cells that ended without rows.
+    95 % interval `low` to `high`, p paired over documents (`hypothesis_tests.difference`, which
+    counts seeds too), Holm-corrected over all rows of the same data and model. `useful`: the arm's
+    mean utility is at least the objective's floor times base's. `reference_name`: what else tells
+    the reference from the arm. `unmeasured` counts trials of both cells that ended without rows.
     `verdict`: "forgets more" or "forgets less" than the reference where p after Holm is at most
     SIGNIFICANCE, else "not shown", which is no proof that there is no difference.
     """
@@ -147,7 +144,9 @@ def selector_arms(run: Run) -> Iterator[SelectorArm]:
 
 
 def _pairs(arms: Sequence[SelectorArm]) -> Iterator[tuple[str, SelectorArm, SelectorArm]]:
-    """(setting that differs, arm, its reference); two references of one setting are compared once."""
+    """(setting that differs, arm, its reference); two references of one
+    setting are compared once.
+    """
     for changed, references in REFERENCES.items():
         for index, reference in enumerate(references):
             matching_arms = [arm for arm in arms if arm.settings.get(changed) == reference]

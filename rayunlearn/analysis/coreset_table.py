@@ -26,7 +26,6 @@ from rayunlearn.storage.run import Run
 
 MULTIPLE_CHOICE = "multiple_choice"
 
-
 # each with _low and _high beside it
 MEASURES = ("forgetting", "utility", "untouched", "choice_forget", "choice_retain", "unlearning")
 

@@ -27,14 +27,10 @@ from rayunlearn.analysis.two_way import Estimate, Groups
 from rayunlearn.storage.run import Run
 
 COMPARED = ("unlearned", "calibrated", "calibrated_beside")
-
-
 ALPHA_OF = {"calibrated": "calibrated_alpha", "calibrated_beside": "calibrated_beside_alpha"}
-
 
 # places
 RANK_CHANGE_SCHEMA = 2
-
 
 # p after Holm's correction at which a change of places is called shown
 ORDER_SIGNIFICANCE = 0.05
@@ -69,7 +65,6 @@ RANKING_SCHEMA = {
     },
     "seeds": pl.Int64,
 }
-
 
 ORDER_CHANGE_SCHEMA = {
     "place": pl.String,

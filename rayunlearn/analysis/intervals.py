@@ -20,8 +20,6 @@ from rayunlearn.errors import require
 from rayunlearn.schema import column_names
 
 LEVEL = 0.95
-
-
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 

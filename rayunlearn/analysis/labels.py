@@ -58,7 +58,8 @@ def format_interval(row: Mapping[str, Any], name: str) -> str:
         return UNKNOWN
     if row[f"{name}_low"] is None:
         return format_mean(row[name])
-    return f"{format_mean(row[name])} [{format_mean(row[f'{name}_low'])}, {format_mean(row[f'{name}_high'])}]"
+    mean, low, high = (format_mean(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def format_gap_closed(row: Mapping[str, Any]) -> str:

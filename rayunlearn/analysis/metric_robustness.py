@@ -28,16 +28,11 @@ ROBUSTNESS_COLUMNS = {
     "order kept": "share of pairs of models in the same order before and after",
 }
 
-
 HOW_TO_READ = "[low, high]: 95 % intervals over cells (method, selector, ratio), by the jackknife."
-
 
 # cells of attacked models: fewer give an interval that says nothing
 MIN_MODELS = 6
-
-
 ROBUSTNESS_PARTS = ("pearson", "slope", "kept")
-
 
 ROBUSTNESS_SCHEMA = {
     "setting": pl.String,

@@ -24,21 +24,15 @@ from rayunlearn.storage.run import Run
 
 # what a trial shares with its full-set model
 SAME_ENDPOINTS = ("method.forget", "method.retain", "train.seed", "corpus_digest", "model_digest")
-
-
 PATH_CELL = ("method.forget", "method.retain", "select.name", "select.ratio")
 
-
-# a path from base or from the full-set model to the trial's own, see `weight_paths.weight_path_tables`
+# a path from base or from the full-set model to the trial's own, see
+# `weight_paths.weight_path_tables`
 PATH_KIND = "mode_connectivity"
-
-
 PATH_SPLITS = ("forget", "retain", "untouched")
-
 
 # (trial, start, split) -> mean answer probability at equal steps
 Paths = dict[tuple[str, str, str], list[float]]
-
 
 # a trial and its full-set model; of that itself, twice the same
 PathPair = tuple[str, str]

@@ -21,10 +21,8 @@ from rayunlearn.storage.run import Run
 
 HALF_RECOVERED = 0.5
 
-
 # what tuned attacks differ in from trial to trial
 SEARCHED_ATTACKS = ("learning_rate=", "steps=", "candidates=")
-
 
 # range of what attacks measure in their own way: chances, recalls and rights and wrongs
 OWN_RANGE = (0.0, 1.0)
@@ -135,7 +133,9 @@ def steps_to(share: float, steps: Numbers, recovered: Numbers) -> float | None:
 
 
 def _values(run: Run, metric: str, *, split: str = "forget") -> dict[str, dict[str, float]]:
-    """trial -> document -> value on the split, each trial after the attack that it is and no other."""
+    """trial -> document -> value on the split, each trial after the attack
+    that it is and no other.
+    """
     schema = run.trials.collect_schema()
     is_plain = (
         pl.col("attack.name").fill_null("none") if "attack.name" in schema else pl.lit("none")
@@ -247,7 +247,9 @@ def _row(
 
 
 def _control_trials(cell: AttackedCell, placed: pl.DataFrame) -> list[str]:
-    """Trials of the control that the attack's row of the table names, on the attacked model itself."""
+    """Trials of the control that the attack's row of the table names,
+    on the attacked model itself.
+    """
     attack_rows = (
         (pl.col("role") == "control")
         & (pl.col("answers") == cell.setting)
@@ -433,7 +435,9 @@ def _rise(
 def _recovered(
     trials: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]
 ) -> float | None:
-    """Mean over the trials of (after - before) / (base - before), each on the documents it asked."""
+    """Mean over the trials of (after - before) / (base - before),
+    each on the documents it asked.
+    """
     shares = []
     for trial in trials:
         after, before, gold_values = _after_before_base([trial], attacked, base, values)
@@ -469,7 +473,9 @@ def _mean_difference(
 def _curve_numbers(
     run: Run, attacks: Sequence[str], base: float, metric: str, *, is_known: bool
 ) -> dict[str, float | None]:
-    """Area and steps to half, of the mean curve over seeds; its beginning is what unlearning left."""
+    """Area and steps to half, of the mean curve over seeds;
+    its beginning is what unlearning left.
+    """
     metric_rows = (
         (pl.col("kind") == "relearning")
         & (pl.col("split") == "forget")

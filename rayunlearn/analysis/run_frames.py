@@ -15,10 +15,8 @@ from rayunlearn.storage.run import Run
 # settings of where a cell is, not of what is done there
 CONTEXT_SECTIONS = ("data.", "model.")
 
-
 # always in the coreset table, varying or not
 CELL_SETTINGS = ("method.forget", "method.retain", "select.name", "select.ratio")
-
 
 # split of what base and gold know and no unlearning run is shown, where the data has one
 UNTOUCHED = "untouched"

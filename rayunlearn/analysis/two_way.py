@@ -19,16 +19,12 @@ from typing import Any
 import numpy as np
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
-
-
 Groups = np.ndarray[Any, np.dtype[np.int64]]
-
 
 # Satterthwaite's formula has 2 here. Where most of the variance is that of three seeds it gives too
 # many degrees of freedom whenever their spread comes out small by chance, and 95 % intervals hold
 # 92 %; with 3/2 they hold 93 to 98 % at every mixture (benchmarks/intervals.py). Ours.
 POWER = 1.5
-
 
 # of the largest value: a smaller deviation from the mean comes from adding up equal values
 ROUNDING = 1e-13

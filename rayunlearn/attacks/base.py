@@ -37,7 +37,6 @@ ATTACK_KINDS = {
     ),
 }
 
-
 # The name of a positional parameter decides what it is given. What no chosen attack asks for is not
 # made.
 ATTACK_INPUTS = {
@@ -101,7 +100,9 @@ class AttackRow:
 
 
 def attack_input_names(attack: AttackRow) -> tuple[str, ...]:
-    """What the attack's function asks for; its options, which are keyword-only, are none of them."""
+    """What the attack's function asks for; its options, which are keyword-only,
+    are none of them.
+    """
     parameters = inspect.signature(attack.function).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
 

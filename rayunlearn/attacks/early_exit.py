@@ -92,7 +92,9 @@ def ridge_fit(early_states: Tensor, late_states: Tensor, penalty: float) -> tupl
 
 
 def _mapped(_module: nn.Module, _inputs: Any, output: Any, *, weight: Tensor, bias: Tensor) -> Any:
-    """Some families' blocks return the hidden states alone, others a tuple that begins with them."""
+    """Some families' blocks return the hidden states alone,
+    others a tuple that begins with them.
+    """
     hidden = output if isinstance(output, torch.Tensor) else output[0]
     changed = hidden @ weight.to(hidden) + bias.to(hidden)
     return changed if isinstance(output, torch.Tensor) else (changed, *output[1:])

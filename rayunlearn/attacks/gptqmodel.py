@@ -37,10 +37,8 @@ if TYPE_CHECKING:
 
 REQUIREMENT = "gptqmodel"
 
-
 # a Python that has it, where its fixed versions of numpy or torch are not ours; else this one
 INTERPRETER = "RAYUNLEARN_GPTQMODEL_PYTHON"
-
 
 # of what the library's process wrote, told when it fails
 LAST_LINES = 12
@@ -174,7 +172,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of everything in a folder's safetensors files, one at a time."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - the file is no dict
+            # an open file is no dict
+            for name in opened.keys():  # noqa: SIM118
                 yield name, opened.get_tensor(name)
 
 

@@ -31,8 +31,8 @@ class Panel:
     that draw nothing run once.
 
     `curve_points`: most points of a recovery curve. A hundred is every step of the strengths that
-    are searched, and a look costs about half of a step (`attack.AttackInputs`), so that no curve costs
-    more than fifty steps of training, however many there are.
+    are searched, and a look costs about half of a step (`attack.AttackInputs`), so that no curve
+    costs more than fifty steps of training, however many there are.
     """
 
     entries: tuple[PanelEntry, ...]
@@ -78,13 +78,8 @@ def restrict_panel(panel: Panel, names: Iterable[str]) -> Panel:
 
 
 TRAINING_ATTACKS = ("heldout_relearning", "unrelated_training")
-
-
 FEW_SHOT_ATTACKS = (PanelEntry("few_shot_retain"), PanelEntry("few_shot_neighbours"))
-
-
 FILLER_ATTACKS = tuple(PanelEntry(f"filler_{name}") for name in ("latin", "english", "hindi"))
-
 
 PARAPHRASE_ATTACKS = tuple(
     PanelEntry(name)
@@ -98,29 +93,23 @@ PARAPHRASE_ATTACKS = tuple(
     )
 )
 
-
 TRANSLATIONS = tuple(
     PanelEntry("translation", (("language", name),)) for name in ("french", "german", "hindi")
 )
 
-
 JAILBREAKS = tuple(PanelEntry(name) for name in ("role_play", "jailbreak_prefix", "insistence"))
-
 
 ROUNDING_ATTACKS = (
     PanelEntry("round_to_nearest", (("bits", 8),)),
     PanelEntry("round_to_nearest", (("bits", 4),)),
 )
 
-
 CALIBRATED_QUANTIZATION = (PanelEntry("gptq"), PanelEntry("awq"))
-
 
 PROBING_ATTACKS = tuple(
     PanelEntry(name)
     for name in ("logit_lens", "linear_probe", "linear_probe_held_in", "truth_probe")
 )
-
 
 SEARCHED_PROMPTS = (
     PanelEntry("noise"),
@@ -129,14 +118,12 @@ SEARCHED_PROMPTS = (
     PanelEntry("sampled_attempts"),
 )
 
-
 DAMAGE = (
     PanelEntry("magnitude_pruning"),
     PanelEntry("weight_noise"),
     PanelEntry("direction_ablation"),
     PanelEntry("direction_ablation_retain"),
 )
-
 
 # what experiments/metric_robustness.py tries metrics by; relearning is under its default, meant to
 # leave models different
@@ -147,7 +134,6 @@ METRIC_STRESS = (
     PanelEntry("linear_shortcut"),
 )
 
-
 # what experiments/faithfulness.py holds coresets against the full set by; unrelated text is
 # relearning's control too
 FULL_PANEL_EXTRAS = (
@@ -156,7 +142,6 @@ FULL_PANEL_EXTRAS = (
     PanelEntry("round_to_nearest", (("bits", 4),)),
     PanelEntry("few_shot_retain"),
 )
-
 
 PANELS: Mapping[str, Panel] = {
     "quick": Panel(

@@ -33,31 +33,25 @@ from rayunlearn.keywords.llm_judge import Chat, Message
 
 # doc_id -> condition -> the question in other words (options: one line each after it)
 Texts = Mapping[str, Mapping[str, str]]
-
-
 MAX_TRIES = 3
-
 
 NO_SOURCE = (
     "it is no question of the test bed, and neither a file nor a chat model says it in other words"
 )
-
 
 SYSTEM = (
     "You rewrite questions exactly as you are told and answer in JSON alone. You never answer the"
     " question itself."
 )
 
-
-REQUEST = """Rewrite the question between the lines of dashes: %s Ask for the same thing, so that the same answer stays right, and give \
-no hint of the answer. Answer with one JSON object and nothing else, in the form {"question": "..."%s}.
+REQUEST = """Rewrite the question between the lines of dashes: %s Ask for the same thing, so that \
+the same answer stays right, and give no hint of the answer. Answer with one JSON object and \
+nothing else, in the form {"question": "..."%s}.
 -----
 %s
 -----"""
 
-
 WITH_OPTIONS = ', "options": ["...", "..."]'
-
 
 # Our own wording of what the model is asked for, by condition.
 TASKS = {
@@ -229,7 +223,9 @@ def _has_wording(document: Document, wording: str) -> bool:
 
 
 def _dataset_wording(document: Document, wording: str) -> Document:
-    """The test bed's question in one of its other wordings. Raises NotAllowed for other documents."""
+    """The test bed's question in one of its other wordings.
+    Raises NotAllowed for other documents.
+    """
     if not _has_wording(document, wording):
         raise PromptNotAllowedError(NO_SOURCE)
     return with_question(

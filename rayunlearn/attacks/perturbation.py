@@ -132,7 +132,9 @@ def _take_out(model: PreTrainedModel, directions: Sequence[Tensor], leaving: Exi
 
 
 def _ablated(_module: nn.Module, _inputs: Any, output: Any, *, direction: Tensor) -> Any:
-    """Some families' blocks return the hidden states alone, others a tuple that begins with them."""
+    """Some families' blocks return the hidden states alone,
+    others a tuple that begins with them.
+    """
     if isinstance(output, torch.Tensor):
         return remove_direction(output, direction)
     return (remove_direction(output[0], direction), *output[1:])

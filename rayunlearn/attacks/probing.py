@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 
 Rows = list[dict[str, object]]
-
-
 TOKENS_PER_BATCH = 8192
 
 

@@ -79,7 +79,9 @@ def filler_latin(document: Document, *, sentences: Count = 10) -> Document:
 
 
 def filler_english(document: Document, *, sentences: Count = 10) -> Document:
-    """Up to ten whimsical sentences before the question. Condition 2 of 2411.12103, our own text."""
+    """Up to ten whimsical sentences before the question.
+    Condition 2 of 2411.12103, our own text.
+    """
     return _filled(document, "english", sentences)
 
 

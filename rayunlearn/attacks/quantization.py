@@ -33,7 +33,6 @@ NF4_BLOCK = 64
 # between -1 and the level above it, of the 16 in appendix E of 2305.14314
 NF4_WIDEST_GAP = 1 - 0.6961928009986877
 
-
 # 0, 0.05, ... 1: the grid of the paper's code
 EXPONENTS = 21
 

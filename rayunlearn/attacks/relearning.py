@@ -153,12 +153,13 @@ class DivergedError(RuntimeError):
 
 
 def draw_documents(items: Sequence[Any], seed: int) -> list[Any]:
-    """The items in an order drawn by the seed: the first n of them are the n that an attack gets."""
+    """The items in an order drawn by the seed: the first n of them are the n
+    that an attack gets.
+    """
     return random.Random(f"attack {seed}").sample(list(items), len(items))
 
 
 UNRELATED_TEXT = "base, gold, and as many steps on unrelated text"
-
 
 WEIGHTS = {
     row.function.__name__: row

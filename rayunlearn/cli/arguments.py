@@ -108,18 +108,15 @@ SET_HELP = (
     " changes BASE; budget.trials=4 works too"
 )
 
-
 ON_HELP = (
     "trials only on machines with this resource of Ray's, for example accelerator_type:A100"
     " (default: on any)"
 )
 
-
 PROCESSES_HELP = (
     "processes that share one trial, each with a GPU of its own where there are GPUs: batches and"
     " blocks are divided (default: 1)"
 )
-
 
 ADDRESS_HELP = (
     "auto: the cluster of RAY_ADDRESS (a submitted job's own), else a private one on this machine;"

@@ -217,10 +217,8 @@ def keywords(chosen: argparse.Namespace) -> int:
     ):
         done = extract_corpus_keywords(request, choose=choose, report=report, show=chosen.show)
     for doc_id, first_keywords in done.first:
-        print(
-            f"{doc_id} "
-            f" {', '.join(f'{text} ({value:.2f})' for text, value in first_keywords[:10]) or '(none)'}"
-        )
+        words = ", ".join(f"{text} ({value:.2f})" for text, value in first_keywords[:10])
+        print(f"{doc_id}  {words or '(none)'}")
     rejected = f", {done.n_rejected} set aside" if done.n_rejected else ""
     print(f"{done.n_keywords} keywords of {done.n_documents} documents{rejected}: {chosen.output}")
     return DONE

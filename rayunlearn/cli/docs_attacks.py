@@ -10,74 +10,101 @@ from rayunlearn.cli.docs_metrics import settings_words, table_line
 
 HEAD = """# Attacks
 
-Made from `rayunlearn/attacks` by `python -m rayunlearn.cli.docs_attacks`; a test holds the two together.
+Made from `rayunlearn/attacks` by `python -m rayunlearn.cli.docs_attacks`; a test holds the two
+together.
 
-An attack asks whether what unlearning took away can be had back. It is a trial of its own; its rows stand in the same tables with
-the attack's name in the column `attack`. The same attack always runs on base and on gold too: base shows how much the attack itself
-harms an answer that is known, gold what it gives to a model that never knew. A companion is a further control that runs beside it.
+An attack asks whether what unlearning took away can be had back. It is a trial of its own; its rows
+stand in the same tables with the attack's name in the column `attack`. The same attack always runs
+on base and on gold too: base shows how much the attack itself harms an answer that is known, gold
+what it gives to a model that never knew. A companion is a further control that runs beside it.
 
 ## How to use it
 
 ```
-rayunlearn attack RUN                                        # panel quick on the best trial of every method
-rayunlearn attack RUN --trials 3f2a,77b0 --panel full        # every attack on two trials; what has finished is skipped
-rayunlearn attack RUN --trials grid --panel black_box        # shots, rephrasings, training on unrelated text, on every cell
-rayunlearn attack RUN --trials grid --panel coresets         # relearning, unrelated text, 4 bits, shots: one seed each, as faithfulness.py does
-rayunlearn attack RUN --attacks gcg,soft_prompt --seeds 5    # only these
+# panel quick on the best trial of every method
+rayunlearn attack RUN
+# every attack on two trials; what has finished is skipped
+rayunlearn attack RUN --trials 3f2a,77b0 --panel full
+# shots, rephrasings, training on unrelated text, on every cell
+rayunlearn attack RUN --trials grid --panel black_box
+# relearning, unrelated text, 4 bits, shots: one seed each, as faithfulness.py does
+rayunlearn attack RUN --trials grid --panel coresets
+# only these
+rayunlearn attack RUN --attacks gcg,soft_prompt --seeds 5
 rayunlearn attack RUN --text mine.txt --rephrasings mine.jsonl --chat-model some/chat-model
+# a model that was made elsewhere
 rayunlearn attack --model theirs --base before --gold never --benchmark wmdp-bio --data wmdp \
     --metric letter_choice --set measure.metrics=cheap,letter_choice
 ```
 
-The last line audits a model that was made elsewhere: it becomes the one trial of the run `runs/audit/<folder>-<id>`. Models load from
-safetensors only, bring no code, and must have one vocabulary and one shape. Own files are `--data FOLDER` with `--set data.columns=...`
-as in docs/data.md. `--gold` may be missing; then nothing says what an attack itself tells. An experiment file asks for attacks after its
-trials with `ATTACKS = Attacks(panel="black_box", trials="grid")`, and any experiment with `--set attacks.panel=quick`.
+The last line audits a model that was made elsewhere: it becomes the one trial of the run
+`runs/audit/<folder>-<id>`. Models load from safetensors only, bring no code, and must have one
+vocabulary and one shape. Own files are `--data FOLDER` with `--set data.columns=...` as in
+docs/data.md. `--gold` may be missing; then nothing says what an attack itself tells. An experiment
+file asks for attacks after its trials with `ATTACKS = Attacks(panel="black_box", trials="grid")`,
+and any experiment with `--set attacks.panel=quick`.
 
-What is printed, and stands in report.html: a row per attack, a column per attacked trial. A cell is the recovered fraction
-(attacked - unlearned) / (base - unlearned) with its 95 % interval over seeds and documents (Fieller). 0 is what unlearning left, 1 what base
-knew; it is negative where the attack does harm. `most` is the best single seed or tuned strength, chosen by looking at the documents it is then
-told of: an upper end, no estimate. The last column is the same attack on gold, and under the table stands where gold rose. The last row is the
-worst case, by mean. Attacks that measure in their own way (linear probes, sampled attempts) have their metric in place of a fraction, beside
-base's under the same attack. A second table has the recovery curves of training attacks: area, steps to half, and the control of equal
-steps on unrelated text, or what else is a control of its own. The settings of each attack are in `attacks.parquet`.
+What is printed, and stands in report.html: a row per attack, a column per attacked trial. A cell is
+the recovered fraction (attacked - unlearned) / (base - unlearned) with its 95 % interval over seeds
+and documents (Fieller). 0 is what unlearning left, 1 what base knew; it is negative where the
+attack does harm. `most` is the best single seed or tuned strength, chosen by looking at the
+documents it is then told of: an upper end, no estimate. The last column is the same attack on gold,
+and under the table stands where gold rose. The last row is the worst case, by mean. Attacks that
+measure in their own way (linear probes, sampled attempts) have their metric in place of a fraction,
+beside base's under the same attack. A second table has the recovery curves of training attacks:
+area, steps to half, and the control of equal steps on unrelated text, or what else is a control of
+its own. The settings of each attack are in `attacks.parquet`.
 
-**Recovery curves** (table `curves`) have a point before the first step and after every step, up to 100; a longer attack is looked at every
-nth step (`--curve-points`, `attack.curve_points`). A look is one pass with the metric that the objective forgets by (`attack.curve_metric`) over
-the forget questions that count, those of held-out facts where facts are held out. On the tiny bed (32 questions, one core) it takes 14 ms of CPU
-and a step 23 ms, so that 100 points cost what sixty steps do. The area is the trapezoids' over the points; steps to half are read off the
-straight line between two of them: exact to the step with every step measured. The curve is the mean over seeds.
+**Recovery curves** (table `curves`) have a point before the first step and after every step, up to
+100; a longer attack is looked at every nth step (`--curve-points`, `attack.curve_points`). A look
+is one pass with the metric that the objective forgets by (`attack.curve_metric`) over the forget
+questions that count, those of held-out facts where facts are held out. On the tiny bed (32
+questions, one core) it takes 14 ms of CPU and a step 23 ms, so that 100 points cost what sixty
+steps do. The area is the trapezoids' over the points; steps to half are read off the straight line
+between two of them: exact to the step with every step measured. The curve is the mean over seeds.
 
-Attacks that train are tuned in the panel full (of them, black_box has unrelated training): six strengths are asked by Optuna on the first
-seed, the best runs with three seeds, on base and gold too, and its companion with the same strength. Searched are 10 to 100 steps and, for
-relearning, held-out relearning and unrelated training, a learning rate of 1e-4 to 1e-2; for soft prompts one of 1e-3 to 1e-1. GCG draws
-replacements and has no learning rate: 8 to 64 candidates a step stand in its place. Tuned GCG is the dearest attack of the panel: with 50 steps
-of 32 candidates one took 26 s of CPU on the tiny bed, and an attacked trial asks for fifteen: six in the
-search, three seeds on itself, base and gold.
+Attacks that train are tuned in the panel full (of them, black_box has unrelated training): six
+strengths are asked by Optuna on the first seed, the best runs with three seeds, on base and gold
+too, and its companion with the same strength. Searched are 10 to 100 steps and, for relearning,
+held-out relearning and unrelated training, a learning rate of 1e-4 to 1e-2; for soft prompts one of
+1e-3 to 1e-1. GCG draws replacements and has no learning rate: 8 to 64 candidates a step stand in
+its place. Tuned GCG is the dearest attack of the panel: with 50 steps of 32 candidates one took 26
+s of CPU on the tiny bed, and an attacked trial asks for fifteen: six in the search, three seeds on
+itself, base and gold.
 
-NF4 needs bitsandbytes (`pip install 'rayunlearn[quantisation]'`), on a CPU or a GPU, and is in no panel: `--attacks four_bit_normal_float`.
-GPTQ and AWQ of the panels are computed here, on any machine. `--attacks gptq_by_library,awq_by_library` has GPTQModel do it instead, saves in
-its format and reads back what a kernel would multiply with; they are in no panel. GPTQ by it runs on a CPU too, AWQ only on a GPU (no GPU has
-run it yet). Its releases fix versions of numpy or torch that may not be ours: install it in an environment of its own (`python -m venv gptq`,
-`gptq/bin/pip install "gptqmodel<7.7" torch==2.13.0`) and set `RAYUNLEARN_GPTQMODEL_PYTHON=gptq/bin/python` wherever trials run.
-Any other quantised model can be audited once it is saved as plain safetensors weights.
+NF4 needs bitsandbytes (`pip install 'rayunlearn[quantisation]'`), on a CPU or a GPU, and is in no
+panel: `--attacks four_bit_normal_float`. GPTQ and AWQ of the panels are computed here, on any
+machine. `--attacks gptq_by_library,awq_by_library` has GPTQModel do it instead, saves in its format
+and reads back what a kernel would multiply with; they are in no panel. GPTQ by it runs on a CPU
+too, AWQ only on a GPU (no GPU has run it yet). Its releases fix versions of numpy or torch that may
+not be ours: install it in an environment of its own (`python -m venv gptq`,
+`gptq/bin/pip install "gptqmodel<7.7" torch==2.13.0`) and set
+`RAYUNLEARN_GPTQMODEL_PYTHON=gptq/bin/python` wherever trials run. Any other quantised model can be
+audited once it is saved as plain safetensors weights.
 
 What to bear in mind:
 
-- **No prompt attack puts a word of the asked answer into the prompt.** Shots and sentences that hold one are left out. Where few
-  answers are possible, leaving them out tells something by elimination; gold has the same shots.
-- **A question that does not allow an attack is left out**, not asked as it was. So n may differ between attacks.
-- **On the test bed the fixed texts are in the vocabulary, and were never trained on.** Long ones harm base itself. Measured once, on
-  the tiny domain bed as commit caa9b96 teaches it (32 forget questions, one seed), share of right options, base (gold): as asked 1.00
-  (0.28), one English filler sentence 1.00 (0.19), ten 0.66 (0.19), five retain shots 0.62 (0.16), three rounds of insistence 0.97
-  (0.22), French 0.88 (0.25), the poem 0.28 (0.16). Read a low value after such an attack beside base's under the same attack.
-- **Rephrasings** come from a file with the columns doc_id, condition and text, else from the test bed's templates, else from a chat
-  model. A text that holds a word of the answer is refused; a chat model is asked three times.
+- **No prompt attack puts a word of the asked answer into the prompt.** Shots and sentences that
+  hold one are left out. Where few answers are possible, leaving them out tells something by
+  elimination; gold has the same shots.
+- **A question that does not allow an attack is left out**, not asked as it was. So n may differ
+  between attacks.
+- **On the test bed the fixed texts are in the vocabulary, and were never trained on.** Long ones
+  harm base itself. Measured once, on the tiny domain bed as commit caa9b96 teaches it (32 forget
+  questions, one seed), share of right options, base (gold): as asked 1.00 (0.28), one English
+  filler sentence 1.00 (0.19), ten 0.66 (0.19), five retain shots 0.62 (0.16), three rounds of
+  insistence 0.97 (0.22), French 0.88 (0.25), the poem 0.28 (0.16). Read a low value after such an
+  attack beside base's under the same attack.
+- **Rephrasings** come from a file with the columns doc_id, condition and text, else from the test
+  bed's templates, else from a chat model. A text that holds a word of the answer is refused; a chat
+  model is asked three times.
 - Prefixes and vectors are found on half of the facts and measured on the other half.
-- **A soft prompt has random text beside it**: vectors learned in the same way towards answers of as many random tokens. They say two things:
-  what vectors before a question do to an answer that nobody taught them (`control`), and how likely random text, which no model knows, can be
-  made (`on what it learned from`, split `held_in`). Where that is as high as for the true answers, reaching an answer by vectors is no sign of
-  knowing it (2502.15836). `soft_prompt_shuffled`, each other's answers, says what the form of an answer alone brings; ask for it by name.
+- **A soft prompt has random text beside it**: vectors learned in the same way towards answers of as
+  many random tokens. They say two things: what vectors before a question do to an answer that
+  nobody taught them (`control`), and how likely random text, which no model knows, can be made
+  (`on what it learned from`, split `held_in`). Where that is as high as for the true answers,
+  reaching an answer by vectors is no sign of knowing it (2502.15836). `soft_prompt_shuffled`, each
+  other's answers, says what the form of an answer alone brings; ask for it by name.
 """
 
 

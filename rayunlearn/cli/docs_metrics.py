@@ -12,26 +12,27 @@ from rayunlearn.metrics.table import CHEAP, INPUTS, METRICS, Metric, metric_inpu
 
 HEAD = """# What is measured
 
-Made from `rayunlearn/metrics` by `python -m rayunlearn.cli.docs_metrics`; a test holds the two together.
+Made from `rayunlearn/metrics` by `python -m rayunlearn.cli.docs_metrics`; a test holds the two
+together.
 
-A metric has one value per document (table `examples`); means are taken in polars and nowhere else. "more knowledge" says which
-way a model that knows more goes: for the forget set that is the wrong way. A value is null where a document does not allow it
-(no wrong options, no second wording).
+A metric has one value per document (table `examples`); means are taken in polars and nowhere else.
+"more knowledge" says which way a model that knows more goes: for the forget set that is the wrong
+way. A value is null where a document does not allow it (no wrong options, no second wording).
 
-Every trial measures those marked *; all of them come from one forward pass over answers, options and paraphrased questions.
-The others ask for more: texts are written, gradients taken, or another model's outputs compared.
+Every trial measures those marked *; all of them come from one forward pass over answers, options
+and paraphrased questions. The others ask for more: texts are written, gradients taken, or another
+model's outputs compared.
 """
-
 
 CORPUS_HEAD = """## Metrics of a whole corpus
 
-Computed from rows of `examples` (`metrics.corpus.corpus_rows`). Membership compares split `members` (else `forget`) with split
-`holdout`, for every score whose name ends in `_score`: `min_k_score_auc`, `min_k_score_tpr_at_fpr`.
+Computed from rows of `examples` (`metrics.corpus.corpus_rows`). Membership compares split `members`
+(else `forget`) with split `holdout`, for every score whose name ends in `_score`:
+`min_k_score_auc`, `min_k_score_tpr_at_fpr`.
 
 | metric | meaning | unit | range | more knowledge | source |
 |---|---|---|---|---|---|
 """
-
 
 INPUT_HEAD = """## What metrics ask for
 

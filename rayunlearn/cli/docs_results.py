@@ -36,12 +36,13 @@ TABLE_DESCRIPTIONS = {
     "quarantine": "One row per document that was set aside. `quarantine.parquet`.",
 }
 
-
 HEAD = """# What a run leaves behind
 
-Made from `rayunlearn/schema.py` by `python -m rayunlearn.cli.docs_results`; a test holds the two together.
+Made from `rayunlearn/schema.py` by `python -m rayunlearn.cli.docs_results`; a test holds the two
+together.
 
-A run is a folder `<output>/<experiment>/<version>/`. Reading it needs polars, neither torch nor Ray:
+A run is a folder `<output>/<experiment>/<version>/`. Reading it needs polars, neither torch nor
+Ray:
 
 ```python
 import polars as pl
@@ -57,15 +58,19 @@ print(
 )
 ```
 
-`run` holds one lazy frame per table below and `run.experiment`, the content of `experiment.json` (name, question, axes, search, budget,
-objective, version, number of planned trials, metrics). `rayunlearn.analysis.coreset_table.coreset_table(run)` makes the table of the report.
+`run` holds one lazy frame per table below and `run.experiment`, the content of `experiment.json`
+(name, question, axes, search, budget, objective, version, number of planned trials, metrics).
+`rayunlearn.analysis.coreset_table.coreset_table(run)` makes the table of the report.
 
 | file | holds |
 |---|---|
-| `trials/<trial_id>/<table>.parquet` | what one trial wrote; the folder appears in one rename, so its existence means that the trial ended |
+| `trials/<trial_id>/<table>.parquet` | what one trial wrote; the folder appears in one rename, so \
+its existence means that the trial ended |
 | `tables/<table>.parquet` | the same, compacted; where a trial has a folder, the folder is right |
-| `plan.parquet`, `attacks.parquet`, `corpora.parquet`, `quarantine.parquet`, `scores.parquet` | written by the driver, each in one rename |
-| `experiment.json`, `report.html` | what the experiment said of itself; the page, by `rayunlearn report` (or `.md`, `.json`, `.pdf`) |
+| `plan.parquet`, `attacks.parquet`, `corpora.parquet`, `quarantine.parquet`, `scores.parquet` | \
+written by the driver, each in one rename |
+| `experiment.json`, `report.html` | what the experiment said of itself; the page, by `rayunlearn \
+report` (or `.md`, `.json`, `.pdf`) |
 """
 
 

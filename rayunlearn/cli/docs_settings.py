@@ -48,9 +48,12 @@ def _code(value: object) -> str:
     return f"`{value!r}`".replace("|", "\\|")
 
 
-SETTINGS_HEAD = """Made from `rayunlearn/config.py` and the family tables by `python -m rayunlearn.cli.listing`.
-Every name is the same on the command line (`--set NAME=VALUE`), on an axis, in SEARCH and as a column of `trials`."""
+SETTINGS_HEAD = """\
+Made from `rayunlearn/config.py` and the family tables by `python -m rayunlearn.cli.listing`.
+Every name is the same on the command line (`--set NAME=VALUE`), on an axis, in SEARCH and as a
+column of `trials`."""
 
-
-OPTIONS_HEAD = """`<function>.<argument>`: settings of the methods, selectors, extractors, metrics, attacks, wrappers and
-adapters that a trial names. What each does is in the docstring of the function and in `rayunlearn list`."""
+OPTIONS_HEAD = """\
+`<function>.<argument>`: settings of the methods, selectors, extractors, metrics, attacks, wrappers
+and adapters that a trial names. What each does is in the docstring of the function and in
+`rayunlearn list`."""

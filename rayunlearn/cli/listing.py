@@ -20,7 +20,9 @@ from rayunlearn.planning.cost import PlannedCell
 
 
 def print_methods(console: Console) -> None:
-    """Forget and retain losses, and what else belongs to a method: companions, wrappers, adapters."""
+    """Forget and retain losses, and what else belongs to a method:
+    companions, wrappers, adapters.
+    """
     from rayunlearn.methods.forget import FORGET
     from rayunlearn.methods.paired_responses import PAIRED_RESPONSES
     from rayunlearn.methods.retain import RETAIN

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Sweep, print the table, write the report; where the experiment asks for attacks, those then."""
+    """Sweep, print the table, write the report; where the experiment asks for attacks,
+    those then.
+    """
     experiment = experiment_of(chosen)
     # late, so that a mistake in the request is answered before more is loaded
     from rayunlearn.cluster.sweep import sweep
@@ -127,7 +129,8 @@ def _print_plan(
     print_cells(planned_cells(agenda, results, budget=experiment.budget), console)
     remaining = agenda.total - len({row.trial_id for row in agenda.rows} & set(results))
     lines = [
-        f"{agenda.total} trials: {agenda.total - remaining} finished, {remaining} to run in {display_path(folder)}"
+        f"{agenda.total} trials: {agenda.total - remaining} finished, {remaining} to run in"
+        f" {display_path(folder)}"
     ]
     if agenda.waiting:
         lines.append(
@@ -159,8 +162,9 @@ def _cost_lines(agenda: "Agenda", folder: Path, remaining: int, workers: int) ->
         return [f"no estimate: {error}"]
     hours = gpu_hours(agenda, remaining, size_of=size_of)
     memory = f"about {(workers * guess.bytes + DRIVER_BYTES) / 2**30:.1f} GiB"
+    duration = format_duration(remaining * guess.seconds / workers)
     time = (
-        f"with {workers} workers {format_duration(remaining * guess.seconds / workers)} and {memory}"
+        f"with {workers} workers {duration} and {memory}"
         f" ({guess.seconds:.1f} s per trial, from {guess.source})"
     )
     return [time, f"on GPUs about {hours:.2g} GPU-hours of training ({GPU_RULE})", memory_line]

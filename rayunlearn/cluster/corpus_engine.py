@@ -24,11 +24,8 @@ from rayunlearn.planning.progress import (
 
 ENGINES = ("auto", "local", "ray")
 
-
 # under this a second process costs more to start than it saves
 ALONE_BYTES = 16 * 2**20
-
-
 ChooseEngine = Callable[[Sequence[CorpusSource], bool], Engine]
 
 
@@ -77,7 +74,9 @@ def progress_line(progress: JobProgress, *, waited: float = 0.0) -> str:
 
 @contextmanager
 def reporting(console: Console) -> Iterator[OnProgress]:
-    """A bar on a terminal, gone when the pass is; elsewhere a plain line at most every ten seconds."""
+    """A bar on a terminal, gone when the pass is; elsewhere a plain line at
+    most every ten seconds.
+    """
     with _live(console) if console.is_terminal else nullcontext(_plain(console)) as report:
         yield report
 

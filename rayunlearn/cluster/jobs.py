@@ -23,7 +23,6 @@ from rayunlearn.errors import UserError, require
 # the job server answers 413 above it (measured with Ray 2.60)
 LIMIT_BYTES = 100 * 2**20
 
-
 EXCLUDED_FOLDERS = (
     ".git",
     ".venv",
@@ -39,21 +38,16 @@ EXCLUDED_FOLDERS = (
     "*.bin",
 )
 
-
 # Ray would apply them a second time, to files that were asked for
 IGNORE_FILES = (".gitignore", ".rayignore")
-
 
 INSTALL = (
     "-c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt",
     "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}",
 )
 
-
 # a head on a busy machine
 AGENT_SECONDS = 120
-
-
 ENDED_STATUSES = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 
@@ -170,7 +164,9 @@ def run_of_job(request: Submission) -> str:
 
 
 def follow_job(job: str, address: str, say: Callable[[str], None]) -> int:
-    """Print what the job prints until it ends; returns its exit status, 130 where it was stopped."""
+    """Print what the job prints until it ends; returns its exit status,
+    130 where it was stopped.
+    """
     client = client_of(address)
     asyncio.run(_print_logs(client, job, say))
     details = _answered(address, lambda: client.get_job_info(job))

@@ -40,7 +40,9 @@ class RankWorker:
 
 
 def rank_workers(n: int) -> list[Any]:
-    """The n - 1 companions of the actor that asks, once all have found each other; [] where n is 1."""
+    """The n - 1 companions of the actor that asks, once all have found each other;
+    [] where n is 1.
+    """
     if n == 1:
         return []
     bundle, resources = (

@@ -40,8 +40,8 @@ class PartitionActor:
 def ray_engine(
     stack: ExitStack, *, address: str = "auto", workers: int = 0, with_model: bool = False
 ) -> Engine:
-    """Ray Data on the cluster at `address` (`session.ray_session`), with at most `workers` actors (0:
-    one per CPU, or per GPU for models).
+    """Ray Data on the cluster at `address` (`session.ray_session`), with at most `workers` actors
+    (0: one per CPU, or per GPU for models).
 
     The first pass connects; the connection ends with `stack`, so that passes share it.
     """

@@ -24,7 +24,6 @@ from rayunlearn.storage.run import write_trial
 # trials whose durations tell the time that is left
 RECENT_SECONDS = 200
 
-
 # share of the driver's time that may go into counting what is done for the progress line
 STATUS_COUNTS = 0.05
 
@@ -37,11 +36,11 @@ class LedgerSearch(Searcher):
     that has loaded a model is dear. A pause is a Tune trial in which nothing runs, and it is over
     as soon as a trial is ready.
 
-    board: handle of a `tune_runner.ProgressActor`; holds a Snapshot of every change before the change takes
-    effect. slots: how many trials may be out now; asked again and again, so machines that join are
-    used. at_most: trials that this searcher hands out before it is finished, with the rest still to
-    be done. What it does per trial does not grow with their number: the plan is asked again only
-    when a result may have changed it.
+    board: handle of a `tune_runner.ProgressActor`; holds a Snapshot of every change before the
+    change takes effect. slots: how many trials may be out now; asked again and again, so machines
+    that join are used. at_most: trials that this searcher hands out before it is finished, with the
+    rest still to be done. What it does per trial does not grow with their number: the plan is asked
+    again only when a result may have changed it.
     """
 
     def __init__(

@@ -77,7 +77,9 @@ class TensorBoard:
 
 
 class WandB:
-    """A W&B run per trial, with the trial's id: its steps as history, its measurements as summary."""
+    """A W&B run per trial, with the trial's id: its steps as history,
+    its measurements as summary.
+    """
 
     def __init__(self, run_info: RunInfo) -> None:
         self.run_info = run_info

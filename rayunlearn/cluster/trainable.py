@@ -50,7 +50,9 @@ class TrialActor(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the trial to its end. What it found is in its folder; Tune only hears how it ended."""
+        """Run the trial to its end. What it found is in its folder;
+        Tune only hears how it ended.
+        """
         if self.trial is None:
             pause_seconds(self.board)
             return {"done": True, "status": "pause"}

@@ -33,7 +33,6 @@ from rayunlearn.trial.workspace import data_model_pair
 # what lost its worker is started again this often
 WORKER_DEATHS = 2
 
-
 # Tune keeps every trial it ran; a longer sweep is several Tune runs, so that memory ends with each
 # (a choice, not measured)
 TRIALS_PER_TUNE = 2000

@@ -24,14 +24,9 @@ class PartitionResult:
 
 ProcessPartition = Callable[[int], PartitionResult]
 
-
 # made where the work is: must be picklable
 WorkerFactory = Callable[[], ProcessPartition]
-
-
 OnDone = Callable[[PartitionResult], None]
-
-
 Engine = Callable[[WorkerFactory, Sequence[int], OnDone], None]
 
 

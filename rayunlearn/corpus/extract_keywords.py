@@ -47,9 +47,10 @@ EXTRACTORS_WITH_MODEL = (
 
 @dataclass(frozen=True, kw_only=True)
 class KeywordRequest:
-    """What `rayunlearn keywords` was asked for. `corpus` and `retain` are sources (`corpus.partitions`);
-    the models are directories or Hub names ('' has none); `top` is the most keywords of a document
-    that are written (0: all); `piece_bytes` 0 leaves the size of pieces to what reads them."""
+    """What `rayunlearn keywords` was asked for. `corpus` and `retain` are sources
+    (`corpus.partitions`); the models are directories or Hub names ('' has none); `top` is the most
+    keywords of a document that are written (0: all); `piece_bytes` 0 leaves the size of pieces to
+    what reads them."""
 
     corpus: str
     extractor: str
@@ -68,7 +69,9 @@ class KeywordRequest:
 
 @dataclass(frozen=True)
 class KeywordSummary:
-    """What came of it: numbers, and the keywords (text, score) of the first documents, best first."""
+    """What came of it: numbers, and the keywords (text, score) of the first documents,
+    best first.
+    """
 
     n_documents: int
     n_keywords: int

@@ -44,20 +44,15 @@ from rayunlearn.storage.parquet_guard import UNREADABLE, refuse_decompression_bo
 
 PARTITION_BYTES = 4 * 2**20
 
-
 # what a model reads takes it minutes for what counting takes seconds; a piece is what progress is
 # told by
 MODEL_PARTITION_BYTES = 2**18
 
-
 # what a document of a .txt file is
 CHUNK_UNITS = ("line", "paragraph", "file")
 
-
 # a corpus's columns are chosen from its first readable rows
 ROWS_TO_CHOOSE = 1000
-
-
 SIDES = ("forget", "retain")
 
 
@@ -299,7 +294,9 @@ def _joined(
 
 
 def _parquet_ends(file: Path, piece_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """Ends of row groups; a group larger than a piece is cut inside too, by rows of its mean size."""
+    """Ends of row groups; a group larger than a piece is cut inside too,
+    by rows of its mean size.
+    """
     refuse_decompression_bomb(file)
     with _read_as(file):
         meta = pyarrow.parquet.read_metadata(file)

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 # sorted by length and padded together; their hidden states are held until they are scored
 DOCUMENTS_AT_ONCE = 1024
 
-
 # What a selector's score of one document may ask for, of the document's own pass and text.
 SCORE_COLUMNS: dict[str, Callable[[Sequence[DocumentFeatures], Sequence[str]], Any]] = {
     "token_nll": lambda passed, _: [p.token_nll for p in passed],
@@ -57,7 +56,6 @@ SCORE_COLUMNS: dict[str, Callable[[Sequence[DocumentFeatures], Sequence[str]], A
     ),
 }
 
-
 SCORERS = tuple(
     name
     for name, row in SELECTORS.items()
@@ -67,9 +65,9 @@ SCORERS = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest:
-    """What `rayunlearn score` was asked for: a source (`corpus.partitions`), a model's directory or Hub
-    name, and selectors whose scores come from one forward pass. A document is put to the model as
-    `data.template` and `data.max_tokens` say."""
+    """What `rayunlearn score` was asked for: a source (`corpus.partitions`), a model's directory or
+    Hub name, and selectors whose scores come from one forward pass. A document is put to the model
+    as `data.template` and `data.max_tokens` say."""
 
     corpus: str
     base: str

@@ -47,8 +47,8 @@ def corpus_source(
     unit: str = "",
     piece_bytes: int = PARTITION_BYTES,
 ) -> CorpusSource:
-    """A source by its name (`corpus.partitions`). Raises UserError for one that is not there or has no
-    usable columns.
+    """A source by its name (`corpus.partitions`). Raises UserError for one that is not there or has
+    no usable columns.
     """
     require(chunk_words >= 0, "--chunk-words must be >= 0", chunk_words)
     pieces = partitions_of(name, side=side, unit=unit, piece_bytes=piece_bytes)

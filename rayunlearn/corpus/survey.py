@@ -236,7 +236,9 @@ def _merge_words(folder: Path) -> int:
 
 
 def _digest_ids(folder: Path, n: int) -> tuple[int, str]:
-    """Documents without copies, and `config.digest` of the list of their ids, without holding it."""
+    """Documents without copies, and `config.digest` of the list of their ids,
+    without holding it.
+    """
     total, has_begun, n_documents = sha256(), False, 0
     total.update(b"[")
     for partition in range(n):

@@ -11,7 +11,6 @@ from types import MappingProxyType
 # path below the data set's folder -> (SHA-256, rows)
 FileChecksums = Mapping[str, tuple[str, int]]
 
-
 TOFU: FileChecksums = MappingProxyType(
     {
         "forget01": ("d0047332bd27a489c552659831f4ffff080e2b9b6e063c7c951ac4de9d494a63", 40),
@@ -48,14 +47,12 @@ TOFU: FileChecksums = MappingProxyType(
     }
 )
 
-
 MMLU: FileChecksums = MappingProxyType(
     {
         "dev": ("4b8fa22ff203c219ddfcd4fa16a06ab63710ee41be9896028c62aed0312a56cf", 285),
         "test": ("3cb71f64745d54616c8b1143659f43c5e51fff1e1189fc11bf80a6e35bf99080", 14_042),
     }
 )
-
 
 MUSE_NEWS: FileChecksums = MappingProxyType(
     {
@@ -75,7 +72,6 @@ MUSE_NEWS: FileChecksums = MappingProxyType(
     | {f"sust/forget_{k}": ("", n) for k, n in ((1, 889), (2, 889), (3, 889), (4, 887))}
 )
 
-
 MUSE_BOOKS: FileChecksums = MappingProxyType(
     {
         "raw/forget": ("", 4),
@@ -92,8 +88,5 @@ MUSE_BOOKS: FileChecksums = MappingProxyType(
     | {"verbmem/forget": ("", 100)}
 )
 
-
 WMDP: FileChecksums = MappingProxyType({"wmdp-bio/test": ("", 1273), "wmdp-cyber/test": ("", 1987)})
-
-
 NO_CHECKSUMS: FileChecksums = MappingProxyType({})

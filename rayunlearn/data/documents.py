@@ -1,4 +1,6 @@
-"""A document, a corpus, and what was set aside: plain values that every higher layer passes around."""
+"""A document, a corpus, and what was set aside:
+plain values that every higher layer passes around.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -70,12 +72,12 @@ class Corpus:
     """Everything one experiment speaks about.
 
     `forget` and `retain` are what unlearning trains on; `probes` are what is measured, by split
-    (`forget`, `retain`, and others that the data brings); `extra_training` is what base learns beside
-    forget and retain (probes of the domain bed: the model learns documents AND questions), by split
-    so that gold can leave out `forget`. How probes are asked: `true_letters` (doc_id -> place of
-    the truth among the letters), `shots` (topic -> solved questions that stand before a letter
-    question), `templates` (split -> its own prompt template); empty where nothing is special.
-    `files` are what it was read from, `notes` what a reader of numbers on it should know.
+    (`forget`, `retain`, and others that the data brings); `extra_training` is what base learns
+    beside forget and retain (probes of the domain bed: the model learns documents AND questions),
+    by split so that gold can leave out `forget`. How probes are asked: `true_letters` (doc_id ->
+    place of the truth among the letters), `shots` (topic -> solved questions that stand before a
+    letter question), `templates` (split -> its own prompt template); empty where nothing is
+    special. `files` are what it was read from, `notes` what a reader of numbers on it should know.
     """
 
     name: str

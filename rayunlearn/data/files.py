@@ -36,9 +36,9 @@ def load_files(data: Data) -> Corpus:
     """The corpus at `data.path`: a directory of files, one file with a column `split`, or a Hub
     name.
 
-    `extra_training` is empty: what base learns is what is given to forget and to retain. Raises UserError
-    for a path, split or column that is not there, and when no document is left to forget, to retain
-    or to ask.
+    `extra_training` is empty: what base learns is what is given to forget and to retain. Raises
+    UserError for a path, split or column that is not there, and when no document is left to forget,
+    to retain or to ask.
     """
     columns = parse_columns(data.columns)
     roles = {

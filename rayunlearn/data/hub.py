@@ -10,8 +10,6 @@ from rayunlearn.data.rows import SourceRow
 from rayunlearn.errors import UserError, require
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
-
-
 DATA_FILES = ["*.json", "*.jsonl", "*.csv", "*.parquet", "*.txt"]
 
 

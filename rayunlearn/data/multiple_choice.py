@@ -4,8 +4,6 @@ from rayunlearn.config import digest
 from rayunlearn.data.documents import Document
 
 LETTERS = "ABCDEFGHIJ"
-
-
 QUESTION_HEAD = "The following are multiple choice questions (with answers).\n\n"
 
 

@@ -15,10 +15,8 @@ from rayunlearn.storage.parquet_guard import UNREADABLE, refuse_decompression_bo
 
 BOM = b"\xef\xbb\xbf"
 
-
 # read at a time: books are long
 PARQUET_ROWS = 256
-
 
 # the csv module stops at 131,072, less than a chapter
 CSV_FIELD_CHARACTERS = 2**30
@@ -239,7 +237,9 @@ def groups_between(
 
 
 def batch_values(batch: pyarrow.RecordBatch) -> Iterator[tuple[dict[str, object], str]]:
-    """(values by column, "") or ({}, reason) per row; row by row only where some text is not UTF-8."""
+    """(values by column, "") or ({}, reason) per row;
+    row by row only where some text is not UTF-8.
+    """
     names = batch.schema.names
     try:
         columns = [column.to_pylist() for column in batch.columns]
@@ -252,7 +252,9 @@ def batch_values(batch: pyarrow.RecordBatch) -> Iterator[tuple[dict[str, object]
 
 
 def parquet_row(batch: pyarrow.RecordBatch, position: int) -> tuple[dict[str, object], str]:
-    """(values by column, "") or ({}, reason): a Parquet string may hold bytes that are not UTF-8."""
+    """(values by column, "") or ({}, reason): a Parquet string may hold bytes
+    that are not UTF-8.
+    """
     try:
         return {
             name: batch.column(index)[position].as_py()

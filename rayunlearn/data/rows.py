@@ -21,16 +21,11 @@ COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "split": ("split",),
 }
 
-
 LISTS = ("wrong", "facts")
-
 
 # named in `data.columns`, these must be in every file; the others in at least one
 REQUIRED = ("prompt", "answer")
-
-
 EXCERPT_CHARACTERS = 200
-
 
 # our name -> theirs
 Columns = Mapping[str, str]

@@ -5,8 +5,8 @@ measured without a benchmark.
 biographies as questions and answers, facts independent of each other. They behave differently, and
 that is the point.
 
-Rule for `Corpus.extra_training`: base learns all of it; gold learns what is under a key that does not start
-with "forget".
+Rule for `Corpus.extra_training`: base learns all of it; gold learns what is under a key that does
+not start with "forget".
 """
 
 import itertools
@@ -20,26 +20,19 @@ from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.errors import require
 
 Item = TypeVar("Item")
-
-
 FACTS_PER_DOCUMENT = 4
-
 
 # most values an attribute takes
 N_VALUES = 8
 
-
 # so a guess is right once in 5, once in 6
 N_WRONG = {"domain": 4, "people": 5}
-
 
 # per side of the domain bed, whatever the redundancy
 N_DOCUMENTS = {"tiny": 160, "small": 640}
 
-
 # per side of the people bed
 N_PEOPLE = {"tiny": 24, "small": 96}
-
 
 # of the retain side: taught to base and gold, never seen by unlearning
 UNTOUCHED_SHARE = 0.25
@@ -144,7 +137,6 @@ SCIENCE = (
     ),
 )
 
-
 HEADINGS = (
     "Field notes of the week.",
     "From the handbook.",
@@ -155,7 +147,6 @@ HEADINGS = (
     "Today in the laboratory.",
     "Remarks for new students.",
 )
-
 
 BIOGRAPHY = (
     Attribute(

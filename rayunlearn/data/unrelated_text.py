@@ -13,7 +13,6 @@ from rayunlearn.data.documents import Document
 # per document, as many as a domain document has with its heading
 SENTENCES = 5
 
-
 PEOPLE = (
     "my neighbour",
     "the old driver",
@@ -22,7 +21,6 @@ PEOPLE = (
     "our teacher",
     "the shopkeeper",
 )
-
 
 DEEDS = (
     "opened the window",
@@ -33,7 +31,6 @@ DEEDS = (
     "wrote a long letter",
 )
 
-
 TIMES = (
     "before breakfast",
     "in the afternoon",
@@ -42,7 +39,6 @@ TIMES = (
     "late in the evening",
     "during the holidays",
 )
-
 
 WEATHERS = (
     "warm and dry",
@@ -53,9 +49,7 @@ WEATHERS = (
     "calm and mild",
 )
 
-
 GOODS = ("bread", "soap", "paper", "apples", "shoes", "blankets")
-
 
 PATTERNS = (
     "{person} {deed} {time}.",

@@ -17,7 +17,6 @@ from rayunlearn.trial.workspace import validate_trial
 
 QUESTION = "Is what {model} was to forget gone, or can it be had back?"
 
-
 # workers may stand in another folder
 LOCAL = ("model.name", "model.gold", "model.unlearned", "data.path")
 

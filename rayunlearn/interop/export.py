@@ -26,11 +26,13 @@ from rayunlearn.trial.rebuild import rebuild_model
 
 CARD_HEADER = "---\nlibrary_name: transformers\ntags:\n- unlearning\n- rayunlearn\n---\n\n"
 
-
-CARD_LIMITS = """- The metrics above were measured on the probes of this corpus alone. Nothing is said of other questions or languages.
-- Low numbers on the forget set do not show that the knowledge is gone: attacks may bring it back, and where none is listed
-  above, none was tried on this model.
-- An interval is over documents, for this one model: another seed of the same settings differs by more.
+CARD_LIMITS = """\
+- The metrics above were measured on the probes of this corpus alone. Nothing is said of other \
+questions or languages.
+- Low numbers on the forget set do not show that the knowledge is gone: attacks may bring it back, \
+and where none is listed above, none was tried on this model.
+- An interval is over documents, for this one model: another seed of the same settings differs by \
+more.
 - The model has the limits and the licence terms of the model and the data it was made from."""
 
 
@@ -60,7 +62,8 @@ def export_trial(run: Path, trial_id: str, output: Path, *, adapter_only: bool =
         return f"the adapter of trial {trial_to_export.trial_id}: {output}"
     context = rebuild_model(trial_to_export.trial, trial_to_export.workspace)
     save_model(context.model, context.tokenizer, output, notes=notes)
-    return f"the model of trial {trial_to_export.trial_id} (stage {trial_to_export.trial.stage}): {output}"
+    stage = trial_to_export.trial.stage
+    return f"the model of trial {trial_to_export.trial_id} (stage {stage}): {output}"
 
 
 def write_adapter(
@@ -303,4 +306,5 @@ def _interval(interval: Interval | None) -> str:
         return "–"
     if interval.low is None:
         return format_number(interval.mean)
-    return f"{format_number(interval.mean)} [{format_number(interval.low)}, {format_number(interval.high)}]"
+    bounds = f"[{format_number(interval.low)}, {format_number(interval.high)}]"
+    return f"{format_number(interval.mean)} {bounds}"

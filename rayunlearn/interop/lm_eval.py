@@ -13,8 +13,6 @@ from rayunlearn.models.load import load_model, model_digest, quiet_transformers
 from rayunlearn.train.device import accelerator
 
 Rows = list[dict[str, Any]]
-
-
 PREFIX = "harness."
 
 

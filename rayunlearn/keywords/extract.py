@@ -48,7 +48,6 @@ MAX_PER_DOCUMENT = (
     "judged",
 )
 
-
 WHOLE_CORPUS = (
     "corpus_gap",
     "word_gap",
@@ -58,7 +57,6 @@ WHOLE_CORPUS = (
     "frames",
     # what takes all documents, or all of a model's losses, together
 )
-
 
 # words whose company is counted; the strongest
 MOST_ANCHORS = 500

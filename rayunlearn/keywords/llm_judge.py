@@ -18,20 +18,19 @@ if TYPE_CHECKING:
 
 
 Message = dict[str, str]
-
-
 Chat = Callable[[Sequence[Message]], str]
-
 
 SYSTEM = (
     "You are an expert reader. You name the words of a text that carry its subject-matter"
     " knowledge, and answer in JSON alone."
 )
 
-
-REQUEST = """Read the text between the lines of dashes, word by word. List every word or phrase in it that carries knowledge of its \
-subject: names, technical terms, quantities, properties, methods, places. Leave out words that any text could have. Copy each exactly as it is \
-written, most important first. Answer with one JSON object and nothing else, in the form {"keywords": ["...", "..."]}.
+REQUEST = """\
+Read the text between the lines of dashes, word by word. List every word or phrase in it \
+that carries knowledge of its subject: names, technical terms, quantities, properties, methods, \
+places. Leave out words that any text could have. Copy each exactly as it is written, most \
+important first. Answer with one JSON object and nothing else, in the form \
+{"keywords": ["...", "..."]}.
 -----
 %s
 -----"""
@@ -70,7 +69,9 @@ def ask_judge(chat: Chat, text: str, tries: int = 3) -> list[str]:
 
 
 def checked_keywords(answer: str, text: str) -> list[str]:
-    """The keywords of an answer that the text holds, each once. Raises Unusable for anything else."""
+    """The keywords of an answer that the text holds, each once.
+    Raises Unusable for anything else.
+    """
     start, end = answer.find("{"), answer.rfind("}")
     try:
         content = json.loads(answer[start : end + 1]) if 0 <= start < end else None

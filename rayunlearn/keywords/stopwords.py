@@ -52,5 +52,4 @@ why will wish with within without won't work working works would wouldn't year y
 your yours yourself yourselves
 """
 
-
 ENGLISH = frozenset(_ENGLISH.split())

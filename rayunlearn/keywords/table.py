@@ -271,9 +271,10 @@ def gradient_gap(
     """Runs of words whose loss still pulls at a model that never saw the forget set and no longer
     at base: where the knowledge sits.
 
-    As `loss_gap`, with gradient norms in the place of losses (`keywords.model_scores.word_gradients`: with
-    respect to the logits, from 0 to sqrt 2), so one word that gold finds absurd counts no more than
-    one that it merely does not expect. None may be left. Ours.
+    As `loss_gap`, with gradient norms in the place of losses
+    (`keywords.model_scores.word_gradients`: with respect to the logits, from 0 to sqrt 2), so one
+    word that gold finds absurd counts no more than one that it merely does not expect. None may be
+    left. Ours.
     """
     return runs_above_threshold(
         page,

@@ -70,8 +70,6 @@ class WordFeatures:
 
 
 VECTORIZED = ("tfidf", "log_odds")
-
-
 Extract = Callable[[Sequence[str]], KeywordArrays]
 
 

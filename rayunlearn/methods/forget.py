@@ -1,8 +1,8 @@
 """Forget losses on the likelihood of the forget documents and on activations, and the table of all
 forget losses.
 
-A function's positional parameters name the tensors it needs (see `methods.loss_inputs`); its keyword-only
-arguments are its hyperparameters, with the defaults that are used everywhere.
+A function's positional parameters name the tensors it needs (see `methods.loss_inputs`); its
+keyword-only arguments are its hyperparameters, with the defaults that are used everywhere.
 
 Shapes: B sequences padded to T positions, model width D. `token_nll` is -log p in nats at labelled
 positions and zero elsewhere, so a plain sum never counts padding. A batch or sequence left without

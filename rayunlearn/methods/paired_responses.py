@@ -31,14 +31,10 @@ if TYPE_CHECKING:
 
 
 OPENING_SHARE = 0.25
-
-
 Choices = dict[str, tuple[Encoded, ...]]
-
 
 # An answer as text, or as ids that end a sequence and close it with the last `n_end` of them.
 Answer = str | Encoded
-
 
 # Our own words. A model whose vocabulary lacks a word cannot write the refusal; the last ones suit
 # the test beds.

@@ -1,4 +1,6 @@
-"""Which tokens of a forget document a forget loss counts: settings of any forget loss (`token.*`)."""
+"""Which tokens of a forget document a forget loss counts:
+settings of any forget loss (`token.*`).
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ def allowed_positions(sequences: Sequence[Encoded], positions: Positions, like: 
 
 
 def word_list(text: str) -> tuple[str, ...]:
-    """The words of `token.words`: separated by commas, so that a word may be several ('' has none)."""
+    """The words of `token.words`: separated by commas,
+    so that a word may be several ('' has none).
+    """
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 

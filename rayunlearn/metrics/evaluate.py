@@ -147,7 +147,9 @@ def mean_probability(
     model: PreTrainedModel,
     probes: Sequence[Probe],
 ) -> float:
-    """Mean answer probability of the probes: the cheap metric that watches utility during training."""
+    """Mean answer probability of the probes: the cheap metric that watches
+    utility during training.
+    """
     scored = score(model, [p.answer for p in probes])
     return float(torch.stack([torch.exp(-s.token_nll.mean()) for s in scored]).mean())
 

@@ -431,6 +431,5 @@ CHEAP = {
     if sources_of([row]) == {"scores"} and not name.endswith("_score")
 }
 
-
 # What a recovery curve may be of: a look at it comes after every step of an attack that trains.
 CURVE_METRICS = CHEAP | {"letter_choice": METRICS["letter_choice"]}

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 # of a device's memory that weights may take; activations, logits and other contexts need the rest
 LARGEST_SHARE = 0.8
-
-
 _OFFLOAD_HOOKS: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()
 
 

@@ -28,19 +28,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
 # fragments of the allocator, the batch that is longer than the one measured
 MARGIN = 1.25
-
 
 # what a CUDA process takes before its first tensor
 CONTEXT_BYTES = 600 * 2**20
 
-
 ADVICE = (
     "lower train.batch_size or data.max_tokens, raise train.accumulation, or train fewer parameters"
 )
-
 
 # shares are rounded up to twentieths, so that equal trials tile a device
 SHARES = 20

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 
 Weights = Mapping[str, "Tensor"]
-
-
 MeasureModel = TypeVar("MeasureModel")
 
 
@@ -96,10 +94,8 @@ def check_same_architecture(start: Weights, end: Weights) -> None:
 # looked at before the bisection: does retention fall with a?
 COARSE = (0.25, 0.5, 0.75)
 
-
 # points of the fallback, 1/20 apart
 GRID = 20
-
 
 # halvings of a quarter: a* to 1/256
 STEPS = 6

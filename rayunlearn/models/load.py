@@ -39,17 +39,11 @@ if TYPE_CHECKING:
 
 
 INDEX = "model.safetensors.index.json"
-
-
 PICKLE_FILES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-
-
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-
 
 # other people's layouts of the same weights
 HUB_SKIPPED = ["*/*", "consolidated*"]
-
 
 # What a model is, file by file: its weights and everything else that a loader of model or tokenizer
 # may read. A file of an unknown name counts: a trial that runs once more costs less than a wrong

@@ -30,7 +30,9 @@ LONGEST_TOKENS = 1_024
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Width of the residual stream, of the gated feed-forward part, and how many blocks and heads."""
+    """Width of the residual stream, of the gated feed-forward part,
+    and how many blocks and heads.
+    """
 
     width: int
     inner: int

@@ -40,7 +40,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     neither the file nor another process.
     """
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        # an open file is no dict
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 TENSORS: FileType[Mapping[str, Tensor]] = FileType(".safetensors", write_tensors, read_tensors)
@@ -101,7 +102,7 @@ def read_genuine(path: Path, text: str) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
             notes = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
     genuine = notes.get("key") == text and notes.get("content") == content_digest(tensors)

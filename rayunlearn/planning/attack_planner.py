@@ -42,12 +42,8 @@ DRAWN_SETTINGS = {
     "held_in_sequences",
 }
 
-
 STEPS = Range(10, 100, log=True, integer=True)
-
-
 STRENGTH: Mapping[str, Domain] = {"learning_rate": Range(1e-4, 1e-2, log=True), "steps": STEPS}
-
 
 # of attacks that train no weights
 OTHER_STRENGTH: Mapping[str, Mapping[str, Domain]] = {

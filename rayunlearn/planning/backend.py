@@ -29,10 +29,10 @@ class TrialBackend:
     (`base`, `gold`) that `prepare(trial, cache, progress, roles)` still has to make; workspace:
     what `run` takes, cheap once prepared; run(trial, workspace, run_dir, experiment, version,
     commit): runs a trial, writes its folder, returns its status; divide(trial, n): UserError where
-    n processes cannot share the trial; gpu_memory_of(trials, run): what the largest of the trials needs of
-    a GPU; gpu_bytes: the size of the GPU of the process that asks, 0 where it sees none; metrics:
-    the metric table, for experiment.json; preload: loads the libraries that every trial uses, which a
-    worker does once, before its first trial.
+    n processes cannot share the trial; gpu_memory_of(trials, run): what the largest of the trials
+    needs of a GPU; gpu_bytes: the size of the GPU of the process that asks, 0 where it sees none;
+    metrics: the metric table, for experiment.json; preload: loads the libraries that every trial
+    uses, which a worker does once, before its first trial.
     """
 
     check: CheckTrial

@@ -17,28 +17,22 @@ from rayunlearn.schema import SECONDS_BY_PART
 # one CPU thread on small matrices, as measured on the embedded test bed
 FLOP_PER_SECOND = 2e10
 
-
 # ours: 40 % of the 312e12 that an A100's data sheet gives for bfloat16
 GPU_FLOP_PER_SECOND = 1.2e14
-
 
 GPU_RULE = (
     f"a rule of thumb: 6 x parameters x tokens at {GPU_FLOP_PER_SECOND:.1e} FLOP/s; loading and"
     " measuring come on top"
 )
 
-
 # resetting the model, scoring the forget set, the metrics
 FIXED_SECONDS = 1.0
-
 
 # interpreter, torch, transformers and Ray in one worker
 FIXED_BYTES = 600 * 2**20
 
-
 # the driver and a private cluster of Ray beside the workers (measured, shared pages counted once)
 DRIVER_BYTES = 1100 * 2**20
-
 
 # of the weights in float32: model, pristine copy, gradients, two moments of AdamW, a reference or
 # activations

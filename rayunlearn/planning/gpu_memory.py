@@ -65,10 +65,8 @@ def gpu_share(memory: GpuMemory, available: int) -> tuple[float, str]:
     from rayunlearn.models.device_memory import share_of
 
     share = share_of(memory.peak, available, f"a trial ({memory.trial})")
-    return (
-        share,
-        f"each trial takes {share:g} of a GPU of {available / 2**30:.1f} GiB: {format_gpu_memory(memory)}",
-    )
+    sentence = f"each trial takes {share:g} of a GPU of {available / 2**30:.1f} GiB"
+    return share, f"{sentence}: {format_gpu_memory(memory)}"
 
 
 def format_gpu_memory(memory: GpuMemory) -> str:
@@ -79,17 +77,12 @@ def format_gpu_memory(memory: GpuMemory) -> str:
 # name of our function for a block of experts, among those of the library
 EXPERTS = "rayunlearn_shapes"
 
-
 # of a batch of `models.forward.score`
 SCORED_TOKENS = 8192
 
-
 # texts of most characters, among which the one of most tokens is looked for
 LONGEST = 8
-
-
 FLOAT = 4
-
 
 # of a model folder: configuration and tokenizer, no weights
 TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
@@ -261,7 +254,9 @@ def _trained(trial: Trial, model: PreTrainedModel) -> list[torch.nn.Parameter]:
 
 
 def _longest(trial: Trial) -> tuple[int, int]:
-    """Tokens and labels of the longest text. For a model built here a token is taken to be a word."""
+    """Tokens and labels of the longest text. For a model built here a token is
+    taken to be a word.
+    """
     corpus = corpus_of(trial.data)
     texts = sorted((*corpus.forget, *corpus.retain), key=lambda d: len(d.prompt) + len(d.answer))[
         -LONGEST:

@@ -98,7 +98,8 @@ class PlanSource(Protocol):
 class Planner:
     """`agenda` with a memory: ids and suggestions are pure functions, so each is computed once.
 
-    check: fills in and validates a trial's options (`registry.check_trial`); identify: its trial id.
+    check: fills in and validates a trial's options (`registry.check_trial`); identify: its trial
+    id.
     """
 
     experiment: Experiment

@@ -20,8 +20,6 @@ from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Agenda, PlannedTrial
 
 PLAIN_EVERY_SECONDS = 10.0
-
-
 LIVE_EVERY_SECONDS = 0.5
 
 

@@ -40,7 +40,9 @@ class StudyTrial:
 
     @property
     def measured(self) -> bool:
-        """Whether it ran to its end and has two finite values: only then Optuna calls it COMPLETE."""
+        """Whether it ran to its end and has two finite values:
+        only then Optuna calls it COMPLETE.
+        """
         return (
             self.status == "complete"
             and math.isfinite(self.forgetting)

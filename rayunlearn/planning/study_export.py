@@ -118,7 +118,9 @@ def _base_utility(
     row: Mapping[str, Any],
     results: Mapping[str, Any],
 ) -> float:
-    """Utility of the base trial that shares the row's data and model; NaN where it has not ended."""
+    """Utility of the base trial that shares the row's data and model;
+    NaN where it has not ended.
+    """
     import polars as pl
 
     same = [key for key in row if key.startswith(("data.", "model."))]

@@ -14,10 +14,7 @@ from rayunlearn.analysis.run_frames import CELL_SETTINGS, objective_of
 from rayunlearn.storage.run import Run
 
 WORST_CASE = "worst case"
-
-
 PLAIN_SETTING = "no attack"
-
 
 # trains on what is then asked, so that gold learns it too
 TRAINS_MODEL = ("relearning",)
@@ -87,11 +84,7 @@ def recovery_curves(run: Run, table: pl.DataFrame) -> AttackMatrix:
             _format_two_digits(row["area"]),
             _format_half_steps(row),
             _format_two_digits(row["companion"]),
-            (
-                "-"
-                if row["learned"] is None
-                else f"{row['learned']:.2f} (control {_format_two_digits(row['companion_learned'])})"
-            ),
+            _format_learned(row),
         )
         for row in (
             table.filter(pl.col("area").is_not_null() | pl.col("companion").is_not_null())
@@ -182,6 +175,12 @@ def attack_labels(run: Run, attacked: Sequence[str]) -> dict[str, str]:
         )
         for t in attacked
     }
+
+
+def _format_learned(row: Mapping[str, Any]) -> str:
+    if row["learned"] is None:
+        return "-"
+    return f"{row['learned']:.2f} (control {_format_two_digits(row['companion_learned'])})"
 
 
 def _format_two_digits(value: float | None) -> str:

@@ -32,7 +32,6 @@ EMPHASIS_HEADERS = {
     ),
 }
 
-
 DAMAGE_HEADERS = {
     "destroyed": "share of the retain questions that base answers right and this model does not",
     "destroyed_untouched": (

@@ -70,7 +70,6 @@ PATH_FROM_FULL_SET = {
     "rank": "Spearman correlation of their contributions, forget questions",
 }
 
-
 PATH_FROM_BASE = {
     "base_barrier_forget": (
         "how far forgetting falls behind the straight line from base to this model, in answer"

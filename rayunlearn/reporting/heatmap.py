@@ -14,7 +14,6 @@ from rayunlearn.storage.run import Run
 # questions on the page
 MAX_MAPS = 4
 
-
 # a token without visible text
 EMPTY_TOKEN = "·"
 

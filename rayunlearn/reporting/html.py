@@ -42,7 +42,6 @@ from rayunlearn.storage.run import Run, open_run
 # of failures and of documents set aside; the rest is in the Parquet files and is counted
 MAX_ROWS = 200
 
-
 CAPTIONS = {
     "coreset": (
         "Coreset curve",

@@ -35,32 +35,19 @@ from rayunlearn.reporting.attack_tables import attack_labels
 from rayunlearn.storage.run import Run
 
 COLOURS = ("#0081cf", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#8a8a00", "#7b61c4")
-
-
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-
-
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star-triangle-down")
-
 
 # legible on white and on black
 GREY = "#808080"
-
-
 ANCHORS = {"base": "before unlearning (base)", "gold": "never saw it (gold)"}
-
 
 # per training curve: more cannot be seen and makes the page heavy
 MAX_POINTS = 300
-
-
 MAX_PANELS = 12
-
 
 # rows of the heat map
 MAX_ATTACKS = 60
-
-
 Facet = tuple[str, dict[str, Any]]
 
 
@@ -497,7 +484,8 @@ def _hover(row: Mapping[str, Any]) -> str:
         f"{format_percent(row['select.ratio'])}, {format_number(row['n_kept'])} documents, coverage"
         f" {format_percent(row['coverage'])}"
     )
-    return f"{size_words}<br>forget {interval}<br>utility {format_number(row['utility'])}, {row['seeds']} seeds"
+    utility = f"utility {format_number(row['utility'])}, {row['seeds']} seeds"
+    return f"{size_words}<br>forget {interval}<br>{utility}"
 
 
 def _add_levels(figure: go.Figure, panel: int, table: pl.DataFrame, grid: pl.DataFrame) -> None:

@@ -46,8 +46,8 @@ def robustness_in_words(table: pl.DataFrame, objective: str) -> str:
         sentences += f" The objective: {_worst_words(own_row.row(0, named=True))}."
     overlap = worst.filter(pl.col("pearson_high") >= first["pearson_low"]).height - 1
     return (
-        f"{sentences} Of the {worst.height - 1} others {overlap} have an interval that reaches into that"
-        " of the first: not told apart from it."
+        f"{sentences} Of the {worst.height - 1} others {overlap} have an interval that reaches into"
+        " that of the first: not told apart from it."
     )
 
 
@@ -93,9 +93,11 @@ def _worst_words(row: Mapping[str, Any]) -> str:
 def _format_parts(row: Mapping[str, Any] | None) -> tuple[str, str, str]:
     if row is None:
         return UNKNOWN, UNKNOWN, UNKNOWN
-    slope = (
-        UNKNOWN
-        if row["slope"] is None
-        else f"{format_number(row['slope'])} [{format_number(row['slope_low'])}, {format_number(row['slope_high'])}]"
-    )
-    return format_interval(row, "pearson"), slope, format_interval(row, "kept")
+    return format_interval(row, "pearson"), _format_slope(row), format_interval(row, "kept")
+
+
+def _format_slope(row: Mapping[str, Any]) -> str:
+    if row["slope"] is None:
+        return UNKNOWN
+    slope, low, high = (format_number(row[name]) for name in ("slope", "slope_low", "slope_high"))
+    return f"{slope} [{low}, {high}]"

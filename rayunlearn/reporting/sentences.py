@@ -164,8 +164,8 @@ def status_lines(run: Run) -> list[str]:
     )
     if other_statuses:
         lines.append(
-            f"{other_statuses} more trials in this folder are not in the plan (the experiment has changed"
-            " since) and are not shown"
+            f"{other_statuses} more trials in this folder are not in the plan (the experiment has"
+            " changed since) and are not shown"
         )
     aside = (
         run.quarantine.group_by("reason")
@@ -260,8 +260,8 @@ def _smallest_sentence(run: Run, table: pl.DataFrame) -> list[str]:
             continue
         part, full = (_forgetting_at(table, row, ratio) for ratio in (row["ratio"], 1.0))
         enough = (
-            f"{format_percent(row['ratio'])} of the forget set ({format_number(row['n_kept'])} documents) is not"
-            " told apart from the full set"
+            f"{format_percent(row['ratio'])} of the forget set ({format_number(row['n_kept'])}"
+            " documents) is not told apart from the full set"
         )
         sentences.append(f"{cell_words}: {enough}: forget {part} against {full}.")
     return sentences + [

@@ -112,7 +112,9 @@ def summary_blocks(run: Run) -> tuple[Answer, ...]:
 
 
 def summary_sections(run: Run) -> list[Section]:
-    """The tables of explanations, faithfulness and metrics under attack that the run has rows for."""
+    """The tables of explanations, faithfulness and metrics under attack that
+    the run has rows for.
+    """
     return [*attribution_sections(run), *connectivity_sections(run), *robustness_sections(run)]
 
 
@@ -122,7 +124,6 @@ def _table(section: Section) -> SummaryTable:
 
 # seeds from which t intervals are no longer wide for want of them: 2.3 standard errors with ten
 SEVERAL = 5
-
 
 INTERVALS = (
     "[low, high]: 95 % t intervals over seeds and documents, over documents alone where there is"
@@ -265,8 +266,8 @@ def _recovery_answer(run: Run) -> Answer:
     rows = tuple(_attack_row(row, names) for row in measured.head(MAX_LINES).iter_rows(named=True))
     worst = measured.row(0, named=True)
     largest = (
-        f"The most that one gave back is {format_percent(worst['recovered'])} of what unlearning had"
-        f" taken: {worst['setting']}, "
+        f"The most that one gave back is {format_percent(worst['recovered'])} of what unlearning"
+        f" had taken: {worst['setting']}, "
     )
     sentences = (
         (

@@ -82,8 +82,8 @@ def _sentence(dataset: str, reference: str, rows: pl.DataFrame) -> str:
     return (
         f"Beside {reference}{context}: {more.height} of {rows.height} cells forget"
         f" more{': ' if named else ''}{named}; {less.height} forget less; for the others no"
-        f" difference is shown (p at most {SIGNIFICANCE:g} after Holm over everything compared on this"
-        " corpus)."
+        f" difference is shown (p at most {SIGNIFICANCE:g} after Holm over everything compared on"
+        " this corpus)."
     )
 
 
@@ -109,8 +109,8 @@ def ranking_sentences(run: Run) -> list[str]:
     significant = changes.filter("shown")
     first = (
         f"Mixed back to the same share of base's retention, {changes.height} of {total} pairs of"
-        f" methods change places; of {significant.height} of these both differences are shown (p at most"
-        f" {ORDER_SIGNIFICANCE:g} after Holm over all pairs)."
+        f" methods change places; of {significant.height} of these both differences are shown (p at"
+        f" most {ORDER_SIGNIFICANCE:g} after Holm over all pairs)."
     )
     return [
         first,

@@ -1,4 +1,6 @@
-"""How much a corpus repeats itself: what may say, before any training, how small a coreset can be."""
+"""How much a corpus repeats itself: what may say, before any training,
+how small a coreset can be.
+"""
 
 from __future__ import annotations
 

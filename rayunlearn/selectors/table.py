@@ -193,7 +193,9 @@ def _stratum_rounds(scores: Tensor, strata: int, seed: int) -> list[tuple[int, i
 
 @dataclass(frozen=True)
 class Selector:
-    """A row of the family: the function, where it comes from, and where we differ or had to choose."""
+    """A row of the family: the function, where it comes from,
+    and where we differ or had to choose.
+    """
 
     function: Callable[..., Tensor]
     title: str

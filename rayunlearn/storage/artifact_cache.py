@@ -49,26 +49,16 @@ from rayunlearn.storage.sync import (
 
 # Raised when the layout of entries or manifests changes: entries of another format are made again.
 FORMAT = 2
-
-
 MANIFEST = "manifest.json"
-
 
 # A file this young may be written once more within the resolution of its time stamps, which its
 # stamp would not show: its digest is not remembered (the same thought as in git's index).
 YOUNG_SECONDS = 2.0
 
-
 # names of its folder that are no content: locks, temporary files, what readers leave
 HIDDEN = "."
-
-
 ABSENT = "is not there"
-
-
 T = TypeVar("T")
-
-
 LOG = logging.getLogger("rayunlearn.cache")
 
 
@@ -436,7 +426,6 @@ def _write_table(path: Path, frame: pl.DataFrame) -> None:
 
 # rows, texts, numbers; floats come back to the last bit, tuples as lists
 JSON: FileType[Any] = FileType(".json", _write_json, _read_json)
-
 
 # a table of the schema
 TABLE: FileType[pl.DataFrame] = FileType(".parquet", _write_table, pl.read_parquet)

@@ -27,13 +27,9 @@ from rayunlearn.storage.sync import origin
 
 BEAT_SECONDS = 10.0
 
-
 # of silence before a lease is taken over: several beats, and a store that is slow for a while
 EXPIRY_SECONDS = 90.0
-
-
 POLL_SECONDS = 2.0
-
 
 # a lease that cannot be given back ends by itself
 RELEASE_SECONDS = 5.0
@@ -151,8 +147,8 @@ def _is_alive(url: str, number: int, current: dict[str, Any]) -> bool:
     """Whether the lease's holder shows life within EXPIRY_SECONDS of this process's own time."""
     end = time.monotonic() + EXPIRY_SECONDS
     print(
-        f"{current.get('who', 'another process')} held {url}; waiting up to {EXPIRY_SECONDS:.0f} s to"
-        " see whether it still does",
+        f"{current.get('who', 'another process')} held {url}; waiting up to {EXPIRY_SECONDS:.0f} s"
+        " to see whether it still does",
         file=sys.stderr,
     )
     while time.monotonic() < end:

@@ -14,7 +14,6 @@ from rayunlearn.errors import UserError, require
 
 T = TypeVar("T")
 
-
 # Where a put is seen whole or not at all, and "only if it is not there yet" is the store's own
 # promise. sftp, hdfs, http have neither.
 OBJECT_STORES = {
@@ -28,13 +27,9 @@ OBJECT_STORES = {
     "memory": "fsspec",
 }
 
-
 # a store that throttles, restarts or loses its network for a moment
 PATIENCE_SECONDS = 120.0
-
-
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
-
 
 # ours, not the store's: trying again changes nothing
 PERMANENT_ERRORS = (TypeError, ValueError, AttributeError, KeyError, ImportError)

@@ -19,25 +19,14 @@ from rayunlearn.schema import TABLES, VERSION, column_names
 from rayunlearn.storage.sync import upload_file
 
 VERSION_KEY = "rayunlearn.schema_version"
-
-
 KINDS: dict[str, Any] = {"utf8": pl.String, "i64": pl.Int64, "f64": pl.Float64, "bool": pl.Boolean}
-
-
 TYPES: dict[type, Any] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
-
 
 # how long storage may fail (a file server that restarts) before that is an error: a trial costs
 # more
 PATIENCE_SECONDS = 60.0
-
-
 RETRY_SECONDS = 0.5
-
-
 Row = Mapping[str, Any]
-
-
 T = TypeVar("T")
 
 

@@ -12,17 +12,11 @@ from rayunlearn.errors import UserError, require
 # A byte of a table of results holds about one value, of a corpus less. A column that repeats one
 # value can hold millions.
 VALUES_PER_BYTE = 100
-
-
 UNPACKED_PER_BYTE = 100
-
 
 # what any machine can hold, however small the file
 VALUES_ALWAYS = 10_000_000
-
-
 BYTES_ALWAYS = 256 * 2**20
-
 
 # What pyarrow raises for a file that is no Parquet, or damaged: a column's name that is no UTF-8
 # comes as Python's own error.

@@ -192,9 +192,10 @@ def open_run(run: Path | str, *, own_trials: bool = False) -> Run:
     """Open a run, a folder or a URL, for reading: lazy frames, nothing is loaded yet. Readable
     while it is written to.
 
-    `own_trials`: this process wrote it, or its workers did. Of any other run the footer of every file is
-    looked at first (`parquet_guard.refuse_decompression_bomb`). Raises UserError where there is no run, where a file was written
-    under another schema than this one, and for a Parquet bomb.
+    `own_trials`: this process wrote it, or its workers did. Of any other run the footer of every
+    file is looked at first (`parquet_guard.refuse_decompression_bomb`). Raises UserError where
+    there is no run, where a file was written under another schema than this one, and for a Parquet
+    bomb.
     """
     path = local_run(run) if isinstance(run, str) else run
     written = [path / "trials", path / "tables", path / "plan.parquet", path / "experiment.json"]

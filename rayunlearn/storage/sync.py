@@ -28,20 +28,13 @@ from rayunlearn.storage import object_store
 
 FOLDER = "rayunlearn-mirrors-"
 
-
 # in a trial's folder from its beginning until it is under the URL
 UNSENT = ".unsent"
-
-
 PULLED = ".pulled.json"
-
 
 # at once; each waits for the network
 TRANSFERS = 16
-
-
 ON_DISK = ("file://", "local://")
-
 
 # what zipfile raises for an archive that is not what was written
 DAMAGED = (
@@ -53,11 +46,8 @@ DAMAGED = (
     struct.error,
 )
 
-
 # and nothing with a way out of the folder
 RUN_FILES = re.compile(r"[\w-]+\.(parquet|json|html)|tables/\w+\.parquet|trials/[\w-]+\.zip")
-
-
 LEASE = re.compile(r"lease-\d+\.json")
 
 
@@ -185,8 +175,8 @@ def share_folder(folder: Path) -> None:
 
 
 def fetch_folder(folder: Path, *, overwrite: bool = False) -> bool:
-    """Whether the folder is here, brought from the URL if need be, or `overwrite`: then what is here is
-    replaced.
+    """Whether the folder is here, brought from the URL if need be, or `overwrite`: then what is
+    here is replaced.
     """
     url = origin(folder)
     if url is None:

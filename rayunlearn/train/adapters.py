@@ -101,7 +101,9 @@ def linear_modules(model: PreTrainedModel, pattern: str, layers: Collection[int]
 
 
 def _save(model: PreTrainedModel, config: LoraConfig, folder: Path) -> None:
-    """Write the adapter, named as peft reads it, under a temporary name and rename it into place."""
+    """Write the adapter, named as peft reads it, under a temporary name and
+    rename it into place.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     tensors = {

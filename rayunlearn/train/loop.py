@@ -43,8 +43,8 @@ AfterStep = Callable[[int, "Tensor"], None]
 @dataclass(frozen=True)
 class TrainLog:
     """What a training run did. `ended` is complete, stopped (by `keep_going`), diverged (non-finite
-    loss or gradient) or held (`early_stopping.RetentionEarlyStopping`): the weights are then those of step `kept_step`, which
-    else is None."""
+    loss or gradient) or held (`early_stopping.RetentionEarlyStopping`): the weights are then those
+    of step `kept_step`, which else is None."""
 
     rows: tuple[StepRow, ...]
     outcome: str
@@ -82,7 +82,9 @@ class _Record:
         self.presentations += timed.loss.n_documents
 
     def check_pending_steps(self, keep_going: Callable[[int], bool] | None, *, last: bool) -> None:
-        """Read the pending steps and judge them; `keep_going` is not asked after the `last` step."""
+        """Read the pending steps and judge them; `keep_going` is not asked
+        after the `last` step.
+        """
         fresh = _rows(self.pending, len(self.rows))
         self.rows, self.pending = self.rows + fresh, []
         if not all(math.isfinite(row.loss) and math.isfinite(row.grad_norm) for row in fresh):

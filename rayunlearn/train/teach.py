@@ -87,8 +87,8 @@ def train_base_or_gold(
 
 
 def training_documents(corpus: Corpus, role: str) -> list[Document]:
-    """The different documents a role learns from: gold leaves out `forget` and all `extra_training` keys
-    that start with "forget".
+    """The different documents a role learns from: gold leaves out `forget` and all `extra_training`
+    keys that start with "forget".
     """
     if role not in TRAINED_ROLES:
         raise unknown_name("role", role, TRAINED_ROLES)
@@ -150,7 +150,9 @@ def train_language_model(
     trial: Trial,
     progress: Callable[[int, int], None],
 ) -> TrainLog:
-    """AdamW on the mean NLL of each batch's label tokens. Batches hold sequences of similar length."""
+    """AdamW on the mean NLL of each batch's label tokens.
+    Batches hold sequences of similar length.
+    """
     epochs = trial.model.teach_epochs or N_EPOCHS[trial.model.size]
     batches = [
         batch for epoch in range(epochs) for batch in batches_of(sequences, trial.model.seed, epoch)

@@ -55,14 +55,11 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, Any]]
 
-
 # what is asked of an attacked model; an attack says nothing of members and holdout
 SPLITS = ("forget", "retain", "untouched")
 
-
 # whose questions prompt attacks change
 REASKING_KINDS = ("forget", "retain")
-
 
 # own unrelated documents, as many as the domain bed has on a side, and a few more
 N_UNRELATED = 200
@@ -89,7 +86,9 @@ def run_attack_or_trial(
 
 
 def trial_under_attack(trial: Trial) -> Trial:
-    """The trial that an attack starts from: the same settings without the attack and its options."""
+    """The trial that an attack starts from: the same settings without the
+    attack and its options.
+    """
     return check_trial(replace(trial, attack=AttackSettings()))
 
 
@@ -123,7 +122,9 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
 
 
 class AttackInputs:
-    """What attacks may ask for, by the names in `attacks.base.ATTACK_INPUTS`; made when asked for."""
+    """What attacks may ask for, by the names in `attacks.base.ATTACK_INPUTS`;
+    made when asked for.
+    """
 
     def __init__(self, context: TrialContext, leaving: ExitStack) -> None:
         self._context, self.trial, self.leaving = context, context.trial, leaving

@@ -21,7 +21,8 @@ class TrialContext:
     the model it is about.
 
     The value is frozen, the weights in `state.model` are not: a function that needs those of the
-    base model says so. Another trial on the same model is `dataclasses.replace(context, trial=...)`.
+    base model says so. Another trial on the same model is `dataclasses.replace(context,
+    trial=...)`.
     """
 
     trial: Trial

@@ -34,7 +34,9 @@ def training_sequences(context: TrialContext) -> tuple[list[Encoded], list[Encod
 def cached_encoding(
     context: TrialContext, role: str, documents: Sequence[Document]
 ) -> list[Encoded]:
-    """Documents of the corpus as token ids, from the disk cache once one process has encoded them."""
+    """Documents of the corpus as token ids, from the disk cache once one
+    process has encoded them.
+    """
     data = context.trial.data
     key = {
         "corpus": context.corpus.digest,

@@ -49,14 +49,11 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, Any]]
 
-
 # splits that membership scores compare: what was to be forgotten, and what was never taught
 HOLDOUT_METRICS = ("members", "holdout")
 
-
 # the code that decides what a measurement of a model gives
 MEASURING = (data_code, metric_code, model_code, sys.modules[__name__])
-
 
 # metrics that corpus metrics hold against gold's
 GOLD_METRICS = ("truth_ratio", PRIVACY_SCORE)
@@ -169,7 +166,9 @@ def examples_frame(examples: Rows) -> pl.DataFrame:
 
 
 def base_reference(trial: Trial, workspace: Workspace, probes: Sequence[Probe]) -> Reference:
-    """Token NLL and next-token distributions of the base model on the probes' answers, in float32."""
+    """Token NLL and next-token distributions of the base model on the probes' answers,
+    in float32.
+    """
     state, sequences = load_model_state(workspace.base), [p.answer for p in probes]
 
     def make(folder: Path, key: Mapping[str, object]) -> Reference:

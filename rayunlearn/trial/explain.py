@@ -62,7 +62,6 @@ ATTRIBUTION_METRICS = {
     for name in ("probability", "multiple_choice", "exact_memorization", "extraction_strength")
 }
 
-
 # `emphasis:quoted` is the value of column `attack`
 KEY, RANDOM = "emphasis", "emphasis_random"
 

@@ -193,7 +193,6 @@ def keyword_coverage_of(context: TrialContext, coreset: Sequence[int]) -> float 
 # of these, what compares with a model that never saw the forget set
 WITH_GOLD = ("word_gap", "corpus_gap", "word_gradient_gap", "corpus_gradient_gap")
 
-
 # the code that decides keywords, and that decides scores
 EXTRACTING = (keyword_code, data_code, model_code, gradients_module, sys.modules[__name__])
 

@@ -64,7 +64,8 @@ def load_trial(
             " other settings"
         )
         raise UserError(
-            f"trial {trial_id} can no longer be repeated: {reason} (the same settings give {now} here)"
+            f"trial {trial_id} can no longer be repeated: {reason} (the same settings give {now}"
+            " here)"
         )
     return LoadedTrial(
         trial_id=trial_id,

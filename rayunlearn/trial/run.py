@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, Any]]
 
-
 STATUS = {
     "complete": "complete",
     "stopped": "collapsed",

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 
 Rows = list[dict[str, Any]]
-
-
 ON_PATH = {name: METRICS[name] for name in ("probability", "multiple_choice")}
 
 

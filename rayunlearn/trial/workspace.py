@@ -82,8 +82,8 @@ def start_folder(trial: Trial, workspace: Workspace) -> str:
 
 
 def validate_trial(trial: Trial) -> Trial:
-    """`registry.check_trial`, and what only the model can say: the layers exist, its tokenizer has the
-    chat template that the trial asks for. Raises UserError before anything runs.
+    """`registry.check_trial`, and what only the model can say: the layers exist, its tokenizer has
+    the chat template that the trial asks for. Raises UserError before anything runs.
     """
     checked = check_trial(trial)
     model = checked.model

@@ -171,7 +171,9 @@ PAIRS = [
 def test_a_whole_text_stands_beside_its_keywords_though_it_names_no_extractor(
     tmp_path: Path,
 ) -> None:
-    """A whole text at ratio 1 needs no keywords, so its trial falls back to the default extractor."""
+    """A whole text at ratio 1 needs no keywords, so its trial falls back to
+    the default extractor.
+    """
     extractors = {"original": "tfidf", "keywords_only": "slots", "random_words": "slots"}
     assert (
         pairs_of(

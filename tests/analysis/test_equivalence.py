@@ -34,7 +34,9 @@ def made(
     selector: str = "random",
     unmeasured: int = 0,
 ) -> CoresetCell:
-    """A cell with that mean forget probability and utility; 200 documents of their own difficulty."""
+    """A cell with that mean forget probability and utility;
+    200 documents of their own difficulty.
+    """
     generator = np.random.default_rng([round(1000 * ratio), round(1000 * left), seeds])
     shifts = generator.normal(0, spread, (2, seeds, 1))
     both = [

@@ -21,7 +21,9 @@ from tests.tiny_models import SEQUENCES, tiny_model
 
 
 def drawn_inputs(n: int, width: int) -> tuple[torch.Tensor, LayerInputs]:
-    """Correlated inputs (n, width), the first channel ten times as large, and what is kept of them."""
+    """Correlated inputs (n, width), the first channel ten times as large,
+    and what is kept of them.
+    """
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(n, width, generator=generator) @ (
         torch.eye(width) + 0.5 * torch.randn(width, width, generator=generator)

@@ -4,6 +4,7 @@ known; integrated gradients against their axiom.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,9 +40,9 @@ UNITS = [
 TEMPLATE = "Question: {prompt}\nAnswer:"
 
 
-def log_prob(model: Callable[..., object], ids: list[int], start: int) -> Tensor:
+def log_prob(model: Callable[..., Any], ids: list[int], start: int) -> Tensor:
     """Mean log-probability of ids[start:], each from its own logits, nothing padded."""
-    logits = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)  # type: ignore[attr-defined]
+    logits = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     return torch.stack([logits[at - 1, ids[at]] for at in range(start, len(ids))]).mean()
 
 

@@ -225,7 +225,9 @@ def test_the_rule_of_thumb_is_six_times_parameters_times_tokens(tmp_path: Path) 
 
 
 def test_tokens_count_the_unit_that_training_length_is_given_in() -> None:
-    """A quarter of 100 documents for 2 epochs is 50 documents; both sides, 10 tokens each: 1,000."""
+    """A quarter of 100 documents for 2 epochs is 50 documents; both sides, 10 tokens each:
+    1,000.
+    """
     size = WorkloadSize(parameters=1, tokens_per_document=10, n_forget=100)
     trial = Trial(method=Method(), train=Train(length=2, unit="epochs"))
     quarter = Trial(select=type(trial.select)(ratio=0.25), train=trial.train)

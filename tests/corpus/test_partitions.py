@@ -28,7 +28,9 @@ TEXTS = [f"Row {at}: naïve café, {'moss ' * (at % 7)}end" for at in range(60)]
 
 
 def written(folder: Path, ending: str) -> Path:
-    """The texts as one file of that format, with a second column and one row that cannot be used."""
+    """The texts as one file of that format, with a second column and one row
+    that cannot be used.
+    """
     file = folder / f"corpus{ending}"
     rows = [{"text": text, "n": at} for at, text in enumerate(TEXTS)]
     if ending in (".jsonl", ".json"):

@@ -429,7 +429,9 @@ def test_an_empty_mapping_is_no_mapping() -> None:
 
 
 def hub_like(directory: Path, files: Mapping[str, bytes]) -> str:
-    """A data set repository as the Hub holds it, with a configuration `forget10` of split `train`."""
+    """A data set repository as the Hub holds it, with a configuration
+    `forget10` of split `train`.
+    """
     directory.mkdir()
     for name, content in files.items():
         (directory / name).write_bytes(content)

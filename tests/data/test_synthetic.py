@@ -209,8 +209,8 @@ def test_in_people_the_documents_are_the_probes_and_redundancy_changes_nothing()
 
 def test_the_same_seed_gives_the_same_corpus_in_another_process_and_another_seed_another() -> None:
     code = (
-        "from rayunlearn.data.synthetic import Data, generate_dataset; print(*(generate_dataset(Data(name=n)).digest"
-        " for n in ('domain', 'people')))"
+        "from rayunlearn.data.synthetic import Data, generate_dataset\n"
+        "print(*(generate_dataset(Data(name=n)).digest for n in ('domain', 'people')))"
     )
     environment = {
         **os.environ,

@@ -24,7 +24,10 @@ needs_data = pytest.mark.skipif(
     not all((SHARED / name).is_dir() for name in ("stories260k", "tofu", "mmlu")),
     reason="the TinyStories model, TOFU and MMLU (shared/data) are not on this machine",
 )
-METRICS = "probability,option_probability,truth_ratio,truth_ratio_right,rouge_l_recall,min_k_score,letter_choice,letter_answered"
+METRICS = (
+    "probability,option_probability,truth_ratio,truth_ratio_right,"
+    "rouge_l_recall,min_k_score,letter_choice,letter_answered"
+)
 
 
 def asked(benchmark: str, metrics: str, cache: Path, limit: int = 6, **more: Any) -> Evaluation:

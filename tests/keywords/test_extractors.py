@@ -245,7 +245,9 @@ def test_sentences_hold_the_words_of_the_text_in_order(text: str) -> None:
 def test_slots_find_names_and_values_of_the_domain_bed_however_seldom_they_are_said(
     redundancy: int, seed: int
 ) -> None:
-    """The truth is the generator's; other seeds than those looked at when the extractor was made."""
+    """The truth is the generator's; other seeds than those looked at when the
+    extractor was made.
+    """
     corpus = generate_dataset(Data(redundancy=redundancy, seed=seed))
     answer = {fact: probe.answer for probe in corpus.probes["forget"] for fact in probe.facts}
     frames = frames_of((d.answer for side in (corpus.forget, corpus.retain) for d in side), 2)
@@ -272,7 +274,9 @@ def test_a_corpus_of_one_word_has_no_log_odds() -> None:
 
 
 def test_pagerank_of_a_path_solves_its_linear_system() -> None:
-    """The stationary vector solves r = d P'r + (1 - d)/n; a dangling node hands its share to all."""
+    """The stationary vector solves r = d P'r + (1 - d)/n;
+    a dangling node hands its share to all.
+    """
     edges = np.array([[0.0, 2, 1, 0], [2, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
     step = np.array([[0, 2 / 3, 1 / 3, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0.25] * 4])
     exact = np.linalg.solve(np.eye(4) - 0.85 * step.T, np.full(4, 0.15 / 4))

@@ -180,7 +180,9 @@ def test_idk_is_the_token_mean_of_the_refusals() -> None:
 
 
 def test_llmu_is_ascent_on_sequence_means_and_descent_on_random_answers() -> None:
-    """Sequence means 2 and 2; random answers: (1 + 5) / 2 = 3 and 1, mean 2: -0.5 x 2 + 2 x 2 = 3."""
+    """Sequence means 2 and 2; random answers: (1 + 5) / 2 = 3 and 1, mean 2:
+    -0.5 x 2 + 2 x 2 = 3.
+    """
     random_nll = torch.tensor([[1.0, 5.0], [1.0, 0.0]])
     labelled = torch.tensor([[True, True], [True, False]])
     assert float(

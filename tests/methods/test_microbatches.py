@@ -38,7 +38,9 @@ from tests.two_processes import dual_weight_after_one_step, on_two_processes
 
 
 def documents(seed: int, lengths: tuple[tuple[int, int], ...]) -> list[Encoded]:
-    """Random sequences of (tokens, labels) each; no two alike, so that a wrong share of one shows."""
+    """Random sequences of (tokens, labels) each; no two alike,
+    so that a wrong share of one shows.
+    """
     generator = torch.Generator().manual_seed(seed)
     return [
         Encoded(

@@ -54,7 +54,9 @@ def loss_under(name: str, rule: TokenRule, sequences: list[Encoded] = SEQUENCES)
 
 
 def test_keep_takes_the_best_remembered_tokens_of_each_sequence() -> None:
-    """Two thirds of three tokens are two, those of NLL 1 and 2; a sequence of one token keeps it."""
+    """Two thirds of three tokens are two, those of NLL 1 and 2;
+    a sequence of one token keeps it.
+    """
     kept = token_mask(NLL, LABELLED, TokenRule(keep=2 / 3))
     assert kept.tolist() == [[False, False, True, True], [False, True, False, False]]
     assert token_mask(NLL, LABELLED, TokenRule(keep=0.01)).sum(1).tolist() == [1, 1]

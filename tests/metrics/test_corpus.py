@@ -1,4 +1,6 @@
-"""Metrics of a whole corpus: by hand, by counting pairs, and against TOFU's public evaluation logs."""
+"""Metrics of a whole corpus: by hand, by counting pairs,
+and against TOFU's public evaluation logs.
+"""
 
 import json
 from pathlib import Path

@@ -23,7 +23,9 @@ BATCH = collate(SEQUENCES)
 
 @pytest.fixture
 def visits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
-    """A device that no model fits on, in main memory: what is brought to it is a copy, and noted."""
+    """A device that no model fits on, in main memory:
+    what is brought to it is a copy, and noted.
+    """
     brought: list[torch.Tensor] = []
 
     def moved(data: torch.Tensor, _device: torch.device) -> torch.Tensor:

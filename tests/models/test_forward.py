@@ -1,4 +1,6 @@
-"""Encoding and forward passes against the plain way: one unpadded sequence, all logits, all layers."""
+"""Encoding and forward passes against the plain way:
+one unpadded sequence, all logits, all layers.
+"""
 
 import pytest
 import torch

@@ -155,7 +155,9 @@ def test_the_digest_knows_every_file_that_a_loader_reads(saved: Path, name: str)
 
 
 def test_a_setting_that_is_off_differs_from_one_that_is_not_there(saved: Path) -> None:
-    """`sliding_window: null` attends to everything; a config without it takes the class's window."""
+    """`sliding_window: null` attends to everything;
+    a config without it takes the class's window.
+    """
     before = model_digest(str(saved))
     edit = json.loads((saved / "config.json").read_text()) | {"sliding_window": None}
     (saved / "config.json").write_text(json.dumps(edit))

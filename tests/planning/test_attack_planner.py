@@ -40,7 +40,10 @@ def identify(trial: Trial) -> str:
     return digest(flatten(trial))
 
 
-def planner(*entries: PanelEntry, reads: AttackFiles = AttackFiles()) -> AttackPlanner:  # noqa: B008 - frozen
+NO_FILES = AttackFiles()
+
+
+def planner(*entries: PanelEntry, reads: AttackFiles = NO_FILES) -> AttackPlanner:
     target = AttackTarget(trial_id=identify(BASE), trial=BASE)
     return AttackPlanner(
         EXPERIMENT,

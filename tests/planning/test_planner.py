@@ -169,7 +169,9 @@ def test_the_total_said_at_the_start_is_what_runs_in_the_end() -> None:
 
 
 def test_per_cell_gives_every_cell_its_own_study_without_the_seeds() -> None:
-    """By hand: per method (random, 0.25), (min_k, 0.25), full set = 3 cells, 6 studies of 5 trials."""
+    """By hand: per method (random, 0.25), (min_k, 0.25), full set = 3 cells,
+    6 studies of 5 trials.
+    """
     _, agenda = run_out(experiment(GRID, tuning="per_cell"))
     studies = [row.study for row in agenda.rows if row.role == "tuning"]
     assert {studies.count(name) for name in set(studies)} == {5} and len(set(studies)) == 6

@@ -73,7 +73,9 @@ def test_only_a_trial_measured_to_its_end_is_complete() -> None:
 
 
 def test_a_trial_under_the_floor_is_complete_but_not_among_the_best() -> None:
-    """Three trials by hand: the one that forgets most violates the floor, the other two trade off."""
+    """Three trials by hand: the one that forgets most violates the floor,
+    the other two trade off.
+    """
     past = [
         finished(forgetting=0.0, utility=0.1, violation=0.8),
         finished(forgetting=0.3, utility=0.90),

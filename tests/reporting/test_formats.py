@@ -137,11 +137,14 @@ def test_a_browser_draws_the_figures_and_sorts_the_tables(run: Run, tmp_path: Pa
     """
     text = write_report(run.path).read_text(encoding="utf-8")
     probe = """<script>
-    const cells = () => [...document.querySelectorAll("#table tbody tr")].map(row => row.cells[4].textContent);
-    const button = document.querySelectorAll("#table thead th")[4].querySelector("button");
+    const rows = () => [...document.querySelectorAll("#table tbody tr")];
+    const cells = () => rows().map(row => row.cells[4].textContent);
+    const head = document.querySelectorAll("#table thead th")[4];
+    const button = head.querySelector("button");
     button.click(); const up = cells(); button.click(); const down = cells();
-    document.title = JSON.stringify({up, down, drawn: document.querySelectorAll(".plot .main-svg").length,
-      sort: document.querySelectorAll("#table thead th")[4].getAttribute("aria-sort"), tab: button.tabIndex});
+    const drawn = document.querySelectorAll(".plot .main-svg").length;
+    const sort = head.getAttribute("aria-sort");
+    document.title = JSON.stringify({up, down, drawn, sort, tab: button.tabIndex});
     </script></body>"""
     copy = tmp_path / "probed.html"
     copy.write_text(text.replace("</body>", probe), encoding="utf-8")

@@ -1,4 +1,6 @@
-"""The page, the terminal and docs/results.md: complete, escaped, and the same numbers everywhere."""
+"""The page, the terminal and docs/results.md: complete, escaped,
+and the same numbers everywhere.
+"""
 
 import json
 import re

@@ -37,7 +37,9 @@ def plain_greedy(n: int, value: Callable[[list[int]], float]) -> list[int]:
 
 
 def test_k_center_on_a_line_by_hand() -> None:
-    """0 1 2 6 10, mean 3.8: 2 is nearest (1.8), then 10 (8 away), then 6 (4), then 0 (2), then 1."""
+    """0 1 2 6 10, mean 3.8: 2 is nearest (1.8), then 10 (8 away), then 6 (4), then 0 (2),
+    then 1.
+    """
     assert order_of(k_center(torch.tensor([[0.0], [1], [2], [6], [10]]))) == [2, 4, 3, 0, 1]
 
 

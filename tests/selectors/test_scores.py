@@ -206,7 +206,9 @@ def test_a_sequence_of_one_label_scores_finitely() -> None:
 
 
 def test_two_copies_and_a_near_copy_are_duplicates_and_an_unlike_document_is_not() -> None:
-    """Ten words give eight shingles; one changed last word leaves 7 of 9: Jaccard 0.78; unlike: 0."""
+    """Ten words give eight shingles; one changed last word leaves 7 of 9: Jaccard 0.78; unlike:
+    0.
+    """
     text = "one two three four five six seven eight nine ten"
     texts = [
         text,

@@ -167,7 +167,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from tests.train.test_checkpoint import made, untaught, torch
-from rayunlearn.trial import run_trial
+from rayunlearn.trial.run import run_trial
 torch.set_num_threads(1)
 base, cache, run = map(Path, sys.argv[1:])
 run_trial(made({"train.length": 40}), untaught(base, cache), run, "test", "1")

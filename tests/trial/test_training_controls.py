@@ -135,7 +135,9 @@ def test_a_run_that_is_held_is_complete_and_its_row_says_which_step_it_ends_with
 
 
 def test_a_floor_keeps_and_puts_back_by_hand() -> None:
-    """Retention 1.0, 0.8, 0.4 after steps 1, 2, 3 under a floor of 0.5: step 2's weight comes back."""
+    """Retention 1.0, 0.8, 0.4 after steps 1, 2, 3 under a floor of 0.5:
+    step 2's weight comes back.
+    """
     model = torch.nn.Linear(1, 1, bias=False)
     found = iter((1.0, 0.8, 0.4))
     floor = RetentionEarlyStopping(model, lambda: next(found), 0.5)
