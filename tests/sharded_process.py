@@ -1,8 +1,8 @@
 """One process of trials on several: `python -m tests.sharded_process SETTINGS.json`; ranks come
 from the environment, as accelerate reads them.
 
-Trains each trial, notes on the way how blocks are divided, and saves the weights that its model
-ends with.
+Takes the steps of `tests.two_processes` with the other one, then trains each trial, notes on the way
+how blocks are divided, and saves the weights that its model ends with.
 """
 
 import json
@@ -23,6 +23,7 @@ from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.model_state import load_model_state, reset_weights
 from rayunlearn.trial.unlearn import unlearn
 from rayunlearn.trial.workspace import Workspace, validate_trial
+from tests.two_processes import dual, parabola
 
 SHARES: list[tuple[int, int]] = []
 ROOM_ON = cpu_offload.weight_budget
@@ -75,8 +76,10 @@ def trained(
 
 def main(settings: Path) -> None:
     given = json.loads(settings.read_text())
+    said: dict[str, object] = (
+        {"parabola": parabola(), "dual": dual()} if "RANK" in os.environ else {}
+    )
     noting_shares()
-    said = {}
     for name, values in given["trials"].items():
         folder = settings.parent / name
         folder.mkdir(exist_ok=True)

@@ -138,7 +138,7 @@ def test_mlflow_reads_back_and_a_second_telling_replaces_the_first(
 def test_wandb_offline_writes_the_trial_into_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from rayunlearn.cluster.trackers import RunInfo, WandB, tracked_trial
 
     for name, value in {
@@ -148,6 +148,9 @@ def test_wandb_offline_writes_the_trial_into_the_run(
     }.items():
         monkeypatch.setenv(name, value)
     WandB(RunInfo(tmp_path, "fake", "1")).log_trial(tracked_trial(tmp_path, one_trial(tmp_path)))
+    # W&B's own process writes the last block of the file some time after `finish` has returned, at
+    # the latest when it ends: with the driver, or here
+    wandb.teardown()
     (written,) = tmp_path.glob("wandb/offline-run-*/run-abc.wandb")
     content = written.read_bytes()
     assert (

@@ -2,7 +2,6 @@
 whole batch, and the state that a loss or a wrapper keeps from step to step.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import log
@@ -34,7 +33,7 @@ from rayunlearn.ranges import required_inputs
 from rayunlearn.train.loop import BuildOptimizer, optimise
 from rayunlearn.train.wrappers import WRAPPERS, Wrapper
 from tests.tiny_models import tiny_model
-from tests.two_processes import dual_weight_after_one_step, on_two_processes
+from tests.two_processes import dual_weight_after_one_step
 
 
 def documents(seed: int, lengths: tuple[tuple[int, int], ...]) -> list[Encoded]:
@@ -240,12 +239,6 @@ def test_one_step_of_eight_documents_moves_pdu_s_weight_from_1_to_8_41(pieces: i
     """
     assert dual_weight_after_one_step(pieces, pieces) == pytest.approx(0.9 + log(1826), rel=1e-6)
     assert round(0.9 + log(1826), 2) == 8.41
-
-
-def test_over_two_processes_pdu_s_weight_moves_from_1_to_8_41_as_well() -> None:
-    """In 2, 4 and 8 pieces, each process with half of them."""
-    first, second = map(json.loads, on_two_processes("dual"))
-    assert first == second == pytest.approx([0.9 + log(1826)] * 3, rel=1e-6)
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 4])

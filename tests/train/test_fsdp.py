@@ -3,6 +3,7 @@ trial in one.
 """
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -159,6 +160,29 @@ def test_two_processes_end_with_the_weights_of_one(
     (mine, whole), (others, _) = first[name]["shares"][0], second[name]["shares"][0]
     # each holds a part of what it trains
     assert 0 < mine < whole and mine + others <= whole
+
+
+def test_two_processes_share_the_pieces_of_a_step_and_the_gradient(
+    both: tuple[Path, list[dict[str, Any]], dict[str, Any]],
+) -> None:
+    """Loss (w - piece)^2 from w = 5, Adam's steps of about 0.5. First step: slopes 10 and 8, mean
+    9; then pieces 2 and 3: 5 and 3, mean 4.
+    """
+    first, second = (said["parabola"] for said in both[1])
+    assert first["seen"] == [0, 2, 4] and second["seen"] == [1, 3, 5]
+    assert first["grad_norms"][:2] == [9.0, 4.0]
+    # both end at the same weight with the same gradients
+    assert first["weight"] == second["weight"] and first["grad_norms"] == second["grad_norms"]
+
+
+def test_over_two_processes_pdu_s_weight_moves_from_1_to_8_41_as_well(
+    both: tuple[Path, list[dict[str, Any]], dict[str, Any]],
+) -> None:
+    """In 2, 4 and 8 pieces, each process with half of them: 1 + (ln 1826 - 0.1), as in one process
+    (tests/methods/test_microbatches.py).
+    """
+    first, second = (said["dual"] for said in both[1])
+    assert first == second == pytest.approx([0.9 + math.log(1826)] * 3, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", STATEFUL)

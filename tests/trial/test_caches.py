@@ -5,11 +5,10 @@ frozen prefixes, memory.
 import fcntl
 import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -161,33 +160,35 @@ def test_a_folder_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None
         tensors_once(tmp_path / "file" / "cache", KEY, lambda: counted([]))
 
 
-MAKER = """
-import os, sys, time, torch
-from pathlib import Path
-from types import ModuleType
-from rayunlearn.models.tensor_cache import tensors_once
-folder = Path(sys.argv[1])
-def make():
-    with open(folder / "log", "a") as log:
-        log.write(f"{os.getpid()}\\n")
-    time.sleep(1.5)
-    return {"a": torch.full((3,), 4.0)}
-(folder / f"ready-{os.getpid()}").touch()
-while len(list(folder.glob("ready-*"))) < 2:
-    time.sleep(0.01)
-print(tensors_once(folder / "cache", {"k": 1}, make)["a"].tolist())
-"""
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[ProcessPoolExecutor]:
+    """Two processes of their own, started once for the tests of this file."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, spawn, torch.set_num_threads, (1,)) as pool:
+        yield pool
 
 
-def test_two_processes_that_want_the_same_at_once_make_it_once(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", MAKER, str(tmp_path)]
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(2)
-    ]
-    said = [process.communicate(timeout=120)[0].strip() for process in both]
-    assert said == ["[4.0, 4.0, 4.0]"] * 2
+def make_once_beside_another(folder: Path) -> list[float]:
+    """Ask the cache for a tensor at the moment at which another process does."""
+
+    def make() -> dict[str, Tensor]:
+        with (folder / "log").open("a") as log:
+            log.write(f"{os.getpid()}\n")
+        time.sleep(1.5)
+        return {"a": torch.full((3,), 4.0)}
+
+    (folder / f"ready-{os.getpid()}").touch()
+    while len(list(folder.glob("ready-*"))) < 2:
+        time.sleep(0.01)
+    made: list[float] = tensors_once(folder / "cache", {"k": 1}, make)["a"].tolist()
+    return made
+
+
+def test_two_processes_that_want_the_same_at_once_make_it_once(
+    two_workers: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    both = [two_workers.submit(make_once_beside_another, tmp_path) for _ in range(2)]
+    assert [one.result(timeout=120) for one in both] == [[4.0, 4.0, 4.0]] * 2
     assert len((tmp_path / "log").read_text().split()) == 1
 
 
@@ -548,20 +549,17 @@ def test_a_second_worker_reads_every_cache_of_the_first_and_damaged_ones_change_
 
 
 def test_trials_side_by_side_train_from_one_prefix_as_each_does_alone(
-    workspace: Workspace, tmp_path: Path
+    two_workers: ProcessPoolExecutor, workspace: Workspace, tmp_path: Path
 ) -> None:
     """Two processes at once, as on a GPU that they share, whose cache is empty at first: one file
     for each side, the losses of a process alone.
     """
     shared, rates = replace(workspace, cache=tmp_path / "cache"), (1e-3, 3e-3)
-    with ProcessPoolExecutor(
-        2, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
-    ) as pool:
-        begun = [
-            pool.submit(losses, shared, tmp_path / str(rate), train__learning_rate=rate)
-            for rate in rates
-        ]
-        beside = [one.result(timeout=540) for one in begun]
+    begun = [
+        two_workers.submit(losses, shared, tmp_path / str(rate), train__learning_rate=rate)
+        for rate in rates
+    ]
+    beside = [one.result(timeout=540) for one in begun]
     assert len(list(shared.cache.glob("prefix/*.safetensors"))) == 2
     assert beside == [
         losses(workspace, tmp_path / "alone" / str(rate), train__learning_rate=rate)

@@ -23,7 +23,6 @@ from rayunlearn.trial.model_state import ModelState, reset_weights
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.unlearn import objective_sides, unlearn
 from rayunlearn.trial.workspace import Workspace, validate_trial
-from tests.two_processes import on_two_processes
 
 KEPT = list(range(8))
 SHORT: dict[str, Value] = {
@@ -247,15 +246,3 @@ def test_a_trial_reads_the_options_of_everything_it_chooses(
     assert arguments_of(
         made({"method.forget": "task_vector", "negate.scale": 3.0}), FORGET["task_vector"].ending
     ) == {"scale": 3.0}
-
-
-def test_two_processes_share_the_pieces_of_a_step_and_the_gradient() -> None:
-    """Loss (w - piece)^2 from w = 5, Adam's steps of about 0.5. First step: slopes 10 and 8, mean
-    9; then pieces 2 and 3: 5 and 3, mean 4.
-    """
-    said = on_two_processes("parabola")
-    assert said[0].startswith("[0, 2, 4] ") and said[1].startswith("[1, 3, 5] ")
-    assert said[0].partition("] ")[2] == said[1].partition("] ")[2], (
-        "both end at the same weight with the same gradients"
-    )
-    assert "[9.0, 4.0, " in said[0]
