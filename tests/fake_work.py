@@ -115,11 +115,7 @@ def run(
     starts = (run_dir / "started").read_text().count(identity)
     if trial.train.batch_size == 5 or (trial.train.batch_size == 4 and starts == 1):
         os.kill(os.getpid(), signal.SIGKILL)
-    status = (
-        {2: "failed", 3: "collapsed"}.get(trial.train.batch_size, "complete")
-        if trial.stage == "unlearned"
-        else "complete"
-    )
+    status = status_of(trial)
     row = {
         "experiment": experiment,
         "version": version,
@@ -132,6 +128,12 @@ def run(
     if trial.train.batch_size == 7 and starts == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return status
+
+
+def status_of(trial: Trial) -> str:
+    """How a trial ends that ends."""
+    by_batch_size = {2: "failed", 3: "collapsed"} if trial.stage == "unlearned" else {}
+    return by_batch_size.get(trial.train.batch_size, "complete")
 
 
 def machine() -> str:

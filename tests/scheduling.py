@@ -6,9 +6,17 @@ from xdist.scheduler import LoadScopeScheduling
 
 # its tests share one Ray, which runs in the process that has them
 RAY = "tests/cluster/"
-# The longest groups, so that no process is left with one of them at the end; the order of the
-# others matters little.
-LONGEST = (RAY,)
+# The longest groups as `pytest --durations` has them, so that no process is left with one of them at
+# the end; the order of the others matters little.
+LONGEST = (
+    RAY,
+    "tests/test_hash_seeds.py",
+    "tests/train/test_fsdp.py",
+    "tests/cli/test_startup.py",
+    "tests/cli/test_plan.py",
+    "tests/trial/test_caches.py",
+    "tests/trial/test_coreset.py",
+)
 
 
 def group_of(test: str) -> str:

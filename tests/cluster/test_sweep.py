@@ -9,18 +9,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
 import polars as pl
 import psutil
 import pytest
-from rich.console import Console
 
 from rayunlearn.cluster.session import check_port_open
-from rayunlearn.cluster.sweep import Options, SweepResult, sweep
-from rayunlearn.config import Objective, Trial
+from rayunlearn.cluster.sweep import SweepResult
+from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Choice, Experiment, grids_of
 from rayunlearn.planning.outcomes import TrialResult
@@ -30,36 +29,23 @@ from rayunlearn.planning.study_export import study_of_run, write_studies
 from rayunlearn.storage.lock import create_run_folder, run_lock
 from rayunlearn.storage.run import finished_ids, open_run
 from tests import fake_work
-from tests.cluster.conftest import REPOSITORY
+from tests.cluster.conftest import REPOSITORY, Tracked, run_sweep, untuned
 from tests.fake_driver import tuned
-
-
-def run_sweep(experiment: Experiment, output: Path) -> SweepResult:
-    return sweep(
-        experiment,
-        output,
-        work=fake_work.fake_work(),
-        options=Options(workers=2),
-        console=Console(file=sys.stdout, width=200),
-    )
-
-
-def untuned(axes: dict[str, tuple[object, ...]]) -> Experiment:
-    nothing: dict[str, Choice] = {}
-    return Experiment(
-        name="fake",
-        question="?",
-        base=Trial(),
-        grids=grids_of(axes),
-        search=nothing,
-        budget=Budget(tuning="none"),
-        objective=Objective(),
-    )
 
 
 def starts(run: Path) -> Counter[str]:
     """How often each trial was begun."""
     return Counter(text.split()[0] for text in (run / "started").read_text().splitlines())
+
+
+def of_every_end() -> Experiment:
+    """12 tuning trials whose batch size says how they end, then a cell and its control."""
+    return replace(
+        tuned(0.0),
+        search={"train.batch_size": Choice(1, 2, 3, 6)},
+        budget=Budget(trials=12, batch=4),
+        grids=grids_of({"select.ratio": (1.0,)}),
+    )
 
 
 def undisturbed(experiment: Experiment) -> set[str]:
@@ -68,9 +54,17 @@ def undisturbed(experiment: Experiment) -> set[str]:
     results: dict[str, TrialResult] = {}
     while ready := planner.agenda(results).ready:
         for planned in ready:
-            forget, retain = (float(str(row["value"])) for row in fake_work.evals(planned.trial))
-            results[planned.trial_id] = TrialResult("complete", forget, retain)
+            results[planned.trial_id] = fake_result(planned.trial)
     return set(results)
+
+
+def fake_result(trial: Trial) -> TrialResult:
+    """What the plan is told of a fake trial."""
+    status = fake_work.status_of(trial)
+    if status == "failed":
+        return TrialResult(status)
+    forget, retain = (float(str(row["value"])) for row in fake_work.evals(trial))
+    return TrialResult(status, forget, retain)
 
 
 def driver(output: Path, seconds: float, address: str) -> subprocess.Popen[str]:
@@ -98,11 +92,58 @@ def wait_for_trials(run: Path, n: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@dataclass(frozen=True)
+class Interrupted:
+    """A driver with a cluster of its own that Ctrl-C ended: its run, exit status and words, and the
+    addresses that its processes listened on.
+    """
+
+    run: Path
+    status: int
+    said: str
+    listened_on: tuple[str, ...]
+
+
 @pytest.fixture(scope="module")
-def whole(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepResult]:
-    """An undisturbed tuned sweep and the folder it is in."""
-    output = tmp_path_factory.mktemp("whole")
-    return output, run_sweep(tuned(0.0), output)
+def whole(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    """An undisturbed tuned sweep, in which batch size 1 is complete, 2 fails, 3 collapses and 6 is
+    measured as NaN.
+    """
+    return run_sweep(of_every_end(), tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def killed(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    """The output folder of a driver that was killed in the middle and started again, and the trials
+    that had ended before.
+    """
+    output = tmp_path_factory.mktemp("killed")
+    process = driver(output, 0.3, ray_address)
+    run = output / "fake" / "1"
+    wait_for_trials(run, 7, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = {folder.name for folder in run.glob("trials/*")}
+    again = driver(output, 0.3, ray_address)
+    said, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, said
+    return output, finished
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    """Ctrl-C after four trials of a driver on a private cluster, as `rayunlearn run` has one."""
+    output = tmp_path_factory.mktemp("interrupted")
+    process = driver(output, 0.5, "local")
+    wait_for_trials(output / "fake" / "1", 4, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    sockets = [
+        c for one in family for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN
+    ]
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    addresses = tuple(c.laddr.ip.removeprefix("::ffff:") for c in sockets)
+    return Interrupted(output / "fake" / "1", process.returncode, said, addresses)
 
 
 @pytest.fixture(scope="module")
@@ -113,67 +154,52 @@ def accidents(
     always (5) and after the row is written (7).
     """
     output = tmp_path_factory.mktemp("accidents")
-    return output, run_sweep(untuned({"train.batch_size": (1, 2, 4, 5, 7)}), output)
+    return output, run_sweep(of_batch_sizes(1, 2, 4, 5, 7), output)
 
 
-def test_every_planned_trial_runs_exactly_once(whole: tuple[Path, SweepResult]) -> None:
-    _, result = whole
-    planned = undisturbed(tuned(0.0))
-    assert starts(result.run) == Counter(planned)
-    assert (result.done, result.total, result.ran) == (len(planned), len(planned), len(planned))
+def of_batch_sizes(*sizes: int) -> Experiment:
+    """A cell of each size, base and gold; without a retain loss there are no controls."""
+    return untuned({"train.batch_size": sizes, "method.retain": ("none",)})
 
 
-def test_a_finished_run_runs_nothing_and_never_imports_ray(whole: tuple[Path, SweepResult]) -> None:
-    output, result = whole
-    before = starts(result.run)
-    process = driver(output, 0.0, "")
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert "ray imported: False" in said and "(0 in this call" in said
-    assert starts(result.run) == before
+def test_every_planned_trial_runs_exactly_once(whole: SweepResult) -> None:
+    planned = undisturbed(of_every_end())
+    assert starts(whole.run) == Counter(planned)
+    assert (whole.total, whole.ran) == (len(planned), len(planned))
+    failed = open_run(whole.run).trials.filter(pl.col("status") == "failed").collect().height
+    assert failed > 0 and whole.done == len(planned) - failed
 
 
 def test_a_driver_killed_in_the_middle_and_started_again_gives_the_trials_of_an_undisturbed_run(
-    ray_address: str, tmp_path: Path
+    killed: tuple[Path, set[str]],
 ) -> None:
-    process = driver(tmp_path, 0.3, ray_address)
-    run = tmp_path / "fake" / "1"
-    wait_for_trials(run, 7, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    finished = {folder.name for folder in run.glob("trials/*")}
-    again = driver(tmp_path, 0.3, ray_address)
-    said, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, said
+    output, finished = killed
+    run = output / "fake" / "1"
     assert set(open_run(run).trials.collect()["trial_id"]) == undisturbed(tuned(0.3))
     assert all(starts(run)[trial_id] == 1 for trial_id in finished)
 
 
-def test_a_private_cluster_listens_on_this_machine_only(tmp_path: Path) -> None:
-    process = driver(tmp_path, 0.2, "local")
-    wait_for_trials(tmp_path / "fake" / "1", 1, process)
-    family = psutil.Process(process.pid).children(recursive=True)
-    sockets = [
-        c for one in family for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN
-    ]
-    process.send_signal(signal.SIGINT)
+def test_a_finished_run_runs_nothing_and_never_imports_ray(killed: tuple[Path, set[str]]) -> None:
+    output, _ = killed
+    before = starts(output / "fake" / "1")
+    process = driver(output, 0.3, "")
     said, _ = process.communicate(timeout=120)
-    assert len(sockets) > 3, said
-    assert {c.laddr.ip.removeprefix("::ffff:") for c in sockets} == {"127.0.0.1"}
+    assert process.returncode == 0, said
+    assert "ray imported: False" in said and "(0 in this call" in said
+    assert starts(output / "fake" / "1") == before
 
 
-def test_ctrl_c_says_what_is_done_what_is_not_and_how_to_go_on(
-    ray_address: str, tmp_path: Path
-) -> None:
-    process = driver(tmp_path, 0.5, ray_address)
-    wait_for_trials(tmp_path / "fake" / "1", 4, process)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "stopped before the end; every trial that had finished is kept" in said
-    assert "go on with: python -m tests.fake_driver" in said
-    done = open_run(tmp_path / "fake" / "1").trials.collect().height
-    assert f"{done} of " in said and done >= 4
+def test_a_private_cluster_listens_on_this_machine_only(interrupted: Interrupted) -> None:
+    assert len(interrupted.listened_on) > 3, interrupted.said
+    assert set(interrupted.listened_on) == {"127.0.0.1"}
+
+
+def test_ctrl_c_says_what_is_done_what_is_not_and_how_to_go_on(interrupted: Interrupted) -> None:
+    assert interrupted.status == 130, interrupted.said
+    assert "stopped before the end; every trial that had finished is kept" in interrupted.said
+    assert "go on with: python -m tests.fake_driver" in interrupted.said
+    done = open_run(interrupted.run).trials.collect().height
+    assert f"{done} of " in interrupted.said and done >= 4
 
 
 def test_a_worker_killed_once_is_replaced_and_its_trial_runs_again(
@@ -182,7 +208,7 @@ def test_a_worker_killed_once_is_replaced_and_its_trial_runs_again(
     _, result = accidents
     unlucky = open_run(result.run).trials.filter(pl.col("train.batch_size") == 4).collect()
     assert set(unlucky["status"]) == {"complete"}
-    assert all(starts(result.run)[trial_id] == 2 for trial_id in unlucky["trial_id"])
+    assert [starts(result.run)[trial_id] for trial_id in unlucky["trial_id"]] == [2]
 
 
 def test_a_trial_whose_worker_always_dies_leaves_a_failed_row_after_three_starts(
@@ -195,7 +221,7 @@ def test_a_trial_whose_worker_always_dies_leaves_a_failed_row_after_three_starts
         .collect()
     )
     assert (
-        lost.height == 2
+        lost.height == 1
         and set(lost["status"]) == {"failed"}
         and set(lost["error_type"]) == {"WorkerDied"}
     )
@@ -211,43 +237,33 @@ def test_a_trial_whose_worker_was_lost_after_it_wrote_the_row_does_not_run_again
         .trials.filter(pl.col("train.batch_size") == 7, pl.col("stage") == "unlearned")
         .collect()
     )
-    assert untold.height == 2 and set(untold["status"]) == {"complete"}
+    assert untold.height == 1 and set(untold["status"]) == {"complete"}
     assert all(starts(result.run)[trial_id] == 1 for trial_id in untold["trial_id"])
 
 
 def test_failed_trials_and_no_others_run_again_on_the_next_call(
     accidents: tuple[Path, SweepResult],
 ) -> None:
-    """Cells and controls of batch sizes 2 and 5 failed: 4 trials; with 5 left out, the 2 of batch
-    size 2 are tried again.
-    """
+    """Batch sizes 2 and 5 failed; with 5 left out, 2 is tried again."""
     output, first = accidents
-    assert dict(first.statuses) == {"complete": 8, "failed": 4} and first.done == 8
+    assert dict(first.statuses) == {"complete": 5, "failed": 2} and first.done == 5
     before = starts(first.run)
-    again = run_sweep(untuned({"train.batch_size": (1, 2, 4)}), output)
-    assert sorted((starts(first.run) - before).values()) == [1, 1]
-    assert dict(again.statuses) == {"complete": 6, "failed": 2}
+    again = run_sweep(of_batch_sizes(1, 2, 4), output)
+    assert sorted((starts(first.run) - before).values()) == [1]
+    assert dict(again.statuses) == {"complete": 4, "failed": 1}
 
 
 def test_the_rebuilt_study_never_calls_an_accident_complete(
-    ray_address: str, tmp_path: Path
+    whole: SweepResult, tmp_path: Path
 ) -> None:
-    """Batch size 1 is complete, 2 fails, 3 collapses, 6 is measured as NaN."""
-    experiment = replace(
-        tuned(0.0),
-        search={"train.batch_size": Choice(1, 2, 3, 6)},
-        budget=Budget(trials=12, batch=4),
-        grids=grids_of({"select.ratio": (1.0,)}),
-    )
-    result = run_sweep(experiment, tmp_path)
     states = optuna.trial.TrialState
     wanted = {1: states.COMPLETE, 2: states.FAIL, 3: states.PRUNED, 6: states.FAIL}
-    study = study_of_run(result.run, "all")
+    study = study_of_run(whole.run, "all")
     assert len(study.trials) == 12
     assert {trial.params["train.batch_size"] for trial in study.trials} == set(wanted)
     assert all(trial.state == wanted[trial.params["train.batch_size"]] for trial in study.trials)
     assert all(trial.constraints["utility_floor"] <= 0 for trial in study.best_trials)
-    assert write_studies(result.run, tmp_path / "studies.db") == ("all",)
+    assert write_studies(whole.run, tmp_path / "studies.db") == ("all",)
     kept = optuna.load_study(study_name="all", storage=f"sqlite:///{tmp_path}/studies.db")
     assert [(t.params, t.state, t.values) for t in kept.trials] == [
         (t.params, t.state, t.values) for t in study.trials
@@ -262,13 +278,10 @@ def test_version_dev_starts_from_nothing_and_no_other_version_does(tmp_path: Pat
         assert len(finished_ids(tmp_path)) == left
 
 
-def test_every_corpus_is_prepared_once_and_trials_get_their_own(
-    ray_address: str, tmp_path: Path
-) -> None:
+def test_every_corpus_is_prepared_once_and_trials_get_their_own(tracked: Tracked) -> None:
     """The fake refuses to prepare twice and a trial refuses the workspace of another corpus."""
-    result = run_sweep(untuned({"data.seed": (0, 1)}), tmp_path)
-    assert dict(result.statuses) == {"complete": 8}
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+    assert dict(tracked.result.statuses) == {"complete": 8}
+    assert sorted(path.name for path in (tracked.output / "cache").iterdir()) == [
         "base-0",
         "base-1",
         "gold-0",

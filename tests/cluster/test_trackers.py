@@ -2,47 +2,16 @@
 tracker that fails.
 """
 
-import logging
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 
 from rayunlearn.cluster import sweep as sweeping
-from rayunlearn.cluster.sweep import Options, SweepResult, check_trackers, sweep
-from rayunlearn.config import Objective, Trial
+from rayunlearn.cluster.sweep import check_trackers
 from rayunlearn.errors import UserError
-from rayunlearn.experiment import Budget, Experiment, grids_of, override
+from rayunlearn.experiment import override
 from rayunlearn.storage.run import open_run, write_trial
-from tests import fake_work
-
-
-def experiment(**values: Any) -> Experiment:
-    budget, goal = Budget(tuning="none"), Objective()
-    grids = grids_of({"select.seed": (1, 2, 3)})
-    return Experiment(
-        name="fake",
-        question="?",
-        base=Trial(),
-        grids=grids,
-        search={},
-        budget=budget,
-        objective=goal,
-        **values,
-    )
-
-
-def run_sweep(output: Path, *track: str) -> SweepResult:
-    console = Console(file=sys.stdout, width=200)
-    return sweep(
-        experiment(track=track),
-        output,
-        work=fake_work.fake_work(),
-        options=Options(workers=2),
-        console=console,
-    )
+from tests.cluster.conftest import Tracked, untuned
 
 
 def one_trial(run: Path) -> str:
@@ -160,46 +129,18 @@ def test_wandb_offline_writes_the_trial_into_the_run(
     )
 
 
-def test_a_sweep_tells_every_trial_once_and_no_pause(
-    ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rayunlearn.cluster import trackers
-
-    said: list[tuple[str, str]] = []
-
-    class Listening:
-        def __init__(self, run_info: trackers.RunInfo) -> None:
-            self.run_info = run_info
-
-        def log_trial(self, told: trackers.TrackedTrial) -> None:
-            said.append((told.trial_id, told.status))
-
-    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", Listening)
-    monkeypatch.setattr(sweeping, "check_trackers", lambda _: None)
-    done = run_sweep(tmp_path, "tensorboard")
+def test_a_sweep_tells_every_trial_once_and_no_pause(tracked: Tracked) -> None:
+    done = tracked.result
     assert done.done == done.total
-    assert sorted(said) == sorted(
+    assert sorted(tracked.told) == sorted(
         open_run(done.run).trials.select("trial_id", "status").collect().iter_rows()
     )
 
 
-def test_a_tracker_that_fails_is_said_once_and_stops_nothing(
-    ray_address: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    from rayunlearn.cluster import trackers
-
-    def unreachable(place: trackers.RunInfo) -> trackers.Tracker:
-        raise ConnectionError("nobody at that address")
-
-    monkeypatch.setitem(trackers.TRACKERS, "mlflow", unreachable)
-    monkeypatch.setattr(sweeping, "check_trackers", lambda _: None)
-    with caplog.at_level(logging.WARNING):
-        done = run_sweep(tmp_path, "mlflow")
+def test_a_tracker_that_fails_is_said_once_and_stops_nothing(tracked: Tracked) -> None:
+    done = tracked.result
     assert done.done == done.total
-    (warning,) = [r.getMessage() for r in caplog.records if "was not told" in r.getMessage()]
+    (warning,) = [said for said in tracked.warnings if "was not told" in said]
     assert (
         warning
         == f"mlflow was not told of {done.total} trials (ConnectionError: nobody at that address);"
@@ -211,8 +152,8 @@ def test_an_unknown_tracker_and_one_that_is_not_installed_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(UserError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"):
-        override(experiment(), {"track": "tensorbord"})
-    assert override(experiment(), {"track": "tensorboard, mlflow"}).track == (
+        override(untuned({"select.seed": (1,)}), {"track": "tensorbord"})
+    assert override(untuned({"select.seed": (1,)}), {"track": "tensorboard, mlflow"}).track == (
         "tensorboard",
         "mlflow",
     )
