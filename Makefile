@@ -62,17 +62,23 @@ $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "rayunlearn needs Python 3.11, 3.12 or 3.13 as python3 (here: $$(python3 --version 2>&1)); or: make PYTHON=/path/to/python demo" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# pip would compile one file after the other; this takes every core. Some templates among the libraries are no Python and stay.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+
 # Two stamps, two calls of pip: never at once.
 .NOTPARALLEL:
 
 # The stamps: a second call installs nothing, and a changed dependency does.
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing rayunlearn into $(VENV) (once; some minutes, most of them torch)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PIP) -e .
+	@$(COMPILE)
 	@touch $@
 
 # In one step with the rest: two calls of pip would look at every dependency twice.
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing rayunlearn and what tests and checks need into $(VENV) (once; some minutes, most of them torch)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) -e ".[dev]"
+	@$(COMPILE)
 	@touch $(VENV)/installed $@
