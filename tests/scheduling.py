@@ -6,8 +6,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 # its tests share one Ray, which runs in the process that has them
 RAY = "tests/cluster/"
-# The longest groups as `pytest --durations` has them, so that no process is left with one of them at
-# the end; the order of the others matters little.
+# The longest groups as `pytest --durations` has them, so that no process is left with one of them
+# at the end; the order of the others matters little.
 LONGEST = (
     RAY,
     "tests/test_hash_seeds.py",

@@ -1,8 +1,8 @@
 """One process of trials on several: `python -m tests.sharded_process SETTINGS.json`; ranks come
 from the environment, as accelerate reads them.
 
-Takes the steps of `tests.two_processes` with the other one, then trains each trial, notes on the way
-how blocks are divided, and saves the weights that its model ends with.
+Takes the steps of `tests.two_processes` with the other one, then trains each trial, notes on the
+way how blocks are divided, and saves the weights that its model ends with.
 """
 
 import json
