@@ -266,11 +266,5 @@ def what_varies(n_groups: int, n_documents: int, n_seeds: int) -> str:
 
 
 def _by_group(values: Matrix, codes: Groups, n_groups: int) -> Matrix:
-    """(seeds, groups) sums of (seeds, documents)."""
-    if n_groups == values.shape[1]:
-        # every document its own group: nothing to add up, only the order of the codes
-        sums = np.empty_like(values)
-        sums[:, codes] = values
-        return sums
-    members = codes[:, None] == np.arange(n_groups)
-    return values @ members.astype(np.float64)
+    """(seeds, groups) sums of (seeds, documents), in one pass over the documents."""
+    return np.array([np.bincount(codes, weights=row, minlength=n_groups) for row in values])

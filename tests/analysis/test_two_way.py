@@ -3,6 +3,7 @@ a textbook form, or brute force.
 """
 
 import math
+import time
 from collections.abc import Iterator
 from itertools import product
 
@@ -188,6 +189,23 @@ def test_a_missing_value_widens_by_no_more_than_its_weight() -> None:
 
 
 # ---- groups
+
+
+def test_a_large_corpus_is_summed_group_by_group_in_one_pass() -> None:
+    """20,000 questions, half of them of 5,000 persons: a table of documents by groups would have
+    3 x 10^8 cells, and seconds and gigabytes of its own. Sums by brute force.
+    """
+    values = np.random.default_rng(5).random((3, 20_000))
+    codes = np.random.default_rng(6).permutation(np.r_[np.arange(10_000) // 2, 5_000:15_000])
+    start = time.process_time()
+    found = combined([values], groups=codes)
+    assert time.process_time() - start < 1
+    sums: dict[int, float] = {}
+    for code, value in zip(codes.tolist(), (values - values.mean()).sum(0).tolist(), strict=True):
+        sums[code] = sums.get(code, 0.0) + value
+    pulls = np.array(list(sums.values())) / values.size
+    assert found.n_groups == 15_000
+    assert found.from_documents == pytest.approx(15_000 / 14_999 * float(pulls @ pulls))
 
 
 def test_groups_of_one_size_are_as_their_means_and_documents_alone_as_themselves() -> None:
