@@ -249,7 +249,9 @@ def beside_reference(*references: str) -> Callable[[Run], list[Panel]]:
     return drawn
 
 
-def _difference(row: dict[str, Any], table: pl.DataFrame) -> tuple[str, float, float, float]:
+def _difference(
+    row: dict[str, Any], table: pl.DataFrame
+) -> tuple[str, float, float | None, float | None]:
     mine = table.filter(pl.col("arm") == row["arm"], pl.col("place") == row["place"])
     told_apart = mine.group_by("ratio", "reference").len()["len"].max() or 0
     label = f"{row['arm']}, {row['name']}" if int(str(told_apart)) > 1 else row["arm"]

@@ -661,10 +661,8 @@ def _over_trials(*values: pl.Series) -> Estimate:
 
 def _estimate(found: Estimate) -> dict[str, float | None]:
     """Mean, low and high; no ends where nothing was drawn twice."""
-    if found.over == "nothing":
-        return {"mean": found.mean, "low": None, "high": None}
-    half = found.half_width(LEVEL)
-    return {"mean": found.mean, "low": found.mean - half, "high": found.mean + half}
+    low, high = found.ends(LEVEL)
+    return {"mean": found.mean, "low": low, "high": high}
 
 
 def in_words(row: Mapping[str, Any], *, names: Sequence[str] = ("mean", "low", "high")) -> str:

@@ -163,7 +163,7 @@ def _row(
     changed: str, arm: SelectorArm, reference: SelectorArm, least_useful: float
 ) -> dict[str, Any]:
     estimate = difference(arm.forgetting, reference.forgetting, groups=arm.groups)
-    half_width = estimate.half_width(LEVEL)
+    low, high = estimate.ends(LEVEL)
     retained = float(np.nanmean(arm.retained))
     return {
         "place": arm.dataset,
@@ -175,9 +175,9 @@ def _row(
         "left": float(np.nanmean(arm.forgetting)),
         "left_reference": float(np.nanmean(reference.forgetting)),
         "difference": estimate.mean,
-        "low": estimate.mean - half_width,
-        "high": estimate.mean + half_width,
-        "stderr": estimate.stderr,
+        "low": low,
+        "high": high,
+        "stderr": None if low is None else estimate.stderr,
         "p": paired_p(estimate),
         "retained": retained,
         "useful": bool(retained >= least_useful),

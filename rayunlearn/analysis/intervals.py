@@ -119,12 +119,9 @@ def mean_interval(
     if not np.isfinite(matrix).any():
         return NO_INTERVAL
     estimate = combined([matrix], groups=groups)
-    if estimate.over == "nothing":
-        return Interval(mean=estimate.mean, low=None, high=None, over="nothing")
-    half_width = estimate.half_width(level)
     low, high = (
-        (estimate.mean - half_width, estimate.mean + half_width)
-        if bounds is None
+        estimate.ends(level)
+        if bounds is None or estimate.over == "nothing"
         else score_interval(estimate, level=level, bounds=bounds)
     )
     return Interval(mean=estimate.mean, low=low, high=high, over=estimate.over)

@@ -62,6 +62,13 @@ def format_interval(row: Mapping[str, Any], name: str) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def format_difference(row: Mapping[str, Any]) -> str:
+    """`+0.120 [+0.080, +0.160]`, `+0.120` where there is no interval."""
+    if row["low"] is None:
+        return f"{row['difference']:+.3f}"
+    return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
 def format_gap_closed(row: Mapping[str, Any]) -> str:
     """`58 % [55, 61]`, `58 %` where there is no interval, or `–`."""
     if row["unlearning"] is None:

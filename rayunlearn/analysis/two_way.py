@@ -61,6 +61,13 @@ class Estimate:
         """What stands on either side of the mean in an interval of that level."""
         return t_above((1 - level) / 2, self.degrees) * self.stderr if self.variance else 0.0
 
+    def ends(self, level: float) -> tuple[float, float] | tuple[None, None]:
+        """(low, high) of the interval of that level; no ends where nothing was drawn twice."""
+        if math.isinf(self.variance):
+            return None, None
+        half = self.half_width(level)
+        return self.mean - half, self.mean + half
+
 
 @dataclass(frozen=True)
 class Block:

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from rayunlearn.analysis.baselines import baseline_table
+from rayunlearn.analysis.equal_retention import ranks
 from rayunlearn.analysis.hypothesis_tests import difference, holm, paired_p
 from rayunlearn.config import Trial, Value, digest, flatten, with_values
 from rayunlearn.reporting.html import page
@@ -271,3 +272,33 @@ def test_the_words_and_the_page_name_what_beats_random_and_what_that_cost(tmp_pa
     headers, rows = baseline_view(table)
     assert all(len(row) == len(headers) for row in rows) and len(rows) == 4
     assert 'id="beside"' in page(run) and sentence.split(":")[0] in page(run)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_document_makes_no_error_of_the_page_and_no_interval_of_one_seed(
+    tmp_path: Path, seeds: int
+) -> None:
+    """One forget and one retain document: over seeds where there are several; over nothing with
+    one, where no interval is printed and nothing is shown.
+    """
+    plan = []
+    cells = [(name, seed) for name in ("random", "min_k") for seed in range(seeds)]
+    for name, seed in cells:
+        values: dict[str, Value] = {
+            "select.name": name,
+            "select.ratio": 0.25,
+            "select.seed": seed,
+            "train.seed": seed,
+        }
+        alone = rows_of(SELECTORS[name], 0.9, seed)[::30]
+        plan.append(written(tmp_path, with_values(Trial(), values), alone, "grid"))
+    write_table(tmp_path / "plan.parquet", "plan", plan)
+    write_experiment(tmp_path, EXPERIMENT | {"search": {}})
+    run = open_run(tmp_path)
+    row = baseline_table(run).row(0, named=True)
+    assert (row["low"] is None) == (row["high"] is None) == (row["stderr"] is None) == (seeds == 1)
+    assert (row["p"] == 1.0 and row["verdict"] == "not shown") or seeds > 1
+    _, (shown,) = baseline_view(baseline_table(run))
+    assert f"{row['difference']:+.3f}" in "".join(shown) and "inf" not in "".join(shown)
+    assert ranks([np.array([[0.2]]), np.array([[0.4]])]) == [(1.0, 1.0, 2.0), (2.0, 1.0, 2.0)]
+    assert 'id="beside"' in page(run)

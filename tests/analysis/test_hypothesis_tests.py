@@ -154,7 +154,7 @@ def test_missing_values_leave_the_means_of_what_is_there() -> None:
 def test_cells_of_other_documents_cannot_be_compared() -> None:
     with pytest.raises(UserError, match="same documents"):
         difference(np.zeros((2, 3)), np.zeros((2, 4)))
-    with pytest.raises(UserError, match="two documents"):
+    with pytest.raises(UserError, match="a document that both"):
         difference(np.array([[1.0, np.nan]]), np.array([[np.nan, 1.0]]))
     with pytest.raises(UserError, match=r"margin must be > 0, got 0"):
         equivalence_p(difference(np.zeros((1, 2)), np.ones((1, 2))), 0)
