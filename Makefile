@@ -1,4 +1,4 @@
-# make demo    the main job on the embedded test bed: progress, table, report
+# make demo    the main job on the embedded synthetic dataset: progress, table, report
 # make test    the tests, in two processes (under five minutes on two cores); make test-slow: the rest
 # make bench   ratios beside the plain way, same machine, same run; make bench-cluster: what the platform costs without any model
 # make docs    the site, strictly, into build/site

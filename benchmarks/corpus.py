@@ -9,7 +9,7 @@ the whole command but the imports)
           beside sklearn's TfidfVectorizer on the same texts: `fit_transform` alone, on texts in
           memory, and with the rest of the job that it can do: read from Parquet, the ten best words
           of every document with their scores, written to Parquet. Left out there, done by ours:
-          ids, phrases, places in the text, copies and empty rows set aside, resuming. On Ray at one
+          ids, phrases, places in the text, copies and empty rows rejected, resuming. On Ray at one
           size: its start is the same at all
 memory    peak resident memory of the largest process of a pass, by the size of the corpus
 scores    documents per second of `rayunlearn score` beside one document at a time

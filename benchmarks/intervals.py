@@ -1,4 +1,4 @@
-"""How often the 95 % intervals hold the truth, by simulation: made-up runs of which it is known.
+"""How often the 95% intervals hold the truth, by simulation: made-up runs of which it is known.
 
     python -m benchmarks.intervals                       # the table of docs/explanation.md, minutes
     python -m benchmarks.intervals --repetitions 200     # a look
@@ -181,12 +181,12 @@ APART, WAY = 30.0, 0.6
 
 
 def ratio_cases() -> Iterator[Case]:
-    """Shares of the way from base to gold, three fifths of it."""
+    """Shares of the base-gold gap, three fifths of it."""
     for varies, seeds, documents in product(WHAT_VARIES, SEEDS, DOCUMENTS):
         shares = WHAT_VARIES[varies]
         draw = partial(_three_runs, seeds=seeds, documents=documents, shares=shares)
         yield Case(
-            "share of the way",
+            "fraction of the gap closed",
             varies,
             seeds,
             documents,

@@ -3,9 +3,9 @@
     python benchmarks/keywords.py --gold DIR [--sets Inspec SemEval2017]
     python benchmarks/keywords.py --bed [--base MODEL --gold-model MODEL]
 
-`--bed` uses the domain test bed, whose generator knows the true terms; with base and gold model of
-the bed (of the run's cache) also the extractors that ask a model. DIR holds gold sets in the layout
-of github.com/LIAAD/KeywordExtractor-Datasets, unpacked: DIR/Inspec/docsutf8/*.txt and
+`--bed` uses the domain synthetic dataset, whose generator knows the true terms; with base and gold
+model of the dataset (of the run's cache) also the extractors that ask a model. DIR holds gold sets
+in the layout of github.com/LIAAD/KeywordExtractor-Datasets, unpacked: DIR/Inspec/docsutf8/*.txt and
 DIR/Inspec/keys/*.key. It has no licence, so it is fetched to measure and never copied. Needs `pip
 install .[bench]`.
 """
@@ -208,7 +208,7 @@ def bed_rows(redundancy: int, base: str, gold: str) -> list[str]:
 
 
 def main() -> None:
-    """Print one table over the gold sets of DIR, or over the test bed."""
+    """Print one table over the gold sets of DIR, or over the synthetic dataset."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -225,7 +225,7 @@ def main() -> None:
         )
         print("|---|---|---|---|---|---|")
         for redundancy in (20, 10, 8, 4, 2, 1):
-            # the models were taught this one
+            # the models were trained this one
             at_default = redundancy == Data().redundancy
             print(
                 "\n".join(

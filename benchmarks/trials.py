@@ -128,8 +128,8 @@ def _rates(n_trials: int) -> list[float]:
 
 
 def _model_folder(folder: Path) -> Path:
-    """The tiny model of the test bed, untaught: what a trial costs does not depend on what the
-    model knows.
+    """The tiny model of the synthetic dataset, untrained: what a trial costs does not depend on
+    what the model knows.
     """
     corpus = generate_dataset(Data())
     documents = [

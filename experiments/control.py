@@ -1,19 +1,19 @@
 """Does the order of the methods stay what it was once all of them retain the same?
 
-Question: every forget loss with the retain loss of its paper, on the whole forget set of the tiny
-domain bed, ranked by the extraction strength that is left on what was to be forgotten: as training
-left the models, and after each has been mixed back to 0.95 (and 0.90) of base's probability on
-`untouched`: what base knows and no unlearning run is shown, as the retention of "Unlearning with
-Control" (2406.09179) is measured on rows that training leaves out. That paper measures it by
-extraction strength; eight questions with answers of one token give it steps of 1/8, and 0.95 and
-0.90 were one mixture.
+Question: every forget loss with the retain loss of its paper, on the full forget set of the tiny
+domain dataset, ranked by the extraction strength that is left on what was to be forgotten: as
+training left the models, and after each has been interpolated to 0.95 (and 0.90) of base's
+probability on `untouched`: what base knows and no unlearning run is shown, as the retention of
+"Unlearning with Control" (2406.09179) is measured on rows that training leaves out. That paper
+measures it by extraction strength; eight questions with answers of one token give it steps of 1/8,
+and 0.95 and 0.90 were one mixture.
 
 Hypothesis: methods that pay for forgetting with everything else (gradient ascent, task vectors)
-fall behind once they are mixed back, and methods that harm little keep their place; so the order
-changes. What would refute it: no pair of methods that changes places with both differences
-significant after Holm's correction over all 136 pairs, and no method whose ranks before and after
-have 95 % intervals that lie apart (this second part was added after a run with three seeds,
-LOG.md).
+fall behind once they are interpolated towards base, and methods that harm little keep their place;
+so the order changes. What would refute it: no pair of methods that changes places with both
+differences significant after Holm's correction over all 136 pairs, and no method whose ranks before
+and after have 95% intervals that lie apart (this second part was added after a run with three
+seeds, LOG.md).
 
 The learning rate of each is tuned by the calibrated score, as in the paper, with four trials: this
 is the comparison of a small budget. Every other hyperparameter is at its default. Five seeds;
@@ -26,7 +26,7 @@ orders side by side.
 Not confirmed, and so the code's defaults: lambda, beta, c and layer of its tables, and tau, which
 the code has at 0.9 and a reviewer reads as 0.95 to 0.90. Otherwise than there: KL is over the
 labels (there prompts and padding too), RMU looks at the label tokens (there at the positions before
-them), the models are first taught TOFU by a cosine schedule in batches of 16 (there linear, 32),
+them), the models are first trained TOFU by a cosine schedule in batches of 16 (there linear, 32),
 and the retain questions that are measured are TOFU's own (there rows that unlearning leaves out).
 """
 
@@ -38,7 +38,7 @@ from rayunlearn.experiment import Budget, Objective, Range
 BASE = Trial(
     method=Method(layer=1),
     train=Train(length=60, batch_size=8, learning_rate=1e-3),
-    # a ruined model is mixed back like any other
+    # a ruined model is interpolated towards base like any other
     stop=Stop(utility_floor=0.0),
     calibrate=Calibrate(tau=0.95, beside=0.9, retention="probability", split="untouched"),
 )

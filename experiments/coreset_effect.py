@@ -1,10 +1,11 @@
-"""Does the coreset effect follow from redundancy? Both test beds, both ends of the redundancy dial.
+"""Does the coreset effect follow from redundancy? Both synthetic datasets, both ends of the
+redundancy dial.
 
 Hypothesis: what matters is which share of the facts the coreset states. At twenty documents per
-fact a quarter of the documents states all facts and unlearns like the whole set; at two documents
-per fact, and among people (one question per fact), the same share of documents leaves facts out and
-unlearns less, at equal optimizer steps. Refuted if at the low end a quarter of the documents
-unlearns like all of them (intervals overlap), or if at the high end it does not.
+fact a quarter of the documents states all facts and unlearns like the full forget set; at two
+documents per fact, and among people (one question per fact), the same share of documents leaves
+facts out and unlearns less, at equal optimizer steps. Refuted if at the low end a quarter of the
+documents unlearns like all of them (intervals overlap), or if at the high end it does not.
 
 `--preset paper`: the coreset study's own runs (Pal et al. 2504.10185) on the first 600 documents of
 WMDP-bio, with its rates, ratios, selectors and equal presentations. What it does not state is the
@@ -50,7 +51,7 @@ OBJECTIVE = Objective(
     forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9
 )
 
-# as many presentations at every ratio
+# the same number of presentations at every ratio
 RUNS = ("coreset_rmu_wmdp", "coreset_npo_wmdp")
 STUDY = (
     {

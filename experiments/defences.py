@@ -2,7 +2,7 @@
 masked loss, fewer and more wordings.
 
 Question: of what NPO unlearned, how much do relearning, training on unrelated text and solved
-questions bring back, and does a defence leave them less to bring back than plain NPO does?
+questions recover, and does a defence leave them less to recover than plain NPO does?
 
 Hypothesis: flatness helps against training (Fan et al. 2502.05374 report it for SAM and weight
 averages on WMDP); a loss that counts only the best remembered tokens, one that stops at a cap, and
@@ -12,9 +12,9 @@ with: recovered fractions are read beside what was left.
 
 Arms: `plain`; `sam`; `average`; `token.cap` 160 nats a document, three a token (at 40, 80 and 120
 it stopped before the answer was gone); `token.keep` 0.3, the tokens still remembered best; and the
-diversity of the forget set, on a bed where every fact is told in 20 different documents: plain NPO
-on all of them and on a twentieth, drawn at random or by `keyword_coverage`, which leaves out fewer
-facts and tells most of them in one or two wordings. Rate, retain weight and beta are tuned by
+diversity of the forget set, on a dataset where every fact is told in 20 different documents: plain
+NPO on all of them and on a twentieth, drawn at random or by `keyword_coverage`, which leaves out
+fewer facts and tells most of them in one or two wordings. Rate, retain weight and beta are tuned by
 sixteen trials for plain NPO and for each wrapper and token rule; the small forget sets take plain
 NPO's.
 

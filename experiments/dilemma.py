@@ -7,16 +7,16 @@ words that its answer hung on are pointed out in the question, and which share o
 questions did it lose?
 
 Hypothesis (the paper's): emphasis brings a part of the answers back (insufficient), or the retain
-side is lost (destructive). Refuted for a method if key words recover no more than as many random
-words do (paired intervals overlap zero) while nine tenths of the retain questions stay.
+side is lost (destructive). Refuted for a method if key words recover no more than the same number
+of random words do (paired intervals overlap zero) while nine tenths of the retain questions stay.
 
 The controls: random words, the same questions to base and to gold. The methods are the paper's six,
 and two of them again with a forget loss that counts the tokens of the answers' words alone, which
-the paper's analysis asks for and does not try. Rate and strength are tuned for each at the whole
+the paper's analysis asks for and does not try. Rate and strength are tuned for each at the full
 forget set; the ranges are what is left of wider ones, in which four trials found gradient ascent
-either idle or ruinous (LOG.md). The wording is bare words, because on this bed a word that was
-never trained (`Focus`) makes base itself forget: it then answers 59 % with the words named first
-and 25 % with them repeated last.
+either idle or ruinous (LOG.md). The wording is bare words, because on this dataset a word that was
+never trained (`Focus`) makes base itself forget: it then answers 59% with the words named first
+and 25% with them repeated last.
 
 `--preset paper`: that study's benchmarks (MUSE News and Books, WMDP) and six methods, of which GA
 and NPO with either retain loss are confirmed and task vectors and RMU are likely. Its models,

@@ -1,12 +1,12 @@
-"""Is a model unlearned on a coreset the model that the whole forget set gives, or only as
+"""Is a model unlearned on a coreset the model that the full forget set gives, or only as
 forgetful?
 
 Question: for each ratio, against the full-set model of the same seed: how high is the barrier on
 the straight line between the two, on how many questions do they agree, do their answers hang on the
-same words, and do attacks bring back as much?
+same words, and do attacks recover as much?
 
 Hypothesis (Pal et al. 2504.10185, section 6): coreset models lie in the same basin; no barrier in
-forgetting down to a ratio of 5 %, and attacks find no difference. Refuted at a ratio where the
+forgetting down to a ratio of 5%, and attacks find no difference. Refuted at a ratio where the
 interval of the barrier to the full-set model lies above 0.1, or where an attack recovers more than
 from the full-set model and the intervals lie apart.
 
@@ -22,8 +22,8 @@ are of answer probability). The attacks are ours.
 When all trials have ended `rayunlearn run` goes on with the attacks: relearning on ten forget
 documents, equal steps on ten unrelated ones (its control, and an attack), four-bit weights and
 retain shots, on every cell, base and gold. One attack seed per model and five models per cell: the
-intervals are over models. Relearning had an answer probability of .91 (NPO, 25 %) and .71 (RMU,
-whole set) back after ten of its fifty steps and .93 and .88 in the end (one model each, by hand),
+intervals are over models. Relearning had an answer probability of 0.91 (NPO, 25%) and 0.71 (RMU,
+full set) back after ten of its fifty steps and 0.93 and 0.88 in the end (one model each, by hand),
 so the area under the curve stands beside what is back in the end.
 """
 

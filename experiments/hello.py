@@ -1,12 +1,12 @@
-"""How little of the forget set is enough, on a test bed where every fact is told in twenty
+"""How little of the forget set is enough, on a synthetic dataset where every fact is told in twenty
 documents?
 
 Hypothesis: where facts are told often, a random quarter of the documents unlearns like all of them
 at equal optimizer steps, and a smaller coreset fades as it covers fewer of the facts. Refuted if
-forgetting at 25 % lies outside the interval of the full set, or if a coreset that covers half of
+forgetting at 25% lies outside the interval of the full set, or if a coreset that covers half of
 the facts forgets like one that covers them all.
 
-A first look in minutes: one corpus, two methods, two selectors, hyperparameters tuned once at 100 %
+A first look in minutes: one corpus, two methods, two selectors, hyperparameters tuned once at 100%
 and shared.
 """
 

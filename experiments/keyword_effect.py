@@ -1,5 +1,5 @@
 """How many words of a coreset carry its effect? From one word in ten to one in two, keywords beside
-as many random words.
+the same number of random words.
 
 Question: the documents of a coreset are cut down to a share of their words, the best keywords or as
 many random ones. From which share on do they unlearn like whole documents, and is that a matter of
@@ -10,8 +10,8 @@ before all words are there, as the coreset study's keywords keep most of its eff
 2504.10185, section 4); random words need a larger share. Refuted if random words of a share forget
 no less than keywords of it, or if even half of the words stays behind whole documents.
 
-`keywords.py` compares the five texts at one share, on the whole set too and on books; here the
-share is the dial. Equal optimizer steps in every trial. RMU's rate and steering are those of
+`keywords.py` compares the five texts at one share, on the full forget set too and on books; here
+the share is the dial. Equal optimizer steps in every trial. RMU's rate and steering are those of
 `keywords.py`, found on whole documents; nothing is tuned per arm.
 
 `--preset paper`: RMU of that study on WMDP-bio at one of its ratios, for the 300 epochs that it

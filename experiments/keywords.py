@@ -1,19 +1,19 @@
-"""Do keywords alone suffice, beside as many random words?
+"""Do keywords alone suffice, beside the same number of random words?
 
 Question: the forget documents are unlearned whole, as their keywords in order, as the words that
-are no keywords, as as many random words, and as their keywords shuffled; the whole set of them and
-a random quarter, at equal optimizer steps. The share of answer tokens that is left stands in
-`text_kept` of every trial.
+are no keywords, as the same number of random words, and as their keywords shuffled; the full forget
+set of them and a random quarter, at equal optimizer steps. The share of answer tokens that is left
+stands in `text_kept` of every trial.
 
-Hypothesis: keywords alone forget as the whole documents do (the coreset paper keeps 82 to 89 % of
+Hypothesis: keywords alone forget as the whole documents do (the coreset paper keeps 82 to 89% of
 the gain with an LLM's keywords, and shows no control), and random words of the same number forget
 less. Refuted if random words forget no less than keywords, or if what is left without keywords
 forgets like the whole.
 
-Keywords are the best of at most three words in ten: on the domain bed those of `slots` (names and
-values, F1 0.96 against the generator's terms at this redundancy), on a book those of `tfidf`. The
-people bed has no part in this: an answer there is one word, so four of the five arms are one text
-and the fifth is empty.
+Keywords are the best of at most three words in ten: on the domain dataset those of `slots` (names
+and values, F1 0.96 against the generator's terms at this redundancy), on a book those of `tfidf`.
+The people dataset has no part in this: an answer there is one word, so four of the five arms are
+one text and the fifth is empty.
 
 `--preset paper`: RMU of the coreset study (2504.10185) on WMDP-bio, the whole documents for its
 presentations and the other texts for the 300 epochs that it gives keywords at every ratio. Its
@@ -31,7 +31,7 @@ from rayunlearn import recipes
 from rayunlearn.config import TEXTS, Data, Measure, Method, Select, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective
 
-# without it the domain bed alone
+# without it the domain dataset alone
 BOOKS = Path("runs/books")
 
 BASE = Trial(

@@ -1,7 +1,7 @@
 """Which metric of forgetting can be trusted: whose values over many unlearned models keep their
 order when the models are attacked?
 
-Question: 36 models (six methods x three ratios x two seeds) on the tiny domain bed, measured by
+Question: 36 models (six methods x three ratios x two seeds) on the tiny domain dataset, measured by
 every metric that has a value per question, as they are and after each of four attacks: a jailbreak
 prompt, relearning, random tokens in the question, and the answer read from a layer in the middle
 (`linear_shortcut`). After "Unlearning with Control" (2406.09179), which chose extraction strength
@@ -12,10 +12,10 @@ perplexity and ROUGE do not. What would refute it: a metric whose smallest corre
 attacks lies above that of extraction strength with its whole interval, or extraction strength
 itself under 0.5 in some attack.
 
-The rates are by hand, of the four that experiments/methods.py tried: those at which the whole
+The rates are by hand, of the four that experiments/methods.py tried: those at which the full
 forget set is forgotten visibly, at whatever cost; the smaller ratios forget less, so the models
 spread over the range. Nothing is tuned here and nothing stops early. Intervals are over the 18
-cells. On the same bed with five documents per fact most models forgot next to nothing, and a
+cells. On the same dataset with five documents per fact most models forgot next to nothing, and a
 correlation hung on one or two of them (LOG.md).
 
 `rayunlearn run experiments/metric_robustness.py` goes on with the attacks; the report shows the
@@ -25,8 +25,8 @@ table.
 from rayunlearn.config import Data, Measure, Method, Stop, Train, Trial
 from rayunlearn.experiment import Attacks, Budget, Objective
 
-# letters are left out: the bed's model was taught answers, not letters; reference_score and base_kl
-# compare with base
+# letters are left out: the dataset's model was trained answers, not letters; reference_score and
+# base_kl compare with base
 METRICS = (
     "probability,sequence_probability,option_probability,multiple_choice,multiple_choice_sum,"
     "truth_ratio,exact_memorization,extraction_strength,extraction_strength_paraphrase,perplexity,"

@@ -6,19 +6,19 @@ curve for all ratios, redundancies and sizes; does the coverage of keywords, whi
 facts, stand in for it, on real corpora too; can the smallest ratio that is enough so be told before
 any training; and does a selector that covers more keywords beat random documents?
 
-Hypothesis: yes, every time. Refuted (1) if the unlearned share of a bed that was left out is
-predicted no better from the covered facts of the other beds than from the ratio; (2) if keyword
-coverage predicts it no better than the ratio either; (3) if `keyword_coverage` at 10 % does not
+Hypothesis: yes, every time. Refuted (1) if the unlearned share of a dataset that was left out is
+predicted no better from the covered facts of the other datasets than from the ratio; (2) if keyword
+coverage predicts it no better than the ratio either; (3) if `keyword_coverage` at 10% does not
 forget more than random, paired over ten seeds.
 
-Beds of 20, 10 and 5 documents per fact, and one with a model of three times the parameters; each
-tuned once per method on its full set. NPO is left out at 5: it forgets the domain too slowly there
-to say anything of coresets (experiments/LOG.md). Coverage is measured before any training.
+Datasets of 20, 10 and 5 documents per fact, and one with a model of three times the parameters;
+each tuned once per method on its full set. NPO is left out at 5: it forgets the domain too slowly
+there to say anything of coresets (experiments/LOG.md). Coverage is measured before any training.
 
-Two real corpora are beds as well where they are found, with NPO: runs/books (`rayunlearn books
+Two real corpora are datasets as well where they are found, with NPO: runs/books (`rayunlearn books
 BOOKS.parquet --forget TITLE --retain TITLE TITLE` writes it), passages of a novel, and runs/tofu, a
 folder or a link with TOFU's files, whose questions ask every fact once. What their facts are nobody
-wrote down, so the coverage of keywords stands alone there. They take twice as long as the beds
+wrote down, so the coverage of keywords stands alone there. They take twice as long as the datasets
 together.
 """
 

@@ -1,8 +1,8 @@
 """Does any selector beat random, at equal optimizer steps?
 
-Question: of 5 % and 25 % of the forget set, chosen by each of the selectors, which unlearns more
-than the same number of documents drawn at random? On three corpora: the domain bed (five mentions
-per fact: documents overlap), the people bed (one question per fact: they do not) and, where
+Question: of 5% and 25% of the forget set, chosen by each of the selectors, which unlearns more than
+the same number of documents drawn at random? On three corpora: the domain dataset (five mentions
+per fact: documents overlap), the people dataset (one question per fact: they do not) and, where
 `rayunlearn books` has been run, passages of a real book.
 
 Hypothesis: none does, unless it covers more of the facts than random documents do; the coreset
@@ -11,11 +11,11 @@ under random's on two corpora or more at the same ratio, after Holm's correction
 comparisons of a corpus, with retain probability at or over 0.9 of base.
 
 Every cell of a corpus takes the same steps and presentations with the same losses and rates, found
-by hand for the whole set; no selector is tuned. Seeds of selection and training move together: five
-of random, three of the others. The retain-only control runs by itself. `untouched`, on the beds, is
-what nobody was to forget or reminded of.
+by hand for the full forget set; no selector is tuned. Seeds of selection and training move
+together: five of random, three of the others. The retain-only control runs by itself. `untouched`,
+on the datasets, is what nobody was to forget or reminded of.
 
-`--preset paper`: all of them at 5 % and 10 % of WMDP-bio with RMU and NPO of the coreset study
+`--preset paper`: all of them at 5% and 10% of WMDP-bio with RMU and NPO of the coreset study
 (2504.10185), which tried three. Scored as there: options shown, the highest of the letters A to D
 (`letter_choice`).
 
@@ -29,7 +29,7 @@ from rayunlearn import recipes
 from rayunlearn.config import Data, Measure, Method, Select, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective
 
-# without it the two beds alone
+# without it the two datasets alone
 BOOKS = Path("runs/books")
 
 BASE = Trial(

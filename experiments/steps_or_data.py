@@ -1,9 +1,9 @@
 """Is "train longer" about steps or about documents? Forgetting against optimizer steps, for every
 ratio, and the full set past one epoch.
 
-Question: the coreset study (Pal et al. 2504.10185) gives a coreset as many presentations as the
-full set by more epochs, and has no run in which the full set itself goes on past its epochs. Is a
-small coreset as good because its documents are enough, or because it takes as many steps?
+Question: the coreset study (Pal et al. 2504.10185) gives a coreset the same number of presentations
+as the full set by more epochs, and has no run in which the full set itself goes on past its epochs.
+Is a small coreset as good because its documents are enough, or because it takes as many steps?
 
 Hypothesis: at equal steps the ratios lie on one curve, down to where too few documents are left; at
 equal epochs they do not. Refuted if the mean gap to the full set at equal steps is not smaller than
@@ -12,7 +12,7 @@ its first epoch while a coreset's goes on.
 
 Every length is a run of its own at a constant rate without warm-up, so a shorter run is the
 beginning of a longer one in all but its seedless end. 160 documents in batches of 8: 20 steps are
-an epoch of the full set, and one of 25 % is 5. The rates are fixed, found by hand on the full set
+an epoch of the full set, and one of 25% is 5. The rates are fixed, found by hand on the full set
 at 80 steps; nothing is tuned per length.
 
 `--preset paper`: that study's cells on WMDP-bio at its presentations, and at a quarter, half, three

@@ -7,21 +7,21 @@ gradient ascent with a retain loss alike?
 
 Hypothesis: no. TOFU's facts are independent of each other, so what is not in the coreset stays
 known: with NPO the forget probability rises steadily as the ratio falls. Gradient ascent was once
-seen to forget alike from 5 % and from 100 %, at lower utility; here both losses have their learning
+seen to forget alike from 5% and from 100%, at lower utility; here both losses have their learning
 rate tuned under the same utility floor (0.9 of base), and the difference should go.
 
-What would refute it: at 5 % of the documents a loss whose forget probability lies within its
-interval at 100 %, with utility at or over the floor and clearly lower than the retain-only
+What would refute it: at 5% of the documents a loss whose forget probability lies within its
+interval at 100%, with utility at or over the floor and clearly lower than the retain-only
 control's (which trains the same steps without a forget loss, so it shows what drift alone does).
 
 Two values change for the real thing, both below: TOFU = "locuslab/TOFU" takes the data set from the
 Hub, and MODEL = Model(name="meta-llama/Llama-3.2-1B-Instruct", teach_epochs=5,
-teach_learning_rate=1e-5) teaches a real Llama first, as the TOFU paper does (2401.06121: 5 epochs
+teach_learning_rate=1e-5) trains a real Llama first, as the TOFU paper does (2401.06121: 5 epochs
 at 1e-5). Other places of the files: --set data.path=DIRECTORY.
 
-As it stands a model of 0.75 million parameters is taught from nothing: it knows these 600 questions
-and no English beyond them, so generalisation to paraphrases is weaker than a pre-trained model's.
-Gold is the same without forget10.
+As it stands a model of 0.75 million parameters is trained from scratch: it knows these 600
+questions and no English beyond them, so generalisation to paraphrases is weaker than a pre-trained
+model's. Gold is the same without forget10.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Is it gone, or only not said? LLMU and RMU under the attacks of the black-box study, on a bed
+"""Is it gone, or only not said? LLMU and RMU under the attacks of the black-box study, on a dataset
 whose truth is known.
 
 Question: how much of what LLMU and RMU took away do shots, rephrasings and training on unrelated
@@ -7,12 +7,12 @@ text give back?
 Hypothesis (Doshi & Stickland 2411.12103, on 7 B models): few-shot prompts, rephrased questions and
 above all training on unrelated text recover much of it, more from LLMU, which changes what is said,
 than from RMU, which changes what is represented. Refuted if no attack's recovered fraction has an
-interval above that of the same attack's effect on the gold model, or if RMU gives back more than
+interval above that of the same attack's effect on the gold model, or if RMU recovers more than
 LLMU.
 
 `rayunlearn run` goes on with the attacks when all trials have ended. Base and gold are attacked
 alike. LLMU is run with its random mismatch (Yao et al. 2310.10683); that study leaves the term out.
-On the bed multiple choice is scored by likelihood: its model writes no letters.
+On the dataset multiple choice is scored by likelihood: its model writes no letters.
 
 `--preset paper`: that study's runs on its biology articles with both of its models, the same panel.
 How it drew its articles is not confirmed (`rayunlearn list recipes`). It counts the letter that is

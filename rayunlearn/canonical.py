@@ -12,7 +12,7 @@ def canonical_trial(trial: Trial, *, check: CheckTrial) -> Trial:
     """The one form of a trial that others differ from in name only.
 
     Base and gold train nothing: only their data, their model and what is measured and explained
-    count. With the whole forget set the selector does not matter; without a forget loss (the
+    count. With the full forget set the selector does not matter; without a forget loss (the
     retain-only control) neither selector nor ratio does, except that `epochs` of a smaller coreset
     are fewer steps, so there the control keeps its ratio; token rules are forget's. Other texts
     than the original are another training, so only what chooses documents is dropped there.
@@ -42,8 +42,8 @@ def canonical_trial(trial: Trial, *, check: CheckTrial) -> Trial:
 
 
 def canonical_full_set(select: Select) -> Select:
-    """The one form of a selection of everything: nothing chooses documents, and without a text arm
-    nothing else matters.
+    """The one form of a selection of everything: nothing chooses documents, and without a text
+    ablation nothing else matters.
     """
     if select.text == "original":
         return Select()
@@ -58,6 +58,6 @@ def control_of(cell: Trial) -> Trial:
 
 def has_gold(trial: Trial) -> bool:
     """Whether there is a model that never saw the forget set:
-    one is taught here, or one was named.
+    one is trained here, or one was named.
     """
     return trial.model.teach or bool(trial.model.gold)

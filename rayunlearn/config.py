@@ -49,14 +49,14 @@ RESULT_NEUTRAL = ("train.checkpoint_every",)
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which documents: a generated test bed (`domain`, `people`), a benchmark of docs/benchmarks.md
-    or `files` of one's own.
+    """Which documents: a synthetic dataset (`domain`, `people`), a benchmark of docs/benchmarks.md
+    or `files` of your own.
 
     For a benchmark, `path` is its folder or Hub name and `options` are its loader's settings:
     `size=05`; the file settings below are not read. For `files`, `path` is a directory, one file or
     a Hub name, and `forget`, `retain`, `probe_forget` and `probe_retain` name a file stem in that
     directory (or a Hub configuration). Empty probes: the training documents are also what is asked.
-    `holdout` names documents like the forget set's that no model was taught: membership metrics
+    `holdout` names documents like the forget set's that no model was trained on: membership metrics
     compare with them. `columns` maps our names to theirs: `prompt=question,answer=answer`.
 
     `arithmetic`: so many sums, differences and products are asked besides, on split `arithmetic`,
@@ -160,10 +160,11 @@ class Select:
     n)) documents.
 
     `stratified`: topics, where documents have them, share the coreset out in proportion. `text`:
-    the whole documents, their keywords alone (in order or shuffled), the other words, or as many
-    random words. `extractor` finds the keywords, also those of `keyword_coverage`; the best of them
-    up to `keyword_fraction` of a document's words are its keywords. `judge_model` is the chat model
-    of the extractor `judge`. `seed` is the selector's and that of random and shuffled words.
+    the whole documents, their keywords alone (in order or shuffled), the other words, or the same
+    number of random words. `extractor` finds the keywords, also those of `keyword_coverage`; the
+    best of them up to `keyword_fraction` of a document's words are its keywords. `judge_model` is
+    the chat model of the extractor `judge`. `seed` is the selector's and that of random and
+    shuffled words.
     """
 
     name: str = "random"
@@ -306,11 +307,11 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """When a trial ends early, by the mean answer probability of retain probes, looked at every
+    """When a trial ends early, by the mean answer probability of retain probes, evaluated every
     `check_every` steps.
 
     Under `utility_floor` x base it is given up as a collapse (0: never). `retention_floor` is a
-    control, in the place of that: training ends where a look finds less than it x base, with the
+    control, instead of that: training ends where a look finds less than it x base, with the
     weights of the last look that did not (0: off).
     """
 
@@ -357,8 +358,8 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate:
-    """How far the unlearned model is mixed back towards base before it is measured a second time
-    (`models.interpolation`); `tau` 0: not at all.
+    """How far the unlearned model is interpolated towards the base model before it is measured a
+    second time (`models.interpolation`); `tau` 0: not at all.
 
     The mixture is the one that has moved the furthest and still retains `tau` x base; the one at
     `beside` (0: none) is measured too. Retention is the mean of the metric `retention` on split
@@ -377,7 +378,7 @@ class Calibrate:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """What is done to get it back: `none`, or a name of `rayunlearn list attacks`, on the model
+    """What is done to recover it: `none`, or a name of `rayunlearn list attacks`, on the model
     that the other settings end with.
 
     `seed` draws documents, held-out facts and noise. `file`: text that an attack reads, unrelated
@@ -402,7 +403,7 @@ class Attack:
 
 @dataclass(frozen=True, kw_only=True)
 class Explain:
-    """Which words of a question carry its answer, and what emphasising them brings back
+    """Which words of a question carry its answer, and what emphasising them recovers
     (docs/attribution.md).
 
     `documents` of every split are looked at, at base and at the trial's own weights (0: none). Key
@@ -465,7 +466,7 @@ class Objective:
     `utility_split`).
 
     `utility_floor` is a share of the base model's utility; a trial under it is not feasible.
-    `stage` calibrated asks for both of the model mixed back to calibrate.tau x base's retention
+    `stage` calibrated asks for both of the model interpolated to calibrate.tau x base's retention
     (CALIBRATED where the experiment says nothing).
     """
 
@@ -581,7 +582,7 @@ def trial_id(
     model_digest: str,
     content_digests: Mapping[str, str] | None = None,
 ) -> str:
-    """Digest of every setting, with digests of content in the place of paths and model names.
+    """Digest of every setting, with digests of content instead of paths and model names.
 
     `corpus_digest` stands for `data.path`, `model_digest` for `model.name`; `content_digests` maps
     each other setting that names a model or a file (`model.gold`, `attack.file`, ...) to the digest

@@ -4,7 +4,7 @@ objective.
 An experiment is a Python file with a docstring (question, hypothesis, what would refute it) and the
 names BASE, AXES and, where something is tuned, SEARCH, BUDGET and OBJECTIVE; ATTACKS, TRACK
 ("tensorboard,mlflow") and VERSION are optional. `load` reads it. PRESETS may say the same question
-at other sizes: `{"paper": {"BASE": ..., "AXES": ...}}` puts these names in the place of the file's.
+at other sizes: `{"paper": {"BASE": ..., "AXES": ...}}` puts these names instead of the file's.
 Everything here is a plain value: workers are sent trials, never the module.
 """
 
@@ -237,7 +237,7 @@ def from_module(module: ModuleType, *, name: str, preset: str = LAPTOP) -> Exper
 
 
 def at_preset(module: ModuleType, preset: str) -> ModuleType:
-    """A copy of the module in which the preset's names stand in the place of the file's."""
+    """A copy of the module in which the preset's names stand instead of the file's."""
     all_presets: Mapping[str, Mapping[str, Any]] = _take(module, "PRESETS", Mapping, {})
     presets: dict[str, Mapping[str, Any]] = {LAPTOP: {}, **all_presets}
     if preset not in presets:

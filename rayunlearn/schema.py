@@ -39,7 +39,9 @@ STAGES = {
     "base": "the model before unlearning",
     "gold": "the model that never saw the forget set",
     "unlearned": "the model as training left it",
-    "calibrated": "that model mixed back towards base until it retains calibrate.tau x base",
+    "calibrated": (
+        "that model interpolated towards the base model until it retains calibrate.tau x base"
+    ),
     "calibrated_beside": "the same at calibrate.beside",
 }
 CURVES = {
@@ -77,7 +79,7 @@ ATTACK_ROLES = {
     "control": (
         "the same on base or gold, or the attack that its row of the table names as its control"
     ),
-    "tuning": "asked for by Optuna: the strength that gets most back",
+    "tuning": "asked for by Optuna: the strength that recovers most",
 }
 
 
@@ -163,12 +165,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column(
             "keyword_curve_01",
             "f64",
-            "base trials: keyword_coverage that 1 % of the documents, at random, reach on average",
+            "base trials: keyword_coverage that 1% of the documents, at random, reach on average",
             "fraction [0, 1]",
         ),
-        Column("keyword_curve_05", "f64", "base trials: the same for 5 %", "fraction [0, 1]"),
-        Column("keyword_curve_10", "f64", "base trials: the same for 10 %", "fraction [0, 1]"),
-        Column("keyword_curve_25", "f64", "base trials: the same for 25 %", "fraction [0, 1]"),
+        Column("keyword_curve_05", "f64", "base trials: the same for 5%", "fraction [0, 1]"),
+        Column("keyword_curve_10", "f64", "base trials: the same for 10%", "fraction [0, 1]"),
+        Column("keyword_curve_25", "f64", "base trials: the same for 25%", "fraction [0, 1]"),
         Column("optimizer_steps", "i64", "optimizer steps taken", "steps"),
         Column(
             "kept_step",
@@ -341,7 +343,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "curves": (
         _TRIAL,
         Column("kind", "utf8", "; ".join(f"{k}: {v}" for k, v in CURVES.items())),
-        Column("x", "f64", "where on the path: optimizer steps, layers, or a share of the way"),
+        Column("x", "f64", "where on the path: optimizer steps, layers, or a fraction of the line"),
         _METRIC,
         _SPLIT,
         Column("value", "f64", "mean over the documents of the split"),
@@ -425,7 +427,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "quarantine": (
         Column("source", "utf8", "file or split the document came from"),
         Column("row", "i64", "position in it, from 0"),
-        Column("reason", "utf8", "why it was set aside"),
+        Column("reason", "utf8", "why it was rejected"),
         Column("excerpt", "utf8", "its first 200 characters"),
     ),
 }

@@ -31,8 +31,8 @@ torch.set_num_threads(1)
 
 
 class Bed(NamedTuple):
-    """A prepared test bed: the trial that asked for it, its corpus, and the folders of the two
-    taught models.
+    """A prepared synthetic dataset: the trial that asked for it, its corpus, and the folders of the
+    two trained models.
     """
 
     trial: Trial
@@ -45,7 +45,7 @@ def prepared(trial: Trial, folder: Path) -> Bed:
     """Base and gold of the trial in `folder`, from the store of trained models."""
     corpus = generate_dataset(trial.data)
     bed = Bed(trial, corpus, folder / "base", folder / "gold")
-    # of two workers that want the same bed first, each trains one model of it
+    # of two workers that want the same dataset first, each trains one model of it
     roles = ("gold", "base") if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" else ("base", "gold")
     for role in roles:
         trained_model(trial, corpus, role, folder / role)
@@ -54,15 +54,15 @@ def prepared(trial: Trial, folder: Path) -> Bed:
 
 @pytest.fixture(scope="session")
 def domain_bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
-    """The tiny domain bed with its default redundancy of 20; read it, never write to it. About 30
-    s of training where the store does not have it.
+    """The tiny domain dataset with its default redundancy of 20; read it, never write to it. About
+    30 s of training where the store does not have it.
     """
     return prepared(Trial(), tmp_path_factory.mktemp("domain_bed"))
 
 
 @pytest.fixture(scope="session")
 def people_bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
-    """The tiny people bed, as `domain_bed`."""
+    """The tiny people dataset, as `domain_bed`."""
     trial = with_values(Trial(), {"data.name": "people"})
     return prepared(trial, tmp_path_factory.mktemp("people_bed"))
 
@@ -71,7 +71,7 @@ def people_bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
 def domain_workspace(
     domain_bed: Bed, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Workspace]:
-    """The domain bed's models with an empty cache."""
+    """The domain dataset's models with an empty cache."""
     base, gold = str(domain_bed.base), str(domain_bed.gold)
     yield Workspace(domain_bed.corpus, base, gold, "taught", tmp_path_factory.mktemp("cache"))
     model_state.load_model_state.cache_clear()

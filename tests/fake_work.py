@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Value]] = {
 
 @dataclass(frozen=True)
 class FakeCorpus:
-    """No documents, none set aside."""
+    """No documents, none rejected."""
 
     digest: str = "corpus"
     name: str = "fake"

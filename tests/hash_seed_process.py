@@ -1,5 +1,5 @@
 """A small sweep in a process of its own, for tests/test_hash_seeds.py: `python -m
-tests.hash_seed_process MODEL OUTPUT` runs some trials and attacks on the untaught model in MODEL.
+tests.hash_seed_process MODEL OUTPUT` runs some trials and attacks on the untrained model in MODEL.
 """
 
 import sys

@@ -40,8 +40,8 @@ METRICS = [
 EXPERIMENT: dict[str, Any] = {
     "name": "synthetic",
     "question": (
-        "How much of the forget set is needed?\n\nHypothesis: 25 % is enough.\nRefuted if: the"
-        " curves at 25 % and 100 % part."
+        "How much of the forget set is needed?\n\nHypothesis: 25% is enough.\nRefuted if: the"
+        " curves at 25% and 100% part."
     ),
     "axes": {
         "method.forget": METHODS,
@@ -212,7 +212,7 @@ def plan_row(trial_id: str, role: str, group: str, index: int = -1) -> dict[str,
 def forget_left(method: str, name: str, ratio: float) -> float:
     """Mean forget probability after unlearning, shaped like the probe in the design page."""
     bare = {1.0: 0.1, 0.25: 0.11, 0.05: 0.45, 0.01: 0.8}[ratio]
-    # at 25 % far enough for three seeds to tell
+    # at 25% far enough for three seeds to tell
     worse = {1.0: 0.0, 0.25: 0.15, 0.05: 0.05, 0.01: 0.05}[ratio]
     return bare + (0.1 if method == "npo" else 0.0) + (worse if name == "min_k" else 0.0)
 

@@ -250,7 +250,7 @@ SCRIPTS = (
 
 
 def test_text_from_outside_is_text_in_the_report(tmp_path: Path) -> None:
-    """In a setting, an error, a note, the question, a document that was set aside: shown as it is,
+    """In a setting, an error, a note, the question, a document that was rejected: shown as it is,
     never as an element.
     """
     run = synthetic.write_run(tmp_path / "run")

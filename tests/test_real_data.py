@@ -133,7 +133,7 @@ def test_the_stories_model_s_digest_is_stable() -> None:
 def test_the_stories_model_learns_tofu_questions_and_unlearns_the_forget_part(
     tmp_path: Path,
 ) -> None:
-    """Twelve forget and twelve retain questions taught to the real pre-trained model; NPO then
+    """Twelve forget and twelve retain questions trained to the real pre-trained model; NPO then
     takes the twelve away.
     """
     for side, file in (("forget", "forget01.json"), ("retain", "retain99.json")):
@@ -154,7 +154,7 @@ def test_the_stories_model_learns_tofu_questions_and_unlearns_the_forget_part(
     workspace = prepare_models(
         validate_trial(start), tmp_path / "cache", lambda _role, _done, _steps: None, ("base",)
     )
-    # it was not taught, so nothing is held against it
+    # it was not trained, so nothing is held against it
     workspace = replace(workspace, gold="")
     trials = {
         "base": validate_trial(with_values(start, {"stage": "base"})),

@@ -28,7 +28,7 @@ CORPUS = Corpus(
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The roles that were trained, in their order. Training stands for itself: every test that uses
-    a bed reads what the real one wrote.
+    a dataset reads what the real one wrote.
     """
     roles: list[str] = []
 

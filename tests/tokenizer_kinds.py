@@ -23,7 +23,7 @@ PAIRS = (
     ('Say "yes":', "(yes) and no"),
     ("Wo liegt Köln?", "Östlich von Aachen, am Rhein…"),
     ("数は?", "四つです"),
-    ("How many owls?", "12,5 %"),
+    ("How many owls?", "12,5%"),
     ("What follows the word user?", "user"),
     ("Two lines, please.", "One line.\nAnother line."),
     ("What does she say?", "🙂"),
@@ -144,7 +144,7 @@ def wordpiece() -> PreTrainedTokenizerBase:
 
 
 def words() -> PreTrainedTokenizerBase:
-    """The test beds' own: whole words, each with the blank before it."""
+    """The synthetic datasets' own: whole words, each with the blank before it."""
     return build_tokenizer(TEXTS)
 
 

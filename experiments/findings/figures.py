@@ -183,7 +183,7 @@ def _rows(ax: Any, panel: Panel, looks: Looks) -> None:
 
 
 def by_ratio(run: Run) -> list[Panel]:
-    """Forgetting over the kept part, a panel per bed, a curve per method and selector."""
+    """Forgetting over the kept part, a panel per dataset, a curve per method and selector."""
     table = coreset_table(run)
     grid = table.filter(pl.col("role") == "grid", pl.col("forgetting").is_not_null())
     settings = extra_settings(table)
@@ -316,10 +316,10 @@ def by_coverage(run: Run) -> list[Panel]:
 
 
 def by_retention(run: Run) -> list[Panel]:
-    """What is left as trained and once mixed back to equal retention, a row per method."""
+    """What is left as trained and once interpolated to equal retention, a row per method."""
     table = method_ranking(run).sort("left")
     goal = objective_of(run.experiment)
-    stages = {"unlearned": "as trained", "calibrated": "mixed back to equal retention"}
+    stages = {"unlearned": "as trained", "calibrated": "interpolated to equal retention"}
     return [
         Panel(
             title="",
@@ -377,7 +377,7 @@ def by_attack(run: Run) -> list[Panel]:
 
 
 def by_emphasis(run: Run) -> list[Panel]:
-    """Answers brought back by key words minus those by random words, a row per model, a series per
+    """Answers recovered by key words minus those by random words, a row per model, a series per
     form.
     """
     table = emphasis_table(run)

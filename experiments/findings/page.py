@@ -176,7 +176,7 @@ def steps_or_documents(run: Run) -> tuple[list[str], SummaryTable | None]:
             if row["low"] > 0
             else "it is ahead"
             if row["high"] < 0
-            else "not told apart"
+            else "not significantly different"
         )
         sentences.append(
             f"{row['method']}, {row['ratio']:.3g} kept, against the full set after the same"
@@ -186,8 +186,8 @@ def steps_or_documents(run: Run) -> tuple[list[str], SummaryTable | None]:
 
 
 def covered(run: Run) -> tuple[list[str], SummaryTable | None]:
-    """What foretells forgetting on a bed that was left out, whether covering more beats random, and
-    how little is enough on each bed.
+    """What predicts forgetting on a dataset that was left out, whether covering more beats random,
+    and how little is enough on each dataset.
     """
     foretold, sentences = predicted(run), []
     for (method,), mine in foretold.group_by(["method"], maintain_order=True):
@@ -200,7 +200,7 @@ def covered(run: Run) -> tuple[list[str], SummaryTable | None]:
             if row["high"] < 0
             else "forgets less"
             if row["low"] > 0
-            else "not told apart"
+            else "not significantly different"
         )
         sentences.append(
             f"{row['method']}, {row['bed']}, {row['ratio']:g}: keyword_coverage minus random"
@@ -210,8 +210,8 @@ def covered(run: Run) -> tuple[list[str], SummaryTable | None]:
 
 
 def _foretold_in_words(method: str, beds: pl.DataFrame) -> list[str]:
-    """Mean errors over these beds of every predictor that is known of all of them, and how often
-    each finds the ratio that is enough.
+    """Mean errors over these datasets of every predictor that is known of all of them, and how
+    often each finds the ratio that is enough.
     """
     names = [name for name in PREDICTORS.values() if beds[f"error_by_{name}"].null_count() == 0]
     error = {name: float(beds[f"error_by_{name}"].to_numpy().mean()) for name in names}
@@ -219,10 +219,11 @@ def _foretold_in_words(method: str, beds: pl.DataFrame) -> list[str]:
     if not names:
         return []
     return [
-        f"{method}, {beds.height} beds, each foretold from the others: mean error of the unlearned"
+        f"{method}, {beds.height} datasets, each predicted from the others: mean error of the"
+        " unlearned"
         f" share by {', '.join(f'{name} {error[name]:.3f}' for name in names)}; the least by"
         f" {min(error, key=lambda name: error[name])}. The smallest ratio that is enough is"
-        f" foretold right on {', '.join(f'{right[name]} by {name}' for name in names)}."
+        f" predicted correctly on {', '.join(f'{right[name]} by {name}' for name in names)}."
     ]
 
 
@@ -252,7 +253,8 @@ def defended(run: Run) -> tuple[list[str], SummaryTable | None]:
         f"{less.height} leave the attacker less in the end than plain NPO does, {more.height} more"
     )
     sentences.append(
-        f"Of {compared.height} arms under an attack {counts}; the others are not told apart (not"
+        f"Of {compared.height} arms under an attack {counts}; the others are not significantly"
+        " different (not"
         " corrected for their number)."
     )
     return sentences, _table(table)
@@ -274,7 +276,7 @@ def beside_chance(run: Run) -> tuple[list[str], SummaryTable | None]:
 
 
 def explained(run: Run) -> tuple[list[str], SummaryTable | None]:
-    """Whether emphasis brings answers back and what was destroyed; what is left where trials
+    """Whether emphasis recovers answers and what was destroyed; what is left where trials
     explain nothing.
     """
     return _first(dilemma_in_words(run), [*attribution_sections(run)], run)
@@ -286,7 +288,7 @@ def faithful(run: Run) -> tuple[list[str], SummaryTable | None]:
 
 
 def gone(run: Run) -> tuple[list[str], SummaryTable | None]:
-    """What every attack brings back of each method, beside gold; what is left where nothing was
+    """What every attack recovers of each method, beside gold; what is left where nothing was
     attacked.
     """
     table = given_back(run)
@@ -402,8 +404,8 @@ FINDINGS: Sequence[Finding] = (
         title="How little is enough",
         verdict=how_little,
         published=(
-            f"{STUDY}, table 1, wrong answers on WMDP-bio, Zephyr-7B: RMU 69.5 % after all 600"
-            " documents, 72.0 ± 1.8 % after a random 5 %; NPO 74.1 and 72.5 ± 1.2 %."
+            f"{STUDY}, table 1, wrong answers on WMDP-bio, Zephyr-7B: RMU 69.5% after all 600"
+            " documents, 72.0 ± 1.8% after a random 5%; NPO 74.1 and 72.5 ± 1.2%."
         ),
         differs=f"{BED} Redundancy is set, and two ends of it are compared.",
     ),
@@ -423,8 +425,9 @@ FINDINGS: Sequence[Finding] = (
         title="Steps or documents",
         verdict=steps_or_documents,
         published=(
-            f"{STUDY}, table B2: coresets of 10, 5 and 1 % take 10, 20 and 100 epochs with RMU on"
-            " WMDP, as many presentations as the full set; the full set is not run past its own."
+            f"{STUDY}, table B2: coresets of 10, 5 and 1% take 10, 20 and 100 epochs with RMU on"
+            " WMDP, the same number of presentations as the full set; the full set is not run"
+            " past its own."
         ),
         differs=f"{BED} A constant rate, every length a run of its own.",
     ),
@@ -434,16 +437,19 @@ FINDINGS: Sequence[Finding] = (
         verdict=covered,
         published="Nothing that we know of.",
         differs=(
-            "The question is ours. Two tunings of the generated beds, eight trials each, say how"
-            " much hangs on them (experiments/LOG.md, 2026-11-22): facts foretell RMU's unlearned"
-            " share within .069 and .078, keywords .239 and .298, the ratio .302 and .376, and the"
-            " smallest ratio on 4 and on 2 of 4 beds; NPO's by facts .158 and .426, by the ratio"
-            " .210 and .189: not decided."
+            "The question is ours. Two tunings of the synthetic datasets, eight trials each, say"
+            " how"
+            " much hangs on them (experiments/LOG.md, 2026-11-22): facts predict RMU's unlearned"
+            " share within 0.069 and 0.078, keywords 0.239 and 0.298, the ratio 0.302 and 0.376,"
+            " and the"
+            " smallest ratio on 4 and on 2 of 4 datasets; NPO's by facts 0.158 and 0.426, by the"
+            " ratio"
+            " 0.210 and 0.189: not decided."
         ),
     ),
     Finding(
         experiment="selectors",
-        title="Selectors beside random",
+        title="Selectors compared with random",
         verdict=beside_chance,
         published=(
             f"{STUDY}, table 1: GRAND, MODERATE and MIN-K % mostly lie inside random's variance."
@@ -461,7 +467,7 @@ FINDINGS: Sequence[Finding] = (
             f"{STUDY}, section 4: keywords that a chat model names keep most of the effect on"
             " WMDP-bio; there is no arm of random words."
         ),
-        differs=f"{BED} Keywords by statistics, beside as many random words.",
+        differs=f"{BED} Keywords by statistics, beside the same number of random words.",
     ),
     Finding(
         experiment="control",
@@ -472,12 +478,12 @@ FINDINGS: Sequence[Finding] = (
             " retention, on TOFU."
         ),
         differs=(
-            "Another bed, a small budget of tuning for each method, and intervals of the ranks."
+            "Another dataset, a small budget of tuning for each method, and intervals of the ranks."
         ),
     ),
     Finding(
         experiment="truly_unlearned",
-        title="Gone, or only not said",
+        title="Removed or merely suppressed?",
         verdict=gone,
         published=(
             "Doshi & Stickland 2411.12103: prompts and training on unrelated text recover much of"
@@ -487,7 +493,7 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="dilemma",
-        title="Out of sight, or destroyed",
+        title="Suppression or erasure?",
         verdict=explained,
         published=(
             "Understanding the Dilemma of Unlearning (2509.24675): six methods either stay"
@@ -497,7 +503,7 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="faithfulness",
-        title="The same model, or only as forgetful",
+        title="Same model or same forgetting?",
         verdict=faithful,
         published=(
             f"{STUDY}, section 6: six points on the line between the two models, without a barrier"
@@ -514,7 +520,7 @@ FINDINGS: Sequence[Finding] = (
             " on WMDP harder to relearn."
         ),
         differs=(
-            "Another bed; a capped loss, a masked loss and a forget set of few wordings stand"
+            "Another dataset; a capped loss, a masked loss and a forget set of few wordings stand"
             " beside them."
         ),
     ),

@@ -2,7 +2,7 @@
 answered from their rows. Polars, numpy and scipy.
 
 The statistics are ours; each says what would refute the hypothesis of its experiment file.
-Intervals are 95 % by Student's t (`two_way`): over seeds and documents where cells are compared,
+Intervals are 95% by Student's t (`two_way`): over seeds and documents where cells are compared,
 over trials where trials are.
 """
 
@@ -212,15 +212,15 @@ PREDICTED = {
 
 
 def predicted(run: Run) -> pl.DataFrame:
-    """How well numbers that are known before training foretell a bed from the other beds of its
-    method, columns PREDICTED.
+    """How well numbers that are known before training predict a dataset from the other datasets of
+    its method, columns PREDICTED.
 
     The share of a trial is (base - x) / (base - full), means over documents, full the mean of the
-    bed's full-set trials. For each predictor a non-decreasing curve (isotonic regression, least
-    squares) is fitted to the other beds; `error_by_*` is its mean distance to the trials of this
-    one. `enough` is the smallest tried ratio of random documents whose mean share is ENOUGH or more
-    (1: no smaller one), `enough_by_*` the one that is foretold. Null: the predictor is not known of
-    this bed (the facts of a real book), or of no other.
+    dataset's full-set trials. For each predictor a non-decreasing curve (isotonic regression, least
+    squares) is fitted to the other datasets; `error_by_*` is its mean distance to the trials of
+    this one. `enough` is the smallest tried ratio of random documents whose mean share is ENOUGH or
+    more (1: no smaller one), `enough_by_*` the one that is predicted. Null: the predictor is not
+    known of this dataset (the facts of a real book), or of no other.
     """
     rows = []
     for (method,), mine in unlearned_shares(run).group_by(["method"], maintain_order=True):
@@ -245,7 +245,7 @@ def predicted(run: Run) -> pl.DataFrame:
 
 def unlearned_shares(run: Run) -> pl.DataFrame:
     """Grid trials of ratio < 1 with `method`, `bed`, selector, the three predictors and `share` (1:
-    as much as the full set), beds in order.
+    as much as the full set), datasets in order.
     """
     trials = with_beds(trial_table(run)).with_columns(
         pl.concat_str(METHOD, separator=" + ").alias("method")
@@ -335,7 +335,7 @@ BEATEN = {
 
 
 def against_random(run: Run, selector: str) -> pl.DataFrame:
-    """Per method, bed and ratio with both selectors: forgetting of `selector` minus random's,
+    """Per method, dataset and ratio with both selectors: forgetting of `selector` minus random's,
     columns BEATEN; under 0 it forgets more.
 
     Paired by document, two-way clustered (`hypothesis_tests.difference`); low to high is the
@@ -405,8 +405,8 @@ def given_back(run: Run) -> pl.DataFrame:
 
 
 def given_back_in_words(run: Run) -> list[str]:
-    """Per method what attacks bring back beyond what they tell by themselves; then which method
-    gives back more, where intervals lie apart.
+    """Per method what attacks recover beyond what they tell by themselves; then which method
+    recovers more, where intervals lie apart.
     """
     table = given_back(run)
     sentences = []
@@ -416,12 +416,12 @@ def given_back_in_words(run: Run) -> list[str]:
         ).sort("mean", descending=True)
         named = ", ".join(f"{row['attack']} {in_words(row)}" for row in back.iter_rows(named=True))
         half = (
-            "one brings back half"
+            "one recovers half"
             if back.filter(pl.col("low") >= 0.5).height
-            else "none is shown to bring back half"
+            else "none is shown to recover half"
         )
         sentences.append(
-            f"{method}: of {mine.height} attacks {back.height} bring back a share of what was"
+            f"{method}: of {mine.height} attacks {back.height} recover a share of what was"
             f" taken, more than they add on gold{': ' + named if named else ''}; {half} (means over"
             f" {max(mine['models'].to_list())} models)."
         )
@@ -430,7 +430,7 @@ def given_back_in_words(run: Run) -> list[str]:
 
 
 def _gives_back_more(table: pl.DataFrame, one: str, other: str) -> str:
-    """Under which attacks one method gives back something and more than the other, by intervals
+    """Under which attacks one method recovers something and more than the other, by intervals
     that lie apart.
     """
     words = []
@@ -441,9 +441,11 @@ def _gives_back_more(table: pl.DataFrame, one: str, other: str) -> str:
         more = both.filter(pl.col("low") > pl.col("high_second"), pl.col("low") > 0)[
             "attack"
         ].to_list()
-        words += [f"{first} gives back more than {second} under {', '.join(more)}"] if more else []
+        words += [f"{first} recovers more than {second} under {', '.join(more)}"] if more else []
     return (
-        "; ".join(words) if words else f"{one} and {other} are not told apart under any attack"
+        "; ".join(words)
+        if words
+        else f"{one} and {other} are not significantly different under any attack"
     ) + " (intervals apart, not corrected)."
 
 
@@ -455,7 +457,7 @@ HARM = 0.1
 
 
 def dilemma_in_words(run: Run) -> list[str]:
-    """Per unlearned cell: whether key words bring back more than random words do, whether the
+    """Per unlearned cell: whether key words recover more than random words do, whether the
     retain side was lost, which words paid.
     """
     asked, damage = emphasis_table(run), damage_table(run)
@@ -473,11 +475,11 @@ def dilemma_in_words(run: Run) -> list[str]:
                 f"{form['form']} {format_interval(form, 'net')}"
                 for form in more.iter_rows(named=True)
             )
-            said = f"key words bring back more than random words: {named}"
+            said = f"key words recover more than random words: {named}"
         else:
             most = max(forms["net"].to_list())
             said = (
-                f"key words bring back no more than random words in any of {forms.height} forms (at"
+                f"key words recover no more than random words in any of {forms.height} forms (at"
                 f" most {most:+.2f})"
             )
         sentences.append("; ".join((f"{row['cell']}: {said}", *_what_it_cost(row))) + ".")
@@ -523,8 +525,8 @@ BARRIER = 0.1
 
 
 def faithful_in_words(run: Run) -> list[str]:
-    """Per coreset: the barrier to the full-set model, agreement with it, and which attacks give
-    back more of it than of the full set's models.
+    """Per coreset: the barrier to the full-set model, agreement with it, and which attacks recover
+    more of it than of the full set's models.
     """
     table = connectivity_table(run)
     if not table.height:
@@ -544,7 +546,7 @@ def faithful_in_words(run: Run) -> list[str]:
         known = [name for name, cells in attacks.items() if mine in cells and full in cells]
         more = [name for name in known if _above(attacks[name][mine], attacks[name][full])]
         under = (
-            f"; of {len(known)} attacks {len(more)} give back more than of the full set's"
+            f"; of {len(known)} attacks {len(more)} recover more than of the full set's"
             f" models{': ' + ', '.join(more) if more else ''}"
         )
         size = format_coreset_size(row["select.name"], row["select.ratio"])
@@ -631,14 +633,14 @@ def survived(run: Run) -> pl.DataFrame:
 
 
 def arm_of(row: Mapping[str, Any]) -> str:
-    """`plain`, `sam`, `token.cap 160`, `5 % of the documents by random`: what a trial of
+    """`plain`, `sam`, `token.cap 160`, `5% of the documents by random`: what a trial of
     experiments/defences.py has that plain NPO has not.
     """
     said = [str(row.get("method.wrappers") or "")]
     said += [f"token.cap {row['token.cap']:g}"] if row.get("token.cap") else []
     said += [f"token.keep {row['token.keep']:g}"] if (row.get("token.keep") or 1) < 1 else []
     if (row.get("select.ratio") or 1) < 1:
-        said.append(f"{100 * row['select.ratio']:g} % of the documents by {row['select.name']}")
+        said.append(f"{100 * row['select.ratio']:g}% of the documents by {row['select.name']}")
     return ", ".join(filter(None, said)) or "plain"
 
 

@@ -102,7 +102,7 @@ def emphasis_table(run: Run) -> pl.DataFrame:
     base itself, questions it answers right. recovered: share of them that are right when key words
     are pointed out; random: when as many others are;
     net: the paired difference. harmed: share of the retain questions that the cell's model answers
-    right as asked and wrong when their key words are pointed out. Each with _low and _high, 95 % t
+    right as asked and wrong when their key words are pointed out. Each with _low and _high, 95% t
     over seeds and questions.
     """
     right, group_of = _values(run, (RIGHT_METRIC,), by="attack"), groups_of(run)
@@ -400,7 +400,7 @@ def _cell_columns(row: Mapping[str, Any], settings: Sequence[str]) -> dict[str, 
 
 
 def _name(row: Mapping[str, Any], settings: list[str], *, parts: bool) -> str:
-    """`npo + nll, random 25 %`, `control: nll (npo)`, or the role; `parts`: whether there are
+    """`npo + nll, random 25%`, `control: nll (npo)`, or the role; `parts`: whether there are
     several ratios to tell apart.
     """
     forget, retain = row["method.forget"], row["method.retain"]

@@ -1,5 +1,5 @@
-"""What was chosen, beside chance: every selector beside random, every text beside as many random
-words and the whole. Polars and numpy.
+"""What was chosen, beside chance: every selector beside random, every text beside the same number
+of random words and the whole. Polars and numpy.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,7 +89,7 @@ def baseline_table(run: Run) -> pl.DataFrame:
     the text alone, the smallest p of a place first.
 
     `left` is the mean of the objective's forgetting metric, `difference` arm - reference with its
-    95 % interval `low` to `high`, p paired over documents (`hypothesis_tests.difference`, which
+    95% interval `low` to `high`, p paired over documents (`hypothesis_tests.difference`, which
     counts seeds too), Holm-corrected over all rows of the same data and model. `useful`: the arm's
     mean utility is at least the objective's floor times base's. `reference_name`: what else tells
     the reference from the arm. `unmeasured` counts trials of both cells that ended without rows.

@@ -35,8 +35,8 @@ def coreset_table(run: Run) -> pl.DataFrame:
     what was measured.
 
     `forgetting`, `utility`, `choice_forget`, `choice_retain` are means over all measured trials of
-    the cell, collapsed ones included, with `_low` and `_high` (95 % t; `interval_over` says over
-    what); `unlearning` is the share of the way from base to gold. `seeds` counts measured
+    the cell, collapsed ones included, with `_low` and `_high` (95% t; `interval_over` says over
+    what); `unlearning` is the fraction of the base-gold gap closed. `seeds` counts measured
     trials, `trials` ended ones; `share_*` are fractions of the ended ones. Rows of base and gold
     come first, then retain-only controls, then the grid.
     """

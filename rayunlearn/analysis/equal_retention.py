@@ -88,7 +88,7 @@ def method_ranking(run: Run) -> pl.DataFrame:
     """Columns STANDINGS: every cell of the grid at every stage that was measured, the least left
     first.
 
-    `left` and `retained` are means of the objective's metrics with 95 % t intervals; `rank` counts
+    `left` and `retained` are means of the objective's metrics with 95% t intervals; `rank` counts
     from 1, the least left, among the cells of the same data and model at that stage, with the
     interval of `ranks`.
     """
@@ -220,7 +220,7 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
 
 
 def rank_changes(table: pl.DataFrame, *, after: str = "calibrated") -> pl.DataFrame:
-    """Of a table of `standings` the cells that move by two places or more, with 95 % intervals of
+    """Of a table of `standings` the cells that move by two places or more, with 95% intervals of
     rank before and at stage `after` that lie apart.
 
     Columns place, name, rank*, and the same with `_after`; the furthest first. Interval by

@@ -1,4 +1,4 @@
-"""Means with 95 % intervals over seeds and documents."""
+"""Means with 95% intervals over seeds and documents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,8 +72,8 @@ def gap_closed(
     the one that never saw the forget set.
 
     `matrix` is (seeds, documents), `base` and `gold` (1, documents) on the same documents, of which
-    those count that all three were measured on. All None where base and gold cannot be told apart
-    at this level: there is no way to go.
+    those count that all three were measured on. All None where base and gold cannot be
+    distinguished at this level: there is no way to go.
     """
     if not all(np.isfinite(part).any() for part in (matrix, base, gold)):
         return NO_INTERVAL

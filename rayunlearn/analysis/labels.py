@@ -46,10 +46,10 @@ def format_mean(value: float | None) -> str:
 
 
 def format_percent(value: float | None) -> str:
-    """A fraction as a percentage: whole from 10 % on, so that 1 % and 0.5 % stay apart."""
+    """A fraction as a percentage: whole from 10% on, so that 1% and 0.5% stay apart."""
     if value is None:
         return UNKNOWN
-    return f"{100 * value:.0f} %" if abs(value) >= 0.1 or value == 0 else f"{100 * value:.2g} %"
+    return f"{100 * value:.0f}%" if abs(value) >= 0.1 or value == 0 else f"{100 * value:.2g}%"
 
 
 def format_interval(row: Mapping[str, Any], name: str) -> str:
@@ -70,18 +70,18 @@ def format_difference(row: Mapping[str, Any]) -> str:
 
 
 def format_gap_closed(row: Mapping[str, Any]) -> str:
-    """`58 % [55, 61]`, `58 %` where there is no interval, or `–`."""
+    """`58% [55, 61]`, `58%` where there is no interval, or `–`."""
     if row["unlearning"] is None:
         return UNKNOWN
     if row["unlearning_low"] is None:
-        return f"{round(100 * row['unlearning'])} %"
+        return f"{round(100 * row['unlearning'])}%"
     mean, low, high = (round(100 * row[f"unlearning{end}"]) for end in ("", "_low", "_high"))
-    return f"{mean} % [{low}, {high}]"
+    return f"{mean}% [{low}, {high}]"
 
 
 def format_coreset_size(selector: str, ratio: float) -> str:
-    """`random 25 %`, or `whole set`."""
-    return "whole set" if ratio == 1 else f"{selector} {format_percent(ratio)}"
+    """`random 25%`, or `full set`."""
+    return "full set" if ratio == 1 else f"{selector} {format_percent(ratio)}"
 
 
 def format_cell(row: Mapping[str, Any], settings: list[str]) -> str:

@@ -28,7 +28,7 @@ ROBUSTNESS_COLUMNS = {
     "order kept": "share of pairs of models in the same order before and after",
 }
 
-HOW_TO_READ = "[low, high]: 95 % intervals over cells (method, selector, ratio), by the jackknife."
+HOW_TO_READ = "[low, high]: 95% intervals over cells (method, selector, ratio), by the jackknife."
 
 # cells of attacked models: fewer give an interval that says nothing
 MIN_MODELS = 6
@@ -52,7 +52,7 @@ def robustness_table(run: Run) -> pl.DataFrame:
 
     pearson and slope (least squares, after on before) of the models' means, and `kept`, the share
     of pairs of models that keep their order (a tie afterwards counts half); null where all means
-    are one before, pearson also where they are after. Each with a 95 % interval over cells (method,
+    are one before, pearson also where they are after. Each with a 95% interval over cells (method,
     selector, ratio), all seeds of a cell together. Base and gold are no models here.
     Means are over the documents that the attack asked, on both sides, and over the attack's seeds.
     """
@@ -108,8 +108,8 @@ def with_intervals(before: Numbers, after: Numbers, cells: Any) -> dict[str, flo
 
     Standard errors from the values that each part has with one cell left out (jackknife, Tukey
     1958), Student's t with cells - 1 degrees of freedom; pearson on Fisher's z, kept within [0, 1]
-    by `score_interval`. Percentiles of a bootstrap held 86 to 93 % with 6 to 18 cells, these 92 to
-    98 % (benchmarks/intervals.py).
+    by `score_interval`. Percentiles of a bootstrap held 86 to 93% with 6 to 18 cells, these 92 to
+    98% (benchmarks/intervals.py).
     """
     observed = robustness_parts(before, after, np.ones((1, len(before))))
     n_cells = int(cells.max()) + 1

@@ -1,9 +1,9 @@
-"""What attacks gave back, from Parquet alone: recovered fractions with intervals, their maximum,
+"""What attacks recovered, from Parquet alone: recovered fractions with intervals, their maximum,
 recovery curves, the matrix.
 
 recovered fraction = (attacked - unlearned) / (base - unlearned), on the documents that the attack
 was asked: 0 is what unlearning left, 1 what base knew. The same difference on gold, which never
-knew it, is what the attack itself tells.
+saw it, is what the attack itself tells.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
     """One row per attacked trial and attack setting; `metric` is on split forget, the objective's
     forgetting metric by default.
 
-    base, unlearned, after: means over the documents asked. recovered, with _low and _high: 95 % by
+    base, unlearned, after: means over the documents asked. recovered, with _low and _high: 95% by
     Fieller's theorem, over seeds and documents.
     most: the largest recovered fraction of a single seed or tuned strength. gold, gold_after (with
     interval): the same attack on gold; gold_rise (with interval): after less before, document by
@@ -50,7 +50,7 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
     from (split held_in), null but for soft prompts. area: under the recovery curve, as a mean over
     its steps. half: steps to half of base's lead, straight between the curve's points
     (docs/attacks.md), null where it is never reached. seeds, documents: how many. Null where base
-    and the unlearned model cannot be told apart, so that there is nothing to recover.
+    and the unlearned model cannot be distinguished, so that there is nothing to recover.
 
     An attack that measures in its own way (linear probes, sampled attempts) has no fraction:
     `metric` says what `after` (with interval), `base` and `gold_after` are then, each after the

@@ -22,8 +22,8 @@ Matrix = np.ndarray[Any, np.dtype[np.float64]]
 Groups = np.ndarray[Any, np.dtype[np.int64]]
 
 # Satterthwaite's formula has 2 here. Where most of the variance is that of three seeds it gives too
-# many degrees of freedom whenever their spread comes out small by chance, and 95 % intervals hold
-# 92 %; with 3/2 they hold 93 to 98 % at every mixture (benchmarks/intervals.py). Ours.
+# many degrees of freedom whenever their spread comes out small by chance, and 95% intervals hold
+# 92%; with 3/2 they hold 93 to 98% at every mixture (benchmarks/intervals.py). Ours.
 POWER = 1.5
 
 # of the largest value: a smaller deviation from the mean comes from adding up equal values
@@ -229,11 +229,11 @@ def fieller_interval(
     level: float,
 ) -> tuple[float, float] | None:
     """(low, high) of means[0] / means[1], the ratio of two correlated means; None where the lower
-    one is not told apart from zero, as the ratio may then be anything.
+    one is not significantly different from zero, as the ratio may then be anything.
 
-    Fieller's theorem (1954): the ratios r for which top - r bottom is not told apart from zero.
-    `top` and `bottom` (groups,) are the pulls of the groups on each. Seeds move the top alone:
-    `from_seeds` is their variance, the overlap and their degrees of freedom.
+    Fieller's theorem (1954): the ratios r for which top - r bottom is not significantly different
+    from zero. `top` and `bottom` (groups,) are the pulls of the groups on each. Seeds move the top
+    alone: `from_seeds` is their variance, the overlap and their degrees of freedom.
     """
     n = len(top)
     scale = n / (n - 1) if n > 1 else 0.0

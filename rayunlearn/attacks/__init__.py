@@ -1,3 +1,3 @@
-"""Attacks: ways to get back what unlearning was to take away. Metrics do not know that a model was
+"""Attacks: ways to recover what unlearning was to take away. Metrics do not know that a model was
 attacked.
 """

@@ -224,7 +224,7 @@ def soft_prompt_shuffled(
     batch_size: Count = 16,
 ) -> list[Probe]:
     """`soft_prompt` learned from the same questions with each other's answers: what the form of an
-    answer alone brings back. After 2502.15836.
+    answer alone recovers. After 2502.15836.
 
     Every question gets the answer of the next one in a random round. Raises UserError for fewer
     than two held-in probes.

@@ -56,7 +56,7 @@ def gptq_by_library(
     """Quantise the linear weights of the blocks with GPTQModel's GPTQ, a scale for each `group` of
     a row. Frantar et al. 2210.17323.
 
-    `group` must divide the inputs of every linear module; published models take 128, our teaching
+    `group` must divide the inputs of every linear module; published models take 128, our training
     models are narrower.
     """
     _by_library(model, tokenizer, retain_sequences[:texts], method="gptq", bits=bits, group=group)

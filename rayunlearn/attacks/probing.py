@@ -89,7 +89,7 @@ def linear_probe_held_in(
     inverse_penalty: Positive = 1.0,
 ) -> Rows:
     """`linear_probe` fitted on the held-in half of the forget questions: knowledge that retain
-    cannot teach the probe to read.
+    cannot train the probe to read.
     """
     return _named(model, held_in, _held_out(probes, held_in), seed, inverse_penalty)
 

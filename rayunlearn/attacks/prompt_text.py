@@ -17,7 +17,7 @@ CHAT_LAYOUT = "Question: {prompt}\nAnswer:"
 
 
 class PromptNotAllowedError(Exception):
-    """This probe does not allow this attack; the message says why. The probe is set aside, never
+    """This probe does not allow this attack; the message says why. The probe is rejected, never
     asked unattacked.
     """
 
@@ -66,7 +66,7 @@ def rewrite_prompt(document: Document, rewrite: Callable[[str], str]) -> Documen
 
 
 def with_question(document: Document, question: str) -> Document:
-    """The document with another question in the place of its own and no second wording. Raises
+    """The document with another question instead of its own and no second wording. Raises
     NotAllowed if it tells the answer.
     """
     if leaks_answer(question, document):

@@ -157,7 +157,7 @@ def _after_shots(document: Document, shots: Sequence[Document], template: str) -
 
 def _filled(document: Document, language: str, sentences: int) -> Document:
     """The filler's first sentences and the question. 2411.12103 has a blank line between; a blank
-    is what a question follows on the test bed.
+    is what a question follows on the synthetic dataset.
     """
     text = " ".join(leaks_nothing(FILLERS[language], document)[:sentences])
     return frame_prompt(document, PromptFrame(before=(text,) if text else ()))

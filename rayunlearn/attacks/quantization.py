@@ -267,7 +267,7 @@ def require_nf4(rows: Tensor, returned: Tensor) -> None:
     worst = float((moved / largest.clamp_min(torch.finfo(torch.float32).tiny)).max())
     require(
         bool(fits.all()),
-        "four_bit_normal_float must get back from bitsandbytes what NF4 allows, weights moved by at"
+        "four_bit_normal_float must recover from bitsandbytes what NF4 allows, weights moved by at"
         f" most {NF4_WIDEST_GAP / 2:.3f} of the largest of their block of {NF4_BLOCK} (its code for"
         " this processor is wrong)",
         round(worst, 3),

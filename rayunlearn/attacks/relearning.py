@@ -72,9 +72,9 @@ def heldout_relearning(
     """Train on questions and answers of half of the facts and be asked the others, which do not
     follow from them. RTT, 2410.08827.
 
-    On a test bed the values of an attribute are used equally often, so that half of the facts
-    shifts a guess at the others a little; the same attack on gold has that shift too. RTT trains
-    with Lion for six epochs; the loop here is AdamW.
+    On a synthetic dataset the values of an attribute are used equally often, so that half of the
+    facts shifts a guess at the others a little; the same attack on gold has that shift too. RTT
+    trains with Lion for six epochs; the loop here is AdamW.
     """
     _train(
         model,

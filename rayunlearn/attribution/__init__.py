@@ -1,3 +1,3 @@
 """Which words of a question carry the answer, before and after unlearning, and what emphasising
-them brings back.
+them recovers.
 """

@@ -93,7 +93,7 @@ def add_experiment_options(
             metavar="F",
             type=float,
             help=(
-                "GPUs a trial takes, fractions share one (default: what the hungriest trial needs)"
+                "GPUs a trial takes, fractions share one (default: what the largest trial needs)"
             ),
         )
         added.add_argument(

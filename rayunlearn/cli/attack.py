@@ -23,7 +23,8 @@ def add_attack_command(commands: Any) -> None:
         commands,
         "attack",
         attack,
-        "attack trials of a run, or a model made elsewhere; print what came back, beside base, gold"
+        "attack trials of a run, or an externally unlearned model; print what is recovered, with"
+        " base, gold"
         " and controls",
     )
     added.add_argument(
@@ -95,7 +96,7 @@ def add_attack_command(commands: Any) -> None:
         "--workers", metavar="N", type=int, default=0, help="attacks at once (default: one per CPU)"
     )
     added.add_argument("--gpus-per-trial", metavar="F", type=float, help="as in `run`")
-    audit = added.add_argument_group("a model made elsewhere, in the place of RUN")
+    audit = added.add_argument_group("an externally unlearned model, instead of RUN")
     audit.add_argument(
         "--model",
         metavar="MODEL",

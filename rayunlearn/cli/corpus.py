@@ -22,8 +22,8 @@ def add_keywords_command(commands: Any) -> None:
         metavar="CORPUS",
         default="",
         help=(
-            "what the corpus is compared with (log_odds, linked; slots may); a test bed brings"
-            " its own"
+            "what the corpus is compared with (log_odds, linked; slots may); a synthetic dataset"
+            " brings its own"
         ),
     )
     added.add_argument(
@@ -105,8 +105,8 @@ def add_score_command(commands: Any) -> None:
 
 def _add_corpus(added: argparse.ArgumentParser, output: str) -> None:
     formats = (
-        "a file (.parquet, .jsonl, .json, .csv, .txt), a folder of files of one kind, or a test"
-        " bed: domain, people"
+        "a file (.parquet, .jsonl, .json, .csv, .txt), a folder of files of one kind, or a"
+        " synthetic dataset: domain, people"
     )
     added.add_argument("corpus", metavar="CORPUS", help=formats)
     added.add_argument(
@@ -219,7 +219,7 @@ def keywords(chosen: argparse.Namespace) -> int:
     for doc_id, first_keywords in done.first:
         words = ", ".join(f"{text} ({value:.2f})" for text, value in first_keywords[:10])
         print(f"{doc_id}  {words or '(none)'}")
-    rejected = f", {done.n_rejected} set aside" if done.n_rejected else ""
+    rejected = f", {done.n_rejected} rejected" if done.n_rejected else ""
     print(f"{done.n_keywords} keywords of {done.n_documents} documents{rejected}: {chosen.output}")
     return DONE
 
@@ -243,7 +243,7 @@ def score_documents(chosen: argparse.Namespace) -> int:
         done = score_corpus(request, choose=choose, report=report)
     for name, (mean, low, high) in done.ranges.items():
         print(f"{name}: mean {mean:.4g}, {low:.4g} to {high:.4g}")
-    rejected = f", {done.n_rejected} set aside" if done.n_rejected else ""
+    rejected = f", {done.n_rejected} rejected" if done.n_rejected else ""
     print(f"{len(done.ranges)} scores of {done.n_documents} documents{rejected}: {chosen.output}")
     return DONE
 

@@ -13,10 +13,11 @@ HEAD = """# Attacks
 Made from `rayunlearn/attacks` by `python -m rayunlearn.cli.docs_attacks`; a test holds the two
 together.
 
-An attack asks whether what unlearning took away can be had back. It is a trial of its own; its rows
-stand in the same tables with the attack's name in the column `attack`. The same attack always runs
-on base and on gold too: base shows how much the attack itself harms an answer that is known, gold
-what it gives to a model that never knew. A companion is a further control that runs beside it.
+An attack asks whether what unlearning took away can be recovered. It is a trial of its own; its
+rows stand in the same tables with the attack's name in the column `attack`. The same attack always
+runs on base and on gold too: base shows how much the attack itself harms an answer that is known,
+gold what it gives to a model that never saw the answers. A companion is a further control that runs
+beside it.
 
 ## How to use it
 
@@ -37,7 +38,7 @@ rayunlearn attack --model theirs --base before --gold never --benchmark wmdp-bio
     --metric letter_choice --set measure.metrics=cheap,letter_choice
 ```
 
-The last line audits a model that was made elsewhere: it becomes the one trial of the run
+The last line audits an externally unlearned model: it becomes the one trial of the run
 `runs/audit/<folder>-<id>`. Models load from safetensors only, bring no code, and must have one
 vocabulary and one shape. Own files are `--data FOLDER` with `--set data.columns=...` as in
 docs/data.md. `--gold` may be missing; then nothing says what an attack itself tells. An experiment
@@ -45,7 +46,7 @@ file asks for attacks after its trials with `ATTACKS = Attacks(panel="black_box"
 and any experiment with `--set attacks.panel=quick`.
 
 What is printed, and stands in report.html: a row per attack, a column per attacked trial. A cell is
-the recovered fraction (attacked - unlearned) / (base - unlearned) with its 95 % interval over seeds
+the recovered fraction (attacked - unlearned) / (base - unlearned) with its 95% interval over seeds
 and documents (Fieller). 0 is what unlearning left, 1 what base knew; it is negative where the
 attack does harm. `most` is the best single seed or tuned strength, chosen by looking at the
 documents it is then told of: an upper end, no estimate. The last column is the same attack on gold,
@@ -56,9 +57,9 @@ area, steps to half, and the control of equal steps on unrelated text, or what e
 its own. The settings of each attack are in `attacks.parquet`.
 
 **Recovery curves** (table `curves`) have a point before the first step and after every step, up to
-100; a longer attack is looked at every nth step (`--curve-points`, `attack.curve_points`). A look
+100; a longer attack is evaluated every nth step (`--curve-points`, `attack.curve_points`). A look
 is one pass with the metric that the objective forgets by (`attack.curve_metric`) over the forget
-questions that count, those of held-out facts where facts are held out. On the tiny bed (32
+questions that count, those of held-out facts where facts are held out. On the tiny dataset (32
 questions, one core) it takes 14 ms of CPU and a step 23 ms, so that 100 points cost what sixty
 steps do. The area is the trapezoids' over the points; steps to half are read off the straight line
 between two of them: exact to the step with every step measured. The curve is the mean over seeds.
@@ -69,8 +70,8 @@ too, and its companion with the same strength. Searched are 10 to 100 steps and,
 held-out relearning and unrelated training, a learning rate of 1e-4 to 1e-2; for soft prompts one of
 1e-3 to 1e-1. GCG draws replacements and has no learning rate: 8 to 64 candidates a step stand in
 its place. Tuned GCG is the dearest attack of the panel: with 50 steps of 32 candidates one took 26
-s of CPU on the tiny bed, and an attacked trial asks for fifteen: six in the search, three seeds on
-itself, base and gold.
+s of CPU on the tiny dataset, and an attacked trial asks for fifteen: six in the search, three seeds
+on itself, base and gold.
 
 NF4 needs bitsandbytes (`pip install 'rayunlearn[quantisation]'`), on a CPU or a GPU, and is in no
 panel: `--attacks four_bit_normal_float`. GPTQ and AWQ of the panels are computed here, on any
@@ -89,19 +90,19 @@ What to bear in mind:
   elimination; gold has the same shots.
 - **A question that does not allow an attack is left out**, not asked as it was. So n may differ
   between attacks.
-- **On the test bed the fixed texts are in the vocabulary, and were never trained on.** Long ones
-  harm base itself. Measured once, on the tiny domain bed as commit caa9b96 teaches it (32 forget
-  questions, one seed), share of right options, base (gold): as asked 1.00 (0.28), one English
-  filler sentence 1.00 (0.19), ten 0.66 (0.19), five retain shots 0.62 (0.16), three rounds of
-  insistence 0.97 (0.22), French 0.88 (0.25), the poem 0.28 (0.16). Read a low value after such an
-  attack beside base's under the same attack.
-- **Rephrasings** come from a file with the columns doc_id, condition and text, else from the test
-  bed's templates, else from a chat model. A text that holds a word of the answer is refused; a chat
-  model is asked three times.
+- **On the synthetic dataset the fixed texts are in the vocabulary, and were never trained on.**
+  Long ones harm base itself. Measured once, on the tiny domain dataset as commit caa9b96 trains it
+  (32 forget questions, one seed), share of right options, base (gold): as asked 1.00 (0.28), one
+  English filler sentence 1.00 (0.19), ten 0.66 (0.19), five retain shots 0.62 (0.16), three rounds
+  of insistence 0.97 (0.22), French 0.88 (0.25), the poem 0.28 (0.16). Read a low value after such
+  an attack beside base's under the same attack.
+- **Rephrasings** come from a file with the columns doc_id, condition and text, else from the
+  synthetic dataset's templates, else from a chat model. A text that holds a word of the answer is
+  refused; a chat model is asked three times.
 - Prefixes and vectors are found on half of the facts and measured on the other half.
 - **A soft prompt has random text beside it**: vectors learned in the same way towards answers of as
-  many random tokens. They say two things: what vectors before a question do to an answer that
-  nobody taught them (`control`), and how likely random text, which no model knows, can be made
+  many random tokens. They say two things: what vectors before a question do to an answer that they
+  were not trained on (`control`), and how likely random text, which no model knows, can be made
   (`on what it learned from`, split `held_in`). Where that is as high as for the true answers,
   reaching an answer by vectors is no sign of knowing it (2502.15836). `soft_prompt_shuffled`, each
   other's answers, says what the form of an answer alone brings; ask for it by name.

@@ -33,7 +33,7 @@ TABLE_DESCRIPTIONS = {
     "corpora": (
         "One row per file that a corpus was read from; none for a generated one. `corpora.parquet`."
     ),
-    "quarantine": "One row per document that was set aside. `quarantine.parquet`.",
+    "quarantine": "One row per document that was rejected. `quarantine.parquet`.",
 }
 
 HEAD = """# What a run leaves behind

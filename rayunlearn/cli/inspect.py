@@ -52,7 +52,7 @@ def show_frontier(chosen: argparse.Namespace) -> int:
 
 
 def explain(chosen: argparse.Namespace) -> int:
-    """Heat maps from the run's rows; where there are none, of the trial's weights made again."""
+    """Heat maps from the run's rows; where there are none, of the trial's weights rebuilt."""
     import polars as pl
 
     from rayunlearn.reporting.console import print_heat_map

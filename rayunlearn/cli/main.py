@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         commands,
         "prepare",
         prepare,
-        "build the corpora and teach the base and gold models, nothing else",
+        "build the corpora and train the base and gold models, nothing else",
         on_cluster=True,
     )
     report_parser = add_command(
@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         "--format", dest="form", metavar="html|md|json|pdf", default="html", help=forms
     )
     show_parser = add_command(
-        commands, "show", show, "print one trial: its settings, its fate, its numbers"
+        commands, "show", show, "print one trial: its settings, its status, its numbers"
     )
     show_parser.add_argument(
         "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
         commands,
         "frontier",
         show_frontier,
-        "test which part of the forget set does what the whole does, within a margin",
+        "find the smallest coreset statistically equivalent to the full forget set",
     )
     frontier_parser.add_argument(
         "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"

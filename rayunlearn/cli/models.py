@@ -24,7 +24,7 @@ def add_evaluate_command(commands: Any) -> None:
         "--benchmark",
         metavar="NAME",
         default="",
-        help="tofu, muse-news, ... (docs/benchmarks.md), files, or a test bed: domain, people",
+        help="tofu, muse-news, ... (docs/benchmarks.md), files, or synthetic: domain, people",
     )
     added.add_argument(
         "--path", metavar="DIR", default="", help="where the benchmark is: a folder or Hub name"
@@ -70,7 +70,7 @@ def add_evaluate_command(commands: Any) -> None:
         help="tasks of lm-evaluation-harness (pip install 'rayunlearn[harness]')",
     )
     added.add_argument(
-        "--harness-tasks", metavar="DIR", type=Path, help="a folder with tasks of one's own"
+        "--harness-tasks", metavar="DIR", type=Path, help="a folder with your own tasks"
     )
     added.add_argument(
         "--output",

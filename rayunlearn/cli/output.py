@@ -43,7 +43,7 @@ def exit_code(result: "SweepResult", words: Sequence[str]) -> list[str]:
         lines.insert(0, "stopped before the end; every trial that had finished is kept")
     if remaining:
         lines.append(
-            f"{remaining} of {result.total} trials are not done; go on with: {shlex.join(words)}"
+            f"{remaining} of {result.total} trials are not done; resume with: {shlex.join(words)}"
         )
     return lines
 

@@ -106,7 +106,7 @@ def prepare(chosen: argparse.Namespace) -> int:
         console=console_for_output(),
     )
     print(
-        f"{prepared} models were taught, the others were there already"
+        f"{prepared} models were trained, the others were there already"
         if prepared
         else "nothing to do: every model is there"
     )
@@ -138,7 +138,7 @@ def _print_plan(
             f" {experiment.budget.trials} trials per group)"
         )
     lines.append(
-        f"models to teach first: {', '.join(missing)}"
+        f"models to train first: {', '.join(missing)}"
         if missing
         else "every model is there already"
     )

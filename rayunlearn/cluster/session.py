@@ -134,7 +134,7 @@ def _nodes(on: str) -> list[dict[str, Any]]:
 
 
 def _named() -> str:
-    """What machines can be told apart by, in brackets."""
+    """What machines can be distinguished by, in brackets."""
     plain = ("CPU", "GPU", "memory", "object_store_memory")
     names = sorted(
         {

@@ -33,7 +33,7 @@ from rayunlearn.trial.workspace import data_model_pair
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Where and how wide trials run. `workers` 0: as many as fit; `gpus_per_trial` None: where
-    there are GPUs, what the hungriest trial needs; `processes`: how many share one trial, each with
+    there are GPUs, what the largest trial needs; `processes`: how many share one trial, each with
     a GPU of its own where there are GPUs; `on`: the resource that a machine must have to be given
     trials ('': any machine)."""
 

@@ -24,10 +24,10 @@ class TrialActor(tune.Trainable):
     """Runs one trial per configuration and is then given the next: imports and base weights are
     paid for once.
 
-    When a trial ends, Tune gives its actor to the next trial even if that one's own actor is still
-    starting, and kills the starting one. Trials shorter than an actor's start (seconds, with torch)
-    would so keep a whole cluster on a single worker for ever (Ray 2.60). Therefore a trial's end is
-    reported only when no actor is starting.
+    When a trial ends, Tune gives its actor to the next trial even if that trial's own actor is
+    still starting, and kills the starting one. Trials shorter than an actor's start (seconds, with
+    torch) would so keep a whole cluster on a single worker for ever (Ray 2.60). Therefore a trial's
+    end is reported only when no actor is starting.
     """
 
     def setup(

@@ -72,7 +72,7 @@ class ProgressActor:
         self.view = view
 
     def step(self, name: str, done: int, planned: int) -> None:
-        """Leave word of one model's teaching."""
+        """Leave word of one model's training."""
         steps = dict(self.view.steps) if isinstance(self.view, PreparationProgress) else {}
         self.view = PreparationProgress(steps | {name: (done, planned)})
 
@@ -128,7 +128,7 @@ def run_searcher(
     """Prepare what `trials` need, then run everything the plan asks for; results are in the run
     folder afterwards.
 
-    Where nobody said how much of a GPU a trial takes, it is what the hungriest of `planned` needs,
+    Where nobody said how much of a GPU a trial takes, it is what the largest of `planned` needs,
     and said on the console.
 
     Returns whether nothing was left to run: Ctrl-C while trials run makes Tune return early, while
@@ -207,7 +207,7 @@ def printed_warnings(console: Console, board: Any) -> Iterator[None]:
 def fitting_share(
     work: TrialBackend, planned: Sequence[Trial], run: Path, console: Console, on: str = ""
 ) -> float:
-    """The share of a GPU that the hungriest planned trial needs; a whole one where no worker can
+    """The share of a GPU that the largest planned trial needs; a whole one where no worker can
     say how large a GPU is.
     """
     gpu = smallest_gpu(work.gpu_bytes, on)

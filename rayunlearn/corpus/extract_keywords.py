@@ -109,7 +109,7 @@ def extract_corpus_keywords(
     report: OnProgress = lambda _: None,
     show: int = 0,
 ) -> KeywordSummary:
-    """Write `request.output` (table keywords) and, if anything was set aside,
+    """Write `request.output` (table keywords) and, if anything was rejected,
     `<stem>.quarantine.parquet` beside it.
 
     What a call that was ended had done is in `<stem>.work` beside the output and is not done again;

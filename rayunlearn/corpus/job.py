@@ -156,7 +156,7 @@ def joined_tables(files: Sequence[Path], output: Path, table: str) -> None:
 
 
 def publish_rejected(folders: Iterable[Path], output: Path) -> int:
-    """Write what the passes set aside to `<output without ending>.quarantine.parquet`; returns its
+    """Write what the passes rejected to `<output without ending>.quarantine.parquet`; returns its
     rows and writes none for none.
     """
     files = [file for folder in folders for file in sorted(folder.glob("aside/*.parquet"))]

@@ -1,9 +1,10 @@
 """A corpus in pieces, for passes that never hold it whole: each piece is read, worked on and
 written by itself.
 
-A source is a test bed's name, a data file, a `.txt` file, or a folder of files of one kind. Small
-files are one piece; larger ones are cut where a record ends: Parquet at rows, JSON lines and text
-at lines or blank lines, CSV at records. A JSON array cannot be cut and is always one piece.
+A source is a synthetic dataset's name, a data file, a `.txt` file, or a folder of files of one
+kind. Small files are one piece; larger ones are cut where a record ends: Parquet at rows, JSON
+lines and text at lines or blank lines, CSV at records. A JSON array cannot be cut and is always one
+piece.
 """
 
 import os
@@ -58,8 +59,8 @@ SIDES = ("forget", "retain")
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """Part of a source. `kind` is a test bed's side, a file's ending, or the unit of a text;
-    `whole` files have no range.
+    """Part of a source. `kind` is a synthetic dataset's side, a file's ending, or the unit of a
+    text; `whole` files have no range.
 
     Otherwise [start, stop) are rows of a Parquet file and bytes of any other; `row` numbers the
     first row.
@@ -79,7 +80,7 @@ def partitions_of(
     """The pieces of a source, in order. `unit` '': a document is a line of a single .txt file, or a
     file of a folder of them.
 
-    Raises UserError for a source that is neither bed, file nor folder, and for a folder without
+    Raises UserError for a source that is neither dataset, file nor folder, and for a folder without
     files or with several kinds.
     """
     if unit and unit not in CHUNK_UNITS:
@@ -102,7 +103,7 @@ def partitions_of(
 
 
 def source_bytes(pieces: tuple[Partition, ...]) -> int:
-    """Size of the files on disk; 0 for a test bed."""
+    """Size of the files on disk; 0 for a synthetic dataset."""
     return sum(os.path.getsize(name) for name in {p.source for p in pieces if p.kind not in SIDES})
 
 
@@ -119,7 +120,7 @@ def source_key(pieces: tuple[Partition, ...]) -> list[list[object]]:
 
 def columns_of(pieces: tuple[Partition, ...], columns: str) -> dict[str, str]:
     """Our name -> the corpus's column (`files.choose_columns`), from the first rows that can be
-    read; {} for a bed and where none can.
+    read; {} for a dataset and where none can.
     """
     if pieces[0].kind in SIDES:
         return {}
@@ -132,8 +133,8 @@ def columns_of(pieces: tuple[Partition, ...], columns: str) -> dict[str, str]:
 def documents_of(
     piece: Partition, columns: Columns
 ) -> tuple[tuple[Document, ...], tuple[int, ...], tuple[Rejected, ...]]:
-    """The documents of a piece, the row each stood in, and what was set aside. Copies inside the
-    piece are set aside.
+    """The documents of a piece, the row each stood in, and what was rejected. Copies inside the
+    piece are rejected.
     """
     if piece.kind in SIDES:
         corpus = generate_dataset(Data(name=piece.source))
@@ -150,7 +151,7 @@ def documents_of(
 def plain_texts(
     piece: Partition, columns: Columns
 ) -> tuple[list[str], list[int], list[str], list[Rejected]] | None:
-    """doc_ids, rows, answers and what was set aside of a Parquet piece whose only column of ours is
+    """doc_ids, rows, answers and what was rejected of a Parquet piece whose only column of ours is
     text; None for any other piece.
 
     The same as `documents_of` gives, without a `Document` for each (tested).

@@ -108,7 +108,7 @@ def score_corpus(
     choose: EngineChoice = local_engine,
     report: OnProgress = lambda _: None,
 ) -> ScoreSummary:
-    """Write `request.output` (table scores) and, if anything was set aside,
+    """Write `request.output` (table scores) and, if anything was rejected,
     `<stem>.quarantine.parquet`; resumed as `extract_corpus_keywords`.
 
     Raises UserError for an unknown score or option, a source that cannot be read and a model that

@@ -64,7 +64,7 @@ def read_documents(
     source: CorpusSource, partition: int
 ) -> tuple[list[Document], list[int], list[Rejected]]:
     """The documents of piece `at` (chunks, where the source is chunked), the row of each, and what
-    was set aside.
+    was rejected.
     """
     documents, rows, rejected = documents_of(source.pieces[partition], source.columns)
     if not source.chunk_words:
@@ -80,7 +80,7 @@ def read_documents(
 def read_texts(
     source: CorpusSource, partition: int
 ) -> tuple[list[str], list[int], list[str], list[Rejected]]:
-    """doc_ids, rows and answers of piece `at`, and what was set aside: what `read` gives, faster
+    """doc_ids, rows and answers of piece `at`, and what was rejected: what `read` gives, faster
     where there is nothing but text.
     """
     if (

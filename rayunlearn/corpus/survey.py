@@ -96,7 +96,7 @@ def survey_corpus(
     )
     if not (folder / "survey.json").exists():
         n_rejected = sum(note.n_rejected for note in notes)
-        rule = f"a corpus must have a usable document; {n_rejected} rows set aside in"
+        rule = f"a corpus must have a usable document; {n_rejected} rows rejected in"
         require(sum(note.n_documents for note in notes) > 0, rule, source.pieces[0].source)
         with_copies = _find_copies(folder, n)
         run_corpus_job(

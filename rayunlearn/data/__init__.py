@@ -1,1 +1,1 @@
-"""Documents: generated test beds, files of one's own, and how they become tokens."""
+"""Documents: synthetic datasets, your own files, and how they become tokens."""

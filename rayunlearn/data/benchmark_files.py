@@ -56,7 +56,7 @@ class BenchmarkFolder:
         return source_rows
 
     def documents(self, table: str, columns: Columns | None = None) -> tuple[Document, ...]:
-        """The documents of a table; what cannot be one is set aside."""
+        """The documents of a table; what cannot be one is rejected."""
         rows = self.rows(table)
         return self.accept(to_documents(rows, choose_columns(rows, columns or {}, table)))
 
@@ -95,7 +95,7 @@ class BenchmarkFolder:
         self, rows: Sequence[SourceRow], subject: str = "", *, repeats: bool = False
     ) -> list[ChoiceQuestion]:
         """Questions of rows with `question`, `choices` and `answer` (a position or a letter);
-        unusable rows are set aside.
+        unusable rows are rejected.
 
         So are rows that repeat an earlier one, unless `repeats` are wanted (shots stand as upstream
         has them).
@@ -135,7 +135,7 @@ class BenchmarkFolder:
         return self.accept(to_documents(rows, {"answer": "text", "topic": "title"}))
 
     def accept(self, loaded: ParsedSplit) -> tuple[Document, ...]:
-        """The documents, after noting what was set aside."""
+        """The documents, after noting what was rejected."""
         self.rejected.extend(loaded.rejected)
         return loaded.documents
 

@@ -237,7 +237,7 @@ def files(
     probe_retain: str = "",
     columns: str = "",
 ) -> BenchmarkParts:
-    """Any folder of one's own, as docs/data.md says."""
+    """Any folder of your own, as docs/data.md says."""
     roles = {
         "forget": forget,
         "retain": retain,
@@ -299,8 +299,8 @@ BENCHMARKS = {
         ),
         Benchmark(mmlu, "cais/mmlu", "MIT", checksums.MMLU, "2009.03300"),
         Benchmark(rwku, "jinzhuoran/RWKU", "CC BY 4.0", checksums.NO_CHECKSUMS, "2406.10890"),
-        Benchmark(biology, "one's own article folders", "-", checksums.NO_CHECKSUMS, "2411.12103"),
-        Benchmark(files, "one's own", "-", checksums.NO_CHECKSUMS, "-"),
+        Benchmark(biology, "your own article folders", "-", checksums.NO_CHECKSUMS, "2411.12103"),
+        Benchmark(files, "your own", "-", checksums.NO_CHECKSUMS, "-"),
     )
 }
 

@@ -1,4 +1,4 @@
-"""A document, a corpus, and what was set aside:
+"""A document, a corpus, and what was rejected:
 plain values that every higher layer passes around.
 """
 
@@ -44,7 +44,7 @@ def doc_id_of(answer: str, prompt: str = "") -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """A document that was set aside: where it stood, why, and the first characters of it."""
+    """A document that was rejected: where it stood, why, and the first characters of it."""
 
     source: str
     row: int
@@ -73,11 +73,12 @@ class Corpus:
 
     `forget` and `retain` are what unlearning trains on; `probes` are what is measured, by split
     (`forget`, `retain`, and others that the data brings); `extra_training` is what base learns
-    beside forget and retain (probes of the domain bed: the model learns documents AND questions),
-    by split so that gold can leave out `forget`. How probes are asked: `true_letters` (doc_id ->
-    place of the truth among the letters), `shots` (topic -> solved questions that stand before a
-    letter question), `templates` (split -> its own prompt template); empty where nothing is
-    special. `files` are what it was read from, `notes` what a reader of numbers on it should know.
+    beside forget and retain (probes of the domain dataset: the model learns documents AND
+    questions), by split so that gold can leave out `forget`. How probes are asked: `true_letters`
+    (doc_id -> place of the truth among the letters), `shots` (topic -> solved questions that stand
+    before a letter question), `templates` (split -> its own prompt template); empty where nothing
+    is special. `files` are what it was read from, `notes` what a reader of numbers on it should
+    know.
     """
 
     name: str
@@ -108,7 +109,7 @@ class Corpus:
         """
         roles = {"forget": self.forget, "retain": self.retain}
         roles |= {f"probe.{k}": v for k, v in self.probes.items()} | {
-            f"taught.{k}": v for k, v in self.extra_training.items()
+            f"trained.{k}": v for k, v in self.extra_training.items()
         }
         probe_ids = {
             "true_letters": self.true_letters,

@@ -1,6 +1,6 @@
-"""Documents of one's own: JSONL, JSON, CSV or Parquet files, or a data set of the Hugging Face Hub.
+"""Documents of your own: JSONL, JSON, CSV or Parquet files, or a data set of the Hugging Face Hub.
 
-A row that cannot be used is set aside with its reason (`documents.Rejected`) and the rest goes on;
+A row that cannot be used is rejected with its reason (`documents.Rejected`) and the rest goes on;
 only a corpus with nothing left to forget or to retain is an error. Nothing here runs code that a
 data set brings and nothing
 unpickles: JSON, CSV and Parquet are the only formats read, from the Hub too. docs/data.md tells the
@@ -126,7 +126,7 @@ def assemble(data: Data, loaded: Mapping[str, ParsedSplit]) -> Corpus:
 
 
 def without_documents(split: ParsedSplit, removed: Iterable[Document], reason: str) -> ParsedSplit:
-    """`split` without the documents in `taken`, each of them set aside with `reason`."""
+    """`split` without the documents in `taken`, each of them rejected with `reason`."""
     ids = {document.doc_id for document in removed}
     extra = tuple(
         reject(document, split.places[document.doc_id], reason)
@@ -153,7 +153,7 @@ def reject(document: Document, source: tuple[str, int], reason: str) -> Rejected
 def require_documents(
     role: str, documents: tuple[Document, ...], rejected: tuple[Rejected, ...], path: str
 ) -> None:
-    """Raise UserError when a role has no document left; say how many were set aside and the
+    """Raise UserError when a role has no document left; say how many were rejected and the
     commonest reason.
     """
     if documents:
@@ -161,8 +161,8 @@ def require_documents(
     commonest = Counter(item.reason for item in rejected).most_common(1)
     detail = f", the commonest reason: {commonest[0][0]} ({commonest[0][1]})" if commonest else ""
     raise UserError(
-        f"{role} must have at least one usable document, got none in {path!r}; {len(rejected)} set"
-        f" aside{detail}"
+        f"{role} must have at least one usable document, got none in {path!r};"
+        f" {len(rejected)} rejected{detail}"
     )
 
 
@@ -258,7 +258,7 @@ def split_rows(
     rows: tuple[SourceRow, ...], names: tuple[str, ...], column: str
 ) -> dict[str, tuple[SourceRow, ...]]:
     """Rows of one file by what stands in `column`. A row with nothing usable there counts to the
-    first split, to be set aside.
+    first split, to be rejected.
     """
     present = file_column_names(rows)
     if present and column not in present:

@@ -1,4 +1,4 @@
-"""One way in to a corpus: generated, a benchmark's, or of one's own."""
+"""One way in to a corpus: generated, a benchmark's, or of your own."""
 
 from rayunlearn.config import BENCHMARKS, SYNTHETIC_DATASETS, Data
 from rayunlearn.data import files, synthetic
@@ -7,7 +7,7 @@ from rayunlearn.data.documents import Corpus
 
 
 def load_corpus(data: Data) -> Corpus:
-    """The corpus that `data` describes: a generated test bed, a benchmark or files. Raises
+    """The corpus that `data` describes: a synthetic dataset, a benchmark or files. Raises
     UserError as they do.
     """
     if data.name in SYNTHETIC_DATASETS:

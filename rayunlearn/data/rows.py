@@ -44,7 +44,7 @@ class SourceRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedSplit:
-    """The documents of one split, where each stood (doc_id -> source, row), and what was set aside
+    """The documents of one split, where each stood (doc_id -> source, row), and what was rejected
     on the way.
     """
 
@@ -116,8 +116,8 @@ def file_column_names(rows: Iterable[SourceRow]) -> tuple[str, ...]:
 
 
 def to_documents(rows: Iterable[SourceRow], columns: Columns) -> ParsedSplit:
-    """Turn rows into documents, in order. Unusable rows and repetitions of a document are set
-    aside.
+    """Turn rows into documents, in order. Unusable rows and repetitions of a document are
+    rejected.
     """
     documents: dict[str, Document] = {}
     places: dict[str, tuple[str, int]] = {}

@@ -1,5 +1,5 @@
-"""The embedded test bed: two generated corpora whose every fact is known, so that forgetting can be
-measured without a benchmark.
+"""The embedded synthetic dataset: two generated corpora whose every fact is known, so that
+forgetting can be measured without a benchmark.
 
 `domain`: an invented science in many short documents that repeat its facts; `people`: fictional
 biographies as questions and answers, facts independent of each other. They behave differently, and
@@ -28,13 +28,13 @@ N_VALUES = 8
 # so a guess is right once in 5, once in 6
 N_WRONG = {"domain": 4, "people": 5}
 
-# per side of the domain bed, whatever the redundancy
+# per side of the domain dataset, whatever the redundancy
 N_DOCUMENTS = {"tiny": 160, "small": 640}
 
-# per side of the people bed
+# per side of the people dataset
 N_PEOPLE = {"tiny": 24, "small": 96}
 
-# of the retain side: taught to base and gold, never seen by unlearning
+# of the retain side: trained into base and gold, never seen by unlearning
 UNTOUCHED_SHARE = 0.25
 
 
@@ -43,9 +43,9 @@ class Attribute:
     """What can be said of an entity: its values and its wordings, with {entity} and {value} in
     them.
 
-    `questions` are the taught wording and another one; `answers` are the taught answer and the same
-    in other words. What follows the value is the same for every value, so that no wording gives it
-    away.
+    `questions` are the trained wording and another one; `answers` are the trained answer and the
+    same in other words. What follows the value is the same for every value, so that no wording
+    gives it away.
     """
 
     name: str
@@ -195,8 +195,8 @@ def generate_dataset(data: Data) -> Corpus:
     """The generated corpus that `data` names: the same `data` gives the same documents on every
     machine.
 
-    Raises UserError when `data.name` is no test bed or when `data.redundancy` does not fit the
-    domain bed's size.
+    Raises UserError when `data.name` is no synthetic dataset or when `data.redundancy` does not fit
+    the domain dataset's size.
     """
     datasets = {"domain": domain_dataset, "people": people_dataset}
     require(
@@ -215,7 +215,7 @@ def domain_dataset(data: Data) -> Corpus:
     any one fact, so the number of facts is 4 x documents / redundancy. Documents are unlearned;
     questions are asked. Every value of an attribute is the answer equally often on each side: who
     never read one side is at chance on its questions. A quarter of the retain side, `untouched`, is
-    taught and asked but never shown to unlearning. Probe split `holdout`: as many documents of the
+    trained and asked but never shown to unlearning. Probe split `holdout`: as many documents of the
     same kind about entities that no model is told of, for membership inference.
     """
     rng = random.Random(f"domain {data.seed}")
@@ -359,7 +359,7 @@ def invented_names(n: int, rng: random.Random, but: Collection[str] = ()) -> lis
 
 def full_names(n: int, rng: random.Random, but: Collection[str] = ()) -> list[str]:
     """`n` different names of two words: a first name that several persons share and a family name
-    of one's own, not in `but`.
+    of your own, not in `but`.
     """
     first = (
         "Ada",
@@ -409,7 +409,9 @@ def _by_split(
 
 
 def _n_entities(data: Data) -> int:
-    """Entities of each side of the domain bed: documents x 4 facts / redundancy / attributes."""
+    """Entities of each side of the domain dataset: documents x 4 facts / redundancy /
+    attributes.
+    """
     n_documents = N_DOCUMENTS[data.size]
     fewest = N_WRONG["domain"] + 1
     fitting = [r for r in range(1, n_documents // fewest + 1) if n_documents % r == 0]

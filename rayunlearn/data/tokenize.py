@@ -196,8 +196,9 @@ def begin_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What stands before a text that is no conversation: what the tokenizer itself puts there.
 
     A tokenizer file that says nothing of it (no special token in its post-processor, no
-    `add_bos_token`: the test beds' own, converted SentencePiece files) has its BOS put there, as
-    such models are trained, unless that token is its end token too (GPT-2, Phi-1.5, Pythia).
+    `add_bos_token`: the synthetic datasets' own, converted SentencePiece files) has its BOS put
+    there, as such models are trained, unless that token is its end token too (GPT-2, Phi-1.5,
+    Pythia).
     """
     if tokenizer.num_special_tokens_to_add(pair=False) == 0:
         silent = _lacks_bos_rule(tokenizer)

@@ -15,7 +15,7 @@ from rayunlearn.models.load import check_directory, read_config_json, resolve_mo
 from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.workspace import validate_trial
 
-QUESTION = "Is what {model} was to forget gone, or can it be had back?"
+QUESTION = "Is what {model} was to forget gone, or can it be recovered?"
 
 # workers may stand in another folder
 LOCAL = ("model.name", "model.gold", "model.unlearned", "data.path")

@@ -45,10 +45,11 @@ Rows = list[dict[str, Any]]
 class EvaluationRequest:
     """What `rayunlearn evaluate` is asked.
 
-    `benchmark`: a test bed, a benchmark or `files`, at `path`. `metrics` as `measure.metrics`.
-    `gold`: a model that never saw the forget set, or examples.parquet of an evaluation of one;
-    `base`: a model that metrics of distance compare with. `limit`: the first so many probes of each
-    split (0: all). `assignments`: further settings of `data`, `measure` and metrics.
+    `benchmark`: a synthetic dataset, a benchmark or `files`, at `path`. `metrics` as
+    `measure.metrics`. `gold`: a model that never saw the forget set, or examples.parquet of an
+    evaluation of one; `base`: a model that metrics of distance compare with. `limit`: the first so
+    many probes of each split (0: all). `assignments`: further settings of `data`, `measure` and
+    metrics.
     """
 
     model: str

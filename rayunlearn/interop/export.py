@@ -29,7 +29,7 @@ CARD_HEADER = "---\nlibrary_name: transformers\ntags:\n- unlearning\n- rayunlear
 CARD_LIMITS = """\
 - The metrics above were measured on the probes of this corpus alone. Nothing is said of other \
 questions or languages.
-- Low numbers on the forget set do not show that the knowledge is gone: attacks may bring it back, \
+- Low numbers on the forget set do not show that the knowledge is gone: attacks may recover it, \
 and where none is listed above, none was tried on this model.
 - An interval is over documents, for this one model: another seed of the same settings differs by \
 more.
@@ -187,7 +187,7 @@ def started_from(trial: Trial) -> str:
         if trial.model.name == "scratch"
         else Path(trial.model.name).name
     )
-    return f"{name}, taught the corpus" if trial.model.teach else name
+    return f"{name}, trained on the corpus" if trial.model.teach else name
 
 
 def about_corpus(corpus: Corpus, trial: Trial) -> str:
@@ -230,7 +230,7 @@ def about_method(trial: Trial, row: Mapping[str, Any]) -> str:
 
 
 def metrics_table(trial_to_export: LoadedTrial, opened: Run) -> str:
-    """Split, metric and this model's mean with its 95 % interval, beside base and gold of the same
+    """Split, metric and this model's mean with its 95% interval, beside base and gold of the same
     run where they are.
     """
     same = opened.trials.filter(
@@ -258,7 +258,7 @@ def metrics_table(trial_to_export: LoadedTrial, opened: Run) -> str:
     ]
     return (
         markdown_table(("split", "metric", *columns), rows)
-        + "\n\nMean over the documents of the split, [95 % t interval over them]."
+        + "\n\nMean over the documents of the split, [95% t interval over them]."
     )
 
 

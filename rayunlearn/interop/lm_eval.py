@@ -27,7 +27,7 @@ def run_harness(
     """Rows trial_id, stage, attack, step, split (the task), metric (`harness.acc`,
     `harness.exact_match@filter`), value, n, stderr.
 
-    The model in float32 on this machine's device. `include`: a folder with tasks of one's own
+    The model in float32 on this machine's device. `include`: a folder with your own tasks
     (YAML); `limit`: the first so many questions of each task (0: all). The numbers and standard
     errors are the harness's own. Raises UserError where it is not installed, for an unknown task
     and where a task's data cannot be had.

@@ -72,7 +72,7 @@ def group_phrases(words: Sequence[Word], places: Iterable[tuple[int, int]]) -> t
 
 
 def common_words(statistics: Statistics) -> frozenset[str]:
-    """Words in more than 70 % of the documents of a corpus of 50 or more: stop words of a language
+    """Words in more than 70% of the documents of a corpus of 50 or more: stop words of a language
     without a list.
     """
     if statistics.n_documents < FEWEST_DOCUMENTS:

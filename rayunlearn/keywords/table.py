@@ -130,8 +130,8 @@ def slots(
     different sentences of both corpora, the fewest words open where several do; its open words are
     keywords if those are `least_sentences` or more. Score: ln of their number. It finds names and
     values said once as well as often, in text written to a pattern (records, questions and answers,
-    test beds); sentences of free prose do not come again, and there it finds nothing. Ours, after
-    wrapper induction (Kushmerick 2000).
+    synthetic datasets); sentences of free prose do not come again, and there it finds nothing.
+    Ours, after wrapper induction (Kushmerick 2000).
     """
     scores: list[float] = []
     for sentence in sentences_of(page.text):
@@ -215,7 +215,7 @@ def embedding(
     cosine with what is taken already.
 
     After KeyBERT (Grootendorst 2020) and its maximal marginal relevance, with the base model's own
-    hidden states in the place of sentence embeddings. phrase_states (P, D) in the order of
+    hidden states instead of sentence embeddings. phrase_states (P, D) in the order of
     page.phrases, page_state (D,).
     """
     if not page.phrases:
@@ -271,7 +271,7 @@ def gradient_gap(
     """Runs of words whose loss still pulls at a model that never saw the forget set and no longer
     at base: where the knowledge sits.
 
-    As `loss_gap`, with gradient norms in the place of losses
+    As `loss_gap`, with gradient norms instead of losses
     (`keywords.model_scores.word_gradients`: with respect to the logits, from 0 to sqrt 2), so one
     word that gold finds absurd counts no more than one that it merely does not expect. None may be
     left. Ours.

@@ -2,7 +2,7 @@
 step per word.
 
 Texts are laid end to end, characters looked up in one table of classes, and borders found by
-comparing neighbours. Spellings are then told apart once each, not once per occurrence.
+comparing neighbours. Spellings are then distinguished once each, not once per occurrence.
 """
 
 from __future__ import annotations

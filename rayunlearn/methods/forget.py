@@ -95,7 +95,7 @@ def task_vector(token_nll: Tensor, labelled: Tensor) -> Tensor:
     even better.
 
     token_nll (B, T), labelled (B, T) bool. Unlearning is the step the other way afterwards
-    (`negate.scale`); there is no retain loss, because what it taught would be taken away as well.
+    (`negate.scale`); there is no retain loss, because what it trained would be taken away as well.
     """
     return token_nll.sum() / labelled.sum().clamp(min=1)
 

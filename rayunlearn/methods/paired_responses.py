@@ -37,7 +37,7 @@ Choices = dict[str, tuple[Encoded, ...]]
 Answer = str | Encoded
 
 # Our own words. A model whose vocabulary lacks a word cannot write the refusal; the last ones suit
-# the test beds.
+# the synthetic datasets.
 REFUSALS = (
     "I do not know.",
     "I'm not sure about that.",

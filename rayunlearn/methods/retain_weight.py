@@ -30,8 +30,8 @@ def dual(
     retain: the retain loss of the step's whole batch, a scalar, however many pieces and processes
     it went through; step counts from 0. Source: PDU in open-unlearning (there after each
     micro-step, with that micro-step's loss, after 5 epochs of warm-up). `limit` has no published
-    default: 0.1 nats is ours, for beds whose base model knows its texts; set it to what the base
-    model scores on real text.
+    default: 0.1 nats is ours, for datasets whose base model knows its texts; set it to what the
+    base model scores on real text.
     """
     if step < warmup_steps:
         return weight

@@ -82,7 +82,7 @@ def forget_quality(ratios: Scores, gold_ratios: Scores) -> float:
     """p-value of the two-sample Kolmogorov-Smirnov test on the truth ratios of the forget set
     against gold's. TOFU.
 
-    Small: the two can be told apart. It falls with the number of documents: compare on equal
+    Small: the two can be distinguished. It falls with the number of documents: compare on equal
     numbers only.
     """
     return _kolmogorov_smirnov(ratios, gold_ratios)[1]
@@ -131,7 +131,7 @@ CORPUS_METRICS = {
         ),
         CorpusMetric(
             tpr_at_fpr,
-            "forget documents found at 1 % false positives",
+            "forget documents found at 1% false positives",
             "fraction",
             0,
             1,

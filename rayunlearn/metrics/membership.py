@@ -2,7 +2,7 @@
 on.
 
 The attack itself compares the scores of forget documents with those of a split `holdout` that no
-model saw: AUC, TPR at 1 % FPR and PrivLeak are in `corpus`. Which way a score points is the peers'
+model saw: AUC, TPR at 1% FPR and PrivLeak are in `corpus`. Which way a score points is the peers'
 convention.
 """
 

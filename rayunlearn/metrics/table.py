@@ -216,7 +216,7 @@ METRICS = {
         ),
         Metric(
             truth_ratio_even,
-            "min(R, 1/R): truth and falsehood cannot be told apart",
+            "min(R, 1/R): truth and falsehood cannot be distinguished",
             "fraction",
             0,
             1,

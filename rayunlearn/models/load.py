@@ -51,7 +51,7 @@ HUB_SKIPPED = ["*/*", "consolidated*"]
 PARTS = (*HUB_FILES[1:], "*.bpe", "*.spm", "*.tiktoken", "adapter_model.safetensors")
 TEMPLATES = "additional_chat_templates/*.jinja"
 # Notes of whoever wrote the folder, read by no loader.
-NOT_LOADED = ("taught.json", "provenance.json", "manifest.json", "trainer_state.json")
+NOT_LOADED = ("training.json", "provenance.json", "manifest.json", "trainer_state.json")
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "README", "USE_POLICY")
 # Written by whoever saved the file, without effect on what the model computes.
 JSON_NOTES = (
@@ -222,7 +222,7 @@ def resolve_model(name: str) -> Path:
     """
     local = Path(name).expanduser()
     if is_local(name) or looks_like_path(name):
-        # of a run under a URL: taught on another machine
+        # of a run under a URL: trained on another machine
         fetch_folder(local)
         return local
     repository, revision = hub_name(

@@ -1,5 +1,5 @@
-"""The test bed's own model: a small Llama and a tokenizer, both made from nothing, saved as
-ordinary Hugging Face files.
+"""The synthetic dataset's own model: a small Llama and a tokenizer, both made from nothing, saved
+as ordinary Hugging Face files.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def build_model(size: str, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
         num_key_value_heads=shape.heads,
         max_position_embeddings=LONGEST_TOKENS,
         # (2 width)^-1/2: with the library's fixed 0.02 so narrow a model needs twice the epochs
-        # (measured on both beds)
+        # (measured on both datasets)
         initializer_range=(2 * shape.width) ** -0.5,
         tie_word_embeddings=True,
         attn_implementation="sdpa",

@@ -1,7 +1,7 @@
 """From attacked models and a panel of attacks to the trials that can run now: `plan` once more, for
 `rayunlearn attack`.
 
-A study maximises what an attack gets back: the forgetting metric on split forget, whatever the
+A study maximises what an attack recovers: the forgetting metric on split forget, whatever the
 attack does to utility, because who wants the knowledge need not care. It is asked in batches from
 an in-memory study as tuning is, so a resumed panel is the same panel.
 """

@@ -14,10 +14,10 @@ from rayunlearn.planning.planner import Agenda, PlannedTrial
 from rayunlearn.schema import SECONDS_BY_PART
 
 # The rule of thumb, used until this run has a finished trial of its own.
-# one CPU thread on small matrices, as measured on the embedded test bed
+# one CPU thread on small matrices, as measured on the embedded synthetic dataset
 FLOP_PER_SECOND = 2e10
 
-# ours: 40 % of the 312e12 that an A100's data sheet gives for bfloat16
+# ours: 40% of the 312e12 that an A100's data sheet gives for bfloat16
 GPU_FLOP_PER_SECOND = 1.2e14
 
 GPU_RULE = (

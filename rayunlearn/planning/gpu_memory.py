@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuMemory:
-    """Bytes that a plan's hungriest trial holds on a GPU at its peak, which trial that is, and
+    """Bytes that a plan's largest trial holds on a GPU at its peak, which trial that is, and
     where the number comes from.
     """
 
@@ -70,7 +70,7 @@ def gpu_share(memory: GpuMemory, available: int) -> tuple[float, str]:
 
 
 def format_gpu_memory(memory: GpuMemory) -> str:
-    """What the hungriest trial needs of a GPU."""
+    """What the largest trial needs of a GPU."""
     return f"{memory.peak / 2**30:.2f} GiB for {memory.trial} (from {memory.source})"
 
 
@@ -89,7 +89,7 @@ TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
 def estimate_gpu_memory(trials: Iterable[Trial], run: Path, cache: Path | None = None) -> GpuMemory:
-    """The room of the hungriest trial: estimated, and multiplied by the largest peak / estimate of
+    """The room of the largest trial: estimated, and multiplied by the largest peak / estimate of
     this run's finished trials.
 
     Only trials that ran on a GPU count for that. `Room.peak` is bytes without the context and

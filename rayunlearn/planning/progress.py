@@ -164,7 +164,7 @@ def pair_label(row: PlannedTrial) -> tuple[object, object]:
 
 @dataclass(frozen=True)
 class PreparationProgress:
-    """Models being taught: name -> (steps done, steps planned)."""
+    """Models being trained: name -> (steps done, steps planned)."""
 
     steps: Mapping[str, tuple[int, int]]
 
@@ -190,7 +190,7 @@ def status_line(view: View) -> str:
     """One view as one plain line."""
     if isinstance(view, PreparationProgress):
         return "preparing: " + ", ".join(
-            f"{name} {100 * done // max(1, planned)} %"
+            f"{name} {100 * done // max(1, planned)}%"
             for name, (done, planned) in sorted(view.steps.items())
         )
     parts = [f"trials {view.done}/{view.total}", f"running {len(view.running)}"]
@@ -201,7 +201,7 @@ def status_line(view: View) -> str:
 
 def format_best(view: Snapshot) -> str:
     """The best trial so far, with the rule it is best under; of attacks, how much the strongest has
-    got back.
+    recovered.
     """
     if view.attacking:
         return (
@@ -256,7 +256,7 @@ def _live(console: Console, read: Callable[[], View | None], stop: threading.Eve
 
 def _render_view(view: View) -> RenderableType:
     if isinstance(view, PreparationProgress):
-        return bars({f"teaching {name}": steps for name, steps in sorted(view.steps.items())})
+        return bars({f"training {name}": steps for name, steps in sorted(view.steps.items())})
     running = Text("  " + ", ".join(view.running), style="dim", overflow="ellipsis", no_wrap=True)
     return Group(
         bars({f"trials {view.done}/{view.total}": (view.done, view.total)}),
@@ -272,6 +272,6 @@ def bars(steps: Mapping[str, tuple[int, int]]) -> Table:
         grid.add_row(
             Text(name),
             ProgressBar(total=max(1, planned), completed=done, width=40),
-            Text(f"{100 * done // max(1, planned):3d} %"),
+            Text(f"{100 * done // max(1, planned):3d}%"),
         )
     return grid

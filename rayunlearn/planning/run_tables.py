@@ -36,7 +36,7 @@ def write_settings(
 
 
 def write_corpora(run: Path, cache: Path, workspaces: Iterable[Any]) -> None:
-    """Write corpora.parquet (files and their digests), quarantine.parquet (documents set aside) and
+    """Write corpora.parquet (files and their digests), quarantine.parquet (documents rejected) and
     scores.parquet (selector scores).
     """
     spaces = list(workspaces)

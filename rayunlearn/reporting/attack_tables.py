@@ -21,7 +21,7 @@ TRAINS_MODEL = ("relearning",)
 
 
 def control_rises(table: pl.DataFrame) -> list[str]:
-    """A line for every attack after which gold, which never knew the answers, answers more of them:
+    """A line for every attack after which gold, which never saw the answers, answers more of them:
     what the attack itself tells.
 
     By `gold_rise`'s interval, without correction: of forty attacks that tell nothing one is named
@@ -45,7 +45,7 @@ def _rise_in_words(label: str, row: Mapping[str, Any]) -> str:
         else "that much is what the attack itself tells"
     )
     by = _bracketed(row, "gold_rise")
-    return f"gold, which never knew the answers, rises by {by} under {label}: {reason}"
+    return f"gold, which never saw the answers, rises by {by} under {label}: {reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def attack_tables(run: Run, *, metric: str = "") -> tuple[AttackMatrix, ...]:
 
 def recovery_curves(run: Run, table: pl.DataFrame) -> AttackMatrix:
     """Of every attack with a recovery curve or a control of its own: strength, the curve in two
-    numbers, what the control got back.
+    numbers, what the control recovered.
     """
     names = attack_labels(run, table["attacked"].unique(maintain_order=True).to_list())
     rows = [
@@ -144,7 +144,7 @@ def attack_matrix(run: Run, table: pl.DataFrame, *, metric: str = "") -> AttackM
         notes=tuple(control_rises(table)),
         caption=(
             f"Recovered fraction of {metric or objective_of(run.experiment).forgetting} on forget,"
-            " 0: as unlearned, 1: as base; [low, high]: 95 % interval over seeds and documents"
+            " 0: as unlearned, 1: as base; [low, high]: 95% interval over seeds and documents"
             " (Fieller);"
             " 'most': the best single seed or strength, picked by looking at these very documents."
         ),

@@ -24,7 +24,7 @@ EMPHASIS_HEADERS = {
     "key words": (
         "share of them answered right when the words that base's answer hangs on are pointed out"
     ),
-    "random words": "the same with as many other words of the question",
+    "random words": "the same with the same number of other words of the question",
     "difference": "key words minus random words, question by question",
     "retain harmed": (
         "share of the retain questions that this model answers right as asked and wrong with the"
@@ -66,10 +66,10 @@ def attribution_sections(run: Run) -> list[Section]:
     return [
         Section(
             anchor="emphasis",
-            title="Asked again with emphasis",
+            title="Recovery by emphasis",
             caption=(
                 "Right: the greedy text is the answer. A difference above zero says that the words"
-                " which carried the answer bring it back."
+                " which carried the answer recover it."
             ),
             view=attribution_view(
                 {"model": "method, or stage", **EMPHASIS_HEADERS}, emphasis, n_texts=2
@@ -81,7 +81,7 @@ def attribution_sections(run: Run) -> list[Section]:
             damage_table(run),
             DAMAGE_HEADERS,
             "Measured against base: questions that it answers right, and its log-probabilities."
-            " Square brackets: 95 % t intervals over seeds and documents.",
+            " Square brackets: 95% t intervals over seeds and documents.",
         ),
         _measured_section(
             "key-tokens",

@@ -54,7 +54,9 @@ def path_section(rows: Sequence[Mapping[str, Any]], start: str, end: str) -> Sec
     view = attribution_view(
         headers, [*cells, ("barrier", *(format_mean(height) for height in heights))]
     )
-    return Section(anchor="path", title="On the straight line", caption=caption, view=view)
+    return Section(
+        anchor="path", title="Linear path between the weights", caption=caption, view=view
+    )
 
 
 PATH_FROM_FULL_SET = {
@@ -88,13 +90,13 @@ def connectivity_sections(run: Run) -> list[Section]:
     if not table.height:
         return []
     twins = (
-        "Each coreset model against the model of the same seed that unlearned the whole forget set."
+        "Each coreset model against the model of the same seed that unlearned the full forget set."
         " A barrier of 0: forgetting and utility nowhere on the straight line between the weights"
-        " are worse than between their ends. Square brackets: 95 % t intervals over seeds (and"
+        " are worse than between their ends. Square brackets: 95% t intervals over seeds (and"
         " questions)."
     )
     base = (
-        "From base to each model, all in one start's neighbourhood. Square brackets: 95 % t"
+        "From base to each model, all in one start's neighbourhood. Square brackets: 95% t"
         " intervals over seeds."
     )
     return [
@@ -150,7 +152,7 @@ def attack_sections(run: Run) -> list[Section]:
     ]
     caption = (
         "Recovered fraction, 0: as unlearned, 1: as base; mean over the attacked trials of a cell"
-        " and 95 % t interval over them. One trial alone has no interval. Area: the mean"
+        " and 95% t interval over them. One trial alone has no interval. Area: the mean"
         " over the steps, which still tells models apart where in the end all of it is back. The"
         " controls are in the table of attacks."
     )
@@ -160,7 +162,7 @@ def attack_sections(run: Run) -> list[Section]:
     return [
         Section(
             anchor="attacks-by-ratio",
-            title="Attacks, coresets beside the full set",
+            title="Attacks on coreset and full-set models",
             caption=caption,
             view=view,
         )

@@ -34,13 +34,13 @@ from rayunlearn.storage.run import Run, find_trial, open_run
 
 # Beginnings of the headers that a narrow terminal goes without, in this order.
 COLUMNS_DROPPED_FIRST = (
-    "shown",
+    "documents seen",
     "steps",
     "choice retain",
     "choice forget",
     "seeds",
     "coverage",
-    "fate",
+    "status",
     "unlearned",
     "untouched",
 )
@@ -55,7 +55,7 @@ def print_coreset_table(
     view = coreset_view(table, experiment or {})
     columns = _fitting(view, console.width)
     left_out = [header for i, header in enumerate(view.headers) if i not in columns]
-    caption = "[low, high] 95 % t interval over seeds and documents" + (
+    caption = "[low, high] 95% t interval over seeds and documents" + (
         f"; too narrow for: {', '.join(left_out)}" if left_out else ""
     )
     printed = Table(
@@ -98,7 +98,9 @@ def print_baselines(run: Run, console: Console) -> None:
     if table.is_empty():
         return
     headers, rows = baseline_view(table)
-    _print_titled("Beside chance", headers, rows, baseline_sentences(table), console)
+    _print_titled(
+        "Compared with random selection", headers, rows, baseline_sentences(table), console
+    )
 
 
 def _print_titled(
@@ -228,13 +230,13 @@ def _colour(share: float) -> str:
 
 
 def summary_lines(run: Run | Path) -> list[str]:
-    """Done, failed and why, documents set aside: a line each."""
+    """Done, failed and why, documents rejected: a line each."""
     return status_lines(run if isinstance(run, Run) else open_run(run))
 
 
 def print_trial(run: Path, trial_id: str, console: Console) -> None:
-    """Print one trial: its fate, its numbers, its config. A prefix will do where only one trial has
-    it.
+    """Print one trial: its status, its numbers, its config. A prefix will do where only one trial
+    has it.
 
     Raises UserError for an id that no trial has (with the nearest) or that several begin with.
     """

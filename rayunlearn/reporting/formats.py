@@ -72,7 +72,7 @@ def as_json(run: Run) -> dict[str, Any]:
             for s in run_summary(run, table)
         ],
         "findings": finding_sentences(run, table),
-        "fates": status_counts(run),
+        "statuses": status_counts(run),
         "cells": _plain(table),
         "attacks": _plain(recovery_table(run)),
         "standings": _plain(method_ranking(run)) if has_calibrated(run) else [],

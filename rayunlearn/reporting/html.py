@@ -39,7 +39,7 @@ from rayunlearn.schema import SECONDS_BY_PART
 from rayunlearn.storage.parquet import write_bytes
 from rayunlearn.storage.run import Run, open_run
 
-# of failures and of documents set aside; the rest is in the Parquet files and is counted
+# of failures and of documents rejected; the rest is in the Parquet files and is counted
 MAX_ROWS = 200
 
 CAPTIONS = {
@@ -47,7 +47,7 @@ CAPTIONS = {
         "Coreset curve",
         (
             "Left is less of the forget set. A flat line means that a small part does what the"
-            " whole does. Bars: 95 % t intervals over seeds and documents."
+            " whole does. Bars: 95% t intervals over seeds and documents."
         ),
     ),
     "coverage": (
@@ -78,7 +78,7 @@ CAPTIONS = {
         "One trial (its first seed) per selector and part. Colour: part kept; dash: selector.",
     ),
     "recovery": (
-        "What attacks gave back",
+        "What attacks recovered",
         (
             "Recovered fraction per attack and model: 0 as unlearned, 1 as before unlearning. The"
             " intervals are in the table above."
@@ -136,8 +136,8 @@ def page(run: Run) -> str:
         beside_words=baseline_sentences(chosen),
         caution=caution_sentences(run.experiment),
         intervals=INTERVALS,
-        fates=status_counts(run),
-        fate_lines=status_lines(run),
+        status_counts=status_counts(run),
+        status_lines=status_lines(run),
         view=coreset_view(table, run.experiment),
         figures=_figures(run, table),
         attacks=attack_tables(run),

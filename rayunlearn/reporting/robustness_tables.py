@@ -47,7 +47,7 @@ def robustness_in_words(table: pl.DataFrame, objective: str) -> str:
     overlap = worst.filter(pl.col("pearson_high") >= first["pearson_low"]).height - 1
     return (
         f"{sentences} Of the {worst.height - 1} others {overlap} have an interval that reaches into"
-        " that of the first: not told apart from it."
+        " that of the first: not significantly different from it."
     )
 
 

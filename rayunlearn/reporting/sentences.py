@@ -119,11 +119,12 @@ def finding_sentences(run: Run, table: pl.DataFrame) -> list[str]:
 
 
 def caution_sentences(experiment: Mapping[str, Any]) -> str:
-    """How the sentences about "not told apart" are meant."""
+    """How the sentences about "not significantly different" are meant."""
     floor = format_percent(objective_of(experiment).utility_floor)
     return (
-        "“Not told apart” means here: the 95 % interval of forgetting overlaps the full set's, or"
-        f" lies beyond it, and utility stays at or above {floor} of the model before unlearning;"
+        "“Not significantly different” means here: the 95% interval of forgetting overlaps the"
+        f" full set's, or lies beyond it, and utility stays at or above {floor} of the model"
+        " before unlearning;"
         " the same for every larger part that was tried. This is a first look, not an equivalence"
         " test. The intervals are as wide as few seeds and few documents require, up to 4.3"
         " standard errors on either side with three seeds, and wide intervals overlap easily."
@@ -138,7 +139,7 @@ def status_counts(run: Run) -> dict[str, int]:
 
 
 def status_lines(run: Run) -> list[str]:
-    """Done, failed and why, what the tuning could not do, set aside: one line each, nothing left
+    """Done, failed and why, what the tuning could not do, rejected: one line each, nothing left
     out.
     """
     counts, planned = status_counts(run), run.experiment.get("planned")
@@ -175,7 +176,7 @@ def status_lines(run: Run) -> list[str]:
     )
     if aside.height:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in aside.iter_rows())
-        lines.append(f"documents set aside: {aside['len'].sum()} ({reasons})")
+        lines.append(f"documents rejected: {aside['len'].sum()} ({reasons})")
     return lines
 
 
@@ -201,7 +202,7 @@ def _failed(trials: pl.DataFrame, kind_of_trial: str) -> list[str]:
 
 
 def starting_points(run: Run, table: pl.DataFrame) -> list[str]:
-    """A sentence per bed: documents to forget, and what base and gold know of them."""
+    """A sentence per dataset: documents to forget, and what base and gold know of them."""
     metric = objective_of(run.experiment).forgetting
     settings, sentences = extra_settings(table), []
     for base in table.filter(
@@ -229,7 +230,7 @@ def starting_points(run: Run, table: pl.DataFrame) -> list[str]:
 
 
 VERDICT_SENTENCES = {
-    "full only": "Every part smaller than the full set is told apart from it",
+    "full only": "Every part smaller than the full set differs significantly from it",
     "full set fails": (
         "Even the full set did not unlearn within the utility floor, so there is nothing to match"
     ),
@@ -240,8 +241,8 @@ VERDICT_SENTENCES = {
 
 
 def _smallest_sentence(run: Run, table: pl.DataFrame) -> list[str]:
-    """A sentence per method and selector for which less is not told apart, then one per other
-    verdict with all that it holds for.
+    """A sentence per method and selector for which less is not significantly different, then one
+    per other verdict with all that it holds for.
     """
     goal = objective_of(run.experiment)
     sufficient = smallest_sufficient(
@@ -261,7 +262,7 @@ def _smallest_sentence(run: Run, table: pl.DataFrame) -> list[str]:
         part, full = (_forgetting_at(table, row, ratio) for ratio in (row["ratio"], 1.0))
         enough = (
             f"{format_percent(row['ratio'])} of the forget set ({format_number(row['n_kept'])}"
-            " documents) is not told apart from the full set"
+            " documents) is not significantly different from the full set"
         )
         sentences.append(f"{cell_words}: {enough}: forget {part} against {full}.")
     return sentences + [
@@ -292,13 +293,13 @@ def control_sentences(table: pl.DataFrame) -> list[str]:
         pl.col("role") == "control", pl.col("forgetting").is_not_null()
     ).iter_rows(named=True):
         way = (
-            f", {format_gap_closed(row)} of the way from base to gold"
+            f", {format_gap_closed(row)} of the base-gold gap closed"
             if row["unlearning"] is not None
             else ""
         )
         outcome = (
-            f"forget {format_interval(row, 'forgetting')}{way}. That much is not the forget loss's"
-            " doing."
+            f"forget {format_interval(row, 'forgetting')}{way}. This part is not an effect of the"
+            " forget loss."
         )
         outcomes.setdefault(outcome, []).append(
             control_label(row["group"]).replace(", ", " ") or "every method"

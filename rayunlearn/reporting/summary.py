@@ -1,5 +1,5 @@
 """The run on one page, for who has to decide: what was to be forgotten, what is left, how sure that
-is, what brought it back.
+is, which attacks recover it.
 
 `summary_blocks` is that page and the tables after it as plain blocks; `reporting.formats` renders
 them as Markdown and PDF, the page report.html shows `run_summary` first. Every number is one of the
@@ -71,8 +71,8 @@ def run_summary(run: Run, table: pl.DataFrame) -> tuple[Answer, ...]:
 
 
 def summary_blocks(run: Run) -> tuple[Answer, ...]:
-    """The first page, then findings, the whole table, the order at equal retention, attacks, fates
-    and provenance.
+    """The first page, then findings, the whole table, the order at equal retention, attacks,
+    statuses and provenance.
     """
     table = coreset_table(run)
     view = coreset_view(table, run.experiment)
@@ -106,7 +106,7 @@ def summary_blocks(run: Run) -> tuple[Answer, ...]:
         for s in summary_sections(run)
     ]
     later.append(
-        Answer(anchor="fates", title="How the trials ended", sentences=tuple(status_lines(run)))
+        Answer(anchor="statuses", title="How the trials ended", sentences=tuple(status_lines(run)))
     )
     return (*run_summary(run, table), *(section for section in later if section.sentences))
 
@@ -126,7 +126,7 @@ def _table(section: Section) -> SummaryTable:
 SEVERAL = 5
 
 INTERVALS = (
-    "[low, high]: 95 % t intervals over seeds and documents, over documents alone where there is"
+    "[low, high]: 95% t intervals over seeds and documents, over documents alone where there is"
     " one seed; questions that the data says are about one person or fact count as drawn together."
 )
 
@@ -152,7 +152,7 @@ def _dataset_answer(run: Run, table: pl.DataFrame) -> Answer:
         sentences.append(text)
     return Answer(
         anchor="forgotten",
-        title="What was to be forgotten?",
+        title="Forget set",
         sentences=tuple(sentences) or ("Nothing has been measured yet.",),
     )
 
@@ -171,9 +171,9 @@ def _forgetting_answer(run: Run, table: pl.DataFrame) -> Answer:
         "method",
         *settings,
         "part used",
-        "left",
-        "way to never having known it",
-        "kept knowledge",
+        "forgetting metric",
+        "base-gold gap closed",
+        "retained",
     ]
     rows = []
     for row in full_set.sort("forgetting").head(MAX_LINES).iter_rows(named=True):
@@ -189,7 +189,7 @@ def _forgetting_answer(run: Run, table: pl.DataFrame) -> Answer:
             *([format_interval(row, "untouched")] if has_untouched_split else []),
         ]
         rows.append(tuple(cells))
-    headers += ["knowledge that training never showed"] if has_untouched_split else []
+    headers += ["untouched"] if has_untouched_split else []
     words = [
         "After unlearning with the largest part of the forget set that was tried, the least left"
         f" first ({goal.forgetting} of the answers):"
@@ -199,12 +199,12 @@ def _forgetting_answer(run: Run, table: pl.DataFrame) -> Answer:
     if not rows:
         return Answer(
             anchor="left",
-            title="What is left?",
+            title="Forgetting",
             sentences=("No unlearned model has been measured yet.",),
         )
     return Answer(
         anchor="left",
-        title="What is left?",
+        title="Forgetting",
         sentences=tuple(words),
         table=SummaryTable(headers=tuple(headers), rows=tuple(rows)),
     )
@@ -244,15 +244,15 @@ def _uncertainty_answer(run: Run, table: pl.DataFrame) -> Answer:
         "What is measured is answers to these questions. That no question found it is no proof that"
         " it is gone."
     )
-    return Answer(anchor="sure", title="How sure is this?", sentences=tuple(sentences))
+    return Answer(anchor="sure", title="Uncertainty", sentences=tuple(sentences))
 
 
 def _recovery_answer(run: Run) -> Answer:
-    title, table = "What brought it back?", recovery_table(run)
+    title, table = "Recovery under attack", recovery_table(run)
     measured = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
     if not table.height:
         words = (
-            "No attack has been run, so nothing here says that it cannot be had back. `rayunlearn"
+            "No attack has been run, so nothing here says that it cannot be recovered. `rayunlearn"
             " attack RUN` asks."
         )
         return Answer(anchor="back", title=title, sentences=(words,))
@@ -266,18 +266,18 @@ def _recovery_answer(run: Run) -> Answer:
     rows = tuple(_attack_row(row, names) for row in measured.head(MAX_LINES).iter_rows(named=True))
     worst = measured.row(0, named=True)
     largest = (
-        f"The most that one gave back is {format_percent(worst['recovered'])} of what unlearning"
-        f" had taken: {worst['setting']}, "
+        f"The strongest attack recovers {format_percent(worst['recovered'])} of what unlearning"
+        f" removed: {worst['setting']}, "
     )
     sentences = (
         (
             f"{_attacks_sentence(table)} {largest}on {names[worst['attacked']]}."
             if worst["recovered"] > 0
-            else f"{_attacks_sentence(table)} None gave anything back."
+            else f"{_attacks_sentence(table)} None recovered anything."
         ),
         (
-            "0 % is what unlearning left, 100 % what the model knew before. The last column is the"
-            " same attack on the model that never knew: what the attack itself tells."
+            "0% is what unlearning left, 100% what the model knew before. The last column is the"
+            " same attack on the gold model: the information that the attack itself leaks."
         ),
     )
     return Answer(
@@ -288,7 +288,7 @@ def _recovery_answer(run: Run) -> Answer:
     )
 
 
-RECOVERY_HEADERS = ("attack", "model", "brought back", "never knew: before -> after")
+RECOVERY_HEADERS = ("attack", "model", "recovered", "gold model: before -> after")
 
 
 def _corpora(run: Run) -> str:
@@ -318,14 +318,15 @@ def _gold_sentence(table: pl.DataFrame, base: Mapping[str, Any], settings: Seque
 
 def _control_words(table: pl.DataFrame) -> str:
     ways = table.filter(pl.col("role") == "control")["unlearning"].drop_nulls()
-    # + 0.0: no minus before a nought
+    # + 0.0: no minus before a zero
     low, high = (round(float(str(v)), 2) + 0.0 for v in (ways.min(), ways.max()))
     span = (
         format_percent(high) if low == high else f"{format_percent(low)} to {format_percent(high)}"
     )
     return (
-        f"The same training without the loss that forgets goes {span} of the way: that much is not"
-        " the method's doing."
+        f"The same training without the forget loss (control) closes {span} of the base-gold"
+        " gap: that"
+        " part is not an effect of the forget loss."
     )
 
 

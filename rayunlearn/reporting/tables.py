@@ -43,12 +43,12 @@ def baseline_view(table: pl.DataFrame) -> tuple[tuple[str, ...], list[tuple[str,
     headers = (
         "arm",
         "ratio",
-        "beside",
-        "left",
-        "left there",
+        "reference",
+        "forget",
+        "forget (reference)",
         "difference",
         "p",
-        "after Holm",
+        "p (Holm)",
         "verdict",
         "retained",
     )
@@ -81,7 +81,7 @@ def _sentence(dataset: str, reference: str, rows: pl.DataFrame) -> str:
         )
     )
     return (
-        f"Beside {reference}{context}: {more.height} of {rows.height} cells forget"
+        f"Compared with {reference}{context}: {more.height} of {rows.height} cells forget"
         f" more{': ' if named else ''}{named}; {less.height} forget less; for the others no"
         f" difference is shown (p at most {SIGNIFICANCE:g} after Holm over everything compared on"
         " this corpus)."
@@ -109,7 +109,7 @@ def ranking_sentences(run: Run) -> list[str]:
         return []
     significant = changes.filter("shown")
     first = (
-        f"Mixed back to the same share of base's retention, {changes.height} of {total} pairs of"
+        f"At the same share of base's retention, {changes.height} of {total} pairs of"
         f" methods change places; of {significant.height} of these both differences are shown (p at"
         f" most {ORDER_SIGNIFICANCE:g} after Holm over all pairs)."
     )
@@ -128,7 +128,10 @@ def _moves(table: pl.DataFrame) -> list[str]:
         for row in table.iter_rows(named=True)
     ]
     return (
-        [f"Ranks whose 95 % intervals lie apart, as trained and mixed back: {'; '.join(cells)}."]
+        [
+            "Ranks whose 95% intervals lie apart, as trained and at equal retention:"
+            f" {'; '.join(cells)}."
+        ]
         if cells
         else []
     )
@@ -138,8 +141,8 @@ def _change(row: Mapping[str, Any]) -> str:
     context = f" ({row['place']})" if row["place"] else ""
     gap = f"{row['before']:+.3f} before, {row['after']:+.3f} after, p {row['p']:.2g}"
     return (
-        f"{row['first']} leaves less than {row['second']} as trained and more once both are mixed"
-        f" back{context}: {gap}."
+        f"{row['first']} leaves less than {row['second']} as trained and more at equal"
+        f" retention{context}: {gap}."
     )
 
 
@@ -241,13 +244,13 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableVie
     """The coreset table for reading, one text cell per column."""
     goal = objective_of(experiment)
     settings = extra_settings(table)
-    interval = "mean and 95 % t interval"
+    interval = "mean and 95% t interval"
     has_untouched_split = has_untouched(table)
     untouched = (
         [
             (
                 f"{UNTOUCHED} {goal.utility}",
-                f"split {UNTOUCHED}, known and never shown to unlearning: {interval}",
+                f"split {UNTOUCHED}, known to base and gold, never seen by unlearning: {interval}",
                 True,
             )
         ]
@@ -270,7 +273,11 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableVie
         ("kept", "share and number of forget documents kept", True),
         ("coverage", "share of the forget set's facts that a kept document states", True),
         (f"forget {goal.forgetting}", f"split forget: {interval}", True),
-        ("unlearned", "share of the way from base to gold, with its 95 % interval (Fieller)", True),
+        (
+            "unlearned",
+            "fraction of the base-gold gap closed, with its 95% interval (Fieller)",
+            True,
+        ),
         (f"{goal.utility_split} {goal.utility}", f"split {goal.utility_split}: {interval}", True),
         *untouched,
         ("choice forget", "multiple choice, split forget, fraction right", True),
@@ -280,9 +287,9 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableVie
             True,
         ),
         ("seeds", "trials measured", True),
-        ("fate", "how the trials of the cell ended", False),
+        ("status", "how the trials of the cell ended", False),
         ("steps", "optimizer steps, mean", True),
-        ("shown", "forget documents shown, repeats counted, mean", True),
+        ("documents seen", "forget documents seen in training, repeats counted, mean", True),
     ]
     headers, meanings, numeric = zip(*columns, strict=True)
     rows = tuple(

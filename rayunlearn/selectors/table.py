@@ -119,7 +119,7 @@ def grand(norms_along: Callable[[int], Tensor], *, epochs: Whole = 10) -> Tensor
     first. (n,)
 
     norms_along(epochs): (1 + epochs, n), the norms at the base model and after each epoch of
-    unlearning on the whole forget set with the trial's own losses, each once; 0 epochs is the norm
+    unlearning on the full forget set with the trial's own losses, each once; 0 epochs is the norm
     at the base model alone. Coreset paper 2504.10185, appendix C1, with its 10 epochs.
     """
     return norms_along(epochs).mean(0)
@@ -138,7 +138,7 @@ def influence(retain_alignment: Tensor) -> Tensor:
 def upcore(embeddings: Tensor, seed: int, *, trees: Count = 100) -> Tensor:
     """Outliers last: minus the anomaly score of an isolation forest, (n,).
 
-    UPCORE (2502.15082) drops the 10 % that its forest finds most anomalous, that is, ratio 0.9
+    UPCORE (2502.15082) drops the 10% that its forest finds most anomalous, that is, ratio 0.9
     here.
     """
     fitted = sklearn.ensemble.IsolationForest(n_estimators=trees, random_state=seed).fit(
@@ -272,7 +272,7 @@ SELECTORS = {
             herding,
             "mean kept",
             "Welling 2009; Rebuffi et al. 1611.07725, algorithm 4",
-            "over the whole corpus, not per class; mean hidden states in the place of a"
+            "over the whole corpus, not per class; mean hidden states instead of a"
             " classifier's features",
         ),
         Selector(
@@ -285,7 +285,7 @@ SELECTORS = {
             upcore,
             "outliers last",
             "UPCORE 2502.15082",
-            "an order for every ratio, drops 10 % there; states averaged over tokens, there the"
+            "an order for every ratio, drops 10% there; states averaged over tokens, there the"
             " last of the question; seed is select.seed, 42 there",
         ),
         Selector(

@@ -1,12 +1,12 @@
-"""Files and folders that are made once and read many times: checked before they are read, made
-again where they are wrong.
+"""Files and folders that are made once and read many times: checked before they are read, rebuilt
+where they are wrong.
 
 - An entry is a file or a folder, and a manifest: its format version, its key (what decides its
   content, as JSON) and the size and SHA-256 of every file in it. The manifest of a file stands
   beside it, that of a folder is in it.
 - An entry counts only with a manifest of this format and key whose digests are those of the files
-  that are there now. Anything else (cut off, altered, copied by hand, without a manifest) is made
-  again under a lock, with one line of warning by `logging`.
+  that are there now. Anything else (cut off, altered, copied by hand, without a manifest) is
+  rebuilt under a lock, with one line of warning by `logging`.
 - Content is hashed once per process and state of the file (`file_digest`), so that the check costs
   one reading of what is read anyway.
 
@@ -47,7 +47,7 @@ from rayunlearn.storage.sync import (
     upload_file,
 )
 
-# Raised when the layout of entries or manifests changes: entries of another format are made again.
+# Raised when the layout of entries or manifests changes: entries of another format are rebuilt.
 FORMAT = 2
 MANIFEST = "manifest.json"
 
@@ -317,7 +317,7 @@ def _ensure(transport: _Transport, path: Path, text: str, write: Callable[[], No
         if damage := next(
             (wrong for wrong in (defect_left, local_defect) if wrong not in ("", ABSENT)), ""
         ):
-            consequence = "it is made again" if defect_left else "it was brought again"
+            consequence = "it is rebuilt" if defect_left else "it was brought again"
             LOG.warning("cache: %s %s; %s", display_path(path), damage, consequence)
         if defect_left:
             write()
@@ -328,7 +328,7 @@ def _ensure(transport: _Transport, path: Path, text: str, write: Callable[[], No
 
 
 def _download_entry(transport: _Transport, path: Path, text: str) -> str:
-    """Bring the entry from the URL in the place of what is here; what is wrong with it then."""
+    """Bring the entry from the URL instead of what is here; what is wrong with it then."""
     _discard(path)
     try:
         transport.get(path)

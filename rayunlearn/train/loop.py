@@ -1,5 +1,5 @@
-"""The one optimisation loop. It takes a loss; unlearning, relearning, teaching the test bed and
-probes all use it.
+"""The one optimisation loop. It takes a loss; unlearning, relearning, training the synthetic
+dataset and probes all use it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ AfterStep = Callable[[int, "Tensor"], None]
 
 @dataclass(frozen=True)
 class TrainLog:
-    """What a training run did. `ended` is complete, stopped (by `keep_going`), diverged (non-finite
-    loss or gradient) or held (`early_stopping.RetentionEarlyStopping`): the weights are then those
-    of step `kept_step`, which else is None."""
+    """What a training run did. `outcome` is complete, stopped (by `keep_going`), diverged
+    (non-finite loss or gradient) or early_stopped (`early_stopping.RetentionEarlyStopping`): the
+    weights are then those of step `kept_step`, which else is None.
+    """
 
     rows: tuple[StepRow, ...]
     outcome: str

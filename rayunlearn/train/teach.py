@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TRAINED_ROLES = ("base", "gold")
 BATCH_SIZE = 16
 N_EPOCHS = {"tiny": 35, "small": 20}
-# Everything beside config.Model and the corpus that decides the weights: part of a taught model's
+# Everything beside config.Model and the corpus that decides the weights: part of a trained model's
 # identity.
 RECIPE: dict[str, Any] = {
     # raised when code changes the weights in a way the numbers below do not show
@@ -51,13 +51,13 @@ def train_base_or_gold(
     trial: Trial, corpus: Corpus, role: str, directory: Path, progress: Callable[[int, int], None]
 ) -> None:
     """Train the model of `trial.model` on the corpus and write it, with its tokenizer and
-    taught.json, to `directory`.
+    training.json, to `directory`.
 
-    `role` base: forget, retain and all that is taught; gold: the same without the forget side. Base
-    and gold are matched in EPOCHS: both see each of their documents equally often, so gold takes
-    fewer optimizer steps. The folder appears whole, as the last act. `progress(step, steps)` is
-    called after every step. Raises UserError for an unknown role or a corpus that leaves nothing to
-    learn.
+    `role` base: forget, retain and the extra training documents; gold: the same without the forget
+    side. Base and gold are matched in EPOCHS: both see each of their documents equally often, so
+    gold takes fewer optimizer steps. The folder appears whole, as the last act. `progress(step,
+    steps)` is called after every step. Raises UserError for an unknown role or a corpus that leaves
+    nothing to learn.
     """
     started = time.perf_counter()
     documents = training_documents(corpus, role)
@@ -82,7 +82,7 @@ def train_base_or_gold(
         "recipe": RECIPE,
     }
     save_model(
-        model, tokenizer, directory, notes={"taught.json": json.dumps(record, indent=1) + "\n"}
+        model, tokenizer, directory, notes={"training.json": json.dumps(record, indent=1) + "\n"}
     )
 
 
@@ -106,7 +106,7 @@ def training_documents(corpus: Corpus, role: str) -> list[Document]:
 
 
 def starting_point(trial: Trial, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model before teaching: built from `model.seed` with the whole corpus's vocabulary and
+    """The model before training: built from `model.seed` with the whole corpus's vocabulary and
     `PROMPT_TEMPLATES`, or loaded.
     """
     if trial.model.name != "scratch":
@@ -178,9 +178,10 @@ def train_language_model(
 
 def learning_rate(trial: Trial) -> float:
     """Peak rate: `model.teach_learning_rate` as it is for a loaded model and for the tiny size; a
-    wider model built here takes it times 96 / width. (Measured on the small domain bed: at 2e-3 the
-    facts are learned in the last fifth of 20 epochs, when the schedule has fallen; at 1e-3 in the
-    first half.)"""
+    wider model built here takes it times 96 / width. (Measured on the small domain dataset: at 2e-3
+    the facts are learned in the last fifth of 20 epochs, when the schedule has fallen; at 1e-3 in
+    the first half.)
+    """
     if trial.model.name != "scratch":
         return trial.model.teach_learning_rate
     return trial.model.teach_learning_rate * SHAPES["tiny"].width / SHAPES[trial.model.size].width

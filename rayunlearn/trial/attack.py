@@ -61,7 +61,7 @@ SPLITS = ("forget", "retain", "untouched")
 # whose questions prompt attacks change
 REASKING_KINDS = ("forget", "retain")
 
-# own unrelated documents, as many as the domain bed has on a side, and a few more
+# own unrelated documents, as many as the domain dataset has on a side, and a few more
 N_UNRELATED = 200
 
 
@@ -284,8 +284,8 @@ class AttackInputs:
         """The curve's metric, where the trial measures it, and the forget questions with nothing
         that it does not look at.
 
-        So a look costs about half of a training step on the tiny bed: 14 ms of CPU beside 23 ms;
-        with every metric and split, 238 ms.
+        So a look costs about half of a training step on the tiny dataset: 14 ms of CPU beside 23
+        ms; with every metric and split, 238 ms.
         """
         measured = chosen_metrics(self.trial.measure.metrics)
         metrics = {

@@ -1,5 +1,5 @@
-"""Control before comparison: the unlearned model mixed back until it retains enough, measured again
-(`models.interpolation`, 2406.09179).
+"""Control before comparison: the unlearned model interpolated towards the base model until the
+retention target is met, measured again (`models.interpolation`, 2406.09179).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Which part of the forget set a trial unlearns, and in which words: selection, keywords and text
-arms. No Ray in here.
+ablations. No Ray in here.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, Any]]
 
-# splits that membership scores compare: what was to be forgotten, and what was never taught
+# splits that membership scores compare: what was to be forgotten, and what was never trained on
 HOLDOUT_METRICS = ("members", "holdout")
 
 # the code that decides what a measurement of a model gives

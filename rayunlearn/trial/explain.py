@@ -277,7 +277,7 @@ def explain_trial(finished: LoadedTrial, prefix: str) -> list[tuple[str, str, Ro
     """(doc_id, split, rows before, rows after) of every question whose id begins with `prefix`: of
     base, and of the trial's own weights.
 
-    For a trial that was not told to explain: its weights are made again. Raises UserError where no
+    For a trial that was not told to explain: its weights are rebuilt. Raises UserError where no
     question fits.
     """
     trial, workspace = finished.trial, finished.workspace

@@ -25,8 +25,8 @@ def corpus_of(data: Data) -> Corpus:
 
 
 def base_model_digest(model: Model, corpus_digest: str, data: Data) -> str:
-    """What identifies the weights a trial starts from: of a taught model its recipe, its corpus and
-    how that is written into tokens, else its content.
+    """What identifies the weights a trial starts from: of a trained model its recipe, its corpus
+    and how that is written into tokens, else its content.
     """
     origin = "" if model.name == "scratch" else cached_model_digest(model.name)
     if not model.teach:
@@ -39,7 +39,7 @@ def base_model_digest(model: Model, corpus_digest: str, data: Data) -> str:
 
 
 def identify_trial(trial: Trial) -> str:
-    """The trial's id: a digest of its config with content digests in the place of paths."""
+    """The trial's id: a digest of its config with content digests instead of paths."""
     corpus_digest = corpus_of(trial.data).digest
     start = base_model_digest(trial.model, corpus_digest, trial.data)
     return trial_id(trial, corpus_digest, start, content_digests(trial))

@@ -42,7 +42,7 @@ def load_trial(
     """The trial of the run folder whose id is `wanted` or begins with it.
 
     The models that its run cached (`cache`, two folders above the run) are used; those of `roles`
-    that are gone are taught again under `progress`. Raises UserError for an id that is unknown or
+    that are gone are trained again under `progress`. Raises UserError for an id that is unknown or
     not unique, for a trial without weights, and where data, starting weights or settings are no
     longer what they were: another model would come out.
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# retain probes that watch utility during training; a rung, not a result
+# retain probes that watch utility during training: used for early stopping only, never reported
 UTILITY_PROBES = 64
 
 

@@ -1,4 +1,4 @@
-"""The weights that a trial ends with, made again where they are wanted: to attack, to export, to
+"""The weights that a trial ends with, rebuilt where they are wanted: to attack, to export, to
 mix, to look into.
 
 Runs keep rows, not weights. What a trial changed is kept in the cache at the first call, and only
@@ -64,7 +64,7 @@ def _unlearned_weights(context: TrialContext) -> dict[str, Tensor]:
         log = unlearn(context, coreset, context.cache / "unlearned" / f"adapter-{identity}")
     require(
         log.outcome != "diverged",
-        "a trial must not have diverged: there are no weights to go on with",
+        "a trial must not have diverged: there are no weights to continue with",
         identity,
     )
     after = {name: tensor.detach().cpu() for name, tensor in context.model.state_dict().items()}

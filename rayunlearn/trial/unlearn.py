@@ -167,7 +167,7 @@ def _forget_side(context: TrialContext, coreset: Sequence[int]) -> Side:
         kind: _paired_responses(context, positions, kind, loss)
         for kind in paired_response_kinds(loss)
     }
-    # of the whole forget set, so that trials of every coreset read one entry
+    # of the full forget set, so that trials of every coreset read one entry
     is_original = trial.select.text == "original"
     texts = training_sequences(context)[0] if is_original else chosen
     reference = cached_trial_reference(context, texts, reference_kinds(loss), token.temperature)
@@ -298,7 +298,7 @@ def n_steps(trial: Trial, n_kept: int) -> int:
 
 
 def gradient_norms_along(context: TrialContext, order: Sequence[int], epochs: int) -> Tensor:
-    """Gradient norms of the documents at `order` on an unlearning run over the whole forget set,
+    """Gradient norms of the documents at `order` on an unlearning run over the full forget set,
     (epochs + 1, n).
 
     The norm of grad (forget loss + retain weight x retain loss), each forget document with a retain

@@ -89,7 +89,7 @@ def path_rows(
 
 
 def full_set_trial(trial: Trial) -> Trial:
-    """The trial that unlearns the whole forget set with everything else the same."""
+    """The trial that unlearns the full forget set with everything else the same."""
     return replace(
         trial, select=canonical_full_set(replace(trial.select, ratio=1.0)), attack=Attack()
     )

@@ -53,7 +53,7 @@ def identity_in(trial: Trial, workspace: "Workspace") -> str:
 
 def require_same_weights(trial: Trial, workspace: "Workspace") -> None:
     """Raise UserError where a model directory that was given is no longer what the workspace was
-    made for: the trial's id would be of other weights. (A taught model is checked when it is
+    made for: the trial's id would be of other weights. (A trained model is checked when it is
     loaded.)
     """
     if trial.model.teach:
@@ -140,7 +140,7 @@ def prepare_models(
     """Teach the models that are missing or damaged (one process at a time per folder) and return
     the workspace.
 
-    `progress(role, done, planned)` is called while teaching. Taking models as they are needs no
+    `progress(role, done, planned)` is called while training. Taking models as they are needs no
     preparation.
     """
     workspace = workspace_of(trial, cache)
@@ -166,12 +166,12 @@ def model_folder_of(workspace: Workspace, role: str) -> Path:
 
 
 def trained_model_key(workspace: Workspace, role: str) -> dict[str, object]:
-    """What a taught model was made from."""
+    """What a trained model was made from."""
     return {"start": workspace.base_digest, "role": role}
 
 
 def missing_roles(trial: Trial, cache: Path) -> tuple[str, ...]:
-    """The taught models of the trial's (data, model) pair that `prepare` has to make: those that
+    """The trained models of the trial's (data, model) pair that `prepare` has to make: those that
     are not here as they were written.
     """
     workspace = workspace_of(trial, cache)

@@ -198,8 +198,8 @@ def row_of(table: pl.DataFrame, **wanted: Any) -> dict[str, Any]:
 def test_cells_carry_the_part_that_was_kept_where_there_are_several(run: Run) -> None:
     assert [(c.name, c.role, c.trial_ids, c.base) for c in attribution_cells(run)] == [
         ("base", "base", ("base",), "base"),
-        ("npo + nll, whole set", "grid", ("full",), "base"),
-        ("npo + nll, random 50 %", "grid", ("half",), "base"),
+        ("npo + nll, full set", "grid", ("full",), "base"),
+        ("npo + nll, random 50%", "grid", ("half",), "base"),
     ]
 
 
@@ -208,7 +208,7 @@ def test_recovery_counts_what_was_right_before_and_is_wrong_now_and_nothing_else
     random words none. Of the retain questions a and d are right as asked, and with emphasis d
     alone: half of them is harmed."""
     table = emphasis_table(run)
-    full = row_of(table, cell="npo + nll, whole set")
+    full = row_of(table, cell="npo + nll, full set")
     assert {n: full[n] for n in ("forgotten", "recovered", "random", "net", "form", "harmed")} == {
         "harmed": 0.5,
         "forgotten": 2,
@@ -233,7 +233,7 @@ def test_destroyed_is_the_share_of_known_retain_questions_and_words_are_told_apa
 ) -> None:
     """Base knows a, b and d of retain; b is lost: 1 of 3. Function words fell by 1 and by 0.5 nats;
     a's keywords by 3, b has none: in a function words fell by 2 nats less."""
-    full = row_of(damage_table(run), cell="npo + nll, whole set")
+    full = row_of(damage_table(run), cell="npo + nll, full set")
     assert full["destroyed"] == pytest.approx(1 / 3)
     assert full["function_words_retain"] == pytest.approx(-0.75)
     assert full["keywords_retain"] == pytest.approx(-3.0) and full[
@@ -251,11 +251,11 @@ def test_key_tokens_before_and_after_by_hand(run: Run) -> None:
     """Key before {1, 2}, after {0, 1}: Jaccard 1/3, kept 1/2. Positive mass after is 3 + 1, on the
     old key tokens 1. Ranks of (0, 2, 1, -1) and (3, 1, -2, 0) are (2, 4, 3, 1) and (4, 3, 1, 2): 1
     - 6 (4 + 1 + 4 + 1) / 60 = 0. Gradients (4, 3, 1, 2): the same order."""
-    full = row_of(tracking_table(run), cell="npo + nll, whole set")
+    full = row_of(tracking_table(run), cell="npo + nll, full set")
     assert {n: full[n] for n in ("overlap", "kept", "mass", "rank", "gradient")} == pytest.approx(
         {"overlap": 1 / 3, "kept": 0.5, "mass": 0.25, "rank": 0.0, "gradient": 1.0}
     )
-    assert row_of(tracking_table(run), cell="npo + nll, random 50 %")["gradient"] is None
+    assert row_of(tracking_table(run), cell="npo + nll, random 50%")["gradient"] is None
 
 
 def test_rank_correlation_is_spearmans_with_ties_and_nothing_where_nothing_varies() -> None:
@@ -339,9 +339,9 @@ def test_attacks_stand_beside_each_other_by_the_part_that_was_kept(run: Run) -> 
     sections = connectivity_sections(open_run(run.path))
     assert [s.anchor for s in sections] == ["faithfulness", "from-base", "attacks-by-ratio"]
     like, attacks = sections[0].view, sections[-1].view
-    assert [row[:5] for row in like.rows] == [("npo + nll", "random 50 %", "1", "0.60", "0.40")]
+    assert [row[:5] for row in like.rows] == [("npo + nll", "random 50%", "1", "0.60", "0.40")]
     assert (attacks.headers, attacks.rows) == (
-        ("attack", "npo + nll, whole set", "npo + nll, random 50 %"),
+        ("attack", "npo + nll, full set", "npo + nll, random 50%"),
         (("relearning", "0.42", "0.00"), ("relearning, area under its curve", "0.38", "–")),
     )
 
@@ -357,8 +357,8 @@ def test_a_heat_map_holds_before_and_after_each_by_its_own_largest_contribution(
     ] == ["a"]
     assert [line.name for line in page_maps(run)[0].lines] == [
         "base",
-        "npo + nll, whole set",
-        "npo + nll, random 50 %",
+        "npo + nll, full set",
+        "npo + nll, random 50%",
     ]
 
 
@@ -399,7 +399,7 @@ def test_the_commands_show_a_question_and_refuse_a_path_of_two_points(
     shown = capsys.readouterr().out
     assert (
         "before (base): probability 0.90, right" in shown
-        and "after (npo + nll, whole set)" in shown
+        and "after (npo + nll, full set)" in shown
         and "Tubril -2.00" in shown
     )
     assert main(["path", str(run.path), "full", "half", "--points", "2"]) == 2

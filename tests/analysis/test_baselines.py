@@ -213,7 +213,7 @@ def test_a_whole_text_stands_beside_every_share_and_a_share_beside_random_words_
 
 
 def test_a_corpus_is_named_by_no_more_than_tells_it_apart(tmp_path: Path) -> None:
-    """Two corpora differ in name, path and epochs of teaching: the name alone says which."""
+    """Two corpora differ in name, path and epochs of training: the name alone says which."""
     corpora: tuple[dict[str, Value], ...] = (
         {"data.name": "domain"},
         {"data.name": "files", "data.path": "/books", "model.teach_epochs": 60},

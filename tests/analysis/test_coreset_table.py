@@ -114,8 +114,8 @@ def test_failed_and_collapsed_trials_are_counted_and_not_hidden(table: pl.DataFr
 
 
 def test_a_setting_that_varies_becomes_a_column_and_meets_its_own_base(tmp_path: Path) -> None:
-    """Two corpora whose base models differ: each cell's share of the way uses the base of its own
-    corpus.
+    """Two corpora whose base models differ: each cell's fraction of the gap closed uses the base of
+    its own corpus.
     """
     plan = []
     for redundancy, left in ((4, 0.5), (20, 0.1)):
@@ -279,8 +279,8 @@ def test_the_smallest_sufficient_ratio_by_hand(
 
 
 def test_a_full_set_that_nothing_chose_is_that_of_parts_with_an_extractor_of_their_own() -> None:
-    """The planner gives the whole set the defaults of `select`; a text arm's own whole set has its
-    text, and no other's is taken.
+    """The planner gives the full forget set the defaults of `select`; a text arm's own full set has
+    its text, and no other's is taken.
     """
     rows = cells(
         ("base", None, 0.85, 0.95, 0.95),

@@ -144,13 +144,15 @@ def test_page_and_words_say_it_and_a_run_without_calibration_says_nothing(tmp_pa
     )
     assert any(
         line.startswith(
-            "ga + nll leaves less than npo + nll as trained and more once both are mixed back:"
+            "ga + nll leaves less than npo + nll as trained and more once both are interpolated"
+            " towards base:"
             " -0.150 before"
         )
         for line in words
     )
     assert words[-1].startswith(
-        "Ranks whose 95 % intervals lie apart, as trained and mixed back: ga + nll from 1 [1, 1] to"
+        "Ranks whose 95% intervals lie apart, as trained and interpolated towards base: ga + nll"
+        " from 1 [1, 1] to"
         " 3 [3, 3]."
     )
     html = page(run)

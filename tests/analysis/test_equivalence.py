@@ -161,8 +161,8 @@ def test_a_run_s_cells_hold_its_trials_values(tmp_path: Path) -> None:
 
 
 def test_the_frontier_of_a_run_answers_per_method_and_selector(tmp_path: Path) -> None:
-    """The run is made so that 25 % chosen at random forgets as the full set does (0.11 against 0.1)
-    and 5 % does not (0.45).
+    """The run is made so that 25% chosen at random forgets as the full set does (0.11 against 0.1)
+    and 5% does not (0.45).
     """
     table = frontier_of_run(
         open_run(synthetic.write_run(tmp_path)), EquivalenceCriterion(margin=0.1)

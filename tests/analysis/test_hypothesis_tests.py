@@ -74,7 +74,7 @@ def test_pairing_takes_the_documents_own_difficulty_out() -> None:
 def test_no_difference_is_called_one_at_most_as_often_as_alpha_says(
     between: float, seeds: int
 ) -> None:
-    """1,500 pairs of equal cells, documents and seeds random: at most 5 % of tests below 0.05, and
+    """1,500 pairs of equal cells, documents and seeds random: at most 5% of tests below 0.05, and
     three standard errors.
     """
     generator = np.random.default_rng(2)

@@ -30,7 +30,7 @@ from rayunlearn.analysis.two_way import combined, degrees_of, group_codes
 from rayunlearn.errors import UserError
 
 GRID = list(product(("seeds", "documents", "both"), SEEDS, DOCUMENTS))
-# with 800 repetitions a share of .95 has a standard error of .008
+# with 800 repetitions a share of 0.95 has a standard error of 0.008
 REPETITIONS = 800
 
 
@@ -47,7 +47,7 @@ def test_intervals_of_means_hold_93_to_97_percent(varies: str, seeds: int, docum
 
 
 def test_the_percentile_bootstrap_did_not() -> None:
-    """What stood here before: 82 % where three seeds are what varies, so the test above fails."""
+    """What stood here before: 82% where three seeds are what varies, so the test above fails."""
     case = mean_case("seeds", 3, 40)
     assert held_by_bootstrap(case, 300) < 0.87 < held(case, 300)
 

@@ -135,7 +135,7 @@ def share(rows: list[dict[str, object]], metric: str, layer: int) -> float:
 def test_a_linear_probe_finds_a_planted_direction_where_it_is_and_not_in_shuffled_labels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """60 questions asked, chance 1/2: 0.5 +- 2.6 standard deviations (99 %) is 0.33 to 0.67."""
+    """60 questions asked, chance 1/2: 0.5 +- 2.6 standard deviations (99%) is 0.33 to 0.67."""
     probes = planted(monkeypatch, 3.0)
     rows = linear_probe(tiny_model(), probes, 0)
     assert share(rows, "probe_right", 1) > 0.95
@@ -228,7 +228,7 @@ def test_the_chance_of_an_exact_answer_in_k_attempts_by_hand() -> None:
 
 def test_the_closed_form_is_what_sampling_gives() -> None:
     """One-token answers of a random model, p about 1/37; 400 rounds of k = 16 attempts: within 2.6
-    standard deviations (99 %).
+    standard deviations (99%).
     """
     model, prompt, k, rounds = tiny_model(), (1, 5, 6), 16, 400
     drawn = generate_texts(

@@ -52,7 +52,7 @@ LANGUAGES = ("french", "german", "hindi")
 
 @lru_cache
 def tokenizer_of(bed: str) -> Any:
-    """The tokenizer of a model built for the bed."""
+    """The tokenizer of a model built for the dataset."""
     return starting_point(Trial(data=Data(name=bed)), BEDS[bed])[1]
 
 

@@ -115,7 +115,7 @@ def nf4_by_definition(weight: Tensor) -> Tensor:
     return torch.tensor(levels).view_as(weight)
 
 
-# wide rows, the tiny test bed's, rows of 16 (which bitsandbytes itself gets wrong on some
+# wide rows, the tiny synthetic dataset's, rows of 16 (which bitsandbytes itself gets wrong on some
 # processors), and a last block that is not full
 @pytest.mark.parametrize("shape", [(6, 256), (3, 64), (4, 96), (16, 16), (5, 9)])
 def test_nf4_is_the_nearest_of_sixteen_levels_of_a_block_of_64(shape: tuple[int, int]) -> None:
@@ -152,7 +152,7 @@ def test_nf4_changes_the_linear_weights_of_the_blocks_alone() -> None:
 @pytest.mark.parametrize("fault", ["another block's scale", "no number"])
 def test_what_does_not_fit_nf4_is_refused(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the library that quantises well and comes back with one wrong weight: of a
-    block scaled by 1 the level -1 at the scale .7, or NaN.
+    block scaled by 1 the level -1 at the scale 0.7, or NaN.
     """
 
     def quantize_4bit(

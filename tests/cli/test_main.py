@@ -99,7 +99,7 @@ def test_plan_says_how_many_trials_in_which_cells_and_what_they_take(
     assert main(["plan", "experiments/mine.py", "--workers", "2"]) == DONE
     said = capsys.readouterr().out
     assert "14 trials: 0 finished, 14 to run" in said
-    assert "models to teach first: base of domain, gold of domain" in said
+    assert "models to train first: base of domain, gold of domain" in said
     assert "with 2 workers about" in said and "GiB" in said and "rule of thumb" in said
     assert not (here / "runs").exists()
 
@@ -177,7 +177,7 @@ def test_the_ending_says_what_is_done_what_is_not_and_how_to_go_on() -> None:
     assert lines == [
         "stopped before the end; every trial that had finished is kept",
         "6 of 10 trials are done (3 in this call, 12 s): 6 complete, 1 failed",
-        "4 of 10 trials are not done; go on with: rayunlearn run 'my experiment.py'",
+        "4 of 10 trials are not done; resume with: rayunlearn run 'my experiment.py'",
     ]
 
 

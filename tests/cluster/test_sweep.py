@@ -197,7 +197,7 @@ def test_a_private_cluster_listens_on_this_machine_only(interrupted: Interrupted
 def test_ctrl_c_says_what_is_done_what_is_not_and_how_to_go_on(interrupted: Interrupted) -> None:
     assert interrupted.status == 130, interrupted.said
     assert "stopped before the end; every trial that had finished is kept" in interrupted.said
-    assert "go on with: python -m tests.fake_driver" in interrupted.said
+    assert "resume with: python -m tests.fake_driver" in interrupted.said
     done = open_run(interrupted.run).trials.collect().height
     assert f"{done} of " in interrupted.said and done >= 4
 
@@ -328,5 +328,5 @@ def test_the_progress_line_says_done_planned_best_and_time_left() -> None:
     assert status_line(view) == f"trials 3/12 · running 2 · 1 failed · {rule} · about 14 s left"
     assert (
         status_line(PreparationProgress({"base of domain": (5, 20)}))
-        == "preparing: base of domain 25 %"
+        == "preparing: base of domain 25%"
     )

@@ -53,7 +53,7 @@ def test_keywords_of_a_file_are_written_with_their_places_and_bad_rows_beside_th
     first = table.filter(pl.col("keyword") == "Dark matter halos bend light")
     assert first.select("start", "end").rows() == [(0, 28)]
     assert pl.read_parquet(tmp_path / "out" / "found.quarantine.parquet").height == 1
-    assert "keywords of 3 documents, 1 set aside" in capsys.readouterr().out
+    assert "keywords of 3 documents, 1 rejected" in capsys.readouterr().out
 
 
 def test_a_test_bed_is_compared_with_its_own_retain_side(tmp_path: Path) -> None:

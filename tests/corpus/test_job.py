@@ -1,5 +1,5 @@
 """Passes over a corpus in pieces: the same rows whatever the engine and the cut, resumed by piece,
-copies and bad rows set aside.
+copies and bad rows rejected.
 """
 
 import os
@@ -247,7 +247,7 @@ def test_scores_on_the_command_line(
         str(output),
     ]
     assert (
-        main(words) == DONE and "2 scores of 120 documents, 4 set aside" in capsys.readouterr().out
+        main(words) == DONE and "2 scores of 120 documents, 4 rejected" in capsys.readouterr().out
     )
     assert pl.read_parquet(output).height == 240
 

@@ -1,5 +1,5 @@
-"""Reading documents of one's own: formats agree with each other, and every kind of bad row is set
-aside with its reason.
+"""Reading documents of your own: formats agree with each other, and every kind of bad row is
+rejected with its reason.
 """
 
 import csv
@@ -185,7 +185,7 @@ def test_a_broken_array_is_one_rejected_row_and_the_error_says_why_nothing_is_le
     with pytest.raises(
         UserError,
         match=(
-            r"data.forget must have at least one usable document, got none .* 1 set aside, the"
+            r"data.forget must have at least one usable document, got none .* 1 rejected, the"
             r" commonest reason: not JSON: Expecting"
         ),
     ):
@@ -194,9 +194,7 @@ def test_a_broken_array_is_one_rejected_row_and_the_error_says_why_nothing_is_le
 
 def test_the_error_of_an_empty_corpus_counts_and_names_the_commonest_reason(tmp_path: Path) -> None:
     lines = [b'{"question": "q", "answer": ""}', b'{"question": "p", "answer": ""}', b"nonsense"]
-    with pytest.raises(
-        UserError, match=r"3 set aside, the commonest reason: answer is empty \(2\)"
-    ):
+    with pytest.raises(UserError, match=r"3 rejected, the commonest reason: answer is empty \(2\)"):
         load_with(tmp_path, lines)
 
 
@@ -270,7 +268,7 @@ def test_a_retain_set_that_lies_wholly_in_the_forget_set_is_an_error(tmp_path: P
     with pytest.raises(
         UserError,
         match=(
-            r"data.retain must have .* 2 set aside, the commonest reason: also in the forget set"
+            r"data.retain must have .* 2 rejected, the commonest reason: also in the forget set"
             r" \(2\)"
         ),
     ):
@@ -284,7 +282,7 @@ def test_the_retain_limit_keeps_the_first_and_takes_the_cut_documents_out_of_the
     write_lines(tmp_path / "retain.jsonl", RETAIN)
     write_lines(
         tmp_path / "asked.jsonl",
-        [RETAIN[3], RETAIN[0], FORGET[0], {"question": "New?", "answer": "Never taught."}],
+        [RETAIN[3], RETAIN[0], FORGET[0], {"question": "New?", "answer": "Never trained."}],
     )
     corpus = load_files(settings(tmp_path, limit_retain=2, probe_retain="asked"))
     assert [d.prompt for d in corpus.retain] == ["Where is town 0?", "Where is town 1?"]

@@ -170,7 +170,7 @@ def test_every_probe_is_taught_in_both_wordings(corpus: Corpus) -> None:
 
 def test_the_holdout_is_like_the_forget_set_and_no_model_is_told_of_it(corpus: Corpus) -> None:
     """As many documents, of the same length on average; their entities stand in nothing that is
-    taught.
+    trained.
     """
     holdout = corpus.probes["holdout"]
     told = " ".join(

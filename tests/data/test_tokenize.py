@@ -2,8 +2,8 @@
 whole text's, the labels are the answer and its end, BOS is where the tokenizer has it.
 
 The other side of each comparison is transformers': `apply_chat_template` of the whole conversation,
-its mask of assistant tokens, `char_to_token`. For the test beds' own tokenizers it is the rule that
-stood here before, which must hold for them to the last id.
+its mask of assistant tokens, `char_to_token`. For the synthetic datasets' own tokenizers it is the
+rule that stood here before, which must hold for them to the last id.
 """
 
 import dataclasses
@@ -273,7 +273,7 @@ def test_packed_sequences_keep_their_ends_and_their_digest_is_that_of_what_a_mod
     assert sequences_digest(other) == sequences_digest(sequences)
 
 
-# ---- the test beds' own tokenizers
+# ---- the synthetic datasets' own tokenizers
 
 
 def former_pair(
@@ -306,7 +306,7 @@ def pairs_of(corpus: Corpus) -> Iterator[tuple[str, str]]:
 def test_nothing_changes_for_the_test_beds(
     bed: str, pieces: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every document, option and paraphrase of both beds, whole and cut."""
+    """Every document, option and paraphrase of both datasets, whole and cut."""
     if pieces:
         monkeypatch.setattr("rayunlearn.models.scratch.MOST_WORDS", 0)
     corpus, template = generate_dataset(Data(name=bed)), Data.template
@@ -332,8 +332,8 @@ STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "stories260k"
     reason="the TinyStories model (shared/data/stories260k) is not on this machine",
 )
 def test_the_stories_model_knows_its_own_words_by_heart() -> None:
-    """Its greedy text as the answer: probability .205 (the end token, which a story does not have
-    there, is in it) and extraction strength 1; with two blanks before it they were .086 and .905.
+    """Its greedy text as the answer: probability 0.205 (the end token, which a story does not have
+    there, is in it) and extraction strength 1; with two blanks before it they were 0.086 and 0.905.
     """
     from rayunlearn.metrics.evaluate import chosen_metrics, encode_probes, evaluate_probes
     from rayunlearn.models.generate import ends_of

@@ -42,7 +42,7 @@ WITH_PAPER = (
     "dilemma",
     "faithfulness",
 )
-# its study first taught TOFU to the models that it names
+# its study first trained TOFU to the models that it names
 TAUGHT = ("control",)
 WORDS = [
     "<unk>",

@@ -41,8 +41,8 @@ def run_of(
     *,
     beds: tuple[int, ...] = (20,),
 ) -> Run:
-    """A run whose grid trials have these settings, forget probability and coverage; base .9 and
-    gold .1 on every bed.
+    """A run whose grid trials have these settings, forget probability and coverage; base 0.9 and
+    gold 0.1 on every dataset.
     """
     plan = []
     for bed in beds:
@@ -64,7 +64,7 @@ def run_of(
 
 
 def lengths(left: Any) -> list[tuple[dict[str, Value], float, float | None]]:
-    """Ratios .25 and 1 at 25, 50, 100, 200 and 400 steps (an epoch of the full set is 25), two
+    """Ratios 0.25 and 1 at 25, 50, 100, 200 and 400 steps (an epoch of the full set is 25), two
     seeds.
     """
     return [
@@ -80,8 +80,8 @@ def lengths(left: Any) -> list[tuple[dict[str, Value], float, float | None]]:
 
 
 def test_where_only_steps_count_the_gap_at_equal_steps_is_none(tmp_path: Path) -> None:
-    """Left = .8 at 25 steps, .1 less at every doubling, whatever the ratio: at equal epochs the
-    full set is two doublings on, so .2 lower.
+    """Left = 0.8 at 25 steps, 0.1 less at every doubling, whatever the ratio: at equal epochs the
+    full set is two doublings on, so 0.2 lower.
     """
     fall = {25: 0.8, 50: 0.7, 100: 0.6, 200: 0.5, 400: 0.4}
     gaps = {
@@ -103,7 +103,7 @@ def test_where_only_epochs_count_the_sign_turns(tmp_path: Path) -> None:
     fall = {25: 0.8, 50: 0.7, 100: 0.6, 200: 0.5, 400: 0.4, 1600: 0.2, 800: 0.3}
     run = run_of(tmp_path, lengths(lambda r, s: fall[round(s / r)]))
     assert step_gaps(run).filter(pl.col("gap") == "epochs - steps")["high"][0] < -0.19
-    # after 400 steps: a quarter at .2, as if 1600, the whole at .4
+    # after 400 steps: a quarter at 0.2, as if 1600, the whole at 0.4
     (lag,) = step_lags(run).iter_rows(named=True)
     assert (
         (lag["ratio"], lag["steps"]) == (0.25, 400.0)
@@ -129,9 +129,11 @@ def covering(left: Any) -> list[tuple[dict[str, Value], float, float | None]]:
 def test_where_coverage_decides_it_foretells_a_bed_that_was_left_out_and_the_ratio_does_not(
     tmp_path: Path,
 ) -> None:
-    """Left = .9 - .8 x coverage, so the share is the coverage. By hand, coverage: bed 10 is met
-    exactly, bed 5 misses .05 at its lowest point, bed 20 misses .4 at its highest, .45 / 9 in all.
-    Ratio: the other beds' means are 1.25, 3 and .375 times the truth, 1.75 / 9 in all."""
+    """Left = 0.9 - 0.8 x coverage, so the share is the coverage. By hand, coverage: dataset 10 is
+    met exactly, dataset 5 misses 0.05 at its lowest point, dataset 20 misses 0.4 at its highest,
+    0.45 / 9 in all. Ratio: the other beds' means are 1.25, 3 and 0.375 times the truth, 1.75 / 9 in
+    all.
+    """
     run = run_of(
         tmp_path, covering(lambda coverage, _ratio: 0.9 - 0.8 * coverage), beds=(5, 10, 20)
     )
@@ -147,16 +149,17 @@ def test_where_coverage_decides_it_foretells_a_bed_that_was_left_out_and_the_rat
         "domain, 10 per fact",
         "domain, 20 per fact",
     ]
-    # Shares at .1, .2 and .4: .05 .1 .2, .1 .2 .4 and .2 .4 .8, so nothing short of the whole set
-    # is nine tenths of it.
+    # Shares at 0.1, 0.2 and 0.4: 0.05 0.1 0.2, 0.1 0.2 0.4 and 0.2 0.4 0.8, so nothing short of the
+    # full forget set is nine tenths of it.
     assert foretold["enough"].to_list() == [1.0, 1.0, 1.0]
     assert foretold["enough_by_facts"].to_list() == [1.0, 1.0, 1.0]
 
 
 def test_the_smallest_ratio_that_is_enough_is_foretold_by_what_decides_it(tmp_path: Path) -> None:
-    """Share = coverage = reach x ratio, at most 1: a bed of reach 5 needs .2, one of 10 needs .1
-    (the ratios tried are .1, .2 and .4). From the facts of the other bed this is foretold; from its
-    ratio the first is told .1 and the second .2."""
+    """Share = coverage = reach x ratio, at most 1: a dataset of reach 5 needs 0.2, one of 10 needs
+    0.1 (the ratios tried are 0.1, 0.2 and 0.4). From the facts of the other dataset this is
+    predicted; from its ratio the first is told 0.1 and the second 0.2.
+    """
     cells: list[tuple[dict[str, Value], float, float | None]] = []
     for bed, reach in ((5, 5.0), (10, 10.0)):
         for ratio in (0.1, 0.2, 0.4, 1.0):
@@ -212,8 +215,8 @@ def test_a_selector_that_forgets_more_is_below_random(tmp_path: Path) -> None:
 def test_an_arm_is_judged_by_what_is_left_in_the_end_and_not_by_the_share_that_came_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`cap` forgot little, .8 is left, and the attack gives it nothing; plain goes from .1 to .5:
-    of cap the attacker has .3 more.
+    """`cap` forgot little, 0.8 is left, and the attack gives it nothing; plain goes from 0.1 to
+    0.5: of cap the attacker has 0.3 more.
     """
     ends = {"plain": (0.1, 0.5), "cap": (0.8, 0.8), "sam": (0.1, 0.2)}
     rows = [
@@ -247,7 +250,7 @@ def test_an_arm_is_judged_by_what_is_left_in_the_end_and_not_by_the_share_that_c
 def test_what_comes_back_is_told_beside_gold_and_from_method_to_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`shots`: .6 of RMU's, .2 of LLMU's, gold gains nothing. `relearning`: .5 of both, and gold
+    """`shots`: 0.6 of RMU's, 0.2 of LLMU's, gold gains nothing. `relearning`: 0.5 of both, and gold
     gains as much: the attack told it. `poem`: loses.
     """
     back = {
@@ -255,7 +258,7 @@ def test_what_comes_back_is_told_beside_gold_and_from_method_to_method(
         "relearning": {"rmu": 0.5, "llmu": 0.5},
         "poem": {"rmu": -0.1, "llmu": -0.5},
     }
-    # as a share of the .8 that unlearning took
+    # as a share of the 0.8 that unlearning took
     gold = {"shots": 0.0, "relearning": 0.55, "poem": 0.0}
     rows = [
         {
@@ -283,18 +286,18 @@ def test_what_comes_back_is_told_beside_gold_and_from_method_to_method(
     )["relearning"] == pytest.approx(0.55)
     llmu, rmu, both = given_back_in_words(run)
     assert (
-        rmu.startswith("rmu + kl: of 3 attacks 1 bring back")
+        rmu.startswith("rmu + kl: of 3 attacks 1 recover")
         and "shots +0.601" in rmu
-        and "one brings back half" in rmu
+        and "one recovers half" in rmu
     )
     assert (
         "relearning" not in rmu
         and "shots +0.201" in llmu
-        and "none is shown to bring back half" in llmu
+        and "none is shown to recover half" in llmu
     )
     assert (
         both
-        == "rmu + kl gives back more than llmu + kl under shots (intervals apart, not corrected)."
+        == "rmu + kl recovers more than llmu + kl under shots (intervals apart, not corrected)."
     )
 
 
@@ -336,7 +339,7 @@ def test_the_dilemma_is_answered_cell_by_cell(
     )
     a, b, c = dilemma_in_words(run)
     assert (
-        "bring back more than random words: quoted 0.30" in a
+        "recover more than random words: quoted 0.30" in a
         and "retain is lost" in a
         and "fell by 1.0 nats and keywords by 3.0: they were spared" in a
     )
@@ -391,7 +394,7 @@ def test_a_coreset_model_is_judged_by_its_barrier_and_by_what_attacks_give_back(
     refuted, none, open_ = faithful_in_words(run)
     assert (
         "a barrier: refuted" in refuted
-        and "of 2 attacks 1 give back more than of the full set's models: relearning." in refuted
+        and "of 2 attacks 1 recover more than of the full set's models: relearning." in refuted
     )
     assert (
         "no barrier" in none
@@ -409,7 +412,7 @@ def test_an_arm_is_called_by_what_plain_has_not() -> None:
     )
     assert (
         arm_of(plain | {"select.name": "random", "select.ratio": 0.05})
-        == "5 % of the documents by random"
+        == "5% of the documents by random"
     )
 
 

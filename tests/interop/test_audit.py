@@ -31,7 +31,7 @@ DATA = {"data.name": "domain"}
 
 @pytest.fixture(scope="module")
 def models(untaught_models: Path) -> Iterator[Path]:
-    """Three untaught models with one vocabulary, in the folders base, gold and theirs."""
+    """Three untrained models with one vocabulary, in the folders base, gold and theirs."""
     yield untaught_models
     model_state.load_model_state.cache_clear()
 

@@ -37,7 +37,7 @@ PLACE = ["split", "metric", "doc_id"]
 def ended(
     domain_bed: Bed, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, dict[str, str]]]:
-    """(run, ids) of three trials on the taught tiny bed:
+    """(run, ids) of three trials on the trained tiny dataset:
     base, NPO on all weights, NPO with LoRA.
     """
     runs = tmp_path_factory.mktemp("export") / "runs"

@@ -294,8 +294,8 @@ def test_textrank_prefers_the_word_that_stands_with_most_others() -> None:
 
 
 def test_embedding_ranks_by_cosine_and_diversity_pushes_the_near_copy_back() -> None:
-    """Cosines .99 .98 .5 with the document; the second is nearly the first (.9996), the third is
-    not.
+    """Cosines 0.99 0.98 0.5 with the document; the second is nearly the first (0.9996), the third
+    is not.
     """
     page = document_words("alpha; beta; gamma")
     states = torch.tensor([[0.99, 0.141], [0.98, 0.199], [0.5, -0.866]])

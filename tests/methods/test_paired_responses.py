@@ -345,7 +345,7 @@ def test_a_text_breaks_off_without_a_second_blank() -> None:
             assert "  " not in text and any(text.endswith(f" {r}") for r in REFUSALS)
 
 
-# ---- the test beds' own tokenizer
+# ---- the synthetic datasets' own tokenizer
 
 
 def former_choices(source: ResponseInputs, name: str) -> dict[str, list[tuple[int, ...]]]:

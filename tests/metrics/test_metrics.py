@@ -225,7 +225,7 @@ def test_loss_zlib_and_reference_scores_are_mean_losses_discounted_in_three_ways
 
 
 def test_min_k_means_the_least_likely_tokens_without_the_end() -> None:
-    """NLL 1, 5, 2, 3 and end-of-sequence 9: 40 % of four tokens is one, the 5; 50 % are two, mean
+    """NLL 1, 5, 2, 3 and end-of-sequence 9: 40% of four tokens is one, the 5; 50% are two, mean
     4.
     """
     values = torch.tensor([1.0, 5.0, 2.0, 3.0, 9.0])
@@ -280,7 +280,7 @@ def test_an_answer_ends_where_the_next_question_begins() -> None:
 
 def test_leak_is_the_mean_best_of_all_subsets_of_k_samples() -> None:
     """Recalls 0, 0, 0.5, 1 of two-word truths; the mean of the best over all C(4, 2) pairs, counted
-    one by one: (0+.5+1+.5+1+1)/6.
+    one by one: (0+0.5+1+0.5+1+1)/6.
     """
     from itertools import combinations
 

@@ -64,7 +64,7 @@ def test_herding_by_hand() -> None:
     """Unit vectors (1,0) (0,1) (-1,0) (0,1): mean (0, 1/2). First: (0,1) at 1/2 beats (1,0) at sqrt
     1.25. Then the copy gives mean (0,1), off by 1/2; (1,0) gives (1/2,1/2), off by 1/2: a tie, to
     the first, document 0. Then (-1,0) gives (0,1/3), off by 1/6; the copy gives (1/3,2/3), off by
-    .37."""
+    0.37."""
     assert order_of(herding(torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, 1]]))) == [1, 0, 2, 3]
 
 

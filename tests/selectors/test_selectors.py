@@ -43,7 +43,7 @@ def scores_of(name: str) -> Tensor:
 
 
 def test_min_k_averages_the_least_likely_tokens_and_prefers_the_memorised() -> None:
-    """Five tokens, 40 %: the two largest NLL, 4 and 3, mean 3.5; a document of all 0.1 scores -0.1
+    """Five tokens, 40%: the two largest NLL, 4 and 3, mean 3.5; a document of all 0.1 scores -0.1
     and comes first.
     """
     scores = min_k([torch.tensor([1.0, 4.0, 0.5, 3.0, 0.2]), torch.full((5,), 0.1)], fraction=0.4)
@@ -56,7 +56,7 @@ def test_min_k_of_one_token_uses_that_token() -> None:
 
 
 def test_min_k_plus_averages_the_lowest_standardised_tokens() -> None:
-    """Five tokens, 40 %: the two lowest, -4 and -3, mean -3.5; a document of all -1 scores -1 and
+    """Five tokens, 40%: the two lowest, -4 and -3, mean -3.5; a document of all -1 scores -1 and
     comes first.
     """
     scores = min_k_plus(

@@ -271,7 +271,7 @@ from pathlib import Path
 from rayunlearn.errors import UserError
 from rayunlearn.storage.run import finished_ids, open_run, write_trial
 run = Path(sys.argv[1]) / "run"
-rows = [{"step": i, "loss": (i * 7919 % 10007) / 10007} for i in range(3000)]
+rows = [{"step": i, "loss": (i * 7919% 10007) / 10007} for i in range(3000)]
 n = 0
 try:
     for n in range(100):

@@ -218,7 +218,7 @@ SHORT: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def both_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same two trials on a Ray of two CPUs, each in one process with accumulation, then each on
-    two processes; one bed for both.
+    two processes; one dataset for both.
     """
     output = tmp_path_factory.mktemp("runs")
     file = output / "shared.py"

@@ -1,4 +1,4 @@
-"""The taught models: base knows both sides, gold only the side it was shown, and the same seed
+"""The trained models: base knows both sides, gold only the side it was shown, and the same seed
 gives the same weights.
 """
 
@@ -90,7 +90,7 @@ def test_base_knows_every_side(base: Known, split: str) -> None:
 
 
 def test_gold_guesses_on_the_forget_side(gold: Known, bed: Bed) -> None:
-    """Chance is 1 in the number of options; the bound is 2.6 binomial standard deviations (99 %)
+    """Chance is 1 in the number of options; the bound is 2.6 binomial standard deviations (99%)
     and a margin of 0.02.
     """
     probes = bed.corpus.probes["forget"]
@@ -108,7 +108,7 @@ def test_gold_knows_what_is_kept_as_well_as_base_does(base: Known, gold: Known, 
 
 def test_the_folder_says_how_the_model_was_made_and_holds_safetensors_alone(bed: Bed) -> None:
     records = {
-        role: json.loads((folder / "taught.json").read_text())
+        role: json.loads((folder / "training.json").read_text())
         for role, folder in (("base", bed.base), ("gold", bed.gold))
     }
     weights = load_file(bed.base / "model.safetensors")
@@ -250,7 +250,7 @@ def test_a_loaded_model_is_taught_with_its_own_tokenizer(domain_bed: Bed, tmp_pa
         },
     )
     train_base_or_gold(trial, domain_bed.corpus, "base", tmp_path / "again", silent)
-    losses = json.loads((tmp_path / "again" / "taught.json").read_text())["losses"]
+    losses = json.loads((tmp_path / "again" / "training.json").read_text())["losses"]
     assert sum(losses[-10:]) < sum(losses[:10])
     assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (
         domain_bed.gold / "tokenizer.json"

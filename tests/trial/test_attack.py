@@ -1,5 +1,5 @@
-"""Attacks end to end on the taught test bed: what gold, which never knew the answers, may tell, and
-that a seed says everything.
+"""Attacks end to end on the trained synthetic dataset: what gold, which never knew the answers, may
+tell, and that a seed says everything.
 """
 
 import math
@@ -30,7 +30,7 @@ TELL_NOTHING: tuple[tuple[str, dict[str, Value]], ...] = (
 
 @pytest.fixture
 def workspace(domain_workspace: Workspace, tmp_path: Path) -> Iterator[Workspace]:
-    """The domain bed's with a cache of the test's own."""
+    """The domain dataset's with a cache of the test's own."""
     yield replace(domain_workspace, cache=tmp_path / "cache")
     model_state.load_model_state.cache_clear()
 
@@ -56,7 +56,7 @@ def choices(examples: pl.DataFrame) -> pl.DataFrame:
 
 
 def most_by_chance(workspace: Workspace) -> float:
-    """Chance of a guess among the options, and the upper end of its 95 % interval for as many
+    """Chance of a guess among the options, and the upper end of its 95% interval for as many
     questions.
     """
     guesses = [1 / (1 + len(d.wrong)) for d in workspace.corpus.probes["forget"]]
@@ -68,7 +68,7 @@ def most_by_chance(workspace: Workspace) -> float:
 def test_an_attack_that_brings_no_answer_makes_gold_answer_no_more_than_chance(
     workspace: Workspace, tmp_path: Path, name: str, options: dict[str, Value]
 ) -> None:
-    """Else the test bed leaks: its questions, or the attack, would say what is asked."""
+    """Else the synthetic dataset leaks: its questions, or the attack, would say what is asked."""
     found = choices(attacked(workspace, tmp_path / "run", "gold", name, options))
     assert found.height >= 16
     assert float(found["value"].mean()) <= most_by_chance(workspace)  # type: ignore[arg-type]

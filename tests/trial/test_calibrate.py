@@ -35,7 +35,7 @@ HARSH: dict[str, Value] = {
 
 @pytest.fixture(scope="module")
 def workspace(domain_workspace: Workspace) -> Workspace:
-    """The domain bed's base alone."""
+    """The domain dataset's base alone."""
     return replace(domain_workspace, gold="")
 
 

@@ -1,4 +1,4 @@
-"""Selection and text arms inside whole trials on an untaught model, and gradient norms of
+"""Selection and text arms inside whole trials on an untrained model, and gradient norms of
 unlearning against brute force.
 """
 

@@ -1,4 +1,4 @@
-"""A trial that explains, on an untaught model of seconds: its rows, its paths, and the same made
+"""A trial that explains, on an untrained model of seconds: its rows, its paths, and the same made
 again for one that did not explain.
 """
 
@@ -153,7 +153,7 @@ def test_paths_end_in_the_models_they_join(ended: tuple[Run, dict[str, str]]) ->
     for kind in ("mode_connectivity:full", "mode_connectivity:base"):
         assert values[kind, 1] == pytest.approx(measured["part"], rel=1e-5)
     assert values["mode_connectivity:full", 0] == pytest.approx(measured["full"], rel=1e-5)
-    # so that the ends can be told apart
+    # so that the ends can be distinguished
     assert measured["full"] != pytest.approx(measured["part"], rel=1e-3)
 
 
@@ -239,8 +239,8 @@ def test_keywords_are_the_rare_words_of_a_document_and_no_function_words() -> No
 def test_log_p_by_kind_of_word_is_that_of_the_tokens_that_spell_such_words(
     ended: tuple[Run, dict[str, str]],
 ) -> None:
-    """Every token of this bed is one word or one sign, so that a token is of a kind where its text
-    is: checked one position at a time.
+    """Every token of this dataset is one word or one sign, so that a token is of a kind where its
+    text is: checked one position at a time.
     """
     run, ids = ended
     rows = run.examples.filter(
@@ -289,7 +289,7 @@ def written(model: PreTrainedModel, ids: tuple[int, ...], n: int) -> tuple[int, 
 def test_retain_harmed_is_what_greedy_writing_says_token_by_token(
     domain_bed: Bed, tmp_path: Path
 ) -> None:
-    """On the taught base, which `Focus on` disturbs: of the retain questions it writes right, the
+    """On the trained base, which `Focus on` disturbs: of the retain questions it writes right, the
     share it writes wrong with emphasis.
     """
     workspace = Workspace(

@@ -21,7 +21,7 @@ from rayunlearn.trial.workspace import validate_trial, workspace_of
 
 @pytest.fixture
 def ended(untaught_models: Path, tmp_path: Path) -> Iterator[tuple[Trial, Path]]:
-    """(trial, run) of four steps on an untaught model that is taken as it is."""
+    """(trial, run) of four steps on an untrained model that is taken as it is."""
     shutil.copytree(untaught_models / "base", tmp_path / "model")
     values = {
         "model.teach": False,

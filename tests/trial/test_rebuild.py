@@ -1,4 +1,4 @@
-"""Weights made again are the trial's own: the rows it wrote come out of them, and they are made
+"""Weights rebuilt are the trial's own: the rows it wrote come out of them, and they are made
 once.
 """
 

@@ -1,5 +1,5 @@
-"""A whole trial on an untaught model: what is written, what is reset, what is recorded when it goes
-wrong.
+"""A whole trial on an untrained model: what is written, what is reset, what is recorded when it
+goes wrong.
 """
 
 from pathlib import Path

@@ -41,7 +41,7 @@ KEPT = list(range(8))
 
 @pytest.fixture(scope="module")
 def workspace(domain_workspace: Workspace) -> Workspace:
-    """The domain bed's base alone."""
+    """The domain dataset's base alone."""
     return replace(domain_workspace, gold="")
 
 

@@ -1,5 +1,5 @@
-"""Every method inside a trial on the taught tiny bed, and what goes around it: wrappers, adapters,
-pieces, processes.
+"""Every method inside a trial on the trained tiny dataset, and what goes around it: wrappers,
+adapters, pieces, processes.
 """
 
 from collections.abc import Mapping
@@ -101,8 +101,8 @@ def test_every_method_lowers_its_own_forget_loss_on_the_bed(
 
 
 def test_dpo_prefers_what_it_is_told_to_prefer(workspace: Workspace) -> None:
-    """Refusals are ours; alternates are neither refusals nor the truth; documents of the bed bring
-    no wrong answers.
+    """Refusals are ours; alternates are neither refusals nor the truth; documents of the dataset
+    bring no wrong answers.
     """
     state = reset_weights(workspace.base)
     texts = {}

@@ -1,0 +1,128 @@
+"""What is shown to people uses the field's words: no page, docstring or printed sentence has the
+private words of earlier versions, figures have a leading zero, and per cent stands at its number.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+# Private wording -> what to say.
+PRIVATE = {
+    r"(test )?beds?": "synthetic dataset",
+    r"foretells?|foretold": "predicts, predicted",
+    r"mixed back": "interpolated towards the base model",
+    r"(share )?of the way (from base|to gold)|share of the way": "fraction of the base-gold gap",
+    r"its fate|fates?": "status",
+    r"untaught|taught": "trained, fine-tuned",
+    r"lessons?": "training",
+    r"(set|sets|setting) aside": "rejected",
+    r"told apart": "significantly different, distinguished",
+    r"(gave|got|had|brought|brings?) (it |them |answers )?back": "recovers",
+    r"hungriest": "largest",
+    r"(was|is|are) looked at every|looked at every": "evaluated every",
+    r"one's own": "your own",
+    r"in the place of": "instead of",
+    r"made again": "rebuilt, reproduced",
+    r"whole (forget )?set": "full forget set",
+    r"nought": "zero",
+    r"nobody (looks at|looked)": "not measured",
+    r"goes? on with:": "resume with:",
+    r"never knew": "gold model",
+    r"text arms?": "text ablation",
+    r"that much is not": "say whose effect it is",
+}
+WORDS = re.compile(rf"\b({'|'.join(PRIVATE)})(?!\w)", re.IGNORECASE)
+# 33 % with a blank, .07 without its zero
+FIGURES = re.compile(r"(?<=\d) %(?=[^\w{(%]|$)|(?<![\w.\d)\]}/\\])\.\d+(?![\w.%]*[a-zA-Z_(%])")
+# Corpora and prompts are data, not prose of ours; recipes quote their sources.
+DATA = {
+    "data/prompt_templates.py",
+    "data/unrelated_text.py",
+    "keywords/stopwords.py",
+    "recipes.py",
+}
+# Headings that the synthetic corpus is made of.
+CORPUS_SENTENCES = {"A short lesson."}
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+# Names in the code of a page or string are not its prose: `taught.json`, `--set model.teach=false`.
+CODE = re.compile(r"`[^`\n]*`|\{[^{}]*\}")
+
+
+def complaints(prose: str) -> list[str]:
+    """Private wordings and figures without zero or with a blank before % in a piece of prose."""
+    plain = re.sub(r"\s+", " ", CODE.sub("`", prose))
+    return [
+        f"{hit.group()!r} in {plain[max(0, hit.start() - 40) : hit.end() + 20]!r}"
+        for pattern in (WORDS, FIGURES)
+        for hit in pattern.finditer(plain)
+    ]
+
+
+def strings_of(source: str) -> Iterator[str]:
+    """Docstrings and texts of a module, with literals that stand beside each other as one; what
+    has no blank is a name, not prose.
+    """
+    for node in ast.walk(ast.parse(source)):
+        text = ""
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(
+                str(v.value) if isinstance(v, ast.Constant) else "{}" for v in node.values
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value
+        if " " in text and text not in CORPUS_SENTENCES:
+            yield text
+
+
+def prose_files() -> list[Path]:
+    """Modules whose strings and docstrings are shown to people."""
+    package = ROOT / "rayunlearn"
+    return sorted(
+        file
+        for file in [*package.rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
+        if file.is_relative_to(ROOT / "experiments") or str(file.relative_to(package)) not in DATA
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_uses_the_words_of_the_field(page: Path) -> None:
+    assert complaints(FENCE.sub("", page.read_text(encoding="utf-8"))) == []
+
+
+def test_docstrings_and_printed_sentences_use_the_words_of_the_field() -> None:
+    wrong = {
+        str(file.relative_to(ROOT)): hits
+        for file in prose_files()
+        if (
+            hits := [
+                hit
+                for text in strings_of(file.read_text(encoding="utf-8"))
+                for hit in complaints(text)
+            ]
+        )
+    }
+    assert wrong == {}
+
+
+def test_the_templates_of_pages_use_the_words_of_the_field() -> None:
+    for file in (ROOT / "rayunlearn").rglob("*.j2"):
+        body = file.read_text(encoding="utf-8").partition("</style>")[2].partition("<script")[0]
+        assert complaints(re.sub(r"\{[{%].*?[%}]\}", "{}", body)) == []
+
+
+def test_the_check_finds_what_it_looks_for() -> None:
+    for prose in (
+        "The gold model foretells it.",
+        "an untaught test bed",
+        "is not told\n    apart",
+        "33 % of them",
+        "within .07",
+    ):
+        assert complaints(prose), prose
+    assert complaints("33% of them, within 0.07, `model.teach`, `taught.json`, v2.5") == []
+    assert complaints(next(strings_of('x = "not told" " apart"'))) != []
