@@ -20,6 +20,7 @@ from rayunlearn.errors import require
 from rayunlearn.lazy import functional, nn, torch
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.models.forward import blocks, evaluating, hidden_states
+from rayunlearn.models.logits import final_states
 from rayunlearn.ranges import Count, Fraction, NonNegative, Positive, Whole
 from rayunlearn.schema import HELD_IN
 from rayunlearn.train.loop import optimise
@@ -260,31 +261,29 @@ def prompt_losses(
         lambda _m, _i, out: caught.append(out[0] if isinstance(out, tuple) else out)
     )
     try:
-        hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        final = final_states(model, {"inputs_embeds": embedded})
     finally:
         handle.remove()
-    head = model.get_output_embeddings()
+    # where each candidate's copy of the batch starts, in positions laid out row by row
+    n_rows, width = len(batch.input_ids), embedded.shape[1]
+    starts = n_rows * width * torch.arange(count, device=embedded.device)[:, None]
     row, index = batch.labelled.nonzero(as_tuple=True)
     # the position that predicts the label, once the prompt stands in its place
-    before = index - 1 + length * (index >= insert_at).long()
-    target_states = hidden.unflatten(0, (count, -1))[:, row, before]
-    labels = batch.input_ids[row, index].expand(count, -1)
-    total = functional.cross_entropy(
-        head(target_states).float().transpose(1, 2), labels, reduction="none"
-    ).mean(1)
+    before = row * width + index - 1 + length * (index >= insert_at).long()
+    logits = final.logits_at((starts + before).flatten())
+    labels = batch.input_ids[row, index].repeat(count)
+    total = functional.cross_entropy(logits, labels, reduction="none").view(count, -1).mean(1)
     if goal.representation > 0 and goal.target_states is not None:
-        states = caught[0].unflatten(0, (count, -1))[:, :, insert_at + length :].float()
+        states = caught[-1].unflatten(0, (count, -1))[:, :, insert_at + length :].float()
         total = total + goal.representation * _distance(
             states, goal.target_states[:, insert_at:], batch.present[:, insert_at:]
         )
     if goal.fluency > 0:
         # nothing predicts the first token of all
         first = max(insert_at, 1)
-        ahead = (
-            head(hidden.unflatten(0, (count, -1))[:, 0, first - 1 : insert_at + length - 1])
-            .float()
-            .log_softmax(-1)
-        )
+        of_prompt = torch.arange(first - 1, insert_at + length - 1, device=embedded.device)
+        logits = final.logits_at((starts + of_prompt).flatten())
+        ahead = logits.view(count, len(of_prompt), -1).log_softmax(-1)
         total = total - goal.fluency * (shares[:, first - insert_at :] * ahead).sum(-1).mean(1)
     return total
 

@@ -17,7 +17,8 @@ from rayunlearn.lazy import functional, np, torch
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.metrics.likelihood import probability
 from rayunlearn.metrics.multiple_choice import multiple_choice
-from rayunlearn.models.forward import blocks, evaluating
+from rayunlearn.models.forward import blocks, evaluating, normed_states
+from rayunlearn.models.logits import logits_of_states, require_split
 from rayunlearn.ranges import Positive
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def logit_lens(
     probes: Sequence[Probe],
 ) -> Rows:
     """`probability` and `multiple_choice` of every probe as each block's output would have it:
-    through the final norm and the head.
+    through the final norm, the head and what the family does to its logits.
 
     nostalgebraist 2020; on unlearned models 2409.18025, which reads letters and also looks between
     attention and MLP: we read the answers themselves, after whole blocks. The last block's rows are
@@ -158,18 +159,16 @@ def lens_nll(
     """Token NLL (blocks, n) float32 of each sequence's n labels, read from every block's output; on
     the CPU, in the order given.
     """
-    norm, head = final_norm(model), model.get_output_embeddings()
+    require_split(model, "answers read from every block")
     nll_by_sequence: dict[int, Tensor] = {}
     with evaluating(model):
         for positions in by_length(sequences, TOKENS_PER_BATCH):
             batch = collate([sequences[p] for p in positions]).to(model.device)
             labels = batch.input_ids.flatten()[batch.places]
             states = block_states(model, batch.input_ids, batch.places - 1)
+            lens = (logits_of_states(model, normed_states(model, state)) for state in states)
             nll = torch.stack(
-                [
-                    functional.cross_entropy(head(norm(state)).float(), labels, reduction="none")
-                    for state in states
-                ]
+                [functional.cross_entropy(logits, labels, reduction="none") for logits in lens]
             ).cpu()
             nll_by_sequence |= dict(
                 zip(positions, nll.split(batch.labelled.sum(1).tolist(), 1), strict=True)
@@ -217,26 +216,6 @@ def block_states(model: PreTrainedModel, input_ids: Tensor, places: Tensor) -> l
         for handle in handles:
             handle.remove()
     return caught
-
-
-def final_norm(model: PreTrainedModel) -> nn.Module:
-    """The norm between the last block and the head, whatever its family calls it. Raises
-    LookupError where none stands after the blocks.
-    """
-    layers = blocks(model)
-    for module in model.base_model.modules():
-        children = list(module.named_children())
-        index = next(
-            (number for number, (_, child) in enumerate(children) if child is layers), None
-        )
-        after = (
-            [child for name, child in children[index + 1 :] if "norm" in name or name == "ln_f"]
-            if index is not None
-            else []
-        )
-        if after:
-            return after[-1]
-    raise LookupError(f"{type(model).__name__} has no norm after its blocks")
 
 
 def _named(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Encoded, collate
 from rayunlearn.errors import require
-from rayunlearn.lazy import torch
+from rayunlearn.lazy import functional, torch
 from rayunlearn.models.forward import label_ids
+from rayunlearn.models.logits import logits_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,13 +42,12 @@ def integrated_gradients(
     labels, label_positions = label_ids(batch), batch.places - 1
 
     def log_prob(embedded: Tensor) -> Tensor:
-        hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state[
-            :, label_positions
-        ]
-        log_probs = model.get_output_embeddings()(hidden).float().log_softmax(-1)
-        return (
-            log_probs.gather(-1, labels.expand(len(embedded), -1)[..., None]).squeeze(-1).mean(-1)
-        )
+        rows, length, _ = embedded.shape
+        starts = length * torch.arange(rows, device=embedded.device)
+        places = (starts[:, None] + label_positions).flatten()
+        logits = logits_at(model, {"inputs_embeds": embedded}, places)
+        nll = functional.cross_entropy(logits, labels.repeat(rows), reduction="none")
+        return -nll.view(rows, -1).mean(-1)
 
     was_training = model.training
     model.eval()

@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING
 from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
 from rayunlearn.lazy import functional, torch
 from rayunlearn.models.forward import LEAST_DEVIATION, blocks, evaluating, label_ids
+from rayunlearn.models.logits import FinalStates, final_states, rows_at_once
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-
-# on a processor what its caches hold, on a GPU half a gigabyte
-LOGITS_AT_ONCE = {"cpu": 2**20, "gpu": 2**27}
 
 
 @dataclass(frozen=True)
@@ -66,28 +63,23 @@ def zlib_ratio(passed: DocumentFeatures, text: str) -> float:
 
 
 def _passed(model: PreTrainedModel, batch: Batch, n_ends: Sequence[int]) -> list[DocumentFeatures]:
-    penultimate, last = _states(model, batch)
+    penultimate, final = _states(model, batch)
     sizes = batch.labelled.sum(1).tolist()
-    parts = [
-        values.cpu().split(sizes)
-        for values in _label_scores(model, last[:, :-1][batch.labelled[:, 1:]], label_ids(batch))
-    ]
+    parts = [values.cpu().split(sizes) for values in _label_scores(final, batch)]
     states = _mean(penultimate.float(), batch.present).cpu()
     return [DocumentFeatures(*values) for values in zip(*parts, states, n_ends, strict=True)]
 
 
-def _label_scores(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    """`token_scores` of the labels, each predicted from a row of hidden (N, D), some rows at a
-    time: a whole batch of logits (8,192 x V) is larger than a processor's caches, and every step of
-    the scores would read it from memory again."""
-    head = model.get_output_embeddings()
-    at_once = LOGITS_AT_ONCE["cpu" if hidden.device.type == "cpu" else "gpu"]
-    rows = max(1, at_once // model.config.vocab_size)
+def _label_scores(final: FinalStates, batch: Batch) -> tuple[Tensor, ...]:
+    """`token_scores` of the batch's N labels, some at a time: a whole batch of logits (8,192 x V)
+    is larger than a processor's caches, and every step of the scores would read it from memory
+    again."""
+    rows = rows_at_once(final.model)
+    # a label is predicted from the position before it
+    places, labels = (batch.places - 1).split(rows), label_ids(batch).split(rows)
     parts = [
-        token_scores(head(rows_of_states).float(), rows_of_labels)
-        for rows_of_states, rows_of_labels in zip(
-            hidden.split(rows), labels.split(rows), strict=True
-        )
+        token_scores(final.logits_at(places_of_rows), labels_of_rows)
+        for places_of_rows, labels_of_rows in zip(places, labels, strict=True)
     ]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
@@ -109,17 +101,18 @@ def token_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor
     return nll, (-nll - mean) / spread.clamp_min(LEAST_DEVIATION), error
 
 
-def _states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+def _states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, FinalStates]:
     caught: list[Tensor] = []
     layers = blocks(model)
     handle = layers[max(0, len(layers) - 2)].register_forward_hook(
         lambda _m, _i, out: caught.append(out[0] if isinstance(out, tuple) else out)
     )
     try:
-        last = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        final = final_states(model, {"input_ids": batch.input_ids})
     finally:
         handle.remove()
-    return caught[0], last
+    # the first use tries the model on a few tokens, which pass here too
+    return caught[-1], final
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
 from rayunlearn.lazy import functional, nn, torch
+from rayunlearn.models.logits import can_split, logits_at, replaced_forwards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +50,6 @@ def start_from_prefix(model: PreTrainedModel, start: PrefixStart | None) -> Iter
         yield
         return
     prefix, layers = start, blocks(model)
-    below = [(block, block.__dict__.get("forward")) for block in layers[: start.block]]
 
     def begin(
         _module: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]
@@ -64,15 +64,11 @@ def start_from_prefix(model: PreTrainedModel, start: PrefixStart | None) -> Iter
         )
 
     handle = layers[start.block].register_forward_pre_hook(begin, with_kwargs=True)
-    for block, _ in below:
-        block.__dict__["forward"] = _handed_on
     try:
-        yield
+        with replaced_forwards(layers[: start.block], _handed_on):
+            yield
     finally:
         handle.remove()
-        for block, original in below:
-            block.__dict__.pop("forward")
-            block.__dict__.update({} if original is None else {"forward": original})
 
 
 def _handed_on(hidden_states: Tensor, *_inputs: object, **_options: object) -> Tensor:
@@ -118,11 +114,11 @@ def label_logits(model: PreTrainedModel, batch: Batch, start: PrefixStart | None
     """Logits (N, V), float32, of the N labelled positions in row-major order; the head runs nowhere
     else.
     """
+    # the first use tries the model on a text of its own, which must not meet the prefix
+    can_split(model)
     with start_from_prefix(model, start):
-        hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    # a label is predicted from the position before it
-    label_states = hidden.flatten(0, 1).index_select(0, batch.places - 1)
-    return model.get_output_embeddings()(label_states).float()
+        # a label is predicted from the position before it
+        return logits_at(model, {"input_ids": batch.input_ids}, batch.places - 1)
 
 
 def label_ids(batch: Batch) -> Tensor:
@@ -179,6 +175,30 @@ def hidden_states(
     finally:
         handle.remove()
     return caught[0]
+
+
+def normed_states(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """What the model makes of the output (N, D) of a block on the way to its head, (N, D'): its
+    final norm, with all that a family does there besides (OPT also projects).
+
+    The states take the place of the last block's output for N texts of one token, and the blocks
+    compute nothing.
+    """
+    layers, token = blocks(model), torch.zeros(1, 1, dtype=torch.long, device=states.device)
+    caught: list[Tensor | tuple[Tensor, ...]] = []
+    handle = layers[-1].register_forward_hook(lambda _m, _i, output: caught.append(output))
+    try:
+        model.base_model(input_ids=token, use_cache=False)
+    finally:
+        handle.remove()
+    texts = states[:, None]
+    # some families' blocks return the states alone, others a tuple that begins with them
+    output = texts if isinstance(caught[0], torch.Tensor) else (texts, *caught[0][1:])
+    with replaced_forwards(layers, lambda *_inputs, **_options: output):
+        final: Tensor = model.base_model(
+            input_ids=token.expand(len(states), 1), use_cache=False
+        ).last_hidden_state
+    return final[:, 0]
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from rayunlearn.data.hub import hub_name, is_local, looks_like_path
 from rayunlearn.data.tokenize import check_chat_template
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import transformers
+from rayunlearn.models.logits import can_split
 from rayunlearn.storage.artifact_cache import (
     apply_umask,
     file_digest,
@@ -103,7 +104,9 @@ def load_model(
         missing[:5],
     )
     set_padding(model, tokenizer, directory)
-    return model.eval(), tokenizer
+    # tried here, so that what is said of a family is said before anything is measured
+    can_split(model.eval())
+    return model, tokenizer
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -31,6 +31,7 @@ from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.device_memory import step_memory
 from rayunlearn.models.forward import blocks
 from rayunlearn.models.load import resolve_model
+from rayunlearn.models.logits import FinalStates, final_states
 from rayunlearn.models.reference import DISTRIBUTION_BYTES
 from rayunlearn.models.scratch import MOST_WORDS, build_model
 from rayunlearn.ranges import required_inputs
@@ -303,8 +304,8 @@ def _loss(trial: Trial, model: PreTrainedModel, size: int, tokens: int, labels: 
 
 
 def _likelihood_loss(model: PreTrainedModel, size: int, tokens: int, *, labels: int) -> Tensor:
-    label_states = _hidden(model, size, tokens)[:, -labels:].flatten(0, 1)
-    logits = model.get_output_embeddings()(label_states).float()
+    places = torch.arange(size * tokens, device="meta").view(size, tokens)[:, -labels:].flatten()
+    logits = _final_states(model, size, tokens).logits_at(places)
     return functional.cross_entropy(
         logits, torch.zeros(len(logits), dtype=torch.long, device="meta")
     )
@@ -318,12 +319,12 @@ def _states_loss(model: PreTrainedModel, size: int, tokens: int, *, layer: int) 
     handle = blocks(model)[layer].register_forward_hook(
         lambda _m, _i, output: caught.append(output[0] if isinstance(output, tuple) else output)
     )
-    _hidden(model, size, tokens)
+    _final_states(model, size, tokens)
     handle.remove()
     return caught[0].float().square().mean()
 
 
-def _hidden(model: PreTrainedModel, size: int, tokens: int) -> Tensor:
+def _final_states(model: PreTrainedModel, size: int, tokens: int) -> FinalStates:
     """The last block's output for a batch without numbers; a ready mask, because the library would
     look into the batch for one.
     """
@@ -332,13 +333,8 @@ def _hidden(model: PreTrainedModel, size: int, tokens: int) -> Tensor:
     # a family that counts positions by its mask (OPT) would count along the wrong side of this one
     arguments = {"position_ids": torch.arange(tokens, device="meta").expand(size, -1)}
     parameters = inspect.signature(model.base_model.forward).parameters
-    states: Tensor = model.base_model(
-        input_ids=ids,
-        attention_mask=mask,
-        use_cache=False,
-        **{name: value for name, value in arguments.items() if name in parameters},
-    ).last_hidden_state
-    return states
+    named = {name: value for name, value in arguments.items() if name in parameters}
+    return final_states(model, {"input_ids": ids, "attention_mask": mask, **named})
 
 
 def _frozen_reference_bytes(trial: Trial, model: PreTrainedModel, labels: int) -> int:

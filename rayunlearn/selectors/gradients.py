@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
 from rayunlearn.lazy import nn, torch
+from rayunlearn.models.logits import can_split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,8 @@ def gradient_norms(
     alone. With two terms the i-th loss is the sum of both terms' i-th. Exact, up to rounding, for
     models whose parameters sit in modules of one input. No `.grad` is touched.
     """
+    # the first use tries the model on a text of its own, which must not be among the calls
+    can_split(model)
     calls: list[tuple[Batch, nn.Module, Tensor, Tensor]] = []
     total: list[Tensor] = []
     for batch, losses in terms:
@@ -179,16 +182,15 @@ def capture_module_io(model: nn.Module) -> Iterator[list[tuple[nn.Module, Tensor
 
 
 def _by_row(values: Tensor, batch: Batch) -> Tensor:
-    """(B, T, ...) as it is; the head's (N, ...) put back to the positions it stands for, zero
+    """(B, T, ...) as it is; the head's (1, N, ...) put back to the positions it stands for, zero
     elsewhere.
     """
-    # two dimensions: token ids (B, T), or the head's (N, D)
-    if values.dim() > 2 or not values.is_floating_point():
+    if values.shape[:2] == batch.labelled.shape:
         return values
     padded = torch.zeros(
-        *batch.labelled.shape, *values.shape[1:], dtype=values.dtype, device=values.device
+        *batch.labelled.shape, *values.shape[2:], dtype=values.dtype, device=values.device
     )
-    padded[:, :-1][batch.labelled[:, 1:]] = values
+    padded[:, :-1][batch.labelled[:, 1:]] = values.flatten(0, 1)
     return padded
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.lazy import torch
 from rayunlearn.models.forward import evaluating, label_ids
+from rayunlearn.models.logits import final_states, head_gradients_of_loss, rows_at_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,8 @@ def head_gradients(
     """Projected gradient of each document's mean NLL with respect to the head's weight, (n,
     width^2) float32 on the CPU.
 
-    The gradient is sum_t (p_t - y_t) h_t' / n; both sides are multiplied by fixed random signs, E
+    The gradient is sum_t e_t h_t' / n with e_t = p_t - y_t, times the derivative of what a family
+    does to its logits after the head (a cap, a scale); both sides are multiplied by fixed random signs, E
     <a, b> is exact, and no (V, D) matrix is formed: one forward pass.
     """
     embedding = model.get_output_embeddings().weight
@@ -39,34 +41,32 @@ def head_gradients(
     with evaluating(model):
         for positions in by_length(sequences, tokens_per_batch):
             batch = collate([sequences[p] for p in positions]).to(model.device)
-            hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[
-                :, :-1
-            ][batch.labelled[:, 1:]]
-            logits = model.get_output_embeddings()(hidden).float()
+            final = final_states(model, {"input_ids": batch.input_ids})
+            # a label is predicted from the position before it
+            hidden = final.states_at(batch.places - 1)
+            errors = _projected_errors(model, hidden, label_ids(batch), left_factor)
             sizes = batch.labelled.sum(1).tolist()
-            rows |= dict(
-                zip(
-                    positions,
-                    project(logits, label_ids(batch), hidden.float(), left_factor, right, sizes),
-                    strict=True,
-                )
-            )
+            projected = _per_document(errors, hidden.float() @ right, sizes)
+            rows |= dict(zip(positions, projected, strict=True))
     return torch.stack([rows[p] for p in range(len(sequences))])
 
 
-def project(
-    logits: Tensor,
-    labels: Tensor,
-    hidden: Tensor,
-    left_factor: Tensor,
-    right: Tensor,
-    sizes: Sequence[int],
-) -> list[Tensor]:
-    """left' G right of each document's head gradient G (V, D), flattened. logits (N, V), labels
-    (N,), hidden (N, D), left_factor (V, a), right (D, b).
-    """
-    errors = logits.softmax(-1) @ left_factor - left_factor[labels]
-    pairs = zip(errors.split(list(sizes)), (hidden @ right).split(list(sizes)), strict=True)
+def _projected_errors(
+    model: PreTrainedModel, hidden: Tensor, labels: Tensor, left_factor: Tensor
+) -> Tensor:
+    """The gradients (N, V) of the labels' NLL in the head's output, times (V, a), some at a time."""
+    size = rows_at_once(model)
+    return torch.cat(
+        [
+            head_gradients_of_loss(model, states, ids) @ left_factor
+            for states, ids in zip(hidden.split(size), labels.split(size), strict=True)
+        ]
+    )
+
+
+def _per_document(left: Tensor, right: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Mean over each document's labels of left_t right_t', flattened; left (N, a), right (N, b)."""
+    pairs = zip(left.split(list(sizes)), right.split(list(sizes)), strict=True)
     return [(error.T @ state / len(error)).flatten().cpu() for error, state in pairs]
 
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from rayunlearn.attacks.early_exit import linear_shortcut, ridge_fit
-from rayunlearn.attacks.probing import final_norm
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.data.tokenize import collate
 from rayunlearn.errors import UserError
-from rayunlearn.models.forward import token_nll
+from rayunlearn.models.forward import normed_states, token_nll
 from rayunlearn.storage.run import open_run
 from rayunlearn.trial import model_state
 from rayunlearn.trial.attack import run_attack_or_trial
@@ -76,7 +75,7 @@ def test_a_model_reads_the_mapped_state_until_the_hooks_are_off(family: str) -> 
             cut, before, atol=1e-3
         )
         bias = _mean_difference(family)
-        assert torch.allclose(caught[0], final_norm(model)(states + bias), atol=1e-5)
+        assert torch.allclose(caught[0], normed_states(model, (states + bias)[0])[None], atol=1e-5)
         assert written.shape[1] > inputs.shape[1] and torch.equal(written, again)
 
 

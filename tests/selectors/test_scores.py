@@ -24,8 +24,9 @@ from rayunlearn.models.document_features import (
 from rayunlearn.models.forward import hidden_states, score, token_nll
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.ranges import required_inputs
+from rayunlearn.selectors import random_projection
 from rayunlearn.selectors.gradients import cosines_with, gradient_norms, gradient_slopes
-from rayunlearn.selectors.random_projection import head_gradients, project
+from rayunlearn.selectors.random_projection import head_gradients
 from rayunlearn.selectors.redundancy import (
     covered_weight,
     effective_rank,
@@ -37,6 +38,7 @@ from rayunlearn.selectors.redundancy import (
     shingles_of,
 )
 from rayunlearn.selectors.table import SELECTORS, min_k, min_k_plus
+from tests.families import toy_model
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 from tests.tokenizer_kinds import PAIRS, chat_tokenizer, tokenizer_of
 
@@ -291,19 +293,23 @@ def test_expected_coverage_is_the_mean_over_all_coresets() -> None:
         )
 
 
-def test_a_sketch_with_identity_projections_is_the_gradient_of_the_head() -> None:
-    model = tiny_model()
-    weight = model.get_output_embeddings().weight
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite", "opt"])
+def test_a_sketch_with_identity_projections_is_the_gradient_of_the_head(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient through the head alone: a tied embedding's other use is no part of it."""
+    model = toy_model(family)
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    monkeypatch.setattr(
+        random_projection, "random_signs", lambda size, _width, _seed: torch.eye(size)
+    )
     for sequence in SEQUENCES:
         batch = collate([sequence])
         loss = token_nll(model, batch).sum() / batch.labelled.sum()
-        (expected,) = torch.autograd.grad(loss, weight)
-        hidden = model.base_model(input_ids=batch.input_ids).last_hidden_state[:, :-1][
-            batch.labelled[:, 1:]
-        ]
-        logits, labels = model.get_output_embeddings()(hidden), batch.input_ids[batch.labelled]
-        found = project(logits, labels, hidden, torch.eye(37), torch.eye(16), [len(labels)])[0]
-        torch.testing.assert_close(found.detach().reshape(37, 16), expected)
+        (expected,) = torch.autograd.grad(loss, head.weight)
+        found = head_gradients(model, [sequence])[0]
+        torch.testing.assert_close(found.reshape(37, 16), expected)
 
 
 def test_sketches_keep_inner_products_on_average_and_do_not_depend_on_the_batch() -> None:
