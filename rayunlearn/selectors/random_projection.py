@@ -29,8 +29,8 @@ def head_gradients(
     width^2) float32 on the CPU.
 
     The gradient is sum_t e_t h_t' / n with e_t = p_t - y_t, times the derivative of what a family
-    does to its logits after the head (a cap, a scale); both sides are multiplied by fixed random signs, E
-    <a, b> is exact, and no (V, D) matrix is formed: one forward pass.
+    does to its logits after the head (a cap, a scale); both sides are multiplied by fixed random
+    signs, E <a, b> is exact, and no (V, D) matrix is formed: one forward pass.
     """
     embedding = model.get_output_embeddings().weight
     left_factor, right = (
@@ -54,7 +54,7 @@ def head_gradients(
 def _projected_errors(
     model: PreTrainedModel, hidden: Tensor, labels: Tensor, left_factor: Tensor
 ) -> Tensor:
-    """The gradients (N, V) of the labels' NLL in the head's output, times (V, a), some at a time."""
+    """Gradients (N, V) of the labels' NLL in the head's output, times (V, a), some at a time."""
     size = rows_at_once(model)
     return torch.cat(
         [
