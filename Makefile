@@ -3,7 +3,7 @@
 # make bench   ratios beside the plain way, same machine, same run; make bench-cluster: what the platform costs without any model
 # make docs    the site, strictly, into build/site
 # make findings  the experiments at their laptop size, then docs/findings.md from their Parquet files (hours; finished trials are kept)
-# make check   style, formatting, types, the cluster files against their readers' schemas; then the longest functions and files, to look at
+# make check   style, formatting, types, the cluster files against their readers' schemas; then the style figures beside other projects'
 # Everything is installed once into .venv, at the versions of constraints.txt; nothing else on the machine is touched.
 
 VENV := .venv
@@ -49,7 +49,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(if $(filter test,$(MAKECMDGOALS)),,$(BIN)/python -m pytest tests/test_deploy.py)
-	$(BIN)/python .ci/longest.py
+	$(BIN)/python .ci/style.py
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
