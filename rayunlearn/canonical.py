@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from rayunlearn.config import Select, Token, Trial, with_values
+from rayunlearn.config import FULL_RATIO, Select, Token, Trial, with_values
 
 CheckTrial = Callable[[Trial], Trial]
 
@@ -33,10 +33,10 @@ def canonical_trial(trial: Trial, *, check: CheckTrial) -> Trial:
     if trial.method.forget == "none":
         trial = replace(
             trial,
-            select=Select(ratio=trial.select.ratio if trial.train.unit == "epochs" else 1.0),
+            select=Select(ratio=trial.select.ratio if trial.train.unit == "epochs" else FULL_RATIO),
             token=Token(),
         )
-    elif trial.select.ratio == 1.0:
+    elif trial.select.is_full:
         trial = replace(trial, select=canonical_full_set(trial.select))
     return check(trial)
 

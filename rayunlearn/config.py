@@ -18,6 +18,7 @@ from rayunlearn.errors import UserError, require, require_no_login, unknown_name
 Value = str | int | float | bool
 
 SYNTHETIC_DATASETS = ("domain", "people")
+# loaded by `data.benchmarks.LOADERS`, one each
 BENCHMARKS = (
     "biology",
     "mmlu",
@@ -31,8 +32,11 @@ BENCHMARKS = (
 UNITS = ("steps", "epochs", "presentations")
 # after the warm-up
 SCHEDULES = ("constant", "linear", "cosine")
-STAGES = ("unlearned", "base", "gold")
+# what a trial ends with; `schema.STAGES` are those at which something is measured
+TRIAL_STAGES = ("unlearned", "base", "gold")
 OBJECTIVE_STAGES = ("unlearned", "calibrated")
+# select.ratio of the full forget set
+FULL_RATIO = 1.0
 # settings that are repeated over, never compared
 SEED_SETTINGS = ("select.seed", "train.seed")
 SIZES = ("tiny", "small")
@@ -177,7 +181,7 @@ class Select:
     judge_model: str = ""
 
     def __post_init__(self) -> None:
-        require(0 < self.ratio <= 1, "select.ratio must be in (0, 1]", self.ratio)
+        require(0 < self.ratio <= FULL_RATIO, "select.ratio must be in (0, 1]", self.ratio)
         if self.text not in TEXTS:
             raise unknown_name("select.text", self.text, TEXTS)
         require(
@@ -185,6 +189,11 @@ class Select:
             "select.keyword_fraction must be in (0, 1]",
             self.keyword_fraction,
         )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether everything is selected: nothing chooses documents then."""
+        return self.ratio == FULL_RATIO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +244,11 @@ class Token:
         require(self.temperature > 0, "token.temperature must be > 0", self.temperature)
         require(0 < self.keep <= 1, "token.keep must be in (0, 1]", self.keep)
         require(self.cap >= 0, "token.cap must be >= 0", self.cap)
+
+
+def rounded_share(share: float, n: int) -> int:
+    """How many of `n` a share is: max(1, round(share x n))."""
+    return max(1, round(share * n))
 
 
 def block_numbers(layers: str) -> tuple[int, ...]:
@@ -303,6 +317,20 @@ class Train:
         require(self.batch_size % self.accumulation == 0, rule, self.accumulation)
         if self.precision not in PRECISIONS:
             raise unknown_name("train.precision", self.precision, PRECISIONS)
+
+    def n_presentations(self, n_kept: int) -> float:
+        """Forget documents shown over the whole training, repeats counted, for a coreset of
+        `n_kept` documents.
+        """
+        return {
+            "steps": self.length * self.batch_size,
+            "epochs": self.length * n_kept,
+            "presentations": self.length,
+        }[self.unit]
+
+    def n_steps(self, n_kept: int) -> int:
+        """Optimizer steps that show them, at least one unless `length` is 0."""
+        return max(1, round(self.n_presentations(n_kept) / self.batch_size)) if self.length else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -456,8 +484,8 @@ class Trial:
     options: tuple[tuple[str, Value], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.stage not in STAGES:
-            raise unknown_name("stage", self.stage, STAGES)
+        if self.stage not in TRIAL_STAGES:
+            raise unknown_name("stage", self.stage, TRIAL_STAGES)
 
 
 @dataclass(frozen=True, kw_only=True)

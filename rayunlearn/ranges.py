@@ -1,17 +1,24 @@
-"""Value ranges that a hyperparameter's annotation states: `beta: Positive = 0.1`. The signature is
-the contract.
+"""What the functions of all families share: the signature is the contract.
+
+- A positional parameter names an input that the function asks for (`required_inputs`).
+- A keyword-only parameter is a hyperparameter with its default (`options_of`); its annotation
+  states the range: `beta: Positive = 0.1`.
+- A row of a family's table is a function, its title and its source (`FamilyRow`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
-from rayunlearn.config import Value
+from rayunlearn.config import Value, coerce_value
+from rayunlearn.errors import require, unknown_name
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,27 @@ class Option:
     default: Value
     kind: type
     rule: Rule | None
+
+    @property
+    def argument(self) -> str:
+        """The name without its function: `beta` of `npo.beta`."""
+        return self.name.partition(".")[2]
+
+
+@dataclass(frozen=True)
+class FamilyRow(Generic[Result]):
+    """A row of a family's table: the function, what it is in a few words, and where it comes from
+    (paper and equation, or ours).
+    """
+
+    function: Callable[..., Result]
+    title: str
+    source: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """`required_inputs` of the function."""
+        return required_inputs(self.function)
 
 
 @lru_cache(maxsize=1024)
@@ -72,6 +100,35 @@ def _rule_of(hint: Any) -> Rule | None:
 
 
 def required_inputs(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the tensors a loss asks for: its positional parameters."""
+    """What a family function asks for by name (tensors, documents, passes): its positional
+    parameters.
+    """
     parameters = inspect.signature(function).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def checked_value(option: Option, value: Value) -> Value:
+    """The value as the option's type. Raises UserError for another type and outside the range."""
+    number = coerce_value(option.name, value, option.kind)
+    if option.rule is not None:
+        require(option.rule.holds(float(number)), f"{option.name} {option.rule.words}", value)
+    return number
+
+
+def checked_arguments(
+    functions: Sequence[Callable[..., Any]], options: Mapping[str, Value], *, kind: str
+) -> list[dict[str, Value]]:
+    """The keyword arguments of each function: its defaults, and what `options` (`tfidf.earliness`)
+    changes.
+
+    Raises UserError, as a trial would, for an option that none of the functions has (`kind` says
+    what it is no name of) and for a value of another type or out of range.
+    """
+    known_options = {option.name: option for f in functions for option in options_of(f)}
+    for name in options:
+        if name not in known_options:
+            raise unknown_name(kind, name, known_options)
+    return [
+        {o.argument: checked_value(o, options.get(o.name, o.default)) for o in options_of(f)}
+        for f in functions
+    ]

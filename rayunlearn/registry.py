@@ -12,7 +12,7 @@ from typing import Any
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.attribution.integrated_gradients import check_library
 from rayunlearn.config import Attack, Calibrate, Trial, Value, coerce_value, field_names
-from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.errors import require, unknown_name
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds
@@ -21,7 +21,7 @@ from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.task_vector import as_trained
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.metrics.table import CURVE_METRICS, METRICS
-from rayunlearn.ranges import Option, options_of
+from rayunlearn.ranges import Option, checked_value, options_of
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.train.adapters import ADAPTERS
 from rayunlearn.train.wrappers import WRAPPERS, names_of
@@ -85,22 +85,20 @@ def paired_response_function(trial: Trial, kind: str) -> Callable[..., Any]:
 
 def check_combination(trial: Trial) -> None:
     """Raise UserError for choices that contradict each other. Names must have been checked."""
-    retention = chosen_metrics(trial.calibrate.retention)
-    rule = "calibrate.retention must be one metric where higher is more knowledge"
+    _check_method(trial)
+    _check_measuring(trial)
+    after = trial.calibrate.tau or trial.explain.path_points
     require(
-        [row.direction for row in retention.values()] == ["higher"], rule, trial.calibrate.retention
-    )
-    is_external, after = (
-        bool(trial.model.unlearned),
-        trial.calibrate.tau or trial.explain.path_points,
-    )
-    require(
-        not (is_external and after),
+        not (trial.model.unlearned and after),
         "calibrate.tau and explain.path_points must be 0 with model.unlearned, whose training is"
         " not ours",
         after,
     )
-    method, wrappers = trial.method, names_of(trial.method.wrappers)
+
+
+def _check_method(trial: Trial) -> None:
+    """The losses, what is put around them, and what is trained."""
+    method, adapter, wrappers = trial.method, trial.train.adapter, names_of(trial.method.wrappers)
     require(
         len(set(wrappers)) == len(wrappers),
         "method.wrappers must name each wrapper once",
@@ -109,15 +107,13 @@ def check_combination(trial: Trial) -> None:
     in_space = FORGET[method.forget].ending is not as_trained
     rule = f"method.retain must be 'none' with {method.forget}, which takes away what is learned"
     require(not in_space or method.retain == "none", rule, method.retain)
-    adapter = trial.train.adapter
     rule = f"train.adapter must be 'none' with {method.forget}, a step in the space of the weights"
     require(adapter == "none" or not in_space, rule, adapter)
     require(
-        trial.attack.curve_metric in CURVE_METRICS,
-        "attack.curve_metric must be a cheap metric or letter_choice (docs/metrics.md)",
-        trial.attack.curve_metric,
+        adapter == "none" or "ball" not in wrappers,
+        "train.adapter must be 'none' with the wrapper ball: adapters start at zero",
+        adapter,
     )
-    check_library(trial.explain.gradient_steps)
     floor, after = trial.stop.retention_floor, in_space or "average" in wrappers
     require(
         floor == 0 or not after,
@@ -125,11 +121,22 @@ def check_combination(trial: Trial) -> None:
         " vectors)",
         floor,
     )
+
+
+def _check_measuring(trial: Trial) -> None:
+    """What is measured of the trained model."""
+    retention = chosen_metrics(trial.calibrate.retention)
     require(
-        adapter == "none" or "ball" not in wrappers,
-        "train.adapter must be 'none' with the wrapper ball: adapters start at zero",
-        adapter,
+        [row.direction for row in retention.values()] == ["higher"],
+        "calibrate.retention must be one metric where higher is more knowledge",
+        trial.calibrate.retention,
     )
+    require(
+        trial.attack.curve_metric in CURVE_METRICS,
+        "attack.curve_metric must be a cheap metric or letter_choice (docs/metrics.md)",
+        trial.attack.curve_metric,
+    )
+    check_library(trial.explain.gradient_steps)
 
 
 def check_trial(trial: Trial) -> Trial:
@@ -167,7 +174,7 @@ def check_trial(trial: Trial) -> Trial:
 def arguments_of(trial: Trial, function: Callable[..., Any]) -> dict[str, Value]:
     """The keyword arguments that a checked trial gives to one of its functions."""
     options = dict(trial.options)
-    return {o.name.partition(".")[2]: options[o.name] for o in options_of(function)}
+    return {o.argument: options[o.name] for o in options_of(function)}
 
 
 def _function_of(option: str) -> str:
@@ -177,7 +184,4 @@ def _function_of(option: str) -> str:
 def _check_option(name: str, value: Value, valid_names: Mapping[str, Option]) -> None:
     if name not in valid_names:
         raise unknown_name("setting", name, (*valid_names, *field_names()))
-    option = valid_names[name]
-    number = coerce_value(name, value, option.kind)
-    if option.rule is not None and not option.rule.holds(float(number)):
-        raise UserError(f"{name} {option.rule.words}, got {value!r}")
+    checked_value(valid_names[name], value)

@@ -6,6 +6,10 @@ as on the command line; those are documented where the setting is defined.
 """
 
 from dataclasses import dataclass
+from typing import Any
+
+# of a table, as dictionaries
+Rows = list[dict[str, Any]]
 
 # Raised when a column changes its meaning; a reader refuses any other one. 2: `trial_id` is a
 # digest

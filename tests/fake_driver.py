@@ -8,7 +8,8 @@ from rich.console import Console
 
 from rayunlearn.cli.arguments import MISTAKE
 from rayunlearn.cli.output import handle_sigterm, print_conclusion
-from rayunlearn.cluster.sweep import Options, sweep
+from rayunlearn.cluster.options import Options
+from rayunlearn.cluster.sweep import sweep
 from rayunlearn.config import Objective, Trial, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment, Range, grids_of

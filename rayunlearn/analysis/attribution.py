@@ -6,14 +6,14 @@ tokens before and after.
 model; its formulas of both rates are not confirmed, these are ours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from rayunlearn.analysis.intervals import Interval, Numbers, mean_interval
+from rayunlearn.analysis.intervals import Interval, Numbers, interval_columns, mean_interval
 from rayunlearn.analysis.labels import control_label, format_cell, format_coreset_size
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
@@ -49,35 +49,21 @@ def attribution_cells(run: Run) -> list[AttributionCell]:
     """Base, gold, controls and grid of the trials that have attributions, as the coreset table has
     them; a cell without its base is left out.
     """
-    explained_trials = run.attributions.select("trial_id").unique().collect()
-    if not explained_trials.height:
+    explained = run.attributions.select("trial_id").unique().collect()
+    if not explained.height:
         return []
     placed = (
         trials_with_roles(run)
         .filter(pl.col("role") != "tuning")
-        .join(explained_trials, on="trial_id", how="semi")
+        .join(explained, on="trial_id", how="semi")
     )
     settings = varying_settings(run, placed)
     bases = {
         cell_settings(row): row["trial_id"]
         for row in placed.filter(pl.col("role") == "base").iter_rows(named=True)
     }
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    ordered = placed.sort(
-        ["method.forget", "method.retain", "select.ratio"],
-        descending=[False, False, True],
-        maintain_order=True,
-    )
-    for row in ordered.unique(["trial_id", "role", "group"], maintain_order=True).iter_rows(
-        named=True
-    ):
-        sentence = _cell_columns(row, settings)
-        if cell_settings(row) in bases:
-            groups.setdefault((row["role"], cell_settings(row), *sentence.values()), []).append(
-                row | {"said": sentence}
-            )
-    firsts = [rows[0] for rows in groups.values()]
-    parts = len({first["said"].get("select.ratio") for first in firsts} - {None}) > 1
+    groups = _rows_of_cells(placed, settings, bases)
+    parts = len({rows[0]["said"].get("select.ratio") for rows in groups} - {None}) > 1
     cells = [
         AttributionCell(
             _name(rows[0], settings, parts=parts),
@@ -85,9 +71,29 @@ def attribution_cells(run: Run) -> list[AttributionCell]:
             tuple(dict.fromkeys(r["trial_id"] for r in rows)),
             bases[cell_settings(rows[0])],
         )
-        for rows in groups.values()
+        for rows in groups
     ]
     return sorted(cells, key=lambda c: STAGES_OF_INTEREST.index(c.role))
+
+
+def _rows_of_cells(
+    placed: pl.DataFrame, settings: Sequence[str], bases: Collection[tuple[Any, ...]]
+) -> list[list[dict[str, Any]]]:
+    """Rows of trials that differ in their seeds alone, the full set first; `said` is what the
+    cell's name says of them.
+    """
+    ordered = placed.sort(
+        ["method.forget", "method.retain", "select.ratio"],
+        descending=[False, False, True],
+        maintain_order=True,
+    ).unique(["trial_id", "role", "group"], maintain_order=True)
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in ordered.iter_rows(named=True):
+        said = _cell_columns(row, settings)
+        if cell_settings(row) in bases:
+            key = (row["role"], cell_settings(row), *said.values())
+            groups.setdefault(key, []).append(row | {"said": said})
+    return list(groups.values())
 
 
 def cell_settings(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -209,11 +215,6 @@ def value_matrix(
     return np.array(cells, dtype=np.float64).reshape(len(trial_ids), len(documents))
 
 
-def interquartile_range(name: str, interval: Interval) -> dict[str, float | None]:
-    """The interval as three columns."""
-    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
 def interval_of(
     trial_ids: Sequence[str],
     documents: Sequence[str],
@@ -264,41 +265,47 @@ def _answered_right(plain: Mapping[tuple[str, str], float], base: str) -> list[s
 def _emphasis_row(
     cell: AttributionCell, form: str, right: Values, group_of: Mapping[str, str]
 ) -> dict[str, Any]:
+    documents = _answered_right(right.get(("none", "forget"), {}), cell.base)
+    key, other = _emphasised(cell, form, right, documents)
+    row: dict[str, Any] = {
+        "cell": cell.name,
+        "role": cell.role,
+        "form": form,
+        "seeds": len(cell.trial_ids),
+        "forgotten": len(key) / len(cell.trial_ids),
+    }
+    net = {k: key[k] - other[k] for k in key}
+    harmed = _harmed(cell, form, right)
+    retained = sorted({d for _, d in harmed})
+    for name, asked, values, bounds in (
+        ("recovered", documents, key, FRACTION),
+        ("random", documents, other, FRACTION),
+        ("net", documents, net, None),
+        ("harmed", retained, harmed, FRACTION),
+    ):
+        row |= interval_columns(
+            name, interval_of(cell.trial_ids, asked, values, group_of, bounds=bounds)
+        )
+    return row
+
+
+def _emphasised(
+    cell: AttributionCell, form: str, right: Values, documents: Sequence[str]
+) -> tuple[dict[tuple[str, str], float], dict[tuple[str, str], float]]:
+    """(trial, question) -> 1 where a question that the cell's model lost is right with its key
+    words pointed out, 0 where wrong; and the same with as many other words.
+    """
     plain = right.get(("none", "forget"), {})
-    documents = _answered_right(plain, cell.base)
-    differences = [
-        {k: v == 1 for k, v in right.get((f"{kind}:{form}", "forget"), {}).items()}
-        for kind in (KEY, RANDOM)
-    ]
+    emphasised = [right.get((f"{kind}:{form}", "forget"), {}) for kind in (KEY, RANDOM)]
     lost = {
         (t, d)
         for t in cell.trial_ids
         for d in documents
         if cell.role == "base" or plain.get((t, d)) != 1
     }
-    both = {k for k in lost if all(k in part for part in differences)}
-    key, other = ({k: float(part[k]) for k in both} for part in differences)
-    named: dict[str, tuple[dict[tuple[str, str], float], tuple[float, float] | None]] = {
-        "recovered": (key, FRACTION),
-        "random": (other, FRACTION),
-        "net": ({k: key[k] - other[k] for k in both}, None),
-    }
-    row: dict[str, Any] = {
-        "cell": cell.name,
-        "role": cell.role,
-        "form": form,
-        "seeds": len(cell.trial_ids),
-    }
-    row["forgotten"] = len(both) / len(cell.trial_ids)
-    for name, (values, bounds) in named.items():
-        row |= interquartile_range(
-            name, interval_of(cell.trial_ids, documents, values, group_of, bounds=bounds)
-        )
-    harmed = _harmed(cell, form, right)
-    retained = sorted({d for _, d in harmed})
-    return row | interquartile_range(
-        "harmed", interval_of(cell.trial_ids, retained, harmed, group_of, bounds=FRACTION)
-    )
+    asked_both = {k for k in lost if all(k in values for values in emphasised)}
+    key, other = ({k: float(values[k] == 1) for k in asked_both} for values in emphasised)
+    return key, other
 
 
 def _harmed(cell: AttributionCell, form: str, right: Values) -> dict[tuple[str, str], float]:
@@ -329,7 +336,7 @@ def _damage_row(
             for d in documents
             if (t, d) in plain
         }
-        row |= interquartile_range(
+        row |= interval_columns(
             name, interval_of(cell.trial_ids, documents, values, group_of, bounds=FRACTION)
         )
     for side in ("forget", "retain"):
@@ -346,7 +353,7 @@ def _damage_row(
         }
         for name, values in named.items():
             documents = sorted({d for _, d in values})
-            row |= interquartile_range(
+            row |= interval_columns(
                 f"{name}_{side}", interval_of(cell.trial_ids, documents, values, group_of)
             )
     return row
@@ -378,7 +385,7 @@ def _tracking_row(
     row: dict[str, Any] = {"cell": cell.name, "role": cell.role, "seeds": len(cell.trial_ids)}
     for name in TRACKED_METRICS:
         values = {k: v[name] for k, v in numbers.items()}
-        row |= interquartile_range(
+        row |= interval_columns(
             name,
             interval_of(
                 cell.trial_ids, sorted(before), values, group_of, bounds=TRACKED_RANGE[name]

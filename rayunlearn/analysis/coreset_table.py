@@ -12,6 +12,8 @@ from rayunlearn.analysis.intervals import NO_INTERVAL, bounds_of, gap_closed, me
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
+    CORESET,
+    FULL_SET,
     UNTOUCHED,
     MetricValues,
     examples_without_attacks,
@@ -77,7 +79,7 @@ def smallest_sufficient(
     """
     sign = 1.0 if lower_forgets else -1.0
     keys = ["method", *extra_settings(table), "select.name"]
-    parts = table.filter(pl.col("role") == "grid", pl.col("select.ratio") < 1).sort(
+    parts = table.filter(pl.col("role") == "grid", CORESET).sort(
         "select.ratio", descending=True, maintain_order=True
     )
     rows = []
@@ -202,7 +204,7 @@ def _peer(table: pl.DataFrame, role: str, dataset: Mapping[str, Any]) -> dict[st
     )
     rows = table.filter(
         pl.col("role") == role,
-        (pl.col("select.ratio") == 1) | (role == "base"),
+        FULL_SET | (role == "base"),
         pl.col("forgetting").is_not_null(),
     )
     full_set = {

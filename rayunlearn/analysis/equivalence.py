@@ -28,7 +28,7 @@ from rayunlearn.analysis.run_frames import (
     varying_settings,
 )
 from rayunlearn.analysis.two_way import Estimate, Groups
-from rayunlearn.config import SEED_SETTINGS
+from rayunlearn.config import FULL_RATIO, SEED_SETTINGS
 from rayunlearn.errors import require
 from rayunlearn.storage.run import Run
 
@@ -119,13 +119,14 @@ def frontier(
     needed numbers are of the first failure, each needed number with everything else as it is.
     """
     parts = sorted(
-        (c for c in cells if c.ratio < 1), key=lambda c: (c.setting, c.method, c.selector, -c.ratio)
+        (c for c in cells if c.ratio < FULL_RATIO),
+        key=lambda c: (c.setting, c.method, c.selector, -c.ratio),
     )
     families = [
         (key, list(group))
         for key, group in groupby(parts, key=lambda c: (c.setting, c.method, c.selector))
     ]
-    full = {(c.full_set_setting, c.method): c for c in cells if c.ratio == 1}
+    full = {(c.full_set_setting, c.method): c for c in cells if c.ratio == FULL_RATIO}
     each = replace(standard, alpha=standard.alpha / max(1, len(families)))
     rows = []
     for (setting, method, selector), smaller in families:

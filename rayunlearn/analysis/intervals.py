@@ -135,3 +135,8 @@ def bounds_of(experiment: Mapping[str, Any], metric: str) -> tuple[float, float]
         if row["name"] == metric and row.get("low") is not None and row.get("high") is not None:
             return float(row["low"]), float(row["high"])
     return None
+
+
+def interval_columns(name: str, interval: Interval) -> dict[str, float | None]:
+    """The interval as three columns: `name`, `name_low` and `name_high`."""
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}

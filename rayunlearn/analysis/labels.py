@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rayunlearn.config import FULL_RATIO
+
 # characters of a setting's value in a table
 MAX_LABEL_CHARACTERS = 24
 
@@ -81,7 +83,7 @@ def format_gap_closed(row: Mapping[str, Any]) -> str:
 
 def format_coreset_size(selector: str, ratio: float) -> str:
     """`random 25%`, or `full set`."""
-    return "full set" if ratio == 1 else f"{selector} {format_percent(ratio)}"
+    return "full set" if ratio == FULL_RATIO else f"{selector} {format_percent(ratio)}"
 
 
 def format_cell(row: Mapping[str, Any], settings: list[str]) -> str:

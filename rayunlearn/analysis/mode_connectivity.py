@@ -14,12 +14,11 @@ from rayunlearn.analysis.attribution import (
     RIGHT_METRIC,
     attribution_frames,
     fraction,
-    interquartile_range,
     interval_of,
     rank_correlation,
 )
-from rayunlearn.analysis.intervals import mean_interval
-from rayunlearn.analysis.run_frames import groups_of, trials_with_roles
+from rayunlearn.analysis.intervals import interval_columns, mean_interval
+from rayunlearn.analysis.run_frames import FULL_SET, groups_of, trials_with_roles
 from rayunlearn.storage.run import Run
 
 # what a trial shares with its full-set model
@@ -106,7 +105,7 @@ def path_cells(run: Run) -> dict[tuple[Any, ...], list[PathPair]]:
     )
     full = {
         tuple(r[n] for n in SAME_ENDPOINTS): r["trial_id"]
-        for r in placed.filter(pl.col("select.ratio") == 1.0).iter_rows(named=True)
+        for r in placed.filter(FULL_SET).iter_rows(named=True)
     }
     cells: dict[tuple[Any, ...], list[PathPair]] = {}
     order = ["method.forget", "method.retain", "select.ratio", "select.name"]
@@ -165,9 +164,7 @@ def _barriers(pairs: Sequence[PathPair], paths: Paths) -> dict[str, Any]:
                 [barrier(path, higher_is_better=split != "forget") for path in available]
             ).reshape(-1, 1)
             row |= (
-                interquartile_range(f"{prefix}_{split}", mean_interval(heights))
-                if available
-                else {}
+                interval_columns(f"{prefix}_{split}", mean_interval(heights)) if available else {}
             )
     return row
 
@@ -191,7 +188,7 @@ def _agreement(
             for t, full_model, d in shared_documents
         }
         trials = [t for t, _ in pairs]
-        row |= interquartile_range(
+        row |= interval_columns(
             name, interval_of(trials, documents, same, group_of, bounds=FRACTION)
         )
     return row
@@ -217,8 +214,6 @@ def _format_settings(
         for k, (a, b) in shared.items()
     }
     documents, trials = sorted({d for _, d in shared}), [t for t, _ in pairs]
-    return interquartile_range(
+    return interval_columns(
         "overlap", interval_of(trials, documents, overlap, group_of, bounds=FRACTION)
-    ) | interquartile_range(
-        "rank", interval_of(trials, documents, rank, group_of, bounds=CORRELATION)
-    )
+    ) | interval_columns("rank", interval_of(trials, documents, rank, group_of, bounds=CORRELATION))

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.analysis.intervals import Interval, Numbers, bounds_of, gap_closed, mean_interval
+from rayunlearn.analysis.intervals import (
+    Interval,
+    Numbers,
+    bounds_of,
+    gap_closed,
+    interval_columns,
+    mean_interval,
+)
 from rayunlearn.analysis.run_frames import CONTEXT_SECTIONS, groups_of, objective_of
 from rayunlearn.analysis.two_way import group_codes
 from rayunlearn.schema import HELD_IN
@@ -34,6 +41,49 @@ class AttackedCell:
 
     attacked: str
     setting: str
+
+
+# trial -> document -> value
+ValuesByTrial = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackResults:
+    """What the rows of a recovery table are made from.
+
+    `placed`: rows of `attacks` whose trial is complete; `trials`: settings of every trial, by id;
+    `values`, `learned`: the metric on split forget and on what attacks learned from; `group_of`:
+    documents that are drawn together.
+    """
+
+    run: Run
+    metric: str
+    placed: pl.DataFrame
+    trials: Mapping[str, Mapping[str, Any]]
+    values: ValuesByTrial
+    learned: ValuesByTrial
+    group_of: Mapping[str, str]
+
+    def ids(self, **columns: str) -> list[str]:
+        """Ids of the placed trials with these values."""
+        return self.placed.filter(**columns)["trial_id"].to_list()
+
+    def attacks(self, cell: AttackedCell) -> list[str]:
+        """The attack itself, a trial per seed."""
+        return self.ids(role="attack", attacked=cell.attacked, setting=cell.setting)
+
+    def same_attack_on(self, anchor: str, cell: AttackedCell) -> list[str]:
+        """The same attack on base or gold."""
+        setting = cell.setting
+        return self.ids(role="control", attacked=anchor, setting=setting, answers=setting)
+
+    def companions(self, cell: AttackedCell) -> list[str]:
+        """The control that the attack's row of the table names, on the attacked model itself."""
+        return self.ids(role="control", attacked=cell.attacked, answers=cell.setting)
+
+    def interval(self, trials: Sequence[str], bounds: tuple[float, float] | None) -> Interval:
+        """Mean of the trials' values with its interval."""
+        return _interval(trials, self.values, self.group_of, bounds)
 
 
 def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
@@ -64,16 +114,16 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
     )
     if placed.is_empty():
         return pl.DataFrame(schema=RECOVERY_SCHEMA)
-    values = _values(run, metric)
-    stages, group_of = _stages(run), groups_of(run)
-    learned = _values(run, metric, split=HELD_IN)
-    rows = [
-        (
-            _row(cell, placed, values, stages, run, metric, group_of),
-            _mean_on_learned(cell, placed, learned),
-        )
-        for cell in _cells(placed, stages)
-    ]
+    results = AttackResults(
+        run=run,
+        metric=metric,
+        placed=placed,
+        trials={row["trial_id"]: row for row in run.trials.collect().iter_rows(named=True)},
+        values=_values(run, metric),
+        learned=_values(run, metric, split=HELD_IN),
+        group_of=groups_of(run),
+    )
+    rows = [(_row(cell, results), _mean_on_learned(cell, results)) for cell in _cells(results)]
     return pl.DataFrame(
         [row | more for row, more in rows if row], schema=RECOVERY_SCHEMA, infer_schema_length=None
     )
@@ -157,174 +207,119 @@ def _values(run: Run, metric: str, *, split: str = "forget") -> dict[str, dict[s
     return values_by_trial
 
 
-def _stages(run: Run) -> dict[str, dict[str, Any]]:
-    """Settings of every trial, by id."""
-    return {row["trial_id"]: row for row in run.trials.collect().iter_rows(named=True)}
-
-
-def _cells(placed: pl.DataFrame, stages: Mapping[str, Mapping[str, Any]]) -> list[AttackedCell]:
+def _cells(results: AttackResults) -> list[AttackedCell]:
     attacks = (
-        placed.filter(pl.col("role") == "attack")
+        results.placed.filter(pl.col("role") == "attack")
         .select("attacked", "setting")
         .unique(maintain_order=True)
     )
-    return [AttackedCell(*row) for row in attacks.iter_rows() if row[0] in stages]
+    return [AttackedCell(*row) for row in attacks.iter_rows() if row[0] in results.trials]
 
 
-def _row(
-    cell: AttackedCell,
-    placed: pl.DataFrame,
-    values: Mapping[str, Mapping[str, float]],
-    stages: Mapping[str, Any],
-    run: Run,
-    metric: str,
-    group_of: Mapping[str, str],
-) -> dict[str, Any]:
-    attack_rows = placed.filter(pl.col("attacked") == cell.attacked)
-    attacks = attack_rows.filter(pl.col("role") == "attack", pl.col("setting") == cell.setting)[
-        "trial_id"
-    ].to_list()
-    base, gold = (_anchor(stages, stages[cell.attacked], role) for role in ("base", "gold"))
+def _row(cell: AttackedCell, results: AttackResults) -> dict[str, Any]:
+    """The row of an attack on a model; empty where base or the model itself was not measured."""
+    attacks, values = results.attacks(cell), results.values
+    base, gold = (
+        _anchor(results.trials, results.trials[cell.attacked], role) for role in ("base", "gold")
+    )
     if attacks and not set(attacks) & set(values):
-        return _own_row(cell, attacks, placed, (base, gold), run, group_of)
+        return _own_row(cell, attacks, (base, gold), results)
     if base not in values or cell.attacked not in values:
         return {}
-    after, before, gold_values = _after_before_base(attacks, cell.attacked, base, values)
-    groups = group_codes(_common_documents(attacks, cell.attacked, base, values), group_of)
-    interval = gap_closed(after, before, gold_values, groups=groups)
-    plain = plain_setting(cell.setting)
-    control = placed.filter(pl.col("role") == "control", pl.col("answers") == cell.setting)
-    companions = _control_trials(cell, placed)
-    golden = control.filter(pl.col("attacked") == gold, pl.col("setting") == cell.setting)[
-        "trial_id"
-    ].to_list()
-    on_gold = _interval(golden, values, group_of, bounds_of(run.experiment, metric))
-    rise = _rise(golden, values.get(gold, {}), values, group_of)
-    same = [
-        setting for setting in attack_rows["setting"].unique() if plain_setting(setting) == plain
-    ]
-    strengths = attack_rows.filter(pl.col("setting").is_in(same), pl.col("role") != "control")
+    return _recovery_row(cell, attacks, base, results) | _gold_columns(cell, gold, results)
+
+
+def _recovery_row(
+    cell: AttackedCell, attacks: Sequence[str], base: str, results: AttackResults
+) -> dict[str, Any]:
+    """What the attack gave back of base's lead, beside the attack's own control."""
+    values = results.values
+    after, before, base_values = _after_before_base(attacks, cell.attacked, base, values)
+    documents = _common_documents(attacks, cell.attacked, base, values)
+    fraction = gap_closed(
+        after, before, base_values, groups=group_codes(documents, results.group_of)
+    )
+    # None where base and the unlearned model cannot be told apart
+    is_known, base_mean = fraction.mean is not None, float(np.nanmean(base_values))
+    companions = results.companions(cell)
     return {
         "attacked": cell.attacked,
         "setting": cell.setting,
         "metric": "",
-        "base": float(np.nanmean(gold_values)),
+        "base": base_mean,
         "unlearned": float(np.nanmean(before)),
         "after": float(np.nanmean(after)),
-        **{
-            f"recovered{end}": value
-            for end, value in (
-                ("", interval.mean),
-                ("_low", interval.low),
-                ("_high", interval.high),
-            )
-        },
+        **interval_columns("recovered", fraction),
         "most": (
-            _highest_recovery(strengths["trial_id"].to_list(), cell.attacked, base, values)
-            if interval.mean is not None
+            _highest_recovery(_strengths(cell, results), cell.attacked, base, values)
+            if is_known
             else None
         ),
-        "gold": _mean_difference(values.get(gold, {}), values, golden),
-        **{
-            f"gold_after{end}": value
-            for end, value in (("", on_gold.mean), ("_low", on_gold.low), ("_high", on_gold.high))
-        },
-        **{
-            f"gold_rise{end}": value
-            for end, value in (("", rise.mean), ("_low", rise.low), ("_high", rise.high))
-        },
         "companion": (
-            _recovered(companions, cell.attacked, base, values)
-            if companions and interval.mean is not None
-            else None
+            _recovered(companions, cell.attacked, base, values) if companions and is_known else None
         ),
-        **_curve_numbers(
-            run, attacks, float(np.nanmean(gold_values)), metric, is_known=interval.mean is not None
-        ),
+        **_curve_numbers(results.run, attacks, base_mean, results.metric, is_known=is_known),
         "seeds": len(attacks),
         "documents": after.shape[1],
     }
 
 
-def _control_trials(cell: AttackedCell, placed: pl.DataFrame) -> list[str]:
-    """Trials of the control that the attack's row of the table names,
-    on the attacked model itself.
-    """
-    attack_rows = (
-        (pl.col("role") == "control")
-        & (pl.col("answers") == cell.setting)
-        & (pl.col("attacked") == cell.attacked)
-    )
-    return placed.filter(attack_rows)["trial_id"].to_list()
+def _gold_columns(cell: AttackedCell, gold: str, results: AttackResults) -> dict[str, float | None]:
+    """Gold before and after the same attack: what the attack itself tells."""
+    attacks, own = results.same_attack_on(gold, cell), results.values.get(gold, {})
+    after = results.interval(attacks, bounds_of(results.run.experiment, results.metric))
+    return {
+        "gold": _mean_on_asked(own, results.values, attacks),
+        **interval_columns("gold_after", after),
+        **interval_columns("gold_rise", _rise(attacks, own, results.values, results.group_of)),
+    }
 
 
-def _mean_on_learned(
-    cell: AttackedCell, placed: pl.DataFrame, learned: Mapping[str, Mapping[str, float]]
-) -> dict[str, float | None]:
+def _strengths(cell: AttackedCell, results: AttackResults) -> list[str]:
+    """Trials of the same attack on the same model at any searched strength, its study's too."""
+    plain = plain_setting(cell.setting)
+    rows = results.placed.filter(
+        pl.col("attacked") == cell.attacked, pl.col("role") != "control"
+    ).select("trial_id", "setting")
+    return [trial for trial, setting in rows.iter_rows() if plain_setting(setting) == plain]
+
+
+def _mean_on_learned(cell: AttackedCell, results: AttackResults) -> dict[str, float | None]:
     """Mean on what the attack and its control were learned from, None where nothing of that was
     asked.
     """
-    attack_rows = (
-        (pl.col("role") == "attack")
-        & (pl.col("setting") == cell.setting)
-        & (pl.col("attacked") == cell.attacked)
-    )
-    named = {
-        "learned": placed.filter(attack_rows)["trial_id"].to_list(),
-        "companion_learned": _control_trials(cell, placed),
+    trials_by_column = {
+        "learned": results.attacks(cell),
+        "companion_learned": results.companions(cell),
     }
     return {
-        name: float(np.nanmean(_matrix(trials, learned))) if set(trials) & set(learned) else None
-        for name, trials in named.items()
+        name: float(np.nanmean(_matrix(trials, results.learned)))
+        if set(trials) & set(results.learned)
+        else None
+        for name, trials in trials_by_column.items()
     }
 
 
 def _own_row(
-    cell: AttackedCell,
-    attacks: Sequence[str],
-    placed: pl.DataFrame,
-    anchors: tuple[str, str],
-    run: Run,
-    group_of: Mapping[str, str],
+    cell: AttackedCell, attacks: Sequence[str], anchors: tuple[str, str], results: AttackResults
 ) -> dict[str, Any]:
     """The row of an attack that measures in its own way."""
-    metric = _own_metric(run, attacks)
+    metric = _own_metric(results.run, attacks)
     if not metric:
         return {}
-    values, shuffled = _values(run, metric), _values(run, f"{metric}_shuffled")
-    same = placed.filter(
-        pl.col("role") == "control",
-        pl.col("answers") == cell.setting,
-        pl.col("setting") == cell.setting,
-    )
-    attack_rows, gold_values, golden = (
-        _interval(trials, values, group_of, OWN_RANGE)
-        for trials in (
-            attacks,
-            *(
-                same.filter(pl.col("attacked") == anchor)["trial_id"].to_list()
-                for anchor in anchors
-            ),
-        )
+    values, shuffled = (_values(results.run, name) for name in (metric, f"{metric}_shuffled"))
+    after, on_base, on_gold = (
+        _interval(trials, values, results.group_of, OWN_RANGE)
+        for trials in (attacks, *(results.same_attack_on(anchor, cell) for anchor in anchors))
     )
     return {
         "attacked": cell.attacked,
         "setting": cell.setting,
         "metric": metric,
-        "base": gold_values.mean,
-        **{
-            f"after{end}": value
-            for end, value in (
-                ("", attack_rows.mean),
-                ("_low", attack_rows.low),
-                ("_high", attack_rows.high),
-            )
-        },
-        **{
-            f"gold_after{end}": value
-            for end, value in (("", golden.mean), ("_low", golden.low), ("_high", golden.high))
-        },
-        "shuffled": _interval(attacks, shuffled, group_of, OWN_RANGE).mean,
+        "base": on_base.mean,
+        **interval_columns("after", after),
+        **interval_columns("gold_after", on_gold),
+        "shuffled": _interval(attacks, shuffled, results.group_of, OWN_RANGE).mean,
         "seeds": len(attacks),
         "documents": _matrix(attacks, values).shape[1],
     }
@@ -369,7 +364,7 @@ def _anchor(stages: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any], rol
 
 
 def _after_before_base(
-    attacks: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]
+    attacks: Sequence[str], attacked: str, base: str, values: ValuesByTrial
 ) -> tuple[Numbers, Numbers, Numbers]:
     """(seeds, documents) after the attacks and (1, documents) before them and of base, on the
     documents that some attack asked.
@@ -386,19 +381,19 @@ def _after_before_base(
 
 
 def _common_documents(
-    attacks: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]
+    attacks: Sequence[str], attacked: str, base: str, values: ValuesByTrial
 ) -> list[str]:
     """Documents that some attack asked, and that the attacked model and base were asked."""
     return sorted(set(_documents(attacks, values)) & set(values[attacked]) & set(values[base]))
 
 
-def _documents(trials: Sequence[str], values: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _documents(trials: Sequence[str], values: ValuesByTrial) -> list[str]:
     return sorted({d for t in trials for d in values.get(t, {})})
 
 
 def _interval(
     trials: Sequence[str],
-    values: Mapping[str, Mapping[str, float]],
+    values: ValuesByTrial,
     group_of: Mapping[str, str],
     bounds: tuple[float, float] | None,
 ) -> Interval:
@@ -407,7 +402,7 @@ def _interval(
     return mean_interval(_matrix(trials, values), groups=groups, bounds=bounds)
 
 
-def _matrix(trials: Sequence[str], values: Mapping[str, Mapping[str, float]]) -> Numbers:
+def _matrix(trials: Sequence[str], values: ValuesByTrial) -> Numbers:
     documents = _documents(trials, values)
     return np.array(
         [[values[t].get(d, np.nan) for d in documents] for t in trials if t in values]
@@ -417,7 +412,7 @@ def _matrix(trials: Sequence[str], values: Mapping[str, Mapping[str, float]]) ->
 def _rise(
     attacks: Sequence[str],
     own_values: Mapping[str, float],
-    values: Mapping[str, Mapping[str, float]],
+    values: ValuesByTrial,
     group_of: Mapping[str, str],
 ) -> Interval:
     """After less before, on documents that were asked both times."""
@@ -433,24 +428,24 @@ def _rise(
 
 
 def _recovered(
-    trials: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]
+    trials: Sequence[str], attacked: str, base: str, values: ValuesByTrial
 ) -> float | None:
     """Mean over the trials of (after - before) / (base - before),
     each on the documents it asked.
     """
     shares = []
     for trial in trials:
-        after, before, gold_values = _after_before_base([trial], attacked, base, values)
-        if after.size and np.nanmean(gold_values) != np.nanmean(before):
+        after, before, base_values = _after_before_base([trial], attacked, base, values)
+        if after.size and np.nanmean(base_values) != np.nanmean(before):
             shares.append(
                 (np.nanmean(after) - np.nanmean(before))
-                / (np.nanmean(gold_values) - np.nanmean(before))
+                / (np.nanmean(base_values) - np.nanmean(before))
             )
     return float(np.mean(shares)) if shares else None
 
 
 def _highest_recovery(
-    trials: Sequence[str], attacked: str, base: str, values: Mapping[str, Mapping[str, float]]
+    trials: Sequence[str], attacked: str, base: str, values: ValuesByTrial
 ) -> float | None:
     candidates = [
         share
@@ -460,9 +455,9 @@ def _highest_recovery(
     return max(candidates, default=None)
 
 
-def _mean_difference(
+def _mean_on_asked(
     own_values: Mapping[str, float],
-    values: Mapping[str, Mapping[str, float]],
+    values: ValuesByTrial,
     attacks: Sequence[str],
 ) -> float | None:
     # sorted: a mean follows the order of what it is of in its last bit

@@ -9,7 +9,7 @@ import polars as pl
 
 from rayunlearn.analysis.intervals import Numbers
 from rayunlearn.analysis.two_way import Groups, group_codes
-from rayunlearn.config import SEED_SETTINGS, Objective
+from rayunlearn.config import FULL_RATIO, SEED_SETTINGS, Objective
 from rayunlearn.storage.run import Run
 
 # settings of where a cell is, not of what is done there
@@ -20,6 +20,11 @@ CELL_SETTINGS = ("method.forget", "method.retain", "select.name", "select.ratio"
 
 # split of what base and gold know and no unlearning run is shown, where the data has one
 UNTOUCHED = "untouched"
+
+
+# cells and trials of the full forget set, and of a part of it
+FULL_SET = pl.col("select.ratio") == FULL_RATIO
+CORESET = pl.col("select.ratio") < FULL_RATIO
 
 
 def objective_of(experiment: Mapping[str, Any]) -> Objective:

@@ -11,14 +11,13 @@ the signature. Each file of the package has its own table at the bottom; `table.
 them.
 """
 
-import inspect
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 from rayunlearn.errors import require
+from rayunlearn.ranges import FamilyRow
 
 ATTACK_KINDS = {
     "weights": "function(model, ...) -> None: the weights are changed in place",
@@ -77,7 +76,7 @@ ATTACK_INPUTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackRow:
+class AttackRow(FamilyRow[Any]):
     """A row of the family. `source`: paper, or ours. `control`: what tells its effect from that of
     anything else, beside the same attack on base and on gold, which always run. `companion`: name
     of the attack that is this control, '' for none.
@@ -87,24 +86,13 @@ class AttackRow:
     the environment variable that names a Python which has it.
     """
 
-    function: Callable[..., Any]
     kind: str
-    title: str
-    source: str
     control: str = "base and gold"
     companion: str = ""
     trains: bool = False
     holds_out: bool = False
     package: str = ""
     elsewhere: str = ""
-
-
-def attack_input_names(attack: AttackRow) -> tuple[str, ...]:
-    """What the attack's function asks for; its options, which are keyword-only,
-    are none of them.
-    """
-    parameters = inspect.signature(attack.function).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
 
 
 def check_package_installed(name: str, attack: AttackRow) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from rayunlearn.attacks.base import check_package_installed
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.config import Attack, Value
-from rayunlearn.errors import unknown_name
+from rayunlearn.errors import require, unknown_name
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,28 @@ def restrict_panel(panel: Panel, names: Iterable[str]) -> Panel:
         check_package_installed(name, ATTACKS[name])
         entries += [entry for entry in panel.entries if entry.name == name] or [PanelEntry(name)]
     return replace(panel, entries=tuple(entries))
+
+
+def chosen_panel(
+    name: str,
+    *,
+    names: Iterable[str] = (),
+    n_seeds: int | None = None,
+    curve_points: int | None = None,
+) -> Panel:
+    """The panel `name` with what a caller changes: only these attacks, so many seeds, so many
+    points of a recovery curve at most (None: the panel's own).
+
+    Raises UserError for an unknown panel or attack and for a number under 1.
+    """
+    panel, only = panel_of(name), tuple(names)
+    if only:
+        panel = restrict_panel(panel, only)
+    require(n_seeds is None or n_seeds >= 1, "--seeds must be >= 1", n_seeds)
+    if n_seeds is not None:
+        panel = replace(panel, seeds=tuple(range(n_seeds)))
+    require(curve_points is None or curve_points >= 1, "--curve-points must be >= 1", curve_points)
+    return panel if curve_points is None else replace(panel, curve_points=curve_points)
 
 
 TRAINING_ATTACKS = ("heldout_relearning", "unrelated_training")

@@ -20,13 +20,13 @@ from rayunlearn.metrics.multiple_choice import multiple_choice
 from rayunlearn.models.forward import blocks, evaluating, normed_states
 from rayunlearn.models.logits import logits_of_states, require_split
 from rayunlearn.ranges import Positive
+from rayunlearn.schema import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
-Rows = list[dict[str, object]]
 TOKENS_PER_BATCH = 8192
 
 
@@ -125,31 +125,32 @@ def truth_probe(
         else states[:0]
     )
     rng = np.random.default_rng(seed)
-    labels = {
+    true_options = {
         "probe_choice": [0] * len(fitted),
         "probe_choice_shuffled": [int(rng.integers(len(p.options))) for p in fitted],
     }
     rows: Rows = []
     for layer in range(states.shape[1]):
-        for metric, places in labels.items():
-            true = [
-                index == true_option
-                for p, true_option in zip(fitted, places, strict=True)
+        for metric, places in true_options.items():
+            is_true = [
+                index == place
+                for p, place in zip(fitted, places, strict=True)
                 for index in range(len(p.options))
             ]
-            scores = iter(
-                _fit(states[:, layer], true, inverse_penalty)[0](held_out_states[:, layer])[
-                    :, 1
-                ].tolist()
-                if len(held_out_states)
-                else []
-            )
-            for probe in held_out:
-                values = torch.tensor([next(scores) for _ in probe.options])
-                rows.append(
-                    _row(probe, metric, multiple_choice(-values) if len(values) else None, layer)
-                )
+            scores, _ = _fit(states[:, layer], is_true, inverse_penalty)
+            margins = scores(held_out_states[:, layer])[:, 1] if len(held_out_states) else ()
+            margins = torch.as_tensor(margins, dtype=torch.float32)
+            rows += _choice_rows(held_out, margins, metric, layer)
     return rows
+
+
+def _choice_rows(probes: Sequence[Probe], margins: Tensor, metric: str, layer: int) -> Rows:
+    """`multiple_choice` by the margins (options of all probes, in order); null without options."""
+    counts = [len(probe.options) for probe in probes]
+    return [
+        _row(probe, metric, multiple_choice(-values) if len(values) else None, layer)
+        for probe, values in zip(probes, margins.split(counts), strict=True)
+    ]
 
 
 def lens_nll(
@@ -246,16 +247,9 @@ def _named(
                 scores(held_out_states[:, layer]).argmax(1).tolist() if len(held_out_states) else []
             )
             for probe, index in zip(held_out, chosen, strict=True):
-                rows.append(
-                    _row(
-                        probe,
-                        metric,
-                        float(class_names[index] == _probe_answer(probe))
-                        if _probe_answer(probe) in class_names
-                        else None,
-                        layer,
-                    )
-                )
+                answer = _probe_answer(probe)
+                right = float(class_names[index] == answer) if answer in class_names else None
+                rows.append(_row(probe, metric, right, layer))
     return rows
 
 

@@ -17,13 +17,11 @@ from rayunlearn.metrics.forward_passes import (
 from rayunlearn.metrics.likelihood import sequence_probability
 from rayunlearn.metrics.text import leak_at_k
 from rayunlearn.ranges import Count, Fraction, Positive
+from rayunlearn.schema import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-Rows = list[dict[str, object]]
 
 
 def sampled_attempts(

@@ -7,11 +7,11 @@ and nothing else: no weight, no word of the answer.
 """
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from rayunlearn.keywords.stopwords import ENGLISH
 from rayunlearn.keywords.words import Word, words_of
+from rayunlearn.ranges import FamilyRow
 
 
 def named_first(prompt: str, words: Sequence[Word], wording: str) -> str:
@@ -103,23 +103,14 @@ def _named(prompt: str, words: Sequence[Word], wording: str) -> str:
     return wording.replace("{words}", ", ".join(prompt[word.start : word.end] for word in words))
 
 
-@dataclass(frozen=True)
-class EmphasisForm:
-    """A row of the family: the function (prompt, words of it, wording) -> prompt, and what it does
-    in words.
-    """
+SOURCE = "ours, after unPact 2509.24675"
 
-    function: Callable[[str, Sequence[Word], str], str]
-    title: str
-    source: str = "ours, after unPact 2509.24675"
-
-
-EMPHASIS_FORMS = {
+EMPHASIS_FORMS: dict[str, FamilyRow[str]] = {
     row.function.__name__: row
     for row in (
-        EmphasisForm(named_first, "the words named before the question"),
-        EmphasisForm(quoted, "each word in quotation marks where it stands"),
-        EmphasisForm(repeated_last, "the words repeated after the question"),
-        EmphasisForm(named_and_repeated, "named before and repeated after"),
+        FamilyRow(named_first, "the words named before the question", SOURCE),
+        FamilyRow(quoted, "each word in quotation marks where it stands", SOURCE),
+        FamilyRow(repeated_last, "the words repeated after the question", SOURCE),
+        FamilyRow(named_and_repeated, "named before and repeated after", SOURCE),
     )
 }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from rayunlearn.data.tokenize import Encoded, collate
+from rayunlearn.data.tokenize import Batch, Encoded, collate
 from rayunlearn.errors import require
 from rayunlearn.lazy import functional, torch
 from rayunlearn.models.forward import label_ids
@@ -38,31 +39,33 @@ def integrated_gradients(
     check_library(steps)
     from captum.attr import IntegratedGradients
 
-    batch = collate([sequence]).to(model.device)
-    labels, label_positions = label_ids(batch), batch.places - 1
-
-    def log_prob(embedded: Tensor) -> Tensor:
-        rows, length, _ = embedded.shape
-        starts = length * torch.arange(rows, device=embedded.device)
-        places = (starts[:, None] + label_positions).flatten()
-        logits = logits_at(model, {"inputs_embeds": embedded}, places)
-        nll = functional.cross_entropy(logits, labels.repeat(rows), reduction="none")
-        return -nll.view(rows, -1).mean(-1)
-
+    batch, embeddings = collate([sequence]).to(model.device), model.get_input_embeddings()
     was_training = model.training
     model.eval()
     try:
-        embedded = model.get_input_embeddings()(batch.input_ids).detach()
+        embedded = embeddings(batch.input_ids).detach()
         start = embedded.clone()
-        start[:, list(places)] = model.get_input_embeddings()(
-            torch.tensor(baseline_id, device=start.device)
-        ).detach()
-        values: Tensor = IntegratedGradients(log_prob).attribute(
+        padding = torch.tensor(baseline_id, device=start.device)
+        start[:, list(places)] = embeddings(padding).detach()
+        values: Tensor = IntegratedGradients(partial(_mean_log_prob, model, batch)).attribute(
             embedded, start, n_steps=steps, internal_batch_size=64
         )
     finally:
         model.train(was_training)
     return values[0].sum(-1)[list(places)].detach().float().cpu()
+
+
+def _mean_log_prob(model: PreTrainedModel, batch: Batch, embedded: Tensor) -> Tensor:
+    """Mean log-probability (n,) of the labels of the batch's one sequence, after each of n input
+    embeddings (n, T, D).
+    """
+    labels, predicting = label_ids(batch), batch.places - 1
+    rows, length, _ = embedded.shape
+    starts = length * torch.arange(rows, device=embedded.device)
+    places = (starts[:, None] + predicting).flatten()
+    logits = logits_at(model, {"inputs_embeds": embedded}, places)
+    nll = functional.cross_entropy(logits, labels.repeat(rows), reduction="none")
+    return -nll.view(rows, -1).mean(-1)
 
 
 def check_library(steps: int) -> None:

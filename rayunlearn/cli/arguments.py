@@ -10,7 +10,7 @@ from rayunlearn.errors import require
 from rayunlearn.storage.sync import output_place
 
 if TYPE_CHECKING:
-    from rayunlearn.cluster.sweep import Options
+    from rayunlearn.cluster.options import Options
     from rayunlearn.experiment import Experiment
 
 
@@ -153,14 +153,12 @@ def experiment_of(chosen: argparse.Namespace) -> "Experiment":
 
 
 def sweep_options(chosen: argparse.Namespace) -> "Options":
-    from rayunlearn.cluster.sweep import Options
+    from rayunlearn.cluster.options import Options
 
-    processes = getattr(chosen, "processes_per_trial", 1)
-    on = getattr(chosen, "on", "")
     return Options(
         address=chosen.address,
         workers=chosen.workers,
         gpus_per_trial=chosen.gpus_per_trial,
-        processes=processes,
-        on=on,
+        processes=chosen.processes_per_trial,
+        on=chosen.on,
     )

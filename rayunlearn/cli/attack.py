@@ -1,13 +1,12 @@
 """`rayunlearn attack`: a panel of attacks on a run, or on a model that was unlearned elsewhere."""
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.cli.arguments import ADDRESS_HELP, add_command, sweep_options
-from rayunlearn.cli.output import console_for_output, named_trials, print_conclusion
+from rayunlearn.cli.output import console_for_output, handle_sigterm, named_trials, print_conclusion
 from rayunlearn.config import parse_assignments
 from rayunlearn.errors import require
 from rayunlearn.storage.sync import local_run, output_place
@@ -96,6 +95,10 @@ def add_attack_command(commands: Any) -> None:
         "--workers", metavar="N", type=int, default=0, help="attacks at once (default: one per CPU)"
     )
     added.add_argument("--gpus-per-trial", metavar="F", type=float, help="as in `run`")
+    added.add_argument(
+        "--processes-per-trial", metavar="N", type=int, default=1, help="as in `run`"
+    )
+    added.add_argument("--on", metavar="RESOURCE", default="", help="as in `run`")
     audit = added.add_argument_group("an externally unlearned model, instead of RUN")
     audit.add_argument(
         "--model",
@@ -143,7 +146,7 @@ def attack(chosen: argparse.Namespace) -> int:
     """A panel of attacks on trials of a run, or on a model that becomes the one trial of a run;
     what has finished is skipped.
     """
-    from rayunlearn.attacks.panels import panel_of, restrict_panel
+    from rayunlearn.attacks.panels import chosen_panel
     from rayunlearn.planning.attack_planner import AttackFiles, attack_planner
     from rayunlearn.planning.backend import unlearning_backend
 
@@ -164,7 +167,9 @@ def attack(chosen: argparse.Namespace) -> int:
     )
     names = [name.strip() for name in chosen.attacks.split(",")] if chosen.attacks else []
     # a mistake shows here, before an audit measures anything
-    restrict_panel(panel_of(chosen.panel), names)
+    panel = chosen_panel(
+        chosen.panel, names=names, n_seeds=chosen.seeds, curve_points=chosen.curve_points
+    )
     work, console = unlearning_backend(), console_for_output()
     chosen.words = ["rayunlearn", *sys.argv[1:]]
     folder = _audited(chosen, console) if chosen.model else local_run(chosen.run)
@@ -174,10 +179,7 @@ def attack(chosen: argparse.Namespace) -> int:
     planner = attack_planner(
         folder,
         trials="grid" if chosen.model else chosen.trials,
-        panel=chosen.panel,
-        names=names,
-        n_seeds=chosen.seeds,
-        curve_points=chosen.curve_points,
+        panel=panel,
         reads=AttackFiles(text=text, rephrasings=rephrasings, chat_model=chosen.chat_model),
         check=work.check,
         identify=work.identify,
@@ -202,7 +204,7 @@ def run_attacks(
     from rayunlearn.storage.run import open_run
     from rayunlearn.trial.load import cache_of
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    handle_sigterm()
     result = attack_run(
         folder,
         planner,

@@ -4,7 +4,7 @@ docs/attacks.md`.
 
 import inspect
 
-from rayunlearn.attacks.base import ATTACK_INPUTS, ATTACK_KINDS, AttackRow, attack_input_names
+from rayunlearn.attacks.base import ATTACK_INPUTS, ATTACK_KINDS, AttackRow
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.cli.docs_metrics import settings_words, table_line
 
@@ -139,7 +139,7 @@ def attacks_page() -> str:
 
 
 def _section(name: str, row: AttackRow) -> str:
-    asks = ", ".join(f"`{n}`" for n in attack_input_names(row))
+    asks = ", ".join(f"`{n}`" for n in row.inputs)
     return (
         f"**{name}**. {inspect.getdoc(row.function)}{settings_words(name, row.function)} Asks for"
         f" {asks}.\n\n"

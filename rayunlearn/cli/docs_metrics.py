@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from rayunlearn.metrics.corpus import CORPUS_METRICS, CorpusMetric
-from rayunlearn.metrics.table import CHEAP, INPUTS, METRICS, Metric, metric_input_names
+from rayunlearn.metrics.corpus import CORPUS_METRICS
+from rayunlearn.metrics.table import CHEAP, INPUTS, METRICS, Metric
+from rayunlearn.ranges import options_of
 
 HEAD = """# What is measured
 
@@ -77,14 +78,14 @@ def _document_line(name: str, row: Metric) -> str:
     return table_line(
         f"`{name}`{star}",
         *_scale(row),
-        ", ".join(f"`{i}`" for i in metric_input_names(row)),
+        ", ".join(f"`{i}`" for i in row.inputs),
         row.source,
     )
 
 
-def _scale(row: Metric | CorpusMetric) -> tuple[str, str, str, str]:
+def _scale(row: Metric) -> tuple[str, str, str, str]:
     return (
-        row.meaning,
+        row.title,
         row.unit,
         f"{_number(row.low)} to {_number(row.high)}",
         row.direction or "neither",
@@ -104,11 +105,7 @@ def settings_words(name: str, function: Callable[..., Any]) -> str:
     """The hyperparameters of a family function with their defaults, as a paragraph; '' where there
     are none.
     """
-    options = [
-        f"`{name}.{p.name}` = {p.default}"
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    ]
+    options = [f"`{name}.{o.argument}` = {o.default}" for o in options_of(function)]
     return f"\n\nSettings: {', '.join(options)}." if options else ""
 
 

@@ -114,7 +114,7 @@ def print_metrics(console: Console) -> None:
             else "says nothing of knowledge by itself"
         )
         scale = f"{row.unit}, from {row.low:g} to {row.high:g}; {direction}"
-        _entry(console, name, row.meaning, [scale, *options_in_words(row.function), row.source])
+        _entry(console, name, row.title, [scale, *options_in_words(row.function), row.source])
 
 
 def print_attacks(console: Console) -> None:

@@ -51,6 +51,7 @@ def run(chosen: argparse.Namespace) -> int:
 def _attacked(
     folder: Path, attacks: "Attacks", chosen: argparse.Namespace, console: "Console"
 ) -> int:
+    from rayunlearn.attacks.panels import panel_of
     from rayunlearn.planning.attack_planner import AttackFiles, attack_planner
     from rayunlearn.planning.backend import unlearning_backend
 
@@ -58,7 +59,7 @@ def _attacked(
     planner = attack_planner(
         folder,
         trials=attacks.trials,
-        panel=attacks.panel,
+        panel=panel_of(attacks.panel),
         reads=AttackFiles(),
         check=work.check,
         identify=work.identify,

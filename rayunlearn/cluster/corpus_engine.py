@@ -9,8 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from rayunlearn.cluster.session import set_ray_environment
-from rayunlearn.corpus.engine import Engine, process_engine
+from rayunlearn.cluster.session import ray_session
+from rayunlearn.corpus.engine import Engine, OnDone, WorkerFactory, process_engine
 from rayunlearn.corpus.job import JobProgress, OnProgress
 from rayunlearn.corpus.partitions import source_bytes
 from rayunlearn.corpus.source import CorpusSource, exceeds_local_limit
@@ -42,9 +42,6 @@ def engines(name: str, workers: int, address: str) -> Iterator[ChooseEngine]:
 
     def choose(sources: Sequence[CorpusSource], with_model: bool) -> Engine:
         if name == "ray" or (name == "auto" and exceeds_local_limit(*sources)):
-            set_ray_environment(address)
-            from rayunlearn.cluster.ray_data import ray_engine
-
             return ray_engine(stack, address=address, workers=workers, with_model=with_model)
         small = sum(source_bytes(source.pieces) for source in sources) < ALONE_BYTES
         return stack.enter_context(
@@ -53,6 +50,27 @@ def engines(name: str, workers: int, address: str) -> Iterator[ChooseEngine]:
 
     with ExitStack() as stack:
         yield choose
+
+
+def ray_engine(
+    stack: ExitStack, *, address: str = "auto", workers: int = 0, with_model: bool = False
+) -> Engine:
+    """Ray Data on the cluster at `address` (`session.ray_session`).
+
+    The first job with partitions to do connects; the connection ends with `stack`, so that jobs
+    share it.
+    """
+    sessions: list[str] = []
+
+    def engine(worker: WorkerFactory, pieces: Sequence[int], on_done: OnDone) -> None:
+        if not sessions:
+            sessions.append(stack.enter_context(ray_session(address=address, workers=workers)))
+        # inside the session: it imports Ray
+        from rayunlearn.cluster.ray_data import run_on_ray_data
+
+        run_on_ray_data(worker, pieces, on_done, workers=workers, with_model=with_model)
+
+    return engine
 
 
 def progress_line(progress: JobProgress, *, waited: float = 0.0) -> str:

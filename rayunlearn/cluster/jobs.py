@@ -10,7 +10,6 @@ import secrets
 import shlex
 import subprocess
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rayunlearn.errors import UserError, require
+from rayunlearn.storage.retry import retry
 
 # the job server answers 413 above it (measured with Ray 2.60)
 LIMIT_BYTES = 100 * 2**20
@@ -46,8 +46,11 @@ INSTALL = (
     "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}",
 )
 
-# a head on a busy machine
-AGENT_SECONDS = 120
+TOKEN_HINT = (
+    "; the server wants a token: export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... as on the cluster"
+)
+
+
 ENDED_STATUSES = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 
@@ -225,24 +228,14 @@ def _answered(address: str, ask: Callable[[], Any]) -> Any:
     """
     from ray.exceptions import RayError
 
-    deadline = time.monotonic() + AGENT_SECONDS
-    while True:
-        try:
-            return ask()
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-            text = str(error)
-            if "No available agent" not in text or time.monotonic() > deadline:
-                unknown = "401" in text or "oken" in text
-                hint = (
-                    "; the server wants a token: export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... as"
-                    " on the cluster"
-                    if unknown
-                    else ""
-                )
-                raise UserError(
-                    f"the job server at {address} did not do it: {text.strip()}{hint}"
-                ) from error
-        time.sleep(1)
+    try:
+        return retry(ask, is_transient=lambda error: "No available agent" in str(error))
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        text = str(error)
+        hint = TOKEN_HINT if "401" in text or "oken" in text else ""
+        raise UserError(
+            f"the job server at {address} did not do it: {text.strip()}{hint}"
+        ) from error
 
 
 def _status(details: Any) -> str:

@@ -62,15 +62,13 @@ def rank_workers(n: int) -> list[Any]:
         for number in range(1, n)
     ]
     common = {
+        "LOCAL_RANK": "0",
         "WORLD_SIZE": str(n),
         "MASTER_ADDR": ray.util.get_node_ip_address(),
         "MASTER_PORT": str(_free_port()),
     }
-    common |= (
-        {"LOCAL_RANK": "0"}
-        if resources.get("GPU")
-        else {"ACCELERATE_USE_CPU": "true", "LOCAL_RANK": "0"}
-    )
+    if not resources.get("GPU"):
+        common["ACCELERATE_USE_CPU"] = "true"
     addresses = [
         worker.join.remote(common | {"RANK": str(rank)})
         for rank, worker in enumerate(workers, start=1)

@@ -10,7 +10,7 @@ inside one: two trials that each wait for Ray Data's workers hold the CPUs those
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,7 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from rayunlearn.cluster.session import ray_session
-from rayunlearn.corpus.engine import Engine, OnDone, PartitionResult, WorkerFactory
+from rayunlearn.corpus.engine import OnDone, PartitionResult, WorkerFactory
 from rayunlearn.errors import UserError
 
 Batch = dict[str, Any]
@@ -37,35 +36,32 @@ class PartitionActor:
         return {"note": np.array(notes, dtype=object)}
 
 
-def ray_engine(
-    stack: ExitStack, *, address: str = "auto", workers: int = 0, with_model: bool = False
-) -> Engine:
-    """Ray Data on the cluster at `address` (`session.ray_session`), with at most `workers` actors
+def run_on_ray_data(
+    worker: WorkerFactory,
+    pieces: Sequence[int],
+    on_done: OnDone,
+    *,
+    workers: int = 0,
+    with_model: bool = False,
+) -> None:
+    """The partitions on the cluster that this process is connected to, by at most `workers` actors
     (0: one per CPU, or per GPU for models).
-
-    The first pass connects; the connection ends with `stack`, so that passes share it.
     """
-
-    def engine(worker: WorkerFactory, pieces: Sequence[int], on_done: OnDone) -> None:
-        if not ray.is_initialized():
-            stack.enter_context(ray_session(address=address, workers=workers))
-        with _quiet():
-            n, resources = _pool(workers, with_model)
-            numbers = ray.data.from_items(
-                [{"piece": partition} for partition in pieces], override_num_blocks=len(pieces)
-            )
-            pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(n, len(pieces))))
-            notes = numbers.map_batches(
-                PartitionActor,
-                fn_constructor_args=(worker,),
-                batch_size=1,
-                compute=pool,
-                **resources,
-            )
-            for note in _unwrapped(notes):
-                on_done(note)
-
-    return engine
+    with _quiet():
+        n, resources = _pool(workers, with_model)
+        numbers = ray.data.from_items(
+            [{"piece": partition} for partition in pieces], override_num_blocks=len(pieces)
+        )
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(n, len(pieces))))
+        notes = numbers.map_batches(
+            PartitionActor,
+            fn_constructor_args=(worker,),
+            batch_size=1,
+            compute=pool,
+            **resources,
+        )
+        for note in _unwrapped(notes):
+            on_done(note)
 
 
 def _pool(workers: int, with_model: bool) -> tuple[int, dict[str, float]]:

@@ -45,10 +45,11 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def set_ray_environment(address: str) -> str:
-    """Set what Ray reads when it is imported, so call it before the first import of Ray; returns
-    `local` or where the cluster is.
+    """Set what Ray reads when it is imported; returns `local` or where the cluster is.
 
-    Imported without it, Ray's servers on this machine would listen on every interface.
+    Imported without it, Ray's servers on this machine would listen on every interface. So
+    `ray_session` calls it and is the first to import Ray: modules that import Ray at their top are
+    themselves imported inside a session.
     """
     resolved = _resolved(address)
     for name, value in (QUIET_ENVIRONMENT | (LOOPBACK if resolved == "local" else {})).items():

@@ -15,7 +15,8 @@ import polars as pl
 from rich.console import Console
 
 import rayunlearn
-from rayunlearn.config import flatten
+from rayunlearn.cluster.options import Options, PlanRun
+from rayunlearn.config import Trial, flatten
 from rayunlearn.errors import require
 from rayunlearn.experiment import TRACKERS, Experiment
 from rayunlearn.planning.attack_planner import AttackPlanner
@@ -28,37 +29,6 @@ from rayunlearn.storage.lock import create_run_folder, run_lock
 from rayunlearn.storage.run import compact, open_run, remove_scratch
 from rayunlearn.trial.provenance import commit_of
 from rayunlearn.trial.workspace import data_model_pair
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Where and how wide trials run. `workers` 0: as many as fit; `gpus_per_trial` None: where
-    there are GPUs, what the largest trial needs; `processes`: how many share one trial, each with
-    a GPU of its own where there are GPUs; `on`: the resource that a machine must have to be given
-    trials ('': any machine)."""
-
-    address: str = "auto"
-    workers: int = 0
-    gpus_per_trial: float | None = None
-    processes: int = 1
-    on: str = ""
-
-    def __post_init__(self) -> None:
-        require(self.workers >= 0, "--workers must be >= 0", self.workers)
-        gpus = self.gpus_per_trial
-        rule = (
-            "--gpus-per-trial must be in [0, 1], as a process trains on one GPU;"
-            " --processes-per-trial gives a trial several"
-        )
-        require(gpus is None or 0 <= gpus <= 1, rule, gpus)
-        require(self.processes >= 1, "--processes-per-trial must be >= 1", self.processes)
-        shared = self.processes > 1 and gpus not in (None, 0, 1)
-        require(
-            not shared,
-            "--gpus-per-trial must be 0 or 1 with --processes-per-trial, as each process has a GPU"
-            " of its own",
-            gpus,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,38 +60,67 @@ def sweep(
     anything is scheduled, for a run that another driver holds, and for a disk that is full.
     """
     started = time.monotonic()
-    run, cache = run_folder(output, experiment).resolve(), (output / "cache").resolve()
     check_trackers(experiment.track)
     planner = Planner(experiment, work.check, work.identify)
     # a mistake in the experiment shows here, before a folder is made
     planner.agenda({})
-    with run_lock(run) as still_ours:
-        create_run_folder(run, version=experiment.version)
-        before = cached_results(run, experiment)
+    plan = PlanRun(
+        planner=planner,
+        run=run_folder(output, experiment).resolve(),
+        cache=(output / "cache").resolve(),
+        work=work,
+        options=options,
+        console=console,
+    )
+    with run_lock(plan.run) as still_ours:
+        create_run_folder(plan.run, version=experiment.version)
+        before = cached_results(plan.run, experiment)
         agenda = planner.agenda(before)
-        for trial in dict.fromkeys(row.trial for row in agenda.rows if options.processes > 1):
-            work.divide(trial, options.processes)
-        refuse_a_changed_corpus(run, agenda, cache, work)
-        interrupted = bool(agenda.ready) and _run_missing(
-            planner,
-            before,
-            agenda,
-            run=run,
-            cache=cache,
-            work=work,
-            options=options,
-            console=console,
-        )
+        refuse_a_changed_corpus(plan.run, agenda, plan.cache, work)
+        interrupted = _run_missing(plan, before, agenda)
         still_ours()
-        return _close(
-            planner,
-            before,
-            run=run,
-            cache=cache,
-            work=work,
-            interrupted=interrupted,
-            seconds=time.monotonic() - started,
-        )
+        agenda, result = _close(plan, before, interrupted=interrupted, started=started)
+        write_settings(plan.run, experiment, agenda, work.metrics())
+        workspaces = [work.workspace(trial, plan.cache) for trial in trials_by_model(agenda)]
+        write_corpora(plan.run, plan.cache, workspaces)
+    return result
+
+
+def attack_run(
+    run: Path,
+    planner: AttackPlanner,
+    cache: Path,
+    *,
+    work: TrialBackend,
+    options: Options,
+    console: Console,
+) -> SweepResult:
+    """Run every attack of the plan that has not finished and write its rows beside those of the
+    trials.
+
+    Attacks that failed in an earlier call run again. Raises UserError for a run that another driver
+    holds.
+    """
+    started = time.monotonic()
+    plan = PlanRun(
+        planner=planner,
+        run=run.resolve(),
+        cache=cache,
+        work=work,
+        options=options,
+        console=console,
+    )
+    with run_lock(plan.run) as still_ours:
+        remove_scratch(plan.run)
+        before = cached_results(plan.run, planner.experiment)
+        interrupted = _run_missing(plan, before, planner.agenda(before))
+        still_ours()
+        return _close(plan, before, interrupted=interrupted, started=started)[1]
+
+
+def trials_by_model(agenda: Agenda) -> tuple[Trial, ...]:
+    """One trial of every pair of data and model that the agenda has."""
+    return tuple({data_model_pair(row.trial): row.trial for row in agenda.rows}.values())
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -141,16 +140,14 @@ def prepare_all_models(
     many that were.
     """
     cache = (output / "cache").resolve()
-    agenda = Planner(experiment, work.check, work.identify).agenda({})
-    trials = tuple({data_model_pair(row.trial): row.trial for row in agenda.rows}.values())
+    trials = trials_by_model(Planner(experiment, work.check, work.identify).agenda({}))
     n_missing = sum(len(work.missing(trial, cache)) for trial in trials)
     if n_missing:
-        from rayunlearn.cluster.session import ray_session, set_ray_environment
-
-        set_ray_environment(options.address)
-        from rayunlearn.cluster.tune_runner import prepare_only
+        from rayunlearn.cluster.session import ray_session
 
         with ray_session(address=options.address, workers=options.workers):
+            from rayunlearn.cluster.tune_runner import prepare_only
+
             prepare_only(
                 trials, cache, work=work, gpus_per_trial=options.gpus_per_trial, console=console
             )
@@ -194,55 +191,34 @@ def refuse_a_changed_corpus(run: Path, agenda: Agenda, cache: Path, work: TrialB
         require(not changed, rule, now)
 
 
-def _run_missing(
-    planner: Planner,
-    before: dict[str, TrialResult],
-    agenda: Agenda,
-    *,
-    run: Path,
-    cache: Path,
-    work: TrialBackend,
-    options: Options,
-    console: Console,
-) -> bool:
-    """Run on Ray; whether it was interrupted."""
-    from rayunlearn.cluster.session import ray_session, set_ray_environment
+def _run_missing(plan: PlanRun, before: dict[str, TrialResult], agenda: Agenda) -> bool:
+    """Run on Ray what the agenda has and `before` lacks; whether it was interrupted.
 
-    set_ray_environment(options.address)
-    from rayunlearn.cluster.tune_runner import SweepJob, run_searcher
+    Raises UserError for a trial that cannot be divided over the processes asked for.
+    """
+    if plan.options.processes > 1:
+        for trial in dict.fromkeys(row.trial for row in agenda.rows):
+            plan.work.divide(trial, plan.options.processes)
+    if not agenda.ready:
+        return False
+    from rayunlearn.cluster.session import ray_session
 
-    experiment = planner.experiment
-    commit = commit_of(Path(rayunlearn.__file__).parent)
-    job = SweepJob(
-        work=work,
-        run=str(run),
-        experiment=experiment.name,
-        version=experiment.version,
-        commit=commit,
-        track=experiment.track,
-        processes=options.processes,
-    )
-    trials = tuple({data_model_pair(row.trial): row.trial for row in agenda.rows}.values())
-    planned = tuple(dict.fromkeys(row.trial for row in (*agenda.ready, *agenda.expected)))
     try:
-        with ray_session(address=options.address, workers=options.workers) as dashboard:
+        with ray_session(address=plan.options.address, workers=plan.options.workers) as dashboard:
+            from rayunlearn.cluster.tune_runner import run_searcher
+
             if dashboard:
-                console.print(
+                plan.console.print(
                     f"Ray's dashboard: {dashboard} (from the head's machine: docs/cluster.md)",
                     highlight=False,
                     soft_wrap=True,
                 )
             finished = run_searcher(
-                planner,
+                plan,
                 before,
-                job,
-                cache=cache,
-                trials=trials,
-                planned=planned,
-                workers=options.workers,
-                gpus_per_trial=options.gpus_per_trial,
-                console=console,
-                on=options.on,
+                commit=commit_of(Path(rayunlearn.__file__).parent),
+                trials=trials_by_model(agenda),
+                planned=tuple(dict.fromkeys(r.trial for r in (*agenda.ready, *agenda.expected))),
             )
     except KeyboardInterrupt:
         return True
@@ -250,134 +226,22 @@ def _run_missing(
 
 
 def _close(
-    planner: Planner,
-    before: Mapping[str, TrialResult],
-    *,
-    run: Path,
-    cache: Path,
-    work: TrialBackend,
-    interrupted: bool,
-    seconds: float,
-) -> SweepResult:
-    """Compact the trials and write plan, settings and quarantine."""
-    compact(run)
-    remove_scratch(run)
-    results = trial_results(run, planner.experiment.objective)
-    agenda = planner.agenda(results)
-    planner.write_plan(run, agenda)
-    write_settings(run, planner.experiment, agenda, work.metrics())
-    write_corpora(
-        run,
-        cache,
-        [
-            work.workspace(trial, cache)
-            for trial in {data_model_pair(row.trial): row.trial for row in agenda.rows}.values()
-        ],
-    )
+    plan: PlanRun, before: Mapping[str, TrialResult], *, interrupted: bool, started: float
+) -> tuple[Agenda, SweepResult]:
+    """Join the trials' files and write the plan as it now stands; what came of it."""
+    compact(plan.run)
+    remove_scratch(plan.run)
+    results = trial_results(plan.run, plan.planner.experiment.objective)
+    agenda = plan.planner.agenda(results)
+    plan.planner.write_plan(plan.run, agenda)
     planned = {row.trial_id for row in agenda.rows}
-    statuses = Counter(
-        results[trial_id].status for trial_id in sorted(planned) if trial_id in results
-    )
-    ran = sum(trial_id in results and trial_id not in before for trial_id in planned)
-    return SweepResult(
-        run=run,
+    ended = sorted(planned & results.keys())
+    return agenda, SweepResult(
+        run=plan.run,
         total=agenda.total,
-        statuses=dict(statuses),
-        ran=ran,
+        statuses=dict(Counter(results[trial_id].status for trial_id in ended)),
+        ran=len([trial_id for trial_id in ended if trial_id not in before]),
         interrupted=interrupted,
         notes=agenda.notes,
-        seconds=seconds,
+        seconds=time.monotonic() - started,
     )
-
-
-def attack_run(
-    run: Path,
-    planner: AttackPlanner,
-    cache: Path,
-    *,
-    work: TrialBackend,
-    options: Options,
-    console: Console,
-) -> SweepResult:
-    """Run every attack of the plan that has not finished and write its rows beside those of the
-    trials.
-
-    Attacks that failed in an earlier call run again. Raises UserError for a run that another driver
-    holds.
-    """
-    started, run = time.monotonic(), run.resolve()
-    objective = planner.experiment.objective
-    with run_lock(run) as still_ours:
-        remove_scratch(run)
-        before = {
-            trial_id: result
-            for trial_id, result in trial_results(run, objective).items()
-            if result.status in FINISHED
-        }
-        interrupted = bool(planner.agenda(before).ready) and _run_missing_attacks(
-            planner, before, run=run, cache=cache, work=work, options=options, console=console
-        )
-        still_ours()
-        compact(run)
-        results = trial_results(run, objective)
-        agenda = planner.agenda(results)
-        planner.write_plan(run, agenda)
-    planned = {row.trial_id for row in agenda.rows}
-    statuses = Counter(
-        results[trial_id].status for trial_id in sorted(planned) if trial_id in results
-    )
-    ran = sum(trial_id in results and trial_id not in before for trial_id in planned)
-    seconds = time.monotonic() - started
-    return SweepResult(
-        run=run,
-        total=agenda.total,
-        statuses=dict(statuses),
-        ran=ran,
-        interrupted=interrupted,
-        notes=agenda.notes,
-        seconds=seconds,
-    )
-
-
-def _run_missing_attacks(
-    planner: AttackPlanner,
-    before: Mapping[str, TrialResult],
-    *,
-    run: Path,
-    cache: Path,
-    work: TrialBackend,
-    options: Options,
-    console: Console,
-) -> bool:
-    from rayunlearn.cluster.session import ray_session, set_ray_environment
-
-    set_ray_environment(options.address)
-    from rayunlearn.cluster.tune_runner import SweepJob, run_searcher
-
-    experiment = planner.experiment
-    job = SweepJob(
-        work=work,
-        run=str(run),
-        experiment=experiment.name,
-        version=experiment.version,
-        commit=commit_of(Path(rayunlearn.__file__).parent),
-    )
-    trials = tuple(
-        {data_model_pair(target.trial): target.trial for target in planner.targets}.values()
-    )
-    try:
-        with ray_session(address=options.address, workers=options.workers):
-            finished = run_searcher(
-                planner,
-                dict(before),
-                job,
-                cache=cache,
-                trials=trials,
-                planned=tuple(dict.fromkeys(row.trial for row in planner.agenda(before).ready)),
-                workers=options.workers,
-                gpus_per_trial=options.gpus_per_trial,
-                console=console,
-            )
-    except KeyboardInterrupt:
-        return True
-    return not finished

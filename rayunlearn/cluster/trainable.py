@@ -17,7 +17,8 @@ from rayunlearn.schema import FINISHED
 from rayunlearn.storage.run import send_unsent, status_of
 from rayunlearn.storage.sync import run_ready
 
-PATIENCE_SECONDS = 60.0
+# how long a worker waits for the actor that keeps the progress, and for other workers to begin
+PROGRESS_ACTOR_SECONDS = 60.0
 
 
 class TrialActor(tune.Trainable):
@@ -91,7 +92,7 @@ class WarningForwarder(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Wait until the board has it: this process may end at once."""
         with suppress(ray.exceptions.RayError):
-            ray.get(self.board.warn.remote(record.getMessage()), timeout=PATIENCE_SECONDS)
+            ray.get(self.board.warn.remote(record.getMessage()), timeout=PROGRESS_ACTOR_SECONDS)
 
 
 def forward_warnings(board: Any) -> None:
@@ -123,7 +124,7 @@ def others_have_started(board: Any) -> bool:
     """Wait until every trial that was handed out has begun; False if a minute was not enough (a
     busy cluster).
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + PROGRESS_ACTOR_SECONDS
     while time.monotonic() < deadline:
         if ray.get(board.all_began.remote()):
             return True

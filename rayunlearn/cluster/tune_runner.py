@@ -16,6 +16,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
+from rayunlearn.cluster.options import PlanRun
 from rayunlearn.cluster.searcher import LedgerSearch
 from rayunlearn.cluster.session import ConcurrencyLimit, smallest_gpu, trial_resources
 from rayunlearn.cluster.trackers import RunInfo, TrackerCallback
@@ -25,7 +26,6 @@ from rayunlearn.errors import UserError
 from rayunlearn.planning.backend import TrialBackend
 from rayunlearn.planning.gpu_memory import gpu_share
 from rayunlearn.planning.outcomes import TrialResult
-from rayunlearn.planning.planner import PlanSource
 from rayunlearn.planning.progress import PreparationProgress, Snapshot, View, watch_progress
 from rayunlearn.storage.sync import run_ready
 from rayunlearn.trial.workspace import data_model_pair
@@ -113,17 +113,12 @@ class ProgressActor:
 
 
 def run_searcher(
-    planner: PlanSource,
+    plan: PlanRun,
     results: dict[str, TrialResult],
-    job: SweepJob,
     *,
-    cache: Path,
+    commit: str,
     trials: Collection[Trial],
     planned: Sequence[Trial],
-    workers: int,
-    gpus_per_trial: float | None,
-    console: Console,
-    on: str = "",
 ) -> bool:
     """Prepare what `trials` need, then run everything the plan asks for; results are in the run
     folder afterwards.
@@ -135,51 +130,71 @@ def run_searcher(
     preparing it raises KeyboardInterrupt. Raises UserError when results could no longer be written,
     and before anything is scheduled for a trial too large for a GPU.
     """
-    board = start_progress_actor()
-    share = (
-        partial(fitting_share, job.work, planned, Path(job.run), console, on)
-        if job.processes == 1
-        else whole_gpu
-    )
-    resources = trial_resources(gpus_per_trial=gpus_per_trial, share=share, on=on)
-    with printed_warnings(console, board), watch_progress(console, lambda: _read(board)):
+    options, board = plan.options, start_progress_actor()
+    share = partial(fitting_share, plan, planned) if options.processes == 1 else whole_gpu
+    resources = trial_resources(gpus_per_trial=options.gpus_per_trial, share=share, on=options.on)
+    with printed_warnings(plan.console, board), watch_progress(plan.console, lambda: _read(board)):
         prepare_all(
             trials,
-            cache,
-            work=job.work,
+            plan.cache,
+            work=plan.work,
             board=board,
-            resources=trial_resources(gpus_per_trial=gpus_per_trial),
+            resources=trial_resources(gpus_per_trial=options.gpus_per_trial),
         )
-        workspaces = {data_model_pair(trial): job.work.workspace(trial, cache) for trial in trials}
+        job = _job_of(plan, commit)
+        workspaces = {
+            data_model_pair(trial): plan.work.workspace(trial, plan.cache) for trial in trials
+        }
         parameters = {"job": job, "workspaces": workspaces, "board": board}
-        # the searcher is then a copy over there, and what it learns does not come back
-        far_away = ray.util.client.ray.is_connected()
-        at_most = sys.maxsize if far_away else TRIALS_PER_TUNE
-        while True:
-            slots = ConcurrencyLimit(
-                {name: job.processes * amount for name, amount in resources.items()}, workers, on
-            )
-            search = LedgerSearch(planner, results, Path(job.run), board, slots, at_most=at_most)
-            callbacks = (
-                [TrackerCallback(job.track, RunInfo(Path(job.run), job.experiment, job.version))]
-                if job.track
-                else []
-            )
-            run_tune(
-                search,
-                parameters,
-                resources=resources,
-                processes=job.processes,
-                callbacks=callbacks,
-            )
-            results = search.results
-            # running here: Ctrl-C
-            if search.left > 0 or search.running or not search.ready or search.fatal:
-                break
+        _tune_until_done(plan, results, parameters, resources)
     view = ray.get(board.read.remote())
     if isinstance(view, Snapshot) and view.fatal:
         raise UserError(view.fatal)
     return isinstance(view, Snapshot) and view.at_end
+
+
+def _job_of(plan: PlanRun, commit: str) -> SweepJob:
+    experiment = plan.planner.experiment
+    return SweepJob(
+        work=plan.work,
+        run=str(plan.run),
+        experiment=experiment.name,
+        version=experiment.version,
+        commit=commit,
+        track=experiment.track,
+        processes=plan.options.processes,
+    )
+
+
+def _tune_until_done(
+    plan: PlanRun,
+    results: dict[str, TrialResult],
+    parameters: dict[str, Any],
+    resources: dict[str, float],
+) -> None:
+    """Tune runs of at most TRIALS_PER_TUNE trials, one after another, until nothing is left."""
+    job, options = parameters["job"], plan.options
+    # the searcher is then a copy over there, and what it learns does not come back
+    far_away = ray.util.client.ray.is_connected()
+    at_most = sys.maxsize if far_away else TRIALS_PER_TUNE
+    together = {name: job.processes * amount for name, amount in resources.items()}
+    while True:
+        slots = ConcurrencyLimit(together, options.workers, options.on)
+        search = LedgerSearch(
+            plan.planner, results, plan.run, parameters["board"], slots, at_most=at_most
+        )
+        callbacks = (
+            [TrackerCallback(job.track, RunInfo(plan.run, job.experiment, job.version))]
+            if job.track
+            else []
+        )
+        run_tune(
+            search, parameters, resources=resources, processes=job.processes, callbacks=callbacks
+        )
+        results = search.results
+        # running here: Ctrl-C
+        if search.left > 0 or search.running or not search.ready or search.fatal:
+            return
 
 
 def start_progress_actor() -> Any:
@@ -204,17 +219,15 @@ def printed_warnings(console: Console, board: Any) -> Iterator[None]:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def fitting_share(
-    work: TrialBackend, planned: Sequence[Trial], run: Path, console: Console, on: str = ""
-) -> float:
-    """The share of a GPU that the largest planned trial needs; a whole one where no worker can
-    say how large a GPU is.
+def fitting_share(plan: PlanRun, planned: Sequence[Trial]) -> float:
+    """The share of a GPU that the largest planned trial needs; a whole one where no worker can say
+    how large a GPU is.
     """
-    gpu = smallest_gpu(work.gpu_bytes, on)
+    gpu = smallest_gpu(plan.work.gpu_bytes, plan.options.on)
     if gpu == 0:
         return 1.0
-    share, words = gpu_share(work.gpu_memory_of(planned, run), gpu)
-    console.print(words, highlight=False, soft_wrap=True)
+    share, words = gpu_share(plan.work.gpu_memory_of(planned, plan.run), gpu)
+    plan.console.print(words, highlight=False, soft_wrap=True)
     return share
 
 

@@ -1,70 +1,75 @@
 """Keywords of a corpus to Parquet: the work behind `rayunlearn keywords`. No Ray in here."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from rayunlearn.config import SYNTHETIC_DATASETS, Value, coerce_value, digest
-from rayunlearn.corpus.engine import Engine, PartitionResult, ProcessPartition, run_in_sequence
+from rayunlearn.config import SYNTHETIC_DATASETS, Value, digest
+from rayunlearn.corpus.engine import Engine, PartitionResult, ProcessPartition, WorkerFactory
 from rayunlearn.corpus.job import (
     FORMAT,
     OnProgress,
     check_output,
-    delete_work_folder,
-    publish,
-    publish_rejected,
+    publish_job,
     run_corpus_job,
     work_folder,
 )
 from rayunlearn.corpus.partitions import MODEL_PARTITION_BYTES, PARTITION_BYTES
-from rayunlearn.corpus.source import CorpusSource, corpus_source
+from rayunlearn.corpus.request import CorpusJob, CorpusRequest, EngineChoice, local_engine
+from rayunlearn.corpus.source import CorpusSource
 from rayunlearn.corpus.survey import Survey, first_occurrences, survey_corpus, surviving_documents
 from rayunlearn.corpus.vectorized_keywords import BlockJob, block_worker
 from rayunlearn.errors import UserError, require, unknown_name
-from rayunlearn.keywords.extract import WHOLE_CORPUS, KeywordInputs, ModelWithTokenizer, extract
-from rayunlearn.keywords.llm_judge import chat_with
+from rayunlearn.keywords.extract import (
+    INPUTS_WITH_GOLD,
+    INPUTS_WITH_MODEL,
+    WHOLE_CORPUS,
+    KeywordInputs,
+    ModelWithTokenizer,
+    extract,
+)
+from rayunlearn.keywords.llm_judge import Chat, load_chat
 from rayunlearn.keywords.rows import keyword_rows
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.keywords.vectorized import VECTORIZED
 from rayunlearn.models.load import load_model, model_digest
-from rayunlearn.ranges import options_of, required_inputs
+from rayunlearn.ranges import checked_arguments
 from rayunlearn.storage.parquet import frame_of, write_frame, write_table
 from rayunlearn.train.device import accelerator
 
-EXTRACTORS_WITH_MODEL = (
-    "phrase_states",
-    "page_state",
-    "word_gap",
-    "corpus_gap",
-    "word_gradient_gap",
-    "corpus_gradient_gap",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
-class KeywordRequest:
-    """What `rayunlearn keywords` was asked for. `corpus` and `retain` are sources
-    (`corpus.partitions`); the models are directories or Hub names ('' has none); `top` is the most
-    keywords of a document that are written (0: all); `piece_bytes` 0 leaves the size of pieces to
-    what reads them."""
+class KeywordRequest(CorpusRequest):
+    """What `rayunlearn keywords` was asked for. `retain` is a source too; the models are
+    directories or Hub names ('' has none); `top` is the most keywords of a document that are
+    written (0: all).
+    """
 
-    corpus: str
     extractor: str
-    output: Path
     retain: str = ""
-    columns: str = ""
     base: str = ""
     gold: str = ""
     judge: str = ""
-    chunk_words: int = 0
-    unit: str = ""
     top: int = 0
-    piece_bytes: int = 0
-    options: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def with_model(self) -> bool:
+        """Whether a model is run."""
+        return bool(self.base or self.judge)
+
+    def side(self, name: str, side: str) -> CorpusSource:
+        """`source`, in partitions that a model, or none, reads in some seconds."""
+        piece_bytes = MODEL_PARTITION_BYTES if self.with_model else PARTITION_BYTES
+        return self.source(name, side=side, piece_bytes=piece_bytes)
+
+    @property
+    def retain_source(self) -> CorpusSource | None:
+        """What the keywords are compared with: a synthetic dataset brings its own."""
+        name = self.retain or (self.corpus if self.corpus in SYNTHETIC_DATASETS else "")
+        return self.side(name, "retain") if name else None
 
 
 @dataclass(frozen=True)
@@ -80,26 +85,13 @@ class KeywordSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeywordJob:
-    """What a worker needs. `partitions`: the pieces that are worked on together and written to one
+class KeywordJob(CorpusJob[KeywordRequest]):
+    """What a worker needs. `partitions`: those that are worked on together and written to one
     file.
     """
 
-    request: KeywordRequest
-    arguments: Mapping[str, Any]
-    survey: Survey
     retain: Survey | None
     partitions: tuple[tuple[int, ...], ...]
-    folder: Path
-
-
-# by the sources' size, and whether a model is run
-EngineChoice = Callable[[Sequence[CorpusSource], bool], Engine]
-
-
-def local_engine(_sources: Sequence[CorpusSource], _with_model: bool) -> Engine:
-    """The engine of a caller that has no wish."""
-    return run_in_sequence
 
 
 def extract_corpus_keywords(
@@ -119,41 +111,60 @@ def extract_corpus_keywords(
     """
     arguments = extractor_arguments(request.extractor, request.options)
     check_output(request.output)
-    inputs_needed = required_inputs(EXTRACTORS[request.extractor].function)
-    _check_needs(request, inputs_needed)
-    source, retain = _source(request, request.corpus, "forget"), _retain_of(request)
-    together = bool(set(inputs_needed) & set(WHOLE_CORPUS))
-    engine = choose([source, *([retain] if retain else [])], _with_model(request))
+    _check_needs(request, EXTRACTORS[request.extractor].inputs)
+    source, retain = request.side(request.corpus, "forget"), request.retain_source
+    engine = choose([source, *([retain] if retain else [])], request.with_model)
+    job = _surveyed_job(request, source, retain, arguments, engine, report)
+    notes = run_corpus_job(
+        "keywords", job.folder / "done", _worker_of(job), range(len(job.partitions)), engine, report
+    )
+    first = _first(job, show)
+    n_rejected = publish_job(job.folder, request.output, "keywords")
+    return KeywordSummary(
+        job.survey.n_documents, sum(note.counts["keywords"] for note in notes), n_rejected, first
+    )
+
+
+def _surveyed_job(
+    request: KeywordRequest,
+    source: CorpusSource,
+    retain: CorpusSource | None,
+    arguments: Mapping[str, Any],
+    engine: Engine,
+    report: OnProgress,
+) -> KeywordJob:
+    """The job, with its corpora counted. What takes a whole corpus is one partition."""
     folder = work_folder(request.output, _key(request, source, retain, arguments))
-    survey = survey_corpus("corpus", source, folder / "corpus", engine, report)
-    n = len(source.pieces)
-    job = KeywordJob(
+    partitions = range(len(source.pieces))
+    together = set(EXTRACTORS[request.extractor].inputs) & set(WHOLE_CORPUS)
+    return KeywordJob(
         request=request,
         arguments=arguments,
-        survey=survey,
+        survey=survey_corpus("corpus", source, folder / "corpus", engine, report),
         retain=survey_corpus("retain", retain, folder / "retain", engine, report)
         if retain
         else None,
-        partitions=(tuple(range(n)),)
+        partitions=(tuple(partitions),)
         if together
-        else tuple((partition,) for partition in range(n)),
+        else tuple((partition,) for partition in partitions),
         folder=folder,
     )
-    worker = (
-        partial(block_worker, _block_job(job))
-        if request.extractor in VECTORIZED
-        else partial(_worker, job)
+
+
+def _worker_of(job: KeywordJob) -> WorkerFactory:
+    """The worker that needs the least: that of the vectorized extractors loads no torch."""
+    request = job.request
+    if request.extractor not in VECTORIZED:
+        return partial(_worker, job)
+    block_job = BlockJob(
+        extractor=request.extractor,
+        arguments=job.arguments,
+        top=request.top,
+        survey=job.survey,
+        retain=job.retain,
+        folder=job.folder,
     )
-    notes = run_corpus_job(
-        "keywords", folder / "done", worker, range(len(job.partitions)), engine, report
-    )
-    first = _first(job, show)
-    publish(folder / "parts", request.output, "keywords")
-    n_rejected = publish_rejected([folder / "corpus", folder], request.output)
-    delete_work_folder(folder)
-    return KeywordSummary(
-        survey.n_documents, sum(note.counts["keywords"] for note in notes), n_rejected, first
-    )
+    return partial(block_worker, block_job)
 
 
 def _check_needs(request: KeywordRequest, inputs_needed: Sequence[str]) -> None:
@@ -165,9 +176,9 @@ def _check_needs(request: KeywordRequest, inputs_needed: Sequence[str]) -> None:
             f"extractor {request.extractor!r} compares with a retain corpus, which must have a"
             " document: give --retain"
         )
-    if set(inputs_needed) & set(EXTRACTORS_WITH_MODEL) and not request.base:
+    if set(inputs_needed) & set(INPUTS_WITH_MODEL) and not request.base:
         raise UserError(f"extractor {request.extractor!r} needs a base model: give --base")
-    if {"word_gap", "word_gradient_gap"} & set(inputs_needed) and not request.gold:
+    if set(inputs_needed) & set(INPUTS_WITH_GOLD) and not request.gold:
         raise UserError(
             f"extractor {request.extractor!r} needs a model that never saw the forget set: give"
             " --gold"
@@ -203,61 +214,47 @@ def _key(
     )
 
 
-def _block_job(job: KeywordJob) -> BlockJob:
-    request = job.request
-    return BlockJob(
-        extractor=request.extractor,
-        arguments=job.arguments,
-        top=request.top,
-        survey=job.survey,
-        retain=job.retain,
-        folder=job.folder,
-    )
-
-
 def _worker(job: KeywordJob) -> ProcessPartition:
     """Extracts the keywords of one partition at a time; what it knows of the corpus and its models
     are read once.
     """
     request = job.request
-    statistics = job.survey.statistics()
-    retain_statistics = job.retain.statistics() if job.retain else None
-    lenders = {name: _lender(name) for name in (request.base, request.gold) if name}
-    chat = (
-        cache(lambda: chat_with(*load_model(request.judge, device=str(accelerator().device))))
-        if request.judge
-        else None
+    models = {name: _model_loader(name) for name in (request.base, request.gold) if name}
+    inputs_of = partial(
+        KeywordInputs,
+        arguments=job.arguments,
+        base=models.get(request.base),
+        gold=models.get(request.gold),
+        chat=_chat_loader(request.judge) if request.judge else None,
+        statistics=job.survey.statistics(),
+        retain_statistics=job.retain.statistics() if job.retain else None,
     )
 
     def do(partition: int) -> PartitionResult:
         documents = [
             d for piece in job.partitions[partition] for d in surviving_documents(job.survey, piece)
         ]
-        inputs = KeywordInputs(
-            documents,
-            arguments=job.arguments,
-            base=lenders.get(request.base),
-            gold=lenders.get(request.gold),
-            chat=chat,
-            statistics=statistics,
-            retain_statistics=retain_statistics,
-        )
-        frame, n_keywords = _rows(job, inputs)
-        if inputs.rejected:
-            write_table(
-                job.folder / f"aside/{partition:06}.parquet",
-                "quarantine",
-                [asdict(r) for r in inputs.rejected],
-            )
-        write_frame(job.folder / f"parts/{partition:06}.parquet", frame)
-        return PartitionResult(
-            piece=partition,
-            n_documents=len(documents),
-            n_rejected=len(inputs.rejected),
-            counts={"keywords": n_keywords},
-        )
+        return _extract_partition(job, partition, inputs_of(documents))
 
     return do
+
+
+def _extract_partition(job: KeywordJob, partition: int, inputs: KeywordInputs) -> PartitionResult:
+    """Write the keywords of one partition, and what the extractor rejected."""
+    frame, n_keywords = _rows(job, inputs)
+    if inputs.rejected:
+        write_table(
+            job.folder / f"aside/{partition:06}.parquet",
+            "quarantine",
+            [asdict(r) for r in inputs.rejected],
+        )
+    write_frame(job.folder / f"parts/{partition:06}.parquet", frame)
+    return PartitionResult(
+        piece=partition,
+        n_documents=len(inputs.documents),
+        n_rejected=len(inputs.rejected),
+        counts={"keywords": n_keywords},
+    )
 
 
 def _rows(job: KeywordJob, inputs: KeywordInputs) -> tuple[pl.DataFrame, int]:
@@ -293,44 +290,13 @@ def extractor_arguments(extractor: str, options: Mapping[str, Value]) -> dict[st
     """
     if extractor not in EXTRACTORS:
         raise unknown_name("extractor", extractor, EXTRACTORS)
-    known_options = {option.name: option for option in options_of(EXTRACTORS[extractor].function)}
-    for name in options:
-        if name not in known_options:
-            raise unknown_name(f"option of {extractor}", name, known_options)
-    values = {
-        name: coerce_value(name, options.get(name, option.default), option.kind)
-        for name, option in known_options.items()
-    }
-    for name, option in known_options.items():
-        if option.rule is not None:
-            require(
-                option.rule.holds(float(values[name])), f"{name} {option.rule.words}", values[name]
-            )
-    return {name.partition(".")[2]: value for name, value in values.items()}
+    function = EXTRACTORS[extractor].function
+    return checked_arguments([function], options, kind=f"option of {extractor}")[0]
 
 
-def _with_model(request: KeywordRequest) -> bool:
-    return bool(request.base or request.judge)
-
-
-def _retain_of(request: KeywordRequest) -> CorpusSource | None:
-    name = request.retain or (request.corpus if request.corpus in SYNTHETIC_DATASETS else "")
-    return _source(request, name, "retain") if name else None
-
-
-def _source(request: KeywordRequest, name: str, side: str) -> CorpusSource:
-    piece_bytes = request.piece_bytes or (
-        MODEL_PARTITION_BYTES if _with_model(request) else PARTITION_BYTES
-    )
-    return corpus_source(
-        name,
-        side=side,
-        columns=request.columns,
-        chunk_words=request.chunk_words,
-        unit=request.unit,
-        piece_bytes=piece_bytes,
-    )
-
-
-def _lender(name: str) -> Callable[[], ModelWithTokenizer]:
+def _model_loader(name: str) -> Callable[[], ModelWithTokenizer]:
     return cache(lambda: ModelWithTokenizer(*load_model(name, device=str(accelerator().device))))
+
+
+def _chat_loader(name: str) -> Callable[[], Chat]:
+    return cache(lambda: load_chat(name, str(accelerator().device)))

@@ -4,15 +4,15 @@ piece. No Ray in here.
 A pass has a worker, made once per process, that does one piece at a time: it reads the piece,
 writes its file by one rename, and then its note (a small JSON). A piece with a note is done and is
 not done again. An engine decides where workers run: `run_in_sequence` here, `process_engine` on
-this machine's cores, `cluster.ray_data.ray_engine` on Ray Data. All engines do the same pieces with
-the same workers, so they write the same rows. Before any other pass the `survey` counts words and
-finds copies.
+this machine's cores, `cluster.corpus_engine.ray_engine` on Ray Data. All engines do the same
+pieces with the same workers, so they write the same rows. Before any other pass the `survey` counts
+words and finds copies.
 """
 
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,31 +71,43 @@ def run_corpus_job(
         for partition in partitions
         if (note := read_partition_result(folder, partition)) is not None
     }
-    started, n_done_before = time.monotonic(), len(notes)
-    seen = sum(n.n_documents for n in notes.values())
-
-    def progress() -> JobProgress:
-        total = sum(n.n_documents for n in notes.values())
-        return JobProgress(
-            name=name,
-            done=len(notes),
-            pieces=len(partitions),
-            n_documents=total,
-            fresh_documents=total - seen,
-            fresh_pieces=len(notes) - n_done_before,
-            seconds=time.monotonic() - started,
-        )
-
-    def on_done(note: PartitionResult) -> None:
-        notes[note.piece] = note
-        report(progress())
-
     missing = [partition for partition in partitions if partition not in notes]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        report(progress())
+        progress_of = _progress(name, len(partitions), notes)
+        report(progress_of(notes))
+
+        def on_done(note: PartitionResult) -> None:
+            notes[note.piece] = note
+            report(progress_of(notes))
+
         engine(partial(_noting, worker, folder), missing, on_done)
     return [notes[partition] for partition in partitions]
+
+
+def _progress(
+    name: str, n_partitions: int, before: Mapping[int, PartitionResult]
+) -> Callable[[Mapping[int, PartitionResult]], JobProgress]:
+    """How far a job is that began now with the notes `before`, as a function of the notes."""
+    started, n_before, documents_before = time.monotonic(), len(before), _n_documents(before)
+
+    def progress(notes: Mapping[int, PartitionResult]) -> JobProgress:
+        total = _n_documents(notes)
+        return JobProgress(
+            name=name,
+            done=len(notes),
+            pieces=n_partitions,
+            n_documents=total,
+            fresh_documents=total - documents_before,
+            fresh_pieces=len(notes) - n_before,
+            seconds=time.monotonic() - started,
+        )
+
+    return progress
+
+
+def _n_documents(notes: Mapping[int, PartitionResult]) -> int:
+    return sum(note.n_documents for note in notes.values())
 
 
 def read_partition_result(folder: Path, partition: int) -> PartitionResult | None:
@@ -129,6 +141,16 @@ def check_output(output: Path) -> None:
         "--output must be a folder that is not there yet",
         str(output),
     )
+
+
+def publish_job(folder: Path, output: Path, table: str) -> int:
+    """Make the parts in `folder` appear as `output`, what was rejected beside it, and remove the
+    folder. Returns how many rows were rejected.
+    """
+    publish(folder / "parts", output, table)
+    n_rejected = publish_rejected([folder / "corpus", folder], output)
+    delete_work_folder(folder)
+    return n_rejected
 
 
 def publish(parts: Path, output: Path, table: str) -> None:

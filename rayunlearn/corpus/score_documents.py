@@ -3,44 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
-from rayunlearn.config import Data, Value, coerce_value, digest
+from rayunlearn.config import Data, Value, digest
 from rayunlearn.corpus.engine import PartitionResult, ProcessPartition
-from rayunlearn.corpus.extract_keywords import EngineChoice, local_engine
 from rayunlearn.corpus.job import (
     FORMAT,
     OnProgress,
     check_output,
-    delete_work_folder,
-    publish,
-    publish_rejected,
+    publish_job,
     run_corpus_job,
     work_folder,
 )
 from rayunlearn.corpus.partitions import MODEL_PARTITION_BYTES
-from rayunlearn.corpus.source import corpus_source
-from rayunlearn.corpus.survey import Survey, survey_corpus, surviving_documents
+from rayunlearn.corpus.request import CorpusJob, CorpusRequest, EngineChoice, local_engine
+from rayunlearn.corpus.source import CorpusSource
+from rayunlearn.corpus.survey import survey_corpus, surviving_documents
 from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import ENCODING_VERSION, encode_documents
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.lazy import torch
 from rayunlearn.models.document_features import DocumentFeatures, document_features, zlib_ratio
 from rayunlearn.models.load import check_template, load_model, model_digest
-from rayunlearn.ranges import options_of, required_inputs
+from rayunlearn.ranges import checked_arguments
 from rayunlearn.schema import SCORES_VERSION
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.storage.parquet import frame_of, write_frame
 from rayunlearn.train.device import accelerator
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 # sorted by length and padded together; their hidden states are held until they are scored
 DOCUMENTS_AT_ONCE = 1024
@@ -56,30 +50,21 @@ SCORE_COLUMNS: dict[str, Callable[[Sequence[DocumentFeatures], Sequence[str]], A
     ),
 }
 
-SCORERS = tuple(
-    name
-    for name, row in SELECTORS.items()
-    if set(required_inputs(row.function)) <= set(SCORE_COLUMNS)
-)
+
+SCORERS = tuple(name for name, row in SELECTORS.items() if set(row.inputs) <= set(SCORE_COLUMNS))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreRequest:
-    """What `rayunlearn score` was asked for: a source (`corpus.partitions`), a model's directory or
-    Hub name, and selectors whose scores come from one forward pass. A document is put to the model
-    as `data.template` and `data.max_tokens` say."""
+class ScoreRequest(CorpusRequest):
+    """What `rayunlearn score` was asked for: a source, a model's directory or Hub name, and
+    selectors whose scores come from one forward pass. A document is put to the model as
+    `data.template` and `data.max_tokens` say.
+    """
 
-    corpus: str
     base: str
     scores: Sequence[str]
-    output: Path
-    columns: str = ""
-    chunk_words: int = 0
-    unit: str = ""
     template: str = Data.template
     max_tokens: int = Data.max_tokens
-    piece_bytes: int = MODEL_PARTITION_BYTES
-    options: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,14 +77,10 @@ class ScoreSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreJob:
-    """What a worker needs."""
+class ScoreJob(CorpusJob[ScoreRequest]):
+    """What a worker needs. `arguments`: those of every scorer, by its name."""
 
-    request: ScoreRequest
-    arguments: Mapping[str, Mapping[str, Any]]
-    survey: Survey
     model_digest: str
-    folder: Path
 
 
 def score_corpus(
@@ -119,16 +100,33 @@ def score_corpus(
     # their rules
     Data(template=request.template, max_tokens=request.max_tokens)
     check_template(request.template, (request.base,))
-    source = corpus_source(
-        request.corpus,
-        columns=request.columns,
-        chunk_words=request.chunk_words,
-        unit=request.unit,
-        piece_bytes=request.piece_bytes,
-    )
+    source = request.source(request.corpus, piece_bytes=MODEL_PARTITION_BYTES)
     model = model_digest(request.base)
     engine = choose([source], True)
-    key = digest(
+    folder = work_folder(request.output, _key(request, source, model, arguments))
+    job = ScoreJob(
+        request=request,
+        arguments=arguments,
+        survey=survey_corpus("corpus", source, folder / "corpus", engine, report),
+        model_digest=model,
+        folder=folder,
+    )
+    run_corpus_job(
+        "scoring", folder / "done", partial(_worker, job), range(len(source.pieces)), engine, report
+    )
+    ranges = _ranges(folder / "parts")
+    n_rejected = publish_job(folder, request.output, "scores")
+    return ScoreSummary(job.survey.n_documents, n_rejected, ranges)
+
+
+def _key(
+    request: ScoreRequest,
+    source: CorpusSource,
+    model: str,
+    arguments: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """What identifies the work: another input, model or setting is other work."""
+    return digest(
         [
             FORMAT,
             SCORES_VERSION,
@@ -140,19 +138,6 @@ def score_corpus(
             ENCODING_VERSION,
         ]
     )
-    folder = work_folder(request.output, key)
-    survey = survey_corpus("corpus", source, folder / "corpus", engine, report)
-    job = ScoreJob(
-        request=request, arguments=arguments, survey=survey, model_digest=model, folder=folder
-    )
-    run_corpus_job(
-        "scoring", folder / "done", partial(_worker, job), range(len(source.pieces)), engine, report
-    )
-    ranges = _ranges(folder / "parts")
-    publish(folder / "parts", request.output, "scores")
-    n_rejected = publish_rejected([folder / "corpus"], request.output)
-    delete_work_folder(folder)
-    return ScoreSummary(survey.n_documents, n_rejected, ranges)
 
 
 def scorer_arguments(
@@ -165,25 +150,9 @@ def scorer_arguments(
     for name in names:
         if name not in SCORERS:
             raise unknown_name("score", name, SCORERS)
-    known_options = {
-        option.name: option for name in names for option in options_of(SELECTORS[name].function)
-    }
-    for name in options:
-        if name not in known_options:
-            raise unknown_name(f"option of {', '.join(names)}", name, known_options)
-    values = {
-        name: coerce_value(name, options.get(name, option.default), option.kind)
-        for name, option in known_options.items()
-    }
-    for name, option in known_options.items():
-        if option.rule is not None:
-            require(
-                option.rule.holds(float(values[name])), f"{name} {option.rule.words}", values[name]
-            )
-    return {
-        name: {n.partition(".")[2]: v for n, v in values.items() if n.startswith(f"{name}.")}
-        for name in names
-    }
+    functions = [SELECTORS[name].function for name in names]
+    arguments = checked_arguments(functions, options, kind=f"option of {', '.join(names)}")
+    return dict(zip(names, arguments, strict=True))
 
 
 def _worker(job: ScoreJob) -> ProcessPartition:
@@ -214,14 +183,9 @@ def _frames(
     fixed = {"corpus_digest": job.survey.digest, "model_digest": job.model_digest}
     frames = []
     for name, arguments in job.arguments.items():
-        function = SELECTORS[name].function
-        values: Tensor = function(
-            **{
-                input_name: SCORE_COLUMNS[input_name](passed, texts)
-                for input_name in required_inputs(function)
-            },
-            **arguments,
-        )
+        row = SELECTORS[name]
+        inputs = {column: SCORE_COLUMNS[column](passed, texts) for column in row.inputs}
+        values = row.function(**inputs, **arguments)
         rows = [
             fixed | {"doc_id": d.doc_id, "scorer": name, "value": value}
             for d, value in zip(documents, values.tolist(), strict=True)

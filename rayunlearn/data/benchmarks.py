@@ -7,7 +7,6 @@ every file. `data.name=tofu data.path=folder` uses it in a trial (`benchmark_cor
 docs/benchmarks.md says how to get the folders.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from rayunlearn.data.files import corpus_name, load_files
 from rayunlearn.data.hub import folder_of
 from rayunlearn.data.multiple_choice import solved_question
 from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.ranges import options_of
 
 Probes = dict[str, tuple[Document, ...]]
 Documents = tuple[Document, ...]
@@ -265,7 +265,7 @@ class Benchmark:
     source: str
 
 
-BENCHMARKS = {
+LOADERS = {
     row.function.__name__.replace("_", "-"): row
     for row in (
         Benchmark(tofu, "locuslab/TOFU", "MIT", checksums.TOFU, "2401.06121"),
@@ -359,10 +359,9 @@ def loader_defaults(name: str) -> dict[str, Value]:
     """The settings of a benchmark's loader with their defaults. Raises UserError for an unknown
     benchmark.
     """
-    if name not in BENCHMARKS:
-        raise unknown_name("benchmark", name, BENCHMARKS)
-    parameters = inspect.signature(BENCHMARKS[name].function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if name not in LOADERS:
+        raise unknown_name("benchmark", name, LOADERS)
+    return {option.argument: option.default for option in options_of(LOADERS[name].function)}
 
 
 def load_benchmark(
@@ -380,7 +379,7 @@ def load_benchmark(
     for option in chosen:
         if option not in defaults:
             raise unknown_name(f"option of {name}", option, defaults)
-    row = BENCHMARKS[name]
+    row = LOADERS[name]
     folder = BenchmarkFolder(folder_of(str(path)), row.recorded)
     parts = row.function(folder, **chosen)
     changed = tuple(

@@ -72,57 +72,59 @@ def assemble(data: Data, loaded: Mapping[str, ParsedSplit]) -> Corpus:
     """
     forget = loaded["forget"]
     retain = without_documents(loaded["retain"], forget.documents, "also in the forget set")
-    retain_split, removed = (
-        retain.documents[: data.limit_retain],
-        {document.doc_id for document in retain.documents[data.limit_retain :]},
-    )
-    probe_forget = without_documents(
-        loaded.get("probe_forget", forget),
-        retain.documents,
-        "a forget probe that is in the retain set",
-    )
-    probe_retain = without_documents(
-        loaded.get("probe_retain", ParsedSplit(documents=retain_split)),
-        forget.documents,
-        "a retain probe that is in the forget set",
-    )
-    retain_questions = tuple(
-        document for document in probe_retain.documents if document.doc_id not in removed
-    )
+    taught_retain = retain.documents[: data.limit_retain]
+    splits = _probe_splits(loaded, forget, retain, taught_retain)
     rejected = tuple(
-        dict.fromkeys(
-            item for part in (forget, retain, probe_forget, probe_retain) for item in part.rejected
-        )
+        dict.fromkeys(item for part in (forget, retain, *splits.values()) for item in part.rejected)
     )
-    probes = {"forget": probe_forget.documents, "retain": retain_questions}
-    if "holdout" in loaded:
-        extra_training = without_documents(
-            loaded["holdout"], forget.documents, "a holdout document that is in the forget set"
-        )
-        holdout = without_documents(
-            extra_training, retain_split, "a holdout document that is in the retain set"
-        )
-        probes, rejected = (
-            probes | {"holdout": holdout.documents},
-            tuple(dict.fromkeys((*rejected, *holdout.rejected))),
-        )
-    for role, documents in (("data.forget", forget.documents), ("data.retain", retain_split)):
+    cut = {document.doc_id for document in retain.documents[data.limit_retain :]}
+    probes = {
+        name: tuple(d for d in split.documents if name != "retain" or d.doc_id not in cut)
+        for name, split in splits.items()
+    }
+    asked = {"data.holdout" if n == "holdout" else f"data.probe_{n}": d for n, d in probes.items()}
+    required = {"data.forget": forget.documents, "data.retain": taught_retain, **asked}
+    for role, documents in required.items():
         require_documents(role, documents, rejected, data.path)
-    for split, documents in probes.items():
-        require_documents(
-            "data.holdout" if split == "holdout" else f"data.probe_{split}",
-            documents,
-            rejected,
-            data.path,
-        )
     return Corpus(
         name=corpus_name(data.path),
         forget=forget.documents,
-        retain=retain_split,
+        retain=taught_retain,
         probes=probes,
         extra_training={},
         rejected=rejected,
     )
+
+
+def _probe_splits(
+    loaded: Mapping[str, ParsedSplit],
+    forget: ParsedSplit,
+    retain: ParsedSplit,
+    taught_retain: tuple[Document, ...],
+) -> dict[str, ParsedSplit]:
+    """The questions of each split, without those that are documents of the other side; where a side
+    has no probes of its own, its documents are asked.
+    """
+    splits = {
+        "forget": without_documents(
+            loaded.get("probe_forget", forget),
+            retain.documents,
+            "a forget probe that is in the retain set",
+        ),
+        "retain": without_documents(
+            loaded.get("probe_retain", ParsedSplit(documents=taught_retain)),
+            forget.documents,
+            "a retain probe that is in the forget set",
+        ),
+    }
+    if "holdout" in loaded:
+        unseen = without_documents(
+            loaded["holdout"], forget.documents, "a holdout document that is in the forget set"
+        )
+        splits["holdout"] = without_documents(
+            unseen, taught_retain, "a holdout document that is in the retain set"
+        )
+    return splits
 
 
 def without_documents(split: ParsedSplit, removed: Iterable[Document], reason: str) -> ParsedSplit:

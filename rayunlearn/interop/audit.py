@@ -35,26 +35,10 @@ def audit_of(
     """
     require(bool(base), "an audit must have --base, the model before unlearning; got", base)
     check_models({"--model": model, "--base": base, "--gold": gold})
-    models: dict[str, Value] = {
-        "model.teach": False,
-        "model.name": base,
-        "model.gold": gold,
-        "model.unlearned": model,
-    }
-    # Nothing is trained, so no loss is chosen: the retain-only trial is the one that keeps no
-    # coreset.
-    trial = validate_trial(
-        with_values(
-            Trial(method=Method(forget="none")),
-            {name: absolute(name, value) for name, value in {**models, **values}.items()},
-        )
-    )
-    goal = Objective(
-        forgetting=metric or Objective().forgetting, utility=metric or Objective().utility
-    )
-    # a gold model that is named later is a control more of the same run
-    without_gold = replace(trial, model=replace(trial.model, gold=""))
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(model).resolve().name)
+    trial = _audited_trial(model, base, gold, values)
+    goal = Objective()
+    if metric:
+        goal = Objective(forgetting=metric, utility=metric)
     experiment = Experiment(
         name="audit",
         question=QUESTION.format(model=model),
@@ -63,10 +47,36 @@ def audit_of(
         search={},
         budget=Budget(tuning="none"),
         objective=goal,
-        version=f"{safe}-{identify_trial(without_gold)[:6]}",
+        version=_version_of(model, trial),
     )
     check_measured(experiment)
     return experiment
+
+
+def _audited_trial(model: str, base: str, gold: str, values: Mapping[str, Value]) -> Trial:
+    """The trial whose unlearned model is `model`, checked, with paths in full."""
+    models: dict[str, Value] = {
+        "model.teach": False,
+        "model.name": base,
+        "model.gold": gold,
+        "model.unlearned": model,
+    }
+    # Nothing is trained, so no loss is chosen: the retain-only trial is the one that keeps no
+    # coreset.
+    return validate_trial(
+        with_values(
+            Trial(method=Method(forget="none")),
+            {name: absolute(name, value) for name, value in {**models, **values}.items()},
+        )
+    )
+
+
+def _version_of(model: str, trial: Trial) -> str:
+    """The model's name and the beginning of the trial's id: the same call is the same run."""
+    # a gold model that is named later is a control more of the same run
+    without_gold = replace(trial, model=replace(trial.model, gold=""))
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(model).resolve().name)
+    return f"{safe}-{identify_trial(without_gold)[:6]}"
 
 
 def check_models(named: Mapping[str, str]) -> None:

@@ -23,6 +23,7 @@ from rayunlearn.metrics.table import METRICS, sources_of
 from rayunlearn.models.cpu_offload import to_device_or_offload
 from rayunlearn.models.load import check_template, load_model, model_digest
 from rayunlearn.registry import check_trial
+from rayunlearn.schema import Rows
 from rayunlearn.storage.parquet import write_bytes, write_table
 from rayunlearn.train.device import accelerator
 from rayunlearn.trial.context import TrialContext
@@ -37,8 +38,6 @@ from rayunlearn.trial.identity import content_digests
 from rayunlearn.trial.model_state import ModelState
 from rayunlearn.trial.provenance import installed_versions
 from rayunlearn.trial.workspace import Workspace
-
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +60,11 @@ class EvaluationRequest:
     limit: int = 0
     assignments: Mapping[str, Value] = field(default_factory=dict)
 
+    @property
+    def gold_model(self) -> str:
+        """`gold` where it is a model, '' where it is a file of examples or none."""
+        return "" if self.gold.endswith(".parquet") else self.gold
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -81,8 +85,7 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
     """
     require(request.limit >= 0, "--limit must be >= 0", request.limit)
     trial = requested_trial(request)
-    gold_model = "" if request.gold.endswith(".parquet") else request.gold
-    check_template(trial.data.template, (request.model, request.base, gold_model))
+    check_template(trial.data.template, (request.model, request.base, request.gold_model))
     corpus = limit_documents(evaluation_corpus(trial.data), request.limit)
     require(any(corpus.probes.values()), f"{request.benchmark} must have probes", 0)
     digest = model_digest(request.model)
@@ -97,29 +100,31 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
         *summarise_examples(examples_frame(examples)).to_dicts(),
         *corpus_rows(examples_frame(examples), gold),
     ]
-    about: dict[str, Any] = {
+    return Evaluation(
+        examples=grouped([keys | row for row in examples], corpus),
+        evals=[keys | {"step": 0} | row for row in means],
+        about=_about(request, trial, corpus, identity=identity, model=digest),
+    )
+
+
+def _about(
+    request: EvaluationRequest, trial: Trial, corpus: Corpus, *, identity: str, model: str
+) -> dict[str, Any]:
+    """What decided the rows: the models, the data and the settings; `model` is the digest."""
+    return {
         "model": request.model,
-        "model_digest": digest,
+        "model_digest": model,
         "corpus": corpus.name,
         "corpus_digest": corpus.digest,
         "trial_id": identity,
-    }
-    about |= {
         "gold": request.gold,
         "base": request.base,
         "limit": request.limit,
         "settings": relevant_settings(trial),
-    }
-    about |= {
         "files": [asdict(record) for record in corpus.files],
         "notes": list(corpus.notes),
         "packages": installed_versions(),
     }
-    return Evaluation(
-        examples=grouped([keys | row for row in examples], corpus),
-        evals=[keys | {"step": 0} | row for row in means],
-        about=about,
-    )
 
 
 def write_evaluation(folder: Path, done: Evaluation) -> None:
@@ -140,8 +145,8 @@ def requested_trial(request: EvaluationRequest) -> Trial:
         "data.path": request.path,
         "measure.metrics": request.metrics,
     }
-    gold = "" if request.gold.endswith(".parquet") else request.gold
-    start = Trial(stage="base", model=Model(name=request.model, teach=False, gold=gold))
+    model = Model(name=request.model, teach=False, gold=request.gold_model)
+    start = Trial(stage="base", model=model)
     trial = check_trial(
         with_values(
             start,

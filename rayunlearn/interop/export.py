@@ -130,54 +130,52 @@ def model_card(trial_to_export: LoadedTrial, opened: Run) -> str:
     """The model card: what was forgotten, from which part, how, what it measures, its limits and
     its provenance.
     """
-    trial, row, corpus = (
-        trial_to_export.trial,
-        trial_to_export.row,
-        trial_to_export.workspace.corpus,
-    )
+    trial, row = trial_to_export.trial, trial_to_export.row
     title = {
         "unlearned": "after unlearning",
         "base": "before unlearning",
         "gold": "that never saw the forget set",
-    }.get(trial.stage, trial.stage)
+    }[trial.stage]
+    unlearned = trial.stage == "unlearned"
     parts = [
         f"# {started_from(trial)}, {title}",
         (
             f"Written by `rayunlearn export` from trial `{trial_to_export.trial_id}` of experiment"
             f" `{row['experiment']}`, version {row['version']}."
         ),
-        "## What was forgotten" if trial.stage == "unlearned" else "## The corpus",
-        about_corpus(corpus, trial),
-        *(
-            ("## Coreset and method", about_method(trial, row))
-            if trial.stage == "unlearned"
-            else ()
-        ),
+        "## What was forgotten" if unlearned else "## The corpus",
+        about_corpus(trial_to_export.workspace.corpus, trial),
+        *(("## Coreset and method", about_method(trial, row)) if unlearned else ()),
         "## Metrics",
         metrics_table(trial_to_export, opened),
         "## Limits",
-        (
-            CARD_LIMITS
-            if row["status"] == "complete"
-            else (
-                f"- This trial was stopped early as `{row['status']}`: it lost what it should have"
-                f" kept.\n{CARD_LIMITS}"
-            )
-        ),
+        _limits(str(row["status"])),
         "## Provenance",
-        markdown_table(
-            ("", ""),
-            [
-                (name, value)
-                for name, value in card_provenance(trial_to_export).items()
-                if name not in ("settings", "files", "packages")
-            ],
-        ),
-        markdown_table(("package", "version"), list(json.loads(row["packages"] or "{}").items())),
-        "## All settings",
-        markdown_table(("setting", "value"), list(flatten(trial).items())),
+        *_provenance_tables(trial_to_export),
     ]
     return CARD_HEADER + "\n\n".join(parts) + "\n"
+
+
+def _limits(status: str) -> str:
+    """What the model cannot be used for; first that its trial was stopped, where it was."""
+    if status == "complete":
+        return CARD_LIMITS
+    return (
+        f"- This trial was stopped early as `{status}`: it lost what it should have kept.\n"
+        f"{CARD_LIMITS}"
+    )
+
+
+def _provenance_tables(trial_to_export: LoadedTrial) -> tuple[str, ...]:
+    """What made the weights, the versions of packages, and every setting."""
+    recorded = card_provenance(trial_to_export)
+    apart = ("settings", "files", "packages")
+    return (
+        markdown_table(("", ""), [(n, value) for n, value in recorded.items() if n not in apart]),
+        markdown_table(("package", "version"), list(recorded["packages"].items())),
+        "## All settings",
+        markdown_table(("setting", "value"), list(recorded["settings"].items())),
+    )
 
 
 def started_from(trial: Trial) -> str:

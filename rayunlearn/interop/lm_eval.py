@@ -10,9 +10,9 @@ from rayunlearn.config import digest
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.lazy import torch
 from rayunlearn.models.load import load_model, model_digest, quiet_transformers
+from rayunlearn.schema import Rows
 from rayunlearn.train.device import accelerator
 
-Rows = list[dict[str, Any]]
 PREFIX = "harness."
 
 
@@ -33,18 +33,10 @@ def run_harness(
     and where a task's data cannot be had.
     """
     require(bool(tasks), "--harness takes names of tasks, separated by commas", ",".join(tasks))
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as problem:
-        raise UserError(
-            f"--harness needs lm-evaluation-harness: pip install 'rayunlearn[harness]' ({problem})"
-        ) from problem
-    manager = TaskManager(include_path=str(include) if include else None)
-    for task in tasks:
-        if task not in manager.all_tasks:
-            raise unknown_name("task of lm-evaluation-harness", task, manager.all_tasks)
+    manager = _task_manager(tasks, include)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     loaded, tokenizer = load_model(model, dtype=torch.float32)
     wrapped = HFLM(
         pretrained=loaded.to(accelerator().device).eval(),
@@ -71,6 +63,21 @@ def run_harness(
         "step": 0,
     }
     return [keys | row for row in harness_rows(output)]
+
+
+def _task_manager(tasks: Sequence[str], include: Path | None) -> Any:
+    """The harness's tasks. Raises UserError where it is not installed and for an unknown task."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as problem:
+        raise UserError(
+            f"--harness needs lm-evaluation-harness: pip install 'rayunlearn[harness]' ({problem})"
+        ) from problem
+    manager = TaskManager(include_path=str(include) if include else None)
+    for task in tasks:
+        if task not in manager.all_tasks:
+            raise unknown_name("task of lm-evaluation-harness", task, manager.all_tasks)
+    return manager
 
 
 def harness_rows(output: Mapping[str, Any]) -> Rows:

@@ -48,6 +48,22 @@ MAX_PER_DOCUMENT = (
     "judged",
 )
 
+
+# what only a base model can say of a document
+INPUTS_WITH_MODEL = (
+    "phrase_states",
+    "page_state",
+    "word_gap",
+    "corpus_gap",
+    "word_gradient_gap",
+    "corpus_gradient_gap",
+)
+
+
+# what compares it with a model that never saw the forget set
+INPUTS_WITH_GOLD = ("word_gap", "corpus_gap", "word_gradient_gap", "corpus_gradient_gap")
+
+
 WHOLE_CORPUS = (
     "corpus_gap",
     "word_gap",

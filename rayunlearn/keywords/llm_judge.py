@@ -12,6 +12,7 @@ from rayunlearn.data.tokenize import Encoded, align
 from rayunlearn.keywords.words import words_of
 from rayunlearn.lazy import torch
 from rayunlearn.models.generate import ends_of
+from rayunlearn.models.load import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -114,6 +115,11 @@ def chat_with(
         return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
     return chat
+
+
+def load_chat(name: str, device: str) -> Chat:
+    """`chat_with` of the model in a directory or on the Hub, loaded onto `device`."""
+    return chat_with(*load_model(name, device=device))
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:

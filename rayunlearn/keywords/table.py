@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rayunlearn.errors import UserError
@@ -32,7 +31,7 @@ from rayunlearn.keywords.statistics import (
 )
 from rayunlearn.keywords.words import words_of
 from rayunlearn.lazy import functional, np
-from rayunlearn.ranges import Count, Fraction, NonNegative, Positive
+from rayunlearn.ranges import Count, FamilyRow, Fraction, NonNegative, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -339,51 +338,42 @@ def rank_keywords(
     return [page.keyword(phrases[i], float(scores[i])) for i in order]
 
 
-@dataclass(frozen=True)
-class Extractor:
-    """A row of the family: the function and where it comes from."""
-
-    function: Callable[..., list[Keyword]]
-    title: str
-    source: str
-
-
-EXTRACTORS = {
+EXTRACTORS: dict[str, FamilyRow[list[Keyword]]] = {
     row.function.__name__: row
     for row in (
-        Extractor(
+        FamilyRow(
             tfidf,
             "phrases by TF-IDF and place",
             "Sparck Jones 1972; place after Witten et al. 1999 (KEA)",
         ),
-        Extractor(
+        FamilyRow(
             log_odds,
             "forget against retain, log-odds with a prior",
             "Monroe et al. 2008, Fightin' Words",
         ),
-        Extractor(
+        FamilyRow(
             linked,
             "terms of the forget corpus and what is said of them",
             "ours, after Monroe et al. 2008",
         ),
-        Extractor(
+        FamilyRow(
             slots,
             "what changes in sentences that are said again and again",
             "ours, after Kushmerick 2000",
         ),
-        Extractor(textrank, "PageRank of words that stand together", "Mihalcea and Tarau 2004"),
-        Extractor(yake, "YAKE, its own library", "Campos et al. 2020"),
-        Extractor(
+        FamilyRow(textrank, "PageRank of words that stand together", "Mihalcea and Tarau 2004"),
+        FamilyRow(yake, "YAKE, its own library", "Campos et al. 2020"),
+        FamilyRow(
             embedding,
             "nearest to the document in the base model's states",
             "Grootendorst 2020 (KeyBERT), states as in ours",
         ),
-        Extractor(loss_gap, "what base knows and gold does not", "ours"),
-        Extractor(
+        FamilyRow(loss_gap, "what base knows and gold does not", "ours"),
+        FamilyRow(
             gradient_gap,
             "what pulls at gold and no longer at base",
             "ours; the norm is EL2N of a token, Paul et al. 2021",
         ),
-        Extractor(judge, "named by a chat model", "coreset paper 2504.10185, appendix E"),
+        FamilyRow(judge, "named by a chat model", "coreset paper 2504.10185, appendix E"),
     )
 }

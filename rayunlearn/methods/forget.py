@@ -20,7 +20,7 @@ from rayunlearn.methods.distribution import ce_u, pdu, undial
 from rayunlearn.methods.preference import altpo, dpo, idk, llmu, llmu_two_term
 from rayunlearn.methods.retain_weight import dual, fixed_weight
 from rayunlearn.methods.task_vector import as_trained, negate
-from rayunlearn.ranges import NonNegative, Positive
+from rayunlearn.ranges import FamilyRow, NonNegative, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,7 +135,7 @@ def adaptive_rmu(
 
 
 @dataclass(frozen=True)
-class ForgetLoss:
+class ForgetLoss(FamilyRow["Tensor"]):
     """A row of the family: the function and where it comes from.
 
     `mean`: what the loss is one mean over, as in `objective.Side`; '' where it is none. `weighting`
@@ -143,9 +143,6 @@ class ForgetLoss:
     last one.
     """
 
-    function: Callable[..., Tensor]
-    title: str
-    source: str
     equation: str
     mean: str = ""
     weighting: Callable[..., float | Tensor] = fixed_weight

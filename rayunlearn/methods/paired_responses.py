@@ -24,7 +24,7 @@ from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import AlignedText, Encoded, align
 from rayunlearn.errors import require
 from rayunlearn.models.generate import ends_of, sample
-from rayunlearn.ranges import Count, Positive
+from rayunlearn.ranges import Count, FamilyRow, Positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -254,16 +254,13 @@ def _is_in_vocabulary(source: ResponseInputs, text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class PairedResponse:
+class PairedResponse(FamilyRow["Choices"]):
     """A row of the family: the maker and where its texts come from. The loss decides which kinds it
     looks at.
 
     `by_model`: the model writes them, which is dear, so they are kept on disk.
     """
 
-    function: Callable[..., Choices]
-    title: str
-    source: str
     by_model: bool = False
 
 

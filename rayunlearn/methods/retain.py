@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayunlearn.lazy import torch
+from rayunlearn.ranges import FamilyRow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,14 +44,11 @@ def activation(hidden: Tensor, reference_hidden: Tensor, labelled: Tensor) -> Te
 
 
 @dataclass(frozen=True)
-class RetainLoss:
+class RetainLoss(FamilyRow["Tensor"]):
     """A row of the family: the function, where it comes from, and what it is one mean over, as in
     `objective.Side`.
     """
 
-    function: Callable[..., Tensor]
-    title: str
-    source: str
     equation: str
     mean: str = ""
 

@@ -8,13 +8,13 @@ left out, never guessed.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from rayunlearn.metrics.table import Metric
 from rayunlearn.ranges import Fraction
 
 Scores = np.ndarray[Any, np.dtype[np.float64]]
@@ -102,77 +102,62 @@ def model_utility(terms: Sequence[float]) -> float:
     return len(terms) / sum(1 / term for term in terms) if min(terms) > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class CorpusMetric:
-    """A row of the table: function, unit, range and which way is more knowledge ('' where neither
-    is).
-    """
-
-    function: Callable[..., float | None]
-    meaning: str
-    unit: str
-    low: float
-    high: float
-    direction: str
-    source: str
-
-
 CORPUS_METRICS = {
     row.function.__name__: row
     for row in (
-        CorpusMetric(
+        Metric(
             auc,
             "how well a membership score tells forget from holdout",
+            "2310.16789; MUSE 2407.06460",
             "fraction",
             0,
             1,
             "higher",
-            "2310.16789; MUSE 2407.06460",
         ),
-        CorpusMetric(
+        Metric(
             tpr_at_fpr,
             "forget documents found at 1% false positives",
+            "Carlini et al. 2112.03570",
             "fraction",
             0,
             1,
             "higher",
-            "Carlini et al. 2112.03570",
         ),
-        CorpusMetric(
+        Metric(
             privacy_leakage,
             "AUC relative to gold's, sign as in MUSE",
+            "MUSE 2407.06460",
             "percent",
             -100,
             math.inf,
             "lower",
-            "MUSE 2407.06460",
         ),
-        CorpusMetric(
+        Metric(
             forget_quality,
             "p that gold's truth ratios are the same",
+            "TOFU 2401.06121",
             "fraction",
             0,
             1,
             "lower",
-            "TOFU 2401.06121",
         ),
-        CorpusMetric(
+        Metric(
             forget_distance,
             "largest gap to gold's truth ratios",
+            "TOFU 2401.06121",
             "fraction",
             0,
             1,
             "",
-            "TOFU 2401.06121",
         ),
-        CorpusMetric(
+        Metric(
             model_utility,
             "harmonic mean of nine terms on other data",
+            "TOFU 2401.06121",
             "fraction",
             0,
             1,
             "higher",
-            "TOFU 2401.06121",
         ),
     )
 }

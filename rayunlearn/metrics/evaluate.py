@@ -21,7 +21,7 @@ from rayunlearn.metrics.forward_passes import (
     Probe,
     gather_inputs,
 )
-from rayunlearn.metrics.table import CHEAP, METRICS, Metric, metric_input_names, sources_of
+from rayunlearn.metrics.table import CHEAP, METRICS, Metric, sources_of
 from rayunlearn.models.forward import score
 from rayunlearn.models.reference import Reference
 
@@ -98,7 +98,7 @@ def evaluate_probes(
     )
     gathered = gather_inputs(task, sources_of(metrics.values()))
     sources = {
-        name: (row.function, metric_input_names(row), (options or {}).get(name, {}))
+        name: (row.function, row.inputs, (options or {}).get(name, {}))
         for name, row in metrics.items()
     }
     return [
@@ -131,7 +131,7 @@ def probes_for_metrics(probe: Probe, metric: Metric) -> Probe:
     """The probe with those of its sequences alone that a metric of a curve looks at: a pass over
     the others would be for nothing.
     """
-    names = set(metric_input_names(metric))
+    names = set(metric.inputs)
     # the number of letters is that of the options; their texts go through no pass
     if "letters" in sources_of([metric]):
         return probe

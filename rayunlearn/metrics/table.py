@@ -2,9 +2,8 @@
 positional parameter.
 """
 
-import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rayunlearn.metrics.likelihood import (
@@ -47,6 +46,7 @@ from rayunlearn.metrics.text import (
     syntactic_sanity,
     verbatim_memorization,
 )
+from rayunlearn.ranges import FamilyRow
 
 
 @dataclass(frozen=True)
@@ -115,18 +115,15 @@ INPUTS = {
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(FamilyRow[float | None]):
     """A row of the family: function, unit, range and which way is more knowledge ('' where neither
     is).
     """
 
-    function: Callable[..., float | None]
-    meaning: str
     unit: str
     low: float
     high: float
     direction: str
-    source: str
 
 
 METRICS = {
@@ -135,294 +132,278 @@ METRICS = {
         Metric(
             probability,
             "probability of the answer (geometric mean over tokens)",
+            "TOFU 2401.06121",
             "fraction",
             0,
             1,
             "higher",
-            "TOFU 2401.06121",
         ),
         Metric(
             multiple_choice,
             "true option is the most likely one",
+            "ours; acc_norm of lm-evaluation-harness, per token and not per byte",
             "fraction",
             0,
             1,
             "higher",
-            "ours; acc_norm of lm-evaluation-harness, per token and not per byte",
         ),
         Metric(
             exact_memorization,
             "tokens right under teacher forcing",
+            "Tirumala et al. 2205.10770",
             "fraction",
             0,
             1,
             "higher",
-            "Tirumala et al. 2205.10770",
         ),
         Metric(
             extraction_strength,
             "share of the answer that a prefix extracts",
+            "Carlini et al. 2021; 2406.09179",
             "fraction",
             0,
             1,
             "higher",
-            "Carlini et al. 2021; 2406.09179",
         ),
-        Metric(perplexity, "exp of the mean token NLL", "1", 1, math.inf, "lower", "standard"),
+        Metric(perplexity, "exp of the mean token NLL", "standard", "1", 1, math.inf, "lower"),
         Metric(
             sequence_probability,
             "probability of the whole answer",
+            "standard",
             "fraction",
             0,
             1,
             "higher",
-            "standard",
         ),
         Metric(
             option_probability,
             "share of the true option in the options' probabilities",
+            "TOFU 2401.06121",
             "fraction",
             0,
             1,
             "higher",
-            "TOFU 2401.06121",
         ),
         Metric(
             extraction_strength_paraphrase,
             "extraction strength after the paraphrased question",
+            "2406.09179",
             "fraction",
             0,
             1,
             "higher",
-            "2406.09179",
         ),
         Metric(
             truth_ratio,
             "probability of wrong options / of the true one",
+            "TOFU 2401.06121",
             "1",
             0,
             math.inf,
             "lower",
-            "TOFU 2401.06121",
         ),
         Metric(
             truth_ratio_arithmetic,
             "the same, wrong options averaged arithmetically",
+            "TOFU 2401.06121, eq. 1",
             "1",
             0,
             math.inf,
             "lower",
-            "TOFU 2401.06121, eq. 1",
         ),
         Metric(
             truth_ratio_even,
             "min(R, 1/R): truth and falsehood cannot be distinguished",
+            "TOFU 2401.06121",
             "fraction",
             0,
             1,
             "lower",
-            "TOFU 2401.06121",
         ),
         Metric(
             truth_ratio_right,
             "max(0, 1 - R): the truth alone is likely",
+            "TOFU 2401.06121",
             "fraction",
             0,
             1,
             "higher",
-            "TOFU 2401.06121",
         ),
         Metric(
             base_kl,
             "distance of the answer's distributions from base",
+            "standard",
             "nats",
             0,
             math.inf,
             "lower",
-            "standard",
         ),
         Metric(
             multiple_choice_sum,
             "true option is the most likely whole text",
+            "acc of lm-evaluation-harness where the options are texts",
             "fraction",
             0,
             1,
             "higher",
-            "acc of lm-evaluation-harness where the options are texts",
         ),
         Metric(
             letter_choice,
             "true option's letter has the highest logit",
+            "MMLU 2009.03300; WMDP 2403.03218",
             "fraction",
             0,
             1,
             "higher",
-            "MMLU 2009.03300; WMDP 2403.03218",
         ),
         Metric(
             letter_written,
             "the letter written is the true one",
+            "Doshi & Stickland 2411.12103",
             "fraction",
             0,
             1,
             "higher",
-            "Doshi & Stickland 2411.12103",
         ),
         Metric(
             letter_written_answered,
             "the same, where a letter was written",
+            "Doshi & Stickland 2411.12103",
             "fraction",
             0,
             1,
             "higher",
-            "Doshi & Stickland 2411.12103",
         ),
         Metric(
             letter_answered,
             "a letter was written at all",
+            "Doshi & Stickland 2411.12103",
             "fraction",
             0,
             1,
             "",
-            "Doshi & Stickland 2411.12103",
         ),
         Metric(
             loss_score,
             "membership: mean token NLL",
+            "Yeom et al. 1709.01604",
             "nats",
             0,
             math.inf,
             "lower",
-            "Yeom et al. 1709.01604",
         ),
         Metric(
             zlib_score,
             "membership: NLL per compressed byte",
+            "Carlini et al. 2012.07805",
             "nats per byte",
             0,
             math.inf,
             "lower",
-            "Carlini et al. 2012.07805",
         ),
         Metric(
             reference_score,
             "membership: NLL above the reference model's",
+            "Carlini et al. 2012.07805",
             "nats",
             -math.inf,
             math.inf,
             "lower",
-            "Carlini et al. 2012.07805",
         ),
         Metric(
             min_k_score,
             "membership: mean NLL of the least likely tokens",
+            "Shi et al. 2310.16789",
             "nats",
             0,
             math.inf,
             "lower",
-            "Shi et al. 2310.16789",
         ),
         Metric(
             min_k_plus_score,
             "membership: the same, normalised per position",
+            "Zhang et al. 2404.02936",
             "1",
             -math.inf,
             math.inf,
             "lower",
-            "Zhang et al. 2404.02936",
         ),
         Metric(
             gradient_norm_score,
             "membership: gradient norm of the loss",
+            "as in open-unlearning",
             "nats per weight",
             0,
             math.inf,
             "lower",
-            "as in open-unlearning",
         ),
         Metric(
             rouge_l_recall,
             "words of the truth in the greedy text, in order",
+            "Lin 2004; TOFU 2401.06121",
             "fraction",
             0,
             1,
             "higher",
-            "Lin 2004; TOFU 2401.06121",
         ),
         Metric(
-            rouge_l_f1,
-            "the same, longer texts penalised",
-            "fraction",
-            0,
-            1,
-            "higher",
-            "Lin 2004",
+            rouge_l_f1, "the same, longer texts penalised", "Lin 2004", "fraction", 0, 1, "higher"
         ),
         Metric(
             verbatim_memorization,
             "overlap of the continuation with the true one",
+            "MUSE 2407.06460",
             "fraction",
             0,
             1,
             "higher",
-            "MUSE 2407.06460",
         ),
         Metric(
             knowledge_memorization,
             "overlap of a short answer with the true one",
+            "MUSE 2407.06460",
             "fraction",
             0,
             1,
             "higher",
-            "MUSE 2407.06460",
         ),
         Metric(
             leak_at_k,
             "overlap of the best of k samples with the truth",
+            "2511.04934",
             "fraction",
             0,
             1,
             "higher",
-            "2511.04934",
         ),
         Metric(
             repetition,
             "share of repeated 4-grams in the greedy text",
+            "Welleck et al. 1908.04319",
             "fraction",
             0,
             1,
             "",
-            "Welleck et al. 1908.04319",
         ),
         Metric(
             ngram_entropy,
             "entropy of the greedy text's 2- and 3-grams",
+            "Meng et al. 2202.05262; RWKU 2406.10890",
             "bits",
             0,
             math.inf,
             "",
-            "Meng et al. 2202.05262; RWKU 2406.10890",
         ),
         Metric(
-            syntactic_sanity, "signs of language in the greedy text", "fraction", 0, 1, "", "ours"
+            syntactic_sanity, "signs of language in the greedy text", "ours", "fraction", 0, 1, ""
         ),
     )
 }
 
 
-def metric_input_names(metric: Metric) -> tuple[str, ...]:
-    """Names of what the metric's function asks for; its options, which are keyword-only, are none
-    of them.
-    """
-    parameters = inspect.signature(metric.function).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-
-
 def sources_of(metrics: Iterable[Metric]) -> frozenset[str]:
     """The passes over the probes that these metrics need."""
-    return frozenset(
-        INPUTS[name].source for metric in metrics for name in metric_input_names(metric)
-    )
+    return frozenset(INPUTS[name].source for metric in metrics for name in metric.inputs)
 
 
 CHEAP = {

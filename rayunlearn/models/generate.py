@@ -62,11 +62,7 @@ def generate_texts(
     texts: dict[int, Ids] = {}
     with evaluating(model):
         for rows in by_length(grown, tokens_per_batch):
-            generators = (
-                [torch.Generator().manual_seed(int(digest(seeds[r], 15), 16)) for r in rows]
-                if temperature > 0
-                else []
-            )
+            generators = generators_of([seeds[r] for r in rows]) if temperature > 0 else []
             choose = _Choice(generators, temperature, top_p)
             written = _continue(
                 model, [prompts[r] for r in rows], choose, ends=ends, max_new_tokens=max_new_tokens
@@ -112,11 +108,20 @@ class _Choice:
         if self._temperature == 0:
             return logits.argmax(-1)
         scores = nucleus(logits.float().cpu() / self._temperature, self._top_p)
-        uniform = torch.stack(
-            [torch.rand(scores.shape[1], generator=self._generators[r]) for r in rows]
-        )
-        # The argmax of logits + Gumbel noise is a sample of their softmax.
-        return (scores - (-uniform.clamp(min=1e-20).log()).log()).argmax(-1).to(logits.device)
+        return sample_tokens(scores, [self._generators[r] for r in rows]).to(logits.device)
+
+
+def generators_of(seeds: Sequence[str]) -> list[torch.Generator]:
+    """A generator for each seed, so that what one sequence draws depends on no other."""
+    return [torch.Generator().manual_seed(int(digest(seed, 15), 16)) for seed in seeds]
+
+
+def sample_tokens(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """One token (B,) of each row's softmax, logits (B, V) float32 on the CPU, drawn from the row's
+    generator: the argmax of logits + Gumbel noise, -log(-log(uniform)), is such a sample.
+    """
+    uniform = torch.stack([torch.rand(logits.shape[1], generator=g) for g in generators])
+    return (logits - (-uniform.clamp(min=1e-20).log()).log()).argmax(-1)
 
 
 def nucleus(logits: Tensor, top_p: float) -> Tensor:
@@ -237,10 +242,8 @@ def _continue_sample(
     ends: Sequence[Ids],
     temperature: float,
 ) -> list[Ids]:
-    """The continuations of prompts of one length, by Gumbel noise: the argmax of logits /
-    temperature + noise is a sample.
-    """
-    generators = [torch.Generator().manual_seed(int(digest(seed, 15), 16)) for seed in seeds]
+    """The continuations of prompts of one length."""
+    generators = generators_of(seeds)
     forbidden = [
         int(torch.randint(max(1, len(truth) - n_end), (), generator=g))
         for truth, n_end, g in zip(truths, n_ends, generators, strict=True)
@@ -254,8 +257,7 @@ def _continue_sample(
         for row, truth in enumerate(truths):
             if index == forbidden[row] and tuple(written[row]) == truth[:index]:
                 scores[row, truth[index]] = -torch.inf
-        uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in generators])
-        chosen = (scores - (-uniform.clamp(min=1e-20).log()).log()).argmax(1)
+        chosen = sample_tokens(scores, generators)
         for text, token in zip(written, chosen.tolist(), strict=True):
             text.append(token)
         cache, step = output.past_key_values, {"input_ids": chosen[:, None].to(model.device)}

@@ -15,8 +15,7 @@ import polars as pl
 
 from rayunlearn.analysis.pareto import pareto_front
 from rayunlearn.analysis.run_frames import trial_table
-from rayunlearn.attacks.base import attack_input_names
-from rayunlearn.attacks.panels import Panel, PanelEntry, attack_setting, panel_of, restrict_panel
+from rayunlearn.attacks.panels import Panel, PanelEntry, attack_setting
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.canonical import CheckTrial, canonical_trial, has_gold
 from rayunlearn.config import Attack, Objective, Trial, Value, with_values
@@ -73,6 +72,22 @@ class AttackFiles:
     chat_model: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedAttack:
+    """One attack on one model, as the plan asks for it. `values` are sorted by name; `answers` is
+    the setting that it is a control for.
+    """
+
+    target: AttackTarget
+    name: str
+    values: tuple[tuple[str, Value], ...]
+    seed: int
+    role: str
+    answers: str = ""
+    study: str = ""
+    study_index: int = -1
+
+
 @dataclass
 class AttackPlanner:
     """`agenda` as of `planner.Planner`: the same interface, another plan. `keep` writes it to
@@ -87,9 +102,7 @@ class AttackPlanner:
     reads: AttackFiles = field(default_factory=AttackFiles)
     _ids: dict[Trial, str] = field(default_factory=dict)
     _rows: list[dict[str, Value]] = field(default_factory=list)
-    _planned_rows: dict[tuple[Any, ...], tuple[PlannedTrial, dict[str, Value]]] = field(
-        default_factory=dict
-    )
+    _made: dict[PlannedAttack, tuple[PlannedTrial, dict[str, Value]]] = field(default_factory=dict)
     _anchors: dict[str, tuple[AttackTarget, ...]] = field(default_factory=dict)
     _suggested: dict[tuple[str, str], list[dict[str, Value]]] = field(default_factory=dict)
 
@@ -148,18 +161,16 @@ class AttackPlanner:
         while len(rows) < self.panel.budget and len(finished) == len(rows):
             n = min(self.panel.batch, self.panel.budget - len(rows))
             for values in self.suggestions(entry.name, name, tuple(finished), n):
-                settings = {**dict(entry.values), **values}
-                rows.append(
-                    self.planned(
-                        target,
-                        entry.name,
-                        settings,
-                        self.panel.seeds[0],
-                        "tuning",
-                        study=name,
-                        study_index=len(rows),
-                    )
+                attack = PlannedAttack(
+                    target=target,
+                    name=entry.name,
+                    values=_sorted({**dict(entry.values), **values}),
+                    seed=self.panel.seeds[0],
+                    role="tuning",
+                    study=name,
+                    study_index=len(rows),
                 )
+                rows.append(self.planned(attack))
                 result = results.get(rows[-1].trial_id)
                 # Optuna minimises; an attack wants the metric high, and nothing else
                 if result is not None:
@@ -194,17 +205,16 @@ class AttackPlanner:
         the model itself.
         """
         answers = attack_setting(entry.name, values)
+        companion = ATTACKS[entry.name].companion
         rows = []
         for seed in attack_seeds(entry.name, self.panel.seeds):
-            rows.append(self.planned(target, entry.name, values, seed, "attack"))
-            rows += [
-                self.planned(other, entry.name, values, seed, "control", answers=answers)
-                for other in self.anchors(target)
-            ]
-            if companion := ATTACKS[entry.name].companion:
-                rows.append(
-                    self.planned(target, companion, values, seed, "control", answers=answers)
-                )
+            attack = PlannedAttack(
+                target=target, name=entry.name, values=_sorted(values), seed=seed, role="attack"
+            )
+            control = replace(attack, role="control", answers=answers)
+            attacks = [attack, *(replace(control, target=other) for other in self.anchors(target))]
+            attacks += [replace(control, name=companion)] if companion else []
+            rows += [self.planned(planned) for planned in attacks]
         return tuple(rows)
 
     def n_final(self, target: AttackTarget, entry: PanelEntry) -> int:
@@ -228,90 +238,56 @@ class AttackPlanner:
         ]
         return tuple(AttackTarget(trial_id=self.identified(trial), trial=trial) for trial in trials)
 
-    def planned(
-        self,
-        target: AttackTarget,
-        name: str,
-        values: Mapping[str, Value],
-        seed: int,
-        role: str,
-        *,
-        answers: str = "",
-        study: str = "",
-        study_index: int = -1,
-    ) -> PlannedTrial:
+    def planned(self, attack: PlannedAttack) -> PlannedTrial:
         """A row of the plan, made once and noted for attacks.parquet."""
-        key = (
-            target.trial_id,
-            name,
-            tuple(sorted(values.items())),
-            seed,
-            role,
-            answers,
-            study,
-            study_index,
-        )
-        if key not in self._planned_rows:
-            self._planned_rows[key] = self.plan_rows(
-                target,
-                name,
-                values,
-                seed,
-                role,
-                answers=answers,
-                study=study,
-                study_index=study_index,
-            )
-        row, settings = self._planned_rows[key]
+        if attack not in self._made:
+            self._made[attack] = self.made(attack)
+        row, settings = self._made[attack]
         self._rows.append(settings)
         return row
 
-    def plan_rows(
-        self,
-        target: AttackTarget,
-        name: str,
-        values: Mapping[str, Value],
-        seed: int,
-        role: str,
-        *,
-        answers: str,
-        study: str,
-        study_index: int,
-    ) -> tuple[PlannedTrial, dict[str, Value]]:
+    def made(self, attack: PlannedAttack) -> tuple[PlannedTrial, dict[str, Value]]:
         """The row of the plan and that of attacks.parquet; values that the attack has not (a
         companion's) are left out.
         """
-        own_values = {
-            f"{name}.{key}": value
-            for key, value in values.items()
-            if f"{name}.{key}" in {o.name for o in options_of(ATTACKS[name].function)}
-        }
-        attack = replace(Attack(name=name, seed=seed, **self.read_by(name)), **self.curve_of(name))
-        trial = self.check(with_values(replace(target.trial, attack=attack), own_values))
-        setting = attack_setting(
-            name, {key.partition(".")[2]: value for key, value in own_values.items()}
-        )
+        trial, setting = self.trial_of(attack)
         row = PlannedTrial(
             trial_id=self.identified(trial),
             trial=trial,
-            role=role,
+            role=attack.role,
             group=setting,
             tuning="none",
-            study=study,
-            study_index=study_index,
+            study=attack.study,
+            study_index=attack.study_index,
         )
         settings: dict[str, Value] = {
             "trial_id": row.trial_id,
-            "attacked": target.trial_id,
-            "role": role,
+            "attacked": attack.target.trial_id,
+            "role": attack.role,
             "setting": setting,
-            "answers": answers,
+            "answers": attack.answers,
+            "study": attack.study,
+            "study_index": attack.study_index,
         }
-        return row, {**settings, "study": study, "study_index": study_index}
+        return row, settings
+
+    def trial_of(self, attack: PlannedAttack) -> tuple[Trial, str]:
+        """The trial that attacks the target, checked, and the attack's setting in words."""
+        arguments = {option.argument for option in options_of(ATTACKS[attack.name].function)}
+        values = {key: value for key, value in attack.values if key in arguments}
+        settings = replace(
+            Attack(name=attack.name, seed=attack.seed, **self.read_by(attack.name)),
+            **self.curve_of(attack.name),
+        )
+        trial = with_values(
+            replace(attack.target.trial, attack=settings),
+            {f"{attack.name}.{key}": value for key, value in values.items()},
+        )
+        return self.check(trial), attack_setting(attack.name, values)
 
     def read_by(self, name: str) -> dict[str, Any]:
         """`attack.file` and `attack.chat_model` of an attack: what of `reads` it asks for."""
-        input_names = attack_input_names(ATTACKS[name])
+        input_names = ATTACKS[name].inputs
         files = {"unrelated_sequences": self.reads.text, "texts": self.reads.rephrasings}
         return {
             "file": next((file for kind, file in files.items() if kind in input_names), ""),
@@ -322,7 +298,7 @@ class AttackPlanner:
         """`attack.curve_*` of an attack that leaves a recovery curve: the metric that the objective
         forgets by, where a curve may be of it.
         """
-        if "watch" not in attack_input_names(ATTACKS[name]):
+        if "watch" not in ATTACKS[name].inputs:
             return {}
         metric = self.experiment.objective.forgetting
         return {"curve_points": self.panel.curve_points} | (
@@ -356,38 +332,23 @@ def strength_of(name: str) -> Mapping[str, Domain]:
 
 def attack_seeds(name: str, seeds: Sequence[int]) -> tuple[int, ...]:
     """The seeds that the attack runs with: one where nothing is drawn."""
-    return (
-        tuple(seeds)
-        if DRAWN_SETTINGS & set(attack_input_names(ATTACKS[name]))
-        else tuple(seeds[:1])
-    )
+    return tuple(seeds) if DRAWN_SETTINGS & set(ATTACKS[name].inputs) else tuple(seeds[:1])
 
 
 def attack_planner(
     folder: Path,
     *,
     trials: str,
-    panel: str,
+    panel: Panel,
     reads: AttackFiles,
     check: CheckTrial,
     identify: Identify,
-    names: Sequence[str] = (),
-    n_seeds: int | None = None,
-    curve_points: int | None = None,
 ) -> AttackPlanner:
-    """The plan of `rayunlearn attack`: which models of the run, which attacks (`names`: of the
-    panel only these), how many seeds, how many points of a recovery curve at most.
+    """The plan of `rayunlearn attack`: which models of the run (`attack_targets`), which attacks.
 
-    Raises UserError for an unknown panel, attack or trial, and for a trial that can no longer be
-    repeated.
+    Raises UserError for an unknown trial, and for one that can no longer be repeated.
     """
     run = open_run(folder)
-    chosen = panel_of(panel)
-    chosen = restrict_panel(chosen, names) if names else chosen
-    require(n_seeds is None or n_seeds >= 1, "--seeds must be >= 1", n_seeds)
-    chosen = chosen if n_seeds is None else replace(chosen, seeds=tuple(range(n_seeds)))
-    require(curve_points is None or curve_points >= 1, "--curve-points must be >= 1", curve_points)
-    chosen = chosen if curve_points is None else replace(chosen, curve_points=curve_points)
     trials_loaded = [load_trial(folder, trial_id) for trial_id in attack_targets(run, trials)]
     for trial in trials_loaded:
         require(
@@ -399,7 +360,7 @@ def attack_planner(
         AttackTarget(trial_id=trial.trial_id, trial=trial.trial) for trial in trials_loaded
     )
     experiment = attack_experiment(run, targets[0].trial)
-    return AttackPlanner(experiment, check, identify, targets, chosen, reads)
+    return AttackPlanner(experiment, check, identify, targets, panel, reads)
 
 
 def attack_targets(run: Run, trials: str) -> list[str]:
@@ -467,3 +428,7 @@ def _best(table: pl.DataFrame, cells: pl.DataFrame, run: Run) -> pl.DataFrame:
 
 def _key(row: Mapping[str, Value]) -> tuple[Value, ...]:
     return tuple(row[name] for name in ("trial_id", "role", "answers", "study_index"))
+
+
+def _sorted(values: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
+    return tuple(sorted(values.items()))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayunlearn.config import Model, Trial
+from rayunlearn.config import Model, Trial, rounded_share
 from rayunlearn.errors import require
 from rayunlearn.experiment import Budget
 from rayunlearn.planning.outcomes import TrialResult
@@ -137,13 +137,7 @@ def gpu_hours(agenda: Agenda, n_left: int, *, size_of: Callable[[Trial], Workloa
 
 def tokens_of_trial(trial: Trial, size: WorkloadSize) -> float:
     """Tokens of all of a trial's forget and retain batches."""
-    n_kept = max(1, round(trial.select.ratio * size.n_forget))
-    length = trial.train.length
-    documents = {
-        "steps": length * trial.train.batch_size,
-        "presentations": length,
-        "epochs": length * n_kept,
-    }[trial.train.unit]
+    documents = trial.train.n_presentations(rounded_share(trial.select.ratio, size.n_forget))
     sides = (trial.method.forget != "none") + (trial.method.retain != "none")
     return documents * sides * min(size.tokens_per_document, trial.data.max_tokens)
 

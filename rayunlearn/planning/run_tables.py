@@ -73,7 +73,7 @@ def _described(name: str, metric: Any) -> dict[str, Any]:
         "name": name,
         "unit": metric.unit,
         "direction": metric.direction,
-        "meaning": metric.meaning,
+        "meaning": metric.title,
         **bounds,
     }
 

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.analysis.attribution import interquartile_range
-from rayunlearn.analysis.intervals import mean_interval
+from rayunlearn.analysis.intervals import interval_columns, mean_interval
 from rayunlearn.analysis.labels import (
     UNKNOWN,
     format_coreset_size,
@@ -195,6 +194,6 @@ def _recovered(values: Sequence[float]) -> str:
         # no minus before a zero
         return f"{round(values[0], 2) + 0.0:.2f}"
     return format_interval(
-        interquartile_range("recovered", mean_interval(np.array(values).reshape(-1, 1))),
+        interval_columns("recovered", mean_interval(np.array(values).reshape(-1, 1))),
         "recovered",
     )

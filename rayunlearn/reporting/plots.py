@@ -26,6 +26,8 @@ from rayunlearn.analysis.pareto import best_so_far, pareto_front
 from rayunlearn.analysis.recovery import recovery_table
 from rayunlearn.analysis.run_frames import (
     CONTEXT_SECTIONS,
+    CORESET,
+    FULL_SET,
     lower_is_forgotten,
     objective_of,
     trial_table,
@@ -431,10 +433,7 @@ def _lines(grid: pl.DataFrame) -> list[tuple[str, str, pl.DataFrame]]:
     """
     lines = []
     for (method,), cells in grid.group_by(["method"], maintain_order=True):
-        full, parts = (
-            cells.filter(pl.col("select.ratio") == 1),
-            cells.filter(pl.col("select.ratio") < 1),
-        )
+        full, parts = cells.filter(FULL_SET), cells.filter(CORESET)
         for (selector,), part in (parts if parts.height else full).group_by(
             ["select.name"], maintain_order=True
         ):

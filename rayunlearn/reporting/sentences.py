@@ -22,6 +22,7 @@ from rayunlearn.analysis.run_frames import (
     objective_of,
     planned_trials,
 )
+from rayunlearn.config import FULL_RATIO
 from rayunlearn.schema import STATUSES
 from rayunlearn.storage.run import Run
 
@@ -276,7 +277,7 @@ def _forgetting_at(table: pl.DataFrame, cell: Mapping[str, Any], ratio: float | 
     """Forgetting with its interval at one ratio of a method and selector; the full set belongs to
     every selector.
     """
-    names = ["method", *extra_settings(table), *([] if ratio == 1 else ["select.name"])]
+    names = ["method", *extra_settings(table), *([] if ratio == FULL_RATIO else ["select.name"])]
     same = [pl.col(name).eq_missing(pl.lit(cell[name])) for name in names]
     rows = table.filter(
         pl.col("role") == "grid", pl.col("select.ratio").eq_missing(pl.lit(ratio)), *same

@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rayunlearn.config import rounded_share
 from rayunlearn.lazy import np, sklearn, torch
-from rayunlearn.ranges import Count, Fraction, UnitInterval, Whole
+from rayunlearn.ranges import Count, FamilyRow, Fraction, UnitInterval, Whole
 from rayunlearn.selectors.greedy import (
     craig,
     facility_location,
@@ -192,14 +193,9 @@ def _stratum_rounds(scores: Tensor, strata: int, seed: int) -> list[tuple[int, i
 
 
 @dataclass(frozen=True)
-class Selector:
-    """A row of the family: the function, where it comes from,
-    and where we differ or had to choose.
-    """
+class Selector(FamilyRow["Tensor"]):
+    """A row of the family. `departures`: where we differ from the source or had to choose."""
 
-    function: Callable[..., Tensor]
-    title: str
-    source: str
     departures: str
 
 
@@ -327,7 +323,7 @@ def top_k_documents(scores: Tensor, ratio: float, topics: Sequence[str] = ()) ->
     topics in turn so that each has its proportional share at every size, to within one document
     (Webster's method, so ratios stay nested).
     """
-    n_kept = max(1, round(ratio * len(scores)))
+    n_kept = rounded_share(ratio, len(scores))
     order = list(torch.sort(scores, descending=True, stable=True).indices.tolist())
     return (_interleave_topics(order, topics) if len(set(topics)) > 1 else order)[:n_kept]
 

@@ -4,13 +4,13 @@ words when that did not help.
 
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rayunlearn.errors import UserError, require
+from rayunlearn.storage.retry import retry
 
 T = TypeVar("T")
 
@@ -27,9 +27,8 @@ OBJECT_STORES = {
     "memory": "fsspec",
 }
 
-# a store that throttles, restarts or loses its network for a moment
-PATIENCE_SECONDS = 120.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
+
+ANSWERS = (FileNotFoundError, FileExistsError)
 
 # ours, not the store's: trying again changes nothing
 PERMANENT_ERRORS = (TypeError, ValueError, AttributeError, KeyError, ImportError)
@@ -58,7 +57,7 @@ def put_file(file: Path, url: str, *, create: bool = False) -> bool:
 def put_bytes(
     content: bytes, url: str, *, create: bool = False, patience: float | None = None
 ) -> bool:
-    """`put_file` for content in memory; `patience` in seconds (default PATIENCE_SECONDS)."""
+    """`put_file` for content in memory; `patience` in seconds, by default that of `retry`."""
     return _put(
         url,
         lambda: _store(url).pipe_file(url, content, mode="create" if create else "overwrite"),
@@ -69,7 +68,7 @@ def put_bytes(
 def get_bytes(url: str) -> bytes | None:
     """The object, None where there is none."""
     try:
-        return bytes(_patiently(url, lambda: _store(url).cat_file(url)))
+        return bytes(_ask(url, lambda: _store(url).cat_file(url)))
     except FileNotFoundError:
         return None
 
@@ -80,7 +79,7 @@ def get_file(url: str, file: Path) -> bool:
     handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent)
     os.close(handle)
     try:
-        _patiently(url, lambda: _store(url).get_file(url, temporary))
+        _ask(url, lambda: _store(url).get_file(url, temporary))
         os.replace(temporary, file)
         return True
     except FileNotFoundError:
@@ -92,7 +91,7 @@ def get_file(url: str, file: Path) -> bool:
 def exists(url: str) -> bool:
     """Whether there is an object."""
     try:
-        return bool(_patiently(url, lambda: _store(url).info(url))["type"] == "file")
+        return bool(_ask(url, lambda: _store(url).info(url))["type"] == "file")
     except FileNotFoundError:
         return False
 
@@ -100,7 +99,7 @@ def exists(url: str) -> bool:
 def list_names(url: str) -> dict[str, str]:
     """Name below `url` -> what changes when the object does, for all objects under it."""
     try:
-        entries = _patiently(url, lambda: _store(url).find(url, detail=True))
+        entries = _ask(url, lambda: _store(url).find(url, detail=True))
     except FileNotFoundError:
         return {}
     start = len(str(_store(url)._strip_protocol(url)).rstrip("/")) + 1
@@ -111,7 +110,7 @@ def remove(urls: Sequence[str]) -> None:
     """Remove the objects; one that is not there is as removed."""
     for url in urls:
         try:
-            _patiently(url, partial(_store(url).rm_file, url))
+            _ask(url, partial(_store(url).rm_file, url))
         except FileNotFoundError:
             continue
 
@@ -132,7 +131,7 @@ def _store(url: str) -> Any:
 
 def _put(url: str, ask: Callable[[], Any], patience: float | None = None) -> bool:
     try:
-        _patiently(url, ask, patience)
+        _ask(url, ask, patience)
     except FileExistsError:
         return False
     except FileNotFoundError as error:
@@ -140,26 +139,24 @@ def _put(url: str, ask: Callable[[], Any], patience: float | None = None) -> boo
     return True
 
 
-def _patiently(url: str, ask: Callable[[], T], patience: float | None = None) -> T:
+def _ask(url: str, ask: Callable[[], T], patience: float | None = None) -> T:
     """What the store answers. "Not there" and "there already" are answers; a refusal is final;
     anything else is asked again for a while.
     """
-    end = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
-    pause = FIRST_PAUSE
-    while True:
-        try:
-            return ask()
-        except (FileNotFoundError, FileExistsError, UserError, *PERMANENT_ERRORS):
-            raise
-        # each store has errors of its own kind
-        except Exception as error:
-            final = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
-            if final or time.monotonic() + pause > end:
-                raise UserError(
-                    f"the storage did not do it: {url}: {type(error).__name__}: {error}"
-                ) from error
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+    try:
+        return retry(ask, is_transient=_is_transient, patience=patience)
+    except (*ANSWERS, UserError, *PERMANENT_ERRORS):
+        raise
+    # each store has errors of its own kind
+    except Exception as error:
+        raise UserError(
+            f"the storage did not do it: {url}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _is_transient(error: Exception) -> bool:
+    refused = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+    return not refused and not isinstance(error, (*ANSWERS, UserError, *PERMANENT_ERRORS))
 
 
 def _version(entry: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,16 +15,14 @@ import polars as pl
 
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.schema import TABLES, VERSION, column_names
+from rayunlearn.storage.retry import retry
 from rayunlearn.storage.sync import upload_file
 
 VERSION_KEY = "rayunlearn.schema_version"
 KINDS: dict[str, Any] = {"utf8": pl.String, "i64": pl.Int64, "f64": pl.Float64, "bool": pl.Boolean}
 TYPES: dict[type, Any] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
 
-# how long storage may fail (a file server that restarts) before that is an error: a trial costs
-# more
-PATIENCE_SECONDS = 60.0
-RETRY_SECONDS = 0.5
+
 Row = Mapping[str, Any]
 T = TypeVar("T")
 
@@ -145,28 +142,24 @@ def _errno_of_polars() -> Iterator[None]:
 
 
 def retry_transient(action: str, act: Callable[[], T]) -> T:
-    """The result of `act`, tried again while the file system fails, for a minute; then, and at once
-    where it is full, a UserError.
+    """`retry` while the file system fails; then, and at once where it is full, a UserError.
 
-    `action` completes "could not ...". An act must be one that may be broken off anywhere and begun
-    again.
+    `action` completes "could not ...".
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return act()
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                reason = "the disk is full"
-            elif time.monotonic() < deadline:
-                time.sleep(RETRY_SECONDS)
-                continue
-            else:
-                reason = f"storage has failed for {PATIENCE_SECONDS:g} s ({error})"
-            raise UserError(
-                f"{reason}: could not {action}; nothing half-written is left, finished trials are"
-                " untouched"
-            ) from error
+    try:
+        return retry(
+            act, is_transient=lambda error: isinstance(error, OSError) and not _full(error)
+        )
+    except OSError as error:
+        why = "the disk is full" if _full(error) else f"storage keeps failing ({error})"
+        raise UserError(
+            f"{why}: could not {action}; nothing half-written is left, finished trials are"
+            " untouched"
+        ) from error
+
+
+def _full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def scan_file(path: Path, table: str) -> pl.LazyFrame:

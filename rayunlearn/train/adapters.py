@@ -9,14 +9,13 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rayunlearn.errors import UserError
 from rayunlearn.lazy import nn, peft, safetensors
 from rayunlearn.models.forward import blocks
-from rayunlearn.ranges import Count, Rule
+from rayunlearn.ranges import Count, FamilyRow, Rule
 from rayunlearn.storage.artifact_cache import apply_umask
 from rayunlearn.storage.sync import send_folder
 
@@ -130,19 +129,10 @@ def _detach(model: PreTrainedModel, *, merge: bool) -> None:
         del model.peft_config
 
 
-@dataclass(frozen=True)
-class AdapterRow:
-    """A row of the family: the function and where it comes from."""
-
-    function: Callable[..., LoraConfig | None]
-    title: str
-    source: str
-
-
-ADAPTERS = {
+ADAPTERS: dict[str, FamilyRow[LoraConfig | None]] = {
     row.function.__name__: row
     for row in (
-        AdapterRow(none, "the weights themselves", "-"),
-        AdapterRow(lora, "low-rank adapters", "Hu et al. 2106.09685; peft"),
+        FamilyRow(none, "the weights themselves", "-"),
+        FamilyRow(lora, "low-rank adapters", "Hu et al. 2106.09685; peft"),
     )
 }

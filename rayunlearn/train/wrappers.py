@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from rayunlearn.lazy import torch
-from rayunlearn.ranges import Count, Positive, UnitInterval
+from rayunlearn.ranges import Count, FamilyRow, Positive, UnitInterval
 from rayunlearn.train.step import Backward, StepLoss
 
 if TYPE_CHECKING:
@@ -186,25 +186,16 @@ def copy_into(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> N
             parameter.copy_(value)
 
 
-@dataclass(frozen=True)
-class WrapperRow:
-    """A row of the family: the builder and where it comes from."""
-
-    function: Callable[..., Wrapper]
-    title: str
-    source: str
-
-
-WRAPPERS = {
+WRAPPERS: dict[str, FamilyRow[Wrapper]] = {
     row.function.__name__: row
     for row in (
-        WrapperRow(sam, "sharpness-aware step on the forget gradient", "Fan et al. 2502.05374"),
-        WrapperRow(
+        FamilyRow(sam, "sharpness-aware step on the forget gradient", "Fan et al. 2502.05374"),
+        FamilyRow(
             average,
             "average of the weights of the last steps",
             "Fan et al. 2502.05374 (WA); Izmailov et al. 1803.05407",
         ),
-        WrapperRow(
+        FamilyRow(
             ball,
             "weights kept in a ball around the start",
             "a sibling of 2406.09179, not confirmed",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from rayunlearn.analysis.intervals import summarise_examples
-from rayunlearn.attacks.base import AttackRow, attack_input_names
+from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.prompt_text import PromptNotAllowedError
 from rayunlearn.attacks.relearning import DivergedError, draw_documents
 from rayunlearn.attacks.table import ATTACKS
@@ -30,7 +30,7 @@ from rayunlearn.data.rows import choose_columns, to_documents
 from rayunlearn.data.tokenize import Encoded, encode_documents
 from rayunlearn.data.unrelated_text import unrelated_documents
 from rayunlearn.errors import require
-from rayunlearn.keywords.llm_judge import Chat, chat_with
+from rayunlearn.keywords.llm_judge import Chat, load_chat
 from rayunlearn.lazy import torch
 from rayunlearn.metrics.evaluate import chosen_metrics, encode_probes, probes_for_metrics
 from rayunlearn.metrics.forward_passes import Probe
@@ -38,7 +38,8 @@ from rayunlearn.metrics.table import Metric
 from rayunlearn.models.device_memory import reset_peak_memory
 from rayunlearn.models.load import load_model
 from rayunlearn.registry import arguments_of, check_trial
-from rayunlearn.schema import HELD_IN
+from rayunlearn.schema import HELD_IN, Rows
+from rayunlearn.train.device import accelerator
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.evaluate import trial_examples
@@ -51,9 +52,6 @@ from rayunlearn.trial.workspace import Workspace, identity_in, require_same_weig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-Rows = list[dict[str, Any]]
 
 # what is asked of an attacked model; an attack says nothing of members and holdout
 SPLITS = ("forget", "retain", "untouched")
@@ -208,7 +206,11 @@ class AttackInputs:
     def chat(self) -> Chat | None:
         name = self.trial.attack.chat_model
         return (
-            cached_in_worker(self._context.state, ("chat", name), lambda: _chat(name))
+            cached_in_worker(
+                self._context.state,
+                ("chat", name),
+                lambda: load_chat(name, str(accelerator().device)),
+            )
             if name
             else None
         )
@@ -243,7 +245,7 @@ class AttackInputs:
                     changed = function(
                         **{
                             name: rewritten[name] if name in rewritten else getattr(self, name)
-                            for name in attack_input_names(self.attack)
+                            for name in self.attack.inputs
                         }
                     )
                 except PromptNotAllowedError as reason:
@@ -316,17 +318,17 @@ def run_attack(inputs: AttackInputs) -> tuple[list[Probe], dict[str, Rows]]:
     function = partial(row.function, **arguments_of(inputs.trial, row.function))
     if row.kind == "weights":
         inputs.watch(0)
-        function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
+        function(**{name: getattr(inputs, name) for name in row.inputs})
         return inputs.evaluated_probes, {"curves": inputs.finished_curve()}
     if row.kind == "prompt":
         return inputs.reasked(function), {}
     if row.kind == "tokens":
         return [
             p
-            for p in function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
+            for p in function(**{name: getattr(inputs, name) for name in row.inputs})
             if inputs.is_evaluated(p)
         ], {}
-    rows = function(**{name: getattr(inputs, name) for name in attack_input_names(row)})
+    rows = function(**{name: getattr(inputs, name) for name in row.inputs})
     if row.kind == "decoding":
         return [], {"examples": rows}
     return [], {"examples": at_best_layer(rows), "curves": layer_curve(rows)}
@@ -426,8 +428,3 @@ def rephrasings_of(file: Path) -> dict[str, dict[str, str]]:
             row.values["text"]
         )
     return texts
-
-
-def _chat(name: str) -> Chat:
-    model, tokenizer = load_model(name, device="cuda" if torch.cuda.is_available() else "cpu")
-    return chat_with(model, tokenizer)

@@ -15,8 +15,9 @@ from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.errors import require
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.models.interpolation import Calibration, calibrate_mixing, copy_of, mixed
+from rayunlearn.schema import Rows
 from rayunlearn.trial.context import TrialContext
-from rayunlearn.trial.evaluate import Rows, examples_frame, label_examples, trial_examples
+from rayunlearn.trial.evaluate import examples_frame, label_examples, trial_examples
 from rayunlearn.trial.probes import encoded_probes
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ from rayunlearn.models.load import load_model
 from rayunlearn.models.reference import Reference, cached_reference
 from rayunlearn.models.tensor_cache import tensors_once
 from rayunlearn.registry import arguments_of
+from rayunlearn.schema import Rows
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.train.device import accelerator
 from rayunlearn.trial.context import TrialContext
@@ -45,9 +46,6 @@ from rayunlearn.trial.workspace import Workspace
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-
-Rows = list[dict[str, Any]]
 
 # splits that membership scores compare: what was to be forgotten, and what was never trained on
 HOLDOUT_METRICS = ("members", "holdout")

@@ -46,12 +46,12 @@ from rayunlearn.metrics.evaluate import encode_probes, evaluate_probes
 from rayunlearn.metrics.table import METRICS
 from rayunlearn.models.forward import score
 from rayunlearn.ranges import options_of
-from rayunlearn.schema import WORD_KINDS
+from rayunlearn.schema import WORD_KINDS, Rows
 from rayunlearn.trial.context import TrialContext, base_context
 from rayunlearn.trial.load import LoadedTrial
 from rayunlearn.trial.model_state import cached_in_worker
 from rayunlearn.trial.rebuild import rebuild_model
-from rayunlearn.trial.weight_paths import Rows, weight_path_tables
+from rayunlearn.trial.weight_paths import weight_path_tables
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -254,7 +254,7 @@ def kinds_of_words(
     extractor is: base and whole-set trials have none, and all must be asked the same words.
     """
     fraction = Select().keyword_fraction
-    defaults = {option.name.partition(".")[2]: option.default for option in options_of(tfidf)}
+    defaults = {option.argument: option.default for option in options_of(tfidf)}
     extracted = extract(tfidf.__name__, KeywordInputs(documents, statistics=statistics), defaults)
     kinds = []
     for document, keywords in zip(documents, extracted, strict=True):

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
-from rayunlearn.attacks.base import attack_input_names
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.config import Data, Model, Trial, digest, trial_id
 from rayunlearn.data.documents import Corpus
@@ -81,7 +80,7 @@ def content_digests(trial: Trial) -> dict[str, str]:
     """
     model, select, attack = trial.model, trial.select, trial.attack
     judges = "judged" in required_inputs(EXTRACTORS[select.extractor].function)
-    chats = attack.name != "none" and "chat" in attack_input_names(ATTACKS[attack.name])
+    chats = attack.name != "none" and "chat" in ATTACKS[attack.name].inputs
     models = {
         "model.gold": "" if model.teach else model.gold,
         "model.unlearned": model.unlearned,

@@ -18,13 +18,19 @@ from rayunlearn.config import Trial
 from rayunlearn.data.tokenize import ENCODING_VERSION, Encoded, encode_pair
 from rayunlearn.errors import require
 from rayunlearn.keywords.ablation import keyword_positions, text_variant, variant_positions
-from rayunlearn.keywords.extract import KeywordInputs, ModelWithTokenizer, extract, weight_keywords
-from rayunlearn.keywords.llm_judge import Chat, chat_with
+from rayunlearn.keywords.extract import (
+    INPUTS_WITH_GOLD,
+    INPUTS_WITH_MODEL,
+    KeywordInputs,
+    ModelWithTokenizer,
+    extract,
+    weight_keywords,
+)
+from rayunlearn.keywords.llm_judge import load_chat
 from rayunlearn.keywords.phrases import Keyword
 from rayunlearn.keywords.rows import keyword_rows, keywords_from
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.keywords.words import words_of
-from rayunlearn.lazy import torch
 from rayunlearn.models.load import load_model
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of
@@ -32,22 +38,13 @@ from rayunlearn.selectors import gradients as gradients_module
 from rayunlearn.selectors.redundancy import covered_weight
 from rayunlearn.storage.artifact_cache import TABLE, cached_file, file_of
 from rayunlearn.storage.parquet import frame_of, write_table
+from rayunlearn.train.device import accelerator
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.identity import cached_model_digest
 from rayunlearn.trial.model_state import cached
 from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.workspace import Workspace
-
-# what only a base model can say of a document
-EXTRACTORS_WITH_MODEL = (
-    "phrase_states",
-    "page_state",
-    "word_gap",
-    "corpus_gap",
-    "word_gradient_gap",
-    "corpus_gradient_gap",
-)
 
 
 def forget_keywords(context: TrialContext) -> list[list[Keyword]]:
@@ -57,7 +54,7 @@ def forget_keywords(context: TrialContext) -> list[list[Keyword]]:
     select = context.trial.select
     ids = [d.doc_id for d in context.corpus.forget]
     key = keyword_settings(context.trial, context.workspace) | {"corpus": context.corpus.digest}
-    if set(required_inputs(EXTRACTORS[select.extractor].function)) & set(EXTRACTORS_WITH_MODEL):
+    if set(required_inputs(EXTRACTORS[select.extractor].function)) & set(INPUTS_WITH_MODEL):
         key |= {"weights": context.state.checksum, "place": context.model.device.type}
 
     def read_or_make(folder: Path, key: Mapping[str, object]) -> list[list[Keyword]]:
@@ -81,7 +78,7 @@ def _keyword_table(context: TrialContext, path: Path) -> pl.DataFrame:
         arguments=arguments,
         base=lambda: base,
         gold=partial(_load_gold, context) if context.workspace.gold else None,
-        chat=partial(_load_chat, judge_model) if judge_model else None,
+        chat=partial(load_chat, judge_model, str(accelerator().device)) if judge_model else None,
     )
     keywords = extract(name, inputs, arguments)
     if inputs.rejected:
@@ -100,11 +97,6 @@ def _load_gold(context: TrialContext) -> ModelWithTokenizer:
     return ModelWithTokenizer(model, tokenizer, data.template, data.max_tokens)
 
 
-def _load_chat(name: str) -> Chat:
-    model, tokenizer = load_model(name, device="cuda" if torch.cuda.is_available() else "cpu")
-    return chat_with(model, tokenizer)
-
-
 def keyword_settings(trial: Trial, workspace: Workspace) -> dict[str, Any]:
     """What decides the keywords of a corpus: settings, the content of the models that are asked,
     and the code.
@@ -116,12 +108,12 @@ def keyword_settings(trial: Trial, workspace: Workspace) -> dict[str, Any]:
         "arguments": arguments_of(trial, EXTRACTORS[name].function),
         "judge": cached_model_digest(judge) if judge and "judged" in required else "",
         "text": [trial.data.template, trial.data.max_tokens, ENCODING_VERSION],
-        "model": workspace.base_digest if required & {*EXTRACTORS_WITH_MODEL} else "",
+        "model": workspace.base_digest if required & {*INPUTS_WITH_MODEL} else "",
         "gold": cached_model_digest(workspace.gold)
-        if required & {*WITH_GOLD} and workspace.gold
+        if required & {*INPUTS_WITH_GOLD} and workspace.gold
         else "",
         "code": code_digest(*EXTRACTING),
-        **(library_versions() if required & {*EXTRACTORS_WITH_MODEL, "judged"} else {}),
+        **(library_versions() if required & {*INPUTS_WITH_MODEL, "judged"} else {}),
     }
 
 
@@ -189,9 +181,6 @@ def keyword_coverage_of(context: TrialContext, coreset: Sequence[int]) -> float 
     """
     return covered_weight([weight_keywords(k) for k in forget_keywords(context)], coreset)
 
-
-# of these, what compares with a model that never saw the forget set
-WITH_GOLD = ("word_gap", "corpus_gap", "word_gradient_gap", "corpus_gradient_gap")
 
 # the code that decides keywords, and that decides scores
 EXTRACTING = (keyword_code, data_code, model_code, gradients_module, sys.modules[__name__])

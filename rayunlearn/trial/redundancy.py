@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rayunlearn.config import rounded_share
 from rayunlearn.keywords.extract import weight_keywords
 from rayunlearn.lazy import torch
 from rayunlearn.models.document_features import document_features
@@ -28,7 +29,7 @@ def redundancy_columns(context: TrialContext) -> dict[str, float | None]:
     keywords = [weight_keywords(k) for k in forget_keywords(context)]
     curve = {
         f"keyword_curve_{per_cent:02d}": expected_coverage(
-            keywords, max(1, round(per_cent / 100 * len(forget)))
+            keywords, rounded_share(per_cent / 100, len(forget))
         )
         for per_cent in CURVE
     }

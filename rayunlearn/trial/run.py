@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn.config import Trial, flatten
 from rayunlearn.lazy import torch
 from rayunlearn.models.device_memory import device_lock, reset_peak_memory, retry_alone_on_oom
-from rayunlearn.schema import FINISHED
+from rayunlearn.schema import FINISHED, Rows
 from rayunlearn.storage.run import write_trial
 from rayunlearn.train.checkpoint import remove_checkpoint
 from rayunlearn.train.loop import TrainLog
@@ -34,9 +34,6 @@ from rayunlearn.trial.workspace import Workspace, identity_in, require_same_weig
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-
-Rows = list[dict[str, Any]]
 
 STATUS = {
     "complete": "complete",

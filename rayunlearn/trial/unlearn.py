@@ -104,7 +104,7 @@ def unlearn(
             log = optimise(
                 model,
                 terms,
-                steps=n_steps(context.trial, len(coreset)),
+                steps=context.trial.train.n_steps(len(coreset)),
                 parameters=pattern,
                 layers=layers,
                 wrappers=_wrappers(context.trial, after_step),
@@ -282,19 +282,6 @@ def n_microbatches(trial: Trial) -> int:
         batch,
     )
     return shares
-
-
-def n_steps(trial: Trial, n_kept: int) -> int:
-    """Optimizer steps of a trial: `train.length` in steps, epochs of the coreset or presentations
-    of a document.
-    """
-    length, unit = trial.train.length, trial.train.unit
-    presentations = {
-        "steps": length * trial.train.batch_size,
-        "epochs": length * n_kept,
-        "presentations": length,
-    }[unit]
-    return max(1, round(presentations / trial.train.batch_size)) if length > 0 else 0
 
 
 def gradient_norms_along(context: TrialContext, order: Sequence[int], epochs: int) -> Tensor:

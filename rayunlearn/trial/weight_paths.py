@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.canonical import canonical_full_set
-from rayunlearn.config import Attack, Trial
+from rayunlearn.config import FULL_RATIO, Attack, Trial
 from rayunlearn.metrics.evaluate import chosen_metrics, evaluate_probes
 from rayunlearn.metrics.table import METRICS
 from rayunlearn.models.interpolation import copy_of, points_along
+from rayunlearn.schema import Rows
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.load import LoadedTrial
 from rayunlearn.trial.probes import encoded_probes
@@ -22,9 +23,6 @@ from rayunlearn.trial.rebuild import rebuild_model
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-Rows = list[dict[str, Any]]
 ON_PATH = {name: METRICS[name] for name in ("probability", "multiple_choice")}
 
 
@@ -91,5 +89,5 @@ def path_rows(
 def full_set_trial(trial: Trial) -> Trial:
     """The trial that unlearns the full forget set with everything else the same."""
     return replace(
-        trial, select=canonical_full_set(replace(trial.select, ratio=1.0)), attack=Attack()
+        trial, select=canonical_full_set(replace(trial.select, ratio=FULL_RATIO)), attack=Attack()
     )

@@ -29,7 +29,6 @@ from rayunlearn.attacks.adversarial_prompts import (
     usable_tokens,
     with_prefix,
 )
-from rayunlearn.attacks.base import attack_input_names
 from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import Encoded, collate
 from rayunlearn.errors import UserError
@@ -259,7 +258,7 @@ def test_no_answer_token_is_put_in_and_the_same_seed_gives_the_same(name: str) -
 
         def run(seed: int) -> list[tuple[int, ...]]:
             changed = row.function(
-                **{n: seed if n == "seed" else given[n] for n in attack_input_names(row)},
+                **{n: seed if n == "seed" else given[n] for n in row.inputs},
                 **settings,
             )
             asked = [p for p in changed if p.split == "forget"]

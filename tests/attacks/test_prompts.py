@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rayunlearn.attacks.base import AttackRow, attack_input_names
+from rayunlearn.attacks.base import AttackRow
 from rayunlearn.attacks.paraphrases import (
     REPHRASINGS,
     ask_chat_model,
@@ -68,7 +68,7 @@ def apply(row: AttackRow, document: Document, bed: str, seed: int = 0) -> Docume
         "texts": {},
         "chat": None,
     }
-    changed = row.function(**{name: given[name] for name in attack_input_names(row)})
+    changed = row.function(**{name: given[name] for name in row.inputs})
     assert isinstance(changed, Document)
     return changed
 
@@ -106,7 +106,7 @@ def test_a_model_built_here_has_a_token_for_every_word_of_every_attack(name: str
 def test_the_same_seed_gives_the_same_text(name: str) -> None:
     document = BEDS["domain"].probes["forget"][3]
     assert apply(ATTACKS[name], document, "domain") == apply(ATTACKS[name], document, "domain")
-    if "rng" in attack_input_names(ATTACKS[name]):
+    if "rng" in ATTACKS[name].inputs:
         assert (
             len({apply(ATTACKS[name], document, "domain", seed).prompt for seed in range(12)}) > 1
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rayunlearn.attacks import quantization
-from rayunlearn.attacks.base import ATTACK_INPUTS, ATTACK_KINDS, attack_input_names
+from rayunlearn.attacks.base import ATTACK_INPUTS, ATTACK_KINDS
 from rayunlearn.attacks.perturbation import (
     direction_ablation,
     magnitude_pruning,
@@ -63,7 +63,7 @@ def test_an_attack_asks_for_what_there_is_and_names_a_kind_and_a_control_that_ex
     name: str,
 ) -> None:
     row = ATTACKS[name]
-    assert set(attack_input_names(row)) <= set(ATTACK_INPUTS)
+    assert set(row.inputs) <= set(ATTACK_INPUTS)
     assert row.kind in ATTACK_KINDS
     assert not row.companion or row.companion in ATTACKS
     assert not row.trains or {"learning_rate", "steps"} <= set(row.function.__kwdefaults__)

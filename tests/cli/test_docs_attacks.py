@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rayunlearn.attacks.base import ATTACK_INPUTS, ATTACK_KINDS, attack_input_names
+from rayunlearn.attacks.base import ATTACK_INPUTS, ATTACK_KINDS
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.cli.docs_attacks import attacks_page
 
@@ -24,6 +24,6 @@ def test_the_page_is_what_the_tables_make() -> None:
 def test_every_attack_has_a_kind_a_source_and_asks_for_what_there_is(name: str) -> None:
     row = ATTACKS[name]
     assert row.kind in ATTACK_KINDS and row.source and row.title and inspect.getdoc(row.function)
-    assert set(attack_input_names(row)) <= set(ATTACK_INPUTS)
+    assert set(row.inputs) <= set(ATTACK_INPUTS)
     assert not row.companion or row.companion in ATTACKS
     assert f"| `{name}`" in attacks_page() and f"**{name}**. " in attacks_page()

@@ -142,10 +142,8 @@ def standing_there(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """In the folder of the stand-ins, whose rows nobody recorded."""
     monkeypatch.chdir(stand_ins)
     monkeypatch.setattr(checksums, "MMLU", checksums.NO_CHECKSUMS)
-    for name, row in benchmarks.BENCHMARKS.items():
-        monkeypatch.setitem(
-            benchmarks.BENCHMARKS, name, replace(row, recorded=checksums.NO_CHECKSUMS)
-        )
+    for name, row in benchmarks.LOADERS.items():
+        monkeypatch.setitem(benchmarks.LOADERS, name, replace(row, recorded=checksums.NO_CHECKSUMS))
     yield
 
 

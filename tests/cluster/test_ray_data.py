@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from rayunlearn.cluster.ray_data import ray_engine
+from rayunlearn.cluster.corpus_engine import ray_engine
 from rayunlearn.corpus.engine import Engine
 from rayunlearn.corpus.extract_keywords import extract_corpus_keywords
 from tests.corpus_in_pieces import check_scores, expected, request, write_corpus, write_model

@@ -21,7 +21,7 @@ from rayunlearn.experiment import Budget, Experiment, grids_of
 from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.planner import Agenda, Planner
 from rayunlearn.planning.progress import Snapshot
-from rayunlearn.storage import parquet
+from rayunlearn.storage import retry
 from tests import fake_work
 from tests.fake_driver import tuned
 
@@ -192,7 +192,7 @@ def test_a_result_that_cannot_be_seen_yet_is_waited_for_and_never_taken_for_a_de
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file server shows the folder a moment after the worker has reported."""
-    monkeypatch.setattr(parquet, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
     search = searcher(grid(3), tmp_path)
     asked = search.suggest("0")
     assert isinstance(asked, dict)
@@ -209,11 +209,11 @@ def test_a_result_that_cannot_be_seen_yet_is_waited_for_and_never_taken_for_a_de
 def test_a_result_that_never_shows_ends_the_sweep_with_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.0)
     search = searcher(grid(5), tmp_path)
     assert isinstance(search.suggest("0"), dict)
     search.on_trial_complete("0", {"status": "complete"})
-    assert "storage has failed" in search.fatal and "could not see trial" in search.fatal
+    assert "storage keeps failing" in search.fatal and "could not see trial" in search.fatal
     assert search.suggest("1") == Searcher.FINISHED
     assert not trial_results(tmp_path, Objective())
 

@@ -30,7 +30,7 @@ from rayunlearn.corpus.extract_keywords import (
     extract_corpus_keywords,
 )
 from rayunlearn.corpus.job import JobProgress
-from rayunlearn.corpus.partitions import PARTITION_BYTES
+from rayunlearn.corpus.partitions import MODEL_PARTITION_BYTES, PARTITION_BYTES
 from rayunlearn.corpus.score_documents import ScoreRequest as ScoreRequest
 from rayunlearn.corpus.source import chunks_of
 from rayunlearn.data.documents import Document
@@ -287,7 +287,7 @@ def test_a_model_reads_pieces_of_a_size_that_says_how_far_it_is(tmp_path: Path) 
     )
     counted, read = (
         len(source_module.corpus_source(str(file), piece_bytes=size).pieces)
-        for size in (PARTITION_BYTES, ScoreRequest.piece_bytes)
+        for size in (PARTITION_BYTES, MODEL_PARTITION_BYTES)
     )
     assert counted == 1 and read >= 4
 

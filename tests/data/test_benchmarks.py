@@ -21,8 +21,8 @@ from rayunlearn import config
 from rayunlearn.config import Data
 from rayunlearn.data.benchmark_files import split_article
 from rayunlearn.data.benchmarks import (
-    BENCHMARKS,
     BIOLOGY_SUBJECTS,
+    LOADERS,
     load_benchmark,
     parse_options,
     with_shots,
@@ -578,7 +578,7 @@ def test_how_a_question_is_asked_is_part_of_the_corpus_s_identity() -> None:
 
 
 def test_config_knows_the_benchmarks_that_a_trial_may_name() -> None:
-    assert {*config.BENCHMARKS, "files"} == set(BENCHMARKS)
+    assert {*config.BENCHMARKS, "files"} == set(LOADERS)
 
 
 def test_a_name_that_is_no_folder_is_looked_up_on_the_hub_and_that_is_told(
@@ -612,8 +612,8 @@ def test_a_misspelt_benchmark_or_option_and_a_missing_folder_are_told(tmp_path: 
         load_benchmark("tofu", tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+@pytest.mark.parametrize("name", sorted(LOADERS))
 def test_every_benchmark_says_where_it_lives_and_on_what_terms(name: str) -> None:
-    row = BENCHMARKS[name]
+    row = LOADERS[name]
     assert row.home and row.licence and row.source and row.function.__doc__
     assert all(rows > 0 and (sha == "" or len(sha) == 64) for sha, rows in row.recorded.values())

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 
+from rayunlearn.attacks.panels import chosen_panel
 from rayunlearn.cli.arguments import MISTAKE
 from rayunlearn.cli.main import main
 from rayunlearn.config import Trial, with_values
@@ -97,9 +98,7 @@ def test_a_model_made_elsewhere_is_measured_attacked_and_shown_under_its_folder_
     attack = attack_planner(
         run,
         trials="grid",
-        panel="quick",
-        names=["round_to_nearest"],
-        n_seeds=1,
+        panel=chosen_panel("quick", names=["round_to_nearest"], n_seeds=1),
         reads=AttackFiles(),
         check=validate_trial,
         identify=identify_trial,

@@ -144,7 +144,7 @@ def test_every_corpus_metric_states_unit_range_and_direction(name: str) -> None:
     row = CORPUS_METRICS[name]
     assert (
         row.unit
-        and row.meaning
+        and row.title
         and row.source
         and row.direction in ("higher", "lower", "")
         and row.low < row.high

@@ -37,7 +37,7 @@ from rayunlearn.metrics.multiple_choice import (
     multiple_choice,
     multiple_choice_sum,
 )
-from rayunlearn.metrics.table import CHEAP, CURVE_METRICS, INPUTS, METRICS, metric_input_names
+from rayunlearn.metrics.table import CHEAP, CURVE_METRICS, INPUTS, METRICS
 from rayunlearn.metrics.text import (
     first_answer,
     knowledge_memorization,
@@ -345,17 +345,17 @@ def test_every_metric_states_unit_range_direction_and_keeps_to_it(name: str) -> 
     row = METRICS[name]
     assert (
         row.unit
-        and row.meaning
+        and row.title
         and row.source
         and row.direction in ("higher", "lower", "")
         and row.low < row.high
     )
-    value = row.function(**{n: EXAMPLES[n] for n in metric_input_names(row)})
+    value = row.function(**{n: EXAMPLES[n] for n in row.inputs})
     assert value is not None and row.low <= value <= row.high
 
 
 def test_every_input_is_asked_for_by_some_metric_and_every_metric_asks_for_known_ones() -> None:
-    asked = {name for row in METRICS.values() for name in metric_input_names(row)}
+    asked = {name for row in METRICS.values() for name in row.inputs}
     assert asked == set(INPUTS) == set(EXAMPLES)
 
 
@@ -368,9 +368,7 @@ def test_the_metrics_of_every_trial_need_one_pass_of_scores() -> None:
         "perplexity",
         "truth_ratio",
     } <= set(CHEAP)
-    assert {INPUTS[name].source for row in CHEAP.values() for name in metric_input_names(row)} == {
-        "scores"
-    }
+    assert {INPUTS[name].source for row in CHEAP.values() for name in row.inputs} == {"scores"}
 
 
 def test_metrics_are_chosen_by_name_and_a_misspelt_one_is_told() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig, OPTConfig
 
+from rayunlearn.cluster.options import Options
 from rayunlearn.cluster.session import ConcurrencyLimit, concurrency_limit, trial_resources
-from rayunlearn.cluster.sweep import Options
 from rayunlearn.config import Model, Trial, Value, flatten, with_values
 from rayunlearn.data.tokenize import Encoded, collate
 from rayunlearn.errors import UserError

@@ -18,6 +18,7 @@ import rayunlearn
 from rayunlearn.errors import UserError
 from rayunlearn.schema import PER_TRIAL, VERSION, column_names
 from rayunlearn.storage import parquet as parquet_module
+from rayunlearn.storage import retry as retry_module
 from rayunlearn.storage import run as run_module
 
 
@@ -155,11 +156,11 @@ def test_a_writer_that_dies_between_the_two_renames_leaves_the_trial_unfinished_
         real(source, target)
 
     monkeypatch.setattr(os, "replace", fails_into_place)
-    monkeypatch.setattr(parquet_module, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(retry_module, "PATIENCE_SECONDS", 0.0)
     with pytest.raises(
         UserError,
         match=(
-            r"storage has failed for 0 s \(\[Errno 5\] input/output error\): could not write trial"
+            r"storage keeps failing \(\[Errno 5\] input/output error\): could not write trial"
             r" a of "
         ),
     ):
@@ -178,7 +179,7 @@ def test_storage_that_fails_for_a_while_is_waited_for(
         real(source, target)
 
     monkeypatch.setattr(os, "replace", fails_at_first)
-    monkeypatch.setattr(parquet_module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(retry_module, "FIRST_PAUSE_SECONDS", 0.0)
     put(tmp_path, "a", n_kept=2)
     assert kept(tmp_path) == {"a": 2} and not failures and not list((tmp_path / ".tmp").iterdir())
 

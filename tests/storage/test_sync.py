@@ -16,13 +16,14 @@ import pytest
 from rich.console import Console
 
 import rayunlearn
-from rayunlearn.cluster.sweep import Options, sweep
+from rayunlearn.cluster.options import Options
+from rayunlearn.cluster.sweep import sweep
 from rayunlearn.errors import UserError
 from rayunlearn.planning.outcomes import TrialResult, trial_result
 from rayunlearn.planning.planner import Planner
 from rayunlearn.schema import PER_TRIAL
 from rayunlearn.storage import lease as leases
-from rayunlearn.storage import object_store, sync
+from rayunlearn.storage import object_store, retry, sync
 from rayunlearn.storage.lock import create_run_folder, run_lock
 from rayunlearn.storage.run import compact, finished_ids, open_run, write_trial
 from rayunlearn.storage.sync import (
@@ -381,13 +382,13 @@ class Flaky:
 def test_a_storage_that_fails_for_a_while_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Flaky(3)
     monkeypatch.setattr(object_store, "_store", lambda _url: store)
-    monkeypatch.setattr(object_store, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.001)
     assert object_store.put_bytes(b"x", "s3://b/x") and store.asked == 4
 
 
 def test_a_storage_that_goes_on_failing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "_store", lambda _url: Flaky(10**9))
-    monkeypatch.setattr(object_store, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.001)
     with pytest.raises(
         UserError, match=r"the storage did not do it: s3://b/x: OSError: .*reduce your request rate"
     ):

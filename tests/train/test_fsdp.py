@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file
 
-from rayunlearn.cluster.sweep import Options
+from rayunlearn.cluster.options import Options
 from rayunlearn.config import Value
 from rayunlearn.errors import UserError
 from rayunlearn.methods.forget import FORGET

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from rayunlearn.config import Trial, Value, with_values
+from rayunlearn.config import Train, Trial, Value, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.storage.run import Run, open_run
 from rayunlearn.trial import model_state
@@ -16,7 +16,7 @@ from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.coreset import coverage
 from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.run import run_trial
-from rayunlearn.trial.unlearn import n_steps, select_documents
+from rayunlearn.trial.unlearn import select_documents
 from rayunlearn.trial.workspace import Workspace, validate_trial, workspace_of
 
 QUICK: dict[str, Value] = {
@@ -204,15 +204,7 @@ def test_training_length_in_three_units(unit: str, length: float, n_kept: int, s
     """Batches of four: 2 epochs of 12 are 24 presentations or 6 steps; 10 presentations are 2.5
     steps, to even 2; never none.
     """
-    assert (
-        n_steps(
-            with_values(
-                Trial(), {"train.unit": unit, "train.length": length, "train.batch_size": 4}
-            ),
-            n_kept,
-        )
-        == steps
-    )
+    assert Train(unit=unit, length=length, batch_size=4).n_steps(n_kept) == steps
 
 
 def test_coverage_is_the_share_of_facts_that_kept_documents_state(workspace: Workspace) -> None:
