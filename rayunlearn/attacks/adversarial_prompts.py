@@ -486,7 +486,7 @@ def _learned(
 
 
 def _goal(model: PreTrainedModel, sequences: Sequence[Encoded], insert_at: int) -> PromptObjective:
-    return PromptObjective(collate(sequences, 0).to(model.device), insert_at)
+    return PromptObjective(collate(sequences).to(model.device), insert_at)
 
 
 def _states(base: PreTrainedModel, batch: Batch, layer: int) -> Tensor:

@@ -54,6 +54,20 @@ MMLU: FileChecksums = MappingProxyType(
     }
 )
 
+
+# the same in news and books
+_MUSE_QUESTIONS = {
+    "knowmem/forget_qa": ("", 100),
+    "knowmem/forget_qa_icl": ("", 10),
+    "knowmem/retain_qa": ("", 100),
+    "knowmem/retain_qa_icl": ("", 10),
+    "privleak/forget": ("", 100),
+    "privleak/retain": ("", 100),
+    "privleak/holdout": ("", 100),
+    "verbmem/forget": ("", 100),
+}
+
+
 MUSE_NEWS: FileChecksums = MappingProxyType(
     {
         "raw/forget": ("", 889),
@@ -61,13 +75,7 @@ MUSE_NEWS: FileChecksums = MappingProxyType(
         "raw/retain2": ("", 1778),
         "raw/holdout": ("", 3043),
     }
-    | {
-        f"knowmem/{side}_qa{icl}": ("", 10 if icl else 100)
-        for side in ("forget", "retain")
-        for icl in ("", "_icl")
-    }
-    | {f"privleak/{side}": ("", 100) for side in ("forget", "retain", "holdout")}
-    | {"verbmem/forget": ("", 100)}
+    | _MUSE_QUESTIONS
     | {f"scal/forget_{k}": ("", n) for k, n in ((1, 889), (2, 1778), (3, 2667), (4, 3554))}
     | {f"sust/forget_{k}": ("", n) for k, n in ((1, 889), (2, 889), (3, 889), (4, 887))}
 )
@@ -79,13 +87,7 @@ MUSE_BOOKS: FileChecksums = MappingProxyType(
         "raw/retain2": ("", 13),
         "raw/holdout": ("", 3),
     }
-    | {
-        f"knowmem/{side}_qa{icl}": ("", 10 if icl else 100)
-        for side in ("forget", "retain")
-        for icl in ("", "_icl")
-    }
-    | {f"privleak/{side}": ("", 100) for side in ("forget", "retain", "holdout")}
-    | {"verbmem/forget": ("", 100)}
+    | _MUSE_QUESTIONS
 )
 
 WMDP: FileChecksums = MappingProxyType({"wmdp-bio/test": ("", 1273), "wmdp-cyber/test": ("", 1987)})

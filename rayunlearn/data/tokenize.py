@@ -349,12 +349,12 @@ def _chat_message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def collate(sequences: Sequence[Encoded], pad_id: int = 0) -> Batch:
-    """Pad on the right to the longest sequence. Masks come from lengths, so the id
-    that fills the rest changes nothing and an end token used for padding loses no label.
+def collate(sequences: Sequence[Encoded]) -> Batch:
+    """Pad on the right to the longest sequence. Masks come from lengths, so id 0,
+    which fills the rest, changes nothing and an end token used for padding loses no label.
     """
     width = max(len(s.ids) for s in sequences)
-    input_ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
+    input_ids = torch.zeros((len(sequences), width), dtype=torch.long)
     present = torch.zeros((len(sequences), width), dtype=torch.bool)
     labelled = torch.zeros((len(sequences), width), dtype=torch.bool)
     for row, sequence in enumerate(sequences):

@@ -13,6 +13,7 @@ from rayunlearn.data.tokenize import Encoded, encode_documents
 from rayunlearn.errors import UserError, require
 from rayunlearn.keywords.llm_judge import Chat, UnusableAnswerError, ask_judge
 from rayunlearn.keywords.model_scores import (
+    EncodedPages,
     gap_by_word,
     loss_gaps,
     phrase_states,
@@ -173,37 +174,29 @@ class KeywordInputs:
     def corpus_gradient_gap(self) -> dict[str, float]:
         return gap_by_word(self.page, self.word_gradient_gap)
 
-    def _gap(self, of_words: Callable[..., list[list[float]]]) -> list[list[float]]:
-        gaps = []
-        for lender in (
+    def _gap(
+        self, of_words: Callable[[PreTrainedModel, EncodedPages], list[list[float]]]
+    ) -> list[list[float]]:
+        models = (
             load_with_tokenizer(self._base, "a base model"),
             load_with_tokenizer(self._gold, "a model that never saw the forget set (model.gold)"),
-        ):
-            gaps.append(
-                of_words(
-                    lender.model,
-                    self.documents,
-                    lender.encode(self.documents),
-                    self.page,
-                    lender.tokenizer,
-                    lender.template,
-                )
-            )
-        return loss_gaps(*gaps)
+        )
+        return loss_gaps(*(of_words(lent.model, self._read_by(lent)) for lent in models))
+
+    def _read_by(self, lent: ModelWithTokenizer) -> EncodedPages:
+        return EncodedPages(
+            documents=self.documents,
+            sequences=lent.encode(self.documents),
+            pages=self.page,
+            tokenizer=lent.tokenizer,
+            template=lent.template,
+        )
 
     @cached_property
     def _states(self) -> list[tuple[Tensor, Tensor]]:
-        lender = load_with_tokenizer(self._base, "a base model")
-        layer = max(0, lender.model.config.num_hidden_layers - 2)
-        return phrase_states(
-            lender.model,
-            self.documents,
-            lender.encode(self.documents),
-            self.page,
-            lender.tokenizer,
-            lender.template,
-            layer,
-        )
+        lent = load_with_tokenizer(self._base, "a base model")
+        layer = max(0, lent.model.config.num_hidden_layers - 2)
+        return phrase_states(lent.model, self._read_by(lent), layer)
 
     @cached_property
     def phrase_states(self) -> list[Tensor]:

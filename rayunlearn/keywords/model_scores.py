@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayunlearn.data.documents import Document
@@ -52,52 +53,54 @@ def words_of_labels(
     return pieces + [-1] * (n_labels - len(pieces))
 
 
-def word_losses(
-    model: PreTrainedModel,
-    documents: Sequence[Document],
-    sequences: Sequence[Encoded],
-    pages: Sequence[DocumentWords],
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-) -> list[list[float]]:
+@dataclass(frozen=True, kw_only=True)
+class EncodedPages:
+    """Documents as a model reads them: their tokens, and the words and phrases (`pages`) of their
+    answers, encoded by `tokenizer` with `template`.
+    """
+
+    documents: Sequence[Document]
+    sequences: Sequence[Encoded]
+    pages: Sequence[DocumentWords]
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+
+    def word_of_label(self, index: int) -> list[int]:
+        """`words_of_labels` of document `index`."""
+        return words_of_labels(
+            self.documents[index],
+            self.sequences[index],
+            self.pages[index].words,
+            self.tokenizer,
+            self.template,
+        )
+
+
+def word_losses(model: PreTrainedModel, encoded: EncodedPages) -> list[list[float]]:
     """Summed NLL of every word's tokens, in nats, per document; 0 for words that were cut off."""
-    tokens = [scored.token_nll for scored in score(model, sequences)]
-    return _by_word(tokens, documents, sequences, pages, tokenizer, template, "sum")
+    tokens = [scored.token_nll for scored in score(model, encoded.sequences)]
+    return _by_word(tokens, encoded, "sum")
 
 
-def word_gradients(
-    model: PreTrainedModel,
-    documents: Sequence[Document],
-    sequences: Sequence[Encoded],
-    pages: Sequence[DocumentWords],
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-) -> list[list[float]]:
+def word_gradients(model: PreTrainedModel, encoded: EncodedPages) -> list[list[float]]:
     """Norm of the gradient of a token's loss with respect to the logits, in [0, sqrt 2], the
     largest of every word's tokens, per document.
 
     It is ||p - y||_2; times the length of the last hidden state it is the norm of that loss's
     gradient of the head. 0 for words that were cut off.
     """
-    tokens = [passed.token_error for passed in document_features(model, sequences)]
-    return _by_word(tokens, documents, sequences, pages, tokenizer, template, "amax")
+    tokens = [features.token_error for features in document_features(model, encoded.sequences)]
+    return _by_word(tokens, encoded, "amax")
 
 
-def _by_word(
-    tokens: Sequence[Tensor],
-    documents: Sequence[Document],
-    sequences: Sequence[Encoded],
-    pages: Sequence[DocumentWords],
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    reduce: str,
-) -> list[list[float]]:
+def _by_word(tokens: Sequence[Tensor], encoded: EncodedPages, reduce: str) -> list[list[float]]:
     """Values of the labels of every document, (n,) each, as one value per word."""
     result = []
-    for values, document, sequence, page in zip(tokens, documents, sequences, pages, strict=True):
-        pieces = torch.tensor(words_of_labels(document, sequence, page.words, tokenizer, template))
-        words = torch.zeros(len(page.words) + 1).scatter_reduce(
-            0, torch.where(pieces < 0, len(page.words), pieces), values, reduce
+    for index, values in enumerate(tokens):
+        n_words = len(encoded.pages[index].words)
+        pieces = torch.tensor(encoded.word_of_label(index))
+        words = torch.zeros(n_words + 1).scatter_reduce(
+            0, torch.where(pieces < 0, n_words, pieces), values, reduce
         )
         result.append(words[:-1].tolist())
     return result
@@ -122,32 +125,23 @@ def gap_by_word(
 
 
 def phrase_states(
-    model: PreTrainedModel,
-    documents: Sequence[Document],
-    sequences: Sequence[Encoded],
-    pages: Sequence[DocumentWords],
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    layer: int,
+    model: PreTrainedModel, encoded: EncodedPages, layer: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Per document: mean state of block `layer` over each candidate's tokens (P, D) and over all
     labels (D,), float32 on the CPU.
 
     A candidate that was cut off has the mean over all labels.
     """
+    sequences = encoded.sequences
     states_by_document: dict[int, tuple[Tensor, Tensor]] = {}
     with evaluating(model):
         for positions in by_length(sequences, 8192):
-            batch = collate([sequences[p] for p in positions], int(tokenizer.pad_token_id or 0)).to(
-                model.device
-            )
+            batch = collate([sequences[p] for p in positions]).to(model.device)
             states = hidden_states(model, batch, layer).float().cpu()
             for row, p in enumerate(positions):
-                word_states = states[row, sequences[p].start : len(sequences[p].ids)]
-                pieces = words_of_labels(
-                    documents[p], sequences[p], pages[p].words, tokenizer, template
-                )
-                states_by_document[p] = (_means(word_states, pieces, pages[p]), word_states.mean(0))
+                label_states = states[row, sequences[p].start : len(sequences[p].ids)]
+                phrases = _means(label_states, encoded.word_of_label(p), encoded.pages[p])
+                states_by_document[p] = (phrases, label_states.mean(0))
     return [states_by_document[p] for p in range(len(sequences))]
 
 

@@ -8,7 +8,7 @@ own: a batch's other rows cannot change it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rayunlearn.config import digest
@@ -43,16 +43,7 @@ def generate_texts(
     keeps the likeliest tokens that together reach that probability. Raises UserError for an empty
     prompt and for missing seeds.
     """
-    require(
-        all(len(prompt) > 0 for prompt in prompts),
-        "a prompt must have at least one token, empty ones",
-        sum(not p for p in prompts),
-    )
-    require(
-        temperature == 0 or len(seeds) == len(prompts),
-        f"sampling needs one seed for each of {len(prompts)} prompts",
-        len(seeds),
-    )
+    _check_prompts(prompts, seeds, temperature)
     # A prompt stands for the whole sequence that it will grow into, so that a batch's memory has a
     # bound.
     grown = [
@@ -69,6 +60,19 @@ def generate_texts(
             )
             texts |= dict(zip(rows, written, strict=True))
     return [texts[index] for index in range(len(prompts))]
+
+
+def _check_prompts(prompts: Sequence[Ids], seeds: Sequence[str], temperature: float) -> None:
+    require(
+        all(len(prompt) > 0 for prompt in prompts),
+        "a prompt must have at least one token, empty ones",
+        sum(not p for p in prompts),
+    )
+    require(
+        temperature == 0 or len(seeds) == len(prompts),
+        f"sampling needs one seed for each of {len(prompts)} prompts",
+        len(seeds),
+    )
 
 
 def ends_of(
@@ -150,20 +154,15 @@ def _continue(
     """Continuations of the prompts of one batch. Rows leave the cache when half of those in it have
     ended.
     """
-    width = max(map(len, prompts))
-    ids = torch.tensor([(0,) * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor(
-        [(0,) * (width - len(p)) + (1,) * len(p) for p in prompts], device=model.device
+    ids, mask = _padded(prompts, model.device)
+    context = getattr(model.config, "max_position_embeddings", None) or (
+        ids.shape[1] + max_new_tokens
     )
-    context = getattr(model.config, "max_position_embeddings", None) or width + max_new_tokens
     limits = [min(max_new_tokens, context - len(p)) for p in prompts]
     written: list[list[int]] = [[] for _ in prompts]
-    kept_ids, running, cache = (
-        list(range(len(prompts))),
-        {r for r, limit in enumerate(limits) if limit > 0},
-        None,
-    )
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    # rows in the cache, and those of them that have not ended
+    kept, running = list(range(len(prompts))), {r for r, limit in enumerate(limits) if limit > 0}
+    positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
     while running:
         output = model(
             input_ids=ids,
@@ -173,27 +172,46 @@ def _continue(
             use_cache=True,
             logits_to_keep=1,
         )
-        chosen, cache = choose(output.logits[:, -1], kept_ids), output.past_key_values
-        for row, token in zip(kept_ids, chosen.tolist(), strict=True):
-            if row in running:
-                written[row].append(token)
-                n_end = n_closing(written[row], ends)
-                running -= {row} if n_end or len(written[row]) == limits[row] else set()
-                del written[row][len(written[row]) - n_end :]
-        active_rows = [index for index, row in enumerate(kept_ids) if row in running]
-        if active_rows and 2 * len(active_rows) <= len(kept_ids):
-            row_index = torch.tensor(active_rows, device=model.device)
-            cache.batch_select_indices(row_index)
-            kept_ids, chosen, mask, positions = (
-                [kept_ids[index] for index in active_rows],
-                chosen[row_index],
-                mask[row_index],
-                positions[row_index],
-            )
+        chosen, cache = choose(output.logits[:, -1], kept), output.past_key_values
+        running -= _append(chosen.tolist(), kept, running, written, limits, ends)
+        left = [index for index, row in enumerate(kept) if row in running]
+        if left and 2 * len(left) <= len(kept):
+            rows = torch.tensor(left, device=model.device)
+            cache.batch_select_indices(rows)
+            kept = [kept[index] for index in left]
+            chosen, mask, positions = chosen[rows], mask[rows], positions[rows]
         ids = chosen[:, None]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         positions = positions[:, -1:] + 1
     return [tuple(row) for row in written]
+
+
+def _padded(prompts: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, T) of prompts padded on the left."""
+    width = max(map(len, prompts))
+    ids = [(0,) * (width - len(p)) + p for p in prompts]
+    mask = [(0,) * (width - len(p)) + (1,) * len(p) for p in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _append(
+    tokens: Sequence[int],
+    rows: Sequence[int],
+    running: Collection[int],
+    written: list[list[int]],
+    limits: Sequence[int],
+    ends: Sequence[Ids],
+) -> set[int]:
+    """Write each row's token, and cut off what closes it; the rows that have ended by that."""
+    ended = set()
+    for row, token in zip(rows, tokens, strict=True):
+        if row in running:
+            written[row].append(token)
+            n_end = n_closing(written[row], ends)
+            if n_end or len(written[row]) == limits[row]:
+                ended.add(row)
+            del written[row][len(written[row]) - n_end :]
+    return ended
 
 
 def sample(

@@ -37,6 +37,11 @@ class PlannedTrial:
     study: str = ""
     study_index: int = -1
 
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What the plan has once: a trial in one role, of one group, at one place of its study."""
+        return (self.trial_id, self.role, self.group, self.study_index)
+
     def row(self) -> dict[str, Value]:
         """The row of plan.parquet."""
         return {
@@ -116,18 +121,15 @@ class Planner:
         """What can run now, given every trial that has ended."""
         self._groups = self._groups or grid_groups(self.experiment, check=self.canonical)
         groups = self._groups
-        rows: dict[tuple[str, str, str], PlannedTrial] = {}
+        rows: dict[tuple[str, str, str, int], PlannedTrial] = {}
         expected: list[PlannedTrial] = []
         waiting = 0
         notes: list[str] = []
         for group in groups:
-            for row in self.stages(group):
-                rows.setdefault((row.trial_id, row.role, row.group), row)
+            rows |= {row.key: row for row in self.stages(group)}
         for group in groups:
             part = self.group_agenda(group, results)
-            rows |= {
-                (row.trial_id, row.role, f"{row.group}{row.study_index}"): row for row in part.rows
-            }
+            rows |= {row.key: row for row in part.rows}
             expected += part.expected
             waiting += part.waiting
             notes += part.notes

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayunlearn.data.documents import Document
-from rayunlearn.data.tokenize import align, collate, encode_documents
+from rayunlearn.data.tokenize import Encoded, align, collate, encode_documents
 from rayunlearn.keywords.ablation import keyword_positions, text_variant, variant_positions
 from rayunlearn.keywords.llm_judge import (
     Message,
@@ -19,6 +19,7 @@ from rayunlearn.keywords.llm_judge import (
     checked_keywords,
 )
 from rayunlearn.keywords.model_scores import (
+    EncodedPages,
     gap_by_word,
     loss_gaps,
     phrase_states,
@@ -41,6 +42,18 @@ TOKENIZER = build_tokenizer([d.answer for d in DOCUMENTS] + ["Q: Who glows?\nA: 
 MODEL = build_model("tiny", len(TOKENIZER), 0).eval()
 PAGES = [document_words(d.answer) for d in DOCUMENTS]
 TEXT = "Anthrax spores survive heat."
+
+
+def encoded(sequences: Sequence[Encoded]) -> EncodedPages:
+    """The first documents, read as these sequences."""
+    n = len(sequences)
+    return EncodedPages(
+        documents=DOCUMENTS[:n],
+        sequences=sequences,
+        pages=PAGES[:n],
+        tokenizer=TOKENIZER,
+        template=TEMPLATE,
+    )
 
 
 def test_labels_belong_to_the_words_they_are_pieces_of() -> None:
@@ -107,7 +120,7 @@ def test_labels_of_a_word_are_its_tokens_under_every_tokenizer(kind: str, templa
 def test_word_losses_are_the_token_losses_of_each_word() -> None:
     sequences = encode_documents(DOCUMENTS, TOKENIZER, TEMPLATE, 64)
     tokens = [s.token_nll for s in score(MODEL, sequences)]
-    found = word_losses(MODEL, DOCUMENTS, sequences, PAGES, TOKENIZER, TEMPLATE)
+    found = word_losses(MODEL, encoded(sequences))
     assert found[0] == pytest.approx([float(tokens[0][i]) for i in (0, 1, 2, 4, 5)])
     assert found[1] == pytest.approx([float(tokens[1][i]) for i in (0, 2, 3)])
 
@@ -131,9 +144,7 @@ def test_word_gradients_are_the_largest_of_their_tokens_and_those_of_autograd() 
         max(n for n, piece in zip(norms, pieces, strict=True) if piece == word)
         for word in range(len(PAGES[0].words))
     ]
-    assert word_gradients(MODEL, DOCUMENTS[:1], [sequence], PAGES[:1], TOKENIZER, TEMPLATE)[
-        0
-    ] == pytest.approx(expected, rel=1e-4)
+    assert word_gradients(MODEL, encoded([sequence]))[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_gaps_are_differences_and_average_over_all_places_of_a_word() -> None:
@@ -151,7 +162,7 @@ def test_phrase_states_are_means_over_the_tokens_of_the_phrase() -> None:
         DOCUMENTS,
         sequences,
         PAGES,
-        phrase_states(MODEL, DOCUMENTS, sequences, PAGES, TOKENIZER, TEMPLATE, 1),
+        phrase_states(MODEL, encoded(sequences), 1),
         strict=True,
     ):
         with torch.no_grad():
