@@ -65,3 +65,56 @@ def test_ray_gives_each_trial_the_share_that_fits_and_nothing_starts_that_does_n
     ]
     assert started and {line[3] for line in started} == {"0.25"}
     assert not (tmp_path / "large" / "1" / "started").exists()
+
+
+# Stops at the first import of Ray and says what Ray would have read then.
+FIRST_IMPORT = """
+import importlib.abc, os, sys
+from contextlib import ExitStack
+from pathlib import Path
+from rich.console import Console
+
+class StopAtRay(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "ray":
+            print("loopback only:", os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == "0")
+            raise ImportError("stopped")
+
+sys.meta_path.insert(0, StopAtRay())
+from rayunlearn.cluster.corpus_engine import ray_engine
+from rayunlearn.cluster.options import Options
+from rayunlearn.cluster.sweep import sweep
+from rayunlearn.config import Trial
+from rayunlearn.experiment import Budget, Experiment, Objective, grids_of
+from tests.fake_work import fake_work
+experiment = Experiment(
+    name="order", question="?", base=Trial(), grids=grids_of({"train.seed": (0,)}), search={},
+    budget=Budget(tuning="none"), objective=Objective(),
+)
+for start in (
+    lambda: sweep(
+        experiment, Path(sys.argv[1]), work=fake_work(), options=Options(address="local"),
+        console=Console(),
+    ),
+    lambda: ray_engine(ExitStack(), address="local")(lambda: None, [0], print),
+):
+    try:
+        start()
+    except ImportError as error:
+        assert str(error) == "stopped", error
+"""
+
+
+def test_ray_is_first_imported_when_it_has_been_told_to_listen_on_this_machine_alone(
+    tmp_path: Path,
+) -> None:
+    """Whatever starts Ray does so through `ray_session`: a sweep, and a job over a corpus."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_IMPORT, str(tmp_path)],
+        env=environment | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines() == ["loopback only: True"] * 2, done.stdout + done.stderr
