@@ -8,11 +8,11 @@ from rich.console import Console
 
 from rayunlearn.cli.arguments import MISTAKE
 from rayunlearn.cli.output import handle_sigterm, print_conclusion
-from rayunlearn.cluster.options import Options
 from rayunlearn.cluster.sweep import sweep
 from rayunlearn.config import Objective, Trial, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment, Range, grids_of
+from rayunlearn.planning.plan_run import Options
 from rayunlearn.storage.sync import output_place
 from tests.fake_work import fake_work
 

@@ -10,8 +10,8 @@ from rayunlearn.errors import require
 from rayunlearn.storage.sync import output_place
 
 if TYPE_CHECKING:
-    from rayunlearn.cluster.options import Options
     from rayunlearn.experiment import Experiment
+    from rayunlearn.planning.plan_run import Options
 
 
 DONE, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -153,7 +153,7 @@ def experiment_of(chosen: argparse.Namespace) -> "Experiment":
 
 
 def sweep_options(chosen: argparse.Namespace) -> "Options":
-    from rayunlearn.cluster.options import Options
+    from rayunlearn.planning.plan_run import Options
 
     return Options(
         address=chosen.address,

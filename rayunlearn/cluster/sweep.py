@@ -15,13 +15,13 @@ import polars as pl
 from rich.console import Console
 
 import rayunlearn
-from rayunlearn.cluster.options import Options, PlanRun
 from rayunlearn.config import Trial, flatten
 from rayunlearn.errors import require
 from rayunlearn.experiment import TRACKERS, Experiment
 from rayunlearn.planning.attack_planner import AttackPlanner
 from rayunlearn.planning.backend import TrialBackend
 from rayunlearn.planning.outcomes import TrialResult, trial_results
+from rayunlearn.planning.plan_run import Options, PlanRun
 from rayunlearn.planning.planner import Agenda, Planner
 from rayunlearn.planning.run_tables import run_folder, write_corpora, write_settings
 from rayunlearn.schema import FINISHED

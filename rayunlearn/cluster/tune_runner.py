@@ -16,7 +16,6 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from rayunlearn.cluster.options import PlanRun
 from rayunlearn.cluster.searcher import LedgerSearch
 from rayunlearn.cluster.session import ConcurrencyLimit, smallest_gpu, trial_resources
 from rayunlearn.cluster.trackers import RunInfo, TrackerCallback
@@ -26,6 +25,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.planning.backend import TrialBackend
 from rayunlearn.planning.gpu_memory import gpu_share
 from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.planning.plan_run import PlanRun
 from rayunlearn.planning.progress import PreparationProgress, Snapshot, View, watch_progress
 from rayunlearn.storage.sync import run_ready
 from rayunlearn.trial.workspace import data_model_pair

@@ -20,9 +20,10 @@ from rich.console import Console
 
 from rayunlearn.cluster import sweep as sweeping
 from rayunlearn.cluster.session import ray_session
-from rayunlearn.cluster.sweep import Options, SweepResult, sweep
+from rayunlearn.cluster.sweep import SweepResult, sweep
 from rayunlearn.config import Objective, Trial
 from rayunlearn.experiment import Budget, Experiment, grids_of
+from rayunlearn.planning.plan_run import Options
 from tests import fake_work
 
 REPOSITORY = Path(__file__).parents[2]

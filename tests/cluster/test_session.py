@@ -82,7 +82,7 @@ class StopAtRay(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, StopAtRay())
 from rayunlearn.cluster.corpus_engine import ray_engine
-from rayunlearn.cluster.options import Options
+from rayunlearn.planning.plan_run import Options
 from rayunlearn.cluster.sweep import sweep
 from rayunlearn.config import Trial
 from rayunlearn.experiment import Budget, Experiment, Objective, grids_of

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig, OPTConfig
 
-from rayunlearn.cluster.options import Options
 from rayunlearn.cluster.session import ConcurrencyLimit, concurrency_limit, trial_resources
 from rayunlearn.config import Model, Trial, Value, flatten, with_values
 from rayunlearn.data.tokenize import Encoded, collate
@@ -25,6 +24,7 @@ from rayunlearn.planning.gpu_memory import (
     gpu_share,
     peak_bytes,
 )
+from rayunlearn.planning.plan_run import Options
 from rayunlearn.storage.run import write_trial
 from rayunlearn.trial.workspace import validate_trial
 

@@ -16,10 +16,10 @@ import pytest
 from rich.console import Console
 
 import rayunlearn
-from rayunlearn.cluster.options import Options
 from rayunlearn.cluster.sweep import sweep
 from rayunlearn.errors import UserError
 from rayunlearn.planning.outcomes import TrialResult, trial_result
+from rayunlearn.planning.plan_run import Options
 from rayunlearn.planning.planner import Planner
 from rayunlearn.schema import PER_TRIAL
 from rayunlearn.storage import lease as leases

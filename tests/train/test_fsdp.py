@@ -15,11 +15,11 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file
 
-from rayunlearn.cluster.options import Options
 from rayunlearn.config import Value
 from rayunlearn.errors import UserError
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain_weight import dual, fixed_weight
+from rayunlearn.planning.plan_run import Options
 from rayunlearn.storage.run import Run, open_run
 from tests.conftest import Bed
 
