@@ -180,8 +180,12 @@ def test_the_full_set_is_found_though_its_parts_have_settings_of_choosing() -> N
     of a text arm the extractor stays.
     """
     around = "data.name domain"
-    full = replace(made(1, 0.2), setting=f"{around}, select.extractor tfidf", whole=around)
-    part = replace(made(0.25, 0.2), setting=f"{around}, select.extractor log_odds", whole=around)
+    full = replace(
+        made(1, 0.2), setting=f"{around}, select.extractor tfidf", full_set_setting=around
+    )
+    part = replace(
+        made(0.25, 0.2), setting=f"{around}, select.extractor log_odds", full_set_setting=around
+    )
     base = {part.setting: made(0, 0.95, seeds=1)}
     table = frontier([full, part], base, EquivalenceCriterion(margin=0.1))
     assert only(table)["verdict"] == "shown"
@@ -213,7 +217,7 @@ def test_a_sentence_names_what_tells_a_setting_from_others_of_its_data() -> None
         ((*rates, more), "data.name people, train.learning_rate 0.1: "),
     ):
         cells = [
-            replace(made(ratio, 0.2), setting=setting, whole=setting)
+            replace(made(ratio, 0.2), setting=setting, full_set_setting=setting)
             for setting in settings
             for ratio in (1, 0.25)
         ]
