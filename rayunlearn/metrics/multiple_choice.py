@@ -21,14 +21,16 @@ def multiple_choice(option_nll: Tensor) -> float:
     point.
 
     Length-normalised likelihood of the options as texts, which the question does not show: not how
-    WMDP and MMLU are scored (`letter_choice`). Chance is 1 / k.
+    WMDP and MMLU are scored (`letter_choice`). What closes an option counts as in an answer;
+    lm-evaluation-harness leaves it out. Chance is 1 / k.
     """
     return _point(-option_nll, 0)
 
 
 def multiple_choice_sum(option_nll_sum: Tensor) -> float:
     """1 where the true option is the most probable text as a whole (summed NLL); a tie shares the
-    point. Favours short options. The question shows no options, as for `multiple_choice`.
+    point. Favours short options. The question shows no options and each ends, as for
+    `multiple_choice`.
     """
     return _point(-option_nll_sum, 0)
 

@@ -141,7 +141,7 @@ METRICS = {
         Metric(
             multiple_choice,
             "true option is the most likely one",
-            "ours; acc_norm of lm-evaluation-harness, per token and not per byte",
+            "ours; acc_norm of lm-evaluation-harness, per token and not per byte, ends counted",
             "fraction",
             0,
             1,
@@ -241,7 +241,7 @@ METRICS = {
         Metric(
             multiple_choice_sum,
             "true option is the most likely whole text",
-            "acc of lm-evaluation-harness where the options are texts",
+            "acc of lm-evaluation-harness where the options are texts, ends counted",
             "fraction",
             0,
             1,

@@ -70,9 +70,17 @@ def picked(cases: Iterator[Case], *, seeds: int = 3, documents: int = 40) -> lis
     return [case for case in cases if (case.seeds, case.documents) == (seeds, documents)]
 
 
-@pytest.mark.parametrize("case", [*picked(difference_cases()), *picked(ratio_cases())], ids=named)
-def test_intervals_of_differences_and_of_shares_of_the_way_hold(case: Case) -> None:
-    assert 0.93 <= held(case, REPETITIONS // 2) <= 0.98
+ON_GRID = [
+    case
+    for case in (*difference_cases(), *ratio_cases())
+    if (case.varies, case.seeds, case.documents) in GRID
+]
+
+
+@pytest.mark.parametrize("case", ON_GRID, ids=named)
+def test_intervals_of_differences_and_of_the_gap_closed_hold_on_the_same_grid(case: Case) -> None:
+    """93 to 97%, and two standard errors of 300 repetitions."""
+    assert 0.905 <= held(case, 300) <= 0.985
 
 
 @pytest.mark.parametrize("case", picked(bounded_cases()), ids=named)
@@ -93,7 +101,10 @@ def test_correlations_over_six_cells_hold(case: Case) -> None:
 def test_every_interval_of_the_table_holds(case: Case) -> None:
     """The whole table of docs/explanation.md; two seeds and the ends of [0, 1] are weak."""
     weak = case.seeds == 2 or case.what.startswith("in [0, 1]")
-    assert held(case, 3000) >= (0.8 if weak else 0.93)
+    share = held(case, 3000)
+    assert share >= (0.8 if weak else 0.93)
+    if case.what in ("mean", "difference", "gap closed") and case.seeds > 2:
+        assert share <= 0.97
 
 
 # ---- by hand
