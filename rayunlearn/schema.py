@@ -286,7 +286,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "the attack and what was set of it, without seeds: `round_to_nearest bits=4`",
         ),
         Column(
-            "answers",
+            "control_for",
             "utf8",
             "of a control: the `setting` that it is a control for; '' for an attack",
         ),

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from experiments.findings.verdicts import length_curves, survived, unlearned_shares
+from experiments.findings.verdicts import length_curves, residual_after_attack, unlearned_shares
 from rayunlearn.analysis.attribution import emphasis_table
 from rayunlearn.analysis.baselines import baseline_table
 from rayunlearn.analysis.coreset_table import coreset_table, extra_settings
@@ -86,9 +86,9 @@ def svg(panels: Sequence[Panel]) -> str:
         axes = grid.flat[: len(panels)]
         for ax in grid.flat[len(panels) :]:
             ax.set_axis_off()
-        looks = _looks(panels)
+        styles = _series_styles(panels)
         for panel, ax in zip(panels, axes, strict=True):
-            (_rows if panel.rows else _curves)(ax, panel, looks)
+            (_rows if panel.rows else _curves)(ax, panel, styles)
             ax.set_title(panel.title, fontsize=9)
         names = {
             line.get_label(): line for ax in axes for line in ax.get_legend_handles_labels()[0]
@@ -115,20 +115,21 @@ def svg(panels: Sequence[Panel]) -> str:
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines()) + "\n"
 
 
-def _looks(panels: Sequence[Panel]) -> dict[str, tuple[str, str]]:
+def _series_styles(panels: Sequence[Panel]) -> dict[str, tuple[str, str]]:
     """Colour and mark of every name, the same in all panels."""
     marks = list(MARKS.values())
     names = dict.fromkeys(series.name for panel in panels for series in panel.series)
     return {
-        name: (COLOURS[at % len(COLOURS)], marks[at % len(marks)]) for at, name in enumerate(names)
+        name: (COLOURS[position % len(COLOURS)], marks[position % len(marks)])
+        for position, name in enumerate(names)
     }
 
 
-def _curves(ax: Any, panel: Panel, looks: Looks) -> None:
+def _curves(ax: Any, panel: Panel, styles: Looks) -> None:
     for series in panel.series:
         points = [p for p in series.points if p[1] is not None]
         xs, means = [p[0] for p in points], [p[1] for p in points]
-        colour, mark = looks[series.name]
+        colour, mark = styles[series.name]
         ax.plot(
             xs,
             means,
@@ -139,9 +140,9 @@ def _curves(ax: Any, panel: Panel, looks: Looks) -> None:
             linewidth=1.2,
             label=series.name,
         )
-        known = [p for p in points if p[2] is not None]
-        if known:
-            places, _, lows, highs = zip(*known, strict=True)
+        defined = [p for p in points if p[2] is not None]
+        if defined:
+            places, _, lows, highs = zip(*defined, strict=True)
             ax.vlines(places, lows, highs, color=colour, linewidth=1)
     if panel.log:
         ax.set_xscale("log")
@@ -151,13 +152,13 @@ def _curves(ax: Any, panel: Panel, looks: Looks) -> None:
     ax.set_ylabel(panel.value)
 
 
-def _rows(ax: Any, panel: Panel, looks: Looks) -> None:
+def _rows(ax: Any, panel: Panel, styles: Looks) -> None:
     labels = list(dict.fromkeys(p[0] for series in panel.series for p in series.points))
     width = 0.6 / max(1, len(panel.series))
-    for at, series in enumerate(panel.series):
-        colour, mark = looks[series.name]
+    for position, series in enumerate(panel.series):
+        colour, mark = styles[series.name]
         points = [p for p in series.points if p[1] is not None]
-        ys = [labels.index(p[0]) + (at - (len(panel.series) - 1) / 2) * width for p in points]
+        ys = [labels.index(p[0]) + (position - (len(panel.series) - 1) / 2) * width for p in points]
         ax.plot(
             [p[1] for p in points],
             ys,
@@ -167,11 +168,11 @@ def _rows(ax: Any, panel: Panel, looks: Looks) -> None:
             linestyle="none",
             label=series.name,
         )
-        known = [(p, y) for p, y in zip(points, ys, strict=True) if p[2] is not None]
+        defined = [(p, y) for p, y in zip(points, ys, strict=True) if p[2] is not None]
         ax.hlines(
-            [y for _, y in known],
-            [p[2] for p, _ in known],
-            [p[3] for p, _ in known],
+            [y for _, y in defined],
+            [p[2] for p, _ in defined],
+            [p[3] for p, _ in defined],
             color=colour,
             linewidth=1,
         )
@@ -190,7 +191,7 @@ def by_ratio(run: Run) -> list[Panel]:
     goal = objective_of(run.experiment)
     return [
         Panel(
-            title=format_cell(here.row(0, named=True), list(settings)) if settings else "",
+            title=format_cell(measured_rows.row(0, named=True), list(settings)) if settings else "",
             place="kept part of the forget set",
             value=f"{goal.forgetting} on forget",
             log=True,
@@ -203,19 +204,21 @@ def by_ratio(run: Run) -> list[Panel]:
                         ).iter_rows()
                     ),
                 )
-                for (method, selector), cells in here.sort("select.ratio").group_by(
+                for (method, selector), cells in measured_rows.sort("select.ratio").group_by(
                     ["method", "select.name"], maintain_order=True
                 )
             ],
         )
-        for here in (grid.partition_by(settings, maintain_order=True) if settings else [grid])
+        for measured_rows in (
+            grid.partition_by(settings, maintain_order=True) if settings else [grid]
+        )
     ]
 
 
 def beside_reference(*references: str) -> Callable[[Run], list[Panel]]:
     """Differences to the reference, a panel per corpus and reference, a row per arm."""
 
-    def drawn(run: Run) -> list[Panel]:
+    def significant(run: Run) -> list[Panel]:
         table = baseline_table(run).filter(pl.col("reference").is_in(references))
         places = table["place"].unique(maintain_order=True).to_list()
         return [
@@ -246,14 +249,14 @@ def beside_reference(*references: str) -> Callable[[Run], list[Panel]]:
             )
         ]
 
-    return drawn
+    return significant
 
 
 def _difference(
     row: dict[str, Any], table: pl.DataFrame
 ) -> tuple[str, float, float | None, float | None]:
-    mine = table.filter(pl.col("arm") == row["arm"], pl.col("place") == row["place"])
-    told_apart = mine.group_by("ratio", "reference").len()["len"].max() or 0
+    of_method = table.filter(pl.col("arm") == row["arm"], pl.col("place") == row["place"])
+    told_apart = of_method.group_by("ratio", "reference").len()["len"].max() or 0
     label = f"{row['arm']}, {row['name']}" if int(str(told_apart)) > 1 else row["arm"]
     return label, row["difference"], row["low"], row["high"]
 
@@ -295,18 +298,18 @@ def by_coverage(run: Run) -> list[Panel]:
             reference=1.0,
             series=[
                 Series(
-                    name=str(bed),
+                    name=str(dataset),
                     joined=False,
                     points=[
                         (x, y, None, None) for x, y in rows.select(predictor, "share").iter_rows()
                     ],
                 )
-                for (bed,), rows in mine.filter(pl.col(predictor).is_not_null()).group_by(
-                    ["bed"], maintain_order=True
+                for (dataset,), rows in of_method.filter(pl.col(predictor).is_not_null()).group_by(
+                    ["dataset"], maintain_order=True
                 )
             ],
         )
-        for (method,), mine in shares.group_by(["method"], maintain_order=True)
+        for (method,), of_method in shares.group_by(["method"], maintain_order=True)
         for predictor, words in (
             ("coverage", "facts covered"),
             ("keyword_coverage", "keyword weight covered"),
@@ -357,7 +360,7 @@ def by_attack(run: Run) -> list[Panel]:
             place="",
             value=f"{metric or objective_of(run.experiment).forgetting} on forget",
             rows=True,
-            reference=mine["base"][0],
+            reference=of_method["base"][0],
             series=[
                 Series(
                     name=names[str(attacked)],
@@ -369,10 +372,10 @@ def by_attack(run: Run) -> list[Panel]:
                         .iter_rows(),
                     ],
                 )
-                for (attacked,), rows in mine.group_by(["attacked"], maintain_order=True)
+                for (attacked,), rows in of_method.group_by(["attacked"], maintain_order=True)
             ],
         )
-        for (metric,), mine in table.group_by(["metric"], maintain_order=True)
+        for (metric,), of_method in table.group_by(["metric"], maintain_order=True)
     ]
 
 
@@ -408,7 +411,7 @@ def by_path(run: Run) -> list[Panel]:
     shown = [
         split
         for split in ("forget", "retain", "untouched")
-        if any((s, at) == ("full", split) for _, s, at in paths)
+        if any((s, position) == ("full", split) for _, s, position in paths)
     ]
     return [
         Panel(
@@ -434,18 +437,18 @@ def _mean_path(paths: Sequence[Sequence[float]]) -> list[tuple[float, float, flo
     """The mean at every point, with the least and the most of the seeds."""
     return [
         (
-            at / (len(values) and len(paths[0]) - 1),
+            position / (len(values) and len(paths[0]) - 1),
             sum(values) / len(values),
             min(values),
             max(values),
         )
-        for at, values in enumerate(zip(*paths, strict=True))
+        for position, values in enumerate(zip(*paths, strict=True))
     ]
 
 
 def by_defence(run: Run) -> list[Panel]:
     """What is left before and after each attack, a row per attack, a series per arm."""
-    table = survived(run)
+    table = residual_after_attack(run)
     before = table.select(
         pl.lit("as unlearned").alias("attack"),
         "arm",

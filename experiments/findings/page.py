@@ -19,15 +19,15 @@ from experiments.findings.verdicts import (
     BEYOND_PLAIN,
     PREDICTORS,
     against_random,
-    dilemma_in_words,
-    faithful_in_words,
-    given_back,
-    given_back_in_words,
+    cross_dataset_prediction,
+    dilemma_sentences,
+    faithfulness_sentences,
     in_words,
-    predicted,
+    recovery_by_method,
+    recovery_sentences,
+    residual_after_attack,
     step_gaps,
     step_lags,
-    survived,
 )
 from rayunlearn.analysis.baselines import baseline_table
 from rayunlearn.analysis.coreset_table import coreset_table
@@ -108,7 +108,7 @@ def section(finding: Finding, folder: Path, pictures: Path | None = None) -> lis
         "",
         *(f"- {escape_html(sentence)}" for sentence in sentences),
         "",
-        *(_drawn(finding, run, pictures) if pictures else []),
+        *(_figure_lines(finding, run, pictures) if pictures else []),
         *(_folded(table) if table else []),
         f"**Published.** {finding.published}",
         "",
@@ -123,38 +123,39 @@ def section(finding: Finding, folder: Path, pictures: Path | None = None) -> lis
     ]
 
 
-def how_little(run: Run) -> tuple[list[str], SummaryTable | None]:
+def equivalence_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """The test of equivalence: what is shown to be enough in words, every setting as a row of the
     table.
     """
     table, standard = coreset_table(run), EquivalenceCriterion(margin=MARGIN)
     tested = frontier_of_run(run, standard)
-    shown, idle = (
+    equivalent, idle = (
         tested.filter(pl.col("ratio").is_not_null()),
         tested.filter(pl.col("verdict") == "full set does not forget"),
     )
     counted = (
         f"Of {tested.height} settings a smaller part is shown to be enough (within {MARGIN:g} of"
-        f" the full set in forgetting and in utility) in {shown.height}; in {idle.height} the full"
+        f" the full set in forgetting and in utility) in {equivalent.height}; in {idle.height}"
+        " the full"
         " set itself does not forget, so that there is nothing to match."
     )
     sentences = [
         counted,
-        *frontier_in_words(shown, standard),
+        *frontier_in_words(equivalent, standard),
         *starting_points(run, table),
         *control_sentences(table),
     ]
     return sentences, _equivalence(tested) if tested.height else run_summary(run, table)[1].table
 
 
-def steps_or_documents(run: Run) -> tuple[list[str], SummaryTable | None]:
+def step_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """Which partner a coreset is nearer to, and which coresets lag behind the full set however long
     they train.
     """
     gaps = step_gaps(run)
     sentences = []
     for row in gaps.filter(pl.col("gap") == "epochs - steps").iter_rows(named=True):
-        said = (
+        sentence = (
             "steps are what counts"
             if row["low"] > 0
             else "refuted: epochs are what counts"
@@ -163,15 +164,15 @@ def steps_or_documents(run: Run) -> tuple[list[str], SummaryTable | None]:
         )
         sentences.append(
             f"{row['method']}: the distance to the full set at equal epochs is larger than at equal"
-            f" steps by {in_words(row)}, over {row['pairs']} pairs: {said}."
+            f" steps by {in_words(row)}, over {row['pairs']} pairs: {sentence}."
         )
     for row in gaps.filter(pl.col("gap") == "full set, last - first").iter_rows(named=True):
-        said = "it goes on" if row["high"] < 0 else "no further forgetting is shown"
+        sentence = "it goes on" if row["high"] < 0 else "no further forgetting is shown"
         sentences.append(
-            f"{row['method']}: the full set past its first epoch: {in_words(row)}: {said}."
+            f"{row['method']}: the full set past its first epoch: {in_words(row)}: {sentence}."
         )
     for row in step_lags(run).iter_rows(named=True):
-        said = (
+        sentence = (
             "it lags: documents count"
             if row["low"] > 0
             else "it is ahead"
@@ -180,22 +181,24 @@ def steps_or_documents(run: Run) -> tuple[list[str], SummaryTable | None]:
         )
         sentences.append(
             f"{row['method']}, {row['ratio']:.3g} kept, against the full set after the same"
-            f" {row['steps']:g} steps: {in_words(row)}: {said}."
+            f" {row['steps']:g} steps: {in_words(row)}: {sentence}."
         )
     return sentences, _table(gaps)
 
 
-def covered(run: Run) -> tuple[list[str], SummaryTable | None]:
+def coverage_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """What predicts forgetting on a dataset that was left out, whether covering more beats random,
     and how little is enough on each dataset.
     """
-    foretold, sentences = predicted(run), []
-    for (method,), mine in foretold.group_by(["method"], maintain_order=True):
-        known = mine.drop_nulls([f"error_by_{name}" for name in PREDICTORS.values()])
-        for beds in (known, mine) if 0 < known.height < mine.height else (mine,):
-            sentences += _foretold_in_words(str(method), beds)
+    predictions, sentences = cross_dataset_prediction(run), []
+    for (method,), of_method in predictions.group_by(["method"], maintain_order=True):
+        with_facts = of_method.drop_nulls([f"error_by_{name}" for name in PREDICTORS.values()])
+        for datasets in (
+            (with_facts, of_method) if 0 < with_facts.height < of_method.height else (of_method,)
+        ):
+            sentences += _prediction_sentences(str(method), datasets)
     for row in against_random(run, "keyword_coverage").iter_rows(named=True):
-        said = (
+        sentence = (
             "forgets more"
             if row["high"] < 0
             else "forgets less"
@@ -203,23 +206,25 @@ def covered(run: Run) -> tuple[list[str], SummaryTable | None]:
             else "not significantly different"
         )
         sentences.append(
-            f"{row['method']}, {row['bed']}, {row['ratio']:g}: keyword_coverage minus random"
-            f" {in_words(row)} ({row['seeds']} seeds): {said}."
+            f"{row['method']}, {row['dataset']}, {row['ratio']:g}: keyword_coverage minus random"
+            f" {in_words(row)} ({row['seeds']} seeds): {sentence}."
         )
-    return sentences, _table(foretold)
+    return sentences, _table(predictions)
 
 
-def _foretold_in_words(method: str, beds: pl.DataFrame) -> list[str]:
+def _prediction_sentences(method: str, datasets: pl.DataFrame) -> list[str]:
     """Mean errors over these datasets of every predictor that is known of all of them, and how
     often each finds the ratio that is enough.
     """
-    names = [name for name in PREDICTORS.values() if beds[f"error_by_{name}"].null_count() == 0]
-    error = {name: float(beds[f"error_by_{name}"].to_numpy().mean()) for name in names}
-    right = {name: int((beds[f"enough_by_{name}"] == beds["enough"]).sum()) for name in names}
+    names = [name for name in PREDICTORS.values() if datasets[f"error_by_{name}"].null_count() == 0]
+    error = {name: float(datasets[f"error_by_{name}"].to_numpy().mean()) for name in names}
+    right = {
+        name: int((datasets[f"enough_by_{name}"] == datasets["enough"]).sum()) for name in names
+    }
     if not names:
         return []
     return [
-        f"{method}, {beds.height} datasets, each predicted from the others: mean error of the"
+        f"{method}, {datasets.height} datasets, each predicted from the others: mean error of the"
         " unlearned"
         f" share by {', '.join(f'{name} {error[name]:.3f}' for name in names)}; the least by"
         f" {min(error, key=lambda name: error[name])}. The smallest ratio that is enough is"
@@ -227,9 +232,9 @@ def _foretold_in_words(method: str, beds: pl.DataFrame) -> list[str]:
     ]
 
 
-def defended(run: Run) -> tuple[list[str], SummaryTable | None]:
+def defence_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """Which arm leaves an attacker less than plain NPO does."""
-    table = survived(run)
+    table = residual_after_attack(run)
     if not table.height:
         return ["No attack has been run on it yet."], run_summary(run, coreset_table(run))[1].table
     compared = table.filter(pl.col("beyond_plain").is_not_null())
@@ -242,10 +247,10 @@ def defended(run: Run) -> tuple[list[str], SummaryTable | None]:
         f" {format_number(row['mean'])} after it."
         for row in table.filter(pl.col("arm") == "plain").iter_rows(named=True)
     ]
-    for said, rows in (("less", less), ("more", more)):
+    for sentence, rows in (("less", less), ("more", more)):
         sentences += [
             f"{row['arm']} under {row['attack']}: {format_number(row['left'])} left as unlearned,"
-            f" {format_number(row['mean'])} after it, which is {said} than of plain NPO:"
+            f" {format_number(row['mean'])} after it, which is {sentence} than of plain NPO:"
             f" {in_words(row, names=BEYOND_PLAIN)}."
             for row in rows.iter_rows(named=True)
         ]
@@ -260,13 +265,13 @@ def defended(run: Run) -> tuple[list[str], SummaryTable | None]:
     return sentences, _table(table)
 
 
-def attacked(run: Run) -> tuple[list[str], SummaryTable | None]:
+def attack_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """The first page's answers on what is left and what came back."""
     _, left, _, back = run_summary(run, coreset_table(run))
     return [*left.sentences[1:], *back.sentences], back.table or left.table
 
 
-def beside_chance(run: Run) -> tuple[list[str], SummaryTable | None]:
+def baseline_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """Selectors beside random documents, texts beside random words."""
     table = baseline_table(run)
     headers, rows = baseline_view(table)
@@ -275,30 +280,30 @@ def beside_chance(run: Run) -> tuple[list[str], SummaryTable | None]:
     ) if rows else None
 
 
-def explained(run: Run) -> tuple[list[str], SummaryTable | None]:
+def attribution_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """Whether emphasis recovers answers and what was destroyed; what is left where trials
     explain nothing.
     """
-    return _first(dilemma_in_words(run), [*attribution_sections(run)], run)
+    return _first(dilemma_sentences(run), [*attribution_sections(run)], run)
 
 
-def faithful(run: Run) -> tuple[list[str], SummaryTable | None]:
+def connectivity_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """Coreset models beside the full-set model, in weights, answers and under attack."""
-    return _first(faithful_in_words(run), [*connectivity_sections(run)], run)
+    return _first(faithfulness_sentences(run), [*connectivity_sections(run)], run)
 
 
-def gone(run: Run) -> tuple[list[str], SummaryTable | None]:
+def recovery_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """What every attack recovers of each method, beside gold; what is left where nothing was
     attacked.
     """
-    table = given_back(run)
-    return (given_back_in_words(run), _table(table)) if table.height else attacked(run)
+    table = recovery_by_method(run)
+    return (recovery_sentences(run), _table(table)) if table.height else attack_findings(run)
 
 
-def controlled(run: Run) -> tuple[list[str], SummaryTable | None]:
+def equal_retention_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """The two orders of the methods."""
     if not has_calibrated(run):
-        return attacked(run)
+        return attack_findings(run)
     headers, rows = ranking_view(run)
     return ranking_sentences(run), SummaryTable(headers=headers, rows=tuple(rows))
 
@@ -308,7 +313,7 @@ def _without_folders(text: str) -> str:
     return re.sub(r"(data\.path=)\S*/([^/\s,]+)", r"\1\2", " ".join(text.split()))
 
 
-def _drawn(finding: Finding, run: Run, pictures: Path) -> list[str]:
+def _figure_lines(finding: Finding, run: Run, pictures: Path) -> list[str]:
     """The experiment's picture, written beside the page, and the line that shows it."""
     picture = picture_of(finding.experiment, run)
     if picture is None:
@@ -364,17 +369,17 @@ def _equivalence(tested: pl.DataFrame) -> SummaryTable:
 
 
 def _share_and_end(row: Mapping[str, Any]) -> tuple[str, str]:
-    shown, end = (
+    equivalent, end = (
         "-" if row[name] is None else format_percent(row[name]) for name in ("ratio", "stopped_at")
     )
-    return shown, end
+    return equivalent, end
 
 
 def _first(
     sentences: Sequence[str], sections: Sequence[Section], run: Run
 ) -> tuple[list[str], SummaryTable | None]:
     if not sections:
-        return attacked(run)
+        return attack_findings(run)
     return [*sentences, sections[0].caption], SummaryTable(
         headers=sections[0].view.headers, rows=sections[0].view.rows
     )
@@ -393,7 +398,7 @@ def _table(frame: pl.DataFrame) -> SummaryTable | None:
 
 STUDY = "Pal et al. 2504.10185"
 
-BED = (
+DATASET_DIFFERENCE = (
     "A generated domain and a model of half a million parameters; there WMDP and MUSE with 7 B"
     " models."
 )
@@ -402,39 +407,39 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="coreset_effect",
         title="How little is enough",
-        verdict=how_little,
+        verdict=equivalence_findings,
         published=(
             f"{STUDY}, table 1, wrong answers on WMDP-bio, Zephyr-7B: RMU 69.5% after all 600"
             " documents, 72.0 ± 1.8% after a random 5%; NPO 74.1 and 72.5 ± 1.2%."
         ),
-        differs=f"{BED} Redundancy is set, and two ends of it are compared.",
+        differs=f"{DATASET_DIFFERENCE} Redundancy is set, and two ends of it are compared.",
     ),
     Finding(
         experiment="keyword_effect",
         title="How many words carry it",
-        verdict=beside_chance,
+        verdict=baseline_findings,
         published=(
             f"{STUDY}, section 4: keywords that a chat model names keep most of the effect on"
             " WMDP-bio at each ratio; their share of the words is not varied, and there is no arm"
             " of random words."
         ),
-        differs=f"{BED} Keywords by statistics; the share of words is the dial.",
+        differs=f"{DATASET_DIFFERENCE} Keywords by statistics; the share of words is the dial.",
     ),
     Finding(
         experiment="steps_or_data",
         title="Steps or documents",
-        verdict=steps_or_documents,
+        verdict=step_findings,
         published=(
             f"{STUDY}, table B2: coresets of 10, 5 and 1% take 10, 20 and 100 epochs with RMU on"
             " WMDP, the same number of presentations as the full set; the full set is not run"
             " past its own."
         ),
-        differs=f"{BED} A constant rate, every length a run of its own.",
+        differs=f"{DATASET_DIFFERENCE} A constant rate, every length a run of its own.",
     ),
     Finding(
         experiment="redundancy",
         title="Redundancy and coverage",
-        verdict=covered,
+        verdict=coverage_findings,
         published="Nothing that we know of.",
         differs=(
             "The question is ours. Two tunings of the synthetic datasets, eight trials each, say"
@@ -450,29 +455,33 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="selectors",
         title="Selectors compared with random",
-        verdict=beside_chance,
+        verdict=baseline_findings,
         published=(
             f"{STUDY}, table 1: GRAND, MODERATE and MIN-K % mostly lie inside random's variance."
         ),
         differs=(
-            f"{BED} More selectors, fewer seeds, Holm's correction over all comparisons of a"
+            f"{DATASET_DIFFERENCE} More selectors, fewer seeds, Holm's correction over all"
+            " comparisons of a"
             " corpus."
         ),
     ),
     Finding(
         experiment="keywords",
         title="Keywords alone",
-        verdict=beside_chance,
+        verdict=baseline_findings,
         published=(
             f"{STUDY}, section 4: keywords that a chat model names keep most of the effect on"
             " WMDP-bio; there is no arm of random words."
         ),
-        differs=f"{BED} Keywords by statistics, beside the same number of random words.",
+        differs=(
+            f"{DATASET_DIFFERENCE} Keywords by statistics, compared with the same number of random"
+            " words."
+        ),
     ),
     Finding(
         experiment="control",
         title="At equal retention",
-        verdict=controlled,
+        verdict=equal_retention_findings,
         published=(
             "Unlearning with Control (2406.09179) compares methods after mixing back to equal"
             " retention, on TOFU."
@@ -484,7 +493,7 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="truly_unlearned",
         title="Removed or merely suppressed?",
-        verdict=gone,
+        verdict=recovery_findings,
         published=(
             "Doshi & Stickland 2411.12103: prompts and training on unrelated text recover much of"
             " what LLMU and RMU took on WMDP and biology."
@@ -494,7 +503,7 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="dilemma",
         title="Suppression or erasure?",
-        verdict=explained,
+        verdict=attribution_findings,
         published=(
             "Understanding the Dilemma of Unlearning (2509.24675): six methods either stay"
             " recoverable by emphasis or destroy."
@@ -504,7 +513,7 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="faithfulness",
         title="Same model or same forgetting?",
-        verdict=faithful,
+        verdict=connectivity_findings,
         published=(
             f"{STUDY}, section 6: six points on the line between the two models, without a barrier"
             " in forgetting on WMDP."
@@ -514,7 +523,7 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="defences",
         title="Defences under attack",
-        verdict=defended,
+        verdict=defence_findings,
         published=(
             "Fan et al. 2502.05374 report that sharpness-aware steps and weight averages make NPO"
             " on WMDP harder to relearn."

@@ -55,16 +55,18 @@ def step_gaps(run: Run) -> pl.DataFrame:
     cells, epoch = _length_cells(run), _epoch(run)
     rows: list[dict[str, Any]] = []
     for method in dict.fromkeys(method for method, _, _ in cells.values):
-        mine = {(r, steps): cell for (m, r, steps), cell in cells.values.items() if m == method}
+        of_method = {
+            (r, steps): cell for (m, r, steps), cell in cells.values.items() if m == method
+        }
         pairs = [
             (r, s)
-            for r, s in mine
-            if r < 1 and (1.0, s) in mine and (1.0, _same_epochs(s, r)) in mine
+            for r, s in of_method
+            if r < 1 and (1.0, s) in of_method and (1.0, _same_epochs(s, r)) in of_method
         ]
         if pairs:
-            steps = _distances(mine, {pair: (1.0, pair[1]) for pair in pairs})
+            steps = _distances(of_method, {pair: (1.0, pair[1]) for pair in pairs})
             epochs = _distances(
-                mine, {pair: (1.0, _same_epochs(pair[1], pair[0])) for pair in pairs}
+                of_method, {pair: (1.0, _same_epochs(pair[1], pair[0])) for pair in pairs}
             )
             gap = _summed([*epochs.items(), *((key, -weight) for key, weight in steps.items())])
             for name, weights in (
@@ -72,13 +74,13 @@ def step_gaps(run: Run) -> pl.DataFrame:
                 ("equal epochs", epochs),
                 ("epochs - steps", gap),
             ):
-                found = _estimate(_weighted(mine, weights, cells.groups))
-                rows.append({"method": method, "gap": name, "pairs": len(pairs), **found})
-        whole = sorted(s for r, s in mine if r == 1 and s >= epoch)
-        if len(whole) > 1:
-            weights = {(1.0, whole[-1]): 1.0, (1.0, whole[0]): -1.0}
-            found = _estimate(_weighted(mine, weights, cells.groups))
-            rows.append({"method": method, "gap": "full set, last - first", "pairs": 1, **found})
+                result = _estimate(_weighted(of_method, weights, cells.groups))
+                rows.append({"method": method, "gap": name, "pairs": len(pairs), **result})
+        full_set = sorted(s for r, s in of_method if r == 1 and s >= epoch)
+        if len(full_set) > 1:
+            weights = {(1.0, full_set[-1]): 1.0, (1.0, full_set[0]): -1.0}
+            result = _estimate(_weighted(of_method, weights, cells.groups))
+            rows.append({"method": method, "gap": "full set, last - first", "pairs": 1, **result})
     return pl.DataFrame(rows, schema=GAPS)
 
 
@@ -89,13 +91,17 @@ def step_lags(run: Run) -> pl.DataFrame:
     rows = []
     cells = _length_cells(run)
     for method in dict.fromkeys(method for method, _, _ in cells.values):
-        mine = {(r, steps): cell for (m, r, steps), cell in cells.values.items() if m == method}
-        for ratio in sorted({ratio for ratio, _ in mine if ratio < 1}):
-            steps = max((s for r, s in mine if r == ratio and (1.0, s) in mine), default=None)
+        of_method = {
+            (r, steps): cell for (m, r, steps), cell in cells.values.items() if m == method
+        }
+        for ratio in sorted({ratio for ratio, _ in of_method if ratio < 1}):
+            steps = max(
+                (s for r, s in of_method if r == ratio and (1.0, s) in of_method), default=None
+            )
             if steps is not None:
                 weights = {(ratio, steps): 1.0, (1.0, steps): -1.0}
-                found = _estimate(_weighted(mine, weights, cells.groups))
-                rows.append({"method": method, "ratio": ratio, "steps": steps, **found})
+                result = _estimate(_weighted(of_method, weights, cells.groups))
+                rows.append({"method": method, "ratio": ratio, "steps": steps, **result})
     return pl.DataFrame(rows, schema=LENGTHS)
 
 
@@ -108,8 +114,8 @@ def length_curves(run: Run) -> pl.DataFrame:
     rows = []
     for (method, ratio, steps), cell in cells.values.items():
         interval = mean_interval(cell, groups=cells.groups, bounds=bounds)
-        found = {"mean": interval.mean, "low": interval.low, "high": interval.high}
-        rows.append({"method": method, "ratio": ratio, "steps": steps, **found})
+        result = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+        rows.append({"method": method, "ratio": ratio, "steps": steps, **result})
     return pl.DataFrame(rows, schema=LENGTHS)
 
 
@@ -149,16 +155,16 @@ def _length_cells(run: Run) -> LengthCells:
         .filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(left.row_of)))
         .unique("trial_id")
     )
-    found = {}
+    result = {}
     for key, rows in grid.sort(*LENGTH, "train.seed").group_by(LENGTH, maintain_order=True):
         forget, retain, ratio, steps = key
-        found[f"{forget} + {retain}", float(str(ratio)), float(str(steps))] = left.rows(
+        result[f"{forget} + {retain}", float(str(ratio)), float(str(steps))] = left.rows(
             rows["trial_id"].to_list()
         )
     # a method's cells one after another, in the order in which methods come
-    methods = list(dict.fromkeys(method for method, _, _ in found))
-    ordered = sorted(found, key=lambda key: methods.index(key[0]))
-    return LengthCells({key: found[key] for key in ordered}, left.groups)
+    methods = list(dict.fromkeys(method for method, _, _ in result))
+    ordered = sorted(result, key=lambda key: methods.index(key[0]))
+    return LengthCells({key: result[key] for key in ordered}, left.groups)
 
 
 def _distances(
@@ -176,10 +182,10 @@ def _distances(
 
 
 def _summed(weights: Iterable[tuple[Length, float]]) -> dict[Length, float]:
-    found: dict[Length, float] = {}
+    result: dict[Length, float] = {}
     for key, weight in weights:
-        found[key] = found.get(key, 0.0) + weight
-    return found
+        result[key] = result.get(key, 0.0) + weight
+    return result
 
 
 def _weighted(
@@ -198,20 +204,20 @@ def _weighted(
 # of what the full set unlearns; ours
 ENOUGH = 0.9
 
-FORETOLD = tuple(
+PREDICTED_COLUMNS = tuple(
     f"{what}_by_{predictor}" for what in ("error", "enough") for predictor in PREDICTORS.values()
 )
 
 PREDICTED = {
     "method": pl.String,
-    "bed": pl.String,
+    "dataset": pl.String,
     "trials": pl.Int64,
     "enough": pl.Float64,
-    **dict.fromkeys(FORETOLD, pl.Float64),
+    **dict.fromkeys(PREDICTED_COLUMNS, pl.Float64),
 }
 
 
-def predicted(run: Run) -> pl.DataFrame:
+def cross_dataset_prediction(run: Run) -> pl.DataFrame:
     """How well numbers that are known before training predict a dataset from the other datasets of
     its method, columns PREDICTED.
 
@@ -223,36 +229,42 @@ def predicted(run: Run) -> pl.DataFrame:
     known of this dataset (the facts of a real book), or of no other.
     """
     rows = []
-    for (method,), mine in unlearned_shares(run).group_by(["method"], maintain_order=True):
-        for (bed,), left in mine.group_by(["bed"], maintain_order=True):
+    for (method,), of_method in unlearned_shares(run).group_by(["method"], maintain_order=True):
+        for (dataset,), left in of_method.group_by(["dataset"], maintain_order=True):
             drawn = left.filter(pl.col("select.name") == "random")
             row: dict[str, Any] = {
                 "method": method,
-                "bed": bed,
+                "dataset": dataset,
                 "trials": left.height,
                 "enough": _smallest(drawn, drawn["share"].to_numpy()),
             }
             for predictor, name in PREDICTORS.items():
-                others = mine.filter(pl.col("bed") != bed, pl.col(predictor).is_not_null())
+                others = of_method.filter(
+                    pl.col("dataset") != dataset, pl.col(predictor).is_not_null()
+                )
                 if others.height and left[predictor].null_count() == 0:
                     row[f"error_by_{name}"] = float(
-                        np.abs(_foretold(others, left, predictor) - left["share"].to_numpy()).mean()
+                        np.abs(
+                            _isotonic_prediction(others, left, predictor) - left["share"].to_numpy()
+                        ).mean()
                     )
-                    row[f"enough_by_{name}"] = _smallest(drawn, _foretold(others, drawn, predictor))
+                    row[f"enough_by_{name}"] = _smallest(
+                        drawn, _isotonic_prediction(others, drawn, predictor)
+                    )
             rows.append(row)
     return pl.DataFrame(rows, schema=PREDICTED)
 
 
 def unlearned_shares(run: Run) -> pl.DataFrame:
-    """Grid trials of ratio < 1 with `method`, `bed`, selector, the three predictors and `share` (1:
-    as much as the full set), datasets in order.
+    """Grid trials of ratio < 1 with `method`, `dataset`, selector, the three predictors and `share`
+    (1: as much as the full set), datasets in order.
     """
-    trials = with_beds(trial_table(run)).with_columns(
+    trials = with_datasets(trial_table(run)).with_columns(
         pl.concat_str(METHOD, separator=" + ").alias("method")
     )
     base = (
         trials.filter(pl.col("role") == "base")
-        .group_by("bed")
+        .group_by("dataset")
         .agg(pl.col("forgetting").mean().alias("base"))
     )
     grid = trials.filter(pl.col("role") == "grid", pl.col("forgetting").is_not_null()).unique(
@@ -260,13 +272,13 @@ def unlearned_shares(run: Run) -> pl.DataFrame:
     )
     full = (
         grid.filter(pl.col("select.ratio") == 1)
-        .group_by("method", "bed")
+        .group_by("method", "dataset")
         .agg(pl.col("forgetting").mean().alias("full"))
     )
     parts = (
         grid.filter(pl.col("select.ratio") < 1)
-        .join(base, on="bed")
-        .join(full, on=["method", "bed"])
+        .join(base, on="dataset")
+        .join(full, on=["method", "dataset"])
     )
     share = (pl.col("base") - pl.col("forgetting")) / (pl.col("base") - pl.col("full"))
     ordered = parts.sort(
@@ -277,31 +289,37 @@ def unlearned_shares(run: Run) -> pl.DataFrame:
         descending=[False, True, False, False],
     )
     return ordered.select(
-        "trial_id", "method", "bed", "select.name", "train.seed", *PREDICTORS, share.alias("share")
+        "trial_id",
+        "method",
+        "dataset",
+        "select.name",
+        "train.seed",
+        *PREDICTORS,
+        share.alias("share"),
     )
 
 
-def with_beds(trials: pl.DataFrame) -> pl.DataFrame:
-    """The trials with a column `bed`: `domain, 20 per fact`, `domain, 20 per fact, small model`, or
-    the corpus by the last part of its path.
+def with_datasets(trials: pl.DataFrame) -> pl.DataFrame:
+    """The trials with a column `dataset`: `domain, 20 per fact`, `domain, 20 per fact, small
+    model`, or the corpus by the last part of its path.
     """
     place = pl.col("data.path").fill_null("").str.strip_chars_end("/").str.split("/").list.last()
-    per_fact = _where(
+    per_fact = _text_if(
         pl.col("data.name") == "domain",
         pl.concat_str(pl.lit(", "), "data.redundancy", pl.lit(" per fact")),
     )
-    model = _where(
+    model = _text_if(
         pl.col("model.size") != "tiny", pl.concat_str(pl.lit(", "), "model.size", pl.lit(" model"))
     )
     named = pl.when(place != "").then(place).otherwise(pl.col("data.name"))
-    return trials.with_columns(pl.concat_str(named, per_fact, model).alias("bed"))
+    return trials.with_columns(pl.concat_str(named, per_fact, model).alias("dataset"))
 
 
-def _where(condition: pl.Expr, words: pl.Expr) -> pl.Expr:
+def _text_if(condition: pl.Expr, words: pl.Expr) -> pl.Expr:
     return pl.when(condition).then(words).otherwise(pl.lit(""))
 
 
-def _foretold(others: pl.DataFrame, left: pl.DataFrame, predictor: str) -> Numbers:
+def _isotonic_prediction(others: pl.DataFrame, left: pl.DataFrame, predictor: str) -> Numbers:
     """The shares of the left-out trials, from the curve of the others."""
     curve = others.group_by(predictor).agg(pl.col("share").mean(), pl.len()).sort(predictor)
     heights = scipy.optimize.isotonic_regression(
@@ -324,9 +342,9 @@ def _smallest(trials: pl.DataFrame, shares: Numbers) -> float:
     return min(enough, default=1.0)
 
 
-BEATEN = {
+AGAINST_RANDOM_SCHEMA = {
     "method": pl.String,
-    "bed": pl.String,
+    "dataset": pl.String,
     "ratio": pl.Float64,
     "seeds": pl.Int64,
     **ESTIMATE,
@@ -343,16 +361,16 @@ def against_random(run: Run, selector: str) -> pl.DataFrame:
     """
     left = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
     grid = (
-        with_beds(trials_with_roles(run))
+        with_datasets(trials_with_roles(run))
         .filter(pl.col("role") == "grid", pl.col("trial_id").is_in(list(left.row_of)))
         .unique("trial_id")
     )
     rows = []
-    for key, mine in grid.sort("data.redundancy", "train.seed", "trial_id").group_by(
-        [*METHOD, "bed", "select.ratio"], maintain_order=True
+    for key, of_method in grid.sort("data.redundancy", "train.seed", "trial_id").group_by(
+        [*METHOD, "dataset", "select.ratio"], maintain_order=True
     ):
         cells = [
-            left.rows(mine.filter(pl.col("select.name") == name)["trial_id"].to_list())
+            left.rows(of_method.filter(pl.col("select.name") == name)["trial_id"].to_list())
             for name in (selector, "random")
         ]
         if key[-1] == 1 or not all(len(cell) for cell in cells):
@@ -360,15 +378,17 @@ def against_random(run: Run, selector: str) -> pl.DataFrame:
         gap = difference(*cells, groups=left.groups)
         place = {
             "method": f"{key[0]} + {key[1]}",
-            "bed": key[2],
+            "dataset": key[2],
             "ratio": key[3],
             "seeds": gap.n_seeds,
         }
         rows.append(place | _estimate(gap) | {"p": paired_p(gap)})
-    return pl.DataFrame(rows, schema=BEATEN).sort("method", "ratio", maintain_order=True)
+    return pl.DataFrame(rows, schema=AGAINST_RANDOM_SCHEMA).sort(
+        "method", "ratio", maintain_order=True
+    )
 
 
-GIVEN = {
+RECOVERY_BY_METHOD_SCHEMA = {
     "method": pl.String,
     "attack": pl.String,
     "models": pl.Int64,
@@ -377,7 +397,7 @@ GIVEN = {
 }
 
 
-def given_back(run: Run) -> pl.DataFrame:
+def recovery_by_method(run: Run) -> pl.DataFrame:
     """Per method and attack the recovered fraction, mean over its attacked models with a t interval
     over them, columns GIVEN.
 
@@ -388,30 +408,30 @@ def given_back(run: Run) -> pl.DataFrame:
     attack = pl.col("setting").map_elements(plain_setting, return_dtype=pl.String).alias("attack")
     table = _recoveries(run).with_columns(attack, gold)
     rows = []
-    for (method, name), mine in table.sort("method", "attack", "attacked").group_by(
+    for (method, name), of_method in table.sort("method", "attack", "attacked").group_by(
         ["method", "attack"], maintain_order=True
     ):
-        found = _estimate(_over_trials(mine["recovered"]))
+        result = _estimate(_over_trials(of_method["recovered"]))
         rows.append(
             {
                 "method": method,
                 "attack": name,
-                "models": mine.height,
-                **found,
-                "gold": mine["gold_share"].mean(),
+                "models": of_method.height,
+                **result,
+                "gold": of_method["gold_share"].mean(),
             }
         )
-    return pl.DataFrame(rows, schema=GIVEN)
+    return pl.DataFrame(rows, schema=RECOVERY_BY_METHOD_SCHEMA)
 
 
-def given_back_in_words(run: Run) -> list[str]:
+def recovery_sentences(run: Run) -> list[str]:
     """Per method what attacks recover beyond what they tell by themselves; then which method
     recovers more, where intervals lie apart.
     """
-    table = given_back(run)
+    table = recovery_by_method(run)
     sentences = []
-    for (method,), mine in table.group_by(["method"], maintain_order=True):
-        back = mine.filter(
+    for (method,), of_method in table.group_by(["method"], maintain_order=True):
+        back = of_method.filter(
             pl.col("low") > pl.max_horizontal(pl.col("gold").fill_null(0.0), 0.0)
         ).sort("mean", descending=True)
         named = ", ".join(f"{row['attack']} {in_words(row)}" for row in back.iter_rows(named=True))
@@ -421,15 +441,15 @@ def given_back_in_words(run: Run) -> list[str]:
             else "none is shown to recover half"
         )
         sentences.append(
-            f"{method}: of {mine.height} attacks {back.height} recover a share of what was"
+            f"{method}: of {of_method.height} attacks {back.height} recover a share of what was"
             f" taken, more than they add on gold{': ' + named if named else ''}; {half} (means over"
-            f" {max(mine['models'].to_list())} models)."
+            f" {max(of_method['models'].to_list())} models)."
         )
     pairs = combinations(table["method"].unique(maintain_order=True).to_list(), 2)
-    return [*sentences, *(_gives_back_more(table, one, other) for one, other in pairs)]
+    return [*sentences, *(_recovers_more(table, one, other) for one, other in pairs)]
 
 
-def _gives_back_more(table: pl.DataFrame, one: str, other: str) -> str:
+def _recovers_more(table: pl.DataFrame, one: str, other: str) -> str:
     """Under which attacks one method recovers something and more than the other, by intervals
     that lie apart.
     """
@@ -456,7 +476,7 @@ FEW_QUESTIONS = 5
 HARM = 0.1
 
 
-def dilemma_in_words(run: Run) -> list[str]:
+def dilemma_sentences(run: Run) -> list[str]:
     """Per unlearned cell: whether key words recover more than random words do, whether the
     retain side was lost, which words paid.
     """
@@ -469,24 +489,24 @@ def dilemma_in_words(run: Run) -> list[str]:
         questions = float(forms["forgotten"].to_numpy().mean()) if forms.height else 0.0
         more = forms.filter(pl.col("net_low") > 0)
         if questions < FEW_QUESTIONS:
-            said = f"{questions:.1f} questions forgotten, too few to ask what comes back"
+            outcome = f"{questions:.1f} questions forgotten, too few to ask what comes back"
         elif more.height:
             named = ", ".join(
                 f"{form['form']} {format_interval(form, 'net')}"
                 for form in more.iter_rows(named=True)
             )
-            said = f"key words recover more than random words: {named}"
+            outcome = f"key words recover more than random words: {named}"
         else:
             most = max(forms["net"].to_list())
-            said = (
+            outcome = (
                 f"key words recover no more than random words in any of {forms.height} forms (at"
                 f" most {most:+.2f})"
             )
-        sentences.append("; ".join((f"{row['cell']}: {said}", *_what_it_cost(row))) + ".")
+        sentences.append("; ".join((f"{row['cell']}: {outcome}", *_cost_sentences(row))) + ".")
     return sentences
 
 
-def _what_it_cost(row: Mapping[str, Any]) -> list[str]:
+def _cost_sentences(row: Mapping[str, Any]) -> list[str]:
     """Of a row of `damage_table`: the retain questions lost, then function words beside keywords,
     where each was measured.
     """
@@ -524,7 +544,7 @@ def _what_it_cost(row: Mapping[str, Any]) -> list[str]:
 BARRIER = 0.1
 
 
-def faithful_in_words(run: Run) -> list[str]:
+def faithfulness_sentences(run: Run) -> list[str]:
     """Per coreset: the barrier to the full-set model, agreement with it, and which attacks recover
     more of it than of the full set's models.
     """
@@ -535,26 +555,26 @@ def faithful_in_words(run: Run) -> list[str]:
     sentences = []
     for row in table.filter(pl.col("select.ratio") < 1).iter_rows(named=True):
         low, high = row["barrier_forget_low"], row["barrier_forget_high"]
-        said = (
+        outcome = (
             "not decided"
             if low is None or low <= BARRIER < high
             else "a barrier: refuted"
             if low > BARRIER
             else "no barrier"
         )
-        mine, full = ((row["method"], ratio) for ratio in (row["select.ratio"], 1.0))
-        known = [name for name, cells in attacks.items() if mine in cells and full in cells]
-        more = [name for name in known if _above(attacks[name][mine], attacks[name][full])]
+        of_method, full = ((row["method"], ratio) for ratio in (row["select.ratio"], 1.0))
+        measured = [name for name, cells in attacks.items() if of_method in cells and full in cells]
+        more = [name for name in measured if _above(attacks[name][of_method], attacks[name][full])]
         under = (
-            f"; of {len(known)} attacks {len(more)} recover more than of the full set's"
+            f"; of {len(measured)} attacks {len(more)} recover more than of the full set's"
             f" models{': ' + ', '.join(more) if more else ''}"
         )
         size = format_coreset_size(row["select.name"], row["select.ratio"])
         sentences.append(
             f"{row['method']}, {size}: the line to the full-set model lies"
             f" {format_interval(row, 'barrier_forget')} over the straight one in forgetting:"
-            f" {said}; it answers {format_interval(row, 'agreement')} of the forget questions as"
-            f" that model does{under if known else ''}."
+            f" {outcome}; it answers {format_interval(row, 'agreement')} of the forget questions as"
+            f" that model does{under if measured else ''}."
         )
     return sentences
 
@@ -564,13 +584,13 @@ def _recovered_by_cell(run: Run) -> dict[str, dict[tuple[str, float], dict[str, 
     them.
     """
     table = _recoveries(run).sort("setting", "method", "select.ratio", "attacked")
-    found: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
+    result: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
     for (attack, method, ratio), rows in table.group_by(
         ["setting", "method", "select.ratio"], maintain_order=True
     ):
         cell = _estimate(_over_trials(rows["recovered"]))
-        found.setdefault(str(attack), {})[str(method), float(str(ratio))] = cell
-    return found
+        result.setdefault(str(attack), {})[str(method), float(str(ratio))] = cell
+    return result
 
 
 def _above(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -581,7 +601,7 @@ def _above(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 BEYOND_PLAIN = ("beyond_plain", "beyond_low", "beyond_high")
 LEFT = ("left", "left_low", "left_high")
 
-ARMS = {
+RESIDUAL_SCHEMA = {
     "arm": pl.String,
     "attack": pl.String,
     "trials": pl.Int64,
@@ -589,7 +609,7 @@ ARMS = {
 }
 
 
-def survived(run: Run) -> pl.DataFrame:
+def residual_after_attack(run: Run) -> pl.DataFrame:
     """What every arm has left before and after every attack, and how much more that is than plain's
     after it, columns ARMS.
 
@@ -607,8 +627,10 @@ def survived(run: Run) -> pl.DataFrame:
         pl.col("setting").map_elements(plain_setting, return_dtype=pl.String).alias("attack"),
     )
     rows = []
-    for (attack,), mine in table.group_by(["attack"], maintain_order=True):
-        arms = {str(arm[0]): rows_ for arm, rows_ in mine.group_by(["arm"], maintain_order=True)}
+    for (attack,), of_method in table.group_by(["attack"], maintain_order=True):
+        arms = {
+            str(arm[0]): rows_ for arm, rows_ in of_method.group_by(["arm"], maintain_order=True)
+        }
         after = {arm: rows_["after"] for arm, rows_ in arms.items()}
         for arm, values in after.items():
             left = _estimate(_over_trials(arms[arm]["unlearned"]))
@@ -629,19 +651,19 @@ def survived(run: Run) -> pl.DataFrame:
                     **named,
                 }
             )
-    return pl.DataFrame(rows, schema=ARMS)
+    return pl.DataFrame(rows, schema=RESIDUAL_SCHEMA)
 
 
 def arm_of(row: Mapping[str, Any]) -> str:
     """`plain`, `sam`, `token.cap 160`, `5% of the documents by random`: what a trial of
     experiments/defences.py has that plain NPO has not.
     """
-    said = [str(row.get("method.wrappers") or "")]
-    said += [f"token.cap {row['token.cap']:g}"] if row.get("token.cap") else []
-    said += [f"token.keep {row['token.keep']:g}"] if (row.get("token.keep") or 1) < 1 else []
+    outcome = [str(row.get("method.wrappers") or "")]
+    outcome += [f"token.cap {row['token.cap']:g}"] if row.get("token.cap") else []
+    outcome += [f"token.keep {row['token.keep']:g}"] if (row.get("token.keep") or 1) < 1 else []
     if (row.get("select.ratio") or 1) < 1:
-        said.append(f"{100 * row['select.ratio']:g}% of the documents by {row['select.name']}")
-    return ", ".join(filter(None, said)) or "plain"
+        outcome.append(f"{100 * row['select.ratio']:g}% of the documents by {row['select.name']}")
+    return ", ".join(filter(None, outcome)) or "plain"
 
 
 def _recoveries(run: Run) -> pl.DataFrame:
@@ -661,10 +683,10 @@ def _over_trials(*values: pl.Series) -> Estimate:
     return combined([part.to_numpy().reshape(-1, 1) for part in values])
 
 
-def _estimate(found: Estimate) -> dict[str, float | None]:
+def _estimate(result: Estimate) -> dict[str, float | None]:
     """Mean, low and high; no ends where nothing was drawn twice."""
-    low, high = found.ends(LEVEL)
-    return {"mean": found.mean, "low": low, "high": high}
+    low, high = result.ends(LEVEL)
+    return {"mean": result.mean, "low": low, "high": high}
 
 
 def in_words(row: Mapping[str, Any], *, names: Sequence[str] = ("mean", "low", "high")) -> str:

@@ -61,11 +61,11 @@ class CoresetCell:
     """One method and selector at one ratio: forgetting and utility as (seeds, documents), all cells
     over the same documents.
 
-    `setting` is every other thing that varies, in words, and `whole` the same without what only a
-    part has: the full set is not chosen, so it has no extractor or strata to vary. `unmeasured`
-    counts trials that ended without rows (diverged, failed). `groups`: by metric a number per
-    document, the same for documents that are drawn together; each by itself where there is none.
-    """
+    `setting` is every other thing that varies, in words, and `full_set_setting` the same without
+    what only a part has: the full set is not chosen, so it has no extractor or strata to vary.
+    `unmeasured` counts trials that ended without rows (diverged, failed). `groups`: by metric a
+    number per document, the same for documents that are drawn together; each by itself where there
+    is none."""
 
     setting: str
     method: str

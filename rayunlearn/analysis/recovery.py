@@ -232,14 +232,14 @@ def _row(cell: AttackedCell, results: AttackResults) -> dict[str, Any]:
 def _recovery_row(
     cell: AttackedCell, attacks: Sequence[str], base: str, results: AttackResults
 ) -> dict[str, Any]:
-    """What the attack gave back of base's lead, beside the attack's own control."""
+    """What the attack recovered of base's lead, beside the attack's own control."""
     values = results.values
     after, before, base_values = _after_before_base(attacks, cell.attacked, base, values)
     documents = _common_documents(attacks, cell.attacked, base, values)
     fraction = gap_closed(
         after, before, base_values, groups=group_codes(documents, results.group_of)
     )
-    # None where base and the unlearned model cannot be told apart
+    # None where base and the unlearned model cannot be distinguished
     is_known, base_mean = fraction.mean is not None, float(np.nanmean(base_values))
     companions = results.companions(cell)
     return {

@@ -197,7 +197,7 @@ def _last_step(model: PreTrainedModel, states: Tensor) -> Tensor:
 
 @contextmanager
 def replaced_forwards(modules: Iterable[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """The modules with `forward` in the place of their own; hooks of theirs still run."""
+    """The modules with `forward` instead of their own; hooks of theirs still run."""
     before = [(module, module.__dict__.get("forward")) for module in modules]
     for module, _ in before:
         module.__dict__["forward"] = forward

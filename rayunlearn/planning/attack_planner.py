@@ -74,8 +74,8 @@ class AttackFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedAttack:
-    """One attack on one model, as the plan asks for it. `values` are sorted by name; `answers` is
-    the setting that it is a control for.
+    """One attack on one model, as the plan asks for it. `values` are sorted by name; `control_for`
+    is the setting that it is a control for.
     """
 
     target: AttackTarget
@@ -83,7 +83,7 @@ class PlannedAttack:
     values: tuple[tuple[str, Value], ...]
     seed: int
     role: str
-    answers: str = ""
+    control_for: str = ""
     study: str = ""
     study_index: int = -1
 
@@ -204,14 +204,14 @@ class AttackPlanner:
         """The attack with every seed, and with each the same on base and gold and the companion on
         the model itself.
         """
-        answers = attack_setting(entry.name, values)
+        control_for = attack_setting(entry.name, values)
         companion = ATTACKS[entry.name].companion
         rows = []
         for seed in attack_seeds(entry.name, self.panel.seeds):
             attack = PlannedAttack(
                 target=target, name=entry.name, values=_sorted(values), seed=seed, role="attack"
             )
-            control = replace(attack, role="control", answers=answers)
+            control = replace(attack, role="control", control_for=control_for)
             attacks = [attack, *(replace(control, target=other) for other in self.anchors(target))]
             attacks += [replace(control, name=companion)] if companion else []
             rows += [self.planned(planned) for planned in attacks]
@@ -265,7 +265,7 @@ class AttackPlanner:
             "attacked": attack.target.trial_id,
             "role": attack.role,
             "setting": setting,
-            "answers": attack.answers,
+            "control_for": attack.control_for,
             "study": attack.study,
             "study_index": attack.study_index,
         }
@@ -427,7 +427,7 @@ def _best(table: pl.DataFrame, cells: pl.DataFrame, run: Run) -> pl.DataFrame:
 
 
 def _key(row: Mapping[str, Value]) -> tuple[Value, ...]:
-    return tuple(row[name] for name in ("trial_id", "role", "answers", "study_index"))
+    return tuple(row[name] for name in ("trial_id", "role", "control_for", "study_index"))
 
 
 def _sorted(values: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:

@@ -109,7 +109,7 @@ def ranking_sentences(run: Run) -> list[str]:
         return []
     significant = changes.filter("shown")
     first = (
-        f"At the same share of base's retention, {changes.height} of {total} pairs of"
+        f"Interpolated to the same share of base's retention, {changes.height} of {total} pairs of"
         f" methods change places; of {significant.height} of these both differences are shown (p at"
         f" most {ORDER_SIGNIFICANCE:g} after Holm over all pairs)."
     )

@@ -325,7 +325,7 @@ def test_attacks_stand_beside_each_other_by_the_part_that_was_kept(run: Run) -> 
     place = {
         "role": "attack",
         "setting": "relearning",
-        "answers": "",
+        "control_for": "",
         "study": "",
         "study_index": -1,
     }

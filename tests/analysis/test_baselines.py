@@ -262,7 +262,7 @@ def test_the_words_and_the_page_name_what_beats_random_and_what_that_cost(tmp_pa
     table = baseline_table(run)
     sentence = baseline_sentences(table)[0]
     assert (
-        sentence.startswith("Beside random: 2 of 4 cells forget more:")
+        sentence.startswith("Compared with random: 2 of 4 cells forget more:")
         and "; 1 forget less;" in sentence
     )
     assert (

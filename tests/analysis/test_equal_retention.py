@@ -139,19 +139,18 @@ def test_page_and_words_say_it_and_a_run_without_calibration_says_nothing(tmp_pa
     run = made_run(tmp_path / "with")
     words = ranking_sentences(run)
     assert words[0].startswith(
-        "Mixed back to the same share of base's retention, 2 of 3 pairs of methods change places;"
+        "Interpolated to the same share of base's retention, 2 of 3 pairs of methods change places;"
         " of 2 of these"
     )
     assert any(
         line.startswith(
-            "ga + nll leaves less than npo + nll as trained and more once both are interpolated"
-            " towards base:"
+            "ga + nll leaves less than npo + nll as trained and more at equal retention:"
             " -0.150 before"
         )
         for line in words
     )
     assert words[-1].startswith(
-        "Ranks whose 95% intervals lie apart, as trained and interpolated towards base: ga + nll"
+        "Ranks whose 95% intervals lie apart, as trained and at equal retention: ga + nll"
         " from 1 [1, 1] to"
         " 3 [3, 3]."
     )

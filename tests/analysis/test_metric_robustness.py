@@ -153,7 +153,7 @@ def run(tmp_path: Path) -> Path:
             "study": "",
             "study_index": -1,
         }
-        rows.append(place | {"role": "attack", "answers": ""})
+        rows.append(place | {"role": "attack", "control_for": ""})
     rows.append({**rows[0], "attacked": "base", "role": "control"})
     write_table(tmp_path / "attacks.parquet", "attacks", rows)
     write_experiment(

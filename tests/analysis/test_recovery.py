@@ -66,14 +66,14 @@ def add(
 
 
 def placed(
-    trial_id: str, attacked: str, role: str, setting: str, answers: str = ""
+    trial_id: str, attacked: str, role: str, setting: str, control_for: str = ""
 ) -> dict[str, object]:
     return {
         "trial_id": trial_id,
         "attacked": attacked,
         "role": role,
         "setting": setting,
-        "answers": answers,
+        "control_for": control_for,
         "study": "",
         "study_index": -1,
     }
@@ -153,7 +153,7 @@ def test_the_matrix_has_a_row_per_attack_whatever_its_strength_and_the_worst_cas
     assert matrix.rows[1][2].startswith("0.10 -> 0.20 [")
     assert matrix.notes == (
         (
-            "gold, which never knew the answers, rises by 0.10 [0.10, 0.10] under relearning: it"
+            "gold, which never saw the answers, rises by 0.10 [0.10, 0.10] under relearning: it"
             " trains on what is asked"
         ),
     )

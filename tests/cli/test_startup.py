@@ -221,29 +221,29 @@ def test_an_estimate_is_read_again_only_where_all_that_decides_it_is_the_same(
 ) -> None:
     trial = gpu_memory._core(load(HELLO).base)
     larger = gpu_memory._core(with_values(trial, {"train.batch_size": 64}))
-    found = gpu_memory.need_once(trial, tmp_path)
-    assert found == gpu_memory.peak_bytes(trial) < gpu_memory.need_once(larger, tmp_path)
+    found = gpu_memory.cached_peak_bytes(trial, tmp_path)
+    assert found == gpu_memory.peak_bytes(trial) < gpu_memory.cached_peak_bytes(larger, tmp_path)
 
     def never(_trial: object) -> int:
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patched:
         patched.setattr(gpu_memory, "peak_bytes", never)
-        assert gpu_memory.need_once(trial, tmp_path) == found
+        assert gpu_memory.cached_peak_bytes(trial, tmp_path) == found
         patched.setattr(gpu_memory, "version_of", lambda name: f"{name} of another version")
         with pytest.raises(AssertionError, match="measured again"):
-            gpu_memory.need_once(trial, tmp_path)
+            gpu_memory.cached_peak_bytes(trial, tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(gpu_memory, "package_digest", lambda: "other code")
         patched.setattr(gpu_memory, "peak_bytes", never)
         with pytest.raises(AssertionError, match="measured again"):
-            gpu_memory.need_once(trial, tmp_path)
+            gpu_memory.cached_peak_bytes(trial, tmp_path)
     for file in tmp_path.glob("*.json"):
         file.write_text("")
-    assert gpu_memory.need_once(trial, tmp_path) == found
+    assert gpu_memory.cached_peak_bytes(trial, tmp_path) == found
     unwritable = tmp_path / "file"
     unwritable.write_text("")
-    assert gpu_memory.need_once(trial, unwritable) == found
+    assert gpu_memory.cached_peak_bytes(trial, unwritable) == found
 
 
 QUIET = """

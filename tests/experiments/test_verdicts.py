@@ -16,16 +16,16 @@ from experiments.findings.page import FINDINGS, findings_page
 from experiments.findings.verdicts import (
     against_random,
     arm_of,
-    dilemma_in_words,
-    faithful_in_words,
-    given_back,
-    given_back_in_words,
-    predicted,
+    cross_dataset_prediction,
+    dilemma_sentences,
+    faithfulness_sentences,
+    recovery_by_method,
+    recovery_sentences,
+    residual_after_attack,
     step_gaps,
     step_lags,
-    survived,
     unlearned_shares,
-    with_beds,
+    with_datasets,
 )
 from rayunlearn.config import Value
 from rayunlearn.storage.parquet import write_table
@@ -39,16 +39,16 @@ def run_of(
     folder: Path,
     cells: list[tuple[dict[str, Value], float, float | None]],
     *,
-    beds: tuple[int, ...] = (20,),
+    datasets: tuple[int, ...] = (20,),
 ) -> Run:
     """A run whose grid trials have these settings, forget probability and coverage; base 0.9 and
     gold 0.1 on every dataset.
     """
     plan = []
-    for bed in beds:
+    for dataset in datasets:
         for role, left in (("base", 0.9), ("gold", 0.1)):
             trial_id = synthetic.add_trial(
-                folder, {"stage": role, "data.redundancy": bed}, {"forget": left, "retain": 0.9}
+                folder, {"stage": role, "data.redundancy": dataset}, {"forget": left, "retain": 0.9}
             )
             plan.append(synthetic.plan_row(trial_id, role, "{}"))
     for changes, left, coverage in cells:
@@ -114,11 +114,11 @@ def test_where_only_epochs_count_the_sign_turns(tmp_path: Path) -> None:
 
 def covering(left: Any) -> list[tuple[dict[str, Value], float, float | None]]:
     cells = []
-    for bed, reach in ((5, 0.5), (10, 1.0), (20, 2.0)):
+    for dataset, reach in ((5, 0.5), (10, 1.0), (20, 2.0)):
         for ratio in (0.1, 0.2, 0.4, 1.0):
             coverage = 1.0 if ratio == 1 else min(1.0, reach * ratio)
             changes: dict[str, Value] = {
-                "data.redundancy": bed,
+                "data.redundancy": dataset,
                 "select.ratio": ratio,
                 "train.seed": 0,
             }
@@ -135,24 +135,24 @@ def test_where_coverage_decides_it_foretells_a_bed_that_was_left_out_and_the_rat
     all.
     """
     run = run_of(
-        tmp_path, covering(lambda coverage, _ratio: 0.9 - 0.8 * coverage), beds=(5, 10, 20)
+        tmp_path, covering(lambda coverage, _ratio: 0.9 - 0.8 * coverage), datasets=(5, 10, 20)
     )
     shares = unlearned_shares(run)
     assert shares.height == 9
-    foretold = predicted(run)
-    assert foretold["error_by_facts"].mean() == pytest.approx(0.45 / 9, abs=0.01)
-    assert foretold["error_by_ratio"].mean() == pytest.approx(1.75 / 9, abs=0.01)
+    predictions = cross_dataset_prediction(run)
+    assert predictions["error_by_facts"].mean() == pytest.approx(0.45 / 9, abs=0.01)
+    assert predictions["error_by_ratio"].mean() == pytest.approx(1.75 / 9, abs=0.01)
     # these trials have none
-    assert foretold["error_by_keywords"].null_count() == 3
-    assert foretold["bed"].to_list() == [
+    assert predictions["error_by_keywords"].null_count() == 3
+    assert predictions["dataset"].to_list() == [
         "domain, 5 per fact",
         "domain, 10 per fact",
         "domain, 20 per fact",
     ]
     # Shares at 0.1, 0.2 and 0.4: 0.05 0.1 0.2, 0.1 0.2 0.4 and 0.2 0.4 0.8, so nothing short of the
     # full forget set is nine tenths of it.
-    assert foretold["enough"].to_list() == [1.0, 1.0, 1.0]
-    assert foretold["enough_by_facts"].to_list() == [1.0, 1.0, 1.0]
+    assert predictions["enough"].to_list() == [1.0, 1.0, 1.0]
+    assert predictions["enough_by_facts"].to_list() == [1.0, 1.0, 1.0]
 
 
 def test_the_smallest_ratio_that_is_enough_is_foretold_by_what_decides_it(tmp_path: Path) -> None:
@@ -161,20 +161,20 @@ def test_the_smallest_ratio_that_is_enough_is_foretold_by_what_decides_it(tmp_pa
     predicted; from its ratio the first is told 0.1 and the second 0.2.
     """
     cells: list[tuple[dict[str, Value], float, float | None]] = []
-    for bed, reach in ((5, 5.0), (10, 10.0)):
+    for dataset, reach in ((5, 5.0), (10, 10.0)):
         for ratio in (0.1, 0.2, 0.4, 1.0):
             coverage = min(1.0, reach * ratio)
             cells.append(
                 (
-                    {"data.redundancy": bed, "select.ratio": ratio, "train.seed": 0},
+                    {"data.redundancy": dataset, "select.ratio": ratio, "train.seed": 0},
                     0.9 - 0.8 * coverage,
                     coverage,
                 )
             )
-    foretold = predicted(run_of(tmp_path, cells, beds=(5, 10)))
-    assert foretold["enough"].to_list() == [0.2, 0.1]
-    assert foretold["enough_by_facts"].to_list() == [0.1, 0.1]
-    assert foretold["enough_by_ratio"].to_list() == [0.1, 0.2]
+    predictions = cross_dataset_prediction(run_of(tmp_path, cells, datasets=(5, 10)))
+    assert predictions["enough"].to_list() == [0.2, 0.1]
+    assert predictions["enough_by_facts"].to_list() == [0.1, 0.1]
+    assert predictions["enough_by_ratio"].to_list() == [0.1, 0.2]
 
 
 def test_a_bed_is_called_by_what_tells_it_apart() -> None:
@@ -185,7 +185,7 @@ def test_a_bed_is_called_by_what_tells_it_apart() -> None:
     trials = pl.DataFrame(
         settings | {"model.size": ["small", "tiny", "tiny", "tiny"], "data.redundancy": 20}
     )
-    assert with_beds(trials)["bed"].to_list() == [
+    assert with_datasets(trials)["dataset"].to_list() == [
         "domain, 20 per fact, small model",
         "people",
         "books",
@@ -233,7 +233,9 @@ def test_an_arm_is_judged_by_what_is_left_in_the_end_and_not_by_the_share_that_c
     monkeypatch.setattr(verdicts, "arm_of", lambda row: row["trial_id"][:-1])
     for row in rows:
         write_trial(tmp_path, str(row["attacked"]), {"trials": [{"status": "complete"}]}, {})
-    found = {row["arm"]: row for row in survived(open_run(tmp_path)).iter_rows(named=True)}
+    found = {
+        row["arm"]: row for row in residual_after_attack(open_run(tmp_path)).iter_rows(named=True)
+    }
     assert {row["attack"] for row in found.values()} == {"relearning documents=10"} and found[
         "plain"
     ]["beyond_plain"] is None
@@ -282,9 +284,12 @@ def test_what_comes_back_is_told_beside_gold_and_from_method_to_method(
     write_table(tmp_path / "plan.parquet", "plan", plan)
     run = open_run(tmp_path)
     assert dict(
-        given_back(run).filter(pl.col("method") == "rmu + kl").select("attack", "gold").iter_rows()
+        recovery_by_method(run)
+        .filter(pl.col("method") == "rmu + kl")
+        .select("attack", "gold")
+        .iter_rows()
     )["relearning"] == pytest.approx(0.55)
-    llmu, rmu, both = given_back_in_words(run)
+    llmu, rmu, both = recovery_sentences(run)
     assert (
         rmu.startswith("rmu + kl: of 3 attacks 1 recover")
         and "shots +0.601" in rmu
@@ -337,7 +342,7 @@ def test_the_dilemma_is_answered_cell_by_cell(
     monkeypatch.setattr(
         verdicts, "damage_table", lambda _: pl.DataFrame(damage, infer_schema_length=None)
     )
-    a, b, c = dilemma_in_words(run)
+    a, b, c = dilemma_sentences(run)
     assert (
         "recover more than random words: quoted 0.30" in a
         and "retain is lost" in a
@@ -391,7 +396,7 @@ def test_a_coreset_model_is_judged_by_its_barrier_and_by_what_attacks_give_back(
     ]
     monkeypatch.setattr(verdicts, "recovery_table", lambda _: pl.DataFrame(rows))
     monkeypatch.setattr(verdicts, "connectivity_table", lambda _: pl.DataFrame(table))
-    refuted, none, open_ = faithful_in_words(run)
+    refuted, none, open_ = faithfulness_sentences(run)
     assert (
         "a barrier: refuted" in refuted
         and "of 2 attacks 1 recover more than of the full set's models: relearning." in refuted

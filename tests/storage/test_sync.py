@@ -303,7 +303,7 @@ def test_one_driver_on_one_machine_and_a_finished_one_leaves_at_once(
     s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(leases, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(leases, "POLL_SECONDS", 0.2)
     with run_lock(output_place(s3_url) / "e" / "1"):
         on_machine(tmp_path / "there", monkeypatch)
         with (
@@ -318,7 +318,7 @@ def test_one_driver_on_one_machine_and_a_finished_one_leaves_at_once(
 def test_a_silent_driver_is_succeeded_and_stops_when_it_wakes(
     s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(leases, "EXPIRY_SECONDS", 0.1)
     silent = leases.acquire(s3_url, "here")
     successor = leases.acquire(s3_url, "there")

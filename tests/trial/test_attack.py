@@ -1,4 +1,4 @@
-"""Attacks end to end on the trained synthetic dataset: what gold, which never knew the answers, may
+"""Attacks end to end on the trained synthetic dataset: what gold, which never saw the answers, may
 tell, and that a seed says everything.
 """
 
