@@ -118,12 +118,9 @@ def truth_probe(
         "a truth probe must have questions with options to be fitted on, got",
         len(fitted),
     )
-    states = last_states(model, [o for p in fitted for o in p.options], before_end=True)
-    held_out_states = (
-        last_states(model, [o for p in held_out for o in p.options], before_end=True)
-        if any(p.options for p in held_out)
-        else states[:0]
-    )
+    states = _option_states(model, fitted)
+    asked = any(p.options for p in held_out)
+    held_out_states = _option_states(model, held_out) if asked else states[:0]
     rng = np.random.default_rng(seed)
     true_options = {
         "probe_choice": [0] * len(fitted),
@@ -142,6 +139,11 @@ def truth_probe(
             margins = torch.as_tensor(margins, dtype=torch.float32)
             rows += _choice_rows(held_out, margins, metric, layer)
     return rows
+
+
+def _option_states(model: PreTrainedModel, probes: Sequence[Probe]) -> Tensor:
+    """`last_states` of every option of the probes, in order, before what closes it."""
+    return last_states(model, [o for p in probes for o in p.options], before_end=True)
 
 
 def _choice_rows(probes: Sequence[Probe], margins: Tensor, metric: str, layer: int) -> Rows:

@@ -204,7 +204,9 @@ def _run_missing(plan: PlanRun, before: dict[str, TrialResult], agenda: Agenda) 
     from rayunlearn.cluster.session import ray_session
 
     try:
-        with ray_session(address=plan.options.address, workers=plan.options.workers) as dashboard:
+        with ray_session(
+            address=plan.options.address, workers=plan.options.local_cpus
+        ) as dashboard:
             from rayunlearn.cluster.tune_runner import run_searcher
 
             if dashboard:

@@ -38,7 +38,7 @@ def run_harness(
     from lm_eval.models.huggingface import HFLM
 
     loaded, tokenizer = load_model(model, dtype=torch.float32)
-    wrapped = HFLM(
+    evaluated = HFLM(
         pretrained=loaded.to(accelerator().device).eval(),
         tokenizer=tokenizer,
         batch_size=batch_size,
@@ -46,7 +46,7 @@ def run_harness(
     try:
         with quiet_transformers():
             output = simple_evaluate(
-                model=wrapped,
+                model=evaluated,
                 tasks=list(tasks),
                 task_manager=manager,
                 limit=limit or None,
@@ -56,12 +56,8 @@ def run_harness(
         raise UserError(
             f"the harness could not run {', '.join(tasks)}: {type(problem).__name__}: {problem}"
         ) from problem
-    keys = {
-        "trial_id": digest(["harness", model_digest(model), sorted(tasks), limit]),
-        "stage": "base",
-        "attack": "none",
-        "step": 0,
-    }
+    identity = digest(["harness", model_digest(model), sorted(tasks), limit])
+    keys = {"trial_id": identity, "stage": "base", "attack": "none", "step": 0}
     return [keys | row for row in harness_rows(output)]
 
 

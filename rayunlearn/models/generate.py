@@ -155,10 +155,7 @@ def _continue(
     ended.
     """
     ids, mask = _padded(prompts, model.device)
-    context = getattr(model.config, "max_position_embeddings", None) or (
-        ids.shape[1] + max_new_tokens
-    )
-    limits = [min(max_new_tokens, context - len(p)) for p in prompts]
+    limits = _limits(model, prompts, max_new_tokens)
     written: list[list[int]] = [[] for _ in prompts]
     # rows in the cache, and those of them that have not ended
     kept, running = list(range(len(prompts))), {r for r, limit in enumerate(limits) if limit > 0}
@@ -184,6 +181,13 @@ def _continue(
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         positions = positions[:, -1:] + 1
     return [tuple(row) for row in written]
+
+
+def _limits(model: PreTrainedModel, prompts: Sequence[Ids], max_new_tokens: int) -> list[int]:
+    """Most new tokens of each prompt: fewer where the model's positions end."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    room = [context - len(p) if context else max_new_tokens for p in prompts]
+    return [min(max_new_tokens, n) for n in room]
 
 
 def _padded(prompts: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Where and how wide a plan runs: what the driver and the part that needs Ray both know."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,15 @@ class Options:
             " of its own",
             gpus,
         )
+
+    @property
+    def local_cpus(self) -> int:
+        """CPUs of a private cluster, one per process; 0: as many as this machine has, which is
+        enough for one trial.
+        """
+        if self.workers == 0 and self.processes <= len(os.sched_getaffinity(0)):
+            return 0
+        return max(1, self.workers) * self.processes
 
 
 @dataclass(frozen=True, kw_only=True)

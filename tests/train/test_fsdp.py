@@ -326,3 +326,10 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_scheduled(tmp_path
         Options(processes=0)
     with pytest.raises(UserError, match="each process has a GPU of its own"):
         Options(processes=2, gpus_per_trial=0.5)
+
+
+def test_a_private_cluster_has_a_cpu_for_every_process() -> None:
+    """A trial of two processes never starts on a cluster of one CPU."""
+    assert Options(workers=1, processes=2).local_cpus == 2
+    assert Options(workers=3, processes=2).local_cpus == 6 and Options(workers=3).local_cpus == 3
+    assert Options().local_cpus == 0 and Options(processes=999).local_cpus == 999
