@@ -158,13 +158,14 @@ def mmlu(folder: BenchmarkFolder, *, part: str = "all", shots: int = 0) -> Bench
         )
         for split in ("forget", "retain")
     }
+    solved = {
+        subject: [solved_question(c.document, c.true_letter) for c in choices[:shots]]
+        for subject, choices in dev
+    }
     return BenchmarkParts(
         probes=sides if part == "biology" else {"mmlu": tuple(c.document for c in questions)},
         true_letters={c.document.doc_id: c.true_letter for c in questions},
-        shots={
-            subject: "".join(solved_question(c.document, c.true_letter) for c in choices[:shots])
-            for subject, choices in dev
-        },
+        shots={subject: "".join(texts) for subject, texts in solved.items()},
     )
 
 
@@ -422,24 +423,22 @@ def _muse(folder: BenchmarkFolder, task: str, step: int, words: int, shots: int)
     require(task in ("raw", "scal", "sust"), "task must be raw, scal or sust", task)
     require(1 <= step <= 4, "step must be in 1-4", step)
     questions = {side: folder.documents(f"knowmem/{side}_qa") for side in ("forget", "retain")}
-    solved = (
-        {side: folder.documents(f"knowmem/{side}_qa_icl") for side in questions}
-        if shots
-        else {side: () for side in questions}
-    )
+    solved: dict[str, Documents] = dict.fromkeys(questions, ())
+    if shots:
+        solved = {side: folder.documents(f"knowmem/{side}_qa_icl")[:shots] for side in questions}
+    probes = {
+        side: tuple(with_shots(document, solved[side]) for document in documents)
+        for side, documents in questions.items()
+    }
+    forget = "raw/forget" if task == "raw" else f"{task}/forget_{step}"
     return BenchmarkParts(
-        forget=split_article(
-            folder.documents("raw/forget" if task == "raw" else f"{task}/forget_{step}"), words
-        ),
+        forget=split_article(folder.documents(forget), words),
         retain=split_article(folder.documents("raw/retain1"), words),
         probes={
-            side: tuple(with_shots(d, solved[side][:shots]) for d in questions[side])
-            for side in questions
-        }
-        | {"verbatim": folder.documents("verbmem/forget", {"prompt": "prompt", "answer": "gt"})}
-        | {
-            split: folder.documents(f"privleak/{side}")
-            for split, side in (("members", "forget"), ("holdout", "holdout"))
+            **probes,
+            "verbatim": folder.documents("verbmem/forget", {"prompt": "prompt", "answer": "gt"}),
+            "members": folder.documents("privleak/forget"),
+            "holdout": folder.documents("privleak/holdout"),
         },
         templates={"verbatim": "{prompt}"},
     )
@@ -472,19 +471,19 @@ def _wmdp(folder: BenchmarkFolder, subject: str, corpora: bool, documents: int) 
     texts = {
         role: folder.documents(name, {"answer": "text"}) for role, name in sides.items() if corpora
     }
+    probes = {"forget": tuple(c.document for c in choices)}
+    true_letters = {c.document.doc_id: c.true_letter for c in choices}
     retain_questions = _add_mmlu_probes(folder, part="all")
+    if retain_questions:
+        probes["retain"] = retain_questions.probes["mmlu"]
+        true_letters |= retain_questions.true_letters
+    note = f"questions only (option corpora=true wants the texts). {expected_files}"
     return BenchmarkParts(
         forget=texts.get("forget", ())[: documents or None],
         retain=texts.get("retain", ()),
-        probes={"forget": tuple(c.document for c in choices)}
-        | ({"retain": retain_questions.probes["mmlu"]} if retain_questions else {}),
-        true_letters={c.document.doc_id: c.true_letter for c in choices}
-        | dict(retain_questions.true_letters if retain_questions else {}),
-        notes=(
-            ()
-            if corpora
-            else (f"questions only (option corpora=true wants the texts). {expected_files}",)
-        ),
+        probes=probes,
+        true_letters=true_letters,
+        notes=() if corpora else (note,),
     )
 
 

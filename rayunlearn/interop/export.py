@@ -285,18 +285,17 @@ def intervals(opened: Run, trial_id: str, stage: str) -> dict[tuple[str, str], I
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table; a bar and a line break in a cell are written so that they stay in it."""
-    cells = [
-        [
-            str(format_number(c) if isinstance(c, float) else "" if c is None else c)
-            .replace("|", "\\|")
-            .replace("\n", "\\n")
-            for c in row
-        ]
-        for row in rows
-    ]
-    return "\n".join(
-        f"| {' | '.join(line)} |" for line in (list(head), ["---"] * len(head), *cells)
-    )
+    cells = [[_cell(value) for value in row] for row in rows]
+    lines = (list(head), ["---"] * len(head), *cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    """'' for None, a float as everywhere, anything else as it is."""
+    if value is None:
+        return ""
+    text = format_number(value) if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", "\\n")
 
 
 def _interval(interval: Interval | None) -> str:
