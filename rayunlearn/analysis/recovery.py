@@ -75,11 +75,11 @@ class AttackResults:
     def same_attack_on(self, anchor: str, cell: AttackedCell) -> list[str]:
         """The same attack on base or gold."""
         setting = cell.setting
-        return self.ids(role="control", attacked=anchor, setting=setting, answers=setting)
+        return self.ids(role="control", attacked=anchor, setting=setting, control_for=setting)
 
     def companions(self, cell: AttackedCell) -> list[str]:
         """The control that the attack's row of the table names, on the attacked model itself."""
-        return self.ids(role="control", attacked=cell.attacked, answers=cell.setting)
+        return self.ids(role="control", attacked=cell.attacked, control_for=cell.setting)
 
     def interval(self, trials: Sequence[str], bounds: tuple[float, float] | None) -> Interval:
         """Mean of the trials' values with its interval."""
