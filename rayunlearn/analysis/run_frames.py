@@ -21,7 +21,6 @@ CELL_SETTINGS = ("method.forget", "method.retain", "select.name", "select.ratio"
 # split of what base and gold know and no unlearning run is shown, where the data has one
 UNTOUCHED = "untouched"
 
-
 # cells and trials of the full forget set, and of a part of it
 FULL_SET = pl.col("select.ratio") == FULL_RATIO
 CORESET = pl.col("select.ratio") < FULL_RATIO

@@ -50,7 +50,6 @@ TOKEN_HINT = (
     "; the server wants a token: export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... as on the cluster"
 )
 
-
 ENDED_STATUSES = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 

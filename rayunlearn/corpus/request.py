@@ -12,7 +12,6 @@ from rayunlearn.corpus.survey import Survey
 
 Request = TypeVar("Request", bound="CorpusRequest")
 
-
 # by the sources' size, and whether a model is run
 EngineChoice = Callable[[Sequence[CorpusSource], bool], Engine]
 

@@ -50,7 +50,6 @@ SCORE_COLUMNS: dict[str, Callable[[Sequence[DocumentFeatures], Sequence[str]], A
     ),
 }
 
-
 SCORERS = tuple(name for name, row in SELECTORS.items() if set(row.inputs) <= set(SCORE_COLUMNS))
 
 

@@ -152,14 +152,12 @@ class BenchmarkFolder:
             f"{table} must be one file in {self.root}",
             [file.name for file in matching],
         )
-        shards = sorted(
-            file
-            for file in folder.parent.glob(f"{folder.name}-*.parquet")
-            if SHARD.search(file.stem)
-        )
+        files = sorted(folder.parent.glob(f"{folder.name}-*.parquet"))
+        matches = {file: match for file in files if (match := SHARD.search(file.stem))}
+        shards = list(matches)
         if matching or not shards:
             return matching
-        n = int(SHARD.search(shards[0].stem).group(2))  # type: ignore[union-attr]  # they were chosen for matching
+        n = int(matches[shards[0]].group(2))
         require(
             len(shards) == n,
             f"{table} must have all of its {n} shards in {folder.parent}, found",

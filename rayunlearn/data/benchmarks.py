@@ -239,15 +239,18 @@ def files(
     columns: str = "",
 ) -> BenchmarkParts:
     """Any folder of your own, as docs/data.md says."""
-    roles = {
-        "forget": forget,
-        "retain": retain,
-        "probe_forget": probe_forget,
-        "probe_retain": probe_retain,
-    }
-    corpus = load_files(Data(name="files", path=str(folder.root), columns=columns, **roles))  # type: ignore[arg-type]  # they are all texts
+    data = Data(
+        name="files",
+        path=str(folder.root),
+        columns=columns,
+        forget=forget,
+        retain=retain,
+        probe_forget=probe_forget,
+        probe_retain=probe_retain,
+    )
+    corpus = load_files(data)
     folder.rejected.extend(corpus.rejected)
-    for name in dict.fromkeys(filter(None, roles.values())):
+    for name in dict.fromkeys(filter(None, (forget, retain, probe_forget, probe_retain))):
         # for the record of its file
         folder.rows(name)
     return BenchmarkParts(forget=corpus.forget, retain=corpus.retain, probes=corpus.probes)

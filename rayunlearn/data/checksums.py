@@ -54,7 +54,6 @@ MMLU: FileChecksums = MappingProxyType(
     }
 )
 
-
 # the same in news and books
 _MUSE_QUESTIONS = {
     "knowmem/forget_qa": ("", 100),
@@ -66,7 +65,6 @@ _MUSE_QUESTIONS = {
     "privleak/holdout": ("", 100),
     "verbmem/forget": ("", 100),
 }
-
 
 MUSE_NEWS: FileChecksums = MappingProxyType(
     {

@@ -49,7 +49,6 @@ MAX_PER_DOCUMENT = (
     "judged",
 )
 
-
 # what only a base model can say of a document
 INPUTS_WITH_MODEL = (
     "phrase_states",
@@ -60,10 +59,8 @@ INPUTS_WITH_MODEL = (
     "corpus_gradient_gap",
 )
 
-
 # what compares it with a model that never saw the forget set
 INPUTS_WITH_GOLD = ("word_gap", "corpus_gap", "word_gradient_gap", "corpus_gradient_gap")
-
 
 WHOLE_CORPUS = (
     "corpus_gap",

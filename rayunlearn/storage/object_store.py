@@ -27,7 +27,6 @@ OBJECT_STORES = {
     "memory": "fsspec",
 }
 
-
 ANSWERS = (FileNotFoundError, FileExistsError)
 
 # ours, not the store's: trying again changes nothing

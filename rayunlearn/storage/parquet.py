@@ -21,8 +21,6 @@ from rayunlearn.storage.sync import upload_file
 VERSION_KEY = "rayunlearn.schema_version"
 KINDS: dict[str, Any] = {"utf8": pl.String, "i64": pl.Int64, "f64": pl.Float64, "bool": pl.Boolean}
 TYPES: dict[type, Any] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
-
-
 Row = Mapping[str, Any]
 T = TypeVar("T")
 
