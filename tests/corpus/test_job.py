@@ -259,7 +259,7 @@ def test_the_engine_goes_by_size(corpus: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(source_module, "LARGE_BYTES", corpus.stat().st_size - 1)
     assert source_module.exceeds_local_limit(source)
     for name, module in (
-        ("auto", "rayunlearn.cluster.ray_data"),
+        ("auto", "rayunlearn.cluster.corpus_engine"),
         ("local", "rayunlearn.corpus.engine"),
     ):
         with engines(name, 1, "auto") as choose:
