@@ -70,7 +70,7 @@ PRESETS = {
         "BASE": Trial(
             data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
             stop=Stop(utility_floor=0.0),
-            measure=Measure(metrics=recipes.LETTERS),
+            measure=Measure(metrics=recipes.LETTER_SETTINGS),
         ),
         "AXES": tuple(recipes.axis(name) | part for name in RUNS for part in STUDY),
         "SEARCH": {},

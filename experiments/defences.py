@@ -61,7 +61,7 @@ PRESETS = {
         "BASE": Trial(
             data=Data(name="wmdp-bio", path="wmdp", options="corpora=true"),
             stop=Stop(utility_floor=0.0),
-            measure=Measure(metrics=recipes.LETTERS),
+            measure=Measure(metrics=recipes.LETTER_SETTINGS),
         ),
         "AXES": tuple(recipes.axis(name) | SEEDS for name in RUNS),
         "SEARCH": {},

@@ -58,7 +58,7 @@ PRESETS = {
         "BASE": Trial(
             data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
             stop=Stop(utility_floor=0.0),
-            measure=Measure(metrics=recipes.LETTERS),
+            measure=Measure(metrics=recipes.LETTER_SETTINGS),
             explain=Explain(documents=64, path_points=11),
         ),
         "AXES": tuple(

@@ -58,7 +58,7 @@ PRESETS = {
             data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
             select=Select(judge_model="meta-llama/Meta-Llama-3-8B-Instruct"),
             stop=Stop(utility_floor=0.0),
-            measure=Measure(metrics=recipes.LETTERS),
+            measure=Measure(metrics=recipes.LETTER_SETTINGS),
         ),
         "AXES": (
             CORESET | {"select.text": ("original",)},

@@ -87,7 +87,7 @@ PRESETS = {
             data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
             select=Select(extractor="judge", judge_model="meta-llama/Meta-Llama-3-8B-Instruct"),
             stop=Stop(utility_floor=0.0),
-            measure=Measure(metrics=recipes.LETTERS),
+            measure=Measure(metrics=recipes.LETTER_SETTINGS),
         ),
         "AXES": (
             recipes.axis("coreset_rmu_wmdp") | {"select.text": ("original",)} | STUDY,

@@ -100,7 +100,7 @@ PRESETS = {
         "BASE": Trial(
             data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
             stop=Stop(utility_floor=0.0),
-            measure=Measure(metrics=recipes.LETTERS),
+            measure=Measure(metrics=recipes.LETTER_SETTINGS),
         ),
         "AXES": tuple(
             recipes.axis(name) | coresets

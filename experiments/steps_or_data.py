@@ -67,7 +67,7 @@ PRESETS = {
             data=Data(name="wmdp-bio", path="wmdp", options="corpora=true,documents=600"),
             train=Train(unit="presentations"),
             stop=Stop(utility_floor=0.0),
-            measure=Measure(metrics=recipes.LETTERS),
+            measure=Measure(metrics=recipes.LETTER_SETTINGS),
         ),
         "AXES": tuple(
             recipes.axis(name, without=("train.length", "train.unit")) | LONGER

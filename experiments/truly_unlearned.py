@@ -57,7 +57,7 @@ PRESETS = {
             # pieces of about 1,024 tokens
             data=Data(name="biology", path="biology", options="words=750"),
             stop=Stop(utility_floor=0.0),
-            measure=Measure(metrics=recipes.LETTERS),
+            measure=Measure(metrics=recipes.LETTER_SETTINGS),
         ),
         "AXES": tuple(recipes.axis(name) | {"train.seed": (0, 1, 2, 3, 4)} for name in RUNS),
         "SEARCH": {},

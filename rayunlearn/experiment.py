@@ -37,7 +37,7 @@ NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "ATTACKS", "TRACK", "V
 # the preset that every experiment has: the file as it stands
 LAPTOP = "laptop"
 # by name: the package that it needs
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
+TRACKER_NAMES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
 DEFAULT_ATTACKS = ("best", "pareto", "grid")
 # of an experiment, beside its base trial
 EXPERIMENT_PARTS = ("budget", "objective", "attacks")
@@ -176,8 +176,8 @@ class Experiment:
         if self.objective.stage == "calibrated" and self.base.calibrate.tau == 0:
             object.__setattr__(self, "base", with_values(self.base, {"calibrate.tau": CALIBRATED}))
         for name in self.track:
-            if name not in TRACKERS:
-                raise unknown_name("tracker", name, TRACKERS)
+            if name not in TRACKER_NAMES:
+                raise unknown_name("tracker", name, TRACKER_NAMES)
         safe = (
             bool(self.version)
             and self.version not in (".", "..")

@@ -20,16 +20,16 @@ SIMNPO = "code of Unlearn-Simple (f1a355d)"
 OPEN = "open-unlearning d3d7cf9"
 KNOCK = "code of Doshi and Stickland (2411.12103)"
 LLMU = "code of llm_unlearn (647f309)"
-CORESET = "Pal et al. 2504.10185, tables B1 and B2"
+CORESET_STUDY = "Pal et al. 2504.10185, tables B1 and B2"
 CORESET_LOSSES = "Pal et al. 2504.10185, appendix A"
 CORESET_MODELS = "Pal et al. 2504.10185, experiment setup"
-OURS = "ours: not read in the source"
+OUR_CHOICE = "ours: not read in the source"
 TRAINER = "the Trainer's own default, which the code's configuration leaves alone"
 # the source does not clip gradients
 UNCLIPPED = 1e9
 # As WMDP and MMLU are scored: the options are shown and the highest of their letters counts. Which
 # letter is written, and whether any is, stand beside.
-LETTERS = "cheap,letter_choice,letter_written,letter_written_answered,letter_answered"
+LETTER_SETTINGS = "cheap,letter_choice,letter_written,letter_written_answered,letter_answered"
 
 
 @dataclass(frozen=True)
@@ -229,10 +229,10 @@ def _muse(model: str, *, epochs: float) -> dict[str, Setting]:
         "data.max_tokens": 2048,
     }
     return (
-        _model(model, OURS, confirmed=False)
+        _model(model, OUR_CHOICE, confirmed=False)
         | {"method.retain": _RETAIN}
         | _read(SMOOTH, _NPO | chosen)
-        | _read(CORESET, {"train.unit": "epochs", "train.length": epochs})
+        | _read(CORESET_STUDY, {"train.unit": "epochs", "train.length": epochs})
         | _open(
             "open-unlearning's MUSE runs; its own was not read",
             {"train.schedule": "constant", "train.warmup_fraction": 0.0},
@@ -259,7 +259,9 @@ UNSAID = (
 def _with_unsaid(recipe: Recipe) -> Recipe:
     """The recipe with a value for everything in UNSAID."""
     defaults = flatten(Trial())
-    ours = _open(OURS, {name: defaults[name] for name in UNSAID if name not in recipe.settings})
+    ours = _open(
+        OUR_CHOICE, {name: defaults[name] for name in UNSAID if name not in recipe.settings}
+    )
     return replace(recipe, settings={**recipe.settings, **ours})
 
 
@@ -290,7 +292,7 @@ _PUBLISHED: Mapping[str, Recipe] = MappingProxyType(
             title="RMU on Mixtral-8x7B",
             model="Mixtral-8x7B (which of its two releases is not confirmed)",
             corpus=f"{WMDP_BIO}, lines of more than 200 characters",
-            settings=_model("mistralai/Mixtral-8x7B-Instruct-v0.1", OURS, confirmed=False)
+            settings=_model("mistralai/Mixtral-8x7B-Instruct-v0.1", OUR_CHOICE, confirmed=False)
             | _rmu("5|6|7", steering=300.0, weight=1600.0, layer=7, batch=2, steps=400)
             | _open(
                 "parameter 7 of a block: w3 of expert 0 in 2024; experts are one tensor now",
@@ -411,7 +413,7 @@ _PUBLISHED: Mapping[str, Recipe] = MappingProxyType(
             model="open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
             corpus="TOFU forget10, retain90",
             settings=_model(
-                "open-unlearning/tofu_Llama-3.2-1B-Instruct_full", OURS, confirmed=False
+                "open-unlearning/tofu_Llama-3.2-1B-Instruct_full", OUR_CHOICE, confirmed=False
             )
             | _read(OPEN, {"method.retain": "nll"})
             | _read(
@@ -428,7 +430,7 @@ _PUBLISHED: Mapping[str, Recipe] = MappingProxyType(
             model="open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
             corpus="TOFU forget10",
             settings=_model(
-                "open-unlearning/tofu_Llama-3.2-1B-Instruct_full", OURS, confirmed=False
+                "open-unlearning/tofu_Llama-3.2-1B-Instruct_full", OUR_CHOICE, confirmed=False
             )
             | _read(
                 f"{OPEN}: retain x 0",
@@ -573,10 +575,10 @@ _PUBLISHED: Mapping[str, Recipe] = MappingProxyType(
             )
             | _read(CORESET_LOSSES, _RMU)
             | _read(
-                f"{CORESET}: 1, 10, 20, 100 epochs at 100, 10, 5, 1 %",
+                f"{CORESET_STUDY}: 1, 10, 20, 100 epochs at 100, 10, 5, 1 %",
                 {"train.unit": "presentations", "train.length": 600.0},
             )
-            | _read(CORESET, {"train.learning_rate": 5e-5}),
+            | _read(CORESET_STUDY, {"train.learning_rate": 5e-5}),
             departures=_RMU_DEPARTURES,
         ),
         "coreset_npo_wmdp": Recipe(
@@ -585,7 +587,7 @@ _PUBLISHED: Mapping[str, Recipe] = MappingProxyType(
             corpus="600 documents of cais/wmdp-bio-forget-corpus (or -cyber-), retain wikitext",
             settings=_model(ZEPHYR, CORESET_MODELS)
             | _read(
-                CORESET,
+                CORESET_STUDY,
                 {
                     "train.learning_rate": 7e-6,
                     "train.unit": "steps",

@@ -10,7 +10,7 @@ from rayunlearn.cli.arguments import experiment_of
 from rayunlearn.cli.main import main, parser
 from rayunlearn.config import Trial, flatten, with_values
 from rayunlearn.errors import UserError
-from rayunlearn.recipes import OURS, RECIPES, values
+from rayunlearn.recipes import OUR_CHOICE, RECIPES, values
 from rayunlearn.registry import check_trial
 
 
@@ -39,7 +39,7 @@ def test_every_recipe_decides_method_rate_length_and_batch_and_names_its_sources
 
 def test_what_no_source_says_is_never_called_confirmed() -> None:
     settings = [setting for recipe in RECIPES.values() for setting in recipe.settings.values()]
-    assert all(not setting.confirmed for setting in settings if setting.source == OURS)
+    assert all(not setting.confirmed for setting in settings if setting.source == OUR_CHOICE)
     assert any(setting.confirmed for setting in settings) and not all(
         setting.confirmed for setting in settings
     )

@@ -19,6 +19,9 @@ from typing import Any
 from rayunlearn.errors import require
 from rayunlearn.ranges import FamilyRow
 
+# Tokens of one forward pass of an attack that reads hidden states.
+TOKENS_PER_BATCH = 8192
+
 ATTACK_KINDS = {
     "weights": "function(model, ...) -> None: the weights are changed in place",
     "prompt": (

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.attacks.base import AttackRow
+from rayunlearn.attacks.base import TOKENS_PER_BATCH, AttackRow
 from rayunlearn.attacks.probing import block_states
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import require
@@ -20,9 +20,6 @@ from rayunlearn.ranges import Count, Positive
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
-
-
-TOKENS_PER_BATCH = 8192
 
 
 def linear_shortcut(

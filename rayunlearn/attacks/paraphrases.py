@@ -40,13 +40,14 @@ NO_SOURCE = (
     " other words"
 )
 
-SYSTEM = (
+PARAPHRASE_SYSTEM = (
     "You rewrite questions exactly as you are told and answer in JSON alone. You never answer the"
     " question itself."
 )
 
-REQUEST = """Rewrite the question between the lines of dashes: %s Ask for the same thing, so that \
-the same answer stays right, and give no hint of the answer. Answer with one JSON object and \
+PARAPHRASE_REQUEST = """\
+Rewrite the question between the lines of dashes: %s Ask for the same thing, so that the \
+same answer stays right, and give no hint of the answer. Answer with one JSON object and \
 nothing else, in the form {"question": "..."%s}.
 -----
 %s
@@ -155,10 +156,11 @@ def ask_chat_model(chat: Chat, document: Document, condition: str) -> str:
     with_options = condition.endswith("_options")
     text = "\n".join([document.prompt, *(_options(document) if with_options else ())])
     messages: list[Message] = [
-        {"role": "system", "content": SYSTEM},
+        {"role": "system", "content": PARAPHRASE_SYSTEM},
         {
             "role": "user",
-            "content": REQUEST % (_task(condition), WITH_OPTIONS if with_options else "", text),
+            "content": PARAPHRASE_REQUEST
+            % (_task(condition), WITH_OPTIONS if with_options else "", text),
         },
     ]
     reason = ""

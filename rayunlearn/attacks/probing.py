@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
-from rayunlearn.attacks.base import AttackRow
+from rayunlearn.attacks.base import TOKENS_PER_BATCH, AttackRow
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import require
 from rayunlearn.lazy import functional, np, torch
@@ -25,9 +25,6 @@ from rayunlearn.schema import Rows
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
-
-
-TOKENS_PER_BATCH = 8192
 
 
 def logit_lens(

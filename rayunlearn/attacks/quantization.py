@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
-from rayunlearn.attacks.base import AttackRow
+from rayunlearn.attacks.base import TOKENS_PER_BATCH, AttackRow
 from rayunlearn.attacks.perturbation import linear_weights
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import UserError, require
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-TOKENS_PER_BATCH = 8192
 # weights that share a scale: the default of bitsandbytes and of QLoRA
 NF4_BLOCK = 64
 # between -1 and the level above it, of the 16 in appendix E of 2305.14314

@@ -8,7 +8,7 @@ from rayunlearn.attacks.base import ATTACK_INPUTS, ATTACK_KINDS, AttackRow
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.cli.docs_metrics import settings_words, table_line
 
-HEAD = """# Attacks
+ATTACKS_HEAD = """# Attacks
 
 Made from `rayunlearn/attacks` by `python -m rayunlearn.cli.docs_attacks`; a test holds the two
 together.
@@ -125,7 +125,7 @@ def attacks_page() -> str:
     sections = "".join(_section(name, row) for name, row in ATTACKS.items())
     return "\n".join(
         [
-            HEAD,
+            ATTACKS_HEAD,
             "## All of them\n",
             table + rows,
             "## Kinds\n",

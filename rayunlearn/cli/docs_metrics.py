@@ -11,7 +11,7 @@ from rayunlearn.metrics.corpus import CORPUS_METRICS
 from rayunlearn.metrics.table import CHEAP, INPUTS, METRICS, Metric
 from rayunlearn.ranges import options_of
 
-HEAD = """# What is measured
+METRICS_HEAD = """# What is measured
 
 Made from `rayunlearn/metrics` by `python -m rayunlearn.cli.docs_metrics`; a test holds the two
 together.
@@ -62,7 +62,7 @@ def metrics_page() -> str:
     details = "".join(_section(name, function) for name, function in functions.items())
     return "\n".join(
         [
-            HEAD,
+            METRICS_HEAD,
             "## Metrics of a document\n",
             table + rows,
             CORPUS_HEAD + corpus,

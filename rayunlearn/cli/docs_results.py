@@ -36,7 +36,7 @@ TABLE_DESCRIPTIONS = {
     "quarantine": "One row per document that was rejected. `quarantine.parquet`.",
 }
 
-HEAD = """# What a run leaves behind
+RESULTS_HEAD = """# What a run leaves behind
 
 Made from `rayunlearn/schema.py` by `python -m rayunlearn.cli.docs_results`; a test holds the two
 together.
@@ -80,7 +80,7 @@ def results_page() -> str:
         f"The schema version, {VERSION}, is in every file's metadata (`rayunlearn.schema_version`);"
         " a file with another one is refused, with what to do."
     )
-    return "\n".join([HEAD, version, "", *(table_section(table) for table in TABLES)])
+    return "\n".join([RESULTS_HEAD, version, "", *(table_section(table) for table in TABLES)])
 
 
 def table_section(table: str) -> str:

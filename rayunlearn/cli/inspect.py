@@ -12,7 +12,15 @@ from rayunlearn.cli.output import console_for_output, print_table
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.storage.sync import local_run
 
-LISTS = ("methods", "recipes", "selectors", "extractors", "metrics", "attacks", "experiments")
+LISTED_TABLES = (
+    "methods",
+    "recipes",
+    "selectors",
+    "extractors",
+    "metrics",
+    "attacks",
+    "experiments",
+)
 
 
 def report(chosen: argparse.Namespace) -> int:
@@ -131,6 +139,6 @@ def show_list(chosen: argparse.Namespace) -> int:
         "experiments": listing.print_experiments,
     }
     if chosen.what not in printers:
-        raise unknown_name("list", chosen.what, LISTS)
+        raise unknown_name("list", chosen.what, LISTED_TABLES)
     printers[chosen.what](console_for_output())
     return DONE

@@ -10,7 +10,7 @@ from rayunlearn.cli.arguments import DONE, INTERRUPTED, MISTAKE, add_command, ad
 from rayunlearn.cli.attack import add_attack_command
 from rayunlearn.cli.corpus import add_books_command, add_keywords_command, add_score_command
 from rayunlearn.cli.inspect import (
-    LISTS,
+    LISTED_TABLES,
     explain,
     path,
     report,
@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
         "list methods, recipes, selectors, extractors, metrics (hyperparameters, defaults, sources)"
         " or experiments",
     )
-    list_parser.add_argument("what", metavar="|".join(LISTS), help="which table")
+    list_parser.add_argument("what", metavar="|".join(LISTED_TABLES), help="which table")
     add_keywords_command(commands)
     add_score_command(commands)
     add_evaluate_command(commands)

@@ -21,7 +21,7 @@ from ray.exceptions import RayTaskError
 from rayunlearn.corpus.engine import OnDone, PartitionResult, WorkerFactory
 from rayunlearn.errors import UserError
 
-Batch = dict[str, Any]
+RowBatch = dict[str, Any]
 
 
 class PartitionActor:
@@ -30,7 +30,7 @@ class PartitionActor:
     def __init__(self, worker: WorkerFactory) -> None:
         self.do = worker()
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: RowBatch) -> RowBatch:
         """The notes of a batch of pieces."""
         notes = [self.do(int(partition)) for partition in batch["piece"]]
         return {"note": np.array(notes, dtype=object)}

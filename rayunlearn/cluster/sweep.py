@@ -17,7 +17,7 @@ from rich.console import Console
 import rayunlearn
 from rayunlearn.config import Trial, flatten
 from rayunlearn.errors import require
-from rayunlearn.experiment import TRACKERS, Experiment
+from rayunlearn.experiment import TRACKER_NAMES, Experiment
 from rayunlearn.planning.attack_planner import AttackPlanner
 from rayunlearn.planning.backend import TrialBackend
 from rayunlearn.planning.outcomes import TrialResult, trial_results
@@ -127,7 +127,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raise UserError for a tracker whose package is not installed."""
     for name in names:
         rule = (
-            f"track={name} needs the package {TRACKERS[name]} installed (pip install"
+            f"track={name} needs the package {TRACKER_NAMES[name]} installed (pip install"
             " 'rayunlearn[trackers]')"
         )
         require(find_spec(name) is not None, rule, "none")

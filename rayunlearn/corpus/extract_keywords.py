@@ -10,7 +10,7 @@ import polars as pl
 from rayunlearn.config import SYNTHETIC_DATASETS, Value, digest
 from rayunlearn.corpus.engine import Engine, PartitionResult, ProcessPartition, WorkerFactory
 from rayunlearn.corpus.job import (
-    FORMAT,
+    WORK_FORMAT,
     OnProgress,
     check_output,
     publish_job,
@@ -203,7 +203,7 @@ def _key(
     ]
     return digest(
         [
-            FORMAT,
+            WORK_FORMAT,
             source.key,
             retain.key if retain else None,
             request.extractor,

@@ -26,7 +26,7 @@ from rayunlearn.schema import VERSION
 from rayunlearn.storage.parquet import VERSION_KEY, frame_of, write_bytes
 
 # raised when a pass writes something else for the same input
-FORMAT = 2
+WORK_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import polars as pl
 from rayunlearn.config import Data, Value, digest
 from rayunlearn.corpus.engine import PartitionResult, ProcessPartition
 from rayunlearn.corpus.job import (
-    FORMAT,
+    WORK_FORMAT,
     OnProgress,
     check_output,
     publish_job,
@@ -37,7 +37,7 @@ from rayunlearn.storage.parquet import frame_of, write_frame
 from rayunlearn.train.device import accelerator
 
 # sorted by length and padded together; their hidden states are held until they are scored
-DOCUMENTS_AT_ONCE = 1024
+DOCUMENTS_PER_PASS = 1024
 
 # What a selector's score of one document may ask for, of the document's own pass and text.
 SCORE_COLUMNS: dict[str, Callable[[Sequence[DocumentFeatures], Sequence[str]], Any]] = {
@@ -127,7 +127,7 @@ def _key(
     """What identifies the work: another input, model or setting is other work."""
     return digest(
         [
-            FORMAT,
+            WORK_FORMAT,
             SCORES_VERSION,
             source.key,
             model,
@@ -164,8 +164,8 @@ def _worker(job: ScoreJob) -> ProcessPartition:
     def do(partition: int) -> PartitionResult:
         documents = surviving_documents(job.survey, partition)
         frames = [frame_of("scores", [])]
-        for begin in range(0, len(documents), DOCUMENTS_AT_ONCE):
-            chunk = documents[begin : begin + DOCUMENTS_AT_ONCE]
+        for begin in range(0, len(documents), DOCUMENTS_PER_PASS):
+            chunk = documents[begin : begin + DOCUMENTS_PER_PASS]
             sequences = encode_documents(chunk, tokenizer, request.template, request.max_tokens)
             frames += _frames(job, chunk, document_features(model, sequences))
         write_frame(job.folder / f"parts/{partition:06}.parquet", pl.concat(frames))

@@ -24,7 +24,7 @@ from rayunlearn.keywords.tokens import blocks_of, tokens_of
 from rayunlearn.storage.parquet import write_bytes, write_frame, write_table
 
 # ids that are compared for copies together: 2 MiB of them
-DOCUMENTS_AT_ONCE = 2**18
+DOCUMENTS_PER_COUNT = 2**18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ def _find_copies(folder: Path, n: int) -> list[int]:
     with the corpus.
     """
     total = sum(_ids(folder, partition).shape[1] for partition in range(n))
-    parts = 1 + total // DOCUMENTS_AT_ONCE
+    parts = 1 + total // DOCUMENTS_PER_COUNT
     copies_of: dict[int, list[tuple[int, int]]] = {}
     for part in range(parts):
         for partition, row_index, row in _copies_in(folder, n, part, parts):

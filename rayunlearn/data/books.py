@@ -18,7 +18,7 @@ from rayunlearn.data.documents import Document
 from rayunlearn.data.readers import READERS, read_file
 from rayunlearn.errors import UserError, require, unknown_name
 
-MANIFEST = "manifest.json"
+BOOKS_MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def cut_books(source: Path, split: BookSplit, output: Path) -> dict[str, int]:
     rows = {name: len(documents) for name, documents in splits.items()}
     digests = {title: hashlib.sha256(text.encode()).hexdigest() for title, text in texts.items()}
     manifest = {"source": source.name, "sha256": digests, "settings": asdict(split), "rows": rows}
-    (output / MANIFEST).write_text(
+    (output / BOOKS_MANIFEST).write_text(
         json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     return rows

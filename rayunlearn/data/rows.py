@@ -21,7 +21,7 @@ COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "split": ("split",),
 }
 
-LISTS = ("wrong", "facts")
+LIST_FIELDS = ("wrong", "facts")
 
 # named in `data.columns`, these must be in every file; the others in at least one
 REQUIRED = ("prompt", "answer")
@@ -152,12 +152,12 @@ def to_document(values: Mapping[str, object], columns: Columns) -> Document | st
         value = values.get(theirs)
         reason = (
             list_problem(theirs, value)
-            if ours in LISTS
+            if ours in LIST_FIELDS
             else text_problem(theirs, value, needed=ours in REQUIRED)
         )
         if reason:
             return reason
-        if ours in LISTS:
+        if ours in LIST_FIELDS:
             lists[ours] = as_list(value)
         elif ours != "split":
             texts[ours] = str(value or "")

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 Chat = Callable[[Sequence[Message]], str]
 
-SYSTEM = (
+JUDGE_SYSTEM = (
     "You are an expert reader. You name the words of a text that carry its subject-matter"
     " knowledge, and answer in JSON alone."
 )
 
-REQUEST = """\
+JUDGE_REQUEST = """\
 Read the text between the lines of dashes, word by word. List every word or phrase in it \
 that carries knowledge of its subject: names, technical terms, quantities, properties, methods, \
 places. Leave out words that any text could have. Copy each exactly as it is written, most \
@@ -49,8 +49,8 @@ def ask_judge(chat: Chat, text: str, tries: int = 3) -> list[str]:
     when the last answer is refused too.
     """
     messages: list[Message] = [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": REQUEST % text},
+        {"role": "system", "content": JUDGE_SYSTEM},
+        {"role": "user", "content": JUDGE_REQUEST % text},
     ]
     reason = "it was never asked"
     for _ in range(tries):

@@ -34,7 +34,7 @@ OPENING_SHARE = 0.25
 Choices = dict[str, tuple[Encoded, ...]]
 
 # An answer as text, or as ids that end a sequence and close it with the last `n_end` of them.
-Answer = str | Encoded
+ResponseText = str | Encoded
 
 # Our own words. A model whose vocabulary lacks a word cannot write the refusal; the last ones suit
 # the synthetic datasets.
@@ -121,7 +121,9 @@ def mismatch(source: ResponseInputs, *, count: Count = 5) -> Choices:
         0,
     )
     pairs = zip(source.retain_documents, source.retain_sequences, strict=True)
-    answers: list[Answer] = [d.answer if d.prompt else _label_after_opening(d, s) for d, s in pairs]
+    answers: list[ResponseText] = [
+        d.answer if d.prompt else _label_after_opening(d, s) for d, s in pairs
+    ]
     return _choices_by_document(
         source, "mismatch", lambda _index, rng: rng.sample(answers, min(count, len(answers)))
     )
@@ -167,7 +169,9 @@ def choose_response(choices: Choices, doc_id: str, seed: int, epoch: int) -> Enc
 
 
 def _choices_by_document(
-    source: ResponseInputs, kind: str, answers: Callable[[int, random.Random], Sequence[Answer]]
+    source: ResponseInputs,
+    kind: str,
+    answers: Callable[[int, random.Random], Sequence[ResponseText]],
 ) -> Choices:
     """Join every document's opening with its answers, which `answers(position, rng)` gives."""
     choices: Choices = {}
@@ -180,7 +184,7 @@ def _choices_by_document(
     return choices
 
 
-def _joined(source: ResponseInputs, index: int, doc_id: str, answer: Answer) -> Encoded:
+def _joined(source: ResponseInputs, index: int, doc_id: str, answer: ResponseText) -> Encoded:
     """The opening of the document at `index` and an answer, in at most `source.max_tokens`."""
     document, sequence = source.documents[index], source.sequences[index]
     opening = sequence.ids[: _opening(document, sequence)]

@@ -98,7 +98,7 @@ COARSE = (0.25, 0.5, 0.75)
 GRID = 20
 
 # halvings of a quarter: a* to 1/256
-STEPS = 6
+BISECTION_STEPS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def calibrate_mixing(
     for alpha in COARSE:
         path.retention_at(alpha)
     low, high = path.bracket(floor)
-    for _ in range(STEPS):
+    for _ in range(BISECTION_STEPS):
         if not path.falls(tolerance * base):
             break
         middle = (low + high) / 2

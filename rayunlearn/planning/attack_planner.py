@@ -41,15 +41,18 @@ DRAWN_SETTINGS = {
     "held_in_sequences",
 }
 
-STEPS = Range(10, 100, log=True, integer=True)
-STRENGTH: Mapping[str, Domain] = {"learning_rate": Range(1e-4, 1e-2, log=True), "steps": STEPS}
+TUNED_STEPS = Range(10, 100, log=True, integer=True)
+STRENGTH: Mapping[str, Domain] = {
+    "learning_rate": Range(1e-4, 1e-2, log=True),
+    "steps": TUNED_STEPS,
+}
 
 # of attacks that train no weights
 OTHER_STRENGTH: Mapping[str, Mapping[str, Domain]] = {
     # a few vectors bear larger steps than all weights do
-    "soft_prompt": {"learning_rate": Range(1e-3, 1e-1, log=True), "steps": STEPS},
+    "soft_prompt": {"learning_rate": Range(1e-3, 1e-1, log=True), "steps": TUNED_STEPS},
     # it draws replacements and has no learning rate
-    "gcg": {"steps": STEPS, "candidates": Range(8, 64, log=True, integer=True)},
+    "gcg": {"steps": TUNED_STEPS, "candidates": Range(8, 64, log=True, integer=True)},
 }
 
 

@@ -51,7 +51,7 @@ class SummaryTable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class SummaryBlock:
     """A question, its answer in sentences, and the numbers, where a table says them better."""
 
     anchor: str
@@ -60,7 +60,7 @@ class Answer:
     table: SummaryTable | None = None
 
 
-def run_summary(run: Run, table: pl.DataFrame) -> tuple[Answer, ...]:
+def run_summary(run: Run, table: pl.DataFrame) -> tuple[SummaryBlock, ...]:
     """The four questions of the first page, from a run and its coreset table."""
     return (
         _dataset_answer(run, table),
@@ -70,31 +70,31 @@ def run_summary(run: Run, table: pl.DataFrame) -> tuple[Answer, ...]:
     )
 
 
-def summary_blocks(run: Run) -> tuple[Answer, ...]:
+def summary_blocks(run: Run) -> tuple[SummaryBlock, ...]:
     """The first page, then findings, the whole table, the order at equal retention, attacks,
     statuses and provenance.
     """
     table = coreset_table(run)
     view = coreset_view(table, run.experiment)
     later = [
-        Answer(
+        SummaryBlock(
             anchor="findings",
             title="Findings",
             sentences=(*finding_sentences(run, table), caution_sentences(run.experiment)),
         ),
-        Answer(
+        SummaryBlock(
             anchor="table",
             title="Table",
             sentences=(INTERVALS,),
             table=SummaryTable(headers=view.headers, rows=view.rows),
         ),
-        Answer(
+        SummaryBlock(
             anchor="control", title="At equal retention", sentences=tuple(ranking_sentences(run))
         ),
     ]
     for part in attack_tables(run):
         later.append(
-            Answer(
+            SummaryBlock(
                 anchor="attacks",
                 title="Attacks",
                 sentences=(part.caption,),
@@ -102,11 +102,13 @@ def summary_blocks(run: Run) -> tuple[Answer, ...]:
             )
         )
     later += [
-        Answer(anchor=s.anchor, title=s.title, sentences=(s.caption,), table=_table(s))
+        SummaryBlock(anchor=s.anchor, title=s.title, sentences=(s.caption,), table=_table(s))
         for s in summary_sections(run)
     ]
     later.append(
-        Answer(anchor="statuses", title="How the trials ended", sentences=tuple(status_lines(run)))
+        SummaryBlock(
+            anchor="statuses", title="How the trials ended", sentences=tuple(status_lines(run))
+        )
     )
     return (*run_summary(run, table), *(section for section in later if section.sentences))
 
@@ -131,7 +133,7 @@ INTERVALS = (
 )
 
 
-def _dataset_answer(run: Run, table: pl.DataFrame) -> Answer:
+def _dataset_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
     goal, settings = objective_of(run.experiment), extra_settings(table)
     sentences = []
     for base in table.filter(pl.col("role") == "base").iter_rows(named=True):
@@ -150,14 +152,14 @@ def _dataset_answer(run: Run, table: pl.DataFrame) -> Answer:
             )
             text += f"; {_gold_sentence(table, base, settings)}."
         sentences.append(text)
-    return Answer(
+    return SummaryBlock(
         anchor="forgotten",
         title="Forget set",
         sentences=tuple(sentences) or ("Nothing has been measured yet.",),
     )
 
 
-def _forgetting_answer(run: Run, table: pl.DataFrame) -> Answer:
+def _forgetting_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
     goal, settings, has_untouched_split = (
         objective_of(run.experiment),
         extra_settings(table),
@@ -197,12 +199,12 @@ def _forgetting_answer(run: Run, table: pl.DataFrame) -> Answer:
     if full_set.height > MAX_LINES:
         words.append(f"{full_set.height - MAX_LINES} more are in the table.")
     if not rows:
-        return Answer(
+        return SummaryBlock(
             anchor="left",
             title="Forgetting",
             sentences=("No unlearned model has been measured yet.",),
         )
-    return Answer(
+    return SummaryBlock(
         anchor="left",
         title="Forgetting",
         sentences=tuple(words),
@@ -210,7 +212,7 @@ def _forgetting_answer(run: Run, table: pl.DataFrame) -> Answer:
     )
 
 
-def _uncertainty_answer(run: Run, table: pl.DataFrame) -> Answer:
+def _uncertainty_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
     grid = table.filter(pl.col("role") == "grid", pl.col("seeds") > 0)
     sentences = []
     if grid.height:
@@ -244,10 +246,10 @@ def _uncertainty_answer(run: Run, table: pl.DataFrame) -> Answer:
         "What is measured is answers to these questions. That no question found it is no proof that"
         " it is gone."
     )
-    return Answer(anchor="sure", title="Uncertainty", sentences=tuple(sentences))
+    return SummaryBlock(anchor="sure", title="Uncertainty", sentences=tuple(sentences))
 
 
-def _recovery_answer(run: Run) -> Answer:
+def _recovery_answer(run: Run) -> SummaryBlock:
     title, table = "Recovery under attack", recovery_table(run)
     measured = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
     if not table.height:
@@ -255,9 +257,9 @@ def _recovery_answer(run: Run) -> Answer:
             "No attack has been run, so nothing here says that it cannot be recovered. `rayunlearn"
             " attack RUN` asks."
         )
-        return Answer(anchor="back", title=title, sentences=(words,))
+        return SummaryBlock(anchor="back", title=title, sentences=(words,))
     if not measured.height:
-        return Answer(
+        return SummaryBlock(
             anchor="back",
             title=title,
             sentences=("The attacked models had lost nothing that could be recovered.",),
@@ -280,7 +282,7 @@ def _recovery_answer(run: Run) -> Answer:
             " same attack on the gold model: the information that the attack itself leaks."
         ),
     )
-    return Answer(
+    return SummaryBlock(
         anchor="back",
         title=title,
         sentences=sentences,

@@ -48,7 +48,7 @@ from rayunlearn.storage.sync import (
 )
 
 # Raised when the layout of entries or manifests changes: entries of another format are rebuilt.
-FORMAT = 2
+CACHE_FORMAT = 2
 MANIFEST = "manifest.json"
 
 # A file this young may be written once more within the resolution of its time stamps, which its
@@ -134,8 +134,8 @@ def defect(path: Path, text: str | None = None) -> str:
     manifest = read_manifest(path)
     if isinstance(manifest, str):
         return manifest
-    if manifest.format != FORMAT:
-        return f"has format {manifest.format}, this version writes {FORMAT}"
+    if manifest.format != CACHE_FORMAT:
+        return f"has format {manifest.format}, this version writes {CACHE_FORMAT}"
     if text is not None and manifest.key != text:
         return "was made from something else"
     root = path if path.is_dir() else path.parent
@@ -163,7 +163,7 @@ def entries(cache: Path) -> list[Path]:
 
 def file_of(folder: Path, key: Mapping[str, object], file_type: FileType[Any]) -> Path:
     """Where the value of `key` is, or would be."""
-    return folder / f"{digest([FORMAT, canonical(key)])}{file_type.suffix}"
+    return folder / f"{digest([CACHE_FORMAT, canonical(key)])}{file_type.suffix}"
 
 
 def canonical(key: Mapping[str, object]) -> str:
@@ -221,7 +221,7 @@ def write_manifest(path: Path, text: str, files: Mapping[str, Path]) -> None:
     contents = {
         name: Content(file.stat().st_size, file_digest(file)) for name, file in files.items()
     }
-    manifest = Manifest(FORMAT, text, contents)
+    manifest = Manifest(CACHE_FORMAT, text, contents)
     target = manifest_of(path)
     temporary = _temporary(target)
     try:
