@@ -6,7 +6,8 @@ what a selector needs: `n_documents` (documents come sorted by doc_id, so the or
 never matters); of the base model `token_nll` and `token_error` (one (n_i,) tensor per document),
 `answer_nll` and `answer_surprise` (the same without the end token), `nll_per_byte` (n,),
 `embeddings` (n, D), `gradients` (n, d) and `retain_alignment` (n,); `gradient_norms_along`
-(gradient norms on a trajectory of so many epochs), `document_keywords` (keyword to weight) and
+(gradient norms on a trajectory of so many epochs), `document_keywords` (keyword to weight),
+`n_ranked` (how many documents a greedy selector has to give a place, `selectors/cost.py`) and
 `seed`, which is `select.seed`. `coreset.py` makes them. A row's `departures` say where we differ
 from its source, and what the source leaves open and is decided here.
 """
@@ -95,8 +96,8 @@ def moderate(embeddings: Tensor, seed: int, *, clusters: Count = 4) -> Tensor:
         n_clusters=min(clusters, len(points)), n_init=4, random_state=seed
     ).fit(points)
     distance = np.linalg.norm(points - fitted.cluster_centers_[fitted.labels_], axis=1)
-    median = np.array([np.median(distance[fitted.labels_ == label]) for label in fitted.labels_])
-    return torch.from_numpy(-np.abs(distance - median)).float()
+    median = np.array([np.median(distance[fitted.labels_ == c]) for c in range(fitted.n_clusters)])
+    return torch.from_numpy(-np.abs(distance - median[fitted.labels_])).float()
 
 
 def loss(token_nll: Sequence[Tensor]) -> Tensor:

@@ -2,8 +2,10 @@
 subsets.
 """
 
+import random
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rayunlearn.errors import UserError
+from rayunlearn.selectors import greedy
+from rayunlearn.selectors.cost import n_places, require_affordable
 from rayunlearn.selectors.greedy import (
     craig,
     facility_location,
@@ -18,13 +23,17 @@ from rayunlearn.selectors.greedy import (
     herding,
     k_center,
     keyword_coverage,
-    lazy_greedy,
 )
 from rayunlearn.selectors.table import ccs, el2n, grand, influence, loss, top_k_documents, upcore
 
 
 def order_of(scores: Tensor) -> list[int]:
     return top_k_documents(scores, 1.0)
+
+
+def all_of(selector: Callable[..., Tensor], documents: Tensor | list[Any]) -> Tensor:
+    """The selector's scores with every document ranked."""
+    return selector(documents, len(documents))
 
 
 def plain_greedy(n: int, value: Callable[[list[int]], float]) -> list[int]:
@@ -40,7 +49,7 @@ def test_k_center_on_a_line_by_hand() -> None:
     """0 1 2 6 10, mean 3.8: 2 is nearest (1.8), then 10 (8 away), then 6 (4), then 0 (2),
     then 1.
     """
-    assert order_of(k_center(torch.tensor([[0.0], [1], [2], [6], [10]]))) == [2, 4, 3, 0, 1]
+    assert order_of(all_of(k_center, torch.tensor([[0.0], [1], [2], [6], [10]]))) == [2, 4, 3, 0, 1]
 
 
 def test_k_center_is_within_twice_the_best_radius_of_all_subsets() -> None:
@@ -51,13 +60,13 @@ def test_k_center_is_within_twice_the_best_radius_of_all_subsets() -> None:
             float(distance[:, list(s)].min(1).values.max()) for s in combinations(range(9), k)
         )
         assert (
-            float(distance[:, order_of(k_center(points))[:k]].min(1).values.max())
+            float(distance[:, order_of(all_of(k_center, points))[:k]].min(1).values.max())
             <= 2 * best + 1e-9
         )
 
 
 def test_k_center_orders_copies_too() -> None:
-    assert sorted(order_of(k_center(torch.zeros(4, 2)))) == [0, 1, 2, 3]
+    assert sorted(order_of(all_of(k_center, torch.zeros(4, 2)))) == [0, 1, 2, 3]
 
 
 def test_herding_by_hand() -> None:
@@ -65,7 +74,7 @@ def test_herding_by_hand() -> None:
     1.25. Then the copy gives mean (0,1), off by 1/2; (1,0) gives (1/2,1/2), off by 1/2: a tie, to
     the first, document 0. Then (-1,0) gives (0,1/3), off by 1/6; the copy gives (1/3,2/3), off by
     0.37."""
-    assert order_of(herding(torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, 1]]))) == [1, 0, 2, 3]
+    assert order_of(all_of(herding, torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, 1]]))) == [1, 0, 2, 3]
 
 
 @settings(max_examples=30, deadline=None)
@@ -73,7 +82,7 @@ def test_herding_by_hand() -> None:
 def test_lazy_facility_location_is_plain_greedy(n: int, seed: int) -> None:
     similarity = torch.randint(0, 5, (n, n), generator=torch.Generator().manual_seed(seed)).float()
     similarity = torch.maximum(similarity, similarity.T)
-    assert facility_order(similarity) == plain_greedy(
+    assert facility_order(similarity.__getitem__, n, n) == plain_greedy(
         n, lambda s: float(similarity[s].max(0).values.sum())
     )
 
@@ -84,7 +93,7 @@ def test_facility_location_reaches_its_share_of_the_best_subset() -> None:
         torch.randn(9, 3, generator=torch.Generator().manual_seed(2)), dim=1
     )
     similarity = (1 + points @ points.T) / 2
-    order = order_of(facility_location(points))
+    order = order_of(all_of(facility_location, points))
     for k in (1, 2, 3):
         best = max(
             float(similarity[list(s)].max(0).values.sum()) for s in combinations(range(9), k)
@@ -96,18 +105,18 @@ def test_craig_takes_the_middle_of_the_large_cluster_then_the_small_one() -> Non
     """Gradients 0 1 2 | 50 on a line. Sums of distances: 53, 51, 51 (at 2: 2 + 1 + 48), 147; d_max
     - d summed is largest at 1 and 2, the first wins. Then 50 saves 49, more than 0 or 2 (1
     each)."""
-    assert order_of(craig(torch.tensor([[0.0], [1], [2], [50]])))[:2] == [1, 3]
+    assert order_of(all_of(craig, torch.tensor([[0.0], [1], [2], [50]])))[:2] == [1, 3]
 
 
 def test_keyword_coverage_by_hand() -> None:
     """Corpus weights: a 2, b 4, c 3, d 1. First {b, c} = 7, then {a, b} adds 2, {d} adds 1, {a, d}
     adds 3 -> {a, d}; all is covered; the next round: {a, b} = 6, then {d} adds 1."""
     documents = [{"a": 1.0, "b": 2.0}, {"b": 2.0, "c": 3.0}, {"a": 1.0, "d": 0.5}, {"d": 0.5}]
-    assert order_of(keyword_coverage(documents)) == [1, 2, 0, 3]
+    assert order_of(all_of(keyword_coverage, documents)) == [1, 2, 0, 3]
 
 
 def test_keyword_coverage_orders_documents_without_keywords_last_in_their_order() -> None:
-    assert order_of(keyword_coverage([{}, {"a": 1.0}, {}, {"a": 1.0}])) == [1, 3, 0, 2]
+    assert order_of(all_of(keyword_coverage, [{}, {"a": 1.0}, {}, {"a": 1.0}])) == [1, 3, 0, 2]
 
 
 @settings(max_examples=40, deadline=None)
@@ -115,7 +124,7 @@ def test_keyword_coverage_orders_documents_without_keywords_last_in_their_order(
 def test_the_first_round_of_keyword_coverage_is_plain_greedy_and_covers_everything(
     documents: list[frozenset[str]],
 ) -> None:
-    order = order_of(keyword_coverage([dict.fromkeys(d, 1.0) for d in documents]))
+    order = order_of(all_of(keyword_coverage, [dict.fromkeys(d, 1.0) for d in documents]))
     weight = {w: sum(w in d for d in documents) for w in "abcdef"}
     expected = plain_greedy(
         len(documents),
@@ -129,17 +138,146 @@ def test_the_first_round_of_keyword_coverage_is_plain_greedy_and_covers_everythi
     assert order[:first_round] == expected[:first_round]
 
 
-def test_lazy_greedy_looks_again_only_where_an_old_gain_could_win() -> None:
-    """Gains 9 5 4, independent: after 9 is taken, 5 is looked at again and wins without a look at
-    4.
-    """
-    looked: list[int] = []
+def points_in_clusters(n: int, width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(max(1, n // 8), width, generator=generator)
+    members = torch.randint(0, len(centres), (n,), generator=generator)
+    # each second point is a copy of the one before it: ties, which go to the first
+    near = centres[members] + 0.3 * torch.randn(n, width, generator=generator)
+    near[1::2] = near[: n // 2 * 2 : 2]
+    return near
 
-    def gain(at: int) -> float:
-        looked.append(at)
-        return (9.0, 5.0, 4.0)[at]
 
-    assert lazy_greedy(range(3), gain, lambda at: None) == [0, 1, 2] and looked == [0, 1, 2, 1, 2]
+def plain_k_center(points: Tensor) -> list[int]:
+    """Farthest first with every distance computed at every step."""
+    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    order = [int((points - points.mean(0)).norm(dim=1).argmin())]
+    while len(order) < len(points):
+        nearest = distance[:, order].min(1).values
+        nearest[order] = -1
+        order.append(int(nearest.argmax()))
+    return order
+
+
+def plain_herding(points: Tensor) -> list[int]:
+    """The criterion of iCaRL as it is written, in float64."""
+    points = torch.nn.functional.normalize(points, dim=1)
+    order: list[int] = []
+    while len(order) < len(points):
+        means = (points[order].sum(0) + points) / (len(order) + 1)
+        distance = (points.mean(0) - means).norm(dim=1)
+        distance[order] = torch.inf
+        order.append(int(distance.argmin()))
+    return order
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lazy_k_center_is_plain_farthest_first(seed: int) -> None:
+    points = points_in_clusters(200, 5, seed)
+    assert order_of(all_of(k_center, points)) == plain_k_center(points.double())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_herding_by_inner_products_is_herding_by_distances(seed: int) -> None:
+    # no copies: among equals the two ways may round differently
+    points = points_in_clusters(120, 5, seed)[::2]
+    assert order_of(all_of(herding, points)) == plain_herding(points.double())
+
+
+@pytest.mark.parametrize("selector", [facility_location, craig])
+def test_rows_computed_when_looked_at_give_the_order_of_the_kept_matrix(
+    selector: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = points_in_clusters(150, 6, 0)[::2]
+    kept = order_of(all_of(selector, points))
+    monkeypatch.setattr(greedy, "MATRIX_LIMIT", 0)
+    monkeypatch.setattr(greedy, "BLOCK_NUMBERS", 1000)
+    assert order_of(all_of(selector, points)) == kept
+
+
+def test_craig_is_plain_greedy_of_equation_13() -> None:
+    gradients = points_in_clusters(24, 4, 1)[::2]
+    distance = torch.cdist(gradients, gradients).double()
+    similarity = distance.max() - distance
+    expected = plain_greedy(len(gradients), lambda s: float(similarity[s].max(0).values.sum()))
+    assert order_of(all_of(craig, gradients)) == expected
+
+
+@pytest.mark.parametrize("selector", [k_center, herding, facility_location, craig])
+def test_the_first_places_are_the_same_however_many_are_asked_for(
+    selector: Callable[..., Tensor],
+) -> None:
+    points = points_in_clusters(64, 4, 2)
+    whole, part = selector(points, 64), selector(points, 10)
+    assert order_of(part)[:10] == order_of(whole)[:10]
+    assert sorted(part.tolist())[:54] == [-10.0] * 54
+
+
+def plain_coverage(documents: list[dict[str, float]]) -> list[int]:
+    """Rounds of cover with every gain summed anew at every step."""
+    weight: dict[str, float] = {}
+    for keywords in documents:
+        for word, value in keywords.items():
+            weight[word] = weight.get(word, 0.0) + value
+    order: list[int] = []
+    covered: set[str] = set()
+    while len(order) < len(documents):
+        left = [i for i in range(len(documents)) if i not in order]
+        gain = {i: sum(weight[w] for w in documents[i] if w not in covered) for i in left}
+        best = max(left, key=lambda i: (gain[i], -i))
+        if gain[best] > 0:
+            order.append(best)
+            covered |= set(documents[best])
+        elif covered:
+            covered = set()
+        else:
+            order += left
+    return order
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 4)), max_size=12))
+def test_keyword_coverage_is_plain_greedy_through_all_rounds(
+    documents: list[dict[str, int]],
+) -> None:
+    weighted = [{word: float(value) for word, value in d.items()} for d in documents]
+    if weighted:
+        assert order_of(all_of(keyword_coverage, weighted)) == plain_coverage(weighted)
+
+
+def test_only_as_many_documents_as_asked_for_are_ranked_by_coverage() -> None:
+    generator = random.Random(0)
+    words = [f"w{i}" for i in range(30)]
+    documents = [dict.fromkeys(generator.sample(words, 3), 1.0) for _ in range(4_000)]
+    scores = keyword_coverage(documents, 200)
+    assert len(set(order_of(scores)[:200])) == 200 and float(scores.min()) == -200
+
+
+def test_a_selection_that_would_take_hours_is_refused_with_its_estimate() -> None:
+    with pytest.raises(UserError, match=r"facility_location of 10,000 from 200,000 documents .*"):
+        facility_location(torch.zeros(200_000, 64), 10_000)
+    with pytest.raises(UserError, match=r"an estimate of [\d,]+ minutes and [\d.]+ GiB"):
+        require_affordable("k_center", 200_000, 4096, 200_000)
+    require_affordable("k_center", 200_000, 128, 10_000)
+    require_affordable("herding", 200_000, 128, 10_000)
+    require_affordable("random", 10**9, 0, 10**9)
+
+
+@pytest.mark.parametrize(
+    ("n", "ratio", "stratified", "places"),
+    [
+        (4_096, 0.01, False, 4_096),
+        (200_000, 0.05, False, 12_500),
+        (200_000, 0.06, False, 12_500),
+        (200_000, 1.0, False, 200_000),
+        (200_000, 0.05, True, 200_000),
+        (5_001, 0.0001, False, 1),
+    ],
+)
+def test_neighbouring_ratios_share_an_order(
+    n: int, ratio: float, stratified: bool, places: int
+) -> None:
+    assert n_places(n, ratio, stratified=stratified) == places
 
 
 def test_losses_and_error_norms_are_means_over_tokens_and_the_hardest_come_first() -> None:
