@@ -57,14 +57,15 @@ COSTS: dict[str, Callable[[int, int, int], SelectionCost]] = {
 }
 
 
-def n_places(n_documents: int, ratio: float, *, stratified: bool = False) -> int:
-    """How many documents a greedy selector has to rank for the coreset of `ratio`.
+def n_places(n_documents: int, ratio: float) -> int:
+    """How many documents a greedy selector ranks for the coreset of `ratio`.
 
-    All of them up to RANKED_WHOLE and where topics share the coreset out; beyond, the least
-    n / 2^j (rounded up) that is enough, so that neighbouring ratios share one order. The order's
-    beginning does not depend on how many are ranked, so neither does the coreset.
+    All of them up to RANKED_WHOLE; beyond, the least n / 2^j (rounded up) that is enough, so that
+    neighbouring ratios share one order. The order's beginning does not depend on how many are
+    ranked, so neither does the coreset. (Where topics share the coreset out it can take more:
+    `select_coreset` doubles the number until every topic has its share.)
     """
-    if n_documents <= RANKED_WHOLE or stratified:
+    if n_documents <= RANKED_WHOLE:
         return n_documents
     places, needed = n_documents, max(1, round(ratio * n_documents))
     while places > 1 and -(-places // 2) >= needed:

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# of each of the two sides: a gradient becomes 256 numbers
+PROJECTION_WIDTH = 16
+
+
 def head_gradients(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
     *,
-    width: int = 16,
+    width: int = PROJECTION_WIDTH,
     seed: int = 0,
     tokens_per_batch: int = 8192,
 ) -> Tensor:

@@ -27,6 +27,7 @@ from rayunlearn.models.forward import token_nll
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of
 from rayunlearn.selectors import random_projection, unlearning_gradients
+from rayunlearn.selectors.cost import n_places
 from rayunlearn.selectors.gradients import cosines_with
 from rayunlearn.selectors.random_projection import head_gradients
 from rayunlearn.selectors.table import SELECTORS, top_k_documents
@@ -71,9 +72,16 @@ def select_coreset(
     """
     forget, select = context.corpus.forget, context.trial.select
     order = sorted(range(len(forget)), key=lambda p: forget[p].doc_id)
-    ordered = _scores(context, order, norms_along)
     topics = [forget[p].topic for p in order] if select.stratified else []
-    coreset = [order[p] for p in top_k_documents(ordered, select.ratio, topics)]
+    n_ranked = n_places(len(order), select.ratio)
+    ordered = _scores(context, order, norms_along, n_ranked)
+    chosen = top_k_documents(ordered, select.ratio, topics)
+    # a greedy selector gives those it did not rank the score -n_ranked: a topic's share is not full
+    while n_ranked < len(order) and float(ordered[chosen].min()) == -n_ranked:
+        n_ranked = min(2 * n_ranked, len(order))
+        ordered = _scores(context, order, norms_along, n_ranked)
+        chosen = top_k_documents(ordered, select.ratio, topics)
+    coreset = [order[p] for p in chosen]
     scores = torch.empty(len(order))
     scores[order] = ordered
     return coreset, scores
@@ -89,11 +97,13 @@ class SelectorInputs:
         context: TrialContext,
         order: Sequence[int],
         norms_along: Callable[[Sequence[int], int], Tensor],
+        n_ranked: int,
     ) -> None:
         self._context, self._order, self._norms_along = context, order, norms_along
         forget, self._retain = training_sequences(context)
         self._forget = [forget[p] for p in order]
         self.n_documents, self.seed = len(order), context.trial.select.seed
+        self.n_ranked = n_ranked
 
     @cached_property
     def _passed(self) -> list[DocumentFeatures]:
@@ -150,6 +160,7 @@ def _scores(
     context: TrialContext,
     order: Sequence[int],
     norms_along: Callable[[Sequence[int], int], Tensor],
+    n_ranked: int,
 ) -> Tensor:
     """Scores in `order`; those that take a model or a pass over the corpus are kept on disk and
     shared by all trials.
@@ -157,7 +168,7 @@ def _scores(
     trial, corpus = context.trial, context.corpus
     function = SELECTORS[trial.select.name].function
     arguments, names = arguments_of(trial, function), required_inputs(function)
-    inputs = SelectorInputs(context, order, norms_along)
+    inputs = SelectorInputs(context, order, norms_along, n_ranked)
 
     def make() -> Tensor:
         scores: Tensor = function(**{n: getattr(inputs, n) for n in names}, **arguments)
@@ -174,7 +185,7 @@ def _scores(
     key = columns | {
         "weights": context.state.checksum,
         "arguments": arguments,
-        "settings": _decisive_settings(context, names),
+        "settings": _decisive_settings(context, names, n_ranked),
         "place": context.model.device.type,
         "code": code_digest(*SCORING, _module_of(norms_along)),
         **library_versions(),
@@ -189,7 +200,9 @@ def _scores(
     return torch.tensor([values[i] for i in ids])
 
 
-def _decisive_settings(context: TrialContext, names: Sequence[str]) -> dict[str, Any]:
+def _decisive_settings(
+    context: TrialContext, names: Sequence[str], n_ranked: int
+) -> dict[str, Any]:
     """Settings beside the selector's own that change its scores."""
     trial = context.trial
     settings: dict[str, Any] = {
@@ -199,6 +212,8 @@ def _decisive_settings(context: TrialContext, names: Sequence[str]) -> dict[str,
     }
     if "seed" in names:
         settings["seed"] = trial.select.seed
+    if "n_ranked" in names:
+        settings["n_ranked"] = n_ranked
     if "document_keywords" in names:
         settings["keywords"] = keyword_settings(trial, context.workspace)
     if "norms_along" in names:

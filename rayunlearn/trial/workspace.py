@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rayunlearn.config import Model, Trial, block_numbers, trial_id
 from rayunlearn.data.documents import Corpus
@@ -17,6 +18,9 @@ from rayunlearn.models.load import check_template, resolve_model
 from rayunlearn.models.scratch import SHAPES
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import check_trial
+from rayunlearn.selectors.cost import COSTS, RANKED_WHOLE, n_places, require_affordable
+from rayunlearn.selectors.random_projection import PROJECTION_WIDTH
+from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.storage.artifact_cache import cached_folder, folder_is_whole
 from rayunlearn.train.teach import TRAINED_ROLES, train_base_or_gold
 from rayunlearn.trial.identity import (
@@ -105,17 +109,43 @@ def validate_trial(trial: Trial) -> Trial:
             f"method.layer must be < {depth}, the model's number of blocks",
             trial.method.layer,
         )
+    _check_selection(checked)
     return checked
+
+
+def _check_selection(trial: Trial) -> None:
+    """Raise UserError where selecting the coreset would take too long or too much memory."""
+    select = trial.select
+    if trial.stage != "unlearned" or select.name not in COSTS:
+        return
+    n_documents = len(corpus_of(trial.data).forget)
+    n_ranked = n_places(n_documents, select.ratio)
+    if n_documents > RANKED_WHOLE:
+        width = (
+            PROJECTION_WIDTH**2
+            if "gradients" in required_inputs(SELECTORS[select.name].function)
+            else model_width(trial.model)
+        )
+        require_affordable(select.name, n_documents, width, n_ranked)
+
+
+def model_width(model: Model) -> int:
+    """Numbers of a hidden state, without loading weights."""
+    if model.name == "scratch":
+        return SHAPES[model.size].width
+    return int(_model_config(model).hidden_size)
 
 
 def model_depth(model: Model) -> int:
     """Number of transformer blocks, without loading weights."""
     if model.name == "scratch":
         return SHAPES[model.size].blocks
-    return int(
-        transformers.AutoConfig.from_pretrained(
-            resolve_model(model.name), trust_remote_code=False
-        ).num_hidden_layers
+    return int(_model_config(model).num_hidden_layers)
+
+
+def _model_config(model: Model) -> Any:
+    return transformers.AutoConfig.from_pretrained(
+        resolve_model(model.name), trust_remote_code=False
     )
 
 

@@ -33,6 +33,7 @@ INPUTS = {
     "norms_along": lambda epochs: torch.rand(
         epochs + 1, 40, generator=torch.Generator().manual_seed(1)
     ),
+    "n_ranked": 40,
     "document_keywords": [{f"word{i % 7}": 1.0 + i % 3, f"rare{i}": 0.1} for i in range(40)],
 }
 

@@ -29,6 +29,7 @@ from rayunlearn.models.reference import Reference, reference_of
 from rayunlearn.planning.backend import can_divide
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of
+from rayunlearn.selectors import cost
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.selectors.unlearning_gradients import unlearning_norms
 from rayunlearn.storage.run import open_run
@@ -303,6 +304,21 @@ def test_topics_share_a_coreset_out_unless_told_otherwise(
         == {3}
         != {of_topic_a(False, seed) for seed in range(8)}
     )
+
+
+@pytest.mark.parametrize("name", ["k_center", "herding", "craig", "keyword_coverage"])
+def test_a_stratified_coreset_is_the_same_however_few_documents_are_ranked_at_first(
+    name: str, workspace: Workspace, state: ModelState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget = [
+        replace(d, topic="a" if n < 12 else "b") for n, d in enumerate(workspace.corpus.forget)
+    ]
+    two = replace(workspace, corpus=replace(workspace.corpus, forget=tuple(forget)))
+    context = TrialContext(trial_of(select__name=name, select__ratio=0.25), two, state)
+    whole, _ = select_documents(context)
+    monkeypatch.setattr(cost, "RANKED_WHOLE", 0)
+    part, scores = select_documents(context)
+    assert part == whole and float(scores.min()) > -16
 
 
 def test_keywords_survive_the_trip_through_the_table() -> None:
