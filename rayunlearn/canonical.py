@@ -17,28 +17,32 @@ def canonical_trial(trial: Trial, *, check: CheckTrial) -> Trial:
     are fewer steps, so there the control keeps its ratio; token rules are forget's. Other texts
     than the original are another training, so only what chooses documents is dropped there.
     """
-    # `check` keeps the options of the metrics
+    # `check` keeps, of the options of base and gold, those of the metrics
+    return check(without_effect(trial))
+
+
+def without_effect(trial: Trial) -> Trial:
+    """`canonical_trial` before its options are checked: cheap enough for every cell of a grid."""
     if trial.stage != "unlearned":
-        explain = replace(trial.explain, path_points=0)
-        return check(
-            Trial(
-                stage=trial.stage,
-                data=trial.data,
-                model=trial.model,
-                measure=trial.measure,
-                explain=explain,
-                options=trial.options,
-            )
-        )
+        return measured_stage(trial, trial.stage)
     if trial.method.forget == "none":
-        trial = replace(
-            trial,
-            select=Select(ratio=trial.select.ratio if trial.train.unit == "epochs" else FULL_RATIO),
-            token=Token(),
-        )
-    elif trial.select.is_full:
-        trial = replace(trial, select=canonical_full_set(trial.select))
-    return check(trial)
+        ratio = trial.select.ratio if trial.train.unit == "epochs" else FULL_RATIO
+        return replace(trial, select=Select(ratio=ratio), token=Token())
+    if trial.select.is_full:
+        return replace(trial, select=canonical_full_set(trial.select))
+    return trial
+
+
+def measured_stage(trial: Trial, stage: str) -> Trial:
+    """The trial that measures a stage and trains nothing, with the options that `trial` has."""
+    return Trial(
+        stage=stage,
+        data=trial.data,
+        model=trial.model,
+        measure=trial.measure,
+        explain=replace(trial.explain, path_points=0),
+        options=trial.options,
+    )
 
 
 def canonical_full_set(select: Select) -> Select:

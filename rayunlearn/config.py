@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 
 from rayunlearn.errors import UserError, require, require_no_login, unknown_name
 
@@ -528,15 +529,23 @@ def flatten(trial: Trial) -> dict[str, Value]:
     field (1 -> 1.0).
     """
     flat: dict[str, Value] = {"stage": trial.stage}
-    for section in SECTIONS:
+    for section, settings in _settings_by_section().items():
         part = getattr(trial, section)
-        flat |= {
-            f"{section}.{f.name}": coerce_value(
-                f"{section}.{f.name}", getattr(part, f.name), _kind(f)
-            )
-            for f in fields(part)
-        }
+        for name, key, kind in settings:
+            flat[name] = coerce_value(name, getattr(part, key), kind)
     return flat | dict(sorted(trial.options))
+
+
+@lru_cache(maxsize=1)
+def _settings_by_section() -> dict[str, tuple[tuple[str, str, type], ...]]:
+    """(dotted name, field, type) of every section field."""
+    empty = Trial()
+    return {
+        section: tuple(
+            (f"{section}.{f.name}", f.name, _kind(f)) for f in fields(getattr(empty, section))
+        )
+        for section in SECTIONS
+    }
 
 
 def with_values(trial: Trial, values: Mapping[str, Value]) -> Trial:

@@ -99,6 +99,7 @@ def _rule_of(hint: Any) -> Rule | None:
     return next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Rule)), None)
 
 
+@lru_cache(maxsize=1024)
 def required_inputs(function: Callable[..., Any]) -> tuple[str, ...]:
     """What a family function asks for by name (tensors, documents, passes): its positional
     parameters.

@@ -7,6 +7,7 @@ name everywhere.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from rayunlearn.attacks.table import ATTACKS
@@ -42,6 +43,11 @@ def option_names() -> dict[str, Option]:
     )
     functions = [row.function for table in tables for row in table.values()]
     functions += [part for row in FORGET.values() for part in (row.weighting, row.ending)]
+    return _options_by_name(tuple(functions))
+
+
+@lru_cache(maxsize=8)
+def _options_by_name(functions: tuple[Callable[..., Any], ...]) -> dict[str, Option]:
     return {option.name: option for function in functions for option in options_of(function)}
 
 
@@ -151,7 +157,7 @@ def check_trial(trial: Trial) -> Trial:
         _check_option(name, value, valid_names)
     functions = chosen_functions(trial)
     check_combination(trial)
-    options = {
+    given = {
         name: value
         for name, value in trial.options
         if trial.stage == "unlearned" or _function_of(name) in (*METRICS, *ATTACKS)
@@ -160,7 +166,7 @@ def check_trial(trial: Trial) -> Trial:
     attack = Attack() if trial.attack.name == "none" else trial.attack
     calibrate = trial.calibrate if trial.calibrate.tau else Calibrate()
     filled = {
-        o.name: coerce_value(o.name, options.get(o.name, o.default), o.kind) for o in valid_options
+        o.name: coerce_value(o.name, given.get(o.name, o.default), o.kind) for o in valid_options
     }
     n_samples = filled.get("leak_at_k.k", 1)
     require(
@@ -168,7 +174,14 @@ def check_trial(trial: Trial) -> Trial:
         f"measure.samples must be >= leak_at_k.k, here {n_samples}",
         trial.measure.samples,
     )
-    return replace(trial, attack=attack, calibrate=calibrate, options=tuple(sorted(filled.items())))
+    options = _shared(tuple(sorted(filled.items())))
+    return replace(trial, attack=attack, calibrate=calibrate, options=options)
+
+
+@lru_cache(maxsize=1024)
+def _shared(options: tuple[tuple[str, Value], ...]) -> tuple[tuple[str, Value], ...]:
+    """The first of equal options: thousands of trials of a plan hold the same ones."""
+    return options
 
 
 def arguments_of(trial: Trial, function: Callable[..., Any]) -> dict[str, Value]:

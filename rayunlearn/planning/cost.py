@@ -4,9 +4,10 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from rayunlearn.config import Model, Trial, rounded_share
+from rayunlearn.config import Data, Model, Trial, rounded_share
 from rayunlearn.errors import require
 from rayunlearn.experiment import Budget
 from rayunlearn.planning.outcomes import TrialResult
@@ -144,12 +145,17 @@ def tokens_of_trial(trial: Trial, size: WorkloadSize) -> float:
 
 def size_of(trial: Trial) -> WorkloadSize:
     """The size of a trial's model and documents, without loading weights."""
+    return _size_of(trial.data, trial.model)
+
+
+@lru_cache(maxsize=64)
+def _size_of(data: Data, model: Model) -> WorkloadSize:
     from rayunlearn.trial.identity import corpus_of
 
-    forget = corpus_of(trial.data).forget
+    forget = corpus_of(data).forget
     words = sum(len(f"{document.prompt} {document.answer}".split()) for document in forget)
     return WorkloadSize(
-        parameters=parameters_of(trial.model),
+        parameters=parameters_of(model),
         tokens_per_document=words / len(forget),
         n_forget=len(forget),
     )

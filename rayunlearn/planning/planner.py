@@ -14,7 +14,14 @@ from itertools import product
 from pathlib import Path
 from typing import Protocol
 
-from rayunlearn.canonical import CheckTrial, canonical_trial, control_of, has_gold
+from rayunlearn.canonical import (
+    CheckTrial,
+    canonical_trial,
+    control_of,
+    has_gold,
+    measured_stage,
+    without_effect,
+)
 from rayunlearn.config import SEED_SETTINGS, Objective, Trial, Value, flatten, with_values
 from rayunlearn.experiment import Experiment, Grid, axis_names
 from rayunlearn.planning.outcomes import TrialResult
@@ -261,16 +268,18 @@ class Planner:
     def _make_final(
         self, group: GridGroup, values: Mapping[str, Value], tuning: str
     ) -> tuple[PlannedTrial, ...]:
-        cells = [self.canonical(with_values(cell, values)) for cell in group.cells]
-        controls = [
-            self.canonical(control_of(cell))
+        valued = (with_values(cell, values) if values else cell for cell in group.cells)
+        cells = dict.fromkeys(self.canonical(cell) for cell in valued)
+        # thousands of cells have few controls: alike ones are dropped before they are checked
+        raw_controls = dict.fromkeys(
+            without_effect(control_of(cell))
             for cell in cells
             if cell.method.forget != "none" and cell.method.retain != "none"
-        ]
-        rows = [self.planned(cell, "grid", group.key, tuning) for cell in dict.fromkeys(cells)]
+        )
+        controls = dict.fromkeys(self.canonical(control) for control in raw_controls)
         return (
-            *rows,
-            *(self.planned(cell, "control", group.key, tuning) for cell in dict.fromkeys(controls)),
+            *(self.planned(cell, "grid", group.key, tuning) for cell in cells),
+            *(self.planned(cell, "control", group.key, tuning) for cell in controls),
         )
 
     def stages(self, group: GridGroup) -> tuple[PlannedTrial, ...]:
@@ -278,14 +287,15 @@ class Planner:
         use, each once; made once.
         """
         if group.key not in self._stages:
-            required = (
-                (cell, role)
+            # thousands of cells have few bases: alike ones are dropped before they are checked
+            required = dict.fromkeys(
+                measured_stage(cell, role)
                 for cell in group.cells
                 for role in ("base", "gold")
                 if role == "base" or has_gold(cell)
             )
             self._stages[group.key] = tuple(
-                dict.fromkeys(self.stage(cell, role) for cell, role in required)
+                dict.fromkeys(self.stage(trial, trial.stage) for trial in required)
             )
         return self._stages[group.key]
 
@@ -304,10 +314,11 @@ class Planner:
         study_index: int = -1,
     ) -> PlannedTrial:
         """A plan row of a canonical trial."""
-        if trial not in self._ids:
-            self._ids[trial] = self.identify(trial)
+        trial_id = self._ids.get(trial)
+        if trial_id is None:
+            trial_id = self._ids[trial] = self.identify(trial)
         return PlannedTrial(
-            trial_id=self._ids[trial],
+            trial_id=trial_id,
             trial=trial,
             role=role,
             group=group,
@@ -318,9 +329,13 @@ class Planner:
 
     def canonical(self, trial: Trial) -> Trial:
         """`canonical`, remembered."""
-        if trial not in self._canonical:
-            self._canonical[trial] = canonical_trial(trial, check=self.check)
-        return self._canonical[trial]
+        known = self._canonical.get(trial)
+        if known is None:
+            made = canonical_trial(trial, check=self.check)
+            # one object for a value: a plan of thousands of trials holds each once
+            known = self._canonical.setdefault(made, made)
+            self._canonical[trial] = known
+        return known
 
 
 def grid_cells(grid: Grid, base: Trial) -> Iterable[Trial]:

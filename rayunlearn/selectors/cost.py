@@ -32,7 +32,7 @@ class SelectionCost:
 
 
 def k_center_cost(n: int, width: int, n_ranked: int) -> SelectionCost:
-    """Distances to the centres of those that could be farthest, and a search of n for each place."""
+    """Distances to the centres of what could be farthest, and a search of n for each place."""
     return SelectionCost(n * n_ranked * (0.3e-9 * width + 5e-9), 12.0 * n * width)
 
 

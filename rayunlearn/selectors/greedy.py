@@ -4,8 +4,8 @@ in that order.
 So they are nested like the others. Every tie goes to the document that comes first. `n_ranked` says
 how many documents need a place: the others share the score after the last, and the first `n_ranked`
 are the same however many are asked for. All of them choose lazily (Minoux 1978): as what a document
-would add can only fall, one whose old value is beaten by a fresh one needs no new look. The order is
-that of plain greedy.
+would add can only fall, one whose old value is beaten by a fresh one needs no new look. The order
+is that of plain greedy.
 
 | selector | time | memory |
 |---|---|---|
@@ -242,7 +242,7 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _kept_rows(rows: Callable[[Tensor], Tensor], n: int) -> Tensor:
-    """The whole (n, n) similarity, filled block by block so that nothing of its size is beside it."""
+    """The (n, n) similarity, filled block by block: nothing of its size is beside it."""
     kept = torch.empty(n, n)
     for block in torch.arange(n).split(max(1, BLOCK_NUMBERS // max(1, n))):
         kept[block] = rows(block)
