@@ -184,6 +184,37 @@ def print_cells(cells: Sequence[PlannedCell], console: Console) -> None:
     _print(console, ("role", "method", "selector", "ratio", "group", "trials", "finished"), rows)
 
 
+def print_cell_summary(cells: Sequence[PlannedCell], console: Console) -> None:
+    """The plan, one line per role and method: how many selectors, ratios and groups it spans."""
+    summed: dict[tuple[str, str], list[PlannedCell]] = {}
+    for cell in cells:
+        summed.setdefault((cell.role, cell.method), []).append(cell)
+    rows = [
+        (
+            role,
+            method,
+            _number_or_name({c.selector for c in part}),
+            _span({c.ratio for c in part if not math.isnan(c.ratio)}),
+            str(len({c.group for c in part})),
+            str(sum(c.planned for c in part)),
+            str(sum(c.finished for c in part)),
+        )
+        for (role, method), part in summed.items()
+    ]
+    _print(console, ("role", "method", "selectors", "ratios", "groups", "trials", "finished"), rows)
+
+
+def _number_or_name(names: set[str]) -> str:
+    return next(iter(names)) if len(names) == 1 else str(len(names))
+
+
+def _span(ratios: set[float]) -> str:
+    """`0.05 to 1 (20)`."""
+    if len(ratios) <= 1:
+        return "".join(f"{ratio:g}" for ratio in ratios)
+    return f"{min(ratios):g} to {max(ratios):g} ({len(ratios)})"
+
+
 def _heading(console: Console, text: str) -> None:
     console.print(Text(text, style="bold underline"))
 

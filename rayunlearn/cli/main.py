@@ -63,11 +63,14 @@ def parser() -> argparse.ArgumentParser:
         "run an experiment: what has finished is skipped, the rest runs on Ray",
         on_cluster=True,
     )
-    add_experiment_options(
+    plan_parser = add_experiment_options(
         commands,
         "plan",
         plan,
         "say what `run` would do, how long it takes and what it needs, without Ray",
+    )
+    plan_parser.add_argument(
+        "--all", action="store_true", help="print every cell, also of a plan with many"
     )
     add_experiment_options(
         commands,

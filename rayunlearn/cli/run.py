@@ -12,6 +12,12 @@ from rayunlearn.cli.output import console_for_output, handle_sigterm, print_conc
 from rayunlearn.errors import UserError
 from rayunlearn.storage.sync import display_path, refresh
 
+# a longer plan is printed as a summary
+CELLS_SHOWN = 60
+# of a larger plan what a trial needs of a GPU is not worked out: that loads the model's classes,
+# 250 MB, and takes a step of every kind of trial without weights
+MEASURED_TRIALS = 5_000
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -88,7 +94,8 @@ def plan(chosen: argparse.Namespace) -> int:
         for trial in pairs.values()
         for role in work.missing(trial, chosen.output / "cache")
     ]
-    _print_plan(agenda, results, experiment, folder, missing=missing, workers=chosen.workers)
+    _print_cells(agenda, results, experiment, whole=chosen.all)
+    _print_totals(agenda, results, experiment, folder, missing=missing, workers=chosen.workers)
     return DONE
 
 
@@ -114,7 +121,22 @@ def prepare(chosen: argparse.Namespace) -> int:
     return DONE
 
 
-def _print_plan(
+def _print_cells(
+    agenda: "Agenda", results: "dict[str, TrialResult]", experiment: "Experiment", *, whole: bool
+) -> None:
+    from rayunlearn.cli.listing import print_cell_summary, print_cells
+    from rayunlearn.planning.cost import planned_cells
+
+    console = console_for_output()
+    cells = planned_cells(agenda, results, budget=experiment.budget)
+    if whole or len(cells) <= CELLS_SHOWN:
+        print_cells(cells, console)
+    else:
+        print_cell_summary(cells, console)
+        console.print(f"{len(cells)} cells; --all prints each", highlight=False)
+
+
+def _print_totals(
     agenda: "Agenda",
     results: "dict[str, TrialResult]",
     experiment: "Experiment",
@@ -123,11 +145,7 @@ def _print_plan(
     missing: Sequence[str],
     workers: int,
 ) -> None:
-    from rayunlearn.cli.listing import print_cells
-    from rayunlearn.planning.cost import planned_cells
-
     console = console_for_output()
-    print_cells(planned_cells(agenda, results, budget=experiment.budget), console)
     remaining = agenda.total - len({row.trial_id for row in agenda.rows} & set(results))
     lines = [
         f"{agenda.total} trials: {agenda.total - remaining} finished, {remaining} to run in"
@@ -158,7 +176,12 @@ def _cost_lines(agenda: "Agenda", folder: Path, remaining: int, workers: int) ->
     from rayunlearn.planning.progress import format_duration
 
     try:
-        guess, memory_line = estimate(folder, agenda, size_of=size_of), _memory_line(agenda, folder)
+        guess = estimate(folder, agenda, size_of=size_of)
+        memory_line = (
+            _memory_line(agenda, folder)
+            if agenda.total <= MEASURED_TRIALS
+            else f"GPU memory is estimated for plans of at most {MEASURED_TRIALS} trials"
+        )
     except UserError as error:
         return [f"no estimate: {error}"]
     hours = gpu_hours(agenda, remaining, size_of=size_of)

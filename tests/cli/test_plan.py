@@ -6,6 +6,8 @@ architectures, small.
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +165,53 @@ def test_every_experiment_and_preset_is_planned_with_what_it_needs_of_a_gpu(
         pytest.skip("TOFU (shared/data) is not on this machine")
     printed = planned(capsys, str(ROOT / f"experiments/{name}.py"), "--preset", preset)
     assert " trials: 0 finished" in printed
+
+
+MANY = '''"""Question."""
+from rayunlearn.config import Trial, with_values
+BASE = with_values(Trial(), {"method.layer": 1})
+AXES = {
+    "method.forget": ("npo", "rmu"),
+    "select.name": ("random", "loss"),
+    "select.ratio": tuple(i / 20 for i in range(1, 21)),
+    "train.seed": tuple(range(SEEDS)),
+}
+'''
+
+
+def test_a_plan_of_many_cells_is_a_summary_and_all_prints_each(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "many.py").write_text(MANY.replace("SEEDS", "2"))
+    summary = planned(capsys, "many.py")
+    # two selectors share the full forget set: 2 x 19 + 1 cells of each method and seed
+    grid = [line.split() for line in summary.splitlines() if line.startswith("grid")]
+    assert [(row[1], row[-2]) for row in grid] == [("npo", "78"), ("rmu", "78")]
+    assert "0.05 to 1 (20)" in summary and "81 cells; --all prints each" in summary
+    whole = planned(capsys, "many.py", "--all")
+    assert sum(line.startswith("grid") for line in whole.splitlines()) == 78
+
+
+@pytest.mark.slow
+def test_thirty_thousand_trials_are_planned_in_little_time_and_memory(tmp_path: Path) -> None:
+    """In a process of its own. Measured: 8 s of CPU and 171 MiB; the bound on time leaves room
+    for a busy machine.
+    """
+    (tmp_path / "many.py").write_text(MANY.replace("SEEDS", "380"))
+    # the high-water mark of this process alone: ru_maxrss would begin with the parent's
+    code = (
+        "import time; from pathlib import Path; from rayunlearn.cli.main import main;"
+        "main(['plan', 'many.py', '--output', 'runs']);"
+        "peak = Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0];"
+        "print(time.process_time(), int(peak) / 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    seconds, mebibytes = map(float, done.stdout.split()[-2:])
+    assert len(done.stdout.splitlines()) < 40 and "trials: 0 finished" in done.stdout
+    assert seconds < 60 and mebibytes < 320
 
 
 SMALL = '''"""Question."""

@@ -287,7 +287,7 @@ def test_more_than_one_gpu_for_a_trial_is_refused() -> None:
     with pytest.raises(
         UserError,
         match=(
-            r"--gpus-per-trial must be in 0.0, 1., as a process trains on one GPU;"
+            r"--gpus-per-trial must be in \[0, 1\], as a process trains on one GPU;"
             r" --processes-per-trial gives a trial several, got 2\.0"
         ),
     ):
