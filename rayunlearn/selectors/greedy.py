@@ -41,7 +41,7 @@ def k_center(embeddings: Tensor, n_ranked: int) -> Tensor:
     embeddings (n, D); returns -rank (n,). Sener and Savarese 1708.00489, algorithm 1; the first is
     the document nearest to the mean (ours).
     """
-    require_affordable("k_center", *embeddings.shape, n_ranked)
+    require_affordable("k_center", *_size(embeddings), n_ranked)
     points = embeddings.double()
     first = int((points - points.mean(0)).norm(dim=1).argmin())
     order = [first]
@@ -70,7 +70,7 @@ def herding(embeddings: Tensor, n_ranked: int) -> Tensor:
     ||, without replacement. That is the largest x . w - |x|^2 / 2 with w = (k + 1) mean - sum of
     taken: float32 proposes by it, float64 decides among those within its rounding error.
     """
-    require_affordable("herding", *embeddings.shape, n_ranked)
+    require_affordable("herding", *_size(embeddings), n_ranked)
     points = functional.normalize(embeddings.double(), dim=1)
     target, total = points.mean(0), torch.zeros(points.shape[1], dtype=torch.float64)
     single, half_square = points.float(), (points.square().sum(1) / 2).float()
@@ -94,7 +94,7 @@ def facility_location(embeddings: Tensor, n_ranked: int) -> Tensor:
     embeddings (n, D); returns -rank (n,). Lin and Bilmes 2011; lazy greedy (Minoux 1978), equal to
     plain greedy.
     """
-    require_affordable("facility_location", *embeddings.shape, n_ranked)
+    require_affordable("facility_location", *_size(embeddings), n_ranked)
     points = functional.normalize(embeddings.float(), dim=1)
 
     def rows(documents: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def craig(gradients: Tensor, n_ranked: int) -> Tensor:
     number that no distance exceeds gives the order that d_max gives, as it adds the same to every
     document's value: twice the largest distance from the mean stands for it here.
     """
-    require_affordable("craig", *gradients.shape, n_ranked)
+    require_affordable("craig", *_size(gradients), n_ranked)
     points = gradients.float()
     bound = 2 * float((points - points.mean(0)).norm(dim=1).max())
 
@@ -256,3 +256,8 @@ def _documents_of_words(words: Sequence[np.ndarray], n_words: int) -> list[np.nd
     order = np.argsort(flat, kind="stable")
     ends = np.cumsum(np.bincount(flat, minlength=n_words))
     return np.split(documents[order], ends[:-1]) if n_words else []
+
+
+def _size(vectors: Tensor) -> tuple[int, int]:
+    """Number of documents and numbers of each."""
+    return vectors.shape[0], vectors.shape[1]
