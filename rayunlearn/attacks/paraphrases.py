@@ -7,7 +7,6 @@ document that has none of them is rejected. The conditions are those of Doshi & 
 (2411.12103). Their model and prompts are not confirmed; ours are below.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -29,7 +28,13 @@ from rayunlearn.data.prompt_templates import (
 )
 from rayunlearn.data.synthetic import BIOGRAPHY, SCIENCE
 from rayunlearn.errors import unknown_name
-from rayunlearn.keywords.llm_judge import Chat, Message
+from rayunlearn.keywords.llm_judge import (
+    Chat,
+    Message,
+    UnusableAnswerError,
+    ask_until_usable,
+    json_object_in,
+)
 
 # doc_id -> condition -> the question in other words (options: one line each after it)
 Texts = Mapping[str, Mapping[str, str]]
@@ -163,19 +168,19 @@ def ask_chat_model(chat: Chat, document: Document, condition: str) -> str:
             % (_task(condition), WITH_OPTIONS if with_options else "", text),
         },
     ]
-    reason = ""
-    for _ in range(MAX_TRIES):
-        answer = chat(messages)
-        try:
-            return _checked(answer, document, len(_options(document)) if with_options else 0)
-        except PromptNotAllowedError as problem:
-            reason = str(problem)
-        corrections = {
-            "role": "user",
-            "content": f"That cannot be used: {reason}. Answer again, with the JSON object alone.",
-        }
-        messages = [*messages[:2], {"role": "assistant", "content": answer}, corrections]
-    raise PromptNotAllowedError(f"the chat model gave no usable question: {reason}")
+    n_options = len(_options(document)) if with_options else 0
+    try:
+        return ask_until_usable(
+            chat,
+            messages,
+            lambda answer: _checked(answer, document, n_options),
+            tries=MAX_TRIES,
+            complaint="That cannot be used",
+        )
+    except UnusableAnswerError as problem:
+        raise PromptNotAllowedError(
+            f"the chat model gave no usable question: {problem}"
+        ) from problem
 
 
 def _reworded(
@@ -268,28 +273,21 @@ def _task(condition: str) -> str:
 
 
 def _checked(answer: str, document: Document, n_options: int) -> str:
-    """The question, and its options on lines of their own, that an answer holds. Raises NotAllowed
-    for anything else.
+    """The question, and its options on lines of their own, that an answer holds. Raises
+    UnusableAnswerError for anything else.
     """
-    start, end = answer.find("{"), answer.rfind("}")
-    try:
-        content = json.loads(answer[start : end + 1]) if 0 <= start < end else None
-    except json.JSONDecodeError as problem:
-        raise PromptNotAllowedError(
-            f"it is no JSON: {problem.msg} at character {problem.pos}"
-        ) from problem
-    question = content.get("question") if isinstance(content, dict) else None
-    options = content.get("options", []) if isinstance(content, dict) else []
+    content = json_object_in(answer)
+    question, options = content.get("question"), content.get("options", [])
     if not isinstance(question, str) or not question.strip():
-        raise PromptNotAllowedError('it has no text under "question"')
+        raise UnusableAnswerError('it has no text under "question"')
     if leaks_answer(question, document):
-        raise PromptNotAllowedError("the question holds a word of the answer")
+        raise UnusableAnswerError("the question holds a word of the answer")
     if (
         not isinstance(options, list)
         or not all(isinstance(o, str) for o in options)
         or len(options) != n_options
     ):
-        raise PromptNotAllowedError(
+        raise UnusableAnswerError(
             f'it must have {n_options} texts under "options"'
             if n_options
             else 'it must have no "options"'

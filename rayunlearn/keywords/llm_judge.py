@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rayunlearn.data.tokenize import Encoded, align
 from rayunlearn.keywords.words import words_of
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+T = TypeVar("T")
 Message = dict[str, str]
 Chat = Callable[[Sequence[Message]], str]
 
@@ -45,33 +46,50 @@ def ask_judge(chat: Chat, text: str, tries: int = 3) -> list[str]:
     """Keywords of the text as `chat` names them, best first.
 
     An answer that is no such JSON, or names nothing that the text holds, is sent back with the
-    reason, `tries` times in all. Words that the text does not hold are dropped. Raises Unusable
-    when the last answer is refused too.
+    reason, `tries` times in all. Words that the text does not hold are dropped. Raises
+    UnusableAnswerError when the last answer is refused too.
     """
     messages: list[Message] = [
         {"role": "system", "content": JUDGE_SYSTEM},
         {"role": "user", "content": JUDGE_REQUEST % text},
     ]
-    reason = "it was never asked"
+    return ask_until_usable(
+        chat, messages, lambda answer: checked_keywords(answer, text), tries=tries
+    )
+
+
+def ask_until_usable(
+    chat: Chat,
+    messages: Sequence[Message],
+    check: Callable[[str], T],
+    *,
+    tries: int,
+    complaint: str = "That answer cannot be used",
+) -> T:
+    """What `check` makes of the chat model's answer to the messages.
+
+    An answer that `check` refuses (UnusableAnswerError) is sent back with the reason, `tries` times
+    in all. Raises UnusableAnswerError with the last reason.
+    """
+    asked, reason = list(messages), "it was never asked"
     for _ in range(tries):
-        answer = chat(messages)
+        answer = chat(asked)
         try:
-            return checked_keywords(answer, text)
+            return check(answer)
         except UnusableAnswerError as problem:
             reason = str(problem)
-        retry_message = {
-            "role": "user",
-            "content": (
-                f"That answer cannot be used: {reason}. Answer again, with the JSON object alone."
-            ),
-        }
-        messages = [*messages[:2], {"role": "assistant", "content": answer}, retry_message]
+        again = f"{complaint}: {reason}. Answer again, with the JSON object alone."
+        asked = [
+            *messages,
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": again},
+        ]
     raise UnusableAnswerError(reason)
 
 
-def checked_keywords(answer: str, text: str) -> list[str]:
-    """The keywords of an answer that the text holds, each once.
-    Raises Unusable for anything else.
+def json_object_in(answer: str) -> dict[str, Any]:
+    """The JSON object in an answer, empty where there is none. Raises UnusableAnswerError for one
+    that does not parse.
     """
     start, end = answer.find("{"), answer.rfind("}")
     try:
@@ -80,7 +98,14 @@ def checked_keywords(answer: str, text: str) -> list[str]:
         raise UnusableAnswerError(
             f"it is no JSON: {problem.msg} at character {problem.pos}"
         ) from problem
-    named = content.get("keywords") if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
+
+
+def checked_keywords(answer: str, text: str) -> list[str]:
+    """The keywords of an answer that the text holds, each once. Raises UnusableAnswerError for
+    anything else.
+    """
+    named = json_object_in(answer).get("keywords")
     if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
         raise UnusableAnswerError('it has no list of strings under "keywords"')
     keyed_text = f" {_keys(text)} "
