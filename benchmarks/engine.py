@@ -32,7 +32,12 @@ from benchmarks.plain import PlainObjective
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
-from rayunlearn.methods.objective import PairedResponses, Side, UnlearningObjective
+from rayunlearn.methods.objective import (
+    ObjectiveSettings,
+    PairedResponses,
+    Side,
+    UnlearningObjective,
+)
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.forward import first_trained_block
 from rayunlearn.models.reference import Reference, cached_prefix, cached_reference, frozen_model
@@ -232,7 +237,10 @@ def our_loss(
     """The loss of a step by the engine."""
     forget, retain = sides(case, model, folder, batch_size)
     objective = UnlearningObjective(
-        model, forget, retain, retain_weight=1.0, layer=LAYER, batch_size=batch_size, seed=0
+        model,
+        forget,
+        retain,
+        ObjectiveSettings(retain_weight=1.0, layer=LAYER, batch_size=batch_size, seed=0),
     )
     return lambda step: objective(step).total
 
@@ -443,7 +451,9 @@ def _step_on(
     case: Case, model: PreTrainedModel, pair: tuple[Side, Side], batch_size: int
 ) -> Callable[[], float]:
     objective = UnlearningObjective(
-        model, *pair, retain_weight=1.0, layer=LAYER, batch_size=batch_size, seed=0
+        model,
+        *pair,
+        ObjectiveSettings(retain_weight=1.0, layer=LAYER, batch_size=batch_size, seed=0),
     )
     return stepping(model, lambda step: objective(step).total, case.parameters, plain=False)
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.methods.forget import FORGET
-from rayunlearn.methods.objective import Side, UnlearningObjective
+from rayunlearn.methods.objective import ObjectiveSettings, Side, UnlearningObjective
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.reference import Reference
 from rayunlearn.models.scratch import build_model
-from rayunlearn.train.loop import optimise
+from rayunlearn.train.loop import Callbacks, OptimizerSettings, optimise
 from rayunlearn.train.step import StepLoss
 
 # of a model that finds each equally likely, every token costs ln 1826 = 7.51 nats
@@ -38,10 +38,9 @@ def parabola() -> dict[str, object]:
         model,
         loss,
         steps=3,
-        learning_rate=0.5,
-        schedule="constant",
-        warmup_fraction=0.0,
-        max_grad_norm=1e9,
+        optimizer=OptimizerSettings(
+            learning_rate=0.5, schedule="constant", warmup_fraction=0.0, max_grad_norm=1e9
+        ),
     )
     norms = [row.grad_norm for row in log.rows]
     return {"seen": seen, "weight": float(model.weight.detach()), "grad_norms": norms}
@@ -62,21 +61,21 @@ def dual_weight_after_one_step(pieces: int, accumulation: int) -> float:
         model,
         Side(row.function, sequences, Reference({}), mean=row.mean),
         Side(kept.function, sequences, Reference({}), mean=kept.mean),
-        retain_weight=1.0,
-        layer=1,
-        batch_size=len(sequences),
-        seed=0,
-        pieces=pieces,
-        weighting=partial(row.weighting, rate=1.0, limit=0.1),
+        ObjectiveSettings(
+            retain_weight=1.0,
+            layer=1,
+            batch_size=len(sequences),
+            seed=0,
+            n_microbatches=pieces,
+            weighting=partial(row.weighting, rate=1.0, limit=0.1),
+        ),
     )
     optimise(
         model,
         terms,
         steps=1,
-        learning_rate=1e-3,
-        accumulation=accumulation,
-        remembers=[terms],
-        after_step=terms.after_step,
+        optimizer=OptimizerSettings(learning_rate=1e-3, accumulation=accumulation),
+        callbacks=Callbacks(after_step=terms.after_step),
     )
     (weight,) = terms.state().values()
     return float(weight if isinstance(weight, Tensor) else torch.tensor(weight))

@@ -8,22 +8,22 @@ another prompt.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rayunlearn.attacks.base import AttackRow
+from rayunlearn.attacks.base import AttackRow, AttackTraining
 from rayunlearn.config import digest
 from rayunlearn.data.tokenize import Batch, Encoded, collate
 from rayunlearn.errors import require
 from rayunlearn.lazy import functional, nn, torch
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.models.forward import blocks, evaluating, hidden_states
-from rayunlearn.models.logits import final_states
+from rayunlearn.models.logits import FinalStates, final_states
 from rayunlearn.ranges import Count, Fraction, NonNegative, Positive, Whole
 from rayunlearn.schema import HELD_IN
-from rayunlearn.train.loop import optimise
+from rayunlearn.train.loop import OptimizerSettings, optimise
 from rayunlearn.train.step import StepLoss
 
 if TYPE_CHECKING:
@@ -32,10 +32,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class TokenSearch:
+    """Greedy coordinate gradient: `steps` rounds, each of which tries `candidates` single
+    replacements drawn from the `top` tokens of every position.
+    """
+
+    steps: int
+    candidates: int
+    top: int
+
+
+@dataclass(frozen=True)
 class PromptObjective:
-    """What a prompt of L tokens, put at `place` into every sequence of `batch` (B, T), is to bring
-    about: likely labels, and, where the weights are not 0, the states `wanted` (B, T, D) at block
-    `layer` and a likely prompt."""
+    """What a prompt of L tokens, put at `insert_at` into every sequence of `batch` (B, T), is to
+    bring about: likely labels, and, where the weights are not 0, the states `target_states`
+    (B, T, D) at block `layer` and a likely prompt.
+    """
 
     batch: Batch
     insert_at: int
@@ -54,15 +66,15 @@ def noise(
     probe's own answers is drawn.
     """
     questions = [p.answer.ids[: p.answer.start] for p in probes]
-    insert_at, after = _shared(questions), _shared([q[::-1] for q in questions])
+    n_before = _common_beginning(questions)
+    n_after = _common_beginning([question[::-1] for question in questions])
     usable = usable_tokens(tokenizer)
-    generators = [
-        torch.Generator().manual_seed(int(digest([seed, p.doc_id], 15), 16)) for p in probes
-    ]
-    return [
-        _noised(probe, insert_at, after, usable, generator, share)
-        for probe, generator in zip(probes, generators, strict=True)
-    ]
+    noisy = []
+    for probe in probes:
+        generator = torch.Generator().manual_seed(int(digest([seed, probe.doc_id], 15), 16))
+        free = range(n_before, probe.answer.start - n_after)
+        noisy.append(_replace_question_tokens(probe, free, usable, generator, share))
+    return noisy
 
 
 def random_prefix(
@@ -78,6 +90,7 @@ def random_prefix(
     return with_prefix(probes, tuple(sampled.tolist()), answer_openings(probes))
 
 
+# more arguments than eight: each keyword names a setting, `gcg.steps`
 def gcg(
     model: PreTrainedModel,
     base: PreTrainedModel,
@@ -115,29 +128,21 @@ def gcg(
         f"gcg.layer must be below the model's {len(blocks(model))} blocks",
         layer,
     )
-    objective = _goal(model, [p.answer for p in held_in[:questions]], insert_at)
-    goal = replace(
-        objective,
+    likely_answers = _answer_objective(model, [p.answer for p in held_in[:questions]], insert_at)
+    objective = replace(
+        likely_answers,
         layer=layer,
-        target_states=_states(base, objective.batch, layer),
+        target_states=_block_output(base, likely_answers.batch, layer),
         representation=representation,
         fluency=fluency,
     )
-    generator = torch.Generator().manual_seed(seed)
+    search, generator = TokenSearch(steps, candidates, top), torch.Generator().manual_seed(seed)
     start = usable[torch.randint(len(usable), (length,), generator=generator)].to(model.device)
-    prompt = search_prompt(
-        model,
-        goal,
-        start,
-        usable.to(model.device),
-        steps=steps,
-        candidates=candidates,
-        top=top,
-        generator=generator,
-    )
+    prompt = search_prompt(model, objective, start, usable.to(model.device), search, generator)
     return with_prefix(probes, tuple(prompt.tolist()), insert_at)
 
 
+# more arguments than eight: each keyword names a setting, `soft_prompt.steps`
 def soft_prompt(
     model: PreTrainedModel,
     probes: Sequence[Probe],
@@ -165,19 +170,12 @@ def soft_prompt(
     require(
         bool(held_in), "a soft prompt must have held-in questions to learn from, got", len(held_in)
     )
-    return _learned(
-        model,
-        probes,
-        [p.answer for p in held_in],
-        seed,
-        leaving,
-        vectors,
-        learning_rate,
-        steps,
-        batch_size,
-    )
+    answers = [p.answer for p in held_in]
+    training = AttackTraining(learning_rate, steps, batch_size)
+    return _learn_vectors(model, probes, answers, seed, leaving, vectors, training)
 
 
+# more arguments than eight: each keyword names a setting, `soft_prompt_random.steps`
 def soft_prompt_random(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -206,12 +204,12 @@ def soft_prompt_random(
     usable = _without_answers(usable_tokens(tokenizer), probes)
     generator = torch.Generator().manual_seed(seed)
     special = set(tokenizer.all_special_ids)
-    targets = [_at_random(p.answer, usable, special, generator) for p in held_in]
-    return _learned(
-        model, probes, targets, seed, leaving, vectors, learning_rate, steps, batch_size
-    )
+    targets = [_random_answer(p.answer, usable, special, generator) for p in held_in]
+    training = AttackTraining(learning_rate, steps, batch_size)
+    return _learn_vectors(model, probes, targets, seed, leaving, vectors, training)
 
 
+# more arguments than eight: each keyword names a setting, `soft_prompt_shuffled.steps`
 def soft_prompt_shuffled(
     model: PreTrainedModel,
     probes: Sequence[Probe],
@@ -236,60 +234,93 @@ def soft_prompt_shuffled(
     order = torch.randperm(len(held_in), generator=torch.Generator().manual_seed(seed)).tolist()
     pairs = zip(order, [*order[1:], order[0]], strict=True)
     shuffled = [
-        _answered(held_in[question].answer, held_in[answer].answer) for question, answer in pairs
+        _with_answer_of(held_in[question].answer, held_in[answer].answer)
+        for question, answer in pairs
     ]
-    return _learned(
-        model, probes, shuffled, seed, leaving, vectors, learning_rate, steps, batch_size
-    )
+    training = AttackTraining(learning_rate, steps, batch_size)
+    return _learn_vectors(model, probes, shuffled, seed, leaving, vectors, training)
 
 
 def prompt_losses(
-    model: PreTrainedModel, goal: PromptObjective, vectors: Tensor, shares: Tensor
+    model: PreTrainedModel, objective: PromptObjective, vectors: Tensor, shares: Tensor
 ) -> Tensor:
     """Loss (C,) of C prompts given as embeddings `vectors` (C, L, D); differentiable.
 
     `shares` (C, L, V), one-hot for tokens, are what the prompt's own NLL is taken of; read only
-    where `goal.fluency` is not 0.
+    where `objective.fluency` is not 0.
     """
-    count, length, _ = vectors.shape
-    batch, insert_at = goal.batch, goal.insert_at
-    rows = model.get_input_embeddings()(batch.input_ids).expand(count, *batch.input_ids.shape, -1)
-    inside = vectors[:, None].expand(-1, len(batch.input_ids), -1, -1).to(rows.dtype)
-    embedded = torch.cat([rows[:, :, :insert_at], inside, rows[:, :, insert_at:]], 2).flatten(0, 1)
-    caught: list[Tensor] = []
-    handle = blocks(model)[goal.layer].register_forward_hook(
-        lambda _m, _i, out: caught.append(out[0] if isinstance(out, tuple) else out)
-    )
-    try:
-        final = final_states(model, {"inputs_embeds": embedded})
-    finally:
-        handle.remove()
-    # where each candidate's copy of the batch starts, in positions laid out row by row
-    n_rows, width = len(batch.input_ids), embedded.shape[1]
-    starts = n_rows * width * torch.arange(count, device=embedded.device)[:, None]
-    row, index = batch.labelled.nonzero(as_tuple=True)
-    # the position that predicts the label, once the prompt stands in its place
-    before = row * width + index - 1 + length * (index >= insert_at).long()
-    logits = final.logits_at((starts + before).flatten())
-    labels = batch.input_ids[row, index].repeat(count)
-    total = functional.cross_entropy(logits, labels, reduction="none").view(count, -1).mean(1)
-    if goal.representation > 0 and goal.target_states is not None:
-        states = caught[-1].unflatten(0, (count, -1))[:, :, insert_at + length :].float()
-        total = total + goal.representation * _distance(
-            states, goal.target_states[:, insert_at:], batch.present[:, insert_at:]
+    final, layer_states = _states_with_prompts(model, objective, vectors)
+    n_prompts, length = vectors.shape[:2]
+    total = _answer_losses(objective, final, n_prompts, length)
+    if objective.representation > 0 and objective.target_states is not None:
+        first = objective.insert_at
+        distance = _distance(
+            layer_states[:, :, first + length :].float(),
+            objective.target_states[:, first:],
+            objective.batch.present[:, first:],
         )
-    if goal.fluency > 0:
-        # nothing predicts the first token of all
-        first = max(insert_at, 1)
-        of_prompt = torch.arange(first - 1, insert_at + length - 1, device=embedded.device)
-        logits = final.logits_at((starts + of_prompt).flatten())
-        ahead = logits.view(count, len(of_prompt), -1).log_softmax(-1)
-        total = total - goal.fluency * (shares[:, first - insert_at :] * ahead).sum(-1).mean(1)
+        total = total + objective.representation * distance
+    if objective.fluency > 0:
+        total = total + objective.fluency * _prompt_nll(objective, final, shares)
     return total
 
 
+def _states_with_prompts(
+    model: PreTrainedModel, objective: PromptObjective, vectors: Tensor
+) -> tuple[FinalStates, Tensor]:
+    """Final states of every sequence with each of the C prompts in it, C B rows of L + T, and the
+    output (C, B, L + T, D) of block `objective.layer`.
+    """
+    batch, insert_at, n_prompts = objective.batch, objective.insert_at, len(vectors)
+    rows = model.get_input_embeddings()(batch.input_ids)
+    rows = rows.expand(n_prompts, *batch.input_ids.shape, -1)
+    prompts = vectors[:, None].expand(-1, len(batch.input_ids), -1, -1).to(rows.dtype)
+    embedded = torch.cat([rows[:, :, :insert_at], prompts, rows[:, :, insert_at:]], 2)
+    outputs: list[Tensor] = []
+    handle = blocks(model)[objective.layer].register_forward_hook(
+        lambda _m, _i, out: outputs.append(out[0] if isinstance(out, tuple) else out)
+    )
+    try:
+        final = final_states(model, {"inputs_embeds": embedded.flatten(0, 1)})
+    finally:
+        handle.remove()
+    return final, outputs[-1].unflatten(0, (n_prompts, -1))
+
+
+def _row_starts(objective: PromptObjective, final: FinalStates, n_prompts: int) -> Tensor:
+    """(C, 1): where each prompt's copy of the batch starts, in positions laid out row by row."""
+    size = len(objective.batch.input_ids) * final.hidden.shape[1]
+    return size * torch.arange(n_prompts, device=final.hidden.device)[:, None]
+
+
+def _answer_losses(
+    objective: PromptObjective, final: FinalStates, n_prompts: int, length: int
+) -> Tensor:
+    """Mean NLL (C,) of the labels after each of the C prompts of `length` tokens."""
+    batch, width = objective.batch, final.hidden.shape[1]
+    row, index = batch.labelled.nonzero(as_tuple=True)
+    # the position that predicts the label, once the prompt stands in its place
+    before = row * width + index - 1 + length * (index >= objective.insert_at).long()
+    logits = final.logits_at((_row_starts(objective, final, n_prompts) + before).flatten())
+    labels = batch.input_ids[row, index].repeat(n_prompts)
+    nll = functional.cross_entropy(logits, labels, reduction="none")
+    return nll.view(n_prompts, -1).mean(1)
+
+
+def _prompt_nll(objective: PromptObjective, final: FinalStates, shares: Tensor) -> Tensor:
+    """Mean NLL (C,) of the prompts themselves, `shares` (C, L, V)."""
+    n_prompts, length = shares.shape[:2]
+    # nothing predicts the first token of all
+    first = max(objective.insert_at, 1)
+    end = objective.insert_at + length - 1
+    positions = torch.arange(first - 1, end, device=final.hidden.device)
+    places = (_row_starts(objective, final, n_prompts) + positions).flatten()
+    log_probs = final.logits_at(places).view(n_prompts, len(positions), -1).log_softmax(-1)
+    return -(shares[:, first - objective.insert_at :] * log_probs).sum(-1).mean(1)
+
+
 def losses_of_prompts(
-    model: PreTrainedModel, goal: PromptObjective, prompts: Tensor, *, rows: int = 256
+    model: PreTrainedModel, objective: PromptObjective, prompts: Tensor, *, rows: int = 256
 ) -> Tensor:
     """Loss (C,) of C prompts given as token ids (C, L), `rows` sequences at a time."""
     n_tokens = model.get_input_embeddings().weight.shape[0]
@@ -297,46 +328,40 @@ def losses_of_prompts(
         parts = [
             prompt_losses(
                 model,
-                goal,
+                objective,
                 model.get_input_embeddings()(chunk),
-                functional.one_hot(chunk, n_tokens) if goal.fluency > 0 else chunk,
+                functional.one_hot(chunk, n_tokens) if objective.fluency > 0 else chunk,
             )
-            for chunk in prompts.split(max(1, rows // len(goal.batch.input_ids)))
+            for chunk in prompts.split(max(1, rows // len(objective.batch.input_ids)))
         ]
     return torch.cat(parts)
 
 
-def token_gradient(model: PreTrainedModel, goal: PromptObjective, prompt: Tensor) -> Tensor:
+def token_gradient(model: PreTrainedModel, objective: PromptObjective, prompt: Tensor) -> Tensor:
     """Gradient (L, V) of the loss in the one-hot rows of a prompt (L,): to first order, what each
     replacement would change it by.
     """
     embeddings = model.get_input_embeddings()
     table = embeddings(torch.arange(embeddings.weight.shape[0], device=prompt.device)).detach()
     shares = functional.one_hot(prompt, len(table)).to(table.dtype).requires_grad_(True)
-    loss = prompt_losses(model, goal, (shares @ table)[None], shares[None]).sum()
+    loss = prompt_losses(model, objective, (shares @ table)[None], shares[None]).sum()
     return torch.autograd.grad(loss, shares)[0]
 
 
 def candidate_prompts(
-    prompt: Tensor,
-    slope: Tensor,
-    usable: Tensor,
-    *,
-    candidates: int,
-    top: int,
-    generator: torch.Generator,
+    prompt: Tensor, slope: Tensor, usable: Tensor, search: TokenSearch, generator: torch.Generator
 ) -> Tensor:
-    """Prompts (C, L) that differ from `prompt` in one token each, drawn from the `top` usable
-    tokens of least slope per position.
+    """Prompts (C, L) that differ from `prompt` in one token each, drawn from the `search.top`
+    usable tokens of least slope per position.
 
-    All of them, once each, where there are no more than `candidates`.
+    All of them, once each, where there are no more than `search.candidates`.
     """
-    best = usable[(-slope[:, usable]).topk(min(top, len(usable)), 1).indices]
+    best = usable[(-slope[:, usable]).topk(min(search.top, len(usable)), 1).indices]
     n_all = best.numel()
     chosen = (
         torch.arange(n_all)
-        if n_all <= candidates
-        else torch.randperm(n_all, generator=generator)[:candidates]
+        if n_all <= search.candidates
+        else torch.randperm(n_all, generator=generator)[: search.candidates]
     )
     position, rank = (
         (chosen // best.shape[1]).to(prompt.device),
@@ -349,29 +374,20 @@ def candidate_prompts(
 
 def search_prompt(
     model: PreTrainedModel,
-    goal: PromptObjective,
+    objective: PromptObjective,
     start: Tensor,
     usable: Tensor,
-    *,
-    steps: int,
-    candidates: int,
-    top: int,
+    search: TokenSearch,
     generator: torch.Generator,
 ) -> Tensor:
-    """The prompt (L,) that `steps` rounds of single replacements lead to; its loss is never above
-    that of `start`.
+    """The prompt (L,) that rounds of single replacements lead to; its loss is never above that of
+    `start`.
     """
-    prompt, best = start, float(losses_of_prompts(model, goal, start[None]))
-    for _ in range(steps):
-        proposals = candidate_prompts(
-            prompt,
-            token_gradient(model, goal, prompt),
-            usable,
-            candidates=candidates,
-            top=top,
-            generator=generator,
-        )
-        values = losses_of_prompts(model, goal, proposals)
+    prompt, best = start, float(losses_of_prompts(model, objective, start[None]))
+    for _ in range(search.steps):
+        slope = token_gradient(model, objective, prompt)
+        proposals = candidate_prompts(prompt, slope, usable, search, generator)
+        values = losses_of_prompts(model, objective, proposals)
         index = int(values.argmin())
         if float(values[index]) < best:
             prompt, best = proposals[index], float(values[index])
@@ -382,12 +398,12 @@ def answer_openings(probes: Sequence[Probe]) -> int:
     """How many ids all questions begin with (what stands before a prompt): begin-of-sequence,
     template or chat header; 1 for a single question.
     """
-    return _shared([p.answer.ids[: p.answer.start] for p in probes])
+    return _common_beginning([p.answer.ids[: p.answer.start] for p in probes])
 
 
 def with_prefix(probes: Sequence[Probe], ids: tuple[int, ...], insert_at: int) -> list[Probe]:
-    """Every probe with `ids` at `place` of each of its sequences. They have no `document`: letter
-    questions are made from text and are left out.
+    """Every probe with `ids` at `insert_at` of each of its sequences. They have no `document`:
+    letter questions are made from text and are left out.
     """
 
     def put(sequence: Encoded) -> Encoded:
@@ -438,70 +454,74 @@ def widened(old: nn.Embedding, vectors: Tensor) -> nn.Module:
     return Widened()
 
 
-def _learned(
+def _learn_vectors(
     model: PreTrainedModel,
     probes: Sequence[Probe],
     sequences: Sequence[Encoded],
     seed: int,
     leaving: ExitStack,
-    vectors: int,
-    learning_rate: float,
-    steps: int,
-    batch_size: int,
+    n_vectors: int,
+    training: AttackTraining,
 ) -> list[Probe]:
     """Learn the vectors on the sequences, hang them on the model, and put their ids before every
     question; the sequences are split `held_in`.
     """
     insert_at, generator = answer_openings(probes), torch.Generator().manual_seed(seed)
     embeddings = model.get_input_embeddings()
-    start = torch.randint(len(embeddings.weight), (vectors,), generator=generator).to(model.device)
+    n_old = len(embeddings.weight)
+    start = torch.randint(n_old, (n_vectors,), generator=generator).to(model.device)
     # (n, D): the one parameter of the attack
     prompt = nn.ParameterList([embeddings(start).detach().float().clone()])
 
     def loss_of_step(_step: int) -> StepLoss:
-        chosen = torch.randperm(len(sequences), generator=generator)[:batch_size].tolist()
-        goal = _goal(model, [sequences[index] for index in chosen], insert_at)
-        return StepLoss(
-            prompt_losses(model, goal, prompt[0][None], prompt[0][None])[0],
-            n_documents=len(chosen),
-        )
+        order = torch.randperm(len(sequences), generator=generator)
+        chosen = [sequences[index] for index in order[: training.batch_size].tolist()]
+        objective = _answer_objective(model, chosen, insert_at)
+        vectors = prompt[0][None]
+        loss = prompt_losses(model, objective, vectors, vectors)[0]
+        return StepLoss(loss, n_documents=len(chosen))
 
-    with ExitStack() as frozen:
-        for parameter in model.parameters():
-            frozen.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(False)
-        optimise(
-            prompt,
-            loss_of_step,
-            steps=steps,
-            learning_rate=learning_rate,
-            schedule="constant",
-            warmup_fraction=0.0,
-        )
+    rate = training.learning_rate
+    optimizer = OptimizerSettings(learning_rate=rate, schedule="constant", warmup_fraction=0.0)
+    with _frozen(model):
+        optimise(prompt, loss_of_step, steps=training.steps, optimizer=optimizer)
     model.set_input_embeddings(widened(embeddings, prompt[0].detach()))
     leaving.callback(model.set_input_embeddings, embeddings)
-    n_old = len(embeddings.weight)
     learned_from = [Probe(s.doc_id, HELD_IN, s, ()) for s in sequences]
-    return with_prefix([*probes, *learned_from], tuple(range(n_old, n_old + vectors)), insert_at)
+    new_ids = tuple(range(n_old, n_old + n_vectors))
+    return with_prefix([*probes, *learned_from], new_ids, insert_at)
 
 
-def _goal(model: PreTrainedModel, sequences: Sequence[Encoded], insert_at: int) -> PromptObjective:
+@contextmanager
+def _frozen(model: PreTrainedModel) -> Iterator[None]:
+    """No parameter of the model requires a gradient inside."""
+    with ExitStack() as restored:
+        for parameter in model.parameters():
+            restored.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
+        yield
+
+
+def _answer_objective(
+    model: PreTrainedModel, sequences: Sequence[Encoded], insert_at: int
+) -> PromptObjective:
     return PromptObjective(collate(sequences).to(model.device), insert_at)
 
 
-def _states(base: PreTrainedModel, batch: Batch, layer: int) -> Tensor:
-    with evaluating(base):
-        return hidden_states(base, batch.to(base.device), layer).float().to(batch.input_ids.device)
+def _block_output(model: PreTrainedModel, batch: Batch, layer: int) -> Tensor:
+    with evaluating(model):
+        states = hidden_states(model, batch.to(model.device), layer)
+    return states.float().to(batch.input_ids.device)
 
 
 def _distance(states: Tensor, target_states: Tensor, present: Tensor) -> Tensor:
-    """Mean squared difference (C,) of states (C, B, T, D) to wanted (B, T, D) over present tokens
-    (B, T) and width.
+    """Mean squared difference (C,) of states (C, B, T, D) to `target_states` (B, T, D) over present
+    tokens (B, T) and width.
     """
     return ((states - target_states).square().mean(-1) * present).sum((1, 2)) / present.sum()
 
 
-def _answered(question: Encoded, answer: Encoded) -> Encoded:
+def _with_answer_of(question: Encoded, answer: Encoded) -> Encoded:
     return Encoded(
         question.doc_id,
         (*question.ids[: question.start], *answer.ids[answer.start :]),
@@ -510,7 +530,7 @@ def _answered(question: Encoded, answer: Encoded) -> Encoded:
     )
 
 
-def _at_random(
+def _random_answer(
     sequence: Encoded, usable: Tensor, special: Collection[int], generator: torch.Generator
 ) -> Encoded:
     """The sequence with random tokens for those of its answer, special ones left as they are."""
@@ -524,7 +544,7 @@ def _at_random(
     return replace(sequence, ids=(*sequence.ids[: sequence.start], *answer))
 
 
-def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
+def _common_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
     """Length of the longest common beginning of different prompts; at most 1 for one prompt."""
     first, last = min(prompts), max(prompts)
     if first == last:
@@ -547,45 +567,33 @@ def _without_answers(usable: Tensor, probes: Sequence[Probe]) -> Tensor:
     return unrelated
 
 
-def _noised(
-    probe: Probe,
-    insert_at: int,
-    after: int,
-    usable: Tensor,
-    generator: torch.Generator,
-    share: float,
+def _replace_question_tokens(
+    probe: Probe, free: range, usable: Tensor, generator: torch.Generator, share: float
 ) -> Probe:
+    """The probe with about `share` of the question's tokens at `free` replaced, at least one."""
     question = list(probe.answer.ids[: probe.answer.start])
-    free = list(range(insert_at, len(question) - after))
     if free:
         allowed = _without_answers(usable, [probe])
-        for index in torch.randperm(len(free), generator=generator)[
-            : max(1, round(share * len(free)))
-        ].tolist():
-            question[free[index]] = int(
-                allowed[int(torch.randint(len(allowed), (), generator=generator))]
-            )
-
-    def put(sequence: Encoded) -> Encoded:
-        # A longer option can have cost the question its beginning: the end of the question is what
-        # they share.
-        shared = tuple(question[-min(sequence.start, len(question)) :])
-        return replace(
-            sequence,
-            ids=(
-                *sequence.ids[: sequence.start - len(shared)],
-                *shared,
-                *sequence.ids[sequence.start :],
-            ),
-        )
-
+        n_replaced = max(1, round(share * len(free)))
+        for index in torch.randperm(len(free), generator=generator)[:n_replaced].tolist():
+            drawn = int(torch.randint(len(allowed), (), generator=generator))
+            question[free[index]] = int(allowed[drawn])
     return replace(
         probe,
-        answer=put(probe.answer),
-        options=tuple(map(put, probe.options)),
+        answer=_with_question(probe.answer, question),
+        options=tuple(_with_question(option, question) for option in probe.options),
         paraphrased=None,
         document=None,
     )
+
+
+def _with_question(sequence: Encoded, question: Sequence[int]) -> Encoded:
+    """The sequence with another question of the same length. A longer option can have cost the
+    question its beginning: the end of the question is what they share.
+    """
+    end = tuple(question[-min(sequence.start, len(question)) :])
+    kept = sequence.ids[: sequence.start - len(end)]
+    return replace(sequence, ids=(*kept, *end, *sequence.ids[sequence.start :]))
 
 
 ADVERSARIAL_PROMPTS = {

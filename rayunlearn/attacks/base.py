@@ -98,6 +98,15 @@ class AttackRow(FamilyRow[Any]):
     elsewhere: str = ""
 
 
+@dataclass(frozen=True)
+class AttackTraining:
+    """How an attack trains: AdamW at `learning_rate`, `steps` steps of `batch_size` documents."""
+
+    learning_rate: float
+    steps: int
+    batch_size: int
+
+
 def check_package_installed(name: str, attack: AttackRow) -> None:
     """Raise UserError, before anything is scheduled, where the attack's package is missing."""
     installed = (

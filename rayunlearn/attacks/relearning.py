@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.attacks.base import AttackRow
+from rayunlearn.attacks.base import AttackRow, AttackTraining
 from rayunlearn.attacks.perturbation import (
     direction_ablation,
     direction_ablation_retain,
@@ -26,7 +26,7 @@ from rayunlearn.errors import require
 from rayunlearn.methods.objective import batch_indices
 from rayunlearn.models.forward import token_nll
 from rayunlearn.ranges import Count, Positive, Whole
-from rayunlearn.train.loop import optimise
+from rayunlearn.train.loop import Callbacks, OptimizerSettings, optimise
 from rayunlearn.train.step import StepLoss
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ def relearning(
     few documents look at `heldout_relearning` too.
     """
     chosen = forget_sequences[: documents or None]
-    _train(
-        model, chosen, seed, watch, learning_rate=learning_rate, steps=steps, batch_size=batch_size
-    )
+    _train(model, chosen, seed, watch, AttackTraining(learning_rate, steps, batch_size))
 
 
 def heldout_relearning(
@@ -76,15 +74,7 @@ def heldout_relearning(
     facts shifts a guess at the others a little; the same attack on gold has that shift too. RTT
     trains with Lion for six epochs; the loop here is AdamW.
     """
-    _train(
-        model,
-        held_in_sequences,
-        seed,
-        watch,
-        learning_rate=learning_rate,
-        steps=steps,
-        batch_size=batch_size,
-    )
+    _train(model, held_in_sequences, seed, watch, AttackTraining(learning_rate, steps, batch_size))
 
 
 def unrelated_training(
@@ -104,9 +94,7 @@ def unrelated_training(
     They train 1,000 steps of one chunk at 2e-4 through LoRA and look every 100.
     """
     chosen = unrelated_sequences[: documents or None]
-    _train(
-        model, chosen, seed, watch, learning_rate=learning_rate, steps=steps, batch_size=batch_size
-    )
+    _train(model, chosen, seed, watch, AttackTraining(learning_rate, steps, batch_size))
 
 
 def _train(
@@ -114,10 +102,7 @@ def _train(
     sequences: Sequence[Encoded],
     seed: int,
     watch: OnStep,
-    *,
-    learning_rate: float,
-    steps: int,
-    batch_size: int,
+    training: AttackTraining,
 ) -> None:
     """Every step `batch_size` documents, drawn as unlearning draws them; `watch` is told of every
     step but the last.
@@ -125,27 +110,25 @@ def _train(
     require(len(sequences) > 0, "a training attack needs at least one document", len(sequences))
 
     def loss_of_step(step: int) -> StepLoss:
-        batch = collate(
-            [sequences[p] for p in batch_indices(len(sequences), batch_size, step, seed)]
-        ).to(model.device)
+        positions = batch_indices(len(sequences), training.batch_size, step, seed)
+        batch = collate([sequences[position] for position in positions]).to(model.device)
         return StepLoss(
             token_nll(model, batch).sum() / batch.labelled.sum(),
             n_tokens=int(batch.present.sum()),
-            n_documents=batch_size,
+            n_documents=training.batch_size,
         )
 
     model.requires_grad_(True)
+    rate = training.learning_rate
     log = optimise(
         model,
         loss_of_step,
-        steps=steps,
-        learning_rate=learning_rate,
-        warmup_fraction=0.0,
-        check_every=1,
-        keep_going=watch,
+        steps=training.steps,
+        optimizer=OptimizerSettings(learning_rate=rate, warmup_fraction=0.0),
+        callbacks=Callbacks(check_every=1, keep_going=watch),
     )
     if log.outcome == "diverged":
-        raise DivergedError(f"the attack's loss was no number at learning rate {learning_rate:g}")
+        raise DivergedError(f"the attack's loss was no number at learning rate {rate:g}")
 
 
 class DivergedError(RuntimeError):

@@ -61,6 +61,23 @@ class Side:
     mean: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """What decides the loss of a step beside its two sides.
+
+    `layer`: the block (0-based) whose states `hidden` losses read. `batch_size`: documents of a
+    step on each side. `weighting` moves `retain_weight` (see `methods.retain_weight`).
+    """
+
+    retain_weight: float
+    layer: int
+    batch_size: int
+    seed: int
+    n_microbatches: int = 1
+    weighting: Weighting = fixed_weight
+    precision: str = "float32"
+
+
 @dataclass(frozen=True)
 class Presented:
     """One presentation: a document and the companion drawn for it of each kind."""
@@ -70,7 +87,7 @@ class Presented:
 
 
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Positions of the documents of a step: consecutive pieces of an endless row of shuffled
+    """Positions of the documents of a step: consecutive parts of an endless row of shuffled
     epochs.
 
     A function of (n, batch_size, step, seed) alone, so a resumed run draws what an undisturbed one
@@ -81,7 +98,7 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
 
 
 def presentations(n: int, batch_size: int, step: int, seed: int) -> list[tuple[int, int]]:
-    """`stream` with the epoch of each presentation."""
+    """`batch_indices` with the epoch of each presentation."""
     places = range(step * batch_size, (step + 1) * batch_size)
     epochs = {epoch: _epoch(n, seed, epoch) for epoch in {index // n for index in places}}
     return [(epochs[index // n][index % n], index // n) for index in places]
@@ -98,53 +115,35 @@ class UnlearningObjective:
 
     The losses come with their hyperparameters bound (functools.partial). A loss that needs no
     tensor costs no forward. `weighting` moves the retain weight once per optimizer step, in
-    `after_step`: computing a loss changes nothing, so all pieces of a step see one weight.
+    `after_step`: computing a loss changes nothing, so all microbatches of a step see one weight.
 
-    With `pieces` > 1 it is the loss of piece p that is given, p = step x pieces + 0, 1, ...: the
-    mean over a step's pieces is the loss of its whole batch, value and gradient. For that each
-    piece counts by its share of what the loss is a mean over, and as it then does not matter who is
-    in which piece, a step's documents are sorted by length first: less padding. A mean that lengths
-    do not tell (`ce_u`; label means where `token.keep` or `token.cap` choose by loss) is left as it
-    is: the documents in the order drawn, each piece with its own mean.
+    With `n_microbatches` > 1 it is the loss of microbatch m that is given, m = step x
+    n_microbatches + 0, 1, ...: the mean over a step's microbatches is the loss of its whole batch,
+    value and gradient. For that each microbatch counts by its share of what the loss is a mean
+    over, and as it then does not matter who is in which one, a step's documents are sorted by
+    length first: less padding. A mean that lengths do not tell (`ce_u`; label means where
+    `token.keep` or `token.cap` choose by loss) is left as it is: the documents in the order drawn,
+    each microbatch with its own mean.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        forget: Side,
-        retain: Side,
-        *,
-        retain_weight: float,
-        layer: int,
-        batch_size: int,
-        seed: int,
-        pieces: int = 1,
-        weighting: Weighting = fixed_weight,
-        precision: str = "float32",
+        self, model: PreTrainedModel, forget: Side, retain: Side, settings: ObjectiveSettings
     ) -> None:
-        self.retain_weight: float | Tensor = retain_weight
-        self._model, self._forget, self._retain, self._weighting = model, forget, retain, weighting
-        self._layer, self._batch_size, self._seed, self._precision = (
-            layer,
-            batch_size,
-            seed,
-            precision,
-        )
-        self._pieces = pieces
-        self._control = control_direction(model.config.hidden_size, seed).to(model.device)
+        self.retain_weight: float | Tensor = settings.retain_weight
+        self._model, self._forget, self._retain = model, forget, retain
+        self._settings = settings
+        control = control_direction(model.config.hidden_size, settings.seed)
+        self._control = control.to(model.device)
 
-    def __call__(self, piece: int) -> StepLoss:
+    def __call__(self, microbatch: int) -> StepLoss:
         """Both terms and what was shown. Raises UserError if a side that is asked for has no
         document.
         """
-        forget_term, n_forget, n_documents = self._term(self._forget, piece, 2 * self._seed)
-        retain_term, n_retain, _ = self._term(self._retain, piece, 2 * self._seed + 1)
-        weight = self.retain_weight
-        terms = [
-            t
-            for t in (forget_term, None if retain_term is None else weight * retain_term)
-            if t is not None
-        ]
+        seed, weight = self._settings.seed, self.retain_weight
+        forget_term, n_forget, n_documents = self._term(self._forget, microbatch, 2 * seed)
+        retain_term, n_retain, _ = self._term(self._retain, microbatch, 2 * seed + 1)
+        weighted = None if retain_term is None else weight * retain_term
+        terms = [term for term in (forget_term, weighted) if term is not None]
         return StepLoss(
             torch.stack(terms).sum(),
             forget_term,
@@ -157,10 +156,11 @@ class UnlearningObjective:
     def after_step(self, step: int, retain: Tensor) -> None:
         """Move the retain weight after optimizer step `step`, counted from 0.
 
-        retain: the retain loss of the step's whole batch, a scalar: the mean over its pieces, those
-        of other processes included. Every process must be given the same number.
+        retain: the retain loss of the step's whole batch, a scalar: the mean over its microbatches,
+        those of other processes included. Every process must be given the same number.
         """
-        self.retain_weight = self._weighting(self.retain_weight, retain.detach(), step)
+        weighting = self._settings.weighting
+        self.retain_weight = weighting(self.retain_weight, retain.detach(), step)
 
     def state(self) -> dict[str, Tensor]:
         """The retain weight, which a weighting may have moved: under one name as a number, under
@@ -177,36 +177,33 @@ class UnlearningObjective:
         """Go on with this retain weight."""
         self.retain_weight = state["tensor"] if "tensor" in state else float(state["number"])
 
-    def forget_term(self, piece: int) -> Tensor | None:
+    def forget_term(self, microbatch: int) -> Tensor | None:
         """The forget term alone, with the model as it stands; the retain weight does not move."""
-        return self._term(self._forget, piece, 2 * self._seed)[0]
+        return self._term(self._forget, microbatch, 2 * self._settings.seed)[0]
 
-    def _term(self, side: Side, piece: int, seed: int) -> tuple[Tensor | None, int, int]:
-        """The side's loss on a piece, the tokens that went through the model for it, padding
+    def _term(self, side: Side, microbatch: int, seed: int) -> tuple[Tensor | None, int, int]:
+        """The side's loss on a microbatch, the tokens that went through the model for it, padding
         excluded, and its documents.
         """
         if not required_inputs(side.loss):
             return None, 0, 0
-        step, part = divmod(piece, self._pieces)
-        presented, share = microbatch_of(
-            side, self._presented(side, step, seed), part, self._pieces
-        )
-        documents, of_full = (
-            [presentation.document for presentation in presented],
-            side.rule.of_companions,
-        )
-        with computing(self._model.device, self._precision):
-            views = {
-                kind: self._view(
+        n_microbatches = self._settings.n_microbatches
+        step, number = divmod(microbatch, n_microbatches)
+        batch = self._presentations(side, step, seed)
+        presented, share = microbatch_of(side, batch, number, n_microbatches)
+        documents = [presentation.document for presentation in presented]
+        with computing(self._model.device, self._settings.precision):
+            companions = {
+                kind: self._inputs(
                     [presentation.companions[kind] for presentation in presented],
-                    c.reference,
-                    of_full,
+                    paired.reference,
+                    side.rule.of_companions,
                 )
-                for kind, c in side.companions.items()
+                for kind, paired in side.companions.items()
             }
-            view = self._view(documents, side.reference, side.rule, views, side.prefix)
+            inputs = self._inputs(documents, side.reference, side.rule, companions, side.prefix)
             term = side.loss(
-                **{name: required_tensor(view, name) for name in required_inputs(side.loss)}
+                **{name: required_tensor(inputs, name) for name in required_inputs(side.loss)}
             )
         return (
             term if share == 1 else share * term,
@@ -214,19 +211,19 @@ class UnlearningObjective:
             len(presented),
         )
 
-    def _presented(self, side: Side, step: int, seed: int) -> list[Presented]:
+    def _presentations(self, side: Side, step: int, seed: int) -> list[Presented]:
         """The presentations of a step, with their companions."""
-        batch = []
-        for index, epoch in presentations(len(side.sequences), self._batch_size, step, seed):
+        batch, settings = [], self._settings
+        for index, epoch in presentations(len(side.sequences), settings.batch_size, step, seed):
             document = side.sequences[index]
             companions = {
-                kind: choose_response(c.choices, document.doc_id, self._seed, epoch)
-                for kind, c in side.companions.items()
+                kind: choose_response(paired.choices, document.doc_id, settings.seed, epoch)
+                for kind, paired in side.companions.items()
             }
             batch.append(Presented(document, companions))
         return batch
 
-    def _view(
+    def _inputs(
         self,
         sequences: Sequence[Encoded],
         reference: Reference,
@@ -238,7 +235,7 @@ class UnlearningObjective:
             self._model,
             sequences,
             reference=reference,
-            layer=self._layer,
+            layer=self._settings.layer,
             control=self._control,
             rule=rule,
             companions=companions or {},
@@ -247,23 +244,24 @@ class UnlearningObjective:
 
 
 def microbatch_of(
-    side: Side, presented: Sequence[Presented], part: int, pieces: int
+    side: Side, presented: Sequence[Presented], number: int, n_microbatches: int
 ) -> tuple[Sequence[Presented], float]:
-    """Part number `part` of a step's presentations, and what its loss is to be multiplied by (see
-    `UnlearningObjective`).
+    """Microbatch `number`, from 0, of a step's presentations, and what its loss is to be multiplied
+    by (see `UnlearningObjective`).
     """
-    if pieces == 1:
+    if n_microbatches == 1:
         return presented, 1.0
-    size = len(presented) // pieces
+    size = len(presented) // n_microbatches
+    part = slice(number * size, (number + 1) * size)
     by_value = side.rule.by_loss and side.mean != "documents"
     if not side.mean or by_value:
-        return presented[part * size : (part + 1) * size], 1.0
+        return presented[part], 1.0
     ordered = sorted(presented, key=partial(n_tokens, side))
-    piece = ordered[part * size : (part + 1) * size]
-    n_here, everywhere = (
-        sum(n_averaged(side, presentation) for presentation in group) for group in (piece, ordered)
+    n_here, n_in_step = (
+        sum(n_averaged(side, presentation) for presentation in group)
+        for group in (ordered[part], ordered)
     )
-    return piece, pieces * n_here / max(1, everywhere)
+    return ordered[part], n_microbatches * n_here / max(1, n_in_step)
 
 
 def n_tokens(side: Side, presented: Presented) -> int:

@@ -37,7 +37,8 @@ class HasState(Protocol):
 @dataclass(frozen=True)
 class Checkpoints:
     """Where the checkpoint of a run is, for what run (`about`: JSON values that decide every bit of
-    it) and how often it is written.
+    it), how often it is written, and `parts`: what, beside parameters, optimizer and wrappers,
+    carries something from step to step.
 
     It is written at the first look of the loop after `every` steps. One of another run, or a
     damaged one, is as none.
@@ -46,10 +47,11 @@ class Checkpoints:
     path: Path
     about: Mapping[str, object]
     every_steps: int
+    parts: Sequence[HasState] = ()
 
-    def due(self, step: int, saved: int) -> bool:
-        """Whether step `step` is to be kept, the last one kept being `saved`."""
-        return step - saved >= self.every_steps
+    def due(self, step: int, saved_step: int) -> bool:
+        """Whether step `step` is to be kept, the last one kept being `saved_step`."""
+        return step - saved_step >= self.every_steps
 
     def save(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
         """Keep these. Raises UserError when storage fails for long."""
@@ -57,13 +59,13 @@ class Checkpoints:
         from rayunlearn.storage.parquet import retry_transient
 
         text = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
-        interval = {
+        saved = {
             name: t.detach().cpu().contiguous() for name, t in {**tensors, "numbers": text}.items()
         }
 
         def write() -> None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_genuine(self.path, self._key(), interval)
+            write_genuine(self.path, self._key(), saved)
 
         retry_transient(f"write {self.path}", write)
 

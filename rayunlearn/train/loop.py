@@ -17,7 +17,6 @@ from rayunlearn.models.cpu_offload import is_offloaded
 from rayunlearn.models.forward import blocks
 from rayunlearn.train.checkpoint import (
     Checkpoints,
-    HasState,
     schedule_numbers,
     take_schedule_numbers,
     take_training_state,
@@ -36,15 +35,65 @@ TOO_LARGE = (
     "--processes-per-trial must be large enough to divide a model that is larger than its GPU"
 )
 SCHEDULER_NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-BuildOptimizer = Callable[[Callable[[int], StepLoss], Sequence["nn.Parameter"], int], Wrapper]
+BuildWrapper = Callable[[Callable[[int], StepLoss], Sequence["nn.Parameter"], int], Wrapper]
 AfterStep = Callable[[int, "Tensor"], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW and its schedule.
+
+    `schedule` is constant, linear or cosine (to 0 at the last step), after a linear warm-up over
+    `warmup_fraction` of the steps; `max_grad_norm` clips the norm of the whole gradient; a step
+    takes the mean of `accumulation` losses on each process.
+    """
+
+    learning_rate: float
+    schedule: str = "linear"
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    accumulation: int = 1
+
+
+@dataclass(frozen=True)
+class TrainedParameters:
+    """Which parameters are trained: those whose name matches `pattern` (re.search), in the blocks
+    `layers` (0-based; () asks for none).
+    """
+
+    pattern: str = ".*"
+    layers: Collection[int] = ()
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the loop calls between its steps.
+
+    Every `check_every` steps, and after the last one, the losses so far are looked at (one
+    synchronisation with the device): a non-finite one ends the run as diverged, and
+    `keep_going(step)`, from 1 and not asked after the last step, may end it as stopped. What moves
+    with the loss does so in `after_step(step, retain)`, once per optimizer step and after it
+    (counted from 0): `retain` is the retain loss of the whole batch, the mean over microbatches and
+    processes, and the same number on every process.
+    """
+
+    check_every: int = 25
+    keep_going: Callable[[int], bool] | None = None
+    after_step: AfterStep | None = None
+
+
+ALL_PARAMETERS = TrainedParameters()
+NO_CALLBACKS = Callbacks()
 
 
 @dataclass(frozen=True)
 class TrainLog:
-    """What a training run did. `outcome` is complete, stopped (by `keep_going`), diverged
-    (non-finite loss or gradient) or early_stopped (`early_stopping.RetentionEarlyStopping`): the
-    weights are then those of step `kept_step`, which else is None.
+    """What a training run did.
+
+    `outcome` is complete, stopped (by `keep_going`), diverged (non-finite loss or gradient) or
+    early_stopped (`early_stopping.RetentionEarlyStopping`): the weights are then those of step
+    `kept_step`, which else is None.
     """
 
     rows: tuple[StepRow, ...]
@@ -55,7 +104,7 @@ class TrainLog:
 
 
 @dataclass(frozen=True)
-class _Timed:
+class _PendingStep:
     """A step that has been taken and not been looked at: its tensors may still be on their way on
     the device.
     """
@@ -67,28 +116,26 @@ class _Timed:
 
 
 @dataclass
-class _Record:
-    """The steps so far. Those since the last look are `pending`: looking at them is a
+class _RunRecord:
+    """The steps so far. Those since the last check are `pending`: looking at them is a
     synchronisation with the device.
     """
 
-    pending: list[_Timed] = field(default_factory=list)
+    pending: list[_PendingStep] = field(default_factory=list)
     rows: list[StepRow] = field(default_factory=list)
     presentations: int = 0
     outcome: str = "complete"
 
-    def note(self, timed: _Timed) -> None:
+    def add(self, step: _PendingStep) -> None:
         """Add a step without looking at it."""
-        self.pending.append(timed)
-        self.presentations += timed.loss.n_documents
+        self.pending.append(step)
+        self.presentations += step.loss.n_documents
 
     def check_pending_steps(self, keep_going: Callable[[int], bool] | None, *, last: bool) -> None:
-        """Read the pending steps and judge them; `keep_going` is not asked
-        after the `last` step.
-        """
-        fresh = _rows(self.pending, len(self.rows))
-        self.rows, self.pending = self.rows + fresh, []
-        if not all(math.isfinite(row.loss) and math.isfinite(row.grad_norm) for row in fresh):
+        """Read the pending steps and judge them; `keep_going` is not asked after the `last` one."""
+        new_rows = _step_rows(self.pending, len(self.rows))
+        self.rows, self.pending = self.rows + new_rows, []
+        if not all(math.isfinite(row.loss) and math.isfinite(row.grad_norm) for row in new_rows):
             self.outcome = "diverged"
         elif not last and keep_going is not None and not keep_going(len(self.rows)):
             self.outcome = "stopped"
@@ -105,73 +152,66 @@ class _Trainer:
     optimizer: Any
     scheduler: Any
     wrappers: Sequence[Wrapper]
-    accumulation: int
-    max_grad_norm: float
-    remembers: Sequence[HasState]
+    settings: OptimizerSettings
     after_step: AfterStep | None
 
-    def step(self, loss_of_step: Callable[[int], StepLoss], number: int) -> _Timed:
+    def step(self, loss_of_step: Callable[[int], StepLoss], number: int) -> _PendingStep:
         """Take step `number`, counted from 1, and wait for nothing."""
         started = time.perf_counter()
-        loss = _gradient(
-            self.accelerate, loss_of_step, self.wrappers, number - 1, self.accumulation
+        accumulation = self.settings.accumulation
+        loss = _accumulate_gradient(
+            self.accelerate, loss_of_step, self.wrappers, number - 1, accumulation
         )
-        _share_gradients(self.accelerate, self.parameters)
+        _average_gradients(self.accelerate, self.parameters)
         clip = clip_gradients if is_sharded(self.parameters) else self.accelerate.clip_grad_norm_
-        norm = clip(self.parameters, self.max_grad_norm)
+        norm = clip(self.parameters, self.settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.after_step is not None and loss.retain is not None:
-            # every process has the mean over its own pieces
+            # every process has the mean over its own microbatches
             self.after_step(number - 1, self.accelerate.reduce(loss.retain, "mean"))
         for wrapper in self.wrappers:
             wrapper.after_step(number)
-        timed = _Timed(
-            loss, norm.detach(), self.scheduler.get_last_lr()[0], time.perf_counter() - started
-        )
+        seconds, rate = time.perf_counter() - started, self.scheduler.get_last_lr()[0]
         self.scheduler.step()
-        return timed
+        return _PendingStep(loss, norm.detach(), rate, seconds)
 
-    def save_if_due(self, checkpoints: Checkpoints | None, record: _Record, saved: int) -> int:
-        """Write down where the run is, if it is time to and it goes on; the step last written down.
-        The record must have been looked at.
+    def save_if_due(
+        self, checkpoints: Checkpoints | None, record: _RunRecord, saved_step: int
+    ) -> int:
+        """Write a checkpoint, if it is time to and the run goes on; the step of the last one. The
+        record must have been checked.
         """
-        number = len(record.rows)
-        if (
-            checkpoints is None
-            or record.outcome != "complete"
-            or not checkpoints.due(number, saved)
-        ):
-            return saved
+        number, goes_on = len(record.rows), record.outcome == "complete"
+        if checkpoints is None or not goes_on or not checkpoints.due(number, saved_step):
+            return saved_step
         numbers = {
             "rows": [asdict(row) for row in record.rows],
             "presentations": record.presentations,
         }
-        tensors = training_state(self.parameters, self.optimizer, [*self.wrappers, *self.remembers])
+        parts = [*self.wrappers, *checkpoints.parts]
+        tensors = training_state(self.parameters, self.optimizer, parts)
         checkpoints.save(tensors, numbers | schedule_numbers(self.optimizer, self.scheduler))
         return number
 
-    def resumed(self, checkpoints: Checkpoints | None) -> _Record:
+    def restore(self, checkpoints: Checkpoints | None) -> _RunRecord:
         """The record of the steps that an earlier process took, with everything as it left it; an
         empty one where there was none.
         """
+        if checkpoints is None:
+            return _RunRecord()
         n_processes = self.accelerate.num_processes
-        require(
-            checkpoints is None or n_processes == 1,
-            "train.checkpoint_every must be 0 where a trial has several processes",
-            n_processes,
-        )
-        restored = checkpoints.read() if checkpoints else None
+        rule = "train.checkpoint_every must be 0 where a trial has several processes"
+        require(n_processes == 1, rule, n_processes)
+        restored = checkpoints.read()
         if restored is None:
-            return _Record()
+            return _RunRecord()
         tensors, numbers = restored
-        take_training_state(
-            tensors, self.parameters, self.optimizer, [*self.wrappers, *self.remembers]
-        )
+        parts = [*self.wrappers, *checkpoints.parts]
+        take_training_state(tensors, self.parameters, self.optimizer, parts)
         take_schedule_numbers(numbers, self.optimizer, self.scheduler)
-        return _Record(
-            rows=[StepRow(**row) for row in numbers["rows"]], presentations=numbers["presentations"]
-        )
+        rows = [StepRow(**row) for row in numbers["rows"]]
+        return _RunRecord(rows=rows, presentations=numbers["presentations"])
 
 
 def choose_parameters(
@@ -183,11 +223,10 @@ def choose_parameters(
     layers: blocks (0-based) that they must be part of; () asks for none. Raises UserError where
     nothing is left to train.
     """
-    matcher, inside = re.compile(pattern), _of_blocks(model, layers)
+    matcher, block_parameters = re.compile(pattern), _block_parameter_ids(model, layers)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(
-            matcher.search(name) is not None and (not layers or id(parameter) in inside)
-        )
+        in_layers = not layers or id(parameter) in block_parameters
+        parameter.requires_grad_(matcher.search(name) is not None and in_layers)
     chosen = [p for p in model.parameters() if p.requires_grad]
     if not chosen:
         names = ", ".join(n for n, _ in list(model.named_parameters())[:6])
@@ -199,7 +238,7 @@ def choose_parameters(
     return chosen
 
 
-def _of_blocks(model: nn.Module, layers: Collection[int]) -> set[int]:
+def _block_parameter_ids(model: nn.Module, layers: Collection[int]) -> set[int]:
     """Identities of the blocks' parameters. Raises UserError for a block that the model does not
     have.
     """
@@ -221,87 +260,67 @@ def optimise(
     loss_of_step: Callable[[int], StepLoss],
     *,
     steps: int,
-    learning_rate: float,
-    schedule: str = "linear",
-    warmup_fraction: float = 0.1,
-    weight_decay: float = 0.0,
-    max_grad_norm: float = 1.0,
-    parameters: str = ".*",
-    layers: Collection[int] = (),
-    accumulation: int = 1,
-    wrappers: Sequence[BuildOptimizer] = (),
-    check_every: int = 25,
-    keep_going: Callable[[int], bool] | None = None,
+    optimizer: OptimizerSettings,
+    trained: TrainedParameters = ALL_PARAMETERS,
+    wrappers: Sequence[BuildWrapper] = (),
+    callbacks: Callbacks = NO_CALLBACKS,
     checkpoints: Checkpoints | None = None,
-    remembers: Sequence[HasState] = (),
-    after_step: AfterStep | None = None,
 ) -> TrainLog:
     """Minimise `loss_of_step(0), loss_of_step(1), ...` with AdamW; `model` ends as trained.
 
-    An optimizer step takes the mean of `accumulation` losses on each process (gradients are
-    averaged over processes), so `loss_of_step` counts pieces: process r of n is given pieces r, r +
-    n, ... Every `check_every` steps the losses so far are looked at (one synchronisation with the
-    device): a non-finite one ends the run as diverged, and `keep_going(step)` may end it as
-    stopped. The record is that of the process itself.
-
-    `checkpoints`: a run of one process that was broken off goes on from its last one and ends with
-    the same bits; `remembers` is what, beside parameters, optimizer and wrappers, carries something
-    from step to step. What moves with the loss does so in `after_step(step, retain)`, once per
-    optimizer step and after it (counted from 0): `retain` is the retain loss of the whole batch,
-    the mean over `accumulation` and processes, and the same number on every process.
+    An optimizer step takes the mean of `optimizer.accumulation` losses on each process (gradients
+    are averaged over processes), so `loss_of_step` counts microbatches: process r of n is given
+    microbatches r, r + n, ... The record is that of the process itself. `checkpoints`: a run of one
+    process that was broken off goes on from its last one and ends with the same bits.
     """
     require(not is_offloaded(model), TOO_LARGE, accelerator().num_processes)
-    chosen, accelerate = choose_parameters(model, parameters, layers), accelerator()
-    optimizer = accelerate.prepare(
-        adamw([{"params": kind} for kind in full_and_sharded(chosen)], learning_rate, weight_decay)
-    )
-    scheduler = transformers.get_scheduler(
-        SCHEDULER_NAMES[schedule], optimizer, round(warmup_fraction * steps), max(1, steps)
-    )
-    active_wrappers = _built(wrappers, loss_of_step, chosen, steps)
-    trainer = _Trainer(
-        accelerate,
-        chosen,
-        optimizer,
-        scheduler,
-        active_wrappers,
-        accumulation,
-        max_grad_norm,
-        remembers,
-        after_step,
-    )
-    record = trainer.resumed(checkpoints)
-    saved = len(record.rows)
-    for number in range(saved + 1, steps + 1):
+    chosen = choose_parameters(model, trained.pattern, trained.layers)
+    trainer = _trainer(chosen, loss_of_step, steps, optimizer, wrappers, callbacks.after_step)
+    record = trainer.restore(checkpoints)
+    saved_step = len(record.rows)
+    for number in range(saved_step + 1, steps + 1):
         # whoever looked at the last step may have left it in evaluation mode
         model.train()
-        record.note(trainer.step(loss_of_step, number))
-        if number % check_every == 0 or number == steps:
-            record.check_pending_steps(keep_going, last=number == steps)
-            saved = trainer.save_if_due(checkpoints, record, saved) if number < steps else saved
+        record.add(trainer.step(loss_of_step, number))
+        is_last = number == steps
+        if number % callbacks.check_every == 0 or is_last:
+            record.check_pending_steps(callbacks.keep_going, last=is_last)
+            if not is_last:
+                saved_step = trainer.save_if_due(checkpoints, record, saved_step)
         if record.outcome != "complete":
             break
-    for wrapper in active_wrappers:
+    for wrapper in trainer.wrappers:
         wrapper.at_end()
     model.eval()
-    return TrainLog(
-        tuple(record.rows), record.outcome, record.presentations, sum(p.numel() for p in chosen)
-    )
+    n_trained = sum(p.numel() for p in chosen)
+    return TrainLog(tuple(record.rows), record.outcome, record.presentations, n_trained)
 
 
-def _built(
-    wrappers: Sequence[BuildOptimizer],
-    loss_of_step: Callable[[int], StepLoss],
+def _trainer(
     chosen: Sequence[nn.Parameter],
+    loss_of_step: Callable[[int], StepLoss],
     steps: int,
-) -> list[Wrapper]:
-    """The wrappers of a run. Raises UserError for any where what is trained is divided."""
+    settings: OptimizerSettings,
+    wrappers: Sequence[BuildWrapper],
+    after_step: AfterStep | None,
+) -> _Trainer:
+    """Raises UserError for any wrapper where what is trained is divided."""
+    accelerate = accelerator()
+    groups = [{"params": kind} for kind in full_and_sharded(chosen)]
+    optimizer = accelerate.prepare(adamw(groups, settings.learning_rate, settings.weight_decay))
+    scheduler = transformers.get_scheduler(
+        SCHEDULER_NAMES[settings.schedule],
+        optimizer,
+        round(settings.warmup_fraction * steps),
+        max(1, steps),
+    )
     require(
         not (wrappers and is_sharded(chosen)),
         "a trial on several processes must have no wrapper and no method that ends with one",
         len(wrappers),
     )
-    return [build(loss_of_step, chosen, steps) for build in wrappers]
+    built = [build(loss_of_step, chosen, steps) for build in wrappers]
+    return _Trainer(accelerate, chosen, optimizer, scheduler, built, settings, after_step)
 
 
 def adamw(
@@ -315,32 +334,30 @@ def adamw(
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
-def _gradient(
+def _accumulate_gradient(
     accelerate: Accelerator,
-    terms: Callable[[int], StepLoss],
-    active_wrappers: Sequence[Wrapper],
+    loss_of_step: Callable[[int], StepLoss],
+    wrappers: Sequence[Wrapper],
     step: int,
     accumulation: int,
 ) -> StepLoss:
-    """Fill .grad with the mean gradient of this process's pieces of the step; returns their mean
-    losses and total counts.
+    """Fill .grad with the mean gradient of this process's microbatches of the step; returns their
+    mean losses and total counts.
     """
-    compute = next(
-        (w.gradient for w in active_wrappers if w.gradient is not no_wrapper), no_wrapper
-    )
+    compute = next((w.gradient for w in wrappers if w.gradient is not no_wrapper), no_wrapper)
     first = step * accumulation * accelerate.num_processes + accelerate.process_index
 
     def backward(loss: Tensor) -> None:
         accelerate.backward(loss if accumulation == 1 else loss / accumulation)
 
-    pieces = [
-        _detached(compute(terms, first + piece * accelerate.num_processes, backward))
-        for piece in range(accumulation)
+    losses = [
+        _detach(compute(loss_of_step, first + number * accelerate.num_processes, backward))
+        for number in range(accumulation)
     ]
-    return pieces[0] if accumulation == 1 else _mean(pieces)
+    return losses[0] if accumulation == 1 else _mean_loss(losses)
 
 
-def _share_gradients(accelerate: Accelerator, chosen: Sequence[nn.Parameter]) -> None:
+def _average_gradients(accelerate: Accelerator, chosen: Sequence[nn.Parameter]) -> None:
     """Average the gradients over the processes, which differ in their documents alone and so have
     gradients for the same tensors.
 
@@ -351,49 +368,45 @@ def _share_gradients(accelerate: Accelerator, chosen: Sequence[nn.Parameter]) ->
             parameter.grad = accelerate.reduce(parameter.grad, "mean")
 
 
-def _detached(loss: StepLoss) -> StepLoss:
+def _detach(loss: StepLoss) -> StepLoss:
     forget, retain = (
         None if term is None else term.detach() for term in (loss.forget, loss.retain)
     )
     return replace(loss, total=loss.total.detach(), forget=forget, retain=retain)
 
 
-def _mean(pieces: Sequence[StepLoss]) -> StepLoss:
+def _mean_loss(losses: Sequence[StepLoss]) -> StepLoss:
     def mean(terms: Sequence[Tensor | None]) -> Tensor | None:
         present = [term for term in terms if term is not None]
         return torch.stack(present).mean() if present else None
 
-    total = mean([p.total for p in pieces])
+    total = mean([loss.total for loss in losses])
     assert total is not None
-    counts = sum(p.n_tokens for p in pieces), sum(p.n_documents for p in pieces)
     return StepLoss(
         total,
-        mean([p.forget for p in pieces]),
-        mean([p.retain for p in pieces]),
-        *counts,
-        pieces[-1].retain_weight,
+        mean([loss.forget for loss in losses]),
+        mean([loss.retain for loss in losses]),
+        sum(loss.n_tokens for loss in losses),
+        sum(loss.n_documents for loss in losses),
+        losses[-1].retain_weight,
     )
 
 
-def _rows(pending: Sequence[_Timed], n_before: int) -> list[StepRow]:
-    rows = []
-    for step, timed in enumerate(pending, start=n_before + 1):
-        loss = timed.loss
-        forget, retain = (
-            None if term is None else float(term) for term in (loss.forget, loss.retain)
-        )
-        weight = None if retain is None else float(loss.retain_weight)
-        rows.append(
-            StepRow(
-                step,
-                float(loss.total),
-                forget,
-                retain,
-                weight,
-                float(timed.norm),
-                timed.learning_rate,
-                loss.n_tokens,
-                timed.seconds,
-            )
-        )
-    return rows
+def _step_rows(pending: Sequence[_PendingStep], n_before: int) -> list[StepRow]:
+    return [_step_row(step, number) for number, step in enumerate(pending, start=n_before + 1)]
+
+
+def _step_row(step: _PendingStep, number: int) -> StepRow:
+    loss = step.loss
+    forget, retain = (None if term is None else float(term) for term in (loss.forget, loss.retain))
+    return StepRow(
+        step=number,
+        loss=float(loss.total),
+        forget_loss=forget,
+        retain_loss=retain,
+        retain_weight=None if retain is None else float(loss.retain_weight),
+        grad_norm=float(step.norm),
+        learning_rate=step.learning_rate,
+        tokens=loss.n_tokens,
+        seconds=step.seconds,
+    )

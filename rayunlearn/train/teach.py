@@ -22,7 +22,7 @@ from rayunlearn.lazy import torch
 from rayunlearn.models.forward import token_nll
 from rayunlearn.models.load import load_model, save_model
 from rayunlearn.models.scratch import SHAPES, build_model, build_tokenizer
-from rayunlearn.train.loop import TrainLog, optimise
+from rayunlearn.train.loop import OptimizerSettings, TrainLog, optimise
 from rayunlearn.train.step import StepLoss
 
 if TYPE_CHECKING:
@@ -168,10 +168,13 @@ def train_language_model(
             n_documents=len(chosen),
         )
 
-    settings = {name: RECIPE[name] for name in ("schedule", "warmup_fraction", "weight_decay")}
-    log = optimise(
-        model, loss_of_step, steps=len(batches), learning_rate=learning_rate(trial), **settings
+    optimizer = OptimizerSettings(
+        learning_rate=learning_rate(trial),
+        schedule=RECIPE["schedule"],
+        warmup_fraction=RECIPE["warmup_fraction"],
+        weight_decay=RECIPE["weight_decay"],
     )
+    log = optimise(model, loss_of_step, steps=len(batches), optimizer=optimizer)
     progress(len(batches), len(batches))
     return log
 

@@ -32,7 +32,7 @@ UTILITY_PROBES = 64
 @dataclass(frozen=True)
 class RetentionProbe:
     """The retain probes that are watched while a model trains, and the mean probability that they
-    must keep; under it a run collapses, or (`holds_back`) ends with the last weights that held
+    must keep; under it a run collapses, or (`stops_early`) ends with the last weights that held
     it."""
 
     probes: Sequence[Probe]

@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn import data as data_code
 from rayunlearn import methods as method_code
 from rayunlearn import models as model_code
-from rayunlearn.config import Trial, block_numbers, flatten
+from rayunlearn.config import Train, Trial, block_numbers, flatten
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
-from rayunlearn.methods.objective import PairedResponses, Side, UnlearningObjective, batch_indices
+from rayunlearn.methods.objective import (
+    ObjectiveSettings,
+    PairedResponses,
+    Side,
+    UnlearningObjective,
+    batch_indices,
+)
 from rayunlearn.methods.paired_responses import PAIRED_RESPONSES, Choices, ResponseInputs
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.task_vector import as_trained
@@ -29,18 +35,25 @@ from rayunlearn.registry import arguments_of, paired_response_function
 from rayunlearn.selectors.unlearning_gradients import unlearning_norms
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.train.adapters import ADAPTERS, with_adapter
-from rayunlearn.train.checkpoint import Checkpoints
+from rayunlearn.train.checkpoint import Checkpoints, HasState
 from rayunlearn.train.device import accelerator, computing
 from rayunlearn.train.early_stopping import RetentionEarlyStopping
 from rayunlearn.train.fsdp import shard_model
-from rayunlearn.train.loop import TrainLog, choose_parameters, optimise
+from rayunlearn.train.loop import (
+    Callbacks,
+    OptimizerSettings,
+    TrainedParameters,
+    TrainLog,
+    choose_parameters,
+    optimise,
+)
 from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended_by, names_of
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.coreset import select_coreset
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import coreset_sequences
 from rayunlearn.trial.model_state import cached
-from rayunlearn.trial.probes import retention_probe
+from rayunlearn.trial.probes import RetentionProbe, retention_probe
 from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.references import cache_key, cached_trial_reference, with_prefixes
 
@@ -74,68 +87,81 @@ def unlearn(
     method does after the last one. `checkpoint`: the file that the training is resumed from and,
     every `train.checkpoint_every` steps, written to.
     """
-    pair = objective_sides(context, coreset)
-    train = context.trial.train
-    names = (
-        "learning_rate",
-        "schedule",
-        "warmup_fraction",
-        "weight_decay",
-        "max_grad_norm",
-        "accumulation",
-    )
-    settings = {name: getattr(train, name) for name in names} | {
-        "check_every": context.trial.stop.check_every
-    }
+    train, sides = context.trial.train, objective_sides(context, coreset)
     adapter = bind_arguments(context.trial, ADAPTERS[train.adapter].function)
     layers = block_numbers(train.layers)
     with with_adapter(context.model, adapter, train.parameters, adapter_folder, layers) as pattern:
         choose_parameters(context.model, pattern, layers)
-        forget, retain = with_prefixes(context, pair)
-        retained = None if after_step else retention_probe(context)
-        checkpoints = _checkpoints(context, coreset, checkpoint)
+        sides = with_prefixes(context, sides)
+        retention = None if after_step else retention_probe(context)
         with shard_model(context.model) as model:
-            terms = _objective(context.trial, model, forget, retain)
-            floor = (
-                RetentionEarlyStopping(model, partial(retained.now, model), retained.floor)
-                if retained and retained.stops_early
-                else None
-            )
+            objective = _objective(context.trial, model, *sides)
+            stopping = _early_stopping(model, retention)
+            parts: list[HasState] = [objective, stopping] if stopping else [objective]
             log = optimise(
                 model,
-                terms,
-                steps=context.trial.train.n_steps(len(coreset)),
-                parameters=pattern,
-                layers=layers,
+                objective,
+                steps=train.n_steps(len(coreset)),
+                optimizer=_optimizer_settings(train),
+                trained=TrainedParameters(pattern, layers),
                 wrappers=_wrappers(context.trial, after_step),
-                keep_going=floor.holds if floor else retained.watch(model) if retained else None,
-                checkpoints=checkpoints,
-                remembers=[terms, floor] if floor else [terms],
-                after_step=terms.after_step,
-                **settings,
+                callbacks=Callbacks(
+                    check_every=context.trial.stop.check_every,
+                    keep_going=_keep_going(model, retention, stopping),
+                    after_step=objective.after_step,
+                ),
+                checkpoints=_checkpoints(context, coreset, checkpoint, parts),
             )
-            return floor.restore_best(log) if floor else log
+            return stopping.restore_best(log) if stopping else log
+
+
+def _optimizer_settings(train: Train) -> OptimizerSettings:
+    return OptimizerSettings(
+        learning_rate=train.learning_rate,
+        schedule=train.schedule,
+        warmup_fraction=train.warmup_fraction,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        accumulation=train.accumulation,
+    )
+
+
+def _early_stopping(
+    model: PreTrainedModel, retention: RetentionProbe | None
+) -> RetentionEarlyStopping | None:
+    """What keeps the last weights that held retention, where the trial asks for it."""
+    if retention is None or not retention.stops_early:
+        return None
+    return RetentionEarlyStopping(model, partial(retention.now, model), retention.floor)
+
+
+def _keep_going(
+    model: PreTrainedModel,
+    retention: RetentionProbe | None,
+    stopping: RetentionEarlyStopping | None,
+) -> Callable[[int], bool] | None:
+    if stopping is not None:
+        return stopping.holds
+    return None if retention is None else retention.watch(model)
 
 
 def _objective(
     trial: Trial, model: PreTrainedModel, forget: Side, retain: Side
 ) -> UnlearningObjective:
-    return UnlearningObjective(
-        model,
-        forget,
-        retain,
+    settings = ObjectiveSettings(
         retain_weight=trial.method.retain_weight,
-        weighting=bind_arguments(trial, FORGET[trial.method.forget].weighting),
         layer=trial.method.layer,
         batch_size=trial.train.batch_size,
-        pieces=n_microbatches(trial),
         seed=trial.train.seed,
+        n_microbatches=n_microbatches(trial),
+        weighting=bind_arguments(trial, FORGET[trial.method.forget].weighting),
         precision=trial.train.precision,
     )
+    return UnlearningObjective(model, forget, retain, settings)
 
 
 def _checkpoints(
-    context: TrialContext, coreset: Sequence[int], path: Path | None
+    context: TrialContext, coreset: Sequence[int], path: Path | None, parts: Sequence[HasState]
 ) -> Checkpoints | None:
     every_steps = context.trial.train.checkpoint_every
     if path is None or every_steps == 0:
@@ -150,7 +176,7 @@ def _checkpoints(
         "device": context.model.device.type,
         **{name: version_of(name) for name in ("torch", "transformers", "peft")},
     }
-    return Checkpoints(path, about, every_steps)
+    return Checkpoints(path, about, every_steps, parts)
 
 
 def objective_sides(context: TrialContext, coreset: Sequence[int]) -> tuple[Side, Side]:
@@ -272,8 +298,8 @@ def _wrappers(
 
 
 def n_microbatches(trial: Trial) -> int:
-    """Parts that a step's batch goes through the model in: it is divided into pieces and over the
-    processes there are.
+    """Microbatches that a step's batch goes through the model in: it is divided by
+    `train.accumulation` and over the processes there are.
     """
     batch, shares = trial.train.batch_size, trial.train.accumulation * accelerator().num_processes
     require(

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from rayunlearn.attacks.adversarial_prompts import (
     ADVERSARIAL_PROMPTS,
     PromptObjective,
-    _states,
+    TokenSearch,
+    _block_output,
     answer_openings,
     candidate_prompts,
     gcg,
@@ -48,7 +49,7 @@ def goal_of(
 ) -> PromptObjective:
     batch = collate(SEQUENCES)
     return PromptObjective(
-        batch, PLACE, 1, _states(tiny_model("llama", 5), batch, 1), representation, fluency
+        batch, PLACE, 1, _block_output(tiny_model("llama", 5), batch, 1), representation, fluency
     )
 
 
@@ -132,10 +133,11 @@ def test_with_all_candidates_one_step_is_the_best_replacement_of_all() -> None:
         torch.tensor([3, token]) for token in range(37)
     ]
     best = min(tried, key=lambda p: brute_loss(model, p))
-    options = {"steps": 1, "candidates": 74, "top": 37, "generator": torch.Generator()}
-    assert torch.equal(
-        search_prompt(model, goal_of(model), prompt, torch.arange(37), **options), best
+    search = TokenSearch(steps=1, candidates=74, top=37)
+    found = search_prompt(
+        model, goal_of(model), prompt, torch.arange(37), search, torch.Generator()
     )
+    assert torch.equal(found, best)
 
 
 def test_the_gradient_ranks_replacements_as_brute_force_does_where_a_step_is_small() -> None:
@@ -164,9 +166,8 @@ def test_replacements_change_one_token_and_take_only_usable_ones() -> None:
         torch.tensor([1, 1, 1]),
         slope,
         usable,
-        candidates=4,
-        top=2,
-        generator=torch.Generator().manual_seed(0),
+        TokenSearch(steps=1, candidates=4, top=2),
+        torch.Generator().manual_seed(0),
     )
     assert (
         drawn.shape == (4, 3)
@@ -174,23 +175,21 @@ def test_replacements_change_one_token_and_take_only_usable_ones() -> None:
         and set(drawn.flatten().tolist()) <= {1, 2, 4}
     )
     every = candidate_prompts(
-        torch.tensor([1, 1, 1]), slope, usable, candidates=99, top=2, generator=torch.Generator()
+        torch.tensor([1, 1, 1]), slope, usable, TokenSearch(1, 99, 2), torch.Generator()
     )
     assert len({tuple(row) for row in every.tolist()}) == 6
 
 
 def test_a_search_never_ends_above_its_start_and_finds_a_better_prompt() -> None:
     model, start = tiny_model(), torch.tensor([3, 12, 5])
-    options = {"candidates": 12, "top": 6}
     ends = [
         search_prompt(
             model,
             goal_of(model),
             start,
             torch.arange(37),
-            steps=n,
-            generator=torch.Generator().manual_seed(0),
-            **options,
+            TokenSearch(steps=n, candidates=12, top=6),
+            torch.Generator().manual_seed(0),
         )
         for n in (0, 3, 6)
     ]

@@ -4,6 +4,7 @@ over the tables.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,7 +32,13 @@ from rayunlearn.methods.loss_inputs import (
     required_tensor,
     uses_documents,
 )
-from rayunlearn.methods.objective import PairedResponses, Side, UnlearningObjective, batch_indices
+from rayunlearn.methods.objective import (
+    ObjectiveSettings,
+    PairedResponses,
+    Side,
+    UnlearningObjective,
+    batch_indices,
+)
 from rayunlearn.methods.preference import altpo, dpo, idk, llmu, llmu_two_term
 from rayunlearn.methods.retain import RETAIN, activation, kl, nll
 from rayunlearn.methods.retain_weight import dual, fixed_weight
@@ -454,11 +461,8 @@ def made_objective(
         Side(loss, SEQUENCES, nothing, companions_for(model, loss))
         for loss in (forget_loss, retain_loss)
     ]
-    return UnlearningObjective(
-        model,
-        *sides,
-        **({"retain_weight": 0.5, "layer": 1, "batch_size": 2, "seed": 0} | settings),
-    )
+    usual = ObjectiveSettings(retain_weight=0.5, layer=1, batch_size=2, seed=0)
+    return UnlearningObjective(model, *sides, replace(usual, **settings))
 
 
 def companions_for(

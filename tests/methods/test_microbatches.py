@@ -16,6 +16,7 @@ from rayunlearn.methods.distribution import ce_u
 from rayunlearn.methods.forget import FORGET, ga, npo
 from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
 from rayunlearn.methods.objective import (
+    ObjectiveSettings,
     PairedResponses,
     Presented,
     Side,
@@ -30,7 +31,7 @@ from rayunlearn.methods.token_mask import EVERY_TOKEN, TokenRule
 from rayunlearn.models.forward import token_nll
 from rayunlearn.models.reference import Reference, reference_of
 from rayunlearn.ranges import required_inputs
-from rayunlearn.train.loop import BuildOptimizer, optimise
+from rayunlearn.train.loop import BuildWrapper, Callbacks, OptimizerSettings, optimise
 from rayunlearn.train.wrappers import WRAPPERS, Wrapper
 from tests.tiny_models import tiny_model
 from tests.two_processes import dual_weight_after_one_step
@@ -87,7 +88,10 @@ def step(chosen: Side, pieces: int) -> tuple[float, list[Tensor]]:
     """Loss and gradients of step 3 in that many pieces, as the loop adds them."""
     model = tiny_model()
     terms = UnlearningObjective(
-        model, chosen, NOTHING, retain_weight=1.0, layer=1, batch_size=4, seed=0, pieces=pieces
+        model,
+        chosen,
+        NOTHING,
+        ObjectiveSettings(retain_weight=1.0, layer=1, batch_size=4, seed=0, n_microbatches=pieces),
     )
     totals = [terms(3 * pieces + piece).total for piece in range(pieces)]
     loss = torch.stack(totals).mean()
@@ -173,7 +177,7 @@ def after_steps(
     pieces: int,
     *,
     steps: int = 3,
-    wrappers: Sequence[BuildOptimizer] = (),
+    wrappers: Sequence[BuildWrapper] = (),
     **weighting: float,
 ) -> tuple[list[float], float]:
     """The retain weights of the steps of a forget loss, and the one that it ends with."""
@@ -182,22 +186,22 @@ def after_steps(
         model,
         side(row.function, row.mean),
         RETAIN_SIDE,
-        retain_weight=1.0,
-        layer=1,
-        batch_size=BATCH,
-        seed=0,
-        pieces=pieces,
-        weighting=partial(row.weighting, **weighting),
+        ObjectiveSettings(
+            retain_weight=1.0,
+            layer=1,
+            batch_size=BATCH,
+            seed=0,
+            n_microbatches=pieces,
+            weighting=partial(row.weighting, **weighting),
+        ),
     )
     log = optimise(
         model,
         terms,
         steps=steps,
-        learning_rate=1e-3,
-        accumulation=pieces,
+        optimizer=OptimizerSettings(learning_rate=1e-3, accumulation=pieces),
+        callbacks=Callbacks(after_step=terms.after_step),
         wrappers=wrappers,
-        remembers=[terms],
-        after_step=terms.after_step,
     )
     (end,) = terms.state().values()
     return [row.retain_weight or 0.0 for row in log.rows], float(end)

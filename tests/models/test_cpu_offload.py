@@ -13,7 +13,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.models import cpu_offload
 from rayunlearn.models.cpu_offload import is_offloaded, to_cpu, to_device_or_offload
 from rayunlearn.models.forward import blocks, hidden_states, token_nll
-from rayunlearn.train.loop import optimise
+from rayunlearn.train.loop import OptimizerSettings, optimise
 from rayunlearn.train.step import StepLoss
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
@@ -108,7 +108,10 @@ def test_it_is_not_trained_whole(visits: list[torch.Tensor]) -> None:
         ),
     ):
         optimise(
-            model, lambda _s: StepLoss(token_nll(model, BATCH).sum()), steps=1, learning_rate=1e-3
+            model,
+            lambda _s: StepLoss(token_nll(model, BATCH).sum()),
+            steps=1,
+            optimizer=OptimizerSettings(learning_rate=1e-3),
         )
 
 

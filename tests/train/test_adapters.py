@@ -16,7 +16,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.models.forward import token_nll
 from rayunlearn.registry import check_trial
 from rayunlearn.train.adapters import lora, none, with_adapter
-from rayunlearn.train.loop import TrainLog, optimise
+from rayunlearn.train.loop import OptimizerSettings, TrainedParameters, TrainLog, optimise
 from rayunlearn.train.step import StepLoss
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
@@ -29,8 +29,8 @@ def train(model: torch.nn.Module, folder: Path, pattern: str = ".*", rank: int =
             model,
             lambda _s: StepLoss(token_nll(model, BATCH).sum()),
             steps=4,
-            learning_rate=1e-3,
-            parameters=parameters,
+            optimizer=OptimizerSettings(learning_rate=1e-3),
+            trained=TrainedParameters(pattern=parameters),
         )
 
 

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from rayunlearn.errors import UserError
-from rayunlearn.train.loop import choose_parameters, optimise
+from rayunlearn.train.loop import (
+    Callbacks,
+    OptimizerSettings,
+    TrainedParameters,
+    choose_parameters,
+    optimise,
+)
 from rayunlearn.train.step import StepLoss
 from tests.tiny_models import tiny_model
 
@@ -19,7 +25,10 @@ def bowl() -> tuple[nn.Module, nn.Parameter]:
 def test_it_finds_the_minimum_of_a_parabola() -> None:
     model, weight = bowl()
     log = optimise(
-        model, lambda _s: StepLoss((weight - 2).square().sum()), steps=300, learning_rate=0.1
+        model,
+        lambda _s: StepLoss((weight - 2).square().sum()),
+        steps=300,
+        optimizer=OptimizerSettings(learning_rate=0.1),
     )
     assert float(weight.detach()) == pytest.approx(2.0, abs=1e-2)
     assert log.outcome == "complete" and len(log.rows) == 300 and log.rows[-1].loss < 1e-3
@@ -32,9 +41,7 @@ def test_the_first_adam_step_has_the_length_of_the_learning_rate() -> None:
         model,
         lambda _s: StepLoss(3 * weight.sum()),
         steps=1,
-        learning_rate=0.25,
-        warmup_fraction=0.0,
-        schedule="constant",
+        optimizer=OptimizerSettings(learning_rate=0.25, schedule="constant", warmup_fraction=0.0),
     )
     assert float(weight.detach()) == pytest.approx(4.75, abs=1e-6)
 
@@ -44,15 +51,14 @@ def test_two_steps_on_w_squared_worked_by_hand() -> None:
     moment (0.9 + 0.97) / 0.19 = 9.842105, second (0.0999 + 0.09409) / 0.001999 = 97.04352, its root
     9.851067; w = 4.85 x 0.99 - 0.1 x 9.842105 / 9.851067 = 4.701591."""
     model, weight = bowl()
-    still = {"schedule": "constant", "warmup_fraction": 0.0, "max_grad_norm": 100.0}
-    optimise(
-        model,
-        lambda _s: StepLoss(weight.square().sum()),
-        steps=2,
+    settings = OptimizerSettings(
         learning_rate=0.1,
+        schedule="constant",
+        warmup_fraction=0.0,
         weight_decay=0.1,
-        **still,
+        max_grad_norm=100.0,
     )
+    optimise(model, lambda _s: StepLoss(weight.square().sum()), steps=2, optimizer=settings)
     assert float(weight.detach()) == pytest.approx(4.701591, abs=1e-6)
 
 
@@ -63,8 +69,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(bad: float) -> None:
         model,
         lambda s: StepLoss(weight.sum() * (bad if s == 3 else 1.0)),
         steps=50,
-        learning_rate=0.1,
-        check_every=5,
+        optimizer=OptimizerSettings(learning_rate=0.1),
+        callbacks=Callbacks(check_every=5),
     )
     assert log.outcome == "diverged" and len(log.rows) == 5
 
@@ -81,9 +87,8 @@ def test_keep_going_ends_the_run_at_a_check_and_never_after_the_last_step() -> N
         model,
         lambda _s: StepLoss(weight.sum()),
         steps=30,
-        learning_rate=0.1,
-        check_every=10,
-        keep_going=keep_going,
+        optimizer=OptimizerSettings(learning_rate=0.1),
+        callbacks=Callbacks(check_every=10, keep_going=keep_going),
     )
     assert log.outcome == "stopped" and len(log.rows) == 20 and asked == [10, 20]
 
@@ -95,8 +100,8 @@ def test_only_parameters_whose_name_matches_are_trained() -> None:
         model,
         lambda _s: StepLoss(model(torch.ones(1, 2)).sum()),
         steps=2,
-        learning_rate=0.1,
-        parameters=r"^1\.weight$",
+        optimizer=OptimizerSettings(learning_rate=0.1),
+        trained=TrainedParameters(pattern=r"^1\.weight$"),
     )
     assert (
         torch.equal(model[0].weight, before)
@@ -152,14 +157,19 @@ def test_the_weight_of_the_retain_term_is_recorded_as_it_was_in_each_step() -> N
         retain = weight.square().sum()
         return StepLoss(weights[step] * retain, None, retain, retain_weight=weights[step])
 
-    log = optimise(model, loss_of_step, steps=3, learning_rate=0.1)
+    log = optimise(model, loss_of_step, steps=3, optimizer=OptimizerSettings(learning_rate=0.1))
     assert [row.retain_weight for row in log.rows] == [2.0, 2.5, 0.0]
     assert all(
         row.loss == pytest.approx((row.retain_weight or 0) * (row.retain_loss or 0))
         for row in log.rows
     )
     assert (
-        optimise(model, lambda _s: StepLoss(weight.sum()), steps=1, learning_rate=0.1)
+        optimise(
+            model,
+            lambda _s: StepLoss(weight.sum()),
+            steps=1,
+            optimizer=OptimizerSettings(learning_rate=0.1),
+        )
         .rows[0]
         .retain_weight
         is None

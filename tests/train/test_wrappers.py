@@ -4,6 +4,7 @@ them.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rayunlearn.methods.task_vector import negate
-from rayunlearn.train.loop import BuildOptimizer, TrainLog, optimise
+from rayunlearn.train.loop import BuildWrapper, Callbacks, OptimizerSettings, TrainLog, optimise
 from rayunlearn.train.step import StepLoss
 from rayunlearn.train.wrappers import WRAPPERS, average, ball, ended_by, names_of, sam
 
@@ -38,13 +39,19 @@ class Bowl:
 
 def run(
     bowl: Bowl,
-    *builds: BuildOptimizer,
+    *builds: BuildWrapper,
     steps: int = 1,
     loss: Callable[[int], StepLoss] | None = None,
     **settings: float,
 ) -> TrainLog:
-    fixed = {"steps": steps, "schedule": "constant", "warmup_fraction": 0.0, "wrappers": builds}
-    return optimise(bowl.model, loss or bowl, **(fixed | {"learning_rate": 0.1} | settings))
+    constant = OptimizerSettings(learning_rate=0.1, schedule="constant", warmup_fraction=0.0)
+    return optimise(
+        bowl.model,
+        loss or bowl,
+        steps=steps,
+        optimizer=replace(constant, **settings),
+        wrappers=builds,
+    )
 
 
 def test_sam_takes_the_forget_gradient_uphill_and_the_retain_gradient_here() -> None:
@@ -99,12 +106,9 @@ def test_average_of_a_run_that_ends_before_its_start_keeps_the_last_weights() ->
         bowl.model,
         lambda _s: StepLoss(bowl.model.weight.sum()),
         steps=10,
-        learning_rate=0.1,
-        schedule="constant",
-        warmup_fraction=0.0,
+        optimizer=OptimizerSettings(learning_rate=0.1, schedule="constant", warmup_fraction=0.0),
+        callbacks=Callbacks(check_every=2, keep_going=lambda step: step < 4),
         wrappers=[partial(average, start=0.9)],
-        check_every=2,
-        keep_going=lambda step: step < 4,
     )
     assert bowl.weights[0] == pytest.approx(4.6, abs=1e-5)
 
@@ -167,4 +171,4 @@ def test_wrappers_work_together_and_names_are_read_in_order() -> None:
     assert names_of("") == () and set(names_of("sam,ball,average")) == set(WRAPPERS)
 
 
-WRAPPER_BUILDS: dict[str, BuildOptimizer] = {name: row.function for name, row in WRAPPERS.items()}
+WRAPPER_BUILDS: dict[str, BuildWrapper] = {name: row.function for name, row in WRAPPERS.items()}

@@ -28,7 +28,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.methods.distribution import ce_u, undial
 from rayunlearn.methods.forget import FORGET, npo, rmu
 from rayunlearn.methods.loss_inputs import control_direction
-from rayunlearn.methods.objective import Side, UnlearningObjective, batch_indices
+from rayunlearn.methods.objective import ObjectiveSettings, Side, UnlearningObjective, batch_indices
 from rayunlearn.methods.retain import RETAIN, activation, kl, none
 from rayunlearn.models.device_memory import (
     DeviceMemoryError,
@@ -246,7 +246,10 @@ def losses_and_gradients(
     model.zero_grad()
     chosen = choose_parameters(model, pattern)
     terms = UnlearningObjective(
-        model, forget, retain, retain_weight=1.5, layer=1, batch_size=len(SEQUENCES), seed=3
+        model,
+        forget,
+        retain,
+        ObjectiveSettings(retain_weight=1.5, layer=1, batch_size=len(SEQUENCES), seed=3),
     )(0)
     terms.total.backward()
     grads = [p.grad.clone() for p in chosen if p.grad is not None]
@@ -452,10 +455,7 @@ def test_nothing_of_ours_in_a_step_waits_for_the_device(forget: Any, retain: Any
         model,
         Side(forget, SEQUENCES, reference),
         Side(retain, SEQUENCES, reference),
-        retain_weight=1.0,
-        layer=1,
-        batch_size=2,
-        seed=0,
+        ObjectiveSettings(retain_weight=1.0, layer=1, batch_size=2, seed=0),
     )
     with Waiting() as waiting:
         terms(0).total.backward()

@@ -22,7 +22,12 @@ from rayunlearn.keywords.rows import keyword_rows, keywords_from
 from rayunlearn.keywords.words import words_of
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
-from rayunlearn.methods.objective import PairedResponses, Side, UnlearningObjective
+from rayunlearn.methods.objective import (
+    ObjectiveSettings,
+    PairedResponses,
+    Side,
+    UnlearningObjective,
+)
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.token_mask import TokenRule
 from rayunlearn.models.reference import Reference, reference_of
@@ -33,7 +38,7 @@ from rayunlearn.selectors import cost
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.selectors.unlearning_gradients import unlearning_norms
 from rayunlearn.storage.run import open_run
-from rayunlearn.train.loop import optimise
+from rayunlearn.train.loop import Callbacks, OptimizerSettings, TrainedParameters, optimise
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.coreset import select_coreset
 from rayunlearn.trial.keywords import coreset_sequences, document_texts, forget_keywords
@@ -379,7 +384,7 @@ def by_hand(model: torch.nn.Module, forget: Side, retain: Side) -> float:
     """The norm for one document, by `UnlearningObjective` itself and an ordinary backward."""
     model.zero_grad()
     whole = UnlearningObjective(
-        model, forget, retain, retain_weight=0.7, layer=1, batch_size=1, seed=0
+        model, forget, retain, ObjectiveSettings(retain_weight=0.7, layer=1, batch_size=1, seed=0)
     )
     whole(0).total.backward()
     return float(
@@ -490,11 +495,13 @@ def objective_of(
         state.model,
         forget,
         retain,
-        retain_weight=trial.method.retain_weight,
-        layer=trial.method.layer,
-        batch_size=size,
-        seed=0,
-        weighting=partial(row.weighting, **arguments_of(trial, row.weighting)),
+        ObjectiveSettings(
+            retain_weight=trial.method.retain_weight,
+            layer=trial.method.layer,
+            batch_size=size,
+            seed=0,
+            weighting=partial(row.weighting, **arguments_of(trial, row.weighting)),
+        ),
     )
 
 
@@ -505,11 +512,11 @@ def trained_to(trial: Trial, state: ModelState, forget: Side, retain: Side, step
         state.model,
         terms,
         steps=steps,
-        learning_rate=trial.train.learning_rate,
-        schedule="constant",
-        warmup_fraction=0.0,
-        layers=block_numbers(trial.train.layers),
-        after_step=terms.after_step,
+        optimizer=OptimizerSettings(
+            learning_rate=trial.train.learning_rate, schedule="constant", warmup_fraction=0.0
+        ),
+        trained=TrainedParameters(layers=block_numbers(trial.train.layers)),
+        callbacks=Callbacks(after_step=terms.after_step),
     )
 
 

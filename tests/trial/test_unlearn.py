@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.methods.forget import FORGET
-from rayunlearn.methods.objective import UnlearningObjective
+from rayunlearn.methods.objective import ObjectiveSettings, UnlearningObjective
 from rayunlearn.registry import arguments_of
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.loop import TrainLog
@@ -69,10 +69,7 @@ def forget_loss(
         state.model,
         forget,
         retain,
-        retain_weight=0.0,
-        layer=trial.method.layer,
-        batch_size=8,
-        seed=0,
+        ObjectiveSettings(retain_weight=0.0, layer=trial.method.layer, batch_size=8, seed=0),
     )
     found = []
     for weights in (start, after):
