@@ -1,6 +1,6 @@
 """The shape of the house: imports point down, Ray stays at its edge, and importing does nothing.
 
-The table is DESIGN.md's. A module that is in no layer fails the first test: say where it belongs.
+The table is that of docs/architecture.md. A module that is in no layer fails the first test: say where it belongs.
 """
 
 import ast
@@ -282,11 +282,39 @@ def test_the_root_holds_what_users_import_and_no_more() -> None:
     assert len(ROOT_MODULES) <= 9
 
 
-def test_every_package_says_in_one_sentence_what_it_holds() -> None:
-    for folder in PACKAGE.iterdir():
-        if (folder / "__init__.py").is_file():
-            text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
-            assert text and text.endswith("."), folder
+# Folders with an `__init__.py`: what the sentence of another package may name.
+PACKAGES = sorted(file.parent.name for file in PACKAGE.glob("*/__init__.py"))
+
+
+def packages_imported_by(package: str) -> set[str]:
+    """Other packages that some module of `package` imports, in functions too."""
+    graph = import_graph()
+    prefix = f"rayunlearn.{package}."
+    heads = {
+        target.split(".")[1]
+        for module, targets in graph.items()
+        if f"{module}.".startswith(prefix)
+        for target in targets
+        if target.count(".")
+    }
+    return (heads & set(PACKAGES)) - {package}
+
+
+def test_the_packages_that_another_imports_are_found() -> None:
+    assert {"data", "models", "storage"} <= packages_imported_by("train")
+    assert packages_imported_by("storage") == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_in_one_sentence_what_it_holds_and_what_it_may_import(package: str) -> None:
+    tree = ast.parse((PACKAGE / package / "__init__.py").read_text(encoding="utf-8"))
+    text = " ".join((ast.get_docstring(tree) or "").split())
+    what, _, allowed = text.partition("; may import ")
+    assert what and allowed and text.endswith(".") and ". " not in text
+    if allowed != "everything.":
+        named = set(re.findall(r"\w+", allowed)) & set(PACKAGES)
+        assert packages_imported_by(package) <= named
+        assert all(layer_of(name) < layer_of(package) for name in named)
 
 
 def defined_names(node: ast.stmt) -> list[str]:

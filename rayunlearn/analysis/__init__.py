@@ -1,3 +1,3 @@
-"""Statistics of a run: frames in, frames out. May import storage;
-no torch, no Ray, no rendering.
+"""Statistics of a run, frames in and frames out, without torch, Ray or rendering; may import
+storage.
 """

@@ -1,3 +1,3 @@
-"""Attacks: ways to recover what unlearning was to take away. Metrics do not know that a model was
-attacked.
+"""Attacks, ways to recover what unlearning removed, each with its control; may import data,
+keywords, methods, metrics, models and train.
 """

@@ -1,3 +1,3 @@
-"""Which words of a question carry the answer, before and after unlearning, and what emphasising
-them recovers.
+"""Which words of a question carry its answer before and after unlearning, and what emphasis on them
+recovers; may import data, keywords and models.
 """

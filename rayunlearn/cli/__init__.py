@@ -1,4 +1,4 @@
-"""The command line, a file per group of commands. May import everything."""
+"""The command line, a file per group of commands; may import everything."""
 
 from rayunlearn.cli.main import main
 

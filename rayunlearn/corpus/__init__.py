@@ -1,3 +1,3 @@
-"""Out-of-core jobs over a corpus (`keywords`, `score`), partition by partition. May import data,
-models, keywords, selectors and storage; no Ray.
+"""Out-of-core jobs over a corpus (`keywords`, `score`), partition by partition, without Ray; may
+import data, keywords, models, selectors, storage and train.
 """

@@ -1,1 +1,3 @@
-"""Documents: synthetic datasets, your own files, and how they become tokens."""
+"""Documents: synthetic datasets, benchmarks, your own files, and how they become tokens; may import
+storage.
+"""

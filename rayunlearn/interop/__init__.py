@@ -1,3 +1,3 @@
-"""Models from elsewhere and to elsewhere: evaluate, audit, export, lm-evaluation-harness. May
-import trial and below.
+"""Models from and to elsewhere: evaluate, audit, export and lm-evaluation-harness; may import
+analysis, data, methods, metrics, models, selectors, storage, train and trial.
 """

@@ -1,3 +1,3 @@
-"""Keywords of a document: extractors over words and corpus statistics, and what is made of the
-words they find.
+"""Keywords of a document: extractors over words and corpus statistics, and text ablations by what
+they find; may import data and models.
 """

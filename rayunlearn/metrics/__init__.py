@@ -1,1 +1,1 @@
-"""Metrics: one value per document, several from one forward pass."""
+"""Metrics: one value per document, several from one forward pass; may import data and models."""

@@ -1,1 +1,3 @@
-"""Models: made from nothing or loaded, and what is computed from one forward pass."""
+"""Models, built from scratch or loaded, and what is computed from one forward pass; may import data
+and storage.
+"""

@@ -1,3 +1,4 @@
-"""What runs next: a pure function of what has finished, with Optuna, cost and memory. May import
-the family tables and storage; no Ray.
+"""What runs next: a pure function of what has finished, with Optuna, cost and GPU memory, without
+Ray; may import analysis, attacks, data, methods, metrics, models, selectors, storage, train and
+trial.
 """

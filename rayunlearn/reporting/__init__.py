@@ -1,3 +1,3 @@
-"""Tables, sentences, plots and pages of a run. May import analysis and storage; computes no
-statistic.
+"""Tables, sentences, plots and pages of a run, without computing a statistic; may import analysis
+and storage.
 """

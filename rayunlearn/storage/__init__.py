@@ -1,3 +1,3 @@
-"""A run on disk or under a URL: Parquet, locks, leases, sync. May import schema, config and errors
-alone.
+"""A run on disk or under a URL: Parquet, locks, leases, sync and caches; may import no other
+package.
 """

@@ -1,3 +1,3 @@
-"""The one optimisation loop and what acts on it: adapters, wrappers, checkpoints, early stopping.
-May import models and data.
+"""The one optimisation loop and what acts on it: adapters, wrappers, checkpoints and early
+stopping; may import data, models and storage.
 """

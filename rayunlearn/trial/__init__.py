@@ -1,3 +1,4 @@
-"""One trial, start to end: select, unlearn, calibrate, evaluate, attack, explain. May import the
-families and below; no Ray.
+"""One trial, start to end: select, unlearn, calibrate, evaluate, attack, explain, without Ray; may
+import analysis, attacks, attribution, data, keywords, methods, metrics, models, selectors, storage
+and train.
 """
