@@ -1,9 +1,9 @@
 """Keyword extractors against gold sets, beside the YAKE and RAKE libraries, with one scorer.
 
     python benchmarks/keywords.py --gold DIR [--sets Inspec SemEval2017]
-    python benchmarks/keywords.py --bed [--base MODEL --gold-model MODEL]
+    python benchmarks/keywords.py --synthetic [--base MODEL --gold-model MODEL]
 
-`--bed` uses the domain synthetic dataset, whose generator knows the true terms; with base and gold
+`--synthetic` uses the domain synthetic dataset, whose generator knows the true terms; with base and gold
 model of the dataset (of the run's cache) also the extractors that ask a model. DIR holds gold sets
 in the layout of github.com/LIAAD/KeywordExtractor-Datasets, unpacked: DIR/Inspec/docsutf8/*.txt and
 DIR/Inspec/keys/*.key. It has no licence, so it is fetched to measure and never copied. Needs `pip
@@ -213,12 +213,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gold", type=Path)
-    parser.add_argument("--bed", action="store_true")
+    parser.add_argument("--synthetic", action="store_true")
     parser.add_argument("--base", default="")
     parser.add_argument("--gold-model", default="")
     parser.add_argument("--sets", nargs="+", default=["Inspec", "SemEval2017"])
     options = parser.parse_args()
-    if options.bed:
+    if options.synthetic:
         print(
             "| mentions per fact | extractor | names: all | names: first | names, values: all |"
             " names, values: first |"

@@ -1,6 +1,7 @@
 """The shape of the house: imports point down, Ray stays at its edge, and importing does nothing.
 
-The table is that of docs/architecture.md. A module that is in no layer fails the first test: say where it belongs.
+The table is that of docs/architecture.md. A module that is in no layer fails the first test: say
+where it belongs.
 """
 
 import ast
