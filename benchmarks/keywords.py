@@ -3,11 +3,11 @@
     python benchmarks/keywords.py --gold DIR [--sets Inspec SemEval2017]
     python benchmarks/keywords.py --synthetic [--base MODEL --gold-model MODEL]
 
-`--synthetic` uses the domain synthetic dataset, whose generator knows the true terms; with base and gold
-model of the dataset (of the run's cache) also the extractors that ask a model. DIR holds gold sets
-in the layout of github.com/LIAAD/KeywordExtractor-Datasets, unpacked: DIR/Inspec/docsutf8/*.txt and
-DIR/Inspec/keys/*.key. It has no licence, so it is fetched to measure and never copied. Needs `pip
-install .[bench]`.
+`--synthetic` uses the domain synthetic dataset, whose generator knows the true terms; with base and
+gold model of the dataset (of the run's cache) also the extractors that ask a model. DIR holds gold
+sets in the layout of github.com/LIAAD/KeywordExtractor-Datasets, unpacked:
+DIR/Inspec/docsutf8/*.txt and DIR/Inspec/keys/*.key. It has no licence, so it is fetched to measure
+and never copied. Needs `pip install .[bench]`.
 """
 
 import argparse
