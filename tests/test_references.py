@@ -23,7 +23,13 @@ OTHERS = ["pyproject.toml", "Makefile", "Dockerfile", "cluster.yaml", "deploy/ku
 # Files of other people's code that we cite, and files that a page has its reader write.
 NOT_OURS = {"aggregate_eval_stat.py", "utils.py", "experiments/mine.py"}
 # Attributes of arguments and keys of metadata whose first word is also a module.
-ATTRIBUTES = {"source.max_tokens", "trial.model", "rayunlearn.schema_version", "rayunlearn.open"}
+ATTRIBUTES = {
+    "source.max_tokens",
+    "objective.fluency",
+    "trial.model",
+    "rayunlearn.schema_version",
+    "rayunlearn.open",
+}
 FILE = re.compile(r"(?<![\w/.$*-])((?:[a-z_]+/)*[a-z_]\w*\.py)\b")
 DOTTED = re.compile(r"`(?:rayunlearn\.)?(?:[a-z_]+\.)*?([a-z_]\w*)\.([A-Za-z_]\w*)(?:\(\))?`")
 # Modules of earlier layouts, where the word is not also a module or an argument of today.

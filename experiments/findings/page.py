@@ -445,11 +445,7 @@ FINDINGS: Sequence[Finding] = (
             "The question is ours. Two tunings of the synthetic datasets, eight trials each, say"
             " how"
             " much hangs on them (experiments/LOG.md, 2026-11-22): facts predict RMU's unlearned"
-            " share within 0.069 and 0.078, keywords 0.239 and 0.298, the ratio 0.302 and 0.376,"
-            " and the"
-            " smallest ratio on 4 and on 2 of 4 datasets; NPO's by facts 0.158 and 0.426, by the"
-            " ratio"
-            " 0.210 and 0.189: not decided."
+            " share better than keywords or the ratio do in both tunings; NPO's is not decided."
         ),
     ),
     Finding(

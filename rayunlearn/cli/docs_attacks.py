@@ -57,20 +57,20 @@ area, steps to half, and the control of equal steps on unrelated text, or what e
 its own. The settings of each attack are in `attacks.parquet`.
 
 **Recovery curves** (table `curves`) have a point before the first step and after every step, up to
-100; a longer attack is evaluated every nth step (`--curve-points`, `attack.curve_points`). A look
-is one pass with the metric that the objective forgets by (`attack.curve_metric`) over the forget
-questions that count, those of held-out facts where facts are held out. On the tiny dataset (32
-questions, one core) it takes 14 ms of CPU and a step 23 ms, so that 100 points cost what sixty
-steps do. The area is the trapezoids' over the points; steps to half are read off the straight line
-between two of them: exact to the step with every step measured. The curve is the mean over seeds.
+100; a longer attack is evaluated every nth step (`--curve-points`, `attack.curve_points`). An
+evaluation is one pass with the metric that the objective forgets by (`attack.curve_metric`) over
+the forget questions that count, those of held-out facts where facts are held out ([what it
+costs](performance.md#attacks)). The area is the trapezoids' over the points; steps to half are read
+off the straight line between two of them: exact to the step with every step measured. The curve is
+the mean over seeds.
 
 Attacks that train are tuned in the panel full (of them, black_box has unrelated training): six
 strengths are asked by Optuna on the first seed, the best runs with three seeds, on base and gold
 too, and its companion with the same strength. Searched are 10 to 100 steps and, for relearning,
 held-out relearning and unrelated training, a learning rate of 1e-4 to 1e-2; for soft prompts one of
 1e-3 to 1e-1. GCG draws replacements and has no learning rate: 8 to 64 candidates a step stand in
-its place. Tuned GCG is the dearest attack of the panel: with 50 steps of 32 candidates one took 26
-s of CPU on the tiny dataset, and an attacked trial asks for fifteen: six in the search, three seeds
+its place. Tuned GCG is the most expensive attack of the panel ([what it
+costs](performance.md#attacks)): an attacked trial asks for fifteen: six in the search, three seeds
 on itself, base and gold.
 
 NF4 needs bitsandbytes (`pip install 'rayunlearn[quantisation]'`), on a CPU or a GPU, and is in no
@@ -91,11 +91,8 @@ What to bear in mind:
 - **A question that does not allow an attack is left out**, not asked as it was. So n may differ
   between attacks.
 - **On the synthetic dataset the fixed texts are in the vocabulary, and were never trained on.**
-  Long ones harm base itself. Measured once, on the tiny domain dataset as commit caa9b96 trains it
-  (32 forget questions, one seed), share of right options, base (gold): as asked 1.00 (0.28), one
-  English filler sentence 1.00 (0.19), ten 0.66 (0.19), five retain shots 0.62 (0.16), three rounds
-  of insistence 0.97 (0.22), French 0.88 (0.25), the poem 0.28 (0.16). Read a low value after such
-  an attack beside base's under the same attack.
+  Long ones harm base itself ([how much](limits.md)). Read a low value after such an attack next to
+  base's under the same attack.
 - **Rephrasings** come from a file with the columns doc_id, condition and text, else from the
   synthetic dataset's templates, else from a chat model. A text that holds a word of the answer is
   refused; a chat model is asked three times.
