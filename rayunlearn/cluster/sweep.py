@@ -18,11 +18,10 @@ import rayunlearn
 from rayunlearn.config import Trial, flatten
 from rayunlearn.errors import require
 from rayunlearn.experiment import TRACKER_NAMES, Experiment
-from rayunlearn.planning.attack_planner import AttackPlanner
 from rayunlearn.planning.backend import TrialBackend
 from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.plan_run import Options, PlanRun
-from rayunlearn.planning.planner import Agenda, Planner
+from rayunlearn.planning.planner import Agenda, Planner, PlanSource
 from rayunlearn.planning.run_tables import run_folder, write_corpora, write_settings
 from rayunlearn.schema import FINISHED
 from rayunlearn.storage.lock import create_run_folder, run_lock
@@ -88,7 +87,7 @@ def sweep(
 
 def attack_run(
     run: Path,
-    planner: AttackPlanner,
+    planner: PlanSource,
     cache: Path,
     *,
     work: TrialBackend,

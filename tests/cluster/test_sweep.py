@@ -16,13 +16,15 @@ import optuna
 import polars as pl
 import psutil
 import pytest
+from rich.console import Console
 
 from rayunlearn.cluster.session import check_port_open
-from rayunlearn.cluster.sweep import SweepResult
+from rayunlearn.cluster.sweep import SweepResult, attack_run
 from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Choice, Experiment, grids_of
 from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.planning.plan_run import Options
 from rayunlearn.planning.planner import Planner
 from rayunlearn.planning.progress import PreparationProgress, Snapshot, status_line
 from rayunlearn.planning.study_export import study_of_run, write_studies
@@ -330,3 +332,27 @@ def test_the_progress_line_says_done_planned_best_and_time_left() -> None:
         status_line(PreparationProgress({"base of domain": (5, 20)}))
         == "preparing: base of domain 25%"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (Options(on="accelerator_type:none"), "--on must name a resource of a machine"),
+        (Options(processes=2), "cannot be divided over 2"),
+    ],
+)
+def test_attacks_run_where_and_as_wide_as_their_options_say(
+    tmp_path: Path, ray_address: str, options: Options, words: str
+) -> None:
+    """Both were dropped silently: an attack ran on any machine, in one process."""
+
+    def refuse(_trial: Trial, processes: int) -> None:
+        raise UserError(f"cannot be divided over {processes}")
+
+    run, work = tmp_path / "fake" / "1", replace(fake_work.fake_work(), divide=refuse)
+    create_run_folder(run, version="1")
+    plan = Planner(untuned({"train.seed": (0,)}), fake_work.check, fake_work.identify)
+    with pytest.raises(UserError, match=words):
+        attack_run(
+            run, plan, tmp_path / "cache", work=work, options=options, console=Console(width=200)
+        )
