@@ -44,6 +44,12 @@ def require(condition: bool, rule: str, value: object) -> None:
         raise UserError(f"{rule}, got {value!r}")
 
 
+def one_line(text: str) -> str:
+    """The first line of a message that has something in it, its blanks run together."""
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return next(filter(None, lines), "")
+
+
 def without_secrets(text: str) -> str:
     """`text` with the values of secret environment variables, logins in URLs and what looks like a
     token taken out.

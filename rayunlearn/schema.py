@@ -437,6 +437,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
 }
 # written in a trial's own folder, then compacted
 PER_TRIAL = ("trials", "steps", "evals", "examples", "coresets", "attributions", "curves")
+# written by the driver, one file each
+RUN_TABLES = ("plan", "attacks", "corpora", "quarantine", "scores")
 
 
 def column_names(table: str) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.config import Trial, Value, digest, flatten, with_values
-from rayunlearn.storage.parquet import frame_of, write_table
-from rayunlearn.storage.run import write_experiment, write_trial
+from rayunlearn.storage.parquet import frame_of
+from rayunlearn.storage.run import write_experiment, write_run_table, write_trial
 
 METHODS = ("npo", "rmu")
 SELECTORS = ("random", "min_k")
@@ -187,9 +187,9 @@ def write_run(run: Path) -> Path:
             for name, ratio in cells
             for seed in SEEDS
         ]
-    write_table(run / "plan.parquet", "plan", plan)
-    write_table(
-        run / "quarantine.parquet",
+    write_run_table(run, "plan", plan)
+    write_run_table(
+        run,
         "quarantine",
         [{"source": "forget.jsonl", "row": 3, "reason": "empty answer", "excerpt": "<b>bold</b>"}],
     )

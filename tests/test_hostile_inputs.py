@@ -28,11 +28,12 @@ from rayunlearn.data.readers import read_file
 from rayunlearn.data.rows import to_documents
 from rayunlearn.errors import UserError, without_secrets
 from rayunlearn.reporting.html import write_report
-from rayunlearn.storage import parquet, parquet_guard
+from rayunlearn.storage import parquet_guard
 from rayunlearn.storage import run as run_module
 from rayunlearn.storage.parquet_guard import refuse_decompression_bomb
 from rayunlearn.storage.run import open_run
 from tests import synthetic
+from tests.manifests import as_written
 
 PACKAGE = Path(__file__).parents[1] / "rayunlearn"
 PICKLERS = ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib")
@@ -175,6 +176,7 @@ def test_a_parquet_bomb_is_refused_by_its_footer(tmp_path: Path) -> None:
         next(iter(read_file(file)))
     run = synthetic.write_run(tmp_path / "run")
     shutil.copy(file, run / "scores.parquet")
+    as_written(run, "scores.parquet")
     with pytest.raises(UserError, match="must not claim"):
         open_run(run)
     refuse_decompression_bomb(bomb(tmp_path / "fine.parquet", 5_000_000))
@@ -276,9 +278,9 @@ def test_text_from_outside_is_text_in_the_report(tmp_path: Path) -> None:
         }
         for at, text in enumerate(SCRIPTS)
     ]
-    parquet.write_table(run / "plan.parquet", "plan", plan)
-    parquet.write_table(
-        run / "quarantine.parquet",
+    run_module.write_run_table(run, "plan", plan)
+    run_module.write_run_table(
+        run,
         "quarantine",
         [{"source": text, "row": 1, "reason": text, "excerpt": text} for text in SCRIPTS],
     )
@@ -502,6 +504,7 @@ def test_a_table_whose_column_names_are_no_utf8_is_refused(small_run: Path, tmp_
     shutil.copytree(small_run, run)
     file = run / "trials" / "c" / "trials.parquet"
     file.write_bytes(file.read_bytes().replace(b"trial_id", b"\x80rial_id"))
+    as_written(run, "trials/c/trials.parquet")
     with pytest.raises(UserError, match=r"trials\.parquet could not be read as parquet"):
         open_run(run)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayunlearn.cli.arguments import DONE
-from rayunlearn.cli.output import console_for_output, print_table
+from rayunlearn.cli.output import console_for_output, print_table, require_writable
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.storage.sync import local_run
 
@@ -25,13 +25,15 @@ LISTED_TABLES = (
 
 def report(chosen: argparse.Namespace) -> int:
     """The report in one form, from Parquet alone; html with the table on the terminal."""
-    from rayunlearn.reporting.formats import write_as
+    from rayunlearn.reporting.formats import report_file, write_as
 
     folder = local_run(chosen.run)
+    file = report_file(folder, chosen.form, chosen.output)
+    require_writable(file.parent, "--output names another place for the report")
     if chosen.form == "html":
-        print_table(folder, console_for_output())
+        print_table(folder, console_for_output(), file)
     else:
-        print(write_as(folder, chosen.form))
+        print(write_as(folder, chosen.form, file))
     return DONE
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rayunlearn.cli.arguments import DONE, INTERRUPTED, MISTAKE, add_command, add_experiment_options
 from rayunlearn.cli.attack import add_attack_command
+from rayunlearn.cli.check import add_check_command
 from rayunlearn.cli.corpus import add_books_command, add_keywords_command, add_score_command
 from rayunlearn.cli.inspect import (
     LISTED_TABLES,
@@ -45,6 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    # a panic of a reader's Rust code is no Exception
+    except BaseException as error:
+        words = _unreadable_table(error)
+        if not words:
+            raise
+        print(f"rayunlearn: {without_secrets(words)}", file=sys.stderr)
+        return MISTAKE
+
+
+def _unreadable_table(error: BaseException) -> str:
+    """What a reader of tables met, in one line; '' where it is not a reader's error."""
+    # nobody who reads no table has loaded it
+    if "polars" not in sys.modules:
+        return ""
+    from rayunlearn.storage.parquet import reader_failure
+
+    return reader_failure(error)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,6 +107,12 @@ def parser() -> argparse.ArgumentParser:
     report_parser.add_argument(
         "--format", dest="form", metavar="html|md|json|pdf", default="html", help=forms
     )
+    report_parser.add_argument(
+        "--output",
+        metavar="FILE|DIR",
+        default="",
+        help="where it is written, for a run that is read-only (default: report.* in the run)",
+    )
     show_parser = add_command(
         commands, "show", show, "print one trial: its settings, its status, its numbers"
     )
@@ -124,6 +148,7 @@ def parser() -> argparse.ArgumentParser:
     studies_parser.add_argument(
         "--output", metavar="FILE", default="", help="default: studies.db in the run"
     )
+    add_check_command(commands)
     add_attack_command(commands)
     _add_explain(commands)
     list_parser = add_command(

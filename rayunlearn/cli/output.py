@@ -1,5 +1,6 @@
 """What a command prints at its end: tables, the conclusion, the exit code."""
 
+import os
 import shlex
 import signal
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayunlearn.cli.arguments import DONE, INCOMPLETE, INTERRUPTED
+from rayunlearn.errors import require
 from rayunlearn.storage.sync import display_path
 
 if TYPE_CHECKING:
@@ -48,6 +50,17 @@ def exit_code(result: "SweepResult", words: Sequence[str]) -> list[str]:
     return lines
 
 
+def require_writable(folder: Path, hint: str) -> None:
+    """Raise UserError at once where nothing can be written in a folder that is there, or is to be
+    made.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    rule = f"{display_path(folder)} must be writable ({hint}); it is"
+    require(place.is_dir() and os.access(place, os.W_OK), rule, "read-only")
+
+
 # characters of a table that goes to a file or a log: all columns fit
 PIPED_WIDTH = 190
 
@@ -59,7 +72,8 @@ def console_for_output() -> "Console":
     return wide if wide.is_terminal else Console(width=max(wide.width, PIPED_WIDTH))
 
 
-def print_table(folder: Path, console: "Console") -> None:
+def print_table(folder: Path, console: "Console", file: Path | None = None) -> None:
+    """Print what a run found and write its report, to `file` or into the run."""
     from rayunlearn.analysis.coreset_table import coreset_table
     from rayunlearn.reporting.console import (
         print_attribution,
@@ -73,7 +87,7 @@ def print_table(folder: Path, console: "Console") -> None:
     from rayunlearn.storage.run import open_run
 
     opened = open_run(folder)
-    page = write_report(folder)
+    page = write_report(folder, file)
     print_coreset_table(coreset_table(opened), console, experiment=opened.experiment)
     print_ranking(opened, console)
     print_baselines(opened, console)

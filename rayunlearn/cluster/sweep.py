@@ -25,7 +25,7 @@ from rayunlearn.planning.planner import Agenda, Planner, PlanSource
 from rayunlearn.planning.run_tables import run_folder, write_corpora, write_settings
 from rayunlearn.schema import FINISHED
 from rayunlearn.storage.lock import create_run_folder, run_lock
-from rayunlearn.storage.run import compact, open_run, remove_scratch
+from rayunlearn.storage.run import compact, remove_scratch, scan_trials
 from rayunlearn.trial.provenance import commit_of
 from rayunlearn.trial.workspace import data_model_pair
 
@@ -76,12 +76,13 @@ def sweep(
         before = cached_results(plan.run, experiment)
         agenda = planner.agenda(before)
         refuse_a_changed_corpus(plan.run, agenda, plan.cache, work)
+        # `attack`, `studies` and `report` read them while the sweep runs, and after its death
+        planner.write_plan(plan.run, agenda)
+        _write_settings(plan, experiment, agenda)
         interrupted = _run_missing(plan, before, agenda)
         still_ours()
         agenda, result = _close(plan, before, interrupted=interrupted, started=started)
-        write_settings(plan.run, experiment, agenda, work.metrics())
-        workspaces = [work.workspace(trial, plan.cache) for trial in trials_by_model(agenda)]
-        write_corpora(plan.run, plan.cache, workspaces)
+        _write_settings(plan, experiment, agenda)
     return result
 
 
@@ -168,7 +169,7 @@ def refuse_a_changed_corpus(run: Path, agenda: Agenda, cache: Path, work: TrialB
     """
     if not (run / "trials").exists() and not (run / "tables").exists():
         return
-    recorded = open_run(run, own_trials=True).trials
+    recorded = scan_trials(run)["trials"]
     columns = recorded.collect_schema()
     for trial in {row.trial.data: row.trial for row in agenda.rows if row.trial.data.path}.values():
         same = [
@@ -246,3 +247,10 @@ def _close(
         notes=agenda.notes,
         seconds=time.monotonic() - started,
     )
+
+
+def _write_settings(plan: PlanRun, experiment: Experiment, agenda: Agenda) -> None:
+    """Write experiment.json, and what is known of the corpora."""
+    write_settings(plan.run, experiment, agenda, plan.work.metrics())
+    workspaces = [plan.work.workspace(trial, plan.cache) for trial in trials_by_model(agenda)]
+    write_corpora(plan.run, plan.cache, workspaces)

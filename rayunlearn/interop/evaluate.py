@@ -17,7 +17,7 @@ from rayunlearn.data.documents import Corpus
 from rayunlearn.data.load import load_corpus
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch
-from rayunlearn.metrics.corpus import corpus_rows
+from rayunlearn.metrics.corpus import GOLD_METRICS, corpus_rows
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.metrics.table import METRICS, sources_of
 from rayunlearn.models.cpu_offload import to_device_or_offload
@@ -28,7 +28,6 @@ from rayunlearn.storage.parquet import write_bytes, write_table
 from rayunlearn.train.device import accelerator
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.evaluate import (
-    GOLD_METRICS,
     HOLDOUT_METRICS,
     examples_frame,
     grouped,

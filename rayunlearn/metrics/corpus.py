@@ -28,6 +28,8 @@ SCORES = (
 )
 # MUSE's choice
 PRIVACY_SCORE = "min_k_score"
+# metrics that metrics of the whole corpus hold against gold's
+GOLD_METRICS = ("truth_ratio", PRIVACY_SCORE)
 UTILITY_TERMS = tuple(
     (split, metric)
     for split, likely in (

@@ -19,15 +19,21 @@ from rayunlearn.attacks.panels import Panel, PanelEntry, attack_setting
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.canonical import CheckTrial, canonical_trial, has_gold
 from rayunlearn.config import Attack, Objective, Trial, Value, with_values
-from rayunlearn.errors import UserError, require
+from rayunlearn.errors import require
 from rayunlearn.experiment import DEFAULT_ATTACKS, Budget, Domain, Experiment, Range
 from rayunlearn.metrics.table import CURVE_METRICS
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Agenda, Identify, PlannedTrial
 from rayunlearn.planning.study import StudyTrial, best_trial, sampler_seed, suggest
 from rayunlearn.ranges import options_of
-from rayunlearn.storage.parquet import write_table
-from rayunlearn.storage.run import Run, find_trial, open_run
+from rayunlearn.storage.run import (
+    Run,
+    experiment_of_run,
+    find_trial,
+    open_run,
+    scan_driver_table,
+    write_run_table,
+)
 from rayunlearn.trial.load import load_trial
 
 # differ by attack.seed
@@ -318,14 +324,10 @@ class AttackPlanner:
         """Write attacks.parquet: this panel's rows, and those of earlier panels on other models or
         with other attacks.
         """
-        path = run / "attacks.parquet"
         own_rows = {_key(row): row for row in self._rows}
-        old = pl.read_parquet(path).to_dicts() if path.exists() else []
-        write_table(
-            path,
-            "attacks",
-            [*(row for row in old if _key(row) not in own_rows), *own_rows.values()],
-        )
+        old = scan_driver_table(run, "attacks").collect().to_dicts()
+        rows = [*(row for row in old if _key(row) not in own_rows), *own_rows.values()]
+        write_run_table(run, "attacks", rows)
 
 
 def strength_of(name: str) -> Mapping[str, Domain]:
@@ -352,6 +354,7 @@ def attack_planner(
     Raises UserError for an unknown trial, and for one that can no longer be repeated.
     """
     run = open_run(folder)
+    experiment_of_run(run)
     trials_loaded = [load_trial(folder, trial_id) for trial_id in attack_targets(run, trials)]
     for trial in trials_loaded:
         require(
@@ -403,9 +406,7 @@ def attack_targets(run: Run, trials: str) -> list[str]:
 
 def attack_experiment(run: Run, trial: Trial) -> Experiment:
     """The experiment of a run as far as attacks need it: its name, version and objective."""
-    settings = run.experiment
-    if not settings:
-        raise UserError(f"a run must have experiment.json to be attacked, {run.path} has none")
+    settings = experiment_of_run(run)
     return Experiment(
         name=str(settings["name"]),
         question=str(settings["question"]),

@@ -24,16 +24,13 @@ def trial_results(run: Path, objective: Objective) -> dict[str, TrialResult]:
     """Every ended trial of a run with the two values that the objective asks for, read from
     Parquet.
     """
-    from rayunlearn.storage.run import finished_ids, open_run
+    from rayunlearn.storage.run import scan_trials
 
-    statuses = finished_ids(run)
-    if not statuses:
-        return {}
-    opened = open_run(run, own_trials=True)
-    values = {
-        row[0]: (_number(row[1]), _number(row[2]))
-        for row in _objective_values(opened.evals, opened.trials, objective).collect().iter_rows()
-    }
+    tables = scan_trials(run)
+    rows = tables["trials"].select("trial_id", "status").collect()
+    statuses: dict[str, str] = dict(rows.iter_rows())
+    found = _objective_values(tables["evals"], tables["trials"], objective).collect()
+    values = {row[0]: (_number(row[1]), _number(row[2])) for row in found.iter_rows()}
     return {
         trial_id: TrialResult(status, *values.get(trial_id, (math.nan, math.nan)))
         for trial_id, status in statuses.items()
@@ -46,14 +43,15 @@ def trial_result(run: Path, trial_id: str, objective: Objective) -> TrialResult 
     """
     import polars as pl
 
+    from rayunlearn.storage.run import status_of
     from rayunlearn.storage.sync import fetch_folder
 
     folder = run / "trials" / trial_id
     # of a run under a URL: it may have run on another machine
     fetch_folder(folder, overwrite=True)
-    if not (folder / "trials.parquet").is_file():
+    status = status_of(run, trial_id)
+    if not status:
         return None
-    status = pl.read_parquet(folder / "trials.parquet", columns=["status"]).item()
     values = _objective_values(
         pl.scan_parquet(folder / "evals.parquet"),
         pl.scan_parquet(folder / "trials.parquet"),

@@ -153,9 +153,9 @@ class Planner:
 
     def write_plan(self, run: Path, agenda: Agenda) -> None:
         """Rewrite plan.parquet with every row that is known by now."""
-        from rayunlearn.storage.parquet import write_table
+        from rayunlearn.storage.run import write_run_table
 
-        write_table(run / "plan.parquet", "plan", [row.row() for row in agenda.rows])
+        write_run_table(run, "plan", [row.row() for row in agenda.rows])
 
     def group_agenda(self, group: GridGroup, results: Mapping[str, TrialResult]) -> Agenda:
         """One group: its study as far as results allow, then its grid and its controls."""

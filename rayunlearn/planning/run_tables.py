@@ -8,9 +8,8 @@ from typing import Any
 
 from rayunlearn.experiment import Experiment, settings
 from rayunlearn.planning.planner import Agenda
-from rayunlearn.schema import SCORES_VERSION
-from rayunlearn.storage.parquet import write_frame, write_table
-from rayunlearn.storage.run import write_experiment
+from rayunlearn.storage.artifact_cache import MANIFEST, TABLE, defect, entries
+from rayunlearn.storage.run import write_experiment, write_run_frame, write_run_table
 from rayunlearn.storage.sync import download_files
 
 
@@ -41,19 +40,17 @@ def write_corpora(run: Path, cache: Path, workspaces: Iterable[Any]) -> None:
     """
     spaces = list(workspaces)
     read = {space.corpus.digest: space.corpus for space in spaces}
-    write_table(
-        run / "corpora.parquet",
-        "corpora",
-        [row for digest, corpus in read.items() for row in _files_of(digest, corpus)],
-    )
+    files = [row for digest, corpus in read.items() for row in _files_of(digest, corpus)]
+    write_run_table(run, "corpora", files)
     rejected = dict.fromkeys(document for space in spaces for document in space.corpus.rejected)
-    write_table(run / "quarantine.parquet", "quarantine", [vars(document) for document in rejected])
+    write_run_table(run, "quarantine", [vars(document) for document in rejected])
     digests = {(space.corpus.digest, space.base_digest) for space in spaces}
-    scores = cache / "scores" / f"{SCORES_VERSION}"
-    download_files(scores, ".parquet")
+    scores = cache / "scores"
+    for suffix in (TABLE.suffix, MANIFEST):
+        download_files(scores, suffix)
     frame = _scores(scores, digests)
     if frame is not None:
-        write_frame(run / "scores.parquet", frame)
+        write_run_frame(run, "scores", frame)
 
 
 def _files_of(digest: str, corpus: Any) -> list[dict[str, Any]]:
@@ -81,9 +78,11 @@ def _described(name: str, metric: Any) -> dict[str, Any]:
 def _scores(folder: Path, digests: set[tuple[str, str]]) -> Any:
     import polars as pl
 
-    files = sorted(folder.glob("*.parquet"))
+    # what is damaged is made again by the next trial that wants it
+    files = [file for file in entries(folder) if not defect(file)] if folder.is_dir() else []
     if not files:
         return None
     corpora, models = [pair[0] for pair in digests], [pair[1] for pair in digests]
     is_of_run = pl.col("corpus_digest").is_in(corpora) & pl.col("model_digest").is_in([*models, ""])
-    return pl.concat([pl.read_parquet(file).filter(is_of_run) for file in files])
+    rows = pl.concat([TABLE.read(file).filter(is_of_run) for file in files])
+    return rows.unique(maintain_order=True)

@@ -23,14 +23,14 @@ def study_of_run(run: str | Path, name: str) -> "optuna.Study":
     import polars as pl
 
     from rayunlearn.planning.outcomes import trial_results
-    from rayunlearn.storage.run import open_run
+    from rayunlearn.storage.run import experiment_of_run, open_run
 
     opened = open_run(Path(run))
+    settings = experiment_of_run(opened)
     plan = opened.plan.collect()
     studies = _names(plan)
     if name not in studies:
         raise unknown_name("study", name, studies)
-    settings = opened.experiment
     results = trial_results(Path(run), study_objective(settings))
     trials = {row["trial_id"]: row for row in opened.trials.collect().iter_rows(named=True)}
     space = {key: study_domain(key, value) for key, value in settings["search"].items()}

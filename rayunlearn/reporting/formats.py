@@ -15,7 +15,7 @@ from rayunlearn.analysis.coreset_table import coreset_table
 from rayunlearn.analysis.equal_retention import has_calibrated, method_ranking
 from rayunlearn.analysis.recovery import recovery_table
 from rayunlearn.analysis.run_frames import objective_of
-from rayunlearn.errors import UserError, unknown_name
+from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.reporting.html import page, provenance
 from rayunlearn.reporting.sentences import finding_sentences, status_counts
 from rayunlearn.reporting.summary import SummaryTable, run_summary, summary_blocks
@@ -24,13 +24,25 @@ from rayunlearn.storage.parquet import write_bytes
 from rayunlearn.storage.run import Run, open_run
 
 
-def write_as(run: Path, form: str) -> Path:
-    """Write `<run>/report.<form>` from the run's Parquet files alone; returns its path. Raises
-    UserError for an unknown form.
+def report_file(run: Path, form: str, output: str = "") -> Path:
+    """Where a report is written: into the run, or to `output`, a file of this form's ending or a
+    folder. Raises UserError for an unknown form and for an ending of another one.
     """
     if form not in FORMATS:
         raise unknown_name("--format", form, FORMATS)
-    path = Path(run) / f"report.{form}"
+    place = Path(output) if output else Path(run)
+    ending = place.suffix.removeprefix(".")
+    if not output or place.is_dir() or ending not in FORMATS:
+        return place / f"report.{form}"
+    require(ending == form, f"--output must end in .{form} for --format {form}", output)
+    return place
+
+
+def write_as(run: Path, form: str, file: Path | None = None) -> Path:
+    """Write the report from the run's Parquet files alone, as `file` or `<run>/report.<form>`;
+    returns its path. Raises UserError for an unknown form.
+    """
+    path = report_file(run, form) if file is None else file
     write_bytes(path, FORMATS[form](open_run(run)))
     return path
 

@@ -106,9 +106,11 @@ class Figure:
     content: str
 
 
-def write_report(run: Path) -> Path:
-    """Rebuild `<run>/report.html` from the run's Parquet files alone; returns its path."""
-    path = Path(run) / "report.html"
+def write_report(run: Path, file: Path | None = None) -> Path:
+    """Rebuild the report from the run's Parquet files alone, as `file` or `<run>/report.html`;
+    returns its path.
+    """
+    path = file or Path(run) / "report.html"
     write_bytes(path, page(open_run(run)).encode("utf-8"))
     return path
 

@@ -40,6 +40,8 @@ from rayunlearn.storage.sync import (
     DamagedArchiveError,
     display_path,
     download_file,
+    drop_files,
+    drop_folders,
     fetch_folder,
     origin,
     send_folder,
@@ -159,6 +161,22 @@ def entries(cache: Path) -> list[Path]:
     """Every file and folder below `cache` that has a manifest, sorted."""
     manifests = (f for f in cache.rglob(f"*{MANIFEST}") if not f.name.startswith(HIDDEN))
     return sorted(path for path in map(_entry_of, manifests) if path.exists())
+
+
+def damaged_entries(cache: Path) -> dict[Path, str]:
+    """The entries below `cache` that are not what their manifest says: path -> what is wrong.
+
+    What a killed process left without a manifest is not listed: it is made again when it is wanted.
+    """
+    return {path: wrong for path in entries(cache) if (wrong := defect(path))}
+
+
+def discard_entry(path: Path) -> None:
+    """Remove an entry, here and under the URL: it is made again when it is wanted."""
+    (drop_folders if path.is_dir() else drop_files)([path])
+    if not path.is_dir():
+        drop_files([manifest_of(path)])
+    _discard(path)
 
 
 def file_of(folder: Path, key: Mapping[str, object], file_type: FileType[Any]) -> Path:

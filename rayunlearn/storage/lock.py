@@ -6,12 +6,13 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 
 from rayunlearn.errors import UserError
 from rayunlearn.storage.lease import hold_lease
 from rayunlearn.storage.run import forget_trials, remove_scratch, send_unsent
-from rayunlearn.storage.sync import pull, run_ready
+from rayunlearn.storage.sync import display_path, pull, run_ready
 
 
 @contextmanager
@@ -23,8 +24,7 @@ def run_lock(run: Path) -> Iterator[Callable[[], None]]:
     URL. Gives a function that raises UserError once the run is not ours any more: to be called
     before finished trials are moved. Raises UserError where another driver holds the run.
     """
-    run_ready(run)
-    with (run / ".lock").open("a+") as file:
+    with _lock_file(run) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -40,6 +40,18 @@ def run_lock(run: Path) -> Iterator[Callable[[], None]]:
             send_unsent(run)
             pull(run)
             yield still_ours
+
+
+def _lock_file(run: Path) -> TextIOWrapper:
+    """The file that is locked. Raises UserError at once where the run cannot be written to."""
+    try:
+        run_ready(run)
+        return (run / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"a run that is worked on must be writable, {display_path(run)} is not"
+            f" ({error.strerror})"
+        ) from error
 
 
 def create_run_folder(run: Path, *, version: str) -> None:

@@ -12,14 +12,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
+import pyarrow
 
-from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.errors import UserError, one_line, require, unknown_name
 from rayunlearn.schema import TABLES, VERSION, column_names
+from rayunlearn.storage.parquet_guard import UNREADABLE, footer_of, refuse_claims
 from rayunlearn.storage.retry import retry
 from rayunlearn.storage.sync import upload_file
 
 VERSION_KEY = "rayunlearn.schema_version"
 KINDS: dict[str, Any] = {"utf8": pl.String, "i64": pl.Int64, "f64": pl.Float64, "bool": pl.Boolean}
+# the same as other writers may write them
+ARROW_TYPES: dict[str, Any] = {
+    "utf8": (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()),
+    "i64": (pyarrow.int64(),),
+    "f64": (pyarrow.float64(),),
+    "bool": (pyarrow.bool_(),),
+}
+
+
 TYPES: dict[type, Any] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
 Row = Mapping[str, Any]
 T = TypeVar("T")
@@ -109,8 +120,10 @@ def _write_file(path: Path, content: bytes) -> None:
         raise
 
 
-def write_scan(path: Path, frame: pl.LazyFrame) -> None:
-    """Write a table that may be larger than memory, in one rename."""
+def write_scan(path: Path, frame: pl.LazyFrame, announce: Callable[[Path], None]) -> None:
+    """Write a table that may be larger than memory, in one rename; `announce` is given the whole
+    file before.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -118,11 +131,24 @@ def write_scan(path: Path, frame: pl.LazyFrame) -> None:
             frame.sink_parquet(temporary, metadata={VERSION_KEY: str(VERSION)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        announce(temporary)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+# errors of a place that will not take a file, however long one waits
+PERMANENT = (
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 @contextmanager
@@ -140,30 +166,35 @@ def _errno_of_polars() -> Iterator[None]:
 
 
 def retry_transient(action: str, act: Callable[[], T]) -> T:
-    """`retry` while the file system fails; then, and at once where it is full, a UserError.
+    """`retry` while the file system fails; then, and at once where it is full or may not be
+    written to, a UserError.
 
     `action` completes "could not ...".
     """
     try:
         return retry(
-            act, is_transient=lambda error: isinstance(error, OSError) and not _full(error)
+            act, is_transient=lambda error: isinstance(error, OSError) and not _lasts(error)
         )
     except OSError as error:
-        why = "the disk is full" if _full(error) else f"storage keeps failing ({error})"
+        why = _lasts(error) or f"storage keeps failing ({error})"
         raise UserError(
             f"{why}: could not {action}; nothing half-written is left, finished trials are"
             " untouched"
         ) from error
 
 
-def _full(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def _lasts(error: OSError) -> str:
+    """Why waiting will not help, in words; '' where it may."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    permanent = error.errno in PERMANENT
+    return f"the place cannot be written to ({error.strerror})" if permanent else ""
 
 
 def scan_file(path: Path, table: str) -> pl.LazyFrame:
     if not path.exists():
         return pl.LazyFrame(schema=_schema(table))
-    _footer(path)
+    table_columns(path)
     return scan_fixed_schema([path], table)
 
 
@@ -188,7 +219,7 @@ def scan_union(files: Sequence[Path]) -> pl.LazyFrame:
     """
     alike: dict[tuple[tuple[str, Any], ...], list[Path]] = {}
     for file in files:
-        alike.setdefault(tuple(_footer(file).items()), []).append(file)
+        alike.setdefault(tuple(table_columns(file).items()), []).append(file)
     return unite_frames(
         [pl.scan_parquet(paths, schema=dict(schema), glob=False) for schema, paths in alike.items()]
     )
@@ -224,10 +255,36 @@ def _common(first: Any, second: Any) -> Any:
     return pl.Float64 if {first, second} <= {pl.Int64, pl.Float64} else pl.String
 
 
-def _footer(path: Path) -> pl.Schema:
+def table_columns(path: Path) -> pl.Schema:
     """Columns of a file. Raises UserError for another schema version and for a damaged file."""
     metadata: dict[str, str] = read_table_file(path, pl.read_parquet_metadata)
-    version = int(metadata.get(VERSION_KEY, "0"))
+    _require_version(path, metadata.get(VERSION_KEY, "0"))
+    return pl.Schema(read_table_file(path, pl.read_parquet_schema))
+
+
+def check_table_file(path: Path) -> None:
+    """Raise UserError for a Parquet bomb, for another schema version, and where a column of the
+    table that the file is named after is missing or of another type than the schema's.
+    """
+    footer = footer_of(path)
+    refuse_claims(path, footer)
+    notes = footer.metadata or {}
+    _require_version(path, notes.get(VERSION_KEY.encode(), b"0").decode("utf-8", "replace"))
+    try:
+        schema = footer.schema.to_arrow_schema()
+    except UNREADABLE as error:
+        raise UserError(f"{path} could not be read as parquet: {one_line(str(error))}") from error
+    for column in TABLES.get(path.stem, ()):
+        found = schema.field(column.name).type if column.name in schema.names else None
+        rule = f"column {column.name} of {path} must be there, of type {column.kind}"
+        require(found in ARROW_TYPES[column.kind], rule, str(found))
+
+
+def _require_version(path: Path, text: str) -> None:
+    """Raise UserError where a footer names another schema version, or none that is a number."""
+    rule = f"the schema version of {path} must be a number"
+    require(text.isascii() and text.isdecimal() and len(text) < 10, rule, text)
+    version = int(text)
     if version != VERSION:
         newer = f"up to {VERSION}: update rayunlearn"
         older = (
@@ -238,14 +295,25 @@ def _footer(path: Path) -> pl.Schema:
             f"{path} was written under schema version {version}, this rayunlearn reads"
             f" {newer if version > VERSION else older}; nothing was changed"
         )
-    return pl.Schema(read_table_file(path, pl.read_parquet_schema))
 
 
 def read_table_file(path: Path, reader: Callable[[Path], T]) -> T:
+    """What `reader` finds in the file; a UserError for anything that it raises, panics of its Rust
+    code too.
+    """
     try:
         return reader(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as Parquet ({error}); remove it (a trial's whole folder) and"
-            " run again to make it anew"
-        ) from error
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet ({one_line(str(error))})") from error
+
+
+def reader_failure(error: BaseException) -> str:
+    """What a reader of tables met while rows were computed, in one line; '' for any other error.
+
+    Rows are read late (a query runs when it is asked for its rows), so a file that changed since
+    it was checked, or a column of a type that nobody expects, is met far from where it was opened.
+    """
+    modules = ("polars.", "pyarrow.", "pyo3_runtime")
+    found = any(kind.__module__.startswith(modules) for kind in type(error).__mro__)
+    name = type(error).__name__
+    return f"a table could not be read ({name}: {one_line(str(error))})" if found else ""

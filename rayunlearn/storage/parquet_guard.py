@@ -30,10 +30,20 @@ def refuse_decompression_bomb(path: Path) -> None:
     By the footer alone: values (rows x columns) against bytes of the file, and unpacked bytes
     against them. What a footer does not say, one long text that a dictionary repeats, is not seen.
     """
+    refuse_claims(path, footer_of(path))
+
+
+def footer_of(path: Path) -> pyarrow.parquet.FileMetaData:
+    """The footer of a Parquet file. Raises UserError where it is none."""
     try:
-        metadata, size = pyarrow.parquet.read_metadata(path), path.stat().st_size
+        return pyarrow.parquet.read_metadata(path)
     except UNREADABLE as error:
         raise UserError(f"{path} could not be read as parquet: {error}") from error
+
+
+def refuse_claims(path: Path, metadata: pyarrow.parquet.FileMetaData) -> None:
+    """`refuse_decompression_bomb` for a footer that has been read."""
+    size = path.stat().st_size
     values = metadata.num_rows * metadata.num_columns
     unpacked = sum(
         metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)

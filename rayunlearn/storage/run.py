@@ -3,7 +3,8 @@ the trial ended.
 
 `trials/<trial_id>/<table>.parquet` is what a worker wrote; `tables/<table>.parquet` is the same,
 compacted. Where a trial has a folder, the folder is right and its compacted rows are ignored: so
-compaction may die at any point. What is written below the mirror of a URL is under the URL when the
+compaction may die at any point. What is read is held against the manifests first
+(`storage/run_manifest.py`). What is written below the mirror of a URL is under the URL when the
 call returns (`storage/sync.py`).
 """
 
@@ -12,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -21,12 +22,14 @@ from typing import Any
 
 import polars as pl
 
-from rayunlearn.config import Value
+from rayunlearn.config import Objective, Value
 from rayunlearn.errors import UserError, require, unknown_name
-from rayunlearn.schema import FINISHED, PER_TRIAL, column_names
+from rayunlearn.schema import FINISHED, PER_TRIAL, RUN_TABLES, column_names
+from rayunlearn.storage.artifact_cache import MANIFEST
 from rayunlearn.storage.parquet import (
     TYPES,
     Row,
+    check_table_file,
     frame_of,
     parquet_bytes,
     read_table_file,
@@ -34,15 +37,30 @@ from rayunlearn.storage.parquet import (
     scan_file,
     scan_fixed_schema,
     scan_union,
+    table_columns,
     unite_frames,
-    write_bytes,
     write_file_bytes,
     write_scan,
 )
-from rayunlearn.storage.parquet_guard import refuse_decompression_bomb
+from rayunlearn.storage.run_manifest import (
+    DRIVER_FILES,
+    EXPERIMENT,
+    DamagedRunError,
+    announce_file,
+    manifest_text,
+    require_whole_files,
+    settle_files,
+    stored_bytes,
+    stored_file,
+    trial_defects,
+    trial_owner,
+    write_run_file,
+)
 from rayunlearn.storage.sync import (
     UNSENT,
+    display_path,
     drop_below,
+    drop_files,
     drop_folders,
     local_run,
     origin,
@@ -51,8 +69,11 @@ from rayunlearn.storage.sync import (
     upload_file,
 )
 
-# written by the driver, one file each
-RUN_TABLES = ("plan", "attacks", "corpora", "quarantine", "scores")
+# times that a reader looks again at a run that changes while it is checked
+LOOKS = 20
+
+
+TABLE_FILES = tuple(f"tables/{table}.parquet" for table in PER_TRIAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +120,11 @@ def write_trial(
     )
     frames = _trial_frames(trial_id, tables, config)
     contents = {f"{name}.parquet": parquet_bytes(frame) for name, frame in frames.items()}
+    stored = {
+        f"{name}.parquet": [stored_bytes(contents[f"{name}.parquet"], frame.height)]
+        for name, frame in frames.items()
+    }
+    contents[MANIFEST] = manifest_text(trial_owner(trial_id), stored)
     target = run / "trials" / trial_id
     retry_transient(
         f"write trial {trial_id} of {run}", partial(_write_folder, contents, target, run)
@@ -120,9 +146,22 @@ def write_experiment(run: Path, experiment: Mapping[str, Any]) -> None:
     """Write `experiment.json` (name, question, axes, search, budget, objective, version, planned,
     metrics).
     """
-    write_bytes(
-        run / "experiment.json", json.dumps(experiment, indent=1, ensure_ascii=False).encode()
-    )
+    content = json.dumps(experiment, indent=1, ensure_ascii=False)
+    write_run_file(run, EXPERIMENT, content.encode())
+
+
+def write_run_table(run: Path, table: str, rows: Sequence[Row]) -> None:
+    """Write a table of the driver (`RUN_TABLES`) in one rename. Raises UserError as `write_trial`
+    does.
+    """
+    write_run_frame(run, table, frame_of(table, rows))
+
+
+def write_run_frame(run: Path, table: str, frame: pl.DataFrame) -> None:
+    """`write_run_table` for rows that are a frame already."""
+    if table not in RUN_TABLES:
+        raise unknown_name("table of a run", table, RUN_TABLES)
+    write_run_file(run, f"{table}.parquet", parquet_bytes(frame), frame.height)
 
 
 def forget_trials(run: Path) -> None:
@@ -130,9 +169,11 @@ def forget_trials(run: Path) -> None:
     for name in ("trials", "tables", "checkpoints"):
         drop_below(run / name)
         shutil.rmtree(run / name, ignore_errors=True)
-    # written anew when the run ends; until then they may be of another schema
-    for table in RUN_TABLES:
-        (run / f"{table}.parquet").unlink(missing_ok=True)
+    # the manifest first: what it does not name is removed again by the next call
+    files = [run / name for name in (MANIFEST, *DRIVER_FILES)]
+    drop_files(files)
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def remove_scratch(run: Path) -> None:
@@ -159,14 +200,19 @@ def compact_once(run: Path) -> None:
 
     First every table is rewritten, piece by piece (rows of a trial that has a folder come from the
     folder), then the folders are removed, each in one rename. Killed anywhere, a reader still finds
-    every trial once, and the next call goes on.
+    every trial once, and the next call goes on. Raises DamagedRunError, and writes nothing, where
+    a file is not what was written: its rows would get a digest of their own.
     """
-    folders = _trial_folders(run)
+    folders = trial_folders(run)
     if not folders:
         return
-    for table in PER_TRIAL:
-        write_scan(run / "tables" / f"{table}.parquet", _scan_per_trial(run, table, folders))
-        upload_file(run / "tables" / f"{table}.parquet")
+    require_whole_files(run, folders, TABLE_FILES)
+    for table, name in zip(PER_TRIAL, TABLE_FILES, strict=True):
+        write_scan(
+            run / name, _scan_per_trial(run, table, folders), partial(_announce_table, run, name)
+        )
+        upload_file(run / name)
+    settle_files(run, TABLE_FILES)
     drop_folders(folders)
     for folder in folders:
         _drop_folder(folder, run)
@@ -176,53 +222,73 @@ def finished_ids(run: Path) -> dict[str, str]:
     """trial_id -> status of every trial that ended, failed ones too; empty where there is no run
     yet.
     """
-    rows = (
-        _scan_per_trial(run, "trials", _trial_folders(run)).select("trial_id", "status").collect()
-    )
+    rows = scan_trials(run)["trials"].select("trial_id", "status").collect()
     return dict(rows.iter_rows())
 
 
 def status_of(run: Path, trial_id: str) -> str:
-    """How a trial ended whose folder is there, '' where none is (not ended, or compacted)."""
-    path = run / "trials" / trial_id / "trials.parquet"
-    return str(read_table_file(path, pl.read_parquet)["status"].item()) if path.exists() else ""
+    """How a trial ended whose folder is there, '' where none is (not ended, or compacted). Raises
+    DamagedRunError where its files are not what was written.
+    """
+    folder = run / "trials" / trial_id
+    path = folder / "trials.parquet"
+    if not path.exists():
+        return ""
+    if wrong := trial_defects(folder):
+        raise DamagedRunError(run, wrong)
+    return str(read_table_file(path, pl.read_parquet)["status"].item())
 
 
-def open_run(run: Path | str, *, own_trials: bool = False) -> Run:
+def scan_trials(run: Path, *, without: str = "") -> dict[str, pl.LazyFrame]:
+    """The tables that trials write, by name, for the driver of the run: what it writes itself is
+    not looked at, nor the file `without`. Raises DamagedRunError where a file is not what was
+    written.
+    """
+    folders = _whole_folders(run, [name for name in TABLE_FILES if name != without])
+    return {table: _scan_per_trial(run, table, folders) for table in PER_TRIAL}
+
+
+def scan_driver_table(run: Path, table: str) -> pl.LazyFrame:
+    """One of the driver's tables, for the driver itself; nothing else is looked at. Raises
+    DamagedRunError where it is not what was written.
+    """
+    require_whole_files(run, (), (f"{table}.parquet",))
+    return scan_file(run / f"{table}.parquet", table)
+
+
+def open_run(run: Path | str) -> Run:
     """Open a run, a folder or a URL, for reading: lazy frames, nothing is loaded yet. Readable
     while it is written to.
 
-    `own_trials`: this process wrote it, or its workers did. Of any other run the footer of every
-    file is looked at first (`parquet_guard.refuse_decompression_bomb`). Raises UserError where
-    there is no run, where a file was written under another schema than this one, and for a Parquet
-    bomb.
+    Every file is held against the manifest that was written with it, and its footer is looked at
+    (`parquet.check_table_file`). Raises UserError where there is no run, where a file is missing
+    or is not what was written (DamagedRunError), where it was written under another schema than
+    this one, and for a Parquet bomb.
     """
     path = local_run(run) if isinstance(run, str) else run
-    written = [path / "trials", path / "tables", path / "plan.parquet", path / "experiment.json"]
-    require(
-        any(p.exists() for p in written),
-        "a run is a folder with trials/, tables/, plan.parquet or experiment.json",
-        str(path),
-    )
-    folders = _trial_folders(path)
-    for file in (
-        ()
-        if own_trials
-        else (
-            *path.glob("*.parquet"),
-            *path.glob("tables/*.parquet"),
-            *(f for folder in folders for f in folder.glob("*.parquet")),
-        )
-    ):
-        refuse_decompression_bomb(file)
+    require_run(path)
+    folders = _whole_folders(path, DRIVER_FILES)
+    for folder in (path, path / "tables", *folders):
+        for file in folder.glob("*.parquet"):
+            check_table_file(file)
     frames = {table: _scan_per_trial(path, table, folders) for table in PER_TRIAL}
     frames |= {table: scan_file(path / f"{table}.parquet", table) for table in RUN_TABLES}
     return Run(path=path, experiment=read_experiment(path), **frames)
 
 
+def require_run(path: Path) -> None:
+    """Raise UserError where there is no run."""
+    written = [path / "trials", path / "tables", path / "plan.parquet", path / EXPERIMENT]
+    require(
+        any(p.exists() for p in written),
+        "a run is a folder with trials/, tables/, plan.parquet or experiment.json",
+        str(path),
+    )
+
+
 def read_experiment(run: Path) -> dict[str, Any]:
     """What `write_experiment` wrote; empty where there is nothing."""
-    path = run / "experiment.json"
+    path = run / EXPERIMENT
     if not path.exists():
         return {}
     try:
@@ -230,7 +296,66 @@ def read_experiment(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as problem:
         raise UserError(f"{path} is not readable JSON: {problem}") from problem
     require(isinstance(content, dict), f"{path} must hold a JSON object", type(content).__name__)
+    for name, fits in EXPERIMENT_PARTS.items():
+        require(
+            name not in content or fits(content[name]),
+            f"{path} does not fit: {name} must be as `rayunlearn run` writes it",
+            content.get(name),
+        )
     return dict(content)
+
+
+def experiment_of_run(run: Run) -> dict[str, Any]:
+    """What the experiment said of itself. Raises UserError for a run that has no experiment.json,
+    or one without the parts that planning needs.
+    """
+    lacking = sorted({"name", "question", "search", "objective", "version"} - {*run.experiment})
+    require(
+        not lacking,
+        f"{display_path(run.path / EXPERIMENT)} must be there with these parts (`rayunlearn run`"
+        " writes it when it begins); it lacks",
+        lacking,
+    )
+    return run.experiment
+
+
+def _is_objective(value: Any) -> bool:
+    """Whether an objective can be made of it."""
+    try:
+        Objective(**value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_objects(value: Any) -> bool:
+    """Whether it is a list of objects that have a name."""
+    return isinstance(value, list) and all(
+        isinstance(row, dict) and isinstance(row.get("name"), str) for row in value
+    )
+
+
+# part of experiment.json -> whether a value can be one; what else there is, nobody reads
+EXPERIMENT_PARTS: Mapping[str, Callable[[Any], bool]] = {
+    "name": _is_text,
+    "question": _is_text,
+    "version": _is_text,
+    "axes": lambda value: isinstance(value, (dict, list)),
+    "search": _is_mapping,
+    "budget": _is_mapping,
+    "objective": _is_objective,
+    "planned": lambda value: isinstance(value, int),
+    "metrics": _are_objects,
+    "notes": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+}
 
 
 def _trial_frames(
@@ -315,8 +440,70 @@ def _write_folder(contents: Mapping[str, bytes], target: Path, run: Path) -> Non
         raise
 
 
-def _trial_folders(run: Path) -> list[Path]:
-    return sorted(file.parent for file in run.glob("trials/*/trials.parquet"))
+def _announce_table(run: Path, name: str, file: Path) -> None:
+    """Say what a compacted table holds, before it is renamed into place."""
+    rows = pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()
+    announce_file(run, name, stored_file(file, rows))
+
+
+def run_defects(run: Path) -> dict[Path, str]:
+    """The files of a run that are not what was written: file -> what is wrong with it, in words."""
+    try:
+        _whole_folders(run, DRIVER_FILES)
+    except DamagedRunError as error:
+        return error.defects
+    return {}
+
+
+def drop_trial(run: Path, folder: Path) -> None:
+    """Remove the folder of a trial, here and under the URL: it has not ended any more."""
+    drop_folders([folder])
+    _drop_folder(folder, run)
+
+
+def _whole_folders(run: Path, names: Collection[str]) -> list[Path]:
+    """The folders of trials, after they and the driver's files of these names were held against
+    their manifests.
+
+    Raises DamagedRunError where one is not what was written. A run that another process writes to
+    meanwhile is looked at again.
+    """
+    for _ in range(LOOKS):
+        before, folders = _state_of(run), trial_folders(run)
+        try:
+            require_whole_files(run, folders, names)
+        except DamagedRunError as error:
+            if _state_of(run) != before:
+                continue
+            _refuse_other_schema(error)
+            raise
+        return folders
+    raise UserError(f"{display_path(run)} changes faster than it can be read; try again")
+
+
+def _refuse_other_schema(error: DamagedRunError) -> None:
+    """Raise UserError where a manifest is missing because another version wrote the tables."""
+    for manifest in error.defects:
+        if manifest.name == MANIFEST and not manifest.exists():
+            for file in sorted(manifest.parent.glob("**/*.parquet"))[:1]:
+                table_columns(file)
+
+
+def _state_of(run: Path) -> tuple[Any, ...]:
+    """What changes when a file of the run is written: its manifest, and the folders of trials."""
+    manifest = run / MANIFEST
+    return (
+        manifest.stat().st_mtime_ns if manifest.exists() else 0,
+        tuple((folder.name, folder.stat().st_ino) for folder in trial_folders(run)),
+    )
+
+
+def trial_folders(run: Path) -> list[Path]:
+    """The folders of trials that ended and are not compacted, whole or not; sorted."""
+    folders = {
+        f.parent for name in (MANIFEST, "trials.parquet") for f in run.glob(f"trials/*/{name}")
+    }
+    return sorted(folder for folder in folders if not folder.name.startswith("."))
 
 
 def _scan_per_trial(run: Path, table: str, folders: Sequence[Path]) -> pl.LazyFrame:
@@ -330,7 +517,7 @@ def _scan_per_trial(run: Path, table: str, folders: Sequence[Path]) -> pl.LazyFr
             [older.filter(~pl.col("trial_id").is_in(ids.implode())), scan_union(files)]
         )
     older = scan_file(compacted, table).filter(~pl.col("trial_id").is_in(ids.implode()))
-    return pl.concat([older, scan_fixed_schema([f for f in files if f.exists()], table)])
+    return pl.concat([older, scan_fixed_schema(files, table)])
 
 
 def find_trial(trial_ids: list[str], prefix: str) -> str:

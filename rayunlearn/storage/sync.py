@@ -32,6 +32,9 @@ FOLDER = "rayunlearn-mirrors-"
 UNSENT = ".unsent"
 PULLED = ".pulled.json"
 
+# times that a run under a URL is read again because its tables changed meanwhile
+PULLS = 10
+
 # at once; each waits for the network
 TRANSFERS = 16
 ON_DISK = ("file://", "local://")
@@ -149,6 +152,23 @@ def download_files(folder: Path, suffix: str) -> None:
             download_file(folder / name)
 
 
+def download_below(folder: Path) -> list[str]:
+    """Bring everything that is under the URL of a folder, over what is here; what is damaged there,
+    in words.
+    """
+    url = origin(folder)
+    problems = []
+    for name in object_store.list_names(url) if url is not None else ():
+        try:
+            if name.endswith(".zip"):
+                fetch_folder(folder / name.removesuffix(".zip"), overwrite=True)
+            else:
+                object_store.get_file(f"{url}/{name}", folder / name)
+        except DamagedArchiveError as error:
+            problems.append(f"{url}/{name} is damaged: {error}")
+    return problems
+
+
 def send_folder(folder: Path, *, create: bool = False) -> bool:
     """Put the files of a folder under the URL, as one zip. With `create` only where there is none:
     False where there is one.
@@ -205,6 +225,11 @@ def drop_folders(folders: Sequence[Path]) -> None:
     object_store.remove([f"{url}.zip" for url in map(origin, folders) if url is not None])
 
 
+def drop_files(files: Sequence[Path]) -> None:
+    """Remove files from under the URL."""
+    object_store.remove([url for url in map(origin, files) if url is not None])
+
+
 def drop_below(folder: Path) -> None:
     """Remove everything under the URL of a folder."""
     url = origin(folder)
@@ -232,15 +257,41 @@ def unsent(run: Path) -> list[Path]:
 def pull(run: Path) -> None:
     """Make the run's folder what is under the URL. Only for who holds the run's lock. Files that
     have not changed stay.
+
+    Tables and the manifest that names them are of one moment: where the driver of another machine
+    replaced one of them meanwhile, it is done again.
     """
     url = origin(run)
     if url is None:
         return
-    remote = {
+    for _ in range(PULLS):
+        remote = _remote_files(url)
+        _pull_files(run, url, remote)
+        if _driver_versions(_remote_files(url)) == _driver_versions(remote):
+            return
+    raise UserError(f"{url} changes faster than it can be read; try again")
+
+
+def pull_again(run: Path) -> None:
+    """`pull`, of every file: what is here may be damaged."""
+    (run / PULLED).unlink(missing_ok=True)
+    pull(run)
+
+
+def _remote_files(url: str) -> dict[str, str]:
+    """The files of the run under the URL -> what changes when they do."""
+    return {
         name: version
         for name, version in object_store.list_names(url).items()
         if RUN_FILES.fullmatch(name) and not LEASE.fullmatch(name)
     }
+
+
+def _driver_versions(remote: dict[str, str]) -> dict[str, str]:
+    return {name: version for name, version in remote.items() if not name.startswith("trials/")}
+
+
+def _pull_files(run: Path, url: str, remote: dict[str, str]) -> None:
     local = _pulled_stamps(run)
     for name in {*_present(run), *local} - set(remote):
         _discard(_local(run, name))

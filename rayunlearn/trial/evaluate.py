@@ -22,7 +22,7 @@ from rayunlearn.config import Attack, Trial, digest
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.tokenize import ENCODING_VERSION
 from rayunlearn.lazy import torch
-from rayunlearn.metrics.corpus import PRIVACY_SCORE, SCORES, corpus_rows
+from rayunlearn.metrics.corpus import GOLD_METRICS, SCORES, corpus_rows
 from rayunlearn.metrics.evaluate import chosen_metrics, evaluate_probes
 from rayunlearn.metrics.forward_passes import GenerationSettings, Probe
 from rayunlearn.metrics.table import Metric, sources_of
@@ -52,9 +52,6 @@ HOLDOUT_METRICS = ("members", "holdout")
 
 # the code that decides what a measurement of a model gives
 MEASURING = (data_code, metric_code, model_code, sys.modules[__name__])
-
-# metrics that corpus metrics hold against gold's
-GOLD_METRICS = ("truth_ratio", PRIVACY_SCORE)
 
 
 def label_examples(

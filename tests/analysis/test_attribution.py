@@ -30,8 +30,7 @@ from rayunlearn.reporting.connectivity_tables import (
 from rayunlearn.reporting.console import print_attribution, print_heat_map
 from rayunlearn.reporting.heatmap import page_maps, trial_maps
 from rayunlearn.reporting.html import write_report
-from rayunlearn.storage.parquet import write_table
-from rayunlearn.storage.run import Run, open_run, write_experiment, write_trial
+from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table, write_trial
 
 QUESTIONS = ("a", "b", "c", "d")
 EVIL = "<script>glow</script>"
@@ -182,7 +181,7 @@ def run(tmp_path: Path) -> Run:
         {"trial_id": t, "role": role} | common
         for t, role in (("base", "base"), ("full", "grid"), ("half", "grid"))
     ]
-    write_table(tmp_path / "plan.parquet", "plan", plan)
+    write_run_table(tmp_path, "plan", plan)
     write_experiment(
         tmp_path, {"name": "hand", "question": "?", "objective": {"forgetting": "probability"}}
     )
@@ -329,8 +328,8 @@ def test_attacks_stand_beside_each_other_by_the_part_that_was_kept(run: Run) -> 
         "study": "",
         "study_index": -1,
     }
-    write_table(
-        run.path / "attacks.parquet",
+    write_run_table(
+        run.path,
         "attacks",
         [{"trial_id": f"attack-{t}", "attacked": t} | place for t in ("full", "half")],
     )

@@ -13,8 +13,7 @@ from rayunlearn.analysis.hypothesis_tests import difference, holm, paired_p
 from rayunlearn.config import Trial, Value, digest, flatten, with_values
 from rayunlearn.reporting.html import page
 from rayunlearn.reporting.tables import baseline_sentences, baseline_view
-from rayunlearn.storage.parquet import write_table
-from rayunlearn.storage.run import Run, open_run, write_experiment, write_trial
+from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table, write_trial
 from tests.synthetic import EXPERIMENT, plan_row
 
 # Mean left on forget by what is compared; what stands nowhere else is retained at 0.9, of base's
@@ -61,7 +60,7 @@ def made_run(
             "base",
         )
     )
-    write_table(folder / "plan.parquet", "plan", plan)
+    write_run_table(folder, "plan", plan)
     write_experiment(folder, EXPERIMENT | {"search": {}})
     return open_run(folder)
 
@@ -157,7 +156,7 @@ def pairs_of(folder: Path, cells: list[tuple[dict[str, Value], float]]) -> list[
             "base",
         )
     )
-    write_table(folder / "plan.parquet", "plan", plan)
+    write_run_table(folder, "plan", plan)
     write_experiment(folder, EXPERIMENT | {"search": {}})
     return sorted(baseline_table(open_run(folder)).select("arm", "reference").rows())
 
@@ -239,7 +238,7 @@ def test_a_corpus_is_named_by_no_more_than_tells_it_apart(tmp_path: Path) -> Non
                     "grid",
                 )
             )
-    write_table(tmp_path / "plan.parquet", "plan", plan)
+    write_run_table(tmp_path, "plan", plan)
     write_experiment(tmp_path, EXPERIMENT | {"search": {}})
     table = baseline_table(open_run(tmp_path))
     assert table.select("place", "arm", "useful").rows() == [
@@ -292,7 +291,7 @@ def test_one_document_makes_no_error_of_the_page_and_no_interval_of_one_seed(
         }
         alone = rows_of(SELECTORS[name], 0.9, seed)[::30]
         plan.append(written(tmp_path, with_values(Trial(), values), alone, "grid"))
-    write_table(tmp_path / "plan.parquet", "plan", plan)
+    write_run_table(tmp_path, "plan", plan)
     write_experiment(tmp_path, EXPERIMENT | {"search": {}})
     run = open_run(tmp_path)
     row = baseline_table(run).row(0, named=True)

@@ -9,8 +9,8 @@ import pytest
 
 from rayunlearn.analysis import coreset_table, intervals, labels, pareto, run_frames
 from rayunlearn.reporting.tables import coreset_view
-from rayunlearn.storage.parquet import frame_of, write_table
-from rayunlearn.storage.run import open_run, write_experiment
+from rayunlearn.storage.parquet import frame_of
+from rayunlearn.storage.run import open_run, write_experiment, write_run_table
 from tests import synthetic
 
 SCHEMA = {"f": pl.Float64, "u": pl.Float64}
@@ -142,7 +142,7 @@ def test_a_setting_that_varies_becomes_a_column_and_meets_its_own_base(tmp_path:
                 {"forget": left, "retain": 0.9},
             )
             plan.append(synthetic.plan_row(trial_id, "grid", group))
-    write_table(tmp_path / "plan.parquet", "plan", plan)
+    write_run_table(tmp_path, "plan", plan)
     write_experiment(tmp_path, synthetic.EXPERIMENT)
     table = coreset_table.coreset_table(open_run(tmp_path))
     # the learning rate was tuned, not compared
@@ -155,7 +155,7 @@ def test_a_setting_that_varies_becomes_a_column_and_meets_its_own_base(tmp_path:
 
 
 def test_a_table_of_a_run_that_has_only_a_plan_is_empty(tmp_path: Path) -> None:
-    write_table(tmp_path / "plan.parquet", "plan", [synthetic.plan_row("a", "grid", "{}")])
+    write_run_table(tmp_path, "plan", [synthetic.plan_row("a", "grid", "{}")])
     made = coreset_table.coreset_table(open_run(tmp_path))
     assert made.height == 0 and {
         "forgetting",
@@ -168,8 +168,8 @@ def test_a_table_of_a_run_that_has_only_a_plan_is_empty(tmp_path: Path) -> None:
 def test_a_run_without_gold_has_no_share_of_the_way(tmp_path: Path) -> None:
     base = synthetic.add_trial(tmp_path, {"stage": "base"}, {"forget": 0.9, "retain": 0.9})
     other = synthetic.add_trial(tmp_path, {}, {"forget": 0.4, "retain": 0.9})
-    write_table(
-        tmp_path / "plan.parquet",
+    write_run_table(
+        tmp_path,
         "plan",
         [synthetic.plan_row(base, "base", "{}"), synthetic.plan_row(other, "grid", "{}")],
     )

@@ -18,8 +18,7 @@ from rayunlearn.analysis.equal_retention import (
 from rayunlearn.config import Trial, Value, digest, flatten, with_values
 from rayunlearn.reporting.html import page
 from rayunlearn.reporting.tables import ranking_sentences, ranking_view
-from rayunlearn.storage.parquet import write_table
-from rayunlearn.storage.run import Run, open_run, write_experiment, write_trial
+from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table, write_trial
 from tests.synthetic import EXPERIMENT, plan_row
 
 # Mean left on forget as trained and calibrated: ga leaves the least as trained and the most at
@@ -58,7 +57,7 @@ def made_run(folder: Path, *, stage: str = "unlearned", calibrated: bool = True)
             row = {"status": "complete", "n_forget": 20, "n_kept": 20, "calibrated_alpha": 0.25}
             write_trial(folder, identity, {"trials": [row], "examples": examples}, flatten(trial))
             plan.append(plan_row(identity, "grid", "{}"))
-    write_table(folder / "plan.parquet", "plan", plan)
+    write_run_table(folder, "plan", plan)
     write_experiment(
         folder, EXPERIMENT | {"search": {}, "objective": EXPERIMENT["objective"] | {"stage": stage}}
     )

@@ -19,8 +19,7 @@ from rayunlearn.analysis.metric_robustness import (
 from rayunlearn.reporting.console import print_robustness
 from rayunlearn.reporting.html import write_report
 from rayunlearn.reporting.robustness_tables import robustness_sections
-from rayunlearn.storage.parquet import write_table
-from rayunlearn.storage.run import open_run, write_experiment, write_trial
+from rayunlearn.storage.run import open_run, write_experiment, write_run_table, write_trial
 
 ONE = np.ones((1, 3))
 
@@ -155,7 +154,7 @@ def run(tmp_path: Path) -> Path:
         }
         rows.append(place | {"role": "attack", "control_for": ""})
     rows.append({**rows[0], "attacked": "base", "role": "control"})
-    write_table(tmp_path / "attacks.parquet", "attacks", rows)
+    write_run_table(tmp_path, "attacks", rows)
     write_experiment(
         tmp_path,
         {
@@ -205,6 +204,6 @@ def test_it_is_read_in_the_terminal_and_on_the_page(run: Path) -> None:
 
 def test_with_too_few_cells_nothing_is_said(run: Path) -> None:
     frame = pl.read_parquet(run / "attacks.parquet")
-    write_table(run / "attacks.parquet", "attacks", frame.head(MIN_MODELS - 1).to_dicts())
+    write_run_table(run, "attacks", frame.head(MIN_MODELS - 1).to_dicts())
     assert robustness_sections(open_run(run)) == []
     assert "Which metric keeps the order" not in write_report(run).read_text(encoding="utf-8")

@@ -15,8 +15,7 @@ from rayunlearn.analysis.recovery import (
 )
 from rayunlearn.reporting.attack_tables import attack_tables
 from rayunlearn.reporting.plots import recovery_map
-from rayunlearn.storage.parquet import write_table
-from rayunlearn.storage.run import open_run, write_experiment, write_trial
+from rayunlearn.storage.run import open_run, write_experiment, write_run_table, write_trial
 
 DOCUMENTS = ("a", "b", "c", "d")
 RELEARNING = "relearning learning_rate=0.001 steps=20"
@@ -103,7 +102,7 @@ def run(tmp_path: Path) -> Path:
         placed("u0", "mine", "control", "unrelated_training steps=20", RELEARNING),
         placed("half", "mine", "attack", "weight_noise relative=0.1"),
     ]
-    write_table(tmp_path / "attacks.parquet", "attacks", rows)
+    write_run_table(tmp_path, "attacks", rows)
     write_experiment(tmp_path, {"name": "hand", "objective": {"forgetting": "probability"}})
     return tmp_path
 
@@ -195,7 +194,7 @@ def test_a_soft_prompt_stands_beside_random_text_in_what_it_brings_back(
         placed("soft", "mine", "attack", "soft_prompt"),
         placed("random", "mine", "control", "soft_prompt_random", "soft_prompt"),
     ]
-    write_table(run / "attacks.parquet", "attacks", rows)
+    write_run_table(run, "attacks", rows)
     row = (
         recovery_table(open_run(run)).filter(pl.col("setting") == "soft_prompt").row(0, named=True)
     )
@@ -239,7 +238,7 @@ def test_an_attack_with_a_metric_of_its_own_stands_beside_base_gold_and_its_shuf
             for t, a in (("pb", "base"), ("pg", "gold"))
         ),
     ]
-    write_table(run / "attacks.parquet", "attacks", rows)
+    write_run_table(run, "attacks", rows)
     line = next(row for row in attack_tables(open_run(run))[0].rows if row[0] == "linear_probe")
     assert line[1].startswith("probe_right 0.50 [") and line[1].endswith(
         "(base 0.75, shuffled 0.25)"
@@ -258,7 +257,7 @@ def test_the_most_of_an_attack_is_that_of_its_own_setting(run: Path) -> None:
         )
         for row in rows
     ]
-    write_table(run / "attacks.parquet", "attacks", renamed)
+    write_run_table(run, "attacks", renamed)
     assert recovery_table(open_run(run)).filter(pl.col("setting") == RELEARNING)[
         "most"
     ].to_list() == pytest.approx([0.75])
@@ -296,7 +295,7 @@ def test_more_trials_than_attacks_stand_down_the_page_and_the_heat_map_is_drawn(
         add(run, f"other{at}", "unlearned", "none", (0.1 * at, 0.2, 0.0, 0.2))
         add(run, f"again{at}", "unlearned", "relearning", (0.4, 0.6, 0.4, 0.6))
         rows.append(placed(f"again{at}", f"other{at}", "attack", RELEARNING))
-    write_table(run / "attacks.parquet", "attacks", rows)
+    write_run_table(run, "attacks", rows)
     opened = open_run(run)
     matrix = attack_tables(opened)[0]
     assert matrix.headers == (
@@ -328,8 +327,8 @@ def test_an_attack_with_a_metric_of_its_own_that_measured_nothing_says_so(run: P
     """
     add(run, "probe", "unlearned", "linear_probe_held_in", (None,) * 4)
     rows = pl.read_parquet(run / "attacks.parquet").to_dicts()
-    write_table(
-        run / "attacks.parquet",
+    write_run_table(
+        run,
         "attacks",
         [*rows, placed("probe", "mine", "attack", "linear_probe_held_in")],
     )

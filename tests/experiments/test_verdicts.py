@@ -28,8 +28,7 @@ from experiments.findings.verdicts import (
     with_datasets,
 )
 from rayunlearn.config import Value
-from rayunlearn.storage.parquet import write_table
-from rayunlearn.storage.run import Run, open_run, write_experiment, write_trial
+from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table, write_trial
 from tests import synthetic
 
 RMU = {"method.forget": "rmu", "method.retain": "activation"}
@@ -56,7 +55,7 @@ def run_of(
             folder, {**RMU, **changes}, {"forget": left, "retain": 0.9}, coverage=coverage
         )
         plan.append(synthetic.plan_row(trial_id, "grid", json.dumps({})))
-    write_table(folder / "plan.parquet", "plan", plan)
+    write_run_table(folder, "plan", plan)
     write_experiment(
         folder, synthetic.EXPERIMENT | {"axes": [], "search": {}, "planned": len(plan)}
     )
@@ -281,7 +280,7 @@ def test_what_comes_back_is_told_beside_gold_and_from_method_to_method(
         settings = {"method.forget": method, "method.retain": "kl", "select.ratio": 1.0}
         write_trial(tmp_path, f"{method}{seed}", {"trials": [{"status": "complete"}]}, settings)
         plan.append(synthetic.plan_row(f"{method}{seed}", "grid", "{}"))
-    write_table(tmp_path / "plan.parquet", "plan", plan)
+    write_run_table(tmp_path, "plan", plan)
     run = open_run(tmp_path)
     assert dict(
         recovery_by_method(run)

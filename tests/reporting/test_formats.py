@@ -18,8 +18,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.reporting.formats import FORMATS, as_json, escape_html, markdown, write_as
 from rayunlearn.reporting.html import page, write_report
 from rayunlearn.reporting.summary import run_summary
-from rayunlearn.storage.parquet import write_table
-from rayunlearn.storage.run import Run, open_run
+from rayunlearn.storage.run import Run, open_run, write_run_table
 from tests import synthetic
 
 CHROMIUM = (
@@ -65,7 +64,7 @@ def test_the_first_page_answers_four_questions_with_numbers_of_the_table(run: Ru
 
 
 def test_a_run_that_has_only_begun_has_a_first_page(tmp_path: Path) -> None:
-    write_table(tmp_path / "plan.parquet", "plan", [synthetic.plan_row("a", "grid", "{}")])
+    write_run_table(tmp_path, "plan", [synthetic.plan_row("a", "grid", "{}")])
     opened = open_run(tmp_path)
     said = [section.sentences[0] for section in run_summary(opened, coreset_table(opened))]
     assert said[:2] == [

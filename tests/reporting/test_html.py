@@ -26,8 +26,14 @@ from rayunlearn.reporting.html import script_json, write_report
 from rayunlearn.reporting.sentences import finding_sentences
 from rayunlearn.schema import TABLES
 from rayunlearn.storage import run as run_module
-from rayunlearn.storage.parquet import write_table
-from rayunlearn.storage.run import Run, compact, finished_ids, open_run, write_experiment
+from rayunlearn.storage.run import (
+    Run,
+    compact,
+    finished_ids,
+    open_run,
+    write_experiment,
+    write_run_table,
+)
 from tests import synthetic
 
 
@@ -309,7 +315,7 @@ def test_several_corpora_get_a_panel_each(tmp_path: Path) -> None:
                     trial_id, "tuning", json.dumps({"data.redundancy": redundancy}), 0
                 )
             )
-    write_table(tmp_path / "plan.parquet", "plan", plan)
+    write_run_table(tmp_path, "plan", plan)
     write_experiment(tmp_path, synthetic.EXPERIMENT)
     run = open_run(tmp_path)
     titles = [
@@ -321,16 +327,16 @@ def test_several_corpora_get_a_panel_each(tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_only_begun_still_makes_a_page(tmp_path: Path) -> None:
-    write_table(tmp_path / "plan.parquet", "plan", [synthetic.plan_row("a", "grid", "{}")])
+    write_run_table(tmp_path, "plan", [synthetic.plan_row("a", "grid", "{}")])
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "No trial has ended yet." in text and "has not been measured yet" in text
     part = synthetic.add_trial(tmp_path, {"select.ratio": 0.5}, {"forget": 0.5, "retain": 0.9})
-    write_table(tmp_path / "plan.parquet", "plan", [synthetic.plan_row(part, "grid", "{}")])
+    write_run_table(tmp_path, "plan", [synthetic.plan_row(part, "grid", "{}")])
     assert "has not been measured, so there is nothing to match" in write_report(
         tmp_path
     ).read_text(encoding="utf-8")
     failed = synthetic.add_trial(tmp_path, {}, None, status="failed", coverage=None)
-    write_table(tmp_path / "plan.parquet", "plan", [synthetic.plan_row(failed, "grid", "{}")])
+    write_run_table(tmp_path, "plan", [synthetic.plan_row(failed, "grid", "{}")])
     assert "RuntimeError" in write_report(tmp_path).read_text(encoding="utf-8")
 
 

@@ -20,6 +20,7 @@ from rayunlearn.schema import PER_TRIAL, VERSION, column_names
 from rayunlearn.storage import parquet as parquet_module
 from rayunlearn.storage import retry as retry_module
 from rayunlearn.storage import run as run_module
+from tests.manifests import as_written
 
 
 def put(
@@ -171,7 +172,7 @@ def test_a_writer_that_dies_between_the_two_renames_leaves_the_trial_unfinished_
 def test_storage_that_fails_for_a_while_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failures = os.replace, [errno.EIO, errno.ESTALE, errno.EROFS]
+    real, failures = os.replace, [errno.EIO, errno.ESTALE, errno.ETIMEDOUT]
 
     def fails_at_first(source: Path, target: Path) -> None:
         if failures:
@@ -196,9 +197,7 @@ def test_a_half_written_folder_is_not_finished_and_is_cleaned_away(tmp_path: Pat
 
 
 def test_a_run_without_trials_opens_empty(tmp_path: Path) -> None:
-    parquet_module.write_table(
-        tmp_path / "plan.parquet", "plan", [{"trial_id": "a", "role": "grid"}]
-    )
+    run_module.write_run_table(tmp_path, "plan", [{"trial_id": "a", "role": "grid"}])
     run = run_module.open_run(tmp_path)
     assert run.plan.collect().height == 1 and run.experiment == {}
     for table in PER_TRIAL:
@@ -226,6 +225,7 @@ def test_a_newer_schema_is_refused_with_both_versions_and_nothing_is_lost(
     parquet_module.frame_of("plan", []).write_parquet(
         path, metadata={parquet_module.VERSION_KEY: str(VERSION + 1)}
     )
+    as_written(tmp_path, name)
     before = path.read_bytes()
     with pytest.raises(
         UserError,
@@ -244,7 +244,7 @@ def test_a_newer_schema_is_refused_with_both_versions_and_nothing_is_lost(
 def test_a_torn_file_is_named(tmp_path: Path) -> None:
     torn = put(tmp_path, "a") / "trials.parquet"
     torn.write_bytes(torn.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"a/trials.parquet cannot be read"):
+    with pytest.raises(UserError, match=r"a/trials.parquet is damaged: it has 100 bytes"):
         run_module.finished_ids(tmp_path)
 
 
@@ -320,6 +320,10 @@ def test_compaction_keeps_every_row_once_and_removes_the_folders(tmp_path: Path)
     assert run_module.open_run(tmp_path).steps.collect().height == 10
 
 
+# of a compaction of two folders: each table and the manifest before it, the manifest, the folders
+RENAMES = 2 * len(PER_TRIAL) + 1 + 2
+
+
 class Killed(BaseException):
     """Stands for the process ending at this very instruction."""
 
@@ -331,7 +335,7 @@ def test_compaction_may_be_killed_at_any_rename(
     is there once, with its newest row.
     """
     real, expected = os.replace, {"old": 1, "again": 20, "new": 3}
-    for survivors in range(len(PER_TRIAL) + 2 + 1):
+    for survivors in range(RENAMES + 1):
         run = tmp_path / str(survivors)
         put(run, "old", n_kept=1)
         put(run, "again", n_kept=2)
@@ -347,7 +351,7 @@ def test_compaction_may_be_killed_at_any_rename(
             real(source, target)
 
         monkeypatch.setattr(os, "replace", dies)
-        if survivors < len(PER_TRIAL) + 2:
+        if survivors < RENAMES:
             with pytest.raises(Killed):
                 run_module.compact(run)
         else:
@@ -373,8 +377,6 @@ def test_reading_a_run_needs_neither_torch_nor_ray() -> None:
 
 
 def test_five_hundred_trial_folders_open_as_one_table(tmp_path: Path) -> None:
-    """Copies of one folder, each its own trial by name."""
-    put(tmp_path, "t")
-    for number in range(500):
-        shutil.copytree(tmp_path / "trials" / "t", tmp_path / "trials" / f"t{number}")
+    for number in range(501):
+        put(tmp_path, f"t{number}")
     assert run_module.open_run(tmp_path).trials.select(pl.len()).collect().item() == 501

@@ -131,7 +131,9 @@ def test_compaction_leaves_tables_and_no_trial_twice(s3_url: str) -> None:
     assert values(f"{s3_url}/e/1") == {"a": 0.1, "b": 0.2}
 
 
-@pytest.mark.parametrize("n_calls", [0, 1, 4, len(PER_TRIAL), len(PER_TRIAL) + 1])
+@pytest.mark.parametrize(
+    "n_calls", [0, 1, 4, 7, 2 * len(PER_TRIAL), 2 * len(PER_TRIAL) + 1, 2 * len(PER_TRIAL) + 2]
+)
 def test_a_compaction_killed_anywhere_loses_and_doubles_nothing(
     s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_calls: int
 ) -> None:
@@ -155,8 +157,8 @@ def test_a_compaction_killed_anywhere_loses_and_doubles_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(sync.object_store, "put_file", cut_off(object_store.put_file))
         patched.setattr(sync.object_store, "remove", cut_off(object_store.remove))
-        # every table and the removal
-        if n_calls > len(PER_TRIAL):
+        # every table and the manifest before it, the manifest and the removal
+        if n_calls > 2 * len(PER_TRIAL) + 1:
             compact(run)
         else:
             with pytest.raises(UserError, match="gone"):

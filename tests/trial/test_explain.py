@@ -20,8 +20,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.keywords.statistics import statistics_of
 from rayunlearn.keywords.stopwords import ENGLISH
 from rayunlearn.models.load import load_model
-from rayunlearn.storage.parquet import write_table
-from rayunlearn.storage.run import Run, open_run, write_experiment
+from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table
 from rayunlearn.trial import model_state
 from rayunlearn.trial.context import TrialContext, base_context
 from rayunlearn.trial.explain import emphasis_words, explain_trial, kinds_of_words
@@ -307,7 +306,7 @@ def test_retain_harmed_is_what_greedy_writing_says_token_by_token(
         "study": "",
         "study_index": -1,
     }
-    write_table(run / "plan.parquet", "plan", [plan])
+    write_run_table(run, "plan", [plan])
     write_experiment(
         run, {"name": "hand", "question": "?", "objective": {"forgetting": "probability"}}
     )
