@@ -31,6 +31,10 @@ ARROW_TYPES: dict[str, Any] = {
 }
 
 
+# columns without which rows mean nothing
+KEYS = frozenset({"trial_id", "status", "stage", "split", "metric", "doc_id", "value"})
+
+
 TYPES: dict[type, Any] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
 Row = Mapping[str, Any]
 T = TypeVar("T")
@@ -264,7 +268,8 @@ def table_columns(path: Path) -> pl.Schema:
 
 def check_table_file(path: Path) -> None:
     """Raise UserError for a Parquet bomb, for another schema version, and where a column of the
-    table that the file is named after is missing or of another type than the schema's.
+    table that the file is named after is of another type than the schema's, or one of `KEYS` is
+    missing. (An older file may lack the newest columns.)
     """
     footer = footer_of(path)
     refuse_claims(path, footer)
@@ -275,6 +280,8 @@ def check_table_file(path: Path) -> None:
     except UNREADABLE as error:
         raise UserError(f"{path} could not be read as parquet: {one_line(str(error))}") from error
     for column in TABLES.get(path.stem, ()):
+        if column.name not in schema.names and column.name not in KEYS:
+            continue
         found = schema.field(column.name).type if column.name in schema.names else None
         rule = f"column {column.name} of {path} must be there, of type {column.kind}"
         require(found in ARROW_TYPES[column.kind], rule, str(found))
