@@ -193,6 +193,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
             " the head",
             "FLOP",
         ),
+        Column(
+            "weights_touched",
+            "f64",
+            "attacks that change every weight matrix: share of the weights in the blocks' matrices"
+            " that lie in one of which anything changed; null for all others",
+            "fraction [0, 1]",
+        ),
         Column("seconds_load", "f64", "time to reset or load the model", "s", "lower"),
         Column("seconds_select", "f64", "time to choose the coreset", "s", "lower"),
         Column("seconds_train", "f64", "time of the optimisation loop", "s", "lower"),

@@ -84,14 +84,17 @@ class AttackRow(FamilyRow[Any]):
     anything else, beside the same attack on base and on gold, which always run. `companion`: name
     of the attack that is this control, '' for none.
 
-    `trains`: it takes optimizer steps, of its own learning rate; `holds_out`: only facts outside
-    `held_in` are measured. `package`: what it needs that rayunlearn does not bring; `elsewhere`:
-    the environment variable that names a Python which has it.
+    `of_matrices`: it changes every weight matrix of the blocks, and has failed where it reached few
+    (`models.matrices.require_touched`). `trains`: it takes optimizer steps, of its own learning
+    rate; `holds_out`: only facts outside `held_in` are measured. `package`: what it needs that
+    rayunlearn does not bring; `elsewhere`: the environment variable that names a Python which has
+    it.
     """
 
     kind: str
     control: str = "base and gold"
     companion: str = ""
+    of_matrices: bool = False
     trains: bool = False
     holds_out: bool = False
     package: str = ""

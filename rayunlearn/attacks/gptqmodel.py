@@ -261,6 +261,7 @@ GPTQMODEL = {
         AttackRow(
             function=gptq_by_library,
             kind="weights",
+            of_matrices=True,
             title="quantise by GPTQ (GPTQModel)",
             source="Frantar et al. 2210.17323",
             package=REQUIREMENT,
@@ -269,6 +270,7 @@ GPTQMODEL = {
         AttackRow(
             function=awq_by_library,
             kind="weights",
+            of_matrices=True,
             title="quantise by AWQ (GPTQModel, on a GPU)",
             source="Lin et al. 2306.00978",
             package=REQUIREMENT,

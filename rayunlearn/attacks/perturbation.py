@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.errors import require
-from rayunlearn.lazy import nn, torch
+from rayunlearn.lazy import torch
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.models.forward import blocks, evaluating, hidden_states
+from rayunlearn.models.matrices import model_matrices
 from rayunlearn.ranges import UnitInterval
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
 def magnitude_pruning(model: PreTrainedModel, *, share: UnitInterval = 0.3) -> None:
-    """Set the `share` of smallest |w| of every linear weight of the blocks to zero. Han et al.
+    """Set the `share` of smallest |w| of every weight matrix of the blocks to zero. Han et al.
     1506.02626, without training after it.
 
     Lucki et al. 2409.18025 prune by gradient scores on forget and utility data; magnitude alone
     needs no data and is weaker.
     """
-    for weight in linear_weights(model):
-        n = int(share * weight.numel())
+    for matrix in model_matrices(model):
+        weights = matrix.weight.flatten()
+        n = int(share * len(weights))
         if n:
-            smallest = weight.abs().flatten().topk(n, largest=False).indices
-            weight.view(-1)[smallest] = 0.0
+            weights = weights.index_fill(0, weights.abs().topk(n, largest=False).indices, 0.0)
+            matrix.weight.copy_(weights.view(matrix.weight.shape))
 
 
 def weight_noise(model: PreTrainedModel, seed: int, *, relative: UnitInterval = 0.1) -> None:
-    """Add Gaussian noise to every linear weight of the blocks, of `relative` times the standard
+    """Add Gaussian noise to every weight matrix of the blocks, of `relative` times the standard
     deviation of that weight. Ours.
     """
     generator = torch.Generator().manual_seed(seed)
-    for weight in linear_weights(model):
+    for matrix in model_matrices(model):
+        weight = matrix.weight
         noise = torch.randn(weight.shape, generator=generator).to(weight)
         weight.add_(noise * (relative * weight.std()))
 
@@ -138,13 +141,3 @@ def _ablated(_module: nn.Module, _inputs: Any, output: Any, *, direction: Tensor
     if isinstance(output, torch.Tensor):
         return remove_direction(output, direction)
     return (remove_direction(output[0], direction), *output[1:])
-
-
-def linear_weights(model: PreTrainedModel) -> Iterable[Tensor]:
-    """The weight matrices of the linear modules inside the blocks, as data to write to."""
-    return [
-        module.weight.data
-        for block in blocks(model)
-        for module in block.modules()
-        if isinstance(module, nn.Linear)
-    ]

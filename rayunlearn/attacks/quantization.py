@@ -9,17 +9,24 @@ output channel, as in `round_to_nearest`; the papers take groups of 128.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 from rayunlearn.attacks.base import TOKENS_PER_BATCH, AttackRow
-from rayunlearn.attacks.perturbation import linear_weights
-from rayunlearn.data.tokenize import Encoded, by_length, collate
+from rayunlearn.data.tokenize import Batch, Encoded, collate
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import nn, torch
 from rayunlearn.models.forward import blocks, evaluating, hidden_states
+from rayunlearn.models.matrices import (
+    WeightMatrix,
+    block_matrices,
+    collect_inputs,
+    experts_one_by_one,
+    model_matrices,
+)
 from rayunlearn.ranges import Count, Positive, Rule
 
 if TYPE_CHECKING:
@@ -38,7 +45,7 @@ EXPONENTS = 21
 
 @dataclass
 class LayerInputs:
-    """What a linear module of N weights a row was given: sum of x x^T (N, N), sum of |x| (N,), and
+    """What a matrix of N weights a row was given: sum of x x^T (N, N), sum of |x| (N,), and
     how many x.
     """
 
@@ -58,15 +65,15 @@ def gptq(
     texts: Count = 64,
     damping: Positive = 0.01,
 ) -> None:
-    """Quantise the linear weights of the blocks column by column, later columns making up for it.
+    """Quantise the weight matrices of the blocks column by column, later columns making up for it.
     Frantar et al. 2210.17323, algorithm 1.
 
     On the first `texts` retain documents in the order that attack.seed draws. `damping`, as there:
     this share of the mean diagonal is added to the Gram matrix. Columns go in their order; the
     paper's lazy batches change speed alone.
     """
-    for module, inputs in _by_block(model, retain_sequences[:texts]):
-        module.weight.data.copy_(gptq_weights(module.weight.data, inputs.gram, bits, damping))
+    for matrix, inputs in _by_block(model, retain_sequences[:texts]):
+        matrix.weight.copy_(gptq_weights(matrix.weight, inputs.gram, bits, damping))
 
 
 def awq(
@@ -76,15 +83,15 @@ def awq(
     bits: Bits = 4,
     texts: Count = 64,
 ) -> None:
-    """Quantise the linear weights of the blocks with input channels scaled by how large they are.
+    """Quantise the weight matrices of the blocks with input channels scaled by how large they are.
     Lin et al. 2306.00978, eq. 4 and 5.
 
     W -> Q(W diag(s)) diag(s)^-1 with s = (mean |x|)^a, and of 21 exponents a the one with the
     smallest error. The paper searches one a for modules that share an input and clips weights; here
     every module has its own and none is clipped.
     """
-    for module, inputs in _by_block(model, retain_sequences[:texts]):
-        module.weight.data.copy_(awq_weights(module.weight.data, inputs, bits))
+    for matrix, inputs in _by_block(model, retain_sequences[:texts]):
+        matrix.weight.copy_(awq_weights(matrix.weight, inputs, bits))
 
 
 def gptq_weights(weight: Tensor, gram: Tensor, bits: int, damping: float) -> Tensor:
@@ -129,59 +136,56 @@ def output_error(difference: Tensor, gram: Tensor) -> Tensor:
 def _by_block(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
-) -> Iterator[tuple[nn.Linear, LayerInputs]]:
-    """Every linear module of the blocks with its inputs, a block at a time: what is done to one is
+) -> Iterator[tuple[WeightMatrix, LayerInputs]]:
+    """Every weight matrix of the blocks with its inputs, a block at a time: what is done to one is
     seen by the next.
     """
     require(
         len(sequences) > 0, "quantisation by data must have at least one text, got", len(sequences)
     )
     for layer, block in enumerate(blocks(model)):
-        modules = [module for module in block.modules() if isinstance(module, nn.Linear)]
-        yield from zip(modules, _inputs_of(model, layer, modules, sequences), strict=True)
+        matrices = block_matrices(block)
+        yield from zip(matrices, _inputs_of(model, layer, matrices, sequences), strict=True)
 
 
 def _inputs_of(
     model: PreTrainedModel,
     layer: int,
-    modules: Sequence[nn.Linear],
+    matrices: Sequence[WeightMatrix],
     sequences: Sequence[Encoded],
 ) -> list[LayerInputs]:
     layer_inputs = [
         LayerInputs(
-            torch.zeros(m.in_features, m.in_features, device=m.weight.device),
-            torch.zeros(m.in_features, device=m.weight.device),
+            torch.zeros(m.weight.shape[1], m.weight.shape[1], device=model.device),
+            torch.zeros(m.weight.shape[1], device=model.device),
         )
-        for m in modules
+        for m in matrices
     ]
-    with evaluating(model):
-        for positions in by_length(sequences, TOKENS_PER_BATCH):
-            batch = collate([sequences[p] for p in positions]).to(model.device)
-            present = batch.present.bool().flatten()
-            handles = [
-                module.register_forward_pre_hook(_adding(inputs, present))
-                for module, inputs in zip(modules, layer_inputs, strict=True)
-            ]
-            try:
-                hidden_states(model, batch, layer)
-            finally:
-                for handle in handles:
-                    handle.remove()
+
+    def add(index: int, x: Tensor) -> None:
+        inputs, rows = layer_inputs[index], x.detach().float()
+        inputs.gram += rows.T @ rows
+        inputs.size += rows.abs().sum(0)
+        inputs.count += len(rows)
+
+    with evaluating(model), experts_one_by_one(model):
+        for batch in _unpadded(sequences):
+            inputs = batch.to(model.device)
+            collect_inputs(partial(hidden_states, model, inputs, layer), matrices, add)
     return layer_inputs
 
 
-def _adding(
-    inputs: LayerInputs, present: Tensor
-) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A hook that adds what the module is given at the present tokens (B T,)."""
-
-    def add(_module: nn.Module, batch: tuple[Tensor, ...]) -> None:
-        x = batch[0].flatten(0, -2)[present].float()
-        inputs.gram += x.T @ x
-        inputs.size += x.abs().sum(0)
-        inputs.count += len(x)
-
-    return add
+def _unpadded(sequences: Sequence[Encoded]) -> Iterator[Batch]:
+    """Batches of texts of one length: an expert is given tokens without their places, so none may
+    be padding.
+    """
+    by_size: dict[int, list[Encoded]] = {}
+    for sequence in sequences:
+        by_size.setdefault(len(sequence.ids), []).append(sequence)
+    for size, texts in by_size.items():
+        at_once = max(1, TOKENS_PER_BATCH // size)
+        for first in range(0, len(texts), at_once):
+            yield collate(texts[first : first + at_once])
 
 
 QUANTIZATION = {
@@ -190,12 +194,14 @@ QUANTIZATION = {
         AttackRow(
             function=gptq,
             kind="weights",
+            of_matrices=True,
             title="quantise by GPTQ, on retain documents",
             source="Frantar et al. 2210.17323; used by 2410.16454",
         ),
         AttackRow(
             function=awq,
             kind="weights",
+            of_matrices=True,
             title="quantise by AWQ, on retain documents",
             source="Lin et al. 2306.00978; used by 2410.16454",
         ),
@@ -204,15 +210,15 @@ QUANTIZATION = {
 
 
 def round_to_nearest(model: PreTrainedModel, *, bits: Bits = 4) -> None:
-    """Quantise the linear weights of the blocks to `bits` and back: symmetric, one scale per output
-    channel.
+    """Quantise the weight matrices of the blocks to `bits` and back: symmetric, one scale per
+    output channel.
 
     w -> s round(w / s) with s = max|w| / (2^(bits - 1) - 1). Zhang et al. 2410.16454 quantise with
     bitsandbytes, GPTQ and AWQ; rounding to nearest is the plainest. Embeddings, norms and head
     stay.
     """
-    for weight in linear_weights(model):
-        weight.copy_(round_weights(weight, bits))
+    for matrix in model_matrices(model):
+        matrix.weight.copy_(round_weights(matrix.weight, bits))
 
 
 def round_weights(weight: Tensor, bits: int) -> Tensor:
@@ -233,8 +239,8 @@ def four_bit_normal_float(model: PreTrainedModel) -> None:
     and for weights that come back outside NF4's bound.
     """
     functional = _bitsandbytes()
-    for weight in linear_weights(model):
-        weight.copy_(nf4_rounded(weight, functional))
+    for matrix in model_matrices(model):
+        matrix.weight.copy_(nf4_rounded(matrix.weight, functional))
 
 
 def nf4_rounded(weight: Tensor, functional: ModuleType) -> Tensor:

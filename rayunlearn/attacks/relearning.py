@@ -176,12 +176,14 @@ WEIGHTS = {
         AttackRow(
             function=round_to_nearest,
             kind="weights",
+            of_matrices=True,
             title="quantise, round to nearest",
             source="Zhang et al. 2410.16454",
         ),
         AttackRow(
             function=four_bit_normal_float,
             kind="weights",
+            of_matrices=True,
             title="quantise to NF4 (bitsandbytes)",
             source="Dettmers et al. 2305.14314",
             package="bitsandbytes",
@@ -189,12 +191,14 @@ WEIGHTS = {
         AttackRow(
             function=magnitude_pruning,
             kind="weights",
+            of_matrices=True,
             title="prune the smallest weights",
             source="Han et al. 1506.02626",
         ),
         AttackRow(
             function=weight_noise,
             kind="weights",
+            of_matrices=True,
             title="add Gaussian noise to weights",
             source="ours",
         ),

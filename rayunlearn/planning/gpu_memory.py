@@ -24,7 +24,7 @@ from rayunlearn.config import Train, Trial, block_numbers, digest, flatten, from
 from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import encode_documents
 from rayunlearn.errors import UserError
-from rayunlearn.lazy import functional, peft, torch, transformers
+from rayunlearn.lazy import functional, torch, transformers
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, uses_documents
 from rayunlearn.methods.retain import RETAIN
@@ -32,13 +32,13 @@ from rayunlearn.models.device_memory import step_memory
 from rayunlearn.models.forward import blocks
 from rayunlearn.models.load import resolve_model
 from rayunlearn.models.logits import FinalStates, final_states
+from rayunlearn.models.outline import meta_model
 from rayunlearn.models.reference import DISTRIBUTION_BYTES
-from rayunlearn.models.scratch import MOST_WORDS, build_model
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of, check_trial
 from rayunlearn.schema import column_names
 from rayunlearn.storage.run import finished_ids, open_run
-from rayunlearn.train.adapters import ADAPTERS, linear_modules
+from rayunlearn.train.adapters import ADAPTERS, inject_adapter, linear_modules
 from rayunlearn.train.loop import choose_parameters
 from rayunlearn.trial.identity import corpus_of
 from rayunlearn.trial.provenance import package_digest, version_of
@@ -209,21 +209,14 @@ def _core(trial: Trial) -> Trial:
 
 def _meta_model(trial: Trial) -> PreTrainedModel:
     """The trial's model without numbers."""
-    with torch.device("meta"):
-        if trial.model.name == "scratch":
-            return build_model(trial.model.size, MOST_WORDS, 0)
-        config = transformers.AutoConfig.from_pretrained(
-            resolve_model(trial.model.name), trust_remote_code=False
-        )
-        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
-            config, trust_remote_code=False
-        ).float()
+    model = meta_model(trial.model)
+    if trial.model.name != "scratch":
         # loaded late: transformers is heavy, and a plan without a GPU needs none of it
         from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
         ALL_EXPERTS_FUNCTIONS.register(EXPERTS, _shapes_of_experts)
         model.config._experts_implementation = EXPERTS
-        return model
+    return model
 
 
 def _shapes_of_experts(
@@ -250,7 +243,7 @@ def _trained(trial: Trial, model: PreTrainedModel) -> list[torch.nn.Parameter]:
     function = ADAPTERS[trial.train.adapter].function
     config = function(linear_modules(model, pattern, layers), **arguments_of(trial, function))
     if config is not None:
-        peft.inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+        inject_adapter(model, config, without_numbers=True)
     return choose_parameters(model, pattern if config is None else r"\.lora_", layers)
 
 

@@ -9,6 +9,8 @@ document's loss along one direction comes from one forward-mode pass.
 
 from __future__ import annotations
 
+import logging
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+LOGGER = logging.getLogger(__name__)
+_SAID: set[str] = set()
+
+
 @dataclass(frozen=True)
 class ModuleUse:
     """One use of a module in a forward pass, (G, T, ...): its input, and the gradient of its
@@ -36,6 +42,18 @@ class ModuleUse:
     grad: Tensor
 
 
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module: its input, where it is the one argument, its output, and what an
+    embedding is multiplied with.
+    """
+
+    module: nn.Module
+    input: Tensor | None
+    output: Tensor
+    scale: float = 1.0
+
+
 def gradient_norms(
     model: PreTrainedModel, terms: Sequence[tuple[Batch, Callable[[], Tensor]]]
 ) -> Tensor:
@@ -45,29 +63,101 @@ def gradient_norms(
     Each term is a batch of G rows and a function that runs `model` over it (the head on its
     labelled positions, as in `models.forward`) and returns G losses, the i-th a function of row i
     alone. With two terms the i-th loss is the sum of both terms' i-th. Exact, up to rounding, for
-    models whose parameters sit in modules of one input. No `.grad` is touched.
+    every family: one whose parameters do not all sit in modules that are followed row by row
+    (matrices of several experts, convolutions) has a backward pass per document, and a log line
+    says so. No `.grad` is touched.
     """
-    # the first use tries the model on a text of its own, which must not be among the calls
-    can_split(model)
-    calls: list[tuple[Batch, nn.Module, Tensor, Tensor]] = []
-    total: list[Tensor] = []
-    for batch, losses in terms:
-        with capture_module_io(model) as module_uses, torch.enable_grad():
-            total.append(losses())
-        calls += [(batch, *call) for call in module_uses if call[2].requires_grad]
-    grads = torch.autograd.grad(
-        torch.cat(total).sum(), [out for *_, out in calls], allow_unused=True
-    )
-    pairs = [(call, grad) for call, grad in zip(calls, grads, strict=True) if grad is not None]
-    uses = [
-        ModuleUse(module, _by_row(inputs, batch), _by_row(grad, batch))
-        for (batch, module, inputs, _), grad in pairs
-    ]
+    losses, calls = _run_terms(model, terms)
+    norms = _norms_by_row(model, losses, calls)
+    if norms is None:
+        return torch.stack([_length(g) for g in _gradients_one_by_one(model, losses)])
+    return norms
+
+
+def _norms_by_row(
+    model: PreTrainedModel, losses: Tensor, calls: Sequence[tuple[Batch, ModuleCall]]
+) -> Tensor | None:
+    """The norms (G,) from one backward pass; None where a parameter is not followed row by row."""
+    uses = _uses_by_row(model, calls, losses)
+    if uses is None:
+        return None
     with torch.no_grad():
         weights, dense = _linear_and_dense(_by_parameter(uses))
         squares = [_square_of_weight(places) for places in weights]
         squares += [_square_of_small(places) for places in dense]
         return torch.stack(squares).sum(0).clamp_min(0).sqrt()
+
+
+def _run_terms(
+    model: PreTrainedModel, terms: Sequence[tuple[Batch, Callable[[], Tensor]]]
+) -> tuple[Tensor, list[tuple[Batch, ModuleCall]]]:
+    """Each document's loss (G,), over all terms together, and the calls of modules behind it."""
+    # the first use tries the model on a text of its own, which must not be among the calls
+    can_split(model)
+    calls: list[tuple[Batch, ModuleCall]] = []
+    total: list[Tensor] = []
+    for batch, losses in terms:
+        with capture_module_io(model) as module_uses, torch.enable_grad():
+            total.append(losses())
+        calls += [(batch, call) for call in module_uses if call.output.requires_grad]
+    return torch.stack(total).sum(0), calls
+
+
+def _uses_by_row(
+    model: PreTrainedModel, calls: Sequence[tuple[Batch, ModuleCall]], losses: Tensor
+) -> list[ModuleUse] | None:
+    """Every use of a trained parameter with the gradient of `losses` (G,) in its output, row by
+    row; None where a parameter is used in a way that is not followed.
+    """
+    followed = {id(p) for batch, call in calls if _is_followed(call, batch) for p in _own(call)}
+    odd = {id(p) for batch, call in calls if not _is_followed(call, batch) for p in _own(call)}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    # of a module that was not called: unused, as blocks above the loss are, or used by another one
+    rest = {name: p for name, p in trained.items() if id(p) not in followed | odd}
+    grads = torch.autograd.grad(
+        losses.sum(),
+        [*(call.output for _, call in calls), *rest.values()],
+        allow_unused=True,
+        retain_graph=True,
+    )
+    of_rest = zip(rest, grads[len(calls) :], strict=True)
+    missed = [name for name, p in trained.items() if id(p) in odd]
+    missed += [name for name, grad in of_rest if grad is not None]
+    if missed:
+        _say_once(type(model).__name__, missed[0])
+        return None
+    return [
+        ModuleUse(
+            call.module, _by_row(call, call.input, batch), _by_row(call, grad * call.scale, batch)
+        )
+        for (batch, call), grad in zip(calls, grads, strict=False)
+        if grad is not None and call.input is not None
+    ]
+
+
+def _gradients_one_by_one(model: PreTrainedModel, losses: Tensor) -> Iterator[dict[str, Tensor]]:
+    """The gradient of each loss of (G,) by trained parameter, a backward pass for each."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for loss in losses:
+        grads = torch.autograd.grad(
+            loss, list(trained.values()), allow_unused=True, retain_graph=True
+        )
+        yield {name: grad for name, grad in zip(trained, grads, strict=True) if grad is not None}
+
+
+def _length(gradient: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([g.float().square().sum() for g in gradient.values()]).sum().sqrt()
+
+
+def _say_once(family: str, what: str) -> None:
+    if family not in _SAID:
+        _SAID.add(family)
+        LOGGER.warning(
+            "%s: gradients of single documents take a backward pass each (not followed row by row:"
+            " %s)",
+            family,
+            what,
+        )
 
 
 def cosines_with(
@@ -101,10 +191,47 @@ def cosines_with(
     )
     cosines = torch.zeros(len(sequences))
     for batch, positions in _batches(sequences, model.device, tokens_per_batch):
-        norms = gradient_norms(model, [(batch, losses(batch))])
-        slope = gradient_slopes(model, losses(batch), direction)
-        cosines[positions] = (slope / (norms * length).clamp_min(1e-12)).cpu()
+        norms, slopes = _norms_and_slopes(model, batch, losses(batch), direction)
+        cosines[positions] = (slopes / (norms * length).clamp_min(1e-12)).cpu()
     return cosines
+
+
+def _norms_and_slopes(
+    model: PreTrainedModel,
+    batch: Batch,
+    losses: Callable[[], Tensor],
+    direction: Mapping[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Norm of each document's gradient and its inner product with `direction`, (G,) each."""
+    total, calls = _run_terms(model, [(batch, losses)])
+    by_row = _norms_by_row(model, total, calls)
+    slopes = None if by_row is None else _slopes_in_one_pass(model, losses, direction)
+    if by_row is not None and slopes is not None:
+        return by_row, slopes
+    pairs = [
+        (_length(grads), torch.stack([(g * direction[n]).sum() for n, g in grads.items()]).sum())
+        for grads in _gradients_one_by_one(model, total)
+    ]
+    norms, products = zip(*pairs, strict=True)
+    return torch.stack(norms), torch.stack(products)
+
+
+def _slopes_in_one_pass(
+    model: PreTrainedModel, losses: Callable[[], Tensor], direction: Mapping[str, Tensor]
+) -> Tensor | None:
+    """`gradient_slopes`, or None for a family that computes with a function of its own without a
+    forward-mode derivative (Bloom).
+    """
+    try:
+        return gradient_slopes(model, losses, direction)
+    except torch.OutOfMemoryError:
+        raise
+    # torch has no narrower class for it
+    except RuntimeError as problem:
+        if "setup_context" not in str(problem) and "forward" not in str(problem):
+            raise
+    _say_once(type(model).__name__, "a function without a forward-mode derivative")
+    return None
 
 
 def _batches(
@@ -160,17 +287,23 @@ def _runner(model: PreTrainedModel, losses: Callable[[], Tensor]) -> nn.Module:
 
 
 @contextmanager
-def capture_module_io(model: nn.Module) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
-    """(module, input, output) of every call of a module that has parameters of its own, while the
-    context is open.
-    """
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+def capture_module_io(model: nn.Module) -> Iterator[list[ModuleCall]]:
+    """Every call of a module that has parameters of its own, while the context is open."""
+    calls: list[ModuleCall] = []
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((module, inputs[0].detach(), output))
+    def note(
+        module: nn.Module, inputs: tuple[object, ...], named: dict[str, object], output: object
+    ) -> None:
+        first = inputs[0] if len(inputs) == 1 and not named else None
+        given = first.detach() if isinstance(first, torch.Tensor) else None
+        # of a module with several outputs, one that says whether gradients reach it
+        main = output[0] if isinstance(output, tuple) else output
+        if isinstance(main, torch.Tensor):
+            whole = given if main is output else None
+            calls.append(ModuleCall(module, whole, main, _scale_of(module, whole, main)))
 
     handles = [
-        m.register_forward_hook(note)
+        m.register_forward_hook(note, with_kwargs=True)
         for m in model.modules()
         if next(m.parameters(recurse=False), None) is not None
     ]
@@ -181,11 +314,50 @@ def capture_module_io(model: nn.Module) -> Iterator[list[tuple[nn.Module, Tensor
             handle.remove()
 
 
-def _by_row(values: Tensor, batch: Batch) -> Tensor:
-    """(B, T, ...) as it is; the head's (1, N, ...) put back to the positions it stands for, zero
-    elsewhere.
+def _scale_of(module: nn.Module, ids: Tensor | None, output: Tensor) -> float:
+    """What a family multiplies its embeddings with (Gemma: the square root of their width); 1 for
+    every other module, nan for an embedding that is no such multiple.
     """
-    if values.shape[:2] == batch.labelled.shape:
+    if not isinstance(module, nn.Embedding) or type(module) is nn.Embedding:
+        return 1.0
+    if ids is None or ids.is_floating_point():
+        return math.nan
+    with torch.no_grad():
+        # the class's own forward: what the embedding is without the family's change
+        plain = nn.Embedding.forward(module, ids).float()
+        scale = float((output.float() * plain).sum() / plain.square().sum())
+        rounding = 4 * torch.finfo(output.dtype).eps
+        is_multiple = torch.allclose(output.float(), scale * plain, rtol=rounding, atol=1e-6)
+    return scale if is_multiple else math.nan
+
+
+def _own(call: ModuleCall) -> list[nn.Parameter]:
+    return list(call.module.parameters(recurse=False))
+
+
+def _is_followed(call: ModuleCall, batch: Batch) -> bool:
+    """Whether each document's gradient of the module's parameters follows from this call: a linear
+    map, an embedding, or vectors applied at every position of the one input.
+    """
+    if call.input is None or math.isnan(call.scale):
+        return False
+    rows, outputs = call.input.shape[:2], call.output.shape[:2]
+    if all(parameter.dim() == 1 for parameter in _own(call)):
+        return rows[0] == outputs[0] == len(batch.input_ids)
+    fits = rows == outputs and (rows == batch.labelled.shape or _is_at_labels(call, batch))
+    return fits and isinstance(call.module, (nn.Linear, nn.Embedding))
+
+
+def _is_at_labels(call: ModuleCall, batch: Batch) -> bool:
+    """Whether it is the head's, which is given the N labelled positions alone, as one row."""
+    return isinstance(call.module, nn.Linear) and call.output.shape[:2] == (1, len(batch.places))
+
+
+def _by_row(call: ModuleCall, values: Tensor, batch: Batch) -> Tensor:
+    """Values (B, T, ...) as they are; the head's (1, N, ...) put back to the positions they stand
+    for, zero elsewhere.
+    """
+    if not _is_at_labels(call, batch):
         return values
     padded = torch.zeros(
         *batch.labelled.shape, *values.shape[2:], dtype=values.dtype, device=values.device

@@ -7,14 +7,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rayunlearn.errors import UserError
+from rayunlearn.config import Model
+from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import nn, peft, safetensors
 from rayunlearn.models.forward import blocks
+from rayunlearn.models.matrices import is_conv1d
+from rayunlearn.models.outline import meta_model
 from rayunlearn.ranges import Count, FamilyRow, Rule
 from rayunlearn.storage.artifact_cache import apply_umask
 from rayunlearn.storage.sync import send_folder
@@ -22,6 +27,9 @@ from rayunlearn.storage.sync import send_folder
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
+
+# of the weights that train.parameters names
+LEAST_ADAPTED = 0.5
 
 PositiveFraction = Annotated[float, Rule("must be in [0, 1)", lambda x: 0 <= x < 1)]
 
@@ -65,12 +73,8 @@ def with_adapter(
     if config is None:
         yield pattern
         return
-    if not modules:
-        raise UserError(
-            "train.parameters must match a linear module of a block when train.adapter is lora,"
-            f" got {pattern!r}"
-        )
-    peft.inject_adapter_in_model(config, model)
+    require_adapted(model, modules, pattern, layers)
+    inject_adapter(model, config)
     try:
         yield r"\.lora_"
         _save(model, config, folder)
@@ -79,18 +83,78 @@ def with_adapter(
         _detach(model, merge=False)
 
 
+def require_adapted(
+    model: PreTrainedModel, modules: Sequence[str], pattern: str, layers: Collection[int]
+) -> None:
+    """Raise UserError where an adapter beside `modules` reaches none or little of what `pattern`
+    names: a family may keep its matrices in tensors of all experts, which LoRA passes by.
+    """
+    rule = "train.parameters must match a linear module of a block when train.adapter is lora"
+    require(bool(modules), rule, pattern)
+    named = {
+        name.removesuffix(".weight"): parameter.numel()
+        for block in _chosen_blocks(model, layers)
+        for name, parameter in _named_in(model, block)
+        if parameter.dim() > 1 and re.search(pattern, name.removesuffix(".weight"))
+    }
+    share = sum(named.get(module, 0) for module in modules) / max(1, sum(named.values()))
+    require(
+        share >= LEAST_ADAPTED,
+        f"train.adapter lora must reach {LEAST_ADAPTED:.0%} of the weights that train.parameters"
+        f" names; {type(model).__name__} keeps the others in tensors that are no linear modules"
+        " (name those to adapt, such as self_attn); reached",
+        f"{share:.0%}",
+    )
+
+
+@lru_cache(maxsize=64)
+def check_adapter(model: Model, adapter: str, pattern: str, layers: tuple[int, ...]) -> None:
+    """Raise UserError, from config.json alone, where the adapter cannot be put into the model or
+    reaches little of it. Once per process and setting.
+    """
+    outline = meta_model(model)
+    modules = linear_modules(outline, pattern, layers)
+    config = ADAPTERS[adapter].function(modules)
+    if config is None:
+        return
+    require_adapted(outline, modules, pattern, layers)
+    try:
+        inject_adapter(outline, config, without_numbers=True)
+    # peft's own list of what it cannot do to a family
+    except (ValueError, NotImplementedError) as problem:
+        raise UserError(
+            f"train.adapter {adapter} cannot be put into {type(outline).__name__}: {problem}"
+        ) from problem
+
+
+def inject_adapter(
+    model: PreTrainedModel, config: LoraConfig, *, without_numbers: bool = False
+) -> None:
+    """Put the adapter beside the modules that `config` names; `without_numbers`: meta device."""
+    with warnings.catch_warnings():
+        # peft's own, when it finds that GPT-2 keeps its matrices on their side and sets it right
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
+        peft.inject_adapter_in_model(config, model, low_cpu_mem_usage=without_numbers)
+
+
+def _chosen_blocks(model: PreTrainedModel, layers: Collection[int]) -> list[nn.Module]:
+    return [block for number, block in enumerate(blocks(model)) if not layers or number in layers]
+
+
+def _named_in(model: PreTrainedModel, block: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    inside = {id(parameter) for parameter in block.parameters()}
+    return [(name, p) for name, p in model.named_parameters() if id(p) in inside]
+
+
 def linear_modules(model: PreTrainedModel, pattern: str, layers: Collection[int]) -> list[str]:
     """Full names of the linear modules of the blocks (of `layers` alone, where given) whose name
     matches the pattern.
     """
-    chosen_blocks = [
-        block for number, block in enumerate(blocks(model)) if not layers or number in layers
-    ]
     inside = {
         id(module)
-        for block in chosen_blocks
+        for block in _chosen_blocks(model, layers)
         for module in block.modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) or is_conv1d(module)
     }
     return [
         name

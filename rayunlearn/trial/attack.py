@@ -29,7 +29,7 @@ from rayunlearn.data.readers import read_file
 from rayunlearn.data.rows import choose_columns, to_documents
 from rayunlearn.data.tokenize import Encoded, encode_documents
 from rayunlearn.data.unrelated_text import unrelated_documents
-from rayunlearn.errors import require
+from rayunlearn.errors import UserError, require
 from rayunlearn.keywords.llm_judge import Chat, load_chat
 from rayunlearn.lazy import torch
 from rayunlearn.metrics.evaluate import chosen_metrics, encode_probes, probes_for_metrics
@@ -37,6 +37,7 @@ from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.metrics.table import Metric
 from rayunlearn.models.device_memory import reset_peak_memory
 from rayunlearn.models.load import load_model
+from rayunlearn.models.matrices import fingerprints, require_touched, share_touched
 from rayunlearn.registry import arguments_of, check_trial
 from rayunlearn.schema import HELD_IN, Rows
 from rayunlearn.train.device import accelerator
@@ -45,7 +46,7 @@ from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.evaluate import trial_examples
 from rayunlearn.trial.model_state import cached_in_worker
 from rayunlearn.trial.probes import encoded_probes
-from rayunlearn.trial.provenance import Clock
+from rayunlearn.trial.provenance import Clock, failure_row
 from rayunlearn.trial.rebuild import rebuild_model
 from rayunlearn.trial.run import Outcome, run_and_record, run_trial
 from rayunlearn.trial.workspace import Workspace, identity_in, require_same_weights
@@ -103,6 +104,11 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
             probes, tables = run_attack(inputs)
         except DivergedError:
             return Outcome("diverged", dict(clock.laps), {})
+        columns = inputs.columns
+        try:
+            inputs.require_touched()
+        except UserError as error:
+            return Outcome("failed", columns | clock.laps | failure_row(error), {})
         clock.lap("seconds_train")
         if probes:
             tables["examples"] = inputs.measured(probes)
@@ -116,7 +122,7 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
         {"step": max((int(r["x"]) for r in inputs.curve), default=0)} | row
         for row in summarise_examples(frame).to_dicts()
     ]
-    return Outcome("complete", dict(clock.laps), tables)
+    return Outcome("complete", columns | clock.laps, tables)
 
 
 class AttackInputs:
@@ -129,6 +135,7 @@ class AttackInputs:
         self.attack: AttackRow = ATTACKS[self.trial.attack.name]
         self.seed, self.template = self.trial.attack.seed, self.trial.data.template
         self.curve: Rows = []
+        self.columns: dict[str, Any] = {}
 
     @property
     def model(self) -> PreTrainedModel:
@@ -263,6 +270,11 @@ class AttackInputs:
         """doc_id, split, metric, value of the trial's metrics on the model as it stands now."""
         return trial_examples(self._context, list(probes))
 
+    def require_touched(self) -> None:
+        """Raise UserError where an attack on all weight matrices has reached few of them."""
+        if "weights_touched" in self.columns:
+            require_touched(self.columns["weights_touched"], self.trial.attack.name)
+
     def watch(self, step: int) -> bool:
         """Put the model as it stands at `step` on the recovery curve, where the step is one of its
         points; training goes on.
@@ -318,7 +330,11 @@ def run_attack(inputs: AttackInputs) -> tuple[list[Probe], dict[str, Rows]]:
     function = partial(row.function, **arguments_of(inputs.trial, row.function))
     if row.kind == "weights":
         inputs.watch(0)
+        before = fingerprints(inputs.model) if row.of_matrices else {}
         function(**{name: getattr(inputs, name) for name in row.inputs})
+        if row.of_matrices:
+            share = share_touched(before, fingerprints(inputs.model))
+            inputs.columns["weights_touched"] = share
         return inputs.evaluated_probes, {"curves": inputs.finished_curve()}
     if row.kind == "prompt":
         return inputs.reasked(function), {}

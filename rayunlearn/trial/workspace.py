@@ -15,6 +15,7 @@ from rayunlearn.lazy import transformers
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.load import check_template, resolve_model
+from rayunlearn.models.outline import check_family
 from rayunlearn.models.scratch import SHAPES
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import check_trial
@@ -22,6 +23,7 @@ from rayunlearn.selectors.cost import COSTS, RANKED_WHOLE, n_places, require_aff
 from rayunlearn.selectors.random_projection import PROJECTION_WIDTH
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.storage.artifact_cache import cached_folder, folder_is_whole
+from rayunlearn.train.adapters import check_adapter
 from rayunlearn.train.teach import TRAINED_ROLES, train_base_or_gold
 from rayunlearn.trial.identity import (
     base_model_digest,
@@ -92,6 +94,11 @@ def validate_trial(trial: Trial) -> Trial:
     checked = check_trial(trial)
     model = checked.model
     check_template(checked.data.template, (model.name, model.gold, model.unlearned))
+    if model.name != "scratch":
+        check_family(model.name)
+    train = checked.train
+    if train.adapter != "none" and checked.stage == "unlearned":
+        check_adapter(model, train.adapter, train.parameters, tuple(block_numbers(train.layers)))
     used = {
         *required_inputs(FORGET[trial.method.forget].function),
         *required_inputs(RETAIN[trial.method.retain].function),

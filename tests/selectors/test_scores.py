@@ -24,7 +24,7 @@ from rayunlearn.models.document_features import (
 from rayunlearn.models.forward import hidden_states, score, token_nll
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.ranges import required_inputs
-from rayunlearn.selectors import random_projection
+from rayunlearn.selectors import gradients, random_projection
 from rayunlearn.selectors.gradients import cosines_with, gradient_norms, gradient_slopes
 from rayunlearn.selectors.random_projection import head_gradients
 from rayunlearn.selectors.redundancy import (
@@ -38,7 +38,7 @@ from rayunlearn.selectors.redundancy import (
     shingles_of,
 )
 from rayunlearn.selectors.table import SELECTORS, min_k, min_k_plus
-from tests.families import toy_model
+from tests.families import FAMILIES, toy_model
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 from tests.tokenizer_kinds import PAIRS, chat_tokenizer, tokenizer_of
 
@@ -123,6 +123,34 @@ def test_gradient_norms_are_those_of_one_backward_per_document(family: str, tied
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_norms_of_every_family_are_those_of_a_backward_per_document(family: str) -> None:
+    """Scaled embeddings, tied ones, learned positions, experts and convolutions among them."""
+    model, batch = toy_model(family), collate(SEQUENCES)
+    found = gradient_norms(model, [(batch, losses_of(model, batch))])
+    expected = [norm(brute_force(model, losses_of(model, collate([s])))) for s in SEQUENCES]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "gemma2", "gemma3_text", "qwen3", "granite"])
+def test_families_that_are_followed_row_by_row_need_one_backward_pass(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(gradients, "_gradients_one_by_one")
+    model, batch = toy_model(family), collate(SEQUENCES)
+    gradient_norms(model, [(batch, losses_of(model, batch))])
+
+
+def test_a_family_with_a_backward_pass_per_document_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gradients, "_SAID", set())
+    model, batch = toy_model("mixtral"), collate(SEQUENCES)
+    for _ in range(2):
+        gradient_norms(model, [(batch, losses_of(model, batch))])
+    assert len(caplog.messages) == 1 and "MixtralForCausalLM" in caplog.messages[0]
+
+
 def test_gradient_norms_of_two_terms_are_those_of_the_summed_loss() -> None:
     """Forget rows (a, b) and 3 x retain rows (b, c): |g_a + 3 g_b| and |g_b + 3 g_c|."""
     model = tiny_model()
@@ -140,8 +168,9 @@ def test_gradient_norms_of_two_terms_are_those_of_the_summed_loss() -> None:
     ).tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_cosines_with_the_retain_gradient_are_those_of_brute_force() -> None:
-    model = tiny_model()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cosines_with_the_retain_gradient_are_those_of_brute_force(family: str) -> None:
+    model = toy_model(family)
 
     def gradient(sequence: Encoded) -> Tensor:
         batch = collate([sequence])

@@ -14,12 +14,21 @@ from rayunlearn.config import Trial, with_values
 from rayunlearn.data.tokenize import collate
 from rayunlearn.errors import UserError
 from rayunlearn.models.forward import token_nll
+from rayunlearn.models.matrices import fingerprints, share_touched
 from rayunlearn.registry import check_trial
-from rayunlearn.train.adapters import lora, none, with_adapter
+from rayunlearn.train.adapters import LEAST_ADAPTED, lora, none, with_adapter
 from rayunlearn.train.loop import OptimizerSettings, TrainedParameters, TrainLog, optimise
 from rayunlearn.train.step import StepLoss
+from rayunlearn.trial.workspace import validate_trial
+from tests.families import FAMILIES, toy_model
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
+# families that keep most weights in one tensor for all experts, or that peft has a rule against
+REFUSED = {
+    "mixtral": "must reach 50% of the weights that train.parameters names; MixtralForCausalLM",
+    "qwen2_moe": "must reach 50% .* Qwen2MoeForCausalLM .* reached, got '4",
+    "mamba": "cannot be put into MambaForCausalLM",
+}
 BATCH = collate(SEQUENCES)
 
 
@@ -48,6 +57,40 @@ def test_an_adapted_model_learns_and_is_plain_again_with_the_adapter_added(
         if not torch.equal(t, tiny_model(family).state_dict()[n])
     ]
     assert changed and all("layers" in n and n.endswith("weight") for n in changed)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in REFUSED])
+def test_lora_reaches_the_matrices_of_every_family(family: str, tmp_path: Path) -> None:
+    model, before = toy_model(family), fingerprints(toy_model(family))
+    train(model, tmp_path / "adapter")
+    assert share_touched(before, fingerprints(model)) >= LEAST_ADAPTED
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_that_lora_cannot_adapt_is_refused_on_the_driver(
+    family: str, tmp_path: Path
+) -> None:
+    """From config.json alone: no weights are there. Attention alone, where named, is adapted."""
+    toy_model(family).config.save_pretrained(tmp_path / family)
+    trial = with_values(
+        Trial(),
+        {
+            "model.name": str(tmp_path / family),
+            "model.teach": False,
+            "method.layer": 1,
+            "train.adapter": "lora",
+        },
+    )
+    with pytest.raises(UserError, match=REFUSED[family]):
+        validate_trial(trial)
+    if family != "mamba":
+        validate_trial(with_values(trial, {"train.parameters": "self_attn"}))
+
+
+def test_lora_that_matches_nothing_is_refused_on_the_driver() -> None:
+    trial = with_values(Trial(), {"train.adapter": "lora", "train.parameters": "down_porj"})
+    with pytest.raises(UserError, match="must match a linear module of a block"):
+        validate_trial(trial)
 
 
 def test_the_saved_adapter_is_small_and_gives_the_same_model_through_peft(tmp_path: Path) -> None:
