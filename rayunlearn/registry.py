@@ -157,7 +157,7 @@ def check_trial(trial: Trial) -> Trial:
         _check_option(name, value, valid_names)
     functions = chosen_functions(trial)
     check_combination(trial)
-    given = {
+    settings = {
         name: value
         for name, value in trial.options
         if trial.stage == "unlearned" or _function_of(name) in (*METRICS, *ATTACKS)
@@ -166,7 +166,7 @@ def check_trial(trial: Trial) -> Trial:
     attack = Attack() if trial.attack.name == "none" else trial.attack
     calibrate = trial.calibrate if trial.calibrate.tau else Calibrate()
     filled = {
-        o.name: coerce_value(o.name, given.get(o.name, o.default), o.kind) for o in valid_options
+        o.name: coerce_value(o.name, settings.get(o.name, o.default), o.kind) for o in valid_options
     }
     n_samples = filled.get("leak_at_k.k", 1)
     require(

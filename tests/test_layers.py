@@ -339,6 +339,16 @@ def test_no_public_name_is_defined_in_two_modules() -> None:
     assert {name: found for name, found in twice.items() if name not in DEFINED_TWICE} == {}
 
 
+def test_the_table_of_layers_on_the_page_is_this_one() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) [\w, ]+ \| (.+) \|$", text, re.MULTILINE)
+    named = {
+        int(number): frozenset(re.findall(r"`([a-z_]+)(?:/|\.py)`", parts))
+        for number, parts in rows
+    }
+    assert named == dict(enumerate(LAYERS[:-1], start=1))
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
 def test_the_tree_on_a_page_names_every_part_and_no_other(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -89,10 +89,10 @@ def _rows_of_cells(
     ).unique(["trial_id", "role", "group"], maintain_order=True)
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in ordered.iter_rows(named=True):
-        said = _cell_columns(row, settings)
+        columns = _cell_columns(row, settings)
         if cell_settings(row) in bases:
-            key = (row["role"], cell_settings(row), *said.values())
-            groups.setdefault(key, []).append(row | {"said": said})
+            key = (row["role"], cell_settings(row), *columns.values())
+            groups.setdefault(key, []).append(row | {"said": columns})
     return list(groups.values())
 
 
@@ -277,14 +277,14 @@ def _emphasis_row(
     net = {k: key[k] - other[k] for k in key}
     harmed = _harmed(cell, form, right)
     retained = sorted({d for _, d in harmed})
-    for name, asked, values, bounds in (
+    for name, documents_asked, values, bounds in (
         ("recovered", documents, key, FRACTION),
         ("random", documents, other, FRACTION),
         ("net", documents, net, None),
         ("harmed", retained, harmed, FRACTION),
     ):
         row |= interval_columns(
-            name, interval_of(cell.trial_ids, asked, values, group_of, bounds=bounds)
+            name, interval_of(cell.trial_ids, documents_asked, values, group_of, bounds=bounds)
         )
     return row
 

@@ -266,12 +266,14 @@ def _recovery_row(
 
 def _gold_columns(cell: AttackedCell, gold: str, results: AttackResults) -> dict[str, float | None]:
     """Gold before and after the same attack: what the attack itself tells."""
-    attacks, own = results.same_attack_on(gold, cell), results.values.get(gold, {})
+    attacks, own_values = results.same_attack_on(gold, cell), results.values.get(gold, {})
     after = results.interval(attacks, bounds_of(results.run.experiment, results.metric))
     return {
-        "gold": _mean_on_asked(own, results.values, attacks),
+        "gold": _mean_on_asked(own_values, results.values, attacks),
         **interval_columns("gold_after", after),
-        **interval_columns("gold_rise", _rise(attacks, own, results.values, results.group_of)),
+        **interval_columns(
+            "gold_rise", _rise(attacks, own_values, results.values, results.group_of)
+        ),
     }
 
 

@@ -576,8 +576,8 @@ def _replace_question_tokens(
         allowed = _without_answers(usable, [probe])
         n_replaced = max(1, round(share * len(free)))
         for index in torch.randperm(len(free), generator=generator)[:n_replaced].tolist():
-            drawn = int(torch.randint(len(allowed), (), generator=generator))
-            question[free[index]] = int(allowed[drawn])
+            choice = int(torch.randint(len(allowed), (), generator=generator))
+            question[free[index]] = int(allowed[choice])
     return replace(
         probe,
         answer=_with_question(probe.answer, question),
@@ -592,8 +592,8 @@ def _with_question(sequence: Encoded, question: Sequence[int]) -> Encoded:
     question its beginning: the end of the question is what they share.
     """
     end = tuple(question[-min(sequence.start, len(question)) :])
-    kept = sequence.ids[: sequence.start - len(end)]
-    return replace(sequence, ids=(*kept, *end, *sequence.ids[sequence.start :]))
+    opening = sequence.ids[: sequence.start - len(end)]
+    return replace(sequence, ids=(*opening, *end, *sequence.ids[sequence.start :]))
 
 
 ADVERSARIAL_PROMPTS = {

@@ -116,8 +116,8 @@ def truth_probe(
         len(fitted),
     )
     states = _option_states(model, fitted)
-    asked = any(p.options for p in held_out)
-    held_out_states = _option_states(model, held_out) if asked else states[:0]
+    has_options = any(p.options for p in held_out)
+    held_out_states = _option_states(model, held_out) if has_options else states[:0]
     rng = np.random.default_rng(seed)
     true_options = {
         "probe_choice": [0] * len(fitted),
@@ -127,8 +127,8 @@ def truth_probe(
     for layer in range(states.shape[1]):
         for metric, places in true_options.items():
             is_true = [
-                index == place
-                for p, place in zip(fitted, places, strict=True)
+                index == position
+                for p, position in zip(fitted, places, strict=True)
                 for index in range(len(p.options))
             ]
             scores, _ = _fit(states[:, layer], is_true, inverse_penalty)

@@ -82,8 +82,14 @@ def assemble(data: Data, loaded: Mapping[str, ParsedSplit]) -> Corpus:
         name: tuple(d for d in split.documents if name != "retain" or d.doc_id not in cut)
         for name, split in splits.items()
     }
-    asked = {"data.holdout" if n == "holdout" else f"data.probe_{n}": d for n, d in probes.items()}
-    required = {"data.forget": forget.documents, "data.retain": taught_retain, **asked}
+    documents_by_setting = {
+        "data.holdout" if n == "holdout" else f"data.probe_{n}": d for n, d in probes.items()
+    }
+    required = {
+        "data.forget": forget.documents,
+        "data.retain": taught_retain,
+        **documents_by_setting,
+    }
     for role, documents in required.items():
         require_documents(role, documents, rejected, data.path)
     return Corpus(

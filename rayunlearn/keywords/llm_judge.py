@@ -71,15 +71,15 @@ def ask_until_usable(
     An answer that `check` refuses (UnusableAnswerError) is sent back with the reason, `tries` times
     in all. Raises UnusableAnswerError with the last reason.
     """
-    asked, reason = list(messages), "it was never asked"
+    conversation, reason = list(messages), "it was never asked"
     for _ in range(tries):
-        answer = chat(asked)
+        answer = chat(conversation)
         try:
             return check(answer)
         except UnusableAnswerError as problem:
             reason = str(problem)
         again = f"{complaint}: {reason}. Answer again, with the JSON object alone."
-        asked = [
+        conversation = [
             *messages,
             {"role": "assistant", "content": answer},
             {"role": "user", "content": again},

@@ -158,7 +158,10 @@ def _continue(
     limits = _limits(model, prompts, max_new_tokens)
     written: list[list[int]] = [[] for _ in prompts]
     # rows in the cache, and those of them that have not ended
-    kept, running = list(range(len(prompts))), {r for r, limit in enumerate(limits) if limit > 0}
+    active_rows, running = (
+        list(range(len(prompts))),
+        {r for r, limit in enumerate(limits) if limit > 0},
+    )
     positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
     while running:
         output = model(
@@ -169,13 +172,13 @@ def _continue(
             use_cache=True,
             logits_to_keep=1,
         )
-        chosen, cache = choose(output.logits[:, -1], kept), output.past_key_values
-        running -= _append(chosen.tolist(), kept, running, written, limits, ends)
-        left = [index for index, row in enumerate(kept) if row in running]
-        if left and 2 * len(left) <= len(kept):
-            rows = torch.tensor(left, device=model.device)
+        chosen, cache = choose(output.logits[:, -1], active_rows), output.past_key_values
+        running -= _append(chosen.tolist(), active_rows, running, written, limits, ends)
+        remaining = [index for index, row in enumerate(active_rows) if row in running]
+        if remaining and 2 * len(remaining) <= len(active_rows):
+            rows = torch.tensor(remaining, device=model.device)
             cache.batch_select_indices(rows)
-            kept = [kept[index] for index in left]
+            active_rows = [active_rows[index] for index in remaining]
             chosen, mask, positions = chosen[rows], mask[rows], positions[rows]
         ids = chosen[:, None]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)

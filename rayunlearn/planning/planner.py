@@ -329,13 +329,13 @@ class Planner:
 
     def canonical(self, trial: Trial) -> Trial:
         """`canonical`, remembered."""
-        known = self._canonical.get(trial)
-        if known is None:
-            made = canonical_trial(trial, check=self.check)
+        cached = self._canonical.get(trial)
+        if cached is None:
+            normal_form = canonical_trial(trial, check=self.check)
             # one object for a value: a plan of thousands of trials holds each once
-            known = self._canonical.setdefault(made, made)
-            self._canonical[trial] = known
-        return known
+            cached = self._canonical.setdefault(normal_form, normal_form)
+            self._canonical[trial] = cached
+        return cached
 
 
 def grid_cells(grid: Grid, base: Trial) -> Iterable[Trial]:

@@ -68,9 +68,9 @@ def _projected_errors(
     )
 
 
-def _per_document(left: Tensor, right: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+def _per_document(left_factor: Tensor, right: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Mean over each document's labels of left_t right_t', flattened; left (N, a), right (N, b)."""
-    pairs = zip(left.split(list(sizes)), right.split(list(sizes)), strict=True)
+    pairs = zip(left_factor.split(list(sizes)), right.split(list(sizes)), strict=True)
     return [(error.T @ state / len(error)).flatten().cpu() for error, state in pairs]
 
 

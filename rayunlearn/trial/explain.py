@@ -195,12 +195,12 @@ def emphasise(
                 )
                 for question in askable
             ]
-            asked = [
+            emphasised = [
                 (question, prompt)
                 for question, prompt in zip(askable, prompts, strict=True)
                 if not _adds_answer_word(question.document, prompt)
             ]
-            rows += [{"attack": f"{kind}:{name}"} | row for row in _measure(context, asked)]
+            rows += [{"attack": f"{kind}:{name}"} | row for row in _measure(context, emphasised)]
     return rows
 
 
@@ -344,16 +344,16 @@ def _has_both(emphasis: Mapping[str, EmphasisWords], question: AttributionQuesti
 
 
 def _measure(
-    context: TrialContext, asked: Sequence[tuple[AttributionQuestion, str]]
+    context: TrialContext, questions: Sequence[tuple[AttributionQuestion, str]]
 ) -> Iterator[dict[str, Any]]:
     """Rows doc_id, split, metric, value of the questions in their new words, under the ids of the
     old ones.
     """
     data = context.trial.data
-    for split in dict.fromkeys(question.split for question, _ in asked):
+    for split in dict.fromkeys(question.split for question, _ in questions):
         documents = [
             (question.document, replace(question.document, prompt=prompt))
-            for question, prompt in asked
+            for question, prompt in questions
             if question.split == split
         ]
         changed = {split: [document for _, document in documents]}
