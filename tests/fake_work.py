@@ -50,7 +50,7 @@ class FakeWorkspace:
 class FakeMetric:
     """A metric row as experiment.json wants it."""
 
-    meaning: str = "made up"
+    title: str = "made up"
     unit: str = "fraction"
     low: float = 0.0
     high: float = 1.0
