@@ -162,7 +162,9 @@ def explanation_rows(
     questions = select_questions(context)
     measured = [*emphasise(context, questions, emphasis), *word_log_probs(context)]
     examples = [{"stage": trial.stage} | row for row in measured]
-    means = summarise_examples(pl.DataFrame(examples, infer_schema_length=None)).to_dicts()
+    # a model that goes by no word of a question has nothing to emphasise
+    frame = pl.DataFrame(examples, infer_schema_length=None)
+    means = summarise_examples(frame).to_dicts() if examples else []
     return {
         "attributions": [{"stage": trial.stage} | row for row in attributions(context, questions)],
         "examples": examples,
