@@ -376,6 +376,8 @@ def attack_targets(run: Run, trials: str) -> list[str]:
 
     Raises UserError where none fits.
     """
+    if trials == "best":
+        experiment_of_run(run)
     if trials not in DEFAULT_ATTACKS:
         planned_rows = run.trials.select("trial_id").collect()["trial_id"].to_list()
         return [find_trial(planned_rows, name.strip()) for name in trials.split(",")]

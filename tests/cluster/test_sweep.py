@@ -18,18 +18,21 @@ import psutil
 import pytest
 from rich.console import Console
 
+from rayunlearn.cluster import sweep as sweep_module
 from rayunlearn.cluster.session import check_port_open
 from rayunlearn.cluster.sweep import SweepResult, attack_run
-from rayunlearn.config import Trial
+from rayunlearn.config import Objective, Trial
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Choice, Experiment, grids_of
+from rayunlearn.planning.attack_planner import attack_experiment, attack_targets
 from rayunlearn.planning.outcomes import TrialResult
-from rayunlearn.planning.plan_run import Options
-from rayunlearn.planning.planner import Planner
+from rayunlearn.planning.plan_run import Options, PlanRun
+from rayunlearn.planning.planner import Agenda, Planner
 from rayunlearn.planning.progress import PreparationProgress, Snapshot, status_line
 from rayunlearn.planning.study_export import study_of_run, write_studies
+from rayunlearn.reporting.html import write_report
 from rayunlearn.storage.lock import create_run_folder, run_lock
-from rayunlearn.storage.run import finished_ids, open_run
+from rayunlearn.storage.run import finished_ids, open_run, write_run_table
 from tests import fake_work
 from tests.cluster.conftest import REPOSITORY, Tracked, run_sweep, untuned
 from tests.fake_driver import tuned
@@ -306,6 +309,39 @@ def test_a_mistake_in_the_experiment_is_said_before_a_folder_is_made(tmp_path: P
     with pytest.raises(UserError, match="select.ratio must be in"):
         run_sweep(untuned({"select.ratio": (2.0,)}), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_in_progress_or_whose_driver_died_can_be_attacked_studied_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `attack`, `studies` and `report` read is there before the first trial, and is there
+    when the driver dies: here in the middle of three trials.
+    """
+
+    def dies(plan: PlanRun, _before: object, agenda: Agenda) -> bool:
+        for row in agenda.ready[:3]:
+            space = fake_work.workspace(row.trial, plan.cache)
+            fake_work.run(row.trial, space, plan.run, "fake", "1", "")
+        raise MemoryError
+
+    monkeypatch.setattr(sweep_module, "_run_missing", dies)
+    with pytest.raises(MemoryError):
+        run_sweep(tuned(0.0), tmp_path)
+    run = tmp_path / "fake" / "1"
+    opened = open_run(run)
+    assert opened.experiment["planned"] == 24 and opened.plan.collect().height >= 3
+    assert attack_experiment(opened, tuned(0.0).base).objective == Objective()
+    assert write_studies(run, tmp_path / "studies.db")
+    assert "3 of 24 planned trials have ended" in write_report(run).read_text(encoding="utf-8")
+
+
+def test_a_run_without_experiment_json_says_so_to_attacks_and_studies(tmp_path: Path) -> None:
+    fake_work.write_trial(tmp_path, "a", {"trials": [{"status": "complete"}]}, {})
+    write_run_table(tmp_path, "plan", [{"trial_id": "a", "role": "tuning", "study": "s"}])
+    with pytest.raises(UserError, match=r"experiment\.json must be there with these parts"):
+        study_of_run(tmp_path, "s")
+    with pytest.raises(UserError, match=r"experiment\.json must be there with these parts"):
+        attack_targets(open_run(tmp_path), "best")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}"])

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 import rayunlearn
+from rayunlearn.cli.main import main
 from rayunlearn.cluster.sweep import sweep
 from rayunlearn.errors import UserError
 from rayunlearn.planning.outcomes import TrialResult, trial_result
@@ -24,6 +25,7 @@ from rayunlearn.planning.planner import Planner
 from rayunlearn.schema import PER_TRIAL
 from rayunlearn.storage import lease as leases
 from rayunlearn.storage import object_store, retry, sync
+from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.storage.lock import create_run_folder, run_lock
 from rayunlearn.storage.run import compact, finished_ids, open_run, write_trial
 from rayunlearn.storage.sync import (
@@ -497,3 +499,41 @@ def test_a_sweep_under_a_url_is_known_on_another_machine(s3_url: str) -> None:
     assert "(0 in this call" in said[1] and "ray imported: False" in said[1]
     assert not [name for name in objects(s3_url) if "trials/" in name]
     assert set(finished_ids(local_run(f"{s3_url}/fake/1")).values()) == {"complete"}
+
+
+def test_a_mirror_that_was_damaged_is_brought_again_by_check(
+    s3_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bit flips on this machine, sizes and times stay: reading refuses, --repair takes what is
+    under the URL.
+    """
+    run, url = output_place(s3_url) / "e" / "1", f"{s3_url}/e/1"
+    trial(run, "a", 0.1)
+    compact(run)
+    assert values(url) == {"a": 0.1}
+    file = run / "tables" / "steps.parquet"
+    times, content = file.stat(), bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert main(["show", url, "a"]) == 2 and "steps.parquet is damaged" in capsys.readouterr().err
+    assert main(["check", url]) == 1 and main(["check", url, "--repair"]) == 0
+    assert main(["check", url]) == 0 and values(url) == {"a": 0.1}
+
+
+def test_a_cache_under_a_url_is_checked_whole(
+    s3_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An object of the cache that is not what was put there, seen from a machine that has none of
+    it.
+    """
+    output = output_place(s3_url)
+    trial(output / "e" / "1", "a", 0.1)
+    cached_file(output / "cache" / "scores", {"what": "a"}, lambda: [1, 2], JSON)
+    name = next(
+        n for n in objects(f"{s3_url}/cache") if n.endswith(JSON.suffix) and "mani" not in n
+    )
+    object_store.put_bytes(b"[1, 3]", f"{s3_url}/cache/{name}")
+    assert main(["check", f"{s3_url}/e/1"]) == 1 and "is damaged" in capsys.readouterr().out
+    assert main(["check", f"{s3_url}/e/1", "--repair"]) == 0
+    assert cached_file(output / "cache" / "scores", {"what": "a"}, lambda: [1, 2], JSON) == [1, 2]
