@@ -329,10 +329,10 @@ def test_a_run_in_progress_or_whose_driver_died_can_be_attacked_studied_and_repo
         run_sweep(tuned(0.0), tmp_path)
     run = tmp_path / "fake" / "1"
     opened = open_run(run)
-    assert opened.experiment["planned"] == 24 and opened.plan.collect().height >= 3
+    assert opened.experiment["planned"] == 20 and opened.plan.collect().height >= 3
     assert attack_experiment(opened, tuned(0.0).base).objective == Objective()
     assert write_studies(run, tmp_path / "studies.db")
-    assert "3 of 24 planned trials have ended" in write_report(run).read_text(encoding="utf-8")
+    assert "3 of 20 planned trials have ended" in write_report(run).read_text(encoding="utf-8")
 
 
 def test_a_run_without_experiment_json_says_so_to_attacks_and_studies(tmp_path: Path) -> None:
