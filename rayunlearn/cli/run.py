@@ -62,6 +62,8 @@ def _attacked(
     from rayunlearn.planning.backend import unlearning_backend
 
     work = unlearning_backend()
+    # those that train cannot be divided (`backend.can_divide`)
+    chosen.processes_per_trial = 1
     planner = attack_planner(
         folder,
         trials=attacks.trials,

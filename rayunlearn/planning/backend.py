@@ -91,8 +91,9 @@ def load_libraries() -> None:
 
 def can_divide(trial: Trial, processes: int) -> None:
     """Raise UserError for a trial that cannot be divided over as many processes
-    (`train/fsdp.py`).
+    (`train/fsdp.py`). An attack that trains gives other numbers there than in one process.
     """
+    from rayunlearn.attacks.table import ATTACKS
     from rayunlearn.methods.forget import FORGET
     from rayunlearn.methods.task_vector import as_trained
     from rayunlearn.ranges import required_inputs
@@ -119,6 +120,12 @@ def can_divide(trial: Trial, processes: int) -> None:
         plain,
         "method.forget must be one that ends as trained where a trial has several processes",
         trial.method.forget,
+    )
+    attack = trial.attack.name
+    require(
+        attack == "none" or not ATTACKS[attack].trains,
+        "attack.name must be no attack that trains where a trial has several processes",
+        attack,
     )
     trains = "norms_along" in required_inputs(SELECTORS[trial.select.name].function)
     require(

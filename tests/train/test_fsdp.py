@@ -15,10 +15,11 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file
 
-from rayunlearn.config import Value
+from rayunlearn.config import Attack, Trial, Value
 from rayunlearn.errors import UserError
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain_weight import dual, fixed_weight
+from rayunlearn.planning.backend import can_divide
 from rayunlearn.planning.plan_run import Options
 from rayunlearn.storage.run import Run, open_run
 from tests.conftest import Bed
@@ -333,3 +334,10 @@ def test_a_private_cluster_has_a_cpu_for_every_process() -> None:
     assert Options(workers=1, processes=2).local_cpus == 2
     assert Options(workers=3, processes=2).local_cpus == 6 and Options(workers=3).local_cpus == 3
     assert Options().local_cpus == 0 and Options(processes=999).local_cpus == 999
+
+
+def test_an_attack_that_trains_is_not_divided() -> None:
+    """Relearning on two processes ended elsewhere than on one; rounding trains nothing."""
+    can_divide(Trial(attack=Attack(name="round_to_nearest")), 2)
+    with pytest.raises(UserError, match="no attack that trains where a trial has several"):
+        can_divide(Trial(attack=Attack(name="relearning")), 2)
