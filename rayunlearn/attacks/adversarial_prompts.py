@@ -123,11 +123,8 @@ def gcg(
     """
     insert_at, usable = answer_openings(probes), _without_answers(usable_tokens(tokenizer), probes)
     require(bool(held_in), "gcg must have held-in questions to search with, got", len(held_in))
-    require(
-        layer < len(blocks(model)),
-        f"gcg.layer must be below the model's {len(blocks(model))} blocks",
-        layer,
-    )
+    n_blocks = len(blocks(model))
+    require(layer < n_blocks, f"gcg.layer must be below the model's {n_blocks} blocks", layer)
     likely_answers = _answer_objective(model, [p.answer for p in held_in[:questions]], insert_at)
     objective = replace(
         likely_answers,

@@ -60,8 +60,8 @@ def sam(
     retain gradient here.
 
     g_f is the forget gradient over all trained parameters, |.| its Euclidean norm. With
-    `train.accumulation` each piece has its own perturbation. Fan et al. 2502.05374 (radius 0.01
-    there). The loss recorded is the one before perturbing.
+    `train.accumulation` each microbatch has its own perturbation. Fan et al. 2502.05374 (radius
+    0.01 there). The loss recorded is the one before perturbing.
     """
 
     def gradient(_terms: Callable[[int], StepLoss], step: int, backward: Backward) -> StepLoss:
@@ -105,38 +105,42 @@ def average(
     Fan et al. 2502.05374 begin at step 100 of 125 and take every fifth. A run that ends before
     `start` keeps its last weights.
     """
-    first = max(1, round(start * n_steps))
-    means: list[Tensor] = []
-    n_averaged = 0
+    mean = _MeanWeights(parameters, first=max(1, round(start * n_steps)), every=every)
+    return Wrapper(after_step=mean.after_step, at_end=mean.at_end, state=mean.state, take=mean.take)
 
-    def after_step(step: int) -> None:
-        nonlocal means, n_averaged
-        if step < first or (step - first) % every:
+
+class _MeanWeights:
+    """The mean of the parameters' values after step `first` and every `every` steps after it."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], *, first: int, every: int) -> None:
+        self._parameters, self._first, self._every = parameters, first, every
+        self._means: list[Tensor] = []
+        self._n_averaged = 0
+
+    def after_step(self, step: int) -> None:
+        if step < self._first or (step - self._first) % self._every:
             return
-        n_averaged += 1
-        now = [p.detach() for p in parameters]
-        means = (
-            [m + (n - m) / n_averaged for m, n in zip(means, now, strict=True)]
-            if means
-            else [n.clone() for n in now]
-        )
+        self._n_averaged += 1
+        values = [p.detach() for p in self._parameters]
+        if not self._means:
+            self._means = [value.clone() for value in values]
+            return
+        self._means = [
+            mean + (value - mean) / self._n_averaged
+            for mean, value in zip(self._means, values, strict=True)
+        ]
 
-    def state() -> dict[str, Tensor]:
-        return {f"mean.{number}": mean for number, mean in enumerate(means)} | {
-            "taken": torch.tensor(n_averaged)
-        }
+    def at_end(self) -> None:
+        if self._means:
+            copy_into(self._parameters, self._means)
 
-    def take(state: Mapping[str, Tensor]) -> None:
-        nonlocal means, n_averaged
-        n_averaged = int(state["taken"])
-        means = [state[f"mean.{number}"] for number in range(len(state) - 1)]
+    def state(self) -> dict[str, Tensor]:
+        means = {f"mean.{number}": mean for number, mean in enumerate(self._means)}
+        return means | {"taken": torch.tensor(self._n_averaged)}
 
-    return Wrapper(
-        after_step=after_step,
-        at_end=lambda: copy_into(parameters, means) if means else None,
-        state=state,
-        take=take,
-    )
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        self._n_averaged = int(state["taken"])
+        self._means = [state[f"mean.{number}"] for number in range(len(state) - 1)]
 
 
 def ball(

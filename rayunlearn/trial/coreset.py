@@ -21,18 +21,18 @@ from rayunlearn.data.tokenize import ENCODING_VERSION
 from rayunlearn.keywords.extract import weight_keywords
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.lazy import torch
-from rayunlearn.models import document_features as features_module
 from rayunlearn.models.document_features import DocumentFeatures, document_features, zlib_ratio
 from rayunlearn.models.forward import token_nll
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of
-from rayunlearn.selectors import random_projection, unlearning_gradients
 from rayunlearn.selectors.cost import n_places
 from rayunlearn.selectors.gradients import cosines_with
 from rayunlearn.selectors.random_projection import head_gradients
 from rayunlearn.selectors.table import SELECTORS, top_k_documents
 from rayunlearn.storage.artifact_cache import TABLE, cached_file
 from rayunlearn.storage.parquet import frame_of
+from rayunlearn.trial import encodings as encodings_module
+from rayunlearn.trial import references as references_module
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import (
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# the code that decides scores: a package stands for all its modules, and some selectors train
 SCORING = (
     *EXTRACTING,
     method_code,
     train_code,
     selector_code,
-    features_module,
-    random_projection,
-    unlearning_gradients,
+    encodings_module,
+    references_module,
     sys.modules[__name__],
 )
 
@@ -165,9 +165,9 @@ def _scores(
     """Scores in `order`; those that take a model or a pass over the corpus are kept on disk and
     shared by all trials.
     """
-    trial, corpus = context.trial, context.corpus
-    function = SELECTORS[trial.select.name].function
-    arguments, names = arguments_of(trial, function), required_inputs(function)
+    corpus, name = context.corpus, context.trial.select.name
+    function = SELECTORS[name].function
+    arguments, names = arguments_of(context.trial, function), required_inputs(function)
     inputs = SelectorInputs(context, order, norms_along, n_ranked)
 
     def make() -> Tensor:
@@ -180,16 +180,10 @@ def _scores(
     columns = {
         "corpus_digest": corpus.digest,
         "model_digest": context.workspace.base_digest,
-        "scorer": trial.select.name,
+        "scorer": name,
     }
-    key = columns | {
-        "weights": context.state.checksum,
-        "arguments": arguments,
-        "settings": _decisive_settings(context, names, n_ranked),
-        "place": context.model.device.type,
-        "code": code_digest(*SCORING, _module_of(norms_along)),
-        **library_versions(),
-    }
+    key = columns | _score_key(context, names, n_ranked) | {"arguments": arguments}
+    key |= {"code": code_digest(*SCORING, _module_of(norms_along))}
 
     def rows() -> pl.DataFrame:
         scored = zip(ids, make(), strict=True)
@@ -198,6 +192,16 @@ def _scores(
     table = cached_file(context.cache / "scores", key, rows, TABLE)
     values = dict(table.select("doc_id", "value").iter_rows())
     return torch.tensor([values[i] for i in ids])
+
+
+def _score_key(context: TrialContext, names: Sequence[str], n_ranked: int) -> dict[str, Any]:
+    """What decides scores beside the selector, its arguments and the code; `names`: its inputs."""
+    return {
+        "weights": context.state.checksum,
+        "settings": _decisive_settings(context, names, n_ranked),
+        "place": context.model.device.type,
+        **library_versions(),
+    }
 
 
 def _decisive_settings(

@@ -182,7 +182,7 @@ def keyword_coverage_of(context: TrialContext, coreset: Sequence[int]) -> float 
     return covered_weight([weight_keywords(k) for k in forget_keywords(context)], coreset)
 
 
-# the code that decides keywords, and that decides scores
+# the code that decides keywords
 EXTRACTING = (keyword_code, data_code, model_code, gradients_module, sys.modules[__name__])
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# the code that decides what a model's utility is
+UTILITY_CODE = (metric_code, model_code, data_code)
 # retain probes that watch utility during training: used for early stopping only, never reported
 UTILITY_PROBES = 64
 
@@ -73,7 +75,7 @@ def base_utility(context: TrialContext, watched: Sequence[Probe]) -> float:
 
     key = cache_key(context, [p.answer for p in watched], "float32") | {
         "what": "mean_probability",
-        "code": code_digest(metric_code, model_code, data_code),
+        "code": code_digest(*UTILITY_CODE),
     }
     make = partial(
         cached_file, make=partial(mean_probability, context.model, watched), file_type=JSON

@@ -16,8 +16,8 @@ from rayunlearn.lazy import torch
 from rayunlearn.models.tensor_cache import tensors_once
 from rayunlearn.trial.context import TrialContext, start_context
 from rayunlearn.trial.identity import trains_weights
-from rayunlearn.trial.provenance import version_of
-from rayunlearn.trial.unlearn import select_documents, unlearn
+from rayunlearn.trial.provenance import code_digest, version_of
+from rayunlearn.trial.unlearn import TRAINING, select_documents, unlearn
 from rayunlearn.trial.workspace import Workspace, identity_in
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def _key(context: TrialContext) -> dict[str, object]:
         "trial": identity_in(context.trial, context.workspace),
         "start": context.state.checksum,
         "device": context.model.device.type,
+        "code": code_digest(*TRAINING),
         **versions,
     }
 

@@ -4,6 +4,7 @@ watched and wrapped.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -49,7 +50,7 @@ from rayunlearn.train.loop import (
 )
 from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended_by, names_of
 from rayunlearn.trial.context import TrialContext
-from rayunlearn.trial.coreset import select_coreset
+from rayunlearn.trial.coreset import SCORING, select_coreset
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import coreset_sequences
 from rayunlearn.trial.model_state import cached
@@ -60,6 +61,12 @@ from rayunlearn.trial.references import cache_key, cached_trial_reference, with_
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+
+# the code that decides paired responses
+PAIRING = (method_code, model_code, data_code)
+# the code that decides which weights a trial ends with
+TRAINING = (*SCORING, sys.modules[__name__])
 
 
 def select_documents(context: TrialContext) -> tuple[list[int], Tensor]:
@@ -174,6 +181,7 @@ def _checkpoints(
         "start": context.state.checksum,
         "kept": list(coreset),
         "device": context.model.device.type,
+        "code": code_digest(*TRAINING),
         **{name: version_of(name) for name in ("torch", "transformers", "peft")},
     }
     return Checkpoints(path, about, every_steps, parts)
@@ -260,7 +268,7 @@ def _choices(
         "template": context.trial.data.template,
         "max_tokens": source.max_tokens,
         "prompts": [bool(document.prompt) for document in source.documents],
-        "code": code_digest(method_code, model_code, data_code),
+        "code": code_digest(*PAIRING),
     }
     if not PAIRED_RESPONSES[maker.__name__].by_model:
         return cached(context.state, context.cache, key, lambda _folder, _key: make())

@@ -86,6 +86,18 @@ def test_they_are_made_once_and_hold_only_what_changed(
     assert changed == ["model.layers.1.mlp.down_proj.weight"]
 
 
+def test_weights_that_other_code_trained_are_not_taken(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_of()
+    rebuild_model(trial, workspace)
+    rebuild_model(trial, workspace)
+    assert len(files(workspace)) == 1
+    monkeypatch.setattr(rebuild, "code_digest", lambda *_modules: "other code")
+    rebuild_model(trial, workspace)
+    assert len(files(workspace)) == 2
+
+
 def test_a_damaged_file_is_made_again(workspace: Workspace) -> None:
     trial = trial_of()
     first = rebuild_model(trial, workspace).model.lm_head.weight.clone()

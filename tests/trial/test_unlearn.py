@@ -18,10 +18,11 @@ from rayunlearn.registry import arguments_of
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.trial import model_state
+from rayunlearn.trial import unlearn as unlearn_module
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.model_state import ModelState, reset_weights
 from rayunlearn.trial.run import run_trial
-from rayunlearn.trial.unlearn import objective_sides, unlearn
+from rayunlearn.trial.unlearn import _checkpoints, objective_sides, unlearn
 from rayunlearn.trial.workspace import Workspace, validate_trial
 
 KEPT = list(range(8))
@@ -145,6 +146,20 @@ def test_pieces_of_a_batch_train_like_the_whole_batch(workspace: Workspace, tmp_
     assert [r.tokens for r in pieces.rows] == [
         r.tokens for r in whole.rows
     ] and pieces.presentations == whole.presentations == 48
+
+
+def test_a_checkpoint_that_other_code_wrote_is_as_none(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = made({"train.checkpoint_every": 1})
+    context = TrialContext(trial, workspace, reset_weights(workspace.base))
+    written = _checkpoints(context, KEPT, tmp_path / "c.safetensors", [])
+    assert written is not None
+    written.save({"w": torch.ones(1)}, {"step": 1})
+    assert written.read() is not None
+    monkeypatch.setattr(unlearn_module, "code_digest", lambda *_modules: "other code")
+    other = _checkpoints(context, KEPT, tmp_path / "c.safetensors", [])
+    assert other is not None and other.read() is None
 
 
 def test_words_restrict_a_loss_inside_a_trial(workspace: Workspace) -> None:
