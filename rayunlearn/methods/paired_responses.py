@@ -155,10 +155,10 @@ def alternate(source: ResponseInputs, *, count: Count = 3, temperature: Positive
         redraw(seeds=[f"alternate {number} {name}" for name in names]) for number in range(count)
     ]
 
-    def written(index: int, _rng: random.Random) -> list[Encoded]:
+    def sampled_answers(index: int, _rng: random.Random) -> list[Encoded]:
         return [_after(rests[index], answers[index]) for answers in rounds]
 
-    return _choices_by_document(source, "alternate", written)
+    return _choices_by_document(source, "alternate", sampled_answers)
 
 
 def choose_response(choices: Choices, doc_id: str, seed: int, epoch: int) -> Encoded:

@@ -111,7 +111,7 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
             return Outcome("failed", columns | clock.laps | failure_row(error), {})
         clock.lap("seconds_train")
         if probes:
-            tables["examples"] = inputs.measured(probes)
+            tables["examples"] = inputs.measure(probes)
         clock.lap("seconds_measure")
     keys = {"stage": trial.stage, "attack": trial.attack.name}
     tables["examples"] = [keys | row for row in tables["examples"]]
@@ -159,7 +159,7 @@ class AttackInputs:
 
     @cached_property
     def held_in(self) -> list[Probe]:
-        learned = facts_held_in(self._context.corpus.probes["forget"], self.seed)
+        learned = draw_held_in_facts(self._context.corpus.probes["forget"], self.seed)
         return [p for p in self.probes if p.split == "forget" and facts_of(p) <= learned]
 
     @property
@@ -227,15 +227,15 @@ class AttackInputs:
         return random.Random(f"{self.trial.attack.name} {self.seed}")
 
     def encode(self, document: Document) -> Probe:
-        return self._encoded(document, "forget", document.doc_id)
+        return self._encode_as(document, "forget", document.doc_id)
 
-    def _encoded(self, document: Document, split: str, doc_id: str) -> Probe:
+    def _encode_as(self, document: Document, split: str, doc_id: str) -> Probe:
         probe = encode_probes(
             {split: [document]}, self.tokenizer, self.template, self.trial.data.max_tokens
         )[0]
         return replace(probe, doc_id=doc_id)
 
-    def reasked(self, function: Callable[..., Document]) -> list[Probe]:
+    def rewritten_probes(self, function: Callable[..., Document]) -> list[Probe]:
         """The questions of `REASKING_KINDS` as the attack asks them, under their own doc_ids; those
         that do not allow it are left out.
 
@@ -258,7 +258,7 @@ class AttackInputs:
                 except PromptNotAllowedError as reason:
                     refusal_reason = str(reason)
                     continue
-                probes.append(self._encoded(changed, split, document.doc_id))
+                probes.append(self._encode_as(changed, split, document.doc_id))
         require(
             any(p.split == "forget" for p in probes),
             f"{self.trial.attack.name} must be possible for a probe of split forget; why not",
@@ -266,7 +266,7 @@ class AttackInputs:
         )
         return probes
 
-    def measured(self, probes: Sequence[Probe]) -> Rows:
+    def measure(self, probes: Sequence[Probe]) -> Rows:
         """doc_id, split, metric, value of the trial's metrics on the model as it stands now."""
         return trial_examples(self._context, list(probes))
 
@@ -283,7 +283,7 @@ class AttackInputs:
             self._record_curve(step)
         return True
 
-    def finished_curve(self) -> Rows:
+    def complete_curve(self) -> Rows:
         """The curve with its end."""
         if self.attack.trains:
             self._record_curve(self._n_steps)
@@ -294,7 +294,7 @@ class AttackInputs:
         return int(arguments_of(self.trial, self.attack.function)["steps"])
 
     @cached_property
-    def _on_curve(self) -> tuple[dict[str, Metric], list[Probe]]:
+    def _curve_inputs(self) -> tuple[dict[str, Metric], list[Probe]]:
         """The curve's metric, where the trial measures it, and the forget questions with nothing
         that it does not look at.
 
@@ -313,7 +313,7 @@ class AttackInputs:
         ]
 
     def _record_curve(self, step: int) -> None:
-        metrics, probes = self._on_curve
+        metrics, probes = self._curve_inputs
         if metrics:
             self.curve += curve_rows(
                 "relearning",
@@ -328,29 +328,24 @@ def run_attack(inputs: AttackInputs) -> tuple[list[Probe], dict[str, Rows]]:
     """
     row = inputs.attack
     function = partial(row.function, **arguments_of(inputs.trial, row.function))
+    if row.kind == "prompt":
+        return inputs.rewritten_probes(function), {}
     if row.kind == "weights":
         inputs.watch(0)
-        before = fingerprints(inputs.model) if row.of_matrices else {}
-        function(**{name: getattr(inputs, name) for name in row.inputs})
-        if row.of_matrices:
-            share = share_touched(before, fingerprints(inputs.model))
-            inputs.columns["weights_touched"] = share
-        return inputs.evaluated_probes, {"curves": inputs.finished_curve()}
-    if row.kind == "prompt":
-        return inputs.reasked(function), {}
+    before = fingerprints(inputs.model) if row.of_matrices else {}
+    result = function(**{name: getattr(inputs, name) for name in row.inputs})
+    if row.of_matrices:
+        inputs.columns["weights_touched"] = share_touched(before, fingerprints(inputs.model))
+    if row.kind == "weights":
+        return inputs.evaluated_probes, {"curves": inputs.complete_curve()}
     if row.kind == "tokens":
-        return [
-            p
-            for p in function(**{name: getattr(inputs, name) for name in row.inputs})
-            if inputs.is_evaluated(p)
-        ], {}
-    rows = function(**{name: getattr(inputs, name) for name in row.inputs})
+        return [probe for probe in result if inputs.is_evaluated(probe)], {}
     if row.kind == "decoding":
-        return [], {"examples": rows}
-    return [], {"examples": at_best_layer(rows), "curves": layer_curve(rows)}
+        return [], {"examples": result}
+    return [], {"examples": at_best_layer(result), "curves": layer_curve(result)}
 
 
-def facts_held_in(probes: Sequence[Document], seed: int) -> set[str]:
+def draw_held_in_facts(probes: Sequence[Document], seed: int) -> set[str]:
     """Half of the facts that are asked, drawn by the seed. Where the data names no facts every
     document is one of its own.
     """

@@ -46,7 +46,7 @@ def calibrate_trial(
     tables: dict[str, Rows] = {"examples": [], "evals": []}
     for stage, calibration in calibrations.items():
         if calibration.alpha not in measured:
-            measured[calibration.alpha] = path.inside(
+            measured[calibration.alpha] = path.measure_at(
                 calibration.alpha, partial(trial_examples, context)
             )
         for name, rows in label_examples(
@@ -82,7 +82,7 @@ class MixingPath:
     def retention(self, alpha: float) -> float:
         """Mean of calibrate.retention on calibrate.split at theta(alpha)."""
         if alpha not in self.measured:
-            self.measured[alpha] = self.inside(alpha, self._measure)
+            self.measured[alpha] = self.measure_at(alpha, self._measure)
         means = (
             self.measured[alpha]
             .filter(pl.col("split") == self.context.trial.calibrate.split)["value"]
@@ -94,7 +94,7 @@ class MixingPath:
         require(len(means) == 1, rule, self.context.trial.calibrate.split)
         return float(means.item())
 
-    def inside(self, alpha: float, measure: Callable[[], Any]) -> Any:
+    def measure_at(self, alpha: float, measure: Callable[[], Any]) -> Any:
         """What `measure` returns while the model is at theta(alpha)."""
         with mixed(self.context.model, self.context.state.pristine, self.unlearned, alpha):
             return measure()

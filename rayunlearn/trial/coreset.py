@@ -106,20 +106,20 @@ class SelectorInputs:
         self.n_ranked = n_ranked
 
     @cached_property
-    def _passed(self) -> list[DocumentFeatures]:
+    def _features(self) -> list[DocumentFeatures]:
         return document_features(self._context.model, self._forget)
 
     @cached_property
     def token_nll(self) -> list[Tensor]:
-        return [p.token_nll for p in self._passed]
+        return [p.token_nll for p in self._features]
 
     @cached_property
     def answer_nll(self) -> list[Tensor]:
-        return [p.without_end(p.token_nll) for p in self._passed]
+        return [p.without_end(p.token_nll) for p in self._features]
 
     @cached_property
     def answer_surprise(self) -> list[Tensor]:
-        return [p.without_end(p.surprise) for p in self._passed]
+        return [p.without_end(p.surprise) for p in self._features]
 
     @cached_property
     def nll_per_byte(self) -> Tensor:
@@ -127,17 +127,17 @@ class SelectorInputs:
         return torch.tensor(
             [
                 zlib_ratio(p, documents[document].answer)
-                for p, document in zip(self._passed, self._order, strict=True)
+                for p, document in zip(self._features, self._order, strict=True)
             ]
         )
 
     @cached_property
     def token_error(self) -> list[Tensor]:
-        return [p.token_error for p in self._passed]
+        return [p.token_error for p in self._features]
 
     @cached_property
     def embeddings(self) -> Tensor:
-        return torch.stack([p.state for p in self._passed])
+        return torch.stack([p.state for p in self._features])
 
     @cached_property
     def gradients(self) -> Tensor:

@@ -41,44 +41,44 @@ class RetentionProbe:
     floor: float
     stops_early: bool
 
-    def now(self, model: PreTrainedModel) -> float:
+    def utility(self, model: PreTrainedModel) -> float:
         """Their mean probability."""
         return mean_probability(model, self.probes)
 
     def watch(self, model: PreTrainedModel) -> Callable[[int], bool]:
         """Whether the model may train on."""
-        return lambda _step: self.now(model) >= self.floor
+        return lambda _step: self.utility(model) >= self.floor
 
 
 def retention_probe(context: TrialContext) -> RetentionProbe | None:
     """What watches a trial, None where nothing does. The model must hold the base weights."""
-    watched, stop = _watched(context), context.trial.stop
+    probes, stop = _utility_probes(context), context.trial.stop
     require(
-        bool(watched) or stop.retention_floor == 0,
+        bool(probes) or stop.retention_floor == 0,
         "stop.retention_floor needs probes of split retain; there are",
-        len(watched),
+        len(probes),
     )
     share = stop.retention_floor or stop.utility_floor
-    if share == 0 or not watched:
+    if share == 0 or not probes:
         return None
-    return RetentionProbe(watched, share * base_utility(context, watched), stop.retention_floor > 0)
+    return RetentionProbe(probes, share * base_utility(context, probes), stop.retention_floor > 0)
 
 
-def _watched(context: TrialContext) -> list[Probe]:
+def _utility_probes(context: TrialContext) -> list[Probe]:
     return [p for p in encoded_probes(context) if p.split == "retain"][:UTILITY_PROBES]
 
 
-def base_utility(context: TrialContext, watched: Sequence[Probe]) -> float:
+def base_utility(context: TrialContext, probes: Sequence[Probe]) -> float:
     """Mean probability of the watched probes' answers before unlearning; evaluated once per model
     and corpus.
     """
 
-    key = cache_key(context, [p.answer for p in watched], "float32") | {
+    key = cache_key(context, [p.answer for p in probes], "float32") | {
         "what": "mean_probability",
         "code": code_digest(*UTILITY_CODE),
     }
     make = partial(
-        cached_file, make=partial(mean_probability, context.model, watched), file_type=JSON
+        cached_file, make=partial(mean_probability, context.model, probes), file_type=JSON
     )
     return cached(context.state, context.cache / "evaluations", key, make)
 

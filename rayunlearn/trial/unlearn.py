@@ -139,7 +139,7 @@ def _early_stopping(
     """What keeps the last weights that held retention, where the trial asks for it."""
     if retention is None or not retention.stops_early:
         return None
-    return RetentionEarlyStopping(model, partial(retention.now, model), retention.floor)
+    return RetentionEarlyStopping(model, partial(retention.utility, model), retention.floor)
 
 
 def _keep_going(

@@ -65,8 +65,8 @@ def require_same_weights(trial: Trial, workspace: "Workspace") -> None:
     if trial.model.teach:
         return
     rule = f"{workspace.base} must be what it was when the run was planned"
-    now = cached_model_digest(workspace.base)
-    require(now == workspace.base_digest, f"{rule}, {workspace.base_digest}", now)
+    found_digest = cached_model_digest(workspace.base)
+    require(found_digest == workspace.base_digest, f"{rule}, {workspace.base_digest}", found_digest)
 
 
 def start_folder(trial: Trial, workspace: Workspace) -> str:
@@ -99,18 +99,18 @@ def validate_trial(trial: Trial) -> Trial:
     train = checked.train
     if train.adapter != "none" and checked.stage == "unlearned":
         check_adapter(model, train.adapter, train.parameters, tuple(block_numbers(train.layers)))
-    used = {
+    loss_inputs = {
         *required_inputs(FORGET[trial.method.forget].function),
         *required_inputs(RETAIN[trial.method.retain].function),
     }
-    named = block_numbers(trial.train.layers)
-    depth = model_depth(trial.model) if "hidden" in used or named else 0
+    trained_blocks = block_numbers(trial.train.layers)
+    depth = model_depth(trial.model) if "hidden" in loss_inputs or trained_blocks else 0
     require(
-        max(named, default=-1) < max(depth, 1),
+        max(trained_blocks, default=-1) < max(depth, 1),
         f"train.layers must be < {depth}, the model's number of blocks",
         trial.train.layers,
     )
-    if "hidden" in used:
+    if "hidden" in loss_inputs:
         require(
             trial.method.layer < depth,
             f"method.layer must be < {depth}, the model's number of blocks",
