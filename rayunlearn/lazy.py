@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     import accelerate as accelerate
     import numpy as np
     import peft as peft
+    import polars as polars
     import pyarrow as pyarrow
     import safetensors as safetensors
     import scipy as scipy
@@ -80,6 +81,7 @@ else:
     nn = LazyModule("torch.nn")
     np = LazyModule("numpy")
     peft = LazyModule("peft")
+    polars = LazyModule("polars")
     pyarrow = LazyModule("pyarrow")
     safetensors = LazyModule("safetensors")
     scipy = LazyModule("scipy")

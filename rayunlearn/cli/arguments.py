@@ -130,8 +130,6 @@ def experiment_of(chosen: argparse.Namespace) -> "Experiment":
     """
     from rayunlearn import recipes
     from rayunlearn.experiment import check_measured, load, override
-    from rayunlearn.planning.planner import grid_groups
-    from rayunlearn.registry import check_trial
 
     values = (recipes.values(chosen.recipe) if chosen.recipe else {}) | parse_assignments(
         chosen.assignments
@@ -143,13 +141,20 @@ def experiment_of(chosen: argparse.Namespace) -> "Experiment":
     version = {} if chosen.version is None else {"version": chosen.version}
     changed = override(experiment, values | version)
     check_measured(changed)
-    # the names and values of every trial that does not wait for the tuning
-    grid_groups(changed, check=check_trial)
-    if changed.attacks.panel:
+    _check_names(changed)
+    return changed
+
+
+def _check_names(experiment: "Experiment") -> None:
+    """The names and values of every trial that does not wait for the tuning, and of the attacks."""
+    from rayunlearn.planning.planner import grid_groups
+    from rayunlearn.registry import check_trial
+
+    grid_groups(experiment, check=check_trial)
+    if experiment.attacks.panel:
         from rayunlearn.attacks.panels import panel_of
 
-        panel_of(changed.attacks.panel)
-    return changed
+        panel_of(experiment.attacks.panel)
 
 
 def sweep_options(chosen: argparse.Namespace) -> "Options":

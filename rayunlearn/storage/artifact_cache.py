@@ -14,6 +14,8 @@ Under the mirror of a URL both parts are at the URL when the call returns (`stor
 torch in here: tensors are in `models/tensor_cache.py`, on top of this.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
@@ -29,11 +31,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import polars as pl
 from filelock import FileLock
 
 from rayunlearn.config import digest
 from rayunlearn.errors import UserError
+from rayunlearn.lazy import polars as pl
 from rayunlearn.schema import VERSION
 from rayunlearn.storage.parquet import VERSION_KEY, retry_transient
 from rayunlearn.storage.sync import (
@@ -442,8 +444,12 @@ def _write_table(path: Path, frame: pl.DataFrame) -> None:
     path.write_bytes(buffer.getvalue())
 
 
+def _read_table(path: Path) -> pl.DataFrame:
+    return pl.read_parquet(path)
+
+
 # rows, texts, numbers; floats come back to the last bit, tuples as lists
 JSON: FileType[Any] = FileType(".json", _write_json, _read_json)
 
 # a table of the schema
-TABLE: FileType[pl.DataFrame] = FileType(".parquet", _write_table, pl.read_parquet)
+TABLE: FileType[pl.DataFrame] = FileType(".parquet", _write_table, _read_table)

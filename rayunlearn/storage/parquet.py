@@ -1,5 +1,7 @@
 """Parquet files: atomic writes with a schema, lazy scans that unite files of several trials."""
 
+from __future__ import annotations
+
 import errno
 import os
 import re
@@ -11,31 +13,30 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-import polars as pl
-import pyarrow
-
 from rayunlearn.errors import UserError, one_line, require, unknown_name
+from rayunlearn.lazy import polars as pl
+from rayunlearn.lazy import pyarrow
 from rayunlearn.schema import TABLES, VERSION, column_names
-from rayunlearn.storage.parquet_guard import UNREADABLE, footer_of, refuse_claims
+from rayunlearn.storage.parquet_guard import footer_of, refuse_claims, unreadable_errors
 from rayunlearn.storage.retry import retry
 from rayunlearn.storage.sync import upload_file
 
 VERSION_KEY = "rayunlearn.schema_version"
-KINDS: dict[str, Any] = {"utf8": pl.String, "i64": pl.Int64, "f64": pl.Float64, "bool": pl.Boolean}
-# the same as other writers may write them
-ARROW_TYPES: dict[str, Any] = {
-    "utf8": (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()),
-    "i64": (pyarrow.int64(),),
-    "f64": (pyarrow.float64(),),
-    "bool": (pyarrow.bool_(),),
+# a column's kind in the schema, or the type of a setting's value -> name of its type in polars
+KINDS: dict[str | type, str] = {
+    "utf8": "String",
+    "i64": "Int64",
+    "f64": "Float64",
+    "bool": "Boolean",
+    str: "String",
+    int: "Int64",
+    float: "Float64",
+    bool: "Boolean",
 }
-
 
 # columns without which rows mean nothing
 KEYS = frozenset({"trial_id", "status", "stage", "split", "metric", "doc_id", "value"})
 
-
-TYPES: dict[type, Any] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
 Row = Mapping[str, Any]
 T = TypeVar("T")
 
@@ -74,6 +75,22 @@ def frame_of(table: str, rows: Sequence[Row]) -> pl.DataFrame:
     return pl.DataFrame(columns, schema=_schema(table))
 
 
+def _arrow_types(kind: str) -> tuple[Any, ...]:
+    """The types in Arrow of a column's kind, as any writer may write them."""
+    names = {
+        "utf8": ("string", "large_string", "string_view"),
+        "i64": ("int64",),
+        "f64": ("float64",),
+        "bool": ("bool_",),
+    }
+    return tuple(getattr(pyarrow, name)() for name in names[kind])
+
+
+def data_type(kind: str | type) -> Any:
+    """The type in polars of a kind of KINDS."""
+    return getattr(pl, KINDS[kind])
+
+
 def _cast(name: str, kind: str, value: Any) -> Any:
     """`value` as the column's kind, where that loses nothing: numpy numbers yes, "3" for 3 no."""
     if value is None:
@@ -93,7 +110,7 @@ def _cast(name: str, kind: str, value: Any) -> Any:
 
 
 def _schema(table: str) -> dict[str, Any]:
-    return {column.name: KINDS[column.kind] for column in TABLES[table]}
+    return {column.name: data_type(column.kind) for column in TABLES[table]}
 
 
 def parquet_bytes(frame: pl.DataFrame) -> bytes:
@@ -277,14 +294,14 @@ def check_table_file(path: Path) -> None:
     _require_version(path, notes.get(VERSION_KEY.encode(), b"0").decode("utf-8", "replace"))
     try:
         schema = footer.schema.to_arrow_schema()
-    except UNREADABLE as error:
+    except unreadable_errors() as error:
         raise UserError(f"{path} could not be read as parquet: {one_line(str(error))}") from error
     for column in TABLES.get(path.stem, ()):
         if column.name not in schema.names and column.name not in KEYS:
             continue
         found = schema.field(column.name).type if column.name in schema.names else None
         rule = f"column {column.name} of {path} must be there, of type {column.kind}"
-        require(found in ARROW_TYPES[column.kind], rule, str(found))
+        require(found in _arrow_types(column.kind), rule, str(found))
 
 
 def _require_version(path: Path, text: str) -> None:

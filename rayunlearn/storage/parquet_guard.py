@@ -2,12 +2,12 @@
 billions of rows.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
-
 from rayunlearn.errors import UserError, require
+from rayunlearn.lazy import pyarrow
 
 # A byte of a table of results holds about one value, of a corpus less. A column that repeats one
 # value can hold millions.
@@ -18,9 +18,12 @@ UNPACKED_PER_BYTE = 100
 VALUES_ALWAYS = 10_000_000
 BYTES_ALWAYS = 256 * 2**20
 
-# What pyarrow raises for a file that is no Parquet, or damaged: a column's name that is no UTF-8
-# comes as Python's own error.
-UNREADABLE = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+
+def unreadable_errors() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for a file that is no Parquet, or damaged: a column's name that is no
+    UTF-8 comes as Python's own error.
+    """
+    return (pyarrow.ArrowException, OSError, UnicodeDecodeError)
 
 
 def refuse_decompression_bomb(path: Path) -> None:
@@ -37,7 +40,7 @@ def footer_of(path: Path) -> pyarrow.parquet.FileMetaData:
     """The footer of a Parquet file. Raises UserError where it is none."""
     try:
         return pyarrow.parquet.read_metadata(path)
-    except UNREADABLE as error:
+    except unreadable_errors() as error:
         raise UserError(f"{path} could not be read as parquet: {error}") from error
 
 

@@ -27,9 +27,10 @@ from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.schema import FINISHED, PER_TRIAL, RUN_TABLES, column_names
 from rayunlearn.storage.artifact_cache import MANIFEST
 from rayunlearn.storage.parquet import (
-    TYPES,
+    KINDS,
     Row,
     check_table_file,
+    data_type,
     frame_of,
     parquet_bytes,
     read_table_file,
@@ -391,9 +392,11 @@ def _config_columns(config: Mapping[str, Value]) -> list[pl.Expr]:
             name,
         )
         require(
-            type(value) in TYPES, f"{name} must be text, an integer, a number or true/false", value
+            type(value) in KINDS, f"{name} must be text, an integer, a number or true/false", value
         )
-    return [pl.lit(value, dtype=TYPES[type(value)]).alias(name) for name, value in config.items()]
+    return [
+        pl.lit(value, dtype=data_type(type(value))).alias(name) for name, value in config.items()
+    ]
 
 
 def _scratch(run: Path, name: str) -> Path:
