@@ -527,6 +527,16 @@ def field_names() -> tuple[str, ...]:
 def flatten(trial: Trial) -> dict[str, Value]:
     """The whole config as dotted name -> value, in a fixed order; values have the type of their
     field (1 -> 1.0).
+
+    Args:
+        trial: the settings of one trial.
+
+    Returns:
+        Value by dotted name (`select.ratio`), the options of functions included.
+
+    Example:
+        >>> flatten(Trial())["select.ratio"]
+        1.0
     """
     flat: dict[str, Value] = {"stage": trial.stage}
     for section, settings in _settings_by_section().items():
@@ -554,6 +564,17 @@ def with_values(trial: Trial, values: Mapping[str, Value]) -> Trial:
 
     Raises UserError for a field that its section does not have, and for a value of the wrong type
     or range.
+
+    Args:
+        trial: the trial to start from; it stays as it is.
+        values: new values by dotted name.
+
+    Returns:
+        The changed copy.
+
+    Example:
+        >>> with_values(Trial(), {"select.ratio": 0.25}).select.ratio
+        0.25
     """
     options = dict(trial.options)
     changed: dict[str, dict[str, Value]] = {}
@@ -575,6 +596,16 @@ def from_flat(flat: Mapping[str, Value | None]) -> Trial:
     None stands for a setting that the trial does not have (a table of many trials has null there),
     and a section's field that is not mentioned has its default. Raises UserError as `with_values`
     does.
+
+    Args:
+        flat: values by dotted name.
+
+    Returns:
+        The trial.
+
+    Example:
+        >>> from_flat(flatten(Trial())) == Trial()
+        True
     """
     return with_values(Trial(), {name: value for name, value in flat.items() if value is not None})
 
@@ -582,6 +613,19 @@ def from_flat(flat: Mapping[str, Value | None]) -> Trial:
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Value]:
     """`["select.ratio=0.05"]` -> `{"select.ratio": 0.05}`; values are JSON where they parse as
     JSON, else text.
+
+    Args:
+        assignments: texts `NAME=VALUE`, as after `--set`.
+
+    Returns:
+        Value by name.
+
+    Raises:
+        UserError: a text without `=` or without a name.
+
+    Example:
+        >>> parse_assignments(["train.length=20", "method.forget=rmu"])
+        {'train.length': 20, 'method.forget': 'rmu'}
     """
     values: dict[str, Value] = {}
     for text in assignments:

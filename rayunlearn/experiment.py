@@ -199,6 +199,17 @@ def load(path: str | Path, *, preset: str = LAPTOP) -> Experiment:
     Raises UserError for a file that is missing or does not run, for a name that is missing, of the
     wrong type or misspelt, for an axis or a search name that no setting and no function has, and
     for a preset that the file does not have.
+
+    Args:
+        path: the experiment file.
+        preset: a name of the file's PRESETS; `laptop` is the file as it stands.
+
+    Returns:
+        The experiment, checked.
+
+    Example:
+        >>> load("experiments/hello.py").name
+        'hello'
     """
     module = _import(Path(path))
     # above this layer
@@ -327,6 +338,20 @@ def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
 
     `budget.*`, `objective.*` and `attacks.*` change those; `version` and `track` change these;
     every other name changes BASE.
+
+    Args:
+        experiment: the experiment to start from; it stays as it is.
+        values: new values by name.
+
+    Returns:
+        The changed copy.
+
+    Raises:
+        UserError: a name that is unknown, or a value out of its range.
+
+    Example:
+        >>> override(load("experiments/hello.py"), {"budget.trials": 4}).budget.trials
+        4
     """
     changed = _fixed(
         experiment,

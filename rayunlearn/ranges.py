@@ -74,6 +74,17 @@ class FamilyRow(Generic[Result]):
 def options_of(function: Callable[..., Any]) -> tuple[Option, ...]:
     """The hyperparameters of a family function, read from its signature; once, because every check
     of a trial asks for all of them.
+
+    Args:
+        function: a loss, selector, metric, attack, ... of a family's table.
+
+    Returns:
+        Name, default, type and range of every keyword-only argument.
+
+    Example:
+        >>> from rayunlearn.methods.forget import npo
+        >>> [(option.name, option.default) for option in options_of(npo)]
+        [('npo.beta', 0.1)]
     """
     parameters = [
         p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY

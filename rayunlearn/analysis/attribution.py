@@ -110,6 +110,18 @@ def emphasis_table(run: Run) -> pl.DataFrame:
     net: the paired difference. harmed: share of the retain questions that the cell's model answers
     right as asked and wrong when their key words are pointed out. Each with _low and _high, 95% t
     over seeds and questions.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+
+    Returns:
+        The table; no rows where `explain.documents` asked for nothing.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> emphasis_table(run).height
+        0
     """
     right, group_of = _values(run, (RIGHT_METRIC,), by="attack"), groups_of(run)
     rows = [
@@ -125,7 +137,20 @@ def damage_table(run: Run) -> pl.DataFrame:
     the same of `untouched`, and the change of mean log p of function words, keywords and all but
     function words of the forget and the retain documents, in nats;
     against_keywords: that of function words minus that of keywords, document by document. Each with
-    its interval."""
+    its interval.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+
+    Returns:
+        The table; no rows where `explain.documents` asked for nothing.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> damage_table(run).height
+        0
+    """
     right, words = _values(run, (RIGHT_METRIC,), by="attack"), _values(run, WORD_KINDS)
     group_of, cells = groups_of(run), attribution_cells(run)
     return pl.DataFrame(
@@ -142,6 +167,19 @@ def tracking_table(run: Run, *, split: str = "forget") -> pl.DataFrame:
     still key; mass: share of the positive contributions that lies on base's key tokens (before it
     is near 1); rank: Spearman correlation of the contributions;
     gradient: Spearman correlation of contributions with integrated gradients in the same model.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+        split: whose questions count.
+
+    Returns:
+        The table; no rows where `explain.documents` asked for nothing.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> tracking_table(run).height
+        0
     """
     frames, group_of = attribution_frames(run, split), groups_of(run)
     return pl.DataFrame(

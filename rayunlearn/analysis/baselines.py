@@ -95,6 +95,18 @@ def baseline_table(run: Run) -> pl.DataFrame:
     the reference from the arm. `unmeasured` counts trials of both cells that ended without rows.
     `verdict`: "forgets more" or "forgets less" than the reference where p after Holm is at most
     SIGNIFICANCE, else "not shown", which is no proof that there is no difference.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+
+    Returns:
+        The table; no rows where only one selector and one text ran.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> baseline_table(run).height
+        0
     """
     lower, base = lower_is_forgotten(run.experiment), _base_utility(run)
     floor = objective_of(run.experiment).utility_floor

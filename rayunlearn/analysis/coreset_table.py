@@ -41,6 +41,19 @@ def coreset_table(run: Run) -> pl.DataFrame:
     what); `unlearning` is the fraction of the base-gold gap closed. `seeds` counts measured
     trials, `trials` ended ones; `share_*` are fractions of the ended ones. Rows of base and gold
     come first, then retain-only controls, then the grid.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+
+    Returns:
+        The table, one row per cell.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> table = coreset_table(run)
+        >>> table.select("method", "seeds").row(0)
+        ('base', 1)
     """
     placed = trials_with_roles(run)
     settings = varying_settings(run, placed)
@@ -76,6 +89,21 @@ def smallest_sufficient(
     first that fails ends the search. `verdict`: `smaller`, `full only` (no smaller one suffices),
     `full set fails` (the full set does not clear base's interval or the floor, so there is nothing
     to compare with), `no full set`. `ratio` and `n_kept` are of the smallest sufficient cell.
+
+    Args:
+        table: `coreset_table` of a run.
+        utility_floor: smallest utility that passes, as a fraction of base's.
+        lower_forgets: whether a lower metric means more forgotten.
+
+    Returns:
+        One row per method, setting and selector.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> table = smallest_sufficient(coreset_table(run), utility_floor=0.9)
+        >>> sorted(table["method"])
+        ['npo + nll', 'rmu + activation']
     """
     sign = 1.0 if lower_forgets else -1.0
     keys = ["method", *extra_settings(table), "select.name"]

@@ -91,6 +91,18 @@ def method_ranking(run: Run) -> pl.DataFrame:
     `left` and `retained` are means of the objective's metrics with 95% t intervals; `rank` counts
     from 1, the least left, among the cells of the same data and model at that stage, with the
     interval of `ranks`.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+
+    Returns:
+        The ranking, one row per cell and stage.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/control")
+        >>> method_ranking(run).row(0, named=True)["name"]
+        'ga'
     """
     ranked = list(ranking_of_frames(run))
     rows = []
@@ -118,6 +130,19 @@ def order_changes(run: Run, *, after: str = "calibrated") -> pl.DataFrame:
     `before` and `after` are differences first - second, `before` below 0. `p` is the larger of the
     two paired p-values (both differences must be there), Holm-corrected over all pairs of the run,
     those that keep their order included; `shown` at SHIFT_SHOWN_AT.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+        after: the stage to compare with.
+
+    Returns:
+        One row per pair whose order changes.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/control")
+        >>> order_changes(run).height
+        42
     """
     ranked = {(s.dataset, s.name, s.stage): s for s in ranking_of_frames(run)}
     rows = []

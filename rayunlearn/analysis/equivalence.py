@@ -138,7 +138,22 @@ def frontier(
 
 
 def frontier_of_run(run: Run, standard: EquivalenceCriterion) -> pl.DataFrame:
-    """`frontier` of a run's own cells, on the forgetting and utility of its objective."""
+    """`frontier` of a run's own cells, on the forgetting and utility of its objective.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+        standard: margin, level and power of the test.
+
+    Returns:
+        One row per setting, method and selector: `verdict`, `ratio`, `p`, what would decide.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> table = frontier_of_run(run, EquivalenceCriterion(margin=0.1))
+        >>> table.select("method", "verdict", "ratio").row(1)
+        ('rmu + activation', 'shown', 0.25)
+    """
     return frontier(*coreset_cells(run), standard)
 
 

@@ -75,6 +75,16 @@ def not_worse_p(estimate: Estimate, margin: float, *, worse: int) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number, in the order given (Holm 1979): reject those <= alpha,
     at most alpha false ones among all.
+
+    Args:
+        p_values: one per hypothesis, from 0 to 1.
+
+    Returns:
+        The corrected values, at most 1 each.
+
+    Example:
+        >>> holm([0.01, 0.04])
+        [0.02, 0.04]
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, largest = [0.0] * len(p_values), 0.0

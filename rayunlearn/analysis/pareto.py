@@ -11,6 +11,19 @@ def pareto_front(
 
     Forgetting is minimised (maximised with `lower_forgets` off), utility maximised. Rows with a
     null or NaN in either are dropped.
+
+    Args:
+        frame: one row per candidate.
+        forgetting, utility: names of the two columns.
+        lower_forgets: whether a lower `forgetting` is better.
+
+    Returns:
+        The rows of the front, in the order of the frame.
+
+    Example:
+        >>> cells = pl.DataFrame({"left": [0.1, 0.3, 0.3], "kept": [0.8, 0.9, 0.7]})
+        >>> pareto_front(cells, "left", "kept").rows()
+        [(0.1, 0.8), (0.3, 0.9)]
     """
     finite = frame.filter(pl.col(forgetting).is_finite() & pl.col(utility).is_finite())
     ordered = finite.sort(

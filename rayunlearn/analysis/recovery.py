@@ -105,6 +105,19 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
     An attack that measures in its own way (linear probes, sampled attempts) has no fraction:
     `metric` says what `after` (with interval), `base` and `gold_after` are then, each after the
     same attack; `shuffled` is a probe's control. Else `metric` is ''.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+        metric: a metric of `examples`; '' is the objective's forgetting metric.
+
+    Returns:
+        The table; no rows where nothing was attacked.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> recovery_table(run).height
+        0
     """
     metric = metric or objective_of(run.experiment).forgetting
     placed = run.attacks.collect().join(
@@ -164,6 +177,17 @@ def worst_case(table: pl.DataFrame) -> pl.DataFrame:
 def area_under(steps: Numbers, recovered: Numbers) -> float:
     """Mean height of the recovery curve over its steps: the trapezoids' sum divided by the last
     step.
+
+    Args:
+        steps: steps of the curve's points, ascending.
+        recovered: recovered fraction at each.
+
+    Returns:
+        The area as a mean height: 1 is all recovered from the start.
+
+    Example:
+        >>> area_under(np.array([0.0, 10.0]), np.array([0.0, 1.0]))
+        0.5
     """
     return float(np.trapezoid(recovered, steps) / (steps[-1] - steps[0]))
 

@@ -27,7 +27,20 @@ CORESET = pl.col("select.ratio") < FULL_RATIO
 
 
 def objective_of(experiment: Mapping[str, Any]) -> Objective:
-    """The objective of experiment.json, defaults where it says nothing."""
+    """The objective of experiment.json, defaults where it says nothing.
+
+    Args:
+        experiment: content of experiment.json, `run.experiment`.
+
+    Returns:
+        The objective.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> objective_of(run.experiment).utility_floor
+        0.9
+    """
     settings = experiment.get("objective") or {}
     return Objective(
         **{name: settings[name] for name in Objective.__dataclass_fields__ if name in settings}
@@ -99,6 +112,18 @@ def varying_settings(run: Run, placed: pl.DataFrame) -> list[str]:
 def trial_table(run: Run) -> pl.DataFrame:
     """`trials_with_roles` with columns `forgetting` and `utility`: means over documents, null where
     not measured.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+
+    Returns:
+        One row per purpose of a planned trial.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> trial_table(run).filter(role="base").height
+        1
     """
     goal = objective_of(run.experiment)
     placed = trials_with_roles(run)

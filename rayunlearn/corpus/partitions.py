@@ -41,7 +41,7 @@ from rayunlearn.data.rows import (
 )
 from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.errors import UserError, require, unknown_name
-from rayunlearn.storage.parquet_guard import UNREADABLE, refuse_decompression_bomb
+from rayunlearn.storage.parquet_guard import refuse_decompression_bomb, unreadable_errors
 
 PARTITION_BYTES = 4 * 2**20
 
@@ -238,7 +238,7 @@ def rows_of(piece: Partition, columns: Columns | None = None) -> Iterator[Source
 def _read_as(file: Path) -> Iterator[None]:
     try:
         yield
-    except UNREADABLE as problem:
+    except unreadable_errors() as problem:
         raise UserError(f"{file} could not be read as {file.suffix[1:]}: {problem}") from problem
 
 

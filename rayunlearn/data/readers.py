@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from rayunlearn.data.rows import SourceRow, excerpt_of
 from rayunlearn.errors import UserError, require
-from rayunlearn.storage.parquet_guard import UNREADABLE, refuse_decompression_bomb
+from rayunlearn.storage.parquet_guard import refuse_decompression_bomb, unreadable_errors
 
 BOM = b"\xef\xbb\xbf"
 
@@ -31,7 +31,7 @@ def read_file(file: Path) -> Iterator[SourceRow]:
         raise UserError(f"a data file must end in one of {', '.join(READERS)}, got {file.name!r}")
     try:
         yield from reader(file)
-    except UNREADABLE as problem:
+    except unreadable_errors() as problem:
         raise UserError(f"{file} could not be read as {file.suffix[1:]}: {problem}") from problem
 
 

@@ -19,6 +19,19 @@ def study_of_run(run: str | Path, name: str) -> "optuna.Study":
 
     COMPLETE: measured to the end; PRUNED: collapsed or diverged; FAIL: failed, or measured as not a
     number. Trials that have not ended are not in it. Raises UserError for an unknown run or study.
+
+    Args:
+        run: folder or URL of a run.
+        name: the study's name, as `rayunlearn studies` prints it.
+
+    Returns:
+        An Optuna study in memory.
+
+    Example:
+        >>> name = "method.forget=npo, method.retain=nll"
+        >>> study = study_of_run("docs/notebooks/runs/coreset", name)
+        >>> len(study.trials) > 0
+        True
     """
     import polars as pl
 

@@ -30,6 +30,22 @@ from rayunlearn.storage.run import Run
 def frontier_in_words(table: pl.DataFrame, standard: EquivalenceCriterion) -> list[str]:
     """One sentence per row of a frontier; of a setting what tells it from others of the same data,
     model and method.
+
+    Args:
+        table: `analysis.equivalence.frontier_of_run` of a run.
+        standard: the criterion that it was made with.
+
+    Returns:
+        The sentences, in the order of the rows.
+
+    Example:
+        >>> from rayunlearn.analysis.equivalence import frontier_of_run
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> standard = EquivalenceCriterion(margin=0.1)
+        >>> sentences = frontier_in_words(frontier_of_run(run, standard), standard)
+        >>> sentences[1].partition(";")[0]
+        'rmu + activation, random: 0.25 of the forget set is enough within 0.1 (p 0.014)'
     """
     sentences = _distinguishing_settings(
         table.select("method", "setting").unique(maintain_order=True).rows()

@@ -61,7 +61,22 @@ class SummaryBlock:
 
 
 def run_summary(run: Run, table: pl.DataFrame) -> tuple[SummaryBlock, ...]:
-    """The four questions of the first page, from a run and its coreset table."""
+    """The four questions of the first page, from a run and its coreset table.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+        table: `coreset_table(run)`.
+
+    Returns:
+        One answer per question: title, sentences and a small table.
+
+    Example:
+        >>> from rayunlearn.analysis.coreset_table import coreset_table
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> [answer.title for answer in run_summary(run, coreset_table(run))]
+        ['Forget set', 'Forgetting', 'Uncertainty', 'Recovery under attack']
+    """
     return (
         _dataset_answer(run, table),
         _forgetting_answer(run, table),

@@ -102,6 +102,18 @@ def _brief(rows: pl.DataFrame) -> str:
 def ranking_sentences(run: Run) -> list[str]:
     """How many pairs of methods change places at equal retention, which of them is shown, and which
     methods move.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+
+    Returns:
+        The sentences; none where nothing was calibrated.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/control")
+        >>> ranking_sentences(run)[0].partition(";")[0].split(", ")[1]
+        '42 of 136 pairs of methods change places'
     """
     changes, table = order_changes(run), method_ranking(run)
     total = n_pairs(table)

@@ -222,6 +222,17 @@ def compact_once(run: Path) -> None:
 def finished_ids(run: Path) -> dict[str, str]:
     """trial_id -> status of every trial that ended, failed ones too; empty where there is no run
     yet.
+
+    Args:
+        run: folder of the run.
+
+    Returns:
+        Status by trial id.
+
+    Example:
+        >>> statuses = finished_ids(Path("docs/notebooks/runs/coreset"))
+        >>> sorted(set(statuses.values()))
+        ['collapsed', 'complete']
     """
     rows = scan_trials(run)["trials"].select("trial_id", "status").collect()
     return dict(rows.iter_rows())
@@ -265,6 +276,17 @@ def open_run(run: Path | str) -> Run:
     (`parquet.check_table_file`). Raises UserError where there is no run, where a file is missing
     or is not what was written (DamagedRunError), where it was written under another schema than
     this one, and for a Parquet bomb.
+
+    Args:
+        run: folder or URL, for example `runs/hello/1`.
+
+    Returns:
+        One lazy frame per table, and the experiment as it was written.
+
+    Example:
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> run.trials.collect().height
+        32
     """
     path = local_run(run) if isinstance(run, str) else run
     require_run(path)
@@ -524,7 +546,22 @@ def _scan_per_trial(run: Path, table: str, folders: Sequence[Path]) -> pl.LazyFr
 
 
 def find_trial(trial_ids: list[str], prefix: str) -> str:
-    """The one id that is `wanted` or begins with it."""
+    """The one id that is `wanted` or begins with it.
+
+    Args:
+        trial_ids: all ids of a run.
+        prefix: an id, or the beginning of exactly one.
+
+    Returns:
+        The whole id.
+
+    Raises:
+        UserError: no id begins with it, or several do.
+
+    Example:
+        >>> find_trial(["3f2a90", "77b01c"], "77")
+        '77b01c'
+    """
     matches = (
         [prefix]
         if prefix in trial_ids
