@@ -6,8 +6,8 @@ import sys
 
 from rich.console import Console
 
-from rayunlearn.cli.arguments import MISTAKE
-from rayunlearn.cli.output import handle_sigterm, print_conclusion
+from rayunlearn.cli.arguments import INTERRUPTED, MISTAKE
+from rayunlearn.cli.output import print_conclusion, sigterm_as_interrupt
 from rayunlearn.cluster.sweep import sweep
 from rayunlearn.config import Objective, Trial, with_values
 from rayunlearn.errors import UserError
@@ -43,17 +43,19 @@ def main() -> int:
     """Sweep, say how it ended."""
     console = Console(width=200)
     output, seconds, workers, n_seeds = (*sys.argv[1:], *("2", "2")[len(sys.argv) - 3 :])
-    handle_sigterm()
     try:
         experiment, options = tuned(float(seconds), int(n_seeds)), Options(workers=int(workers))
-        result = sweep(
-            experiment, output_place(output), work=fake_work(), options=options, console=console
-        )
+        with sigterm_as_interrupt() as sigterm:
+            result = sweep(
+                experiment, output_place(output), work=fake_work(), options=options, console=console
+            )
     except UserError as error:
         print(f"rayunlearn: {error}", file=sys.stderr)
         return MISTAKE
     print(f"ray imported: {'ray' in sys.modules}")
-    return print_conclusion(result, ["python", "-m", "tests.fake_driver", *sys.argv[1:]], console)
+    words = ["python", "-m", "tests.fake_driver", *sys.argv[1:]]
+    status = print_conclusion(result, words, console)
+    return sigterm.status if status == INTERRUPTED else status
 
 
 if __name__ == "__main__":

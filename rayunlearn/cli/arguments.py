@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rayunlearn.planning.plan_run import Options
 
 
-DONE, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+# 128 + the number of the signal, as shells say it
+DONE, INCOMPLETE, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 def add_command(

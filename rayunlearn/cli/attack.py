@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.cli.arguments import ADDRESS_HELP, add_command, sweep_options
-from rayunlearn.cli.output import console_for_output, handle_sigterm, named_trials, print_conclusion
+from rayunlearn.cli.output import console_for_output, named_trials, print_conclusion
 from rayunlearn.config import parse_assignments
 from rayunlearn.errors import require
 from rayunlearn.storage.sync import local_run, output_place
@@ -204,7 +204,6 @@ def run_attacks(
     from rayunlearn.storage.run import open_run
     from rayunlearn.trial.load import cache_of
 
-    handle_sigterm()
     result = attack_run(
         folder,
         planner,

@@ -16,6 +16,32 @@ from rayunlearn.cli.arguments import (
 from rayunlearn.errors import require
 from rayunlearn.storage.sync import display_path
 
+SERVER_HELP = (
+    "the cluster's job server, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS"
+    " where that is a URL; see docs/cluster.md)"
+)
+
+
+def job_server(address: str) -> str:
+    """The job server that `--address` names, else Ray's own variables. Raises UserError where
+    neither does.
+    """
+    names = (address, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS"))
+    found = next((name for name in names if name), "")
+    require(
+        bool(found),
+        "--address, RAY_API_SERVER_ADDRESS or RAY_ADDRESS must be the job server's"
+        " http://HOST:PORT",
+        "none of them",
+    )
+    setting = "--address" if address else "RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
+    require(
+        found.startswith(("http://", "https://")),
+        f"{setting} must be the job server's http://HOST:PORT",
+        found,
+    )
+    return found
+
 
 def add_submit_command(commands: Any) -> None:
     added = add_experiment_options(
@@ -24,12 +50,7 @@ def add_submit_command(commands: Any) -> None:
         submit,
         "run an experiment on a cluster: pack this folder, hand it to the job server, follow it",
     )
-    added.add_argument(
-        "--address",
-        metavar="URL",
-        required=True,
-        help="the cluster's job server, http://HOST:8265 (see docs/cluster.md)",
-    )
+    added.add_argument("--address", metavar="URL", default="", help=SERVER_HELP)
     added.add_argument("--gpus-per-trial", metavar="F", type=float, help="as in `run`")
     added.add_argument(
         "--processes-per-trial", metavar="N", type=int, default=1, help="as in `run`"
@@ -73,9 +94,7 @@ def add_submit_command(commands: Any) -> None:
     jobs_parser.add_argument(
         "job", metavar="JOB", nargs="?", default="", help="follow this job (default: list all)"
     )
-    jobs_parser.add_argument(
-        "--address", metavar="URL", required=True, help="the cluster's job server, http://HOST:8265"
-    )
+    jobs_parser.add_argument("--address", metavar="URL", default="", help=SERVER_HELP)
     jobs_parser.add_argument(
         "--stop", action="store_true", help="end the job; what has finished is kept"
     )
@@ -107,12 +126,10 @@ def submit(chosen: argparse.Namespace) -> int:
         variables={name: os.environ[name] for name in chosen.variables},
         install=chosen.install,
     )
-    job = hand_over(request, chosen.address, print)
-    print(
-        f"job {job}; again: rayunlearn jobs --address {chosen.address} {job}   end it: ... {job}"
-        " --stop"
-    )
-    return DONE if chosen.detach else _follow(job, chosen.address)
+    address = job_server(chosen.address)
+    job = hand_over(request, address, print)
+    print(f"job {job}; again: rayunlearn jobs --address {address} {job}   end it: ... {job} --stop")
+    return DONE if chosen.detach else _follow(job, address)
 
 
 def _job_command(chosen: argparse.Namespace, file: Path) -> list[str]:
@@ -160,16 +177,14 @@ def jobs(chosen: argparse.Namespace) -> int:
     """List, follow or stop."""
     from rayunlearn.cluster import jobs as server
 
+    require(bool(chosen.job) or not chosen.stop, "--stop needs the job's name", chosen.job)
+    address = job_server(chosen.address)
     if chosen.stop:
-        require(bool(chosen.job), "--stop needs the job's name", chosen.job)
-        print(
-            "asked to stop"
-            if server.stop_job(chosen.job, chosen.address)
-            else "it had ended already"
-        )
+        was_running = server.stop_job(chosen.job, address)
+        print("asked to stop" if was_running else "it had ended already")
         return DONE
     if chosen.job:
-        return _follow(chosen.job, chosen.address)
-    for row in server.list_jobs(chosen.address):
+        return _follow(chosen.job, address)
+    for row in server.list_jobs(address):
         print(f"{row['job']}  {row['status']:<9}  {row['run']}")
     return DONE

@@ -22,6 +22,7 @@ from rayunlearn.cli.inspect import (
 )
 from rayunlearn.cli.jobs import add_submit_command
 from rayunlearn.cli.models import add_evaluate_command, add_export_command
+from rayunlearn.cli.output import sigterm_as_interrupt
 from rayunlearn.cli.run import plan, prepare, run
 from rayunlearn.errors import UserError, without_secrets
 from rayunlearn.lazy import quiet_libraries
@@ -29,19 +30,21 @@ from rayunlearn.lazy import quiet_libraries
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 not everything finished, 2 a mistake in
-    the request, 130 interrupted.
+    the request, 130 interrupted by Ctrl-C, 143 by SIGTERM.
     """
     chosen = parser().parse_args(arguments)
     quiet_libraries()
     command: Callable[[argparse.Namespace], int] = chosen.command
     try:
-        return command(chosen)
+        with sigterm_as_interrupt() as sigterm:
+            status = command(chosen)
+        return sigterm.status if status == INTERRUPTED else status
     except UserError as error:
         print(f"rayunlearn: {without_secrets(str(error))}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         print("rayunlearn: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return sigterm.status
     # `rayunlearn list methods | head`
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,11 +3,15 @@
 import os
 import shlex
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from rayunlearn.cli.arguments import DONE, INCOMPLETE, INTERRUPTED
+from rayunlearn.cli.arguments import DONE, INCOMPLETE, INTERRUPTED, TERMINATED
 from rayunlearn.errors import require
 from rayunlearn.storage.sync import display_path
 
@@ -17,11 +21,39 @@ if TYPE_CHECKING:
     from rayunlearn.cluster.sweep import SweepResult
 
 
-def handle_sigterm() -> None:
-    """Let SIGTERM, which `ray job stop` and a machine that is taken back send, end a sweep as
-    Ctrl-C does.
+@dataclass
+class SigtermRecord:
+    """Whether a command was ended by SIGTERM."""
+
+    received: bool = False
+
+    @property
+    def status(self) -> int:
+        """The exit status of a command that was interrupted: 143 by SIGTERM, 130 by Ctrl-C."""
+        return TERMINATED if self.received else INTERRUPTED
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[SigtermRecord]:
+    """Let SIGTERM end a command as Ctrl-C does: `ray job stop`, `timeout`, a batch system at its
+    time limit and a machine that is taken back send it. Later ones, while the run is closed, change
+    nothing.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    record = SigtermRecord()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if not record.received:
+            record.received = True
+            signal.raise_signal(signal.SIGINT)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield record
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield record
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_conclusion(result: "SweepResult", words: Sequence[str], console: "Console") -> int:

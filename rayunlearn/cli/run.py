@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rayunlearn.cli.arguments import DONE, experiment_of, sweep_options
 from rayunlearn.cli.attack import run_attacks
-from rayunlearn.cli.output import console_for_output, handle_sigterm, print_conclusion, print_table
+from rayunlearn.cli.output import console_for_output, print_conclusion, print_table
 from rayunlearn.errors import UserError
 from rayunlearn.storage.sync import display_path, refresh
 
@@ -36,7 +36,6 @@ def run(chosen: argparse.Namespace) -> int:
     from rayunlearn.planning.backend import unlearning_backend
 
     console = console_for_output()
-    handle_sigterm()
     result = sweep(
         experiment,
         chosen.output,

@@ -46,6 +46,9 @@ INSTALL = (
     "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}",
 )
 
+# what a stopped job has to close its run before it is killed; Ray's own 3 seconds are too few
+STOP_SECONDS = "120"
+
 TOKEN_HINT = (
     "; the server wants a token: export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... as on the cluster"
 )
@@ -119,7 +122,8 @@ def runtime_environment(request: Submission, archive: Path) -> dict[str, Any]:
     """What Ray sets up before the job: the packed project, environment variables and, if asked, an
     installation of it.
     """
-    environment: dict[str, Any] = {"working_dir": str(archive), "env_vars": dict(request.variables)}
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS} | dict(request.variables)
+    environment: dict[str, Any] = {"working_dir": str(archive), "env_vars": variables}
     return environment | ({"pip": list(INSTALL)} if request.install else {})
 
 

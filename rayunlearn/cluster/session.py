@@ -3,19 +3,20 @@ already.
 """
 
 import os
-import shutil
+import signal
 import socket
-import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import rayunlearn
 from rayunlearn.errors import UserError, require
+from rayunlearn.storage.scratch import scratch_folder
 
 # holds the workspaces (documents and paths), never weights
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -32,6 +33,8 @@ QUIET_ENVIRONMENT = {
     "TUNE_WARN_THRESHOLD_S": "60",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
+    # under `uv run` Ray would pack the current folder, runs and all, and start workers by `uv run`
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 
 # of a resource that a trial asks for only to be on a machine that has it
@@ -44,17 +47,29 @@ ASK_EVERY_SECONDS = 2.0
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-def set_ray_environment(address: str) -> str:
-    """Set what Ray reads when it is imported; returns `local` or where the cluster is.
+@dataclass(frozen=True)
+class ClusterAddress:
+    """Where Ray is to be found, and what the user set to say so: `--address` or `RAY_ADDRESS`."""
+
+    value: str
+    setting: str
+
+
+FORMS = "auto, local, ray://host:port or host:port"
+
+
+def set_ray_environment(address: str) -> ClusterAddress:
+    """Set what Ray reads when it is imported; returns where the cluster is.
 
     Imported without it, Ray's servers on this machine would listen on every interface. So
     `ray_session` calls it and is the first to import Ray: modules that import Ray at their top are
     themselves imported inside a session.
     """
-    resolved = _resolved(address)
-    for name, value in (QUIET_ENVIRONMENT | (LOOPBACK if resolved == "local" else {})).items():
+    found = resolve_address(address)
+    is_local = found.value == "local"
+    for name, value in (QUIET_ENVIRONMENT | (LOOPBACK if is_local else {})).items():
         os.environ.setdefault(name, value)
-    return resolved
+    return found
 
 
 @contextmanager
@@ -66,18 +81,40 @@ def ray_session(*, address: str, workers: int) -> Iterator[str]:
     machine only. `auto`: the cluster that RAY_ADDRESS names (a submitted job's own), else `local`.
     Anything else is an address. Raises UserError where no cluster answers.
     """
-    resolved = set_ray_environment(address)
+    found = set_ray_environment(address)
     import ray
 
     if ray.is_initialized():
         yield ""
         return
-    with _private_folder(resolved) as folder:
-        dashboard = _start(resolved, workers, folder)
+    with scratch_folder("ray") if found.value == "local" else nullcontext(Path()) as folder:
         try:
+            with _own_sigterm():
+                dashboard = _start(found, workers, folder)
             yield dashboard
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep SIGTERM ours while Ray starts.
+
+    `ray.init` sets a handler that ends the process at once: ours is put back. The signal is blocked
+    meanwhile, also for the processes of a private cluster, which inherit that: where a batch system
+    sends SIGTERM to every process of a job, the driver then closes its run and ends them itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        # in this order: a signal that came meanwhile is delivered when the mask is lifted
+        signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def trial_resources(
@@ -200,51 +237,58 @@ def concurrency_limit(available: Mapping[str, float], resources: Mapping[str, fl
     return max(1, min(cpus, on_gpus))
 
 
-def check_port_open(address: str) -> None:
+def resolve_address(address: str) -> ClusterAddress:
+    """`local`, `auto` (the cluster that Ray itself finds on this machine) or where a cluster is.
+
+    address `auto` asks the variable RAY_ADDRESS, with the meaning that Ray's own tools give it, and
+    is `local` where that is not set. Raises UserError for a job server's URL, which is where
+    `rayunlearn submit` goes, and for what is no address.
+    """
+    variable = os.environ.get("RAY_ADDRESS", "")
+    found = ClusterAddress(address, "--address")
+    if address == "auto":
+        found = ClusterAddress(variable or "local", "RAY_ADDRESS")
+    found = replace(found, value=found.value.rstrip("/"))
+    if found.value in ("auto", "local"):
+        return found
+    require(
+        not found.value.startswith(("http://", "https://")),
+        f"{found.setting} must be {FORMS} here; http://host:port is a job server, which `rayunlearn"
+        " submit` and `jobs` go to",
+        found.value,
+    )
+    host, _, port = found.value.removeprefix("ray://").rpartition(":")
+    require(bool(host) and port.isdigit(), f"{found.setting} must be {FORMS}", found.value)
+    return found
+
+
+def check_port_open(address: ClusterAddress) -> None:
     """Raise UserError where nothing listens at `ray://host:port` or `host:port`; Ray itself would
     try for minutes.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    require(
-        bool(host) and port.isdigit(),
-        "--address must be auto, local, ray://host:port or host:port",
-        address,
-    )
+    host, _, port = address.value.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
-        raise UserError(
-            f"--address must name a Ray cluster that answers, got {address!r} ({error})"
-        ) from error
+        raise _no_cluster(address, error) from error
 
 
-def _resolved(address: str) -> str:
-    if address != "auto":
-        return address
-    return os.environ.get("RAY_ADDRESS") or "local"
+def _no_cluster(address: ClusterAddress, error: Exception) -> UserError:
+    return UserError(
+        f"{address.setting} must name a Ray cluster that answers, got {address.value!r} ({error})"
+    )
 
 
-@contextmanager
-def _private_folder(address: str) -> Iterator[Path]:
-    """A folder for a private cluster's sockets and logs; short, because socket paths are limited to
-    107 bytes.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="ray-")) if address == "local" else Path()
-    try:
-        yield folder
-    finally:
-        if address == "local":
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start(address: str, workers: int, folder: Path) -> str:
+def _start(found: ClusterAddress, workers: int, folder: Path) -> str:
     """Connect; where the cluster's dashboard is."""
     import ray
 
+    address = found.value
     if address == "local":
         _start_here(workers, folder)
         return ""
-    check_port_open(address)
+    if address != "auto":
+        check_port_open(found)
     # A client of a cluster far away brings this package along; a driver on the cluster shares its
     # installation.
     package = (
@@ -257,9 +301,7 @@ def _start(address: str, workers: int, folder: Path) -> str:
             address=address, runtime_env=package, log_to_driver=False, logging_level="ERROR"
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"--address must name a Ray cluster that answers, got {address!r} ({error})"
-        ) from error
+        raise _no_cluster(found, error) from error
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
@@ -280,7 +322,6 @@ def _start_here(workers: int, folder: Path) -> None:
         )
     # a bare one, after Ray's own 30 seconds
     except Exception as error:
-        raise UserError(
-            "Ray must start on this machine within 30 seconds; a busy machine may be asked again,"
-            f" got: {error}"
-        ) from error
+        is_late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+        hint = "; a busy machine may be asked again" if is_late else ""
+        raise UserError(f"Ray must start on this machine{hint}, got: {error}") from error

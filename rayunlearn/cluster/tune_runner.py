@@ -3,7 +3,6 @@ everything that is left.
 """
 
 import sys
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from rayunlearn.planning.gpu_memory import gpu_share
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.plan_run import PlanRun
 from rayunlearn.planning.progress import PreparationProgress, Snapshot, View, watch_progress
+from rayunlearn.storage.scratch import scratch_folder
 from rayunlearn.storage.sync import run_ready
 from rayunlearn.trial.workspace import data_model_pair
 
@@ -319,7 +319,7 @@ def run_tune(
     }
     bundles = resources if processes == 1 else tune.PlacementGroupFactory([bundle] * processes)
     trainable = tune.with_resources(tune.with_parameters(TrialActor, **parameters), bundles)
-    with tempfile.TemporaryDirectory(prefix="tune-") as folder:
+    with scratch_folder("tune") as folder:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
@@ -331,7 +331,7 @@ def run_tune(
             ),
             run_config=tune.RunConfig(
                 name="sweep",
-                storage_path=folder,
+                storage_path=str(folder),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

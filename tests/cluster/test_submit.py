@@ -96,7 +96,7 @@ def test_only_named_variables_travel_and_installing_is_asked_for(project: Path) 
     )
     assert runtime_environment(request, project / "p.zip") == {
         "working_dir": str(project / "p.zip"),
-        "env_vars": {"HF_TOKEN": "x"},
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120", "HF_TOKEN": "x"},
     }
 
 

@@ -4,11 +4,13 @@ accidents.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +21,6 @@ import pytest
 from rich.console import Console
 
 from rayunlearn.cluster import sweep as sweep_module
-from rayunlearn.cluster.session import check_port_open
 from rayunlearn.cluster.sweep import SweepResult, attack_run
 from rayunlearn.config import Objective, Trial
 from rayunlearn.errors import UserError
@@ -99,56 +100,68 @@ def wait_for_trials(run: Path, n: int, process: subprocess.Popen[str]) -> None:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A driver with a cluster of its own that Ctrl-C ended: its run, exit status and words, and the
-    addresses that its processes listened on.
+    """A driver with a cluster of its own that a signal ended: its run, exit status and words, the
+    addresses that its processes listened on, and which of these and what temporary files it left.
     """
 
     run: Path
     status: int
     said: str
     listened_on: tuple[str, ...]
+    processes_left: list[str]
+    files_left: list[str]
 
 
-@pytest.fixture(scope="module")
-def whole(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
-    """An undisturbed tuned sweep, in which batch size 1 is complete, 2 fails, 3 collapses and 6 is
-    measured as NaN.
+def interrupt(
+    output: Path, monkeypatch: pytest.MonkeyPatch, send: Callable[[list[psutil.Process]], None]
+) -> Interrupted:
+    """`send` a signal to a driver on a private cluster, as `rayunlearn run` has one, after four
+    trials; it is given the driver and all its descendants.
     """
-    return run_sweep(of_every_end(), tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture(scope="module")
-def killed(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
-    """The output folder of a driver that was killed in the middle and started again, and the trials
-    that had ended before.
-    """
-    output = tmp_path_factory.mktemp("killed")
-    process = driver(output, 0.3, ray_address)
+    # short, so that Ray's sockets fit into it
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as temporary:
+        monkeypatch.setenv("TMPDIR", temporary)
+        process = driver(output, 0.5, "local")
+        wait_for_trials(output / "fake" / "1", 4, process)
+        family = [psutil.Process(process.pid)]
+        family += family[0].children(recursive=True)
+        addresses = tuple(
+            c.laddr.ip.removeprefix("::ffff:")
+            for member in family
+            for c in member.net_connections("inet")
+            if c.status == psutil.CONN_LISTEN
+        )
+        send(family)
+        said, _ = process.communicate(timeout=120)
+        _, alive = psutil.wait_procs(family[1:], timeout=20)
+        files = [file.name for file in Path(temporary).iterdir()]
     run = output / "fake" / "1"
-    wait_for_trials(run, 7, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    finished = {folder.name for folder in run.glob("trials/*")}
-    again = driver(output, 0.3, ray_address)
-    said, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, said
-    return output, finished
+    names = [member.name() for member in alive]
+    return Interrupted(run, process.returncode, said, addresses, names, files)
 
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
-    """Ctrl-C after four trials of a driver on a private cluster, as `rayunlearn run` has one."""
-    output = tmp_path_factory.mktemp("interrupted")
-    process = driver(output, 0.5, "local")
-    wait_for_trials(output / "fake" / "1", 4, process)
-    family = psutil.Process(process.pid).children(recursive=True)
-    sockets = [
-        c for one in family for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN
-    ]
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
-    addresses = tuple(c.laddr.ip.removeprefix("::ffff:") for c in sockets)
-    return Interrupted(output / "fake" / "1", process.returncode, said, addresses)
+    """Ctrl-C."""
+
+    def send(family: list[psutil.Process]) -> None:
+        family[0].send_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return interrupt(tmp_path_factory.mktemp("interrupted"), monkeypatch, send)
+
+
+@pytest.fixture(scope="module")
+def terminated(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    """SIGTERM to every process, as a batch system sends it at a job's time limit."""
+
+    def send(family: list[psutil.Process]) -> None:
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.send_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return interrupt(tmp_path_factory.mktemp("terminated"), monkeypatch, send)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +210,24 @@ def test_a_finished_run_runs_nothing_and_never_imports_ray(killed: tuple[Path, s
 def test_a_private_cluster_listens_on_this_machine_only(interrupted: Interrupted) -> None:
     assert len(interrupted.listened_on) > 3, interrupted.said
     assert set(interrupted.listened_on) == {"127.0.0.1"}
+
+
+def test_sigterm_to_every_process_closes_the_run_as_ctrl_c_does(terminated: Interrupted) -> None:
+    assert terminated.status == 143, terminated.said
+    assert "resume with: python -m tests.fake_driver" in terminated.said
+    tables = {table.name for table in (terminated.run / "tables").iterdir()}
+    assert {"trials.parquet", "evals.parquet", "steps.parquet"} <= tables
+    assert (terminated.run / "experiment.json").exists()
+    statuses = open_run(terminated.run).trials.collect()["status"].to_list()
+    assert len(statuses) >= 4 and set(statuses) == {"complete"}
+
+
+@pytest.mark.parametrize("ending", ["interrupted", "terminated"])
+def test_a_signal_leaves_no_process_and_no_temporary_folder(
+    ending: str, request: pytest.FixtureRequest
+) -> None:
+    left = request.getfixturevalue(ending)
+    assert (left.processes_left, left.files_left) == ([], [])
 
 
 def test_ctrl_c_says_what_is_done_what_is_not_and_how_to_go_on(interrupted: Interrupted) -> None:
@@ -342,21 +373,6 @@ def test_a_run_without_experiment_json_says_so_to_attacks_and_studies(tmp_path: 
         study_of_run(tmp_path, "s")
     with pytest.raises(UserError, match=r"experiment\.json must be there with these parts"):
         attack_targets(open_run(tmp_path), "best")
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
-def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> None:
-    # bound and not listening: no one else can take the port meanwhile
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        with pytest.raises(UserError, match="--address must name a Ray cluster that answers"):
-            check_port_open(address.format(port=probe.getsockname()[1]))
-
-
-@pytest.mark.parametrize("address", ["cluster", "ray://cluster", "host:ten"])
-def test_an_address_without_a_port_is_refused(address: str) -> None:
-    with pytest.raises(UserError, match="--address must be auto, local"):
-        check_port_open(address)
 
 
 def test_the_progress_line_says_done_planned_best_and_time_left() -> None:
