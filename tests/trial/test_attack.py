@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from rayunlearn.attacks import quantization
 from rayunlearn.config import Attack, Trial, Value
 from rayunlearn.storage.run import open_run
 from rayunlearn.trial import model_state
@@ -78,6 +79,19 @@ def test_the_same_attack_leaves_base_above_chance(workspace: Workspace, tmp_path
     """So the test above could fail."""
     found = choices(attacked(workspace, tmp_path / "run", "base", "round_to_nearest", {}))
     assert float(found["value"].mean()) > most_by_chance(workspace) + 0.3  # type: ignore[arg-type]
+
+
+def test_the_share_of_weights_that_an_attack_touched_is_a_column_and_none_is_a_failure(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = validate_trial(Trial(stage="base", attack=Attack(name="round_to_nearest")))
+    run_attack_or_trial(trial, workspace, tmp_path / "all", "test", "1")
+    (row,) = open_run(tmp_path / "all").trials.collect().to_dicts()
+    assert (row["status"], row["weights_touched"]) == ("complete", 1.0)
+    monkeypatch.setattr(quantization, "model_matrices", lambda _model: [])
+    assert run_attack_or_trial(trial, workspace, tmp_path / "none", "test", "1") == "failed"
+    (row,) = open_run(tmp_path / "none").trials.collect().to_dicts()
+    assert row["weights_touched"] == 0.0 and "round_to_nearest must reach 80%" in row["error"]
 
 
 def test_the_curve_has_a_point_per_step_and_as_few_as_asked_and_each_is_the_model_of_that_step(
