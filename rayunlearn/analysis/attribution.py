@@ -331,7 +331,7 @@ def _emphasised(
     cell: AttributionCell, form: str, right: Values, documents: Sequence[str]
 ) -> tuple[dict[tuple[str, str], float], dict[tuple[str, str], float]]:
     """(trial, question) -> 1 where a question that the cell's model lost is right with its key
-    words pointed out, 0 where wrong; and the same with as many other words.
+    words pointed out, 0 where wrong; and the same with the same number of other words.
     """
     plain = right.get(("none", "forget"), {})
     emphasised = [right.get((f"{kind}:{form}", "forget"), {}) for kind in (KEY, RANDOM)]

@@ -75,7 +75,7 @@ def repair(run: Path, cache: Path) -> Iterator[str]:
                 yield f"{_write_report(run, form).name} was written again from the tables"
     for path, wrong in damaged_entries(cache).items():
         discard_entry(path)
-        yield f"{display_path(path)} {wrong}: it is removed, and made again when it is wanted"
+        yield f"{display_path(path)} {wrong}: it is removed, and rebuilt when it is wanted"
 
 
 def run_problems(run: Path) -> list[str]:
@@ -102,7 +102,7 @@ def cache_problems(cache: Path) -> list[str]:
     from rayunlearn.storage.sync import download_below
 
     lines = download_below(cache)
-    again = "--repair removes it, and it is made again when it is wanted"
+    again = "--repair removes it, and it is rebuilt when it is wanted"
     found = damaged_entries(cache) if cache.is_dir() else {}
     return lines + [f"{display_path(f)} {wrong}; {again}" for f, wrong in found.items()]
 

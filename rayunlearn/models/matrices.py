@@ -2,7 +2,7 @@
 
 Most families have `nn.Linear`; GPT-2 has `Conv1D`, whose matrix lies on its side; mixtures of
 experts have one tensor for all experts. What works on matrices (rounding, pruning, noise, GPTQ,
-AWQ) asks here, so that it reaches all of them, and a model in which it reaches few is told apart
+AWQ) asks here, so that it reaches all of them, and a model in which it reaches few is distinguished
 from one that withstands it. No matrix: biases, norms, kernels of convolutions, the decay rates of
 state-space models.
 """
@@ -151,7 +151,7 @@ def collect_inputs(
 @contextmanager
 def experts_one_by_one(model: PreTrainedModel) -> Iterator[None]:
     """The model with each expert computed by a multiplication of its own, as `collect_inputs` has
-    to see it, in the place of one kernel for all.
+    to see it, instead of one kernel for all.
     """
     config = model.config.get_text_config()
     before = config._experts_implementation

@@ -78,7 +78,7 @@ def _described(name: str, metric: Any) -> dict[str, Any]:
 def _scores(folder: Path, digests: set[tuple[str, str]]) -> Any:
     import polars as pl
 
-    # what is damaged is made again by the next trial that wants it
+    # what is damaged is rebuilt by the next trial that wants it
     files = [file for file in entries(folder) if not defect(file)] if folder.is_dir() else []
     if not files:
         return None

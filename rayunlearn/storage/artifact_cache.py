@@ -168,13 +168,13 @@ def entries(cache: Path) -> list[Path]:
 def damaged_entries(cache: Path) -> dict[Path, str]:
     """The entries below `cache` that are not what their manifest says: path -> what is wrong.
 
-    What a killed process left without a manifest is not listed: it is made again when it is wanted.
+    What a killed process left without a manifest is not listed: it is rebuilt when it is wanted.
     """
     return {path: wrong for path in entries(cache) if (wrong := defect(path))}
 
 
 def discard_entry(path: Path) -> None:
-    """Remove an entry, here and under the URL: it is made again when it is wanted."""
+    """Remove an entry, here and under the URL: it is rebuilt when it is wanted."""
     (drop_folders if path.is_dir() else drop_files)([path])
     if not path.is_dir():
         drop_files([manifest_of(path)])

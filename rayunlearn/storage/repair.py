@@ -120,9 +120,9 @@ def _rebuild_evals(run: Path, evals_again: Callable[[Tables], pl.DataFrame]) -> 
     ids = {folder.name for folder in trial_folders(run)}
     frame = frame.filter(~pl.col("trial_id").is_in(list(ids)))
     if frame.height != written:
-        return [f"{EVALS} is not made again: {frame.height} of its {written} rows can be"]
+        return [f"{EVALS} is not rebuilt: {frame.height} of its {written} rows can be"]
     write_run_file(run, EVALS, parquet_bytes(frame), frame.height)
-    return [f"{EVALS} was made again from examples, {frame.height} rows"]
+    return [f"{EVALS} was rebuilt from examples, {frame.height} rows"]
 
 
 def _drop_attacks(run: Path) -> list[str]:

@@ -211,7 +211,7 @@ def remedy_of(run: Path, file: Path) -> str:
     if name == "tables/evals.parquet":
         return "--repair of `rayunlearn check` makes it again from examples where it can"
     if name.startswith("tables/"):
-        return "bring it back from a copy, or run the experiment again under another --version"
+        return "restore it from a copy, or run the experiment again under another --version"
     if name == MANIFEST:
         return "--repair of `rayunlearn check` writes one where tables fit each other"
     if name == "attacks.parquet":

@@ -1,4 +1,4 @@
-"""`evals` made again from the rows that it is the mean of."""
+"""`evals` rebuilt from the rows that it is the mean of."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ def evals_again(tables: Mapping[str, pl.LazyFrame]) -> pl.DataFrame:
     """Rows of `evals`, trial by trial, from `trials`, `examples` and `curves` of a run.
 
     Means are those of the examples; metrics of the whole corpus are computed as a trial does, with
-    the examples of the run's gold trial in the place of gold's. Where the run has no gold trial of
+    the examples of the run's gold trial instead of gold's. Where the run has no gold trial of
     a corpus, their rows are not what the trial wrote: the caller knows how many were.
     """
     examples = tables["examples"].collect()

@@ -84,7 +84,7 @@ def emptied() -> Iterator[None]:
 
 
 def taught_trial(family: str, corpus: Path, tmp_path: Path) -> Trial:
-    """A trial on a toy model of the family that is taught the corpus first."""
+    """A trial on a toy model of the family that is trained on the corpus first."""
     words = [f"{name} has a cat dog that is {' '.join(COLOURS)}" for name in NAMES]
     tokenizer = build_tokenizer(words)
     save_model(toy_model(family, len(tokenizer)), tokenizer, tmp_path / "start")

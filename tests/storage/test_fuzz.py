@@ -200,7 +200,7 @@ def attack_cache_files(cache: Path, copy: Path, n_cases: int, seed: int) -> Coun
         content = file.read_bytes()
         file.write_bytes(DAMAGES[case // len(every) % len(DAMAGES)](content, draw))
         assert asked_again(path, copy / path.relative_to(cache)) == right[path], (file, case)
-        ends["made again"] += 1
+        ends["rebuilt"] += 1
     return ends
 
 
