@@ -141,6 +141,32 @@ def interrupt(
 
 
 @pytest.fixture(scope="module")
+def whole(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    """An undisturbed tuned sweep, in which batch size 1 is complete, 2 fails, 3 collapses and 6 is
+    measured as NaN.
+    """
+    return run_sweep(of_every_end(), tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def killed(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    """The output folder of a driver that was killed in the middle and started again, and the trials
+    that had ended before.
+    """
+    output = tmp_path_factory.mktemp("killed")
+    process = driver(output, 0.3, ray_address)
+    run = output / "fake" / "1"
+    wait_for_trials(run, 7, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = {folder.name for folder in run.glob("trials/*")}
+    again = driver(output, 0.3, ray_address)
+    said, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, said
+    return output, finished
+
+
+@pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     """Ctrl-C."""
 
