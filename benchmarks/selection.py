@@ -1,7 +1,8 @@
-"""What selecting takes: `python -m benchmarks.selection [DOCUMENTS] [WIDTH] [RATIO]`, CPU seconds of
-one core and peak memory of each selector that chooses one document after another, each in a process
-of its own, beside the estimate of `selectors/cost.py`. 200,000 documents of width 128 at 5% by
-default; what the estimate refuses is not run.
+"""What selecting takes: `python -m benchmarks.selection [DOCUMENTS] [WIDTH] [RATIO]`.
+
+CPU seconds of one core and peak memory of each selector that chooses one document after another,
+each in a process of its own, beside the estimate of `selectors/cost.py`. 200,000 documents of width
+128 at 5% by default; what the estimate refuses is not run.
 
 Vectors are clustered with a common direction, as hidden states are; keywords are ten of a
 vocabulary of 1,000 for each document.
