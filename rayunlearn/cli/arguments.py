@@ -21,11 +21,64 @@ DONE, INCOMPLETE, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 def add_command(
     commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
+    """A command: its name, what it calls, and one sentence for its help."""
     added: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + "."
     )
     added.set_defaults(command=command)
     return added
+
+
+def add_run_argument(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """`RUN`, the run that a command reads; '' where it is optional and not given."""
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        nargs="?" if optional else None,
+        default="" if optional else None,
+        help="folder or URL of a run, for example runs/hello/1",
+    )
+
+
+def add_trial_argument(parser: argparse.ArgumentParser, name: str = "trial") -> None:
+    """`TRIAL`, kept under `name`."""
+    parser.add_argument(name, metavar="TRIAL", help="trial id, or the beginning of it")
+
+
+def add_set_option(options: argparse._ActionsContainer, text: str) -> None:
+    """`--set NAME=VALUE ...`, as often as one likes, kept as `assignments`."""
+    options.add_argument(
+        "--set",
+        dest="assignments",
+        metavar="NAME=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help=text,
+    )
+
+
+def add_address_option(options: argparse._ActionsContainer) -> None:
+    """`--address`, the Ray cluster that the driver joins."""
+    options.add_argument(
+        "--address",
+        metavar="auto|local|ray://HOST:PORT|HOST:PORT",
+        default="auto",
+        help=ADDRESS_HELP,
+    )
+
+
+def add_resource_options(
+    options: argparse._ActionsContainer,
+    *,
+    gpus: str = "as in `run`",
+    processes: str = "as in `run`",
+    on: str = "as in `run`",
+) -> None:
+    """What a trial takes of the cluster: `--gpus-per-trial`, `--processes-per-trial`, `--on`."""
+    options.add_argument("--gpus-per-trial", metavar="F", type=float, help=gpus)
+    options.add_argument("--processes-per-trial", metavar="N", type=int, default=1, help=processes)
+    options.add_argument("--on", metavar="RESOURCE", default="", help=on)
 
 
 def add_experiment_options(
@@ -35,72 +88,25 @@ def add_experiment_options(
     text: str,
     *,
     on_cluster: bool = False,
-) -> Any:
+) -> argparse.ArgumentParser:
+    """A command on an experiment file, with the options that change it and say where it runs."""
     added = add_command(commands, name, command, text)
     added.add_argument(
         "experiment",
         metavar="EXPERIMENT.py",
         help="experiment file, for example experiments/hello.py",
     )
-    added.add_argument(
-        "--set",
-        dest="assignments",
-        metavar="NAME=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help=SET_HELP,
-    )
-    size = (
-        "a size that the file's PRESETS names, for example paper (default: laptop, the file as it"
-        " stands)"
-    )
-    added.add_argument("--preset", metavar="NAME", default="laptop", help=size)
-    added.add_argument(
-        "--recipe",
-        metavar="NAME",
-        default="",
-        help="a published run: see `rayunlearn list recipes`; --set goes over it",
-    )
-    added.add_argument(
-        "--output",
-        metavar="DIR|URL",
-        default="runs",
-        help=(
-            "where runs and the cache of models live: a folder or s3://bucket/prefix (default:"
-            " runs)"
-        ),
-    )
-    added.add_argument(
-        "--version",
-        metavar="V",
-        help=(
-            "version of the run (default: the file's VERSION, else 1); `dev` starts from nothing"
-            " every time"
-        ),
-    )
+    add_set_option(added, SET_HELP)
+    added.add_argument("--preset", metavar="NAME", default="laptop", help=PRESET_HELP)
+    added.add_argument("--recipe", metavar="NAME", default="", help=RECIPE_HELP)
+    added.add_argument("--output", metavar="DIR|URL", default="runs", help=OUTPUT_HELP)
+    added.add_argument("--version", metavar="V", help=VERSION_HELP)
     added.add_argument(
         "--workers", metavar="N", type=int, default=0, help="trials at once (default: one per CPU)"
     )
     if on_cluster:
-        added.add_argument(
-            "--address",
-            metavar="auto|local|ray://HOST:PORT|HOST:PORT",
-            default="auto",
-            help=ADDRESS_HELP,
-        )
-        added.add_argument(
-            "--gpus-per-trial",
-            metavar="F",
-            type=float,
-            help=(
-                "GPUs a trial takes, fractions share one (default: what the largest trial needs)"
-            ),
-        )
-        added.add_argument(
-            "--processes-per-trial", metavar="N", type=int, default=1, help=PROCESSES_HELP
-        )
-        added.add_argument("--on", metavar="RESOURCE", default="", help=ON_HELP)
+        add_address_option(added)
+        add_resource_options(added, gpus=GPUS_HELP, processes=PROCESSES_HELP, on=ON_HELP)
     return added
 
 
@@ -108,6 +114,23 @@ SET_HELP = (
     "change a setting: on an axis it replaces the axis, in SEARCH it fixes the value, else it"
     " changes BASE; budget.trials=4 works too"
 )
+
+PRESET_HELP = (
+    "a size that the file's PRESETS names, for example paper (default: laptop, the file as it"
+    " stands)"
+)
+
+RECIPE_HELP = "a published run: see `rayunlearn list recipes`; --set goes over it"
+
+OUTPUT_HELP = (
+    "where runs and the cache of models live: a folder or s3://bucket/prefix (default: runs)"
+)
+
+VERSION_HELP = (
+    "version of the run (default: the file's VERSION, else 1); `dev` starts from nothing every time"
+)
+
+GPUS_HELP = "GPUs a trial takes, fractions share one (default: what the largest trial needs)"
 
 ON_HELP = (
     "trials only on machines with this resource of Ray's, for example accelerator_type:A100"

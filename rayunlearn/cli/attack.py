@@ -5,7 +5,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.cli.arguments import ADDRESS_HELP, add_command, sweep_options
+from rayunlearn.cli.arguments import (
+    add_address_option,
+    add_command,
+    add_resource_options,
+    add_run_argument,
+    add_set_option,
+    sweep_options,
+)
 from rayunlearn.cli.output import console_for_output, named_trials, print_conclusion
 from rayunlearn.config import parse_assignments
 from rayunlearn.errors import require
@@ -14,30 +21,40 @@ from rayunlearn.storage.sync import local_run, output_place
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rayunlearn.planning.attack_planner import AttackPlanner
+    from rayunlearn.planning.attack_planner import AttackFiles, AttackPlanner
 
 
 def add_attack_command(commands: Any) -> None:
+    """`attack RUN`, or `attack --model MODEL`."""
     added = add_command(
         commands,
         "attack",
         attack,
         "attack trials of a run, or an externally unlearned model; print what is recovered, with"
-        " base, gold"
-        " and controls",
+        " base, gold and controls",
     )
+    add_run_argument(added, optional=True)
+    _add_panel_options(added)
+    _add_input_options(added)
     added.add_argument(
-        "run",
-        metavar="RUN",
-        nargs="?",
+        "--metric",
+        metavar="NAME",
         default="",
-        help="folder or URL of a run, for example runs/hello/1",
+        help="metric of the matrix (default: the objective's forgetting metric)",
     )
-    source = (
-        "best (default): most forgotten at kept utility, one per method; pareto; grid: every cell;"
-        " or ids, separated by commas"
+    add_address_option(added)
+    added.add_argument(
+        "--workers", metavar="N", type=int, default=0, help="attacks at once (default: one per CPU)"
     )
-    added.add_argument("--trials", metavar="best|pareto|grid|ID,ID", default="best", help=source)
+    add_resource_options(added)
+    _add_audit_options(added)
+
+
+def _add_panel_options(added: argparse.ArgumentParser) -> None:
+    """Which trials are attacked, and by what."""
+    added.add_argument(
+        "--trials", metavar="best|pareto|grid|ID,ID", default="best", help=TRIALS_HELP
+    )
     added.add_argument(
         "--panel",
         metavar="quick|black_box|coresets|full",
@@ -56,11 +73,11 @@ def add_attack_command(commands: Any) -> None:
         type=int,
         help="seeds of attacks that draw (default: the panel's, 3)",
     )
-    points = (
-        "most points of a recovery curve (default: 100, which is every step of the searched"
-        " strengths)"
-    )
-    added.add_argument("--curve-points", metavar="N", type=int, help=points)
+    added.add_argument("--curve-points", metavar="N", type=int, help=CURVE_POINTS_HELP)
+
+
+def _add_input_options(added: argparse.ArgumentParser) -> None:
+    """Texts and models that some attacks read."""
     added.add_argument(
         "--text",
         metavar="FILE",
@@ -79,26 +96,10 @@ def add_attack_command(commands: Any) -> None:
         default="",
         help="directory or Hub name of a chat model that rephrases",
     )
-    added.add_argument(
-        "--metric",
-        metavar="NAME",
-        default="",
-        help="metric of the matrix (default: the objective's forgetting metric)",
-    )
-    added.add_argument(
-        "--address",
-        metavar="auto|local|ray://HOST:PORT|HOST:PORT",
-        default="auto",
-        help=ADDRESS_HELP,
-    )
-    added.add_argument(
-        "--workers", metavar="N", type=int, default=0, help="attacks at once (default: one per CPU)"
-    )
-    added.add_argument("--gpus-per-trial", metavar="F", type=float, help="as in `run`")
-    added.add_argument(
-        "--processes-per-trial", metavar="N", type=int, default=1, help="as in `run`"
-    )
-    added.add_argument("--on", metavar="RESOURCE", default="", help="as in `run`")
+
+
+def _add_audit_options(added: argparse.ArgumentParser) -> None:
+    """An unlearned model from outside, its references and its data."""
     audit = added.add_argument_group("an externally unlearned model, instead of RUN")
     audit.add_argument(
         "--model",
@@ -125,15 +126,7 @@ def add_attack_command(commands: Any) -> None:
         default="",
         help="as data.path: folder, file or Hub name of the data",
     )
-    audit.add_argument(
-        "--set",
-        dest="assignments",
-        metavar="NAME=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="any other setting of data, measure",
-    )
+    add_set_option(audit, "any other setting of data, measure")
     audit.add_argument(
         "--output",
         metavar="DIR|URL",
@@ -142,29 +135,25 @@ def add_attack_command(commands: Any) -> None:
     )
 
 
+TRIALS_HELP = (
+    "best (default): most forgotten at kept utility, one per method; pareto; grid: every cell;"
+    " or ids, separated by commas"
+)
+
+CURVE_POINTS_HELP = (
+    "most points of a recovery curve (default: 100, which is every step of the searched strengths)"
+)
+
+
 def attack(chosen: argparse.Namespace) -> int:
     """A panel of attacks on trials of a run, or on a model that becomes the one trial of a run;
     what has finished is skipped.
     """
     from rayunlearn.attacks.panels import chosen_panel
-    from rayunlearn.planning.attack_planner import AttackFiles, attack_planner
+    from rayunlearn.planning.attack_planner import attack_planner
     from rayunlearn.planning.backend import unlearning_backend
 
-    require(
-        bool(chosen.run) != bool(chosen.model),
-        "attack takes either a run folder or --model, got",
-        (chosen.run, chosen.model),
-    )
-    alone = [
-        f"--{name}"
-        for name in ("base", "gold", "data", "assignments")
-        if getattr(chosen, name) and chosen.run
-    ]
-    require(
-        not alone,
-        "these go with --model and not with a run, which has its own",
-        [name.replace("assignments", "set") for name in alone],
-    )
+    _check_target(chosen)
     names = [name.strip() for name in chosen.attacks.split(",")] if chosen.attacks else []
     # a mistake shows here, before an audit measures anything
     panel = chosen_panel(
@@ -173,18 +162,41 @@ def attack(chosen: argparse.Namespace) -> int:
     work, console = unlearning_backend(), console_for_output()
     chosen.words = ["rayunlearn", *sys.argv[1:]]
     folder = _audited(chosen, console) if chosen.model else local_run(chosen.run)
-    text, rephrasings = (
-        str(Path(file).resolve()) if file else "" for file in (chosen.text, chosen.rephrasings)
-    )
     planner = attack_planner(
         folder,
         trials="grid" if chosen.model else chosen.trials,
         panel=panel,
-        reads=AttackFiles(text=text, rephrasings=rephrasings, chat_model=chosen.chat_model),
+        reads=_attack_files(chosen),
         check=work.check,
         identify=work.identify,
     )
     return run_attacks(planner, folder, chosen, console, metric=chosen.metric)
+
+
+def _check_target(chosen: argparse.Namespace) -> None:
+    """Raises UserError unless there is a run or a model, and only what goes with it."""
+    require(
+        bool(chosen.run) != bool(chosen.model),
+        "attack takes either a run folder or --model, got",
+        (chosen.run, chosen.model),
+    )
+    names = ("base", "gold", "data", "assignments")
+    alone = [f"--{name}" for name in names if getattr(chosen, name) and chosen.run]
+    require(
+        not alone,
+        "these go with --model and not with a run, which has its own",
+        [name.replace("assignments", "set") for name in alone],
+    )
+
+
+def _attack_files(chosen: argparse.Namespace) -> "AttackFiles":
+    """What the attacks read, by absolute path."""
+    from rayunlearn.planning.attack_planner import AttackFiles
+
+    text, rephrasings = (
+        str(Path(file).resolve()) if file else "" for file in (chosen.text, chosen.rephrasings)
+    )
+    return AttackFiles(text=text, rephrasings=rephrasings, chat_model=chosen.chat_model)
 
 
 def run_attacks(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.cli.arguments import DONE, INCOMPLETE, add_command
+from rayunlearn.cli.arguments import DONE, INCOMPLETE, add_command, add_run_argument
 from rayunlearn.errors import UserError
 from rayunlearn.storage.sync import display_path, local_run
 
@@ -19,15 +19,14 @@ REPORTS = ("html", "md", "json")
 
 
 def add_check_command(commands: Any) -> None:
+    """`check RUN`."""
     added = add_command(
         commands,
         "check",
         check,
         "hold every file of a run and its cache against what was written, and say what is wrong",
     )
-    added.add_argument(
-        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
-    )
+    add_run_argument(added)
     added.add_argument(
         "--repair",
         action="store_true",

@@ -4,12 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rayunlearn.cli.arguments import ADDRESS_HELP, DONE, add_command
+from rayunlearn.cli.arguments import DONE, add_address_option, add_command, add_set_option
 from rayunlearn.cli.output import console_for_output
 from rayunlearn.config import Data, parse_assignments
 
 
 def add_keywords_command(commands: Any) -> None:
+    """`keywords CORPUS`."""
     added = add_command(
         commands, "keywords", keywords, "find the keywords of a corpus and write them to Parquet"
     )
@@ -17,6 +18,26 @@ def add_keywords_command(commands: Any) -> None:
     added.add_argument(
         "--extractor", metavar="NAME", required=True, help="see `rayunlearn list extractors`"
     )
+    _add_keyword_models(added)
+    add_set_option(added, "e.g. tfidf.earliness=0")
+    added.add_argument(
+        "--top",
+        metavar="N",
+        type=int,
+        default=0,
+        help="keywords of a document that are written, the best (default: all)",
+    )
+    added.add_argument(
+        "--show",
+        metavar="N",
+        type=int,
+        default=3,
+        help="documents whose keywords are printed (default: 3)",
+    )
+
+
+def _add_keyword_models(added: argparse.ArgumentParser) -> None:
+    """The second corpus and the models that some extractors need."""
     added.add_argument(
         "--retain",
         metavar="CORPUS",
@@ -39,32 +60,10 @@ def add_keywords_command(commands: Any) -> None:
         help="a model that never saw the corpus (loss_gap, gradient_gap)",
     )
     added.add_argument("--judge", metavar="MODEL", default="", help="a chat model (judge)")
-    added.add_argument(
-        "--set",
-        dest="assignments",
-        metavar="NAME=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="e.g. tfidf.earliness=0",
-    )
-    added.add_argument(
-        "--top",
-        metavar="N",
-        type=int,
-        default=0,
-        help="keywords of a document that are written, the best (default: all)",
-    )
-    added.add_argument(
-        "--show",
-        metavar="N",
-        type=int,
-        default=3,
-        help="documents whose keywords are printed (default: 3)",
-    )
 
 
 def add_score_command(commands: Any) -> None:
+    """`score CORPUS`."""
     added = add_command(
         commands,
         "score",
@@ -92,23 +91,12 @@ def add_score_command(commands: Any) -> None:
         default=Data.max_tokens,
         help="as data.max_tokens; a longer document loses its end",
     )
-    added.add_argument(
-        "--set",
-        dest="assignments",
-        metavar="NAME=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="e.g. min_k.fraction=0.2",
-    )
+    add_set_option(added, "e.g. min_k.fraction=0.2")
 
 
 def _add_corpus(added: argparse.ArgumentParser, output: str) -> None:
-    formats = (
-        "a file (.parquet, .jsonl, .json, .csv, .txt), a folder of files of one kind, or a"
-        " synthetic dataset: domain, people"
-    )
-    added.add_argument("corpus", metavar="CORPUS", help=formats)
+    """What is read, where the rows go (`output` by default), and what does the work."""
+    added.add_argument("corpus", metavar="CORPUS", help=CORPUS_HELP)
     added.add_argument(
         "--columns",
         metavar="OURS=THEIRS",
@@ -122,10 +110,7 @@ def _add_corpus(added: argparse.ArgumentParser, output: str) -> None:
         default=0,
         help="cut documents after every N words (default: they stay whole)",
     )
-    units = (
-        "what a document of a .txt file is: line, paragraph, file (default: line; file in a folder)"
-    )
-    added.add_argument("--text-unit", dest="unit", metavar="UNIT", default="", help=units)
+    added.add_argument("--text-unit", dest="unit", metavar="UNIT", default="", help=UNIT_HELP)
     added.add_argument(
         "--output",
         metavar="PATH",
@@ -133,11 +118,7 @@ def _add_corpus(added: argparse.ArgumentParser, output: str) -> None:
         default=Path(output),
         help=f"a .parquet file, or a new folder of them ({output})",
     )
-    engines = (
-        "local: this machine's processes; ray: Ray Data; auto: ray above 256 MiB of files (default:"
-        " auto)"
-    )
-    added.add_argument("--engine", metavar="auto|local|ray", default="auto", help=engines)
+    added.add_argument("--engine", metavar="auto|local|ray", default="auto", help=ENGINE_HELP)
     added.add_argument(
         "--workers",
         metavar="N",
@@ -145,15 +126,26 @@ def _add_corpus(added: argparse.ArgumentParser, output: str) -> None:
         default=0,
         help="processes or actors at once (default: one per CPU or GPU)",
     )
-    added.add_argument(
-        "--address",
-        metavar="auto|local|ray://HOST:PORT|HOST:PORT",
-        default="auto",
-        help=ADDRESS_HELP,
-    )
+    add_address_option(added)
+
+
+CORPUS_HELP = (
+    "a file (.parquet, .jsonl, .json, .csv, .txt), a folder of files of one kind, or a"
+    " synthetic dataset: domain, people"
+)
+
+UNIT_HELP = (
+    "what a document of a .txt file is: line, paragraph, file (default: line; file in a folder)"
+)
+
+ENGINE_HELP = (
+    "local: this machine's processes; ray: Ray Data; auto: ray above 256 MiB of files (default:"
+    " auto)"
+)
 
 
 def add_books_command(commands: Any) -> None:
+    """`books BOOKS`."""
     added = add_command(
         commands,
         "books",

@@ -5,12 +5,15 @@ until it is needed.
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rayunlearn.cli.arguments import DONE
+from rayunlearn.cli.arguments import DONE, add_command, add_run_argument, add_trial_argument
 from rayunlearn.cli.output import console_for_output, print_table, require_writable
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.storage.sync import local_run
+
+if TYPE_CHECKING:
+    from rayunlearn.reporting.heatmap import HeatMap
 
 LISTED_TABLES = (
     "methods",
@@ -21,6 +24,115 @@ LISTED_TABLES = (
     "attacks",
     "experiments",
 )
+
+
+def add_report_command(commands: Any) -> None:
+    """`report RUN`."""
+    added = add_command(
+        commands, "report", report, "rebuild the report of a run from its Parquet files"
+    )
+    add_run_argument(added)
+    forms = "html prints the table too; pdf needs the extra `pdf` (default: html)"
+    added.add_argument(
+        "--format", dest="form", metavar="html|md|json|pdf", default="html", help=forms
+    )
+    added.add_argument(
+        "--output",
+        metavar="FILE|DIR",
+        default="",
+        help="where it is written, for a run that is read-only (default: report.* in the run)",
+    )
+
+
+def add_show_command(commands: Any) -> None:
+    """`show RUN TRIAL`."""
+    added = add_command(
+        commands, "show", show, "print one trial: its settings, its status, its numbers"
+    )
+    add_run_argument(added)
+    add_trial_argument(added)
+
+
+def add_frontier_command(commands: Any) -> None:
+    """`frontier RUN`."""
+    added = add_command(
+        commands,
+        "frontier",
+        show_frontier,
+        "find the smallest coreset statistically equivalent to the full forget set",
+    )
+    add_run_argument(added)
+    added.add_argument(
+        "--margin",
+        metavar="M",
+        type=float,
+        default=0.1,
+        help="difference of either metric that does not matter (default: 0.1)",
+    )
+
+
+def add_studies_command(commands: Any) -> None:
+    """`studies RUN`."""
+    added = add_command(
+        commands,
+        "studies",
+        studies,
+        "write the run's Optuna studies as a SQLite file that optuna-dashboard opens",
+    )
+    add_run_argument(added)
+    added.add_argument(
+        "--output", metavar="FILE", default="", help="default: studies.db in the run"
+    )
+
+
+def add_explain_command(commands: Any) -> None:
+    """`explain RUN TRIAL`."""
+    added = add_command(
+        commands,
+        "explain",
+        explain,
+        "show what the words of a question did for its answer, before and after a trial",
+    )
+    add_run_argument(added)
+    add_trial_argument(added)
+    added.add_argument(
+        "--doc",
+        metavar="ID",
+        default="",
+        help="question, or the beginning of its id (default: the first of the forget set)",
+    )
+
+
+def add_path_command(commands: Any) -> None:
+    """`path RUN TRIAL TRIAL`."""
+    added = add_command(
+        commands,
+        "path",
+        path,
+        "measure the models on the straight line between the weights of two trials",
+    )
+    add_run_argument(added)
+    add_trial_argument(added, "first")
+    added.add_argument("second", metavar="TRIAL", help="another trial of the same architecture")
+    added.add_argument(
+        "--points",
+        metavar="N",
+        type=int,
+        default=11,
+        help="models that are measured, both ends counted (default: 11)",
+    )
+
+
+def add_list_command(commands: Any) -> None:
+    """`list TABLE`."""
+    added = add_command(
+        commands,
+        "list",
+        show_list,
+        "list methods, recipes, selectors, extractors, metrics (hyperparameters, defaults, sources)"
+        " or experiments",
+    )
+    added.add_argument("what", metavar="|".join(LISTED_TABLES), help="which table")
 
 
 def report(chosen: argparse.Namespace) -> int:
@@ -63,10 +175,8 @@ def show_frontier(chosen: argparse.Namespace) -> int:
 
 def explain(chosen: argparse.Namespace) -> int:
     """Heat maps from the run's rows; where there are none, of the trial's weights rebuilt."""
-    import polars as pl
-
     from rayunlearn.reporting.console import print_heat_map
-    from rayunlearn.reporting.heatmap import pair_map, trial_maps
+    from rayunlearn.reporting.heatmap import trial_maps
     from rayunlearn.storage.run import find_trial, open_run
 
     folder, console = local_run(chosen.run), console_for_output()
@@ -74,21 +184,7 @@ def explain(chosen: argparse.Namespace) -> int:
     trial_id = find_trial(
         run.trials.select("trial_id").collect()["trial_id"].to_list(), chosen.trial
     )
-    maps = trial_maps(run, trial_id, chosen.doc)
-    if not maps:
-        require(
-            bool(chosen.doc),
-            "--doc must name a question where the run explains nothing (explain.documents 0)",
-            chosen.doc,
-        )
-        from rayunlearn.trial.explain import explain_trial
-        from rayunlearn.trial.load import load_trial
-
-        sections = explain_trial(load_trial(folder, trial_id), chosen.doc)
-        maps = [
-            pair_map(doc, split, pl.DataFrame(before), pl.DataFrame(after))
-            for doc, split, before, after in sections
-        ]
+    maps = trial_maps(run, trial_id, chosen.doc) or _rebuilt_maps(folder, trial_id, chosen.doc)
     for heat in maps:
         print_heat_map(heat, console)
     console.print(
@@ -98,6 +194,25 @@ def explain(chosen: argparse.Namespace) -> int:
         highlight=False,
     )
     return DONE
+
+
+def _rebuilt_maps(folder: Path, trial_id: str, doc_id: str) -> "list[HeatMap]":
+    """Heat maps of one question, from the trial's weights; its id must be given."""
+    import polars as pl
+
+    from rayunlearn.reporting.heatmap import pair_map
+    from rayunlearn.trial.explain import explain_trial
+    from rayunlearn.trial.load import load_trial
+
+    require(
+        bool(doc_id),
+        "--doc must name a question where the run explains nothing (explain.documents 0)",
+        doc_id,
+    )
+    return [
+        pair_map(doc, split, pl.DataFrame(before), pl.DataFrame(after))
+        for doc, split, before, after in explain_trial(load_trial(folder, trial_id), doc_id)
+    ]
 
 
 def path(chosen: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from rayunlearn.cli.arguments import (
     INTERRUPTED,
     add_command,
     add_experiment_options,
+    add_resource_options,
     experiment_of,
 )
 from rayunlearn.errors import require
@@ -44,6 +45,7 @@ def job_server(address: str) -> str:
 
 
 def add_submit_command(commands: Any) -> None:
+    """`submit EXPERIMENT.py`."""
     added = add_experiment_options(
         commands,
         "submit",
@@ -51,11 +53,19 @@ def add_submit_command(commands: Any) -> None:
         "run an experiment on a cluster: pack this folder, hand it to the job server, follow it",
     )
     added.add_argument("--address", metavar="URL", default="", help=SERVER_HELP)
-    added.add_argument("--gpus-per-trial", metavar="F", type=float, help="as in `run`")
-    added.add_argument(
-        "--processes-per-trial", metavar="N", type=int, default=1, help="as in `run`"
+    add_resource_options(added)
+    _add_package_options(added)
+    mode = added.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--follow",
+        action="store_true",
+        help="print what the job prints and return its exit status (the default)",
     )
-    added.add_argument("--on", metavar="RESOURCE", default="", help="as in `run`")
+    mode.add_argument("--detach", action="store_true", help="return as soon as the job is accepted")
+
+
+def _add_package_options(added: argparse.ArgumentParser) -> None:
+    """What the job is given besides the folder's files."""
     added.add_argument(
         "--include",
         metavar="PATH",
@@ -78,26 +88,21 @@ def add_submit_command(commands: Any) -> None:
         action="store_true",
         help="install the packed project on the machines first (minutes, once per change of it)",
     )
-    mode = added.add_mutually_exclusive_group()
-    mode.add_argument(
-        "--follow",
-        action="store_true",
-        help="print what the job prints and return its exit status (the default)",
-    )
-    mode.add_argument("--detach", action="store_true", help="return as soon as the job is accepted")
-    jobs_parser = add_command(
+
+
+def add_jobs_command(commands: Any) -> None:
+    """`jobs [JOB]`."""
+    added = add_command(
         commands,
         "jobs",
         jobs,
         "list the jobs of a cluster with where their runs are, follow one, or stop it",
     )
-    jobs_parser.add_argument(
+    added.add_argument(
         "job", metavar="JOB", nargs="?", default="", help="follow this job (default: list all)"
     )
-    jobs_parser.add_argument("--address", metavar="URL", default="", help=SERVER_HELP)
-    jobs_parser.add_argument(
-        "--stop", action="store_true", help="end the job; what has finished is kept"
-    )
+    added.add_argument("--address", metavar="URL", default="", help=SERVER_HELP)
+    added.add_argument("--stop", action="store_true", help="end the job; what has finished is kept")
 
 
 def submit(chosen: argparse.Namespace) -> int:

@@ -24,10 +24,7 @@ def print_methods(console: Console) -> None:
     companions, wrappers, adapters.
     """
     from rayunlearn.methods.forget import FORGET
-    from rayunlearn.methods.paired_responses import PAIRED_RESPONSES
     from rayunlearn.methods.retain import RETAIN
-    from rayunlearn.train.adapters import ADAPTERS
-    from rayunlearn.train.wrappers import WRAPPERS
 
     _heading(console, "method.forget: what is minimised on the forget documents")
     for name, row in FORGET.items():
@@ -47,14 +44,20 @@ def print_methods(console: Console) -> None:
             retain_loss.title,
             [retain_loss.equation, *options_in_words(retain_loss.function), retain_loss.source],
         )
+    _print_method_parts(console)
+
+
+def _print_method_parts(console: Console) -> None:
+    """What stands beside the losses: companions, wrappers, adapters."""
+    from rayunlearn.methods.paired_responses import PAIRED_RESPONSES
+    from rayunlearn.train.adapters import ADAPTERS
+    from rayunlearn.train.wrappers import WRAPPERS
+
+    companions = (
+        "companions: the other text that dpo (by method.preferred), altpo, idk and llmu look at"
+    )
     for heading, table in (
-        (
-            (
-                "companions: the other text that dpo (by method.preferred), altpo, idk and llmu"
-                " look at"
-            ),
-            PAIRED_RESPONSES,
-        ),
+        (companions, PAIRED_RESPONSES),
         ("method.wrappers: what is put around any of them, separated by commas", WRAPPERS),
         ("train.adapter: what is trained", ADAPTERS),
     ):

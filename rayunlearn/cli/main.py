@@ -4,26 +4,24 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from rayunlearn.cli.arguments import DONE, INTERRUPTED, MISTAKE, add_command, add_experiment_options
+from rayunlearn.cli.arguments import DONE, INTERRUPTED, MISTAKE
 from rayunlearn.cli.attack import add_attack_command
 from rayunlearn.cli.check import add_check_command
 from rayunlearn.cli.corpus import add_books_command, add_keywords_command, add_score_command
 from rayunlearn.cli.inspect import (
-    LISTED_TABLES,
-    explain,
-    path,
-    report,
-    show,
-    show_frontier,
-    show_list,
-    studies,
+    add_explain_command,
+    add_frontier_command,
+    add_list_command,
+    add_path_command,
+    add_report_command,
+    add_show_command,
+    add_studies_command,
 )
-from rayunlearn.cli.jobs import add_submit_command
+from rayunlearn.cli.jobs import add_jobs_command, add_submit_command
 from rayunlearn.cli.models import add_evaluate_command, add_export_command
 from rayunlearn.cli.output import sigterm_as_interrupt
-from rayunlearn.cli.run import plan, prepare, run
+from rayunlearn.cli.run import add_plan_command, add_prepare_command, add_run_command
 from rayunlearn.errors import UserError, without_secrets
 from rayunlearn.lazy import quiet_libraries
 
@@ -77,134 +75,27 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    add_experiment_options(
-        commands,
-        "run",
-        run,
-        "run an experiment: what has finished is skipped, the rest runs on Ray",
-        on_cluster=True,
-    )
-    plan_parser = add_experiment_options(
-        commands,
-        "plan",
-        plan,
-        "say what `run` would do, how long it takes and what it needs, without Ray",
-    )
-    plan_parser.add_argument(
-        "--all", action="store_true", help="print every cell, also of a plan with many"
-    )
-    add_experiment_options(
-        commands,
-        "prepare",
-        prepare,
-        "build the corpora and train the base and gold models, nothing else",
-        on_cluster=True,
-    )
-    report_parser = add_command(
-        commands, "report", report, "rebuild the report of a run from its Parquet files"
-    )
-    report_parser.add_argument(
-        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
-    )
-    forms = "html prints the table too; pdf needs the extra `pdf` (default: html)"
-    report_parser.add_argument(
-        "--format", dest="form", metavar="html|md|json|pdf", default="html", help=forms
-    )
-    report_parser.add_argument(
-        "--output",
-        metavar="FILE|DIR",
-        default="",
-        help="where it is written, for a run that is read-only (default: report.* in the run)",
-    )
-    show_parser = add_command(
-        commands, "show", show, "print one trial: its settings, its status, its numbers"
-    )
-    show_parser.add_argument(
-        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
-    )
-    show_parser.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
-    frontier_parser = add_command(
-        commands,
-        "frontier",
-        show_frontier,
-        "find the smallest coreset statistically equivalent to the full forget set",
-    )
-    frontier_parser.add_argument(
-        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
-    )
-    frontier_parser.add_argument(
-        "--margin",
-        metavar="M",
-        type=float,
-        default=0.1,
-        help="difference of either metric that does not matter (default: 0.1)",
-    )
-    studies_parser = add_command(
-        commands,
-        "studies",
-        studies,
-        "write the run's Optuna studies as a SQLite file that optuna-dashboard opens",
-    )
-    studies_parser.add_argument(
-        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
-    )
-    studies_parser.add_argument(
-        "--output", metavar="FILE", default="", help="default: studies.db in the run"
-    )
-    add_check_command(commands)
-    add_attack_command(commands)
-    _add_explain(commands)
-    list_parser = add_command(
-        commands,
-        "list",
-        show_list,
-        "list methods, recipes, selectors, extractors, metrics (hyperparameters, defaults, sources)"
-        " or experiments",
-    )
-    list_parser.add_argument("what", metavar="|".join(LISTED_TABLES), help="which table")
-    add_keywords_command(commands)
-    add_score_command(commands)
-    add_evaluate_command(commands)
-    add_export_command(commands)
-    add_submit_command(commands)
-    add_books_command(commands)
+    # the help lists the commands in this order
+    for add in (
+        add_run_command,
+        add_plan_command,
+        add_prepare_command,
+        add_report_command,
+        add_show_command,
+        add_frontier_command,
+        add_studies_command,
+        add_check_command,
+        add_attack_command,
+        add_explain_command,
+        add_path_command,
+        add_list_command,
+        add_keywords_command,
+        add_score_command,
+        add_evaluate_command,
+        add_export_command,
+        add_submit_command,
+        add_jobs_command,
+        add_books_command,
+    ):
+        add(commands)
     return top
-
-
-def _add_explain(commands: Any) -> None:
-    added = add_command(
-        commands,
-        "explain",
-        explain,
-        "show what the words of a question did for its answer, before and after a trial",
-    )
-    added.add_argument(
-        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
-    )
-    added.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
-    added.add_argument(
-        "--doc",
-        metavar="ID",
-        default="",
-        help="question, or the beginning of its id (default: the first of the forget set)",
-    )
-    path_parser = add_command(
-        commands,
-        "path",
-        path,
-        "measure the models on the straight line between the weights of two trials",
-    )
-    path_parser.add_argument(
-        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
-    )
-    path_parser.add_argument("first", metavar="TRIAL", help="trial id, or the beginning of it")
-    path_parser.add_argument(
-        "second", metavar="TRIAL", help="another trial of the same architecture"
-    )
-    path_parser.add_argument(
-        "--points",
-        metavar="N",
-        type=int,
-        default=11,
-        help="models that are measured, both ends counted (default: 11)",
-    )

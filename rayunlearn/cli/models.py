@@ -2,16 +2,26 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rayunlearn.cli.arguments import DONE, add_command
+from rayunlearn.cli.arguments import (
+    DONE,
+    add_command,
+    add_run_argument,
+    add_set_option,
+    add_trial_argument,
+)
 from rayunlearn.cli.output import console_for_output
 from rayunlearn.config import parse_assignments
 from rayunlearn.errors import require
 from rayunlearn.storage.sync import local_run
 
+if TYPE_CHECKING:
+    from rayunlearn.interop.evaluate import Evaluation
+
 
 def add_evaluate_command(commands: Any) -> None:
+    """`evaluate MODEL`."""
     added = add_command(
         commands,
         "evaluate",
@@ -20,6 +30,27 @@ def add_evaluate_command(commands: Any) -> None:
         " lm-evaluation-harness",
     )
     added.add_argument("model", metavar="MODEL", help="directory or Hub name")
+    _add_benchmark_options(added)
+    added.add_argument(
+        "--limit",
+        metavar="N",
+        type=int,
+        default=0,
+        help="the first N questions of each split or task (default: all)",
+    )
+    add_set_option(added, "e.g. data.options=size=05")
+    _add_harness_options(added)
+    added.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="examples.parquet, evals.parquet and evaluation.json go there",
+    )
+
+
+def _add_benchmark_options(added: argparse.ArgumentParser) -> None:
+    """What a trial's metrics are measured on, and what they compare the model with."""
     added.add_argument(
         "--benchmark",
         metavar="NAME",
@@ -47,22 +78,10 @@ def add_evaluate_command(commands: Any) -> None:
         default="",
         help="a model to compare with (base_kl, reference_score)",
     )
-    added.add_argument(
-        "--limit",
-        metavar="N",
-        type=int,
-        default=0,
-        help="the first N questions of each split or task (default: all)",
-    )
-    added.add_argument(
-        "--set",
-        dest="assignments",
-        metavar="NAME=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="e.g. data.options=size=05",
-    )
+
+
+def _add_harness_options(added: argparse.ArgumentParser) -> None:
+    """Tasks of lm-evaluation-harness, the library's or one's own."""
     added.add_argument(
         "--harness",
         metavar="TASK,...",
@@ -72,26 +91,18 @@ def add_evaluate_command(commands: Any) -> None:
     added.add_argument(
         "--harness-tasks", metavar="DIR", type=Path, help="a folder with your own tasks"
     )
-    added.add_argument(
-        "--output",
-        metavar="DIR",
-        type=Path,
-        required=True,
-        help="examples.parquet, evals.parquet and evaluation.json go there",
-    )
 
 
 def add_export_command(commands: Any) -> None:
+    """`export RUN TRIAL`."""
     added = add_command(
         commands,
         "export",
         export,
         "write a trial's model as an ordinary Hugging Face directory with a model card",
     )
-    added.add_argument(
-        "run", metavar="RUN", help="folder or URL of a run, for example runs/hello/1"
-    )
-    added.add_argument("trial", metavar="TRIAL", help="trial id, or the beginning of it")
+    add_run_argument(added)
+    add_trial_argument(added)
     added.add_argument(
         "--output", metavar="DIR", type=Path, required=True, help="the new directory"
     )
@@ -102,42 +113,58 @@ def add_export_command(commands: Any) -> None:
 
 def evaluate_model(chosen: argparse.Namespace) -> int:
     """Measure a model on a benchmark, or the harness's tasks, or both; Parquet and a table."""
-    import polars as pl
-
-    from rayunlearn.interop.evaluate import Evaluation, EvaluationRequest, write_evaluation
-    from rayunlearn.interop.evaluate import evaluate as measure
-    from rayunlearn.reporting.console import print_evals
-    from rayunlearn.storage.parquet import frame_of
+    from rayunlearn.interop.evaluate import Evaluation, write_evaluation
 
     require(
         bool(chosen.benchmark or chosen.harness),
         "evaluate needs --benchmark or --harness",
         chosen.benchmark,
     )
-    names = ("model", "benchmark", "path", "metrics", "gold", "base", "limit")
     done = Evaluation(examples=[], evals=[], about={"model": chosen.model, "limit": chosen.limit})
     if chosen.benchmark:
-        request = EvaluationRequest(
-            **{name: getattr(chosen, name) for name in names},
-            assignments=parse_assignments(chosen.assignments),
-        )
-        done = measure(request, chosen.output / "cache")
+        done = _benchmark_evaluation(chosen)
     if chosen.harness:
-        from rayunlearn.interop.lm_eval import run_harness
-
-        tasks = [task.strip() for task in chosen.harness.split(",")]
-        done.evals.extend(
-            run_harness(chosen.model, tasks, include=chosen.harness_tasks, limit=chosen.limit)
-        )
-        done.about["harness"] = {"tasks": tasks}
+        _add_harness_tasks(done, chosen)
     write_evaluation(chosen.output, done)
-    print_evals(
-        console_for_output(), frame_of("evals", done.evals).sort(pl.col("split"), pl.col("metric"))
+    _print_evaluation(done, chosen.output)
+    return DONE
+
+
+def _benchmark_evaluation(chosen: argparse.Namespace) -> "Evaluation":
+    """The model on the benchmark, by a trial's metrics."""
+    from rayunlearn.interop.evaluate import EvaluationRequest, evaluate
+
+    names = ("model", "benchmark", "path", "metrics", "gold", "base", "limit")
+    request = EvaluationRequest(
+        **{name: getattr(chosen, name) for name in names},
+        assignments=parse_assignments(chosen.assignments),
     )
+    return evaluate(request, chosen.output / "cache")
+
+
+def _add_harness_tasks(done: "Evaluation", chosen: argparse.Namespace) -> None:
+    """Append what the harness's tasks measure."""
+    from rayunlearn.interop.lm_eval import run_harness
+
+    tasks = [task.strip() for task in chosen.harness.split(",")]
+    done.evals.extend(
+        run_harness(chosen.model, tasks, include=chosen.harness_tasks, limit=chosen.limit)
+    )
+    done.about["harness"] = {"tasks": tasks}
+
+
+def _print_evaluation(done: "Evaluation", output: Path) -> None:
+    """The means as a table, the notes, and where the files are."""
+    import polars as pl
+
+    from rayunlearn.reporting.console import print_evals
+    from rayunlearn.storage.parquet import frame_of
+
+    evals = frame_of("evals", done.evals).sort(pl.col("split"), pl.col("metric"))
+    print_evals(console_for_output(), evals)
     for note in done.about.get("notes", ()):
         print(f"note: {note}")
-    print(f"{len(done.evals)} means of {len(done.examples)} values: {chosen.output}")
-    return DONE
+    print(f"{len(done.evals)} means of {len(done.examples)} values: {output}")
 
 
 def export(chosen: argparse.Namespace) -> int:

@@ -4,9 +4,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rayunlearn.cli.arguments import DONE, experiment_of, sweep_options
+from rayunlearn.cli.arguments import DONE, add_experiment_options, experiment_of, sweep_options
 from rayunlearn.cli.attack import run_attacks
 from rayunlearn.cli.output import console_for_output, print_conclusion, print_table
 from rayunlearn.errors import UserError
@@ -24,6 +24,41 @@ if TYPE_CHECKING:
     from rayunlearn.experiment import Attacks, Experiment
     from rayunlearn.planning.outcomes import TrialResult
     from rayunlearn.planning.planner import Agenda
+
+
+def add_run_command(commands: Any) -> None:
+    """`run EXPERIMENT.py`."""
+    add_experiment_options(
+        commands,
+        "run",
+        run,
+        "run an experiment: what has finished is skipped, the rest runs on Ray",
+        on_cluster=True,
+    )
+
+
+def add_plan_command(commands: Any) -> None:
+    """`plan EXPERIMENT.py`."""
+    added = add_experiment_options(
+        commands,
+        "plan",
+        plan,
+        "say what `run` would do, how long it takes and what it needs, without Ray",
+    )
+    added.add_argument(
+        "--all", action="store_true", help="print every cell, also of a plan with many"
+    )
+
+
+def add_prepare_command(commands: Any) -> None:
+    """`prepare EXPERIMENT.py`."""
+    add_experiment_options(
+        commands,
+        "prepare",
+        prepare,
+        "build the corpora and train the base and gold models, nothing else",
+        on_cluster=True,
+    )
 
 
 def run(chosen: argparse.Namespace) -> int:
