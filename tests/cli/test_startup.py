@@ -86,6 +86,7 @@ COMMANDS: tuple[tuple[str, str, set[str]], ...] = (
     ("keywords", "domain --extractor tfid", TABLES),
     ("score", "domain --base nowhere --scores los", TABLES),
     ("evaluate", "nowhere --benchmark domain --metrics probablity --output DIR/e", TABLES),
+    ("check", "RUN", FIGURES),
     ("export", "RUN zzz --output DIR/e", TABLES),
     ("jobs", "--address nowhere", {"ray"} | TABLES),
     ("books", "nowhere --forget one --retain two", {"numpy", "pyarrow"}),
