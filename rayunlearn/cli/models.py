@@ -81,7 +81,7 @@ def _add_benchmark_options(added: argparse.ArgumentParser) -> None:
 
 
 def _add_harness_options(added: argparse.ArgumentParser) -> None:
-    """Tasks of lm-evaluation-harness, the library's or one's own."""
+    """Tasks of lm-evaluation-harness, the library's or your own."""
     added.add_argument(
         "--harness",
         metavar="TASK,...",

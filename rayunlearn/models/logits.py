@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-LOGGER = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 # largest difference of a logit from the model's own
 TOLERANCE = 1e-4
 # tokens of the text that a model is tried on
@@ -220,7 +220,7 @@ def _trunks(model: PreTrainedModel) -> list[nn.Module]:
 def _say_once(name: str) -> None:
     if name not in _SAID:
         _SAID.add(name)
-        LOGGER.warning(
+        _LOGGER.warning(
             "%s: the head run at chosen positions gives other logits than the model's forward"
             " pass, so every batch runs through the whole of it (slower, the same numbers)",
             name,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-LOGGER = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 _SAID: set[str] = set()
 
 
@@ -152,7 +152,7 @@ def _length(gradient: Mapping[str, Tensor]) -> Tensor:
 def _say_once(family: str, what: str) -> None:
     if family not in _SAID:
         _SAID.add(family)
-        LOGGER.warning(
+        _LOGGER.warning(
             "%s: gradients of single documents take a backward pass each (not followed row by row:"
             " %s)",
             family,

@@ -319,7 +319,7 @@ def read_experiment(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as problem:
         raise UserError(f"{path} is not readable JSON: {problem}") from problem
     require(isinstance(content, dict), f"{path} must hold a JSON object", type(content).__name__)
-    for name, fits in EXPERIMENT_PARTS.items():
+    for name, fits in PARTS_OF_EXPERIMENT_FILE.items():
         require(
             name not in content or fits(content[name]),
             f"{path} does not fit: {name} must be as `rayunlearn run` writes it",
@@ -367,7 +367,7 @@ def _are_objects(value: Any) -> bool:
 
 
 # part of experiment.json -> whether a value can be one; what else there is, nobody reads
-EXPERIMENT_PARTS: Mapping[str, Callable[[Any], bool]] = {
+PARTS_OF_EXPERIMENT_FILE: Mapping[str, Callable[[Any], bool]] = {
     "name": _is_text,
     "question": _is_text,
     "version": _is_text,

@@ -18,10 +18,10 @@ from rayunlearn.errors import UserError
 
 OWNER = ".owner"
 # of folders that this module made, in a place where others' are
-PREFIX = "rul-"
+SCRATCH_PREFIX = "rul-"
 # A socket's path may have 107 bytes; under a private cluster's folder Ray needs 64 of them
 # (/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store).
-LONGEST = 107 - 64
+LONGEST_PATH = 107 - 64
 # what Ray and Tune take in a path: Tune reads `%` and `#` as parts of a URL
 PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 # tried in turn where the environment's own cannot be used
@@ -39,7 +39,7 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
     """
     root = scratch_root(purpose)
     remove_abandoned(root)
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-", dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH_PREFIX}{purpose}-", dir=root))
     try:
         with _owned(folder):
             yield folder
@@ -51,7 +51,7 @@ def scratch_root(purpose: str) -> Path:
     """The first of TMPDIR, /tmp and /var/tmp that is short, plain and can be written."""
     places = [tempfile.gettempdir(), *COMMON_ROOTS]
     # mkdtemp adds eight signs
-    room = LONGEST - len(f"/{PREFIX}{purpose}-") - 8
+    room = LONGEST_PATH - len(f"/{SCRATCH_PREFIX}{purpose}-") - 8
     for place in places:
         usable = PLAIN.fullmatch(place) and len(place) <= room
         if usable and os.access(place, os.W_OK | os.X_OK):
@@ -65,7 +65,7 @@ def scratch_root(purpose: str) -> Path:
 def remove_abandoned(root: Path) -> list[Path]:
     """Remove this user's scratch folders in `root` whose process is gone; which they were."""
     removed = []
-    for folder in root.glob(f"{PREFIX}*"):
+    for folder in root.glob(f"{SCRATCH_PREFIX}*"):
         with suppress(OSError):
             if folder.stat().st_uid == os.getuid() and _is_abandoned(folder):
                 shutil.rmtree(folder)

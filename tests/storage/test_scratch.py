@@ -23,7 +23,7 @@ with scratch_folder("ray") as folder:
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The one place that scratch folders may be in, however long its name."""
     monkeypatch.setattr(scratch.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(scratch, "LONGEST", 1000)
+    monkeypatch.setattr(scratch, "LONGEST_PATH", 1000)
     return tmp_path
 
 
