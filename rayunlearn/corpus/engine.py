@@ -13,10 +13,13 @@ from rayunlearn.lazy import quiet_libraries
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionResult:
-    """What a worker says of a piece it has done. `counts`: rows or keywords it wrote, by name."""
+    """What a worker says of a piece it has done. `files`: those that it wrote, by path below the
+    folder of the work; `counts`: rows or keywords it wrote, by name.
+    """
 
     piece: int
     n_documents: int
+    files: Sequence[str] = ()
     n_rejected: int = 0
     seconds: float = 0.0
     counts: Mapping[str, int] = field(default_factory=dict)

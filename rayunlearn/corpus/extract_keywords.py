@@ -7,17 +7,20 @@ from typing import Any
 
 import polars as pl
 
+from rayunlearn import corpus as corpus_code
+from rayunlearn import data as data_code
+from rayunlearn import keywords as keyword_code
+from rayunlearn import models as model_code
 from rayunlearn.config import SYNTHETIC_DATASETS, Value, digest
 from rayunlearn.corpus.engine import Engine, PartitionResult, ProcessPartition, WorkerFactory
 from rayunlearn.corpus.job import (
     WORK_FORMAT,
     OnProgress,
-    check_output,
-    publish_job,
     run_corpus_job,
     work_folder,
 )
 from rayunlearn.corpus.partitions import MODEL_PARTITION_BYTES, PARTITION_BYTES
+from rayunlearn.corpus.publish import check_output, publish_job
 from rayunlearn.corpus.request import CorpusJob, CorpusRequest, EngineChoice, local_engine
 from rayunlearn.corpus.source import CorpusSource
 from rayunlearn.corpus.survey import Survey, first_occurrences, survey_corpus, surviving_documents
@@ -37,8 +40,13 @@ from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.keywords.vectorized import VECTORIZED
 from rayunlearn.models.load import load_model, model_digest
 from rayunlearn.ranges import checked_arguments
+from rayunlearn.storage.code_identity import code_digest, library_versions
 from rayunlearn.storage.parquet import frame_of, write_frame, write_table
 from rayunlearn.train.device import accelerator
+
+# the code that decides keywords: a package stands for all its modules
+COUNTING = (corpus_code, data_code, keyword_code)
+EXTRACTING = (*COUNTING, model_code)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +123,10 @@ def extract_corpus_keywords(
     source, retain = request.side(request.corpus, "forget"), request.retain_source
     engine = choose([source, *([retain] if retain else [])], request.with_model)
     job = _surveyed_job(request, source, retain, arguments, engine, report)
-    notes = run_corpus_job(
-        "keywords", job.folder / "done", _worker_of(job), range(len(job.partitions)), engine, report
-    )
+    pieces = range(len(job.partitions))
+    notes = run_corpus_job("keywords", job.folder / "done", _worker_of(job), pieces, engine, report)
     first = _first(job, show)
-    n_rejected = publish_job(job.folder, request.output, "keywords")
+    n_rejected = publish_job(job.folder, job.survey, pieces, request.output, "keywords")
     return KeywordSummary(
         job.survey.n_documents, sum(note.counts["keywords"] for note in notes), n_rejected, first
     )
@@ -197,7 +204,8 @@ def _key(
     retain: CorpusSource | None,
     arguments: Mapping[str, Any],
 ) -> str:
-    """What identifies the work: another input or setting is other work."""
+    """What identifies the work: other input, settings or code is other work."""
+    asks_models = bool(request.base or request.gold or request.judge)
     models = [
         model_digest(name) if name else "" for name in (request.base, request.gold, request.judge)
     ]
@@ -210,6 +218,8 @@ def _key(
             dict(arguments),
             models,
             request.top,
+            code_digest(*(EXTRACTING if asks_models else COUNTING)),
+            library_versions() if asks_models else {},
         ]
     )
 
@@ -242,16 +252,15 @@ def _worker(job: KeywordJob) -> ProcessPartition:
 def _extract_partition(job: KeywordJob, partition: int, inputs: KeywordInputs) -> PartitionResult:
     """Write the keywords of one partition, and what the extractor rejected."""
     frame, n_keywords = _rows(job, inputs)
+    files = [f"parts/{partition:06}.parquet"]
+    write_frame(job.folder / files[0], frame)
     if inputs.rejected:
-        write_table(
-            job.folder / f"aside/{partition:06}.parquet",
-            "quarantine",
-            [asdict(r) for r in inputs.rejected],
-        )
-    write_frame(job.folder / f"parts/{partition:06}.parquet", frame)
+        files.append(f"aside/{partition:06}.parquet")
+        write_table(job.folder / files[1], "quarantine", [asdict(r) for r in inputs.rejected])
     return PartitionResult(
         piece=partition,
         n_documents=len(inputs.documents),
+        files=files,
         n_rejected=len(inputs.rejected),
         counts={"keywords": n_keywords},
     )

@@ -2,31 +2,29 @@
 piece. No Ray in here.
 
 A pass has a worker, made once per process, that does one piece at a time: it reads the piece,
-writes its file by one rename, and then its note (a small JSON). A piece with a note is done and is
-not done again. An engine decides where workers run: `run_in_sequence` here, `process_engine` on
-this machine's cores, `cluster.corpus_engine.ray_engine` on Ray Data. All engines do the same
-pieces with the same workers, so they write the same rows. Before any other pass the `survey` counts
-words and finds copies.
+writes its files, each by one rename, and then its note (`corpus.notes`). A piece whose note and
+files are as written is done and is not done again: that is asked before a pass, after it, and when
+the result is published. An engine decides where workers run: `run_in_sequence` here,
+`process_engine` on this machine's cores, `cluster.corpus_engine.ray_engine` on Ray Data. All
+engines do the same pieces with the same workers, so they write the same rows. Before any other pass
+the `survey` counts words and finds copies.
 """
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import polars as pl
-import pyarrow.parquet
-
 from rayunlearn.corpus.engine import Engine, PartitionResult, ProcessPartition, WorkerFactory
-from rayunlearn.errors import require
-from rayunlearn.schema import VERSION
-from rayunlearn.storage.parquet import VERSION_KEY, frame_of, write_bytes
+from rayunlearn.corpus.notes import note_defect, read_note, write_note
+from rayunlearn.errors import UserError
 
 # raised when a pass writes something else for the same input
-WORK_FORMAT = 2
+WORK_FORMAT = 3
+
+# a part that is not what was written right after it was written is done again, but not for ever
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,25 +62,52 @@ def run_corpus_job(
     engine: Engine,
     report: OnProgress,
 ) -> list[PartitionResult]:
-    """Do the pieces that have no note in `folder` yet; returns the notes of all, in order."""
-    partitions = list(pieces)
-    notes = {
-        partition: note
-        for partition in partitions
-        if (note := read_partition_result(folder, partition)) is not None
-    }
-    missing = [partition for partition in partitions if partition not in notes]
-    if missing:
+    """Do the pieces that are not done yet, as their notes in `folder` say; returns what all found,
+    in order. Their files are below the parent of `folder`.
+
+    Raises UserError where a disk does not keep what is written to it.
+    """
+    partitions, attempts = list(pieces), 0
+    notes = _finished(folder, partitions)
+    while missing := [partition for partition in partitions if partition not in notes]:
+        if attempts == ATTEMPTS:
+            wrong = note_defect(note_of(folder, missing[0]), folder.parent)
+            raise UserError(
+                f"the disk must keep what is written; after {ATTEMPTS} attempts {wrong}"
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        progress_of = _progress(name, len(partitions), notes)
+        _do(name, folder, worker, len(partitions), missing, notes, engine, report)
+        notes = _finished(folder, partitions)
+        attempts += 1
+    return [notes[partition] for partition in partitions]
+
+
+def _finished(folder: Path, partitions: Sequence[int]) -> dict[int, PartitionResult]:
+    """The pieces that are done, with what they found."""
+    found = {p: read_note(note_of(folder, p), folder.parent) for p in partitions}
+    return {p: PartitionResult(**values) for p, values in found.items() if values is not None}
+
+
+def _do(
+    name: str,
+    folder: Path,
+    worker: WorkerFactory,
+    n_partitions: int,
+    missing: Sequence[int],
+    before: Mapping[int, PartitionResult],
+    engine: Engine,
+    report: OnProgress,
+) -> None:
+    """Do the pieces `missing`; `before` are done."""
+    notes = dict(before)
+    progress_of = _progress(name, n_partitions, before)
+    report(progress_of(notes))
+
+    def on_done(note: PartitionResult) -> None:
+        notes[note.piece] = note
         report(progress_of(notes))
 
-        def on_done(note: PartitionResult) -> None:
-            notes[note.piece] = note
-            report(progress_of(notes))
-
-        engine(partial(_noting, worker, folder), missing, on_done)
-    return [notes[partition] for partition in partitions]
+    engine(partial(_noting, worker, folder), missing, on_done)
 
 
 def _progress(
@@ -110,10 +135,9 @@ def _n_documents(notes: Mapping[int, PartitionResult]) -> int:
     return sum(note.n_documents for note in notes.values())
 
 
-def read_partition_result(folder: Path, partition: int) -> PartitionResult | None:
-    """The note of a piece, None where it is not done."""
-    file = folder / f"{partition:06}.json"
-    return PartitionResult(**json.loads(file.read_text())) if file.exists() else None
+def note_of(folder: Path, partition: int) -> Path:
+    """Where the note of a piece is."""
+    return folder / f"{partition:06}.json"
 
 
 def _noting(worker: WorkerFactory, folder: Path) -> ProcessPartition:
@@ -123,81 +147,10 @@ def _noting(worker: WorkerFactory, folder: Path) -> ProcessPartition:
     def noted(partition: int) -> PartitionResult:
         started = time.monotonic()
         note = replace(do(partition), seconds=time.monotonic() - started)
-        write_bytes(folder / f"{partition:06}.json", json.dumps(asdict(note)).encode())
+        write_note(note_of(folder, partition), asdict(note), note.files, folder.parent)
         return note
 
     return noted
-
-
-def check_output(output: Path) -> None:
-    """Raise UserError unless the output is a `.parquet` file or a folder that is not there yet."""
-    require(
-        output.suffix in (".parquet", ""),
-        "--output must end in .parquet, or be a folder for one file per partition",
-        str(output),
-    )
-    require(
-        output.suffix == ".parquet" or not output.exists(),
-        "--output must be a folder that is not there yet",
-        str(output),
-    )
-
-
-def publish_job(folder: Path, output: Path, table: str) -> int:
-    """Make the parts in `folder` appear as `output`, what was rejected beside it, and remove the
-    folder. Returns how many rows were rejected.
-    """
-    publish(folder / "parts", output, table)
-    n_rejected = publish_rejected([folder / "corpus", folder], output)
-    delete_work_folder(folder)
-    return n_rejected
-
-
-def publish(parts: Path, output: Path, table: str) -> None:
-    """Make the parts appear as `output`: a folder by one rename, a file by one rename after they
-    were joined, a part at a time.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix != ".parquet":
-        parts.rename(output)
-        return
-    joined_tables(sorted(parts.glob("*.parquet")), output, table)
-
-
-def joined_tables(files: Sequence[Path], output: Path, table: str) -> None:
-    """Parquet files as one, a row group for each, by one rename."""
-    schema = frame_of(table, []).to_arrow().schema.with_metadata({VERSION_KEY: str(VERSION)})
-    temporary = output.with_name(f".{output.name}.tmp")
-    try:
-        with pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for file in files:
-                writer.write_table(pl.read_parquet(file).to_arrow().cast(schema))
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def publish_rejected(folders: Iterable[Path], output: Path) -> int:
-    """Write what the passes rejected to `<output without ending>.quarantine.parquet`; returns its
-    rows and writes none for none.
-    """
-    files = [file for folder in folders for file in sorted(folder.glob("aside/*.parquet"))]
-    rows = sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
-    rejected_file = output.with_suffix(".quarantine.parquet")
-    if rows:
-        joined_tables(files, rejected_file, "quarantine")
-    else:
-        rejected_file.unlink(missing_ok=True)
-    return rows
-
-
-def delete_work_folder(folder: Path) -> None:
-    """Remove a folder of work whose result has been published, and its parent if nothing else is in
-    it.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-        folder.parent.rmdir()
 
 
 def work_folder(output: Path, key: str) -> Path:

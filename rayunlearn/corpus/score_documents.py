@@ -10,17 +10,20 @@ from typing import Any
 
 import polars as pl
 
+from rayunlearn import corpus as corpus_code
+from rayunlearn import data as data_code
+from rayunlearn import models as model_code
+from rayunlearn import selectors as selector_code
 from rayunlearn.config import Data, Value, digest
 from rayunlearn.corpus.engine import PartitionResult, ProcessPartition
 from rayunlearn.corpus.job import (
     WORK_FORMAT,
     OnProgress,
-    check_output,
-    publish_job,
     run_corpus_job,
     work_folder,
 )
 from rayunlearn.corpus.partitions import MODEL_PARTITION_BYTES
+from rayunlearn.corpus.publish import check_output, publish_job, whole_files
 from rayunlearn.corpus.request import CorpusJob, CorpusRequest, EngineChoice, local_engine
 from rayunlearn.corpus.source import CorpusSource
 from rayunlearn.corpus.survey import survey_corpus, surviving_documents
@@ -33,8 +36,12 @@ from rayunlearn.models.load import check_template, load_model, model_digest
 from rayunlearn.ranges import checked_arguments
 from rayunlearn.schema import SCORES_VERSION
 from rayunlearn.selectors.table import SELECTORS
+from rayunlearn.storage.code_identity import code_digest, library_versions
 from rayunlearn.storage.parquet import frame_of, write_frame
 from rayunlearn.train.device import accelerator
+
+# the code that decides scores: a package stands for all its modules
+SCORING = (corpus_code, data_code, model_code, selector_code)
 
 # sorted by length and padded together; their hidden states are held until they are scored
 DOCUMENTS_PER_PASS = 1024
@@ -110,11 +117,10 @@ def score_corpus(
         model_digest=model,
         folder=folder,
     )
-    run_corpus_job(
-        "scoring", folder / "done", partial(_worker, job), range(len(source.pieces)), engine, report
-    )
-    ranges = _ranges(folder / "parts")
-    n_rejected = publish_job(folder, request.output, "scores")
+    pieces = range(len(source.pieces))
+    run_corpus_job("scoring", folder / "done", partial(_worker, job), pieces, engine, report)
+    ranges = _ranges(whole_files(folder / "done", pieces))
+    n_rejected = publish_job(folder, job.survey, pieces, request.output, "scores")
     return ScoreSummary(job.survey.n_documents, n_rejected, ranges)
 
 
@@ -124,7 +130,7 @@ def _key(
     model: str,
     arguments: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """What identifies the work: another input, model or setting is other work."""
+    """What identifies the work: other input, settings, model or code is other work."""
     return digest(
         [
             WORK_FORMAT,
@@ -135,6 +141,8 @@ def _key(
             request.template,
             request.max_tokens,
             ENCODING_VERSION,
+            code_digest(*SCORING),
+            library_versions(),
         ]
     )
 
@@ -168,8 +176,9 @@ def _worker(job: ScoreJob) -> ProcessPartition:
             chunk = documents[begin : begin + DOCUMENTS_PER_PASS]
             sequences = encode_documents(chunk, tokenizer, request.template, request.max_tokens)
             frames += _frames(job, chunk, document_features(model, sequences))
-        write_frame(job.folder / f"parts/{partition:06}.parquet", pl.concat(frames))
-        return PartitionResult(piece=partition, n_documents=len(documents))
+        part = f"parts/{partition:06}.parquet"
+        write_frame(job.folder / part, pl.concat(frames))
+        return PartitionResult(piece=partition, n_documents=len(documents), files=[part])
 
     return do
 
@@ -193,11 +202,11 @@ def _frames(
     return frames
 
 
-def _ranges(parts: Path) -> dict[str, tuple[float, float, float]]:
+def _ranges(parts: Sequence[Path]) -> dict[str, tuple[float, float, float]]:
     """Mean, lowest and highest value by scorer."""
     value = pl.col("value")
     table = (
-        pl.scan_parquet(parts / "*.parquet")
+        pl.scan_parquet(list(parts), glob=False)
         .group_by("scorer")
         .agg(mean=value.mean(), low=value.min(), high=value.max())
         .sort("scorer")

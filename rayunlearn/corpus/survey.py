@@ -1,9 +1,8 @@
 """First pass over a corpus: counts, duplicates and corpus statistics."""
 
 import io
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -15,6 +14,7 @@ import polars as pl
 
 from rayunlearn.corpus.engine import Engine, PartitionResult, ProcessPartition
 from rayunlearn.corpus.job import OnProgress, run_corpus_job
+from rayunlearn.corpus.notes import read_note, write_note
 from rayunlearn.corpus.partitions import texts_at
 from rayunlearn.corpus.source import CorpusSource, read_documents, read_texts
 from rayunlearn.data.documents import Document, Rejected
@@ -30,7 +30,7 @@ DOCUMENTS_PER_COUNT = 2**18
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """A surveyed corpus: its documents without copies, their digest (`config.digest` of the
-    doc_ids), and the folder it is in.
+    doc_ids), the pieces that hold copies of earlier documents, and the folder it is in.
     """
 
     source: CorpusSource
@@ -38,6 +38,7 @@ class Survey:
     n_documents: int
     n_words: int
     digest: str
+    with_copies: tuple[int, ...]
 
     def statistics(self) -> Statistics:
         """Word counts of the whole corpus; memory goes with its vocabulary."""
@@ -90,30 +91,46 @@ def survey_corpus(
     corpus without a usable document.
     """
     n = len(source.pieces)
-    count, correct = folder / "count", folder / "correct"
     notes = run_corpus_job(
-        f"{name}: counting", count, partial(_counter, source, folder), range(n), engine, report
+        f"{name}: counting",
+        folder / "count",
+        partial(_counter, source, folder),
+        range(n),
+        engine,
+        report,
     )
-    if not (folder / "survey.json").exists():
-        n_rejected = sum(note.n_rejected for note in notes)
-        rule = f"a corpus must have a usable document; {n_rejected} rows rejected in"
-        require(sum(note.n_documents for note in notes) > 0, rule, source.pieces[0].source)
-        with_copies = _find_copies(folder, n)
-        run_corpus_job(
-            f"{name}: copies",
-            correct,
-            partial(_corrector, source, folder),
-            with_copies,
-            engine,
-            report,
-        )
-        n_words = _merge_words(folder)
-        n_documents, digest = _digest_ids(folder, n)
-        write_bytes(
-            folder / "survey.json",
-            json.dumps({"n_documents": n_documents, "n_words": n_words, "digest": digest}).encode(),
-        )
-    return Survey(source=source, folder=folder, **json.loads((folder / "survey.json").read_text()))
+    n_rejected = sum(note.n_rejected for note in notes)
+    rule = f"a corpus must have a usable document; {n_rejected} rows rejected in"
+    require(sum(note.n_documents for note in notes) > 0, rule, source.pieces[0].source)
+    with_copies = _noted(folder / "copies.json", partial(_find_copies, folder, n))["pieces"]
+    run_corpus_job(
+        f"{name}: copies",
+        folder / "correct",
+        partial(_corrector, source, folder),
+        with_copies,
+        engine,
+        report,
+    )
+    found = _noted(folder / "survey.json", partial(_whole_corpus, folder, n))
+    return Survey(source=source, folder=folder, with_copies=tuple(with_copies), **found)
+
+
+def _noted(note: Path, make: Callable[[], tuple[dict[str, Any], list[str]]]) -> dict[str, Any]:
+    """What `make` found, made again where it or its files, the second of what `make` returns, are
+    not what was written.
+    """
+    found = read_note(note, note.parent)
+    if found is None:
+        found, files = make()
+        write_note(note, found, files, note.parent)
+    return found
+
+
+def _whole_corpus(folder: Path, n: int) -> tuple[dict[str, Any], list[str]]:
+    """Numbers of the corpus as a whole, and the table of its words."""
+    n_words = _merge_words(folder)
+    n_documents, digest = _digest_ids(folder, n)
+    return {"n_documents": n_documents, "n_words": n_words, "digest": digest}, ["words.parquet"]
 
 
 def _counter(source: CorpusSource, folder: Path) -> ProcessPartition:
@@ -124,13 +141,13 @@ def _counter(source: CorpusSource, folder: Path) -> ProcessPartition:
             np.array([[int(i, 16) for i in ids], rows], np.uint64),
         )
         write_frame(folder / f"words/{partition:06}.parquet", _counted(texts, 1))
+        files = [f"ids/{partition:06}.npy", f"words/{partition:06}.parquet"]
         if rejected:
-            write_table(
-                folder / f"aside/{partition:06}.parquet",
-                "quarantine",
-                [asdict(r) for r in rejected],
-            )
-        return PartitionResult(piece=partition, n_documents=len(ids), n_rejected=len(rejected))
+            files.append(f"aside/{partition:06}.parquet")
+            write_table(folder / files[-1], "quarantine", [asdict(r) for r in rejected])
+        return PartitionResult(
+            piece=partition, n_documents=len(ids), files=files, n_rejected=len(rejected)
+        )
 
     return do
 
@@ -144,10 +161,8 @@ def _corrector(source: CorpusSource, folder: Path) -> ProcessPartition:
             (documents[row_index], rows[row_index], row)
             for row_index, row in _copies(folder, partition).tolist()
         ]
-        write_frame(
-            folder / f"words/{partition:06}.copies.parquet",
-            _counted([d.answer for d, _, _ in copies], -1),
-        )
+        words, aside = (f"{name}/{partition:06}.copies.parquet" for name in ("words", "aside"))
+        write_frame(folder / words, _counted([d.answer for d, _, _ in copies], -1))
         name = Path(source.pieces[partition].source).name
         rejected = [
             Rejected(
@@ -158,12 +173,13 @@ def _corrector(source: CorpusSource, folder: Path) -> ProcessPartition:
             )
             for d, row, first in copies
         ]
-        write_table(
-            folder / f"aside/{partition:06}.copies.parquet",
-            "quarantine",
-            [asdict(r) for r in rejected],
+        write_table(folder / aside, "quarantine", [asdict(r) for r in rejected])
+        return PartitionResult(
+            piece=partition,
+            n_documents=len(copies),
+            files=[words, aside],
+            n_rejected=len(copies),
         )
-        return PartitionResult(piece=partition, n_documents=len(copies), n_rejected=len(copies))
 
     return do
 
@@ -186,9 +202,9 @@ def _counted(texts: Sequence[str], sign: int) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def _find_copies(folder: Path, n: int) -> list[int]:
+def _find_copies(folder: Path, n: int) -> tuple[dict[str, Any], list[str]]:
     """Write for every piece its documents that an earlier piece has, with that one's row; returns
-    the pieces that have some.
+    the pieces that have some, and the files.
 
     Ids are compared some at a time, those with the same remainder together, so memory does not grow
     with the corpus.
@@ -201,7 +217,8 @@ def _find_copies(folder: Path, n: int) -> list[int]:
             copies_of.setdefault(partition, []).append((row_index, row))
     for partition, copies in copies_of.items():
         _save(folder / f"copies/{partition:06}.npy", np.array(sorted(copies), np.int64))
-    return sorted(copies_of)
+    pieces = sorted(copies_of)
+    return {"pieces": pieces}, [f"copies/{partition:06}.npy" for partition in pieces]
 
 
 def _copies_in(folder: Path, n: int, part: int, parts: int) -> Iterator[tuple[int, int, int]]:

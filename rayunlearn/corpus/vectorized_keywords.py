@@ -38,9 +38,10 @@ def block_worker(job: BlockJob) -> ProcessPartition:
     def do(partition: int) -> PartitionResult:
         ids, texts = surviving_texts(job.survey, partition)
         frames, counts = zip(*_frames(job, extract, ids, texts), strict=True)
-        write_frame(job.folder / f"parts/{partition:06}.parquet", pl.concat(frames))
+        part = f"parts/{partition:06}.parquet"
+        write_frame(job.folder / part, pl.concat(frames))
         return PartitionResult(
-            piece=partition, n_documents=len(ids), counts={"keywords": sum(counts)}
+            piece=partition, n_documents=len(ids), files=[part], counts={"keywords": sum(counts)}
         )
 
     return do

@@ -37,11 +37,12 @@ from rayunlearn.models.reference import DISTRIBUTION_BYTES
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of, check_trial
 from rayunlearn.schema import column_names
+from rayunlearn.storage.code_identity import version_of
 from rayunlearn.storage.run import finished_ids, open_run
 from rayunlearn.train.adapters import ADAPTERS, inject_adapter, linear_modules
 from rayunlearn.train.loop import choose_parameters
 from rayunlearn.trial.identity import corpus_of
-from rayunlearn.trial.provenance import package_digest, version_of
+from rayunlearn.trial.provenance import package_digest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -30,6 +30,7 @@ from rayunlearn.selectors.gradients import cosines_with
 from rayunlearn.selectors.random_projection import head_gradients
 from rayunlearn.selectors.table import SELECTORS, top_k_documents
 from rayunlearn.storage.artifact_cache import TABLE, cached_file
+from rayunlearn.storage.code_identity import code_digest, library_versions
 from rayunlearn.storage.parquet import frame_of
 from rayunlearn.trial import encodings as encodings_module
 from rayunlearn.trial import references as references_module
@@ -39,9 +40,7 @@ from rayunlearn.trial.keywords import (
     EXTRACTING,
     forget_keywords,
     keyword_settings,
-    library_versions,
 )
-from rayunlearn.trial.provenance import code_digest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,9 +12,9 @@ from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import ENCODING_VERSION, Encoded, begin_ids, encode_documents
 from rayunlearn.models import tensor_cache as cache_module
 from rayunlearn.models.tensor_cache import pack_tensors, tensors_once, unpack_tensors
+from rayunlearn.storage.code_identity import code_digest
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.model_state import ModelState, cached, cached_in_worker
-from rayunlearn.trial.provenance import code_digest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -34,12 +34,12 @@ from rayunlearn.models.tensor_cache import tensors_once
 from rayunlearn.registry import arguments_of
 from rayunlearn.schema import Rows
 from rayunlearn.storage.artifact_cache import JSON, cached_file
+from rayunlearn.storage.code_identity import code_digest, version_of
 from rayunlearn.train.device import accelerator
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.identity import cached_model_digest
 from rayunlearn.trial.model_state import ModelState, cached, load_model_state
 from rayunlearn.trial.probes import encoded_probes
-from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.references import cache_key
 from rayunlearn.trial.workspace import Workspace
 

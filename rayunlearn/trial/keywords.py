@@ -37,13 +37,13 @@ from rayunlearn.registry import arguments_of
 from rayunlearn.selectors import gradients as gradients_module
 from rayunlearn.selectors.redundancy import covered_weight
 from rayunlearn.storage.artifact_cache import TABLE, cached_file, file_of
+from rayunlearn.storage.code_identity import code_digest, library_versions
 from rayunlearn.storage.parquet import frame_of, write_table
 from rayunlearn.train.device import accelerator
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.identity import cached_model_digest
 from rayunlearn.trial.model_state import cached
-from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.workspace import Workspace
 
 
@@ -184,7 +184,3 @@ def keyword_coverage_of(context: TrialContext, coreset: Sequence[int]) -> float 
 
 # the code that decides keywords
 EXTRACTING = (keyword_code, data_code, model_code, gradients_module, sys.modules[__name__])
-
-
-def library_versions() -> dict[str, str]:
-    return {name: version_of(name) for name in ("torch", "transformers")}

@@ -16,9 +16,9 @@ from rayunlearn.errors import require
 from rayunlearn.metrics.evaluate import encode_probes, mean_probability
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.storage.artifact_cache import JSON, cached_file
+from rayunlearn.storage.code_identity import code_digest
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.model_state import cached, cached_in_worker
-from rayunlearn.trial.provenance import code_digest
 from rayunlearn.trial.references import cache_key
 
 if TYPE_CHECKING:

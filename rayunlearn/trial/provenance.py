@@ -2,7 +2,6 @@
 took.
 """
 
-import ast
 import json
 import os
 import platform
@@ -12,16 +11,14 @@ import subprocess
 import time
 import traceback
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import rayunlearn
 from rayunlearn.config import digest
 from rayunlearn.errors import without_secrets
 from rayunlearn.lazy import torch
+from rayunlearn.storage.code_identity import version_of
 
 
 def commit_of(folder: Path) -> str:
@@ -87,43 +84,6 @@ def machine() -> dict[str, Any]:
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that could change a number; 'absent' where one is not installed."""
     return {name: version_of(name) for name in PACKAGES}
-
-
-def version_of(name: str) -> str:
-    try:
-        return package_version(name)
-    except PackageNotFoundError:
-        return "absent"
-
-
-@lru_cache
-def code_digest(*modules: ModuleType) -> str:
-    """What identifies the code of these modules, of a package every module below it, so that a
-    value that other code made is not taken.
-
-    Of what Python executes: docstrings, comments and layout do not count. A cache says once, beside
-    the key it builds, which modules decide its values.
-    """
-    files = {file for module in modules for file in _files_of(module)}
-    return digest([[file.name, _code_of(file)] for file in sorted(files)])
-
-
-def _files_of(module: ModuleType) -> list[Path]:
-    folders = getattr(module, "__path__", ())
-    inside = [file for folder in folders for file in Path(folder).rglob("*.py")]
-    return inside if folders else [Path(str(module.__file__))]
-
-
-@lru_cache(maxsize=512)
-def _code_of(file: Path) -> str:
-    """Digest of a module's syntax tree without its docstrings."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and (
-            ast.get_docstring(node, clean=False) is not None
-        ):
-            node.body = node.body[1:]
-    return digest(ast.dump(tree))
 
 
 @lru_cache(maxsize=1)

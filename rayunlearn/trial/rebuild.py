@@ -14,9 +14,9 @@ from rayunlearn.config import Trial
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
 from rayunlearn.models.tensor_cache import tensors_once
+from rayunlearn.storage.code_identity import code_digest, version_of
 from rayunlearn.trial.context import TrialContext, start_context
 from rayunlearn.trial.identity import trains_weights
-from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.unlearn import TRAINING, select_documents, unlearn
 from rayunlearn.trial.workspace import Workspace, identity_in
 

@@ -22,11 +22,11 @@ from rayunlearn.models.reference import (
 )
 from rayunlearn.models.tensor_cache import sequences_digest
 from rayunlearn.ranges import required_inputs
+from rayunlearn.storage.code_identity import code_digest, version_of
 from rayunlearn.train.device import computing
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.model_state import cached
-from rayunlearn.trial.provenance import code_digest, version_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -35,6 +35,7 @@ from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of, paired_response_function
 from rayunlearn.selectors.unlearning_gradients import unlearning_norms
 from rayunlearn.storage.artifact_cache import JSON, cached_file
+from rayunlearn.storage.code_identity import code_digest, version_of
 from rayunlearn.train.adapters import ADAPTERS, with_adapter
 from rayunlearn.train.checkpoint import Checkpoints, HasState
 from rayunlearn.train.device import accelerator, computing
@@ -55,7 +56,6 @@ from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import coreset_sequences
 from rayunlearn.trial.model_state import cached
 from rayunlearn.trial.probes import RetentionProbe, retention_probe
-from rayunlearn.trial.provenance import code_digest, version_of
 from rayunlearn.trial.references import cache_key, cached_trial_reference, with_prefixes
 
 if TYPE_CHECKING:

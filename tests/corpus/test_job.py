@@ -4,9 +4,10 @@ copies and bad rows rejected.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import StringIO
+from itertools import cycle
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +17,7 @@ from rich.console import Console
 from rayunlearn.cli.arguments import DONE, MISTAKE
 from rayunlearn.cli.main import main
 from rayunlearn.cluster.corpus_engine import engines, progress_line, reporting
+from rayunlearn.corpus import extract_keywords, score_documents
 from rayunlearn.corpus import source as source_module
 from rayunlearn.corpus.engine import (
     Engine,
@@ -26,12 +28,10 @@ from rayunlearn.corpus.engine import (
     process_engine,
     run_in_sequence,
 )
-from rayunlearn.corpus.extract_keywords import (
-    extract_corpus_keywords,
-)
+from rayunlearn.corpus.extract_keywords import KeywordJob, extract_corpus_keywords
 from rayunlearn.corpus.job import JobProgress
 from rayunlearn.corpus.partitions import MODEL_PARTITION_BYTES, PARTITION_BYTES
-from rayunlearn.corpus.score_documents import ScoreRequest as ScoreRequest
+from rayunlearn.corpus.score_documents import ScoreRequest, score_corpus
 from rayunlearn.corpus.source import chunks_of
 from rayunlearn.data.documents import Document
 from rayunlearn.errors import UserError
@@ -128,6 +128,22 @@ def stopping_after(n: int, done: list[int]) -> Engine:
     return engine
 
 
+def model_keywords(corpus: Path, model: Path, engine: Engine) -> None:
+    asked = request(corpus, "embedding", base=str(model))
+    extract_corpus_keywords(asked, choose=lambda *_: engine)
+
+
+def model_scores(corpus: Path, model: Path, engine: Engine) -> None:
+    output = corpus.parent / "scores.parquet"
+    asked = ScoreRequest(
+        corpus=str(corpus), output=output, base=str(model), scores=["loss"], piece_bytes=PIECE
+    )
+    score_corpus(asked, choose=lambda *_: engine)
+
+
+WORK_WITH_MODEL = {extract_keywords: model_keywords, score_documents: model_scores}
+
+
 def test_a_call_that_was_killed_goes_on_where_it_stopped(corpus: Path) -> None:
     """Killed after 3 pieces of the count, then after 2 of the keywords: no piece is done twice and
     the rows are the same.
@@ -171,6 +187,123 @@ def test_another_setting_or_a_changed_file_is_other_work(corpus: Path) -> None:
     with pytest.raises(Stopped):
         extract_corpus_keywords(request(corpus, "tfidf"), choose=lambda *_: stopping_after(1, done))
     assert done == [0] and len(list((corpus.parent / "tfidf.work").iterdir())) == 4
+
+
+@pytest.mark.parametrize("changed", ["code_digest", "library_versions"])
+def test_other_code_or_libraries_are_other_work(
+    corpus: Path, model: Path, changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after two pieces; the same code and libraries would go on with the third."""
+    for module, work in WORK_WITH_MODEL.items():
+        first, second = list[int](), list[int]()
+        with pytest.raises(Stopped):
+            work(corpus, model, stopping_after(2, first))
+        with monkeypatch.context() as patch:
+            patch.setattr(module, changed, lambda *_: {"other": "1"})
+            with pytest.raises(Stopped):
+                work(corpus, model, stopping_after(2, second))
+        assert first == second == [0, 1]
+
+
+def flip_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus with the work of a call that was killed in its last piece."""
+    corpus = write_corpus(tmp_path_factory.mktemp("stopped"))
+    n = len(source_module.corpus_source(str(corpus), piece_bytes=PIECE).pieces)
+    with pytest.raises(Stopped):
+        extract_corpus_keywords(
+            request(corpus, "tfidf"), choose=lambda *_: stopping_after(n + 2 + n - 1, [])
+        )
+    return corpus
+
+
+def test_a_part_that_is_not_what_was_written_is_done_again_and_said(
+    stopped: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every file of the work, one after another, and each kind in three ways: parts, counts, ids,
+    copies, what was set aside, and the notes of all these.
+    """
+    damages: tuple[Callable[[Path], None], ...] = (flip_bit, cut_off, Path.unlink)
+    output = stopped.parent / "tfidf.parquet"
+    work = stopped.parent / "tfidf.work"
+    before = {f.relative_to(work): f.read_bytes() for f in work.rglob("*") if f.is_file()}
+    assert len({name.parent.name for name in before}) == 9 and len(before) > 60
+    for name, damage in zip(sorted(before), cycle(damages), strict=False):
+        caplog.clear()
+        damage(work / name)
+        extract_corpus_keywords(request(stopped, "tfidf"))
+        assert pl.read_parquet(output).rows() == expected("tfidf").rows()
+        assert pl.read_parquet(output.with_suffix(".quarantine.parquet")).height == 4
+        said = [line for line in caplog.messages if "this part is done again" in line]
+        # a note that is gone is a part that was never done
+        assert len(said) == (0 if damage is Path.unlink and name.suffix == ".json" else 1)
+        for each, content in before.items():
+            (work / each).parent.mkdir(parents=True, exist_ok=True)
+            (work / each).write_bytes(content)
+
+
+def test_a_part_that_is_damaged_before_the_others_are_done_is_done_again(corpus: Path) -> None:
+    damaged = list[Path]()
+
+    def report(progress: JobProgress) -> None:
+        if progress.name == "keywords" and progress.done == 3 and not damaged:
+            damaged.extend((corpus.parent / "tfidf.work").rglob("parts/000001.parquet"))
+            flip_bit(damaged[0])
+
+    extract_corpus_keywords(request(corpus, "tfidf"), report=report)
+    assert damaged
+    assert pl.read_parquet(corpus.parent / "tfidf.parquet").rows() == expected("tfidf").rows()
+
+
+@pytest.mark.parametrize("name", ["parts/000001.parquet", "corpus/aside/000002.parquet"])
+def test_a_part_that_is_damaged_at_the_last_moment_is_not_published(
+    name: str, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaging(job: KeywordJob, _show: int) -> tuple[()]:
+        files = sorted((job.folder / name).parent.iterdir())
+        flip_bit(files[-1])
+        return ()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract_keywords, "_first", damaging)
+        with pytest.raises(UserError, match="the same command does this part again and keeps"):
+            extract_corpus_keywords(request(corpus, "tfidf"))
+    assert not (corpus.parent / "tfidf.parquet").exists()
+    extract_corpus_keywords(request(corpus, "tfidf"))
+    assert pl.read_parquet(corpus.parent / "tfidf.parquet").rows() == expected("tfidf").rows()
+
+
+def test_a_disk_that_does_not_keep_what_is_written_is_one_line(corpus: Path) -> None:
+    def losing(worker: WorkerFactory, pieces: Sequence[int], tell: OnDone) -> None:
+        run_in_sequence(worker, pieces, tell)
+        for file in (corpus.parent / "tfidf.work").rglob("ids/000000.npy"):
+            cut_off(file)
+
+    with pytest.raises(
+        UserError, match=r"must keep what is written; after 3 attempts .*000000\.npy"
+    ):
+        extract_corpus_keywords(request(corpus, "tfidf"), choose=lambda *_: losing)
+
+
+def test_what_a_killed_writer_left_is_no_part_of_a_folder(corpus: Path) -> None:
+    def leaving(worker: WorkerFactory, pieces: Sequence[int], tell: OnDone) -> None:
+        run_in_sequence(worker, pieces, tell)
+        for folder in (corpus.parent / "found.work").rglob("parts"):
+            (folder / ".000000.parquet.12345678.tmp").write_bytes(b"half")
+
+    asked = replace(request(corpus, "tfidf"), output=corpus.parent / "found")
+    extract_corpus_keywords(asked, choose=lambda *_: leaving)
+    assert all(file.suffix == ".parquet" for file in (corpus.parent / "found").iterdir())
 
 
 def test_the_best_keywords_alone_are_written(corpus: Path) -> None:

@@ -60,10 +60,10 @@ from rayunlearn.models.tensor_cache import (
     unpack_tensors,
 )
 from rayunlearn.storage.artifact_cache import entries, manifest_of
+from rayunlearn.storage.code_identity import code_digest
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.loop import choose_parameters
 from rayunlearn.trial import evaluate, model_state
-from rayunlearn.trial.provenance import code_digest
 from rayunlearn.trial.references import drops_out
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.workspace import Workspace, validate_trial
