@@ -45,8 +45,8 @@ from rayunlearn.storage.parquet import frame_of, write_frame, write_table
 from rayunlearn.train.device import accelerator
 
 # the code that decides keywords: a package stands for all its modules
-COUNTING = (corpus_code, data_code, keyword_code)
-EXTRACTING = (*COUNTING, model_code)
+COUNTING_PARTS = (corpus_code, data_code, keyword_code)
+EXTRACTING_PARTS = (*COUNTING_PARTS, model_code)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +218,7 @@ def _key(
             dict(arguments),
             models,
             request.top,
-            code_digest(*(EXTRACTING if asks_models else COUNTING)),
+            code_digest(*(EXTRACTING_PARTS if asks_models else COUNTING_PARTS)),
             library_versions() if asks_models else {},
         ]
     )

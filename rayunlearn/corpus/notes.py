@@ -17,7 +17,7 @@ from rayunlearn.storage.parquet import write_bytes
 from rayunlearn.storage.run_manifest import StoredFile, file_defect, stored_file
 from rayunlearn.storage.sync import display_path
 
-LOG = logging.getLogger("rayunlearn.corpus")
+PARTS_LOG = logging.getLogger("rayunlearn.corpus")
 
 
 def write_note(note: Path, found: Mapping[str, Any], files: Sequence[str], work: Path) -> None:
@@ -33,7 +33,7 @@ def read_note(note: Path, work: Path) -> dict[str, Any] | None:
     """
     wrong = note_defect(note, work)
     if wrong and note.exists():
-        LOG.warning("%s; this part is done again", wrong)
+        PARTS_LOG.warning("%s; this part is done again", wrong)
     return None if wrong else dict(json.loads(note.read_text(encoding="utf-8"))["found"])
 
 

@@ -41,7 +41,7 @@ from rayunlearn.storage.parquet import frame_of, write_frame
 from rayunlearn.train.device import accelerator
 
 # the code that decides scores: a package stands for all its modules
-SCORING = (corpus_code, data_code, model_code, selector_code)
+SCORING_PARTS = (corpus_code, data_code, model_code, selector_code)
 
 # sorted by length and padded together; their hidden states are held until they are scored
 DOCUMENTS_PER_PASS = 1024
@@ -141,7 +141,7 @@ def _key(
             request.template,
             request.max_tokens,
             ENCODING_VERSION,
-            code_digest(*SCORING),
+            code_digest(*SCORING_PARTS),
             library_versions(),
         ]
     )
