@@ -116,7 +116,7 @@ def survey_corpus(
 
 
 def _noted(note: Path, make: Callable[[], tuple[dict[str, Any], list[str]]]) -> dict[str, Any]:
-    """What `make` found, made again where it or its files, the second of what `make` returns, are
+    """What `make` found, computed again where it or its files, the second of what `make` returns, are
     not what was written.
     """
     found = read_note(note, note.parent)
