@@ -116,8 +116,8 @@ def survey_corpus(
 
 
 def _noted(note: Path, make: Callable[[], tuple[dict[str, Any], list[str]]]) -> dict[str, Any]:
-    """What `make` found, computed again where it or its files, the second of what `make` returns, are
-    not what was written.
+    """What `make` found, computed again where it or its files, the second of what `make`
+    returns, are not what was written.
     """
     found = read_note(note, note.parent)
     if found is None:
