@@ -93,12 +93,6 @@ def can_divide(trial: Trial, processes: int) -> None:
     """Raise UserError for a trial that cannot be divided over as many processes
     (`train/fsdp.py`). An attack that trains gives other numbers there than in one process.
     """
-    from rayunlearn.attacks.table import ATTACKS
-    from rayunlearn.methods.forget import FORGET
-    from rayunlearn.methods.task_vector import as_trained
-    from rayunlearn.ranges import required_inputs
-    from rayunlearn.selectors.table import SELECTORS
-
     train, shares = trial.train, trial.train.accumulation * processes
     require(
         train.batch_size % shares == 0,
@@ -115,6 +109,17 @@ def can_divide(trial: Trial, processes: int) -> None:
         "method.wrappers must be '' where a trial has several processes",
         trial.method.wrappers,
     )
+    _functions_can_divide(trial)
+
+
+def _functions_can_divide(trial: Trial) -> None:
+    """Raise UserError where the trial's method, selector or attack needs one process."""
+    from rayunlearn.attacks.table import ATTACKS
+    from rayunlearn.methods.forget import FORGET
+    from rayunlearn.methods.task_vector import as_trained
+    from rayunlearn.ranges import required_inputs
+    from rayunlearn.selectors.table import SELECTORS
+
     plain = FORGET[trial.method.forget].ending is as_trained
     require(
         plain,

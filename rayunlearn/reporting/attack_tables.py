@@ -92,26 +92,27 @@ def recovery_curves(run: Run, table: pl.DataFrame) -> AttackMatrix:
             .iter_rows(named=True)
         )
     ]
-    return AttackMatrix(
-        headers=(
-            "attack at its strength",
-            "trial",
-            "recovered",
-            "area under curve",
-            "steps to half",
-            "control",
-            "on what it learned from",
-        ),
-        rows=tuple(rows),
-        caption=(
-            "Area: mean recovered fraction over the steps. Steps to half: where the curve first"
-            " reaches 0.5. Control: recovered fraction after equal steps on unrelated text, a soft"
-            " prompt learned towards random text, or a random prefix; '-' where the attack is"
-            " itself that. On what it learned from: of soft prompts, the metric on the true answers"
-            " that they were learned from (control: on the random text): a control as high says"
-            " that reaching an answer so is no sign of knowing it."
-        ),
-    )
+    return AttackMatrix(headers=CURVE_HEADERS, rows=tuple(rows), caption=CURVE_CAPTION)
+
+
+CURVE_HEADERS = (
+    "attack at its strength",
+    "trial",
+    "recovered",
+    "area under curve",
+    "steps to half",
+    "control",
+    "on what it learned from",
+)
+
+CURVE_CAPTION = (
+    "Area: mean recovered fraction over the steps. Steps to half: where the curve first"
+    " reaches 0.5. Control: recovered fraction after equal steps on unrelated text, a soft"
+    " prompt learned towards random text, or a random prefix; '-' where the attack is"
+    " itself that. On what it learned from: of soft prompts, the metric on the true answers"
+    " that they were learned from (control: on the random text): a control as high says"
+    " that reaching an answer so is no sign of knowing it."
+)
 
 
 def attack_matrix(run: Run, table: pl.DataFrame, *, metric: str = "") -> AttackMatrix:

@@ -54,27 +54,8 @@ def attribution_sections(run: Run) -> list[Section]:
     """The three tables for reading; none where the run explains nothing."""
     if not attribution_cells(run):
         return []
-    emphasis = [
-        (
-            r["cell"],
-            r["form"].replace("_", " "),
-            f"{r['forgotten']:.1f}",
-            *(format_interval(r, n) for n in ("recovered", "random", "net", "harmed")),
-        )
-        for r in emphasis_table(run).iter_rows(named=True)
-    ]
     return [
-        Section(
-            anchor="emphasis",
-            title="Recovery by emphasis",
-            caption=(
-                "Right: the greedy text is the answer. A difference above zero says that the words"
-                " which carried the answer recover it."
-            ),
-            view=attribution_view(
-                {"model": "method, or stage", **EMPHASIS_HEADERS}, emphasis, n_texts=2
-            ),
-        ),
+        _emphasis_section(run),
         _measured_section(
             "destruction",
             "What was destroyed",
@@ -92,6 +73,29 @@ def attribution_sections(run: Run) -> list[Section]:
             " these measures agree at best.",
         ),
     ]
+
+
+def _emphasis_section(run: Run) -> Section:
+    """What pointing out words recovers, a row per model and form of emphasis."""
+    rows = [
+        (
+            r["cell"],
+            r["form"].replace("_", " "),
+            f"{r['forgotten']:.1f}",
+            *(format_interval(r, n) for n in ("recovered", "random", "net", "harmed")),
+        )
+        for r in emphasis_table(run).iter_rows(named=True)
+    ]
+    headers = {"model": "method, or stage", **EMPHASIS_HEADERS}
+    return Section(
+        anchor="emphasis",
+        title="Recovery by emphasis",
+        caption=(
+            "Right: the greedy text is the answer. A difference above zero says that the words"
+            " which carried the answer recover it."
+        ),
+        view=attribution_view(headers, rows, n_texts=2),
+    )
 
 
 def attribution_view(

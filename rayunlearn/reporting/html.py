@@ -117,15 +117,9 @@ def write_report(run: Path, file: Path | None = None) -> Path:
 
 def page(run: Run) -> str:
     """The page as text. Every value is escaped: a run may hold text that came from anywhere."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(
-        (files("rayunlearn.reporting") / "templates" / "report.html.j2").read_text(encoding="utf-8")
-    )
     table, chosen = coreset_table(run), baseline_table(run)
     question, _, rest = str(run.experiment.get("question", "")).strip().partition("\n\n")
-    return template.render(
+    return _template().render(
         name=run.experiment.get("name", run.path.name),
         version=run.experiment.get("version", ""),
         question=question,
@@ -152,6 +146,16 @@ def page(run: Run) -> str:
         provenance=provenance(run),
         settings=_settings(run),
         metrics=run.experiment.get("metrics", []),
+    )
+
+
+def _template() -> jinja2.Template:
+    """The page's template; a name that it lacks is an error, not an empty text."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(
+        (files("rayunlearn.reporting") / "templates" / "report.html.j2").read_text(encoding="utf-8")
     )
 
 

@@ -47,6 +47,7 @@ ANCHORS = {"base": "before unlearning (base)", "gold": "never saw it (gold)"}
 # per training curve: more cannot be seen and makes the page heavy
 MAX_POINTS = 300
 MAX_PANELS = 12
+LOSS_TERMS = ("loss", "forget_loss", "retain_loss")
 
 # rows of the heat map
 MAX_ATTACKS = 60
@@ -124,38 +125,24 @@ def pareto(run: Run) -> go.Figure | None:
     if trials.filter(pl.col("role").is_in(["grid", "tuning"])).height == 0:
         return None
     goal = objective_of(run.experiment)
-    context_settings = [
-        name for name in varying_settings(run, trials) if name.startswith(CONTEXT_SECTIONS)
+    facets = _facets(trials.filter(pl.col("role") == "grid"), _context_settings(run, trials)) or [
+        ("", {})
     ]
-    facets = _facets(trials.filter(pl.col("role") == "grid"), context_settings) or [("", {})]
     figure = _panels(
         [title for title, _ in facets], y_title=f"{goal.utility} on {goal.utility_split}"
     )
     for panel, (_, facet) in enumerate(facets):
         facet_rows = _within(trials, facet)
         _add_trials(figure, panel, facet_rows, trials)
-        front = pareto_front(
-            facet_rows.filter(pl.col("role").is_in(["grid", "tuning"])),
-            "forgetting",
-            "utility",
-            lower_forgets=lower_is_forgotten(run.experiment),
-        )
-        line = {"color": GREY, "width": 1.5, "shape": "hv"}
-        _add(
-            figure,
-            panel,
-            go.Scatter(
-                x=front["forgetting"].to_list(),
-                y=front["utility"].to_list(),
-                mode="lines",
-                line=line,
-                name="front",
-                hoverinfo="skip",
-            ),
-        )
+        _add_front(figure, panel, facet_rows, lower_forgets=lower_is_forgotten(run.experiment))
         _add_anchors(figure, panel, facet_rows, goal.utility_floor)
     figure.update_xaxes(title_text=f"{goal.forgetting} on forget")
     return _finished(figure)
+
+
+def _context_settings(run: Run, trials: pl.DataFrame) -> list[str]:
+    """Settings that vary and say what data and model a trial stands on."""
+    return [name for name in varying_settings(run, trials) if name.startswith(CONTEXT_SECTIONS)]
 
 
 def training_curves(run: Run) -> go.Figure | None:
@@ -170,41 +157,47 @@ def training_curves(run: Run) -> go.Figure | None:
         keep="first",
         maintain_order=True,
     )
-    steps = (
-        run.steps.filter(pl.col("trial_id").is_in(chosen["trial_id"].unique().implode()))
-        .sort("trial_id", "step")
-        .collect()
-    )
+    steps = _steps_of(run, chosen)
     chosen = chosen.filter(pl.col("trial_id").is_in(steps["trial_id"].unique().implode()))
     if chosen.height == 0:
         return None
     groups = chosen.partition_by(
         ["method.forget", "method.retain", *settings], maintain_order=True
     )[: MAX_PANELS // 3]
-    terms = ("loss", "forget_loss", "retain_loss")
-    titles = [
-        _training_title(group.row(0, named=True), settings, term)
-        for group in groups
-        for term in terms
-    ]
-    figure = make_subplots(
-        rows=len(groups),
-        cols=len(terms),
-        subplot_titles=titles,
-        horizontal_spacing=0.06,
-        vertical_spacing=0.3 / (len(groups) + 1),
-    )
-    figure.update_layout(height=170 + 240 * len(groups))
+    figure = _training_panels([group.row(0, named=True) for group in groups], settings)
     ratios = chosen["select.ratio"].unique().sort(descending=True).to_list()
     for row, group in enumerate(groups, start=1):
         for trial in group.sort("select.ratio", descending=True).iter_rows(named=True):
             curve = _thinned(steps.filter(pl.col("trial_id") == trial["trial_id"]))
-            for column, term in enumerate(terms, start=1):
+            for column, term in enumerate(LOSS_TERMS, start=1):
                 figure.add_trace(
                     _training_trace(trial, curve, term, ratios, chosen), row=row, col=column
                 )
     figure.update_xaxes(title_text="optimizer step", row=len(groups))
     return _finished(figure)
+
+
+def _steps_of(run: Run, trials: pl.DataFrame) -> pl.DataFrame:
+    """The logged steps of the trials, in order."""
+    return (
+        run.steps.filter(pl.col("trial_id").is_in(trials["trial_id"].unique().implode()))
+        .sort("trial_id", "step")
+        .collect()
+    )
+
+
+def _training_panels(trials: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> Any:
+    """A row of panels for each of the trials, a column for each of `LOSS_TERMS`."""
+    titles = [_training_title(trial, settings, term) for trial in trials for term in LOSS_TERMS]
+    figure = make_subplots(
+        rows=len(trials),
+        cols=len(LOSS_TERMS),
+        subplot_titles=titles,
+        horizontal_spacing=0.06,
+        vertical_spacing=0.3 / (len(trials) + 1),
+    )
+    figure.update_layout(height=170 + 240 * len(trials))
+    return figure
 
 
 def weight_paths(run: Run) -> go.Figure | None:
@@ -219,20 +212,8 @@ def weight_paths(run: Run) -> go.Figure | None:
     if not starts:
         return None
     cells = list(path_cells(run).items())
-    titles = [
-        f"{split}, from {'the full-set model' if start == 'full' else start}"
-        for start in starts
-        for split in splits
-    ]
-    figure = make_subplots(
-        rows=len(starts),
-        cols=len(splits),
-        subplot_titles=titles,
-        shared_yaxes="all",
-        horizontal_spacing=0.04,
-        vertical_spacing=0.3 / len(starts),
-    )
-    figure.update_layout(height=170 + 280 * len(starts))
+    panels = [(start, split) for start in starts for split in splits]
+    figure = _path_panels(panels, n_rows=len(starts))
     methods = list(dict.fromkeys(cell[:2] for cell, _ in cells))
     parts = list(dict.fromkeys(cell[2:] for cell, _ in cells))
     for (forget, retain, *part), pairs in cells:
@@ -242,15 +223,31 @@ def weight_paths(run: Run) -> go.Figure | None:
             "width": 2,
         }
         name = f"{forget} + {retain}, {format_coreset_size(*part)}"
-        for index, (start, split) in enumerate(
-            (start, split) for start in starts for split in splits
-        ):
+        for index, (start, split) in enumerate(panels):
             measured = [paths[t, start, split] for t, _ in pairs if (t, start, split) in paths]
             if measured:
                 _add(figure, index, _path_trace(measured, name, line))
     figure.update_xaxes(title_text="share of the trial's own weights", row=len(starts))
     figure.update_yaxes(title_text="answer probability", range=[-0.03, 1.03], col=1)
     return _finished(figure)
+
+
+def _path_panels(panels: Sequence[tuple[str, str]], *, n_rows: int) -> Any:
+    """Panels with one y scale; each is the model that its paths start from, and its split."""
+    titles = [
+        f"{split}, from {'the full-set model' if start == 'full' else start}"
+        for start, split in panels
+    ]
+    figure = make_subplots(
+        rows=n_rows,
+        cols=len(panels) // n_rows,
+        subplot_titles=titles,
+        shared_yaxes="all",
+        horizontal_spacing=0.04,
+        vertical_spacing=0.3 / n_rows,
+    )
+    figure.update_layout(height=170 + 280 * n_rows)
+    return figure
 
 
 def tuning_history(run: Run) -> go.Figure | None:
@@ -262,22 +259,7 @@ def tuning_history(run: Run) -> go.Figure | None:
     if tuned.height == 0:
         return None
     goal = objective_of(run.experiment)
-    context_settings = [
-        name for name in varying_settings(run, trials) if name.startswith(CONTEXT_SECTIONS)
-    ]
-    base = trials.filter(pl.col("role") == "base").select(
-        *context_settings, pl.col("utility").alias("before")
-    )
-    tuned = (
-        tuned.join(base, on=context_settings, how="left")
-        if context_settings
-        else tuned.with_columns(pl.lit(base["before"].max()).alias("before"))
-    )
-    tuned = tuned.with_columns(
-        (pl.col("utility") >= goal.utility_floor * pl.col("before"))
-        .fill_null(False)
-        .alias("feasible")
-    )
+    tuned = _with_feasible(tuned, trials, _context_settings(run, trials), goal.utility_floor)
     studies = tuned.partition_by("study", maintain_order=True)[:MAX_PANELS]
     figure = _panels(
         [control_label(study["group"][0]) for study in studies],
@@ -294,6 +276,25 @@ def tuning_history(run: Run) -> go.Figure | None:
         _add_study(figure, panel, best)
     figure.update_xaxes(title_text="trial of the study", tickformat="d", nticks=8)
     return _finished(figure)
+
+
+def _with_feasible(
+    tuned: pl.DataFrame, trials: pl.DataFrame, context_settings: Sequence[str], floor: float
+) -> pl.DataFrame:
+    """The tuned trials with `before`, the utility of their base model, and `feasible`: whether
+    they keep the fraction `floor` of it.
+    """
+    base = trials.filter(pl.col("role") == "base").select(
+        *context_settings, pl.col("utility").alias("before")
+    )
+    joined = (
+        tuned.join(base, on=context_settings, how="left")
+        if context_settings
+        else tuned.with_columns(pl.lit(base["before"].max()).alias("before"))
+    )
+    return joined.with_columns(
+        (pl.col("utility") >= floor * pl.col("before")).fill_null(False).alias("feasible")
+    )
 
 
 def recovery_map(run: Run) -> go.Figure | None:
@@ -364,50 +365,54 @@ def _add(figure: go.Figure, panel: int, trace: Any) -> None:
 
 def _finished(figure: go.Figure) -> go.Figure:
     """Font, margins and legend that all figures share; no background of their own."""
-    legend = {
-        "orientation": "h",
-        "yref": "container",
-        "yanchor": "bottom",
-        "y": 0,
-        "x": 0,
-        "itemwidth": 40,
-    }
-    entries = [
-        trace.name
-        for trace in figure.data
-        if trace.name is not None and trace.showlegend is not False
-    ]
-    # axis title, then the lines that the legend takes
-    bottom_margin = 72 + 26 * -(-sum(60 + 8 * len(name) for name in entries) // 900)
+    bottom_margin = _bottom_margin(figure)
     figure.update_layout(
         height=figure.layout.height + bottom_margin - 120,
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        legend=legend,
+        legend=LEGEND,
         hovermode="closest",
-        font={
-            "family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
-            "size": 14,
-            "color": GREY,
-        },
+        font=FONT,
         margin={"l": 70, "r": 20, "t": 50, "b": bottom_margin},
     )
-    figure.update_xaxes(
-        showline=True,
-        ticks="outside",
-        zeroline=False,
-        gridcolor="rgba(128,128,128,0.2)",
-        linecolor=GREY,
-    )
-    figure.update_yaxes(
-        showline=True,
-        ticks="outside",
-        zeroline=False,
-        gridcolor="rgba(128,128,128,0.2)",
-        linecolor=GREY,
-    )
+    figure.update_xaxes(**AXIS)
+    figure.update_yaxes(**AXIS)
     return figure
+
+
+LEGEND = {
+    "orientation": "h",
+    "yref": "container",
+    "yanchor": "bottom",
+    "y": 0,
+    "x": 0,
+    "itemwidth": 40,
+}
+
+FONT = {
+    "family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
+    "size": 14,
+    "color": GREY,
+}
+
+AXIS = {
+    "showline": True,
+    "ticks": "outside",
+    "zeroline": False,
+    "gridcolor": "rgba(128,128,128,0.2)",
+    "linecolor": GREY,
+}
+
+
+def _bottom_margin(figure: go.Figure) -> int:
+    """Pixels of the axis title and of the lines that the legend takes under it."""
+    entries = [
+        trace.name
+        for trace in figure.data
+        if trace.name is not None and trace.showlegend is not False
+    ]
+    return 72 + 26 * -(-sum(60 + 8 * len(name) for name in entries) // 900)
 
 
 def _facets(frame: pl.DataFrame, settings: Sequence[str]) -> list[Facet]:
@@ -514,63 +519,79 @@ def _add_levels(figure: go.Figure, panel: int, table: pl.DataFrame, grid: pl.Dat
         )
 
 
+# role, status and symbol of the points
+TRIAL_SYMBOLS = (
+    ("grid", "complete", "circle"),
+    ("grid", "collapsed", "x"),
+    ("tuning", "complete", "circle-open"),
+    ("tuning", "collapsed", "x-thin-open"),
+)
+
+
 def _add_trials(
     figure: go.Figure, panel: int, facet_rows: pl.DataFrame, everything: pl.DataFrame
 ) -> None:
-    names = (
+    """The panel's trials as points: a colour per method of `everything`, by `TRIAL_SYMBOLS`."""
+    methods = (
         everything.filter(pl.col("role").is_in(["grid", "tuning"]))["method.forget"]
         .unique(maintain_order=True)
         .to_list()
     )
-    kinds = (
-        ("grid", "complete", "circle"),
-        ("grid", "collapsed", "x"),
-        ("tuning", "complete", "circle-open"),
-        ("tuning", "collapsed", "x-thin-open"),
-    )
-    for index, method in enumerate(names):
-        for role, status, symbol in kinds:
+    for index, method in enumerate(methods):
+        for role, status, symbol in TRIAL_SYMBOLS:
             points = facet_rows.filter(
                 pl.col("role") == role,
                 pl.col("status") == status,
                 pl.col("method.forget") == method,
             )
-            if points.height == 0:
-                continue
-            text = [
-                f"{t['trial_id']}<br>{t['select.name']} {format_percent(t['select.ratio'])}, seed"
-                f" {t['train.seed']}"
-                for t in points.iter_rows(named=True)
-            ]
-            marker = {
-                "color": COLOURS[index % len(COLOURS)],
-                "symbol": symbol,
-                "size": 9,
-                "opacity": 0.8,
-            }
-            name = (
-                method
-                + ("" if role == "grid" else ", tuning")
-                + ("" if status == "complete" else ", collapsed")
-            )
-            trace = go.Scatter(
-                x=points["forgetting"].to_list(),
-                y=points["utility"].to_list(),
-                mode="markers",
-                marker=marker,
-                name=name,
-                text=text,
-            )
-            _add(
-                figure,
-                panel,
-                trace.update(
-                    hovertemplate=(
-                        "%{text}<br>forget %{x:.3f}, utility"
-                        " %{y:.3f}<extra>%{fullData.name}</extra>"
-                    )
-                ),
-            )
+            if points.height:
+                name = (
+                    method
+                    + ("" if role == "grid" else ", tuning")
+                    + ("" if status == "complete" else ", collapsed")
+                )
+                colour = COLOURS[index % len(COLOURS)]
+                _add(figure, panel, _trial_points(points, name, colour, symbol))
+
+
+def _trial_points(points: pl.DataFrame, name: str, colour: str, symbol: str) -> Any:
+    """Trials by forgetting and utility, each with its settings where the pointer rests."""
+    text = [
+        f"{t['trial_id']}<br>{t['select.name']} {format_percent(t['select.ratio'])}, seed"
+        f" {t['train.seed']}"
+        for t in points.iter_rows(named=True)
+    ]
+    trace = go.Scatter(
+        x=points["forgetting"].to_list(),
+        y=points["utility"].to_list(),
+        mode="markers",
+        marker={"color": colour, "symbol": symbol, "size": 9, "opacity": 0.8},
+        name=name,
+        text=text,
+    )
+    hover = "%{text}<br>forget %{x:.3f}, utility %{y:.3f}<extra>%{fullData.name}</extra>"
+    return trace.update(hovertemplate=hover)
+
+
+def _add_front(
+    figure: go.Figure, panel: int, facet_rows: pl.DataFrame, *, lower_forgets: bool
+) -> None:
+    """The Pareto front of the panel's trials as a step line."""
+    front = pareto_front(
+        facet_rows.filter(pl.col("role").is_in(["grid", "tuning"])),
+        "forgetting",
+        "utility",
+        lower_forgets=lower_forgets,
+    )
+    trace = go.Scatter(
+        x=front["forgetting"].to_list(),
+        y=front["utility"].to_list(),
+        mode="lines",
+        line={"color": GREY, "width": 1.5, "shape": "hv"},
+        name="front",
+        hoverinfo="skip",
+    )
+    _add(figure, panel, trace)
 
 
 def _add_anchors(figure: go.Figure, panel: int, facet_rows: pl.DataFrame, floor: float) -> None:
@@ -670,39 +691,37 @@ def _path_trace(paths: Sequence[Sequence[float]], name: str, line: Mapping[str, 
 
 
 def _add_study(figure: go.Figure, panel: int, study: pl.DataFrame) -> None:
+    """The trials of a study in order, and the best forgetting so far as a line."""
     for feasible, words, symbol in (
         (True, "utility over the floor", "circle"),
         (False, "under the floor", "x-thin-open"),
     ):
         points = study.filter(pl.col("feasible") == feasible)
         marker = {"color": COLOURS[0] if feasible else COLOURS[1], "symbol": symbol, "size": 10}
-        text = [
-            f"utility {format_number(u)}<br>{t}"
-            for u, t in points.select("utility", "trial_id").iter_rows()
-        ]
-        trace = go.Scatter(
-            x=points["study_index"].to_list(),
-            y=points["forgetting"].to_list(),
-            mode="markers",
-            marker=marker,
-            name=words,
-            text=text,
-        )
-        _add(
-            figure,
-            panel,
-            trace.update(hovertemplate="trial %{x}: forget %{y:.3f}<br>%{text}<extra></extra>"),
-        )
-    line = {"color": GREY, "shape": "hv", "width": 2}
-    _add(
-        figure,
-        panel,
-        go.Scatter(
-            x=study["study_index"].to_list(),
-            y=study["best_so_far"].to_list(),
-            mode="lines",
-            line=line,
-            name="best so far",
-            hoverinfo="skip",
-        ),
+        _add(figure, panel, _study_points(points, words, marker))
+    trace = go.Scatter(
+        x=study["study_index"].to_list(),
+        y=study["best_so_far"].to_list(),
+        mode="lines",
+        line={"color": GREY, "shape": "hv", "width": 2},
+        name="best so far",
+        hoverinfo="skip",
     )
+    _add(figure, panel, trace)
+
+
+def _study_points(points: pl.DataFrame, name: str, marker: Mapping[str, Any]) -> Any:
+    """Trials of a study by their index and forgetting."""
+    text = [
+        f"utility {format_number(u)}<br>{t}"
+        for u, t in points.select("utility", "trial_id").iter_rows()
+    ]
+    trace = go.Scatter(
+        x=points["study_index"].to_list(),
+        y=points["forgetting"].to_list(),
+        mode="markers",
+        marker=dict(marker),
+        name=name,
+        text=text,
+    )
+    return trace.update(hovertemplate="trial %{x}: forget %{y:.3f}<br>%{text}<extra></extra>")

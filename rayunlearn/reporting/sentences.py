@@ -159,42 +159,55 @@ def status_lines(run: Run) -> list[str]:
     """Done, failed and why, what the tuning could not do, rejected: one line each, nothing left
     out.
     """
-    counts, planned = status_counts(run), run.experiment.get("planned")
+    counts = status_counts(run)
+    return [
+        _ended_line(counts, run.experiment.get("planned")),
+        *_failed(planned_trials(run), "failed"),
+        *failed_attack_lines(run),
+        *run.experiment.get("notes", []),
+        *_unplanned_lines(run, n_ended=sum(counts.values())),
+        *_rejected_lines(run),
+    ]
+
+
+def _ended_line(counts: Mapping[str, int], planned: int | None) -> str:
+    """How many trials have ended, and how."""
     n_ended = sum(counts.values())
     done = (
         f"{n_ended} of {planned} planned trials have ended"
         if planned
         else f"{n_ended} trials have ended"
     )
-    lines = [
-        done
-        + ": "
-        + ", ".join(
-            f"{count} {status}" for status, count in counts.items() if count or status == "complete"
-        )
+    parts = [
+        f"{count} {status}" for status, count in counts.items() if count or status == "complete"
     ]
-    lines += _failed(planned_trials(run), "failed")
-    lines += failed_attack_lines(run)
-    lines += run.experiment.get("notes", [])
-    other_statuses = (
-        run.trials.join(run.attacks, on="trial_id", how="anti").select(pl.len()).collect().item()
-        - n_ended
-    )
-    if other_statuses:
-        lines.append(
-            f"{other_statuses} more trials in this folder are not in the plan (the experiment has"
-            " changed since) and are not shown"
-        )
-    aside = (
+    return f"{done}: {', '.join(parts)}"
+
+
+def _unplanned_lines(run: Run, *, n_ended: int) -> list[str]:
+    """Trials of the folder that belong to no plan and no attack."""
+    ended = run.trials.join(run.attacks, on="trial_id", how="anti").select(pl.len())
+    n_unplanned = ended.collect().item() - n_ended
+    if not n_unplanned:
+        return []
+    return [
+        f"{n_unplanned} more trials in this folder are not in the plan (the experiment has"
+        " changed since) and are not shown"
+    ]
+
+
+def _rejected_lines(run: Run) -> list[str]:
+    """Documents that were rejected, by reason."""
+    rejected = (
         run.quarantine.group_by("reason")
         .len()
         .sort(["len", "reason"], descending=[True, False])
         .collect()
     )
-    if aside.height:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in aside.iter_rows())
-        lines.append(f"documents rejected: {aside['len'].sum()} ({reasons})")
-    return lines
+    if not rejected.height:
+        return []
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in rejected.iter_rows())
+    return [f"documents rejected: {rejected['len'].sum()} ({reasons})"]
 
 
 def failed_attack_lines(run: Run) -> list[str]:

@@ -91,7 +91,7 @@ def summary_blocks(run: Run) -> tuple[SummaryBlock, ...]:
     """
     table = coreset_table(run)
     view = coreset_view(table, run.experiment)
-    later = [
+    later = (
         SummaryBlock(
             anchor="findings",
             title="Findings",
@@ -106,26 +106,29 @@ def summary_blocks(run: Run) -> tuple[SummaryBlock, ...]:
         SummaryBlock(
             anchor="control", title="At equal retention", sentences=tuple(ranking_sentences(run))
         ),
-    ]
-    for part in attack_tables(run):
-        later.append(
-            SummaryBlock(
-                anchor="attacks",
-                title="Attacks",
-                sentences=(part.caption,),
-                table=SummaryTable(headers=part.headers, rows=part.rows),
-            )
-        )
-    later += [
-        SummaryBlock(anchor=s.anchor, title=s.title, sentences=(s.caption,), table=_table(s))
-        for s in summary_sections(run)
-    ]
-    later.append(
+        *_attack_blocks(run),
+        *(
+            SummaryBlock(anchor=s.anchor, title=s.title, sentences=(s.caption,), table=_table(s))
+            for s in summary_sections(run)
+        ),
         SummaryBlock(
             anchor="statuses", title="How the trials ended", sentences=tuple(status_lines(run))
-        )
+        ),
     )
     return (*run_summary(run, table), *(section for section in later if section.sentences))
+
+
+def _attack_blocks(run: Run) -> list[SummaryBlock]:
+    """The matrix of attacks and the recovery curves; none before an attack has ended."""
+    return [
+        SummaryBlock(
+            anchor="attacks",
+            title="Attacks",
+            sentences=(part.caption,),
+            table=SummaryTable(headers=part.headers, rows=part.rows),
+        )
+        for part in attack_tables(run)
+    ]
 
 
 def summary_sections(run: Run) -> list[Section]:
@@ -175,56 +178,54 @@ def _dataset_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
 
 
 def _forgetting_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
-    goal, settings, has_untouched_split = (
-        objective_of(run.experiment),
-        extra_settings(table),
-        has_untouched(table),
-    )
+    settings = extra_settings(table)
     grid = table.filter(pl.col("role") == "grid", pl.col("forgetting").is_not_null())
     full_set = grid.sort("select.ratio", descending=True, maintain_order=True).unique(
         ["method", *settings], keep="first", maintain_order=True
     )
-    headers = [
+    if not full_set.height:
+        words = "No unlearned model has been measured yet."
+        return SummaryBlock(anchor="left", title="Forgetting", sentences=(words,))
+    words = (
+        "After unlearning with the largest part of the forget set that was tried, the least left"
+        f" first ({objective_of(run.experiment).forgetting} of the answers):"
+    )
+    more = full_set.height - MAX_LINES
+    least_left = full_set.sort("forgetting").head(MAX_LINES)
+    return SummaryBlock(
+        anchor="left",
+        title="Forgetting",
+        sentences=(words, f"{more} more are in the table.") if more > 0 else (words,),
+        table=_forgetting_table(least_left, settings, untouched=has_untouched(table)),
+    )
+
+
+def _forgetting_table(
+    cells: pl.DataFrame, settings: Sequence[str], *, untouched: bool
+) -> SummaryTable:
+    """A row per cell: its settings, what is left, the gap closed, what is retained."""
+    headers = (
         "method",
         *settings,
         "part used",
         "forgetting metric",
         "base-gold gap closed",
         "retained",
-    ]
-    rows = []
-    for row in full_set.sort("forgetting").head(MAX_LINES).iter_rows(named=True):
-        cells = [
+        *(["untouched"] if untouched else []),
+    )
+    rows = tuple(
+        (
             method_label(row, settings),
             *(format_number(row[name]) for name in settings),
             format_percent(row["select.ratio"]),
             format_interval(row, "forgetting"),
-        ]
-        cells += [
             format_gap_closed(row),
             format_interval(row, "utility"),
-            *([format_interval(row, "untouched")] if has_untouched_split else []),
-        ]
-        rows.append(tuple(cells))
-    headers += ["untouched"] if has_untouched_split else []
-    words = [
-        "After unlearning with the largest part of the forget set that was tried, the least left"
-        f" first ({goal.forgetting} of the answers):"
-    ]
-    if full_set.height > MAX_LINES:
-        words.append(f"{full_set.height - MAX_LINES} more are in the table.")
-    if not rows:
-        return SummaryBlock(
-            anchor="left",
-            title="Forgetting",
-            sentences=("No unlearned model has been measured yet.",),
+            *([format_interval(row, "untouched")] if untouched else []),
         )
-    return SummaryBlock(
-        anchor="left",
-        title="Forgetting",
-        sentences=tuple(words),
-        table=SummaryTable(headers=tuple(headers), rows=tuple(rows)),
+        for row in cells.iter_rows(named=True)
     )
+    return SummaryTable(headers=headers, rows=rows)
 
 
 def _uncertainty_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
@@ -267,43 +268,41 @@ def _uncertainty_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
 def _recovery_answer(run: Run) -> SummaryBlock:
     title, table = "Recovery under attack", recovery_table(run)
     measured = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
-    if not table.height:
-        words = (
-            "No attack has been run, so nothing here says that it cannot be recovered. `rayunlearn"
-            " attack RUN` asks."
-        )
-        return SummaryBlock(anchor="back", title=title, sentences=(words,))
     if not measured.height:
-        return SummaryBlock(
-            anchor="back",
-            title=title,
-            sentences=("The attacked models had lost nothing that could be recovered.",),
-        )
+        words = NOTHING_REMOVED if table.height else NOT_ATTACKED
+        return SummaryBlock(anchor="back", title=title, sentences=(words,))
     names = attack_labels(run, measured["attacked"].unique(maintain_order=True).to_list())
     rows = tuple(_attack_row(row, names) for row in measured.head(MAX_LINES).iter_rows(named=True))
-    worst = measured.row(0, named=True)
-    largest = (
-        f"The strongest attack recovers {format_percent(worst['recovered'])} of what unlearning"
-        f" removed: {worst['setting']}, "
-    )
-    sentences = (
-        (
-            f"{_attacks_sentence(table)} {largest}on {names[worst['attacked']]}."
-            if worst["recovered"] > 0
-            else f"{_attacks_sentence(table)} None recovered anything."
-        ),
-        (
-            "0% is what unlearning left, 100% what the model knew before. The last column is the"
-            " same attack on the gold model: the information that the attack itself leaks."
-        ),
-    )
+    strongest = _strongest_sentence(measured.row(0, named=True), names)
     return SummaryBlock(
         anchor="back",
         title=title,
-        sentences=sentences,
+        sentences=(f"{_attacks_sentence(table)} {strongest}", RECOVERY_SCALE),
         table=SummaryTable(headers=RECOVERY_HEADERS, rows=rows),
     )
 
+
+def _strongest_sentence(worst: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """What the row of the largest recovered fraction says."""
+    if worst["recovered"] <= 0:
+        return "None recovered anything."
+    return (
+        f"The strongest attack recovers {format_percent(worst['recovered'])} of what unlearning"
+        f" removed: {worst['setting']}, on {names[worst['attacked']]}."
+    )
+
+
+NOT_ATTACKED = (
+    "No attack has been run, so nothing here says that it cannot be recovered. `rayunlearn"
+    " attack RUN` asks."
+)
+
+NOTHING_REMOVED = "The attacked models had lost nothing that could be recovered."
+
+RECOVERY_SCALE = (
+    "0% is what unlearning left, 100% what the model knew before. The last column is the"
+    " same attack on the gold model: the information that the attack itself leaks."
+)
 
 RECOVERY_HEADERS = ("attack", "model", "recovered", "gold model: before -> after")
 

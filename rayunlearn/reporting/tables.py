@@ -28,6 +28,7 @@ from rayunlearn.analysis.labels import (
     shorten,
 )
 from rayunlearn.analysis.run_frames import UNTOUCHED, objective_of
+from rayunlearn.config import Objective
 from rayunlearn.schema import STATUSES
 from rayunlearn.storage.run import Run
 
@@ -254,55 +255,12 @@ def method_label(row: Mapping[str, Any], settings: Sequence[str] = ()) -> str:
 
 def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableView:
     """The coreset table for reading, one text cell per column."""
-    goal = objective_of(experiment)
-    settings = extra_settings(table)
-    interval = "mean and 95% t interval"
-    has_untouched_split = has_untouched(table)
-    untouched = (
-        [
-            (
-                f"{UNTOUCHED} {goal.utility}",
-                f"split {UNTOUCHED}, known to base and gold, never seen by unlearning: {interval}",
-                True,
-            )
-        ]
-        if has_untouched_split
-        else []
+    settings, has_untouched_split = extra_settings(table), has_untouched(table)
+    columns = (
+        *_cell_columns(settings),
+        *_metric_columns(objective_of(experiment), untouched=has_untouched_split),
+        *TRIAL_COLUMNS,
     )
-    columns = [
-        (
-            "method",
-            (
-                "forget loss + retain loss; control: retain loss alone, with the settings of the"
-                " group in brackets"
-            ),
-            False,
-        )
-    ]
-    columns += [(name, "setting that varies", False) for name in settings]
-    columns += [
-        ("selector", "how the kept documents were chosen", False),
-        ("kept", "share and number of forget documents kept", True),
-        ("coverage", "share of the forget set's facts that a kept document states", True),
-        (f"forget {goal.forgetting}", f"split forget: {interval}", True),
-        (
-            "unlearned",
-            "fraction of the base-gold gap closed, with its 95% interval (Fieller)",
-            True,
-        ),
-        (f"{goal.utility_split} {goal.utility}", f"split {goal.utility_split}: {interval}", True),
-        *untouched,
-        ("choice forget", "multiple choice, split forget, fraction right", True),
-        (
-            f"choice {goal.utility_split}",
-            f"multiple choice, split {goal.utility_split}, fraction right",
-            True,
-        ),
-        ("seeds", "trials measured", True),
-        ("status", "how the trials of the cell ended", False),
-        ("steps", "optimizer steps, mean", True),
-        ("documents seen", "forget documents seen in training, repeats counted, mean", True),
-    ]
     headers, meanings, numeric = zip(*columns, strict=True)
     rows = tuple(
         _cells(row, settings, untouched=has_untouched_split) for row in table.iter_rows(named=True)
@@ -310,6 +268,51 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableVie
     return TableView(
         headers=headers, meanings=meanings, numeric=numeric, rows=rows, roles=tuple(table["role"])
     )
+
+
+# header, what it means, whether its cells are numbers
+Column = tuple[str, str, bool]
+
+TRIAL_COLUMNS: tuple[Column, ...] = (
+    ("seeds", "trials measured", True),
+    ("status", "how the trials of the cell ended", False),
+    ("steps", "optimizer steps, mean", True),
+    ("documents seen", "forget documents seen in training, repeats counted, mean", True),
+)
+
+
+def _cell_columns(settings: Sequence[str]) -> list[Column]:
+    """The method, the settings that vary and the coreset of a row."""
+    method = (
+        "forget loss + retain loss; control: retain loss alone, with the settings of the"
+        " group in brackets"
+    )
+    return [
+        ("method", method, False),
+        *((name, "setting that varies", False) for name in settings),
+        ("selector", "how the kept documents were chosen", False),
+        ("kept", "share and number of forget documents kept", True),
+        ("coverage", "share of the forget set's facts that a kept document states", True),
+    ]
+
+
+def _metric_columns(goal: Objective, *, untouched: bool) -> list[Column]:
+    """What was measured, with what it was measured on."""
+    interval, split = "mean and 95% t interval", goal.utility_split
+    gap_closed = "fraction of the base-gold gap closed, with its 95% interval (Fieller)"
+    columns = [
+        (f"forget {goal.forgetting}", f"split forget: {interval}", True),
+        ("unlearned", gap_closed, True),
+        (f"{split} {goal.utility}", f"split {split}: {interval}", True),
+    ]
+    if untouched:
+        meaning = f"split {UNTOUCHED}, known to base and gold, never seen by unlearning: {interval}"
+        columns.append((f"{UNTOUCHED} {goal.utility}", meaning, True))
+    return [
+        *columns,
+        ("choice forget", "multiple choice, split forget, fraction right", True),
+        (f"choice {split}", f"multiple choice, split {split}, fraction right", True),
+    ]
 
 
 def has_untouched(table: pl.DataFrame) -> bool:
