@@ -126,16 +126,20 @@ def truth_probe(
     rows: Rows = []
     for layer in range(states.shape[1]):
         for metric, places in true_options.items():
-            is_true = [
-                index == position
-                for p, position in zip(fitted, places, strict=True)
-                for index in range(len(p.options))
-            ]
-            scores, _ = _fit(states[:, layer], is_true, inverse_penalty)
+            scores, _ = _fit(states[:, layer], _is_option(fitted, places), inverse_penalty)
             margins = scores(held_out_states[:, layer])[:, 1] if len(held_out_states) else ()
             margins = torch.as_tensor(margins, dtype=torch.float32)
             rows += _choice_rows(held_out, margins, metric, layer)
     return rows
+
+
+def _is_option(probes: Sequence[Probe], positions: Sequence[int]) -> list[bool]:
+    """Of every option of every probe in order: whether it stands at the probe's position."""
+    return [
+        index == position
+        for probe, position in zip(probes, positions, strict=True)
+        for index in range(len(probe.options))
+    ]
 
 
 def _option_states(model: PreTrainedModel, probes: Sequence[Probe]) -> Tensor:
