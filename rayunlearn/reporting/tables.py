@@ -271,9 +271,9 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableVie
 
 
 # header, what it means, whether its cells are numbers
-Column = tuple[str, str, bool]
+ViewColumn = tuple[str, str, bool]
 
-TRIAL_COLUMNS: tuple[Column, ...] = (
+TRIAL_COLUMNS: tuple[ViewColumn, ...] = (
     ("seeds", "trials measured", True),
     ("status", "how the trials of the cell ended", False),
     ("steps", "optimizer steps, mean", True),
@@ -281,7 +281,7 @@ TRIAL_COLUMNS: tuple[Column, ...] = (
 )
 
 
-def _cell_columns(settings: Sequence[str]) -> list[Column]:
+def _cell_columns(settings: Sequence[str]) -> list[ViewColumn]:
     """The method, the settings that vary and the coreset of a row."""
     method = (
         "forget loss + retain loss; control: retain loss alone, with the settings of the"
@@ -296,7 +296,7 @@ def _cell_columns(settings: Sequence[str]) -> list[Column]:
     ]
 
 
-def _metric_columns(goal: Objective, *, untouched: bool) -> list[Column]:
+def _metric_columns(goal: Objective, *, untouched: bool) -> list[ViewColumn]:
     """What was measured, with what it was measured on."""
     interval, split = "mean and 95% t interval", goal.utility_split
     gap_closed = "fraction of the base-gold gap closed, with its 95% interval (Fieller)"
