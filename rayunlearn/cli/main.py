@@ -19,7 +19,7 @@ from rayunlearn.cli.inspect import (
     add_studies_command,
 )
 from rayunlearn.cli.jobs import add_jobs_command, add_submit_command
-from rayunlearn.cli.models import add_evaluate_command, add_export_command
+from rayunlearn.cli.models import add_convert_command, add_evaluate_command, add_export_command
 from rayunlearn.cli.output import sigterm_as_interrupt
 from rayunlearn.cli.run import add_plan_command, add_prepare_command, add_run_command
 from rayunlearn.errors import UserError, without_secrets
@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
         add_score_command,
         add_evaluate_command,
         add_export_command,
+        add_convert_command,
         add_submit_command,
         add_jobs_command,
         add_books_command,

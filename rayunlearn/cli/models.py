@@ -1,4 +1,4 @@
-"""`rayunlearn evaluate` and `export`: model directories in and out."""
+"""`rayunlearn evaluate`, `export` and `convert`: model directories in and out."""
 
 import argparse
 from pathlib import Path
@@ -111,6 +111,18 @@ def add_export_command(commands: Any) -> None:
     )
 
 
+def add_convert_command(commands: Any) -> None:
+    added = add_command(
+        commands,
+        "convert",
+        convert,
+        "write the model in a GGUF file as an ordinary Hugging Face directory, weights widened to"
+        " float32 (pip install 'rayunlearn[gguf]')",
+    )
+    added.add_argument("file", metavar="FILE.gguf", type=Path, help="the file")
+    added.add_argument("directory", metavar="DIR", type=Path, help="the new directory")
+
+
 def evaluate_model(chosen: argparse.Namespace) -> int:
     """Measure a model on a benchmark, or the harness's tasks, or both; Parquet and a table."""
     from rayunlearn.interop.evaluate import Evaluation, write_evaluation
@@ -176,4 +188,15 @@ def export(chosen: argparse.Namespace) -> int:
             local_run(chosen.run), chosen.trial, chosen.output, adapter_only=chosen.adapter_only
         )
     )
+    return DONE
+
+
+def convert(chosen: argparse.Namespace) -> int:
+    """A GGUF file as a directory, and what was found in it."""
+    from rayunlearn.models.gguf import convert_gguf
+    from rayunlearn.models.load import model_digest
+
+    converted = convert_gguf(chosen.file, chosen.directory)
+    written = f"written: {chosen.directory}, digest {model_digest(str(chosen.directory))}"
+    print("\n".join([*converted.lines(), written]))
     return DONE

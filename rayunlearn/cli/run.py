@@ -237,11 +237,13 @@ def _memory_line(agenda: "Agenda", folder: Path) -> str:
         estimate_gpu_memory,
         format_gpu_memory,
         gpu_share,
-        user_cache,
     )
+    from rayunlearn.storage.user_cache import user_cache
 
     trials = [row.trial for row in (*agenda.rows, *agenda.expected)]
-    memory, available = estimate_gpu_memory(trials, folder, user_cache()), device_bytes()
+    # a plan is read before there is an output folder, and makes none
+    memory = estimate_gpu_memory(trials, folder, user_cache("gpu_memory"))
+    available = device_bytes()
     return (
         gpu_share(memory, available)[1]
         if available

@@ -120,15 +120,6 @@ def estimate_gpu_memory(trials: Iterable[Trial], run: Path, cache: Path | None =
     return GpuMemory(peak=round(needed[largest_trial] * factor), trial=label, source=source)
 
 
-def user_cache() -> Path | None:
-    """A person's folder of estimates: a plan is read before there is an output folder, and makes
-    none. `~/.cache/rayunlearn/gpu_memory`, or the same under XDG_CACHE_HOME; None for a person
-    without a home.
-    """
-    caches = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return Path(caches) / "rayunlearn" / "gpu_memory" if os.path.isabs(caches) else None
-
-
 def cached_peak_bytes(trial: Trial, cache: Path | None) -> int:
     """`peak_bytes`, read from `cache` where an earlier process wrote it: to measure it takes
     seconds, most of them for loading libraries. Without a cache it is measured.

@@ -27,6 +27,7 @@ from rayunlearn.planning.backend import unlearning_backend
 from rayunlearn.planning.planner import Planner
 from rayunlearn.storage.parquet import frame_of
 from rayunlearn.storage.run import write_trial
+from rayunlearn.storage.user_cache import user_cache
 from tests import synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -219,7 +220,7 @@ def test_plan_and_a_second_run_load_neither_torch_nor_ray(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     experiment, work = load(HELLO), unlearning_backend()
     planner = Planner(experiment, work.check, work.identify)
-    run, cache = tmp_path / "runs" / "hello" / "1", gpu_memory.user_cache()
+    run, cache = tmp_path / "runs" / "hello" / "1", user_cache("gpu_memory")
     agenda = planner.agenda({})
     said = gpu_memory.estimate_gpu_memory(
         [row.trial for row in (*agenda.rows, *agenda.expected)], run, cache
