@@ -38,6 +38,7 @@ from rayunlearn.keywords.llm_judge import Chat, load_chat
 from rayunlearn.keywords.rows import keyword_rows
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.keywords.vectorized import VECTORIZED
+from rayunlearn.models.folder import check_model
 from rayunlearn.models.load import load_model, model_digest
 from rayunlearn.ranges import checked_arguments
 from rayunlearn.storage.code_identity import code_digest, library_versions
@@ -205,10 +206,12 @@ def _key(
     arguments: Mapping[str, Any],
 ) -> str:
     """What identifies the work: other input, settings or code is other work."""
-    asks_models = bool(request.base or request.gold or request.judge)
-    models = [
-        model_digest(name) if name else "" for name in (request.base, request.gold, request.judge)
-    ]
+    named = {"--base": request.base, "--gold": request.gold, "--judge": request.judge}
+    for option, name in named.items():
+        if name:
+            check_model(name, setting=option)
+    asks_models = any(named.values())
+    models = [model_digest(name) if name else "" for name in named.values()]
     return digest(
         [
             WORK_FORMAT,

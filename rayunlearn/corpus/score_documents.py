@@ -32,7 +32,8 @@ from rayunlearn.data.tokenize import ENCODING_VERSION, encode_documents
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.lazy import torch
 from rayunlearn.models.document_features import DocumentFeatures, document_features, zlib_ratio
-from rayunlearn.models.load import check_template, load_model, model_digest
+from rayunlearn.models.folder import check_model
+from rayunlearn.models.load import load_model, model_digest
 from rayunlearn.ranges import checked_arguments
 from rayunlearn.schema import SCORES_VERSION
 from rayunlearn.selectors.table import SELECTORS
@@ -105,7 +106,9 @@ def score_corpus(
     check_output(request.output)
     # their rules
     Data(template=request.template, max_tokens=request.max_tokens)
-    check_template(request.template, (request.base,))
+    check_model(
+        request.base, setting="--base", template=request.template, max_tokens=request.max_tokens
+    )
     source = request.source(request.corpus, piece_bytes=MODEL_PARTITION_BYTES)
     model = model_digest(request.base)
     engine = choose([source], True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers.processors import TemplateProcessing
 
+from rayunlearn.data.chat_sandbox import template_fault, with_fixed_day
 from rayunlearn.data.documents import Document
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raised when the rules of this module give a text other ids: caches of what ids decide carry it.
-ENCODING_VERSION = 2
+ENCODING_VERSION = 3
 # Stands for an answer in a rendered conversation: its ends are of no script and in no template.
 PLACEHOLDER = "\ue000answer\ue001"
 
@@ -217,7 +218,34 @@ def begin_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError unless the tokenizer has a chat template that takes question and answer."""
-    align("a question", "an answer", tokenizer, "chat")
+    require_chat_template(bool(tokenizer.chat_template), tokenizer.name_or_path)
+    fault = chat_template_fault(tokenizer)
+    rule = f"the chat template of {tokenizer.name_or_path} must take a question and an answer"
+    if fault:
+        raise UserError(f"{rule}: {fault}")
+
+
+def require_chat_template(is_there: bool, model: str) -> None:
+    """Raise UserError for a model that has no chat template."""
+    rule = "data.template 'chat' needs a tokenizer with a chat template; without one is"
+    require(is_there, rule, model)
+
+
+def chat_template_fault(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What keeps the tokenizer's chat template from writing a question and its answer, '' for
+    nothing. It is tried in a process of its own first (`data.chat_sandbox`).
+    """
+    question, answer = _chat_message("user", "a question"), _chat_message("assistant", "an answer")
+    conversations = (([question], True), ([question, answer], False))
+    try:
+        template = str(tokenizer.get_chat_template())
+        fault = template_fault(template, dict(tokenizer.special_tokens_map), conversations)
+        if not fault:
+            align("a question", "an answer", tokenizer, "chat")
+    except ValueError as problem:
+        found = problem.__cause__ or problem
+        return f"{type(found).__name__}: {' '.join(str(found).split())}"
+    return fault
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -329,13 +357,12 @@ def _rendered(
     tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, opens: bool = False
 ) -> str:
     """The conversation in the chat template; with `opens`, up to where the next answer begins."""
-    require(
-        bool(tokenizer.chat_template),
-        "data.template 'chat' needs a tokenizer with a chat template; without one is",
-        tokenizer.name_or_path,
-    )
+    require_chat_template(bool(tokenizer.chat_template), tokenizer.name_or_path)
     try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=opens, tokenize=False)
+        template = with_fixed_day(str(tokenizer.get_chat_template()))
+        text = tokenizer.apply_chat_template(
+            turns, chat_template=template, add_generation_prompt=opens, tokenize=False
+        )
     # a template raises what it likes, jinja2's TemplateError among it
     except Exception as problem:
         raise UserError(

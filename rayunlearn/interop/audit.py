@@ -7,18 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from rayunlearn.config import Method, Objective, Trial, Value, with_values
-from rayunlearn.data.hub import is_local
-from rayunlearn.errors import UserError, require
+from rayunlearn.errors import require
 from rayunlearn.experiment import Budget, Experiment, check_measured
-from rayunlearn.lazy import transformers
-from rayunlearn.models.load import check_directory, read_config_json, resolve_model
+from rayunlearn.models.folder import read_tokenizer
+from rayunlearn.models.model_files import check_directory, read_config_json, resolve_model
 from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.workspace import validate_trial
 
 QUESTION = "Is what {model} was to forget gone, or can it be recovered?"
-
-# workers may stand in another folder
-LOCAL = ("model.name", "model.gold", "model.unlearned", "data.path")
 
 
 def audit_of(
@@ -63,12 +59,8 @@ def _audited_trial(model: str, base: str, gold: str, values: Mapping[str, Value]
     }
     # Nothing is trained, so no loss is chosen: the retain-only trial is the one that keeps no
     # coreset.
-    return validate_trial(
-        with_values(
-            Trial(method=Method(forget="none")),
-            {name: absolute(name, value) for name, value in {**models, **values}.items()},
-        )
-    )
+    start = Trial(method=Method(forget="none"))
+    return validate_trial(with_values(start, {**models, **values}))
 
 
 def _version_of(model: str, trial: Trial) -> str:
@@ -90,7 +82,7 @@ def check_models(named: Mapping[str, str]) -> None:
     for directory in directories.values():
         check_directory(directory)
     first, *rest = directories
-    shape, words = shape_of(directories[first]), vocabulary_of(directories[first])
+    shape, words = shape_of(directories[first]), read_tokenizer(directories[first]).get_vocab()
     for option in rest:
         require(
             shape_of(directories[option]) == shape,
@@ -99,7 +91,7 @@ def check_models(named: Mapping[str, str]) -> None:
         )
         moved = sorted(
             word
-            for word, token_id in vocabulary_of(directories[option]).items()
+            for word, token_id in read_tokenizer(directories[option]).get_vocab().items()
             if words.get(word, token_id) != token_id
         )
         require(
@@ -113,28 +105,3 @@ def shape_of(directory: Path) -> tuple[object, ...]:
     """(blocks, width) as config.json says."""
     config = read_config_json(directory / "config.json")
     return (config.get("num_hidden_layers"), config.get("hidden_size"))
-
-
-def vocabulary_of(directory: Path) -> dict[str, int]:
-    """Token -> id. Raises UserError for a tokenizer that cannot be read, or only by code that it
-    brings.
-    """
-    try:
-        return dict(
-            transformers.AutoTokenizer.from_pretrained(
-                directory, trust_remote_code=False
-            ).get_vocab()
-        )
-    except (OSError, ValueError, KeyError) as problem:
-        raise UserError(
-            f"the tokenizer in {directory} could not be loaded: {type(problem).__name__}: {problem}"
-        ) from problem
-
-
-def absolute(name: str, value: Value) -> Value:
-    """A path on this machine in full; Hub names and everything else as they are."""
-    return (
-        str(Path(str(value)).expanduser().resolve())
-        if name in LOCAL and value and is_local(str(value))
-        else value
-    )

@@ -21,7 +21,8 @@ from rayunlearn.metrics.corpus import GOLD_METRICS, corpus_rows
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.metrics.table import METRICS, sources_of
 from rayunlearn.models.cpu_offload import to_device_or_offload
-from rayunlearn.models.load import check_template, load_model, model_digest
+from rayunlearn.models.folder import check_model
+from rayunlearn.models.load import load_model, model_digest
 from rayunlearn.registry import check_trial
 from rayunlearn.schema import Rows
 from rayunlearn.storage.parquet import write_bytes, write_table
@@ -84,7 +85,7 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
     """
     require(request.limit >= 0, "--limit must be >= 0", request.limit)
     trial = requested_trial(request)
-    check_template(trial.data.template, (request.model, request.base, request.gold_model))
+    _check_models(request, trial.data)
     corpus = limit_documents(evaluation_corpus(trial.data), request.limit)
     require(any(corpus.probes.values()), f"{request.benchmark} must have probes", 0)
     digest = model_digest(request.model)
@@ -104,6 +105,14 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
         evals=[keys | {"step": 0} | row for row in means],
         about=_about(request, trial, corpus, identity=identity, model=digest),
     )
+
+
+def _check_models(request: EvaluationRequest, data: Data) -> None:
+    """Raise UserError for a model that cannot be measured on such texts."""
+    named = {"MODEL": request.model, "--base": request.base, "--gold": request.gold_model}
+    for option, name in named.items():
+        if name:
+            check_model(name, setting=option, template=data.template, max_tokens=data.max_tokens)
 
 
 def _about(

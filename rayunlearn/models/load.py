@@ -8,49 +8,43 @@ checks.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from rayunlearn.config import digest
-from rayunlearn.data.hub import hub_name, is_local, looks_like_path
-from rayunlearn.data.tokenize import check_chat_template
+from rayunlearn.data.hub import is_local
 from rayunlearn.errors import UserError, require
-from rayunlearn.lazy import transformers
+from rayunlearn.lazy import torch, transformers
+from rayunlearn.models.folder import read_tokenizer
 from rayunlearn.models.logits import can_split
-from rayunlearn.storage.artifact_cache import (
-    apply_umask,
-    file_digest,
-    is_young,
-    require_whole,
-    stamp_of,
+from rayunlearn.models.model_files import (
+    HUB_FILES,
+    TEMPLATES,
+    check_directory,
+    file_stamps,
+    model_config,
+    read_config_json,
+    refuse_adapter,
+    resolve_model,
+    weight_files,
 )
-from rayunlearn.storage.sync import fetch_folder
+from rayunlearn.storage.artifact_cache import apply_umask, file_digest, is_young, require_whole
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-INDEX = "model.safetensors.index.json"
-PICKLE_FILES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-
-# other people's layouts of the same weights
-HUB_SKIPPED = ["*/*", "consolidated*"]
 
 # What a model is, file by file: its weights and everything else that a loader of model or tokenizer
 # may read. A file of an unknown name counts: a trial that runs once more costs less than a wrong
 # number.
 PARTS = (*HUB_FILES[1:], "*.bpe", "*.spm", "*.tiktoken", "adapter_model.safetensors")
-TEMPLATES = "additional_chat_templates/*.jinja"
 # Notes of whoever wrote the folder, read by no loader.
 NOT_LOADED = ("training.json", "provenance.json", "manifest.json", "trainer_state.json")
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "README", "USE_POLICY")
@@ -80,11 +74,11 @@ def load_model(
     directory = resolve_model(name)
     require_whole(directory)
     check_directory(directory)
+    refuse_adapter(directory)
+    model_config(directory)
+    tokenizer = read_tokenizer(directory)
     try:
         with quiet_transformers():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                directory, trust_remote_code=False
-            )
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=dtype or "auto",
@@ -103,6 +97,7 @@ def load_model(
         f"the weights in {directory} must have every tensor of the model; missing {len(missing)}",
         missing[:5],
     )
+    _check_numbers(model, directory)
     set_padding(model, tokenizer, directory)
     # tried here, so that what is said of a family is said before anything is measured
     can_split(model.eval())
@@ -115,12 +110,23 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     directory = resolve_model(name)
     check_directory(directory)
-    try:
-        return transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as problem:
-        raise UserError(
-            f"the tokenizer in {directory} could not be loaded: {type(problem).__name__}: {problem}"
-        ) from problem
+    return read_tokenizer(directory)
+
+
+def _check_numbers(model: PreTrainedModel, directory: Path) -> None:
+    """Raise UserError where a weight is no finite number: every result would be none either."""
+    broken = [name for name, weights in model.state_dict().items() if not _is_finite(weights)]
+    require(
+        not broken,
+        f"the weights in {directory} must be finite numbers; NaN or infinity in {len(broken)}"
+        " tensors",
+        broken[:3],
+    )
+
+
+def _is_finite(weights: Tensor) -> bool:
+    # one pass without a copy; a sum may leave the type's range where no weight does
+    return bool(weights.sum().isfinite()) or bool(torch.isfinite(weights).all())
 
 
 def save_model(
@@ -186,17 +192,6 @@ def loaded_files(directory: Path) -> list[Path]:
     return sorted({*parts, *directory.glob(TEMPLATES), *weight_files(directory)})
 
 
-def file_stamps(name: str) -> tuple[object, ...]:
-    """What changes when a file of the model directory does, without reading any; empty where there
-    is no directory, as for a Hub name.
-    """
-    directory = Path(name).expanduser()
-    if not directory.is_dir():
-        return ()
-    files = sorted((*directory.glob("*"), *directory.glob(TEMPLATES)))
-    return tuple((str(file), stamp_of(file)) for file in files if file.is_file())
-
-
 def _content_of(file: Path) -> str:
     """Digest of a file's bytes, or of the object in a JSON file that has notes, without them."""
     if file.name not in WITH_NOTES:
@@ -219,123 +214,6 @@ def quiet_transformers() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def resolve_model(name: str) -> Path:
-    """The directory of a model; a Hub name is downloaded to the Hub cache first (no code, no
-    pickles).
-    """
-    local = Path(name).expanduser()
-    if is_local(name) or looks_like_path(name):
-        # of a run under a URL: trained on another machine
-        fetch_folder(local)
-        return local
-    repository, revision = hub_name(
-        name, "model.name must be 'scratch', a directory or a Hub name (owner/name)"
-    )
-    # only a Hub name needs it
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                repository, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED
-            )
-        )
-    except (OSError, ValueError) as problem:
-        attempt = f"model.name {name!r} is no directory here, so it was looked up on the Hub"
-        raise UserError(f"{attempt}: {type(problem).__name__}: {problem}") from problem
-
-
-def check_directory(directory: Path) -> None:
-    """Raise UserError unless `directory` holds a causal language model with readable safetensors
-    weights.
-    """
-    require(directory.is_dir(), "model.name must be a directory that exists", str(directory))
-    files = sorted(file.name for file in directory.iterdir())
-    require(
-        (directory / "config.json").is_file(),
-        f"a model directory must have config.json; {directory} has",
-        files,
-    )
-    check_architecture(directory)
-    weights = weight_files(directory)
-    pickled = [file for file in files if file.endswith(PICKLE_FILES)]
-    if not weights and pickled:
-        raise UserError(
-            f"weights must be safetensors; {directory} has only {pickled}, which can run code when"
-            " read: convert them to safetensors"
-        )
-    require(
-        bool(weights),
-        f"a model directory must have weights (model.safetensors); {directory} has",
-        files,
-    )
-    for file in weights:
-        check_weights(file, files)
-
-
-def check_architecture(directory: Path) -> None:
-    """Raise UserError unless config.json names an architecture that predicts the next token."""
-    config = read_config_json(directory / "config.json")
-    named = config.get("architectures") or []
-    require(
-        bool(named),
-        f"{directory / 'config.json'} must name its architecture, keys are",
-        sorted(config),
-    )
-    table = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    architectures = {
-        name for value in table.values() for name in ([value] if isinstance(value, str) else value)
-    }
-    require(
-        any(name in architectures for name in named),
-        "a model must be a causal language model that transformers knows",
-        named,
-    )
-
-
-def check_weights(file: Path, files: list[str]) -> None:
-    """Raise UserError unless `file` is there and is a whole safetensors file."""
-    require(
-        file.is_file(),
-        f"{file.name} is listed in {INDEX} and must be in {file.parent}, which has",
-        files,
-    )
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            require(bool(list(tensors.keys())), "a weight file must have tensors", str(file))
-    except (SafetensorError, OSError) as problem:
-        raise UserError(f"{file} is not a whole safetensors file: {problem}") from problem
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that transformers would read: the single file, or the shards that the
-    index lists.
-    """
-    single = directory / "model.safetensors"
-    if single.is_file() or not (directory / INDEX).is_file():
-        return [single] if single.is_file() else []
-    shards = read_config_json(directory / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise UserError(f"{directory / INDEX} must have a weight_map, got {shards!r}")
-    names = sorted({str(name) for name in shards.values()})
-    require(
-        all(Path(name).name == name for name in names),
-        f"{directory / INDEX} must name files of its own directory",
-        names,
-    )
-    return [directory / name for name in names]
-
-
-def read_config_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError when it holds none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"{file} is not readable JSON: {problem}") from problem
-    require(isinstance(content, dict), f"{file} must hold a JSON object", type(content).__name__)
-    return dict(content)
-
-
 def set_padding(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
 ) -> None:
@@ -348,24 +226,3 @@ def set_padding(
     require(tokenizer.pad_token is not None, rule, sorted(tokenizer.special_tokens_map))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-
-
-def check_template(template: str, models: Sequence[str]) -> None:
-    """Raise UserError where the template is `chat` and the tokenizer of one of the models (names,
-    '' is none) has no chat template that takes a question and an answer.
-    """
-    if template != "chat":
-        return
-    require(
-        "scratch" not in models,
-        "data.template must not be 'chat' when model.name is 'scratch'",
-        template,
-    )
-    for name in filter(None, models):
-        _check_chat(name)
-
-
-@lru_cache(maxsize=8)
-def _check_chat(name: str) -> None:
-    """`check_chat_template` of a model's tokenizer, read once per process."""
-    check_chat_template(load_tokenizer(name))

@@ -12,7 +12,7 @@ from rayunlearn.config import Model
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch, transformers
 from rayunlearn.models.forward import blocks
-from rayunlearn.models.load import resolve_model
+from rayunlearn.models.model_files import model_config, resolve_model
 from rayunlearn.models.scratch import MOST_WORDS, build_model
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def meta_model(model: Model) -> PreTrainedModel:
         if model.name == "scratch":
             return build_model(model.size, MOST_WORDS, 0)
         folder = resolve_model(model.name)
+        config = model_config(folder)
         try:
-            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
             made: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
                 config, trust_remote_code=False
             )

@@ -24,14 +24,15 @@ from rayunlearn.config import Train, Trial, block_numbers, digest, flatten, from
 from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import encode_documents
 from rayunlearn.errors import UserError
-from rayunlearn.lazy import functional, torch, transformers
+from rayunlearn.lazy import functional, torch
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, uses_documents
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.device_memory import step_memory
+from rayunlearn.models.folder import read_tokenizer
 from rayunlearn.models.forward import blocks
-from rayunlearn.models.load import resolve_model
 from rayunlearn.models.logits import FinalStates, final_states
+from rayunlearn.models.model_files import resolve_model
 from rayunlearn.models.outline import meta_model
 from rayunlearn.models.reference import DISTRIBUTION_BYTES
 from rayunlearn.ranges import required_inputs
@@ -250,9 +251,7 @@ def _longest(trial: Trial) -> tuple[int, int]:
     if trial.model.name == "scratch":
         sizes = [_words(document, trial) for document in texts]
     else:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            resolve_model(trial.model.name), trust_remote_code=False
-        )
+        tokenizer = read_tokenizer(resolve_model(trial.model.name))
         encoded = encode_documents(texts, tokenizer, trial.data.template, trial.data.max_tokens)
         sizes = [(len(s.ids), len(s.ids) - s.start) for s in encoded]
     return max(sizes, default=(trial.data.max_tokens, trial.data.max_tokens))

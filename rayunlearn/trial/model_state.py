@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rayunlearn.lazy import torch
 from rayunlearn.models.cpu_offload import to_device_or_offload
-from rayunlearn.models.load import file_stamps, load_model
+from rayunlearn.models.load import load_model
+from rayunlearn.models.model_files import file_stamps
 from rayunlearn.storage.artifact_cache import canonical
 from rayunlearn.train.device import accelerator
 

@@ -6,17 +6,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from rayunlearn.config import Model, Trial, block_numbers, trial_id
+from rayunlearn.config import (
+    Model,
+    Trial,
+    Value,
+    block_numbers,
+    flatten,
+    trial_id,
+    with_values,
+)
 from rayunlearn.data.documents import Corpus
+from rayunlearn.data.hub import is_local
 from rayunlearn.errors import require
-from rayunlearn.lazy import transformers
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
-from rayunlearn.models.load import check_template, resolve_model
+from rayunlearn.models.folder import check_model, require_positions
+from rayunlearn.models.model_files import model_config, resolve_model
 from rayunlearn.models.outline import check_family
-from rayunlearn.models.scratch import SHAPES
+from rayunlearn.models.scratch import LONGEST_TOKENS, SHAPES
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import check_trial
 from rayunlearn.selectors.cost import COSTS, RANKED_WHOLE, n_places, require_affordable
@@ -30,6 +38,17 @@ from rayunlearn.trial.identity import (
     cached_model_digest,
     content_digests,
     corpus_of,
+)
+
+# settings that may hold a path
+PATHS = (
+    "data.path",
+    "model.name",
+    "model.gold",
+    "model.unlearned",
+    "select.judge_model",
+    "attack.chat_model",
+    "attack.file",
 )
 
 
@@ -88,12 +107,13 @@ def start_folder(trial: Trial, workspace: Workspace) -> str:
 
 
 def validate_trial(trial: Trial) -> Trial:
-    """`registry.check_trial`, and what only the model can say: the layers exist, its tokenizer has
-    the chat template that the trial asks for. Raises UserError before anything runs.
+    """`registry.check_trial`, with paths in full, and what only the model's folder can say: it can
+    be used, the layers exist, its context holds the texts, its tokenizer has the chat template that
+    the trial asks for. Raises UserError before anything runs.
     """
-    checked = check_trial(trial)
+    checked = with_full_paths(check_trial(trial))
+    check_named_models(checked)
     model = checked.model
-    check_template(checked.data.template, (model.name, model.gold, model.unlearned))
     if model.name != "scratch":
         check_family(model.name)
     train = checked.train
@@ -120,6 +140,36 @@ def validate_trial(trial: Trial) -> Trial:
     return checked
 
 
+def with_full_paths(trial: Trial) -> Trial:
+    """The trial with every path on this machine in full: workers stand in other folders, and a
+    later command may. Hub names stay as they are, and the trial's id is the same.
+    """
+    flat = flatten(trial)
+    full = {name: full_path(str(flat[name])) for name in PATHS if flat[name]}
+    changed: dict[str, Value] = {n: value for n, value in full.items() if value != flat[n]}
+    return with_values(trial, changed) if changed else trial
+
+
+def full_path(name: str) -> str:
+    """A path on this machine in full; anything else as it is."""
+    return str(Path(name).expanduser().resolve()) if is_local(name) else name
+
+
+def check_named_models(trial: Trial) -> None:
+    """Raise UserError for a model that the trial names and cannot use (`models.folder`)."""
+    data, model = trial.data, trial.model
+    named = {"name": model.name, "gold": model.gold, "unlearned": model.unlearned}
+    if model.name == "scratch":
+        rule = "data.template must not be 'chat' when model.name is 'scratch'"
+        require(data.template != "chat", rule, data.template)
+        require_positions(data.max_tokens, LONGEST_TOKENS, "a model built here")
+        del named["name"]
+    for field, name in named.items():
+        if name:
+            setting = f"model.{field}"
+            check_model(name, setting=setting, template=data.template, max_tokens=data.max_tokens)
+
+
 def _check_selection(trial: Trial) -> None:
     """Raise UserError where selecting the coreset would take too long or too much memory."""
     select = trial.select
@@ -140,20 +190,14 @@ def model_width(model: Model) -> int:
     """Numbers of a hidden state, without loading weights."""
     if model.name == "scratch":
         return SHAPES[model.size].width
-    return int(_model_config(model).hidden_size)
+    return int(model_config(resolve_model(model.name)).get_text_config().hidden_size)
 
 
 def model_depth(model: Model) -> int:
     """Number of transformer blocks, without loading weights."""
     if model.name == "scratch":
         return SHAPES[model.size].blocks
-    return int(_model_config(model).num_hidden_layers)
-
-
-def _model_config(model: Model) -> Any:
-    return transformers.AutoConfig.from_pretrained(
-        resolve_model(model.name), trust_remote_code=False
-    )
+    return int(model_config(resolve_model(model.name)).get_text_config().num_hidden_layers)
 
 
 def workspace_of(trial: Trial, cache: Path) -> Workspace:
