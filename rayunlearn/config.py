@@ -491,12 +491,23 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is minimised (`forgetting`, a metric on split `forget`) and maximised (`utility`, on
-    `utility_split`).
+    """What the tuning minimises and maximises, and from which utility on a trial is feasible.
 
-    `utility_floor` is a share of the base model's utility; a trial under it is not feasible.
-    `stage` calibrated asks for both of the model interpolated to calibrate.tau x base's retention
-    (CALIBRATED where the experiment says nothing).
+    Raises UserError for an unknown `stage`, and for a floor outside [0, 1].
+
+    Args:
+        forgetting: metric on split `forget`, minimised (maximised where more of it is less
+            knowledge).
+        utility: metric on `utility_split`, maximised.
+        utility_split: the split of `utility`.
+        utility_floor: share of the base model's utility that a feasible trial keeps, in [0, 1].
+        stage: the model that is measured: `unlearned`, or `calibrated`, the unlearned model
+            interpolated towards base to calibrate.tau x base's retention (0.95 where the
+            experiment says nothing).
+
+    Example:
+        >>> Objective(utility_split="untouched").utility_floor
+        0.9
     """
 
     forgetting: str = "probability"

@@ -49,8 +49,20 @@ NOT_SEARCHED_SECTIONS = ("data.", "model.")
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; `log`: uniform in the logarithm; `integer`:
-    whole numbers.
+    """A domain of SEARCH: numbers from `low` to `high`, both included.
+
+    Raises UserError for bounds that are not finite or not in order, for `log` from 0 or below, and
+    for `integer` with bounds that are no whole numbers.
+
+    Args:
+        low: the smallest value.
+        high: the largest value.
+        log: drawn uniformly in the logarithm.
+        integer: whole numbers only.
+
+    Example:
+        >>> Range(1e-5, 1e-3, log=True)
+        Range(low=1e-05, high=0.001, log=True, integer=False)
     """
 
     low: float
@@ -77,7 +89,18 @@ class Range:
 
 @dataclass(frozen=True, init=False)
 class Choice:
-    """One of the given values: `ChoiceQuestion("a", "b")`."""
+    """A domain of SEARCH: one of the given values.
+
+    Raises UserError for no value, for one that is no text, number or boolean, and for one that is
+    given twice.
+
+    Args:
+        values: the values, each of which may be drawn.
+
+    Example:
+        >>> Choice("nll", "kl").values
+        ('nll', 'kl')
+    """
 
     values: tuple[Value, ...]
 
@@ -100,11 +123,19 @@ Domain = Range | Choice
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How tuning is done: `trials` per group, asked for in batches of `batch` that wait for each
-    other.
+    """BUDGET: how hyperparameters are tuned.
 
-    `shared`: hyperparameters are tuned once per group at ratio 1.0; `per_cell`: every cell has the
-    same budget of its own; `none`: BASE's values are taken as they are.
+    Raises UserError for a `tuning` that is none of the three, and for numbers below 1.
+
+    Args:
+        tuning: `shared`: tuned once per group at ratio 1.0; `per_cell`: every cell has the same
+            budget of its own; `none`: BASE's values are taken as they are.
+        trials: tuning trials per group, or per cell.
+        batch: trials that are asked for at once; the next batch waits for their results.
+
+    Example:
+        >>> Budget(trials=12).tuning
+        'shared'
     """
 
     tuning: str = "shared"
@@ -145,8 +176,36 @@ Grid = tuple[Axis, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A checked experiment. `grids` are united: a cell that two of them give is one cell. `track`:
-    trackers that are told of every trial.
+    """An experiment, checked when it is built; `load` builds it from a file.
+
+    Raises UserError for a name of `search` that cannot be searched, an empty `search` that is to be
+    tuned, a `base` of another stage than `unlearned`, an unknown tracker, and a version that names
+    no folder.
+
+    Args:
+        name: name of the file, and of the folder of its runs.
+        question: what the file's docstring asks.
+        base: settings of every trial where no axis and no tuning says otherwise.
+        grids: axes that are crossed; a cell that two grids give is one cell.
+        search: domain by setting or option, for the tuning.
+        budget: how the tuning is done.
+        objective: what the tuning minimises and maximises.
+        attacks: what is attacked when every trial has ended.
+        track: trackers that are told of every trial: tensorboard, wandb, mlflow.
+        version: folder of the run under the name; letters, digits, '.', '_', '-'.
+
+    Example:
+        >>> experiment = Experiment(
+        ...     name="mine",
+        ...     question="How low can the ratio go?",
+        ...     base=Trial(),
+        ...     grids=grids_of({"select.ratio": [1.0, 0.25]}),
+        ...     search={},
+        ...     budget=Budget(tuning="none"),
+        ...     objective=Objective(),
+        ... )
+        >>> axis_names(experiment)
+        ('select.ratio',)
     """
 
     name: str

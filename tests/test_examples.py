@@ -1,5 +1,6 @@
-"""Every public function of the analysis and config API says its arguments and its result, and its
-example is run as it stands, on the small runs of docs/notebooks.
+"""Every public function and class of the analysis and config API says its arguments and its
+result, and its example is run as it stands, on the small runs of docs/notebooks and on runs made of
+numbers.
 
 Public is what PUBLIC lists, and what a notebook or a page of docs/ imports: the second must be
 listed too.
@@ -14,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import synthetic
+from tests.analysis.test_attribution import explained_run
+from tests.analysis.test_recovery import attacked_run
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {
@@ -33,31 +38,45 @@ PUBLIC = {
     ),
     "rayunlearn.analysis.equivalence": ("frontier_of_run",),
     "rayunlearn.analysis.hypothesis_tests": ("holm",),
+    "rayunlearn.analysis.intervals": (
+        "gap_closed",
+        "mean_interval",
+    ),
     "rayunlearn.analysis.pareto": ("pareto_front",),
     "rayunlearn.analysis.recovery": (
         "area_under",
         "recovery_table",
+        "worst_case",
     ),
     "rayunlearn.analysis.run_frames": (
         "objective_of",
         "trial_table",
     ),
+    "rayunlearn.analysis.two_way": ("combined",),
     "rayunlearn.config": (
+        "Objective",
         "flatten",
         "from_flat",
         "parse_assignments",
         "with_values",
     ),
     "rayunlearn.experiment": (
+        "Budget",
+        "Choice",
+        "Experiment",
+        "Range",
         "load",
         "override",
     ),
     "rayunlearn.planning.study_export": ("study_of_run",),
     "rayunlearn.ranges": ("options_of",),
+    "rayunlearn.reporting.html": ("write_report",),
     "rayunlearn.reporting.sentences": ("frontier_in_words",),
     "rayunlearn.reporting.summary": ("run_summary",),
     "rayunlearn.reporting.tables": ("ranking_sentences",),
+    "rayunlearn.selectors.table": ("top_k_documents",),
     "rayunlearn.storage.run": (
+        "Run",
         "find_trial",
         "finished_ids",
         "open_run",
@@ -68,17 +87,29 @@ IMPORT = re.compile(r"from (rayunlearn[a-z_.]*) import ([A-Za-z_, ]+)")
 FUNCTIONS = [(module, name) for module, names in PUBLIC.items() for name in names]
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the examples open: docs, experiments and three runs made of numbers."""
+    folder = tmp_path_factory.mktemp("examples")
+    for name in ("docs", "experiments"):
+        (folder / name).symlink_to(ROOT / name)
+    synthetic.write_run(folder / "runs" / "selectors" / "1")
+    attacked_run(folder / "runs" / "attacked" / "1")
+    explained_run(folder / "runs" / "explained" / "1")
+    return folder
+
+
 def function_of(module: str, name: str) -> Callable[..., Any]:
-    """The function of that name."""
+    """The function or class of that name."""
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
 
 
 @pytest.mark.parametrize(("module", "name"), FUNCTIONS, ids=[name for _, name in FUNCTIONS])
 def test_a_public_function_has_an_example_that_runs(
-    module: str, name: str, monkeypatch: pytest.MonkeyPatch
+    module: str, name: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(place)
     function = function_of(module, name)
     names = vars(importlib.import_module(module)).copy()
     (example,) = doctest.DocTestFinder(recurse=False).find(function, name, globs=names)
@@ -93,7 +124,7 @@ def test_a_public_function_says_its_arguments_and_its_result(module: str, name: 
     text = inspect.getdoc(function) or ""
     arguments = text.partition("Args:")[2].partition("Returns:")[0]
     unnamed = [p for p in inspect.signature(function).parameters if p not in arguments]
-    assert unnamed == [] and "Returns:" in text
+    assert unnamed == [] and ("Returns:" in text or inspect.isclass(function))
 
 
 def test_what_pages_and_notebooks_import_is_public() -> None:

@@ -119,9 +119,9 @@ def emphasis_table(run: Run) -> pl.DataFrame:
 
     Example:
         >>> from rayunlearn.storage.run import open_run
-        >>> run = open_run("docs/notebooks/runs/coreset")
-        >>> emphasis_table(run).height
-        0
+        >>> table = emphasis_table(open_run("runs/explained/1"))
+        >>> table.filter(cell="npo + nll, full set").select("forgotten", "recovered").row(0)
+        (2.0, 0.5)
     """
     right, group_of = _values(run, (RIGHT_METRIC,), by="attack"), groups_of(run)
     rows = [
@@ -147,9 +147,10 @@ def damage_table(run: Run) -> pl.DataFrame:
 
     Example:
         >>> from rayunlearn.storage.run import open_run
-        >>> run = open_run("docs/notebooks/runs/coreset")
-        >>> damage_table(run).height
-        0
+        >>> table = damage_table(open_run("runs/explained/1"))
+        >>> row = table.row(by_predicate=pl.col("cell") == "npo + nll, full set", named=True)
+        >>> print(f"{row['destroyed']:.2f}")
+        0.33
     """
     right, words = _values(run, (RIGHT_METRIC,), by="attack"), _values(run, WORD_KINDS)
     group_of, cells = groups_of(run), attribution_cells(run)
@@ -177,9 +178,10 @@ def tracking_table(run: Run, *, split: str = "forget") -> pl.DataFrame:
 
     Example:
         >>> from rayunlearn.storage.run import open_run
-        >>> run = open_run("docs/notebooks/runs/coreset")
-        >>> tracking_table(run).height
-        0
+        >>> table = tracking_table(open_run("runs/explained/1"))
+        >>> row = table.row(by_predicate=pl.col("cell") == "npo + nll, full set", named=True)
+        >>> print(f"{row['overlap']:.2f} {row['kept']:.2f}")
+        0.33 0.50
     """
     frames, group_of = attribution_frames(run, split), groups_of(run)
     return pl.DataFrame(

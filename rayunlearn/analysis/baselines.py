@@ -104,9 +104,9 @@ def baseline_table(run: Run) -> pl.DataFrame:
 
     Example:
         >>> from rayunlearn.storage.run import open_run
-        >>> run = open_run("docs/notebooks/runs/coreset")
-        >>> baseline_table(run).height
-        0
+        >>> table = baseline_table(open_run("runs/selectors/1"))
+        >>> table.select("name", "arm", "reference", "ratio", "verdict").row(0)
+        ('npo + nll', 'min_k', 'random', 0.25, 'forgets less')
     """
     lower, base = lower_is_forgotten(run.experiment), _base_utility(run)
     floor = objective_of(run.experiment).utility_floor

@@ -71,9 +71,22 @@ def gap_closed(
     """(base - x) / (base - gold) with Fieller's interval of a ratio: 0 is the untouched model, 1
     the one that never saw the forget set.
 
-    `matrix` is (seeds, documents), `base` and `gold` (1, documents) on the same documents, of which
-    those count that all three were measured on. All None where base and gold cannot be
-    distinguished at this level: there is no way to go.
+    Args:
+        matrix: (seeds, documents), values of the unlearned models, NaN = missing.
+        base: (1, documents), the same documents before unlearning; those count that all three
+            were measured on.
+        gold: (1, documents), the same of the model that never saw the forget set.
+        groups: a number per document; documents of one group are drawn together.
+        level: of the interval, in (0, 1).
+
+    Returns:
+        The fraction and its interval; all None where base and gold cannot be distinguished at
+        this level: there is no gap to close.
+
+    Example:
+        >>> base, gold = np.array([[0.9, 1.0, 0.8]]), np.array([[0.1, 0.2, 0.0]])
+        >>> print(f"{gap_closed((base + gold) / 2, base, gold).mean:.2f}")
+        0.50
     """
     if not all(np.isfinite(part).any() for part in (matrix, base, gold)):
         return NO_INTERVAL
@@ -106,12 +119,26 @@ def mean_interval(
     bounds: tuple[float, float] | None = None,
     level: float = LEVEL,
 ) -> Interval:
-    """Mean of a (seeds, documents) matrix, NaN = missing, with an interval by Student's t.
+    """Mean of a (seeds, documents) matrix with an interval by Student's t.
 
-    Its variance is that of seeds and of documents (`two_way.combined`), documents of one group (a
-    number per column) drawn together. Within `bounds`, the range of the metric, where it has one
-    (`two_way.score_interval`). With one seed only documents vary, and `over` says so: that interval
-    knows nothing of how much another seed would differ; with one document only seeds do.
+    Its variance is that of seeds and of documents (`two_way.combined`). With one seed only
+    documents vary, and `over` says so: that interval knows nothing of how much another seed would
+    differ; with one document only seeds do. Raises UserError for another number of dimensions.
+
+    Args:
+        matrix: (seeds, documents), NaN = missing.
+        groups: a number per document; documents of one group are drawn together.
+        bounds: smallest and largest value of the metric, where it has them; the interval stays
+            within (`two_way.score_interval`).
+        level: of the interval, in (0, 1).
+
+    Returns:
+        The mean and its interval; all None where nothing was measured.
+
+    Example:
+        >>> interval = mean_interval(np.array([[0.0, 0.5, 1.0], [0.0, 0.5, 1.0]]), bounds=(0, 1))
+        >>> interval.mean, interval.over
+        (0.5, 'seeds and documents')
     """
     require(
         matrix.ndim == 2, "an interval needs a (seeds, documents) matrix, dimensions", matrix.ndim

@@ -115,9 +115,12 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
 
     Example:
         >>> from rayunlearn.storage.run import open_run
-        >>> run = open_run("docs/notebooks/runs/coreset")
-        >>> recovery_table(run).height
-        0
+        >>> table = recovery_table(open_run("runs/attacked/1"))
+        >>> row = table.row(0, named=True)
+        >>> row["setting"]
+        'relearning learning_rate=0.001 steps=20'
+        >>> print(f"{row['unlearned']:.2f} -> {row['after']:.2f}: {row['recovered']:.3f}")
+        0.10 -> 0.60: 0.625
     """
     metric = metric or objective_of(run.experiment).forgetting
     placed = run.attacks.collect().join(
@@ -165,8 +168,20 @@ RECOVERY_SCHEMA: dict[str, Any] = {
 
 
 def worst_case(table: pl.DataFrame) -> pl.DataFrame:
-    """Per attacked trial the attack that gives most back (by `recovered`), as its setting and
-    fraction.
+    """The attack that recovers most of each attacked trial.
+
+    Args:
+        table: `recovery_table(run)`.
+
+    Returns:
+        A row per attacked trial, the most recovered first: the attack's setting and the recovered
+        fraction with its 95% interval.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> table = recovery_table(open_run("runs/attacked/1"))
+        >>> table.height, worst_case(table)["setting"].to_list()
+        (2, ['relearning learning_rate=0.001 steps=20'])
     """
     measured = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
     return measured.unique("attacked", keep="first", maintain_order=True).select(

@@ -87,6 +87,19 @@ def combined(blocks: Sequence[Matrix], *, groups: Groups | None = None) -> Estim
 
     So a cell alone is `[cell]`, a difference `[first, -second]`. The mean is over the values that
     are there. Columns that no block has a value of are left out.
+
+    Args:
+        blocks: (seeds, documents) each; at least one value is there.
+        groups: a number per document; documents of one group are drawn together.
+
+    Returns:
+        The sum of means, its variance and its degrees of freedom.
+
+    Example:
+        >>> first, second = np.array([[0.9, 0.7], [0.8, 0.8]]), np.array([[0.1, 0.3], [0.2, 0.2]])
+        >>> estimate = combined([first, -second])
+        >>> print(f"{estimate.mean:.2f}", estimate.n_documents, estimate.n_seeds)
+        0.60 2 2
     """
     is_defined = np.any([np.isfinite(block).any(0) for block in blocks], axis=0)
     codes = codes_of(is_defined, groups)

@@ -107,8 +107,20 @@ class Figure:
 
 
 def write_report(run: Path, file: Path | None = None) -> Path:
-    """Rebuild the report from the run's Parquet files alone, as `file` or `<run>/report.html`;
-    returns its path.
+    """Rebuild the report from the run's Parquet files alone.
+
+    Raises UserError for a folder that is no run.
+
+    Args:
+        run: folder of a run.
+        file: where the page is written; None is report.html in the run.
+
+    Returns:
+        Path of the page, which needs no other file.
+
+    Example:
+        >>> write_report(Path("runs/selectors/1")).as_posix()
+        'runs/selectors/1/report.html'
     """
     path = file or Path(run) / "report.html"
     write_bytes(path, page(open_run(run)).encode("utf-8"))

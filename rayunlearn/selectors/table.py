@@ -320,9 +320,23 @@ def top_k_documents(scores: Tensor, ratio: float, topics: Sequence[str] = ()) ->
     """Positions of the max(1, round(ratio n)) highest scores, best first; equal scores keep the
     documents' order.
 
-    With `topics` (one per document) the choice is stratified: within a topic by score, and of the
-    topics in turn so that each has its proportional share at every size, to within one document
-    (Webster's method, so ratios stay nested).
+    With topics the choice is stratified: within a topic by score, and of the topics in turn so that
+    each has its proportional share at every size, to within one document (Webster's method, so
+    ratios stay nested).
+
+    Args:
+        scores: (N,), a score per document.
+        ratio: share of the documents that is kept, in (0, 1].
+        topics: a topic per document; none, or one for all, is no stratification.
+
+    Returns:
+        Positions of the documents that are kept, best first.
+
+    Example:
+        >>> top_k_documents(torch.tensor([0.1, 0.9, 0.8, 0.7]), 0.5)
+        [1, 2]
+        >>> top_k_documents(torch.tensor([0.1, 0.9, 0.8, 0.7]), 0.5, ["a", "b", "b", "a"])
+        [1, 3]
     """
     n_kept = rounded_share(ratio, len(scores))
     order = list(torch.sort(scores, descending=True, stable=True).indices.tolist())

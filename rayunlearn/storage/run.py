@@ -79,11 +79,30 @@ TABLE_FILES = tuple(f"tables/{table}.parquet" for table in PER_TRIAL)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run, opened: one lazy frame per table (columns as in docs/results.md) and what the
-    experiment said of itself.
+    """A run, opened by `open_run`: one lazy frame per table, whose columns docs/results.md
+    describes, and what the experiment said of itself.
 
-    `trials` also has one column per setting (`select.ratio`, `npo.beta`, ...), null where a trial
-    has no such setting.
+    Args:
+        path: folder of the run.
+        trials: a row per ended trial, with a column per setting (`select.ratio`, `npo.beta`, ...)
+            that is null where a trial has no such setting.
+        steps: losses and gradient norms per optimizer step.
+        evals: mean of every metric per trial, stage and split.
+        examples: value of every metric per document.
+        coresets: documents that a trial kept, by rank and score.
+        attributions: contributions of tokens to answers.
+        curves: metrics along steps of an attack, or along a path between weights.
+        plan: role and group of every trial that was planned.
+        attacks: which trial attacks which, and how.
+        corpora: the corpora that trials used.
+        quarantine: documents that were rejected, and why.
+        scores: scores of documents that selectors used.
+        experiment: what experiment.json holds: name, question, objective, metrics.
+
+    Example:
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> run.trials.select("trial_id", "status").collect().height
+        32
     """
 
     path: Path

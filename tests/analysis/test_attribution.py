@@ -110,6 +110,10 @@ def add(run: Path, trial_id: str, tables: dict[str, Any], **config: Any) -> None
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
+    return open_run(explained_run(tmp_path))
+
+
+def explained_run(folder: Path) -> Path:
     """Base answers a, b and c; after unlearning a is left, key words bring b back, random words
     nothing. Half of the set kept: a and b are left.
     """
@@ -154,14 +158,14 @@ def run(tmp_path: Path) -> Run:
         "unlearned", (3.0, 1.0, -2.0, 0.0), (True, True, False, False), (0.4, 0.3, 0.1, 0.2)
     )
     add(
-        tmp_path,
+        folder,
         "base",
         {"examples": examples(known, "base"), "attributions": before},
         stage="base",
     )
     lines = path("base", (0.7, 0.8, 0.3), (1.0, 1.0, 0.5))
     add(
-        tmp_path,
+        folder,
         "full",
         {"examples": examples(full, "unlearned"), "attributions": after, "curves": lines},
     )
@@ -171,7 +175,7 @@ def run(tmp_path: Path) -> Run:
     half_after = attributions("unlearned", (1.0, 3.0, 2.0, 0.0), (True, True, True, False), None)
     ratio: dict[str, Any] = {"select.ratio": 0.5}
     add(
-        tmp_path,
+        folder,
         "half",
         {"examples": examples(half, "unlearned"), "attributions": half_after, "curves": lines},
         **ratio,
@@ -181,11 +185,11 @@ def run(tmp_path: Path) -> Run:
         {"trial_id": t, "role": role} | common
         for t, role in (("base", "base"), ("full", "grid"), ("half", "grid"))
     ]
-    write_run_table(tmp_path, "plan", plan)
+    write_run_table(folder, "plan", plan)
     write_experiment(
-        tmp_path, {"name": "hand", "question": "?", "objective": {"forgetting": "probability"}}
+        folder, {"name": "hand", "question": "?", "objective": {"forgetting": "probability"}}
     )
-    return open_run(tmp_path)
+    return folder
 
 
 def row_of(table: pl.DataFrame, **wanted: Any) -> dict[str, Any]:

@@ -80,19 +80,23 @@ def placed(
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
+    return attacked_run(tmp_path)
+
+
+def attacked_run(folder: Path) -> Path:
     """Base knows 0.9, gold 0.1, unlearning left 0.1; two seeds of relearning bring 0.5 and 0.7; a
     tuned one brought 0.9.
     """
-    add(tmp_path, "base", "base", "none", (0.8, 1.0, 0.8, 1.0))
-    add(tmp_path, "gold", "gold", "none", (0.1,) * 4)
-    add(tmp_path, "mine", "unlearned", "none", (0.0, 0.2, 0.0, 0.2))
-    add(tmp_path, "s0", "unlearned", "relearning", (0.4, 0.6, 0.4, 0.6), (0.1, 0.3, 0.5))
-    add(tmp_path, "s1", "unlearned", "relearning", (0.6, 0.8, 0.6, 0.8), (0.1, 0.5, 0.7))
-    add(tmp_path, "tuned", "unlearned", "relearning", (0.9,) * 4)
-    add(tmp_path, "g0", "gold", "relearning", (0.2,) * 4)
-    add(tmp_path, "u0", "unlearned", "unrelated_training", (0.1, 0.3, 0.1, 0.3))
+    add(folder, "base", "base", "none", (0.8, 1.0, 0.8, 1.0))
+    add(folder, "gold", "gold", "none", (0.1,) * 4)
+    add(folder, "mine", "unlearned", "none", (0.0, 0.2, 0.0, 0.2))
+    add(folder, "s0", "unlearned", "relearning", (0.4, 0.6, 0.4, 0.6), (0.1, 0.3, 0.5))
+    add(folder, "s1", "unlearned", "relearning", (0.6, 0.8, 0.6, 0.8), (0.1, 0.5, 0.7))
+    add(folder, "tuned", "unlearned", "relearning", (0.9,) * 4)
+    add(folder, "g0", "gold", "relearning", (0.2,) * 4)
+    add(folder, "u0", "unlearned", "unrelated_training", (0.1, 0.3, 0.1, 0.3))
     # asks two of the documents alone: nothing comes back
-    add(tmp_path, "half", "unlearned", "weight_noise", (0.0, 0.2))
+    add(folder, "half", "unlearned", "weight_noise", (0.0, 0.2))
     rows = [placed(t, "mine", "attack", RELEARNING) for t in ("s0", "s1")]
     rows += [
         placed("tuned", "mine", "tuning", "relearning learning_rate=0.01 steps=20"),
@@ -102,9 +106,9 @@ def run(tmp_path: Path) -> Path:
         placed("u0", "mine", "control", "unrelated_training steps=20", RELEARNING),
         placed("half", "mine", "attack", "weight_noise relative=0.1"),
     ]
-    write_run_table(tmp_path, "attacks", rows)
-    write_experiment(tmp_path, {"name": "hand", "objective": {"forgetting": "probability"}})
-    return tmp_path
+    write_run_table(folder, "attacks", rows)
+    write_experiment(folder, {"name": "hand", "objective": {"forgetting": "probability"}})
+    return folder
 
 
 def test_recovered_fraction_its_most_its_controls_and_its_curve_by_hand(run: Path) -> None:
