@@ -197,7 +197,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "weights_touched",
             "f64",
             "attacks that change every weight matrix: share of the weights in the blocks' matrices"
-            " that lie in one of which anything changed; null for all others",
+            " that lie in one that was written to, also where a strength of 0 left every value;"
+            " null for all others",
             "fraction [0, 1]",
         ),
         Column("seconds_load", "f64", "time to reset or load the model", "s", "lower"),

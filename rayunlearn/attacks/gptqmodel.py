@@ -28,6 +28,7 @@ from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import nn, torch
 from rayunlearn.models.forward import blocks
 from rayunlearn.models.load import save_model
+from rayunlearn.models.matrices import model_matrices, require_touched
 from rayunlearn.ranges import Count
 
 if TYPE_CHECKING:
@@ -96,11 +97,12 @@ def _by_library(
 ) -> None:
     """Save, let the process quantise, and copy the blocks' tensors from its files.
 
-    Raises UserError for a group that does not divide a module's inputs and for tensors that
-    `method` cannot have made of this model; RuntimeError, with its last lines, when the process
+    Raises UserError for a family that keeps its matrices elsewhere than in linear modules, for a
+    group that does not divide a module's inputs and for tensors that `method` cannot have made of
+    this model; RuntimeError, with its last lines, when the process
     fails.
     """
-    linear = _linear_names(model)
+    linear = _linear_names(model, method)
     narrow = [module.in_features for module in linear.values() if module.in_features % group]
     require(
         not narrow,
@@ -122,16 +124,22 @@ def _by_library(
         _copy_blocks(model, linear, folder, method=method, bits=bits)
 
 
-def _linear_names(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The blocks' linear modules by the names of their weights in the model."""
-    inside = {
-        id(m): m for block in blocks(model) for m in block.modules() if isinstance(m, nn.Linear)
-    }
-    return {
-        f"{name}.weight": inside[id(module)]
+def _linear_names(model: PreTrainedModel, method: str) -> dict[str, nn.Linear]:
+    """The blocks' linear modules by the names of their weights in the model. Raises UserError for a
+    family whose matrices are, for the most part, in other modules (GPT-2's `Conv1D`, experts in one
+    tensor): the library's files have no place for those that this copies back.
+    """
+    matrices = model_matrices(model)
+    parameters = {id(m.parameter) for m in matrices if m.expert is None and not m.is_transposed}
+    linear = {
+        f"{name}.weight": module
         for name, module in model.named_modules()
-        if id(module) in inside
+        if isinstance(module, nn.Linear) and id(module.weight) in parameters
     }
+    total = sum(matrix.weight.numel() for matrix in matrices)
+    reached = sum(module.weight.numel() for module in linear.values())
+    require_touched(reached / max(1, total), f"{method}_by_library")
+    return linear
 
 
 def _copy_blocks(

@@ -30,9 +30,8 @@ def magnitude_pruning(model: PreTrainedModel, *, share: UnitInterval = 0.3) -> N
     for matrix in model_matrices(model):
         weights = matrix.weight.flatten()
         n = int(share * len(weights))
-        if n:
-            weights = weights.index_fill(0, weights.abs().topk(n, largest=False).indices, 0.0)
-            matrix.weight.copy_(weights.view(matrix.weight.shape))
+        weights = weights.index_fill(0, weights.abs().topk(n, largest=False).indices, 0.0)
+        matrix.weight.copy_(weights.view(matrix.weight.shape))
 
 
 def weight_noise(model: PreTrainedModel, seed: int, *, relative: UnitInterval = 0.1) -> None:

@@ -38,11 +38,16 @@ def add_check_command(commands: Any) -> None:
 
 
 def check(chosen: argparse.Namespace) -> int:
-    """What is wrong, a line each; with --repair what was done about it before."""
+    """What is wrong, a line each; with --repair what was done about it before. A folder of
+    `rayunlearn evaluate` is checked too.
+    """
+    from rayunlearn.interop.evaluate import is_evaluation
     from rayunlearn.storage.run import require_run
     from rayunlearn.trial.load import cache_of
 
     run = local_run(chosen.run)
+    if is_evaluation(run):
+        return check_evaluation(run)
     require_run(run)
     cache = cache_of(run)
     if chosen.repair:
@@ -54,6 +59,20 @@ def check(chosen: argparse.Namespace) -> int:
     files, entries = count_files(run, cache)
     counted = f"{len(wrong)} wrong" if wrong else "all as written"
     print(f"{display_path(run)}: {files} files and {entries} cache entries, {counted}")
+    return INCOMPLETE if wrong else DONE
+
+
+def check_evaluation(folder: Path) -> int:
+    """What is wrong with the files of an evaluation, a line each; only `evaluate` writes them
+    again.
+    """
+    from rayunlearn.interop.evaluate import EVALUATION_FILES, evaluation_defects
+
+    wrong = evaluation_defects(folder)
+    for file, words in wrong.items():
+        print(f"{file} {words}")
+    counted = f"{len(wrong)} wrong" if wrong else "all as written"
+    print(f"{folder}: an evaluation of {len(EVALUATION_FILES)} files, {counted}")
     return INCOMPLETE if wrong else DONE
 
 

@@ -25,7 +25,14 @@ from rayunlearn.models.folder import check_model
 from rayunlearn.models.load import load_model, model_digest
 from rayunlearn.registry import check_trial
 from rayunlearn.schema import Rows
-from rayunlearn.storage.parquet import write_bytes, write_table
+from rayunlearn.storage.artifact_cache import MANIFEST
+from rayunlearn.storage.parquet import frame_of, parquet_bytes, read_table_file
+from rayunlearn.storage.run_manifest import (
+    OF_RUN,
+    folder_defects,
+    read_contents,
+    write_run_file,
+)
 from rayunlearn.train.device import accelerator
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.evaluate import (
@@ -38,6 +45,11 @@ from rayunlearn.trial.identity import content_digests
 from rayunlearn.trial.model_state import ModelState
 from rayunlearn.trial.provenance import installed_versions
 from rayunlearn.trial.workspace import Workspace
+
+# what the manifest of an evaluation's folder says it is of, and the files there
+EVALUATION = "evaluation"
+ABOUT = "evaluation.json"
+EVALUATION_FILES = ("examples.parquet", "evals.parquet", ABOUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +149,35 @@ def _about(
 
 def write_evaluation(folder: Path, done: Evaluation) -> None:
     """examples.parquet, evals.parquet and evaluation.json, each in one rename; an earlier
-    evaluation there is replaced.
+    evaluation there is replaced. Their digests are in the folder's manifest, as those of a run's
+    files.
+
+    Raises UserError where the folder is that of a run.
     """
-    write_table(folder / "examples.parquet", "examples", done.examples)
-    write_table(folder / "evals.parquet", "evals", done.evals)
-    write_bytes(
-        folder / "evaluation.json", json.dumps(done.about, indent=1, ensure_ascii=False).encode()
-    )
+    if (folder / MANIFEST).exists() and isinstance(read_contents(folder, EVALUATION), str):
+        is_run = not isinstance(read_contents(folder, OF_RUN), str)
+        require(not is_run, "an evaluation must have a folder of its own, not a run's", folder)
+        (folder / MANIFEST).unlink()
+    for table in ("examples", "evals"):
+        frame = frame_of(table, getattr(done, table))
+        name, content = f"{table}.parquet", parquet_bytes(frame)
+        write_run_file(folder, name, content, frame.height, owner=EVALUATION)
+    about = json.dumps(done.about, indent=1, ensure_ascii=False).encode()
+    write_run_file(folder, ABOUT, about, owner=EVALUATION)
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Whether `write_evaluation` has written to the folder."""
+    return (folder / ABOUT).exists() or not isinstance(read_contents(folder, EVALUATION), str)
+
+
+def evaluation_defects(folder: Path) -> dict[Path, str]:
+    """The files of an evaluation that are not what was written: file -> what is wrong, and what can
+    be done.
+    """
+    found = folder_defects(folder, EVALUATION, EVALUATION_FILES)
+    again = "the command `rayunlearn evaluate` that wrote it writes it again"
+    return {file: f"{wrong}; {again}" for file, wrong in found.items()}
 
 
 def requested_trial(request: EvaluationRequest) -> Trial:
@@ -242,11 +276,16 @@ def gold_rows(gold: str, trial: Trial, workspace: Workspace) -> pl.DataFrame | N
 
 
 def read_examples(file: Path) -> pl.DataFrame:
-    """Examples that an evaluation wrote. Raises UserError where there are none."""
+    """Examples that an evaluation wrote. Raises UserError where there are none, and where they are
+    not what was written.
+    """
     require(
         file.is_file(), "--gold must be a model or the examples.parquet of an evaluation", str(file)
     )
-    frame = pl.read_parquet(file)
+    for damaged, wrong in evaluation_defects(file.parent).items():
+        if damaged.name in (file.name, MANIFEST):
+            raise UserError(f"{damaged} {wrong}")
+    frame = read_table_file(file, pl.read_parquet)
     if not {"split", "metric", "value"} <= set(frame.columns):
         raise UserError(
             f"{file} must have the columns split, metric and value, it has"

@@ -41,7 +41,10 @@ class WeightMatrix:
 
     @property
     def weight(self) -> Tensor:
-        data = self.parameter.data if self.expert is None else self.parameter.data[self.expert]
+        # unlike `.data` it shares the counter of writes, by which `share_touched` sees a value that
+        # was written and is the same
+        whole = self.parameter.detach()
+        data = whole if self.expert is None else whole[self.expert]
         return data.T if self.is_transposed else data
 
     @property
@@ -81,12 +84,24 @@ def _matrices_in(module: nn.Module, name: str, parameter: nn.Parameter) -> list[
     return []
 
 
-def fingerprints(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
-    """Of every tensor of two or more dimensions in the blocks its size and a number that changes
-    when it does (a sum over bit patterns, each weighted with its place).
+@dataclass(frozen=True)
+class TensorState:
+    """What tells whether a tensor was written to: its size, how often it was written to in place,
+    and a number that changes when its values do (a sum over bit patterns, each weighted with its
+    place).
     """
+
+    size: int
+    n_writes: int
+    fingerprint: int
+
+
+def tensor_states(model: PreTrainedModel) -> dict[str, TensorState]:
+    """The state of every tensor of two or more dimensions in the blocks."""
     return {
-        f"{number}.{name}": (parameter.numel(), _fingerprint(parameter.data))
+        f"{number}.{name}": TensorState(
+            parameter.numel(), parameter._version, _fingerprint(parameter.data)
+        )
         for number, block in enumerate(blocks(model))
         for name, parameter in block.named_parameters()
         if parameter.dim() > 1
@@ -100,13 +115,15 @@ def _fingerprint(data: Tensor) -> int:
     return int((bits * places).sum())
 
 
-def share_touched(
-    before: Mapping[str, tuple[int, int]], after: Mapping[str, tuple[int, int]]
-) -> float:
-    """Share of the weights that are in a tensor of which anything changed, in [0, 1]."""
-    total = sum(size for size, _ in before.values())
-    changed = sum(size for name, (size, value) in before.items() if after[name][1] != value)
-    return changed / max(1, total)
+def share_touched(before: Mapping[str, TensorState], after: Mapping[str, TensorState]) -> float:
+    """Share of the weights that are in a tensor which was written to, in [0, 1].
+
+    Also where every value stayed what it was: an attack of strength 0, or a rounding to the levels
+    that the weights have already, has reached them. Ours.
+    """
+    total = sum(state.size for state in before.values())
+    touched = sum(state.size for name, state in before.items() if after[name] != state)
+    return touched / max(1, total)
 
 
 def require_touched(share: float, what: str) -> None:

@@ -9,6 +9,7 @@ call returns (`storage/sync.py`).
 """
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -155,10 +156,15 @@ def write_trial(
 
 def send_unsent(run: Path) -> None:
     """Put under the run's URL the trials that ended here and did not get there; failed ones run
-    again instead.
+    again instead, and so do damaged ones, which are removed with one line of warning.
     """
     for folder in unsent(run):
-        if status_of(run, folder.name) in FINISHED:
+        if defects := trial_defects(folder):
+            file, wrong = next(iter(defects.items()))
+            words = f"{wrong}; it was not sent yet and is removed: `rayunlearn run` runs it again"
+            logging.getLogger("rayunlearn.run").warning("%s %s", display_path(file), words)
+            _drop_folder(folder, run)
+        elif status_of(run, folder.name) in FINISHED:
             send_trial(folder)
 
 

@@ -167,40 +167,52 @@ def require_whole_files(
         raise DamagedRunError(run, found)
 
 
-def announce_file(run: Path, name: str, content: StoredFile) -> None:
+def announce_file(run: Path, name: str, content: StoredFile, *, owner: str = OF_RUN) -> None:
     """Say in the run's manifest that the file `name` may have this content from now on, or still
     what it has.
     """
-    contents = _contents_of(run)
+    contents = _contents_of(run, owner)
     old = contents.get(name, ())
     current = tuple(c for c in old if not file_defect(run / name, [c]))
-    _write_contents(run, contents | {name: (*(c for c in current if c != content), content)})
+    new = (*(c for c in current if c != content), content)
+    _write_contents(run, contents | {name: new}, owner)
 
 
-def settle_files(run: Path, names: Iterable[str]) -> None:
+def settle_files(run: Path, names: Iterable[str], *, owner: str = OF_RUN) -> None:
     """Say that these files have what was announced last, and nothing else."""
-    contents = _contents_of(run)
-    _write_contents(run, contents | {name: contents[name][-1:] for name in names})
+    contents = _contents_of(run, owner)
+    _write_contents(run, contents | {name: contents[name][-1:] for name in names}, owner)
 
 
 def forget_files(run: Path, names: Collection[str]) -> None:
     """Remove driver's files, here, under the URL and from the run's manifest."""
     if not names:
         return
-    kept = {name: content for name, content in _contents_of(run).items() if name not in names}
-    _write_contents(run, kept)
+    contents = _contents_of(run, OF_RUN)
+    kept = {name: content for name, content in contents.items() if name not in names}
+    _write_contents(run, kept, OF_RUN)
     drop_files([run / name for name in names])
     for name in names:
         (run / name).unlink(missing_ok=True)
 
 
-def write_run_file(run: Path, name: str, content: bytes, rows: int | None = None) -> None:
+def write_run_file(
+    run: Path, name: str, content: bytes, rows: int | None = None, *, owner: str = OF_RUN
+) -> None:
     """Write a driver's file in one rename, and what it holds into the run's manifest. Only for the
-    one driver of the run.
+    one driver of the run, or the one writer of a folder of another `owner`.
     """
-    announce_file(run, name, stored_bytes(content, rows))
+    announce_file(run, name, stored_bytes(content, rows), owner=owner)
     write_bytes(run / name, content)
-    settle_files(run, [name])
+    settle_files(run, [name], owner=owner)
+
+
+def folder_defects(folder: Path, owner: str, names: Iterable[str]) -> dict[Path, str]:
+    """The files of these names in a folder of `owner` that are not what was written."""
+    contents = read_contents(folder, owner)
+    if isinstance(contents, str):
+        return {folder / MANIFEST: contents}
+    return _defects(folder, contents, {*names} | {*contents})
 
 
 def remedy_of(run: Path, file: Path) -> str:
@@ -232,9 +244,9 @@ def _defects(folder: Path, contents: Contents, names: Iterable[str]) -> dict[Pat
     return {file: wrong for file, wrong in words.items() if wrong}
 
 
-def _contents_of(run: Path) -> Contents:
+def _contents_of(run: Path, owner: str) -> Contents:
     """What the run's manifest says, to be changed; nothing where there is none yet."""
-    contents = read_contents(run, OF_RUN)
+    contents = read_contents(run, owner)
     if isinstance(contents, str):
         if (run / MANIFEST).exists():
             raise DamagedRunError(run, {run / MANIFEST: contents})
@@ -242,5 +254,5 @@ def _contents_of(run: Path) -> Contents:
     return contents
 
 
-def _write_contents(run: Path, contents: Contents) -> None:
-    write_bytes(run / MANIFEST, manifest_text(OF_RUN, contents))
+def _write_contents(run: Path, contents: Contents, owner: str) -> None:
+    write_bytes(run / MANIFEST, manifest_text(owner, contents))

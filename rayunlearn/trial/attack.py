@@ -37,7 +37,7 @@ from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.metrics.table import Metric
 from rayunlearn.models.device_memory import reset_peak_memory
 from rayunlearn.models.load import load_model
-from rayunlearn.models.matrices import fingerprints, require_touched, share_touched
+from rayunlearn.models.matrices import require_touched, share_touched, tensor_states
 from rayunlearn.registry import arguments_of, check_trial
 from rayunlearn.schema import HELD_IN, Rows
 from rayunlearn.train.device import accelerator
@@ -332,10 +332,10 @@ def run_attack(inputs: AttackInputs) -> tuple[list[Probe], dict[str, Rows]]:
         return inputs.rewritten_probes(function), {}
     if row.kind == "weights":
         inputs.watch(0)
-    before = fingerprints(inputs.model) if row.of_matrices else {}
+    before = tensor_states(inputs.model) if row.of_matrices else {}
     result = function(**{name: getattr(inputs, name) for name in row.inputs})
     if row.of_matrices:
-        inputs.columns["weights_touched"] = share_touched(before, fingerprints(inputs.model))
+        inputs.columns["weights_touched"] = share_touched(before, tensor_states(inputs.model))
     if row.kind == "weights":
         return inputs.evaluated_probes, {"curves": inputs.complete_curve()}
     if row.kind == "tokens":

@@ -19,7 +19,10 @@ from rayunlearn.attacks.quantization import round_weights
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import UserError
 from rayunlearn.models.load import load_model
+from rayunlearn.models.matrices import model_matrices
+from rayunlearn.models.scratch import build_tokenizer
 from tests.attacks.test_weight_attacks import weights_of
+from tests.families import toy_model
 from tests.tiny_models import SEQUENCES
 
 # without torch, which takes longer to load than ten of its processes to run
@@ -203,3 +206,24 @@ def test_gptqmodel_itself_leaves_sixteen_levels_in_a_group_and_is_not_plain_roun
             not torch.allclose(groups, plain)
             and float((groups - old.reshape(-1, 32)).norm() / old.norm()) < 0.3
         )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral"])
+def test_a_family_whose_matrices_are_not_in_linear_modules_is_refused_before_the_library_runs(
+    family: str, stand_in: Path, tmp_path: Path
+) -> None:
+    """`Conv1D`, and experts in one tensor. The stand-in writes what it was asked: nothing."""
+    model, before = toy_model(family), toy_model(family).state_dict()
+    tokenizer = build_tokenizer(["a text"])
+    with pytest.raises(UserError, match=r"gptq_by_library must reach 80% of the weights .* '\d+%'"):
+        gptq_by_library(model, tokenizer, SEQUENCES, group=4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_every_matrix_of_a_family_of_linear_modules_is_given_to_the_library(family: str) -> None:
+    model = toy_model(family)
+    found = gptqmodel._linear_names(model, "gptq")
+    assert sum(m.weight.numel() for m in found.values()) == sum(
+        m.weight.numel() for m in model_matrices(model)
+    )

@@ -13,10 +13,18 @@ import pytest
 from rayunlearn.cli.main import main
 from rayunlearn.config import Data, Value
 from rayunlearn.errors import UserError
-from rayunlearn.interop.evaluate import Evaluation, EvaluationRequest, evaluate
+from rayunlearn.interop.evaluate import (
+    Evaluation,
+    EvaluationRequest,
+    evaluate,
+    read_examples,
+    write_evaluation,
+)
 from rayunlearn.interop.lm_eval import harness_rows, run_harness
 from rayunlearn.metrics.forward_passes import spelt_letters
 from rayunlearn.models.load import load_model
+from rayunlearn.storage.run import compact
+from tests import synthetic
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 STORIES = str(SHARED / "stories260k")
@@ -157,6 +165,56 @@ def test_what_cannot_be_asked_is_told_before_anything_is_measured(
     assert "--gold must be a model or the examples.parquet" in told(
         "--benchmark", "domain", "--limit", "2", "--gold", str(tmp_path / "no.parquet")
     )
+
+
+ROW = {"trial_id": "t", "stage": "base", "attack": "none", "split": "forget", "metric": "m"}
+
+
+def written_evaluation(folder: Path) -> Path:
+    evals = [ROW | {"step": 0, "value": 0.5, "n": 1}]
+    rows = [ROW | {"doc_id": "a", "value": 0.5}]
+    write_evaluation(folder, Evaluation(examples=rows, evals=evals, about={"model": "m"}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["examples.parquet", "evals.parquet", "evaluation.json"])
+def test_a_damaged_evaluation_is_found_by_check_and_written_again(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = written_evaluation(tmp_path / "rows")
+    assert main(["check", str(folder)]) == 0 and "all as written" in capsys.readouterr().out
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    for damaged in (bytes(content), content[:-3], None):
+        (folder / name).unlink()
+        if damaged is not None:
+            (folder / name).write_bytes(damaged)
+        assert main(["check", str(folder)]) == 1
+        said = capsys.readouterr()
+        assert f"{name} is " in said.out and "writes it again" in said.out and not said.err
+        written_evaluation(folder)
+        assert main(["check", str(folder)]) == 0
+
+
+def test_gold_examples_that_are_not_what_was_written_are_one_line(tmp_path: Path) -> None:
+    """One bit; then a file that no evaluation wrote."""
+    file = written_evaluation(tmp_path / "rows") / "examples.parquet"
+    assert read_examples(file)["value"].to_list() == [0.5]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(UserError, match="is damaged: it is not what was written"):
+        read_examples(file)
+    (tmp_path / "rows" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"manifest.json is missing; the command `rayunlearn eval"):
+        read_examples(file)
+
+
+def test_an_evaluation_is_not_written_into_a_run(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path / "run")
+    compact(run)
+    with pytest.raises(UserError, match="must have a folder of its own, not a run's"):
+        written_evaluation(run)
 
 
 # ---- lm-evaluation-harness

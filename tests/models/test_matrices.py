@@ -1,6 +1,7 @@
 """The weight matrices of the blocks, family by family, and what is said where few are reached."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from rayunlearn.models.matrices import (
     block_matrices,
     collect_inputs,
     experts_one_by_one,
-    fingerprints,
     model_matrices,
     require_touched,
     share_touched,
+    tensor_states,
 )
 from tests.families import FAMILIES, toy_model
 from tests.tiny_models import SEQUENCES
@@ -38,10 +39,10 @@ WHOLE = {family: 1.0 if family != "mamba" else LEAST_TOUCHED for family in FAMIL
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_attack_on_weights_reaches_every_matrix(family: str, attack: str) -> None:
     model = toy_model(family)
-    before = fingerprints(model)
+    before = tensor_states(model)
     with torch.no_grad():
         ATTACKS[attack](model)
-    assert share_touched(before, fingerprints(model)) >= WHOLE[family]
+    assert share_touched(before, tensor_states(model)) >= WHOLE[family]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "qwen2_moe", "bloom"])
@@ -110,15 +111,38 @@ def test_gptq_of_a_transposed_matrix_is_that_of_the_matrix() -> None:
 
 def test_an_attack_that_reaches_little_is_named_with_its_share() -> None:
     model = toy_model("mixtral")
-    before = fingerprints(model)
+    before = tensor_states(model)
     with torch.no_grad():
         for block in blocks(model):
             block.self_attn.q_proj.weight.mul_(2)
-    share = share_touched(before, fingerprints(model))
+    share = share_touched(before, tensor_states(model))
     sizes = [p.numel() for b in blocks(model) for p in b.parameters() if p.dim() > 1]
     assert share == pytest.approx(2 * 16 * 16 / sum(sizes))
     with pytest.raises(UserError, match="round_to_nearest must reach 80% of the weights"):
         require_touched(share, "round_to_nearest")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda model: magnitude_pruning(model, share=0.0),
+        lambda model: weight_noise(model, 0, relative=0.0),
+        lambda model: [round_to_nearest(model) for _ in range(2)],
+    ],
+    ids=["pruning of 0", "noise of 0", "rounding of what is rounded"],
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_a_strength_that_changes_no_value_has_reached_every_matrix(
+    family: str, attack: Callable[[PreTrainedModel], object]
+) -> None:
+    """A strength axis may begin with 0. The second rounding finds the levels of the first."""
+    model = toy_model(family)
+    with torch.no_grad():
+        round_to_nearest(model)
+        before, weights = tensor_states(model), copy.deepcopy(model.state_dict())
+        attack(model)
+    assert share_touched(before, tensor_states(model)) == 1.0
+    assert all(torch.equal(w, weights[name]) for name, w in model.state_dict().items())
 
 
 def test_a_fingerprint_sees_two_numbers_that_change_places() -> None:
@@ -127,5 +151,5 @@ def test_a_fingerprint_sees_two_numbers_that_change_places() -> None:
     weight = other.model.layers[0].mlp.up_proj.weight
     with torch.no_grad():
         weight[0, :2] = weight[0, :2].flip(0).clone()
-    assert share_touched(fingerprints(model), fingerprints(model)) == 0
-    assert share_touched(fingerprints(model), fingerprints(other)) > 0
+    assert share_touched(tensor_states(model), tensor_states(model)) == 0
+    assert share_touched(tensor_states(model), tensor_states(other)) > 0

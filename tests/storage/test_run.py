@@ -241,6 +241,26 @@ def test_a_newer_schema_is_refused_with_both_versions_and_nothing_is_lost(
     assert path.read_bytes() == before and (tmp_path / "trials" / "a").is_dir()
 
 
+@pytest.mark.parametrize("version", ["", "two", "3.0", "-1", "\u00b2", "9" * 5000])
+@pytest.mark.parametrize(
+    "name", ["trials/a/trials.parquet", "tables/steps.parquet", "plan.parquet"]
+)
+def test_a_schema_version_that_is_no_number_is_one_line(
+    tmp_path: Path, name: str, version: str
+) -> None:
+    """Its writer has written the manifest too: no digest says it."""
+    put(tmp_path, "b")
+    run_module.compact(tmp_path)
+    put(tmp_path, "a")
+    parquet_module.frame_of("plan", []).write_parquet(
+        tmp_path / name, metadata={parquet_module.VERSION_KEY: version}
+    )
+    as_written(tmp_path, name)
+    with pytest.raises(UserError, match="the schema version of .* must be a number") as told:
+        run_module.open_run(tmp_path)
+    assert "\n" not in str(told.value) and Path(name).name in str(told.value)
+
+
 def test_a_torn_file_is_named(tmp_path: Path) -> None:
     torn = put(tmp_path, "a") / "trials.parquet"
     torn.write_bytes(torn.read_bytes()[:100])

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 import rayunlearn
+from rayunlearn.cli import check
 from rayunlearn.cli.main import main
 from rayunlearn.cluster.sweep import sweep
 from rayunlearn.errors import UserError
@@ -189,6 +190,33 @@ def test_what_the_storage_did_not_take_is_put_there_by_the_next_driver_of_the_ma
     with run_lock(run):
         assert objects(s3_url) == ["e/1/trials/a.zip"] and finished_ids(run) == {"a": "complete"}
     assert sync.unsent(run) == []
+
+
+@pytest.mark.parametrize("command", ["lock", "repair"])
+def test_a_trial_that_was_damaged_before_it_was_sent_is_removed_and_said(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, command: str
+) -> None:
+    """Under the URL nothing damaged appears; the other trial that was not sent does."""
+    run = output_place(s3_url) / "e" / "1"
+
+    def refuse(*_given: object, **_named: object) -> bool:
+        raise UserError("gone")
+
+    for name in ("a", "b"):
+        with monkeypatch.context() as patched, pytest.raises(UserError, match="gone"):
+            patched.setattr(sync.object_store, "put_file", refuse)
+            trial(run, name)
+    file = run / "trials" / "a" / "steps.parquet"
+    file.write_bytes(file.read_bytes()[:-3])
+    if command == "lock":
+        with run_lock(run):
+            pass
+    else:
+        list(check.repair(run, run.parents[1] / "cache"))
+    (line,) = [text for text in caplog.messages if "steps.parquet" in text]
+    assert "is damaged" in line and "`rayunlearn run` runs it again" in line
+    assert objects(s3_url) == ["e/1/trials/b.zip"] and finished_ids(run) == {"b": "complete"}
+    assert not (run / "trials" / "a").exists() and sync.unsent(run) == []
 
 
 def test_what_is_under_the_url_is_the_truth(

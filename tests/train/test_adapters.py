@@ -3,18 +3,20 @@ combine.
 """
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from rayunlearn.config import Trial, with_values
 from rayunlearn.data.tokenize import collate
 from rayunlearn.errors import UserError
 from rayunlearn.models.forward import token_nll
-from rayunlearn.models.matrices import fingerprints, share_touched
+from rayunlearn.models.matrices import TensorState, share_touched, tensor_states
 from rayunlearn.registry import check_trial
 from rayunlearn.train.adapters import LEAST_ADAPTED, lora, none, with_adapter
 from rayunlearn.train.loop import OptimizerSettings, TrainedParameters, TrainLog, optimise
@@ -59,11 +61,16 @@ def test_an_adapted_model_learns_and_is_plain_again_with_the_adapter_added(
     assert changed and all("layers" in n and n.endswith("weight") for n in changed)
 
 
+def values_of(model: PreTrainedModel) -> dict[str, TensorState]:
+    """What the tensors hold, whatever wrote it."""
+    return {name: replace(state, n_writes=0) for name, state in tensor_states(model).items()}
+
+
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in REFUSED])
 def test_lora_reaches_the_matrices_of_every_family(family: str, tmp_path: Path) -> None:
-    model, before = toy_model(family), fingerprints(toy_model(family))
+    model, before = toy_model(family), values_of(toy_model(family))
     train(model, tmp_path / "adapter")
-    assert share_touched(before, fingerprints(model)) >= LEAST_ADAPTED
+    assert share_touched(before, values_of(model)) >= LEAST_ADAPTED
 
 
 @pytest.mark.parametrize("family", REFUSED)

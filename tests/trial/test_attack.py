@@ -94,6 +94,21 @@ def test_the_share_of_weights_that_an_attack_touched_is_a_column_and_none_is_a_f
     assert row["weights_touched"] == 0.0 and "round_to_nearest must reach 80%" in row["error"]
 
 
+@pytest.mark.parametrize("setting", ["magnitude_pruning.share", "weight_noise.relative"])
+def test_a_strength_of_0_has_touched_every_weight_and_gives_the_model_s_own_numbers(
+    workspace: Workspace, tmp_path: Path, setting: str
+) -> None:
+    name, _, option = setting.partition(".")
+    run = tmp_path / "run"
+    found = attacked(workspace, run, "base", name, {option: 0.0})
+    assert open_run(run).trials.collect()["weights_touched"].to_list() == [1.0]
+    own = validate_trial(Trial(stage="base"))
+    assert run_attack_or_trial(own, workspace, tmp_path / "own", "test", "1") == "complete"
+    keys = ["doc_id", "split", "metric"]
+    expected = open_run(tmp_path / "own").examples.collect().select(*keys, "value").sort(keys)
+    assert found.select(*keys, "value").sort(keys).equals(expected)
+
+
 def test_the_curve_has_a_point_per_step_and_as_few_as_asked_and_each_is_the_model_of_that_step(
     workspace: Workspace, tmp_path: Path
 ) -> None:
