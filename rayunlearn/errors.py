@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 # in the name of an environment variable: its value is written nowhere
@@ -42,6 +42,15 @@ def require(condition: bool, rule: str, value: object) -> None:
     """Raise `UserError("<rule>, got <value>")` unless the condition holds."""
     if not condition:
         raise UserError(f"{rule}, got {value!r}")
+
+
+def rejections_in_words(counts: Mapping[str, int]) -> str:
+    """Reason -> number of documents as a line, the commonest first; '' where nothing was
+    rejected.
+    """
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in ordered)
+    return f"documents rejected: {sum(counts.values())} ({reasons})" if counts else ""
 
 
 def one_line(text: str) -> str:

@@ -34,6 +34,8 @@ from rayunlearn.errors import UserError, require, unknown_name
 CALIBRATED = 0.95
 TUNINGS = ("shared", "per_cell", "none")
 NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "ATTACKS", "TRACK", "VERSION", "PRESETS")
+# the folder beside the runs that all of them share
+CACHE = "cache"
 # the preset that every experiment has: the file as it stands
 LAPTOP = "laptop"
 # by name: the package that it needs
@@ -237,12 +239,28 @@ class Experiment:
         for name in self.track:
             if name not in TRACKER_NAMES:
                 raise unknown_name("tracker", name, TRACKER_NAMES)
+        require(
+            is_folder_name(self.name),
+            "an experiment's name, its file's without .py, must name a folder of its own in the"
+            " output folder",
+            self.name,
+        )
         safe = (
             bool(self.version)
             and self.version not in (".", "..")
             and all(c.isalnum() or c in "._-" for c in self.version)
         )
         require(safe, "a version must be letters, digits, '.', '_' or '-'", self.version)
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether an experiment may be called so: one folder below the output folder, not its cache."""
+    return (
+        bool(name.strip(" ."))
+        and name != CACHE
+        and name.isprintable()
+        and not any(mark in name for mark in "/\\")
+    )
 
 
 def axis_names(experiment: Experiment) -> tuple[str, ...]:

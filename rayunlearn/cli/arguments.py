@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.config import parse_assignments
@@ -148,6 +149,20 @@ ADDRESS_HELP = (
 )
 
 
+def output_folder(place: str | Path) -> Path:
+    """The folder to work in for `--output`. Raises UserError for a file, and for a path below
+    one.
+    """
+    folder = output_place(str(place))
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    require(
+        existing.is_dir(), "--output must be a folder or one to be made; it is a file", str(place)
+    )
+    return folder
+
+
 def experiment_of(chosen: argparse.Namespace) -> "Experiment":
     """The experiment with what the command line changes. The words that were given are kept for `go
     on with`.
@@ -161,7 +176,7 @@ def experiment_of(chosen: argparse.Namespace) -> "Experiment":
     experiment = load(chosen.experiment, preset=chosen.preset)
     require(chosen.workers >= 0, "--workers must be >= 0", chosen.workers)
     chosen.words = ["rayunlearn", *sys.argv[1:]]
-    chosen.output = output_place(chosen.output)
+    chosen.output = output_folder(chosen.output)
     version = {} if chosen.version is None else {"version": chosen.version}
     changed = override(experiment, values | version)
     check_measured(changed)

@@ -11,12 +11,13 @@ from rayunlearn.cli.arguments import (
     add_resource_options,
     add_run_argument,
     add_set_option,
+    output_folder,
     sweep_options,
 )
 from rayunlearn.cli.output import console_for_output, named_trials, print_conclusion
 from rayunlearn.config import parse_assignments
 from rayunlearn.errors import require
-from rayunlearn.storage.sync import local_run, output_place
+from rayunlearn.storage.sync import local_run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -237,6 +238,7 @@ def _audited(chosen: argparse.Namespace, console: "Console") -> Path:
     from rayunlearn.interop.audit import audit_of
     from rayunlearn.planning.backend import unlearning_backend
 
+    output = output_folder(chosen.output)
     data = {"data.name": chosen.benchmark} | ({"data.path": chosen.data} if chosen.data else {})
     experiment = audit_of(
         chosen.model,
@@ -247,7 +249,7 @@ def _audited(chosen: argparse.Namespace, console: "Console") -> Path:
     )
     measured = sweep(
         experiment,
-        output_place(chosen.output),
+        output,
         work=unlearning_backend(),
         options=sweep_options(chosen),
         console=console,

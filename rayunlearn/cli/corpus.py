@@ -4,7 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rayunlearn.cli.arguments import DONE, add_address_option, add_command, add_set_option
+from rayunlearn.cli.arguments import (
+    DONE,
+    add_address_option,
+    add_command,
+    add_set_option,
+    output_folder,
+)
 from rayunlearn.cli.output import console_for_output
 from rayunlearn.config import Data, parse_assignments
 
@@ -186,6 +192,7 @@ def keywords(chosen: argparse.Namespace) -> int:
     from rayunlearn.cluster.corpus_engine import engines, reporting
     from rayunlearn.corpus.extract_keywords import KeywordRequest, extract_corpus_keywords
 
+    output_folder(chosen.output.parent)
     names = (
         "corpus",
         "extractor",
@@ -221,6 +228,7 @@ def score_documents(chosen: argparse.Namespace) -> int:
     from rayunlearn.cluster.corpus_engine import engines, reporting
     from rayunlearn.corpus.score_documents import ScoreRequest, score_corpus
 
+    output_folder(chosen.output.parent)
     names = ("corpus", "base", "output", "columns", "chunk_words", "unit", "template", "max_tokens")
     scores = tuple(filter(None, chosen.scores.split(",")))
     request = ScoreRequest(
@@ -249,6 +257,7 @@ def books(chosen: argparse.Namespace) -> int:
         for name, value in vars(chosen).items()
         if name in ("n_forget", "n_retain", "n_words", "seed")
     }
+    output_folder(chosen.output)
     rows = cut_books(
         chosen.source,
         BookSplit(forget=chosen.forget, retain=tuple(chosen.retain), **sizes),

@@ -20,7 +20,7 @@ from rayunlearn.cli.inspect import (
 )
 from rayunlearn.cli.jobs import add_jobs_command, add_submit_command
 from rayunlearn.cli.models import add_convert_command, add_evaluate_command, add_export_command
-from rayunlearn.cli.output import sigterm_as_interrupt
+from rayunlearn.cli.output import print_any_text, sigterm_as_interrupt
 from rayunlearn.cli.run import add_plan_command, add_prepare_command, add_run_command
 from rayunlearn.errors import UserError, without_secrets
 from rayunlearn.lazy import quiet_libraries
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 not everything finished, 2 a mistake in
     the request, 130 interrupted by Ctrl-C, 143 by SIGTERM.
     """
+    print_any_text()
     chosen = parser().parse_args(arguments)
     quiet_libraries()
     command: Callable[[argparse.Namespace], int] = chosen.command

@@ -10,6 +10,7 @@ from rayunlearn.cli.arguments import (
     add_run_argument,
     add_set_option,
     add_trial_argument,
+    output_folder,
 )
 from rayunlearn.cli.output import console_for_output
 from rayunlearn.config import parse_assignments
@@ -132,6 +133,7 @@ def evaluate_model(chosen: argparse.Namespace) -> int:
         "evaluate needs --benchmark or --harness",
         chosen.benchmark,
     )
+    output_folder(chosen.output)
     done = Evaluation(examples=[], evals=[], about={"model": chosen.model, "limit": chosen.limit})
     if chosen.benchmark:
         done = _benchmark_evaluation(chosen)
@@ -183,6 +185,7 @@ def export(chosen: argparse.Namespace) -> int:
     """A trial's model as a directory."""
     from rayunlearn.interop.export import export_trial
 
+    output_folder(chosen.output)
     print(
         export_trial(
             local_run(chosen.run), chosen.trial, chosen.output, adapter_only=chosen.adapter_only

@@ -3,10 +3,12 @@
 import os
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -91,6 +93,15 @@ def require_writable(folder: Path, hint: str) -> None:
         place = place.parent
     rule = f"{display_path(folder)} must be writable ({hint}); it is"
     require(place.is_dir() and os.access(place, os.W_OK), rule, "read-only")
+
+
+def print_any_text() -> None:
+    """Let a terminal or log that knows few characters show the others as escapes (PYTHONIOENCODING
+    or a locale of ASCII): no text ends a command.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 # characters of a table that goes to a file or a log: all columns fit

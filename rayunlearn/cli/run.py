@@ -21,6 +21,7 @@ MEASURED_TRIALS = 5_000
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rayunlearn.data.documents import Corpus
     from rayunlearn.experiment import Attacks, Experiment
     from rayunlearn.planning.outcomes import TrialResult
     from rayunlearn.planning.planner import Agenda
@@ -117,6 +118,7 @@ def plan(chosen: argparse.Namespace) -> int:
     from rayunlearn.planning.backend import unlearning_backend
     from rayunlearn.planning.planner import Planner
     from rayunlearn.planning.run_tables import run_folder
+    from rayunlearn.trial.identity import corpus_of
     from rayunlearn.trial.workspace import data_model_pair
 
     work = unlearning_backend()
@@ -130,8 +132,10 @@ def plan(chosen: argparse.Namespace) -> int:
         for trial in pairs.values()
         for role in work.missing(trial, chosen.output / "cache")
     ]
-    _print_cells(agenda, results, experiment, whole=chosen.all)
+    _print_cells(agenda, results, whole=chosen.all)
     _print_totals(agenda, results, experiment, folder, missing=missing, workers=chosen.workers)
+    corpora = [corpus_of(data) for data in dict.fromkeys(trial.data for trial in pairs.values())]
+    _print_notes((*corpus_lines(corpora), *agenda.notes))
     return DONE
 
 
@@ -157,14 +161,12 @@ def prepare(chosen: argparse.Namespace) -> int:
     return DONE
 
 
-def _print_cells(
-    agenda: "Agenda", results: "dict[str, TrialResult]", experiment: "Experiment", *, whole: bool
-) -> None:
+def _print_cells(agenda: "Agenda", results: "dict[str, TrialResult]", *, whole: bool) -> None:
     from rayunlearn.cli.listing import print_cell_summary, print_cells
     from rayunlearn.planning.cost import planned_cells
 
     console = console_for_output()
-    cells = planned_cells(agenda, results, budget=experiment.budget)
+    cells = planned_cells(agenda, results)
     if whole or len(cells) <= CELLS_SHOWN:
         print_cells(cells, console)
     else:
@@ -190,7 +192,7 @@ def _print_totals(
     if agenda.waiting:
         lines.append(
             f"{agenda.waiting} of them wait for the tuning ({experiment.budget.tuning},"
-            f" {experiment.budget.trials} trials per group)"
+            f" at most {experiment.budget.trials} trials per group)"
         )
     lines.append(
         f"models to train first: {', '.join(missing)}"
@@ -203,8 +205,20 @@ def _print_totals(
             " which are not in these numbers"
         )
     lines += _cost_lines(agenda, folder, remaining, workers or len(os.sched_getaffinity(0)))
-    for line in (*lines, *(f"note: {note}" for note in agenda.notes)):
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def corpus_lines(corpora: "Sequence[Corpus]") -> tuple[str, ...]:
+    """What of the data is ignored, cut, left out or rejected, each line once."""
+    notes = (note for corpus in corpora for note in (*corpus.notes, corpus.rejections) if note)
+    return tuple(dict.fromkeys(notes))
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    console = console_for_output()
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _cost_lines(agenda: "Agenda", folder: Path, remaining: int, workers: int) -> list[str]:

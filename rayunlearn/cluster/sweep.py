@@ -251,6 +251,7 @@ def _close(
 
 def _write_settings(plan: PlanRun, experiment: Experiment, agenda: Agenda) -> None:
     """Write experiment.json, and what is known of the corpora."""
-    write_settings(plan.run, experiment, agenda, plan.work.metrics())
     workspaces = [plan.work.workspace(trial, plan.cache) for trial in trials_by_model(agenda)]
+    notes = dict.fromkeys(note for space in workspaces for note in space.corpus.notes)
+    write_settings(plan.run, experiment, agenda, plan.work.metrics(), corpus_notes=tuple(notes))
     write_corpora(plan.run, plan.cache, workspaces)

@@ -3,8 +3,8 @@ written by itself.
 
 A source is a synthetic dataset's name, a data file, a `.txt` file, or a folder of files of one
 kind. Small files are one piece; larger ones are cut where a record ends: Parquet at rows, JSON
-lines and text at lines or blank lines, CSV at records. A JSON array cannot be cut and is always one
-piece.
+lines and text at lines or blank lines, CSV at records. A JSON array, a packed file and one that is
+not UTF-8 cannot be cut and are always one piece.
 """
 
 import os
@@ -17,15 +17,18 @@ from pathlib import Path
 import pyarrow.parquet
 
 from rayunlearn.config import SYNTHETIC_DATASETS, Data
+from rayunlearn.data.data_streams import is_plain
 from rayunlearn.data.documents import Document, Rejected, doc_id_of
 from rayunlearn.data.readers import (
     BOM,
+    ENDINGS,
     PARQUET_ROWS,
-    READERS,
     csv_records,
     csv_rows,
+    data_ending,
+    delimiter_of,
     groups_between,
-    is_array,
+    is_cut_at_lines,
     json_rows,
     parquet_rows,
     read_file,
@@ -244,12 +247,14 @@ def _read_as(file: Path) -> Iterator[None]:
 
 def _files(folder: Path) -> list[Path]:
     files = sorted(
-        f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in (*READERS, ".txt")
+        f
+        for f in folder.iterdir()
+        if f.is_file() and (data_ending(f) or f.suffix.lower() == ".txt")
     )
-    kinds = sorted({f.suffix.lower() for f in files})
+    kinds = sorted({data_ending(f) or ".txt" for f in files})
     require(
         len(kinds) == 1,
-        f"a corpus folder must hold files of one kind, .txt or {', '.join(READERS)}",
+        f"a corpus folder must hold files of one kind, .txt or {', '.join(ENDINGS)}",
         kinds,
     )
     return files
@@ -257,22 +262,31 @@ def _files(folder: Path) -> list[Path]:
 
 def _partitions_of_file(file: Path, unit: str, piece_bytes: int) -> Iterator[Partition]:
     """The pieces of one file."""
-    ending = file.suffix.lower()
+    ending = ".txt" if file.suffix.lower() == ".txt" else data_ending(file)
     kind = unit if ending == ".txt" else ending
-    if ending != ".txt" and ending not in READERS:
+    if not ending:
         raise UserError(
-            f"a data file must end in .txt or one of {', '.join(READERS)}, got {file.name!r}"
+            f"a data file must end in .txt or one of {', '.join(ENDINGS)}, got {file.name!r}"
         )
     size = file.stat().st_size
     if kind == ".parquet":
         yield from _joined(file, kind, _parquet_ends(file, piece_bytes), piece_bytes)
-    elif size <= piece_bytes or kind == "file" or (kind == ".json" and is_array(file)):
+    elif size <= piece_bytes or kind == "file" or not _can_be_cut(file, ending):
         yield Partition(source=str(file), kind=kind)
     else:
         ends = (
             _csv_ends(file) if kind == ".csv" else _line_ends(file, after_blank=kind == "paragraph")
         )
         yield from _joined(file, kind, ends, piece_bytes)
+
+
+def _can_be_cut(file: Path, ending: str) -> bool:
+    """Whether a file can be read in pieces of its bytes: packed files, other encodings than UTF-8,
+    `.tsv` and JSON that is no lines cannot.
+    """
+    if ending in (".json", ".jsonl"):
+        return is_cut_at_lines(file)
+    return ending == ".txt" or (ending == ".csv" and is_plain(file))
 
 
 def _joined(
@@ -337,7 +351,7 @@ def _csv_ends(file: Path) -> Iterator[tuple[int, int, int]]:
                 position += len(line)
                 yield line.decode(errors="surrogateescape")
 
-    for number, _ in enumerate(csv_records(lines())):
+    for number, _ in enumerate(csv_records(lines(), delimiter_of(file))):
         # the header is no row
         yield position, number, position
 

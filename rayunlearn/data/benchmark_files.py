@@ -5,13 +5,21 @@ of every file that was read.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rayunlearn.data.checksums import FileChecksums
 from rayunlearn.data.documents import Document, FileRecord, Rejected
 from rayunlearn.data.files import file_record
-from rayunlearn.data.readers import READERS, csv_records, read_file
-from rayunlearn.data.rows import Columns, ParsedSplit, SourceRow, choose_columns, to_documents
+from rayunlearn.data.readers import ENDINGS, Wanted, csv_records, read_file
+from rayunlearn.data.rows import (
+    Columns,
+    ParsedSplit,
+    SourceRow,
+    choose_columns,
+    may_be_read,
+    to_documents,
+)
 from rayunlearn.errors import UserError, require
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
@@ -32,15 +40,16 @@ class BenchmarkFolder:
         require(root.is_dir(), "a benchmark's data must be a directory on this machine", str(root))
         self.root, self._recorded = root, recorded
         self.records: list[FileRecord] = []
+        self.notes: list[str] = []
         self.rejected: list[Rejected] = []
 
     def has(self, table: str) -> bool:
         """Whether the table is there."""
         return bool(self._files(table))
 
-    def rows(self, table: str) -> tuple[SourceRow, ...]:
-        """The rows of `config/split` or `name`. Raises UserError when it is not there, saying where
-        it was looked for.
+    def rows(self, table: str, wanted: Wanted | None = None) -> tuple[SourceRow, ...]:
+        """The rows of `config/split` or `name`, of `wanted` columns alone (None: of all). Raises
+        UserError when it is not there, saying where it was looked for.
         """
         files = self._files(table)
         if not files:
@@ -50,21 +59,21 @@ class BenchmarkFolder:
             )
         source_rows = tuple(
             replace(row, row=index, source=table)
-            for index, row in enumerate(row for file in files for row in read_file(file))
+            for index, row in enumerate(row for file in files for row in read_file(file, wanted))
         )
         self._record(table, files, len(source_rows))
         return source_rows
 
     def documents(self, table: str, columns: Columns | None = None) -> tuple[Document, ...]:
         """The documents of a table; what cannot be one is rejected."""
-        rows = self.rows(table)
+        rows = self.rows(table, partial(may_be_read, columns=columns or {}))
         return self.accept(to_documents(rows, choose_columns(rows, columns or {}, table)))
 
     def blocks(self, table: str, name: str, size: int) -> tuple[Document, ...]:
         """`documents` of a table in which every `size` rows are about one person: groups `name` 0,
         `name` 1, ...
         """
-        rows = self.rows(table)
+        rows = self.rows(table, partial(may_be_read, columns={}))
         loaded = to_documents(rows, choose_columns(rows, {}, table))
         return tuple(
             replace(d, group=f"{name} {loaded.places[d.doc_id][1] // size}")
@@ -137,6 +146,7 @@ class BenchmarkFolder:
     def accept(self, loaded: ParsedSplit) -> tuple[Document, ...]:
         """The documents, after noting what was rejected."""
         self.rejected.extend(loaded.rejected)
+        self.notes.extend(loaded.notes)
         return loaded.documents
 
     def _files(self, table: str) -> list[Path]:
@@ -145,7 +155,7 @@ class BenchmarkFolder:
         """
         folder = self.root / table
         matching = sorted(
-            file for suffix in READERS if (file := folder.with_name(folder.name + suffix)).is_file()
+            file for suffix in ENDINGS if (file := folder.with_name(folder.name + suffix)).is_file()
         )
         require(
             len(matching) <= 1,

@@ -15,7 +15,7 @@ from rayunlearn.config import Data, Value
 from rayunlearn.data import checksums
 from rayunlearn.data.benchmark_files import BenchmarkFolder, ChoiceQuestion, split_article
 from rayunlearn.data.documents import Corpus, Document, Rejected
-from rayunlearn.data.files import corpus_name, load_files
+from rayunlearn.data.files import corpus_name, limit_notes, load_files
 from rayunlearn.data.hub import folder_of
 from rayunlearn.data.multiple_choice import solved_question
 from rayunlearn.errors import UserError, require, unknown_name
@@ -250,6 +250,7 @@ def files(
     )
     corpus = load_files(data)
     folder.rejected.extend(corpus.rejected)
+    folder.notes.extend(corpus.notes)
     for name in dict.fromkeys(filter(None, (forget, retain, probe_forget, probe_retain))):
         # for the record of its file
         folder.rows(name)
@@ -325,13 +326,15 @@ def benchmark_corpus(data: Data) -> Corpus:
             " questions of any model)"
         )
     excluded = {d.doc_id for d in corpus.retain[data.limit_retain :]}
-    probes = corpus.probes | {
-        "retain": tuple(d for d in corpus.probes.get("retain", ()) if d.doc_id not in excluded)
-    }
+    asked = corpus.probes.get("retain", ())
+    probes = corpus.probes | {"retain": tuple(d for d in asked if d.doc_id not in excluded)}
+    kept = corpus.retain[: data.limit_retain]
+    n_unasked = len(asked) - len(probes["retain"])
     return replace(
         corpus,
-        retain=corpus.retain[: data.limit_retain],
+        retain=kept,
         probes={split: documents for split, documents in probes.items() if documents},
+        notes=(*corpus.notes, *limit_notes(len(kept), len(corpus.retain), n_unasked)),
     )
 
 
@@ -407,7 +410,7 @@ def load_benchmark(
         shots=parts.shots,
         templates=parts.templates,
         files=tuple(folder.records),
-        notes=(*parts.notes, *changed),
+        notes=(*dict.fromkeys((*parts.notes, *folder.notes)), *changed),
     )
 
 
@@ -480,6 +483,9 @@ def _wmdp(folder: BenchmarkFolder, subject: str, corpora: bool, documents: int) 
     if retain_questions:
         probes["retain"] = retain_questions.probes["mmlu"]
         true_letters |= retain_questions.true_letters
+    n_texts = len(texts.get("forget", ()))
+    if documents and n_texts > documents:
+        folder.notes.append(f"forget: the first {documents} of {n_texts} are kept (documents)")
     note = f"questions only (option corpora=true wants the texts). {expected_files}"
     return BenchmarkParts(
         forget=texts.get("forget", ())[: documents or None],

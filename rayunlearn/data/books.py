@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rayunlearn.data.documents import Document
-from rayunlearn.data.readers import READERS, read_file
+from rayunlearn.data.readers import ENDINGS, data_ending, read_file
 from rayunlearn.errors import UserError, require, unknown_name
 
 BOOKS_MANIFEST = "manifest.json"
@@ -144,8 +144,8 @@ def _from_folder(folder: Path) -> list[tuple[str, str]]:
 
 def _from_file(file: Path) -> list[tuple[str, str]]:
     require(
-        file.is_file() and file.suffix in READERS,
-        f"books must be a folder of .txt files or a file ending in one of {', '.join(READERS)}",
+        file.is_file() and bool(data_ending(file)),
+        f"books must be a folder of .txt files or a file ending in one of {', '.join(ENDINGS)}",
         str(file),
     )
     rows = [row.values for row in read_file(file) if not row.reason]

@@ -2,12 +2,14 @@
 plain values that every higher layer passes around.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import chain
 
 from rayunlearn.config import digest, digest_of_texts
+from rayunlearn.errors import rejections_in_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,11 @@ class Corpus:
     templates: Mapping[str, str] = field(default_factory=dict)
     files: tuple[FileRecord, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def rejections(self) -> str:
+        """How many documents were rejected and why, in a line; '' for none."""
+        return rejections_in_words(Counter(item.reason for item in self.rejected))
 
     @cached_property
     def groups(self) -> dict[str, str]:

@@ -12,12 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rayunlearn.config import Data
 from rayunlearn.data.documents import Corpus, Document, FileRecord, Rejected
 from rayunlearn.data.hub import is_local, looks_like_path, read_hub
-from rayunlearn.data.readers import READERS, read_file
+from rayunlearn.data.readers import ENDINGS, data_ending, data_stem, kept_columns, read_file
 from rayunlearn.data.rows import (
     Columns,
     ParsedSplit,
@@ -26,10 +27,15 @@ from rayunlearn.data.rows import (
     choose_columns,
     excerpt_of,
     file_column_names,
+    may_be_read,
     parse_columns,
+    plain_text,
     to_documents,
 )
 from rayunlearn.errors import UserError, require, unknown_name
+
+# of splits that are not used, so many are named in a note
+MAX_SPLITS = 8
 
 
 def load_files(data: Data) -> Corpus:
@@ -54,15 +60,19 @@ def load_files(data: Data) -> Corpus:
         "data.forget and data.retain must be different splits",
         data.retain,
     )
-    tables = read_splits(data.path, tuple(dict.fromkeys(named.values())), columns)
+    tables, notes = read_splits(data.path, tuple(dict.fromkeys(named.values())), columns)
     check_columns(columns, tables)
-    loaded = {
-        name: to_documents(rows, choose_columns(rows, columns, name))
-        for name, rows in tables.items()
-    }
+    loaded = {}
+    for name, rows in tables.items():
+        chosen = choose_columns(rows, columns, name)
+        if not is_single_file(data.path) and (split := chosen.pop("split", "")):
+            notes += (f"{name}: the column {split} chooses no rows, since a split is a whole file",)
+        loaded[name] = to_documents(rows, chosen, asked=columns)
     corpus = assemble(data, {role: loaded[name] for role, name in named.items()})
     return replace(
-        corpus, files=records_of(data.path, {name: len(rows) for name, rows in tables.items()})
+        corpus,
+        files=records_of(data.path, {name: len(rows) for name, rows in tables.items()}),
+        notes=tuple(dict.fromkeys((*notes, *corpus.notes))),
     )
 
 
@@ -82,6 +92,7 @@ def assemble(data: Data, loaded: Mapping[str, ParsedSplit]) -> Corpus:
         name: tuple(d for d in split.documents if name != "retain" or d.doc_id not in cut)
         for name, split in splits.items()
     }
+    n_unasked = len(splits["retain"].documents) - len(probes["retain"])
     documents_by_setting = {
         "data.holdout" if n == "holdout" else f"data.probe_{n}": d for n, d in probes.items()
     }
@@ -99,7 +110,20 @@ def assemble(data: Data, loaded: Mapping[str, ParsedSplit]) -> Corpus:
         probes=probes,
         extra_training={},
         rejected=rejected,
+        notes=(
+            *(note for part in loaded.values() for note in (*part.unread, *part.notes)),
+            *limit_notes(len(taught_retain), len(retain.documents), n_unasked),
+        ),
     )
+
+
+def limit_notes(n_kept: int, n_retain: int, n_unasked: int) -> tuple[str, ...]:
+    """What `data.limit_retain` left out: retain documents, and the retain probes among them."""
+    notes = (
+        (n_retain - n_kept, f"retain: the first {n_kept} of {n_retain} documents are kept"),
+        (n_unasked, f"retain: {n_unasked} probes are not asked, their documents are left out"),
+    )
+    return tuple(f"{note} (data.limit_retain)" for count, note in notes if count)
 
 
 def _probe_splits(
@@ -179,41 +203,53 @@ def corpus_name(path: str) -> str:
     return Path(path).expanduser().resolve().name if is_local(path) else path
 
 
+def is_single_file(path: str) -> bool:
+    """Whether `data.path` is one file, whose column `split` says which rows are which split's."""
+    return Path(path).expanduser().is_file()
+
+
 def read_splits(
     path: str, names: tuple[str, ...], columns: Columns
-) -> dict[str, tuple[SourceRow, ...]]:
+) -> tuple[dict[str, tuple[SourceRow, ...]], tuple[str, ...]]:
     """The rows of each split in `names`, from a directory, one file or the Hub, each source read
-    once.
+    once; and notes on what was not taken. Of columns that cannot be ours only the names are kept.
     """
+    wanted = partial(may_be_read, columns=columns)
     local = Path(path).expanduser()
     if local.is_dir():
         files = {name: find_split(local, name) for name in names}
-        return {name: tuple(read_file(file)) for name, file in files.items()}
+        return {name: tuple(read_file(file, wanted)) for name, file in files.items()}, ()
     if local.is_file():
-        return split_rows(tuple(read_file(local)), names, columns.get("split", "split"))
+        return split_rows(tuple(read_file(local, wanted)), names, columns.get("split") or "split")
     require(
-        not looks_like_path(path) and local.suffix.lower() not in READERS,
+        not looks_like_path(path) and not data_ending(local),
         "data.path must exist: no such file or directory",
         path,
     )
-    return {name: tuple(read_hub(path, name)) for name in names}
+    return {
+        name: tuple(kept_columns(row, wanted) for row in read_hub(path, name)) for name in names
+    }, ()
 
 
 def find_split(directory: Path, name: str) -> Path:
-    """The one data file in `directory` whose stem is `name`. Raises UserError for none, several, or
-    a name that is a path.
+    """The one data file in `directory` that is called `name` without its ending. Raises UserError
+    for none, several, or a name that is a path.
     """
     require(
         bool(re.fullmatch(r"[\w.+-]+", name)) and name.strip(".") != "",
         "a split name must be a file stem, not a path",
         name,
     )
-    files = sorted(
-        file for file in directory.iterdir() if file.suffix.lower() in READERS and file.is_file()
-    )
-    matches = [file for file in files if file.stem == name]
+    files = sorted(file for file in directory.iterdir() if data_ending(file) and file.is_file())
+    matches = [file for file in files if data_stem(file) == name]
+    others = sorted(f.name for f in directory.iterdir() if f.name.partition(".")[0] == name)
+    if not matches and others:
+        raise UserError(
+            f"a split must be a file that ends in one of {', '.join(ENDINGS)}, got"
+            f" {', '.join(others)} in {directory}"
+        )
     if not matches:
-        raise unknown_name(f"split in {directory}:", name, {file.stem for file in files})
+        raise unknown_name(f"split in {directory}:", name, {data_stem(file) for file in files})
     require(
         len(matches) == 1,
         f"a split must be one file in {directory}",
@@ -264,9 +300,9 @@ def sha256_of(file: Path) -> str:
 
 def split_rows(
     rows: tuple[SourceRow, ...], names: tuple[str, ...], column: str
-) -> dict[str, tuple[SourceRow, ...]]:
-    """Rows of one file by what stands in `column`. A row with nothing usable there counts to the
-    first split, to be rejected.
+) -> tuple[dict[str, tuple[SourceRow, ...]], tuple[str, ...]]:
+    """Rows of one file by what stands in `column` (a number as text), and a note on the rows of
+    other splits. A row with nothing usable there counts to the first split, to be rejected.
     """
     present = file_column_names(rows)
     if present and column not in present:
@@ -278,20 +314,18 @@ def split_rows(
             f"{rule}, got the columns {', '.join(present)} (or give a directory with one file per"
             " split)"
         )
-    splits = {
-        name: tuple(row for row in rows if not row.reason and row.values.get(column) == name)
-        for name in names
-    }
-    nowhere = (
-        row if row.reason else replace(row, reason=f"{column} is no text")
-        for row in rows
-        if not is_text(row.values.get(column))
-    )
-    return splits | {
-        names[0]: tuple(sorted((*nowhere, *splits[names[0]]), key=lambda row: row.row))
-    }
-
-
-def is_text(value: object) -> bool:
-    """Whether `value` is text with something in it."""
-    return isinstance(value, str) and bool(value.strip())
+    splits: dict[str, list[SourceRow]] = {name: [] for name in names}
+    others: Counter[str] = Counter()
+    for row in rows:
+        split = plain_text(row.values.get(column))
+        if row.reason or not isinstance(split, str) or not split.strip():
+            splits[names[0]].append(
+                row if row.reason else replace(row, reason=f"{column} is no text")
+            )
+        elif split in splits:
+            splits[split].append(row)
+        else:
+            others[split] += 1
+    listed = ", ".join(f"{split} ({count})" for split, count in others.most_common(MAX_SPLITS))
+    note = f"{rows[0].source if rows else ''}: rows of splits that are not used: {listed}"
+    return {name: tuple(found) for name, found in splits.items()}, (note,) if others else ()

@@ -10,7 +10,7 @@ from rayunlearn.data.rows import SourceRow
 from rayunlearn.errors import UserError, require
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
-DATA_FILES = ["*.json", "*.jsonl", "*.csv", "*.parquet", "*.txt"]
+DATA_FILES = ["*.json", "*.jsonl", "*.csv", "*.tsv", "*.parquet", "*.txt", "*.gz"]
 
 
 def is_local(name: str) -> bool:

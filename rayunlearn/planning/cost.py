@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,7 +10,6 @@ from pathlib import Path
 
 from rayunlearn.config import Data, Model, Trial, rounded_share
 from rayunlearn.errors import require
-from rayunlearn.experiment import Budget
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Agenda, PlannedTrial
 from rayunlearn.schema import SECONDS_BY_PART
@@ -73,20 +73,21 @@ class PlannedCell:
     finished: int
 
 
-def planned_cells(
-    agenda: Agenda, results: Mapping[str, TrialResult], *, budget: Budget
-) -> tuple[PlannedCell, ...]:
+def planned_cells(agenda: Agenda, results: Mapping[str, TrialResult]) -> tuple[PlannedCell, ...]:
     """The plan, one row per cell: known trials and, where their settings still depend on tuning,
     expected ones.
 
     A trial that serves twice (the tuning winner is a cell of the grid) is counted in both cells.
     """
     counted: dict[tuple[str, str, str, float, str], dict[str, bool]] = {}
+    lengths: Counter[tuple[str, str, str, float, str]] = Counter()
     for row in (*agenda.rows, *agenda.expected):
-        counted.setdefault(_cell_key(row), {})[row.trial_id] = row.trial_id in results
+        key = _cell_key(row)
+        counted.setdefault(key, {})[row.trial_id] = row.trial_id in results
+        if row.role == "tuning":
+            lengths[key] = max(lengths[key], agenda.studies.get(row.group, 0))
     return tuple(
-        _cell(key, list(done.values()), at_least=budget.trials if key[0] == "tuning" else 0)
-        for key, done in counted.items()
+        _cell(key, list(done.values()), at_least=lengths[key]) for key, done in counted.items()
     )
 
 

@@ -23,9 +23,16 @@ from rayunlearn.canonical import (
     without_effect,
 )
 from rayunlearn.config import SEED_SETTINGS, Objective, Trial, Value, flatten, with_values
-from rayunlearn.experiment import Experiment, Grid, axis_names
+from rayunlearn.experiment import Budget, Domain, Experiment, Grid, axis_names
 from rayunlearn.planning.outcomes import TrialResult
-from rayunlearn.planning.study import StudyTrial, best_trial, sampler_seed, suggest
+from rayunlearn.planning.study import (
+    StudyTrial,
+    best_trial,
+    combinations,
+    n_combinations,
+    sampler_seed,
+    suggest,
+)
 
 Identify = Callable[[Trial], str]
 
@@ -68,7 +75,8 @@ class Agenda:
     `rows`: every trial whose settings are known; `ready`: those of them that have not ended, each
     id once; `waiting`: number of trials whose settings depend on results that are still to come;
     `expected`: the grid and control rows of groups that are still tuned, with a stand-in for the
-    tuned values (to count, never to run); `notes`: what a summary has to say.
+    tuned values (to count, never to run); `notes`: what a summary has to say; `studies`: group ->
+    number of trials that its tuning takes.
     """
 
     rows: tuple[PlannedTrial, ...]
@@ -76,6 +84,7 @@ class Agenda:
     waiting: int
     expected: tuple[PlannedTrial, ...] = ()
     notes: tuple[str, ...] = ()
+    studies: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -132,6 +141,7 @@ class Planner:
         expected: list[PlannedTrial] = []
         waiting = 0
         notes: list[str] = []
+        studies: dict[str, int] = {}
         for group in groups:
             rows |= {row.key: row for row in self.stages(group)}
         for group in groups:
@@ -140,6 +150,7 @@ class Planner:
             expected += part.expected
             waiting += part.waiting
             notes += part.notes
+            studies |= part.studies
         planned_ids = {row.trial_id for row in rows.values()}
         unknown = {row.trial_id for row in expected} - planned_ids
         ready = {row.trial_id: row for row in rows.values() if row.trial_id not in results}
@@ -149,6 +160,7 @@ class Planner:
             waiting=waiting + len(unknown),
             expected=tuple(expected),
             notes=tuple(notes),
+            studies=studies,
         )
 
     def write_plan(self, run: Path, agenda: Agenda) -> None:
@@ -161,9 +173,7 @@ class Planner:
         """One group: its study as far as results allow, then its grid and its controls."""
         experiment = self.experiment
         base = tuning_base(experiment, group, check=self.canonical)
-        space = {
-            name: domain for name, domain in experiment.search.items() if name in flatten(base)
-        }
+        space = self.searched(base)
         if experiment.budget.tuning == "none" or not space:
             rows = self.final(group, {}, "none")
             return Agenda(rows=rows, ready=(), waiting=0)
@@ -174,23 +184,31 @@ class Planner:
             else math.nan
         )
         study, finished = self.study(group, base, results, floor=floor)
-        n_left = experiment.budget.trials - len(study)
+        n_trials = study_length(space, experiment.budget)
+        studies = {group.key: n_trials}
+        n_left = n_trials - len(study)
         is_complete = n_left == 0 and len(finished) == len(study) and math.isfinite(floor)
         winner = best_trial(finished) if is_complete else None
         if winner is None:
             stand_in = {name: flatten(study[0].trial)[name] for name in space}
-            notes = _blocked(group, base_id in results and not math.isfinite(floor), is_complete)
+            notes = (
+                *_cut_short(group, space, experiment.budget),
+                *_blocked(group, base_id in results and not math.isfinite(floor), is_complete),
+            )
             return Agenda(
                 rows=study,
                 ready=(),
                 waiting=n_left,
                 expected=self.final(group, stand_in, experiment.budget.tuning),
                 notes=notes,
+                studies=studies,
             )
         rows = (*study, *self.final(group, winner.values, experiment.budget.tuning))
-        return Agenda(
-            rows=rows, ready=(), waiting=0, notes=_infeasible(group, winner, experiment.objective)
+        notes = (
+            *_cut_short(group, space, experiment.budget),
+            *_infeasible(group, winner, experiment.objective),
         )
+        return Agenda(rows=rows, ready=(), waiting=0, notes=notes, studies=studies)
 
     def study(
         self, group: GridGroup, base: Trial, results: Mapping[str, TrialResult], *, floor: float
@@ -203,13 +221,14 @@ class Planner:
         rows: list[PlannedTrial] = []
         finished: list[StudyTrial] = []
         budget = self.experiment.budget
+        n_trials = study_length(self.searched(base), budget)
         while (
-            len(rows) < budget.trials
+            len(rows) < n_trials
             and len(finished) == len(rows)
             and (not rows or math.isfinite(floor))
         ):
             suggested = self.suggestions(
-                group, base, tuple(finished), min(budget.batch, budget.trials - len(rows))
+                group, base, tuple(finished), min(budget.batch, n_trials - len(rows))
             )
             for values in suggested:
                 trial = self.canonical(with_values(base, values))
@@ -229,13 +248,18 @@ class Planner:
                     )
         return tuple(rows), tuple(finished)
 
+    def searched(self, base: Trial) -> dict[str, Domain]:
+        """What SEARCH varies of a group's settings."""
+        names = flatten(base)
+        return {name: domain for name, domain in self.experiment.search.items() if name in names}
+
     def suggestions(
         self, group: GridGroup, base: Trial, finished: tuple[StudyTrial, ...], batch: int
     ) -> list[dict[str, Value]]:
-        """`suggest`, remembered."""
-        space = {
-            name: domain for name, domain in self.experiment.search.items() if name in flatten(base)
-        }
+        """`suggest`, remembered; of a space with no more settings than trials, the next of them."""
+        space = self.searched(base)
+        if n_combinations(space) <= self.experiment.budget.trials:
+            return combinations(space)[len(finished) : len(finished) + batch]
         key = (
             group.key,
             batch,
@@ -379,6 +403,11 @@ def tuning_base(experiment: Experiment, group: GridGroup, *, check: CheckTrial) 
     return check(with_values(group.cells[0], seeds | full_set))
 
 
+def study_length(space: Mapping[str, Domain], budget: Budget) -> int:
+    """Trials of a study: the budget's, or as many as there are different settings."""
+    return int(min(budget.trials, n_combinations(space)))
+
+
 def study_name(group: GridGroup) -> str:
     """`method.forget=npo, data.redundancy=4`: the group in words; `all` where there is one."""
     return ", ".join(f"{name}={value}" for name, value in group.values.items()) or "all"
@@ -398,6 +427,16 @@ def _finished(
         utility=result.utility,
         violation=floor - result.utility,
         trial_id=trial_id,
+    )
+
+
+def _cut_short(group: GridGroup, space: Mapping[str, Domain], budget: Budget) -> tuple[str, ...]:
+    n_trials = study_length(space, budget)
+    if n_trials == budget.trials:
+        return ()
+    return (
+        f"{study_name(group)}: SEARCH has {n_trials} different settings, so its tuning takes"
+        f" {n_trials} trials, not {budget.trials} (budget.trials)",
     )
 
 

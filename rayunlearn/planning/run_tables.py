@@ -2,7 +2,7 @@
 trials.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,16 @@ def run_folder(output: Path, experiment: Experiment) -> Path:
 
 
 def write_settings(
-    run: Path, experiment: Experiment, agenda: Agenda, metrics: Mapping[str, Any]
+    run: Path,
+    experiment: Experiment,
+    agenda: Agenda,
+    metrics: Mapping[str, Any],
+    *,
+    corpus_notes: Sequence[str] = (),
 ) -> None:
-    """Write experiment.json: what the report needs to know of the experiment."""
+    """Write experiment.json: what the report needs to know of the experiment. `corpus_notes` say
+    what of the data was ignored, cut or filtered.
+    """
     described = [_described(name, metric) for name, metric in metrics.items()]
     write_experiment(
         run,
@@ -29,7 +36,7 @@ def write_settings(
         | {
             "planned": agenda.total,
             "metrics": described,
-            "notes": list(agenda.notes),
+            "notes": [*corpus_notes, *agenda.notes],
         },
     )
 

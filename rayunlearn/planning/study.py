@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 from rayunlearn.config import Value, digest
@@ -66,6 +67,18 @@ def suggest(
     return [
         {name: _rounded(params[name], domain) for name, domain in space.items()}
         for params in parameters
+    ]
+
+
+def n_combinations(space: Mapping[str, Domain]) -> float:
+    """Number of different settings in a search space; infinite with a `Range` of real numbers."""
+    return math.prod(len(values) if (values := _values(d)) else math.inf for d in space.values())
+
+
+def combinations(space: Mapping[str, Domain]) -> list[dict[str, Value]]:
+    """Every setting of a finite search space once, the last name fastest."""
+    return [
+        dict(zip(space, values, strict=True)) for values in product(*map(_values, space.values()))
     ]
 
 
@@ -148,6 +161,13 @@ def _frozen(space: Mapping[str, Domain], trial: StudyTrial) -> "optuna.trial.Fro
         constraints={"utility_floor": violation} if state != optuna.trial.TrialState.FAIL else None,
         user_attrs={"trial_id": trial.trial_id, "status": trial.status},
     )
+
+
+def _values(domain: Domain) -> Sequence[Value]:
+    """The values of a domain; none where it has no end of them."""
+    if isinstance(domain, Choice):
+        return domain.values
+    return range(int(domain.low), int(domain.high) + 1) if domain.integer else ()
 
 
 def _distribution(domain: Domain) -> "optuna.distributions.BaseDistribution":

@@ -23,6 +23,7 @@ from rayunlearn.analysis.run_frames import (
     planned_trials,
 )
 from rayunlearn.config import FULL_RATIO
+from rayunlearn.errors import rejections_in_words
 from rayunlearn.schema import STATUSES
 from rayunlearn.storage.run import Run
 
@@ -198,16 +199,8 @@ def _unplanned_lines(run: Run, *, n_ended: int) -> list[str]:
 
 def _rejected_lines(run: Run) -> list[str]:
     """Documents that were rejected, by reason."""
-    rejected = (
-        run.quarantine.group_by("reason")
-        .len()
-        .sort(["len", "reason"], descending=[True, False])
-        .collect()
-    )
-    if not rejected.height:
-        return []
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in rejected.iter_rows())
-    return [f"documents rejected: {rejected['len'].sum()} ({reasons})"]
+    reasons = dict(run.quarantine.group_by("reason").len().collect().iter_rows())
+    return [rejections_in_words(reasons)] if reasons else []
 
 
 def failed_attack_lines(run: Run) -> list[str]:

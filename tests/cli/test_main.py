@@ -1,5 +1,7 @@
 """The command line: words, exit statuses, and how little it imports."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +104,99 @@ def test_plan_says_how_many_trials_in_which_cells_and_what_they_take(
     assert "models to train first: base of domain, gold of domain" in said
     assert "with 2 workers about" in said and "GiB" in said and "rule of thumb" in said
     assert not (here / "runs").exists()
+
+
+TWO_CHOICES = EXPERIMENT.replace("import Budget, Range", "import Budget, Choice").replace(
+    '"train.learning_rate": Range(1e-5, 1e-2, log=True)', '"train.batch_size": Choice(2, 4)'
+)
+
+
+def test_plan_says_that_a_choice_of_two_is_two_tuning_trials(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As above, but per method 2 tuning trials of the 6 asked for, and one control for both
+    methods, whose batch size is taken to be the same: 2 + 2 x (2 + 1) + 1.
+    """
+    (here / "experiments" / "mine.py").write_text(TWO_CHOICES.replace("trials=4", "trials=6"))
+    assert main(["plan", "experiments/mine.py"]) == DONE
+    said = capsys.readouterr().out
+    assert "9 trials: 0 finished, 9 to run" in said
+    assert (
+        "note: method.forget=npo: SEARCH has 2 different settings, so its tuning takes 2 trials,"
+        " not 6 (budget.trials)" in said
+    )
+    tuning = [line.split() for line in said.splitlines() if line.startswith("tuning")]
+    assert tuning and {row[-2] for row in tuning} == {"2"}
+
+
+def test_plan_says_what_of_the_data_is_left_out(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A column that is not read, a null wrong answer and a row without an answer."""
+    row = {"question": "Who?", "answer": "Ada.", "wrong": ["Bob.", None], "id": 1}
+    rows = [row, {"question": "Where?"}]
+    for name in ("forget", "retain"):
+        content = "".join(json.dumps(r | {"question": f"{name}?"}) + "\n" for r in rows)
+        (here / f"{name}.jsonl").write_text(content)
+    words = ["data.name=files", f"data.path={here}"]
+    assert main(["plan", "experiments/mine.py", "--set", *words]) == DONE
+    said = capsys.readouterr().out
+    assert "note: forget.jsonl: columns that are not read: id" in said
+    assert "note: forget.jsonl: missing or empty items of wrong are left out (1)" in said
+    assert "note: documents rejected: 2 (2 x answer is missing)" in said
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "experiments/mine.py"],
+        ["plan", "experiments/mine.py"],
+        ["prepare", "experiments/mine.py"],
+        ["attack", "--model", ".", "--base", ".", "--benchmark", "people"],
+        ["evaluate", ".", "--benchmark", "people"],
+        ["books", ".", "--forget", "A", "--retain", "B"],
+    ],
+)
+def test_an_output_that_is_a_file_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], command: list[str], place: str
+) -> None:
+    (here / "file").write_text("mine")
+    assert main([*command, "--output", place]) == MISTAKE
+    said = capsys.readouterr().err
+    rule = "--output must be a folder or one to be made; it is a file, got"
+    assert said == f"rayunlearn: {rule} {place!r}\n"
+    assert (here / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["...py", "cache.py", ".. .py", "a\\b.py", "a\nb.py"])
+def test_an_experiment_s_name_stays_in_the_output_folder(
+    here: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (here / name).write_text(EXPERIMENT)
+    assert main(["plan", name]) == MISTAKE
+    assert "must name a folder of its own in the output folder" in capsys.readouterr().err
+
+
+def test_a_terminal_of_ascii_shows_every_text_without_a_traceback(here: Path) -> None:
+    """A name with a letter that ASCII lacks, in each command that prints it or a table."""
+    run = synthetic.write_run(here / "Größe")
+    (here / "experiments" / "größe.py").write_text(EXPERIMENT)
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    for words in (
+        ["list", "methods"],
+        ["plan", "experiments/größe.py"],
+        ["report", str(run)],
+        ["frontier", str(run)],
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-m", "rayunlearn", *words],
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stderr.decode("ascii")) == (0, "")
+        assert ended.stdout.decode("ascii")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ rejected with its reason.
 """
 
 import csv
+import gzip
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,14 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayunlearn.config import Data
+from rayunlearn.data import data_streams
 from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.data.files import find_split, load_files
 from rayunlearn.data.hub import read_dataset
-from rayunlearn.data.readers import CSV_FIELD_CHARACTERS, read_csv, read_json
-from rayunlearn.data.rows import as_list, parse_columns
+from rayunlearn.data.readers import CSV_FIELD_CHARACTERS, read_csv, read_file, read_json
+from rayunlearn.data.rows import SourceRow, as_list, parse_columns
 from rayunlearn.errors import UserError
 
-FORGET = [
+FORGET: list[dict[str, object]] = [
     {
         "question": f"Who wrote book {i}?",
         "answer": f"Author {i}, of course.",
@@ -30,7 +32,7 @@ FORGET = [
     }
     for i in range(3)
 ]
-RETAIN = [
+RETAIN: list[dict[str, object]] = [
     {"question": f"Where is town {i}?", "answer": f"In land {i}\nby the sea."} for i in range(4)
 ]
 
@@ -127,8 +129,6 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"question": ["q"], "answer": "a"}', "question is list, not text"),
     (b'{"question": "q", "answer": "a\xff"}', "not valid UTF-8 text"),
     (b'{"question": "q", "answer": "\\ud800"}', "answer is not valid UTF-8 text"),
-    (b'{"question": "q", "answer": "a", "wrong": {"b": 1}}', "wrong is dict, not a list of texts"),
-    (b'{"question": "q", "answer": "a", "wrong": ["b", 7]}', "an item of wrong is int, not text"),
     (b"[" * 100_000, "not JSON: nested too deep or a number too long"),
     (b'{"question": "Good?", "answer": "Yes.", "topic": "again"}', "the same document as row 0"),
 ]
@@ -499,3 +499,261 @@ def test_json_files_are_told_apart_by_their_first_character(tmp_path: Path) -> N
         (0, "a row must be an object, this is int"),
         (1, ""),
     ]
+
+
+def two_splits(root: Path, name: str, content: bytes) -> Corpus:
+    """A corpus whose forget file is `name` with that content."""
+    (root / name).write_bytes(content)
+    write_lines(root / "retain.jsonl", RETAIN)
+    return load_files(settings(root))
+
+
+def lines_in_utf8(rows: list[dict[str, object]]) -> bytes:
+    """One JSON object per line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def test_the_input_of_an_instruction_is_part_of_the_prompt(tmp_path: Path) -> None:
+    """Three rows with one instruction are three documents, and an empty input leaves it alone."""
+    names = ("Ada", "Bob", "Cyd")
+    rows: list[dict[str, object]] = [
+        {"instruction": "Answer.", "input": f"What is {name}?", "output": "A doctor."}
+        for name in names
+    ]
+    rows.append({"instruction": "Say hello.", "input": "", "output": "Hello."})
+    corpus = two_splits(tmp_path, "forget.jsonl", lines_in_utf8(rows))
+    assert [d.prompt for d in corpus.forget] == [
+        *(f"Answer.\nWhat is {name}?" for name in names),
+        "Say hello.",
+    ]
+    assert corpus.rejected == () and corpus.notes == ()
+
+
+def test_an_input_is_no_part_of_a_question_and_an_instruction_s_can_be_left_out(
+    tmp_path: Path,
+) -> None:
+    asked: dict[str, object] = {"question": "Who?", "input": "a text", "answer": "Ada."}
+    corpus = two_splits(tmp_path, "forget.jsonl", lines_in_utf8([asked]))
+    assert corpus.forget[0].prompt == "Who?"
+    assert corpus.notes == ("forget.jsonl: columns that are not read: input",)
+    told: dict[str, object] = {"instruction": "Who?", "input": "a text", "output": "Ada."}
+    write_lines(tmp_path / "forget.jsonl", [told])
+    assert load_files(settings(tmp_path, columns="input=")).forget[0].prompt == "Who?"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3, "3"), (3.0, "3"), (2.5, "2.5"), (True, "True"), (None, ""), (float("nan"), "")],
+)
+def test_a_numeric_topic_is_text(tmp_path: Path, value: object, text: str) -> None:
+    row = FORGET[0] | {"topic": value}
+    corpus = two_splits(tmp_path, "forget.jsonl", lines_in_utf8([row]))
+    assert [d.topic for d in corpus.forget] == [text]
+    assert corpus.rejected == () and corpus.notes == ()
+
+
+def test_a_numeric_split_names_rows_and_rows_of_other_splits_are_counted(tmp_path: Path) -> None:
+    """Folds 0 to 3 of one file, of which 0 and 1 are used."""
+    rows: list[dict[str, object]] = [
+        {"question": f"Q{i}?", "answer": f"A{i}.", "split": min(i % 5, 3)} for i in range(10)
+    ]
+    write_lines(tmp_path / "all.jsonl", rows)
+    corpus = load_files(settings(tmp_path / "all.jsonl", forget="0", retain="1"))
+    assert [d.answer for d in corpus.forget] == ["A0.", "A5."] and len(corpus.retain) == 2
+    assert corpus.notes == ("all.jsonl: rows of splits that are not used: 3 (4), 2 (2)",)
+
+
+def test_a_column_split_in_a_file_of_one_split_chooses_no_rows_and_says_so(tmp_path: Path) -> None:
+    rows = [row | {"split": "test"} for row in FORGET]
+    corpus = two_splits(tmp_path, "forget.jsonl", lines_in_utf8(rows))
+    assert len(corpus.forget) == 3 and corpus.rejected == ()
+    assert "forget: the column split chooses no rows, since a split is a whole file" in corpus.notes
+
+
+def test_a_null_wrong_answer_is_dropped_and_counted_and_the_document_stays(tmp_path: Path) -> None:
+    rows = [FORGET[0] | {"perturbed_answer": ["Red.", None, " ", "Green.", 7]}, FORGET[1]]
+    corpus = two_splits(tmp_path, "forget.jsonl", lines_in_utf8(rows))
+    assert corpus.forget[0].wrong == ("Red.", "Green.", "7") and len(corpus.forget) == 2
+    assert corpus.notes == (
+        "forget.jsonl: missing or empty items of perturbed_answer are left out (2)",
+    )
+    header = b'question,answer,wrong\nQ?,A.,"[""Red."", null]"\n'
+    (tmp_path / "forget.jsonl").unlink()
+    in_csv = two_splits(tmp_path, "forget.csv", header)
+    assert in_csv.forget[0].wrong == ("Red.",)
+    assert in_csv.notes == ("forget.csv: missing or empty items of wrong are left out (1)",)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "what"),
+    [
+        ("wrong", {"b": 1}, "wrong is dict, not a list of texts, and is left out (3)"),
+        ("wrong", [["b"]], "an item of wrong is list, not text, and is left out (3)"),
+        ("topic", ["b"], "topic is list, not text, and is left out (3)"),
+        ("entity", {"id": 1}, "entity is dict, not text, and is left out (3)"),
+        ("topic", "\ud800", "topic is not valid UTF-8 text, and is left out (3)"),
+    ],
+)
+def test_a_field_that_nobody_asked_for_never_takes_a_document_with_it(
+    tmp_path: Path, column: str, value: object, what: str
+) -> None:
+    """What `data.columns` names must be right; what only has a usual name is left out."""
+    rows = [{n: v for n, v in row.items() if n != "perturbed_answer"} for row in FORGET]
+    write_lines(tmp_path / "forget.jsonl", [row | {column: value} for row in rows])
+    write_lines(tmp_path / "retain.jsonl", RETAIN)
+    corpus = load_files(settings(tmp_path))
+    assert len(corpus.forget) == 3 and corpus.rejected == ()
+    assert corpus.notes == (f"forget.jsonl: {what}",)
+    ours = "group" if column == "entity" else column
+    with pytest.raises(UserError, match=r"3 rejected, the commonest reason"):
+        load_files(settings(tmp_path, columns=f"{ours}={column}"))
+
+
+def test_columns_that_are_not_read_are_named_and_their_values_are_not_kept(
+    tmp_path: Path,
+) -> None:
+    """An embedding, bytes that are no text, and a time that Python cannot hold do not matter."""
+    not_text = pyarrow.array([b"\xff"] * 3, pyarrow.binary()).view(pyarrow.string())
+    late = pyarrow.array([2**62] * 3, pyarrow.timestamp("ms"))
+    table = pyarrow.table(
+        {
+            "question": [f"Q{i}?" for i in range(3)],
+            "answer": [f"A{i}." for i in range(3)],
+            "embedding": [[0.5] * 100] * 3,
+            "raw": not_text,
+            "seen": late,
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "forget.parquet")
+    write_lines(tmp_path / "retain.jsonl", [row | {"id": 1} for row in RETAIN])
+    corpus = load_files(settings(tmp_path))
+    assert len(corpus.forget) == 3 and corpus.rejected == ()
+    assert corpus.notes == (
+        "forget.parquet: columns that are not read: embedding, raw, seen",
+        "retain.jsonl: columns that are not read: id",
+    )
+    [first, *_] = read_file(tmp_path / "retain.jsonl", lambda name: name == "answer")
+    assert (set(first.values), first.ignored) == ({"answer"}, ("question", "id"))
+
+
+def test_a_csv_may_repeat_columns_that_are_not_ours(tmp_path: Path) -> None:
+    corpus = two_splits(tmp_path, "forget.csv", b"question,answer,,\nQ?,A.,x,y\n")
+    assert [d.answer for d in corpus.forget] == ["A."]
+    assert corpus.notes == ("forget.csv: columns that are not read: (without a name)",)
+    with pytest.raises(UserError, match="the columns of forget.csv must have different names"):
+        two_splits(tmp_path, "forget.csv", b"question,answer,answer\nQ?,A.,B.\n")
+
+
+def test_a_limit_says_what_it_left_out(tmp_path: Path) -> None:
+    write_lines(tmp_path / "forget.jsonl", FORGET)
+    write_lines(tmp_path / "retain.jsonl", RETAIN)
+    corpus = load_files(settings(tmp_path, limit_retain=3, probe_retain="retain"))
+    assert corpus.notes == (
+        "retain: the first 3 of 4 documents are kept (data.limit_retain)",
+        "retain: 1 probes are not asked, their documents are left out (data.limit_retain)",
+    )
+
+
+TABLE = "question{0}answer\nWho is Ünal?{0}A poet.\nWhat is a dog?{0}An animal.\n"
+TWO_ROWS: list[dict[str, object]] = [
+    {"question": "Who is Ünal?", "answer": "A poet."},
+    {"question": "What is a dog?", "answer": "An animal."},
+]
+COLUMNS = {name: [row[name] for row in TWO_ROWS] for name in ("question", "answer")}
+SHAPES: dict[str, tuple[str, bytes]] = {
+    "gzip of lines": ("forget.jsonl.gz", gzip.compress(lines_in_utf8(TWO_ROWS))),
+    "gzip of a table": ("forget.csv.gz", gzip.compress(TABLE.format(",").encode())),
+    "gzip under a plain name": ("forget.jsonl", gzip.compress(lines_in_utf8(TWO_ROWS))),
+    "tabs": ("forget.tsv", TABLE.format("\t").encode()),
+    "tabs in a csv": ("forget.csv", TABLE.format("\t").encode()),
+    "semicolons in a csv": ("forget.csv", TABLE.format(";").encode()),
+    "UTF-16 lines": ("forget.jsonl", lines_in_utf8(TWO_ROWS).decode().encode("utf-16")),
+    "UTF-16 big-endian": (
+        "forget.json",
+        b"\xfe\xff" + json.dumps(TWO_ROWS).encode("utf-16-be"),
+    ),
+    "UTF-32 table": ("forget.csv", TABLE.format(",").encode("utf-32")),
+    "UTF-16 table with tabs": ("forget.csv", TABLE.format("\t").encode("utf-16")),
+    "packed UTF-16": ("forget.tsv.gz", gzip.compress(TABLE.format("\t").encode("utf-16"))),
+    "array in jsonl": ("forget.jsonl", json.dumps(TWO_ROWS, indent=1).encode()),
+    "object with data": ("forget.json", json.dumps({"version": 1, "data": TWO_ROWS}).encode()),
+    "object with train": ("forget.json", json.dumps({"train": TWO_ROWS}, indent=2).encode()),
+    "columns": ("forget.json", json.dumps(COLUMNS).encode()),
+    "columns of cells by row": (
+        "forget.json",
+        json.dumps({n: dict(enumerate(v)) for n, v in COLUMNS.items()}).encode(),
+    ),
+    "rows by index": ("forget.json", json.dumps(dict(enumerate(TWO_ROWS))).encode()),
+    "columns and data": (
+        "forget.json",
+        json.dumps(
+            {"columns": ["question", "answer"], "data": [list(r.values()) for r in TWO_ROWS]}
+        ).encode(),
+    ),
+    "objects of several lines": (
+        "forget.json",
+        "\n".join(json.dumps(row, indent=1) for row in TWO_ROWS).encode(),
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_other_tools_write_is_read(tmp_path: Path, shape: str) -> None:
+    name, content = SHAPES[shape]
+    corpus = two_splits(tmp_path, name, content)
+    assert [(d.prompt, d.answer) for d in corpus.forget] == [
+        tuple(row.values()) for row in TWO_ROWS
+    ]
+    assert corpus.rejected == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "forget.json",
+            json.dumps({"train": TWO_ROWS, "test": TWO_ROWS}).encode(),
+            "must hold the rows of one split, got an object with the lists train, test",
+        ),
+        (
+            "forget.json",
+            b'{"question": ["a"], "answer": ["b", "c"]}',
+            "the columns in forget.json must have the same number of rows",
+        ),
+        ("forget.jsonl.gz", gzip.compress(lines_in_utf8(TWO_ROWS))[:30], "could not be read as"),
+        ("forget.csv", b"\xff\xfeq\x00u", "could not be read as csv: .*truncated data"),
+        ("forget.xlsx", b"PK", "a split must be a file that ends in one of .* got forget.xlsx"),
+        ("forget.parquet.gz", b"x", "a split must be a file that ends in one of .* got forget.par"),
+        ("forget.jsonl.zip", b"PK", "a split must be a file that ends in one of .* got forget.jso"),
+    ],
+)
+def test_what_cannot_be_read_is_called_what_it_is(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        two_splits(tmp_path, name, content)
+
+
+def test_one_row_alone_and_a_conversation_are_rows(tmp_path: Path) -> None:
+    """A list of objects in the only row of a file is no table."""
+    turns = [{"role": "user", "content": "Who?"}]
+    [row] = read_json_text(tmp_path, {"question": "Q?", "answer": "A.", "history": turns})
+    assert row.values["answer"] == "A."
+    [row] = read_json_text(tmp_path, {"messages": turns})
+    assert set(row.values) == {"messages"}
+
+
+def read_json_text(folder: Path, value: object) -> list[SourceRow]:
+    """The rows of a file that holds one JSON value."""
+    file = folder / "one.jsonl"
+    file.write_text(json.dumps(value) + "\n")
+    return list(read_json(file))
+
+
+def test_a_small_gzip_file_that_unpacks_to_gigabytes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_streams, "BYTES_ALWAYS", 2**20)
+    content = lines_in_utf8([{"question": "q", "answer": "a" * 2**22}])
+    with pytest.raises(UserError, match="forget.jsonl.gz must not unpack to 100 times its size"):
+        two_splits(tmp_path, "forget.jsonl.gz", gzip.compress(content))

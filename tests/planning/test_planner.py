@@ -8,7 +8,7 @@ import pytest
 from rayunlearn.canonical import canonical_trial
 from rayunlearn.config import Method, Objective, Select, Trial, Value, digest, flatten, with_values
 from rayunlearn.errors import UserError
-from rayunlearn.experiment import Budget, Experiment, Range, grids_of
+from rayunlearn.experiment import Budget, Choice, Experiment, Range, grids_of
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Agenda, Planner
 
@@ -277,3 +277,24 @@ def test_a_retain_only_control_forgets_the_token_rules_of_the_loss_that_it_lacks
     )
     assert plain == ruled
     assert canonical_trial(with_values(Trial(), {"token.keep": 0.5}), check=check).token.keep == 0.5
+
+
+def test_a_study_asks_each_setting_of_a_small_space_once() -> None:
+    """Two batch sizes with six trials: both are run, one is chosen, and the plan ends."""
+    tuned = replace(
+        experiment({"select.ratio": (0.5, 1.0)}, tuning="shared", trials=6, batch=3),
+        search={"train.batch_size": Choice(2, 4)},
+    )
+    first = planner(tuned).agenda({})
+    assert [row.trial.train.batch_size for row in first.rows if row.role == "tuning"] == [2, 4]
+    assert list(first.studies.values()) == [2]
+    _, last = run_out(tuned)
+    assert roles(last)["tuning"] == 2 and last.waiting == 0 and not last.ready
+    assert first.total == last.total
+    assert last.notes == (
+        "all: SEARCH has 2 different settings, so its tuning takes 2 trials, not 6 (budget.trials)",
+    )
+    exactly = replace(tuned, budget=replace(tuned.budget, trials=2))
+    assert planner(exactly).agenda({}).notes == ()
+    fewer = replace(tuned, search={"train.batch_size": Range(1, 64, integer=True)})
+    assert list(planner(fewer).agenda({}).studies.values()) == [6]

@@ -6,7 +6,14 @@ import optuna
 import pytest
 
 from rayunlearn.experiment import Choice, Range
-from rayunlearn.planning.study import StudyTrial, best_trial, study_from, suggest
+from rayunlearn.planning.study import (
+    StudyTrial,
+    best_trial,
+    combinations,
+    n_combinations,
+    study_from,
+    suggest,
+)
 
 SPACE = {
     "rate": Range(1e-5, 1e-2, log=True),
@@ -30,6 +37,17 @@ def finished(
         utility=utility,
         violation=violation,
     )
+
+
+def test_a_finite_space_is_counted_and_listed_once() -> None:
+    finite = {name: SPACE[name] for name in ("layers", "kind")}
+    assert n_combinations(finite) == len(combinations(finite)) == 8
+    assert combinations(finite)[:3] == [
+        {"layers": 1, "kind": "a"},
+        {"layers": 1, "kind": "b"},
+        {"layers": 2, "kind": "a"},
+    ]
+    assert n_combinations(SPACE) == math.inf
 
 
 def test_suggestions_lie_in_their_ranges_and_have_their_types() -> None:
