@@ -211,6 +211,29 @@ def test_submit_packs_follows_and_finds_the_run_again(
     assert "4 of 4 trials are done (0 in this call" in again
 
 
+def test_a_job_that_is_stopped_closes_its_run_first(
+    head: Head, checkout: Path, tmp_path: Path
+) -> None:
+    """Ray gives a job three seconds unless told otherwise; a submitted one has two minutes."""
+    rayunlearn, address = [sys.executable, "-m", "rayunlearn"], ["--address", head.dashboard]
+    run = tmp_path / "runs" / "hello" / "1"
+    slow = [*SMALL, "budget.tuning=none", "train.length=300"]
+    words = ["submit", "experiments/hello.py", *address, "--output", str(run.parents[1])]
+    said = called([*rayunlearn, *words, "--detach", "--set", *slow], head, checkout)
+    job = said.split("job ")[1].split(";")[0]
+    deadline = time.monotonic() + 300
+    while len(list(run.glob("trials/*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert "asked to stop" in called([*rayunlearn, "jobs", *address, job, "--stop"], head, checkout)
+    while f"STOPPED    {run}" not in called([*rayunlearn, "jobs", *address], head, checkout):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert (run / "tables" / "trials.parquet").exists() and (run / "experiment.json").exists()
+    # those that were still to come when it was stopped
+    assert 2 <= len(finished_ids(run)) < 8
+
+
 def test_a_job_that_fails_gives_its_exit_status_and_a_client_without_the_token_is_told(
     head: Head, checkout: Path, tmp_path: Path
 ) -> None:
