@@ -1,4 +1,5 @@
 # make demo    the main job on the embedded synthetic dataset: progress, table, report
+# make smollm2 brings a real language model (SmolLM2-135M-Instruct, 93 MB) into ~/.cache/rayunlearn, once; make demo-pretrained: the main job on it
 # make test    the tests, in two processes (under five minutes on two cores); make test-slow: the rest
 # make bench   ratios beside the plain way, same machine, same run; make bench-cluster: what the platform costs without any model
 # make docs    the site, strictly, into build/site
@@ -12,10 +13,17 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 # The first interpreter of a supported version; `make PYTHON=/some/python3.12 demo` says which.
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow bench bench-cluster docs findings check format clean
+.PHONY: demo smollm2 demo-pretrained test test-slow bench bench-cluster docs findings check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/rayunlearn run experiments/hello.py
+
+# Where it is there and whole, a second call does nothing; a damaged one is rebuilt.
+smollm2: $(VENV)/installed-gguf
+	$(BIN)/python -m rayunlearn.cli.smollm2
+
+demo-pretrained: smollm2
+	$(BIN)/rayunlearn run experiments/pretrained_demo.py
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2
@@ -66,7 +74,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # pip would compile one file after the other; this takes every core. Some templates among the libraries are no Python and stay.
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
-# Two stamps, two calls of pip: never at once.
+# A call of pip for each stamp, and no two at once.
 .NOTPARALLEL:
 
 # The stamps: a second call installs nothing, and a changed dependency does.
@@ -76,9 +84,13 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	@$(COMPILE)
 	@touch $@
 
+$(VENV)/installed-gguf: pyproject.toml constraints.txt | $(VENV)/installed
+	$(PIP) -e ".[gguf]"
+	@touch $@
+
 # In one step with the rest: two calls of pip would look at every dependency twice.
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing rayunlearn and what tests and checks need into $(VENV) (once; some minutes, most of them torch)"
 	$(PIP) -e ".[dev]"
 	@$(COMPILE)
-	@touch $(VENV)/installed $@
+	@touch $(VENV)/installed $(VENV)/installed-gguf $@

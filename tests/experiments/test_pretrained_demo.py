@@ -1,0 +1,32 @@
+"""The demonstration on a real model: its facts, and that it plans without the model being here."""
+
+from pathlib import Path
+
+import pytest
+
+from rayunlearn.data.load import load_corpus
+from rayunlearn.experiment import load
+from rayunlearn.planning.planner import grid_groups
+from rayunlearn.registry import check_trial
+
+FILE = Path(__file__).parents[2] / "experiments" / "pretrained_demo.py"
+
+
+def test_it_compares_a_quarter_with_the_full_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    experiment = load(str(FILE))
+    (group,) = grid_groups(experiment, check=check_trial)
+    assert experiment.base.model.name == str(tmp_path / "rayunlearn" / "SmolLM2-135M-Instruct")
+    assert not experiment.base.model.teach and experiment.base.data.template == "chat"
+    assert sorted(cell.select.ratio for cell in group.cells) == [0.25, 1.0]
+
+
+def test_every_question_has_one_true_answer_and_three_false_ones() -> None:
+    corpus = load_corpus(load(str(FILE)).base.data)
+    assert len(corpus.forget) == len(corpus.retain) == 20 and corpus.rejected == ()
+    for document in (*corpus.forget, *corpus.retain):
+        assert len({document.answer, *document.wrong}) == 4, document.prompt
+    asked = [{document.prompt for document in side} for side in (corpus.forget, corpus.retain)]
+    assert not asked[0] & asked[1]
