@@ -254,9 +254,9 @@ def unsent(run: Path) -> list[Path]:
     )
 
 
-def pull(run: Path) -> None:
+def pull(run: Path, kept: Sequence[Path] = ()) -> None:
     """Make the run's folder what is under the URL. Only for who holds the run's lock. Files that
-    have not changed stay.
+    have not changed stay, and so do the folders of trials `kept` that are not there.
 
     Tables and the manifest that names them are of one moment: where the driver of another machine
     replaced one of them meanwhile, it is done again.
@@ -266,7 +266,7 @@ def pull(run: Path) -> None:
         return
     for _ in range(PULLS):
         remote = _remote_files(url)
-        _pull_files(run, url, remote)
+        _pull_files(run, url, remote, {f"trials/{folder.name}.zip" for folder in kept})
         if _driver_versions(_remote_files(url)) == _driver_versions(remote):
             return
     raise UserError(f"{url} changes faster than it can be read; try again")
@@ -291,9 +291,9 @@ def _driver_versions(remote: dict[str, str]) -> dict[str, str]:
     return {name: version for name, version in remote.items() if not name.startswith("trials/")}
 
 
-def _pull_files(run: Path, url: str, remote: dict[str, str]) -> None:
+def _pull_files(run: Path, url: str, remote: dict[str, str], kept: set[str]) -> None:
     local = _pulled_stamps(run)
-    for name in {*_present(run), *local} - set(remote):
+    for name in {*_present(run), *local} - set(remote) - kept:
         _discard(_local(run, name))
     stale = [
         name
@@ -321,13 +321,15 @@ def local_run(text: str) -> Path:
 
 
 def refresh(run: Path) -> None:
-    """`pull`, where no driver on this machine works on the run."""
+    """`pull`, where no driver on this machine works on the run. Trials that are not under the URL
+    yet stay: the next driver sends them.
+    """
     if origin(run) is None:
         return
     run_ready(run)
     with lock_if_free(run / ".lock") as free:
         if free:
-            pull(run)
+            pull(run, kept=unsent(run))
 
 
 @contextmanager

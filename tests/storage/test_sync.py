@@ -196,7 +196,9 @@ def test_what_the_storage_did_not_take_is_put_there_by_the_next_driver_of_the_ma
 def test_a_trial_that_was_damaged_before_it_was_sent_is_removed_and_said(
     s3_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, command: str
 ) -> None:
-    """Under the URL nothing damaged appears; the other trial that was not sent does."""
+    """Under the URL nothing damaged appears; the other trial that was not sent does. Reading the
+    run before takes neither away.
+    """
     run = output_place(s3_url) / "e" / "1"
 
     def refuse(*_given: object, **_named: object) -> bool:
@@ -206,8 +208,11 @@ def test_a_trial_that_was_damaged_before_it_was_sent_is_removed_and_said(
         with monkeypatch.context() as patched, pytest.raises(UserError, match="gone"):
             patched.setattr(sync.object_store, "put_file", refuse)
             trial(run, name)
+    assert set(values(f"{s3_url}/e/1")) == {"a", "b"}
     file = run / "trials" / "a" / "steps.parquet"
     file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(UserError, match="steps.parquet is damaged.*removes the trial"):
+        values(f"{s3_url}/e/1")
     if command == "lock":
         with run_lock(run):
             pass

@@ -32,6 +32,7 @@ from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.token_mask import TokenRule
 from rayunlearn.models.reference import Reference, reference_of
 from rayunlearn.planning.backend import can_divide
+from rayunlearn.planning.run_tables import write_corpora
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of
 from rayunlearn.selectors import cost
@@ -249,6 +250,25 @@ def test_a_trial_records_its_text_and_coverage_and_base_its_redundancy(
         and 0 < base["keyword_curve_05"] < base["keyword_curve_25"] < 1
     )
     assert unlearned["effective_rank"] is None and base["text_kept"] is None
+
+
+def test_a_run_with_a_scoring_selector_has_its_scores_in_a_table(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Of every forget document; those of the coreset are the scores that it was chosen by. The
+    driver writes the table of what is in the cache, which other runs share.
+    """
+    trial = trial_of(select__name="loss", select__ratio=0.25)
+    assert run_trial(trial, workspace, tmp_path, "test", "1") == "complete"
+    write_corpora(tmp_path, workspace.cache, [workspace])
+    run = open_run(tmp_path)
+    scores = run.scores.filter(pl.col("scorer") == "loss").collect()
+    documents = [document.doc_id for document in workspace.corpus.forget]
+    assert sorted(scores["doc_id"]) == sorted(documents)
+    kept = run.coresets.collect()
+    assert kept.height == len(documents) // 4
+    beside = kept.join(scores, on="doc_id", validate="1:1")
+    assert beside["score"].to_list() == beside["value"].to_list()
 
 
 def test_the_selector_is_dropped_at_the_whole_set_and_the_text_is_not() -> None:
