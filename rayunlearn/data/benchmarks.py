@@ -44,15 +44,37 @@ GATED = (
     " https://huggingface.co/datasets/cais/wmdp-corpora (cyber, and both retain corpora), signed"
     " in, and put the files beside the questions: "
 )
-# names that these files have had
+# names that these files have had; the card of wmdp-corpora has a folder of shards for each
 CORPORA = {
     "bio": (
-        ("bio_remove_dataset", "bio-forget-corpus", "bio_forget_corpus"),
-        ("bio-retain-corpus", "bio_retain_dataset"),
+        (
+            "bio_remove_dataset",
+            "bio-forget-corpus",
+            "bio_forget_corpus",
+            "bio-forget-corpus/train",
+            "wmdp-bio-forget-corpus/train",
+            "wmdp-bio-forget-corpus/data/train",
+        ),
+        (
+            "bio-retain-corpus",
+            "bio_retain_dataset",
+            "bio-retain-corpus/train",
+            "wmdp-corpora/bio-retain-corpus/train",
+        ),
     ),
     "cyber": (
-        ("cyber-forget-corpus", "cyber_remove_dataset"),
-        ("cyber-retain-corpus", "cyber_retain_dataset"),
+        (
+            "cyber-forget-corpus",
+            "cyber_remove_dataset",
+            "cyber-forget-corpus/train",
+            "wmdp-corpora/cyber-forget-corpus/train",
+        ),
+        (
+            "cyber-retain-corpus",
+            "cyber_retain_dataset",
+            "cyber-retain-corpus/train",
+            "wmdp-corpora/cyber-retain-corpus/train",
+        ),
     ),
 }
 
@@ -184,7 +206,9 @@ def rwku(folder: BenchmarkFolder, *, targets: str = "", passages: bool = True) -
         d for n in (1, 2) for d in _about(folder.documents(f"All/neighbor_level{n}"), subjects)
     )
     together = {d.doc_id: d for documents in levels.values() for d in documents}
-    require(bool(together), "rwku.targets must name people of the benchmark", targets)
+    unknown = [name for name in subjects if name not in {d.topic for d in together.values()}]
+    rule = "rwku.targets must name people of the benchmark"
+    require(bool(together) and not unknown, rule, ", ".join(unknown) or targets)
     members = {"members": "All/forget_mia", "retain_members": "All/retain_mia"}
     return BenchmarkParts(
         forget=_about(folder.documents("All/passage"), subjects) if passages else (),
@@ -194,11 +218,21 @@ def rwku(folder: BenchmarkFolder, *, targets: str = "", passages: bool = True) -
             **levels,
         }
         | {
-            split: _about(folder.documents(table), ())
+            split: documents
             for split, table in members.items()
-            if folder.has(table)
+            if folder.has(table) and (documents := _members(folder, table, subjects))
         },
     )
+
+
+def _members(folder: BenchmarkFolder, table: str, subjects: tuple[str, ...]) -> Documents:
+    """Texts of a membership table: of the targets, where the table says whom a text is about."""
+    documents = folder.documents(table)
+    if any(document.topic for document in documents):
+        return _about(documents, subjects if table == "All/forget_mia" else ())
+    if subjects and documents:
+        folder.notes.append(f"{table} names no people: rwku.targets does not filter it")
+    return documents
 
 
 def biology(

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -455,8 +456,8 @@ def _scratch(run: Path, name: str) -> Path:
 
 
 def _put_folder(scratch: Path, target: Path, run: Path) -> None:
-    # mkdtemp makes it readable for its owner alone
-    scratch.chmod(0o755)
+    # mkdtemp makes it readable for its owner alone; the folder that it is in is as the umask says
+    scratch.chmod(stat.S_IMODE(scratch.parent.stat().st_mode))
     if not target.exists():
         os.replace(scratch, target)
         return

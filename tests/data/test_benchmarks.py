@@ -340,6 +340,33 @@ def test_wmdp_asks_questions_and_says_how_to_get_the_texts(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize("place", ["", "wmdp-corpora"])
+def test_wmdp_s_corpora_are_found_in_the_folders_of_their_card(tmp_path: Path, place: str) -> None:
+    """`<corpus>/train-*.parquet`, beside the questions or in a folder of the data set's name."""
+    rows = [{"question": f"Q{i}?", "choices": ["w", f"x{i}"], "answer": 1} for i in range(1987)]
+    parquet(tmp_path / "wmdp-cyber" / "test-00000-of-00001.parquet", rows)
+    for side in ("forget", "retain"):
+        for shard in (0, 1):
+            file = f"cyber-{side}-corpus/train-0000{shard}-of-00002.parquet"
+            parquet(tmp_path / place / file, [{"text": f"{side} {shard}"}])
+    loaded = load_benchmark("wmdp-cyber", tmp_path, options={"corpora": True, "documents": 1})
+    assert [d.answer for d in loaded.forget] == ["forget 0"]
+    assert [d.answer for d in loaded.retain] == ["retain 0", "retain 1"]
+    assert loaded.notes == ("forget: the first 1 of 2 are kept (documents)",)
+
+
+def test_rwku_s_targets_filter_members_or_say_that_they_do_not(tmp_path: Path) -> None:
+    root = rwku(tmp_path)
+    chosen = {"targets": "Bob Example"}
+    assert load_benchmark("rwku", root, options=chosen).probes.get("members", ()) == ()
+    (root / "All" / "forget_mia.json").write_text(json.dumps([{"text": "seen"}]))
+    loaded = load_benchmark("rwku", root, options=chosen)
+    assert [d.answer for d in loaded.probes["members"]] == ["seen"]
+    assert loaded.notes == ("All/forget_mia names no people: rwku.targets does not filter it",)
+    with pytest.raises(UserError, match="must name people of the benchmark, got 'Nobody'"):
+        load_benchmark("rwku", root, options={"targets": "Bob Example,Nobody"})
+
+
 def test_questions_that_are_none_are_set_aside_with_their_reason(tmp_path: Path) -> None:
     good = [{"question": f"Which of {i}?", "choices": ["w", "x"], "answer": 0} for i in range(1984)]
     bad = [

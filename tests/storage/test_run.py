@@ -400,3 +400,18 @@ def test_five_hundred_trial_folders_open_as_one_table(tmp_path: Path) -> None:
     for number in range(501):
         put(tmp_path, f"t{number}")
     assert run_module.open_run(tmp_path).trials.select(pl.len()).collect().item() == 501
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o775), (0o027, 0o750), (0o077, 0o700)])
+def test_a_trial_s_folder_has_the_permissions_that_the_umask_says(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    """A run that a group shares: mkdtemp alone would shut the others out."""
+    before = os.umask(umask)
+    try:
+        run = tmp_path / "run"
+        (run / "trials").mkdir(parents=True)
+        run_module._put_folder(run_module._scratch(run, "a"), run / "trials" / "a", run)
+    finally:
+        os.umask(before)
+    assert (run / "trials" / "a").stat().st_mode & 0o777 == mode
