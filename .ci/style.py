@@ -57,12 +57,12 @@ PRIVATE_WORDS = frozenset(
 # What may not get worse: figure -> largest value that passes.
 BOUNDS = {
     "modules at the root": 9,
-    "functions over 35 lines": 65,
+    "functions over 35 lines": 3,
     "functions over 8 arguments": 4,
     "lines over 100 columns, %": 0.0,
     "names defined in two modules": 2,
     "import cycles": 0,
-    "private words, %": 1.0,
+    "private words, %": 0.25,
 }
 
 # Measured in the same way on the projects' own trees, at these commits; - was not measured.

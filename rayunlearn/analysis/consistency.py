@@ -31,8 +31,8 @@ def means_apart(run: Run) -> pl.DataFrame:
 
 def examples_without_mean(run: Run) -> pl.DataFrame:
     """What was asked of documents (`MEAN_KEYS`) and has no row in `evals`."""
-    asked = run.examples.select(MEAN_KEYS).unique(maintain_order=True)
-    return asked.join(run.evals, on=list(MEAN_KEYS), how="anti", nulls_equal=True).collect()
+    keys = run.examples.select(MEAN_KEYS).unique(maintain_order=True)
+    return keys.join(run.evals, on=list(MEAN_KEYS), how="anti", nulls_equal=True).collect()
 
 
 def trials_doubled(run: Run) -> pl.DataFrame:
@@ -42,8 +42,10 @@ def trials_doubled(run: Run) -> pl.DataFrame:
 
 def statuses_unknown(run: Run) -> pl.DataFrame:
     """Trials whose status is none."""
-    known = pl.col("status").is_in(list(STATUSES))
-    return run.trials.filter(~known.fill_null(value=False)).select("trial_id", "status").collect()
+    is_known = pl.col("status").is_in(list(STATUSES))
+    return (
+        run.trials.filter(~is_known.fill_null(value=False)).select("trial_id", "status").collect()
+    )
 
 
 def rows_of_no_trial(run: Run) -> pl.DataFrame:

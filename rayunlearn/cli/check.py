@@ -103,8 +103,8 @@ def run_problems(run: Path) -> list[str]:
     from rayunlearn.storage.run import open_run, run_defects
     from rayunlearn.storage.run_manifest import remedy_of
 
-    if found := run_defects(run):
-        return [f"{display_path(f)} {wrong}; {remedy_of(run, f)}" for f, wrong in found.items()]
+    if defects := run_defects(run):
+        return [f"{display_path(f)} {wrong}; {remedy_of(run, f)}" for f, wrong in defects.items()]
     try:
         opened = open_run(run)
         return [*_misfits(opened), *_stale(run)]
@@ -121,8 +121,8 @@ def cache_problems(cache: Path) -> list[str]:
 
     lines = download_below(cache)
     again = "--repair removes it, and it is rebuilt when it is wanted"
-    found = damaged_entries(cache) if cache.is_dir() else {}
-    return lines + [f"{display_path(f)} {wrong}; {again}" for f, wrong in found.items()]
+    defects = damaged_entries(cache) if cache.is_dir() else {}
+    return lines + [f"{display_path(f)} {wrong}; {again}" for f, wrong in defects.items()]
 
 
 def stale_reports(run: Path) -> list[str]:
@@ -175,9 +175,9 @@ def _misfits(run: "Run") -> list[str]:
         "trials with a status that is none": consistency.statuses_unknown,
         "tables with rows of no trial": consistency.rows_of_no_trial,
     }
-    found = {words: misfit(run) for words, misfit in tests.items()}
+    misfits = {words: misfit(run) for words, misfit in tests.items()}
     return [
         f"{display_path(run.path)}: {frame.height} {words}, the first is {frame.row(0, named=True)}"
-        for words, frame in found.items()
+        for words, frame in misfits.items()
         if frame.height
     ]

@@ -28,20 +28,20 @@ def job_server(address: str) -> str:
     neither does.
     """
     names = (address, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS"))
-    found = next((name for name in names if name), "")
+    url = next((name for name in names if name), "")
     require(
-        bool(found),
+        bool(url),
         "--address, RAY_API_SERVER_ADDRESS or RAY_ADDRESS must be the job server's"
         " http://HOST:PORT",
         "none of them",
     )
     setting = "--address" if address else "RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
     require(
-        found.startswith(("http://", "https://")),
+        url.startswith(("http://", "https://")),
         f"{setting} must be the job server's http://HOST:PORT",
-        found,
+        url,
     )
-    return found
+    return url
 
 
 def add_submit_command(commands: Any) -> None:

@@ -88,11 +88,11 @@ def require_writable(folder: Path, hint: str) -> None:
     """Raise UserError at once where nothing can be written in a folder that is there, or is to be
     made.
     """
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
     rule = f"{display_path(folder)} must be writable ({hint}); it is"
-    require(place.is_dir() and os.access(place, os.W_OK), rule, "read-only")
+    require(existing.is_dir() and os.access(existing, os.W_OK), rule, "read-only")
 
 
 def print_any_text() -> None:

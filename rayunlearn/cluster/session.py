@@ -65,11 +65,11 @@ def set_ray_environment(address: str) -> ClusterAddress:
     `ray_session` calls it and is the first to import Ray: modules that import Ray at their top are
     themselves imported inside a session.
     """
-    found = resolve_address(address)
-    is_local = found.value == "local"
+    resolved = resolve_address(address)
+    is_local = resolved.value == "local"
     for name, value in (QUIET_ENVIRONMENT | (LOOPBACK if is_local else {})).items():
         os.environ.setdefault(name, value)
-    return found
+    return resolved
 
 
 @contextmanager
@@ -81,16 +81,16 @@ def ray_session(*, address: str, workers: int) -> Iterator[str]:
     machine only. `auto`: the cluster that RAY_ADDRESS names (a submitted job's own), else `local`.
     Anything else is an address. Raises UserError where no cluster answers.
     """
-    found = set_ray_environment(address)
+    resolved = set_ray_environment(address)
     import ray
 
     if ray.is_initialized():
         yield ""
         return
-    with scratch_folder("ray") if found.value == "local" else nullcontext(Path()) as folder:
+    with scratch_folder("ray") if resolved.value == "local" else nullcontext(Path()) as folder:
         try:
             with _own_sigterm():
-                dashboard = _start(found, workers, folder)
+                dashboard = _start(resolved, workers, folder)
             yield dashboard
         finally:
             ray.shutdown()
@@ -245,21 +245,21 @@ def resolve_address(address: str) -> ClusterAddress:
     `rayunlearn submit` goes, and for what is no address.
     """
     variable = os.environ.get("RAY_ADDRESS", "")
-    found = ClusterAddress(address, "--address")
+    resolved = ClusterAddress(address, "--address")
     if address == "auto":
-        found = ClusterAddress(variable or "local", "RAY_ADDRESS")
-    found = replace(found, value=found.value.rstrip("/"))
-    if found.value in ("auto", "local"):
-        return found
+        resolved = ClusterAddress(variable or "local", "RAY_ADDRESS")
+    resolved = replace(resolved, value=resolved.value.rstrip("/"))
+    if resolved.value in ("auto", "local"):
+        return resolved
     require(
-        not found.value.startswith(("http://", "https://")),
-        f"{found.setting} must be {FORMS} here; http://host:port is a job server, which `rayunlearn"
-        " submit` and `jobs` go to",
-        found.value,
+        not resolved.value.startswith(("http://", "https://")),
+        f"{resolved.setting} must be {FORMS} here; http://host:port is a job server, which"
+        " `rayunlearn submit` and `jobs` go to",
+        resolved.value,
     )
-    host, _, port = found.value.removeprefix("ray://").rpartition(":")
-    require(bool(host) and port.isdigit(), f"{found.setting} must be {FORMS}", found.value)
-    return found
+    host, _, port = resolved.value.removeprefix("ray://").rpartition(":")
+    require(bool(host) and port.isdigit(), f"{resolved.setting} must be {FORMS}", resolved.value)
+    return resolved
 
 
 def check_port_open(address: ClusterAddress) -> None:
@@ -279,16 +279,16 @@ def _no_cluster(address: ClusterAddress, error: Exception) -> UserError:
     )
 
 
-def _start(found: ClusterAddress, workers: int, folder: Path) -> str:
+def _start(resolved: ClusterAddress, workers: int, folder: Path) -> str:
     """Connect; where the cluster's dashboard is."""
     import ray
 
-    address = found.value
+    address = resolved.value
     if address == "local":
         _start_here(workers, folder)
         return ""
     if address != "auto":
-        check_port_open(found)
+        check_port_open(resolved)
     # A client of a cluster far away brings this package along; a driver on the cluster shares its
     # installation.
     package = (
@@ -301,7 +301,7 @@ def _start(found: ClusterAddress, workers: int, folder: Path) -> str:
             address=address, runtime_env=package, log_to_driver=False, logging_level="ERROR"
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _no_cluster(found, error) from error
+        raise _no_cluster(resolved, error) from error
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 

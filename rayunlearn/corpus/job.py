@@ -84,8 +84,8 @@ def run_corpus_job(
 
 def _finished(folder: Path, partitions: Sequence[int]) -> dict[int, PartitionResult]:
     """The pieces that are done, with what they found."""
-    found = {p: read_note(note_of(folder, p), folder.parent) for p in partitions}
-    return {p: PartitionResult(**values) for p, values in found.items() if values is not None}
+    notes = {p: read_note(note_of(folder, p), folder.parent) for p in partitions}
+    return {p: PartitionResult(**values) for p, values in notes.items() if values is not None}
 
 
 def _do(

@@ -119,11 +119,11 @@ def _noted(note: Path, make: Callable[[], tuple[dict[str, Any], list[str]]]) -> 
     """What `make` found, computed again where it or its files, the second of what `make`
     returns, are not what was written.
     """
-    found = read_note(note, note.parent)
-    if found is None:
-        found, files = make()
-        write_note(note, found, files, note.parent)
-    return found
+    numbers = read_note(note, note.parent)
+    if numbers is None:
+        numbers, files = make()
+        write_note(note, numbers, files, note.parent)
+    return numbers
 
 
 def _whole_corpus(folder: Path, n: int) -> tuple[dict[str, Any], list[str]]:

@@ -29,8 +29,8 @@ def trial_results(run: Path, objective: Objective) -> dict[str, TrialResult]:
     tables = scan_trials(run)
     rows = tables["trials"].select("trial_id", "status").collect()
     statuses: dict[str, str] = dict(rows.iter_rows())
-    found = _objective_values(tables["evals"], tables["trials"], objective).collect()
-    values = {row[0]: (_number(row[1]), _number(row[2])) for row in found.iter_rows()}
+    rows_of_values = _objective_values(tables["evals"], tables["trials"], objective).collect()
+    values = {row[0]: (_number(row[1]), _number(row[2])) for row in rows_of_values.iter_rows()}
     return {
         trial_id: TrialResult(status, *values.get(trial_id, (math.nan, math.nan)))
         for trial_id, status in statuses.items()

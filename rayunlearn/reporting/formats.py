@@ -30,12 +30,12 @@ def report_file(run: Path, form: str, output: str = "") -> Path:
     """
     if form not in FORMATS:
         raise unknown_name("--format", form, FORMATS)
-    place = Path(output) if output else Path(run)
-    ending = place.suffix.removeprefix(".")
-    if not output or place.is_dir() or ending not in FORMATS:
-        return place / f"report.{form}"
+    path = Path(output) if output else Path(run)
+    ending = path.suffix.removeprefix(".")
+    if not output or path.is_dir() or ending not in FORMATS:
+        return path / f"report.{form}"
     require(ending == form, f"--output must end in .{form} for --format {form}", output)
-    return place
+    return path
 
 
 def write_as(run: Path, form: str, file: Path | None = None) -> Path:

@@ -43,10 +43,12 @@ def herding_cost(n: int, width: int, n_ranked: int) -> SelectionCost:
 
 def facility_cost(n: int, width: int, n_ranked: int) -> SelectionCost:
     """Every document looked at twice and, as measured on clustered points, 80 for each place."""
-    looks = 2 * n + 80 * n_ranked
+    n_evaluations = 2 * n + 80 * n_ranked
     if n <= MATRIX_LIMIT:
-        return SelectionCost(looks * n * 6e-9 + n * n * 3e-11 * width, 4.0 * n * n)
-    return SelectionCost(looks * n * (3e-11 * width + 6e-9), 8.0 * n * width + 8.0 * BLOCK_NUMBERS)
+        return SelectionCost(n_evaluations * n * 6e-9 + n * n * 3e-11 * width, 4.0 * n * n)
+    return SelectionCost(
+        n_evaluations * n * (3e-11 * width + 6e-9), 8.0 * n * width + 8.0 * BLOCK_NUMBERS
+    )
 
 
 COSTS: dict[str, Callable[[int, int, int], SelectionCost]] = {

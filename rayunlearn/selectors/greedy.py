@@ -76,10 +76,10 @@ def herding(embeddings: Tensor, n_ranked: int) -> Tensor:
     single, half_square = points.float(), (points.square().sum(1) / 2).float()
     order: list[int] = []
     for size in range(1, min(n_ranked, len(points)) + 1):
-        wanted = target * size - total
-        approximate = single @ wanted.float() - half_square
+        remainder = target * size - total
+        approximate = single @ remainder.float() - half_square
         approximate[order] = -torch.inf
-        error = 1e-5 * (1 + float(wanted.norm()))
+        error = 1e-5 * (1 + float(remainder.norm()))
         candidates = (approximate >= approximate.max() - error).nonzero().flatten()
         distance = (target - (total + points[candidates]) / size).norm(dim=1)
         order.append(int(candidates[distance.argmin()]))
@@ -158,10 +158,10 @@ def keyword_coverage(document_keywords: Sequence[Mapping[str, float]], n_ranked:
     cover = KeywordCover(document_keywords)
     order: list[int] = []
     while len(order) < min(n_ranked, n):
-        taken = cover.next_round(min(n_ranked, n) - len(order))
-        if not taken:
+        documents = cover.next_round(min(n_ranked, n) - len(order))
+        if not documents:
             order += [p for p in range(n) if not cover.taken[p]][: n_ranked - len(order)]
-        order += taken
+        order += documents
     return rank_scores(order, n)
 
 
@@ -171,18 +171,18 @@ class KeywordCover:
     """
 
     def __init__(self, document_keywords: Sequence[Mapping[str, float]]) -> None:
-        place: dict[str, int] = {}
+        index_of: dict[str, int] = {}
         words = [
-            [place.setdefault(word, len(place)) for word in keywords]
+            [index_of.setdefault(word, len(index_of)) for word in keywords]
             for keywords in document_keywords
         ]
-        weights = np.zeros(len(place))
+        weights = np.zeros(len(index_of))
         for row, keywords in zip(words, document_keywords, strict=True):
             weights[row] += list(keywords.values())
         _, exponent = np.frexp(weights.sum())
         self._weight = np.rint(np.ldexp(weights, WEIGHT_BITS - exponent)).astype(np.int64)
         self._words = [np.array(row, dtype=np.int64) for row in words]
-        self._documents = _documents_of_words(self._words, len(place))
+        self._documents = _documents_of_words(self._words, len(index_of))
         self.taken = np.zeros(len(words), dtype=bool)
         self._whole = np.array([self._weight[row].sum() for row in self._words], dtype=np.int64)
 
@@ -200,8 +200,8 @@ class KeywordCover:
             new = [word for word in self._words[best] if not covered[word]]
             covered[new] = True
             for word in new:
-                others = self._documents[word]
-                gain[others] -= np.where(gain[others] < 0, 0, self._weight[word])
+                sharing = self._documents[word]
+                gain[sharing] -= np.where(gain[sharing] < 0, 0, self._weight[word])
         return order
 
 
@@ -243,10 +243,10 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
 
 def _kept_rows(rows: Callable[[Tensor], Tensor], n: int) -> Tensor:
     """The (n, n) similarity, filled block by block: nothing of its size is beside it."""
-    kept = torch.empty(n, n)
+    matrix = torch.empty(n, n)
     for block in torch.arange(n).split(max(1, BLOCK_NUMBERS // max(1, n))):
-        kept[block] = rows(block)
-    return kept
+        matrix[block] = rows(block)
+    return matrix
 
 
 def _documents_of_words(words: Sequence[np.ndarray], n_words: int) -> list[np.ndarray]:

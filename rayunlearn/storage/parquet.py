@@ -299,9 +299,9 @@ def check_table_file(path: Path) -> None:
     for column in TABLES.get(path.stem, ()):
         if column.name not in schema.names and column.name not in KEYS:
             continue
-        found = schema.field(column.name).type if column.name in schema.names else None
+        arrow_type = schema.field(column.name).type if column.name in schema.names else None
         rule = f"column {column.name} of {path} must be there, of type {column.kind}"
-        require(found in _arrow_types(column.kind), rule, str(found))
+        require(arrow_type in _arrow_types(column.kind), rule, str(arrow_type))
 
 
 def _require_version(path: Path, text: str) -> None:
@@ -338,6 +338,6 @@ def reader_failure(error: BaseException) -> str:
     it was checked, or a column of a type that nobody expects, is met far from where it was opened.
     """
     modules = ("polars.", "pyarrow.", "pyo3_runtime")
-    found = any(kind.__module__.startswith(modules) for kind in type(error).__mro__)
+    is_readers = any(kind.__module__.startswith(modules) for kind in type(error).__mro__)
     name = type(error).__name__
-    return f"a table could not be read ({name}: {one_line(str(error))})" if found else ""
+    return f"a table could not be read ({name}: {one_line(str(error))})" if is_readers else ""

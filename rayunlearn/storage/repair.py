@@ -134,8 +134,8 @@ def _drop_attacks(run: Path) -> list[str]:
 
 
 def _damaged(run: Path, names: Iterable[str]) -> list[str]:
-    found = run_defects(run)
-    return [name for name in names if run / name in found]
+    defects = run_defects(run)
+    return [name for name in names if run / name in defects]
 
 
 def _tables_in(folder: Path) -> list[str]:

@@ -131,8 +131,8 @@ def file_defect(file: Path, contents: Sequence[StoredFile]) -> str:
         raise UserError(f"{display_path(file)} must be readable: {error}") from error
     except OSError as error:
         return f"cannot be read: {error}"
-    known = any((content.size, content.sha256) == (size, digest) for content in contents)
-    return "" if known else f"is damaged: it is not what was written{rows}"
+    is_whole = any((content.size, content.sha256) == (size, digest) for content in contents)
+    return "" if is_whole else f"is damaged: it is not what was written{rows}"
 
 
 def trial_defects(folder: Path) -> dict[Path, str]:
@@ -140,8 +140,8 @@ def trial_defects(folder: Path) -> dict[Path, str]:
     contents = read_contents(folder, trial_owner(folder.name))
     if isinstance(contents, str):
         return {folder / MANIFEST: contents}
-    there = {f.name for f in folder.glob("*.parquet")}
-    return _defects(folder, contents, {f"{table}.parquet" for table in PER_TRIAL} | there)
+    present = {f.name for f in folder.glob("*.parquet")}
+    return _defects(folder, contents, {f"{table}.parquet" for table in PER_TRIAL} | present)
 
 
 def driver_defects(run: Path, names: Collection[str] = DRIVER_FILES) -> dict[Path, str]:
@@ -160,11 +160,11 @@ def require_whole_files(
     """Raise DamagedRunError where a file of these trial folders, or a driver's file of these
     names, is not what was written.
     """
-    found = driver_defects(run, names)
+    defects = driver_defects(run, names)
     for folder in folders:
-        found |= trial_defects(folder)
-    if found:
-        raise DamagedRunError(run, found)
+        defects |= trial_defects(folder)
+    if defects:
+        raise DamagedRunError(run, defects)
 
 
 def announce_file(run: Path, name: str, content: StoredFile, *, owner: str = OF_RUN) -> None:
@@ -189,8 +189,8 @@ def forget_files(run: Path, names: Collection[str]) -> None:
     if not names:
         return
     contents = _contents_of(run, OF_RUN)
-    kept = {name: content for name, content in contents.items() if name not in names}
-    _write_contents(run, kept, OF_RUN)
+    remaining = {name: content for name, content in contents.items() if name not in names}
+    _write_contents(run, remaining, OF_RUN)
     drop_files([run / name for name in names])
     for name in names:
         (run / name).unlink(missing_ok=True)

@@ -52,10 +52,10 @@ def scratch_root(purpose: str) -> Path:
     places = [tempfile.gettempdir(), *COMMON_ROOTS]
     # mkdtemp adds eight signs
     room = LONGEST_PATH - len(f"/{SCRATCH_PREFIX}{purpose}-") - 8
-    for place in places:
-        usable = PLAIN.fullmatch(place) and len(place) <= room
-        if usable and os.access(place, os.W_OK | os.X_OK):
-            return Path(place)
+    for root in places:
+        usable = PLAIN.fullmatch(root) and len(root) <= room
+        if usable and os.access(root, os.W_OK | os.X_OK):
+            return Path(root)
     raise UserError(
         f"a temporary folder (TMPDIR) must have at most {room} of the signs A-Z a-z 0-9 / . _ - and"
         f" be writable, got {', '.join(dict.fromkeys(places))}"
@@ -78,10 +78,10 @@ def _owned(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. It gets its name only when it is held, so that nobody takes a folder
     that is just being made for an abandoned one.
     """
-    begun = folder / f"{OWNER}.new"
-    with begun.open("w") as file:
+    unnamed = folder / f"{OWNER}.new"
+    with unnamed.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        begun.rename(folder / OWNER)
+        unnamed.rename(folder / OWNER)
         yield
 
 
