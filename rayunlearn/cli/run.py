@@ -125,7 +125,7 @@ def plan(chosen: argparse.Namespace) -> int:
     folder = run_folder(chosen.output, experiment)
     refresh(folder)
     results = {} if experiment.version == "dev" else cached_results(folder, experiment)
-    agenda = Planner(experiment, work.check, work.identify).agenda(results)
+    agenda = Planner(experiment, work.check, work.identify, work.notes_of).agenda(results)
     pairs = {data_model_pair(row.trial): row.trial for row in agenda.rows}
     missing = [
         f"{role} of {trial.data.name}"

@@ -60,7 +60,7 @@ def sweep(
     """
     started = time.monotonic()
     check_trackers(experiment.track)
-    planner = Planner(experiment, work.check, work.identify)
+    planner = Planner(experiment, work.check, work.identify, work.notes_of)
     # a mistake in the experiment shows here, before a folder is made
     planner.agenda({})
     plan = PlanRun(
@@ -140,7 +140,9 @@ def prepare_all_models(
     many that were.
     """
     cache = (output / "cache").resolve()
-    trials = trials_by_model(Planner(experiment, work.check, work.identify).agenda({}))
+    trials = trials_by_model(
+        Planner(experiment, work.check, work.identify, work.notes_of).agenda({})
+    )
     n_missing = sum(len(work.missing(trial, cache)) for trial in trials)
     if n_missing:
         from rayunlearn.cluster.session import ray_session

@@ -10,7 +10,7 @@ answer stands before it unpredicted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tokenizers.processors import TemplateProcessing
 
 from rayunlearn.data.chat_sandbox import template_fault, with_fixed_day
-from rayunlearn.data.documents import Document
+from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch
 
@@ -132,6 +132,41 @@ def encode_pair(
     for a text that leaves no label, and as `align`.
     """
     return truncate_to_limit(doc_id, align(prompt, answer, tokenizer, template), max_tokens)
+
+
+def count_cut(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    max_tokens: int,
+) -> int:
+    """How many documents `encode_documents` cuts. A text of as few bytes as tokens is not read: no
+    token stands for less than a byte.
+    """
+    around = len(align("a", "b", tokenizer, template).ids)
+    n_cut = 0
+    for document in documents:
+        n_bytes = len(document.prompt.encode()) + len(document.answer.encode())
+        if n_bytes + around > max_tokens:
+            ids = align(document.prompt, document.answer, tokenizer, template).ids
+            n_cut += len(ids) > max_tokens
+    return n_cut
+
+
+def cut_note(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, template: str, max_tokens: int
+) -> tuple[str, ...]:
+    """A line on the documents and probes of a corpus that are cut, none where none is."""
+    roles = {"forget": corpus.forget, "retain": corpus.retain}
+    roles |= {f"probes {split}": documents for split, documents in corpus.probes.items()}
+    templates = {f"probes {split}": own for split, own in corpus.templates.items()}
+    n_cut = {
+        role: count_cut(documents, tokenizer, templates.get(role, template), max_tokens)
+        for role, documents in roles.items()
+    }
+    found = [f"{n} of {len(roles[role])} ({role})" for role, n in n_cut.items() if n]
+    line = f"longer than data.max_tokens={max_tokens} and cut: {', '.join(found)}"
+    return (line,) if found else ()
 
 
 def truncate_to_limit(doc_id: str, aligned: AlignedText, max_tokens: int) -> Encoded:

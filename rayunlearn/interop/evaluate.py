@@ -15,6 +15,7 @@ from rayunlearn.config import BENCHMARKS, Data, Model, Trial, Value, flatten, tr
 from rayunlearn.data.benchmarks import load_benchmark, parse_options
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.load import load_corpus
+from rayunlearn.data.tokenize import cut_note
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch
 from rayunlearn.metrics.corpus import GOLD_METRICS, corpus_rows
@@ -22,7 +23,7 @@ from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.metrics.table import METRICS, sources_of
 from rayunlearn.models.cpu_offload import to_device_or_offload
 from rayunlearn.models.folder import check_model
-from rayunlearn.models.load import load_model, model_digest
+from rayunlearn.models.load import load_model, load_tokenizer, model_digest
 from rayunlearn.registry import check_trial
 from rayunlearn.schema import Rows
 from rayunlearn.storage.artifact_cache import MANIFEST
@@ -131,6 +132,8 @@ def _about(
     request: EvaluationRequest, trial: Trial, corpus: Corpus, *, identity: str, model: str
 ) -> dict[str, Any]:
     """What decided the rows: the models, the data and the settings; `model` is the digest."""
+    data = trial.data
+    cut = cut_note(corpus, load_tokenizer(request.model), data.template, data.max_tokens)
     return {
         "model": request.model,
         "model_digest": model,
@@ -142,7 +145,7 @@ def _about(
         "limit": request.limit,
         "settings": relevant_settings(trial),
         "files": [asdict(record) for record in corpus.files],
-        "notes": list(corpus.notes),
+        "notes": [*corpus.notes, *cut],
         "packages": installed_versions(),
     }
 

@@ -2,11 +2,14 @@
 from and what it is not.
 """
 
+from __future__ import annotations
+
+import copy
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -16,13 +19,20 @@ from rayunlearn.analysis.run_frames import measured_of
 from rayunlearn.config import Trial, flatten
 from rayunlearn.data.documents import Corpus
 from rayunlearn.errors import require
+from rayunlearn.lazy import torch
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
+from rayunlearn.models.folder import stored_dtype
 from rayunlearn.models.load import save_model
+from rayunlearn.models.model_files import resolve_model
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.storage.run import Run, open_run
 from rayunlearn.trial.load import LoadedTrial, load_trial
 from rayunlearn.trial.rebuild import rebuild_model
+from rayunlearn.trial.workspace import start_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CARD_HEADER = "---\nlibrary_name: transformers\ntags:\n- unlearning\n- rayunlearn\n---\n\n"
 
@@ -40,10 +50,11 @@ def export_trial(run: Path, trial_id: str, output: Path, *, adapter_only: bool =
     """Write the model that a trial ended with to the new directory `output`; returns a line that
     says what was written.
 
-    Weights (float32 safetensors, LoRA merged), configuration, tokenizer, README.md (the model card)
-    and provenance.json. `adapter_only`: a LoRA trial's adapter as peft reads it, in place of
-    weights and tokenizer. The weights are read from the cache or unlearned again. Raises UserError
-    as `load_trial`, for an adapter that is not there, and for an `output` that exists.
+    Weights (safetensors in the number type of the model that the trial started from, LoRA merged),
+    configuration, tokenizer, README.md (the model card) and provenance.json. `adapter_only`: a
+    LoRA trial's adapter as peft reads it, in place of weights and tokenizer. The weights are read
+    from the cache or unlearned again. Raises UserError as `load_trial`, for an adapter that is not
+    there, and for an `output` that exists.
     """
     require(
         not output.exists(), "--output must be a directory that does not exist yet", str(output)
@@ -61,9 +72,26 @@ def export_trial(run: Path, trial_id: str, output: Path, *, adapter_only: bool =
         write_adapter(trial_to_export, run / "adapters" / trial_to_export.trial_id, output, notes)
         return f"the adapter of trial {trial_to_export.trial_id}: {output}"
     context = rebuild_model(trial_to_export.trial, trial_to_export.workspace)
-    save_model(context.model, context.tokenizer, output, notes=notes)
+    model = _in_stored_type(context.model, trial_to_export)
+    save_model(model, context.tokenizer, output, notes=notes)
     stage = trial_to_export.trial.stage
     return f"the model of trial {trial_to_export.trial_id} (stage {stage}): {output}"
+
+
+def stored_type(trial_to_export: LoadedTrial) -> str:
+    """The number type of the model that the trial started from; trials train and measure in
+    float32.
+    """
+    start = start_folder(trial_to_export.trial, trial_to_export.workspace)
+    return stored_dtype(resolve_model(start)) or "float32"
+
+
+def _in_stored_type(model: PreTrainedModel, trial_to_export: LoadedTrial) -> PreTrainedModel:
+    """The model in the number type that it is exported in; a copy where that is another, because
+    this process's next trial takes the model.
+    """
+    dtype = getattr(torch, stored_type(trial_to_export))
+    return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
 
 
 def write_adapter(
@@ -119,6 +147,7 @@ def card_provenance(trial_to_export: LoadedTrial) -> dict[str, Any]:
     files = [vars(record) for record in corpus.files]
     return {
         "trial_id": trial_to_export.trial_id,
+        "stored_as": stored_type(trial_to_export),
         **named,
         "packages": json.loads(row["packages"] or "{}"),
         "files": files,

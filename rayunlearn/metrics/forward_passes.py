@@ -12,6 +12,7 @@ from rayunlearn.data.multiple_choice import LETTERS, QUESTION_HEAD, letter_quest
 from rayunlearn.data.tokenize import Encoded, begin_ids, by_length, collate
 from rayunlearn.errors import require
 from rayunlearn.lazy import functional, torch
+from rayunlearn.models.folder import context_length
 from rayunlearn.models.forward import (
     LEAST_DEVIATION,
     evaluating,
@@ -197,7 +198,7 @@ def sampling_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricI
 
 def letter_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:
     """Letter scores and the letter written, for probes with a question and options; nothing where
-    the vocabulary has no letters.
+    the vocabulary has no letters or the question leaves no position to answer.
 
     As many tokens are written as the longest letter has, one as a rule.
     """
@@ -212,9 +213,15 @@ def letter_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInp
     inputs: list[MetricInputs] = [{} for _ in task.probes]
     if spelt is None:
         return inputs
-    prompts = [
-        _letter_prompt(task.probes[index], tokenizer, task.writing.shots) for index in questions
-    ]
+    # no setting bounds the options and the solved questions that stand before them: a question that
+    # leaves no room to answer has no value, and a mean says over how many it is
+    asked = {
+        index: _letter_prompt(task.probes[index], tokenizer, task.writing.shots)
+        for index in questions
+    }
+    context = context_length(task.model.config)
+    questions = [i for i in questions if context is None or len(asked[i]) < context]
+    prompts = [asked[index] for index in questions]
     logits = letter_scores(task.model, prompts, spelt)
     longest = max(map(len, spelt))
     written = generate_texts(task.model, prompts, ends=task.ends(), max_new_tokens=longest)

@@ -15,6 +15,7 @@ from rayunlearn.config import digest
 from rayunlearn.data.tokenize import Encoded, by_length, end_tokens
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
+from rayunlearn.models.folder import context_length
 from rayunlearn.models.forward import evaluating
 
 if TYPE_CHECKING:
@@ -37,13 +38,14 @@ def generate_texts(
     tokens_per_batch: int = 8192,
 ) -> list[Ids]:
     """The continuation of each prompt, in the order given, up to the first of `ends` and without
-    it: at most `max_new_tokens`, fewer where the context is full.
+    it: at most `max_new_tokens`, fewer where the context ends.
 
     temperature 0 is greedy; above it, `seeds` (one text per prompt) make every sample, and `top_p`
     keeps the likeliest tokens that together reach that probability. Raises UserError for an empty
-    prompt and for missing seeds.
+    prompt, for one that leaves no position to answer, and for missing seeds.
     """
     _check_prompts(prompts, seeds, temperature)
+    require_room(model, prompts)
     # A prompt stands for the whole sequence that it will grow into, so that a batch's memory has a
     # bound.
     grown = [
@@ -73,6 +75,15 @@ def _check_prompts(prompts: Sequence[Ids], seeds: Sequence[str], temperature: fl
         f"sampling needs one seed for each of {len(prompts)} prompts",
         len(seeds),
     )
+
+
+def require_room(model: PreTrainedModel, prompts: Sequence[Ids]) -> None:
+    """Raise UserError where a prompt leaves no position for an answer: an empty text would count as
+    forgotten.
+    """
+    context, longest = context_length(model.config), max(map(len, prompts), default=0)
+    rule = f"a prompt must leave room to answer, at most {(context or 0) - 1} tokens of {context}"
+    require(context is None or longest < context, rule, longest)
 
 
 def ends_of(
@@ -188,7 +199,7 @@ def _continue(
 
 def _limits(model: PreTrainedModel, prompts: Sequence[Ids], max_new_tokens: int) -> list[int]:
     """Most new tokens of each prompt: fewer where the model's positions end."""
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = context_length(model.config)
     room = [context - len(p) if context else max_new_tokens for p in prompts]
     return [min(max_new_tokens, n) for n in room]
 

@@ -11,7 +11,7 @@ from rayunlearn.canonical import CheckTrial
 from rayunlearn.config import Trial
 from rayunlearn.errors import require
 from rayunlearn.planning.gpu_memory import GpuMemory
-from rayunlearn.planning.planner import Identify
+from rayunlearn.planning.planner import Identify, NotesOf, no_notes
 from rayunlearn.trial import identity
 
 OnPrepared = Callable[[str, int, int], None]
@@ -32,7 +32,8 @@ class TrialBackend:
     n processes cannot share the trial; gpu_memory_of(trials, run): what the largest of the trials
     needs of a GPU; gpu_bytes: the size of the GPU of the process that asks, 0 where it sees none;
     metrics: the metric table, for experiment.json; preload: loads the libraries that every trial
-    uses, which a worker does once, before its first trial.
+    uses, which a worker does once, before its first trial; notes_of: a line on the texts that
+    data.max_tokens cuts.
     """
 
     check: CheckTrial
@@ -46,6 +47,7 @@ class TrialBackend:
     gpu_memory_of: Callable[[Sequence[Trial], Path], GpuMemory]
     gpu_bytes: Callable[[], int]
     preload: Callable[[], None] = load_nothing
+    notes_of: NotesOf = no_notes
 
 
 def unlearning_backend() -> TrialBackend:
@@ -66,6 +68,7 @@ def unlearning_backend() -> TrialBackend:
         gpu_memory_of=gpu_memory.estimate_gpu_memory,
         gpu_bytes=device_bytes,
         preload=load_libraries,
+        notes_of=workspace_module.cut_texts,
     )
 
 

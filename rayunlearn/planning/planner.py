@@ -35,6 +35,12 @@ from rayunlearn.planning.study import (
 )
 
 Identify = Callable[[Trial], str]
+NotesOf = Callable[[Trial], tuple[str, ...]]
+
+
+def no_notes(_trial: Trial) -> tuple[str, ...]:
+    """Nothing to say of a trial's data and model."""
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +126,13 @@ class Planner:
     """`agenda` with a memory: ids and suggestions are pure functions, so each is computed once.
 
     check: fills in and validates a trial's options (`registry.check_trial`); identify: its trial
-    id.
+    id; notes_of: what a reader should know of how a trial's data meet its model.
     """
 
     experiment: Experiment
     check: CheckTrial
     identify: Identify
+    notes_of: NotesOf = no_notes
     _ids: dict[Trial, str] = field(default_factory=dict)
     _canonical: dict[Trial, Trial] = field(default_factory=dict)
     _suggested: dict[tuple[object, ...], list[dict[str, Value]]] = field(default_factory=dict)
@@ -151,6 +158,8 @@ class Planner:
             waiting += part.waiting
             notes += part.notes
             studies |= part.studies
+        pairs = {(row.trial.data, row.trial.model): row.trial for row in rows.values()}
+        notes += dict.fromkeys(note for trial in pairs.values() for note in self.notes_of(trial))
         planned_ids = {row.trial_id for row in rows.values()}
         unknown = {row.trial_id for row in expected} - planned_ids
         ready = {row.trial_id: row for row in rows.values() if row.trial_id not in results}

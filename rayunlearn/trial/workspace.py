@@ -4,10 +4,11 @@ digest.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from rayunlearn.config import (
+    Data,
     Model,
     Trial,
     Value,
@@ -18,10 +19,11 @@ from rayunlearn.config import (
 )
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.hub import is_local
+from rayunlearn.data.tokenize import cut_note
 from rayunlearn.errors import require
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
-from rayunlearn.models.folder import check_model, require_positions
+from rayunlearn.models.folder import check_model, read_tokenizer, require_positions
 from rayunlearn.models.model_files import model_config, resolve_model
 from rayunlearn.models.outline import check_family
 from rayunlearn.models.scratch import LONGEST_TOKENS, SHAPES
@@ -168,6 +170,19 @@ def check_named_models(trial: Trial) -> None:
         if name:
             setting = f"model.{field}"
             check_model(name, setting=setting, template=data.template, max_tokens=data.max_tokens)
+
+
+def cut_texts(trial: Trial) -> tuple[str, ...]:
+    """A line on the documents and probes that `data.max_tokens` cuts; none where none is, and for a
+    model built here, whose vocabulary is made with it.
+    """
+    return () if trial.model.name == "scratch" else _cut_texts(trial.data, trial.model.name)
+
+
+@lru_cache(maxsize=16)
+def _cut_texts(data: Data, model: str) -> tuple[str, ...]:
+    tokenizer = read_tokenizer(resolve_model(model))
+    return cut_note(corpus_of(data), tokenizer, data.template, data.max_tokens)
 
 
 def _check_selection(trial: Trial) -> None:

@@ -21,6 +21,9 @@ from rayunlearn.data.tokenize import (
     align,
     begin_ids,
     check_chat_template,
+    count_cut,
+    cut_note,
+    encode_documents,
     encode_pair,
     join,
     prompt_text,
@@ -353,3 +356,25 @@ def test_the_stories_model_knows_its_own_words_by_heart() -> None:
     chosen = chosen_metrics("probability,exact_memorization,extraction_strength")
     values = [row["value"] for row in evaluate_probes(model, probes, chosen, tokenizer=tokenizer)]
     assert values == [pytest.approx(0.205, abs=5e-4), 1.0, 1.0]
+
+
+def test_texts_that_are_cut_are_counted_by_role() -> None:
+    """As many as encoding them shortens, in a template and in one of the split's own."""
+    tokenizer = KINDS["mistral"].build()
+    texts = [Document(prompt="Who? " * n, answer="Paris " * n) for n in (1, 9, 19)]
+    whole = encode_documents(texts, tokenizer, "Q: {prompt}", WHOLE)
+    cut = encode_documents(texts, tokenizer, "Q: {prompt}", 16)
+    shortened = sum(len(a.ids) != len(b.ids) for a, b in zip(whole, cut, strict=True))
+    assert count_cut(texts, tokenizer, "Q: {prompt}", 16) == shortened > 0
+    corpus = Corpus(
+        name="c",
+        forget=tuple(texts),
+        retain=(texts[0],),
+        probes={"forget": tuple(texts)},
+        extra_training={},
+    )
+    line = f"longer than data.max_tokens=16 and cut: {shortened} of 3 (forget), "
+    assert cut_note(corpus, tokenizer, "Q: {prompt}", 16) == (
+        f"{line}{shortened} of 3 (probes forget)",
+    )
+    assert cut_note(corpus, tokenizer, "Q: {prompt}", WHOLE) == ()

@@ -16,6 +16,8 @@ from rayunlearn.cli.main import main
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.interop.export import export_trial, markdown_table
+from rayunlearn.models.folder import inspect_model_folder
+from rayunlearn.models.load import load_model, save_model
 from rayunlearn.storage.run import open_run
 from rayunlearn.trial import model_state
 from rayunlearn.trial.identity import identify_trial
@@ -188,3 +190,21 @@ def test_a_cell_keeps_its_bars_and_lines() -> None:
         markdown_table(("a", "b"), [("x|y", "1\n2"), (None, 0.12345)])
         == "| a | b |\n| --- | --- |\n| x\\|y | 1\\n2 |\n|  | 0.123 |"
     )
+
+
+def test_a_model_in_half_precision_is_exported_in_it(domain_bed: Bed, tmp_path: Path) -> None:
+    """Twice the bytes before, all of them float32."""
+    model, tokenizer = load_model(str(domain_bed.base))
+    base = save_model(model.bfloat16(), tokenizer, tmp_path / "half")
+    trial = validate_trial(with_values(Trial(), QUICK | {"model.name": str(base)}))
+    runs = tmp_path / "runs"
+    place = workspace_of(trial, runs / "cache")
+    run_trial(trial, place, runs / "quick" / "1", "quick", "1", commit="abc123")
+    wanted = identify_trial(trial)
+    arguments = ["export", str(runs / "quick" / "1"), wanted[:6], "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    found = inspect_model_folder(tmp_path / "out")
+    assert found.dtype == "bfloat16"
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["stored_as"] == "bfloat16"
+    assert load_model(str(tmp_path / "out"))[0].dtype == torch.bfloat16
+    model_state.load_model_state.cache_clear()

@@ -118,10 +118,16 @@ def test_an_end_of_turn_in_words_is_looked_for_whole_and_a_special_one_without_i
 
 
 def test_a_full_context_ends_a_text() -> None:
-    """64 positions: a prompt of 62 tokens has room for two, one of 64 for none."""
+    """64 positions: a prompt of 62 tokens has room for two."""
     model = tiny_model()
-    texts = generate_texts(model, [(5,) * 62, (5,) * 64, (5, 6)], ends=(), max_new_tokens=6)
-    assert [len(text) for text in texts] == [2, 0, 6]
+    texts = generate_texts(model, [(5,) * 62, (5, 6)], ends=(), max_new_tokens=6)
+    assert [len(text) for text in texts] == [2, 6]
+
+
+def test_a_prompt_that_leaves_no_room_is_refused() -> None:
+    """An empty text was its continuation, whose ROUGE is 0: forgotten."""
+    with pytest.raises(UserError, match="leave room to answer, at most 63 tokens of 64, got 64"):
+        generate_texts(tiny_model(), [(5, 6), (5,) * 64], ends=(), max_new_tokens=6)
 
 
 def test_a_sample_is_its_seed_s_own() -> None:
