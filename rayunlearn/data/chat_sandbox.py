@@ -121,12 +121,12 @@ def _environment() -> Any:
     def tojson(value: Any, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=options.pop("ensure_ascii", False), **options)
 
-    found = ImmutableSandboxedEnvironment(
+    environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
-    found.filters["tojson"] = tojson
-    found.globals["raise_exception"] = raise_exception
-    return found
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    return environment
 
 
 def with_fixed_day(template: str) -> str:

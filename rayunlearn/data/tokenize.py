@@ -143,11 +143,11 @@ def count_cut(
     """How many documents `encode_documents` cuts. A text of as few bytes as tokens is not read: no
     token stands for less than a byte.
     """
-    around = len(align("a", "b", tokenizer, template).ids)
+    n_added = len(align("a", "b", tokenizer, template).ids)
     n_cut = 0
     for document in documents:
         n_bytes = len(document.prompt.encode()) + len(document.answer.encode())
-        if n_bytes + around > max_tokens:
+        if n_bytes + n_added > max_tokens:
             ids = align(document.prompt, document.answer, tokenizer, template).ids
             n_cut += len(ids) > max_tokens
     return n_cut
@@ -164,9 +164,9 @@ def cut_note(
         role: count_cut(documents, tokenizer, templates.get(role, template), max_tokens)
         for role, documents in roles.items()
     }
-    found = [f"{n} of {len(roles[role])} ({role})" for role, n in n_cut.items() if n]
-    line = f"longer than data.max_tokens={max_tokens} and cut: {', '.join(found)}"
-    return (line,) if found else ()
+    parts = [f"{n} of {len(roles[role])} ({role})" for role, n in n_cut.items() if n]
+    line = f"longer than data.max_tokens={max_tokens} and cut: {', '.join(parts)}"
+    return (line,) if parts else ()
 
 
 def truncate_to_limit(doc_id: str, aligned: AlignedText, max_tokens: int) -> Encoded:
@@ -278,8 +278,8 @@ def chat_template_fault(tokenizer: PreTrainedTokenizerBase) -> str:
         if not fault:
             align("a question", "an answer", tokenizer, "chat")
     except ValueError as problem:
-        found = problem.__cause__ or problem
-        return f"{type(found).__name__}: {' '.join(str(found).split())}"
+        cause = problem.__cause__ or problem
+        return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
     return fault
 
 

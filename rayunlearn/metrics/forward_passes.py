@@ -215,13 +215,13 @@ def letter_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInp
         return inputs
     # no setting bounds the options and the solved questions that stand before them: a question that
     # leaves no room to answer has no value, and a mean says over how many it is
-    asked = {
+    letter_prompts = {
         index: _letter_prompt(task.probes[index], tokenizer, task.writing.shots)
         for index in questions
     }
     context = context_length(task.model.config)
-    questions = [i for i in questions if context is None or len(asked[i]) < context]
-    prompts = [asked[index] for index in questions]
+    questions = [i for i in questions if context is None or len(letter_prompts[i]) < context]
+    prompts = [letter_prompts[index] for index in questions]
     logits = letter_scores(task.model, prompts, spelt)
     longest = max(map(len, spelt))
     written = generate_texts(task.model, prompts, ends=task.ends(), max_new_tokens=longest)

@@ -255,8 +255,8 @@ def quantization_of(directory: Path, config: Mapping[str, Any]) -> str:
     """
     parts = [config, *(v for k, v in config.items() if k == "text_config" and isinstance(v, dict))]
     settings = [part.get("quantization_config") or part.get("compression_config") for part in parts]
-    for found in filter(None, settings):
-        method = found.get("quant_method") if isinstance(found, dict) else found
+    for section in filter(None, settings):
+        method = section.get("quant_method") if isinstance(section, dict) else section
         return str(method or "quantization_config")
     if (directory / "quantize_config.json").is_file():
         return "quantize_config.json"
