@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from rayunlearn.config import (
@@ -33,6 +33,10 @@ from rayunlearn.errors import UserError, require, unknown_name
 # share of base's retention at which models are compared (2406.09179 evaluates 0.95 to 0.90)
 CALIBRATED = 0.95
 TUNINGS = ("shared", "per_cell", "none")
+# budget.tuning=from:RUN takes the winners of another run
+FROM_RUN = "from:"
+# budget.sampler: Optuna's own
+SAMPLERS = ("tpe", "gp", "nsga2", "random", "cmaes")
 NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "ATTACKS", "TRACK", "VERSION", "PRESETS")
 # the folder beside the runs that all of them share
 CACHE = "cache"
@@ -88,6 +92,11 @@ class Range:
             (self.low, self.high),
         )
 
+    @property
+    def words(self) -> str:
+        """`0.001 to 0.1`."""
+        return f"{self.low:g} to {self.high:g}"
+
 
 @dataclass(frozen=True, init=False)
 class Choice:
@@ -119,6 +128,11 @@ class Choice:
         )
         object.__setattr__(self, "values", values)
 
+    @property
+    def words(self) -> str:
+        """`'a' or 'b'`."""
+        return " or ".join(repr(value) for value in self.values)
+
 
 Domain = Range | Choice
 
@@ -127,13 +141,16 @@ Domain = Range | Choice
 class Budget:
     """BUDGET: how hyperparameters are tuned.
 
-    Raises UserError for a `tuning` that is none of the three, and for numbers below 1.
+    Raises UserError for a `tuning` or `sampler` that there is not, and for numbers below 1.
 
     Args:
         tuning: `shared`: tuned once per group at ratio 1.0; `per_cell`: every cell has the same
-            budget of its own; `none`: BASE's values are taken as they are.
-        trials: tuning trials per group, or per cell.
+            budget of its own; `none`: BASE's values are taken as they are; `from:RUN`: the winners
+            of that run are taken without a search.
+        trials: tuning trials per group, or per cell; the first has BASE's values.
         batch: trials that are asked for at once; the next batch waits for their results.
+        sampler: which of Optuna's asks: tpe, gp, nsga2, cmaes or random.
+        tuned_from: folder or URL of a run whose winners are tried after the first trial.
 
     Example:
         >>> Budget(trials=12).tuning
@@ -143,12 +160,64 @@ class Budget:
     tuning: str = "shared"
     trials: int = 8
     batch: int = 4
+    sampler: str = "tpe"
+    tuned_from: str = ""
 
     def __post_init__(self) -> None:
-        if self.tuning not in TUNINGS:
-            raise unknown_name("budget.tuning", self.tuning, TUNINGS)
+        if self.tuning not in TUNINGS and not self.takes_winners:
+            raise unknown_name("budget.tuning", self.tuning, (*TUNINGS, "from:RUN"))
+        require(self.tuning != FROM_RUN, "budget.tuning=from:RUN must name a run", self.tuning)
         require(self.trials >= 1, "budget.trials must be >= 1", self.trials)
         require(self.batch >= 1, "budget.batch must be >= 1", self.batch)
+        if self.sampler not in SAMPLERS:
+            raise unknown_name("budget.sampler", self.sampler, SAMPLERS)
+        require(
+            self.sampler not in ("nsga2", "cmaes") or self.batch >= 2,
+            f"budget.sampler={self.sampler} needs budget.batch >= 2, as a batch is its population",
+            self.batch,
+        )
+        searches = self.tuning in ("shared", "per_cell")
+        require(
+            not self.tuned_from or searches,
+            "budget.tuned_from (--tuned-from) needs a search: budget.tuning 'shared' or 'per_cell'",
+            self.tuning,
+        )
+
+    @property
+    def source(self) -> str:
+        """The run whose winners are taken or tried first, '' for none."""
+        return self.tuned_from or (self.tuning.removeprefix(FROM_RUN) if self.takes_winners else "")
+
+    @property
+    def takes_winners(self) -> bool:
+        """Whether another run's winners are taken without a search."""
+        return self.tuning.startswith(FROM_RUN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """What another run's tuning chose for a group: the run, the trial that won and its tuned
+    values.
+    """
+
+    run: str
+    trial_id: str
+    values: Mapping[str, Value]
+
+    @property
+    def words(self) -> str:
+        """`runs/hello/1 4ae438a0`: where the values come from, a column of the plan."""
+        return f"{self.run} {self.trial_id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winners:
+    """The winners of the run that `budget.source` names: `tuning` is that run's, `by_group` has
+    them by the key of the group here that takes them.
+    """
+
+    tuning: str = ""
+    by_group: Mapping[str, Winner] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +264,7 @@ class Experiment:
         attacks: what is attacked when every trial has ended.
         track: trackers that are told of every trial: tensorboard, wandb, mlflow.
         version: folder of the run under the name; letters, digits, '.', '_', '-'.
+        winners: what was read of the run that the budget names.
 
     Example:
         >>> experiment = Experiment(
@@ -220,12 +290,14 @@ class Experiment:
     attacks: Attacks = field(default_factory=Attacks)
     track: tuple[str, ...] = ()
     version: str = "1"
+    winners: Winners = field(default_factory=Winners)
 
     def __post_init__(self) -> None:
         for name in self.search:
             _check_searched(self, name)
+        _check_sampler(self)
         require(
-            bool(self.search) or self.budget.tuning == "none",
+            bool(self.search) or self.budget.tuning == "none" or self.budget.takes_winners,
             "SEARCH must name something when budget.tuning is not 'none'",
             self.budget.tuning,
         )
@@ -409,9 +481,15 @@ def check_measured(experiment: Experiment) -> None:
             )
 
 
-def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
+def override(
+    experiment: Experiment,
+    values: Mapping[str, Value],
+    *,
+    recipe: Mapping[str, Value] = MappingProxyType({}),
+) -> Experiment:
     """A changed copy, for `--set`: a name on an axis keeps that single value; a searched name is
-    fixed to it.
+    fixed to it. A recipe's values go under them, and what it says of a searched name is where the
+    search begins.
 
     `budget.*`, `objective.*` and `attacks.*` change those; `version` and `track` change these;
     every other name changes BASE.
@@ -419,6 +497,7 @@ def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
     Args:
         experiment: the experiment to start from; it stays as it is.
         values: new values by name.
+        recipe: settings of a published run; `values` go over them.
 
     Returns:
         The changed copy.
@@ -437,6 +516,7 @@ def override(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
             for name, value in values.items()
             if name.partition(".")[0] not in (*EXPERIMENT_PARTS, "version", "track")
         },
+        recipe,
     )
     for name, value in values.items():
         section, _, key = name.partition(".")
@@ -466,6 +546,7 @@ def settings(experiment: Experiment) -> dict[str, Any]:
         "budget": asdict(experiment.budget),
         "objective": asdict(experiment.objective),
         "attacks": asdict(experiment.attacks),
+        "winners": asdict(experiment.winners),
     }
 
 
@@ -588,19 +669,35 @@ def _check_searched(experiment: Experiment, name: str) -> None:
     )
 
 
-def _fixed(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
+def _check_sampler(experiment: Experiment) -> None:
+    """CMA-ES moves a normal distribution over numbers, with a package that Optuna does not
+    bring.
+    """
+    if experiment.budget.sampler != "cmaes":
+        return
+    choices = [name for name, domain in experiment.search.items() if isinstance(domain, Choice)]
+    rule = "budget.sampler=cmaes needs a SEARCH of numbers (Range), not of choices"
+    require(not choices, rule, ", ".join(choices))
+    rule = "budget.sampler=cmaes needs the package cmaes installed (pip install cmaes)"
+    require(importlib.util.find_spec("cmaes") is not None, rule, "none")
+
+
+def _fixed(
+    experiment: Experiment, values: Mapping[str, Value], recipe: Mapping[str, Value]
+) -> Experiment:
     """BASE with these values, all at once, since what one may be depends on the others; no axis
-    varies and no search draws them.
+    varies them, and no search draws those that are not the recipe's.
     """
     grids = experiment.grids
-    for name, value in values.items():
+    all_values = {**recipe, **values}
+    for name, value in all_values.items():
         grids = tuple(_fixed_grid(grid, name, value) for grid in grids)
     search = {key: domain for key, domain in experiment.search.items() if key not in values}
     nothing_left = bool(experiment.search) and not search
     budget = replace(experiment.budget, tuning="none") if nothing_left else experiment.budget
     return replace(
         experiment,
-        base=with_values(experiment.base, values),
+        base=with_values(experiment.base, all_values),
         grids=grids,
         search=search,
         budget=budget,

@@ -279,10 +279,16 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column(
             "tuning",
             "utf8",
-            "none, shared (tuned once at ratio 1.0) or per_cell (every cell has the same budget)",
+            "none, shared (tuned once at ratio 1.0), per_cell (every cell has the same budget) or"
+            " from (another run's winners)",
         ),
         Column("study", "utf8", "Optuna study of the trial, '' without tuning"),
         Column("study_index", "i64", "position in that study, -1 outside"),
+        Column(
+            "tuned_from",
+            "utf8",
+            "run and trial that the tuned values come from, '' where this run found them",
+        ),
     ),
     "attacks": (
         _TRIAL,

@@ -100,6 +100,7 @@ def add_experiment_options(
     add_set_option(added, SET_HELP)
     added.add_argument("--preset", metavar="NAME", default="laptop", help=PRESET_HELP)
     added.add_argument("--recipe", metavar="NAME", default="", help=RECIPE_HELP)
+    added.add_argument("--tuned-from", metavar="RUN", default="", help=TUNED_FROM_HELP)
     added.add_argument("--output", metavar="DIR|URL", default="runs", help=OUTPUT_HELP)
     added.add_argument("--version", metavar="V", help=VERSION_HELP)
     added.add_argument(
@@ -121,7 +122,15 @@ PRESET_HELP = (
     " stands)"
 )
 
-RECIPE_HELP = "a published run: see `rayunlearn list recipes`; --set goes over it"
+RECIPE_HELP = (
+    "a published run: see `rayunlearn list recipes`; --set goes over it, and a search begins at"
+    " its values"
+)
+
+TUNED_FROM_HELP = (
+    "folder or URL of a run whose winners each study tries after trial 0 (to take them without a"
+    " search: --set budget.tuning=from:RUN)"
+)
 
 OUTPUT_HELP = (
     "where runs and the cache of models live: a folder or s3://bucket/prefix (default: runs)"
@@ -170,30 +179,40 @@ def experiment_of(chosen: argparse.Namespace) -> "Experiment":
     from rayunlearn import recipes
     from rayunlearn.experiment import check_measured, load, override
 
-    values = (recipes.values(chosen.recipe) if chosen.recipe else {}) | parse_assignments(
-        chosen.assignments
-    )
+    recipe = recipes.values(chosen.recipe) if chosen.recipe else {}
+    values = parse_assignments(chosen.assignments)
+    if chosen.tuned_from:
+        values["budget.tuned_from"] = chosen.tuned_from
     experiment = load(chosen.experiment, preset=chosen.preset)
     require(chosen.workers >= 0, "--workers must be >= 0", chosen.workers)
     chosen.words = ["rayunlearn", *sys.argv[1:]]
     chosen.output = output_folder(chosen.output)
     version = {} if chosen.version is None else {"version": chosen.version}
-    changed = override(experiment, values | version)
+    changed = override(experiment, values | version, recipe=recipe)
     check_measured(changed)
-    _check_names(changed)
-    return changed
+    return _checked(changed)
 
 
-def _check_names(experiment: "Experiment") -> None:
-    """The names and values of every trial that does not wait for the tuning, and of the attacks."""
-    from rayunlearn.planning.planner import grid_groups
+def _checked(experiment: "Experiment") -> "Experiment":
+    """The experiment, with the winners of the run that its budget names, after a look at the names
+    and values of every trial that does not wait for the tuning, and of the attacks. What of BASE
+    lies outside SEARCH is said on stderr.
+    """
+    from rayunlearn.planning.planner import grid_groups, outside_search
     from rayunlearn.registry import check_trial
 
-    grid_groups(experiment, check=check_trial)
     if experiment.attacks.panel:
         from rayunlearn.attacks.panels import panel_of
 
         panel_of(experiment.attacks.panel)
+    if experiment.budget.source:
+        from rayunlearn.planning.winners import with_winners
+
+        experiment = with_winners(experiment, check=check_trial)
+    groups = grid_groups(experiment, check=check_trial)
+    for note in outside_search(experiment, groups, check=check_trial):
+        print(f"note: {note}", file=sys.stderr)
+    return experiment
 
 
 def sweep_options(chosen: argparse.Namespace) -> "Options":

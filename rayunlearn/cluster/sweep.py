@@ -23,6 +23,7 @@ from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.plan_run import Options, PlanRun
 from rayunlearn.planning.planner import Agenda, Planner, PlanSource
 from rayunlearn.planning.run_tables import run_folder, write_corpora, write_settings
+from rayunlearn.planning.winners import require_same_winners
 from rayunlearn.schema import FINISHED
 from rayunlearn.storage.lock import create_run_folder, run_lock
 from rayunlearn.storage.run import compact, remove_scratch, scan_trials
@@ -73,6 +74,7 @@ def sweep(
     )
     with run_lock(plan.run) as still_ours:
         create_run_folder(plan.run, version=experiment.version)
+        require_same_winners(plan.run, experiment)
         before = cached_results(plan.run, experiment)
         agenda = planner.agenda(before)
         refuse_a_changed_corpus(plan.run, agenda, plan.cache, work)

@@ -22,16 +22,28 @@ from rayunlearn.canonical import (
     measured_stage,
     without_effect,
 )
-from rayunlearn.config import SEED_SETTINGS, Objective, Trial, Value, flatten, with_values
-from rayunlearn.experiment import Budget, Domain, Experiment, Grid, axis_names
+from rayunlearn.config import (
+    FULL_RATIO,
+    SEED_SETTINGS,
+    Objective,
+    Trial,
+    Value,
+    flatten,
+    with_values,
+)
+from rayunlearn.errors import UserError
+from rayunlearn.experiment import Budget, Domain, Experiment, Grid, Winner, axis_names
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.study import (
+    Sampler,
     StudyTrial,
     best_trial,
     combinations,
+    lowest_value,
     n_combinations,
     sampler_seed,
     suggest,
+    values_outside,
 )
 
 Identify = Callable[[Trial], str]
@@ -56,6 +68,7 @@ class PlannedTrial:
     tuning: str
     study: str = ""
     study_index: int = -1
+    tuned_from: str = ""
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -71,6 +84,7 @@ class PlannedTrial:
             "tuning": self.tuning,
             "study": self.study,
             "study_index": self.study_index,
+            "tuned_from": self.tuned_from,
         }
 
 
@@ -182,7 +196,11 @@ class Planner:
         """One group: its study as far as results allow, then its grid and its controls."""
         experiment = self.experiment
         base = tuning_base(experiment, group, check=self.canonical)
-        space = self.searched(base)
+        if experiment.budget.takes_winners:
+            source = group_winner(experiment, group)
+            rows = self.final(group, source.values, "from", tuned_from=source.words)
+            return Agenda(rows=rows, ready=(), waiting=0)
+        space = search_space(experiment, base)
         if experiment.budget.tuning == "none" or not space:
             rows = self.final(group, {}, "none")
             return Agenda(rows=rows, ready=(), waiting=0)
@@ -193,15 +211,17 @@ class Planner:
             else math.nan
         )
         study, finished = self.study(group, base, results, floor=floor)
-        n_trials = study_length(space, experiment.budget)
+        n_trials = len(self.listed_settings(group, base)) or experiment.budget.trials
         studies = {group.key: n_trials}
         n_left = n_trials - len(study)
         is_complete = n_left == 0 and len(finished) == len(study) and math.isfinite(floor)
         winner = best_trial(finished) if is_complete else None
         if winner is None:
-            stand_in = {name: flatten(study[0].trial)[name] for name in space}
+            # a drawn one: two groups may share BASE's own values, but hardly their winners
+            drawn = min(len(self.enqueued(group, base)), len(study) - 1)
+            stand_in = {name: flatten(study[drawn].trial)[name] for name in space}
             notes = (
-                *_cut_short(group, space, experiment.budget),
+                *_cut_short(group, n_trials, experiment.budget),
                 *_blocked(group, base_id in results and not math.isfinite(floor), is_complete),
             )
             return Agenda(
@@ -214,7 +234,7 @@ class Planner:
             )
         rows = (*study, *self.final(group, winner.values, experiment.budget.tuning))
         notes = (
-            *_cut_short(group, space, experiment.budget),
+            *_cut_short(group, n_trials, experiment.budget),
             *_infeasible(group, winner, experiment.objective),
         )
         return Agenda(rows=rows, ready=(), waiting=0, notes=notes, studies=studies)
@@ -230,7 +250,7 @@ class Planner:
         rows: list[PlannedTrial] = []
         finished: list[StudyTrial] = []
         budget = self.experiment.budget
-        n_trials = study_length(self.searched(base), budget)
+        n_trials = len(self.listed_settings(group, base)) or budget.trials
         while (
             len(rows) < n_trials
             and len(finished) == len(rows)
@@ -240,35 +260,58 @@ class Planner:
                 group, base, tuple(finished), min(budget.batch, n_trials - len(rows))
             )
             for values in suggested:
-                trial = self.canonical(with_values(base, values))
-                rows.append(
-                    self.planned(
-                        trial,
-                        "tuning",
-                        group.key,
-                        budget.tuning,
-                        study=study_name(group),
-                        study_index=len(rows),
-                    )
-                )
+                rows.append(self.study_row(group, base, values, len(rows)))
                 if rows[-1].trial_id in results:
                     finished.append(
                         _finished(values, results[rows[-1].trial_id], floor, rows[-1].trial_id)
                     )
         return tuple(rows), tuple(finished)
 
-    def searched(self, base: Trial) -> dict[str, Domain]:
-        """What SEARCH varies of a group's settings."""
-        names = flatten(base)
-        return {name: domain for name, domain in self.experiment.search.items() if name in names}
+    def study_row(
+        self, group: GridGroup, base: Trial, values: Mapping[str, Value], index: int
+    ) -> PlannedTrial:
+        """The study's trial at place `index`; trial 1 may be the winner of another run."""
+        is_winner = index == 1 and len(self.enqueued(group, base)) > 1
+        return self.planned(
+            self.canonical(with_values(base, values)),
+            "tuning",
+            group.key,
+            self.experiment.budget.tuning,
+            study=study_name(group),
+            study_index=index,
+            tuned_from=group_winner(self.experiment, group).words if is_winner else "",
+        )
+
+    def enqueued(self, group: GridGroup, base: Trial) -> tuple[Mapping[str, Value], ...]:
+        """What the study begins with: BASE's own values, then those that won for this group in the
+        run that `budget.tuned_from` names, where they are others.
+        """
+        own = own_values(self.experiment, base)
+        winner = self.experiment.winners.by_group.get(group.key)
+        if winner is None:
+            return (own,)
+        # a name that RUN's trial has not is at its own value
+        winning = {name: winner.values.get(name, value) for name, value in own.items()}
+        return (own,) if winning == own else (own, winning)
+
+    def listed_settings(self, group: GridGroup, base: Trial) -> list[dict[str, Value]]:
+        """All settings of a study, each once and what is enqueued first, where there are no more of
+        them than trials; else none.
+        """
+        space, first = search_space(self.experiment, base), self.enqueued(group, base)
+        n_outside = sum(bool(values_outside(space, values)) for values in first)
+        if n_combinations(space) + n_outside > self.experiment.budget.trials:
+            return []
+        others = [values for values in combinations(space) if values not in first]
+        return [*map(dict, first), *others]
 
     def suggestions(
         self, group: GridGroup, base: Trial, finished: tuple[StudyTrial, ...], batch: int
     ) -> list[dict[str, Value]]:
-        """`suggest`, remembered; of a space with no more settings than trials, the next of them."""
-        space = self.searched(base)
-        if n_combinations(space) <= self.experiment.budget.trials:
-            return combinations(space)[len(finished) : len(finished) + batch]
+        """`suggest`, remembered; of a study whose settings can be listed, the next of them."""
+        if listed := self.listed_settings(group, base):
+            return listed[len(finished) : len(finished) + batch]
+        budget = self.experiment.budget
         key = (
             group.key,
             batch,
@@ -283,19 +326,34 @@ class Planner:
         )
         if key not in self._suggested:
             self._suggested[key] = suggest(
-                space, finished, batch=batch, seed=sampler_seed(study_name(group), len(finished))
+                search_space(self.experiment, base),
+                finished,
+                batch=batch,
+                seed=sampler_seed(self.study_identity(base), len(finished)),
+                sampler=Sampler(budget.sampler, population=budget.batch),
+                enqueued=self.enqueued(group, base)[len(finished) :],
             )
         return self._suggested[key]
 
+    def study_identity(self, base: Trial) -> str:
+        """What a study's draws depend on, besides what it was told: everything about its trials
+        that is not searched, and nothing of the other values on the axes. It is the id of the trial
+        at the lower end of the search.
+        """
+        space = search_space(self.experiment, base)
+        lowest = {name: lowest_value(domain) for name, domain in space.items()}
+        return self.identify(self.canonical(with_values(base, lowest)))
+
     def final(
-        self, group: GridGroup, values: Mapping[str, Value], tuning: str
+        self, group: GridGroup, values: Mapping[str, Value], tuning: str, *, tuned_from: str = ""
     ) -> tuple[PlannedTrial, ...]:
         """The group's cells and its retain-only controls with the tuned values that apply to them;
         made once for the same values.
         """
         key = (group.key, tuning, repr(sorted(values.items())))
         if key not in self._final:
-            self._final[key] = self._make_final(group, values, tuning)
+            rows = self._make_final(group, values, tuning)
+            self._final[key] = tuple(replace(row, tuned_from=tuned_from) for row in rows)
         return self._final[key]
 
     def _make_final(
@@ -345,6 +403,7 @@ class Planner:
         *,
         study: str = "",
         study_index: int = -1,
+        tuned_from: str = "",
     ) -> PlannedTrial:
         """A plan row of a canonical trial."""
         trial_id = self._ids.get(trial)
@@ -358,6 +417,7 @@ class Planner:
             tuning=tuning,
             study=study,
             study_index=study_index,
+            tuned_from=tuned_from,
         )
 
     def canonical(self, trial: Trial) -> Trial:
@@ -389,7 +449,8 @@ def grid_groups(experiment: Experiment, *, check: CheckTrial) -> tuple[GridGroup
     cells = dict.fromkeys(
         check(cell) for grid in experiment.grids for cell in grid_cells(grid, experiment.base)
     )
-    names = [name for name in axis_names(experiment) if _splits(name, experiment.budget.tuning)]
+    tuning = grouping(experiment)
+    names = [name for name in axis_names(experiment) if _splits(name, tuning)]
     grouped: dict[str, list[Trial]] = {}
     values: dict[str, dict[str, Value]] = {}
     for cell in cells:
@@ -402,19 +463,62 @@ def grid_groups(experiment: Experiment, *, check: CheckTrial) -> tuple[GridGroup
 
 
 def tuning_base(experiment: Experiment, group: GridGroup, *, check: CheckTrial) -> Trial:
-    """The trial that a group's study varies: BASE's seeds, and ratio 1.0 where the tuning is
-    shared.
+    """The trial that a group's study varies: BASE's seeds, and BASE's selection at ratio 1.0 where
+    the tuning is shared. Nothing of it depends on which other values the axes have.
     """
-    seeds = {name: flatten(experiment.base)[name] for name in SEED_SETTINGS}
-    full_set: dict[str, Value] = (
-        {"select.ratio": 1.0} if experiment.budget.tuning != "per_cell" else {}
-    )
-    return check(with_values(group.cells[0], seeds | full_set))
+    own = flatten(experiment.base)
+    fixed = {name: own[name] for name in SEED_SETTINGS}
+    if grouping(experiment) != "per_cell":
+        fixed |= {name: value for name, value in own.items() if name.startswith("select.")}
+        fixed["select.ratio"] = FULL_RATIO
+    return check(with_values(group.cells[0], fixed))
 
 
-def study_length(space: Mapping[str, Domain], budget: Budget) -> int:
-    """Trials of a study: the budget's, or as many as there are different settings."""
-    return int(min(budget.trials, n_combinations(space)))
+def grouping(experiment: Experiment) -> str:
+    """Which cells share one tuning, as `budget.tuning` says it; winners that are taken stand for
+    the cells that they stood for in their run.
+    """
+    budget = experiment.budget
+    return experiment.winners.tuning if budget.takes_winners else budget.tuning
+
+
+def search_space(experiment: Experiment, base: Trial) -> dict[str, Domain]:
+    """What of SEARCH the trial has: options of functions that it does not use are not searched."""
+    flat = flatten(base)
+    return {name: domain for name, domain in experiment.search.items() if name in flat}
+
+
+def own_values(experiment: Experiment, base: Trial) -> dict[str, Value]:
+    """BASE's (or its recipe's) values of what is searched: those of trial 0."""
+    flat = flatten(base)
+    return {name: flat[name] for name in search_space(experiment, base)}
+
+
+def outside_search(
+    experiment: Experiment, groups: Iterable[GridGroup], *, check: CheckTrial
+) -> tuple[str, ...]:
+    """One sentence for each value of BASE that lies outside SEARCH: trial 0 has it all the same."""
+    found: dict[str, None] = {}
+    for group in groups if experiment.budget.tuning in ("shared", "per_cell") else ():
+        base = tuning_base(experiment, group, check=check)
+        space, own = search_space(experiment, base), own_values(experiment, base)
+        for name in values_outside(space, own):
+            found[
+                f"BASE's {name} = {own[name]!r} lies outside SEARCH, {space[name].words}: trial 0"
+                " tries it, and Optuna is not told of that trial"
+            ] = None
+    return tuple(found)
+
+
+def group_winner(experiment: Experiment, group: GridGroup) -> Winner:
+    """The winner that the run of the budget has for a group. Raises UserError where it was not
+    read.
+    """
+    winner = experiment.winners.by_group.get(group.key)
+    if winner is None:
+        rule = f"{experiment.budget.source or 'a run'} must have a tuned winner for every group"
+        raise UserError(f"{rule}, got none for {study_name(group)}")
+    return winner
 
 
 def study_name(group: GridGroup) -> str:
@@ -439,8 +543,7 @@ def _finished(
     )
 
 
-def _cut_short(group: GridGroup, space: Mapping[str, Domain], budget: Budget) -> tuple[str, ...]:
-    n_trials = study_length(space, budget)
+def _cut_short(group: GridGroup, n_trials: int, budget: Budget) -> tuple[str, ...]:
     if n_trials == budget.trials:
         return ()
     return (

@@ -8,20 +8,34 @@ there is no sampler state to restore, and no trial that Optuna believes to be ru
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.config import Value, digest
-from rayunlearn.experiment import Choice, Domain
+from rayunlearn.errors import unknown_name
+from rayunlearn.experiment import SAMPLERS, Choice, Domain
 
 if TYPE_CHECKING:
     import optuna
 
 
+# samplers that write on a trial which generation it is of
+BY_GENERATIONS = ("nsga2", "cmaes")
 # utilities are at most 1, so no complete trial violates the floor by more
 COLLAPSED_VIOLATION = 1.0
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Which of Optuna's samplers asks (`budget.sampler`); `population`: trials of a batch, which is
+    a generation of `nsga2` and `cmaes`.
+    """
+
+    name: str = "tpe"
+    population: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +66,40 @@ class StudyTrial:
 
 
 def suggest(
-    space: Mapping[str, Domain], finished: Sequence[StudyTrial], *, batch: int, seed: int
+    space: Mapping[str, Domain],
+    finished: Sequence[StudyTrial],
+    *,
+    batch: int,
+    seed: int,
+    sampler: Sampler = Sampler(),
+    enqueued: Sequence[Mapping[str, Value]] = (),
 ) -> list[dict[str, Value]]:
-    """The next `batch` settings: TPE, forgetting minimised, utility maximised, the utility floor a
+    """The next `batch` settings: forgetting minimised, utility maximised, the utility floor a
     constraint.
 
-    The first call, without finished trials, is random; every later one learns. A pure function of
-    its
-    arguments: the sampler is seeded here. Numbers keep 4 significant digits, so that a table can
-    show the very value that ran.
+    What is `enqueued` comes first and as it is; Optuna is told of it (`Study.enqueue_trial`) where
+    it lies in the space. Without finished trials the rest is random; every later call learns. A
+    pure function of its arguments: the sampler is seeded here. Numbers that are drawn keep 4
+    significant digits, so that a table can show the very value that ran.
     """
-    study = study_from(space, finished, seed=seed)
-    parameters = [study.ask(distributions(space)).params for _ in range(batch)]
-    return [
+    study = study_from(space, finished, seed=seed, sampler=sampler)
+    first = [dict(values) for values in enqueued[:batch]]
+    told = [values for values in first if not values_outside(space, values)]
+    for values in told:
+        study.enqueue_trial(values)
+    n_asked = len(told) + batch - len(first)
+    with _quiet_optuna():
+        parameters = [study.ask(distributions(space)).params for _ in range(n_asked)]
+    drawn = [
         {name: _rounded(params[name], domain) for name, domain in space.items()}
-        for params in parameters
+        for params in parameters[len(told) :]
     ]
+    return [*first, *drawn]
+
+
+def values_outside(space: Mapping[str, Domain], values: Mapping[str, Value]) -> tuple[str, ...]:
+    """The names whose value is no point of its domain; Optuna cannot be told of such a trial."""
+    return tuple(name for name, domain in space.items() if not _contains(domain, values[name]))
 
 
 def n_combinations(space: Mapping[str, Domain]) -> float:
@@ -96,32 +128,40 @@ def best_trial(finished: Sequence[StudyTrial]) -> StudyTrial | None:
 
 
 def study_from(
-    space: Mapping[str, Domain], finished: Sequence[StudyTrial], *, seed: int
+    space: Mapping[str, Domain],
+    finished: Sequence[StudyTrial],
+    *,
+    seed: int,
+    sampler: Sampler = Sampler(),
 ) -> "optuna.Study":
     """An in-memory study that holds the finished trials in order, each in the state that is true of
     it.
 
-    Optuna's own default of 10 random startup trials would be a whole small budget: random only
-    until a trial has told something.
+    Left out are those whose values lie outside the space (BASE's own values may). Until a trial has
+    told something the sampler is random: Optuna's own default of 10 random startup trials would be
+    a whole small budget.
     """
-    import optuna
+    with _quiet_optuna():
+        return _study_of(_told(space, finished, sampler, seed), sampler, seed)
 
-    trials = [_frozen(space, trial) for trial in finished]
-    has_finished = any(trial.state != optuna.trial.TrialState.FAIL for trial in trials)
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # metric names, multivariate
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
-            sampler = tpe if has_finished else optuna.samplers.RandomSampler(seed=seed)
-            study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
-            study.set_metric_names(["forgetting", "utility"])
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-    study.add_trials(trials)
-    return study
+
+def optuna_sampler(sampler: Sampler, *, seed: int) -> "optuna.samplers.BaseSampler":
+    """Optuna's own sampler of that name, seeded; what it needs to learn from its first trial on is
+    set.
+    """
+    from optuna import samplers
+
+    if sampler.name == "tpe":
+        return samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
+    if sampler.name == "gp":
+        return samplers.GPSampler(seed=seed, n_startup_trials=1)
+    if sampler.name == "nsga2":
+        return samplers.NSGAIISampler(seed=seed, population_size=sampler.population)
+    if sampler.name == "cmaes":
+        return samplers.CmaEsSampler(seed=seed, n_startup_trials=1, popsize=sampler.population)
+    if sampler.name == "random":
+        return samplers.RandomSampler(seed=seed)
+    raise unknown_name("budget.sampler", sampler.name, SAMPLERS)
 
 
 def distributions(
@@ -131,12 +171,114 @@ def distributions(
     return {name: _distribution(domain) for name, domain in space.items()}
 
 
+def lowest_value(domain: Domain) -> Value:
+    """A range's lower end, a choice's first value."""
+    if isinstance(domain, Choice):
+        return domain.values[0]
+    return int(domain.low) if domain.integer else float(domain.low)
+
+
 def sampler_seed(study: str, batch_index: int) -> int:
     """The sampler's seed for one batch of one study, the same on every machine."""
     return int(digest([study, batch_index], 8), 16) % 2**32
 
 
-def _frozen(space: Mapping[str, Domain], trial: StudyTrial) -> "optuna.trial.FrozenTrial":
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Without Optuna's log lines and its warnings that a part of it is experimental."""
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # metric names, multivariate, the Gaussian process
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _told(
+    space: Mapping[str, Domain], finished: Sequence[StudyTrial], sampler: Sampler, seed: int
+) -> list["optuna.trial.FrozenTrial"]:
+    """The finished trials as Optuna is told of them.
+
+    Samplers that go by generations write marks on a trial when they ask it, which Optuna keeps in
+    its storage. Here each batch is asked once more, after those before it. The marks depend on what
+    was told (the seed only moves what is drawn), so they are those of a study that was never shut.
+    """
+    told: list[optuna.trial.FrozenTrial] = []
+    objectives = _objectives(finished, sampler)
+    for start in range(0, len(finished), sampler.population):
+        batch = [
+            index
+            for index in range(start, min(start + sampler.population, len(finished)))
+            if not values_outside(space, finished[index].values)
+        ]
+        marks: list[dict[str, Any]] = [{} for _ in batch]
+        if sampler.name in BY_GENERATIONS:
+            study = _study_of(told, sampler, seed)
+            asked = [study.ask(distributions(space)).number for _ in batch]
+            marks = [study.trials[number].system_attrs for number in asked]
+        told += [
+            _frozen(space, finished[index], objectives[index], mark)
+            for index, mark in zip(batch, marks, strict=True)
+        ]
+    return told
+
+
+def _study_of(
+    told: Sequence["optuna.trial.FrozenTrial"], sampler: Sampler, seed: int
+) -> "optuna.Study":
+    import optuna
+
+    learns = any(trial.state != optuna.trial.TrialState.FAIL for trial in told)
+    names = ["objective"] if sampler.name == "cmaes" else ["forgetting", "utility"]
+    study = optuna.create_study(
+        directions=["minimize", "maximize"][: len(names)],
+        sampler=optuna_sampler(sampler if learns else Sampler("random"), seed=seed),
+    )
+    study.set_metric_names(names)
+    study.add_trials(told)
+    return study
+
+
+def _objectives(finished: Sequence[StudyTrial], sampler: Sampler) -> list[list[float] | None]:
+    """What Optuna is told of each trial; None where it was not measured.
+
+    CMA-ES takes one objective and no constraint, and looks at its order alone: feasible trials by
+    forgetting, after them the others by how much they violate the floor (Deb 2000, "An efficient
+    constraint handling method for genetic algorithms", equation 4).
+    """
+    measured = [trial for trial in finished if trial.measured]
+    worst = max((trial.forgetting for trial in measured), default=0.0)
+    values: list[list[float] | None] = []
+    for trial in finished:
+        if not trial.measured:
+            values.append(None)
+        elif sampler.name != "cmaes":
+            values.append([trial.forgetting, trial.utility])
+        else:
+            violation = _told_violation(trial)
+            values.append([worst + violation if violation > 0 else trial.forgetting])
+    return values
+
+
+def _told_violation(trial: StudyTrial) -> float:
+    return (
+        trial.violation
+        if trial.measured and math.isfinite(trial.violation)
+        else COLLAPSED_VIOLATION
+    )
+
+
+def _frozen(
+    space: Mapping[str, Domain],
+    trial: StudyTrial,
+    values: list[float] | None,
+    marks: dict[str, Any],
+) -> "optuna.trial.FrozenTrial":
     import optuna
 
     states = {
@@ -148,18 +290,15 @@ def _frozen(space: Mapping[str, Domain], trial: StudyTrial) -> "optuna.trial.Fro
         if trial.measured
         else states.get(trial.status, optuna.trial.TrialState.FAIL)
     )
-    violation = (
-        trial.violation
-        if trial.measured and math.isfinite(trial.violation)
-        else COLLAPSED_VIOLATION
-    )
+    constraints = {"utility_floor": _told_violation(trial)}
     return optuna.trial.create_trial(
         state=state,
-        values=[trial.forgetting, trial.utility] if trial.measured else None,
+        values=values,
         params={name: trial.values[name] for name in space},
         distributions=distributions(space),
-        constraints={"utility_floor": violation} if state != optuna.trial.TrialState.FAIL else None,
+        constraints=constraints if state != optuna.trial.TrialState.FAIL else None,
         user_attrs={"trial_id": trial.trial_id, "status": trial.status},
+        system_attrs=marks,
     )
 
 
@@ -180,6 +319,14 @@ def _distribution(domain: Domain) -> "optuna.distributions.BaseDistribution":
             int(domain.low), int(domain.high), log=domain.log
         )
     return optuna.distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
+
+
+def _contains(domain: Domain, value: Value) -> bool:
+    if isinstance(domain, Choice):
+        # True == 1, but a choice of numbers has no True
+        return any(type(value) is type(choice) and value == choice for choice in domain.values)
+    is_number = type(value) in (int, float) and domain.low <= value <= domain.high  # type: ignore[operator]
+    return is_number and (not domain.integer or float(value).is_integer())
 
 
 def _rounded(value: Value, domain: Domain) -> Value:

@@ -1,10 +1,13 @@
 """The Optuna studies of a finished run, as Optuna storage."""
 
+import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rayunlearn.config import Value
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.experiment import Choice, Domain, Range
 from rayunlearn.planning.study import StudyTrial, study_from
@@ -33,33 +36,71 @@ def study_of_run(run: str | Path, name: str) -> "optuna.Study":
         >>> len(study.trials) > 0
         True
     """
-    import polars as pl
+    studies = {study.name: study for study in studies_of_run(Path(run))}
+    if name not in studies:
+        raise unknown_name("study", name, studies)
+    return study_from(studies[name].space, studies[name].finished, seed=0)
 
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedStudy:
+    """A study as a run's files have it. `group`: its axis values; `finished`: its ended trials, in
+    study order, and `rows` the row of `trials` of each; `is_complete`: nothing more is asked of it.
+    """
+
+    name: str
+    group: Mapping[str, Value]
+    space: Mapping[str, Domain]
+    finished: tuple[StudyTrial, ...]
+    rows: tuple[Mapping[str, Value], ...]
+    is_complete: bool
+
+
+def studies_of_run(run: Path) -> tuple[RecordedStudy, ...]:
+    """The studies of a run, sorted by name; none where nothing was tuned."""
     from rayunlearn.planning.outcomes import trial_results
     from rayunlearn.storage.run import experiment_of_run, open_run
 
-    opened = open_run(Path(run))
+    opened = open_run(run)
     settings = experiment_of_run(opened)
     plan = opened.plan.collect()
-    studies = _names(plan)
-    if name not in studies:
-        raise unknown_name("study", name, studies)
-    results = trial_results(Path(run), study_objective(settings))
     trials = {row["trial_id"]: row for row in opened.trials.collect().iter_rows(named=True)}
-    space = {key: study_domain(key, value) for key, value in settings["search"].items()}
-    rows = plan.filter(pl.col("study") == name).sort("study_index")["trial_id"].to_list()
-    ended_trials = [trials[trial_id] for trial_id in rows if trial_id in trials]
+    results = trial_results(run, study_objective(settings))
+    return tuple(_recorded(name, plan, trials, results, settings) for name in _names(plan))
+
+
+def _recorded(
+    name: str,
+    plan: "pl.DataFrame",
+    trials: Mapping[str, Mapping[str, Any]],
+    results: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> RecordedStudy:
+    import polars as pl
+
+    planned = plan.filter(pl.col("study") == name).sort("study_index")
+    group = planned["group"].item(0) or "{}"
+    rows = tuple(trials[key] for key in planned["trial_id"].to_list() if key in trials)
     space = {
-        key: domain
-        for key, domain in space.items()
-        if any(row.get(key) is not None for row in ended_trials)
+        key: study_domain(key, content)
+        for key, content in settings["search"].items()
+        if any(row.get(key) is not None for row in rows)
     }
     floor = settings["objective"]["utility_floor"]
     finished = [
         _finished(row, space, results, floor * _base_utility(plan, trials, row, results))
-        for row in ended_trials
+        for row in rows
     ]
-    return study_from(space, finished, seed=0)
+    # its grid is planned when its winner is known
+    grid = plan.filter(pl.col("group") == group, pl.col("role") == "grid")
+    return RecordedStudy(
+        name=name,
+        group=json.loads(group),
+        space=space,
+        finished=tuple(finished),
+        rows=rows,
+        is_complete=grid.height > 0,
+    )
 
 
 def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from rayunlearn.cluster import sweep as sweep_module
 from rayunlearn.cluster.sweep import SweepResult, attack_run
-from rayunlearn.config import Objective, Trial
+from rayunlearn.config import Objective, Trial, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Choice, Experiment, grids_of
 from rayunlearn.planning.attack_planner import attack_experiment, attack_targets
@@ -48,6 +48,7 @@ def of_every_end() -> Experiment:
     """12 tuning trials whose batch size says how they end, then a cell and its control."""
     return replace(
         tuned(0.0),
+        base=with_values(tuned(0.0).base, {"train.batch_size": 1}),
         search={"train.batch_size": Choice(1, 2, 3, 6)},
         budget=Budget(trials=12, batch=4),
         grids=grids_of({"select.ratio": (1.0,)}),

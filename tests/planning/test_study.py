@@ -7,10 +7,12 @@ import pytest
 
 from rayunlearn.experiment import Choice, Range
 from rayunlearn.planning.study import (
+    Sampler,
     StudyTrial,
     best_trial,
     combinations,
     n_combinations,
+    optuna_sampler,
     study_from,
     suggest,
 )
@@ -156,3 +158,149 @@ def test_asking_warns_of_nothing_and_leaves_no_running_trial_behind() -> None:
 def test_a_choice_with_equal_values_is_refused() -> None:
     with pytest.raises(ValueError, match="must differ"):
         Choice("a", "a")
+
+
+NUMBERS = {"rate": SPACE["rate"], "layers": SPACE["layers"]}
+LEARNING = ("tpe", "nsga2", "cmaes")
+
+
+def skip_without_package(sampler: str) -> None:
+    if sampler == "cmaes":
+        pytest.importorskip("cmaes")
+
+
+def told_of(values: dict[str, object]) -> StudyTrial:
+    """A made-up world: 1e-3 is the best rate that keeps the floor."""
+    rate = float(str(values["rate"]))
+    utility = 1.0 if rate <= 1e-3 else 0.5
+    forgetting = abs(math.log10(rate / 1e-3)) + 0.01 * float(str(values["layers"]))
+    return StudyTrial(
+        values=values,  # type: ignore[arg-type]
+        status="complete",
+        forgetting=forgetting,
+        utility=utility,
+        violation=0.9 - utility,
+    )
+
+
+def test_what_is_enqueued_comes_first_as_it_is_and_only_as_often_as_the_batch_has_room() -> None:
+    own, won = ({"rate": rate, "layers": 2, "kind": "a"} for rate in (0.00123456, 2e-3))
+    first = suggest(SPACE, (), batch=4, seed=1, enqueued=[own, won])
+    assert first[:2] == [own, won] and len(first) == 4
+    assert len({values["rate"] for values in first}) == 4
+    assert suggest(SPACE, (), batch=1, seed=1, enqueued=[own, won]) == [own]
+
+
+def test_a_trial_outside_the_space_runs_but_optuna_is_not_told_of_it() -> None:
+    outside = {"rate": 0.5, "layers": 2, "kind": "a"}
+    first = suggest(SPACE, (), batch=3, seed=1, enqueued=[outside])
+    assert first[0] == outside and all(values["rate"] <= 1e-2 for values in first[1:])
+    past = [finished(rate=0.5), finished(rate=1e-3)]
+    assert [trial.params["rate"] for trial in study_from(SPACE, past, seed=0).trials] == [1e-3]
+    assert suggest(SPACE, past, batch=2, seed=3) == suggest(SPACE, past[1:], batch=2, seed=3)
+
+
+def test_tpe_alone_asked_by_hand_with_the_same_trials_says_the_same() -> None:
+    """Nothing of ours in between but the rounding to four digits."""
+    past = [told_of({"rate": 10.0**-k, "layers": k - 1}) for k in (2, 3, 4, 5)]
+    sampler = optuna.samplers.TPESampler(seed=7, n_startup_trials=1, multivariate=True)
+    study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
+    domains = {
+        "rate": optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True),
+        "layers": optuna.distributions.IntDistribution(1, 4),
+    }
+    for trial in past:
+        study.add_trial(
+            optuna.trial.create_trial(
+                values=[trial.forgetting, trial.utility],
+                params=dict(trial.values),
+                distributions=domains,
+                constraints={"utility_floor": trial.violation},
+            )
+        )
+    by_hand = [study.ask(domains).params for _ in range(3)]
+    for asked, ours in zip(by_hand, suggest(NUMBERS, past, batch=3, seed=7), strict=True):
+        assert ours == {"rate": float(f"{asked['rate']:.4g}"), "layers": asked["layers"]}
+
+
+@pytest.mark.parametrize("name", ["nsga2", "cmaes"])
+def test_a_sampler_with_generations_goes_on_as_in_a_study_that_was_never_shut(name: str) -> None:
+    """One study of Optuna's own is asked and told to its end; ours is made anew for every batch,
+    from the trials alone. Five batches, each with a seed of its own, and a trial that failed.
+    """
+    skip_without_package(name)
+    sampler = Sampler(name, population=4)
+    directions = ["minimize"] if name == "cmaes" else ["minimize", "maximize"]
+    with_constraint = name == "nsga2"
+    open_study = optuna.create_study(directions=directions)
+    space = {"rate": NUMBERS["rate"], "weight": Range(0.5, 8.0)}
+    past: list[StudyTrial] = []
+    for batch in range(5):
+        ours = suggest(space, past, batch=4, seed=batch, sampler=sampler)
+        first = Sampler("random") if batch == 0 else sampler
+        open_study.sampler = optuna_sampler(first, seed=batch)
+        asked = [
+            open_study.ask(
+                {
+                    "rate": optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True),
+                    "weight": optuna.distributions.FloatDistribution(0.5, 8.0),
+                }
+            )
+            for _ in range(4)
+        ]
+        for trial, values in zip(asked, ours, strict=True):
+            # ours are told with four digits
+            assert values == pytest.approx(trial.params, rel=2e-3)
+            result = told_of({"rate": trial.params["rate"], "layers": 0})
+            failed = trial.number == 5
+            past.append(
+                StudyTrial(values=values, status="failed")
+                if failed
+                else StudyTrial(
+                    values=values,
+                    status="complete",
+                    forgetting=result.forgetting,
+                    utility=result.utility,
+                    violation=result.violation,
+                )
+            )
+            if failed:
+                open_study.tell(trial, state=STATES.FAIL)
+                continue
+            if with_constraint:
+                trial.set_constraint("utility_floor", result.violation)
+                open_study.tell(trial, [result.forgetting, result.utility])
+            else:
+                # any number above every forgetting puts what violates the floor last
+                penalty = 100 + result.violation
+                open_study.tell(trial, penalty if result.violation > 0 else result.forgetting)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_every_sampler_that_learns_asks_closer_to_the_best_than_at_random(name: str) -> None:
+    """Decades from the best rate, the first batch against the fifth, over 20 seeds."""
+    skip_without_package(name)
+    first, last = 0.0, 0.0
+    for seed in range(20):
+        past: list[StudyTrial] = []
+        for batch in range(5):
+            asked = suggest(
+                NUMBERS, past, batch=4, seed=100 * seed + batch, sampler=Sampler(name, 4)
+            )
+            past += [told_of(values) for values in asked]  # type: ignore[arg-type]
+        first += sum(abs(math.log10(float(str(t.values["rate"])) / 1e-3)) for t in past[:4])
+        last += sum(abs(math.log10(float(str(t.values["rate"])) / 1e-3)) for t in past[-4:])
+    assert last < 0.85 * first
+
+
+@pytest.mark.parametrize("name", ["gp", "random", *LEARNING])
+def test_every_sampler_says_the_same_of_the_same_past_and_stays_in_range(name: str) -> None:
+    skip_without_package(name)
+    past = [told_of({"rate": 10.0**-k, "layers": k - 1}) for k in (2, 3, 4, 5)]
+    asked = [
+        suggest(NUMBERS, past, batch=2, seed=1, sampler=Sampler(name, population=4))
+        for _ in range(2)
+    ]
+    assert asked[0] == asked[1]
+    assert all(1e-5 <= v["rate"] <= 1e-2 and v["layers"] in (1, 2, 3, 4) for v in asked[0])
+    assert asked[0][0] != asked[0][1]
