@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -341,3 +342,35 @@ def test_a_preset_that_is_not_there_or_names_something_else_is_told(tmp_path: Pa
     ):
         load(written(tmp_path, PRESETS.replace('"AXES"', '"AXIS"')), preset="paper")
     assert load(written(tmp_path, GOOD), preset="laptop").version == "1"
+
+
+def test_samplers_and_sources_of_winners_that_do_not_fit_are_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for options, rule in (
+        ({"sampler": "tpee"}, "unknown budget.sampler 'tpee'; did you mean 'tpe'"),
+        ({"sampler": "nsga2", "batch": 1}, "nsga2 needs budget.batch >= 2, .*, got 1"),
+        ({"tuning": "none", "tuned_from": "runs/a/1"}, "needs a search: .*, got 'none'"),
+        ({"tuning": "from:"}, "from:RUN must name a run"),
+    ):
+        with pytest.raises(UserError, match=rule):
+            Budget(**options)  # type: ignore[arg-type]
+    experiment = load(written(tmp_path, GOOD))
+    cmaes = Budget(sampler="cmaes")
+    choices = {"train.batch_size": Choice(8, 16)}
+    with pytest.raises(
+        UserError, match=r"numbers \(Range\), not of choices, got 'train.batch_size'"
+    ):
+        replace(experiment, search=choices, budget=cmaes)
+    monkeypatch.setattr("rayunlearn.experiment.importlib.util.find_spec", lambda name: None)
+    numbers = {"train.learning_rate": Range(1e-5, 1e-2)}
+    with pytest.raises(UserError, match="needs the package cmaes installed"):
+        replace(experiment, search=numbers, budget=cmaes)
+
+
+def test_a_recipe_moves_base_and_leaves_the_search_and_set_goes_over_it(tmp_path: Path) -> None:
+    experiment = load(written(tmp_path, GOOD))
+    recipe = {"train.learning_rate": 7e-6, "train.batch_size": 4}
+    changed = override(experiment, {"train.batch_size": 2}, recipe=recipe)
+    assert changed.base.train.learning_rate == 7e-6 and changed.base.train.batch_size == 2
+    assert changed.search == experiment.search and changed.budget == experiment.budget

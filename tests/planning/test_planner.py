@@ -8,9 +8,9 @@ import pytest
 from rayunlearn.canonical import canonical_trial
 from rayunlearn.config import Method, Objective, Select, Trial, Value, digest, flatten, with_values
 from rayunlearn.errors import UserError
-from rayunlearn.experiment import Budget, Choice, Experiment, Range, grids_of
+from rayunlearn.experiment import Budget, Choice, Experiment, Range, Winner, Winners, grids_of
 from rayunlearn.planning.outcomes import TrialResult
-from rayunlearn.planning.planner import Agenda, Planner
+from rayunlearn.planning.planner import Agenda, Planner, grid_groups, outside_search
 
 OPTIONS: dict[str, dict[str, Value]] = {
     "npo": {"npo.beta": 0.1},
@@ -283,6 +283,7 @@ def test_a_study_asks_each_setting_of_a_small_space_once() -> None:
     """Two batch sizes with six trials: both are run, one is chosen, and the plan ends."""
     tuned = replace(
         experiment({"select.ratio": (0.5, 1.0)}, tuning="shared", trials=6, batch=3),
+        base=with_values(Trial(), {"train.batch_size": 2}),
         search={"train.batch_size": Choice(2, 4)},
     )
     first = planner(tuned).agenda({})
@@ -298,3 +299,162 @@ def test_a_study_asks_each_setting_of_a_small_space_once() -> None:
     assert planner(exactly).agenda({}).notes == ()
     fewer = replace(tuned, search={"train.batch_size": Range(1, 64, integer=True)})
     assert list(planner(fewer).agenda({}).studies.values()) == [6]
+
+
+def ids_of(agenda: Agenda, part: str) -> list[str]:
+    """The tuning trials of the studies whose group has these words, in study order."""
+    rows = [row for row in agenda.rows if row.role == "tuning" and part in row.group]
+    return [row.trial_id for row in sorted(rows, key=lambda row: row.study_index)]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_trial_0_of_every_study_has_the_values_of_base_and_counts_within_the_budget(
+    sampler: str,
+) -> None:
+    chosen = experiment(GRID, tuning="shared")
+    chosen = replace(chosen, budget=replace(chosen.budget, sampler=sampler))
+    _, agenda = run_out(chosen)
+    firsts = [row for row in agenda.rows if row.study_index == 0]
+    assert len(firsts) == 2
+    for row in firsts:
+        own = flatten(check(with_values(Trial(), {"method.forget": row.trial.method.forget})))
+        flat = flatten(row.trial)
+        assert {name: flat[name] for name in chosen.search if name in flat} == {
+            name: own[name] for name in chosen.search if name in own
+        }
+    assert roles(agenda)["tuning"] == 10
+
+
+def test_base_outside_search_is_said_runs_as_trial_0_and_may_win() -> None:
+    """At 9e-4 the made-up world forgets most of what keeps the floor; SEARCH ends at 1e-4."""
+    chosen = replace(
+        experiment({"method.forget": ("npo",)}, tuning="shared"),
+        base=with_values(Trial(), {"train.learning_rate": 9e-4}),
+        search={"train.learning_rate": Range(1e-5, 1e-4, log=True)},
+    )
+    plan = planner(chosen)
+    groups = grid_groups(chosen, check=plan.canonical)
+    (note,) = outside_search(chosen, groups, check=plan.canonical)
+    assert note.startswith("BASE's train.learning_rate = 0.0009 lies outside SEARCH, 1e-05 to")
+    _, agenda = run_out(chosen)
+    assert {row.trial.train.learning_rate for row in agenda.rows if row.role == "grid"} == {9e-4}
+    inside = replace(chosen, search={"train.learning_rate": Range(1e-5, 1e-2, log=True)})
+    assert outside_search(inside, groups, check=plan.canonical) == ()
+
+
+@pytest.mark.parametrize("tuning", ["shared", "per_cell"])
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"method.forget": ("rmu", "npo")},
+        {"data.redundancy": (4,)},
+        {"data.redundancy": (20, 4)},
+        {"data.name": ("people", "domain")},
+    ],
+)
+def test_what_else_is_on_the_axes_changes_no_trial_of_a_study(
+    added: dict[str, tuple[Value, ...]], tuning: str
+) -> None:
+    """A method, an axis of one value (BASE's own), a value before it, a dataset: the trials of NPO
+    on BASE's data are those of a run without them, to the end of the study.
+    """
+    axes = {"method.forget": ("npo",), "select.ratio": (0.25, 1.0)}
+    base = with_values(Trial(), {"data.redundancy": 4, "data.name": "domain"})
+    few = run_out(experiment(axes, tuning=tuning, base=base))[1]
+    many = run_out(experiment(axes | added, tuning=tuning, base=base))[1]
+
+    def trials(agenda: Agenda) -> list[str]:
+        rows = [
+            row
+            for row in agenda.rows
+            if row.role == "tuning"
+            and row.trial.method.forget == "npo"
+            and (row.trial.data.redundancy, row.trial.data.name) == (4, "domain")
+        ]
+        return sorted(row.trial_id for row in rows)
+
+    assert trials(few) == trials(many)
+    assert {r.trial_id for r in few.rows} <= {r.trial_id for r in many.rows}
+
+
+def test_a_selection_added_before_others_leaves_a_shared_study_as_it_is() -> None:
+    """A shared study is at the whole set with BASE's own selection, not with that of the first
+    cell: an ablation of the text would be another training.
+    """
+    axes = {"method.forget": ("npo",), "select.text": ("original",)}
+    more = axes | {"select.text": ("shuffled_keywords", "original")}
+    studies = [
+        ids_of(run_out(experiment(grid, tuning="shared"))[1], "npo") for grid in (axes, more)
+    ]
+    assert studies[0] == studies[1] and len(studies[0]) == 5
+
+
+def test_two_methods_are_not_drawn_alike() -> None:
+    _, agenda = run_out(experiment(GRID, tuning="shared"))
+    drawn = {
+        method: [
+            row.trial.train.learning_rate
+            for row in agenda.rows
+            if row.study_index == 1 and row.trial.method.forget == method
+        ]
+        for method in ("npo", "rmu")
+    }
+    assert drawn["npo"] != drawn["rmu"]
+
+
+def with_winner_of_npo(
+    chosen: Experiment, values: dict[str, Value], tuning: str = ""
+) -> Experiment:
+    """The experiment as if `runs/a/1` had a winner for NPO, trial `w1`."""
+    groups = grid_groups(chosen, check=planner(chosen).canonical)
+    key = next(group.key for group in groups if "npo" in group.key)
+    winner = Winner(run="runs/a/1", trial_id="w1", values=values)
+    return replace(chosen, winners=Winners(tuning=tuning, by_group={key: winner}))
+
+
+def test_a_winner_of_another_run_is_tried_after_trial_0_of_its_group_alone() -> None:
+    chosen = experiment(GRID, tuning="shared")
+    chosen = replace(chosen, budget=replace(chosen.budget, tuned_from="runs/a/1"))
+    won: dict[str, Value] = {"train.learning_rate": 9.999e-4, "npo.beta": 0.5}
+    warm = with_winner_of_npo(chosen, won)
+    _, agenda = run_out(warm)
+    second = {row.trial.method.forget: row for row in agenda.rows if row.study_index == 1}
+    assert second["npo"].row()["tuned_from"] == "runs/a/1 w1"
+    assert second["npo"].trial.train.learning_rate == 9.999e-4
+    assert second["rmu"].tuned_from == ""
+    # the best that the made-up world allows: it wins here too
+    grid = [row.trial for row in agenda.rows if row.role == "grid" and "npo" in row.group]
+    assert {dict(trial.options)["npo.beta"] for trial in grid} == {0.5}
+    assert ids_of(agenda, "rmu") == ids_of(run_out(experiment(GRID, tuning="shared"))[1], "rmu")
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_study_with_a_winner_enqueued_is_the_same_however_often_it_is_cut(batch: int) -> None:
+    chosen = experiment(GRID, tuning="shared", batch=batch, trials=3)
+    chosen = replace(chosen, budget=replace(chosen.budget, tuned_from="runs/a/1"))
+    chosen = with_winner_of_npo(chosen, {"train.learning_rate": 9e-4, "npo.beta": 0.5})
+    whole, agenda = run_out(chosen)
+    assert [row.tuned_from for row in agenda.rows if row.role == "tuning"].count("") == 5
+    for cut in range(0, len(whole), 3):
+        done: dict[str, TrialResult] = {}
+        while len(done) < cut:
+            first = planner(chosen).agenda(done).ready[0]
+            done[first.trial_id] = outcome(first.trial)
+        rest, _ = run_out(chosen, results=done, at_once=1)
+        assert sorted([*done, *rest]) == sorted(whole)
+
+
+def test_winners_are_taken_without_a_search_and_a_group_without_one_is_named() -> None:
+    axes = {"method.forget": ("npo",), "select.ratio": (0.25, 1.0)}
+    chosen = experiment(axes)
+    chosen = replace(chosen, budget=Budget(tuning="from:runs/a/1"))
+    won: dict[str, Value] = {"train.learning_rate": 3e-4, "npo.beta": 0.5}
+    agenda = planner(with_winner_of_npo(chosen, won, "shared")).agenda({})
+    assert roles(agenda) == {"base": 1, "gold": 1, "grid": 2, "control": 1}
+    assert agenda.waiting == 0
+    tuned = [row for row in agenda.rows if row.role in ("grid", "control")]
+    assert {row.trial.train.learning_rate for row in tuned} == {3e-4}
+    assert {(row.tuning, row.tuned_from) for row in tuned} == {("from", "runs/a/1 w1")}
+    both = replace(experiment(GRID), budget=Budget(tuning="from:runs/a/1"))
+    with pytest.raises(UserError, match=r"runs/a/1 must have .*, got none for method.forget=rmu"):
+        planner(with_winner_of_npo(both, won, "shared")).agenda({})
