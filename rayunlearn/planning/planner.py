@@ -218,8 +218,8 @@ class Planner:
         winner = best_trial(finished) if is_complete else None
         if winner is None:
             # a drawn one: two groups may share BASE's own values, but hardly their winners
-            drawn = min(len(self.enqueued(group, base)), len(study) - 1)
-            stand_in = {name: flatten(study[drawn].trial)[name] for name in space}
+            index = min(len(self.enqueued(group, base)), len(study) - 1)
+            stand_in = {name: flatten(study[index].trial)[name] for name in space}
             notes = (
                 *_cut_short(group, n_trials, experiment.budget),
                 *_blocked(group, base_id in results and not math.isfinite(floor), is_complete),
@@ -302,8 +302,8 @@ class Planner:
         n_outside = sum(bool(values_outside(space, values)) for values in first)
         if n_combinations(space) + n_outside > self.experiment.budget.trials:
             return []
-        others = [values for values in combinations(space) if values not in first]
-        return [*map(dict, first), *others]
+        remaining = [values for values in combinations(space) if values not in first]
+        return [*map(dict, first), *remaining]
 
     def suggestions(
         self, group: GridGroup, base: Trial, finished: tuple[StudyTrial, ...], batch: int
@@ -466,10 +466,12 @@ def tuning_base(experiment: Experiment, group: GridGroup, *, check: CheckTrial) 
     """The trial that a group's study varies: BASE's seeds, and BASE's selection at ratio 1.0 where
     the tuning is shared. Nothing of it depends on which other values the axes have.
     """
-    own = flatten(experiment.base)
-    fixed = {name: own[name] for name in SEED_SETTINGS}
+    base_settings = flatten(experiment.base)
+    fixed = {name: base_settings[name] for name in SEED_SETTINGS}
     if grouping(experiment) != "per_cell":
-        fixed |= {name: value for name, value in own.items() if name.startswith("select.")}
+        fixed |= {
+            name: value for name, value in base_settings.items() if name.startswith("select.")
+        }
         fixed["select.ratio"] = FULL_RATIO
     return check(with_values(group.cells[0], fixed))
 
@@ -498,16 +500,16 @@ def outside_search(
     experiment: Experiment, groups: Iterable[GridGroup], *, check: CheckTrial
 ) -> tuple[str, ...]:
     """One sentence for each value of BASE that lies outside SEARCH: trial 0 has it all the same."""
-    found: dict[str, None] = {}
+    sentences: dict[str, None] = {}
     for group in groups if experiment.budget.tuning in ("shared", "per_cell") else ():
         base = tuning_base(experiment, group, check=check)
         space, own = search_space(experiment, base), own_values(experiment, base)
         for name in values_outside(space, own):
-            found[
+            sentences[
                 f"BASE's {name} = {own[name]!r} lies outside SEARCH, {space[name].words}: trial 0"
                 " tries it, and Optuna is not told of that trial"
             ] = None
-    return tuple(found)
+    return tuple(sentences)
 
 
 def group_winner(experiment: Experiment, group: GridGroup) -> Winner:

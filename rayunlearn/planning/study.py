@@ -84,17 +84,17 @@ def suggest(
     """
     study = study_from(space, finished, seed=seed, sampler=sampler)
     first = [dict(values) for values in enqueued[:batch]]
-    told = [values for values in first if not values_outside(space, values)]
-    for values in told:
+    inside_space = [values for values in first if not values_outside(space, values)]
+    for values in inside_space:
         study.enqueue_trial(values)
-    n_asked = len(told) + batch - len(first)
+    n_asked = len(inside_space) + batch - len(first)
     with _quiet_optuna():
         parameters = [study.ask(distributions(space)).params for _ in range(n_asked)]
-    drawn = [
+    sampled = [
         {name: _rounded(params[name], domain) for name, domain in space.items()}
-        for params in parameters[len(told) :]
+        for params in parameters[len(inside_space) :]
     ]
-    return [*first, *drawn]
+    return [*first, *sampled]
 
 
 def values_outside(space: Mapping[str, Domain], values: Mapping[str, Value]) -> tuple[str, ...]:
@@ -208,7 +208,7 @@ def _told(
     its storage. Here each batch is asked once more, after those before it. The marks depend on what
     was told (the seed only moves what is drawn), so they are those of a study that was never shut.
     """
-    told: list[optuna.trial.FrozenTrial] = []
+    told_trials: list[optuna.trial.FrozenTrial] = []
     objectives = _objectives(finished, sampler)
     for start in range(0, len(finished), sampler.population):
         batch = [
@@ -218,29 +218,29 @@ def _told(
         ]
         marks: list[dict[str, Any]] = [{} for _ in batch]
         if sampler.name in BY_GENERATIONS:
-            study = _study_of(told, sampler, seed)
-            asked = [study.ask(distributions(space)).number for _ in batch]
-            marks = [study.trials[number].system_attrs for number in asked]
-        told += [
+            study = _study_of(told_trials, sampler, seed)
+            numbers = [study.ask(distributions(space)).number for _ in batch]
+            marks = [study.trials[number].system_attrs for number in numbers]
+        told_trials += [
             _frozen(space, finished[index], objectives[index], mark)
             for index, mark in zip(batch, marks, strict=True)
         ]
-    return told
+    return told_trials
 
 
 def _study_of(
-    told: Sequence["optuna.trial.FrozenTrial"], sampler: Sampler, seed: int
+    told_trials: Sequence["optuna.trial.FrozenTrial"], sampler: Sampler, seed: int
 ) -> "optuna.Study":
     import optuna
 
-    learns = any(trial.state != optuna.trial.TrialState.FAIL for trial in told)
+    learns = any(trial.state != optuna.trial.TrialState.FAIL for trial in told_trials)
     names = ["objective"] if sampler.name == "cmaes" else ["forgetting", "utility"]
     study = optuna.create_study(
         directions=["minimize", "maximize"][: len(names)],
         sampler=optuna_sampler(sampler if learns else Sampler("random"), seed=seed),
     )
     study.set_metric_names(names)
-    study.add_trials(told)
+    study.add_trials(told_trials)
     return study
 
 

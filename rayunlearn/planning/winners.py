@@ -48,19 +48,19 @@ def with_winners(experiment: Experiment, *, check: CheckTrial) -> Experiment:
     experiment = replace(experiment, winners=Winners(tuning=tuning))
     canonical = partial(canonical_trial, check=check)
     groups = grid_groups(experiment, check=canonical)
-    found: dict[str, Winner] = {}
+    by_group: dict[str, Winner] = {}
     for group in groups:
         base = flatten(tuning_base(experiment, group, check=canonical))
         for other in tuned:
             if _agree(group.values, other.settings) and _agree(other.values, base):
                 values = _tuned_values(experiment, other, base)
-                found[group.key] = Winner(run=source, trial_id=other.trial_id, values=values)
-    experiment = replace(experiment, winners=Winners(tuning=tuning, by_group=found))
+                by_group[group.key] = Winner(run=source, trial_id=other.trial_id, values=values)
+    experiment = replace(experiment, winners=Winners(tuning=tuning, by_group=by_group))
     if experiment.budget.takes_winners:
         for group in groups:
             group_winner(experiment, group)
     rule = f"{source} must have tuned a group of this experiment"
-    require(bool(found), f"{rule} ({_words(groups)})", [dict(other.values) for other in tuned])
+    require(bool(by_group), f"{rule} ({_words(groups)})", [dict(other.values) for other in tuned])
     return experiment
 
 
