@@ -30,9 +30,9 @@ BASE = Trial(
     # them to nothing and takes the retain set with them
     method=Method(forget="rmu", retain="activation", retain_weight=10.0, layer=7),
     options=(("rmu.steering", 200.0),),
-    # begins to forget; 3e-3 with a retain weight of 4 takes the retain set too
+    # 1e-3 only begins to forget; 3e-3 with a retain weight of 4 takes the retain set too
     train=Train(
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         batch_size=4,
         length=40,
         layers="5,6,7",
