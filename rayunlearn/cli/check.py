@@ -1,6 +1,7 @@
 """`rayunlearn check RUN`: every file of a run and of its cache held against what was written."""
 
 import argparse
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,8 +136,27 @@ def stale_reports(run: Path) -> list[str]:
     return [
         form
         for form, file in files.items()
-        if opened is not None and file.read_bytes() != FORMATS[form](opened)
+        if opened is not None and not same_report(file.read_bytes(), FORMATS[form](opened))
     ]
+
+
+# a number as JSON and Python write it, with more digits than a table shows
+LONG_NUMBER = re.compile(rb"-?\d+\.\d{6,}(?:e[+-]?\d+)?")
+
+
+def same_report(written: bytes, now: bytes) -> bool:
+    """Whether two reports say the same, to ten digits of every number.
+
+    The means of a large table are summed by several threads, so that the last digit of a figure's
+    point may be another each time.
+    """
+    if written == now:
+        return True
+
+    def shortened(match: re.Match[bytes]) -> bytes:
+        return f"{float(match[0]):.10g}".encode()
+
+    return LONG_NUMBER.sub(shortened, written) == LONG_NUMBER.sub(shortened, now)
 
 
 def count_files(run: Path, cache: Path) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from rayunlearn.cli.check import same_report
 from rayunlearn.cli.main import main
 from rayunlearn.storage import artifact_cache
 from rayunlearn.storage.artifact_cache import JSON, MANIFEST, cached_file
@@ -240,3 +241,10 @@ def test_a_read_only_run_is_reported_elsewhere_and_says_so_at_once(
     assert "must be writable (--output names another place" in done.stderr
     assert (tmp_path / "o" / "report.md").read_bytes() == (run / "report.md").read_bytes()
     assert time.monotonic() - started < 55
+
+
+def test_the_last_digit_of_a_mean_makes_no_report_stale() -> None:
+    written = b'{"y": [0.30000000000000004, 1.5e-07], "title": "a 0.30"}'
+    assert same_report(written, written.replace(b"0.30000000000000004", b"0.3000000000000001"))
+    assert not same_report(written, written.replace(b"0.30000000000000004", b"0.3000001"))
+    assert not same_report(written, written.replace(b"a 0.30", b"a 0.31"))
