@@ -88,6 +88,7 @@ COMMANDS: tuple[tuple[str, str, set[str]], ...] = (
     ("score", "domain --base nowhere --scores los", TABLES),
     ("evaluate", "nowhere --benchmark domain --metrics probablity --output DIR/e", TABLES),
     ("check", "RUN", FIGURES),
+    ("convert", "nowhere.gguf DIR/g", TABLES),
     ("export", "RUN zzz --output DIR/e", TABLES),
     ("jobs", "--address nowhere", {"ray"} | TABLES),
     ("books", "nowhere --forget one --retain two", {"numpy", "pyarrow"}),
