@@ -35,6 +35,7 @@ class FakeCorpus:
     name: str = "fake"
     files: tuple[object, ...] = ()
     rejected: tuple[object, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
