@@ -64,7 +64,7 @@ def test_nothing_in_the_package_unpickles_or_evaluates() -> None:
     names_of_their_own = {"eval", "exec", "compile", "__import__"}
     readers = {"loads", "load", "Unpickler", "read_pickle", "unsafe_load", "full_load"}
     # numpy unpickles only where it is told to
-    harmless = {("json", "loads"), ("np", "load"), ("", "load")}
+    harmless = {("json", "loads"), ("json", "load"), ("np", "load"), ("", "load")}
     found = []
     for file in PACKAGE.rglob("*.py"):
         tree = ast.parse(file.read_text())

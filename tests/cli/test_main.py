@@ -107,7 +107,7 @@ def test_plan_says_how_many_trials_in_which_cells_and_what_they_take(
 
 
 TWO_CHOICES = EXPERIMENT.replace("import Budget, Range", "import Budget, Choice").replace(
-    '"train.learning_rate": Range(1e-5, 1e-2, log=True)', '"train.batch_size": Choice(2, 4)'
+    '"train.learning_rate": Range(1e-5, 1e-2, log=True)', '"train.batch_size": Choice(4, 8)'
 )
 
 

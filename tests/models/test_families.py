@@ -94,6 +94,8 @@ def taught_trial(family: str, corpus: Path, tmp_path: Path) -> Trial:
             "data.name": "files",
             "data.path": str(corpus),
             "data.template": "{prompt}",
+            # the positions of the toy models
+            "data.max_tokens": 128,
             "model.name": str(tmp_path / "start"),
             "model.teach_epochs": 8,
             "method.layer": 0,

@@ -16,7 +16,9 @@ from rayunlearn.config import Trial, with_values
 from rayunlearn.data.tokenize import collate
 from rayunlearn.errors import UserError
 from rayunlearn.models.forward import token_nll
+from rayunlearn.models.load import save_model
 from rayunlearn.models.matrices import TensorState, share_touched, tensor_states
+from rayunlearn.models.scratch import build_tokenizer
 from rayunlearn.registry import check_trial
 from rayunlearn.train.adapters import LEAST_ADAPTED, lora, none, with_adapter
 from rayunlearn.train.loop import OptimizerSettings, TrainedParameters, TrainLog, optimise
@@ -77,11 +79,14 @@ def test_lora_reaches_the_matrices_of_every_family(family: str, tmp_path: Path) 
 def test_a_family_that_lora_cannot_adapt_is_refused_on_the_driver(
     family: str, tmp_path: Path
 ) -> None:
-    """From config.json alone: no weights are there. Attention alone, where named, is adapted."""
-    toy_model(family).config.save_pretrained(tmp_path / family)
+    """No weights are loaded for it. Attention alone, where named, is adapted."""
+    tokenizer = build_tokenizer(["a b c"])
+    save_model(toy_model(family, len(tokenizer)), tokenizer, tmp_path / family)
     trial = with_values(
         Trial(),
         {
+            # the positions of the toy models
+            "data.max_tokens": 128,
             "model.name": str(tmp_path / family),
             "model.teach": False,
             "method.layer": 1,
