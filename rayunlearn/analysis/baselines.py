@@ -1,4 +1,4 @@
-"""What was chosen, beside chance: every selector beside random, every text beside the same number
+"""What was chosen, compared with random choice: selectors with random, texts with the same number
 of random words and the whole. Polars and numpy.
 """
 

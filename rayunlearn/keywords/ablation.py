@@ -1,5 +1,5 @@
 """The text of a forget document as `select.text` wants it: what do keywords alone do, beside the
-rest and beside chance?
+rest and compared with random words?
 """
 
 import random

@@ -325,8 +325,10 @@ def _contains(domain: Domain, value: Value) -> bool:
     if isinstance(domain, Choice):
         # True == 1, but a choice of numbers has no True
         return any(type(value) is type(choice) and value == choice for choice in domain.values)
-    is_number = type(value) in (int, float) and domain.low <= value <= domain.high  # type: ignore[operator]
-    return is_number and (not domain.integer or float(value).is_integer())
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    whole = not domain.integer or float(value).is_integer()
+    return whole and domain.low <= value <= domain.high
 
 
 def _rounded(value: Value, domain: Domain) -> Value:

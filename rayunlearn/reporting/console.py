@@ -91,8 +91,8 @@ def print_ranking(run: Run, console: Console) -> None:
 
 
 def print_baselines(run: Run, console: Console) -> None:
-    """Print what was chosen beside chance, where the run has selectors beside random or texts
-    beside random words.
+    """Print what was chosen, compared with random choice, where the run has selectors beside random
+    or texts beside random words.
     """
     table = baseline_table(run)
     if table.is_empty():

@@ -287,7 +287,10 @@ def _smallest_sentence(run: Run, table: pl.DataFrame) -> list[str]:
             f"{format_percent(row['ratio'])} of the forget set ({format_number(row['n_kept'])}"
             " documents) is not significantly different from the full set"
         )
-        sentences.append(f"{cell_words}: {enough}: forget {part} against {full}.")
+        values = f"forget {part} against {full}"
+        sentences.append(
+            f"{cell_words}: {enough}, which does not show that they are equal: {values}."
+        )
     return sentences + [
         f"{VERDICT_SENTENCES[verdict]}: {'; '.join(names)}."
         for verdict, names in places.items()

@@ -1,8 +1,8 @@
 """What the selectors that choose one document after another cost, before any of them runs.
 
 Everything else that selects is linear in the documents, but for sorting. The coefficients are of
-one core (2 x AVX-512, beside other work), measured by `benchmarks/selection.py`; a factor of two
-does not matter for what they are for: to refuse hours before they begin.
+one core beside other work; `benchmarks/selection.py` prints the estimate beside what it measures.
+A factor of two does not matter for what they are for: to refuse hours before they begin.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ def test_a_corpus_is_named_by_no_more_than_tells_it_apart(tmp_path: Path) -> Non
     ]
 
 
-def test_nothing_stands_beside_chance_where_nothing_was_drawn_at_random(tmp_path: Path) -> None:
+def test_nothing_is_compared_where_nothing_was_drawn_at_random(tmp_path: Path) -> None:
     run = made_run(tmp_path, "select.name", {"min_k": 0.3, "grand": 0.8})
     assert (
         baseline_table(run).is_empty()
