@@ -15,7 +15,12 @@ import numpy as np
 import polars as pl
 
 from rayunlearn.analysis.intervals import LEVEL, Numbers
-from rayunlearn.analysis.run_frames import CELL_SETTINGS, CONTEXT_SECTIONS, examples_without_attacks
+from rayunlearn.analysis.run_frames import (
+    CELL_SETTINGS,
+    CONTEXT_SECTIONS,
+    examples_without_attacks,
+    means_by,
+)
 from rayunlearn.analysis.two_way import Estimate, score_interval, t_above
 from rayunlearn.storage.run import Run
 
@@ -97,10 +102,9 @@ def model_means(run: Run) -> pl.DataFrame:
         pl.col("trial_id").alias("attacked"), *keys, pl.col("value").alias("before")
     )
     both = after.join(before, on=["attacked", *keys]).drop_nulls(["value", "before"])
-    means = both.group_by("setting", "attacked", "split", "metric").agg(
-        pl.col("before").mean(), pl.col("value").mean().alias("after")
-    )
-    return means.sort("setting", "split", "metric", "attacked").collect()
+    named = ("setting", "attacked", "split", "metric")
+    means = means_by(both, named, ("before", "value")).rename({"value": "after"})
+    return means.sort("setting", "split", "metric", "attacked")
 
 
 def with_intervals(before: Numbers, after: Numbers, cells: Any) -> dict[str, float | None]:

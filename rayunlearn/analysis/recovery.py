@@ -21,7 +21,7 @@ from rayunlearn.analysis.intervals import (
     interval_columns,
     mean_interval,
 )
-from rayunlearn.analysis.run_frames import CONTEXT_SECTIONS, groups_of, objective_of
+from rayunlearn.analysis.run_frames import CONTEXT_SECTIONS, groups_of, means_by, objective_of
 from rayunlearn.analysis.two_way import group_codes
 from rayunlearn.schema import HELD_IN
 from rayunlearn.storage.run import Run
@@ -239,9 +239,9 @@ def _values(run: Run, metric: str, *, split: str = "forget") -> dict[str, dict[s
         pl.col("attack") == pl.col("_attack"), pl.col("stage") == pl.col("_stage")
     ).drop_nulls("value")
     values_by_trial: dict[str, dict[str, float]] = {}
-    for trial, document, value in (
-        selected.group_by("trial_id", "doc_id").agg(pl.col("value").mean()).collect().iter_rows()
-    ):
+    for trial, document, value in means_by(
+        selected, ("trial_id", "doc_id"), ("value",)
+    ).iter_rows():
         values_by_trial.setdefault(trial, {})[document] = value
     return values_by_trial
 
@@ -517,13 +517,8 @@ def _curve_numbers(
         & (pl.col("split") == "forget")
         & (pl.col("metric") == metric)
     )
-    curve = (
-        run.curves.filter(pl.col("trial_id").is_in(list(attacks)) & metric_rows)
-        .group_by("x")
-        .agg(pl.col("value").mean())
-        .sort("x")
-        .collect()
-    )
+    rows = run.curves.filter(pl.col("trial_id").is_in(list(attacks)) & metric_rows)
+    curve = means_by(rows, ("x",), ("value",))
     if curve.height < 2 or not is_known:
         return {"area": None, "half": None}
     steps, heights = curve["x"].to_numpy(), curve["value"].to_numpy()

@@ -135,11 +135,21 @@ def trial_table(run: Run) -> pl.DataFrame:
             pl.col("split") == split, pl.col("metric") == metric
         )
         placed = placed.join(
-            rows.group_by("trial_id").agg(pl.col("value").mean().alias(name)).collect(),
+            means_by(rows, ("trial_id",), ("value",)).rename({"value": name}),
             on="trial_id",
             how="left",
         )
     return placed
+
+
+def means_by(rows: pl.LazyFrame, keys: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
+    """Mean of each column by the keys, the same to the last bit whenever it is asked for.
+
+    polars joins and sums in no fixed order, and a sum in another order may differ in its last
+    digit, which decides ties; so rows are summed in the order of their values.
+    """
+    ordered = rows.sort([*keys, *columns]).collect()
+    return ordered.group_by(keys, maintain_order=True).agg(pl.col(list(columns)).mean())
 
 
 def examples_without_attacks(run: Run, stage: str = "") -> pl.LazyFrame:
@@ -193,14 +203,14 @@ def measured_of(rows: pl.DataFrame) -> MetricValues:
     trial counts with its mean.
     """
     trials, documents = rows["trial_id"].unique().sort(), rows["doc_id"].unique().sort()
-    means = rows.group_by("trial_id", "doc_id").agg(pl.col("value").mean().fill_null(float("nan")))
+    means = means_by(rows.lazy(), ("trial_id", "doc_id"), ("value",))
     values = np.full((len(trials), len(documents)), np.nan)
     if means.height:
         places = (
             trials.search_sorted(means["trial_id"]).to_numpy(),
             documents.search_sorted(means["doc_id"]).to_numpy(),
         )
-        values[places] = means["value"].to_numpy()
+        values[places] = means["value"].fill_null(float("nan")).to_numpy()
     groups = group_codes(documents.to_list(), _group_of(rows))
     return MetricValues({trial: i for i, trial in enumerate(trials)}, values, groups)
 
