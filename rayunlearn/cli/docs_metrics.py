@@ -21,8 +21,8 @@ A metric has one value per document (table `examples`); means are taken in polar
 way. A value is null where a document does not allow it (no wrong options, no second wording).
 
 Every trial measures those marked *; all of them come from one forward pass over answers, options
-and paraphrased questions. The others ask for more: texts are written, gradients taken, or another
-model's outputs compared.
+and paraphrased questions, of which only those go through the model that the asked metrics read.
+The others ask for more: texts are written, gradients taken, or another model's outputs compared.
 """
 
 CORPUS_HEAD = """## Metrics of a whole corpus
@@ -37,7 +37,9 @@ Computed from rows of `examples` (`metrics.corpus.corpus_rows`). Membership comp
 
 INPUT_HEAD = """## What metrics ask for
 
-The names of a metric function's positional parameters, and the pass that makes them.
+The names of a metric function's positional parameters, and the pass that makes them: of `scores`,
+`moments` and `base` one over the answers, of `options` and `paraphrases` one over these texts, all
+in the same batches; `ends` is read off the texts. What no asked metric reads is not run.
 
 | input | pass | what it is |
 |---|---|---|

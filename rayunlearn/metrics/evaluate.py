@@ -5,7 +5,6 @@ and metric.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -125,22 +124,6 @@ def chosen_metrics(names: str) -> dict[str, Metric]:
             raise unknown_name("metric", name, METRICS)
         chosen |= CHEAP if name == "cheap" else {name: METRICS[name]}
     return chosen
-
-
-def probes_for_metrics(probe: Probe, metric: Metric) -> Probe:
-    """The probe with those of its sequences alone that a metric of a curve looks at: a pass over
-    the others would be for nothing.
-    """
-    names = set(metric.inputs)
-    # the number of letters is that of the options; their texts go through no pass
-    if "letters" in sources_of([metric]):
-        return probe
-    options = probe.options if names & {"option_nll", "option_nll_sum"} else ()
-    return replace(
-        probe,
-        options=options,
-        paraphrased=probe.paraphrased if "paraphrase_correct" in names else None,
-    )
 
 
 def mean_probability(

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 MetricInputs = dict[str, object]
 
+# what is read off a pass over the answers, and off the one sorted pass over all sequences
+ANSWER_SOURCES = frozenset({"scores", "moments", "base"})
+LIKELIHOOD_SOURCES = ANSWER_SOURCES | {"options", "paraphrases"}
+LETTER_SOURCES = frozenset({"letters", "written letters", "letter places"})
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -107,8 +112,8 @@ def gather_inputs(task: EvaluationTask, sources: frozenset[str]) -> list[MetricI
 
 
 def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[MetricInputs]:
-    """Answers, options and paraphrases in one sorted pass; moments and base distances of the
-    answers from the same logits.
+    """Answers, options and paraphrases in one sorted pass, each only where an asked input is read
+    off it; moments and base distances of the answers from the same logits.
     """
     require(
         "base" not in sources or task.base is not None,
@@ -116,7 +121,9 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
         task.base,
     )
     sequences = [
-        (index, kind, s) for index, probe in enumerate(task.probes) for kind, s in _sequences(probe)
+        (index, kind, s)
+        for index, probe in enumerate(task.probes)
+        for kind, s in asked_sequences(probe, sources)
     ]
     inputs: list[MetricInputs] = [{} for _ in task.probes]
     options: list[dict[str, Tensor]] = [{} for _ in task.probes]
@@ -135,13 +142,29 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
                     inputs[index] |= {
                         "token_nll": own_nll,
                         "correct": own_correct,
-                        "n_end": sequence.n_end,
                     } | _distribution_inputs(task, sequence, own_logits, sources)
                 elif kind == "paraphrased":
                     inputs[index]["paraphrase_correct"] = own_correct
                 else:
                     options[index][kind] = own_nll
     return [answer_inputs | _options(o) for answer_inputs, o in zip(inputs, options, strict=True)]
+
+
+def ends_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:
+    """How many tokens close each answer, which the model is not asked for."""
+    return [{"n_end": probe.answer.n_end} for probe in task.probes]
+
+
+def asked_sequences(probe: Probe, sources: frozenset[str]) -> list[tuple[str, Encoded]]:
+    """The sequences of a probe that go through the model for these sources: `answer`,
+    `paraphrased`, and the options by number.
+    """
+    chosen = [("answer", probe.answer)] if sources & ANSWER_SOURCES else []
+    if "paraphrases" in sources and probe.paraphrased is not None:
+        chosen.append(("paraphrased", probe.paraphrased))
+    if "options" in sources:
+        chosen += [(str(number), option) for number, option in enumerate(probe.options)]
+    return chosen
 
 
 def greedy_text_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:
@@ -196,9 +219,10 @@ def sampling_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricI
     ]
 
 
-def letter_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:
-    """Letter scores and the letter written, for probes with a question and options; nothing where
-    the vocabulary has no letters or the question leaves no position to answer.
+def letter_pass(task: EvaluationTask, sources: frozenset[str]) -> list[MetricInputs]:
+    """Letter scores and the letter written, whichever is asked, for probes with a question and
+    options; nothing where the vocabulary has no letters or the question leaves no position to
+    answer.
 
     As many tokens are written as the longest letter has, one as a rule.
     """
@@ -222,17 +246,20 @@ def letter_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInp
     context = context_length(task.model.config)
     questions = [i for i in questions if context is None or len(letter_prompts[i]) < context]
     prompts = [letter_prompts[index] for index in questions]
-    logits = letter_scores(task.model, prompts, spelt)
-    longest = max(map(len, spelt))
-    written = generate_texts(task.model, prompts, ends=task.ends(), max_new_tokens=longest)
-    for index, letter_logits, text in zip(questions, logits, written, strict=True):
-        k = n_letters[index]
+    for index in questions:
         inputs[index] = {
-            "letter_logits": letter_logits[:k],
-            "letter_text": _text(tokenizer, text),
             "true_letter": task.probes[index].true_letter,
-            "n_options": k,
+            "n_options": n_letters[index],
         }
+    if "letters" in sources:
+        logits = letter_scores(task.model, prompts, spelt)
+        for index, letter_logits in zip(questions, logits, strict=True):
+            inputs[index]["letter_logits"] = letter_logits[: n_letters[index]]
+    if "written letters" in sources:
+        longest = max(map(len, spelt))
+        written = generate_texts(task.model, prompts, ends=task.ends(), max_new_tokens=longest)
+        for index, text in zip(questions, written, strict=True):
+            inputs[index]["letter_text"] = _text(tokenizer, text)
     return inputs
 
 
@@ -255,11 +282,12 @@ def gradient_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricI
 FORWARD_PASSES: tuple[
     tuple[frozenset[str], Callable[[EvaluationTask, frozenset[str]], list[MetricInputs]]], ...
 ] = (
-    (frozenset({"scores", "moments", "base"}), likelihood_pass),
+    (frozenset({"ends"}), ends_pass),
+    (LIKELIHOOD_SOURCES, likelihood_pass),
     (frozenset({"words"}), greedy_text_pass),
     (frozenset({"greedy"}), greedy_pass),
     (frozenset({"samples"}), sampling_pass),
-    (frozenset({"letters"}), letter_pass),
+    (LETTER_SOURCES, letter_pass),
     (frozenset({"gradients"}), gradient_pass),
 )
 
@@ -344,15 +372,6 @@ def last_logits(
             batch = collate([sequences[p] for p in positions]).to(model.device)
             logits |= dict(zip(positions, label_logits(model, batch).cpu(), strict=True))
     return [logits[index] for index in range(len(prompts))]
-
-
-def _sequences(probe: Probe) -> list[tuple[str, Encoded]]:
-    more = [("paraphrased", probe.paraphrased)] if probe.paraphrased is not None else []
-    return [
-        ("answer", probe.answer),
-        *more,
-        *((str(number), option) for number, option in enumerate(probe.options)),
-    ]
 
 
 def _distribution_inputs(

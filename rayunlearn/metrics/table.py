@@ -63,19 +63,19 @@ INPUTS = {
         "(n,) float32, nats: NLL of the answer's tokens, teacher forced, what closes it last",
     ),
     "n_end": MetricInput(
-        "scores",
+        "ends",
         "how many of the last tokens close the answer: the end token, a chat template's end of"
         " turn; 0 where the tokenizer has none",
     ),
     "correct": MetricInput("scores", "(n,) bool: the greedy choice is the label"),
     "option_nll": MetricInput(
-        "scores",
+        "options",
         "(k,) float32, nats: mean-token NLL of the answer options, the true one first (its"
         " paraphrase where there is one)",
     ),
-    "option_nll_sum": MetricInput("scores", "(k,) float32, nats: summed NLL of the same options"),
+    "option_nll_sum": MetricInput("options", "(k,) float32, nats: summed NLL of the same options"),
     "paraphrase_correct": MetricInput(
-        "scores", "(n,) bool: `correct` after the question in other words"
+        "paraphrases", "(n,) bool: `correct` after the question in other words"
     ),
     "log_prob_mean": MetricInput(
         "moments",
@@ -104,9 +104,11 @@ INPUTS = {
         "(k,) float32: logits of the option letters after 'Answer:' (log p where a letter is"
         " several tokens)",
     ),
-    "letter_text": MetricInput("letters", "the token written greedily after 'Answer:'"),
-    "true_letter": MetricInput("letters", "position of the true option among the letters, from 0"),
-    "n_options": MetricInput("letters", "number of options"),
+    "letter_text": MetricInput("written letters", "the token written greedily after 'Answer:'"),
+    "true_letter": MetricInput(
+        "letter places", "position of the true option among the letters, from 0"
+    ),
+    "n_options": MetricInput("letter places", "number of options"),
     "gradient_norm": MetricInput(
         "gradients",
         "mean over parameter tensors of the L2 norm of the gradient of the mean token NLL",
@@ -406,10 +408,13 @@ def sources_of(metrics: Iterable[Metric]) -> frozenset[str]:
     return frozenset(INPUTS[name].source for metric in metrics for name in metric.inputs)
 
 
+# read off the texts themselves and one forward pass over answers, options, paraphrased questions
+CHEAP_SOURCES = frozenset({"ends", "scores", "options", "paraphrases"})
+
 CHEAP = {
     name: row
     for name, row in METRICS.items()
-    if sources_of([row]) == {"scores"} and not name.endswith("_score")
+    if sources_of([row]) <= CHEAP_SOURCES and not name.endswith("_score")
 }
 
 # What a recovery curve may be of: a look at it comes after every step of an attack that trains.

@@ -14,8 +14,9 @@ from rayunlearn.data.documents import Document
 from rayunlearn.data.multiple_choice import QUESTION_HEAD, letter_question, true_option_index
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import UserError
-from rayunlearn.metrics.evaluate import encode_probes, evaluate_probes, probes_for_metrics
+from rayunlearn.metrics.evaluate import chosen_metrics, encode_probes, evaluate_probes
 from rayunlearn.metrics.forward_passes import (
+    LETTER_SOURCES,
     EvaluationTask,
     GenerationSettings,
     Probe,
@@ -24,7 +25,8 @@ from rayunlearn.metrics.forward_passes import (
     prompt_and_answer,
     spelt_letters,
 )
-from rayunlearn.metrics.table import CURVE_METRICS, METRICS
+from rayunlearn.metrics.table import CHEAP_SOURCES, CURVE_METRICS, METRICS
+from rayunlearn.models.forward import blocks
 from rayunlearn.models.generate import generate_texts
 from rayunlearn.models.reference import reference_of
 from rayunlearn.models.scratch import build_model, build_tokenizer
@@ -84,7 +86,7 @@ def labels(sequence: Encoded) -> torch.Tensor:
 def test_one_pass_gives_answers_options_and_paraphrases_their_own_scores(
     model: PreTrainedModel, probes: list[Probe]
 ) -> None:
-    found = gather_inputs(EvaluationTask(model=model, probes=probes), frozenset({"scores"}))
+    found = gather_inputs(EvaluationTask(model=model, probes=probes), CHEAP_SOURCES)
     for probe, inputs in zip(probes, found, strict=True):
         expected = -log_probs(model, probe.answer).gather(1, labels(probe.answer)[:, None])[:, 0]
         assert torch.allclose(torch.as_tensor(inputs["token_nll"]).double(), expected, atol=1e-5)
@@ -190,7 +192,7 @@ def test_letter_questions_place_the_truth_where_they_say_and_score_it_there(
         == "What colour is the very old house?\nA. red\nB. green\nC. blue\nAnswer:"
     )
     found = gather_inputs(
-        EvaluationTask(model=model, probes=probes, tokenizer=tokenizer), frozenset({"letters"})
+        EvaluationTask(model=model, probes=probes, tokenizer=tokenizer), LETTER_SOURCES
     )
     assert found[2] == {} and (found[0]["n_options"], found[1]["n_options"]) == (4, 3)
     spelt = spelt_letters(tokenizer, 4)
@@ -406,7 +408,7 @@ def test_a_wrong_last_word_counts_where_nothing_closes_the_answer(kind: str, n_e
     model = build_model("tiny", 500, seed=4).eval()
     model.lm_head = Scripted(499)
     assert asked[0].answer.n_end == n_end
-    (found,) = gather_inputs(EvaluationTask(model=model, probes=asked), frozenset({"scores"}))
+    (found,) = gather_inputs(EvaluationTask(model=model, probes=asked), CHEAP_SOURCES)
     assert found["n_end"] == n_end
     sequence = asked[0].answer
     assert not torch.as_tensor(found["correct"]).any()
@@ -435,19 +437,51 @@ def test_a_question_of_one_token_is_a_question_also_without_bos() -> None:
     assert len(prompt_and_answer(text)[0]) == len(text.answer.ids) // 2 > 1
 
 
-@pytest.mark.parametrize("name", sorted(CURVE_METRICS))
-def test_a_look_of_a_curve_gives_the_metric_that_the_whole_probe_gives(
-    name: str,
+# sequences of DOCUMENTS: three answers, one second wording of a question, four and three options
+@pytest.mark.parametrize(
+    ("metrics", "n_sequences"),
+    [
+        ("probability", 3),
+        ("probability,exact_memorization,min_k_plus_score", 3),
+        ("extraction_strength_paraphrase", 1),
+        ("truth_ratio", 7),
+        ("probability,multiple_choice", 10),
+        ("letter_choice", 2),
+        ("cheap", 11),
+        ("cheap,letter_choice", 13),
+    ],
+)
+def test_only_the_sequences_that_the_asked_metrics_read_go_through_the_model(
+    metrics: str,
+    n_sequences: int,
     model: PreTrainedModel,
+    probes: list[Probe],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """With nothing in the probe that the metric does not look at, `letter_choice` included."""
-    probes = encode_probes({"forget": DOCUMENTS}, tokenizer, TEMPLATE, 64)
-    chosen = {name: CURVE_METRICS[name]}
-    whole, cut = (
-        [row["value"] for row in evaluate_probes(model, some, chosen, tokenizer=tokenizer)]
-        for some in (probes, [probes_for_metrics(probe, CURVE_METRICS[name]) for probe in probes])
+    passed: list[int] = []
+    # what is tried once per model is no sequence of a probe
+    evaluate_probes(model, probes[:1])
+    with blocks(model)[0].register_forward_hook(lambda *call: passed.append(len(call[2]))):
+        evaluate_probes(model, probes, chosen_metrics(metrics), tokenizer=tokenizer)
+    assert sum(passed) == n_sequences
+
+
+@pytest.mark.parametrize("name", sorted(CURVE_METRICS))
+def test_a_metric_alone_gives_what_it_gives_among_all(
+    name: str,
+    model: PreTrainedModel,
+    probes: list[Probe],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Though fewer sequences pass with it, in batches of another shape."""
+    alone, among = (
+        [
+            row["value"]
+            for row in evaluate_probes(model, probes, chosen, tokenizer=tokenizer)
+            if row["metric"] == name
+        ]
+        for chosen in ({name: CURVE_METRICS[name]}, CURVE_METRICS)
     )
-    there = [at for at, value in enumerate(whole) if value is not None]
-    assert there == [at for at, value in enumerate(cut) if value is not None] != []
-    assert [cut[at] for at in there] == pytest.approx([whole[at] for at in there], rel=1e-5)
+    there = [at for at, value in enumerate(among) if value is not None]
+    assert there == [at for at, value in enumerate(alone) if value is not None] != []
+    assert [alone[at] for at in there] == pytest.approx([among[at] for at in there], rel=1e-5)

@@ -37,7 +37,7 @@ from rayunlearn.metrics.multiple_choice import (
     multiple_choice,
     multiple_choice_sum,
 )
-from rayunlearn.metrics.table import CHEAP, CURVE_METRICS, INPUTS, METRICS
+from rayunlearn.metrics.table import CHEAP, CHEAP_SOURCES, CURVE_METRICS, INPUTS, METRICS
 from rayunlearn.metrics.text import (
     first_answer,
     knowledge_memorization,
@@ -368,7 +368,7 @@ def test_the_metrics_of_every_trial_need_one_pass_of_scores() -> None:
         "perplexity",
         "truth_ratio",
     } <= set(CHEAP)
-    assert {INPUTS[name].source for row in CHEAP.values() for name in row.inputs} == {"scores"}
+    assert {INPUTS[name].source for row in CHEAP.values() for name in row.inputs} == CHEAP_SOURCES
 
 
 def test_metrics_are_chosen_by_name_and_a_misspelt_one_is_told() -> None:
