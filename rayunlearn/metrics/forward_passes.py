@@ -3,7 +3,7 @@ forward pass for all scores, then texts, letters and gradients where some metric
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from rayunlearn.models.forward import (
     label_logits,
     score,
     token_nll,
+    tokens_per_pass,
 )
 from rayunlearn.models.generate import Ids, ends_of, generate_texts
 from rayunlearn.models.reference import Reference
@@ -112,8 +113,11 @@ def gather_inputs(task: EvaluationTask, sources: frozenset[str]) -> list[MetricI
 
 
 def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[MetricInputs]:
-    """Answers, options and paraphrases in one sorted pass, each only where an asked input is read
-    off it; moments and base distances of the answers from the same logits.
+    """Answers, options and paraphrases, each only where an asked input is read off it; moments and
+    base distances of the answers from the logits of the answers.
+
+    A batch holds sequences of one split and one kind, so no value depends, not even in its last
+    bit, on which other metrics and splits are asked: products round by the shape of their batch.
     """
     require(
         "base" not in sources or task.base is not None,
@@ -128,8 +132,7 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
     inputs: list[MetricInputs] = [{} for _ in task.probes]
     options: list[dict[str, Tensor]] = [{} for _ in task.probes]
     with evaluating(task.model):
-        for positions in by_length([s for _, _, s in sequences], 8192):
-            chosen = [sequences[p] for p in positions]
+        for chosen in _batches(task, sequences):
             batch = collate([s for _, _, s in chosen]).to(task.model.device)
             logits, labels = label_logits(task.model, batch), label_ids(batch)
             sizes = batch.labelled.sum(1).tolist()
@@ -148,6 +151,19 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
                 else:
                     options[index][kind] = own_nll
     return [answer_inputs | _options(o) for answer_inputs, o in zip(inputs, options, strict=True)]
+
+
+def _batches(
+    task: EvaluationTask, sequences: Sequence[tuple[int, str, Encoded]]
+) -> Iterator[list[tuple[int, str, Encoded]]]:
+    """The sequences (place of the probe, kind, sequence) in batches of one split and one kind."""
+    groups: dict[tuple[str, str], list[tuple[int, str, Encoded]]] = {}
+    for index, kind, sequence in sequences:
+        key = (task.probes[index].split, "option" if kind.isdecimal() else kind)
+        groups.setdefault(key, []).append((index, kind, sequence))
+    for group in groups.values():
+        for positions in by_length([s for _, _, s in group], tokens_per_pass(task.model)):
+            yield [group[position] for position in positions]
 
 
 def ends_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:
@@ -226,41 +242,53 @@ def letter_pass(task: EvaluationTask, sources: frozenset[str]) -> list[MetricInp
 
     As many tokens are written as the longest letter has, one as a rule.
     """
+    prompts, spelt = _letter_questions(task)
+    inputs: list[MetricInputs] = [{} for _ in task.probes]
+    for index in prompts:
+        probe = task.probes[index]
+        inputs[index] = {"true_letter": probe.true_letter, "n_options": len(probe.options)}
+    if "letters" in sources:
+        logits = letter_scores(task.model, list(prompts.values()), spelt) if prompts else []
+        for index, letter_logits in zip(prompts, logits, strict=True):
+            inputs[index]["letter_logits"] = letter_logits[: len(task.probes[index].options)]
+    if "written letters" in sources:
+        written = generate_texts(
+            task.model,
+            list(prompts.values()),
+            ends=task.ends(),
+            max_new_tokens=max(map(len, spelt), default=1),
+        )
+        for index, text in zip(prompts, written, strict=True):
+            inputs[index]["letter_text"] = _text(task.words(), text)
+    return inputs
+
+
+def _letter_questions(
+    task: EvaluationTask,
+) -> tuple[dict[int, tuple[int, ...]], Sequence[tuple[int, ...]]]:
+    """(prompt ids by position of the probe, ids of each letter), for probes that can be asked by
+    letters; nothing where the vocabulary has no letters.
+    """
     tokenizer = task.words()
     questions = [
         index
         for index, p in enumerate(task.probes)
         if p.document is not None and p.document.prompt and p.document.wrong
     ]
-    n_letters = {index: len(task.probes[index].options) for index in questions}
-    spelt = spelt_letters(tokenizer, max(n_letters.values(), default=2))
-    inputs: list[MetricInputs] = [{} for _ in task.probes]
+    spelt = spelt_letters(
+        tokenizer, max((len(task.probes[i].options) for i in questions), default=2)
+    )
     if spelt is None:
-        return inputs
+        return {}, ()
     # no setting bounds the options and the solved questions that stand before them: a question that
     # leaves no room to answer has no value, and a mean says over how many it is
-    letter_prompts = {
+    context = context_length(task.model.config)
+    prompts = {
         index: _letter_prompt(task.probes[index], tokenizer, task.writing.shots)
         for index in questions
     }
-    context = context_length(task.model.config)
-    questions = [i for i in questions if context is None or len(letter_prompts[i]) < context]
-    prompts = [letter_prompts[index] for index in questions]
-    for index in questions:
-        inputs[index] = {
-            "true_letter": task.probes[index].true_letter,
-            "n_options": n_letters[index],
-        }
-    if "letters" in sources:
-        logits = letter_scores(task.model, prompts, spelt)
-        for index, letter_logits in zip(questions, logits, strict=True):
-            inputs[index]["letter_logits"] = letter_logits[: n_letters[index]]
-    if "written letters" in sources:
-        longest = max(map(len, spelt))
-        written = generate_texts(task.model, prompts, ends=task.ends(), max_new_tokens=longest)
-        for index, text in zip(questions, written, strict=True):
-            inputs[index]["letter_text"] = _text(tokenizer, text)
-    return inputs
+    fitting = {i: ids for i, ids in prompts.items() if context is None or len(ids) < context}
+    return fitting, spelt
 
 
 def gradient_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:

@@ -23,6 +23,7 @@ from rayunlearn.models.forward import (
     label_ids,
     label_logits,
     scatter_to_labels,
+    tokens_per_pass,
 )
 from rayunlearn.models.tensor_cache import tensors_once
 
@@ -220,7 +221,7 @@ def reference_rows(
     """The rows of `kinds`, by kind and doc_id, on the CPU."""
     rows: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
     with evaluating(model):
-        for positions in by_length(sequences, 8192) if kinds else ():
+        for positions in by_length(sequences, tokens_per_pass(model)) if kinds else ():
             chosen = [sequences[p] for p in positions]
             batch = collate(chosen).to(model.device)
             for kind in kinds:

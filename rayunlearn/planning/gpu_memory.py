@@ -30,7 +30,7 @@ from rayunlearn.methods.loss_inputs import paired_response_kinds, uses_documents
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.device_memory import step_memory
 from rayunlearn.models.folder import read_tokenizer
-from rayunlearn.models.forward import blocks
+from rayunlearn.models.forward import TOKENS_PER_PASS, blocks
 from rayunlearn.models.logits import FinalStates, final_states
 from rayunlearn.models.model_files import resolve_model
 from rayunlearn.models.outline import meta_model
@@ -79,9 +79,6 @@ def format_gpu_memory(memory: GpuMemory) -> str:
 
 # name of our function for a block of experts, among those of the library
 EXPERTS = "rayunlearn_shapes"
-
-# of a batch of `models.forward.score`
-SCORED_TOKENS = 8192
 
 # texts of most characters, among which the one of most tokens is looked for
 LONGEST = 8
@@ -164,7 +161,7 @@ def peak_bytes(trial: Trial) -> int:
     model, (tokens, labels) = _meta_model(trial), _longest(trial)
     weights = FLOAT * sum(p.numel() for p in model.parameters())
     # logits and their log-softmax
-    scored = 2 * FLOAT * model.config.vocab_size * (SCORED_TOKENS * labels // tokens)
+    scored = 2 * FLOAT * model.config.vocab_size * (TOKENS_PER_PASS * labels // tokens)
     if trial.stage != "unlearned":
         return weights + scored
     trained = _trained(trial, model)
