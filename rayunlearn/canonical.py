@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from rayunlearn.config import FULL_RATIO, Select, Token, Trial, with_values
+from rayunlearn.config import FULL_RATIO, SUBSTITUTES, Select, Token, Trial, with_values
 
 CheckTrial = Callable[[Trial], Trial]
 
@@ -28,6 +28,8 @@ def without_effect(trial: Trial) -> Trial:
     if trial.method.forget == "none":
         ratio = trial.select.ratio if trial.train.unit == "epochs" else FULL_RATIO
         return replace(trial, select=Select(ratio=ratio), token=Token())
+    if trial.select.text != "other_documents" and trial.select.other_split:
+        trial = replace(trial, select=replace(trial.select, other_split=""))
     if trial.select.is_full:
         return replace(trial, select=canonical_full_set(trial.select))
     return trial
@@ -51,7 +53,7 @@ def canonical_full_set(select: Select) -> Select:
     """
     if select.text == "original":
         return Select()
-    is_random = select.text in ("random_words", "shuffled_keywords")
+    is_random = select.text in ("random_words", "shuffled_keywords", *SUBSTITUTES)
     return replace(select, name="random", stratified=True, seed=select.seed if is_random else 0)
 
 

@@ -42,6 +42,8 @@ FULL_RATIO = 1.0
 SEED_SETTINGS = ("select.seed", "train.seed")
 SIZES = ("tiny", "small")
 TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_keywords")
+# controls: what is trained on in the place of the coreset (trial/substitutes.py)
+SUBSTITUTES = ("other_documents", "shuffled_answers", "random_text")
 PREFERRED = ("refusal", "alternate", "wrong")
 PRECISIONS = ("auto", "float32")
 # the differences of numbers up to 20 are that many (data/arithmetic.py)
@@ -170,6 +172,10 @@ class Select:
     best of them up to `keyword_fraction` of a document's words are its keywords. `judge_model` is
     the chat model of the extractor `judge`. `seed` is the selector's and that of random and
     shuffled words.
+
+    Three more values of `text` are controls, which put something else in the coreset's place: as
+    many documents of the split `other_split` (other_documents), the questions with each other's
+    answers (shuffled_answers), and random words of the vocabulary (random_text).
     """
 
     name: str = "random"
@@ -180,11 +186,17 @@ class Select:
     extractor: str = "tfidf"
     keyword_fraction: float = 0.3
     judge_model: str = ""
+    other_split: str = ""
 
     def __post_init__(self) -> None:
         require(0 < self.ratio <= FULL_RATIO, "select.ratio must be in (0, 1]", self.ratio)
-        if self.text not in TEXTS:
-            raise unknown_name("select.text", self.text, TEXTS)
+        if self.text not in (*TEXTS, *SUBSTITUTES):
+            raise unknown_name("select.text", self.text, (*TEXTS, *SUBSTITUTES))
+        require(
+            bool(self.other_split) or self.text != "other_documents",
+            "select.other_split must name a split when select.text is 'other_documents'",
+            self.other_split,
+        )
         require(
             0 < self.keyword_fraction <= 1,
             "select.keyword_fraction must be in (0, 1]",

@@ -28,7 +28,7 @@ from rayunlearn.storage.run import Run
 REFERENCES = {"select.name": ("random",), "select.text": ("random_words", "original")}
 
 # say nothing of a whole text
-OF_PARTS = ("select.extractor", "select.keyword_fraction")
+OF_PARTS = ("select.extractor", "select.keyword_fraction", "select.other_split")
 
 # p after Holm's correction at which a difference is called shown
 SIGNIFICANCE = 0.05

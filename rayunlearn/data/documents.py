@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import chain
 
 from rayunlearn.config import digest, digest_of_texts
-from rayunlearn.errors import rejections_in_words
+from rayunlearn.errors import rejections_in_words, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,20 @@ class Corpus:
     templates: Mapping[str, str] = field(default_factory=dict)
     files: tuple[FileRecord, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def documents_beside_forget(self, split: str, least: int) -> list[Document]:
+        """Probes of `split` that are no forget document, by doc_id: what a control trains on in the
+        place of `least` forget documents. Raises UserError where there are fewer, or no such split.
+        """
+        rule = (
+            f"select.other_split must be a split of the corpus ({', '.join(sorted(self.probes))})"
+        )
+        require(split in self.probes, rule, split)
+        forget = {document.doc_id for document in self.forget}
+        found = {d.doc_id: d for d in self.probes[split] if d.doc_id not in forget}
+        rule = f"split {split!r} must have as many documents as the coreset, {least}"
+        require(len(found) >= least, rule, len(found))
+        return [found[doc_id] for doc_id in sorted(found)]
 
     @property
     def rejections(self) -> str:

@@ -16,7 +16,7 @@ import polars as pl
 from rayunlearn.analysis.intervals import Interval, bounds_of, mean_interval
 from rayunlearn.analysis.labels import format_number
 from rayunlearn.analysis.run_frames import measured_of
-from rayunlearn.config import Trial, flatten
+from rayunlearn.config import SUBSTITUTES, Trial, flatten
 from rayunlearn.data.documents import Corpus
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
@@ -236,6 +236,15 @@ def about_corpus(corpus: Corpus, trial: Trial) -> str:
     return "\n\n".join(part for part in (description + origin, files, notes) if part)
 
 
+def _words_of(text: str) -> str:
+    """What of the kept documents was trained on, as `select.text` says; '' for the whole."""
+    if text == "original":
+        return ""
+    if text in SUBSTITUTES:
+        return f"; in their place the control `{text}` was trained on"
+    return f", in the words that `{text}` leaves"
+
+
 def about_method(trial: Trial, row: Mapping[str, Any]) -> str:
     """The kept documents and the two losses, with their sources."""
     select, method = trial.select, trial.method
@@ -244,7 +253,7 @@ def about_method(trial: Trial, row: Mapping[str, Any]) -> str:
         f"{row['n_kept']} of {row['n_forget']} documents (ratio {select.ratio}), chosen by"
         f" `{select.name}` ({SELECTORS[select.name].source})"
     )
-    words = "" if select.text == "original" else f", in the words that `{select.text}` leaves"
+    words = _words_of(select.text)
     losses = (
         f"Forget loss `{method.forget}`: {forget.title} ({forget.source}). Retain loss"
         f" `{method.retain}`: {retain.title}"

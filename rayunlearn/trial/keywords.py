@@ -14,8 +14,9 @@ import polars as pl
 from rayunlearn import data as data_code
 from rayunlearn import keywords as keyword_code
 from rayunlearn import models as model_code
-from rayunlearn.config import Trial
-from rayunlearn.data.tokenize import ENCODING_VERSION, Encoded, encode_pair
+from rayunlearn.config import SUBSTITUTES, Trial
+from rayunlearn.data.documents import Document
+from rayunlearn.data.tokenize import ENCODING_VERSION, Encoded, encode_documents, encode_pair
 from rayunlearn.errors import require
 from rayunlearn.keywords.ablation import keyword_positions, text_variant, variant_positions
 from rayunlearn.keywords.extract import (
@@ -44,6 +45,7 @@ from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.identity import cached_model_digest
 from rayunlearn.trial.model_state import cached
+from rayunlearn.trial.substitutes import substitute_documents
 from rayunlearn.trial.workspace import Workspace
 
 
@@ -153,8 +155,12 @@ def coreset_sequences(
     sequences, and the share of the kept documents' label tokens that is left. A sequence carries
     the doc_id of the whole document."""
     forget, _ = training_sequences(context)
+    kept = [forget[p] for p in coreset]
     if context.trial.select.text == "original":
-        return list(coreset), [forget[p] for p in coreset], 1.0
+        return list(coreset), kept, 1.0
+    if context.trial.select.text in SUBSTITUTES:
+        sequences = substitute_sequences(context, coreset)
+        return list(coreset), sequences, _label_share(sequences, kept)
     data, documents = context.trial.data, context.corpus.forget
     texts = document_texts(context, coreset)
     sequences = [
@@ -168,11 +174,28 @@ def coreset_sequences(
         )
         for p, t in texts.items()
     ]
-    before, after = (
-        sum(len(s.ids) - s.start for s in part)
-        for part in ([forget[p] for p in coreset], sequences)
-    )
-    return list(texts), sequences, after / max(1, before)
+    return list(texts), sequences, _label_share(sequences, kept)
+
+
+def training_documents(context: TrialContext, coreset: Sequence[int]) -> list[Document]:
+    """The documents that unlearning trains on: those at `coreset`, whole whatever words are left of
+    them, or what stands in for them.
+    """
+    if context.trial.select.text in SUBSTITUTES:
+        return substitute_documents(context, coreset)
+    return [context.corpus.forget[p] for p in coreset]
+
+
+def substitute_sequences(context: TrialContext, coreset: Sequence[int]) -> list[Encoded]:
+    """What stands in for the documents at `coreset`, as the model reads it."""
+    data = context.trial.data
+    documents = substitute_documents(context, coreset)
+    return encode_documents(documents, context.tokenizer, data.template, data.max_tokens)
+
+
+def _label_share(sequences: Sequence[Encoded], whole: Sequence[Encoded]) -> float:
+    before, after = (sum(len(s.ids) - s.start for s in part) for part in (whole, sequences))
+    return after / max(1, before)
 
 
 def keyword_coverage_of(context: TrialContext, coreset: Sequence[int]) -> float | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn import data as data_code
 from rayunlearn import methods as method_code
 from rayunlearn import models as model_code
-from rayunlearn.config import Train, Trial, block_numbers, flatten
+from rayunlearn.config import SUBSTITUTES, Train, Trial, block_numbers, flatten
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
@@ -53,7 +53,7 @@ from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended_by, names_of
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.coreset import SCORING, select_coreset
 from rayunlearn.trial.encodings import training_sequences
-from rayunlearn.trial.keywords import coreset_sequences
+from rayunlearn.trial.keywords import coreset_sequences, substitute_sequences, training_documents
 from rayunlearn.trial.model_state import cached
 from rayunlearn.trial.probes import RetentionProbe, retention_probe
 from rayunlearn.trial.references import cache_key, cached_trial_reference, with_prefixes
@@ -233,8 +233,10 @@ def _paired_responses(
     trial, maker = context.trial, paired_response_function(context.trial, kind)
     forget, retain = training_sequences(context)
     source = ResponseInputs(
-        documents=[context.corpus.forget[p] for p in coreset],
-        sequences=[forget[p] for p in coreset],
+        documents=training_documents(context, coreset),
+        sequences=substitute_sequences(context, coreset)
+        if trial.select.text in SUBSTITUTES
+        else [forget[p] for p in coreset],
         retain_documents=context.corpus.retain,
         retain_sequences=retain,
         model=context.model,

@@ -14,6 +14,7 @@ from rayunlearn.config import (
     Value,
     block_numbers,
     flatten,
+    rounded_share,
     trial_id,
     with_values,
 )
@@ -186,8 +187,14 @@ def _cut_texts(data: Data, model: str) -> tuple[str, ...]:
 
 
 def _check_selection(trial: Trial) -> None:
-    """Raise UserError where selecting the coreset would take too long or too much memory."""
+    """Raise UserError where selecting the coreset would take too long or too much memory, and where
+    its control has too few documents.
+    """
     select = trial.select
+    if trial.stage == "unlearned" and select.text == "other_documents":
+        corpus = corpus_of(trial.data)
+        n_kept = rounded_share(select.ratio, len(corpus.forget))
+        corpus.documents_beside_forget(select.other_split, n_kept)
     if trial.stage != "unlearned" or select.name not in COSTS:
         return
     n_documents = len(corpus_of(trial.data).forget)
