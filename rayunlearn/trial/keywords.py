@@ -177,7 +177,7 @@ def coreset_sequences(
     return list(texts), sequences, _label_share(sequences, kept)
 
 
-def training_documents(context: TrialContext, coreset: Sequence[int]) -> list[Document]:
+def coreset_documents(context: TrialContext, coreset: Sequence[int]) -> list[Document]:
     """The documents that unlearning trains on: those at `coreset`, whole whatever words are left of
     them, or what stands in for them.
     """

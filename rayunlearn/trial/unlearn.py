@@ -53,7 +53,7 @@ from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended_by, names_of
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.coreset import SCORING, select_coreset
 from rayunlearn.trial.encodings import training_sequences
-from rayunlearn.trial.keywords import coreset_sequences, substitute_sequences, training_documents
+from rayunlearn.trial.keywords import coreset_documents, coreset_sequences, substitute_sequences
 from rayunlearn.trial.model_state import cached
 from rayunlearn.trial.probes import RetentionProbe, retention_probe
 from rayunlearn.trial.references import cache_key, cached_trial_reference, with_prefixes
@@ -233,7 +233,7 @@ def _paired_responses(
     trial, maker = context.trial, paired_response_function(context.trial, kind)
     forget, retain = training_sequences(context)
     source = ResponseInputs(
-        documents=training_documents(context, coreset),
+        documents=coreset_documents(context, coreset),
         sequences=substitute_sequences(context, coreset)
         if trial.select.text in SUBSTITUTES
         else [forget[p] for p in coreset],

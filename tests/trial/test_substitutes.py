@@ -11,7 +11,7 @@ from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.errors import UserError
 from rayunlearn.keywords.words import words_of
 from rayunlearn.trial.context import TrialContext
-from rayunlearn.trial.keywords import coreset_sequences, training_documents
+from rayunlearn.trial.keywords import coreset_documents, coreset_sequences
 from rayunlearn.trial.model_state import ModelState, reset_weights
 from rayunlearn.trial.substitutes import substitute_documents, whole_words
 from rayunlearn.trial.workspace import Workspace, validate_trial
@@ -125,7 +125,7 @@ def test_the_trial_trains_on_the_substitutes(workspace: Workspace, state: ModelS
         workspace, state, select__text="other_documents", select__other_split="far"
     )
     positions, sequences, share = coreset_sequences(context, [1, 2])
-    documents = training_documents(context, [1, 2])
+    documents = coreset_documents(context, [1, 2])
     assert positions == [1, 2] and share > 0
     assert [s.doc_id for s in sequences] == [d.doc_id for d in documents]
     assert {d.answer for d in documents} < {d.answer for d in FAR}
