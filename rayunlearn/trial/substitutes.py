@@ -1,4 +1,4 @@
-"""Controls of a coreset: what a trial trains on in the place of its forget documents, so that an
+"""Controls of a coreset: what a trial trains on instead of its forget documents, so that an
 effect of the coreset can be told from one of any few documents. No Ray in here.
 """
 
