@@ -96,8 +96,9 @@ class Corpus:
     notes: tuple[str, ...] = ()
 
     def documents_beside_forget(self, split: str, least: int) -> list[Document]:
-        """Probes of `split` that are no forget document, by doc_id: what a control trains on in the
-        place of `least` forget documents. Raises UserError where there are fewer, or no such split.
+        """Probes of `split` that are no forget document, by doc_id: what a control trains on
+        instead of `least` forget documents. Raises UserError where there are fewer, or no such
+        split.
         """
         rule = (
             f"select.other_split must be a split of the corpus ({', '.join(sorted(self.probes))})"
