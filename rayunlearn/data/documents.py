@@ -95,20 +95,20 @@ class Corpus:
     files: tuple[FileRecord, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def documents_beside_forget(self, split: str, least: int) -> list[Document]:
+    def documents_beside_forget(self, split: str, n_documents: int) -> list[Document]:
         """Probes of `split` that are no forget document, by doc_id: what a control trains on
-        instead of `least` forget documents. Raises UserError where there are fewer, or no such
-        split.
+        instead of `n_documents` forget documents. Raises UserError where there are fewer, or no
+        such split.
         """
         rule = (
             f"select.other_split must be a split of the corpus ({', '.join(sorted(self.probes))})"
         )
         require(split in self.probes, rule, split)
         forget = {document.doc_id for document in self.forget}
-        found = {d.doc_id: d for d in self.probes[split] if d.doc_id not in forget}
-        rule = f"split {split!r} must have as many documents as the coreset, {least}"
-        require(len(found) >= least, rule, len(found))
-        return [found[doc_id] for doc_id in sorted(found)]
+        by_id = {d.doc_id: d for d in self.probes[split] if d.doc_id not in forget}
+        rule = f"split {split!r} must have as many documents as the coreset, {n_documents}"
+        require(len(by_id) >= n_documents, rule, len(by_id))
+        return [by_id[doc_id] for doc_id in sorted(by_id)]
 
     @property
     def rejections(self) -> str:

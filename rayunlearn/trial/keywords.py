@@ -155,12 +155,12 @@ def coreset_sequences(
     sequences, and the share of the kept documents' label tokens that is left. A sequence carries
     the doc_id of the whole document."""
     forget, _ = training_sequences(context)
-    kept = [forget[p] for p in coreset]
+    whole = [forget[p] for p in coreset]
     if context.trial.select.text == "original":
-        return list(coreset), kept, 1.0
+        return list(coreset), whole, 1.0
     if context.trial.select.text in SUBSTITUTES:
         sequences = substitute_sequences(context, coreset)
-        return list(coreset), sequences, _label_share(sequences, kept)
+        return list(coreset), sequences, _label_share(sequences, whole)
     data, documents = context.trial.data, context.corpus.forget
     texts = document_texts(context, coreset)
     sequences = [
@@ -174,7 +174,7 @@ def coreset_sequences(
         )
         for p, t in texts.items()
     ]
-    return list(texts), sequences, _label_share(sequences, kept)
+    return list(texts), sequences, _label_share(sequences, whole)
 
 
 def coreset_documents(context: TrialContext, coreset: Sequence[int]) -> list[Document]:

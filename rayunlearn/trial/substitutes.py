@@ -49,11 +49,13 @@ def _with_shuffled_answers(context: TrialContext, coreset: Sequence[int]) -> lis
     require(not without_question, rule, without_question)
     order = sorted(range(len(forget)), key=lambda p: forget[p].doc_id)
     random.Random(f"answers {context.trial.select.seed}").shuffle(order)
-    place = {p: i for i, p in enumerate(order)}
+    position = {p: i for i, p in enumerate(order)}
     shuffled = []
     for p in coreset:
-        others = (forget[order[(place[p] + step) % len(order)]] for step in range(1, len(order)))
-        other = next((d for d in others if d.answer != forget[p].answer), None)
+        candidates = (
+            forget[order[(position[p] + step) % len(order)]] for step in range(1, len(order))
+        )
+        other = next((d for d in candidates if d.answer != forget[p].answer), None)
         require(
             other is not None,
             "select.text 'shuffled_answers' needs a forget set of at least two answers",
@@ -71,12 +73,14 @@ def _random_text(context: TrialContext, coreset: Sequence[int]) -> list[Document
     def text(original: str, generator: random.Random) -> str:
         return " ".join(generator.choice(vocabulary) for _ in words_of(original))
 
-    made = []
+    documents = []
     for p in coreset:
         generator = random.Random(f"text {seed} {forget[p].doc_id}")
         prompt = text(forget[p].prompt, generator)
-        made.append(Document(prompt=prompt, answer=text(forget[p].answer, generator) or "none"))
-    return made
+        documents.append(
+            Document(prompt=prompt, answer=text(forget[p].answer, generator) or "none")
+        )
+    return documents
 
 
 def whole_words(tokenizer: transformers.PreTrainedTokenizerBase) -> list[str]:
