@@ -1,10 +1,10 @@
-"""`rayunlearn submit` and `jobs`: the same command on a Ray cluster."""
+"""`rayunlearn submit` and `jobs`: the same command on a Ray cluster, or on nodes of Slurm."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.cli.arguments import (
     DONE,
@@ -14,8 +14,12 @@ from rayunlearn.cli.arguments import (
     add_resource_options,
     experiment_of,
 )
+from rayunlearn.cli.slurm import add_slurm_options, check_slurm_options, submit_to_slurm
 from rayunlearn.errors import require
 from rayunlearn.storage.sync import display_path
+
+if TYPE_CHECKING:
+    from rayunlearn.experiment import Experiment
 
 SERVER_HELP = (
     "the cluster's job server, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS"
@@ -50,7 +54,8 @@ def add_submit_command(commands: Any) -> None:
         commands,
         "submit",
         submit,
-        "run an experiment on a cluster: pack this folder, hand it to the job server, follow it",
+        "run an experiment on a cluster: pack this folder, hand it to the job server, follow it;"
+        " or on Slurm (--slurm)",
     )
     added.add_argument("--address", metavar="URL", default="", help=SERVER_HELP)
     add_resource_options(added)
@@ -62,6 +67,7 @@ def add_submit_command(commands: Any) -> None:
         help="print what the job prints and return its exit status (the default)",
     )
     mode.add_argument("--detach", action="store_true", help="return as soon as the job is accepted")
+    added.set_defaults(slurm_defaults=add_slurm_options(added))
 
 
 def _add_package_options(added: argparse.ArgumentParser) -> None:
@@ -106,12 +112,10 @@ def add_jobs_command(commands: Any) -> None:
 
 
 def submit(chosen: argparse.Namespace) -> int:
-    """Pack, hand over, follow."""
+    """Pack, hand over, follow; with `--slurm` write a batch script and hand that over."""
+    check_slurm_options(chosen, chosen.slurm_defaults)
     # a mistake in the request shows here, before anything is loaded or uploaded
     experiment = experiment_of(chosen)
-    from rayunlearn.cluster.jobs import Submission
-    from rayunlearn.cluster.jobs import submit_job as hand_over
-
     folder = Path.cwd()
     file = Path(chosen.experiment).resolve()
     require(
@@ -119,14 +123,28 @@ def submit(chosen: argparse.Namespace) -> int:
         "the experiment must lie in the folder that is packed (the current one)",
         str(file),
     )
+    words = _job_command(chosen, file.relative_to(folder))
+    if chosen.slurm:
+        submit_to_slurm(chosen, words, f"{experiment.name}-{experiment.version}")
+        return DONE
+    return _submit_to_server(chosen, words, experiment)
+
+
+def _submit_to_server(
+    chosen: argparse.Namespace, words: list[str], experiment: "Experiment"
+) -> int:
+    """Pack the current folder, hand it to the job server, follow the job."""
+    from rayunlearn.cluster.jobs import Submission
+    from rayunlearn.cluster.jobs import submit_job as hand_over
+
     missing = [name for name in chosen.variables if name not in os.environ]
     require(not missing, "--pass must name environment variables that are set", missing)
     request = Submission(
-        words=tuple(_job_command(chosen, file.relative_to(folder))),
+        words=tuple(words),
         experiment=experiment.name,
         version=experiment.version,
         output=display_path(chosen.output),
-        folder=folder,
+        folder=Path.cwd(),
         include=tuple(chosen.include),
         variables={name: os.environ[name] for name in chosen.variables},
         install=chosen.install,
@@ -150,6 +168,7 @@ def _job_command(chosen: argparse.Namespace, file: Path) -> list[str]:
     for name in (
         "preset",
         "recipe",
+        "tuned_from",
         "version",
         "workers",
         "gpus_per_trial",
