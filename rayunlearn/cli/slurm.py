@@ -164,6 +164,38 @@ def check_slurm_options(chosen: argparse.Namespace, parser_defaults: dict[str, A
             raise UserError(f"there is no --{names.get(name, name)} with{without} --slurm")
 
 
+# of `submit --slurm`: what argparse is told of each
+SLURM_OPTIONS: dict[str, dict[str, Any]] = {
+    "partition": {"metavar": "NAME", "default": "", "help": "Slurm's partition"},
+    "account": {"metavar": "NAME", "default": "", "help": "what is charged"},
+    "nodes": {"metavar": "N", "type": int, "default": 1, "help": "machines (default: 1)"},
+    "gpus": {"metavar": "[TYPE:]N", "default": "", "help": "GPUs of each node (default: none)"},
+    "cpus": {
+        "metavar": "N",
+        "type": int,
+        "default": 0,
+        "help": "CPUs of each node, which other jobs may then share (default: whole nodes)",
+    },
+    "hours": {
+        "metavar": "F",
+        "type": float,
+        "default": 24.0,
+        "help": "time limit; the job is queued again when it is over and goes on (default: 24)",
+    },
+    "sbatch": {
+        "metavar": "OPTION",
+        "action": "append",
+        "default": [],
+        "help": "a further option of sbatch, for example --sbatch=--qos=long",
+    },
+    "print": {
+        "dest": "print_script",
+        "action": "store_true",
+        "help": "print the script and do nothing else",
+    },
+}
+
+
 def add_slurm_options(added: argparse.ArgumentParser) -> dict[str, Any]:
     """`--slurm` and what belongs to it; the defaults of the latter."""
     group = added.add_argument_group("Slurm (docs/how-to/slurm.md)")
@@ -172,38 +204,7 @@ def add_slurm_options(added: argparse.ArgumentParser) -> dict[str, Any]:
         action="store_true",
         help="write a batch script that runs the experiment on nodes of Slurm, give it to sbatch",
     )
-    group.add_argument("--partition", metavar="NAME", default="", help="Slurm's partition")
-    group.add_argument("--account", metavar="NAME", default="", help="what is charged")
-    group.add_argument("--nodes", metavar="N", type=int, default=1, help="machines (default: 1)")
-    group.add_argument(
-        "--gpus", metavar="[TYPE:]N", default="", help="GPUs of each node (default: none)"
-    )
-    group.add_argument(
-        "--cpus",
-        metavar="N",
-        type=int,
-        default=0,
-        help="CPUs of each node, which other jobs may then share (default: whole nodes)",
-    )
-    group.add_argument(
-        "--hours",
-        metavar="F",
-        type=float,
-        default=24.0,
-        help="time limit; the job is queued again when it is over and goes on (default: 24)",
-    )
-    group.add_argument(
-        "--sbatch",
-        metavar="OPTION",
-        action="append",
-        default=[],
-        help="a further option of sbatch, for example --sbatch=--qos=long",
-    )
-    group.add_argument(
-        "--print",
-        dest="print_script",
-        action="store_true",
-        help="print the script and do nothing else",
-    )
-    names = ("partition", "account", "nodes", "gpus", "cpus", "hours", "sbatch", "print_script")
+    names = [
+        group.add_argument(f"--{name}", **settings).dest for name, settings in SLURM_OPTIONS.items()
+    ]
     return {name: added.get_default(name) for name in names}
