@@ -10,9 +10,11 @@ anything is scheduled.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
+from typing import Any
 
 from rayunlearn.errors import UserError, require, require_no_login, unknown_name
 
@@ -45,13 +47,23 @@ TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_
 # controls: what is trained on in the place of the coreset (trial/substitutes.py)
 SUBSTITUTES = ("other_documents", "shuffled_answers", "random_text")
 PREFERRED = ("refusal", "alternate", "wrong")
-PRECISIONS = ("auto", "float32")
+PRECISIONS = ("auto", "float32", "bfloat16", "fastest")
+TEACH_PRECISIONS = ("float32", "bfloat16")
 # the differences of numbers up to 20 are that many (data/arithmetic.py)
 MOST_ARITHMETIC = 190
 # Settings that change no number of a trial, so they make no other one: a training that goes on from
 # a checkpoint ends with the same bits (tests/train/test_checkpoint.py), however often one is
 # written.
 RESULT_NEUTRAL = ("train.checkpoint_every",)
+# Settings that came later, and the value at which a trial is what it was before them: its id, and
+# that of a model trained here, leaves them out.
+LATER_SETTINGS: Mapping[str, "Value"] = {
+    "model.teach_batch_size": 0,
+    "model.teach_precision": "float32",
+}
+# what a model built here is taught at (docs/performance.md), and how a loaded one is taught
+SCRATCH_LEARNING_RATE = 2e-3
+LOADED_TEACHING = {"teach_epochs": 5, "teach_learning_rate": 1e-3, "teach_batch_size": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +134,23 @@ class Model:
     """Which model: `scratch` (built here at `size`) or a local directory or Hub name, safetensors
     only.
 
-    `teach`: train it on the corpus first (base: forget + retain; gold: retain alone). With `teach`
-    off the model is taken as it is, `gold` may name a model that never saw the forget set, and
-    `unlearned` one that was unlearned
-    elsewhere: stage unlearned is then those weights, and nothing is trained.
+    `teach`: train it on the corpus first (base: forget + retain; gold: retain alone), for so many
+    epochs, at that peak rate, in batches of so many documents; products are computed in
+    `teach_precision`, weights are float32 always. 0 stands for what fits: 35 or 20 epochs (by size)
+    at 2e-3 in batches of 16 for a model built here, 5 epochs at 1e-3 in batches of 8 for a loaded
+    one (found on 135 million parameters; for a billion and more papers take 1e-5 to 2e-5). With
+    `teach` off the model is taken as it is, `gold` may name a model that never saw the forget set,
+    and `unlearned` one that was unlearned elsewhere: stage unlearned is then those weights, and
+    nothing is trained.
     """
 
     name: str = "scratch"
     size: str = "tiny"
     teach: bool = True
-    # 0: as many as the size's own recipe says
     teach_epochs: int = 0
-    teach_learning_rate: float = 2e-3
+    teach_learning_rate: float = 0.0
+    teach_batch_size: int = 0
+    teach_precision: str = "float32"
     gold: str = ""
     unlearned: str = ""
     seed: int = 0
@@ -155,10 +172,27 @@ class Model:
         )
         require(self.teach_epochs >= 0, "model.teach_epochs must be >= 0", self.teach_epochs)
         require(
-            self.teach_learning_rate > 0,
-            "model.teach_learning_rate must be > 0",
+            0 <= self.teach_learning_rate < math.inf,
+            "model.teach_learning_rate must be >= 0 and finite",
             self.teach_learning_rate,
         )
+        require(
+            self.teach_batch_size >= 0, "model.teach_batch_size must be >= 0", self.teach_batch_size
+        )
+        if self.teach_precision not in TEACH_PRECISIONS:
+            raise unknown_name("model.teach_precision", self.teach_precision, TEACH_PRECISIONS)
+
+
+def with_teaching(model: Model) -> Model:
+    """The model with what its zeros of `teach_*` stand for: of a loaded model that is taught all of
+    it, else the rate (epochs and batches are the size's own, `train.teach.RECIPE`).
+    """
+    is_loaded = model.teach and model.name != "scratch"
+    fitting = LOADED_TEACHING if is_loaded else {"teach_learning_rate": SCRATCH_LEARNING_RATE}
+    chosen: dict[str, Any] = {
+        name: value for name, value in fitting.items() if not getattr(model, name)
+    }
+    return replace(model, **chosen) if chosen else model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +321,10 @@ class Train:
     `checkpoint_every` steps, at the next look (`stop.check_every`), a trial writes down where it
     is, and goes on from there if its process ends (0: never). `layers`: numbers of blocks, from 0
     and separated by commas, that the trained parameters must be part of ('' asks for none).
-    `precision` auto: bfloat16 where a GPU has it, float32 weights always.
+    `precision` is that of the products; weights are float32 always. auto: bfloat16 on a GPU that
+    has it, float32 on a processor. fastest: as auto, and on a processor bfloat16 where a short try
+    of the model's own matrices says that it is faster, so that the numbers depend on the machine
+    (column `computed_in`).
     """
 
     learning_rate: float = 1e-4
@@ -692,13 +729,22 @@ def trial_id(
     each other setting that names a model or a file (`model.gold`, `attack.file`, ...) to the digest
     of what it names. The same trial on other hardware, under another folder or on another day is
     the same trial; another value of any setting, also of one that is at its default, makes another
-    trial, and so does a changed file. Left out are the settings of `RESULT_NEUTRAL` alone.
+    trial, and so does a changed file. Left out are the settings of `RESULT_NEUTRAL`, and those of
+    `LATER_SETTINGS` where they change nothing; zeros of `model.teach_*` are what they stand for.
     """
+    filled = replace(trial, model=with_teaching(trial.model))
     flat: dict[str, object] = {
-        name: value for name, value in flatten(trial).items() if name not in RESULT_NEUTRAL
+        name: value
+        for name, value in flatten(filled).items()
+        if name not in RESULT_NEUTRAL and not _is_as_before(name, value)
     }
     content = {"data.path": corpus_digest, "model.name": model_digest}
     return digest(flat | content | dict(content_digests or {}))
+
+
+def _is_as_before(name: str, value: object) -> bool:
+    """Whether a setting that came later is at what was done before it."""
+    return name in LATER_SETTINGS and value == LATER_SETTINGS[name]
 
 
 def _typed(trial: Trial, name: str, value: Value) -> Value:

@@ -254,6 +254,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ),
         Column("parameters_total", "i64", "parameters of the model", "parameters"),
         Column("parameters_trained", "i64", "parameters that were trained", "parameters"),
+        Column(
+            "computed_in",
+            "utf8",
+            "precision of training's products, float32 or bfloat16 (weights are float32): what"
+            " train.precision came to on this machine; null where nothing was trained",
+        ),
         Column("started_at", "utf8", "start, UTC, ISO 8601"),
         Column(
             "commit",

@@ -1,5 +1,7 @@
 """A trial as a value: changed copies, one name per setting, one id per meaning."""
 
+from dataclasses import replace
+
 import pytest
 
 from rayunlearn.config import (
@@ -175,6 +177,28 @@ def test_of_all_settings_only_the_frequency_of_checkpoints_makes_no_other_trial(
     with_default(monkeypatch, "train.checkpoint_every")
     assert RESULT_NEUTRAL == ("train.checkpoint_every",)
     assert Trial().train.checkpoint_every == 1 and trial_id(Trial(), "c", "m") == before
+
+
+def test_a_setting_that_came_later_is_in_the_id_where_it_is_not_what_was_done_before() -> None:
+    """So trials of earlier versions keep their ids; and zeros of the teaching are what they stand
+    for.
+    """
+    loaded = Trial(model=Model(name="base"))
+    assert trial_id(Trial(model=Model(teach_learning_rate=2e-3)), "c", "m") == trial_id(
+        Trial(), "c", "m"
+    )
+    said = Model(name="base", teach_epochs=5, teach_learning_rate=1e-3, teach_batch_size=8)
+    assert trial_id(replace(loaded, model=said), "c", "m") == trial_id(loaded, "c", "m")
+    ids = {trial_id(loaded, "c", "m")} | {
+        trial_id(with_values(loaded, {name: value}), "c", "m")
+        for name, value in {
+            "model.teach_epochs": 6,
+            "model.teach_learning_rate": 2e-3,
+            "model.teach_batch_size": 16,
+            "model.teach_precision": "bfloat16",
+        }.items()
+    }
+    assert len(ids) == 5
 
 
 def test_what_a_setting_names_is_in_the_id_by_its_content() -> None:

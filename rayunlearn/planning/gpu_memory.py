@@ -155,8 +155,8 @@ def peak_bytes(trial: Trial) -> int:
     """Peak bytes on a GPU: weights, and the larger of a training step and of measuring.
 
     Every text of the batch is taken to be as long as the longest. Activations are those of float32,
-    more than bfloat16's; with `train.precision` auto the lowered copies of the weights are added.
-    What the optimizer needs for a moment is not in it: `device_memory.MARGIN` is for that.
+    more than bfloat16's; where `train.precision` may lower it, lowered weights are added. What
+    the optimizer needs for a moment is not in it: `device_memory.MARGIN` is for that.
     """
     model, (tokens, labels) = _meta_model(trial), _longest(trial)
     weights = FLOAT * sum(p.numel() for p in model.parameters())
@@ -174,7 +174,7 @@ def peak_bytes(trial: Trial) -> int:
             f"what {trial.model.name} ({type(model).__name__}) needs of a GPU cannot be estimated"
             f" without its weights, so --gpus-per-trial must be said: {problem}"
         ) from problem
-    lowered = weights // 2 if trial.train.precision == "auto" else 0
+    lowered = weights // 2 if trial.train.precision != "float32" else 0
     return (
         _frozen_reference_bytes(trial, model, labels)
         + step.weights

@@ -9,11 +9,11 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.config import Trial, digest, flatten
+from rayunlearn.config import Trial, digest, flatten, with_teaching
 from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.data.prompt_templates import PROMPT_TEMPLATES
 from rayunlearn.data.tokenize import Encoded, collate, encode_documents
@@ -22,6 +22,7 @@ from rayunlearn.lazy import torch
 from rayunlearn.models.forward import token_nll
 from rayunlearn.models.load import load_model, save_model
 from rayunlearn.models.scratch import SHAPES, build_model, build_tokenizer
+from rayunlearn.train.device import computing
 from rayunlearn.train.loop import OptimizerSettings, TrainLog, optimise
 from rayunlearn.train.step import StepLoss
 
@@ -76,7 +77,7 @@ def train_base_or_gold(
         "losses": [round(row.loss, 6) for row in log.rows],
         "config": {
             name: value
-            for name, value in flatten(trial).items()
+            for name, value in flatten(replace(trial, model=with_teaching(trial.model))).items()
             if name.startswith(("data.", "model."))
         },
         "recipe": RECIPE,
@@ -153,17 +154,20 @@ def train_language_model(
     """AdamW on the mean NLL of each batch's label tokens.
     Batches hold sequences of similar length.
     """
-    epochs = trial.model.teach_epochs or N_EPOCHS[trial.model.size]
+    how, seed = with_teaching(trial.model), trial.model.seed
+    epochs, size = how.teach_epochs or N_EPOCHS[how.size], how.teach_batch_size or BATCH_SIZE
     batches = [
-        batch for epoch in range(epochs) for batch in batches_of(sequences, trial.model.seed, epoch)
+        batch for epoch in range(epochs) for batch in batches_of(sequences, seed, epoch, size)
     ]
 
     def loss_of_step(step: int) -> StepLoss:
         chosen = [sequences[position] for position in batches[step]]
         batch = collate(chosen).to(model.device)
         progress(step, len(batches))
+        with computing(model.device, how.teach_precision):
+            nll = token_nll(model, batch).sum() / batch.labelled.sum()
         return StepLoss(
-            token_nll(model, batch).sum() / batch.labelled.sum(),
+            nll,
             n_tokens=int(batch.present.sum()),
             n_documents=len(chosen),
         )
@@ -180,25 +184,28 @@ def train_language_model(
 
 
 def learning_rate(trial: Trial) -> float:
-    """Peak rate: `model.teach_learning_rate` as it is for a loaded model and for the tiny size; a
+    """Peak rate: that of `config.with_teaching` as it is for a loaded model and the tiny size; a
     wider model built here takes it times 96 / width. (Measured on the small domain dataset: at 2e-3
     the facts are learned in the last fifth of 20 epochs, when the schedule has fallen; at 1e-3 in
     the first half.)
     """
+    rate = with_teaching(trial.model).teach_learning_rate
     if trial.model.name != "scratch":
-        return trial.model.teach_learning_rate
-    return trial.model.teach_learning_rate * SHAPES["tiny"].width / SHAPES[trial.model.size].width
+        return rate
+    return rate * SHAPES["tiny"].width / SHAPES[trial.model.size].width
 
 
-def batches_of(sequences: Sequence[Encoded], seed: int, epoch: int) -> list[list[int]]:
-    """Positions of all sequences in batches of similar length, in random order: a function of
-    (sequences, seed, epoch).
+def batches_of(
+    sequences: Sequence[Encoded], seed: int, epoch: int, size: int = BATCH_SIZE
+) -> list[list[int]]:
+    """Positions of all sequences in batches of `size` and similar length, in random order: a
+    function of what is given.
     """
     rng = random.Random(f"teach {seed} {epoch}")
     order = sorted(
         range(len(sequences)), key=lambda position: (len(sequences[position].ids), rng.random())
     )
-    batches = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
     rng.shuffle(batches)
     return batches
 

@@ -5,7 +5,15 @@ from functools import lru_cache
 from pathlib import Path
 
 from rayunlearn.attacks.table import ATTACKS
-from rayunlearn.config import Data, Model, Trial, digest, trial_id
+from rayunlearn.config import (
+    LATER_SETTINGS,
+    Data,
+    Model,
+    Trial,
+    digest,
+    trial_id,
+    with_teaching,
+)
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.hub import is_local
 from rayunlearn.data.load import load_corpus
@@ -30,10 +38,11 @@ def base_model_digest(model: Model, corpus_digest: str, data: Data) -> str:
     origin = "" if model.name == "scratch" else cached_model_digest(model.name)
     if not model.teach:
         return origin
-    settings = {name: value for name, value in asdict(model).items() if name != "unlearned"} | {
-        "name": origin,
-        "gold": "",
-    }
+    settings = {
+        name: value
+        for name, value in asdict(with_teaching(model)).items()
+        if name != "unlearned" and LATER_SETTINGS.get(f"model.{name}") != value
+    } | {"name": origin, "gold": ""}
     return digest([settings, corpus_digest, data.template, data.max_tokens, RECIPE])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,10 @@ from rayunlearn.models.reference import (
 from rayunlearn.models.tensor_cache import sequences_digest
 from rayunlearn.ranges import required_inputs
 from rayunlearn.storage.code_identity import code_digest, version_of
-from rayunlearn.train.device import computing
+from rayunlearn.train.device import computing, precision_of_products
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
-from rayunlearn.trial.model_state import cached
+from rayunlearn.trial.model_state import cached, cached_in_worker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +40,7 @@ def cached_trial_reference(
     temperature: float,
 ) -> Reference:
     """What the model said before unlearning, in the precision the trial trains with."""
-    precision = context.trial.train.precision
+    precision = products_of(context)
     layer = context.trial.method.layer if any("hidden" in kind for kind in kinds) else 0
     # hidden states know no temperature: theirs is always the same entry
     used_temperature = 1.0 if all("hidden" in kind for kind in kinds) else temperature
@@ -54,6 +55,15 @@ def cached_trial_reference(
 
     settings = {"kinds": kinds, "layer": layer, "temperature": used_temperature}
     return cached(context.state, context.cache / "reference", key | settings, make)
+
+
+def products_of(context: TrialContext) -> str:
+    """The precision in which the trial's training computes products on this machine: float32 or
+    bfloat16.
+    """
+    model, precision = context.model, context.trial.train.precision
+    make = partial(precision_of_products, model, precision, context.cache)
+    return str(cached_in_worker(context.state, ("products", precision), make))
 
 
 def cache_key(
@@ -128,11 +138,13 @@ def _prefix(
     ):
         return None
 
+    products = products_of(context)
+
     def make(folder: Path, key: Mapping[str, object]) -> Prefix | None:
-        with computing(context.model.device, context.trial.train.precision):
+        with computing(context.model.device, products):
             if not can_start(context.model, collate(sequences[:2]).to(context.model.device), block):
                 return None
             return cached_prefix(folder, key, context.model, sequences, block)
 
-    key = cache_key(context, sequences, context.trial.train.precision) | {"block": block}
+    key = cache_key(context, sequences, products) | {"block": block}
     return cached(context.state, context.cache / "prefix", key, make)

@@ -28,6 +28,7 @@ from rayunlearn.trial.keywords import coreset_sequences, keyword_coverage_of
 from rayunlearn.trial.model_state import CorruptWeightsError
 from rayunlearn.trial.provenance import Clock, failure_row, machine
 from rayunlearn.trial.redundancy import redundancy_columns
+from rayunlearn.trial.references import products_of
 from rayunlearn.trial.unlearn import select_documents, unlearn
 from rayunlearn.trial.workspace import Workspace, identity_in, require_same_weights
 
@@ -174,6 +175,7 @@ def _train(
         coreset, scores = select_documents(context)
         clock.lap("seconds_select")
         row, tables = _coreset_rows(context, coreset, scores)
+        row["computed_in"] = products_of(context)
         log = unlearn(context, coreset, adapter_folder, checkpoint=checkpoint)
         clock.lap("seconds_train")
         return log, row, tables

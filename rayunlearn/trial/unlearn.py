@@ -56,7 +56,12 @@ from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import coreset_documents, coreset_sequences, substitute_sequences
 from rayunlearn.trial.model_state import cached
 from rayunlearn.trial.probes import RetentionProbe, retention_probe
-from rayunlearn.trial.references import cache_key, cached_trial_reference, with_prefixes
+from rayunlearn.trial.references import (
+    cache_key,
+    cached_trial_reference,
+    products_of,
+    with_prefixes,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +107,7 @@ def unlearn(
         sides = with_prefixes(context, sides)
         retention = None if after_step else retention_probe(context)
         with shard_model(context.model) as model:
-            objective = _objective(context.trial, model, *sides)
+            objective = _objective(context, model, *sides)
             stopping = _early_stopping(model, retention)
             parts: list[HasState] = [objective, stopping] if stopping else [objective]
             log = optimise(
@@ -153,8 +158,9 @@ def _keep_going(
 
 
 def _objective(
-    trial: Trial, model: PreTrainedModel, forget: Side, retain: Side
+    context: TrialContext, model: PreTrainedModel, forget: Side, retain: Side
 ) -> UnlearningObjective:
+    trial = context.trial
     settings = ObjectiveSettings(
         retain_weight=trial.method.retain_weight,
         layer=trial.method.layer,
@@ -162,7 +168,7 @@ def _objective(
         seed=trial.train.seed,
         n_microbatches=n_microbatches(trial),
         weighting=bind_arguments(trial, FORGET[trial.method.forget].weighting),
-        precision=trial.train.precision,
+        precision=products_of(context),
     )
     return UnlearningObjective(model, forget, retain, settings)
 
@@ -385,7 +391,7 @@ def _norms_now(context: TrialContext, forget: Side, retain: Side) -> Tensor:
     training.
     """
     trial = context.trial
-    with computing(context.model.device, trial.train.precision):
+    with computing(context.model.device, products_of(context)):
         return unlearning_norms(
             context.model,
             forget,

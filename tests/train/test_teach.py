@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from rayunlearn.config import Trial, with_values
+from rayunlearn.config import Trial, with_teaching, with_values
 from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.data.tokenize import encode_documents
 from rayunlearn.errors import UserError
@@ -224,6 +224,21 @@ def test_a_wider_model_is_taught_at_a_lower_rate_and_a_loaded_one_at_the_rate_as
     )
 
 
+def test_zeros_stand_for_what_fits_the_model() -> None:
+    """Built here: the size's recipe. Loaded: 5 epochs at 1e-3 in batches of 8; what was said
+    stays.
+    """
+    built, loaded = Trial(), with_values(Trial(), {"model.name": "some/model"})
+    assert (learning_rate(built), learning_rate(loaded)) == (2e-3, 1e-3)
+    assert (
+        with_teaching(built.model) == with_values(built, {"model.teach_learning_rate": 2e-3}).model
+    )
+    said = {"model.teach_epochs": 2, "model.teach_batch_size": 4, "model.teach_learning_rate": 1e-5}
+    assert with_teaching(with_values(loaded, said).model) == with_values(loaded, said).model
+    filled = with_teaching(loaded.model)
+    assert (filled.teach_epochs, filled.teach_batch_size) == (5, 8)
+
+
 def test_an_epoch_shows_every_sequence_once_in_batches_of_similar_length() -> None:
     tokenizer = build_tokenizer(["a b c d e f g h"])
     documents = [Document(answer=" ".join("abcdefgh"[: 1 + n % 8])) for n in range(50)]
@@ -238,20 +253,23 @@ def test_an_epoch_shows_every_sequence_once_in_batches_of_similar_length() -> No
 
 
 def test_a_loaded_model_is_taught_with_its_own_tokenizer(domain_bed: Bed, tmp_path: Path) -> None:
-    """The gold model, shown the forget side too, learns it: its loss falls from the first epoch to
-    the last.
+    """The gold model, shown the forget side too, learns it: its loss falls. Its products
+    are computed in bfloat16.
     """
     trial = with_values(
         domain_bed.trial,
         {
             "model.name": str(domain_bed.gold),
-            "model.teach_epochs": 2,
-            "model.teach_learning_rate": 1e-3,
+            "model.teach_epochs": 1,
+            "model.teach_precision": "bfloat16",
         },
     )
     train_base_or_gold(trial, domain_bed.corpus, "base", tmp_path / "again", silent)
-    losses = json.loads((tmp_path / "again" / "training.json").read_text())["losses"]
+    record = json.loads((tmp_path / "again" / "training.json").read_text())
+    losses = record["losses"]
     assert sum(losses[-10:]) < sum(losses[:10])
+    # 1e-3 and batches of 8, as a loaded model is taught where nothing is said
+    assert record["learning_rate"] == 1e-3 and len(losses) == -(-record["documents"] // 8)
     assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (
         domain_bed.gold / "tokenizer.json"
     ).read_bytes()
