@@ -61,7 +61,7 @@ LATER_SETTINGS: Mapping[str, "Value"] = {
     "model.teach_batch_size": 0,
     "model.teach_precision": "float32",
 }
-# what a model built here is taught at (docs/performance.md), and how a loaded one is taught
+# the rate for a model built here, and how a loaded one is trained before it unlearns
 SCRATCH_LEARNING_RATE = 2e-3
 LOADED_TEACHING = {"teach_epochs": 5, "teach_learning_rate": 1e-3, "teach_batch_size": 8}
 
@@ -184,8 +184,8 @@ class Model:
 
 
 def with_teaching(model: Model) -> Model:
-    """The model with what its zeros of `teach_*` stand for: of a loaded model that is taught all of
-    it, else the rate (epochs and batches are the size's own, `train.teach.RECIPE`).
+    """The model with what its zeros of `teach_*` stand for: all of them where a loaded model is
+    trained first, else the rate (epochs and batches are the size's own, `train.teach.RECIPE`).
     """
     is_loaded = model.teach and model.name != "scratch"
     fitting = LOADED_TEACHING if is_loaded else {"teach_learning_rate": SCRATCH_LEARNING_RATE}
