@@ -151,6 +151,9 @@ class Budget:
         batch: trials that are asked for at once; the next batch waits for their results.
         sampler: which of Optuna's asks: tpe, gp, nsga2, cmaes or random.
         tuned_from: folder or URL of a run whose winners are tried after the first trial.
+        hours: time of all calls together after which no trial begins any more, those that run
+            end; 0 for no limit.
+        trial_hours: time after which a trial is ended, with status `timed_out`; 0 for no limit.
 
     Example:
         >>> Budget(trials=12).tuning
@@ -162,6 +165,8 @@ class Budget:
     batch: int = 4
     sampler: str = "tpe"
     tuned_from: str = ""
+    hours: float = 0.0
+    trial_hours: float = 0.0
 
     def __post_init__(self) -> None:
         if self.tuning not in TUNINGS and not self.takes_winners:
@@ -169,6 +174,10 @@ class Budget:
         require(self.tuning != FROM_RUN, "budget.tuning=from:RUN must name a run", self.tuning)
         require(self.trials >= 1, "budget.trials must be >= 1", self.trials)
         require(self.batch >= 1, "budget.batch must be >= 1", self.batch)
+        for name in ("hours", "trial_hours"):
+            hours = getattr(self, name)
+            rule = f"budget.{name} must be finite and >= 0 (0: no limit)"
+            require(math.isfinite(hours) and hours >= 0, rule, hours)
         if self.sampler not in SAMPLERS:
             raise unknown_name("budget.sampler", self.sampler, SAMPLERS)
         require(

@@ -34,6 +34,7 @@ STATUSES = {
         " it was"
     ),
     "diverged": "stopped early: the loss or its gradient was infinite or NaN; not measured",
+    "timed_out": "ended by budget.trial_hours; not measured, and runs again where that is raised",
     "failed": (
         "an exception ended it, or its worker died; error_type, error and error_where say what and"
         " where"
@@ -69,6 +70,8 @@ WORD_KINDS = ("function_word_log_prob", "keyword_log_prob", "content_word_log_pr
 HELD_IN = "held_in"
 # a failed trial runs again on the next call
 FINISHED = ("complete", "collapsed", "diverged")
+# runs again where budget.trial_hours is larger than the time that it took
+TIMED_OUT = "timed_out"
 
 ROLES = {
     "base": "the model before unlearning",
@@ -261,6 +264,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
             " train.precision came to on this machine; null where nothing was trained",
         ),
         Column("started_at", "utf8", "start, UTC, ISO 8601"),
+        Column("seconds", "f64", "from its start to its last measure, all parts", "s", "lower"),
         Column(
             "commit",
             "utf8",

@@ -13,12 +13,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rayunlearn.config import Trial, Value, digest, flatten
 from rayunlearn.planning.backend import OnPrepared, TrialBackend
 from rayunlearn.planning.gpu_memory import GpuMemory
 from rayunlearn.storage.run import write_trial
+from rayunlearn.trial.time_limit import TrialTimeoutError, time_limit
 
 OPTIONS: dict[str, dict[str, Value]] = {
     "npo": {"npo.beta": 0.1},
@@ -102,29 +104,42 @@ def metrics() -> dict[str, FakeMetric]:
 
 
 def run(
-    trial: Trial, space: FakeWorkspace, run_dir: Path, experiment: str, version: str, commit: str
+    trial: Trial,
+    space: FakeWorkspace,
+    run_dir: Path,
+    experiment: str,
+    version: str,
+    commit: str,
+    trial_hours: float = 0.0,
 ) -> str:
     """One made-up trial; every start is noted in `started`, one line per start: trial, process,
-    moment, GPUs, machine.
+    moment, GPUs, machine. `trial_hours` end its sleep, as they end a trial.
     """
     identity = identify(trial)
     with (run_dir / "started").open("a") as file:
         file.write(f"{identity} {os.getpid()} {time.time():.3f} {assigned_gpus():g} {machine()}\n")
-    time.sleep(trial.train.warmup_fraction)
+    begin, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        with time_limit(trial_hours):
+            time.sleep(trial.train.warmup_fraction)
+        status = status_of(trial)
+    except TrialTimeoutError:
+        status = "timed_out"
     if trial.data.seed != space.seed:
         raise RuntimeError("the workspace of another corpus")
     starts = (run_dir / "started").read_text().count(identity)
     if trial.train.batch_size == 5 or (trial.train.batch_size == 4 and starts == 1):
         os.kill(os.getpid(), signal.SIGKILL)
-    status = status_of(trial)
     row = {
         "experiment": experiment,
         "version": version,
         "status": status,
         "commit": commit,
+        "started_at": started,
+        "seconds": time.monotonic() - begin,
         "corpus_digest": space.corpus.digest,
     }
-    tables = {"trials": [row], "evals": [] if status == "failed" else evals(trial)}
+    tables = {"trials": [row], "evals": [] if status in ("failed", "timed_out") else evals(trial)}
     write_trial(run_dir, identity, tables, flatten(trial))
     if trial.train.batch_size == 7 and starts == 1:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -2,6 +2,7 @@
 memory.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from rayunlearn.planning.planner import Agenda, PlannedTrial, PlanSource
 from rayunlearn.planning.progress import Snapshot, snapshot
 from rayunlearn.storage.parquet import retry_transient
 from rayunlearn.storage.run import write_trial
+from rayunlearn.trial.time_limit import SECONDS_PER_HOUR
 
 # trials whose durations tell the time that is left
 RECENT_SECONDS = 200
@@ -39,8 +41,9 @@ class LedgerSearch(Searcher):
     board: handle of a `tune_runner.ProgressActor`; holds a Snapshot of every change before the
     change takes effect. slots: how many trials may be out now; asked again and again, so machines
     that join are used. at_most: trials that this searcher hands out before it is finished, with the
-    rest still to be done. What it does per trial does not grow with their number: the plan is asked
-    again only when a result may have changed it.
+    rest still to be done. seconds_left: after which it hands out no more, counted from the first
+    that it is asked for; gpus: of each trial. What it does per trial does not grow with their
+    number: the plan is asked again only when a result may have changed it.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class LedgerSearch(Searcher):
         slots: Callable[[], int],
         *,
         at_most: int,
+        seconds_left: float = math.inf,
+        gpus: float = 0.0,
     ) -> None:
         super().__init__(metric=None, mode=None)
         self.planner = planner
@@ -60,6 +65,8 @@ class LedgerSearch(Searcher):
         self.board = board
         self.slots = slots
         self.left = at_most
+        self.seconds_left, self.deadline = seconds_left, math.nan
+        self.gpus, self.gpu_seconds = gpus, 0.0
         self.running: dict[str, tuple[PlannedTrial, float]] = {}
         self.ready: dict[str, PlannedTrial] = {}
         self.open: dict[tuple[str, str], set[str]] = {}
@@ -74,7 +81,8 @@ class LedgerSearch(Searcher):
         nothing to wait for.
         """
         slots = self.slots()
-        may_start = bool(self.ready) and self.left > 0 and not self.fatal
+        out_of_hours = self._is_out_of_hours()
+        may_start = bool(self.ready) and self.left > 0 and not self.fatal and not out_of_hours
         # else a pause ends first, and its actor takes the trial
         if may_start and len(self.running) + len(self.pauses) < slots:
             planned = self.ready.pop(next(iter(self.ready)))
@@ -87,6 +95,7 @@ class LedgerSearch(Searcher):
         if (
             may_start
             or self.fatal
+            or out_of_hours
             or self.left <= 0
             or len(self.pauses) >= min(self.agenda.waiting, slots - len(self.running))
         ):
@@ -104,6 +113,7 @@ class LedgerSearch(Searcher):
         if trial_id not in self.running:
             return
         planned, started = self.running.pop(trial_id)
+        self.gpu_seconds += self.gpus * (time.monotonic() - started)
         self.fatal = self.fatal or str((result or {}).get("mistake", ""))
         try:
             if not self.fatal:
@@ -180,9 +190,24 @@ class LedgerSearch(Searcher):
             )
             self.count_again_at = time.monotonic() + (time.monotonic() - started) / STATUS_COUNTS
         view = replace(
-            self.counted, fatal=self.fatal, slots=slots, n_ready=len(self.ready), n_left=self.left
+            self.counted,
+            fatal=self.fatal,
+            slots=slots,
+            n_ready=len(self.ready),
+            n_left=self.left,
+            out_of_hours=self._is_out_of_hours(),
+            gpu_hours=self.gpu_seconds / SECONDS_PER_HOUR,
         ).with_running(running)
         ray.get(self.board.put.remote(view))
+
+    def _is_out_of_hours(self) -> bool:
+        """Whether the time is over; it begins where this is first asked, maybe another machine than
+        where the searcher was made.
+        """
+        now = time.monotonic()
+        if math.isnan(self.deadline):
+            self.deadline = now + self.seconds_left
+        return now >= self.deadline
 
     def _write_death(self, planned: PlannedTrial) -> TrialResult:
         experiment = self.planner.experiment

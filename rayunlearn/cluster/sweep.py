@@ -7,7 +7,7 @@ Ray is imported only when something is left to run.
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,10 +23,17 @@ from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.plan_run import Options, PlanRun
 from rayunlearn.planning.planner import Agenda, Planner, PlanSource
 from rayunlearn.planning.run_tables import run_folder, write_corpora, write_settings
+from rayunlearn.planning.time_budget import (
+    ended_for_good,
+    hours_note,
+    seconds_left,
+    seconds_used,
+    without_ended_too_early,
+)
 from rayunlearn.planning.winners import require_same_winners
-from rayunlearn.schema import FINISHED
+from rayunlearn.schema import FINISHED, TIMED_OUT
 from rayunlearn.storage.lock import create_run_folder, run_lock
-from rayunlearn.storage.run import compact, remove_scratch, scan_trials
+from rayunlearn.storage.run import compact, read_experiment, remove_scratch, scan_trials
 from rayunlearn.trial.provenance import commit_of
 from rayunlearn.trial.workspace import data_model_pair
 
@@ -48,7 +55,8 @@ class SweepResult:
     @property
     def done(self) -> int:
         """Planned trials that ended and need not run again."""
-        return sum(count for status, count in self.statuses.items() if status in FINISHED)
+        ended = (*FINISHED, TIMED_OUT)
+        return sum(count for status, count in self.statuses.items() if status in ended)
 
 
 def sweep(
@@ -80,12 +88,17 @@ def sweep(
         refuse_a_changed_corpus(plan.run, agenda, plan.cache, work)
         # `attack`, `studies` and `report` read them while the sweep runs, and after its death
         planner.write_plan(plan.run, agenda)
-        _write_settings(plan, experiment, agenda)
+        used = seconds_used(plan.run, read_experiment(plan.run))
+        _write_settings(plan, experiment, agenda, used)
+        plan = replace(plan, over_at=started + seconds_left(experiment.budget, used))
         interrupted = _run_missing(plan, before, agenda)
         still_ours()
         agenda, result = _close(plan, before, interrupted=interrupted, started=started)
-        _write_settings(plan, experiment, agenda)
-    return result
+        used += time.monotonic() - started
+        notes = hours_note(experiment.budget, used, result.total - sum(result.statuses.values()))
+        agenda = replace(agenda, notes=(*agenda.notes, *notes))
+        _write_settings(plan, experiment, agenda, used)
+    return replace(result, notes=agenda.notes)
 
 
 def attack_run(
@@ -159,12 +172,10 @@ def prepare_all_models(
 
 
 def cached_results(run: Path, experiment: Experiment) -> dict[str, TrialResult]:
-    """Results of earlier calls that stand; a failed trial runs again."""
-    return {
-        trial_id: result
-        for trial_id, result in trial_results(run, experiment.objective).items()
-        if result.status in FINISHED
-    }
+    """Results of earlier calls that stand; a failed trial runs again, and one that timed out where
+    it may now take longer.
+    """
+    return ended_for_good(trial_results(run, experiment.objective), experiment.budget)
 
 
 def refuse_a_changed_corpus(run: Path, agenda: Agenda, cache: Path, work: TrialBackend) -> None:
@@ -200,10 +211,8 @@ def _run_missing(plan: PlanRun, before: dict[str, TrialResult], agenda: Agenda) 
 
     Raises UserError for a trial that cannot be divided over the processes asked for.
     """
-    if plan.options.processes > 1:
-        for trial in dict.fromkeys(row.trial for row in agenda.rows):
-            plan.work.divide(trial, plan.options.processes)
-    if not agenda.ready:
+    _check_divisible(plan, agenda)
+    if not agenda.ready or time.monotonic() >= plan.over_at:
         return False
     from rayunlearn.cluster.session import ray_session
 
@@ -231,13 +240,25 @@ def _run_missing(plan: PlanRun, before: dict[str, TrialResult], agenda: Agenda) 
     return not finished
 
 
+def _check_divisible(plan: PlanRun, agenda: Agenda) -> None:
+    """Raise UserError where several processes are to share a trial and cannot."""
+    if plan.options.processes == 1:
+        return
+    hours = plan.planner.experiment.budget.trial_hours
+    rule = "budget.trial_hours must be 0 with --processes-per-trial, whose processes wait for each"
+    require(hours == 0, f"{rule} other", hours)
+    for trial in dict.fromkeys(row.trial for row in agenda.rows):
+        plan.work.divide(trial, plan.options.processes)
+
+
 def _close(
     plan: PlanRun, before: Mapping[str, TrialResult], *, interrupted: bool, started: float
 ) -> tuple[Agenda, SweepResult]:
     """Join the trials' files and write the plan as it now stands; what came of it."""
     compact(plan.run)
     remove_scratch(plan.run)
-    results = trial_results(plan.run, plan.planner.experiment.objective)
+    goal = plan.planner.experiment
+    results = without_ended_too_early(trial_results(plan.run, goal.objective), goal.budget)
     agenda = plan.planner.agenda(results)
     plan.planner.write_plan(plan.run, agenda)
     planned = {row.trial_id for row in agenda.rows}
@@ -253,9 +274,16 @@ def _close(
     )
 
 
-def _write_settings(plan: PlanRun, experiment: Experiment, agenda: Agenda) -> None:
-    """Write experiment.json, and what is known of the corpora."""
+def _write_settings(plan: PlanRun, experiment: Experiment, agenda: Agenda, used: float) -> None:
+    """Write experiment.json, and what is known of the corpora; `used`: seconds of all calls."""
     workspaces = [plan.work.workspace(trial, plan.cache) for trial in trials_by_model(agenda)]
     notes = dict.fromkeys(note for space in workspaces for note in space.corpus.notes)
-    write_settings(plan.run, experiment, agenda, plan.work.metrics(), corpus_notes=tuple(notes))
+    write_settings(
+        plan.run,
+        experiment,
+        agenda,
+        plan.work.metrics(),
+        corpus_notes=tuple(notes),
+        seconds_used=used,
+    )
     write_corpora(plan.run, plan.cache, workspaces)

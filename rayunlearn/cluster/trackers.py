@@ -6,9 +6,9 @@ Tune calls `TrackerCallback` (a Ray callback) when a trial ends; a thread of the
 trial's files and tells each tracker, so no trial waits for a server. A tracker that fails loses
 that trial on its pages, which is said at the end of the run, and nothing else.
 
-TensorBoard   files in `<run>/tensorboard/<trial>` W&B           project = experiment, group =
-version; a server and key by WANDB_* as everywhere, `WANDB_MODE=offline` writes `<run>/wandb` MLflow
-experiment = experiment/version at MLFLOW_TRACKING_URI, else `<run>/mlflow.db`
+TensorBoard: files in `<run>/tensorboard/<cell>/<trial>`. W&B: project = experiment, group = cell,
+tag = version; a server and key by WANDB_* as everywhere, `WANDB_MODE=offline` writes `<run>/wandb`.
+MLflow: experiment = experiment/version at MLFLOW_TRACKING_URI, else `<run>/mlflow.db`; tag = cell.
 """
 
 import logging
@@ -23,17 +23,21 @@ from typing import Any, Protocol
 import polars as pl
 from ray.tune import Callback
 
-from rayunlearn.config import Value
+from rayunlearn.config import SEED_SETTINGS, Value, digest
 from rayunlearn.schema import TABLES
+
+# what a cell is called by
+CELL_NAMES = ("stage", "method.forget", "select.name", "select.ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedTrial:
     """One ended trial: its settings, one number per measurement, and what was recorded along its
-    steps as (step, {name: value}).
+    steps as (step, {name: value}). Trials that differ in their seeds only are of one `cell`.
     """
 
     trial_id: str
+    cell: str
     status: str
     settings: Mapping[str, Value]
     measured: Mapping[str, float]
@@ -57,8 +61,8 @@ class RunInfo:
 
 
 class TensorBoard:
-    """A folder of event files per trial: its steps, and its settings beside its measurements (the
-    HPARAMS page).
+    """A folder of event files per trial, in its cell's folder: its steps, and its settings beside
+    its measurements (the HPARAMS page).
     """
 
     def __init__(self, run_info: RunInfo) -> None:
@@ -68,7 +72,7 @@ class TensorBoard:
         """Write the trial's event files."""
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(self.folder / trial.trial_id)) as writer:
+        with SummaryWriter(str(self.folder / trial.cell / trial.trial_id)) as writer:
             for step, numbers in trial.steps:
                 for name, value in numbers.items():
                     writer.add_scalar(name, value, step)
@@ -77,8 +81,8 @@ class TensorBoard:
 
 
 class WandB:
-    """A W&B run per trial, with the trial's id: its steps as history,
-    its measurements as summary.
+    """A W&B run per trial, with the trial's id: its steps as history, its measurements as summary.
+    The trials of a cell are a group, so that W&B shows the mean and the spread over seeds.
     """
 
     def __init__(self, run_info: RunInfo) -> None:
@@ -92,7 +96,8 @@ class WandB:
         quiet = wandb.Settings(silent=True, console="off")
         started = wandb.init(
             project=self.run_info.experiment,
-            group=self.run_info.version,
+            group=trial.cell,
+            tags=[self.run_info.version],
             id=trial.trial_id,
             name=trial.trial_id,
             config={**trial.settings, "status": trial.status},
@@ -134,7 +139,7 @@ class MLflow:
         run = self.client.create_run(
             self.experiment,
             run_name=trial.trial_id,
-            tags={"trial_id": trial.trial_id, "status": trial.status},
+            tags={"trial_id": trial.trial_id, "status": trial.status, "cell": trial.cell},
         ).info.run_id
         last = max((step for step, _ in trial.steps), default=0)
         points = [*trial.steps, (last, trial.measured)]
@@ -225,14 +230,16 @@ def tracked_trial(run: Path, trial_id: str) -> TrackedTrial:
         for c in columns
         if c.kind in ("i64", "f64") and _finite(row[c.name])
     }
+    settings = {
+        name: value
+        for name, value in row.items()
+        if name not in {c.name for c in columns} and value is not None
+    }
     return TrackedTrial(
         trial_id=trial_id,
+        cell=cell_of(settings),
         status=row["status"],
-        settings={
-            name: value
-            for name, value in row.items()
-            if name not in {c.name for c in columns} and value is not None
-        },
+        settings=settings,
         measured={
             _name(metric): metric["value"]
             for metric in evals.iter_rows(named=True)
@@ -241,6 +248,22 @@ def tracked_trial(run: Path, trial_id: str) -> TrackedTrial:
         | numbers,
         steps=list(_steps(steps)),
     )
+
+
+def cell_of(settings: Mapping[str, Value]) -> str:
+    """A name that trials share which differ in nothing but their seeds: method, selector, ratio and
+    eight digits for all the rest.
+
+    Example:
+        >>> one = {"method.forget": "npo", "select.ratio": 0.5, "train.seed": 0}
+        >>> cell_of(one) == cell_of(one | {"train.seed": 1})
+        True
+        >>> cell_of(one).startswith("npo-0.5-")
+        True
+    """
+    fixed = {name: value for name, value in settings.items() if name not in SEED_SETTINGS}
+    shown = [fixed[name] for name in CELL_NAMES if name in fixed]
+    return "-".join([*map(str, shown), digest(fixed, 8)])
 
 
 def _steps(steps: pl.DataFrame) -> Iterator[tuple[int, dict[str, float]]]:

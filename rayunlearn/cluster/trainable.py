@@ -102,7 +102,8 @@ def forward_warnings(board: Any) -> None:
 
 def run_trial_in(job: Any, trial: Any, workspace: Any, run: Path) -> str:
     """The trial, its rows written to `run`."""
-    return str(job.work.run(trial, workspace, run, job.experiment, job.version, job.commit))
+    columns = (job.experiment, job.version, job.commit)
+    return str(job.work.run(trial, workspace, run, *columns, job.trial_hours))
 
 
 def wait_for_start(run: Path, version: str) -> None:

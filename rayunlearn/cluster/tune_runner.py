@@ -3,6 +3,7 @@ everything that is left.
 """
 
 import sys
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
+from rayunlearn.cluster.gauges import SweepGauges
 from rayunlearn.cluster.searcher import LedgerSearch
 from rayunlearn.cluster.session import ConcurrencyLimit, smallest_gpu, trial_resources
 from rayunlearn.cluster.trackers import RunInfo, TrackerCallback
@@ -49,16 +51,18 @@ class SweepJob:
     commit: str
     track: tuple[str, ...] = ()
     processes: int = 1
+    trial_hours: float = 0.0
 
 
 class ProgressActor:
     """A place on the cluster where whoever works leaves word for whoever watches.
 
     A board that was lost comes back empty: what is out at the first view it is then given is taken
-    to have begun.
+    to have begun. Every view of a sweep is shown as Ray's metrics too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, experiment: str = "", version: str = "") -> None:
+        self.gauges = SweepGauges(experiment, version)
         self.view: View | None = None
         self.began: set[str] = set()
         self.warnings: list[str] = []
@@ -70,6 +74,8 @@ class ProgressActor:
             self.lost = False
             self.began.update(view.handed_out)
         self.view = view
+        if isinstance(view, Snapshot):
+            self.gauges.show(view)
 
     def step(self, name: str, done: int, planned: int) -> None:
         """Leave word of one model's training."""
@@ -126,11 +132,12 @@ def run_searcher(
     Where nobody said how much of a GPU a trial takes, it is what the largest of `planned` needs,
     and said on the console.
 
-    Returns whether nothing was left to run: Ctrl-C while trials run makes Tune return early, while
-    preparing it raises KeyboardInterrupt. Raises UserError when results could no longer be written,
-    and before anything is scheduled for a trial too large for a GPU.
+    Returns whether nothing was left to run or budget.hours are over: Ctrl-C while trials run makes
+    Tune return early, while preparing it raises KeyboardInterrupt. Raises UserError when results
+    could no longer be written, and before anything is scheduled for a trial too large for a GPU.
     """
-    options, board = plan.options, start_progress_actor()
+    experiment = plan.planner.experiment
+    options, board = plan.options, start_progress_actor(experiment.name, experiment.version)
     share = partial(fitting_share, plan, planned) if options.processes == 1 else whole_gpu
     resources = trial_resources(gpus_per_trial=options.gpus_per_trial, share=share, on=options.on)
     with printed_warnings(plan.console, board), watch_progress(plan.console, lambda: _read(board)):
@@ -150,7 +157,7 @@ def run_searcher(
     view = ray.get(board.read.remote())
     if isinstance(view, Snapshot) and view.fatal:
         raise UserError(view.fatal)
-    return isinstance(view, Snapshot) and view.at_end
+    return isinstance(view, Snapshot) and (view.at_end or view.out_of_hours)
 
 
 def _job_of(plan: PlanRun, commit: str) -> SweepJob:
@@ -163,6 +170,7 @@ def _job_of(plan: PlanRun, commit: str) -> SweepJob:
         commit=commit,
         track=experiment.track,
         processes=plan.options.processes,
+        trial_hours=experiment.budget.trial_hours,
     )
 
 
@@ -181,7 +189,14 @@ def _tune_until_done(
     while True:
         slots = ConcurrencyLimit(together, options.workers, options.on)
         search = LedgerSearch(
-            plan.planner, results, plan.run, parameters["board"], slots, at_most=at_most
+            plan.planner,
+            results,
+            plan.run,
+            parameters["board"],
+            slots,
+            at_most=at_most,
+            seconds_left=plan.over_at - time.monotonic(),
+            gpus=together.get("gpu", 0.0),
         )
         callbacks = (
             [TrackerCallback(job.track, RunInfo(plan.run, job.experiment, job.version))]
@@ -197,14 +212,14 @@ def _tune_until_done(
             return
 
 
-def start_progress_actor() -> Any:
+def start_progress_actor(experiment: str = "", version: str = "") -> Any:
     """A board beside the driver, so that no other machine's end takes it along; it comes back if
     its own process is killed.
     """
     on_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return ray.remote(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=on_driver
-    )(ProgressActor).remote()
+    )(ProgressActor).remote(experiment, version)
 
 
 @contextmanager

@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended; `forgetting` and `utility` are NaN where it was not measured."""
+    """How a trial ended; `forgetting` and `utility` are NaN where it was not measured, `seconds`
+    (how long it took) where the row does not say so.
+    """
 
     status: str
     forgetting: float = math.nan
     utility: float = math.nan
+    seconds: float = math.nan
 
 
 def trial_results(run: Path, objective: Objective) -> dict[str, TrialResult]:
@@ -27,13 +30,14 @@ def trial_results(run: Path, objective: Objective) -> dict[str, TrialResult]:
     from rayunlearn.storage.run import scan_trials
 
     tables = scan_trials(run)
-    rows = tables["trials"].select("trial_id", "status").collect()
-    statuses: dict[str, str] = dict(rows.iter_rows())
+    rows = tables["trials"].select("trial_id", "status", "seconds").collect()
     rows_of_values = _objective_values(tables["evals"], tables["trials"], objective).collect()
     values = {row[0]: (_number(row[1]), _number(row[2])) for row in rows_of_values.iter_rows()}
     return {
-        trial_id: TrialResult(status, *values.get(trial_id, (math.nan, math.nan)))
-        for trial_id, status in statuses.items()
+        trial_id: TrialResult(
+            status, *values.get(trial_id, (math.nan, math.nan)), seconds=_number(seconds)
+        )
+        for trial_id, status, seconds in rows.iter_rows()
     }
 
 

@@ -1,5 +1,6 @@
 """Where and how wide a plan runs: what the driver and the part that needs Ray both know."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ class Options:
 @dataclass(frozen=True, kw_only=True)
 class PlanRun:
     """A plan and where it is carried out: `run` is the folder of its tables, `cache` that of the
-    models, `work` does one trial, `console` shows how far it is.
+    models, `work` does one trial, `console` shows how far it is; `over_at`: the moment of this
+    process's monotonic clock at which budget.hours are over.
     """
 
     planner: PlanSource
@@ -63,3 +65,4 @@ class PlanRun:
     work: TrialBackend
     options: Options
     console: Console
+    over_at: float = math.inf

@@ -32,7 +32,8 @@ class Snapshot:
     `running` says the running trials in words, `handed_out` by id; `n_ready` could run as soon as a
     worker is free, `n_left` of them in this Tune run; `slots` trials have room at once; `seconds`
     are the durations of this session's latest trials; `fatal` says why no more trials are started,
-    '' otherwise.
+    '' otherwise; `out_of_hours`: no more are, as budget.hours are over; `gpu_hours` are those of
+    the trials that ended in this call.
     """
 
     done: int
@@ -48,6 +49,8 @@ class Snapshot:
     objective: Objective = field(default_factory=Objective)
     fatal: str = ""
     attacking: bool = False
+    out_of_hours: bool = False
+    gpu_hours: float = 0.0
 
     @property
     def at_end(self) -> bool:

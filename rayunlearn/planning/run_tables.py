@@ -25,9 +25,10 @@ def write_settings(
     metrics: Mapping[str, Any],
     *,
     corpus_notes: Sequence[str] = (),
+    seconds_used: float = 0.0,
 ) -> None:
     """Write experiment.json: what the report needs to know of the experiment. `corpus_notes` say
-    what of the data was ignored, cut or filtered.
+    what of the data was ignored, cut or filtered; `seconds_used`: what all calls took so far.
     """
     described = [_described(name, metric) for name, metric in metrics.items()]
     write_experiment(
@@ -36,6 +37,7 @@ def write_settings(
         | {
             "planned": agenda.total,
             "metrics": described,
+            "seconds_used": seconds_used,
             "notes": [*corpus_notes, *agenda.notes],
         },
     )

@@ -24,7 +24,7 @@ from rayunlearn.analysis.run_frames import (
 )
 from rayunlearn.config import FULL_RATIO
 from rayunlearn.errors import rejections_in_words
-from rayunlearn.schema import STATUSES
+from rayunlearn.schema import STATUSES, TIMED_OUT
 from rayunlearn.storage.run import Run
 
 
@@ -164,6 +164,7 @@ def status_lines(run: Run) -> list[str]:
     return [
         _ended_line(counts, run.experiment.get("planned")),
         *_failed(planned_trials(run), "failed"),
+        *_timed_out(planned_trials(run)),
         *failed_attack_lines(run),
         *run.experiment.get("notes", []),
         *_unplanned_lines(run, n_ended=sum(counts.values())),
@@ -222,6 +223,13 @@ def _failed(trials: pl.DataFrame, kind_of_trial: str) -> list[str]:
         f"{kind_of_trial} {count} x: {kind} at {location}: {message}"
         for kind, message, location, count in ordered.iter_rows()
     ]
+
+
+def _timed_out(trials: pl.DataFrame) -> list[str]:
+    """How many trials budget.trial_hours ended."""
+    n_ended = trials.filter(pl.col("status") == TIMED_OUT).height
+    text = "a larger budget.trial_hours runs them again"
+    return [f"timed out {n_ended} x after budget.trial_hours; {text}"] if n_ended else []
 
 
 def starting_points(run: Run, table: pl.DataFrame) -> list[str]:

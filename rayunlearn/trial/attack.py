@@ -71,16 +71,23 @@ def run_attack_or_trial(
     experiment: str,
     version: str,
     commit: str = "",
+    trial_hours: float = 0.0,
 ) -> str:
     """`run.run_trial`, or, for a trial that names an attack, the attack; writes its rows and
     returns the status.
     """
     if trial.attack == AttackSettings():
-        return run_trial(trial, workspace, run_dir, experiment, version, commit)
+        return run_trial(trial, workspace, run_dir, experiment, version, commit, trial_hours)
     identity = identity_in(trial, workspace)
     keys = {"experiment": experiment, "version": version, "commit": commit}
     return run_and_record(
-        partial(_attempt, trial, workspace), trial, identity, workspace, run_dir, keys
+        partial(_attempt, trial, workspace),
+        trial,
+        identity,
+        workspace,
+        run_dir,
+        keys,
+        trial_hours,
     )
 
 

@@ -4,6 +4,7 @@ here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn.config import Trial, flatten
 from rayunlearn.lazy import torch
 from rayunlearn.models.device_memory import device_lock, reset_peak_memory, retry_alone_on_oom
-from rayunlearn.schema import FINISHED, Rows
+from rayunlearn.schema import FINISHED, TIMED_OUT, Rows
 from rayunlearn.storage.run import write_trial
 from rayunlearn.train.checkpoint import remove_checkpoint
 from rayunlearn.train.loop import TrainLog
@@ -29,6 +30,7 @@ from rayunlearn.trial.model_state import CorruptWeightsError
 from rayunlearn.trial.provenance import Clock, failure_row, machine
 from rayunlearn.trial.redundancy import redundancy_columns
 from rayunlearn.trial.references import products_of
+from rayunlearn.trial.time_limit import TrialTimeoutError, time_limit
 from rayunlearn.trial.unlearn import select_documents, unlearn
 from rayunlearn.trial.workspace import Workspace, identity_in, require_same_weights
 
@@ -60,9 +62,10 @@ def run_trial(
     experiment: str,
     version: str,
     commit: str = "",
+    trial_hours: float = 0.0,
 ) -> str:
     """Run one trial and write its rows; returns the status. An exception becomes a row with status
-    `failed`.
+    `failed`, more than `trial_hours` (0: no limit) one with status `timed_out`.
 
     Raises CorruptWeightsError, and writes nothing, when this process can no longer be trusted:
     another one must run it.
@@ -79,6 +82,7 @@ def run_trial(
         workspace,
         run_dir,
         {"experiment": experiment, "version": version, "commit": commit},
+        trial_hours,
     )
     # a failed trial runs again, and goes on from there
     if status in FINISHED:
@@ -93,19 +97,15 @@ def run_and_record(
     workspace: Workspace,
     run_dir: Path,
     run_columns: Mapping[str, str],
+    trial_hours: float = 0.0,
 ) -> str:
     """Make the attempt and write what came of it as the trial `identity`, whose rows begin with
     `run_columns`; returns the status.
     """
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    try:
-        outcome = retry_alone_on_oom(attempt, device_lock())
-    except CorruptWeightsError:
-        raise
-    # a failure is a row, with its cause
-    except Exception as error:
-        outcome = Outcome("failed", failure_row(error), {})
+    started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    outcome = _outcome(attempt, trial_hours)
     row: dict[str, Any] = {**run_columns, "status": outcome.status, "started_at": started}
+    row["seconds"] = time.monotonic() - begin
     row |= {
         "corpus_digest": workspace.corpus.digest,
         "model_digest": workspace.base_digest,
@@ -120,6 +120,20 @@ def run_and_record(
         flatten(trial),
     )
     return outcome.status
+
+
+def _outcome(attempt: Callable[[], Outcome], trial_hours: float) -> Outcome:
+    """What the attempt came to. Raises CorruptWeightsError."""
+    try:
+        with time_limit(trial_hours):
+            return retry_alone_on_oom(attempt, device_lock())
+    except CorruptWeightsError:
+        raise
+    except TrialTimeoutError as error:
+        return Outcome(TIMED_OUT, failure_row(error), {})
+    # a failure is a row, with its cause
+    except Exception as error:
+        return Outcome("failed", failure_row(error), {})
 
 
 def _seeded_attempt(

@@ -254,3 +254,19 @@ def test_a_run_whose_corpus_file_has_changed_is_refused_until_it_is_put_back(
     refuse_a_changed_corpus(tmp_path / "another", agenda, tmp_path, fake_work.fake_work())
     file.write_text("one")
     refuse_a_changed_corpus(run, agenda, tmp_path, fake_work.fake_work())
+
+
+def test_when_the_hours_are_over_nothing_more_is_handed_out_and_what_runs_ends(
+    tmp_path: Path,
+) -> None:
+    search = searcher(grid(8), tmp_path, slots=2)
+    out = {number: search.suggest(number) for number in ("0", "1")}
+    search.deadline = 0.0
+    assert search.suggest("2") is None
+    for number, config in out.items():
+        trial = config["trial"]
+        fake_work.run(trial, fake_work.workspace(trial, tmp_path), tmp_path, "fake", "1", "")
+        search.on_trial_complete(number, {"status": "complete"})
+    assert search.suggest("3") == Searcher.FINISHED
+    view = search.board.views[-1]
+    assert view.out_of_hours and view.done == 2 and not view.at_end

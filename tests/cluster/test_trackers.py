@@ -68,7 +68,7 @@ def test_tensorboard_reads_back_steps_and_measurements(tmp_path: Path) -> None:
     TensorBoard(RunInfo(tmp_path, "fake", "1")).log_trial(
         tracked_trial(tmp_path, one_trial(tmp_path))
     )
-    read = EventAccumulator(str(tmp_path / "tensorboard/abc"))
+    read = EventAccumulator(str(next((tmp_path / "tensorboard").glob("npo-*/abc"))))
     read.Reload()
     assert [(point.step, point.value) for point in read.Scalars("train/loss")] == [(1, 2.5)]
     assert [(point.step, point.value) for point in read.Scalars("train/tokens")] == [
@@ -97,6 +97,7 @@ def test_mlflow_reads_back_and_a_second_telling_replaces_the_first(
     found = client.get_experiment_by_name("fake/1")
     assert found is not None
     (run,) = client.search_runs([found.experiment_id])
+    assert run.data.tags["cell"].startswith("npo-")
     assert run.data.params == {"npo.beta": "0.1", "method.forget": "npo"}
     assert run.data.metrics["unlearned/forget/probability"] == 0.125
     assert [
@@ -126,7 +127,16 @@ def test_wandb_offline_writes_the_trial_into_the_run(
         b"unlearned/forget/probability" in content
         and b"0.125" in content
         and b"npo.beta" in content
+        and tracked_trial(tmp_path, "abc").cell.encode() in content
     )
+
+
+def test_seeds_of_a_cell_are_a_group_and_other_settings_are_not() -> None:
+    from rayunlearn.cluster.trackers import cell_of
+
+    one = {"method.forget": "npo", "select.ratio": 0.1, "train.seed": 0, "select.seed": 0}
+    assert cell_of(one) == cell_of(one | {"train.seed": 4, "select.seed": 2})
+    assert cell_of(one) != cell_of(one | {"npo.beta": 0.2})
 
 
 def test_a_sweep_tells_every_trial_once_and_no_pause(tracked: Tracked) -> None:
