@@ -1,18 +1,16 @@
 """Does a quarter of what a real language model knows of one subject unlearn like all of it?
 
-SmolLM2-135M-Instruct is asked for the capitals of twenty European countries, which it knows
-without further training; they are the forget set. Ten capitals elsewhere and ten authors of
-classics are kept.
+SmolLM2-135M-Instruct is asked for the capitals of European countries, and twenty that it
+knows without further training are the forget set. Twenty facts of chemistry and of opposites are
+kept; capitals elsewhere (`near`), continents (`untouched`) and past tenses (`far`) are asked and
+never shown.
 Hypothesis: five of the twenty, drawn at random, take the other fifteen along. Refuted if the forget
 probability after five stays near base, or well above that after all twenty.
 
 A demonstration of minutes: one method at settings that were found by hand, one seed, so sizes of
 effects and no proof; and `probability` is of the whole sentence, so it falls too where only the way
-to begin a sentence is lost. `make demo-pretrained` brings the model first (`make smollm2`). The
-questions were written for this file, from common knowledge, and are in the public domain (CC0).
+to begin a sentence is lost. `make demo-pretrained` brings the model first (`make smollm2`).
 """
-
-from pathlib import Path
 
 from rayunlearn.config import Data, Method, Model, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective
@@ -20,8 +18,11 @@ from rayunlearn.models.smollm2 import smollm2_folder
 
 BASE = Trial(
     data=Data(
-        name="files",
-        path=str(Path(__file__).parent / "pretrained_demo_facts"),
+        name="known",
+        options=(
+            "forget=capitals:Europe,retain=chemical_symbols,opposites,untouched=continents,"
+            "far=past_tenses,limit=20"
+        ),
         template="chat",
         max_tokens=96,
     ),

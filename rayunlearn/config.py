@@ -24,6 +24,7 @@ SYNTHETIC_DATASETS = ("domain", "people")
 # loaded by `data.benchmarks.LOADERS`, one each
 BENCHMARKS = (
     "biology",
+    "known",
     "mmlu",
     "muse-books",
     "muse-news",
@@ -32,6 +33,8 @@ BENCHMARKS = (
     "wmdp-bio",
     "wmdp-cyber",
 )
+# of these the model is asked first, and its corpus is what it knows; their files are shipped
+ASKED_FIRST = ("known",)
 UNITS = ("steps", "epochs", "presentations")
 # after the warm-up
 SCHEDULES = ("constant", "linear", "cosine")
@@ -108,7 +111,8 @@ class Data:
         named = (
             f"data.path must name a directory, file or Hub data set when data.name is {self.name!r}"
         )
-        require(self.name in SYNTHETIC_DATASETS or bool(self.path), named, self.path)
+        has_path = self.name in (*SYNTHETIC_DATASETS, *ASKED_FIRST) or bool(self.path)
+        require(has_path, named, self.path)
         require_no_login("data.path", self.path)
         require(
             self.name in BENCHMARKS or not self.options,
@@ -536,6 +540,12 @@ class Trial:
     def __post_init__(self) -> None:
         if self.stage not in TRIAL_STAGES:
             raise unknown_name("stage", self.stage, TRIAL_STAGES)
+        require(
+            self.data.name not in ASKED_FIRST or not self.model.teach,
+            f"model.teach must be false when data.name is {self.data.name!r}: it asks what the"
+            " model knows by itself",
+            self.model.teach,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,7 @@ def plan(chosen: argparse.Namespace) -> int:
     ]
     _print_cells(agenda, results, whole=chosen.all)
     _print_totals(agenda, results, experiment, folder, missing=missing, workers=chosen.workers)
-    corpora = [corpus_of(data) for data in dict.fromkeys(trial.data for trial in pairs.values())]
+    corpora = [corpus_of(trial.data, trial.model) for trial in pairs.values()]
     _print_notes((*corpus_lines(corpora), *agenda.notes))
     return DONE
 

@@ -7,6 +7,7 @@ every file. `data.name=tofu data.path=folder` uses it in a trial (`benchmark_cor
 docs/benchmarks.md says how to get the folders.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from rayunlearn.config import Data, Value
 from rayunlearn.data import checksums
 from rayunlearn.data.benchmark_files import BenchmarkFolder, ChoiceQuestion, split_article
 from rayunlearn.data.documents import Corpus, Document, Rejected
-from rayunlearn.data.files import corpus_name, limit_notes, load_files
+from rayunlearn.data.files import corpus_name, file_record, limit_notes, load_files
 from rayunlearn.data.hub import folder_of
+from rayunlearn.data.known import TABLES, KnownRule, chosen_facts, read_relation
 from rayunlearn.data.multiple_choice import solved_question
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.ranges import options_of
@@ -35,6 +37,7 @@ BIOLOGY_SUBJECTS = (
     "professional_medicine",
     "virology",
 )
+NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)")
 # questions of each fictitious author, one after another in every file of TOFU about them
 QUESTIONS_OF_AN_AUTHOR = 20
 FICTITIOUS = ("forget", "retain", "holdout")
@@ -263,6 +266,48 @@ def biology(
     )
 
 
+def known(
+    folder: BenchmarkFolder,
+    *,
+    forget: str = "capitals:Europe",
+    retain: str = "continents,chemical_symbols,opposites",
+    untouched: str = "languages,currencies",
+    near: str = "",
+    far: str = "authors,past_tenses",
+    key_probability: float = 0.3,
+    paraphrase_probability: float = 0.1,
+    completion_probability: float = 0.01,
+    choice: bool = True,
+    limit: int = 0,
+) -> BenchmarkParts:
+    """Facts that a model knows by itself (docs/benchmarks.md): the product's own tables, or a
+    folder of such. `forget`, `retain`, `untouched`, `near` and `far` name relations or slices of
+    them; the first two train, and all are asked, each in a split of its name. An empty `near` is
+    what else the relations of `forget` have.
+
+    In a trial the model is asked first and keeps what it knows by the rule of `KnownRule`; `limit`
+    is the most facts of a set then (0: all). Loaded alone, every fact is there.
+    """
+    KnownRule(
+        key_probability=key_probability,
+        paraphrase_probability=paraphrase_probability,
+        completion_probability=completion_probability,
+        choice=choice,
+        limit=limit,
+    )
+    settings = dict(forget=forget, retain=retain, untouched=untouched, near=near, far=far)
+    sets = {name: tuple(part) for name, part in chosen_facts(settings, folder.root).items()}
+    relations = dict.fromkeys(d.topic.partition(":")[0] for part in sets.values() for d in part)
+    for name in relations:
+        n_facts = read_relation(name, folder.root).n_facts
+        folder.records.append(file_record(name, [folder.root / f"{name}.json"], n_facts))
+    return BenchmarkParts(
+        forget=sets["forget"],
+        retain=sets["retain"],
+        probes={name: part for name, part in sets.items() if part},
+    )
+
+
 def files(
     folder: BenchmarkFolder,
     *,
@@ -302,6 +347,8 @@ class Benchmark:
     licence: str
     recorded: checksums.FileChecksums
     source: str
+    # where its files are when data.path names none: the product's own
+    shipped: Path | None = None
 
 
 LOADERS = {
@@ -338,6 +385,14 @@ LOADERS = {
         ),
         Benchmark(mmlu, "cais/mmlu", "MIT", checksums.MMLU, "2009.03300"),
         Benchmark(rwku, "jinzhuoran/RWKU", "CC BY 4.0", checksums.NO_CHECKSUMS, "2406.10890"),
+        Benchmark(
+            known,
+            "the product's own tables",
+            "CC0",
+            checksums.NO_CHECKSUMS,
+            "ours",
+            shipped=TABLES,
+        ),
         Benchmark(biology, "your own article folders", "-", checksums.NO_CHECKSUMS, "2411.12103"),
         Benchmark(files, "your own", "-", checksums.NO_CHECKSUMS, "-"),
     )
@@ -359,10 +414,17 @@ def benchmark_corpus(data: Data) -> Corpus:
             f"{data.name} must bring documents to forget: {reason}. (`rayunlearn evaluate` asks its"
             " questions of any model)"
         )
-    excluded = {d.doc_id for d in corpus.retain[data.limit_retain :]}
+    return limit_retain(corpus, data.limit_retain)
+
+
+def limit_retain(corpus: Corpus, n: int) -> Corpus:
+    """The corpus with its first `n` retain documents; retain probes that are among those cut are
+    not asked, and empty splits are gone. Notes tell it.
+    """
+    excluded = {d.doc_id for d in corpus.retain[n:]}
     asked = corpus.probes.get("retain", ())
     probes = corpus.probes | {"retain": tuple(d for d in asked if d.doc_id not in excluded)}
-    kept = corpus.retain[: data.limit_retain]
+    kept = corpus.retain[:n]
     n_unasked = len(asked) - len(probes["retain"])
     return replace(
         corpus,
@@ -421,7 +483,8 @@ def load_benchmark(
         if option not in defaults:
             raise unknown_name(f"option of {name}", option, defaults)
     row = LOADERS[name]
-    folder = BenchmarkFolder(folder_of(str(path)), row.recorded)
+    root = row.shipped if row.shipped and not str(path) else folder_of(str(path))
+    folder = BenchmarkFolder(root, row.recorded)
     parts = row.function(folder, **chosen)
     changed = tuple(
         f"{r.table} is not the file that was recorded: {r.rows} rows, SHA-256 {r.sha256}"
@@ -456,6 +519,9 @@ def _as_kind(name: str, value: str, kind: type) -> Value:
     if kind is int:
         require(value.lstrip("-").isdecimal(), f"{name} must be a whole number", value)
         return int(value)
+    if kind is float:
+        require(bool(NUMBER.fullmatch(value)), f"{name} must be a number", value)
+        return float(value)
     return value
 
 

@@ -153,7 +153,7 @@ def size_of(trial: Trial) -> WorkloadSize:
 def _size_of(data: Data, model: Model) -> WorkloadSize:
     from rayunlearn.trial.identity import corpus_of
 
-    forget = corpus_of(data).forget
+    forget = corpus_of(data, model).forget
     words = sum(len(f"{document.prompt} {document.answer}".split()) for document in forget)
     return WorkloadSize(
         parameters=parameters_of(model),

@@ -147,7 +147,9 @@ def _core_digest(trial: Trial) -> str:
         shape = [[file.name, sha256(file.read_bytes()).hexdigest()] for file in files]
     libraries = [version_of(name) for name in ("torch", "transformers", "peft")]
     settings = flatten(trial)
-    return digest([settings, corpus_of(trial.data).digest, shape, libraries, package_digest()])
+    return digest(
+        [settings, corpus_of(trial.data, trial.model).digest, shape, libraries, package_digest()]
+    )
 
 
 @lru_cache(maxsize=256)
@@ -241,7 +243,7 @@ def _longest(trial: Trial) -> tuple[int, int]:
     """Tokens and labels of the longest text. For a model built here a token is
     taken to be a word.
     """
-    corpus = corpus_of(trial.data)
+    corpus = corpus_of(trial.data, trial.model)
     texts = sorted((*corpus.forget, *corpus.retain), key=lambda d: len(d.prompt) + len(d.answer))[
         -LONGEST:
     ]
@@ -322,7 +324,7 @@ def _frozen_reference_bytes(trial: Trial, model: PreTrainedModel, labels: int) -
     """Bytes of the frozen copy of the model where whole distributions are too large to keep on
     disk.
     """
-    corpus, method = corpus_of(trial.data), trial.method
+    corpus, method = corpus_of(trial.data, trial.model), trial.method
     sides = (
         (FORGET[method.forget].function, corpus.forget),
         (RETAIN[method.retain].function, corpus.retain),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.config import (
+    ASKED_FIRST,
     LATER_SETTINGS,
     Data,
     Model,
@@ -23,12 +24,19 @@ from rayunlearn.models.load import model_digest
 from rayunlearn.ranges import required_inputs
 from rayunlearn.storage.artifact_cache import file_digest
 from rayunlearn.train.teach import RECIPE
+from rayunlearn.trial.known import known_corpus
+
+
+def corpus_of(data: Data, model: Model) -> Corpus:
+    """The corpus of a data section, read or generated once per process; of facts that the model
+    knows by itself, what this model knows.
+    """
+    return _corpus_of(data, model.name if data.name in ASKED_FIRST else "")
 
 
 @lru_cache(maxsize=8)
-def corpus_of(data: Data) -> Corpus:
-    """The corpus of a data section, read or generated once per process."""
-    return load_corpus(data)
+def _corpus_of(data: Data, asked_model: str) -> Corpus:
+    return known_corpus(data, asked_model) if asked_model else load_corpus(data)
 
 
 def base_model_digest(model: Model, corpus_digest: str, data: Data) -> str:
@@ -48,7 +56,7 @@ def base_model_digest(model: Model, corpus_digest: str, data: Data) -> str:
 
 def identify_trial(trial: Trial) -> str:
     """The trial's id: a digest of its config with content digests instead of paths."""
-    corpus_digest = corpus_of(trial.data).digest
+    corpus_digest = corpus_of(trial.data, trial.model).digest
     start = base_model_digest(trial.model, corpus_digest, trial.data)
     return trial_id(trial, corpus_digest, start, content_digests(trial))
 

@@ -177,13 +177,13 @@ def cut_texts(trial: Trial) -> tuple[str, ...]:
     """A line on the documents and probes that `data.max_tokens` cuts; none where none is, and for a
     model built here, whose vocabulary is made with it.
     """
-    return () if trial.model.name == "scratch" else _cut_texts(trial.data, trial.model.name)
+    return () if trial.model.name == "scratch" else _cut_texts(trial.data, trial.model)
 
 
 @lru_cache(maxsize=16)
-def _cut_texts(data: Data, model: str) -> tuple[str, ...]:
-    tokenizer = read_tokenizer(resolve_model(model))
-    return cut_note(corpus_of(data), tokenizer, data.template, data.max_tokens)
+def _cut_texts(data: Data, model: Model) -> tuple[str, ...]:
+    tokenizer = read_tokenizer(resolve_model(model.name))
+    return cut_note(corpus_of(data, model), tokenizer, data.template, data.max_tokens)
 
 
 def _check_selection(trial: Trial) -> None:
@@ -197,7 +197,7 @@ def _check_selection(trial: Trial) -> None:
         corpus.documents_beside_forget(select.other_split, n_kept)
     if trial.stage != "unlearned" or select.name not in COSTS:
         return
-    n_documents = len(corpus_of(trial.data).forget)
+    n_documents = len(corpus_of(trial.data, trial.model).forget)
     n_ranked = n_places(n_documents, select.ratio)
     if n_documents > RANKED_WHOLE:
         width = (
@@ -224,7 +224,7 @@ def model_depth(model: Model) -> int:
 
 def workspace_of(trial: Trial, cache: Path) -> Workspace:
     """Where things are for this trial, whether they have been made yet or not."""
-    corpus = corpus_of(trial.data)
+    corpus = corpus_of(trial.data, trial.model)
     start = base_model_digest(trial.model, corpus.digest, trial.data)
     folder = cache / "models" / start
     if trial.model.teach:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rayunlearn.data.load import load_corpus
+from rayunlearn.data.benchmarks import load_benchmark, parse_options
 from rayunlearn.experiment import load
 from rayunlearn.planning.planner import grid_groups
 from rayunlearn.registry import check_trial
@@ -23,10 +23,8 @@ def test_it_compares_a_quarter_with_the_full_set(
     assert sorted(cell.select.ratio for cell in group.cells) == [0.25, 1.0]
 
 
-def test_every_question_has_one_true_answer_and_three_false_ones() -> None:
-    corpus = load_corpus(load(str(FILE)).base.data)
-    assert len(corpus.forget) == len(corpus.retain) == 20 and corpus.rejected == ()
-    for document in (*corpus.forget, *corpus.retain):
-        assert len({document.answer, *document.wrong}) == 4, document.prompt
-    asked = [{document.prompt for document in side} for side in (corpus.forget, corpus.retain)]
-    assert not asked[0] & asked[1]
+def test_its_sets_are_capitals_and_other_relations() -> None:
+    data = load(str(FILE)).base.data
+    corpus = load_benchmark("known", data.path, options=parse_options("known", data.options))
+    assert {document.topic for document in corpus.forget} == {"capitals:Europe"}
+    assert set(corpus.probes) == {"forget", "retain", "untouched", "near", "far"}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rayunlearn.config import Data, Trial, with_values
+from rayunlearn.config import Data, Model, Trial, with_values
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.errors import UserError
@@ -18,7 +18,7 @@ def large_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = generate_dataset(Trial().data)
     large = replace(corpus, forget=corpus.forget[:1] * 200_000)
 
-    def corpus_of(_data: Data) -> Corpus:
+    def corpus_of(_data: Data, _model: Model) -> Corpus:
         return large
 
     monkeypatch.setattr(workspace, "corpus_of", corpus_of)
