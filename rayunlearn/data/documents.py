@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import chain
 
 from rayunlearn.config import digest, digest_of_texts
-from rayunlearn.errors import rejections_in_words, require
+from rayunlearn.errors import UserError, rejections_in_words, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,12 @@ class Document:
     (documents) or asks (probes). `group` names the person or thing that it is about, where several
     are about one: they are no independent draws, and intervals and tests take them together. A
     `topic` is no group: a corpus may have one.
+
+    `key` is the part of the answer that carries what is known ("Paris" in "The capital of France is
+    Paris."), "" where nothing is marked; `completion_prompt` is a text that the key continues
+    without a question and without a template ("The capital of France is"). `data.key_span` finds
+    the key's place. Raises UserError for a key that does not occur in the answer, and for a
+    `completion_prompt` with neither a key nor wrong answers to find one by.
     """
 
     answer: str
@@ -32,6 +38,17 @@ class Document:
     facts: tuple[str, ...] = ()
     topic: str = ""
     group: str = ""
+    key: str = ""
+    completion_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        if self.key.strip() not in self.answer:
+            raise UserError(f"the key must occur in the answer {self.answer!r}, got {self.key!r}")
+        if self.completion_prompt and not (self.key or self.wrong):
+            raise UserError(
+                "a completion_prompt needs a key that continues it, marked or found by wrong"
+                f" answers, got {self.completion_prompt!r} alone"
+            )
 
     @cached_property
     def doc_id(self) -> str:
@@ -139,8 +156,7 @@ class Corpus:
             "templates": self.templates,
         }
         content: dict[str, object] = {
-            role: [[getattr(d, name) for name in FIELDS] for d in docs]
-            for role, docs in roles.items()
+            role: [_digested_fields(d) for d in docs] for role, docs in roles.items()
         }
         return digest(
             content
@@ -151,6 +167,14 @@ class Corpus:
 # a topic decides a stratified coreset, facts what an attack holds out, a paraphrase what is
 # measured
 FIELDS = tuple(field.name for field in fields(Document))
+# fields that most documents lack: where both are empty the digest is what it was without them
+KEY_FIELDS = ("key", "completion_prompt")
+
+
+def _digested_fields(document: Document) -> list[object]:
+    values = {name: getattr(document, name) for name in FIELDS}
+    keys = {name: values.pop(name) for name in KEY_FIELDS}
+    return [*values.values(), *([keys] if any(keys.values()) else [])]
 
 
 def _by_fact(questions: Sequence[Document]) -> dict[str, str]:
