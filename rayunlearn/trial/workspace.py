@@ -192,7 +192,7 @@ def _check_selection(trial: Trial) -> None:
     """
     select = trial.select
     if trial.stage == "unlearned" and select.text == "other_documents":
-        corpus = corpus_of(trial.data)
+        corpus = corpus_of(trial.data, trial.model)
         n_kept = rounded_share(select.ratio, len(corpus.forget))
         corpus.documents_beside_forget(select.other_split, n_kept)
     if trial.stage != "unlearned" or select.name not in COSTS:
