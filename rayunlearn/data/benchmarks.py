@@ -18,7 +18,7 @@ from rayunlearn.data.benchmark_files import BenchmarkFolder, ChoiceQuestion, spl
 from rayunlearn.data.documents import Corpus, Document, Rejected
 from rayunlearn.data.files import corpus_name, file_record, limit_notes, load_files
 from rayunlearn.data.hub import folder_of
-from rayunlearn.data.known import TABLES, KnownRule, chosen_facts, read_relation
+from rayunlearn.data.known import KNOWN_TABLES, KnownRule, chosen_facts, read_relation
 from rayunlearn.data.multiple_choice import solved_question
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.ranges import options_of
@@ -391,7 +391,7 @@ LOADERS = {
             "CC0",
             checksums.NO_CHECKSUMS,
             "ours",
-            shipped=TABLES,
+            shipped=KNOWN_TABLES,
         ),
         Benchmark(biology, "your own article folders", "-", checksums.NO_CHECKSUMS, "2411.12103"),
         Benchmark(files, "your own", "-", checksums.NO_CHECKSUMS, "-"),

@@ -18,9 +18,9 @@ from pathlib import Path
 from rayunlearn.data.documents import Document
 from rayunlearn.errors import UserError, require, unknown_name
 
-TABLES = Path(__file__).parent / "known_facts"
+KNOWN_TABLES = Path(__file__).parent / "known_facts"
 # wrong sentences of each fact
-N_WRONG = 3
+WRONG_SENTENCES = 3
 # in the order in which a fact that two settings name is given away
 SETS = ("forget", "retain", "untouched", "near", "far")
 # the probabilities that `KnownRule` asks for
@@ -80,12 +80,12 @@ class KnownRule:
         require(self.limit >= 0, "known.limit must be >= 0", self.limit)
 
 
-def relation_names(folder: Path = TABLES) -> tuple[str, ...]:
+def relation_names(folder: Path = KNOWN_TABLES) -> tuple[str, ...]:
     """The relations that the folder has, sorted."""
     return tuple(sorted(file.stem for file in folder.glob("*.json")))
 
 
-def read_relation(name: str, folder: Path = TABLES) -> Relation:
+def read_relation(name: str, folder: Path = KNOWN_TABLES) -> Relation:
     """The relation of that name.
 
     Raises:
@@ -113,7 +113,7 @@ def read_relation(name: str, folder: Path = TABLES) -> Relation:
     return relation
 
 
-def facts_of(relation: Relation, part: str = "") -> tuple[Document, ...]:
+def known_facts(relation: Relation, part: str = "") -> tuple[Document, ...]:
     """A document for each fact of the slice `part`, '' for all of them.
 
     Its wrong answers are the same sentence with three other keys, drawn by a seed of the fact's
@@ -121,7 +121,7 @@ def facts_of(relation: Relation, part: str = "") -> tuple[Document, ...]:
     `relation:slice`.
 
     Example:
-        >>> facts_of(read_relation("capitals"), "Europe")[11].answer
+        >>> known_facts(read_relation("capitals"), "Europe")[11].answer
         'The capital of France is Paris.'
     """
     if part and part not in relation.slices:
@@ -134,7 +134,9 @@ def facts_of(relation: Relation, part: str = "") -> tuple[Document, ...]:
     )
 
 
-def chosen_facts(settings: Mapping[str, str], folder: Path = TABLES) -> dict[str, list[Document]]:
+def chosen_facts(
+    settings: Mapping[str, str], folder: Path = KNOWN_TABLES
+) -> dict[str, list[Document]]:
     """Set (`SETS`) -> its facts. A setting names relations or slices of them, `capitals:Europe`,
     separated by commas.
 
@@ -154,7 +156,7 @@ def chosen_facts(settings: Mapping[str, str], folder: Path = TABLES) -> dict[str
         documents = [
             document
             for part, relation in relations.items()
-            for document in facts_of(relation, part.partition(":")[2])
+            for document in known_facts(relation, part.partition(":")[2])
             if document.doc_id not in taken
         ]
         require(
@@ -200,7 +202,11 @@ def _check(relation: Relation, facts: Sequence[tuple[str, str]], file: Path) -> 
         sorted({subject for subject in subjects if subjects.count(subject) > 1}),
     )
     n_keys = len({key for _, key in facts})
-    require(n_keys > N_WRONG, f"{file} must have more than {N_WRONG} different keys", n_keys)
+    require(
+        n_keys > WRONG_SENTENCES,
+        f"{file} must have more than {WRONG_SENTENCES} different keys",
+        n_keys,
+    )
 
 
 def _document(relation: Relation, part: str, subject: str, key: str) -> Document:
@@ -234,8 +240,8 @@ def _other_keys(relation: Relation, part: str, subject: str, key: str) -> list[s
     """Three keys that are not the fact's own."""
     near = sorted(set(relation.slices[part].values()) - {key})
     everywhere = set(chain.from_iterable(keys.values() for keys in relation.slices.values()))
-    pool = near if len(near) >= N_WRONG else sorted(everywhere - {key})
-    return random.Random(f"known {relation.name} {subject}").sample(pool, N_WRONG)
+    pool = near if len(near) >= WRONG_SENTENCES else sorted(everywhere - {key})
+    return random.Random(f"known {relation.name} {subject}").sample(pool, WRONG_SENTENCES)
 
 
 def _filled(sentence: str, subject: str, key: str) -> str:

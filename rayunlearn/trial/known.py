@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 # the code that decides what a model is found to know
 ASKING_CODE = (model_code, known_code, tokenize_code)
 # small batches: a model of 135 million parameters gains nothing from larger ones on a processor
-TOKENS_PER_BATCH = 2048
-LOG = logging.getLogger("rayunlearn.known")
+ASKED_TOKENS = 2048
+ASKING_LOG = logging.getLogger("rayunlearn.known")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ def ask_once(model: str, documents: Sequence[Document], template: str) -> dict[s
 
     def make(topic: str) -> list[dict[str, float]]:
         if not loaded:
-            LOG.warning("asking %s what it knows of %d facts", model, len(documents))
+            ASKING_LOG.warning("asking %s what it knows of %d facts", model, len(documents))
             loaded.append(load_model(model, dtype=torch.float32, device=str(accelerator().device)))
         return [asdict(said) for said in ask(*loaded[0], by_topic[topic], template)]
 
@@ -168,7 +168,7 @@ def ask(
     """
     texts = [text for document in documents for text in _texts(document)]
     encoded = [_encode(*text, tokenizer, template) for text in texts]
-    scored = score(model, [sequence for sequence, _ in encoded], TOKENS_PER_BATCH)
+    scored = score(model, [sequence for sequence, _ in encoded], ASKED_TOKENS)
     rows = list(zip(encoded, scored, strict=True))
     answers = []
     for document in documents:

@@ -8,11 +8,11 @@ import pytest
 
 from rayunlearn.data.benchmarks import load_benchmark, parse_options
 from rayunlearn.data.known import (
-    N_WRONG,
     SETS,
+    WRONG_SENTENCES,
     chosen_facts,
-    facts_of,
     key_places,
+    known_facts,
     read_relation,
     relation_names,
 )
@@ -24,7 +24,7 @@ NOTHING = dict.fromkeys(SETS, "")
 @pytest.mark.parametrize("name", relation_names())
 def test_a_shipped_relation_has_20_to_200_facts_each_with_its_forms_and_a_source(name: str) -> None:
     relation = read_relation(name)
-    documents = facts_of(relation)
+    documents = known_facts(relation)
     assert relation.name == name and "CC0" in relation.source
     assert len(documents) == relation.n_facts == len({d.doc_id for d in documents})
     assert 20 <= len(documents) <= 200
@@ -34,7 +34,7 @@ def test_a_shipped_relation_has_20_to_200_facts_each_with_its_forms_and_a_source
         for sentence in (document.answer, document.paraphrase):
             assert len(key_places(document.key, sentence)) == 1 and sentence.endswith(".")
         assert document.answer == f"{document.completion_prompt} {document.key}."
-        assert len({document.answer, *document.wrong}) == 1 + N_WRONG
+        assert len({document.answer, *document.wrong}) == 1 + WRONG_SENTENCES
         assert all(wrong.startswith(document.completion_prompt) for wrong in document.wrong)
         texts = (document.prompt, document.answer, document.paraphrase, document.key)
         assert all(not re.search(r"[{}]|  |\bthe the\b", text) for text in texts)
@@ -45,7 +45,9 @@ def test_at_least_six_relations_are_shipped() -> None:
 
 
 def test_one_fact_has_every_form_as_written_by_hand() -> None:
-    (fact,) = [d for d in facts_of(read_relation("continents"), "Europe") if "France" in d.answer]
+    (fact,) = [
+        d for d in known_facts(read_relation("continents"), "Europe") if "France" in d.answer
+    ]
     assert fact.prompt == "On which continent is France?"
     assert fact.answer == "France is on the continent of Europe."
     assert fact.prompt_paraphrase == "Which part of the world does France belong to?"
@@ -57,10 +59,10 @@ def test_one_fact_has_every_form_as_written_by_hand() -> None:
 def test_a_subject_is_in_upper_case_where_it_begins_a_sentence_and_a_false_key_is_the_slices() -> (
     None
 ):
-    (fact,) = [d for d in facts_of(read_relation("landmarks")) if "Kremlin" in d.answer]
+    (fact,) = [d for d in known_facts(read_relation("landmarks")) if "Kremlin" in d.answer]
     assert fact.paraphrase.startswith("The Kremlin ") and " the Kremlin " in fact.answer
     capitals = read_relation("capitals")
-    (fiji,) = [d for d in facts_of(capitals, "Oceania") if "Fiji" in d.answer]
+    (fiji,) = [d for d in known_facts(capitals, "Oceania") if "Fiji" in d.answer]
     keys = {wrong.removeprefix("The capital of Fiji is ")[:-1] for wrong in fiji.wrong}
     assert keys < set(capitals.slices["Oceania"].values()) - {"Suva"}
 
@@ -107,7 +109,7 @@ def relation_file(folder: Path, **changed: object) -> Path:
 
 def test_a_folder_of_your_own_is_read_in_the_same_layout(tmp_path: Path) -> None:
     relation = read_relation("rivers", relation_file(tmp_path))
-    assert [d.answer for d in facts_of(relation)][:2] == [
+    assert [d.answer for d in known_facts(relation)][:2] == [
         "The Ob is in Asia.",
         "The Po is in Italy.",
     ]
@@ -139,7 +141,7 @@ def test_a_key_that_stands_twice_in_its_sentence_is_refused(tmp_path: Path) -> N
     slices = {"all": {"Rome in Rome": "Rome", "b": "B", "c": "C", "d": "D"}}
     relation = read_relation("rivers", relation_file(tmp_path, slices=slices))
     with pytest.raises(UserError, match="must have its key 'Rome' once, it is there, got 3"):
-        facts_of(relation)
+        known_facts(relation)
 
 
 def test_the_loader_has_every_fact_and_options_are_of_their_kind() -> None:

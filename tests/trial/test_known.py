@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rayunlearn.config import Data, Model, Trial, with_values
 from rayunlearn.data.benchmarks import load_benchmark
 from rayunlearn.data.documents import Document
-from rayunlearn.data.known import KnownRule, facts_of, read_relation
+from rayunlearn.data.known import KnownRule, known_facts, read_relation
 from rayunlearn.errors import UserError
 from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
@@ -36,7 +36,7 @@ Pair = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 @pytest.fixture(scope="module")
 def facts() -> tuple[Document, ...]:
-    return facts_of(read_relation("capitals"))
+    return known_facts(read_relation("capitals"))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_a_trials_corpus_is_what_its_model_knows_and_the_model_is_asked_once(
     options = "key_probability=0,paraphrase_probability=0,completion_probability=0"
     trial = trial_on(model_folder, options)
     corpus = corpus_of(trial.data, trial.model)
-    oceania = facts_of(read_relation("capitals"), "Oceania")
+    oceania = known_facts(read_relation("capitals"), "Oceania")
     said = ask(*untrained, oceania, TEMPLATE)
     likelier = [d.doc_id for d, s in zip(oceania, said, strict=True) if s.margin > 0]
     assert 0 < len(likelier) < len(oceania)
@@ -189,8 +189,8 @@ def test_known_facts_are_never_taught() -> None:
 @pytest.mark.skipif(not smollm2_is_here(), reason="the model is not here: make smollm2")
 def test_the_real_model_knows_capitals_and_not_moons() -> None:
     """Twelve facts of each are asked; the figures of every relation are in docs/benchmarks.md."""
-    capitals = facts_of(read_relation("capitals"), "Europe")[:12]
-    moons = facts_of(read_relation("planets"))[:12]
+    capitals = known_facts(read_relation("capitals"), "Europe")[:12]
+    moons = known_facts(read_relation("planets"))[:12]
     said = ask_once(str(smollm2_folder()), (*capitals, *moons), "chat")
     n_known = [sum(not unknown_because(RULE, said[d.doc_id]) for d in p) for p in (capitals, moons)]
     assert n_known[0] >= 6 and n_known[0] > n_known[1]
