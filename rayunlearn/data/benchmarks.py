@@ -18,7 +18,13 @@ from rayunlearn.data.benchmark_files import BenchmarkFolder, ChoiceQuestion, spl
 from rayunlearn.data.documents import Corpus, Document, Rejected
 from rayunlearn.data.files import corpus_name, file_record, limit_notes, load_files
 from rayunlearn.data.hub import folder_of
-from rayunlearn.data.known import KNOWN_TABLES, KnownRule, chosen_facts, read_relation
+from rayunlearn.data.known import (
+    KNOWN_TABLES,
+    RULE_OPTIONS,
+    chosen_facts,
+    read_relation,
+    rule_of,
+)
 from rayunlearn.data.multiple_choice import solved_question
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.ranges import options_of
@@ -274,27 +280,15 @@ def known(
     untouched: str = "languages,currencies",
     near: str = "",
     far: str = "authors,past_tenses",
-    key_probability: float = 0.3,
-    paraphrase_probability: float = 0.1,
-    completion_probability: float = 0.01,
-    choice: bool = True,
-    limit: int = 0,
 ) -> BenchmarkParts:
     """Facts that a model knows by itself (docs/benchmarks.md): the product's own tables, or a
     folder of such. `forget`, `retain`, `untouched`, `near` and `far` name relations or slices of
     them; the first two train, and all are asked, each in a split of its name. An empty `near` is
     what else the relations of `forget` have.
 
-    In a trial the model is asked first and keeps what it knows by the rule of `KnownRule`; `limit`
-    is the most facts of a set then (0: all). Loaded alone, every fact is there.
+    In a trial the model is asked first, and what it knows by `KnownRule`, whose settings are
+    options too, is left of them. Loaded alone, every fact is there.
     """
-    KnownRule(
-        key_probability=key_probability,
-        paraphrase_probability=paraphrase_probability,
-        completion_probability=completion_probability,
-        choice=choice,
-        limit=limit,
-    )
     settings = dict(forget=forget, retain=retain, untouched=untouched, near=near, far=far)
     sets = {name: tuple(part) for name, part in chosen_facts(settings, folder.root).items()}
     relations = dict.fromkeys(d.topic.partition(":")[0] for part in sets.values() for d in part)
@@ -349,6 +343,8 @@ class Benchmark:
     source: str
     # where its files are when data.path names none: the product's own
     shipped: Path | None = None
+    # the settings of `KnownRule`, by which a model's answers decide what a trial has, are options
+    has_rule: bool = False
 
 
 LOADERS = {
@@ -392,6 +388,7 @@ LOADERS = {
             checksums.NO_CHECKSUMS,
             "ours",
             shipped=KNOWN_TABLES,
+            has_rule=True,
         ),
         Benchmark(biology, "your own article folders", "-", checksums.NO_CHECKSUMS, "2411.12103"),
         Benchmark(files, "your own", "-", checksums.NO_CHECKSUMS, "-"),
@@ -464,7 +461,9 @@ def loader_defaults(name: str) -> dict[str, Value]:
     """
     if name not in LOADERS:
         raise unknown_name("benchmark", name, LOADERS)
-    return {option.argument: option.default for option in options_of(LOADERS[name].function)}
+    row = LOADERS[name]
+    defaults = {option.argument: option.default for option in options_of(row.function)}
+    return defaults | (RULE_OPTIONS if row.has_rule else {})
 
 
 def load_benchmark(
@@ -477,11 +476,8 @@ def load_benchmark(
     false, for a file that is not what upstream's was when the loader was written: numbers on it
     would not be comparable. `notes` tell it where strict is off.
     """
-    defaults, chosen = loader_defaults(name), dict(options or {})
+    chosen = _checked_options(name, options or {})
     strict = chosen.pop("strict", True)
-    for option in chosen:
-        if option not in defaults:
-            raise unknown_name(f"option of {name}", option, defaults)
     row = LOADERS[name]
     root = row.shipped if row.shipped and not str(path) else folder_of(str(path))
     folder = BenchmarkFolder(root, row.recorded)
@@ -509,6 +505,20 @@ def load_benchmark(
         files=tuple(folder.records),
         notes=(*dict.fromkeys((*parts.notes, *folder.notes)), *changed),
     )
+
+
+def _checked_options(name: str, options: Mapping[str, Value]) -> dict[str, Value]:
+    """The options of the loader itself, after all of them have been checked by name and those of a
+    rule by value.
+    """
+    defaults = loader_defaults(name) | {"strict": True}
+    for option in options:
+        if option not in defaults:
+            raise unknown_name(f"option of {name}", option, defaults)
+    has_rule = LOADERS[name].has_rule
+    if has_rule:
+        rule_of(options)
+    return {o: value for o, value in options.items() if not (has_rule and o in RULE_OPTIONS)}
 
 
 def _as_kind(name: str, value: str, kind: type) -> Value:

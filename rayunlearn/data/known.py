@@ -11,10 +11,11 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
+from rayunlearn.config import Value
 from rayunlearn.data.documents import Document
 from rayunlearn.errors import UserError, require, unknown_name
 
@@ -24,7 +25,7 @@ WRONG_SENTENCES = 3
 # in the order in which a fact that two settings name is given away
 SETS = ("forget", "retain", "untouched", "near", "far")
 # the probabilities that `KnownRule` asks for
-LEAST = ("key_probability", "paraphrase_probability", "completion_probability")
+THRESHOLDS = ("key_probability", "paraphrase_probability", "completion_probability")
 Slices = Mapping[str, Mapping[str, str]]
 
 
@@ -64,20 +65,27 @@ class KnownRule:
     drawn by the digests of what it has (0: all).
     """
 
-    key_probability: float
-    paraphrase_probability: float
-    completion_probability: float
-    choice: bool
-    limit: int
+    key_probability: float = 0.3
+    paraphrase_probability: float = 0.1
+    completion_probability: float = 0.01
+    choice: bool = True
+    limit: int = 0
 
     def __post_init__(self) -> None:
-        for name in LEAST:
-            require(
-                0 <= getattr(self, name) <= 1,
-                f"known.{name} must be in [0, 1]",
-                getattr(self, name),
-            )
+        for name in THRESHOLDS:
+            threshold = getattr(self, name)
+            require(0 <= threshold <= 1, f"known.{name} must be in [0, 1]", threshold)
         require(self.limit >= 0, "known.limit must be >= 0", self.limit)
+
+
+RULE_OPTIONS: dict[str, Value] = asdict(KnownRule())
+
+
+def rule_of(options: Mapping[str, Value]) -> KnownRule:
+    """The rule that `data.options` give. Raises UserError for a value out of its range."""
+    values = {**RULE_OPTIONS, **options}
+    thresholds = {name: float(values[name]) for name in THRESHOLDS}
+    return KnownRule(**thresholds, choice=bool(values["choice"]), limit=int(values["limit"]))
 
 
 def relation_names(folder: Path = KNOWN_TABLES) -> tuple[str, ...]:
@@ -148,7 +156,7 @@ def chosen_facts(
             which an earlier one has left.
     """
     chosen: dict[str, list[Document]] = {}
-    taken: set[str] = set()
+    used: set[str] = set()
     for name in SETS:
         parts = _parts(settings[name])
         named = parts or (_relations_of(settings["forget"]) if name == "near" else ())
@@ -157,7 +165,7 @@ def chosen_facts(
             document
             for part, relation in relations.items()
             for document in known_facts(relation, part.partition(":")[2])
-            if document.doc_id not in taken
+            if document.doc_id not in used
         ]
         require(
             bool(documents) or not parts,
@@ -165,7 +173,7 @@ def chosen_facts(
             settings[name],
         )
         chosen[name] = list({document.doc_id: document for document in documents}.values())
-        taken |= {document.doc_id for document in documents}
+        used |= {document.doc_id for document in documents}
     return chosen
 
 

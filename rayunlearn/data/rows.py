@@ -23,8 +23,6 @@ COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "facts": ("facts",),
     "topic": ("topic", "subject"),
     "group": ("group", "entity", "person"),
-    "key": ("key",),
-    "completion_prompt": ("completion_prompt",),
     "split": ("split",),
 }
 
@@ -184,7 +182,11 @@ def to_documents(
     names: dict[tuple[str, str], None] = {}
     for row in rows:
         names.update(((row.source, name), None) for name in (*row.values, *row.ignored))
-        parsed = ParsedRow(reason=row.reason) if row.reason else _placed(row, columns, asked)
+        parsed = (
+            ParsedRow(reason=row.reason)
+            if row.reason
+            else to_document(row.values, columns, asked=asked)
+        )
         document, reason = parsed.document, parsed.reason
         if document is not None and document.doc_id in documents:
             reason = f"the same document as row {places[document.doc_id][1]}"
@@ -204,19 +206,6 @@ def to_documents(
         notes=tuple(f"{source}: {what} ({n})" for (source, what), n in left_out.items()),
         unread=unread_notes(unread),
     )
-
-
-def _placed(row: SourceRow, columns: Columns, asked: Collection[str]) -> ParsedRow:
-    """`to_document`; a key that is not in its answer is an error that names the row, since every
-    number read off the wrong words would be wrong.
-    """
-    try:
-        return to_document(row.values, columns, asked=asked)
-    except UserError as problem:
-        raise UserError(
-            f"{row.source}, row {row.row}: {problem} (data.columns=key=,completion_prompt= reads"
-            " neither column)"
-        ) from problem
 
 
 def unread_notes(unread: Iterable[tuple[str, str]]) -> tuple[str, ...]:
@@ -256,8 +245,6 @@ def to_document(
     texts = {ours: cell_texts[0] for ours, cell_texts in fields.items() if cell_texts}
     return ParsedRow(
         document=Document(
-            key=texts.get("key", ""),
-            completion_prompt=texts.get("completion_prompt", ""),
             answer=texts["answer"],
             prompt=prompt_of(texts),
             paraphrase=texts.get("paraphrase", ""),

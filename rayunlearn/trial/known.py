@@ -18,9 +18,9 @@ from rayunlearn import models as model_code
 from rayunlearn.config import Data, digest
 from rayunlearn.data import known as known_code
 from rayunlearn.data import tokenize as tokenize_code
-from rayunlearn.data.benchmarks import limit_retain, load_benchmark, loader_defaults, parse_options
+from rayunlearn.data.benchmarks import limit_retain, load_benchmark, parse_options
 from rayunlearn.data.documents import Corpus, Document, Rejected
-from rayunlearn.data.known import LEAST, KnownRule, key_places
+from rayunlearn.data.known import KnownRule, key_places, rule_of
 from rayunlearn.data.tokenize import Encoded, align
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch
@@ -64,12 +64,9 @@ def known_corpus(data: Data, model: str) -> Corpus:
     """
     options = parse_options(data.name, data.options)
     corpus = load_benchmark(data.name, data.path, options=options)
-    values = loader_defaults(data.name) | options
-    least = {name: float(values[name]) for name in LEAST}
-    rule = KnownRule(**least, choice=bool(values["choice"]), limit=int(values["limit"]))
-    asked = {d.doc_id: d for part in corpus.probes.values() for d in part}
-    knowledge = ask_once(model, tuple(asked.values()), data.template)
-    return limit_retain(keep_known(corpus, rule, knowledge), data.limit_retain)
+    facts = {d.doc_id: d for part in corpus.probes.values() for d in part}
+    knowledge = ask_once(model, tuple(facts.values()), data.template)
+    return limit_retain(keep_known(corpus, rule_of(options), knowledge), data.limit_retain)
 
 
 def keep_known(corpus: Corpus, rule: KnownRule, knowledge: Mapping[str, Knowledge]) -> Corpus:
@@ -81,21 +78,15 @@ def keep_known(corpus: Corpus, rule: KnownRule, knowledge: Mapping[str, Knowledg
     notes: list[str] = []
     for name, documents in corpus.probes.items():
         reasons = {d.doc_id: unknown_because(rule, knowledge[d.doc_id]) for d in documents}
-        known = [d for d in documents if not reasons[d.doc_id]]
-        kept = _limited(known, rule.limit)
+        known_documents = [d for d in documents if not reasons[d.doc_id]]
+        probes[name] = _limited(known_documents, rule.limit)
         rejected += [
             Rejected(source=d.topic, row=row, reason=reasons[d.doc_id], excerpt=d.answer)
             for row, d in enumerate(documents)
             if reasons[d.doc_id]
         ]
-        counts = Counter(filter(None, reasons.values()))
-        causes = [f"{n} {reason}" for reason, n in counts.items()]
-        causes += [f"{len(known) - len(kept)} over known.limit"] if len(kept) < len(known) else []
-        notes.append(
-            f"known, {name}: {len(documents)} asked, {len(kept)} kept"
-            + (f" (not kept: {', '.join(causes)})" if causes else "")
-        )
-        probes[name] = kept
+        n_over = len(known_documents) - len(probes[name])
+        notes.append(_note(name, Counter(reasons.values()), n_over))
     for side in ("forget", "retain"):
         if not probes.get(side):
             raise UserError(f"the model must know a fact of {side}: {'; '.join(notes)}")
@@ -109,17 +100,17 @@ def keep_known(corpus: Corpus, rule: KnownRule, knowledge: Mapping[str, Knowledg
     )
 
 
-def unknown_because(rule: KnownRule, said: Knowledge) -> str:
+def unknown_because(rule: KnownRule, answer: Knowledge) -> str:
     """The first part of the rule that what the model said does not meet, '' where it knows the
     fact.
     """
     checks = (
-        (said.key >= rule.key_probability, "key_probability"),
-        (said.paraphrase >= rule.paraphrase_probability, "paraphrase_probability"),
-        (said.completion >= rule.completion_probability, "completion_probability"),
+        (answer.key >= rule.key_probability, "key_probability"),
+        (answer.paraphrase >= rule.paraphrase_probability, "paraphrase_probability"),
+        (answer.completion >= rule.completion_probability, "completion_probability"),
     )
     below = next((f"below known.{name}" for met, name in checks if not met), "")
-    return below or ("a wrong answer is likelier" if rule.choice and said.margin <= 0 else "")
+    return below or ("a wrong answer is likelier" if rule.choice and answer.margin <= 0 else "")
 
 
 def ask_once(model: str, documents: Sequence[Document], template: str) -> dict[str, Knowledge]:
@@ -142,7 +133,7 @@ def ask_once(model: str, documents: Sequence[Document], template: str) -> dict[s
         if not loaded:
             ASKING_LOG.warning("asking %s what it knows of %d facts", model, len(documents))
             loaded.append(load_model(model, dtype=torch.float32, device=str(accelerator().device)))
-        return [asdict(said) for said in ask(*loaded[0], by_topic[topic], template)]
+        return [asdict(answer) for answer in ask(*loaded[0], by_topic[topic], template)]
 
     for topic, part in by_topic.items():
         key = start | {"facts": digest([asdict(document) for document in part])}
@@ -173,9 +164,9 @@ def ask(
     answers = []
     for document in documents:
         n = 3 + len(document.wrong)
-        own, rows = rows[:n], rows[n:]
-        key, paraphrase, completion = (_key_probability(*row) for row in own[:3])
-        nll = [float(said.token_nll.sum()) for _, said in (own[0], *own[3:])]
+        fact_rows, rows = rows[:n], rows[n:]
+        key, paraphrase, completion = (_key_probability(*row) for row in fact_rows[:3])
+        nll = [float(scores.token_nll.sum()) for _, scores in (fact_rows[0], *fact_rows[3:])]
         margin = min(nll[1:]) - nll[0]
         answers.append(
             Knowledge(key=key, paraphrase=paraphrase, completion=completion, margin=margin)
@@ -187,11 +178,11 @@ def _texts(document: Document) -> list[tuple[str, str, str]]:
     """Question, answer and key ('': none) of every text that is scored for a fact: the answer, the
     paraphrase, the completion, the wrong answers.
     """
-    begun = f"{document.completion_prompt} {document.key}"
+    completed = f"{document.completion_prompt} {document.key}"
     return [
         (document.prompt, document.answer, document.key),
         (document.prompt_paraphrase, document.paraphrase, document.key),
-        ("", begun, document.key),
+        ("", completed, document.key),
         *((document.prompt, wrong, "") for wrong in document.wrong),
     ]
 
@@ -217,10 +208,18 @@ def _encode(
     return sequence, range(inside[0], inside[-1] + 1)
 
 
-def _key_probability(encoded: tuple[Encoded, range], said: Scored) -> float:
-    return float(torch.exp(-said.token_nll[list(encoded[1])].sum()))
+def _key_probability(encoded: tuple[Encoded, range], scores: Scored) -> float:
+    return float(torch.exp(-scores.token_nll[list(encoded[1])].sum()))
+
+
+def _note(name: str, reasons: Counter[str], n_over: int) -> str:
+    """How many facts of a set were asked and kept, and why the others were not; '' is no reason."""
+    causes = [f"{n} {reason}" for reason, n in reasons.items() if reason]
+    causes += [f"{n_over} over known.limit"] if n_over else []
+    counts = f"known, {name}: {reasons.total()} asked, {reasons[''] - n_over} kept"
+    return counts + (f" (not kept: {', '.join(causes)})" if causes else "")
 
 
 def _limited(documents: Sequence[Document], limit: int) -> tuple[Document, ...]:
-    drawn = sorted(digest(["known", d.doc_id]) for d in documents)[: limit or None]
-    return tuple(d for d in documents if digest(["known", d.doc_id]) in drawn)
+    order = sorted(digest(["known", d.doc_id]) for d in documents)[: limit or None]
+    return tuple(d for d in documents if digest(["known", d.doc_id]) in order)

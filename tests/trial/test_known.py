@@ -23,13 +23,7 @@ from rayunlearn.trial.known import Knowledge, ask, ask_once, keep_known, unknown
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
 SLICES = "forget=capitals:Oceania,retain=capitals:America,untouched=,near=capitals:Africa,far="
-RULE = KnownRule(
-    key_probability=0.3,
-    paraphrase_probability=0.1,
-    completion_probability=0.05,
-    choice=True,
-    limit=0,
-)
+RULE = KnownRule(completion_probability=0.05)
 KNOWS = Knowledge(key=0.3, paraphrase=0.1, completion=0.05, margin=0.01)
 Pair = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
