@@ -419,7 +419,8 @@ class Measure:
     separated by commas, of which `cheap` may be one.
 
     Metrics of texts write at most `max_new_tokens`; those of samples draw `samples` continuations
-    at `temperature` within `top_p`, made by `seed`.
+    at `temperature` within `top_p`, made by `seed`. Those whose names end in `_few_shot` ask after
+    `shots` solved questions of the same split.
     """
 
     metrics: str = "cheap"
@@ -428,8 +429,10 @@ class Measure:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
+    shots: int = 2
 
     def __post_init__(self) -> None:
+        require(self.shots >= 1, "measure.shots must be >= 1", self.shots)
         require(
             self.max_new_tokens >= 1, "measure.max_new_tokens must be >= 1", self.max_new_tokens
         )

@@ -400,7 +400,8 @@ def answer_openings(probes: Sequence[Probe]) -> int:
 
 def with_prefix(probes: Sequence[Probe], ids: tuple[int, ...], insert_at: int) -> list[Probe]:
     """Every probe with `ids` at `insert_at` of each of its sequences. They have no `document`:
-    letter questions are made from text and are left out.
+    letter questions are made from text and are left out, as are plain completions and what stands
+    after solved questions.
     """
 
     def put(sequence: Encoded) -> Encoded:
@@ -417,6 +418,8 @@ def with_prefix(probes: Sequence[Probe], ids: tuple[int, ...], insert_at: int) -
             answer=put(p.answer),
             options=tuple(map(put, p.options)),
             paraphrased=None if p.paraphrased is None else put(p.paraphrased),
+            completion=None,
+            few_shot=(),
             document=None,
         )
         for p in probes
@@ -524,6 +527,7 @@ def _with_answer_of(question: Encoded, answer: Encoded) -> Encoded:
         (*question.ids[: question.start], *answer.ids[answer.start :]),
         question.start,
         answer.n_end,
+        answer.key,
     )
 
 
@@ -580,6 +584,8 @@ def _replace_question_tokens(
         answer=_with_question(probe.answer, question),
         options=tuple(_with_question(option, question) for option in probe.options),
         paraphrased=None,
+        completion=None,
+        few_shot=(),
         document=None,
     )
 

@@ -71,7 +71,7 @@ def with_question(document: Document, question: str) -> Document:
     """
     if leaks_answer(question, document):
         raise PromptNotAllowedError("the question in other words holds a word of the answer")
-    return replace(document, prompt=question, prompt_paraphrase="")
+    return replace(document, prompt=question, prompt_paraphrase="", completion_prompt="")
 
 
 def frame_prompt(document: Document, frame: PromptFrame, *, separator: str = " ") -> Document:

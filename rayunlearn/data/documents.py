@@ -25,9 +25,9 @@ class Document:
 
     `key` is the part of the answer that carries what is known ("Paris" in "The capital of France is
     Paris."), "" where nothing is marked; `completion_prompt` is a text that the key continues
-    without a question and without a template ("The capital of France is"). Raises UserError for a
-    key that does not occur in the answer, and for a `completion_prompt` with neither a key nor
-    wrong answers to find one by.
+    without a question and without a template ("The capital of France is"). `data.key_span` finds
+    the key's place. Raises UserError for a key that does not occur in the answer, and for a
+    `completion_prompt` with neither a key nor wrong answers to find one by.
     """
 
     answer: str

@@ -23,6 +23,8 @@ COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "facts": ("facts",),
     "topic": ("topic", "subject"),
     "group": ("group", "entity", "person"),
+    "key": ("key",),
+    "completion_prompt": ("completion_prompt",),
     "split": ("split",),
 }
 
@@ -183,9 +185,7 @@ def to_documents(
     for row in rows:
         names.update(((row.source, name), None) for name in (*row.values, *row.ignored))
         parsed = (
-            ParsedRow(reason=row.reason)
-            if row.reason
-            else to_document(row.values, columns, asked=asked)
+            ParsedRow(reason=row.reason) if row.reason else _named_errors(row, columns, asked=asked)
         )
         document, reason = parsed.document, parsed.reason
         if document is not None and document.doc_id in documents:
@@ -206,6 +206,19 @@ def to_documents(
         notes=tuple(f"{source}: {what} ({n})" for (source, what), n in left_out.items()),
         unread=unread_notes(unread),
     )
+
+
+def _named_errors(row: SourceRow, columns: Columns, *, asked: Collection[str]) -> ParsedRow:
+    """`to_document`; a key that is not in its answer is an error that names the row, since every
+    number read off the wrong words would be wrong.
+    """
+    try:
+        return to_document(row.values, columns, asked=asked)
+    except UserError as problem:
+        raise UserError(
+            f"{row.source}, row {row.row}: {problem} (data.columns=key=,completion_prompt= reads"
+            " neither column)"
+        ) from problem
 
 
 def unread_notes(unread: Iterable[tuple[str, str]]) -> tuple[str, ...]:
@@ -242,19 +255,22 @@ def to_document(
         if cell.n_empty:
             left_out[f"missing or empty items of {theirs} are left out"] = cell.n_empty
         fields[ours] = cell.texts
+    return ParsedRow(document=_document_of(fields), left_out=left_out)
+
+
+def _document_of(fields: Mapping[str, tuple[str, ...]]) -> Document:
     texts = {ours: cell_texts[0] for ours, cell_texts in fields.items() if cell_texts}
-    return ParsedRow(
-        document=Document(
-            answer=texts["answer"],
-            prompt=prompt_of(texts),
-            paraphrase=texts.get("paraphrase", ""),
-            prompt_paraphrase=texts.get("prompt_paraphrase", ""),
-            topic=texts.get("topic", ""),
-            group=texts.get("group", ""),
-            wrong=fields.get("wrong", ()),
-            facts=fields.get("facts", ()),
-        ),
-        left_out=left_out,
+    return Document(
+        answer=texts["answer"],
+        prompt=prompt_of(texts),
+        paraphrase=texts.get("paraphrase", ""),
+        prompt_paraphrase=texts.get("prompt_paraphrase", ""),
+        topic=texts.get("topic", ""),
+        group=texts.get("group", ""),
+        wrong=fields.get("wrong", ()),
+        facts=fields.get("facts", ()),
+        key=texts.get("key", ""),
+        completion_prompt=texts.get("completion_prompt", ""),
     )
 
 

@@ -11,8 +11,9 @@ answer stands before it unpredicted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tokenizers.processors import TemplateProcessing
@@ -38,12 +39,15 @@ class Encoded:
 
     The last `n_end` of the labels close the text: the end-of-sequence token, a chat template's end
     of turn (of several tokens where the template writes it so), 0 where the tokenizer has none.
+    Labels `key[0]` up to, not including, `key[1]` hold the key of the answer, counted from the
+    first label; None where it has none or it was cut off.
     """
 
     doc_id: str
     ids: tuple[int, ...]
     start: int
     n_end: int = 1
+    key: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,8 @@ def encode_pair(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     max_tokens: int,
+    key: tuple[int, int] | None = None,
+    solved: Sequence[tuple[str, str]] = (),
 ) -> Encoded:
     """One sequence of at most `max_tokens`: what begins a text, prompt, answer, what ends it.
 
@@ -130,8 +136,51 @@ def encode_pair(
     what closes it; too long a prompt loses its beginning, but not BOS. Without a prompt every token
     is a label, but the first of all (nothing stands before it to predict it from). Raises UserError
     for a text that leaves no label, and as `align`.
+
+    `key` are the characters of the answer that are its key: every token that holds one of them
+    belongs to it. `solved` are questions with answers that stand before this one as `align` has
+    them, and `max_tokens` is then for each of them as well.
     """
-    return truncate_to_limit(doc_id, align(prompt, answer, tokenizer, template), max_tokens)
+    aligned = align(prompt, answer, tokenizer, template, solved)
+    encoded = truncate_to_limit(doc_id, aligned, max_tokens * (1 + len(solved)))
+    tokens = _key_tokens(aligned, answer, key, tokenizer) if key else None
+    return replace(encoded, key=_key_labels(aligned, encoded, tokens)) if tokens else encoded
+
+
+def _key_tokens(
+    aligned: AlignedText, answer: str, key: tuple[int, int], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, int] | None:
+    """First and one after the last id that holds a character of the key.
+
+    A tokenizer without offsets is asked for the text of more and more ids; None where that does not
+    give the answer back.
+    """
+    first, last = (aligned.answer + character for character in key)
+    spans: Sequence[tuple[int, int]] = aligned.spans
+    if not spans:
+        ids = aligned.ids[aligned.start : len(aligned.ids) - aligned.n_end]
+        texts = [str(tokenizer.decode(ids[:n])) for n in range(len(ids) + 1)]
+        offset = texts[-1].find(answer)
+        if offset < 0:
+            return None
+        first, last = (offset + character for character in key)
+        ends = [len(text) for text in texts]
+        spans = [(0, 0)] * aligned.start + list(pairwise(ends))
+    holding = [n for n, (begin, end) in enumerate(spans) if begin < last and end > first]
+    return (holding[0], holding[-1] + 1) if holding else None
+
+
+def _key_labels(
+    aligned: AlignedText, encoded: Encoded, tokens: tuple[int, int]
+) -> tuple[int, int] | None:
+    """The ids of the uncut text as labels of the cut one; None where some of them are none."""
+    n_answer = len(aligned.ids) - aligned.n_end - aligned.start
+    n_kept = min(n_answer, len(encoded.ids) - aligned.n_begin - encoded.n_end)
+    first, last = (token - aligned.start for token in tokens)
+    # without a prompt the first id is no label
+    n_unlabelled = encoded.start - (len(encoded.ids) - encoded.n_end - n_kept)
+    is_whole = first >= n_unlabelled and last <= n_kept
+    return (first - n_unlabelled, last - n_unlabelled) if is_whole else None
 
 
 def count_cut(
@@ -184,7 +233,11 @@ def truncate_to_limit(doc_id: str, aligned: AlignedText, max_tokens: int) -> Enc
 
 
 def align(
-    prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase, template: str
+    prompt: str,
+    answer: str,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    solved: Sequence[tuple[str, str]] = (),
 ) -> AlignedText:
     """The ids of prompt and answer as one text, and which of them are the answer's.
 
@@ -193,9 +246,16 @@ def align(
     template `chat`: exactly the tokenizer's own chat template of a user's and an assistant's turn,
     up to the token that ends the turn. Without a prompt: the text alone, whatever the template.
     Raises UserError for `chat` where the tokenizer has no template that takes such a conversation.
+
+    `solved` are questions with their answers that stand before: turns of the same conversation, or
+    in a template texts of their own, each closed by what closes an answer there (a blank line where
+    the tokenizer has no end token).
     """
     if prompt and template == "chat":
-        return _conversation(prompt, answer, tokenizer)
+        return _conversation(prompt, answer, tokenizer, solved)
+    if prompt and solved:
+        turns = [align(*pair, tokenizer, template) for pair in solved]
+        return _after(turns, align(prompt, answer, tokenizer, template), tokenizer)
     before = prompt_text(prompt, tokenizer, template) if prompt else ""
     text = join(before, answer)
     ids, spans = _tokens(text, tokenizer)
@@ -210,6 +270,22 @@ def align(
         start=len(begin) + (_n_up_to(len(before), text, ids, spans, tokenizer) if prompt else 0),
         n_end=len(end),
         answer=len(text) - len(answer),
+    )
+
+
+def _after(
+    turns: Sequence[AlignedText], last: AlignedText, tokenizer: PreTrainedTokenizerBase
+) -> AlignedText:
+    """The text with the ids of others before it; what begins a text stands once."""
+    between = () if last.n_end else _tokens("\n\n", tokenizer)[0]
+    ids = last.ids[: last.n_begin]
+    for text in turns:
+        ids = (*ids, *text.ids[text.n_begin :], *between)
+    return replace(
+        last,
+        ids=(*ids, *last.ids[last.n_begin :]),
+        spans=((0, 0),) * len(ids) + last.spans[last.n_begin :] if last.spans else (),
+        start=len(ids) + last.start - last.n_begin,
     )
 
 
@@ -292,18 +368,25 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset({*tokenizer.all_special_ids, *added} - unknown)
 
 
-def _conversation(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> AlignedText:
-    """The tokenizer's chat template of both turns, up to the token that ends the answer's turn.
+def _conversation(
+    prompt: str,
+    answer: str,
+    tokenizer: PreTrainedTokenizerBase,
+    solved: Sequence[tuple[str, str]],
+) -> AlignedText:
+    """The tokenizer's chat template of all turns, up to the token that ends the answer's turn.
 
     The answer is where the conversation differs from the same one with another answer. White space
     between the opened turn and the answer is written by the model (Llama-2's blank); anything else
     there is given to it (an empty block of thoughts).
     """
-    turns = [_chat_message("user", prompt), _chat_message("assistant", answer)]
-    text = _rendered(tokenizer, turns)
-    other = _rendered(tokenizer, [turns[0], _chat_message("assistant", PLACEHOLDER)])
+    roles = ("user", "assistant")
+    messages = [_chat_message(*part) for pair in solved for part in zip(roles, pair, strict=True)]
+    messages.append(_chat_message("user", prompt))
+    text = _rendered(tokenizer, [*messages, _chat_message("assistant", answer)])
+    other = _rendered(tokenizer, [*messages, _chat_message("assistant", PLACEHOLDER)])
     begin, stop = _n_shared(text, other), len(text) - _n_shared(text[::-1], other[::-1])
-    opened = prompt_text(prompt, tokenizer, "chat")
+    opened = _rendered(tokenizer, messages, opens=True)
     blank = text.startswith(opened) and not text[len(opened) : begin].strip()
     ids, spans = _tokens(text, tokenizer)
     start = _n_up_to(len(opened) if blank else begin, text, ids, spans, tokenizer)

@@ -5,10 +5,13 @@ and metric.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.data.documents import Document
+from rayunlearn.data.key_span import key_span, wrong_key_spans
 from rayunlearn.data.multiple_choice import true_option_index
 from rayunlearn.data.tokenize import Encoded, encode_pair
 from rayunlearn.errors import unknown_name
@@ -35,43 +38,83 @@ def encode_probes(
     max_tokens: int,
     true_letters: Mapping[str, int] | None = None,
     templates: Mapping[str, str] | None = None,
+    n_solved: int = 0,
 ) -> list[Probe]:
     """Encode every probe of every split. The true option is the paraphrase where there is one, so
     that a right answer is not preferred for its wording alone. `true_letters` (doc_id -> place
     among the letters) keeps the order of options that the data came in; elsewhere the document's
     digest places the truth. `templates` (split -> template) are for splits that are not questions:
-    a continuation has `{prompt}` alone."""
+    a continuation has `{prompt}` alone. `n_solved` questions of the split stand before those that
+    are asked after solved ones (0: no such sequences)."""
 
     split_templates = templates or {}
     shared: dict[str, Any] = {"tokenizer": tokenizer, "max_tokens": max_tokens}
-    return [
-        _probe(
-            d,
-            split,
-            partial(encode_pair, d.doc_id, **shared, template=split_templates.get(split, template)),
-            true_letters or {},
-        )
-        for split, documents in probes.items()
-        for d in documents
-    ]
+    encoded: list[Probe] = []
+    for split, documents in probes.items():
+        encode = partial(encode_pair, **shared, template=split_templates.get(split, template))
+        complete = partial(encode_pair, **shared, template="{prompt}")
+        ordered = sorted(documents, key=lambda d: d.doc_id) if n_solved else []
+        encoded += [
+            replace(
+                _probe(d, split, partial(encode, d.doc_id), true_letters or {}),
+                completion=_completion(d, complete),
+                few_shot=_few_shot(d, partial(encode, d.doc_id), ordered, n_solved),
+            )
+            for d in documents
+        ]
+    return encoded
 
 
 def _probe(
-    d: Document, split: str, encoded: Callable[[str, str], Encoded], true_letters: Mapping[str, int]
+    d: Document, split: str, encoded: Callable[..., Encoded], true_letters: Mapping[str, int]
 ) -> Probe:
     """`encoded` makes one sequence of a prompt and an answer."""
+    key = key_span(d)
+    wrong_keys = wrong_key_spans(d, key) if key else (None,) * len(d.wrong)
+    wrong = (
+        encoded(d.prompt, text, key=span) for text, span in zip(d.wrong, wrong_keys, strict=True)
+    )
     return Probe(
         d.doc_id,
         split,
-        encoded(d.prompt, d.answer),
-        (
-            tuple(encoded(d.prompt, option) for option in (d.paraphrase or d.answer, *d.wrong))
-            if d.wrong
-            else ()
-        ),
+        encoded(d.prompt, d.answer, key=key),
+        (encoded(d.prompt, d.paraphrase or d.answer), *wrong) if d.wrong else (),
         encoded(d.prompt_paraphrase, d.answer) if d.prompt and d.prompt_paraphrase else None,
         d,
         true_letters.get(d.doc_id, true_option_index(d.doc_id, 1 + len(d.wrong))),
+    )
+
+
+def _completion(d: Document, encoded: Callable[..., Encoded]) -> Encoded | None:
+    """The key after the document's own text for it, as plain text."""
+    span = key_span(d) if d.completion_prompt else None
+    if span is None:
+        return None
+    key = d.answer[slice(*span)]
+    return encoded(d.doc_id, d.completion_prompt, key, key=(0, len(key)))
+
+
+def _few_shot(
+    d: Document, encoded: Callable[..., Encoded], ordered: Sequence[Document], n_solved: int
+) -> tuple[Encoded, ...]:
+    """The answer and the options after `n_solved` others of the split, () where it has not so many
+    that ask something else."""
+    usable = (other for other in ordered if d.prompt and _asks_something_else(d, other))
+    solved = [(other.prompt, other.answer) for other in islice(usable, n_solved)]
+    if not solved or len(solved) < n_solved:
+        return ()
+    options = (d.paraphrase or d.answer, *d.wrong) if d.wrong else ()
+    return tuple(encoded(d.prompt, text, solved=solved) for text in (d.answer, *options))
+
+
+def _asks_something_else(d: Document, other: Document) -> bool:
+    """Whether the other question, solved, gives nothing of this one away."""
+    return (
+        bool(other.prompt)
+        and other.prompt != d.prompt
+        and other.answer not in (d.answer, d.paraphrase, *d.wrong)
+        and not (d.group and d.group == other.group)
+        and not set(d.facts) & set(other.facts)
     )
 
 

@@ -34,7 +34,10 @@ MetricInputs = dict[str, object]
 
 # what is read off a pass over the answers, and off the one sorted pass over all sequences
 ANSWER_SOURCES = frozenset({"scores", "moments", "base"})
-LIKELIHOOD_SOURCES = ANSWER_SOURCES | {"options", "paraphrases"}
+FEW_SHOT_SOURCES = frozenset({"few-shot answers", "few-shot options"})
+LIKELIHOOD_SOURCES = ANSWER_SOURCES | FEW_SHOT_SOURCES | {"options", "paraphrases", "completions"}
+# what the kind of an option ends with
+NUMBERS = tuple("0123456789")
 LETTER_SOURCES = frozenset({"letters", "written letters", "letter places"})
 
 
@@ -43,8 +46,10 @@ class Probe:
     """One probe as token ids: the answer, and the options with the true one first (empty without
     wrong answers).
 
-    `paraphrased` is the answer after the question in other words. `document` is what letters and
-    texts are made from; `true_letter` is the place of the true option among the letters.
+    `paraphrased` is the answer after the question in other words; `completion` the key after a text
+    without question and template; `few_shot` the answer and then the options after solved
+    questions, () where there are none. `document` is what letters and texts are made from;
+    `true_letter` is the place of the true option among the letters.
     """
 
     doc_id: str
@@ -54,6 +59,8 @@ class Probe:
     paraphrased: Encoded | None = None
     document: Document | None = None
     true_letter: int = 0
+    completion: Encoded | None = None
+    few_shot: tuple[Encoded, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +120,8 @@ def gather_inputs(task: EvaluationTask, sources: frozenset[str]) -> list[MetricI
 
 
 def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[MetricInputs]:
-    """Answers, options and paraphrases, each only where an asked input is read off it; moments and
-    base distances of the answers from the logits of the answers.
+    """Answers, options, paraphrases and what else is scored, each only where an asked input is read
+    off it; moments and base distances of the answers from the same logits.
 
     A batch holds sequences of one split and one kind, so no value depends, not even in its last
     bit, on which other metrics and splits are asked: products round by the shape of their batch.
@@ -127,7 +134,7 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
     sequences = [
         (index, kind, s)
         for index, probe in enumerate(task.probes)
-        for kind, s in asked_sequences(probe, sources)
+        for kind, s in asked_sequences(probe, sources, context_length(task.model.config))
     ]
     inputs: list[MetricInputs] = [{} for _ in task.probes]
     options: list[dict[str, Tensor]] = [{} for _ in task.probes]
@@ -141,16 +148,32 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
             for (index, kind, sequence), own_nll, own_correct, own_logits in zip(
                 chosen, nll, correct, logits.split(sizes), strict=True
             ):
-                if kind == "answer":
-                    inputs[index] |= {
-                        "token_nll": own_nll,
-                        "correct": own_correct,
-                    } | _distribution_inputs(task, sequence, own_logits, sources)
-                elif kind == "paraphrased":
-                    inputs[index]["paraphrase_correct"] = own_correct
-                else:
+                if kind.endswith(NUMBERS):
                     options[index][kind] = own_nll
-    return [answer_inputs | _options(o) for answer_inputs, o in zip(inputs, options, strict=True)]
+                else:
+                    inputs[index] |= _text_inputs(kind, sequence, own_nll, own_correct, own_logits)
+                if kind == "answer":
+                    inputs[index] |= _distribution_inputs(task, sequence, own_logits, sources)
+    return [
+        answer_inputs | _options(probe, o)
+        for probe, answer_inputs, o in zip(task.probes, inputs, options, strict=True)
+    ]
+
+
+def _text_inputs(
+    kind: str, sequence: Encoded, nll: Tensor, correct: Tensor, logits: Tensor
+) -> MetricInputs:
+    """What is read off one sequence that is no option, from its labels' NLL (n,), whether each is
+    the greedy choice (n,), and their logits (n, V).
+    """
+    if kind == "answer":
+        key_inputs = _key_inputs(sequence, nll, logits, "key")
+        return {"token_nll": nll, "correct": correct, **key_inputs}
+    if kind == "paraphrased":
+        return {"paraphrase_correct": correct}
+    if kind == "few-shot":
+        return {"few_shot_nll": nll}
+    return _key_inputs(sequence, nll, logits, "completion")
 
 
 def _batches(
@@ -159,7 +182,8 @@ def _batches(
     """The sequences (place of the probe, kind, sequence) in batches of one split and one kind."""
     groups: dict[tuple[str, str], list[tuple[int, str, Encoded]]] = {}
     for index, kind, sequence in sequences:
-        key = (task.probes[index].split, "option" if kind.isdecimal() else kind)
+        # options are one kind, whatever their number
+        key = (task.probes[index].split, kind.rstrip("".join(NUMBERS)))
         groups.setdefault(key, []).append((index, kind, sequence))
     for group in groups.values():
         for positions in by_length([s for _, _, s in group], tokens_per_pass(task.model)):
@@ -171,15 +195,26 @@ def ends_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInput
     return [{"n_end": probe.answer.n_end} for probe in task.probes]
 
 
-def asked_sequences(probe: Probe, sources: frozenset[str]) -> list[tuple[str, Encoded]]:
+def asked_sequences(
+    probe: Probe, sources: frozenset[str], context: int | None = None
+) -> list[tuple[str, Encoded]]:
     """The sequences of a probe that go through the model for these sources: `answer`,
-    `paraphrased`, and the options by number.
+    `paraphrased`, `completion`, the options by number, and after solved questions `few-shot` and
+    the options; these only where all of them fit into the model's context.
     """
     chosen = [("answer", probe.answer)] if sources & ANSWER_SOURCES else []
     if "paraphrases" in sources and probe.paraphrased is not None:
         chosen.append(("paraphrased", probe.paraphrased))
+    if "completions" in sources and probe.completion is not None:
+        chosen.append(("completion", probe.completion))
     if "options" in sources:
         chosen += [(str(number), option) for number, option in enumerate(probe.options)]
+    if context is not None and any(len(s.ids) > context for s in probe.few_shot):
+        return chosen
+    if "few-shot answers" in sources:
+        chosen += [("few-shot", s) for s in probe.few_shot[:1]]
+    if "few-shot options" in sources:
+        chosen += [(f"few-shot {n}", option) for n, option in enumerate(probe.few_shot[1:])]
     return chosen
 
 
@@ -429,16 +464,37 @@ def _distribution_inputs(
     return inputs
 
 
-def _options(by_number: Mapping[str, Tensor]) -> MetricInputs:
-    ordered = [by_number[str(number)] for number in range(len(by_number))]
-    return (
-        {
-            "option_nll": torch.stack([o.mean() for o in ordered]),
-            "option_nll_sum": torch.stack([o.sum() for o in ordered]),
-        }
-        if ordered
-        else {}
+def _key_inputs(sequence: Encoded, nll: Tensor, logits: Tensor, name: str) -> MetricInputs:
+    """NLL (m,) and ranks (m,) of the tokens of the key, from those of all labels: nll (n,), logits
+    (n, V); nothing without a key.
+    """
+    if sequence.key is None:
+        return {}
+    first, last = sequence.key
+    key_logits = logits[first:last]
+    ids = sequence.ids[sequence.start + first : sequence.start + last]
+    true = key_logits.gather(1, torch.tensor(ids, device=key_logits.device)[:, None])
+    return {f"{name}_nll": nll[first:last], f"{name}_ranks": 1 + (key_logits > true).sum(1).cpu()}
+
+
+def _options(probe: Probe, by_kind: Mapping[str, Tensor]) -> MetricInputs:
+    """What is read off the options, and off the options after solved questions."""
+    plain, few_shot = (
+        [by_kind[kind] for n in range(len(probe.options)) if (kind := f"{before}{n}") in by_kind]
+        for before in ("", "few-shot ")
     )
+    inputs: MetricInputs = {}
+    if plain:
+        inputs["option_nll"] = torch.stack([o.mean() for o in plain])
+        inputs["option_nll_sum"] = torch.stack([o.sum() for o in plain])
+    if few_shot:
+        inputs["few_shot_option_nll"] = torch.stack([o.mean() for o in few_shot])
+    keys = [option.key for option in probe.options[1:]]
+    if plain and keys and None not in keys:
+        inputs["wrong_key_nll"] = torch.stack(
+            [nll[slice(*key)].sum() for nll, key in zip(plain[1:], keys, strict=True) if key]
+        )
+    return inputs
 
 
 def _letter_prompt(

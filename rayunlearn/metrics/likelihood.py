@@ -23,6 +23,13 @@ def probability(token_nll: Tensor) -> float:
     return math.exp(-float(token_nll.mean()))
 
 
+def probability_few_shot(few_shot_nll: Tensor) -> float:
+    """`probability` after solved questions of the same split, as `multiple_choice_few_shot` has
+    them.
+    """
+    return probability(few_shot_nll)
+
+
 def sequence_probability(token_nll: Tensor) -> float:
     """exp(-summed token NLL): the probability of the whole answer, end-of-sequence included. Long
     answers have less of it.

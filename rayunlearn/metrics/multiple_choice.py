@@ -24,7 +24,7 @@ def multiple_choice(option_nll: Tensor) -> float:
     WMDP and MMLU are scored (`letter_choice`). What closes an option counts as in an answer;
     lm-evaluation-harness leaves it out. Chance is 1 / k.
     """
-    return _point(-option_nll, 0)
+    return best_share(-option_nll, 0)
 
 
 def multiple_choice_sum(option_nll_sum: Tensor) -> float:
@@ -32,7 +32,19 @@ def multiple_choice_sum(option_nll_sum: Tensor) -> float:
     point. Favours short options. The question shows no options and each ends, as for
     `multiple_choice`.
     """
-    return _point(-option_nll_sum, 0)
+    return best_share(-option_nll_sum, 0)
+
+
+def multiple_choice_few_shot(few_shot_option_nll: Tensor) -> float:
+    """`multiple_choice` after solved questions of the same split (`measure.shots`, two unless set),
+    each closed as the template closes an answer.
+
+    A pre-trained model that was not fine-tuned on such answers has the form of the options in its
+    way: it expects a sentence and gets a bare word. Solved questions show the form. They are
+    documents of the same split, of another group and with another answer, the first by `doc_id`.
+    Null where there are not enough of them, or where they leave no room in the model's context.
+    """
+    return best_share(-few_shot_option_nll, 0)
 
 
 def letter_choice(letter_logits: Tensor, true_letter: int) -> float:
@@ -42,7 +54,7 @@ def letter_choice(letter_logits: Tensor, true_letter: int) -> float:
     The question shows its options by letter: how WMDP and MMLU are scored. The line before it names
     no subject, which lm-evaluation-harness does.
     """
-    return _point(letter_logits, true_letter)
+    return best_share(letter_logits, true_letter)
 
 
 def letter_written(letter_text: str, true_letter: int) -> float:
@@ -71,6 +83,7 @@ def _is_letter(text: str, n_options: int) -> bool:
     return bool(last) and last in LETTERS[:n_options]
 
 
-def _point(scores: Tensor, true: int) -> float:
+def best_share(scores: Tensor, true: int) -> float:
+    """1 where the score at `true` is the highest of all (k,), else 0; a tie shares the point."""
     best = scores == scores.max()
     return float(best[true]) / float(best.sum())

@@ -6,6 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rayunlearn.metrics.key import (
+    completion_probability,
+    completion_rank,
+    key_multiple_choice,
+    key_probability,
+    key_rank,
+)
 from rayunlearn.metrics.likelihood import (
     base_kl,
     exact_memorization,
@@ -14,6 +21,7 @@ from rayunlearn.metrics.likelihood import (
     option_probability,
     perplexity,
     probability,
+    probability_few_shot,
     sequence_probability,
     truth_ratio,
     truth_ratio_arithmetic,
@@ -34,6 +42,7 @@ from rayunlearn.metrics.multiple_choice import (
     letter_written,
     letter_written_answered,
     multiple_choice,
+    multiple_choice_few_shot,
     multiple_choice_sum,
 )
 from rayunlearn.metrics.text import (
@@ -74,6 +83,28 @@ INPUTS = {
         " paraphrase where there is one)",
     ),
     "option_nll_sum": MetricInput("options", "(k,) float32, nats: summed NLL of the same options"),
+    "key_nll": MetricInput(
+        "scores", "(m,) float32, nats: `token_nll` of the tokens that hold the answer's key"
+    ),
+    "key_ranks": MetricInput(
+        "scores", "(m,) long: 1 + number of tokens with a higher logit, for the same tokens"
+    ),
+    "wrong_key_nll": MetricInput(
+        "options",
+        "(k - 1,) float32, nats: summed NLL of what stands in each wrong answer where the answer"
+        " has its key",
+    ),
+    "completion_nll": MetricInput(
+        "completions", "(m,) float32, nats: NLL of the key's tokens after `completion_prompt`"
+    ),
+    "completion_ranks": MetricInput("completions", "(m,) long: ranks of the same tokens"),
+    "few_shot_nll": MetricInput(
+        "few-shot answers",
+        "(n,) float32, nats: `token_nll` after solved questions of the same split",
+    ),
+    "few_shot_option_nll": MetricInput(
+        "few-shot options", "(k,) float32, nats: `option_nll` after the same questions"
+    ),
     "paraphrase_correct": MetricInput(
         "paraphrases", "(n,) bool: `correct` after the question in other words"
     ),
@@ -250,6 +281,69 @@ METRICS = {
             "higher",
         ),
         Metric(
+            key_probability,
+            "probability of the answer's key after the words before it",
+            "as LAMA 1909.01066 and CounterFact 2202.05262",
+            "fraction",
+            0,
+            1,
+            "higher",
+        ),
+        Metric(
+            key_rank,
+            "rank of the key among all tokens, the worst of its tokens",
+            "LAMA 1909.01066",
+            "1",
+            1,
+            math.inf,
+            "lower",
+        ),
+        Metric(
+            key_multiple_choice,
+            "the key is likelier than what wrong answers have in its place",
+            "ours",
+            "fraction",
+            0,
+            1,
+            "higher",
+        ),
+        Metric(
+            completion_probability,
+            "probability of the key after a text without question and template",
+            "CounterFact 2202.05262",
+            "fraction",
+            0,
+            1,
+            "higher",
+        ),
+        Metric(
+            completion_rank,
+            "rank of the key there",
+            "LAMA 1909.01066",
+            "1",
+            1,
+            math.inf,
+            "lower",
+        ),
+        Metric(
+            probability_few_shot,
+            "probability of the answer after solved questions",
+            "TOFU 2401.06121; Brown et al. 2005.14165",
+            "fraction",
+            0,
+            1,
+            "higher",
+        ),
+        Metric(
+            multiple_choice_few_shot,
+            "true option is the most likely one after solved questions",
+            "Brown et al. 2005.14165",
+            "fraction",
+            0,
+            1,
+            "higher",
+        ),
+        Metric(
             letter_choice,
             "true option's letter has the highest logit",
             "MMLU 2009.03300; WMDP 2403.03218",
@@ -409,7 +503,8 @@ def sources_of(metrics: Iterable[Metric]) -> frozenset[str]:
 
 
 # read off the texts themselves and one forward pass over answers, options, paraphrased questions
-CHEAP_SOURCES = frozenset({"ends", "scores", "options", "paraphrases"})
+# and plain completions
+CHEAP_SOURCES = frozenset({"ends", "scores", "options", "paraphrases", "completions"})
 
 CHEAP = {
     name: row

@@ -13,8 +13,9 @@ from rayunlearn import models as model_code
 from rayunlearn.data.arithmetic import arithmetic_probes
 from rayunlearn.data.documents import Document
 from rayunlearn.errors import require
-from rayunlearn.metrics.evaluate import encode_probes, mean_probability
-from rayunlearn.metrics.forward_passes import Probe
+from rayunlearn.metrics.evaluate import chosen_metrics, encode_probes, mean_probability
+from rayunlearn.metrics.forward_passes import FEW_SHOT_SOURCES, Probe
+from rayunlearn.metrics.table import sources_of
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.storage.code_identity import code_digest
 from rayunlearn.trial.context import TrialContext
@@ -95,7 +96,10 @@ def encoded_probes(context: TrialContext) -> list[Probe]:
     )
     splits |= corpus.probes
     splits |= {"arithmetic": arithmetic_probes(data.arithmetic)} if data.arithmetic else {}
-    key = ("probes", corpus.digest, data.template, data.max_tokens, data.arithmetic)
+    measure = context.trial.measure
+    sources = sources_of(chosen_metrics(measure.metrics).values())
+    n_solved = measure.shots if sources & FEW_SHOT_SOURCES else 0
+    key = ("probes", corpus.digest, data.template, data.max_tokens, data.arithmetic, n_solved)
 
     def make() -> list[Probe]:
         return encode_probes(
@@ -105,6 +109,7 @@ def encoded_probes(context: TrialContext) -> list[Probe]:
             data.max_tokens,
             corpus.true_letters,
             corpus.templates,
+            n_solved,
         )
 
     probes: list[Probe] = cached_in_worker(context.state, key, make)

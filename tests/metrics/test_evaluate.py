@@ -34,6 +34,7 @@ from tests.tiny_models import CONFIGS, tiny_model
 from tests.tokenizer_kinds import CHATS, chat_tokenizer, tokenizer_of
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
+KEY_METRICS = [name for name in METRICS if name.startswith(("key_", "completion_"))]
 DOCUMENTS = [
     Document(
         prompt="Who wrote it?",
@@ -42,7 +43,12 @@ DOCUMENTS = [
         prompt_paraphrase="By whom?",
         wrong=("Bob did", "Cy wrote it", "It was Di"),
     ),
-    Document(prompt="What colour is the very old house?", answer="green", wrong=("red", "blue")),
+    Document(
+        prompt="What colour is the very old house?",
+        answer="green",
+        wrong=("red", "blue"),
+        completion_prompt="the very old house is",
+    ),
     Document(answer="A text without any question that goes on for a while"),
 ]
 
@@ -67,9 +73,8 @@ def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def probes(tokenizer: PreTrainedTokenizerBase) -> list[Probe]:
-    return encode_probes(
-        {"forget": DOCUMENTS[:2], "retain": DOCUMENTS[2:]}, tokenizer, TEMPLATE, 64
-    )
+    splits = {"forget": DOCUMENTS[:2], "retain": DOCUMENTS[2:]}
+    return encode_probes(splits, tokenizer, TEMPLATE, 64, n_solved=1)
 
 
 def log_probs(model: PreTrainedModel, sequence: Encoded) -> torch.Tensor:
@@ -310,7 +315,9 @@ def test_every_architecture_gives_the_default_metrics(family: str) -> None:
     sequences = (Encoded("x", (1, 5, 6, 7, 2), 3), Encoded("x", (1, 5, 6, 9, 10, 2), 3))
     rows = evaluate_probes(tiny_model(family), [Probe("x", "forget", sequences[0], sequences)])
     values = {str(row["metric"]): row["value"] for row in rows}
-    assert values.pop("extraction_strength_paraphrase") is None
+    # nothing else is there: no second wording, no key, no text to complete
+    for name in ("extraction_strength_paraphrase", *KEY_METRICS):
+        assert values.pop(name) is None
     assert all(isinstance(value, float) for value in values.values())
 
 
@@ -437,7 +444,8 @@ def test_a_question_of_one_token_is_a_question_also_without_bos() -> None:
     assert len(prompt_and_answer(text)[0]) == len(text.answer.ids) // 2 > 1
 
 
-# sequences of DOCUMENTS: three answers, one second wording of a question, four and three options
+# sequences of DOCUMENTS: three answers, one second wording of a question, four and three options,
+# one plain completion
 @pytest.mark.parametrize(
     ("metrics", "n_sequences"),
     [
@@ -447,8 +455,12 @@ def test_a_question_of_one_token_is_a_question_also_without_bos() -> None:
         ("truth_ratio", 7),
         ("probability,multiple_choice", 10),
         ("letter_choice", 2),
-        ("cheap", 11),
-        ("cheap,letter_choice", 13),
+        ("key_rank,key_probability", 3),
+        ("completion_rank,completion_probability", 1),
+        ("probability_few_shot", 2),
+        ("multiple_choice_few_shot", 7),
+        ("cheap", 12),
+        ("cheap,letter_choice", 14),
     ],
 )
 def test_only_the_sequences_that_the_asked_metrics_read_go_through_the_model(
@@ -485,4 +497,4 @@ def test_a_metric_of_a_split_does_not_depend_on_what_else_is_asked(
             ([p for p in probes if p.split == "forget"], {name: CURVE_METRICS[name]}),
         )
     )
-    assert alone == whole and len(alone) == 2 and alone[0] is not None
+    assert alone == whole and len(alone) == 2 and alone != [None, None]
