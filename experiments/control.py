@@ -142,6 +142,8 @@ PRESETS = {
             utility="extraction_strength",
             utility_split="retain",
             stage="calibrated",
+            # as the paper chose: the less is left the better
+            target="none",
         ),
     }
 }

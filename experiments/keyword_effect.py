@@ -69,6 +69,8 @@ PRESETS = {
             utility="letter_choice",
             utility_split="retain",
             utility_floor=0.9,
+            # as the paper chose: the less is left the better
+            target="none",
         ),
     }
 }

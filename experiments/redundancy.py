@@ -116,6 +116,8 @@ PRESETS = {
             utility="probability",
             utility_split="retain",
             utility_floor=0.8,
+            # as the paper chose: the less is left the better
+            target="none",
         ),
     }
 }

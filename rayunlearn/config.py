@@ -41,6 +41,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 # what a trial ends with; `schema.STAGES` are those at which something is measured
 TRIAL_STAGES = ("unlearned", "base", "gold")
 OBJECTIVE_STAGES = ("unlearned", "calibrated")
+# what the forgetting metric should come to
+TARGETS = ("gold", "chance", "none")
 # select.ratio of the full forget set
 FULL_RATIO = 1.0
 # settings that are repeated over, never compared
@@ -555,17 +557,20 @@ class Trial:
 class Objective:
     """What the tuning minimises and maximises, and from which utility on a trial is feasible.
 
-    Raises UserError for an unknown `stage`, and for a floor outside [0, 1].
+    Raises UserError for an unknown `stage` or `target`, and for a floor outside [0, 1].
 
     Args:
-        forgetting: metric on split `forget`, minimised (maximised where more of it is less
-            knowledge).
+        forgetting: metric on split `forget`; more of it is more knowledge.
         utility: metric on `utility_split`, maximised.
         utility_split: the split of `utility`.
         utility_floor: share of the base model's utility that a feasible trial keeps, in [0, 1].
         stage: the model that is measured: `unlearned`, or `calibrated`, the unlearned model
             interpolated towards base to calibrate.tau x base's retention (0.95 where the
             experiment says nothing).
+        target: what the forgetting metric should come to, and its distance from that is minimised:
+            `gold`, the model that never saw the forget set, or chance where there is no gold;
+            `chance`, what a model that cannot know would score; `none`, nothing: the less is left
+            the better.
 
     Example:
         >>> Objective(utility_split="untouched").utility_floor
@@ -577,15 +582,35 @@ class Objective:
     utility_split: str = "retain"
     utility_floor: float = 0.9
     stage: str = "unlearned"
+    target: str = "gold"
 
     def __post_init__(self) -> None:
         if self.stage not in OBJECTIVE_STAGES:
             raise unknown_name("objective.stage", self.stage, OBJECTIVE_STAGES)
+        if self.target not in TARGETS:
+            raise unknown_name("objective.target", self.target, TARGETS)
         require(
             0 <= self.utility_floor <= 1,
             "objective.utility_floor must be in [0, 1]",
             self.utility_floor,
         )
+
+
+def recorded_objective(recorded: Mapping[str, Any]) -> Objective:
+    """The objective that experiment.json holds. A run from before there was a target had none.
+
+    Args:
+        recorded: `objective` of experiment.json; what is no field of it is left out.
+
+    Returns:
+        The objective, defaults where nothing is said.
+
+    Example:
+        >>> recorded_objective({"utility_floor": 0.8}).target
+        'none'
+    """
+    known = {name: recorded[name] for name in Objective.__dataclass_fields__ if name in recorded}
+    return Objective(**{"target": "none", **known})
 
 
 SECTIONS = tuple(f.name for f in fields(Trial) if f.name not in ("stage", "options"))

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from pathlib import Path
 from rayunlearn.config import Trial, Value, digest, flatten
 from rayunlearn.planning.backend import OnPrepared, TrialBackend
 from rayunlearn.planning.gpu_memory import GpuMemory
+from rayunlearn.planning.outcomes import DocumentValues, TrialResult
 from rayunlearn.storage.run import write_trial
 from rayunlearn.trial.time_limit import TrialTimeoutError, time_limit
 
@@ -58,6 +60,7 @@ class FakeMetric:
     low: float = 0.0
     high: float = 1.0
     direction: str = "higher"
+    chance: str = ""
 
 
 def check(trial: Trial) -> Trial:
@@ -139,7 +142,12 @@ def run(
         "seconds": time.monotonic() - begin,
         "corpus_digest": space.corpus.digest,
     }
-    tables = {"trials": [row], "evals": [] if status in ("failed", "timed_out") else evals(trial)}
+    is_measured = status not in ("failed", "timed_out")
+    tables = {
+        "trials": [row],
+        "evals": evals(trial) if is_measured else [],
+        "examples": examples(trial) if is_measured else [],
+    }
     write_trial(run_dir, identity, tables, flatten(trial))
     if trial.train.batch_size == 7 and starts == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -195,13 +203,29 @@ def gpu_bytes() -> int:
     return 8 * 2**30
 
 
+def result_of(trial: Trial) -> TrialResult:
+    """What the plan is told of a trial that is measured."""
+    forget, retain = (float(str(row["value"])) for row in evals(trial))
+    documents = DocumentValues(("d",), array("d", [forget]))
+    return TrialResult("complete", forget, retain, documents=documents)
+
+
+def examples(trial: Trial) -> list[dict[str, object]]:
+    """One forget document, with the value of the corpus."""
+    row = evals(trial)[0]
+    names = ("stage", "attack", "split", "metric", "value")
+    return [{"doc_id": "d", **{name: row[name] for name in names}}]
+
+
 def evals(trial: Trial) -> list[dict[str, object]]:
-    """Forgetting falls with the learning rate, utility breaks down above 1e-3."""
+    """Forgetting falls with the learning rate, utility breaks down above 1e-3; gold knows
+    nothing.
+    """
     rate = trial.train.learning_rate
     forget, retain = (
         (1 / (1 + 1e4 * rate), 0.95 if rate < 1e-3 else 0.5)
         if trial.stage == "unlearned"
-        else (0.99, 1.0)
+        else (0.0 if trial.stage == "gold" else 0.99, 1.0)
     )
     forget = float("nan") if trial.train.batch_size == 6 and trial.stage == "unlearned" else forget
     fixed = {"stage": trial.stage, "attack": "none", "step": 1, "metric": "probability", "n": 1}

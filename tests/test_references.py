@@ -7,12 +7,13 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from rayunlearn.config import field_names
+from rayunlearn.config import Objective, field_names
 from rayunlearn.registry import option_names
 
 ROOT = Path(__file__).parents[1]
@@ -98,8 +99,14 @@ def defined_names() -> dict[str, set[str]]:
 
 @cache
 def setting_names() -> set[str]:
-    """Settings and hyperparameters, which read like `module.name`."""
-    return {*field_names(), *option_names()}
+    """Settings, of trials and of the objective, and hyperparameters, which read like
+    `module.name`.
+    """
+    return {
+        *field_names(),
+        *option_names(),
+        *(f"objective.{part.name}" for part in fields(Objective)),
+    }
 
 
 def wrong_references(text: str, files: set[str], defined: dict[str, set[str]]) -> set[str]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from rayunlearn.analysis.intervals import Numbers
 from rayunlearn.analysis.two_way import Groups, group_codes
-from rayunlearn.config import FULL_RATIO, SEED_SETTINGS, Objective
+from rayunlearn.config import FULL_RATIO, SEED_SETTINGS, Objective, recorded_objective
 from rayunlearn.storage.run import Run
 
 # settings of where a cell is, not of what is done there
@@ -41,10 +41,7 @@ def objective_of(experiment: Mapping[str, Any]) -> Objective:
         >>> objective_of(run.experiment).utility_floor
         0.9
     """
-    settings = experiment.get("objective") or {}
-    return Objective(
-        **{name: settings[name] for name in Objective.__dataclass_fields__ if name in settings}
-    )
+    return recorded_objective(experiment.get("objective") or {})
 
 
 def lower_is_forgotten(experiment: Mapping[str, Any]) -> bool:

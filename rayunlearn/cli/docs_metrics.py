@@ -19,6 +19,8 @@ together.
 A metric has one value per document (table `examples`); means are taken in polars and nowhere else.
 "more knowledge" says which way a model that knows more goes: for the forget set that is the wrong
 way. A value is null where a document does not allow it (no wrong options, no second wording).
+"chance" names the metric whose value on base is what a model that cannot know would score; where
+there is no gold model, that is what forgetting aims at (search.md, `objective.target`).
 
 Every trial measures those marked *; all of them come from one forward pass over answers, options
 and paraphrased questions, of which only those go through the model that the asked metrics read.
@@ -49,8 +51,8 @@ in the same batches; `ends` is read off the texts. What no asked metric reads is
 def metrics_page() -> str:
     """The page as Markdown."""
     table = (
-        "| metric | meaning | unit | range | more knowledge | asks for | source"
-        " |\n|---|---|---|---|---|---|---|\n"
+        "| metric | meaning | unit | range | more knowledge | chance | asks for | source"
+        " |\n|---|---|---|---|---|---|---|---|\n"
     )
     rows = "".join(_document_line(name, row) for name, row in METRICS.items())
     corpus = "".join(
@@ -80,6 +82,7 @@ def _document_line(name: str, row: Metric) -> str:
     return table_line(
         f"`{name}`{star}",
         *_scale(row),
+        f"`{row.chance}`" if row.chance else "",
         ", ".join(f"`{i}`" for i in row.inputs),
         row.source,
     )

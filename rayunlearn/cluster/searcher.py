@@ -156,8 +156,8 @@ class LedgerSearch(Searcher):
         return retry_transient(f"see trial {planned.trial_id} of {self.run}", read_result)
 
     def _may_change_the_plan(self, trial_id: str) -> bool:
-        """Whether this was the last of its batch of tuning trials, or measured a base that tuning
-        waits for; nothing else does.
+        """Whether this was the last of its batch of tuning trials, or measured a base or gold that
+        tuning waits for; nothing else does.
         """
         last = False
         for ids in self.open.values():
@@ -173,7 +173,7 @@ class LedgerSearch(Searcher):
         self.ready = {row.trial_id: row for row in agenda.ready if row.trial_id not in running}
         self.open = {}
         for row in agenda.rows if agenda.waiting else ():
-            if row.role in ("tuning", "base") and row.trial_id not in self.results:
+            if row.role in ("tuning", "base", "gold") and row.trial_id not in self.results:
                 batch = (row.study, "") if row.role == "tuning" else ("", row.trial_id)
                 self.open.setdefault(batch, set()).add(row.trial_id)
         return agenda

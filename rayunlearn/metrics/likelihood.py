@@ -83,6 +83,17 @@ def extraction_strength_paraphrase(paraphrase_correct: Tensor, n_end: int = 1) -
     return extraction_strength(paraphrase_correct, n_end)
 
 
+def wrong_option_probability(option_nll: Tensor) -> float:
+    """Mean over the wrong options of exp(-mean token NLL): what `probability` is of an answer that
+    is of the right kind and not true. Null without wrong options.
+
+    A model that cannot know gives the true answer what it gives another of its kind, so base's
+    value is the chance level of `probability` where there is no gold. Base, sure of the truth,
+    leaves less for the others than such a model would: the level is rather too low. Ours.
+    """
+    return float((-option_nll[1:].double()).exp().mean())
+
+
 def truth_ratio(option_nll: Tensor) -> float:
     """R = geometric mean of the wrong options' mean-token probabilities / that of the true one:
     exp(nll_true - mean nll_wrong).

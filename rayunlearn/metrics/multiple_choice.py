@@ -78,6 +78,13 @@ def letter_answered(letter_text: str, n_options: int) -> float:
     return float(_is_letter(letter_text, n_options))
 
 
+def option_chance(option_nll: Tensor) -> float:
+    """1 / k of k options: the chance level of an option or letter that is chosen, and of the true
+    option's share.
+    """
+    return 1 / len(option_nll)
+
+
 def _is_letter(text: str, n_options: int) -> bool:
     last = text.strip()[-1:].upper()
     return bool(last) and last in LETTERS[:n_options]

@@ -27,6 +27,7 @@ from rayunlearn.metrics.likelihood import (
     truth_ratio_arithmetic,
     truth_ratio_even,
     truth_ratio_right,
+    wrong_option_probability,
 )
 from rayunlearn.metrics.membership import (
     gradient_norm_score,
@@ -44,6 +45,7 @@ from rayunlearn.metrics.multiple_choice import (
     multiple_choice,
     multiple_choice_few_shot,
     multiple_choice_sum,
+    option_chance,
 )
 from rayunlearn.metrics.text import (
     knowledge_memorization,
@@ -150,13 +152,15 @@ INPUTS = {
 @dataclass(frozen=True)
 class Metric(FamilyRow[float | None]):
     """A row of the family: function, unit, range and which way is more knowledge ('' where neither
-    is).
+    is). `chance`: the metric whose value on base is, document by document, what a model that cannot
+    know would score; '' where that is not known.
     """
 
     unit: str
     low: float
     high: float
     direction: str
+    chance: str = ""
 
 
 METRICS = {
@@ -170,6 +174,7 @@ METRICS = {
             0,
             1,
             "higher",
+            "wrong_option_probability",
         ),
         Metric(
             multiple_choice,
@@ -179,6 +184,7 @@ METRICS = {
             0,
             1,
             "higher",
+            "option_chance",
         ),
         Metric(
             exact_memorization,
@@ -216,6 +222,7 @@ METRICS = {
             0,
             1,
             "higher",
+            "option_chance",
         ),
         Metric(
             extraction_strength_paraphrase,
@@ -225,6 +232,24 @@ METRICS = {
             0,
             1,
             "higher",
+        ),
+        Metric(
+            wrong_option_probability,
+            "probability of a wrong option, mean over them: chance level of `probability`",
+            "ours",
+            "fraction",
+            0,
+            1,
+            "",
+        ),
+        Metric(
+            option_chance,
+            "1 / number of options: chance level of a choice among them",
+            "standard",
+            "fraction",
+            0,
+            1,
+            "",
         ),
         Metric(
             truth_ratio,
@@ -279,6 +304,7 @@ METRICS = {
             0,
             1,
             "higher",
+            "option_chance",
         ),
         Metric(
             key_probability,
@@ -351,6 +377,7 @@ METRICS = {
             0,
             1,
             "higher",
+            "option_chance",
         ),
         Metric(
             letter_written,
@@ -360,6 +387,7 @@ METRICS = {
             0,
             1,
             "higher",
+            "option_chance",
         ),
         Metric(
             letter_written_answered,
@@ -369,6 +397,7 @@ METRICS = {
             0,
             1,
             "higher",
+            "option_chance",
         ),
         Metric(
             letter_answered,
@@ -505,6 +534,9 @@ def sources_of(metrics: Iterable[Metric]) -> frozenset[str]:
 # read off the texts themselves and one forward pass over answers, options, paraphrased questions
 # and plain completions
 CHEAP_SOURCES = frozenset({"ends", "scores", "options", "paraphrases", "completions"})
+
+# metrics that say what chance is; of an unlearned model they say nothing
+CHANCE_LEVELS = frozenset(row.chance for row in METRICS.values() if row.chance)
 
 CHEAP = {
     name: row

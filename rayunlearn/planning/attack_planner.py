@@ -18,7 +18,7 @@ from rayunlearn.analysis.run_frames import trial_table
 from rayunlearn.attacks.panels import Panel, PanelEntry, attack_setting
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.canonical import CheckTrial, canonical_trial, has_gold
-from rayunlearn.config import Attack, Objective, Trial, Value, with_values
+from rayunlearn.config import Attack, Trial, Value, recorded_objective, with_values
 from rayunlearn.errors import require
 from rayunlearn.experiment import DEFAULT_ATTACKS, Budget, Domain, Experiment, Range
 from rayunlearn.metrics.table import CURVE_METRICS
@@ -416,7 +416,7 @@ def attack_experiment(run: Run, trial: Trial) -> Experiment:
         grids=((),),
         search={},
         budget=Budget(tuning="none"),
-        objective=Objective(**settings["objective"]),
+        objective=recorded_objective(settings["objective"]),
         version=str(settings["version"]),
     )
 

@@ -7,7 +7,6 @@ cells be tuned first.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -33,7 +32,7 @@ from rayunlearn.config import (
 )
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Domain, Experiment, Grid, Winner, axis_names
-from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.planning.outcomes import StudyGoal, TrialResult, study_goal
 from rayunlearn.planning.study import (
     Sampler,
     StudyTrial,
@@ -200,71 +199,79 @@ class Planner:
             source = group_winner(experiment, group)
             rows = self.final(group, source.values, "from", tuned_from=source.words)
             return Agenda(rows=rows, ready=(), waiting=0)
-        space = search_space(experiment, base)
-        if experiment.budget.tuning == "none" or not space:
+        if experiment.budget.tuning == "none" or not search_space(experiment, base):
             rows = self.final(group, {}, "none")
             return Agenda(rows=rows, ready=(), waiting=0)
-        base_id = self.stage(base, "base").trial_id
-        floor = (
-            experiment.objective.utility_floor * results[base_id].utility
-            if base_id in results
-            else math.nan
-        )
-        study, finished = self.study(group, base, results, floor=floor)
-        n_trials = len(self.listed_settings(group, base)) or experiment.budget.trials
+        return self.tuned_agenda(group, base, results)
+
+    def tuned_agenda(
+        self, group: GridGroup, base: Trial, results: Mapping[str, TrialResult]
+    ) -> Agenda:
+        """A group that has a study; until a trial has won its grid is expected, with a stand-in."""
+        objective, budget = self.experiment.objective, self.experiment.budget
+        goal = self.goal(base, results)
+        study, finished = self.study(group, base, results, goal)
+        n_trials = len(self.listed_settings(group, base)) or budget.trials
         studies = {group.key: n_trials}
-        n_left = n_trials - len(study)
-        is_complete = n_left == 0 and len(finished) == len(study) and math.isfinite(floor)
+        notes = _cut_short(group, n_trials, budget)
+        is_complete = len(study) == len(finished) == n_trials and goal.is_known
         winner = best_trial(finished) if is_complete else None
         if winner is None:
             # a drawn one: two groups may share BASE's own values, but hardly their winners
             index = min(len(self.enqueued(group, base)), len(study) - 1)
-            stand_in = {name: flatten(study[index].trial)[name] for name in space}
-            notes = (
-                *_cut_short(group, n_trials, experiment.budget),
-                *_blocked(group, base_id in results and not math.isfinite(floor), is_complete),
-            )
+            settings = flatten(study[index].trial)
+            stand_in = {name: settings[name] for name in search_space(self.experiment, base)}
             return Agenda(
                 rows=study,
                 ready=(),
-                waiting=n_left,
-                expected=self.final(group, stand_in, experiment.budget.tuning),
-                notes=notes,
+                waiting=n_trials - len(study),
+                expected=self.final(group, stand_in, budget.tuning),
+                notes=(*notes, *_blocked(group, goal, is_complete)),
                 studies=studies,
             )
-        rows = (*study, *self.final(group, winner.values, experiment.budget.tuning))
         notes = (
-            *_cut_short(group, n_trials, experiment.budget),
-            *_infeasible(group, winner, experiment.objective),
+            *notes,
+            *_without_target(group, goal, objective),
+            *_infeasible(group, winner, objective),
         )
+        rows = (*study, *self.final(group, winner.values, budget.tuning))
         return Agenda(rows=rows, ready=(), waiting=0, notes=notes, studies=studies)
 
+    def goal(self, base: Trial, results: Mapping[str, TrialResult]) -> StudyGoal:
+        """What the study of `base` aims at, as far as base and gold say it by now."""
+        with_gold = has_gold(base)
+        return study_goal(
+            self.experiment.objective,
+            base=results.get(self.stage(base, "base").trial_id),
+            gold=results.get(self.stage(base, "gold").trial_id) if with_gold else None,
+            with_gold=with_gold,
+        )
+
     def study(
-        self, group: GridGroup, base: Trial, results: Mapping[str, TrialResult], *, floor: float
+        self,
+        group: GridGroup,
+        base: Trial,
+        results: Mapping[str, TrialResult],
+        goal: StudyGoal,
     ) -> tuple[tuple[PlannedTrial, ...], tuple[StudyTrial, ...]]:
         """The study's trials that can be known now, and those of them that have ended, both in
         study order.
 
-        A batch is asked for when every trial before it has ended and base's utility is known.
+        A batch is asked for when every trial before it has ended and the goal is known.
         """
         rows: list[PlannedTrial] = []
         finished: list[StudyTrial] = []
         budget = self.experiment.budget
         n_trials = len(self.listed_settings(group, base)) or budget.trials
-        while (
-            len(rows) < n_trials
-            and len(finished) == len(rows)
-            and (not rows or math.isfinite(floor))
-        ):
+        while len(rows) < n_trials and len(finished) == len(rows) and (not rows or goal.is_known):
             suggested = self.suggestions(
                 group, base, tuple(finished), min(budget.batch, n_trials - len(rows))
             )
             for values in suggested:
                 rows.append(self.study_row(group, base, values, len(rows)))
                 if rows[-1].trial_id in results:
-                    finished.append(
-                        _finished(values, results[rows[-1].trial_id], floor, rows[-1].trial_id)
-                    )
+                    result = results[rows[-1].trial_id]
+                    finished.append(study_trial(values, result, goal, trial_id=rows[-1].trial_id))
         return tuple(rows), tuple(finished)
 
     def study_row(
@@ -532,15 +539,16 @@ def _splits(name: str, tuning: str) -> bool:
     return name not in SEED_SETTINGS and (tuning == "per_cell" or not name.startswith("select."))
 
 
-def _finished(
-    values: Mapping[str, Value], result: TrialResult, floor: float, trial_id: str
+def study_trial(
+    values: Mapping[str, Value], result: TrialResult, goal: StudyGoal, *, trial_id: str
 ) -> StudyTrial:
+    """A trial as its study knows it."""
     return StudyTrial(
         values=values,
         status=result.status,
-        forgetting=result.forgetting,
+        forgetting=goal.objective(result),
         utility=result.utility,
-        violation=floor - result.utility,
+        violation=goal.floor - result.utility,
         trial_id=trial_id,
     )
 
@@ -554,18 +562,31 @@ def _cut_short(group: GridGroup, n_trials: int, budget: Budget) -> tuple[str, ..
     )
 
 
-def _blocked(group: GridGroup, base_unmeasured: bool, is_complete: bool) -> tuple[str, ...]:
-    if base_unmeasured:
+def _blocked(group: GridGroup, goal: StudyGoal, is_complete: bool) -> tuple[str, ...]:
+    missing = {"base": "no utility floor is known", "gold": "nothing is known to aim at"}
+    if goal.unmeasured:
         return (
-            (
-                f"{study_name(group)}: base could not be measured, so no utility floor is known and"
-                " its grid is not run"
-            ),
+            f"{study_name(group)}: {goal.unmeasured} could not be measured, so"
+            f" {missing[goal.unmeasured]} and its grid is not run",
         )
     return (
         (f"{study_name(group)}: no tuning trial was measured to its end, so its grid is not run",)
         if is_complete
         else ()
+    )
+
+
+def _without_target(group: GridGroup, goal: StudyGoal, objective: Objective) -> tuple[str, ...]:
+    """What forgetting aims at, where it is not what the objective names."""
+    if goal.target is None or goal.target.kind == objective.target:
+        return ()
+    if goal.target.kind == "chance":
+        words = f"there is no gold model, so {objective.forgetting} was to come to chance"
+        return (f"{study_name(group)}: {words}",)
+    return (
+        f"{study_name(group)}: there is no gold model to aim at and no chance level of"
+        f" {objective.forgetting} was measured, so the trial that forgets most was chosen"
+        " (objective.target=none)",
     )
 
 

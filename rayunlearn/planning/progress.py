@@ -15,8 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rayunlearn.canonical import has_gold
 from rayunlearn.config import Objective
-from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.planning.outcomes import TrialResult, study_goal
 from rayunlearn.planning.planner import Agenda, PlannedTrial
 
 PLAIN_EVERY_SECONDS = 10.0
@@ -25,9 +26,9 @@ LIVE_EVERY_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The sweep at one moment. `best` is the lowest forgetting at or above the utility floor, NaN
-    until there is one; of a panel of attacks (`attacking`) the highest that one left on the model
-    under attack.
+    """The sweep at one moment. `best` is the smallest distance to the target (the lowest forgetting
+    where there is none, `aim` says which) at or above the utility floor, NaN until there is one; of
+    a panel of attacks (`attacking`) the highest forgetting that one left on the model under attack.
 
     `running` says the running trials in words, `handed_out` by id; `n_ready` could run as soon as a
     worker is free, `n_left` of them in this Tune run; `slots` trials have room at once; `seconds`
@@ -45,6 +46,7 @@ class Snapshot:
     n_left: int = 1
     slots: int = 1
     best: float = math.nan
+    aim: str = "none"
     seconds: tuple[float, ...] = ()
     objective: Objective = field(default_factory=Objective)
     fatal: str = ""
@@ -94,11 +96,17 @@ def snapshot(
         if trial_id in results
     ]
     attacking = any(row.trial.attack.name != "none" for row in agenda.rows)
+    best, aim = (
+        (highest_index(agenda, results), "none")
+        if attacking
+        else best_of(agenda, results, objective)
+    )
     return Snapshot(
         done=len(finished),
         total=agenda.total,
         failed=sum(result.status == "failed" for result in finished),
-        best=highest_index(agenda, results) if attacking else best_of(agenda, results, objective),
+        best=best,
+        aim=aim,
         seconds=seconds,
         objective=objective,
         attacking=attacking,
@@ -115,28 +123,33 @@ def trial_label(planned: PlannedTrial) -> str:
     return f"{planned.role} {trial.method.forget} {trial.select.name} {trial.select.ratio:g}"
 
 
-def best_of(agenda: Agenda, results: Mapping[str, TrialResult], objective: Objective) -> float:
-    """Lowest forgetting of a complete unlearned trial whose utility is at least the floor's share
-    of base's.
+def best_of(
+    agenda: Agenda, results: Mapping[str, TrialResult], objective: Objective
+) -> tuple[float, str]:
+    """(Smallest distance to its target of a complete unlearned trial whose utility is at least the
+    floor's share of base's, the target's kind).
     """
     rows = {
         row.trial_id: row
         for row in agenda.rows
         if row.trial_id in results and results[row.trial_id].status == "complete"
     }
-    base = {
-        pair_label(row): results[row.trial_id].utility
-        for row in rows.values()
-        if row.role == "base"
-    }
-    good = [
-        results[row.trial_id].forgetting
-        for row in rows.values()
-        if row.role in ("tuning", "grid")
-        and results[row.trial_id].utility
-        >= objective.utility_floor * base.get(pair_label(row), math.nan)
-    ]
-    return min((value for value in good if math.isfinite(value)), default=math.nan)
+    base, gold = (
+        {pair_label(row): results[row.trial_id] for row in rows.values() if row.role == role}
+        for role in ("base", "gold")
+    )
+    good = []
+    for row in rows.values():
+        pair, result = pair_label(row), results[row.trial_id]
+        if row.role not in ("tuning", "grid") or pair not in base:
+            continue
+        goal = study_goal(
+            objective, base=base[pair], gold=gold.get(pair), with_gold=has_gold(row.trial)
+        )
+        if goal.target and result.utility >= goal.floor:
+            good.append((goal.objective(result), goal.target.kind))
+    measured = [entry for entry in good if math.isfinite(entry[0])]
+    return min(measured, default=(math.nan, "none"))
 
 
 def highest_index(agenda: Agenda, results: Mapping[str, TrialResult]) -> float:
@@ -216,8 +229,9 @@ def format_best(view: Snapshot) -> str:
         f"{view.objective.utility} on {view.objective.utility_split} >="
         f" {view.objective.utility_floor:g} x base"
     )
+    away = "" if view.aim == "none" else f" away from {view.aim}"
     return (
-        f"best so far {view.objective.forgetting} {view.best:.3f} at {rule}"
+        f"best so far {view.objective.forgetting} {view.best:.3f}{away} at {rule}"
         if math.isfinite(view.best)
         else f"no trial with {rule} yet"
     )

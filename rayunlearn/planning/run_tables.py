@@ -80,6 +80,7 @@ def _described(name: str, metric: Any) -> dict[str, Any]:
         "unit": metric.unit,
         "direction": metric.direction,
         "meaning": metric.title,
+        "chance": metric.chance,
         **bounds,
     }
 

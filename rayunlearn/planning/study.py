@@ -40,8 +40,9 @@ class Sampler:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTrial:
-    """One ended trial of a study. `violation` = floor x base utility - utility: feasible at 0 or
-    less.
+    """One ended trial of a study. `forgetting` is what is minimised: the distance of the forgetting
+    metric from its target, or the metric itself (`objective.target`). `violation` = floor x base
+    utility - utility: feasible at 0 or less.
 
     `forgetting`, `utility` and `violation` are NaN where the trial was not measured.
     """
@@ -115,7 +116,8 @@ def combinations(space: Mapping[str, Domain]) -> list[dict[str, Value]]:
 
 
 def best_trial(finished: Sequence[StudyTrial]) -> StudyTrial | None:
-    """The feasible trial that forgets most (lowest forgetting; the earlier one of two equals).
+    """The feasible trial that is nearest to the target (lowest `forgetting`; the earlier one of two
+    equals).
 
     Where none is feasible, the measured trial with the highest utility; None where none was
     measured.

@@ -1,15 +1,16 @@
 """The Optuna studies of a finished run, as Optuna storage."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.config import Value
+from rayunlearn.config import Value, recorded_objective
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.experiment import Choice, Domain, Range
+from rayunlearn.planning.outcomes import TrialResult, study_goal
+from rayunlearn.planning.planner import study_trial
 from rayunlearn.planning.study import StudyTrial, study_from
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _recorded(
     name: str,
     plan: "pl.DataFrame",
     trials: Mapping[str, Mapping[str, Any]],
-    results: Mapping[str, Any],
+    results: Mapping[str, TrialResult],
     settings: Mapping[str, Any],
 ) -> RecordedStudy:
     import polars as pl
@@ -86,11 +87,14 @@ def _recorded(
         for key, content in settings["search"].items()
         if any(row.get(key) is not None for row in rows)
     }
-    floor = settings["objective"]["utility_floor"]
-    finished = [
-        _finished(row, space, results, floor * _base_utility(plan, trials, row, results))
-        for row in rows
-    ]
+    objective = study_objective(settings)
+    finished = []
+    for row in rows:
+        base, gold = (_stage_result(role, plan, trials, row, results) for role in ("base", "gold"))
+        with_gold = bool(row["model.teach"] or row["model.gold"])
+        goal = study_goal(objective, base=base, gold=gold, with_gold=with_gold)
+        values, trial_id = {name: row[name] for name in space}, row["trial_id"]
+        finished.append(study_trial(values, results[trial_id], goal, trial_id=trial_id))
     # its grid is planned when its winner is known
     grid = plan.filter(pl.col("group") == group, pl.col("role") == "grid")
     return RecordedStudy(
@@ -131,9 +135,7 @@ def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:
 
 def study_objective(settings: Mapping[str, Any]) -> Any:
     """The objective that experiment.json holds."""
-    from rayunlearn.config import Objective
-
-    return Objective(**settings["objective"])
+    return recorded_objective(settings["objective"])
 
 
 def study_domain(name: str, content: Mapping[str, Any]) -> Domain:
@@ -152,33 +154,20 @@ def _names(plan: "pl.DataFrame") -> tuple[str, ...]:
     return tuple(sorted(set(plan["study"].to_list()) - {""}))
 
 
-def _finished(
-    row: Mapping[str, Any], space: Mapping[str, Domain], results: Mapping[str, Any], floor: float
-) -> StudyTrial:
-    result = results[row["trial_id"]]
-    return StudyTrial(
-        values={name: row[name] for name in space},
-        status=result.status,
-        forgetting=result.forgetting,
-        utility=result.utility,
-        violation=floor - result.utility,
-        trial_id=row["trial_id"],
-    )
-
-
-def _base_utility(
+def _stage_result(
+    role: str,
     plan: "pl.DataFrame",
     trials: Mapping[str, Mapping[str, Any]],
     row: Mapping[str, Any],
-    results: Mapping[str, Any],
-) -> float:
-    """Utility of the base trial that shares the row's data and model;
-    NaN where it has not ended.
+    results: Mapping[str, TrialResult],
+) -> TrialResult | None:
+    """The result of the base or gold trial that shares the row's data and model; None where it has
+    not ended.
     """
     import polars as pl
 
     same = [key for key in row if key.startswith(("data.", "model."))]
-    for trial_id in plan.filter(pl.col("role") == "base")["trial_id"]:
+    for trial_id in plan.filter(pl.col("role") == role)["trial_id"]:
         if trial_id in trials and all(trials[trial_id][key] == row[key] for key in same):
-            return float(results[trial_id].utility)
-    return math.nan
+            return results[trial_id]
+    return None

@@ -25,7 +25,7 @@ from rayunlearn.lazy import torch
 from rayunlearn.metrics.corpus import GOLD_METRICS, SCORES, corpus_rows
 from rayunlearn.metrics.evaluate import chosen_metrics, evaluate_probes
 from rayunlearn.metrics.forward_passes import GenerationSettings, Probe
-from rayunlearn.metrics.table import Metric, sources_of
+from rayunlearn.metrics.table import CHANCE_LEVELS, Metric, sources_of
 from rayunlearn.models.cpu_offload import to_device_or_offload
 from rayunlearn.models.interpolation import copy_of
 from rayunlearn.models.load import load_model
@@ -87,9 +87,16 @@ def trial_examples(
     """doc_id, split, metric, value of the model as it stands; `probes` and `metrics` in place of
     the trial's own.
 
-    Members and holdout are asked for their membership scores alone.
+    Members and holdout are asked for their membership scores alone. Chance levels are asked of base
+    and gold, not of an unlearned model.
     """
-    metrics = chosen_metrics(context.trial.measure.metrics) if metrics is None else metrics
+    trial = context.trial
+    if metrics is None:
+        metrics = {
+            name: row
+            for name, row in chosen_metrics(trial.measure.metrics).items()
+            if trial.stage != "unlearned" or name not in CHANCE_LEVELS
+        }
     scores = {name: row for name, row in metrics.items() if name in SCORES}
     questions = list(probes) if probes is not None else encoded_probes(context)
     ordinary, strangers = (

@@ -72,8 +72,7 @@ def fake_result(trial: Trial) -> TrialResult:
     status = fake_work.status_of(trial)
     if status == "failed":
         return TrialResult(status)
-    forget, retain = (float(str(row["value"])) for row in fake_work.evals(trial))
-    return TrialResult(status, forget, retain)
+    return replace(fake_work.result_of(trial), status=status)
 
 
 def driver(output: Path, seconds: float, address: str) -> subprocess.Popen[str]:
@@ -409,6 +408,8 @@ def test_the_progress_line_says_done_planned_best_and_time_left() -> None:
     view = Snapshot(done=3, total=12, failed=1, running=("a", "b"), best=0.0421, seconds=(2.0, 4.0))
     rule = "best so far probability 0.042 at probability on retain >= 0.9 x base"
     assert status_line(view) == f"trials 3/12 · running 2 · 1 failed · {rule} · about 14 s left"
+    aimed = status_line(replace(view, aim="gold"))
+    assert "best so far probability 0.042 away from gold at probability on retain" in aimed
     assert (
         status_line(PreparationProgress({"base of domain": (5, 20)}))
         == "preparing: base of domain 25%"

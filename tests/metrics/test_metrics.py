@@ -37,7 +37,14 @@ from rayunlearn.metrics.multiple_choice import (
     multiple_choice,
     multiple_choice_sum,
 )
-from rayunlearn.metrics.table import CHEAP, CHEAP_SOURCES, CURVE_METRICS, INPUTS, METRICS
+from rayunlearn.metrics.table import (
+    CHANCE_LEVELS,
+    CHEAP,
+    CHEAP_SOURCES,
+    CURVE_METRICS,
+    INPUTS,
+    METRICS,
+)
 from rayunlearn.metrics.text import (
     first_answer,
     knowledge_memorization,
@@ -345,6 +352,15 @@ EXAMPLES = {
     "n_options": 3,
     "gradient_norm": 0.4,
 }
+
+
+def test_chance_levels_are_metrics_and_those_of_options_worked_by_hand() -> None:
+    """Options of probability .5 (true), .2 and .1: a wrong one has .15, a guess is right in 1/3."""
+    nll = -torch.tensor([0.5, 0.2, 0.1]).log()
+    assert METRICS["probability"].chance == "wrong_option_probability"
+    assert METRICS["wrong_option_probability"].function(nll) == pytest.approx(0.15)
+    assert METRICS[METRICS["multiple_choice"].chance].function(nll) == pytest.approx(1 / 3)
+    assert all(METRICS[name].direction == "" for name in CHANCE_LEVELS)
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))

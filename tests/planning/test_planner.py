@@ -1,6 +1,7 @@
 """The plan, without Ray and without torch: a stand-in check and a digest for the trial id."""
 
 import math
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from rayunlearn.canonical import canonical_trial
 from rayunlearn.config import Method, Objective, Select, Trial, Value, digest, flatten, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Choice, Experiment, Range, Winner, Winners, grids_of
-from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.planning.outcomes import DocumentValues, TrialResult
 from rayunlearn.planning.planner import Agenda, Planner, grid_groups, outside_search
 
 OPTIONS: dict[str, dict[str, Value]] = {
@@ -63,8 +64,14 @@ def outcome(trial: Trial) -> TrialResult:
     """A made-up world: a higher learning rate forgets more; over 1e-3 it costs too much utility."""
     rate = trial.train.learning_rate
     if trial.stage != "unlearned":
-        return TrialResult("complete", 0.99, 1.0)
-    return TrialResult("complete", 1 / (1 + 1e4 * rate), 0.95 if rate < 1e-3 else 0.5)
+        return measured(0.99 if trial.stage == "base" else 0.0, 1.0)
+    return measured(1 / (1 + 1e4 * rate), 0.95 if rate < 1e-3 else 0.5)
+
+
+def measured(forgetting: float, utility: float) -> TrialResult:
+    """A complete trial with one forget document."""
+    documents = DocumentValues(("d",), array("d", [forgetting]))
+    return TrialResult("complete", forgetting, utility, documents=documents)
 
 
 def run_out(
@@ -241,6 +248,80 @@ def test_a_base_model_that_cannot_be_measured_stops_tuning_with_a_note() -> None
             for p in ready
         }
     assert any("base could not be measured" in note for note in plan.agenda(done).notes)
+
+
+def aimed_at(target: str, *, teach: bool = True) -> Experiment:
+    """A search over three learning rates, each of which ends at another place."""
+    chosen = experiment({"select.ratio": (1.0,)}, tuning="shared", trials=3)
+    return replace(
+        chosen,
+        base=with_values(
+            Trial(),
+            {"train.learning_rate": 1e-3, "model.teach": teach}
+            | ({} if teach else {"model.name": "some/model"}),
+        ),
+        search={"train.learning_rate": Choice(1e-3, 1e-2, 1e-1)},
+        objective=Objective(target=target),
+    )
+
+
+# rate -> the forget metric of two documents: barely touched, equal to gold's, destroyed
+LEFT = {1e-3: (0.9, 0.8), 1e-2: (0.3, 0.1), 1e-1: (0.0, 0.0)}
+
+
+def winner_and_notes(
+    chosen: Experiment, *, gold: tuple[float, float], chance: tuple[float, ...] = ()
+) -> tuple[object, tuple[str, ...]]:
+    """The learning rate that the grid is given, where the trials leave `LEFT`."""
+    plan, done = planner(chosen), {}
+
+    def result(trial: Trial) -> TrialResult:
+        values = {"base": (1.0, 1.0), "gold": gold}.get(
+            trial.stage, LEFT.get(trial.train.learning_rate, (0.9, 0.9))
+        )
+        levels = DocumentValues(("a", "b"), array("d", chance)) if chance else DocumentValues()
+        documents = DocumentValues(("a", "b"), array("d", values))
+        return TrialResult("complete", sum(values) / 2, 1.0, documents=documents, chance=levels)
+
+    while ready := plan.agenda(done).ready:
+        done |= {p.trial_id: result(p.trial) for p in ready}
+    agenda = plan.agenda(done)
+    rates = {r.trial.train.learning_rate for r in agenda.rows if r.role == "grid"}
+    return rates.pop() if len(rates) == 1 else None, agenda.notes
+
+
+def test_a_destroyed_model_does_not_win_where_one_equals_gold() -> None:
+    """Gold leaves .1 and .3, mean .2. By hand: the touched trial is |.8 - .1| and |.9 - .3| away,
+    .65; the destroyed one .1 and .3, .2; the equal one 0, though documents changed places.
+    """
+    assert winner_and_notes(aimed_at("gold"), gold=(0.1, 0.3))[0] == 1e-2
+    assert winner_and_notes(aimed_at("none"), gold=(0.1, 0.3))[0] == 1e-1
+
+
+def test_without_gold_the_search_aims_at_chance_and_says_so() -> None:
+    """Chance is .25 on both: the means .85, .2 and 0 are .6, .05 and .25 away."""
+    rate, notes = winner_and_notes(aimed_at("gold", teach=False), gold=(0, 0), chance=(0.25, 0.25))
+    assert (
+        rate == 1e-2
+        and "all: there is no gold model, so probability was to come to chance" in notes
+    )
+
+
+def test_without_gold_and_chance_the_least_left_wins_and_the_plan_says_so() -> None:
+    rate, notes = winner_and_notes(aimed_at("gold", teach=False), gold=(0, 0))
+    assert rate == 1e-1 and any("no chance level of probability was measured" in n for n in notes)
+
+
+def test_a_study_waits_for_gold_and_is_blocked_with_a_note_where_gold_cannot_be_measured() -> None:
+    plan, done = planner(experiment(GRID, tuning="shared")), {}
+    while ready := plan.agenda(done).ready:
+        done |= {
+            p.trial_id: TrialResult("failed") if p.role == "gold" else outcome(p.trial)
+            for p in ready
+        }
+    agenda = plan.agenda(done)
+    assert "grid" not in roles(agenda) and agenda.waiting > 0
+    assert any("gold could not be measured" in note for note in agenda.notes)
 
 
 def test_trials_whose_values_are_not_numbers_never_win() -> None:

@@ -33,6 +33,7 @@ def carried_out(run: Path, chosen: Experiment, *, at_most: int = 1000) -> Agenda
             tables = {
                 "trials": [{"status": fake_work.status_of(planned.trial)}],
                 "evals": fake_work.evals(planned.trial),
+                "examples": fake_work.examples(planned.trial),
             }
             write_trial(run, planned.trial_id, tables, flatten(planned.trial))
             n_run += 1
