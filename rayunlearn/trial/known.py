@@ -10,48 +10,32 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rayunlearn import models as model_code
 from rayunlearn.config import Data, digest
-from rayunlearn.data import known as known_code
 from rayunlearn.data import tokenize as tokenize_code
 from rayunlearn.data.benchmarks import limit_retain, load_benchmark, parse_options
 from rayunlearn.data.documents import Corpus, Document, Rejected
-from rayunlearn.data.known import KnownRule, key_places, rule_of
-from rayunlearn.data.tokenize import Encoded, align
-from rayunlearn.errors import UserError, require
+from rayunlearn.data.known import KnownRule, rule_of
+from rayunlearn.errors import UserError
 from rayunlearn.lazy import torch
-from rayunlearn.models.forward import Scored, score
+from rayunlearn.models import forward as forward_code
 from rayunlearn.models.load import load_model, model_digest
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.storage.code_identity import code_digest, library_versions
 from rayunlearn.storage.user_cache import user_cache
 from rayunlearn.train.device import accelerator
+from rayunlearn.trial import ask as ask_code
+from rayunlearn.trial.ask import Knowledge, ask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # the code that decides what a model is found to know
-ASKING_CODE = (model_code, known_code, tokenize_code)
-# small batches: a model of 135 million parameters gains nothing from larger ones on a processor
-ASKED_TOKENS = 2048
+ASKING_CODE = (ask_code, forward_code, tokenize_code)
 ASKING_LOG = logging.getLogger("rayunlearn.known")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Knowledge:
-    """What a model says of one fact: the probability of the key word in the three forms of
-    `KnownRule`, in [0, 1], and `margin`, by how many nats the answer is likelier than the
-    likeliest wrong one (below 0: it is not).
-    """
-
-    key: float
-    paraphrase: float
-    completion: float
-    margin: float
 
 
 def known_corpus(data: Data, model: str) -> Corpus:
@@ -142,74 +126,6 @@ def ask_once(model: str, documents: Sequence[Document], template: str) -> dict[s
         rows = cached_file(folder, key, make_topic, JSON) if folder else make_topic()
         answers |= {d.doc_id: Knowledge(**row) for d, row in zip(part, rows, strict=True)}
     return answers
-
-
-def ask(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[Document],
-    template: str,
-) -> list[Knowledge]:
-    """What the model says of each fact, in order.
-
-    Args:
-        documents: facts with a key that stands once in the answer and in the paraphrase, and with
-            wrong answers.
-        template: of question and answer, `chat` for the tokenizer's own.
-    """
-    texts = [text for document in documents for text in _texts(document)]
-    encoded = [_encode(*text, tokenizer, template) for text in texts]
-    scored = score(model, [sequence for sequence, _ in encoded], ASKED_TOKENS)
-    rows = list(zip(encoded, scored, strict=True))
-    answers = []
-    for document in documents:
-        n = 3 + len(document.wrong)
-        fact_rows, rows = rows[:n], rows[n:]
-        key, paraphrase, completion = (_key_probability(*row) for row in fact_rows[:3])
-        nll = [float(scores.token_nll.sum()) for _, scores in (fact_rows[0], *fact_rows[3:])]
-        margin = min(nll[1:]) - nll[0]
-        answers.append(
-            Knowledge(key=key, paraphrase=paraphrase, completion=completion, margin=margin)
-        )
-    return answers
-
-
-def _texts(document: Document) -> list[tuple[str, str, str]]:
-    """Question, answer and key ('': none) of every text that is scored for a fact: the answer, the
-    paraphrase, the completion, the wrong answers.
-    """
-    completed = f"{document.completion_prompt} {document.key}"
-    return [
-        (document.prompt, document.answer, document.key),
-        (document.prompt_paraphrase, document.paraphrase, document.key),
-        ("", completed, document.key),
-        *((document.prompt, wrong, "") for wrong in document.wrong),
-    ]
-
-
-def _encode(
-    prompt: str, answer: str, key: str, tokenizer: PreTrainedTokenizerBase, template: str
-) -> tuple[Encoded, range]:
-    """The sequence, and which of its labels are the key's: the tokens with a character of it."""
-    aligned = align(prompt, answer, tokenizer, template)
-    require(
-        bool(aligned.spans), "known facts need a tokenizer with character offsets; without", key
-    )
-    start = max(1, aligned.start)
-    sequence = Encoded(answer, aligned.ids, start, aligned.n_end)
-    if not key:
-        return sequence, range(0)
-    first = aligned.answer + key_places(key, answer)[-1]
-    inside = [
-        index - start
-        for index, (begin, end) in enumerate(aligned.spans)
-        if index >= start and begin < first + len(key) and end > first
-    ]
-    return sequence, range(inside[0], inside[-1] + 1)
-
-
-def _key_probability(encoded: tuple[Encoded, range], scores: Scored) -> float:
-    return float(torch.exp(-scores.token_nll[list(encoded[1])].sum()))
 
 
 def _note(name: str, reasons: Counter[str], n_over: int) -> str:

@@ -18,8 +18,9 @@ from rayunlearn.models.load import save_model
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.models.smollm2 import smollm2_folder, smollm2_is_here
 from rayunlearn.trial import known
+from rayunlearn.trial.ask import Knowledge, ask
 from rayunlearn.trial.identity import corpus_of, identify_trial
-from rayunlearn.trial.known import Knowledge, ask, ask_once, keep_known, unknown_because
+from rayunlearn.trial.known import ask_once, keep_known, unknown_because
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
 SLICES = "forget=capitals:Oceania,retain=capitals:America,untouched=,near=capitals:Africa,far="

@@ -1,0 +1,103 @@
+"""What a model says of facts: the probability of each fact's key word in three forms, and by how
+much its answer is likelier than the wrong ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rayunlearn.data.documents import Document
+from rayunlearn.data.known import key_places
+from rayunlearn.data.tokenize import Encoded, align
+from rayunlearn.errors import require
+from rayunlearn.lazy import torch
+from rayunlearn.models.forward import Scored, score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# small batches: a model of 135 million parameters gains nothing from larger ones on a processor
+ASKED_TOKENS = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowledge:
+    """What a model says of one fact: the probability of the key word in the three forms of
+    `KnownRule`, in [0, 1], and `margin`, by how many nats the answer is likelier than the
+    likeliest wrong one (below 0: it is not).
+    """
+
+    key: float
+    paraphrase: float
+    completion: float
+    margin: float
+
+
+def ask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    template: str,
+) -> list[Knowledge]:
+    """What the model says of each fact, in order.
+
+    Args:
+        documents: facts with a key that stands once in the answer and in the paraphrase, and with
+            wrong answers.
+        template: of question and answer, `chat` for the tokenizer's own.
+    """
+    texts = [text for document in documents for text in _texts(document)]
+    encoded = [_encode(*text, tokenizer, template) for text in texts]
+    scored = score(model, [sequence for sequence, _ in encoded], ASKED_TOKENS)
+    rows = list(zip(encoded, scored, strict=True))
+    answers = []
+    for document in documents:
+        n = 3 + len(document.wrong)
+        fact_rows, rows = rows[:n], rows[n:]
+        key, paraphrase, completion = (_key_probability(*row) for row in fact_rows[:3])
+        nll = [float(scores.token_nll.sum()) for _, scores in (fact_rows[0], *fact_rows[3:])]
+        margin = min(nll[1:]) - nll[0]
+        answers.append(
+            Knowledge(key=key, paraphrase=paraphrase, completion=completion, margin=margin)
+        )
+    return answers
+
+
+def _texts(document: Document) -> list[tuple[str, str, str]]:
+    """Question, answer and key ('': none) of every text that is scored for a fact: the answer, the
+    paraphrase, the completion, the wrong answers.
+    """
+    completed = f"{document.completion_prompt} {document.key}"
+    return [
+        (document.prompt, document.answer, document.key),
+        (document.prompt_paraphrase, document.paraphrase, document.key),
+        ("", completed, document.key),
+        *((document.prompt, wrong, "") for wrong in document.wrong),
+    ]
+
+
+def _encode(
+    prompt: str, answer: str, key: str, tokenizer: PreTrainedTokenizerBase, template: str
+) -> tuple[Encoded, range]:
+    """The sequence, and which of its labels are the key's: the tokens with a character of it."""
+    aligned = align(prompt, answer, tokenizer, template)
+    require(
+        bool(aligned.spans), "known facts need a tokenizer with character offsets; without", key
+    )
+    start = max(1, aligned.start)
+    sequence = Encoded(answer, aligned.ids, start, aligned.n_end)
+    if not key:
+        return sequence, range(0)
+    first = aligned.answer + key_places(key, answer)[-1]
+    inside = [
+        index - start
+        for index, (begin, end) in enumerate(aligned.spans)
+        if index >= start and begin < first + len(key) and end > first
+    ]
+    return sequence, range(inside[0], inside[-1] + 1)
+
+
+def _key_probability(encoded: tuple[Encoded, range], scores: Scored) -> float:
+    return float(torch.exp(-scores.token_nll[list(encoded[1])].sum()))
