@@ -26,6 +26,7 @@ BENCHMARKS = (
     "biology",
     "known",
     "mmlu",
+    "mmlu-domain",
     "muse-books",
     "muse-news",
     "rwku",
@@ -33,8 +34,10 @@ BENCHMARKS = (
     "wmdp-bio",
     "wmdp-cyber",
 )
-# of these the model is asked first, and its corpus is what it knows; their files are shipped
-ASKED_FIRST = ("known",)
+# of these the model is asked first, and its corpus is what it knows
+ASKED_FIRST = ("known", "mmlu-domain")
+# of these the product ships the files, so that they need no path
+SHIPPED = ("known",)
 UNITS = ("steps", "epochs", "presentations")
 # after the warm-up
 SCHEDULES = ("constant", "linear", "cosine")
@@ -113,7 +116,7 @@ class Data:
         named = (
             f"data.path must name a directory, file or Hub data set when data.name is {self.name!r}"
         )
-        has_path = self.name in (*SYNTHETIC_DATASETS, *ASKED_FIRST) or bool(self.path)
+        has_path = self.name in (*SYNTHETIC_DATASETS, *SHIPPED) or bool(self.path)
         require(has_path, named, self.path)
         require_no_login("data.path", self.path)
         require(

@@ -8,7 +8,7 @@ docs/benchmarks.md says how to get the folders.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -44,6 +44,15 @@ BIOLOGY_SUBJECTS = (
     "virology",
 )
 NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)")
+# subjects of MMLU that are of one domain; the benchmark's own categories are wider
+SUBJECT_GROUPS = {
+    "biology": BIOLOGY_SUBJECTS,
+    "psychology": ("high_school_psychology", "professional_psychology"),
+    "geography": ("high_school_geography",),
+    "government": ("high_school_government_and_politics", "us_foreign_policy"),
+    "history": ("high_school_us_history", "high_school_world_history", "prehistory"),
+    "economics": ("high_school_macroeconomics", "high_school_microeconomics"),
+}
 # questions of each fictitious author, one after another in every file of TOFU about them
 QUESTIONS_OF_AN_AUTHOR = 20
 FICTITIOUS = ("forget", "retain", "holdout")
@@ -198,6 +207,57 @@ def mmlu(folder: BenchmarkFolder, *, part: str = "all", shots: int = 0) -> Bench
         true_letters={c.document.doc_id: c.true_letter for c in questions},
         shots={subject: "".join(texts) for subject, texts in solved.items()},
     )
+
+
+def mmlu_domain(
+    folder: BenchmarkFolder,
+    *,
+    forget: str = "biology",
+    retain: str = "psychology,marketing,sociology",
+    untouched: str = "geography,government,history",
+    questions: int = 0,
+    above_chance: bool = True,
+) -> BenchmarkParts:
+    """MMLU's subjects as a domain to unlearn, as WMDP has one: questions with the text of the true
+    option as answer, the others as wrong ones, and no letters.
+
+    `forget`, `retain` and `untouched` name subjects, or groups of `SUBJECT_GROUPS`, the first
+    `questions` of each (0: all). Of the forget subjects every other question is trained on; the
+    ones between are split `near`. With `above_chance` a trial leaves out the subjects that its
+    model does not answer above chance (`trial.domain`).
+    """
+    require(questions >= 0, "mmlu-domain.questions must be >= 0", questions)
+    choices = _unique_questions(folder, _subjects(folder, "test"))
+    by_subject: dict[str, list[Document]] = {}
+    for choice in choices:
+        by_subject.setdefault(choice.document.topic, []).append(choice.document)
+    sets: dict[str, Documents] = {}
+    used: set[str] = set()
+    for name, setting in {"forget": forget, "retain": retain, "untouched": untouched}.items():
+        subjects = [s for s in _named_subjects(setting, by_subject) if s not in used]
+        rule = f"mmlu-domain.{name} must name subjects that no earlier set has"
+        require(bool(subjects) or not setting, rule, setting)
+        sets[name] = tuple(d for s in subjects for d in by_subject[s][: questions or None])
+        used |= {*subjects}
+    sets |= {"forget": sets["forget"][::2], "near": sets["forget"][1::2]}
+    return BenchmarkParts(
+        forget=sets["forget"],
+        retain=sets["retain"],
+        probes={name: part for name, part in sets.items() if part},
+        notes=() if above_chance else ("every subject is there, above chance or not",),
+    )
+
+
+def _named_subjects(setting: str, subjects: Iterable[str]) -> tuple[str, ...]:
+    """The subjects that a setting of `mmlu_domain` names, by themselves or by their group."""
+    names = [name.strip() for name in setting.split(",") if name.strip()]
+    for name in names:
+        if name not in SUBJECT_GROUPS and name not in subjects:
+            raise unknown_name(
+                "subject or group of mmlu-domain", name, (*SUBJECT_GROUPS, *subjects)
+            )
+    listed = (subject for name in names for subject in SUBJECT_GROUPS.get(name, (name,)))
+    return tuple(s for s in dict.fromkeys(listed) if s in subjects)
 
 
 def rwku(folder: BenchmarkFolder, *, targets: str = "", passages: bool = True) -> BenchmarkParts:
@@ -380,6 +440,7 @@ LOADERS = {
             "2403.03218",
         ),
         Benchmark(mmlu, "cais/mmlu", "MIT", checksums.MMLU, "2009.03300"),
+        Benchmark(mmlu_domain, "cais/mmlu", "MIT", checksums.MMLU, "2009.03300; 2403.03218"),
         Benchmark(rwku, "jinzhuoran/RWKU", "CC BY 4.0", checksums.NO_CHECKSUMS, "2406.10890"),
         Benchmark(
             known,

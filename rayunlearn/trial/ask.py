@@ -4,6 +4,7 @@ much its answer is likelier than the wrong ones.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,12 +15,34 @@ from rayunlearn.data.tokenize import Encoded, align
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
 from rayunlearn.models.forward import Scored, score
+from rayunlearn.models.load import load_model, model_digest
+from rayunlearn.train.device import accelerator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # small batches: a model of 135 million parameters gains nothing from larger ones on a processor
 ASKED_TOKENS = 2048
+ASKING_LOG = logging.getLogger("rayunlearn.known")
+
+
+class AskedModel:
+    """A model by its name, loaded when it is first asked."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        device = accelerator().device
+        # what decides its answers, but for code and libraries
+        self.identity = {"model": model_digest(name), "device": device.type}
+        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+
+    def load(self, n_facts: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model in float32 and its tokenizer."""
+        if self._loaded is None:
+            ASKING_LOG.warning("asking %s what it knows, %d questions", self.name, n_facts)
+            device = str(accelerator().device)
+            self._loaded = load_model(self.name, dtype=torch.float32, device=device)
+        return self._loaded
 
 
 @dataclass(frozen=True, kw_only=True)

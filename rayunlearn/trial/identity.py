@@ -24,7 +24,11 @@ from rayunlearn.models.load import model_digest
 from rayunlearn.ranges import required_inputs
 from rayunlearn.storage.artifact_cache import file_digest
 from rayunlearn.train.teach import RECIPE
+from rayunlearn.trial.domain import domain_corpus
 from rayunlearn.trial.known import known_corpus
+
+# the corpora of `config.ASKED_FIRST`
+ASKED = {"known": known_corpus, "mmlu-domain": domain_corpus}
 
 
 def corpus_of(data: Data, model: Model) -> Corpus:
@@ -36,7 +40,7 @@ def corpus_of(data: Data, model: Model) -> Corpus:
 
 @lru_cache(maxsize=8)
 def _corpus_of(data: Data, asked_model: str) -> Corpus:
-    return known_corpus(data, asked_model) if asked_model else load_corpus(data)
+    return ASKED[data.name](data, asked_model) if asked_model else load_corpus(data)
 
 
 def base_model_digest(model: Model, corpus_digest: str, data: Data) -> str:

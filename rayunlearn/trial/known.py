@@ -7,7 +7,6 @@ digest, so it is asked once.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,22 +19,18 @@ from rayunlearn.data.benchmarks import limit_retain, load_benchmark, parse_optio
 from rayunlearn.data.documents import Corpus, Document, Rejected
 from rayunlearn.data.known import KnownRule, rule_of
 from rayunlearn.errors import UserError
-from rayunlearn.lazy import torch
 from rayunlearn.models import forward as forward_code
-from rayunlearn.models.load import load_model, model_digest
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.storage.code_identity import code_digest, library_versions
 from rayunlearn.storage.user_cache import user_cache
-from rayunlearn.train.device import accelerator
 from rayunlearn.trial import ask as ask_code
-from rayunlearn.trial.ask import Knowledge, ask
+from rayunlearn.trial.ask import AskedModel, Knowledge, ask
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    pass
 
 # the code that decides what a model is found to know
 ASKING_CODE = (ask_code, forward_code, tokenize_code)
-ASKING_LOG = logging.getLogger("rayunlearn.known")
 
 
 def known_corpus(data: Data, model: str) -> Corpus:
@@ -105,23 +100,16 @@ def ask_once(model: str, documents: Sequence[Document], template: str) -> dict[s
     for document in documents:
         by_topic.setdefault(document.topic, []).append(document)
     folder = user_cache("known")
-    loaded: list[tuple[PreTrainedModel, PreTrainedTokenizerBase]] = []
-    start = {
-        "model": model_digest(model),
-        "template": template,
-        "device": accelerator().device.type,
-    }
+    asked_model = AskedModel(model)
     answers: dict[str, Knowledge] = {}
 
     def make(topic: str) -> list[dict[str, float]]:
-        if not loaded:
-            ASKING_LOG.warning("asking %s what it knows of %d facts", model, len(documents))
-            loaded.append(load_model(model, dtype=torch.float32, device=str(accelerator().device)))
-        return [asdict(answer) for answer in ask(*loaded[0], by_topic[topic], template)]
+        loaded = asked_model.load(len(documents))
+        return [asdict(said) for said in ask(*loaded, by_topic[topic], template)]
 
     for topic, part in by_topic.items():
-        key = start | {"facts": digest([asdict(document) for document in part])}
-        key |= {"code": code_digest(*ASKING_CODE), **library_versions()}
+        key = asked_model.identity | {"template": template, "code": code_digest(*ASKING_CODE)}
+        key |= {"facts": digest([asdict(document) for document in part]), **library_versions()}
         make_topic = partial(make, topic)
         rows = cached_file(folder, key, make_topic, JSON) if folder else make_topic()
         answers |= {d.doc_id: Knowledge(**row) for d, row in zip(part, rows, strict=True)}
