@@ -10,13 +10,13 @@ nothing here runs a model.
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from rayunlearn.config import Value
-from rayunlearn.data.documents import Document
+from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.errors import UserError, require, unknown_name
 
 KNOWN_TABLES = Path(__file__).parent / "known_facts"
@@ -175,6 +175,51 @@ def chosen_facts(
         chosen[name] = list({document.doc_id: document for document in documents}.values())
         used |= {document.doc_id for document in documents}
     return chosen
+
+
+def paraphrases_apart(corpus: Corpus) -> Corpus:
+    """The corpus with the forget facts in other words as split `paraphrased`, and no document with
+    a paraphrase of its own: metrics hold a paraphrase against the wrong answers, and these are
+    worded as the answer is.
+    """
+
+    def alone(documents: Iterable[Document]) -> tuple[Document, ...]:
+        return tuple(replace(document, paraphrase="") for document in documents)
+
+    reworded = {"paraphrased": tuple(in_other_words(document) for document in corpus.forget)}
+    return replace(
+        corpus,
+        forget=alone(corpus.forget),
+        retain=alone(corpus.retain),
+        probes={name: alone(part) for name, part in corpus.probes.items()} | reworded,
+    )
+
+
+def in_other_words(fact: Document) -> Document:
+    """The fact asked and said in its other wording, wrong sentences too.
+
+    Example:
+        >>> in_other_words(known_facts(read_relation("capitals"), "Europe")[11]).wrong[0][:29]
+        'The capital city of France is'
+    """
+    before, after = _around(fact.key, fact.answer)
+    start, end = _around(fact.key, fact.paraphrase)
+    keys = (wrong[len(before) : len(wrong) - len(after)] for wrong in fact.wrong)
+    return replace(
+        fact,
+        prompt=fact.prompt_paraphrase,
+        answer=fact.paraphrase,
+        prompt_paraphrase=fact.prompt,
+        paraphrase="",
+        wrong=tuple(f"{start}{key}{end}" for key in keys),
+        completion_prompt=start.rstrip(),
+    )
+
+
+def _around(key: str, sentence: str) -> tuple[str, str]:
+    """What stands before the key, and after it."""
+    place = key_places(key, sentence)[-1]
+    return sentence[:place], sentence[place + len(key) :]
 
 
 def key_places(key: str, sentence: str) -> list[int]:

@@ -14,6 +14,7 @@ from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.config import BENCHMARKS, Data, Model, Trial, Value, flatten, trial_id, with_values
 from rayunlearn.data.benchmarks import load_benchmark, parse_options
 from rayunlearn.data.documents import Corpus
+from rayunlearn.data.known import paraphrases_apart
 from rayunlearn.data.load import load_corpus
 from rayunlearn.data.tokenize import cut_note
 from rayunlearn.errors import UserError, require
@@ -228,7 +229,9 @@ def relevant_settings(trial: Trial) -> dict[str, Value]:
 def evaluation_corpus(data: Data) -> Corpus:
     """The corpus with all its probes; unlike a trial's it may have questions only."""
     if data.name in BENCHMARKS:
-        return load_benchmark(data.name, data.path, options=parse_options(data.name, data.options))
+        options = parse_options(data.name, data.options)
+        corpus = load_benchmark(data.name, data.path, options=options)
+        return paraphrases_apart(corpus) if data.name == "known" else corpus
     return load_corpus(data)
 
 

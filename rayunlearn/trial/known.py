@@ -17,7 +17,7 @@ from rayunlearn.config import Data, digest
 from rayunlearn.data import tokenize as tokenize_code
 from rayunlearn.data.benchmarks import limit_retain, load_benchmark, parse_options
 from rayunlearn.data.documents import Corpus, Document, Rejected
-from rayunlearn.data.known import KnownRule, rule_of
+from rayunlearn.data.known import KnownRule, paraphrases_apart, rule_of
 from rayunlearn.errors import UserError
 from rayunlearn.models import forward as forward_code
 from rayunlearn.storage.artifact_cache import JSON, cached_file
@@ -45,7 +45,8 @@ def known_corpus(data: Data, model: str) -> Corpus:
     corpus = load_benchmark(data.name, data.path, options=options)
     facts = {d.doc_id: d for part in corpus.probes.values() for d in part}
     knowledge = ask_once(model, tuple(facts.values()), data.template)
-    return limit_retain(keep_known(corpus, rule_of(options), knowledge), data.limit_retain)
+    kept_corpus = keep_known(corpus, rule_of(options), knowledge)
+    return limit_retain(paraphrases_apart(kept_corpus), data.limit_retain)
 
 
 def keep_known(corpus: Corpus, rule: KnownRule, knowledge: Mapping[str, Knowledge]) -> Corpus:

@@ -13,6 +13,7 @@ from rayunlearn.data.known import (
     chosen_facts,
     key_places,
     known_facts,
+    paraphrases_apart,
     read_relation,
     relation_names,
 )
@@ -80,6 +81,17 @@ def test_near_is_what_forget_leaves_of_its_relation_and_no_fact_is_in_two_sets()
     assert parts["far"] == {"opposites:qualities", "opposites:others"}
     ids = [d.doc_id for documents in chosen.values() for d in documents]
     assert len(ids) == len(set(ids))
+
+
+def test_the_forget_facts_in_other_words_are_a_split_and_wrong_answers_are_worded_alike() -> None:
+    corpus = paraphrases_apart(load_benchmark("known", ""))
+    assert len(corpus.probes["paraphrased"]) == len(corpus.forget)
+    for fact, other in zip(corpus.forget, corpus.probes["paraphrased"], strict=True):
+        assert other.prompt == fact.prompt_paraphrase and other.key == fact.key
+        assert fact.paraphrase == other.paraphrase == ""
+        for document in (fact, other):
+            assert all(wrong.startswith(document.completion_prompt) for wrong in document.wrong)
+            assert len({document.answer, *document.wrong}) == 4
 
 
 def test_what_is_misspelt_or_used_up_is_told() -> None:

@@ -20,11 +20,10 @@ TEMPLATE = "Question: {prompt}\nAnswer:"
 
 
 def question(subject: str, n: int) -> Document:
+    words = ("one", "two", "three", "four")
+    answer, *wrong = (*words[n % 4 :], *words[: n % 4])
     return Document(
-        prompt=f"What is {subject} {n}?",
-        answer=f"right {n}",
-        wrong=(f"wrong {n}", f"odd {n}", f"bad {n}"),
-        topic=subject,
+        prompt=f"What is {subject} {n}?", answer=answer, wrong=tuple(wrong), topic=subject
     )
 
 
