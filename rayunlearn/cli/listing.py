@@ -187,6 +187,22 @@ def print_cells(cells: Sequence[PlannedCell], console: Console) -> None:
     _print(console, ("role", "method", "selector", "ratio", "group", "trials", "finished"), rows)
 
 
+def print_base(title: str, table: Sequence[dict[str, Any]], console: Console) -> None:
+    """What base knows, one line per probe split and metric, with 95% intervals over documents."""
+    rows = [
+        (
+            row["split"],
+            row["metric"],
+            str(row["n"]),
+            f"{row['mean']:.2f}",
+            "" if row["low"] is None else f"[{row['low']:.2f}, {row['high']:.2f}]",
+        )
+        for row in table
+    ]
+    console.print(title, highlight=False, markup=False)
+    _print(console, ("split", "metric", "n", "mean", "95% over documents"), rows)
+
+
 def print_cell_summary(cells: Sequence[PlannedCell], console: Console) -> None:
     """The plan, one line per role and method: how many selectors, ratios and groups it spans."""
     summed: dict[tuple[str, str], list[PlannedCell]] = {}

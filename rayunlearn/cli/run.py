@@ -140,25 +140,46 @@ def plan(chosen: argparse.Namespace) -> int:
 
 
 def prepare(chosen: argparse.Namespace) -> int:
-    """Make what trials start from."""
+    """Make what trials start from, and say what base knows of each probe split."""
     experiment = experiment_of(chosen)
     # late, so that a mistake in the request is answered before more is loaded
     from rayunlearn.cluster.sweep import prepare_all_models
     from rayunlearn.planning.backend import unlearning_backend
 
+    console = console_for_output()
     prepared = prepare_all_models(
         experiment,
         chosen.output,
         work=unlearning_backend(),
         options=sweep_options(chosen),
-        console=console_for_output(),
+        console=console,
     )
     print(
         f"{prepared} models were trained, the others were there already"
         if prepared
         else "nothing to do: every model is there"
     )
+    _print_base(experiment, chosen.output, console)
     return DONE
+
+
+def _print_base(experiment: "Experiment", output: Path, console: "Console") -> None:
+    """What every base model of the experiment knows before anything is unlearned."""
+    from rayunlearn.cli.listing import print_base
+    from rayunlearn.cluster.sweep import trials_by_model
+    from rayunlearn.interop.base_knowledge import base_knowledge, metrics_of_base
+    from rayunlearn.planning.backend import unlearning_backend
+    from rayunlearn.planning.planner import Planner
+    from rayunlearn.trial.workspace import workspace_of
+
+    work = unlearning_backend()
+    agenda = Planner(experiment, work.check, work.identify, work.notes_of).agenda({})
+    for trial in trials_by_model(agenda):
+        workspace = workspace_of(trial, (output / "cache").resolve())
+        table = base_knowledge(trial, workspace, metrics_of_base(experiment.objective))
+        title = f"what base knows: {workspace.corpus.name}, {trial.model.name}"
+        print_base(title, table.to_dicts(), console)
+        _print_notes(corpus_lines([workspace.corpus]))
 
 
 def _print_cells(agenda: "Agenda", results: "dict[str, TrialResult]", *, whole: bool) -> None:

@@ -6,12 +6,27 @@ import numpy as np
 import polars as pl
 
 from rayunlearn.analysis.intervals import mean_interval
-from rayunlearn.config import Trial, with_values
+from rayunlearn.config import Objective, Trial, with_values
 from rayunlearn.interop.evaluate import measured_rows
-from rayunlearn.metrics.table import METRICS
+from rayunlearn.metrics.table import METRICS, sources_of
 from rayunlearn.registry import check_trial
 from rayunlearn.trial.evaluate import grouped
 from rayunlearn.trial.workspace import Workspace
+
+# asked of every base beside what the objective reads: of the key word where one is marked, and the
+# choice among options where there are wrong answers
+OF_BASE = ("multiple_choice", "key_probability")
+
+
+def metrics_of_base(objective: Objective) -> tuple[str, ...]:
+    """The metrics of the objective that need no other model, and `OF_BASE`."""
+    named = (objective.forgetting, objective.utility)
+    usable = [
+        name
+        for name in named
+        if name in METRICS and not sources_of([METRICS[name]]) & {"base", "samples", "gradients"}
+    ]
+    return tuple(dict.fromkeys((*usable, *OF_BASE)))
 
 
 def base_knowledge(trial: Trial, workspace: Workspace, metrics: tuple[str, ...]) -> pl.DataFrame:
