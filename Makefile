@@ -1,6 +1,6 @@
 # make demo    the main job on the embedded synthetic dataset: progress, table, report
 # make smollm2 brings a real language model (SmolLM2-135M-Instruct, 93 MB) into ~/.cache/rayunlearn, once; make demo-pretrained: the main job on it
-# make test    the tests, in two processes (about seven minutes on two cores); make test-slow: the rest
+# make test    the tests, in three processes (about five minutes on two cores); make test-slow: the rest
 # make bench   ratios beside the plain way, same machine, same run; make bench-cluster: what the platform costs without any model
 # make docs    the site, strictly, into build/site
 # make findings  the experiments at their laptop size, then docs/findings.md from their Parquet files (hours; finished trials are kept)
@@ -25,8 +25,10 @@ smollm2: $(VENV)/installed-gguf
 demo-pretrained: smollm2
 	$(BIN)/rayunlearn run experiments/pretrained_demo.py
 
+# Three on two cores: while one waits for Ray or the disk, two work. What is compiled is kept, whatever
+# the environment says: tests start a hundred processes, and each would compile all it imports.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 1800

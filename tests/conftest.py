@@ -1,5 +1,6 @@
 """Fixtures that several files share, and how tests are dealt out to processes."""
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -110,6 +111,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         from tests.scheduling import place_of
 
         items.sort(key=lambda item: place_of(item.nodeid))
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays until the end: the collector need not look through it again and
+    again.
+    """
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,5 +1,5 @@
 """Which tests go to one process together, and which groups begin first, where pytest-xdist runs
-several (`pytest -n 2`).
+several (`pytest -n 3`).
 """
 
 from xdist.scheduler import LoadScopeScheduling

@@ -4,7 +4,9 @@ what the results layer is tested on.
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -169,6 +171,26 @@ def write_run(run: Path) -> Path:
     """2 methods x 2 selectors x 4 ratios x 3 seeds, base, gold, a control per method, tuning; one
     failed, one collapsed.
     """
+    folders, files = _contents_of_run()
+    for name in folders:
+        (run / name).mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (run / name).write_bytes(content)
+    return run
+
+
+@cache
+def _contents_of_run() -> tuple[list[Path], dict[Path, bytes]]:
+    """Folders and files of the run, which many tests ask for and a process writes once."""
+    with TemporaryDirectory() as folder:
+        run = _write_run(Path(folder))
+        entries = [run, *run.rglob("*")]
+        folders = [entry.relative_to(run) for entry in entries if entry.is_dir()]
+        files = {entry.relative_to(run): entry.read_bytes() for entry in entries if entry.is_file()}
+    return folders, files
+
+
+def _write_run(run: Path) -> Path:
     plan: list[dict[str, Any]] = []
     base_id = add_trial(run, {"stage": "base"}, {"forget": 0.97, "retain": 0.96}, coverage=None)
     gold_id = add_trial(run, {"stage": "gold"}, {"forget": 0.08, "retain": 0.96}, coverage=None)

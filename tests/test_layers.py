@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -92,8 +93,15 @@ def layer_of(part: str) -> int:
     return next(number for number, parts in enumerate(LAYERS) if part in parts)
 
 
-def imports(tree: ast.AST, package: str) -> Iterator[tuple[str, int]]:
-    """(full dotted name, line) of everything imported anywhere in the tree, in functions too."""
+@cache
+def imports(source: str, package: str) -> tuple[tuple[str, int], ...]:
+    """(full dotted name, line) of everything imported anywhere in the source, in functions too.
+    Many tests here ask it of the same files.
+    """
+    return tuple(_imported(ast.parse(source), package))
+
+
+def _imported(tree: ast.AST, package: str) -> Iterator[tuple[str, int]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -108,7 +116,7 @@ def imports(tree: ast.AST, package: str) -> Iterator[tuple[str, int]]:
 def upward(source: str, part: str, package: str = "rayunlearn") -> list[str]:
     """What a module of `part` imports from a higher layer or from another part of its own."""
     found = []
-    for name, line in imports(ast.parse(source), package):
+    for name, line in imports(source, package):
         head, _, rest = name.partition(".")
         other = rest.partition(".")[0]
         if head == "rayunlearn" and rest and other != part and layer_of(other) >= layer_of(part):
@@ -123,7 +131,7 @@ def foreign(source: str, part: str) -> list[str]:
     banned = WITHOUT.get(part, set()) | (set() if part == "cluster" else {"ray"})
     return [
         f"line {line}: {name}"
-        for name, line in imports(ast.parse(source), "rayunlearn")
+        for name, line in imports(source, "rayunlearn")
         if name.removeprefix("rayunlearn.lazy.").partition(".")[0] in banned
     ]
 
@@ -233,13 +241,14 @@ def modules() -> dict[str, Path]:
     }
 
 
+@cache
 def import_graph() -> dict[str, set[str]]:
     """Module -> modules of the package that it imports anywhere, in functions too."""
     files = modules()
     graph: dict[str, set[str]] = {}
     for module, file in files.items():
         package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-        names = [n for n, _ in imports(ast.parse(file.read_text(encoding="utf-8")), package)]
+        names = [n for n, _ in imports(file.read_text(encoding="utf-8"), package)]
         targets = {n if n in files else n.rpartition(".")[0] for n in names}
         graph[module] = (targets & set(files)) - {module}
     return graph
@@ -270,7 +279,7 @@ def test_every_module_of_cluster_needs_ray() -> None:
         for module, file in modules().items()
         if any(
             name.partition(".")[0] == "ray"
-            for name, _ in imports(ast.parse(file.read_text(encoding="utf-8")), "rayunlearn")
+            for name, _ in imports(file.read_text(encoding="utf-8"), "rayunlearn")
         )
     }
     cluster = {m for m in graph if m.startswith("rayunlearn.cluster.")}
@@ -386,7 +395,7 @@ def libraries() -> set[str]:
     heads = {
         name.partition(".")[0]
         for file in sources()
-        for name, _ in imports(ast.parse(file.read_text(encoding="utf-8")), "rayunlearn")
+        for name, _ in imports(file.read_text(encoding="utf-8"), "rayunlearn")
     }
     return {
         IMPORTED_AS.get(head, head).replace("_", "-")

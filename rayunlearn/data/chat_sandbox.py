@@ -40,6 +40,7 @@ def template_fault(
         "template": template,
         "special": special_tokens,
         "conversations": [[list(turns), opens] for turns, opens in conversations],
+        "cpu_seconds": CPU_SECONDS,
     }
     try:
         ended = subprocess.run(
@@ -62,7 +63,7 @@ def main() -> None:
     """Read a request from stdin and write what is wrong as a JSON text."""
     request = json.load(sys.stdin)
     sys.path[:] = request["path"]
-    _bound_resources()
+    _bound_resources(request["cpu_seconds"])
     try:
         fault = _first_fault(request)
     except RecursionError:
@@ -75,11 +76,11 @@ def main() -> None:
     print(json.dumps(fault))
 
 
-def _bound_resources() -> None:
+def _bound_resources(cpu_seconds: int) -> None:
     # not on every system, and only this process needs it
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 

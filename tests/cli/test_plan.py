@@ -51,25 +51,27 @@ PRESETS = [
     for preset in (LAPTOP, "paper")
     if preset == LAPTOP or '"paper": {' in (ROOT / f"experiments/{name}.py").read_text("utf-8")
 ]
-# as deep as the deepest block that a recipe names
+# as deep as most presets need; those of which one names a deeper block are deeper
 SHAPE = {
     "hidden_size": 16,
-    "num_hidden_layers": 21,
+    "num_hidden_layers": 8,
     "num_attention_heads": 2,
     "vocab_size": 64,
     "pad_token_id": None,
 }
 WIDE = SHAPE | {"intermediate_size": 24}
+DEEP = WIDE | {"num_hidden_layers": 16}
+DEEPEST = WIDE | {"num_hidden_layers": 21}
 LLAMA = LlamaConfig(**WIDE)
 MODELS: dict[str, PreTrainedConfig] = {
-    "HuggingFaceH4/zephyr-7b-beta": MistralConfig(**WIDE, num_key_value_heads=1),
+    "HuggingFaceH4/zephyr-7b-beta": MistralConfig(**DEEP, num_key_value_heads=1),
     "meta-llama/Meta-Llama-3-8B-Instruct": LLAMA,
-    "meta-llama/Llama-2-7b-chat-hf": LLAMA,
+    "meta-llama/Llama-2-7b-chat-hf": LlamaConfig(**DEEPEST),
     "muse-bench/MUSE-news_target": LLAMA,
     "muse-bench/MUSE-books_target": LLAMA,
     "open-unlearning/tofu_Llama-3.2-1B-Instruct_full": LLAMA,
-    "01-ai/Yi-34B-Chat": LLAMA,
-    "microsoft/phi-1_5": PhiConfig(**WIDE),
+    "01-ai/Yi-34B-Chat": LlamaConfig(**DEEP),
+    "microsoft/phi-1_5": PhiConfig(**DEEPEST),
     "mistralai/Mixtral-8x7B-Instruct-v0.1": MixtralConfig(
         **WIDE, num_key_value_heads=1, num_local_experts=2
     ),

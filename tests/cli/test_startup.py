@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,30 @@ def fresh(
 
 def loaded_by(folder: Path, *arguments: str) -> set[str]:
     """Heavy libraries that a command loads; its stderr is at most one line of ours."""
+    return loaded_and_seconds(folder, *arguments)[0]
+
+
+@cache
+def loaded_and_seconds(folder: Path, *arguments: str) -> tuple[set[str], float]:
+    """`loaded_by`, and the CPU seconds that the process took."""
     names = folder / "loaded.json"
-    done = fresh(folder, LOADED, str(names), *arguments)
+    names.unlink(missing_ok=True)
+    seconds, done = cpu_seconds(lambda: fresh(folder, LOADED, str(names), *arguments))
     assert names.is_file(), done.stderr
     said = [line for line in done.stderr.splitlines() if not line.startswith("usage: ")]
     assert len(said) <= 1 and "".join(said).startswith(("", "rayunlearn: ")), done.stderr
-    return HEAVY & set(json.loads(names.read_text()))
+    return HEAVY & set(json.loads(names.read_text())), seconds
+
+
+def cpu_seconds(
+    start: Callable[[], subprocess.CompletedProcess[str]],
+) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """What a process took that `start` starts and waits for, and what it returns."""
+    before = os.times()
+    done = start()
+    after = os.times()
+    user, system = (after.children_user, after.children_system)
+    return user + system - before.children_user - before.children_system, done
 
 
 @pytest.fixture(scope="module")
@@ -165,17 +184,14 @@ MISTYPED = [f"{c} {a}".split() for c, a, allowed in COMMANDS if not allowed]
 def test_help_lists_and_mistyped_names_answer_in_half_a_second_of_cpu(
     place: Path, words: list[str]
 ) -> None:
-    """The best of three tries, since what else the machine does slows a process down."""
-    seconds = []
-    for _ in range(3):
-        before = os.times()
-        fresh(place, LOADED, str(place / "loaded.json"), *words)
-        after = os.times()
-        user, system = (after.children_user, after.children_system)
-        seconds.append(user + system - before.children_user - before.children_system)
-        if seconds[-1] < 0.5:
-            return
-    raise AssertionError(f"CPU seconds of three tries: {seconds}")
+    """The best of three tries, since what else the machine does slows a process down. The first is
+    the process that was asked for its libraries above.
+    """
+    seconds = [loaded_and_seconds(place, *words)[1]]
+    while seconds[-1] >= 0.5 and len(seconds) < 3:
+        again = partial(fresh, place, LOADED, str(place / "loaded.json"), *words)
+        seconds.append(cpu_seconds(again)[0])
+    assert seconds[-1] < 0.5, f"CPU seconds of three tries: {seconds}"
 
 
 def some_trial(run: Path) -> str:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, LlamaConfig, MptConfig, PreTrainedTokenizerFast
 
+from rayunlearn.data import chat_sandbox
 from rayunlearn.errors import UserError
 from rayunlearn.models.folder import check_model, context_length, inspect_model_folder
 from rayunlearn.models.load import load_model, save_model
@@ -99,9 +100,9 @@ def test_a_missing_chat_template_is_refused_where_it_is_asked_for(tmp_path: Path
 HOSTILE = {
     "loops": (
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "must end within 5 seconds of CPU",
+        "must end within 1 seconds of CPU",
     ),
-    "computes for ever": ("{{ 9**(9**9) }}", "must end within 5 seconds of CPU"),
+    "computes for ever": ("{{ 9**(9**9) }}", "must end within 1 seconds of CPU"),
     "fills memory": ("{{ 'x' * 10**10 }}", "must take at most 1 GiB|must end within"),
     "writes much": ("{{ 'x' * 10**6 }}", "at most 100000 characters, got 1000000"),
     "reaches into Python": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
@@ -114,8 +115,13 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_chat_template_ends_in_one_line(folder: Path, kind: str) -> None:
+def test_a_hostile_chat_template_ends_in_one_line(
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     template, message = HOSTILE[kind]
+    # two of them use up all that there is
+    assert chat_sandbox.CPU_SECONDS == 5
+    monkeypatch.setattr(chat_sandbox, "CPU_SECONDS", 1)
     set_template(folder, template)
     began = time.monotonic()
     with pytest.raises(UserError, match=message) as refused:
