@@ -12,10 +12,12 @@ LONGEST = (
     RAY,
     "tests/test_hash_seeds.py",
     "tests/train/test_fsdp.py",
+    "tests/models/test_families.py",
     "tests/cli/test_startup.py",
-    "tests/cli/test_plan.py",
-    "tests/trial/test_caches.py",
     "tests/trial/test_coreset.py",
+    "tests/cli/test_plan.py",
+    "tests/train/test_teach.py",
+    "tests/trial/test_caches.py",
 )
 
 
