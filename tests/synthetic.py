@@ -183,14 +183,15 @@ def write_run(run: Path) -> Path:
 def _contents_of_run() -> tuple[list[Path], dict[Path, bytes]]:
     """Folders and files of the run, which many tests ask for and a process writes once."""
     with TemporaryDirectory() as folder:
-        run = _write_run(Path(folder))
+        run = write_run_anew(Path(folder))
         entries = [run, *run.rglob("*")]
         folders = [entry.relative_to(run) for entry in entries if entry.is_dir()]
         files = {entry.relative_to(run): entry.read_bytes() for entry in entries if entry.is_file()}
     return folders, files
 
 
-def _write_run(run: Path) -> Path:
+def write_run_anew(run: Path) -> Path:
+    """`write_run` through the functions that write a trial, in the environment of this moment."""
     plan: list[dict[str, Any]] = []
     base_id = add_trial(run, {"stage": "base"}, {"forget": 0.97, "retain": 0.96}, coverage=None)
     gold_id = add_trial(run, {"stage": "gold"}, {"forget": 0.08, "retain": 0.96}, coverage=None)

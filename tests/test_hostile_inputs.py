@@ -344,7 +344,7 @@ def test_the_environment_of_a_driver_is_in_no_file_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_API_KEY", "0123456789-secret-value")
-    run = synthetic.write_run(tmp_path / "run")
+    run = synthetic.write_run_anew(tmp_path / "run")
     write_report(run)
     assert not any(
         b"0123456789-secret-value" in path.read_bytes() for path in run.rglob("*") if path.is_file()
