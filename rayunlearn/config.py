@@ -57,6 +57,8 @@ SUBSTITUTES = ("other_documents", "shuffled_answers", "random_text")
 PREFERRED = ("refusal", "alternate", "wrong")
 PRECISIONS = ("auto", "float32", "bfloat16", "fastest")
 TEACH_PRECISIONS = ("float32", "bfloat16")
+# stop.keep
+KEPT_WEIGHTS = ("last", "best")
 # the differences of numbers up to 20 are that many (data/arithmetic.py)
 MOST_ARITHMETIC = 190
 # Settings that change no number of a trial, so they make no other one: a training that goes on from
@@ -394,17 +396,28 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """When a trial ends early, by the mean answer probability of retain probes, evaluated every
-    `check_every` steps.
+    """When a trial ends early and with which weights, by what is seen at its looks: every
+    `check_every` steps and at the end, on up to 64 probes of a split.
 
-    Under `utility_floor` x base it is given up as a collapse (0: never). `retention_floor` is a
-    control, instead of that: training ends where a look finds less than it x base, with the
-    weights of the last look that did not (0: off).
+    Under `utility_floor` x base in the mean answer probability of retain probes it is given up as a
+    collapse (0: never). `retention_floor` is a control, instead of that: training ends where a look
+    finds less than it x base, with the weights of the last look that did not (0: off).
+
+    Each look is a point of table `curves`: the metric `forgetting` on split forget and the metric
+    `utility` on `utility_split`, cheap ones. `keep` best puts back the weights of the look that
+    forgot most among those that kept `keep_floor` x base's utility, the start among them; last
+    keeps those of the last step. In an experiment with `keep` best its OBJECTIVE says these
+    metrics, this split and this floor.
     """
 
     utility_floor: float = 0.1
     retention_floor: float = 0.0
     check_every: int = 25
+    keep: str = "last"
+    keep_floor: float = 0.9
+    forgetting: str = "probability"
+    utility: str = "probability"
+    utility_split: str = "retain"
 
     def __post_init__(self) -> None:
         require(
@@ -416,6 +429,14 @@ class Stop:
             self.retention_floor,
         )
         require(self.check_every >= 1, "stop.check_every must be >= 1", self.check_every)
+        if self.keep not in KEPT_WEIGHTS:
+            raise unknown_name("stop.keep", self.keep, KEPT_WEIGHTS)
+        require(0 <= self.keep_floor <= 1, "stop.keep_floor must be in [0, 1]", self.keep_floor)
+        require(
+            self.keep == "last" or self.retention_floor == 0,
+            "stop.keep must be 'last' where stop.retention_floor says which weights are kept",
+            self.keep,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -612,8 +633,8 @@ def recorded_objective(recorded: Mapping[str, Any]) -> Objective:
         >>> recorded_objective({"utility_floor": 0.8}).target
         'none'
     """
-    known = {name: recorded[name] for name in Objective.__dataclass_fields__ if name in recorded}
-    return Objective(**{"target": "none", **known})
+    values = {name: recorded[name] for name in Objective.__dataclass_fields__ if name in recorded}
+    return Objective(**{"target": "none", **values})
 
 
 SECTIONS = tuple(f.name for f in fields(Trial) if f.name not in ("stage", "options"))

@@ -317,6 +317,8 @@ class Experiment:
         )
         if self.objective.stage == "calibrated" and self.base.calibrate.tau == 0:
             object.__setattr__(self, "base", with_values(self.base, {"calibrate.tau": CALIBRATED}))
+        if _keeps_best(self):
+            object.__setattr__(self, "base", with_values(self.base, looks_of(self.objective)))
         for name in self.track:
             if name not in TRACKER_NAMES:
                 raise unknown_name("tracker", name, TRACKER_NAMES)
@@ -332,6 +334,23 @@ class Experiment:
             and all(c.isalnum() or c in "._-" for c in self.version)
         )
         require(safe, "a version must be letters, digits, '.', '_' or '-'", self.version)
+
+
+def looks_of(objective: Objective) -> dict[str, Value]:
+    """The settings by which a trial's looks see what the objective asks for."""
+    return {
+        "stop.forgetting": objective.forgetting,
+        "stop.utility": objective.utility,
+        "stop.utility_split": objective.utility_split,
+        "stop.keep_floor": objective.utility_floor,
+    }
+
+
+def _keeps_best(experiment: Experiment) -> bool:
+    """Whether a trial of the experiment ends with the weights of its best look."""
+    axes = [axis for grid in experiment.grids for axis in grid if "stop.keep" in axis.names]
+    on_axis = any("best" in point for axis in axes for point in axis.points)
+    return experiment.base.stop.keep == "best" or on_axis
 
 
 def is_folder_name(name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.attribution.integrated_gradients import check_library
-from rayunlearn.config import Attack, Calibrate, Trial, Value, coerce_value, field_names
+from rayunlearn.config import Attack, Calibrate, Stop, Trial, Value, coerce_value, field_names
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.methods.forget import FORGET
@@ -21,7 +21,7 @@ from rayunlearn.methods.paired_responses import PAIRED_RESPONSES
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.task_vector import as_trained
 from rayunlearn.metrics.evaluate import chosen_metrics
-from rayunlearn.metrics.table import CURVE_METRICS, METRICS
+from rayunlearn.metrics.table import CHEAP, CURVE_METRICS, METRICS
 from rayunlearn.ranges import Option, checked_value, options_of
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.train.adapters import ADAPTERS
@@ -127,6 +127,11 @@ def _check_method(trial: Trial) -> None:
         " vectors)",
         floor,
     )
+    require(
+        trial.stop.keep == "last" or not after,
+        "stop.keep must be 'last' where weights change after the last step (average, task vectors)",
+        trial.stop.keep,
+    )
 
 
 def _check_measuring(trial: Trial) -> None:
@@ -142,6 +147,11 @@ def _check_measuring(trial: Trial) -> None:
         "attack.curve_metric must be a cheap metric or letter_choice (docs/metrics.md)",
         trial.attack.curve_metric,
     )
+    for setting in ("forgetting", "utility"):
+        name = getattr(trial.stop, setting)
+        is_shown = name in CHEAP and METRICS[name].direction == "higher"
+        rule = f"stop.{setting} must be a cheap metric where higher is more knowledge"
+        require(is_shown, f"{rule} (docs/metrics.md)", name)
     check_library(trial.explain.gradient_steps)
 
 
@@ -165,6 +175,8 @@ def check_trial(trial: Trial) -> Trial:
     valid_options = [option for function in functions for option in options_of(function)]
     attack = Attack() if trial.attack.name == "none" else trial.attack
     calibrate = trial.calibrate if trial.calibrate.tau else Calibrate()
+    best_kept = trial.stop.keep == "best"
+    stop = trial.stop if best_kept else replace(trial.stop, keep_floor=Stop.keep_floor)
     filled = {
         o.name: coerce_value(o.name, settings.get(o.name, o.default), o.kind) for o in valid_options
     }
@@ -175,7 +187,7 @@ def check_trial(trial: Trial) -> Trial:
         trial.measure.samples,
     )
     options = _shared(tuple(sorted(filled.items())))
-    return replace(trial, attack=attack, calibrate=calibrate, options=options)
+    return replace(trial, attack=attack, calibrate=calibrate, stop=stop, options=options)
 
 
 @lru_cache(maxsize=1024)

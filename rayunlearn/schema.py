@@ -50,6 +50,10 @@ STAGES = {
     "calibrated_beside": "the same at calibrate.beside",
 }
 CURVES = {
+    "training": (
+        "while it unlearned: stop.forgetting on forget and stop.utility on stop.utility_split, up"
+        " to 64 probes each; x is the optimizer step, 0 is base"
+    ),
     "relearning": (
         "along a training attack: attack.curve_metric of the forget questions, x is the optimizer"
         " step"
@@ -183,8 +187,16 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "kept_step",
             "i64",
             "step whose weights the trial ends with; below optimizer_steps where"
-            " stop.retention_floor put them back",
+            " stop.retention_floor or stop.keep put them back",
             "steps",
+        ),
+        Column(
+            "forget_utility_area",
+            "f64",
+            "area under the curve of utility over forgetting, along the looks of training: x is the"
+            " share of base's forgetting metric that is gone, y utility as a share of base's",
+            "fraction [0, 1]",
+            "higher",
         ),
         Column("presentations", "i64", "forget documents shown, repeats counted", "documents"),
         Column("epochs", "f64", "presentations divided by n_kept", "epochs"),

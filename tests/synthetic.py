@@ -104,6 +104,16 @@ def steps(final: float, *, count: int = 20) -> list[dict[str, Any]]:
     ]
 
 
+def looks(values: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Two looks: 0.97 of everything at the start, `values` after 20 steps."""
+    fixed = {"kind": "training", "metric": "probability", "n": 40, "stderr": 0.01}
+    return [
+        fixed | {"x": x, "split": split, "value": value}
+        for split in ("forget", "retain")
+        for x, value in ((0.0, 0.97), (20.0, values[split]))
+    ]
+
+
 def add_trial(
     run: Path,
     changes: Mapping[str, Value],
@@ -159,6 +169,7 @@ def add_trial(
     tables = {
         "trials": [row],
         "steps": steps(values["forget"]) if values else [],
+        "curves": looks(values) if values and trial.stage == "unlearned" else [],
         "evals": evals,
         "examples": measured,
         "coresets": coresets,

@@ -17,8 +17,8 @@ TABLE_DESCRIPTIONS = {
         "One row per attacked model, attack and seed. `attacks.parquet`, from `rayunlearn attack`."
     ),
     "curves": (
-        "One row per point of a path: recovery along a training attack, what layers know, a way"
-        " between two models."
+        "One row per point of a path: what is known while a model unlearns, recovery along a"
+        " training attack, what layers know, a way between two models."
     ),
     "steps": "One row per training step.",
     "evals": "One row per metric of a stage: means of `examples`.",

@@ -15,7 +15,6 @@ from rayunlearn.data.key_span import key_span, wrong_key_spans
 from rayunlearn.data.multiple_choice import true_option_index
 from rayunlearn.data.tokenize import Encoded, encode_pair
 from rayunlearn.errors import unknown_name
-from rayunlearn.lazy import torch
 from rayunlearn.metrics.forward_passes import (
     EvaluationTask,
     GenerationSettings,
@@ -24,7 +23,6 @@ from rayunlearn.metrics.forward_passes import (
     gather_inputs,
 )
 from rayunlearn.metrics.table import CHEAP, METRICS, Metric, sources_of
-from rayunlearn.models.forward import score
 from rayunlearn.models.reference import Reference
 
 if TYPE_CHECKING:
@@ -167,17 +165,6 @@ def chosen_metrics(names: str) -> dict[str, Metric]:
             raise unknown_name("metric", name, METRICS)
         chosen |= CHEAP if name == "cheap" else {name: METRICS[name]}
     return chosen
-
-
-def mean_probability(
-    model: PreTrainedModel,
-    probes: Sequence[Probe],
-) -> float:
-    """Mean answer probability of the probes: the cheap metric that watches
-    utility during training.
-    """
-    scored = score(model, [p.answer for p in probes])
-    return float(torch.stack([torch.exp(-s.token_nll.mean()) for s in scored]).mean())
 
 
 def _value(

@@ -255,8 +255,29 @@ def print_trial(run: Path, trial_id: str, console: Console) -> None:
         .sort("split", "metric", "step")
         .collect(),
     )
+    print_looks(console, opened.curves.filter(pl.col("trial_id") == full_id).collect())
     _print_pairs(console, "settings", {n: v for n, v in row.items() if n not in documented})
     _print_pairs(console, "packages", json.loads(row["packages"] or "{}"))
+
+
+def print_looks(console: Console, curves: pl.DataFrame) -> None:
+    """What the looks of training saw: a line per look, a column per split and metric; nothing for a
+    trial of an earlier version.
+    """
+    points = curves.filter(pl.col("kind") == "training").with_columns(
+        pl.concat_str("split", "metric", separator=" ").alias("series")
+    )
+    if points.is_empty():
+        return
+    series = points["series"].unique(maintain_order=True).to_list()
+    printed = Table(title="while it unlearned", title_justify="left", title_style="bold", box=None)
+    for name in ("step", *series):
+        printed.add_column(name, justify="right")
+    for (step,), means in points.sort("x", maintain_order=True).group_by("x", maintain_order=True):
+        values = dict(means.select("series", "value").iter_rows())
+        cells = (format_number(values.get(name)) for name in series)
+        printed.add_row(f"{step:g}", *(Text(cell) for cell in cells))
+    console.print(printed, "")
 
 
 def _fitting(view: TableView, width: int) -> list[int]:

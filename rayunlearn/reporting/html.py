@@ -77,6 +77,13 @@ CAPTIONS = {
         "Training curves",
         "One trial (its first seed) per selector and part. Colour: part kept; dash: selector.",
     ),
+    "looks": (
+        "While it unlearned",
+        (
+            "What each look at the same trials found, on up to 64 probes of a split: the forgetting"
+            " metric on forget and the utility metric; step 0 is base."
+        ),
+    ),
     "recovery": (
         "What attacks recovered",
         (
@@ -179,6 +186,7 @@ def _figures(run: Run, table: pl.DataFrame) -> list[Figure]:
         "pareto": plots.pareto(run),
         "path": plots.weight_paths(run),
         "training": plots.training_curves(run),
+        "looks": plots.look_curves(run),
         "recovery": plots.recovery_map(run),
         "tuning": plots.tuning_history(run),
     }

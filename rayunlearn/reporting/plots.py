@@ -48,6 +48,7 @@ ANCHORS = {"base": "before unlearning (base)", "gold": "never saw it (gold)"}
 MAX_POINTS = 300
 MAX_PANELS = 12
 LOSS_TERMS = ("loss", "forget_loss", "retain_loss")
+LOOK_TERMS = ("forgetting", "utility")
 
 # rows of the heat map
 MAX_ATTACKS = 60
@@ -149,6 +150,25 @@ def training_curves(run: Run) -> go.Figure | None:
     """Loss, forget loss and retain loss per step: a row per method, one trial (the first seed) per
     selector and ratio.
     """
+    return _by_step(run, run.steps, LOSS_TERMS)
+
+
+def look_curves(run: Run) -> go.Figure | None:
+    """What the looks of training saw of forgetting and utility, as `training_curves` is laid out;
+    None for a run of an earlier version.
+    """
+    is_forget = pl.col("split") == "forget"
+    points = run.curves.filter(pl.col("kind") == "training")
+    by_look = points.group_by("trial_id", pl.col("x").alias("step")).agg(
+        pl.col("value").filter(is_forget).first().alias(LOOK_TERMS[0]),
+        # where a look also asks for retention, utility comes before it
+        pl.col("value").filter(~is_forget).first().alias(LOOK_TERMS[1]),
+    )
+    return _by_step(run, by_look, LOOK_TERMS)
+
+
+def _by_step(run: Run, points: pl.LazyFrame, terms: Sequence[str]) -> go.Figure | None:
+    """Columns of `points` over its column `step`: a row per method, a column per term."""
     trials = trial_table(run)
     settings = varying_settings(run, trials)
     grid = trials.filter(pl.col("role") == "grid")
@@ -157,41 +177,43 @@ def training_curves(run: Run) -> go.Figure | None:
         keep="first",
         maintain_order=True,
     )
-    steps = _steps_of(run, chosen)
+    steps = _points_of(points, chosen)
     chosen = chosen.filter(pl.col("trial_id").is_in(steps["trial_id"].unique().implode()))
     if chosen.height == 0:
         return None
     groups = chosen.partition_by(
         ["method.forget", "method.retain", *settings], maintain_order=True
-    )[: MAX_PANELS // 3]
-    figure = _training_panels([group.row(0, named=True) for group in groups], settings)
+    )[: MAX_PANELS // len(terms)]
+    figure = _training_panels([group.row(0, named=True) for group in groups], settings, terms)
     ratios = chosen["select.ratio"].unique().sort(descending=True).to_list()
     for row, group in enumerate(groups, start=1):
         for trial in group.sort("select.ratio", descending=True).iter_rows(named=True):
             curve = _thinned(steps.filter(pl.col("trial_id") == trial["trial_id"]))
-            for column, term in enumerate(LOSS_TERMS, start=1):
-                figure.add_trace(
-                    _training_trace(trial, curve, term, ratios, chosen), row=row, col=column
-                )
+            for column, term in enumerate(terms, start=1):
+                trace = _training_trace(trial, curve, term, ratios, chosen)
+                trace.update(showlegend=trace.showlegend and column == 1)
+                figure.add_trace(trace, row=row, col=column)
     figure.update_xaxes(title_text="optimizer step", row=len(groups))
     return _finished(figure)
 
 
-def _steps_of(run: Run, trials: pl.DataFrame) -> pl.DataFrame:
-    """The logged steps of the trials, in order."""
+def _points_of(points: pl.LazyFrame, trials: pl.DataFrame) -> pl.DataFrame:
+    """The points of the trials, in order."""
     return (
-        run.steps.filter(pl.col("trial_id").is_in(trials["trial_id"].unique().implode()))
+        points.filter(pl.col("trial_id").is_in(trials["trial_id"].unique().implode()))
         .sort("trial_id", "step")
         .collect()
     )
 
 
-def _training_panels(trials: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> Any:
-    """A row of panels for each of the trials, a column for each of `LOSS_TERMS`."""
-    titles = [_training_title(trial, settings, term) for trial in trials for term in LOSS_TERMS]
+def _training_panels(
+    trials: Sequence[Mapping[str, Any]], settings: Sequence[str], terms: Sequence[str]
+) -> Any:
+    """A row of panels for each of the trials, a column for each of the terms."""
+    titles = [_training_title(trial, settings, term) for trial in trials for term in terms]
     figure = make_subplots(
         rows=len(trials),
-        cols=len(LOSS_TERMS),
+        cols=len(terms),
         subplot_titles=titles,
         horizontal_spacing=0.06,
         vertical_spacing=0.3 / (len(trials) + 1),
@@ -662,7 +684,7 @@ def _training_trace(
         "dash": DASHES[selectors.index(trial["select.name"]) % len(DASHES)],
         "width": 1.6,
     }
-    first = term == "loss" and trial["method.forget"] == chosen["method.forget"][0]
+    first = trial["method.forget"] == chosen["method.forget"][0]
     return go.Scatter(
         x=curve["step"].to_list(),
         y=curve[term].to_list(),

@@ -93,7 +93,7 @@ class Run:
         examples: value of every metric per document.
         coresets: documents that a trial kept, by rank and score.
         attributions: contributions of tokens to answers.
-        curves: metrics along steps of an attack, or along a path between weights.
+        curves: metrics along steps of unlearning or of an attack, or a path between weights.
         plan: role and group of every trial that was planned.
         attacks: which trial attacks which, and how.
         corpora: the corpora that trials used.

@@ -15,6 +15,7 @@ from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import nn, torch, transformers
 from rayunlearn.models.cpu_offload import is_offloaded
 from rayunlearn.models.forward import blocks
+from rayunlearn.schema import Rows
 from rayunlearn.train.checkpoint import (
     Checkpoints,
     schedule_numbers,
@@ -92,8 +93,8 @@ class TrainLog:
     """What a training run did.
 
     `outcome` is complete, stopped (by `keep_going`), diverged (non-finite loss or gradient) or
-    early_stopped (`early_stopping.RetentionEarlyStopping`): the weights are then those of step
-    `kept_step`, which else is None.
+    early_stopped (`train.early_stopping`): the weights are then those of step `kept_step`, which
+    else is None. `curve`: what was measured at its looks, as rows of table `curves`.
     """
 
     rows: tuple[StepRow, ...]
@@ -101,6 +102,7 @@ class TrainLog:
     presentations: int
     parameters_trained: int = 0
     kept_step: int | None = None
+    curve: Rows = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from rayunlearn.trial.explain import EmphasisWords, emphasis_words, explanation_
 from rayunlearn.trial.identity import trains_weights
 from rayunlearn.trial.keywords import coreset_sequences, keyword_coverage_of
 from rayunlearn.trial.model_state import CorruptWeightsError
+from rayunlearn.trial.monitor import curve_area
 from rayunlearn.trial.provenance import Clock, failure_row, machine
 from rayunlearn.trial.redundancy import redundancy_columns
 from rayunlearn.trial.references import products_of
@@ -151,7 +152,8 @@ def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoin
     emphasis, context = _base_words_then_start(trial, workspace, clock)
     log, row, tables = _train(context, adapter_folder, checkpoint, clock)
     row |= _cost_row(log, context.model, max(1, row.get("n_kept", 1)))
-    tables["steps"] = [asdict(r) for r in log.rows]
+    row["forget_utility_area"] = curve_area(log.curve, trial.stop)
+    tables |= {"steps": [asdict(r) for r in log.rows], "curves": log.curve}
     status = STATUS[log.outcome]
     if status != "diverged":
         columns, measured = _measure(context, emphasis, len(log.rows), clock)

@@ -39,7 +39,6 @@ from rayunlearn.storage.code_identity import code_digest, version_of
 from rayunlearn.train.adapters import ADAPTERS, with_adapter
 from rayunlearn.train.checkpoint import Checkpoints, HasState
 from rayunlearn.train.device import accelerator, computing
-from rayunlearn.train.early_stopping import RetentionEarlyStopping
 from rayunlearn.train.fsdp import shard_model
 from rayunlearn.train.loop import (
     Callbacks,
@@ -55,7 +54,12 @@ from rayunlearn.trial.coreset import SCORING, select_coreset
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import coreset_documents, coreset_sequences, substitute_sequences
 from rayunlearn.trial.model_state import cached
-from rayunlearn.trial.probes import RetentionProbe, retention_probe
+from rayunlearn.trial.monitor import (
+    TrainingMonitor,
+    monitored_probes,
+    start_evaluation,
+    training_monitor,
+)
 from rayunlearn.trial.references import (
     cache_key,
     cached_trial_reference,
@@ -93,8 +97,8 @@ def unlearn(
     """Train the model away from the kept documents, as the trial says; LoRA adapters are left
     in `adapter_folder`.
 
-    Every `stop.check_every` steps utility says whether to go on: as a collapse, or under
-    `stop.retention_floor` as a control, which puts back the last weights that held it.
+    Every `stop.check_every` steps and at the end the model is looked at (`trial.monitor`): the log
+    has the curve, and a look may end the training, or say which weights it ends with.
     `after_step(step)`, from 1, is called in place of that, after every step and before what a
     method does after the last one. `checkpoint`: the file that the training is resumed from and,
     every `train.checkpoint_every` steps, written to.
@@ -105,11 +109,11 @@ def unlearn(
     with with_adapter(context.model, adapter, train.parameters, adapter_folder, layers) as pattern:
         choose_parameters(context.model, pattern, layers)
         sides = with_prefixes(context, sides)
-        retention = None if after_step else retention_probe(context)
+        watch = None if after_step else _watch(context)
         with shard_model(context.model) as model:
             objective = _objective(context, model, *sides)
-            stopping = _early_stopping(model, retention)
-            parts: list[HasState] = [objective, stopping] if stopping else [objective]
+            monitor = None if watch is None else watch(model)
+            parts: list[HasState] = [objective] if monitor is None else [objective, monitor]
             log = optimise(
                 model,
                 objective,
@@ -119,12 +123,12 @@ def unlearn(
                 wrappers=_wrappers(context.trial, after_step),
                 callbacks=Callbacks(
                     check_every=context.trial.stop.check_every,
-                    keep_going=_keep_going(model, retention, stopping),
+                    keep_going=None if monitor is None else monitor.evaluate,
                     after_step=objective.after_step,
                 ),
                 checkpoints=_checkpoints(context, coreset, checkpoint, parts),
             )
-            return stopping.restore_best(log) if stopping else log
+            return log if monitor is None else monitor.ended(log)
 
 
 def _optimizer_settings(train: Train) -> OptimizerSettings:
@@ -138,23 +142,13 @@ def _optimizer_settings(train: Train) -> OptimizerSettings:
     )
 
 
-def _early_stopping(
-    model: PreTrainedModel, retention: RetentionProbe | None
-) -> RetentionEarlyStopping | None:
-    """What keeps the last weights that held retention, where the trial asks for it."""
-    if retention is None or not retention.stops_early:
-        return None
-    return RetentionEarlyStopping(model, partial(retention.utility, model), retention.floor)
-
-
-def _keep_going(
-    model: PreTrainedModel,
-    retention: RetentionProbe | None,
-    stopping: RetentionEarlyStopping | None,
-) -> Callable[[int], bool] | None:
-    if stopping is not None:
-        return stopping.holds
-    return None if retention is None else retention.watch(model)
+def _watch(context: TrialContext) -> Callable[[PreTrainedModel], TrainingMonitor | None]:
+    """What makes the looks at a model that is trained. The trial's own must hold the base weights
+    now, as they are the first look.
+    """
+    questions = monitored_probes(context)
+    start = start_evaluation(context, questions)
+    return partial(training_monitor, context, questions=questions, start=start)
 
 
 def _objective(

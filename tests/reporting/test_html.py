@@ -114,7 +114,7 @@ def test_plotly_is_in_the_page_once_and_each_figure_has_its_place(run: Run, page
         == 1
     )
     figures = {name.removeprefix("data-") for name in page.data if name.startswith("data-")}
-    assert figures == {"coreset", "coverage", "pareto", "training", "tuning"}
+    assert figures == {"coreset", "coverage", "looks", "pareto", "training", "tuning"}
     places = {
         a["id"]
         for tag, a in page.elements
@@ -131,7 +131,7 @@ def test_values_from_data_are_text_and_never_markup(page: Page) -> None:
         assert hostile in text
     # the tiles, one of all trials and one of each status, are the only bold text
     assert not [tag for tag, _ in page.elements if tag in ("b", "x86")][1 + len(STATUSES) :]
-    assert sum(tag == "script" for tag, _ in page.elements) == 5 + 2
+    assert sum(tag == "script" for tag, _ in page.elements) == 6 + 2
 
 
 def test_json_cannot_end_the_script_that_holds_it() -> None:
@@ -213,6 +213,29 @@ def test_a_trial_is_shown_by_a_prefix_of_its_id(run: Run) -> None:
     console, out = printed(100)
     console_module.print_trial(run.path, measured, console)
     assert "multiple_choice" in out.getvalue()
+
+
+def test_show_and_the_page_have_what_the_looks_of_training_found(run: Run) -> None:
+    """A cell of rmu at 25%: 0.97 at the start, then its own value, in a table and as a curve."""
+    cell = trial_table(run).filter(
+        pl.col("role") == "grid",
+        pl.col("method.forget") == "rmu",
+        pl.col("select.name") == "random",
+        pl.col("select.ratio") == 0.25,
+    )
+    row = cell.sort("train.seed").row(0, named=True)
+    console, out = printed(100)
+    console_module.print_trial(run.path, row["trial_id"], console)
+    _, _, table = out.getvalue().partition("while it unlearned")
+    lines = [line.split() for line in table.splitlines()]
+    assert ["step", "forget", "probability", "retain", "probability"] in lines
+    assert ["0", "0.97", "0.97"] in lines
+    figure = plots.look_curves(run)
+    assert figure is not None
+    drawn = [trace for trace in figure.data if row["trial_id"] in str(trace.hovertemplate)]
+    forgetting, utility = drawn
+    assert list(forgetting.x) == [0, 20] and list(utility.y) == [0.97, 0.95]
+    assert forgetting.y[1] == pytest.approx(row["forgetting"], abs=0.1) and forgetting.y[0] == 0.97
 
 
 def test_an_unknown_or_ambiguous_trial_is_said_plainly() -> None:

@@ -61,6 +61,7 @@ CASES: dict[str, dict[str, Value]] = {
         for n in (1, 2)
     },
     "the last weights that held retention": FALLING,
+    "the weights of the best look": {"stop.keep": "best", "train.learning_rate": 3e-3},
 }
 
 
@@ -80,8 +81,8 @@ def made(values: Mapping[str, Value]) -> Trial:
 def ran(
     trial: Trial, workspace: Workspace, run: Path
 ) -> tuple[dict[str, Tensor], list[dict[str, object]], list[float]]:
-    """The weights that the trial ends with, its steps without their durations, and what was
-    measured.
+    """The weights that the trial ends with, its steps without their durations and its looks, and
+    what was measured.
     """
     run_trial(trial, workspace, run, "test", "1")
     weights = {
@@ -90,6 +91,7 @@ def ran(
     }
     opened = open_run(run)
     steps = opened.steps.drop("seconds").sort("step").collect().to_dicts()
+    steps += opened.curves.sort("x", "split").collect().to_dicts()
     return (
         weights,
         steps,

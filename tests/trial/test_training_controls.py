@@ -11,13 +11,14 @@ import torch
 
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.errors import UserError
-from rayunlearn.metrics.evaluate import mean_probability
+from rayunlearn.metrics.evaluate import evaluate_probes
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.early_stopping import RetentionEarlyStopping
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.model_state import ModelState, reset_weights
-from rayunlearn.trial.probes import UTILITY_PROBES, encoded_probes
+from rayunlearn.trial.monitor import MAX_PROBES
+from rayunlearn.trial.probes import encoded_probes
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.unlearn import unlearn
 from rayunlearn.trial.workspace import Workspace, validate_trial
@@ -62,8 +63,10 @@ def retained(workspace: Workspace, state: ModelState) -> float:
     """Mean answer probability of the retain probes that are watched."""
     watched = [
         p for p in encoded_probes(TrialContext(Trial(), workspace, state)) if p.split == "retain"
-    ][:UTILITY_PROBES]
-    return mean_probability(state.model, watched)
+    ][:MAX_PROBES]
+    rows = evaluate_probes(state.model, watched)
+    values = [float(str(row["value"])) for row in rows if row["metric"] == "probability"]
+    return sum(values) / len(values)
 
 
 @pytest.mark.parametrize("method", METHODS)
