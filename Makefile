@@ -1,6 +1,6 @@
 # make demo    the main job on the embedded synthetic dataset: progress, table, report
 # make smollm2 brings a real language model (SmolLM2-135M-Instruct, 93 MB) into ~/.cache/rayunlearn, once; make demo-pretrained: the main job on it
-# make test    the tests, in three processes (about five minutes on two cores); make test-slow: the rest
+# make test    the tests, in three processes; make test-slow: the rest
 # make bench   ratios beside the plain way, same machine, same run; make bench-cluster: what the platform costs without any model
 # make docs    the site, strictly, into build/site
 # make findings  the experiments at their laptop size, then docs/findings.md from their Parquet files (hours; finished trials are kept)
