@@ -169,8 +169,12 @@ def add_books_command(commands: Any) -> None:
     added.add_argument(
         "--retain", metavar="TITLE", nargs="+", required=True, help="the books to keep"
     )
+    added.add_argument(
+        "--untouched", metavar="TITLE", nargs="+", default=[], help="books that are only asked"
+    )
     for name, dest, text in (
         ("--passages", "n_forget", "passages of the forgotten book (default: 120)"),
+        ("--near", "n_near", "other passages of it that are only asked (default: 0)"),
         ("--retain-passages", "n_retain", "passages of each kept book (default: 30)"),
         ("--words", "n_words", "words of a passage (default: 48)"),
         ("--seed", "seed", "which passages are drawn (default: 0)"),
@@ -255,16 +259,23 @@ def books(chosen: argparse.Namespace) -> int:
     sizes = {
         name: value
         for name, value in vars(chosen).items()
-        if name in ("n_forget", "n_retain", "n_words", "seed")
+        if name in ("n_forget", "n_near", "n_retain", "n_words", "seed")
     }
     output_folder(chosen.output)
     rows = cut_books(
         chosen.source,
-        BookSplit(forget=chosen.forget, retain=tuple(chosen.retain), **sizes),
+        BookSplit(
+            forget=chosen.forget,
+            retain=tuple(chosen.retain),
+            untouched=tuple(chosen.untouched),
+            **sizes,
+        ),
         chosen.output,
     )
     print(f"{', '.join(f'{count} {name}' for name, count in rows.items())}: {chosen.output}")
     probes = "data.probe_forget=probe_forget data.probe_retain=probe_retain"
+    sets = ",".join(f"{name}={name}" for name in ("near", "untouched") if name in rows)
+    probes += f" data.probes={sets}" if sets else ""
     print(
         f"use it with --set data.name=files data.path={chosen.output} data.template={{prompt}}"
         f" {probes}"

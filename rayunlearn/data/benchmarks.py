@@ -110,12 +110,14 @@ class BenchmarkParts:
     notes: tuple[str, ...] = ()
 
 
-def tofu(folder: BenchmarkFolder, *, size: str = "10") -> BenchmarkParts:
+def tofu(folder: BenchmarkFolder, *, size: str = "10", paraphrased: bool = False) -> BenchmarkParts:
     """TOFU (2401.06121): forget `size` (01, 05 or 10) percent of fictitious authors; probes with
     paraphrases and wrong answers.
 
     Splits: forget, retain, real_authors, world_facts, and holdout (for membership) where the folder
-    has it. The twenty questions of a fictitious author are one group.
+    has it; with `paraphrased` a split of that name too, the forget questions in the other words
+    that the folder has, with the same answers. The twenty questions of a fictitious author are one
+    group.
     """
     require(size in ("01", "05", "10"), "tofu.size must be 01, 05 or 10", size)
     names = {"forget": f"forget{size}_perturbed", "retain": "retain_perturbed"}
@@ -125,14 +127,23 @@ def tofu(folder: BenchmarkFolder, *, size: str = "10") -> BenchmarkParts:
     def authors(split: str, table: str) -> Documents:
         return folder.blocks(table, f"{split} author", QUESTIONS_OF_AN_AUTHOR)
 
+    probes = {
+        split: authors(split, name) if split in FICTITIOUS else folder.documents(name)
+        for split, name in names.items()
+    }
     return BenchmarkParts(
         forget=authors("forget", f"forget{size}"),
         retain=authors("retain", f"retain{100 - int(size)}"),
-        probes={
-            split: authors(split, name) if split in FICTITIOUS else folder.documents(name)
-            for split, name in names.items()
-        },
+        probes=probes | ({"paraphrased": _reworded(probes["forget"])} if paraphrased else {}),
     )
+
+
+def _reworded(documents: Documents) -> Documents:
+    """The questions that have another wording, in it; once each."""
+    questions = (
+        replace(d, prompt=d.prompt_paraphrase, prompt_paraphrase=d.prompt) for d in documents
+    )
+    return tuple({d.doc_id: d for d in questions if d.prompt}.values())
 
 
 def muse_news(

@@ -24,7 +24,8 @@ BOOKS_MANIFEST = "manifest.json"
 @dataclass(frozen=True, kw_only=True)
 class BookSplit:
     """What is cut: titles, and how many passages of `n_words` words of the forgotten book and of
-    each kept one.
+    each kept one. `n_near` other passages of the forgotten book, and `n_retain` of each book of
+    `untouched`, are asked and never trained on.
 
     They are drawn at random with `seed` and do not overlap. `n_words` is even, so both halves are
     of one length.
@@ -32,7 +33,9 @@ class BookSplit:
 
     forget: str
     retain: tuple[str, ...]
+    untouched: tuple[str, ...] = ()
     n_forget: int = 120
+    n_near: int = 0
     n_retain: int = 30
     n_words: int = 48
     seed: int = 0
@@ -43,13 +46,14 @@ class BookSplit:
             "a books corpus must keep at least one book, --retain names",
             len(self.retain),
         )
-        titles = (self.forget, *self.retain)
+        titles = (self.forget, *self.retain, *self.untouched)
         require(
             len(set(titles)) == len(titles),
-            "a book must be named once in --forget and --retain",
+            "a book must be named once in --forget, --retain and --untouched",
             titles,
         )
         require(self.n_forget >= 2, "--passages must be >= 2", self.n_forget)
+        require(self.n_near >= 0, "--near must be >= 0", self.n_near)
         require(self.n_retain >= 1, "--retain-passages must be >= 1", self.n_retain)
         require(
             self.n_words >= 4 and self.n_words % 2 == 0,
@@ -59,25 +63,28 @@ class BookSplit:
 
 
 def cut_books(source: Path, split: BookSplit, output: Path) -> dict[str, int]:
-    """Write forget, retain, probe_forget and probe_retain as JSONL, and manifest.json, to `output`;
-    returns rows by split.
+    """Write forget, retain, probe_forget and probe_retain as JSONL, near and untouched where they
+    are asked for, and manifest.json, to `output`; returns rows by split.
 
     `source` is a data file with the columns title and text, or a folder of .txt files whose names
     are the titles. The manifest names every source by its SHA-256, with the settings. Raises
     UserError for a title that is not there or stands for two books, and for a book with too few
     words.
     """
-    texts = read_books(source, (split.forget, *split.retain))
-    forget = passages_of(split.forget, texts[split.forget], split.n_forget, split)
-    retain = [
-        p for title in split.retain for p in passages_of(title, texts[title], split.n_retain, split)
-    ]
+    texts = read_books(source, (split.forget, *split.retain, *split.untouched))
+    book = passages_of(split.forget, texts[split.forget], split.n_forget + split.n_near, split)
+    forget, near = _shared_out(book, split)
+    retain, untouched = (
+        [p for title in titles for p in passages_of(title, texts[title], split.n_retain, split)]
+        for titles in (split.retain, split.untouched)
+    )
+    more = {"near": [halves(p) for p in near], "untouched": [halves(p) for p in untouched]}
     splits = {
         "forget": forget,
         "retain": retain,
         "probe_forget": [halves(p) for p in forget],
         "probe_retain": [halves(p) for p in retain],
-    }
+    } | {name: documents for name, documents in more.items() if documents}
     output.mkdir(parents=True, exist_ok=True)
     for name, documents in splits.items():
         lines = [json.dumps(_row(document), ensure_ascii=False) for document in documents]
@@ -120,6 +127,15 @@ def passages_of(title: str, text: str, n: int, split: BookSplit) -> list[Documen
     )
     chosen = sorted(random.Random(f"books {split.seed} {title}").sample(range(len(runs)), n))
     return [Document(answer=runs[start], topic=title) for start in chosen]
+
+
+def _shared_out(
+    passages: list[Document], split: BookSplit
+) -> tuple[list[Document], list[Document]]:
+    """Passages to forget and the near ones, both from all over the book."""
+    order = range(len(passages))
+    near = {*random.Random(f"near {split.seed} {split.forget}").sample(order, split.n_near)}
+    return [passages[i] for i in order if i not in near], [passages[i] for i in sorted(near)]
 
 
 def halves(passage: Document) -> Document:

@@ -608,6 +608,18 @@ def test_config_knows_the_benchmarks_that_a_trial_may_name() -> None:
     assert {*config.BENCHMARKS, "files"} == set(LOADERS)
 
 
+@needs_tofu
+def test_tofu_asks_the_forget_questions_in_other_words_where_it_shall() -> None:
+    plain = load_benchmark("tofu", SHARED / "tofu", options={"size": "01"})
+    loaded = load_benchmark("tofu", SHARED / "tofu", options={"size": "01", "paraphrased": True})
+    assert "paraphrased" not in plain.probes and len(loaded.probes["paraphrased"]) == 40
+    by_answer = {d.answer: d for d in loaded.probes["forget"]}
+    for document in loaded.probes["paraphrased"]:
+        original = by_answer[document.answer]
+        assert document.prompt == original.prompt_paraphrase != original.prompt
+        assert document.group == original.group and document.wrong == original.wrong
+
+
 def test_a_name_that_is_no_folder_is_looked_up_on_the_hub_and_that_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

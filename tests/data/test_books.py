@@ -61,6 +61,32 @@ def test_thirty_words_give_seven_passages_of_four_and_each_asks_its_second_half(
     assert not corpus.rejected and {d.topic for d in corpus.forget} == {"Gulls"}
 
 
+def test_near_passages_are_of_the_forgotten_book_and_untouched_ones_of_another(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Seven passages of the book: five to forget, the other two asked alone."""
+    (folder / "Winds.txt").write_text(" ".join(f"wind{i}" for i in range(12)))
+    split = BookSplit(
+        forget="Gulls",
+        retain=("Tides",),
+        untouched=("Winds",),
+        n_forget=5,
+        n_near=2,
+        n_retain=3,
+        n_words=4,
+    )
+    rows = cut_books(folder, split, tmp_path / "out")
+    assert rows["forget"] == 5 and rows["near"] == 2 and rows["untouched"] == 3
+
+    def texts(name: str) -> set[str]:
+        lines = (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()
+        parts = (json.loads(line) for line in lines)
+        return {f"{row.get('prompt', '')} {row['answer']}".strip() for row in parts}
+
+    assert not texts("near") & texts("forget") and len(texts("near") | texts("forget")) == 7
+    assert all(text.startswith("wind") for text in texts("untouched"))
+
+
 def test_the_same_cut_gives_the_same_files_and_another_seed_other_passages(
     folder: Path, tmp_path: Path
 ) -> None:
