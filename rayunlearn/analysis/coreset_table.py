@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rayunlearn.analysis.intervals import NO_INTERVAL, bounds_of, gap_closed, mean_interval
+from rayunlearn.analysis.intervals import (
+    NO_INTERVAL,
+    bounds_of,
+    gap_closed,
+    interval_columns,
+    mean_interval,
+)
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
@@ -16,12 +22,16 @@ from rayunlearn.analysis.run_frames import (
     FULL_SET,
     UNTOUCHED,
     MetricValues,
+    RunTargets,
     examples_without_attacks,
+    lower_is_forgotten,
     measured_of,
     objective_of,
+    targets_of_run,
     trials_with_roles,
     varying_settings,
 )
+from rayunlearn.analysis.targets import above_target, cell_distance, is_over_forgotten
 from rayunlearn.config import Objective, Select
 from rayunlearn.schema import ROLES, STATUSES
 from rayunlearn.storage.run import Run
@@ -29,6 +39,7 @@ from rayunlearn.storage.run import Run
 MULTIPLE_CHOICE = "multiple_choice"
 
 # each with _low and _high beside it
+ENDS = ("", "_low", "_high")
 MEASURES = ("forgetting", "utility", "untouched", "choice_forget", "choice_retain", "unlearning")
 
 
@@ -38,7 +49,11 @@ def coreset_table(run: Run) -> pl.DataFrame:
 
     `forgetting`, `utility`, `choice_forget`, `choice_retain` are means over all measured trials of
     the cell, collapsed ones included, with `_low` and `_high` (95% t; `interval_over` says over
-    what); `unlearning` is the fraction of the base-gold gap closed. `seeds` counts measured
+    what); `unlearning` is the fraction of the base-gold gap closed. `aim` says what forgetting is
+    held against, gold or chance, `distance` how far the cell is from it (`cell_distance`), `above`
+    its mean minus the target's, and `over_forgotten` whether that is shown to be below 0
+    (`is_over_forgotten`). `objective` is what the cells are ordered by: `distance`, or `forgetting`
+    where the objective has no target. `seeds` counts measured
     trials, `trials` ended ones; `share_*` are fractions of the ended ones. Rows of base and gold
     come first, then retain-only controls, then the grid.
 
@@ -64,13 +79,20 @@ def coreset_table(run: Run) -> pl.DataFrame:
         for name, (_, metric) in _measures(objective_of(run.experiment)).items()
     }
     context_settings = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
+    targets = targets_of_run(run, placed)
+    lower = lower_is_forgotten(run.experiment)
     rows = []
     for cell in cells.iter_rows(named=True):
         anchors = {role: _anchor(cells, role, cell, context_settings) for role in ("base", "gold")}
-        rows.append(_measure_cell(cell, anchors, measured, bounds))
-    return pl.concat(
+        row = _measure_cell(cell, anchors, measured, bounds)
+        rows.append(row | _held_against(cell, targets, measured["forgetting"], lower_forgets=lower))
+    table = pl.concat(
         [cells.drop("trial_ids"), pl.DataFrame(rows, schema=_measured_schema())], how="horizontal"
     )
+    minimised = pl.col("forgetting")
+    if objective_of(run.experiment).target != "none":
+        minimised = pl.coalesce("distance", "forgetting")
+    return table.with_columns(minimised.alias("objective"))
 
 
 def extra_settings(table: pl.DataFrame) -> list[str]:
@@ -340,6 +362,29 @@ def _measure_cell(
     return row
 
 
+def _held_against(
+    cell: Mapping[str, Any], targets: RunTargets, forgetting: MetricValues, *, lower_forgets: bool
+) -> dict[str, Any]:
+    """`aim`, `distance`, `above` and `over_forgotten` of a cell; null where it has no target."""
+    values = forgetting.rows(cell["trial_ids"])
+    target = targets.target(cell, forgetting.documents)
+    is_unlearned = cell["role"] in ("grid", "control")
+    if target is None or not is_unlearned or not np.isfinite(values).any():
+        return {"aim": None, "over_forgotten": None} | {
+            f"{name}{end}": None for name in ("distance", "above") for end in ENDS
+        }
+    above = above_target(values, target, groups=forgetting.groups)
+    return {
+        "aim": target.kind,
+        "over_forgotten": is_over_forgotten(above, lower_forgets=lower_forgets),
+        **interval_columns("distance", cell_distance(values, target, groups=forgetting.groups)),
+        **interval_columns("above", above),
+    }
+
+
 def _measured_schema() -> dict[str, Any]:
-    numbers = {f"{name}{end}": pl.Float64 for name in MEASURES for end in ("", "_low", "_high")}
-    return {"seeds": pl.Int64, "interval_over": pl.String, **numbers}
+    numbers = {
+        f"{name}{end}": pl.Float64 for name in (*MEASURES, "distance", "above") for end in ENDS
+    }
+    texts = {"interval_over": pl.String, "aim": pl.String}
+    return {"seeds": pl.Int64, **texts, "over_forgotten": pl.Boolean, **numbers}

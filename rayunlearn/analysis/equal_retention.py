@@ -18,10 +18,18 @@ from rayunlearn.analysis.intervals import LEVEL, Numbers, bounds_of, mean_interv
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
+    lower_is_forgotten,
     objective_of,
+    targets_of_run,
     trials_with_roles,
     values_by_trial,
     varying_settings,
+)
+from rayunlearn.analysis.targets import (
+    Target,
+    above_target,
+    distance_by_document,
+    is_over_forgotten,
 )
 from rayunlearn.analysis.two_way import Estimate, Groups
 from rayunlearn.storage.run import Run
@@ -51,6 +59,9 @@ class RankedMethod:
     retained: Numbers
     groups: Mapping[str, Groups] = field(default_factory=dict)
     bounds: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
+    # what the order goes by: how each document moves the distance to the target, or `forgetting`
+    compared: Numbers
+    over_forgotten: bool = False
 
 
 RANKING_SCHEMA = {
@@ -63,6 +74,7 @@ RANKING_SCHEMA = {
         for what in ("left", "retained", "rank")
         for end in ("", "_low", "_high")
     },
+    "over_forgotten": pl.Boolean,
     "seeds": pl.Int64,
 }
 
@@ -85,12 +97,12 @@ def has_calibrated(run: Run) -> bool:
 
 
 def method_ranking(run: Run) -> pl.DataFrame:
-    """Columns STANDINGS: every cell of the grid at every stage that was measured, the least left
-    first.
+    """Columns RANKING_SCHEMA: every cell of the grid at every stage that was measured, the nearest
+    to the target first (the least left, where the objective has none).
 
     `left` and `retained` are means of the objective's metrics with 95% t intervals; `rank` counts
-    from 1, the least left, among the cells of the same data and model at that stage, with the
-    interval of `ranks`.
+    from 1, the smallest distance to the target, among the cells of the same data and model at that
+    stage, with the interval of `ranks`. `over_forgotten`: shown to be below gold, or chance.
 
     Args:
         run: an opened run (`storage.run.open_run`).
@@ -112,7 +124,7 @@ def method_ranking(run: Run) -> pl.DataFrame:
             _row(s, rank)
             for s, rank in zip(
                 group,
-                ranks([s.forgetting for s in group], groups=group[0].groups.get("left")),
+                ranks([s.compared for s in group], groups=group[0].groups.get("left")),
                 strict=True,
             )
         ]
@@ -124,8 +136,8 @@ def method_ranking(run: Run) -> pl.DataFrame:
 
 
 def order_changes(run: Run, *, after: str = "calibrated") -> pl.DataFrame:
-    """Columns CHANGES: pairs of cells of which one leaves less as training left them, and the other
-    at stage `after`.
+    """Columns ORDER_CHANGE_SCHEMA: pairs of cells of which one is nearer to the target as training
+    left them (leaves less, where the objective has none), and the other at stage `after`.
 
     `before` and `after` are differences first - second, `before` below 0. `p` is the larger of the
     two paired p-values (both differences must be there), Holm-corrected over all pairs of the run,
@@ -214,6 +226,7 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
         .unique("trial_id", keep="first", maintain_order=True)
     )
     settings, goal = varying_settings(run, placed), objective_of(run.experiment)
+    targets = targets_of_run(run, trials_with_roles(run))
     bounds = {
         "left": bounds_of(run.experiment, goal.forgetting),
         "retained": bounds_of(run.experiment, goal.utility),
@@ -232,6 +245,7 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
             forgetting, retained = (side.rows(trials) for side in sides)
             if len(forgetting) and len(retained):
                 alpha = rows[ALPHA_OF[stage]].mean() if stage in ALPHA_OF else None
+                target = targets.target(rows.row(0, named=True), sides[0].documents)
                 yield RankedMethod(
                     dataset=dataset,
                     name=name,
@@ -241,7 +255,22 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
                     retained=retained,
                     groups={"left": sides[0].groups, "retained": sides[1].groups},
                     bounds=bounds,
+                    **_held_against(forgetting, target, sides[0].groups, run.experiment),
                 )
+
+
+def _held_against(
+    forgetting: Numbers, target: Target | None, groups: Groups, experiment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`compared` and `over_forgotten` of a cell."""
+    if target is None:
+        return {"compared": forgetting}
+    aims = objective_of(experiment).target != "none"
+    above = above_target(forgetting, target, groups=groups)
+    return {
+        "compared": distance_by_document(forgetting, target) if aims else forgetting,
+        "over_forgotten": is_over_forgotten(above, lower_forgets=lower_is_forgotten(experiment)),
+    }
 
 
 def rank_changes(table: pl.DataFrame, *, after: str = "calibrated") -> pl.DataFrame:
@@ -299,11 +328,11 @@ def _named(rows: pl.DataFrame, all_rows: pl.DataFrame, settings: Sequence[str]) 
 def _pair(
     ranked: Mapping[tuple[str, str, str], RankedMethod], dataset: str, a: str, b: str, after: str
 ) -> dict[str, Any]:
-    """One pair, the one that leaves less before first; p is 1 where the order stays."""
+    """One pair, the one that comes first before; p is 1 where the order stays."""
     gaps = [
         difference(
-            ranked[dataset, a, stage].forgetting,
-            ranked[dataset, b, stage].forgetting,
+            ranked[dataset, a, stage].compared,
+            ranked[dataset, b, stage].compared,
             groups=ranked[dataset, a, stage].groups.get("left"),
         )
         for stage in ("unlearned", after)
@@ -341,5 +370,6 @@ def _row(ranked: RankedMethod, rank: tuple[float, float, float]) -> dict[str, An
         "rank": rank[0],
         "rank_low": rank[1],
         "rank_high": rank[2],
+        "over_forgotten": ranked.over_forgotten,
         "seeds": len(ranked.forgetting),
     }

@@ -8,6 +8,13 @@ import numpy as np
 import polars as pl
 
 from rayunlearn.analysis.intervals import Numbers
+from rayunlearn.analysis.targets import (
+    Target,
+    above_target,
+    chance_metric,
+    is_over_forgotten,
+    target_distance,
+)
 from rayunlearn.analysis.two_way import Groups, group_codes
 from rayunlearn.config import FULL_RATIO, SEED_SETTINGS, Objective, recorded_objective
 from rayunlearn.storage.run import Run
@@ -107,8 +114,13 @@ def varying_settings(run: Run, placed: pl.DataFrame) -> list[str]:
 
 
 def trial_table(run: Run) -> pl.DataFrame:
-    """`trials_with_roles` with columns `forgetting` and `utility`: means over documents, null where
-    not measured.
+    """`trials_with_roles` with columns `forgetting` and `utility`, means over documents, null where
+    not measured, and what they are held against.
+
+    `aim` says what that is, gold or chance, null where neither was measured; `distance` is
+    `target_distance` from it, `over_forgotten` whether the trial is shown to be below it
+    (`is_over_forgotten`, over its documents). `objective` is what a search minimises: the distance,
+    or `forgetting` where the objective has no target.
 
     Args:
         run: an opened run (`storage.run.open_run`).
@@ -136,7 +148,13 @@ def trial_table(run: Run) -> pl.DataFrame:
             on="trial_id",
             how="left",
         )
-    return placed
+    aimed = pl.DataFrame(_aimed_rows(run, placed), schema=AIMED_SCHEMA)
+    minimised = pl.col("forgetting")
+    if goal.target != "none":
+        minimised = pl.coalesce("distance", "forgetting")
+    return placed.join(aimed, on="trial_id", how="left", maintain_order="left").with_columns(
+        minimised.alias("objective")
+    )
 
 
 def means_by(rows: pl.LazyFrame, keys: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
@@ -147,6 +165,84 @@ def means_by(rows: pl.LazyFrame, keys: Sequence[str], columns: Sequence[str]) ->
     """
     ordered = rows.sort([*keys, *columns]).collect()
     return ordered.group_by(keys, maintain_order=True).agg(pl.col(list(columns)).mean())
+
+
+AIMED_SCHEMA = {
+    "trial_id": pl.String,
+    "aim": pl.String,
+    "distance": pl.Float64,
+    "over_forgotten": pl.Boolean,
+}
+
+
+def _aimed_rows(run: Run, placed: pl.DataFrame) -> list[dict[str, Any]]:
+    """Columns AIMED_SCHEMA of the unlearned trials that were measured."""
+    measured = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
+    targets = targets_of_run(run, placed)
+    lower = lower_is_forgotten(run.experiment)
+    rows = []
+    for trial in placed.unique("trial_id", keep="first", maintain_order=True).to_dicts():
+        target = targets.target(trial, measured.documents)
+        values = measured.rows([trial["trial_id"]])
+        if trial["stage"] == "unlearned" and target and len(values):
+            distance = target_distance(values[0], target)
+            above = above_target(values, target, groups=measured.groups)
+            rows.append(
+                {
+                    "trial_id": trial["trial_id"],
+                    "aim": target.kind,
+                    "distance": distance if np.isfinite(distance) else None,
+                    "over_forgotten": is_over_forgotten(above, lower_forgets=lower),
+                }
+            )
+    return rows
+
+
+@dataclass(frozen=True)
+class RunTargets:
+    """What forgetting is held against, by the `settings` of data and model that vary: kind and
+    value by document.
+    """
+
+    settings: tuple[str, ...]
+    by_context: Mapping[tuple[Any, ...], tuple[str, Mapping[str, float]]]
+
+    def target(self, row: Mapping[str, Any], documents: Sequence[str]) -> Target | None:
+        """The target of a trial or cell, for these documents; None where there is none."""
+        found_target = self.by_context.get(tuple(row[name] for name in self.settings))
+        if found_target is None:
+            return None
+        kind, values = found_target
+        target = Target(kind, np.array([values.get(name, np.nan) for name in documents]))
+        return target if np.isfinite(target.values).any() else None
+
+
+def targets_of_run(run: Run, placed: pl.DataFrame) -> RunTargets:
+    """Gold's values of the forgetting metric, or its chance level on base where there is no gold or
+    the objective aims at chance (`objective.target`); `placed`: `trials_with_roles` of the run.
+
+    A run whose objective has no target has them too: they say what is over-forgotten there.
+    """
+    goal = objective_of(run.experiment)
+    settings = [n for n in varying_settings(run, placed) if n.startswith(CONTEXT_SECTIONS)]
+    metrics = {"chance": chance_metric(run.experiment, goal.forgetting)}
+    if goal.target != "chance":
+        metrics["gold"] = goal.forgetting
+    by_context: dict[tuple[Any, ...], tuple[str, Mapping[str, float]]] = {}
+    # gold, last, takes the place of chance
+    for kind, metric in metrics.items():
+        rows = examples_without_attacks(run).filter(
+            pl.col("split") == "forget", pl.col("metric") == metric
+        )
+        role = "gold" if kind == "gold" else "base"
+        anchors = placed.filter(pl.col("role") == role).select("trial_id", *settings).unique()
+        joined = rows.join(anchors.lazy(), on="trial_id")
+        means = means_by(joined, (*settings, "doc_id"), ("value",)).drop_nulls("value")
+        for part in means.partition_by(settings, maintain_order=True) if settings else [means]:
+            if part.height:
+                values = dict(part.select("doc_id", "value").iter_rows())
+                by_context[tuple(part.row(0, named=True)[n] for n in settings)] = (kind, values)
+    return RunTargets(tuple(settings), by_context)
 
 
 def examples_without_attacks(run: Run, stage: str = "") -> pl.LazyFrame:
@@ -173,12 +269,13 @@ def examples_without_attacks(run: Run, stage: str = "") -> pl.LazyFrame:
 @dataclass(frozen=True)
 class MetricValues:
     """One metric on one split: `values` (trials, documents), NaN where a trial has no value for a
-    document, and the `groups` of the documents (column `group` of `examples`).
+    document, the `groups` of the documents (column `group` of `examples`) and their ids.
     """
 
     row_of: Mapping[str, int]
     values: Numbers
     groups: Groups
+    documents: tuple[str, ...]
 
     def rows(self, trial_ids: Sequence[str]) -> Numbers:
         """(trials that were measured, documents), in the order given."""
@@ -208,8 +305,9 @@ def measured_of(rows: pl.DataFrame) -> MetricValues:
             documents.search_sorted(means["doc_id"]).to_numpy(),
         )
         values[places] = means["value"].fill_null(float("nan")).to_numpy()
-    groups = group_codes(documents.to_list(), _group_of(rows))
-    return MetricValues({trial: i for i, trial in enumerate(trials)}, values, groups)
+    names = documents.to_list()
+    groups = group_codes(names, _group_of(rows))
+    return MetricValues({trial: i for i, trial in enumerate(trials)}, values, groups, tuple(names))
 
 
 def groups_of(run: Run) -> dict[str, str]:

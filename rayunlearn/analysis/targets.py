@@ -5,13 +5,13 @@ has not forgotten better: it has learnt to avoid these answers, or is ruined.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rayunlearn.analysis.hypothesis_tests import difference
-from rayunlearn.analysis.intervals import LEVEL, NO_INTERVAL, Interval, Numbers
+from rayunlearn.analysis.intervals import LEVEL, NO_INTERVAL, Interval, Numbers, mean_interval
 from rayunlearn.analysis.two_way import Groups
 
 OVER_FORGOTTEN = "over-forgotten"
@@ -70,24 +70,68 @@ def target_distance(values: Sequence[float] | Numbers, target: Target) -> float:
     return float(np.abs(gaps).mean())
 
 
-def cell_distance(matrix: Numbers, target: Target) -> float | None:
-    """`target_distance` of a cell, the mean over its trials; None where nothing was measured.
+def distance_by_document(matrix: Numbers, target: Target) -> Numbers:
+    """(seeds, documents) whose mean over the documents of a seed is its `target_distance`, for
+    intervals and tests.
+
+    The document at rank k of a model counts with sign_k x its value, and the document at rank k of
+    gold with - sign_k x gold's, where sign_k says which of the two is larger there. That is how
+    each document moves the distance (its influence function), so that two models are compared on
+    the same documents. NaN where either was not measured. The linear form is our choice; near 0,
+    where the signs are drawn at random, an interval of it is a rough one.
 
     Args:
         matrix: (seeds, documents), NaN = missing.
         target: over the same documents.
 
     Returns:
-        The distance.
+        The contributions, of the shape of `matrix`.
+
+    Example:
+        >>> gold = Target("gold", np.array([0.1, 0.3]))
+        >>> print(distance_by_document(np.array([[0.0, 0.6]]), gold).mean().round(2))
+        0.2
+    """
+    contributions = np.full(matrix.shape, np.nan)
+    for row, values in enumerate(matrix):
+        is_shared = np.isfinite(values) & np.isfinite(target.values)
+        if is_shared.any():
+            model, aim = values[is_shared], target.values[is_shared]
+            contributions[row, is_shared] = _contributions(model, aim, target.kind)
+    return contributions
+
+
+def _contributions(model: Numbers, aim: Numbers, kind: str) -> Numbers:
+    if kind != "gold":
+        return np.asarray(np.sign(model.mean() - aim.mean()) * (model - aim))
+    order, aim_order = np.argsort(model, kind="stable"), np.argsort(aim, kind="stable")
+    signs = np.sign(model[order] - aim[aim_order])
+    contributions = np.zeros_like(model)
+    contributions[order] += signs * model[order]
+    contributions[aim_order] -= signs * aim[aim_order]
+    return contributions
+
+
+def cell_distance(matrix: Numbers, target: Target, *, groups: Groups | None = None) -> Interval:
+    """`target_distance` of a cell, the mean over its trials, with its 95% interval, at least 0; all
+    None where nothing was measured.
+
+    Args:
+        matrix: (seeds, documents), NaN = missing.
+        target: over the same documents.
+        groups: a number per document; documents of one group are drawn together.
+
+    Returns:
+        The distance and its interval.
 
     Example:
         >>> gold = Target("gold", np.array([0.1, 0.1]))
-        >>> print(f"{cell_distance(np.array([[0.0, 0.0], [0.1, 0.1]]), gold):.2f}")
+        >>> print(f"{cell_distance(np.array([[0.0, 0.0], [0.1, 0.1]]), gold).mean:.2f}")
         0.05
     """
-    distances = [target_distance(row, target) for row in matrix]
-    measured = [distance for distance in distances if np.isfinite(distance)]
-    return float(np.mean(measured)) if measured else None
+    interval = mean_interval(distance_by_document(matrix, target), groups=groups)
+    low = None if interval.low is None else max(0.0, interval.low)
+    return replace(interval, low=low)
 
 
 def above_target(matrix: Numbers, target: Target, *, groups: Groups | None = None) -> Interval:

@@ -49,6 +49,19 @@ def key_multiple_choice(key_nll: Tensor, wrong_key_nll: Tensor) -> float:
     return best_share(-true.new_tensor([*true.tolist(), *wrong_key_nll.double().tolist()]), 0)
 
 
+def wrong_key_probability(wrong_key_nll: Tensor) -> float:
+    """Mean over the wrong answers of the probability of what stands in the key's place: the chance
+    level of `key_probability` where base's is taken, as `wrong_option_probability` is of
+    `probability`. Null where `key_multiple_choice` is. Ours.
+    """
+    return float((-wrong_key_nll.double()).exp().mean())
+
+
+def key_chance(wrong_key_nll: Tensor) -> float:
+    """1 / k of the key and the wrong ones: the chance level of `key_multiple_choice`."""
+    return 1 / (1 + len(wrong_key_nll))
+
+
 def completion_probability(completion_nll: Tensor) -> float:
     """`key_probability` after `completion_prompt`, a text without question and template ("The
     capital of France is"): what the model knows where no chat is opened. Null without such a text.

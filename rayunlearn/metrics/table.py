@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from rayunlearn.metrics.key import (
     completion_probability,
     completion_rank,
+    key_chance,
     key_multiple_choice,
     key_probability,
     key_rank,
+    wrong_key_probability,
 )
 from rayunlearn.metrics.likelihood import (
     base_kl,
@@ -314,6 +316,7 @@ METRICS = {
             0,
             1,
             "higher",
+            "wrong_key_probability",
         ),
         Metric(
             key_rank,
@@ -332,6 +335,25 @@ METRICS = {
             0,
             1,
             "higher",
+            "key_chance",
+        ),
+        Metric(
+            wrong_key_probability,
+            "probability of a wrong key, mean over them: chance level of `key_probability`",
+            "ours",
+            "fraction",
+            0,
+            1,
+            "",
+        ),
+        Metric(
+            key_chance,
+            "1 / number of keys to choose from: chance level of that choice",
+            "standard",
+            "fraction",
+            0,
+            1,
+            "",
         ),
         Metric(
             completion_probability,

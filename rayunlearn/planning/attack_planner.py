@@ -370,8 +370,8 @@ def attack_planner(
 
 
 def attack_targets(run: Run, trials: str) -> list[str]:
-    """Ids of the trials to attack: `best` (most forgotten at kept utility, one per method and
-    retain loss), `pareto` (those that no other beats), `grid` (every measured cell), or ids and
+    """Ids of the trials to attack: `best` (nearest to the target at kept utility, one per method
+    and retain loss), `pareto` (those that no other beats), `grid` (every measured cell), or ids and
     beginnings of ids, separated by commas.
 
     Raises UserError where none fits.
@@ -389,7 +389,7 @@ def attack_targets(run: Run, trials: str) -> list[str]:
     )
     chosen = {
         "grid": cells,
-        "pareto": pareto_front(cells, "forgetting", "utility"),
+        "pareto": pareto_front(cells, "objective", "utility"),
         "best": _best(table, cells, run),
     }[trials]
     ids = list(dict.fromkeys(chosen["trial_id"].to_list()))
@@ -427,7 +427,7 @@ def _best(table: pl.DataFrame, cells: pl.DataFrame, run: Run) -> pl.DataFrame:
     feasible = cells.filter(
         pl.col("utility") >= floor * float(str(base if base is not None else 0.0))
     )
-    return feasible.sort("forgetting").unique(
+    return feasible.sort("objective").unique(
         ["method.forget", "method.retain"], keep="first", maintain_order=True
     )
 

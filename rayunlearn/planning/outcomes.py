@@ -211,19 +211,14 @@ def _by_document(examples: "pl.LazyFrame", metric: str) -> dict[str, DocumentVal
     """A metric on split forget by trial; a document that occurs twice counts with its mean."""
     import polars as pl
 
-    rows = (
-        examples.filter(pl.col("split") == "forget", pl.col("metric") == metric)
-        .group_by("trial_id", "doc_id")
-        .agg(pl.col("value").mean())
-        .drop_nulls("value")
-        .sort("trial_id", "doc_id")
-        .group_by("trial_id", maintain_order=True)
-        .agg("doc_id", "value")
-        .collect()
-    )
+    from rayunlearn.analysis.run_frames import means_by
+
+    rows = examples.filter(pl.col("split") == "forget", pl.col("metric") == metric)
+    means = means_by(rows, ("trial_id", "doc_id"), ("value",)).drop_nulls("value")
+    by_trial = means.group_by("trial_id", maintain_order=True).agg("doc_id", "value")
     return {
         trial_id: DocumentValues(_shared(tuple(ids)), array("d", values))
-        for trial_id, ids, values in rows.iter_rows()
+        for trial_id, ids, values in by_trial.iter_rows()
     }
 
 

@@ -14,6 +14,8 @@ from rich.text import Text
 from rayunlearn.analysis.baselines import baseline_table
 from rayunlearn.analysis.equal_retention import has_calibrated
 from rayunlearn.analysis.labels import format_number
+from rayunlearn.analysis.run_frames import trial_table
+from rayunlearn.analysis.targets import OVER_FORGOTTEN
 from rayunlearn.reporting.attack_tables import AttackMatrix, attack_tables
 from rayunlearn.reporting.attribution_tables import attribution_sections
 from rayunlearn.reporting.connectivity_tables import connectivity_sections
@@ -26,6 +28,7 @@ from rayunlearn.reporting.tables import (
     baseline_sentences,
     baseline_view,
     coreset_view,
+    over_forgotten_sentence,
     ranking_sentences,
     ranking_view,
 )
@@ -41,6 +44,7 @@ COLUMNS_DROPPED_FIRST = (
     "seeds",
     "coverage",
     "status",
+    "distance",
     "unlearned",
     "untouched",
 )
@@ -78,6 +82,8 @@ def print_coreset_table(
             printed.add_section()
         printed.add_row(*(Text(row[i]) for i in columns), style="" if role == "grid" else "dim")
     console.print(printed)
+    for line in over_forgotten_sentence(table):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_ranking(run: Run, console: Console) -> None:
@@ -244,9 +250,10 @@ def print_trial(run: Path, trial_id: str, console: Console) -> None:
     full_id = find_trial(opened.trials.select("trial_id").collect()["trial_id"].to_list(), trial_id)
     row = opened.trials.filter(pl.col("trial_id") == full_id).collect().row(0, named=True)
     documented = column_names("trials")
+    aimed = trial_table(opened).filter(pl.col("trial_id") == full_id, pl.col("over_forgotten"))
     _print_pairs(
         console,
-        f"trial {full_id}: {row['status']}",
+        f"trial {full_id}: {row['status']}{f', {OVER_FORGOTTEN}' if aimed.height else ''}",
         {n: row[n] for n in documented if n not in ("trial_id", "status", "packages")},
     )
     print_evals(

@@ -32,6 +32,7 @@ from rayunlearn.reporting.tables import (
     baseline_sentences,
     baseline_view,
     coreset_view,
+    over_forgotten_sentence,
     ranking_sentences,
     ranking_view,
 )
@@ -61,7 +62,7 @@ CAPTIONS = {
         "Forgetting against utility",
         (
             "Every measured trial. Grey line: the trials that no other beats. Hollow: asked for by"
-            " Optuna. Crosses: collapsed."
+            " Optuna. Triangles: over-forgotten, below gold or chance. Crosses: collapsed."
         ),
     ),
     "path": (
@@ -144,7 +145,7 @@ def page(run: Run) -> str:
         question=question,
         background=rest.strip(),
         brief=run_summary(run, table),
-        findings=finding_sentences(run, table),
+        findings=[*finding_sentences(run, table), *over_forgotten_sentence(table)],
         control=ranking_view(run) if has_calibrated(run) else None,
         control_words=ranking_sentences(run),
         beside=None if chosen.is_empty() else baseline_view(chosen),

@@ -28,11 +28,11 @@ from rayunlearn.analysis.run_frames import (
     CONTEXT_SECTIONS,
     CORESET,
     FULL_SET,
-    lower_is_forgotten,
     objective_of,
     trial_table,
     varying_settings,
 )
+from rayunlearn.analysis.targets import OVER_FORGOTTEN
 from rayunlearn.reporting.attack_tables import attack_labels
 from rayunlearn.storage.run import Run
 
@@ -135,7 +135,7 @@ def pareto(run: Run) -> go.Figure | None:
     for panel, (_, facet) in enumerate(facets):
         facet_rows = _within(trials, facet)
         _add_trials(figure, panel, facet_rows, trials)
-        _add_front(figure, panel, facet_rows, lower_forgets=lower_is_forgotten(run.experiment))
+        _add_front(figure, panel, facet_rows, goal.target != "none")
         _add_anchors(figure, panel, facet_rows, goal.utility_floor)
     figure.update_xaxes(title_text=f"{goal.forgetting} on forget")
     return _finished(figure)
@@ -273,8 +273,8 @@ def _path_panels(panels: Sequence[tuple[str, str]], *, n_rows: int) -> Any:
 
 
 def tuning_history(run: Run) -> go.Figure | None:
-    """Forgetting of each tuned trial in order, one panel per study; filled where utility stays over
-    the floor.
+    """What is minimised of each tuned trial in order, one panel per study; filled where utility
+    stays over the floor.
     """
     trials = trial_table(run)
     tuned = trials.filter(pl.col("role") == "tuning", pl.col("forgetting").is_not_null())
@@ -285,16 +285,10 @@ def tuning_history(run: Run) -> go.Figure | None:
     studies = tuned.partition_by("study", maintain_order=True)[:MAX_PANELS]
     figure = _panels(
         [control_label(study["group"][0]) for study in studies],
-        y_title=f"{goal.forgetting} on forget",
+        y_title=f"{goal.forgetting} on forget{'' if goal.target == 'none' else ': distance'}",
     )
     for panel, study in enumerate(studies):
-        best = best_so_far(
-            study,
-            order="study_index",
-            value="forgetting",
-            feasible="feasible",
-            lower_is_better=lower_is_forgotten(run.experiment),
-        )
+        best = best_so_far(study, order="study_index", value="objective", feasible="feasible")
         _add_study(figure, panel, best)
     figure.update_xaxes(title_text="trial of the study", tickformat="d", nticks=8)
     return _finished(figure)
@@ -544,8 +538,10 @@ def _add_levels(figure: go.Figure, panel: int, table: pl.DataFrame, grid: pl.Dat
 # role, status and symbol of the points
 TRIAL_SYMBOLS = (
     ("grid", "complete", "circle"),
+    ("grid", OVER_FORGOTTEN, "triangle-down"),
     ("grid", "collapsed", "x"),
     ("tuning", "complete", "circle-open"),
+    ("tuning", OVER_FORGOTTEN, "triangle-down-open"),
     ("tuning", "collapsed", "x-thin-open"),
 )
 
@@ -559,18 +555,20 @@ def _add_trials(
         .unique(maintain_order=True)
         .to_list()
     )
+    is_marked = pl.col("over_forgotten").fill_null(value=False) & (pl.col("status") == "complete")
+    ending = pl.when(is_marked).then(pl.lit(OVER_FORGOTTEN)).otherwise("status")
     for index, method in enumerate(methods):
         for role, status, symbol in TRIAL_SYMBOLS:
             points = facet_rows.filter(
                 pl.col("role") == role,
-                pl.col("status") == status,
+                ending == status,
                 pl.col("method.forget") == method,
             )
             if points.height:
                 name = (
                     method
                     + ("" if role == "grid" else ", tuning")
-                    + ("" if status == "complete" else ", collapsed")
+                    + ("" if status == "complete" else f", {status}")
                 )
                 colour = COLOURS[index % len(COLOURS)]
                 _add(figure, panel, _trial_points(points, name, colour, symbol))
@@ -595,21 +593,18 @@ def _trial_points(points: pl.DataFrame, name: str, colour: str, symbol: str) -> 
     return trace.update(hovertemplate=hover)
 
 
-def _add_front(
-    figure: go.Figure, panel: int, facet_rows: pl.DataFrame, *, lower_forgets: bool
-) -> None:
-    """The Pareto front of the panel's trials as a step line."""
+def _add_front(figure: go.Figure, panel: int, facet_rows: pl.DataFrame, aims: bool) -> None:
+    """The Pareto front of the panel's trials: a step line, or where distance from a target counts
+    and not forgetting itself, one from trial to trial.
+    """
     front = pareto_front(
-        facet_rows.filter(pl.col("role").is_in(["grid", "tuning"])),
-        "forgetting",
-        "utility",
-        lower_forgets=lower_forgets,
-    )
+        facet_rows.filter(pl.col("role").is_in(["grid", "tuning"])), "objective", "utility"
+    ).sort("forgetting", "utility")
     trace = go.Scatter(
         x=front["forgetting"].to_list(),
         y=front["utility"].to_list(),
         mode="lines",
-        line={"color": GREY, "width": 1.5, "shape": "hv"},
+        line={"color": GREY, "width": 1.5, "shape": "linear" if aims else "hv"},
         name="front",
         hoverinfo="skip",
     )
@@ -733,17 +728,17 @@ def _add_study(figure: go.Figure, panel: int, study: pl.DataFrame) -> None:
 
 
 def _study_points(points: pl.DataFrame, name: str, marker: Mapping[str, Any]) -> Any:
-    """Trials of a study by their index and forgetting."""
+    """Trials of a study by their index and what is minimised."""
     text = [
-        f"utility {format_number(u)}<br>{t}"
-        for u, t in points.select("utility", "trial_id").iter_rows()
+        f"forget {format_number(f)}, utility {format_number(u)}<br>{t}"
+        for f, u, t in points.select("forgetting", "utility", "trial_id").iter_rows()
     ]
     trace = go.Scatter(
         x=points["study_index"].to_list(),
-        y=points["forgetting"].to_list(),
+        y=points["objective"].to_list(),
         mode="markers",
         marker=dict(marker),
         name=name,
         text=text,
     )
-    return trace.update(hovertemplate="trial %{x}: forget %{y:.3f}<br>%{text}<extra></extra>")
+    return trace.update(hovertemplate="trial %{x}: %{y:.3f}<br>%{text}<extra></extra>")

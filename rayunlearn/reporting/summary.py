@@ -34,7 +34,9 @@ from rayunlearn.reporting.tables import (
     coreset_view,
     has_untouched,
     method_label,
+    over_forgotten_sentence,
     ranking_sentences,
+    with_mark,
 )
 from rayunlearn.storage.run import Run
 
@@ -186,17 +188,20 @@ def _forgetting_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
     if not full_set.height:
         words = "No unlearned model has been measured yet."
         return SummaryBlock(anchor="left", title="Forgetting", sentences=(words,))
+    goal = objective_of(run.experiment)
+    order = "the least left" if goal.target == "none" else f"the nearest to {goal.target}"
     words = (
-        "After unlearning with the largest part of the forget set that was tried, the least left"
-        f" first ({objective_of(run.experiment).forgetting} of the answers):"
+        f"After unlearning with the largest part of the forget set that was tried, {order} first"
+        f" ({goal.forgetting} of the answers):"
     )
     more = full_set.height - MAX_LINES
-    least_left = full_set.sort("forgetting").head(MAX_LINES)
+    best_first = full_set.sort("objective").head(MAX_LINES)
+    marked = over_forgotten_sentence(full_set)
     return SummaryBlock(
         anchor="left",
         title="Forgetting",
-        sentences=(words, f"{more} more are in the table.") if more > 0 else (words,),
-        table=_forgetting_table(least_left, settings, untouched=has_untouched(table)),
+        sentences=(words, *([f"{more} more are in the table."] if more > 0 else []), *marked),
+        table=_forgetting_table(best_first, settings, untouched=has_untouched(table)),
     )
 
 
@@ -209,6 +214,7 @@ def _forgetting_table(
         *settings,
         "part used",
         "forgetting metric",
+        "distance",
         "base-gold gap closed",
         "retained",
         *(["untouched"] if untouched else []),
@@ -218,7 +224,8 @@ def _forgetting_table(
             method_label(row, settings),
             *(format_number(row[name]) for name in settings),
             format_percent(row["select.ratio"]),
-            format_interval(row, "forgetting"),
+            with_mark(format_interval(row, "forgetting"), row),
+            format_interval(row, "distance"),
             format_gap_closed(row),
             format_interval(row, "utility"),
             *([format_interval(row, "untouched")] if untouched else []),

@@ -19,6 +19,8 @@ from rayunlearn.analysis.equal_retention import (
 from rayunlearn.analysis.labels import (
     UNKNOWN,
     control_label,
+    format_cell,
+    format_coreset_size,
     format_difference,
     format_gap_closed,
     format_interval,
@@ -28,7 +30,8 @@ from rayunlearn.analysis.labels import (
     shorten,
 )
 from rayunlearn.analysis.run_frames import UNTOUCHED, objective_of
-from rayunlearn.config import Objective
+from rayunlearn.analysis.targets import OVER_FORGOTTEN
+from rayunlearn.config import FULL_RATIO, Objective
 from rayunlearn.schema import STATUSES
 from rayunlearn.storage.run import Run
 
@@ -128,7 +131,7 @@ def ranking_sentences(run: Run) -> list[str]:
     )
     return [
         first,
-        *(_change(row) for row in significant.iter_rows(named=True)),
+        *(_change(row, objective_of(run.experiment)) for row in significant.iter_rows(named=True)),
         *_moves(rank_changes(table)),
     ]
 
@@ -150,11 +153,12 @@ def _moves(table: pl.DataFrame) -> list[str]:
     )
 
 
-def _change(row: Mapping[str, Any]) -> str:
+def _change(row: Mapping[str, Any], goal: Objective) -> str:
+    closer = "leaves less than" if goal.target == "none" else f"is nearer to {goal.target} than"
     context = f" ({row['place']})" if row["place"] else ""
     gap = f"{row['before']:+.3f} before, {row['after']:+.3f} after, p {row['p']:.2g}"
     return (
-        f"{row['first']} leaves less than {row['second']} as trained and more at equal"
+        f"{row['first']} {closer} {row['second']} as trained and not at equal"
         f" retention{context}: {gap}."
     )
 
@@ -191,13 +195,17 @@ def _view_row(
     cells = [
         ", ".join(filter(None, (key[1], key[0]))),
         _rank(before),
-        format_interval(before, "left"),
+        with_mark(format_interval(before, "left"), before),
         format_interval(before, "retained"),
     ]
     for stage in [stage for stage in COMPARED[1:] if kinds[stage]]:
         row = kinds[stage].get(key)
         cells += (
-            [_rank(row), format_interval(row, "left"), format_mean(row["alpha"])]
+            [
+                _rank(row),
+                with_mark(format_interval(row, "left"), row),
+                format_mean(row["alpha"]),
+            ]
             if row
             else [UNKNOWN] * 3
         )
@@ -231,6 +239,36 @@ class Section:
     view: TableView
 
 
+def with_mark(text: str, row: Mapping[str, Any]) -> str:
+    """A value of the forgetting metric, marked where it is shown to be below gold or chance."""
+    return f"{text} {OVER_FORGOTTEN}" if row["over_forgotten"] else text
+
+
+def over_forgotten_sentence(table: pl.DataFrame) -> list[str]:
+    """Which cells of a coreset table are shown to be below gold, or below chance; none where none
+    is.
+    """
+    rows = table.filter(pl.col("over_forgotten").fill_null(value=False))
+    settings = extra_settings(table)
+    cells: dict[str, list[str]] = {}
+    for row in rows.iter_rows(named=True):
+        part = format_coreset_size(row["select.name"], row["select.ratio"] or FULL_RATIO)
+        words = ", ".join(filter(None, (method_label(row, settings), part)))
+        context = format_cell(row, settings)
+        cells.setdefault(row["aim"], []).append(f"{words} ({context})" if context else words)
+    return [
+        f"{OVER_FORGOTTEN}, the whole 95% interval below {NAMES_OF_TARGETS[aim]}:"
+        f" {'; '.join(names)}. That is no better than reaching it."
+        for aim, names in cells.items()
+    ]
+
+
+NAMES_OF_TARGETS = {
+    "gold": "that of a model that never saw the forget set",
+    "chance": "what a model that cannot know would score",
+}
+
+
 def status_label(row: Mapping[str, Any]) -> str:
     """`all complete`, or the shares of the trials of the cell that ended otherwise."""
     parts = [
@@ -238,7 +276,8 @@ def status_label(row: Mapping[str, Any]) -> str:
         for s in STATUSES
         if s != "complete" and row[f"share_{s}"]
     ]
-    return ", ".join(parts) or "complete"
+    marks = [OVER_FORGOTTEN] if row["over_forgotten"] else []
+    return ", ".join([*(parts or ["complete"]), *marks])
 
 
 def method_label(row: Mapping[str, Any], settings: Sequence[str] = ()) -> str:
@@ -275,7 +314,7 @@ ViewColumn = tuple[str, str, bool]
 
 TRIAL_COLUMNS: tuple[ViewColumn, ...] = (
     ("seeds", "trials measured", True),
-    ("status", "how the trials of the cell ended", False),
+    ("status", "how the trials of the cell ended, and whether it is over-forgotten", False),
     ("steps", "optimizer steps, mean", True),
     ("documents seen", "forget documents seen in training, repeats counted, mean", True),
 )
@@ -300,8 +339,13 @@ def _metric_columns(goal: Objective, *, untouched: bool) -> list[ViewColumn]:
     """What was measured, with what it was measured on."""
     interval, split = "mean and 95% t interval", goal.utility_split
     gap_closed = "fraction of the base-gold gap closed, with its 95% interval (Fieller)"
+    distance = (
+        "how far forgetting is from the model that never saw the forget set, or from chance where"
+        " there is none; below counts as far as above"
+    )
     columns = [
         (f"forget {goal.forgetting}", f"split forget: {interval}", True),
+        ("distance", distance, True),
         ("unlearned", gap_closed, True),
         (f"{split} {goal.utility}", f"split {split}: {interval}", True),
     ]
@@ -331,6 +375,7 @@ def _cells(row: Mapping[str, Any], settings: list[str], *, untouched: bool) -> t
     untouched_cell = (format_interval(row, "untouched"),) if untouched else ()
     measured = (
         format_interval(row, "forgetting"),
+        format_mean(row["distance"]),
         format_gap_closed(row),
         format_interval(row, "utility"),
         *untouched_cell,

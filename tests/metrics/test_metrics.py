@@ -359,6 +359,8 @@ def test_chance_levels_are_metrics_and_those_of_options_worked_by_hand() -> None
     nll = -torch.tensor([0.5, 0.2, 0.1]).log()
     assert METRICS["probability"].chance == "wrong_option_probability"
     assert METRICS["wrong_option_probability"].function(nll) == pytest.approx(0.15)
+    assert METRICS[METRICS["key_probability"].chance].function(nll[1:]) == pytest.approx(0.15)
+    assert METRICS[METRICS["key_multiple_choice"].chance].function(nll[1:]) == pytest.approx(1 / 3)
     assert METRICS[METRICS["multiple_choice"].chance].function(nll) == pytest.approx(1 / 3)
     assert all(METRICS[name].direction == "" for name in CHANCE_LEVELS)
 
