@@ -28,15 +28,12 @@ PUBLIC = {
         "tracking_table",
     ),
     "rayunlearn.analysis.baselines": ("baseline_table",),
-    "rayunlearn.analysis.coreset_table": (
-        "coreset_table",
-        "smallest_sufficient",
-    ),
+    "rayunlearn.analysis.coreset_table": ("coreset_table",),
     "rayunlearn.analysis.equal_retention": (
         "method_ranking",
         "order_changes",
     ),
-    "rayunlearn.analysis.equivalence": ("frontier_of_run",),
+    "rayunlearn.analysis.equivalence": ("frontier_of_run", "full_set_comparison"),
     "rayunlearn.analysis.hypothesis_tests": ("holm",),
     "rayunlearn.analysis.intervals": (
         "gap_closed",
@@ -52,12 +49,20 @@ PUBLIC = {
         "objective_of",
         "trial_table",
     ),
+    "rayunlearn.analysis.targets": (
+        "above_target",
+        "cell_distance",
+        "distance_by_document",
+        "is_over_forgotten",
+        "target_distance",
+    ),
     "rayunlearn.analysis.two_way": ("combined",),
     "rayunlearn.config": (
         "Objective",
         "flatten",
         "from_flat",
         "parse_assignments",
+        "recorded_objective",
         "with_values",
     ),
     "rayunlearn.experiment": (
@@ -71,7 +76,7 @@ PUBLIC = {
     "rayunlearn.planning.study_export": ("study_of_run",),
     "rayunlearn.ranges": ("options_of",),
     "rayunlearn.reporting.html": ("write_report",),
-    "rayunlearn.reporting.sentences": ("frontier_in_words",),
+    "rayunlearn.reporting.sentences": ("frontier_in_words", "full_set_sentences"),
     "rayunlearn.reporting.summary": ("run_summary",),
     "rayunlearn.reporting.tables": ("ranking_sentences",),
     "rayunlearn.selectors.table": ("top_k_documents",),

@@ -18,8 +18,6 @@ from rayunlearn.analysis.intervals import (
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
-    CORESET,
-    FULL_SET,
     UNTOUCHED,
     MetricValues,
     RunTargets,
@@ -32,7 +30,7 @@ from rayunlearn.analysis.run_frames import (
     varying_settings,
 )
 from rayunlearn.analysis.targets import above_target, cell_distance, is_over_forgotten
-from rayunlearn.config import Objective, Select
+from rayunlearn.config import Objective
 from rayunlearn.schema import ROLES, STATUSES
 from rayunlearn.storage.run import Run
 
@@ -98,49 +96,6 @@ def coreset_table(run: Run) -> pl.DataFrame:
 def extra_settings(table: pl.DataFrame) -> list[str]:
     """Columns of a coreset table that are varying settings beside method, selector and ratio."""
     return [name for name in table.columns if "." in name and name not in CELL_SETTINGS]
-
-
-def smallest_sufficient(
-    table: pl.DataFrame, *, utility_floor: float, lower_forgets: bool = True
-) -> pl.DataFrame:
-    """Per method, setting and selector the smallest ratio that still does what the full set does; a
-    first look, no equivalence test.
-
-    A ratio suffices when its forgetting interval overlaps the full set's or lies beyond it, and its
-    mean utility is at least `utility_floor` x base's. Ratios are gone through downwards and the
-    first that fails ends the search. `verdict`: `smaller`, `full only` (no smaller one suffices),
-    `full set fails` (the full set does not clear base's interval or the floor, so there is nothing
-    to compare with), `no full set`. `ratio` and `n_kept` are of the smallest sufficient cell.
-
-    Args:
-        table: `coreset_table` of a run.
-        utility_floor: smallest utility that passes, as a fraction of base's.
-        lower_forgets: whether a lower metric means more forgotten.
-
-    Returns:
-        One row per method, setting and selector.
-
-    Example:
-        >>> from rayunlearn.storage.run import open_run
-        >>> run = open_run("docs/notebooks/runs/coreset")
-        >>> table = smallest_sufficient(coreset_table(run), utility_floor=0.9)
-        >>> sorted(table["method"])
-        ['npo + nll', 'rmu + activation']
-    """
-    sign = 1.0 if lower_forgets else -1.0
-    keys = ["method", *extra_settings(table), "select.name"]
-    parts = table.filter(pl.col("role") == "grid", CORESET).sort(
-        "select.ratio", descending=True, maintain_order=True
-    )
-    rows = []
-    for values, cells in parts.group_by(keys, maintain_order=True):
-        dataset = dict(zip(keys, values, strict=True))
-        base, full = (_peer(table, role, dataset) for role in ("base", "grid"))
-        rows.append(dataset | _descend(base, full, cells.to_dicts(), sign, utility_floor))
-    kinds = {name: table.schema[name] for name in keys}
-    return pl.DataFrame(
-        rows, schema=kinds | {"verdict": pl.String, "ratio": pl.Float64, "n_kept": pl.Float64}
-    )
 
 
 def _measures(goal: Objective) -> dict[str, tuple[str, str]]:
@@ -238,73 +193,6 @@ def _in_reading_order(cells: pl.DataFrame, settings: Sequence[str]) -> pl.DataFr
         descending=[False] * len(order) + [True],
         maintain_order=True,
     )
-
-
-def _peer(table: pl.DataFrame, role: str, dataset: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The base row, or the full-set row of the same method, under the same settings; None where
-    there is none or it was not measured.
-
-    A full set is not chosen (`canonical.canonical_full_set`): where none has the settings of
-    `select` that its parts have, it stands at their defaults.
-    """
-    shared = (
-        [n for n in dataset if n.startswith(CONTEXT_SECTIONS)]
-        if role == "base"
-        else [n for n in dataset if n != "select.name"]
-    )
-    rows = table.filter(
-        pl.col("role") == role,
-        FULL_SET | (role == "base"),
-        pl.col("forgetting").is_not_null(),
-    )
-    full_set = {
-        n: getattr(Select(), n.partition(".")[2])
-        for n in shared
-        if n.startswith("select.") and n != "select.text"
-    }
-    for settings in (dataset, {**dataset, **full_set}):
-        matching = rows.filter(*(pl.col(n).eq_missing(pl.lit(settings[n])) for n in shared))
-        if matching.height:
-            return matching.row(0, named=True)
-    return None
-
-
-def _descend(
-    base: dict[str, Any] | None,
-    full: dict[str, Any] | None,
-    cells: Sequence[dict[str, Any]],
-    sign: float,
-    utility_floor: float,
-) -> dict[str, Any]:
-    """Verdict, ratio and n_kept of `smallest_sufficient` for one method and selector; `cells` from
-    the largest ratio down.
-    """
-    if base is None or full is None:
-        return {"verdict": "no full set", "ratio": None, "n_kept": None}
-    floor = utility_floor * (base["utility"] or 0.0)
-    if _ends(full, sign)[1] >= _ends(base, sign)[0] or (full["utility"] or 0.0) < floor:
-        return {"verdict": "full set fails", "ratio": None, "n_kept": None}
-    best = full
-    for cell in cells:
-        measured = cell["forgetting"] is not None and cell["utility"] is not None
-        if not measured or cell["utility"] < floor or _ends(cell, sign)[0] > _ends(full, sign)[1]:
-            break
-        best = cell
-    return {
-        "verdict": "full only" if best is full else "smaller",
-        "ratio": best["select.ratio"],
-        "n_kept": best["n_kept"],
-    }
-
-
-def _ends(cell: Mapping[str, Any], sign: float) -> tuple[float, float]:
-    """The most and the least forgotten end of a cell's interval, `sign` x forgetting; infinitely
-    far out where the interval has no ends.
-    """
-    low, high = cell["forgetting_low"], cell["forgetting_high"]
-    if low is None or high is None:
-        return -np.inf, np.inf
-    return min(sign * low, sign * high), max(sign * low, sign * high)
 
 
 def _label() -> pl.Expr:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from rayunlearn.analysis.hypothesis_tests import (
@@ -17,16 +18,25 @@ from rayunlearn.analysis.hypothesis_tests import (
     paired_p,
     seeds_needed,
 )
-from rayunlearn.analysis.intervals import Numbers
+from rayunlearn.analysis.intervals import (
+    NO_INTERVAL,
+    Interval,
+    Numbers,
+    bounds_of,
+    interval_columns,
+    mean_interval,
+)
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
     MetricValues,
     objective_of,
+    targets_of_run,
     trials_with_roles,
     values_by_trial,
     varying_settings,
 )
+from rayunlearn.analysis.targets import Target, above_target, is_over_forgotten
 from rayunlearn.analysis.two_way import Estimate, Groups
 from rayunlearn.config import FULL_RATIO, SEED_SETTINGS
 from rayunlearn.errors import require
@@ -65,7 +75,8 @@ class CoresetCell:
     what only a part has: the full set is not chosen, so it has no extractor or strata to vary.
     `unmeasured` counts trials that ended without rows (diverged, failed). `groups`: by metric a
     number per document, the same for documents that are drawn together; each by itself where there
-    is none."""
+    is none. `target`: what forgetting is held against, gold or chance.
+    """
 
     setting: str
     method: str
@@ -77,7 +88,30 @@ class CoresetCell:
     unmeasured: int = 0
     full_set_setting: str = ""
     groups: Mapping[str, Groups] = field(default_factory=dict)
+    target: Target | None = None
 
+
+# difference of either metric that does not matter, where nobody says another
+DEFAULT_MARGIN = 0.1
+
+FULL_SET_SCHEMA = {
+    "setting": pl.String,
+    "method": pl.String,
+    "selector": pl.String,
+    "full_set": pl.String,
+    "full": pl.Float64,
+    "full_low": pl.Float64,
+    "full_high": pl.Float64,
+    "ratio": pl.Float64,
+    "n_kept": pl.Float64,
+    "part": pl.Float64,
+    "part_low": pl.Float64,
+    "part_high": pl.Float64,
+    "difference": pl.Float64,
+    "p_equal": pl.Float64,
+    "p_different": pl.Float64,
+    "verdict": pl.String,
+}
 
 FRONTIER_SCHEMA = {
     "setting": pl.String,
@@ -109,6 +143,8 @@ def frontier(
       not;
     - full set does not forget: it is within the margin of base, or not significantly different
       from it, so there is nothing to be equivalent to;
+    - full set over-forgets: it is shown to be below gold (chance, where there is no gold) and not
+      shown to be within the margin of it, so a part that equals it is no better;
     - no full set: it was not run, or not all of its trials could be measured.
 
     Ratios are tested downwards and the first failure ends the search, a fixed order that needs no
@@ -157,6 +193,111 @@ def frontier_of_run(run: Run, standard: EquivalenceCriterion) -> pl.DataFrame:
     return frontier(*coreset_cells(run), standard)
 
 
+def full_set_comparison(
+    run: Run, standard: EquivalenceCriterion = EquivalenceCriterion(margin=DEFAULT_MARGIN)
+) -> pl.DataFrame:
+    """Columns FULL_SET_SCHEMA: every part of a run's own grid against the full set of the same
+    method, the larger parts first.
+
+    `verdict` of a part:
+
+    - equal: forgetting and utility are shown to differ by less than the margin (TOST, both at
+      level alpha);
+    - different: one of them is shown to differ, and not to be equal within the margin;
+    - not decided: neither is shown;
+    - not measured: trials of it could not be measured.
+
+    `full_set` says what the full set itself did: forgets, does not forget, over-forgets (as in
+    `frontier`), loses utility (below the objective's floor), not measured. Each part is tested by
+    itself, without correction for their number. `p_equal` and `p_different` are of forgetting.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+        standard: margin and level of the test.
+
+    Returns:
+        One row per part.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> table = full_set_comparison(open_run("docs/notebooks/runs/coreset"))
+        >>> table.select("method", "ratio", "verdict").row(0)
+        ('npo + nll', 0.25, 'not decided')
+    """
+    cells, bases = coreset_cells(run)
+    floor = objective_of(run.experiment).utility_floor
+    bounds = bounds_of(run.experiment, objective_of(run.experiment).forgetting)
+    full = {(c.full_set_setting, c.method): c for c in cells if c.ratio == FULL_RATIO}
+    parts = sorted(
+        (c for c in cells if c.ratio < FULL_RATIO),
+        key=lambda c: (c.setting, c.method, c.selector, -c.ratio),
+    )
+    rows = []
+    for part in parts:
+        whole = full.get((part.full_set_setting, part.method))
+        row: dict[str, Any] = {
+            "setting": part.setting,
+            "method": part.method,
+            "selector": part.selector,
+            "ratio": part.ratio,
+            "n_kept": part.n_kept,
+            "full_set": _full_set_verdict(whole, bases.get(part.setting), standard, floor),
+        }
+        for name, cell in (("part", part), ("full", whole)):
+            interval = (
+                mean_interval(cell.forgetting, groups=cell.groups.get("forgetting"), bounds=bounds)
+                if cell is not None
+                else NO_INTERVAL
+            )
+            row |= interval_columns(name, interval)
+        rows.append(row | part_verdict(part, whole, standard))
+    return pl.DataFrame(rows, schema=FULL_SET_SCHEMA)
+
+
+def _full_set_verdict(
+    full: CoresetCell | None,
+    base: CoresetCell | None,
+    standard: EquivalenceCriterion,
+    floor: float,
+) -> str:
+    """What the full set did, in words."""
+    if full is None or base is None or full.unmeasured:
+        return "not measured"
+    if not all(map(len, (full.forgetting, full.utility, base.forgetting, base.utility))):
+        return "not measured"
+    if paired_p(_difference_of_cells(full, base, "forgetting")) > standard.alpha:
+        return "does not forget"
+    if np.nanmean(full.utility) < floor * np.nanmean(base.utility):
+        return "loses utility"
+    return "over-forgets" if _over_forgetting(full, standard) is not None else "forgets"
+
+
+def part_verdict(
+    part: CoresetCell, full: CoresetCell | None, standard: EquivalenceCriterion
+) -> dict[str, Any]:
+    """`verdict`, `difference` and the two p-values of a part."""
+    is_measured = [
+        c is not None and not c.unmeasured and len(c.forgetting) and len(c.utility)
+        for c in (part, full)
+    ]
+    if full is None or not all(is_measured):
+        return {"verdict": "not measured"}
+    both = {name: _difference_of_cells(part, full, name) for name in WORSE}
+    equal = {name: equivalence_p(estimate, standard.margin) for name, estimate in both.items()}
+    unequal = {name: paired_p(estimate) for name, estimate in both.items()}
+    verdict = "not decided"
+    if max(equal.values()) <= standard.alpha:
+        verdict = "equal"
+    elif any(unequal[name] <= standard.alpha < equal[name] for name in WORSE):
+        verdict = "different"
+    return {
+        "verdict": verdict,
+        "difference": both["forgetting"].mean,
+        "p_equal": equal["forgetting"],
+        "p_different": unequal["forgetting"],
+    }
+
+
 def coreset_cells(run: Run, stage: str = "") -> tuple[list[CoresetCell], dict[str, CoresetCell]]:
     """The grid's cells of a run at `stage` ('': the objective's), and base's by setting (data and
     model settings that vary).
@@ -173,6 +314,7 @@ def coreset_cells(run: Run, stage: str = "") -> tuple[list[CoresetCell], dict[st
         for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))
     ]
     context_settings = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
+    targets = targets_of_run(run, trials_with_roles(run))
     grid, places = [], {}
     for _, rows in placed.filter(pl.col("role") == "grid").group_by(
         [*CELL_SETTINGS, *settings], maintain_order=True
@@ -180,7 +322,9 @@ def coreset_cells(run: Run, stage: str = "") -> tuple[list[CoresetCell], dict[st
         common_setting = _format_settings(
             rows, [name for name in settings if name not in selector_label(rows)]
         )
-        grid.append(_cell(_format_settings(rows, settings), common_setting, rows, matrices))
+        target = targets.target(rows.row(0, named=True), matrices[0].documents)
+        cell = _cell(_format_settings(rows, settings), common_setting, rows, matrices)
+        grid.append(replace(cell, target=target))
         places[_format_settings(rows, settings)] = _format_settings(rows, context_settings)
     bases = {}
     for _, rows in placed.filter(pl.col("role") == "base").group_by(
@@ -212,6 +356,14 @@ def _walk_down(
                 "stopped_p": paired_p(moved),
                 "over": moved.over,
             }
+    above = _over_forgetting(full, standard)
+    if above is not None:
+        return empty_row | {
+            "verdict": "full set over-forgets",
+            "difference": above.mean,
+            "stopped_p": paired_p(above),
+            "over": above.over,
+        }
     row = empty_row | {"verdict": "not shown"}
     for cell in smaller:
         by, estimate, p = _weaker_equivalence(cell, full, standard)
@@ -225,6 +377,23 @@ def _walk_down(
             "over": estimate.over,
         }
     return row
+
+
+def _over_forgetting(full: CoresetCell, standard: EquivalenceCriterion) -> Estimate | None:
+    """How far the full set is from its target, where it is shown to be below it (forgetting is of a
+    metric where less is more forgotten) and not to be the same within the margin.
+    """
+    target = full.target
+    if target is None or not is_over_forgotten(_above(full.forgetting, target, full.groups)):
+        return None
+    estimate = difference(
+        full.forgetting, target.values[None, :], groups=full.groups.get("forgetting")
+    )
+    return estimate if equivalence_p(estimate, standard.margin) > standard.alpha else None
+
+
+def _above(forgetting: Numbers, target: Target, groups: Mapping[str, Groups]) -> Interval:
+    return above_target(forgetting, target, groups=groups.get("forgetting"))
 
 
 def _weaker_equivalence(

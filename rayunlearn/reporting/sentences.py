@@ -5,10 +5,13 @@ from typing import Any
 
 import polars as pl
 
-from rayunlearn.analysis.coreset_table import extra_settings, smallest_sufficient
-from rayunlearn.analysis.equivalence import EquivalenceCriterion
+from rayunlearn.analysis.coreset_table import extra_settings
+from rayunlearn.analysis.equivalence import (
+    DEFAULT_MARGIN,
+    EquivalenceCriterion,
+    full_set_comparison,
+)
 from rayunlearn.analysis.labels import (
-    UNKNOWN,
     control_label,
     format_cell,
     format_gap_closed,
@@ -18,11 +21,9 @@ from rayunlearn.analysis.labels import (
 )
 from rayunlearn.analysis.run_frames import (
     CONTEXT_SECTIONS,
-    lower_is_forgotten,
     objective_of,
     planned_trials,
 )
-from rayunlearn.config import FULL_RATIO
 from rayunlearn.errors import rejections_in_words
 from rayunlearn.schema import STATUSES, TIMED_OUT
 from rayunlearn.storage.run import Run
@@ -90,6 +91,11 @@ def _sentence(row: Mapping[str, Any], margin: float) -> str:
             f"{name}: the full set itself is no further than {margin:g} from base (difference"
             f" {row['difference']:+.3f}, p {row['stopped_p']:.2g})."
         )
+    if row["verdict"] == "full set over-forgets":
+        return (
+            f"{name}: the full set is over-forgotten, {-row['difference']:.3f} below gold (p"
+            f" {row['stopped_p']:.2g}), so no part that equals it is called enough."
+        )
     enough = (
         "not shown at any ratio"
         if row["ratio"] is None
@@ -131,22 +137,23 @@ def finding_sentences(run: Run, table: pl.DataFrame) -> list[str]:
     """
     return [
         *starting_points(run, table),
-        *_smallest_sentence(run, table),
+        *full_set_sentences(run),
         *control_sentences(table),
     ]
 
 
 def caution_sentences(experiment: Mapping[str, Any]) -> str:
-    """How the sentences about "not significantly different" are meant."""
+    """How the verdicts on parts of the forget set are meant."""
     floor = format_percent(objective_of(experiment).utility_floor)
     return (
-        "“Not significantly different” means here: the 95% interval of forgetting overlaps the"
-        f" full set's, or lies beyond it, and utility stays at or above {floor} of the model"
-        " before unlearning;"
-        " the same for every larger part that was tried. This is a first look, not an equivalence"
-        " test. The intervals are as wide as few seeds and few documents require, up to 4.3"
-        " standard errors on either side with three seeds, and wide intervals overlap easily."
-        " `rayunlearn frontier RUN --margin M` is the test."
+        f"“Equal” means here: forgetting and utility are shown to differ from the full set's by"
+        f" less than {DEFAULT_MARGIN:g} (two one-sided t-tests at 5%). “Different”: one of them is"
+        " shown to differ, and not to be equal. “Not decided”: neither is shown; the data are too"
+        " few to say, and means that lie far apart may be among them. Each part is tested by"
+        " itself, without correction for their number. A full set is compared with only where it"
+        f" forgets and keeps {floor} of base's utility. `rayunlearn frontier RUN --margin M` says"
+        " the smallest part that is equal, under another margin and corrected, and how many"
+        " documents or seeds would decide."
     )
 
 
@@ -260,62 +267,63 @@ def starting_points(run: Run, table: pl.DataFrame) -> list[str]:
     return sentences or ["The model before unlearning has not been measured yet."]
 
 
-VERDICT_SENTENCES = {
-    "full only": "Every part smaller than the full set differs significantly from it",
-    "full set fails": (
+FULL_SET_SENTENCES = {
+    "does not forget": "Even the full set is not shown to forget, so there is nothing to match",
+    "loses utility": (
         "Even the full set did not unlearn within the utility floor, so there is nothing to match"
     ),
-    "no full set": (
+    "over-forgets": (
+        "The full set is over-forgotten, so a part that matches it would be no better"
+    ),
+    "not measured": (
         "The full set or the base model has not been measured, so there is nothing to match"
     ),
 }
 
 
-def _smallest_sentence(run: Run, table: pl.DataFrame) -> list[str]:
-    """A sentence per method and selector for which less is not significantly different, then one
-    per other verdict with all that it holds for.
+def full_set_sentences(run: Run) -> list[str]:
+    """A sentence per method and selector with what each part is, compared with the full set: equal,
+    different or not decided; then one per full set that is no measure, with all that it holds for.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+
+    Returns:
+        The sentences.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> full_set_sentences(open_run("docs/notebooks/runs/coreset"))[0].partition(" (")[0]
+        'npo + nll, random, compared with the full set'
     """
-    goal = objective_of(run.experiment)
-    sufficient = smallest_sufficient(
-        table, utility_floor=goal.utility_floor, lower_forgets=lower_is_forgotten(run.experiment)
-    )
-    settings = extra_settings(table)
-    places: dict[str, list[str]] = {verdict: [] for verdict in VERDICT_SENTENCES}
+    table = full_set_comparison(run)
+    named = table.select("method", "setting").unique(maintain_order=True).rows()
+    settings = _distinguishing_settings(named)
+    excluded: dict[str, list[str]] = {verdict: [] for verdict in FULL_SET_SENTENCES}
     sentences = []
-    for row in sufficient.iter_rows(named=True):
-        context = format_cell(row, settings)
-        cell_words = (
-            f"{row['method']}, {row['select.name']}{' (' + context + ')' if context else ''}"
-        )
-        if row["verdict"] != "smaller":
-            places[row["verdict"]].append(cell_words)
+    for _, parts in table.group_by("setting", "method", "selector", maintain_order=True):
+        first = parts.row(0, named=True)
+        setting = settings[first["method"], first["setting"]]
+        words = f"{first['method']}, {first['selector']}{f' ({setting})' if setting else ''}"
+        if first["full_set"] in excluded:
+            excluded[first["full_set"]].append(words)
             continue
-        part, full = (_forgetting_at(table, row, ratio) for ratio in (row["ratio"], 1.0))
-        enough = (
-            f"{format_percent(row['ratio'])} of the forget set ({format_number(row['n_kept'])}"
-            " documents) is not significantly different from the full set"
+        verdicts = "; ".join(
+            f"{format_percent(row['ratio'])} ({format_number(row['n_kept'])} documents)"
+            f" {_verdict_words(row)}: {format_interval(row, 'part')}"
+            for row in parts.iter_rows(named=True)
         )
-        values = f"forget {part} against {full}"
-        sentences.append(
-            f"{cell_words}: {enough}, which does not show that they are equal: {values}."
-        )
+        full = format_interval(first, "full")
+        sentences.append(f"{words}, compared with the full set (forget {full}): {verdicts}.")
     return sentences + [
-        f"{VERDICT_SENTENCES[verdict]}: {'; '.join(names)}."
-        for verdict, names in places.items()
+        f"{FULL_SET_SENTENCES[verdict]}: {'; '.join(names)}."
+        for verdict, names in excluded.items()
         if names
     ]
 
 
-def _forgetting_at(table: pl.DataFrame, cell: Mapping[str, Any], ratio: float | None) -> str:
-    """Forgetting with its interval at one ratio of a method and selector; the full set belongs to
-    every selector.
-    """
-    names = ["method", *extra_settings(table), *([] if ratio == FULL_RATIO else ["select.name"])]
-    same = [pl.col(name).eq_missing(pl.lit(cell[name])) for name in names]
-    rows = table.filter(
-        pl.col("role") == "grid", pl.col("select.ratio").eq_missing(pl.lit(ratio)), *same
-    )
-    return format_interval(rows.row(0, named=True), "forgetting") if rows.height else UNKNOWN
+def _verdict_words(row: Mapping[str, Any]) -> str:
+    return f"equal within {DEFAULT_MARGIN:g}" if row["verdict"] == "equal" else row["verdict"]
 
 
 def control_sentences(table: pl.DataFrame) -> list[str]:

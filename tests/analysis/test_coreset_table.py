@@ -1,13 +1,20 @@
 """Means, the coreset table and the front, each against a hand-worked case or brute force."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 from rayunlearn.analysis import coreset_table, intervals, labels, pareto, run_frames
+from rayunlearn.analysis.equal_retention import method_ranking
+from rayunlearn.analysis.run_frames import trial_table
+from rayunlearn.planning.attack_planner import attack_targets
+from rayunlearn.reporting.console import print_coreset_table, print_trial
+from rayunlearn.reporting.summary import run_summary
 from rayunlearn.reporting.tables import coreset_view
 from rayunlearn.storage.parquet import frame_of
 from rayunlearn.storage.run import open_run, write_experiment, write_run_table
@@ -222,104 +229,6 @@ def test_an_error_metric_is_forgotten_upwards() -> None:
     assert run_frames.lower_is_forgotten({"metrics": metrics})
 
 
-def cells(*rows: tuple[str, float | None, float, float, float]) -> pl.DataFrame:
-    """(role, ratio, forgetting_low, forgetting_high, utility) -> a coreset table of one method and
-    selector.
-    """
-    names = ["role", "select.ratio", "forgetting_low", "forgetting_high", "utility"]
-    frame = pl.DataFrame(rows, schema=names, orient="row")
-    middle = ((pl.col("forgetting_low") + pl.col("forgetting_high")) / 2).alias("forgetting")
-    return frame.with_columns(
-        middle,
-        pl.lit("npo").alias("method"),
-        pl.lit("random").alias("select.name"),
-        (pl.col("select.ratio") * 100).alias("n_kept"),
-    )
-
-
-@pytest.mark.parametrize(
-    ("rows", "verdict", "ratio"),
-    [
-        (
-            [
-                ("grid", 1.0, 0.1, 0.2, 0.9),
-                ("grid", 0.5, 0.15, 0.3, 0.9),
-                ("grid", 0.1, 0.4, 0.5, 0.9),
-            ],
-            "smaller",
-            0.5,
-        ),
-        # beyond the full set's
-        ([("grid", 1.0, 0.1, 0.2, 0.9), ("grid", 0.5, 0.0, 0.05, 0.9)], "smaller", 0.5),
-        # utility under 0.9 x 0.95
-        ([("grid", 1.0, 0.1, 0.2, 0.9), ("grid", 0.5, 0.1, 0.2, 0.7)], "full only", 1.0),
-        # a gap ends it
-        (
-            [
-                ("grid", 1.0, 0.1, 0.2, 0.9),
-                ("grid", 0.5, 0.3, 0.4, 0.9),
-                ("grid", 0.1, 0.1, 0.9, 0.9),
-            ],
-            "full only",
-            1.0,
-        ),
-        # overlaps base
-        ([("grid", 1.0, 0.1, 0.9, 0.9), ("grid", 0.5, 0.1, 0.9, 0.9)], "full set fails", None),
-        ([("grid", 1.0, 0.1, 0.2, 0.5), ("grid", 0.5, 0.1, 0.2, 0.9)], "full set fails", None),
-        ([("grid", 0.5, 0.1, 0.2, 0.9)], "no full set", None),
-    ],
-)
-def test_the_smallest_sufficient_ratio_by_hand(
-    rows: list, verdict: str, ratio: float | None
-) -> None:
-    found = coreset_table.smallest_sufficient(
-        cells(("base", None, 0.85, 0.95, 0.95), *rows), utility_floor=0.9
-    ).row(0, named=True)
-    assert (found["verdict"], found["ratio"]) == (verdict, ratio)
-
-
-def test_a_full_set_that_nothing_chose_is_that_of_parts_with_an_extractor_of_their_own() -> None:
-    """The planner gives the full forget set the defaults of `select`; a text arm's own full set has
-    its text, and no other's is taken.
-    """
-    rows = cells(
-        ("base", None, 0.85, 0.95, 0.95),
-        ("grid", 1.0, 0.1, 0.2, 0.9),
-        ("grid", 0.5, 0.15, 0.3, 0.9),
-    )
-    extractor = (
-        pl.when(pl.col("select.ratio") == 1)
-        .then(pl.lit("tfidf"))
-        .when(pl.col("select.ratio") < 1)
-        .then(pl.lit("log_odds"))
-    )
-    text = (
-        pl.when(pl.col("select.ratio") < 1)
-        .then(pl.lit("keywords_only"))
-        .otherwise(pl.lit("original"))
-    )
-    chosen = rows.with_columns(extractor.alias("select.extractor"))
-    assert coreset_table.smallest_sufficient(chosen, utility_floor=0.9)["verdict"].to_list() == [
-        "smaller"
-    ]
-    assert coreset_table.smallest_sufficient(
-        chosen.with_columns(text.alias("select.text")), utility_floor=0.9
-    )["verdict"].to_list() == ["no full set"]
-
-
-def test_the_smallest_sufficient_ratio_of_an_error_metric_looks_upwards() -> None:
-    rows = [
-        ("base", None, 1.0, 1.2, 0.9),
-        ("grid", 1.0, 40.0, 60.0, 0.9),
-        ("grid", 0.5, 55.0, 80.0, 0.9),
-        ("grid", 0.1, 5.0, 8.0, 0.9),
-    ]
-    found = coreset_table.smallest_sufficient(
-        cells(*rows), utility_floor=0.9, lower_forgets=False
-    ).row(0, named=True)
-    assert (found["verdict"], found["ratio"], found["n_kept"]) == ("smaller", 0.5, 50.0)
-
-
 def test_what_unlearning_was_never_shown_stands_beside_utility_where_the_data_has_it(
     tmp_path: Path, table: pl.DataFrame
 ) -> None:
@@ -342,3 +251,97 @@ def test_what_unlearning_was_never_shown_stands_beside_utility_where_the_data_ha
         header.startswith("untouched")
         for header in coreset_view(coreset_table.coreset_table(open_run(run)), {}).headers
     )
+
+
+@pytest.fixture
+def ruined(tmp_path: Path) -> Path:
+    """Base, gold at .3, a method that ends there and one that is ruined; the objective aims at
+    gold.
+    """
+    trials = {
+        "base": synthetic.add_trial(tmp_path, {"stage": "base"}, {"forget": 0.9, "retain": 0.9}),
+        "gold": synthetic.add_trial(tmp_path, {"stage": "gold"}, {"forget": 0.3, "retain": 0.9}),
+    }
+    rows = [synthetic.plan_row(trial_id, role, "{}") for role, trial_id in trials.items()]
+    for forget, left in (("npo", 0.0), ("simnpo", 0.32)):
+        for seed in (1, 2):
+            settings = {"method.forget": forget, "train.seed": seed}
+            values = {"forget": left, "retain": 0.9}
+            trial_id = synthetic.add_trial(tmp_path, settings, values)
+            rows.append(synthetic.plan_row(trial_id, "grid", "{}"))
+    write_run_table(tmp_path, "plan", rows)
+    goal = synthetic.EXPERIMENT["objective"] | {"target": "gold"}
+    write_experiment(tmp_path, synthetic.EXPERIMENT | {"objective": goal})
+    return tmp_path
+
+
+def test_a_ruined_cell_is_marked_and_comes_after_one_that_equals_gold(ruined: Path) -> None:
+    """The noise of the documents is cut off at 0, where the ruined one lies: mean .05 / sqrt(2 pi),
+    .02, so it is .28 from gold; the other is .02 away, and its interval holds 0.
+    """
+    run = open_run(ruined)
+    grid = coreset_table.coreset_table(run).filter(pl.col("role") == "grid").sort("objective")
+    assert grid["method.forget"].to_list() == ["simnpo", "npo"]
+    assert grid["over_forgotten"].to_list() == [False, True]
+    assert set(grid["aim"]) == {"gold"}
+    assert grid["distance"].to_list() == pytest.approx([0.02, 0.28], abs=0.02)
+    assert grid["above"].to_list() == pytest.approx([0.02, -0.28], abs=0.02)
+    trials = trial_table(run).filter(pl.col("role") == "grid", pl.col("over_forgotten"))
+    assert set(trials["method.forget"]) == {"npo"}
+    ranks = method_ranking(run).filter(stage="unlearned")
+    assert ranks.select("name", "rank", "over_forgotten").rows() == [
+        ("simnpo + nll", 1.0, False),
+        ("npo + nll", 2.0, True),
+    ]
+
+
+def test_best_is_the_trial_nearest_to_gold_and_pareto_leaves_the_ruined_out(ruined: Path) -> None:
+    run = open_run(ruined)
+    methods = dict(trial_table(run).select("trial_id", "method.forget").iter_rows())
+    assert {methods[t] for t in attack_targets(run, "pareto")} == {"simnpo"}
+    best = [methods[t] for t in attack_targets(run, "best")]
+    # one for each method: the nearest to gold first
+    assert best == ["simnpo", "npo"]
+
+
+def test_an_objective_without_target_orders_by_what_is_left_and_marks_all_the_same(
+    ruined: Path,
+) -> None:
+    write_experiment(ruined, synthetic.EXPERIMENT)
+    run = open_run(ruined)
+    grid = coreset_table.coreset_table(run).filter(pl.col("role") == "grid").sort("objective")
+    assert grid["method.forget"].to_list() == ["npo", "simnpo"]
+    assert grid["over_forgotten"].to_list() == [True, False]
+    assert method_ranking(run).row(0, named=True)["name"] == "npo + nll"
+
+
+def test_the_mark_is_said_on_the_terminal_in_the_brief_and_of_a_trial(ruined: Path) -> None:
+    run, console = open_run(ruined), Console(record=True, width=150, file=io.StringIO())
+    table = coreset_table.coreset_table(run)
+    print_coreset_table(table, console, experiment=run.experiment)
+    trial_id = trial_table(run).filter(pl.col("over_forgotten"))["trial_id"][0]
+    print_trial(ruined, trial_id, console)
+    text = console.export_text()
+    assert "complete, over-forgotten" in " ".join(text.split())
+    said = "over-forgotten, the whole 95% interval below that of a model that never saw the forget"
+    assert f"{said} set: npo + nll, full set" in text
+    assert f"trial {trial_id}: complete, over-forgotten" in " ".join(text.split())
+    forgetting = run_summary(run, table)[1]
+    assert forgetting.table is not None
+    first, last = forgetting.table.rows
+    assert first[0] == "simnpo + nll" and "nearest to gold first" in forgetting.sentences[0]
+    assert "over-forgotten" in " ".join(last) and "over-forgotten" not in " ".join(first)
+
+
+def test_without_gold_a_cell_is_held_against_the_chance_level_on_base(tmp_path: Path) -> None:
+    """Chance is what base leaves for the wrong options: here the same metric on documents at .3."""
+    base = synthetic.add_trial(tmp_path, {"stage": "base"}, {"forget": 0.3, "retain": 0.9})
+    low = synthetic.add_trial(tmp_path, {}, {"forget": 0.0, "retain": 0.9})
+    roles = ((base, "base"), (low, "grid"))
+    write_run_table(tmp_path, "plan", [synthetic.plan_row(t, r, "{}") for t, r in roles])
+    metrics = [row | {"chance": "probability"} for row in synthetic.METRICS]
+    goal = synthetic.EXPERIMENT["objective"] | {"target": "gold"}
+    write_experiment(tmp_path, synthetic.EXPERIMENT | {"objective": goal, "metrics": metrics})
+    row = coreset_table.coreset_table(open_run(tmp_path)).row(-1, named=True)
+    assert (row["aim"], row["over_forgotten"]) == ("chance", True)
+    assert row["distance"] == pytest.approx(0.28, abs=0.02)

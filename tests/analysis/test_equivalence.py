@@ -13,8 +13,10 @@ from rayunlearn.analysis.equivalence import (
     coreset_cells,
     frontier,
     frontier_of_run,
+    part_verdict,
     selector_label,
 )
+from rayunlearn.analysis.targets import Target
 from rayunlearn.errors import UserError
 from rayunlearn.reporting.sentences import frontier_in_words
 from rayunlearn.storage.run import open_run
@@ -110,6 +112,42 @@ def test_noise_that_hides_a_small_difference_says_how_many_seeds_would_decide() 
 def test_a_full_set_that_forgets_nothing_is_no_standard() -> None:
     row = only(frontier([made(1, 0.93), made(0.25, 0.93)], BASE, STANDARD))
     assert (row["verdict"], row["ratio"]) == ("full set does not forget", None)
+
+
+def test_a_ruined_full_set_is_no_standard_though_its_parts_equal_it() -> None:
+    """Gold leaves .2 on the same documents. Full set and part leave .05: equal to each other, and
+    .15 below gold. At .2 they are gold's equals; at .18 they are below it, but within the margin.
+    """
+    gold = Target("gold", 0.2 + HARD)
+    for left, verdict in ((0.05, "full set over-forgets"), (0.2, "shown"), (0.18, "shown")):
+        cells = [replace(made(ratio, left), target=gold) for ratio in (1, 0.5)]
+        row = only(frontier(cells, BASE, STANDARD))
+        assert row["verdict"] == verdict, left
+    cells = [replace(made(ratio, 0.05), target=gold) for ratio in (1, 0.5)]
+    table = frontier(cells, BASE, STANDARD)
+    assert only(table)["difference"] == pytest.approx(-0.15, abs=0.02)
+    assert "the full set is over-forgotten" in frontier_in_words(table, STANDARD)[0]
+    # without a target nothing is known to be below
+    assert only(frontier([made(1, 0.05), made(0.5, 0.05)], BASE, STANDARD))["verdict"] == "shown"
+
+
+@pytest.mark.parametrize(
+    ("part", "full", "verdict"),
+    [
+        (made(0.5, 0.1), made(1, 0.11), "equal"),
+        (made(0.5, 0.6), made(1, 0.1), "different"),
+        # means .5 apart, but two seeds that differ by as much
+        (made(0.5, 0.6, seeds=2, spread=0.5), made(1, 0.1, seeds=2, spread=0.5), "not decided"),
+        # shown to differ, and by less than the margin
+        (made(0.5, 0.14, spread=0), made(1, 0.1, spread=0), "equal"),
+        (made(0.5, 0.1, useful=0.6), made(1, 0.1), "different"),
+        (made(0.5, 0.1, unmeasured=1), made(1, 0.1), "not measured"),
+    ],
+)
+def test_a_part_is_equal_different_or_not_decided(
+    part: CoresetCell, full: CoresetCell, verdict: str
+) -> None:
+    assert part_verdict(part, full, EquivalenceCriterion(margin=0.1))["verdict"] == verdict
 
 
 def test_what_could_not_be_measured_is_never_equivalent() -> None:

@@ -141,7 +141,7 @@ def test_json_cannot_end_the_script_that_holds_it() -> None:
     assert json.loads(text) == {"name": "</script><!--\u2028", "numbers": [1.5, None, None]}
 
 
-def test_the_findings_say_what_is_not_told_apart_and_what_the_control_did(
+def test_the_findings_say_what_is_equal_what_differs_and_what_the_control_did(
     run: Run, table: pl.DataFrame, page: Page
 ) -> None:
     """By construction 25% random matches the full set (0.11 and 0.10, width 0.1), 25% min_k
@@ -152,23 +152,20 @@ def test_the_findings_say_what_is_not_told_apart_and_what_the_control_did(
     assert all(sentence in text for sentence in said)
     assert any(
         re.match(
-            r"rmu \+ nll, random: 25% of the forget set \(50 documents\) is not"
-            r" significantly different .*:"
-            r" forget 0\.11 \[.*\] against 0\.10 \[",
+            r"rmu \+ nll, random, compared with the full set \(forget 0\.10 \[.*?\]\):"
+            r" 25% \(50 documents\) equal within 0\.1: 0\.11 \[",
             s,
         )
         for s in said
     )
-    assert (
-        "Every part smaller than the full set differs significantly from it: npo + nll, min_k;"
-        " rmu + nll,"
-        " min_k." in said
+    assert any(
+        re.match(r"rmu \+ nll, min_k, .*: 25% \(50 documents\) different: 0\.26", s) for s in said
     )
     assert any(
         s.startswith("Retain loss alone, no forget loss (control for npo, rmu): forget 0.93")
         for s in said
     )
-    assert "first look, not an equivalence test" in text
+    assert "the data are too few to say" in text
     assert "55 of 55 planned trials have ended: 53 complete, 1 collapsed, 1 failed" in text
     assert "documents rejected: 1 (1 x empty answer)" in text
 
