@@ -147,9 +147,13 @@ class Budget:
         tuning: `shared`: tuned once per group at ratio 1.0; `per_cell`: every cell has the same
             budget of its own; `none`: BASE's values are taken as they are; `from:RUN`: the winners
             of that run are taken without a search.
-        trials: tuning trials per group, or per cell; the first has BASE's values.
+        trials: settings that a search tries, per group or per cell; the first has BASE's values.
         batch: trials that are asked for at once; the next batch waits for their results.
         sampler: which of Optuna's asks: tpe, gp, nsga2, cmaes or random.
+        seeds: trials of each setting, whose seeds count up from BASE's; the setting is judged by
+            the mean of what is minimised and by the lowest utility.
+        repeats: searches of each group or cell, independent of each other; the grid runs with the
+            winner of each, and the spread between them enters its intervals.
         tuned_from: folder or URL of a run whose winners are tried after the first trial.
         hours: time of all calls together after which no trial begins any more, those that run
             end; 0 for no limit.
@@ -164,6 +168,8 @@ class Budget:
     trials: int = 8
     batch: int = 4
     sampler: str = "tpe"
+    seeds: int = 1
+    repeats: int = 1
     tuned_from: str = ""
     hours: float = 0.0
     trial_hours: float = 0.0
@@ -174,6 +180,8 @@ class Budget:
         require(self.tuning != FROM_RUN, "budget.tuning=from:RUN must name a run", self.tuning)
         require(self.trials >= 1, "budget.trials must be >= 1", self.trials)
         require(self.batch >= 1, "budget.batch must be >= 1", self.batch)
+        require(self.seeds >= 1, "budget.seeds must be >= 1", self.seeds)
+        require(self.repeats >= 1, "budget.repeats must be >= 1", self.repeats)
         for name in ("hours", "trial_hours"):
             hours = getattr(self, name)
             rule = f"budget.{name} must be finite and >= 0 (0: no limit)"

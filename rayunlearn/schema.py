@@ -311,6 +311,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "utf8",
             "run and trial that the tuned values come from, '' where this run found them",
         ),
+        Column(
+            "search",
+            "i64",
+            "which search of its group it is of, or whose winner it has, from 0 (budget.repeats)",
+        ),
     ),
     "attacks": (
         _TRIAL,

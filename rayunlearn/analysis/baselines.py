@@ -144,7 +144,7 @@ def selector_arms(run: Run) -> Iterator[SelectorArm]:
         forgetting, retained = (side.rows(trials) for side in sides)
         if len(forgetting) and len(retained):
             first = rows.select([*CELL_SETTINGS, *settings]).row(0, named=True)
-            unmeasured = len(trials) - min(len(forgetting), len(retained))
+            unmeasured = len(trials) - min(side.n_measured(trials) for side in sides)
             yield SelectorArm(
                 **_place_and_name(first, placed, settings),
                 settings=first,

@@ -3,6 +3,8 @@ Polars and numpy.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +27,17 @@ from rayunlearn.analysis.run_frames import (
     lower_is_forgotten,
     measured_of,
     objective_of,
+    searches_of,
     targets_of_run,
     trials_with_roles,
     varying_settings,
 )
-from rayunlearn.analysis.targets import above_target, cell_distance, is_over_forgotten
+from rayunlearn.analysis.targets import (
+    above_target,
+    cell_distance,
+    distance_by_document,
+    is_over_forgotten,
+)
 from rayunlearn.config import Objective
 from rayunlearn.schema import ROLES, STATUSES
 from rayunlearn.storage.run import Run
@@ -124,8 +132,9 @@ def _measure_all(run: Run) -> dict[str, MetricValues]:
         name: rows.filter(pl.col("split") == s, pl.col("metric") == m)
         for name, (s, m) in requested_metrics.items()
     }
+    searches = searches_of(run)
     return {
-        name: measured_of(part)
+        name: replace(measured_of(part), searches=searches)
         for name, part in parts.items()
         if part.height or name != "untouched"
     }
@@ -242,7 +251,7 @@ def _measure_cell(
         else NO_INTERVAL
     )
     row: dict[str, Any] = {
-        "seeds": len(rows["forgetting"]),
+        "seeds": measured["forgetting"].n_measured(cell["trial_ids"]),
         "interval_over": intervals["forgetting"].over,
     }
     for name, interval in (intervals | {"unlearning": way}).items():
@@ -262,10 +271,11 @@ def _held_against(
             f"{name}{end}": None for name in ("distance", "above") for end in ENDS
         }
     above = above_target(values, target, groups=forgetting.groups)
+    distances = forgetting.rows(cell["trial_ids"], partial(distance_by_document, target=target))
     return {
         "aim": target.kind,
         "over_forgotten": is_over_forgotten(above, lower_forgets=lower_forgets),
-        **interval_columns("distance", cell_distance(values, target, groups=forgetting.groups)),
+        **interval_columns("distance", cell_distance(distances, groups=forgetting.groups)),
         **interval_columns("above", above),
     }
 

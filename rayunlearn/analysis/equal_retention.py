@@ -8,6 +8,7 @@ intervals of the ranks.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -18,6 +19,7 @@ from rayunlearn.analysis.intervals import LEVEL, Numbers, bounds_of, mean_interv
 from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
+    MetricValues,
     lower_is_forgotten,
     objective_of,
     targets_of_run,
@@ -255,20 +257,24 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
                     retained=retained,
                     groups={"left": sides[0].groups, "retained": sides[1].groups},
                     bounds=bounds,
-                    **_held_against(forgetting, target, sides[0].groups, run.experiment),
+                    **_held_against(sides[0], trials, target, run.experiment),
                 )
 
 
 def _held_against(
-    forgetting: Numbers, target: Target | None, groups: Groups, experiment: Mapping[str, Any]
+    measured: MetricValues,
+    trials: Sequence[str],
+    target: Target | None,
+    experiment: Mapping[str, Any],
 ) -> dict[str, Any]:
     """`compared` and `over_forgotten` of a cell."""
+    forgetting = measured.rows(trials)
     if target is None:
         return {"compared": forgetting}
-    aims = objective_of(experiment).target != "none"
-    above = above_target(forgetting, target, groups=groups)
+    above = above_target(forgetting, target, groups=measured.groups)
+    distances = measured.rows(trials, partial(distance_by_document, target=target))
     return {
-        "compared": distance_by_document(forgetting, target) if aims else forgetting,
+        "compared": forgetting if objective_of(experiment).target == "none" else distances,
         "over_forgotten": is_over_forgotten(above, lower_forgets=lower_is_forgotten(experiment)),
     }
 

@@ -471,7 +471,7 @@ def _cell(
         n_kept=float(rows["n_kept"].cast(pl.Float64).mean() or 0.0),  # type: ignore[arg-type]
         forgetting=forgetting,
         utility=utility,
-        unmeasured=len(trials) - min(len(forgetting), len(utility)),
+        unmeasured=len(trials) - min(measured.n_measured(trials) for measured in matrices),
         groups={name: measured.groups for name, measured in zip(WORSE, matrices, strict=True)},
     )
 

@@ -1,7 +1,7 @@
 """Frames of a run: trials with their roles, examples, settings that vary, values by trial."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -270,16 +270,59 @@ def examples_without_attacks(run: Run, stage: str = "") -> pl.LazyFrame:
 class MetricValues:
     """One metric on one split: `values` (trials, documents), NaN where a trial has no value for a
     document, the `groups` of the documents (column `group` of `examples`) and their ids.
+
+    `searches`: trial -> the searches whose winner it has, where a group was searched several times
+    (`searches_of`).
     """
 
     row_of: Mapping[str, int]
     values: Numbers
     groups: Groups
     documents: tuple[str, ...]
+    searches: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def rows(self, trial_ids: Sequence[str]) -> Numbers:
-        """(trials that were measured, documents), in the order given."""
-        return self.values[[self.row_of[t] for t in trial_ids if t in self.row_of]]
+    def n_measured(self, trial_ids: Sequence[str]) -> int:
+        """How many of the trials were measured."""
+        return sum(trial_id in self.row_of for trial_id in trial_ids)
+
+    def rows(
+        self, trial_ids: Sequence[str], made: Callable[[Numbers], Numbers] | None = None
+    ) -> Numbers:
+        """(trials that were measured, documents), in the order given; `made` of these values where
+        it is there.
+
+        Where the trials have the winners of several searches, a row is the mean of those of one
+        search: trials of a search share what it found, so that the searches are what was drawn at
+        random (the variance between their means has that between seeds in it).
+        """
+        measured = [t for t in trial_ids if t in self.row_of]
+        values = self.values[[self.row_of[t] for t in measured]]
+        values = values if made is None else made(values)
+        found_by = sorted({search for t in measured for search in self.searches.get(t, ())})
+        if len(found_by) < 2:
+            return values
+        parts = [
+            values[[i for i, t in enumerate(measured) if search in self.searches.get(t, ())]]
+            for search in found_by
+        ]
+        return np.array([_column_means(part) for part in parts])
+
+
+def _column_means(values: Numbers) -> Numbers:
+    """Means over the trials, NaN where none has a value."""
+    counts = np.isfinite(values).sum(0)
+    return np.where(counts > 0, np.nansum(values, 0) / np.maximum(counts, 1), np.nan)
+
+
+def searches_of(run: Run) -> dict[str, tuple[int, ...]]:
+    """Trial of the grid or a control -> the searches of its group whose winner it has; empty where
+    every group was searched once.
+    """
+    plan = run.plan.filter(pl.col("role").is_in(["grid", "control"])).select("trial_id", "search")
+    rows = plan.with_columns(pl.col("search").fill_null(0)).unique().sort("trial_id", "search")
+    by_trial = rows.collect().group_by("trial_id", maintain_order=True).agg("search")
+    searches = {trial_id: tuple(numbers) for trial_id, numbers in by_trial.iter_rows()}
+    return searches if any(max(numbers) > 0 for numbers in searches.values()) else {}
 
 
 def values_by_trial(run: Run, split: str, metric: str, stage: str) -> MetricValues:
@@ -289,7 +332,7 @@ def values_by_trial(run: Run, split: str, metric: str, stage: str) -> MetricValu
     rows = examples_without_attacks(run, stage).filter(
         pl.col("split") == split, pl.col("metric") == metric
     )
-    return measured_of(rows.collect())
+    return replace(measured_of(rows.collect()), searches=searches_of(run))
 
 
 def measured_of(rows: pl.DataFrame) -> MetricValues:

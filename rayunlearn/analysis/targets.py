@@ -112,13 +112,12 @@ def _contributions(model: Numbers, aim: Numbers, kind: str) -> Numbers:
     return contributions
 
 
-def cell_distance(matrix: Numbers, target: Target, *, groups: Groups | None = None) -> Interval:
+def cell_distance(contributions: Numbers, *, groups: Groups | None = None) -> Interval:
     """`target_distance` of a cell, the mean over its trials, with its 95% interval, at least 0; all
     None where nothing was measured.
 
     Args:
-        matrix: (seeds, documents), NaN = missing.
-        target: over the same documents.
+        contributions: (seeds, documents), `distance_by_document` of the cell.
         groups: a number per document; documents of one group are drawn together.
 
     Returns:
@@ -126,10 +125,11 @@ def cell_distance(matrix: Numbers, target: Target, *, groups: Groups | None = No
 
     Example:
         >>> gold = Target("gold", np.array([0.1, 0.1]))
-        >>> print(f"{cell_distance(np.array([[0.0, 0.0], [0.1, 0.1]]), gold).mean:.2f}")
+        >>> cell = distance_by_document(np.array([[0.0, 0.0], [0.1, 0.1]]), gold)
+        >>> print(f"{cell_distance(cell).mean:.2f}")
         0.05
     """
-    interval = mean_interval(distance_by_document(matrix, target), groups=groups)
+    interval = mean_interval(contributions, groups=groups)
     low = None if interval.low is None else max(0.0, interval.low)
     return replace(interval, low=low)
 

@@ -38,6 +38,7 @@ from rayunlearn.planning.study import (
     StudyTrial,
     best_trial,
     combinations,
+    judged_by_seeds,
     lowest_value,
     n_combinations,
     sampler_seed,
@@ -68,11 +69,14 @@ class PlannedTrial:
     study: str = ""
     study_index: int = -1
     tuned_from: str = ""
+    search: int = 0
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What the plan has once: a trial in one role, of one group, at one place of its study."""
-        return (self.trial_id, self.role, self.group, self.study_index)
+    def key(self) -> tuple[str, str, str, int, int]:
+        """What the plan has once: a trial in one role, of one group and one of its searches, at one
+        place of its study.
+        """
+        return (self.trial_id, self.role, self.group, self.study_index, self.search)
 
     def row(self) -> dict[str, Value]:
         """The row of plan.parquet."""
@@ -84,6 +88,7 @@ class PlannedTrial:
             "study": self.study,
             "study_index": self.study_index,
             "tuned_from": self.tuned_from,
+            "search": self.search,
         }
 
 
@@ -157,7 +162,7 @@ class Planner:
         """What can run now, given every trial that has ended."""
         self._groups = self._groups or grid_groups(self.experiment, check=self.canonical)
         groups = self._groups
-        rows: dict[tuple[str, str, str, int], PlannedTrial] = {}
+        rows: dict[tuple[str, str, str, int, int], PlannedTrial] = {}
         expected: list[PlannedTrial] = []
         waiting = 0
         notes: list[str] = []
@@ -202,40 +207,51 @@ class Planner:
         if experiment.budget.tuning == "none" or not search_space(experiment, base):
             rows = self.final(group, {}, "none")
             return Agenda(rows=rows, ready=(), waiting=0)
-        return self.tuned_agenda(group, base, results)
+        parts = [
+            self.search_agenda(group, base, results, search)
+            for search in range(experiment.budget.repeats)
+        ]
+        return Agenda(
+            rows=tuple(row for part in parts for row in part.rows),
+            ready=(),
+            waiting=sum(part.waiting for part in parts),
+            expected=tuple(row for part in parts for row in part.expected),
+            notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+            studies={group.key: sum(part.studies[group.key] for part in parts)},
+        )
 
-    def tuned_agenda(
-        self, group: GridGroup, base: Trial, results: Mapping[str, TrialResult]
+    def search_agenda(
+        self, group: GridGroup, base: Trial, results: Mapping[str, TrialResult], search: int
     ) -> Agenda:
-        """A group that has a study; until a trial has won its grid is expected, with a stand-in."""
+        """One search of a group; its grid is expected, with a stand-in, until a setting has won."""
         objective, budget = self.experiment.objective, self.experiment.budget
         goal = self.goal(base, results)
-        study, finished = self.study(group, base, results, goal)
-        n_trials = len(self.listed_settings(group, base)) or budget.trials
-        studies = {group.key: n_trials}
-        notes = _cut_short(group, n_trials, budget)
-        is_complete = len(study) == len(finished) == n_trials and goal.is_known
+        study, finished = self.study(group, base, results, goal, search)
+        n_settings = len(self.listed_settings(group, base)) or budget.trials
+        notes = _cut_short(group, n_settings, budget)
+        is_complete = len(finished) == n_settings and goal.is_known
         winner = best_trial(finished) if is_complete else None
+        part = Agenda(
+            rows=study,
+            ready=(),
+            waiting=n_settings * budget.seeds - len(study),
+            studies={group.key: n_settings * budget.seeds},
+        )
         if winner is None:
             # a drawn one: two groups may share BASE's own values, but hardly their winners
-            index = min(len(self.enqueued(group, base)), len(study) - 1)
+            index = min(len(self.enqueued(group, base)) * budget.seeds, len(study) - 1)
             settings = flatten(study[index].trial)
             stand_in = {name: settings[name] for name in search_space(self.experiment, base)}
-            return Agenda(
-                rows=study,
-                ready=(),
-                waiting=n_trials - len(study),
-                expected=self.final(group, stand_in, budget.tuning),
+            return replace(
+                part,
+                expected=self.final(group, stand_in, budget.tuning, search=search),
                 notes=(*notes, *_blocked(group, goal, is_complete)),
-                studies=studies,
             )
-        notes = (
-            *notes,
-            *_without_target(group, goal, objective),
-            *_infeasible(group, winner, objective),
+        rows = (*study, *self.final(group, winner.values, budget.tuning, search=search))
+        without_target = _without_target(group, goal, objective)
+        return replace(
+            part, rows=rows, notes=(*notes, *without_target, *_infeasible(group, winner, objective))
         )
-        rows = (*study, *self.final(group, winner.values, budget.tuning))
-        return Agenda(rows=rows, ready=(), waiting=0, notes=notes, studies=studies)
 
     def goal(self, base: Trial, results: Mapping[str, TrialResult]) -> StudyGoal:
         """What the study of `base` aims at, as far as base and gold say it by now."""
@@ -253,40 +269,60 @@ class Planner:
         base: Trial,
         results: Mapping[str, TrialResult],
         goal: StudyGoal,
+        search: int,
     ) -> tuple[tuple[PlannedTrial, ...], tuple[StudyTrial, ...]]:
-        """The study's trials that can be known now, and those of them that have ended, both in
-        study order.
+        """The study's trials that can be known now, and those of its settings of which all seeds
+        have ended, both in study order.
 
         A batch is asked for when every trial before it has ended and the goal is known.
         """
         rows: list[PlannedTrial] = []
         finished: list[StudyTrial] = []
         budget = self.experiment.budget
-        n_trials = len(self.listed_settings(group, base)) or budget.trials
-        while len(rows) < n_trials and len(finished) == len(rows) and (not rows or goal.is_known):
-            suggested = self.suggestions(
-                group, base, tuple(finished), min(budget.batch, n_trials - len(rows))
-            )
+        n_settings = len(self.listed_settings(group, base)) or budget.trials
+        n_asked = 0
+        while n_asked < n_settings and len(finished) == n_asked and (not n_asked or goal.is_known):
+            n_batch = min(budget.batch, n_settings - n_asked)
+            suggested = self.suggestions(group, base, tuple(finished), n_batch, search)
             for values in suggested:
-                rows.append(self.study_row(group, base, values, len(rows)))
-                if rows[-1].trial_id in results:
-                    result = results[rows[-1].trial_id]
-                    finished.append(study_trial(values, result, goal, trial_id=rows[-1].trial_id))
+                seeds = [
+                    self.study_row(group, base, values, n_asked, search, seed)
+                    for seed in range(budget.seeds)
+                ]
+                n_asked += 1
+                rows += seeds
+                if all(row.trial_id in results for row in seeds):
+                    trials = [
+                        study_trial(values, results[row.trial_id], goal, trial_id=row.trial_id)
+                        for row in seeds
+                    ]
+                    finished.append(judged_by_seeds(trials))
         return tuple(rows), tuple(finished)
 
     def study_row(
-        self, group: GridGroup, base: Trial, values: Mapping[str, Value], index: int
+        self,
+        group: GridGroup,
+        base: Trial,
+        values: Mapping[str, Value],
+        index: int,
+        search: int,
+        seed: int,
     ) -> PlannedTrial:
-        """The study's trial at place `index`; trial 1 may be the winner of another run."""
+        """A trial of the study's setting at place `index`; setting 1 may be the winner of another
+        run. Each search and each seed of a setting has seeds of its own, from BASE's upwards.
+        """
         is_winner = index == 1 and len(self.enqueued(group, base)) > 1
+        budget = self.experiment.budget
+        seeded = _with_seed(base, search * budget.seeds + seed)
         return self.planned(
-            self.canonical(with_values(base, values)),
+            self.canonical(with_values(seeded, values)),
             "tuning",
             group.key,
-            self.experiment.budget.tuning,
-            study=study_name(group),
+            budget.tuning,
+            study=search_name(group, search),
             study_index=index,
             tuned_from=group_winner(self.experiment, group).words if is_winner else "",
+            search=search,
         )
 
     def enqueued(self, group: GridGroup, base: Trial) -> tuple[Mapping[str, Value], ...]:
@@ -313,7 +349,12 @@ class Planner:
         return [*map(dict, first), *remaining]
 
     def suggestions(
-        self, group: GridGroup, base: Trial, finished: tuple[StudyTrial, ...], batch: int
+        self,
+        group: GridGroup,
+        base: Trial,
+        finished: tuple[StudyTrial, ...],
+        batch: int,
+        search: int,
     ) -> list[dict[str, Value]]:
         """`suggest`, remembered; of a study whose settings can be listed, the next of them."""
         if listed := self.listed_settings(group, base):
@@ -321,6 +362,7 @@ class Planner:
         budget = self.experiment.budget
         key = (
             group.key,
+            search,
             batch,
             tuple(
                 (
@@ -336,7 +378,7 @@ class Planner:
                 search_space(self.experiment, base),
                 finished,
                 batch=batch,
-                seed=sampler_seed(self.study_identity(base), len(finished)),
+                seed=sampler_seed(self.study_identity(base), len(finished), search=search),
                 sampler=Sampler(budget.sampler, population=budget.batch),
                 enqueued=self.enqueued(group, base)[len(finished) :],
             )
@@ -352,15 +394,23 @@ class Planner:
         return self.identify(self.canonical(with_values(base, lowest)))
 
     def final(
-        self, group: GridGroup, values: Mapping[str, Value], tuning: str, *, tuned_from: str = ""
+        self,
+        group: GridGroup,
+        values: Mapping[str, Value],
+        tuning: str,
+        *,
+        tuned_from: str = "",
+        search: int = 0,
     ) -> tuple[PlannedTrial, ...]:
         """The group's cells and its retain-only controls with the tuned values that apply to them;
         made once for the same values.
         """
-        key = (group.key, tuning, repr(sorted(values.items())))
+        key = (group.key, tuning, search, repr(sorted(values.items())))
         if key not in self._final:
             rows = self._make_final(group, values, tuning)
-            self._final[key] = tuple(replace(row, tuned_from=tuned_from) for row in rows)
+            self._final[key] = tuple(
+                replace(row, tuned_from=tuned_from, search=search) for row in rows
+            )
         return self._final[key]
 
     def _make_final(
@@ -411,6 +461,7 @@ class Planner:
         study: str = "",
         study_index: int = -1,
         tuned_from: str = "",
+        search: int = 0,
     ) -> PlannedTrial:
         """A plan row of a canonical trial."""
         trial_id = self._ids.get(trial)
@@ -425,6 +476,7 @@ class Planner:
             study=study,
             study_index=study_index,
             tuned_from=tuned_from,
+            search=search,
         )
 
     def canonical(self, trial: Trial) -> Trial:
@@ -533,6 +585,18 @@ def group_winner(experiment: Experiment, group: GridGroup) -> Winner:
 def study_name(group: GridGroup) -> str:
     """`method.forget=npo, data.redundancy=4`: the group in words; `all` where there is one."""
     return ", ".join(f"{name}={value}" for name, value in group.values.items()) or "all"
+
+
+def search_name(group: GridGroup, search: int) -> str:
+    """The study's name: the group in words, and from the second search on its number."""
+    return study_name(group) + (f", search {search + 1}" if search else "")
+
+
+def _with_seed(base: Trial, offset: int) -> Trial:
+    """The trial with its seeds counted up."""
+    settings = flatten(base)
+    seeds = {name: int(settings[name]) + offset for name in SEED_SETTINGS}
+    return with_values(base, seeds) if offset else base
 
 
 def _splits(name: str, tuning: str) -> bool:

@@ -10,8 +10,9 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.config import Value, digest
@@ -64,6 +65,47 @@ class StudyTrial:
             and math.isfinite(self.forgetting)
             and math.isfinite(self.utility)
         )
+
+
+# a setting whose trials ended differently ended like the first of these
+WORST_FIRST = ("failed", "timed_out", "diverged", "collapsed", "pruned")
+
+
+def judged_by_seeds(trials: Sequence[StudyTrial]) -> StudyTrial:
+    """One setting from its trials, which differ in their seeds: the mean of what is minimised, the
+    mean utility and the largest violation, so that a setting is feasible if all its seeds are.
+
+    Where a trial was not measured the setting was not, and ended as the worst of them did.
+
+    Args:
+        trials: at least one, all with the same values.
+
+    Returns:
+        The setting as its study knows it, under the id of its first trial.
+
+    Example:
+        >>> seeds = [(0.1, 0.0), (0.3, 0.2)]
+        >>> both = [
+        ...     StudyTrial(values={}, status="complete", forgetting=f, utility=0.9, violation=v)
+        ...     for f, v in seeds
+        ... ]
+        >>> judged_by_seeds(both).forgetting, judged_by_seeds(both).violation
+        (0.2, 0.2)
+    """
+    statuses = {trial.status for trial in trials}
+    worst = next((status for status in WORST_FIRST if status in statuses), "complete")
+    return replace(
+        trials[0],
+        status=worst,
+        forgetting=fmean(trial.forgetting for trial in trials),
+        utility=fmean(trial.utility for trial in trials),
+        violation=_largest([trial.violation for trial in trials]),
+    )
+
+
+def _largest(values: Sequence[float]) -> float:
+    """The largest, NaN where one is."""
+    return math.nan if any(map(math.isnan, values)) else max(values)
 
 
 def suggest(
@@ -180,9 +222,9 @@ def lowest_value(domain: Domain) -> Value:
     return int(domain.low) if domain.integer else float(domain.low)
 
 
-def sampler_seed(study: str, batch_index: int) -> int:
-    """The sampler's seed for one batch of one study, the same on every machine."""
-    return int(digest([study, batch_index], 8), 16) % 2**32
+def sampler_seed(study: str, batch_index: int, *, search: int = 0) -> int:
+    """The sampler's seed for one batch of one search of a study, the same on every machine."""
+    return int(digest([study, batch_index, *([search] if search else [])], 8), 16) % 2**32
 
 
 @contextmanager

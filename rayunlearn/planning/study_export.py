@@ -11,7 +11,7 @@ from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.experiment import Choice, Domain, Range
 from rayunlearn.planning.outcomes import TrialResult, study_goal
 from rayunlearn.planning.planner import study_trial
-from rayunlearn.planning.study import StudyTrial, study_from
+from rayunlearn.planning.study import StudyTrial, judged_by_seeds, study_from
 
 if TYPE_CHECKING:
     import optuna
@@ -45,8 +45,9 @@ def study_of_run(run: str | Path, name: str) -> "optuna.Study":
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedStudy:
-    """A study as a run's files have it. `group`: its axis values; `finished`: its ended trials, in
-    study order, and `rows` the row of `trials` of each; `is_complete`: nothing more is asked of it.
+    """A study as a run's files have it. `group`: its axis values; `finished`: its settings of which
+    all seeds have ended, in study order, and `rows` the row of `trials` of the first seed of each;
+    `is_complete`: nothing more is asked of it.
     """
 
     name: str
@@ -79,9 +80,15 @@ def _recorded(
 ) -> RecordedStudy:
     import polars as pl
 
-    planned = plan.filter(pl.col("study") == name).sort("study_index")
-    group = planned["group"].item(0) or "{}"
-    rows = tuple(trials[key] for key in planned["trial_id"].to_list() if key in trials)
+    planned = plan.filter(pl.col("study") == name).sort("study_index", maintain_order=True)
+    group, search = planned["group"].item(0) or "{}", planned["search"].fill_null(0).item(0)
+    by_setting = [
+        [trials[key] for key in part["trial_id"] if key in trials]
+        for part in planned.partition_by("study_index", maintain_order=True)
+    ]
+    n_seeds = settings.get("budget", {}).get("seeds", 1)
+    ended = [seeds for seeds in by_setting if len(seeds) == n_seeds]
+    rows = tuple(seeds[0] for seeds in ended)
     space = {
         key: study_domain(key, content)
         for key, content in settings["search"].items()
@@ -89,14 +96,20 @@ def _recorded(
     }
     objective = study_objective(settings)
     finished = []
-    for row in rows:
+    for seeds in ended:
+        row = seeds[0]
         base, gold = (_stage_result(role, plan, trials, row, results) for role in ("base", "gold"))
         with_gold = bool(row["model.teach"] or row["model.gold"])
         goal = study_goal(objective, base=base, gold=gold, with_gold=with_gold)
-        values, trial_id = {name: row[name] for name in space}, row["trial_id"]
-        finished.append(study_trial(values, results[trial_id], goal, trial_id=trial_id))
+        values = {name: row[name] for name in space}
+        judged = [
+            study_trial(values, results[seed["trial_id"]], goal, trial_id=seed["trial_id"])
+            for seed in seeds
+        ]
+        finished.append(judged_by_seeds(judged))
     # its grid is planned when its winner is known
-    grid = plan.filter(pl.col("group") == group, pl.col("role") == "grid")
+    is_of_search = pl.col("search").fill_null(0) == search
+    grid = plan.filter(pl.col("group") == group, pl.col("role") == "grid", is_of_search)
     return RecordedStudy(
         name=name,
         group=json.loads(group),

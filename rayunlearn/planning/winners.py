@@ -2,7 +2,7 @@
 them, `budget.tuning=from:RUN` takes them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from rayunlearn.planning.planner import (
     study_name,
     tuning_base,
 )
-from rayunlearn.planning.study import best_trial
+from rayunlearn.planning.study import StudyTrial, best_trial
 from rayunlearn.planning.study_export import RecordedStudy, studies_of_run
 
 
@@ -76,7 +76,10 @@ def tuned_groups(source: str) -> tuple[str, tuple[TunedGroup, ...]]:
     rule = "a run whose winners are taken must have tuned something (budget.tuning)"
     require(bool(studies), rule, source)
     tuning = str(read_experiment(run).get("budget", {}).get("tuning", ""))
-    return tuning, tuple(_tuned_group(study, source) for study in studies)
+    by_group: dict[str, list[RecordedStudy]] = {}
+    for study in studies:
+        by_group.setdefault(repr(sorted(study.group.items())), []).append(study)
+    return tuning, tuple(_tuned_group(searches, source) for searches in by_group.values())
 
 
 def require_same_winners(run: Path, experiment: Experiment) -> None:
@@ -102,19 +105,27 @@ def require_same_winners(run: Path, experiment: Experiment) -> None:
     )
 
 
-def _tuned_group(study: RecordedStudy, source: str) -> TunedGroup:
-    winner = best_trial(study.finished)
-    if winner is None or not study.is_complete:
-        raise UserError(
-            f"a run whose winners are taken must have ended its tuning, got {source} with"
-            f" {len(study.finished)} trials of the study {study.name!r} ended and no winner chosen"
-        )
+def _tuned_group(searches: Sequence[RecordedStudy], source: str) -> TunedGroup:
+    """The winner of a group: of several searches the best of theirs."""
+    winners = [_winner(study, source) for study in searches]
+    best = best_trial(winners)
+    study, winner = next(pair for pair in zip(searches, winners, strict=True) if pair[1] is best)
     return TunedGroup(
         values=study.group,
         trial_id=winner.trial_id,
         settings=study.rows[study.finished.index(winner)],
         searched=tuple(study.space),
     )
+
+
+def _winner(study: RecordedStudy, source: str) -> StudyTrial:
+    winner = best_trial(study.finished)
+    if winner is None or not study.is_complete:
+        raise UserError(
+            f"a run whose winners are taken must have ended its tuning, got {source} with"
+            f" {len(study.finished)} trials of the study {study.name!r} ended and no winner chosen"
+        )
+    return winner
 
 
 def _tuned_values(

@@ -345,3 +345,26 @@ def test_without_gold_a_cell_is_held_against_the_chance_level_on_base(tmp_path: 
     row = coreset_table.coreset_table(open_run(tmp_path)).row(-1, named=True)
     assert (row["aim"], row["over_forgotten"]) == ("chance", True)
     assert row["distance"] == pytest.approx(0.28, abs=0.02)
+
+
+def test_the_spread_between_searches_enters_the_interval_and_seeds_of_one_search_count_once(
+    tmp_path: Path,
+) -> None:
+    """Two searches of two seeds each end at .2, .2 and .4, .4 on documents that are all alike. By
+    hand: the means of the searches are .2 and .4, so the standard error is .1 with one degree of
+    freedom, and not that of four trials, .058 with three. A trial that both found is in both means.
+    """
+    values = np.repeat([[0.2], [0.2], [0.4], [0.4]], 5, axis=1)
+    row_of = {name: i for i, name in enumerate("abcd")}
+    measured = run_frames.MetricValues(
+        row_of, values, np.arange(5), tuple("12345"), {"a": (0,), "b": (0,), "c": (1,), "d": (1,)}
+    )
+    assert measured.rows("abcd").tolist() == [[pytest.approx(0.2)] * 5, [pytest.approx(0.4)] * 5]
+    interval = intervals.mean_interval(measured.rows("abcd"))
+    assert interval.low is not None
+    assert interval.mean - interval.low == pytest.approx(12.706 * 0.1, rel=1e-3)
+    shared = run_frames.MetricValues(
+        row_of, values, np.arange(5), tuple("12345"), {"a": (0, 1), "c": (1,)}
+    )
+    assert shared.rows("ac")[:, 0] == pytest.approx([0.2, 0.3])
+    assert measured.rows("ab").shape == (2, 5) and measured.n_measured("abx") == 2

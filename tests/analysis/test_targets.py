@@ -55,13 +55,13 @@ def test_chance_is_a_mean_and_not_a_distribution() -> None:
 
 def test_nothing_in_common_is_no_distance() -> None:
     nothing = np.full((1, 4), np.nan)
-    assert np.isnan(target_distance(nothing[0], GOLD)) and cell_distance(nothing, GOLD).mean is None
+    assert np.isnan(target_distance(nothing[0], GOLD)) and cell_distance(nothing).mean is None
     assert above_target(nothing, GOLD).mean is None
 
 
 def test_a_cell_is_the_mean_of_its_trials_so_that_opposite_errors_do_not_cancel() -> None:
     cell = np.array([[0.0, 0.0, 0.0, 0.0], [0.2, 0.4, 0.6, 0.0]])
-    assert cell_distance(cell, GOLD).mean == pytest.approx(0.2)
+    assert cell_distance(distance_by_document(cell, GOLD)).mean == pytest.approx(0.2)
     assert above_target(cell, GOLD).mean == pytest.approx(0)
 
 
@@ -87,7 +87,7 @@ def test_the_interval_of_a_distance_is_that_of_the_documents_that_were_drawn() -
     generator, held = np.random.default_rng(3), 0
     for _ in range(300):
         x, y = generator.normal(0.3, 0.1, 40), generator.normal(0.5, 0.1, 40)
-        interval = cell_distance(x[None], Target("gold", y))
+        interval = cell_distance(distance_by_document(x[None], Target("gold", y)))
         assert interval.low is not None and interval.high is not None
         held += interval.low <= 0.2 <= interval.high
     assert 0.92 * 300 <= held <= 0.98 * 300

@@ -11,6 +11,7 @@ from rayunlearn.experiment import Budget, Experiment, grids_of
 from rayunlearn.planning.outcomes import trial_results
 from rayunlearn.planning.planner import Agenda, Planner
 from rayunlearn.planning.run_tables import write_settings
+from rayunlearn.planning.study_export import studies_of_run, study_of_run
 from rayunlearn.planning.winners import require_same_winners, with_winners
 from rayunlearn.storage.run import open_run, write_trial
 from tests import fake_work
@@ -74,6 +75,26 @@ def test_taken_winners_are_those_of_the_other_run_and_nothing_is_searched(
     assert all(text.startswith(f"{source} ") for text in won)
     recorded = open_run(tmp_path).experiment["winners"]["by_group"]
     assert {winner["trial_id"] for winner in recorded.values()} <= tuning_ids
+
+
+def test_the_winner_of_several_searches_with_seeds_is_the_best_of_theirs(tmp_path: Path) -> None:
+    """The fake leaves less the higher the rate, up to 1e-3: the higher of two winners is taken. The
+    studies in the files have each setting once, with the status and values of all its seeds.
+    """
+    source = tmp_path / "source"
+    before = carried_out(source, experiment(AXES, Budget(trials=3, batch=3, seeds=2, repeats=2)))
+    chosen = experiment(AXES, Budget(tuning=f"from:{source}"))
+    agenda = Planner(
+        with_winners(chosen, check=fake_work.check), fake_work.check, fake_work.identify
+    ).agenda({})
+    best = {method: {max(rates)} for method, rates in winning_rates(before).items()}
+    assert winning_rates(agenda) == best
+    studies = studies_of_run(source)
+    assert len(studies) == 4 and all(len(study.finished) == 3 for study in studies)
+    assert all(study.is_complete for study in studies)
+    assert len(study_of_run(source, studies[1].name).trials) == 3
+    plan = open_run(source).plan.collect()
+    assert set(plan["search"]) == {0, 1}
 
 
 def test_without_search_of_its_own_an_experiment_takes_what_the_run_searched(
