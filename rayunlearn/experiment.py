@@ -714,7 +714,7 @@ def _check_sampler(experiment: Experiment) -> None:
     choices = [name for name, domain in experiment.search.items() if isinstance(domain, Choice)]
     rule = "budget.sampler=cmaes needs a SEARCH of numbers (Range), not of choices"
     require(not choices, rule, ", ".join(choices))
-    rule = "budget.sampler=cmaes needs the package cmaes installed (pip install cmaes)"
+    rule = "budget.sampler=cmaes needs the package cmaes (pip install 'rayunlearn[cmaes]')"
     require(importlib.util.find_spec("cmaes") is not None, rule, "none")
 
 

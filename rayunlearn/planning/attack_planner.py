@@ -169,7 +169,7 @@ class AttackPlanner:
         name = f"{entry.words} on {target.trial_id}"
         while len(rows) < self.panel.budget and len(finished) == len(rows):
             n = min(self.panel.batch, self.panel.budget - len(rows))
-            for values in self.suggestions(entry.name, name, tuple(finished), n):
+            for values in self.suggestions(entry, name, tuple(finished), n):
                 attack = PlannedAttack(
                     target=target,
                     name=entry.name,
@@ -195,15 +195,19 @@ class AttackPlanner:
         return tuple(rows), tuple(finished)
 
     def suggestions(
-        self, attack: str, name: str, finished: tuple[StudyTrial, ...], batch: int
+        self, entry: PanelEntry, name: str, finished: tuple[StudyTrial, ...], batch: int
     ) -> list[dict[str, Value]]:
         """`suggest` for the study `name` of an attack, remembered: an agenda is asked for whenever
-        an attack has ended.
+        an attack has ended. The attack's own strength comes first.
         """
         key = (name, repr(finished))
         if key not in self._suggested:
             self._suggested[key] = suggest(
-                strength_of(attack), finished, batch=batch, seed=sampler_seed(name, len(finished))
+                strength_of(entry.name),
+                finished,
+                batch=batch,
+                seed=sampler_seed(name, len(finished)),
+                enqueued=(own_strength(entry),)[len(finished) :],
             )
         return self._suggested[key]
 
@@ -333,6 +337,14 @@ class AttackPlanner:
 def strength_of(name: str) -> Mapping[str, Domain]:
     """What is searched of a tuned attack: learning rate x steps, or what it has in their place."""
     return OTHER_STRENGTH.get(name, STRENGTH)
+
+
+def own_strength(entry: PanelEntry) -> dict[str, Value]:
+    """The strength that the attack has without a search: the panel's values, or its defaults."""
+    options = options_of(ATTACKS[entry.name].function)
+    defaults = {option.argument: option.default for option in options}
+    values = {**defaults, **dict(entry.values)}
+    return {name: values[name] for name in strength_of(entry.name)}
 
 
 def attack_seeds(name: str, seeds: Sequence[int]) -> tuple[int, ...]:

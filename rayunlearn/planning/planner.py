@@ -30,7 +30,7 @@ from rayunlearn.config import (
     flatten,
     with_values,
 )
-from rayunlearn.errors import UserError
+from rayunlearn.errors import UserError, require
 from rayunlearn.experiment import Budget, Domain, Experiment, Grid, Winner, axis_names
 from rayunlearn.planning.outcomes import StudyGoal, TrialResult, study_goal
 from rayunlearn.planning.study import (
@@ -207,6 +207,7 @@ class Planner:
         if experiment.budget.tuning == "none" or not search_space(experiment, base):
             rows = self.final(group, {}, "none")
             return Agenda(rows=rows, ready=(), waiting=0)
+        _require_cmaes_fits(experiment, group, search_space(experiment, base))
         parts = [
             self.search_agenda(group, base, results, search)
             for search in range(experiment.budget.repeats)
@@ -615,6 +616,14 @@ def study_trial(
         violation=goal.floor - result.utility,
         trial_id=trial_id,
     )
+
+
+def _require_cmaes_fits(
+    experiment: Experiment, group: GridGroup, space: Mapping[str, Domain]
+) -> None:
+    """Raise UserError where CMA-ES is asked for one number: Optuna would draw it at random."""
+    rule = f"budget.sampler=cmaes needs two or more names of SEARCH that {study_name(group)} has"
+    require(experiment.budget.sampler != "cmaes" or len(space) > 1, rule, ", ".join(space))
 
 
 def _cut_short(group: GridGroup, n_trials: int, budget: Budget) -> tuple[str, ...]:

@@ -154,11 +154,13 @@ def _moves(table: pl.DataFrame) -> list[str]:
 
 
 def _change(row: Mapping[str, Any], goal: Objective) -> str:
-    closer = "leaves less than" if goal.target == "none" else f"is nearer to {goal.target} than"
     context = f" ({row['place']})" if row["place"] else ""
+    before, after = ("leaves less than", "more")
+    if goal.target != "none":
+        before, after = f"is nearer to {goal.target} than", "further from it"
     gap = f"{row['before']:+.3f} before, {row['after']:+.3f} after, p {row['p']:.2g}"
     return (
-        f"{row['first']} {closer} {row['second']} as trained and not at equal"
+        f"{row['first']} {before} {row['second']} as trained and {after} at equal"
         f" retention{context}: {gap}."
     )
 

@@ -18,9 +18,11 @@ from rayunlearn.planning.attack_planner import (
     AttackPlanner,
     AttackTarget,
     attack_seeds,
+    own_strength,
     strength_of,
 )
 from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.ranges import options_of
 from rayunlearn.registry import check_trial
 
 BASE = check_trial(Trial())
@@ -94,6 +96,15 @@ def test_the_strength_that_gets_most_back_is_repeated_and_a_resumed_panel_is_the
             t: TrialResult("complete", 1 / (1 + abs(rate - 1e-3)), 0.5) for t, rate in rates.items()
         }
     assert len(asked) == 4
+    # the first with the attack's own strength, which the panel may have fixed
+    entry = PanelEntry("unrelated_training", tuned=True)
+    first = dict(asked[0].trial.options)
+    assert {name: first[f"unrelated_training.{name}"] for name in own_strength(entry)} == {
+        option.argument: option.default
+        for option in options_of(ATTACKS["unrelated_training"].function)
+        if option.argument in ("learning_rate", "steps")
+    }
+    assert own_strength(replace(entry, values=(("steps", 7),)))["steps"] == 7
     closest = min(
         (dict(r.trial.options)["unrelated_training.learning_rate"] for r in asked),
         key=lambda rate: abs(float(rate) - 1e-3),

@@ -357,6 +357,13 @@ def _results_of(names: list[str], agenda: Agenda) -> list[tuple[str, TrialResult
     return [(name, outcome(trials[name])) for name in names]
 
 
+def test_cmaes_is_refused_for_a_group_that_has_one_number_to_search() -> None:
+    """Optuna would draw it at random. `rmu` here has the learning rate alone."""
+    chosen = replace(searched(), budget=Budget(trials=4, batch=2, sampler="cmaes"))
+    with pytest.raises(UserError, match="that method.forget=rmu has, got 'train.learning_rate'"):
+        planner(chosen).agenda({})
+
+
 def aimed_at(target: str, *, teach: bool = True) -> Experiment:
     """A search over three learning rates, each of which ends at another place."""
     chosen = experiment({"select.ratio": (1.0,)}, tuning="shared", trials=3)
