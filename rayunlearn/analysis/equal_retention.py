@@ -244,17 +244,14 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
         ]
         for rows, dataset, name in groups:
             trials = rows["trial_id"].to_list()
-            forgetting, retained = (side.rows(trials) for side in sides)
-            if len(forgetting) and len(retained):
-                alpha = rows[ALPHA_OF[stage]].mean() if stage in ALPHA_OF else None
+            if all(side.n_measured(trials) for side in sides):
                 target = targets.target(rows.row(0, named=True), sides[0].documents)
                 yield RankedMethod(
                     dataset=dataset,
                     name=name,
                     stage=stage,
-                    alpha=alpha,  # type: ignore[arg-type]
-                    forgetting=forgetting,
-                    retained=retained,
+                    alpha=rows[ALPHA_OF[stage]].mean() if stage in ALPHA_OF else None,  # type: ignore[arg-type]
+                    retained=sides[1].rows(trials),
                     groups={"left": sides[0].groups, "retained": sides[1].groups},
                     bounds=bounds,
                     **_held_against(sides[0], trials, target, run.experiment),
@@ -267,13 +264,14 @@ def _held_against(
     target: Target | None,
     experiment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """`compared` and `over_forgotten` of a cell."""
+    """`forgetting`, `compared` and `over_forgotten` of a cell."""
     forgetting = measured.rows(trials)
     if target is None:
-        return {"compared": forgetting}
+        return {"forgetting": forgetting, "compared": forgetting}
     above = above_target(forgetting, target, groups=measured.groups)
     distances = measured.rows(trials, partial(distance_by_document, target=target))
     return {
+        "forgetting": forgetting,
         "compared": forgetting if objective_of(experiment).target == "none" else distances,
         "over_forgotten": is_over_forgotten(above, lower_forgets=lower_is_forgotten(experiment)),
     }

@@ -347,22 +347,13 @@ def _walk_down(
     }
     if full is None or full.unmeasured or not (len(full.forgetting) and len(full.utility)):
         return empty_row | {"verdict": "no full set"}
-    if base is not None and len(base.forgetting):
-        moved = _difference_of_cells(full, base, "forgetting")
-        if abs(moved.mean) <= standard.margin or paired_p(moved) > standard.alpha:
-            return empty_row | {
-                "verdict": "full set does not forget",
-                "difference": moved.mean,
-                "stopped_p": paired_p(moved),
-                "over": moved.over,
-            }
-    above = _over_forgetting(full, standard)
-    if above is not None:
+    if failure := _failure_of_full_set(full, base, standard):
+        verdict, difference_from_it = failure
         return empty_row | {
-            "verdict": "full set over-forgets",
-            "difference": above.mean,
-            "stopped_p": paired_p(above),
-            "over": above.over,
+            "verdict": verdict,
+            "difference": difference_from_it.mean,
+            "stopped_p": paired_p(difference_from_it),
+            "over": difference_from_it.over,
         }
     row = empty_row | {"verdict": "not shown"}
     for cell in smaller:
@@ -377,6 +368,20 @@ def _walk_down(
             "over": estimate.over,
         }
     return row
+
+
+def _failure_of_full_set(
+    full: CoresetCell, base: CoresetCell | None, standard: EquivalenceCriterion
+) -> tuple[str, Estimate] | None:
+    """Why a full set is no standard, with its difference from base or from its target; None where
+    it is one.
+    """
+    if base is not None and len(base.forgetting):
+        moved = _difference_of_cells(full, base, "forgetting")
+        if abs(moved.mean) <= standard.margin or paired_p(moved) > standard.alpha:
+            return "full set does not forget", moved
+    above = _over_forgetting(full, standard)
+    return None if above is None else ("full set over-forgets", above)
 
 
 def _over_forgetting(full: CoresetCell, standard: EquivalenceCriterion) -> Estimate | None:

@@ -1,12 +1,12 @@
 """The Optuna studies of a finished run, as Optuna storage."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.config import Value, recorded_objective
+from rayunlearn.config import Objective, Value, recorded_objective
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.experiment import Choice, Domain, Range
 from rayunlearn.planning.outcomes import TrialResult, study_goal
@@ -88,35 +88,43 @@ def _recorded(
     ]
     n_seeds = settings.get("budget", {}).get("seeds", 1)
     ended = [seeds for seeds in by_setting if len(seeds) == n_seeds]
-    rows = tuple(seeds[0] for seeds in ended)
+    rows, objective = tuple(seeds[0] for seeds in ended), study_objective(settings)
     space = {
         key: study_domain(key, content)
         for key, content in settings["search"].items()
         if any(row.get(key) is not None for row in rows)
     }
-    objective = study_objective(settings)
-    finished = []
-    for seeds in ended:
-        row = seeds[0]
-        base, gold = (_stage_result(role, plan, trials, row, results) for role in ("base", "gold"))
-        with_gold = bool(row["model.teach"] or row["model.gold"])
-        goal = study_goal(objective, base=base, gold=gold, with_gold=with_gold)
-        values = {name: row[name] for name in space}
-        judged = [
-            study_trial(values, results[seed["trial_id"]], goal, trial_id=seed["trial_id"])
-            for seed in seeds
-        ]
-        finished.append(judged_by_seeds(judged))
     # its grid is planned when its winner is known
-    is_of_search = pl.col("search").fill_null(0) == search
-    grid = plan.filter(pl.col("group") == group, pl.col("role") == "grid", is_of_search)
+    own_rows = plan.filter(pl.col("group") == group, pl.col("search").fill_null(0) == search)
     return RecordedStudy(
         name=name,
         group=json.loads(group),
         space=space,
-        finished=tuple(finished),
+        finished=tuple(_judged(seeds, space, plan, trials, results, objective) for seeds in ended),
         rows=rows,
-        is_complete=grid.height > 0,
+        is_complete="grid" in own_rows["role"],
+    )
+
+
+def _judged(
+    seeds: Sequence[Mapping[str, Any]],
+    space: Mapping[str, Domain],
+    plan: "pl.DataFrame",
+    trials: Mapping[str, Mapping[str, Any]],
+    results: Mapping[str, TrialResult],
+    objective: Objective,
+) -> StudyTrial:
+    """A setting from the rows of its trials."""
+    row = seeds[0]
+    base, gold = (_stage_result(role, plan, trials, row, results) for role in ("base", "gold"))
+    with_gold = bool(row["model.teach"] or row["model.gold"])
+    goal = study_goal(objective, base=base, gold=gold, with_gold=with_gold)
+    values = {name: row[name] for name in space}
+    return judged_by_seeds(
+        [
+            study_trial(values, results[seed["trial_id"]], goal, trial_id=seed["trial_id"])
+            for seed in seeds
+        ]
     )
 
 
@@ -146,7 +154,7 @@ def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:
     return names
 
 
-def study_objective(settings: Mapping[str, Any]) -> Any:
+def study_objective(settings: Mapping[str, Any]) -> Objective:
     """The objective that experiment.json holds."""
     return recorded_objective(settings["objective"])
 
