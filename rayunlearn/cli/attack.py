@@ -137,8 +137,8 @@ def _add_audit_options(added: argparse.ArgumentParser) -> None:
 
 
 TRIALS_HELP = (
-    "best (default): most forgotten at kept utility, one per method; pareto; grid: every cell;"
-    " or ids, separated by commas"
+    "best (default): nearest to the target (objective.target) at kept utility, one per method;"
+    " pareto; grid: every cell; or ids, separated by commas"
 )
 
 CURVE_POINTS_HELP = (

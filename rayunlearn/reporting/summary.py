@@ -189,7 +189,8 @@ def _forgetting_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
         words = "No unlearned model has been measured yet."
         return SummaryBlock(anchor="left", title="Forgetting", sentences=(words,))
     goal = objective_of(run.experiment)
-    order = "the least left" if goal.target == "none" else f"the nearest to {goal.target}"
+    aims = [] if goal.target == "none" else full_set["aim"].drop_nulls().unique().to_list()
+    order = f"the nearest to {aims[0]}" if aims else "the least left"
     words = (
         f"After unlearning with the largest part of the forget set that was tried, {order} first"
         f" ({goal.forgetting} of the answers):"

@@ -157,7 +157,7 @@ def _change(row: Mapping[str, Any], goal: Objective) -> str:
     context = f" ({row['place']})" if row["place"] else ""
     before, after = ("leaves less than", "more")
     if goal.target != "none":
-        before, after = f"is nearer to {goal.target} than", "further from it"
+        before, after = "is nearer to the target than", "further from it"
     gap = f"{row['before']:+.3f} before, {row['after']:+.3f} after, p {row['p']:.2g}"
     return (
         f"{row['first']} {before} {row['second']} as trained and {after} at equal"
