@@ -282,16 +282,32 @@ def tuning_history(run: Run) -> go.Figure | None:
         return None
     goal = objective_of(run.experiment)
     tuned = _with_feasible(tuned, trials, _context_settings(run, trials), goal.utility_floor)
-    studies = tuned.partition_by("study", maintain_order=True)[:MAX_PANELS]
+    studies = _by_setting(tuned).partition_by("study", maintain_order=True)[:MAX_PANELS]
     figure = _panels(
-        [control_label(study["group"][0]) for study in studies],
+        [_study_title(study) for study in studies],
         y_title=f"{goal.forgetting} on forget{'' if goal.target == 'none' else ': distance'}",
     )
     for panel, study in enumerate(studies):
         best = best_so_far(study, order="study_index", value="objective", feasible="feasible")
         _add_study(figure, panel, best)
-    figure.update_xaxes(title_text="trial of the study", tickformat="d", nticks=8)
+    figure.update_xaxes(title_text="setting of the study", tickformat="d", nticks=8)
     return _finished(figure)
+
+
+def _by_setting(tuned: pl.DataFrame) -> pl.DataFrame:
+    """One row per setting of a study, as it was judged: means over its seeds, feasible where all of
+    them are, under the id of the first.
+    """
+    means = [pl.col(name).mean() for name in ("objective", "forgetting", "utility")]
+    first = [pl.col(name).first() for name in ("group", "search", "trial_id")]
+    keys = ["study", "study_index"]
+    return tuned.group_by(keys, maintain_order=True).agg(*means, *first, pl.col("feasible").all())
+
+
+def _study_title(study: pl.DataFrame) -> str:
+    """The group in words, and from the second search on its number."""
+    group, search = study.select("group", pl.col("search").fill_null(0)).row(0)
+    return control_label(group) + (f", search {search + 1}" if search else "")
 
 
 def _with_feasible(
