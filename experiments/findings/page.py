@@ -139,6 +139,9 @@ def equivalence_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
         " the full"
         " set itself does not forget, so that there is nothing to match."
     )
+    ruined = tested.filter(pl.col("verdict") == "full set over-forgets").height
+    if ruined:
+        counted += f" In {ruined} the full set is over-forgotten, below gold: no standard either."
     sentences = [
         counted,
         *frontier_in_words(equivalent, standard),
