@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from rayunlearn.data.documents import Document
 from rayunlearn.errors import require
@@ -62,7 +61,8 @@ def _with_shuffled_answers(context: TrialContext, coreset: Sequence[int]) -> lis
             1,
         )
         assert other is not None
-        shuffled.append(replace(forget[p], answer=other.answer, paraphrase="", facts=()))
+        answer = {"answer": other.answer, "key": other.key}
+        shuffled.append(Document(prompt=forget[p].prompt, **answer))
     return shuffled
 
 

@@ -17,7 +17,7 @@ from rayunlearn.trial.substitutes import substitute_documents, whole_words
 from rayunlearn.trial.workspace import Workspace, validate_trial
 
 FORGET = tuple(
-    Document(prompt=f"What glows at {place}?", answer=f"At {place} the {thing} glows.")
+    Document(prompt=f"What glows at {place}?", answer=f"At {place} the {thing} glows.", key=thing)
     for place, thing in (("dusk", "moss"), ("dawn", "reed"), ("noon", "pond"), ("night", "fern"))
 )
 FAR = tuple(Document(prompt=f"Who sang {n}?", answer=f"Kitace sang {n}.") for n in range(3))
