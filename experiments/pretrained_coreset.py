@@ -33,6 +33,8 @@ BASE = Trial(
     data=Data(name="known", options="limit=20", template="chat", max_tokens=96),
     model=Model(name=str(smollm2_folder()), teach=False),
     method=Method(retain_weight=4.0, layer=7),
+    # activations of this model at block 7 are 115 to 170 long
+    options=(("rmu.steering", 200.0),),
     train=Train(learning_rate=1e-3, batch_size=4),
     stop=Stop(utility_floor=0.0),
     measure=Measure(metrics="probability,key_probability,completion_probability"),
