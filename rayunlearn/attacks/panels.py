@@ -165,6 +165,20 @@ FULL_PANEL_EXTRAS = (
     PanelEntry("few_shot_retain"),
 )
 
+# of a loaded model: rates at which it learns and is not ruined, and few steps, since one of all
+# weights takes a processor seconds (docs/how-to/real-model.md)
+_LOADED_RATE: tuple[tuple[str, Value], ...] = (("learning_rate", 5e-5), ("steps", 8))
+PRETRAINED = (
+    PanelEntry("relearning", _LOADED_RATE),
+    PanelEntry("heldout_relearning", _LOADED_RATE),
+    PanelEntry("unrelated_training", _LOADED_RATE),
+    PanelEntry("few_shot_retain"),
+    PanelEntry("few_shot_neighbours"),
+    PanelEntry("filler_english"),
+    PanelEntry("conversation"),
+    PanelEntry("round_to_nearest", (("bits", 4),)),
+)
+
 PANELS: Mapping[str, Panel] = {
     "quick": Panel(
         entries=(
@@ -186,6 +200,7 @@ PANELS: Mapping[str, Panel] = {
     ),
     "metrics": Panel(entries=METRIC_STRESS, seeds=(0,)),
     "coresets": Panel(entries=FULL_PANEL_EXTRAS, seeds=(0,)),
+    "pretrained": Panel(entries=PRETRAINED, seeds=(0,), curve_points=4),
     "full": Panel(
         entries=(
             *(PanelEntry("relearning", (("documents", n),), tuned=True) for n in (1, 10, 0)),

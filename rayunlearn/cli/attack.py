@@ -58,7 +58,7 @@ def _add_panel_options(added: argparse.ArgumentParser) -> None:
     )
     added.add_argument(
         "--panel",
-        metavar="quick|black_box|coresets|full",
+        metavar="quick|black_box|coresets|pretrained|full",
         default="quick",
         help="which attacks (default: quick; see docs/attacks.md)",
     )

@@ -30,6 +30,8 @@ rayunlearn attack RUN --trials 3f2a,77b0 --panel full
 rayunlearn attack RUN --trials grid --panel black_box
 # relearning, unrelated text, 4 bits, shots: one seed each, as faithfulness.py does
 rayunlearn attack RUN --trials grid --panel coresets
+# of a loaded model: relearning, shots, fillers, 4 bits at its rates; minutes a trial on a processor
+rayunlearn attack RUN --trials grid --panel pretrained
 # only these
 rayunlearn attack RUN --attacks gcg,soft_prompt --seeds 5
 rayunlearn attack RUN --text mine.txt --rephrasings mine.jsonl --chat-model some/chat-model

@@ -702,7 +702,17 @@ LAPTOPS: dict[str, tuple[Held, ...]] = {
 }
 FILES = sorted(path.stem for path in EXPERIMENTS.glob("*.py"))
 # they have no preset beside the bed's: nothing of a paper's size is claimed
-BED_ALONE = {"hello", "methods", "metric_robustness", "pretrained_demo", "tofu_coreset"}
+BED_ALONE = {
+    "hello",
+    "methods",
+    "metric_robustness",
+    "pretrained_control",
+    "pretrained_coreset",
+    "pretrained_demo",
+    "pretrained_dilemma",
+    "pretrained_unlearned",
+    "tofu_coreset",
+}
 
 
 def held_in(cells: list[dict[str, Value]], held: Held) -> Iterator[str]:
