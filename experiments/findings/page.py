@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from experiments.findings.by_split import split_sentences, split_table
 from experiments.findings.figures import picture_of
 from experiments.findings.verdicts import (
     BEYOND_PLAIN,
@@ -283,6 +284,20 @@ def baseline_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     ) if rows else None
 
 
+def split_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """What every cell leaves on each split, whether a part does what all documents do, and what the
+    controls of a coreset do.
+    """
+    table = split_table(run)
+    wide = table.with_columns(
+        pl.struct("mean", "low", "high")
+        .map_elements(in_words, return_dtype=pl.String)
+        .alias("value")
+    ).pivot(on="split", index=["role", "method", "arm", "ratio", "seeds"], values="value")
+    sentences = [*split_sentences(run), *baseline_sentences(baseline_table(run))]
+    return sentences, _table(wide)
+
+
 def attribution_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """Whether emphasis recovers answers and what was destroyed; what is left where trials
     explain nothing.
@@ -406,7 +421,52 @@ DATASET_DIFFERENCE = (
     " models."
 )
 
+REAL_MODEL_DIFFERENCE = (
+    "A real model of 135 million parameters and facts that it knew before; there is no gold model,"
+    " so what is compared with is base and the retain-only control."
+)
+
 FINDINGS: Sequence[Finding] = (
+    Finding(
+        experiment="pretrained_coreset",
+        title="A real model: what a few documents do",
+        verdict=split_findings,
+        published=(
+            f"{STUDY}, table 1: 5% of the forget set, chosen at random, does what all of it does;"
+            " no control trains on other documents."
+        ),
+        differs=REAL_MODEL_DIFFERENCE,
+    ),
+    Finding(
+        experiment="pretrained_control",
+        title="A real model: at equal retention",
+        verdict=equal_retention_findings,
+        published=(
+            "Unlearning with Control (2406.09179) compares methods after mixing back to equal"
+            " retention, on TOFU."
+        ),
+        differs=REAL_MODEL_DIFFERENCE,
+    ),
+    Finding(
+        experiment="pretrained_dilemma",
+        title="A real model: suppression or erasure?",
+        verdict=attribution_findings,
+        published=(
+            "Understanding the Dilemma of Unlearning (2509.24675): six methods either stay"
+            " recoverable by emphasis or destroy."
+        ),
+        differs=REAL_MODEL_DIFFERENCE,
+    ),
+    Finding(
+        experiment="pretrained_unlearned",
+        title="A real model: removed or merely suppressed?",
+        verdict=recovery_findings,
+        published=(
+            "Doshi & Stickland 2411.12103: prompts and training on unrelated text recover much of"
+            " what LLMU and RMU took on WMDP and biology."
+        ),
+        differs=REAL_MODEL_DIFFERENCE,
+    ),
     Finding(
         experiment="coreset_effect",
         title="How little is enough",
