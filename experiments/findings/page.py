@@ -34,7 +34,7 @@ from rayunlearn.analysis.baselines import baseline_table
 from rayunlearn.analysis.coreset_table import coreset_table
 from rayunlearn.analysis.equal_retention import has_calibrated
 from rayunlearn.analysis.equivalence import EquivalenceCriterion, frontier_of_run
-from rayunlearn.analysis.labels import format_number, format_percent
+from rayunlearn.analysis.labels import format_interval, format_number, format_percent
 from rayunlearn.reporting.attribution_tables import attribution_sections
 from rayunlearn.reporting.connectivity_tables import connectivity_sections
 from rayunlearn.reporting.formats import escape_html, escape_pipes, question_of
@@ -290,8 +290,8 @@ def split_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """
     table = split_table(run)
     wide = table.with_columns(
-        pl.struct("mean", "low", "high")
-        .map_elements(in_words, return_dtype=pl.String)
+        pl.struct("mean", mean_low="low", mean_high="high")
+        .map_elements(lambda row: format_interval(row, "mean"), return_dtype=pl.String)
         .alias("value")
     ).pivot(on="split", index=["role", "method", "arm", "ratio", "seeds"], values="value")
     sentences = [*split_sentences(run), *baseline_sentences(baseline_table(run))]

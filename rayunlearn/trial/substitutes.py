@@ -61,8 +61,8 @@ def _with_shuffled_answers(context: TrialContext, coreset: Sequence[int]) -> lis
             1,
         )
         assert other is not None
-        answer = {"answer": other.answer, "key": other.key}
-        shuffled.append(Document(prompt=forget[p].prompt, **answer))
+        question = forget[p].prompt
+        shuffled.append(Document(prompt=question, answer=other.answer, key=other.key))
     return shuffled
 
 

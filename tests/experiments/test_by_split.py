@@ -1,0 +1,102 @@
+"""What a run leaves on each split, on a run whose numbers are planted."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.findings.by_split import cells_of, compared, split_sentences, split_table
+from experiments.findings.page import split_findings
+from rayunlearn.analysis.run_frames import objective_of
+from rayunlearn.config import Trial, Value, digest, flatten, with_values
+from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table, write_trial
+from tests.synthetic import EXPERIMENT, plan_row
+
+SPLITS = ("forget", "near", "untouched", "far", "retain")
+# what is left by cell: (text, ratio) -> a value per split; five documents a split around it
+LEFT = {
+    ("original", 1.0): (0.1, 0.2, 0.7, 0.5, 0.8),
+    ("original", 0.25): (0.1, 0.2, 0.7, 0.5, 0.8),
+    ("original", 0.05): (0.4, 0.5, 0.7, 0.5, 0.8),
+    ("random_text", 0.25): (0.7, 0.6, 0.7, 0.5, 0.8),
+}
+BASE_LEFT = (0.8, 0.6, 0.7, 0.5, 0.8)
+# means 0, so that a cell's mean is the planted one
+SPREAD = (-0.04, -0.02, 0.0, 0.02, 0.04)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run")
+    plan = []
+    for (text, ratio), left in LEFT.items():
+        for seed in (0, 1, 2):
+            values: dict[str, Value] = {"select.text": text, "select.ratio": ratio}
+            trial = with_values(Trial(), values | {"select.seed": seed, "train.seed": seed})
+            plan.append(written(folder, trial, left, "grid", 0.01 * (seed - 1)))
+    base = with_values(Trial(), {"stage": "base"})
+    plan.append(written(folder, base, BASE_LEFT, "base", 0.0))
+    write_run_table(folder, "plan", plan)
+    write_experiment(folder, EXPERIMENT | {"search": {}})
+    return open_run(folder)
+
+
+def written(
+    folder: Path, trial: Trial, left: tuple[float, ...], role: str, shift: float
+) -> dict[str, object]:
+    identity = digest(flatten(trial))
+    common = {"stage": trial.stage, "attack": "none", "metric": "probability"}
+    examples = [
+        common | {"doc_id": f"{split}{n}", "split": split, "value": value + spread + shift}
+        for split, value in zip(SPLITS, left, strict=True)
+        for n, spread in enumerate(SPREAD)
+    ]
+    rows = {"trials": [{"status": "complete", "n_forget": 20, "n_kept": 5}], "examples": examples}
+    write_trial(folder, identity, rows, flatten(trial))
+    return plan_row(identity, role, "{}")
+
+
+def test_every_cell_has_its_mean_on_every_split(run: Run) -> None:
+    assert objective_of(run.experiment).forgetting == "probability"
+    table = split_table(run)
+    assert table.height == 5 * 5
+    for row in table.iter_rows(named=True):
+        text = "original" if row["arm"] in ("all", "random") else row["arm"]
+        planted = BASE_LEFT if row["role"] == "base" else LEFT[(text, row["ratio"])]
+        assert row["mean"] == pytest.approx(planted[SPLITS.index(row["split"])])
+        assert row["seeds"] == (1 if row["role"] == "base" else 3)
+        assert row["low"] < row["mean"] < row["high"]
+
+
+def test_the_full_set_comes_first_and_a_control_has_the_name_of_its_text(run: Run) -> None:
+    assert [place[2:] for place in cells_of(run)] == [
+        ("", 1.0),
+        ("all", 1.0),
+        ("random", 0.25),
+        ("random", 0.05),
+        ("random_text", 0.25),
+    ]
+
+
+def test_a_difference_is_the_first_minus_the_second(run: Run) -> None:
+    cells = list(cells_of(run))
+    row = compared(run, [(cells[4], cells[2])], "forget").row(0, named=True)
+    assert row["mean"] == pytest.approx(0.6) and row["low"] > 0.5 and row["p"] < 0.01
+    assert (row["one"], row["other"]) == ("random_text 25%", "random 25%")
+
+
+def test_sentences_say_which_part_does_what_all_documents_do_and_what_falls_beside(
+    run: Run,
+) -> None:
+    quarter, one, beside = split_sentences(run)
+    assert quarter.startswith("npo + nll: random 25% minus all documents +0.000 [")
+    assert quarter.endswith("no difference is shown.")
+    assert "random 5% minus all documents +0.300" in one and one.endswith("more is left.")
+    assert "forget -0.700 [" in beside and "near -0.400 [" in beside
+    assert "untouched +0.000 [" in beside and "far +0.000 [" in beside
+
+
+def test_the_page_has_a_column_for_each_split(run: Run) -> None:
+    sentences, table = split_findings(run)
+    assert table is not None
+    assert table.headers == ("role", "method", "arm", "ratio", "seeds", *SPLITS)
+    assert len(table.rows) == 5 and sentences
