@@ -372,6 +372,21 @@ Commits before these changes give other numbers in these cases; the table above 
   that the question does not show. `control`: RMU's target has the released code's length (52 for
   Phi-1.5, 74 for Llama-2, was 2) at block 20 (was 21).
 
+## How far to steer
+
+`rmu.steering` is an absolute length, as in the paper and its code (Li et al. 2403.03218: 6.5 for
+Zephyr-7B at block 7, 300 for Mixtral). What it does depends on how long the activations are: 6.5
+pulls activations of length 150 towards zero. `method.steering_unit=activation` counts in their own
+lengths instead: `rmu.steering=2` is then twice the mean length, measured before the first step over
+the label tokens of up to 32 forget and 32 retain texts, and written to the trial's column
+`activation_length`, which every trial with such a loss has. `adaptive_rmu` (Dang et al. 2408.06223)
+always counts so, with one length per token. For one mean length of both sides we know no source; it
+is ours.
+
+A trial whose training may have come to nothing says so in its column `note`, and the terminal and
+the report list the notes: steering under a tenth or over ten times the activations' length, and a
+forget loss whose mean over the last tenth of the steps is within 1% of that over the first.
+
 ## What there is
 
 ```

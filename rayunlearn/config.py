@@ -54,6 +54,7 @@ SIZES = ("tiny", "small")
 TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_keywords")
 # controls: what is trained on in the place of the coreset (trial/substitutes.py)
 SUBSTITUTES = ("other_documents", "shuffled_answers", "random_text")
+STEERING_UNITS = ("absolute", "activation")
 PREFERRED = ("refusal", "alternate", "wrong")
 PRECISIONS = ("auto", "float32", "bfloat16", "fastest")
 TEACH_PRECISIONS = ("float32", "bfloat16")
@@ -70,6 +71,10 @@ RESULT_NEUTRAL = ("train.checkpoint_every",)
 LATER_SETTINGS: Mapping[str, "Value"] = {
     "model.teach_batch_size": 0,
     "model.teach_precision": "float32",
+    "data.probes": "",
+    "measure.shots": 2,
+    "method.steering_unit": "absolute",
+    "measure.limit_probes": "",
 }
 # the rate for a model built here, and how a loaded one is trained before it unlearns
 SCRATCH_LEARNING_RATE = 2e-3
@@ -87,6 +92,10 @@ class Data:
     directory (or a Hub configuration). Empty probes: the training documents are also what is asked.
     `holdout` names documents like the forget set's that no model was trained on: membership metrics
     compare with them. `columns` maps our names to theirs: `prompt=question,answer=answer`.
+
+    `probes` names further sets that are asked and never trained on, whatever the data:
+    `near=near.jsonl,far=far.jsonl`, each a split of that name; with `files` a source may also be a
+    split of `path`.
 
     `arithmetic`: so many sums, differences and products are asked besides, on split `arithmetic`,
     whatever the data: what a model could and nobody asked it to forget.
@@ -107,6 +116,7 @@ class Data:
     limit_retain: int = 1_000_000
     template: str = "Question: {prompt}\nAnswer:"
     max_tokens: int = 256
+    probes: str = ""
     arithmetic: int = 0
 
     def __post_init__(self) -> None:
@@ -259,6 +269,10 @@ class Method:
     """forget loss + retain_weight * retain loss; `layer` is where representation losses look
     (0-based block).
 
+    `steering_unit`: what `rmu.steering` counts: `absolute`, the length itself, as the paper has it,
+    or `activation`, lengths of the layer's own activations before unlearning, which is the same
+    strength on every model.
+
     `preferred`: the kind of text that `dpo` prefers to the forget answer. `wrappers`: names of
     `train.wrappers` in the order they act, separated by commas ('' has none).
     """
@@ -267,12 +281,15 @@ class Method:
     retain: str = "nll"
     retain_weight: float = 1.0
     layer: int = 7
+    steering_unit: str = "absolute"
     preferred: str = "refusal"
     wrappers: str = ""
 
     def __post_init__(self) -> None:
         require(self.retain_weight >= 0, "method.retain_weight must be >= 0", self.retain_weight)
         require(self.layer >= 0, "method.layer must be >= 0", self.layer)
+        if self.steering_unit not in STEERING_UNITS:
+            raise unknown_name("method.steering_unit", self.steering_unit, STEERING_UNITS)
         if self.preferred not in PREFERRED:
             raise unknown_name("method.preferred", self.preferred, PREFERRED)
         require(
@@ -439,6 +456,24 @@ class Stop:
         )
 
 
+def probe_limits(text: str) -> dict[str, int]:
+    """`forget=100,near=50` -> how many of each set are asked; the key '' holds a number without a
+    name, which is of all sets that are not named. Raises UserError for anything else.
+
+    Example:
+        >>> probe_limits("retain=64,200")
+        {'retain': 64, '': 200}
+    """
+    limits: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, number = part.rpartition("=")
+        is_number = number.strip().isdecimal() and int(number) >= 1
+        require(is_number, "measure.limit_probes takes a number >= 1, or set=number,...", part)
+        require(name.strip() not in limits, "measure.limit_probes must name a set once", part)
+        limits[name.strip()] = int(number)
+    return limits
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """What is measured of every stage: `metrics` is cheap (one forward pass), all, or names
@@ -447,6 +482,10 @@ class Measure:
     Metrics of texts write at most `max_new_tokens`; those of samples draw `samples` continuations
     at `temperature` within `top_p`, made by `seed`. Those whose names end in `_few_shot` ask after
     `shots` solved questions of the same split.
+
+    `limit_probes`: at most so many documents of each set are asked (`200`), or of those named
+    (`forget=100,near=50`, and `retain=64,200` for 200 of the others); '' asks all. Which ones is
+    drawn by their `doc_id`.
     """
 
     metrics: str = "cheap"
@@ -456,8 +495,10 @@ class Measure:
     top_p: float = 1.0
     seed: int = 0
     shots: int = 2
+    limit_probes: str = ""
 
     def __post_init__(self) -> None:
+        probe_limits(self.limit_probes)
         require(self.shots >= 1, "measure.shots must be >= 1", self.shots)
         require(
             self.max_new_tokens >= 1, "measure.max_new_tokens must be >= 1", self.max_new_tokens

@@ -19,6 +19,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from rayunlearn.config import (
+    ASKED_FIRST,
     SEED_SETTINGS,
     Objective,
     Trial,
@@ -30,6 +31,8 @@ from rayunlearn.config import (
 )
 from rayunlearn.errors import UserError, require, unknown_name
 
+# what was known and not how it is said
+KEY_METRIC = "key_probability"
 # share of base's retention at which models are compared (2406.09179 evaluates 0.95 to 0.90)
 CALIBRATED = 0.95
 TUNINGS = ("shared", "per_cell", "none")
@@ -418,18 +421,49 @@ def from_module(module: ModuleType, *, name: str, preset: str = LAPTOP) -> Exper
     search = dict(_take(module, "SEARCH", Mapping, {}))
     for key, domain in search.items():
         require(isinstance(domain, Domain), f"SEARCH[{key!r}] must be a Range or a Choice", domain)
+    base = _take(module, "BASE", Trial)
+    # reads the data, so only where the file does not say it
+    is_named = hasattr(module, "OBJECTIVE")
+    objective = _take(module, "OBJECTIVE", Objective) if is_named else default_objective(base)
     return Experiment(
         name=name,
         question=(module.__doc__ or "").strip(),
-        base=_take(module, "BASE", Trial),
+        base=base,
         grids=grids_of(_take(module, "AXES", (Mapping, tuple))),
         search=search,
         budget=_take(module, "BUDGET", Budget, Budget() if search else Budget(tuning="none")),
-        objective=_take(module, "OBJECTIVE", Objective, Objective()),
+        objective=objective,
         attacks=_take(module, "ATTACKS", Attacks, Attacks()),
         track=_names(_take(module, "TRACK", str, "")),
         version=_take(module, "VERSION", str, "1") + ("" if preset == LAPTOP else f"-{preset}"),
     )
+
+
+def default_objective(base: Trial) -> Objective:
+    """The objective of an experiment file that names none.
+
+    A loaded model that is not trained on the data first knows it in its own words, and unlearning
+    may only change how its sentences begin: where every forget and retain probe has a marked `key`,
+    and the key is measured, the objective is `key_probability` on both sides. Elsewhere it is
+    `probability`.
+
+    Example:
+        >>> default_objective(Trial()).forgetting
+        'probability'
+    """
+    from rayunlearn.data.load import load_corpus
+    from rayunlearn.metrics.evaluate import chosen_metrics
+
+    if base.model.teach or KEY_METRIC not in chosen_metrics(base.measure.metrics):
+        return Objective()
+    if base.data.name in ASKED_FIRST and base.data.name != "known":
+        return Objective()
+    if base.data.name != "known":
+        probes = load_corpus(base.data).probes
+        documents = [*probes.get("forget", ()), *probes.get("retain", ())]
+        if not all(document.key for document in documents):
+            return Objective()
+    return Objective(forgetting=KEY_METRIC, utility=KEY_METRIC)
 
 
 def at_preset(module: ModuleType, preset: str) -> ModuleType:

@@ -22,7 +22,7 @@ from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.task_vector import as_trained
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.metrics.table import CHEAP, CURVE_METRICS, METRICS
-from rayunlearn.ranges import Option, checked_value, options_of
+from rayunlearn.ranges import Option, checked_value, options_of, required_inputs
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.train.adapters import ADAPTERS
 from rayunlearn.train.wrappers import WRAPPERS, names_of
@@ -102,6 +102,20 @@ def check_combination(trial: Trial) -> None:
     )
 
 
+def _check_steering(trial: Trial) -> None:
+    """Steering in lengths of activations is for a loss with a steering, and not for a selector that
+    takes the gradient of the loss, which has it absolute."""
+    method, select = trial.method, trial.select
+    if method.steering_unit == "absolute" or method.forget == "none":
+        return
+    steers = any(o.argument == "steering" for o in options_of(FORGET[method.forget].function))
+    rule = "method.steering_unit must be 'absolute' with a forget loss without a steering"
+    require(steers, rule, method.forget)
+    uses_loss = "gradient_norms_along" in required_inputs(SELECTORS[select.name].function)
+    rule = "method.steering_unit must be 'absolute' with a selector that follows the loss"
+    require(not uses_loss or select.is_full, rule, select.name)
+
+
 def _check_method(trial: Trial) -> None:
     """The losses, what is put around them, and what is trained."""
     method, adapter, wrappers = trial.method, trial.train.adapter, names_of(trial.method.wrappers)
@@ -110,6 +124,7 @@ def _check_method(trial: Trial) -> None:
         "method.wrappers must name each wrapper once",
         method.wrappers,
     )
+    _check_steering(trial)
     in_space = FORGET[method.forget].ending is not as_trained
     rule = f"method.retain must be 'none' with {method.forget}, which takes away what is learned"
     require(not in_space or method.retain == "none", rule, method.retain)

@@ -275,6 +275,18 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "precision of training's products, float32 or bfloat16 (weights are float32): what"
             " train.precision came to on this machine; null where nothing was trained",
         ),
+        Column(
+            "activation_length",
+            "f64",
+            "mean length of activations at method.layer before unlearning, over label tokens of"
+            " forget and retain texts; null where the forget loss steers none",
+        ),
+        Column(
+            "note",
+            "utf8",
+            "why the training may have come to nothing: a forget loss that did not move, steering"
+            " far under or over the activations' length; null: nothing of the kind",
+        ),
         Column("started_at", "utf8", "start, UTC, ISO 8601"),
         Column("seconds", "f64", "from its start to its last measure, all parts", "s", "lower"),
         Column(

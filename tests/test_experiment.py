@@ -374,3 +374,31 @@ def test_a_recipe_moves_base_and_leaves_the_search_and_set_goes_over_it(tmp_path
     changed = override(experiment, {"train.batch_size": 2}, recipe=recipe)
     assert changed.base.train.learning_rate == 7e-6 and changed.base.train.batch_size == 2
     assert changed.search == experiment.search and changed.budget == experiment.budget
+
+
+def test_the_objective_of_a_model_that_is_not_trained_on_the_data_is_the_key(
+    tmp_path: Path,
+) -> None:
+    """Where the rows mark one, the metric is measured and the file says nothing else."""
+    rows = '{"prompt": "Capital?", "answer": "It is Oslo.", "key": "Oslo"}\n'
+    (tmp_path / "forget.jsonl").write_text(rows)
+    (tmp_path / "retain.jsonl").write_text(rows.replace("Oslo", "Rome"))
+    text = (
+        '"""Question?"""\nfrom rayunlearn.config import Data, Measure, Model, Trial\n'
+        f'DATA = Data(name="files", path={str(tmp_path)!r})\n'
+        'BASE = Trial(data=DATA, model=Model(name="org/model", teach=False))\nAXES = {}\n'
+    )
+    key = Objective(forgetting="key_probability", utility="key_probability")
+    assert load(written(tmp_path, text)).objective == key
+    known = text.replace('"files"', '"known"').replace(f"path={str(tmp_path)!r}", "")
+    assert load(written(tmp_path, known)).objective == key
+    for changed in (
+        text.replace("teach=False", "teach=True"),
+        text.replace("AXES", 'MEASURE = Measure(metrics="probability")\nAXES').replace(
+            "teach=False)", 'teach=False), measure=Measure(metrics="probability")'
+        ),
+        text + "from rayunlearn.experiment import Objective\nOBJECTIVE = Objective()\n",
+    ):
+        assert load(written(tmp_path, changed)).objective == Objective()
+    (tmp_path / "retain.jsonl").write_text('{"prompt": "River?", "answer": "The Rhine."}\n')
+    assert load(written(tmp_path, text)).objective == Objective()

@@ -76,9 +76,7 @@ def coreset_table(run: Run) -> pl.DataFrame:
         >>> table.select("method", "seeds").row(0)
         ('base', 1)
     """
-    placed = trials_with_roles(run)
-    settings = varying_settings(run, placed)
-    cells = _cells(placed, settings)
+    settings, cells = varying_settings(run, trials_with_roles(run)), table_cells(run)
     measured = _measure_all(run)
     bounds = {
         name: bounds_of(run.experiment, metric)
@@ -99,6 +97,12 @@ def coreset_table(run: Run) -> pl.DataFrame:
     if objective_of(run.experiment).target != "none":
         minimised = pl.coalesce("distance", "forgetting")
     return table.with_columns(minimised.alias("objective"))
+
+
+def table_cells(run: Run) -> pl.DataFrame:
+    """The cells of the coreset table before anything is measured, each with its `trial_ids`."""
+    placed = trials_with_roles(run)
+    return _cells(placed, varying_settings(run, placed))
 
 
 def extra_settings(table: pl.DataFrame) -> list[str]:

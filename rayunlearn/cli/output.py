@@ -122,6 +122,7 @@ def print_table(folder: Path, console: "Console", file: Path | None = None) -> N
         print_attribution,
         print_baselines,
         print_coreset_table,
+        print_probe_sets,
         print_ranking,
         print_robustness,
         summary_lines,
@@ -132,6 +133,7 @@ def print_table(folder: Path, console: "Console", file: Path | None = None) -> N
     opened = open_run(folder)
     page = write_report(folder, file)
     print_coreset_table(coreset_table(opened), console, experiment=opened.experiment)
+    print_probe_sets(opened, console)
     print_ranking(opened, console)
     print_baselines(opened, console)
     print_attribution(opened, console)

@@ -16,6 +16,7 @@ from rayunlearn.data.benchmarks import load_benchmark, parse_options
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.known import paraphrases_apart
 from rayunlearn.data.load import load_corpus
+from rayunlearn.data.probe_sets import with_probe_sets
 from rayunlearn.data.tokenize import cut_note
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch
@@ -231,8 +232,9 @@ def evaluation_corpus(data: Data) -> Corpus:
     if data.name in BENCHMARKS:
         options = parse_options(data.name, data.options)
         corpus = load_benchmark(data.name, data.path, options=options)
-        return paraphrases_apart(corpus) if data.name == "known" else corpus
-    return load_corpus(data)
+        corpus = paraphrases_apart(corpus) if data.name == "known" else corpus
+        return with_probe_sets(corpus, data)
+    return with_probe_sets(load_corpus(data), data)
 
 
 def limit_documents(corpus: Corpus, n: int) -> Corpus:

@@ -67,6 +67,7 @@ class ObjectiveSettings:
 
     `layer`: the block (0-based) whose states `hidden` losses read. `batch_size`: documents of a
     step on each side. `weighting` moves `retain_weight` (see `methods.retain_weight`).
+    `control_length`: length of the direction `control`, 1 or that of the activations.
     """
 
     retain_weight: float
@@ -76,6 +77,7 @@ class ObjectiveSettings:
     n_microbatches: int = 1
     weighting: Weighting = fixed_weight
     precision: str = "float32"
+    control_length: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class UnlearningObjective:
         self._model, self._forget, self._retain = model, forget, retain
         self._settings = settings
         control = control_direction(model.config.hidden_size, settings.seed)
-        self._control = control.to(model.device)
+        self._control = (settings.control_length * control).to(model.device)
 
     def __call__(self, microbatch: int) -> StepLoss:
         """Both terms and what was shown. Raises UserError if a side that is asked for has no

@@ -20,6 +20,7 @@ from rayunlearn.reporting.attack_tables import AttackMatrix, attack_tables
 from rayunlearn.reporting.attribution_tables import attribution_sections
 from rayunlearn.reporting.connectivity_tables import connectivity_sections
 from rayunlearn.reporting.heatmap import HeatMap, HeatMapLine
+from rayunlearn.reporting.probe_set_tables import probe_set_sections
 from rayunlearn.reporting.robustness_tables import robustness_sections
 from rayunlearn.reporting.sentences import status_lines
 from rayunlearn.reporting.tables import (
@@ -94,6 +95,12 @@ def print_ranking(run: Run, console: Console) -> None:
         return
     headers, rows = ranking_view(run)
     _print_titled("At equal retention", headers, rows, ranking_sentences(run), console)
+
+
+def print_probe_sets(run: Run, console: Console) -> None:
+    """Print what was measured on probe sets beside those of the coreset table, where there are."""
+    for section in probe_set_sections(run):
+        print_section(section, console)
 
 
 def print_baselines(run: Run, console: Console) -> None:

@@ -172,10 +172,27 @@ def status_lines(run: Run) -> list[str]:
         _ended_line(counts, run.experiment.get("planned")),
         *_failed(planned_trials(run), "failed"),
         *_timed_out(planned_trials(run)),
+        *training_notes(run),
         *failed_attack_lines(run),
         *run.experiment.get("notes", []),
         *_unplanned_lines(run, n_ended=sum(counts.values())),
         *_rejected_lines(run),
+    ]
+
+
+def training_notes(run: Run) -> list[str]:
+    """One line per method and note that its trials carry: what may have come to nothing."""
+    trials = planned_trials(run)
+    if "note" not in trials.columns:
+        return []
+    counts = (
+        trials.drop_nulls("note")
+        .group_by("method.forget", "note", maintain_order=True)
+        .agg(pl.len(), pl.col("trial_id").first())
+    )
+    return [
+        f"note: {forget}: {note} (trial {trial_id}{f' and {n - 1} more' if n > 1 else ''})"
+        for forget, note, n, trial_id in counts.iter_rows()
     ]
 
 

@@ -27,6 +27,7 @@ from rayunlearn.analysis.run_frames import objective_of, planned_trials
 from rayunlearn.reporting.attack_tables import attack_labels, attack_tables
 from rayunlearn.reporting.attribution_tables import attribution_sections
 from rayunlearn.reporting.connectivity_tables import connectivity_sections
+from rayunlearn.reporting.probe_set_tables import probe_set_sections
 from rayunlearn.reporting.robustness_tables import robustness_sections
 from rayunlearn.reporting.sentences import caution_sentences, finding_sentences, status_lines
 from rayunlearn.reporting.tables import (
@@ -137,7 +138,12 @@ def summary_sections(run: Run) -> list[Section]:
     """The tables of explanations, faithfulness and metrics under attack that
     the run has rows for.
     """
-    return [*attribution_sections(run), *connectivity_sections(run), *robustness_sections(run)]
+    return [
+        *probe_set_sections(run),
+        *attribution_sections(run),
+        *connectivity_sections(run),
+        *robustness_sections(run),
+    ]
 
 
 def _table(section: Section) -> SummaryTable:

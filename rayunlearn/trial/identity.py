@@ -18,6 +18,7 @@ from rayunlearn.config import (
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.hub import is_local
 from rayunlearn.data.load import load_corpus
+from rayunlearn.data.probe_sets import parse_probe_sets, with_probe_sets
 from rayunlearn.errors import require
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.models.load import model_digest
@@ -40,7 +41,8 @@ def corpus_of(data: Data, model: Model) -> Corpus:
 
 @lru_cache(maxsize=8)
 def _corpus_of(data: Data, asked_model: str) -> Corpus:
-    return ASKED[data.name](data, asked_model) if asked_model else load_corpus(data)
+    corpus = ASKED[data.name](data, asked_model) if asked_model else load_corpus(data)
+    return with_probe_sets(corpus, data)
 
 
 def base_model_digest(model: Model, corpus_digest: str, data: Data) -> str:
@@ -109,4 +111,7 @@ def content_digests(trial: Trial) -> dict[str, str]:
         "attack.chat_model": attack.chat_model if chats else "",
     }
     digests = {setting: cached_model_digest(name) for setting, name in models.items() if name}
+    # their content is in the corpus's digest
+    names = {"data.probes": ",".join(parse_probe_sets(trial.data.probes))}
+    digests |= names if trial.data.probes else {}
     return digests | ({"attack.file": attack_digest(trial)} if attack.file else {})

@@ -31,6 +31,7 @@ from rayunlearn.trial.monitor import curve_area
 from rayunlearn.trial.provenance import Clock, failure_row, machine
 from rayunlearn.trial.redundancy import redundancy_columns
 from rayunlearn.trial.references import products_of
+from rayunlearn.trial.steering import activation_length, training_note
 from rayunlearn.trial.time_limit import TrialTimeoutError, time_limit
 from rayunlearn.trial.unlearn import select_documents, unlearn
 from rayunlearn.trial.workspace import Workspace, identity_in, require_same_weights
@@ -192,7 +193,10 @@ def _train(
         clock.lap("seconds_select")
         row, tables = _coreset_rows(context, coreset, scores)
         row["computed_in"] = products_of(context)
+        # of the model as it is before it trains
+        row["activation_length"] = activation_length(context)
         log = unlearn(context, coreset, adapter_folder, checkpoint=checkpoint)
+        row["note"] = training_note(trial, log, row["activation_length"])
         clock.lap("seconds_train")
         return log, row, tables
     is_base = trial.stage == "base" and bool(context.corpus.forget)

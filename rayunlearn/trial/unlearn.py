@@ -49,6 +49,7 @@ from rayunlearn.train.loop import (
     optimise,
 )
 from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended_by, names_of
+from rayunlearn.trial import steering as steering_code
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.coreset import SCORING, select_coreset
 from rayunlearn.trial.encodings import training_sequences
@@ -66,6 +67,7 @@ from rayunlearn.trial.references import (
     products_of,
     with_prefixes,
 )
+from rayunlearn.trial.steering import control_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +77,7 @@ if TYPE_CHECKING:
 # the code that decides paired responses
 PAIRING = (method_code, model_code, data_code)
 # the code that decides which weights a trial ends with
-TRAINING = (*SCORING, sys.modules[__name__])
+TRAINING = (*SCORING, steering_code, sys.modules[__name__])
 
 
 def select_documents(context: TrialContext) -> tuple[list[int], Tensor]:
@@ -104,6 +106,7 @@ def unlearn(
     every `train.checkpoint_every` steps, written to.
     """
     train, sides = context.trial.train, objective_sides(context, coreset)
+    length = control_length(context)
     adapter = bind_arguments(context.trial, ADAPTERS[train.adapter].function)
     layers = block_numbers(train.layers)
     with with_adapter(context.model, adapter, train.parameters, adapter_folder, layers) as pattern:
@@ -111,7 +114,7 @@ def unlearn(
         sides = with_prefixes(context, sides)
         watch = None if after_step else _watch(context)
         with shard_model(context.model) as model:
-            objective = _objective(context, model, *sides)
+            objective = _objective(context, model, *sides, length)
             monitor = None if watch is None else watch(model)
             parts: list[HasState] = [objective] if monitor is None else [objective, monitor]
             log = optimise(
@@ -152,7 +155,7 @@ def _watch(context: TrialContext) -> Callable[[PreTrainedModel], TrainingMonitor
 
 
 def _objective(
-    context: TrialContext, model: PreTrainedModel, forget: Side, retain: Side
+    context: TrialContext, model: PreTrainedModel, forget: Side, retain: Side, length: float
 ) -> UnlearningObjective:
     trial = context.trial
     settings = ObjectiveSettings(
@@ -163,6 +166,7 @@ def _objective(
         n_microbatches=n_microbatches(trial),
         weighting=bind_arguments(trial, FORGET[trial.method.forget].weighting),
         precision=products_of(context),
+        control_length=length,
     )
     return UnlearningObjective(model, forget, retain, settings)
 

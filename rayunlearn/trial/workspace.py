@@ -14,14 +14,16 @@ from rayunlearn.config import (
     Value,
     block_numbers,
     flatten,
+    probe_limits,
     rounded_share,
     trial_id,
     with_values,
 )
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.hub import is_local
+from rayunlearn.data.probe_sets import MADE_SETS, with_full_sources
 from rayunlearn.data.tokenize import cut_note
-from rayunlearn.errors import require
+from rayunlearn.errors import require, unknown_name
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.folder import check_model, read_tokenizer, require_positions
@@ -140,7 +142,17 @@ def validate_trial(trial: Trial) -> Trial:
             trial.method.layer,
         )
     _check_selection(checked)
+    _check_probe_limits(checked)
     return checked
+
+
+def _check_probe_limits(trial: Trial) -> None:
+    """Raise UserError for a limit of a set that the data does not have."""
+    names = set(filter(None, probe_limits(trial.measure.limit_probes)))
+    if names:
+        present = {*corpus_of(trial.data, trial.model).probes, *MADE_SETS}
+        for name in names - present:
+            raise unknown_name("set in measure.limit_probes", name, present)
 
 
 def with_full_paths(trial: Trial) -> Trial:
@@ -149,6 +161,7 @@ def with_full_paths(trial: Trial) -> Trial:
     """
     flat = flatten(trial)
     full = {name: full_path(str(flat[name])) for name in PATHS if flat[name]}
+    full["data.probes"] = with_full_sources(trial.data.probes)
     changed: dict[str, Value] = {n: value for n, value in full.items() if value != flat[n]}
     return with_values(trial, changed) if changed else trial
 

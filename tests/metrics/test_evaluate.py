@@ -34,7 +34,7 @@ from tests.tiny_models import CONFIGS, tiny_model
 from tests.tokenizer_kinds import CHATS, chat_tokenizer, tokenizer_of
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
-KEY_METRICS = [name for name in METRICS if name.startswith(("key_", "completion_"))]
+KEY_METRICS = [name for name in METRICS if name.startswith(("key_", "wrong_key_", "completion_"))]
 DOCUMENTS = [
     Document(
         prompt="Who wrote it?",

@@ -1,0 +1,55 @@
+"""The table of further probe sets, for the terminal and the report."""
+
+import polars as pl
+
+from rayunlearn.analysis.coreset_table import extra_settings
+from rayunlearn.analysis.labels import UNKNOWN, format_interval, format_number, format_percent
+from rayunlearn.analysis.probe_sets import probe_set_table
+from rayunlearn.reporting.attribution_tables import attribution_view
+from rayunlearn.reporting.tables import Section, method_label
+from rayunlearn.storage.run import Run
+
+
+def probe_set_sections(run: Run) -> list[Section]:
+    """A row per cell and a column per set, each with the objective's utility metric; no section
+    where the run has no further sets.
+    """
+    table = probe_set_table(run)
+    if table.is_empty():
+        return []
+    settings, sets = extra_settings(table), table["split"].unique(maintain_order=True).to_list()
+    keys = ["role", "method", *settings, "select.name", "select.ratio", "n_kept"]
+    rows = [
+        _set_cells(cells, settings, sets) for _, cells in table.group_by(keys, maintain_order=True)
+    ]
+    counts = dict(table.select("split", "n_documents").unique(maintain_order=True).iter_rows())
+    metric = table["metric"][0]
+    headers = {
+        "method": "method",
+        **dict.fromkeys(settings, "setting that varies"),
+        "selector": "how the kept documents were chosen",
+        "kept": "share and number of forget documents kept",
+        **{name: f"split {name}, {counts[name]} documents: {metric}" for name in sets},
+    }
+    return [
+        Section(
+            anchor="probe-sets",
+            title="Further probe sets",
+            caption=f"Mean {metric} with a 95% t interval over seeds and documents, by set.",
+            view=attribution_view(headers, rows),
+        )
+    ]
+
+
+def _set_cells(cells: pl.DataFrame, settings: list[str], sets: list[str]) -> tuple[str, ...]:
+    """A line of the table: one cell of the run, with its value on every set."""
+    by_set = {row["split"]: row for row in cells.iter_rows(named=True)}
+    cell = cells.row(0, named=True)
+    kept = f"{format_percent(cell['select.ratio'])} ({format_number(cell['n_kept'])})"
+    return (
+        method_label(cell, settings),
+        *(format_number(cell[name]) for name in settings),
+        cell["select.name"] or UNKNOWN,
+        kept if cell["role"] == "grid" else UNKNOWN,
+        *(format_interval(by_set[name], "value") for name in sets),
+    )
