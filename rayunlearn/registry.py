@@ -111,7 +111,7 @@ def _check_steering(trial: Trial) -> None:
     steers = any(o.argument == "steering" for o in options_of(FORGET[method.forget].function))
     rule = "method.steering_unit must be 'absolute' with a forget loss without a steering"
     require(steers, rule, method.forget)
-    uses_loss = "gradient_norms_along" in required_inputs(SELECTORS[select.name].function)
+    uses_loss = "norms_along" in required_inputs(SELECTORS[select.name].function)
     rule = "method.steering_unit must be 'absolute' with a selector that follows the loss"
     require(not uses_loss or select.is_full, rule, select.name)
 
