@@ -204,6 +204,11 @@ class Budget:
         )
 
     @property
+    def trials_per_group(self) -> int:
+        """Tuning trials of a group or cell, where its settings cannot be listed."""
+        return self.trials * self.seeds * self.repeats
+
+    @property
     def source(self) -> str:
         """The run whose winners are taken or tried first, '' for none."""
         return self.tuned_from or (self.tuning.removeprefix(FROM_RUN) if self.takes_winners else "")

@@ -213,7 +213,7 @@ def _print_totals(
     if agenda.waiting:
         lines.append(
             f"{agenda.waiting} of them wait for the tuning ({experiment.budget.tuning},"
-            f" at most {experiment.budget.trials} trials per group)"
+            f" at most {experiment.budget.trials_per_group} trials per group)"
         )
     lines.append(
         f"models to train first: {', '.join(missing)}"

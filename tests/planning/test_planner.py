@@ -274,7 +274,8 @@ def test_each_setting_is_tried_with_its_seeds_and_a_batch_waits_for_all_of_them(
     assert len(first) == 2 * 2 * 3
     order, agenda = run_out(searched(seeds=3))
     rows = tuning_rows(agenda)
-    assert len(rows) == 2 * 4 * 3 and len(order) == planner(searched(seeds=3)).agenda({}).total
+    assert len(rows) == 2 * searched(seeds=3).budget.trials_per_group == 2 * 4 * 3
+    assert len(order) == planner(searched(seeds=3)).agenda({}).total
     for study in {row.study for row in rows}:
         for index in range(4):
             trials = [r.trial for r in rows if (r.study, r.study_index) == (study, index)]
