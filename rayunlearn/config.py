@@ -43,7 +43,7 @@ UNITS = ("steps", "epochs", "presentations")
 SCHEDULES = ("constant", "linear", "cosine")
 # what a trial ends with; `schema.STAGES` are those at which something is measured
 TRIAL_STAGES = ("unlearned", "base", "gold")
-OBJECTIVE_STAGES = ("unlearned", "calibrated")
+OBJECTIVE_STAGES = ("unlearned", "calibrated", "attacked")
 # what the forgetting metric should come to
 TARGETS = ("gold", "chance", "none")
 # select.ratio of the full forget set
@@ -75,6 +75,7 @@ LATER_SETTINGS: Mapping[str, "Value"] = {
     "measure.shots": 2,
     "method.steering_unit": "absolute",
     "measure.limit_probes": "",
+    "measure.attack": "none",
 }
 # the rate for a model built here, and how a loaded one is trained before it unlearns
 SCRATCH_LEARNING_RATE = 2e-3
@@ -486,6 +487,11 @@ class Measure:
     `limit_probes`: at most so many documents of each set are asked (`200`), or of those named
     (`forget=100,near=50`, and `retain=64,200` for 200 of the others); '' asks all. Which ones is
     drawn by their `doc_id`.
+
+    `attack`: an attack of `rayunlearn list attacks` that every trial, base and gold too, makes on
+    its own model at the end, with the same settings and with `train.seed`; what it leaves is
+    measured as stage `attacked` (`none`: no attack). An experiment with `objective.stage=attacked`
+    sets it.
     """
 
     metrics: str = "cheap"
@@ -496,6 +502,7 @@ class Measure:
     seed: int = 0
     shots: int = 2
     limit_probes: str = ""
+    attack: str = "none"
 
     def __post_init__(self) -> None:
         probe_limits(self.limit_probes)
@@ -631,7 +638,9 @@ class Objective:
         utility_floor: share of the base model's utility that a feasible trial keeps, in [0, 1].
         stage: the model that is measured: `unlearned`, or `calibrated`, the unlearned model
             interpolated towards base to calibrate.tau x base's retention (0.95 where the
-            experiment says nothing).
+            experiment says nothing), or `attacked`, after the same attack on every trial; utility
+            is then that of the unlearned model, before the attack.
+        attack: the attack of stage `attacked`; its settings are BASE's (`relearning.steps`).
         target: what the forgetting metric should come to, and its distance from that is minimised:
             `gold`, the model that never saw the forget set, or chance where there is no gold;
             `chance`, what a model that cannot know would score; `none`, nothing: the less is left
@@ -647,6 +656,7 @@ class Objective:
     utility_split: str = "retain"
     utility_floor: float = 0.9
     stage: str = "unlearned"
+    attack: str = "relearning"
     target: str = "gold"
 
     def __post_init__(self) -> None:
@@ -659,6 +669,12 @@ class Objective:
             "objective.utility_floor must be in [0, 1]",
             self.utility_floor,
         )
+
+    @property
+    def forgetting_words(self) -> str:
+        """`probability on forget after relearning`: what is minimised."""
+        after = f" after {self.attack}" if self.stage == "attacked" else ""
+        return f"{self.forgetting} on forget{after}"
 
 
 def recorded_objective(recorded: Mapping[str, Any]) -> Objective:

@@ -248,15 +248,19 @@ class Winners:
 @dataclass(frozen=True, kw_only=True)
 class Attacks:
     """What `rayunlearn run` attacks when every trial has ended: `panel` ('' for none) on `trials`,
-    as `rayunlearn attack` does.
+    as `rayunlearn attack` does. A strength that is searched may cost at most the share
+    `utility_loss` of the attacked model's utility (1: all of it).
     """
 
     panel: str = ""
     trials: str = "grid"
+    utility_loss: float = 1.0
 
     def __post_init__(self) -> None:
         if self.trials not in DEFAULT_ATTACKS:
             raise unknown_name("attacks.trials", self.trials, DEFAULT_ATTACKS)
+        rule = "attacks.utility_loss must be in [0, 1]"
+        require(0 <= self.utility_loss <= 1, rule, self.utility_loss)
 
 
 @dataclass(frozen=True)
@@ -335,6 +339,9 @@ class Experiment:
             object.__setattr__(self, "base", with_values(self.base, {"calibrate.tau": CALIBRATED}))
         if _keeps_best(self):
             object.__setattr__(self, "base", with_values(self.base, looks_of(self.objective)))
+        if self.objective.stage == "attacked":
+            attack = {"measure.attack": self.objective.attack}
+            object.__setattr__(self, "base", with_values(self.base, attack))
         for name in self.track:
             if name not in TRACKER_NAMES:
                 raise unknown_name("tracker", name, TRACKER_NAMES)

@@ -64,6 +64,7 @@ def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
         ("train.adapter", trial.train.adapter, ADAPTERS),
         *(("method.wrappers", name, WRAPPERS) for name in names_of(trial.method.wrappers)),
         *([("attack.name", trial.attack.name, ATTACKS)] if trial.attack.name != "none" else []),
+        *([("measure.attack", own_attack(trial), ATTACKS)] if own_attack(trial) != "none" else []),
     )
     for setting, name, table in tables:
         if name not in table:
@@ -80,6 +81,11 @@ def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
         row.ending,
         *measured,
     )
+
+
+def own_attack(trial: Trial) -> str:
+    """The attack that a trial makes on its own model; an attack's trial makes no further one."""
+    return trial.measure.attack if trial.attack.name == "none" else "none"
 
 
 def paired_response_function(trial: Trial, kind: str) -> Callable[..., Any]:
@@ -202,7 +208,10 @@ def check_trial(trial: Trial) -> Trial:
         trial.measure.samples,
     )
     options = _shared(tuple(sorted(filled.items())))
-    return replace(trial, attack=attack, calibrate=calibrate, stop=stop, options=options)
+    measure = replace(trial.measure, attack=own_attack(trial))
+    return replace(
+        trial, attack=attack, calibrate=calibrate, stop=stop, measure=measure, options=options
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -23,6 +23,7 @@ SECONDS_BY_PART = (
     "seconds_measure",
     "seconds_explain",
     "seconds_calibrate",
+    "seconds_attack",
 )
 # raised when a selector's number changes: scores that earlier code wrote are not taken
 SCORES_VERSION = 2
@@ -48,6 +49,10 @@ STAGES = {
         "that model interpolated towards the base model until it retains calibrate.tau x base"
     ),
     "calibrated_beside": "the same at calibrate.beside",
+    "attacked": (
+        "the trial's model (base, gold or unlearned) after the attack that measure.attack names, in"
+        " the trial itself"
+    ),
 }
 CURVES = {
     "training": (
@@ -239,6 +244,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "seconds_calibrate",
             "f64",
             "time of calibration and of measuring the mixtures",
+            "s",
+            "lower",
+        ),
+        Column(
+            "seconds_attack",
+            "f64",
+            "time of measure.attack and of measuring after it; null without one",
             "s",
             "lower",
         ),

@@ -52,8 +52,8 @@ class AttackResults:
     """What the rows of a recovery table are made from.
 
     `placed`: rows of `attacks` whose trial is complete; `trials`: settings of every trial, by id;
-    `values`, `learned`: the metric on split forget and on what attacks learned from; `group_of`:
-    documents that are drawn together.
+    `values`, `learned`, `utility`: the metric on split forget and on what attacks learned from, and
+    the objective's utility; `group_of`: documents that are drawn together.
     """
 
     run: Run
@@ -62,6 +62,7 @@ class AttackResults:
     trials: Mapping[str, Mapping[str, Any]]
     values: ValuesByTrial
     learned: ValuesByTrial
+    utility: ValuesByTrial
     group_of: Mapping[str, str]
 
     def ids(self, **columns: str) -> list[str]:
@@ -99,8 +100,9 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
     companion_learned: the metric after the attack and after that control on what each was learned
     from (split held_in), null but for soft prompts. area: under the recovery curve, as a mean over
     its steps. half: steps to half of base's lead, straight between the curve's points
-    (docs/attacks.md), null where it is never reached. seeds, documents: how many. Null where base
-    and the unlearned model cannot be distinguished, so that there is nothing to recover.
+    (docs/attacks.md), null where it is never reached. utility_loss: share of the objective's
+    utility that the attack cost the model, mean over seeds. seeds, documents: how many. Null where
+    base and the unlearned model cannot be distinguished, so that there is nothing to recover.
 
     An attack that measures in its own way (linear probes, sampled attempts) has no fraction:
     `metric` says what `after` (with interval), `base` and `gold_after` are then, each after the
@@ -122,7 +124,8 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
         >>> print(f"{row['unlearned']:.2f} -> {row['after']:.2f}: {row['recovered']:.3f}")
         0.10 -> 0.60: 0.625
     """
-    metric = metric or objective_of(run.experiment).forgetting
+    goal = objective_of(run.experiment)
+    metric = metric or goal.forgetting
     placed = run.attacks.collect().join(
         run.trials.filter(pl.col("status") == "complete").select("trial_id").collect(),
         on="trial_id",
@@ -137,9 +140,13 @@ def recovery_table(run: Run, *, metric: str = "") -> pl.DataFrame:
         trials={row["trial_id"]: row for row in run.trials.collect().iter_rows(named=True)},
         values=_values(run, metric),
         learned=_values(run, metric, split=HELD_IN),
+        utility=_values(run, goal.utility, split=goal.utility_split),
         group_of=groups_of(run),
     )
-    rows = [(_row(cell, results), _mean_on_learned(cell, results)) for cell in _cells(results)]
+    rows = [
+        (_row(cell, results), _mean_on_learned(cell, results) | _utility_columns(cell, results))
+        for cell in _cells(results)
+    ]
     return pl.DataFrame(
         [row | more for row, more in rows if row], schema=RECOVERY_SCHEMA, infer_schema_length=None
     )
@@ -162,6 +169,7 @@ RECOVERY_SCHEMA: dict[str, Any] = {
         ("gold_rise", "gold_rise_low", "gold_rise_high", "after_low", "after_high", "shuffled"),
         pl.Float64,
     ),
+    "utility_loss": pl.Float64,
     "seeds": pl.Int64,
     "documents": pl.Int64,
 }
@@ -314,6 +322,29 @@ def _gold_columns(cell: AttackedCell, gold: str, results: AttackResults) -> dict
             "gold_rise", _rise(attacks, own_values, results.values, results.group_of)
         ),
     }
+
+
+def utility_loss(before: float, after: float) -> float:
+    """Share of a model's utility that an attack cost it; below 0 where it gained.
+
+    Example:
+        >>> utility_loss(0.5, 0.25)
+        0.5
+    """
+    return (before - after) / before
+
+
+def _utility_columns(cell: AttackedCell, results: AttackResults) -> dict[str, float | None]:
+    """What the attack cost its attacker, on the documents that it was asked; None where utility was
+    not measured, or was 0 before.
+    """
+    attacks = [trial for trial in results.attacks(cell) if trial in results.utility]
+    utility = results.utility.get(cell.attacked, {})
+    before = _mean_on_asked(utility, results.utility, attacks)
+    if not attacks or not before:
+        return {"utility_loss": None}
+    after = float(np.nanmean(_matrix(attacks, results.utility)))
+    return {"utility_loss": utility_loss(before, after)}
 
 
 def _strengths(cell: AttackedCell, results: AttackResults) -> list[str]:

@@ -248,8 +248,17 @@ def targets_of_run(run: Run, placed: pl.DataFrame) -> RunTargets:
 def examples_without_attacks(run: Run, stage: str = "") -> pl.LazyFrame:
     """Examples before any attack of what a trial is about: base and gold themselves, an unlearned
     model at `stage` ('': the objective's).
+
+    Where the objective is measured after an attack, split forget is what the trial's own attack
+    left, of base and gold too; the other splits are from before it.
     """
-    stage = stage or objective_of(run.experiment).stage
+    goal = objective_of(run.experiment)
+    stage = stage or goal.stage
+    if stage == "attacked":
+        own_attack = (pl.col("stage") == stage) & (pl.col("attack") == goal.attack)
+        after = run.examples.filter(own_attack, pl.col("split") == "forget")
+        before = examples_without_attacks(run, "unlearned").filter(pl.col("split") != "forget")
+        return pl.concat([after, before])
     rows = run.examples.filter(pl.col("attack") == "none")
     if "stage" not in run.trials.collect_schema():
         return rows

@@ -33,6 +33,9 @@ class Panel:
     `curve_points`: most points of a recovery curve. A hundred is every step of the strengths that
     are searched, and a look costs about half of a step (`attack.AttackInputs`), so that no curve
     costs more than fifty steps of training, however many there are.
+
+    `utility_loss`: share of the attacked model's utility that a searched strength may cost at most;
+    1 lets it cost all.
     """
 
     entries: tuple[PanelEntry, ...]
@@ -40,6 +43,7 @@ class Panel:
     budget: int = 6
     batch: int = 3
     curve_points: int = Attack().curve_points
+    utility_loss: float = 1.0
 
 
 def attack_setting(name: str, values: Mapping[str, Value]) -> str:
@@ -83,13 +87,16 @@ def chosen_panel(
     names: Iterable[str] = (),
     n_seeds: int | None = None,
     curve_points: int | None = None,
+    utility_loss: float = 1.0,
 ) -> Panel:
     """The panel `name` with what a caller changes: only these attacks, so many seeds, so many
-    points of a recovery curve at most (None: the panel's own).
+    points of a recovery curve at most (None: the panel's own), and what an attack may cost.
 
-    Raises UserError for an unknown panel or attack and for a number under 1.
+    Raises UserError for an unknown panel or attack, for a number under 1, and for a `utility_loss`
+    outside [0, 1].
     """
-    panel, only = panel_of(name), tuple(names)
+    require(0 <= utility_loss <= 1, "attacks.utility_loss must be in [0, 1]", utility_loss)
+    panel, only = replace(panel_of(name), utility_loss=utility_loss), tuple(names)
     if only:
         panel = restrict_panel(panel, only)
     require(n_seeds is None or n_seeds >= 1, "--seeds must be >= 1", n_seeds)

@@ -75,6 +75,9 @@ def _add_panel_options(added: argparse.ArgumentParser) -> None:
         help="seeds of attacks that draw (default: the panel's, 3)",
     )
     added.add_argument("--curve-points", metavar="N", type=int, help=CURVE_POINTS_HELP)
+    added.add_argument(
+        "--utility-loss", metavar="F", type=float, default=1.0, help=UTILITY_LOSS_HELP
+    )
 
 
 def _add_input_options(added: argparse.ArgumentParser) -> None:
@@ -146,6 +149,12 @@ CURVE_POINTS_HELP = (
 )
 
 
+UTILITY_LOSS_HELP = (
+    "share of the attacked model's utility that a searched strength may cost, for example 0.05"
+    " (default: 1, all of it)"
+)
+
+
 def attack(chosen: argparse.Namespace) -> int:
     """A panel of attacks on trials of a run, or on a model that becomes the one trial of a run;
     what has finished is skipped.
@@ -158,7 +167,11 @@ def attack(chosen: argparse.Namespace) -> int:
     names = [name.strip() for name in chosen.attacks.split(",")] if chosen.attacks else []
     # a mistake shows here, before an audit measures anything
     panel = chosen_panel(
-        chosen.panel, names=names, n_seeds=chosen.seeds, curve_points=chosen.curve_points
+        chosen.panel,
+        names=names,
+        n_seeds=chosen.seeds,
+        curve_points=chosen.curve_points,
+        utility_loss=chosen.utility_loss,
     )
     work, console = unlearning_backend(), console_for_output()
     chosen.words = ["rayunlearn", *sys.argv[1:]]

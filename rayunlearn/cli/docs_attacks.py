@@ -34,6 +34,8 @@ rayunlearn attack RUN --trials grid --panel coresets
 rayunlearn attack RUN --trials grid --panel pretrained
 # only these
 rayunlearn attack RUN --attacks gcg,soft_prompt --seeds 5
+# strengths that leave the attacker a model that still works: at most 5% of utility may go
+rayunlearn attack RUN --panel full --utility-loss 0.05
 rayunlearn attack RUN --text mine.txt --rephrasings mine.jsonl --chat-model some/chat-model
 # a model that was made elsewhere
 rayunlearn attack --model theirs --base before --gold never --benchmark wmdp-bio --data wmdp \
@@ -74,6 +76,24 @@ held-out relearning and unrelated training, a learning rate of 1e-4 to 1e-2; for
 its place. Tuned GCG is the most expensive attack of the panel ([what it
 costs](performance.md#attacks)): an attacked trial asks for fifteen: six in the search, three seeds
 on itself, base and gold.
+
+**What an attack costs its attacker** is measured: `utility_loss` is the share of the objective's
+utility that the attacked model lost by the attack, a column of `recovery_table` and of the second
+printed table. The search looks at what is recovered alone, because who wants the knowledge need not
+care for the rest. `--utility-loss 0.05` (`attacks.utility_loss` in an experiment) bounds the
+searched strengths: those that cost more are not feasible for Optuna, and the best of the others is
+repeated. Where none is within the bound, the one that cost least is, and a note says so. Attacks
+with a fixed strength are not bounded.
+
+**An objective after an attack.** `--set objective.stage=attacked objective.attack=relearning` (or
+any other attack) tunes methods for what an attacker gets: every trial, base and gold too, makes
+this attack on its own model at its end and is measured again, as stage `attacked`. The settings of
+the attack are BASE's (`relearning.steps`), the same for every trial, and its seed is `train.seed`;
+so the attacker's budget is the same. What is minimised, and everywhere shown as forgetting, is what
+the attack leaves; utility and its floor are those of the model before it. Gold's value after the
+same attack stands in its row of the table and in the first sentence of the report. The attack costs
+each trial its time (`seconds_attack`). `--set measure.attack=relearning` alone makes the attack and
+leaves the objective where it was. `experiments/lasting.py` compares the two.
 
 NF4 needs bitsandbytes (`pip install 'rayunlearn[quantisation]'`), on a CPU or a GPU, and is in no
 panel: `--attacks four_bit_normal_float`. GPTQ and AWQ of the panels are computed here, on any

@@ -92,7 +92,7 @@ def run(chosen: argparse.Namespace) -> int:
 def _attacked(
     folder: Path, attacks: "Attacks", chosen: argparse.Namespace, console: "Console"
 ) -> int:
-    from rayunlearn.attacks.panels import panel_of
+    from rayunlearn.attacks.panels import chosen_panel
     from rayunlearn.planning.attack_planner import AttackFiles, attack_planner
     from rayunlearn.planning.backend import unlearning_backend
 
@@ -102,7 +102,7 @@ def _attacked(
     planner = attack_planner(
         folder,
         trials=attacks.trials,
-        panel=panel_of(attacks.panel),
+        panel=chosen_panel(attacks.panel, utility_loss=attacks.utility_loss),
         reads=AttackFiles(),
         check=work.check,
         identify=work.identify,

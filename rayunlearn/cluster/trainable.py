@@ -3,7 +3,8 @@
 import logging
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.schema import FINISHED
 from rayunlearn.storage.run import send_unsent, status_of
 from rayunlearn.storage.sync import run_ready
+from rayunlearn.train.live import Point, listening
 
 # how long a worker waits for the actor that keeps the progress, and for other workers to begin
 PROGRESS_ACTOR_SECONDS = 60.0
@@ -72,12 +74,18 @@ class TrialActor(tune.Trainable):
         if status in FINISHED:
             return {"status": status}
         workspace = self.workspaces[(self.trial.data, self.trial.model)]
+        live = listening(self.send_points) if job.track else nullcontext()
         work = partial(run_trial_in, job, self.trial, workspace)
         try:
-            return {"status": run_with_ranks(self.companions, work, Path(job.run))}
+            with live:
+                return {"status": run_with_ranks(self.companions, work, Path(job.run))}
         # its row could not be written (a full disk)
         except UserError as mistake:
             return {"mistake": str(mistake)}
+
+    def send_points(self, points: Sequence[Point]) -> None:
+        """Leave on the board what a training says while it runs; nobody waits for it."""
+        self.board.put_points.remote(self.trial_id_here, list(points))
 
 
 class WarningForwarder(logging.Handler):

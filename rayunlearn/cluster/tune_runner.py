@@ -30,6 +30,7 @@ from rayunlearn.planning.plan_run import PlanRun
 from rayunlearn.planning.progress import PreparationProgress, Snapshot, View, watch_progress
 from rayunlearn.storage.scratch import scratch_folder
 from rayunlearn.storage.sync import run_ready
+from rayunlearn.train.live import Point
 from rayunlearn.trial.workspace import data_model_pair
 
 # what lost its worker is started again this often
@@ -66,6 +67,7 @@ class ProgressActor:
         self.view: View | None = None
         self.began: set[str] = set()
         self.warnings: list[str] = []
+        self.points: list[tuple[str, Point]] = []
         self.lost = bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
     def put(self, view: View) -> None:
@@ -107,6 +109,15 @@ class ProgressActor:
     def read(self) -> View | None:
         """The latest view, None before there is one."""
         return self.view
+
+    def put_points(self, trial_id: str, points: Sequence[Point]) -> None:
+        """Leave what a trial's training says."""
+        self.points += [(trial_id, point) for point in points]
+
+    def take_points(self) -> list[tuple[str, Point]]:
+        """What was left since the last call: (trial, point), in order."""
+        points, self.points = self.points, []
+        return points
 
     def warn(self, text: str) -> None:
         """Leave a line for the driver to print."""
@@ -198,11 +209,7 @@ def _tune_until_done(
             seconds_left=plan.over_at - time.monotonic(),
             gpus=together.get("gpu", 0.0),
         )
-        callbacks = (
-            [TrackerCallback(job.track, RunInfo(plan.run, job.experiment, job.version))]
-            if job.track
-            else []
-        )
+        callbacks = [tracker_callback(job, plan.run, parameters["board"])] if job.track else []
         run_tune(
             search, parameters, resources=resources, processes=job.processes, callbacks=callbacks
         )
@@ -210,6 +217,12 @@ def _tune_until_done(
         # running here: Ctrl-C
         if search.left > 0 or search.running or not search.ready or search.fatal:
             return
+
+
+def tracker_callback(job: SweepJob, run: Path, board: Any) -> TrackerCallback:
+    """What tells the trackers: live from the board, and at each trial's end."""
+    run_info = RunInfo(run, job.experiment, job.version)
+    return TrackerCallback(job.track, run_info, lambda: ray.get(board.take_points.remote()))
 
 
 def start_progress_actor(experiment: str = "", version: str = "") -> Any:

@@ -1,11 +1,13 @@
 """From attacked models and a panel of attacks to the trials that can run now: `plan` once more, for
 `rayunlearn attack`.
 
-A study maximises what an attack recovers: the forgetting metric on split forget, whatever the
-attack does to utility, because who wants the knowledge need not care. It is asked in batches from
-an in-memory study as tuning is, so a resumed panel is the same panel.
+A study maximises what an attack recovers: the forgetting metric on split forget. What the attack
+does to utility is bounded where the panel says so (`utility_loss`): who wants the knowledge alone
+need not care, who wants a model that still works does. It is asked in batches from an in-memory
+study as tuning is, so a resumed panel is the same panel.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from rayunlearn.analysis.pareto import pareto_front
+from rayunlearn.analysis.recovery import utility_loss
 from rayunlearn.analysis.run_frames import trial_table
 from rayunlearn.attacks.panels import Panel, PanelEntry, attack_setting
 from rayunlearn.attacks.table import ATTACKS
@@ -147,17 +150,20 @@ class AttackPlanner:
                 ready=(),
                 waiting=self.panel.budget - len(study) + self.n_final(target, entry),
             )
-        winner = best_trial(finished)
+        winner = strongest(finished)
         if winner is None:
             note = (
                 f"{entry.words} on {target.trial_id}: no strength was measured to its end, so it is"
                 " not repeated"
             )
             return Agenda(rows=study, ready=(), waiting=0, notes=(note,))
+        note = f"{entry.words} on {target.trial_id}: no strength cost at most"
+        note += f" {self.panel.utility_loss:g} of utility; the one that cost least is used"
         return Agenda(
             rows=(*study, *self.final(target, entry, {**dict(entry.values), **winner.values})),
             ready=(),
             waiting=0,
+            notes=(note,) if winner.violation > 0 else (),
         )
 
     def study(
@@ -181,7 +187,7 @@ class AttackPlanner:
                 )
                 rows.append(self.planned(attack))
                 result = results.get(rows[-1].trial_id)
-                # Optuna minimises; an attack wants the metric high, and nothing else
+                # Optuna minimises; an attack wants the metric high
                 if result is not None:
                     finished.append(
                         StudyTrial(
@@ -189,10 +195,24 @@ class AttackPlanner:
                             status=result.status,
                             forgetting=-result.forgetting,
                             utility=0.0,
-                            violation=0.0,
+                            violation=self.violation(target, result, results),
                         )
                     )
         return tuple(rows), tuple(finished)
+
+    def violation(
+        self, target: AttackTarget, result: TrialResult, results: Mapping[str, TrialResult]
+    ) -> float:
+        """By how much an attack cost more utility than the panel allows. Raises UserError where the
+        attacked model's utility is not known.
+        """
+        bound = self.panel.utility_loss
+        if bound == 1:
+            return 0.0
+        before = results[target.trial_id].utility if target.trial_id in results else math.nan
+        rule = "attacks.utility_loss needs the utility of the attacked model"
+        require(before > 0, f"{rule}, {target.trial_id}", before)
+        return utility_loss(before, result.utility) - bound
 
     def suggestions(
         self, entry: PanelEntry, name: str, finished: tuple[StudyTrial, ...], batch: int
@@ -292,8 +312,11 @@ class AttackPlanner:
             Attack(name=attack.name, seed=attack.seed, **self.read_by(attack.name)),
             **self.curve_of(attack.name),
         )
+        target = attack.target.trial
+        # without the attack that the trial made itself, and its options
+        plain = self.check(replace(target, measure=replace(target.measure, attack="none")))
         trial = with_values(
-            replace(attack.target.trial, attack=settings),
+            replace(plain, attack=settings),
             {f"{attack.name}.{key}": value for key, value in values.items()},
         )
         return self.check(trial), attack_setting(attack.name, values)
@@ -332,6 +355,16 @@ class AttackPlanner:
         old = scan_driver_table(run, "attacks").collect().to_dicts()
         rows = [*(row for row in old if _key(row) not in own_rows), *own_rows.values()]
         write_run_table(run, "attacks", rows)
+
+
+def strongest(finished: Sequence[StudyTrial]) -> StudyTrial | None:
+    """The strength that recovers most within the bound on utility; where none is, the one that
+    costs least.
+    """
+    winner = best_trial(finished)
+    if winner is None or winner.violation <= 0:
+        return winner
+    return min((t for t in finished if t.measured), key=lambda trial: trial.violation)
 
 
 def strength_of(name: str) -> Mapping[str, Domain]:

@@ -127,6 +127,7 @@ def _functions_can_divide(trial: Trial) -> None:
     from rayunlearn.methods.forget import FORGET
     from rayunlearn.methods.task_vector import as_trained
     from rayunlearn.ranges import required_inputs
+    from rayunlearn.registry import own_attack
     from rayunlearn.selectors.table import SELECTORS
 
     plain = FORGET[trial.method.forget].ending is as_trained
@@ -135,12 +136,12 @@ def _functions_can_divide(trial: Trial) -> None:
         "method.forget must be one that ends as trained where a trial has several processes",
         trial.method.forget,
     )
-    attack = trial.attack.name
-    require(
-        attack == "none" or not ATTACKS[attack].trains,
-        "attack.name must be no attack that trains where a trial has several processes",
-        attack,
-    )
+    for name, attack in (("attack.name", trial.attack.name), ("measure.attack", own_attack(trial))):
+        require(
+            attack == "none" or not ATTACKS[attack].trains,
+            f"{name} must be no attack that trains where a trial has several processes",
+            attack,
+        )
     trains = "norms_along" in required_inputs(SELECTORS[trial.select.name].function)
     require(
         not trains,

@@ -173,6 +173,9 @@ def _results(
 def _own_rows(rows: "pl.LazyFrame", trials: "pl.LazyFrame", objective: Objective) -> "pl.LazyFrame":
     """The rows of what each trial is about: the objective's stage (base's and gold's own) without
     attack; of an attack's trial the model that it attacked, after that attack.
+
+    An objective after an attack: split forget is what the trial's own attack left, base's and gold's
+    too, and the other splits are from before it.
     """
     import polars as pl
 
@@ -184,11 +187,15 @@ def _own_rows(rows: "pl.LazyFrame", trials: "pl.LazyFrame", objective: Objective
     rows = rows.join(
         trials.select("trial_id", attack.alias("_own")), on="trial_id", maintain_order="left"
     )
-    attacked = (pl.col("_own") != "none") & (pl.col("stage") == "unlearned")
-    return rows.filter(
-        (pl.col("stage").is_in(["base", "gold", objective.stage]) | attacked)
-        & (pl.col("attack") == pl.col("_own"))
-    )
+    stage, is_forget = pl.col("stage"), pl.col("split") == "forget"
+    after_own = objective.stage == "attacked"
+    stages = ["base", "gold", "unlearned" if after_own else objective.stage]
+    plain = stage.is_in(stages) & (pl.col("attack") == "none")
+    if after_own:
+        after = (stage == "attacked") & (pl.col("attack") == objective.attack)
+        plain = (after & is_forget) | (plain & ~is_forget)
+    attacked = stage.is_in(["base", "gold", "unlearned"]) & (pl.col("attack") == pl.col("_own"))
+    return rows.filter(pl.when(pl.col("_own") == "none").then(plain).otherwise(attacked))
 
 
 def _objective_values(

@@ -85,6 +85,7 @@ def recovery_curves(run: Run, table: pl.DataFrame) -> AttackMatrix:
             _format_half_steps(row),
             _format_two_digits(row["companion"]),
             _format_learned(row),
+            _format_two_digits(row["utility_loss"]),
         )
         for row in (
             table.filter(pl.col("area").is_not_null() | pl.col("companion").is_not_null())
@@ -103,6 +104,7 @@ CURVE_HEADERS = (
     "steps to half",
     "control",
     "on what it learned from",
+    "utility lost",
 )
 
 CURVE_CAPTION = (
@@ -111,7 +113,8 @@ CURVE_CAPTION = (
     " prompt learned towards random text, or a random prefix; '-' where the attack is"
     " itself that. On what it learned from: of soft prompts, the metric on the true answers"
     " that they were learned from (control: on the random text): a control as high says"
-    " that reaching an answer so is no sign of knowing it."
+    " that reaching an answer so is no sign of knowing it. Utility lost: the share of the"
+    " model's utility that the attack cost."
 )
 
 

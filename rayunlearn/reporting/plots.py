@@ -64,7 +64,7 @@ def coreset_curve(table: pl.DataFrame, experiment: Mapping[str, Any]) -> go.Figu
         return None
     facets = _facets(grid, extra_settings(table))
     figure = _panels(
-        [title for title, _ in facets], y_title=f"{objective_of(experiment).forgetting} on forget"
+        [title for title, _ in facets], y_title=objective_of(experiment).forgetting_words
     )
     for panel, (_, facet) in enumerate(facets):
         for method, selector, cells in _lines(_within(grid, facet)):
@@ -94,7 +94,7 @@ def coverage_curve(table: pl.DataFrame, experiment: Mapping[str, Any]) -> go.Fig
         return None
     methods = grid["method"].unique(maintain_order=True).to_list()
     places = _facets(grid, extra_settings(table))
-    figure = _panels(methods, y_title=f"{objective_of(experiment).forgetting} on forget")
+    figure = _panels(methods, y_title=objective_of(experiment).forgetting_words)
     for panel, method in enumerate(methods):
         for index, (title, facet) in enumerate(places):
             for _, selector, cells in _lines(
@@ -137,7 +137,7 @@ def pareto(run: Run) -> go.Figure | None:
         _add_trials(figure, panel, facet_rows, trials)
         _add_front(figure, panel, facet_rows, goal.target != "none")
         _add_anchors(figure, panel, facet_rows, goal.utility_floor)
-    figure.update_xaxes(title_text=f"{goal.forgetting} on forget")
+    figure.update_xaxes(title_text=goal.forgetting_words)
     return _finished(figure)
 
 
@@ -285,7 +285,7 @@ def tuning_history(run: Run) -> go.Figure | None:
     studies = _by_setting(tuned).partition_by("study", maintain_order=True)[:MAX_PANELS]
     figure = _panels(
         [_study_title(study) for study in studies],
-        y_title=f"{goal.forgetting} on forget{'' if goal.target == 'none' else ': distance'}",
+        y_title=f"{goal.forgetting_words}{'' if goal.target == 'none' else ': distance'}",
     )
     for panel, study in enumerate(studies):
         best = best_so_far(study, order="study_index", value="objective", feasible="feasible")

@@ -258,7 +258,7 @@ def _timed_out(trials: pl.DataFrame) -> list[str]:
 
 def starting_points(run: Run, table: pl.DataFrame) -> list[str]:
     """A sentence per dataset: documents to forget, and what base and gold know of them."""
-    metric = objective_of(run.experiment).forgetting
+    metric = objective_of(run.experiment).forgetting_words
     settings, sentences = extra_settings(table), []
     for base in table.filter(
         pl.col("role") == "base", pl.col("forgetting").is_not_null()
@@ -267,7 +267,7 @@ def starting_points(run: Run, table: pl.DataFrame) -> list[str]:
         size = (
             format_number(int(base["n_forget"])) if base["n_forget"] is not None else "unknown many"
         )
-        before = f"Before unlearning, {metric} on forget is {format_interval(base, 'forgetting')}"
+        before = f"Before unlearning, {metric} is {format_interval(base, 'forgetting')}"
         text = (
             f"{'With ' + context + ', the' if context else 'The'} forget set has {size} documents."
             f" {before}"

@@ -76,12 +76,14 @@ class Callbacks:
     `keep_going(step)`, from 1 and not asked after the last step, may end it as stopped. What moves
     with the loss does so in `after_step(step, retain)`, once per optimizer step and after it
     (counted from 0): `retain` is the retain loss of the whole batch, the mean over microbatches and
-    processes, and the same number on every process.
+    processes, and the same number on every process. `on_rows` is given the steps that were looked
+    at, before `keep_going`.
     """
 
     check_every: int = 25
     keep_going: Callable[[int], bool] | None = None
     after_step: AfterStep | None = None
+    on_rows: Callable[[Sequence[StepRow]], None] | None = None
 
 
 ALL_PARAMETERS = TrainedParameters()
@@ -133,10 +135,12 @@ class _RunRecord:
         self.pending.append(step)
         self.presentations += step.loss.n_documents
 
-    def check_pending_steps(self, keep_going: Callable[[int], bool] | None, *, last: bool) -> None:
+    def check_pending_steps(self, callbacks: Callbacks, *, last: bool) -> None:
         """Read the pending steps and judge them; `keep_going` is not asked after the `last` one."""
-        new_rows = _step_rows(self.pending, len(self.rows))
+        new_rows, keep_going = _step_rows(self.pending, len(self.rows)), callbacks.keep_going
         self.rows, self.pending = self.rows + new_rows, []
+        if callbacks.on_rows is not None:
+            callbacks.on_rows(new_rows)
         if not all(math.isfinite(row.loss) and math.isfinite(row.grad_norm) for row in new_rows):
             self.outcome = "diverged"
         elif not last and keep_going is not None and not keep_going(len(self.rows)):
@@ -286,7 +290,7 @@ def optimise(
         record.add(trainer.step(loss_of_step, number))
         is_last = number == steps
         if number % callbacks.check_every == 0 or is_last:
-            record.check_pending_steps(callbacks.keep_going, last=is_last)
+            record.check_pending_steps(callbacks, last=is_last)
             if not is_last:
                 saved_step = trainer.save_if_due(checkpoints, record, saved_step)
         if record.outcome != "complete":

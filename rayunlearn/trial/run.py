@@ -19,6 +19,7 @@ from rayunlearn.schema import FINISHED, TIMED_OUT, Rows
 from rayunlearn.storage.run import write_trial
 from rayunlearn.train.checkpoint import remove_checkpoint
 from rayunlearn.train.loop import TrainLog
+from rayunlearn.trial.attack_inputs import attacked_rows
 from rayunlearn.trial.calibrate import calibrate_trial
 from rayunlearn.trial.context import TrialContext, base_context, start_context
 from rayunlearn.trial.coreset import coverage
@@ -159,6 +160,9 @@ def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoin
     if status != "diverged":
         columns, measured = _measure(context, emphasis, len(log.rows), clock)
         row, tables = row | columns, merge_rows(tables, measured)
+        if trial.measure.attack != "none":
+            tables = merge_rows(tables, attacked_rows(context, step=len(log.rows)))
+            clock.lap("seconds_attack")
     return Outcome(status, row | clock.laps, tables)
 
 

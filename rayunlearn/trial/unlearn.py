@@ -4,9 +4,10 @@ watched and wrapped.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,9 +41,11 @@ from rayunlearn.train.adapters import ADAPTERS, with_adapter
 from rayunlearn.train.checkpoint import Checkpoints, HasState
 from rayunlearn.train.device import accelerator, computing
 from rayunlearn.train.fsdp import shard_model
+from rayunlearn.train.live import tell
 from rayunlearn.train.loop import (
     Callbacks,
     OptimizerSettings,
+    StepRow,
     TrainedParameters,
     TrainLog,
     choose_parameters,
@@ -128,10 +131,22 @@ def unlearn(
                     check_every=context.trial.stop.check_every,
                     keep_going=None if monitor is None else monitor.evaluate,
                     after_step=objective.after_step,
+                    on_rows=None if after_step else tell_rows,
                 ),
                 checkpoints=_checkpoints(context, coreset, checkpoint, parts),
             )
             return log if monitor is None else monitor.ended(log)
+
+
+def tell_rows(rows: Sequence[StepRow]) -> None:
+    """Tell who listens to this process of the steps, as trackers name what they record."""
+    tell([(row.step, {f"train/{name}": v for name, v in _numbers(row)}) for row in rows])
+
+
+def _numbers(row: StepRow) -> list[tuple[str, float]]:
+    """What a step recorded, but its number, where it is finite."""
+    values = [(name, value) for name, value in asdict(row).items() if name != "step"]
+    return [(name, float(v)) for name, v in values if v is not None and math.isfinite(v)]
 
 
 def _optimizer_settings(train: Train) -> OptimizerSettings:

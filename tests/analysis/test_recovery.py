@@ -28,6 +28,7 @@ def add(
     attack: str,
     values: tuple[float | None, ...],
     curve: tuple[float, ...] = (),
+    retain: tuple[float, ...] = (),
 ) -> None:
     """A trial of that stage after that attack with one value per document."""
     examples = [
@@ -35,11 +36,12 @@ def add(
             "stage": stage,
             "attack": attack,
             "doc_id": d,
-            "split": "forget",
+            "split": split,
             "metric": "probability",
             "value": v,
         }
-        for d, v in zip(DOCUMENTS, values, strict=False)
+        for split, of_split in (("forget", values), ("retain", retain))
+        for d, v in zip(DOCUMENTS, of_split, strict=False)
     ]
     points = [
         {
@@ -140,6 +142,18 @@ def test_recovered_fraction_its_most_its_controls_and_its_curve_by_hand(run: Pat
     assert worst_case(table)["setting"].to_list() == [RELEARNING]
 
 
+def test_what_an_attack_costs_is_the_share_of_utility_that_is_gone(run: Path) -> None:
+    """0.8 before; 0.6 and 0.4 after the two seeds: (0.8 - 0.5) / 0.8."""
+    asked = (0.0, 0.2, 0.0, 0.2)
+    add(run, "mine", "unlearned", "none", asked, retain=(1.0, 0.6))
+    add(run, "s0", "unlearned", "relearning", (0.4, 0.6, 0.4, 0.6), retain=(0.6, 0.6))
+    add(run, "s1", "unlearned", "relearning", (0.6, 0.8, 0.6, 0.8), retain=(0.5, 0.3))
+    losses = dict(recovery_table(open_run(run)).select("setting", "utility_loss").iter_rows())
+    assert losses[RELEARNING] == pytest.approx(0.375)
+    # not measured on retain
+    assert losses["weight_noise relative=0.1"] is None
+
+
 def test_the_matrix_has_a_row_per_attack_whatever_its_strength_and_the_worst_case_last(
     run: Path,
 ) -> None:
@@ -161,7 +175,7 @@ def test_the_matrix_has_a_row_per_attack_whatever_its_strength_and_the_worst_cas
         ),
     )
     assert matrix.rows[-1][1] == "0.62 relearning"
-    assert [row[2:] for row in curves.rows] == [("0.62", "0.34", "15.0", "0.12", "-")]
+    assert [row[2:] for row in curves.rows] == [("0.62", "0.34", "15.0", "0.12", "-", "-")]
 
 
 def test_a_soft_prompt_stands_beside_random_text_in_what_it_brings_back(
@@ -205,7 +219,7 @@ def test_a_soft_prompt_stands_beside_random_text_in_what_it_brings_back(
     expected = {"recovered": 0.5, "companion": 0.0, "learned": 0.9, "companion_learned": 0.7}
     assert {name: row[name] for name in expected} == pytest.approx(expected)
     line = next(row for row in attack_tables(open_run(run))[1].rows if row[0] == "soft_prompt")
-    assert line[2:] == ("0.50", "-", "-", "0.00", "0.90 (control 0.70)")
+    assert line[2:] == ("0.50", "-", "-", "0.00", "0.90 (control 0.70)", "-")
 
 
 def test_an_attack_with_a_metric_of_its_own_stands_beside_base_gold_and_its_shuffled_control(

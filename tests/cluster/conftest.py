@@ -91,8 +91,14 @@ def tracked(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Track
         def __init__(self, run_info: trackers.RunInfo) -> None:
             self.run_info = run_info
 
+        def log_points(self, trial: trackers.TrackedTrial) -> None:
+            assert trial.status == "running"
+
         def log_trial(self, trial: trackers.TrackedTrial) -> None:
             told.append((trial.trial_id, trial.status))
+
+        def close(self) -> None:
+            pass
 
     def unreachable(place: trackers.RunInfo) -> trackers.Tracker:
         raise ConnectionError("nobody at that address")

@@ -3,14 +3,20 @@ tracker that fails.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
 from rayunlearn.cluster import sweep as sweeping
 from rayunlearn.cluster.sweep import check_trackers
+from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import override
 from rayunlearn.storage.run import open_run, write_trial
+from rayunlearn.train.live import listening
+from rayunlearn.train.loop import StepRow
+from rayunlearn.trial.unlearn import tell_rows
 from tests.cluster.conftest import Tracked, untuned
 
 
@@ -137,6 +143,87 @@ def test_seeds_of_a_cell_are_a_group_and_other_settings_are_not() -> None:
     one = {"method.forget": "npo", "select.ratio": 0.1, "train.seed": 0, "select.seed": 0}
     assert cell_of(one) == cell_of(one | {"train.seed": 4, "select.seed": 2})
     assert cell_of(one) != cell_of(one | {"npo.beta": 0.2})
+
+
+class Page:
+    """A tracker that remembers what it was told, and cannot be reached the first time."""
+
+    calls: ClassVar[list[tuple[str, list[tuple[int, dict[str, float]]]]]] = []
+    failures: ClassVar[list[str]] = []
+
+    def __init__(self, _run_info: object) -> None:
+        pass
+
+    def log_points(self, trial: Any) -> None:
+        if self.failures:
+            raise ConnectionError(self.failures.pop())
+        self.calls.append(("points", [(step, dict(numbers)) for step, numbers in trial.steps]))
+
+    def log_trial(self, trial: Any) -> None:
+        self.calls.append(("trial", [(step, dict(numbers)) for step, numbers in trial.steps]))
+
+    def close(self) -> None:
+        self.calls.append(("close", []))
+
+
+def told_live(run: Path, monkeypatch: pytest.MonkeyPatch, failures: list[str]) -> list[Any]:
+    """What a tracker hears of a trial of two steps that says its first while it runs."""
+    from rayunlearn.cluster import trackers
+
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", Page)
+    monkeypatch.setattr(Page, "calls", [])
+    monkeypatch.setattr(Page, "failures", failures)
+    left = [("abc", (1, {"train/loss": 2.5, "train/tokens": 7.0})), ("other", (1, {"x": 1.0}))]
+    callback = trackers.TrackerCallback(
+        ("tensorboard",),
+        trackers.RunInfo(run, "fake", "1"),
+        lambda: [left.pop(0) for _ in range(len(left))],
+    )
+    callback.setup()
+    trial = SimpleNamespace(config={"trial": Trial(), "trial_id": one_trial(run)})
+    callback.on_trial_start(0, [], trial)
+    callback.on_step_end(0, [])
+    callback.on_trial_complete(1, [], trial)
+    callback.on_experiment_end([])
+    assert not callback.failed
+    return Page.calls
+
+
+def test_a_tracker_hears_of_a_trial_while_it_runs_and_of_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, end, close = told_live(tmp_path, monkeypatch, [])
+    assert live == ("points", [(1, {"train/loss": 2.5, "train/tokens": 7.0})])
+    later = {"train/forget_loss": 0.5, "train/grad_norm": 1.0, "train/seconds": 0.25}
+    assert end == ("trial", [(1, later), (2, later | {"train/tokens": 7.0})])
+    assert close == ("close", [])
+
+
+def test_what_a_tracker_could_not_be_told_while_a_trial_ran_it_is_told_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, _ = told_live(tmp_path, monkeypatch, ["nobody at that address"])
+    assert end[0] == "trial" and end[1][0][1]["train/loss"] == 2.5
+
+
+def test_training_tells_who_listens_of_its_steps_and_only_inside_the_block() -> None:
+    heard: list[Any] = []
+    row = StepRow(
+        step=3,
+        loss=0.5,
+        forget_loss=None,
+        retain_loss=None,
+        retain_weight=None,
+        grad_norm=float("inf"),
+        learning_rate=1e-3,
+        tokens=7,
+        seconds=0.25,
+    )
+    with listening(heard.extend):
+        tell_rows([row])
+    tell_rows([row])
+    numbers = {"loss": 0.5, "learning_rate": 1e-3, "tokens": 7.0, "seconds": 0.25}
+    assert heard == [(3, {f"train/{name}": value for name, value in numbers.items()})]
 
 
 def test_a_sweep_tells_every_trial_once_and_no_pause(tracked: Tracked) -> None:

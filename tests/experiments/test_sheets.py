@@ -704,6 +704,7 @@ FILES = sorted(path.stem for path in EXPERIMENTS.glob("*.py"))
 # they have no preset beside the bed's: nothing of a paper's size is claimed
 BED_ALONE = {
     "hello",
+    "lasting",
     "methods",
     "metric_robustness",
     "pretrained_control",

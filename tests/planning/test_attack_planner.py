@@ -7,9 +7,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from rayunlearn.attacks.panels import PANELS, Panel, PanelEntry, panel_of, restrict_panel
+from rayunlearn.attacks.panels import (
+    PANELS,
+    Panel,
+    PanelEntry,
+    chosen_panel,
+    panel_of,
+    restrict_panel,
+)
 from rayunlearn.attacks.table import ATTACKS
-from rayunlearn.config import Attack, Trial, digest, flatten, trial_id
+from rayunlearn.config import Attack, Measure, Trial, trial_id
 from rayunlearn.config import Objective as Goal
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment
@@ -22,6 +29,7 @@ from rayunlearn.planning.attack_planner import (
     strength_of,
 )
 from rayunlearn.planning.outcomes import TrialResult
+from rayunlearn.planning.planner import Agenda
 from rayunlearn.ranges import options_of
 from rayunlearn.registry import check_trial
 
@@ -39,20 +47,22 @@ EXPERIMENT = Experiment(
 
 
 def identify(trial: Trial) -> str:
-    return digest(flatten(trial))
+    return trial_id(trial, "c", "m")
 
 
 NO_FILES = AttackFiles()
 
 
-def planner(*entries: PanelEntry, reads: AttackFiles = NO_FILES) -> AttackPlanner:
+def planner(
+    *entries: PanelEntry, reads: AttackFiles = NO_FILES, utility_loss: float = 1.0
+) -> AttackPlanner:
     target = AttackTarget(trial_id=identify(BASE), trial=BASE)
     return AttackPlanner(
         EXPERIMENT,
         check_trial,
         identify,
         (target,),
-        Panel(entries=entries, seeds=(0, 1, 2), budget=4, batch=2),
+        Panel(entries=entries, seeds=(0, 1, 2), budget=4, batch=2, utility_loss=utility_loss),
         reads,
     )
 
@@ -116,6 +126,63 @@ def test_the_strength_that_gets_most_back_is_repeated_and_a_resumed_panel_is_the
     assert [r.trial_id for r in fresh.agenda(results).rows] == [
         r.trial_id for r in plan.agenda(results).rows
     ]
+
+
+def searched(plan: AttackPlanner, cost: float) -> tuple[list[float], Agenda]:
+    """The rates asked for and the panel's end, where a rate gets the more back the higher it is and
+    costs `cost` times itself of a utility of 0.8; half of which is over the bound.
+    """
+    own = TrialResult("complete", 0.1, 0.8)
+    results: dict[str, TrialResult] = {identify(BASE): own}
+    rates: list[float] = []
+    while (agenda := plan.agenda(results)).waiting:
+        for row in agenda.ready:
+            rates.append(float(dict(row.trial.options)["unrelated_training.learning_rate"]))
+            left = 0.8 * (1 - cost * rates[-1])
+            results[row.trial_id] = TrialResult("complete", rates[-1], left)
+    return rates, plan.agenda(results)
+
+
+def repeated_rate(agenda: Agenda) -> float:
+    rows = [row for row in agenda.rows if row.role == "attack"]
+    (rate,) = {dict(row.trial.options)["unrelated_training.learning_rate"] for row in rows}
+    return float(rate)
+
+
+def test_a_strength_may_cost_no_more_utility_than_the_panel_allows() -> None:
+    """A rate of 1e-3 costs 5% of utility, the highest rates cost more."""
+    entry = PanelEntry("unrelated_training", tuned=True)
+    rates, free = searched(planner(entry), 50.0)
+    assert repeated_rate(free) == max(rates) > 1e-3
+    rates, bounded = searched(planner(entry, utility_loss=0.05), 50.0)
+    allowed = [rate for rate in rates if rate <= 1e-3]
+    assert allowed and repeated_rate(bounded) == max(allowed) and not bounded.notes
+    rates, costly = searched(planner(entry, utility_loss=0.05), 1e4)
+    assert repeated_rate(costly) == min(rates)
+    assert "no strength cost at most 0.05 of utility" in costly.notes[0]
+
+
+def test_a_bound_needs_the_utility_of_the_attacked_model_and_lies_in_0_to_1() -> None:
+    entry = PanelEntry("unrelated_training", tuned=True)
+    plan = planner(entry, utility_loss=0.05)
+    results = {row.trial_id: TrialResult("complete", 0.5, 0.5) for row in plan.agenda({}).ready}
+    with pytest.raises(UserError, match="needs the utility of the attacked model"):
+        plan.agenda(results)
+    with pytest.raises(UserError, match=r"utility_loss must be in \[0, 1\], got 1.5"):
+        chosen_panel("quick", utility_loss=1.5)
+
+
+def test_an_attack_that_a_trial_made_itself_is_no_setting_of_the_panel_s() -> None:
+    """Its steps are not the panel's, and the attack's trial makes no further attack."""
+    own = check_trial(
+        replace(BASE, measure=Measure(attack="relearning"), options=(("relearning.steps", 7),))
+    )
+    target = AttackTarget(trial_id=identify(own), trial=own)
+    plan = replace(planner(PanelEntry("relearning")), targets=(target,))
+    rows = plan.agenda({}).ready
+    assert {row.trial.measure.attack for row in rows} == {"none"}
+    relearned = [row for row in rows if row.trial.attack.name == "relearning"]
+    assert {dict(row.trial.options)["relearning.steps"] for row in relearned} == {50}
 
 
 def test_a_study_in_which_every_attack_diverged_says_so() -> None:
