@@ -29,7 +29,7 @@ from ray.tune import Callback
 
 from rayunlearn.config import SEED_SETTINGS, Value, digest, flatten
 from rayunlearn.schema import TABLES
-from rayunlearn.train.live import Point
+from rayunlearn.train.live import LivePoint
 
 # status of a trial that runs
 RUNNING = "running"
@@ -243,7 +243,7 @@ class TrackerCallback(Callback):
 
     names: Sequence[str]
     run_info: RunInfo
-    take_points: Callable[[], list[tuple[str, Point]]]
+    take_points: Callable[[], list[tuple[str, LivePoint]]]
     failed: dict[str, list[str]] = field(default_factory=dict)
     running: dict[str, Mapping[str, Value]] = field(default_factory=dict)
     sent: dict[str, set[tuple[str, int, str]]] = field(default_factory=dict)
@@ -296,7 +296,7 @@ class TrackerCallback(Callback):
 
     def _log_points(self) -> None:
         """What running trials said. A tracker that fails now is told at the trial's end."""
-        points: dict[str, list[Point]] = {}
+        points: dict[str, list[LivePoint]] = {}
         for trial_id, point in self.take_points():
             points.setdefault(trial_id, []).append(point)
         for trial_id in points.keys() & self.running.keys():
@@ -344,7 +344,7 @@ def _not_sent(
 
 
 def running_trial(
-    trial_id: str, settings: Mapping[str, Value], points: Sequence[Point]
+    trial_id: str, settings: Mapping[str, Value], points: Sequence[LivePoint]
 ) -> TrackedTrial:
     """A trial that runs, with what it has just said."""
     return TrackedTrial(

@@ -17,7 +17,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.schema import FINISHED
 from rayunlearn.storage.run import send_unsent, status_of
 from rayunlearn.storage.sync import run_ready
-from rayunlearn.train.live import Point, listening
+from rayunlearn.train.live import LivePoint, listening
 
 # how long a worker waits for the actor that keeps the progress, and for other workers to begin
 PROGRESS_ACTOR_SECONDS = 60.0
@@ -83,7 +83,7 @@ class TrialActor(tune.Trainable):
         except UserError as mistake:
             return {"mistake": str(mistake)}
 
-    def send_points(self, points: Sequence[Point]) -> None:
+    def send_points(self, points: Sequence[LivePoint]) -> None:
         """Leave on the board what a training says while it runs; nobody waits for it."""
         self.board.put_points.remote(self.trial_id_here, list(points))
 

@@ -30,7 +30,7 @@ from rayunlearn.planning.plan_run import PlanRun
 from rayunlearn.planning.progress import PreparationProgress, Snapshot, View, watch_progress
 from rayunlearn.storage.scratch import scratch_folder
 from rayunlearn.storage.sync import run_ready
-from rayunlearn.train.live import Point
+from rayunlearn.train.live import LivePoint
 from rayunlearn.trial.workspace import data_model_pair
 
 # what lost its worker is started again this often
@@ -67,7 +67,7 @@ class ProgressActor:
         self.view: View | None = None
         self.began: set[str] = set()
         self.warnings: list[str] = []
-        self.points: list[tuple[str, Point]] = []
+        self.points: list[tuple[str, LivePoint]] = []
         self.lost = bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
     def put(self, view: View) -> None:
@@ -110,11 +110,11 @@ class ProgressActor:
         """The latest view, None before there is one."""
         return self.view
 
-    def put_points(self, trial_id: str, points: Sequence[Point]) -> None:
+    def put_points(self, trial_id: str, points: Sequence[LivePoint]) -> None:
         """Leave what a trial's training says."""
         self.points += [(trial_id, point) for point in points]
 
-    def take_points(self) -> list[tuple[str, Point]]:
+    def take_points(self) -> list[tuple[str, LivePoint]]:
         """What was left since the last call: (trial, point), in order."""
         points, self.points = self.points, []
         return points

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 # an optimizer step, from 1, and what was seen there by name
-Point = tuple[int, Mapping[str, float]]
-Listener = Callable[[Sequence[Point]], None]
+LivePoint = tuple[int, Mapping[str, float]]
+Listener = Callable[[Sequence[LivePoint]], None]
 
 _listeners: list[Listener] = []
 
@@ -28,7 +28,7 @@ def listening(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def tell(points: Sequence[Point]) -> None:
+def tell(points: Sequence[LivePoint]) -> None:
     """Tell everyone who listens."""
     for listener in _listeners:
         listener(points)

@@ -10,7 +10,18 @@ import polars as pl
 import pytest
 
 from rayunlearn.analysis.run_frames import trial_table, values_by_trial
-from rayunlearn.config import Attack, Measure, Objective, Train, Trial, digest, flatten, trial_id
+from rayunlearn.config import (
+    LATER_SETTINGS,
+    Attack,
+    Measure,
+    Objective,
+    Train,
+    Trial,
+    digest,
+    flatten,
+    trial_id,
+    with_teaching,
+)
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment, grids_of, override, settings
 from rayunlearn.planning.backend import can_divide
@@ -145,12 +156,26 @@ def test_an_objective_after_an_attack_makes_every_trial_attack_with_bases_settin
 
 
 def test_a_trial_without_an_own_attack_has_the_id_that_it_had() -> None:
-    flat = flatten(Trial())
-    assert flat.pop("measure.attack") == "none"
-    del flat["train.checkpoint_every"]
-    expected = digest(flat | {"data.path": "c", "model.name": "m"})
-    assert trial_id(Trial(), "c", "m") == expected
-    assert trial_id(Trial(measure=Measure(attack="relearning")), "c", "m") != expected
+    """Any attack makes another trial."""
+    assert LATER_SETTINGS["measure.attack"] == "none" == flatten(Trial())["measure.attack"]
+    ids = {
+        trial_id(Trial(measure=Measure(attack=name)), "c", "m")
+        for name in ("none", "relearning", "gcg")
+    }
+    assert len(ids) == 3
+    with_setting = {"data.path": "c", "model.name": "m", **flat_of_id()}
+    assert digest(with_setting) == trial_id(Trial(), "c", "m")
+
+
+def flat_of_id() -> dict[str, object]:
+    """The default trial's settings, as its id has them."""
+    trial = replace(Trial(), model=with_teaching(Trial().model))
+    left_out = {"train.checkpoint_every", "measure.attack", "data.path", "model.name"}
+    return {
+        name: value
+        for name, value in flatten(trial).items()
+        if name not in left_out and LATER_SETTINGS.get(name) != value
+    }
 
 
 def test_an_attack_that_there_is_not_and_one_that_cannot_be_divided_are_refused() -> None:
