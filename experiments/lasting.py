@@ -13,7 +13,7 @@ refuted for the order if no pair of methods changes places with both differences
 
 Every trial relearns its own model at its end: 20 steps of 4 forget documents, the same for all, so
 that attackers have equal budgets; base and gold too. Gold's value after the same attack is the
-floor of what can be asked: a model that never knew learns that much from the attack alone. The
+floor of what can be asked: a model that never saw the facts learns that much from the attack. The
 controls are the retain loss alone, relearned in the same way. Utility is that of before the attack.
 Five seeds, eight trials of tuning for each method and each aim; trial 0 of both is the same.
 

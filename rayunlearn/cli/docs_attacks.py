@@ -80,7 +80,7 @@ on itself, base and gold.
 **What an attack costs its attacker** is measured: `utility_loss` is the share of the objective's
 utility that the attacked model lost by the attack, a column of `recovery_table` and of the second
 printed table. The search looks at what is recovered alone, because who wants the knowledge need not
-care for the rest. `--utility-loss 0.05` (`attacks.utility_loss` in an experiment) bounds the
+care for the rest. `--utility-loss 0.05` (in an experiment `Attacks(utility_loss=0.05)`) bounds the
 searched strengths: those that cost more are not feasible for Optuna, and the best of the others is
 repeated. Where none is within the bound, the one that cost least is, and a note says so. Attacks
 with a fixed strength are not bounded.
