@@ -673,8 +673,12 @@ class Objective:
     @property
     def forgetting_words(self) -> str:
         """`probability on forget after relearning`: what is minimised."""
-        after = f" after {self.attack}" if self.stage == "attacked" else ""
-        return f"{self.forgetting} on forget{after}"
+        return f"{self.forgetting} on forget{self.after_attack}"
+
+    @property
+    def after_attack(self) -> str:
+        """` after relearning` where forgetting is measured after an attack, else ''."""
+        return f" after {self.attack}" if self.stage == "attacked" else ""
 
 
 def recorded_objective(recorded: Mapping[str, Any]) -> Objective:

@@ -346,7 +346,11 @@ def _metric_columns(goal: Objective, *, untouched: bool) -> list[ViewColumn]:
         " there is none; below counts as far as above"
     )
     columns = [
-        (f"forget {goal.forgetting}", f"split forget: {interval}", True),
+        (
+            f"forget {goal.forgetting}{goal.after_attack}",
+            f"split forget{goal.after_attack}: {interval}",
+            True,
+        ),
         ("distance", distance, True),
         ("unlearned", gap_closed, True),
         (f"{split} {goal.utility}", f"split {split}: {interval}", True),

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from rayunlearn.analysis.coreset_table import coreset_table
 from rayunlearn.analysis.run_frames import trial_table, values_by_trial
 from rayunlearn.config import (
     LATER_SETTINGS,
@@ -26,6 +27,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment, grids_of, override, settings
 from rayunlearn.planning.backend import can_divide
 from rayunlearn.planning.outcomes import trial_result, trial_results
+from rayunlearn.reporting.tables import coreset_view
 from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table
 from rayunlearn.trial import model_state
 from rayunlearn.trial.attack import run_attack_or_trial
@@ -120,6 +122,12 @@ def test_the_objective_minimises_what_the_attack_leaves_and_keeps_utility_from_b
             assert (found.forgetting, found.utility) == pytest.approx((after, before), abs=1e-6)
         row = table[trial_id_]
         assert (row["forgetting"], row["utility"]) == pytest.approx((after, before), abs=1e-6)
+    cells = coreset_table(opened)
+    headers = coreset_view(cells, opened.experiment).headers
+    assert "forget probability after round_to_nearest" in headers
+    by_role = dict(cells.select("role", "forgetting").iter_rows())
+    shown = [by_role[role] for role in ("grid", "gold")]
+    assert shown == pytest.approx([results[trial].forgetting for trial in ids], abs=1e-6)
     left = values_by_trial(opened, "forget", "probability", "")
     assert left.rows(ids).mean(1) == pytest.approx([results[i].forgetting for i in ids], abs=1e-6)
 
