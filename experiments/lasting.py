@@ -15,7 +15,7 @@ Every trial relearns its own model at its end: 20 steps of 4 forget documents, t
 that attackers have equal budgets; base and gold too. Gold's value after the same attack is the
 floor of what can be asked: a model that never saw the facts learns that much from the attack. The
 controls are the retain loss alone, relearned in the same way. Utility is that of before the attack.
-Five seeds, eight trials of tuning for each method and each aim; trial 0 of both is the same.
+Five seeds, sixteen trials of tuning for each method and each aim; trial 0 of both is the same.
 
 Three commands:
 
@@ -51,7 +51,7 @@ SEARCH = {
     "npo.beta": Range(0.005, 0.1, log=True),
     "rmu.steering": Range(2.0, 60.0, log=True),
 }
-BUDGET = Budget(tuning="shared", trials=8, batch=4)
+BUDGET = Budget(tuning="shared", trials=16, batch=4)
 OBJECTIVE = Objective(
     forgetting="probability",
     utility="probability",
