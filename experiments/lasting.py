@@ -15,6 +15,7 @@ Every trial relearns its own model at its end: 20 steps of 4 forget documents, t
 that attackers have equal budgets; base and gold too. Gold's value after the same attack is the
 floor of what can be asked: a model that never saw the facts learns that much from the attack. The
 controls are the retain loss alone, relearned in the same way. Utility is that of before the attack.
+What is left is minimised, however far below gold (`target="none"`): an attacker gains by any of it.
 Five seeds, sixteen trials of tuning for each method and each aim; trial 0 of both is the same.
 
 Three commands:
@@ -59,6 +60,7 @@ OBJECTIVE = Objective(
     utility_floor=0.9,
     stage="attacked",
     attack="relearning",
+    target="none",
 )
 PRESETS = {
     "before": {
@@ -67,6 +69,7 @@ PRESETS = {
             utility="probability",
             utility_split="retain",
             utility_floor=0.9,
+            target="none",
         )
     }
 }

@@ -361,9 +361,9 @@ def tracked_trial(run: Path, trial_id: str) -> TrackedTrial:
     """An ended trial of the run folder, as trackers are told it; what is not finite is left out, as
     most of them refuse it.
     """
-    trials, evals, steps = (
+    trials, evals, steps, curves = (
         pl.read_parquet(run / "trials" / trial_id / f"{table}.parquet")
-        for table in ("trials", "evals", "steps")
+        for table in ("trials", "evals", "steps", "curves")
     )
     row, columns = trials.row(0, named=True), TABLES["trials"]
     numbers = {
@@ -387,7 +387,7 @@ def tracked_trial(run: Path, trial_id: str) -> TrackedTrial:
             if _finite(metric["value"])
         }
         | numbers,
-        steps=list(_steps(steps)),
+        steps=_merged([*_steps(steps), *_looks(curves)]),
     )
 
 
@@ -417,6 +417,22 @@ def _steps(steps: pl.DataFrame) -> Iterator[tuple[int, dict[str, float]]]:
                 if name not in ("trial_id", "step") and _finite(value)
             },
         )
+
+
+def _looks(curves: pl.DataFrame) -> Iterator[tuple[int, dict[str, float]]]:
+    for row in curves.filter(pl.col("kind") == "training").iter_rows(named=True):
+        if _finite(row["value"]):
+            yield int(row["x"]), {f"training/{row['split']}/{row['metric']}": row["value"]}
+
+
+def _merged(
+    points: Sequence[tuple[int, dict[str, float]]],
+) -> list[tuple[int, dict[str, float]]]:
+    """One entry per step, in order."""
+    by_step: dict[int, dict[str, float]] = {}
+    for step, numbers in sorted(points, key=lambda point: point[0]):
+        by_step.setdefault(step, {}).update(numbers)
+    return list(by_step.items())
 
 
 def _name(row: Mapping[str, Any]) -> str:

@@ -174,7 +174,7 @@ def _own_rows(rows: "pl.LazyFrame", trials: "pl.LazyFrame", objective: Objective
     """The rows of what each trial is about: the objective's stage (base's and gold's own) without
     attack; of an attack's trial the model that it attacked, after that attack.
 
-    An objective after an attack: split forget is what the trial's own attack left, base's and gold's
+    An objective after an attack: split forget is what the trial's own attack left, of base and gold
     too, and the other splits are from before it.
     """
     import polars as pl

@@ -23,6 +23,7 @@ from rayunlearn.schema import Rows
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.storage.code_identity import code_digest
 from rayunlearn.train.early_stopping import BestLook, RetentionEarlyStopping
+from rayunlearn.train.live import tell
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.model_state import cached
@@ -95,10 +96,12 @@ class TrainingMonitor:
             else None
         )
         self._best = BestLook(model, self._rank()) if stop.keep == "best" else None
+        self._tell()
 
     def evaluate(self, step: int) -> bool:
         """Look at the model after `step` steps; whether it may train on."""
         self._evaluations.append((step, self._questions.means_of(self._model)))
+        self._tell()
         if self._best is not None:
             self._best.see(step, self._rank())
         if self._stopping is not None:
@@ -148,6 +151,16 @@ class TrainingMonitor:
         keeps = self._stopping or self._best
         if keeps is not None:
             keeps.take({name: tensor for name, tensor in state.items() if name != "looks"})
+
+    def _tell(self) -> None:
+        """Tell who listens to this process of the last look, as trackers name it."""
+        step, means = self._evaluations[-1]
+        numbers = {
+            f"training/{split}/{metric}": mean.value
+            for (split, metric), mean in zip(self._series, means, strict=True)
+            if math.isfinite(mean.value)
+        }
+        tell([(step, numbers)])
 
     def _now(self, series: Series) -> float:
         return self._evaluations[-1][1][self._series.index(series)].value

@@ -42,6 +42,10 @@ def one_trial(run: Path) -> str:
         ],
         "steps": [{"step": 2, "loss": float("nan"), **step}, {"step": 1, "loss": 2.5, **step}],
         "evals": [{**place, "value": 0.125, "n": 8}],
+        "curves": [
+            {"kind": "training", "x": 2.0, "split": "forget", "metric": "probability"}
+            | {"value": 0.75, "n": 8, "stderr": 0.0}
+        ],
     }
     write_trial(run, "abc", rows, {"npo.beta": 0.1, "method.forget": "npo"})
     return "abc"
@@ -63,6 +67,7 @@ def test_what_a_tracker_is_told_is_what_the_files_say(tmp_path: Path) -> None:
     }
     assert [step for step, _ in seen.steps] == [1, 2]
     assert seen.steps[0][1]["train/loss"] == 2.5 and "train/loss" not in seen.steps[1][1]
+    assert seen.steps[1][1]["training/forget/probability"] == 0.75
 
 
 def test_tensorboard_reads_back_steps_and_measurements(tmp_path: Path) -> None:
@@ -195,7 +200,8 @@ def test_a_tracker_hears_of_a_trial_while_it_runs_and_of_nothing_twice(
     live, end, close = told_live(tmp_path, monkeypatch, [])
     assert live == ("points", [(1, {"train/loss": 2.5, "train/tokens": 7.0})])
     later = {"train/forget_loss": 0.5, "train/grad_norm": 1.0, "train/seconds": 0.25}
-    assert end == ("trial", [(1, later), (2, later | {"train/tokens": 7.0})])
+    last = later | {"train/tokens": 7.0, "training/forget/probability": 0.75}
+    assert end == ("trial", [(1, later), (2, last)])
     assert close == ("close", [])
 
 

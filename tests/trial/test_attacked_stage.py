@@ -26,7 +26,7 @@ from rayunlearn.config import (
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment, grids_of, override, settings
 from rayunlearn.planning.backend import can_divide
-from rayunlearn.planning.outcomes import trial_result, trial_results
+from rayunlearn.planning.outcomes import study_goal, trial_result, trial_results
 from rayunlearn.reporting.tables import coreset_view
 from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table
 from rayunlearn.trial import model_state
@@ -122,6 +122,11 @@ def test_the_objective_minimises_what_the_attack_leaves_and_keeps_utility_from_b
             assert (found.forgetting, found.utility) == pytest.approx((after, before), abs=1e-6)
         row = table[trial_id_]
         assert (row["forgetting"], row["utility"]) == pytest.approx((after, before), abs=1e-6)
+    gold_rows = opened.examples.filter(trial_id=ids[1], stage="attacked", split="forget")
+    by_document = gold_rows.filter(metric="probability").sort("doc_id").select("value").collect()
+    aim = study_goal(goal, base=None, gold=results[ids[1]], with_gold=True).target
+    assert aim is not None and aim.kind == "gold"
+    assert list(aim.documents.values) == pytest.approx(by_document["value"].to_list(), abs=1e-6)
     cells = coreset_table(opened)
     headers = coreset_view(cells, opened.experiment).headers
     assert "forget probability after round_to_nearest" in headers
