@@ -13,6 +13,7 @@ from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment, grids_of
 from rayunlearn.storage.run import Run, open_run
 from rayunlearn.train.early_stopping import BestLook
+from rayunlearn.train.live import LivePoint, listening
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.trial.context import base_context
 from rayunlearn.trial.monitor import MAX_PROBES
@@ -61,7 +62,9 @@ def test_the_curve_begins_at_base_and_ends_at_what_is_measured(
     base and of the trial, document by document.
     """
     values = {"stop.utility": "extraction_strength", "stop.utility_split": "untouched"}
-    run = ran(values, domain_workspace, tmp_path / "trial")
+    heard: list[LivePoint] = []
+    with listening(heard.extend):
+        run = ran(values, domain_workspace, tmp_path / "trial")
     trial = Trial()
     base = validate_trial(with_values(trial, {"stage": "base"}))
     run_trial(base, domain_workspace, tmp_path / "base", "test", "1")
@@ -71,6 +74,12 @@ def test_the_curve_begins_at_base_and_ends_at_what_is_measured(
         assert list(points) == [0, 2, 4, 6, 7]
         ends = [watched_mean(ended, domain_workspace, trial, split, metric) for ended in runs]
         assert [points[0], points[7]] == pytest.approx(ends, abs=1e-5)
+        # who listens heard the same, in the order of the steps
+        name = f"training/{split}/{metric}"
+        assert {step: v[name] for step, v in heard if name in v} == pytest.approx(points)
+    losses = dict(run.steps.sort("step").select("step", "loss").collect().iter_rows())
+    assert {step: v["train/loss"] for step, v in heard if "train/loss" in v} == losses
+    assert [step for step, _ in heard] == sorted(step for step, _ in heard)
     assert not curve(run, "retain", "probability")
     area = run.trials.collect()["forget_utility_area"].item()
     assert 0 < area < 1
