@@ -25,6 +25,7 @@ from rayunlearn.storage.run import Run, open_run
 SIGNIFICANT = 0.05
 # what a trial is measured at: as training left it, and after its own attack
 STAGES = ("unlearned", "attacked")
+MEASURED = ("complete", "collapsed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,8 @@ def tuned_methods(run: Run) -> dict[str, TunedMethod]:
     """The grid's cells by method, in the order of the plan."""
     metric = objective_of(run.experiment).forgetting
     measured = {stage: values_by_trial(run, "forget", metric, stage) for stage in STAGES}
-    rows = trials_with_roles(run).filter(role="grid", status="complete").sort("train.seed")
+    rows = trials_with_roles(run).filter(pl.col("status").is_in(MEASURED), role="grid")
+    rows = rows.sort("train.seed")
     searched = [name for name in run.experiment.get("search", {}) if name in rows.columns]
     methods = {}
     for name in rows["method.forget"].unique(maintain_order=True).sort().to_list():
@@ -87,8 +89,8 @@ def aims_differ(after: Run, before: Run) -> list[tuple[str, Estimate, float]]:
 
 @dataclass(frozen=True, kw_only=True)
 class PairOrder:
-    """Two methods, each tuned for its aim: the first's mean less the second's before the attack
-    (tuned for before) and after it (tuned for after), with p-values (Holm over all of them).
+    """Two methods: the first's mean less the second's before the attack and after it, with p-values
+    (Holm over all of them).
     """
 
     first: str
@@ -110,7 +112,9 @@ class PairOrder:
 
 
 def pair_orders(after: Run, before: Run) -> list[PairOrder]:
-    """Every pair of methods at either aim."""
+    """Every pair of methods: before the attack as the run `before` tuned them, after it as the run
+    `after` did. The same run twice: the same models before and after.
+    """
     for_after, for_before = tuned_methods(after), tuned_methods(before)
     pairs = list(combinations([name for name in for_after if name in for_before], 2))
     at_end = [for_before[a].minus(for_before[b], "unlearned") for a, b in pairs]
@@ -146,17 +150,19 @@ def comparison(after: Run, before: Run) -> str:
         f"{name}: relearning leaves {estimate.mean:+.3f} when tuned for that (p {p:.2g}, Holm)"
         for name, estimate, p in aims_differ(after, before)
     ]
-    orders = pair_orders(after, before)
-    lines += [
+    lines += ["", "Tuned for before, and relearned:", *_orders(pair_orders(before, before))]
+    lines += ["", "Each tuned for its moment:", *_orders(pair_orders(after, before))]
+    return "\n".join(lines)
+
+
+def _orders(pairs: Sequence[PairOrder]) -> list[str]:
+    lines = [
         f"{pair.first} - {pair.second}: before {pair.before.mean:+.3f} (p {pair.before_p:.2g}),"
         f" after {pair.after.mean:+.3f} (p {pair.after_p:.2g}){_place(pair)}"
-        for pair in orders
+        for pair in pairs
     ]
-    n_shown = sum(pair.is_shown for pair in orders)
-    changed = sum(pair.changes for pair in orders)
-    return "\n".join(
-        [*lines, "", f"{changed} of {len(orders)} pairs change places, {n_shown} of them shown."]
-    )
+    n_changed, n_shown = sum(p.changes for p in pairs), sum(p.is_shown for p in pairs)
+    return [*lines, f"{n_changed} of {len(pairs)} pairs change places, {n_shown} of them shown."]
 
 
 def _line(run: Run, method: TunedMethod, aim: str) -> str:

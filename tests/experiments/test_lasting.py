@@ -79,7 +79,10 @@ def test_the_table_has_both_aims_of_each_method_and_gold_after_the_same_attack(
     assert gold_values(runs[0])["attacked"].mean == pytest.approx(0.2 - 0.01 + 0.0055)
     said = comparison(*runs)
     assert "| npo | before |" in said and "| rmu | after |" in said and "| gold | - |" in said
-    assert "1 of 1 pairs change places, 1 of them shown." in said
+    same, each = said.split("Each tuned for its moment:")
+    assert "npo - rmu: before -0.200" in same and "after +0.400" in same
+    assert "npo - rmu: before -0.200" in each and "after +0.200" in each
+    assert said.count("1 of 1 pairs change places, 1 of them shown.") == 2
 
 
 def test_every_trial_of_both_runs_relearns_with_the_same_budget() -> None:
