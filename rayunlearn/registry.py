@@ -28,6 +28,11 @@ from rayunlearn.train.adapters import ADAPTERS
 from rayunlearn.train.wrappers import WRAPPERS, names_of
 
 
+# kinds of attacks after which a model is measured as it was before; the others measure in their own
+# way
+WITH_ALL_METRICS = ("weights", "prompt", "tokens")
+
+
 def option_names() -> dict[str, Option]:
     """Every hyperparameter of every family, by dotted name."""
     tables: tuple[Mapping[str, Any], ...] = (
@@ -173,6 +178,13 @@ def _check_measuring(trial: Trial) -> None:
         is_shown = name in CHEAP and METRICS[name].direction == "higher"
         rule = f"stop.{setting} must be a cheap metric where higher is more knowledge"
         require(is_shown, f"{rule} (docs/metrics.md)", name)
+    attack = own_attack(trial)
+    require(
+        attack == "none" or ATTACKS[attack].kind in WITH_ALL_METRICS,
+        f"measure.attack must be an attack of kind {', '.join(WITH_ALL_METRICS)}, after which every"
+        " metric is measured",
+        attack,
+    )
     check_library(trial.explain.gradient_steps)
 
 

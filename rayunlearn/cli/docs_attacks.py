@@ -86,7 +86,7 @@ repeated. Where none is within the bound, the one that cost least is, and a note
 with a fixed strength are not bounded.
 
 **An objective after an attack.** `--set objective.stage=attacked objective.attack=relearning` (or
-any other attack) tunes methods for what an attacker gets: every trial, base and gold too, makes
+any other of kinds weights, prompt and tokens) tunes methods for what an attacker gets: every trial, base and gold too, makes
 this attack on its own model at its end and is measured again, as stage `attacked`. The settings of
 the attack are BASE's (`relearning.steps`), the same for every trial, and its seed is `train.seed`;
 so the attacker's budget is the same. What is minimised, and everywhere shown as forgetting, is what

@@ -194,6 +194,8 @@ def flat_of_id() -> dict[str, object]:
 def test_an_attack_that_there_is_not_and_one_that_cannot_be_divided_are_refused() -> None:
     with pytest.raises(UserError, match="unknown measure.attack 'relerning'"):
         validate_trial(Trial(measure=Measure(attack="relerning")))
+    with pytest.raises(UserError, match="measure.attack must be an attack of kind weights, prompt"):
+        validate_trial(Trial(measure=Measure(attack="linear_probe")))
     with pytest.raises(UserError, match="measure.attack must be no attack that trains"):
         can_divide(of_attack("relearning"), 2)
 
