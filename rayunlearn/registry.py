@@ -27,7 +27,6 @@ from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.train.adapters import ADAPTERS
 from rayunlearn.train.wrappers import WRAPPERS, names_of
 
-
 # kinds of attacks after which a model is measured as it was before; the others measure in their own
 # way
 WITH_ALL_METRICS = ("weights", "prompt", "tokens")

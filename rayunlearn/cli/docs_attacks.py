@@ -86,14 +86,15 @@ repeated. Where none is within the bound, the one that cost least is, and a note
 with a fixed strength are not bounded.
 
 **An objective after an attack.** `--set objective.stage=attacked objective.attack=relearning` (or
-any other of kinds weights, prompt and tokens) tunes methods for what an attacker gets: every trial, base and gold too, makes
-this attack on its own model at its end and is measured again, as stage `attacked`. The settings of
-the attack are BASE's (`relearning.steps`), the same for every trial, and its seed is `train.seed`;
-so the attacker's budget is the same. What is minimised, and everywhere shown as forgetting, is what
-the attack leaves; utility and its floor are those of the model before it. Gold's value after the
-same attack stands in its row of the table and in the first sentence of the report. The attack costs
-each trial its time (`seconds_attack`). `--set measure.attack=relearning` alone makes the attack and
-leaves the objective where it was. `experiments/lasting.py` compares the two.
+any other of kinds weights, prompt and tokens) tunes methods for what an attacker gets: every trial,
+base and gold too, makes this attack on its own model at its end and is measured again, as stage
+`attacked`. The settings of the attack are BASE's (`relearning.steps`), the same for every trial,
+and its seed is `train.seed`; so the attacker's budget is the same. What is minimised, and
+everywhere shown as forgetting, is what the attack leaves; utility and its floor are those of the
+model before it. Gold's value after the same attack stands in its row of the table and in the first
+sentence of the report. The attack costs each trial its time (`seconds_attack`). `--set
+measure.attack=relearning` alone makes the attack and leaves the objective where it was.
+`experiments/lasting.py` compares the two.
 
 NF4 needs bitsandbytes (`pip install 'rayunlearn[quantisation]'`), on a CPU or a GPU, and is in no
 panel: `--attacks four_bit_normal_float`. GPTQ and AWQ of the panels are computed here, on any
