@@ -335,13 +335,8 @@ class Experiment:
             "BASE's stage must be 'unlearned' (base and gold are added by themselves)",
             self.base.stage,
         )
-        if self.objective.stage == "calibrated" and self.base.calibrate.tau == 0:
-            object.__setattr__(self, "base", with_values(self.base, {"calibrate.tau": CALIBRATED}))
-        if _keeps_best(self):
-            object.__setattr__(self, "base", with_values(self.base, looks_of(self.objective)))
-        if self.objective.stage == "attacked":
-            attack = {"measure.attack": self.objective.attack}
-            object.__setattr__(self, "base", with_values(self.base, attack))
+        if needed := _needed_by_objective(self):
+            object.__setattr__(self, "base", with_values(self.base, needed))
         for name in self.track:
             if name not in TRACKER_NAMES:
                 raise unknown_name("tracker", name, TRACKER_NAMES)
@@ -357,6 +352,16 @@ class Experiment:
             and all(c.isalnum() or c in "._-" for c in self.version)
         )
         require(safe, "a version must be letters, digits, '.', '_' or '-'", self.version)
+
+
+def _needed_by_objective(experiment: Experiment) -> dict[str, Value]:
+    """The settings that BASE must have for the objective to be measured."""
+    objective, needed = experiment.objective, dict[str, Value]()
+    if objective.stage == "calibrated" and experiment.base.calibrate.tau == 0:
+        needed["calibrate.tau"] = CALIBRATED
+    if objective.stage == "attacked":
+        needed["measure.attack"] = objective.attack
+    return needed | (looks_of(objective) if _keeps_best(experiment) else {})
 
 
 def looks_of(objective: Objective) -> dict[str, Value]:
