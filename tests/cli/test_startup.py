@@ -78,7 +78,8 @@ COMMANDS: tuple[tuple[str, str, set[str]], ...] = (
     ("plan", f"{HELLO} --set npo.beta=-1", set()),
     ("prepare", f"{HELLO} --set method.forget=npoo", set()),
     ("submit", f"{HELLO} --set select.name=randm --address http://127.0.0.1:9", set()),
-    ("show", "RUN TRIAL", TABLES),
+    # a t interval says whether the trial is over-forgotten
+    ("show", "RUN TRIAL", TABLES | {"scipy"}),
     ("report", "RUN", FIGURES),
     ("frontier", "RUN", TABLES | {"scipy"}),
     ("studies", "nowhere", TABLES | {"optuna"}),
