@@ -183,7 +183,8 @@ def status_lines(run: Run) -> list[str]:
 def training_notes(run: Run) -> list[str]:
     """One line per method and note that its trials carry: what may have come to nothing."""
     trials = planned_trials(run)
-    if "note" not in trials.columns:
+    # settings are columns from the first trial that has them
+    if "method.forget" not in trials.columns:
         return []
     counts = (
         trials.drop_nulls("note")
