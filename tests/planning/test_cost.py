@@ -19,7 +19,7 @@ def test_every_column_of_seconds_is_a_part_of_a_trial() -> None:
 
 
 def test_a_trial_takes_the_time_of_all_its_parts(tmp_path: Path) -> None:
-    """Every part 1 s in one trial, the other has only trained, for 2 s: the mean is 4 s."""
+    """Seven parts of 1 s in one trial, the other has only trained, for 2 s: the mean is 4.5 s."""
     for trial_id, seconds in (
         ("a" * 8, dict.fromkeys(SECONDS_BY_PART, 1.0)),
         ("b" * 8, {"seconds_train": 2.0}),
@@ -29,4 +29,4 @@ def test_a_trial_takes_the_time_of_all_its_parts(tmp_path: Path) -> None:
             tmp_path, trial_id, {"trials": [{"trial_id": trial_id, **row}]}, flatten(Trial())
         )
     found = estimate(tmp_path, NOTHING_LEFT, size_of=lambda _trial: pytest.fail("not asked"))
-    assert found.seconds == pytest.approx((6 + 2) / 2)
+    assert found.seconds == pytest.approx((7 + 2) / 2)
