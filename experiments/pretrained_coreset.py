@@ -18,10 +18,10 @@ shown). A retain loss alone teaches the form of the answers, so base is no ceili
 is. There is no gold: nobody has this model without its capitals. RMU trains three matrices of
 blocks 5 to 7, NPO adapters on blocks 20 to 29.
 
-`--preset quick`: three ratios, the controls at a quarter, no selectors. `--preset tofu` and
-`--preset mmlu`: the same on TOFU's forget01, which the model is first fine-tuned on (with a gold
-model), and on a subject of MMLU where it is above chance; `--set data.path=FOLDER` says where.
-`make smollm2` brings the model.
+`--preset quick`: three ratios, the controls at a quarter, no selectors. `--preset languages`: RMU
+at the settings that the capitals were tuned to, on the languages of Europe, with capitals
+untouched: does it hold for another relation, without a search of its own? `make smollm2` brings the
+model.
 """
 
 from rayunlearn.config import Data, Measure, Method, Model, Stop, Train, Trial
@@ -78,5 +78,26 @@ PRESETS = {
     "quick": {
         "AXES": (CURVE | {"select.ratio": (0.05, 0.25, 1.0)}, *CONTROLS),
         "BUDGET": Budget(tuning="shared", trials=6, batch=3),
+    },
+    "languages": {
+        "BASE": Trial(
+            data=Data(name="known", options="forget=languages:Europe,untouched=capitals,limit=20"),
+            method=Method(forget="rmu", retain="activation", retain_weight=9.955),
+            options=(("rmu.steering", 70.71),),
+            train=Train(
+                learning_rate=4.086e-4, length=40.0, layers="5,6,7", parameters="down_proj"
+            ),
+        ),
+        "AXES": (
+            SEEDS | {"select.ratio": (0.05, 0.25, 1.0)},
+            SEEDS | {"select.ratio": (0.25,), "select.text": ("shuffled_answers", "random_text")},
+            SEEDS
+            | {
+                "select.ratio": (0.25,),
+                ("select.text", "select.other_split"): (("other_documents", "far"),),
+            },
+        ),
+        "SEARCH": {},
+        "BUDGET": Budget(tuning="none"),
     },
 }

@@ -13,7 +13,7 @@ from rayunlearn.analysis.intervals import bounds_of, mean_interval
 from rayunlearn.analysis.run_frames import objective_of, trials_with_roles, values_by_trial
 from rayunlearn.storage.run import Run
 
-SPLITS = ("forget", "near", "untouched", "far", "retain")
+SPLITS = ("forget", "paraphrased", "near", "untouched", "far", "retain")
 CELL = ("role", "method", "arm", "ratio")
 SPLIT_SCHEMA = {
     "role": pl.String,
@@ -112,9 +112,14 @@ def compared(run: Run, pairs: Sequence[tuple[Place, Place]], split: str) -> pl.D
     return pl.DataFrame(rows, schema=COMPARED_SCHEMA)
 
 
-def _named(place: Place) -> str:
+def arm_label(row: Mapping[str, Any]) -> str:
+    """`random 25%`, `base`."""
+    return _named(tuple(row[name] for name in CELL))
+
+
+def _named(place: tuple[Any, ...]) -> str:
     role, _, arm, ratio = place
-    return role if role != "grid" else f"{arm} {ratio:.0%}"
+    return role if role != "grid" else f"{arm.replace('_', ' ')} {ratio:.0%}"
 
 
 def split_sentences(run: Run) -> list[str]:

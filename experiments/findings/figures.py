@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from experiments.findings.by_split import arm_label, split_table
 from experiments.findings.verdicts import length_curves, residual_after_attack, unlearned_shares
 from rayunlearn.analysis.attribution import emphasis_table
 from rayunlearn.analysis.baselines import baseline_table
@@ -474,7 +475,40 @@ def by_defence(run: Run) -> list[Panel]:
     ]
 
 
+def by_split(run: Run) -> list[Panel]:
+    """What is left on each split, a panel per method, a row per arm with base first."""
+    table = split_table(run).filter(pl.col("split") != "retain")
+    base = table.filter(pl.col("role") == "base")
+    goal = objective_of(run.experiment)
+    cells = table.filter(pl.col("role") == "grid")
+    return [
+        Panel(
+            title=str(method),
+            place="",
+            value=goal.forgetting,
+            rows=True,
+            series=[
+                Series(
+                    name=str(split),
+                    points=[
+                        (arm_label(row), row["mean"], row["low"], row["high"])
+                        for row in rows.iter_rows(named=True)
+                    ],
+                )
+                for (split,), rows in pl.concat([base, of_method]).group_by(
+                    ["split"], maintain_order=True
+                )
+            ],
+        )
+        for (method,), of_method in cells.group_by(["method"], maintain_order=True)
+    ]
+
+
 PICTURES: dict[str, Callable[[Run], Iterable[Panel]]] = {
+    "pretrained_coreset": by_split,
+    "pretrained_control": by_retention,
+    "pretrained_dilemma": by_emphasis,
+    "pretrained_unlearned": by_attack,
     "coreset_effect": by_ratio,
     "keyword_effect": beside_reference("random_words"),
     "steps_or_data": by_steps,

@@ -5,8 +5,8 @@ A section per experiment: what was asked, what came out with intervals, what is 
 and where ours differs. A run that is not there is named as not run; nothing is filled in.
 """
 
+import argparse
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,17 +77,20 @@ class Finding:
     differs: str
 
 
-def findings_page(runs: Path, pictures: Path | None = None) -> str:
-    """The page as Markdown, from version `1` of every experiment under `runs`; its pictures are
-    written to the folder `pictures`.
+def findings_page(
+    runs: Path, pictures: Path | None = None, *, only: str = "", version: str = "1"
+) -> str:
+    """The page as Markdown, from `version` of every experiment under `runs` whose name begins with
+    `only`; its pictures are written to the folder `pictures`.
     """
+    chosen = [finding for finding in FINDINGS if finding.experiment.startswith(only)]
     return "\n".join(
         [
             HEAD,
             *(
                 line
-                for finding in FINDINGS
-                for line in section(finding, runs / finding.experiment / "1", pictures)
+                for finding in chosen
+                for line in section(finding, runs / finding.experiment / version, pictures)
             ),
         ]
     )
@@ -603,11 +606,17 @@ The dated log, with what was tried on the way: `experiments/LOG.md`.
 """
 
 
+def main() -> None:
+    """The page on standard output."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"))
+    parser.add_argument("pictures", type=Path, nargs="?")
+    parser.add_argument("--only", default="", metavar="BEGINNING", help="of experiments' names")
+    parser.add_argument("--version", default="1", help="of the runs, 1-quick for preset quick")
+    chosen = parser.parse_args()
+    page = findings_page(chosen.runs, chosen.pictures, only=chosen.only, version=chosen.version)
+    print(page, end="")
+
+
 if __name__ == "__main__":
-    print(
-        findings_page(
-            Path(sys.argv[1] if len(sys.argv) > 1 else "runs"),
-            Path(sys.argv[2]) if len(sys.argv) > 2 else None,
-        ),
-        end="",
-    )
+    main()

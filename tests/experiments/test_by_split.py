@@ -81,7 +81,7 @@ def test_a_difference_is_the_first_minus_the_second(run: Run) -> None:
     cells = list(cells_of(run))
     row = compared(run, [(cells[4], cells[2])], "forget").row(0, named=True)
     assert row["mean"] == pytest.approx(0.6) and row["low"] > 0.5 and row["p"] < 0.01
-    assert (row["one"], row["other"]) == ("random_text 25%", "random 25%")
+    assert (row["one"], row["other"]) == ("random text 25%", "random 25%")
 
 
 def test_sentences_say_which_part_does_what_all_documents_do_and_what_falls_beside(
