@@ -24,6 +24,8 @@ untouched: does it hold for another relation, without a search of its own? `make
 model.
 """
 
+from dataclasses import replace
+
 from rayunlearn.config import Data, Measure, Method, Model, Stop, Train, Trial
 from rayunlearn.experiment import Budget, Objective, Range
 from rayunlearn.models.smollm2 import smollm2_folder
@@ -80,12 +82,17 @@ PRESETS = {
         "BUDGET": Budget(tuning="shared", trials=6, batch=3),
     },
     "languages": {
-        "BASE": Trial(
-            data=Data(name="known", options="forget=languages:Europe,untouched=capitals,limit=20"),
-            method=Method(forget="rmu", retain="activation", retain_weight=9.955),
+        "BASE": replace(
+            BASE,
+            data=replace(BASE.data, options="forget=languages:Europe,untouched=capitals,limit=20"),
+            method=Method(forget="rmu", retain="activation", retain_weight=9.955, layer=7),
             options=(("rmu.steering", 70.71),),
-            train=Train(
-                learning_rate=4.086e-4, length=40.0, layers="5,6,7", parameters="down_proj"
+            train=replace(
+                BASE.train,
+                learning_rate=4.086e-4,
+                length=40.0,
+                layers="5,6,7",
+                parameters="down_proj",
             ),
         ),
         "AXES": (

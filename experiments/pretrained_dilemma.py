@@ -15,6 +15,8 @@ tuned anew. Five seeds; the questions of eight facts a set are taken apart, at b
 unlearned model. `--preset quick`: four facts, two methods. `make smollm2` brings the model.
 """
 
+from dataclasses import replace
+
 from rayunlearn.config import Data, Explain, Measure, Method, Model, Stop, Train, Trial
 from rayunlearn.data.known import known_facts, read_relation
 from rayunlearn.experiment import Budget, Objective
@@ -60,7 +62,7 @@ OBJECTIVE = Objective(
 )
 PRESETS = {
     "quick": {
-        "BASE": Trial(explain=Explain(documents=4, wording="Focus on {words}.")),
+        "BASE": replace(BASE, explain=Explain(documents=4, wording="Focus on {words}.")),
         "AXES": {NAMES: METHODS[:2]} | SEEDS,
     }
 }
