@@ -299,6 +299,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "why the training may have come to nothing: a forget loss that did not move, steering"
             " far under or over the activations' length; null: nothing of the kind",
         ),
+        Column(
+            "packed",
+            "bool",
+            "whether sequences went through the model end to end in one row; false for a family"
+            " that is padded",
+        ),
         Column("started_at", "utf8", "start, UTC, ISO 8601"),
         Column("seconds", "f64", "from its start to its last measure, all parts", "s", "lower"),
         Column(

@@ -19,7 +19,7 @@ from rayunlearn.attacks.base import TOKENS_PER_BATCH, AttackRow
 from rayunlearn.data.tokenize import Batch, Encoded, collate
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import nn, torch
-from rayunlearn.models.forward import blocks, evaluating, hidden_states
+from rayunlearn.models.forward import blocks, can_pack, evaluating, hidden_states
 from rayunlearn.models.matrices import (
     WeightMatrix,
     block_matrices,
@@ -168,6 +168,8 @@ def _inputs_of(
         inputs.size += rows.abs().sum(0)
         inputs.count += len(rows)
 
+    # the first use tries the model on texts of its own, which are no calibration
+    can_pack(model)
     with evaluating(model), experts_one_by_one(model):
         for batch in _unpadded(sequences):
             inputs = batch.to(model.device)

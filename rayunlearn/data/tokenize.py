@@ -86,15 +86,36 @@ class Batch:
         """Where the N labels are, (N,) long: positions in the batch laid out row by row."""
         return self.labelled.flatten().nonzero().squeeze(1)
 
+    @cached_property
+    def host_places(self) -> Tensor:
+        """`places` in main memory."""
+        return self.places.cpu()
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence."""
+        return tuple(self.present.sum(1).tolist())
+
+    @cached_property
+    def label_counts(self) -> tuple[int, ...]:
+        """Labels of each sequence."""
+        n, width = self.input_ids.shape
+        return tuple(torch.bincount(self.host_places // width, minlength=n).tolist())
+
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device; it is not waited for, and `places` are found here,
-        before it leaves.
+        """The same batch on another device; it is not waited for, and what is counted is counted
+        here, before it leaves.
         """
         moved = Batch(
             *(to_device(t, device) for t in (self.input_ids, self.present, self.labelled))
         )
         # on a GPU, counting labels would wait for all that runs there
-        moved.__dict__["places"] = to_device(self.places, device)
+        moved.__dict__.update(
+            places=to_device(self.places, device),
+            host_places=self.host_places,
+            lengths=self.lengths,
+            label_counts=self.label_counts,
+        )
         return moved
 
 

@@ -4,13 +4,14 @@ asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Batch, Encoded, collate
 from rayunlearn.lazy import functional, torch
+from rayunlearn.methods.joint_pass import LOGITS, OUTPUT_OF, JointPass, PassRequest
 from rayunlearn.methods.token_mask import EVERY_TOKEN, TokenRule, allowed_positions, token_mask
 from rayunlearn.models.forward import (
     PrefixStart,
@@ -39,6 +40,7 @@ class LossInputs:
     `layer`; reference_hidden_norm (B, T); control (D,). `reference` is the model before unlearning;
     `rule` decides which labels count (`labelled`) and at which temperature; `companions` are views
     of other texts for the same documents, by kind; `prefix` knows what the frozen lower blocks say.
+    The batch has passes of its own, unless it is told to `join` others.
     """
 
     def __init__(
@@ -53,11 +55,23 @@ class LossInputs:
         companions: Mapping[str, LossInputs] = MappingProxyType({}),
         prefix: Prefix | None = None,
     ) -> None:
-        self.batch: Batch = collate(sequences).to(model.device)
+        self._on_host = collate(sequences)
+        self.batch: Batch = self._on_host.to(model.device)
         self.present, self.control = self.batch.present, control
         self.companions = companions
         self._model, self._reference, self._layer, self._rule = model, reference, layer, rule
         self._sequences, self._prefix = sequences, prefix
+        self._joint: tuple[JointPass, PassRequest] | None = None
+
+    def join(self, joint: JointPass, names: Collection[str]) -> None:
+        """Let the batch go through the model together with the others of `joint`; `names` are the
+        attributes that will be asked for.
+        """
+        outputs = {OUTPUT_OF[name] for name in names if name in OUTPUT_OF}
+        # which tokens count is read off their losses
+        outputs |= {LOGITS} if self._rule.by_loss and names else set()
+        if outputs:
+            self._joint = joint, joint.add(self._labelled_batch, outputs, self._start)
 
     @cached_property
     def _start(self) -> PrefixStart | None:
@@ -68,14 +82,19 @@ class LossInputs:
         """The batch with the labels that the rule's positions leave: the head runs nowhere else."""
         if not self._rule.positions:
             return self.batch
-        labelled = self.batch.labelled & allowed_positions(
-            self._sequences, self._rule.positions, self.batch.labelled
+        batch = self._on_host
+        labelled = batch.labelled & allowed_positions(
+            self._sequences, self._rule.positions, batch.labelled
         )
-        return Batch(self.batch.input_ids, self.batch.present, labelled)
+        return Batch(batch.input_ids, batch.present, labelled).to(self.present.device)
 
     @cached_property
     def _logits(self) -> Tensor:
-        logits = label_logits(self._model, self._labelled_batch, self._start)
+        logits = (
+            self._joint[0].logits(self._joint[1])
+            if self._joint
+            else label_logits(self._model, self._labelled_batch, self._start)
+        )
         return logits if self._rule.temperature == 1 else logits / self._rule.temperature
 
     @cached_property
@@ -127,7 +146,11 @@ class LossInputs:
 
     @cached_property
     def hidden(self) -> Tensor:
-        return hidden_states(self._model, self.batch, self._layer, self._start)
+        return (
+            self._joint[0].hidden(self._joint[1])
+            if self._joint
+            else hidden_states(self._model, self.batch, self._layer, self._start)
+        )
 
     @cached_property
     def reference_token_nll(self) -> Tensor:
@@ -161,6 +184,12 @@ def required_tensor(view: LossInputs, name: str) -> Tensor:
         getattr(view.companions[kind], prefix + rest) if kind else getattr(view, prefix + rest)
     )
     return value
+
+
+def attributes_of(function: Callable[..., Tensor], companion: str = "") -> tuple[str, ...]:
+    """What a loss asks of its own documents, or of one kind of companion."""
+    parts = map(_parts, required_inputs(function))
+    return tuple(prefix + rest for prefix, kind, rest in parts if kind == companion)
 
 
 def paired_response_kinds(function: Callable[..., Tensor]) -> tuple[str, ...]:

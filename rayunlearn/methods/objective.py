@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.lazy import torch
+from rayunlearn.methods.joint_pass import JointPass
 from rayunlearn.methods.loss_inputs import (
     LossInputs,
+    attributes_of,
     control_direction,
     required_tensor,
     uses_documents,
@@ -20,6 +22,7 @@ from rayunlearn.methods.loss_inputs import (
 from rayunlearn.methods.paired_responses import Choices, choose_response
 from rayunlearn.methods.retain_weight import fixed_weight
 from rayunlearn.methods.token_mask import EVERY_TOKEN, TokenRule
+from rayunlearn.models.forward import can_pack
 from rayunlearn.models.reference import Prefix, Reference
 from rayunlearn.ranges import required_inputs
 from rayunlearn.train.device import computing
@@ -67,7 +70,9 @@ class ObjectiveSettings:
 
     `layer`: the block (0-based) whose states `hidden` losses read. `batch_size`: documents of a
     step on each side. `weighting` moves `retain_weight` (see `methods.retain_weight`).
-    `control_length`: length of the direction `control`, 1 or that of the activations.
+    `control_length`: length of the direction `control`, 1 or that of the activations. `one_pass`:
+    both sides and their companions go through the model together, where its passes can be packed;
+    not where the gradients of the two terms are taken one by one.
     """
 
     retain_weight: float
@@ -78,6 +83,19 @@ class ObjectiveSettings:
     weighting: Weighting = fixed_weight
     precision: str = "float32"
     control_length: float = 1.0
+    one_pass: bool = True
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A side on a microbatch: what its loss sees, what its term is to be multiplied by, the tokens
+    that go through the model for it, padding excluded, and its documents.
+    """
+
+    inputs: LossInputs
+    share: float
+    n_tokens: int
+    n_documents: int
 
 
 @dataclass(frozen=True)
@@ -141,17 +159,21 @@ class UnlearningObjective:
         """Both terms and what was shown. Raises UserError if a side that is asked for has no
         document.
         """
-        seed, weight = self._settings.seed, self.retain_weight
-        forget_term, n_forget, n_documents = self._term(self._forget, microbatch, 2 * seed)
-        retain_term, n_retain, _ = self._term(self._retain, microbatch, 2 * seed + 1)
+        weight = self.retain_weight
+        joint = self._joint_pass()
+        with computing(self._model.device, self._settings.precision):
+            forget = self._shown(self._forget, microbatch, 0, joint)
+            retain = self._shown(self._retain, microbatch, 1, joint)
+            forget_term = None if forget is None else _term(self._forget, forget)
+            retain_term = None if retain is None else _term(self._retain, retain)
         weighted = None if retain_term is None else weight * retain_term
         terms = [term for term in (forget_term, weighted) if term is not None]
         return StepLoss(
             torch.stack(terms).sum(),
             forget_term,
             retain_term,
-            n_forget + n_retain,
-            n_documents,
+            sum(side.n_tokens for side in (forget, retain) if side),
+            forget.n_documents if forget else 0,
             weight,
         )
 
@@ -181,37 +203,43 @@ class UnlearningObjective:
 
     def forget_term(self, microbatch: int) -> Tensor | None:
         """The forget term alone, with the model as it stands; the retain weight does not move."""
-        return self._term(self._forget, microbatch, 2 * self._settings.seed)[0]
+        with computing(self._model.device, self._settings.precision):
+            presented = self._shown(self._forget, microbatch, 0, None)
+            return None if presented is None else _term(self._forget, presented)
 
-    def _term(self, side: Side, microbatch: int, seed: int) -> tuple[Tensor | None, int, int]:
-        """The side's loss on a microbatch, the tokens that went through the model for it, padding
-        excluded, and its documents.
+    def _joint_pass(self) -> JointPass | None:
+        settings = self._settings
+        joins = settings.one_pass and can_pack(self._model)
+        return JointPass(self._model, settings.layer) if joins else None
+
+    def _shown(
+        self, side: Side, microbatch: int, stream: int, joint: JointPass | None
+    ) -> _Shown | None:
+        """What the side shows in a microbatch; None where its loss asks for nothing. `stream`: 0
+        for forget, 1 for retain documents, which are drawn independently.
         """
         if not required_inputs(side.loss):
-            return None, 0, 0
+            return None
         n_microbatches = self._settings.n_microbatches
         step, number = divmod(microbatch, n_microbatches)
-        batch = self._presentations(side, step, seed)
+        batch = self._presentations(side, step, 2 * self._settings.seed + stream)
         presented, share = microbatch_of(side, batch, number, n_microbatches)
-        documents = [presentation.document for presentation in presented]
-        with computing(self._model.device, self._settings.precision):
-            companions = {
-                kind: self._inputs(
-                    [presentation.companions[kind] for presentation in presented],
-                    paired.reference,
-                    side.rule.of_companions,
-                )
-                for kind, paired in side.companions.items()
-            }
-            inputs = self._inputs(documents, side.reference, side.rule, companions, side.prefix)
-            term = side.loss(
-                **{name: required_tensor(inputs, name) for name in required_inputs(side.loss)}
+        companions = {
+            kind: self._inputs(
+                [presentation.companions[kind] for presentation in presented],
+                paired.reference,
+                side.rule.of_companions,
             )
-        return (
-            term if share == 1 else share * term,
-            sum(n_tokens(side, presentation) for presentation in presented),
-            len(presented),
-        )
+            for kind, paired in side.companions.items()
+        }
+        documents = [presentation.document for presentation in presented]
+        inputs = self._inputs(documents, side.reference, side.rule, companions, side.prefix)
+        if joint is not None:
+            inputs.join(joint, attributes_of(side.loss))
+            for kind, companion in companions.items():
+                companion.join(joint, attributes_of(side.loss, kind))
+        tokens = sum(n_tokens(side, presentation) for presentation in presented)
+        return _Shown(inputs, share, tokens, len(presented))
 
     def _presentations(self, side: Side, step: int, seed: int) -> list[Presented]:
         """The presentations of a step, with their companions."""
@@ -243,6 +271,13 @@ class UnlearningObjective:
             companions=companions or {},
             prefix=prefix,
         )
+
+
+def _term(side: Side, presented: _Shown) -> Tensor:
+    """The side's loss on what it shows."""
+    names = required_inputs(side.loss)
+    term = side.loss(**{name: required_tensor(presented.inputs, name) for name in names})
+    return term if presented.share == 1 else presented.share * term
 
 
 def microbatch_of(

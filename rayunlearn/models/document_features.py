@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
 from rayunlearn.lazy import functional, torch
-from rayunlearn.models.forward import LEAST_DEVIATION, blocks, evaluating, label_ids
-from rayunlearn.models.logits import FinalStates, final_states, rows_at_once
+from rayunlearn.models.forward import (
+    LEAST_DEVIATION,
+    blocks,
+    evaluating,
+    final_states_of,
+    label_ids,
+)
+from rayunlearn.models.logits import FinalStates, rows_at_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +69,8 @@ def zlib_ratio(passed: DocumentFeatures, text: str) -> float:
 
 
 def _passed(model: PreTrainedModel, batch: Batch, n_ends: Sequence[int]) -> list[DocumentFeatures]:
-    penultimate, final = _states(model, batch)
+    final, penultimate = final_states_of(model, batch, max(0, len(blocks(model)) - 2))
+    assert penultimate is not None
     sizes = batch.labelled.sum(1).tolist()
     parts = [values.cpu().split(sizes) for values in _label_scores(final, batch)]
     states = _mean(penultimate.float(), batch.present).cpu()
@@ -99,20 +106,6 @@ def token_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor
     )
     # a certain distribution has spread 0 and -nll = mean
     return nll, (-nll - mean) / spread.clamp_min(LEAST_DEVIATION), error
-
-
-def _states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, FinalStates]:
-    caught: list[Tensor] = []
-    layers = blocks(model)
-    handle = layers[max(0, len(layers) - 2)].register_forward_hook(
-        lambda _m, _i, out: caught.append(out[0] if isinstance(out, tuple) else out)
-    )
-    try:
-        final = final_states(model, {"input_ids": batch.input_ids})
-    finally:
-        handle.remove()
-    # the first use tries the model on a few tokens, which pass here too
-    return caught[-1], final
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,19 +1,28 @@
 """Forward passes that compute what a loss or a metric asks for, and nothing else.
 
-Right padding and causal attention: a position never sees what comes after it, so no attention mask
-is needed and padding cannot change a label's value (tested against unpadded rows).
+Sequences go through the model end to end in one row (`models.packing`), those of several batches
+together. Families that cannot take that run in padded batches: right padding and causal attention,
+so a position never sees what comes after it, no attention mask is needed and padding cannot change
+a label's value (tested against unpadded rows).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
 from rayunlearn.lazy import functional, nn, torch
-from rayunlearn.models.logits import can_split, logits_at, replaced_forwards
+from rayunlearn.models.logits import (
+    FinalStates,
+    final_states,
+    logits_at,
+    replaced_forwards,
+)
+from rayunlearn.models.packed_layout import Layout, layout_of
+from rayunlearn.models.packing import abilities, packed_states, passes_are_padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,8 +127,11 @@ def label_logits(model: PreTrainedModel, batch: Batch, start: PrefixStart | None
     """Logits (N, V), float32, of the N labelled positions in row-major order; the head runs nowhere
     else.
     """
-    # the first use tries the model on a text of its own, which must not meet the prefix
-    can_split(model)
+    # the first use tries the model on texts of its own, which must not meet the prefix
+    if can_pack(model):
+        (logits, _), *_ = outputs_of(model, [batch], [start])
+        assert logits is not None
+        return logits
     with start_from_prefix(model, start):
         # a label is predicted from the position before it
         return logits_at(model, {"input_ids": batch.input_ids}, batch.places - 1)
@@ -160,25 +172,114 @@ def hidden_states(
     model: PreTrainedModel, batch: Batch, layer: int, start: PrefixStart | None = None
 ) -> Tensor:
     """Output of block `layer` (0-based), (B, T, D); nothing above that block runs, and nothing
-    below `start` (<= layer).
+    below `start` (<= layer). What stands on padding is meaningless.
+    """
+    if can_pack(model):
+        (_, hidden), *_ = outputs_of(model, [batch], [start], layer=layer, logits=False)
+        assert hidden is not None
+        return hidden
+    with _output_of(model, layer, ends=True) as caught, start_from_prefix(model, start):
+        model.base_model(input_ids=batch.input_ids, use_cache=False)
+    return caught[-1]
+
+
+@contextmanager
+def _output_of(model: PreTrainedModel, layer: int | None, *, ends: bool) -> Iterator[list[Tensor]]:
+    """What block `layer` gives while the context is open; the pass ends there if `ends`. None: of
+    no block.
     """
     caught: list[Tensor] = []
 
-    def stop(
+    def catch(
         _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]
     ) -> None:
         caught.append(output[0] if isinstance(output, tuple) else output)
-        raise _BlockReached
+        if ends:
+            raise _BlockReached
 
-    handle = blocks(model)[layer].register_forward_hook(stop)
+    handle = None if layer is None else blocks(model)[layer].register_forward_hook(catch)
     try:
-        with start_from_prefix(model, start):
-            model.base_model(input_ids=batch.input_ids, use_cache=False)
+        yield caught
     except _BlockReached:
         pass
     finally:
-        handle.remove()
-    return caught[0]
+        if handle is not None:
+            handle.remove()
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether passes of the model are packed here and now; the first use tries it on texts of its
+    own.
+    """
+    return not passes_are_padded() and abilities(model, blocks(model)[-1]).packs
+
+
+def outputs_of(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    starts: Sequence[PrefixStart | None],
+    *,
+    layer: int | None = None,
+    logits: bool = True,
+) -> list[tuple[Tensor | None, Tensor | None]]:
+    """One packed pass over several batches: of each its label logits (N, V) float32, if asked for,
+    and the output (B, T, D) of block `layer`, zero on padding, if there is one.
+
+    starts: where the pass begins, for each batch; all at one block or all None. Nothing above the
+    block runs where no logits are asked for. The model must pack (`can_pack`).
+    """
+    layout = layout_of(batches)
+    final, hidden = _packed_pass(model, batches, layout, starts, layer=layer, logits=logits)
+    of_block = [None] * len(batches) if hidden is None else layout.unpack(hidden)
+    if final is None:
+        return [(None, states) for states in of_block]
+    sizes = [sum(batch.label_counts) for batch in batches]
+    of_labels = final.logits_at(layout.predicting).split(sizes)
+    return list(zip(of_labels, of_block, strict=True))
+
+
+def _packed_pass(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    layout: Layout,
+    starts: Sequence[PrefixStart | None],
+    *,
+    layer: int | None,
+    logits: bool,
+) -> tuple[FinalStates | None, Tensor | None]:
+    """Final states of the row where logits are wanted, and the output (1, S, D) of block `layer`
+    where there is one.
+    """
+    last, last_layer = blocks(model)[-1], len(blocks(model)) - 1
+    trims = layout.trims and abilities(model, last).trims and logits and layer != last_layer
+    prefixes = [start for start in starts if start is not None]
+    start = (
+        PrefixStart(prefixes[0].block, layout.pack([prefix.hidden for prefix in prefixes]))
+        if prefixes
+        else None
+    )
+    final: FinalStates | None = None
+    with _output_of(model, layer, ends=not logits) as caught, start_from_prefix(model, start):
+        final = packed_states(model, batches, layout, last if trims else None)
+    return final, caught[-1] if caught else None
+
+
+def final_states_of(
+    model: PreTrainedModel, batch: Batch, layer: int | None = None
+) -> tuple[FinalStates, Tensor | None]:
+    """States that the labels of a batch are predicted from (at `places - 1`), and the output (B, T,
+    D) of block `layer` where there is one; what stands on padding is meaningless.
+    """
+    if not can_pack(model):
+        with _output_of(model, layer, ends=False) as caught:
+            final = final_states(model, {"input_ids": batch.input_ids})
+        # a pass that needs the whole model may run the blocks more than once
+        return final, caught[-1] if caught else None
+    layout = layout_of([batch])
+    packed, hidden = _packed_pass(model, [batch], layout, [None], layer=layer, logits=True)
+    assert packed is not None
+    of_block = None if hidden is None else layout.unpack(hidden)[0]
+    return replace(packed, rows=layout.rows), of_block
 
 
 def normed_states(model: PreTrainedModel, states: Tensor) -> Tensor:

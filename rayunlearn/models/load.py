@@ -22,7 +22,7 @@ from rayunlearn.data.hub import is_local
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch, transformers
 from rayunlearn.models.folder import read_tokenizer
-from rayunlearn.models.logits import can_split
+from rayunlearn.models.forward import can_pack
 from rayunlearn.models.model_files import (
     HUB_FILES,
     TEMPLATES,
@@ -100,7 +100,7 @@ def load_model(
     _check_numbers(model, directory)
     set_padding(model, tokenizer, directory)
     # tried here, so that what is said of a family is said before anything is measured
-    can_split(model.eval())
+    can_pack(model.eval())
     return model, tokenizer
 
 

@@ -57,16 +57,19 @@ class FinalStates:
     """Output of a model's blocks and final norm for a batch, and the logits that follow from it.
 
     hidden (B, T, D). `whole` (B, T, V) are the logits of the whole forward pass where the model's
-    last step cannot run by itself, None where it can.
+    last step cannot run by itself, None where it can. `rows` (B x T,), where the pass was a packed
+    one and hidden is (1, S, D): for each place of the batch its token there.
     """
 
     model: PreTrainedModel
     hidden: Tensor
     whole: Tensor | None = None
+    rows: Tensor | None = None
 
     def states_at(self, places: Tensor) -> Tensor:
         """States (N, D) at `places` (N,), positions of the batch laid out row by row."""
-        return self.hidden.flatten(0, 1).index_select(0, places)
+        chosen = places if self.rows is None else self.rows.index_select(0, places)
+        return self.hidden.flatten(0, 1).index_select(0, chosen)
 
     def logits_at(self, places: Tensor) -> Tensor:
         """Logits (N, V), float32, at `places` (N,), positions of the batch laid out row by row."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
 from rayunlearn.lazy import nn, torch
 from rayunlearn.models.logits import can_split
+from rayunlearn.models.packing import padded_passes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +98,8 @@ def _run_terms(
     calls: list[tuple[Batch, ModuleCall]] = []
     total: list[Tensor] = []
     for batch, losses in terms:
-        with capture_module_io(model) as module_uses, torch.enable_grad():
+        # modules are followed document by document: each must have a row of its own
+        with padded_passes(), capture_module_io(model) as module_uses, torch.enable_grad():
             total.append(losses())
         calls += [(batch, call) for call in module_uses if call.output.requires_grad]
     return torch.stack(total).sum(0), calls
@@ -258,6 +260,7 @@ def gradient_slopes(
     }
     along = {f"model.{name}": direction[name].to(index[f"model.{name}"]) for name in direction}
     with (
+        padded_passes(),
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         warnings.catch_warnings(),
     ):

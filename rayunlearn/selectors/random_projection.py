@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rayunlearn.data.tokenize import Encoded, by_length, collate
 from rayunlearn.lazy import torch
-from rayunlearn.models.forward import evaluating, label_ids
-from rayunlearn.models.logits import final_states, head_gradients_of_loss, rows_at_once
+from rayunlearn.models.forward import evaluating, final_states_of, label_ids
+from rayunlearn.models.logits import head_gradients_of_loss, rows_at_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def head_gradients(
     with evaluating(model):
         for positions in by_length(sequences, tokens_per_batch):
             batch = collate([sequences[p] for p in positions]).to(model.device)
-            final = final_states(model, {"input_ids": batch.input_ids})
+            final, _ = final_states_of(model, batch)
             # a label is predicted from the position before it
             hidden = final.states_at(batch.places - 1)
             errors = _projected_errors(model, hidden, label_ids(batch), left_factor)

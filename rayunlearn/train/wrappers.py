@@ -69,7 +69,10 @@ def sam(
         if loss.forget is None:
             backward(loss.total)
             return loss
-        slopes = torch.autograd.grad(loss.forget, list(parameters), allow_unused=True)
+        # both terms may come from one pass of the model
+        slopes = torch.autograd.grad(
+            loss.forget, list(parameters), allow_unused=True, retain_graph=loss.retain is not None
+        )
         if loss.retain is not None:
             backward(loss.retain_weight * loss.retain)
         norm = (
@@ -206,6 +209,10 @@ WRAPPERS: dict[str, FamilyRow[Wrapper]] = {
         ),
     )
 }
+
+
+# wrappers that take the gradients of the two terms one by one
+TAKES_TERMS_APART = frozenset({"sam"})
 
 
 def names_of(text: str) -> tuple[str, ...]:

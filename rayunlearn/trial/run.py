@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn.config import Trial, flatten
 from rayunlearn.lazy import torch
 from rayunlearn.models.device_memory import device_lock, reset_peak_memory, retry_alone_on_oom
+from rayunlearn.models.forward import can_pack
 from rayunlearn.schema import FINISHED, TIMED_OUT, Rows
 from rayunlearn.storage.run import write_trial
 from rayunlearn.train.checkpoint import remove_checkpoint
@@ -261,4 +262,5 @@ def _cost_row(log: TrainLog, model: PreTrainedModel, n_kept: int) -> dict[str, A
         "flops": 6.0 * total * tokens,
         "parameters_total": total,
         "parameters_trained": log.parameters_trained,
+        "packed": can_pack(model),
     }

@@ -51,7 +51,7 @@ from rayunlearn.train.loop import (
     choose_parameters,
     optimise,
 )
-from rayunlearn.train.wrappers import WRAPPERS, Wrapper, ended_by, names_of
+from rayunlearn.train.wrappers import TAKES_TERMS_APART, WRAPPERS, Wrapper, ended_by, names_of
 from rayunlearn.trial import steering as steering_code
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.coreset import SCORING, select_coreset
@@ -182,6 +182,7 @@ def _objective(
         weighting=bind_arguments(trial, FORGET[trial.method.forget].weighting),
         precision=products_of(context),
         control_length=length,
+        one_pass=TAKES_TERMS_APART.isdisjoint(names_of(trial.method.wrappers)),
     )
     return UnlearningObjective(model, forget, retain, settings)
 

@@ -28,6 +28,7 @@ from rayunlearn.metrics.forward_passes import (
 from rayunlearn.metrics.table import CHEAP_SOURCES, CURVE_METRICS, METRICS
 from rayunlearn.models.forward import blocks
 from rayunlearn.models.generate import generate_texts
+from rayunlearn.models.packing import padded_passes
 from rayunlearn.models.reference import reference_of
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from tests.tiny_models import CONFIGS, tiny_model
@@ -473,7 +474,9 @@ def test_only_the_sequences_that_the_asked_metrics_read_go_through_the_model(
     passed: list[int] = []
     # what is tried once per model is no sequence of a probe
     evaluate_probes(model, probes[:1])
-    with blocks(model)[0].register_forward_hook(lambda *call: passed.append(len(call[2]))):
+    counted = blocks(model)[0].register_forward_hook(lambda *call: passed.append(len(call[2])))
+    # a sequence is a row of a padded batch
+    with padded_passes(), counted:
         evaluate_probes(model, probes, chosen_metrics(metrics), tokenizer=tokenizer)
     assert sum(passed) == n_sequences
 

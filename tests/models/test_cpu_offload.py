@@ -12,7 +12,7 @@ from rayunlearn.data.tokenize import collate
 from rayunlearn.errors import UserError
 from rayunlearn.models import cpu_offload
 from rayunlearn.models.cpu_offload import is_offloaded, to_cpu, to_device_or_offload
-from rayunlearn.models.forward import blocks, hidden_states, token_nll
+from rayunlearn.models.forward import blocks, can_pack, hidden_states, token_nll
 from rayunlearn.train.loop import OptimizerSettings, optimise
 from rayunlearn.train.step import StepLoss
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
@@ -60,6 +60,8 @@ def test_a_block_is_there_alone_and_goes_home_when_the_pass_ends_early_or_fails(
     visits: list[torch.Tensor],
 ) -> None:
     model = to_device_or_offload(tiny_model(), CPU)
+    # the first use tries the model as a whole
+    assert can_pack(model)
     home = {id(p): p.data_ptr() for p in model.parameters()}
     away: list[set[int]] = []
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rayunlearn.data.tokenize import Encoded, by_length, collate
-from rayunlearn.models.forward import blocks, hidden_states, score, token_nll
+from rayunlearn.models.forward import blocks, can_pack, hidden_states, score, token_nll
 from tests.tiny_models import CONFIGS, SEQUENCES, tiny_model
 
 FAMILIES = sorted(CONFIGS)
@@ -52,9 +52,7 @@ def test_the_choice_of_pad_token_changes_nothing_even_when_it_is_eos(pad_id: int
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_hidden_states_equal_the_block_output_of_a_full_forward_bit_for_bit(
-    family: str, layer: int
-) -> None:
+def test_hidden_states_equal_the_block_output_of_a_full_forward(family: str, layer: int) -> None:
     model = tiny_model(family)
     batch = collate(SEQUENCES)
     caught: list[Tensor] = []
@@ -64,11 +62,16 @@ def test_hidden_states_equal_the_block_output_of_a_full_forward_bit_for_bit(
     with torch.no_grad():
         model(input_ids=batch.input_ids)
         handle.remove()
-        assert torch.equal(hidden_states(model, batch, layer), caught[0])
+        found = hidden_states(model, batch, layer)
+    # the batch is padded there and packed here
+    close = torch.testing.assert_close
+    close(found[batch.present], caught[0][batch.present], rtol=1e-6, atol=1e-7)
 
 
 def test_nothing_above_the_wanted_block_runs() -> None:
     model = tiny_model()
+    # the first use tries the model as a whole
+    can_pack(model)
     ran: list[int] = []
     for index, block in enumerate(blocks(model)):
         block.register_forward_hook(lambda _m, _i, _o, index=index: ran.append(index))

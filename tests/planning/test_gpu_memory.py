@@ -6,15 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    MambaConfig,
+    MixtralConfig,
+    OPTConfig,
+    PreTrainedModel,
+)
 
 from rayunlearn.cluster.session import ConcurrencyLimit, concurrency_limit, trial_resources
 from rayunlearn.config import Model, Trial, Value, flatten, with_values
-from rayunlearn.data.tokenize import Encoded, collate
+from rayunlearn.data.tokenize import Batch, Encoded, collate
 from rayunlearn.errors import UserError
-from rayunlearn.models.device_memory import step_memory
+from rayunlearn.models.device_memory import StepMemory, step_memory
 from rayunlearn.models.forward import token_nll
 from rayunlearn.models.load import save_model
+from rayunlearn.models.packing import padded_passes
 from rayunlearn.models.scratch import MOST_WORDS, SHAPES, build_model, build_tokenizer
 from rayunlearn.planning.gpu_memory import (
     GpuMemory,
@@ -42,13 +49,19 @@ def made(**changes: Value) -> Trial:
     )
 
 
+def memory_of_a_padded_step(model: PreTrainedModel, batch: Batch) -> StepMemory:
+    """Of a pass whose last block runs everywhere, as the outline's does."""
+    with padded_passes():
+        return step_memory(model, list(model.parameters()), lambda: token_nll(model, batch).sum())
+
+
 def test_a_step_without_numbers_keeps_what_a_step_with_numbers_keeps() -> None:
     """The same four sequences of 30 tokens through the model itself, on the processor: within a
     quarter (the mask, another attention kernel).
     """
     model = build_model("tiny", MOST_WORDS, 0)
     batch = collate([Encoded(str(at), tuple(range(10, 40)), 20) for at in range(4)])
-    real = step_memory(model, list(model.parameters()), lambda: token_nll(model, batch).sum())
+    real = memory_of_a_padded_step(model, batch)
     outline = _meta_model(SCRATCH)
     without = step_memory(
         outline, list(outline.parameters()), lambda: _likelihood_loss(outline, 4, 30, labels=10)
@@ -81,7 +94,7 @@ def test_a_step_without_numbers_is_that_of_a_family_with_a_pass_of_its_own(
     model = AutoModelForCausalLM.from_config(FAMILIES[family]).float()
     save_model(model, tokenizer, tmp_path / family)
     batch = collate([Encoded(str(at), tuple(range(10, 40)), 20) for at in range(4)])
-    real = step_memory(model, list(model.parameters()), lambda: token_nll(model, batch).sum())
+    real = memory_of_a_padded_step(model, batch)
     trial = Trial(model=Model(name=str(tmp_path / family), teach=False))
     outline = _meta_model(trial)
     without = step_memory(

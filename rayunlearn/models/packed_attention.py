@@ -1,0 +1,254 @@
+"""Attention within each sequence of a packed row, as a function of transformers' interface."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rayunlearn.data.tokenize import to_device
+from rayunlearn.lazy import functional, nn, torch, transformers
+from rayunlearn.models.packed_layout import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+_LOGGER = logging.getLogger(__name__)
+ATTENTION_NAME = "rayunlearn_packed"
+# what a family may hand to attention and this function does not compute
+NOT_COMPUTED = ("position_bias", "s_aux", "head_mask", "cache")
+# largest difference between torch's kernel for unlike lengths and attention one by one, on normal
+# numbers in half precision
+KERNEL_TOLERANCE = 0.05
+
+_ATTENTION: ContextVar[Attention | None] = ContextVar("attention", default=None)
+_VARLEN: dict[tuple[object, ...], bool] = {}
+
+
+class KeysKnown(Exception):
+    """Raised by attention to end a block's call once its keys and values are there."""
+
+
+@contextmanager
+def attention_of(model: PreTrainedModel, attention: Attention) -> Iterator[None]:
+    """The model with `packed_attention` instead of its own attention."""
+    transformers.AttentionInterface.register(ATTENTION_NAME, packed_attention)
+    config, before = model.config, model.config._attn_implementation
+    config._attn_implementation = ATTENTION_NAME
+    token = _ATTENTION.set(attention)
+    try:
+        yield
+    finally:
+        _ATTENTION.reset(token)
+        config._attn_implementation = before
+
+
+@dataclass
+class Attention:
+    """What the attention function knows of the row that runs, and which part it is asked for.
+
+    `part`: all; keys (end once keys and values are there, and hold them); queries (of the tokens
+    that predict a label, on the keys and values held).
+    """
+
+    layout: Layout
+    part: str = "all"
+    held: tuple[Tensor, Tensor] | None = None
+    windows: set[int | None] = field(default_factory=set)
+
+    def cut(
+        self, query: Tensor, key: Tensor, value: Tensor, window: int | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """Query (n, H, Q, D), key and value (n, H', L, D) and mask of each group of sequences that
+        has a query; a mask of None stands for all that is not later.
+        """
+        groups, of_labels = self.layout.groups, self.part == "queries"
+        n_tokens = [n * size for n, size, _ in groups]
+        n_queries = [n * labels for n, _, labels in groups] if of_labels else n_tokens
+        # one split has one gradient; slices would each fill a whole row with zeros
+        positions = self._query_positions().split(n_queries)
+        parts = zip(
+            groups,
+            query.split(n_queries, 2),
+            key.split(n_tokens, 2),
+            value.split(n_tokens, 2),
+            positions,
+            strict=True,
+        )
+        for (n, size, labels), q, k, v, query_positions in parts:
+            if q.shape[2]:
+                too_short = window is None or size <= window
+                mask = (
+                    None if too_short and not of_labels else _seen(query_positions, n, size, window)
+                )
+                n_rows = labels if of_labels else size
+                yield (
+                    _by_sequence(q, n, n_rows),
+                    _by_sequence(k, n, size),
+                    _by_sequence(v, n, size),
+                    mask,
+                )
+
+    def _query_positions(self) -> Tensor:
+        positions = self.layout.positions[0]
+        return (
+            positions.index_select(0, self.layout.queries) if self.part == "queries" else positions
+        )
+
+
+def _by_sequence(values: Tensor, n: int, size: int) -> Tensor:
+    """(1, H, n x size, D) as (n, H, size, D)."""
+    return values[0].unflatten(1, (n, size)).transpose(0, 1)
+
+
+def _seen(positions: Tensor, n: int, size: int, window: int | None) -> Tensor:
+    """What queries at `positions` (n x Q,) see of `size` keys: none later, none a window ago or
+    longer; (n, 1, Q, size) bool.
+    """
+    distance = positions.view(n, 1, -1, 1) - torch.arange(size, device=positions.device)
+    return (distance >= 0) & (distance < window) if window is not None else distance >= 0
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each sequence of the packed row: query (1, H, S, D), key and value
+    (1, H', S, D) -> (1, S, H, D), as transformers' interface has it. Of the options
+    `sliding_window` (tokens, the token itself among them) and `softcap` (of scores) count.
+
+    Raises ValueError for what it does not compute.
+    """
+    running = _ATTENTION.get()
+    refused = [name for name in NOT_COMPUTED if options.get(name) is not None]
+    if running is None or attention_mask is not None or refused:
+        rule = f"packed attention takes no mask and none of {NOT_COMPUTED}"
+        raise ValueError(f"{rule}, got {refused}")
+    window, softcap = options.get("sliding_window"), options.get("softcap")
+    running.windows.add(window)
+    if running.part == "keys":
+        running.held = key, value
+        raise KeysKnown
+    if running.held is not None:
+        key, value = running.held
+    if running.part == "all" and softcap is None and dropout == 0 and _has_varlen(query, key):
+        return _varlen(running.layout, query, key, value, scaling, window), None
+    outputs = [
+        _attend(q, k, v, mask, scaling, dropout, softcap).transpose(1, 2).flatten(0, 1)
+        for q, k, v, mask in running.cut(query, key, value, window)
+    ]
+    return torch.cat(outputs)[None], None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+) -> Tensor:
+    """Attention of (n, H, Q, D) to (n, H', L, D); with a cap on its scores in plain steps, as no
+    kernel of torch has one.
+    """
+    repeated = query.shape[1] // key.shape[1]
+    if repeated > 1:
+        key, value = (part.repeat_interleave(repeated, 1) for part in (key, value))
+    if softcap is None:
+        return functional.scaled_dot_product_attention(
+            query, key, value, mask, dropout, is_causal=mask is None, scale=scaling
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scale / softcap)
+    if mask is None:
+        size = query.shape[2]
+        mask = _seen(torch.arange(size, device=query.device), 1, size, None)
+    shares = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
+    return functional.dropout(shares.to(query.dtype), dropout) @ value
+
+
+def _varlen(
+    layout: Layout,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """The same by torch's kernel for sequences of unlike lengths, all of them in one call."""
+    # a part of torch that it loads by itself only when it is used
+    from torch.nn.attention.varlen import varlen_attn
+
+    lengths = [size for n, size, _ in layout.groups for _ in range(n)]
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    bounds, longest = to_device(ends, query.device), max(lengths)
+    q, k, v = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
+    # a window counts the token itself for transformers, and not for the kernel
+    before = -1 if window is None else window - 1
+    output = varlen_attn(
+        q,
+        k,
+        v,
+        bounds,
+        bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(before, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    # a pair only where more is asked for
+    assert isinstance(output, torch.Tensor)
+    return output[None]
+
+
+def _has_varlen(query: Tensor, key: Tensor) -> bool:
+    """Whether torch's kernel for unlike lengths takes these on this device and says what attention
+    one by one says, tried once on numbers of its own.
+    """
+    if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    shape = (query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3])
+    if shape not in _VARLEN:
+        _VARLEN[shape] = _varlen_agrees(query, key)
+    return _VARLEN[shape]
+
+
+def _varlen_agrees(query: Tensor, key: Tensor) -> bool:
+    lengths = ((1, 5, 1), (2, 9, 1))
+    n_tokens = sum(n * size for n, size, _ in lengths)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, like.shape[1], n_tokens, like.shape[3], generator=generator).to(like)
+        for like in (query, key, key)
+    )
+    positions = torch.cat([torch.arange(size) for n, size, _ in lengths for _ in range(n)])[None]
+    nothing = torch.zeros(0, dtype=torch.long)
+    layout = Layout(lengths, (), nothing, nothing, positions.to(query.device), nothing, nothing)
+    one_by_one = torch.cat(
+        [
+            _attend(*group, None, 0.0, None).transpose(1, 2).flatten(0, 1)
+            for group in Attention(layout).cut(q, k, v, None)
+        ]
+    )
+    try:
+        at_once = _varlen(layout, q, k, v, None, None)[0]
+    except (ImportError, RuntimeError, TypeError, ValueError, NotImplementedError) as problem:
+        if isinstance(problem, torch.OutOfMemoryError):
+            raise
+        first_line = str(problem).partition("\n")[0]
+        _LOGGER.warning("no attention kernel for sequences of unlike lengths: %s", first_line)
+        return False
+    return torch.allclose(at_once.float(), one_by_one.float(), rtol=0, atol=KERNEL_TOLERANCE)
