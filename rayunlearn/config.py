@@ -475,6 +475,13 @@ def probe_limits(text: str) -> dict[str, int]:
     return limits
 
 
+def rung_step(share: float, steps: int, check_every: int) -> int:
+    """The step of the look that is nearest to that share of a trial's `steps`, not the first one at
+    base; `steps` where no look comes before the end.
+    """
+    return min(steps, check_every * max(1, round(share * steps / check_every)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """What is measured of every stage: `metrics` is cheap (one forward pass), all, or names
@@ -893,8 +900,8 @@ def coerce_value(name: str, value: Value, kind: type) -> Value:
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    # --set train.layers=5
-    if kind is str and type(value) is int:
+    # --set train.layers=5, --set budget.rungs=0.5
+    if kind is str and type(value) in (int, float):
         return str(value)
     if type(value) is not kind:
         raise UserError(f"{name} must be {kind.__name__}, got {value!r}")

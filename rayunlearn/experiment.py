@@ -161,6 +161,10 @@ class Budget:
         hours: time of all calls together after which no trial begins any more, those that run
             end; 0 for no limit.
         trial_hours: time after which a trial is ended, with status `timed_out`; 0 for no limit.
+        rungs: shares of its steps, separated by commas, at which a trial of a study waits for the
+            others of its batch and only the best go on (docs/search.md); none: each trains to its
+            end.
+        eta: at each rung 1 of `eta` trials goes on, rounded up.
 
     Example:
         >>> Budget(trials=12).tuning
@@ -176,8 +180,20 @@ class Budget:
     tuned_from: str = ""
     hours: float = 0.0
     trial_hours: float = 0.0
+    rungs: str = "none"
+    eta: int = 2
 
     def __post_init__(self) -> None:
+        shares = self.rung_shares
+        rule = "budget.rungs must be rising shares in (0, 1), separated by commas, or none"
+        is_rising = list(shares) == sorted({*shares}) and all(0 < share < 1 for share in shares)
+        require(is_rising, rule, self.rungs)
+        require(self.eta >= 2, "budget.eta must be >= 2", self.eta)
+        rule = "budget.seeds must be 1 with budget.rungs, which compare trials and not settings"
+        require(not shares or self.seeds == 1, rule, self.seeds)
+        if shares and self.sampler in ("nsga2", "cmaes"):
+            rule = "budget.rungs needs a sampler without generations (tpe, gp, random)"
+            raise UserError(f"{rule}, got {self.sampler!r}")
         if self.tuning not in TUNINGS and not self.takes_winners:
             raise unknown_name("budget.tuning", self.tuning, (*TUNINGS, "from:RUN"))
         require(self.tuning != FROM_RUN, "budget.tuning=from:RUN must name a run", self.tuning)
@@ -212,6 +228,17 @@ class Budget:
     def source(self) -> str:
         """The run whose winners are taken or tried first, '' for none."""
         return self.tuned_from or (self.tuning.removeprefix(FROM_RUN) if self.takes_winners else "")
+
+    @property
+    def rung_shares(self) -> tuple[float, ...]:
+        """`rungs` as numbers; () where nothing is searched or no trial is judged before its end."""
+        if self.rungs == "none" or self.tuning not in ("shared", "per_cell"):
+            return ()
+        try:
+            return tuple(float(part) for part in self.rungs.split(","))
+        except ValueError:
+            rule = "budget.rungs must be rising shares in (0, 1), separated by commas, or none"
+            raise UserError(f"{rule}, got {self.rungs!r}") from None
 
     @property
     def takes_winners(self) -> bool:
@@ -337,6 +364,9 @@ class Experiment:
         )
         if needed := _needed_by_objective(self):
             object.__setattr__(self, "base", with_values(self.base, needed))
+        has_rungs = bool(self.budget.rung_shares)
+        rule = "objective.stage must be 'unlearned' with budget.rungs, as a look sees nothing later"
+        require(not has_rungs or self.objective.stage == "unlearned", rule, self.objective.stage)
         for name in self.track:
             if name not in TRACKER_NAMES:
                 raise unknown_name("tracker", name, TRACKER_NAMES)
@@ -361,7 +391,8 @@ def _needed_by_objective(experiment: Experiment) -> dict[str, Value]:
         needed["calibrate.tau"] = CALIBRATED
     if objective.stage == "attacked":
         needed["measure.attack"] = objective.attack
-    return needed | (looks_of(objective) if _keeps_best(experiment) else {})
+    looks_judge = _keeps_best(experiment) or bool(experiment.budget.rung_shares)
+    return needed | (looks_of(objective) if looks_judge else {})
 
 
 def looks_of(objective: Objective) -> dict[str, Value]:

@@ -145,7 +145,7 @@ def _check_method(trial: Trial) -> None:
         "train.adapter must be 'none' with the wrapper ball: adapters start at zero",
         adapter,
     )
-    floor, after = trial.stop.retention_floor, in_space or "average" in wrappers
+    floor, after = trial.stop.retention_floor, changes_after_training(trial)
     require(
         floor == 0 or not after,
         "stop.retention_floor must be 0 where weights change after the last step (average, task"
@@ -157,6 +157,14 @@ def _check_method(trial: Trial) -> None:
         "stop.keep must be 'last' where weights change after the last step (average, task vectors)",
         trial.stop.keep,
     )
+
+
+def changes_after_training(trial: Trial) -> bool:
+    """Whether the trial's weights become what they are to be after the last step only (averages,
+    task vectors).
+    """
+    ends_as_trained = FORGET[trial.method.forget].ending is as_trained
+    return not ends_as_trained or "average" in names_of(trial.method.wrappers)
 
 
 def _check_measuring(trial: Trial) -> None:

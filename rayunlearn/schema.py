@@ -36,6 +36,13 @@ STATUSES = {
     ),
     "diverged": "stopped early: the loss or its gradient was infinite or NaN; not measured",
     "timed_out": "ended by budget.trial_hours; not measured, and runs again where that is raised",
+    "pruned": (
+        "a tuning trial that others of its batch were better than at a rung (budget.rungs); not"
+        " measured, `curves` has what was seen"
+    ),
+    "paused": (
+        "a tuning trial that waits at a rung for the others of its batch; it goes on, or is pruned"
+    ),
     "failed": (
         "an exception ended it, or its worker died; error_type, error and error_where say what and"
         " where"
@@ -81,6 +88,8 @@ HELD_IN = "held_in"
 FINISHED = ("complete", "collapsed", "diverged")
 # runs again where budget.trial_hours is larger than the time that it took
 TIMED_OUT = "timed_out"
+# stopped at a rung of its study; it may go on from there
+PAUSED, PRUNED = "paused", "pruned"
 
 ROLES = {
     "base": "the model before unlearning",
@@ -188,6 +197,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("keyword_curve_10", "f64", "base trials: the same for 10%", "fraction [0, 1]"),
         Column("keyword_curve_25", "f64", "base trials: the same for 25%", "fraction [0, 1]"),
         Column("optimizer_steps", "i64", "optimizer steps taken", "steps"),
+        Column("planned_steps", "i64", "optimizer steps to its end", "steps"),
+        Column(
+            "rung",
+            "f64",
+            "share of its steps at which it waits, or was pruned; null for all others",
+            "fraction (0, 1)",
+        ),
         Column(
             "kept_step",
             "i64",

@@ -17,13 +17,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rayunlearn.config import Trial, Value, digest, flatten
+from rayunlearn.config import Train, Trial, Value, digest, flatten, rung_step
 from rayunlearn.planning.backend import OnPrepared, TrialBackend
 from rayunlearn.planning.gpu_memory import GpuMemory
 from rayunlearn.planning.outcomes import DocumentValues, TrialResult
 from rayunlearn.storage.run import write_trial
 from rayunlearn.trial.time_limit import TrialTimeoutError, time_limit
 
+# of a trial
+STEPS = int(Train.length)
 OPTIONS: dict[str, dict[str, Value]] = {
     "npo": {"npo.beta": 0.1},
     "rmu": {"rmu.steering": 5.0},
@@ -114,9 +116,11 @@ def run(
     version: str,
     commit: str,
     trial_hours: float = 0.0,
+    until: float = 1.0,
 ) -> str:
     """One made-up trial; every start is noted in `started`, one line per start: trial, process,
-    moment, GPUs, machine. `trial_hours` end its sleep, as they end a trial.
+    moment, GPUs, machine. `trial_hours` end its sleep, as they end a trial. With `until` below 1 it
+    pauses there, and leaves a file in place of a checkpoint.
     """
     identity = identify(trial)
     with (run_dir / "started").open("a") as file:
@@ -125,7 +129,7 @@ def run(
     try:
         with time_limit(trial_hours):
             time.sleep(trial.train.warmup_fraction)
-        status = status_of(trial)
+        status = status_of(trial) if until == 1 else "paused"
     except TrialTimeoutError:
         status = "timed_out"
     if trial.data.seed != space.seed:
@@ -141,10 +145,19 @@ def run(
         "started_at": started,
         "seconds": time.monotonic() - begin,
         "corpus_digest": space.corpus.digest,
+        "planned_steps": STEPS,
+        "rung": until if status == "paused" else None,
     }
-    is_measured = status not in ("failed", "timed_out")
+    checkpoint = run_dir / "checkpoints" / f"{identity}.safetensors"
+    if status == "paused":
+        checkpoint.parent.mkdir(exist_ok=True)
+        checkpoint.touch()
+    else:
+        checkpoint.unlink(missing_ok=True)
+    is_measured = status not in ("failed", "timed_out", "paused")
     tables = {
         "trials": [row],
+        "curves": curves(trial, until) if trial.stage == "unlearned" else [],
         "evals": evals(trial) if is_measured else [],
         "examples": examples(trial) if is_measured else [],
     }
@@ -208,6 +221,18 @@ def result_of(trial: Trial) -> TrialResult:
     forget, retain = (float(str(row["value"])) for row in evals(trial))
     documents = DocumentValues(("d",), array("d", [forget]))
     return TrialResult("complete", forget, retain, documents=documents)
+
+
+def curves(trial: Trial, until: float = 1.0) -> list[dict[str, object]]:
+    """Straight lines from base to what the trial ends with, a point for each look."""
+    ends = [float(str(row["value"])) for row in evals(trial)]
+    last = rung_step(until, STEPS, trial.stop.check_every)
+    return [
+        {"kind": "training", "x": float(step), "metric": "probability", "n": 1}
+        | {"split": split, "value": start + (end - start) * step / STEPS}
+        for step in range(0, last + 1, trial.stop.check_every)
+        for split, start, end in zip(("forget", "retain"), (0.99, 1.0), ends, strict=True)
+    ]
 
 
 def examples(trial: Trial) -> list[dict[str, object]]:

@@ -19,8 +19,9 @@ from rayunlearn.errors import UserError
 from rayunlearn.planning.outcomes import TrialResult, trial_result
 from rayunlearn.planning.planner import Agenda, PlannedTrial, PlanSource
 from rayunlearn.planning.progress import Snapshot, snapshot
+from rayunlearn.schema import PRUNED
 from rayunlearn.storage.parquet import retry_transient
-from rayunlearn.storage.run import write_trial
+from rayunlearn.storage.run import end_as_pruned, write_trial
 from rayunlearn.trial.time_limit import SECONDS_PER_HOUR
 
 # trials whose durations tell the time that is left
@@ -89,7 +90,11 @@ class LedgerSearch(Searcher):
             self.running[trial_id] = (planned, time.monotonic())
             self.left -= 1
             self._show(slots)
-            return {"trial": planned.trial, "trial_id": planned.trial_id}
+            return {
+                "trial": planned.trial,
+                "trial_id": planned.trial_id,
+                "until": planned.until,
+            }
         if not self.running:
             return Searcher.FINISHED
         if (
@@ -97,11 +102,16 @@ class LedgerSearch(Searcher):
             or self.fatal
             or out_of_hours
             or self.left <= 0
-            or len(self.pauses) >= min(self.agenda.waiting, slots - len(self.running))
+            or len(self.pauses) >= min(self._n_waiting, slots - len(self.running))
         ):
             return None
         self.pauses.add(trial_id)
         return {"trial": None, "trial_id": f"pause-{trial_id}"}
+
+    @property
+    def _n_waiting(self) -> int:
+        """Trials that something which is still to come lets begin, or go on."""
+        return self.agenda.waiting + self.agenda.paused
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -148,7 +158,13 @@ class LedgerSearch(Searcher):
         """
 
         def read_result() -> TrialResult | None:
-            result = trial_result(self.run, planned.trial_id, self.planner.experiment.objective)
+            goal = self.planner.experiment
+            result = trial_result(
+                self.run,
+                planned.trial_id,
+                goal.objective,
+                with_curves=bool(goal.budget.rung_shares),
+            )
             if result is None and reported:
                 raise FileNotFoundError(f"{self.run / 'trials' / planned.trial_id} is not there")
             return result
@@ -164,16 +180,21 @@ class LedgerSearch(Searcher):
             if trial_id in ids:
                 ids.remove(trial_id)
                 last = last or not ids
-        return last and self.agenda.waiting > 0
+        return last and self._n_waiting > 0
 
     def _refresh_agenda(self) -> Agenda:
         agenda = self.planner.agenda(self.results)
+        for planned in agenda.pruned:
+            end_as_pruned(self.run, planned.trial_id)
+            result = self.results[planned.trial_id]
+            self.results[planned.trial_id] = replace(result, status=PRUNED)
         self.planner.write_plan(self.run, agenda)
         running = {planned.trial_id for planned, _ in self.running.values()}
         self.ready = {row.trial_id: row for row in agenda.ready if row.trial_id not in running}
         self.open = {}
-        for row in agenda.rows if agenda.waiting else ():
-            if row.role in ("tuning", "base", "gold") and row.trial_id not in self.results:
+        out = running | self.ready.keys()
+        for row in agenda.rows if agenda.waiting + agenda.paused else ():
+            if row.role in ("tuning", "base", "gold") and row.trial_id in out:
                 batch = (row.study, "") if row.role == "tuning" else ("", row.trial_id)
                 self.open.setdefault(batch, set()).add(row.trial_id)
         return agenda

@@ -31,7 +31,7 @@ from rayunlearn.planning.time_budget import (
     without_ended_too_early,
 )
 from rayunlearn.planning.winners import require_same_winners
-from rayunlearn.schema import FINISHED, TIMED_OUT
+from rayunlearn.schema import FINISHED, PRUNED, TIMED_OUT
 from rayunlearn.storage.lock import create_run_folder, run_lock
 from rayunlearn.storage.run import compact, read_experiment, remove_scratch, scan_trials
 from rayunlearn.trial.provenance import commit_of
@@ -55,7 +55,7 @@ class SweepResult:
     @property
     def done(self) -> int:
         """Planned trials that ended and need not run again."""
-        ended = (*FINISHED, TIMED_OUT)
+        ended = (*FINISHED, TIMED_OUT, PRUNED)
         return sum(count for status, count in self.statuses.items() if status in ended)
 
 
@@ -175,7 +175,9 @@ def cached_results(run: Path, experiment: Experiment) -> dict[str, TrialResult]:
     """Results of earlier calls that stand; a failed trial runs again, and one that timed out where
     it may now take longer.
     """
-    return ended_for_good(trial_results(run, experiment.objective), experiment.budget)
+    with_curves = bool(experiment.budget.rung_shares)
+    results = trial_results(run, experiment.objective, with_curves=with_curves)
+    return ended_for_good(results, experiment.budget)
 
 
 def refuse_a_changed_corpus(run: Path, agenda: Agenda, cache: Path, work: TrialBackend) -> None:
@@ -247,6 +249,10 @@ def _check_divisible(plan: PlanRun, agenda: Agenda) -> None:
     hours = plan.planner.experiment.budget.trial_hours
     rule = "budget.trial_hours must be 0 with --processes-per-trial, whose processes wait for each"
     require(hours == 0, f"{rule} other", hours)
+    rungs = plan.planner.experiment.budget.rungs
+    has_rungs = bool(plan.planner.experiment.budget.rung_shares)
+    rule = "budget.rungs must be none with --processes-per-trial, whose trials have no checkpoints"
+    require(not has_rungs, rule, rungs)
     for trial in dict.fromkeys(row.trial for row in agenda.rows):
         plan.work.divide(trial, plan.options.processes)
 
@@ -258,7 +264,9 @@ def _close(
     compact(plan.run)
     remove_scratch(plan.run)
     goal = plan.planner.experiment
-    results = without_ended_too_early(trial_results(plan.run, goal.objective), goal.budget)
+    with_curves = bool(goal.budget.rung_shares)
+    results = trial_results(plan.run, goal.objective, with_curves=with_curves)
+    results = without_ended_too_early(results, goal.budget)
     agenda = plan.planner.agenda(results)
     plan.planner.write_plan(plan.run, agenda)
     planned = {row.trial_id for row in agenda.rows}

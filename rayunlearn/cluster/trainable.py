@@ -14,8 +14,9 @@ from ray import tune
 
 from rayunlearn.cluster.process_group import rank_workers, run_with_ranks
 from rayunlearn.errors import UserError
-from rayunlearn.schema import FINISHED
-from rayunlearn.storage.run import send_unsent, status_of
+from rayunlearn.planning.rungs import TO_THE_END
+from rayunlearn.schema import FINISHED, PAUSED
+from rayunlearn.storage.run import rung_of, send_unsent, status_of
 from rayunlearn.storage.sync import run_ready
 from rayunlearn.train.live import LivePoint, listening
 
@@ -50,6 +51,7 @@ class TrialActor(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial; nothing of the last one is kept here."""
         self.trial, self.trial_id_here = new_config["trial"], new_config["trial_id"]
+        self.until = new_config.get("until", TO_THE_END)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -70,15 +72,17 @@ class TrialActor(tune.Trainable):
         """Run the trial, unless a worker did that was lost before it could say so; how it ended, or
         what no second try would mend.
         """
-        job, status = self.job, status_of(Path(self.job.run), self.trial_id_here)
-        if status in FINISHED:
+        job, run = self.job, Path(self.job.run)
+        status = status_of(run, self.trial_id_here)
+        waits = status == PAUSED and rung_of(run, self.trial_id_here) >= self.until
+        if status in FINISHED or waits:
             return {"status": status}
         workspace = self.workspaces[(self.trial.data, self.trial.model)]
         live = listening(self.send_points) if job.track else nullcontext()
-        work = partial(run_trial_in, job, self.trial, workspace)
+        work = partial(run_trial_in, job, self.trial, workspace, until=self.until)
         try:
             with live:
-                return {"status": run_with_ranks(self.companions, work, Path(job.run))}
+                return {"status": run_with_ranks(self.companions, work, run)}
         # its row could not be written (a full disk)
         except UserError as mistake:
             return {"mistake": str(mistake)}
@@ -108,10 +112,10 @@ def forward_warnings(board: Any) -> None:
     logging.getLogger("rayunlearn").handlers = [WarningForwarder(board)]
 
 
-def run_trial_in(job: Any, trial: Any, workspace: Any, run: Path) -> str:
-    """The trial, its rows written to `run`."""
+def run_trial_in(job: Any, trial: Any, workspace: Any, run: Path, *, until: float) -> str:
+    """The trial, to a share of its steps, its rows written to `run`."""
     columns = (job.experiment, job.version, job.commit)
-    return str(job.work.run(trial, workspace, run, *columns, job.trial_hours))
+    return str(job.work.run(trial, workspace, run, *columns, job.trial_hours, until))
 
 
 def wait_for_start(run: Path, version: str) -> None:

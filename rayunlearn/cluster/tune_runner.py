@@ -374,7 +374,8 @@ def _model_name(role: str, trial: Trial, number: int) -> str:
 
 
 def _trial_name(trial: Any) -> str:
-    return str(trial.config["trial_id"])
+    # a trial that goes on from a rung is another one to Tune
+    return f"{trial.config['trial_id']}-{trial.config.get('until', 1.0):g}"
 
 
 def _read(board: Any) -> View | None:

@@ -12,7 +12,7 @@ from rayunlearn.config import Data, Model, Trial, rounded_share
 from rayunlearn.errors import require
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Agenda, PlannedTrial
-from rayunlearn.schema import SECONDS_BY_PART
+from rayunlearn.schema import PAUSED, SECONDS_BY_PART
 
 # The rule of thumb, used until this run has a finished trial of its own.
 # one CPU thread on small matrices, as measured on the embedded synthetic dataset
@@ -83,7 +83,8 @@ def planned_cells(agenda: Agenda, results: Mapping[str, TrialResult]) -> tuple[P
     lengths: Counter[tuple[str, str, str, float, str]] = Counter()
     for row in (*agenda.rows, *agenda.expected):
         key = _cell_key(row)
-        counted.setdefault(key, {})[row.trial_id] = row.trial_id in results
+        result = results.get(row.trial_id)
+        counted.setdefault(key, {})[row.trial_id] = result is not None and result.status != PAUSED
         if row.role == "tuning":
             lengths[key] = max(lengths[key], agenda.studies.get(row.group, 0))
     return tuple(

@@ -37,7 +37,9 @@ class TrialResult:
     (how long it took) where the row does not say so.
 
     `documents`: the forgetting metric by document, and `chance` its chance level, which base alone
-    has. Neither is read where the objective has no target.
+    has. Neither is read where the objective has no target. `curve`: (step, forgetting, utility) at
+    the looks of training, base first, read where a study has rungs; `planned_steps`: steps to the
+    trial's end; `rung`: the share of them at which it stopped, where it is paused or pruned.
     """
 
     status: str
@@ -46,6 +48,9 @@ class TrialResult:
     seconds: float = math.nan
     documents: DocumentValues = field(default_factory=DocumentValues)
     chance: DocumentValues = field(default_factory=DocumentValues)
+    curve: tuple[tuple[int, float, float], ...] = ()
+    planned_steps: int = 0
+    rung: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,14 @@ class SearchTarget:
 
         values = np.array(result.documents.at(self.documents.ids))
         return target_distance(values, Target(self.kind, np.array(self.documents.values)))
+
+    def of_mean(self, forgetting: float) -> float:
+        """What is minimised at a look, where the mean over its probes is all that is known: how far
+        it is from the mean of the target.
+        """
+        if self.kind == "none" or not self.documents.ids:
+            return forgetting
+        return abs(forgetting - sum(self.documents.values) / len(self.documents.values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +124,11 @@ def study_goal(
     return StudyGoal(floor=floor, target=target, unmeasured=unmeasured)
 
 
-def trial_results(run: Path, objective: Objective) -> dict[str, TrialResult]:
+def trial_results(
+    run: Path, objective: Objective, *, with_curves: bool = False
+) -> dict[str, TrialResult]:
     """Every ended trial of a run with the two values that the objective asks for, read from
-    Parquet.
+    Parquet; where the study has rungs `with_curves`.
     """
     from rayunlearn.storage.run import scan_trials
 
@@ -121,13 +136,17 @@ def trial_results(run: Path, objective: Objective) -> dict[str, TrialResult]:
     rows = tables["trials"].select("trial_id", "status", "seconds").collect()
     seconds = dict(rows.select("trial_id", "seconds").iter_rows())
     results = _results(dict(rows.select("trial_id", "status").iter_rows()), tables, objective)
+    if with_curves:
+        results = _with_curves(results, tables, objective)
     return {
         trial_id: replace(result, seconds=_number(seconds[trial_id]))
         for trial_id, result in results.items()
     }
 
 
-def trial_result(run: Path, trial_id: str, objective: Objective) -> TrialResult | None:
+def trial_result(
+    run: Path, trial_id: str, objective: Objective, *, with_curves: bool = False
+) -> TrialResult | None:
     """One trial's result from its own folder, None where it has none: cheap however many trials
     there are.
     """
@@ -142,9 +161,10 @@ def trial_result(run: Path, trial_id: str, objective: Objective) -> TrialResult 
     status = status_of(run, trial_id)
     if not status:
         return None
-    names = ("evals", "trials", "examples")
+    names = ("evals", "trials", "examples", "curves")
     tables = {name: pl.scan_parquet(folder / f"{name}.parquet") for name in names}
-    return _results({trial_id: status}, tables, objective)[trial_id]
+    results = _results({trial_id: status}, tables, objective)
+    return (_with_curves(results, tables, objective) if with_curves else results)[trial_id]
 
 
 def _results(
@@ -167,6 +187,43 @@ def _results(
             chance=chance.get(trial_id, DocumentValues()),
         )
         for trial_id, status in statuses.items()
+    }
+
+
+def _with_curves(
+    results: Mapping[str, TrialResult],
+    tables: Mapping[str, "pl.LazyFrame"],
+    objective: Objective,
+) -> dict[str, TrialResult]:
+    """The results with what the looks at each trial saw of the objective's two metrics."""
+    import polars as pl
+
+    forgetting = (pl.col("metric") == objective.forgetting) & (pl.col("split") == "forget")
+    utility = (pl.col("metric") == objective.utility) & (pl.col("split") == objective.utility_split)
+    points = (
+        tables["curves"]
+        .filter(pl.col("kind") == "training", forgetting | utility)
+        .group_by("trial_id", "x")
+        .agg(
+            pl.col("value").filter(forgetting).first().alias("forgetting"),
+            pl.col("value").filter(utility).first().alias("utility"),
+        )
+        .sort("trial_id", "x")
+        .collect()
+    )
+    curves: dict[str, list[tuple[int, float, float]]] = {}
+    for trial_id, x, forget, retain in points.iter_rows():
+        curves.setdefault(trial_id, []).append((int(x), _number(forget), _number(retain)))
+    rows = tables["trials"].select("trial_id", "planned_steps", "rung").collect()
+    stops = {trial_id: (steps or 0, _number(rung)) for trial_id, steps, rung in rows.iter_rows()}
+    return {
+        trial_id: replace(
+            result,
+            curve=tuple(curves.get(trial_id, ())),
+            planned_steps=stops[trial_id][0],
+            rung=stops[trial_id][1],
+        )
+        for trial_id, result in results.items()
     }
 
 

@@ -7,7 +7,7 @@ cells be tuned first.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -33,6 +33,15 @@ from rayunlearn.config import (
 from rayunlearn.errors import UserError, require
 from rayunlearn.experiment import Budget, Domain, Experiment, Grid, Winner, axis_names
 from rayunlearn.planning.outcomes import StudyGoal, TrialResult, study_goal
+from rayunlearn.planning.rungs import (
+    TO_THE_END,
+    BatchMember,
+    RungRule,
+    RungValue,
+    batch_members,
+    has_reached,
+    waits_below,
+)
 from rayunlearn.planning.study import (
     Sampler,
     StudyTrial,
@@ -45,6 +54,7 @@ from rayunlearn.planning.study import (
     suggest,
     values_outside,
 )
+from rayunlearn.schema import PAUSED, PRUNED
 
 Identify = Callable[[Trial], str]
 NotesOf = Callable[[Trial], tuple[str, ...]]
@@ -58,7 +68,8 @@ def no_notes(_trial: Trial) -> tuple[str, ...]:
 @dataclass(frozen=True, kw_only=True)
 class PlannedTrial:
     """One row of the plan. A trial that serves twice (a control of two groups) has two rows and one
-    id.
+    id. `until`: the share of its steps that it may train for now; `is_pruned`: its study goes on
+    without it.
     """
 
     trial_id: str
@@ -70,6 +81,8 @@ class PlannedTrial:
     study_index: int = -1
     tuned_from: str = ""
     search: int = 0
+    until: float = TO_THE_END
+    is_pruned: bool = False
 
     @property
     def key(self) -> tuple[str, str, str, int, int]:
@@ -97,7 +110,8 @@ class Agenda:
     """What is known of the plan now.
 
     `rows`: every trial whose settings are known; `ready`: those of them that have not ended, each
-    id once; `waiting`: number of trials whose settings depend on results that are still to come;
+    id once; `paused`: how many wait at a rung; `pruned`: those that waited there and do not go on;
+    `waiting`: number of trials whose settings depend on results that are still to come;
     `expected`: the grid and control rows of groups that are still tuned, with a stand-in for the
     tuned values (to count, never to run); `notes`: what a summary has to say; `studies`: group ->
     number of trials that its tuning takes.
@@ -109,6 +123,8 @@ class Agenda:
     expected: tuple[PlannedTrial, ...] = ()
     notes: tuple[str, ...] = ()
     studies: Mapping[str, int] = field(default_factory=dict)
+    paused: int = 0
+    pruned: tuple[PlannedTrial, ...] = ()
 
     @property
     def total(self) -> int:
@@ -180,10 +196,14 @@ class Planner:
         notes += dict.fromkeys(note for trial in pairs.values() for note in self.notes_of(trial))
         planned_ids = {row.trial_id for row in rows.values()}
         unknown = {row.trial_id for row in expected} - planned_ids
-        ready = {row.trial_id: row for row in rows.values() if row.trial_id not in results}
+        ready = ready_rows(rows.values(), results)
+        stopped = [row for row in at_rungs(rows.values(), results) if row.trial_id not in ready]
+        pruned = tuple(row for row in stopped if row.is_pruned)
         return Agenda(
             rows=tuple(rows.values()),
             ready=tuple(ready.values()),
+            paused=len(stopped) - len(pruned),
+            pruned=pruned,
             waiting=waiting + len(unknown),
             expected=tuple(expected),
             notes=tuple(notes),
@@ -229,7 +249,7 @@ class Planner:
         goal = self.goal(base, results)
         study, finished = self.study(group, base, results, goal, search)
         n_settings = len(self.listed_settings(group, base)) or budget.trials
-        notes = _cut_short(group, n_settings, budget)
+        notes = (*_cut_short(group, n_settings, budget), *_without_rungs(group, base, budget))
         is_complete = len(finished) == n_settings and goal.is_known
         winner = best_trial(finished) if is_complete else None
         part = Agenda(
@@ -285,20 +305,42 @@ class Planner:
         while n_asked < n_settings and len(finished) == n_asked and (not n_asked or goal.is_known):
             n_batch = min(budget.batch, n_settings - n_asked)
             suggested = self.suggestions(group, base, tuple(finished), n_batch, search)
-            for values in suggested:
-                seeds = [
-                    self.study_row(group, base, values, n_asked, search, seed)
+            batch = [
+                [
+                    self.study_row(group, base, values, n_asked + number, search, seed)
                     for seed in range(budget.seeds)
                 ]
+                for number, values in enumerate(suggested)
+            ]
+            members = self.members([seeds[0] for seeds in batch], results, goal)
+            for values, seeds, member in zip(suggested, batch, members, strict=True):
                 n_asked += 1
-                rows += seeds
-                if all(row.trial_id in results for row in seeds):
+                is_pruned = member.pruned is not None
+                rows += [replace(row, until=member.until, is_pruned=is_pruned) for row in seeds]
+                if member.pruned is not None:
+                    finished.append(pruned_trial(values, member.pruned, trial_id=seeds[0].trial_id))
+                elif all(has_reached(results.get(row.trial_id), TO_THE_END) for row in seeds):
                     trials = [
                         study_trial(values, results[row.trial_id], goal, trial_id=row.trial_id)
                         for row in seeds
                     ]
                     finished.append(judged_by_seeds(trials))
         return tuple(rows), tuple(finished)
+
+    def members(
+        self, batch: Sequence[PlannedTrial], results: Mapping[str, TrialResult], goal: StudyGoal
+    ) -> list[BatchMember]:
+        """How far each trial of a batch may train."""
+        budget = self.experiment.budget
+        rule = RungRule(budget.rung_shares, budget.eta, self.experiment.objective.utility_floor)
+        if not rule.shares or not can_be_judged(batch[0].trial):
+            return [BatchMember() for _ in batch]
+        return batch_members(
+            [results.get(row.trial_id) for row in batch],
+            goal,
+            rule,
+            check_every=batch[0].trial.stop.check_every,
+        )
 
     def study_row(
         self,
@@ -624,6 +666,60 @@ def _require_cmaes_fits(
     """Raise UserError where CMA-ES is asked for one number: Optuna would draw it at random."""
     rule = f"budget.sampler=cmaes needs two or more names of SEARCH that {study_name(group)} has"
     require(experiment.budget.sampler != "cmaes" or len(space) > 1, rule, ", ".join(space))
+
+
+def pruned_trial(values: Mapping[str, Value], at_rung: RungValue, *, trial_id: str) -> StudyTrial:
+    """A trial that ended at a rung, as its study knows it."""
+    return StudyTrial(
+        values=values,
+        status=PRUNED,
+        violation=at_rung.violation,
+        trial_id=trial_id,
+        seen={at_rung.step: at_rung.forgetting},
+    )
+
+
+def ready_rows(
+    rows: Iterable[PlannedTrial], results: Mapping[str, TrialResult]
+) -> dict[str, PlannedTrial]:
+    """The trials that can run now, by id: those that have not begun, and those that may go on from
+    a rung. One that serves twice runs as far as the row that wants the most.
+    """
+    ready: dict[str, PlannedTrial] = {}
+    for row in rows:
+        result = results.get(row.trial_id)
+        if result is None or waits_below(result, row.until):
+            before = ready.get(row.trial_id, row)
+            ready[row.trial_id] = max(before, row, key=lambda planned: planned.until)
+    return ready
+
+
+def at_rungs(
+    rows: Iterable[PlannedTrial], results: Mapping[str, TrialResult]
+) -> tuple[PlannedTrial, ...]:
+    """The trials that have paused, each once."""
+    paused = {row.trial_id: row for row in rows if _status_of(row, results) == PAUSED}
+    return tuple(paused.values())
+
+
+def can_be_judged(trial: Trial) -> bool:
+    """Whether a look at a trial sees what its end will be made of: not where weights change after
+    the last step (averages, task vectors).
+    """
+    from rayunlearn.registry import changes_after_training
+
+    return not changes_after_training(trial)
+
+
+def _status_of(row: PlannedTrial, results: Mapping[str, TrialResult]) -> str:
+    return results[row.trial_id].status if row.trial_id in results else ""
+
+
+def _without_rungs(group: GridGroup, base: Trial, budget: Budget) -> tuple[str, ...]:
+    if not budget.rung_shares or can_be_judged(base):
+        return ()
+    rule = "weights change after the last step, so budget.rungs does not stop its tuning trials"
+    return (f"{study_name(group)}: {rule}",)
 
 
 def _cut_short(group: GridGroup, n_trials: int, budget: Budget) -> tuple[str, ...]:

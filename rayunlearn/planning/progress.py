@@ -19,6 +19,7 @@ from rayunlearn.canonical import has_gold
 from rayunlearn.config import Objective
 from rayunlearn.planning.outcomes import TrialResult, study_goal
 from rayunlearn.planning.planner import Agenda, PlannedTrial
+from rayunlearn.schema import PAUSED
 
 PLAIN_EVERY_SECONDS = 10.0
 LIVE_EVERY_SECONDS = 0.5
@@ -93,7 +94,7 @@ def snapshot(
     finished = [
         results[trial_id]
         for trial_id in {row.trial_id for row in agenda.rows}
-        if trial_id in results
+        if trial_id in results and results[trial_id].status != PAUSED
     ]
     attacking = any(row.trial.attack.name != "none" for row in agenda.rows)
     best, aim = (

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn.config import Value, digest
 from rayunlearn.errors import unknown_name
 from rayunlearn.experiment import SAMPLERS, Choice, Domain
+from rayunlearn.schema import PRUNED
 
 if TYPE_CHECKING:
     import optuna
@@ -45,7 +46,8 @@ class StudyTrial:
     metric from its target, or the metric itself (`objective.target`). `violation` = floor x base
     utility - utility: feasible at 0 or less.
 
-    `forgetting`, `utility` and `violation` are NaN where the trial was not measured.
+    `forgetting`, `utility` and `violation` are NaN where the trial was not measured. Of a pruned
+    one `violation` is what its last look saw, and `seen` has what is minimised by step.
     """
 
     values: Mapping[str, Value]
@@ -54,6 +56,7 @@ class StudyTrial:
     utility: float = math.nan
     violation: float = math.nan
     trial_id: str = ""
+    seen: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def measured(self) -> bool:
@@ -125,7 +128,10 @@ def suggest(
     pure function of its arguments: the sampler is seeded here. Numbers that are drawn keep 4
     significant digits, so that a table can show the very value that ran.
     """
-    study = study_from(space, finished, seed=seed, sampler=sampler)
+    # TPE ranks pruned trials by what they saw in the one direction of a study, and two objectives
+    # have none (Optuna 5.0 raises)
+    told = [replace(trial, seen={}) for trial in finished]
+    study = study_from(space, told, seed=seed, sampler=sampler)
     first = [dict(values) for values in enqueued[:batch]]
     inside_space = [values for values in first if not values_outside(space, values)]
     for values in inside_space:
@@ -181,9 +187,9 @@ def study_from(
     """An in-memory study that holds the finished trials in order, each in the state that is true of
     it.
 
-    Left out are those whose values lie outside the space (BASE's own values may). Until a trial has
-    told something the sampler is random: Optuna's own default of 10 random startup trials would be
-    a whole small budget.
+    Left out are those whose values lie outside the space (BASE's own values may). A pruned one has
+    its intermediate values, what is minimised by step. Until a trial has told something the sampler
+    is random: Optuna's own default of 10 random startup trials would be a whole small budget.
     """
     with _quiet_optuna():
         return _study_of(_told(space, finished, sampler, seed), sampler, seed)
@@ -310,11 +316,8 @@ def _objectives(finished: Sequence[StudyTrial], sampler: Sampler) -> list[list[f
 
 
 def _told_violation(trial: StudyTrial) -> float:
-    return (
-        trial.violation
-        if trial.measured and math.isfinite(trial.violation)
-        else COLLAPSED_VIOLATION
-    )
+    is_known = trial.measured or trial.status == PRUNED
+    return trial.violation if is_known and math.isfinite(trial.violation) else COLLAPSED_VIOLATION
 
 
 def _frozen(
@@ -328,6 +331,7 @@ def _frozen(
     states = {
         "collapsed": optuna.trial.TrialState.PRUNED,
         "diverged": optuna.trial.TrialState.PRUNED,
+        PRUNED: optuna.trial.TrialState.PRUNED,
     }
     state = (
         optuna.trial.TrialState.COMPLETE
@@ -338,6 +342,7 @@ def _frozen(
     return optuna.trial.create_trial(
         state=state,
         values=values,
+        intermediate_values=dict(trial.seen),
         params={name: trial.values[name] for name in space},
         distributions=distributions(space),
         constraints=constraints if state != optuna.trial.TrialState.FAIL else None,

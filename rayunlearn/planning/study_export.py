@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn.config import Objective, Value, recorded_objective
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.experiment import Choice, Domain, Range
-from rayunlearn.planning.outcomes import TrialResult, study_goal
-from rayunlearn.planning.planner import study_trial
+from rayunlearn.planning.outcomes import StudyGoal, TrialResult, study_goal
+from rayunlearn.planning.planner import pruned_trial, study_trial
+from rayunlearn.planning.rungs import RungRule, rung_value
 from rayunlearn.planning.study import StudyTrial, judged_by_seeds, study_from
+from rayunlearn.schema import PAUSED, PRUNED
 
 if TYPE_CHECKING:
     import optuna
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 def study_of_run(run: str | Path, name: str) -> "optuna.Study":
     """The study `name` of a run, rebuilt from its Parquet files, for notebooks and dashboards.
 
-    COMPLETE: measured to the end; PRUNED: collapsed or diverged; FAIL: failed, or measured as not a
-    number. Trials that have not ended are not in it. Raises UserError for an unknown run or study.
+    COMPLETE: measured to the end; PRUNED: collapsed, diverged, or pruned at a rung, then with what
+    is minimised by step as intermediate value; FAIL: failed, or measured as not a number. Trials
+    that have not ended are not in it. Raises UserError for an unknown run or study.
 
     Args:
         run: folder or URL of a run.
@@ -67,7 +70,7 @@ def studies_of_run(run: Path) -> tuple[RecordedStudy, ...]:
     settings = experiment_of_run(opened)
     plan = opened.plan.collect()
     trials = {row["trial_id"]: row for row in opened.trials.collect().iter_rows(named=True)}
-    results = trial_results(run, study_objective(settings))
+    results = trial_results(run, study_objective(settings), with_curves=True)
     return tuple(_recorded(name, plan, trials, results, settings) for name in _names(plan))
 
 
@@ -86,6 +89,7 @@ def _recorded(
         [trials[key] for key in part["trial_id"] if key in trials]
         for part in planned.partition_by("study_index", maintain_order=True)
     ]
+    by_setting = [[t for t in seeds if t["status"] != PAUSED] for seeds in by_setting]
     n_seeds = settings.get("budget", {}).get("seeds", 1)
     ended = [seeds for seeds in by_setting if len(seeds) == n_seeds]
     rows, objective = tuple(seeds[0] for seeds in ended), study_objective(settings)
@@ -120,12 +124,29 @@ def _judged(
     with_gold = bool(row["model.teach"] or row["model.gold"])
     goal = study_goal(objective, base=base, gold=gold, with_gold=with_gold)
     values = {name: row[name] for name in space}
+    floor = objective.utility_floor
     return judged_by_seeds(
-        [
-            study_trial(values, results[seed["trial_id"]], goal, trial_id=seed["trial_id"])
-            for seed in seeds
-        ]
+        [_told(values, results[seed["trial_id"]], goal, seed, floor) for seed in seeds]
     )
+
+
+def _told(
+    values: Mapping[str, Value],
+    result: TrialResult,
+    goal: StudyGoal,
+    row: Mapping[str, Any],
+    floor: float,
+) -> StudyTrial:
+    """An ended trial as its study knows it; a pruned one by what its last look saw."""
+    rule = RungRule((), 2, floor)
+    value = (
+        rung_value(result, goal, rule, result.rung, row["stop.check_every"])
+        if result.status == PRUNED
+        else None
+    )
+    if value is not None:
+        return pruned_trial(values, value, trial_id=row["trial_id"])
+    return study_trial(values, result, goal, trial_id=row["trial_id"])
 
 
 def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:

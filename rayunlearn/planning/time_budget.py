@@ -8,16 +8,16 @@ from typing import Any
 
 from rayunlearn.experiment import Budget
 from rayunlearn.planning.outcomes import TrialResult
-from rayunlearn.schema import FINISHED, TIMED_OUT
+from rayunlearn.schema import FINISHED, PAUSED, PRUNED, TIMED_OUT
 from rayunlearn.trial.time_limit import SECONDS_PER_HOUR
 
 
 def stands(result: TrialResult, budget: Budget) -> bool:
-    """Whether a trial of an earlier call need not run again: one that timed out does, where it may
-    now take longer than it took.
+    """Whether a trial of an earlier call need not run again from its start: one that timed out
+    does, where it may now take longer than it took.
     """
     if result.status != TIMED_OUT:
-        return result.status in FINISHED
+        return result.status in (*FINISHED, PAUSED, PRUNED)
     return 0 < budget.trial_hours * SECONDS_PER_HOUR <= result.seconds
 
 

@@ -26,7 +26,7 @@ import polars as pl
 
 from rayunlearn.config import Objective, Value
 from rayunlearn.errors import UserError, require, unknown_name
-from rayunlearn.schema import FINISHED, PER_TRIAL, RUN_TABLES, column_names
+from rayunlearn.schema import FINISHED, PAUSED, PER_TRIAL, PRUNED, RUN_TABLES, column_names
 from rayunlearn.storage.artifact_cache import MANIFEST
 from rayunlearn.storage.parquet import (
     KINDS,
@@ -140,7 +140,11 @@ def write_trial(
         "a trial id must be letters, digits, _ and -, as it names a folder",
         trial_id,
     )
-    frames = _trial_frames(trial_id, tables, config)
+    return _write_frames(run, trial_id, _trial_frames(trial_id, tables, config))
+
+
+def _write_frames(run: Path, trial_id: str, frames: Mapping[str, pl.DataFrame]) -> Path:
+    """Make a trial's tables appear at once as its folder."""
     contents = {f"{name}.parquet": parquet_bytes(frame) for name, frame in frames.items()}
     stored = {
         f"{name}.parquet": [stored_bytes(contents[f"{name}.parquet"], frame.height)]
@@ -165,7 +169,7 @@ def send_unsent(run: Path) -> None:
             words = f"{wrong}; it was not sent yet and is removed: `rayunlearn run` runs it again"
             logging.getLogger("rayunlearn.run").warning("%s %s", display_path(file), words)
             _drop_folder(folder, run)
-        elif status_of(run, folder.name) in FINISHED:
+        elif status_of(run, folder.name) in (*FINISHED, PAUSED, PRUNED):
             send_trial(folder)
 
 
@@ -275,6 +279,32 @@ def status_of(run: Path, trial_id: str) -> str:
     if wrong := trial_defects(folder):
         raise DamagedRunError(run, wrong)
     return str(read_table_file(path, pl.read_parquet)["status"].item())
+
+
+def rung_of(run: Path, trial_id: str) -> float:
+    """The share of its steps at which a trial stopped whose folder is there."""
+    row = read_table_file(run / "trials" / trial_id / "trials.parquet", pl.read_parquet)
+    return float(row["rung"].item())
+
+
+def end_as_pruned(run: Path, trial_id: str) -> None:
+    """Let a trial that waits at a rung have ended there: its row says `pruned`, and what it would
+    have gone on from is removed.
+    """
+    tables = scan_trials(run)
+    frames = {
+        name: frame.filter(pl.col("trial_id") == trial_id).collect()
+        for name, frame in tables.items()
+    }
+    # other trials' settings, which this one does not have
+    trials = frames["trials"]
+    empty = [name for name in trials.columns if trials[name].null_count() == trials.height]
+    columns = set(empty) - set(column_names("trials"))
+    pruned = trials.drop(columns).with_columns(pl.lit(PRUNED).alias("status"))
+    _write_frames(run, trial_id, frames | {"trials": pruned})
+    checkpoint = run / "checkpoints" / f"{trial_id}.safetensors"
+    retry_transient(f"remove {checkpoint}", partial(checkpoint.unlink, missing_ok=True))
+    shutil.rmtree(run / "adapters" / trial_id, ignore_errors=True)
 
 
 def scan_trials(run: Path, *, without: str = "") -> dict[str, pl.LazyFrame]:

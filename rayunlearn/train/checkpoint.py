@@ -40,18 +40,25 @@ class Checkpoints:
     it), how often it is written, and `parts`: what, beside parameters, optimizer and wrappers,
     carries something from step to step.
 
-    It is written at the first look of the loop after `every` steps. One of another run, or a
-    damaged one, is as none.
+    It is written at the first look of the loop after `every` steps (0: at none). After step
+    `pause_at` (0: never) it is written too, and the run ends as paused: another call goes on from
+    there. One of another run, or a damaged one, is as none.
     """
 
     path: Path
     about: Mapping[str, object]
     every_steps: int
     parts: Sequence[HasState] = ()
+    pause_at: int = 0
 
     def due(self, step: int, saved_step: int) -> bool:
         """Whether step `step` is to be kept, the last one kept being `saved_step`."""
-        return step - saved_step >= self.every_steps
+        is_time = self.every_steps > 0 and step - saved_step >= self.every_steps
+        return is_time or self.pauses(step)
+
+    def pauses(self, step: int) -> bool:
+        """Whether the run ends here for now."""
+        return 0 < self.pause_at <= step
 
     def save(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
         """Keep these. Raises UserError when storage fails for long."""

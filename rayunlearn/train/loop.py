@@ -94,9 +94,10 @@ NO_CALLBACKS = Callbacks()
 class TrainLog:
     """What a training run did.
 
-    `outcome` is complete, stopped (by `keep_going`), diverged (non-finite loss or gradient) or
-    early_stopped (`train.early_stopping`): the weights are then those of step `kept_step`, which
-    else is None. `curve`: what was measured at its looks, as rows of table `curves`.
+    `outcome` is complete, stopped (by `keep_going`), diverged (non-finite loss or gradient), paused
+    (`Checkpoints.pause_at`) or early_stopped (`train.early_stopping`): the weights are then those
+    of step `kept_step`, which else is None. `curve`: what was measured at its looks, as rows of
+    table `curves`.
     """
 
     rows: tuple[StepRow, ...]
@@ -145,6 +146,11 @@ class _RunRecord:
             self.outcome = "diverged"
         elif not last and keep_going is not None and not keep_going(len(self.rows)):
             self.outcome = "stopped"
+
+    def pause_if_due(self, checkpoints: Checkpoints | None) -> None:
+        """End as paused where the run has come as far as it is to come for now."""
+        if checkpoints and self.outcome == "complete" and checkpoints.pauses(len(self.rows)):
+            self.outcome = "paused"
 
 
 @dataclass(frozen=True)
@@ -284,7 +290,10 @@ def optimise(
     trainer = _trainer(chosen, loss_of_step, steps, optimizer, wrappers, callbacks.after_step)
     record = trainer.restore(checkpoints)
     saved_step = len(record.rows)
+    record.pause_if_due(checkpoints)
     for number in range(saved_step + 1, steps + 1):
+        if record.outcome != "complete":
+            break
         # whoever looked at the last step may have left it in evaluation mode
         model.train()
         record.add(trainer.step(loss_of_step, number))
@@ -293,9 +302,8 @@ def optimise(
             record.check_pending_steps(callbacks, last=is_last)
             if not is_last:
                 saved_step = trainer.save_if_due(checkpoints, record, saved_step)
-        if record.outcome != "complete":
-            break
-    for wrapper in trainer.wrappers:
+                record.pause_if_due(checkpoints)
+    for wrapper in trainer.wrappers if record.outcome != "paused" else ():
         wrapper.at_end()
     model.eval()
     n_trained = sum(p.numel() for p in chosen)

@@ -34,12 +34,14 @@ def run_attack_or_trial(
     version: str,
     commit: str = "",
     trial_hours: float = 0.0,
+    until: float = 1.0,
 ) -> str:
     """`run.run_trial`, or, for a trial that names an attack, the attack; writes its rows and
     returns the status.
     """
     if trial.attack == AttackSettings():
-        return run_trial(trial, workspace, run_dir, experiment, version, commit, trial_hours)
+        columns = (experiment, version, commit)
+        return run_trial(trial, workspace, run_dir, *columns, trial_hours, until)
     identity = identity_in(trial, workspace)
     keys = {"experiment": experiment, "version": version, "commit": commit}
     return run_and_record(

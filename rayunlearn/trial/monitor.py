@@ -110,8 +110,10 @@ class TrainingMonitor:
 
     def ended(self, log: TrainLog) -> TrainLog:
         """The log with the curve, after a look at what a whole training ended with and after the
-        weights that are to be kept were put back.
+        weights that are to be kept were put back; neither where it only pauses.
         """
+        if log.outcome == "paused":
+            return replace(log, curve=self.rows())
         if log.outcome == "complete" and self._evaluations[-1][0] != len(log.rows):
             self.evaluate(len(log.rows))
         if self._stopping is not None:

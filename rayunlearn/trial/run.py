@@ -16,7 +16,7 @@ from rayunlearn.config import Trial, flatten
 from rayunlearn.lazy import torch
 from rayunlearn.models.device_memory import device_lock, reset_peak_memory, retry_alone_on_oom
 from rayunlearn.models.forward import can_pack
-from rayunlearn.schema import FINISHED, TIMED_OUT, Rows
+from rayunlearn.schema import FINISHED, PAUSED, TIMED_OUT, Rows
 from rayunlearn.storage.run import write_trial
 from rayunlearn.train.checkpoint import remove_checkpoint
 from rayunlearn.train.loop import TrainLog
@@ -47,6 +47,7 @@ STATUS = {
     "stopped": "collapsed",
     "diverged": "diverged",
     "early_stopped": "complete",
+    "paused": PAUSED,
 }
 
 
@@ -67,9 +68,12 @@ def run_trial(
     version: str,
     commit: str = "",
     trial_hours: float = 0.0,
+    until: float = 1.0,
 ) -> str:
     """Run one trial and write its rows; returns the status. An exception becomes a row with status
-    `failed`, more than `trial_hours` (0: no limit) one with status `timed_out`.
+    `failed`, more than `trial_hours` (0: no limit) one with status `timed_out`. With `until` below
+    1 it pauses after that share of its steps: its row has status `paused`, and another call goes
+    on from there.
 
     Raises CorruptWeightsError, and writes nothing, when this process can no longer be trusted:
     another one must run it.
@@ -77,7 +81,7 @@ def run_trial(
     identity = identity_in(trial, workspace)
     checkpoint = run_dir / "checkpoints" / f"{identity}.safetensors"
     attempt = partial(
-        _seeded_attempt, trial, workspace, run_dir / "adapters" / identity, checkpoint
+        _seeded_attempt, trial, workspace, run_dir / "adapters" / identity, checkpoint, until
     )
     status = run_and_record(
         attempt,
@@ -141,24 +145,27 @@ def _outcome(attempt: Callable[[], Outcome], trial_hours: float) -> Outcome:
 
 
 def _seeded_attempt(
-    trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoint: Path
+    trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoint: Path, until: float
 ) -> Outcome:
     reset_peak_memory()
     with torch.random.fork_rng():
         torch.manual_seed(trial.train.seed)
-        return _attempt(trial, workspace, adapter_folder, checkpoint)
+        return _attempt(trial, workspace, adapter_folder, checkpoint, until)
 
 
-def _attempt(trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoint: Path) -> Outcome:
+def _attempt(
+    trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoint: Path, until: float
+) -> Outcome:
     clock = Clock()
     require_same_weights(trial, workspace)
     emphasis, context = _base_words_then_start(trial, workspace, clock)
-    log, row, tables = _train(context, adapter_folder, checkpoint, clock)
+    log, row, tables = _train(context, adapter_folder, checkpoint, clock, until)
     row |= _cost_row(log, context.model, max(1, row.get("n_kept", 1)))
     row["forget_utility_area"] = curve_area(log.curve, trial.stop)
     tables |= {"steps": [asdict(r) for r in log.rows], "curves": log.curve}
     status = STATUS[log.outcome]
-    if status != "diverged":
+    row["rung"] = until if status == PAUSED else None
+    if status not in ("diverged", PAUSED):
         columns, measured = _measure(context, emphasis, len(log.rows), clock)
         row, tables = row | columns, merge_rows(tables, measured)
         if trial.measure.attack != "none":
@@ -187,7 +194,7 @@ def _base_words_then_start(
 
 
 def _train(
-    context: TrialContext, adapter_folder: Path, checkpoint: Path, clock: Clock
+    context: TrialContext, adapter_folder: Path, checkpoint: Path, clock: Clock, until: float
 ) -> tuple[TrainLog, dict[str, Any], dict[str, Rows]]:
     """(what training did, columns of `trials`, rows by table); nothing is trained where the trial
     is of a model as it is.
@@ -200,7 +207,8 @@ def _train(
         row["computed_in"] = products_of(context)
         # of the model as it is before it trains
         row["activation_length"] = activation_length(context)
-        log = unlearn(context, coreset, adapter_folder, checkpoint=checkpoint)
+        row["planned_steps"] = trial.train.n_steps(len(coreset))
+        log = unlearn(context, coreset, adapter_folder, checkpoint=checkpoint, until=until)
         row["note"] = training_note(trial, log, row["activation_length"])
         clock.lap("seconds_train")
         return log, row, tables

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn import data as data_code
 from rayunlearn import methods as method_code
 from rayunlearn import models as model_code
-from rayunlearn.config import SUBSTITUTES, Train, Trial, block_numbers, flatten
+from rayunlearn.config import SUBSTITUTES, Train, Trial, block_numbers, flatten, rung_step
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
@@ -98,6 +98,7 @@ def unlearn(
     adapter_folder: Path,
     after_step: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
+    until: float = 1.0,
 ) -> TrainLog:
     """Train the model away from the kept documents, as the trial says; LoRA adapters are left
     in `adapter_folder`.
@@ -106,7 +107,9 @@ def unlearn(
     has the curve, and a look may end the training, or say which weights it ends with.
     `after_step(step)`, from 1, is called in place of that, after every step and before what a
     method does after the last one. `checkpoint`: the file that the training is resumed from and,
-    every `train.checkpoint_every` steps, written to.
+    every `train.checkpoint_every` steps, written to. `until`: the
+    share of the steps after which the training pauses, at a look and with its state in that file;
+    at 1 it does not.
     """
     train, sides = context.trial.train, objective_sides(context, coreset)
     length = control_length(context)
@@ -133,7 +136,7 @@ def unlearn(
                     after_step=objective.after_step,
                     on_rows=None if after_step else tell_rows,
                 ),
-                checkpoints=_checkpoints(context, coreset, checkpoint, parts),
+                checkpoints=_checkpoints(context, coreset, checkpoint, parts, until),
             )
             return log if monitor is None else monitor.ended(log)
 
@@ -188,10 +191,17 @@ def _objective(
 
 
 def _checkpoints(
-    context: TrialContext, coreset: Sequence[int], path: Path | None, parts: Sequence[HasState]
+    context: TrialContext,
+    coreset: Sequence[int],
+    path: Path | None,
+    parts: Sequence[HasState],
+    until: float,
 ) -> Checkpoints | None:
-    every_steps = context.trial.train.checkpoint_every
-    if path is None or every_steps == 0:
+    train, steps = context.trial.train, context.trial.train.n_steps(len(coreset))
+    rung = rung_step(until, steps, context.trial.stop.check_every)
+    pause_at = rung if until < 1 and rung < steps else 0
+    # one that paused left a checkpoint, however often it writes one
+    if path is None or (train.checkpoint_every == 0 and pause_at == 0 and not path.exists()):
         return None
     settings = flatten(context.trial)
     del settings["train.checkpoint_every"]
@@ -204,7 +214,7 @@ def _checkpoints(
         "code": code_digest(*TRAINING),
         **{name: version_of(name) for name in ("torch", "transformers", "peft")},
     }
-    return Checkpoints(path, about, every_steps, parts)
+    return Checkpoints(path, about, train.checkpoint_every, parts, pause_at)
 
 
 def objective_sides(context: TrialContext, coreset: Sequence[int]) -> tuple[Side, Side]:

@@ -2,19 +2,22 @@
 about a result it cannot see.
 """
 
+import random
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 from ray.tune.search import Searcher
 
 from rayunlearn.cluster import searcher as module
 from rayunlearn.cluster.searcher import LedgerSearch
-from rayunlearn.cluster.sweep import refuse_a_changed_corpus
+from rayunlearn.cluster.sweep import cached_results, refuse_a_changed_corpus
 from rayunlearn.config import Objective, Trial, digest, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Experiment, grids_of
@@ -22,6 +25,7 @@ from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.planner import Agenda, Planner
 from rayunlearn.planning.progress import Snapshot
 from rayunlearn.storage import retry
+from rayunlearn.storage.run import compact, scan_trials
 from tests import fake_work
 from tests.fake_driver import tuned
 
@@ -90,8 +94,9 @@ def ran(search: LedgerSearch, run: Path) -> Iterator[str]:
             search.on_trial_complete(first, {"status": "pause"})
             del out[first]
         first = next(iter(out))
-        trial = out.pop(first)["trial"]
-        fake_work.run(trial, fake_work.workspace(trial, run), run, "fake", "1", "")
+        given = out.pop(first)
+        trial, space = given["trial"], fake_work.workspace(given["trial"], run)
+        fake_work.run(trial, space, run, "fake", "1", "", until=given["until"])
         search.on_trial_complete(first, {"status": "complete"})
         yield fake_work.identify(trial)
 
@@ -104,6 +109,73 @@ def planned(experiment: Experiment) -> set[str]:
         for row in ready:
             results[row.trial_id] = fake_work.result_of(row.trial)
     return set(results)
+
+
+def with_rungs(experiment: Experiment) -> Experiment:
+    """Batches of four, of which two and then one go on."""
+    budget = replace(experiment.budget, trials=8, batch=4, rungs="0.25,0.5")
+    return replace(experiment, budget=budget)
+
+
+def rows_of(run: Path) -> pl.DataFrame:
+    """What the run says of its trials in the end, in an order of its own."""
+    columns = ("trial_id", "status", "rung")
+    return scan_trials(run)["trials"].select(columns).sort("trial_id").collect()
+
+
+def test_at_each_rung_half_of_a_batch_goes_on_and_the_rest_costs_nothing_more(
+    tmp_path: Path,
+) -> None:
+    """Two groups of two batches of four: of each batch 2 are pruned at the first rung, 1 at the
+    second and 1 is complete; a start for each piece: 4 + 2 + 1 of a batch.
+    """
+    search = searcher(with_rungs(tuned(0.0)), tmp_path)
+    done = list(ran(search, tmp_path))
+    plan = search.planner.agenda(search.results)
+    tuning = {row.trial_id: search.results[row.trial_id] for row in plan.rows if row.study}
+    assert not plan.ready and not plan.paused and not plan.pruned
+    ended = Counter((result.status, str(result.rung)) for result in tuning.values())
+    expected = {("pruned", "0.25"): 8, ("pruned", "0.5"): 4, ("complete", "nan"): 4}
+    assert ended == expected
+    starts = Counter(trial_id for trial_id in done if trial_id in tuning)
+    assert sorted(starts.values()) == [1] * 8 + [2] * 4 + [3] * 4
+    assert not list((tmp_path / "checkpoints").iterdir())
+    best = min(result.forgetting for result in tuning.values() if result.status == "complete")
+    assert search.board.views[-1].best == pytest.approx(best)
+
+
+def test_a_sweep_with_rungs_that_is_broken_off_again_and_again_is_the_undisturbed_one(
+    tmp_path: Path,
+) -> None:
+    """A new searcher after every few pieces, which knows what the files say; some are compacted."""
+    quiet, broken = tmp_path / "quiet", tmp_path / "broken"
+    experiment = with_rungs(tuned(0.0))
+    undisturbed = searcher(experiment, quiet)
+    assert list(ran(undisturbed, quiet))
+    rng, ended = random.Random(7), False
+    while not ended:
+        search = searcher(
+            experiment, broken, before=cached_results(broken, experiment), slots=rng.randint(1, 4)
+        )
+        pieces = ran(search, broken)
+        ended = not all(next(pieces, "") for _ in range(rng.randint(1, 5)))
+        if rng.random() < 0.3:
+            compact(broken)
+    assert rows_of(broken).equals(rows_of(quiet), null_equal=True)
+    plans = [one.planner.agenda(one.results).rows for one in (search, undisturbed)]
+    assert sorted(map(repr, plans[0])) == sorted(map(repr, plans[1]))
+
+
+def test_without_rungs_what_they_had_pruned_runs_to_its_end(tmp_path: Path) -> None:
+    """The same run called again with budget.rungs=none."""
+    search = searcher(with_rungs(tuned(0.0)), tmp_path)
+    assert list(ran(search, tmp_path))
+    budget = replace(with_rungs(tuned(0.0)).budget, rungs="none")
+    plain = replace(tuned(0.0), budget=budget)
+    again = searcher(plain, tmp_path, before=cached_results(tmp_path, plain))
+    assert list(ran(again, tmp_path))
+    plan = again.planner.agenda(again.results)
+    assert {again.results[row.trial_id].status for row in plan.rows} == {"complete"}
 
 
 @pytest.mark.parametrize("at_most", [1, 5, 10**6])

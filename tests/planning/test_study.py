@@ -41,6 +41,20 @@ def finished(
     )
 
 
+def test_optuna_is_told_of_a_pruned_trial_what_was_seen_and_can_still_be_asked() -> None:
+    """PRUNED, over the floor, with what is minimised after 20 steps."""
+    values = {"rate": 1e-3, "layers": 2, "kind": "a"}
+    pruned = StudyTrial(values=values, status="pruned", violation=-0.05, seen={20: 0.3})
+    past = [finished(forgetting=0.1), pruned, finished(rate=1e-4)]
+    told = study_from(SPACE, past, seed=0).trials[1]
+    assert (told.state, told.intermediate_values) == (STATES.PRUNED, {20: 0.3})
+    assert told.constraints == {"utility_floor": -0.05}
+    assert best_trial([pruned]) is None
+    for name in ("tpe", "gp", "random"):
+        asked = suggest(SPACE, past, batch=2, seed=1, sampler=Sampler(name, 4))
+        assert len(asked) == 2
+
+
 def test_a_finite_space_is_counted_and_listed_once() -> None:
     finite = {name: SPACE[name] for name in ("layers", "kind")}
     assert n_combinations(finite) == len(combinations(finite)) == 8

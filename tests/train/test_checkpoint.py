@@ -137,6 +137,30 @@ def test_a_trial_broken_off_twice_ends_bit_for_bit_as_an_undisturbed_one(
     assert not list((tmp_path / "broken" / "checkpoints").iterdir())
 
 
+@pytest.mark.parametrize("name", ["wrappers that remember", "the weights of the best look"])
+def test_a_trial_that_pauses_at_two_rungs_ends_bit_for_bit_as_one_that_does_not(
+    name: str, workspace: Workspace, tmp_path: Path
+) -> None:
+    """Eight steps, with a rung after 2 and one after 6. Two shares name the same look: the second
+    call has nothing to train.
+    """
+    values = CASES[name] | {"train.checkpoint_every": 0}
+    # an average is made after the last step, and no rung can see it
+    trial = made(values | ({"method.wrappers": "sam,ball"} if "method.wrappers" in values else {}))
+    quiet = ran(trial, workspace, tmp_path / "quiet")
+    run = tmp_path / "paused"
+    for until, steps in ((0.25, 2), (0.3, 2), (0.75, 6)):
+        assert run_trial(trial, workspace, run, "test", "1", until=until) == "paused"
+        row = open_run(run).trials.collect().row(0, named=True)
+        assert (row["rung"], row["optimizer_steps"], row["planned_steps"]) == (until, steps, 8)
+        assert not open_run(run).evals.collect().height
+        assert open_run(run).curves.collect()["x"].max() == steps
+    weights, steps_rows, measured = ran(trial, workspace, run)
+    assert all(torch.equal(weights[key], quiet[0][key]) for key in quiet[0])
+    assert (steps_rows, measured) == quiet[1:]
+    assert not list((run / "checkpoints").iterdir())
+
+
 def test_the_checkpoint_of_another_trial_or_a_damaged_one_is_as_none(
     workspace: Workspace, tmp_path: Path
 ) -> None:

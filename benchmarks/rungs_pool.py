@@ -1,0 +1,106 @@
+"""Trials with full curves, of the studies of several experiments, for `benchmarks/rungs.py`.
+
+    python -m benchmarks.rungs_pool FOLDER
+
+A study's first trial has BASE's values, the rest are random draws of its SEARCH, none of them is
+stopped; its best trial is trained with two more seeds, which say how much of a difference is luck.
+In one process, without Ray; a second call goes on.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rayunlearn.config import Trial, with_values
+from rayunlearn.experiment import Experiment, load
+from rayunlearn.metrics.table import METRICS
+from rayunlearn.planning.outcomes import TrialResult, trial_results
+from rayunlearn.planning.planner import PlannedTrial, Planner, study_trial
+from rayunlearn.planning.run_tables import write_settings
+from rayunlearn.planning.study import best_trial
+from rayunlearn.trial.identity import identify_trial
+from rayunlearn.trial.run import run_trial
+from rayunlearn.trial.workspace import prepare_models, validate_trial
+
+EXPERIMENTS = ("coreset_effect", "defences", "dilemma", "hello", "truly_unlearned")
+TRIALS = 12
+SEEDS = (1, 2)
+# weights that change after the last step cannot be judged before it; sam takes twice the time
+LEFT_OUT = ("average", "task_vector", "sam")
+
+
+def pool_of(name: str) -> Experiment:
+    """The experiment as a pool: one batch of random draws for each study, a look every 5 steps."""
+    experiment = load(f"experiments/{name}.py")
+    budget = replace(experiment.budget, trials=TRIALS, batch=TRIALS, sampler="random")
+    base = with_values(experiment.base, {"stop.check_every": 5, "model.size": "tiny"})
+    return replace(experiment, base=base, budget=budget, version="pool")
+
+
+def planner_of(experiment: Experiment) -> Planner:
+    """The planner of a pool."""
+    return Planner(experiment, validate_trial, identify_trial)
+
+
+def run_planned(trial: Trial, folder: Path, run: Path) -> None:
+    """Run one trial in this process."""
+    workspace = prepare_models(trial, folder / "cache", lambda *_: None)
+    run_trial(trial, workspace, run, run.parent.name, "pool")
+
+
+def is_judged(row: PlannedTrial) -> bool:
+    """Whether a rung could judge the trial; base and gold, which it is compared with, too."""
+    method = row.trial.method
+    of_pool = row.trial.model.size == "tiny" and row.role in ("base", "gold", "tuning")
+    return of_pool and not {method.forget, method.wrappers} & set(LEFT_OUT)
+
+
+def main() -> None:
+    """Run the pools round by round, so that one that is broken off has trials of every study."""
+    folder = Path(sys.argv[1])
+    pools = {name: planner_of(pool_of(name)) for name in EXPERIMENTS}
+    rows = {
+        name: [row for row in planner.agenda({}).rows if is_judged(row)]
+        for name, planner in pools.items()
+    }
+    for index in range(-1, TRIALS):
+        for name, planned in rows.items():
+            run = folder / name / "pool"
+            run.mkdir(parents=True, exist_ok=True)
+            ended = trial_results(run, pools[name].experiment.objective)
+            for row in planned:
+                if row.study_index == index and row.trial_id not in ended:
+                    run_planned(row.trial, folder, run)
+                    print(name, index, row.study or row.role, flush=True)
+    for name, planner in pools.items():
+        run = folder / name / "pool"
+        results = trial_results(run, planner.experiment.objective)
+        agenda = planner.agenda({})
+        write_settings(run, planner.experiment, agenda, METRICS)
+        planner.write_plan(run, agenda)
+        for trial in winners_with_seeds(planner, rows[name], results):
+            if identify_trial(trial) not in results:
+                run_planned(trial, folder, run)
+                print(name, "seeds", flush=True)
+
+
+def winners_with_seeds(
+    planner: Planner, rows: list[PlannedTrial], results: dict[str, TrialResult]
+) -> list[Trial]:
+    """The best trial of every study with other seeds."""
+    studies = {row.study: [r for r in rows if r.study == row.study] for row in rows if row.study}
+    trials = []
+    for planned in studies.values():
+        goal = planner.goal(planned[0].trial, results)
+        ended = [
+            study_trial({}, results[row.trial_id], goal, trial_id=row.trial_id) for row in planned
+        ]
+        best = best_trial(ended)
+        if best is not None:
+            winner = next(row.trial for row in planned if row.trial_id == best.trial_id)
+            trials += [validate_trial(with_values(winner, {"train.seed": seed})) for seed in SEEDS]
+    return trials
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Who goes on from a rung: by hand, and never by when a trial came there."""
+
+import math
+from array import array
+from collections.abc import Sequence
+
+import pytest
+
+from rayunlearn.config import rung_step
+from rayunlearn.errors import UserError
+from rayunlearn.experiment import Budget
+from rayunlearn.planning.outcomes import DocumentValues, SearchTarget, StudyGoal, TrialResult
+from rayunlearn.planning.rungs import BatchMember, RungRule, batch_members
+
+# gold knows 0.1 of the forget set, and a trial must keep 0.9 of base's utility
+GOAL = StudyGoal(floor=0.9, target=SearchTarget("gold", DocumentValues(("d",), array("d", [0.1]))))
+RULE = RungRule((0.25, 0.5), 2, 0.9)
+
+
+def at(share: float, *looks: tuple[float, float], status: str = "paused") -> TrialResult:
+    """A trial of 80 steps with looks after 20, 40, ...: (forgetting, utility); base has (1, 1)."""
+    points = ((1.0, 1.0), *looks)
+    curve = tuple((20 * number, *point) for number, point in enumerate(points))
+    return TrialResult(status, curve=curve, planned_steps=80, rung=share)
+
+
+def decided(*results: TrialResult | None, goal: StudyGoal = GOAL) -> list[BatchMember]:
+    return batch_members(results, goal, RULE, check_every=20)
+
+
+def untils(members: Sequence[BatchMember]) -> list[float]:
+    return [member.until for member in members]
+
+
+def test_utility_under_the_floor_comes_after_all_that_keep_it_however_much_is_forgotten() -> None:
+    """At the first rung: far from gold but over the floor; near it; at it, but under the floor
+    (destroyed); below gold by more than the second. Two of four go on, 0.3 and 0.25 - 0.1 away.
+    """
+    members = decided(
+        at(0.25, (0.4, 0.95)), at(0.25, (0.25, 0.92)), at(0.25, (0.1, 0.85)), at(0.25, (0.9, 0.99))
+    )
+    assert untils(members) == [0.5, 0.5, 0.25, 0.25]
+    destroyed = members[2].pruned
+    assert destroyed is not None and destroyed.step == 20
+    assert (destroyed.forgetting, destroyed.violation) == pytest.approx((0.0, 0.05))
+    assert members[0].pruned is None
+
+
+def test_the_second_rung_keeps_one_of_four_and_that_one_goes_to_its_end() -> None:
+    """Below gold counts as far as above: 0.02 is 0.08 away, 0.15 is 0.05 away."""
+    members = decided(
+        at(0.5, (0.4, 0.95), (0.02, 0.95)),
+        at(0.5, (0.3, 0.92), (0.15, 0.91)),
+        at(0.25, (0.1, 0.85)),
+        at(0.25, (0.9, 0.99)),
+    )
+    assert untils(members) == [0.5, 1.0, 0.25, 0.25]
+    assert members[0].pruned is not None and members[0].pruned.step == 40
+
+
+def test_nothing_is_decided_before_the_whole_batch_has_come_and_the_goal_is_known() -> None:
+    there = at(0.25, (0.4, 0.95))
+    assert untils(decided(there, None, there, there)) == [0.25] * 4
+    unknown = StudyGoal(floor=math.nan, target=None)
+    assert untils(decided(there, there, there, there, goal=unknown)) == [0.25] * 4
+
+
+def test_what_collapsed_before_a_rung_is_among_those_that_were_cut() -> None:
+    """Two of four collapsed: the two that are left are the two that go on, and at the next rung one
+    of them does. One that collapsed later was compared at the first rung and had its place.
+    """
+    gone = TrialResult("collapsed", 0.0, 0.0, curve=((0, 1.0, 1.0),), planned_steps=80)
+    first, second = at(0.25, (0.8, 0.95)), at(0.25, (0.5, 0.92))
+    assert untils(decided(gone, first, gone, second))[1::2] == [0.5, 0.5]
+    later = at(math.nan, (0.2, 0.95), status="collapsed")
+    members = decided(later, first, second, at(0.25, (0.9, 0.95)))
+    assert untils(members) == [0.5, 0.25, 0.5, 0.25]
+    failed = TrialResult("failed")
+    assert untils(decided(failed, failed, failed, first))[3] == 0.5
+
+
+def test_of_two_equals_the_earlier_one_goes_on() -> None:
+    same = at(0.25, (0.4, 0.95))
+    members = decided(same, same, same, same)
+    assert [member.pruned is None for member in members] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("share", "steps", "check_every", "step"),
+    [
+        (0.33, 60, 20, 20),
+        (0.34, 60, 20, 20),
+        (0.01, 60, 20, 20),
+        (0.7, 60, 25, 50),
+        (0.99, 60, 25, 50),
+        (0.5, 10, 25, 10),
+    ],
+)
+def test_a_rung_is_the_nearest_look(share: float, steps: int, check_every: int, step: int) -> None:
+    assert rung_step(share, steps, check_every) == step
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"rungs": "0.5,0.25"}, r"budget\.rungs must be rising shares in \(0, 1\)"),
+        ({"rungs": "half"}, r"budget\.rungs must be rising shares.*got 'half'"),
+        ({"rungs": "1.0"}, r"budget\.rungs must be rising shares"),
+        ({"eta": 1}, r"budget\.eta must be >= 2, got 1"),
+        (
+            {"rungs": "0.5", "sampler": "nsga2"},
+            r"budget\.rungs needs a sampler without generations",
+        ),
+    ],
+    ids=str,
+)
+def test_rungs_that_cannot_be_are_refused(values: dict[str, object], rule: str) -> None:
+    with pytest.raises(UserError, match=rule):
+        Budget(**values)  # type: ignore[arg-type]
