@@ -96,7 +96,8 @@ def waits_below(result: TrialResult, share: float) -> bool:
     """Whether a trial stopped at a rung below that share of its steps: to come there it must run
     again.
     """
-    return result.status in (PAUSED, PRUNED) and result.rung < share
+    # where curves are not read a rung is NaN, below every share
+    return result.status in (PAUSED, PRUNED) and not result.rung >= share
 
 
 def rung_value(
