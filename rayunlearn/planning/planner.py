@@ -317,14 +317,8 @@ class Planner:
                 n_asked += 1
                 is_pruned = member.pruned is not None
                 rows += [replace(row, until=member.until, is_pruned=is_pruned) for row in seeds]
-                if member.pruned is not None:
-                    finished.append(pruned_trial(values, member.pruned, trial_id=seeds[0].trial_id))
-                elif all(has_reached(results.get(row.trial_id), TO_THE_END) for row in seeds):
-                    trials = [
-                        study_trial(values, results[row.trial_id], goal, trial_id=row.trial_id)
-                        for row in seeds
-                    ]
-                    finished.append(judged_by_seeds(trials))
+                if ended := _ended_setting(values, seeds, member, results, goal):
+                    finished.append(ended)
         return tuple(rows), tuple(finished)
 
     def members(
@@ -676,6 +670,23 @@ def pruned_trial(values: Mapping[str, Value], at_rung: RungValue, *, trial_id: s
         violation=at_rung.violation,
         trial_id=trial_id,
         seen={at_rung.step: at_rung.forgetting},
+    )
+
+
+def _ended_setting(
+    values: Mapping[str, Value],
+    seeds: Sequence[PlannedTrial],
+    member: BatchMember,
+    results: Mapping[str, TrialResult],
+    goal: StudyGoal,
+) -> StudyTrial | None:
+    """A setting as its study knows it, None before all its seeds have ended or it was pruned."""
+    if member.pruned is not None:
+        return pruned_trial(values, member.pruned, trial_id=seeds[0].trial_id)
+    if not all(has_reached(results.get(row.trial_id), TO_THE_END) for row in seeds):
+        return None
+    return judged_by_seeds(
+        [study_trial(values, results[row.trial_id], goal, trial_id=row.trial_id) for row in seeds]
     )
 
 

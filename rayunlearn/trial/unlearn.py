@@ -107,9 +107,8 @@ def unlearn(
     has the curve, and a look may end the training, or say which weights it ends with.
     `after_step(step)`, from 1, is called in place of that, after every step and before what a
     method does after the last one. `checkpoint`: the file that the training is resumed from and,
-    every `train.checkpoint_every` steps, written to. `until`: the
-    share of the steps after which the training pauses, at a look and with its state in that file;
-    at 1 it does not.
+    every `train.checkpoint_every` steps, written to. `until`: the share of the steps after which
+    the training pauses, at a look and with its state in that file; at 1 it does not.
     """
     train, sides = context.trial.train, objective_sides(context, coreset)
     length = control_length(context)
@@ -130,15 +129,23 @@ def unlearn(
                 optimizer=_optimizer_settings(train),
                 trained=TrainedParameters(pattern, layers),
                 wrappers=_wrappers(context.trial, after_step),
-                callbacks=Callbacks(
-                    check_every=context.trial.stop.check_every,
-                    keep_going=None if monitor is None else monitor.evaluate,
-                    after_step=objective.after_step,
+                callbacks=replace(
+                    _callbacks(context.trial, objective, monitor),
                     on_rows=None if after_step else tell_rows,
                 ),
                 checkpoints=_checkpoints(context, coreset, checkpoint, parts, until),
             )
             return log if monitor is None else monitor.ended(log)
+
+
+def _callbacks(
+    trial: Trial, objective: UnlearningObjective, monitor: TrainingMonitor | None
+) -> Callbacks:
+    return Callbacks(
+        check_every=trial.stop.check_every,
+        keep_going=None if monitor is None else monitor.evaluate,
+        after_step=objective.after_step,
+    )
 
 
 def tell_rows(rows: Sequence[StepRow]) -> None:
