@@ -47,7 +47,8 @@ def probe_set_table(run: Run) -> pl.DataFrame:
     """
     sets, goal = further_sets(run), objective_of(run.experiment)
     cells = table_cells(run)
-    settings = ["role", "method", *extra_settings(cells), "select.name", "select.ratio", "n_kept"]
+    columns = ("select.name", "select.ratio", "n_kept")
+    settings = ["role", "group", "method", *extra_settings(cells), *columns]
     rows = [
         {name: cell[name] for name in settings} | measures
         for split in sets

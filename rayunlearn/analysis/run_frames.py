@@ -92,8 +92,8 @@ def varying_settings(run: Run, placed: pl.DataFrame) -> list[str]:
     """Settings that differ between the cells of the grid, tuned ones and seeds left out, in the
     order of the columns.
 
-    Of data and model settings those that tell apart what the ones before leave together: another
-    corpus brings its own path along.
+    Left out is what the ones before it decide: another corpus brings its own path along, a method
+    the layers that it is run on.
     """
     grid = placed.filter(pl.col("role") == "grid")
     hidden = {*SEED_SETTINGS, *CELL_SETTINGS, *run.experiment.get("search", {})}
@@ -102,15 +102,22 @@ def varying_settings(run: Run, placed: pl.DataFrame) -> list[str]:
         for name in grid.columns
         if "." in name and name not in hidden and grid[name].drop_nulls().n_unique() > 1
     ]
-    context_settings: list[str] = []
+    context_settings = _undecided(grid, (), [n for n in names if n.startswith(CONTEXT_SECTIONS)])
+    others = [name for name in names if not name.startswith(CONTEXT_SECTIONS)]
+    methods = ("method.forget", "method.retain")
+    chosen = {*context_settings, *_undecided(grid, (*context_settings, *methods), others)}
+    return [name for name in names if name in chosen]
+
+
+def _undecided(grid: pl.DataFrame, fixed: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Of `names` those that vary where all of `fixed` and the chosen ones before are the same."""
+    chosen: list[str] = []
     for name in names:
-        if name.startswith(CONTEXT_SECTIONS) and grid.select(*context_settings, name).n_unique() > (
-            grid.select(context_settings).n_unique() if context_settings else 1
-        ):
-            context_settings.append(name)
-    return [
-        name for name in names if name in context_settings or not name.startswith(CONTEXT_SECTIONS)
-    ]
+        before = [*fixed, *chosen]
+        n_before = grid.select(before).n_unique() if before else 1
+        if grid.select(*before, name).n_unique() > n_before:
+            chosen.append(name)
+    return chosen
 
 
 def trial_table(run: Run) -> pl.DataFrame:

@@ -18,7 +18,7 @@ def probe_set_sections(run: Run) -> list[Section]:
     if table.is_empty():
         return []
     settings, sets = extra_settings(table), table["split"].unique(maintain_order=True).to_list()
-    keys = ["role", "method", *settings, "select.name", "select.ratio", "n_kept"]
+    keys = ["role", "group", "method", *settings, "select.name", "select.ratio", "n_kept"]
     rows = [
         _set_cells(cells, settings, sets) for _, cells in table.group_by(keys, maintain_order=True)
     ]

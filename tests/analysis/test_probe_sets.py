@@ -74,3 +74,17 @@ def test_a_set_that_is_the_constraint_s_has_its_column_and_no_second_one(run: Ru
     objective = synthetic.EXPERIMENT["objective"] | {"utility_split": "near"}
     write_experiment(run.path, synthetic.EXPERIMENT | {"objective": objective})
     assert further_sets(open_run(run.path)) == ["far"]
+
+
+def test_a_control_is_named_with_what_it_controls(tmp_path: Path) -> None:
+    values = {"forget": 0.9, "retain": 0.9, "untouched": 0.8, "near": 0.8}
+    base = synthetic.add_trial(tmp_path, {"stage": "base"}, values)
+    grid = synthetic.add_trial(tmp_path, {}, values | {"near": 0.3})
+    control = synthetic.add_trial(tmp_path, {"method.forget": "none"}, values)
+    group = '{"method.forget": "npo", "method.retain": "nll"}'
+    roles = ((base, "base"), (grid, "grid"), (control, "control"))
+    write_run_table(tmp_path, "plan", [synthetic.plan_row(t, role, group) for t, role in roles])
+    write_experiment(tmp_path, synthetic.EXPERIMENT)
+    written = StringIO()
+    print_probe_sets(open_run(tmp_path), Console(file=written, width=160))
+    assert "(npo)" in written.getvalue()

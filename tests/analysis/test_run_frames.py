@@ -1,10 +1,13 @@
 """Frames of a run that the tables are computed from."""
 
 import random
+from types import SimpleNamespace
+from typing import cast
 
 import polars as pl
 
-from rayunlearn.analysis.run_frames import means_by
+from rayunlearn.analysis.run_frames import means_by, varying_settings
+from rayunlearn.storage.run import Run
 
 
 def test_a_mean_is_the_same_to_the_last_bit_in_any_order_of_the_rows() -> None:
@@ -21,3 +24,20 @@ def test_a_mean_is_the_same_to_the_last_bit_in_any_order_of_the_rows() -> None:
     (_, mean), _ = next(iter(means))
     expected = [value for name, value in rows if name == "a"]
     assert abs(mean - sum(expected) / 200) < 1e-6
+
+
+def test_a_setting_that_the_method_decides_is_no_setting_that_varies() -> None:
+    """Layers go with the method; the length is varied within one of them; the adapter follows the
+    length there.
+    """
+    rows = [
+        ("npo", "nll", "20", 10.0, "none"),
+        ("npo", "nll", "20", 30.0, "lora"),
+        ("rmu", "activation", "5", 40.0, "none"),
+    ]
+    names = ["method.forget", "method.retain", "train.layers", "train.length", "train.adapter"]
+    grid = pl.DataFrame(rows, schema=names, orient="row").with_columns(
+        pl.lit("grid").alias("role"), pl.Series("trial_id", ["a", "b", "c"])
+    )
+    run = SimpleNamespace(experiment={"search": {}})
+    assert varying_settings(cast(Run, run), grid) == ["train.length"]
