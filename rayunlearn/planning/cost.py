@@ -2,21 +2,45 @@
 
 import json
 import math
+import re
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rayunlearn.config import Data, Model, Trial, rounded_share
+from rayunlearn.canonical import has_gold
+from rayunlearn.config import (
+    Data,
+    Measure,
+    Model,
+    Stop,
+    Train,
+    Trial,
+    block_numbers,
+    rounded_share,
+)
+from rayunlearn.data.documents import Document
 from rayunlearn.errors import require
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.retain import RETAIN
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Agenda, PlannedTrial
+from rayunlearn.ranges import required_inputs
 from rayunlearn.schema import PAUSED, SECONDS_BY_PART
+
+if TYPE_CHECKING:
+    from rayunlearn.data.tokenize import Encoded
 
 # The rule of thumb, used until this run has a finished trial of its own.
 # one CPU thread on small matrices, as measured on the embedded synthetic dataset
 FLOP_PER_SECOND = 2e10
+
+# share of the speed of a matrix product that a trial of a loaded model was measured to reach
+# (SmolLM2-135M under RMU, one thread: 2.74e12 operations in 25.2 s, of 1.83e11 per second)
+REACHED = 0.6
 
 # ours: 40% of the 312e12 that an A100's data sheet gives for bfloat16
 GPU_FLOP_PER_SECOND = 1.2e14
@@ -35,6 +59,9 @@ FIXED_BYTES = 600 * 2**20
 # the driver and a private cluster of Ray beside the workers (measured, shared pages counted once)
 DRIVER_BYTES = 1100 * 2**20
 
+# activations and logits of a step of a loaded model (SmolLM2-135M, 4 + 4 documents)
+ACTIVATION_BYTES = 500 * 2**20
+
 # of the weights in float32: model, pristine copy, gradients, two moments of AdamW, a reference or
 # activations
 COPIES = 6
@@ -50,14 +77,40 @@ class CostEstimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoadedShape:
+    """A loaded model as far as its cost goes: parameters of the matrices of each block, those of
+    the head, and names with sizes of all tensors.
+    """
+
+    blocks: tuple[float, ...]
+    head: float
+    tensors: tuple[tuple[str, float], ...]
+
+    def trained(self, train: Train) -> dict[int, float]:
+        """Parameters that are trained, by block; -1 for those outside the blocks. An adapter's own
+        count as none.
+        """
+        layers, pattern = block_numbers(train.layers), re.compile(train.parameters)
+        by_block: dict[int, float] = {}
+        for name, size in self.tensors:
+            block = block_of(name)
+            if pattern.search(name) and (not layers or block in layers):
+                by_block[block] = by_block.get(block, 0.0) + size * (train.adapter == "none")
+        # an adapter sits on the matrices of blocks alone
+        return {b: n for b, n in by_block.items() if train.adapter == "none" or b >= 0}
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkloadSize:
-    """What a trial's cost depends on. A token is taken to be a word, which is short for subword
-    models.
+    """What a trial's cost depends on. For a model built here a token is a word; a loaded one has
+    `labels_per_document` and `shape` too, and its own tokenizer counts.
     """
 
     parameters: float
     tokens_per_document: float
     n_forget: int
+    labels_per_document: float = 0.0
+    shape: LoadedShape | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +160,8 @@ def estimate(
         row.trial for row in (*agenda.rows, *agenda.expected) if row.trial.stage == "unlearned"
     ]
     sizes = [size_of(trial) for trial in trials]
+    if sizes and all(size.shape is not None for size in sizes):
+        return _estimate_of_loaded(trials, sizes)
     seconds = [
         FIXED_SECONDS + 6 * size.parameters * tokens_of_trial(trial, size) / FLOP_PER_SECOND
         for trial, size in zip(trials, sizes, strict=True)
@@ -119,6 +174,113 @@ def estimate(
     return CostEstimate(
         seconds=sum(seconds) / len(seconds), bytes=FIXED_BYTES + COPIES * 4 * largest, source=rule
     )
+
+
+def _estimate_of_loaded(trials: Sequence[Trial], sizes: Sequence[WorkloadSize]) -> CostEstimate:
+    """Of loaded models: operations counted, at the speed that this machine was just tried at."""
+    seconds, needed = [], []
+    for trial, size in zip(trials, sizes, strict=True):
+        assert size.shape is not None
+        flops = flops_of_loaded(
+            trial, size.shape, size, flops_of_measuring(trial, size.shape, size)
+        )
+        seconds.append(FIXED_SECONDS + flops / flop_per_second())
+        trained = sum(size.shape.trained(trial.train).values())
+        # model and pristine copy of base and gold, gradient and two moments of what is trained
+        copies = 4 if has_gold(trial) else 2
+        needed.append(FIXED_BYTES + ACTIVATION_BYTES + 4 * (copies * size.parameters + 3 * trained))
+    rule = (
+        f"operations of training and measuring, tokens counted, at {flop_per_second():.1e} FLOP/s"
+        f" of one thread here (tried just now), + {FIXED_SECONDS:g} s"
+    )
+    return CostEstimate(seconds=sum(seconds) / len(seconds), bytes=max(needed), source=rule)
+
+
+def flops_of_loaded(trial: Trial, shape: LoadedShape, size: WorkloadSize, measured: float) -> float:
+    """Floating-point operations of a trial: two per parameter and token of what runs forward, two
+    of what a gradient passes through, two of what has a gradient of its own.
+
+    What runs begins at the lowest trained block (below it a prefix is kept on disk) and ends at
+    `method.layer` for losses of hidden states; the head runs at labels. `measured`: those of
+    measuring, done once.
+    """
+    documents = trial.train.n_presentations(rounded_share(trial.select.ratio, size.n_forget))
+    trained = shape.trained(trial.train)
+    first = min(trained, default=0)
+    total = measured
+    for loss in (FORGET[trial.method.forget].function, RETAIN[trial.method.retain].function):
+        reads = required_inputs(loss)
+        if not reads:
+            continue
+        in_states = "hidden" in reads
+        stop = trial.method.layer + 1 if in_states else len(shape.blocks)
+        run = sum(shape.blocks[max(0, first) : stop])
+        with_gradient = sum(n for block, n in trained.items() if block < stop)
+        heads = 0.0 if in_states else 4 * shape.head * size.labels_per_document
+        total += documents * (size.tokens_per_document * (4 * run + 2 * with_gradient) + heads)
+    return total
+
+
+def flops_of_measuring(trial: Trial, shape: LoadedShape, size: WorkloadSize) -> float:
+    """Operations of one pass over all sequences of the probes that the trial's metrics read, and of
+    its looks while it trains; texts that metrics write are not in it.
+    """
+    n_steps = trial.train.n_steps(rounded_share(trial.select.ratio, size.n_forget))
+    n_looks = math.ceil(n_steps / trial.stop.check_every)
+    measured, looked = _asked_tokens(trial.data, trial.model, trial.measure, trial.stop)
+    tokens, labels = (m + n_looks * k for m, k in zip(measured, looked, strict=True))
+    return 2 * (sum(shape.blocks) * tokens + shape.head * labels)
+
+
+@lru_cache(maxsize=16)
+def _asked_tokens(
+    data: Data, model: Model, measure: Measure, stop: Stop
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(tokens, labels) of what is measured at a trial's end, and of one look."""
+    from rayunlearn.metrics.evaluate import chosen_metrics
+    from rayunlearn.metrics.forward_passes import asked_sequences
+    from rayunlearn.metrics.table import METRICS, sources_of
+    from rayunlearn.models.folder import read_tokenizer
+    from rayunlearn.models.model_files import resolve_model
+    from rayunlearn.trial.identity import corpus_of
+    from rayunlearn.trial.monitor import MAX_PROBES, RETENTION
+    from rayunlearn.trial.probes import probes_of_trial
+
+    trial = Trial(data=data, model=model, measure=measure, stop=stop)
+    probes = probes_of_trial(
+        trial, corpus_of(data, model), read_tokenizer(resolve_model(model.name))
+    )
+    sources = sources_of(chosen_metrics(measure.metrics).values())
+    measured = [s for probe in probes for _, s in asked_sequences(probe, sources)]
+    series = {("forget", stop.forgetting), (stop.utility_split, stop.utility)}
+    series |= {RETENTION} if stop.retention_floor or stop.utility_floor else set()
+    looked = [
+        sequence
+        for split, metric in series
+        for probe in [probe for probe in probes if probe.split == split][:MAX_PROBES]
+        for _, sequence in asked_sequences(probe, sources_of([METRICS[metric]]))
+    ]
+    return _tokens_of(measured), _tokens_of(looked)
+
+
+def _tokens_of(sequences: Sequence["Encoded"]) -> tuple[int, int]:
+    return sum(len(s.ids) for s in sequences), sum(len(s.ids) - s.start for s in sequences)
+
+
+@lru_cache(maxsize=1)
+def flop_per_second() -> float:
+    """What one thread of this machine does in float32, tried on matrices for a tenth of a second,
+    times what of it a trial was measured to reach.
+    """
+    import numpy as np
+
+    a, b = np.ones((256, 576), np.float32), np.ones((576, 1536), np.float32)
+    best = math.inf
+    for _ in range(20):
+        started = time.thread_time()
+        a @ b
+        best = min(best, time.thread_time() - started)
+    return REACHED * 2 * a.size * b.shape[1] / max(best, 1e-9)
 
 
 def gpu_hours(agenda: Agenda, n_left: int, *, size_of: Callable[[Trial], WorkloadSize]) -> float:
@@ -155,12 +317,54 @@ def _size_of(data: Data, model: Model) -> WorkloadSize:
     from rayunlearn.trial.identity import corpus_of
 
     forget = corpus_of(data, model).forget
+    if model.name != "scratch" and Path(model.name).is_dir():
+        return _size_of_loaded(data, model, forget)
     words = sum(len(f"{document.prompt} {document.answer}".split()) for document in forget)
     return WorkloadSize(
         parameters=parameters_of(model),
         tokens_per_document=words / len(forget),
         n_forget=len(forget),
     )
+
+
+def _size_of_loaded(data: Data, model: Model, forget: Sequence[Document]) -> WorkloadSize:
+    from rayunlearn.data.tokenize import encode_documents
+    from rayunlearn.models.folder import read_tokenizer
+    from rayunlearn.models.model_files import resolve_model
+
+    tokenizer = read_tokenizer(resolve_model(model.name))
+    encoded = encode_documents(forget, tokenizer, data.template, data.max_tokens)
+    return WorkloadSize(
+        parameters=parameters_of(model),
+        tokens_per_document=sum(len(s.ids) for s in encoded) / len(forget),
+        n_forget=len(forget),
+        labels_per_document=sum(len(s.ids) - s.start for s in encoded) / len(forget),
+        shape=shape_of_loaded(Path(model.name)),
+    )
+
+
+def shape_of_loaded(folder: Path) -> LoadedShape:
+    """From the headers of its safetensors files; an embedding serves as the head where there is no
+    other.
+    """
+    tensors = [t for file in sorted(folder.glob("*.safetensors")) for t in _tensors(file)]
+    matrices = [(name, math.prod(s)) for name, s in tensors if len(s) >= 2]
+    n_blocks = 1 + max((block_of(name) for name, _ in tensors), default=-1)
+    outside = [size for name, size in matrices if block_of(name) < 0]
+    return LoadedShape(
+        blocks=tuple(
+            float(sum(size for name, size in matrices if block_of(name) == block))
+            for block in range(n_blocks)
+        ),
+        head=float(max(outside, default=0)),
+        tensors=tuple((name, float(math.prod(s))) for name, s in tensors),
+    )
+
+
+def block_of(name: str) -> int:
+    """The number of the block that a tensor's name says (`model.layers.7.mlp...`), -1 for none."""
+    number = re.search(r"\.(\d+)\.", name)
+    return int(number[1]) if number else -1
 
 
 def parameters_of(model: Model) -> float:
@@ -186,14 +390,16 @@ def parameters_of(model: Model) -> float:
 
 
 def _elements(file: Path) -> int:
-    """Numbers in a safetensors file: its header says every tensor's shape. (Format: 8 bytes of
-    length, then JSON.)
+    return sum(math.prod(shape) for _, shape in _tensors(file))
+
+
+def _tensors(file: Path) -> list[tuple[str, list[int]]]:
+    """Names and shapes of a safetensors file, from its header. (Format: 8 bytes of length, then
+    JSON.)
     """
     with file.open("rb") as opened:
         header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    return sum(
-        math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"
-    )
+    return [(name, tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"]
 
 
 def _cell_key(row: PlannedTrial) -> tuple[str, str, str, float, str]:

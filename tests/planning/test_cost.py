@@ -4,12 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from rayunlearn.config import Trial, flatten
-from rayunlearn.planning.cost import estimate
+from rayunlearn.config import Trial, Value, flatten, with_values
+from rayunlearn.data.tokenize import Encoded, encode_documents
+from rayunlearn.models.folder import read_tokenizer
+from rayunlearn.planning.cost import (
+    LoadedShape,
+    WorkloadSize,
+    estimate,
+    flops_of_loaded,
+    flops_of_measuring,
+)
 from rayunlearn.planning.planner import Agenda
 from rayunlearn.schema import SECONDS_BY_PART, column_names
 from rayunlearn.storage.run import write_trial
+from rayunlearn.trial.identity import corpus_of
 
+PARTS = (("q_proj", 6.0), ("mlp.down_proj", 4.0))
 NOTHING_LEFT = Agenda(rows=(), ready=(), waiting=0)
 
 
@@ -30,3 +40,71 @@ def test_a_trial_takes_the_time_of_all_its_parts(tmp_path: Path) -> None:
         )
     found = estimate(tmp_path, NOTHING_LEFT, size_of=lambda _trial: pytest.fail("not asked"))
     assert found.seconds == pytest.approx((7 + 2) / 2)
+
+
+# four blocks of 10 parameters, 4 of them in down_proj; a head of 100; 5 documents of 6 tokens, 2 of
+# them labels
+SHAPE = LoadedShape(
+    blocks=(10.0,) * 4,
+    head=100.0,
+    tensors=(
+        ("embed.weight", 100.0),
+        *((f"layers.{n}.{name}.weight", size) for n in range(4) for name, size in PARTS),
+    ),
+)
+SIZE = WorkloadSize(
+    parameters=140, tokens_per_document=6, n_forget=5, labels_per_document=2, shape=SHAPE
+)
+# 3 documents a side; two operations per parameter and token that run, two that a gradient passes
+# through, two that have one of their own; four per parameter of the head and label
+SIDES: dict[str, tuple[dict[str, Value], float]] = {
+    "rmu": (
+        {
+            "method.forget": "rmu",
+            "method.retain": "activation",
+            "method.layer": 2,
+            "train.layers": "1,2",
+            "train.parameters": "down_proj",
+        },
+        2 * 3 * 6 * (4 * 20 + 2 * 8),
+    ),
+    "npo": ({"method.retain": "nll"}, 2 * 3 * (6 * (4 * 40 + 2 * (40 + 100)) + 4 * 100 * 2)),
+    "upper": (
+        {"method.retain": "none", "train.layers": "3", "train.adapter": "lora"},
+        3 * (6 * 4 * 10 + 4 * 100 * 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SIDES)
+def test_only_what_runs_and_what_is_trained_is_counted(case: str) -> None:
+    values, flops = SIDES[case]
+    shown: dict[str, Value] = {"train.length": 3.0, "train.unit": "presentations"}
+    trial = with_values(Trial(), shown | values)
+    assert flops_of_loaded(trial, SHAPE, SIZE, measured=7.0) == flops + 7
+
+
+def test_measuring_counts_what_is_asked_at_the_end_and_at_each_look(untaught_models: Path) -> None:
+    """Of `probability` the answers of all splits once, and, as there is a holdout, of the forget
+    documents; at three looks in 12 steps, after 5, 10 and 12, at most 64 of forget and of retain
+    again. The shape has 40 parameters in blocks and 100 in its head.
+    """
+    folder = untaught_models / "base"
+    settings: dict[str, Value] = {"measure.metrics": "probability", "train.length": 12.0}
+    settings |= {"stop.check_every": 5, "model.name": str(folder), "model.teach": False}
+    trial = with_values(Trial(), settings)
+
+    def answers(split: str, at_most: int) -> list[Encoded]:
+        return encode_documents(
+            splits[split][:at_most],
+            read_tokenizer(folder),
+            trial.data.template,
+            trial.data.max_tokens,
+        )
+
+    corpus = corpus_of(trial.data, trial.model)
+    splits = corpus.probes | {"members": corpus.forget}
+    passed = [s for split in splits for s in answers(split, len(splits[split]))]
+    passed += 3 * [s for split in ("forget", "retain") for s in answers(split, 64)]
+    flops = sum(2 * (40 * len(s.ids) + 100 * (len(s.ids) - s.start)) for s in passed)
+    assert flops_of_measuring(trial, SHAPE, SIZE) == pytest.approx(flops)
