@@ -60,7 +60,7 @@ FIXED_BYTES = 600 * 2**20
 DRIVER_BYTES = 1100 * 2**20
 
 # activations and logits of a step of a loaded model (SmolLM2-135M, 4 + 4 documents)
-ACTIVATION_BYTES = 500 * 2**20
+STEP_BYTES = 500 * 2**20
 
 # of the weights in float32: model, pristine copy, gradients, two moments of AdamW, a reference or
 # activations
@@ -93,7 +93,7 @@ class LoadedShape:
         layers, pattern = block_numbers(train.layers), re.compile(train.parameters)
         by_block: dict[int, float] = {}
         for name, size in self.tensors:
-            block = block_of(name)
+            block = block_of_tensor(name)
             if pattern.search(name) and (not layers or block in layers):
                 by_block[block] = by_block.get(block, 0.0) + size * (train.adapter == "none")
         # an adapter sits on the matrices of blocks alone
@@ -188,7 +188,7 @@ def _estimate_of_loaded(trials: Sequence[Trial], sizes: Sequence[WorkloadSize]) 
         trained = sum(size.shape.trained(trial.train).values())
         # model and pristine copy of base and gold, gradient and two moments of what is trained
         copies = 4 if has_gold(trial) else 2
-        needed.append(FIXED_BYTES + ACTIVATION_BYTES + 4 * (copies * size.parameters + 3 * trained))
+        needed.append(FIXED_BYTES + STEP_BYTES + 4 * (copies * size.parameters + 3 * trained))
     rule = (
         f"operations of training and measuring, tokens counted, at {flop_per_second():.1e} FLOP/s"
         f" of one thread here (tried just now), + {FIXED_SECONDS:g} s"
@@ -349,11 +349,11 @@ def shape_of_loaded(folder: Path) -> LoadedShape:
     """
     tensors = [t for file in sorted(folder.glob("*.safetensors")) for t in _tensors(file)]
     matrices = [(name, math.prod(s)) for name, s in tensors if len(s) >= 2]
-    n_blocks = 1 + max((block_of(name) for name, _ in tensors), default=-1)
-    outside = [size for name, size in matrices if block_of(name) < 0]
+    n_blocks = 1 + max((block_of_tensor(name) for name, _ in tensors), default=-1)
+    outside = [size for name, size in matrices if block_of_tensor(name) < 0]
     return LoadedShape(
         blocks=tuple(
-            float(sum(size for name, size in matrices if block_of(name) == block))
+            float(sum(size for name, size in matrices if block_of_tensor(name) == block))
             for block in range(n_blocks)
         ),
         head=float(max(outside, default=0)),
@@ -361,7 +361,7 @@ def shape_of_loaded(folder: Path) -> LoadedShape:
     )
 
 
-def block_of(name: str) -> int:
+def block_of_tensor(name: str) -> int:
     """The number of the block that a tensor's name says (`model.layers.7.mlp...`), -1 for none."""
     number = re.search(r"\.(\d+)\.", name)
     return int(number[1]) if number else -1
