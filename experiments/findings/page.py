@@ -75,6 +75,12 @@ class Finding:
     verdict: Verdict
     published: str
     differs: str
+    # of the run, '' for the page's own
+    version: str = ""
+
+    def folder(self, runs: Path, version: str) -> Path:
+        """Where the run is."""
+        return runs / self.experiment / (self.version or version)
 
 
 def findings_page(
@@ -90,7 +96,7 @@ def findings_page(
             *(
                 line
                 for finding in chosen
-                for line in section(finding, runs / finding.experiment / version, pictures)
+                for line in section(finding, finding.folder(runs, version), pictures)
             ),
         ]
     )
@@ -99,7 +105,8 @@ def findings_page(
 def section(finding: Finding, folder: Path, pictures: Path | None = None) -> list[str]:
     """One experiment; a run that is not there is said to be missing."""
     head = [f"## {finding.title}", ""]
-    if not (folder / "plan.parquet").is_file():
+    is_planned = (folder / "plan.parquet").is_file()
+    if not is_planned or "stage" not in open_run(folder).trials.collect_schema():
         return [*head, f"`experiments/{finding.experiment}.py` has not been run for this page.", ""]
     run = open_run(folder)
     sentences, table = finding.verdict(run)
@@ -339,7 +346,8 @@ def _figure_lines(finding: Finding, run: Run, pictures: Path) -> list[str]:
     picture = picture_of(finding.experiment, run)
     if picture is None:
         return []
-    name = f"findings-{finding.experiment.replace('_', '-')}.svg"
+    suffix = f"-{finding.version}" if finding.version else ""
+    name = f"findings-{finding.experiment.replace('_', '-')}{suffix}.svg"
     pictures.mkdir(parents=True, exist_ok=True)
     (pictures / name).write_text(picture, encoding="utf-8")
     return [f"![{finding.title}](pictures/{name})", ""]
@@ -439,6 +447,14 @@ FINDINGS: Sequence[Finding] = (
             " no control trains on other documents."
         ),
         differs=REAL_MODEL_DIFFERENCE,
+    ),
+    Finding(
+        experiment="pretrained_coreset",
+        title="A real model: does it hold for another relation?",
+        verdict=split_findings,
+        published="Nothing that we know of.",
+        differs=f"{REAL_MODEL_DIFFERENCE} RMU at the settings of the capitals, not tuned anew.",
+        version="1-languages",
     ),
     Finding(
         experiment="pretrained_control",
