@@ -76,6 +76,7 @@ LATER_SETTINGS: Mapping[str, "Value"] = {
     "method.steering_unit": "absolute",
     "measure.limit_probes": "",
     "measure.attack": "none",
+    "stop.target": "none",
 }
 # the rate for a model built here, and how a loaded one is trained before it unlearns
 SCRATCH_LEARNING_RATE = 2e-3
@@ -422,10 +423,13 @@ class Stop:
     finds less than it x base, with the weights of the last look that did not (0: off).
 
     Each look is a point of table `curves`: the metric `forgetting` on split forget and the metric
-    `utility` on `utility_split`, cheap ones. `keep` best puts back the weights of the look that
-    forgot most among those that kept `keep_floor` x base's utility, the start among them; last
-    keeps those of the last step. In an experiment with `keep` best its OBJECTIVE says these
-    metrics, this split and this floor.
+    `utility` on `utility_split`, cheap ones. `keep` best puts back the weights of the look
+    whose mean `forgetting` is nearest to that of `target`, among those that kept `keep_floor` x
+    base's utility, the start among them; last keeps those of the last step. `target` gold is the
+    model that never saw the forget set, asked the same probes, or chance where there is no gold;
+    chance is the metric's chance level on base; none, or no such level: the look that forgot most.
+    In an experiment with `keep` best its OBJECTIVE says these metrics, this split, this floor and
+    this target.
     """
 
     utility_floor: float = 0.1
@@ -436,6 +440,7 @@ class Stop:
     forgetting: str = "probability"
     utility: str = "probability"
     utility_split: str = "retain"
+    target: str = "none"
 
     def __post_init__(self) -> None:
         require(
@@ -449,6 +454,8 @@ class Stop:
         require(self.check_every >= 1, "stop.check_every must be >= 1", self.check_every)
         if self.keep not in KEPT_WEIGHTS:
             raise unknown_name("stop.keep", self.keep, KEPT_WEIGHTS)
+        if self.target not in TARGETS:
+            raise unknown_name("stop.target", self.target, TARGETS)
         require(0 <= self.keep_floor <= 1, "stop.keep_floor must be in [0, 1]", self.keep_floor)
         require(
             self.keep == "last" or self.retention_floor == 0,

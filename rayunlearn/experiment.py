@@ -365,8 +365,9 @@ class Experiment:
         if needed := _needed_by_objective(self):
             object.__setattr__(self, "base", with_values(self.base, needed))
         has_rungs = bool(self.budget.rung_shares)
-        rule = "objective.stage must be 'unlearned' with budget.rungs, as a look sees nothing later"
-        require(not has_rungs or self.objective.stage == "unlearned", rule, self.objective.stage)
+        looks = "budget.rungs" if has_rungs else "stop.keep=best" if _keeps_best(self) else ""
+        rule = f"objective.stage must be 'unlearned' with {looks}, as a look sees nothing later"
+        require(not looks or self.objective.stage == "unlearned", rule, self.objective.stage)
         for name in self.track:
             if name not in TRACKER_NAMES:
                 raise unknown_name("tracker", name, TRACKER_NAMES)
@@ -391,6 +392,8 @@ def _needed_by_objective(experiment: Experiment) -> dict[str, Value]:
         needed["calibrate.tau"] = CALIBRATED
     if objective.stage == "attacked":
         needed["measure.attack"] = objective.attack
+    if _keeps_best(experiment):
+        needed["stop.target"] = objective.target
     looks_judge = _keeps_best(experiment) or bool(experiment.budget.rung_shares)
     return needed | (looks_of(objective) if looks_judge else {})
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from rayunlearn.lazy import torch
 from rayunlearn.metrics.evaluate import chosen_metrics, evaluate_probes
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.metrics.table import METRICS
+from rayunlearn.models.load import load_model
 from rayunlearn.registry import arguments_of
 from rayunlearn.schema import Rows
 from rayunlearn.storage.artifact_cache import JSON, cached_file
@@ -26,6 +27,7 @@ from rayunlearn.train.early_stopping import BestLook, RetentionEarlyStopping
 from rayunlearn.train.live import tell
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.trial.context import TrialContext
+from rayunlearn.trial.identity import cached_model_digest
 from rayunlearn.trial.model_state import cached
 from rayunlearn.trial.probes import UTILITY_CODE, encoded_probes
 from rayunlearn.trial.references import cache_key
@@ -78,13 +80,19 @@ class MonitoredProbes:
 class TrainingMonitor:
     """The looks of one training: its curve, and what each look decides.
 
-    `start`: the first look, at the weights that training begins with; `stop`: the trial's settings.
+    `start`: the first look, at the weights that training begins with; `stop`: the trial's settings;
+    `aim`: the mean that the best look comes nearest to, NaN where it is the one that forgot most.
     """
 
     def __init__(
-        self, model: PreTrainedModel, questions: MonitoredProbes, start: Means, stop: Stop
+        self,
+        model: PreTrainedModel,
+        questions: MonitoredProbes,
+        start: Means,
+        stop: Stop,
+        aim: float = math.nan,
     ) -> None:
-        self._model, self._questions, self._stop = model, questions, stop
+        self._model, self._questions, self._stop, self._aim = model, questions, stop, aim
         self._series = tuple(questions.probes)
         self._evaluations: list[tuple[int, Means]] = [(0, start)]
         share = stop.retention_floor or stop.utility_floor
@@ -172,16 +180,22 @@ class TrainingMonitor:
         utility = (self._stop.utility_split, self._stop.utility)
         at_start = self._evaluations[0][1][self._series.index(utility)].value
         violation = self._stop.keep_floor * at_start - self._now(utility)
-        return constrained_rank(self._now(("forget", self._stop.forgetting)), violation)
+        forgetting = self._now(("forget", self._stop.forgetting))
+        distance = forgetting if math.isnan(self._aim) else abs(forgetting - self._aim)
+        return constrained_rank(distance, violation)
 
 
 def training_monitor(
-    context: TrialContext, model: PreTrainedModel, questions: MonitoredProbes, start: Means
+    context: TrialContext,
+    model: PreTrainedModel,
+    questions: MonitoredProbes,
+    start: Means,
+    aim: float = math.nan,
 ) -> TrainingMonitor | None:
     """What watches a trial's training of `model`, None where there is nothing to ask."""
     if not questions.probes:
         return None
-    return TrainingMonitor(model, questions, start, context.trial.stop)
+    return TrainingMonitor(model, questions, start, context.trial.stop, aim)
 
 
 def monitored_probes(context: TrialContext) -> MonitoredProbes:
@@ -217,17 +231,63 @@ def start_evaluation(context: TrialContext, questions: MonitoredProbes) -> Means
     """The look at the weights that a trial begins with, which the model must hold; once per model
     and questions.
     """
+    return _means_once(
+        context,
+        questions,
+        {"what": "start of the training curve"},
+        lambda: questions.means_of(context.model),
+    )
+
+
+def best_look_aim(context: TrialContext, questions: MonitoredProbes) -> float:
+    """The mean that the best look of a trial is to come nearest to, on the forget probes that every
+    look asks; NaN where there is none: then the best look is the one that forgot most.
+
+    `stop.target` gold: that of the model that never saw the forget set; where the trial has no such
+    model, and with `stop.target` chance, the chance level of `stop.forgetting`, which the base
+    model says. The context's model must hold the base weights. A look knows a mean and no
+    distribution, so that the distance is |mean - aim|, as at a rung; a finished trial is judged by
+    all documents (`analysis.targets.target_distance`).
+    """
+    stop = context.trial.stop
+    if stop.keep != "best" or stop.target == "none":
+        return math.nan
+    gold = context.workspace.gold if stop.target == "gold" else ""
+    metric = stop.forgetting if gold else METRICS[stop.forgetting].chance
+    if not metric:
+        return math.nan
+    asked = MonitoredProbes(
+        {("forget", metric): questions.probes["forget", stop.forgetting]},
+        {metric: arguments_of(context.trial, METRICS[metric].function)},
+    )
+
+    def means() -> Means:
+        if not gold:
+            return asked.means_of(context.model)
+        model, _ = load_model(gold, device=str(context.model.device), dtype=torch.float32)
+        return asked.means_of(model.eval())
+
+    key = {"what": "aim of the best look", "gold": cached_model_digest(gold) if gold else ""}
+    return _means_once(context, asked, key, means)[0].value
+
+
+def _means_once(
+    context: TrialContext,
+    questions: MonitoredProbes,
+    what: Mapping[str, str],
+    means: Callable[[], Means],
+) -> Means:
+    """Means that are computed once per base model, questions and `what`."""
     content = [[*series, *map(asdict, probes)] for series, probes in questions.probes.items()]
     key = cache_key(context, [], "float32") | {
-        "what": "start of the training curve",
+        **what,
         "probes": digest(content),
         "options": {name: dict(values) for name, values in questions.options.items()},
         "code": code_digest(*UTILITY_CODE, sys.modules[__name__]),
     }
 
     def values() -> list[list[float | None]]:
-        means = questions.means_of(context.model)
-        return [[_or_none(m.value), m.n, _or_none(m.stderr)] for m in means]
+        return [[_or_none(m.value), m.n, _or_none(m.stderr)] for m in means()]
 
     make = partial(cached_file, make=values, file_type=JSON)
     rows = cached(context.state, context.cache / "evaluations", key, make)

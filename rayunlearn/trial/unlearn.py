@@ -60,6 +60,7 @@ from rayunlearn.trial.keywords import coreset_documents, coreset_sequences, subs
 from rayunlearn.trial.model_state import cached
 from rayunlearn.trial.monitor import (
     TrainingMonitor,
+    best_look_aim,
     monitored_probes,
     start_evaluation,
     training_monitor,
@@ -176,7 +177,8 @@ def _watch(context: TrialContext) -> Callable[[PreTrainedModel], TrainingMonitor
     """
     questions = monitored_probes(context)
     start = start_evaluation(context, questions)
-    return partial(training_monitor, context, questions=questions, start=start)
+    aim = best_look_aim(context, questions)
+    return partial(training_monitor, context, questions=questions, start=start, aim=aim)
 
 
 def _objective(

@@ -1,6 +1,7 @@
 """What a trial records of its training, and the weights of the best look."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +17,7 @@ from rayunlearn.train.early_stopping import BestLook
 from rayunlearn.train.live import LivePoint, listening
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.trial.context import base_context
-from rayunlearn.trial.monitor import MAX_PROBES
+from rayunlearn.trial.monitor import MAX_PROBES, best_look_aim, monitored_probes
 from rayunlearn.trial.probes import encoded_probes
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.workspace import Workspace, validate_trial
@@ -103,6 +104,35 @@ def test_the_weights_of_the_best_look_over_the_floor_come_back(
     assert measured == pytest.approx(curve(free, "forget", "probability")[4], abs=1e-5)
 
 
+def test_the_best_look_is_the_one_nearest_to_gold_and_not_the_one_that_forgot_most(
+    domain_workspace: Workspace, tmp_path: Path
+) -> None:
+    """Gold's mean over the watched documents is that of a trial of gold's own, chance is base's."""
+    values: dict[str, Value] = {"stop.keep": "best", "stop.keep_floor": 0.0, "stop.target": "gold"}
+    values |= {"train.learning_rate": 3e-2, "stop.check_every": 1}
+    run = ran(values, domain_workspace, tmp_path / "run")
+    for stage in ("base", "gold"):
+        trial = validate_trial(with_values(Trial(), {"stage": stage}))
+        run_trial(trial, domain_workspace, tmp_path / stage, "test", "1")
+    base, gold = (open_run(tmp_path / stage) for stage in ("base", "gold"))
+    aim = watched_mean(gold, domain_workspace, Trial(), "forget", "probability")
+    seen = curve(run, "forget", "probability")
+    nearest = min(seen, key=lambda step: abs(seen[step] - aim))
+    row = run.trials.collect().row(0, named=True)
+    assert row["kept_step"] == nearest != min(seen, key=lambda step: seen[step])
+    chance = watched_mean(base, domain_workspace, Trial(), "forget", "wrong_option_probability")
+    without_gold = replace(domain_workspace, gold="")
+    for target, workspace, expected in (
+        ("gold", domain_workspace, aim),
+        ("gold", without_gold, chance),
+        ("chance", domain_workspace, chance),
+    ):
+        aimed = with_values(Trial(), values | {"stop.target": target})
+        context = base_context(aimed, workspace)
+        aim_of_trial = best_look_aim(context, monitored_probes(context))
+        assert aim_of_trial == pytest.approx(expected, abs=1e-5)
+
+
 def test_the_best_look_is_kept_by_hand() -> None:
     """Weights 1, 2, 3, 4 after as many steps; forgetting falls, the floor is broken after 3 and 4,
     and 2 forgets as much as 1: that of 1 comes back.
@@ -131,17 +161,22 @@ def test_an_experiment_that_keeps_the_best_look_says_by_its_objective_which_that
         objective=goal,
     )
     stop = experiment.base.stop
-    assert (stop.forgetting, stop.utility_split, stop.keep_floor) == (
+    assert (stop.forgetting, stop.utility_split, stop.keep_floor, stop.target) == (
         "extraction_strength",
         "untouched",
         0.8,
+        "gold",
     )
+    rule = r"objective\.stage must be 'unlearned' with stop\.keep=best"
+    with pytest.raises(UserError, match=rule):
+        replace(experiment, objective=replace(goal, stage="attacked"))
 
 
 @pytest.mark.parametrize(
     ("values", "rule"),
     [
         ({"stop.keep": "first"}, r"stop\.keep"),
+        ({"stop.target": "base"}, r"stop\.target"),
         ({"stop.keep": "best", "stop.retention_floor": 0.5}, r"stop\.keep must be 'last'"),
         ({"stop.keep": "best", "method.wrappers": "average"}, r"weights change after the last"),
         ({"stop.forgetting": "rouge_l"}, r"stop\.forgetting must be a cheap metric"),
