@@ -365,9 +365,9 @@ class Experiment:
         if needed := _needed_by_objective(self):
             object.__setattr__(self, "base", with_values(self.base, needed))
         has_rungs = bool(self.budget.rung_shares)
-        looks = "budget.rungs" if has_rungs else "stop.keep=best" if _keeps_best(self) else ""
-        rule = f"objective.stage must be 'unlearned' with {looks}, as a look sees nothing later"
-        require(not looks or self.objective.stage == "unlearned", rule, self.objective.stage)
+        judge = "budget.rungs" if has_rungs else "stop.keep=best" if _keeps_best(self) else ""
+        rule = f"objective.stage must be 'unlearned' with {judge}, as a look sees nothing later"
+        require(not judge or self.objective.stage == "unlearned", rule, self.objective.stage)
         for name in self.track:
             if name not in TRACKER_NAMES:
                 raise unknown_name("tracker", name, TRACKER_NAMES)

@@ -256,19 +256,19 @@ def best_look_aim(context: TrialContext, questions: MonitoredProbes) -> float:
     metric = stop.forgetting if gold else METRICS[stop.forgetting].chance
     if not metric:
         return math.nan
-    asked = MonitoredProbes(
+    aim_questions = MonitoredProbes(
         {("forget", metric): questions.probes["forget", stop.forgetting]},
         {metric: arguments_of(context.trial, METRICS[metric].function)},
     )
 
     def means() -> Means:
         if not gold:
-            return asked.means_of(context.model)
+            return aim_questions.means_of(context.model)
         model, _ = load_model(gold, device=str(context.model.device), dtype=torch.float32)
-        return asked.means_of(model.eval())
+        return aim_questions.means_of(model.eval())
 
     key = {"what": "aim of the best look", "gold": cached_model_digest(gold) if gold else ""}
-    return _means_once(context, asked, key, means)[0].value
+    return _means_once(context, aim_questions, key, means)[0].value
 
 
 def _means_once(
