@@ -78,6 +78,18 @@ LATER_SETTINGS: Mapping[str, "Value"] = {
     "measure.attack": "none",
     "stop.target": "none",
 }
+# lists separated by commas, which `--set NAME+=VALUE` adds to; `track` is the experiment's
+LIST_SETTINGS = (
+    "data.columns",
+    "data.options",
+    "data.probes",
+    "measure.limit_probes",
+    "measure.metrics",
+    "method.wrappers",
+    "token.words",
+    "track",
+    "train.layers",
+)
 # the rate for a model built here, and how a loaded one is trained before it unlearns
 SCRATCH_LEARNING_RATE = 2e-3
 LOADED_TEACHING = {"teach_epochs": 5, "teach_learning_rate": 1e-3, "teach_batch_size": 8}
@@ -492,7 +504,7 @@ def rung_step(share: float, steps: int, check_every: int) -> int:
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """What is measured of every stage: `metrics` is cheap (one forward pass), all, or names
-    separated by commas, of which `cheap` may be one.
+    separated by commas, of which `cheap` and `all` may be.
 
     Metrics of texts write at most `max_new_tokens`; those of samples draw `samples` continuations
     at `temperature` within `top_p`, made by `seed`. Those whose names end in `_few_shot` ask after
@@ -757,7 +769,7 @@ def _settings_by_section() -> dict[str, tuple[tuple[str, str, type], ...]]:
 
 def with_values(trial: Trial, values: Mapping[str, Value]) -> Trial:
     """A changed copy. Names outside the sections go to `options`, to be held against the method
-    tables later.
+    tables later; `NAME+` adds to a list (`with_additions`).
 
     Raises UserError for a field that its section does not have, and for a value of the wrong type
     or range.
@@ -775,6 +787,8 @@ def with_values(trial: Trial, values: Mapping[str, Value]) -> Trial:
     """
     options = dict(trial.options)
     changed: dict[str, dict[str, Value]] = {}
+    if any(name.endswith("+") for name in values):
+        values = with_additions(values, flatten(trial))
     for name, value in values.items():
         section, _, key = name.partition(".")
         if name == "stage":
@@ -809,10 +823,10 @@ def from_flat(flat: Mapping[str, Value | None]) -> Trial:
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Value]:
     """`["select.ratio=0.05"]` -> `{"select.ratio": 0.05}`; values are JSON where they parse as
-    JSON, else text.
+    JSON, else text. What `NAME+=VALUE` adds is text under `NAME+`, for `with_additions`.
 
     Args:
-        assignments: texts `NAME=VALUE`, as after `--set`.
+        assignments: texts `NAME=VALUE` or `NAME+=VALUE`, as after `--set`.
 
     Returns:
         Value by name.
@@ -827,14 +841,50 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Value]:
     values: dict[str, Value] = {}
     for text in assignments:
         name, equals, raw = text.partition("=")
-        require(bool(equals) and bool(name), "--set takes name=value", text)
+        name = name.strip()
+        require(bool(equals) and bool(name.strip("+ ")), "--set takes name=value", text)
+        if name.endswith("+"):
+            values[name] = ",".join(str(part) for part in (values.get(name, ""), raw) if part)
+            continue
         try:
             value = json.loads(raw)
         # no JSON, a number of thousands of digits, brackets without end
         except (ValueError, RecursionError):
             value = raw
-        values[name.strip()] = value if isinstance(value, (str, int, float, bool)) else raw
+        values[name] = value if isinstance(value, (str, int, float, bool)) else raw
     return values
+
+
+def with_additions(
+    values: Mapping[str, Value], current: Mapping[str, Value | None]
+) -> dict[str, Value]:
+    """What `NAME+` adds put behind the list that NAME is, without those that it has already.
+
+    Args:
+        values: new values by name, as `parse_assignments` gives them.
+        current: values by name before; `values` that come first go over them.
+
+    Returns:
+        The values, each NAME+ as NAME with the whole list.
+
+    Raises:
+        UserError: a name with + that is none of `LIST_SETTINGS`.
+
+    Example:
+        >>> with_additions({"measure.metrics+": "rouge_l_recall"}, {"measure.metrics": "cheap"})
+        {'measure.metrics': 'cheap,rouge_l_recall'}
+    """
+    whole: dict[str, Value] = {}
+    for name, value in values.items():
+        setting = name.removesuffix("+")
+        if setting == name:
+            whole[name] = value
+            continue
+        rule = f"--set NAME+=VALUE adds to one of {', '.join(LIST_SETTINGS)}"
+        require(setting in LIST_SETTINGS, rule, name)
+        parts = f"{whole.get(setting, current.get(setting) or '')},{value}".split(",")
+        whole[setting] = ",".join(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    return whole
 
 
 # made once: a digest per document is a large part of a pass

@@ -27,6 +27,8 @@ from rayunlearn.config import (
     coerce_value,
     digest,
     field_names,
+    flatten,
+    with_additions,
     with_values,
 )
 from rayunlearn.errors import UserError, require, unknown_name
@@ -613,7 +615,7 @@ def override(
     search begins.
 
     `budget.*`, `objective.*` and `attacks.*` change those; `version` and `track` change these;
-    every other name changes BASE.
+    every other name changes BASE. `NAME+` adds to the list that BASE has (`with_additions`).
 
     Args:
         experiment: the experiment to start from; it stays as it is.
@@ -624,12 +626,21 @@ def override(
         The changed copy.
 
     Raises:
-        UserError: a name that is unknown, or a value out of its range.
+        UserError: a name that is unknown, a value out of its range, or an addition to a setting
+            that is on an axis.
 
     Example:
         >>> override(load("experiments/hello.py"), {"budget.trials": 4}).budget.trials
         4
     """
+    axes = {name for grid in experiment.grids for axis in grid for name in axis.names}
+    for name in values:
+        rule = (
+            "--set NAME+=VALUE needs a setting that is on no axis; give the whole list, NAME=LIST"
+        )
+        require(not name.endswith("+") or name[:-1] not in axes, rule, name)
+    current = flatten(experiment.base) | dict(recipe) | {"track": ",".join(experiment.track)}
+    values = with_additions(values, current)
     changed = _fixed(
         experiment,
         {

@@ -115,6 +115,16 @@ def test_assignments_are_json_where_they_parse_and_text_elsewhere() -> None:
         parse_assignments(["a.b"])
 
 
+def test_an_addition_goes_behind_the_list_that_is_there() -> None:
+    words = ["measure.metrics+=rouge_l_recall", "measure.metrics+=cheap,rouge_l_f1"]
+    trial = with_values(Trial(), parse_assignments(words))
+    assert trial.measure.metrics == "cheap,rouge_l_recall,rouge_l_f1"
+    words = ["train.layers=2", "train.layers+=5"]
+    assert with_values(Trial(), parse_assignments(words)).train.layers == "2,5"
+    with pytest.raises(UserError, match=r"adds to one of data.columns, .*, got 'method.forget\+'"):
+        with_values(Trial(), parse_assignments(["method.forget+=rmu"]))
+
+
 def test_true_is_not_taken_for_a_number() -> None:
     with pytest.raises(UserError, match="x must be float, got True"):
         coerce_value("x", True, float)

@@ -19,6 +19,7 @@ from rayunlearn.experiment import (
     check_measured,
     check_names,
     check_objective,
+    grids_of,
     load,
     override,
     settings,
@@ -236,6 +237,21 @@ def test_budget_objective_and_version_can_be_overridden(tmp_path: Path) -> None:
     )
     assert changed.budget == Budget(tuning="per_cell", trials=9)
     assert changed.objective.utility_floor == 1.0 and changed.version == "dev"
+
+
+def test_an_addition_goes_to_base_and_the_recipe_and_is_refused_on_an_axis(
+    tmp_path: Path,
+) -> None:
+    experiment = load(written(tmp_path, GOOD))
+    added = {"measure.metrics+": "rouge_l_recall"}
+    assert override(experiment, added).base.measure.metrics == "cheap,rouge_l_recall"
+    recipe = {"measure.metrics": "probability"}
+    changed = override(experiment, added | {"track+": "mlflow"}, recipe=recipe)
+    assert changed.base.measure.metrics == "probability,rouge_l_recall"
+    assert changed.track == (*experiment.track, "mlflow")
+    axes = grids_of({"measure.metrics": ("cheap", "all")})
+    with pytest.raises(UserError, match="needs a setting that is on no axis"):
+        override(replace(experiment, grids=axes), added)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Arguments that several commands share, and the experiment that they describe."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 # 128 + the number of the signal, as shells say it
 DONE, INCOMPLETE, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+# set by Ray for a job's command, and the folder of a session that working folders are unpacked in
+RAY_JOB_VARIABLES = ("RAY_JOB_ID", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+RAY_JOB_FOLDER = "runtime_resources"
 
 
 def add_command(
@@ -114,7 +119,7 @@ def add_experiment_options(
 
 SET_HELP = (
     "change a setting: on an axis it replaces the axis, in SEARCH it fixes the value, else it"
-    " changes BASE; budget.trials=4 works too"
+    " changes BASE; budget.trials=4 works too; measure.metrics+=NAME adds to a list"
 )
 
 PRESET_HELP = (
@@ -159,10 +164,15 @@ ADDRESS_HELP = (
 
 
 def output_folder(place: str | Path) -> Path:
-    """The folder to work in for `--output`. Raises UserError for a file, and for a path below
-    one.
+    """The folder to work in for `--output`. Raises UserError for a file, for a path below one, and
+    for a path that is lost with the Ray job that this is.
     """
     folder = output_place(str(place))
+    rule = (
+        "--output must be an absolute path that outlives this Ray job, whose working folder is"
+        " deleted, or a URL (/shared/runs, s3://bucket/runs)"
+    )
+    require(not _is_lost_with_job(folder), rule, str(place))
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -170,6 +180,12 @@ def output_folder(place: str | Path) -> Path:
         existing.is_dir(), "--output must be a folder or one to be made; it is a file", str(place)
     )
     return folder
+
+
+def _is_lost_with_job(folder: Path) -> bool:
+    """Whether a folder lies in what Ray unpacked for the job that this process belongs to."""
+    in_job = any(os.environ.get(name) for name in RAY_JOB_VARIABLES)
+    return in_job and RAY_JOB_FOLDER in folder.resolve().parts
 
 
 def experiment_of(chosen: argparse.Namespace) -> "Experiment":

@@ -236,6 +236,10 @@ def studies(chosen: argparse.Namespace) -> int:
 
     run = local_run(chosen.run)
     file = Path(chosen.output) if chosen.output else run / "studies.db"
+    require(
+        not file.is_dir(), "--output must be a file, or one to be made; it is a folder", str(file)
+    )
+    require_writable(file.parent, "--output names another place for the file")
     names = write_studies(run, file.resolve())
     print(f"{len(names)} {'study' if len(names) == 1 else 'studies'} in {file}; to look at them:")
     print(f"  pip install optuna-dashboard && optuna-dashboard sqlite:///{file}")

@@ -91,8 +91,9 @@ def require_writable(folder: Path, hint: str) -> None:
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
+    require(existing.is_dir(), f"{display_path(folder)} must be a folder; a file is", str(existing))
     rule = f"{display_path(folder)} must be writable ({hint}); it is"
-    require(existing.is_dir() and os.access(existing, os.W_OK), rule, "read-only")
+    require(os.access(existing, os.W_OK), rule, "read-only")
 
 
 def print_any_text() -> None:

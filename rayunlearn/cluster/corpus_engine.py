@@ -19,7 +19,7 @@ from rayunlearn.planning.progress import (
     LIVE_EVERY_SECONDS,
     PLAIN_EVERY_SECONDS,
     bars,
-    format_duration,
+    time_left,
 )
 
 ENGINES = ("auto", "local", "ray")
@@ -86,7 +86,7 @@ def progress_line(progress: JobProgress, *, waited: float = 0.0) -> str:
         rate = progress.fresh_documents / max(progress.seconds, 1e-3)
         words.append(f"{rate:,.0f} documents/s" if rate >= 10 else f"{rate:.2g} documents/s")
         if progress.done < progress.pieces:
-            words.append(f"{format_duration(max(0.0, progress.seconds_left - waited))} left")
+            words.append(time_left(max(0.0, progress.seconds_left - waited)))
     return ", ".join(words)
 
 

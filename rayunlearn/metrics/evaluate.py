@@ -14,7 +14,7 @@ from rayunlearn.data.documents import Document
 from rayunlearn.data.key_span import key_span, wrong_key_spans
 from rayunlearn.data.multiple_choice import true_option_index
 from rayunlearn.data.tokenize import Encoded, encode_pair
-from rayunlearn.errors import unknown_name
+from rayunlearn.errors import UserError, unknown_name
 from rayunlearn.metrics.forward_passes import (
     EvaluationTask,
     GenerationSettings,
@@ -154,16 +154,16 @@ def evaluate_probes(
 
 
 def chosen_metrics(names: str) -> dict[str, Metric]:
-    """`cheap`, `all` or names separated by commas (`cheap` may be one) -> rows of the table. Raises
+    """`cheap`, `all` or names separated by commas (either may be one) -> rows of the table. Raises
     UserError for a name that it does not have.
     """
-    if names == "all":
-        return dict(METRICS)
+    sets = {"cheap": CHEAP, "all": METRICS}
     chosen: dict[str, Metric] = {}
     for name in (name.strip() for name in names.split(",")):
-        if name not in METRICS and name != "cheap":
-            raise unknown_name("metric", name, METRICS)
-        chosen |= CHEAP if name == "cheap" else {name: METRICS[name]}
+        if name not in METRICS and name not in sets:
+            error = unknown_name("metric", name, [*METRICS, *sets])
+            raise UserError(f"{error}; cheap and all name sets of metrics")
+        chosen |= sets[name] if name in sets else {name: METRICS[name]}
     return chosen
 
 

@@ -213,7 +213,7 @@ def status_line(view: View) -> str:
     parts = [f"trials {view.done}/{view.total}", f"running {len(view.running)}"]
     if view.failed:
         parts.append(f"{view.failed} failed")
-    return " · ".join([*parts, format_best(view), f"{format_duration(view.seconds_left)} left"])
+    return " · ".join([*parts, format_best(view), time_left(view.seconds_left)])
 
 
 def format_best(view: Snapshot) -> str:
@@ -227,15 +227,22 @@ def format_best(view: Snapshot) -> str:
             else "no attack has ended yet"
         )
     rule = (
-        f"{view.objective.utility} on {view.objective.utility_split} >="
+        f"{view.objective.utility} on {view.objective.utility_split} at least"
         f" {view.objective.utility_floor:g} x base"
     )
     away = "" if view.aim == "none" else f" away from {view.aim}"
     return (
-        f"best so far {view.objective.forgetting} {view.best:.3f}{away} at {rule}"
+        f"best so far {view.objective.forgetting} {view.best:.3f}{away} ({rule})"
         if math.isfinite(view.best)
-        else f"no trial with {rule} yet"
+        else f"no trial keeps enough utility yet ({rule})"
     )
+
+
+def time_left(seconds: float) -> str:
+    """`about 3 min left`; `time left: not known yet` for NaN."""
+    if not math.isfinite(seconds):
+        return "time left: not known yet"
+    return f"{format_duration(seconds)} left"
 
 
 def format_duration(seconds: float) -> str:

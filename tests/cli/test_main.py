@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from rayunlearn.cli.arguments import DONE, INCOMPLETE, INTERRUPTED, MISTAKE
+from rayunlearn.cli.arguments import DONE, INCOMPLETE, INTERRUPTED, MISTAKE, output_folder
 from rayunlearn.cli.main import main
 from rayunlearn.cli.output import exit_code, print_conclusion
 from rayunlearn.cluster.sweep import SweepResult
@@ -167,6 +168,69 @@ def test_an_output_that_is_a_file_is_one_line(
     rule = "--output must be a folder or one to be made; it is a file, got"
     assert said == f"rayunlearn: {rule} {place!r}\n"
     assert (here / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "command", [["keywords", "--extractor", "tfidf"], ["score", "--base", "."]]
+)
+def test_an_output_of_corpus_work_that_is_another_file_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    """`file` would be a folder of tables, `file/x.parquet` lies below a file."""
+    (here / "file").write_text("mine")
+    rules = {
+        "file": "--output must be a folder that is not there yet, got 'file'",
+        "file/x.parquet": "--output must be a folder or one to be made; it is a file, got 'file'",
+    }
+    for place, rule in rules.items():
+        assert main([command[0], "people", *command[1:], "--output", place]) == MISTAKE
+        assert capsys.readouterr().err == f"rayunlearn: {rule}\n"
+    assert (here / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["report", "studies", "export"])
+def test_an_output_of_a_run_s_command_that_is_below_a_file_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    run, file = synthetic.write_run(tmp_path / "run"), tmp_path / "file"
+    file.write_text("mine")
+    trial = ["abc"] if command == "export" else []
+    assert main([command, str(run), *trial, "--output", str(file / "below" / "x.html")]) == MISTAKE
+    said = capsys.readouterr().err
+    assert said.startswith("rayunlearn: ") and said.count("\n") == 1 and "a file" in said
+    assert file.read_text() == "mine"
+
+
+def test_studies_are_not_written_over_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = synthetic.write_run(tmp_path / "run")
+    assert main(["studies", str(run), "--output", str(tmp_path)]) == MISTAKE
+    assert "--output must be a file, or one to be made; it is a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["RAY_JOB_ID", "RAY_JOB_CONFIG_JSON_ENV_VAR"])
+@pytest.mark.parametrize("place", [[], ["--output", "mine"]])
+def test_a_ray_job_does_not_write_into_its_own_working_folder(
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    place: list[str],
+) -> None:
+    """Only together: the variable elsewhere, and the folder without it, are no such job."""
+    unpacked = here / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    shutil.copytree(here / "experiments", unpacked / "experiments")
+    monkeypatch.chdir(unpacked)
+    assert output_folder("runs") == Path("runs")
+    monkeypatch.setenv(variable, "1")
+    assert main(["run", "experiments/mine.py", *place]) == MISTAKE
+    said = capsys.readouterr().err
+    assert "--output must be an absolute path that outlives this Ray job" in said
+    assert f"s3://bucket/runs), got {(place or ['runs'])[-1]!r}" in said
+    assert output_folder(here / "runs") == here / "runs"
+    monkeypatch.chdir(here)
+    assert output_folder("runs") == Path("runs")
 
 
 @pytest.mark.parametrize("name", ["...py", "cache.py", ".. .py", "a\\b.py", "a\nb.py"])

@@ -406,10 +406,15 @@ def test_a_run_without_experiment_json_says_so_to_attacks_and_studies(tmp_path: 
 def test_the_progress_line_says_done_planned_best_and_time_left() -> None:
     """Mean of 2 and 4 seconds, 9 trials left, two at once: 13.5 s, said as 14."""
     view = Snapshot(done=3, total=12, failed=1, running=("a", "b"), best=0.0421, seconds=(2.0, 4.0))
-    rule = "best so far probability 0.042 at probability on retain >= 0.9 x base"
+    rule = "best so far probability 0.042 (probability on retain at least 0.9 x base)"
     assert status_line(view) == f"trials 3/12 · running 2 · 1 failed · {rule} · about 14 s left"
     aimed = status_line(replace(view, aim="gold"))
-    assert "best so far probability 0.042 away from gold at probability on retain" in aimed
+    assert "best so far probability 0.042 away from gold (probability on retain" in aimed
+    words = "no trial keeps enough utility yet (probability on retain at least 0.9 x base)"
+    assert (
+        status_line(Snapshot(done=0, total=12, failed=0, running=("a",)))
+        == f"trials 0/12 · running 1 · {words} · time left: not known yet"
+    )
     assert (
         status_line(PreparationProgress({"base of domain": (5, 20)}))
         == "preparing: base of domain 25%"
