@@ -14,8 +14,9 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import CodeType, MappingProxyType, ModuleType
 from typing import Any
 
 from rayunlearn.config import (
@@ -692,6 +693,16 @@ def _format_point(point: tuple[Value, ...]) -> Value | list[Value]:
     return point[0] if len(set(point)) == 1 else list(point)
 
 
+class _FromSource(SourceFileLoader):
+    """Runs a file as it stands. Python's own loader takes compiled code for it where a file has the
+    size and the second of an earlier one.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The file's code, compiled now."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _import(path: Path) -> ModuleType:
     matches = (
         get_close_matches(path.name, [file.name for file in path.parent.glob("*.py")], n=1)
@@ -702,7 +713,8 @@ def _import(path: Path) -> ModuleType:
     require(path.is_file(), f"an experiment must be a Python file that exists{meant}", str(path))
     require(path.suffix == ".py", "an experiment file's name must end in .py", path.name)
     name = f"_rayunlearn_experiment_{digest(str(path.resolve()))}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = _FromSource(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # dataclasses in the file look themselves up there

@@ -5,8 +5,6 @@ curve of utility over forgetting.
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 
 def constrained_rank(forgetting: float, violation: float) -> tuple[float, float]:
     """The order of two looks, lower is better: those that keep the floor by `forgetting`, after
@@ -56,6 +54,8 @@ def forget_utility_area(forgetting: Sequence[float], utility: Sequence[float]) -
     """
     if len(forgetting) < 2 or not forgetting[0] > 0 or not utility[0] > 0:
         return None
+    import numpy as np
+
     forgotten = np.clip(1 - np.asarray(forgetting) / forgetting[0], 0.0, 1.0)
     retained = np.clip(np.asarray(utility) / utility[0], 0.0, 1.0)
     measured = np.isfinite(forgotten) & np.isfinite(retained)

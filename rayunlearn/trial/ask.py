@@ -36,7 +36,7 @@ class AskedModel:
         self.identity = {"model": model_digest(name), "device": device.type}
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
-    def load(self, n_facts: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load_once(self, n_facts: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in float32 and its tokenizer."""
         if self._loaded is None:
             ASKING_LOG.warning("asking %s what it knows, %d questions", self.name, n_facts)

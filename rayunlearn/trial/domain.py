@@ -135,7 +135,7 @@ def chosen_once(model: AskedModel, questions: Sequence[Document], data: Data) ->
 def _ask_part(
     model: AskedModel, part: Sequence[Document], data: Data, n_questions: int
 ) -> list[bool]:
-    return choose(*model.load(n_questions), part, data)
+    return choose(*model.load_once(n_questions), part, data)
 
 
 def choose(

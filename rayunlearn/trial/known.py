@@ -105,7 +105,7 @@ def ask_once(model: str, documents: Sequence[Document], template: str) -> dict[s
     answers: dict[str, Knowledge] = {}
 
     def make(topic: str) -> list[dict[str, float]]:
-        loaded = asked_model.load(len(documents))
+        loaded = asked_model.load_once(len(documents))
         return [asdict(said) for said in ask(*loaded, by_topic[topic], template)]
 
     for topic, part in by_topic.items():

@@ -646,7 +646,8 @@ def test_a_misspelt_benchmark_or_option_and_a_missing_folder_are_told(tmp_path: 
     with pytest.raises(UserError, match="must be a directory on this machine"):
         load_benchmark("tofu", tmp_path / "nowhere")
     with pytest.raises(
-        UserError, match=r"must hold forget10: looked for forget10\.\(jsonl\|json\|csv\|parquet\)"
+        UserError,
+        match=r"must hold forget10_perturbed: looked for forget10_perturbed\.\(jsonl\|json\|csv\|parquet\)",
     ):
         load_benchmark("tofu", tmp_path)
 

@@ -131,6 +131,7 @@ def test_paths_end_in_the_models_they_join(ended: tuple[Run, dict[str, str]]) ->
         pl.col("trial_id") == ids["part"],
         pl.col("metric") == "probability",
         pl.col("split") == "forget",
+        pl.col("kind") != "training",
     ).collect()
     values = {
         (kind, x): value for kind, x, value in curves.select("kind", "x", "value").iter_rows()
