@@ -45,14 +45,13 @@ BASE = Trial(
 SEEDS = {("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
 AXES = (
     SEEDS | {"method.forget": ("ga", "npo", "dpo", "altpo", "idk", "undial", "wga", "ce_u")},
-    # forget x 0.125 and x 0.1 against retain x 1; the dual weight of PDU starts at 50 (its read-me:
-    # 50 to 100)
+    # published pairs of weights; the dual weight of PDU starts at 50 (its read-me: 50 to 100)
     SEEDS
     | {
-        ("method.forget", "method.retain_weight"): (
-            ("simnpo", 8.0),
-            ("satimp", 10.0),
-            ("pdu", 50.0),
+        ("method.forget", "method.forget_weight", "method.retain_weight"): (
+            ("simnpo", 0.125, 1.0),
+            ("satimp", 0.1, 1.0),
+            ("pdu", 1.0, 50.0),
         )
     },
     SEEDS

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from rayunlearn.config import FULL_RATIO, SUBSTITUTES, Select, Token, Trial, with_values
+from rayunlearn.config import FULL_RATIO, SUBSTITUTES, Method, Select, Token, Trial, with_values
 
 CheckTrial = Callable[[Trial], Trial]
 
@@ -14,8 +14,9 @@ def canonical_trial(trial: Trial, *, check: CheckTrial) -> Trial:
     Base and gold train nothing: only their data, their model and what is measured and explained
     count. With the full forget set the selector does not matter; without a forget loss (the
     retain-only control) neither selector nor ratio does, except that `epochs` of a smaller coreset
-    are fewer steps, so there the control keeps its ratio; token rules are forget's. Other texts
-    than the original are another training, so only what chooses documents is dropped there.
+    are fewer steps, so there the control keeps its ratio; token rules and the forget weight are
+    forget's. Other texts than the original are another training, so only what chooses documents is
+    dropped there.
     """
     # `check` keeps, of the options of base and gold, those of the metrics
     return check(without_effect(trial))
@@ -27,7 +28,8 @@ def without_effect(trial: Trial) -> Trial:
         return measured_stage(trial, trial.stage)
     if trial.method.forget == "none":
         ratio = trial.select.ratio if trial.train.unit == "epochs" else FULL_RATIO
-        return replace(trial, select=Select(ratio=ratio), token=Token())
+        method = replace(trial.method, forget_weight=Method.forget_weight)
+        return replace(trial, method=method, select=Select(ratio=ratio), token=Token())
     if trial.select.text != "other_documents" and trial.select.other_split:
         trial = replace(trial, select=replace(trial.select, other_split=""))
     if trial.select.is_full:

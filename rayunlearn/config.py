@@ -74,6 +74,7 @@ LATER_SETTINGS: Mapping[str, "Value"] = {
     "data.probes": "",
     "measure.shots": 2,
     "method.steering_unit": "absolute",
+    "method.forget_weight": 1.0,
     "measure.limit_probes": "",
     "measure.attack": "none",
     "stop.target": "none",
@@ -280,8 +281,13 @@ class Select:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """forget loss + retain_weight * retain loss; `layer` is where representation losses look
-    (0-based block).
+    """forget_weight * forget loss + retain_weight * retain loss; `layer` is where representation
+    losses look (0-based block).
+
+    The ratio of the two weights decides alone where no gradient is clipped, as AdamW does not see
+    the scale of a loss; clipping at `train.max_grad_norm` does, so a published pair is given as it
+    was published. A forget weight of 0 leaves the forget loss in the record and out of the
+    gradient, and needs a retain term with a weight.
 
     `steering_unit`: what `rmu.steering` counts: `absolute`, the length itself, as the paper has it,
     or `activation`, lengths of the layer's own activations before unlearning, which is the same
@@ -293,6 +299,7 @@ class Method:
 
     forget: str = "npo"
     retain: str = "nll"
+    forget_weight: float = 1.0
     retain_weight: float = 1.0
     layer: int = 7
     steering_unit: str = "absolute"
@@ -300,7 +307,18 @@ class Method:
     wrappers: str = ""
 
     def __post_init__(self) -> None:
+        require(
+            0 <= self.forget_weight < math.inf,
+            "method.forget_weight must be >= 0 and finite",
+            self.forget_weight,
+        )
         require(self.retain_weight >= 0, "method.retain_weight must be >= 0", self.retain_weight)
+        require(
+            self.forget_weight > 0 or (self.retain != "none" and self.retain_weight > 0),
+            "method.forget_weight must be > 0 when method.retain is 'none' or"
+            " method.retain_weight is 0",
+            self.forget_weight,
+        )
         require(self.layer >= 0, "method.layer must be >= 0", self.layer)
         if self.steering_unit not in STEERING_UNITS:
             raise unknown_name("method.steering_unit", self.steering_unit, STEERING_UNITS)

@@ -359,7 +359,7 @@ _PUBLISHED: Mapping[str, Recipe] = MappingProxyType(
                     "method.retain": "nll",
                 },
             )
-            | _read(f"{SIMNPO}: forget term x 0.125, retain x 1", {"method.retain_weight": 8.0})
+            | _read(SIMNPO, {"method.forget_weight": 0.125, "method.retain_weight": 1.0})
             | _read(
                 SIMNPO,
                 {
@@ -371,10 +371,7 @@ _PUBLISHED: Mapping[str, Recipe] = MappingProxyType(
             )
             | _open(f"{OPEN} on TOFU", {"train.weight_decay": 0.01, "train.warmup_fraction": 0.1})
             | _open(TRAINER, _LINEAR),
-            departures=(
-                f"{_TOFU_DEPARTURES}; the whole loss is 8 times larger, which AdamW does not see"
-                " but clipping does"
-            ),
+            departures=_TOFU_DEPARTURES,
         ),
         "simnpo_tofu_forget05": Recipe(
             title="SimNPO on TOFU forget05",
@@ -389,9 +386,7 @@ _PUBLISHED: Mapping[str, Recipe] = MappingProxyType(
                     "method.retain": "nll",
                 },
             )
-            | _read(
-                f"{SIMNPO}: forget term x 0.1375, retain x 1", {"method.retain_weight": 1 / 0.1375}
-            )
+            | _read(SIMNPO, {"method.forget_weight": 0.1375, "method.retain_weight": 1.0})
             | _read(
                 SIMNPO,
                 {
@@ -403,10 +398,7 @@ _PUBLISHED: Mapping[str, Recipe] = MappingProxyType(
             )
             | _open(f"{OPEN} on TOFU", {"train.weight_decay": 0.01, "train.warmup_fraction": 0.1})
             | _open(TRAINER, _LINEAR),
-            departures=(
-                f"{_TOFU_DEPARTURES}; the whole loss is 7.3 times larger, which AdamW does not see"
-                " but clipping does"
-            ),
+            departures=_TOFU_DEPARTURES,
         ),
         "npo_tofu_open_unlearning": Recipe(
             title="NPO on TOFU as open-unlearning configures it (untuned)",

@@ -384,10 +384,15 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _TRIAL,
         Column("step", "i64", "optimizer step, from 1", "steps"),
         Column(
-            "loss", "f64", "forget_loss + retain_weight x retain_loss", "nats or squared activation"
+            "loss",
+            "f64",
+            "method.forget_weight x forget_loss + retain_weight x retain_loss",
+            "nats or squared activation",
         ),
         Column(
-            "forget_loss", "f64", "forget term as its method defines it; null where there is none"
+            "forget_loss",
+            "f64",
+            "forget term as its method defines it, before its weight; null where there is none",
         ),
         Column("retain_loss", "f64", "retain term before its weight; null where there is none"),
         Column(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rayunlearn.config import (
+    LATER_SETTINGS,
     RESULT_NEUTRAL,
     Data,
     Model,
@@ -97,6 +98,12 @@ def test_texts_have_the_digest_of_their_list(texts: tuple[str, ...]) -> None:
             r"data\.options must be '' when data\.name is no benchmark, got 'size=05'",
         ),
         ("data.name", "files", r"data\.path must name a directory, file or Hub data set"),
+        (
+            "method.forget_weight",
+            -0.5,
+            r"method\.forget_weight must be >= 0 and finite, got -0\.5",
+        ),
+        ("method.forget_weight", float("inf"), r"method\.forget_weight must be >= 0 and finite"),
     ],
 )
 def test_a_mistake_says_the_rule_and_the_value(name: str, value: str | float, words: str) -> None:
@@ -206,9 +213,23 @@ def test_a_setting_that_came_later_is_in_the_id_where_it_is_not_what_was_done_be
             "model.teach_learning_rate": 2e-3,
             "model.teach_batch_size": 16,
             "model.teach_precision": "bfloat16",
+            "method.forget_weight": 0.125,
         }.items()
     }
-    assert len(ids) == 5
+    assert len(ids) == 6
+    assert LATER_SETTINGS["method.forget_weight"] == flatten(Trial())["method.forget_weight"] == 1.0
+
+
+def test_a_forget_weight_of_zero_needs_a_retain_term() -> None:
+    without: dict[str, Value] = {"method.forget_weight": 0.0}
+    assert with_values(Trial(), without).method.forget_weight == 0.0
+    rule = (
+        r"method\.forget_weight must be > 0 when method\.retain is 'none' or"
+        r" method\.retain_weight is 0, got 0\.0"
+    )
+    for rest in ({"method.retain": "none"}, {"method.retain_weight": 0.0}):
+        with pytest.raises(UserError, match=rule):
+            with_values(Trial(), without | rest)
 
 
 def test_what_a_setting_names_is_in_the_id_by_its_content() -> None:

@@ -63,8 +63,11 @@ def test_rmu_on_zephyr_is_the_released_run() -> None:
     assert found["train.parameters"] == r"layers\.(5|6|7)\.mlp\.down_proj\.weight$"
 
 
-def test_simnpo_keeps_the_ratio_of_its_two_terms() -> None:
-    assert values("simnpo_tofu_forget10")["method.retain_weight"] == 1 / 0.125
+def test_simnpo_has_the_published_weights_of_its_two_terms() -> None:
+    for size, weight in (("10", 0.125), ("05", 0.1375)):
+        recipe = values(f"simnpo_tofu_forget{size}")
+        pair = (recipe["method.forget_weight"], recipe["method.retain_weight"])
+        assert pair == (weight, 1.0)
     assert RECIPES["simnpo_tofu_forget05"].settings["simnpo.beta"].value == 2.5
 
 

@@ -26,7 +26,10 @@ def print_methods(console: Console) -> None:
     from rayunlearn.methods.forget import FORGET
     from rayunlearn.methods.retain import RETAIN
 
-    _heading(console, "method.forget: what is minimised on the forget documents")
+    _heading(
+        console,
+        "method.forget: what is minimised, times method.forget_weight, on the forget documents",
+    )
     for name, row in FORGET.items():
         options = [
             line

@@ -255,10 +255,10 @@ def about_method(trial: Trial, row: Mapping[str, Any]) -> str:
     )
     words = _words_of(select.text)
     losses = (
-        f"Forget loss `{method.forget}`: {forget.title} ({forget.source}). Retain loss"
-        f" `{method.retain}`: {retain.title}"
+        f"Forget loss `{method.forget}`: {forget.title} ({forget.source}), weight"
+        f" {method.forget_weight}. Retain loss `{method.retain}`: {retain.title}, weight"
+        f" {method.retain_weight}."
     )
-    losses += f", weight {method.retain_weight}."
     trained = f"{row['optimizer_steps']} optimizer steps at a rate of {trial.train.learning_rate}"
     trained += f", {row['parameters_trained']} of {row['parameters_total']} parameters"
     adapter = " in LoRA adapters" if trial.train.adapter == "lora" else ""

@@ -58,8 +58,8 @@ def simnpo(
     length.
 
     token_nll (B, T), labelled (B, T) bool, n_i label tokens of sequence i. Defaults: the SimNPO
-    repository's TOFU forget10 setting (its retain weight there is 1 and the forget term is scaled
-    by 0.125).
+    repository's TOFU forget10 setting (there with `method.forget_weight` 0.125 and
+    `method.retain_weight` 1).
     """
     mean_nll = token_nll.sum(1) / labelled.sum(1).clamp(min=1)
     return -(2 / beta) * functional.logsigmoid(beta * (mean_nll - delta)).mean()
@@ -82,8 +82,8 @@ def satimp(
     """SatImp: -mean over label tokens of p^beta1 (1 - p)^beta2 NLL, the weight without gradient.
 
     token_nll (B, T), labelled (B, T) bool. beta1 spares saturated tokens, beta2 the ones that are
-    certain. The released configuration scales the term by 0.1 against a retain weight of 1; its
-    read-me says the reverse.
+    certain. The released configuration has `method.forget_weight` 0.1 and `method.retain_weight` 1;
+    its read-me says the reverse.
     """
     nll = token_nll.detach()
     weight = torch.exp(-beta1 * nll) * (-torch.expm1(-nll)).pow(beta2)

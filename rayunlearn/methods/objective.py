@@ -79,6 +79,7 @@ class ObjectiveSettings:
     layer: int
     batch_size: int
     seed: int
+    forget_weight: float = 1.0
     n_microbatches: int = 1
     weighting: Weighting = fixed_weight
     precision: str = "float32"
@@ -130,8 +131,8 @@ def _epoch(n: int, seed: int, epoch: int) -> list[int]:
 
 
 class UnlearningObjective:
-    """The loss of step s: forget loss of a forget batch + retain weight x retain loss of a retain
-    batch.
+    """The loss of step s: forget weight x forget loss of a forget batch + retain weight x retain
+    loss of a retain batch.
 
     The losses come with their hyperparameters bound (functools.partial). A loss that needs no
     tensor costs no forward. `weighting` moves the retain weight once per optimizer step, in
@@ -166,15 +167,16 @@ class UnlearningObjective:
             retain = self._shown(self._retain, microbatch, 1, joint)
             forget_term = None if forget is None else _term(self._forget, forget)
             retain_term = None if retain is None else _term(self._retain, retain)
-        weighted = None if retain_term is None else weight * retain_term
-        terms = [term for term in (forget_term, weighted) if term is not None]
+        forget_weight = self._settings.forget_weight
+        weighted = ((forget_weight, forget_term), (weight, retain_term))
         return StepLoss(
-            torch.stack(terms).sum(),
+            torch.stack([by * term for by, term in weighted if term is not None]).sum(),
             forget_term,
             retain_term,
             sum(side.n_tokens for side in (forget, retain) if side),
             forget.n_documents if forget else 0,
             weight,
+            forget_weight,
         )
 
     def after_step(self, step: int, retain: Tensor) -> None:
@@ -202,7 +204,9 @@ class UnlearningObjective:
         self.retain_weight = state["tensor"] if "tensor" in state else float(state["number"])
 
     def forget_term(self, microbatch: int) -> Tensor | None:
-        """The forget term alone, with the model as it stands; the retain weight does not move."""
+        """The forget term alone, before its weight, with the model as it stands; the retain weight
+        does not move.
+        """
         with computing(self._model.device, self._settings.precision):
             presented = self._shown(self._forget, microbatch, 0, None)
             return None if presented is None else _term(self._forget, presented)

@@ -192,7 +192,7 @@ def _core(trial: Trial) -> Trial:
         return Trial(stage="base", data=trial.data, model=trial.model)
     names = ("batch_size", "accumulation", "parameters", "layers", "adapter", "precision")
     train = Train(**{name: getattr(trial.train, name) for name in names})
-    method = replace(trial.method, retain_weight=1.0, wrappers="")
+    method = replace(trial.method, forget_weight=1.0, retain_weight=1.0, wrappers="")
     # what the adapter is built with; no other option changes a shape
     prefix = f"{ADAPTERS[trial.train.adapter].function.__name__}."
     options = tuple((name, value) for name, value in trial.options if name.startswith(prefix))

@@ -33,10 +33,11 @@ def unlearning_norms(
     retain_weight: float,
     layer: int,
     seed: int,
+    forget_weight: float = 1.0,
     tokens_per_batch: int = 4096,
 ) -> Tensor:
-    """||grad (l_f(z_i) + retain_weight l_r(r_i))||_2 of every forget document z_i with its retain
-    document r_i, (n,) on the CPU.
+    """||grad (forget_weight l_f(z_i) + retain_weight l_r(r_i))||_2 of every forget document z_i
+    with its retain document r_i, (n,) on the CPU.
 
     The gradient is that of the parameters that require one. `retain` has a sequence for each of
     `forget`, or its loss is `none`. Each loss is taken as of a batch of that one document. A loss
@@ -50,7 +51,7 @@ def unlearning_norms(
     for positions in by_length(forget.sequences, 1 if single else tokens_per_batch):
         views = [
             (weight, side, _view(model, side, positions, layer, control, seed))
-            for weight, side in ((1.0, forget), (retain_weight, retain))
+            for weight, side in ((forget_weight, forget), (retain_weight, retain))
             if required_inputs(side.loss)
         ]
         if single:

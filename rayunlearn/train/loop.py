@@ -403,6 +403,7 @@ def _mean_loss(losses: Sequence[StepLoss]) -> StepLoss:
         sum(loss.n_tokens for loss in losses),
         sum(loss.n_documents for loss in losses),
         losses[-1].retain_weight,
+        losses[-1].forget_weight,
     )
 
 

@@ -17,7 +17,7 @@ class StepLoss:
     """The loss of one step: `total` is what is differentiated; its two terms are kept for the
     record.
 
-    total = forget + retain_weight x retain, where the terms are there.
+    total = forget_weight x forget + retain_weight x retain, where the terms are there.
     """
 
     total: Tensor
@@ -26,6 +26,7 @@ class StepLoss:
     n_tokens: int = 0
     n_documents: int = 0
     retain_weight: float | Tensor = 1.0
+    forget_weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Terms(Protocol):
         """Both terms."""
 
     def forget_term(self, step: int) -> Tensor | None:
-        """The forget term alone."""
+        """The forget term alone, before its weight."""
 
 
 def no_wrapper(terms: Callable[[int], StepLoss], step: int, backward: Backward) -> StepLoss:
@@ -61,7 +61,8 @@ def sam(
 
     g_f is the forget gradient over all trained parameters, |.| its Euclidean norm. With
     `train.accumulation` each microbatch has its own perturbation. Fan et al. 2502.05374 (radius
-    0.01 there). The loss recorded is the one before perturbing.
+    0.01 there). The loss recorded is the one before perturbing. The weight of the forget term
+    (`method.forget_weight`) scales its gradient and not the perturbation, which has length radius.
     """
 
     def gradient(_terms: Callable[[int], StepLoss], step: int, backward: Backward) -> StepLoss:
@@ -87,7 +88,7 @@ def sam(
                     parameter.add_(slope * (radius / norm))
         raised = terms.forget_term(step)
         assert raised is not None
-        backward(raised)
+        backward(loss.forget_weight * raised)
         copy_into(parameters, start)
         return loss
 

@@ -104,6 +104,9 @@ def unlearn(
     """Train the model away from the kept documents, as the trial says; LoRA adapters are left
     in `adapter_folder`.
 
+    `coreset`: positions in corpus.forget in any order. Batches are drawn by `train.seed` from the
+    kept documents in the corpus' order, so how a selector ranks them changes no batch.
+
     Every `stop.check_every` steps and at the end the model is looked at (`trial.monitor`): the log
     has the curve, and a look may end the training, or say which weights it ends with.
     `after_step(step)`, from 1, is called in place of that, after every step and before what a
@@ -111,6 +114,7 @@ def unlearn(
     every `train.checkpoint_every` steps, written to. `until`: the share of the steps after which
     the training pauses, at a look and with its state in that file; at 1 it does not.
     """
+    coreset = sorted(coreset)
     train, sides = context.trial.train, objective_sides(context, coreset)
     length = control_length(context)
     adapter = bind_arguments(context.trial, ADAPTERS[train.adapter].function)
@@ -186,6 +190,7 @@ def _objective(
 ) -> UnlearningObjective:
     trial = context.trial
     settings = ObjectiveSettings(
+        forget_weight=trial.method.forget_weight,
         retain_weight=trial.method.retain_weight,
         layer=trial.method.layer,
         batch_size=trial.train.batch_size,
@@ -363,14 +368,15 @@ def gradient_norms_along(context: TrialContext, order: Sequence[int], epochs: in
     """Gradient norms of the documents at `order` on an unlearning run over the full forget set,
     (epochs + 1, n).
 
-    The norm of grad (forget loss + retain weight x retain loss), each forget document with a retain
-    document drawn once: row 0 at the base model, row k after the first step by which every document
-    was shown k times (where a batch is larger than the forget set, several epochs end with one
-    step). `retain weight` is `method.retain_weight`, also where the run moves its own. The run is
-    the trial's own in all but coreset, length and warm-up, whose first step has rate 0 and would
-    count base twice; with an adapter it is that of the adapted parameters themselves. It is looked
-    at as it trains, before weights are averaged or a task vector is subtracted. The base weights
-    come back afterwards. Raises UserError where the run diverges and on several processes.
+    The norm of grad (forget weight x forget loss + retain weight x retain loss), each forget
+    document with a retain document drawn once: row 0 at the base model, row k after the first step
+    by which every document was shown k times (where a batch is larger than the forget set, several
+    epochs end with one step). `retain weight` is `method.retain_weight`, also where the run moves
+    its own. The run is the trial's own in all but coreset, length and warm-up, whose first step has
+    rate 0 and would count base twice; with an adapter it is that of the adapted parameters
+    themselves. It is looked at as it trains, before weights are averaged or a task vector is
+    subtracted. The base weights come back afterwards. Raises UserError where the run diverges and
+    on several processes.
     """
     n_processes = accelerator().num_processes
     rule = "select.name must be no selector that trains a model where a trial has several processes"
@@ -429,6 +435,7 @@ def _norms_now(context: TrialContext, forget: Side, retain: Side) -> Tensor:
             context.model,
             forget,
             retain,
+            forget_weight=trial.method.forget_weight,
             retain_weight=trial.method.retain_weight,
             layer=trial.method.layer,
             seed=trial.train.seed,

@@ -221,8 +221,9 @@ TOFU_SHEETS = {
     f"simnpo_tofu_forget{size}": read(
         SIMNPO,
         simnpo__beta=beta,
-        # the forget term is scaled there, the retain term here: the ratio is the same
-        method__retain_weight=1 / coefficient,
+        # the pair of the two terms
+        method__forget_weight=coefficient,
+        method__retain_weight=1.0,
         **SIMNPO_RUN,
     )
     | left_open(train__weight_decay=0.01, train__warmup_fraction=0.1, **TOFU_OPEN)
@@ -677,15 +678,15 @@ PAPER: dict[str, tuple[Held, ...]] = {
         ({}, "calibrate.retention", {"extraction_strength"}, "2406.09179, A3"),
     ),
 }
+SATIMP = "open-unlearning configs/trainer/SatImp.yaml: gamma 0.1, alpha 1"
 # Published weights in experiments on the beds.
 ON_THE_BEDS: tuple[Held, ...] = (
-    ({"method.forget": "simnpo"}, "method.retain_weight", {1 / 0.125}, SIMNPO),
-    (
-        {"method.forget": "satimp"},
-        "method.retain_weight",
-        {1 / 0.1},
-        "open-unlearning configs/trainer/SatImp.yaml: forget x 0.1",
-    ),
+    ({"method.forget": "simnpo"}, "method.forget_weight", {0.125}, SIMNPO),
+    ({"method.forget": "simnpo"}, "method.retain_weight", {1.0}, SIMNPO),
+    ({"method.forget": "satimp"}, "method.forget_weight", {0.1}, SATIMP),
+    ({"method.forget": "satimp"}, "method.retain_weight", {1.0}, SATIMP),
+    # of every other method the forget term is taken as it is
+    ({"method.forget": "pdu"}, "method.forget_weight", {1.0}, "unweighted"),
     (
         {"method.forget": "pdu"},
         "method.retain_weight",

@@ -489,6 +489,28 @@ def test_an_objective_adds_the_weighted_terms_and_counts_tokens_and_documents() 
     torch.testing.assert_close(control.total, loss.retain)
 
 
+def test_both_terms_have_their_weight() -> None:
+    """Terms of 4 and 3: 0.125 x 4 + 1 x 3 = 3.5 and, 8 times that, 1 x 4 + 8 x 3 = 28; with a
+    forget weight of 0 the retain term alone, 3. Terms are recorded before their weights.
+    """
+
+    def four(token_nll: Tensor) -> Tensor:
+        return token_nll.sum() * 0 + 4
+
+    def three(token_nll: Tensor) -> Tensor:
+        return token_nll.sum() * 0 + 3
+
+    model = tiny_model()
+    for pair, total in (((0.125, 1.0), 3.5), ((1.0, 8.0), 28.0), ((0.0, 1.0), 3.0)):
+        weights = dict(zip(("forget_weight", "retain_weight"), pair, strict=True))
+        objective = made_objective(model, four, three, **weights)
+        loss, alone = objective(0), objective.forget_term(0)
+        assert float(loss.total.detach()) == total
+        assert loss.forget is not None and loss.retain is not None and alone is not None
+        assert [float(t.detach()) for t in (loss.forget, loss.retain, alone)] == [4.0, 3.0, 4.0]
+        assert (loss.forget_weight, loss.retain_weight) == pair
+
+
 def test_an_objective_counts_the_tokens_of_companions_and_not_those_of_documents() -> None:
     model = tiny_model()
     shown = [SEQUENCES[p] for p in batch_indices(3, 2, 0, 0)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rayunlearn.canonical import canonical_trial
+from rayunlearn.canonical import canonical_trial, control_of
 from rayunlearn.config import Method, Objective, Select, Trial, Value, digest, flatten, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget, Choice, Experiment, Range, Winner, Winners, grids_of
@@ -473,6 +473,13 @@ def test_a_retain_only_control_forgets_the_token_rules_of_the_loss_that_it_lacks
     )
     assert plain == ruled
     assert canonical_trial(with_values(Trial(), {"token.keep": 0.5}), check=check).token.keep == 0.5
+
+
+def test_a_retain_only_control_forgets_the_weight_of_the_loss_that_it_lacks() -> None:
+    pair: dict[str, Value] = {"method.forget_weight": 0.125, "method.retain_weight": 2.0}
+    control = canonical_trial(control_of(with_values(Trial(), pair)), check=check)
+    assert (control.method.forget_weight, control.method.retain_weight) == (1.0, 2.0)
+    assert canonical_trial(with_values(Trial(), pair), check=check).method.forget_weight == 0.125
 
 
 def test_a_study_asks_each_setting_of_a_small_space_once() -> None:

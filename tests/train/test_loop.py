@@ -62,6 +62,45 @@ def test_two_steps_on_w_squared_worked_by_hand() -> None:
     assert float(weight.detach()) == pytest.approx(4.701591, abs=1e-6)
 
 
+# by pair and clipping norm, where w ends
+PAIRS = (
+    (0.125, 1.0, 1.0, 4.8067820),
+    (1.0, 8.0, 1.0, 4.8),
+    (0.125, 1.0, 100.0, 4.8128936),
+    (1.0, 8.0, 100.0, 4.8128936),
+)
+
+
+@pytest.mark.parametrize(("forget_weight", "retain_weight", "limit", "end"), PAIRS)
+def test_a_pair_of_weights_and_its_multiple_differ_where_gradients_are_clipped_and_only_there(
+    forget_weight: float, retain_weight: float, limit: float, end: float
+) -> None:
+    """Terms 8 w and w / 2, then 0 and w / 2; w = 5, rate 0.1.
+
+    Gradients 1.5 and 0.5 with (0.125, 1), 12 and 4 with (1, 8). The first step is 0.1 always. The
+    second, unclipped: moments (0.9 x 1.5 + 0.5) / 1.9 = 0.973684 and (0.999 x 2.25 + 0.25) / 1.999
+    = 1.249500, root 1.117810, a step of 0.0871064, and the same of 8 times the gradients. Clipped
+    at 1: gradients 1 and 0.5, moments 1.4 / 1.9 = 0.736842 and 1.249 / 1.999 = 0.624812, root
+    0.790451, a step of 0.0932180; of the other pair both gradients are 1, and the step is 0.1.
+    """
+    model, weight = bowl()
+
+    def terms(step: int) -> StepLoss:
+        forget, retain = weight.sum() * (8.0 if step == 0 else 0.0), weight.sum() / 2
+        total = forget_weight * forget + retain_weight * retain
+        return StepLoss(
+            total, forget, retain, retain_weight=retain_weight, forget_weight=forget_weight
+        )
+
+    settings = OptimizerSettings(
+        learning_rate=0.1, schedule="constant", warmup_fraction=0.0, max_grad_norm=limit
+    )
+    log = optimise(model, terms, steps=2, optimizer=settings)
+    scale = retain_weight
+    assert [row.grad_norm for row in log.rows] == pytest.approx([1.5 * scale, 0.5 * scale])
+    assert float(weight.detach()) == pytest.approx(end, abs=1e-6)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(bad: float) -> None:
     model, weight = bowl()

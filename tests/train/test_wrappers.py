@@ -70,6 +70,24 @@ def test_sam_takes_the_forget_gradient_uphill_and_the_retain_gradient_here() -> 
     assert float(loss.total.detach()) == pytest.approx(9 / 3 + 0.5 * 3)
 
 
+class WeightedBowl(Bowl):
+    """The bowl with a forget weight of 0.125."""
+
+    def __call__(self, step: int) -> StepLoss:
+        return replace(super().__call__(step), forget_weight=0.125)
+
+
+def test_sam_weighs_the_forget_gradient_and_not_the_perturbation() -> None:
+    """As above, but 0.125 x the square of the weights uphill, plus 0.5."""
+    bowl = WeightedBowl(2.0, 1.0)
+    wrapper = sam(bowl, [bowl.model.weight], 1, radius=0.5)
+    wrapper.gradient(bowl, 0, lambda value: value.backward())
+    uphill = [2 + 0.5 * 4 / math.sqrt(17), 1 + 0.5 / math.sqrt(17)]
+    assert bowl.model.weight.grad is not None
+    expected = torch.tensor([[0.125 * w * w + 0.5 for w in uphill]])
+    torch.testing.assert_close(bowl.model.weight.grad, expected)
+
+
 def test_sam_without_a_forget_term_is_the_plain_gradient() -> None:
     bowl = Bowl(2.0)
     retain_only = sam(RetainOnly(bowl), [bowl.model.weight], 1)

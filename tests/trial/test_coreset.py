@@ -392,7 +392,8 @@ def test_unlearning_norms_are_those_of_each_document_alone(
         side_of(partial(function), function, temperature),
         side_of(partial(keeping), keeping),
     )
-    norms = partial(unlearning_norms, model, retain_weight=0.7, layer=1, seed=0)
+    weights = {"forget_weight": 0.3, "retain_weight": 0.7}
+    norms = partial(unlearning_norms, model, layer=1, seed=0, **weights)
     expected = [
         by_hand(model, *(replace(side, sequences=[side.sequences[i]]) for side in sides))
         for i in range(3)
@@ -403,9 +404,10 @@ def test_unlearning_norms_are_those_of_each_document_alone(
 def by_hand(model: torch.nn.Module, forget: Side, retain: Side) -> float:
     """The norm for one document, by `UnlearningObjective` itself and an ordinary backward."""
     model.zero_grad()
-    whole = UnlearningObjective(
-        model, forget, retain, ObjectiveSettings(retain_weight=0.7, layer=1, batch_size=1, seed=0)
+    settings = ObjectiveSettings(
+        forget_weight=0.3, retain_weight=0.7, layer=1, batch_size=1, seed=0
     )
+    whole = UnlearningObjective(model, forget, retain, settings)
     whole(0).total.backward()
     return float(
         torch.stack([p.grad.square().sum() for p in model.parameters() if p.grad is not None])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.methods.forget import FORGET
-from rayunlearn.methods.objective import ObjectiveSettings, UnlearningObjective
+from rayunlearn.methods.objective import ObjectiveSettings, UnlearningObjective, batch_indices
 from rayunlearn.registry import arguments_of
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.loop import TrainLog
@@ -96,6 +96,41 @@ def test_every_method_lowers_its_own_forget_loss_on_the_bed(
     )
     before, after = forget_loss(trial, workspace, state, state.pristine)
     assert (after > before) if name == "task_vector" else (after < before)
+
+
+@pytest.mark.parametrize("text", ["original", "random_words"])
+def test_batches_do_not_depend_on_how_the_documents_rank(text: str, workspace: Workspace) -> None:
+    """The same documents in three orders, two a step: the same losses to the last bit. Other
+    documents train otherwise.
+    """
+    trial = made({"train.length": 3, "train.batch_size": 2, "select.text": text})
+
+    def losses(coreset: list[int]) -> list[float]:
+        state = reset_weights(workspace.base)
+        log = unlearn(TrialContext(trial, workspace, state), coreset, Path(), lambda _step: None)
+        return [row.loss for row in log.rows]
+
+    in_order = losses([1, 4, 6, 7, 9])
+    assert losses([9, 7, 6, 4, 1]) == losses([6, 1, 9, 4, 7]) == in_order
+    assert losses([1, 4, 6, 7, 10]) != in_order
+
+
+def test_the_batches_of_a_seed_are_those_of_the_documents_in_the_corpus_order(
+    workspace: Workspace,
+) -> None:
+    """The loss of the first step is that of the documents that `batch_indices` draws, by position
+    in the corpus, however the coreset was ranked.
+    """
+    trial = made({"train.length": 1, "train.batch_size": 2, "method.forget": "ga"})
+    state = reset_weights(workspace.base)
+    context = TrialContext(trial, workspace, state)
+    first, second = ([1, 4, 6, 9][at] for at in batch_indices(4, 2, 0, 2 * trial.train.seed))
+    drawn, retain = objective_sides(context, [first, second])
+    settings = ObjectiveSettings(retain_weight=0.0, layer=1, batch_size=2, seed=0)
+    term = UnlearningObjective(state.model, drawn, retain, settings).forget_term(0)
+    assert term is not None
+    log = unlearn(context, [9, 1, 6, 4], Path(), lambda _step: None)
+    assert log.rows[0].forget_loss == pytest.approx(float(term.detach()), rel=1e-5)
 
 
 def test_dpo_prefers_what_it_is_told_to_prefer(workspace: Workspace) -> None:
