@@ -647,7 +647,7 @@ def test_a_misspelt_benchmark_or_option_and_a_missing_folder_are_told(tmp_path: 
         load_benchmark("tofu", tmp_path / "nowhere")
     with pytest.raises(
         UserError,
-        match=r"must hold forget10_perturbed: looked for forget10_perturbed\.\(jsonl\|json\|csv\|parquet\)",
+        match=r"must hold forget10_perturbed: looked for forget10_perturbed\.\(jsonl",
     ):
         load_benchmark("tofu", tmp_path)
 
