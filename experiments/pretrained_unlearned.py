@@ -13,8 +13,7 @@ and not removed. Refuted if no attack recovers more than the same attack gains o
 Measured is the key word inside its sentence. There is no gold model; base and the retain-only
 control are attacked alike. The panel is short and its rates are those of a loaded model
 (`pretrained` in docs/attacks.md). Settings are tuned on the unattacked score: what keeps 0.9 of
-base on `untouched`. `--preset quick` attacks with three of the panel's. `make smollm2` brings the
-model.
+base on `untouched`. `make smollm2` brings the model.
 """
 
 from rayunlearn.config import Data, Measure, Method, Model, Stop, Train, Trial

@@ -510,14 +510,13 @@ def default_objective(base: Trial) -> Objective:
 
     if base.model.teach or KEY_METRIC not in chosen_metrics(base.measure.metrics):
         return Objective()
-    if base.data.name in ASKED_FIRST and base.data.name != "known":
-        return Objective()
-    if base.data.name != "known":
-        probes = load_corpus(base.data).probes
-        documents = [*probes.get("forget", ()), *probes.get("retain", ())]
-        if not all(document.key for document in documents):
-            return Objective()
-    return Objective(forgetting=KEY_METRIC, utility=KEY_METRIC)
+    by_key = Objective(forgetting=KEY_METRIC, utility=KEY_METRIC)
+    # of what a model is asked first only facts have keys, all of them
+    if base.data.name in ASKED_FIRST:
+        return by_key if base.data.name == "known" else Objective()
+    probes = load_corpus(base.data).probes
+    documents = [*probes.get("forget", ()), *probes.get("retain", ())]
+    return by_key if all(document.key for document in documents) else Objective()
 
 
 def at_preset(module: ModuleType, preset: str) -> ModuleType:

@@ -250,12 +250,18 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
                     dataset=dataset,
                     name=name,
                     stage=stage,
-                    alpha=rows[ALPHA_OF[stage]].mean() if stage in ALPHA_OF else None,  # type: ignore[arg-type]
+                    alpha=_mean_alpha(rows, stage),
                     retained=sides[1].rows(trials),
                     groups={"left": sides[0].groups, "retained": sides[1].groups},
                     bounds=bounds,
                     **_held_against(sides[0], trials, target, run.experiment),
                 )
+
+
+def _mean_alpha(rows: pl.DataFrame, stage: str) -> float | None:
+    """How far the stage's models are from base, on the mean; None where none was interpolated."""
+    mean = rows[ALPHA_OF[stage]].mean() if stage in ALPHA_OF else None
+    return mean if isinstance(mean, float) else None
 
 
 def _held_against(

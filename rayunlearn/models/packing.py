@@ -119,16 +119,16 @@ def _at_labels(
     """The last block at the tokens that predict a label; zero elsewhere.
 
     Its first call ends once keys and values of all tokens are there; its second is given the
-    wanted tokens alone and attends to those. Projections whose result a call does not use stand
-    aside; where a family projects all three at once, they run.
+    wanted tokens alone and attends to those. Projections whose result a call does not use are
+    left out; where a family projects all three at once, they run.
     """
     layout = attention.layout
     n_tokens = layout.positions.shape[1]
-    with _standing_aside(block, "q_proj"):
+    with _without_projections(block, "q_proj"):
         attention.part = "keys"
         with suppress(KeysKnown):
             forward(*inputs, **options)
-    with _standing_aside(block, "k_proj", "v_proj"):
+    with _without_projections(block, "k_proj", "v_proj"):
         attention.part = "queries"
         inputs = tuple(_at(value, layout.queries, n_tokens) for value in inputs)
         named = {name: _at(value, layout.queries, n_tokens) for name, value in options.items()}
@@ -149,7 +149,7 @@ def _at(value: Any, chosen: Tensor, n_tokens: int) -> Any:
 
 
 @contextmanager
-def _standing_aside(block: nn.Module, *names: str) -> Iterator[None]:
+def _without_projections(block: nn.Module, *names: str) -> Iterator[None]:
     """The block with its projections of these names giving zeros that take no memory."""
     modules = [m for name, m in block.named_modules() if name.rpartition(".")[2] in names]
     with ExitStack() as stack:
