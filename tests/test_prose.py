@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.findings.log_contents import LOG, anchor, entries, with_contents
+
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # Private wording -> what to say.
@@ -126,3 +128,28 @@ def test_the_check_finds_what_it_looks_for() -> None:
         assert complaints(prose), prose
     assert complaints("33% of them, within 0.07, `model.teach`, `taught.json`, v2.5") == []
     assert complaints(next(strings_of('x = "not told" " apart"'))) != []
+
+
+def test_every_entry_of_the_log_begins_with_its_verdict_in_one_plain_sentence() -> None:
+    """`**In short:** one sentence.` is the first paragraph below the heading."""
+    for entry in entries(LOG.read_text(encoding="utf-8")):
+        assert re.match(r"\d{4}-\d\d-\d\d · ", entry.heading), entry.heading
+        rule = f"the first paragraph must be '**In short:** one sentence.' below {entry.heading!r}"
+        assert entry.verdict, rule
+        assert len(entry.verdict.split()) <= 40, f"at most 40 words: {entry.verdict!r}"
+        assert complaints(entry.verdict) == []
+
+
+def test_the_contents_of_the_log_are_its_entries() -> None:
+    log = LOG.read_text(encoding="utf-8")
+    assert len({anchor(entry.heading) for entry in entries(log)}) == log.count("\n## ")
+    hint = "write them: python -m experiments.findings.log_contents"
+    assert log == with_contents(log), hint
+
+
+def test_contents_are_written_from_headings_and_first_sentences() -> None:
+    log = "# Log\n\n<!-- contents -->\nold\n<!-- end of contents -->\n\n## 2026-01-02 · a.py: b\n"
+    assert entries(log + "\nTried: c.\n")[0].verdict == ""
+    written = with_contents(log + "\n**In short:** It is so.\n\nTried: c.\n")
+    assert "\n- [2026-01-02 · a.py](#2026-01-02--apy-b): It is so.\n<!-- end" in written
+    assert "old" not in written and written.endswith("Tried: c.\n")
