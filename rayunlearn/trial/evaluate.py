@@ -29,6 +29,7 @@ from rayunlearn.metrics.table import CHANCE_LEVELS, Metric, sources_of
 from rayunlearn.models.cpu_offload import to_device_or_offload
 from rayunlearn.models.interpolation import copy_of
 from rayunlearn.models.load import load_model
+from rayunlearn.models.mapped_weights import put_back
 from rayunlearn.models.reference import Reference, cached_reference
 from rayunlearn.models.tensor_cache import tensors_once
 from rayunlearn.registry import arguments_of
@@ -194,11 +195,11 @@ def base_reference(trial: Trial, workspace: Workspace, probes: Sequence[Probe]) 
 def start_weights(state: ModelState) -> Iterator[None]:
     """The base weights in the model inside, and afterwards the weights that were there."""
     trained_weights = copy_of(state.model)
-    state.model.load_state_dict(state.pristine)
+    put_back(state.model, state.pristine)
     try:
         yield
     finally:
-        state.model.load_state_dict(trained_weights)
+        put_back(state.model, trained_weights)
 
 
 def gold_examples(trial: Trial, workspace: Workspace) -> pl.DataFrame | None:

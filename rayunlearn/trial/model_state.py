@@ -13,6 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rayunlearn.lazy import torch
 from rayunlearn.models.cpu_offload import to_device_or_offload
 from rayunlearn.models.load import load_model
+from rayunlearn.models.mapped_weights import (
+    as_bits,
+    is_never_rewritten,
+    put_back,
+    starting_weights,
+    take_copies,
+)
 from rayunlearn.models.model_files import file_stamps
 from rayunlearn.storage.artifact_cache import canonical
 from rayunlearn.train.device import accelerator
@@ -43,14 +50,15 @@ class ModelState:
 
 @lru_cache(maxsize=2)
 def load_model_state(path: str) -> ModelState:
-    """The model of a folder, loaded once per process as float32, with a copy of its weights to
-    reset from.
-    """
+    """The model of a folder, loaded once per process as float32, with its weights to reset from."""
     stamps = file_stamps(path)
     # updates smaller than half a bfloat16 step would be lost
     model, tokenizer = load_model(path, dtype=torch.float32)
     to_device_or_offload(model, accelerator().device).eval()
-    pristine = {name: tensor.detach().clone().cpu() for name, tensor in model.state_dict().items()}
+    pristine = starting_weights(model, path)
+    if not is_never_rewritten(path):
+        # the model itself would be a view of its file too
+        take_copies(model)
     return ModelState(model, tokenizer, pristine, checksum(pristine), stamps=stamps)
 
 
@@ -58,9 +66,8 @@ def checksum(weights: Mapping[str, Tensor]) -> int:
     """A sum over the bit patterns of all weights: changes when any of them does (barring a balanced
     change).
     """
-    views = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return sum(
-        (1 + number) * int(t.contiguous().view(views[t.element_size()]).sum(dtype=torch.int64))
+        (1 + number) * int(as_bits(t.contiguous()).sum(dtype=torch.int64))
         for number, t in enumerate(weights.values())
     )
 
@@ -80,7 +87,7 @@ def reset_weights(path: str) -> ModelState:
         raise CorruptWeightsError(
             f"the pristine weights of {path} changed in memory; this worker must not go on"
         )
-    state.model.load_state_dict(state.pristine)
+    put_back(state.model, state.pristine)
     state.model.requires_grad_(True)
     # a trial that failed in a backward pass leaves half a gradient
     state.model.zero_grad(set_to_none=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rayunlearn.config import Trial
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
+from rayunlearn.models.mapped_weights import put_back
 from rayunlearn.models.tensor_cache import tensors_once
 from rayunlearn.storage.code_identity import code_digest, version_of
 from rayunlearn.trial.context import TrialContext, start_context
@@ -38,7 +39,7 @@ def rebuild_model(trial: Trial, workspace: Workspace) -> TrialContext:
         changed = tensors_once(
             context.cache / "unlearned", _key(context), partial(_unlearned_weights, context)
         )
-        context.model.load_state_dict(context.state.pristine | changed)
+        put_back(context.model, context.state.pristine | changed)
         context.model.eval().requires_grad_(True)
     return context
 

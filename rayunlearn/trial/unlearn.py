@@ -32,6 +32,7 @@ from rayunlearn.methods.paired_responses import PAIRED_RESPONSES, Choices, Respo
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.task_vector import as_trained
 from rayunlearn.methods.token_mask import TokenRule, word_list, word_positions
+from rayunlearn.models.mapped_weights import put_back
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of, paired_response_function
 from rayunlearn.selectors.unlearning_gradients import unlearning_norms
@@ -399,7 +400,7 @@ def gradient_norms_along(context: TrialContext, order: Sequence[int], epochs: in
         log = unlearn(trajectory, order, Path(), after_step=after_step)
         rule = "grand needs an unlearning run whose loss stays finite over its epochs; this one"
         require(log.outcome == "complete", rule, log.outcome)
-    context.model.load_state_dict(context.state.pristine)
+    put_back(context.model, context.state.pristine)
     context.model.requires_grad_(True)
     return torch.stack([norms[step] for step in (0, *ends)])
 

@@ -15,6 +15,7 @@ from rayunlearn.config import FULL_RATIO, Attack, Trial
 from rayunlearn.metrics.evaluate import chosen_metrics, evaluate_probes
 from rayunlearn.metrics.table import METRICS
 from rayunlearn.models.interpolation import copy_of, points_along
+from rayunlearn.models.mapped_weights import put_back
 from rayunlearn.schema import Rows
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.load import LoadedTrial
@@ -44,7 +45,7 @@ def weight_path_tables(context: TrialContext) -> Rows:
     if full_model != trial:
         starts["full"] = copy_of(rebuild_model(full_model, context.workspace).model)
         # the twin was trained in this process's one model of the base folder
-        context.model.load_state_dict(weights)
+        put_back(context.model, weights)
     return [
         row
         for name, start in starts.items()
