@@ -41,10 +41,7 @@ def starting_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
     mapped = _mapped_tensors(name) if is_never_rewritten(name) else {}
     state = model.state_dict()
     alias = _first_names(state)
-    return {
-        key: stored if _is_stored(tensor, stored := mapped.get(alias[key])) else _copied(tensor)
-        for key, tensor in state.items()
-    }
+    return {key: _view_or_copy(tensor, mapped.get(alias[key])) for key, tensor in state.items()}
 
 
 def put_back(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -113,9 +110,7 @@ def _first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     }
 
 
-def _is_stored(tensor: Tensor, stored: Tensor | None) -> bool:
-    return stored is not None and same_bits(tensor.detach().cpu(), stored)
-
-
-def _copied(tensor: Tensor) -> Tensor:
+def _view_or_copy(tensor: Tensor, stored: Tensor | None) -> Tensor:
+    if stored is not None and same_bits(tensor.detach().cpu(), stored):
+        return stored
     return tensor.detach().clone().cpu()
