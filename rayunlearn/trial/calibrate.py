@@ -5,19 +5,27 @@ retention target is met, measured again (`models.interpolation`, 2406.09179).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from rayunlearn.analysis.intervals import summarise_examples
+from rayunlearn.config import digest
 from rayunlearn.errors import require
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.models.interpolation import Calibration, calibrate_mixing, copy_of, mixed
 from rayunlearn.schema import Rows
+from rayunlearn.storage.artifact_cache import canonical
 from rayunlearn.trial.context import TrialContext
-from rayunlearn.trial.evaluate import examples_frame, label_examples, trial_examples
+from rayunlearn.trial.evaluate import (
+    examples_frame,
+    label_examples,
+    metric_options,
+    trial_examples,
+)
+from rayunlearn.trial.model_state import cached_in_worker
 from rayunlearn.trial.probes import encoded_probes
 
 if TYPE_CHECKING:
@@ -35,7 +43,7 @@ def calibrate_trial(
     base retains nothing.
     """
     calibrate = context.trial.calibrate
-    path = MixingPath(context, copy_of(context.model))
+    path = MixingPath(context, copy_of(context.model), examples)
     shares = {"calibrated": calibrate.tau, "calibrated_beside": calibrate.beside}
     calibrations = {
         stage: calibrate_mixing(path.retention, share=share)
@@ -72,17 +80,19 @@ class MixingPath:
     """The mixtures between base and the unlearned weights; what was measured at an alpha is kept.
 
     The metric of retention is measured on its split and on `forget`, so that the path shows what
-    retaining costs.
+    retaining costs. The ends are not measured again: base once for all trials of a worker, and the
+    unlearned model's rows are `examples`.
     """
 
     context: TrialContext
     unlearned: dict[str, Tensor]
+    examples: Rows
     measured: dict[float, pl.DataFrame] = field(default_factory=dict)
 
     def retention(self, alpha: float) -> float:
         """Mean of calibrate.retention on calibrate.split at theta(alpha)."""
         if alpha not in self.measured:
-            self.measured[alpha] = self.measure_at(alpha, self._measure)
+            self.measured[alpha] = summarise_examples(examples_frame(self._examples_at(alpha)))
         means = (
             self.measured[alpha]
             .filter(pl.col("split") == self.context.trial.calibrate.split)["value"]
@@ -107,8 +117,27 @@ class MixingPath:
             for row in means.to_dicts()
         ]
 
-    def _measure(self) -> pl.DataFrame:
-        splits = (self.context.trial.calibrate.split, "forget")
+    def _examples_at(self, alpha: float) -> Rows:
+        """Rows of the metric of retention on the two splits at theta(alpha)."""
+        trial = self.context.trial
+        splits = (trial.calibrate.split, "forget")
+        metrics = chosen_metrics(trial.calibrate.retention)
+        known = [
+            {name: row[name] for name in ("doc_id", "split", "metric", "value")}
+            for row in self.examples
+            if row["split"] in splits and row["metric"] in metrics
+        ]
+        if alpha == 1 and {row["split"] for row in known} == set(splits):
+            return known
         probes = [p for p in encoded_probes(self.context) if p.split in splits]
-        metrics = chosen_metrics(self.context.trial.calibrate.retention)
-        return summarise_examples(examples_frame(trial_examples(self.context, probes, metrics)))
+
+        def measure() -> Rows:
+            return self.measure_at(alpha, partial(trial_examples, self.context, probes, metrics))
+
+        if alpha > 0:
+            return measure()
+        options = metric_options(trial, metrics)
+        shots = dict(self.context.corpus.shots)
+        texts = digest([shots, *(asdict(probe) for probe in probes)])
+        key = ("retention of base", texts, canonical(options))
+        return cached_in_worker(self.context.state, (*key, trial.measure, *metrics), measure)

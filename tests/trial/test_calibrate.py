@@ -2,8 +2,10 @@
 is scaled.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.storage.run import Run, open_run
+from rayunlearn.trial import calibrate
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.evaluate import examples_frame, trial_examples
 from rayunlearn.trial.identity import identify_trial
@@ -123,6 +126,32 @@ def test_the_path_is_in_curves_with_its_ends_at_base_and_at_the_unlearned_model(
     assert (
         set(run.curves.collect()["split"]) == {"retain", "forget"} and path["x"].is_unique().all()
     )
+
+
+def test_the_ends_of_the_path_are_not_measured_again(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Base once for two trials of one worker, and the unlearned model by the trial's own rows."""
+    calls: list[float] = []
+    measure_at = calibrate.MixingPath.measure_at
+
+    def counted(path: calibrate.MixingPath, alpha: float, measure: Callable[[], Any]) -> Any:
+        calls.append(alpha)
+        return measure_at(path, alpha, measure)
+
+    monkeypatch.setattr(calibrate.MixingPath, "measure_at", counted)
+    reset_weights(workspace.base).cache.clear()
+    for number in (1, 2):
+        ran(trial_of(train__seed=number, stop__check_every=50), workspace, tmp_path / str(number))
+    assert calls.count(0) == 1 and calls.count(1) == 0 and len(calls) > 6
+    base = {
+        value
+        for number in (1, 2)
+        for value in open_run(tmp_path / str(number))
+        .curves.filter(pl.col("x") == 0, pl.col("split") == "retain", pl.col("kind") == "mixing")
+        .collect()["value"]
+    }
+    assert len(base) == 1
 
 
 def test_a_calibrated_adapter_is_the_adapter_scaled(workspace: Workspace, tmp_path: Path) -> None:
