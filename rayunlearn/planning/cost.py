@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rayunlearn.canonical import has_gold
 from rayunlearn.config import (
+    Calibrate,
     Data,
     Measure,
     Model,
@@ -222,21 +223,38 @@ def flops_of_loaded(trial: Trial, shape: LoadedShape, size: WorkloadSize, measur
 
 
 def flops_of_measuring(trial: Trial, shape: LoadedShape, size: WorkloadSize) -> float:
-    """Operations of one pass over all sequences of the probes that the trial's metrics read, and of
-    its looks while it trains; texts that metrics write are not in it.
+    """Operations of one pass over all sequences of the probes that the trial's metrics read, of its
+    looks while it trains and of its calibration; texts that metrics write are not in it.
+
+    A calibration is a search of full length between base and the unlearned model (its coarse points
+    once for both shares) and one pass over everything at the end of each search. The control that
+    only retains is taken to retain enough as it is.
     """
+    from rayunlearn.models.interpolation import BISECTION_STEPS, COARSE
+
     n_steps = trial.train.n_steps(rounded_share(trial.select.ratio, size.n_forget))
     n_looks = math.ceil(n_steps / trial.stop.check_every)
-    measured, looked = _asked_tokens(trial.data, trial.model, trial.measure, trial.stop)
-    tokens, labels = (m + n_looks * k for m, k in zip(measured, looked, strict=True))
+    calibrate = trial.calibrate
+    measured, looked, mixed = _asked_tokens(
+        trial.data, trial.model, trial.measure, trial.stop, calibrate
+    )
+    unlearns = trial.method.forget != "none" and calibrate.tau > 0
+    n_searches = sum(share > 0 for share in (calibrate.tau, calibrate.beside)) if unlearns else 0
+    n_mixtures = len(COARSE) * unlearns + BISECTION_STEPS * n_searches
+    tokens, labels = (
+        (1 + n_searches) * at_end + n_looks * at_look + n_mixtures * at_mixture
+        for at_end, at_look, at_mixture in zip(measured, looked, mixed, strict=True)
+    )
     return 2 * (sum(shape.blocks) * tokens + shape.head * labels)
 
 
 @lru_cache(maxsize=16)
 def _asked_tokens(
-    data: Data, model: Model, measure: Measure, stop: Stop
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(tokens, labels) of what is measured at a trial's end, and of one look."""
+    data: Data, model: Model, measure: Measure, stop: Stop, calibrate: Calibrate
+) -> tuple[tuple[int, int], ...]:
+    """(tokens, labels) of what is measured at a trial's end, of one look, and of one mixture that
+    calibration looks at.
+    """
     from rayunlearn.metrics.evaluate import chosen_metrics
     from rayunlearn.metrics.forward_passes import asked_sequences
     from rayunlearn.metrics.table import METRICS, sources_of
@@ -260,7 +278,13 @@ def _asked_tokens(
         for probe in [probe for probe in probes if probe.split == split][:MAX_PROBES]
         for _, sequence in asked_sequences(probe, sources_of([METRICS[metric]]))
     ]
-    return _tokens_of(measured), _tokens_of(looked)
+    mixed = [
+        sequence
+        for probe in probes
+        if probe.split in (calibrate.split, "forget")
+        for _, sequence in asked_sequences(probe, sources_of([METRICS[calibrate.retention]]))
+    ]
+    return _tokens_of(measured), _tokens_of(looked), _tokens_of(mixed)
 
 
 def _tokens_of(sequences: Sequence["Encoded"]) -> tuple[int, int]:

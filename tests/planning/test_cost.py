@@ -106,5 +106,17 @@ def test_measuring_counts_what_is_asked_at_the_end_and_at_each_look(untaught_mod
     splits = corpus.probes | {"members": corpus.forget}
     passed = [s for split in splits for s in answers(split, len(splits[split]))]
     passed += 3 * [s for split in ("forget", "retain") for s in answers(split, 64)]
-    flops = sum(2 * (40 * len(s.ids) + 100 * (len(s.ids) - s.start)) for s in passed)
-    assert flops_of_measuring(trial, SHAPE, SIZE) == pytest.approx(flops)
+    assert flops_of_measuring(trial, SHAPE, SIZE) == pytest.approx(flops_of(passed))
+    # nine mixtures of retain and forget, and everything once more at the one that was found
+    calibrated = with_values(trial, {"calibrate.tau": 0.95, "calibrate.beside": 0.0})
+    everything = [s for split in splits for s in answers(split, len(splits[split]))]
+    mixtures = 9 * [s for split in ("forget", "retain") for s in answers(split, 10**6)]
+    more = flops_of(passed + mixtures + everything)
+    assert flops_of_measuring(calibrated, SHAPE, SIZE) == pytest.approx(more)
+    control = with_values(calibrated, {"method.forget": "none"})
+    assert flops_of_measuring(control, SHAPE, SIZE) == pytest.approx(flops_of(passed))
+
+
+def flops_of(sequences: list[Encoded]) -> float:
+    """Two operations per parameter: of the blocks for every token, of the head for labels."""
+    return sum(2 * (40 * len(s.ids) + 100 * (len(s.ids) - s.start)) for s in sequences)
