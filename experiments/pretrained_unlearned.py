@@ -14,6 +14,12 @@ Measured is the key word inside its sentence. There is no gold model; base and t
 control are attacked alike. The panel is short and its rates are those of a loaded model
 (`pretrained` in docs/attacks.md). Settings are tuned on the unattacked score: what keeps 0.9 of
 base on `untouched`. `make smollm2` brings the model.
+
+`--preset quick`: three tuning trials a method, and nothing attacked by itself. Three attacks of
+the panel are then
+
+    rayunlearn attack runs/pretrained_unlearned/1-quick --trials grid --panel pretrained \\
+      --attacks relearning,heldout_relearning,few_shot_retain
 """
 
 from rayunlearn.config import Data, Measure, Method, Model, Stop, Train, Trial
@@ -57,3 +63,9 @@ OBJECTIVE = Objective(
     utility_floor=0.9,
 )
 ATTACKS = Attacks(panel="pretrained", trials="grid")
+PRESETS = {
+    "quick": {
+        "BUDGET": Budget(tuning="shared", trials=3, batch=3),
+        "ATTACKS": Attacks(trials="grid"),
+    }
+}
