@@ -38,6 +38,9 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/scores.py --size small
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.corpus
+	$(BIN)/python -m benchmarks.rungs_pool build/benchmarks/rungs
+	$(BIN)/python -m benchmarks.rungs build/benchmarks/rungs
+	$(BIN)/python -m benchmarks.rungs_sweep build/benchmarks/rungs
 
 bench-cluster: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.cluster

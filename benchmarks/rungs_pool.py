@@ -8,15 +8,14 @@ In one process, without Ray; a second call goes on.
 """
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from rayunlearn.config import Trial, with_values
+from rayunlearn.config import Data, Trial, with_values
 from rayunlearn.experiment import Experiment, load
-from rayunlearn.metrics.table import METRICS
 from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.planner import PlannedTrial, Planner, study_trial
-from rayunlearn.planning.run_tables import write_settings
 from rayunlearn.planning.study import best_trial
 from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.run import run_trial
@@ -24,16 +23,24 @@ from rayunlearn.trial.workspace import prepare_models, validate_trial
 
 EXPERIMENTS = ("coreset_effect", "defences", "dilemma", "hello", "truly_unlearned")
 TRIALS = 12
+# of each experiment on each of its datasets, the first of them
+STUDIES = 2
 SEEDS = (1, 2)
 # weights that change after the last step cannot be judged before it; sam takes twice the time
 LEFT_OUT = ("average", "task_vector", "sam")
 
 
 def pool_of(name: str) -> Experiment:
-    """The experiment as a pool: one batch of random draws for each study, a look every 5 steps."""
+    """The experiment as a pool: one batch of random draws for each study, six looks at each trial,
+    and nothing measured but what the objective asks for.
+    """
     experiment = load(f"experiments/{name}.py")
     budget = replace(experiment.budget, trials=TRIALS, batch=TRIALS, sampler="random")
-    base = with_values(experiment.base, {"stop.check_every": 5, "model.size": "tiny"})
+    own = {"stop.check_every": 10, "model.size": "tiny", "explain.documents": 0}
+    metrics = ",".join(
+        dict.fromkeys((experiment.objective.forgetting, experiment.objective.utility))
+    )
+    base = with_values(experiment.base, own | {"measure.metrics": metrics})
     return replace(experiment, base=base, budget=budget, version="pool")
 
 
@@ -55,33 +62,53 @@ def is_judged(row: PlannedTrial) -> bool:
     return of_pool and not {method.forget, method.wrappers} & set(LEFT_OUT)
 
 
+def rows_of_pool(planner: Planner) -> list[PlannedTrial]:
+    """Base and gold, and the trials of the studies that the pool has."""
+    rows = [row for row in planner.agenda({}).rows if is_judged(row)]
+    studies: dict[Data, dict[str, None]] = {}
+    for row in rows:
+        of_data = studies.setdefault(row.trial.data, {})
+        if row.study and len(of_data) < STUDIES:
+            of_data[row.study] = None
+    return [row for row in rows if not row.study or row.study in studies[row.trial.data]]
+
+
+def data_by_use(rows: dict[str, list[PlannedTrial]]) -> list[Data]:
+    """The datasets, that of the most studies first: their models take the longest."""
+    studies = {
+        (name, row.study): row.trial.data
+        for name, planned in rows.items()
+        for row in planned
+        if row.study
+    }
+    return [data for data, _ in Counter(studies.values()).most_common()]
+
+
 def main() -> None:
-    """Run the pools round by round, so that one that is broken off has trials of every study."""
+    """Run the pools dataset by dataset and round by round, so that one that is broken off has
+    studies of as many trials.
+    """
     folder = Path(sys.argv[1])
     pools = {name: planner_of(pool_of(name)) for name in EXPERIMENTS}
-    rows = {
-        name: [row for row in planner.agenda({}).rows if is_judged(row)]
-        for name, planner in pools.items()
-    }
-    for index in range(-1, TRIALS):
-        for name, planned in rows.items():
-            run = folder / name / "pool"
-            run.mkdir(parents=True, exist_ok=True)
-            ended = trial_results(run, pools[name].experiment.objective)
-            for row in planned:
-                if row.study_index == index and row.trial_id not in ended:
-                    run_planned(row.trial, folder, run)
-                    print(name, index, row.study or row.role, flush=True)
-    for name, planner in pools.items():
-        run = folder / name / "pool"
-        results = trial_results(run, planner.experiment.objective)
-        agenda = planner.agenda({})
-        write_settings(run, planner.experiment, agenda, METRICS)
-        planner.write_plan(run, agenda)
-        for trial in winners_with_seeds(planner, rows[name], results):
-            if identify_trial(trial) not in results:
-                run_planned(trial, folder, run)
-                print(name, "seeds", flush=True)
+    rows = {name: rows_of_pool(planner) for name, planner in pools.items()}
+    for data in data_by_use(rows):
+        for index in range(-1, TRIALS):
+            for name, planned in rows.items():
+                run = folder / name / "pool"
+                run.mkdir(parents=True, exist_ok=True)
+                ended = trial_results(run, pools[name].experiment.objective)
+                for row in planned:
+                    is_next = row.trial.data == data and row.study_index == index
+                    if is_next and row.trial_id not in ended:
+                        run_planned(row.trial, folder, run)
+                        print(name, index, row.study or row.role, flush=True)
+        for name, planner in pools.items():
+            results = trial_results(folder / name / "pool", planner.experiment.objective)
+            planned = [row for row in rows[name] if row.trial.data == data]
+            for trial in winners_with_seeds(planner, planned, results):
+                if identify_trial(trial) not in results:
+                    run_planned(trial, folder, folder / name / "pool")
+                    print(name, "seeds", flush=True)
 
 
 def winners_with_seeds(

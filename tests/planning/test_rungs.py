@@ -1,15 +1,18 @@
 """Who goes on from a rung: by hand, and never by when a trial came there."""
 
 import math
+import random
 from array import array
 from collections.abc import Sequence
 
 import pytest
 
+from benchmarks.rungs import Case, PoolStudy, halved
 from rayunlearn.config import rung_step
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget
 from rayunlearn.planning.outcomes import DocumentValues, SearchTarget, StudyGoal, TrialResult
+from rayunlearn.planning.planner import study_trial
 from rayunlearn.planning.rungs import BatchMember, RungRule, batch_members
 
 # gold knows 0.1 of the forget set, and a trial must keep 0.9 of base's utility
@@ -117,3 +120,45 @@ def test_a_rung_is_the_nearest_look(share: float, steps: int, check_every: int, 
 def test_rungs_that_cannot_be_are_refused(values: dict[str, object], rule: str) -> None:
     with pytest.raises(UserError, match=rule):
         Budget(**values)  # type: ignore[arg-type]
+
+
+def test_the_benchmark_of_rungs_plays_a_study_twice() -> None:
+    """Four trials of 80 steps, gold at 0.1. At step 20 the first two are nearest and keep the
+    floor, at step 40 the first is; in the end the third has come to 0.1 and wins without rungs.
+    With them the first is left, 0.1 further away, and 80 + 40 + 20 + 20 of 320 steps are trained.
+    """
+    looks = (
+        ((0.3, 0.95), (0.25, 0.95), (0.2, 0.95), (0.2, 0.95)),
+        ((0.4, 0.95), (0.35, 0.95), (0.3, 0.95), (0.3, 0.95)),
+        ((0.6, 0.95), (0.4, 0.95), (0.2, 0.95), (0.1, 0.95)),
+        ((0.1, 0.5), (0.1, 0.5), (0.1, 0.5), (0.1, 0.5)),
+    )
+    results = tuple(finished(*points) for points in looks)
+    study = PoolStudy(
+        name="by hand",
+        results=results,
+        trials=tuple(
+            study_trial({}, result, GOAL, trial_id=str(index))
+            for index, result in enumerate(results)
+        ),
+        goal=GOAL,
+        floor=0.9,
+        check_every=20,
+        spread=0.05,
+    )
+    case = Case(shares=(0.25, 0.5), eta=2, batch=4)
+    outcome = halved(study, [0, 1, 2, 3], case, random.Random(0))
+    assert outcome.is_cut and outcome.saved == 0.5
+    assert outcome.regret == pytest.approx(0.1)
+    kept = halved(study, [0, 1, 3], Case(shares=(0.5,), eta=2, batch=4), random.Random(0))
+    assert not kept.is_cut and kept.regret == 0
+
+
+def finished(*looks: tuple[float, float]) -> TrialResult:
+    """A trial that ran to its end, where it is measured as its last look saw it."""
+    forgetting, utility = looks[-1]
+    documents = DocumentValues(("d",), array("d", [forgetting]))
+    curve = at(math.nan, *looks).curve
+    return TrialResult(
+        "complete", forgetting, utility, documents=documents, curve=curve, planned_steps=80
+    )
