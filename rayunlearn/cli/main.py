@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from rayunlearn.cli.arguments import DONE, INTERRUPTED, MISTAKE
 from rayunlearn.cli.attack import add_attack_command
+from rayunlearn.cli.cards import add_card_command, add_compare_command
 from rayunlearn.cli.check import add_check_command
 from rayunlearn.cli.corpus import add_books_command, add_keywords_command, add_score_command
 from rayunlearn.cli.inspect import (
@@ -95,6 +96,8 @@ def parser() -> argparse.ArgumentParser:
         add_evaluate_command,
         add_export_command,
         add_convert_command,
+        add_card_command,
+        add_compare_command,
         add_submit_command,
         add_jobs_command,
         add_books_command,

@@ -92,6 +92,8 @@ COMMANDS: tuple[tuple[str, str, set[str]], ...] = (
     ("check", "RUN", FIGURES),
     ("convert", "nowhere.gguf DIR/g", TABLES),
     ("export", "RUN zzz --output DIR/e", TABLES),
+    ("card", "RUN --output DIR/card", TABLES | {"scipy"}),
+    ("compare", "DIR/nowhere DIR/nowhere", TABLES),
     ("jobs", "--address nowhere", {"ray"} | TABLES),
     ("books", "nowhere --forget one --retain two", {"numpy", "pyarrow"}),
 )
