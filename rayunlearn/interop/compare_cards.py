@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from rayunlearn.analysis.intervals import LEVEL
 from rayunlearn.analysis.run_frames import CONTEXT_SECTIONS
 from rayunlearn.errors import require
 from rayunlearn.interop.card import Card, cell_keys
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 # facts beside the settings that decide whether two numbers mean the same
 COMPARED_FACTS = ("corpora", "models", "objective", "budget", "varying", "searched", "seeds")
 MADE_WITH = ("commit", "hardware", "packages")
-LEVEL = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
