@@ -45,9 +45,9 @@ Made by `rayunlearn card` from a run's Parquet files. `card.json` has settings, 
 environment; the tables are Parquet:
 
 - `cells.parquet`: a row per cell (method, selector, ratio, what else varies), with the objective's
-  measures and 95 % intervals, as `rayunlearn report` shows them.
+  measures and 95% intervals, as `rayunlearn report` shows them.
 - `means.parquet`: every metric on every split by `cell` (a row number of `cells.parquet`): mean,
-  95 % interval and what it is over, seeds, documents.
+  95% interval and what it is over, seeds, documents.
 - `trials.parquet`: the same by trial, with its seeds, so that differences can be computed.
 - `attacks.parquet`: what attacks recovered; no rows where nothing was attacked.
 
