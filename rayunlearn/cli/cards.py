@@ -59,33 +59,34 @@ def compare(chosen: argparse.Namespace) -> int:
     from rayunlearn.interop.compare_cards import compare_cards
 
     metrics = [name for name in chosen.metric.split(",") if name]
-    found = compare_cards([read_card(Path(path)) for path in chosen.cards], metrics=metrics)
-    print_comparison(found, console_for_output())
+    comparison = compare_cards([read_card(Path(path)) for path in chosen.cards], metrics=metrics)
+    print_comparison(comparison, console_for_output())
     return DONE
 
 
-def print_comparison(found: "Comparison", console: "Console") -> None:
+def print_comparison(comparison: "Comparison", console: "Console") -> None:
     """What differs in settings, then a row per cell and measure, then how to read it."""
     from rayunlearn.reporting.console import print_section
 
-    for section in comparison_sections(found):
+    for section in comparison_sections(comparison):
         print_section(section, console)
-    for line in comparison_notes(found):
+    for line in comparison_notes(comparison):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def comparison_sections(found: "Comparison") -> "list[Section]":
+def comparison_sections(comparison: "Comparison") -> "list[Section]":
     """The two tables of a comparison, in the order in which they are read."""
     from rayunlearn.reporting.tables import Section
 
     sections = []
-    if found.settings.height:
-        texts = [tuple(_cut(text) for text in row) for row in found.settings.iter_rows()]
-        view = _view(found.settings.columns, texts, n_texts=found.settings.width)
+    if comparison.settings.height:
+        texts = [tuple(_cut(text) for text in row) for row in comparison.settings.iter_rows()]
+        view = _view(comparison.settings.columns, texts, n_texts=comparison.settings.width)
         title = "What differs in how they were made"
         sections.append(Section(anchor="settings", title=title, caption="", view=view))
-    rows = [_row(row, found) for row in found.cells.iter_rows(named=True)]
-    headers = ("cell", "measure", *found.names, *(f"{n} - first" for n in found.names[1:]))
+    rows = [_row(row, comparison) for row in comparison.cells.iter_rows(named=True)]
+    differences = [f"{name} - first" for name in comparison.names[1:]]
+    headers = ("cell", "measure", *comparison.names, *differences)
     caption = "[low, high] 95% interval; of a difference over seeds (Welch), not corrected"
     view = _view(headers, rows, n_texts=2)
     sections.append(Section(anchor="cells", title="What was measured", caption=caption, view=view))
@@ -107,27 +108,27 @@ def _view(
     )
 
 
-def comparison_notes(found: "Comparison") -> list[str]:
+def comparison_notes(comparison: "Comparison") -> list[str]:
     """What a reader must know before believing a difference."""
     notes = []
-    if not found.same_corpus:
+    if not comparison.same_corpus:
         notes.append(
             "the cards are of different documents (corpora): no difference is computed, and two"
             " numbers in a row are not of the same questions"
         )
-    for name in found.names:
-        if not found.cells[f"mean {name}"].count():
+    for name in comparison.names:
+        if not comparison.cells[f"mean {name}"].count():
             notes.append(f"{name} has none of these measures; --metric names others")
-    if not found.settings.height:
+    if not comparison.settings.height:
         notes.append("nothing that a card records differs in how they were made")
-    for name, number in zip(found.names[1:], found.unmatched, strict=True):
+    for name, number in zip(comparison.names[1:], comparison.unmatched, strict=True):
         if number:
             cells = "cell" if number == 1 else "cells"
             notes.append(f"{number} {cells} of {name} without a counterpart in the first card")
     return notes
 
 
-def _row(row: "Mapping[str, Any]", found: "Comparison") -> tuple[str, ...]:
+def _row(row: "Mapping[str, Any]", comparison: "Comparison") -> tuple[str, ...]:
     from rayunlearn.analysis.labels import UNKNOWN, format_difference, format_interval
 
     keys = list(row)[: list(row).index("split")]
@@ -137,7 +138,7 @@ def _row(row: "Mapping[str, Any]", found: "Comparison") -> tuple[str, ...]:
             {"mean": row[f"mean {n}"], "mean_low": row[f"low {n}"], "mean_high": row[f"high {n}"]},
             "mean",
         )
-        for n in found.names
+        for n in comparison.names
     ]
     differences = [
         UNKNOWN
@@ -149,7 +150,7 @@ def _row(row: "Mapping[str, Any]", found: "Comparison") -> tuple[str, ...]:
                 "high": row[f"difference_high {n}"],
             }
         )
-        for n in found.names[1:]
+        for n in comparison.names[1:]
     ]
     cell = " ".join(text for text in texts if text)
     return (cell, f"{row['metric']} on {row['split']}", *values, *differences)

@@ -67,7 +67,7 @@ def load_files(data: Data) -> Corpus:
         chosen = choose_columns(rows, columns, name)
         if not is_single_file(data.path) and (split := chosen.pop("split", "")):
             notes += (f"{name}: the column {split} chooses no rows, since a split is a whole file",)
-        loaded[name] = to_documents(rows, chosen, asked=columns)
+        loaded[name] = to_documents(rows, chosen, requested=columns)
     corpus = assemble(data, {role: loaded[name] for role, name in named.items()})
     return replace(
         corpus,
@@ -214,20 +214,20 @@ def read_splits(
     """The rows of each split in `names`, from a directory, one file or the Hub, each source read
     once; and notes on what was not taken. Of columns that cannot be ours only the names are kept.
     """
-    wanted = partial(may_be_read, columns=columns)
+    selects = partial(may_be_read, columns=columns)
     local = Path(path).expanduser()
     if local.is_dir():
         files = {name: find_split(local, name) for name in names}
-        return {name: tuple(read_file(file, wanted)) for name, file in files.items()}, ()
+        return {name: tuple(read_file(file, selects)) for name, file in files.items()}, ()
     if local.is_file():
-        return split_rows(tuple(read_file(local, wanted)), names, columns.get("split") or "split")
+        return split_rows(tuple(read_file(local, selects)), names, columns.get("split") or "split")
     require(
         not looks_like_path(path) and not data_ending(local),
         "data.path must exist: no such file or directory",
         path,
     )
     return {
-        name: tuple(kept_columns(row, wanted) for row in read_hub(path, name)) for name in names
+        name: tuple(kept_columns(row, selects) for row in read_hub(path, name)) for name in names
     }, ()
 
 

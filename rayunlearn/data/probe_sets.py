@@ -71,7 +71,7 @@ def with_probe_sets(corpus: Corpus, data: Data) -> Corpus:
     columns = parse_columns(data.columns)
     for name, source in sources.items():
         rows, files, notes = _rows_of(source, data, columns)
-        parsed = to_documents(rows, choose_columns(rows, columns, name), asked=columns)
+        parsed = to_documents(rows, choose_columns(rows, columns, name), requested=columns)
         usable = _untrained(parsed, name, corpus.forget, corpus.retain)
         if not usable.documents:
             raise UserError(f"probe set {name!r} must have a usable document, got none in {source}")

@@ -59,25 +59,25 @@ def data_stem(file: Path) -> str:
     return Path(file.stem).stem if file.suffix.lower() == GZIP_ENDING else file.stem
 
 
-def read_file(file: Path, wanted: Wanted | None = None) -> Iterator[SourceRow]:
+def read_file(file: Path, selects: Wanted | None = None) -> Iterator[SourceRow]:
     """The rows of one file, in order; unreadable ones with their reason. Values of columns that are
-    not `wanted` are not kept (None: all are). Raises UserError when the file cannot be read at all.
+    not selected are not kept (None: all are). Raises UserError when the file cannot be read at all.
     """
     ending = data_ending(file)
     if not ending:
         raise UserError(f"a data file must end in one of {', '.join(ENDINGS)}, got {file.name!r}")
     try:
-        if ending == ".parquet" and wanted is not None:
-            yield from wanted_parquet_rows(file, wanted)
+        if ending == ".parquet" and selects is not None:
+            yield from wanted_parquet_rows(file, selects)
         else:
-            yield from (kept_columns(row, wanted) for row in READERS[ending](file))
+            yield from (kept_columns(row, selects) for row in READERS[ending](file))
     except reading_errors() as problem:
         raise UserError(f"{file} could not be read as {ending[1:]}: {problem}") from problem
 
 
-def kept_columns(row: SourceRow, wanted: Wanted | None) -> SourceRow:
-    """The row with the values of `wanted` columns alone; the names of the others stay."""
-    ignored = tuple(name for name in row.values if wanted is not None and not wanted(name))
+def kept_columns(row: SourceRow, selects: Wanted | None) -> SourceRow:
+    """The row with the values of the selected columns alone; the names of the others stay."""
+    ignored = tuple(name for name in row.values if selects is not None and not selects(name))
     if not ignored:
         return row
     values = {name: value for name, value in row.values.items() if name not in ignored}
@@ -384,12 +384,12 @@ def parquet_columns(file: Path) -> list[str]:
     return [str(name) for name in pyarrow.parquet.read_schema(file).names]
 
 
-def wanted_parquet_rows(file: Path, wanted: Wanted) -> Iterator[SourceRow]:
+def wanted_parquet_rows(file: Path, selects: Wanted) -> Iterator[SourceRow]:
     """The rows of a Parquet file; columns that are not wanted are not even read."""
     names = parquet_columns(file)
-    kept = [name for name in names if wanted(name)]
-    ignored = tuple(name for name in names if not wanted(name))
-    yield from parquet_rows(file, 0, None, kept, ignored=ignored)
+    columns = [name for name in names if selects(name)]
+    ignored = tuple(name for name in names if not selects(name))
+    yield from parquet_rows(file, 0, None, columns, ignored=ignored)
 
 
 def parquet_rows(

@@ -170,11 +170,11 @@ def may_be_read(column: str, columns: Columns) -> bool:
 
 
 def to_documents(
-    rows: Iterable[SourceRow], columns: Columns, *, asked: Collection[str] = ()
+    rows: Iterable[SourceRow], columns: Columns, *, requested: Collection[str] = ()
 ) -> ParsedSplit:
     """Turn rows into documents, in order. Unusable rows and repetitions of a document are rejected.
 
-    `asked` are the fields that `data.columns` names: a row whose field is of the wrong type is
+    `requested` are the fields that `data.columns` names: a row whose field is of the wrong type is
     rejected. Any other field was never asked for: it is left out, counted and noted.
     """
     documents: dict[str, Document] = {}
@@ -185,7 +185,9 @@ def to_documents(
     for row in rows:
         names.update(((row.source, name), None) for name in (*row.values, *row.ignored))
         parsed = (
-            ParsedRow(reason=row.reason) if row.reason else _named_errors(row, columns, asked=asked)
+            ParsedRow(reason=row.reason)
+            if row.reason
+            else _named_errors(row, columns, requested=requested)
         )
         document, reason = parsed.document, parsed.reason
         if document is not None and document.doc_id in documents:
@@ -208,12 +210,12 @@ def to_documents(
     )
 
 
-def _named_errors(row: SourceRow, columns: Columns, *, asked: Collection[str]) -> ParsedRow:
+def _named_errors(row: SourceRow, columns: Columns, *, requested: Collection[str]) -> ParsedRow:
     """`to_document`; a key that is not in its answer is an error that names the row, since every
     number read off the wrong words would be wrong.
     """
     try:
-        return to_document(row.values, columns, asked=asked)
+        return to_document(row.values, columns, requested=requested)
     except UserError as problem:
         raise UserError(
             f"{row.source}, row {row.row}: {problem} (data.columns=key=,completion_prompt= reads"
@@ -234,7 +236,7 @@ def unread_notes(unread: Iterable[tuple[str, str]]) -> tuple[str, ...]:
 
 
 def to_document(
-    values: Mapping[str, object], columns: Columns, *, asked: Collection[str] = ()
+    values: Mapping[str, object], columns: Columns, *, requested: Collection[str] = ()
 ) -> ParsedRow:
     """The document of a row, or the reason why the row cannot be one (`to_documents`)."""
     fields: dict[str, tuple[str, ...]] = {}
@@ -248,7 +250,7 @@ def to_document(
             if ours in LIST_FIELDS
             else text_cell(theirs, value, needed=ours in REQUIRED)
         )
-        if cell.problem and (ours in (*REQUIRED, "input") or ours in asked):
+        if cell.problem and (ours in (*REQUIRED, "input") or ours in requested):
             return ParsedRow(reason=cell.problem)
         if cell.problem:
             left_out[f"{cell.problem}, and is left out"] = 1

@@ -118,8 +118,9 @@ def read_card(path: Path) -> Card:
     for name in CARD_TABLES:
         table = path / f"{name}.parquet"
         expected = facts["files"].get(table.name, {}).get("sha256")
-        found = file_digest(table) if table.is_file() else "no file"
-        require(found == expected, f"{table} must be what was written, SHA-256 {expected}", found)
+        content = file_digest(table) if table.is_file() else "no file"
+        rule = f"{table} must be what was written, SHA-256 {expected}"
+        require(content == expected, rule, content)
         tables[name] = read_table_file(table, pl.read_parquet)
     return Card(path=path, facts=facts, tables=tables)
 

@@ -65,16 +65,16 @@ def compare_cards(cards: Sequence[Card], *, metrics: Sequence[str] = ()) -> Comp
     first = _cells(cards[0], keys)
     table = first.join(pairs, how="cross")
     for name, card in zip(names, cards, strict=True):
-        own = _numbers(card, keys).rename({c: f"{c} {name}" for c in ("mean", "low", "high")})
+        numbers = _numbers(card, keys).rename({c: f"{c} {name}" for c in ("mean", "low", "high")})
         table = table.join(
-            own.drop("values"), on=[*keys, "split", "metric"], how="left", nulls_equal=True
+            numbers.drop("values"), on=[*keys, "split", "metric"], how="left", nulls_equal=True
         )
     for name, card in zip(names[1:], cards[1:], strict=True):
-        found = _differences(cards[0], card, keys)
-        found = found if same_corpus else found.clear()
+        differences = _differences(cards[0], card, keys)
+        differences = differences if same_corpus else differences.clear()
         ends = {c: f"{c} {name}" for c in ("difference", "difference_low", "difference_high")}
         table = table.join(
-            found.rename(ends), on=[*keys, "split", "metric"], how="left", nulls_equal=True
+            differences.rename(ends), on=[*keys, "split", "metric"], how="left", nulls_equal=True
         )
     measured = pl.any_horizontal(pl.col(f"mean {name}").is_not_null() for name in names)
     return Comparison(
@@ -92,11 +92,11 @@ def compare_cards(cards: Sequence[Card], *, metrics: Sequence[str] = ()) -> Comp
 def different_facts(cards: Sequence[Card], names: Sequence[str]) -> pl.DataFrame:
     """A row per setting, fact or library that is not the same in all cards, as text."""
     described = [_facts(card) for card in cards]
-    every = dict.fromkeys(name for facts in described for name in facts)
-    told = {fact: [facts.get(fact, "-") for facts in described] for fact in every}
+    names_of_facts = dict.fromkeys(name for facts in described for name in facts)
+    facts_by_name = {fact: [facts.get(fact, "-") for facts in described] for fact in names_of_facts}
     rows = [
         {"name": fact} | dict(zip(names, texts, strict=True))
-        for fact, texts in told.items()
+        for fact, texts in facts_by_name.items()
         if len(set(texts)) > 1
     ]
     return pl.DataFrame(rows, schema=dict.fromkeys(("name", *names), pl.String))
@@ -130,9 +130,9 @@ def welch_interval(
 
 def _names(cards: Sequence[Card]) -> tuple[str, ...]:
     """`name version`, or the folder where two cards would be called the same."""
-    own = [f"{card.facts['name']} {card.facts['version']}".strip() for card in cards]
-    if len(set(own)) == len(own):
-        return tuple(own)
+    names = [f"{card.facts['name']} {card.facts['version']}".strip() for card in cards]
+    if len(set(names)) == len(names):
+        return tuple(names)
     return tuple(f"{number} {card.path.name}" for number, card in enumerate(cards, start=1))
 
 
@@ -144,10 +144,13 @@ def _pairs(card: Card, metrics: Sequence[str]) -> pl.DataFrame:
         require(not unknown, "--metric must be a metric of the first card", unknown)
         return measured.filter(pl.col("metric").is_in(list(metrics)))
     goal = card.facts["objective"]
-    asked = [("forget", goal.get("forgetting")), (goal.get("utility_split"), goal.get("utility"))]
-    asked.append(("untouched", goal.get("utility")))
-    wanted = pl.DataFrame(asked, schema={"split": pl.String, "metric": pl.String}, orient="row")
-    return wanted.unique(maintain_order=True).join(
+    measures = [
+        ("forget", goal.get("forgetting")),
+        (goal.get("utility_split"), goal.get("utility")),
+    ]
+    measures.append(("untouched", goal.get("utility")))
+    named = pl.DataFrame(measures, schema={"split": pl.String, "metric": pl.String}, orient="row")
+    return named.unique(maintain_order=True).join(
         measured, on=["split", "metric"], how="semi", maintain_order="left"
     )
 
@@ -213,14 +216,14 @@ def _difference(row: dict[str, Any]) -> dict[str, float | None]:
 def _facts(card: Card) -> dict[str, str]:
     """What a card says of how it was made, by name, as text; libraries one by one."""
     facts = card.facts
-    told = {name: facts[name] for name in COMPARED_FACTS} | dict(facts["settings"])
+    facts_by_name = {name: facts[name] for name in COMPARED_FACTS} | dict(facts["settings"])
     libraries: dict[str, set[str]] = {}
     for packages in facts["made_with"]["packages"]:
         for library, number in json.loads(packages).items():
             libraries.setdefault(library, set()).add(str(number))
-    told |= {f"package {name}": sorted(numbers) for name, numbers in libraries.items()}
-    told |= {name: facts["made_with"][name] for name in MADE_WITH if name != "packages"}
-    return {name: _text(value) for name, value in told.items()}
+    facts_by_name |= {f"package {name}": sorted(numbers) for name, numbers in libraries.items()}
+    facts_by_name |= {name: facts["made_with"][name] for name in MADE_WITH if name != "packages"}
+    return {name: _text(value) for name, value in facts_by_name.items()}
 
 
 def _text(value: Any) -> str:

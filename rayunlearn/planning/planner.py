@@ -366,13 +366,13 @@ class Planner:
         """What the study begins with: BASE's own values, then those that won for this group in the
         run that `budget.tuned_from` names, where they are others.
         """
-        own = own_values(self.experiment, base)
+        base_values = own_values(self.experiment, base)
         winner = self.experiment.winners.by_group.get(group.key)
         if winner is None:
-            return (own,)
-        # a name that RUN's trial has not is at its own value
-        winning = {name: winner.values.get(name, value) for name, value in own.items()}
-        return (own,) if winning == own else (own, winning)
+            return (base_values,)
+        # a name that RUN's trial has not is at its base_values value
+        winning = {name: winner.values.get(name, value) for name, value in base_values.items()}
+        return (base_values,) if winning == base_values else (base_values, winning)
 
     def listed_settings(self, group: GridGroup, base: Trial) -> list[dict[str, Value]]:
         """All settings of a study, each once and what is enqueued first, where there are no more of
@@ -599,11 +599,11 @@ def outside_search(
     sentences: dict[str, None] = {}
     for group in groups if experiment.budget.tuning in ("shared", "per_cell") else ():
         base = tuning_base(experiment, group, check=check)
-        space, own = search_space(experiment, base), own_values(experiment, base)
-        for name in values_outside(space, own):
+        space, base_values = search_space(experiment, base), own_values(experiment, base)
+        for name in values_outside(space, base_values):
             sentences[
-                f"BASE's {name} = {own[name]!r} lies outside SEARCH, {space[name].words}: trial 0"
-                " tries it, and Optuna is not told of that trial"
+                f"BASE's {name} = {base_values[name]!r} lies outside SEARCH, {space[name].words}:"
+                " trial 0 tries it, and Optuna is not told of that trial"
             ] = None
     return tuple(sentences)
 

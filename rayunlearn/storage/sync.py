@@ -254,9 +254,9 @@ def unsent(run: Path) -> list[Path]:
     )
 
 
-def pull(run: Path, kept: Sequence[Path] = ()) -> None:
+def pull(run: Path, unsent_folders: Sequence[Path] = ()) -> None:
     """Make the run's folder what is under the URL. Only for who holds the run's lock. Files that
-    have not changed stay, and so do the folders of trials `kept` that are not there.
+    have not changed stay, and so do the folders of trials `unsent_folders` that are not there.
 
     Tables and the manifest that names them are of one moment: where the driver of another machine
     replaced one of them meanwhile, it is done again.
@@ -266,7 +266,7 @@ def pull(run: Path, kept: Sequence[Path] = ()) -> None:
         return
     for _ in range(PULLS):
         remote = _remote_files(url)
-        _pull_files(run, url, remote, {f"trials/{folder.name}.zip" for folder in kept})
+        _pull_files(run, url, remote, {f"trials/{folder.name}.zip" for folder in unsent_folders})
         if _driver_versions(_remote_files(url)) == _driver_versions(remote):
             return
     raise UserError(f"{url} changes faster than it can be read; try again")
@@ -291,9 +291,9 @@ def _driver_versions(remote: dict[str, str]) -> dict[str, str]:
     return {name: version for name, version in remote.items() if not name.startswith("trials/")}
 
 
-def _pull_files(run: Path, url: str, remote: dict[str, str], kept: set[str]) -> None:
+def _pull_files(run: Path, url: str, remote: dict[str, str], unsent_files: set[str]) -> None:
     local = _pulled_stamps(run)
-    for name in {*_present(run), *local} - set(remote) - kept:
+    for name in {*_present(run), *local} - set(remote) - unsent_files:
         _discard(_local(run, name))
     stale = [
         name
@@ -329,7 +329,7 @@ def refresh(run: Path) -> None:
     run_ready(run)
     with lock_if_free(run / ".lock") as free:
         if free:
-            pull(run, kept=unsent(run))
+            pull(run, unsent_folders=unsent(run))
 
 
 @contextmanager

@@ -122,13 +122,13 @@ class MixingPath:
         trial = self.context.trial
         splits = (trial.calibrate.split, "forget")
         metrics = chosen_metrics(trial.calibrate.retention)
-        known = [
+        final_rows = [
             {name: row[name] for name in ("doc_id", "split", "metric", "value")}
             for row in self.examples
             if row["split"] in splits and row["metric"] in metrics
         ]
-        if alpha == 1 and {row["split"] for row in known} == set(splits):
-            return known
+        if alpha == 1 and {row["split"] for row in final_rows} == set(splits):
+            return final_rows
         probes = [p for p in encoded_probes(self.context) if p.split in splits]
 
         def measure() -> Rows:
