@@ -3,7 +3,7 @@
 # make test    the tests, in three processes; make test-slow: the rest
 # make bench   ratios beside the plain way, same machine, same run; make bench-cluster: what the platform costs without any model
 # make docs    the site, strictly, into build/site
-# make findings  the experiments at their laptop size, then docs/findings.md from their Parquet files (hours; finished trials are kept)
+# make findings  the experiments at their laptop size, then docs/findings from their Parquet files (hours; finished trials are kept)
 # make check   style, formatting, types, the cluster files against their readers' schemas; then the style figures beside other projects'
 # Everything is installed once into .venv, at the versions of constraints.txt; nothing else on the machine is touched.
 
@@ -54,7 +54,7 @@ findings: $(VENV)/installed-dev
 	  $(BIN)/rayunlearn run experiments/$$name.py || exit $$?; done
 	$(BIN)/rayunlearn attack runs/truly_unlearned/1 --trials grid --panel black_box
 	$(BIN)/rayunlearn attack runs/defences/1 --trials grid --seeds 1 --attacks relearning,heldout_relearning,unrelated_training,few_shot_retain
-	$(BIN)/python -m experiments.findings.page runs docs/pictures > docs/findings.md
+	$(BIN)/python -m experiments.findings.page runs docs
 
 # `make check test` runs tests/test_deploy.py once, with the other tests.
 check: $(VENV)/installed-dev

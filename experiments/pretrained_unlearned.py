@@ -1,4 +1,4 @@
-"""Is a real language model's own knowledge gone, or only not said?
+"""Is a real language model's own knowledge removed, or merely suppressed?
 
 LLMU and RMU on SmolLM2-135M-Instruct, twenty capitals of Europe that it knows without any training,
 under the black-box study's shots, rephrasings and training on unrelated text (Doshi & Stickland

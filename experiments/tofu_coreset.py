@@ -15,26 +15,33 @@ interval at 100%, with utility at or over the floor and clearly lower than the r
 control's (which trains the same steps without a forget loss, so it shows what drift alone does).
 
 Two values change for the real thing, both below: TOFU = "locuslab/TOFU" takes the data set from the
-Hub, and MODEL = Model(name="meta-llama/Llama-3.2-1B-Instruct", teach_epochs=5,
-teach_learning_rate=1e-5) trains a real Llama first, as the TOFU paper does (2401.06121: 5 epochs
-at 1e-5). Other places of the files: --set data.path=DIRECTORY.
+Hub (or: `TOFU=DIRECTORY rayunlearn run ...`), and
+MODEL = Model(name="meta-llama/Llama-3.2-1B-Instruct", teach_epochs=5, teach_learning_rate=1e-5)
+ trains a real Llama first, as the TOFU paper does (2401.06121: 5 epochs
+at 1e-5). Where there is no such directory the run is version `generated`: the same question of the
+synthetic dataset `people`, whose layout is TOFU's, and says nothing of TOFU.
 
 As it stands a model of 0.75 million parameters is trained from scratch: it knows these 600
 questions and no English beyond them, so generalisation to paraphrases is weaker than a pre-trained
 model's. Gold is the same without forget10.
 """
 
+import os
 from pathlib import Path
 
 from rayunlearn.config import Data, Method, Model, Train, Trial
 from rayunlearn.experiment import Budget, Objective, Range
 
-TOFU = str(Path(__file__).parents[2] / "shared" / "data" / "tofu")
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "tofu"
+TOFU = os.environ.get("TOFU", str(SHARED))
+IS_THERE = str(SHARED) != TOFU or SHARED.is_dir()
 MODEL = Model(name="scratch", size="tiny", teach_epochs=30)
 
 BASE = Trial(
     # its loader knows which twenty questions are about one author: intervals draw them together
-    data=Data(name="tofu", path=TOFU, options="size=10", limit_retain=200),
+    data=Data(name="tofu", path=TOFU, options="size=10", limit_retain=200)
+    if IS_THERE
+    else Data(name="people", size="tiny"),
     model=MODEL,
     method=Method(forget="npo", retain="nll"),
     train=Train(batch_size=8, length=120, unit="steps"),
@@ -58,6 +65,7 @@ SEARCH = {
     "npo.beta": Range(0.03, 0.3, log=True),
 }
 
+VERSION = "1" if IS_THERE else "generated"
 BUDGET = Budget(tuning="shared", trials=8, batch=4)
 OBJECTIVE = Objective(
     forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9

@@ -1,8 +1,8 @@
-"""Is it gone, or only not said? LLMU and RMU under the attacks of the black-box study, on a dataset
+"""Removed or merely suppressed? LLMU and RMU under the attacks of the black-box study, on a dataset
 whose truth is known.
 
 Question: how much of what LLMU and RMU took away do shots, rephrasings and training on unrelated
-text give back?
+text recover?
 
 Hypothesis (Doshi & Stickland 2411.12103, on 7 B models): few-shot prompts, rephrased questions and
 above all training on unrelated text recover much of it, more from LLMU, which changes what is said,

@@ -5,7 +5,9 @@ An experiment is a Python file with a docstring (question, hypothesis, what woul
 names BASE, AXES and, where something is tuned, SEARCH, BUDGET and OBJECTIVE; ATTACKS, TRACK
 ("tensorboard,mlflow") and VERSION are optional. `load` reads it. PRESETS may say the same question
 at other sizes: `{"paper": {"BASE": ..., "AXES": ...}}` puts these names instead of the file's.
-Everything here is a plain value: workers are sent trials, never the module.
+ROWS brings methods, selectors, metrics and attacks that the file defines itself, PLUGINS names
+files beside it that do (`plugins.py`). All else is a plain value: workers are sent trials, and the
+source of plugins.
 """
 
 import importlib.util
@@ -43,7 +45,10 @@ TUNINGS = ("shared", "per_cell", "none")
 FROM_RUN = "from:"
 # budget.sampler: Optuna's own
 SAMPLERS = ("tpe", "gp", "nsga2", "random", "cmaes")
-NAMES = ("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "ATTACKS", "TRACK", "VERSION", "PRESETS")
+NAMES = (
+    *("BASE", "AXES", "SEARCH", "BUDGET", "OBJECTIVE", "ATTACKS", "TRACK", "VERSION", "PRESETS"),
+    *("ROWS", "PLUGINS"),
+)
 # the folder beside the runs that all of them share
 CACHE = "cache"
 # the preset that every experiment has: the file as it stands
@@ -454,13 +459,37 @@ def load(path: str | Path, *, preset: str = LAPTOP) -> Experiment:
         'hello'
     """
     module = _import(Path(path))
-    # above this layer
+    # late, as what they import is much
     from rayunlearn.registry import option_names
+
+    _load_plugins(module, Path(path))
 
     experiment = from_module(module, name=Path(path).stem, preset=preset)
     check_names(experiment, available=(*field_names(), *option_names()))
     check_measured(experiment)
     return experiment
+
+
+def _load_plugins(module: ModuleType, path: Path) -> None:
+    """Put the rows of installed plugins, of the files that PLUGINS names and of the file itself
+    into the tables.
+    """
+    from rayunlearn.plugins import (
+        Plugin,
+        add_rows,
+        forget_plugin,
+        load_installed_plugins,
+        load_plugin_file,
+    )
+
+    load_installed_plugins()
+    for name in _take(module, "PLUGINS", tuple, ()):
+        load_plugin_file(path.parent / name)
+    origin, rows = str(path.resolve()), _take(module, "ROWS", tuple, ())
+    if rows:
+        add_rows(Plugin(origin, path.read_text(encoding="utf-8")), rows)
+    else:
+        forget_plugin(origin)
 
 
 def from_module(module: ModuleType, *, name: str, preset: str = LAPTOP) -> Experiment:

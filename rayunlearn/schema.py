@@ -329,6 +329,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "git commit of the working copy, '+changes' where it was not clean; '' outside git",
         ),
         Column(
+            "code",
+            "utf8",
+            "digest of the source of each function that the trial uses, by name, as JSON; null in"
+            " runs of earlier versions",
+        ),
+        Column(
             "packages",
             "utf8",
             "versions of rayunlearn, torch, transformers, ray, optuna, polars and pyarrow, as JSON",

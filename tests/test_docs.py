@@ -12,12 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from rayunlearn.cli.docs_settings import settings_page
 from rayunlearn.cli.main import parser
-from rayunlearn.config import field_names
+from rayunlearn.cli.setting_meanings import MEANINGS
+from rayunlearn.config import Trial, field_names, flatten, with_values
+from rayunlearn.errors import UserError
+from rayunlearn.experiment import load
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.loss_inputs import LossInputs
+from rayunlearn.planning.backend import unlearning_backend
+from rayunlearn.plugins import forget_plugin
 from rayunlearn.registry import option_names
+from rayunlearn.trial.input_names import SET_BY_BATCH, inputs_of
+from tests.test_examples import PUBLIC
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -73,7 +83,15 @@ def test_there_are_commands() -> None:
 def test_the_program_takes_every_command(page: Path, command: str) -> None:
     chosen = parser().parse_args(shlex.split(command)[1:])
     file = getattr(chosen, "experiment", "")
-    assert not file or file == "experiments/mine.py" or (ROOT / file).is_file()
+    # what a page writes itself
+    written = ("experiments/mine.py", "experiments/hinge.py", "experiments/losses.py")
+    assert not file or file in written or (ROOT / file).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_page_leads_to_the_glossary(page: Path) -> None:
+    is_it = page.name in ("glossary.md", "CONTRIBUTING.md")
+    assert is_it or "glossary.md)" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -102,6 +120,14 @@ def test_the_menu_names_pages_that_exist() -> None:
     assert [
         name for name in menu if name != "settings.md" and not (ROOT / "docs" / name).is_file()
     ] == []
+
+
+def test_every_public_function_has_its_place_in_the_reference() -> None:
+    pages = "".join(
+        page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md")
+    )
+    shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
+    assert {f"{module}.{name}" for module, names in PUBLIC.items() for name in names} <= shown
 
 
 def test_the_errors_that_are_explained_are_errors_of_the_program() -> None:
@@ -205,6 +231,64 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert notebooks and all(
         "data:image/png;base64" in page.read_text(encoding="utf-8") for page in notebooks
     )
+
+
+def test_the_page_on_own_methods_is_code_that_runs(tmp_path: Path) -> None:
+    """Its file is planned and checked as it stands there, its loss is what the page says, and the
+    names of tensors in its table are all that there are.
+
+    By hand, margin 3: tokens of 1 and 5 nats are 2 under and over it, so their mean is 1; what is
+    not labelled does not count.
+    """
+    page = ROOT / "docs" / "how-to" / "own-method.md"
+    file = tmp_path / "hinge.py"
+    file.write_text(blocks(page, "python")[0], encoding="utf-8")
+    try:
+        experiment = load(file)
+        for margin in (2.0, 6.0):
+            trial = with_values(experiment.base, {"hinge.margin": margin})
+            assert unlearning_backend().check(trial).method.forget == "hinge"
+        loss = FORGET["hinge"].function(
+            torch.tensor([[1.0, 5.0, 0.0]]), torch.tensor([[True, True, False]])
+        )
+        assert float(loss) == 1.0
+    finally:
+        forget_plugin(str(file.resolve()))
+    text = page.read_text(encoding="utf-8")
+    named = {
+        name
+        for row in re.findall(r"^\| (`.+?) \|", text, re.M)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    plain = {*inputs_of(LossInputs), *SET_BY_BATCH}
+    assert plain <= named and all(name in plain or name.endswith("_token_nll") for name in named)
+
+
+def test_every_setting_has_a_meaning_and_its_allowed_values_are_those_that_are_taken() -> None:
+    """Choices are taken one by one and another word is refused; of a range the value beyond each
+    bound is refused.
+    """
+    assert set(MEANINGS) == set(field_names())
+    beyond = {">= ": -1, "> ": 0}
+    for name, meaning in MEANINGS.items():
+        kind = type(flatten(Trial())[name])
+        if isinstance(meaning.allowed, tuple) and kind is str:
+            refused: list[Any] = ["nonsense"]
+            assert flatten(Trial())[name] in meaning.allowed
+        elif isinstance(meaning.allowed, str) and re.fullmatch(r">=? \d+", meaning.allowed):
+            sign, bound = meaning.allowed.split(" ")
+            refused = [kind(float(bound)) + beyond[f"{sign} "]]
+        elif match := re.fullmatch(r"([\[(])(\d+), (\d+)([\])])", str(meaning.allowed)):
+            left, low, high, right = match.groups()
+            refused = [
+                kind(low) - (1 if left == "[" else 0),
+                kind(high) + (1 if right == "]" else 0),
+            ]
+        else:
+            continue
+        for value in refused:
+            with pytest.raises(UserError):
+                with_values(Trial(), {name: value})
 
 
 def test_the_page_of_settings_names_every_setting_and_every_hyperparameter() -> None:

@@ -123,7 +123,7 @@ def _named(place: tuple[Any, ...]) -> str:
 
 
 def split_sentences(run: Run) -> list[str]:
-    """Whether a part does what the full set does, what falls near it and beside it, and what the
+    """Whether a part forgets as the full set does, what falls near it and beside it, and what the
     controls do.
     """
     cells = cells_of(run)

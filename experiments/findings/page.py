@@ -1,13 +1,15 @@
-"""docs/findings.md, made from the Parquet files of the experiments: `python -m
-experiments.findings.page RUNS PICTURES > docs/findings.md`.
+"""docs/findings.md and a page for each question, made from the Parquet files of the experiments:
+`python -m experiments.findings.page RUNS DOCS`.
 
-A section per experiment: what was asked, what came out with intervals, what is published beside it
-and where ours differs. A run that is not there is named as not run; nothing is filled in.
+A page begins with the answer in one sentence and the picture; what was asked, what came out with
+intervals and the table are folded; what is published beside it and where ours differs follow. The
+answers are written by hand from the verdicts of experiments/LOG.md; every number is computed. A run
+that is not there leaves its page as it is, and without one it is named as not run.
 """
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +57,6 @@ from rayunlearn.reporting.tables import (
 )
 from rayunlearn.storage.run import Run, open_run
 
-# rows of a table that is shown without a click
-SHORT = 12
-
 # of the equivalence tests of this page
 MARGIN = 0.1
 Verdict = Callable[[Run], tuple[list[str], SummaryTable | None]]
@@ -66,8 +65,8 @@ SHOWN_FACTS = ("commit", "hardware", "seconds in trials", "first trial started")
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A row of the page: the experiment, how its rows become a verdict, what is published, and
-    where ours differs from that.
+    """A question: the experiment, its answer in one sentence, how its rows become a verdict, what
+    is published, and where ours differs from that.
     """
 
     experiment: str
@@ -75,52 +74,75 @@ class Finding:
     verdict: Verdict
     published: str
     differs: str
-    # of the run, '' for the page's own
+    # of the run, '' for that of all
     version: str = ""
+    # '' where it has not been run
+    answer: str = ""
+
+    @property
+    def name(self) -> str:
+        """`coreset-effect`: the name of its page and, with `findings-` before it, its picture."""
+        return "-".join(filter(None, (self.experiment.replace("_", "-"), self.version)))
 
     def folder(self, runs: Path, version: str) -> Path:
         """Where the run is."""
         return runs / self.experiment / (self.version or version)
 
 
-def findings_page(
-    runs: Path, pictures: Path | None = None, *, only: str = "", version: str = "1"
-) -> str:
-    """The page as Markdown, from `version` of every experiment under `runs` whose name begins with
-    `only`; its pictures are written to the folder `pictures`.
+def findings_pages(
+    runs: Path, pictures: Path | None = None, *, docs: Path | None = None, version: str = "1"
+) -> dict[str, str]:
+    """Text by file name below docs/, from `version` of every experiment under `runs`: a page for
+    every question whose run is there, and `findings.md`, which names them all. Pictures are written
+    to the folder `pictures`; pages that `docs` has already count as run.
     """
-    chosen = [finding for finding in FINDINGS if finding.experiment.startswith(only)]
-    return "\n".join(
-        [
-            HEAD,
-            *(
-                line
-                for finding in chosen
-                for line in section(finding, finding.folder(runs, version), pictures)
-            ),
-        ]
-    )
+    pages = {
+        f"findings/{finding.name}.md": "\n".join(finding_page(finding, folder, pictures))
+        for finding in FINDINGS
+        if has_run(folder := finding.folder(runs, version))
+    }
+    before = (docs / "findings").glob("*.md") if docs else ()
+    present = {*pages, *(f"findings/{file.name}" for file in before)}
+    rows = [f"| {finding.title} | {_answer_cell(finding, present)} |" for finding in FINDINGS]
+    head = ["| question | answer |", "|---|---|"]
+    return pages | {"findings.md": "\n".join([HEAD, *head, *rows, ""])}
 
 
-def section(finding: Finding, folder: Path, pictures: Path | None = None) -> list[str]:
-    """One experiment; a run that is not there is said to be missing."""
-    head = [f"## {finding.title}", ""]
+def has_run(folder: Path) -> bool:
+    """Whether an experiment has trials that ended."""
     is_planned = (folder / "plan.parquet").is_file()
-    if not is_planned or "stage" not in open_run(folder).trials.collect_schema():
-        return [*head, f"`experiments/{finding.experiment}.py` has not been run for this page.", ""]
+    return is_planned and "stage" in open_run(folder).trials.collect_schema()
+
+
+def _answer_cell(finding: Finding, pages: Collection[str]) -> str:
+    page = f"findings/{finding.name}.md"
+    if page not in pages:
+        return f"not run yet: `experiments/{finding.experiment}.py`"
+    return f"{finding.answer} [Numbers]({page})"
+
+
+def finding_page(finding: Finding, folder: Path, pictures: Path | None = None) -> list[str]:
+    """The page of one question, in lines."""
     run = open_run(folder)
     sentences, table = finding.verdict(run)
     facts = [
         f"{name}: {escape_html(value)}" for name, value in provenance(run) if name in SHOWN_FACTS
     ]
     return [
-        *head,
+        f"# {finding.title}",
+        "",
+        *([f"**{finding.answer}**", ""] if finding.answer else []),
+        *(_figure_lines(finding, run, pictures) if pictures else []),
+        "<details markdown>",
+        "<summary>What was asked, every comparison, the table</summary>",
+        "",
         f"*{escape_html(question_of(run))}*",
         "",
         *(f"- {escape_html(sentence)}" for sentence in sentences),
         "",
-        *(_figure_lines(finding, run, pictures) if pictures else []),
-        *(_folded(table) if table else []),
+        *([*escape_pipes(table), ""] if table else []),
+        "</details>",
+        "",
         f"**Published.** {finding.published}",
         "",
         f"**What differs.** {finding.differs}",
@@ -130,6 +152,8 @@ def section(finding: Finding, folder: Path, pictures: Path | None = None) -> lis
             f" {escape_html(_without_folders('; '.join(status_lines(run)))).rstrip('.')}."
             f" {'; '.join(facts)}."
         ),
+        "",
+        FOOT,
         "",
     ]
 
@@ -346,26 +370,10 @@ def _figure_lines(finding: Finding, run: Run, pictures: Path) -> list[str]:
     picture = picture_of(finding.experiment, run)
     if picture is None:
         return []
-    suffix = f"-{finding.version}" if finding.version else ""
-    name = f"findings-{finding.experiment.replace('_', '-')}{suffix}.svg"
+    name = f"findings-{finding.name}.svg"
     pictures.mkdir(parents=True, exist_ok=True)
     (pictures / name).write_text(picture, encoding="utf-8")
-    return [f"![{finding.title}](pictures/{name})", ""]
-
-
-def _folded(table: SummaryTable) -> list[str]:
-    """The table, behind a line to open it where it is long."""
-    if len(table.rows) <= SHORT:
-        return [*escape_pipes(table), ""]
-    return [
-        "<details markdown>",
-        f"<summary>All {len(table.rows)} rows</summary>",
-        "",
-        *escape_pipes(table),
-        "",
-        "</details>",
-        "",
-    ]
+    return [f"![{finding.title}](../pictures/{name})", ""]
 
 
 def _equivalence(tested: pl.DataFrame) -> SummaryTable:
@@ -440,7 +448,12 @@ REAL_MODEL_DIFFERENCE = (
 FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="pretrained_coreset",
-        title="A real model: what a few documents do",
+        title="What do a few documents of a real model do?",
+        answer=(
+            "One question of twenty unlearns with RMU what all twenty do, and so do wrong"
+            " answers to the same questions: what RMU removes is the wording more than the"
+            " knowledge."
+        ),
         verdict=split_findings,
         published=(
             f"{STUDY}, table 1: 5% of the forget set, chosen at random, does what all of it does;"
@@ -450,7 +463,11 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="pretrained_coreset",
-        title="A real model: does it hold for another relation?",
+        title="Does that hold for another relation?",
+        answer=(
+            "Yes for the number of documents and for wrong answers; the wording loses half of"
+            " its part instead of a sixth."
+        ),
         verdict=split_findings,
         published="Nothing that we know of.",
         differs=f"{REAL_MODEL_DIFFERENCE} RMU at the settings of the capitals, not tuned anew.",
@@ -488,7 +505,11 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="coreset_effect",
-        title="How little is enough",
+        title="How little is enough?",
+        answer=(
+            "A random quarter is enough for RMU where twenty documents state each fact, and"
+            " no part is shown to be enough where one does."
+        ),
         verdict=equivalence_findings,
         published=(
             f"{STUDY}, table 1, wrong answers on WMDP-bio, Zephyr-7B: RMU 69.5% after all 600"
@@ -498,7 +519,8 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="keyword_effect",
-        title="How many words carry it",
+        title="How many words carry it?",
+        answer=("No share of keywords, up to every second word, does what whole documents do."),
         verdict=baseline_findings,
         published=(
             f"{STUDY}, section 4: keywords that a chat model names keep most of the effect on"
@@ -509,7 +531,11 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="steps_or_data",
-        title="Steps or documents",
+        title="Steps or documents?",
+        answer=(
+            "Mostly steps: at equal steps a quarter comes close to the full set; a sixteenth"
+            " and less stay behind however long they train."
+        ),
         verdict=step_findings,
         published=(
             f"{STUDY}, table B2: coresets of 10, 5 and 1% take 10, 20 and 100 epochs with RMU on"
@@ -520,7 +546,11 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="redundancy",
-        title="Redundancy and coverage",
+        title="Does coverage of facts predict how little is enough?",
+        answer=(
+            "For RMU yes, better than keywords or the ratio do; for NPO it is not decided,"
+            " and two tunings disagree on how well."
+        ),
         verdict=coverage_findings,
         published="Nothing that we know of.",
         differs=(
@@ -532,7 +562,8 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="selectors",
-        title="Selectors compared with random",
+        title="Does any selector beat random?",
+        answer=("One of fifteen, keyword_coverage, on one dataset of three and at 5% only."),
         verdict=baseline_findings,
         published=(
             f"{STUDY}, table 1: GRAND, MODERATE and MIN-K % mostly lie inside random's variance."
@@ -545,7 +576,11 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="keywords",
-        title="Keywords alone",
+        title="Do keywords alone suffice?",
+        answer=(
+            "No: all cut texts forget less than whole documents, and keywords mostly less"
+            " than the same number of random words."
+        ),
         verdict=baseline_findings,
         published=(
             f"{STUDY}, section 4: keywords that a chat model names keep most of the effect on"
@@ -558,7 +593,11 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="control",
-        title="At equal retention",
+        title="Which method is best at equal retention?",
+        answer=(
+            "RMU goes from tenth place to first and plain gradient ascent from first to"
+            " eleventh; two changes of places are significant after correction."
+        ),
         verdict=equal_retention_findings,
         published=(
             "Unlearning with Control (2406.09179) compares methods after mixing back to equal"
@@ -571,6 +610,10 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="truly_unlearned",
         title="Removed or merely suppressed?",
+        answer=(
+            "No black-box attack is shown to recover half of what LLMU or RMU took; a few"
+            " recover up to 18%."
+        ),
         verdict=recovery_findings,
         published=(
             "Doshi & Stickland 2411.12103: prompts and training on unrelated text recover much of"
@@ -581,6 +624,10 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="dilemma",
         title="Suppression or erasure?",
+        answer=(
+            "Emphasis on key words recovers no more than emphasis on random words, and the"
+            " damage shows in questions that no training was shown."
+        ),
         verdict=attribution_findings,
         published=(
             "Understanding the Dilemma of Unlearning (2509.24675): six methods either stay"
@@ -591,6 +638,10 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="faithfulness",
         title="Same model or same forgetting?",
+        answer=(
+            "RMU's coreset models lie on a path without a barrier to the full set's model,"
+            " NPO's do not; attacks do not distinguish either."
+        ),
         verdict=connectivity_findings,
         published=(
             f"{STUDY}, section 6: six points on the line between the two models, without a barrier"
@@ -600,7 +651,11 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="defences",
-        title="Defences under attack",
+        title="Does a defence survive attacks?",
+        answer=(
+            "No: relearning on ten documents recovers at least 0.95 of answer probability"
+            " under every one."
+        ),
         verdict=defence_findings,
         published=(
             "Fan et al. 2502.05374 report that sharpness-aware steps and weight averages make NPO"
@@ -615,23 +670,30 @@ FINDINGS: Sequence[Finding] = (
 
 HEAD = """# Findings
 
-Made by `make findings` from the Parquet files of the experiments; do not edit. A verdict is what
-was measured, a negative one too.
-How to read intervals and controls: [what the numbers can and cannot say](explanation.md).
-The dated log, with what was tried on the way: `experiments/LOG.md`.
+One page for each question. It begins with the answer; the numbers stand below it, negative ones
+too. Made by `make findings` from the Parquet files of the experiments; do not edit.
+How to read intervals and controls: [what the numbers can and cannot say](explanation.md); words:
+[glossary](glossary.md). The dated log, with what was tried on the way: `experiments/LOG.md`.
 """
+
+FOOT = (
+    "Made by `make findings`; do not edit. [All findings](../findings.md) · [how to read"
+    " them](../explanation.md) · [glossary](../glossary.md) · the dated log: `experiments/LOG.md`"
+)
 
 
 def main() -> None:
-    """The page on standard output."""
+    """Write the pages below the folder of docs, and their pictures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"))
-    parser.add_argument("pictures", type=Path, nargs="?")
-    parser.add_argument("--only", default="", metavar="BEGINNING", help="of experiments' names")
+    parser.add_argument("docs", type=Path, nargs="?", default=Path("docs"))
     parser.add_argument("--version", default="1", help="of the runs, 1-quick for preset quick")
     chosen = parser.parse_args()
-    page = findings_page(chosen.runs, chosen.pictures, only=chosen.only, version=chosen.version)
-    print(page, end="")
+    pictures = chosen.docs / "pictures"
+    pages = findings_pages(chosen.runs, pictures, docs=chosen.docs, version=chosen.version)
+    (chosen.docs / "findings").mkdir(exist_ok=True)
+    for name, text in pages.items():
+        (chosen.docs / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def add_command(
     added: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + "."
     )
-    added.set_defaults(command=command)
+    added.set_defaults(command=command, name=name)
     return added
 
 
@@ -49,6 +49,31 @@ def add_run_argument(parser: argparse.ArgumentParser, *, optional: bool = False)
 def add_trial_argument(parser: argparse.ArgumentParser, name: str = "trial") -> None:
     """`TRIAL`, kept under `name`."""
     parser.add_argument(name, metavar="TRIAL", help="trial id, or the beginning of it")
+
+
+def add_plugin_option(parser: argparse.ArgumentParser) -> None:
+    """`--plugin FILE`, for what the run's experiment file brought or named."""
+    parser.add_argument(
+        "--plugin",
+        dest="plugins",
+        metavar="FILE.py",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="file with ROWS that the run's experiment brought (docs/how-to/own-method.md)",
+    )
+
+
+def load_chosen_plugins(chosen: argparse.Namespace) -> None:
+    """What installed packages and `--plugin` bring, for a command that has the option."""
+    files = getattr(chosen, "plugins", None)
+    if files is None:
+        return
+    from rayunlearn.plugins import load_installed_plugins, load_plugin_file
+
+    load_installed_plugins()
+    for file in files:
+        load_plugin_file(Path(file))
 
 
 def add_set_option(options: argparse._ActionsContainer, text: str) -> None:
@@ -240,4 +265,5 @@ def sweep_options(chosen: argparse.Namespace) -> "Options":
         gpus_per_trial=chosen.gpus_per_trial,
         processes=chosen.processes_per_trial,
         on=chosen.on,
+        rerun_changed=getattr(chosen, "rerun_changed", False),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn.cli.arguments import (
     add_address_option,
     add_command,
+    add_plugin_option,
     add_resource_options,
     add_run_argument,
     add_set_option,
@@ -35,6 +36,7 @@ def add_attack_command(commands: Any) -> None:
         " base, gold and controls",
     )
     add_run_argument(added, optional=True)
+    add_plugin_option(added)
     _add_panel_options(added)
     _add_input_options(added)
     added.add_argument(

@@ -11,7 +11,7 @@ from rayunlearn.cli.docs_metrics import settings_words, table_line
 ATTACKS_HEAD = """# Attacks
 
 Made from `rayunlearn/attacks` by `python -m rayunlearn.cli.docs_attacks`; a test holds the two
-together.
+together. Words: [glossary](glossary.md).
 
 An attack asks whether what unlearning took away can be recovered. It is a trial of its own; its
 rows stand in the same tables with the attack's name in the column `attack`. The same attack always
@@ -37,7 +37,7 @@ rayunlearn attack RUN --attacks gcg,soft_prompt --seeds 5
 # strengths that leave the attacker a model that still works: at most 5% of utility may go
 rayunlearn attack RUN --panel full --utility-loss 0.05
 rayunlearn attack RUN --text mine.txt --rephrasings mine.jsonl --chat-model some/chat-model
-# a model that was made elsewhere
+# an externally unlearned model
 rayunlearn attack --model theirs --base before --gold never --benchmark wmdp-bio --data wmdp \
     --metric letter_choice --set measure.metrics=cheap,letter_choice
 ```

@@ -14,7 +14,7 @@ from rayunlearn.ranges import options_of
 METRICS_HEAD = """# What is measured
 
 Made from `rayunlearn/metrics` by `python -m rayunlearn.cli.docs_metrics`; a test holds the two
-together.
+together. Words: [glossary](glossary.md).
 
 A metric has one value per document (table `examples`); means are taken in polars and nowhere else.
 "more knowledge" says which way a model that knows more goes: for the forget set that is the wrong

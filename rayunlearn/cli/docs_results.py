@@ -39,7 +39,7 @@ TABLE_DESCRIPTIONS = {
 RESULTS_HEAD = """# What a run leaves behind
 
 Made from `rayunlearn/schema.py` by `python -m rayunlearn.cli.docs_results`; a test holds the two
-together.
+together. Words: [glossary](glossary.md).
 
 A run is a folder `<output>/<experiment>/<version>/`. Reading it needs polars, neither torch nor
 Ray:

@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.cli.arguments import DONE, add_command, add_run_argument, add_trial_argument
+from rayunlearn.cli.arguments import (
+    DONE,
+    add_command,
+    add_plugin_option,
+    add_run_argument,
+    add_trial_argument,
+)
 from rayunlearn.cli.output import console_for_output, print_table, require_writable
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.storage.sync import local_run
@@ -22,6 +28,7 @@ LISTED_TABLES = (
     "extractors",
     "metrics",
     "attacks",
+    "settings",
     "experiments",
 )
 
@@ -101,6 +108,7 @@ def add_explain_command(commands: Any) -> None:
         default="",
         help="question, or the beginning of its id (default: the first of the forget set)",
     )
+    add_plugin_option(added)
 
 
 def add_path_command(commands: Any) -> None:
@@ -121,6 +129,7 @@ def add_path_command(commands: Any) -> None:
         default=11,
         help="models that are measured, both ends counted (default: 11)",
     )
+    add_plugin_option(added)
 
 
 def add_list_command(commands: Any) -> None:
@@ -129,10 +138,11 @@ def add_list_command(commands: Any) -> None:
         commands,
         "list",
         show_list,
-        "list methods, recipes, selectors, extractors, metrics (hyperparameters, defaults, sources)"
-        " or experiments",
+        "list methods, recipes, selectors, extractors, metrics, attacks (hyperparameters, defaults,"
+        " sources), settings (meaning, default, allowed values) or experiments",
     )
     added.add_argument("what", metavar="|".join(LISTED_TABLES), help="which table")
+    add_plugin_option(added)
 
 
 def report(chosen: argparse.Namespace) -> int:
@@ -257,6 +267,7 @@ def show_list(chosen: argparse.Namespace) -> int:
         "extractors": listing.print_extractors,
         "metrics": listing.print_metrics,
         "attacks": listing.print_attacks,
+        "settings": listing.print_settings,
         "experiments": listing.print_experiments,
     }
     if chosen.what not in printers:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rayunlearn.cli.docs_settings import settings_page
+from rayunlearn.cli.docs_settings import setting_lines, settings_page
 from rayunlearn.errors import require
 from rayunlearn.planning.cost import PlannedCell
 
@@ -139,6 +139,13 @@ def print_attacks(console: Console) -> None:
                 row.title,
                 [*options_in_words(row.function), f"control: {row.control}", row.source],
             )
+
+
+def print_settings(console: Console) -> None:
+    """Every setting of a trial: meaning, default, allowed values."""
+    for name, meaning, default, allowed in setting_lines():
+        line = f"default {default}" + (f"; allowed: {allowed}" if allowed else "")
+        _entry(console, name, meaning, [line])
 
 
 def print_experiments(console: Console) -> None:

@@ -4,12 +4,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
-from rayunlearn.cli.arguments import DONE, INTERRUPTED, MISTAKE
+from rayunlearn.cli.arguments import DONE, INTERRUPTED, MISTAKE, load_chosen_plugins
 from rayunlearn.cli.attack import add_attack_command
 from rayunlearn.cli.cards import add_card_command, add_compare_command
 from rayunlearn.cli.check import add_check_command
 from rayunlearn.cli.corpus import add_books_command, add_keywords_command, add_score_command
+from rayunlearn.cli.init import add_init_command
 from rayunlearn.cli.inspect import (
     add_explain_command,
     add_frontier_command,
@@ -25,6 +27,23 @@ from rayunlearn.cli.output import print_any_text, sigterm_as_interrupt
 from rayunlearn.cli.run import add_plan_command, add_prepare_command, add_run_command
 from rayunlearn.errors import UserError, without_secrets
 from rayunlearn.lazy import quiet_libraries
+from rayunlearn.planning.narration import narrated
+
+# what a command does first; the parts that follow say so themselves
+FIRST_PART = {
+    "run": "reading the experiment",
+    "plan": "reading the experiment, its data and its models",
+    "prepare": "reading the experiment",
+    "submit": "reading the experiment",
+    "report": "reading the run and drawing its report",
+    "attack": "reading the run",
+    "evaluate": "loading the model",
+    "export": "loading the trial",
+    "explain": "reading the run",
+    "path": "loading the two trials",
+    "keywords": "reading the corpus",
+    "score": "reading the corpus",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser().parse_args(arguments)
     quiet_libraries()
     command: Callable[[argparse.Namespace], int] = chosen.command
+    # as a program only: to a caller in Python nothing is said that was not asked for
+    narration = (
+        narrated(FIRST_PART.get(chosen.name, "working")) if arguments is None else nullcontext()
+    )
     try:
-        with sigterm_as_interrupt() as sigterm:
+        with sigterm_as_interrupt() as sigterm, narration:
+            load_chosen_plugins(chosen)
             status = command(chosen)
         return sigterm.status if status == INTERRUPTED else status
     except UserError as error:
@@ -79,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     # the help lists the commands in this order
     for add in (
+        add_init_command,
         add_run_command,
         add_plan_command,
         add_prepare_command,

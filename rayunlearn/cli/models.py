@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn.cli.arguments import (
     DONE,
     add_command,
+    add_plugin_option,
     add_run_argument,
     add_set_option,
     add_trial_argument,
@@ -59,7 +60,7 @@ def _add_benchmark_options(added: argparse.ArgumentParser) -> None:
         help="tofu, muse-news, ... (docs/benchmarks.md), files, or synthetic: domain, people",
     )
     added.add_argument(
-        "--path", metavar="DIR", default="", help="where the benchmark is: a folder or Hub name"
+        "--data", metavar="PATH", default="", help="as data.path: folder, file or Hub name of it"
     )
     added.add_argument(
         "--metrics",
@@ -104,6 +105,7 @@ def add_export_command(commands: Any) -> None:
     )
     add_run_argument(added)
     add_trial_argument(added)
+    add_plugin_option(added)
     added.add_argument(
         "--output", metavar="DIR", type=Path, required=True, help="the new directory"
     )
@@ -148,8 +150,9 @@ def _benchmark_evaluation(chosen: argparse.Namespace) -> "Evaluation":
     """The model on the benchmark, by a trial's metrics."""
     from rayunlearn.interop.evaluate import EvaluationRequest, evaluate
 
-    names = ("model", "benchmark", "path", "metrics", "gold", "base", "limit")
+    names = ("model", "benchmark", "metrics", "gold", "base", "limit")
     request = EvaluationRequest(
+        path=chosen.data,
         **{name: getattr(chosen, name) for name in names},
         assignments=parse_assignments(chosen.assignments),
     )

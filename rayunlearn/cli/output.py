@@ -105,6 +105,49 @@ def print_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def print_what_now(folder: Path, console: "Console") -> None:
+    """The last three lines of a run: the best of each method, where the report is, what to do
+    next.
+    """
+    for line in what_now(folder):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def what_now(folder: Path) -> list[str]:
+    """The best cell of each method (the first of those that keep the utility floor, in the order
+    that the objective gives), the report, and the next commands.
+    """
+    import polars as pl
+
+    from rayunlearn.analysis.baselines import objective_of
+    from rayunlearn.analysis.coreset_table import coreset_table
+    from rayunlearn.analysis.labels import format_mean, format_percent
+    from rayunlearn.storage.run import open_run
+
+    run = open_run(folder)
+    goal, table = objective_of(run.experiment), coreset_table(run)
+    base = table.filter(pl.col("role") == "base")["utility"].min()
+    floor = goal.utility_floor * base if isinstance(base, float) else 0.0
+    grid = table.filter(pl.col("role") == "grid").drop_nulls(["objective", "utility"])
+    grid = grid.with_columns((pl.col("utility") < floor).alias("is_low"))
+    grid = grid.sort("is_low", "objective", maintain_order=True)
+    best = [
+        f"{row['method']} {format_mean(row['forgetting'])} at {format_percent(row['select.ratio'])}"
+        f" ({row['select.name']}; {goal.utility_split} {format_mean(row['utility'])}"
+        f"{', below the floor' if row['is_low'] else ''})"
+        for row in grid.unique("method", keep="first", maintain_order=True).iter_rows(named=True)
+    ]
+    place = display_path(folder)
+    metric = f"{goal.forgetting} on forget"
+    lines = [f"best per method, {metric}: {'; '.join(best)}"] if best else []
+    return [
+        *lines,
+        f"report: {named_trials(folder / 'report.html')}",
+        f"next: rayunlearn attack {place} (is it gone?), rayunlearn frontier {place} (how little is"
+        " enough?)",
+    ]
+
+
 # characters of a table that goes to a file or a log: all columns fit
 PIPED_WIDTH = 190
 

@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from rayunlearn.cli.arguments import DONE, add_experiment_options, experiment_of, sweep_options
 from rayunlearn.cli.attack import run_attacks
-from rayunlearn.cli.output import console_for_output, print_conclusion, print_table
+from rayunlearn.cli.output import (
+    console_for_output,
+    print_conclusion,
+    print_table,
+    print_what_now,
+)
 from rayunlearn.errors import UserError
+from rayunlearn.planning.narration import now_doing
 from rayunlearn.storage.sync import display_path, refresh
 
 # a longer plan is printed as a summary
@@ -17,6 +23,11 @@ CELLS_SHOWN = 60
 # of a larger plan what a trial needs of a GPU is not worked out: that loads the model's classes,
 # 250 MB, and takes a step of every kind of trial without weights
 MEASURED_TRIALS = 5_000
+
+RERUN_HELP = (
+    "run finished trials again whose loss, selector, metrics or attack have other source code by"
+    " now (default: say how many there are)"
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,13 +40,14 @@ if TYPE_CHECKING:
 
 def add_run_command(commands: Any) -> None:
     """`run EXPERIMENT.py`."""
-    add_experiment_options(
+    added = add_experiment_options(
         commands,
         "run",
         run,
         "run an experiment: what has finished is skipped, the rest runs on Ray",
         on_cluster=True,
     )
+    added.add_argument("--rerun-changed", action="store_true", help=RERUN_HELP)
 
 
 def add_plan_command(commands: Any) -> None:
@@ -80,8 +92,12 @@ def run(chosen: argparse.Namespace) -> int:
         console=console,
     )
     if result.statuses:
+        now_doing("drawing the report")
         print_table(result.run, console)
+    now_doing("")
     status = print_conclusion(result, chosen.words, console)
+    if status == DONE:
+        print_what_now(result.run, console)
     return (
         status
         if status != DONE or not experiment.attacks.panel
@@ -124,6 +140,7 @@ def plan(chosen: argparse.Namespace) -> int:
     work = unlearning_backend()
     folder = run_folder(chosen.output, experiment)
     refresh(folder)
+    now_doing("planning the trials, looking for finished ones")
     results = {} if experiment.version == "dev" else cached_results(folder, experiment)
     agenda = Planner(experiment, work.check, work.identify, work.notes_of).agenda(results)
     pairs = {data_model_pair(row.trial): row.trial for row in agenda.rows}
@@ -159,6 +176,7 @@ def prepare(chosen: argparse.Namespace) -> int:
         if prepared
         else "nothing to do: every model is there"
     )
+    now_doing("measuring what base knows")
     _print_base(experiment, chosen.output, console)
     return DONE
 
@@ -204,6 +222,9 @@ def _print_totals(
     missing: Sequence[str],
     workers: int,
 ) -> None:
+    from rayunlearn.planning.changed_code import changed_line, changed_trials
+    from rayunlearn.trial.code import code_of
+
     console = console_for_output()
     remaining = agenda.total - len({row.trial_id for row in agenda.rows} & set(results))
     lines = [
@@ -225,6 +246,8 @@ def _print_totals(
             f"then the attacks of panel {experiment.attacks.panel} on {experiment.attacks.trials},"
             " which are not in these numbers"
         )
+    if changed := changed_line(changed_trials(folder, agenda, code_of), again=False):
+        lines.append(changed)
     lines += _cost_lines(agenda, folder, remaining, workers or len(os.sched_getaffinity(0)))
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

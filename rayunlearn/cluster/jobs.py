@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import shlex
 import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,6 +52,15 @@ STOP_SECONDS = "120"
 
 TOKEN_HINT = (
     "; the server wants a token: export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... as on the cluster"
+)
+
+# what a head says that has no agent for jobs (Ray 2.60): one that has just begun, or one whose
+# agent found its port taken
+NO_AGENT = "No available agent"
+AGENT_SECONDS = 45.0
+AGENT_HINT = (
+    " Another Ray on the head's machine may hold the agent's port 52365: start the head with"
+    " --dashboard-agent-listen-port and a free port (docs/cluster.md)"
 )
 
 ENDED_STATUSES = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
@@ -231,11 +241,22 @@ def _answered(address: str, ask: Callable[[], Any]) -> Any:
     """
     from ray.exceptions import RayError
 
+    waits: list[str] = []
+
+    def lacks_agent(error: Exception) -> bool:
+        if NO_AGENT not in str(error):
+            return False
+        if not waits:
+            waits.append(str(error))
+            print(f"the job server at {address} has no agent yet; waiting", file=sys.stderr)
+        return True
+
     try:
-        return retry(ask, is_transient=lambda error: "No available agent" in str(error))
+        return retry(ask, is_transient=lacks_agent, patience=AGENT_SECONDS)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         text = str(error)
         hint = TOKEN_HINT if "401" in text or "oken" in text else ""
+        hint = AGENT_HINT if NO_AGENT in text else hint
         raise UserError(
             f"the job server at {address} did not do it: {text.strip()}{hint}"
         ) from error

@@ -26,8 +26,9 @@ LATER_SECONDS = 60.0
 class RankWorker:
     """A further process of a trial, an actor in a bundle of its own."""
 
-    def join(self, environment: dict[str, str]) -> None:
-        """Find the others."""
+    def join(self, environment: dict[str, str], preload: Callable[[], None]) -> None:
+        """Load what trials use, and find the others."""
+        preload()
         join_group(environment)
 
     def run(self, work: Callable[[Path], str]) -> str:
@@ -39,9 +40,9 @@ class RankWorker:
         return status
 
 
-def rank_workers(n: int) -> list[Any]:
-    """The n - 1 companions of the actor that asks, once all have found each other;
-    [] where n is 1.
+def rank_workers(n: int, preload: Callable[[], None]) -> list[Any]:
+    """The n - 1 companions of the actor that asks, once all have loaded what trials use and found
+    each other; [] where n is 1.
     """
     if n == 1:
         return []
@@ -70,7 +71,7 @@ def rank_workers(n: int) -> list[Any]:
     if not resources.get("GPU"):
         common["ACCELERATE_USE_CPU"] = "true"
     addresses = [
-        worker.join.remote(common | {"RANK": str(rank)})
+        worker.join.remote(common | {"RANK": str(rank)}, preload)
         for rank, worker in enumerate(workers, start=1)
     ]
     join_group(common | {"RANK": "0"})

@@ -19,6 +19,8 @@ from rayunlearn.config import Trial, flatten
 from rayunlearn.errors import require
 from rayunlearn.experiment import TRACKER_NAMES, Experiment
 from rayunlearn.planning.backend import TrialBackend
+from rayunlearn.planning.changed_code import changed_line, changed_trials, drop_folders
+from rayunlearn.planning.narration import now_doing
 from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.plan_run import Options, PlanRun
 from rayunlearn.planning.planner import Agenda, Planner, PlanSource
@@ -69,6 +71,7 @@ def sweep(
     """
     started = time.monotonic()
     check_trackers(experiment.track)
+    now_doing("planning the trials, looking for finished ones")
     planner = Planner(experiment, work.check, work.identify, work.notes_of)
     # a mistake in the experiment shows here, before a folder is made
     planner.agenda({})
@@ -85,6 +88,8 @@ def sweep(
         require_same_winners(plan.run, experiment)
         before = cached_results(plan.run, experiment)
         agenda = planner.agenda(before)
+        if _drop_changed(plan, before, agenda):
+            agenda = planner.agenda(before)
         refuse_a_changed_corpus(plan.run, agenda, plan.cache, work)
         # `attack`, `studies` and `report` read them while the sweep runs, and after its death
         planner.write_plan(plan.run, agenda)
@@ -99,6 +104,23 @@ def sweep(
         agenda = replace(agenda, notes=(*agenda.notes, *notes))
         _write_settings(plan, experiment, agenda, used)
     return replace(result, notes=agenda.notes)
+
+
+def _drop_changed(plan: PlanRun, before: dict[str, TrialResult], agenda: Agenda) -> bool:
+    """Say which finished trials were made by other code; where they are to run again, take them out
+    of `before` and return True.
+    """
+    again = plan.options.rerun_changed
+    changed = changed_trials(plan.run, agenda, plan.work.code_of)
+    changed = {trial_id: names for trial_id, names in changed.items() if trial_id in before}
+    if line := changed_line(changed, again=again):
+        plan.console.print(line, highlight=False, soft_wrap=True)
+    if not again:
+        return False
+    drop_folders(plan.run, changed)
+    for trial_id in changed:
+        del before[trial_id]
+    return bool(changed)
 
 
 def attack_run(
@@ -154,12 +176,14 @@ def prepare_all_models(
     """Teach every model that the experiment's trials start from and that is missing; returns how
     many that were.
     """
+    now_doing("planning, looking for models that are there")
     cache = (output / "cache").resolve()
     trials = trials_by_model(
         Planner(experiment, work.check, work.identify, work.notes_of).agenda({})
     )
     n_missing = sum(len(work.missing(trial, cache)) for trial in trials)
     if n_missing:
+        now_doing("starting Ray")
         from rayunlearn.cluster.session import ray_session
 
         with ray_session(address=options.address, workers=options.workers):
@@ -216,6 +240,7 @@ def _run_missing(plan: PlanRun, before: dict[str, TrialResult], agenda: Agenda) 
     _check_divisible(plan, agenda)
     if not agenda.ready or time.monotonic() >= plan.over_at:
         return False
+    now_doing("starting Ray")
     from rayunlearn.cluster.session import ray_session
 
     try:
@@ -223,6 +248,8 @@ def _run_missing(plan: PlanRun, before: dict[str, TrialResult], agenda: Agenda) 
             address=plan.options.address, workers=plan.options.local_cpus
         ) as dashboard:
             from rayunlearn.cluster.tune_runner import run_searcher
+
+            now_doing("starting the workers, which load their libraries")
 
             if dashboard:
                 plan.console.print(
@@ -261,6 +288,7 @@ def _close(
     plan: PlanRun, before: Mapping[str, TrialResult], *, interrupted: bool, started: float
 ) -> tuple[Agenda, SweepResult]:
     """Join the trials' files and write the plan as it now stands; what came of it."""
+    now_doing("joining the tables of the trials")
     compact(plan.run)
     remove_scratch(plan.run)
     goal = plan.planner.experiment

@@ -43,7 +43,7 @@ class TrialActor(tune.Trainable):
         self.job, self.workspaces, self.board = job, workspaces, board
         job.work.preload()
         forward_warnings(board)
-        self.companions = rank_workers(job.processes)
+        self.companions = rank_workers(job.processes, job.work.preload)
         self.patient = True
         wait_for_start(Path(job.run), job.version)
         self.reset_config(config)

@@ -33,6 +33,8 @@ from rayunlearn.storage.sync import run_ready
 from rayunlearn.train.live import LivePoint
 from rayunlearn.trial.workspace import data_model_pair
 
+# as Ray's dashboard shows it
+TRIAL_ACTOR = "UnlearningTrial"
 # what lost its worker is started again this often
 WORKER_DEATHS = 2
 
@@ -347,6 +349,7 @@ def run_tune(
     }
     bundles = resources if processes == 1 else tune.PlacementGroupFactory([bundle] * processes)
     trainable = tune.with_resources(tune.with_parameters(TrialActor, **parameters), bundles)
+    name_plainly(trainable)
     with scratch_folder("tune") as folder:
         tuner = tune.Tuner(
             trainable,
@@ -367,6 +370,13 @@ def run_tune(
             ),
         )
         tuner.fit()
+
+
+def name_plainly(trainable: type) -> None:
+    """Give an actor's class the name that Ray's dashboard and `ps` show, instead of that of Tune's
+    inner class. It is no name of a module here: the class travels by its content.
+    """
+    trainable.__name__ = trainable.__qualname__ = TRIAL_ACTOR
 
 
 def _model_name(role: str, trial: Trial, number: int) -> str:

@@ -179,7 +179,7 @@ def required_tensor(view: LossInputs, name: str) -> Tensor:
     `refusal_token_nll` is the companion `refusal`'s token_nll, `reference_refusal_token_nll` its
     reference_token_nll.
     """
-    prefix, kind, rest = _parts(name)
+    prefix, kind, rest = parts_of_input(name)
     value: Tensor = (
         getattr(view.companions[kind], prefix + rest) if kind else getattr(view, prefix + rest)
     )
@@ -188,20 +188,20 @@ def required_tensor(view: LossInputs, name: str) -> Tensor:
 
 def attributes_of(function: Callable[..., Tensor], companion: str = "") -> tuple[str, ...]:
     """What a loss asks of its own documents, or of one kind of companion."""
-    parts = map(_parts, required_inputs(function))
+    parts = map(parts_of_input, required_inputs(function))
     return tuple(prefix + rest for prefix, kind, rest in parts if kind == companion)
 
 
 def paired_response_kinds(function: Callable[..., Tensor]) -> tuple[str, ...]:
     """Kinds of companions a loss looks at, in the order of its parameters."""
     return tuple(
-        dict.fromkeys(kind for _, kind, _ in map(_parts, required_inputs(function)) if kind)
+        dict.fromkeys(kind for _, kind, _ in map(parts_of_input, required_inputs(function)) if kind)
     )
 
 
 def uses_documents(function: Callable[..., Tensor]) -> bool:
     """Whether a loss runs the model on the documents themselves and not on companions alone."""
-    return any(not kind for _, kind, _ in map(_parts, required_inputs(function)))
+    return any(not kind for _, kind, _ in map(parts_of_input, required_inputs(function)))
 
 
 def reference_kinds(function: Callable[..., Tensor], companion: str = "") -> tuple[str, ...]:
@@ -210,12 +210,12 @@ def reference_kinds(function: Callable[..., Tensor], companion: str = "") -> tup
     """
     return tuple(
         rest
-        for prefix, kind, rest in map(_parts, required_inputs(function))
+        for prefix, kind, rest in map(parts_of_input, required_inputs(function))
         if prefix and kind == companion
     )
 
 
-def _parts(name: str) -> tuple[str, str, str]:
+def parts_of_input(name: str) -> tuple[str, str, str]:
     """`reference_refusal_token_nll` -> ("reference_", "refusal", "token_nll"); parts that a name
     lacks are ''.
     """

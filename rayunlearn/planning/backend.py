@@ -4,12 +4,14 @@ own.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rayunlearn.canonical import CheckTrial
 from rayunlearn.config import Trial
 from rayunlearn.errors import require
+from rayunlearn.planning.changed_code import CodeOf, no_code
 from rayunlearn.planning.gpu_memory import GpuMemory
 from rayunlearn.planning.planner import Identify, NotesOf, no_notes
 from rayunlearn.trial import identity
@@ -34,7 +36,8 @@ class TrialBackend:
     largest of the trials needs of a GPU; gpu_bytes: the size of the GPU of the process that asks,
     0 where it sees none; metrics: the metric table, for experiment.json; preload: loads the
     libraries that every trial uses, which a worker does once, before its first trial; notes_of: a
-    line on the texts that data.max_tokens cuts.
+    line on the texts that data.max_tokens cuts; code_of: digest of the source of each function
+    that a trial uses, by name.
     """
 
     check: CheckTrial
@@ -49,13 +52,16 @@ class TrialBackend:
     gpu_bytes: Callable[[], int]
     preload: Callable[[], None] = load_nothing
     notes_of: NotesOf = no_notes
+    code_of: CodeOf = no_code
 
 
 def unlearning_backend() -> TrialBackend:
     """The real work. What only a worker needs is loaded there."""
+    from rayunlearn import plugins
     from rayunlearn.models.device_memory import device_bytes
     from rayunlearn.planning import gpu_memory
     from rayunlearn.trial import workspace as workspace_module
+    from rayunlearn.trial.code import code_of
 
     return TrialBackend(
         check=workspace_module.validate_trial,
@@ -68,7 +74,8 @@ def unlearning_backend() -> TrialBackend:
         divide=can_divide,
         gpu_memory_of=gpu_memory.estimate_gpu_memory,
         gpu_bytes=device_bytes,
-        preload=load_libraries,
+        preload=partial(plugins.preload, plugins.plugins(), load_libraries),
+        code_of=code_of,
         notes_of=workspace_module.cut_texts,
     )
 

@@ -17,13 +17,15 @@ class Options:
     """Where and how wide trials run. `workers` 0: as many as fit; `gpus_per_trial` None: where
     there are GPUs, what the largest trial needs; `processes`: how many share one trial, each with
     a GPU of its own where there are GPUs; `on`: the resource that a machine must have to be given
-    trials ('': any machine)."""
+    trials ('': any machine); `rerun_changed`: finished trials whose functions have other source now
+    run again."""
 
     address: str = "auto"
     workers: int = 0
     gpus_per_trial: float | None = None
     processes: int = 1
     on: str = ""
+    rerun_changed: bool = False
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, "--workers must be >= 0", self.workers)

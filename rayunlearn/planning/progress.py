@@ -17,12 +17,14 @@ from rich.text import Text
 
 from rayunlearn.canonical import has_gold
 from rayunlearn.config import Objective
+from rayunlearn.planning.narration import now_doing
 from rayunlearn.planning.outcomes import TrialResult, study_goal
 from rayunlearn.planning.planner import Agenda, PlannedTrial
 from rayunlearn.schema import PAUSED
 
-PLAIN_EVERY_SECONDS = 10.0
+PLAIN_EVERY_SECONDS = 60.0
 LIVE_EVERY_SECONDS = 0.5
+TRIALS_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +264,8 @@ def _plain(console: Console, read: Callable[[], View | None], stop: threading.Ev
     last, last_line = "", -math.inf
     while not stop.wait(LIVE_EVERY_SECONDS):
         view = read()
+        if view is not None:
+            now_doing("")
         if (
             view is not None
             and time.monotonic() - last_line >= PLAIN_EVERY_SECONDS
@@ -276,18 +280,29 @@ def _live(console: Console, read: Callable[[], View | None], stop: threading.Eve
         while not stop.wait(LIVE_EVERY_SECONDS):
             view = read()
             if view is not None:
+                now_doing("")
                 live.update(_render_view(view), refresh=True)
 
 
 def _render_view(view: View) -> RenderableType:
     if isinstance(view, PreparationProgress):
         return bars({f"training {name}": steps for name, steps in sorted(view.steps.items())})
-    running = Text("  " + ", ".join(view.running), style="dim", overflow="ellipsis", no_wrap=True)
     return Group(
         bars({f"trials {view.done}/{view.total}": (view.done, view.total)}),
         Text("  " + " · ".join(status_line(view).split(" · ")[1:])),
-        running,
+        *trial_lines(view),
     )
+
+
+def trial_lines(view: Snapshot) -> list[Text]:
+    """A line for every trial that runs, as many as a screen has room for, and one for those that
+    could run.
+    """
+    lines = [f"running  {label}" for label in view.running[:TRIALS_SHOWN]]
+    more = len(view.running) - len(lines)
+    lines += [f"running  {more} more"] if more > 0 else []
+    lines += [f"ready    {view.n_ready}"] if view.n_ready else []
+    return [Text(f"  {line}", style="dim", overflow="ellipsis", no_wrap=True) for line in lines]
 
 
 def bars(steps: Mapping[str, tuple[int, int]]) -> Table:

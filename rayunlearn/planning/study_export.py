@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,14 +166,32 @@ def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:
         bool(names), "a run must have tuned something (budget.tuning) to have studies", str(run)
     )
     studies = {name: study_of_run(run, name) for name in names}
+    times = trial_times(Path(run))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
     for name, study in studies.items():
         copy = optuna.create_study(study_name=name, storage=storage, directions=study.directions)
-        copy.add_trials(study.trials)
+        copy.set_metric_names(study.metric_names or [])
+        trials = study.trials
+        for trial in trials:
+            trial_id = trial.user_attrs["trial_id"]
+            trial.datetime_start, trial.datetime_complete = times[trial_id]
+        copy.add_trials(trials)
     return names
+
+
+def trial_times(run: Path) -> dict[str, tuple[datetime, datetime]]:
+    """Start and end of every trial of a run by its id, in this machine's time as Optuna has it."""
+    from rayunlearn.storage.run import open_run
+
+    rows = open_run(run).trials.select("trial_id", "started_at", "seconds").collect()
+    times = {}
+    for trial_id, started_at, seconds in rows.iter_rows():
+        start = datetime.fromisoformat(started_at).astimezone().replace(tzinfo=None)
+        times[trial_id] = start, start + timedelta(seconds=seconds)
+    return times
 
 
 def study_objective(settings: Mapping[str, Any]) -> Objective:

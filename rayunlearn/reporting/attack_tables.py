@@ -157,7 +157,7 @@ def attack_matrix(run: Run, table: pl.DataFrame, *, metric: str = "") -> AttackM
 
 def attack_labels(run: Run, attacked: Sequence[str]) -> dict[str, str]:
     """Attacked trial -> a short name: method, retain loss, selector, ratio and seed as far as they
-    differ, the folder of a model made elsewhere, and the id's beginning."""
+    differ, the folder of an external model, and the id's beginning."""
     trials = run.trials.filter(pl.col("trial_id").is_in(list(attacked))).collect()
     varying = [
         n

@@ -193,6 +193,24 @@ def _stratum_rounds(scores: Tensor, strata: int, seed: int) -> list[tuple[int, i
     return rounds
 
 
+# The name of a positional parameter decides what a selector is given; n documents, T tokens each.
+SELECTOR_INPUTS = {
+    "n_documents": "how many documents the forget set has",
+    "seed": "select.seed",
+    "n_ranked": "how many places have to be ranked; a greedy selector may stop there",
+    "token_nll": "list of (T,) float32, nats: base's NLL of a document's labelled tokens",
+    "answer_nll": "the same without the token that ends the answer",
+    "answer_surprise": "list of (T,) float32: the min-k++ score of the same tokens",
+    "nll_per_byte": "(n,) float32: mean NLL over the bytes of the compressed answer",
+    "token_error": "list of (T,) float32: length of softmax minus one-hot, EL2N of a token",
+    "embeddings": "(n, D) float32: a document's state inside base",
+    "gradients": "(n, P) float32: random projections of the head's gradients",
+    "retain_alignment": "(n,) float32: cosine of a document's gradient and the retain set's",
+    "document_keywords": "list of keyword -> weight, of select.extractor",
+    "norms_along": "function(epochs) -> (n,): gradient norms along a run of the method itself",
+}
+
+
 @dataclass(frozen=True)
 class Selector(FamilyRow["Tensor"]):
     """A row of the family. `departures`: where we differ from the source or had to choose."""

@@ -53,3 +53,85 @@ def _code_of(file: Path) -> str:
         ):
             node.body = node.body[1:]
     return digest(ast.dump(tree))
+
+
+def definition_digest(source: str, name: str, *, family: str = "") -> str:
+    """What identifies a function of a module and all that it uses of the same module.
+
+    Docstrings, comments and layout do not count. With `family` (`rayunlearn.methods`) what it
+    imports from modules of that package is followed too. Raises KeyError where the module defines
+    no such name.
+
+    Example:
+        >>> one, other = "f = lambda: g\\ng = 1\\nh = 2", "f = lambda: g\\ng = 1\\nh = 3"
+        >>> definition_digest(one, "f") == definition_digest(other, "f")
+        True
+        >>> definition_digest(one, "h") == definition_digest(other, "h")
+        False
+    """
+    collected: dict[tuple[str, str], str] = {}
+    waiting = [("", source, name)]
+    while waiting:
+        module, text, wanted = waiting.pop()
+        if (module, wanted) in collected:
+            continue
+        definitions = _definitions(text)
+        if wanted not in definitions:
+            if not collected:
+                raise KeyError(wanted)
+            continue
+        dump, names, imported_from = definitions[wanted]
+        collected[module, wanted] = dump
+        waiting += [(module, text, used) for used in names if used != wanted]
+        if family and f"{imported_from}.".startswith(f"{family}."):
+            file = _file_of(imported_from)
+            if file is not None:
+                waiting.append((imported_from, file.read_text(encoding="utf-8"), wanted))
+    return digest(sorted([module, wanted, dump] for (module, wanted), dump in collected.items()))
+
+
+def _file_of(module: str) -> Path | None:
+    """The source file of a module of rayunlearn; None for a package."""
+    file = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
+    return file if file.is_file() else None
+
+
+@lru_cache(maxsize=64)
+def _definitions(source: str) -> dict[str, tuple[str, tuple[str, ...], str]]:
+    """What a module defines at its top, by name: its syntax tree without docstrings, the names that
+    it uses, and the module that it is imported from ('' where it is defined here).
+    """
+    definitions: dict[str, tuple[str, tuple[str, ...], str]] = {}
+    for node in ast.parse(source).body:
+        names, origin = _names_bound(node), ""
+        if isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+        if not names:
+            continue
+        for inner in ast.walk(node):
+            if isinstance(inner, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and (
+                ast.get_docstring(inner, clean=False) is not None
+            ):
+                inner.body = inner.body[1:]
+        used = tuple(sorted({n.id for n in ast.walk(node) if isinstance(n, ast.Name)}))
+        # of an import the one name; what stands beside it in the line is another's
+        definitions |= {
+            name: (f"{origin} import" if origin else ast.dump(node), used, origin) for name in names
+        }
+    return definitions
+
+
+def _names_bound(node: ast.stmt) -> list[str]:
+    """The names that a statement at the top of a module gives a value to."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [node.name]
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return [(alias.asname or alias.name).split(".")[0] for alias in node.names]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [
+        n.id
+        for target in targets
+        if target is not None
+        for n in ast.walk(target)
+        if isinstance(n, ast.Name)
+    ]

@@ -34,6 +34,7 @@ from rayunlearn.storage.code_identity import code_digest, library_versions
 from rayunlearn.storage.parquet import frame_of
 from rayunlearn.trial import encodings as encodings_module
 from rayunlearn.trial import references as references_module
+from rayunlearn.trial.code import plugin_code
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import (
@@ -182,7 +183,7 @@ def _scores(
         "scorer": name,
     }
     key = columns | _score_key(context, names, n_ranked) | {"arguments": arguments}
-    key |= {"code": code_digest(*SCORING, _module_of(norms_along))}
+    key |= {"code": code_digest(*SCORING, _module_of(norms_along))} | plugin_code(context.trial)
 
     def rows() -> pl.DataFrame:
         scored = zip(ids, make(), strict=True)

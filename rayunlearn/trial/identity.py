@@ -25,6 +25,7 @@ from rayunlearn.models.load import model_digest
 from rayunlearn.ranges import required_inputs
 from rayunlearn.storage.artifact_cache import file_digest
 from rayunlearn.train.teach import RECIPE
+from rayunlearn.trial.code import plugin_code
 from rayunlearn.trial.domain import domain_corpus
 from rayunlearn.trial.known import known_corpus
 
@@ -97,7 +98,7 @@ def trains_weights(trial: Trial) -> bool:
 
 def content_digests(trial: Trial) -> dict[str, str]:
     """Setting -> digest of what it names, for the models and files that a trial loads beside its
-    data and the model it starts from.
+    data and the model it starts from; and the source of its functions that plugins brought.
 
     Raises UserError where one is not there.
     """
@@ -114,4 +115,5 @@ def content_digests(trial: Trial) -> dict[str, str]:
     # their content is in the corpus's digest
     names = {"data.probes": ",".join(parse_probe_sets(trial.data.probes))}
     digests |= names if trial.data.probes else {}
+    digests |= plugin_code(trial)
     return digests | ({"attack.file": attack_digest(trial)} if attack.file else {})

@@ -4,6 +4,7 @@ here.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from rayunlearn.train.checkpoint import remove_checkpoint
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.trial.attack_inputs import attacked_rows
 from rayunlearn.trial.calibrate import calibrate_trial
+from rayunlearn.trial.code import code_of
 from rayunlearn.trial.context import TrialContext, base_context, start_context
 from rayunlearn.trial.coreset import coverage
 from rayunlearn.trial.evaluate import grouped, label_examples, start_examples, trial_examples
@@ -118,6 +120,7 @@ def run_and_record(
         "corpus_digest": workspace.corpus.digest,
         "model_digest": workspace.base_digest,
         "n_forget": len(workspace.corpus.forget),
+        "code": json.dumps(code_of(trial), sort_keys=True),
     }
     tables = outcome.tables | {"trials": [row | machine() | outcome.row]}
     tables |= {"examples": grouped(tables.get("examples", ()), workspace.corpus)}

@@ -44,6 +44,7 @@ from rayunlearn.trial.identity import (
     content_digests,
     corpus_of,
 )
+from rayunlearn.trial.input_names import check_inputs
 
 # settings that may hold a path
 PATHS = (
@@ -114,9 +115,10 @@ def start_folder(trial: Trial, workspace: Workspace) -> str:
 def validate_trial(trial: Trial) -> Trial:
     """`registry.check_trial`, with paths in full, and what only the model's folder can say: it can
     be used, the layers exist, its context holds the texts, its tokenizer has the chat template that
-    the trial asks for. Raises UserError before anything runs.
+    the trial asks for; and the inputs of its functions. Raises UserError before anything runs.
     """
     checked = with_full_paths(check_trial(trial))
+    check_inputs(checked)
     check_named_models(checked)
     model = checked.model
     if model.name != "scratch":

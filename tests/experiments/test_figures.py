@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from experiments.findings.figures import PICTURES, Panel, Series, by_ratio, svg
-from experiments.findings.page import FINDINGS, findings_page
+from experiments.findings.page import FINDINGS, findings_pages
 from rayunlearn.analysis.coreset_table import coreset_table
 from rayunlearn.storage.run import open_run
 from tests import synthetic
@@ -81,10 +81,10 @@ def test_the_coreset_curve_has_the_table_s_numbers(tmp_path: Path) -> None:
 def test_every_finding_has_a_picture_and_the_page_shows_what_it_wrote(tmp_path: Path) -> None:
     assert list(PICTURES) == list(dict.fromkeys(finding.experiment for finding in FINDINGS))
     synthetic.write_run(tmp_path / "coreset_effect" / "1")
-    page = findings_page(tmp_path, tmp_path / "pictures")
+    page = findings_pages(tmp_path, tmp_path / "pictures")["findings/coreset-effect.md"]
     written = sorted(file.name for file in (tmp_path / "pictures").iterdir())
     assert (
         written == ["findings-coreset-effect.svg"]
-        and page.count("](pictures/findings-coreset-effect.svg)") == 1
+        and page.count("](../pictures/findings-coreset-effect.svg)") == 1
     )
-    assert "](pictures/" not in findings_page(tmp_path)
+    assert "pictures/" not in findings_pages(tmp_path)["findings/coreset-effect.md"]

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.findings import page as page_module
 from experiments.findings import verdicts
-from experiments.findings.page import FINDINGS, findings_page
+from experiments.findings.page import FINDINGS, findings_pages
 from experiments.findings.verdicts import (
     against_random,
     arm_of,
@@ -427,11 +427,41 @@ def test_the_page_names_no_folder_of_the_machine_that_made_it() -> None:
     assert said == "data.name=tofu, data.path=tofu, train.length=60; data.path=books, no more"
 
 
-def test_the_page_has_a_section_for_every_experiment_and_fills_nothing_in(tmp_path: Path) -> None:
+def test_every_question_has_a_line_and_those_that_were_run_a_page(tmp_path: Path) -> None:
+    """The page begins with the answer; what was asked and the table are folded."""
     synthetic.write_run(tmp_path / "coreset_effect" / "1")
-    page = findings_page(tmp_path)
-    assert all(f"## {finding.title}" in page for finding in FINDINGS)
-    assert page.count("has not been run for this page") == len(FINDINGS) - 1
-    assert "rmu + nll, random" in page and "**Published.**" in page and "commit: abc123" in page
+    pages = findings_pages(tmp_path)
+    assert sorted(pages) == ["findings.md", "findings/coreset-effect.md"]
+    assert all(f"| {finding.title} |" in pages["findings.md"] for finding in FINDINGS)
+    assert pages["findings.md"].count("not run yet") == len(FINDINGS) - 1
+    page = pages["findings/coreset-effect.md"]
+    answer = next(f.answer for f in FINDINGS if f.experiment == "coreset_effect")
+    assert page.splitlines()[2] == f"**{answer}**"
+    folded = page.partition("<details markdown>")[2].partition("</details>")[0]
+    assert "rmu + nll, random" in folded and "| method |" in folded
+    assert "**Published.**" in page and "commit: abc123" in page
+
+
+def test_a_page_that_was_made_before_counts_as_run(tmp_path: Path) -> None:
+    """And is not written again: its run may be on another machine."""
+    (tmp_path / "docs" / "findings").mkdir(parents=True)
+    (tmp_path / "docs" / "findings" / "control.md").write_text("# As it was\n")
+    pages = findings_pages(tmp_path / "runs", docs=tmp_path / "docs")
+    assert list(pages) == ["findings.md"] and "(findings/control.md)" in pages["findings.md"]
+
+
+def test_the_findings_are_what_their_generator_says_of_answers() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    assert findings_pages(docs / "no runs", docs=docs) == {
+        "findings.md": (docs / "findings.md").read_text(encoding="utf-8")
+    }
+    for finding in FINDINGS:
+        page = docs / "findings" / f"{finding.name}.md"
+        if finding.answer or page.exists():
+            head = page.read_text(encoding="utf-8").splitlines()[:3]
+            assert head == [f"# {finding.title}", "", f"**{finding.answer}**"]
+
+
+def test_every_finding_is_of_an_experiment_that_there_is() -> None:
     root = Path(__file__).parents[2] / "experiments"
     assert [f.experiment for f in FINDINGS if not (root / f"{f.experiment}.py").is_file()] == []

@@ -108,7 +108,7 @@ def test_a_model_is_indistinguishable_from_itself_as_gold_given_as_model_or_as_r
         STORIES,
         "--benchmark",
         "tofu",
-        "--path",
+        "--data",
         str(SHARED / "tofu"),
         "--metrics",
         "truth_ratio",
@@ -153,7 +153,7 @@ def test_what_cannot_be_asked_is_told_before_anything_is_measured(
 
     assert "evaluate needs --benchmark or --harness" in told()
     assert "unknown data.name 'tofuu'; did you mean 'tofu'?" in told(
-        "--benchmark", "tofuu", "--path", "x"
+        "--benchmark", "tofuu", "--data", "x"
     )
     assert "--set takes settings of data, measure and metrics here, got 'train.length'" in told(
         "--benchmark", "domain", "--set", "train.length=3"

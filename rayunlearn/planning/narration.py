@@ -1,0 +1,78 @@
+"""What a command is doing while it shows nothing else: a line on stderr when a part of it has
+lasted a second and a half, and another every minute.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+FIRST_AFTER_SECONDS = 1.5
+AGAIN_EVERY_SECONDS = 60.0
+ASK_EVERY_SECONDS = 0.1
+
+
+class Narrator:
+    """The part of a command that is going on, and when that was last said.
+
+    Example:
+        >>> narrator = Narrator()
+        >>> narrator.begin("starting Ray", now=0.0)
+        >>> narrator.line(now=1.0), narrator.line(now=2.0), narrator.line(now=3.0)
+        ('', 'starting Ray ...', '')
+        >>> narrator.line(now=62.0)
+        'starting Ray ... (1 min)'
+    """
+
+    def __init__(self) -> None:
+        self._part, self._since, self._said = "", 0.0, -1.0
+
+    def begin(self, part: str, *, now: float | None = None) -> None:
+        """Another part begins; '': something else is on the screen now."""
+        self._since = time.monotonic() if now is None else now
+        self._part, self._said = part, -1.0
+
+    def line(self, *, now: float) -> str:
+        """The line that is due now, '' for none."""
+        part, lasted = self._part, now - self._since
+        is_first = self._said < 0
+        due = FIRST_AFTER_SECONDS if is_first else self._said + AGAIN_EVERY_SECONDS - self._since
+        if not part or lasted < due:
+            return ""
+        self._said = now
+        return f"{part} ..." if is_first else f"{part} ... ({lasted / 60:.0f} min)"
+
+
+_narrators: list[Narrator] = []
+
+
+def now_doing(part: str) -> None:
+    """Say what the command does from here on, where somebody listens (`narrated`); '': it shows
+    something itself.
+    """
+    for narrator in _narrators:
+        narrator.begin(part)
+
+
+@contextmanager
+def narrated(part: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Say on `stream` (stderr) what a command does as long as the block runs, `part` at first."""
+    narrator, stop = Narrator(), threading.Event()
+    narrator.begin(part)
+    _narrators.append(narrator)
+
+    def speak() -> None:
+        while not stop.wait(ASK_EVERY_SECONDS):
+            if line := narrator.line(now=time.monotonic()):
+                print(line, file=stream or sys.stderr, flush=True)
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        _narrators.remove(narrator)
