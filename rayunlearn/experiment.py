@@ -6,7 +6,7 @@ names BASE, AXES and, where something is tuned, SEARCH, BUDGET and OBJECTIVE; AT
 ("tensorboard,mlflow") and VERSION are optional. `load` reads it. PRESETS may say the same question
 at other sizes: `{"paper": {"BASE": ..., "AXES": ...}}` puts these names instead of the file's.
 ROWS brings methods, selectors, metrics and attacks that the file defines itself, PLUGINS names
-files beside it that do (`plugins.py`). All else is a plain value: workers are sent trials, and the
+files beside it that do (`plugins/`). All else is a plain value: workers are sent trials, and the
 source of plugins.
 """
 
@@ -474,7 +474,7 @@ def _load_plugins(module: ModuleType, path: Path) -> None:
     """Put the rows of installed plugins, of the files that PLUGINS names and of the file itself
     into the tables.
     """
-    from rayunlearn.plugins import (
+    from rayunlearn.plugins.load import (
         Plugin,
         add_rows,
         forget_plugin,

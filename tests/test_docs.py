@@ -24,7 +24,7 @@ from rayunlearn.experiment import load
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import LossInputs
 from rayunlearn.planning.backend import unlearning_backend
-from rayunlearn.plugins import forget_plugin
+from rayunlearn.plugins.load import forget_plugin
 from rayunlearn.registry import option_names
 from rayunlearn.trial.input_names import SET_BY_BATCH, inputs_of
 from tests.test_examples import PUBLIC

@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"metrics", "train", "keywords"}),
     frozenset({"methods", "attribution"}),
     frozenset({"attacks", "selectors"}),
-    frozenset({"registry", "corpus"}),
+    frozenset({"registry", "corpus", "plugins"}),
     frozenset({"experiment", "trial"}),
     frozenset({"planning", "interop"}),
     frozenset({"cluster"}),

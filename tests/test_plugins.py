@@ -14,7 +14,7 @@ from rayunlearn.methods.forget import FORGET
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.metrics.table import METRICS
 from rayunlearn.planning.backend import unlearning_backend
-from rayunlearn.plugins import (
+from rayunlearn.plugins.load import (
     Plugin,
     _installed_files,
     forget_plugin,

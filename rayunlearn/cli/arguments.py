@@ -69,7 +69,7 @@ def load_chosen_plugins(chosen: argparse.Namespace) -> None:
     files = getattr(chosen, "plugins", None)
     if files is None:
         return
-    from rayunlearn.plugins import load_installed_plugins, load_plugin_file
+    from rayunlearn.plugins.load import load_installed_plugins, load_plugin_file
 
     load_installed_plugins()
     for file in files:

@@ -14,7 +14,7 @@ from rayunlearn.errors import require
 SCRATCH = 'Model(name="scratch", size="tiny", teach_epochs=60)'
 # for a model built here, and for a loaded one (docs/how-to/own-model.md)
 RATES = {True: "5e-4", False: "1e-5"}
-PEOPLE = [
+PERSONS = [
     "Arda",
     "Belo",
     "Cira",
@@ -104,7 +104,7 @@ def sample_files(folder: Path) -> dict[Path, str]:
     samples = {}
     for side, family in FAMILIES.items():
         lines = []
-        for person in PEOPLE:
+        for person in PERSONS:
             home = draw.choice(PLACES)
             answers = {place: f"{person} {family} lives in {place} ." for place in PLACES}
             row = {

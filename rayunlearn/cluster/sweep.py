@@ -19,7 +19,7 @@ from rayunlearn.config import Trial, flatten
 from rayunlearn.errors import require
 from rayunlearn.experiment import TRACKER_NAMES, Experiment
 from rayunlearn.planning.backend import TrialBackend
-from rayunlearn.planning.changed_code import changed_line, changed_trials, drop_folders
+from rayunlearn.planning.changed_code import changed_line, changed_trials, remove_trial_folders
 from rayunlearn.planning.narration import now_doing
 from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.plan_run import Options, PlanRun
@@ -117,7 +117,7 @@ def _drop_changed(plan: PlanRun, before: dict[str, TrialResult], agenda: Agenda)
         plan.console.print(line, highlight=False, soft_wrap=True)
     if not again:
         return False
-    drop_folders(plan.run, changed)
+    remove_trial_folders(plan.run, changed)
     for trial_id in changed:
         del before[trial_id]
     return bool(changed)

@@ -57,9 +57,9 @@ class TrialBackend:
 
 def unlearning_backend() -> TrialBackend:
     """The real work. What only a worker needs is loaded there."""
-    from rayunlearn import plugins
     from rayunlearn.models.device_memory import device_bytes
     from rayunlearn.planning import gpu_memory
+    from rayunlearn.plugins import load as plugins
     from rayunlearn.trial import workspace as workspace_module
     from rayunlearn.trial.code import code_of
 

@@ -46,7 +46,7 @@ def changed_line(changed: Mapping[str, tuple[str, ...]], *, again: bool) -> str:
     return f"{what}; they run again" if again else f"{what}; to run them again: --rerun-changed"
 
 
-def drop_folders(run: Path, trial_ids: Mapping[str, object]) -> None:
+def remove_trial_folders(run: Path, trial_ids: Mapping[str, object]) -> None:
     """Remove the folders of these trials. Rows that were compacted stay until the new ones are
     there, which win over them.
     """

@@ -11,7 +11,7 @@ from typing import TextIO
 
 FIRST_AFTER_SECONDS = 1.5
 AGAIN_EVERY_SECONDS = 60.0
-ASK_EVERY_SECONDS = 0.1
+LISTEN_EVERY_SECONDS = 0.1
 
 
 class Narrator:
@@ -64,7 +64,7 @@ def narrated(part: str, stream: TextIO | None = None) -> Iterator[None]:
     _narrators.append(narrator)
 
     def speak() -> None:
-        while not stop.wait(ASK_EVERY_SECONDS):
+        while not stop.wait(LISTEN_EVERY_SECONDS):
             if line := narrator.line(now=time.monotonic()):
                 print(line, file=stream or sys.stderr, flush=True)
 

@@ -9,7 +9,7 @@ from typing import Any
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.config import Trial
 from rayunlearn.metrics.table import METRICS
-from rayunlearn.plugins import plugin_of
+from rayunlearn.plugins.load import plugin_of
 from rayunlearn.registry import chosen_functions
 from rayunlearn.storage.code_identity import definition_digest
 

@@ -36,7 +36,7 @@ from rayunlearn.selectors.table import SELECTORS, Selector
 
 # of entry points
 GROUP = "rayunlearn"
-TABLES: Mapping[type, dict[str, Any]] = {
+ROW_TABLES: Mapping[type, dict[str, Any]] = {
     ForgetLoss: FORGET,
     RetainLoss: RETAIN,
     Selector: SELECTORS,
@@ -111,13 +111,13 @@ def add_rows(plugin: Plugin, rows: Iterable[FamilyRow[Any]]) -> None:
     The rows of an earlier state of the same file are replaced. Raises UserError for what is no row,
     and for a name that the package or another plugin has.
     """
-    is_rows = isinstance(rows, (tuple, list)) and all(type(row) in TABLES for row in rows)
-    kinds = ", ".join(kind.__name__ for kind in TABLES)
+    is_rows = isinstance(rows, (tuple, list)) and all(type(row) in ROW_TABLES for row in rows)
+    kinds = ", ".join(kind.__name__ for kind in ROW_TABLES)
     require(is_rows, f"ROWS of {plugin.origin} must be a tuple of rows ({kinds})", rows)
     forget_plugin(plugin.origin)
     for row in rows:
-        table, name = TABLES[type(row)], row.function.__name__
-        taken = [kind.__name__ for kind, other in TABLES.items() if name in other]
+        table, name = ROW_TABLES[type(row)], row.function.__name__
+        taken = [kind.__name__ for kind, other in ROW_TABLES.items() if name in other]
         rule = f"a row of {plugin.origin} must have a name of its own; there is a"
         require(not taken, f"{rule} {' and '.join(taken)}", name)
         # a mistake in the ranges of its hyperparameters shows here
@@ -131,7 +131,7 @@ def add_rows(plugin: Plugin, rows: Iterable[FamilyRow[Any]]) -> None:
 def forget_plugin(origin: str) -> None:
     """Take the rows of the plugin of that file out of the tables."""
     for name in [name for name, plugin in _plugins.items() if plugin.origin == origin]:
-        for table in (*TABLES.values(), CHEAP, CURVE_METRICS):
+        for table in (*ROW_TABLES.values(), CHEAP, CURVE_METRICS):
             table.pop(name, None)
         del _plugins[name]
 
