@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from rayunlearn.cli.docs_settings import settings_page
-from rayunlearn.cli.main import parser
+from rayunlearn.cli.main import main, parser
 from rayunlearn.cli.setting_meanings import MEANINGS
 from rayunlearn.config import Trial, field_names, flatten, with_values
 from rayunlearn.errors import UserError
@@ -26,6 +26,7 @@ from rayunlearn.methods.loss_inputs import LossInputs
 from rayunlearn.planning.backend import unlearning_backend
 from rayunlearn.plugins.load import forget_plugin
 from rayunlearn.registry import option_names
+from rayunlearn.storage.run import finished_ids
 from rayunlearn.trial.input_names import SET_BY_BATCH, inputs_of
 from tests.test_examples import PUBLIC
 
@@ -86,6 +87,47 @@ def test_the_program_takes_every_command(page: Path, command: str) -> None:
     # what a page writes itself
     written = ("experiments/mine.py", "experiments/hinge.py", "experiments/losses.py")
     assert not file or file in written or (ROOT / file).is_file()
+
+
+# commands that read a finished run or the tables, run as they stand on a run of docs/notebooks
+READING = ("list", "show", "frontier", "studies", "report", "init")
+RUN_OF_PAGES = re.compile(r"\S*runs/\w+/1$")
+
+
+def as_in_a_folder(command: str, trial: str) -> list[str]:
+    """The words of a page's command, on the run `runs/hello/1` and a trial of it; reports are
+    written as Markdown, which the other forms are made beside.
+    """
+    words = shlex.split(command)[1:]
+    words = ["runs/hello/1" if RUN_OF_PAGES.match(word) else word for word in words]
+    words = [trial if re.fullmatch("[0-9a-f]{4}", word) else word for word in words]
+    if words[0] == "report":
+        words = ["report", "runs/hello/1", "--format", "md"]
+    return words
+
+
+def test_every_command_that_reads_a_run_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder with a run of docs/notebooks, the experiments and the plugin of the page on own
+    methods.
+    """
+    shutil.copytree(ROOT / "docs" / "notebooks" / "runs" / "coreset", tmp_path / "runs/hello/1")
+    (tmp_path / "experiments").mkdir()
+    page = ROOT / "docs" / "how-to" / "own-method.md"
+    for name in ("hinge.py", "losses.py"):
+        (tmp_path / "experiments" / name).write_text(blocks(page, "python")[0], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    trial = min(finished_ids(tmp_path / "runs/hello/1"))[:8]
+    wanted = {
+        tuple(as_in_a_folder(command, trial))
+        for _, command in ALL
+        if shlex.split(command)[1] in READING
+    }
+    assert {words[0] for words in wanted} == set(READING)
+    for words in sorted(wanted):
+        assert main(words) == 0, (words, capsys.readouterr())
+    forget_plugin(str(tmp_path / "experiments" / "losses.py"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -177,18 +177,21 @@ def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:
         trials = study.trials
         for trial in trials:
             trial_id = trial.user_attrs["trial_id"]
-            trial.datetime_start, trial.datetime_complete = times[trial_id]
+            if trial_id in times:
+                trial.datetime_start, trial.datetime_complete = times[trial_id]
         copy.add_trials(trials)
     return names
 
 
 def trial_times(run: Path) -> dict[str, tuple[datetime, datetime]]:
-    """Start and end of every trial of a run by its id, in this machine's time as Optuna has it."""
+    """Start and end of the trials of a run that say them, by id, in this machine's time as Optuna
+    has it.
+    """
     from rayunlearn.storage.run import open_run
 
     rows = open_run(run).trials.select("trial_id", "started_at", "seconds").collect()
     times = {}
-    for trial_id, started_at, seconds in rows.iter_rows():
+    for trial_id, started_at, seconds in rows.drop_nulls().iter_rows():
         start = datetime.fromisoformat(started_at).astimezone().replace(tzinfo=None)
         times[trial_id] = start, start + timedelta(seconds=seconds)
     return times

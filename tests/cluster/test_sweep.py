@@ -332,6 +332,14 @@ def test_the_rebuilt_study_never_calls_an_accident_complete(
     assert [(t.params, t.state, t.values) for t in kept.trials] == [
         (t.params, t.state, t.values) for t in study.trials
     ]
+    # what a dashboard names the objectives, and how long a trial took
+    assert kept.metric_names == ["forgetting", "utility"]
+    rows = open_run(whole.run).trials.select("trial_id", "seconds").collect()
+    seconds = dict(rows.drop_nulls().iter_rows())
+    for trial in kept.trials:
+        if (took := seconds.get(trial.user_attrs["trial_id"])) is not None:
+            assert trial.duration is not None
+            assert trial.duration.total_seconds() == pytest.approx(took, abs=1e-3)
 
 
 def test_version_dev_starts_from_nothing_and_no_other_version_does(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""What a command says while it shows nothing else."""
+
+import io
+import time
+
+from rayunlearn.planning import narration
+from rayunlearn.planning.narration import Narrator, narrated, now_doing
+
+
+def test_a_part_that_lasts_is_said_once_and_again_every_minute() -> None:
+    narrator = Narrator()
+    narrator.begin("starting Ray", now=10.0)
+    lines = [narrator.line(now=10.0 + seconds) for seconds in range(0, 200, 1)]
+    said = {seconds: line for seconds, line in enumerate(lines) if line}
+    assert said == {
+        2: "starting Ray ...",
+        62: "starting Ray ... (1 min)",
+        122: "starting Ray ... (2 min)",
+        182: "starting Ray ... (3 min)",
+    }
+
+
+def test_a_short_part_is_not_said_and_nothing_is_where_something_else_is_shown() -> None:
+    narrator = Narrator()
+    narrator.begin("reading", now=0.0)
+    assert narrator.line(now=1.0) == ""
+    narrator.begin("", now=1.0)
+    assert narrator.line(now=100.0) == ""
+
+
+def test_a_block_says_its_parts_on_the_stream_within_two_seconds() -> None:
+    stream = io.StringIO()
+    with narrated("reading", stream):
+        now_doing("planning")
+        deadline = time.monotonic() + 30
+        while not stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert stream.getvalue() == "planning ...\n"
+    assert narration.FIRST_AFTER_SECONDS < 2
+    now_doing("nobody listens")
+    assert stream.getvalue() == "planning ...\n"
