@@ -137,7 +137,7 @@ def suggest(
     for values in inside_space:
         study.enqueue_trial(values)
     n_asked = len(inside_space) + batch - len(first)
-    with _quiet_optuna():
+    with quiet_optuna():
         parameters = [study.ask(distributions(space)).params for _ in range(n_asked)]
     sampled = [
         {name: _rounded(params[name], domain) for name, domain in space.items()}
@@ -191,7 +191,7 @@ def study_from(
     its intermediate values, what is minimised by step. Until a trial has told something the sampler
     is random: Optuna's own default of 10 random startup trials would be a whole small budget.
     """
-    with _quiet_optuna():
+    with quiet_optuna():
         return _study_of(_told(space, finished, sampler, seed), sampler, seed)
 
 
@@ -234,7 +234,7 @@ def sampler_seed(study: str, batch_index: int, *, search: int = 0) -> int:
 
 
 @contextmanager
-def _quiet_optuna() -> Iterator[None]:
+def quiet_optuna() -> Iterator[None]:
     """Without Optuna's log lines and its warnings that a part of it is experimental."""
     import optuna
 

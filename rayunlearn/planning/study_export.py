@@ -13,7 +13,7 @@ from rayunlearn.experiment import Choice, Domain, Range
 from rayunlearn.planning.outcomes import StudyGoal, TrialResult, study_goal
 from rayunlearn.planning.planner import pruned_trial, study_trial
 from rayunlearn.planning.rungs import RungRule, rung_value
-from rayunlearn.planning.study import StudyTrial, judged_by_seeds, study_from
+from rayunlearn.planning.study import StudyTrial, judged_by_seeds, quiet_optuna, study_from
 from rayunlearn.schema import PAUSED, PRUNED
 
 if TYPE_CHECKING:
@@ -173,7 +173,8 @@ def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:
     storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
     for name, study in studies.items():
         copy = optuna.create_study(study_name=name, storage=storage, directions=study.directions)
-        copy.set_metric_names(study.metric_names or [])
+        with quiet_optuna():
+            copy.set_metric_names(study.metric_names or [])
         trials = study.trials
         for trial in trials:
             trial_id = trial.user_attrs["trial_id"]

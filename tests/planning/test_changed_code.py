@@ -17,7 +17,10 @@ NPO = (Path(__file__).parents[2] / "rayunlearn" / "methods" / "forget.py").read_
 
 
 def agenda_of(*trial_ids: str) -> Agenda:
-    rows = tuple(PlannedTrial(name, Trial(), "grid", "", "none") for name in trial_ids)
+    rows = tuple(
+        PlannedTrial(trial_id=name, trial=Trial(), role="grid", group="", tuning="none")
+        for name in trial_ids
+    )
     return Agenda(rows=rows, ready=(), waiting=0)
 
 
