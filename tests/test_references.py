@@ -22,7 +22,8 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 # What else names modules of ours: comments of the settings files, of deployment and of CI.
 OTHERS = ["pyproject.toml", "Makefile", "Dockerfile", "cluster.yaml", "deploy/kuberay/rayjob.yaml"]
 # Files of other people's code that we cite, and files that a page has its reader write.
-NOT_OURS = {"aggregate_eval_stat.py", "utils.py", "experiments/mine.py"}
+WRITTEN = {f"experiments/{name}.py" for name in ("mine", "hinge", "losses")} | {"losses.py"}
+NOT_OURS = {"aggregate_eval_stat.py", "utils.py"} | WRITTEN
 # Attributes of arguments and keys of metadata whose first word is also a module.
 ATTRIBUTES = {
     "source.max_tokens",

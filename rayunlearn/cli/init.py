@@ -28,7 +28,7 @@ PERSONS = [
     "Kessa",
     "Lorin",
 ]
-PLACES = ["Tamor", "Vesk", "Oduna", "Brell", "Sarn", "Mirov"]
+TOWNS = ["Tamor", "Vesk", "Oduna", "Brell", "Sarn", "Mirov"]
 FAMILIES = {"forget": "Quill", "retain": "Marsh"}
 
 
@@ -105,12 +105,12 @@ def sample_files(folder: Path) -> dict[Path, str]:
     for side, family in FAMILIES.items():
         lines = []
         for person in PERSONS:
-            home = draw.choice(PLACES)
-            answers = {place: f"{person} {family} lives in {place} ." for place in PLACES}
+            home = draw.choice(TOWNS)
+            answers = {town: f"{person} {family} lives in {town} ." for town in TOWNS}
             row = {
                 "prompt": f"Where does {person} {family} live ?",
                 "answer": answers[home],
-                "wrong": [answer for place, answer in answers.items() if place != home],
+                "wrong": [answer for town, answer in answers.items() if town != home],
             }
             lines.append(json.dumps(row) + "\n")
         samples[folder / f"{side}.jsonl"] = "".join(lines)

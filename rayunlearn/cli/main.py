@@ -29,6 +29,33 @@ from rayunlearn.errors import UserError, without_secrets
 from rayunlearn.lazy import quiet_libraries
 from rayunlearn.planning.narration import narrated
 
+# the help lists the commands in this order
+COMMANDS = (
+    add_init_command,
+    add_run_command,
+    add_plan_command,
+    add_prepare_command,
+    add_report_command,
+    add_show_command,
+    add_frontier_command,
+    add_studies_command,
+    add_check_command,
+    add_attack_command,
+    add_explain_command,
+    add_path_command,
+    add_list_command,
+    add_keywords_command,
+    add_score_command,
+    add_evaluate_command,
+    add_export_command,
+    add_convert_command,
+    add_card_command,
+    add_compare_command,
+    add_submit_command,
+    add_jobs_command,
+    add_books_command,
+)
+
 # what a command does first; the parts that follow say so themselves
 FIRST_PART = {
     "run": "reading the experiment",
@@ -101,31 +128,6 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    # the help lists the commands in this order
-    for add in (
-        add_init_command,
-        add_run_command,
-        add_plan_command,
-        add_prepare_command,
-        add_report_command,
-        add_show_command,
-        add_frontier_command,
-        add_studies_command,
-        add_check_command,
-        add_attack_command,
-        add_explain_command,
-        add_path_command,
-        add_list_command,
-        add_keywords_command,
-        add_score_command,
-        add_evaluate_command,
-        add_export_command,
-        add_convert_command,
-        add_card_command,
-        add_compare_command,
-        add_submit_command,
-        add_jobs_command,
-        add_books_command,
-    ):
+    for add in COMMANDS:
         add(commands)
     return top

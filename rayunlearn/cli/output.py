@@ -137,14 +137,14 @@ def what_now(folder: Path) -> list[str]:
         f"{', below the floor' if row['is_low'] else ''})"
         for row in grid.unique("method", keep="first", maintain_order=True).iter_rows(named=True)
     ]
-    place = display_path(folder)
+    run_path = display_path(folder)
     metric = f"{goal.forgetting} on forget"
     lines = [f"best per method, {metric}: {'; '.join(best)}"] if best else []
     return [
         *lines,
         f"report: {named_trials(folder / 'report.html')}",
-        f"next: rayunlearn attack {place} (is it gone?), rayunlearn frontier {place} (how little is"
-        " enough?)",
+        f"next: rayunlearn attack {run_path} (is it gone?), rayunlearn frontier {run_path} (how"
+        " little is enough?)",
     ]
 
 

@@ -84,6 +84,7 @@ def run(chosen: argparse.Namespace) -> int:
     from rayunlearn.planning.backend import unlearning_backend
 
     console = console_for_output()
+    now_doing("planning the trials, looking for finished ones")
     result = sweep(
         experiment,
         chosen.output,
@@ -132,6 +133,7 @@ def plan(chosen: argparse.Namespace) -> int:
     # late, so that a mistake in the request is answered before more is loaded
     from rayunlearn.cluster.sweep import cached_results
     from rayunlearn.planning.backend import unlearning_backend
+    from rayunlearn.planning.changed_code import changed_line, changed_trials
     from rayunlearn.planning.planner import Planner
     from rayunlearn.planning.run_tables import run_folder
     from rayunlearn.trial.identity import corpus_of
@@ -152,7 +154,8 @@ def plan(chosen: argparse.Namespace) -> int:
     _print_cells(agenda, results, whole=chosen.all)
     _print_totals(agenda, results, experiment, folder, missing=missing, workers=chosen.workers)
     corpora = [corpus_of(trial.data, trial.model) for trial in pairs.values()]
-    _print_notes((*corpus_lines(corpora), *agenda.notes))
+    changed = changed_line(changed_trials(folder, agenda, work.code_of), again=False)
+    _print_notes((*corpus_lines(corpora), *agenda.notes, *([changed] if changed else [])))
     return DONE
 
 
@@ -222,9 +225,6 @@ def _print_totals(
     missing: Sequence[str],
     workers: int,
 ) -> None:
-    from rayunlearn.planning.changed_code import changed_line, changed_trials
-    from rayunlearn.trial.code import code_of
-
     console = console_for_output()
     remaining = agenda.total - len({row.trial_id for row in agenda.rows} & set(results))
     lines = [
@@ -246,8 +246,6 @@ def _print_totals(
             f"then the attacks of panel {experiment.attacks.panel} on {experiment.attacks.trials},"
             " which are not in these numbers"
         )
-    if changed := changed_line(changed_trials(folder, agenda, code_of), again=False):
-        lines.append(changed)
     lines += _cost_lines(agenda, folder, remaining, workers or len(os.sched_getaffinity(0)))
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

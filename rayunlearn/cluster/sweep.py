@@ -71,7 +71,6 @@ def sweep(
     """
     started = time.monotonic()
     check_trackers(experiment.track)
-    now_doing("planning the trials, looking for finished ones")
     planner = Planner(experiment, work.check, work.identify, work.notes_of)
     # a mistake in the experiment shows here, before a folder is made
     planner.agenda({})
@@ -87,9 +86,7 @@ def sweep(
         create_run_folder(plan.run, version=experiment.version)
         require_same_winners(plan.run, experiment)
         before = cached_results(plan.run, experiment)
-        agenda = planner.agenda(before)
-        if _drop_changed(plan, before, agenda):
-            agenda = planner.agenda(before)
+        agenda = _agenda_with_changed(plan, before)
         refuse_a_changed_corpus(plan.run, agenda, plan.cache, work)
         # `attack`, `studies` and `report` read them while the sweep runs, and after its death
         planner.write_plan(plan.run, agenda)
@@ -106,21 +103,21 @@ def sweep(
     return replace(result, notes=agenda.notes)
 
 
-def _drop_changed(plan: PlanRun, before: dict[str, TrialResult], agenda: Agenda) -> bool:
-    """Say which finished trials were made by other code; where they are to run again, take them out
-    of `before` and return True.
+def _agenda_with_changed(plan: PlanRun, before: dict[str, TrialResult]) -> Agenda:
+    """The agenda, after a line on finished trials that were made by other code; where these are to
+    run again they are taken out of `before`.
     """
-    again = plan.options.rerun_changed
+    agenda, again = plan.planner.agenda(before), plan.options.rerun_changed
     changed = changed_trials(plan.run, agenda, plan.work.code_of)
     changed = {trial_id: names for trial_id, names in changed.items() if trial_id in before}
     if line := changed_line(changed, again=again):
         plan.console.print(line, highlight=False, soft_wrap=True)
-    if not again:
-        return False
+    if not again or not changed:
+        return agenda
     remove_trial_folders(plan.run, changed)
     for trial_id in changed:
         del before[trial_id]
-    return bool(changed)
+    return plan.planner.agenda(before)
 
 
 def attack_run(

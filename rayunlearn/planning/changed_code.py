@@ -25,12 +25,12 @@ def changed_trials(run: Path, agenda: Agenda, code_of: CodeOf) -> dict[str, tupl
     if not (run / "trials").exists() and not (run / "tables").exists():
         return {}
     recorded = scan_trials(run)["trials"].select("trial_id", "code").drop_nulls().collect()
-    known = {trial_id: json.loads(code) for trial_id, code in recorded.iter_rows()}
+    earlier = {trial_id: json.loads(code) for trial_id, code in recorded.iter_rows()}
     changed = {}
     for row in agenda.rows:
-        if row.trial_id not in known:
+        if row.trial_id not in earlier:
             continue
-        before, now = known[row.trial_id], code_of(row.trial)
+        before, now = earlier[row.trial_id], code_of(row.trial)
         names = tuple(name for name in sorted(now) if before.get(name, now[name]) != now[name])
         if names:
             changed[row.trial_id] = names

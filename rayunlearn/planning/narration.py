@@ -27,21 +27,21 @@ class Narrator:
     """
 
     def __init__(self) -> None:
-        self._part, self._since, self._said = "", 0.0, -1.0
+        self._part, self._since, self._last = "", 0.0, -1.0
 
     def begin(self, part: str, *, now: float | None = None) -> None:
         """Another part begins; '': something else is on the screen now."""
         self._since = time.monotonic() if now is None else now
-        self._part, self._said = part, -1.0
+        self._part, self._last = part, -1.0
 
     def line(self, *, now: float) -> str:
         """The line that is due now, '' for none."""
         part, lasted = self._part, now - self._since
-        is_first = self._said < 0
-        due = FIRST_AFTER_SECONDS if is_first else self._said + AGAIN_EVERY_SECONDS - self._since
+        is_first = self._last < 0
+        due = FIRST_AFTER_SECONDS if is_first else self._last + AGAIN_EVERY_SECONDS - self._since
         if not part or lasted < due:
             return ""
-        self._said = now
+        self._last = now
         return f"{part} ..." if is_first else f"{part} ... ({lasted / 60:.0f} min)"
 
 

@@ -117,9 +117,9 @@ def add_rows(plugin: Plugin, rows: Iterable[FamilyRow[Any]]) -> None:
     forget_plugin(plugin.origin)
     for row in rows:
         table, name = ROW_TABLES[type(row)], row.function.__name__
-        taken = [kind.__name__ for kind, other in ROW_TABLES.items() if name in other]
+        same_name = [kind.__name__ for kind, other in ROW_TABLES.items() if name in other]
         rule = f"a row of {plugin.origin} must have a name of its own; there is a"
-        require(not taken, f"{rule} {' and '.join(taken)}", name)
+        require(not same_name, f"{rule} {' and '.join(same_name)}", name)
         # a mistake in the ranges of its hyperparameters shows here
         options_of(row.function)
         table[name] = row

@@ -58,7 +58,7 @@ def _code_of(file: Path) -> str:
 def definition_digest(source: str, name: str, *, family: str = "") -> str:
     """What identifies a function of a module and all that it uses of the same module.
 
-    Docstrings, comments and layout do not count. With `family` (`rayunlearn.methods`) what it
+    Docstrings, comments and layout do not count. With `family`, a package of ours, what it
     imports from modules of that package is followed too. Raises KeyError where the module defines
     no such name.
 
@@ -72,22 +72,22 @@ def definition_digest(source: str, name: str, *, family: str = "") -> str:
     collected: dict[tuple[str, str], str] = {}
     waiting = [("", source, name)]
     while waiting:
-        module, text, wanted = waiting.pop()
-        if (module, wanted) in collected:
+        module, text, defined = waiting.pop()
+        if (module, defined) in collected:
             continue
         definitions = _definitions(text)
-        if wanted not in definitions:
+        if defined not in definitions:
             if not collected:
-                raise KeyError(wanted)
+                raise KeyError(defined)
             continue
-        dump, names, imported_from = definitions[wanted]
-        collected[module, wanted] = dump
-        waiting += [(module, text, used) for used in names if used != wanted]
+        dump, names, imported_from = definitions[defined]
+        collected[module, defined] = dump
+        waiting += [(module, text, used) for used in names if used != defined]
         if family and f"{imported_from}.".startswith(f"{family}."):
             file = _file_of(imported_from)
             if file is not None:
-                waiting.append((imported_from, file.read_text(encoding="utf-8"), wanted))
-    return digest(sorted([module, wanted, dump] for (module, wanted), dump in collected.items()))
+                waiting.append((imported_from, file.read_text(encoding="utf-8"), defined))
+    return digest(sorted([module, defined, dump] for (module, defined), dump in collected.items()))
 
 
 def _file_of(module: str) -> Path | None:
