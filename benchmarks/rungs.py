@@ -126,7 +126,8 @@ def pool_study(
     )
     best = best_trial(trials)
     objectives = [best.forgetting] if best else []
-    objectives += [goal.objective(results[identify_trial(seed)]) for seed in seeds]
+    ids = [identify_trial(seed) for seed in seeds]
+    objectives += [goal.objective(results[trial_id]) for trial_id in ids if trial_id in results]
     return PoolStudy(
         name=name,
         results=ended,

@@ -23,6 +23,8 @@ from rayunlearn.trial.workspace import prepare_models, validate_trial
 
 EXPERIMENTS = ("coreset_effect", "defences", "dilemma", "hello", "truly_unlearned")
 TRIALS = 12
+# trials of a study after which its best one is trained with more seeds, as it is at the end
+ENOUGH = 8
 # of each experiment on each of its datasets, the first of them
 STUDIES = 2
 SEEDS = (1, 2)
@@ -92,23 +94,32 @@ def main() -> None:
     pools = {name: planner_of(pool_of(name)) for name in EXPERIMENTS}
     rows = {name: rows_of_pool(planner) for name, planner in pools.items()}
     for data in data_by_use(rows):
-        for index in range(-1, TRIALS):
-            for name, planned in rows.items():
-                run = folder / name / "pool"
-                run.mkdir(parents=True, exist_ok=True)
-                ended = trial_results(run, pools[name].experiment.objective)
-                for row in planned:
-                    is_next = row.trial.data == data and row.study_index == index
-                    if is_next and row.trial_id not in ended:
-                        run_planned(row.trial, folder, run)
-                        print(name, index, row.study or row.role, flush=True)
-        for name, planner in pools.items():
-            results = trial_results(folder / name / "pool", planner.experiment.objective)
-            planned = [row for row in rows[name] if row.trial.data == data]
-            for trial in winners_with_seeds(planner, planned, results):
-                if identify_trial(trial) not in results:
-                    run_planned(trial, folder, folder / name / "pool")
-                    print(name, "seeds", flush=True)
+        of_data = {
+            name: [row for row in planned if row.trial.data == data]
+            for name, planned in rows.items()
+        }
+        for rounds in (range(-1, ENOUGH), range(ENOUGH, TRIALS)):
+            for index in rounds:
+                for name, planned in of_data.items():
+                    of_round = [row.trial for row in planned if row.study_index == index]
+                    run_missing(name, pools[name], of_round, folder)
+            for name, planned in of_data.items():
+                results = trial_results(folder / name / "pool", pools[name].experiment.objective)
+                ended = [row for row in planned if row.trial_id in results]
+                run_missing(
+                    name, pools[name], winners_with_seeds(pools[name], ended, results), folder
+                )
+
+
+def run_missing(name: str, planner: Planner, trials: list[Trial], folder: Path) -> None:
+    """Run the trials of an experiment's pool that have not ended."""
+    run = folder / name / "pool"
+    run.mkdir(parents=True, exist_ok=True)
+    ended = trial_results(run, planner.experiment.objective)
+    for trial in trials:
+        if identify_trial(trial) not in ended:
+            run_planned(trial, folder, run)
+            print(name, trial.stage, trial.method.forget, flush=True)
 
 
 def winners_with_seeds(
@@ -116,7 +127,7 @@ def winners_with_seeds(
 ) -> list[Trial]:
     """The best trial of every study with other seeds."""
     studies = {row.study: [r for r in rows if r.study == row.study] for row in rows if row.study}
-    trials = []
+    trials: list[Trial] = []
     for planned in studies.values():
         goal = planner.goal(planned[0].trial, results)
         ended = [
