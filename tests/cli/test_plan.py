@@ -43,7 +43,6 @@ from rayunlearn.train.adapters import ADAPTERS
 from rayunlearn.trial.workspace import validate_trial
 
 ROOT = Path(__file__).parents[2]
-TOFU = ROOT.parent / "shared" / "data" / "tofu"
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
 PRESETS = [
     (name, preset)
@@ -163,8 +162,6 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_every_experiment_and_preset_is_planned_with_what_it_needs_of_a_gpu(
     name: str, preset: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if name == "tofu_coreset" and not TOFU.is_dir():
-        pytest.skip("TOFU (shared/data) is not on this machine")
     printed = planned(capsys, str(ROOT / f"experiments/{name}.py"), "--preset", preset)
     assert " trials: 0 finished" in printed
 
