@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 # 128 + the number of the signal, as shells say it
 DONE, INCOMPLETE, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
+# of entry points (plugins/load.py)
+PLUGIN_GROUP = "rayunlearn"
 # set by Ray for a job's command, and the folder of a session that working folders are unpacked in
 RAY_JOB_VARIABLES = ("RAY_JOB_ID", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 RAY_JOB_FOLDER = "runtime_resources"
@@ -67,7 +70,8 @@ def add_plugin_option(parser: argparse.ArgumentParser) -> None:
 def load_chosen_plugins(chosen: argparse.Namespace) -> None:
     """What installed packages and `--plugin` bring, for a command that has the option."""
     files = getattr(chosen, "plugins", None)
-    if files is None:
+    # most have none, and the tables are much to load
+    if files is None or not (files or entry_points(group=PLUGIN_GROUP)):
         return
     from rayunlearn.plugins.load import load_installed_plugins, load_plugin_file
 

@@ -186,6 +186,7 @@ def prepare_all_models(
         with ray_session(address=options.address, workers=options.workers):
             from rayunlearn.cluster.tune_runner import prepare_only
 
+            now_doing("starting the workers, which load their libraries")
             prepare_only(
                 trials, cache, work=work, gpus_per_trial=options.gpus_per_trial, console=console
             )
