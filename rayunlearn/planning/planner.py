@@ -370,7 +370,7 @@ class Planner:
         winner = self.experiment.winners.by_group.get(group.key)
         if winner is None:
             return (base_values,)
-        # a name that RUN's trial has not is at its base_values value
+        # a name that RUN's trial has not is at its own value
         winning = {name: winner.values.get(name, value) for name, value in base_values.items()}
         return (base_values,) if winning == base_values else (base_values, winning)
 
