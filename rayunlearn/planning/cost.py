@@ -224,7 +224,8 @@ def flops_of_loaded(trial: Trial, shape: LoadedShape, size: WorkloadSize, measur
 
 def flops_of_measuring(trial: Trial, shape: LoadedShape, size: WorkloadSize) -> float:
     """Operations of one pass over all sequences of the probes that the trial's metrics read, of its
-    looks while it trains and of its calibration; texts that metrics write are not in it.
+    looks while it trains, of its calibration and of its explanations; texts that metrics write are
+    not in it.
 
     A calibration is a search of full length between base and the unlearned model (its coarse points
     once for both shares) and one pass over everything at the end of each search. The control that
@@ -245,7 +246,48 @@ def flops_of_measuring(trial: Trial, shape: LoadedShape, size: WorkloadSize) -> 
         (1 + n_searches) * at_end + n_looks * at_look + n_mixtures * at_mixture
         for at_end, at_look, at_mixture in zip(measured, looked, mixed, strict=True)
     )
+    if trial.explain.documents:
+        more = explained_tokens(trial.data, trial.model, trial.measure, trial.explain.documents)
+        tokens, labels = tokens + more[0], labels + more[1]
     return 2 * (sum(shape.blocks) * tokens + shape.head * labels)
+
+
+@lru_cache(maxsize=16)
+def explained_tokens(
+    data: Data, model: Model, measure: Measure, n_documents: int
+) -> tuple[int, int]:
+    """(tokens, labels) that taking `n_documents` questions of every split apart passes: each with
+    one token and with one word of its prompt left out, and asked again in every form of emphasis,
+    of key words and of random ones. A question without key words costs less than that.
+    """
+    from rayunlearn.attribution.emphasis import EMPHASIS_FORMS
+    from rayunlearn.keywords.words import words_of
+    from rayunlearn.metrics.forward_passes import asked_sequences
+    from rayunlearn.metrics.table import sources_of
+    from rayunlearn.models.folder import read_tokenizer
+    from rayunlearn.models.model_files import resolve_model
+    from rayunlearn.trial.explain import ATTRIBUTION_METRICS, first_by_id
+    from rayunlearn.trial.identity import corpus_of
+    from rayunlearn.trial.probes import probes_of_trial
+
+    corpus, tokenizer = corpus_of(data, model), read_tokenizer(resolve_model(model.name))
+    chosen = {
+        (split, document.doc_id)
+        for split, part in corpus.probes.items()
+        for document in first_by_id(part, n_documents)
+    }
+    sources = sources_of(ATTRIBUTION_METRICS.values())
+    tokens = labels = 0
+    for probe in probes_of_trial(Trial(data=data, model=model, measure=measure), corpus, tokenizer):
+        if (probe.split, probe.doc_id) not in chosen or probe.document is None:
+            continue
+        prompt = probe.document.prompt
+        n_units = len(tokenizer(prompt, add_special_tokens=False).input_ids) + len(words_of(prompt))
+        once = _tokens_of([probe.answer])
+        asked = _tokens_of([s for _, s in asked_sequences(probe, sources)])
+        tokens += (2 + n_units) * once[0] + 2 * len(EMPHASIS_FORMS) * asked[0]
+        labels += (2 + n_units) * once[1] + 2 * len(EMPHASIS_FORMS) * asked[1]
+    return tokens, labels
 
 
 @lru_cache(maxsize=16)

@@ -96,7 +96,7 @@ def select_questions(context: TrialContext) -> list[AttributionQuestion]:
     chosen = [
         (d, split)
         for split, part in context.corpus.probes.items()
-        for d in _first_by_id(part, context.trial.explain.documents)
+        for d in first_by_id(part, context.trial.explain.documents)
         if d.prompt
     ]
     return [select_question(context, document, split) for document, split in chosen]
@@ -226,7 +226,7 @@ def _side_word_log_probs(
 ) -> Iterator[dict[str, Any]]:
     """The rows of `word_log_probs` of one side of the corpus."""
     data, tokenizer = context.trial.data, context.tokenizer
-    chosen = _first_by_id(documents, context.trial.explain.documents)
+    chosen = first_by_id(documents, context.trial.explain.documents)
     sequences = [
         encode_pair(d.doc_id, d.prompt, d.answer, tokenizer, data.template, data.max_tokens)
         for d in chosen
@@ -313,7 +313,8 @@ def _rows_of_question(question: AttributionQuestion, rows: Rows) -> Rows:
     ]
 
 
-def _first_by_id(documents: Sequence[Document], n: int) -> list[Document]:
+def first_by_id(documents: Sequence[Document], n: int) -> list[Document]:
+    """The documents that are taken apart: an id says nothing of its document."""
     return sorted(documents, key=lambda d: d.doc_id)[:n]
 
 

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from rayunlearn.attribution.leave_one_out import token_units, word_units
 from rayunlearn.config import Trial, Value, flatten, with_values
-from rayunlearn.data.tokenize import Encoded, encode_documents
+from rayunlearn.data.tokenize import Encoded, encode_documents, encode_pair
 from rayunlearn.models.folder import read_tokenizer
 from rayunlearn.planning.cost import (
     LoadedShape,
     WorkloadSize,
     estimate,
+    explained_tokens,
     flops_of_loaded,
     flops_of_measuring,
 )
@@ -115,6 +117,39 @@ def test_measuring_counts_what_is_asked_at_the_end_and_at_each_look(untaught_mod
     assert flops_of_measuring(calibrated, SHAPE, SIZE) == pytest.approx(more)
     control = with_values(calibrated, {"method.forget": "none"})
     assert flops_of_measuring(control, SHAPE, SIZE) == pytest.approx(flops_of(passed))
+
+
+def test_explaining_counts_every_unit_left_out_and_every_form_of_emphasis(
+    untaught_models: Path,
+) -> None:
+    """Of one question of each split: the units that attribution itself leaves out, one more pass of
+    the whole question for each kind of unit, and two kinds of words in four forms, each asked as an
+    answer and four options.
+    """
+    folder = untaught_models / "base"
+    trial = with_values(
+        Trial(), {"model.name": str(folder), "model.teach": False, "explain.documents": 1}
+    )
+    corpus, tokenizer = corpus_of(trial.data, trial.model), read_tokenizer(folder)
+    template = trial.data.template
+    left_out = emphasised = 0
+    for part in corpus.probes.values():
+        document = min(part, key=lambda d: d.doc_id)
+        # the true option is the answer
+        texts = (document.answer, *((document.answer, *document.wrong) if document.wrong else ()))
+        asked = [
+            encode_pair("x", document.prompt, text, tokenizer, template, trial.data.max_tokens)
+            for text in texts
+        ]
+        units = [f(asked[0], document, tokenizer, template) for f in (token_units, word_units)]
+        left_out += sum(1 + len(unit.texts) for unit in units) * len(asked[0].ids)
+        emphasised += 2 * 4 * sum(len(s.ids) for s in asked)
+    tokens, labels = explained_tokens(trial.data, trial.model, trial.measure, 1)
+    assert tokens == pytest.approx(left_out + emphasised, rel=0.1)
+    assert 0 < labels < tokens
+    plain = with_values(trial, {"explain.documents": 0})
+    more = flops_of_measuring(trial, SHAPE, SIZE) - flops_of_measuring(plain, SHAPE, SIZE)
+    assert more == pytest.approx(2 * (40 * tokens + 100 * labels))
 
 
 def flops_of(sequences: list[Encoded]) -> float:
