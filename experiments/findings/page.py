@@ -475,7 +475,11 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="pretrained_control",
-        title="A real model: at equal retention",
+        title="Which method is best on a real model, once all retain the same?",
+        answer=(
+            "RMU leaves least and NPO, first before control, most; with four methods and five seeds"
+            " no change of places is shown."
+        ),
         verdict=equal_retention_findings,
         published=(
             "Unlearning with Control (2406.09179) compares methods after mixing back to equal"
@@ -485,7 +489,7 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="pretrained_dilemma",
-        title="A real model: suppression or erasure?",
+        title="Does emphasis recover what a real model has unlearned?",
         verdict=attribution_findings,
         published=(
             "Understanding the Dilemma of Unlearning (2509.24675): six methods either stay"
@@ -495,7 +499,7 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         experiment="pretrained_unlearned",
-        title="A real model: removed or merely suppressed?",
+        title="Is a real model's knowledge removed or merely suppressed?",
         verdict=recovery_findings,
         published=(
             "Doshi & Stickland 2411.12103: prompts and training on unrelated text recover much of"
