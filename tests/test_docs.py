@@ -131,12 +131,6 @@ def test_every_command_that_reads_a_run_is_run(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_page_leads_to_the_glossary(page: Path) -> None:
-    is_it = page.name in ("glossary.md", "CONTRIBUTING.md")
-    assert is_it or "glossary.md)" in page.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_link_leads_to_a_file(page: Path) -> None:
     targets = re.findall(
         r"\]\(([^)#\s]+)(?:#[^)]*)?\)", FENCE.sub("", page.read_text(encoding="utf-8"))

@@ -109,6 +109,13 @@ def test_a_page_uses_the_words_of_the_field(page: Path) -> None:
     assert [hit for line in comments for hit in complaints(line)] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_leads_to_the_glossary(page: Path) -> None:
+    """A line at its end will do: `Words: [glossary](glossary.md).`"""
+    is_it = page.name in ("glossary.md", "CONTRIBUTING.md")
+    assert is_it or "glossary.md)" in page.read_text(encoding="utf-8")
+
+
 def test_docstrings_and_printed_sentences_use_the_words_of_the_field() -> None:
     wrong = {
         str(file.relative_to(ROOT)): hits

@@ -72,6 +72,8 @@ COMMANDS: tuple[tuple[str, str, set[str]], ...] = (
     ("list", "metrics", set()),
     ("list", "attacks", set()),
     ("list", "experiments", set()),
+    ("list", "settings", set()),
+    ("init", "startup --data facts", set()),
     ("run", "experiments/helo.py", set()),
     ("run", f"{HELLO} --set select.name=randm", set()),
     ("plan", f"{HELLO} --set selct.name=random", set()),
