@@ -1,7 +1,7 @@
 # make demo    the main job on the embedded synthetic dataset: progress, table, report
 # make smollm2 brings a real language model (SmolLM2-135M-Instruct, 93 MB) into ~/.cache/rayunlearn, once; make demo-pretrained: the main job on it
 # make test    the tests, in three processes; make test-slow: the rest
-# make bench   ratios beside the plain way, same machine, same run; make bench-cluster: what the platform costs without any model
+# make bench   ratios beside the plain way and beside an earlier commit, same machine, same run, then docs/performance.md from their Parquet; make bench-cluster: what the platform costs without any model
 # make docs    the site, strictly, into build/site
 # make findings  the experiments at their laptop size, then docs/findings from their Parquet files (hours; finished trials are kept)
 # make check   style, formatting, types, the cluster files against their readers' schemas; then the style figures beside other projects'
@@ -34,13 +34,17 @@ test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python benchmarks/scores.py
-	$(BIN)/python benchmarks/scores.py --size small
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.commits
+	$(BIN)/python -m benchmarks.scores
+	$(BIN)/python -m benchmarks.scores --size small
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.corpus
 	$(BIN)/python -m benchmarks.rungs_pool build/benchmarks/rungs
 	$(BIN)/python -m benchmarks.rungs build/benchmarks/rungs
 	$(BIN)/python -m benchmarks.rungs_sweep build/benchmarks/rungs
+	$(BIN)/python -m benchmarks.page
 
 bench-cluster: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.cluster

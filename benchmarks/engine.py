@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.plain import PlainObjective
+from benchmarks.provenance import provenance
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, reference_kinds
@@ -43,7 +44,8 @@ from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.forward import first_trained_block
 from rayunlearn.models.reference import Reference, cached_prefix, cached_reference, frozen_model
 from rayunlearn.ranges import required_inputs
-from rayunlearn.train.loop import adamw, choose_parameters
+from rayunlearn.train.loop import choose_parameters
+from rayunlearn.train.optimizers import adamw
 
 LAYER = 7
 # the three matrices of the published RMU run
@@ -495,6 +497,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     for part in options.parts.split(","):
         rows = PARTS[part](options)
+        rows = [row | provenance() | {"repeats": options.repeats} for row in rows]
         pl.DataFrame(rows).write_parquet(options.output / f"engine-{part}.parquet")
         _say(f"written: {options.output / f'engine-{part}.parquet'}")
 

@@ -66,7 +66,7 @@ def trial_rows(n_trials: int, repeats: int) -> list[dict[str, Any]]:
     a c-th of its ratio is what is left beside c processes at a time.
     """
     with tempfile.TemporaryDirectory() as folder:
-        base = _model_folder(Path(folder) / "base")
+        base = model_folder(Path(folder) / "base")
         trials = [
             VALUES | {"model.name": str(base), "train.learning_rate": rate}
             for rate in _rates(n_trials)
@@ -127,7 +127,7 @@ def _rates(n_trials: int) -> list[float]:
     return [1e-4 * (1 + at) for at in range(n_trials)]
 
 
-def _model_folder(folder: Path) -> Path:
+def model_folder(folder: Path) -> Path:
     """The tiny model of the synthetic dataset, untrained: what a trial costs does not depend on
     what the model knows.
     """

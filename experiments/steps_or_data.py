@@ -10,10 +10,10 @@ equal epochs they do not. Refuted if the mean gap to the full set at equal steps
 that at equal epochs (paired over seeds and documents), or if the full set's forgetting ends with
 its first epoch while a coreset's goes on.
 
-Every length is a run of its own at a constant rate without warm-up, so a shorter run is the
-beginning of a longer one in all but its seedless end. 160 documents in batches of 8: 20 steps are
-an epoch of the full set, and one of 25% is 5. The rates are fixed, found by hand on the full set
-at 80 steps; nothing is tuned per length.
+Lengths are at a constant rate without warm-up, so a shorter run is the beginning of a longer one:
+the longest is trained, and the others are measured on its way as trials of their own. 160 documents
+in batches of 8: 20 steps are an epoch of the full set, and one of 25% is 5. The rates are fixed,
+found by hand on the full set at 80 steps; nothing is tuned per length.
 
 `--preset paper`: that study's cells on WMDP-bio at its presentations, and at a quarter, half, three
 and nine times as many, which it does not have. Scored as there: options shown, the highest of the

@@ -58,6 +58,8 @@ STEERING_UNITS = ("absolute", "activation")
 PREFERRED = ("refusal", "alternate", "wrong")
 PRECISIONS = ("auto", "float32", "bfloat16", "fastest")
 TEACH_PRECISIONS = ("float32", "bfloat16")
+# train.weights
+STORAGES = ("float32", "bfloat16", "nf4")
 # stop.keep
 KEPT_WEIGHTS = ("last", "best")
 # the differences of numbers up to 20 are that many (data/arithmetic.py)
@@ -69,6 +71,11 @@ RESULT_NEUTRAL = ("train.checkpoint_every",)
 # Settings that came later, and the value at which a trial is what it was before them: its id, and
 # that of a model trained here, leaves them out.
 LATER_SETTINGS: Mapping[str, "Value"] = {
+    "train.optimizer": "adamw",
+    "train.weights": "float32",
+    "train.master_weights": True,
+    "train.checkpoint_activations": False,
+    "train.compile": False,
     "model.teach_batch_size": 0,
     "model.teach_precision": "float32",
     "data.probes": "",
@@ -381,10 +388,20 @@ class Train:
     `checkpoint_every` steps, at the next look (`stop.check_every`), a trial writes down where it
     is, and goes on from there if its process ends (0: never). `layers`: numbers of blocks, from 0
     and separated by commas, that the trained parameters must be part of ('' asks for none).
-    `precision` is that of the products; weights are float32 always. auto: bfloat16 on a GPU that
-    has it, float32 on a processor. fastest: as auto, and on a processor bfloat16 where a short try
-    of the model's own matrices says that it is faster, so that the numbers depend on the machine
-    (column `computed_in`).
+    `precision` is that of the products. auto: bfloat16 on a GPU that has it, float32 on a
+    processor. fastest: as auto, and on a processor bfloat16 where a short try of the model's own
+    matrices says that it is faster, so that the numbers depend on the machine (column
+    `computed_in`).
+
+    `optimizer` is a name of `train.optimizers`. `weights`: how weights are stored while the model
+    trains: float32; bfloat16, which products are then computed in; or, frozen under an adapter,
+    nf4, the blocks' matrices in four bits and all else in bfloat16. `master_weights`: what is
+    trained has a float32 copy beside bfloat16, which the optimizer updates; without it updates
+    smaller than a step of bfloat16 are lost. Before and after training weights are float32.
+    `checkpoint_activations`: blocks keep their inputs alone for the gradient and compute the rest
+    once more, which takes less memory and about a third more time. `compile`: all blocks but the
+    last are compiled by `torch.compile`, once for all workers of a machine; pays for long trainings
+    of models that are not small (docs/performance.md).
     """
 
     learning_rate: float = 1e-4
@@ -401,6 +418,11 @@ class Train:
     accumulation: int = 1
     precision: str = "auto"
     checkpoint_every: int = 0
+    optimizer: str = "adamw"
+    weights: str = "float32"
+    master_weights: bool = True
+    checkpoint_activations: bool = False
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -427,6 +449,30 @@ class Train:
         require(self.batch_size % self.accumulation == 0, rule, self.accumulation)
         if self.precision not in PRECISIONS:
             raise unknown_name("train.precision", self.precision, PRECISIONS)
+        if self.weights not in STORAGES:
+            raise unknown_name("train.weights", self.weights, STORAGES)
+        require(
+            self.weights != "nf4" or self.adapter != "none",
+            "train.adapter must be an adapter when train.weights is 'nf4', which is not trained",
+            self.adapter,
+        )
+        require(
+            self.weights == "float32" or self.precision != "float32",
+            "train.precision must not be 'float32' when train.weights is stored in fewer bits",
+            self.precision,
+        )
+        require(
+            not self.compile or (self.adapter == "none" and not self.checkpoint_activations),
+            "train.compile must be false with an adapter and with train.checkpoint_activations,"
+            " whose blocks are not their own code",
+            self.compile,
+        )
+        require(
+            self.master_weights or (self.weights == "bfloat16" and self.adapter == "none"),
+            "train.master_weights must be true unless train.weights is 'bfloat16' and"
+            " train.adapter 'none'",
+            self.master_weights,
+        )
 
     def n_presentations(self, n_kept: int) -> float:
         """Forget documents shown over the whole training, repeats counted, for a coreset of

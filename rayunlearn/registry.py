@@ -25,6 +25,7 @@ from rayunlearn.metrics.table import CHEAP, CURVE_METRICS, METRICS
 from rayunlearn.ranges import Option, checked_value, options_of, required_inputs
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.train.adapters import ADAPTERS
+from rayunlearn.train.optimizers import OPTIMIZERS, check_installed
 from rayunlearn.train.wrappers import WRAPPERS, names_of
 
 # kinds of attacks after which a model is measured as it was before; the others measure in their own
@@ -40,6 +41,7 @@ def option_names() -> dict[str, Option]:
         PAIRED_RESPONSES,
         WRAPPERS,
         ADAPTERS,
+        OPTIMIZERS,
         SELECTORS,
         EXTRACTORS,
         METRICS,
@@ -66,6 +68,7 @@ def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
         ("select.name", trial.select.name, SELECTORS),
         ("select.extractor", trial.select.extractor, EXTRACTORS),
         ("train.adapter", trial.train.adapter, ADAPTERS),
+        ("train.optimizer", trial.train.optimizer, OPTIMIZERS),
         *(("method.wrappers", name, WRAPPERS) for name in names_of(trial.method.wrappers)),
         *([("attack.name", trial.attack.name, ATTACKS)] if trial.attack.name != "none" else []),
         *([("measure.attack", own_attack(trial), ATTACKS)] if own_attack(trial) != "none" else []),
@@ -193,6 +196,7 @@ def _check_measuring(trial: Trial) -> None:
         attack,
     )
     check_library(trial.explain.gradient_steps)
+    check_installed(trial.train.optimizer)
 
 
 def check_trial(trial: Trial) -> Trial:

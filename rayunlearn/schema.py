@@ -199,6 +199,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("optimizer_steps", "i64", "optimizer steps taken", "steps"),
         Column("planned_steps", "i64", "optimizer steps to its end", "steps"),
         Column(
+            "measured_within",
+            "utf8",
+            "trial on whose way it was measured, its training being the beginning of that one's;"
+            " null where it trained by itself",
+        ),
+        Column(
             "rung",
             "f64",
             "share of its steps at which it waits, or was pruned; null for all others",
@@ -300,7 +306,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column(
             "computed_in",
             "utf8",
-            "precision of training's products, float32 or bfloat16 (weights are float32): what"
+            "precision of training's products, float32 or bfloat16 (weights: train.weights): what"
             " train.precision came to on this machine; null where nothing was trained",
         ),
         Column(

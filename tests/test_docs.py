@@ -330,3 +330,12 @@ def test_every_setting_has_a_meaning_and_its_allowed_values_are_those_that_are_t
 def test_the_page_of_settings_names_every_setting_and_every_hyperparameter() -> None:
     named = set(re.findall(r"^\| `([\w.]+)`", settings_page(), re.MULTILINE))
     assert named == {*field_names(), *option_names()}
+
+
+def test_the_tables_of_the_performance_page_are_those_of_the_measured_files() -> None:
+    """`python -m benchmarks.page` makes them; nothing in its blocks is written by hand."""
+    from benchmarks.page import BLOCK, MEASURED, PAGE, TABLES, made
+
+    text = PAGE.read_text(encoding="utf-8")
+    assert made(text, MEASURED) == text
+    assert {match[1] for match in BLOCK.finditer(text)} <= set(TABLES)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 from rayunlearn.attacks.base import TOKENS_PER_BATCH, AttackRow
 from rayunlearn.data.tokenize import Batch, Encoded, collate
 from rayunlearn.errors import UserError, require
-from rayunlearn.lazy import nn, torch
+from rayunlearn.lazy import torch
 from rayunlearn.models.forward import blocks, can_pack, evaluating, hidden_states
 from rayunlearn.models.matrices import (
     WeightMatrix,
@@ -27,17 +27,13 @@ from rayunlearn.models.matrices import (
     experts_one_by_one,
     model_matrices,
 )
+from rayunlearn.models.nf4 import nf4_rounded
 from rayunlearn.ranges import Count, Positive, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-
-# weights that share a scale: the default of bitsandbytes and of QLoRA
-NF4_BLOCK = 64
-# between -1 and the level above it, of the 16 in appendix E of 2305.14314
-NF4_WIDEST_GAP = 1 - 0.6961928009986877
 
 # 0, 0.05, ... 1: the grid of the paper's code
 EXPONENTS = 21
@@ -243,42 +239,6 @@ def four_bit_normal_float(model: PreTrainedModel) -> None:
     functional = _bitsandbytes()
     for matrix in model_matrices(model):
         matrix.weight.copy_(nf4_rounded(matrix.weight, functional))
-
-
-def nf4_rounded(weight: Tensor, functional: ModuleType) -> Tensor:
-    """A matrix of any shape -> the same by bitsandbytes' NF4. Raises UserError for weights that
-    come back outside NF4's bound.
-
-    NF4 cuts a matrix into blocks of 64 row by row, so it is handed over as rows of one block, the
-    last one filled up with zeros: the same numbers. In the matrix's own shape bitsandbytes 0.50
-    takes other blocks' scales on processors with AVX-512 where a row is a multiple of 16 and none
-    of 64.
-    """
-    filled = nn.functional.pad(weight.flatten(), (0, -weight.numel() % NF4_BLOCK))
-    rows = filled.view(-1, NF4_BLOCK)
-    packed, state = functional.quantize_4bit(rows, blocksize=NF4_BLOCK, quant_type="nf4")
-    returned = functional.dequantize_4bit(packed, state)
-    require_nf4(rows, returned)
-    return returned.flatten()[: weight.numel()].view_as(weight)
-
-
-def require_nf4(rows: Tensor, returned: Tensor) -> None:
-    """Hold `returned` against `rows`, both (blocks, 64): no weight may have moved by more than half
-    the widest gap of NF4's levels, as a share of its block's largest |w|, plus rounding. Raises
-    UserError; no number counts as outside.
-    """
-    largest = rows.float().abs().amax(dim=1, keepdim=True)
-    moved = (returned.float() - rows.float()).abs()
-    rounding = 4 * torch.finfo(rows.dtype).eps * largest
-    fits = moved <= NF4_WIDEST_GAP / 2 * largest + rounding
-    worst = float((moved / largest.clamp_min(torch.finfo(torch.float32).tiny)).max())
-    require(
-        bool(fits.all()),
-        "four_bit_normal_float must recover from bitsandbytes what NF4 allows, weights moved by at"
-        f" most {NF4_WIDEST_GAP / 2:.3f} of the largest of their block of {NF4_BLOCK} (its code for"
-        " this processor is wrong)",
-        round(worst, 3),
-    )
 
 
 def _bitsandbytes() -> ModuleType:

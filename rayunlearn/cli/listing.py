@@ -21,7 +21,7 @@ from rayunlearn.planning.cost import PlannedCell
 
 def print_methods(console: Console) -> None:
     """Forget and retain losses, and what else belongs to a method:
-    companions, wrappers, adapters.
+    companions, wrappers, adapters, optimizers.
     """
     from rayunlearn.methods.forget import FORGET
     from rayunlearn.methods.retain import RETAIN
@@ -51,9 +51,10 @@ def print_methods(console: Console) -> None:
 
 
 def _print_method_parts(console: Console) -> None:
-    """What stands beside the losses: companions, wrappers, adapters."""
+    """What stands beside the losses: companions, wrappers, adapters, optimizers."""
     from rayunlearn.methods.paired_responses import PAIRED_RESPONSES
     from rayunlearn.train.adapters import ADAPTERS
+    from rayunlearn.train.optimizers import OPTIMIZERS
     from rayunlearn.train.wrappers import WRAPPERS
 
     companions = (
@@ -63,6 +64,7 @@ def _print_method_parts(console: Console) -> None:
         (companions, PAIRED_RESPONSES),
         ("method.wrappers: what is put around any of them, separated by commas", WRAPPERS),
         ("train.adapter: what is trained", ADAPTERS),
+        ("train.optimizer: how a step follows from the gradient", OPTIMIZERS),
     ):
         _heading(console, heading)
         for name, part in dict[str, Any](table).items():

@@ -225,12 +225,20 @@ def _print_totals(
     missing: Sequence[str],
     workers: int,
 ) -> None:
+    from rayunlearn.planning.lengths import by_longest
+
     console = console_for_output()
     remaining = agenda.total - len({row.trial_id for row in agenda.rows} & set(results))
     lines = [
         f"{agenda.total} trials: {agenda.total - remaining} finished, {remaining} to run in"
         f" {display_path(folder)}"
     ]
+    n_joined = sum(len(shorter) for _, shorter in by_longest(agenda.ready))
+    if n_joined:
+        lines.append(
+            f"{n_joined} of them are the beginning of longer ones, and measured on their way:"
+            f" {remaining - n_joined} trainings"
+        )
     if agenda.waiting:
         lines.append(
             f"{agenda.waiting} of them wait for the tuning ({experiment.budget.tuning},"
@@ -246,7 +254,8 @@ def _print_totals(
             f"then the attacks of panel {experiment.attacks.panel} on {experiment.attacks.trials},"
             " which are not in these numbers"
         )
-    lines += _cost_lines(agenda, folder, remaining, workers or len(os.sched_getaffinity(0)))
+    n_workers = workers or len(os.sched_getaffinity(0))
+    lines += _cost_lines(agenda, folder, remaining - n_joined, n_workers)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -5,7 +5,7 @@ memory.
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 
 from rayunlearn.config import flatten
 from rayunlearn.errors import UserError
+from rayunlearn.planning.lengths import by_longest
 from rayunlearn.planning.outcomes import TrialResult, trial_result
 from rayunlearn.planning.planner import Agenda, PlannedTrial, PlanSource
 from rayunlearn.planning.progress import Snapshot, snapshot
@@ -43,7 +44,8 @@ class LedgerSearch(Searcher):
     change takes effect. slots: how many trials may be out now; asked again and again, so machines
     that join are used. at_most: trials that this searcher hands out before it is finished, with the
     rest still to be done. seconds_left: after which it hands out no more, counted from the first
-    that it is asked for; gpus: of each trial. What it does per trial does not grow with their
+    that it is asked for; gpus: of each trial; joins_lengths: trials that differ in their length
+    alone are one training (`planning.lengths`). What it does per trial does not grow with their
     number: the plan is asked again only when a result may have changed it.
     """
 
@@ -58,6 +60,7 @@ class LedgerSearch(Searcher):
         at_most: int,
         seconds_left: float = math.inf,
         gpus: float = 0.0,
+        joins_lengths: bool = False,
     ) -> None:
         super().__init__(metric=None, mode=None)
         self.planner = planner
@@ -68,6 +71,8 @@ class LedgerSearch(Searcher):
         self.left = at_most
         self.seconds_left, self.deadline = seconds_left, math.nan
         self.gpus, self.gpu_seconds = gpus, 0.0
+        self.joins_lengths = joins_lengths
+        self.shorter: dict[str, tuple[PlannedTrial, ...]] = {}
         self.running: dict[str, tuple[PlannedTrial, float]] = {}
         self.ready: dict[str, PlannedTrial] = {}
         self.open: dict[tuple[str, str], set[str]] = {}
@@ -94,6 +99,7 @@ class LedgerSearch(Searcher):
                 "trial": planned.trial,
                 "trial_id": planned.trial_id,
                 "until": planned.until,
+                "shorter": tuple(row.trial for row in self.shorter.get(planned.trial_id, ())),
             }
         if not self.running:
             return Searcher.FINISHED
@@ -149,8 +155,25 @@ class LedgerSearch(Searcher):
         )
         if planned.trial.stage == "unlearned":
             self.seconds.append(seconds)
+        self._take_shorter(planned)
         if self._may_change_the_plan(planned.trial_id):
             self.agenda = self._refresh_agenda()
+
+    def _take_shorter(self, planned: PlannedTrial) -> None:
+        """Take what was measured on the trial's way; what was not is ready once more."""
+        left = []
+        for row in self.shorter.pop(planned.trial_id, ()):
+            result = trial_result(self.run, row.trial_id, self.planner.experiment.objective)
+            if result is None:
+                left.append(row)
+            else:
+                self.results[row.trial_id] = result
+        self._add_ready(left)
+
+    def _add_ready(self, rows: Iterable[PlannedTrial]) -> None:
+        joined = by_longest(rows) if self.joins_lengths else [(row, ()) for row in rows]
+        self.ready |= {row.trial_id: row for row, _ in joined}
+        self.shorter |= {row.trial_id: shorter for row, shorter in joined if shorter}
 
     def _result_of(self, planned: PlannedTrial, *, reported: bool) -> TrialResult | None:
         """What the trial's folder says, None where its worker died. A folder that a worker has
@@ -190,7 +213,13 @@ class LedgerSearch(Searcher):
             self.results[planned.trial_id] = replace(result, status=PRUNED)
         self.planner.write_plan(self.run, agenda)
         running = {planned.trial_id for planned, _ in self.running.values()}
-        self.ready = {row.trial_id: row for row in agenda.ready if row.trial_id not in running}
+        for row, _ in self.running.values():
+            running |= {other.trial_id for other in self.shorter.get(row.trial_id, ())}
+        self.ready, self.shorter = (
+            {},
+            {name: rows for name, rows in self.shorter.items() if name in running},
+        )
+        self._add_ready(row for row in agenda.ready if row.trial_id not in running)
         self.open = {}
         out = running | self.ready.keys()
         for row in agenda.rows if agenda.waiting + agenda.paused else ():

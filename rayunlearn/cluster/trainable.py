@@ -52,6 +52,7 @@ class TrialActor(tune.Trainable):
         """Take the next trial; nothing of the last one is kept here."""
         self.trial, self.trial_id_here = new_config["trial"], new_config["trial_id"]
         self.until = new_config.get("until", TO_THE_END)
+        self.shorter = new_config.get("shorter", ())
         return True
 
     def step(self) -> dict[str, Any]:
@@ -79,7 +80,9 @@ class TrialActor(tune.Trainable):
             return {"status": status}
         workspace = self.workspaces[(self.trial.data, self.trial.model)]
         live = listening(self.send_points) if job.track else nullcontext()
-        work = partial(run_trial_in, job, self.trial, workspace, until=self.until)
+        work = partial(
+            run_trial_in, job, self.trial, workspace, until=self.until, shorter=self.shorter
+        )
         try:
             with live:
                 return {"status": run_with_ranks(self.companions, work, run)}
@@ -112,10 +115,13 @@ def forward_warnings(board: Any) -> None:
     logging.getLogger("rayunlearn").handlers = [WarningForwarder(board)]
 
 
-def run_trial_in(job: Any, trial: Any, workspace: Any, run: Path, *, until: float) -> str:
-    """The trial, to a share of its steps, its rows written to `run`."""
-    columns = (job.experiment, job.version, job.commit)
-    return str(job.work.run(trial, workspace, run, *columns, job.trial_hours, until))
+def run_trial_in(
+    job: Any, trial: Any, workspace: Any, run: Path, *, until: float, shorter: Sequence[Any] = ()
+) -> str:
+    """The trial, to a share of its steps, its rows and those of shorter ones written to `run`."""
+    columns = (job.experiment, job.version, job.commit, job.trial_hours, until)
+    on_the_way = {"shorter": tuple(shorter)} if shorter else {}
+    return str(job.work.run(trial, workspace, run, *columns, **on_the_way))
 
 
 def wait_for_start(run: Path, version: str) -> None:

@@ -61,12 +61,21 @@ class StepMemory:
         return self.weights + self.gradients + self.moments + self.activations
 
 
+def two_moments(parameter: nn.Parameter) -> int:
+    """Bytes of AdamW's two moments of a parameter."""
+    return 2 * parameter.numel() * parameter.element_size()
+
+
 def step_memory(
-    model: nn.Module, trained: Sequence[nn.Parameter], loss: Callable[[], Tensor]
+    model: nn.Module,
+    trained: Sequence[nn.Parameter],
+    loss: Callable[[], Tensor],
+    state_bytes: Callable[[nn.Parameter], int] = two_moments,
 ) -> StepMemory:
     """Measure a step by running its forward pass on any device, `meta` among them: weights,
-    gradients and AdamW's two moments from their sizes, activations as the distinct storages that
-    autograd keeps for the backward pass, weights left out."""
+    gradients and what the optimizer remembers (`state_bytes` of a parameter) from their sizes,
+    activations as the distinct storages that autograd keeps for the backward pass, weights left
+    out."""
     model_storage = {_storage(t) for t in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}
 
@@ -78,11 +87,12 @@ def step_memory(
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         value = loss()
     trainable = sum(p.numel() * p.element_size() for p in trained)
+    remembered = sum(map(state_bytes, trained))
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     # until here, so that no storage was freed and another counted under its name
     del value
     return StepMemory(
-        weights=weights, gradients=trainable, moments=2 * trainable, activations=sum(saved.values())
+        weights=weights, gradients=trainable, moments=remembered, activations=sum(saved.values())
     )
 
 

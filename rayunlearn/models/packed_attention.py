@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,6 +26,10 @@ NOT_COMPUTED = ("position_bias", "s_aux", "head_mask", "cache")
 KERNEL_TOLERANCE = 0.05
 
 _ATTENTION: ContextVar[Attention | None] = ContextVar("attention", default=None)
+# what takes the place of `packed_attention`
+_FUNCTION: ContextVar[Callable[..., tuple[Tensor, None]] | None] = ContextVar(
+    "function", default=None
+)
 _VARLEN: dict[tuple[object, ...], bool] = {}
 
 
@@ -36,7 +40,7 @@ class KeysKnown(Exception):
 @contextmanager
 def attention_of(model: PreTrainedModel, attention: Attention) -> Iterator[None]:
     """The model with `packed_attention` instead of its own attention."""
-    transformers.AttentionInterface.register(ATTENTION_NAME, packed_attention)
+    transformers.AttentionInterface.register(ATTENTION_NAME, _FUNCTION.get() or packed_attention)
     config, before = model.config, model.config._attn_implementation
     config._attn_implementation = ATTENTION_NAME
     token = _ATTENTION.set(attention)
@@ -45,6 +49,21 @@ def attention_of(model: PreTrainedModel, attention: Attention) -> Iterator[None]
     finally:
         _ATTENTION.reset(token)
         config._attn_implementation = before
+
+
+@contextmanager
+def attention_outside_graphs() -> Iterator[None]:
+    """Passes whose attention `torch.compile` leaves as it is: it is another one for every batch."""
+    token = _FUNCTION.set(torch.compiler.disable(packed_attention))
+    try:
+        yield
+    finally:
+        _FUNCTION.reset(token)
+
+
+def running_attention() -> Attention | None:
+    """What `attention_of` made the running pass's attention; None in a padded pass."""
+    return _ATTENTION.get()
 
 
 @dataclass

@@ -30,8 +30,8 @@ class TrialBackend:
     check: a trial with its options filled in, or UserError; identify: its id; missing: roles
     (`base`, `gold`) that `prepare(trial, cache, progress, roles)` still has to make; workspace:
     what `run` takes, cheap once prepared; run(trial, workspace, run_dir, experiment, version,
-    commit, trial_hours, until): runs a trial to that share of its steps, writes its folder, returns
-    its status; divide(trial, n):
+    commit, trial_hours, until[, shorter]): runs a trial to that share of its steps, writes its
+    folder, returns its status; measures the `shorter` ones on its way; divide(trial, n):
     UserError where n processes cannot share the trial; gpu_memory_of(trials, run): what the
     largest of the trials needs of a GPU; gpu_bytes: the size of the GPU of the process that asks,
     0 where it sees none; metrics: the metric table, for experiment.json; preload: loads the
@@ -45,7 +45,7 @@ class TrialBackend:
     missing: Callable[[Trial, Path], tuple[str, ...]]
     prepare: Callable[[Trial, Path, OnPrepared, tuple[str, ...]], Any]
     workspace: Callable[[Trial, Path], Any]
-    run: Callable[[Trial, Any, Path, str, str, str, float, float], str]
+    run: Callable[..., str]
     metrics: Callable[[], Mapping[str, Any]]
     divide: Callable[[Trial, int], None]
     gpu_memory_of: Callable[[Sequence[Trial], Path], GpuMemory]
@@ -89,12 +89,13 @@ def run_trial_or_attack(
     commit: str,
     trial_hours: float = 0.0,
     until: float = 1.0,
+    shorter: Sequence[Trial] = (),
 ) -> str:
     """`attack.run_attack_or_trial`, which a driver does without."""
     from rayunlearn.trial.attack import run_attack_or_trial
 
     columns = (experiment, version, commit)
-    return run_attack_or_trial(trial, workspace, run, *columns, trial_hours, until)
+    return run_attack_or_trial(trial, workspace, run, *columns, trial_hours, until, shorter)
 
 
 def load_libraries() -> None:

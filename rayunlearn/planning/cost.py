@@ -27,10 +27,13 @@ from rayunlearn.data.documents import Document
 from rayunlearn.errors import require
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
+from rayunlearn.planning.lengths import by_longest
 from rayunlearn.planning.outcomes import TrialResult
 from rayunlearn.planning.planner import Agenda, PlannedTrial
 from rayunlearn.ranges import required_inputs
+from rayunlearn.registry import arguments_of
 from rayunlearn.schema import PAUSED, SECONDS_BY_PART
+from rayunlearn.train.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from rayunlearn.data.tokenize import Encoded
@@ -63,9 +66,9 @@ DRIVER_BYTES = 1100 * 2**20
 # activations and logits of a step of a loaded model (SmolLM2-135M, 4 + 4 documents)
 STEP_BYTES = 500 * 2**20
 
-# of the weights in float32: model, pristine copy, gradients, two moments of AdamW, a reference or
-# activations
-COPIES = 6
+# of the weights in float32: model, pristine copy, gradients, a reference or activations; what the
+# optimizer remembers comes on top
+COPIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +160,7 @@ def estimate(
     measured = _measured(run)
     if measured is not None:
         return measured
-    trials = [
-        row.trial for row in (*agenda.rows, *agenda.expected) if row.trial.stage == "unlearned"
-    ]
+    trials = [row.trial for row in trainings(agenda) if row.trial.stage == "unlearned"]
     sizes = [size_of(trial) for trial in trials]
     if sizes and all(size.shape is not None for size in sizes):
         return _estimate_of_loaded(trials, sizes)
@@ -172,9 +173,20 @@ def estimate(
         f"a rule of thumb: 6 x {largest:.3g} parameters x tokens at {FLOP_PER_SECOND:.0e} FLOP/s"
         f" per worker, + {FIXED_SECONDS:g} s"
     )
-    return CostEstimate(
-        seconds=sum(seconds) / len(seconds), bytes=FIXED_BYTES + COPIES * 4 * largest, source=rule
-    )
+    held = COPIES * 4 * largest + max(remembered_bytes(trial, largest) for trial in trials)
+    return CostEstimate(seconds=sum(seconds) / len(seconds), bytes=FIXED_BYTES + held, source=rule)
+
+
+def remembered_bytes(trial: Trial, n_trained: float) -> int:
+    """Bytes of what the trial's optimizer remembers of so many parameters in float32."""
+    row = OPTIMIZERS[trial.train.optimizer]
+    remembered: int = row.state_bytes(round(n_trained), 4, **arguments_of(trial, row.function))
+    return remembered
+
+
+def trainings(agenda: Agenda) -> list[PlannedTrial]:
+    """The plan's trials without those that are measured on the way of a longer one."""
+    return [row for row, _ in by_longest((*agenda.rows, *agenda.expected))]
 
 
 def _estimate_of_loaded(trials: Sequence[Trial], sizes: Sequence[WorkloadSize]) -> CostEstimate:
@@ -187,9 +199,10 @@ def _estimate_of_loaded(trials: Sequence[Trial], sizes: Sequence[WorkloadSize]) 
         )
         seconds.append(FIXED_SECONDS + flops / flop_per_second())
         trained = sum(size.shape.trained(trial.train).values())
-        # model and pristine copy of base and gold, gradient and two moments of what is trained
+        # model and pristine copy of base and gold, the gradient of what is trained
         copies = 4 if has_gold(trial) else 2
-        needed.append(FIXED_BYTES + STEP_BYTES + 4 * (copies * size.parameters + 3 * trained))
+        held = 4 * (copies * size.parameters + trained) + remembered_bytes(trial, trained)
+        needed.append(FIXED_BYTES + STEP_BYTES + held)
     rule = (
         f"operations of training and measuring, tokens counted, at {flop_per_second():.1e} FLOP/s"
         f" of one thread here (tried just now), + {FIXED_SECONDS:g} s"
@@ -354,9 +367,7 @@ def gpu_hours(agenda: Agenda, n_left: int, *, size_of: Callable[[Trial], Workloa
     mean of those whose settings are known.
     """
     trials = {
-        row.trial_id: row.trial
-        for row in (*agenda.rows, *agenda.expected)
-        if row.trial.stage == "unlearned"
+        row.trial_id: row.trial for row in trainings(agenda) if row.trial.stage == "unlearned"
     }.values()
     sizes = [(trial, size_of(trial)) for trial in trials]
     seconds = [
@@ -508,9 +519,11 @@ def _measured(run: Path) -> CostEstimate | None:
     if not finished_ids(run):
         return None
     seconds = pl.sum_horizontal(SECONDS_BY_PART)
-    trained = open_run(run).trials.filter(
-        (pl.col("stage") == "unlearned") & (pl.col("status") != "failed")
-    )
+    trials = open_run(run).trials
+    trained = trials.filter((pl.col("stage") == "unlearned") & (pl.col("status") != "failed"))
+    # of a run from before there were such, none was measured on another's way
+    if "measured_within" in trials.collect_schema():
+        trained = trained.filter(pl.col("measured_within").is_null())
     row = (
         trained.select(
             seconds.mean().alias("seconds"),

@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -28,6 +28,7 @@ from rayunlearn.lazy import functional, torch
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, uses_documents
 from rayunlearn.methods.retain import RETAIN
+from rayunlearn.models.activation_checkpointing import checkpointed_blocks
 from rayunlearn.models.device_memory import step_memory
 from rayunlearn.models.folder import read_tokenizer
 from rayunlearn.models.forward import TOKENS_PER_PASS, blocks
@@ -41,7 +42,10 @@ from rayunlearn.schema import column_names
 from rayunlearn.storage.code_identity import version_of
 from rayunlearn.storage.run import finished_ids, open_run
 from rayunlearn.train.adapters import ADAPTERS, inject_adapter, linear_modules
+from rayunlearn.train.device import FLOAT32
 from rayunlearn.train.loop import choose_parameters
+from rayunlearn.train.optimizers import OPTIMIZERS
+from rayunlearn.train.stored_weights import NF4, NF4_BYTES, frozen_matrices
 from rayunlearn.trial.identity import corpus_of
 from rayunlearn.trial.provenance import package_digest
 
@@ -82,7 +86,7 @@ EXPERTS = "rayunlearn_shapes"
 
 # texts of most characters, among which the one of most tokens is looked for
 LONGEST = 8
-FLOAT = 4
+FLOAT, HALF = 4, 2
 
 # of a model folder: configuration and tokenizer, no weights
 TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
@@ -167,21 +171,60 @@ def peak_bytes(trial: Trial) -> int:
     if trial.stage != "unlearned":
         return weights + scored
     trained = _trained(trial, model)
+    saved = _stored(trial, model, trained)
     size = trial.train.batch_size // trial.train.accumulation
+    checkpointed = checkpointed_blocks(model) if trial.train.checkpoint_activations else None
     try:
-        step = step_memory(model, trained, lambda: _loss(trial, model, size, tokens, labels))
+        with checkpointed or nullcontext():
+            step = step_memory(
+                model,
+                trained,
+                lambda: _loss(trial, model, size, tokens, labels),
+                partial(_remembered_bytes, trial),
+            )
     # of the library, from a model whose pass looks into tensors that hold no numbers
     except (RuntimeError, ValueError) as problem:
         raise UserError(
             f"what {trial.model.name} ({type(model).__name__}) needs of a GPU cannot be estimated"
             f" without its weights, so --gpus-per-trial must be said: {problem}"
         ) from problem
-    lowered = weights // 2 if trial.train.precision != "float32" else 0
-    return (
-        _frozen_reference_bytes(trial, model, labels)
-        + step.weights
-        + max(step.gradients + step.moments + step.activations + lowered, scored)
+    plain = trial.train.weights == FLOAT32
+    lowered = weights // 2 if trial.train.precision != FLOAT32 and plain else 0
+    while_training = (
+        step.weights - saved + step.gradients + step.moments + step.activations + lowered
     )
+    # weights are float32 again when they are measured, and adapters are among them
+    afterwards = (step.weights if plain else weights) + scored
+    return _frozen_reference_bytes(trial, model, labels) + max(while_training, afterwards)
+
+
+def _stored(trial: Trial, model: PreTrainedModel, trained: Sequence[torch.nn.Parameter]) -> int:
+    """Store the outline's weights as the trial does while it trains; the bytes that four bits save
+    beside that.
+    """
+    if trial.train.weights == FLOAT32:
+        return 0
+    adapters = {id(p) for p in trained} if trial.train.adapter != "none" else set()
+    for parameter in model.parameters():
+        if id(parameter) not in adapters:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    if trial.train.weights != NF4:
+        return 0
+    sizes = [module.weight.numel() for module in frozen_matrices(model)]
+    # the largest is unpacked for its product
+    return round(sum(sizes) * (HALF - NF4_BYTES)) - HALF * max(sizes, default=0)
+
+
+def _remembered_bytes(trial: Trial, parameter: torch.nn.Parameter) -> int:
+    """Bytes of what the optimizer remembers of a parameter, its float32 copy among them."""
+    n, size = parameter.numel(), parameter.element_size()
+    copied = size != FLOAT and trial.train.master_weights
+    row = OPTIMIZERS[trial.train.optimizer]
+    remembered: int = row.state_bytes(
+        n, FLOAT if copied else size, **arguments_of(trial, row.function)
+    )
+    # the copy, and the gradient in its type
+    return remembered + 2 * FLOAT * n * copied
 
 
 def _core(trial: Trial) -> Trial:
@@ -190,12 +233,15 @@ def _core(trial: Trial) -> Trial:
     """
     if trial.stage != "unlearned":
         return Trial(stage="base", data=trial.data, model=trial.model)
-    names = ("batch_size", "accumulation", "parameters", "layers", "adapter", "precision")
+    names = (
+        *("batch_size", "accumulation", "parameters", "layers", "adapter", "precision"),
+        *("optimizer", "weights", "master_weights", "checkpoint_activations"),
+    )
     train = Train(**{name: getattr(trial.train, name) for name in names})
     method = replace(trial.method, forget_weight=1.0, retain_weight=1.0, wrappers="")
-    # what the adapter is built with; no other option changes a shape
-    prefix = f"{ADAPTERS[trial.train.adapter].function.__name__}."
-    options = tuple((name, value) for name, value in trial.options if name.startswith(prefix))
+    # what the adapter and the optimizer are built with; no other option changes a size
+    prefixes = (f"{trial.train.adapter}.", f"{trial.train.optimizer}.")
+    options = tuple((name, value) for name, value in trial.options if name.startswith(prefixes))
     return Trial(data=trial.data, model=trial.model, method=method, train=train, options=options)
 
 

@@ -66,9 +66,7 @@ class Checkpoints:
         from rayunlearn.storage.parquet import retry_transient
 
         text = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
-        saved = {
-            name: t.detach().cpu().contiguous() for name, t in {**tensors, "numbers": text}.items()
-        }
+        saved = _apart({**tensors, "numbers": text})
 
         def write() -> None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +86,20 @@ class Checkpoints:
         return json.dumps(dict(self.about), sort_keys=True)
 
 
+def _apart(tensors: Tensors) -> dict[str, Tensor]:
+    """The tensors in main memory, none sharing another's: a file has each once, and bitsandbytes
+    gives the moments of all parameters one table of levels.
+    """
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        place = here.untyped_storage().data_ptr()
+        apart[name] = here.clone() if place in seen else here
+        seen.add(place)
+    return apart
+
+
 def training_state(
     parameters: Sequence[nn.Parameter], optimizer: Any, parts: Sequence[HasState]
 ) -> dict[str, Tensor]:
@@ -95,9 +107,10 @@ def training_state(
     device = parameters[0].device
     state: dict[str, Tensor] = {f"parameter.{number}": p for number, p in enumerate(parameters)}
     state |= {
-        f"optimizer.{number}.{name}": t
-        for number, moments in optimizer.state_dict()["state"].items()
-        for name, t in moments.items()
+        f"optimizer.{number}.{name}": value
+        for number, remembered in enumerate(_remembered(optimizer))
+        for name, value in remembered.items()
+        if isinstance(value, torch.Tensor)
     }
     state |= {
         f"part.{number}.{name}": t
@@ -118,16 +131,43 @@ def take_training_state(
     with torch.no_grad():
         for number, parameter in enumerate(parameters):
             parameter.copy_(state[f"parameter.{number}"])
-    moments = {number: _below(state, f"optimizer.{number}.") for number in range(len(parameters))}
-    optimizer.load_state_dict(
-        optimizer.state_dict()
-        | {"state": {number: moment for number, moment in moments.items() if moment}}
-    )
+    for number, parameter in enumerate(_updated(optimizer)):
+        moments = _below(state, f"optimizer.{number}.")
+        # as it was: torch's own way gives moments the parameter's type, codes of eight bits too
+        if moments:
+            optimizer.state[parameter] = {name: t.to(device) for name, t in moments.items()}
     for number, part in enumerate(parts):
         part.take({name: t.to(device) for name, t in _below(state, f"part.{number}.").items()})
     torch.set_rng_state(state["random"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["random.device"], device)
+
+
+def _updated(optimizer: Any) -> list[nn.Parameter]:
+    """The parameters that the optimizer updates, group by group."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _remembered(optimizer: Any) -> list[dict[str, Any]]:
+    """What the optimizer remembers of each parameter. Not its `state_dict`, in which bitsandbytes
+    hides its tensors.
+    """
+    return [optimizer.state.get(parameter, {}) for parameter in _updated(optimizer)]
+
+
+def optimizer_numbers(optimizer: Any) -> list[dict[str, Any]]:
+    """What the optimizer remembers of each parameter that is no tensor: JSON values."""
+    return [
+        {name: v for name, v in remembered.items() if not isinstance(v, torch.Tensor)}
+        for remembered in _remembered(optimizer)
+    ]
+
+
+def take_optimizer_numbers(numbers: Sequence[Mapping[str, Any]], optimizer: Any) -> None:
+    """Put them back."""
+    for parameter, values in zip(_updated(optimizer), numbers, strict=True):
+        if values:
+            optimizer.state[parameter].update(values)
 
 
 def _below(state: Tensors, prefix: str) -> dict[str, Tensor]:

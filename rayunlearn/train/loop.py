@@ -7,10 +7,11 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from rayunlearn.config import Value
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import nn, torch, transformers
 from rayunlearn.models.cpu_offload import is_offloaded
@@ -18,14 +19,19 @@ from rayunlearn.models.forward import blocks
 from rayunlearn.schema import Rows
 from rayunlearn.train.checkpoint import (
     Checkpoints,
+    HasState,
+    optimizer_numbers,
     schedule_numbers,
+    take_optimizer_numbers,
     take_schedule_numbers,
     take_training_state,
     training_state,
 )
 from rayunlearn.train.device import accelerator
 from rayunlearn.train.fsdp import clip_gradients, full_and_sharded, is_sharded
+from rayunlearn.train.optimizers import OPTIMIZERS
 from rayunlearn.train.step import StepLoss, StepRow
+from rayunlearn.train.stored_weights import MasterWeights
 from rayunlearn.train.wrappers import Wrapper, no_wrapper
 
 if TYPE_CHECKING:
@@ -42,7 +48,7 @@ AfterStep = Callable[[int, "Tensor"], None]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW and its schedule.
+    """An optimizer of `train.optimizers` by its name, with its hyperparameters, and its schedule.
 
     `schedule` is constant, linear or cosine (to 0 at the last step), after a linear warm-up over
     `warmup_fraction` of the steps; `max_grad_norm` clips the norm of the whole gradient; a step
@@ -55,6 +61,8 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     accumulation: int = 1
+    name: str = "adamw"
+    options: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,13 +85,15 @@ class Callbacks:
     with the loss does so in `after_step(step, retain)`, once per optimizer step and after it
     (counted from 0): `retain` is the retain loss of the whole batch, the mean over microbatches and
     processes, and the same number on every process. `on_rows` is given the steps that were looked
-    at, before `keep_going`.
+    at, before `keep_going`. `measured_at`: steps after which the run so far is given to a function,
+    which may read the model and must leave it as it is.
     """
 
     check_every: int = 25
     keep_going: Callable[[int], bool] | None = None
     after_step: AfterStep | None = None
     on_rows: Callable[[Sequence[StepRow]], None] | None = None
+    measured_at: Mapping[int, Callable[[TrainLog], None]] = field(default_factory=dict)
 
 
 ALL_PARAMETERS = TrainedParameters()
@@ -147,6 +157,13 @@ class _RunRecord:
         elif not last and keep_going is not None and not keep_going(len(self.rows)):
             self.outcome = "stopped"
 
+    def log_so_far(self, n_trained: int) -> TrainLog:
+        """The log as if the run ended here; pending steps are read and stay pending."""
+        rows = (*self.rows, *_step_rows(self.pending, len(self.rows)))
+        is_finite = all(math.isfinite(row.loss) and math.isfinite(row.grad_norm) for row in rows)
+        outcome = "complete" if is_finite else "diverged"
+        return TrainLog(rows, outcome, self.presentations, n_trained)
+
     def pause_if_due(self, checkpoints: Checkpoints | None) -> None:
         """End as paused where the run has come as far as it is to come for now."""
         if checkpoints and self.outcome == "complete" and checkpoints.pauses(len(self.rows)):
@@ -166,6 +183,7 @@ class _Trainer:
     wrappers: Sequence[Wrapper]
     settings: OptimizerSettings
     after_step: AfterStep | None
+    masters: MasterWeights
 
     def step(self, loss_of_step: Callable[[int], StepLoss], number: int) -> _PendingStep:
         """Take step `number`, counted from 1, and wait for nothing."""
@@ -201,8 +219,9 @@ class _Trainer:
             "rows": [asdict(row) for row in record.rows],
             "presentations": record.presentations,
         }
-        parts = [*self.wrappers, *checkpoints.parts]
+        parts: list[HasState] = [*self.wrappers, self.masters, *checkpoints.parts]
         tensors = training_state(self.parameters, self.optimizer, parts)
+        numbers |= {"counts": optimizer_numbers(self.optimizer)}
         checkpoints.save(tensors, numbers | schedule_numbers(self.optimizer, self.scheduler))
         return number
 
@@ -219,8 +238,9 @@ class _Trainer:
         if restored is None:
             return _RunRecord()
         tensors, numbers = restored
-        parts = [*self.wrappers, *checkpoints.parts]
+        parts: list[HasState] = [*self.wrappers, self.masters, *checkpoints.parts]
         take_training_state(tensors, self.parameters, self.optimizer, parts)
+        take_optimizer_numbers(numbers["counts"], self.optimizer)
         take_schedule_numbers(numbers, self.optimizer, self.scheduler)
         rows = [StepRow(**row) for row in numbers["rows"]]
         return _RunRecord(rows=rows, presentations=numbers["presentations"])
@@ -277,19 +297,24 @@ def optimise(
     wrappers: Sequence[BuildWrapper] = (),
     callbacks: Callbacks = NO_CALLBACKS,
     checkpoints: Checkpoints | None = None,
+    masters: MasterWeights | None = None,
 ) -> TrainLog:
-    """Minimise `loss_of_step(0), loss_of_step(1), ...` with AdamW; `model` ends as trained.
+    """Minimise `loss_of_step(0), loss_of_step(1), ...`; `model` ends as trained.
 
     An optimizer step takes the mean of `optimizer.accumulation` losses on each process (gradients
     are averaged over processes), so `loss_of_step` counts microbatches: process r of n is given
     microbatches r, r + n, ... The record is that of the process itself. `checkpoints`: a run of one
-    process that was broken off goes on from its last one and ends with the same bits.
+    process that was broken off goes on from its last one and ends with the same bits. `masters`:
+    float32 copies of parameters that are stored in fewer bits (`stored_weights`).
     """
     require(not is_offloaded(model), TOO_LARGE, accelerator().num_processes)
     chosen = choose_parameters(model, trained.pattern, trained.layers)
-    trainer = _trainer(chosen, loss_of_step, steps, optimizer, wrappers, callbacks.after_step)
+    masters = masters or MasterWeights()
+    trainer = _trainer(
+        chosen, loss_of_step, steps, optimizer, wrappers, callbacks.after_step, masters
+    )
     record = trainer.restore(checkpoints)
-    saved_step = len(record.rows)
+    saved_step, n_trained = len(record.rows), sum(p.numel() for p in chosen)
     record.pause_if_due(checkpoints)
     for number in range(saved_step + 1, steps + 1):
         if record.outcome != "complete":
@@ -297,6 +322,9 @@ def optimise(
         # whoever looked at the last step may have left it in evaluation mode
         model.train()
         record.add(trainer.step(loss_of_step, number))
+        if number in callbacks.measured_at:
+            model.eval()
+            callbacks.measured_at[number](record.log_so_far(n_trained))
         is_last = number == steps
         if number % callbacks.check_every == 0 or is_last:
             record.check_pending_steps(callbacks, last=is_last)
@@ -306,7 +334,6 @@ def optimise(
     for wrapper in trainer.wrappers if record.outcome != "paused" else ():
         wrapper.at_end()
     model.eval()
-    n_trained = sum(p.numel() for p in chosen)
     return TrainLog(tuple(record.rows), record.outcome, record.presentations, n_trained)
 
 
@@ -317,11 +344,25 @@ def _trainer(
     settings: OptimizerSettings,
     wrappers: Sequence[BuildWrapper],
     after_step: AfterStep | None,
+    masters: MasterWeights,
 ) -> _Trainer:
-    """Raises UserError for any wrapper where what is trained is divided."""
+    """Raises UserError for any wrapper, and for an optimizer that cannot, where what is trained is
+    divided.
+    """
     accelerate = accelerator()
-    groups = [{"params": kind} for kind in full_and_sharded(chosen)]
-    optimizer = accelerate.prepare(adamw(groups, settings.learning_rate, settings.weight_decay))
+    row = OPTIMIZERS[settings.name]
+    require(
+        row.shards or not is_sharded(chosen),
+        f"train.optimizer must not be {settings.name} where a trial has several processes",
+        accelerate.num_processes,
+    )
+    groups = [
+        {"params": [masters.copy_of(parameter) for parameter in kind]}
+        for kind in full_and_sharded(chosen)
+    ]
+    built = row.function(groups, settings.learning_rate, settings.weight_decay, **settings.options)
+    masters.trained_by(built)
+    optimizer = accelerate.prepare(built)
     scheduler = transformers.get_scheduler(
         SCHEDULER_NAMES[settings.schedule],
         optimizer,
@@ -333,19 +374,8 @@ def _trainer(
         "a trial on several processes must have no wrapper and no method that ends with one",
         len(wrappers),
     )
-    built = [build(loss_of_step, chosen, steps) for build in wrappers]
-    return _Trainer(accelerate, chosen, optimizer, scheduler, built, settings, after_step)
-
-
-def adamw(
-    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
-    learning_rate: float,
-    weight_decay: float = 0.0,
-) -> torch.optim.AdamW:
-    """AdamW in one pass over memory: on a CPU a fifth to a third of the default's time, equal to it
-    but for rounding.
-    """
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    around = [build(loss_of_step, chosen, steps) for build in wrappers]
+    return _Trainer(accelerate, chosen, optimizer, scheduler, around, settings, after_step, masters)
 
 
 def _accumulate_gradient(

@@ -130,12 +130,23 @@ class TrainingMonitor:
             log = self._best.restore(log)
         return replace(log, curve=self.rows())
 
+    def curve_at(self, step: int) -> Rows:
+        """The curve of a training that ends at `step`, where the model is now: looked at, and not
+        noted.
+        """
+        if self._evaluations[-1][0] == step:
+            return self.rows()
+        return self._rows([*self._evaluations, (step, self._questions.means_of(self._model))])
+
     def rows(self) -> Rows:
         """The looks as rows of table `curves`."""
+        return self._rows(self._evaluations)
+
+    def _rows(self, evaluations: Sequence[tuple[int, Means]]) -> Rows:
         return [
             {"kind": "training", "x": float(step), "split": split, "metric": metric}
             | {"value": _or_none(mean.value), "n": mean.n, "stderr": _or_none(mean.stderr)}
-            for step, means in self._evaluations
+            for step, means in evaluations
             for (split, metric), mean in zip(self._series, means, strict=True)
         ]
 

@@ -100,6 +100,16 @@ class Clock:
         self.laps: dict[str, float] = {}
         self._last = time.perf_counter()
 
+    def as_of(self, name: str, now: float) -> "Clock":
+        """A clock of its own from `now` on, with a lap of this name that ended then."""
+        other = Clock()
+        other.laps = self.laps | {name: self.laps.get(name, 0.0) + now - self._last}
+        return other
+
+    def leave_out(self, seconds: float) -> None:
+        """Count these seconds of the running lap in no lap."""
+        self._last += seconds
+
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._last

@@ -24,7 +24,8 @@ from rayunlearn.models.reference import (
 from rayunlearn.models.tensor_cache import sequences_digest
 from rayunlearn.ranges import required_inputs
 from rayunlearn.storage.code_identity import code_digest, version_of
-from rayunlearn.train.device import computing, precision_of_products
+from rayunlearn.train.device import BFLOAT16, FLOAT32, computing, precision_of_products
+from rayunlearn.train.stored_weights import stored_as
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.model_state import cached, cached_in_worker
@@ -59,8 +60,10 @@ def cached_trial_reference(
 
 def products_of(context: TrialContext) -> str:
     """The precision in which the trial's training computes products on this machine: float32 or
-    bfloat16.
+    bfloat16. Weights stored in fewer bits are multiplied in bfloat16.
     """
+    if context.trial.train.weights != FLOAT32:
+        return BFLOAT16
     model, precision = context.model, context.trial.train.precision
     make = partial(precision_of_products, model, precision, context.cache)
     return str(cached_in_worker(context.state, ("products", precision), make))
@@ -74,12 +77,15 @@ def cache_key(
     """
     versions = {name: version_of(name) for name in ("torch", "transformers")}
     computed_on = [precision, context.model.device.type]
+    storage = stored_as(context.model)
     return {
         "model": [context.workspace.base_digest, context.state.checksum],
         "sequences": sequences_digest(sequences),
         "place": computed_on,
         "code": code_digest(model_code, tokenize),
         **versions,
+        # what is stored in float32, as ever, keeps the keys that it has
+        **({} if storage == FLOAT32 else {"stored": storage}),
     }
 
 

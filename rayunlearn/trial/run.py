@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -71,29 +71,25 @@ def run_trial(
     commit: str = "",
     trial_hours: float = 0.0,
     until: float = 1.0,
+    shorter: Sequence[Trial] = (),
 ) -> str:
     """Run one trial and write its rows; returns the status. An exception becomes a row with status
     `failed`, more than `trial_hours` (0: no limit) one with status `timed_out`. With `until` below
     1 it pauses after that share of its steps: its row has status `paused`, and another call goes
-    on from there.
+    on from there. `shorter`: trials that are the beginning of this one (`planning.lengths`): they
+    are measured, and their rows written, when training comes by. One that it did not come by is
+    left as it was.
 
     Raises CorruptWeightsError, and writes nothing, when this process can no longer be trusted:
     another one must run it.
     """
     identity = identity_in(trial, workspace)
     checkpoint = run_dir / "checkpoints" / f"{identity}.safetensors"
-    attempt = partial(
-        _seeded_attempt, trial, workspace, run_dir / "adapters" / identity, checkpoint, until
-    )
-    status = run_and_record(
-        attempt,
-        trial,
-        identity,
-        workspace,
-        run_dir,
-        {"experiment": experiment, "version": version, "commit": commit},
-        trial_hours,
-    )
+    columns = {"experiment": experiment, "version": version, "commit": commit}
+    way = Way(tuple(shorter), run_dir, columns | {"measured_within": identity})
+    adapter_folder = run_dir / "adapters" / identity
+    attempt = partial(_seeded_attempt, trial, workspace, adapter_folder, checkpoint, until, way)
+    status = run_and_record(attempt, trial, identity, workspace, run_dir, columns, trial_hours)
     # a failed trial runs again, and goes on from there
     if status in FINISHED:
         remove_checkpoint(checkpoint)
@@ -112,10 +108,28 @@ def run_and_record(
     """Make the attempt and write what came of it as the trial `identity`, whose rows begin with
     `run_columns`; returns the status.
     """
-    started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    started, begin = _now(), time.monotonic()
     outcome = _outcome(attempt, trial_hours)
-    row: dict[str, Any] = {**run_columns, "status": outcome.status, "started_at": started}
-    row["seconds"] = time.monotonic() - begin
+    seconds = time.monotonic() - begin
+    columns = {**run_columns, "started_at": started, "seconds": seconds}
+    _record(outcome, trial, identity, workspace, run_dir, columns)
+    return outcome.status
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _record(
+    outcome: Outcome,
+    trial: Trial,
+    identity: str,
+    workspace: Workspace,
+    run_dir: Path,
+    columns: Mapping[str, Any],
+) -> None:
+    """Write what came of a trial, its row beginning with `columns`."""
+    row: dict[str, Any] = {**columns, "status": outcome.status}
     row |= {
         "corpus_digest": workspace.corpus.digest,
         "model_digest": workspace.base_digest,
@@ -130,7 +144,6 @@ def run_and_record(
         {name: [{"trial_id": identity} | r for r in rows] for name, rows in tables.items()},
         flatten(trial),
     )
-    return outcome.status
 
 
 def _outcome(attempt: Callable[[], Outcome], trial_hours: float) -> Outcome:
@@ -148,24 +161,48 @@ def _outcome(attempt: Callable[[], Outcome], trial_hours: float) -> Outcome:
 
 
 def _seeded_attempt(
-    trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoint: Path, until: float
+    trial: Trial,
+    workspace: Workspace,
+    adapter_folder: Path,
+    checkpoint: Path,
+    until: float,
+    way: Way,
 ) -> Outcome:
     reset_peak_memory()
     with torch.random.fork_rng():
         torch.manual_seed(trial.train.seed)
-        return _attempt(trial, workspace, adapter_folder, checkpoint, until)
+        return _attempt(trial, workspace, adapter_folder, checkpoint, until, way)
 
 
 def _attempt(
-    trial: Trial, workspace: Workspace, adapter_folder: Path, checkpoint: Path, until: float
+    trial: Trial,
+    workspace: Workspace,
+    adapter_folder: Path,
+    checkpoint: Path,
+    until: float,
+    way: Way,
 ) -> Outcome:
     clock = Clock()
     require_same_weights(trial, workspace)
     emphasis, context = _base_words_then_start(trial, workspace, clock)
-    log, row, tables = _train(context, adapter_folder, checkpoint, clock, until)
-    row |= _cost_row(log, context.model, max(1, row.get("n_kept", 1)))
+    log, row, tables = _train(context, adapter_folder, checkpoint, clock, until, way)
+    return _ended(context, emphasis, clock, until, row, tables, log)
+
+
+def _ended(
+    context: TrialContext,
+    emphasis: Mapping[str, EmphasisWords],
+    clock: Clock,
+    until: float,
+    row: dict[str, Any],
+    tables: dict[str, Rows],
+    log: TrainLog,
+) -> Outcome:
+    """What a training came to, measured; `row` and `tables` are what is known of it already."""
+    trial = context.trial
+    row = row | _cost_row(log, context.model, max(1, row.get("n_kept", 1)))
     row["forget_utility_area"] = curve_area(log.curve, trial.stop)
-    tables |= {"steps": [asdict(r) for r in log.rows], "curves": log.curve}
+    tables = tables | {"steps": [asdict(r) for r in log.rows], "curves": log.curve}
     status = STATUS[log.outcome]
     row["rung"] = until if status == PAUSED else None
     if status not in ("diverged", PAUSED):
@@ -175,6 +212,51 @@ def _attempt(
             tables = merge_rows(tables, attacked_rows(context, step=len(log.rows)))
             clock.lap("seconds_attack")
     return Outcome(status, row | clock.laps, tables)
+
+
+@dataclass(frozen=True)
+class Way:
+    """The shorter trials that a training comes by, and where their rows go: they begin with
+    `columns`.
+    """
+
+    shorter: tuple[Trial, ...]
+    run_dir: Path
+    columns: Mapping[str, Any]
+
+    def measures(
+        self, context: TrialContext, clock: Clock, row: dict[str, Any], tables: dict[str, Rows]
+    ) -> dict[int, Callable[[TrainLog], None]]:
+        """What is to be done after which step; `row` and `tables` as of the longest."""
+        by_step: dict[int, list[Trial]] = {}
+        for trial in self.shorter:
+            by_step.setdefault(trial.train.n_steps(row["n_kept"]), []).append(trial)
+        return {
+            step: partial(self._measure, context, clock, row, tables, trials)
+            for step, trials in by_step.items()
+        }
+
+    def _measure(
+        self,
+        context: TrialContext,
+        clock: Clock,
+        row: dict[str, Any],
+        tables: dict[str, Rows],
+        trials: Sequence[Trial],
+        log: TrainLog,
+    ) -> None:
+        begin = time.perf_counter()
+        for trial in trials:
+            # a training of its own would end here, and draw nothing more
+            with torch.random.fork_rng():
+                here, laps = replace(context, trial=trial), clock.as_of("seconds_train", begin)
+                mine = row | {"note": training_note(trial, log, row["activation_length"])}
+                mine["planned_steps"] = len(log.rows)
+                outcome = _ended(here, {}, laps, 1.0, mine, tables, log)
+            identity = identity_in(trial, context.workspace)
+            columns = {**self.columns, "started_at": _now(), "seconds": sum(laps.laps.values())}
+            _record(outcome, trial, identity, context.workspace, self.run_dir, columns)
+        clock.leave_out(time.perf_counter() - begin)
 
 
 def _base_words_then_start(
@@ -197,7 +279,12 @@ def _base_words_then_start(
 
 
 def _train(
-    context: TrialContext, adapter_folder: Path, checkpoint: Path, clock: Clock, until: float
+    context: TrialContext,
+    adapter_folder: Path,
+    checkpoint: Path,
+    clock: Clock,
+    until: float,
+    way: Way,
 ) -> tuple[TrainLog, dict[str, Any], dict[str, Rows]]:
     """(what training did, columns of `trials`, rows by table); nothing is trained where the trial
     is of a model as it is.
@@ -211,7 +298,14 @@ def _train(
         # of the model as it is before it trains
         row["activation_length"] = activation_length(context)
         row["planned_steps"] = trial.train.n_steps(len(coreset))
-        log = unlearn(context, coreset, adapter_folder, checkpoint=checkpoint, until=until)
+        log = unlearn(
+            context,
+            coreset,
+            adapter_folder,
+            checkpoint=checkpoint,
+            until=until,
+            measured_at=way.measures(context, clock, row, tables),
+        )
         row["note"] = training_note(trial, log, row["activation_length"])
         clock.lap("seconds_train")
         return log, row, tables

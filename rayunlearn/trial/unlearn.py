@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn import data as data_code
 from rayunlearn import methods as method_code
 from rayunlearn import models as model_code
-from rayunlearn.config import SUBSTITUTES, Train, Trial, block_numbers, flatten, rung_step
+from rayunlearn.config import SUBSTITUTES, Trial, block_numbers, flatten, rung_step
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
@@ -32,6 +34,8 @@ from rayunlearn.methods.paired_responses import PAIRED_RESPONSES, Choices, Respo
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.task_vector import as_trained
 from rayunlearn.methods.token_mask import TokenRule, word_list, word_positions
+from rayunlearn.models.activation_checkpointing import checkpointed_blocks
+from rayunlearn.models.compiled_blocks import compiled_blocks
 from rayunlearn.models.mapped_weights import put_back
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of, paired_response_function
@@ -40,7 +44,7 @@ from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.storage.code_identity import code_digest, version_of
 from rayunlearn.train.adapters import ADAPTERS, with_adapter
 from rayunlearn.train.checkpoint import Checkpoints, HasState
-from rayunlearn.train.device import accelerator, computing
+from rayunlearn.train.device import FLOAT32, accelerator, computing
 from rayunlearn.train.fsdp import shard_model
 from rayunlearn.train.live import tell
 from rayunlearn.train.loop import (
@@ -52,6 +56,8 @@ from rayunlearn.train.loop import (
     choose_parameters,
     optimise,
 )
+from rayunlearn.train.optimizers import OPTIMIZERS
+from rayunlearn.train.stored_weights import MasterWeights, stored_weights
 from rayunlearn.train.wrappers import TAKES_TERMS_APART, WRAPPERS, Wrapper, ended_by, names_of
 from rayunlearn.trial import steering as steering_code
 from rayunlearn.trial.context import TrialContext
@@ -101,6 +107,7 @@ def unlearn(
     after_step: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
     until: float = 1.0,
+    measured_at: Mapping[int, Callable[[TrainLog], None]] = MappingProxyType({}),
 ) -> TrainLog:
     """Train the model away from the kept documents, as the trial says; LoRA adapters are left
     in `adapter_folder`.
@@ -113,35 +120,84 @@ def unlearn(
     `after_step(step)`, from 1, is called in place of that, after every step and before what a
     method does after the last one. `checkpoint`: the file that the training is resumed from and,
     every `train.checkpoint_every` steps, written to. `until`: the share of the steps after which
-    the training pauses, at a look and with its state in that file; at 1 it does not.
+    the training pauses, at a look and with its state in that file; at 1 it does not. `measured_at`:
+    steps after which a function is given the log of a training that ends there, curve and all; it
+    may read the model.
     """
     coreset = sorted(coreset)
-    train, sides = context.trial.train, objective_sides(context, coreset)
-    length = control_length(context)
+    train, layers = context.trial.train, block_numbers(context.trial.train.layers)
     adapter = bind_arguments(context.trial, ADAPTERS[train.adapter].function)
-    layers = block_numbers(train.layers)
+    length = control_length(context)
+    # where weights are stored in fewer bits, what the model said before is of those
+    sides = objective_sides(context, coreset) if train.weights == FLOAT32 else None
     with with_adapter(context.model, adapter, train.parameters, adapter_folder, layers) as pattern:
         choose_parameters(context.model, pattern, layers)
-        sides = with_prefixes(context, sides)
-        watch = None if after_step else _watch(context)
-        with shard_model(context.model) as model:
-            objective = _objective(context, model, *sides, length)
-            monitor = None if watch is None else watch(model)
-            parts: list[HasState] = [objective] if monitor is None else [objective, monitor]
-            log = optimise(
-                model,
-                objective,
-                steps=train.n_steps(len(coreset)),
-                optimizer=_optimizer_settings(train),
-                trained=TrainedParameters(pattern, layers),
-                wrappers=_wrappers(context.trial, after_step),
-                callbacks=replace(
-                    _callbacks(context.trial, objective, monitor),
-                    on_rows=None if after_step else tell_rows,
-                ),
-                checkpoints=_checkpoints(context, coreset, checkpoint, parts, until),
+        with _as_it_trains(context) as masters:
+            sides = with_prefixes(context, sides or objective_sides(context, coreset))
+            watch = None if after_step else _watch(context)
+            with shard_model(context.model) as model:
+                objective = _objective(context, model, *sides, length)
+                monitor = None if watch is None else watch(model)
+                parts: list[HasState] = [objective] if monitor is None else [objective, monitor]
+                log = optimise(
+                    model,
+                    objective,
+                    steps=train.n_steps(len(coreset)),
+                    optimizer=_optimizer_settings(context.trial),
+                    trained=TrainedParameters(pattern, layers),
+                    wrappers=_wrappers(context.trial, after_step),
+                    callbacks=replace(
+                        _callbacks(context.trial, objective, monitor),
+                        on_rows=None if after_step else tell_rows,
+                        measured_at={
+                            step: partial(_ended_here, monitor, measure)
+                            for step, measure in measured_at.items()
+                        },
+                    ),
+                    checkpoints=_checkpoints(context, coreset, checkpoint, parts, until),
+                    masters=masters,
+                )
+                return log if monitor is None else monitor.ended(log)
+
+
+def _ended_here(
+    monitor: TrainingMonitor | None, measure: Callable[[TrainLog], None], log: TrainLog
+) -> None:
+    """Hand on the log of a training that goes on, with the curve that it would have."""
+    if monitor is not None:
+        is_complete = log.outcome == "complete"
+        curve = monitor.curve_at(len(log.rows)) if is_complete else monitor.rows()
+        log = replace(log, curve=curve)
+    measure(log)
+
+
+@contextmanager
+def _as_it_trains(context: TrialContext) -> Iterator[MasterWeights]:
+    """The model with its weights stored, and its activations kept, as the trial says while it
+    trains; gives the float32 copies of what is trained. What is trained must require gradients.
+    """
+    train, n_processes = context.trial.train, accelerator().num_processes
+    rule = (
+        "train.weights must be float32, train.checkpoint_activations and train.compile false where"
+        " a trial has several processes"
+    )
+    is_plain = train.weights == FLOAT32 and not (train.checkpoint_activations or train.compile)
+    require(is_plain or n_processes == 1, rule, n_processes)
+    with ExitStack() as stack:
+        masters = stack.enter_context(
+            stored_weights(
+                context.model,
+                train.weights,
+                context.state.pristine,
+                adapted=train.adapter != "none",
+                master=train.master_weights,
             )
-            return log if monitor is None else monitor.ended(log)
+        )
+        if train.compile:
+            stack.enter_context(compiled_blocks(context.model, context.cache / "compiled"))
+        if train.checkpoint_activations:
+            stack.enter_context(checkpointed_blocks(context.model))
+        yield masters
 
 
 def _callbacks(
@@ -165,8 +221,11 @@ def _numbers(row: StepRow) -> list[tuple[str, float]]:
     return [(name, float(v)) for name, v in values if v is not None and math.isfinite(v)]
 
 
-def _optimizer_settings(train: Train) -> OptimizerSettings:
+def _optimizer_settings(trial: Trial) -> OptimizerSettings:
+    train = trial.train
     return OptimizerSettings(
+        name=train.optimizer,
+        options=arguments_of(trial, OPTIMIZERS[train.optimizer].function),
         learning_rate=train.learning_rate,
         schedule=train.schedule,
         warmup_fraction=train.warmup_fraction,
@@ -413,6 +472,7 @@ def epoch_ends(n_documents: int, batch_size: int, epochs: int) -> list[int]:
 def _trajectory(trial: Trial, steps: int) -> Trial:
     """The trial as `gradient_norms_along` trains it."""
     changes: dict[str, Any] = {"length": float(steps), "unit": "steps", "adapter": "none"}
+    changes |= {"weights": FLOAT32, "master_weights": True, "compile": False}
     return replace(trial, train=replace(trial.train, warmup_fraction=0.0, **changes))
 
 

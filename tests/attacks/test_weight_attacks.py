@@ -22,8 +22,6 @@ from rayunlearn.attacks.perturbation import (
 )
 from rayunlearn.attacks.quantization import (
     four_bit_normal_float,
-    nf4_rounded,
-    require_nf4,
     round_to_nearest,
     round_weights,
 )
@@ -35,6 +33,7 @@ from rayunlearn.data.unrelated_text import unrelated_documents, unrelated_texts
 from rayunlearn.errors import UserError
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.models.forward import blocks, token_nll
+from rayunlearn.models.nf4 import nf4_rounded, require_nf4
 from tests.tiny_models import SEQUENCES, tiny_model
 
 PROBES = [Probe(s.doc_id, "forget", s, ()) for s in SEQUENCES]

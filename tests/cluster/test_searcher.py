@@ -111,6 +111,41 @@ def planned(experiment: Experiment) -> set[str]:
     return set(results)
 
 
+def test_lengths_are_one_training_and_one_that_it_did_not_come_by_runs_by_itself(
+    tmp_path: Path,
+) -> None:
+    """Two seeds by three lengths at a constant rate. The training of seed 0 writes both shorter
+    ones, that of seed 1 the shortest alone, as one does that went on from a checkpoint.
+    """
+    constant = {"train.schedule": "constant", "train.warmup_fraction": 0.0}
+    base = with_values(grid(3).base, {**constant, "stop.utility_floor": 0.0})
+    axes = grids_of({"train.length": (10.0, 20.0, 40.0), "train.seed": (0, 1)})
+    experiment = replace(grid(3), base=base, grids=axes)
+    planner = Planner(experiment, fake_work.check, fake_work.identify)
+    board = SimpleNamespace(put=SimpleNamespace(remote=lambda _view: None))
+    search = LedgerSearch(
+        planner, {}, tmp_path, board, lambda: 1, at_most=10**6, joins_lengths=True
+    )
+    handed_out = []
+    for number in map(str, range(100)):
+        asked = search.suggest(number)
+        if asked == Searcher.FINISHED:
+            break
+        trial, shorter = asked["trial"], asked["shorter"]
+        lengths = (trial.train.length, *(other.train.length for other in shorter))
+        handed_out += [(trial.train.seed, lengths)] if trial.stage == "unlearned" else []
+        for each in (trial, *shorter[: 2 - trial.train.seed]):
+            space = fake_work.workspace(each, tmp_path)
+            fake_work.run(each, space, tmp_path, "fake", "1", "")
+        search.on_trial_complete(number, {"status": "complete"})
+    assert sorted(handed_out) == [
+        (0, (40.0, 10.0, 20.0)),
+        (1, (20.0,)),
+        (1, (40.0, 10.0, 20.0)),
+    ]
+    assert set(search.results) == planned(experiment)
+
+
 def with_rungs(experiment: Experiment) -> Experiment:
     """Batches of four, of which two and then one go on."""
     budget = replace(experiment.budget, trials=8, batch=4, rungs="0.25,0.5")

@@ -708,6 +708,7 @@ BED_ALONE = {
     "lasting",
     "methods",
     "metric_robustness",
+    "optimizers",
     "pretrained_control",
     "pretrained_coreset",
     "pretrained_demo",

@@ -33,6 +33,7 @@ from rayunlearn.planning.gpu_memory import (
 )
 from rayunlearn.planning.plan_run import Options
 from rayunlearn.storage.run import write_trial
+from rayunlearn.train.optimizers import OPTIMIZERS
 from rayunlearn.trial.workspace import validate_trial
 
 GIB = 2**30
@@ -151,6 +152,33 @@ def test_what_a_trial_needs_follows_what_it_trains_and_how_much_at_once() -> Non
     shape = SHAPES["tiny"]
     # weights, gradient and two moments of the embeddings alone
     assert peak_bytes(whole) > 4 * 4 * (MOST_WORDS + 5) * shape.width
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adamw"])
+def test_what_an_optimizer_remembers_is_what_a_trial_needs_beside_another_optimizer(
+    name: str,
+) -> None:
+    """Of every tensor of the model, so large a batch that the step counts and not the measuring."""
+    sizes = [p.numel() for p in build_model("tiny", MOST_WORDS, 0).parameters()]
+    remembered = {
+        optimizer: sum(OPTIMIZERS[optimizer].state_bytes(n, 4) for n in sizes)
+        for optimizer in ("adamw", name)
+    }
+    large = {"train__batch_size": 128}
+    needs = [peak_bytes(made(**large, train__optimizer=o)) for o in ("adamw", name)]
+    assert needs[0] - needs[1] == remembered["adamw"] - remembered[name] > 0
+
+
+def test_weights_in_fewer_bits_and_inputs_of_blocks_alone_need_less() -> None:
+    large = {"train__batch_size": 128}
+    plain = peak_bytes(made(**large))
+    copied = peak_bytes(made(**large, train__weights="bfloat16"))
+    alone = peak_bytes(made(**large, train__weights="bfloat16", train__master_weights=False))
+    checkpointed = peak_bytes(made(**large, train__checkpoint_activations=True))
+    assert alone < copied < plain and checkpointed < plain
+    adapted = {**large, "train__adapter": "lora", "train__checkpoint_activations": True}
+    needs = [peak_bytes(made(**adapted, train__weights=w)) for w in ("float32", "bfloat16", "nf4")]
+    assert needs == sorted(needs, reverse=True) and len(set(needs)) == 3
 
 
 def test_the_hungriest_trial_of_a_plan_counts_and_the_others_are_not_measured_again(

@@ -19,6 +19,7 @@ from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain_weight import fixed_weight
 from rayunlearn.storage.run import finished_ids, open_run
 from rayunlearn.train.checkpoint import Checkpoints
+from rayunlearn.train.optimizers import OPTIMIZERS
 from rayunlearn.trial import model_state
 from rayunlearn.trial.run import run_trial
 from rayunlearn.trial.workspace import Workspace, validate_trial
@@ -48,6 +49,18 @@ CASES: dict[str, dict[str, Value]] = {
         "average.start": 0.2,
         "average.every": 1,
         "ball.radius": 0.001,
+    },
+    **{
+        f"the moments of {name}": {"train.optimizer": name}
+        for name in OPTIMIZERS
+        if name != "adamw"
+    },
+    "a velocity": {"train.optimizer": "sgd", "sgd.momentum": 0.9, "train.learning_rate": 1e-2},
+    "float32 copies of weights in bfloat16": {
+        "train.weights": "bfloat16",
+        "method.wrappers": "ball",
+        "ball.radius": 0.001,
+        "train.checkpoint_activations": True,
     },
     "an adapter with dropout": {
         "train.adapter": "lora",
