@@ -449,6 +449,10 @@ class Train:
         require(self.batch_size % self.accumulation == 0, rule, self.accumulation)
         if self.precision not in PRECISIONS:
             raise unknown_name("train.precision", self.precision, PRECISIONS)
+        self._check_storage()
+
+    def _check_storage(self) -> None:
+        """How weights and activations are stored while the model trains."""
         if self.weights not in STORAGES:
             raise unknown_name("train.weights", self.weights, STORAGES)
         require(

@@ -234,21 +234,13 @@ def _print_totals(
         f" {display_path(folder)}"
     ]
     n_joined = sum(len(shorter) for _, shorter in by_longest(agenda.ready))
-    if n_joined:
-        lines.append(
-            f"{n_joined} of them are the beginning of longer ones, and measured on their way:"
-            f" {remaining - n_joined} trainings"
-        )
+    lines += _joined_lines(n_joined, remaining)
     if agenda.waiting:
         lines.append(
             f"{agenda.waiting} of them wait for the tuning ({experiment.budget.tuning},"
             f" at most {experiment.budget.trials_per_group} trials per group)"
         )
-    lines.append(
-        f"models to train first: {', '.join(missing)}"
-        if missing
-        else "every model is there already"
-    )
+    lines.append(_models_line(missing))
     if experiment.attacks.panel:
         lines.append(
             f"then the attacks of panel {experiment.attacks.panel} on {experiment.attacks.trials},"
@@ -258,6 +250,22 @@ def _print_totals(
     lines += _cost_lines(agenda, folder, remaining - n_joined, n_workers)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _models_line(missing: Sequence[str]) -> str:
+    if not missing:
+        return "every model is there already"
+    return f"models to train first: {', '.join(missing)}"
+
+
+def _joined_lines(n_joined: int, remaining: int) -> list[str]:
+    """How many trials are measured on the way of a longer one, and how many trainings are left."""
+    if not n_joined:
+        return []
+    return [
+        f"{n_joined} of them are the beginning of longer ones, and measured on their way:"
+        f" {remaining - n_joined} trainings"
+    ]
 
 
 def corpus_lines(corpora: "Sequence[Corpus]") -> tuple[str, ...]:

@@ -93,13 +93,13 @@ MEANINGS = {
         "summed NLL in nats from which a document counts no more; 0: none", ">= 0"
     ),
     "token.words": Meaning("words to which the loss is restricted", "WORD,..."),
-    "train.learning_rate": Meaning("peak learning rate of AdamW", "> 0"),
+    "train.learning_rate": Meaning("peak learning rate", "> 0"),
     "train.batch_size": Meaning("documents of a step", ">= 1"),
     "train.length": Meaning("how long training is, counted in train.unit", ">= 0"),
     "train.unit": Meaning("what train.length counts", config.UNITS),
     "train.schedule": Meaning("of the learning rate after the warm-up", config.SCHEDULES),
     "train.warmup_fraction": Meaning("share of the steps that warm up", "[0, 1)"),
-    "train.weight_decay": Meaning("weight decay of AdamW", ">= 0"),
+    "train.weight_decay": Meaning("decoupled weight decay", ">= 0"),
     "train.max_grad_norm": Meaning("gradients are clipped to this norm", "> 0"),
     "train.parameters": Meaning("which parameters are trained, by name", "regular expression"),
     "train.layers": Meaning("blocks that are trained; '': all", "N,... from 0"),
@@ -109,6 +109,13 @@ MEANINGS = {
     "train.accumulation": Meaning("pieces in which a step's documents pass", ">= 1"),
     "train.precision": Meaning("precision of the products", config.PRECISIONS),
     "train.checkpoint_every": Meaning("steps between checkpoints; 0: none", ">= 0"),
+    "train.optimizer": Meaning(
+        "how a step follows from the gradient", "see `rayunlearn list methods`"
+    ),
+    "train.weights": Meaning("how weights are stored while a model trains", config.STORAGES),
+    "train.master_weights": Meaning("float32 copies of trained weights in bfloat16", BOOLEAN),
+    "train.checkpoint_activations": Meaning("blocks keep their inputs alone", BOOLEAN),
+    "train.compile": Meaning("blocks are compiled by torch.compile", BOOLEAN),
     "train.seed": Meaning("draws batches, companions and directions"),
     "stop.utility_floor": Meaning(
         "share of base's utility below which a trial has collapsed", "[0, 1)"

@@ -44,8 +44,9 @@ class LedgerSearch(Searcher):
     change takes effect. slots: how many trials may be out now; asked again and again, so machines
     that join are used. at_most: trials that this searcher hands out before it is finished, with the
     rest still to be done. seconds_left: after which it hands out no more, counted from the first
-    that it is asked for; gpus: of each trial; joins_lengths: trials that differ in their length
-    alone are one training (`planning.lengths`). What it does per trial does not grow with their
+    that it is asked for; gpus: of each trial. Trials that differ in their length alone are handed
+    out as one training (`planning.lengths`), and those that it did not measure once more. What it
+    does per trial does not grow with their
     number: the plan is asked again only when a result may have changed it.
     """
 
@@ -60,7 +61,6 @@ class LedgerSearch(Searcher):
         at_most: int,
         seconds_left: float = math.inf,
         gpus: float = 0.0,
-        joins_lengths: bool = False,
     ) -> None:
         super().__init__(metric=None, mode=None)
         self.planner = planner
@@ -71,7 +71,6 @@ class LedgerSearch(Searcher):
         self.left = at_most
         self.seconds_left, self.deadline = seconds_left, math.nan
         self.gpus, self.gpu_seconds = gpus, 0.0
-        self.joins_lengths = joins_lengths
         self.shorter: dict[str, tuple[PlannedTrial, ...]] = {}
         self.running: dict[str, tuple[PlannedTrial, float]] = {}
         self.ready: dict[str, PlannedTrial] = {}
@@ -161,17 +160,17 @@ class LedgerSearch(Searcher):
 
     def _take_shorter(self, planned: PlannedTrial) -> None:
         """Take what was measured on the trial's way; what was not is ready once more."""
-        left = []
+        missed = []
         for row in self.shorter.pop(planned.trial_id, ()):
             result = trial_result(self.run, row.trial_id, self.planner.experiment.objective)
             if result is None:
-                left.append(row)
+                missed.append(row)
             else:
                 self.results[row.trial_id] = result
-        self._add_ready(left)
+        self._add_ready(missed)
 
     def _add_ready(self, rows: Iterable[PlannedTrial]) -> None:
-        joined = by_longest(rows) if self.joins_lengths else [(row, ()) for row in rows]
+        joined = by_longest(rows)
         self.ready |= {row.trial_id: row for row, _ in joined}
         self.shorter |= {row.trial_id: shorter for row, shorter in joined if shorter}
 

@@ -119,9 +119,10 @@ def run_trial_in(
     job: Any, trial: Any, workspace: Any, run: Path, *, until: float, shorter: Sequence[Any] = ()
 ) -> str:
     """The trial, to a share of its steps, its rows and those of shorter ones written to `run`."""
-    columns = (job.experiment, job.version, job.commit, job.trial_hours, until)
-    on_the_way = {"shorter": tuple(shorter)} if shorter else {}
-    return str(job.work.run(trial, workspace, run, *columns, **on_the_way))
+    columns = (job.experiment, job.version, job.commit, job.trial_hours)
+    if shorter and job.processes == 1 and job.work.run_lengths is not None:
+        return str(job.work.run_lengths((*shorter, trial), workspace, run, *columns))
+    return str(job.work.run(trial, workspace, run, *columns, until))
 
 
 def wait_for_start(run: Path, version: str) -> None:

@@ -210,7 +210,6 @@ def _tune_until_done(
             at_most=at_most,
             seconds_left=plan.over_at - time.monotonic(),
             gpus=together.get("gpu", 0.0),
-            joins_lengths=job.processes == 1,
         )
         callbacks = [tracker_callback(job, plan.run, parameters["board"])] if job.track else []
         run_tune(

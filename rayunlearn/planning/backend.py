@@ -30,8 +30,9 @@ class TrialBackend:
     check: a trial with its options filled in, or UserError; identify: its id; missing: roles
     (`base`, `gold`) that `prepare(trial, cache, progress, roles)` still has to make; workspace:
     what `run` takes, cheap once prepared; run(trial, workspace, run_dir, experiment, version,
-    commit, trial_hours, until[, shorter]): runs a trial to that share of its steps, writes its
-    folder, returns its status; measures the `shorter` ones on its way; divide(trial, n):
+    commit, trial_hours, until): runs a trial to that share of its steps, writes its folder, returns
+    its status; run_lengths(trials, ...): trains the last and measures the others on its way, None
+    where each is to be trained by itself; divide(trial, n):
     UserError where n processes cannot share the trial; gpu_memory_of(trials, run): what the
     largest of the trials needs of a GPU; gpu_bytes: the size of the GPU of the process that asks,
     0 where it sees none; metrics: the metric table, for experiment.json; preload: loads the
@@ -45,11 +46,12 @@ class TrialBackend:
     missing: Callable[[Trial, Path], tuple[str, ...]]
     prepare: Callable[[Trial, Path, OnPrepared, tuple[str, ...]], Any]
     workspace: Callable[[Trial, Path], Any]
-    run: Callable[..., str]
+    run: Callable[[Trial, Any, Path, str, str, str, float, float], str]
     metrics: Callable[[], Mapping[str, Any]]
     divide: Callable[[Trial, int], None]
     gpu_memory_of: Callable[[Sequence[Trial], Path], GpuMemory]
     gpu_bytes: Callable[[], int]
+    run_lengths: Callable[[Sequence[Trial], Any, Path, str, str, str, float], str] | None = None
     preload: Callable[[], None] = load_nothing
     notes_of: NotesOf = no_notes
     code_of: CodeOf = no_code
@@ -70,6 +72,7 @@ def unlearning_backend() -> TrialBackend:
         prepare=workspace_module.prepare_models,
         workspace=workspace_module.workspace_of,
         run=run_trial_or_attack,
+        run_lengths=run_joined_lengths,
         metrics=metric_table,
         divide=can_divide,
         gpu_memory_of=gpu_memory.estimate_gpu_memory,
@@ -89,13 +92,27 @@ def run_trial_or_attack(
     commit: str,
     trial_hours: float = 0.0,
     until: float = 1.0,
-    shorter: Sequence[Trial] = (),
 ) -> str:
     """`attack.run_attack_or_trial`, which a driver does without."""
     from rayunlearn.trial.attack import run_attack_or_trial
 
     columns = (experiment, version, commit)
-    return run_attack_or_trial(trial, workspace, run, *columns, trial_hours, until, shorter)
+    return run_attack_or_trial(trial, workspace, run, *columns, trial_hours, until)
+
+
+def run_joined_lengths(
+    trials: Sequence[Trial],
+    workspace: Any,
+    run: Path,
+    experiment: str,
+    version: str,
+    commit: str,
+    trial_hours: float = 0.0,
+) -> str:
+    """`run.run_lengths`, which a driver does without."""
+    from rayunlearn.trial.run import run_lengths
+
+    return run_lengths(trials, workspace, run, experiment, version, commit, trial_hours)
 
 
 def load_libraries() -> None:

@@ -93,10 +93,10 @@ def _apart(tensors: Tensors) -> dict[str, Tensor]:
     apart: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        here = tensor.detach().cpu().contiguous()
-        place = here.untyped_storage().data_ptr()
-        apart[name] = here.clone() if place in seen else here
-        seen.add(place)
+        on_cpu = tensor.detach().cpu().contiguous()
+        address = on_cpu.untyped_storage().data_ptr()
+        apart[name] = on_cpu.clone() if address in seen else on_cpu
+        seen.add(address)
     return apart
 
 

@@ -68,11 +68,13 @@ class OptimizerSettings:
 @dataclass(frozen=True)
 class TrainedParameters:
     """Which parameters are trained: those whose name matches `pattern` (re.search), in the blocks
-    `layers` (0-based; () asks for none).
+    `layers` (0-based; () asks for none). `masters`: float32 copies of those that are stored in
+    fewer bits (`train.stored_weights`).
     """
 
     pattern: str = ".*"
     layers: Collection[int] = ()
+    masters: MasterWeights = field(default_factory=MasterWeights)
 
 
 @dataclass(frozen=True)
@@ -297,22 +299,17 @@ def optimise(
     wrappers: Sequence[BuildWrapper] = (),
     callbacks: Callbacks = NO_CALLBACKS,
     checkpoints: Checkpoints | None = None,
-    masters: MasterWeights | None = None,
 ) -> TrainLog:
     """Minimise `loss_of_step(0), loss_of_step(1), ...`; `model` ends as trained.
 
     An optimizer step takes the mean of `optimizer.accumulation` losses on each process (gradients
     are averaged over processes), so `loss_of_step` counts microbatches: process r of n is given
     microbatches r, r + n, ... The record is that of the process itself. `checkpoints`: a run of one
-    process that was broken off goes on from its last one and ends with the same bits. `masters`:
-    float32 copies of parameters that are stored in fewer bits (`stored_weights`).
+    process that was broken off goes on from its last one and ends with the same bits.
     """
     require(not is_offloaded(model), TOO_LARGE, accelerator().num_processes)
     chosen = choose_parameters(model, trained.pattern, trained.layers)
-    masters = masters or MasterWeights()
-    trainer = _trainer(
-        chosen, loss_of_step, steps, optimizer, wrappers, callbacks.after_step, masters
-    )
+    trainer = _trainer(chosen, loss_of_step, steps, optimizer, wrappers, callbacks, trained.masters)
     record = trainer.restore(checkpoints)
     saved_step, n_trained = len(record.rows), sum(p.numel() for p in chosen)
     record.pause_if_due(checkpoints)
@@ -322,9 +319,7 @@ def optimise(
         # whoever looked at the last step may have left it in evaluation mode
         model.train()
         record.add(trainer.step(loss_of_step, number))
-        if number in callbacks.measured_at:
-            model.eval()
-            callbacks.measured_at[number](record.log_so_far(n_trained))
+        _measure_if_due(model, callbacks, record, n_trained)
         is_last = number == steps
         if number % callbacks.check_every == 0 or is_last:
             record.check_pending_steps(callbacks, last=is_last)
@@ -337,32 +332,28 @@ def optimise(
     return TrainLog(tuple(record.rows), record.outcome, record.presentations, n_trained)
 
 
+def _measure_if_due(
+    model: nn.Module, callbacks: Callbacks, record: _RunRecord, n_trained: int
+) -> None:
+    """Give the log so far to who wants it after this step."""
+    measure = callbacks.measured_at.get(len(record.rows) + len(record.pending))
+    if measure is not None:
+        model.eval()
+        measure(record.log_so_far(n_trained))
+
+
 def _trainer(
     chosen: Sequence[nn.Parameter],
     loss_of_step: Callable[[int], StepLoss],
     steps: int,
     settings: OptimizerSettings,
     wrappers: Sequence[BuildWrapper],
-    after_step: AfterStep | None,
+    callbacks: Callbacks,
     masters: MasterWeights,
 ) -> _Trainer:
-    """Raises UserError for any wrapper, and for an optimizer that cannot, where what is trained is
-    divided.
-    """
+    """Raises UserError for any wrapper where what is trained is divided."""
     accelerate = accelerator()
-    row = OPTIMIZERS[settings.name]
-    require(
-        row.shards or not is_sharded(chosen),
-        f"train.optimizer must not be {settings.name} where a trial has several processes",
-        accelerate.num_processes,
-    )
-    groups = [
-        {"params": [masters.copy_of(parameter) for parameter in kind]}
-        for kind in full_and_sharded(chosen)
-    ]
-    built = row.function(groups, settings.learning_rate, settings.weight_decay, **settings.options)
-    masters.trained_by(built)
-    optimizer = accelerate.prepare(built)
+    optimizer = accelerate.prepare(_built_optimizer(chosen, settings, masters))
     scheduler = transformers.get_scheduler(
         SCHEDULER_NAMES[settings.schedule],
         optimizer,
@@ -374,8 +365,26 @@ def _trainer(
         "a trial on several processes must have no wrapper and no method that ends with one",
         len(wrappers),
     )
-    around = [build(loss_of_step, chosen, steps) for build in wrappers]
-    return _Trainer(accelerate, chosen, optimizer, scheduler, around, settings, after_step, masters)
+    built = [build(loss_of_step, chosen, steps) for build in wrappers]
+    after_step = callbacks.after_step
+    return _Trainer(accelerate, chosen, optimizer, scheduler, built, settings, after_step, masters)
+
+
+def _built_optimizer(
+    chosen: Sequence[nn.Parameter], settings: OptimizerSettings, masters: MasterWeights
+) -> torch.optim.Optimizer:
+    """Raises UserError for an optimizer that cannot update shards, where there are any."""
+    row, kinds = OPTIMIZERS[settings.name], full_and_sharded(chosen)
+    require(
+        row.shards or not is_sharded(chosen),
+        "train.optimizer must be another one where a trial has several processes",
+        settings.name,
+    )
+    groups = [{"params": [masters.copy_of(parameter) for parameter in kind]} for kind in kinds]
+    rates = (settings.learning_rate, settings.weight_decay)
+    optimizer = row.function(groups, *rates, **settings.options)
+    masters.trained_by(optimizer)
+    return optimizer
 
 
 def _accumulate_gradient(

@@ -7,7 +7,6 @@ its rows are in the same tables, `stage` says which model it was and `attack` wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -36,14 +35,13 @@ def run_attack_or_trial(
     commit: str = "",
     trial_hours: float = 0.0,
     until: float = 1.0,
-    shorter: Sequence[Trial] = (),
 ) -> str:
     """`run.run_trial`, or, for a trial that names an attack, the attack; writes its rows and
     returns the status.
     """
     if trial.attack == AttackSettings():
         columns = (experiment, version, commit)
-        return run_trial(trial, workspace, run_dir, *columns, trial_hours, until, shorter)
+        return run_trial(trial, workspace, run_dir, *columns, trial_hours, until)
     identity = identity_in(trial, workspace)
     keys = {"experiment": experiment, "version": version, "commit": commit}
     return run_and_record(

@@ -71,22 +71,48 @@ def run_trial(
     commit: str = "",
     trial_hours: float = 0.0,
     until: float = 1.0,
-    shorter: Sequence[Trial] = (),
 ) -> str:
     """Run one trial and write its rows; returns the status. An exception becomes a row with status
     `failed`, more than `trial_hours` (0: no limit) one with status `timed_out`. With `until` below
     1 it pauses after that share of its steps: its row has status `paused`, and another call goes
-    on from there. `shorter`: trials that are the beginning of this one (`planning.lengths`): they
-    are measured, and their rows written, when training comes by. One that it did not come by is
-    left as it was.
+    on from there.
 
     Raises CorruptWeightsError, and writes nothing, when this process can no longer be trusted:
     another one must run it.
     """
+    columns = {"experiment": experiment, "version": version, "commit": commit}
+    return _run_training([trial], workspace, run_dir, columns, trial_hours, until)
+
+
+def run_lengths(
+    trials: Sequence[Trial],
+    workspace: Workspace,
+    run_dir: Path,
+    experiment: str,
+    version: str,
+    commit: str = "",
+    trial_hours: float = 0.0,
+) -> str:
+    """`run_trial` of the last, on whose way the others are measured, each the beginning of it
+    (`planning.lengths`): their rows are written when training comes by. One that it did not come by
+    is left as it was. Returns the status of the last.
+    """
+    columns = {"experiment": experiment, "version": version, "commit": commit}
+    return _run_training(trials, workspace, run_dir, columns, trial_hours, until=1.0)
+
+
+def _run_training(
+    trials: Sequence[Trial],
+    workspace: Workspace,
+    run_dir: Path,
+    columns: Mapping[str, str],
+    trial_hours: float,
+    until: float,
+) -> str:
+    *shorter, trial = trials
     identity = identity_in(trial, workspace)
     checkpoint = run_dir / "checkpoints" / f"{identity}.safetensors"
-    columns = {"experiment": experiment, "version": version, "commit": commit}
-    way = Way(tuple(shorter), run_dir, columns | {"measured_within": identity})
+    way = Way(tuple(shorter), run_dir, {**columns, "measured_within": identity})
     adapter_folder = run_dir / "adapters" / identity
     attempt = partial(_seeded_attempt, trial, workspace, adapter_folder, checkpoint, until, way)
     status = run_and_record(attempt, trial, identity, workspace, run_dir, columns, trial_hours)
@@ -249,10 +275,11 @@ class Way:
         for trial in trials:
             # a training of its own would end here, and draw nothing more
             with torch.random.fork_rng():
-                here, laps = replace(context, trial=trial), clock.as_of("seconds_train", begin)
-                mine = row | {"note": training_note(trial, log, row["activation_length"])}
-                mine["planned_steps"] = len(log.rows)
-                outcome = _ended(here, {}, laps, 1.0, mine, tables, log)
+                laps = clock.as_of("seconds_train", begin)
+                note = training_note(trial, log, row["activation_length"])
+                changed = row | {"note": note, "planned_steps": len(log.rows)}
+                shorter = replace(context, trial=trial)
+                outcome = _ended(shorter, {}, laps, 1.0, changed, tables, log)
             identity = identity_in(trial, context.workspace)
             columns = {**self.columns, "started_at": _now(), "seconds": sum(laps.laps.values())}
             _record(outcome, trial, identity, context.workspace, self.run_dir, columns)

@@ -144,18 +144,12 @@ def unlearn(
                     objective,
                     steps=train.n_steps(len(coreset)),
                     optimizer=_optimizer_settings(context.trial),
-                    trained=TrainedParameters(pattern, layers),
+                    trained=TrainedParameters(pattern, layers, masters),
                     wrappers=_wrappers(context.trial, after_step),
-                    callbacks=replace(
-                        _callbacks(context.trial, objective, monitor),
-                        on_rows=None if after_step else tell_rows,
-                        measured_at={
-                            step: partial(_ended_here, monitor, measure)
-                            for step, measure in measured_at.items()
-                        },
+                    callbacks=_callbacks(
+                        context.trial, objective, monitor, measured_at, after_step
                     ),
                     checkpoints=_checkpoints(context, coreset, checkpoint, parts, until),
-                    masters=masters,
                 )
                 return log if monitor is None else monitor.ended(log)
 
@@ -201,12 +195,20 @@ def _as_it_trains(context: TrialContext) -> Iterator[MasterWeights]:
 
 
 def _callbacks(
-    trial: Trial, objective: UnlearningObjective, monitor: TrainingMonitor | None
+    trial: Trial,
+    objective: UnlearningObjective,
+    monitor: TrainingMonitor | None,
+    measured_at: Mapping[int, Callable[[TrainLog], None]],
+    after_step: Callable[[int], None] | None,
 ) -> Callbacks:
     return Callbacks(
         check_every=trial.stop.check_every,
         keep_going=None if monitor is None else monitor.evaluate,
         after_step=objective.after_step,
+        on_rows=None if after_step else tell_rows,
+        measured_at={
+            step: partial(_ended_here, monitor, measure) for step, measure in measured_at.items()
+        },
     )
 
 

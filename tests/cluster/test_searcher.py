@@ -123,9 +123,7 @@ def test_lengths_are_one_training_and_one_that_it_did_not_come_by_runs_by_itself
     experiment = replace(grid(3), base=base, grids=axes)
     planner = Planner(experiment, fake_work.check, fake_work.identify)
     board = SimpleNamespace(put=SimpleNamespace(remote=lambda _view: None))
-    search = LedgerSearch(
-        planner, {}, tmp_path, board, lambda: 1, at_most=10**6, joins_lengths=True
-    )
+    search = LedgerSearch(planner, {}, tmp_path, board, lambda: 1, at_most=10**6)
     handed_out = []
     for number in map(str, range(100)):
         asked = search.suggest(number)

@@ -9,7 +9,7 @@ import pytest
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.checkpoint import Checkpoints
-from rayunlearn.trial.run import run_trial
+from rayunlearn.trial.run import run_lengths, run_trial
 from rayunlearn.trial.workspace import Workspace, identity_in, validate_trial
 
 LENGTHS = (3, 4, 8)
@@ -67,8 +67,8 @@ def test_numbers_per_length_are_those_of_separate_trials_to_the_bit(
     trials = trials_of(CASES[case])
     for trial in trials:
         run_trial(trial, workspace, tmp_path / "apart", "test", "1")
-    longest, shorter = trials[-1], trials[:-1]
-    run_trial(longest, workspace, tmp_path / "joined", "test", "1", shorter=shorter)
+    longest = trials[-1]
+    run_lengths(trials, workspace, tmp_path / "joined", "test", "1")
     for trial in trials:
         identity = identity_in(trial, workspace)
         apart, joined = (rows_of(tmp_path / name, identity) for name in ("apart", "joined"))
@@ -100,11 +100,11 @@ def test_a_training_that_was_broken_off_past_a_shorter_one_leaves_it_to_be_run(
     with monkeypatch.context() as patched:
         patched.setattr(Checkpoints, "save", save)
         with pytest.raises(Killed):
-            run_trial(longest, workspace, tmp_path, "test", "1", shorter=[short])
+            run_lengths([short, longest], workspace, tmp_path, "test", "1")
     assert open_run(tmp_path).trials.collect()["trial_id"].to_list() == [
         identity_in(short, workspace)
     ]
     too_short = validate_trial(with_values(short, {"train.length": 2.0}))
-    run_trial(longest, workspace, tmp_path, "test", "1", shorter=[too_short])
+    run_lengths([too_short, longest], workspace, tmp_path, "test", "1")
     finished = set(open_run(tmp_path).trials.collect()["trial_id"])
     assert finished == {identity_in(trial, workspace) for trial in (short, longest)}
