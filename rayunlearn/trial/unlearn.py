@@ -125,8 +125,9 @@ def unlearn(
     may read the model.
     """
     coreset = sorted(coreset)
-    train, layers = context.trial.train, block_numbers(context.trial.train.layers)
-    adapter = bind_arguments(context.trial, ADAPTERS[train.adapter].function)
+    trial, train = context.trial, context.trial.train
+    layers = block_numbers(train.layers)
+    adapter = bind_arguments(trial, ADAPTERS[train.adapter].function)
     length = control_length(context)
     # where weights are stored in fewer bits, what the model said before is of those
     sides = objective_sides(context, coreset) if train.weights == FLOAT32 else None
@@ -138,7 +139,6 @@ def unlearn(
             with shard_model(context.model) as model:
                 objective = _objective(context, model, *sides, length)
                 monitor = None if watch is None else watch(model)
-                parts: list[HasState] = [objective] if monitor is None else [objective, monitor]
                 log = optimise(
                     model,
                     objective,
@@ -146,10 +146,10 @@ def unlearn(
                     optimizer=_optimizer_settings(context.trial),
                     trained=TrainedParameters(pattern, layers, masters),
                     wrappers=_wrappers(context.trial, after_step),
-                    callbacks=_callbacks(
-                        context.trial, objective, monitor, measured_at, after_step
+                    callbacks=_callbacks(trial, objective, monitor, measured_at, after_step),
+                    checkpoints=_checkpoints(
+                        context, coreset, checkpoint, until, objective, monitor
                     ),
-                    checkpoints=_checkpoints(context, coreset, checkpoint, parts, until),
                 )
                 return log if monitor is None else monitor.ended(log)
 
@@ -270,9 +270,10 @@ def _checkpoints(
     context: TrialContext,
     coreset: Sequence[int],
     path: Path | None,
-    parts: Sequence[HasState],
     until: float,
+    *states: HasState | None,
 ) -> Checkpoints | None:
+    """`states`: what carries something from step to step, None for what there is not."""
     train, steps = context.trial.train, context.trial.train.n_steps(len(coreset))
     rung = rung_step(until, steps, context.trial.stop.check_every)
     pause_at = rung if until < 1 and rung < steps else 0
@@ -290,6 +291,7 @@ def _checkpoints(
         "code": code_digest(*TRAINING),
         **{name: version_of(name) for name in ("torch", "transformers", "peft")},
     }
+    parts = [state for state in states if state is not None]
     return Checkpoints(path, about, train.checkpoint_every, parts, pause_at)
 
 
