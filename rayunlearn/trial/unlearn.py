@@ -131,27 +131,24 @@ def unlearn(
     length = control_length(context)
     # where weights are stored in fewer bits, what the model said before is of those
     sides = objective_sides(context, coreset) if train.weights == FLOAT32 else None
-    with with_adapter(context.model, adapter, train.parameters, adapter_folder, layers) as pattern:
-        choose_parameters(context.model, pattern, layers)
-        with _as_it_trains(context) as masters:
-            sides = with_prefixes(context, sides or objective_sides(context, coreset))
-            watch = None if after_step else _watch(context)
-            with shard_model(context.model) as model:
-                objective = _objective(context, model, *sides, length)
-                monitor = None if watch is None else watch(model)
-                log = optimise(
-                    model,
-                    objective,
-                    steps=train.n_steps(len(coreset)),
-                    optimizer=_optimizer_settings(context.trial),
-                    trained=TrainedParameters(pattern, layers, masters),
-                    wrappers=_wrappers(context.trial, after_step),
-                    callbacks=_callbacks(trial, objective, monitor, measured_at, after_step),
-                    checkpoints=_checkpoints(
-                        context, coreset, checkpoint, until, objective, monitor
-                    ),
-                )
-                return log if monitor is None else monitor.ended(log)
+    put_in = with_adapter(context.model, adapter, train.parameters, adapter_folder, layers)
+    with put_in as pattern, _as_it_trains(context, pattern) as masters:
+        sides = with_prefixes(context, sides or objective_sides(context, coreset))
+        watch = None if after_step else _watch(context)
+        with shard_model(context.model) as model:
+            objective = _objective(context, model, *sides, length)
+            monitor = None if watch is None else watch(model)
+            log = optimise(
+                model,
+                objective,
+                steps=train.n_steps(len(coreset)),
+                optimizer=_optimizer_settings(context.trial),
+                trained=TrainedParameters(pattern, layers, masters),
+                wrappers=_wrappers(context.trial, after_step),
+                callbacks=_callbacks(trial, objective, monitor, measured_at, after_step),
+                checkpoints=_checkpoints(context, coreset, checkpoint, until, objective, monitor),
+            )
+            return log if monitor is None else monitor.ended(log)
 
 
 def _ended_here(
@@ -166,9 +163,9 @@ def _ended_here(
 
 
 @contextmanager
-def _as_it_trains(context: TrialContext) -> Iterator[MasterWeights]:
+def _as_it_trains(context: TrialContext, pattern: str) -> Iterator[MasterWeights]:
     """The model with its weights stored, and its activations kept, as the trial says while it
-    trains; gives the float32 copies of what is trained. What is trained must require gradients.
+    trains what `pattern` names; gives the float32 copies of that.
     """
     train, n_processes = context.trial.train, accelerator().num_processes
     rule = (
@@ -177,6 +174,7 @@ def _as_it_trains(context: TrialContext) -> Iterator[MasterWeights]:
     )
     is_plain = train.weights == FLOAT32 and not (train.checkpoint_activations or train.compile)
     require(is_plain or n_processes == 1, rule, n_processes)
+    choose_parameters(context.model, pattern, block_numbers(train.layers))
     with ExitStack() as stack:
         masters = stack.enter_context(
             stored_weights(
