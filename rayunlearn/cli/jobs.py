@@ -16,6 +16,7 @@ from rayunlearn.cli.arguments import (
 )
 from rayunlearn.cli.slurm import add_slurm_options, check_slurm_options, submit_to_slurm
 from rayunlearn.errors import require
+from rayunlearn.planning.narration import now_doing
 from rayunlearn.storage.sync import display_path
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ def _job_command(chosen: argparse.Namespace, file: Path) -> list[str]:
 def _follow(job: str, address: str) -> int:
     from rayunlearn.cluster.jobs import follow_job
 
+    now_doing("")
     try:
         return follow_job(job, address, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:

@@ -68,6 +68,12 @@ FIRST_PART = {
     "export": "loading the trial",
     "explain": "reading the run",
     "path": "loading the two trials",
+    "show": "reading the run",
+    "check": "checking the files of the run",
+    "frontier": "testing equivalence",
+    "studies": "rebuilding the studies",
+    "convert": "reading the file",
+    "jobs": "asking the job server",
     "keywords": "reading the corpus",
     "score": "reading the corpus",
 }

@@ -15,6 +15,7 @@ from rayunlearn.corpus.job import JobProgress, OnProgress
 from rayunlearn.corpus.partitions import source_bytes
 from rayunlearn.corpus.source import CorpusSource, exceeds_local_limit
 from rayunlearn.errors import require, unknown_name
+from rayunlearn.planning.narration import now_doing
 from rayunlearn.planning.progress import (
     LIVE_EVERY_SECONDS,
     PLAIN_EVERY_SECONDS,
@@ -92,9 +93,7 @@ def progress_line(progress: JobProgress, *, waited: float = 0.0) -> str:
 
 @contextmanager
 def reporting(console: Console) -> Iterator[OnProgress]:
-    """A bar on a terminal, gone when the pass is; elsewhere a plain line at
-    most every ten seconds.
-    """
+    """A bar on a terminal, gone when the pass is; elsewhere a plain line a minute."""
     with _live(console) if console.is_terminal else nullcontext(_plain(console)) as report:
         yield report
 
@@ -106,6 +105,7 @@ def _plain(console: Console) -> OnProgress:
         nonlocal last_printed
         if time.monotonic() - last_printed >= PLAIN_EVERY_SECONDS:
             last_printed = time.monotonic()
+            now_doing("")
             console.print(progress_line(progress), soft_wrap=True, highlight=False)
 
     return report
@@ -117,6 +117,7 @@ def _live(console: Console) -> Iterator[OnProgress]:
     a pass that does.
     """
     latest: tuple[JobProgress, float] | None = None
+    now_doing("")
 
     def report(progress: JobProgress) -> None:
         nonlocal latest
