@@ -103,6 +103,9 @@ def as_in_a_folder(command: str, trial: str) -> list[str]:
     words = [trial if re.fullmatch("[0-9a-f]{4}", word) else word for word in words]
     if words[0] == "report":
         words = ["report", "runs/hello/1", "--format", "md"]
+    # a file is written once
+    if words[0] == "init":
+        words[1] = f"mine{len(words)}"
     return words
 
 
