@@ -117,11 +117,10 @@ def latency(rows: Rows) -> str:
             f"{row['aim_seconds']:g}",
             "met" if row["cpu_seconds"] <= 1.25 * row["aim_seconds"] else "**not met**",
             f"{row['before_seconds']:g}",
-            f"{row['peak_mb']:.0f}",
         ]
         for row in rows
     ]
-    heads = ["command", "CPU s", "aim", "within a quarter of it", "before", "peak MB"]
+    heads = ["command", "CPU s", "aim", "within a quarter of it", "before"]
     return "\n\n".join((table(heads, lines), measured_on(rows)))
 
 
