@@ -188,12 +188,12 @@ def test_a_checkpoint_that_other_code_wrote_is_as_none(
 ) -> None:
     trial = made({"train.checkpoint_every": 1})
     context = TrialContext(trial, workspace, reset_weights(workspace.base))
-    written = _checkpoints(context, KEPT, tmp_path / "c.safetensors", [], 1.0)
+    written = _checkpoints(context, KEPT, tmp_path / "c.safetensors", 1.0)
     assert written is not None
     written.save({"w": torch.ones(1)}, {"step": 1})
     assert written.read() is not None
     monkeypatch.setattr(unlearn_module, "code_digest", lambda *_modules: "other code")
-    other = _checkpoints(context, KEPT, tmp_path / "c.safetensors", [], 1.0)
+    other = _checkpoints(context, KEPT, tmp_path / "c.safetensors", 1.0)
     assert other is not None and other.read() is None
 
 
