@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,7 @@ from benchmarks import engine
 from benchmarks.engine import SHAPES, Case, step_rows
 from rayunlearn.config import Data, Measure, Method, Model, Stop, Train, Trial, Value, with_values
 from rayunlearn.data.load import load_corpus
-from rayunlearn.models.device_memory import (
-    DeviceMemoryError,
-    device_lock,
-    limit_share,
-    retry_alone_on_oom,
-)
+from rayunlearn.models.device_memory import device_lock, limit_share, retry_alone_on_oom
 from rayunlearn.models.load import model_digest, save_model
 from rayunlearn.models.scratch import build_tokenizer
 from rayunlearn.planning.gpu_memory import peak_bytes
@@ -161,28 +155,27 @@ def out_of_memory(out: Path, *, tiny: bool) -> list[dict[str, Any]]:
     """A trial with a twentieth of the GPU, which is not enough: it is to run again alone, with all
     of it. Without a GPU the error is raised by hand.
     """
-    trial, attempts = trial_of(out, {}, tiny=tiny), []
+    trial = trial_of(out, {}, tiny=tiny)
+    if not torch.cuda.is_available():
+        return [_raised_by_hand(out, trial)]
+    load_model_state.cache_clear()
+    limit_share(0.05)
+    row = ran(out, trial, "memory")
+    n_errors = torch.cuda.memory_stats().get("num_ooms", 0)
+    return [{"status": row["status"], "error": row.get("error"), "out_of_memory": n_errors}]
+
+
+def _raised_by_hand(out: Path, trial: Trial) -> dict[str, Any]:
+    attempts = []
 
     def attempt() -> dict[str, Any]:
         attempts.append(time.perf_counter())
-        if not torch.cuda.is_available() and len(attempts) == 1:
+        if len(attempts) == 1:
             raise torch.OutOfMemoryError("raised by hand")
-        # outside of the trial's own second run, so that this one is seen
-        trial_run = ran(out, replace(trial), f"memory {len(attempts)}")
-        if trial_run["status"] == "failed":
-            raise torch.OutOfMemoryError(str(trial_run["error"]))
-        return trial_run
+        return ran(out, trial, "memory")
 
-    load_model_state.cache_clear()
-    limit_share(0.05)
-    try:
-        row = retry_alone_on_oom(attempt, device_lock())
-        found = {"status": row["status"], "error": None}
-    except DeviceMemoryError as error:
-        found = {"status": "DeviceMemoryError", "error": str(error)}
-    finally:
-        limit_share(1.0)
-    return [found | {"attempts": len(attempts)}]
+    row = retry_alone_on_oom(attempt, device_lock())
+    return {"status": row["status"], "error": row.get("error"), "out_of_memory": 1}
 
 
 def bfloat16(out: Path, *, tiny: bool) -> list[dict[str, Any]]:
