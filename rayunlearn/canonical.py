@@ -44,6 +44,7 @@ def measured_stage(trial: Trial, stage: str) -> Trial:
         data=trial.data,
         model=trial.model,
         measure=trial.measure,
+        judge=trial.judge,
         explain=replace(trial.explain, path_points=0),
         options=trial.options,
     )

@@ -24,7 +24,10 @@ SYNTHETIC_DATASETS = ("domain", "people")
 # loaded by `data.benchmarks.LOADERS`, one each
 BENCHMARKS = (
     "biology",
+    "blur",
     "known",
+    "knowundo",
+    "lume",
     "mmlu",
     "mmlu-domain",
     "muse-books",
@@ -66,8 +69,8 @@ KEPT_WEIGHTS = ("last", "best")
 MOST_ARITHMETIC = 190
 # Settings that change no number of a trial, so they make no other one: a training that goes on from
 # a checkpoint ends with the same bits (tests/train/test_checkpoint.py), however often one is
-# written.
-RESULT_NEUTRAL = ("train.checkpoint_every",)
+# written, and who may read the documents decides nothing about them.
+RESULT_NEUTRAL = ("train.checkpoint_every", "data.private")
 # Settings that came later, and the value at which a trial is what it was before them: its id, and
 # that of a model trained here, leaves them out.
 LATER_SETTINGS: Mapping[str, "Value"] = {
@@ -85,6 +88,9 @@ LATER_SETTINGS: Mapping[str, "Value"] = {
     "measure.limit_probes": "",
     "measure.attack": "none",
     "stop.target": "none",
+    "measure.keep_texts": 1000,
+    "judge.answers": "",
+    "data.linked": False,
 }
 # lists separated by commas, which `--set NAME+=VALUE` adds to; `track` is the experiment's
 LIST_SETTINGS = (
@@ -121,6 +127,13 @@ class Data:
 
     `arithmetic`: so many sums, differences and products are asked besides, on split `arithmetic`,
     whatever the data: what a model could and nobody asked it to forget.
+
+    `linked` (synthetic datasets): base also learns a second name of every entity, which other
+    entity is linked to it, and the questions that go by these, so that the attacks aliases and
+    multi_hop ask what base can answer. The forget set stays as it is.
+
+    `private`: the documents are not for others. What holds their text, or a text that a model
+    wrote, stays in the run's folder and goes into no report and no evaluation.
     """
 
     name: str = "domain"
@@ -140,6 +153,8 @@ class Data:
     max_tokens: int = 256
     probes: str = ""
     arithmetic: int = 0
+    linked: bool = False
+    private: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in (*SYNTHETIC_DATASETS, *BENCHMARKS, "files"):
@@ -164,6 +179,11 @@ class Data:
             self.template,
         )
         require(self.max_tokens >= 8, "data.max_tokens must be >= 8", self.max_tokens)
+        require(
+            self.name in SYNTHETIC_DATASETS or not self.linked,
+            "data.linked must be false when data.name is no synthetic dataset",
+            self.linked,
+        )
         require(
             0 <= self.arithmetic <= MOST_ARITHMETIC,
             f"data.arithmetic must be from 0 to {MOST_ARITHMETIC}",
@@ -586,6 +606,10 @@ class Measure:
     its own model at the end, with the same settings and with `train.seed`; what it leaves is
     measured as stage `attacked` (`none`: no attack). An experiment with `objective.stage=attacked`
     sets it.
+
+    `keep_texts`: of so many documents of each split, those with the smallest `doc_id`, the table
+    `generations` has what metrics of texts read: prompt, reference and what the model wrote (0:
+    none).
     """
 
     metrics: str = "cheap"
@@ -597,9 +621,11 @@ class Measure:
     shots: int = 2
     limit_probes: str = ""
     attack: str = "none"
+    keep_texts: int = 1000
 
     def __post_init__(self) -> None:
         probe_limits(self.limit_probes)
+        require(self.keep_texts >= 0, "measure.keep_texts must be >= 0", self.keep_texts)
         require(self.shots >= 1, "measure.shots must be >= 1", self.shots)
         require(
             self.max_new_tokens >= 1, "measure.max_new_tokens must be >= 1", self.max_new_tokens
@@ -607,6 +633,18 @@ class Measure:
         require(self.samples >= 1, "measure.samples must be >= 1", self.samples)
         require(self.temperature > 0, "measure.temperature must be > 0", self.temperature)
         require(0 < self.top_p <= 1, "measure.top_p must be in (0, 1]", self.top_p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Who judges what a model wrote. `answers`: directory (or Hub name) of a chat model that the
+    metrics `judged_*` ask; they must be named in `measure.metrics` ('': no judge).
+    """
+
+    answers: str = ""
+
+    def __post_init__(self) -> None:
+        require_no_login("judge.answers", self.answers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -703,6 +741,7 @@ class Trial:
     train: Train = field(default_factory=Train)
     stop: Stop = field(default_factory=Stop)
     measure: Measure = field(default_factory=Measure)
+    judge: Judge = field(default_factory=Judge)
     calibrate: Calibrate = field(default_factory=Calibrate)
     attack: Attack = field(default_factory=Attack)
     explain: Explain = field(default_factory=Explain)

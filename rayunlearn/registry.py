@@ -21,7 +21,7 @@ from rayunlearn.methods.paired_responses import PAIRED_RESPONSES
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.methods.task_vector import as_trained
 from rayunlearn.metrics.evaluate import chosen_metrics
-from rayunlearn.metrics.table import CHEAP, CURVE_METRICS, METRICS
+from rayunlearn.metrics.table import CHEAP, CURVE_METRICS, JUDGED, METRICS
 from rayunlearn.ranges import Option, checked_value, options_of, required_inputs
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.train.adapters import ADAPTERS
@@ -188,6 +188,8 @@ def _check_measuring(trial: Trial) -> None:
         is_shown = name in CHEAP and METRICS[name].direction == "higher"
         rule = f"stop.{setting} must be a cheap metric where higher is more knowledge"
         require(is_shown, f"{rule} (docs/metrics.md)", name)
+    asked = {*chosen_metrics(trial.measure.metrics), *(retention if trial.calibrate.tau else ())}
+    _check_judge(trial.judge.answers, sorted(asked & {*JUDGED}))
     attack = own_attack(trial)
     require(
         attack == "none" or ATTACKS[attack].kind in WITH_ALL_METRICS,
@@ -197,6 +199,14 @@ def _check_measuring(trial: Trial) -> None:
     )
     check_library(trial.explain.gradient_steps)
     check_installed(trial.train.optimizer)
+
+
+def _check_judge(answers: str, judged: list[str]) -> None:
+    """A judge for its metrics, and metrics for a judge."""
+    rule = f"judge.answers must name a chat model for {', '.join(judged)}"
+    require(bool(answers) or not judged, rule, answers)
+    rule = f"measure.metrics must name one of {', '.join(JUDGED)} for judge.answers to be asked"
+    require(bool(judged) or not answers, rule, answers)
 
 
 def check_trial(trial: Trial) -> Trial:

@@ -458,6 +458,35 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("n", "i64", "documents averaged", "documents"),
         Column("stderr", "f64", "sample standard deviation / sqrt(n); null where n = 1"),
     ),
+    "generations": (
+        _TRIAL,
+        _STAGE,
+        _ATTACK,
+        _DOC,
+        _SPLIT,
+        Column(
+            "input",
+            "utf8",
+            "which text it is, by the name that metrics ask for it (docs/metrics.md): generated,"
+            " continuation, samples, letter_text",
+        ),
+        Column("number", "i64", "which of several samples, from 0"),
+        Column(
+            "metrics",
+            "utf8",
+            "metrics of the trial that read it, separated by commas; they are in `examples`",
+        ),
+        Column("prompt", "utf8", "what the model was given, without special tokens"),
+        Column("reference", "utf8", "what should stand there"),
+        Column("generated", "utf8", "what the model wrote, without special tokens"),
+        Column(
+            "verdict",
+            "utf8",
+            "what the judge of judge.answers says of it: same fact, refused, gibberish, wrong (two"
+            " joined by ' or ' where they tie), or not judged, with the reason; null without a"
+            " judge",
+        ),
+    ),
     "coresets": (
         _TRIAL,
         _DOC,
@@ -540,7 +569,18 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
 }
 # written in a trial's own folder, then compacted
-PER_TRIAL = ("trials", "steps", "evals", "examples", "coresets", "attributions", "curves")
+PER_TRIAL = (
+    "trials",
+    "steps",
+    "evals",
+    "examples",
+    "generations",
+    "coresets",
+    "attributions",
+    "curves",
+)
+# tables of them that trials of earlier versions did not write
+LATER_TABLES = ("generations",)
 # written by the driver, one file each
 RUN_TABLES = ("plan", "attacks", "corpora", "quarantine", "scores")
 

@@ -17,7 +17,8 @@ COMMON: dict[str, Value] = {
     "train.length": 2,
     "train.batch_size": 4,
     "stop.utility_floor": 0.0,
-    "measure.metrics": "probability,truth_ratio",
+    "measure.metrics": "probability,truth_ratio,rouge_l_f1",
+    "measure.max_new_tokens": 1,
     "method.layer": 1,
 }
 # every extractor that needs no second model, selectors of each kind, every text arm

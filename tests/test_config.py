@@ -187,13 +187,15 @@ def test_a_changed_default_of_any_setting_makes_another_trial(
     assert trial_id(Trial(), "c", "m") != before
 
 
-def test_of_all_settings_only_the_frequency_of_checkpoints_makes_no_other_trial(
+def test_of_all_settings_only_checkpoints_and_privacy_make_no_other_trial(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = trial_id(Trial(), "c", "m")
-    with_default(monkeypatch, "train.checkpoint_every")
-    assert RESULT_NEUTRAL == ("train.checkpoint_every",)
-    assert Trial().train.checkpoint_every == 1 and trial_id(Trial(), "c", "m") == before
+    for setting in RESULT_NEUTRAL:
+        with_default(monkeypatch, setting)
+    assert RESULT_NEUTRAL == ("train.checkpoint_every", "data.private")
+    assert Trial().train.checkpoint_every == 1 and Trial().data.private
+    assert trial_id(Trial(), "c", "m") == before
 
 
 def test_a_setting_that_came_later_is_in_the_id_where_it_is_not_what_was_done_before() -> None:

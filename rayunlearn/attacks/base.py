@@ -61,9 +61,12 @@ ATTACK_INPUTS = {
     ),
     "held_in_sequences": "question and answer of the facts in `held_in`, encoded",
     "unrelated_sequences": "text about neither side, encoded: that of attack.file, else our own",
-    "texts": "doc_id -> condition -> text, from attack.file; empty without one",
+    "texts": (
+        "doc_id -> condition -> text, from attack.file, else what the data brings"
+        " (Corpus.rephrasings); empty without either"
+    ),
     "chat": (
-        "a chat model as a function of messages (keywords.judge.Chat), from attack.chat_model; None"
+        "a chat model as a function of messages (models.chat.Chat), from attack.chat_model; None"
         " without one"
     ),
     "encode": "function(Document) -> Probe, with the trial's template and length",

@@ -122,6 +122,9 @@ PARAPHRASE_ATTACKS = tuple(
     )
 )
 
+# of data that has second names and links (data.linked), or with a file or a chat model
+LINKED_ATTACKS = tuple(PanelEntry(name) for name in ("aliases", "multi_hop", "combined"))
+
 TRANSLATIONS = tuple(
     PanelEntry("translation", (("language", name),)) for name in ("french", "german", "hindi")
 )
@@ -205,6 +208,7 @@ PANELS: Mapping[str, Panel] = {
             PanelEntry("unrelated_training", tuned=True),
         )
     ),
+    "linked": Panel(entries=LINKED_ATTACKS),
     "metrics": Panel(entries=METRIC_STRESS, seeds=(0,)),
     "coresets": Panel(entries=FULL_PANEL_EXTRAS, seeds=(0,)),
     "pretrained": Panel(entries=PRETRAINED, seeds=(0,), curve_points=4),

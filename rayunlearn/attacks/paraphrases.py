@@ -29,12 +29,11 @@ from rayunlearn.data.prompt_templates import (
 from rayunlearn.data.synthetic import BIOGRAPHY, SCIENCE
 from rayunlearn.errors import unknown_name
 from rayunlearn.keywords.llm_judge import (
-    Chat,
-    Message,
     UnusableAnswerError,
     ask_until_usable,
     json_object_in,
 )
+from rayunlearn.models.chat import Chat, Message
 
 # doc_id -> condition -> the question in other words (options: one line each after it)
 Texts = Mapping[str, Mapping[str, str]]
@@ -75,6 +74,11 @@ TASKS = {
         "put a letter such as X instead of every technical term, and begin by saying what each"
         " letter stands for."
     ),
+    "aliases": "call its subject by another name that it is known by.",
+    "multi_hop": (
+        "do not name its subject: describe it by another fact about it, so that one must know that"
+        " fact first to know what is asked about."
+    ),
 }
 
 
@@ -82,7 +86,7 @@ def conversation(document: Document, texts: Texts, chat: Chat | None) -> Documen
     """The question inside a dialogue of two. Condition 4 of 2411.12103. Without file and chat
     model: around it stand our own lines.
     """
-    return _rewritten_document(document, "conversation", texts, chat) or frame_prompt(
+    return rewritten_document(document, "conversation", texts, chat) or frame_prompt(
         document, CONVERSATION
     )
 
@@ -91,7 +95,7 @@ def poem(document: Document, texts: Texts, chat: Chat | None) -> Document:
     """The question as a poem. Condition 5 of 2411.12103. Without file and chat model: the question
     within our own verses.
     """
-    return _rewritten_document(document, "poem", texts, chat) or frame_prompt(document, POEM)
+    return rewritten_document(document, "poem", texts, chat) or frame_prompt(document, POEM)
 
 
 def terms_removed(document: Document, texts: Texts, chat: Chat | None) -> Document:
@@ -127,7 +131,7 @@ def variables(document: Document, texts: Texts, chat: Chat | None) -> Document:
     2411.12103. On the synthetic dataset the term is the entity.
     """
     entity = _entity(document)
-    prompt = _rewritten_document(document, "variables", texts, None if entity else chat)
+    prompt = rewritten_document(document, "variables", texts, None if entity else chat)
     if prompt:
         return prompt
     if not entity:
@@ -190,12 +194,12 @@ def _reworded(
     Raises NotAllowed where there is none of them.
     """
     wording = _has_wording(document, in_dataset)
-    return _rewritten_document(
+    return rewritten_document(
         document, condition, texts, None if wording else chat
     ) or _dataset_wording(document, in_dataset)
 
 
-def _rewritten_document(
+def rewritten_document(
     document: Document, condition: str, texts: Texts, chat: Chat | None
 ) -> Document | None:
     """The document asked as file or chat model say; None without either."""

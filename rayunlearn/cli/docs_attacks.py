@@ -30,6 +30,8 @@ rayunlearn attack RUN --trials 3f2a,77b0 --panel full
 rayunlearn attack RUN --trials grid --panel black_box
 # relearning, unrelated text, 4 bits, shots: one seed each, as faithfulness.py does
 rayunlearn attack RUN --trials grid --panel coresets
+# second names, multi-hop and combined questions, of a run with data.linked=true (or --rephrasings)
+rayunlearn attack RUN --panel linked
 # of a loaded model: relearning, shots, fillers, 4 bits at its rates; minutes a trial on a processor
 rayunlearn attack RUN --trials grid --panel pretrained
 # only these
@@ -119,6 +121,19 @@ What to bear in mind:
 - **Rephrasings** come from a file with the columns doc_id, condition and text, else from the
   synthetic dataset's templates, else from a chat model. A text that holds a word of the answer is
   refused; a chat model is asked three times.
+- **Questions by another way** (panel linked): `aliases` asks by a second name of the subject,
+  `multi_hop` by another fact whose answer is the subject ("What colour does the neighbour of Zor
+  glow?"), `combined` puts a forget and a retain question into one query (2603.11266; BLUR
+  2506.15699). The synthetic datasets bring the first two with `data.linked=true`: base then also
+  learns the names, the links and these questions, gold those of the retain side, and the forget
+  set stays as it is. For other data they come from the file of `--rephrasings`, one row for a
+  document and condition:
+  `{"doc_id": ..., "condition": "multi_hop", "text": "Who wrote the book that ...?"}` (conditions
+  `aliases`, `multi_hop`, `combined`), or from a chat model, which is not asked for `combined`. Each
+  has a control that asks in the same form what the answer does not follow from: by another
+  subject's name or link, or beside a question of the same side. Where base answers such questions
+  badly they say nothing: read its row first. Only synthetic models are trained on them; a model
+  that composes facts by itself needs no training for that.
 - Prefixes and vectors are found on half of the facts and measured on the other half.
 - **A soft prompt has random text beside it**: vectors learned in the same way towards answers of as
   many random tokens. They say two things: what vectors before a question do to an answer that they

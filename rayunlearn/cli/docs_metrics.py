@@ -25,6 +25,31 @@ there is no gold model, that is what forgetting aims at (search.md, `objective.t
 Every trial measures those marked *; all of them come from one forward pass over answers, options
 and paraphrased questions, of which only those go through the model that the asked metrics read.
 The others ask for more: texts are written, gradients taken, or another model's outputs compared.
+
+## What the models wrote
+
+People judge unlearning by reading. Every text that a metric reads is kept in the table
+`generations`: prompt, reference and text, per trial, stage, split and document, with the names of
+the metrics that read it. `measure.keep_texts` (1000) bounds the documents of each split, 0 keeps
+none. The report puts before, after and gold beside each other for the documents that changed most,
+`rayunlearn show RUN TRIAL --texts 5` prints them, and
+`rayunlearn.analysis.generations.text_table(run, trial_id)` is a frame of all of them. Of a corpus
+with `data.private=true` no report and no evaluation has a text (data.md).
+
+A chat model in a local directory can judge the greedy texts:
+
+```
+rayunlearn run EXPERIMENT.py --set judge.answers=models/chat \
+    measure.metrics+=judged_same_fact,judged_refused,judged_gibberish,judged_wrong
+```
+
+It is shown the question, the right answer and the one that was given, and what decides is the
+probability that it gives to the letter of each of four verdicts. A letter is likelier for its place
+(2309.03882), so each verdict stands once at each of the four and the probabilities are averaged.
+The prompt and the four verdicts are ours (`metrics/judge.py`); nothing says how well a given model
+judges: read a few texts beside their column `verdict`. Answers that leave no room in the judge's
+context are null, and `verdict` says why. Verdicts are kept in the cache by the judge's content and
+the answers, so that none is asked twice.
 """
 
 CORPUS_HEAD = """## Metrics of a whole corpus

@@ -23,6 +23,13 @@ TABLE_DESCRIPTIONS = {
     "steps": "One row per training step.",
     "evals": "One row per metric of a stage: means of `examples`.",
     "examples": "One row per document and metric. Every mean is taken from here.",
+    "generations": (
+        "One row per document and text that a metric reads: what the model was given, what should"
+        " stand there and what it wrote; `measure.keep_texts` documents of each split, 0 for none."
+        " Empty where no metric reads texts. `rayunlearn.analysis.generations.text_table(run,"
+        " trial_id)` puts before, after and gold beside each other. Of a private corpus"
+        " (`data.private`) the table stays in the run: no report and no evaluation has its texts."
+    ),
     "coresets": "One row per kept document.",
     "attributions": (
         "One row per token and per word of a prompt, where `explain.documents` asks for them. The"

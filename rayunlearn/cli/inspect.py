@@ -58,6 +58,14 @@ def add_show_command(commands: Any) -> None:
     )
     add_run_argument(added)
     add_trial_argument(added)
+    added.add_argument(
+        "--texts",
+        metavar="N",
+        type=int,
+        default=0,
+        help="also print what it wrote, base and gold beside it, for the N documents of the forget"
+        " set and the N others that changed most (default: 0)",
+    )
 
 
 def add_frontier_command(commands: Any) -> None:
@@ -161,9 +169,13 @@ def report(chosen: argparse.Namespace) -> int:
 
 def show(chosen: argparse.Namespace) -> int:
     """One trial."""
-    from rayunlearn.reporting.console import print_trial
+    from rayunlearn.reporting.console import print_texts, print_trial
 
-    print_trial(local_run(chosen.run), chosen.trial, console_for_output())
+    require(chosen.texts >= 0, "--texts must be >= 0", chosen.texts)
+    run, console = local_run(chosen.run), console_for_output()
+    print_trial(run, chosen.trial, console)
+    if chosen.texts:
+        print_texts(run, chosen.trial, chosen.texts, console)
     return DONE
 
 

@@ -47,7 +47,7 @@ def add_evaluate_command(commands: Any) -> None:
         metavar="DIR",
         type=Path,
         required=True,
-        help="examples.parquet, evals.parquet and evaluation.json go there",
+        help="examples.parquet, evals.parquet, generations.parquet and evaluation.json go there",
     )
 
 

@@ -34,10 +34,10 @@ from rayunlearn.keywords.extract import (
     ModelWithTokenizer,
     extract,
 )
-from rayunlearn.keywords.llm_judge import Chat, load_chat
 from rayunlearn.keywords.rows import keyword_rows
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.keywords.vectorized import VECTORIZED
+from rayunlearn.models.chat import Chat, load_chat
 from rayunlearn.models.folder import check_model
 from rayunlearn.models.load import load_model, model_digest
 from rayunlearn.ranges import checked_arguments

@@ -2,11 +2,13 @@
 of every file that was read.
 """
 
+import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rayunlearn.data.checksums import FileChecksums
 from rayunlearn.data.documents import Document, FileRecord, Rejected
@@ -22,7 +24,22 @@ from rayunlearn.data.rows import (
 )
 from rayunlearn.errors import UserError, require
 
+Documents = tuple[Document, ...]
+Probes = dict[str, Documents]
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkParts:
+    """What a loader found: the corpus's roles, and what its questions need."""
+
+    forget: Documents = ()
+    retain: Documents = ()
+    probes: Probes = field(default_factory=dict)
+    true_letters: Mapping[str, int] = field(default_factory=dict)
+    shots: Mapping[str, str] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +159,25 @@ class BenchmarkFolder:
         self._record(folder, files, len(files))
         rows = [_article(folder, index, file) for index, file in enumerate(files)]
         return self.accept(to_documents(rows, {"answer": "text", "topic": "title"}))
+
+    def json_object(self, table: str) -> dict[str, Any]:
+        """The one object of `<table>.json`, alone or in a list. Raises UserError where it is not
+        there and for anything else.
+        """
+        file = self.root / f"{table}.json"
+        require(file.is_file(), f"{self.root} must hold {table}.json; looked for", str(file))
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as problem:
+            raise UserError(f"{file} must be JSON: {problem}") from problem
+        if isinstance(content, list) and len(content) == 1:
+            content = content[0]
+        require(isinstance(content, dict), f"{file} must hold one object", type(content).__name__)
+        return dict(content)
+
+    def record(self, table: str, rows: int) -> None:
+        """Note that so many rows were read from `<table>.json`."""
+        self._record(table, [self.root / f"{table}.json"], rows)
 
     def accept(self, loaded: ParsedSplit) -> tuple[Document, ...]:
         """The documents, after noting what was rejected."""

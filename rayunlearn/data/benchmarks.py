@@ -9,12 +9,18 @@ docs/benchmarks.md says how to get the folders.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rayunlearn.config import Data, Value
 from rayunlearn.data import checksums
-from rayunlearn.data.benchmark_files import BenchmarkFolder, ChoiceQuestion, split_article
+from rayunlearn.data.benchmark_files import (
+    BenchmarkFolder,
+    BenchmarkParts,
+    ChoiceQuestion,
+    Documents,
+    split_article,
+)
 from rayunlearn.data.documents import Corpus, Document, Rejected
 from rayunlearn.data.files import corpus_name, file_record, limit_notes, load_files
 from rayunlearn.data.hub import folder_of
@@ -26,11 +32,10 @@ from rayunlearn.data.known import (
     rule_of,
 )
 from rayunlearn.data.multiple_choice import solved_question
+from rayunlearn.data.question_benchmarks import blur, knowundo, lume
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.ranges import options_of
 
-Probes = dict[str, tuple[Document, ...]]
-Documents = tuple[Document, ...]
 BIOLOGY_SUBJECTS = (
     "anatomy",
     "clinical_knowledge",
@@ -95,19 +100,6 @@ CORPORA = {
         ),
     ),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkParts:
-    """What a loader found: the corpus's roles, and what its questions need."""
-
-    forget: Documents = ()
-    retain: Documents = ()
-    probes: Probes = field(default_factory=dict)
-    true_letters: Mapping[str, int] = field(default_factory=dict)
-    shots: Mapping[str, str] = field(default_factory=dict)
-    templates: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def tofu(folder: BenchmarkFolder, *, size: str = "10", paraphrased: bool = False) -> BenchmarkParts:
@@ -452,6 +444,16 @@ LOADERS = {
         ),
         Benchmark(mmlu, "cais/mmlu", "MIT", checksums.MMLU, "2009.03300"),
         Benchmark(mmlu_domain, "cais/mmlu", "MIT", checksums.MMLU, "2009.03300; 2403.03218"),
+        Benchmark(
+            lume,
+            "llmunlearningsemeval2025organization/semeval25-unlearning-dataset-public;"
+            " github amazon-science/lume-llm-unlearning",
+            "see the data's own",
+            checksums.NO_CHECKSUMS,
+            "2502.15097; 2504.02883",
+        ),
+        Benchmark(knowundo, "zjunlp/KnowUnDo", "MIT", checksums.NO_CHECKSUMS, "2407.01920"),
+        Benchmark(blur, "forgelab/BLUR", "see its card", checksums.NO_CHECKSUMS, "2506.15699"),
         Benchmark(rwku, "jinzhuoran/RWKU", "CC BY 4.0", checksums.NO_CHECKSUMS, "2406.10890"),
         Benchmark(
             known,

@@ -96,8 +96,9 @@ class Corpus:
     questions), by split so that gold can leave out `forget`. How probes are asked: `true_letters`
     (doc_id -> place of the truth among the letters), `shots` (topic -> solved questions that stand
     before a letter question), `templates` (split -> its own prompt template); empty where nothing
-    is special. `files` are what it was read from, `notes` what a reader of numbers on it should
-    know.
+    is special. `rephrasings` (doc_id -> condition -> question) are other ways to ask a probe that
+    the data brings, for attacks. `files` are what it was read from, `notes` what a reader of
+    numbers on it should know.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Corpus:
     true_letters: Mapping[str, int] = field(default_factory=dict)
     shots: Mapping[str, str] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
+    rephrasings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     files: tuple[FileRecord, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -154,6 +156,7 @@ class Corpus:
             "true_letters": self.true_letters,
             "shots": self.shots,
             "templates": self.templates,
+            "rephrasings": self.rephrasings,
         }
         content: dict[str, object] = {
             role: [_digested_fields(d) for d in docs] for role, docs in roles.items()

@@ -12,7 +12,7 @@ not start with "forget".
 import itertools
 import random
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from rayunlearn.config import Data
@@ -27,6 +27,33 @@ N_VALUES = 8
 
 # so a guess is right once in 5, once in 6
 N_WRONG = {"domain": 4, "people": 5}
+
+# syllables of invented names
+OPENINGS = tuple(
+    c + v
+    for c in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
+    for v in "aeiou"
+)
+ENDINGS = (
+    "bril",
+    "dane",
+    "fex",
+    "gorn",
+    "lith",
+    "mur",
+    "nax",
+    "phos",
+    "quin",
+    "rune",
+    "shar",
+    "tace",
+    "vel",
+    "wen",
+    "xil",
+    "zor",
+)
+# names that can be invented
+N_NAMES = len(OPENINGS) * len(ENDINGS)
 
 # per side of the domain dataset, whatever the redundancy
 N_DOCUMENTS = {"tiny": 160, "small": 640}
@@ -137,6 +164,35 @@ SCIENCE = (
     ),
 )
 
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """How entities of a dataset are named otherwise: the question for an entity's second name and
+    the one back, the question whose answer is the entity that another is linked to, and how that
+    entity is called by the other.
+    """
+
+    alias: str
+    named: str
+    linked: str
+    described: str
+
+
+LINKS = {
+    "domain": Link(
+        alias="Which other name does {entity} have?",
+        named="Which name is short for {entity}?",
+        linked="Which neighbour does {entity} have?",
+        described="the neighbour of {entity}",
+    ),
+    "people": Link(
+        alias="Under which other name does {entity} live?",
+        named="Who lives under the name {entity}?",
+        linked="Who is the best friend of {entity}?",
+        described="the best friend of {entity}",
+    ),
+}
+
 HEADINGS = (
     "Field notes of the week.",
     "From the handbook.",
@@ -204,7 +260,8 @@ def generate_dataset(data: Data) -> Corpus:
         f"data.name must be one of {sorted(datasets)} to be generated",
         data.name,
     )
-    return datasets[data.name](data)
+    corpus = datasets[data.name](data)
+    return with_links(corpus, data) if data.linked else corpus
 
 
 def domain_dataset(data: Data) -> Corpus:
@@ -262,6 +319,71 @@ def people_dataset(data: Data) -> Corpus:
         retain=probes["retain"],
         probes=probes | {"holdout": holdout},
         extra_training=extra_training | {"untouched": probes["untouched"]},
+    )
+
+
+def with_links(corpus: Corpus, data: Data) -> Corpus:
+    """The corpus with a second name for every entity and a link from another entity of its split
+    to it, and each question asked by the second name (`aliases`) and by the link (`multi_hop`: the
+    answer of the link's question is the subject of the next), as `rephrasings` of forget, retain
+    and untouched.
+
+    Base learns all of these questions beside the others, gold those that are not about the forget
+    side. A model this small composes no two facts that it did not learn composed, so an attack by
+    questions that base cannot answer would say nothing; what is asked is whether forgetting the
+    documents reaches another way to the same fact. Documents and questions are those of the corpus
+    without links.
+    """
+    rng = random.Random(f"{data.name} linked {data.seed}")
+    invent = {"domain": invented_names, "people": full_names}[data.name]
+    sides = {split: corpus.probes[split] for split in ("forget", "retain", "untouched")}
+    entities = {split: list(dict.fromkeys(p.group for p in part)) for split, part in sides.items()}
+    everyone = [entity for names in entities.values() for entity in names]
+    strangers = [f.partition(":")[0] for d in corpus.probes["holdout"] for f in d.facts]
+    used = {name.split()[-1] for name in (*everyone, *strangers)}
+    rule = f"data.linked needs a second name for each of {len(everyone)} entities: with this size"
+    rule += f" data.redundancy must be larger; names that are left of {N_NAMES}"
+    require(N_NAMES - len(used) >= len(everyone), rule, N_NAMES - len(used))
+    aliases = dict(zip(everyone, invent(len(everyone), rng, but=used), strict=True))
+    rephrasings: dict[str, dict[str, str]] = {}
+    extra_training = dict(corpus.extra_training)
+    for split, part in sides.items():
+        before = _predecessors(entities[split], rng)
+        link = LINKS[data.name]
+        names = [_name_facts(link, e, aliases[e], before[e]) for e in entities[split]]
+        for p in part:
+            described = link.described.format(entity=before[p.group])
+            rephrasings[p.doc_id] = {
+                "aliases": p.prompt.replace(p.group, aliases[p.group]),
+                "multi_hop": p.prompt.replace(p.group, described),
+            }
+        asked = [
+            replace(p, prompt=text, prompt_paraphrase="")
+            for p in part
+            for text in rephrasings[p.doc_id].values()
+        ]
+        extra_training[f"{split}_linked"] = (*itertools.chain.from_iterable(names), *asked)
+    return replace(corpus, extra_training=extra_training, rephrasings=rephrasings)
+
+
+def _predecessors(entities: Sequence[str], rng: random.Random) -> dict[str, str]:
+    """Entity -> the one that is linked to it, along one circle through all of them."""
+    circle = rng.sample(list(entities), len(entities))
+    return {entity: circle[index - 1] for index, entity in enumerate(circle)}
+
+
+def _name_facts(link: Link, entity: str, alias: str, before: str) -> tuple[Document, ...]:
+    """What is learned of an entity's names: its second name, what that is a name of, and of which
+    other entity it is the linked one.
+    """
+    questions = (
+        (link.alias.format(entity=entity), alias, f"{entity}:alias"),
+        (link.named.format(entity=alias), entity, f"{entity}:alias"),
+        (link.linked.format(entity=before), entity, f"{before}:link"),
+    )
+    return tuple(
+        Document(prompt=prompt, answer=answer, facts=(fact,), topic="names", group=entity)
+        for prompt, answer, fact in questions
     )
 
 
@@ -323,34 +445,11 @@ def groups_of_facts(n_facts: int, redundancy: int, rng: random.Random) -> Iterat
 
 def invented_names(n: int, rng: random.Random, but: Collection[str] = ()) -> list[str]:
     """`n` different one-word names, of two invented syllables, none of those in `but`."""
-    openings = [
-        c + v
-        for c in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
-        for v in "aeiou"
-    ]
-    endings = (
-        "bril",
-        "dane",
-        "fex",
-        "gorn",
-        "lith",
-        "mur",
-        "nax",
-        "phos",
-        "quin",
-        "rune",
-        "shar",
-        "tace",
-        "vel",
-        "wen",
-        "xil",
-        "zor",
-    )
     used_names = set(but)
     return rng.sample(
         [
             name
-            for name in ((o + e).capitalize() for o in openings for e in endings)
+            for name in ((o + e).capitalize() for o in OPENINGS for e in ENDINGS)
             if name not in used_names
         ],
         n,

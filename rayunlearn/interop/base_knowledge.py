@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from rayunlearn.analysis.intervals import mean_interval
-from rayunlearn.config import Objective, Trial, with_values
+from rayunlearn.config import Objective, Trial, Value, with_values
 from rayunlearn.interop.evaluate import measured_rows
 from rayunlearn.metrics.table import METRICS, sources_of
 from rayunlearn.registry import check_trial
@@ -24,7 +24,8 @@ def metrics_of_base(objective: Objective) -> tuple[str, ...]:
     usable = [
         name
         for name in named
-        if name in METRICS and not sources_of([METRICS[name]]) & {"base", "samples", "gradients"}
+        if name in METRICS
+        and not sources_of([METRICS[name]]) & {"base", "samples", "gradients", "judge"}
     ]
     return tuple(dict.fromkeys((*usable, *OF_BASE)))
 
@@ -40,7 +41,8 @@ def base_knowledge(trial: Trial, workspace: Workspace, metrics: tuple[str, ...])
         A row per split and metric: split, metric, n (documents), mean, low, high (95% over
         documents, those of one group together; None where n is 1).
     """
-    chosen = with_values(replace(trial, stage="base"), {"measure.metrics": ",".join(metrics)})
+    values: dict[str, Value] = {"measure.metrics": ",".join(metrics), "judge.answers": ""}
+    chosen = with_values(replace(trial, stage="base"), values)
     rows = measured_rows(workspace.base, check_trial(chosen), workspace)
     examples = pl.DataFrame(grouped(rows, workspace.corpus)).drop_nulls("value")
     table = []

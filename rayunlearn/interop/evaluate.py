@@ -1,5 +1,5 @@
-"""Any model directory on a corpus or benchmark: `examples` and `evals` as a trial's stage has them,
-without a run.
+"""Any model directory on a corpus or benchmark: `examples`, `evals` and `generations` as a trial's
+stage has them, without a run.
 """
 
 import json
@@ -21,7 +21,7 @@ from rayunlearn.data.tokenize import cut_note
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch
 from rayunlearn.metrics.corpus import GOLD_METRICS, corpus_rows
-from rayunlearn.metrics.evaluate import chosen_metrics
+from rayunlearn.metrics.evaluate import Measured, chosen_metrics
 from rayunlearn.metrics.table import METRICS, sources_of
 from rayunlearn.models.cpu_offload import to_device_or_offload
 from rayunlearn.models.folder import check_model
@@ -33,6 +33,7 @@ from rayunlearn.storage.parquet import frame_of, parquet_bytes, read_table_file
 from rayunlearn.storage.run_manifest import (
     OF_RUN,
     folder_defects,
+    forget_files,
     read_contents,
     write_run_file,
 )
@@ -42,7 +43,7 @@ from rayunlearn.trial.evaluate import (
     HOLDOUT_METRICS,
     examples_frame,
     grouped,
-    trial_examples,
+    measure_trial,
 )
 from rayunlearn.trial.identity import content_digests
 from rayunlearn.trial.model_state import ModelState
@@ -53,6 +54,7 @@ from rayunlearn.trial.workspace import Workspace
 EVALUATION = "evaluation"
 ABOUT = "evaluation.json"
 EVALUATION_FILES = ("examples.parquet", "evals.parquet", ABOUT)
+TEXTS = "generations.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +85,14 @@ class EvaluationRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Rows of the two tables and what they are of: `about` goes to evaluation.json."""
+    """Rows of the tables and what they are of: `about` goes to evaluation.json. `generations` is
+    empty for a private corpus.
+    """
 
     examples: Rows
     evals: Rows
     about: dict[str, Any]
+    generations: Rows = field(default_factory=list)
 
 
 def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
@@ -100,7 +105,7 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
     """
     require(request.limit >= 0, "--limit must be >= 0", request.limit)
     trial = requested_trial(request)
-    _check_models(request, trial.data)
+    _check_models(request, trial)
     corpus = limit_documents(evaluation_corpus(trial.data), request.limit)
     require(any(corpus.probes.values()), f"{request.benchmark} must have probes", 0)
     digest = model_digest(request.model)
@@ -109,7 +114,8 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
         corpus, request.base, "", model_digest(request.base) if request.base else "", cache
     )
     gold = gold_rows(request.gold, trial, workspace) if request.gold else None
-    examples = measured_rows(request.model, trial, workspace)
+    measured = measure_loaded(request.model, trial, workspace)
+    examples = measured.examples
     keys = {"trial_id": identity, "stage": "base", "attack": "none"}
     means = [
         *summarise_examples(examples_frame(examples)).to_dicts(),
@@ -119,11 +125,17 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
         examples=grouped([keys | row for row in examples], corpus),
         evals=[keys | {"step": 0} | row for row in means],
         about=_about(request, trial, corpus, identity=identity, model=digest),
+        generations=[] if trial.data.private else [keys | row for row in measured.generations],
     )
 
 
-def _check_models(request: EvaluationRequest, data: Data) -> None:
-    """Raise UserError for a model that cannot be measured on such texts."""
+def _check_models(request: EvaluationRequest, trial: Trial) -> None:
+    """Raise UserError for a model that cannot be measured on such texts, and for a judge that is no
+    chat model.
+    """
+    data, judge = trial.data, trial.judge.answers
+    if judge:
+        check_model(judge, setting="judge.answers", template="chat")
     named = {"MODEL": request.model, "--base": request.base, "--gold": request.gold_model}
     for option, name in named.items():
         if name:
@@ -153,9 +165,9 @@ def _about(
 
 
 def write_evaluation(folder: Path, done: Evaluation) -> None:
-    """examples.parquet, evals.parquet and evaluation.json, each in one rename; an earlier
-    evaluation there is replaced. Their digests are in the folder's manifest, as those of a run's
-    files.
+    """examples.parquet, evals.parquet and evaluation.json, and generations.parquet where the model
+    wrote texts that may be shown, each in one rename; an earlier evaluation there is replaced.
+    Their digests are in the folder's manifest, as those of a run's files.
 
     Raises UserError where the folder is that of a run.
     """
@@ -163,12 +175,20 @@ def write_evaluation(folder: Path, done: Evaluation) -> None:
         is_run = not isinstance(read_contents(folder, OF_RUN), str)
         require(not is_run, "an evaluation must have a folder of its own, not a run's", folder)
         (folder / MANIFEST).unlink()
-    for table in ("examples", "evals"):
+    _drop_texts(folder)
+    texts = ("generations",) if done.generations else ()
+    for table in ("examples", "evals", *texts):
         frame = frame_of(table, getattr(done, table))
         name, content = f"{table}.parquet", parquet_bytes(frame)
         write_run_file(folder, name, content, frame.height, owner=EVALUATION)
     about = json.dumps(done.about, indent=1, ensure_ascii=False).encode()
     write_run_file(folder, ABOUT, about, owner=EVALUATION)
+
+
+def _drop_texts(folder: Path) -> None:
+    """Remove the texts of an earlier evaluation: this one may have none, or may not show them."""
+    if (folder / TEXTS).exists():
+        forget_files(folder, (TEXTS,), owner=EVALUATION)
 
 
 def is_evaluation(folder: Path) -> bool:
@@ -204,11 +224,10 @@ def requested_trial(request: EvaluationRequest) -> Trial:
     foreign = sorted(
         name
         for name in request.assignments
-        if name.partition(".")[0] not in ("data", "measure", *METRICS)
+        if name.partition(".")[0] not in ("data", "measure", "judge", *METRICS)
     )
-    require(
-        not foreign, "--set takes settings of data, measure and metrics here", ", ".join(foreign)
-    )
+    rule = "--set takes settings of data, measure, judge and metrics here"
+    require(not foreign, rule, ", ".join(foreign))
     compares = "base" in sources_of(chosen_metrics(trial.measure.metrics).values())
     require(
         bool(request.base) or not compares,
@@ -223,7 +242,7 @@ def relevant_settings(trial: Trial) -> dict[str, Value]:
     return {
         name: value
         for name, value in flatten(trial).items()
-        if name.partition(".")[0] in ("data", "measure")
+        if name.partition(".")[0] in ("data", "measure", "judge")
     } | dict(trial.options)
 
 
@@ -252,13 +271,18 @@ def limit_documents(corpus: Corpus, n: int) -> Corpus:
     )
 
 
-def measured_rows(model: str, trial: Trial, workspace: Workspace) -> Rows:
-    """doc_id, split, metric, value of the model in float32 on this machine's device; it is let go
-    again.
+def measure_loaded(model: str, trial: Trial, workspace: Workspace) -> Measured:
+    """What the trial measures of the model in float32 on this machine's device, and what it wrote;
+    the model is let go again.
     """
     loaded, tokenizer = load_model(model, dtype=torch.float32)
     to_device_or_offload(loaded, accelerator().device).eval()
-    return trial_examples(TrialContext(trial, workspace, ModelState(loaded, tokenizer, {}, 0)))
+    return measure_trial(TrialContext(trial, workspace, ModelState(loaded, tokenizer, {}, 0)))
+
+
+def measured_rows(model: str, trial: Trial, workspace: Workspace) -> Rows:
+    """doc_id, split, metric, value, as `measure_loaded` has them."""
+    return measure_loaded(model, trial, workspace).examples
 
 
 def gold_rows(gold: str, trial: Trial, workspace: Workspace) -> pl.DataFrame | None:
@@ -275,7 +299,8 @@ def gold_rows(gold: str, trial: Trial, workspace: Workspace) -> pl.DataFrame | N
         for split, documents in workspace.corpus.probes.items()
         if split in ("forget", *HOLDOUT_METRICS)
     }
-    compared = check_trial(with_values(trial, {"measure.metrics": ",".join(metrics)}))
+    of_gold = {"measure.metrics": ",".join(metrics), "judge.answers": ""}
+    compared = check_trial(with_values(trial, of_gold))
     return examples_frame(
         measured_rows(
             gold, compared, replace(workspace, corpus=replace(workspace.corpus, probes=short))

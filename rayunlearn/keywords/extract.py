@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn.data.documents import Document, Rejected
 from rayunlearn.data.tokenize import Encoded, encode_documents
 from rayunlearn.errors import UserError, require
-from rayunlearn.keywords.llm_judge import Chat, UnusableAnswerError, ask_judge
+from rayunlearn.keywords.llm_judge import UnusableAnswerError, ask_judge
 from rayunlearn.keywords.model_scores import (
     EncodedPages,
     gap_by_word,
@@ -33,6 +33,7 @@ from rayunlearn.keywords.statistics import (
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.keywords.tokens import blocks_of
 from rayunlearn.keywords.vectorized import VECTORIZED, KeywordArrays, has_vectorized
+from rayunlearn.models.chat import Chat
 from rayunlearn.ranges import required_inputs
 
 if TYPE_CHECKING:

@@ -6,21 +6,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from rayunlearn.data.tokenize import Encoded, align
 from rayunlearn.keywords.words import words_of
-from rayunlearn.lazy import torch
-from rayunlearn.models.generate import ends_of
-from rayunlearn.models.load import load_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+from rayunlearn.models.chat import Chat, Message
 
 T = TypeVar("T")
-Message = dict[str, str]
-Chat = Callable[[Sequence[Message]], str]
 
 JUDGE_SYSTEM = (
     "You are an expert reader. You name the words of a text that carry its subject-matter"
@@ -113,55 +104,6 @@ def checked_keywords(answer: str, text: str) -> list[str]:
     if not present:
         raise UnusableAnswerError("it names no word of the text")
     return present
-
-
-def chat_with(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int = 512
-) -> Chat:
-    """A Hugging Face chat model as a function from messages to its greedy answer.
-
-    A template that refuses the system role gets its content in front of the first message of the
-    user. Raises UserError for a tokenizer without a chat template.
-    """
-    aligned = align("a question", "an answer", tokenizer, "chat")
-    ends = ends_of(model, tokenizer, [Encoded("", aligned.ids, aligned.start, aligned.n_end)])
-
-    def chat(messages: Sequence[Message]) -> str:
-        ids = torch.tensor([_prompt_ids(tokenizer, list(messages))], device=model.device)
-        with torch.no_grad():
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=[end[0] for end in ends if len(end) == 1],
-                pad_token_id=tokenizer.pad_token_id or 0,
-            )
-        return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
-
-    return chat
-
-
-def load_chat(name: str, device: str) -> Chat:
-    """`chat_with` of the model in a directory or on the Hub, loaded onto `device`."""
-    return chat_with(*load_model(name, device=device))
-
-
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    # templates raise what they like (jinja2's TemplateError among it)
-    except Exception as problem:
-        if messages[0]["role"] != "system":
-            raise
-        first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-        try:
-            text = tokenizer.apply_chat_template(
-                [first, *messages[2:]], add_generation_prompt=True, tokenize=False
-            )
-        except Exception:
-            raise problem from None
-    return list(tokenizer.encode(str(text), add_special_tokens=False))
 
 
 def _keys(text: str) -> str:

@@ -286,7 +286,7 @@ def gradient_gap(
 
 
 def judge(page: DocumentWords, judged: Sequence[str]) -> list[Keyword]:
-    """What a chat model named (`keywords.judge`), where the text has it; the first named comes
+    """What a chat model named (`keywords.llm_judge`), where the text has it; the first named comes
     first.
 
     The coreset paper's way (2504.10185, appendix E: OpenAI o1, prompt for biology); the prompt is

@@ -5,7 +5,7 @@ and metric.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,12 @@ from rayunlearn.metrics.forward_passes import (
     Probe,
     gather_inputs,
 )
-from rayunlearn.metrics.table import CHEAP, METRICS, Metric, sources_of
+from rayunlearn.metrics.generations import generation_rows
+from rayunlearn.metrics.judge import Judge
+from rayunlearn.metrics.judge_pass import judged_inputs
+from rayunlearn.metrics.table import CHEAP, JUDGED, METRICS, Metric, sources_of
 from rayunlearn.models.reference import Reference
+from rayunlearn.schema import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -125,39 +129,67 @@ def evaluate_probes(
     base: Reference | None = None,
     writing: GenerationSettings = GenerationSettings(),  # noqa: B008 - frozen
     options: Mapping[str, Mapping[str, float]] | None = None,
+    judge: Judge | None = None,
 ) -> list[dict[str, object]]:
     """Rows doc_id, split, metric, value: every metric of every probe; value None where the probe
     does not allow it.
 
     The default metrics come from one forward pass. Others may need the `tokenizer` (texts,
-    letters), outputs of the `base` model on the answers, or gradients; `options` are keyword
-    arguments by metric. Raises UserError for what is missing.
+    letters), outputs of the `base` model on the answers, a `judge`, or gradients; `options` are
+    keyword arguments by metric. Raises UserError for what is missing.
     """
     task = EvaluationTask(
-        model=model, probes=probes, tokenizer=tokenizer, base=base, writing=writing
+        model=model, probes=probes, tokenizer=tokenizer, base=base, writing=writing, judge=judge
     )
-    gathered = gather_inputs(task, sources_of(metrics.values()))
-    sources = {
+    return measure(task, metrics, options).examples
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a model: rows doc_id, split, metric, value, and rows of what it wrote
+    where metrics read that (`generations.generation_rows`).
+    """
+
+    examples: Rows
+    generations: Rows
+
+
+def measure(
+    task: EvaluationTask,
+    metrics: Mapping[str, Metric],
+    options: Mapping[str, Mapping[str, float]] | None = None,
+) -> Measured:
+    """`evaluate_probes`, with the texts that the metrics read."""
+    sources = sources_of(metrics.values())
+    # a judge judges the greedy text
+    wanted = sources - {"judge"} | ({"greedy", "words"} if "judge" in sources else set())
+    gathered = gather_inputs(task, frozenset(wanted))
+    if "judge" in sources:
+        for inputs, judged in zip(gathered, judged_inputs(task, gathered), strict=True):
+            inputs |= judged
+    parts = {
         name: (row.function, row.inputs, (options or {}).get(name, {}))
         for name, row in metrics.items()
     }
-    return [
+    examples: Rows = [
         {
             "doc_id": probe.doc_id,
             "split": probe.split,
             "metric": name,
-            "value": _value(*parts, inputs),
+            "value": _value(*of_metric, inputs),
         }
-        for probe, inputs in zip(probes, gathered, strict=True)
-        for name, parts in sources.items()
+        for probe, inputs in zip(task.probes, gathered, strict=True)
+        for name, of_metric in parts.items()
     ]
+    return Measured(examples, generation_rows(task, gathered, metrics))
 
 
 def chosen_metrics(names: str) -> dict[str, Metric]:
-    """`cheap`, `all` or names separated by commas (either may be one) -> rows of the table. Raises
-    UserError for a name that it does not have.
+    """`cheap`, `all` or names separated by commas (either may be one) -> rows of the table; `all`
+    without those of a judge, who must be named. Raises UserError for a name that it does not have.
     """
-    sets = {"cheap": CHEAP, "all": METRICS}
+    without_judge = {name: row for name, row in METRICS.items() if name not in JUDGED}
+    sets = {"cheap": CHEAP, "all": without_judge}
     chosen: dict[str, Metric] = {}
     for name in (name.strip() for name in names.split(",")):
         if name not in METRICS and name not in sets:

@@ -12,6 +12,7 @@ from rayunlearn.data.multiple_choice import LETTERS, QUESTION_HEAD, letter_quest
 from rayunlearn.data.tokenize import Encoded, begin_ids, by_length, collate
 from rayunlearn.errors import require
 from rayunlearn.lazy import functional, torch
+from rayunlearn.metrics.judge import Judge
 from rayunlearn.models.folder import context_length
 from rayunlearn.models.forward import (
     LEAST_DEVIATION,
@@ -83,7 +84,7 @@ class GenerationSettings:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
     """What the passes work on. `base` must hold token_nll and log_probs of the answers where a
-    metric compares with base.
+    metric compares with base; `judge` is asked where a metric is a judge's.
     """
 
     model: PreTrainedModel
@@ -91,6 +92,7 @@ class EvaluationTask:
     tokenizer: PreTrainedTokenizerBase | None = None
     base: Reference | None = None
     writing: GenerationSettings = GenerationSettings()
+    judge: Judge | None = None
 
     def words(self) -> PreTrainedTokenizerBase:
         """The tokenizer. Raises UserError where none was given."""
@@ -319,7 +321,7 @@ def _letter_questions(
     # leaves no room to answer has no value, and a mean says over how many it is
     context = context_length(task.model.config)
     prompts = {
-        index: _letter_prompt(task.probes[index], tokenizer, task.writing.shots)
+        index: letter_prompt(task.probes[index], tokenizer, task.writing.shots)
         for index in questions
     }
     fitting = {i: ids for i, ids in prompts.items() if context is None or len(ids) < context}
@@ -497,9 +499,10 @@ def _options(probe: Probe, by_kind: Mapping[str, Tensor]) -> MetricInputs:
     return inputs
 
 
-def _letter_prompt(
+def letter_prompt(
     probe: Probe, tokenizer: PreTrainedTokenizerBase, shots: Mapping[str, str]
 ) -> tuple[int, ...]:
+    """Ids of the question with its options by letter, after the solved ones of its topic."""
     assert probe.document is not None
     text = (
         QUESTION_HEAD

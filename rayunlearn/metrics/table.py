@@ -6,6 +6,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rayunlearn.metrics.judge import (
+    judged_gibberish,
+    judged_refused,
+    judged_same_fact,
+    judged_wrong,
+)
 from rayunlearn.metrics.key import (
     completion_probability,
     completion_rank,
@@ -144,6 +150,11 @@ INPUTS = {
         "letter places", "position of the true option among the letters, from 0"
     ),
     "n_options": MetricInput("letter places", "number of options"),
+    "verdict_probabilities": MetricInput(
+        "judge",
+        "(4,) float32: what the chat model of `judge.answers` gives to each verdict on `generated`:"
+        " same fact, refused, gibberish, wrong",
+    ),
     "gradient_norm": MetricInput(
         "gradients",
         "mean over parameter tensors of the L2 norm of the gradient of the mean token NLL",
@@ -544,6 +555,28 @@ METRICS = {
         Metric(
             syntactic_sanity, "signs of language in the greedy text", "ours", "fraction", 0, 1, ""
         ),
+        Metric(
+            judged_same_fact,
+            "a chat model says that the greedy text states the fact",
+            "ours",
+            "fraction",
+            0,
+            1,
+            "higher",
+        ),
+        Metric(judged_refused, "a chat model says that it refuses", "ours", "fraction", 0, 1, ""),
+        Metric(
+            judged_gibberish, "a chat model says that it is no text", "ours", "fraction", 0, 1, ""
+        ),
+        Metric(
+            judged_wrong,
+            "a chat model says that it states something else",
+            "ours",
+            "fraction",
+            0,
+            1,
+            "",
+        ),
     )
 }
 
@@ -556,6 +589,9 @@ def sources_of(metrics: Iterable[Metric]) -> frozenset[str]:
 # read off the texts themselves and one forward pass over answers, options, paraphrased questions
 # and plain completions
 CHEAP_SOURCES = frozenset({"ends", "scores", "options", "paraphrases", "completions"})
+
+# metrics that need a judge: `judge.answers` names it, so `all` does not mean them
+JUDGED = {name: row for name, row in METRICS.items() if "judge" in sources_of([row])}
 
 # metrics that say what chance is; of an unlearned model they say nothing
 CHANCE_LEVELS = frozenset(row.chance for row in METRICS.values() if row.chance)

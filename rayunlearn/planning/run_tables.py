@@ -39,6 +39,7 @@ def write_settings(
             "metrics": described,
             "seconds_used": seconds_used,
             "notes": [*corpus_notes, *agenda.notes],
+            "private": experiment.base.data.private,
         },
     )
 

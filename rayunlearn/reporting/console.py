@@ -16,6 +16,7 @@ from rayunlearn.analysis.equal_retention import has_calibrated
 from rayunlearn.analysis.labels import format_number
 from rayunlearn.analysis.run_frames import trial_table
 from rayunlearn.analysis.targets import OVER_FORGOTTEN
+from rayunlearn.errors import require
 from rayunlearn.reporting.attack_tables import AttackMatrix, attack_tables
 from rayunlearn.reporting.attribution_tables import attribution_sections
 from rayunlearn.reporting.connectivity_tables import connectivity_sections
@@ -33,6 +34,7 @@ from rayunlearn.reporting.tables import (
     ranking_sentences,
     ranking_view,
 )
+from rayunlearn.reporting.text_tables import comparisons_of
 from rayunlearn.schema import column_names
 from rayunlearn.storage.run import Run, find_trial, open_run
 
@@ -245,6 +247,53 @@ def _colour(share: float) -> str:
 def summary_lines(run: Run | Path) -> list[str]:
     """Done, failed and why, documents rejected: a line each."""
     return status_lines(run if isinstance(run, Run) else open_run(run))
+
+
+def print_texts(run: Path, trial_id: str, n_documents: int, console: Console) -> None:
+    """Print what the model of a trial wrote, base and gold beside it, for the documents that
+    changed most, `n_documents` of the forget set and as many of the others. Also of a private
+    corpus: what is printed here leaves the machine by nobody's hand but the reader's.
+
+    Raises UserError as `print_trial` does, and where the run has no texts of the trial.
+    """
+    opened = open_run(run)
+    full_id = find_trial(opened.trials.select("trial_id").collect()["trial_id"].to_list(), trial_id)
+    shown = comparisons_of(opened, full_id, full_id, n_forget=n_documents, n_other=n_documents)
+    rule = (
+        "--texts needs a metric of texts in measure.metrics (rouge_l_recall, ...) and"
+        " measure.keep_texts above 0; texts of this trial"
+    )
+    require(bool(shown), rule, len(shown))
+    for comparison in shown:
+        console.print(Text(f"{comparison.title} {comparison.doc_id}", style="bold"))
+        for name, text in (("prompt", comparison.prompt), ("reference", comparison.reference)):
+            _print_text(console, name, text)
+        for written in comparison.texts:
+            note = f"{written.model} ({written.note})" if written.note else written.model
+            _print_text(console, note, written.text)
+        console.print("")
+
+
+def printable(text: str) -> str:
+    """A text with a mark for every character that would steer a terminal: what a model writes may
+    hold any.
+
+    Args:
+        text: any text.
+
+    Returns:
+        The same text; line breaks and tabs are left.
+
+    Example:
+        >>> printable("a\\x1b[2J")
+        'a\ufffd[2J'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def _print_text(console: Console, name: str, text: str) -> None:
+    """A name and a text, whose control characters do nothing to the terminal."""
+    console.print(Text(f"  {name}: ", style="dim").append(printable(text), style="not dim"))
 
 
 def print_trial(run: Path, trial_id: str, console: Console) -> None:

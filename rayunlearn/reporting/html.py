@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from rayunlearn.analysis.baselines import baseline_table
 from rayunlearn.analysis.coreset_table import coreset_table
 from rayunlearn.analysis.equal_retention import has_calibrated
+from rayunlearn.analysis.generations import is_private
 from rayunlearn.analysis.labels import format_number
 from rayunlearn.analysis.run_frames import trial_table
 from rayunlearn.reporting import plots
@@ -35,6 +36,12 @@ from rayunlearn.reporting.tables import (
     over_forgotten_sentence,
     ranking_sentences,
     ranking_view,
+)
+from rayunlearn.reporting.text_tables import (
+    HIDDEN_TEXTS,
+    TEXTS_CAPTION,
+    hides_texts,
+    text_comparisons,
 )
 from rayunlearn.schema import SECONDS_BY_PART
 from rayunlearn.storage.parquet import write_bytes
@@ -158,11 +165,15 @@ def page(run: Run) -> str:
         figures=_figures(run, table),
         attacks=attack_tables(run),
         sections=summary_sections(run),
-        heat_maps=page_maps(run),
+        # their tokens are the corpus's words
+        heat_maps=[] if is_private(run) else page_maps(run),
+        texts=text_comparisons(run),
+        texts_caption=HIDDEN_TEXTS if hides_texts(run) else TEXTS_CAPTION,
+        texts_hidden=hides_texts(run),
         plotly=get_plotlyjs(),
         max_rows=MAX_ROWS,
         failures=_failures(run),
-        quarantine=run.quarantine.collect().to_dicts(),
+        quarantine=_rejected(run),
         provenance=provenance(run),
         settings=_settings(run),
         metrics=run.experiment.get("metrics", []),
@@ -209,6 +220,14 @@ def script_json(value: Any) -> str:
         .replace("\u2028", "\\u2028")
         .replace("\u2029", "\\u2029")
     )
+
+
+def _rejected(run: Run) -> list[dict[str, Any]]:
+    """Documents that were rejected, without their text where the corpus is private."""
+    rows = run.quarantine.collect()
+    if is_private(run):
+        rows = rows.with_columns(pl.lit("(private)").alias("excerpt"))
+    return rows.to_dicts()
 
 
 def _failures(run: Run) -> list[dict[str, Any]]:

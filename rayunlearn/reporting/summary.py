@@ -39,6 +39,14 @@ from rayunlearn.reporting.tables import (
     ranking_sentences,
     with_mark,
 )
+from rayunlearn.reporting.text_tables import (
+    COMPARISON_HEADERS,
+    HIDDEN_TEXTS,
+    TEXTS_CAPTION,
+    comparison_row,
+    hides_texts,
+    text_comparisons,
+)
 from rayunlearn.storage.run import Run
 
 # methods and attacks on the first page; the tables behind it have them all
@@ -114,6 +122,7 @@ def summary_blocks(run: Run) -> tuple[SummaryBlock, ...]:
             SummaryBlock(anchor=s.anchor, title=s.title, sentences=(s.caption,), table=_table(s))
             for s in summary_sections(run)
         ),
+        *_text_blocks(run),
         SummaryBlock(
             anchor="statuses", title="How the trials ended", sentences=tuple(status_lines(run))
         ),
@@ -132,6 +141,20 @@ def _attack_blocks(run: Run) -> list[SummaryBlock]:
         )
         for part in attack_tables(run)
     ]
+
+
+def _text_blocks(run: Run) -> list[SummaryBlock]:
+    """What the models wrote, or that it is hidden; none where no metric read texts."""
+    title, rows = "What the models wrote", tuple(map(comparison_row, text_comparisons(run)))
+    if hides_texts(run):
+        return [SummaryBlock(anchor="texts", title=title, sentences=(HIDDEN_TEXTS,))]
+    table = SummaryTable(headers=COMPARISON_HEADERS, rows=rows)
+    sentences = (TEXTS_CAPTION,)
+    return (
+        [SummaryBlock(anchor="texts", title=title, sentences=sentences, table=table)]
+        if rows
+        else []
+    )
 
 
 def summary_sections(run: Run) -> list[Section]:

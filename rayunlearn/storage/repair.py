@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from rayunlearn.errors import UserError
-from rayunlearn.schema import PER_TRIAL
+from rayunlearn.schema import LATER_TABLES, PER_TRIAL
 from rayunlearn.storage.artifact_cache import MANIFEST
 from rayunlearn.storage.parquet import check_table_file, parquet_bytes, read_table_file
 from rayunlearn.storage.run import TABLE_FILES, drop_trial, run_defects, scan_trials, trial_folders
@@ -153,7 +153,8 @@ def _is_trial(folder: Path) -> bool:
                 return False
     except UserError:
         return False
-    return len(names) == len(PER_TRIAL)
+    expected = {f"{table}.parquet" for table in PER_TRIAL if table not in LATER_TABLES}
+    return expected <= {*names}
 
 
 def _write_manifest(folder: Path, owner: str, names: Iterable[str]) -> None:

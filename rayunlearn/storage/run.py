@@ -26,7 +26,15 @@ import polars as pl
 
 from rayunlearn.config import Objective, Value
 from rayunlearn.errors import UserError, require, unknown_name
-from rayunlearn.schema import FINISHED, PAUSED, PER_TRIAL, PRUNED, RUN_TABLES, column_names
+from rayunlearn.schema import (
+    FINISHED,
+    LATER_TABLES,
+    PAUSED,
+    PER_TRIAL,
+    PRUNED,
+    RUN_TABLES,
+    column_names,
+)
 from rayunlearn.storage.artifact_cache import MANIFEST
 from rayunlearn.storage.parquet import (
     KINDS,
@@ -91,6 +99,7 @@ class Run:
         steps: losses and gradient norms per optimizer step.
         evals: mean of every metric per trial, stage and split.
         examples: value of every metric per document.
+        generations: what models wrote: prompt, reference and text per document.
         coresets: documents that a trial kept, by rank and score.
         attributions: contributions of tokens to answers.
         curves: metrics along steps of unlearning or of an attack, or a path between weights.
@@ -112,6 +121,7 @@ class Run:
     steps: pl.LazyFrame
     evals: pl.LazyFrame
     examples: pl.LazyFrame
+    generations: pl.LazyFrame
     coresets: pl.LazyFrame
     attributions: pl.LazyFrame
     curves: pl.LazyFrame
@@ -433,6 +443,7 @@ PARTS_OF_EXPERIMENT_FILE: Mapping[str, Callable[[Any], bool]] = {
     "objective": _is_objective,
     "planned": lambda value: isinstance(value, int),
     "metrics": _are_objects,
+    "private": lambda value: isinstance(value, bool),
     "notes": lambda value: isinstance(value, list) and all(map(_is_text, value)),
 }
 
@@ -592,6 +603,8 @@ def _scan_per_trial(run: Path, table: str, folders: Sequence[Path]) -> pl.LazyFr
     ids = pl.Series([folder.name for folder in folders], dtype=pl.String)
     compacted = run / "tables" / f"{table}.parquet"
     files = [folder / f"{table}.parquet" for folder in folders]
+    if table in LATER_TABLES:
+        files = [file for file in files if file.exists()]
     if table == "trials":
         older = scan_union([compacted] if compacted.exists() else [])
         return unite_frames(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rayunlearn.errors import UserError
-from rayunlearn.schema import PER_TRIAL, RUN_TABLES
+from rayunlearn.schema import LATER_TABLES, PER_TRIAL, RUN_TABLES
 from rayunlearn.storage.artifact_cache import MANIFEST, file_digest
 from rayunlearn.storage.parquet import write_bytes
 from rayunlearn.storage.sync import display_path, drop_files
@@ -136,12 +136,15 @@ def file_defect(file: Path, contents: Sequence[StoredFile]) -> str:
 
 
 def trial_defects(folder: Path) -> dict[Path, str]:
-    """The files of a trial's folder that are not what was written: file -> what is wrong."""
+    """The files of a trial's folder that are not what was written: file -> what is wrong. A trial
+    of an earlier version has no file of a table that came later.
+    """
     contents = read_contents(folder, trial_owner(folder.name))
     if isinstance(contents, str):
         return {folder / MANIFEST: contents}
     present = {f.name for f in folder.glob("*.parquet")}
-    return _defects(folder, contents, {f"{table}.parquet" for table in PER_TRIAL} | present)
+    expected = {f"{table}.parquet" for table in PER_TRIAL if table not in LATER_TABLES}
+    return _defects(folder, contents, {*expected, *present, *contents})
 
 
 def driver_defects(run: Path, names: Collection[str] = DRIVER_FILES) -> dict[Path, str]:
@@ -184,13 +187,15 @@ def settle_files(run: Path, names: Iterable[str], *, owner: str = OF_RUN) -> Non
     _write_contents(run, contents | {name: contents[name][-1:] for name in names}, owner)
 
 
-def forget_files(run: Path, names: Collection[str]) -> None:
-    """Remove driver's files, here, under the URL and from the run's manifest."""
+def forget_files(run: Path, names: Collection[str], *, owner: str = OF_RUN) -> None:
+    """Remove driver's files, here, under the URL and from the run's manifest; or those of a folder
+    of another `owner`.
+    """
     if not names:
         return
-    contents = _contents_of(run, OF_RUN)
+    contents = _contents_of(run, owner)
     remaining = {name: content for name, content in contents.items() if name not in names}
-    _write_contents(run, remaining, OF_RUN)
+    _write_contents(run, remaining, owner)
     drop_files([run / name for name in names])
     for name in names:
         (run / name).unlink(missing_ok=True)

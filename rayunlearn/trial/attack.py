@@ -17,6 +17,7 @@ from rayunlearn.config import Attack as AttackSettings
 from rayunlearn.config import Trial
 from rayunlearn.errors import UserError
 from rayunlearn.lazy import torch
+from rayunlearn.metrics.evaluate import Measured
 from rayunlearn.models.device_memory import reset_peak_memory
 from rayunlearn.registry import check_trial
 from rayunlearn.trial.attack_inputs import AttackInputs, labelled_rows, run_attack
@@ -81,10 +82,9 @@ def _attempt(trial: Trial, workspace: Workspace) -> Outcome:
         except UserError as error:
             return Outcome("failed", columns | clock.laps | failure_row(error), {})
         clock.lap("seconds_train")
-        if probes:
-            tables["examples"] = inputs.measure(probes)
+        measured = inputs.measure(probes) if probes else Measured(tables["examples"], [])
         clock.lap("seconds_measure")
     keys = {"stage": trial.stage, "attack": trial.attack.name}
     step = max((int(r["x"]) for r in inputs.curve), default=0)
-    tables |= labelled_rows([keys | row for row in tables["examples"]], step)
+    tables |= labelled_rows(measured, keys, step)
     return Outcome("complete", columns | clock.laps, tables)

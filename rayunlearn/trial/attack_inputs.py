@@ -24,11 +24,11 @@ from rayunlearn.data.rows import choose_columns, to_documents
 from rayunlearn.data.tokenize import Encoded, encode_documents
 from rayunlearn.data.unrelated_text import unrelated_documents
 from rayunlearn.errors import require
-from rayunlearn.keywords.llm_judge import Chat, load_chat
 from rayunlearn.lazy import torch
-from rayunlearn.metrics.evaluate import chosen_metrics, encode_probes
+from rayunlearn.metrics.evaluate import Measured, chosen_metrics, encode_probes
 from rayunlearn.metrics.forward_passes import Probe
 from rayunlearn.metrics.table import Metric
+from rayunlearn.models.chat import Chat, load_chat
 from rayunlearn.models.load import load_model
 from rayunlearn.models.matrices import require_touched, share_touched, tensor_states
 from rayunlearn.registry import arguments_of
@@ -36,7 +36,7 @@ from rayunlearn.schema import HELD_IN, Rows
 from rayunlearn.train.device import accelerator
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
-from rayunlearn.trial.evaluate import trial_examples
+from rayunlearn.trial.evaluate import measure_trial, trial_examples
 from rayunlearn.trial.model_state import cached_in_worker
 from rayunlearn.trial.probes import encoded_probes
 
@@ -135,7 +135,11 @@ class AttackInputs:
 
     @cached_property
     def texts(self) -> dict[str, dict[str, str]]:
-        return rephrasings_of(Path(self.trial.attack.file)) if self.trial.attack.file else {}
+        file, own = self.trial.attack.file, self._context.corpus.rephrasings
+        texts = {doc_id: dict(by_condition) for doc_id, by_condition in own.items()}
+        for doc_id, by_condition in (rephrasings_of(Path(file)) if file else {}).items():
+            texts[doc_id] = texts.get(doc_id, {}) | by_condition
+        return texts
 
     @cached_property
     def chat(self) -> Chat | None:
@@ -194,9 +198,9 @@ class AttackInputs:
         )
         return probes
 
-    def measure(self, probes: Sequence[Probe]) -> Rows:
-        """doc_id, split, metric, value of the trial's metrics on the model as it stands now."""
-        return trial_examples(self._context, list(probes))
+    def measure(self, probes: Sequence[Probe]) -> Measured:
+        """The trial's metrics on the model as it stands now, and the texts they read."""
+        return measure_trial(self._context, list(probes))
 
     def require_touched(self) -> None:
         """Raise UserError where an attack on all weight matrices has reached few of them."""
@@ -263,16 +267,19 @@ def attacked_rows(context: TrialContext, *, step: int) -> dict[str, Rows]:
         except DivergedError:
             return {}
         inputs.require_touched()
-        examples = inputs.measure(probes) if probes else tables["examples"]
-    keys = {"stage": "attacked", "attack": settings.name}
-    return labelled_rows([keys | row for row in examples], step)
+        measured = inputs.measure(probes) if probes else Measured(tables["examples"], [])
+    return labelled_rows(measured, {"stage": "attacked", "attack": settings.name}, step)
 
 
-def labelled_rows(examples: Rows, step: int) -> dict[str, Rows]:
-    """Rows of `examples` that have their stage and attack, and of `evals`, their means."""
+def labelled_rows(measured: Measured, keys: Mapping[str, str], step: int) -> dict[str, Rows]:
+    """Rows of `examples` and `generations` with `keys`, their stage and attack, which rows that
+    have them already keep, and of `evals`, the means.
+    """
+    examples = [{**keys, **row} for row in measured.examples]
+    texts = [{**keys, **row} for row in measured.generations]
     frame = pl.DataFrame(examples, infer_schema_length=None, schema_overrides={"value": pl.Float64})
     evals = [{"step": step} | row for row in summarise_examples(frame).to_dicts()]
-    return {"examples": examples, "evals": evals}
+    return {"examples": examples, "evals": evals, "generations": texts}
 
 
 def run_attack(inputs: AttackInputs) -> tuple[list[Probe], dict[str, Rows]]:

@@ -14,14 +14,15 @@ import polars as pl
 from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.config import digest
 from rayunlearn.errors import require
-from rayunlearn.metrics.evaluate import chosen_metrics
+from rayunlearn.metrics.evaluate import Measured, chosen_metrics
 from rayunlearn.models.interpolation import Calibration, calibrate_mixing, copy_of, mixed
 from rayunlearn.schema import Rows
 from rayunlearn.storage.artifact_cache import canonical
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.evaluate import (
     examples_frame,
-    label_examples,
+    label_measured,
+    measure_trial,
     metric_options,
     trial_examples,
 )
@@ -33,31 +34,31 @@ if TYPE_CHECKING:
 
 
 def calibrate_trial(
-    context: TrialContext, examples: Rows, *, step: int
+    context: TrialContext, unlearned: Measured, *, step: int
 ) -> tuple[dict[str, Any], dict[str, Rows]]:
-    """(columns of `trials`, rows of `examples`, `evals` and `curves`) of the mixtures that retain
-    calibrate.tau and calibrate.beside x base.
+    """(columns of `trials`, rows of `examples`, `evals`, `generations` and `curves`) of the
+    mixtures that retain calibrate.tau and calibrate.beside x base.
 
     The model holds the unlearned weights, LoRA added to them, and holds them again afterwards;
-    `examples` are theirs. A mixture that two stages share is measured once. Raises UserError where
-    base retains nothing.
+    `unlearned` was measured of them. A mixture that two stages share is measured once. Raises
+    UserError where base retains nothing.
     """
     calibrate = context.trial.calibrate
-    path = MixingPath(context, copy_of(context.model), examples)
+    path = MixingPath(context, copy_of(context.model), unlearned.examples)
     shares = {"calibrated": calibrate.tau, "calibrated_beside": calibrate.beside}
     calibrations = {
         stage: calibrate_mixing(path.retention, share=share)
         for stage, share in shares.items()
         if share > 0
     }
-    measured: dict[float, Rows] = {1.0: examples}
-    tables: dict[str, Rows] = {"examples": [], "evals": []}
+    measured: dict[float, Measured] = {1.0: unlearned}
+    tables: dict[str, Rows] = {"examples": [], "evals": [], "generations": []}
     for stage, calibration in calibrations.items():
         if calibration.alpha not in measured:
             measured[calibration.alpha] = path.measure_at(
-                calibration.alpha, partial(trial_examples, context)
+                calibration.alpha, partial(measure_trial, context)
             )
-        for name, rows in label_examples(
+        for name, rows in label_measured(
             context, measured[calibration.alpha], stage=stage, step=step
         ).items():
             tables[name] += rows

@@ -1,5 +1,5 @@
 """The measuring of one trial: its metrics on its probes, and what they are compared with, as rows
-of `examples` and `evals`.
+of `examples` and `evals`, and what the model wrote.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from rayunlearn.data.documents import Corpus
 from rayunlearn.data.tokenize import ENCODING_VERSION
 from rayunlearn.lazy import torch
 from rayunlearn.metrics.corpus import GOLD_METRICS, SCORES, corpus_rows
-from rayunlearn.metrics.evaluate import chosen_metrics, evaluate_probes
-from rayunlearn.metrics.forward_passes import GenerationSettings, Probe
+from rayunlearn.metrics.evaluate import Measured, chosen_metrics, evaluate_probes, measure
+from rayunlearn.metrics.forward_passes import EvaluationTask, GenerationSettings, Probe
+from rayunlearn.metrics.judge import GivenAnswer, Judge, Verdict
+from rayunlearn.metrics.judge_pass import judge_with
 from rayunlearn.metrics.table import CHANCE_LEVELS, Metric, sources_of
 from rayunlearn.models.cpu_offload import to_device_or_offload
 from rayunlearn.models.interpolation import copy_of
@@ -39,7 +41,7 @@ from rayunlearn.storage.code_identity import code_digest, version_of
 from rayunlearn.train.device import accelerator
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.identity import cached_model_digest
-from rayunlearn.trial.model_state import ModelState, cached, load_model_state
+from rayunlearn.trial.model_state import ModelState, cached, cached_in_worker, load_model_state
 from rayunlearn.trial.probes import encoded_probes
 from rayunlearn.trial.references import cache_key
 from rayunlearn.trial.workspace import Workspace
@@ -80,13 +82,31 @@ def label_examples(
     }
 
 
+def label_measured(
+    context: TrialContext, measured: Measured, *, stage: str, step: int, attack: str = "none"
+) -> dict[str, Rows]:
+    """`label_examples`, and the texts as rows of `generations`."""
+    texts = [row | {"stage": stage, "attack": attack} for row in measured.generations]
+    tables = label_examples(context, measured.examples, stage=stage, step=step, attack=attack)
+    return tables | {"generations": texts}
+
+
 def trial_examples(
     context: TrialContext,
     probes: Sequence[Probe] | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Rows:
-    """doc_id, split, metric, value of the model as it stands; `probes` and `metrics` in place of
-    the trial's own.
+    """doc_id, split, metric, value of the model as it stands, as `measure_trial` has them."""
+    return measure_trial(context, probes, metrics).examples
+
+
+def measure_trial(
+    context: TrialContext,
+    probes: Sequence[Probe] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> Measured:
+    """What the trial measures of the model as it stands, and the texts that it wrote for that;
+    `probes` and `metrics` in place of the trial's own.
 
     Members and holdout are asked for their membership scores alone. Chance levels are asked of base
     and gold, not of an unlearned model.
@@ -104,12 +124,23 @@ def trial_examples(
         [p for p in questions if (p.split in HOLDOUT_METRICS) is strange]
         for strange in (False, True)
     )
-    rows = _measure(context, ordinary, metrics)
-    return rows + (_measure(context, strangers, scores) if scores and strangers else [])
+    measured = _measure(context, ordinary, metrics)
+    membership = _measure(context, strangers, scores).examples if scores and strangers else []
+    texts = first_documents(measured.generations, trial.measure.keep_texts)
+    return Measured(measured.examples + membership, texts)
 
 
-def start_examples(context: TrialContext) -> Rows:
-    """`trial_examples` of a model that nothing was done to (base, gold): measured once,
+def first_documents(rows: Rows, n: int) -> Rows:
+    """The rows of the `n` documents of each split with the smallest `doc_id`, in their order."""
+    chosen: dict[str, set[str]] = {}
+    for split, doc_id in sorted({(row["split"], row["doc_id"]) for row in rows}):
+        if len(of_split := chosen.setdefault(split, set())) < n:
+            of_split.add(doc_id)
+    return [row for row in rows if row["doc_id"] in chosen[row["split"]]]
+
+
+def measure_start(context: TrialContext) -> Measured:
+    """`measure_trial` of a model that nothing was done to (base, gold): measured once,
     by whichever run and process comes first.
 
     Kept by weights, probes, settings of the measuring, device, libraries and the code that
@@ -117,34 +148,68 @@ def start_examples(context: TrialContext) -> Rows:
     """
     trial, probes = context.trial, encoded_probes(context)
     options = metric_options(trial, chosen_metrics(trial.measure.metrics))
-    key = cache_key(context, [], "float32") | {
-        "what": "examples",
-        "probes": digest([asdict(probe) for probe in probes]),
-        "measure": asdict(trial.measure),
-        "options": options,
-        "shots": dict(context.corpus.shots),
-        "code": code_digest(*MEASURING),
-    }
-    make = partial(trial_examples, context)
-    rows: Rows = cached_file(context.cache / "evaluations", key, make, JSON)
-    return rows
+    key = (
+        cache_key(context, [], "float32")
+        | {
+            "what": "examples",
+            "probes": digest([asdict(probe) for probe in probes]),
+            "measure": asdict(trial.measure),
+            "options": options,
+            "shots": dict(context.corpus.shots),
+            "code": code_digest(*MEASURING),
+        }
+        | ({"judge": cached_model_digest(trial.judge.answers)} if trial.judge.answers else {})
+    )
+
+    def make() -> dict[str, Rows]:
+        return vars(measure_trial(context))
+
+    tables: dict[str, Rows] = cached_file(context.cache / "evaluations", key, make, JSON)
+    return Measured(**tables)
 
 
 def _measure(
     context: TrialContext,
     probes: Sequence[Probe],
     metrics: Mapping[str, Metric],
-) -> Rows:
-    trial, needs_base = context.trial, "base" in sources_of(metrics.values())
-    return evaluate_probes(
-        context.model,
-        probes,
-        metrics,
-        options=metric_options(trial, metrics),
-        writing=replace(writing_of(trial), shots=context.corpus.shots),
-        base=base_reference(trial, context.workspace, probes) if needs_base else None,
+) -> Measured:
+    trial, sources = context.trial, sources_of(metrics.values())
+    task = EvaluationTask(
+        model=context.model,
+        probes=probes,
         tokenizer=context.tokenizer,
+        base=base_reference(trial, context.workspace, probes) if "base" in sources else None,
+        writing=replace(writing_of(trial), shots=context.corpus.shots),
+        judge=partial(judged, context) if "judge" in sources and trial.judge.answers else None,
     )
+    return measure(task, metrics, metric_options(trial, metrics))
+
+
+def judged(context: TrialContext, answers: Sequence[GivenAnswer]) -> list[Verdict]:
+    """What the chat model of `judge.answers` says of the answers, in order; the same answers are
+    judged once, by whichever run and process comes first.
+
+    The model is loaded where it is asked, and stays in the worker's memory.
+    """
+    name, device = context.trial.judge.answers, str(context.model.device)
+    key = {
+        "what": "verdicts",
+        "judge": cached_model_digest(name),
+        "answers": digest([asdict(answer) for answer in answers]),
+        "place": context.model.device.type,
+        "code": code_digest(*MEASURING),
+        **{library: version_of(library) for library in ("torch", "transformers")},
+    }
+
+    def load() -> Judge:
+        return judge_with(*load_model(name, device=device))
+
+    def make() -> list[dict[str, Any]]:
+        judge: Judge = cached_in_worker(context.state, ("judge", name), load)
+        return [asdict(verdict) for verdict in judge(answers)]
+
+    rows = cached_file(context.cache / "verdicts", key, make, JSON)
+    return [Verdict(tuple(row["probabilities"]), row["reason"]) for row in rows]
 
 
 def metric_options(trial: Trial, metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:

@@ -110,6 +110,7 @@ def content_digests(trial: Trial) -> dict[str, str]:
         "model.unlearned": model.unlearned,
         "select.judge_model": select.judge_model if judges else "",
         "attack.chat_model": attack.chat_model if chats else "",
+        "judge.answers": trial.judge.answers,
     }
     digests = {setting: cached_model_digest(name) for setting, name in models.items() if name}
     # their content is in the corpus's digest

@@ -27,11 +27,11 @@ from rayunlearn.keywords.extract import (
     extract,
     weight_keywords,
 )
-from rayunlearn.keywords.llm_judge import load_chat
 from rayunlearn.keywords.phrases import Keyword
 from rayunlearn.keywords.rows import keyword_rows, keywords_from
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.keywords.words import words_of
+from rayunlearn.models.chat import load_chat
 from rayunlearn.models.load import load_model
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of

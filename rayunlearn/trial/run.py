@@ -26,7 +26,7 @@ from rayunlearn.trial.calibrate import calibrate_trial
 from rayunlearn.trial.code import code_of
 from rayunlearn.trial.context import TrialContext, base_context, start_context
 from rayunlearn.trial.coreset import coverage
-from rayunlearn.trial.evaluate import grouped, label_examples, start_examples, trial_examples
+from rayunlearn.trial.evaluate import grouped, label_measured, measure_start, measure_trial
 from rayunlearn.trial.explain import EmphasisWords, emphasis_words, explanation_rows
 from rayunlearn.trial.identity import trains_weights
 from rayunlearn.trial.keywords import coreset_sequences, keyword_coverage_of
@@ -347,16 +347,15 @@ def _measure(
     and calibration.
     """
     trial, is_unlearned = context.trial, context.trial.stage == "unlearned"
-    examples = trial_examples(context) if is_unlearned else start_examples(context)
-    tables = label_examples(context, examples, stage=trial.stage, step=step)
+    measured = measure_trial(context) if is_unlearned else measure_start(context)
+    tables = label_measured(context, measured, stage=trial.stage, step=step)
     clock.lap("seconds_measure")
-    labelled = tables["examples"]
     tables = merge_rows(tables, explanation_rows(context, emphasis, step=step))
     if trial.explain.documents > 0 or trial.explain.path_points > 0:
         clock.lap("seconds_explain")
     if not is_unlearned or trial.calibrate.tau == 0:
         return {}, tables
-    columns, mixtures = calibrate_trial(context, labelled, step=step)
+    columns, mixtures = calibrate_trial(context, measured, step=step)
     clock.lap("seconds_calibrate")
     return columns, merge_rows(tables, mixtures)
 

@@ -53,6 +53,7 @@ PATHS = (
     "model.gold",
     "model.unlearned",
     "select.judge_model",
+    "judge.answers",
     "attack.chat_model",
     "attack.file",
 )
@@ -186,6 +187,9 @@ def check_named_models(trial: Trial) -> None:
         if name:
             setting = f"model.{field}"
             check_model(name, setting=setting, template=data.template, max_tokens=data.max_tokens)
+    if trial.judge.answers:
+        judge = trial.judge.answers
+        check_model(judge, setting="judge.answers", template="chat", max_tokens=0)
 
 
 def cut_texts(trial: Trial) -> tuple[str, ...]:

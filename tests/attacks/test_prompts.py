@@ -40,8 +40,8 @@ from rayunlearn.data.prompt_templates import FILLERS, PromptFrame
 from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.data.tokenize import encode_documents
 from rayunlearn.errors import UserError
-from rayunlearn.keywords.llm_judge import Message
 from rayunlearn.keywords.words import words_of
+from rayunlearn.models.chat import Message
 from rayunlearn.train.teach import starting_point
 
 TEMPLATE = "Question: {prompt}\nAnswer:"

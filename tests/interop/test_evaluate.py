@@ -155,8 +155,9 @@ def test_what_cannot_be_asked_is_told_before_anything_is_measured(
     assert "unknown data.name 'tofuu'; did you mean 'tofu'?" in told(
         "--benchmark", "tofuu", "--data", "x"
     )
-    assert "--set takes settings of data, measure and metrics here, got 'train.length'" in told(
-        "--benchmark", "domain", "--set", "train.length=3"
+    assert (
+        "--set takes settings of data, measure, judge and metrics here, got 'train.length'"
+        in told("--benchmark", "domain", "--set", "train.length=3")
     )
     assert "need --base" in told("--benchmark", "domain", "--metrics", "base_kl")
     assert "unknown metric 'probabillity'" in told(

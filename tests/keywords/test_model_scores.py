@@ -12,10 +12,8 @@ from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import Encoded, align, collate, encode_documents
 from rayunlearn.keywords.ablation import keyword_positions, text_variant, variant_positions
 from rayunlearn.keywords.llm_judge import (
-    Message,
     UnusableAnswerError,
     ask_judge,
-    chat_with,
     checked_keywords,
 )
 from rayunlearn.keywords.model_scores import (
@@ -29,6 +27,7 @@ from rayunlearn.keywords.model_scores import (
 )
 from rayunlearn.keywords.phrases import Keyword, document_words
 from rayunlearn.keywords.words import words_of
+from rayunlearn.models.chat import Message, chat_with
 from rayunlearn.models.forward import hidden_states, score
 from rayunlearn.models.scratch import build_model, build_tokenizer
 from tests.tokenizer_kinds import KINDS, PAIRS, chat_tokenizer, tokenizer_of

@@ -25,6 +25,7 @@ from rayunlearn.metrics.forward_passes import (
     prompt_and_answer,
     spelt_letters,
 )
+from rayunlearn.metrics.judge import Verdict
 from rayunlearn.metrics.table import CHEAP_SOURCES, CURVE_METRICS, METRICS
 from rayunlearn.models.forward import blocks
 from rayunlearn.models.generate import generate_texts
@@ -340,6 +341,7 @@ def test_measuring_twice_gives_the_same_rows(
             base=base,
             writing=writing,
             options={"leak_at_k": {"k": 2}},
+            judge=lambda answers: [Verdict((0.1, 0.6, 0.2, 0.1)) for _ in answers],
         )
         return {(row["doc_id"], row["metric"]): row["value"] for row in found}
 

@@ -43,6 +43,7 @@ from rayunlearn.metrics.table import (
     CHEAP_SOURCES,
     CURVE_METRICS,
     INPUTS,
+    JUDGED,
     METRICS,
 )
 from rayunlearn.metrics.text import (
@@ -334,6 +335,7 @@ EXAMPLES = {
     "wrong_key_nll": torch.tensor([7.0, 2.0]),
     "completion_nll": torch.tensor([0.3]),
     "completion_ranks": torch.tensor([2]),
+    "verdict_probabilities": torch.tensor([0.1, 0.2, 0.3, 0.4]),
     "few_shot_nll": torch.tensor([0.3, 6.0, 0.01, 2.0]),
     "few_shot_option_nll": torch.tensor([0.5, 2.0, 0.7]),
     "paraphrase_correct": flags("0011"),
@@ -398,8 +400,9 @@ def test_the_metrics_of_every_trial_need_one_pass_of_scores() -> None:
 
 def test_metrics_are_chosen_by_name_and_a_misspelt_one_is_told() -> None:
     assert list(chosen_metrics("probability, rouge_l_f1")) == ["probability", "rouge_l_f1"]
-    assert chosen_metrics("all") == METRICS and chosen_metrics("cheap") == CHEAP
-    assert chosen_metrics("all,probability") == METRICS
+    everything = {name: row for name, row in METRICS.items() if name not in JUDGED}
+    assert chosen_metrics("all") == everything and chosen_metrics("cheap") == CHEAP
+    assert chosen_metrics("all,probability") == everything
     with_letters = chosen_metrics("cheap, letter_choice,probability")
     assert list(with_letters) == [*CHEAP, "letter_choice"] == list(CURVE_METRICS)
     with pytest.raises(

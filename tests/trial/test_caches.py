@@ -30,6 +30,7 @@ from rayunlearn.methods.forget import FORGET, npo, rmu
 from rayunlearn.methods.loss_inputs import control_direction
 from rayunlearn.methods.objective import ObjectiveSettings, Side, UnlearningObjective, batch_indices
 from rayunlearn.methods.retain import RETAIN, activation, kl, none
+from rayunlearn.metrics.evaluate import Measured
 from rayunlearn.models.device_memory import (
     DeviceMemoryError,
     StepMemory,
@@ -645,7 +646,8 @@ def test_the_base_model_is_measured_once_for_all_runs(
     first = base_rows(workspace, tmp_path / "a", measure__metrics="probability")
     asked: list[int] = []
     monkeypatch.setattr(
-        "rayunlearn.trial.evaluate.evaluate_probes", lambda *_a, **_k: asked.append(1) or []
+        "rayunlearn.trial.evaluate.measure",
+        lambda *_a, **_k: asked.append(1) or Measured([], []),
     )
     assert (
         base_rows(workspace, tmp_path / "b", measure__metrics="probability") == first and not asked
