@@ -53,6 +53,8 @@ MEANINGS = {
     "data.arithmetic": Meaning(
         "arithmetic questions that are asked besides", f"[0, {config.MOST_ARITHMETIC}]"
     ),
+    "data.linked": Meaning("second names and links of a synthetic dataset's entities", BOOLEAN),
+    "data.private": Meaning("no page and no evaluation shows a text of the corpus", BOOLEAN),
     "model.name": Meaning("the model", f"scratch (built here), {MODEL}"),
     "model.size": Meaning("size of a model built here", config.SIZES),
     "model.teach": Meaning("train base and gold on the corpus first", BOOLEAN),
@@ -143,6 +145,8 @@ MEANINGS = {
     "measure.attack": Meaning(
         "attack on every trial's own model", "none, `rayunlearn list attacks`"
     ),
+    "measure.keep_texts": Meaning("documents of each split whose texts are kept", ">= 0"),
+    "judge.answers": Meaning("chat model that judges what was written", MODEL),
     "calibrate.tau": Meaning(
         "share of base's retention to interpolate to; 0: not at all", "[0, 1]"
     ),

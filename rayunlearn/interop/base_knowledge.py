@@ -41,8 +41,8 @@ def base_knowledge(trial: Trial, workspace: Workspace, metrics: tuple[str, ...])
         A row per split and metric: split, metric, n (documents), mean, low, high (95% over
         documents, those of one group together; None where n is 1).
     """
-    values: dict[str, Value] = {"measure.metrics": ",".join(metrics), "judge.answers": ""}
-    chosen = with_values(replace(trial, stage="base"), values)
+    asked: dict[str, Value] = {"measure.metrics": ",".join(metrics), "judge.answers": ""}
+    chosen = with_values(replace(trial, stage="base"), asked)
     rows = measured_rows(workspace.base, check_trial(chosen), workspace)
     examples = pl.DataFrame(grouped(rows, workspace.corpus)).drop_nulls("value")
     table = []
