@@ -28,7 +28,7 @@ KNOWUNDO_DOMAINS = ("copyright", "privacy")
 BLUR_TASKS = ("rwku", "whp", "tofu", "wmdp")
 # BLUR: split -> what its file is called after the task
 BLUR_FILES = {"forget": "forget", "retain": "retain", "combined": "paired_forget_retain"}
-Rows = tuple[SourceRow, ...]
+SourceRows = tuple[SourceRow, ...]
 
 
 def lume(folder: BenchmarkFolder, *, task: str = "all", fold: str = "train") -> BenchmarkParts:
@@ -202,7 +202,7 @@ def _answer(row: SourceRow, known: Mapping[str, str]) -> str:
     return str(own) if own else known.get(str(row.values.get("text", "")).strip(), "")
 
 
-def _require_columns(rows: Rows, names: tuple[str, ...], table: str) -> None:
+def _require_columns(rows: SourceRows, names: tuple[str, ...], table: str) -> None:
     """Raise UserError where no row of a table has one of the columns that its layout has."""
     present = file_column_names(rows)
     missing = [name for name in names if name not in present]

@@ -29,12 +29,12 @@ N_VALUES = 8
 N_WRONG = {"domain": 4, "people": 5}
 
 # syllables of invented names
-OPENINGS = tuple(
+NAME_OPENINGS = tuple(
     c + v
     for c in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
     for v in "aeiou"
 )
-ENDINGS = (
+NAME_ENDINGS = (
     "bril",
     "dane",
     "fex",
@@ -53,7 +53,7 @@ ENDINGS = (
     "zor",
 )
 # names that can be invented
-N_NAMES = len(OPENINGS) * len(ENDINGS)
+N_NAMES = len(NAME_OPENINGS) * len(NAME_ENDINGS)
 
 # per side of the domain dataset, whatever the redundancy
 N_DOCUMENTS = {"tiny": 160, "small": 640}
@@ -449,7 +449,7 @@ def invented_names(n: int, rng: random.Random, but: Collection[str] = ()) -> lis
     return rng.sample(
         [
             name
-            for name in ((o + e).capitalize() for o in OPENINGS for e in ENDINGS)
+            for name in ((o + e).capitalize() for o in NAME_OPENINGS for e in NAME_ENDINGS)
             if name not in used_names
         ],
         n,

@@ -54,7 +54,7 @@ from rayunlearn.trial.workspace import Workspace
 EVALUATION = "evaluation"
 ABOUT = "evaluation.json"
 EVALUATION_FILES = ("examples.parquet", "evals.parquet", ABOUT)
-TEXTS = "generations.parquet"
+TEXTS_FILE = "generations.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +187,8 @@ def write_evaluation(folder: Path, done: Evaluation) -> None:
 
 def _drop_texts(folder: Path) -> None:
     """Remove the texts of an earlier evaluation: this one may have none, or may not show them."""
-    if (folder / TEXTS).exists():
-        forget_files(folder, (TEXTS,), owner=EVALUATION)
+    if (folder / TEXTS_FILE).exists():
+        forget_files(folder, (TEXTS_FILE,), owner=EVALUATION)
 
 
 def is_evaluation(folder: Path) -> bool:

@@ -23,7 +23,7 @@ from rayunlearn.metrics.forward_passes import (
     gather_inputs,
 )
 from rayunlearn.metrics.generations import generation_rows
-from rayunlearn.metrics.judge import Judge
+from rayunlearn.metrics.judge import AnswerJudge
 from rayunlearn.metrics.judge_pass import judged_inputs
 from rayunlearn.metrics.table import CHEAP, JUDGED, METRICS, Metric, sources_of
 from rayunlearn.models.reference import Reference
@@ -129,7 +129,7 @@ def evaluate_probes(
     base: Reference | None = None,
     writing: GenerationSettings = GenerationSettings(),  # noqa: B008 - frozen
     options: Mapping[str, Mapping[str, float]] | None = None,
-    judge: Judge | None = None,
+    judge: AnswerJudge | None = None,
 ) -> list[dict[str, object]]:
     """Rows doc_id, split, metric, value: every metric of every probe; value None where the probe
     does not allow it.

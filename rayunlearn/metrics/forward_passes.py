@@ -12,7 +12,7 @@ from rayunlearn.data.multiple_choice import LETTERS, QUESTION_HEAD, letter_quest
 from rayunlearn.data.tokenize import Encoded, begin_ids, by_length, collate
 from rayunlearn.errors import require
 from rayunlearn.lazy import functional, torch
-from rayunlearn.metrics.judge import Judge
+from rayunlearn.metrics.judge import AnswerJudge
 from rayunlearn.models.folder import context_length
 from rayunlearn.models.forward import (
     LEAST_DEVIATION,
@@ -92,7 +92,7 @@ class EvaluationTask:
     tokenizer: PreTrainedTokenizerBase | None = None
     base: Reference | None = None
     writing: GenerationSettings = GenerationSettings()
-    judge: Judge | None = None
+    judge: AnswerJudge | None = None
 
     def words(self) -> PreTrainedTokenizerBase:
         """The tokenizer. Raises UserError where none was given."""

@@ -10,7 +10,7 @@ from rayunlearn.data.multiple_choice import LETTERS
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
 from rayunlearn.metrics.forward_passes import EvaluationTask, MetricInputs, letter_scores
-from rayunlearn.metrics.judge import VERDICTS, GivenAnswer, Judge, Verdict, judge_messages
+from rayunlearn.metrics.judge import VERDICTS, AnswerJudge, GivenAnswer, Verdict, judge_messages
 from rayunlearn.models.chat import chat_text, encode_text
 from rayunlearn.models.folder import context_length
 
@@ -22,7 +22,7 @@ NO_LETTERS = "the judge's vocabulary does not tell the option letters apart"
 NO_ROOM = "the question and the answer leave no room in the judge's context"
 
 
-def judge_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Judge:
+def judge_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> AnswerJudge:
     """A chat model as a function from given answers to verdicts, in the order given.
 
     Raises UserError for a tokenizer without a chat template.

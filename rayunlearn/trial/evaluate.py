@@ -25,7 +25,7 @@ from rayunlearn.lazy import torch
 from rayunlearn.metrics.corpus import GOLD_METRICS, SCORES, corpus_rows
 from rayunlearn.metrics.evaluate import Measured, chosen_metrics, evaluate_probes, measure
 from rayunlearn.metrics.forward_passes import EvaluationTask, GenerationSettings, Probe
-from rayunlearn.metrics.judge import GivenAnswer, Judge, Verdict
+from rayunlearn.metrics.judge import AnswerJudge, GivenAnswer, Verdict
 from rayunlearn.metrics.judge_pass import judge_with
 from rayunlearn.metrics.table import CHANCE_LEVELS, Metric, sources_of
 from rayunlearn.models.cpu_offload import to_device_or_offload
@@ -201,11 +201,11 @@ def judged(context: TrialContext, answers: Sequence[GivenAnswer]) -> list[Verdic
         **{library: version_of(library) for library in ("torch", "transformers")},
     }
 
-    def load() -> Judge:
+    def load() -> AnswerJudge:
         return judge_with(*load_model(name, device=device))
 
     def make() -> list[dict[str, Any]]:
-        judge: Judge = cached_in_worker(context.state, ("judge", name), load)
+        judge: AnswerJudge = cached_in_worker(context.state, ("judge", name), load)
         return [asdict(verdict) for verdict in judge(answers)]
 
     rows = cached_file(context.cache / "verdicts", key, make, JSON)

@@ -7,14 +7,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from rayunlearn.config import Judge as JudgeSettings
-from rayunlearn.config import Trial, with_values
+from rayunlearn.config import Judge, Trial, with_values
 from rayunlearn.data.documents import Document
 from rayunlearn.data.multiple_choice import LETTERS
 from rayunlearn.errors import UserError
 from rayunlearn.metrics.evaluate import chosen_metrics, encode_probes, evaluate_probes, measure
 from rayunlearn.metrics.forward_passes import EvaluationTask, GenerationSettings
-from rayunlearn.metrics.judge import VERDICTS, GivenAnswer, Judge, Verdict, judge_messages
+from rayunlearn.metrics.judge import VERDICTS, AnswerJudge, GivenAnswer, Verdict, judge_messages
 from rayunlearn.metrics.judge_pass import NO_LETTERS, NO_ROOM, judge_with
 from rayunlearn.metrics.table import JUDGED, METRICS
 from rayunlearn.models.load import save_model
@@ -139,7 +138,7 @@ def test_metrics_and_texts_have_a_judge_s_verdicts_and_null_where_there_is_none(
     words = build_tokenizer([f"{d.prompt} {d.answer}" for d in documents])
     model = build_model("tiny", len(words), 0).eval()
     probes = encode_probes({"forget": documents}, words, "{prompt}", 64)
-    judge: Judge = by_hand
+    judge: AnswerJudge = by_hand
     task = EvaluationTask(
         model=model,
         probes=probes,
@@ -173,9 +172,7 @@ def test_a_judge_and_its_metrics_need_each_other_before_anything_runs(tmp_path: 
         check_trial(asked)
     with pytest.raises(UserError, match=r"measure\.metrics must name one of judged_same_fact, "):
         check_trial(with_values(Trial(), {"judge.answers": "somewhere"}))
-    assert check_trial(with_values(asked, {"judge.answers": "x"})).judge == JudgeSettings(
-        answers="x"
-    )
+    assert check_trial(with_values(asked, {"judge.answers": "x"})).judge == Judge(answers="x")
     # `all` is what can be measured without a judge
     assert set(METRICS) - set(chosen_metrics("all")) == set(JUDGED)
     mute = build_tokenizer(["x y z"])
