@@ -63,7 +63,6 @@ LIGHT = (
 DEFINED_TWICE = {
     "none": "no forget loss, no retain loss, no adapter: rows are named by their function",
     "main": "each program has one",
-    "combined": "an attack is named by its function; the other is an estimate of several blocks",
     "T": "a type variable is its module's own",
 }
 ROOT_MODULES = {

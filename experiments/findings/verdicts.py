@@ -26,7 +26,7 @@ from rayunlearn.analysis.run_frames import (
     trials_with_roles,
     values_by_trial,
 )
-from rayunlearn.analysis.two_way import Estimate, Groups, combined
+from rayunlearn.analysis.two_way import Estimate, Groups, combined_estimate
 from rayunlearn.lazy import scipy
 from rayunlearn.storage.run import Run
 
@@ -198,7 +198,7 @@ def _weighted(
     for key, weight in weights.items():
         cell = weight * cells[key]
         by_size[len(cell)] = by_size.get(len(cell), 0.0) + cell
-    return combined(list(by_size.values()), groups=groups)
+    return combined_estimate(list(by_size.values()), groups=groups)
 
 
 # of what the full set unlearns; ours
@@ -680,7 +680,7 @@ def _recoveries(run: Run) -> pl.DataFrame:
 
 def _over_trials(*values: pl.Series) -> Estimate:
     """Sum of the means of a number per trial, each over trials of its own; trials vary."""
-    return combined([part.to_numpy().reshape(-1, 1) for part in values])
+    return combined_estimate([part.to_numpy().reshape(-1, 1) for part in values])
 
 
 def _estimate(result: Estimate) -> dict[str, float | None]:

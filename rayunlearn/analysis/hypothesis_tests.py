@@ -12,7 +12,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rayunlearn.analysis.intervals import Numbers
-from rayunlearn.analysis.two_way import Estimate, Groups, combined, degrees_of, t_above, t_tail
+from rayunlearn.analysis.two_way import (
+    Estimate,
+    Groups,
+    combined_estimate,
+    degrees_of,
+    t_above,
+    t_tail,
+)
 from rayunlearn.errors import require
 
 # documents or seeds beyond which "more of them" is no answer
@@ -40,7 +47,7 @@ def difference(first: Numbers, second: Numbers, *, groups: Groups | None = None)
         int(shared.sum()),
     )
     a, b = (_filled(cell[:, shared]) for cell in (first, second))
-    return combined([a, -b], groups=None if groups is None else groups[shared])
+    return combined_estimate([a, -b], groups=None if groups is None else groups[shared])
 
 
 def paired_p(estimate: Estimate) -> float:

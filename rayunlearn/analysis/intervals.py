@@ -11,7 +11,7 @@ from rayunlearn.analysis.two_way import (
     Groups,
     block_of,
     codes_of,
-    combined,
+    combined_estimate,
     fieller_interval,
     score_interval,
     what_varies,
@@ -121,7 +121,7 @@ def mean_interval(
 ) -> Interval:
     """Mean of a (seeds, documents) matrix with an interval by Student's t.
 
-    Its variance is that of seeds and of documents (`two_way.combined`). With one seed only
+    Its variance is that of seeds and of documents (`two_way.combined_estimate`). With one seed only
     documents vary, and `over` says so: that interval knows nothing of how much another seed would
     differ; with one document only seeds do. Raises UserError for another number of dimensions.
 
@@ -145,7 +145,7 @@ def mean_interval(
     )
     if not np.isfinite(matrix).any():
         return NO_INTERVAL
-    estimate = combined([matrix], groups=groups)
+    estimate = combined_estimate([matrix], groups=groups)
     low, high = (
         estimate.ends(level)
         if bounds is None or estimate.over == "nothing"

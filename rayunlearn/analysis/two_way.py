@@ -81,7 +81,7 @@ class Block:
     n_seeds: int
 
 
-def combined(blocks: Sequence[Matrix], *, groups: Groups | None = None) -> Estimate:
+def combined_estimate(blocks: Sequence[Matrix], *, groups: Groups | None = None) -> Estimate:
     """Sum of the means of `blocks`: (seeds, documents) over the same documents, NaN = missing, each
     with seeds of its own.
 
@@ -97,7 +97,7 @@ def combined(blocks: Sequence[Matrix], *, groups: Groups | None = None) -> Estim
 
     Example:
         >>> first, second = np.array([[0.9, 0.7], [0.8, 0.8]]), np.array([[0.1, 0.3], [0.2, 0.2]])
-        >>> estimate = combined([first, -second])
+        >>> estimate = combined_estimate([first, -second])
         >>> print(f"{estimate.mean:.2f}", estimate.n_documents, estimate.n_seeds)
         0.60 2 2
     """

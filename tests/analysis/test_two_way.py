@@ -26,7 +26,7 @@ from benchmarks.intervals import (
 )
 from rayunlearn.analysis.hypothesis_tests import difference, paired_p
 from rayunlearn.analysis.intervals import NO_INTERVAL, Interval, gap_closed, mean_interval
-from rayunlearn.analysis.two_way import combined, degrees_of, group_codes
+from rayunlearn.analysis.two_way import combined_estimate, degrees_of, group_codes
 from rayunlearn.errors import UserError
 
 GRID = list(product(("seeds", "documents", "both"), SEEDS, DOCUMENTS))
@@ -123,7 +123,7 @@ def test_a_mean_of_two_by_two_by_hand() -> None:
     variance 4.5, over 2: 2.25. Residuals +-0.5: sum of squares 1, over (1 x 1) and 4 values: 0.25.
     1 + 2.25 - 0.25 = 3. Degrees: 1 / ((1 / 3)^1.5 + (2.25 / 3)^1.5) = 1.19.
     """
-    found = combined([np.array([[0.0, 1.0], [2.0, 5.0]])])
+    found = combined_estimate([np.array([[0.0, 1.0], [2.0, 5.0]])])
     assert (found.mean, found.from_documents, found.from_seeds) == pytest.approx((2, 1, 2.25))
     assert found.variance == pytest.approx(3)
     assert found.degrees == pytest.approx(1 / ((1 / 3) ** 1.5 + 0.75**1.5))
@@ -192,10 +192,10 @@ def test_a_missing_value_widens_by_no_more_than_its_weight() -> None:
     values[1, 3] = np.nan
     n, mean = 47, np.nanmean(values)
     off = np.nan_to_num(values - mean)
-    found = combined([values])
+    found = combined_estimate([values])
     assert found.from_documents == pytest.approx(12 / 11 * (off.sum(0) ** 2).sum() / n**2)
     assert found.from_seeds == pytest.approx(4 / 3 * (off.sum(1) ** 2).sum() / n**2)
-    whole = combined([np.where(np.isfinite(values), values, mean)])
+    whole = combined_estimate([np.where(np.isfinite(values), values, mean)])
     assert found.variance == pytest.approx(whole.variance, rel=0.05)
 
 
@@ -209,7 +209,7 @@ def test_a_large_corpus_is_summed_group_by_group_in_one_pass() -> None:
     values = np.random.default_rng(5).random((3, 20_000))
     codes = np.random.default_rng(6).permutation(np.r_[np.arange(10_000) // 2, 5_000:15_000])
     start = time.process_time()
-    found = combined([values], groups=codes)
+    found = combined_estimate([values], groups=codes)
     assert time.process_time() - start < 1
     sums: dict[int, float] = {}
     for code, value in zip(codes.tolist(), (values - values.mean()).sum(0).tolist(), strict=True):
@@ -225,21 +225,21 @@ def test_groups_of_one_size_are_as_their_means_and_documents_alone_as_themselves
     values = generator.normal(0, 1, (3, 6))
     codes = np.array([0, 0, 1, 1, 2, 2])
     means = values.reshape(3, 3, 2).mean(2)
-    grouped, single = combined([values], groups=codes), combined([means])
+    grouped, single = combined_estimate([values], groups=codes), combined_estimate([means])
     assert (grouped.mean, grouped.variance, grouped.degrees) == pytest.approx(
         (single.mean, single.variance, single.degrees)
     )
     assert (grouped.n_groups, grouped.over) == (3, "seeds and groups of documents")
-    apart = combined([values], groups=np.array([5, 3, 9, 0, 1, 2]))
-    assert apart.variance == pytest.approx(combined([values]).variance)
+    apart = combined_estimate([values], groups=np.array([5, 3, 9, 0, 1, 2]))
+    assert apart.variance == pytest.approx(combined_estimate([values]).variance)
     shuffled = generator.permutation(6)
-    again = combined([values[:, shuffled]], groups=codes[shuffled])
+    again = combined_estimate([values[:, shuffled]], groups=codes[shuffled])
     assert again.variance == pytest.approx(grouped.variance)
 
 
 def test_groups_of_unequal_size_weigh_as_they_do_in_the_mean() -> None:
     """Groups {1, 1, 1} and {5}: mean 2; pulls (3 x -1) / 4 and 3 / 4; 2 / 1 x 2 x 9 / 16 = 2.25."""
-    found = combined([np.array([[1.0, 1.0, 1.0, 5.0]])], groups=np.array([0, 0, 0, 1]))
+    found = combined_estimate([np.array([[1.0, 1.0, 1.0, 5.0]])], groups=np.array([0, 0, 0, 1]))
     assert (found.mean, found.variance, found.degrees) == pytest.approx((2, 2.25, 1))
     assert found.over == "groups of documents"
 
