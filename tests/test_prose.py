@@ -137,6 +137,12 @@ def test_the_templates_of_pages_use_the_words_of_the_field() -> None:
         assert complaints(re.sub(r"\{[{%].*?[%}]\}", "{}", body)) == []
 
 
+def test_the_pictures_use_the_words_of_the_field() -> None:
+    for file in (ROOT / "docs" / "pictures").glob("*.svg"):
+        texts = re.findall(r"<text[^>]*>([^<]*)</text>", file.read_text(encoding="utf-8"))
+        assert texts and [hit for text in texts for hit in complaints(text)] == [], file.name
+
+
 def test_the_check_finds_what_it_looks_for() -> None:
     for prose in (
         "The gold model foretells it.",
