@@ -2,6 +2,7 @@
 the errors quoted are errors that exist.
 """
 
+import importlib
 import os
 import re
 import shlex
@@ -167,6 +168,9 @@ def test_every_public_function_has_its_place_in_the_reference() -> None:
     )
     shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
     assert {f"{module}.{name}" for module, names in PUBLIC.items() for name in names} <= shown
+    for path in shown:
+        module, _, name = path.rpartition(".")
+        assert name in vars(importlib.import_module(module)), path
 
 
 def test_the_errors_that_are_explained_are_errors_of_the_program() -> None:

@@ -56,7 +56,7 @@ PUBLIC = {
         "is_over_forgotten",
         "target_distance",
     ),
-    "rayunlearn.analysis.two_way": ("combined",),
+    "rayunlearn.analysis.two_way": ("combined_estimate",),
     "rayunlearn.config": (
         "Objective",
         "flatten",
