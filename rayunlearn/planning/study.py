@@ -235,7 +235,9 @@ def sampler_seed(study: str, batch_index: int, *, search: int = 0) -> int:
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Without Optuna's log lines and its warnings that a part of it is experimental."""
+    """Without Optuna's log lines, its warnings that a part of it is experimental, and the division
+    by zero of CMA-ES with two or three trials a batch.
+    """
     import optuna
 
     verbosity = optuna.logging.get_verbosity()
@@ -244,6 +246,8 @@ def quiet_optuna() -> Iterator[None]:
         with warnings.catch_warnings():
             # metric names, multivariate, the Gaussian process
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # one parent of three: an infinite bound, which drops out of the minimum of three
+            warnings.filterwarnings("ignore", "divide by zero", RuntimeWarning, r"cmaes\b")
             yield
     finally:
         optuna.logging.set_verbosity(verbosity)

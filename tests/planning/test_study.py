@@ -318,3 +318,11 @@ def test_every_sampler_says_the_same_of_the_same_past_and_stays_in_range(name: s
     assert asked[0] == asked[1]
     assert all(1e-5 <= v["rate"] <= 1e-2 and v["layers"] in (1, 2, 3, 4) for v in asked[0])
     assert asked[0][0] != asked[0][1]
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_generation_of_two_or_three_warns_of_nothing_and_has_finite_numbers(batch: int) -> None:
+    skip_without_package("cmaes")
+    past = [told_of({"rate": 10.0**-k, "layers": k - 1}) for k in (2, 3, 4, 5, 2, 3)]
+    asked = suggest(NUMBERS, past, batch=batch, seed=1, sampler=Sampler("cmaes", batch))
+    assert all(math.isfinite(float(str(value))) for one in asked for value in one.values())
