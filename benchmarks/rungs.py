@@ -64,7 +64,8 @@ BEGIN, END = "<!-- benchmarks.rungs: begin -->", "<!-- benchmarks.rungs: end -->
 @dataclass(frozen=True, kw_only=True)
 class PoolStudy:
     """A study of which every trial ran to its end: `trials` as the study knows them, in the order
-    of `results`; `spread`: of its best trial's objective, largest minus smallest of its seeds.
+    of `results`; `spread`: of its best trial's objective, largest minus smallest of its seeds; NaN
+    where they did not run.
     """
 
     name: str
@@ -135,7 +136,7 @@ def pool_study(
         goal=at_a_look(goal),
         floor=planner.experiment.objective.utility_floor,
         check_every=trial.stop.check_every,
-        spread=float(np.nanmax(objectives) - np.nanmin(objectives)),
+        spread=float(np.nanmax(objectives) - np.nanmin(objectives)) if objectives[1:] else math.nan,
     )
 
 
@@ -214,7 +215,7 @@ def case_row(studies: Sequence[PoolStudy], case: Case, n_draws: int) -> dict[str
         "saved": [np.mean([one.saved for one in drawn]) for drawn in by_study],
         "cut": [np.mean([one.is_cut for one in drawn]) for drawn in by_study],
         "in_spread": [
-            np.mean([one.regret <= study.spread for one in drawn])
+            np.mean([one.regret <= (study.spread if study.spread > 0 else 0.0) for one in drawn])
             for study, drawn in zip(studies, by_study, strict=True)
         ],
     }
@@ -266,11 +267,16 @@ def page(rows: pl.DataFrame, studies: Sequence[PoolStudy], n_draws: int) -> str:
     """The table as Markdown."""
     names = ("batch", "eta", "rungs")
     control = {tuple(row[n] for n in names): row for row in rows.filter("at_random").to_dicts()}
-    spread = np.median([study.spread for study in studies])
+    spreads = [study.spread for study in studies if math.isfinite(study.spread)]
+    seeds = (
+        f"the median spread of a winner's seeds is {np.median(spreads):.3f}."
+        if len(spreads) == len(studies)
+        else f"winners whose seeds ran: {len(spreads)}, the others have to be there themselves."
+    )
     lines = [
-        f"{len(studies)} studies of {len({s.name.split(':')[0] for s in studies})} experiments,"
-        f" {sum(len(s.trials) for s in studies)} trials, {n_draws} draws of each study a row;"
-        f" the median spread of a winner's seeds is {spread:.3f}.",
+        f"Studies: {len(studies)}, of experiments: {len({s.name.split(':')[0] for s in studies})},"
+        f" with {sum(len(s.trials) for s in studies)} trials; {n_draws} draws of each study a row;"
+        f" {seeds}",
         "",
         "| batch | eta | rungs | steps saved | winner cut | winner or one within its spread |"
         " regret: median, 95% | at random: within the spread |",
