@@ -34,7 +34,8 @@ the metrics that read it. `measure.keep_texts` (1000) bounds the documents of ea
 none. The report puts before, after and gold beside each other for the documents that changed most,
 `rayunlearn show RUN TRIAL --texts 5` prints them, and
 `rayunlearn.analysis.generations.text_table(run, trial_id)` is a frame of all of them. Of a corpus
-with `data.private=true` no report and no evaluation has a text (data.md).
+with `data.private=true` no report and no evaluation has a text (data.md). What `explain` and
+attacks of kind decoding write for values of their own is not in the table.
 
 A chat model in a local directory can judge the greedy texts:
 
