@@ -211,8 +211,8 @@ def _stored(trial: Trial, model: PreTrainedModel, trained: Sequence[torch.nn.Par
     if trial.train.weights != NF4:
         return 0
     sizes = [module.weight.numel() for module in frozen_matrices(model)]
-    # the largest is unpacked for its product
-    return round(sum(sizes) * (HALF - NF4_BYTES)) - HALF * max(sizes, default=0)
+    # the largest is unpacked for its product, in float32 and then in its type
+    return round(sum(sizes) * (HALF - NF4_BYTES)) - (FLOAT + HALF) * max(sizes, default=0)
 
 
 def _remembered_bytes(trial: Trial, parameter: torch.nn.Parameter) -> int:
