@@ -40,7 +40,7 @@ attacks of kind decoding write for values of their own is not in the table.
 A chat model in a local directory can judge the greedy texts:
 
 ```
-rayunlearn run EXPERIMENT.py --set judge.answers=models/chat \
+rayunlearn run experiments/linked_questions.py --set judge.answers=models/chat \
     measure.metrics+=judged_same_fact,judged_refused,judged_gibberish,judged_wrong
 ```
 
