@@ -500,6 +500,10 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="pretrained_unlearned",
         title="Is a real model's knowledge removed or merely suppressed?",
+        answer=(
+            "Suppressed: relearning ten of twenty facts brings back all of the other ten, of RMU"
+            " and of LLMU; prompts and unrelated text recover a fifth at most."
+        ),
         verdict=recovery_findings,
         published=(
             "Doshi & Stickland 2411.12103: prompts and training on unrelated text recover much of"
