@@ -52,7 +52,7 @@ TARGETS = ("gold", "chance", "none")
 # select.ratio of the full forget set
 FULL_RATIO = 1.0
 # settings that are repeated over, never compared
-SEED_SETTINGS = ("select.seed", "train.seed")
+SEED_SETTINGS = ("select.seed", "retain.seed", "train.seed")
 SIZES = ("tiny", "small")
 TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_keywords")
 # controls: what is trained on in the place of the coreset (trial/substitutes.py)
@@ -91,6 +91,12 @@ LATER_SETTINGS: Mapping[str, "Value"] = {
     "measure.keep_texts": 1000,
     "judge.answers": "",
     "data.linked": False,
+    "retain.name": "random",
+    "retain.ratio": 1.0,
+    "retain.seed": 0,
+    "retain.general": 0.0,
+    "retain.file": "",
+    "retain.extractor": "tfidf",
 }
 # lists separated by commas, which `--set NAME+=VALUE` adds to; `track` is the experiment's
 LIST_SETTINGS = (
@@ -304,6 +310,49 @@ class Select:
     def is_full(self) -> bool:
         """Whether everything is selected: nothing chooses documents then."""
         return self.ratio == FULL_RATIO
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retain:
+    """Which documents the retain loss trains on: ratio r keeps max(1, round(r n)) of the retain
+    set's n, those that `name` chooses (`rayunlearn list selectors`); the others are not shown.
+    Probes are asked as ever, and no split of them is trained on.
+
+    `general`: the share of the kept that is general text in their place, about neither side. It
+    comes from `file` (paragraphs of a .txt file, or rows of a data file), of which documents that
+    the corpus has are left out, or is our own everyday scenes where `file` is ''. `seed` is the
+    selector's, and that of which general texts are drawn. `extractor` finds the forget set's
+    keywords for `keyword_neighbours`.
+    """
+
+    name: str = "random"
+    ratio: float = 1.0
+    seed: int = 0
+    general: float = 0.0
+    file: str = ""
+    extractor: str = "tfidf"
+
+    def __post_init__(self) -> None:
+        require(0 < self.ratio <= FULL_RATIO, "retain.ratio must be in (0, 1]", self.ratio)
+        require(0 <= self.general <= 1, "retain.general must be in [0, 1]", self.general)
+        require_no_login("retain.file", self.file)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the whole retain set trains, and nothing else."""
+        return self.ratio == FULL_RATIO and self.general == 0
+
+    def sizes(self, n_documents: int) -> tuple[int, int]:
+        """(documents of the retain set, general texts) that train, of a retain set of
+        `n_documents`.
+
+        Example:
+            >>> Retain(ratio=0.5, general=0.25).sizes(40)
+            (15, 5)
+        """
+        n_kept = rounded_share(self.ratio, n_documents)
+        n_general = round(self.general * n_kept)
+        return n_kept - n_general, n_general
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -736,6 +785,7 @@ class Trial:
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     select: Select = field(default_factory=Select)
+    retain: Retain = field(default_factory=Retain)
     method: Method = field(default_factory=Method)
     token: Token = field(default_factory=Token)
     train: Train = field(default_factory=Train)

@@ -134,6 +134,12 @@ _SPLIT = Column(
     "which probes: forget, retain, or another that the data brings; held_in: what soft prompts were"
     " learned from",
 )
+# role in `coresets`
+CORESET_ROLES = {
+    "forget": "of the forget set, unlearned (null in a run from before there was a choice)",
+    "retain": "of the retain set, where retain.* chooses which of it train",
+    "general": "general text that trains with them",
+}
 _METRIC = Column("metric", "utf8", "metric name as in `rayunlearn list metrics`")
 _DOC = Column("doc_id", "utf8", "digest of the document's prompt and answer")
 
@@ -150,6 +156,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("model_digest", "utf8", "content of the weights it started from"),
         Column("n_forget", "i64", "documents in the forget set", "documents"),
         Column("n_kept", "i64", "documents in the coreset", "documents"),
+        Column(
+            "n_retained",
+            "i64",
+            "documents that the retain loss trained on, general texts among them; null without one",
+            "documents",
+        ),
         Column(
             "coverage",
             "f64",
@@ -490,8 +502,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "coresets": (
         _TRIAL,
         _DOC,
+        Column("role", "utf8", "; ".join(f"{k}: {v}" for k, v in CORESET_ROLES.items())),
         Column("rank", "i64", "order in which the selector took it, from 0"),
-        Column("score", "f64", "score it was taken for, higher first"),
+        Column("score", "f64", "score it was taken for, higher first; null for general text"),
     ),
     "attributions": (
         _TRIAL,

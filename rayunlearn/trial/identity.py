@@ -72,11 +72,19 @@ def attack_digest(trial: Trial) -> str:
     """What identifies the file that an attack reads: its content, '' without one. Raises UserError
     where it is not there.
     """
-    if not trial.attack.file:
+    return _content_of("attack.file", trial.attack.file)
+
+
+def retain_digest(trial: Trial) -> str:
+    """What identifies the general text that the retain loss trains on, as `attack_digest`."""
+    return _content_of("retain.file", trial.retain.file)
+
+
+def _content_of(setting: str, name: str) -> str:
+    if not name:
         return ""
-    file = Path(trial.attack.file)
-    require(file.is_file(), "attack.file must be a file that exists", trial.attack.file)
-    return file_digest(file)[:16]
+    require(Path(name).is_file(), f"{setting} must be a file that exists", name)
+    return file_digest(Path(name))[:16]
 
 
 def cached_model_digest(name: str) -> str:
@@ -117,4 +125,5 @@ def content_digests(trial: Trial) -> dict[str, str]:
     names = {"data.probes": ",".join(parse_probe_sets(trial.data.probes))}
     digests |= names if trial.data.probes else {}
     digests |= plugin_code(trial)
+    digests |= {"retain.file": retain_digest(trial)} if trial.retain.file else {}
     return digests | ({"attack.file": attack_digest(trial)} if attack.file else {})

@@ -35,6 +35,7 @@ from rayunlearn.trial.monitor import curve_area
 from rayunlearn.trial.provenance import Clock, failure_row, machine
 from rayunlearn.trial.redundancy import redundancy_columns
 from rayunlearn.trial.references import products_of
+from rayunlearn.trial.retained import retained_rows
 from rayunlearn.trial.steering import activation_length, training_note
 from rayunlearn.trial.time_limit import TrialTimeoutError, time_limit
 from rayunlearn.trial.unlearn import select_documents, unlearn
@@ -369,16 +370,23 @@ def _coreset_rows(
     context: TrialContext, coreset: Sequence[int], scores: Tensor
 ) -> tuple[dict[str, Any], dict[str, Rows]]:
     rows = [
-        {"doc_id": context.corpus.forget[p].doc_id, "rank": rank, "score": float(scores[p])}
+        {
+            "doc_id": context.corpus.forget[p].doc_id,
+            "role": "forget",
+            "rank": rank,
+            "score": float(scores[p]),
+        }
         for rank, p in enumerate(coreset)
     ]
+    n_retained, retained = retained_rows(context)
     row = {"n_kept": len(coreset), "coverage": coverage(context.corpus, coreset)}
+    row["n_retained"] = n_retained
     if coreset:
         row |= {
             "keyword_coverage": keyword_coverage_of(context, coreset),
             "text_kept": coreset_sequences(context, coreset)[2],
         }
-    return row, {"coresets": rows}
+    return row, {"coresets": [*rows, *retained]}
 
 
 def _cost_row(log: TrainLog, model: PreTrainedModel, n_kept: int) -> dict[str, Any]:

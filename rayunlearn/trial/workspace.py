@@ -20,6 +20,7 @@ from rayunlearn.config import (
     with_values,
 )
 from rayunlearn.data.documents import Corpus
+from rayunlearn.data.general_text import general_documents
 from rayunlearn.data.hub import is_local
 from rayunlearn.data.probe_sets import MADE_SETS, with_full_sources
 from rayunlearn.data.tokenize import cut_note
@@ -56,6 +57,7 @@ PATHS = (
     "judge.answers",
     "attack.chat_model",
     "attack.file",
+    "retain.file",
 )
 
 
@@ -145,6 +147,7 @@ def validate_trial(trial: Trial) -> Trial:
             trial.method.layer,
         )
     _check_selection(checked)
+    _check_retained(checked)
     _check_probe_limits(checked)
     return checked
 
@@ -225,6 +228,24 @@ def _check_selection(trial: Trial) -> None:
             else model_width(trial.model)
         )
         require_affordable(select.name, n_documents, width, n_ranked)
+
+
+def _check_retained(trial: Trial) -> None:
+    """Raise UserError where choosing retain documents would take too long or too much memory, and
+    where there are too few general texts.
+    """
+    retain = trial.retain
+    if trial.stage != "unlearned" or trial.method.retain == "none" or retain.is_full:
+        return
+    corpus = corpus_of(trial.data, trial.model)
+    n_documents, n_forget = len(corpus.retain), len(corpus.forget)
+    require(n_documents > 0, "retain.ratio needs a retain set; this one has", n_documents)
+    n_general = retain.sizes(n_documents)[1]
+    if retain.file:
+        general_documents(corpus, n_general, retain.file, retain.seed)
+    if retain.name in COSTS and n_documents > RANKED_WHOLE:
+        n_ranked = n_forget if retain.name == "nearest" else n_places(n_documents, retain.ratio)
+        require_affordable(retain.name, n_documents, model_width(trial.model), n_ranked)
 
 
 def model_width(model: Model) -> int:
