@@ -63,3 +63,6 @@ BUDGET = Budget(tuning="none")
 OBJECTIVE = Objective(
     forgetting="probability", utility="probability", utility_split="retain", utility_floor=0.9
 )
+
+# one of the two, where there is little time
+PRESETS = {"people": {"AXES": (PEOPLE | SEEDS | ARMS,)}}

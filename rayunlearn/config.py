@@ -97,12 +97,20 @@ LATER_SETTINGS: Mapping[str, "Value"] = {
     "retain.general": 0.0,
     "retain.file": "",
     "retain.extractor": "tfidf",
+    "measure.harness": "",
+    "measure.harness_include": "",
+    "measure.harness_limit": 0,
+    "harness.task": "",
+    "harness.include": "",
+    "harness.limit": 0,
+    "harness.shots": "",
 }
 # lists separated by commas, which `--set NAME+=VALUE` adds to; `track` is the experiment's
 LIST_SETTINGS = (
     "data.columns",
     "data.options",
     "data.probes",
+    "measure.harness",
     "measure.limit_probes",
     "measure.metrics",
     "method.wrappers",
@@ -429,6 +437,11 @@ class Token:
         require(self.cap >= 0, "token.cap must be >= 0", self.cap)
 
 
+def names_in(text: str) -> list[str]:
+    """Names separated by commas, each once, in their order."""
+    return list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+
+
 def rounded_share(share: float, n: int) -> int:
     """How many of `n` a share is: max(1, round(share x n))."""
     return max(1, round(share * n))
@@ -659,6 +672,11 @@ class Measure:
     `keep_texts`: of so many documents of each split, those with the smallest `doc_id`, the table
     `generations` has what metrics of texts read: prompt, reference and what the model wrote (0:
     none).
+
+    `harness`: tasks of lm-evaluation-harness, separated by commas, that every trial's model is
+    asked at its end, base and gold too: metrics `harness.acc` and so on, on a split of the task's
+    name, which `objective.utility` may name. `harness_include`, `harness_limit`: as in section
+    harness.
     """
 
     metrics: str = "cheap"
@@ -671,8 +689,12 @@ class Measure:
     limit_probes: str = ""
     attack: str = "none"
     keep_texts: int = 1000
+    harness: str = ""
+    harness_include: str = ""
+    harness_limit: int = 0
 
     def __post_init__(self) -> None:
+        require(self.harness_limit >= 0, "measure.harness_limit must be >= 0", self.harness_limit)
         probe_limits(self.limit_probes)
         require(self.keep_texts >= 0, "measure.keep_texts must be >= 0", self.keep_texts)
         require(self.shots >= 1, "measure.shots must be >= 1", self.shots)
@@ -776,6 +798,26 @@ class Explain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Harness:
+    """A task of lm-evaluation-harness that the model which the other settings end with is asked
+    ('': none; `rayunlearn harness` makes such trials).
+
+    `include`: a folder with tasks of your own (YAML). `limit`: the first so many questions (0:
+    all). `shots`: solved examples before each question, a number ('': the task's own).
+    """
+
+    task: str = ""
+    include: str = ""
+    limit: int = 0
+    shots: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.limit >= 0, "harness.limit must be >= 0", self.limit)
+        is_number = not self.shots or self.shots.isdecimal()
+        require(is_number, "harness.shots must be a whole number >= 0, or ''", self.shots)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One frozen config value. `stage` other than `unlearned` measures base or gold and trains
     nothing.
@@ -795,6 +837,7 @@ class Trial:
     calibrate: Calibrate = field(default_factory=Calibrate)
     attack: Attack = field(default_factory=Attack)
     explain: Explain = field(default_factory=Explain)
+    harness: Harness = field(default_factory=Harness)
     options: tuple[tuple[str, Value], ...] = ()
 
     def __post_init__(self) -> None:

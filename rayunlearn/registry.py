@@ -15,6 +15,7 @@ from rayunlearn.attribution.integrated_gradients import check_library
 from rayunlearn.config import (
     Attack,
     Calibrate,
+    Harness,
     Retain,
     Stop,
     Trial,
@@ -276,6 +277,7 @@ def check_trial(trial: Trial) -> Trial:
     )
     options = _shared(tuple(sorted(filled.items())))
     measure = replace(trial.measure, attack=own_attack(trial))
+    harness = trial.harness if trial.harness.task else Harness()
     retain = trial.retain
     if not reads_keywords(retain):
         retain = replace(retain, extractor=Retain.extractor)
@@ -286,6 +288,7 @@ def check_trial(trial: Trial) -> Trial:
         stop=stop,
         measure=measure,
         retain=retain,
+        harness=harness,
         options=options,
     )
 

@@ -152,6 +152,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("error_type", "utf8", "class of the exception of a failed trial"),
         Column("error", "utf8", "its message"),
         Column("error_where", "utf8", "file and line it was raised at"),
+        Column(
+            "evaluated",
+            "utf8",
+            "of a task of lm-evaluation-harness: the trial whose model was asked; null for others",
+        ),
         Column("corpus_digest", "utf8", "content of every document the trial could see"),
         Column("model_digest", "utf8", "content of the weights it started from"),
         Column("n_forget", "i64", "documents in the forget set", "documents"),
@@ -440,6 +445,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("value", "f64", "mean over the documents of the split"),
         Column("n", "i64", "documents averaged", "documents"),
         Column("stderr", "f64", "sample standard deviation / sqrt(n); null where n = 1"),
+        Column(
+            "n_shot",
+            "i64",
+            "of a task of lm-evaluation-harness (split: the task; metric: `harness.` and its own"
+            " name; stderr: its own): solved examples before each question",
+        ),
+        Column("harness_version", "utf8", "version of lm-evaluation-harness, of its tasks"),
     ),
     "examples": (
         _TRIAL,

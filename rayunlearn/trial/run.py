@@ -28,6 +28,7 @@ from rayunlearn.trial.context import TrialContext, base_context, start_context
 from rayunlearn.trial.coreset import coverage
 from rayunlearn.trial.evaluate import grouped, label_measured, measure_start, measure_trial
 from rayunlearn.trial.explain import EmphasisWords, emphasis_words, explanation_rows
+from rayunlearn.trial.harness import own_harness_tables
 from rayunlearn.trial.identity import trains_weights
 from rayunlearn.trial.keywords import coreset_sequences, keyword_coverage_of
 from rayunlearn.trial.model_state import CorruptWeightsError
@@ -350,6 +351,8 @@ def _measure(
     trial, is_unlearned = context.trial, context.trial.stage == "unlearned"
     measured = measure_trial(context) if is_unlearned else measure_start(context)
     tables = label_measured(context, measured, stage=trial.stage, step=step)
+    labelled = tables["examples"]
+    tables = merge_rows(tables, own_harness_tables(context, step))
     clock.lap("seconds_measure")
     tables = merge_rows(tables, explanation_rows(context, emphasis, step=step))
     if trial.explain.documents > 0 or trial.explain.path_points > 0:

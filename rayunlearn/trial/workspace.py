@@ -14,6 +14,7 @@ from rayunlearn.config import (
     Value,
     block_numbers,
     flatten,
+    names_in,
     probe_limits,
     rounded_share,
     trial_id,
@@ -27,6 +28,7 @@ from rayunlearn.data.tokenize import cut_note
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
+from rayunlearn.metrics.harness import task_manager
 from rayunlearn.models.folder import check_model, read_tokenizer, require_positions
 from rayunlearn.models.model_files import model_config, resolve_model
 from rayunlearn.models.outline import check_family
@@ -58,6 +60,8 @@ PATHS = (
     "attack.chat_model",
     "attack.file",
     "retain.file",
+    "harness.include",
+    "measure.harness_include",
 )
 
 
@@ -148,6 +152,7 @@ def validate_trial(trial: Trial) -> Trial:
         )
     _check_selection(checked)
     _check_retained(checked)
+    _check_tasks(checked)
     _check_probe_limits(checked)
     return checked
 
@@ -228,6 +233,24 @@ def _check_selection(trial: Trial) -> None:
             else model_width(trial.model)
         )
         require_affordable(select.name, n_documents, width, n_ranked)
+
+
+def _check_tasks(trial: Trial) -> None:
+    """Raise UserError for a task that lm-evaluation-harness does not have, and where it is not
+    installed.
+    """
+    measure, harness = trial.measure, trial.harness
+    for tasks, include in (
+        (names_in(measure.harness), measure.harness_include),
+        (names_in(harness.task), harness.include),
+    ):
+        if tasks:
+            _check_tasks_once(tuple(tasks), include)
+
+
+@lru_cache(maxsize=8)
+def _check_tasks_once(tasks: tuple[str, ...], include: str) -> None:
+    task_manager(tasks, include)
 
 
 def _check_retained(trial: Trial) -> None:
