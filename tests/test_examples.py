@@ -46,7 +46,7 @@ PUBLIC = {
         "recovery_table",
         "worst_case",
     ),
-    "rayunlearn.analysis.retain_choice": ("retain_table",),
+    "rayunlearn.analysis.retain_choice": ("retain_table", "selection_frequency"),
     "rayunlearn.analysis.run_frames": (
         "objective_of",
         "trial_table",

@@ -1,4 +1,6 @@
-"""Retain documents that were chosen, compared with as many drawn at random. Polars and numpy."""
+"""Documents that were chosen: how often, and retain documents compared with as many drawn at
+random. Polars and numpy.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -79,6 +81,46 @@ def retain_table(run: Run) -> pl.DataFrame:
             row | {"role": role, "p_holm": p} for row, p in zip(compared, adjusted, strict=True)
         ]
     return pl.DataFrame(rows, schema=RETAIN_SCHEMA)
+
+
+def selection_frequency(run: Run, role: str = "retain") -> pl.DataFrame:
+    """A row per document that was chosen: method.forget, selector, ratio, doc_id, trials (of the
+    selector at that ratio) and share (of them that chose it), the most chosen first.
+
+    A selector that does not depend on a seed has shares of 1 alone; `random` has shares near its
+    ratio. In an older run all documents are of the forget set.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+        role: forget, retain or general (`schema.CORESET_ROLES`).
+
+    Returns:
+        The table; no rows where nothing was chosen in that role.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> table = selection_frequency(open_run("runs/selectors/1"), "forget")
+        >>> table.columns
+        ['method.forget', 'selector', 'ratio', 'doc_id', 'trials', 'share']
+    """
+    section = "select" if role == "forget" else "retain"
+    names = {"selector": f"{section}.name", "ratio": f"{section}.ratio"}
+    trials = run.trials.collect()
+    if not {*names.values()} <= {*trials.columns}:
+        trials = trials.with_columns(pl.lit(None).alias(name) for name in names.values())
+    chosen = run.coresets.filter(pl.col("role").fill_null("forget") == role).collect()
+    cells = trials.select(
+        "trial_id", "method.forget", *(pl.col(n).alias(called) for called, n in names.items())
+    ).filter(pl.col("trial_id").is_in(chosen["trial_id"].unique().to_list()))
+    cell = ["method.forget", *names]
+    counts = cells.group_by(cell).agg(pl.len().cast(pl.Int64).alias("trials"))
+    times = chosen.join(cells, on="trial_id").group_by([*cell, "doc_id"]).len("times")
+    return (
+        times.join(counts, on=cell, nulls_equal=True)
+        .with_columns((pl.col("times") / pl.col("trials")).alias("share"))
+        .select(*cell, "doc_id", "trials", "share")
+        .sort(*cell, "share", "doc_id", descending=[False] * len(cell) + [True, False])
+    )
 
 
 def _compared(

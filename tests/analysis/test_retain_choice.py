@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rayunlearn.analysis.retain_choice import retain_table
-from rayunlearn.config import Trial, Value, with_values
-from rayunlearn.storage.run import open_run, write_experiment, write_run_table
+from rayunlearn.analysis.retain_choice import retain_table, selection_frequency
+from rayunlearn.config import Trial, Value, digest, flatten, with_values
+from rayunlearn.storage.run import open_run, write_experiment, write_run_table, write_trial
 from tests.analysis.test_baselines import EXPERIMENT, written
 
 ARMS: dict[tuple[str, float], float] = {
@@ -64,3 +64,24 @@ def test_an_arm_is_held_against_random_documents_of_its_own_seed(tmp_path: Path)
     assert sorted(shown) == ["nearest", "random, general 0.5"]
     rest = table.filter(pl.col("measure") != "untouched")
     assert rest["p_holm"].min() > 0.05  # type: ignore[operator]
+
+
+def test_how_often_a_document_was_chosen_is_a_share_of_its_selectors_trials(
+    tmp_path: Path,
+) -> None:
+    """Random drew a, b and then a, c; the forget documents of the same trials do not count."""
+    for seed, ids in enumerate((("a", "b"), ("a", "c"))):
+        trial = with_values(Trial(), {"retain.ratio": 0.5, "retain.seed": seed})
+        rows = [{"doc_id": i, "role": "retain", "rank": n} for n, i in enumerate(ids)]
+        rows.append({"doc_id": "f", "role": "forget", "rank": 0})
+        tables = {"trials": [{"status": "complete"}], "coresets": rows}
+        write_trial(tmp_path, digest(flatten(trial)), tables, flatten(trial))
+    write_experiment(tmp_path, EXPERIMENT | {"search": {}})
+    table = selection_frequency(open_run(tmp_path))
+    assert list(table.select("doc_id", "trials", "share").iter_rows()) == [
+        ("a", 2, 1.0),
+        ("b", 2, 0.5),
+        ("c", 2, 0.5),
+    ]
+    assert selection_frequency(open_run(tmp_path), "forget")["doc_id"].to_list() == ["f"]
+    assert selection_frequency(open_run(tmp_path), "general").is_empty()
