@@ -66,6 +66,7 @@ FIRST_PART = {
     "submit": "reading the experiment",
     "report": "reading the run and drawing its report",
     "attack": "reading the run",
+    "harness": "reading the run",
     "evaluate": "loading the model",
     "export": "loading the trial",
     "explain": "reading the run",

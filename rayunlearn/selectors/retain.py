@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from math import fsum
 from typing import TYPE_CHECKING
 
@@ -108,20 +109,38 @@ def keyword_neighbours(
     return torch.tensor([value / total if total else 0.0 for value in named])
 
 
+# What a retain selector may ask for beside what `table.SELECTOR_INPUTS` gives of the documents it
+# chooses from; n retain and m forget documents.
+RETAIN_INPUTS = {
+    "forget_embeddings": "(m, D) float32: the states of the forget documents inside base",
+    "forget_alignment": "(n,) float32: cosine of a document's gradient and the forget set's",
+    "forget_keywords": "list of keyword -> weight per forget document, of retain.extractor",
+    "document_words": "list of sets: the words of a document's prompt and answer",
+}
+# what has no meaning there: an unlearning run, the retain set's own gradient, and keywords, which
+# are the forget set's
+OF_FORGET_ALONE = ("norms_along", "retain_alignment", "document_keywords")
+
+
+@dataclass(frozen=True)
+class RetainSelector(Selector):
+    """A row of the family that needs the forget set beside the retain documents."""
+
+
 # of the retain documents alone: the same functions as of the forget set
 SHARED = ("random", "moderate", "el2n", "loss", "k_center", "facility_location")
 
-RETAIN_SELECTORS = {name: SELECTORS[name] for name in SHARED} | {
+RETAIN_SELECTORS: dict[str, Selector] = {name: SELECTORS[name] for name in SHARED} | {
     row.function.__name__: row
     for row in (
-        Selector(
+        RetainSelector(
             nearest,
             "like a forget document",
             "ours; neighbour sets as in 2509.05316 and 2502.11441",
             "neighbours are given or asked for by entity, domain or wording there; here those whose"
             " mean hidden states at the base model are near",
         ),
-        Selector(
+        RetainSelector(
             gradient_orthogonal,
             "gradient at a right angle to the forget set's",
             "ours; named so in the code of 'Effective unlearning in LLMs relies on the right data"
@@ -129,14 +148,14 @@ RETAIN_SELECTORS = {name: SELECTORS[name] for name in SHARED} | {
             "how that code measures it is not confirmed; here the cosine of whole NLL gradients at"
             " the base model, with the mean of the full forget set",
         ),
-        Selector(
+        RetainSelector(
             gradient_aligned,
             "gradient along the forget set's",
             "ours; gradients as what retrieves retain documents are RASLIK's (2604.16591)",
             "a randomised search on hashed gradients there, exact cosines here; which end of the"
             " order its retain documents come from is not confirmed",
         ),
-        Selector(
+        RetainSelector(
             keyword_neighbours,
             "names the forget set's keywords",
             "ours",

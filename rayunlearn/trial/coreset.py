@@ -119,8 +119,7 @@ class SelectorInputs:
     """What selectors may ask for, by the names of their parameters, of the documents of one side in
     `order`; made when asked for.
 
-    `norms_along` is None for the retain set, whose selectors have no unlearning run; `alignment` is
-    with the other side, whole.
+    `side` is forget or retain, whose selectors have no unlearning run and `norms_along` None.
     """
 
     def __init__(
@@ -176,18 +175,36 @@ class SelectorInputs:
         return torch.stack([p.state for p in self._features])
 
     @cached_property
-    def forget_embeddings(self) -> Tensor:
-        return torch.stack(
-            [p.state for p in document_features(self._context.model, self._in_id_order)]
-        )
-
-    @cached_property
     def gradients(self) -> Tensor:
         return head_gradients(self._context.model, self._own)
 
     @cached_property
     def retain_alignment(self) -> Tensor:
         return cosines_with(self._context.model, self._own, self._other, token_nll)
+
+    @cached_property
+    def document_keywords(self) -> list[dict[str, float]]:
+        keywords = forget_keywords(self._context)
+        return [weight_keywords(keywords[p]) for p in self._order]
+
+    def norms_along(self, epochs: int) -> Tensor:
+        assert self._norms_along is not None
+        return self._norms_along(self._order, epochs)
+
+
+class RetainInputs(SelectorInputs):
+    """What retain selectors may ask for, of the retain documents in `order`, and of the forget set
+    beside them.
+    """
+
+    def __init__(self, context: TrialContext, order: Sequence[int], n_ranked: int) -> None:
+        super().__init__(context, order, None, n_ranked, "retain")
+
+    @cached_property
+    def forget_embeddings(self) -> Tensor:
+        return torch.stack(
+            [p.state for p in document_features(self._context.model, self._in_id_order)]
+        )
 
     @cached_property
     def forget_alignment(self) -> Tensor:
@@ -199,11 +216,6 @@ class SelectorInputs:
         return sorted(self._other, key=lambda sequence: sequence.doc_id)
 
     @cached_property
-    def document_keywords(self) -> list[dict[str, float]]:
-        keywords = forget_keywords(self._context)
-        return [weight_keywords(keywords[p]) for p in self._order]
-
-    @cached_property
     def forget_keywords(self) -> list[dict[str, float]]:
         trial = with_retain_extractor(self._context.trial)
         keywords = forget_keywords(replace(self._context, trial=trial))
@@ -213,10 +225,6 @@ class SelectorInputs:
     def document_words(self) -> list[set[str]]:
         texts = (self._documents[p] for p in self._order)
         return [{word.key for word in words_of(f"{d.prompt} {d.answer}")} for d in texts]
-
-    def norms_along(self, epochs: int) -> Tensor:
-        assert self._norms_along is not None
-        return self._norms_along(self._order, epochs)
 
 
 def with_retain_extractor(trial: Trial) -> Trial:
@@ -237,7 +245,11 @@ def _scores(
     corpus, side = context.corpus, "retain" if norms_along is None else "forget"
     function = row.function
     arguments, names = arguments_of(context.trial, function), required_inputs(function)
-    inputs = SelectorInputs(context, order, norms_along, n_ranked, side)
+    inputs = (
+        RetainInputs(context, order, n_ranked)
+        if norms_along is None
+        else SelectorInputs(context, order, norms_along, n_ranked)
+    )
 
     def make() -> Tensor:
         scores: Tensor = function(**{n: getattr(inputs, n) for n in names}, **arguments)

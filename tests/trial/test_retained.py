@@ -19,7 +19,7 @@ from rayunlearn.registry import check_trial
 from rayunlearn.selectors.retain import RETAIN_SELECTORS
 from rayunlearn.storage.run import open_run
 from rayunlearn.trial.context import TrialContext
-from rayunlearn.trial.coreset import SelectorInputs, by_id, select_retain
+from rayunlearn.trial.coreset import RetainInputs, by_id, select_retain
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.identity import identify_trial
 from rayunlearn.trial.model_state import ModelState, reset_weights
@@ -96,7 +96,7 @@ def test_the_alignment_with_the_forget_set_is_a_cosine_of_whole_gradients(
     by_hand = [
         float(torch.cosine_similarity(gradient([retain[p]]), mean, dim=0)) for p in order[:3]
     ]
-    inputs = SelectorInputs(context, order, None, 16, "retain")
+    inputs = RetainInputs(context, order, 16)
     assert inputs.forget_alignment[:3].tolist() == pytest.approx(by_hand, abs=1e-4)
 
 
