@@ -2,10 +2,10 @@
 an installed package brings.
 
 A plugin is Python source with a name ROWS, a tuple of rows (`ForgetLoss`, `RetainLoss`, `Selector`,
-`RetainSelector`, `Metric`, `AttackRow`). An experiment file may be one itself; an installed package names its module
-as an entry point of the group `rayunlearn`. Workers are sent the source and run it, so what it
-imports must be installed there. The source of a function of a plugin, and what it uses of the same
-file, is part of the identity of the trials that use it.
+`RetainSelector`, `Metric`, `AttackRow`). An experiment file may be one itself; an installed package
+names its module as an entry point of the group `rayunlearn`. Workers are sent the source and run
+it, so what it imports must be installed there. The source of a function of a plugin, and what it
+uses of the same file, is part of the identity of the trials that use it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
