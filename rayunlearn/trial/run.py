@@ -351,7 +351,6 @@ def _measure(
     trial, is_unlearned = context.trial, context.trial.stage == "unlearned"
     measured = measure_trial(context) if is_unlearned else measure_start(context)
     tables = label_measured(context, measured, stage=trial.stage, step=step)
-    labelled = tables["examples"]
     tables = merge_rows(tables, own_harness_tables(context, step))
     clock.lap("seconds_measure")
     tables = merge_rows(tables, explanation_rows(context, emphasis, step=step))
