@@ -642,12 +642,12 @@ def check_measured(experiment: Experiment) -> None:
 
 def _check_asked(experiment: Experiment) -> None:
     """Raise UserError for a utility on a task of lm-evaluation-harness that no trial is asked."""
-    goal, asked = experiment.objective, names_in(experiment.base.measure.harness)
+    goal, tasks = experiment.objective, names_in(experiment.base.measure.harness)
     rule = (
         f"objective.utility_split must be a task of measure.harness where {goal.utility!r} is the"
-        f" utility ({', '.join(asked)})"
+        f" utility ({', '.join(tasks)})"
     )
-    require(goal.utility_split in asked, rule, goal.utility_split)
+    require(goal.utility_split in tasks, rule, goal.utility_split)
     judged = bool(experiment.budget.rung_shares) or _keeps_best(experiment)
     rule = "objective.utility must be no task of the harness with budget.rungs or stop.keep=best"
     require(not judged, f"{rule}, whose looks do not ask it", goal.utility)

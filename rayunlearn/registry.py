@@ -277,20 +277,19 @@ def check_trial(trial: Trial) -> Trial:
     )
     options = _shared(tuple(sorted(filled.items())))
     measure = replace(trial.measure, attack=own_attack(trial))
-    harness = trial.harness if trial.harness.task else Harness()
-    retain = trial.retain
-    if not reads_keywords(retain):
-        retain = replace(retain, extractor=Retain.extractor)
-    return replace(
-        trial,
-        attack=attack,
-        calibrate=calibrate,
-        stop=stop,
-        measure=measure,
-        retain=retain,
-        harness=harness,
-        options=options,
-    )
+    changes = {"attack": attack, "calibrate": calibrate, "stop": stop, "measure": measure}
+    return replace(_without_idle_sections(trial), **changes, options=options)
+
+
+def _without_idle_sections(trial: Trial) -> Trial:
+    """The trial without an extractor that its retain selector does not ask for, and without
+    settings of a harness that has no task.
+    """
+    if not trial.harness.task:
+        trial = replace(trial, harness=Harness())
+    if reads_keywords(trial.retain):
+        return trial
+    return replace(trial, retain=replace(trial.retain, extractor=Retain.extractor))
 
 
 @lru_cache(maxsize=1024)

@@ -27,12 +27,12 @@ def harness_table(run: Run) -> pl.DataFrame:
     trials = run.trials.collect()
     if "harness.task" not in trials.columns:
         trials = trials.with_columns(pl.lit("").alias("harness.task"))
-    asked = trials.filter(pl.col("harness.task").fill_null("") != "").select(
+    trials = trials.filter(pl.col("harness.task").fill_null("") != "").select(
         pl.col("harness.task").alias("task"), "stage", "evaluated", "trial_id", "status", "error"
     )
     rows = run.evals.filter(pl.col("metric").str.starts_with("harness.")).select(
         "trial_id", *measured
     )
-    return asked.join(rows.collect(), on="trial_id", how="left").sort(
+    return trials.join(rows.collect(), on="trial_id", how="left").sort(
         "task", "metric", "stage", "evaluated", maintain_order=True
     )

@@ -169,15 +169,15 @@ def _paired(pairs: pl.DataFrame, values: MetricValues) -> dict[str, Any]:
         return {}
     arm, random = (values.rows([pair[side] for pair in measured]) for side in (0, 1))
     difference = arm - random
-    asked = np.isfinite(difference).all(0)
-    if not asked.any():
+    measured_columns = np.isfinite(difference).all(0)
+    if not measured_columns.any():
         return {}
-    groups = None if values.groups is None else values.groups[asked]
-    estimate = combined([difference[:, asked]], groups=groups)
+    groups = None if values.groups is None else values.groups[measured_columns]
+    estimate = combined([difference[:, measured_columns]], groups=groups)
     low, high = estimate.ends(LEVEL)
     return {
-        "value": float(arm[:, asked].mean()),
-        "value_random": float(random[:, asked].mean()),
+        "value": float(arm[:, measured_columns].mean()),
+        "value_random": float(random[:, measured_columns].mean()),
         "difference": estimate.mean,
         "low": low,
         "high": high,

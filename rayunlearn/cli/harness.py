@@ -35,6 +35,16 @@ def add_harness_command(commands: Any) -> None:
     added.add_argument(
         "--trials", metavar="best|pareto|grid|ID,ID", default="best", help=TRIALS_HELP
     )
+    _add_task_options(added)
+    add_address_option(added)
+    added.add_argument(
+        "--workers", metavar="N", type=int, default=0, help="tasks at once (default: one per CPU)"
+    )
+    add_resource_options(added)
+
+
+def _add_task_options(added: argparse.ArgumentParser) -> None:
+    """What is asked."""
     added.add_argument(
         "--tasks",
         metavar="TASK,...",
@@ -57,11 +67,6 @@ def add_harness_command(commands: Any) -> None:
         type=int,
         help="solved examples before each question (default: the task's own number)",
     )
-    add_address_option(added)
-    added.add_argument(
-        "--workers", metavar="N", type=int, default=0, help="tasks at once (default: one per CPU)"
-    )
-    add_resource_options(added)
 
 
 def harness(chosen: argparse.Namespace) -> int:

@@ -38,10 +38,10 @@ def general_documents(corpus: Corpus, n: int, file: str, seed: int) -> tuple[Doc
     """
     if not file:
         return unrelated_documents(n, seed)
-    asked, taught = corpus.probes.values(), corpus.extra_training.values()
-    known = {d.doc_id for d in chain(corpus.forget, corpus.retain, *asked, *taught)}
+    probed, taught = corpus.probes.values(), corpus.extra_training.values()
+    corpus_ids = {d.doc_id for d in chain(corpus.forget, corpus.retain, *probed, *taught)}
     changed = Path(file).stat().st_mtime_ns
-    usable = {d.doc_id: d for d in _read_once(file, changed) if d.doc_id not in known}
+    usable = {d.doc_id: d for d in _read_once(file, changed) if d.doc_id not in corpus_ids}
     rule = f"retain.file must hold {n} documents that the corpus does not have"
     require(len(usable) >= n, rule, len(usable))
     return tuple(usable[i] for i in random.Random(f"general {seed}").sample(sorted(usable), n))

@@ -48,12 +48,12 @@ def ask_harness(
     from lm_eval.models.huggingface import HFLM
 
     # the harness gives a tokenizer the padding token that it lacks
-    own_tokenizer = deepcopy(tokenizer)
-    asked = HFLM(pretrained=model, tokenizer=own_tokenizer, batch_size=batch_size)
+    tokenizer_copy = deepcopy(tokenizer)
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer_copy, batch_size=batch_size)
     try:
         with quiet_transformers():
             output = simple_evaluate(
-                model=asked,
+                model=wrapped,
                 tasks=list(tasks),
                 task_manager=manager,
                 num_fewshot=int(shots) if shots else None,

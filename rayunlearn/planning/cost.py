@@ -233,9 +233,9 @@ def flops_of_choosing(trials: Sequence[Trial], sizes: Sequence[WorkloadSize]) ->
         if trial.retain.is_full or trial.method.retain == "none" or scorer in counted:
             continue
         counted.add(scorer)
-        own = 10 if "forget_alignment" in reads else 2 * bool(reads & FORWARD_INPUTS)
-        other = 6 if "forget_alignment" in reads else 2 * ("forget_embeddings" in reads)
-        documents = own * size.n_retain + other * size.n_forget
+        per_retain = 10 if "forget_alignment" in reads else 2 * bool(reads & FORWARD_INPUTS)
+        per_forget = 6 if "forget_alignment" in reads else 2 * ("forget_embeddings" in reads)
+        documents = per_retain * size.n_retain + per_forget * size.n_forget
         total += size.parameters * size.tokens_per_document * documents
     return total
 

@@ -73,9 +73,9 @@ def harness_planner(
     experiment_of_run(run)
     chosen = [load_trial(folder, trial_id) for trial_id in attack_targets(run, trials)]
     for trial in chosen:
-        own = trial.trial.attack == Attack() and trial.trial.harness == Harness()
+        is_plain = trial.trial.attack == Attack() and trial.trial.harness == Harness()
         rule = "--trials must name trials that end with a model, no attack and no task; not"
-        require(own, rule, trial.trial_id)
+        require(is_plain, rule, trial.trial_id)
     models = [trial.trial for trial in chosen]
     anchors = [
         canonical_trial(replace(model, stage=role), check=check)

@@ -63,12 +63,12 @@ def _ask_task(trial: Trial, workspace: Workspace) -> Outcome:
     reset_peak_memory()
     clock = Clock()
     require_same_weights(trial, workspace)
-    asked = check_trial(replace(trial, harness=Harness()))
-    context = rebuild_model(asked, workspace)
+    evaluated = check_trial(replace(trial, harness=Harness()))
+    context = rebuild_model(evaluated, workspace)
     clock.lap("seconds_load")
     tables = harness_tables(context, [trial.harness.task], trial.harness, step=0)
     clock.lap("seconds_measure")
-    columns = {"evaluated": identity_in(asked, workspace)} | clock.laps
+    columns = {"evaluated": identity_in(evaluated, workspace)} | clock.laps
     return Outcome("complete", columns, tables)
 
 

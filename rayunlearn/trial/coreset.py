@@ -131,19 +131,20 @@ class SelectorInputs:
         side: str = "forget",
     ) -> None:
         self._context, self._order, self._norms_along = context, order, norms_along
-        own, self._other = training_sequences(context)
+        sequences, self._other = training_sequences(context)
         self._documents = context.corpus.forget
         self.seed = context.trial.select.seed
         if side == "retain":
-            own, self._other = self._other, own
+            sequences, self._other = self._other, sequences
             self._documents = context.corpus.retain
             self.seed = context.trial.retain.seed
-        self._own = [own[p] for p in order]
+        self._sequences = [sequences[p] for p in order]
+        self.doc_ids = [self._documents[p].doc_id for p in order]
         self.n_documents, self.n_ranked = len(order), n_ranked
 
     @cached_property
     def _features(self) -> list[DocumentFeatures]:
-        return document_features(self._context.model, self._own)
+        return document_features(self._context.model, self._sequences)
 
     @cached_property
     def token_nll(self) -> list[Tensor]:
@@ -176,11 +177,11 @@ class SelectorInputs:
 
     @cached_property
     def gradients(self) -> Tensor:
-        return head_gradients(self._context.model, self._own)
+        return head_gradients(self._context.model, self._sequences)
 
     @cached_property
     def retain_alignment(self) -> Tensor:
-        return cosines_with(self._context.model, self._own, self._other, token_nll)
+        return cosines_with(self._context.model, self._sequences, self._other, token_nll)
 
     @cached_property
     def document_keywords(self) -> list[dict[str, float]]:
@@ -208,7 +209,7 @@ class RetainInputs(SelectorInputs):
 
     @cached_property
     def forget_alignment(self) -> Tensor:
-        return cosines_with(self._context.model, self._own, self._in_id_order, token_nll)
+        return cosines_with(self._context.model, self._sequences, self._in_id_order, token_nll)
 
     @property
     def _in_id_order(self) -> list[Encoded]:
@@ -245,11 +246,7 @@ def _scores(
     corpus, side = context.corpus, "retain" if norms_along is None else "forget"
     function = row.function
     arguments, names = arguments_of(context.trial, function), required_inputs(function)
-    inputs = (
-        RetainInputs(context, order, n_ranked)
-        if norms_along is None
-        else SelectorInputs(context, order, norms_along, n_ranked)
-    )
+    inputs = _inputs(context, order, norms_along, n_ranked)
 
     def make() -> Tensor:
         scores: Tensor = function(**{n: getattr(inputs, n) for n in names}, **arguments)
@@ -257,8 +254,7 @@ def _scores(
 
     if set(names) <= {"n_documents", "seed"}:
         return make()
-    documents = corpus.retain if side == "retain" else corpus.forget
-    ids = [documents[p].doc_id for p in order]
+    ids = inputs.doc_ids
     columns = {
         "corpus_digest": corpus.digest,
         "model_digest": context.workspace.base_digest,
@@ -275,6 +271,17 @@ def _scores(
     table = cached_file(context.cache / "scores", key, rows, TABLE)
     values = dict(table.select("doc_id", "value").iter_rows())
     return torch.tensor([values[i] for i in ids])
+
+
+def _inputs(
+    context: TrialContext,
+    order: Sequence[int],
+    norms_along: Callable[[Sequence[int], int], Tensor] | None,
+    n_ranked: int,
+) -> SelectorInputs:
+    if norms_along is None:
+        return RetainInputs(context, order, n_ranked)
+    return SelectorInputs(context, order, norms_along, n_ranked)
 
 
 def _score_key(
