@@ -19,7 +19,7 @@ from rayunlearn.analysis.run_frames import (
     values_by_trial,
     varying_settings,
 )
-from rayunlearn.analysis.two_way import combined
+from rayunlearn.analysis.two_way import combined_estimate
 from rayunlearn.config import SEED_SETTINGS, Retain
 from rayunlearn.storage.run import Run
 
@@ -48,7 +48,7 @@ def retain_table(run: Run) -> pl.DataFrame:
     arm's mean, that of as many retain documents drawn at random, and their difference.
 
     Trials are paired by their seeds, and documents by themselves: `difference` is the mean of arm -
-    random over the pairs, with a 95% interval over seeds and documents (`two_way.combined`), p by
+    random over the pairs, with a 95% interval over seeds and documents (`two_way.combined_estimate`), p by
     Student's t, and p_holm after Holm's correction over all rows of a role. `role` is grid, or
     control for the retain loss alone. `setting`: what else varies, of both the same.
 
@@ -173,7 +173,7 @@ def _paired(pairs: pl.DataFrame, values: MetricValues) -> dict[str, Any]:
     if not measured_columns.any():
         return {}
     groups = None if values.groups is None else values.groups[measured_columns]
-    estimate = combined([difference[:, measured_columns]], groups=groups)
+    estimate = combined_estimate([difference[:, measured_columns]], groups=groups)
     low, high = estimate.ends(LEVEL)
     return {
         "value": float(arm[:, measured_columns].mean()),
