@@ -262,8 +262,6 @@ def check_trial(trial: Trial) -> Trial:
         if trial.stage == "unlearned" or _function_of(name) in (*METRICS, *ATTACKS)
     }
     valid_options = [option for function in functions for option in options_of(function)]
-    attack = Attack() if trial.attack.name == "none" else trial.attack
-    calibrate = trial.calibrate if trial.calibrate.tau else Calibrate()
     best_kept = trial.stop.keep == "best"
     stop = trial.stop if best_kept else replace(trial.stop, keep_floor=Stop.keep_floor)
     filled = {
@@ -277,14 +275,17 @@ def check_trial(trial: Trial) -> Trial:
     )
     options = _shared(tuple(sorted(filled.items())))
     measure = replace(trial.measure, attack=own_attack(trial))
-    changes = {"attack": attack, "calibrate": calibrate, "stop": stop, "measure": measure}
-    return replace(_without_idle_sections(trial), **changes, options=options)
+    return replace(_without_idle_sections(trial), stop=stop, measure=measure, options=options)
 
 
 def _without_idle_sections(trial: Trial) -> Trial:
-    """The trial without an extractor that its retain selector does not ask for, and without
-    settings of a harness that has no task.
+    """The trial without settings of an attack, a calibration or a task of the harness that it does
+    not have, and without an extractor that its retain selector does not ask for.
     """
+    if trial.attack.name == "none":
+        trial = replace(trial, attack=Attack())
+    if not trial.calibrate.tau:
+        trial = replace(trial, calibrate=Calibrate())
     if not trial.harness.task:
         trial = replace(trial, harness=Harness())
     if reads_keywords(trial.retain):

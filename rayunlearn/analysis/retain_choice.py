@@ -48,7 +48,7 @@ def retain_table(run: Run) -> pl.DataFrame:
     arm's mean, that of as many retain documents drawn at random, and their difference.
 
     Trials are paired by their seeds, and documents by themselves: `difference` is the mean of arm -
-    random over the pairs, with a 95% interval over seeds and documents (`two_way.combined_estimate`), p by
+    random over the pairs, with a 95% interval over seeds and documents (analysis/two_way.py), p by
     Student's t, and p_holm after Holm's correction over all rows of a role. `role` is grid, or
     control for the retain loss alone. `setting`: what else varies, of both the same.
 
