@@ -151,7 +151,7 @@ def _compared(
 
 
 def arm_name(row: Mapping[str, Any]) -> str:
-    """`nearest`, or `random, general 0.5`: what was chosen in place of random documents."""
+    """`nearest`, or `random, general 0.5`: what was chosen instead of random documents."""
     general, extractor = row["retain.general"] or 0.0, row["retain.extractor"]
     parts = [row["retain.name"], f"general {general:g}" if general else ""]
     parts.append(extractor if extractor not in (None, Retain.extractor) else "")
