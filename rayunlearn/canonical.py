@@ -3,7 +3,16 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from rayunlearn.config import FULL_RATIO, SUBSTITUTES, Method, Select, Token, Trial, with_values
+from rayunlearn.config import (
+    FULL_RATIO,
+    SUBSTITUTES,
+    Method,
+    Retain,
+    Select,
+    Token,
+    Trial,
+    with_values,
+)
 
 CheckTrial = Callable[[Trial], Trial]
 
@@ -16,7 +25,8 @@ def canonical_trial(trial: Trial, *, check: CheckTrial) -> Trial:
     retain-only control) neither selector nor ratio does, except that `epochs` of a smaller coreset
     are fewer steps, so there the control keeps its ratio; token rules and the forget weight are
     forget's. Other texts than the original are another training, so only what chooses documents is
-    dropped there.
+    dropped there. Without a retain loss nothing of the retain set trains, and where all of it does
+    nothing chooses.
     """
     # `check` keeps, of the options of base and gold, those of the metrics
     return check(without_effect(trial))
@@ -26,6 +36,8 @@ def without_effect(trial: Trial) -> Trial:
     """`canonical_trial` before its options are checked: cheap enough for every cell of a grid."""
     if trial.stage != "unlearned":
         return measured_stage(trial, trial.stage)
+    if trial.retain != Retain():
+        trial = replace(trial, retain=canonical_retain(trial))
     if trial.method.forget == "none":
         ratio = trial.select.ratio if trial.train.unit == "epochs" else FULL_RATIO
         method = replace(trial.method, forget_weight=Method.forget_weight)
@@ -58,6 +70,18 @@ def canonical_full_set(select: Select) -> Select:
         return Select()
     is_random = select.text in ("random_words", "shuffled_keywords", *SUBSTITUTES)
     return replace(select, name="random", stratified=True, seed=select.seed if is_random else 0)
+
+
+def canonical_retain(trial: Trial) -> Retain:
+    """The one form of what the retain loss trains on; `registry.check_trial` drops the extractor
+    that no retain selector asks for."""
+    retain = trial.retain
+    if trial.method.retain == "none" or retain.is_full:
+        return Retain()
+    if retain.general == 0:
+        return replace(retain, file="")
+    # nothing but general text
+    return replace(retain, name=Retain.name) if retain.general == 1 else retain
 
 
 def control_of(cell: Trial) -> Trial:

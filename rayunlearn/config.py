@@ -52,7 +52,7 @@ TARGETS = ("gold", "chance", "none")
 # select.ratio of the full forget set
 FULL_RATIO = 1.0
 # settings that are repeated over, never compared
-SEED_SETTINGS = ("select.seed", "train.seed")
+SEED_SETTINGS = ("select.seed", "retain.seed", "train.seed")
 SIZES = ("tiny", "small")
 TEXTS = ("original", "keywords_only", "non_keywords", "random_words", "shuffled_keywords")
 # controls: what is trained on in the place of the coreset (trial/substitutes.py)
@@ -91,12 +91,26 @@ LATER_SETTINGS: Mapping[str, "Value"] = {
     "measure.keep_texts": 1000,
     "judge.answers": "",
     "data.linked": False,
+    "retain.name": "random",
+    "retain.ratio": 1.0,
+    "retain.seed": 0,
+    "retain.general": 0.0,
+    "retain.file": "",
+    "retain.extractor": "tfidf",
+    "measure.harness": "",
+    "measure.harness_include": "",
+    "measure.harness_limit": 0,
+    "harness.task": "",
+    "harness.include": "",
+    "harness.limit": 0,
+    "harness.shots": "",
 }
 # lists separated by commas, which `--set NAME+=VALUE` adds to; `track` is the experiment's
 LIST_SETTINGS = (
     "data.columns",
     "data.options",
     "data.probes",
+    "measure.harness",
     "measure.limit_probes",
     "measure.metrics",
     "method.wrappers",
@@ -307,6 +321,49 @@ class Select:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retain:
+    """Which documents the retain loss trains on: ratio r keeps max(1, round(r n)) of the retain
+    set's n, those that `name` chooses (`rayunlearn list selectors`); the others are not shown.
+    Probes are asked as ever, and no split of them is trained on.
+
+    `general`: the share of the kept that is general text in their place, about neither side. It
+    comes from `file` (paragraphs of a .txt file, or rows of a data file), of which documents that
+    the corpus has are left out, or is our own everyday scenes where `file` is ''. `seed` is the
+    selector's, and that of which general texts are drawn. `extractor` finds the forget set's
+    keywords for `keyword_neighbours`.
+    """
+
+    name: str = "random"
+    ratio: float = 1.0
+    seed: int = 0
+    general: float = 0.0
+    file: str = ""
+    extractor: str = "tfidf"
+
+    def __post_init__(self) -> None:
+        require(0 < self.ratio <= FULL_RATIO, "retain.ratio must be in (0, 1]", self.ratio)
+        require(0 <= self.general <= 1, "retain.general must be in [0, 1]", self.general)
+        require_no_login("retain.file", self.file)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the whole retain set trains, and nothing else."""
+        return self.ratio == FULL_RATIO and self.general == 0
+
+    def sizes(self, n_documents: int) -> tuple[int, int]:
+        """(documents of the retain set, general texts) that train, of a retain set of
+        `n_documents`.
+
+        Example:
+            >>> Retain(ratio=0.5, general=0.25).sizes(40)
+            (15, 5)
+        """
+        n_kept = rounded_share(self.ratio, n_documents)
+        n_general = round(self.general * n_kept)
+        return n_kept - n_general, n_general
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """forget_weight * forget loss + retain_weight * retain loss; `layer` is where representation
     losses look (0-based block).
@@ -378,6 +435,11 @@ class Token:
         require(self.temperature > 0, "token.temperature must be > 0", self.temperature)
         require(0 < self.keep <= 1, "token.keep must be in (0, 1]", self.keep)
         require(self.cap >= 0, "token.cap must be >= 0", self.cap)
+
+
+def names_in(text: str) -> list[str]:
+    """Names separated by commas, each once, in their order."""
+    return list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
 
 
 def rounded_share(share: float, n: int) -> int:
@@ -610,6 +672,11 @@ class Measure:
     `keep_texts`: of so many documents of each split, those with the smallest `doc_id`, the table
     `generations` has what metrics of texts read: prompt, reference and what the model wrote (0:
     none).
+
+    `harness`: tasks of lm-evaluation-harness, separated by commas, that every trial's model is
+    asked at its end, base and gold too: metrics `harness.acc` and so on, on a split of the task's
+    name, which `objective.utility` may name. `harness_include`, `harness_limit`: as in section
+    harness.
     """
 
     metrics: str = "cheap"
@@ -622,8 +689,12 @@ class Measure:
     limit_probes: str = ""
     attack: str = "none"
     keep_texts: int = 1000
+    harness: str = ""
+    harness_include: str = ""
+    harness_limit: int = 0
 
     def __post_init__(self) -> None:
+        require(self.harness_limit >= 0, "measure.harness_limit must be >= 0", self.harness_limit)
         probe_limits(self.limit_probes)
         require(self.keep_texts >= 0, "measure.keep_texts must be >= 0", self.keep_texts)
         require(self.shots >= 1, "measure.shots must be >= 1", self.shots)
@@ -727,6 +798,26 @@ class Explain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Harness:
+    """A task of lm-evaluation-harness that the model which the other settings end with is asked
+    ('': none; `rayunlearn harness` makes such trials).
+
+    `include`: a folder with tasks of your own (YAML). `limit`: the first so many questions (0:
+    all). `shots`: solved examples before each question, a number ('': the task's own).
+    """
+
+    task: str = ""
+    include: str = ""
+    limit: int = 0
+    shots: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.limit >= 0, "harness.limit must be >= 0", self.limit)
+        is_number = not self.shots or self.shots.isdecimal()
+        require(is_number, "harness.shots must be a whole number >= 0, or ''", self.shots)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One frozen config value. `stage` other than `unlearned` measures base or gold and trains
     nothing.
@@ -736,6 +827,7 @@ class Trial:
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     select: Select = field(default_factory=Select)
+    retain: Retain = field(default_factory=Retain)
     method: Method = field(default_factory=Method)
     token: Token = field(default_factory=Token)
     train: Train = field(default_factory=Train)
@@ -745,6 +837,7 @@ class Trial:
     calibrate: Calibrate = field(default_factory=Calibrate)
     attack: Attack = field(default_factory=Attack)
     explain: Explain = field(default_factory=Explain)
+    harness: Harness = field(default_factory=Harness)
     options: tuple[tuple[str, Value], ...] = ()
 
     def __post_init__(self) -> None:

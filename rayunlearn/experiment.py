@@ -31,6 +31,7 @@ from rayunlearn.config import (
     digest,
     field_names,
     flatten,
+    names_in,
     with_additions,
     with_values,
 )
@@ -58,6 +59,8 @@ TRACKER_NAMES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlfl
 DEFAULT_ATTACKS = ("best", "pareto", "grid")
 # of an experiment, beside its base trial
 EXPERIMENT_PARTS = ("budget", "objective", "attacks")
+# what metrics of tasks of lm-evaluation-harness begin with (`metrics.harness.PREFIX`)
+HARNESS = "harness."
 # A search over these would ask for another corpus, another base model or another study in every
 # trial.
 NOT_SEARCHED = ("stage", "method.forget", "method.retain", *SEED_SETTINGS)
@@ -611,6 +614,10 @@ def check_measured(experiment: Experiment) -> None:
     from rayunlearn.metrics.table import METRICS
 
     goal = experiment.objective
+    if goal.utility.startswith(HARNESS):
+        # what the harness calls its metrics only the harness knows
+        _check_asked(experiment)
+        goal = replace(goal, utility=goal.forgetting)
     check_objective(goal, directions={name: row.direction for name, row in METRICS.items()})
     axes = [
         (axis, axis.names.index("measure.metrics"))
@@ -631,6 +638,19 @@ def check_measured(experiment: Experiment) -> None:
                 f"{setting} must be among the metrics that measure.metrics {names!r} names",
                 metric,
             )
+
+
+def _check_asked(experiment: Experiment) -> None:
+    """Raise UserError for a utility on a task of lm-evaluation-harness that no trial is asked."""
+    goal, tasks = experiment.objective, names_in(experiment.base.measure.harness)
+    rule = (
+        f"objective.utility_split must be a task of measure.harness where {goal.utility!r} is the"
+        f" utility ({', '.join(tasks)})"
+    )
+    require(goal.utility_split in tasks, rule, goal.utility_split)
+    judged = bool(experiment.budget.rung_shares) or _keeps_best(experiment)
+    rule = "objective.utility must be no task of the harness with budget.rungs or stop.keep=best"
+    require(not judged, f"{rule}, whose looks do not ask it", goal.utility)
 
 
 def override(

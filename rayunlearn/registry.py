@@ -12,7 +12,17 @@ from typing import Any
 
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.attribution.integrated_gradients import check_library
-from rayunlearn.config import Attack, Calibrate, Stop, Trial, Value, coerce_value, field_names
+from rayunlearn.config import (
+    Attack,
+    Calibrate,
+    Harness,
+    Retain,
+    Stop,
+    Trial,
+    Value,
+    coerce_value,
+    field_names,
+)
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.keywords.table import EXTRACTORS
 from rayunlearn.methods.forget import FORGET
@@ -23,6 +33,7 @@ from rayunlearn.methods.task_vector import as_trained
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.metrics.table import CHEAP, CURVE_METRICS, JUDGED, METRICS
 from rayunlearn.ranges import Option, checked_value, options_of, required_inputs
+from rayunlearn.selectors.retain import RETAIN_SELECTORS
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.train.adapters import ADAPTERS
 from rayunlearn.train.optimizers import OPTIMIZERS, check_installed
@@ -43,6 +54,7 @@ def option_names() -> dict[str, Option]:
         ADAPTERS,
         OPTIMIZERS,
         SELECTORS,
+        RETAIN_SELECTORS,
         EXTRACTORS,
         METRICS,
         ATTACKS,
@@ -62,11 +74,14 @@ def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
     metrics = chosen_metrics(trial.measure.metrics) | (
         chosen_metrics(trial.calibrate.retention) if trial.calibrate.tau else {}
     )
+    names_keywords = reads_keywords(trial.retain)
     tables: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         ("method.forget", trial.method.forget, FORGET),
         ("method.retain", trial.method.retain, RETAIN),
         ("select.name", trial.select.name, SELECTORS),
         ("select.extractor", trial.select.extractor, EXTRACTORS),
+        ("retain.name", trial.retain.name, RETAIN_SELECTORS),
+        *([("retain.extractor", trial.retain.extractor, EXTRACTORS)] if names_keywords else []),
         ("train.adapter", trial.train.adapter, ADAPTERS),
         ("train.optimizer", trial.train.optimizer, OPTIMIZERS),
         *(("method.wrappers", name, WRAPPERS) for name in names_of(trial.method.wrappers)),
@@ -90,6 +105,15 @@ def chosen_functions(trial: Trial) -> tuple[Callable[..., Any], ...]:
     )
 
 
+def reads_keywords(retain: Retain) -> bool:
+    """Whether the retain selector looks at the forget set's keywords. Raises UserError for a name
+    that is none.
+    """
+    if retain.name not in RETAIN_SELECTORS:
+        raise unknown_name("retain.name", retain.name, RETAIN_SELECTORS)
+    return "forget_keywords" in required_inputs(RETAIN_SELECTORS[retain.name].function)
+
+
 def own_attack(trial: Trial) -> str:
     """The attack that a trial makes on its own model; an attack's trial makes no further one."""
     return trial.measure.attack if trial.attack.name == "none" else "none"
@@ -105,6 +129,7 @@ def paired_response_function(trial: Trial, kind: str) -> Callable[..., Any]:
 def check_combination(trial: Trial) -> None:
     """Raise UserError for choices that contradict each other. Names must have been checked."""
     _check_method(trial)
+    _check_retain(trial)
     _check_measuring(trial)
     after = trial.calibrate.tau or trial.explain.path_points
     require(
@@ -170,6 +195,16 @@ def changes_after_training(trial: Trial) -> bool:
     return not ends_as_trained or "average" in names_of(trial.method.wrappers)
 
 
+def _check_retain(trial: Trial) -> None:
+    """The retain set's part that trains, where a part trains."""
+    if not reads_keywords(trial.retain):
+        return
+    extractor = trial.retain.extractor
+    asks_chat = "judged" in required_inputs(EXTRACTORS[extractor].function)
+    rule = "retain.extractor must be no extractor that asks a chat model"
+    require(not asks_chat, rule, extractor)
+
+
 def _check_measuring(trial: Trial) -> None:
     """What is measured of the trained model."""
     retention = chosen_metrics(trial.calibrate.retention)
@@ -227,8 +262,6 @@ def check_trial(trial: Trial) -> Trial:
         if trial.stage == "unlearned" or _function_of(name) in (*METRICS, *ATTACKS)
     }
     valid_options = [option for function in functions for option in options_of(function)]
-    attack = Attack() if trial.attack.name == "none" else trial.attack
-    calibrate = trial.calibrate if trial.calibrate.tau else Calibrate()
     best_kept = trial.stop.keep == "best"
     stop = trial.stop if best_kept else replace(trial.stop, keep_floor=Stop.keep_floor)
     filled = {
@@ -242,9 +275,22 @@ def check_trial(trial: Trial) -> Trial:
     )
     options = _shared(tuple(sorted(filled.items())))
     measure = replace(trial.measure, attack=own_attack(trial))
-    return replace(
-        trial, attack=attack, calibrate=calibrate, stop=stop, measure=measure, options=options
-    )
+    return replace(_without_idle_sections(trial), stop=stop, measure=measure, options=options)
+
+
+def _without_idle_sections(trial: Trial) -> Trial:
+    """The trial without settings of an attack, a calibration or a task of the harness that it does
+    not have, and without an extractor that its retain selector does not ask for.
+    """
+    if trial.attack.name == "none":
+        trial = replace(trial, attack=Attack())
+    if not trial.calibrate.tau:
+        trial = replace(trial, calibrate=Calibrate())
+    if not trial.harness.task:
+        trial = replace(trial, harness=Harness())
+    if reads_keywords(trial.retain):
+        return trial
+    return replace(trial, retain=replace(trial.retain, extractor=Retain.extractor))
 
 
 @lru_cache(maxsize=1024)

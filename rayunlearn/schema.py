@@ -134,6 +134,12 @@ _SPLIT = Column(
     "which probes: forget, retain, or another that the data brings; held_in: what soft prompts were"
     " learned from",
 )
+# role in `coresets`
+CORESET_ROLES = {
+    "forget": "of the forget set, unlearned (null in a run from before there was a choice)",
+    "retain": "of the retain set, where retain.* chooses which of it train",
+    "general": "general text that trains with them",
+}
 _METRIC = Column("metric", "utf8", "metric name as in `rayunlearn list metrics`")
 _DOC = Column("doc_id", "utf8", "digest of the document's prompt and answer")
 
@@ -146,10 +152,21 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("error_type", "utf8", "class of the exception of a failed trial"),
         Column("error", "utf8", "its message"),
         Column("error_where", "utf8", "file and line it was raised at"),
+        Column(
+            "evaluated",
+            "utf8",
+            "of a task of lm-evaluation-harness: the trial whose model was asked; null for others",
+        ),
         Column("corpus_digest", "utf8", "content of every document the trial could see"),
         Column("model_digest", "utf8", "content of the weights it started from"),
         Column("n_forget", "i64", "documents in the forget set", "documents"),
         Column("n_kept", "i64", "documents in the coreset", "documents"),
+        Column(
+            "n_retained",
+            "i64",
+            "documents that the retain loss trained on, general texts among them; null without one",
+            "documents",
+        ),
         Column(
             "coverage",
             "f64",
@@ -428,6 +445,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("value", "f64", "mean over the documents of the split"),
         Column("n", "i64", "documents averaged", "documents"),
         Column("stderr", "f64", "sample standard deviation / sqrt(n); null where n = 1"),
+        Column(
+            "n_shot",
+            "i64",
+            "of a task of lm-evaluation-harness (split: the task; metric: `harness.` and its own"
+            " name; stderr: its own): solved examples before each question",
+        ),
+        Column("harness_version", "utf8", "version of lm-evaluation-harness, of its tasks"),
     ),
     "examples": (
         _TRIAL,
@@ -490,8 +514,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "coresets": (
         _TRIAL,
         _DOC,
+        Column("role", "utf8", "; ".join(f"{k}: {v}" for k, v in CORESET_ROLES.items())),
         Column("rank", "i64", "order in which the selector took it, from 0"),
-        Column("score", "f64", "score it was taken for, higher first"),
+        Column("score", "f64", "score it was taken for, higher first; null for general text"),
     ),
     "attributions": (
         _TRIAL,

@@ -39,12 +39,14 @@ PUBLIC = {
         "gap_closed",
         "mean_interval",
     ),
+    "rayunlearn.analysis.harness": ("harness_table",),
     "rayunlearn.analysis.pareto": ("pareto_front",),
     "rayunlearn.analysis.recovery": (
         "area_under",
         "recovery_table",
         "worst_case",
     ),
+    "rayunlearn.analysis.retain_choice": ("retain_table", "selection_frequency"),
     "rayunlearn.analysis.run_frames": (
         "objective_of",
         "trial_table",

@@ -23,9 +23,15 @@ from rayunlearn.analysis.run_frames import (
     varying_settings,
 )
 from rayunlearn.analysis.two_way import Groups
+from rayunlearn.config import Value
 from rayunlearn.storage.run import Run
 
-REFERENCES = {"select.name": ("random",), "select.text": ("random_words", "original")}
+REFERENCES: dict[str, tuple[Value, ...]] = {
+    "select.name": ("random",),
+    "select.text": ("random_words", "original"),
+    "retain.name": ("random",),
+    "retain.general": (0.0,),
+}
 
 # say nothing of a whole text
 OF_PARTS = ("select.extractor", "select.keyword_fraction", "select.other_split")
@@ -180,8 +186,8 @@ def _row(
     return {
         "place": arm.dataset,
         "name": arm.name,
-        "arm": str(arm.settings[changed]),
-        "reference": str(reference.settings[changed]),
+        "arm": _called(changed, arm),
+        "reference": _called(changed, reference),
         "reference_name": _parts(reference, but=arm),
         "ratio": float(arm.settings["select.ratio"]),
         "left": float(np.nanmean(arm.forgetting)),
@@ -195,6 +201,12 @@ def _row(
         "useful": bool(retained >= least_useful),
         "unmeasured": arm.unmeasured + reference.unmeasured,
     }
+
+
+def _called(changed: str, arm: SelectorArm) -> str:
+    """The arm's value; of the retain set with the setting's name, as values are those of both."""
+    value = format_number(arm.settings[changed])
+    return f"{changed} {value}" if changed.startswith("retain.") else value
 
 
 def _parts(reference: SelectorArm, *, but: SelectorArm) -> str:

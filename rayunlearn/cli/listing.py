@@ -88,17 +88,22 @@ def print_recipes(console: Console) -> None:
 
 
 def print_selectors(console: Console) -> None:
-    """Ways to choose a coreset."""
+    """Ways to choose a coreset, and the part of the retain set that trains."""
+    from rayunlearn.selectors.retain import RETAIN_SELECTORS
     from rayunlearn.selectors.table import SELECTORS
 
-    _heading(console, "select.name: which part of the forget set is kept")
-    for name, row in SELECTORS.items():
-        _entry(
-            console,
-            name,
-            row.title,
-            [*options_in_words(row.function), f"departures: {row.departures}", row.source],
-        )
+    for heading, table in (
+        ("select.name: which part of the forget set is kept", SELECTORS),
+        ("retain.name: which part of the retain set trains", RETAIN_SELECTORS),
+    ):
+        _heading(console, heading)
+        for name, row in table.items():
+            _entry(
+                console,
+                name,
+                row.title,
+                [*options_in_words(row.function), f"departures: {row.departures}", row.source],
+            )
 
 
 def print_extractors(console: Console) -> None:

@@ -11,6 +11,7 @@ from rayunlearn.cli.attack import add_attack_command
 from rayunlearn.cli.cards import add_card_command, add_compare_command
 from rayunlearn.cli.check import add_check_command
 from rayunlearn.cli.corpus import add_books_command, add_keywords_command, add_score_command
+from rayunlearn.cli.harness import add_harness_command
 from rayunlearn.cli.init import add_init_command
 from rayunlearn.cli.inspect import (
     add_explain_command,
@@ -41,6 +42,7 @@ COMMANDS = (
     add_studies_command,
     add_check_command,
     add_attack_command,
+    add_harness_command,
     add_explain_command,
     add_path_command,
     add_list_command,
@@ -64,6 +66,7 @@ FIRST_PART = {
     "submit": "reading the experiment",
     "report": "reading the run and drawing its report",
     "attack": "reading the run",
+    "harness": "reading the run",
     "evaluate": "loading the model",
     "export": "loading the trial",
     "explain": "reading the run",

@@ -81,6 +81,14 @@ MEANINGS = {
     "select.other_split": Meaning(
         "where the control other_documents takes its documents", "a split"
     ),
+    "retain.name": Meaning("what chooses retain documents", "see `rayunlearn list selectors`"),
+    "retain.ratio": Meaning("share of the retain set that trains", "(0, 1]"),
+    "retain.seed": Meaning("of that selector and of general text"),
+    "retain.general": Meaning("share of them that is general text instead", "[0, 1]"),
+    "retain.file": Meaning("general text; '': our own", "file"),
+    "retain.extractor": Meaning(
+        "what finds the keywords of keyword_neighbours", "see `rayunlearn list extractors`"
+    ),
     "method.forget": Meaning("forget loss", "see `rayunlearn list methods`"),
     "method.retain": Meaning("retain loss", "see `rayunlearn list methods`"),
     "method.forget_weight": Meaning("weight of the forget loss", ">= 0"),
@@ -147,6 +155,11 @@ MEANINGS = {
     ),
     "measure.keep_texts": Meaning("documents of each split whose texts are kept", ">= 0"),
     "judge.answers": Meaning("chat model that judges what was written", MODEL),
+    "measure.harness": Meaning(
+        "tasks of lm-evaluation-harness that every model is asked", "TASK,..."
+    ),
+    "measure.harness_include": Meaning("your own tasks of it", "folder"),
+    "measure.harness_limit": Meaning("questions of a task at most; 0: all", ">= 0"),
     "calibrate.tau": Meaning(
         "share of base's retention to interpolate to; 0: not at all", "[0, 1]"
     ),
@@ -167,4 +180,8 @@ MEANINGS = {
     "explain.gradient_steps": Meaning("steps of integrated gradients; 0: none", ">= 0"),
     "explain.wording": Meaning("how key words are named", "text with {words}"),
     "explain.path_points": Meaning("models on a straight line of weights; 0: none", "0, or >= 3"),
+    "harness.task": Meaning("the task that a model is asked, by `rayunlearn harness`", "a task"),
+    "harness.include": Meaning("your own tasks", "folder"),
+    "harness.limit": Meaning("questions of the task at most; 0: all", ">= 0"),
+    "harness.shots": Meaning("solved examples before each question; '': the task's own", "N"),
 }

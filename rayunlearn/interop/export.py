@@ -25,6 +25,7 @@ from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.folder import stored_dtype
 from rayunlearn.models.load import save_model
 from rayunlearn.models.model_files import resolve_model
+from rayunlearn.selectors.retain import RETAIN_SELECTORS
 from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.storage.run import Run, open_run
 from rayunlearn.trial.load import LoadedTrial, load_trial
@@ -245,6 +246,16 @@ def _words_of(text: str) -> str:
     return f", in the words that `{text}` leaves"
 
 
+def _retained_words(trial: Trial, row: Mapping[str, Any]) -> str:
+    """What of the retain set trained, '' for all of it."""
+    retain = trial.retain
+    if retain.is_full or row.get("n_retained") is None:
+        return ""
+    name, source = retain.name, RETAIN_SELECTORS[retain.name].source
+    general = f", {retain.general:.0%} of them general text" if retain.general else ""
+    return f"; of the retain set {row['n_retained']}{general}, chosen by `{name}` ({source})"
+
+
 def about_method(trial: Trial, row: Mapping[str, Any]) -> str:
     """The kept documents and the two losses, with their sources."""
     select, method = trial.select, trial.method
@@ -253,7 +264,7 @@ def about_method(trial: Trial, row: Mapping[str, Any]) -> str:
         f"{row['n_kept']} of {row['n_forget']} documents (ratio {select.ratio}), chosen by"
         f" `{select.name}` ({SELECTORS[select.name].source})"
     )
-    words = _words_of(select.text)
+    words = _words_of(select.text) + _retained_words(trial, row)
     losses = (
         f"Forget loss `{method.forget}`: {forget.title} ({forget.source}), weight"
         f" {method.forget_weight}. Retain loss `{method.retain}`: {retain.title}, weight"

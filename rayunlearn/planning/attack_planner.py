@@ -21,7 +21,7 @@ from rayunlearn.analysis.run_frames import trial_table
 from rayunlearn.attacks.panels import Panel, PanelEntry, attack_setting
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.canonical import CheckTrial, canonical_trial, has_gold
-from rayunlearn.config import Attack, Trial, Value, recorded_objective, with_values
+from rayunlearn.config import Attack, Harness, Trial, Value, recorded_objective, with_values
 from rayunlearn.errors import require
 from rayunlearn.experiment import DEFAULT_ATTACKS, Budget, Domain, Experiment, Range
 from rayunlearn.metrics.table import CURVE_METRICS
@@ -403,8 +403,9 @@ def attack_planner(
     trials_loaded = [load_trial(folder, trial_id) for trial_id in attack_targets(run, trials)]
     for trial in trials_loaded:
         require(
-            trial.trial.attack == Attack(),
-            "an attack cannot be attacked; choose the trial that it attacked, not",
+            trial.trial.attack == Attack() and trial.trial.harness == Harness(),
+            "an attack or a task of the harness cannot be attacked; choose the trial that it is"
+            " about, not",
             trial.trial_id,
         )
     targets = tuple(

@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from rayunlearn.config import (
     Data,
     Measure,
     Model,
+    Retain,
     Stop,
     Train,
     Trial,
@@ -33,6 +34,7 @@ from rayunlearn.planning.planner import Agenda, PlannedTrial
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of
 from rayunlearn.schema import PAUSED, SECONDS_BY_PART
+from rayunlearn.selectors.retain import RETAIN_SELECTORS
 from rayunlearn.train.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -69,6 +71,10 @@ STEP_BYTES = 500 * 2**20
 # of the weights in float32: model, pristine copy, gradients, a reference or activations; what the
 # optimizer remembers comes on top
 COPIES = 4
+
+
+# what a retain selector reads from a forward pass over the documents it chooses from
+FORWARD_INPUTS = frozenset(("embeddings", "token_nll", "token_error"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,7 @@ class WorkloadSize:
     parameters: float
     tokens_per_document: float
     n_forget: int
+    n_retain: int = 0
     labels_per_document: float = 0.0
     shape: LoadedShape | None = None
 
@@ -168,13 +175,14 @@ def estimate(
         FIXED_SECONDS + 6 * size.parameters * tokens_of_trial(trial, size) / FLOP_PER_SECOND
         for trial, size in zip(trials, sizes, strict=True)
     ]
+    seconds.append(flops_of_choosing(trials, sizes) / FLOP_PER_SECOND)
     largest = max(size.parameters for size in sizes)
     rule = (
         f"a rule of thumb: 6 x {largest:.3g} parameters x tokens at {FLOP_PER_SECOND:.0e} FLOP/s"
         f" per worker, + {FIXED_SECONDS:g} s"
     )
     held = COPIES * 4 * largest + max(remembered_bytes(trial, largest) for trial in trials)
-    return CostEstimate(seconds=sum(seconds) / len(seconds), bytes=FIXED_BYTES + held, source=rule)
+    return CostEstimate(seconds=sum(seconds) / len(trials), bytes=FIXED_BYTES + held, source=rule)
 
 
 def remembered_bytes(trial: Trial, n_trained: float) -> int:
@@ -203,11 +211,33 @@ def _estimate_of_loaded(trials: Sequence[Trial], sizes: Sequence[WorkloadSize]) 
         copies = 4 if has_gold(trial) else 2
         held = 4 * (copies * size.parameters + trained) + remembered_bytes(trial, trained)
         needed.append(FIXED_BYTES + STEP_BYTES + held)
+    seconds.append(flops_of_choosing(trials, sizes) / flop_per_second())
     rule = (
         f"operations of training and measuring, tokens counted, at {flop_per_second():.1e} FLOP/s"
         f" of one thread here (tried just now), + {FIXED_SECONDS:g} s"
     )
-    return CostEstimate(seconds=sum(seconds) / len(seconds), bytes=max(needed), source=rule)
+    return CostEstimate(seconds=sum(seconds) / len(trials), bytes=max(needed), source=rule)
+
+
+def flops_of_choosing(trials: Sequence[Trial], sizes: Sequence[WorkloadSize]) -> float:
+    """Operations of scoring retain documents for all of the trials, which share the scores: each
+    data, model and selector once. Scores of the forget set are in FIXED_SECONDS.
+
+    Per parameter and token: two of a forward pass; with gradients four more of a backward pass,
+    and of what is chosen from four more of a forward-mode pass.
+    """
+    total, counted = 0.0, set()
+    for trial, size in zip(trials, sizes, strict=True):
+        reads = set(required_inputs(RETAIN_SELECTORS[trial.retain.name].function))
+        scorer = (trial.data, trial.model, trial.retain.name)
+        if trial.retain.is_full or trial.method.retain == "none" or scorer in counted:
+            continue
+        counted.add(scorer)
+        per_retain = 10 if "forget_alignment" in reads else 2 * bool(reads & FORWARD_INPUTS)
+        per_forget = 6 if "forget_alignment" in reads else 2 * ("forget_embeddings" in reads)
+        documents = per_retain * size.n_retain + per_forget * size.n_forget
+        total += size.parameters * size.tokens_per_document * documents
+    return total
 
 
 def flops_of_loaded(trial: Trial, shape: LoadedShape, size: WorkloadSize, measured: float) -> float:
@@ -393,14 +423,16 @@ def size_of(trial: Trial) -> WorkloadSize:
 def _size_of(data: Data, model: Model) -> WorkloadSize:
     from rayunlearn.trial.identity import corpus_of
 
-    forget = corpus_of(data, model).forget
+    corpus = corpus_of(data, model)
+    forget = corpus.forget
     if model.name != "scratch" and Path(model.name).is_dir():
-        return _size_of_loaded(data, model, forget)
+        return replace(_size_of_loaded(data, model, forget), n_retain=len(corpus.retain))
     words = sum(len(f"{document.prompt} {document.answer}".split()) for document in forget)
     return WorkloadSize(
         parameters=parameters_of(model),
         tokens_per_document=words / len(forget),
         n_forget=len(forget),
+        n_retain=len(corpus.retain),
     )
 
 
@@ -487,15 +519,24 @@ def _cell_key(row: PlannedTrial) -> tuple[str, str, str, float, str]:
     group = ", ".join(
         f"{name}={value}"
         for name, value in json.loads(row.group).items()
-        if not name.startswith(("method.", "select."))
+        if not name.startswith(("method.", "select.", "retain."))
     )
+    parts = [group, *_retain_words(trial.retain)]
     return (
         row.role,
         f"{forget} + {trial.method.retain}",
         trial.select.name,
         trial.select.ratio,
-        group,
+        ", ".join(filter(None, parts)),
     )
+
+
+def _retain_words(retain: Retain) -> list[str]:
+    """What of the retain set trains, where not all of it does."""
+    if retain.is_full:
+        return []
+    general = [f"retain.general={retain.general:g}"] if retain.general else []
+    return [f"retain.name={retain.name}", f"retain.ratio={retain.ratio:g}", *general]
 
 
 def _cell(key: tuple[str, str, str, float, str], done: list[bool], *, at_least: int) -> PlannedCell:

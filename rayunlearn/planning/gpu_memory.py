@@ -371,14 +371,15 @@ def _frozen_reference_bytes(trial: Trial, model: PreTrainedModel, labels: int) -
     disk.
     """
     corpus, method = corpus_of(trial.data, trial.model), trial.method
+    n_retained = sum(trial.retain.sizes(len(corpus.retain)))
     sides = (
-        (FORGET[method.forget].function, corpus.forget),
-        (RETAIN[method.retain].function, corpus.retain),
+        (FORGET[method.forget].function, len(corpus.forget)),
+        (RETAIN[method.retain].function, n_retained),
     )
     largest = max(
         (
-            len(documents)
-            for loss, documents in sides
+            n_documents
+            for loss, n_documents in sides
             if "reference_log_probs" in required_inputs(loss)
         ),
         default=0,

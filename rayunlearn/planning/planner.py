@@ -59,6 +59,9 @@ from rayunlearn.schema import PAUSED, PRUNED
 Identify = Callable[[Trial], str]
 NotesOf = Callable[[Trial], tuple[str, ...]]
 
+# settings of which documents train: a tuning is shared over them
+CHOOSING = ("select.", "retain.")
+
 
 def no_notes(_trial: Trial) -> tuple[str, ...]:
     """Nothing to say of a trial's data and model."""
@@ -559,16 +562,15 @@ def grid_groups(experiment: Experiment, *, check: CheckTrial) -> tuple[GridGroup
 
 
 def tuning_base(experiment: Experiment, group: GridGroup, *, check: CheckTrial) -> Trial:
-    """The trial that a group's study varies: BASE's seeds, and BASE's selection at ratio 1.0 where
-    the tuning is shared. Nothing of it depends on which other values the axes have.
+    """The trial that a group's study varies: BASE's seeds, and BASE's selection at ratio 1.0, of
+    the retain set too, where the tuning is shared. Nothing of it depends on which other values the
+    axes have.
     """
     base_settings = flatten(experiment.base)
     fixed = {name: base_settings[name] for name in SEED_SETTINGS}
     if grouping(experiment) != "per_cell":
-        fixed |= {
-            name: value for name, value in base_settings.items() if name.startswith("select.")
-        }
-        fixed["select.ratio"] = FULL_RATIO
+        fixed |= {name: value for name, value in base_settings.items() if name.startswith(CHOOSING)}
+        fixed |= {"select.ratio": FULL_RATIO, "retain.ratio": FULL_RATIO, "retain.general": 0.0}
     return check(with_values(group.cells[0], fixed))
 
 
@@ -637,7 +639,7 @@ def _with_seed(base: Trial, offset: int) -> Trial:
 
 
 def _splits(name: str, tuning: str) -> bool:
-    return name not in SEED_SETTINGS and (tuning == "per_cell" or not name.startswith("select."))
+    return name not in SEED_SETTINGS and (tuning == "per_cell" or not name.startswith(CHOOSING))
 
 
 def study_trial(

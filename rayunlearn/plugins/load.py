@@ -2,10 +2,10 @@
 an installed package brings.
 
 A plugin is Python source with a name ROWS, a tuple of rows (`ForgetLoss`, `RetainLoss`, `Selector`,
-`Metric`, `AttackRow`). An experiment file may be one itself; an installed package names its module
-as an entry point of the group `rayunlearn`. Workers are sent the source and run it, so what it
-imports must be installed there. The source of a function of a plugin, and what it uses of the same
-file, is part of the identity of the trials that use it.
+`RetainSelector`, `Metric`, `AttackRow`). An experiment file may be one itself; an installed package
+names its module as an entry point of the group `rayunlearn`. Workers are sent the source and run
+it, so what it imports must be installed there. The source of a function of a plugin, and what it
+uses of the same file, is part of the identity of the trials that use it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +32,7 @@ from rayunlearn.metrics.table import (
     sources_of,
 )
 from rayunlearn.ranges import FamilyRow, options_of
+from rayunlearn.selectors.retain import RETAIN_SELECTORS, RetainSelector
 from rayunlearn.selectors.table import SELECTORS, Selector
 
 # of entry points
@@ -40,6 +41,7 @@ ROW_TABLES: Mapping[type, dict[str, Any]] = {
     ForgetLoss: FORGET,
     RetainLoss: RETAIN,
     Selector: SELECTORS,
+    RetainSelector: RETAIN_SELECTORS,
     Metric: METRICS,
     AttackRow: ATTACKS,
 }

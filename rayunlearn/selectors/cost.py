@@ -1,4 +1,4 @@
-"""What the selectors that choose one document after another cost, before any of them runs.
+"""What the selectors that look at pairs of documents cost, before any of them runs.
 
 Everything else that selects is linear in the documents, but for sorting. The coefficients are of
 one core beside other work; `benchmarks/selection.py` prints the estimate beside what it measures.
@@ -51,11 +51,17 @@ def facility_cost(n: int, width: int, n_ranked: int) -> SelectionCost:
     )
 
 
+def nearest_cost(n: int, width: int, n_ranked: int) -> SelectionCost:
+    """Inner products of the (n, width) float32 matrix with `n_ranked` forget documents."""
+    return SelectionCost(n * n_ranked * 3e-11 * width, 8.0 * (n + n_ranked) * width)
+
+
 COSTS: dict[str, Callable[[int, int, int], SelectionCost]] = {
     "k_center": k_center_cost,
     "herding": herding_cost,
     "facility_location": facility_cost,
     "craig": facility_cost,
+    "nearest": nearest_cost,
 }
 
 
@@ -79,7 +85,8 @@ def require_affordable(selector: str, n_documents: int, width: int, n_ranked: in
     """Raise UserError, with the estimate, where a greedy selector would take more than MAX_SECONDS
     or MAX_BYTES.
 
-    width: numbers of a document's vector. Selectors without an entry in COSTS always pass.
+    width: numbers of a document's vector. n_ranked: of `nearest` the forget documents that each is
+    compared with. Selectors without an entry in COSTS always pass.
     """
     if selector not in COSTS:
         return

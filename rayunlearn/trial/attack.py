@@ -1,8 +1,9 @@
-"""One attack on one model, start to end: the weights that a trial ends with, the attack, the
-measure, the rows. No Ray in here.
+"""One attack on one model, or one task of lm-evaluation-harness, start to end: the weights that a
+trial ends with, the attack or the task, the measure, the rows. No Ray in here.
 
 An attack is a trial of its own. Its config is that of the attacked trial and the section `attack`;
 its rows are in the same tables, `stage` says which model it was and `attack` what was done to it.
+So is a task, with the section `harness`; `evaluated` says whose model was asked.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from pathlib import Path
 
 from rayunlearn.attacks.relearning import DivergedError
 from rayunlearn.config import Attack as AttackSettings
-from rayunlearn.config import Trial
+from rayunlearn.config import Harness, Trial
 from rayunlearn.errors import UserError
 from rayunlearn.lazy import torch
 from rayunlearn.metrics.evaluate import Measured
 from rayunlearn.models.device_memory import reset_peak_memory
 from rayunlearn.registry import check_trial
 from rayunlearn.trial.attack_inputs import AttackInputs, labelled_rows, run_attack
+from rayunlearn.trial.harness import harness_tables
 from rayunlearn.trial.provenance import Clock, failure_row
 from rayunlearn.trial.rebuild import rebuild_model
 from rayunlearn.trial.run import Outcome, run_and_record, run_trial
@@ -37,16 +39,17 @@ def run_attack_or_trial(
     trial_hours: float = 0.0,
     until: float = 1.0,
 ) -> str:
-    """`run.run_trial`, or, for a trial that names an attack, the attack; writes its rows and
-    returns the status.
+    """`run.run_trial`, or, for a trial that names an attack or a task of the harness, that; writes
+    its rows and returns the status.
     """
-    if trial.attack == AttackSettings():
+    attempt = _ask_task if trial.harness.task else _attempt
+    if trial.attack == AttackSettings() and not trial.harness.task:
         columns = (experiment, version, commit)
         return run_trial(trial, workspace, run_dir, *columns, trial_hours, until)
     identity = identity_in(trial, workspace)
     keys = {"experiment": experiment, "version": version, "commit": commit}
     return run_and_record(
-        partial(_attempt, trial, workspace),
+        partial(attempt, trial, workspace),
         trial,
         identity,
         workspace,
@@ -54,6 +57,19 @@ def run_attack_or_trial(
         keys,
         trial_hours,
     )
+
+
+def _ask_task(trial: Trial, workspace: Workspace) -> Outcome:
+    reset_peak_memory()
+    clock = Clock()
+    require_same_weights(trial, workspace)
+    evaluated = check_trial(replace(trial, harness=Harness()))
+    context = rebuild_model(evaluated, workspace)
+    clock.lap("seconds_load")
+    tables = harness_tables(context, [trial.harness.task], trial.harness, step=0)
+    clock.lap("seconds_measure")
+    columns = {"evaluated": identity_in(evaluated, workspace)} | clock.laps
+    return Outcome("complete", columns, tables)
 
 
 def trial_under_attack(trial: Trial) -> Trial:

@@ -19,8 +19,8 @@ from rayunlearn.attacks.relearning import DivergedError, draw_documents
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.config import Attack
 from rayunlearn.data.documents import Document
+from rayunlearn.data.general_text import text_of
 from rayunlearn.data.readers import read_file
-from rayunlearn.data.rows import choose_columns, to_documents
 from rayunlearn.data.tokenize import Encoded, encode_documents
 from rayunlearn.data.unrelated_text import unrelated_documents
 from rayunlearn.errors import require
@@ -365,20 +365,6 @@ def _mean(rows: Rows) -> float:
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "x"}
-
-
-def text_of(file: Path) -> tuple[Document, ...]:
-    """Documents to train on: paragraphs of a .txt file, else the rows of a data file. Raises
-    UserError where it holds none.
-    """
-    if file.suffix.lower() == ".txt":
-        parts = [part.strip() for part in file.read_text(encoding="utf-8").split("\n\n")]
-        documents = tuple(Document(answer=part) for part in parts if part)
-    else:
-        rows = tuple(read_file(file))
-        documents = to_documents(rows, choose_columns(rows, {}, file.stem)).documents
-    require(len(documents) > 0, "attack.file must hold text to train on", str(file))
-    return documents
 
 
 def rephrasings_of(file: Path) -> dict[str, dict[str, str]]:

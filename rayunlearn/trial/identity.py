@@ -33,6 +33,10 @@ from rayunlearn.trial.known import known_corpus
 ASKED = {"known": known_corpus, "mmlu-domain": domain_corpus}
 
 
+# what a task of lm-evaluation-harness is made of
+TASK_FILES = (".yaml", ".yml", ".py")
+
+
 def corpus_of(data: Data, model: Model) -> Corpus:
     """The corpus of a data section, read or generated once per process; of facts that the model
     knows by itself, what this model knows.
@@ -72,11 +76,28 @@ def attack_digest(trial: Trial) -> str:
     """What identifies the file that an attack reads: its content, '' without one. Raises UserError
     where it is not there.
     """
-    if not trial.attack.file:
+    return _content_of("attack.file", trial.attack.file)
+
+
+def retain_digest(trial: Trial) -> str:
+    """What identifies the general text that the retain loss trains on, as `attack_digest`."""
+    return _content_of("retain.file", trial.retain.file)
+
+
+def tasks_digest(setting: str, folder: str) -> str:
+    """What identifies a folder of tasks: the content of its YAML and Python files, by their names;
+    the data that they name is not in it. Raises UserError where it is not there.
+    """
+    require(Path(folder).is_dir(), f"{setting} must be a folder that exists", folder)
+    files = [file for file in sorted(Path(folder).rglob("*")) if file.suffix in TASK_FILES]
+    return digest([[file.name, file_digest(file)] for file in files])
+
+
+def _content_of(setting: str, name: str) -> str:
+    if not name:
         return ""
-    file = Path(trial.attack.file)
-    require(file.is_file(), "attack.file must be a file that exists", trial.attack.file)
-    return file_digest(file)[:16]
+    require(Path(name).is_file(), f"{setting} must be a file that exists", name)
+    return file_digest(Path(name))[:16]
 
 
 def cached_model_digest(name: str) -> str:
@@ -117,4 +138,10 @@ def content_digests(trial: Trial) -> dict[str, str]:
     names = {"data.probes": ",".join(parse_probe_sets(trial.data.probes))}
     digests |= names if trial.data.probes else {}
     digests |= plugin_code(trial)
+    folders = {
+        "harness.include": trial.harness.include,
+        "measure.harness_include": trial.measure.harness_include,
+    }
+    digests |= {name: tasks_digest(name, folder) for name, folder in folders.items() if folder}
+    digests |= {"retain.file": retain_digest(trial)} if trial.retain.file else {}
     return digests | ({"attack.file": attack_digest(trial)} if attack.file else {})

@@ -15,8 +15,11 @@ from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.metrics.table import INPUTS
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import own_attack
+from rayunlearn.selectors.retain import OF_FORGET_ALONE, RETAIN_INPUTS, RETAIN_SELECTORS
 from rayunlearn.selectors.table import SELECTOR_INPUTS, SELECTORS
 
+# what a retain selector is given
+OF_RETAIN = {*RETAIN_INPUTS, *SELECTOR_INPUTS} - {*OF_FORGET_ALONE}
 # attributes that are set when a batch is made
 SET_BY_BATCH = ("present", "control")
 
@@ -31,6 +34,8 @@ def check_inputs(trial: Trial) -> None:
     for loss in losses:
         _check_loss(loss)
     _check_names("input of a selector", select, SELECTOR_INPUTS)
+    chooses_retain = RETAIN_SELECTORS[trial.retain.name].function
+    _check_names("input of a retain selector", chooses_retain, OF_RETAIN)
     for metric in chosen_metrics(trial.measure.metrics).values():
         _check_names("input of a metric", metric.function, INPUTS)
     for name in attacks:

@@ -28,6 +28,7 @@ from rayunlearn.trial.context import TrialContext, base_context, start_context
 from rayunlearn.trial.coreset import coverage
 from rayunlearn.trial.evaluate import grouped, label_measured, measure_start, measure_trial
 from rayunlearn.trial.explain import EmphasisWords, emphasis_words, explanation_rows
+from rayunlearn.trial.harness import own_harness_tables
 from rayunlearn.trial.identity import trains_weights
 from rayunlearn.trial.keywords import coreset_sequences, keyword_coverage_of
 from rayunlearn.trial.model_state import CorruptWeightsError
@@ -35,6 +36,7 @@ from rayunlearn.trial.monitor import curve_area
 from rayunlearn.trial.provenance import Clock, failure_row, machine
 from rayunlearn.trial.redundancy import redundancy_columns
 from rayunlearn.trial.references import products_of
+from rayunlearn.trial.retained import retained_rows
 from rayunlearn.trial.steering import activation_length, training_note
 from rayunlearn.trial.time_limit import TrialTimeoutError, time_limit
 from rayunlearn.trial.unlearn import select_documents, unlearn
@@ -349,6 +351,7 @@ def _measure(
     trial, is_unlearned = context.trial, context.trial.stage == "unlearned"
     measured = measure_trial(context) if is_unlearned else measure_start(context)
     tables = label_measured(context, measured, stage=trial.stage, step=step)
+    tables = merge_rows(tables, own_harness_tables(context, step))
     clock.lap("seconds_measure")
     tables = merge_rows(tables, explanation_rows(context, emphasis, step=step))
     if trial.explain.documents > 0 or trial.explain.path_points > 0:
@@ -369,16 +372,23 @@ def _coreset_rows(
     context: TrialContext, coreset: Sequence[int], scores: Tensor
 ) -> tuple[dict[str, Any], dict[str, Rows]]:
     rows = [
-        {"doc_id": context.corpus.forget[p].doc_id, "rank": rank, "score": float(scores[p])}
+        {
+            "doc_id": context.corpus.forget[p].doc_id,
+            "role": "forget",
+            "rank": rank,
+            "score": float(scores[p]),
+        }
         for rank, p in enumerate(coreset)
     ]
+    n_retained, retained = retained_rows(context)
     row = {"n_kept": len(coreset), "coverage": coverage(context.corpus, coreset)}
+    row["n_retained"] = n_retained
     if coreset:
         row |= {
             "keyword_coverage": keyword_coverage_of(context, coreset),
             "text_kept": coreset_sequences(context, coreset)[2],
         }
-    return row, {"coresets": rows}
+    return row, {"coresets": [*rows, *retained]}
 
 
 def _cost_row(log: TrainLog, model: PreTrainedModel, n_kept: int) -> dict[str, Any]:

@@ -59,6 +59,7 @@ from rayunlearn.train.loop import (
 from rayunlearn.train.optimizers import OPTIMIZERS
 from rayunlearn.train.stored_weights import MasterWeights, stored_weights
 from rayunlearn.train.wrappers import TAKES_TERMS_APART, WRAPPERS, Wrapper, ended_by, names_of
+from rayunlearn.trial import retained as retained_code
 from rayunlearn.trial import steering as steering_code
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.coreset import SCORING, select_coreset
@@ -78,6 +79,7 @@ from rayunlearn.trial.references import (
     products_of,
     with_prefixes,
 )
+from rayunlearn.trial.retained import retained_sequences
 from rayunlearn.trial.steering import control_length
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ if TYPE_CHECKING:
 # the code that decides paired responses
 PAIRING = (method_code, model_code, data_code)
 # the code that decides which weights a trial ends with
-TRAINING = (*SCORING, steering_code, sys.modules[__name__])
+TRAINING = (*SCORING, retained_code, steering_code, sys.modules[__name__])
 
 
 def select_documents(context: TrialContext) -> tuple[list[int], Tensor]:
@@ -315,8 +317,10 @@ def _forget_side(context: TrialContext, coreset: Sequence[int]) -> Side:
 
 
 def _retain_side(context: TrialContext) -> Side:
-    row, (_, retain) = RETAIN[context.trial.method.retain], training_sequences(context)
+    row = RETAIN[context.trial.method.retain]
     loss = bind_arguments(context.trial, row.function)
+    # a loss that asks for nothing is shown nothing, so nothing is chosen for it
+    retain = retained_sequences(context) if required_inputs(row.function) else []
     reference = cached_trial_reference(context, retain, reference_kinds(loss), 1.0)
     return Side(loss, retain, reference, mean=row.mean)
 

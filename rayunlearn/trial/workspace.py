@@ -14,18 +14,21 @@ from rayunlearn.config import (
     Value,
     block_numbers,
     flatten,
+    names_in,
     probe_limits,
     rounded_share,
     trial_id,
     with_values,
 )
 from rayunlearn.data.documents import Corpus
+from rayunlearn.data.general_text import general_documents
 from rayunlearn.data.hub import is_local
 from rayunlearn.data.probe_sets import MADE_SETS, with_full_sources
 from rayunlearn.data.tokenize import cut_note
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
+from rayunlearn.metrics.harness import task_manager
 from rayunlearn.models.folder import check_model, read_tokenizer, require_positions
 from rayunlearn.models.model_files import model_config, resolve_model
 from rayunlearn.models.outline import check_family
@@ -56,6 +59,9 @@ PATHS = (
     "judge.answers",
     "attack.chat_model",
     "attack.file",
+    "retain.file",
+    "harness.include",
+    "measure.harness_include",
 )
 
 
@@ -145,6 +151,8 @@ def validate_trial(trial: Trial) -> Trial:
             trial.method.layer,
         )
     _check_selection(checked)
+    _check_retained(checked)
+    _check_tasks(checked)
     _check_probe_limits(checked)
     return checked
 
@@ -225,6 +233,42 @@ def _check_selection(trial: Trial) -> None:
             else model_width(trial.model)
         )
         require_affordable(select.name, n_documents, width, n_ranked)
+
+
+def _check_tasks(trial: Trial) -> None:
+    """Raise UserError for a task that lm-evaluation-harness does not have, and where it is not
+    installed.
+    """
+    measure, harness = trial.measure, trial.harness
+    for tasks, include in (
+        (names_in(measure.harness), measure.harness_include),
+        (names_in(harness.task), harness.include),
+    ):
+        if tasks:
+            _check_tasks_once(tuple(tasks), include)
+
+
+@lru_cache(maxsize=8)
+def _check_tasks_once(tasks: tuple[str, ...], include: str) -> None:
+    task_manager(tasks, include)
+
+
+def _check_retained(trial: Trial) -> None:
+    """Raise UserError where choosing retain documents would take too long or too much memory, and
+    where there are too few general texts.
+    """
+    retain = trial.retain
+    if trial.stage != "unlearned" or trial.method.retain == "none" or retain.is_full:
+        return
+    corpus = corpus_of(trial.data, trial.model)
+    n_documents, n_forget = len(corpus.retain), len(corpus.forget)
+    require(n_documents > 0, "retain.ratio needs a retain set; this one has", n_documents)
+    n_general = retain.sizes(n_documents)[1]
+    if retain.file:
+        general_documents(corpus, n_general, retain.file, retain.seed)
+    if retain.name in COSTS and n_documents > RANKED_WHOLE:
+        n_ranked = n_forget if retain.name == "nearest" else n_places(n_documents, retain.ratio)
+        require_affordable(retain.name, n_documents, model_width(trial.model), n_ranked)
 
 
 def model_width(model: Model) -> int:

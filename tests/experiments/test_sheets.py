@@ -714,6 +714,7 @@ BED_ALONE = {
     "pretrained_demo",
     "pretrained_dilemma",
     "pretrained_unlearned",
+    "retain_coreset",
     "tofu_coreset",
 }
 

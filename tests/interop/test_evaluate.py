@@ -20,8 +20,9 @@ from rayunlearn.interop.evaluate import (
     read_examples,
     write_evaluation,
 )
-from rayunlearn.interop.lm_eval import harness_rows, run_harness
+from rayunlearn.interop.lm_eval import run_harness
 from rayunlearn.metrics.forward_passes import spelt_letters
+from rayunlearn.metrics.harness import harness_rows
 from rayunlearn.models.load import load_model
 from rayunlearn.storage.run import compact
 from tests import synthetic
