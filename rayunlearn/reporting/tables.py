@@ -301,10 +301,13 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableVie
         *_cell_columns(settings),
         *_metric_columns(objective_of(experiment), untouched=has_untouched_split),
         *TRIAL_COLUMNS,
+        *([TUNED_COLUMN] if has_tuned(table) else []),
     )
     headers, meanings, numeric = zip(*columns, strict=True)
     rows = tuple(
-        _cells(row, settings, untouched=has_untouched_split) for row in table.iter_rows(named=True)
+        _cells(row, settings, untouched=has_untouched_split)
+        + ((row["tuned"] or UNKNOWN,) if has_tuned(table) else ())
+        for row in table.iter_rows(named=True)
     )
     return TableView(
         headers=headers, meanings=meanings, numeric=numeric, rows=rows, roles=tuple(table["role"])
@@ -320,6 +323,18 @@ TRIAL_COLUMNS: tuple[ViewColumn, ...] = (
     ("steps", "optimizer steps, mean", True),
     ("documents seen", "forget documents seen in training, repeats counted, mean", True),
 )
+
+
+TUNED_COLUMN: ViewColumn = (
+    "tuned",
+    "the searched hyperparameters that the row was run with, of several searches one after another",
+    False,
+)
+
+
+def has_tuned(table: pl.DataFrame) -> bool:
+    """Whether some cell of a coreset table was run with what a search found."""
+    return bool((table["tuned"] != "").any())
 
 
 def _cell_columns(settings: Sequence[str]) -> list[ViewColumn]:
