@@ -645,7 +645,7 @@ def parallel(
         points = [
             (axis.at(value), top + step * row)
             for row, (axis, value) in enumerate(zip(axes, line.values, strict=True))
-            if _is_number(value)
+            if value is not None and math.isfinite(value)
         ]
         path = "L".join(f"{_short(x)} {_short(y)}" for x, y in points)
         colour, width, dash = line.look
