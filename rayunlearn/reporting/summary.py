@@ -492,6 +492,7 @@ def _uncertainty_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
         sentences.append(
             f"Trials that did not end as complete: {lost}. They are counted and named below."
         )
+    sentences = sentences or ["Nothing has been measured yet."]
     return SummaryBlock(anchor="sure", title="How sure this is", sentences=tuple(sentences))
 
 
