@@ -47,7 +47,7 @@ from rayunlearn.reporting.sentences import (
     starting_points,
     status_lines,
 )
-from rayunlearn.reporting.summary import SummaryTable, block_of
+from rayunlearn.reporting.summary import SummaryTable, summary_block
 from rayunlearn.reporting.tables import (
     Section,
     baseline_sentences,
@@ -183,7 +183,9 @@ def equivalence_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
         *starting_points(run, table),
         *control_sentences(table),
     ]
-    return sentences, _equivalence(tested) if tested.height else block_of(run, table, "left").table
+    return sentences, _equivalence(tested) if tested.height else summary_block(
+        run, table, "left"
+    ).table
 
 
 def step_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
@@ -274,7 +276,7 @@ def defence_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """Which arm leaves an attacker less than plain NPO does."""
     table = residual_after_attack(run)
     if not table.height:
-        return ["No attack has been run on it yet."], block_of(
+        return ["No attack has been run on it yet."], summary_block(
             run, coreset_table(run), "left"
         ).table
     compared = table.filter(pl.col("beyond_plain").is_not_null())
@@ -308,7 +310,7 @@ def defence_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
 def attack_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """The first page's answers on what is left and what came back."""
     table = coreset_table(run)
-    left, back = (block_of(run, table, anchor) for anchor in ("left", "back"))
+    left, back = (summary_block(run, table, anchor) for anchor in ("left", "back"))
     return [*left.sentences[1:], *back.sentences], back.table or left.table
 
 

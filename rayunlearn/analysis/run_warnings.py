@@ -6,7 +6,7 @@ unlearn, where gold knows as much as base there is no way to go, and without a c
 say what the forget loss did.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,7 @@ class RunWarning:
     `context`: the data and model settings that vary between datasets of the run; `base`, `gold`,
     `chance`: means of the forgetting metric; `gap`: how much more base knows than gold, over the
     same documents;
-    `retain_loss`: of `NO_CONTROL`, the retain loss that was never run alone.
+    `retain_losses`: of `NO_CONTROL`, those that were never run alone.
     """
 
     rule: str
@@ -58,7 +58,7 @@ class RunWarning:
     gold: float | None = None
     chance: float | None = None
     gap: Interval | None = None
-    retain_loss: str = ""
+    retain_losses: tuple[str, ...] = ()
 
 
 def run_warnings(run: Run, table: pl.DataFrame) -> tuple[RunWarning, ...]:
@@ -94,9 +94,9 @@ def run_warnings(run: Run, table: pl.DataFrame) -> tuple[RunWarning, ...]:
     cells, measured = table_cells(run), values_by_trial(run, "forget", goal.forgetting, "")
     anchors = [_anchor_warning(run, table, cells, measured, context) for context in contexts]
     controls = [
-        RunWarning(rule=NO_CONTROL, context=context, retain_loss=name)
+        RunWarning(rule=NO_CONTROL, context=context, retain_losses=names)
         for context in contexts
-        for name in _uncontrolled(table, context)
+        if (names := _uncontrolled(table, context))
     ]
     return (*(warning for warning in anchors if warning is not None), *controls)
 
@@ -166,11 +166,11 @@ def _chance(run: Run, cells: pl.DataFrame, context: Mapping[str, Any]) -> float 
     return float(str(values.mean())) if len(values) else None
 
 
-def _uncontrolled(table: pl.DataFrame, context: Mapping[str, Any]) -> Sequence[str]:
+def _uncontrolled(table: pl.DataFrame, context: Mapping[str, Any]) -> tuple[str, ...]:
     """Retain losses of measured cells that no measured control has, in their order."""
     measured = table.filter(pl.col("forgetting").is_not_null(), *_matches(context))
     used, alone = (
         measured.filter(pl.col("role") == role)["method.retain"].drop_nulls().unique().sort()
         for role in ("grid", "control")
     )
-    return [str(name) for name in used if name != "none" and name not in alone.to_list()]
+    return tuple(str(name) for name in used if name != "none" and name not in alone.to_list())

@@ -186,11 +186,11 @@ def _importance(study: pl.DataFrame, name: str) -> dict[str, float | None]:
         return nothing
     if min(rows[name].n_unique(), rows["objective"].n_unique()) < 2:
         return nothing
-    correlation, p = rank_correlation(rows[name].to_numpy(), rows["objective"].to_numpy())
+    correlation, p = correlation_test(rows[name].to_numpy(), rows["objective"].to_numpy())
     kept = rows.drop_nulls("utility")
     has_spread = kept.height >= FEWEST_SETTINGS and kept["utility"].n_unique() > 1
     utility = (
-        rank_correlation(kept[name].to_numpy(), kept["utility"].to_numpy())[0]
+        correlation_test(kept[name].to_numpy(), kept["utility"].to_numpy())[0]
         if has_spread
         else None
     )
@@ -202,7 +202,7 @@ def _importance(study: pl.DataFrame, name: str) -> dict[str, float | None]:
     }
 
 
-def rank_correlation(first: Numbers, second: Numbers) -> tuple[float, float]:
+def correlation_test(first: Numbers, second: Numbers) -> tuple[float, float]:
     """Spearman's rank correlation and its two-sided permutation p-value: exact where all orders
     can be gone through, else over `PERMUTATIONS` of them.
 
@@ -213,7 +213,7 @@ def rank_correlation(first: Numbers, second: Numbers) -> tuple[float, float]:
         The correlation, from -1 to 1, and p.
 
     Example:
-        >>> correlation, p = rank_correlation(np.arange(5.0), np.arange(5.0) ** 2)
+        >>> correlation, p = correlation_test(np.arange(5.0), np.arange(5.0) ** 2)
         >>> print(f"{correlation:.1f} {p:.4f}")
         1.0 0.0167
     """

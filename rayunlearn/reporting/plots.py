@@ -133,7 +133,7 @@ def pareto(run: Run) -> go.Figure | None:
         ("", {})
     ]
     kinds = {"utility": goal.utility_split}
-    if trials[UNTOUCHED].drop_nulls().len():
+    if goal.utility_split != UNTOUCHED and trials[UNTOUCHED].drop_nulls().len():
         kinds[UNTOUCHED] = UNTOUCHED
     panels = [(*facet, column) for facet in facets for column in kinds][:MAX_PANELS]
     titles = [

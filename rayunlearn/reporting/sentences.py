@@ -205,9 +205,10 @@ def _warning_sentence(warning: RunWarning, metric: str) -> str:
             f" {gap}. Fractions of so small a gap mean nothing; the questions can be answered"
             " without the forget set, or gold was trained on it."
         )
+    names = ", ".join(warning.retain_losses)
     return (
-        f"No control{where}: the retain loss {warning.retain_loss} was not run without a forget"
-        " loss, so what the forget loss did is not known."
+        f"No control{where}: without a forget loss there is no trial with the retain loss {names},"
+        " so what the forget loss did is not known."
     )
 
 

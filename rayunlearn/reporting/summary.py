@@ -117,7 +117,7 @@ def run_summary(run: Run, table: pl.DataFrame) -> tuple[SummaryBlock, ...]:
     )
 
 
-def block_of(run: Run, table: pl.DataFrame, anchor: str) -> SummaryBlock:
+def summary_block(run: Run, table: pl.DataFrame, anchor: str) -> SummaryBlock:
     """One answer of the first page by its anchor.
 
     Args:
@@ -132,7 +132,7 @@ def block_of(run: Run, table: pl.DataFrame, anchor: str) -> SummaryBlock:
         >>> from rayunlearn.analysis.coreset_table import coreset_table
         >>> from rayunlearn.storage.run import open_run
         >>> run = open_run("docs/notebooks/runs/coreset")
-        >>> block_of(run, coreset_table(run), "left").title
+        >>> summary_block(run, coreset_table(run), "left").title
         'What is left'
     """
     return next(block for block in run_summary(run, table) if block.anchor == anchor)
@@ -282,7 +282,7 @@ def _forgetting_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
         title="What is left",
         sentences=(words, *([f"{more} more are in the table."] if more > 0 else []), *marked),
         table=_forgetting_table(
-            pl.concat([_beside(table), best_first]), settings, untouched=has_untouched(table)
+            pl.concat([_beside(table), best_first]), settings, untouched=has_untouched(table, goal)
         ),
     )
 
@@ -337,7 +337,7 @@ def _test_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
         f"what should stay by {goal.utility} on {questions.get(goal.utility_split, 'the')}"
         f" questions of the {goal.utility_split} set",
     ]
-    if has_untouched(table):
+    if has_untouched(table, goal):
         asked.append(
             f"and on {questions.get(UNTOUCHED, 'the')} questions that base knows and no training"
             " was shown (untouched)"
@@ -429,7 +429,7 @@ def _untested_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
             " alone.",
         ),
         (
-            not has_untouched(table) and not further_sets(run),
+            table["untouched"].null_count() == table.height and not further_sets(run),
             "Nothing was asked that no training was shown: what else was damaged is not known.",
         ),
         (n_models == 1, "One base model: another may behave otherwise."),

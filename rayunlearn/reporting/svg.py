@@ -24,7 +24,7 @@ CHARACTER = 0.56
 
 INK, SOFT, RULE = "#1b1f24", "#57606a", "#d5dae0"
 
-DASHES = {
+DASH_LENGTHS = {
     "solid": "",
     "dash": "7 4",
     "dot": "2 3",
@@ -70,7 +70,7 @@ MAP_COLUMNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
+class Picture:
     """One picture: its title, its SVG, its height beside a width of `WIDTH`, and its content in
     words.
     """
@@ -93,7 +93,7 @@ class LegendEntry:
 class Drawing:
     """A figure: its panels in reading order, and the legend that they share."""
 
-    panels: tuple[Panel, ...]
+    panels: tuple[Picture, ...]
     legend: tuple[LegendEntry, ...]
 
 
@@ -262,7 +262,7 @@ def _tick_text(value: float, style: str | None) -> str:
     return f"{100 * value:.0f}%" if style == ".0%" else f"{value:,.10g}"
 
 
-def _panel(traces: Sequence[Any], axes: _Axes, name: str) -> Panel:
+def _panel(traces: Sequence[Any], axes: _Axes, name: str) -> Picture:
     """Frame, ticks, lines, then symbols over them."""
     words = " ".join(filter(None, (_trace_words(trace, axes) for trace in traces)))
     parts = [*_frame(axes)]
@@ -270,7 +270,7 @@ def _panel(traces: Sequence[Any], axes: _Axes, name: str) -> Panel:
         parts += _lines(trace, axes)
     for trace in traces:
         parts += _marks(trace, axes)
-    return Panel(
+    return Picture(
         title=axes.title,
         svg=_picture(name, axes.title or axes.y.title, words, parts, HEIGHT),
         words=words,
@@ -330,7 +330,7 @@ def _lines(trace: Any, axes: _Axes) -> list[str]:
     colour = line.color or trace.marker.color or SOFT
     if "lines" in (trace.mode or "lines"):
         path = _path(trace, axes)
-        dash = DASHES.get(line.dash or "solid", "")
+        dash = DASH_LENGTHS.get(line.dash or "solid", "")
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
         if path:
             parts.append(
@@ -417,7 +417,7 @@ def _legend(figure: go.Figure) -> list[LegendEntry]:
         if "markers" in mode:
             mark = symbol(trace.marker.symbol or "circle", 17, 7, 4.5, colour)
         width = 2.0 if "lines" in mode else 0.0
-        dash = DASHES.get(trace.line.dash or "solid", "")
+        dash = DASH_LENGTHS.get(trace.line.dash or "solid", "")
         look = swatch(trace.line.color or colour, width, dash, mark=mark)
         entries[trace.name] = LegendEntry(name=trace.name, svg=look)
     return list(entries.values())
@@ -445,7 +445,7 @@ def _trace_words(trace: Any, axes: _Axes) -> str:
     return f"{trace.name}: {len(points)} points, across {ends[0]}, up {ends[1]}."
 
 
-def _maps(figure: go.Figure, name: str, title: str) -> list[Panel]:
+def _maps(figure: go.Figure, name: str, title: str) -> list[Picture]:
     """A heat map, `MAP_COLUMNS` columns a panel: the name of each row above its cells, the columns
     numbered, with their names below.
     """
@@ -469,7 +469,7 @@ def _map(
     title: str,
     *,
     first: int,
-) -> Panel:
+) -> Picture:
     side, line = (WIDTH - 8) / MAP_COLUMNS, 1.4 * FONT_SIZE
     parts, words, y = [], [], line
     for offset, _ in enumerate(columns):
@@ -495,7 +495,7 @@ def _map(
             parts.append(_text(text, 4 + 12 * (row > 0), y))
     sentence = " ".join(words)
     svg = _picture(name, title, sentence, parts, y + 8)
-    return Panel(title=title, svg=svg, words=sentence, height=y + 8)
+    return Picture(title=title, svg=svg, words=sentence, height=y + 8)
 
 
 def _map_cell(value: float, x: float, y: float, side: float, trace: Any) -> str:
@@ -614,7 +614,7 @@ class ParallelLine:
 
 def parallel(
     axes: Sequence[ParallelAxis], lines: Sequence[ParallelLine], *, name: str, title: str
-) -> Panel:
+) -> Picture:
     """Axes under each other, low on the left, and every line going down through its values.
 
     Args:
@@ -665,7 +665,7 @@ def parallel(
     words = " ".join(f"{_line_words(line, axes)}." for line in lines)
     height = top + step * (len(axes) - 1) + 14
     svg = _picture(name, title, words, parts, height)
-    return Panel(title=title, svg=svg, words=words, height=height)
+    return Picture(title=title, svg=svg, words=words, height=height)
 
 
 def _line_words(line: ParallelLine, axes: Sequence[ParallelAxis]) -> str:
@@ -677,7 +677,9 @@ def _line_words(line: ParallelLine, axes: Sequence[ParallelAxis]) -> str:
     return f"{line.name}: {values}"
 
 
-def bars(rows: Sequence[tuple[str, float, str]], *, name: str, title: str, colour: str) -> Panel:
+def bar_picture(
+    rows: Sequence[tuple[str, float, str]], *, name: str, title: str, colour: str
+) -> Picture:
     """A bar per row from 0 to 1, its name above it and its number behind it.
 
     Args:
@@ -690,7 +692,7 @@ def bars(rows: Sequence[tuple[str, float, str]], *, name: str, title: str, colou
         The picture.
 
     Example:
-        >>> bars([("rate", 0.5, "0.50")], name="b", title="npo", colour="#0081cf").words
+        >>> bar_picture([("rate", 0.5, "0.50")], name="b", title="npo", colour="#0081cf").words
         'rate: 0.50.'
     """
     y = 14.0
@@ -711,7 +713,7 @@ def bars(rows: Sequence[tuple[str, float, str]], *, name: str, title: str, colou
         y += 24
     words = " ".join(f"{label}: {text}." for label, _, text in rows)
     svg = _picture(name, title, words, parts, y + 8)
-    return Panel(title=title, svg=svg, words=words, height=y + 8)
+    return Picture(title=title, svg=svg, words=words, height=y + 8)
 
 
 def swatch(colour: str, width: float, dash: str, *, mark: str = "") -> str:

@@ -296,7 +296,10 @@ def method_label(row: Mapping[str, Any], settings: Sequence[str] = ()) -> str:
 
 def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableView:
     """The coreset table for reading, one text cell per column."""
-    settings, has_untouched_split = extra_settings(table), has_untouched(table)
+    settings, has_untouched_split = (
+        extra_settings(table),
+        has_untouched(table, objective_of(experiment)),
+    )
     columns = (
         *_cell_columns(settings),
         *_metric_columns(objective_of(experiment), untouched=has_untouched_split),
@@ -380,9 +383,11 @@ def _metric_columns(goal: Objective, *, untouched: bool) -> list[ViewColumn]:
     ]
 
 
-def has_untouched(table: pl.DataFrame) -> bool:
-    """Whether the data has a split that base and gold know and no unlearning run is shown."""
-    return table["untouched"].null_count() < table.height
+def has_untouched(table: pl.DataFrame, goal: Objective) -> bool:
+    """Whether the data has a split that base and gold know and no unlearning run is shown, and the
+    objective's utility is not that already.
+    """
+    return goal.utility_split != UNTOUCHED and table["untouched"].null_count() < table.height
 
 
 def _cells(row: Mapping[str, Any], settings: list[str], *, untouched: bool) -> tuple[str, ...]:

@@ -21,10 +21,10 @@ from rayunlearn.reporting.plots import COLOURS, GREY, MAX_PANELS, search_title
 from rayunlearn.reporting.svg import (
     Drawing,
     LegendEntry,
-    Panel,
     ParallelAxis,
     ParallelLine,
-    bars,
+    Picture,
+    bar_picture,
     parallel,
     swatch,
 )
@@ -106,7 +106,9 @@ def importance_drawing(run: Run) -> Drawing | None:
             for row in rows.sort("importance", descending=True).iter_rows(named=True)
         ]
         title = search_title(str(group), int(str(search)))
-        panels.append(bars(values, name=f"importance-{index}", title=title, colour=COLOURS[0]))
+        panels.append(
+            bar_picture(values, name=f"importance-{index}", title=title, colour=COLOURS[0])
+        )
     return Drawing(panels=tuple(panels[:MAX_PANELS]), legend=()) if panels else None
 
 
@@ -119,12 +121,12 @@ def parallel_drawing(run: Run) -> Drawing | None:
         _parallel_panel(study, domains, run, index)
         for index, study in enumerate(tried.partition_by("study", maintain_order=True)[:MAX_PANELS])
     ]
-    legend = tuple(LegendEntry(name=name, svg=swatch(*look)) for name, look in LOOKS.items())
+    legend = tuple(LegendEntry(name=name, svg=swatch(*look)) for name, look in LINE_LOOKS.items())
     return Drawing(panels=tuple(panels), legend=legend) if panels else None
 
 
 # colour, width, dash
-LOOKS = {
+LINE_LOOKS = {
     "best that kept utility": (COLOURS[1], 3.0, ""),
     "kept utility over the floor": (COLOURS[0], 1.4, ""),
     "under the floor": (GREY, 1.2, "5 4"),
@@ -133,7 +135,7 @@ LOOKS = {
 
 def _parallel_panel(
     study: pl.DataFrame, domains: Mapping[str, Mapping[str, Any]], run: Run, index: int
-) -> Panel:
+) -> Picture:
     goal = objective_of(run.experiment)
     names = [
         name
@@ -169,7 +171,7 @@ def _parallel_panel(
             ParallelLine(
                 name=f"setting {row['study_index']}: {look}",
                 values=tuple(row[name] for name in (*names, *measures)),
-                look=LOOKS[look],
+                look=LINE_LOOKS[look],
             )
         )
     # the best line is drawn over the others

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from rayunlearn.analysis.coreset_table import coreset_table
-from rayunlearn.analysis.tuning import rank_correlation, settings_tried, tuned_table
+from rayunlearn.analysis.tuning import correlation_test, settings_tried, tuned_table
 from rayunlearn.reporting.formats import as_json, markdown
 from rayunlearn.reporting.html import page
 from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table
@@ -75,7 +75,7 @@ def test_settings_are_judged_with_their_seeds_and_the_floor(run: Run) -> None:
 def test_the_permutation_test_is_that_of_all_orders() -> None:
     """Five values: Spearman's correlation by its definition over all 120 orders."""
     first, second = np.array([1.0, 2, 3, 4, 5]), np.array([2.0, 1, 4, 3, 9])
-    correlation, p = rank_correlation(first, second)
+    correlation, p = correlation_test(first, second)
     ranks = np.array([2.0, 1, 4, 3, 5])
     assert correlation == pytest.approx(1 - 6 * ((first - ranks) ** 2).sum() / (5 * 24))
     orders = [np.corrcoef(first, list(order))[0, 1] for order in permutations(ranks)]

@@ -17,7 +17,7 @@ from rayunlearn.cli.main import main
 from rayunlearn.errors import UserError
 from rayunlearn.reporting.formats import FORMATS, as_json, escape_html, markdown, write_as
 from rayunlearn.reporting.html import page, write_report
-from rayunlearn.reporting.summary import block_of, run_summary
+from rayunlearn.reporting.summary import run_summary, summary_block
 from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table
 from tests import synthetic
 
@@ -101,9 +101,9 @@ def test_what_was_tested_is_not_listed_as_untested(tmp_path: Path) -> None:
     write_experiment(tmp_path, synthetic.EXPERIMENT | {"names": [npo, unused]})
     opened = open_run(tmp_path)
     table = coreset_table(opened)
-    untested = block_of(opened, table, "untested")
+    untested = summary_block(opened, table, "untested")
     assert not any("no training was shown" in sentence for sentence in untested.sentences)
-    tested = block_of(opened, table, "tested")
+    tested = summary_block(opened, table, "tested")
     assert "npo: negative preference (Z)." in tested.sentences
     assert not any(sentence.startswith("rmu") for sentence in tested.sentences)
     assert "no training was shown (untouched)" in " ".join(tested.sentences)
