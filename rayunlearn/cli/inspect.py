@@ -179,7 +179,9 @@ def show(chosen: argparse.Namespace) -> int:
 
     require(chosen.texts >= 0, "--texts must be >= 0", chosen.texts)
     require(
-        bool(chosen.trial) or not chosen.texts, "--texts needs a trial (an id, or best)", chosen.trial
+        bool(chosen.trial) or not chosen.texts,
+        "--texts needs a trial (an id, or best)",
+        chosen.trial,
     )
     run, console = local_run(chosen.run), console_for_output()
     if not chosen.trial:
