@@ -8,8 +8,8 @@ TERMS = (
     (
         "selector, ratio",
         (
-            "how the coreset is chosen, and which share of the forget set it is: ratio r keeps"
-            " max(1, round(r n)) documents"
+            "how the coreset is chosen, and which share of the forget set it is: ratio r"
+            " keeps max(1, round(r n)) documents"
         ),
     ),
     ("base", "the model before unlearning"),
@@ -24,8 +24,8 @@ TERMS = (
     (
         "forget probability",
         (
-            "exp(mean log probability) of the tokens of the forget set's answers; lower is more"
-            " forgotten, down to gold"
+            "exp(mean log probability) of the tokens of the forget set's answers; lower is"
+            " more forgotten, down to gold"
         ),
     ),
     (
@@ -35,7 +35,7 @@ TERMS = (
     ("unlearned", "fraction of the base-gold gap closed: 0% is base, 100% is gold"),
     (
         "over-forgotten",
-        "shown to be below gold: the model avoids what a model that never saw it would say",
+        ("shown to be below gold: the model avoids what a model that never saw it would say"),
     ),
     ("collapsed", "retain probability fell under a floor during training; the trial was given up"),
     ("coverage", "share of the forget set's facts that the coreset states"),
@@ -49,11 +49,11 @@ TERMS = (
     (
         "attack",
         (
-            "something that may recover what was unlearned: other words, shots, more training,"
-            " rounding"
+            "something that may recover what was unlearned: other words, shots, more"
+            " training, rounding"
         ),
     ),
-    ("recovered", "fraction of what unlearning took that the attack gives again"),
+    ("recovered", "fraction of what unlearning took away that an attack restores"),
     ("relearning", "training on a few documents of the forget set"),
     ("emphasis", "the key words of a question named again beside it"),
     ("path", "models on the straight line between two models' weights"),

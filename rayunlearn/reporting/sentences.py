@@ -427,11 +427,11 @@ def verdict_sentences(run: Run) -> list[str]:
     """
     table = full_set_comparison(run)
     is_excluded = pl.col("full_set").is_in(list(FULL_SET_SENTENCES))
-    judged = table.filter(~is_excluded, pl.col("verdict").is_in(list(VERDICTS)))
+    judged = table.filter(~is_excluded, pl.col("verdict").is_in(list(PART_VERDICTS)))
     sentences = []
     if judged.height:
         counts = dict(judged.group_by("verdict").len().iter_rows())
-        told = ", ".join(f"{counts.get(name, 0)} {words}" for name, words in VERDICTS.items())
+        told = ", ".join(f"{counts.get(name, 0)} {words}" for name, words in PART_VERDICTS.items())
         sentences.append(
             f"Of {judged.height} parts of the forget set that were compared with all of it: {told}."
         )
@@ -450,7 +450,7 @@ def verdict_sentences(run: Run) -> list[str]:
     return sentences or ["No part of the forget set was compared with all of it."]
 
 
-VERDICTS = {
+PART_VERDICTS = {
     "equal": f"equal within {DEFAULT_MARGIN:g}",
     "different": "different",
     "not decided": "not decided",
