@@ -94,8 +94,11 @@ def coreset_table(run: Run) -> pl.DataFrame:
         rows.append(row | _held_against(cell, targets, measured["forgetting"], lower_forgets=lower))
     values = tuned_values(run)
     found = [
-        " / ".join(dict.fromkeys(values[t] for t in trial_ids if values.get(t)))
-        for trial_ids in cells["trial_ids"]
+        # what base and gold were trained with is no search's
+        " / ".join(dict.fromkeys(values[t] for t in cell["trial_ids"] if values.get(t)))
+        if cell["role"] in ("grid", "control")
+        else ""
+        for cell in cells.iter_rows(named=True)
     ]
     cells = cells.with_columns(pl.Series("tuned", found, dtype=pl.String))
     table = pl.concat(

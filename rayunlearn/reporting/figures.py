@@ -122,7 +122,7 @@ def figures_of(run: Run, table: pl.DataFrame) -> list[Figure]:
         >>> from rayunlearn.storage.run import open_run
         >>> run = open_run("docs/notebooks/runs/coreset")
         >>> [figure.anchor for figure in figures_of(run, coreset_table(run))][:2]
-        ['coreset', 'pareto']
+        ['coreset', 'coverage']
     """
     figures = {
         "coreset": plots.coreset_curve(table, run.experiment),

@@ -4,6 +4,7 @@ program and a printer.
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from io import BytesIO
@@ -30,7 +31,7 @@ from rayunlearn.storage.parquet import write_bytes
 from rayunlearn.storage.run import Run, open_run
 
 # columns of a table on an A4 page
-PDF_COLUMNS = 7
+PDF_COLUMNS = 8
 
 
 def report_file(run: Path, form: str, output: str = "") -> Path:
@@ -253,9 +254,15 @@ def _figure(document: Any, figure: Figure) -> None:
             document.add_page()
         top = document.get_y()
         for column, panel in enumerate(figure.drawing.panels[start : start + 2]):
-            picture = BytesIO(panel.svg.encode("utf-8"))
+            picture = _picture_file(panel.svg)
             document.image(picture, x=document.l_margin + column * (side + gap), y=top, w=side)
         document.set_y(top + tallest + 3)
+
+
+def _picture_file(svg: str) -> BytesIO:
+    """An SVG without its words, which fpdf2 does not read and warns of."""
+    drawn = re.sub(r"<(title|desc)[^>]*>.*?</\1>", "", svg, flags=re.DOTALL)
+    return BytesIO(drawn.encode("utf-8"))
 
 
 def _legend(document: Any, entries: Sequence[LegendEntry]) -> None:
@@ -265,7 +272,7 @@ def _legend(document: Any, entries: Sequence[LegendEntry]) -> None:
         width = 12 + document.get_string_width(entry.name)
         if document.get_x() + width > document.w - document.r_margin:
             document.ln(5)
-        picture = BytesIO(entry.svg.encode("utf-8"))
+        picture = _picture_file(entry.svg)
         document.image(picture, x=document.get_x(), y=document.get_y() + 0.6, w=8)
         document.set_x(document.get_x() + 9)
         document.cell(width - 9, 5, entry.name)
