@@ -58,7 +58,7 @@ PUBLIC = {
     ),
     "rayunlearn.analysis.two_way": ("combined_estimate",),
     "rayunlearn.analysis.run_warnings": ("run_warnings",),
-    "rayunlearn.analysis.trial_choice": ("best_trials", "chosen_trial", "short_ids"),
+    "rayunlearn.analysis.trial_choice": ("best_trials", "chosen_trial"),
     "rayunlearn.analysis.tuning": ("correlation_test", "settings_tried", "tuned_table"),
     "rayunlearn.config": (
         "Objective",
@@ -88,7 +88,7 @@ PUBLIC = {
         "warning_sentences",
     ),
     "rayunlearn.reporting.summary": ("run_summary", "summary_block"),
-    "rayunlearn.reporting.svg": ("bar_picture", "contrast", "draw", "parallel"),
+    "rayunlearn.reporting.svg": ("bar_picture", "draw", "parallel"),
     "rayunlearn.reporting.tables": ("ranking_sentences",),
     "rayunlearn.selectors.table": ("top_k_documents",),
     "rayunlearn.storage.run": (
