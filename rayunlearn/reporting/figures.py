@@ -16,8 +16,8 @@ CAPTIONS = {
         (
             "Across: the kept part of the forget set, on a logarithmic scale, less to the left. Up:"
             " what is left of the forget set after unlearning; lower is more forgotten, down to"
-            " gold. A flat line means that a small part does what the full forget set does. Bars:"
-            " 95% t intervals over seeds and documents."
+            " gold. A flat line means that a small part forgets as much as all of it. Bars: 95% t"
+            " intervals over seeds and documents."
         ),
     ),
     "coverage": (
