@@ -93,14 +93,14 @@ def coreset_table(run: Run) -> pl.DataFrame:
         row = _measure_cell(cell, anchors, measured, bounds)
         rows.append(row | _held_against(cell, targets, measured["forgetting"], lower_forgets=lower))
     values = tuned_values(run)
-    found = [
+    hyperparameters = [
         # what base and gold were trained with is no search's
         " / ".join(dict.fromkeys(values[t] for t in cell["trial_ids"] if values.get(t)))
         if cell["role"] in ("grid", "control")
         else ""
         for cell in cells.iter_rows(named=True)
     ]
-    cells = cells.with_columns(pl.Series("tuned", found, dtype=pl.String))
+    cells = cells.with_columns(pl.Series("tuned", hyperparameters, dtype=pl.String))
     table = pl.concat(
         [cells.drop("trial_ids"), pl.DataFrame(rows, schema=_measured_schema())], how="horizontal"
     )

@@ -40,8 +40,8 @@ def best_trials(run: Run, table: pl.DataFrame) -> pl.DataFrame:
     """
     floor = objective_of(run.experiment).utility_floor
     base = table.filter(pl.col("role") == "base")["utility"].mean()
-    least = floor * float(str(base if base is not None else 0.0))
-    ordered = measured_cells(table).filter(pl.col("utility") >= least).sort("objective")
+    required = floor * float(str(base if base is not None else 0.0))
+    ordered = measured_cells(table).filter(pl.col("utility") >= required).sort("objective")
     return ordered.unique(["method.forget", "method.retain"], keep="first", maintain_order=True)
 
 
@@ -75,7 +75,7 @@ def chosen_trial(run: Run, name: str) -> str:
 
 
 def short_ids(trial_ids: list[str]) -> dict[str, str]:
-    """Each id with its beginning, as long as all of them need to differ, `SHORT_ID` at least.
+    """Each id with its beginning, as long as all of them need to differ, `SHORT_ID` at required.
 
     Example:
         >>> short_ids(["3f2a90c1", "3f2a90d2"])

@@ -126,7 +126,7 @@ def tuned_table(run: Run) -> pl.DataFrame:
         >>> table.select("setting", "tried").rows()[0]
         ('train.learning_rate', 4)
     """
-    tried, found = settings_tried(run), _winners(run)
+    tried, winners = settings_tried(run), _winners(run)
     rows = []
     for (_,), study in tried.group_by(["study"], maintain_order=True):
         group, search = study["group"][0], study["search"].fill_null(0)[0]
@@ -140,7 +140,7 @@ def tuned_table(run: Run) -> pl.DataFrame:
                         "setting": name,
                         "tried": len(values),
                         "feasible": study["feasible"].sum(),
-                        **_found(found.get((group, search), {}).get(name), domain),
+                        **_found(winners.get((group, search), {}).get(name), domain),
                         **_importance(study, name),
                     }
                 )
@@ -172,8 +172,8 @@ def _found(value: Any, domain: Mapping[str, Any]) -> dict[str, Any]:
     at_edge = None
     if is_range and value is not None:
         ends = np.array([low, value, high], dtype=np.float64)
-        start, at, end = np.log(ends) if domain.get("log") else ends
-        at_edge = bool(min(at - start, end - at) <= EDGE * (end - start))
+        start, position, end = np.log(ends) if domain.get("log") else ends
+        at_edge = bool(min(position - start, end - position) <= EDGE * (end - start))
     text = f"{value:.3g}" if isinstance(value, float) else None if value is None else str(value)
     return {"value": text, "low": low, "high": high, "at_edge": at_edge}
 
@@ -187,10 +187,10 @@ def _importance(study: pl.DataFrame, name: str) -> dict[str, float | None]:
     if min(rows[name].n_unique(), rows["objective"].n_unique()) < 2:
         return nothing
     correlation, p = correlation_test(rows[name].to_numpy(), rows["objective"].to_numpy())
-    kept = rows.drop_nulls("utility")
-    has_spread = kept.height >= FEWEST_SETTINGS and kept["utility"].n_unique() > 1
+    with_utility = rows.drop_nulls("utility")
+    has_spread = with_utility.height >= FEWEST_SETTINGS and with_utility["utility"].n_unique() > 1
     utility = (
-        correlation_test(kept[name].to_numpy(), kept["utility"].to_numpy())[0]
+        correlation_test(with_utility[name].to_numpy(), with_utility["utility"].to_numpy())[0]
         if has_spread
         else None
     )

@@ -352,17 +352,17 @@ def print_documents(run: Run, trial_id: str, console: Console) -> None:
     no question is explained yet, one of them can be chosen.
     """
     metric = objective_of(run.experiment).forgetting
-    asked = run.examples.filter(
+    answers = run.examples.filter(
         pl.col("split") == "forget", pl.col("metric") == metric, pl.col("attack") == "none"
     )
     base = run.plan.filter(pl.col("role") == "base").select("trial_id")
     before = (
-        asked.join(base, on="trial_id", how="semi")
+        answers.join(base, on="trial_id", how="semi")
         .group_by("doc_id")
         .agg(pl.col("value").mean().alias("before"))
     )
     rows = (
-        asked.filter(pl.col("trial_id") == trial_id)
+        answers.filter(pl.col("trial_id") == trial_id)
         .group_by("doc_id")
         .agg(pl.col("value").mean())
         .join(before, on="doc_id", how="left")

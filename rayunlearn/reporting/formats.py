@@ -118,7 +118,7 @@ def pdf(run: Run) -> bytes:
             _paragraph(document, sentence)
         if section.table is not None:
             view = plain_view(section.table.headers, section.table.rows)
-            for table in page_tables(view, named_by=section.named_by, most=PDF_COLUMNS):
+            for table in page_tables(view, named_by=section.named_by, size=PDF_COLUMNS):
                 _grid(document, table.headers, table.rows)
     for figure in figures_of(run, coreset_table(run)):
         _figure(document, figure)
@@ -222,8 +222,8 @@ def _grid(document: Any, headers: Sequence[str], rows: Sequence[Sequence[str]]) 
         max(len(word) for cell in column for word in (cell.split() or [""])) for column in columns
     ]
     widths = [
-        max(4, most, min(28, max(len(cell) for cell in column)))
-        for most, column in zip(words, columns, strict=True)
+        max(4, word, min(28, max(len(cell) for cell in column)))
+        for word, column in zip(words, columns, strict=True)
     ]
     with document.table(
         col_widths=widths,
@@ -261,8 +261,8 @@ def _figure(document: Any, figure: Figure) -> None:
 
 def _picture_file(svg: str) -> BytesIO:
     """An SVG without its words, which fpdf2 does not read and warns of."""
-    drawn = re.sub(r"<(title|desc)[^>]*>.*?</\1>", "", svg, flags=re.DOTALL)
-    return BytesIO(drawn.encode("utf-8"))
+    shapes = re.sub(r"<(title|desc)[^>]*>.*?</\1>", "", svg, flags=re.DOTALL)
+    return BytesIO(shapes.encode("utf-8"))
 
 
 def _legend(document: Any, entries: Sequence[LegendEntry]) -> None:

@@ -104,34 +104,39 @@ def page(run: Run) -> str:
         view=view,
         view_tables=page_tables(view, named_by=named_by, details=CORESET_DETAILS),
         figures=figures_of(run, table),
-        attacks=[
-            {
-                "caption": part.caption,
-                "notes": part.notes,
-                "tables": page_tables(
-                    plain_view(part.headers, part.rows, is_numeric=False), most=MAX_WIDE_COLUMNS
-                ),
-            }
-            for part in attack_tables(run)
-        ],
-        sections=[
-            vars(section) | {"tables": page_tables(section.view)}
-            for section in summary_sections(run)
-        ],
-        # their tokens are the corpus's words
-        heat_maps=[] if is_private(run) else page_maps(run),
-        texts=text_comparisons(run),
-        texts_caption=HIDDEN_TEXTS if hides_texts(run) else TEXTS_CAPTION,
-        texts_hidden=hides_texts(run),
-        max_rows=MAX_ROWS,
-        failures=_failures(run),
-        quarantine=_rejected(run),
-        provenance=provenance(run),
-        settings=_settings(run),
-        metrics=run.experiment.get("metrics", []),
-        glossary=TERMS,
+        **_details(run),
     )
     return text.lstrip()
+
+
+def _details(run: Run) -> dict[str, Any]:
+    """What the page shows behind its table and figures, by its name in the template."""
+    attacks = [
+        {
+            "caption": part.caption,
+            "notes": part.notes,
+            "tables": page_tables(
+                plain_view(part.headers, part.rows, is_numeric=False), size=MAX_WIDE_COLUMNS
+            ),
+        }
+        for part in attack_tables(run)
+    ]
+    return {
+        "attacks": attacks,
+        "sections": [vars(s) | {"tables": page_tables(s.view)} for s in summary_sections(run)],
+        # their tokens are the corpus's words
+        "heat_maps": [] if is_private(run) else page_maps(run),
+        "texts": text_comparisons(run),
+        "texts_caption": HIDDEN_TEXTS if hides_texts(run) else TEXTS_CAPTION,
+        "texts_hidden": hides_texts(run),
+        "max_rows": MAX_ROWS,
+        "failures": _failures(run),
+        "quarantine": _rejected(run),
+        "provenance": provenance(run),
+        "settings": _settings(run),
+        "metrics": run.experiment.get("metrics", []),
+        "glossary": TERMS,
+    }
 
 
 def _template() -> jinja2.Template:

@@ -1,4 +1,4 @@
-"""Tables as wide as a page: the columns that are read first in one, the others on demand."""
+"""Tables as wide as a page: the columns that are read first in one, the columns on demand."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,15 +31,15 @@ def page_tables(
     *,
     named_by: int = 1,
     details: Sequence[str] = (),
-    most: int = MAX_COLUMNS,
+    size: int = MAX_COLUMNS,
 ) -> tuple[PageTable, ...]:
-    """The view as tables of at most `most` columns, each with the columns that name its rows.
+    """The view as tables of at most `size` columns, each with the columns that name its rows.
 
     Args:
         view: a table in words.
         named_by: columns from the left that name a row.
         details: beginnings of headers that come last.
-        most: columns of a table, those that name its rows counted.
+        size: columns of a table, those that name its rows counted.
 
     Returns:
         The tables, the one that is shown first; one at least.
@@ -52,18 +52,18 @@ def page_tables(
         ...     roles=("grid",),
         ...     numeric=(False, True, True, True),
         ... )
-        >>> [table.headers for table in page_tables(view, details=("steps",), most=3)]
+        >>> [table.headers for table in page_tables(view, details=("steps",), size=3)]
         [('method', 'forget', 'retain'), ('method', 'steps')]
     """
     keys = list(range(named_by))
-    others = range(named_by, len(view.headers))
-    is_detail = {i: view.headers[i].startswith(tuple(details)) for i in others}
+    columns = range(named_by, len(view.headers))
+    is_detail = {i: view.headers[i].startswith(tuple(details)) for i in columns}
     # many settings may vary: two columns beside them are shown all the same
-    size = max(2, most - named_by)
+    n_shown = max(2, size - named_by)
     groups = [
-        part[start : start + size]
-        for part in ([i for i in others if not is_detail[i]], [i for i in others if is_detail[i]])
-        for start in range(0, len(part), size)
+        part[start : start + n_shown]
+        for part in ([i for i in columns if not is_detail[i]], [i for i in columns if is_detail[i]])
+        for start in range(0, len(part), n_shown)
     ]
     return tuple(_columns_of(view, keys, group) for group in groups or [[]])
 

@@ -11,6 +11,7 @@ from rayunlearn.analysis.equivalence import (
     EquivalenceCriterion,
     full_set_comparison,
 )
+from rayunlearn.analysis.intervals import NO_INTERVAL, interval_columns
 from rayunlearn.analysis.labels import (
     control_label,
     format_cell,
@@ -192,14 +193,8 @@ def _warning_sentence(warning: RunWarning, metric: str) -> str:
             " value may be damage and not forgetting."
         )
     if warning.rule == GOLD_KNOWS:
-        gap = format_interval(
-            {
-                "gap": warning.gap and warning.gap.mean,
-                "gap_low": warning.gap and warning.gap.low,
-                "gap_high": warning.gap and warning.gap.high,
-            },
-            "gap",
-        )
+        columns = interval_columns("gap", warning.gap or NO_INTERVAL)
+        gap = format_interval(columns, "gap")
         return (
             f"Gold, which never saw the forget set, is as good as base{where}: base minus gold is"
             f" {gap}. Fractions of so small a gap mean nothing; the questions can be answered"
@@ -431,9 +426,12 @@ def verdict_sentences(run: Run) -> list[str]:
     sentences = []
     if judged.height:
         counts = dict(judged.group_by("verdict").len().iter_rows())
-        told = ", ".join(f"{counts.get(name, 0)} {words}" for name, words in PART_VERDICTS.items())
+        numbers = ", ".join(
+            f"{counts.get(name, 0)} {words}" for name, words in PART_VERDICTS.items()
+        )
         sentences.append(
-            f"Of {judged.height} parts of the forget set that were compared with all of it: {told}."
+            f"Of {judged.height} parts of the forget set that were compared with all of it:"
+            f" {numbers}."
         )
         equal = judged.filter(pl.col("verdict") == "equal")
         if equal.height:

@@ -170,13 +170,17 @@ def summary_blocks(run: Run) -> tuple[SummaryBlock, ...]:
             anchor="statuses", title="How the trials ended", sentences=tuple(status_lines(run))
         ),
     )
-    warnings = SummaryBlock(
+    blocks = (_warning_block(run, table), *run_summary(run, table), *later)
+    return tuple(section for section in blocks if section.sentences)
+
+
+def _warning_block(run: Run, table: pl.DataFrame) -> SummaryBlock:
+    """Why the numbers may mean nothing; without sentences where nothing is wrong."""
+    return SummaryBlock(
         anchor="warnings",
         title="Read the numbers with care",
         sentences=tuple(warning_sentences(run, table)),
     )
-    blocks = (warnings, *run_summary(run, table), *later)
-    return tuple(section for section in blocks if section.sentences)
 
 
 def _attack_blocks(run: Run) -> list[SummaryBlock]:
@@ -331,14 +335,14 @@ def _test_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
         words = "No unlearned model has been trained yet."
         return SummaryBlock(anchor="tested", title="How it was tested", sentences=(words,))
     questions = _questions(run)
-    asked = [
+    measures = [
         f"what is left of the forget set by {goal.forgetting}{goal.after_attack}"
         f" on {questions.get('forget', 'its')} questions",
         f"what should stay by {goal.utility} on {questions.get(goal.utility_split, 'the')}"
         f" questions of the {goal.utility_split} set",
     ]
     if has_untouched(table, goal):
-        asked.append(
+        measures.append(
             f"and on {questions.get(UNTOUCHED, 'the')} questions that base knows and no training"
             " was shown (untouched)"
         )
@@ -353,7 +357,7 @@ def _test_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
         f"Unlearned with {_joined(grid['method'].unique(maintain_order=True).to_list())}, on"
         f" {_joined(_parts(grid))} of the forget set.",
         *methods,
-        f"Measured: {'; '.join(asked)}. {' '.join(explained)}".strip(),
+        f"Measured: {'; '.join(measures)}. {' '.join(explained)}".strip(),
         BESIDE,
     )
     return SummaryBlock(anchor="tested", title="How it was tested", sentences=sentences)
@@ -403,26 +407,40 @@ def _joined(words: Sequence[str]) -> str:
 
 def _untested_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
     """What a reader may take for tested and is not, as far as the run's tables say."""
-    measured = run.evals.select("split", "metric").unique().collect()
-    trials, search = planned_trials(run), run.plan.select("search", "role").collect()
-    unlearned = trials.filter(pl.col("stage") == "unlearned") if "stage" in trials.columns else None
-    n_unlearned = 0 if unlearned is None else unlearned.height
-    n_attacked = run.attacks.select("attacked").unique().collect().height
-    names = [*measured["metric"], *measured["split"]]
-    n_models = trials["model_digest"].drop_nulls().n_unique()
-    n_corpora = trials["corpus_digest"].drop_nulls().n_unique()
-    is_tuned = "tuning" in search["role"]
-    sentences = [
+    first = (
         "What is measured is answers to these questions. That no question found it is no proof that"
         " it is gone."
-    ]
-    rules = (
+    )
+    rules = (*_attack_gaps(run), *_question_gaps(run, table), *_comparison_gaps(run))
+    sentences = (first, *(sentence for is_so, sentence in rules if is_so))
+    return SummaryBlock(anchor="untested", title="What was not tested", sentences=sentences)
+
+
+# whether it holds, and the sentence
+Gap = tuple[bool, str]
+
+
+def _attack_gaps(run: Run) -> tuple[Gap, ...]:
+    """Attacks that were not run, and models that none was run on."""
+    trials = planned_trials(run)
+    is_staged = "stage" in trials.columns
+    n_unlearned = trials.filter(pl.col("stage") == "unlearned").height if is_staged else 0
+    n_attacked = run.attacks.select("attacked").unique().collect().height
+    return (
         (n_attacked == 0, "No attack was run: whether somebody recovers it was not asked."),
         (
             0 < n_attacked < n_unlearned,
             f"Attacks were run on {n_attacked} of {n_unlearned} unlearned models, the others were"
             " not attacked.",
         ),
+    )
+
+
+def _question_gaps(run: Run, table: pl.DataFrame) -> tuple[Gap, ...]:
+    """Questions that were not asked."""
+    measured = run.evals.select("split", "metric").unique().collect()
+    names = [*measured["metric"], *measured["split"]]
+    return (
         (
             not any("paraphras" in name for name in names),
             "The questions were not asked in other words: a model may have forgotten the wording"
@@ -432,6 +450,17 @@ def _untested_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
             table["untouched"].null_count() == table.height and not further_sets(run),
             "Nothing was asked that no training was shown: what else was damaged is not known.",
         ),
+    )
+
+
+def _comparison_gaps(run: Run) -> tuple[Gap, ...]:
+    """Models, corpora, searches and comparisons that there was one of, or none."""
+    trials, search = planned_trials(run), run.plan.select("search", "role").collect()
+    is_tuned = "tuning" in search["role"]
+    n_models, n_corpora = (
+        trials[f"{name}_digest"].drop_nulls().n_unique() for name in ("model", "corpus")
+    )
+    return (
         (n_models == 1, "One base model: another may behave otherwise."),
         (n_corpora == 1, "One corpus: another may behave otherwise."),
         (
@@ -445,8 +474,6 @@ def _untested_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
             " less for it.",
         ),
     )
-    sentences += [sentence for is_so, sentence in rules if is_so]
-    return SummaryBlock(anchor="untested", title="What was not tested", sentences=tuple(sentences))
 
 
 def _outcome_answer(run: Run) -> SummaryBlock:

@@ -123,8 +123,10 @@ def draw(figure: go.Figure, *, name: str, title: str = "") -> Drawing:
         traces = [
             t for t in figure.data if (_number(t.xaxis), _number(t.yaxis)) == (x_number, y_number)
         ]
-        own = titles[x_number - 1] if x_number <= len(titles) else title
-        axes = _Axes(x=_axis(figure, "x", x_number), y=_axis(figure, "y", y_number), title=own)
+        panel_title = titles[x_number - 1] if x_number <= len(titles) else title
+        axes = _Axes(
+            x=_axis(figure, "x", x_number), y=_axis(figure, "y", y_number), title=panel_title
+        )
         panels.append(_panel(traces, axes, f"{name}-{index}"))
     return Drawing(panels=tuple(panels), legend=tuple(_legend(figure)))
 
@@ -143,12 +145,12 @@ class _Axis:
 
     def share(self, value: float) -> float:
         """Where a value lies, 0 at the low end and 1 at the high one."""
-        low, high, at = (
+        low, high, position = (
             (math.log10(v) for v in (self.low, self.high, value))
             if self.is_log
             else (self.low, self.high, value)
         )
-        return (at - low) / (high - low)
+        return (position - low) / (high - low)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,19 +302,19 @@ def _frame(axes: _Axes) -> list[str]:
             y = axes.y_at(value)
             parts.append(_rule(axes.left, y, right, y))
             parts.append(_text(text, axes.left - 6, y + 4.5, anchor="end", colour=SOFT))
-    taken = -math.inf
+    occupied = -math.inf
     for value, text in axes.x.ticks:
         half = len(text) * FONT_SIZE * CHARACTER / 2
         if not 0 <= axes.x.share(value) <= 1:
             continue
         x = axes.x_at(value)
         parts.append(_rule(x, axes.top, x, axes.bottom))
-        at = min(x, WIDTH - 2 - half)
-        if at - half > taken + 4:
+        centre = min(x, WIDTH - 2 - half)
+        if centre - half > occupied + 4:
             parts.append(
-                _text(text, at, axes.bottom + 1.3 * FONT_SIZE, anchor="middle", colour=SOFT)
+                _text(text, centre, axes.bottom + 1.3 * FONT_SIZE, anchor="middle", colour=SOFT)
             )
-            taken = at + half
+            occupied = centre + half
     parts.append(_rule(axes.left, axes.bottom, right, axes.bottom, strong=True))
     parts.append(_rule(axes.left, axes.top, axes.left, axes.bottom, strong=True))
     if axes.x.title:
@@ -418,8 +420,8 @@ def _legend(figure: go.Figure) -> list[LegendEntry]:
             mark = symbol(trace.marker.symbol or "circle", 17, 7, 4.5, colour)
         width = 2.0 if "lines" in mode else 0.0
         dash = DASH_LENGTHS.get(trace.line.dash or "solid", "")
-        look = swatch(trace.line.color or colour, width, dash, mark=mark)
-        entries[trace.name] = LegendEntry(name=trace.name, svg=look)
+        sample = swatch(trace.line.color or colour, width, dash, mark=mark)
+        entries[trace.name] = LegendEntry(name=trace.name, svg=sample)
     return list(entries.values())
 
 
@@ -482,12 +484,12 @@ def _map(
             if value is not None:
                 parts.append(_map_cell(value, 4 + side * offset, y + 5, side, trace))
         y += 5 + 22
-        told = ", ".join(
+        listed_values = ", ".join(
             f"{column} {value:.2f}"
             for column, value in zip(columns, values, strict=True)
             if value is not None
         )
-        words.append(f"{label}: {told or 'nothing'}.")
+        words.append(f"{label}: {listed_values or 'nothing'}.")
     y += 6
     for offset, column in enumerate(columns):
         for row, text in enumerate(_wrapped(f"{first + offset}: {column}", WIDTH - 8)):
@@ -537,13 +539,13 @@ def _linear(part: float) -> float:
 
 def _wrapped(text: str, width: float) -> list[str]:
     """Lines of at most `width` units, broken at spaces where there are some."""
-    most, lines = max(1, int(width / (FONT_SIZE * CHARACTER))), [""]
+    limit, lines = max(1, int(width / (FONT_SIZE * CHARACTER))), [""]
     for word in text.split():
-        while len(word) > most:
-            lines += [word[:most], ""]
-            word = word[most:]
+        while len(word) > limit:
+            lines += [word[:limit], ""]
+            word = word[limit:]
         joined = f"{lines[-1]} {word}".strip()
-        if len(joined) <= most:
+        if len(joined) <= limit:
             lines[-1] = joined
         else:
             lines.append(word)
@@ -609,7 +611,7 @@ class ParallelLine:
 
     name: str
     values: tuple[float | None, ...]
-    look: tuple[str, float, str]
+    style: tuple[str, float, str]
 
 
 def parallel(
@@ -628,7 +630,7 @@ def parallel(
 
     Example:
         >>> axes = [ParallelAxis(name=n, low=0, high=1, is_log=False) for n in ("rate", "left")]
-        >>> line = ParallelLine(name="setting 0", values=(0.5, 0.2), look=("#0081cf", 1.4, ""))
+        >>> line = ParallelLine(name="setting 0", values=(0.5, 0.2), style=("#0081cf", 1.4, ""))
         >>> parallel(axes, [line], name="p", title="npo").words
         'setting 0: rate 0.5, left 0.2.'
     """
@@ -641,19 +643,7 @@ def parallel(
         _rule(16, top + step * row, WIDTH - 16, top + step * row, strong=True)
         for row, _ in enumerate(axes)
     ]
-    for line in lines:
-        points = [
-            (axis.at(value), top + step * row)
-            for row, (axis, value) in enumerate(zip(axes, line.values, strict=True))
-            if value is not None and math.isfinite(value)
-        ]
-        path = "L".join(f"{_short(x)} {_short(y)}" for x, y in points)
-        colour, width, dash = line.look
-        dashed = f' stroke-dasharray="{dash}"' if dash else ""
-        parts.append(
-            f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="{width}"{dashed}>'
-            f"<title>{escape(_line_words(line, axes))}</title></path>"
-        )
+    parts += [_parallel_path(line, axes, top, step) for line in lines]
     # over the lines, which would cross them out
     for row, axis in enumerate(axes):
         y = top + step * row - 7
@@ -666,6 +656,24 @@ def parallel(
     height = top + step * (len(axes) - 1) + 14
     svg = _picture(name, title, words, parts, height)
     return Picture(title=title, svg=svg, words=words, height=height)
+
+
+def _parallel_path(
+    line: ParallelLine, axes: Sequence[ParallelAxis], top: float, step: float
+) -> str:
+    """A line down through its values, with its words where the pointer rests."""
+    points = [
+        (axis.at(value), top + step * row)
+        for row, (axis, value) in enumerate(zip(axes, line.values, strict=True))
+        if value is not None and math.isfinite(value)
+    ]
+    path = "L".join(f"{_short(x)} {_short(y)}" for x, y in points)
+    colour, width, dash = line.style
+    dashed = f' stroke-dasharray="{dash}"' if dash else ""
+    return (
+        f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="{width}"{dashed}>'
+        f"<title>{escape(_line_words(line, axes))}</title></path>"
+    )
 
 
 def _line_words(line: ParallelLine, axes: Sequence[ParallelAxis]) -> str:

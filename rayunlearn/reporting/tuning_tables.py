@@ -2,7 +2,7 @@
 setting that was tried across its axes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -121,7 +121,7 @@ def parallel_drawing(run: Run) -> Drawing | None:
         _parallel_panel(study, domains, run, index)
         for index, study in enumerate(tried.partition_by("study", maintain_order=True)[:MAX_PANELS])
     ]
-    legend = tuple(LegendEntry(name=name, svg=swatch(*look)) for name, look in LINE_LOOKS.items())
+    legend = tuple(LegendEntry(name=name, svg=swatch(*style)) for name, style in LINE_LOOKS.items())
     return Drawing(panels=tuple(panels), legend=legend) if panels else None
 
 
@@ -159,22 +159,28 @@ def _parallel_panel(
     for column, label in measures.items():
         ends = [float(str(end)) for end in (study[column].min(), study[column].max())]
         axes.append(ParallelAxis(name=label, low=ends[0], high=ends[1], is_log=False))
+    lines = _parallel_lines(study, (*names, *measures))
+    # the best line is drawn over the others
+    lines.sort(key=lambda line: line.style[1])
+    title = search_title(study["group"][0], study["search"][0])
+    return parallel(axes, lines, name=f"parallel-{index}", title=title)
+
+
+def _parallel_lines(study: pl.DataFrame, columns: Sequence[str]) -> list[ParallelLine]:
+    """A line per setting of a study through these columns."""
     feasible = study.filter("feasible")["objective"].drop_nulls()
     best = feasible.min() if len(feasible) else None
     lines = []
     for row in study.drop_nulls(["objective", "utility"]).iter_rows(named=True):
-        look = "under the floor"
+        kind = "under the floor"
         if row["feasible"]:
             is_best = row["objective"] == best
-            look = "best that kept utility" if is_best else "kept utility over the floor"
+            kind = "best that kept utility" if is_best else "kept utility over the floor"
         lines.append(
             ParallelLine(
-                name=f"setting {row['study_index']}: {look}",
-                values=tuple(row[name] for name in (*names, *measures)),
-                look=LINE_LOOKS[look],
+                name=f"setting {row['study_index']}: {kind}",
+                values=tuple(row[name] for name in columns),
+                style=LINE_LOOKS[kind],
             )
         )
-    # the best line is drawn over the others
-    lines.sort(key=lambda line: line.look[1])
-    title = search_title(study["group"][0], study["search"][0])
-    return parallel(axes, lines, name=f"parallel-{index}", title=title)
+    return lines
