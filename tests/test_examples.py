@@ -59,6 +59,9 @@ PUBLIC = {
         "target_distance",
     ),
     "rayunlearn.analysis.two_way": ("combined_estimate",),
+    "rayunlearn.analysis.run_warnings": ("run_warnings",),
+    "rayunlearn.analysis.trial_choice": ("best_trials", "chosen_trial"),
+    "rayunlearn.analysis.tuning": ("correlation_test", "settings_tried", "tuned_table"),
     "rayunlearn.config": (
         "Objective",
         "flatten",
@@ -78,8 +81,16 @@ PUBLIC = {
     "rayunlearn.planning.study_export": ("study_of_run",),
     "rayunlearn.ranges": ("options_of",),
     "rayunlearn.reporting.html": ("write_report",),
-    "rayunlearn.reporting.sentences": ("frontier_in_words", "full_set_sentences"),
-    "rayunlearn.reporting.summary": ("run_summary",),
+    "rayunlearn.reporting.figures": ("figures_of",),
+    "rayunlearn.reporting.page_tables": ("page_tables",),
+    "rayunlearn.reporting.sentences": (
+        "frontier_in_words",
+        "full_set_sentences",
+        "verdict_sentences",
+        "warning_sentences",
+    ),
+    "rayunlearn.reporting.summary": ("run_summary", "summary_block"),
+    "rayunlearn.reporting.svg": ("bar_picture", "draw", "parallel"),
     "rayunlearn.reporting.tables": ("ranking_sentences",),
     "rayunlearn.selectors.table": ("top_k_documents",),
     "rayunlearn.storage.run": (

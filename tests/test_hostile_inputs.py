@@ -291,7 +291,7 @@ def test_text_from_outside_is_text_in_the_report(tmp_path: Path) -> None:
     }
     run_module.write_experiment(run, content)
     page = write_report(run).read_text()
-    # plotly itself
+    # the script that sorts tables
     body = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     # it is shown
     assert "alert(1)" in body

@@ -47,7 +47,7 @@ from rayunlearn.reporting.sentences import (
     starting_points,
     status_lines,
 )
-from rayunlearn.reporting.summary import SummaryTable, run_summary
+from rayunlearn.reporting.summary import SummaryTable, summary_block
 from rayunlearn.reporting.tables import (
     Section,
     baseline_sentences,
@@ -183,7 +183,9 @@ def equivalence_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
         *starting_points(run, table),
         *control_sentences(table),
     ]
-    return sentences, _equivalence(tested) if tested.height else run_summary(run, table)[1].table
+    return sentences, _equivalence(tested) if tested.height else summary_block(
+        run, table, "left"
+    ).table
 
 
 def step_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
@@ -274,7 +276,9 @@ def defence_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """Which arm leaves an attacker less than plain NPO does."""
     table = residual_after_attack(run)
     if not table.height:
-        return ["No attack has been run on it yet."], run_summary(run, coreset_table(run))[1].table
+        return ["No attack has been run on it yet."], summary_block(
+            run, coreset_table(run), "left"
+        ).table
     compared = table.filter(pl.col("beyond_plain").is_not_null())
     less, more = (
         compared.filter(pl.col("beyond_high") < 0),
@@ -305,7 +309,8 @@ def defence_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
 
 def attack_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """The first page's answers on what is left and what came back."""
-    _, left, _, back = run_summary(run, coreset_table(run))
+    table = coreset_table(run)
+    left, back = (summary_block(run, table, anchor) for anchor in ("left", "back"))
     return [*left.sentences[1:], *back.sentences], back.table or left.table
 
 

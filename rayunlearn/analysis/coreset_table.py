@@ -38,6 +38,7 @@ from rayunlearn.analysis.targets import (
     distance_by_document,
     is_over_forgotten,
 )
+from rayunlearn.analysis.tuning import tuned_values
 from rayunlearn.config import Objective
 from rayunlearn.schema import ROLES, STATUSES
 from rayunlearn.storage.run import Run
@@ -59,9 +60,10 @@ def coreset_table(run: Run) -> pl.DataFrame:
     held against, gold or chance, `distance` how far the cell is from it (`cell_distance`), `above`
     its mean minus the target's, and `over_forgotten` whether that is shown to be below 0
     (`is_over_forgotten`). `objective` is what the cells are ordered by: `distance`, or `forgetting`
-    where the objective has no target. `seeds` counts measured
-    trials, `trials` ended ones; `share_*` are fractions of the ended ones. Rows of base and gold
-    come first, then retain-only controls, then the grid.
+    where the objective has no target. `tuned` has the searched hyperparameters that the cell was
+    run with, of several searches one after another. `seeds` counts measured trials, `trials` ended
+    ones; `share_*` are fractions of the ended ones. Rows of base and gold come first, then
+    retain-only controls, then the grid.
 
     Args:
         run: an opened run (`storage.run.open_run`).
@@ -90,6 +92,15 @@ def coreset_table(run: Run) -> pl.DataFrame:
         anchors = {role: _anchor(cells, role, cell, context_settings) for role in ("base", "gold")}
         row = _measure_cell(cell, anchors, measured, bounds)
         rows.append(row | _held_against(cell, targets, measured["forgetting"], lower_forgets=lower))
+    values = tuned_values(run)
+    hyperparameters = [
+        # what base and gold were trained with is no search's
+        " / ".join(dict.fromkeys(values[t] for t in cell["trial_ids"] if values.get(t)))
+        if cell["role"] in ("grid", "control")
+        else ""
+        for cell in cells.iter_rows(named=True)
+    ]
+    cells = cells.with_columns(pl.Series("tuned", hyperparameters, dtype=pl.String))
     table = pl.concat(
         [cells.drop("trial_ids"), pl.DataFrame(rows, schema=_measured_schema())], how="horizontal"
     )

@@ -48,9 +48,13 @@ def format_mean(value: float | None) -> str:
 
 
 def format_percent(value: float | None) -> str:
-    """A fraction as a percentage: whole from 10% on, so that 1% and 0.5% stay apart."""
+    """A fraction as a percentage: whole from 10% on, so that 1% and 0.5% stay apart; what is nearer
+    to zero than 0.01% is said to be.
+    """
     if value is None:
         return UNKNOWN
+    if 0 < abs(value) < 1e-4:
+        return "<0.01%" if value > 0 else ">-0.01%"
     return f"{100 * value:.0f}%" if abs(value) >= 0.1 or value == 0 else f"{100 * value:.2g}%"
 
 

@@ -121,8 +121,8 @@ def _undecided(grid: pl.DataFrame, fixed: Sequence[str], names: Sequence[str]) -
 
 
 def trial_table(run: Run) -> pl.DataFrame:
-    """`trials_with_roles` with columns `forgetting` and `utility`, means over documents, null where
-    not measured, and what they are held against.
+    """`trials_with_roles` with columns `forgetting`, `utility` and `untouched` (the utility metric
+    on that split), means over documents, null where not measured, and what they are held against.
 
     `aim` says what that is, gold or chance, null where neither was measured; `distance` is
     `target_distance` from it, `over_forgotten` whether the trial is shown to be below it
@@ -146,6 +146,7 @@ def trial_table(run: Run) -> pl.DataFrame:
     for name, split, metric in (
         ("forgetting", "forget", goal.forgetting),
         ("utility", goal.utility_split, goal.utility),
+        (UNTOUCHED, UNTOUCHED, goal.utility),
     ):
         rows = examples_without_attacks(run).filter(
             pl.col("split") == split, pl.col("metric") == metric

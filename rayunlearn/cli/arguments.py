@@ -49,9 +49,19 @@ def add_run_argument(parser: argparse.ArgumentParser, *, optional: bool = False)
     )
 
 
-def add_trial_argument(parser: argparse.ArgumentParser, name: str = "trial") -> None:
-    """`TRIAL`, kept under `name`."""
-    parser.add_argument(name, metavar="TRIAL", help="trial id, or the beginning of it")
+def add_trial_argument(
+    parser: argparse.ArgumentParser, name: str = "trial", *, without: str = ""
+) -> None:
+    """`TRIAL`, kept under `name`; `without` says what happens where it is left out, '' that it
+    may not be.
+    """
+    text = "trial id, the beginning of it, or `best`"
+    if without:
+        parser.add_argument(
+            name, metavar="TRIAL", nargs="?", default="", help=f"{text} (default: {without})"
+        )
+    else:
+        parser.add_argument(name, metavar="TRIAL", help=text)
 
 
 def add_plugin_option(parser: argparse.ArgumentParser) -> None:

@@ -52,12 +52,15 @@ def add_report_command(commands: Any) -> None:
 
 
 def add_show_command(commands: Any) -> None:
-    """`show RUN TRIAL`."""
+    """`show RUN [TRIAL]`."""
     added = add_command(
-        commands, "show", show, "print one trial: its settings, its status, its numbers"
+        commands,
+        "show",
+        show,
+        "list the trials of a run, or print one: its settings, its status, its numbers",
     )
     add_run_argument(added)
-    add_trial_argument(added)
+    add_trial_argument(added, without="all of them are listed")
     added.add_argument(
         "--texts",
         metavar="N",
@@ -114,7 +117,10 @@ def add_explain_command(commands: Any) -> None:
         "--doc",
         metavar="ID",
         default="",
-        help="question, or the beginning of its id (default: the first of the forget set)",
+        help=(
+            "question, or the beginning of its id (default: the first of the forget set that the"
+            " run explains; where it explains none, its questions are listed)"
+        ),
     )
     add_plugin_option(added)
 
@@ -168,11 +174,19 @@ def report(chosen: argparse.Namespace) -> int:
 
 
 def show(chosen: argparse.Namespace) -> int:
-    """One trial."""
-    from rayunlearn.reporting.console import print_texts, print_trial
+    """One trial, or the list of them."""
+    from rayunlearn.reporting.console import print_texts, print_trial, print_trials
 
     require(chosen.texts >= 0, "--texts must be >= 0", chosen.texts)
+    require(
+        bool(chosen.trial) or not chosen.texts,
+        "--texts needs a trial (an id, or best)",
+        chosen.trial,
+    )
     run, console = local_run(chosen.run), console_for_output()
+    if not chosen.trial:
+        print_trials(run, console)
+        return DONE
     print_trial(run, chosen.trial, console)
     if chosen.texts:
         print_texts(run, chosen.trial, chosen.texts, console)
@@ -196,17 +210,22 @@ def show_frontier(chosen: argparse.Namespace) -> int:
 
 
 def explain(chosen: argparse.Namespace) -> int:
-    """Heat maps from the run's rows; where there are none, of the trial's weights rebuilt."""
-    from rayunlearn.reporting.console import print_heat_map
+    """Heat maps from the run's rows; where there are none, of the trial's weights rebuilt, and the
+    list of documents where none is named.
+    """
+    from rayunlearn.analysis.trial_choice import chosen_trial
+    from rayunlearn.reporting.console import print_documents, print_heat_map
     from rayunlearn.reporting.heatmap import trial_maps
-    from rayunlearn.storage.run import find_trial, open_run
+    from rayunlearn.storage.run import open_run
 
     folder, console = local_run(chosen.run), console_for_output()
     run = open_run(folder)
-    trial_id = find_trial(
-        run.trials.select("trial_id").collect()["trial_id"].to_list(), chosen.trial
-    )
-    maps = trial_maps(run, trial_id, chosen.doc) or _rebuilt_maps(folder, trial_id, chosen.doc)
+    trial_id = chosen_trial(run, chosen.trial)
+    maps = trial_maps(run, trial_id, chosen.doc)
+    if not maps and not chosen.doc:
+        print_documents(run, trial_id, console)
+        return DONE
+    maps = maps or _rebuilt_maps(folder, trial_id, chosen.doc)
     for heat in maps:
         print_heat_map(heat, console)
     console.print(
@@ -219,18 +238,13 @@ def explain(chosen: argparse.Namespace) -> int:
 
 
 def _rebuilt_maps(folder: Path, trial_id: str, doc_id: str) -> "list[HeatMap]":
-    """Heat maps of one question, from the trial's weights; its id must be given."""
+    """Heat maps of one question, from the trial's weights."""
     import polars as pl
 
     from rayunlearn.reporting.heatmap import pair_map
     from rayunlearn.trial.explain import explain_trial
     from rayunlearn.trial.load import load_trial
 
-    require(
-        bool(doc_id),
-        "--doc must name a question where the run explains nothing (explain.documents 0)",
-        doc_id,
-    )
     return [
         pair_map(doc, split, pl.DataFrame(before), pl.DataFrame(after))
         for doc, split, before, after in explain_trial(load_trial(folder, trial_id), doc_id)
@@ -239,14 +253,17 @@ def _rebuilt_maps(folder: Path, trial_id: str, doc_id: str) -> "list[HeatMap]":
 
 def path(chosen: argparse.Namespace) -> int:
     """The line between two trials, and its barriers."""
+    from rayunlearn.analysis.trial_choice import chosen_trial
     from rayunlearn.reporting.connectivity_tables import path_section
     from rayunlearn.reporting.console import print_section
+    from rayunlearn.storage.run import open_run
     from rayunlearn.trial.load import load_trial
     from rayunlearn.trial.weight_paths import between_trials
 
     require(chosen.points >= 3, "--points must be >= 3", chosen.points)
     run = local_run(chosen.run)
-    first, other = (load_trial(run, trial_id) for trial_id in (chosen.first, chosen.second))
+    names = [chosen_trial(open_run(run), name) for name in (chosen.first, chosen.second)]
+    first, other = (load_trial(run, trial_id) for trial_id in names)
     rows = between_trials(first, other, points=chosen.points)
     print_section(path_section(rows, first.trial_id, other.trial_id), console_for_output())
     return DONE

@@ -44,9 +44,13 @@ def sigterm_as_interrupt() -> Iterator[SigtermRecord]:
     record = SigtermRecord()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        if not record.received:
-            record.received = True
-            signal.raise_signal(signal.SIGINT)
+        if record.received:
+            return
+        record.received = True
+        # a shell starts what runs in the background with Ctrl-C ignored, which SIGTERM is not
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     if threading.current_thread() is not threading.main_thread():
         yield record
@@ -169,6 +173,7 @@ def print_table(folder: Path, console: "Console", file: Path | None = None) -> N
         print_probe_sets,
         print_ranking,
         print_robustness,
+        print_warnings,
         summary_lines,
     )
     from rayunlearn.reporting.html import write_report
@@ -176,7 +181,9 @@ def print_table(folder: Path, console: "Console", file: Path | None = None) -> N
 
     opened = open_run(folder)
     page = write_report(folder, file)
-    print_coreset_table(coreset_table(opened), console, experiment=opened.experiment)
+    table = coreset_table(opened)
+    print_coreset_table(table, console, experiment=opened.experiment)
+    print_warnings(opened, table, console)
     print_probe_sets(opened, console)
     print_ranking(opened, console)
     print_baselines(opened, console)

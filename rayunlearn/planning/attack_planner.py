@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from rayunlearn.analysis.pareto import pareto_front
 from rayunlearn.analysis.recovery import utility_loss
 from rayunlearn.analysis.run_frames import trial_table
+from rayunlearn.analysis.trial_choice import best_trials, measured_cells
 from rayunlearn.attacks.panels import Panel, PanelEntry, attack_setting
 from rayunlearn.attacks.table import ATTACKS
 from rayunlearn.canonical import CheckTrial, canonical_trial, has_gold
@@ -428,15 +427,11 @@ def attack_targets(run: Run, trials: str) -> list[str]:
         planned_rows = run.trials.select("trial_id").collect()["trial_id"].to_list()
         return [find_trial(planned_rows, name.strip()) for name in trials.split(",")]
     table = trial_table(run)
-    cells = table.filter(
-        (pl.col("role") == "grid")
-        & (pl.col("status") == "complete")
-        & pl.col("forgetting").is_finite()
-    )
+    cells = measured_cells(table)
     chosen = {
         "grid": cells,
         "pareto": pareto_front(cells, "objective", "utility"),
-        "best": _best(table, cells, run),
+        "best": best_trials(run, table),
     }[trials]
     ids = list(dict.fromkeys(chosen["trial_id"].to_list()))
     feasible = (
@@ -464,17 +459,6 @@ def attack_experiment(run: Run, trial: Trial) -> Experiment:
         budget=Budget(tuning="none"),
         objective=recorded_objective(settings["objective"]),
         version=str(settings["version"]),
-    )
-
-
-def _best(table: pl.DataFrame, cells: pl.DataFrame, run: Run) -> pl.DataFrame:
-    floor = float(run.experiment["objective"]["utility_floor"])
-    base = table.filter(pl.col("role") == "base")["utility"].mean()
-    feasible = cells.filter(
-        pl.col("utility") >= floor * float(str(base if base is not None else 0.0))
-    )
-    return feasible.sort("objective").unique(
-        ["method.forget", "method.retain"], keep="first", maintain_order=True
     )
 
 

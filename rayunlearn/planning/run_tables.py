@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rayunlearn.experiment import Experiment, settings
+from rayunlearn.methods.forget import FORGET
+from rayunlearn.methods.retain import RETAIN
 from rayunlearn.planning.planner import Agenda
+from rayunlearn.selectors.table import SELECTORS
 from rayunlearn.storage.artifact_cache import MANIFEST, TABLE, defect, entries
 from rayunlearn.storage.run import write_experiment, write_run_frame, write_run_table
 from rayunlearn.storage.sync import download_files
@@ -37,6 +40,7 @@ def write_settings(
         | {
             "planned": agenda.total,
             "metrics": described,
+            "names": _names_explained(agenda),
             "seconds_used": seconds_used,
             "notes": [*corpus_notes, *agenda.notes],
             "private": experiment.base.data.private,
@@ -84,6 +88,36 @@ def _described(name: str, metric: Any) -> dict[str, Any]:
         "chance": metric.chance,
         **bounds,
     }
+
+
+def _names_explained(agenda: Agenda) -> list[dict[str, str]]:
+    """What every loss and selector of the plan is, in a few words, and where it comes from, so that
+    a report can say it without the package's tables.
+    """
+    tables: Mapping[str, Mapping[str, Any]] = {
+        "method.forget": FORGET,
+        "method.retain": RETAIN,
+        "select.name": SELECTORS,
+    }
+    used = dict.fromkeys(
+        (setting, str(value))
+        for row in (*agenda.rows, *agenda.expected)
+        for setting, value in (
+            ("method.forget", row.trial.method.forget),
+            ("method.retain", row.trial.method.retain),
+            ("select.name", row.trial.select.name),
+        )
+    )
+    return [
+        {
+            "setting": setting,
+            "name": name,
+            "meaning": tables[setting][name].title,
+            "source": tables[setting][name].source,
+        }
+        for setting, name in used
+        if name in tables[setting] and name != "none"
+    ]
 
 
 def _scores(folder: Path, digests: set[tuple[str, str]]) -> Any:

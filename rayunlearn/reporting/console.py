@@ -13,9 +13,22 @@ from rich.text import Text
 
 from rayunlearn.analysis.baselines import baseline_table
 from rayunlearn.analysis.equal_retention import has_calibrated
-from rayunlearn.analysis.labels import format_number
-from rayunlearn.analysis.run_frames import trial_table
+from rayunlearn.analysis.labels import (
+    UNKNOWN,
+    format_coreset_size,
+    format_mean,
+    format_number,
+)
+from rayunlearn.analysis.run_frames import objective_of, trial_table
 from rayunlearn.analysis.targets import OVER_FORGOTTEN
+from rayunlearn.analysis.trial_choice import (
+    BEST,
+    SHORT_ID,
+    best_trials,
+    chosen_trial,
+    short_ids,
+)
+from rayunlearn.config import FULL_RATIO
 from rayunlearn.errors import require
 from rayunlearn.reporting.attack_tables import AttackMatrix, attack_tables
 from rayunlearn.reporting.attribution_tables import attribution_sections
@@ -23,7 +36,7 @@ from rayunlearn.reporting.connectivity_tables import connectivity_sections
 from rayunlearn.reporting.heatmap import HeatMap, HeatMapLine
 from rayunlearn.reporting.probe_set_tables import probe_set_sections
 from rayunlearn.reporting.robustness_tables import robustness_sections
-from rayunlearn.reporting.sentences import status_lines
+from rayunlearn.reporting.sentences import status_lines, warning_sentences
 from rayunlearn.reporting.tables import (
     Section,
     TableView,
@@ -36,10 +49,11 @@ from rayunlearn.reporting.tables import (
 )
 from rayunlearn.reporting.text_tables import comparisons_of
 from rayunlearn.schema import column_names
-from rayunlearn.storage.run import Run, find_trial, open_run
+from rayunlearn.storage.run import Run, open_run
 
 # Beginnings of the headers that a narrow terminal goes without, in this order.
 COLUMNS_DROPPED_FIRST = (
+    "tuned",
     "documents seen",
     "steps",
     "choice retain",
@@ -87,6 +101,16 @@ def print_coreset_table(
     console.print(printed)
     for line in over_forgotten_sentence(table):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_warnings(run: Run, table: pl.DataFrame, console: Console) -> None:
+    """Print why the numbers of a run may mean nothing, a line each; nothing where nothing is
+    wrong.
+    """
+    for sentence in warning_sentences(run, table):
+        console.print(
+            Text(f"warning: {sentence}", style="bold yellow"), highlight=False, soft_wrap=True
+        )
 
 
 def print_ranking(run: Run, console: Console) -> None:
@@ -227,21 +251,12 @@ def heat_text(line: HeatMapLine) -> Text:
     """The tokens of a line, each on its colour, with its contribution."""
     text = Text("  ")
     for token in line.tokens:
-        text.append(f" {token.text} ", style=f"black on {_colour(token.share)}")
+        text.append(f" {token.text} ", style=f"black on {token.colour}")
         text.append(
             f"{token.contribution:+.2f}{'*' if token.is_key else ''} ",
             style="bold" if token.is_key else "dim",
         )
     return text
-
-
-def _colour(share: float) -> str:
-    """From white at 0 to blue at 1 and orange at -1, the two that all eyes tell apart, light enough
-    to read black on them.
-    """
-    full = (86, 180, 233) if share > 0 else (230, 159, 0)
-    red, green, blue = (round(255 + (to - 255) * min(1.0, abs(share))) for to in full)
-    return f"rgb({red},{green},{blue})"
 
 
 def summary_lines(run: Run | Path) -> list[str]:
@@ -257,7 +272,7 @@ def print_texts(run: Path, trial_id: str, n_documents: int, console: Console) ->
     Raises UserError as `print_trial` does, and where the run has no texts of the trial.
     """
     opened = open_run(run)
-    full_id = find_trial(opened.trials.select("trial_id").collect()["trial_id"].to_list(), trial_id)
+    full_id = chosen_trial(opened, trial_id)
     shown = comparisons_of(opened, full_id, full_id, n_forget=n_documents, n_other=n_documents)
     rule = (
         "--texts needs a metric of texts in measure.metrics (rouge_l_recall, ...) and"
@@ -296,14 +311,92 @@ def _print_text(console: Console, name: str, text: str) -> None:
     console.print(Text(f"  {name}: ", style="dim").append(printable(text), style="not dim"))
 
 
+def print_trials(run: Path, console: Console) -> None:
+    """Print the trials of a run, a line each in the order of the plan, under ids that are as short
+    as they can be; the best one is marked.
+    """
+    opened = open_run(run)
+    table = trial_table(opened).unique(["trial_id", "role"], keep="first", maintain_order=True)
+    names = short_ids(opened.trials.select("trial_id").collect()["trial_id"].to_list())
+    best_ids = best_trials(opened, trial_table(opened))["trial_id"].to_list()[:1]
+    printed = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for header in TRIAL_HEADERS:
+        printed.add_column(header, justify="right" if header in TRIAL_NUMBERS else "left")
+    for row in table.iter_rows(named=True):
+        is_trained = row["role"] not in ("base", "gold")
+        method = f"{row['method.forget']} + {row['method.retain']}" if is_trained else UNKNOWN
+        part = format_coreset_size(str(row["select.name"]), row["select.ratio"] or FULL_RATIO)
+        is_best = row["trial_id"] in best_ids and row["role"] == "grid"
+        cells = (
+            names[row["trial_id"]],
+            f"{row['role']}, {BEST}" if is_best else row["role"],
+            method,
+            part if is_trained else UNKNOWN,
+            format_number(row["train.seed"]) if is_trained else UNKNOWN,
+            row["status"],
+            format_mean(row["forgetting"]),
+            format_mean(row["utility"]),
+        )
+        printed.add_row(*(Text(cell) for cell in cells))
+    console.print(printed)
+    line = f"{table['trial_id'].n_unique()} trials; rayunlearn show RUN ID, or {BEST}, prints one"
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+TRIAL_HEADERS = ("trial", "role", "method", "part", "seed", "status", "forget", "utility")
+TRIAL_NUMBERS = ("seed", "forget", "utility")
+
+
+def print_documents(run: Run, trial_id: str, console: Console) -> None:
+    """Print the questions of the forget set that a trial was asked, the most changed first: where
+    no question is explained yet, one of them can be chosen.
+    """
+    metric = objective_of(run.experiment).forgetting
+    answers = run.examples.filter(
+        pl.col("split") == "forget", pl.col("metric") == metric, pl.col("attack") == "none"
+    )
+    base = run.plan.filter(pl.col("role") == "base").select("trial_id")
+    before = (
+        answers.join(base, on="trial_id", how="semi")
+        .group_by("doc_id")
+        .agg(pl.col("value").mean().alias("before"))
+    )
+    rows = (
+        answers.filter(pl.col("trial_id") == trial_id)
+        .group_by("doc_id")
+        .agg(pl.col("value").mean())
+        .join(before, on="doc_id", how="left")
+        .with_columns((pl.col("value") - pl.col("before")).abs().alias("change"))
+        .sort("change", "doc_id", descending=[True, False], nulls_last=True)
+        .collect()
+    )
+    printed = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for header in ("question", f"{metric} of base", f"of trial {trial_id[:SHORT_ID]}"):
+        printed.add_column(header, justify="left" if header == "question" else "right")
+    names = short_ids(rows["doc_id"].to_list())
+    for row in rows.head(MAX_DOCUMENTS).iter_rows(named=True):
+        cells = (names[row["doc_id"]], format_mean(row["before"]), format_mean(row["value"]))
+        printed.add_row(*(Text(cell) for cell in cells))
+    console.print(printed)
+    line = (
+        f"{rows.height} questions of the forget set, none explained in this run; --doc ID explains"
+        " one from the trial's weights"
+    )
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+# questions that `explain` lists
+MAX_DOCUMENTS = 20
+
+
 def print_trial(run: Path, trial_id: str, console: Console) -> None:
     """Print one trial: its status, its numbers, its config. A prefix will do where only one trial
-    has it.
+    has it, and `best` is the best trial of the grid.
 
     Raises UserError for an id that no trial has (with the nearest) or that several begin with.
     """
     opened = open_run(run)
-    full_id = find_trial(opened.trials.select("trial_id").collect()["trial_id"].to_list(), trial_id)
+    full_id = chosen_trial(opened, trial_id)
     row = opened.trials.filter(pl.col("trial_id") == full_id).collect().row(0, named=True)
     documented = column_names("trials")
     aimed = trial_table(opened).filter(pl.col("trial_id") == full_id, pl.col("over_forgotten"))

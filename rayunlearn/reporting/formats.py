@@ -4,8 +4,10 @@ program and a printer.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,21 @@ from rayunlearn.analysis.coreset_table import coreset_table
 from rayunlearn.analysis.equal_retention import has_calibrated, method_ranking
 from rayunlearn.analysis.recovery import recovery_table
 from rayunlearn.analysis.run_frames import objective_of
+from rayunlearn.analysis.tuning import tuned_table
 from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.reporting.figures import Figure, figures_of
 from rayunlearn.reporting.html import page, provenance
-from rayunlearn.reporting.sentences import finding_sentences, status_counts
+from rayunlearn.reporting.page_tables import page_tables, plain_view
+from rayunlearn.reporting.sentences import finding_sentences, status_counts, warning_sentences
 from rayunlearn.reporting.summary import SummaryTable, run_summary, summary_blocks
+from rayunlearn.reporting.svg import WIDTH as PANEL_WIDTH
+from rayunlearn.reporting.svg import LegendEntry
 from rayunlearn.schema import VERSION
 from rayunlearn.storage.parquet import write_bytes
 from rayunlearn.storage.run import Run, open_run
+
+# columns of a table on an A4 page
+PDF_COLUMNS = 8
 
 
 def report_file(run: Path, form: str, output: str = "") -> Path:
@@ -79,6 +89,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "version": run.experiment.get("version", ""),
         "question": question_of(run),
         "objective": vars(objective_of(run.experiment)),
+        "warnings": warning_sentences(run, table),
         "brief": [
             {"question": s.title, "answer": list(s.sentences), "table": _rows(s.table)}
             for s in run_summary(run, table)
@@ -86,6 +97,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "findings": finding_sentences(run, table),
         "statuses": status_counts(run),
         "cells": _plain(table),
+        "tuned": _plain(tuned_table(run)),
         "attacks": _plain(recovery_table(run)),
         "standings": _plain(method_ranking(run)) if has_calibrated(run) else [],
         "provenance": dict(provenance(run)),
@@ -93,24 +105,23 @@ def as_json(run: Run) -> dict[str, Any]:
 
 
 def pdf(run: Run) -> bytes:
-    """The report on A4 pages, the table on wide ones. Raises UserError where the extra `pdf` is not
-    installed.
+    """The report on A4 pages, tables of many columns in parts, and the figures. Raises UserError
+    where the extra `pdf` is not installed.
     """
     document = _empty_pdf()
     document.add_page()
     _heading(document, title_of(run), 18)
     _paragraph(document, question_of(run))
     for section in summary_blocks(run):
-        wide = section.table is not None and len(section.table.headers) > 7
-        if wide:
-            document.add_page(orientation="landscape")
         _heading(document, section.title, 13)
         for sentence in section.sentences:
             _paragraph(document, sentence)
         if section.table is not None:
-            _grid(document, section.table, size=5.5 if wide else 8)
-        if wide:
-            document.add_page(orientation="portrait")
+            view = plain_view(section.table.headers, section.table.rows)
+            for table in page_tables(view, named_by=section.named_by, size=PDF_COLUMNS):
+                _grid(document, table.headers, table.rows)
+    for figure in figures_of(run, coreset_table(run)):
+        _figure(document, figure)
     _heading(document, "Where this comes from", 13)
     for name, value in provenance(run):
         _paragraph(document, f"{name}: {value}", size=8)
@@ -196,34 +207,77 @@ def _heading(document: Any, text: str, size: int) -> None:
 
 def _paragraph(document: Any, text: str, *, size: float = 9.5) -> None:
     document.set_font("DejaVu", "", size)
-    document.multi_cell(
-        0,
-        size / 2,
-        text,
-        new_x="LMARGIN",
-        new_y="NEXT",
-        wrapmode="CHAR" if " " not in text else "WORD",
-    )
+    document.multi_cell(0, size / 2, text, new_x="LMARGIN", new_y="NEXT")
     document.ln(1)
 
 
-def _grid(document: Any, table: SummaryTable, *, size: float) -> None:
+def _grid(document: Any, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose words stay whole; columns are as wide as their longest word asks, and then by
+    how much is in them.
+    """
+    size = 7.5
     document.set_font("DejaVu", "", size)
+    columns = list(zip(headers, *rows, strict=True))
+    words = [
+        max(len(word) for cell in column for word in (cell.split() or [""])) for column in columns
+    ]
     widths = [
-        max(4, min(28, max(len(row[i]) for row in (table.headers, *table.rows))))
-        for i in range(len(table.headers))
+        max(4, word, min(28, max(len(cell) for cell in column)))
+        for word, column in zip(words, columns, strict=True)
     ]
     with document.table(
         col_widths=widths,
         line_height=size / 2 + 0.4,
         text_align="LEFT",
         first_row_as_headings=True,
-        wrapmode="CHAR",
     ) as grid:
-        for cells in (table.headers, *table.rows):
+        for cells in (headers, *rows):
             row = grid.row()
             for cell in cells:
                 row.cell(cell)
+    document.ln(2)
+
+
+def _figure(document: Any, figure: Figure) -> None:
+    """Title, how to read it, legend, and its panels two in a line, none over the end of a page."""
+    side, gap = (document.epw - 6) / 2, 6
+    heights = [side * panel.height / PANEL_WIDTH for panel in figure.drawing.panels]
+    # the words and the first line of panels stay together
+    if document.will_page_break(30 + heights[0]):
+        document.add_page()
+    _heading(document, figure.title, 13)
+    _paragraph(document, figure.caption, size=8)
+    _legend(document, figure.drawing.legend)
+    for start in range(0, len(heights), 2):
+        tallest = max(heights[start : start + 2])
+        if document.will_page_break(tallest):
+            document.add_page()
+        top = document.get_y()
+        for column, panel in enumerate(figure.drawing.panels[start : start + 2]):
+            picture = _picture_file(panel.svg)
+            document.image(picture, x=document.l_margin + column * (side + gap), y=top, w=side)
+        document.set_y(top + tallest + 3)
+
+
+def _picture_file(svg: str) -> BytesIO:
+    """An SVG without its words, which fpdf2 does not read and warns of."""
+    shapes = re.sub(r"<(title|desc)[^>]*>.*?</\1>", "", svg, flags=re.DOTALL)
+    return BytesIO(shapes.encode("utf-8"))
+
+
+def _legend(document: Any, entries: Sequence[LegendEntry]) -> None:
+    """Swatches with their names, as many in a line as it holds."""
+    document.set_font("DejaVu", "", 8)
+    for entry in entries:
+        width = 12 + document.get_string_width(entry.name)
+        if document.get_x() + width > document.w - document.r_margin:
+            document.ln(5)
+        picture = _picture_file(entry.svg)
+        document.image(picture, x=document.get_x(), y=document.get_y() + 0.6, w=8)
+        document.set_x(document.get_x() + 9)
+        document.cell(width - 9, 5, entry.name)
+    if entries:
+        document.ln(7)
 
 
 FORMATS: Mapping[str, Callable[[Run], bytes]] = {

@@ -29,6 +29,16 @@ class HeatMapToken:
     share: float
     is_key: bool
 
+    @property
+    def colour(self) -> str:
+        """From white at 0 to blue at 1 and orange at -1, the two that all eyes tell apart, light
+        enough to read black on them: `rgb(86,180,233)`.
+        """
+        full = (86, 180, 233) if self.share > 0 else (230, 159, 0)
+        strength = min(1.0, abs(self.share))
+        red, green, blue = (round(255 + (to - 255) * strength) for to in full)
+        return f"rgb({red},{green},{blue})"
+
 
 @dataclass(frozen=True)
 class HeatMapLine:

@@ -1,32 +1,40 @@
-"""One page that needs nothing else: findings in words, the table, the figures, what failed and
-where it all came from.
+"""One page that needs nothing else: a page for who has to decide, then findings in words, the
+tables, the figures, what failed and where it all came from.
 """
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import polars as pl
-from plotly.offline import get_plotlyjs
+from markupsafe import Markup, escape
 
 from rayunlearn.analysis.baselines import baseline_table
-from rayunlearn.analysis.coreset_table import coreset_table
+from rayunlearn.analysis.coreset_table import coreset_table, extra_settings
 from rayunlearn.analysis.equal_retention import has_calibrated
 from rayunlearn.analysis.generations import is_private
 from rayunlearn.analysis.labels import format_number
 from rayunlearn.analysis.run_frames import trial_table
-from rayunlearn.reporting import plots
 from rayunlearn.reporting.attack_tables import attack_tables
+from rayunlearn.reporting.figures import figures_of
+from rayunlearn.reporting.glossary import TERMS
 from rayunlearn.reporting.heatmap import page_maps
+from rayunlearn.reporting.page_tables import (
+    CORESET_DETAILS,
+    MAX_WIDE_COLUMNS,
+    page_tables,
+    plain_view,
+)
 from rayunlearn.reporting.sentences import (
     caution_sentences,
     finding_sentences,
     status_counts,
     status_lines,
+    warning_sentences,
 )
 from rayunlearn.reporting.summary import INTERVALS, run_summary, summary_sections
 from rayunlearn.reporting.tables import (
@@ -49,76 +57,6 @@ from rayunlearn.storage.run import Run, open_run
 
 # of failures and of documents rejected; the rest is in the Parquet files and is counted
 MAX_ROWS = 200
-
-CAPTIONS = {
-    "coreset": (
-        "Coreset curve",
-        (
-            "Left is less of the forget set. A flat line means that a small part does what the"
-            " whole does. Bars: 95% t intervals over seeds and documents."
-        ),
-    ),
-    "coverage": (
-        "Coverage curve",
-        (
-            "The same cells by the share of facts that the kept documents state. Lines that part"
-            " above and meet here: coverage explains the ratio."
-        ),
-    ),
-    "pareto": (
-        "Forgetting against utility",
-        (
-            "Every measured trial. Grey line: the trials that no other beats. Hollow: asked for by"
-            " Optuna. Triangles: over-forgotten, below gold or chance. Crosses: collapsed."
-        ),
-    ),
-    "path": (
-        "On the straight line",
-        (
-            "Mean answer probability between two models in weight space, mean over seeds: from"
-            " base, or from the full-set model of the same seed, on the left, to the trial's own on"
-            " the right. A path that leaves the straight line between its ends on the bad side has"
-            " a barrier."
-        ),
-    ),
-    "training": (
-        "Training curves",
-        "One trial (its first seed) per selector and part. Colour: part kept; dash: selector.",
-    ),
-    "looks": (
-        "While it unlearned",
-        (
-            "What each look at the same trials found, on up to 64 probes of a split: the forgetting"
-            " metric on forget and the utility metric; step 0 is base."
-        ),
-    ),
-    "recovery": (
-        "What attacks recovered",
-        (
-            "Recovered fraction per attack and model: 0 as unlearned, 1 as before unlearning. The"
-            " intervals are in the table above."
-        ),
-    ),
-    "tuning": (
-        "Tuning",
-        (
-            "Trials in the order in which Optuna asked for them, and the best that kept utility"
-            " over the floor."
-        ),
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure of the page: anchor, title, how to read it, and Plotly's JSON, safe inside a script
-    element.
-    """
-
-    anchor: str
-    title: str
-    caption: str
-    content: str
 
 
 def write_report(run: Path, file: Path | None = None) -> Path:
@@ -146,38 +84,59 @@ def page(run: Run) -> str:
     """The page as text. Every value is escaped: a run may hold text that came from anywhere."""
     table, chosen = coreset_table(run), baseline_table(run)
     question, _, rest = str(run.experiment.get("question", "")).strip().partition("\n\n")
-    return _template().render(
+    view, named_by = coreset_view(table, run.experiment), 3 + len(extra_settings(table))
+    text = _template().render(
         name=run.experiment.get("name", run.path.name),
         version=run.experiment.get("version", ""),
         question=question,
         background=rest.strip(),
+        warnings=warning_sentences(run, table),
         brief=run_summary(run, table),
         findings=[*finding_sentences(run, table), *over_forgotten_sentence(table)],
-        control=ranking_view(run) if has_calibrated(run) else None,
+        control=page_tables(plain_view(*ranking_view(run))) if has_calibrated(run) else None,
         control_words=ranking_sentences(run),
-        beside=None if chosen.is_empty() else baseline_view(chosen),
+        beside=None if chosen.is_empty() else page_tables(plain_view(*baseline_view(chosen))),
         beside_words=baseline_sentences(chosen),
         caution=caution_sentences(run.experiment),
         intervals=INTERVALS,
         status_counts=status_counts(run),
         status_lines=status_lines(run),
-        view=coreset_view(table, run.experiment),
-        figures=_figures(run, table),
-        attacks=attack_tables(run),
-        sections=summary_sections(run),
-        # their tokens are the corpus's words
-        heat_maps=[] if is_private(run) else page_maps(run),
-        texts=text_comparisons(run),
-        texts_caption=HIDDEN_TEXTS if hides_texts(run) else TEXTS_CAPTION,
-        texts_hidden=hides_texts(run),
-        plotly=get_plotlyjs(),
-        max_rows=MAX_ROWS,
-        failures=_failures(run),
-        quarantine=_rejected(run),
-        provenance=provenance(run),
-        settings=_settings(run),
-        metrics=run.experiment.get("metrics", []),
+        view=view,
+        view_tables=page_tables(view, named_by=named_by, details=CORESET_DETAILS),
+        figures=figures_of(run, table),
+        **_details(run),
     )
+    return text.lstrip()
+
+
+def _details(run: Run) -> dict[str, Any]:
+    """What the page shows behind its table and figures, by its name in the template."""
+    attacks = [
+        {
+            "caption": part.caption,
+            "notes": part.notes,
+            "tables": page_tables(
+                plain_view(part.headers, part.rows, is_numeric=False), size=MAX_WIDE_COLUMNS
+            ),
+        }
+        for part in attack_tables(run)
+    ]
+    return {
+        "attacks": attacks,
+        "sections": [vars(s) | {"tables": page_tables(s.view)} for s in summary_sections(run)],
+        # their tokens are the corpus's words
+        "heat_maps": [] if is_private(run) else page_maps(run),
+        "texts": text_comparisons(run),
+        "texts_caption": HIDDEN_TEXTS if hides_texts(run) else TEXTS_CAPTION,
+        "texts_hidden": hides_texts(run),
+        "max_rows": MAX_ROWS,
+        "failures": _failures(run),
+        "quarantine": _rejected(run),
+        "provenance": provenance(run),
+        "settings": _settings(run),
+        "metrics": run.experiment.get("metrics", []),
+        "glossary": TERMS,
+    }
 
 
 def _template() -> jinja2.Template:
@@ -185,41 +144,15 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["code"] = with_code
     return environment.from_string(
         (files("rayunlearn.reporting") / "templates" / "report.html.j2").read_text(encoding="utf-8")
     )
 
 
-def _figures(run: Run, table: pl.DataFrame) -> list[Figure]:
-    """The figures that have something to show, in the order of `CAPTIONS`."""
-    figures = {
-        "coreset": plots.coreset_curve(table, run.experiment),
-        "coverage": plots.coverage_curve(table, run.experiment),
-        "pareto": plots.pareto(run),
-        "path": plots.weight_paths(run),
-        "training": plots.training_curves(run),
-        "looks": plots.look_curves(run),
-        "recovery": plots.recovery_map(run),
-        "tuning": plots.tuning_history(run),
-    }
-    drawn_figures = [(anchor, figures[anchor], *words) for anchor, words in CAPTIONS.items()]
-    return [
-        Figure(anchor=a, title=t, caption=c, content=script_json(f.to_plotly_json()))
-        for a, f, t, c in drawn_figures
-        if f is not None
-    ]
-
-
-def script_json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in, nor start a comment there."""
-    # NaN and infinity are no JSON: drawn as gaps
-    plain = json.loads(json.dumps(value, allow_nan=True), parse_constant=lambda _: None)
-    return (
-        json.dumps(plain, separators=(",", ":"))
-        .replace("<", "\\u003c")
-        .replace("\u2028", "\\u2028")
-        .replace("\u2029", "\\u2029")
-    )
+def with_code(text: str) -> Markup:
+    """Text whose parts between back-ticks are set as code, everything in it escaped."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _rejected(run: Run) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
-"""Plotly figures of a run. Each returns None where there is nothing to draw. Colours come without a
-background: the page sets it.
+"""Plotly figures of a run, for notebooks and, drawn by `reporting.svg`, for the report. Each
+returns None where there is nothing to draw. Colours come without a background: the page sets it.
 
-One colour per method and one dash and symbol per selector, the same in every figure (Okabe and
-Ito's palette, which people with any colour vision can tell apart; symbols and dashes repeat what
-colours say).
+One colour per method and one dash and symbol per selector, the same in every figure (after Okabe
+and Ito's palette, which people with any colour vision can tell apart, dark enough for white paper
+and light enough for black; symbols and dashes repeat what colours say).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,15 +28,17 @@ from rayunlearn.analysis.run_frames import (
     CONTEXT_SECTIONS,
     CORESET,
     FULL_SET,
+    UNTOUCHED,
     objective_of,
     trial_table,
     varying_settings,
 )
 from rayunlearn.analysis.targets import OVER_FORGOTTEN
+from rayunlearn.analysis.tuning import settings_tried
 from rayunlearn.reporting.attack_tables import attack_labels
 from rayunlearn.storage.run import Run
 
-COLOURS = ("#0081cf", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#8a8a00", "#7b61c4")
+COLOURS = ("#0081cf", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#a05a2c", "#8a8a00", "#7b61c4")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star-triangle-down")
 
@@ -44,8 +46,8 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star-triangle
 GREY = "#808080"
 ANCHORS = {"base": "before unlearning (base)", "gold": "never saw it (gold)"}
 
-# per training curve: more cannot be seen and makes the page heavy
-MAX_POINTS = 300
+# per training curve: a panel is 330 units wide, and every point is in the page
+MAX_POINTS = 120
 MAX_PANELS = 12
 LOSS_TERMS = ("loss", "forget_loss", "retain_loss")
 LOOK_TERMS = ("forgetting", "utility")
@@ -118,7 +120,8 @@ def coverage_curve(table: pl.DataFrame, experiment: Mapping[str, Any]) -> go.Fig
 
 def pareto(run: Run) -> go.Figure | None:
     """Every measured trial by forgetting and utility, the front as a line, base and gold marked,
-    the utility floor dashed.
+    the utility floor dashed; where the data has a split that no training was shown, a second panel
+    by the utility metric on it, which retain training cannot hold up.
     """
     trials = trial_table(run).filter(
         pl.col("forgetting").is_not_null(), pl.col("utility").is_not_null()
@@ -129,14 +132,20 @@ def pareto(run: Run) -> go.Figure | None:
     facets = _facets(trials.filter(pl.col("role") == "grid"), _context_settings(run, trials)) or [
         ("", {})
     ]
-    figure = _panels(
-        [title for title, _ in facets], y_title=f"{goal.utility} on {goal.utility_split}"
-    )
-    for panel, (_, facet) in enumerate(facets):
-        facet_rows = _within(trials, facet)
-        _add_trials(figure, panel, facet_rows, trials)
-        _add_front(figure, panel, facet_rows, goal.target != "none")
-        _add_anchors(figure, panel, facet_rows, goal.utility_floor)
+    kinds = {"utility": goal.utility_split}
+    if goal.utility_split != UNTOUCHED and trials[UNTOUCHED].drop_nulls().len():
+        kinds[UNTOUCHED] = UNTOUCHED
+    panels = [(*facet, column) for facet in facets for column in kinds][:MAX_PANELS]
+    titles = [
+        ", ".join(filter(None, (title, f"{goal.utility} on {kinds[column]}")))
+        for title, _, column in panels
+    ]
+    figure = _panels(titles, y_title=goal.utility)
+    for panel, (_, facet, column) in enumerate(panels):
+        facet_rows = _within(trials, facet).filter(pl.col(column).is_not_null())
+        _add_trials(figure, panel, facet_rows, trials, column)
+        _add_front(figure, panel, facet_rows, column, aims=goal.target != "none")
+        _add_anchors(figure, panel, facet_rows, column, goal.utility_floor)
     figure.update_xaxes(title_text=goal.forgetting_words)
     return _finished(figure)
 
@@ -276,15 +285,12 @@ def tuning_history(run: Run) -> go.Figure | None:
     """What is minimised of each tuned trial in order, one panel per study; filled where utility
     stays over the floor.
     """
-    trials = trial_table(run)
-    tuned = trials.filter(pl.col("role") == "tuning", pl.col("forgetting").is_not_null())
-    if tuned.height == 0:
+    tried, goal = settings_tried(run), objective_of(run.experiment)
+    if tried.is_empty():
         return None
-    goal = objective_of(run.experiment)
-    tuned = _with_feasible(tuned, trials, _context_settings(run, trials), goal.utility_floor)
-    studies = _by_setting(tuned).partition_by("study", maintain_order=True)[:MAX_PANELS]
+    studies = tried.partition_by("study", maintain_order=True)[:MAX_PANELS]
     figure = _panels(
-        [_study_title(study) for study in studies],
+        [search_title(study["group"][0], study["search"][0]) for study in studies],
         y_title=f"{goal.forgetting_words}{'' if goal.target == 'none' else ': distance'}",
     )
     for panel, study in enumerate(studies):
@@ -294,39 +300,9 @@ def tuning_history(run: Run) -> go.Figure | None:
     return _finished(figure)
 
 
-def _by_setting(tuned: pl.DataFrame) -> pl.DataFrame:
-    """One row per setting of a study, as it was judged: means over its seeds, feasible where all of
-    them are, under the id of the first.
-    """
-    means = [pl.col(name).mean() for name in ("objective", "forgetting", "utility")]
-    first = [pl.col(name).first() for name in ("group", "search", "trial_id")]
-    keys = ["study", "study_index"]
-    return tuned.group_by(keys, maintain_order=True).agg(*means, *first, pl.col("feasible").all())
-
-
-def _study_title(study: pl.DataFrame) -> str:
-    """The group in words, and from the second search on its number."""
-    group, search = study.select("group", pl.col("search").fill_null(0)).row(0)
-    return control_label(group) + (f", search {search + 1}" if search else "")
-
-
-def _with_feasible(
-    tuned: pl.DataFrame, trials: pl.DataFrame, context_settings: Sequence[str], floor: float
-) -> pl.DataFrame:
-    """The tuned trials with `before`, the utility of their base model, and `feasible`: whether
-    they keep the fraction `floor` of it.
-    """
-    base = trials.filter(pl.col("role") == "base").select(
-        *context_settings, pl.col("utility").alias("before")
-    )
-    joined = (
-        tuned.join(base, on=context_settings, how="left")
-        if context_settings
-        else tuned.with_columns(pl.lit(base["before"].max()).alias("before"))
-    )
-    return joined.with_columns(
-        (pl.col("utility") >= floor * pl.col("before")).fill_null(False).alias("feasible")
-    )
+def search_title(group: str, search: int | None) -> str:
+    """The group of a search in words, and from the second search on its number."""
+    return (control_label(group) or "all") + (f", search {search + 1}" if search else "")
 
 
 def recovery_map(run: Run) -> go.Figure | None:
@@ -563,9 +539,15 @@ TRIAL_SYMBOLS = (
 
 
 def _add_trials(
-    figure: go.Figure, panel: int, facet_rows: pl.DataFrame, everything: pl.DataFrame
+    figure: go.Figure,
+    panel: int,
+    facet_rows: pl.DataFrame,
+    everything: pl.DataFrame,
+    column: str,
 ) -> None:
-    """The panel's trials as points: a colour per method of `everything`, by `TRIAL_SYMBOLS`."""
+    """The panel's trials as points by forgetting and `column`: a colour per method of `everything`,
+    by `TRIAL_SYMBOLS`.
+    """
     methods = (
         everything.filter(pl.col("role").is_in(["grid", "tuning"]))["method.forget"]
         .unique(maintain_order=True)
@@ -587,38 +569,40 @@ def _add_trials(
                     + ("" if status == "complete" else f", {status}")
                 )
                 colour = COLOURS[index % len(COLOURS)]
-                _add(figure, panel, _trial_points(points, name, colour, symbol))
+                _add(figure, panel, _trial_points(points, name, colour, symbol, column))
 
 
-def _trial_points(points: pl.DataFrame, name: str, colour: str, symbol: str) -> Any:
-    """Trials by forgetting and utility, each with its settings where the pointer rests."""
+def _trial_points(points: pl.DataFrame, name: str, colour: str, symbol: str, column: str) -> Any:
+    """Trials by forgetting and `column`, each with its settings where the pointer rests."""
     text = [
         f"{t['trial_id']}<br>{t['select.name']} {format_percent(t['select.ratio'])}, seed"
-        f" {t['train.seed']}"
+        f" {t['train.seed']}<br>forget {t['forgetting']:.3f}, {column} {t[column]:.3f}"
         for t in points.iter_rows(named=True)
     ]
     trace = go.Scatter(
         x=points["forgetting"].to_list(),
-        y=points["utility"].to_list(),
+        y=points[column].to_list(),
         mode="markers",
         marker={"color": colour, "symbol": symbol, "size": 9, "opacity": 0.8},
         name=name,
         text=text,
     )
-    hover = "%{text}<br>forget %{x:.3f}, utility %{y:.3f}<extra>%{fullData.name}</extra>"
+    hover = "%{text}<extra>%{fullData.name}</extra>"
     return trace.update(hovertemplate=hover)
 
 
-def _add_front(figure: go.Figure, panel: int, facet_rows: pl.DataFrame, aims: bool) -> None:
+def _add_front(
+    figure: go.Figure, panel: int, facet_rows: pl.DataFrame, column: str, *, aims: bool
+) -> None:
     """The Pareto front of the panel's trials: a step line, or where distance from a target counts
     and not forgetting itself, one from trial to trial.
     """
     front = pareto_front(
-        facet_rows.filter(pl.col("role").is_in(["grid", "tuning"])), "objective", "utility"
-    ).sort("forgetting", "utility")
+        facet_rows.filter(pl.col("role").is_in(["grid", "tuning"])), "objective", column
+    ).sort("forgetting", column)
     trace = go.Scatter(
         x=front["forgetting"].to_list(),
-        y=front["utility"].to_list(),
+        y=front[column].to_list(),
         mode="lines",
         line={"color": GREY, "width": 1.5, "shape": "linear" if aims else "hv"},
         name="front",
@@ -627,8 +611,10 @@ def _add_front(figure: go.Figure, panel: int, facet_rows: pl.DataFrame, aims: bo
     _add(figure, panel, trace)
 
 
-def _add_anchors(figure: go.Figure, panel: int, facet_rows: pl.DataFrame, floor: float) -> None:
-    """Base and gold as large grey marks, and the utility floor across."""
+def _add_anchors(
+    figure: go.Figure, panel: int, facet_rows: pl.DataFrame, column: str, floor: float
+) -> None:
+    """Base and gold as large grey marks, and the utility floor across where it is asked of."""
     for (role, words), symbol in zip(ANCHORS.items(), ("star", "diamond"), strict=True):
         rows = facet_rows.filter(pl.col("role") == role)
         marker = {"color": GREY, "symbol": symbol, "size": 15, "line": {"width": 1, "color": GREY}}
@@ -637,14 +623,14 @@ def _add_anchors(figure: go.Figure, panel: int, facet_rows: pl.DataFrame, floor:
             panel,
             go.Scatter(
                 x=rows["forgetting"].to_list(),
-                y=rows["utility"].to_list(),
+                y=rows[column].to_list(),
                 mode="markers",
                 marker=marker,
                 name=words,
             ),
         )
-    base = facet_rows.filter(pl.col("role") == "base")["utility"].to_list()
-    if base:
+    base = facet_rows.filter(pl.col("role") == "base")[column].to_list()
+    if base and column == "utility":
         ends, level = _ends(facet_rows["forgetting"]), floor * base[0]
         line = {"color": GREY, "dash": "dash", "width": 1}
         _add(

@@ -11,11 +11,13 @@ from rayunlearn.analysis.equivalence import (
     EquivalenceCriterion,
     full_set_comparison,
 )
+from rayunlearn.analysis.intervals import NO_INTERVAL, interval_columns
 from rayunlearn.analysis.labels import (
     control_label,
     format_cell,
     format_gap_closed,
     format_interval,
+    format_mean,
     format_number,
     format_percent,
 )
@@ -23,6 +25,14 @@ from rayunlearn.analysis.run_frames import (
     CONTEXT_SECTIONS,
     objective_of,
     planned_trials,
+)
+from rayunlearn.analysis.run_warnings import (
+    BASE_KNOWS_LITTLE,
+    BASE_UNMEASURED,
+    GOLD_KNOWS,
+    GOLD_UNMEASURED,
+    RunWarning,
+    run_warnings,
 )
 from rayunlearn.errors import rejections_in_words
 from rayunlearn.schema import STATUSES, TIMED_OUT
@@ -140,6 +150,61 @@ def finding_sentences(run: Run, table: pl.DataFrame) -> list[str]:
         *full_set_sentences(run),
         *control_sentences(table),
     ]
+
+
+def warning_sentences(run: Run, table: pl.DataFrame) -> list[str]:
+    """Why the numbers of a run may mean nothing, a sentence each; none where nothing is wrong.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+        table: `coreset_table(run)`.
+
+    Returns:
+        The sentences of `analysis.run_warnings`, those on base and gold first.
+
+    Example:
+        >>> from rayunlearn.analysis.coreset_table import coreset_table
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> warning_sentences(run, coreset_table(run))
+        []
+    """
+    metric = objective_of(run.experiment).forgetting
+    return [_warning_sentence(warning, metric) for warning in run_warnings(run, table)]
+
+
+def _warning_sentence(warning: RunWarning, metric: str) -> str:
+    """What is wrong, on which numbers, and what cannot be said for it."""
+    context = format_cell(warning.context, list(warning.context))
+    where = f" ({context})" if context else ""
+    base = f"{metric} {format_mean(warning.base)}"
+    if warning.rule == BASE_UNMEASURED:
+        return f"Base was not measured{where}: nobody knows what there was to forget."
+    if warning.rule == BASE_KNOWS_LITTLE:
+        chance = "" if warning.chance is None else f", chance {format_mean(warning.chance)}"
+        return (
+            f"Base hardly knows the forget set{where}, {base}{chance}: there is little to forget,"
+            " and fractions of it mean little. Train it on the data first (`model.teach`), or ask"
+            " what it knows."
+        )
+    if warning.rule == GOLD_UNMEASURED:
+        return (
+            f"There is no gold model{where}: how low is low enough is not known, and a very low"
+            " value may be damage and not forgetting."
+        )
+    if warning.rule == GOLD_KNOWS:
+        columns = interval_columns("gap", warning.gap or NO_INTERVAL)
+        gap = format_interval(columns, "gap")
+        return (
+            f"Gold, which never saw the forget set, is as good as base{where}: base minus gold is"
+            f" {gap}. Fractions of so small a gap mean nothing; the questions can be answered"
+            " without the forget set, or gold was trained on it."
+        )
+    names = ", ".join(warning.retain_losses)
+    return (
+        f"No control{where}: without a forget loss there is no trial with the retain loss {names},"
+        " so what the forget loss did is not known."
+    )
 
 
 def caution_sentences(experiment: Mapping[str, Any]) -> str:
@@ -338,6 +403,56 @@ def full_set_sentences(run: Run) -> list[str]:
         for verdict, names in excluded.items()
         if names
     ]
+
+
+def verdict_sentences(run: Run) -> list[str]:
+    """What the tests of the run come to, in numbers of parts; the smallest part that equals the
+    full set, where one does.
+
+    Args:
+        run: an opened run (`storage.run.open_run`).
+
+    Returns:
+        The sentences; one that says so where no part was compared.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> verdict_sentences(open_run("docs/notebooks/runs/coreset"))[0].partition(":")[0]
+        'Of 4 parts of the forget set that were compared with all of it'
+    """
+    table = full_set_comparison(run)
+    is_excluded = pl.col("full_set").is_in(list(FULL_SET_SENTENCES))
+    judged = table.filter(~is_excluded, pl.col("verdict").is_in(list(PART_VERDICTS)))
+    sentences = []
+    if judged.height:
+        counts = dict(judged.group_by("verdict").len().iter_rows())
+        numbers = ", ".join(
+            f"{counts.get(name, 0)} {words}" for name, words in PART_VERDICTS.items()
+        )
+        sentences.append(
+            f"Of {judged.height} parts of the forget set that were compared with all of it:"
+            f" {numbers}."
+        )
+        equal = judged.filter(pl.col("verdict") == "equal")
+        if equal.height:
+            row = equal.sort("ratio").row(0, named=True)
+            sentences.append(
+                f"The smallest that is equal is {format_percent(row['ratio'])}"
+                f" ({format_number(row['n_kept'])} documents): {row['method']}, {row['selector']}."
+            )
+    n_excluded = table.filter(is_excluded).height
+    if n_excluded:
+        sentences.append(
+            f"{n_excluded} parts have no full set to be compared with, which the findings name."
+        )
+    return sentences or ["No part of the forget set was compared with all of it."]
+
+
+PART_VERDICTS = {
+    "equal": f"equal within {DEFAULT_MARGIN:g}",
+    "different": "different",
+    "not decided": "not decided",
+}
 
 
 def _verdict_words(row: Mapping[str, Any]) -> str:

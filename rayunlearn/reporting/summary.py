@@ -1,5 +1,5 @@
-"""The run on one page, for who has to decide: what was to be forgotten, what is left, how sure that
-is, which attacks recover it.
+"""The run on one page, for who has to decide: what was to be forgotten, how it was tested, what is
+left, what attacks recover, how sure that is, and what was not tested.
 
 `summary_blocks` is that page and the tables after it as plain blocks; `reporting.formats` renders
 them as Markdown and PDF, the page report.html shows `run_summary` first. Every number is one of the
@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from rayunlearn.analysis.coreset_table import coreset_table, extra_settings
+from rayunlearn.analysis.equal_retention import has_calibrated
 from rayunlearn.analysis.labels import (
     UNKNOWN,
     format_cell,
@@ -21,15 +22,28 @@ from rayunlearn.analysis.labels import (
     format_mean,
     format_number,
     format_percent,
+    shorten,
 )
+from rayunlearn.analysis.probe_sets import further_sets
 from rayunlearn.analysis.recovery import recovery_table
-from rayunlearn.analysis.run_frames import objective_of, planned_trials
+from rayunlearn.analysis.run_frames import (
+    UNTOUCHED,
+    examples_without_attacks,
+    objective_of,
+    planned_trials,
+)
 from rayunlearn.reporting.attack_tables import attack_labels, attack_tables
 from rayunlearn.reporting.attribution_tables import attribution_sections
 from rayunlearn.reporting.connectivity_tables import connectivity_sections
 from rayunlearn.reporting.probe_set_tables import probe_set_sections
 from rayunlearn.reporting.robustness_tables import robustness_sections
-from rayunlearn.reporting.sentences import caution_sentences, finding_sentences, status_lines
+from rayunlearn.reporting.sentences import (
+    caution_sentences,
+    finding_sentences,
+    status_lines,
+    verdict_sentences,
+    warning_sentences,
+)
 from rayunlearn.reporting.tables import (
     Section,
     coreset_view,
@@ -47,6 +61,7 @@ from rayunlearn.reporting.text_tables import (
     hides_texts,
     text_comparisons,
 )
+from rayunlearn.reporting.tuning_tables import tuning_sections
 from rayunlearn.storage.run import Run
 
 # methods and attacks on the first page; the tables behind it have them all
@@ -63,37 +78,64 @@ class SummaryTable:
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryBlock:
-    """A question, its answer in sentences, and the numbers, where a table says them better."""
+    """A question, its answer in sentences, and the numbers, where a table says them better;
+    `named_by`: columns that name a row of it.
+    """
 
     anchor: str
     title: str
     sentences: tuple[str, ...]
     table: SummaryTable | None = None
+    named_by: int = 1
 
 
 def run_summary(run: Run, table: pl.DataFrame) -> tuple[SummaryBlock, ...]:
-    """The four questions of the first page, from a run and its coreset table.
+    """The questions of the first page, from a run and its coreset table.
 
     Args:
         run: an opened run (`storage.run.open_run`).
         table: `coreset_table(run)`.
 
     Returns:
-        One answer per question: title, sentences and a small table.
+        One answer per question: title, sentences and, where numbers say it better, a small table.
 
     Example:
         >>> from rayunlearn.analysis.coreset_table import coreset_table
         >>> from rayunlearn.storage.run import open_run
         >>> run = open_run("docs/notebooks/runs/coreset")
-        >>> [answer.title for answer in run_summary(run, coreset_table(run))]
-        ['Forget set', 'Forgetting', 'Uncertainty', 'Recovery under attack']
+        >>> [answer.anchor for answer in run_summary(run, coreset_table(run))]
+        ['forgotten', 'tested', 'left', 'back', 'sure', 'untested', 'outcome']
     """
     return (
         _dataset_answer(run, table),
+        _test_answer(run, table),
         _forgetting_answer(run, table),
-        _uncertainty_answer(run, table),
         _recovery_answer(run),
+        _uncertainty_answer(run, table),
+        _untested_answer(run, table),
+        _outcome_answer(run),
     )
+
+
+def summary_block(run: Run, table: pl.DataFrame, anchor: str) -> SummaryBlock:
+    """One answer of the first page by its anchor.
+
+    Args:
+        run: an opened run.
+        table: `coreset_table(run)`.
+        anchor: `forgotten`, `tested`, `left`, `back`, `sure`, `untested` or `outcome`.
+
+    Returns:
+        The answer.
+
+    Example:
+        >>> from rayunlearn.analysis.coreset_table import coreset_table
+        >>> from rayunlearn.storage.run import open_run
+        >>> run = open_run("docs/notebooks/runs/coreset")
+        >>> summary_block(run, coreset_table(run), "left").title
+        'What is left'
+    """
+    return next(block for block in run_summary(run, table) if block.anchor == anchor)
 
 
 def summary_blocks(run: Run) -> tuple[SummaryBlock, ...]:
@@ -113,6 +155,7 @@ def summary_blocks(run: Run) -> tuple[SummaryBlock, ...]:
             title="Table",
             sentences=(INTERVALS,),
             table=SummaryTable(headers=view.headers, rows=view.rows),
+            named_by=3 + len(extra_settings(table)),
         ),
         SummaryBlock(
             anchor="control", title="At equal retention", sentences=tuple(ranking_sentences(run))
@@ -127,7 +170,17 @@ def summary_blocks(run: Run) -> tuple[SummaryBlock, ...]:
             anchor="statuses", title="How the trials ended", sentences=tuple(status_lines(run))
         ),
     )
-    return (*run_summary(run, table), *(section for section in later if section.sentences))
+    blocks = (_warning_block(run, table), *run_summary(run, table), *later)
+    return tuple(section for section in blocks if section.sentences)
+
+
+def _warning_block(run: Run, table: pl.DataFrame) -> SummaryBlock:
+    """Why the numbers may mean nothing; without sentences where nothing is wrong."""
+    return SummaryBlock(
+        anchor="warnings",
+        title="Read the numbers with care",
+        sentences=tuple(warning_sentences(run, table)),
+    )
 
 
 def _attack_blocks(run: Run) -> list[SummaryBlock]:
@@ -158,10 +211,11 @@ def _text_blocks(run: Run) -> list[SummaryBlock]:
 
 
 def summary_sections(run: Run) -> list[Section]:
-    """The tables of explanations, faithfulness and metrics under attack that
+    """The tables of tuned hyperparameters, explanations, faithfulness and metrics under attack that
     the run has rows for.
     """
     return [
+        *tuning_sections(run),
         *probe_set_sections(run),
         *attribution_sections(run),
         *connectivity_sections(run),
@@ -203,7 +257,7 @@ def _dataset_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
         sentences.append(text)
     return SummaryBlock(
         anchor="forgotten",
-        title="Forget set",
+        title="What was to be forgotten",
         sentences=tuple(sentences) or ("Nothing has been measured yet.",),
     )
 
@@ -216,7 +270,7 @@ def _forgetting_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
     )
     if not full_set.height:
         words = "No unlearned model has been measured yet."
-        return SummaryBlock(anchor="left", title="Forgetting", sentences=(words,))
+        return SummaryBlock(anchor="left", title="What is left", sentences=(words,))
     goal = objective_of(run.experiment)
     aims = [] if goal.target == "none" else full_set["aim"].drop_nulls().unique().to_list()
     order = f"the nearest to {aims[0]}" if aims else "the least left"
@@ -229,10 +283,20 @@ def _forgetting_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
     marked = over_forgotten_sentence(full_set)
     return SummaryBlock(
         anchor="left",
-        title="Forgetting",
+        title="What is left",
         sentences=(words, *([f"{more} more are in the table."] if more > 0 else []), *marked),
-        table=_forgetting_table(best_first, settings, untouched=has_untouched(table)),
+        table=_forgetting_table(
+            pl.concat([_beside(table), best_first]), settings, untouched=has_untouched(table, goal)
+        ),
     )
+
+
+def _beside(table: pl.DataFrame) -> pl.DataFrame:
+    """Base, gold and the controls, what the unlearned models are read against; of many contexts
+    the first lines alone.
+    """
+    roles = pl.col("role").is_in(["base", "gold", "control"])
+    return table.filter(roles, pl.col("forgetting").is_not_null()).head(MAX_LINES)
 
 
 def _forgetting_table(
@@ -240,11 +304,10 @@ def _forgetting_table(
 ) -> SummaryTable:
     """A row per cell: its settings, what is left, the gap closed, what is retained."""
     headers = (
-        "method",
+        "model",
         *settings,
         "part used",
-        "forgetting metric",
-        "distance",
+        "left of the forget set",
         "base-gold gap closed",
         "retained",
         *(["untouched"] if untouched else []),
@@ -252,10 +315,9 @@ def _forgetting_table(
     rows = tuple(
         (
             method_label(row, settings),
-            *(format_number(row[name]) for name in settings),
+            *(shorten(format_number(row[name])) for name in settings),
             format_percent(row["select.ratio"]),
             with_mark(format_interval(row, "forgetting"), row),
-            format_interval(row, "distance"),
             format_gap_closed(row),
             format_interval(row, "utility"),
             *([format_interval(row, "untouched")] if untouched else []),
@@ -263,6 +325,168 @@ def _forgetting_table(
         for row in cells.iter_rows(named=True)
     )
     return SummaryTable(headers=headers, rows=rows)
+
+
+def _test_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
+    """Methods, questions and measures, and the models that stand beside the unlearned ones."""
+    goal = objective_of(run.experiment)
+    grid = table.filter(pl.col("role") == "grid")
+    if not grid.height:
+        words = "No unlearned model has been trained yet."
+        return SummaryBlock(anchor="tested", title="How it was tested", sentences=(words,))
+    questions = _questions(run)
+    measures = [
+        f"what is left of the forget set by {goal.forgetting}{goal.after_attack}"
+        f" on {questions.get('forget', 'its')} questions",
+        f"what should stay by {goal.utility} on {questions.get(goal.utility_split, 'the')}"
+        f" questions of the {goal.utility_split} set",
+    ]
+    if has_untouched(table, goal):
+        measures.append(
+            f"and on {questions.get(UNTOUCHED, 'the')} questions that base knows and no training"
+            " was shown (untouched)"
+        )
+    meanings = {row["name"]: row["meaning"] for row in run.experiment.get("metrics", ())}
+    explained = [
+        f"{name}: {meanings[name]}."
+        for name in dict.fromkeys((goal.forgetting, goal.utility))
+        if name in meanings
+    ]
+    methods = method_sentences(run, table)
+    sentences = (
+        f"Unlearned with {_joined(grid['method'].unique(maintain_order=True).to_list())}, on"
+        f" {_joined(_parts(grid))} of the forget set.",
+        *methods,
+        f"Measured: {'; '.join(measures)}. {' '.join(explained)}".strip(),
+        BESIDE,
+    )
+    return SummaryBlock(anchor="tested", title="How it was tested", sentences=sentences)
+
+
+BESIDE = (
+    "Read against three models: base, the model before unlearning; gold, a model trained without"
+    " the forget set; control, the same training with the retain loss alone."
+)
+
+
+def method_sentences(run: Run, table: pl.DataFrame) -> list[str]:
+    """What each method and selector of the grid is, with its source; none for a run of an earlier
+    version, which did not write it down.
+    """
+    grid = table.filter(pl.col("role") == "grid")
+    used = {
+        (setting, value)
+        for setting in ("method.forget", "method.retain", "select.name")
+        for value in grid[setting].drop_nulls()
+    }
+    return [
+        f"{row['name']}: {row['meaning']} ({row['source']})."
+        for row in run.experiment.get("names") or ()
+        if (row["setting"], row["name"]) in used
+    ]
+
+
+def _questions(run: Run) -> dict[str, str]:
+    """Split -> how many questions of it were asked of some trial, at most."""
+    counts = (
+        examples_without_attacks(run).group_by("split").agg(pl.col("doc_id").n_unique()).collect()
+    )
+    return {split: format_number(n) for split, n in counts.iter_rows()}
+
+
+def _parts(grid: pl.DataFrame) -> list[str]:
+    """`100%`, `25%` and so on, the largest first."""
+    ratios = grid["select.ratio"].drop_nulls().unique().sort(descending=True)
+    return [format_percent(ratio) for ratio in ratios]
+
+
+def _joined(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def _untested_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
+    """What a reader may take for tested and is not, as far as the run's tables say."""
+    first = (
+        "What is measured is answers to these questions. That no question found it is no proof that"
+        " it is gone."
+    )
+    rules = (*_attack_gaps(run), *_question_gaps(run, table), *_comparison_gaps(run))
+    sentences = (first, *(sentence for is_so, sentence in rules if is_so))
+    return SummaryBlock(anchor="untested", title="What was not tested", sentences=sentences)
+
+
+# whether it holds, and the sentence
+Gap = tuple[bool, str]
+
+
+def _attack_gaps(run: Run) -> tuple[Gap, ...]:
+    """Attacks that were not run, and models that none was run on."""
+    trials = planned_trials(run)
+    is_staged = "stage" in trials.columns
+    n_unlearned = trials.filter(pl.col("stage") == "unlearned").height if is_staged else 0
+    n_attacked = run.attacks.select("attacked").unique().collect().height
+    return (
+        (n_attacked == 0, "No attack was run: whether somebody recovers it was not asked."),
+        (
+            0 < n_attacked < n_unlearned,
+            f"Attacks were run on {n_attacked} of {n_unlearned} unlearned models, the others were"
+            " not attacked.",
+        ),
+    )
+
+
+def _question_gaps(run: Run, table: pl.DataFrame) -> tuple[Gap, ...]:
+    """Questions that were not asked."""
+    measured = run.evals.select("split", "metric").unique().collect()
+    names = [*measured["metric"], *measured["split"]]
+    return (
+        (
+            not any("paraphras" in name for name in names),
+            "The questions were not asked in other words: a model may have forgotten the wording"
+            " alone.",
+        ),
+        (
+            table["untouched"].null_count() == table.height and not further_sets(run),
+            "Nothing was asked that no training was shown: what else was damaged is not known.",
+        ),
+    )
+
+
+def _comparison_gaps(run: Run) -> tuple[Gap, ...]:
+    """Models, corpora, searches and comparisons that there was one of, or none."""
+    trials, search = planned_trials(run), run.plan.select("search", "role").collect()
+    is_tuned = "tuning" in search["role"]
+    n_models, n_corpora = (
+        trials[f"{name}_digest"].drop_nulls().n_unique() for name in ("model", "corpus")
+    )
+    return (
+        (n_models == 1, "One base model: another may behave otherwise."),
+        (n_corpora == 1, "One corpus: another may behave otherwise."),
+        (
+            is_tuned and not search["search"].fill_null(0).max(),
+            "Each group was tuned once: how much another search would find is in no interval.",
+        ),
+        (not is_tuned, "Nothing was tuned: other hyperparameters may do better or worse."),
+        (
+            not has_calibrated(run),
+            "Methods were not compared at equal retention: one that keeps more may have forgotten"
+            " less for it.",
+        ),
+    )
+
+
+def _outcome_answer(run: Run) -> SummaryBlock:
+    """The hypothesis as the experiment has it, and beside it what the tests of this run say."""
+    hypothesis = str(run.experiment.get("question", "")).strip().partition("\n\n")[2]
+    paragraphs = [" ".join(part.split()) for part in hypothesis.split("\n\n") if part.strip()]
+    verdicts = verdict_sentences(run)
+    stated = [part for part in paragraphs if part.startswith(("Hypothesis", "Refuted"))]
+    return SummaryBlock(
+        anchor="outcome",
+        title="Hypothesis and outcome" if stated else "Outcome",
+        sentences=(*stated, *verdicts),
+    )
 
 
 def _uncertainty_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
@@ -295,15 +519,12 @@ def _uncertainty_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
         sentences.append(
             f"Trials that did not end as complete: {lost}. They are counted and named below."
         )
-    sentences.append(
-        "What is measured is answers to these questions. That no question found it is no proof that"
-        " it is gone."
-    )
-    return SummaryBlock(anchor="sure", title="Uncertainty", sentences=tuple(sentences))
+    sentences = sentences or ["Nothing has been measured yet."]
+    return SummaryBlock(anchor="sure", title="How sure this is", sentences=tuple(sentences))
 
 
 def _recovery_answer(run: Run) -> SummaryBlock:
-    title, table = "Recovery under attack", recovery_table(run)
+    title, table = "What an attacker recovers", recovery_table(run)
     measured = table.filter(pl.col("recovered").is_not_null()).sort("recovered", descending=True)
     if not measured.height:
         words = NOTHING_REMOVED if table.height else NOT_ATTACKED

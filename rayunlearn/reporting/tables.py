@@ -296,15 +296,21 @@ def method_label(row: Mapping[str, Any], settings: Sequence[str] = ()) -> str:
 
 def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableView:
     """The coreset table for reading, one text cell per column."""
-    settings, has_untouched_split = extra_settings(table), has_untouched(table)
+    settings, has_untouched_split = (
+        extra_settings(table),
+        has_untouched(table, objective_of(experiment)),
+    )
     columns = (
         *_cell_columns(settings),
         *_metric_columns(objective_of(experiment), untouched=has_untouched_split),
         *TRIAL_COLUMNS,
+        *([TUNED_COLUMN] if has_tuned(table) else []),
     )
     headers, meanings, numeric = zip(*columns, strict=True)
     rows = tuple(
-        _cells(row, settings, untouched=has_untouched_split) for row in table.iter_rows(named=True)
+        _cells(row, settings, untouched=has_untouched_split)
+        + ((row["tuned"] or UNKNOWN,) if has_tuned(table) else ())
+        for row in table.iter_rows(named=True)
     )
     return TableView(
         headers=headers, meanings=meanings, numeric=numeric, rows=rows, roles=tuple(table["role"])
@@ -320,6 +326,18 @@ TRIAL_COLUMNS: tuple[ViewColumn, ...] = (
     ("steps", "optimizer steps, mean", True),
     ("documents seen", "forget documents seen in training, repeats counted, mean", True),
 )
+
+
+TUNED_COLUMN: ViewColumn = (
+    "tuned",
+    "the searched hyperparameters that the row was run with, of several searches one after another",
+    False,
+)
+
+
+def has_tuned(table: pl.DataFrame) -> bool:
+    """Whether some cell of a coreset table was run with what a search found."""
+    return bool((table["tuned"] != "").any())
 
 
 def _cell_columns(settings: Sequence[str]) -> list[ViewColumn]:
@@ -365,9 +383,11 @@ def _metric_columns(goal: Objective, *, untouched: bool) -> list[ViewColumn]:
     ]
 
 
-def has_untouched(table: pl.DataFrame) -> bool:
-    """Whether the data has a split that base and gold know and no unlearning run is shown."""
-    return table["untouched"].null_count() < table.height
+def has_untouched(table: pl.DataFrame, goal: Objective) -> bool:
+    """Whether the data has a split that base and gold know and no unlearning run is shown, and the
+    objective's utility is not that already.
+    """
+    return goal.utility_split != UNTOUCHED and table["untouched"].null_count() < table.height
 
 
 def _cells(row: Mapping[str, Any], settings: list[str], *, untouched: bool) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from rayunlearn.analysis.equal_retention import method_ranking
 from rayunlearn.analysis.run_frames import trial_table
 from rayunlearn.planning.attack_planner import attack_targets
 from rayunlearn.reporting.console import print_coreset_table, print_trial
-from rayunlearn.reporting.summary import run_summary
+from rayunlearn.reporting.summary import summary_block
 from rayunlearn.reporting.tables import coreset_view
 from rayunlearn.storage.parquet import frame_of
 from rayunlearn.storage.run import open_run, write_experiment, write_run_table
@@ -326,9 +326,9 @@ def test_the_mark_is_said_on_the_terminal_in_the_brief_and_of_a_trial(ruined: Pa
     said = "over-forgotten, the whole 95% interval below that of a model that never saw the forget"
     assert f"{said} set: npo + nll, full set" in text
     assert f"trial {trial_id}: complete, over-forgotten" in " ".join(text.split())
-    forgetting = run_summary(run, table)[1]
+    forgetting = summary_block(run, table, "left")
     assert forgetting.table is not None
-    first, last = forgetting.table.rows
+    first, last = forgetting.table.rows[-2:]
     assert first[0] == "simnpo + nll" and "nearest to gold first" in forgetting.sentences[0]
     assert "over-forgotten" in " ".join(last) and "over-forgotten" not in " ".join(first)
 
