@@ -175,6 +175,13 @@ class Metric(FamilyRow[float | None]):
     direction: str
     chance: str = ""
 
+    @property
+    def compares(self) -> bool:
+        """Whether the value says how the model differs from base, which of base itself is known
+        beforehand.
+        """
+        return any(INPUTS[name].source == "base" for name in self.inputs if name in INPUTS)
+
 
 METRICS = {
     row.function.__name__: row
