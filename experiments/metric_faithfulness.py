@@ -7,14 +7,16 @@ every metric tells them apart, and the robustness R (relearning) and Q (NF4) of 
 (2506.12618, sec. 4.1) over three unlearning methods. Beside it stands the order-keeping table of
 experiments/metric_robustness.py over the same attacks.
 
-Hypothesis, theirs: extraction strength is among the most faithful and robust metrics. Refuted if
-its AUC has an interval under that of another metric, or if half of the metrics have a higher
-robustness (the harmonic mean of R and Q).
+Hypothesis, theirs and that of UDS (2605.24614): extraction strength is among the most faithful and
+robust metrics of what is said, and activation patching (`unlearning_depth`) is above all of them.
+Refuted if `unlearning_depth` has an AUC whose interval lies under that of another metric, or a
+robustness (the harmonic mean of R and Q) under that of extraction strength.
 
-Metrics that compare with base are known on base by definition: they are judged on base and gold
-after rounding and after training on unrelated text. The datasets of a pair differ from the others'
-with the seed, so a pair is what is drawn: intervals are over pairs. The unlearned models are three
-methods at rates that forget visibly (experiments/metric_robustness.py), nothing is tuned.
+Metrics that compare with base or gold are 0 or 1 on these two by definition: they are judged on
+base and gold after rounding and after training on unrelated text. The datasets of a pair differ
+from the others' with the seed, so a pair is what is drawn: intervals are over pairs. The unlearned
+models are three methods at rates that forget visibly (experiments/metric_robustness.py), nothing
+is tuned.
 
 `rayunlearn run experiments/metric_faithfulness.py` goes on with the attacks; the report shows both
 tables. A new metric is in both by being listed: `measure.metrics` is `all`.

@@ -167,4 +167,6 @@ MEANINGS = {
     "explain.gradient_steps": Meaning("steps of integrated gradients; 0: none", ">= 0"),
     "explain.wording": Meaning("how key words are named", "text with {words}"),
     "explain.path_points": Meaning("models on a straight line of weights; 0: none", "0, or >= 3"),
+    "explain.diagnostics": Meaning("what each block's weights and activations tell", BOOLEAN),
+    "explain.g_effect": Meaning("inner products of gradients while it trains", BOOLEAN),
 }

@@ -92,6 +92,22 @@ CAPTIONS = {
             " metric on forget and the utility metric; step 0 is base."
         ),
     ),
+    "gradients": (
+        "Gradients while it unlearned",
+        (
+            "G-effect of the same trials, as a cosine: of the forget loss's gradient with that of"
+            " the NLL of forget and of retain documents. Below zero a step down the forget loss"
+            " raises that NLL: wanted on forget, harm on retain."
+        ),
+    ),
+    "layers": (
+        "Block by block",
+        (
+            "What weights and hidden states tell, mean over seeds: how far a block's weights moved"
+            " from base, in how many directions, and how far apart its activations of forget and"
+            " retain probes stand."
+        ),
+    ),
     "recovery": (
         "What attacks recovered",
         (
@@ -199,6 +215,8 @@ def _figures(run: Run, table: pl.DataFrame) -> list[Figure]:
         "path": plots.weight_paths(run),
         "training": plots.training_curves(run),
         "looks": plots.look_curves(run),
+        "gradients": plots.gradient_curves(run),
+        "layers": plots.layer_maps(run),
         "recovery": plots.recovery_map(run),
         "tuning": plots.tuning_history(run),
     }
