@@ -299,41 +299,44 @@ def _row(
         return {}
     auc, low, high = auc_with_interval(knowing[0], unknowing[0], n_pairs)
     cut = forgetting_threshold(knowing[0], unknowing[0])
-    chosen = [
+    judged = [
         model
-        for trial, several in values.items()
-        if trial in useful
-        for model in several
+        for trial in useful & values.keys()
+        for model in values[trial]
         if model.kind == "unlearned" and model.before <= cut
     ]
-    after_gold = {
-        (m.pair, m.attack): (m.before, m.after) for m in models if m.kind == "gold" and m.attack
-    }
-    r = [
-        (m.pair, relearning_robustness(after_gold[m.pair, m.attack], (m.before, m.after)))
-        for m in chosen
-        if m.attack in RELEARNING_NAMES and (m.pair, m.attack) in after_gold
-    ]
-    q = [
-        (m.pair, quantization_robustness(m.before, m.after))
-        for m in chosen
-        if m.attack in QUANTIZATION_NAMES
-    ]
-    columns = {
-        name: value
-        for part, found in (("relearning", r), ("quantization", q))
-        for name, value in _mean_columns(part, found).items()
-    }
-    both = [columns["relearning"], columns["quantization"]]
     return {
         "auc": auc,
         "auc_low": low,
         "auc_high": high,
-        **columns,
-        "robustness": None if None in both else _harmonic_mean(both),
+        **_robustness_columns(judged, models),
         "knowing": len(knowing[0]),
         "unknowing": len(unknowing[0]),
         "pairs": n_pairs,
+    }
+
+
+def _robustness_columns(
+    judged: Sequence[ModelValues], models: Sequence[ModelValues]
+) -> dict[str, Any]:
+    """R and Q of the judged models, each with its interval, their harmonic mean and their number;
+    `models`: all there are, the attacked gold models among them.
+    """
+    gold = {(m.pair, m.attack): (m.before, m.after) for m in models if m.kind == "gold"}
+    r = [
+        (m.pair, relearning_robustness(gold[m.pair, m.attack], (m.before, m.after)))
+        for m in judged
+        if m.attack in RELEARNING_NAMES and (m.pair, m.attack) in gold
+    ]
+    q = [
+        (m.pair, quantization_robustness(m.before, m.after))
+        for m in judged
+        if m.attack in QUANTIZATION_NAMES
+    ]
+    columns = _mean_columns("relearning", r) | _mean_columns("quantization", q)
+    both = [columns["relearning"], columns["quantization"]]
+    return columns | {
+        "robustness": None if None in both else _harmonic_mean(both),
         "models": min(len(r), len(q)),
     }
 
