@@ -345,20 +345,25 @@ def _pool(models: Sequence[ModelValues], kind: str, *, compares: bool) -> tuple[
     """Values of the models of one kind, as they are and after attacks that keep what they know, and
     the pairs that they come from.
     """
-    found = [
+    pairs_and_values = [
         (model.pair, model.after if model.attack else model.before)
         for model in models
         if model.kind == kind and (model.attack in KNOWLEDGE_KEPT or not (model.attack or compares))
     ]
-    finite = [(pair, value) for pair, value in found if np.isfinite(value)]
+    finite = [(pair, value) for pair, value in pairs_and_values if np.isfinite(value)]
     return np.array([value for _, value in finite]), {pair for pair, _ in finite}
 
 
-def _mean_columns(part: str, found: Sequence[tuple[int, float]]) -> dict[str, float | None]:
+def _mean_columns(
+    part: str, pairs_and_values: Sequence[tuple[int, float]]
+) -> dict[str, float | None]:
     """Mean over models, with its interval over pairs."""
-    if not found:
+    if not pairs_and_values:
         return {part: None, f"{part}_low": None, f"{part}_high": None}
-    groups, values = np.array([pair for pair, _ in found]), np.array([v for _, v in found])
+    groups, values = (
+        np.array([pair for pair, _ in pairs_and_values]),
+        np.array([v for _, v in pairs_and_values]),
+    )
     codes = np.unique(groups, return_inverse=True)[1]
     interval = mean_interval(values[None], groups=codes, bounds=(0.0, 1.0))
     return interval_columns(part, interval)

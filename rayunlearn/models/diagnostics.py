@@ -113,10 +113,10 @@ def spectral_norm(matrix: Tensor) -> float:
     vector, value = (start / start.norm()).to(wide.device), 0.0
     for _ in range(MOST_ITERATIONS):
         image = wide @ (wide.T @ vector)
-        found = float(image.norm())
-        if found <= value * (1 + ITERATION_TOLERANCE):
+        length = float(image.norm())
+        if length <= value * (1 + ITERATION_TOLERANCE):
             break
-        vector, value = image / found, found
+        vector, value = image / length, length
     return value**0.5
 
 

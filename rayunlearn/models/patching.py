@@ -58,8 +58,8 @@ def states_by_block(model: PreTrainedModel, sequences: Sequence[Encoded]) -> lis
     states: dict[int, Tensor] = {}
     with evaluating(model):
         for positions, batch in _batches(model, sequences):
-            found = _states_of_batch(model, batch)
-            parts = found.split(list(batch.label_counts), dim=1)
+            states_of_all = _states_of_batch(model, batch)
+            parts = states_of_all.split(list(batch.label_counts), dim=1)
             # a part is a view, which would hold the whole batch
             states |= {p: part.clone() for p, part in zip(positions, parts, strict=True)}
     return [states[p] for p in range(len(sequences))]
@@ -87,13 +87,13 @@ def patching_gaps(
             _require_same_shape(target, patches)
             plain = _label_nll(target, batch)
             rows = _predicting_rows(target, batch)
-            found = torch.stack(
+            losses = torch.stack(
                 [
                     _patched_nll(target, batch, block, rows, patch) - plain
                     for block, patch in zip(blocks(target), patches, strict=True)
                 ]
             ).cpu()
-            means = [part.mean(1) for part in found.split(sizes, dim=1)]
+            means = [part.mean(1) for part in losses.split(sizes, dim=1)]
             gaps |= dict(zip(positions, means, strict=True))
     return [gaps[p] for p in range(len(sequences))]
 

@@ -89,7 +89,7 @@ class GradientEffects:
         risks: Mapping[str, Batch],
     ) -> None:
         self._model, self._forget_term, self._risks = model, forget_term, risks
-        self._found: list[tuple[float, int, float, float]] = []
+        self._looks: list[tuple[float, int, float, float]] = []
 
     def look(self, step: int) -> None:
         """Take the gradients of the model as it stands; parameters and their gradients stay."""
@@ -104,7 +104,7 @@ class GradientEffects:
             effects = gradient_effects(term, risks, parameters)
         finally:
             self._model.train(was_training)
-        self._found += [
+        self._looks += [
             (
                 float(step),
                 number,
@@ -120,10 +120,10 @@ class GradientEffects:
 
     def curve_at(self, step: int) -> Rows:
         """The rows that a training has which ends after `step` steps; this one may go on."""
-        before = list(self._found)
+        before = list(self._looks)
         if not any(x == step for x, *_ in before):
             self.look(step)
-        rows, self._found = self.rows(), before
+        rows, self._looks = self.rows(), before
         return rows
 
     def _risk(self, batch: Batch) -> Tensor:
@@ -135,7 +135,7 @@ class GradientEffects:
         return [
             {"kind": "gradients", "x": step, "split": splits[number], "metric": metric}
             | {"value": value, "n": len(self._risks[splits[number]].input_ids), "stderr": None}
-            for step, number, product, cosine in self._found
+            for step, number, product, cosine in self._looks
             for metric, value in (
                 ("g_effect", product),
                 ("g_effect_cosine", None if cosine != cosine else cosine),
@@ -144,11 +144,11 @@ class GradientEffects:
 
     def state(self) -> dict[str, Tensor]:
         """What the looks found, for a checkpoint."""
-        return {"effects": torch.tensor(self._found, dtype=torch.float64).reshape(-1, 4)}
+        return {"effects": torch.tensor(self._looks, dtype=torch.float64).reshape(-1, 4)}
 
     def take(self, state: Mapping[str, Tensor]) -> None:
         """Go on from this."""
-        self._found = [
+        self._looks = [
             (step, int(number), product, cosine)
             for step, number, product, cosine in state["effects"].tolist()
         ]
