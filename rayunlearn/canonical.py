@@ -57,7 +57,7 @@ def measured_stage(trial: Trial, stage: str) -> Trial:
         model=trial.model,
         measure=trial.measure,
         judge=trial.judge,
-        explain=replace(trial.explain, path_points=0),
+        explain=replace(trial.explain, path_points=0, g_effect=False),
         options=trial.options,
     )
 

@@ -85,6 +85,8 @@ LATER_SETTINGS: Mapping[str, "Value"] = {
     "measure.shots": 2,
     "method.steering_unit": "absolute",
     "method.forget_weight": 1.0,
+    "explain.diagnostics": False,
+    "explain.g_effect": False,
     "measure.limit_probes": "",
     "measure.attack": "none",
     "stop.target": "none",
@@ -766,13 +768,19 @@ class Attack:
 @dataclass(frozen=True, kw_only=True)
 class Explain:
     """Which words of a question carry its answer, and what emphasising them recovers
-    (docs/attribution.md).
+    (docs/attribution.md); what weights, hidden states and gradients tell (docs/diagnostics.md).
 
     `documents` of every split are looked at, at base and at the trial's own weights (0: none). Key
     tokens: all that help where fewer than `beta` do, else those over `alpha` x the strongest.
     `gradient_steps` of integrated gradients stand beside (0: none). `wording` names the words that
     are emphasised. `path_points`: how many models are measured on the line from the full-set model
     to this one, and on that from base (0: none; a trial of ratio 1.0 has base alone).
+
+    `diagnostics`: at the end, of every block, how far its weights moved from base, in how many
+    directions, and how far apart its activations of forget and retain probes stand (one pass over
+    64 probes of each, and a singular value per matrix). `g_effect`: at every look of the training
+    (`stop.check_every`) the inner products of the forget loss's gradient with those of the forget
+    and the retain documents' NLL (three backward passes a look).
     """
 
     documents: int = 0
@@ -781,6 +789,8 @@ class Explain:
     gradient_steps: int = 0
     wording: str = "Focus on {words}."
     path_points: int = 0
+    diagnostics: bool = False
+    g_effect: bool = False
 
     def __post_init__(self) -> None:
         require(self.documents >= 0, "explain.documents must be >= 0", self.documents)

@@ -71,6 +71,11 @@ CURVES = {
         " step"
     ),
     "inside": "through the layers",
+    "gradients": (
+        "while it unlearned, explain.g_effect: g_effect, the inner product of the gradients of the"
+        " forget loss and of the split's mean token NLL, and g_effect_cosine; x is the optimizer"
+        " step (docs/diagnostics.md)"
+    ),
     "mode_connectivity": (
         ":full or :base: x is the share of the trial's own weights on the line from the full-set"
         " model or base"
@@ -511,6 +516,34 @@ TABLES: dict[str, tuple[Column, ...]] = {
             " judge",
         ),
     ),
+    "diagnostics": (
+        _TRIAL,
+        _STAGE,
+        Column("layer", "i64", "block of the model, from 0"),
+        Column(
+            "relative_change",
+            "f64",
+            "||W - W0|| / ||W0|| of all weights of the block, W0 those of base",
+            "fraction",
+        ),
+        Column(
+            "spectral_norm",
+            "f64",
+            "largest singular value of W - W0 among the block's matrices",
+        ),
+        Column(
+            "stable_rank",
+            "f64",
+            "||W - W0||^2 / spectral_norm^2 of the block's matrices: how many directions carry the"
+            " change; null where none changed",
+        ),
+        Column(
+            "separation",
+            "f64",
+            "distance between the centres of the block's activations of forget and of retain"
+            " probes, in units of their spread; null where a split has fewer than two probes",
+        ),
+    ),
     "coresets": (
         _TRIAL,
         _DOC,
@@ -603,9 +636,10 @@ PER_TRIAL = (
     "coresets",
     "attributions",
     "curves",
+    "diagnostics",
 )
 # tables of them that trials of earlier versions did not write
-LATER_TABLES = ("generations",)
+LATER_TABLES = ("generations", "diagnostics")
 # written by the driver, one file each
 RUN_TABLES = ("plan", "attacks", "corpora", "quarantine", "scores")
 

@@ -63,6 +63,7 @@ class FakeMetric:
     high: float = 1.0
     direction: str = "higher"
     chance: str = ""
+    compares: bool = False
 
 
 def check(trial: Trial) -> Trial:

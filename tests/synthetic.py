@@ -121,9 +121,10 @@ def add_trial(
     *,
     status: str = "complete",
     coverage: float | None = 1.0,
+    more: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> str:
     """Write one trial whose config is the default with `changes`; `values` None: it was not
-    measured.
+    measured. `more`: rows of other tables, or further ones.
     """
     trial = with_values(Trial(), changes)
     flat = flatten(trial)
@@ -174,6 +175,7 @@ def add_trial(
         "examples": measured,
         "coresets": coresets,
     }
+    tables |= {name: [*tables.get(name, []), *rows] for name, rows in (more or {}).items()}
     write_trial(run, trial_id, tables, flat)
     return trial_id
 

@@ -506,7 +506,7 @@ FINDINGS: Sequence[Finding] = (
         experiment="pretrained_unlearned",
         title="Is a real model's knowledge removed or merely suppressed?",
         answer=(
-            "Suppressed: relearning ten of twenty facts brings back all of the other ten, of RMU"
+            "Suppressed: relearning ten of twenty facts recovers all of the other ten, of RMU"
             " and of LLMU; prompts and unrelated text recover a fifth at most."
         ),
         verdict=recovery_findings,

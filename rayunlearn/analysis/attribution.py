@@ -46,10 +46,14 @@ class AttributionCell:
 
 
 def attribution_cells(run: Run) -> list[AttributionCell]:
-    """Base, gold, controls and grid of the trials that have attributions, as the coreset table has
+    """`cells_of_trials` of the trials that have attributions."""
+    return cells_of_trials(run, run.attributions.select("trial_id").unique().collect())
+
+
+def cells_of_trials(run: Run, explained: pl.DataFrame) -> list[AttributionCell]:
+    """Base, gold, controls and grid of these trials (column trial_id), as the coreset table has
     them; a cell without its base is left out.
     """
-    explained = run.attributions.select("trial_id").unique().collect()
     if not explained.height:
         return []
     placed = (

@@ -166,6 +166,14 @@ METRIC_STRESS = (
     PanelEntry("linear_shortcut"),
 )
 
+# what experiments/metric_faithfulness.py tries metrics by: relearning gives knowledge back,
+# rounding (NF4, OpenUnlearning's choice) may uncover it, training on unrelated text does neither
+METRIC_FAITHFULNESS = (
+    PanelEntry("relearning", (("learning_rate", 3e-4), ("steps", 20))),
+    PanelEntry("four_bit_normal_float"),
+    PanelEntry("unrelated_training", (("learning_rate", 3e-4), ("steps", 20))),
+)
+
 # what experiments/faithfulness.py holds coresets against the full set by; unrelated text is
 # relearning's control too
 FULL_PANEL_EXTRAS = (
@@ -210,6 +218,7 @@ PANELS: Mapping[str, Panel] = {
     ),
     "linked": Panel(entries=LINKED_ATTACKS),
     "metrics": Panel(entries=METRIC_STRESS, seeds=(0,)),
+    "metric_faithfulness": Panel(entries=METRIC_FAITHFULNESS, seeds=(0,), curve_points=2),
     "coresets": Panel(entries=FULL_PANEL_EXTRAS, seeds=(0,)),
     "pretrained": Panel(entries=PRETRAINED, seeds=(0,), curve_points=4),
     "full": Panel(

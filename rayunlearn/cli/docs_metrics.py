@@ -25,6 +25,7 @@ there is no gold model, that is what forgetting aims at (search.md, `objective.t
 Every trial measures those marked *; all of them come from one forward pass over answers, options
 and paraphrased questions, of which only those go through the model that the asked metrics read.
 The others ask for more: texts are written, gradients taken, or another model's outputs compared.
+Which of them can be believed: [metric-faithfulness.md](metric-faithfulness.md).
 
 ## What the models wrote
 

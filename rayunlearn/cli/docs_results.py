@@ -35,6 +35,10 @@ TABLE_DESCRIPTIONS = {
         "One row per token and per word of a prompt, where `explain.documents` asks for them. The"
         " answer is the right one."
     ),
+    "diagnostics": (
+        "One row per block of a measured model, where `explain.diagnostics` asks for it"
+        " (diagnostics.md)."
+    ),
     "scores": "One row per document and scorer. `scores.parquet`.",
     "keywords": "One row per document and keyword. `keywords.parquet`, from `rayunlearn keywords`.",
     "corpora": (

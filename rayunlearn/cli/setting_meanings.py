@@ -184,4 +184,6 @@ MEANINGS = {
     "harness.include": Meaning("your own tasks", "folder"),
     "harness.limit": Meaning("questions of the task at most; 0: all", ">= 0"),
     "harness.shots": Meaning("solved examples before each question; '': the task's own", "N"),
+    "explain.diagnostics": Meaning("what each block's weights and activations tell", BOOLEAN),
+    "explain.g_effect": Meaning("inner products of gradients while it trains", BOOLEAN),
 }

@@ -15,6 +15,7 @@ from rayunlearn.trial.workspace import Workspace
 
 # asked of every base beside what the objective reads: of the key word where one is marked, and the
 # choice among options where there are wrong answers
+NEEDS_MORE = {"base", "samples", "gradients", "patching", "judge"}
 OF_BASE = ("multiple_choice", "key_probability")
 
 
@@ -22,10 +23,7 @@ def metrics_of_base(objective: Objective) -> tuple[str, ...]:
     """The metrics of the objective that need no other model, and `OF_BASE`."""
     named = (objective.forgetting, objective.utility)
     usable = [
-        name
-        for name in named
-        if name in METRICS
-        and not sources_of([METRICS[name]]) & {"base", "samples", "gradients", "judge"}
+        name for name in named if name in METRICS and not sources_of([METRICS[name]]) & NEEDS_MORE
     ]
     return tuple(dict.fromkeys((*usable, *OF_BASE)))
 

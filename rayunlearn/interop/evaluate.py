@@ -21,7 +21,7 @@ from rayunlearn.data.tokenize import cut_note
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch
 from rayunlearn.metrics.corpus import GOLD_METRICS, corpus_rows
-from rayunlearn.metrics.evaluate import Measured, chosen_metrics
+from rayunlearn.metrics.evaluate import Measured, chosen_metrics, require_gold
 from rayunlearn.metrics.table import METRICS, sources_of
 from rayunlearn.models.cpu_offload import to_device_or_offload
 from rayunlearn.models.folder import check_model
@@ -111,7 +111,11 @@ def evaluate(request: EvaluationRequest, cache: Path) -> Evaluation:
     digest = model_digest(request.model)
     identity = trial_id(trial, corpus.digest, digest, content_digests(trial))
     workspace = Workspace(
-        corpus, request.base, "", model_digest(request.base) if request.base else "", cache
+        corpus,
+        request.base,
+        request.gold_model if request.base else "",
+        model_digest(request.base) if request.base else "",
+        cache,
     )
     gold = gold_rows(request.gold, trial, workspace) if request.gold else None
     measured = measure_loaded(request.model, trial, workspace)
@@ -233,6 +237,10 @@ def requested_trial(request: EvaluationRequest) -> Trial:
         bool(request.base) or not compares,
         "metrics that compare with another model (base_kl, reference_score) need --base",
         request.metrics,
+    )
+    has_both = bool(request.base) and bool(request.gold_model)
+    require_gold(
+        trial.measure.metrics, has_both, "--base BASE --gold MODEL, not a file of examples"
     )
     return trial
 

@@ -14,11 +14,12 @@ from rayunlearn.data.documents import Document
 from rayunlearn.data.key_span import key_span, wrong_key_spans
 from rayunlearn.data.multiple_choice import true_option_index
 from rayunlearn.data.tokenize import Encoded, encode_pair
-from rayunlearn.errors import UserError, unknown_name
+from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.metrics.forward_passes import (
     EvaluationTask,
     GenerationSettings,
     MetricInputs,
+    PatchingTarget,
     Probe,
     gather_inputs,
 )
@@ -130,16 +131,24 @@ def evaluate_probes(
     writing: GenerationSettings = GenerationSettings(),  # noqa: B008 - frozen
     options: Mapping[str, Mapping[str, float]] | None = None,
     judge: AnswerJudge | None = None,
+    patching: PatchingTarget | None = None,
 ) -> list[dict[str, object]]:
     """Rows doc_id, split, metric, value: every metric of every probe; value None where the probe
     does not allow it.
 
     The default metrics come from one forward pass. Others may need the `tokenizer` (texts,
-    letters), outputs of the `base` model on the answers, a `judge`, or gradients; `options` are
-    keyword arguments by metric. Raises UserError for what is missing.
+    letters), outputs of the `base` model on the answers, a `judge`, gradients, or base and gold for
+    activation `patching`; `options` are keyword arguments by metric. Raises UserError for what is
+    missing.
     """
     task = EvaluationTask(
-        model=model, probes=probes, tokenizer=tokenizer, base=base, writing=writing, judge=judge
+        model=model,
+        probes=probes,
+        tokenizer=tokenizer,
+        base=base,
+        writing=writing,
+        judge=judge,
+        patching=patching,
     )
     return measure(task, metrics, options).examples
 
@@ -197,6 +206,15 @@ def chosen_metrics(names: str) -> dict[str, Metric]:
             raise UserError(f"{error}; cheap and all name sets of metrics")
         chosen |= sets[name] if name in sets else {name: METRICS[name]}
     return chosen
+
+
+def require_gold(names: str, has_gold: bool, needed: str) -> None:
+    """Raise UserError where a metric is named, itself and not as one of a set, that needs a gold
+    model and there is none; `needed` says what gives one.
+    """
+    words = [name.strip() for name in names.split(",")]
+    named = [name for name in words if name in METRICS and METRICS[name].needs_gold]
+    require(has_gold or not named, f"{', '.join(named)} needs a gold model ({needed})", names)
 
 
 def _value(

@@ -4,6 +4,7 @@ forward pass for all scores, then texts, letters and gradients where some metric
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from rayunlearn.models.forward import (
     tokens_per_pass,
 )
 from rayunlearn.models.generate import Ids, ends_of, generate_texts
+from rayunlearn.models.patching import key_sequence, patching_gaps, states_by_block
 from rayunlearn.models.reference import Reference
 
 if TYPE_CHECKING:
@@ -82,9 +84,24 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PatchingTarget:
+    """What activation patching compares with.
+
+    `base` opens the base model, which computes with the states of others. `gold_gaps` says of each
+    sequence (`models.patching.key_sequence`) what it loses with gold's states, (L,) nats, in order.
+    Documents without a gap above `threshold` nats are not asked further: their value is null.
+    """
+
+    base: Callable[[], AbstractContextManager[PreTrainedModel]]
+    gold_gaps: Callable[[Sequence[Encoded]], Sequence[Tensor]]
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
     """What the passes work on. `base` must hold token_nll and log_probs of the answers where a
-    metric compares with base; `judge` is asked where a metric is a judge's.
+    metric compares with base; `judge` is asked where a metric is a judge's; `patching` is what
+    metrics of hidden states compare with.
     """
 
     model: PreTrainedModel
@@ -93,6 +110,7 @@ class EvaluationTask:
     base: Reference | None = None
     writing: GenerationSettings = GenerationSettings()
     judge: AnswerJudge | None = None
+    patching: PatchingTarget | None = None
 
     def words(self) -> PreTrainedTokenizerBase:
         """The tokenizer. Raises UserError where none was given."""
@@ -343,6 +361,40 @@ def gradient_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricI
             parameter.requires_grad_(trained[name])
 
 
+def patching_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:
+    """What base loses with the states of gold and of the model at each block, split by split.
+
+    A split's states are in main memory at once: key tokens x blocks x width x 4 bytes, 0.5 MB for a
+    key of four tokens and 16 blocks of width 2048.
+    """
+    require(
+        task.patching is not None,
+        "metrics of hidden states need a base and a gold model to compare with",
+        task.patching,
+    )
+    assert task.patching is not None
+    inputs: list[MetricInputs] = [{} for _ in task.probes]
+    for split in dict.fromkeys(probe.split for probe in task.probes):
+        asked = {
+            index: sequence
+            for index, probe in enumerate(task.probes)
+            # a key that begins the text is predicted by nothing
+            if probe.split == split
+            and 0 < (sequence := key_sequence(probe.answer)).start < len(sequence.ids)
+        }
+        of_gold = task.patching.gold_gaps(list(asked.values())) if asked else []
+        gold_gaps = dict(zip(asked, of_gold, strict=True))
+        wanted = [i for i, gap in gold_gaps.items() if float(gap.max()) > task.patching.threshold]
+        sequences = [asked[index] for index in wanted]
+        states = states_by_block(task.model, sequences)
+        if wanted:
+            with task.patching.base() as base:
+                own_gaps = patching_gaps(base, sequences, states)
+            for index, own_gap in zip(wanted, own_gaps, strict=True):
+                inputs[index] = {"gold_gap": gold_gaps[index], "own_gap": own_gap}
+    return inputs
+
+
 # Which sources a pass serves, and the pass.
 FORWARD_PASSES: tuple[
     tuple[frozenset[str], Callable[[EvaluationTask, frozenset[str]], list[MetricInputs]]], ...
@@ -354,6 +406,7 @@ FORWARD_PASSES: tuple[
     (frozenset({"samples"}), sampling_pass),
     (LETTER_SOURCES, letter_pass),
     (frozenset({"gradients"}), gradient_pass),
+    (frozenset({"patching"}), patching_pass),
 )
 
 

@@ -55,6 +55,7 @@ from rayunlearn.metrics.multiple_choice import (
     multiple_choice_sum,
     option_chance,
 )
+from rayunlearn.metrics.patching import unlearning_depth
 from rayunlearn.metrics.text import (
     knowledge_memorization,
     leak_at_k,
@@ -159,7 +160,19 @@ INPUTS = {
         "gradients",
         "mean over parameter tensors of the L2 norm of the gradient of the mean token NLL",
     ),
+    "gold_gap": MetricInput(
+        "patching",
+        "(L,) float32, nats: log p of the key's tokens that base loses with gold's states at a"
+        " block's output, mean over the tokens",
+    ),
+    "own_gap": MetricInput(
+        "patching", "(L,) float32, nats: the same with the states of the model that is measured"
+    ),
 }
+
+
+# passes that need another model beside the one that is measured
+COMPARING_SOURCES = frozenset({"base", "patching"})
 
 
 @dataclass(frozen=True)
@@ -174,6 +187,23 @@ class Metric(FamilyRow[float | None]):
     high: float
     direction: str
     chance: str = ""
+
+    @property
+    def compares(self) -> bool:
+        """Whether the value says how the model differs from base or gold, which for these two
+        themselves is known beforehand.
+        """
+        return bool(COMPARING_SOURCES & self._sources)
+
+    @property
+    def needs_gold(self) -> bool:
+        """Whether it cannot be measured without a gold model."""
+        return "patching" in self._sources
+
+    @property
+    def _sources(self) -> frozenset[str]:
+        """The passes that its inputs come from; none of a metric of the whole corpus."""
+        return frozenset(INPUTS[name].source for name in self.inputs if name in INPUTS)
 
 
 METRICS = {
@@ -576,6 +606,15 @@ METRICS = {
             0,
             1,
             "",
+        ),
+        Metric(
+            unlearning_depth,
+            "share of what gold's hidden states lack that the model's lack too",
+            "UDS 2605.24614",
+            "fraction",
+            0,
+            1,
+            "lower",
         ),
     )
 }

@@ -86,6 +86,7 @@ def _described(name: str, metric: Any) -> dict[str, Any]:
         "direction": metric.direction,
         "meaning": metric.title,
         "chance": metric.chance,
+        "compares": metric.compares,
         **bounds,
     }
 

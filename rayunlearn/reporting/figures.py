@@ -61,6 +61,22 @@ CAPTIONS = {
             " forgetting does is damage."
         ),
     ),
+    "gradients": (
+        "Gradients while it unlearned",
+        (
+            "Across: optimizer steps. Up: the G-effect of the same trials, as a cosine: of the"
+            " forget loss's gradient with that of the NLL of forget and of retain documents. Below"
+            " zero a step down the forget loss raises that NLL: wanted on forget, harm on retain."
+        ),
+    ),
+    "layers": (
+        "Block by block",
+        (
+            "A row per model, a column per block: how far a block's weights moved from base, in how"
+            " many directions, and how far apart its activations of forget and retain probes stand."
+            " Means over seeds."
+        ),
+    ),
     "recovery": (
         "What attacks recovered",
         (
@@ -131,6 +147,8 @@ def figures_of(run: Run, table: pl.DataFrame) -> list[Figure]:
         "path": plots.weight_paths(run),
         "training": plots.training_curves(run),
         "looks": plots.look_curves(run),
+        "gradients": plots.gradient_curves(run),
+        "layers": plots.layer_maps(run),
         "recovery": plots.recovery_map(run),
         "tuning": plots.tuning_history(run),
     }

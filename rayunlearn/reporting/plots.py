@@ -21,6 +21,7 @@ from rayunlearn.analysis.labels import (
     format_number,
     format_percent,
 )
+from rayunlearn.analysis.layers import LAYER_MEASURES, layer_table
 from rayunlearn.analysis.mode_connectivity import path_cells, paths_of
 from rayunlearn.analysis.pareto import best_so_far, pareto_front
 from rayunlearn.analysis.recovery import recovery_table
@@ -51,9 +52,12 @@ MAX_POINTS = 120
 MAX_PANELS = 12
 LOSS_TERMS = ("loss", "forget_loss", "retain_loss")
 LOOK_TERMS = ("forgetting", "utility")
+GRADIENT_SPLITS = ("forget", "retain")
 
 # rows of the heat map
 MAX_ATTACKS = 60
+# of more blocks the numbers would lie on each other; they are shown under the pointer
+MAX_NUMBERED_LAYERS = 16
 Facet = tuple[str, dict[str, Any]]
 
 
@@ -174,6 +178,20 @@ def look_curves(run: Run) -> go.Figure | None:
         pl.col("value").filter(~is_forget).first().alias(LOOK_TERMS[1]),
     )
     return _by_step(run, by_look, LOOK_TERMS)
+
+
+def gradient_curves(run: Run) -> go.Figure | None:
+    """The G-effect at the looks of the trials of `training_curves`: cosines with the gradients of
+    the forget and the retain documents' NLL.
+    """
+    points = run.curves.filter(
+        pl.col("kind") == "gradients", pl.col("metric") == "g_effect_cosine"
+    ).select("trial_id", pl.col("x").cast(pl.Int64).alias("step"), "split", "value")
+    wide = points.collect().pivot("split", index=["trial_id", "step"], values="value")
+    missing = [
+        pl.lit(None, dtype=pl.Float64).alias(t) for t in GRADIENT_SPLITS if t not in wide.columns
+    ]
+    return _by_step(run, wide.with_columns(missing).lazy(), GRADIENT_SPLITS)
 
 
 def _by_step(run: Run, points: pl.LazyFrame, terms: Sequence[str]) -> go.Figure | None:
@@ -342,6 +360,49 @@ def recovery_map(run: Run) -> go.Figure | None:
     figure = _finished(figure)
     figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
     figure.update_xaxes(automargin=True, showgrid=False)
+    return figure
+
+
+def layer_maps(run: Run) -> go.Figure | None:
+    """Heat maps over the blocks, one for each measure of table `diagnostics`: models down, blocks
+    across, the number in every cell.
+    """
+    table = layer_table(run)
+    measures = [name for name in LAYER_MEASURES if table[name].count()]
+    if not measures:
+        return None
+    cells = table["cell"].unique(maintain_order=True).to_list()
+    layers = sorted(table["layer"].unique().to_list())
+    figure = make_subplots(
+        rows=len(measures),
+        cols=1,
+        subplot_titles=[f"{name}: {LAYER_MEASURES[name]}" for name in measures],
+        vertical_spacing=0.3 / len(measures),
+    )
+    for number, name in enumerate(measures, start=1):
+        values = {(row["cell"], row["layer"]): row[name] for row in table.iter_rows(named=True)}
+        grid = [[values.get((cell, layer)) for layer in layers] for cell in cells]
+        figure.add_trace(
+            go.Heatmap(
+                x=[str(layer) for layer in layers],
+                y=cells,
+                z=grid,
+                text=[["" if v is None else format_number(v) for v in row] for row in grid],
+                texttemplate="%{text}" if len(layers) <= MAX_NUMBERED_LAYERS else "",
+                colorscale="Cividis",
+                showscale=False,
+                xgap=1,
+                ygap=2,
+                hovertemplate=f"%{{y}}<br>block %{{x}}: %{{z:.4g}}<extra>{name}</extra>",
+            ),
+            row=number,
+            col=1,
+        )
+    figure.update_layout(height=120 + len(measures) * (90 + 26 * len(cells)))
+    figure = _finished(figure)
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    figure.update_xaxes(showgrid=False)
+    figure.update_xaxes(title_text="block", row=len(measures))
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Tables of metric robustness."""
+"""Tables of metric faithfulness and robustness."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from rayunlearn.analysis.labels import UNKNOWN, format_interval, format_number
+from rayunlearn.analysis.metric_faithfulness import FAITHFULNESS_COLUMNS, faithfulness_table
 from rayunlearn.analysis.metric_robustness import (
     HOW_TO_READ,
     ROBUSTNESS_COLUMNS,
@@ -15,6 +16,13 @@ from rayunlearn.analysis.metric_robustness import (
 from rayunlearn.analysis.run_frames import objective_of
 from rayunlearn.reporting.tables import Section, TableView
 from rayunlearn.storage.run import Run
+
+# an AUC that no metric needs to know anything for
+CHANCE = 0.5
+HOW_TO_READ_FAITHFULNESS = (
+    "[low, high]: 95% intervals over pairs of base and gold. †: compares with base or gold, which"
+    " are then in its pools only after attacks that teach nothing of the forget set."
+)
 
 
 def robustness_sections(run: Run) -> list[Section]:
@@ -27,6 +35,63 @@ def robustness_sections(run: Run) -> list[Section]:
     table = robustness_table(run)
     splits = sorted(table["split"].unique().to_list(), key=lambda split: (split != "forget", split))
     return [_section(table.filter(pl.col("split") == split), split, run) for split in splits]
+
+
+def faithfulness_sections(run: Run) -> list[Section]:
+    """The table of `faithfulness_table`; none where there are too few pairs of base and gold."""
+    table = faithfulness_table(run)
+    if table.is_empty():
+        return []
+    rows = [
+        (
+            f"{row['metric']} †" if row["compares"] else row["metric"],
+            format_interval(row, "auc"),
+            format_interval(row, "relearning"),
+            format_interval(row, "quantization"),
+            format_number(row["robustness"]),
+            format_number(row["models"]),
+        )
+        for row in table.iter_rows(named=True)
+    ]
+    view = TableView(
+        headers=("metric", *FAITHFULNESS_COLUMNS),
+        meanings=(
+            "metric of a question, its mean over split forget",
+            *FAITHFULNESS_COLUMNS.values(),
+        ),
+        rows=tuple(rows),
+        roles=("grid",) * len(rows),
+        numeric=(False,) + (True,) * len(FAITHFULNESS_COLUMNS),
+    )
+    return [
+        Section(
+            anchor="metric-faithfulness",
+            title="Which metric tells models that know from models that never did",
+            caption=f"{faithfulness_in_words(table)} {HOW_TO_READ_FAITHFULNESS}",
+            view=view,
+        )
+    ]
+
+
+def faithfulness_in_words(table: pl.DataFrame) -> str:
+    """How many metrics of `faithfulness_table` tell the two pools apart, and which is the most
+    robust.
+    """
+    apart = table.filter(pl.col("auc_low") > CHANCE)
+    most = max(table["knowing"])
+    words = (
+        f"{apart.height} of {table.height} metrics tell models that know from models that never did"
+        f" better than chance (up to {most} of each, from {max(table['pairs'])} pairs of base and"
+        " gold)."
+    )
+    robust = table.filter(pl.col("robustness").is_not_null()).sort("robustness", descending=True)
+    if robust.is_empty():
+        return f"{words} No metric was held against both relearning and quantisation."
+    first, last = robust.row(0, named=True), robust.row(-1, named=True)
+    return (
+        f"{words} Most robust: {first['metric']} ({format_number(first['robustness'])}), least:"
+        f" {last['metric']} ({format_number(last['robustness'])})."
+    )
 
 
 def robustness_in_words(table: pl.DataFrame, objective: str) -> str:

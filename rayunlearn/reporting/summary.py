@@ -36,7 +36,7 @@ from rayunlearn.reporting.attack_tables import attack_labels, attack_tables
 from rayunlearn.reporting.attribution_tables import attribution_sections
 from rayunlearn.reporting.connectivity_tables import connectivity_sections
 from rayunlearn.reporting.probe_set_tables import probe_set_sections
-from rayunlearn.reporting.robustness_tables import robustness_sections
+from rayunlearn.reporting.robustness_tables import faithfulness_sections, robustness_sections
 from rayunlearn.reporting.sentences import (
     caution_sentences,
     finding_sentences,
@@ -219,6 +219,7 @@ def summary_sections(run: Run) -> list[Section]:
         *probe_set_sections(run),
         *attribution_sections(run),
         *connectivity_sections(run),
+        *faithfulness_sections(run),
         *robustness_sections(run),
     ]
 

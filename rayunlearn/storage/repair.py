@@ -143,7 +143,9 @@ def _tables_in(folder: Path) -> list[str]:
 
 
 def _is_trial(folder: Path) -> bool:
-    """Whether a folder has every table of one trial, of which it has the name."""
+    """Whether a folder has every table of one trial, of which it has the name; later tables where
+    it was written with them.
+    """
     names = _tables_in(folder)
     try:
         for name in names:

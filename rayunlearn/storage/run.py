@@ -102,6 +102,7 @@ class Run:
         generations: what models wrote: prompt, reference and text per document.
         coresets: documents that a trial kept, by rank and score.
         attributions: contributions of tokens to answers.
+        diagnostics: what weights and hidden states tell of each block.
         curves: metrics along steps of unlearning or of an attack, or a path between weights.
         plan: role and group of every trial that was planned.
         attacks: which trial attacks which, and how.
@@ -125,6 +126,7 @@ class Run:
     coresets: pl.LazyFrame
     attributions: pl.LazyFrame
     curves: pl.LazyFrame
+    diagnostics: pl.LazyFrame
     plan: pl.LazyFrame
     attacks: pl.LazyFrame
     corpora: pl.LazyFrame

@@ -20,18 +20,25 @@ from rayunlearn import models as model_code
 from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.config import Attack, Trial, digest
 from rayunlearn.data.documents import Corpus
-from rayunlearn.data.tokenize import ENCODING_VERSION
+from rayunlearn.data.tokenize import ENCODING_VERSION, Encoded
+from rayunlearn.errors import require
 from rayunlearn.lazy import torch
 from rayunlearn.metrics.corpus import GOLD_METRICS, SCORES, corpus_rows
 from rayunlearn.metrics.evaluate import Measured, chosen_metrics, evaluate_probes, measure
-from rayunlearn.metrics.forward_passes import EvaluationTask, GenerationSettings, Probe
+from rayunlearn.metrics.forward_passes import (
+    EvaluationTask,
+    GenerationSettings,
+    PatchingTarget,
+    Probe,
+)
 from rayunlearn.metrics.judge import AnswerJudge, GivenAnswer, Verdict
 from rayunlearn.metrics.judge_pass import judge_with
 from rayunlearn.metrics.table import CHANCE_LEVELS, Metric, sources_of
 from rayunlearn.models.cpu_offload import to_device_or_offload
 from rayunlearn.models.interpolation import copy_of
-from rayunlearn.models.load import load_model
+from rayunlearn.models.load import load_model, load_tokenizer
 from rayunlearn.models.mapped_weights import put_back
+from rayunlearn.models.patching import patching_gaps, states_by_block
 from rayunlearn.models.reference import Reference, cached_reference
 from rayunlearn.models.tensor_cache import tensors_once
 from rayunlearn.registry import arguments_of
@@ -115,7 +122,7 @@ def measure_trial(
     if metrics is None:
         metrics = {
             name: row
-            for name, row in chosen_metrics(trial.measure.metrics).items()
+            for name, row in measured_metrics(trial, context.workspace).items()
             if trial.stage != "unlearned" or name not in CHANCE_LEVELS
         }
     scores = {name: row for name, row in metrics.items() if name in SCORES}
@@ -147,7 +154,9 @@ def measure_start(context: TrialContext) -> Measured:
     measures.
     """
     trial, probes = context.trial, encoded_probes(context)
-    options = metric_options(trial, chosen_metrics(trial.measure.metrics))
+    metrics = measured_metrics(trial, context.workspace)
+    options = metric_options(trial, metrics)
+    compares = any(row.needs_gold for row in metrics.values())
     key = (
         cache_key(context, [], "float32")
         | {
@@ -159,6 +168,7 @@ def measure_start(context: TrialContext) -> Measured:
             "code": code_digest(*MEASURING),
         }
         | ({"judge": cached_model_digest(trial.judge.answers)} if trial.judge.answers else {})
+        | ({"gold": _gold_digest(context.workspace)} if compares else {})
     )
 
     def make() -> dict[str, Rows]:
@@ -181,6 +191,9 @@ def _measure(
         base=base_reference(trial, context.workspace, probes) if "base" in sources else None,
         writing=replace(writing_of(trial), shots=context.corpus.shots),
         judge=partial(judged, context) if "judge" in sources and trial.judge.answers else None,
+        patching=patching_target(trial, context.workspace, metrics)
+        if "patching" in sources
+        else None,
     )
     return measure(task, metrics, metric_options(trial, metrics))
 
@@ -212,6 +225,17 @@ def judged(context: TrialContext, answers: Sequence[GivenAnswer]) -> list[Verdic
     return [Verdict(tuple(row["probabilities"]), row["reason"]) for row in rows]
 
 
+def measured_metrics(trial: Trial, workspace: Workspace) -> dict[str, Metric]:
+    """The metrics that a trial measures: those that need a gold model only where there is one
+    (`workspace.validate_trial` refuses one that is named; `all` names none).
+    """
+    return {
+        name: row
+        for name, row in chosen_metrics(trial.measure.metrics).items()
+        if workspace.gold or not row.needs_gold
+    }
+
+
 def metric_options(trial: Trial, metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
     """Keyword arguments by metric."""
     return {name: dict(arguments_of(trial, row.function)) for name, row in metrics.items()}
@@ -240,20 +264,61 @@ def base_reference(trial: Trial, workspace: Workspace, probes: Sequence[Probe]) 
     state, sequences = load_model_state(workspace.base), [p.answer for p in probes]
 
     def make(folder: Path, key: Mapping[str, object]) -> Reference:
-        def read_or_make(model: PreTrainedModel) -> Reference:
+        with base_model(trial, workspace) as model:
             return cached_reference(folder, key, model, sequences, ("token_nll", "log_probs"), 0)
-
-        # what an attack has hung on the worker's model must not be in what stands for base
-        if trial.attack != Attack():
-            device = str(state.model.device)
-            base = load_model(workspace.base, dtype=torch.float32, device=device)[0]
-            return read_or_make(base.eval())
-        with start_weights(state):
-            return read_or_make(state.model)
 
     context = TrialContext(trial, workspace, state)
     key = cache_key(context, sequences, "float32") | {"what": "base on probes"}
     return cached(state, workspace.cache / "reference", key, make)
+
+
+@contextmanager
+def base_model(trial: Trial, workspace: Workspace) -> Iterator[PreTrainedModel]:
+    """The base model while the context is open, whatever the worker's model holds; it holds the
+    same afterwards.
+    """
+    state = load_model_state(workspace.base)
+    # what an attack has hung on the worker's model must not be in what stands for base
+    if trial.attack != Attack():
+        device = str(state.model.device)
+        yield load_model(workspace.base, dtype=torch.float32, device=device)[0].eval()
+        return
+    with start_weights(state):
+        yield state.model
+
+
+def patching_target(
+    trial: Trial, workspace: Workspace, metrics: Mapping[str, Metric]
+) -> PatchingTarget:
+    """Base and gold for activation patching, as these metrics ask for it. What base loses with
+    gold's states is computed once for all trials: per model pair, sequences, libraries and code.
+
+    Raises UserError where the workspace has no gold model.
+    """
+    rule = "metrics of hidden states need a gold model (model.teach, or model.gold)"
+    require(bool(workspace.gold), rule, workspace.gold)
+    state = load_model_state(workspace.base)
+    context = TrialContext(trial, workspace, state)
+    base, gold_digest = partial(base_model, trial, workspace), _gold_digest(workspace)
+
+    def gold_gaps(sequences: Sequence[Encoded]) -> list[Tensor]:
+        def values() -> dict[str, Tensor]:
+            states = states_by_block(_gold_model(workspace), sequences)
+            with base() as model:
+                return {"gaps": torch.stack(patching_gaps(model, sequences, states))}
+
+        def make(folder: Path, key: Mapping[str, object]) -> Tensor:
+            return tensors_once(folder, key, values)["gaps"]
+
+        key = cache_key(context, sequences, "float32")
+        key |= {"what": "base with gold's states", "gold": gold_digest}
+        gaps: Tensor = cached(state, workspace.cache / "evaluations", key, make)
+        return list(gaps)
+
+    asking = {name: row for name, row in metrics.items() if row.needs_gold}
+    options = metric_options(trial, asking)
+    thresholds = [float(options[name].get("threshold", 0.0)) for name in asking]
+    return PatchingTarget(base=base, gold_gaps=gold_gaps, threshold=min(thresholds))
 
 
 @contextmanager
@@ -284,7 +349,7 @@ def gold_examples(trial: Trial, workspace: Workspace) -> pl.DataFrame | None:
     data, corpus = trial.data, workspace.corpus
     key = {
         "what": "gold",
-        "model": cached_model_digest(workspace.gold),
+        "model": _gold_digest(workspace),
         "corpus": corpus.digest,
         "template": data.template,
         "max_tokens": data.max_tokens,
@@ -301,12 +366,21 @@ def gold_examples(trial: Trial, workspace: Workspace) -> pl.DataFrame | None:
 def _gold_values(
     trial: Trial, workspace: Workspace, metrics: Mapping[str, Metric]
 ) -> dict[str, Tensor]:
-    model, tokenizer = load_model(workspace.gold, dtype=torch.float32)
-    to_device_or_offload(model, accelerator().device).eval()
+    model, tokenizer = _gold_model(workspace), load_tokenizer(workspace.gold)
     context = TrialContext(trial, workspace, ModelState(model, tokenizer, {}, 0))
     probes = [p for p in encoded_probes(context) if p.split in ("forget", *HOLDOUT_METRICS)]
     rows = evaluate_probes(model, probes, metrics, options=metric_options(trial, metrics))
     return _packed(rows)
+
+
+def _gold_model(workspace: Workspace) -> PreTrainedModel:
+    """The gold model in float32 on this machine's device, for the caller alone."""
+    model = load_model(workspace.gold, dtype=torch.float32)[0]
+    return to_device_or_offload(model, accelerator().device).eval()
+
+
+def _gold_digest(workspace: Workspace) -> str:
+    return cached_model_digest(workspace.gold)
 
 
 def _packed(rows: Rows) -> dict[str, Tensor]:

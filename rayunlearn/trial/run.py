@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.config import Trial, flatten
+from rayunlearn.config import Explain, Trial, flatten
 from rayunlearn.lazy import torch
 from rayunlearn.models.device_memory import device_lock, reset_peak_memory, retry_alone_on_oom
 from rayunlearn.models.forward import can_pack
@@ -26,6 +26,7 @@ from rayunlearn.trial.calibrate import calibrate_trial
 from rayunlearn.trial.code import code_of
 from rayunlearn.trial.context import TrialContext, base_context, start_context
 from rayunlearn.trial.coreset import coverage
+from rayunlearn.trial.diagnostics import diagnostic_rows
 from rayunlearn.trial.evaluate import grouped, label_measured, measure_start, measure_trial
 from rayunlearn.trial.explain import EmphasisWords, emphasis_words, explanation_rows
 from rayunlearn.trial.harness import own_harness_tables
@@ -353,8 +354,10 @@ def _measure(
     tables = label_measured(context, measured, stage=trial.stage, step=step)
     tables = merge_rows(tables, own_harness_tables(context, step))
     clock.lap("seconds_measure")
+    # of the weights as training left them: a path ends with them, and looks at others before
+    tables = merge_rows(tables, {"diagnostics": diagnostic_rows(context)})
     tables = merge_rows(tables, explanation_rows(context, emphasis, step=step))
-    if trial.explain.documents > 0 or trial.explain.path_points > 0:
+    if trial.explain != Explain():
         clock.lap("seconds_explain")
     if not is_unlearned or trial.calibrate.tau == 0:
         return {}, tables

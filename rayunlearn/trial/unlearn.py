@@ -63,6 +63,7 @@ from rayunlearn.trial import retained as retained_code
 from rayunlearn.trial import steering as steering_code
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.coreset import SCORING, select_coreset
+from rayunlearn.trial.diagnostics import GradientEffects, training_effects
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.keywords import coreset_documents, coreset_sequences, substitute_sequences
 from rayunlearn.trial.model_state import cached
@@ -140,6 +141,7 @@ def unlearn(
         with shard_model(context.model) as model:
             objective = _objective(context, model, *sides, length)
             monitor = None if watch is None else watch(model)
+            effects = None if after_step else training_effects(context, model, objective)
             log = optimise(
                 model,
                 objective,
@@ -147,21 +149,30 @@ def unlearn(
                 optimizer=_optimizer_settings(context.trial),
                 trained=TrainedParameters(pattern, layers, masters),
                 wrappers=_wrappers(context.trial, after_step),
-                callbacks=_callbacks(trial, objective, monitor, measured_at, after_step),
-                checkpoints=_checkpoints(context, coreset, checkpoint, until, objective, monitor),
+                callbacks=_callbacks(trial, objective, (monitor, effects), measured_at, after_step),
+                checkpoints=_checkpoints(
+                    context, coreset, checkpoint, until, objective, monitor, effects
+                ),
             )
-            return log if monitor is None else monitor.ended(log)
+            # of the weights that training ended with: the monitor may put back others
+            gradients = [] if effects is None else effects.ended(log)
+            log = log if monitor is None else monitor.ended(log)
+            return replace(log, curve=[*log.curve, *gradients])
 
 
-def _ended_here(
-    monitor: TrainingMonitor | None, measure: Callable[[TrainLog], None], log: TrainLog
-) -> None:
+Looks = tuple[TrainingMonitor | None, GradientEffects | None]
+
+
+def _ended_here(looks: Looks, measure: Callable[[TrainLog], None], log: TrainLog) -> None:
     """Hand on the log of a training that goes on, with the curve that it would have."""
-    if monitor is not None:
-        is_complete = log.outcome == "complete"
-        curve = monitor.curve_at(len(log.rows)) if is_complete else monitor.rows()
-        log = replace(log, curve=curve)
-    measure(log)
+    is_complete = log.outcome == "complete"
+    curve = [
+        row
+        for look in looks
+        if look is not None
+        for row in (look.curve_at(len(log.rows)) if is_complete else look.rows())
+    ]
+    measure(replace(log, curve=curve))
 
 
 @contextmanager
@@ -197,17 +208,24 @@ def _as_it_trains(context: TrialContext, pattern: str) -> Iterator[MasterWeights
 def _callbacks(
     trial: Trial,
     objective: UnlearningObjective,
-    monitor: TrainingMonitor | None,
+    looks: Looks,
     measured_at: Mapping[int, Callable[[TrainLog], None]],
     after_step: Callable[[int], None] | None,
 ) -> Callbacks:
+    monitor, effects = looks
+
+    def look(step: int) -> bool:
+        if effects is not None:
+            effects.look(step)
+        return monitor is None or monitor.evaluate(step)
+
     return Callbacks(
         check_every=trial.stop.check_every,
-        keep_going=None if monitor is None else monitor.evaluate,
+        keep_going=look if monitor or effects else None,
         after_step=objective.after_step,
         on_rows=None if after_step else tell_rows,
         measured_at={
-            step: partial(_ended_here, monitor, measure) for step, measure in measured_at.items()
+            step: partial(_ended_here, looks, measure) for step, measure in measured_at.items()
         },
     )
 

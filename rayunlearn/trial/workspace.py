@@ -28,6 +28,7 @@ from rayunlearn.data.tokenize import cut_note
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
+from rayunlearn.metrics.evaluate import require_gold
 from rayunlearn.metrics.harness import task_manager
 from rayunlearn.models.folder import check_model, read_tokenizer, require_positions
 from rayunlearn.models.model_files import model_config, resolve_model
@@ -154,6 +155,8 @@ def validate_trial(trial: Trial) -> Trial:
     _check_retained(checked)
     _check_tasks(checked)
     _check_probe_limits(checked)
+    has_gold = model.teach or bool(model.gold)
+    require_gold(checked.measure.metrics, has_gold, "model.teach, or model.gold")
     return checked
 
 

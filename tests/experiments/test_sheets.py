@@ -707,6 +707,7 @@ BED_ALONE = {
     "hello",
     "lasting",
     "methods",
+    "metric_faithfulness",
     "metric_robustness",
     "optimizers",
     "pretrained_control",

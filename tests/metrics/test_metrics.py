@@ -353,6 +353,8 @@ EXAMPLES = {
     "true_letter": 1,
     "n_options": 3,
     "gradient_norm": 0.4,
+    "gold_gap": torch.tensor([0.02, 1.0, 3.0]),
+    "own_gap": torch.tensor([0.5, 0.5, 4.0]),
 }
 
 

@@ -16,10 +16,12 @@ import pytest
 
 import rayunlearn
 from rayunlearn.errors import UserError
-from rayunlearn.schema import PER_TRIAL, VERSION, column_names
+from rayunlearn.schema import LATER_TABLES, PER_TRIAL, VERSION, column_names
 from rayunlearn.storage import parquet as parquet_module
 from rayunlearn.storage import retry as retry_module
 from rayunlearn.storage import run as run_module
+from rayunlearn.storage.artifact_cache import MANIFEST
+from rayunlearn.storage.run_manifest import manifest_text, read_contents, trial_owner
 from tests.manifests import as_written
 
 
@@ -84,6 +86,24 @@ def test_any_parquet_reader_finds_the_schema_version(tmp_path: Path) -> None:
             ]
             == str(VERSION).encode()
         )
+
+
+def test_a_trial_from_before_a_later_table_is_read_as_it_was(tmp_path: Path) -> None:
+    """Its manifest does not name the table; a file that it names and that is gone is told."""
+    folder = put(tmp_path, "a")
+    later = {f"{table}.parquet" for table in LATER_TABLES}
+    for name in later:
+        (folder / name).unlink()
+    with pytest.raises(UserError, match="is missing"):
+        run_module.open_run(tmp_path)
+    contents = read_contents(folder, trial_owner("a"))
+    assert not isinstance(contents, str)
+    older = {name: content for name, content in contents.items() if name not in later}
+    (folder / MANIFEST).write_bytes(manifest_text(trial_owner("a"), older))
+    assert run_module.open_run(tmp_path).diagnostics.collect().is_empty()
+    run_module.compact(tmp_path)
+    opened = run_module.open_run(tmp_path)
+    assert opened.trials.collect().height == 1 and opened.diagnostics.collect().is_empty()
 
 
 def test_numpy_numbers_are_numbers_and_text_is_not(tmp_path: Path) -> None:

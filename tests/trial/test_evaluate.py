@@ -3,6 +3,7 @@ with, the holdout.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -15,11 +16,13 @@ from rayunlearn.errors import UserError
 from rayunlearn.metrics.evaluate import chosen_metrics
 from rayunlearn.metrics.table import CHANCE_LEVELS
 from rayunlearn.storage.run import Run, open_run
+from rayunlearn.trial import evaluate as evaluate_code
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.evaluate import (
     examples_frame,
     gold_examples,
     label_examples,
+    measured_metrics,
     trial_examples,
 )
 from rayunlearn.trial.model_state import reset_weights
@@ -192,6 +195,41 @@ def test_base_and_gold_keep_the_options_of_their_metrics_and_no_others() -> None
         for beta in (0.1, 0.5)
     ]
     assert stages[0] == stages[1] and dict(stages[0].options)["min_k_score.share"] == 0.5
+
+
+def test_base_has_unlearned_nothing_gold_everything_and_gold_is_patched_once(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own states base loses nothing (0), with gold's all that gold lacks (1). Two trials,
+    and each split, share what gold's states gave.
+    """
+    asked: list[Workspace] = []
+    load = evaluate_code._gold_model
+    monkeypatch.setattr(
+        evaluate_code, "_gold_model", lambda place: [asked.append(place), load(place)][1]
+    )
+    n_splits = 0
+    for stage, depth in (("base", 0.0), ("gold", 1.0)):
+        trial = trial_of("unlearning_depth", stage=stage, measure__limit_probes="12")
+        context = TrialContext(trial, workspace, reset_weights(getattr(workspace, stage)))
+        rows = examples_frame(trial_examples(context))
+        forget = rows.filter(pl.col("split") == "forget")["value"].drop_nulls()
+        assert len(forget) >= 10
+        assert forget.to_list() == pytest.approx([depth] * len(forget), abs=1e-3)
+        n_splits = n_splits or len(asked)
+        assert len(asked) == n_splits, "the second model found gold's part there"
+
+
+def test_a_metric_that_needs_gold_is_refused_by_name_and_left_out_of_all_without_it(
+    workspace: Workspace,
+) -> None:
+    without = with_values(Trial(), {"model.teach": False, "model.name": workspace.base})
+    named = with_values(without, {"measure.metrics": "probability,unlearning_depth"})
+    with pytest.raises(UserError, match="unlearning_depth needs a gold model .model.teach, or mo"):
+        validate_trial(named)
+    every = validate_trial(with_values(without, {"measure.metrics": "all"}))
+    assert "unlearning_depth" in measured_metrics(every, workspace)
+    assert "unlearning_depth" not in measured_metrics(every, replace(workspace, gold=""))
 
 
 def test_gold_is_measured_once_and_not_at_all_where_nothing_is_compared_with_it(
