@@ -104,15 +104,10 @@ class GradientEffects:
             effects = gradient_effects(term, risks, parameters)
         finally:
             self._model.train(was_training)
-        self._looks += [
-            (
-                float(step),
-                number,
-                effects[split].product,
-                float("nan") if effects[split].cosine is None else effects[split].cosine,
-            )
-            for number, split in enumerate(self._risks)
-        ]
+        for number, split in enumerate(self._risks):
+            product, cosine = effects[split].product, effects[split].cosine
+            undefined = float("nan") if cosine is None else cosine
+            self._looks.append((float(step), number, product, undefined))
 
     def ended(self, log: TrainLog) -> Rows:
         """`rows`, after a look at what a whole training ended with."""
