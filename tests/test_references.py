@@ -31,6 +31,8 @@ ATTRIBUTES = {
     "trial.model",
     "rayunlearn.schema_version",
     "rayunlearn.open",
+    "harness.acc",
+    "harness.exact_match",
 }
 FILE = re.compile(r"(?<![\w/.$*-])((?:[a-z_]+/)*[a-z_]\w*\.py)\b")
 DOTTED = re.compile(r"`(?:rayunlearn\.)?(?:[a-z_]+\.)*?([a-z_]\w*)\.([A-Za-z_]\w*)(?:\(\))?`")

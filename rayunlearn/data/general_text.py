@@ -33,13 +33,13 @@ def general_documents(corpus: Corpus, n: int, file: str, seed: int) -> tuple[Doc
     the seed, or our own scenes where it is ''.
 
     What the corpus has as a forget or retain document, as a probe of any split or as what only base
-    was taught is left out: a split that no unlearning was shown stays so. Raises UserError where
-    too few are left.
+    was trained on is left out: a split that no unlearning was shown stays so. Raises UserError
+    where too few are left.
     """
     if not file:
         return unrelated_documents(n, seed)
-    probed, taught = corpus.probes.values(), corpus.extra_training.values()
-    corpus_ids = {d.doc_id for d in chain(corpus.forget, corpus.retain, *probed, *taught)}
+    probed, extra = corpus.probes.values(), corpus.extra_training.values()
+    corpus_ids = {d.doc_id for d in chain(corpus.forget, corpus.retain, *probed, *extra)}
     changed = Path(file).stat().st_mtime_ns
     usable = {d.doc_id: d for d in _read_once(file, changed) if d.doc_id not in corpus_ids}
     rule = f"retain.file must hold {n} documents that the corpus does not have"

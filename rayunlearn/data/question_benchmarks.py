@@ -97,8 +97,8 @@ def blur(folder: BenchmarkFolder, *, task: str = "rwku", answers: str = "") -> B
     present = {split: table for split, table in tables.items() if folder.has(table)}
     looked_for = ", ".join(f"{table}.json" for table in tables.values())
     require(bool(present), f"{folder.root} must hold files of {task}: {looked_for}; found", "none")
-    known = _answers_of(folder, answers)
-    probes = {split: _answered(folder, table, known) for split, table in present.items()}
+    stored_answers = _answers_of(folder, answers)
+    probes = {split: _answered(folder, table, stored_answers) for split, table in present.items()}
     if not any(probes.values()):
         raise UserError(
             f"blur.answers must name a file of {folder.root} with the columns text and answer for"
@@ -124,11 +124,11 @@ def _lume_side(
     ids = {row.row: str(row.values.get("id", "")) for row in rows}
     documents: list[tuple[str, Document]] = []
     for document in folder.accept(loaded):
-        place = loaded.places[document.doc_id][1]
-        match = LUME_ID.match(ids[place])
+        row_number = loaded.places[document.doc_id][1]
+        match = LUME_ID.match(ids[row_number])
         if match is None:
             reason = "its id does not end in sc or qa and a number"
-            folder.rejected.append(_rejected(table, place, reason, document.prompt))
+            folder.rejected.append(_rejected(table, row_number, reason, document.prompt))
             continue
         named = replace(document, group=f"{side} {match['document']}")
         documents.append((match["kind"], named))
@@ -179,27 +179,29 @@ def _answers_of(folder: BenchmarkFolder, answers: str) -> dict[str, str]:
     }
 
 
-def _answered(folder: BenchmarkFolder, table: str, known: Mapping[str, str]) -> Documents:
+def _answered(folder: BenchmarkFolder, table: str, stored_answers: Mapping[str, str]) -> Documents:
     """The questions of a table with their answers; those without one are rejected."""
     rows = folder.rows(table)
     _require_columns(rows, ("text",), table)
     answered = [
         replace(row, values={"text": row.values["text"], "answer": answer})
         for row in rows
-        if (answer := _answer(row, known))
+        if (answer := _answer(row, stored_answers))
     ]
     folder.rejected += [
         _rejected(table, row.row, row.reason or "it has no answer", str(row.values.get("text", "")))
         for row in rows
-        if not _answer(row, known)
+        if not _answer(row, stored_answers)
     ]
     return folder.accept(to_documents(answered, {"prompt": "text", "answer": "answer"}))
 
 
-def _answer(row: SourceRow, known: Mapping[str, str]) -> str:
+def _answer(row: SourceRow, stored_answers: Mapping[str, str]) -> str:
     """The answer that the row has itself, or that is known of its question; '' for none."""
-    own = row.values.get("answer")
-    return str(own) if own else known.get(str(row.values.get("text", "")).strip(), "")
+    answer = row.values.get("answer")
+    return (
+        str(answer) if answer else stored_answers.get(str(row.values.get("text", "")).strip(), "")
+    )
 
 
 def _require_columns(rows: SourceRows, names: tuple[str, ...], table: str) -> None:

@@ -19,7 +19,6 @@ from rayunlearn.metrics.forward_passes import (
     EvaluationTask,
     GenerationSettings,
     MetricInputs,
-    PatchingTarget,
     Probe,
     gather_inputs,
 )
@@ -131,15 +130,14 @@ def evaluate_probes(
     writing: GenerationSettings = GenerationSettings(),  # noqa: B008 - frozen
     options: Mapping[str, Mapping[str, float]] | None = None,
     judge: AnswerJudge | None = None,
-    patching: PatchingTarget | None = None,
 ) -> list[dict[str, object]]:
     """Rows doc_id, split, metric, value: every metric of every probe; value None where the probe
     does not allow it.
 
     The default metrics come from one forward pass. Others may need the `tokenizer` (texts,
-    letters), outputs of the `base` model on the answers, a `judge`, gradients, or base and gold for
-    activation `patching`; `options` are keyword arguments by metric. Raises UserError for what is
-    missing.
+    letters), outputs of the `base` model on the answers, a `judge` or gradients; `options` are
+    keyword arguments by metric. Activation patching needs an `EvaluationTask` with its models
+    (`measure`). Raises UserError for what is missing.
     """
     task = EvaluationTask(
         model=model,
@@ -148,7 +146,6 @@ def evaluate_probes(
         base=base,
         writing=writing,
         judge=judge,
-        patching=patching,
     )
     return measure(task, metrics, options).examples
 

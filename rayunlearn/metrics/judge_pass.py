@@ -78,12 +78,12 @@ def _verdicts(
         for index, of_answer in enumerate(prompts)
         if context is None or max(map(len, of_answer)) + longest <= context
     ]
-    asked = [prompt for index in fitting for prompt in prompts[index]]
-    scores = letter_scores(model, asked, spelt) if asked else []
+    all_prompts = [prompt for index in fitting for prompt in prompts[index]]
+    scores = letter_scores(model, all_prompts, spelt) if all_prompts else []
     verdicts = [Verdict((), NO_ROOM) for _ in answers]
     for number, index in enumerate(fitting):
-        own = scores[n_options * number : n_options * (number + 1)]
-        verdicts[index] = Verdict(_averaged(own))
+        letters = scores[n_options * number : n_options * (number + 1)]
+        verdicts[index] = Verdict(_averaged(letters))
     return verdicts
 
 

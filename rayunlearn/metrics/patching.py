@@ -43,6 +43,6 @@ def unlearning_depth(
     counted = gold_gap > threshold
     if not bool(counted.any()):
         return None
-    gold, own = gold_gap[counted].double(), own_gap[counted].double()
+    gold, gap = gold_gap[counted].double(), own_gap[counted].double()
     # S1 clip(S2 / S1, 0, 1) is S2 held between 0 and S1
-    return float(own.clamp(min=0).minimum(gold).sum() / gold.sum())
+    return float(gap.clamp(min=0).minimum(gold).sum() / gold.sum())

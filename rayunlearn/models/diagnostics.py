@@ -66,9 +66,9 @@ def block_changes(model: PreTrainedModel, base: Mapping[str, Tensor]) -> list[Bl
     ]
 
 
-def _change(own: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> BlockChange:
+def _change(current: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> BlockChange:
     moved, size, of_matrices, largest = 0.0, 0.0, 0.0, 0.0
-    for name, weights in own.items():
+    for name, weights in current.items():
         start = base[name].to(weights.device)
         change = weights.float() - start.float()
         squares = float(change.double().square().sum())
@@ -171,11 +171,11 @@ def gradient_effects(
         risks: scalars with graphs, by name.
         parameters: what the gradients are taken in.
     """
-    own = _gradient(objective, parameters)
+    gradient = _gradient(objective, parameters)
     effects = {}
     for name, risk in risks.items():
         other = _gradient(risk, parameters)
-        product, lengths = float(own @ other), float(own.norm() * other.norm())
+        product, lengths = float(gradient @ other), float(gradient.norm() * other.norm())
         effects[name] = GradientEffect(product, product / lengths if lengths > 0 else None)
     return effects
 

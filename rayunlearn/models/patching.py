@@ -172,9 +172,9 @@ def _stream_of(model: PreTrainedModel, output: object) -> Tensor:
 def _require_same_shape(target: PreTrainedModel, patches: Tensor) -> None:
     config = target.config.get_text_config()
     source = f"{patches.shape[0]} blocks of width {patches.shape[2]}"
-    own = f"{len(blocks(target))} blocks of width {config.hidden_size}"
-    rule = f"activation patching needs models of one shape: base has {own}, the other model"
-    require(source == own, rule, source)
+    shape = f"{len(blocks(target))} blocks of width {config.hidden_size}"
+    rule = f"activation patching needs models of one shape: base has {shape}, the other model"
+    require(source == shape, rule, source)
 
 
 def _label_nll(model: PreTrainedModel, batch: Batch) -> Tensor:

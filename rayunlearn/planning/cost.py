@@ -327,9 +327,9 @@ def explained_tokens(
         prompt = probe.document.prompt
         n_units = len(tokenizer(prompt, add_special_tokens=False).input_ids) + len(words_of(prompt))
         once = _tokens_of([probe.answer])
-        asked = _tokens_of([s for _, s in asked_sequences(probe, sources)])
-        tokens += (2 + n_units) * once[0] + 2 * len(EMPHASIS_FORMS) * asked[0]
-        labels += (2 + n_units) * once[1] + 2 * len(EMPHASIS_FORMS) * asked[1]
+        emphasised = _tokens_of([s for _, s in asked_sequences(probe, sources)])
+        tokens += (2 + n_units) * once[0] + 2 * len(EMPHASIS_FORMS) * emphasised[0]
+        labels += (2 + n_units) * once[1] + 2 * len(EMPHASIS_FORMS) * emphasised[1]
     return tokens, labels
 
 

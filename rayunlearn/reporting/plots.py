@@ -382,28 +382,31 @@ def layer_maps(run: Run) -> go.Figure | None:
     for number, name in enumerate(measures, start=1):
         values = {(row["cell"], row["layer"]): row[name] for row in table.iter_rows(named=True)}
         grid = [[values.get((cell, layer)) for layer in layers] for cell in cells]
-        figure.add_trace(
-            go.Heatmap(
-                x=[str(layer) for layer in layers],
-                y=cells,
-                z=grid,
-                text=[["" if v is None else format_number(v) for v in row] for row in grid],
-                texttemplate="%{text}" if len(layers) <= MAX_NUMBERED_LAYERS else "",
-                colorscale="Cividis",
-                showscale=False,
-                xgap=1,
-                ygap=2,
-                hovertemplate=f"%{{y}}<br>block %{{x}}: %{{z:.4g}}<extra>{name}</extra>",
-            ),
-            row=number,
-            col=1,
-        )
+        trace = _block_heatmap(name, grid, cells, layers)
+        figure.add_trace(trace, row=number, col=1)
     figure.update_layout(height=120 + len(measures) * (90 + 26 * len(cells)))
     figure = _finished(figure)
     figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
     figure.update_xaxes(showgrid=False)
     figure.update_xaxes(title_text="block", row=len(measures))
     return figure
+
+
+def _block_heatmap(
+    name: str, grid: Sequence[Sequence[float | None]], cells: Sequence[str], layers: Sequence[int]
+) -> go.Heatmap:
+    return go.Heatmap(
+        x=[str(layer) for layer in layers],
+        y=cells,
+        z=grid,
+        text=[["" if v is None else format_number(v) for v in row] for row in grid],
+        texttemplate="%{text}" if len(layers) <= MAX_NUMBERED_LAYERS else "",
+        colorscale="Cividis",
+        showscale=False,
+        xgap=1,
+        ygap=2,
+        hovertemplate=f"%{{y}}<br>block %{{x}}: %{{z:.4g}}<extra>{name}</extra>",
+    )
 
 
 def _panels(titles: Sequence[str], *, y_title: str) -> Any:

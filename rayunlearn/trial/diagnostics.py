@@ -63,10 +63,10 @@ def diagnostic_rows(context: TrialContext) -> Rows:
 def _separation(model: PreTrainedModel, probes: Sequence[Probe]) -> list[float | None]:
     activations = []
     for side in COMPARED_SPLITS:
-        asked = [p.answer for p in probes if p.split == side and p.answer.start > 0][
+        sequences = [p.answer for p in probes if p.split == side and p.answer.start > 0][
             :MAX_ACTIVATION_PROBES
         ]
-        states = states_by_block(model, asked)
+        states = states_by_block(model, sequences)
         activations.append([state.mean(1) for state in states])
     depth = model.config.get_text_config().num_hidden_layers
     if min(map(len, activations)) < 2:

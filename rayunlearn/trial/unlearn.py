@@ -124,11 +124,9 @@ def unlearn(
     method does after the last one. `checkpoint`: the file that the training is resumed from and,
     every `train.checkpoint_every` steps, written to. `until`: the share of the steps after which
     the training pauses, at a look and with its state in that file; at 1 it does not. `measured_at`:
-    steps after which a function is given the log of a training that ends there, curve and all; it
-    may read the model.
+    steps after which a function is given the log of a training that ends there.
     """
-    coreset = sorted(coreset)
-    trial, train = context.trial, context.trial.train
+    coreset, trial, train = sorted(coreset), context.trial, context.trial.train
     layers = block_numbers(train.layers)
     adapter = bind_arguments(trial, ADAPTERS[train.adapter].function)
     length = control_length(context)
@@ -142,6 +140,7 @@ def unlearn(
             objective = _objective(context, model, *sides, length)
             monitor = None if watch is None else watch(model)
             effects = None if after_step else training_effects(context, model, objective)
+            states = (objective, monitor, effects)
             log = optimise(
                 model,
                 objective,
@@ -150,17 +149,21 @@ def unlearn(
                 trained=TrainedParameters(pattern, layers, masters),
                 wrappers=_wrappers(context.trial, after_step),
                 callbacks=_callbacks(trial, objective, (monitor, effects), measured_at, after_step),
-                checkpoints=_checkpoints(
-                    context, coreset, checkpoint, until, objective, monitor, effects
-                ),
+                checkpoints=_checkpoints(context, coreset, checkpoint, until, *states),
             )
-            # of the weights that training ended with: the monitor may put back others
-            gradients = [] if effects is None else effects.ended(log)
-            log = log if monitor is None else monitor.ended(log)
-            return replace(log, curve=[*log.curve, *gradients])
+            return _ended((monitor, effects), log)
 
 
 Looks = tuple[TrainingMonitor | None, GradientEffects | None]
+
+
+def _ended(looks: Looks, log: TrainLog) -> TrainLog:
+    """The log as the monitor leaves it, with the curve of the gradients."""
+    monitor, effects = looks
+    # of the weights that training ended with: the monitor may put back others
+    gradients = [] if effects is None else effects.ended(log)
+    log = log if monitor is None else monitor.ended(log)
+    return replace(log, curve=[*log.curve, *gradients])
 
 
 def _ended_here(looks: Looks, measure: Callable[[TrainLog], None], log: TrainLog) -> None:
