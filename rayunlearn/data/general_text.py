@@ -40,6 +40,7 @@ def general_documents(corpus: Corpus, n: int, file: str, seed: int) -> tuple[Doc
         return unrelated_documents(n, seed)
     probed, extra = corpus.probes.values(), corpus.extra_training.values()
     corpus_ids = {d.doc_id for d in chain(corpus.forget, corpus.retain, *probed, *extra)}
+    require(Path(file).is_file(), "retain.file must be a file", file)
     changed = Path(file).stat().st_mtime_ns
     usable = {d.doc_id: d for d in _read_once(file, changed) if d.doc_id not in corpus_ids}
     rule = f"retain.file must hold {n} documents that the corpus does not have"

@@ -12,6 +12,13 @@ TERMS = (
             " keeps max(1, round(r n)) documents"
         ),
     ),
+    (
+        "retain selector",
+        (
+            "how the part of the retain set that trains is chosen, where not all of it does"
+            " (retain.*)"
+        ),
+    ),
     ("base", "the model before unlearning"),
     ("gold", "a model trained without the forget set"),
     ("control", "the same training with the retain loss alone"),

@@ -448,19 +448,27 @@ def _trace_words(trace: Any, axes: _Axes) -> str:
 
 
 def _maps(figure: go.Figure, name: str, title: str) -> list[Picture]:
-    """A heat map, `MAP_COLUMNS` columns a panel: the name of each row above its cells, the columns
+    """Heat maps, `MAP_COLUMNS` columns a panel: the name of each row above its cells, the columns
     numbered, with their names below.
     """
-    (trace,) = figure.data
-    panels = []
-    for start in range(0, len(trace.x), MAP_COLUMNS):
-        columns = list(trace.x[start : start + MAP_COLUMNS])
-        rows = [
-            (label, row[start : start + MAP_COLUMNS])
-            for label, row in zip(trace.y, trace.z, strict=True)
-        ]
-        panels.append(_map(columns, rows, trace, f"{name}-{start}", title, first=start + 1))
-    return panels
+    titles = [note.text for note in figure.layout.annotations]
+    if len(titles) != len(figure.data):
+        titles = [title] * len(figure.data)
+    return [
+        _map(
+            list(trace.x[start : start + MAP_COLUMNS]),
+            [
+                (label, row[start : start + MAP_COLUMNS])
+                for label, row in zip(trace.y, trace.z, strict=True)
+            ],
+            trace,
+            f"{name}-{number}-{start}" if number else f"{name}-{start}",
+            titles[number],
+            first=start + 1,
+        )
+        for number, trace in enumerate(figure.data)
+        for start in range(0, len(trace.x), MAP_COLUMNS)
+    ]
 
 
 def _map(
@@ -481,7 +489,7 @@ def _map(
             y += line
             parts.append(_text(text, 4, y, colour=SOFT))
         for offset, value in enumerate(values):
-            if value is not None:
+            if value is not None and value == value:
                 parts.append(_map_cell(value, 4 + side * offset, y + 5, side, trace))
         y += 5 + 22
         listed_values = ", ".join(
@@ -502,8 +510,8 @@ def _map(
 
 def _map_cell(value: float, x: float, y: float, side: float, trace: Any) -> str:
     """A coloured cell with its number, in black or white, whichever is read better."""
-    low, high = float(trace.zmin), float(trace.zmax)
-    share = min(1.0, max(0.0, (value - low) / (high - low)))
+    low, high = _ends_of(trace)
+    share = min(1.0, max(0.0, (value - low) / (high - low))) if high > low else 0.5
     (colour,) = sample_colorscale("Cividis", [share], colortype="tuple")
     ink = max(((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), key=lambda other: contrast(other, colour))
     red, green, blue = (round(255 * part) for part in colour)
@@ -513,6 +521,14 @@ def _map_cell(value: float, x: float, y: float, side: float, trace: Any) -> str:
         f'<text x="{_short(x + side / 2 - 1)}" y="{_short(y + 14.5)}" text-anchor="middle"'
         f' fill="{"#ffffff" if ink[0] else "#000000"}">{value:.2f}</text>'
     )
+
+
+def _ends_of(trace: Any) -> tuple[float, float]:
+    """The values of the first and the last colour: the map's own range where it names none."""
+    if trace.zmin is not None:
+        return float(trace.zmin), float(trace.zmax)
+    values = [value for row in trace.z for value in row if value is not None and value == value]
+    return min(values), max(values)
 
 
 def contrast(first: Sequence[float], second: Sequence[float]) -> float:

@@ -156,6 +156,7 @@ def _parallel_panel(
         + ("" if goal.target == "none" else ", distance"),
         "utility": f"{goal.utility} on {goal.utility_split}",
     }
+    measures = {name: label for name, label in measures.items() if study[name].count()}
     for column, label in measures.items():
         ends = [float(str(end)) for end in (study[column].min(), study[column].max())]
         axes.append(ParallelAxis(name=label, low=ends[0], high=ends[1], is_log=False))

@@ -75,7 +75,8 @@ def _adopt_tables(run: Path) -> list[str]:
     present = [name for name in DRIVER_FILES if (run / name).exists()]
     if not present or not isinstance(read_contents(run, OF_RUN), str):
         return []
-    lacking = sorted({*TABLE_FILES} - {*present}) if {*TABLE_FILES} & {*present} else []
+    later = {f"tables/{table}.parquet" for table in LATER_TABLES}
+    lacking = sorted({*TABLE_FILES} - {*present} - later) if {*TABLE_FILES} & {*present} else []
     if lacking:
         return [
             f"{MANIFEST} is not made: {', '.join(lacking)} of {len(TABLE_FILES)} tables missing"

@@ -259,7 +259,9 @@ def test_a_terminal_of_ascii_shows_every_text_without_a_traceback(here: Path) ->
             capture_output=True,
             check=False,
         )
-        assert (ended.returncode, ended.stderr.decode("ascii")) == (0, "")
+        # what a command does is said where it takes more than a second
+        said = ended.stderr.decode("ascii").splitlines()
+        assert ended.returncode == 0 and all(line.endswith(" ...") for line in said), said
         assert ended.stdout.decode("ascii")
 
 
@@ -380,7 +382,8 @@ def test_the_rule_of_thumb_is_six_times_parameters_times_tokens(tmp_path: Path) 
     assert guess.seconds == pytest.approx(
         FIXED_SECONDS + 6 * 1e6 * (8000 + 4000) / 2 / FLOP_PER_SECOND
     )
-    assert guess.bytes == FIXED_BYTES + COPIES * 4e6
+    # the two moments of AdamW beside what every optimizer takes
+    assert guess.bytes == FIXED_BYTES + (COPIES + 2) * 4e6
 
 
 def test_tokens_count_the_unit_that_training_length_is_given_in() -> None:

@@ -96,6 +96,7 @@ COMMANDS: tuple[tuple[str, str, set[str]], ...] = (
     ("export", "RUN zzz --output DIR/e", TABLES),
     ("card", "RUN --output DIR/card", TABLES | {"scipy"}),
     ("compare", "DIR/nowhere DIR/nowhere", TABLES),
+    ("harness", "RUN --tasks one --trials zzz", TABLES),
     ("jobs", "--address nowhere", {"ray"} | TABLES),
     ("books", "nowhere --forget one --retain two", {"numpy", "pyarrow"}),
 )

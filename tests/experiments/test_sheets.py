@@ -706,6 +706,7 @@ FILES = sorted(path.stem for path in EXPERIMENTS.glob("*.py"))
 BED_ALONE = {
     "hello",
     "lasting",
+    "linked_questions",
     "methods",
     "metric_faithfulness",
     "metric_robustness",

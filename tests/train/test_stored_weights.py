@@ -14,7 +14,7 @@ from rayunlearn.models.activation_checkpointing import checkpointed_blocks
 from rayunlearn.models.forward import blocks, can_pack, hidden_states, token_nll
 from rayunlearn.models.packing import padded_passes
 from rayunlearn.storage.run import open_run
-from rayunlearn.train.loop import OptimizerSettings, optimise
+from rayunlearn.train.loop import OptimizerSettings, TrainedParameters, optimise
 from rayunlearn.train.step import StepLoss
 from rayunlearn.train.stored_weights import (
     MasterWeights,
@@ -48,7 +48,7 @@ def test_in_bfloat16_a_small_update_is_lost_without_a_float32_copy_and_not_with_
             optimizer=OptimizerSettings(
                 learning_rate=1e-3, schedule="constant", warmup_fraction=0.0, name="sign"
             ),
-            masters=masters,
+            trained=TrainedParameters(masters=masters),
         )
         ends.append(float(masters.value_of(model.weight)))
         assert model.weight.dtype == torch.bfloat16

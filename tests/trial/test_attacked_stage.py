@@ -13,6 +13,7 @@ from rayunlearn.analysis.coreset_table import coreset_table
 from rayunlearn.analysis.run_frames import trial_table, values_by_trial
 from rayunlearn.config import (
     LATER_SETTINGS,
+    RESULT_NEUTRAL,
     Attack,
     Measure,
     Objective,
@@ -183,7 +184,7 @@ def test_a_trial_without_an_own_attack_has_the_id_that_it_had() -> None:
 def flat_of_id() -> dict[str, object]:
     """The default trial's settings, as its id has them."""
     trial = replace(Trial(), model=with_teaching(Trial().model))
-    left_out = {"train.checkpoint_every", "measure.attack", "data.path", "model.name"}
+    left_out = {*RESULT_NEUTRAL, "measure.attack", "data.path", "model.name"}
     return {
         name: value
         for name, value in flatten(trial).items()

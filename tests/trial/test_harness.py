@@ -133,6 +133,7 @@ def test_every_model_is_asked_every_task_and_what_has_ended_is_not_asked_again()
         grids=((),),
         search={},
         budget=Budget(tuning="none"),
+        objective=Objective(),
     )
     planner = HarnessPlanner(experiment, check_trial, identify_trial, models, tasks)
     agenda = planner.agenda({})
