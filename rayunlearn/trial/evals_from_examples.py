@@ -6,7 +6,8 @@ import polars as pl
 
 from rayunlearn.analysis.intervals import summarise_examples
 from rayunlearn.metrics.corpus import GOLD_METRICS, corpus_rows
-from rayunlearn.schema import column_names
+from rayunlearn.schema import TABLES, column_names
+from rayunlearn.storage.parquet import data_type
 
 
 def evals_again(tables: Mapping[str, pl.LazyFrame]) -> pl.DataFrame:
@@ -39,8 +40,14 @@ def evals_again(tables: Mapping[str, pl.LazyFrame]) -> pl.DataFrame:
         last, on="trial_id", how="left", maintain_order="left"
     )
     step = pl.coalesce("_last", "optimizer_steps", pl.lit(0, dtype=pl.Int64))
+    # what only tasks of a harness have is in no example
+    absent = [
+        pl.lit(None, dtype=data_type(column.kind)).alias(column.name)
+        for column in TABLES["evals"]
+        if column.name not in (*placed.columns, "step")
+    ]
     return (
-        placed.with_columns(step.alias("step"))
+        placed.with_columns(step.alias("step"), *absent)
         .sort("_order", maintain_order=True)
         .select(column_names("evals"))
     )

@@ -375,7 +375,7 @@ def test_the_page_and_the_terminal_show_all_of_it_and_no_token_becomes_markup(ru
         "faithfulness",
         "from-base",
         "heat",
-        "path",
+        "figure-path",
     ):
         assert f'id="{anchor}"' in page
     assert [s.anchor for s in attribution_sections(run)] == [

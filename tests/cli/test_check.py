@@ -75,7 +75,7 @@ def test_evals_come_back_from_examples_to_the_last_bit(
     status, words = check(run, capsys)
     assert status == 1 and f"({before.height} rows were written)" in words
     status, words = check(run, capsys, "--repair")
-    assert status == 0 and "repaired: tables/evals.parquet was rebuilt" in words
+    assert status == 0 and "repaired: tables/evals.parquet was rebuilt" in words, words
     keys = ["trial_id", "stage", "attack", "split", "metric"]
     after = open_run(run).evals.collect()
     columns = [*keys, "value", "n", "stderr"]
