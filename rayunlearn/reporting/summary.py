@@ -359,15 +359,22 @@ def _test_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
         f" {_joined(_parts(grid))} of the forget set.",
         *methods,
         f"Measured: {'; '.join(measures)}. {' '.join(explained)}".strip(),
-        BESIDE,
+        _anchors_sentence(table),
     )
     return SummaryBlock(anchor="tested", title="How it was tested", sentences=sentences)
 
 
-BESIDE = (
-    "Read against three models: base, the model before unlearning; gold, a model trained without"
-    " the forget set; control, the same training with the retain loss alone."
-)
+BESIDE = {
+    "base": "base, the model before unlearning",
+    "gold": "gold, a model trained without the forget set",
+    "control": "control, the same training with the retain loss alone",
+}
+
+
+def _anchors_sentence(table: pl.DataFrame) -> str:
+    """Which models the unlearned ones are read against, of those that the run has."""
+    named = [words for role, words in BESIDE.items() if role in table["role"].to_list()]
+    return f"Read against: {'; '.join(named) or 'no other model'}."
 
 
 def method_sentences(run: Run, table: pl.DataFrame) -> list[str]:
@@ -560,7 +567,8 @@ NOTHING_REMOVED = "The attacked models had lost nothing that could be recovered.
 
 RECOVERY_SCALE = (
     "0% is what unlearning left, 100% what the model knew before. The last column is the"
-    " same attack on the gold model: the information that the attack itself leaks."
+    " same attack on the gold model, where there is one: the information that the attack itself"
+    " leaks."
 )
 
 RECOVERY_HEADERS = ("attack", "model", "recovered", "gold model: before -> after")
