@@ -3,8 +3,9 @@ environment, without documents and weights, that another group can hold against 
 """
 
 import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,6 @@ from rayunlearn.schema import VERSION
 from rayunlearn.storage.artifact_cache import file_digest
 from rayunlearn.storage.parquet import read_table_file, write_bytes, write_frame
 from rayunlearn.storage.run import Run, open_run
-from rayunlearn.trial.workspace import PATHS
 
 # of the folder's form: another number where a reader of this one would misread it
 FORMAT = 1
@@ -35,6 +35,9 @@ CARD_FILE = "card.json"
 CARD_TABLES = ("cells", "means", "trials", "attacks")
 # what identifies a cell, beside the settings that vary
 CELL_KEYS = ("role", "method", "select.name", "select.ratio")
+
+# a path from the root, where a text begins or after one of = , [ and blanks
+ABSOLUTE_PATH = re.compile(r"(?<![^\s=,\[])/(?:[^/,\s]+/)*([^/,\s]+)")
 
 README = """\
 # Benchmark card: {name}, version {version}
@@ -67,9 +70,9 @@ class Card:
 def write_card(run: Path, output: Path) -> Path:
     """Write the card of a run to the new folder `output`; returns it.
 
-    No text of a document, no generated text and no weight is in a card; a path in a setting is
-    cut to its last part. Raises UserError for an `output` that exists and for a run in which no
-    trial of the plan has ended.
+    No document, no generated text and no weight is in a card, and every absolute path is cut to its
+    last part; settings stand as they are, `token.words` among them. Raises UserError for an
+    `output` that exists and for a run in which no trial of the plan has ended.
     """
     require(not output.exists(), "--output must be a folder that does not exist yet", str(output))
     opened = open_run(run)
@@ -81,7 +84,7 @@ def write_card(run: Path, output: Path) -> Path:
         tables = card_tables(opened)
         for name, frame in tables.items():
             write_frame(temporary / f"{name}.parquet", frame)
-        facts = card_facts(opened) | {
+        facts = without_folders(card_facts(opened)) | {
             "files": {
                 f"{name}.parquet": {
                     "rows": frame.height,
@@ -156,16 +159,11 @@ def card_facts(run: Run) -> dict[str, Any]:
 def card_tables(run: Run) -> dict[str, pl.DataFrame]:
     """The tables of CARD_TABLES."""
     cells, members = coreset_table(run), table_cells(run)["trial_ids"].to_list()
-    paths = [name for name in PATHS if name in cells.columns]
-    named = cells.drop("group", "tuning").with_columns(
-        pl.col(name).map_elements(lambda path: Path(path).name, return_dtype=pl.String)
-        for name in paths
-    )
     return {
-        "cells": named.with_row_index("cell"),
+        "cells": _named_alone(cells.drop("group", "tuning")).with_row_index("cell"),
         "means": _means(run, members),
         "trials": _trial_means(run, members),
-        "attacks": recovery_table(run),
+        "attacks": _named_alone(recovery_table(run)),
     }
 
 
@@ -227,12 +225,29 @@ def _constant(trials: pl.DataFrame, varying: Sequence[str]) -> dict[str, Any]:
         for name in trials.columns
         if "." in name and name not in varying and name not in SEED_SETTINGS and trials.height
     }
-    return {name: _without_folder(name, v) for name, v in shared.items() if v is not None}
+    return {name: value for name, value in shared.items() if value is not None}
 
 
-def _without_folder(name: str, value: Any) -> Any:
-    """A path's last part: where it was says something of a machine and nothing of a result."""
-    return Path(str(value)).name if name in PATHS and value else value
+def without_folders(value: Any) -> Any:
+    """A value with every absolute path in its texts, and in those of its parts, cut to its last
+    part: where a file was says something of a machine and nothing of a result.
+
+    Example:
+        >>> without_folders({"data.probes": "near=/home/me/near.jsonl,far=far.jsonl"})
+        {'data.probes': 'near=near.jsonl,far=far.jsonl'}
+    """
+    if isinstance(value, str):
+        return ABSOLUTE_PATH.sub(r"\1", value)
+    if isinstance(value, Mapping):
+        return {name: without_folders(part) for name, part in value.items()}
+    return [without_folders(part) for part in value] if isinstance(value, list) else value
+
+
+def _named_alone(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with `without_folders` of its texts."""
+    return frame.with_columns(
+        pl.col(pl.String).map_elements(without_folders, return_dtype=pl.String)
+    )
 
 
 def _values(trials: pl.DataFrame, name: str) -> list[Any]:

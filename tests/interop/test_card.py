@@ -88,9 +88,13 @@ def test_paths_in_settings_are_cut_to_their_last_part(tmp_path: Path) -> None:
     frame = pl.read_parquet(table).with_columns(pl.lit("/home/someone/corpus").alias("data.path"))
     version = {k: v for k, v in schema.items() if k.startswith("rayunlearn")}
     frame.write_parquet(table, metadata=version)
+    experiment = json.loads((run / "experiment.json").read_text())
+    experiment["notes"] = ["taken from /home/someone/runs/earlier, 3 documents"]
+    (run / "experiment.json").write_text(json.dumps(experiment))
     assert main(["check", str(run), "--repair"]) == 0
     card = read_card(write_card(run, tmp_path / "card"))
     assert card.facts["settings"]["data.path"] == "corpus"
+    assert card.facts["notes"] == ["taken from earlier, 3 documents"]
     content = b"".join(file.read_bytes() for file in (tmp_path / "card").iterdir())
     assert b"someone" not in content
 
