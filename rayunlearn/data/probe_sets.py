@@ -1,7 +1,8 @@
 """Probe sets by name, beside forget, retain and untouched: `data.probes=near=near.jsonl,...`.
 
 A set is asked and never trained on: a control for what unlearning does to what lies near the forget
-set, far from it, or nowhere near either. Its documents are read as those of `data.name=files` are.
+set, far from it, or nowhere near either. Its documents are read as those of `data.name=files` are,
+or are facts of the product's own tables, `continents=known:continents`.
 """
 
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from rayunlearn.config import Data
 from rayunlearn.data.documents import Corpus, Document, FileRecord
 from rayunlearn.data.files import file_record, read_splits, records_of, without_documents
+from rayunlearn.data.known import KNOWN_TABLES, known_facts, read_relation
 from rayunlearn.data.readers import read_file
 from rayunlearn.data.rows import (
     Columns,
@@ -27,6 +29,10 @@ from rayunlearn.errors import UserError, require
 
 # sets that a trial makes of other things
 MADE_SETS = ("arithmetic", "holdout", "members")
+# what a source that is a table of facts begins with
+KNOWN = "known:"
+# what a set has, the records of its files, and notes
+ProbeSet = tuple[ParsedSplit, tuple[FileRecord, ...], tuple[str, ...]]
 
 
 def parse_probe_sets(text: str) -> dict[str, str]:
@@ -70,8 +76,7 @@ def with_probe_sets(corpus: Corpus, data: Data) -> Corpus:
         require(is_free, "a probe set must have a name that the data does not use", name)
     columns = parse_columns(data.columns)
     for name, source in sources.items():
-        rows, files, notes = _rows_of(source, data, columns)
-        parsed = to_documents(rows, choose_columns(rows, columns, name), requested=columns)
+        parsed, files, notes = _facts_of(source) or _split_of(name, source, data, columns)
         usable = _untrained(parsed, name, corpus.forget, corpus.retain)
         if not usable.documents:
             raise UserError(f"probe set {name!r} must have a usable document, got none in {source}")
@@ -85,6 +90,27 @@ def with_probe_sets(corpus: Corpus, data: Data) -> Corpus:
     return corpus
 
 
+def _facts_of(source: str) -> ProbeSet | None:
+    """The facts of `known:RELATION` or `known:RELATION:SLICE`, whatever a model knows of them; None
+    for another source. Raises UserError for a relation or a slice that is not there.
+    """
+    if not source.startswith(KNOWN):
+        return None
+    name, _, part = source.removeprefix(KNOWN).partition(":")
+    facts = known_facts(read_relation(name), part)
+    places = {fact.doc_id: (source, row) for row, fact in enumerate(facts)}
+    table = KNOWN_TABLES / f"{name}.json"
+    record = file_record(f"known_facts/{name}", [table], len(facts))
+    return ParsedSplit(documents=facts, places=places), (record,), ()
+
+
+def _split_of(name: str, source: str, data: Data, columns: Columns) -> ProbeSet:
+    """The documents of a file, or with `files` of a split of `data.path`."""
+    rows, files, notes = _rows_of(source, data, columns)
+    parsed = to_documents(rows, choose_columns(rows, columns, name), requested=columns)
+    return parsed, files, notes
+
+
 def _rows_of(
     source: str, data: Data, columns: Columns
 ) -> tuple[tuple[SourceRow, ...], tuple[FileRecord, ...], tuple[str, ...]]:
@@ -95,7 +121,7 @@ def _rows_of(
     if file.is_file():
         rows = tuple(read_file(file, partial(may_be_read, columns=columns)))
         return rows, (file_record(file.name, [file], len(rows)),), ()
-    require(data.name == "files", "a probe set must be a data file that exists", source)
+    require(data.name == "files", "a probe set must be a data file that exists, or known:RELATION", source)
     tables, notes = read_splits(data.path, (source,), columns)
     return tables[source], records_of(data.path, {source: len(tables[source])}), notes
 

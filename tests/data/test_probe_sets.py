@@ -10,6 +10,7 @@ import pytest
 from rayunlearn.config import Data, Model, Trial, probe_limits, with_values
 from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.data.files import load_files
+from rayunlearn.data.known import read_relation
 from rayunlearn.data.probe_sets import parse_probe_sets, with_probe_sets
 from rayunlearn.errors import UserError
 from rayunlearn.trial.identity import content_digests, corpus_of
@@ -61,6 +62,23 @@ def test_any_data_can_have_sets_from_files(folder: Path) -> None:
     assert with_probe_sets(without, Data()) is without
 
 
+def test_a_set_can_be_a_table_of_facts_that_the_product_ships(folder: Path) -> None:
+    """Whatever a model knows of it, and without what is trained on."""
+    data = Data(
+        name="files",
+        path=str(folder),
+        probes="far=known:continents,Europe=known:capitals:Europe",
+    )
+    corpus = with_probe_sets(load_files(data), data)
+    tables = {name: read_relation(name) for name in ("continents", "capitals")}
+    assert len(corpus.probes["far"]) == tables["continents"].n_facts
+    assert answers(corpus.probes["Europe"]) == list(tables["capitals"].slices["Europe"].values())
+    assert corpus.probes["Europe"][11].answer == "The capital of France is Paris."
+    records = {record.table: record.rows for record in corpus.files}
+    assert records["known_facts/continents"] == tables["continents"].n_facts
+    assert content_digests(Trial(data=data))["data.probes"] == "far,Europe"
+
+
 @pytest.mark.parametrize(
     ("probes", "said"),
     [
@@ -70,6 +88,8 @@ def test_any_data_can_have_sets_from_files(folder: Path) -> None:
         ("retain=near", "a name that the data does not use"),
         ("members=near", "a name that the data does not use"),
         ("near=nearer", "unknown split .* did you mean 'near'"),
+        ("near=known:capital", "unknown relation .* did you mean 'capitals'"),
+        ("near=known:capitals:Erope", "unknown slice of capitals .* did you mean 'Europe'"),
         ("again=forget", "must have a usable document, got none in forget"),
     ],
 )

@@ -715,6 +715,7 @@ BED_ALONE = {
     "pretrained_coreset",
     "pretrained_demo",
     "pretrained_dilemma",
+    "pretrained_tofu",
     "pretrained_unlearned",
     "retain_coreset",
     "tofu_coreset",
