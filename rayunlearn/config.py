@@ -138,9 +138,9 @@ class Data:
     compare with them. `columns` maps our names to theirs: `prompt=question,answer=answer`.
 
     `probes` names further sets that are asked and never trained on, whatever the data:
-    `near=near.jsonl,far=far.jsonl`, each a split of that name. A source may also be a table of facts
-    that the product ships, or a slice of it, `untouched=known:continents`, and with `files` a split
-    of `path`.
+    `near=near.jsonl,far=far.jsonl`, each a split of that name. A source may also be a table of
+    facts that the product ships, or a slice of it, `untouched=known:continents`, and with `files` a
+    split of `path`.
 
     `arithmetic`: so many sums, differences and products are asked besides, on split `arithmetic`,
     whatever the data: what a model could and nobody asked it to forget.

@@ -121,7 +121,8 @@ def _rows_of(
     if file.is_file():
         rows = tuple(read_file(file, partial(may_be_read, columns=columns)))
         return rows, (file_record(file.name, [file], len(rows)),), ()
-    require(data.name == "files", "a probe set must be a data file that exists, or known:RELATION", source)
+    rule = "a probe set must be a data file that exists, or known:RELATION"
+    require(data.name == "files", rule, source)
     tables, notes = read_splits(data.path, (source,), columns)
     return tables[source], records_of(data.path, {source: len(tables[source])}), notes
 
