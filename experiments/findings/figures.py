@@ -19,8 +19,10 @@ from rayunlearn.analysis.baselines import baseline_table
 from rayunlearn.analysis.coreset_table import coreset_table, extra_settings
 from rayunlearn.analysis.equal_retention import method_ranking
 from rayunlearn.analysis.labels import format_cell, format_coreset_size
+from rayunlearn.analysis.metric_faithfulness import faithfulness_table
 from rayunlearn.analysis.mode_connectivity import path_cells, paths_of
 from rayunlearn.analysis.recovery import plain_setting, recovery_table
+from rayunlearn.analysis.retain_choice import retain_table
 from rayunlearn.analysis.run_frames import objective_of
 from rayunlearn.reporting.attack_tables import attack_labels
 from rayunlearn.reporting.plots import COLOURS, GREY, SYMBOLS
@@ -504,11 +506,42 @@ def by_split(run: Run) -> list[Panel]:
     ]
 
 
+def by_metric(run: Run) -> list[Panel]:
+    """The AUC of every metric between models that know and models that never did, a row each."""
+    names = ("metric", "auc", "auc_low", "auc_high")
+    points = list(faithfulness_table(run).select(names).iter_rows())
+    series = [Series(name="base against gold", points=points)]
+    return [Panel(title="", place="", value="AUC", rows=True, reference=0.5, series=series)]
+
+
+def by_retain_choice(run: Run) -> list[Panel]:
+    """What each choice of retain documents keeps more than random ones, a panel per setting."""
+    table = retain_table(run).filter(pl.col("role") == "grid")
+    return [
+        Panel(
+            title=str(setting).partition(",")[0],
+            place="",
+            value="less random retain documents",
+            rows=True,
+            reference=0.0,
+            series=[
+                Series(
+                    name=str(measure),
+                    points=list(rows.select("arm", "difference", "low", "high").iter_rows()),
+                )
+                for (measure,), rows in of_setting.group_by(["measure"], maintain_order=True)
+            ],
+        )
+        for (setting,), of_setting in table.group_by(["setting"], maintain_order=True)
+    ]
+
+
 PICTURES: dict[str, Callable[[Run], Iterable[Panel]]] = {
     "pretrained_coreset": by_split,
     "pretrained_control": by_retention,
     "pretrained_dilemma": by_emphasis,
     "pretrained_unlearned": by_attack,
+    "pretrained_tofu": by_split,
     "coreset_effect": by_ratio,
     "keyword_effect": beside_reference("random_words"),
     "steps_or_data": by_steps,
@@ -520,6 +553,10 @@ PICTURES: dict[str, Callable[[Run], Iterable[Panel]]] = {
     "dilemma": by_emphasis,
     "faithfulness": by_path,
     "defences": by_defence,
+    "metric_faithfulness": by_metric,
+    "linked_questions": by_attack,
+    "retain_coreset": by_retain_choice,
+    "optimizers": by_attack,
 }
 
 

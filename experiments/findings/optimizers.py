@@ -63,7 +63,7 @@ class OptimizerCell:
         return difference(mine, theirs, groups=self.forget.groups)
 
 
-def cells_of(run: Run) -> list[OptimizerCell]:
+def optimizer_cells(run: Run) -> list[OptimizerCell]:
     """The grid's cells, with base and gold."""
     rows = trials_with_roles(run).filter(pl.col("role").is_in(["grid", "base", "gold"]))
     rows = rows.sort("train.seed").unique("trial_id", maintain_order=True)
@@ -137,24 +137,22 @@ def comparisons(cells: Sequence[OptimizerCell]) -> list[tuple[str, str, Estimate
 
 def comparison(runs: Sequence[Run]) -> str:
     """Everything in Markdown: a line for each cell, and the comparisons with AdamW."""
-    cells = [cell for run in runs for cell in cells_of(run)]
+    cells = [cell for run in runs for cell in optimizer_cells(run)]
     attacks = list(dict.fromkeys(attack for cell in cells for attack in cell.attacked))
-    heads = ["method, optimizer", "settings", "left", "utility"]
-    heads += [f"after {attack}" for attack in attacks]
+    heads = cell_headers(attacks)
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    seen: set[str] = set()
-    for cell in cells:
-        if cell.name not in seen:
-            lines.append(_line(cell, attacks))
-        seen.add(cell.name)
-    lines.append("")
-    for name, attack, estimate, p in comparisons(_comparable(cells)):
-        shown = "shown" if p < SIGNIFICANT else "not shown"
-        lines.append(
-            f"{name}: {attack} recovers {estimate.mean:+.3f} more than with {COMPARED_WITH}"
-            f" (p {p:.2g}, {shown})"
-        )
-    return "\n".join(lines)
+    rows = dict.fromkeys(cell_values(cell, attacks) for cell in cells)
+    lines += [f"| {' | '.join(values)} |" for values in rows]
+    return "\n".join([*lines, "", *comparison_sentences(cells)])
+
+
+def comparison_sentences(cells: Sequence[OptimizerCell]) -> list[str]:
+    """What each attack recovers more or less than with AdamW, a sentence for each."""
+    return [
+        f"{name}: {attack} recovers {estimate.mean:+.3f} more than with {COMPARED_WITH}"
+        f" (p {p:.2g}, {'shown' if p < SIGNIFICANT else 'not shown'})"
+        for name, attack, estimate, p in comparisons(_comparable(cells))
+    ]
 
 
 def _comparable(cells: Sequence[OptimizerCell]) -> list[OptimizerCell]:
@@ -163,14 +161,20 @@ def _comparable(cells: Sequence[OptimizerCell]) -> list[OptimizerCell]:
     return [cell for cell in cells if cell.forget.documents == first]
 
 
-def _line(cell: OptimizerCell, attacks: Sequence[str]) -> str:
-    parts = [cell.name, cell.settings, _words(cell, cell.forget, cell.trials)]
-    parts.append(_words(cell, cell.utility, cell.trials))
-    parts += [
+def cell_headers(attacks: Sequence[str]) -> tuple[str, ...]:
+    """The columns of `cell_values`."""
+    after = (f"after {attack}" for attack in attacks)
+    return ("method, optimizer", "settings", "left", "utility", *after)
+
+
+def cell_values(cell: OptimizerCell, attacks: Sequence[str]) -> tuple[str, ...]:
+    """A cell in words: its settings, what is left, what utility, and what after each attack."""
+    after = [
         _words(cell, cell.forget, cell.attacked[attack]) if attack in cell.attacked else "-"
         for attack in attacks
     ]
-    return f"| {' | '.join(parts)} |"
+    left, utility = (_words(cell, of, cell.trials) for of in (cell.forget, cell.utility))
+    return (cell.name, cell.settings, left, utility, *after)
 
 
 def _words(cell: OptimizerCell, measured: MetricValues, trials: Sequence[str]) -> str:

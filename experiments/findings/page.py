@@ -18,6 +18,12 @@ import polars as pl
 
 from experiments.findings.by_split import split_sentences, split_table
 from experiments.findings.figures import picture_of
+from experiments.findings.optimizers import (
+    cell_headers,
+    cell_values,
+    comparison_sentences,
+    optimizer_cells,
+)
 from experiments.findings.verdicts import (
     BEYOND_PLAIN,
     PREDICTORS,
@@ -41,6 +47,8 @@ from rayunlearn.reporting.attribution_tables import attribution_sections
 from rayunlearn.reporting.connectivity_tables import connectivity_sections
 from rayunlearn.reporting.formats import escape_html, escape_pipes, question_of
 from rayunlearn.reporting.html import provenance
+from rayunlearn.reporting.retain_tables import retain_sections
+from rayunlearn.reporting.robustness_tables import faithfulness_sections
 from rayunlearn.reporting.sentences import (
     control_sentences,
     frontier_in_words,
@@ -357,6 +365,24 @@ def recovery_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     return (recovery_sentences(run), _table(table)) if table.height else attack_findings(run)
 
 
+def metric_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """Which metrics tell models that know from models that never did, and survive attacks."""
+    return _first([], [*faithfulness_sections(run)], run)
+
+
+def retain_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """Chosen retain documents beside as many drawn at random."""
+    return _first([], retain_sections(run), run)
+
+
+def optimizer_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
+    """What attacks recover from each method and optimizer, beside AdamW."""
+    cells = optimizer_cells(run)
+    attacks = list(dict.fromkeys(attack for cell in cells for attack in cell.attacked))
+    rows = tuple(dict.fromkeys(cell_values(cell, attacks) for cell in cells))
+    return comparison_sentences(cells), SummaryTable(headers=cell_headers(attacks), rows=rows)
+
+
 def equal_retention_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """The two orders of the methods."""
     if not has_calibrated(run):
@@ -515,6 +541,19 @@ FINDINGS: Sequence[Finding] = (
             " what LLMU and RMU took on WMDP and biology."
         ),
         differs=REAL_MODEL_DIFFERENCE,
+    ),
+    Finding(
+        experiment="pretrained_tofu",
+        title="How much of TOFU's forget01 does a real model need?",
+        verdict=split_findings,
+        published=(
+            f"{STUDY}: on WMDP and MUSE 5% of the forget set does what all of it does; TOFU is not"
+            " among its datasets."
+        ),
+        differs=(
+            "A real model of 135 million parameters, forty retain questions of 3,960, two authors;"
+            " here there is a gold model."
+        ),
     ),
     Finding(
         experiment="coreset_effect",
@@ -678,6 +717,49 @@ FINDINGS: Sequence[Finding] = (
             "Another dataset; a capped loss, a masked loss and a forget set of few wordings stand"
             " beside them."
         ),
+    ),
+    Finding(
+        experiment="metric_faithfulness",
+        title="Which metric can be believed?",
+        verdict=metric_findings,
+        published=(
+            "OpenUnlearning (2506.12618) ranks metrics by faithfulness and robustness, extraction"
+            " strength first; UDS (2605.24614) puts activation patching above all of them."
+        ),
+        differs="Half a million parameters, seven pairs of base and gold, nothing tuned.",
+    ),
+    Finding(
+        experiment="linked_questions",
+        title="Do other ways to a fact reach what was forgotten?",
+        verdict=recovery_findings,
+        published=(
+            "The Unlearning Mirage (2603.11266) and BLUR (2506.15699): multi-hop, aliases and"
+            " combined queries recover what direct questions do not."
+        ),
+        differs=(
+            "Base learns the other questions as well, since a model this small composes nothing by"
+            " itself."
+        ),
+    ),
+    Finding(
+        experiment="retain_coreset",
+        title="Does choosing the retain documents beat random ones?",
+        verdict=retain_findings,
+        published=(
+            "Bushipaka et al. 2509.05316 keep more by several kinds of neighbours beside general"
+            " knowledge than by random retain documents."
+        ),
+        differs=f"{DATASET_DIFFERENCE} A tenth of the retain set, equal steps, ten paired seeds.",
+    ),
+    Finding(
+        experiment="optimizers",
+        title="Does the optimizer decide how well unlearning lasts?",
+        verdict=optimizer_findings,
+        published=(
+            "Lang et al. (2510.00761): signs of gradients and gradient-free steps leave an attacker"
+            " less than AdamW does."
+        ),
+        differs=f"{DATASET_DIFFERENCE} Tuned for gold at each optimizer, no gradient-free steps.",
     ),
 )
 

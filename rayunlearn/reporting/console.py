@@ -35,6 +35,7 @@ from rayunlearn.reporting.attribution_tables import attribution_sections
 from rayunlearn.reporting.connectivity_tables import connectivity_sections
 from rayunlearn.reporting.heatmap import HeatMap, HeatMapLine
 from rayunlearn.reporting.probe_set_tables import probe_set_sections
+from rayunlearn.reporting.retain_tables import retain_sections
 from rayunlearn.reporting.robustness_tables import faithfulness_sections, robustness_sections
 from rayunlearn.reporting.sentences import status_lines, warning_sentences
 from rayunlearn.reporting.tables import (
@@ -204,9 +205,11 @@ def print_attribution(run: Run, console: Console) -> None:
 
 def print_robustness(run: Run, console: Console) -> None:
     """Print what each metric is worth: how well it tells base from gold, and its correlation and
-    slope before and after attacks, where there are models enough.
+    slope before and after attacks, where there are models enough; and chosen retain documents
+    beside random ones.
     """
-    for section in (*faithfulness_sections(run), *robustness_sections(run)):
+    sections = (*faithfulness_sections(run), *robustness_sections(run), *retain_sections(run))
+    for section in sections:
         print_section(section, console)
 
 

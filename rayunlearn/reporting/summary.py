@@ -36,6 +36,7 @@ from rayunlearn.reporting.attack_tables import attack_labels, attack_tables
 from rayunlearn.reporting.attribution_tables import attribution_sections
 from rayunlearn.reporting.connectivity_tables import connectivity_sections
 from rayunlearn.reporting.probe_set_tables import probe_set_sections
+from rayunlearn.reporting.retain_tables import retain_sections
 from rayunlearn.reporting.robustness_tables import faithfulness_sections, robustness_sections
 from rayunlearn.reporting.sentences import (
     caution_sentences,
@@ -221,6 +222,7 @@ def summary_sections(run: Run) -> list[Section]:
         *connectivity_sections(run),
         *faithfulness_sections(run),
         *robustness_sections(run),
+        *retain_sections(run),
     ]
 
 

@@ -1,5 +1,6 @@
 """Arms of the retain set against random documents, on made-up runs whose differences are known."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from rayunlearn.analysis.retain_choice import retain_table, selection_frequency
 from rayunlearn.config import Trial, Value, digest, flatten, with_values
+from rayunlearn.reporting.retain_tables import retain_sections, retain_sentences
 from rayunlearn.storage.run import open_run, write_experiment, write_run_table, write_trial
 from tests.analysis.test_baselines import EXPERIMENT, written
 
@@ -64,6 +66,17 @@ def test_an_arm_is_held_against_random_documents_of_its_own_seed(tmp_path: Path)
     assert sorted(shown) == ["nearest", "random, general 0.5"]
     rest = table.filter(pl.col("measure") != "untouched")
     assert rest["p_holm"].min() > 0.05  # type: ignore[operator]
+    said = retain_sentences(table)
+    assert said[:2] == [
+        f"{measure}, less that of as many random retain documents: no selector differs"
+        " significantly."
+        for measure in ("forgetting", "utility")
+    ]
+    assert re.search(r"nearest \+0\.2.*random, general 0\.5 -0\.(1|09).*; 1 others do not", said[2])
+    (section,) = retain_sections(open_run(tmp_path))
+    assert [len(row) for row in section.view.rows] == [len(section.view.headers)] * 9
+    nearest = next(row for row in section.view.rows if row[1:3] == ("nearest", "untouched"))
+    assert nearest[6].startswith("+0.2") and float(nearest[7].replace("<", "")) < 0.05
 
 
 def test_how_often_a_document_was_chosen_is_a_share_of_its_selectors_trials(

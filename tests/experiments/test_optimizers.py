@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.findings.optimizers import cells_of, comparison, comparisons
+from experiments.findings.optimizers import comparison, comparisons, optimizer_cells
 from rayunlearn.experiment import load, settings
 from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table, write_trial
 
@@ -53,10 +53,10 @@ def test_what_an_attack_brings_back_is_compared_with_adamw_by_seeds_and_document
     run: Run,
 ) -> None:
     """With adamw 0.5 come back, with sign 0.2, with lion 0.49: a difference within the seeds."""
-    found = {name: (estimate.mean, p) for name, _, estimate, p in comparisons(cells_of(run))}
+    found = {name: (estimate.mean, p) for name, _, estimate, p in comparisons(optimizer_cells(run))}
     assert found["npo, sign"][0] == pytest.approx(-0.3) and found["npo, sign"][1] < 0.001
     assert found["npo, lion"][0] == pytest.approx(-0.01) and found["npo, lion"][1] > 0.05
-    gold, *unlearned = cells_of(run)
+    gold, *unlearned = optimizer_cells(run)
     assert gold.name == "gold" and gold.recovered("relearning").mean == pytest.approx(0.04)
     assert [cell.name for cell in unlearned] == ["npo, adamw", "npo, lion", "npo, sign"]
 
