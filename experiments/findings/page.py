@@ -24,6 +24,7 @@ from experiments.findings.optimizers import (
     comparison_sentences,
     optimizer_cells,
 )
+from experiments.findings.paper import with_anchors
 from experiments.findings.verdicts import (
     BEYOND_PLAIN,
     PREDICTORS,
@@ -788,7 +789,8 @@ def main() -> None:
     pages = findings_pages(chosen.runs, pictures, docs=chosen.docs, version=chosen.version)
     (chosen.docs / "findings").mkdir(exist_ok=True)
     for name, text in pages.items():
-        (chosen.docs / name).write_text(text, encoding="utf-8")
+        linkable = with_anchors(text) if name.startswith("findings/") else text
+        (chosen.docs / name).write_text(linkable, encoding="utf-8")
 
 
 if __name__ == "__main__":

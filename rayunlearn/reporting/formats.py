@@ -32,6 +32,10 @@ from rayunlearn.storage.run import Run, open_run
 
 # columns of a table on an A4 page
 PDF_COLUMNS = 8
+# of a heading, by its level
+TITLE_SIZES = {1: 18, 2: 13}
+# its words may have brackets in pairs
+LINK = re.compile(r"\[((?:[^][]|\[[^][]*\])*)\]\([^)]*\)")
 
 
 def report_file(run: Path, form: str, output: str = "") -> Path:
@@ -126,6 +130,37 @@ def pdf(run: Run) -> bytes:
     for name, value in provenance(run):
         _paragraph(document, f"{name}: {value}", size=8)
     return bytes(document.output())
+
+
+def markdown_pdf(text: str) -> bytes:
+    """A text of headings, paragraphs, lists and pipe tables on A4 pages; a link is its words.
+
+    Raises UserError where the extra `pdf` is not installed.
+
+    Example:
+        >>> markdown_pdf("# Title\\n\\nOne [paragraph](page.md).")[:5]
+        b'%PDF-'
+    """
+    document = _empty_pdf()
+    document.add_page()
+    for block in re.split(r"\n\s*\n", text.strip()):
+        words = LINK.sub(r"\1", block)
+        level = len(words) - len(words.lstrip("#"))
+        if level:
+            _heading(document, words.lstrip("# "), TITLE_SIZES.get(level, 11))
+        elif words.startswith("|"):
+            head, _, *rows = (_cells_of(line) for line in words.splitlines())
+            _grid(document, head, rows)
+        elif words.startswith("- "):
+            for item in re.split(r"\n(?=- )", words):
+                _paragraph(document, f"\u2022 {' '.join(item[2:].split())}")
+        else:
+            _paragraph(document, " ".join(words.split()).replace("**", ""))
+    return bytes(document.output())
+
+
+def _cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
 def title_of(run: Run) -> str:
