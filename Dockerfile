@@ -1,6 +1,6 @@
 # One image for the head, the workers and a laptop with Docker:
-#   docker build -t rayunlearn:0.1.0 .
-#   docker run --rm --shm-size=2g -v "$PWD/runs:/runs" rayunlearn:0.1.0 rayunlearn run experiments/hello.py --output /runs
+#   docker build -t rayunlearn:0.2.0 .
+#   docker run --rm --shm-size=2g -v "$PWD/runs:/runs" rayunlearn:0.2.0 rayunlearn run experiments/hello.py --output /runs
 #   docker run --rm --gpus all ...                       the same on a GPU; the torch wheel brings its own CUDA libraries
 FROM python:3.11-slim-bookworm
 

@@ -2,6 +2,7 @@
 # make smollm2 brings a real language model (SmolLM2-135M-Instruct, 93 MB) into ~/.cache/rayunlearn, once; make demo-pretrained: the main job on it
 # make test    the tests, in three processes; make test-slow: the rest
 # make bench   ratios beside the plain way and beside an earlier commit, same machine, same run, then docs/performance.md from their Parquet; make bench-cluster: what the platform costs without any model
+# make release builds wheel and sdist and tries them in bare environments: each Python at hand, each extra by itself
 # make docs    the site, strictly, into build/site
 # make findings  the experiments at their laptop size, then docs/findings from their Parquet files (hours; finished trials are kept)
 # make check   style, formatting, types, the cluster files against their readers' schemas; then the style figures beside other projects'
@@ -13,7 +14,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 # The first interpreter of a supported version; `make PYTHON=/some/python3.12 demo` says which.
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo smollm2 demo-pretrained test test-slow bench bench-cluster docs findings check format clean
+.PHONY: demo smollm2 demo-pretrained test test-slow bench bench-cluster release docs findings check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/rayunlearn run experiments/hello.py
@@ -48,6 +49,9 @@ bench: $(VENV)/installed-dev
 
 bench-cluster: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.cluster
+
+release: $(BIN)/python
+	$(BIN)/python .ci/release.py
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m rayunlearn.cli.listing > docs/settings.md

@@ -50,7 +50,7 @@ def test_the_version_is_said_once_and_told_in_the_change_log() -> None:
     said = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
         "version"
     ]
-    assert said == version("rayunlearn") == "0.1.0"
+    assert said == version("rayunlearn") == "0.2.0"
     assert f"## {said}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
@@ -75,7 +75,7 @@ def test_the_wheel_holds_the_package_with_its_templates_and_nothing_else(tmp_pat
         "rayunlearn/reporting/templates/report.html.j2" in names
         and "rayunlearn/cli/inspect.py" in names
     )
-    assert {name.split("/")[0] for name in names} == {"rayunlearn", "rayunlearn-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"rayunlearn", "rayunlearn-0.2.0.dist-info"}
 
 
 def test_the_installed_command_is_a_function_that_exists() -> None:
