@@ -1,6 +1,7 @@
 # make demo    the main job on the embedded synthetic dataset: progress, table, report
 # make smollm2 brings a real language model (SmolLM2-135M-Instruct, 93 MB) into ~/.cache/rayunlearn, once; make demo-pretrained: the main job on it
 # make test    the tests, in three processes; make test-slow: the rest
+# make test-oldest  the same tests at the oldest versions that pyproject.toml allows, in an environment of their own
 # make bench   ratios beside the plain way and beside an earlier commit, same machine, same run, then docs/performance.md from their Parquet; make bench-cluster: what the platform costs without any model
 # make release builds wheel and sdist and tries them in bare environments: each Python at hand, each extra by itself
 # make docs    the site, strictly, into build/site
@@ -14,7 +15,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 # The first interpreter of a supported version; `make PYTHON=/some/python3.12 demo` says which.
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo smollm2 demo-pretrained test test-slow bench bench-cluster release docs findings check format clean
+.PHONY: demo smollm2 demo-pretrained test test-slow test-oldest bench bench-cluster release docs findings check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/rayunlearn run experiments/hello.py
@@ -33,6 +34,14 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-oldest: build/oldest/installed
+	PYTHONDONTWRITEBYTECODE= build/oldest/bin/python -m pytest -n 3
+
+build/oldest/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints-oldest.txt -e ".[dev]"
+	@touch $@
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.engine
@@ -63,6 +72,7 @@ findings: $(VENV)/installed-dev
 	$(BIN)/rayunlearn attack runs/truly_unlearned/1 --trials grid --panel black_box
 	$(BIN)/rayunlearn attack runs/defences/1 --trials grid --seeds 1 --attacks relearning,heldout_relearning,unrelated_training,few_shot_retain
 	$(BIN)/python -m experiments.findings.page runs docs
+	$(BIN)/python -m experiments.findings.paper docs
 
 # `make check test` runs tests/test_deploy.py once, with the other tests.
 check: $(VENV)/installed-dev

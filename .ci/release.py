@@ -134,7 +134,7 @@ def try_wheel(python: Path, wheel: Path, folder: Path) -> Path:
 
 
 def try_extras(inside: Path, wheel: Path, folder: Path, names: Sequence[str]) -> None:
-    """Each extra by itself: an environment that sees the base's packages and nothing else of ours."""
+    """Each extra by itself: an environment that sees the base's packages and no other extra."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = set(declared["project"]["optional-dependencies"])
     if extras != {*BROUGHT_BY, *NOT_TRIED}:
