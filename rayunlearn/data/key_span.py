@@ -49,9 +49,18 @@ def key_span(document: Document) -> Span | None:
 def wrong_key_spans(document: Document, key: Span) -> tuple[Span | None, ...]:
     """What stands in each wrong answer where the answer has its key; None where the words before
     the key, or those after it, are not the answer's own: such a text is another sentence.
+
+    So is what all wrong answers begin or end with and the key does not: beside the answer "silver"
+    the wrong "azure light" and "jade light" are another way to say it, and a model that never saw a
+    fact would still find the short one likelier. None for all of them then.
+
+    Example:
+        >>> wrong = ("azure light", "jade light")
+        >>> wrong_key_spans(Document(prompt="Its glow?", answer="silver", wrong=wrong), (0, 6))
+        (None, None)
     """
     before, after = document.answer[: key[0]], document.answer[key[1] :]
-    return tuple(
+    spans = tuple(
         (len(before), len(wrong) - len(after))
         if wrong.startswith(before)
         and wrong.endswith(after)
@@ -59,6 +68,20 @@ def wrong_key_spans(document: Document, key: Span) -> tuple[Span | None, ...]:
         else None
         for wrong in document.wrong
     )
+    replaced = {
+        wrong[slice(*span)] for wrong, span in zip(document.wrong, spans, strict=True) if span
+    }
+    is_other_form = len(replaced) > 1 and any(
+        len(words := {_word_at(text, end) for text in replaced}) == 1
+        and words != {_word_at(document.answer[slice(*key)], end)}
+        for end in (0, -1)
+    )
+    return (None,) * len(spans) if is_other_form else spans
+
+
+def _word_at(text: str, index: int) -> str:
+    words = WORD_OR_SIGN.findall(text)
+    return words[index] if words else ""
 
 
 def _differing(answer: str, wrong: Sequence[str]) -> Span | None:

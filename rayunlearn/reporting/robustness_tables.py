@@ -74,8 +74,8 @@ def faithfulness_sections(run: Run) -> list[Section]:
 
 
 def faithfulness_in_words(table: pl.DataFrame) -> str:
-    """How many metrics of `faithfulness_table` tell the two pools apart, and which is the most
-    robust.
+    """How many metrics of `faithfulness_table` tell the two pools apart, and which of those above
+    chance is the most robust: a metric that says the same of every model survives everything.
     """
     apart = table.filter(pl.col("auc_low") > CHANCE)
     most = max(table["knowing"])
@@ -84,13 +84,15 @@ def faithfulness_in_words(table: pl.DataFrame) -> str:
         f" better than chance (up to {most} of each, from {max(table['pairs'])} pairs of base and"
         " gold)."
     )
-    robust = table.filter(pl.col("robustness").is_not_null()).sort("robustness", descending=True)
+    above = table.filter(pl.col("auc") > CHANCE, pl.col("robustness").is_not_null())
+    robust = above.sort("robustness", descending=True)
     if robust.is_empty():
-        return f"{words} No metric was held against both relearning and quantisation."
+        return f"{words} None above chance was held against both relearning and quantisation."
     first, last = robust.row(0, named=True), robust.row(-1, named=True)
     return (
-        f"{words} Most robust: {first['metric']} ({format_number(first['robustness'])}), least:"
-        f" {last['metric']} ({format_number(last['robustness'])})."
+        f"{words} Most robust of those above chance: {first['metric']}"
+        f" ({format_number(first['robustness'])}), least: {last['metric']}"
+        f" ({format_number(last['robustness'])})."
     )
 
 

@@ -1,6 +1,7 @@
 """AUC, R and Q of metrics: numbers worked by hand, and a run made of them."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,8 @@ def test_it_is_read_in_the_terminal_and_on_the_page(run: Path) -> None:
     words = "metrics tell models that know from models that never did better than chance"
     for text in (" ".join(printed.getvalue().split()), page):
         assert "sharp" in text and "depth †" in text and words in text
+        # a blind metric says the same of every model, and survives everything
+        assert re.search("Most robust of those above chance: (loss|sharp)", text)
 
 
 def test_two_pairs_are_too_few(run: Path) -> None:

@@ -105,6 +105,29 @@ def test_a_wrong_answer_in_other_words_has_no_place_for_the_key() -> None:
     assert wrong_key_spans(document, span) == ((6, 10), None, None, (6, 14))
 
 
+@pytest.mark.parametrize(
+    ("answer", "wrong", "is_other_form"),
+    [
+        ("silver", ("azure light", "jade light"), True),
+        ("It is silver.", ("It is an azure.", "It is an amber."), True),
+        # of several words each, and nothing shared that the key lacks
+        ("silver", ("dark azure", "jade"), False),
+        ("silver light", ("azure light", "jade light"), False),
+        # one text, twice: nothing says what of it is form
+        ("silver", ("azure light", "azure light"), False),
+    ],
+)
+def test_wrong_answers_of_another_form_are_no_keys(
+    answer: str, wrong: tuple[str, ...], is_other_form: bool
+) -> None:
+    """A model that never saw the fact finds the form it learned likelier, whatever is said."""
+    document = Document(answer=answer, wrong=wrong)
+    span = key_span(document)
+    assert span is not None
+    spans = wrong_key_spans(document, span)
+    assert (None in spans) == is_other_form and len(spans) == 2
+
+
 def test_a_key_that_is_not_in_its_answer_is_refused_with_its_row() -> None:
     with pytest.raises(UserError, match=r"the key must occur in the answer 'Lyon', got 'Paris'"):
         Document(answer="Lyon", key="Paris")
