@@ -722,16 +722,28 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="metric_faithfulness",
         title="Which metric can be believed?",
+        answer=(
+            "All but one tell models that know from models that never did; relearning shows every"
+            " one of them to have missed something, activation patching least, which is not shown"
+            " to be better than the others."
+        ),
         verdict=metric_findings,
         published=(
             "OpenUnlearning (2506.12618) ranks metrics by faithfulness and robustness, extraction"
             " strength first; UDS (2605.24614) puts activation patching above all of them."
         ),
-        differs="Half a million parameters, seven pairs of base and gold, nothing tuned.",
+        differs=(
+            "Half a million parameters, seven pairs of base and gold, nothing tuned. The row of"
+            " `key_multiple_choice` is from before a fault in it was mended (experiments/LOG.md)."
+        ),
     ),
     Finding(
         experiment="linked_questions",
         title="Do other ways to a fact reach what was forgotten?",
+        answer=(
+            "Yes: asked by a second name RMU's models answer nearly as base does, by a link to"
+            " another fact a third as well; combined queries recover nothing."
+        ),
         verdict=recovery_findings,
         published=(
             "The Unlearning Mirage (2603.11266) and BLUR (2506.15699): multi-hop, aliases and"
