@@ -129,6 +129,7 @@ def cache_problems(cache: Path) -> list[str]:
 def stale_reports(run: Path) -> list[str]:
     """Forms of the run's reports that are not what its tables give now."""
     from rayunlearn.reporting.formats import FORMATS
+    from rayunlearn.reporting.page_source import without_stamp
     from rayunlearn.storage.run import open_run
 
     files = {form: run / f"report.{form}" for form in REPORTS if (run / f"report.{form}").exists()}
@@ -136,7 +137,8 @@ def stale_reports(run: Path) -> list[str]:
     return [
         form
         for form, file in files.items()
-        if opened is not None and not same_report(file.read_bytes(), FORMATS[form](opened))
+        if opened is not None
+        and not same_report(without_stamp(file.read_bytes()), FORMATS[form](opened))
     ]
 
 

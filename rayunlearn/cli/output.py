@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rayunlearn.cluster.sweep import SweepResult
+    from rayunlearn.storage.run import Run
 
 
 @dataclass
@@ -164,7 +165,9 @@ def console_for_output() -> "Console":
 
 
 def print_table(folder: Path, console: "Console", file: Path | None = None) -> None:
-    """Print what a run found and write its report, to `file` or into the run."""
+    """Print what a run found and write its report, to `file` or into the run; a report that would
+    be drawn the same again stays as it is.
+    """
     from rayunlearn.analysis.coreset_table import coreset_table
     from rayunlearn.reporting.console import (
         print_attribution,
@@ -176,11 +179,10 @@ def print_table(folder: Path, console: "Console", file: Path | None = None) -> N
         print_warnings,
         summary_lines,
     )
-    from rayunlearn.reporting.html import write_report
     from rayunlearn.storage.run import open_run
 
     opened = open_run(folder)
-    page = write_report(folder, file)
+    page = _report_of(opened, file or folder / "report.html")
     table = coreset_table(opened)
     print_coreset_table(table, console, experiment=opened.experiment)
     print_warnings(opened, table, console)
@@ -191,6 +193,18 @@ def print_table(folder: Path, console: "Console", file: Path | None = None) -> N
     print_robustness(opened, console)
     for line in (*summary_lines(opened), f"report: {named_trials(page)}"):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _report_of(run: "Run", page: Path) -> Path:
+    """The run's report, drawn where it is not there as it would be drawn now."""
+    from rayunlearn.reporting.page_source import is_drawn_from, page_source
+
+    if is_drawn_from(page, page_source(run)):
+        return page
+    # loads what draws
+    from rayunlearn.reporting.html import write_report
+
+    return write_report(run.path, page)
 
 
 def named_trials(page: Path) -> str:

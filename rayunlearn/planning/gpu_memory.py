@@ -39,7 +39,7 @@ from rayunlearn.models.reference import DISTRIBUTION_BYTES
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of, check_trial
 from rayunlearn.schema import column_names
-from rayunlearn.storage.code_identity import version_of
+from rayunlearn.storage.code_identity import package_digest, version_of
 from rayunlearn.storage.run import finished_ids, open_run
 from rayunlearn.train.adapters import ADAPTERS, inject_adapter, linear_modules
 from rayunlearn.train.device import FLOAT32
@@ -47,7 +47,6 @@ from rayunlearn.train.loop import choose_parameters
 from rayunlearn.train.optimizers import OPTIMIZERS
 from rayunlearn.train.stored_weights import NF4, NF4_BYTES, frozen_matrices
 from rayunlearn.trial.identity import corpus_of
-from rayunlearn.trial.provenance import package_digest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,7 @@ from rayunlearn.analysis.run_frames import objective_of
 from rayunlearn.analysis.tuning import tuned_table
 from rayunlearn.errors import UserError, require, unknown_name
 from rayunlearn.reporting.figures import Figure, figures_of
-from rayunlearn.reporting.html import page, provenance
+from rayunlearn.reporting.html import page, provenance, write_report
 from rayunlearn.reporting.page_tables import page_tables, plain_view
 from rayunlearn.reporting.sentences import finding_sentences, status_counts, warning_sentences
 from rayunlearn.reporting.summary import SummaryTable, run_summary, summary_blocks
@@ -57,6 +57,8 @@ def write_as(run: Path, form: str, file: Path | None = None) -> Path:
     returns its path. Raises UserError for an unknown form.
     """
     path = report_file(run, form) if file is None else file
+    if form == "html":
+        return write_report(run, path)
     write_bytes(path, FORMATS[form](open_run(run)))
     return path
 

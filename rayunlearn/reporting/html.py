@@ -23,6 +23,7 @@ from rayunlearn.reporting.attack_tables import attack_tables
 from rayunlearn.reporting.figures import figures_of
 from rayunlearn.reporting.glossary import TERMS
 from rayunlearn.reporting.heatmap import page_maps
+from rayunlearn.reporting.page_source import page_source, stamped
 from rayunlearn.reporting.page_tables import (
     CORESET_DETAILS,
     MAX_WIDE_COLUMNS,
@@ -75,8 +76,8 @@ def write_report(run: Path, file: Path | None = None) -> Path:
         >>> write_report(Path("runs/selectors/1")).as_posix()
         'runs/selectors/1/report.html'
     """
-    path = file or Path(run) / "report.html"
-    write_bytes(path, page(open_run(run)).encode("utf-8"))
+    opened, path = open_run(run), file or Path(run) / "report.html"
+    write_bytes(path, stamped(page(opened).encode("utf-8"), page_source(opened)))
     return path
 
 

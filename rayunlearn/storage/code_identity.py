@@ -9,6 +9,7 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from types import ModuleType
 
+import rayunlearn
 from rayunlearn.config import digest
 
 
@@ -23,6 +24,13 @@ def version_of(name: str) -> str:
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that compute what a model says."""
     return {name: version_of(name) for name in ("torch", "transformers")}
+
+
+@lru_cache(maxsize=1)
+def package_digest() -> str:
+    """What identifies the code of rayunlearn as a whole, comments too."""
+    files = sorted(Path(rayunlearn.__file__).parent.rglob("*.py"))
+    return digest([[file.name, file.read_text(encoding="utf-8")] for file in files])
 
 
 @lru_cache

@@ -10,12 +10,9 @@ import socket
 import subprocess
 import time
 import traceback
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import rayunlearn
-from rayunlearn.config import digest
 from rayunlearn.errors import without_secrets
 from rayunlearn.lazy import torch
 from rayunlearn.storage.code_identity import version_of
@@ -84,13 +81,6 @@ def machine() -> dict[str, Any]:
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that could change a number; 'absent' where one is not installed."""
     return {name: version_of(name) for name in PACKAGES}
-
-
-@lru_cache(maxsize=1)
-def package_digest() -> str:
-    """What identifies the code of rayunlearn as a whole."""
-    files = sorted(Path(rayunlearn.__file__).parent.rglob("*.py"))
-    return digest([[file.name, file.read_text(encoding="utf-8")] for file in files])
 
 
 class Clock:

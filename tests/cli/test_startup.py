@@ -238,7 +238,8 @@ def test_plan_and_a_second_run_load_neither_torch_nor_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first plan measures an outline of the model and writes down what it found; the next, and
-    a run with nothing left to do, find that and load tables, Optuna and what draws the report.
+    a run with nothing left to do, find that and load tables, Optuna and what draws the report,
+    which a further run leaves as it is.
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     experiment, work = load(HELLO), unlearning_backend()
@@ -257,8 +258,11 @@ def test_plan_and_a_second_run_load_neither_torch_nor_ray(
 
     n_trials = end_every_trial(run, planner)
     assert loaded_by(tmp_path, "run", HELLO) <= FIGURES | {"optuna"}
+    # the report is there as it would be drawn now
     again = fresh(tmp_path, LOADED, "loaded.json", "run", HELLO).stdout
     assert f"{n_trials} of {n_trials} trials are done (0 in this call" in again
+    loaded = HEAVY & set(json.loads((tmp_path / "loaded.json").read_text()))
+    assert loaded <= TABLES | {"optuna", "scipy"}
 
 
 def test_an_estimate_is_read_again_only_where_all_that_decides_it_is_the_same(
