@@ -16,7 +16,7 @@ from rayunlearn.cli.arguments import (
 )
 from rayunlearn.cli.slurm import add_slurm_options, check_slurm_options, submit_to_slurm
 from rayunlearn.errors import require
-from rayunlearn.planning.narration import now_doing
+from rayunlearn.narration import now_doing
 from rayunlearn.storage.sync import display_path
 
 if TYPE_CHECKING:

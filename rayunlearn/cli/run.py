@@ -15,7 +15,7 @@ from rayunlearn.cli.output import (
     print_what_now,
 )
 from rayunlearn.errors import UserError
-from rayunlearn.planning.narration import now_doing
+from rayunlearn.narration import now_doing
 from rayunlearn.storage.sync import display_path, refresh
 
 # a longer plan is printed as a summary

@@ -18,9 +18,9 @@ import rayunlearn
 from rayunlearn.config import Trial, flatten
 from rayunlearn.errors import require
 from rayunlearn.experiment import TRACKER_NAMES, Experiment
+from rayunlearn.narration import now_doing
 from rayunlearn.planning.backend import TrialBackend
 from rayunlearn.planning.changed_code import changed_line, changed_trials, remove_trial_folders
-from rayunlearn.planning.narration import now_doing
 from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.plan_run import Options, PlanRun
 from rayunlearn.planning.planner import Agenda, Planner, PlanSource

@@ -530,6 +530,28 @@ def collate(sequences: Sequence[Encoded]) -> Batch:
     return Batch(input_ids, present, labelled)
 
 
+def by_beginning(
+    sequences: Sequence[Encoded], tokens_per_batch: int, labels_per_batch: int
+) -> Iterator[list[int]]:
+    """Positions of the sequences in batches of which neighbours begin alike, at most so many tokens
+    and labels in each (or one sequence).
+    """
+    order = sorted(range(len(sequences)), key=lambda i: (sequences[i].ids, i))
+    batch: list[int] = []
+    n_tokens = n_labels = 0
+    for position in order:
+        size = len(sequences[position].ids)
+        labels = size - sequences[position].start
+        full = n_tokens + size > tokens_per_batch or n_labels + labels > labels_per_batch
+        if batch and full:
+            yield batch
+            batch, n_tokens, n_labels = [], 0, 0
+        batch.append(position)
+        n_tokens, n_labels = n_tokens + size, n_labels + labels
+    if batch:
+        yield batch
+
+
 def by_length(sequences: Sequence[Encoded], tokens_per_batch: int) -> Iterator[list[int]]:
     """Positions of the sequences in batches of similar length, at most `tokens_per_batch` padded
     tokens (or one sequence).

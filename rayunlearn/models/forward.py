@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.data.tokenize import Batch, Encoded, by_length, collate
+from rayunlearn.data.tokenize import Batch, Encoded, by_beginning, by_length, collate
 from rayunlearn.lazy import functional, nn, torch
 from rayunlearn.models.logits import (
     FinalStates,
@@ -21,7 +21,7 @@ from rayunlearn.models.logits import (
     logits_at,
     replaced_forwards,
 )
-from rayunlearn.models.packed_layout import Layout, layout_of
+from rayunlearn.models.packed_layout import Layout, branching_layout, layout_of
 from rayunlearn.models.packing import abilities, packed_states, passes_are_padded
 
 if TYPE_CHECKING:
@@ -345,12 +345,30 @@ def score(
     with evaluating(model):
         for positions in by_length(sequences, tokens_per_batch or tokens_per_pass(model)):
             batch = collate([sequences[p] for p in positions]).to(model.device)
-            logits, labels = label_logits(model, batch), label_ids(batch)
-            nll = functional.cross_entropy(logits, labels, reduction="none").cpu()
-            correct = (logits.argmax(-1) == labels).cpu()
-            sizes = batch.labelled.sum(1).tolist()
-            for position, n, c in zip(
-                positions, nll.split(sizes), correct.split(sizes), strict=True
-            ):
-                scored[position] = Scored(n, c)
+            scored |= zip(positions, _scored(label_logits(model, batch), batch), strict=True)
     return [scored[p] for p in range(len(sequences))]
+
+
+def score_branches(model: PreTrainedModel, sequences: Sequence[Encoded]) -> list[Scored]:
+    """`score` of texts of which many begin alike: what several of a batch begin with goes through
+    the model once. Values equal those of `score` but for rounding, which depends on what else is
+    in the batch. A model that does not pack scores each by itself.
+    """
+    if not can_pack(model):
+        return score(model, sequences)
+    scored: dict[int, Scored] = {}
+    with evaluating(model):
+        for positions in by_beginning(sequences, TOKENS_PER_PASS, tokens_per_pass(model)):
+            batch = collate([sequences[p] for p in positions]).to(model.device)
+            layout = branching_layout(batch)
+            logits = packed_states(model, [batch], layout).logits_at(layout.predicting)
+            scored |= zip(positions, _scored(logits, batch), strict=True)
+    return [scored[p] for p in range(len(sequences))]
+
+
+def _scored(logits: Tensor, batch: Batch) -> list[Scored]:
+    """What logits (N, V) of a batch's labels say of each of its sequences."""
+    labels, sizes = label_ids(batch), batch.labelled.sum(1).tolist()
+    nll = functional.cross_entropy(logits, labels, reduction="none").cpu()
+    correct = (logits.argmax(-1) == labels).cpu()
+    return [Scored(n, c) for n, c in zip(nll.split(sizes), correct.split(sizes), strict=True)]

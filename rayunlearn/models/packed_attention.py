@@ -96,21 +96,21 @@ class Attention:
             key.split(n_tokens, 2),
             value.split(n_tokens, 2),
             positions,
+            self.layout.before or [None] * len(groups),
             strict=True,
         )
-        for (n, size, labels), q, k, v, query_positions in parts:
+        for (n, size, labels), q, k, v, query_positions, before in parts:
             if q.shape[2]:
-                too_short = window is None or size <= window
-                mask = (
-                    None if too_short and not of_labels else _seen(query_positions, n, size, window)
-                )
-                n_rows = labels if of_labels else size
-                yield (
-                    _by_sequence(q, n, n_rows),
-                    _by_sequence(k, n, size),
-                    _by_sequence(v, n, size),
-                    mask,
-                )
+                keys, values = _by_sequence(k, n, size), _by_sequence(v, n, size)
+                if before is not None and len(before):
+                    keys, values = (
+                        torch.cat([_by_sequence(whole.index_select(2, before), n, -1), part], 2)
+                        for whole, part in ((key, keys), (value, values))
+                    )
+                n_keys = keys.shape[2]
+                plain = (window is None or n_keys <= window) and n_keys == size and not of_labels
+                mask = None if plain else _seen(query_positions, n, n_keys, window)
+                yield _by_sequence(q, n, labels if of_labels else size), keys, values, mask
 
     def _query_positions(self) -> Tensor:
         positions = self.layout.positions[0]
@@ -161,7 +161,8 @@ def packed_attention(
         raise KeysKnown
     if running.held is not None:
         key, value = running.held
-    if running.part == "all" and softcap is None and dropout == 0 and _has_varlen(query, key):
+    whole_texts = running.part == "all" and not running.layout.before
+    if whole_texts and softcap is None and dropout == 0 and _has_varlen(query, key):
         return _varlen(running.layout, query, key, value, scaling, window), None
     outputs = [
         _attend(q, k, v, mask, scaling, dropout, softcap).transpose(1, 2).flatten(0, 1)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # the last block runs at label positions alone where they are at most this share of all tokens:
 # its keys and values need a second call of the block
 LABEL_SHARE = 0.75
+# tokens that texts of a branching row must begin with alike, to be laid down once: attention takes
+# each length of beginning and rest by itself
+LEAST_SHARED = 8
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Layout:
     in each sequence. `predicting` (N,): the tokens that predict the labels, in the order in which
     the batches have these; `queries` (N,): the same in the order of the row. `shapes`: (B, T) of
     the batches.
+
+    In a branching row a sequence may be a part of a text. `before`: for each group the tokens (n x
+    L,) of the row that stand before its n sequences, from the first of the text on.
     """
 
     groups: tuple[tuple[int, int, int], ...]
@@ -38,6 +44,7 @@ class Layout:
     positions: Tensor
     predicting: Tensor
     queries: Tensor
+    before: tuple[Tensor, ...] = ()
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -47,7 +54,8 @@ class Layout:
     @property
     def trims(self) -> bool:
         """Whether some of the tokens predict a label, and few enough."""
-        return 0 < len(self.queries) <= LABEL_SHARE * len(self.places)
+        few = 0 < len(self.queries) <= LABEL_SHARE * len(self.places)
+        return few and not self.before
 
     def pack(self, values: Sequence[Tensor]) -> Tensor:
         """Values (B, T, ...) of the batches as one row (1, S, ...)."""
@@ -55,7 +63,9 @@ class Layout:
         return flat.index_select(0, self.places)[None]
 
     def unpack(self, values: Tensor) -> list[Tensor]:
-        """Values (1, S, D) of the row as (B, T, D) of each batch, zero on padding."""
+        """Values (1, S, D) of the row as (B, T, D) of each batch, zero on padding; not of a
+        branching row, whose tokens belong to several texts.
+        """
         flat = values.new_zeros(sum(self.sizes), values.shape[-1])
         parts = flat.index_copy(0, self.places, values[0]).split(self.sizes)
         return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
@@ -88,3 +98,86 @@ def layout_of(batches: Sequence[Batch]) -> Layout:
     on_host = (places, rows, positions, predicting, predicting.sort().values)
     tensors = (to_device(tensor, device) for tensor in on_host)
     return Layout(groups, shapes, *tensors)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A part of one or more texts: how many tokens stand before it, how many it has, and where its
+    first is in the batch, laid out row by row.
+    """
+
+    first: int
+    size: int
+    place: int
+
+
+def branching_layout(batch: Batch) -> Layout:
+    """The layout of a batch in which what several texts begin with stands once, wherever that is
+    at least `LEAST_SHARED` tokens: a tree of which each text is a path from the root.
+
+    A pass over it gives the logits of the labels and no states of blocks; the last block runs at
+    every token.
+    """
+    ids, width = batch.input_ids.tolist(), int(batch.input_ids.shape[1])
+    texts = [tuple(row[:size]) for row, size in zip(ids, batch.lengths, strict=True)]
+    paths: dict[int, list[_Segment]] = {row: [] for row in range(len(texts))}
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    # depth first, without a recursion that a long text could make too deep
+    waiting = [(order, 0)]
+    while waiting:
+        waiting += _branch(texts, *waiting.pop(), width, paths)
+    segments = sorted(
+        {segment for path in paths.values() for segment in path},
+        key=lambda segment: (segment.first, segment.size, segment.place),
+    )
+    rows, start = torch.zeros(len(texts) * width, dtype=torch.long), 0
+    tokens: dict[_Segment, Tensor] = {}
+    for segment in segments:
+        tokens[segment] = torch.arange(start, start + segment.size)
+        start += segment.size
+    for row, path in paths.items():
+        of_text = torch.cat([tokens[segment] for segment in path])
+        rows[row * width : row * width + len(of_text)] = of_text
+    alike = [list(same) for _, same in groupby(segments, key=lambda s: (s.first, s.size))]
+    predicting = rows[batch.host_places - 1]
+    on_host = [
+        torch.cat([torch.arange(s.place, s.place + s.size) for s in segments]),
+        rows,
+        torch.cat([torch.arange(s.first, s.first + s.size) for s in segments])[None],
+        predicting,
+        predicting.unique(),
+        *(torch.cat([rows[s.place - s.first : s.place] for s in same]) for same in alike),
+    ]
+    device = batch.input_ids.device
+    places, rows, positions, predicting, queries, *before = (to_device(t, device) for t in on_host)
+    groups = tuple((len(same), same[0].size, 0) for same in alike)
+    shapes = ((len(texts), width),)
+    return Layout(groups, shapes, places, rows, positions, predicting, queries, tuple(before))
+
+
+def _branch(
+    texts: Sequence[tuple[int, ...]],
+    chosen: list[int],
+    first: int,
+    width: int,
+    paths: dict[int, list[_Segment]],
+) -> list[tuple[list[int], int]]:
+    """Add to the paths of the chosen texts, which are sorted and alike up to `first`, what they go
+    on with alike; returns the groups that go on unlike each other, and where.
+    """
+    shortest = min(len(texts[row]) for row in chosen)
+    one, other = texts[chosen[0]], texts[chosen[-1]]
+    # of sorted texts the first and the last differ soonest
+    same = next((t for t in range(first, shortest) if one[t] != other[t]), shortest)
+    alone = len(chosen) == 1
+    if same > first and (alone or same - first >= LEAST_SHARED):
+        segment = _Segment(first, same - first, chosen[0] * width + first)
+        for row in chosen:
+            paths[row].append(segment)
+        first = same
+    going_on = [row for row in chosen if len(texts[row]) > first]
+    if alone or not going_on:
+        return []
+    ended = [[row] for row in going_on if len(texts[row]) == same]
+    longer = groupby((r for r in going_on if len(texts[r]) > same), key=lambda r: texts[r][same])
+    return [(group, first) for group in (*ended, *(list(rows) for _, rows in longer))]

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from rayunlearn.canonical import has_gold
 from rayunlearn.config import Objective
-from rayunlearn.planning.narration import now_doing
+from rayunlearn.narration import now_doing
 from rayunlearn.planning.outcomes import TrialResult, study_goal
 from rayunlearn.planning.planner import Agenda, PlannedTrial
 from rayunlearn.schema import PAUSED

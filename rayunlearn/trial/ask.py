@@ -4,8 +4,7 @@ much its answer is likelier than the wrong ones.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,16 +13,15 @@ from rayunlearn.data.known import key_places
 from rayunlearn.data.tokenize import Encoded, align
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
-from rayunlearn.models.forward import Scored, score
+from rayunlearn.models.forward import Scored, score_branches
 from rayunlearn.models.load import load_model, model_digest
 from rayunlearn.train.device import accelerator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# small batches: a model of 135 million parameters gains nothing from larger ones on a processor
-ASKED_TOKENS = 2048
-ASKING_LOG = logging.getLogger("rayunlearn.known")
+# few enough that who waits hears of them, enough that what all begin with alike counts little
+FACTS_AT_ONCE = 12
 
 
 class AskedModel:
@@ -36,10 +34,9 @@ class AskedModel:
         self.identity = {"model": model_digest(name), "device": device.type}
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
-    def load_once(self, n_facts: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load_once(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in float32 and its tokenizer."""
         if self._loaded is None:
-            ASKING_LOG.warning("asking %s what it knows, %d questions", self.name, n_facts)
             device = str(accelerator().device)
             self._loaded = load_model(self.name, dtype=torch.float32, device=device)
         return self._loaded
@@ -63,6 +60,7 @@ def ask(
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[Document],
     template: str,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> list[Knowledge]:
     """What the model says of each fact, in order.
 
@@ -70,10 +68,26 @@ def ask(
         documents: facts with a key that stands once in the answer and in the paraphrase, and with
             wrong answers.
         template: of question and answer, `chat` for the tokenizer's own.
+        on_progress: called with the number of facts that are done, a few at a time.
     """
+    answers: list[Knowledge] = []
+    for first in range(0, len(documents), FACTS_AT_ONCE):
+        part = documents[first : first + FACTS_AT_ONCE]
+        answers += _ask_some(model, tokenizer, part, template)
+        on_progress(len(answers))
+    return answers
+
+
+def _ask_some(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    template: str,
+) -> list[Knowledge]:
+    """`ask` in one batch, which reads what texts begin with alike (system, question) once."""
     texts = [text for document in documents for text in _texts(document)]
     encoded = [_encode(*text, tokenizer, template) for text in texts]
-    scored = score(model, [sequence for sequence, _ in encoded], ASKED_TOKENS)
+    scored = score_branches(model, [sequence for sequence, _ in encoded])
     rows = list(zip(encoded, scored, strict=True))
     answers = []
     for document in documents:
@@ -88,23 +102,30 @@ def ask(
     return answers
 
 
-def _texts(document: Document) -> list[tuple[str, str, str]]:
-    """Question, answer and key ('': none) of every text that is scored for a fact: the answer, the
-    paraphrase, the completion, the wrong answers.
+def _texts(document: Document) -> list[tuple[str, str, str, bool]]:
+    """Question, answer, key ('': none) and whether all of the answer counts, of every text that is
+    scored for a fact: the answer, the paraphrase, the completion, the wrong answers.
     """
     completed = f"{document.completion_prompt} {document.key}"
     return [
-        (document.prompt, document.answer, document.key),
-        (document.prompt_paraphrase, document.paraphrase, document.key),
-        ("", completed, document.key),
-        *((document.prompt, wrong, "") for wrong in document.wrong),
+        (document.prompt, document.answer, document.key, True),
+        (document.prompt_paraphrase, document.paraphrase, document.key, False),
+        ("", completed, document.key, False),
+        *((document.prompt, wrong, "", True) for wrong in document.wrong),
     ]
 
 
 def _encode(
-    prompt: str, answer: str, key: str, tokenizer: PreTrainedTokenizerBase, template: str
+    prompt: str,
+    answer: str,
+    key: str,
+    whole: bool,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
 ) -> tuple[Encoded, range]:
-    """The sequence, and which of its labels are the key's: the tokens with a character of it."""
+    """The sequence, and which of its labels are the key's: the tokens with a character of it. Not
+    `whole`: the sequence ends with the key, and no other token is a label.
+    """
     aligned = align(prompt, answer, tokenizer, template)
     require(
         bool(aligned.spans), "known facts need a tokenizer with character offsets; without", key
@@ -115,11 +136,14 @@ def _encode(
         return sequence, range(0)
     first = aligned.answer + key_places(key, answer)[-1]
     inside = [
-        index - start
+        index
         for index, (begin, end) in enumerate(aligned.spans)
         if index >= start and begin < first + len(key) and end > first
     ]
-    return sequence, range(inside[0], inside[-1] + 1)
+    if whole:
+        return sequence, range(inside[0] - start, inside[-1] + 1 - start)
+    until_key = Encoded(answer, aligned.ids[: inside[-1] + 1], inside[0])
+    return until_key, range(inside[-1] + 1 - inside[0])
 
 
 def _key_probability(encoded: tuple[Encoded, range], scores: Scored) -> float:

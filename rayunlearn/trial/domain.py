@@ -6,7 +6,7 @@ What the model chose is kept in the user's cache folder by its digest, so it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -26,17 +26,26 @@ from rayunlearn.data.documents import Corpus, Document, Rejected
 from rayunlearn.data.tokenize import encode_pair
 from rayunlearn.errors import UserError
 from rayunlearn.models import forward as forward_code
-from rayunlearn.models.forward import score
+from rayunlearn.models import packed_attention, packed_layout, packing
+from rayunlearn.models.forward import score_branches
+from rayunlearn.narration import counting
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.storage.code_identity import code_digest, library_versions
 from rayunlearn.storage.user_cache import user_cache
 from rayunlearn.trial import ask as ask_code
-from rayunlearn.trial.ask import ASKED_TOKENS, AskedModel
+from rayunlearn.trial.ask import FACTS_AT_ONCE, AskedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CHOOSING_CODE = (ask_code, forward_code, tokenize_code)
+CHOOSING_CODE = (
+    ask_code,
+    forward_code,
+    packed_attention,
+    packed_layout,
+    packing,
+    tokenize_code,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,19 +132,20 @@ def chosen_once(model: AskedModel, questions: Sequence[Document], data: Data) ->
     folder = user_cache("known")
     start = model.identity | {"template": data.template, "max_tokens": data.max_tokens}
     chosen: dict[str, bool] = {}
-    for part in by_subject.values():
-        key = start | {"questions": digest([asdict(question) for question in part])}
-        key |= {"code": code_digest(*CHOOSING_CODE), **library_versions()}
-        make = partial(_ask_part, model, part, data, len(questions))
-        answers = cached_file(folder, key, make, JSON) if folder else make()
-        chosen |= dict(zip((d.doc_id for d in part), answers, strict=True))
+    part_name = f"asking the model which of {len(questions)} questions it answers"
+    with counting(part_name, len(questions)) as count:
+
+        def make(part: Sequence[Document]) -> list[bool]:
+            before = len(chosen)
+            return choose(*model.load_once(), part, data, lambda n_done: count(before + n_done))
+
+        for part in by_subject.values():
+            key = start | {"questions": digest([asdict(question) for question in part])}
+            key |= {"code": code_digest(*CHOOSING_CODE), **library_versions()}
+            make_part = partial(make, part)
+            answers = cached_file(folder, key, make_part, JSON) if folder else make_part()
+            chosen |= dict(zip((d.doc_id for d in part), answers, strict=True))
     return chosen
-
-
-def _ask_part(
-    model: AskedModel, part: Sequence[Document], data: Data, n_questions: int
-) -> list[bool]:
-    return choose(*model.load_once(n_questions), part, data)
 
 
 def choose(
@@ -143,22 +153,27 @@ def choose(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Document],
     data: Data,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> list[bool]:
     """Whether the true option's text is the likeliest of all after the question, in the order
-    given. An option's likelihood is that of its whole text with what ends it.
+    given. An option's likelihood is that of its whole text with what ends it. `on_progress` is
+    called with the number of questions that are done, a few at a time.
     """
-    sequences = [
-        encode_pair(d.doc_id, d.prompt, option, tokenizer, data.template, data.max_tokens)
-        for d in questions
-        for option in (d.answer, *d.wrong)
-    ]
-    nll = [float(s.token_nll.sum()) for s in score(model, sequences, ASKED_TOKENS)]
-    answers = []
-    for question in questions:
-        n = 1 + len(question.wrong)
-        options, nll = nll[:n], nll[n:]
-        answers.append(options[0] < min(options[1:]))
-    return answers
+    chosen: list[bool] = []
+    for first in range(0, len(questions), FACTS_AT_ONCE):
+        part = questions[first : first + FACTS_AT_ONCE]
+        sequences = [
+            encode_pair(d.doc_id, d.prompt, option, tokenizer, data.template, data.max_tokens)
+            for d in part
+            for option in (d.answer, *d.wrong)
+        ]
+        nll = [float(scores.token_nll.sum()) for scores in score_branches(model, sequences)]
+        for question in part:
+            n = 1 + len(question.wrong)
+            options, nll = nll[:n], nll[n:]
+            chosen.append(options[0] < min(options[1:]))
+        on_progress(len(chosen))
+    return chosen
 
 
 def _rejected(corpus: Corpus, choices: Mapping[str, SubjectChoice]) -> tuple[Rejected, ...]:

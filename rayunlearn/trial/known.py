@@ -20,6 +20,8 @@ from rayunlearn.data.documents import Corpus, Document, Rejected
 from rayunlearn.data.known import KnownRule, paraphrases_apart, rule_of
 from rayunlearn.errors import UserError
 from rayunlearn.models import forward as forward_code
+from rayunlearn.models import packed_attention, packed_layout, packing
+from rayunlearn.narration import counting
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.storage.code_identity import code_digest, library_versions
 from rayunlearn.storage.user_cache import user_cache
@@ -30,7 +32,14 @@ if TYPE_CHECKING:
     pass
 
 # the code that decides what a model is found to know
-ASKING_CODE = (ask_code, forward_code, tokenize_code)
+ASKING_CODE = (
+    ask_code,
+    forward_code,
+    packed_attention,
+    packed_layout,
+    packing,
+    tokenize_code,
+)
 
 
 def known_corpus(data: Data, model: str) -> Corpus:
@@ -95,7 +104,7 @@ def unknown_because(rule: KnownRule, answer: Knowledge) -> str:
 
 def ask_once(model: str, documents: Sequence[Document], template: str) -> dict[str, Knowledge]:
     """What the model says of every fact, by doc_id: asked here, or found in the user's cache, where
-    each slice of a relation is kept by itself.
+    each slice of a relation is kept by itself. A command says how far it is.
     """
     by_topic: dict[str, list[Document]] = {}
     for document in documents:
@@ -103,17 +112,25 @@ def ask_once(model: str, documents: Sequence[Document], template: str) -> dict[s
     folder = user_cache("known")
     asked_model = AskedModel(model)
     answers: dict[str, Knowledge] = {}
+    part_name = f"asking the model which of {len(documents)} facts it knows"
+    with counting(part_name, len(documents)) as count:
 
-    def make(topic: str) -> list[dict[str, float]]:
-        loaded = asked_model.load_once(len(documents))
-        return [asdict(said) for said in ask(*loaded, by_topic[topic], template)]
+        def make(topic: str) -> list[dict[str, float]]:
+            before = len(answers)
+            said = ask(
+                *asked_model.load_once(),
+                by_topic[topic],
+                template,
+                lambda n_done: count(before + n_done),
+            )
+            return [asdict(knowledge) for knowledge in said]
 
-    for topic, part in by_topic.items():
-        key = asked_model.identity | {"template": template, "code": code_digest(*ASKING_CODE)}
-        key |= {"facts": digest([asdict(document) for document in part]), **library_versions()}
-        make_topic = partial(make, topic)
-        rows = cached_file(folder, key, make_topic, JSON) if folder else make_topic()
-        answers |= {d.doc_id: Knowledge(**row) for d, row in zip(part, rows, strict=True)}
+        for topic, part in by_topic.items():
+            key = asked_model.identity | {"template": template, "code": code_digest(*ASKING_CODE)}
+            key |= {"facts": digest([asdict(document) for document in part]), **library_versions()}
+            make_topic = partial(make, topic)
+            rows = cached_file(folder, key, make_topic, JSON) if folder else make_topic()
+            answers |= {d.doc_id: Knowledge(**row) for d, row in zip(part, rows, strict=True)}
     return answers
 
 

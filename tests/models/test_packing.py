@@ -21,9 +21,10 @@ from rayunlearn.models.forward import (
     label_logits,
     outputs_of,
     score,
+    score_branches,
     token_nll,
 )
-from rayunlearn.models.packed_layout import layout_of
+from rayunlearn.models.packed_layout import branching_layout, layout_of
 from rayunlearn.models.packing import Abilities, abilities, padded_passes
 from rayunlearn.models.reference import reference_of
 from rayunlearn.train.step import StepLoss
@@ -74,6 +75,53 @@ def test_a_sequence_says_the_same_whatever_else_is_in_the_row(family: str) -> No
     together, alone = score(model, [*SEQUENCES, *OTHERS]), score(model, SEQUENCES)
     for left, right in zip(together, alone, strict=False):
         close(left.token_nll, right.token_nll)
+
+
+ALIKE = (1, 3, 4, 5, 6, 7, 8, 9, 10)
+BRANCHES = [
+    Encoded("a", (*ALIKE, 11, 12, 13, 14, 15, 16, 17, 18, 2), 9),
+    Encoded("b", (*ALIKE, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20), 17),
+    Encoded("c", (*ALIKE, 21, 2), 9),
+    Encoded("d", (1, 3, 22, 2), 2),
+    Encoded("e", ALIKE, 8),
+    Encoded("f", (*ALIKE, 21, 2), 10),
+    Encoded("g", (5,), 1),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_that_begin_alike_score_as_each_by_itself(family: str) -> None:
+    """Beginnings within beginnings, one text that is the beginning of others, one twice, one
+    without a label; longer than the window of the families that have one.
+    """
+    model = toy_model(family)
+    for shared, (text, alone) in zip(
+        score_branches(model, BRANCHES),
+        ((text, score(model, [text])[0]) for text in BRANCHES),
+        strict=True,
+    ):
+        assert len(shared.token_nll) == len(text.ids) - text.start
+        assert torch.equal(shared.correct, alone.correct)
+        if len(alone.token_nll):
+            close(shared.token_nll, alone.token_nll)
+
+
+def test_what_texts_begin_with_alike_is_in_a_branching_row_once() -> None:
+    """Nine tokens of five texts, eight more of a and b, then each one's own. `d` goes its way after
+    two tokens, and c is f, with two tokens more: too few to be laid down once.
+    """
+    batch = collate(BRANCHES)
+    layout = branching_layout(batch)
+    # g, d, what a, b, c, e and f begin with; then c and f, a with b; what is left of a and of b
+    assert [size for _, size, _ in layout.groups] == [1, 4, 9, 2, 8, 1, 2]
+    assert [len(before) for before in layout.before] == [0, 0, 0, 2 * 9, 9, 17, 17]
+    row, width = layout.pack([batch.input_ids])[0], batch.input_ids.shape[1]
+    assert len(row) == 29 and sum(len(text.ids) for text in BRANCHES) == 80
+    for number, text in enumerate(BRANCHES):
+        rows = layout.rows[number * width : number * width + len(text.ids)]
+        assert row[rows].tolist() == list(text.ids)
+        assert layout.positions[0, rows].tolist() == list(range(len(text.ids)))
+    assert not layout.trims
 
 
 def test_the_layout_of_two_batches_worked_by_hand() -> None:

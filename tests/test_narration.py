@@ -3,8 +3,10 @@
 import io
 import time
 
-from rayunlearn.planning import narration
-from rayunlearn.planning.narration import Narrator, narrated, now_doing
+import pytest
+
+from rayunlearn import narration
+from rayunlearn.narration import Narrator, counting, narrated, now_doing
 
 
 def test_a_part_that_lasts_is_said_once_and_again_every_minute() -> None:
@@ -18,6 +20,34 @@ def test_a_part_that_lasts_is_said_once_and_again_every_minute() -> None:
         122: "starting Ray ... (2 min)",
         182: "starting Ray ... (3 min)",
     }
+
+
+def test_a_part_that_is_counted_is_said_more_often_with_how_far_it_is() -> None:
+    narrator = Narrator()
+    narrator.begin("asking", now=0.0)
+    said = {}
+    for seconds in range(70):
+        narrator.count(seconds, 90)
+        if line := narrator.line(now=float(seconds)):
+            said[seconds] = line
+    assert said == {
+        2: "asking: 2 of 90 ...",
+        22: "asking: 22 of 90 ...",
+        42: "asking: 42 of 90 ...",
+        62: "asking: 62 of 90 ... (1 min)",
+    }
+
+
+def test_what_went_on_before_a_counted_part_goes_on_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    narrator = Narrator()
+    monkeypatch.setattr(narration, "_narrators", [narrator])
+    now_doing("planning")
+    with counting("asking", 2) as count:
+        count(1)
+        assert narrator.line(now=time.monotonic() + 2) == "asking: 1 of 2 ..."
+    assert narrator.line(now=time.monotonic() + 2) == "planning ..."
 
 
 def test_a_short_part_is_not_said_and_nothing_is_where_something_else_is_shown() -> None:

@@ -1,16 +1,17 @@
 """What a command is doing while it shows nothing else: a line on stderr when a part of it has
-lasted a second and a half, and another every minute.
+lasted a second and a half, and another every minute, of a part that is counted every 20 seconds.
 """
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 FIRST_AFTER_SECONDS = 1.5
 AGAIN_EVERY_SECONDS = 60.0
+COUNT_EVERY_SECONDS = 20.0
 LISTEN_EVERY_SECONDS = 0.1
 
 
@@ -27,22 +28,28 @@ class Narrator:
     """
 
     def __init__(self) -> None:
-        self._part, self._since, self._last = "", 0.0, -1.0
+        self.part, self._count, self._since, self._last = "", "", 0.0, -1.0
 
     def begin(self, part: str, *, now: float | None = None) -> None:
         """Another part begins; '': something else is on the screen now."""
         self._since = time.monotonic() if now is None else now
-        self._part, self._last = part, -1.0
+        self.part, self._count, self._last = part, "", -1.0
+
+    def count(self, done: int, total: int) -> None:
+        """How far the part is that goes on."""
+        self._count = f": {done} of {total}"
 
     def line(self, *, now: float) -> str:
         """The line that is due now, '' for none."""
-        part, lasted = self._part, now - self._since
-        is_first = self._last < 0
-        due = FIRST_AFTER_SECONDS if is_first else self._last + AGAIN_EVERY_SECONDS - self._since
-        if not part or lasted < due:
+        lasted, is_first = now - self._since, self._last < 0
+        again = COUNT_EVERY_SECONDS if self._count else AGAIN_EVERY_SECONDS
+        due = FIRST_AFTER_SECONDS if is_first else self._last + again - self._since
+        if not self.part or lasted < due:
             return ""
-        self._last = now
-        return f"{part} ..." if is_first else f"{part} ... ({lasted / 60:.0f} min)"
+        self._last, line = now, f"{self.part}{self._count} ..."
+        return (
+            line if is_first or lasted < AGAIN_EVERY_SECONDS else f"{line} ({lasted / 60:.0f} min)"
+        )
 
 
 _narrators: list[Narrator] = []
@@ -54,6 +61,29 @@ def now_doing(part: str) -> None:
     """
     for narrator in _narrators:
         narrator.begin(part)
+
+
+@contextmanager
+def counting(part: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Say that `part` goes on as long as the block runs, and how far it is: the block calls what
+    it is given with how many of `total` are done. What was said before goes on afterwards.
+
+    Example:
+        >>> with counting("reading files", 2) as count:
+        ...     count(1)
+    """
+    earlier = [(narrator, narrator.part) for narrator in _narrators]
+    now_doing(part)
+
+    def count(done: int) -> None:
+        for narrator in _narrators:
+            narrator.count(done, total)
+
+    try:
+        yield count
+    finally:
+        for narrator, before in earlier:
+            narrator.begin(before)
 
 
 @contextmanager
