@@ -121,7 +121,9 @@ def test_a_trial_on_a_domain_asks_its_model_once(
     )
     n_asked = []
 
-    def all_right(_model: object, _tokenizer: object, part: list[Document], _: Data) -> list[bool]:
+    def all_right(
+        _model: object, _tokenizer: object, part: list[Document], _: Data, _done: object
+    ) -> list[bool]:
         n_asked.append(len(part))
         return [document.topic != "virology" for document in part]
 
