@@ -21,7 +21,7 @@ PACKAGE = ROOT / "rayunlearn"
 # From the ground up; `docs/architecture.md` says the same. What stands in one layer may import the
 # layers below it and nothing of its own layer but itself.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "lazy", "narration"}),
+    frozenset({"errors", "lazy"}),
     frozenset({"config", "schema"}),
     frozenset({"ranges", "recipes", "canonical", "storage"}),
     frozenset({"data", "analysis"}),
@@ -71,7 +71,6 @@ ROOT_MODULES = {
     "errors",
     "experiment",
     "lazy",
-    "narration",
     "ranges",
     "recipes",
     "registry",

@@ -16,8 +16,8 @@ from rayunlearn.cli.arguments import (
 )
 from rayunlearn.cli.slurm import add_slurm_options, check_slurm_options, submit_to_slurm
 from rayunlearn.errors import require
-from rayunlearn.narration import now_doing
 from rayunlearn.storage.sync import display_path
+from rayunlearn.trial.narration import now_doing
 
 if TYPE_CHECKING:
     from rayunlearn.experiment import Experiment

@@ -28,7 +28,7 @@ from rayunlearn.cli.output import print_any_text, sigterm_as_interrupt
 from rayunlearn.cli.run import add_plan_command, add_prepare_command, add_run_command
 from rayunlearn.errors import UserError, without_secrets
 from rayunlearn.lazy import quiet_libraries
-from rayunlearn.narration import narrated
+from rayunlearn.trial.narration import narrated
 
 # the help lists the commands in this order
 COMMANDS = (

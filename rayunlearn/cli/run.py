@@ -15,8 +15,8 @@ from rayunlearn.cli.output import (
     print_what_now,
 )
 from rayunlearn.errors import UserError
-from rayunlearn.narration import now_doing
 from rayunlearn.storage.sync import display_path, refresh
+from rayunlearn.trial.narration import now_doing
 
 # a longer plan is printed as a summary
 CELLS_SHOWN = 60

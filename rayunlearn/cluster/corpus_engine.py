@@ -15,13 +15,13 @@ from rayunlearn.corpus.job import JobProgress, OnProgress
 from rayunlearn.corpus.partitions import source_bytes
 from rayunlearn.corpus.source import CorpusSource, exceeds_local_limit
 from rayunlearn.errors import require, unknown_name
-from rayunlearn.narration import now_doing
 from rayunlearn.planning.progress import (
     LIVE_EVERY_SECONDS,
     PLAIN_EVERY_SECONDS,
     bars,
     time_left,
 )
+from rayunlearn.trial.narration import now_doing
 
 ENGINES = ("auto", "local", "ray")
 

@@ -18,7 +18,6 @@ import rayunlearn
 from rayunlearn.config import Trial, flatten
 from rayunlearn.errors import require
 from rayunlearn.experiment import TRACKER_NAMES, Experiment
-from rayunlearn.narration import now_doing
 from rayunlearn.planning.backend import TrialBackend
 from rayunlearn.planning.changed_code import changed_line, changed_trials, remove_trial_folders
 from rayunlearn.planning.outcomes import TrialResult, trial_results
@@ -36,6 +35,7 @@ from rayunlearn.planning.winners import require_same_winners
 from rayunlearn.schema import FINISHED, PRUNED, TIMED_OUT
 from rayunlearn.storage.lock import create_run_folder, run_lock
 from rayunlearn.storage.run import compact, read_experiment, remove_scratch, scan_trials
+from rayunlearn.trial.narration import now_doing
 from rayunlearn.trial.provenance import commit_of
 from rayunlearn.trial.workspace import data_model_pair
 

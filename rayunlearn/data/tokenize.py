@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Raised when the rules of this module give a text other ids: caches of what ids decide carry it.
 ENCODING_VERSION = 3
+# First messages of which no two begin alike.
+UNLIKE = ("What is it?", "because", "7", "(Why?)")
 # Stands for an answer in a rendered conversation: its ends are of no script and in no template.
 PLACEHOLDER = "\ue000answer\ue001"
 
@@ -323,6 +325,15 @@ def prompt_text(prompt: str, tokenizer: PreTrainedTokenizerBase, template: str) 
     if template != "chat":
         return template.replace("{prompt}", prompt)
     return _rendered(tokenizer, [_chat_message("user", prompt)], opens=True)
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that every conversation in the tokenizer's chat template begins with: what conversations
+    with unlike first messages have in common (a system prompt, what opens a user's turn).
+    """
+    texts = [_rendered(tokenizer, [_chat_message("user", text)], opens=True) for text in UNLIKE]
+    first, *others = (_tokens(text, tokenizer)[0] for text in texts)
+    return first[: min(_n_shared(first, ids) for ids in others)]
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

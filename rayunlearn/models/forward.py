@@ -21,7 +21,7 @@ from rayunlearn.models.logits import (
     logits_at,
     replaced_forwards,
 )
-from rayunlearn.models.packed_layout import Layout, branching_layout, layout_of
+from rayunlearn.models.packed_layout import Layout, branching_layout, layout_of, opening_of
 from rayunlearn.models.packing import abilities, packed_states, passes_are_padded
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def outputs_of(
     starts: where the pass begins, for each batch; all at one block or all None. Nothing above the
     block runs where no logits are asked for. The model must pack (`can_pack`).
     """
-    layout = layout_of(batches)
+    layout = layout_of(batches, opening_of(model))
     final, hidden = _packed_pass(model, batches, layout, starts, layer=layer, logits=logits)
     of_block = [None] * len(batches) if hidden is None else layout.unpack(hidden)
     if final is None:
@@ -275,7 +275,7 @@ def final_states_of(
             final = final_states(model, {"input_ids": batch.input_ids})
         # a pass that needs the whole model may run the blocks more than once
         return final, caught[-1] if caught else None
-    layout = layout_of([batch])
+    layout = layout_of([batch], opening_of(model))
     packed, hidden = _packed_pass(model, [batch], layout, [None], layer=layer, logits=True)
     assert packed is not None
     of_block = None if hidden is None else layout.unpack(hidden)[0]

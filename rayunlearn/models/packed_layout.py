@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from rayunlearn.data.tokenize import Batch, to_device
-from rayunlearn.lazy import torch
+from rayunlearn.lazy import nn, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +21,8 @@ LABEL_SHARE = 0.75
 # tokens that texts of a branching row must begin with alike, to be laid down once: attention takes
 # each length of beginning and rest by itself
 LEAST_SHARED = 8
+
+_OPENINGS: WeakKeyDictionary[nn.Module, tuple[int, ...]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,10 @@ class Layout:
     the batches have these; `queries` (N,): the same in the order of the row. `shapes`: (B, T) of
     the batches.
 
-    In a branching row a sequence may be a part of a text. `before`: for each group the tokens (n x
-    L,) of the row that stand before its n sequences, from the first of the text on.
+    A sequence may be a part of a text, where what texts begin with stands in the row once.
+    `before`: for each group the tokens (n x L,) of the row that stand before its n sequences, from
+    the first of the text on; () where every sequence is a text. `repeated`: places in the batches
+    of tokens that stand in the row for another text.
     """
 
     groups: tuple[tuple[int, int, int], ...]
@@ -45,6 +50,8 @@ class Layout:
     predicting: Tensor
     queries: Tensor
     before: tuple[Tensor, ...] = ()
+    repeated: Tensor | None = None
+    branches: bool = False
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -55,7 +62,7 @@ class Layout:
     def trims(self) -> bool:
         """Whether some of the tokens predict a label, and few enough."""
         few = 0 < len(self.queries) <= LABEL_SHARE * len(self.places)
-        return few and not self.before
+        return few and not self.branches
 
     def pack(self, values: Sequence[Tensor]) -> Tensor:
         """Values (B, T, ...) of the batches as one row (1, S, ...)."""
@@ -67,37 +74,85 @@ class Layout:
         branching row, whose tokens belong to several texts.
         """
         flat = values.new_zeros(sum(self.sizes), values.shape[-1])
-        parts = flat.index_copy(0, self.places, values[0]).split(self.sizes)
+        flat = flat.index_copy(0, self.places, values[0])
+        if self.repeated is not None:
+            tokens = self.rows.index_select(0, self.repeated)
+            flat = flat.index_copy(0, self.repeated, values[0].index_select(0, tokens))
+        parts = flat.split(self.sizes)
         return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
-def layout_of(batches: Sequence[Batch]) -> Layout:
+def share_opening(model: nn.Module, opening: tuple[int, ...]) -> None:
+    """Let passes of the model on a processor read `opening` once for all texts that begin with it
+    (a chat template's system prompt); too short a one is read with each text.
+    """
+    _OPENINGS[model] = opening if len(opening) >= LEAST_SHARED else ()
+
+
+def opening_of(model: nn.Module) -> tuple[int, ...]:
+    """What `share_opening` was told of the model."""
+    return _OPENINGS.get(model, ())
+
+
+def layout_of(batches: Sequence[Batch], opening: tuple[int, ...] = ()) -> Layout:
     """The layout of batches on their device; found on the processor, so that nothing waits.
 
-    Sequences stand by length, so that those of one length go through attention at once.
+    Sequences stand by length, so that those of one length go through attention at once. On a
+    processor texts that begin with `opening`, and have no label in it or right behind, follow one
+    copy of it; whether a text does is a matter of that text alone.
     """
     shapes = tuple((int(b.input_ids.shape[0]), int(b.input_ids.shape[1])) for b in batches)
-    sequences: list[tuple[int, int, int]] = []
+    # tokens before, tokens, labels, place of the first
+    sequences: list[tuple[int, int, int, int]] = []
     before_labels: list[Tensor] = []
+    copies: list[int] = []
     first = 0
     for batch, (n, width) in zip(batches, shapes, strict=True):
         starts = range(first, first + n * width, width)
-        sequences += zip(batch.lengths, batch.label_counts, starts, strict=True)
+        opened = _opened(batch, opening)
+        for is_opened, length, n_labels, start in zip(
+            opened, batch.lengths, batch.label_counts, starts, strict=True
+        ):
+            skipped = len(opening) if is_opened else 0
+            sequences.append((skipped, length - skipped, n_labels, start + skipped))
+            copies += [start] if is_opened else []
         # a label is predicted from the position before it
         before_labels.append(batch.host_places + (first - 1))
         first += n * width
+    # the opening stands for itself where the first text has it
+    sequences += [(0, len(opening), 0, copies[0])] if copies else []
     sequences.sort()
-    places = torch.cat([torch.arange(start, start + size) for size, _, start in sequences])
+    places = torch.cat([torch.arange(start, start + size) for _, size, _, start in sequences])
     rows = torch.zeros(first, dtype=torch.long)
     rows[places] = torch.arange(len(places))
-    positions = torch.cat([torch.arange(size) for size, _, _ in sequences])[None]
+    positions = torch.cat([torch.arange(n, n + size) for n, size, _, _ in sequences])[None]
+    alike = [(key, len(list(same))) for key, same in groupby(sequences, key=lambda s: s[:3])]
+    groups = tuple((n, size, labels) for (_, size, labels), n in alike)
+    shared: list[Tensor] = []
+    if copies:
+        at_first = torch.arange(copies[0], copies[0] + len(opening))
+        of_opening = rows[at_first]
+        elsewhere = [at_first + (start - copies[0]) for start in copies[1:]]
+        copied = torch.cat([*elsewhere, at_first[:0]])
+        rows[copied] = of_opening.repeat(len(elsewhere))
+        shared = [copied, *(of_opening[:before].repeat(n) for (before, _, _), n in alike)]
     predicting = rows[torch.cat(before_labels)]
-    alike = groupby(sequences, key=lambda sequence: sequence[:2])
-    groups = tuple((len(list(same)), size, labels) for (size, labels), same in alike)
     device = batches[0].input_ids.device
     on_host = (places, rows, positions, predicting, predicting.sort().values)
-    tensors = (to_device(tensor, device) for tensor in on_host)
-    return Layout(groups, shapes, *tensors)
+    places, rows, positions, predicting, queries = (to_device(t, device) for t in on_host)
+    # what is shared is shared on a processor alone, where nothing is copied
+    before, repeated = tuple(shared[1:]), shared[0] if shared else None
+    return Layout(groups, shapes, places, rows, positions, predicting, queries, before, repeated)
+
+
+def _opened(batch: Batch, opening: tuple[int, ...]) -> list[bool]:
+    """Which texts begin with the opening and have neither a label in it nor the one behind it."""
+    n, width = batch.input_ids.shape
+    size = len(opening)
+    if not opening or width <= size or batch.input_ids.device.type != "cpu":
+        return [False] * n
+    begins = (batch.input_ids[:, :size] == torch.tensor(opening)).all(1)
+    return (begins & batch.present[:, size] & ~batch.labelled[:, : size + 1].any(1)).tolist()
 
 
 @dataclass(frozen=True)
@@ -152,7 +207,9 @@ def branching_layout(batch: Batch) -> Layout:
     places, rows, positions, predicting, queries, *before = (to_device(t, device) for t in on_host)
     groups = tuple((len(same), same[0].size, 0) for same in alike)
     shapes = ((len(texts), width),)
-    return Layout(groups, shapes, places, rows, positions, predicting, queries, tuple(before))
+    return Layout(
+        groups, shapes, places, rows, positions, predicting, queries, tuple(before), branches=True
+    )
 
 
 def _branch(

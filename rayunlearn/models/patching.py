@@ -24,7 +24,7 @@ from rayunlearn.models.forward import (
     tokens_per_pass,
 )
 from rayunlearn.models.logits import can_split
-from rayunlearn.models.packed_layout import layout_of
+from rayunlearn.models.packed_layout import layout_of, opening_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -110,7 +110,9 @@ def _predicting_rows(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Where the label-predicting positions stand (N,) in what blocks give, laid out row by row."""
     # what a model can do is tried at its first use, on texts that no hook may meet
     can_split(model)
-    return layout_of([batch]).predicting if can_pack(model) else batch.places - 1
+    if not can_pack(model):
+        return batch.places - 1
+    return layout_of([batch], opening_of(model)).predicting
 
 
 def _states_of_batch(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -25,6 +25,7 @@ from rayunlearn.models.forward import (
     scatter_to_labels,
     tokens_per_pass,
 )
+from rayunlearn.models.packed_layout import opening_of, share_opening
 from rayunlearn.models.tensor_cache import tensors_once
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ def frozen_model(
 ) -> Callable[[str, Batch], Sequence[Tensor]]:
     """A copy of the model as it stands, that goes on saying what the model says now."""
     copied = copy.deepcopy(model).requires_grad_(False).eval()
+    share_opening(copied, opening_of(model))
 
     def compute(kind: str, batch: Batch) -> Sequence[Tensor]:
         with torch.no_grad():

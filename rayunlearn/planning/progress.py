@@ -17,10 +17,10 @@ from rich.text import Text
 
 from rayunlearn.canonical import has_gold
 from rayunlearn.config import Objective
-from rayunlearn.narration import now_doing
 from rayunlearn.planning.outcomes import TrialResult, study_goal
 from rayunlearn.planning.planner import Agenda, PlannedTrial
 from rayunlearn.schema import PAUSED
+from rayunlearn.trial.narration import now_doing
 
 PLAIN_EVERY_SECONDS = 60.0
 LIVE_EVERY_SECONDS = 0.5

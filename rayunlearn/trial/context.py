@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from rayunlearn.config import Trial
 from rayunlearn.data.documents import Corpus
-from rayunlearn.trial.model_state import ModelState, reset_weights
+from rayunlearn.data.tokenize import opening_ids
+from rayunlearn.models.packed_layout import share_opening
+from rayunlearn.trial.model_state import ModelState, cached_in_worker, reset_weights
 from rayunlearn.trial.workspace import Workspace, start_folder
 
 if TYPE_CHECKING:
@@ -28,6 +30,14 @@ class TrialContext:
     trial: Trial
     workspace: Workspace
     state: ModelState
+
+    def __post_init__(self) -> None:
+        # what the passes of this trial may read once; texts of other templates begin otherwise
+        if self.trial.data.template == "chat":
+            opening = cached_in_worker(
+                self.state, ("opening",), lambda: opening_ids(self.state.tokenizer)
+            )
+            share_opening(self.state.model, opening)
 
     @property
     def corpus(self) -> Corpus:

@@ -21,12 +21,12 @@ from rayunlearn.data.known import KnownRule, paraphrases_apart, rule_of
 from rayunlearn.errors import UserError
 from rayunlearn.models import forward as forward_code
 from rayunlearn.models import packed_attention, packed_layout, packing
-from rayunlearn.narration import counting
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.storage.code_identity import code_digest, library_versions
 from rayunlearn.storage.user_cache import user_cache
 from rayunlearn.trial import ask as ask_code
 from rayunlearn.trial.ask import AskedModel, Knowledge, ask
+from rayunlearn.trial.narration import counting
 
 if TYPE_CHECKING:
     pass

@@ -26,6 +26,7 @@ from rayunlearn.data.tokenize import (
     encode_documents,
     encode_pair,
     join,
+    opening_ids,
     prompt_text,
 )
 from rayunlearn.errors import UserError
@@ -79,6 +80,17 @@ def positions_of(
 
 
 # ---- chat templates
+
+
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_conversation_begins_with_the_opening(kind: str, chat: str) -> None:
+    """And with nothing longer: conversations differ right behind it."""
+    tokenizer = chat_tokenizer(kind, chat)
+    opening = opening_ids(tokenizer)
+    texts = [encode_pair("d", p, "yes", tokenizer, "chat", WHOLE) for p in ("Who?", "seven", "9.")]
+    assert all(text.ids[: len(opening)] == opening for text in texts)
+    assert len({text.ids[len(opening)] for text in texts}) > 1
 
 
 @pytest.mark.parametrize("chat", CHATS)

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from rayunlearn import narration
-from rayunlearn.narration import Narrator, counting, narrated, now_doing
+from rayunlearn.trial import narration
+from rayunlearn.trial.narration import Narrator, counting, narrated, now_doing
 
 
 def test_a_part_that_lasts_is_said_once_and_again_every_minute() -> None:
