@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -39,7 +39,8 @@ class Layout:
     A sequence may be a part of a text, where what texts begin with stands in the row once.
     `before`: for each group the tokens (n x L,) of the row that stand before its n sequences, from
     the first of the text on; () where every sequence is a text. `repeated`: places in the batches
-    of tokens that stand in the row for another text.
+    of tokens that stand in the row for another text. `branches`: how many labels a sequence has is
+    not in `groups`.
     """
 
     groups: tuple[tuple[int, int, int], ...]
@@ -70,9 +71,7 @@ class Layout:
         return flat.index_select(0, self.places)[None]
 
     def unpack(self, values: Tensor) -> list[Tensor]:
-        """Values (1, S, D) of the row as (B, T, D) of each batch, zero on padding; not of a
-        branching row, whose tokens belong to several texts.
-        """
+        """Values (1, S, D) of the row as (B, T, D) of each batch, zero on padding."""
         flat = values.new_zeros(sum(self.sizes), values.shape[-1])
         flat = flat.index_copy(0, self.places, values[0])
         if self.repeated is not None:
@@ -94,6 +93,22 @@ def opening_of(model: nn.Module) -> tuple[int, ...]:
     return _OPENINGS.get(model, ())
 
 
+@dataclass(frozen=True, order=True)
+class _Segment:
+    """A part of one or more texts: how many tokens stand before it, how many it has, how many
+    labels, and where its first token is in the batches, laid out row by row.
+    """
+
+    first: int
+    size: int
+    labels: int
+    place: int
+
+
+# (place of tokens that are not laid down, place of those that stand for them, how many)
+Repeats = list[tuple[int, int, int]]
+
+
 def layout_of(batches: Sequence[Batch], opening: tuple[int, ...] = ()) -> Layout:
     """The layout of batches on their device; found on the processor, so that nothing waits.
 
@@ -101,48 +116,24 @@ def layout_of(batches: Sequence[Batch], opening: tuple[int, ...] = ()) -> Layout
     processor texts that begin with `opening`, and have no label in it or right behind, follow one
     copy of it; whether a text does is a matter of that text alone.
     """
-    shapes = tuple((int(b.input_ids.shape[0]), int(b.input_ids.shape[1])) for b in batches)
-    # tokens before, tokens, labels, place of the first
-    sequences: list[tuple[int, int, int, int]] = []
-    before_labels: list[Tensor] = []
-    copies: list[int] = []
+    segments: list[_Segment] = []
+    repeats: Repeats = []
+    opened_at = -1
     first = 0
-    for batch, (n, width) in zip(batches, shapes, strict=True):
+    for batch in batches:
+        n, width = batch.input_ids.shape
         starts = range(first, first + n * width, width)
-        opened = _opened(batch, opening)
-        for is_opened, length, n_labels, start in zip(
-            opened, batch.lengths, batch.label_counts, starts, strict=True
-        ):
+        texts = zip(_opened(batch, opening), batch.lengths, batch.label_counts, starts, strict=True)
+        for is_opened, length, n_labels, start in texts:
             skipped = len(opening) if is_opened else 0
-            sequences.append((skipped, length - skipped, n_labels, start + skipped))
-            copies += [start] if is_opened else []
-        # a label is predicted from the position before it
-        before_labels.append(batch.host_places + (first - 1))
+            segments.append(_Segment(skipped, length - skipped, n_labels, start + skipped))
+            if is_opened and opened_at < 0:
+                opened_at = start
+                segments.append(_Segment(0, skipped, 0, start))
+            elif is_opened:
+                repeats.append((start, opened_at, skipped))
         first += n * width
-    # the opening stands for itself where the first text has it
-    sequences += [(0, len(opening), 0, copies[0])] if copies else []
-    sequences.sort()
-    places = torch.cat([torch.arange(start, start + size) for _, size, _, start in sequences])
-    rows = torch.zeros(first, dtype=torch.long)
-    rows[places] = torch.arange(len(places))
-    positions = torch.cat([torch.arange(n, n + size) for n, size, _, _ in sequences])[None]
-    alike = [(key, len(list(same))) for key, same in groupby(sequences, key=lambda s: s[:3])]
-    groups = tuple((n, size, labels) for (_, size, labels), n in alike)
-    shared: list[Tensor] = []
-    if copies:
-        at_first = torch.arange(copies[0], copies[0] + len(opening))
-        of_opening = rows[at_first]
-        elsewhere = [at_first + (start - copies[0]) for start in copies[1:]]
-        copied = torch.cat([*elsewhere, at_first[:0]])
-        rows[copied] = of_opening.repeat(len(elsewhere))
-        shared = [copied, *(of_opening[:before].repeat(n) for (before, _, _), n in alike)]
-    predicting = rows[torch.cat(before_labels)]
-    device = batches[0].input_ids.device
-    on_host = (places, rows, positions, predicting, predicting.sort().values)
-    places, rows, positions, predicting, queries = (to_device(t, device) for t in on_host)
-    # what is shared is shared on a processor alone, where nothing is copied
-    before, repeated = tuple(shared[1:]), shared[0] if shared else None
-    return Layout(groups, shapes, places, rows, positions, predicting, queries, before, repeated)
+    return _layout_of_segments(batches, sorted(segments), repeats)
 
 
 def _opened(batch: Batch, opening: tuple[int, ...]) -> list[bool]:
@@ -152,26 +143,57 @@ def _opened(batch: Batch, opening: tuple[int, ...]) -> list[bool]:
     if not opening or width <= size or batch.input_ids.device.type != "cpu":
         return [False] * n
     begins = (batch.input_ids[:, :size] == torch.tensor(opening)).all(1)
-    return (begins & batch.present[:, size] & ~batch.labelled[:, : size + 1].any(1)).tolist()
+    opened = begins & batch.present[:, size] & ~batch.labelled[:, : size + 1].any(1)
+    return [bool(value) for value in opened]
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """A part of one or more texts: how many tokens stand before it, how many it has, and where its
-    first is in the batch, laid out row by row.
-    """
+def _layout_of_segments(
+    batches: Sequence[Batch],
+    segments: Sequence[_Segment],
+    repeats: Repeats,
+    *,
+    branches: bool = False,
+) -> Layout:
+    """The layout of segments in the order given, which those alike are neighbours in."""
+    shapes = tuple((int(b.input_ids.shape[0]), int(b.input_ids.shape[1])) for b in batches)
+    starts = [0, *accumulate(n * width for n, width in shapes)]
+    places = torch.cat([torch.arange(s.place, s.place + s.size) for s in segments])
+    rows = torch.zeros(starts[-1], dtype=torch.long)
+    rows[places] = torch.arange(len(places))
+    for copy, original, size in repeats:
+        rows[copy : copy + size] = rows[original : original + size]
+    alike = [list(g) for _, g in groupby(segments, key=lambda s: (s.first, s.size, s.labels))]
+    predicting = rows[_before_labels(batches, starts)]
+    queries = predicting.unique() if branches else predicting.sort().values
+    positions = torch.cat([torch.arange(s.first, s.first + s.size) for s in segments])[None]
+    before = [torch.cat([rows[s.place - s.first : s.place] for s in same]) for same in alike]
+    repeated = [torch.arange(copy, copy + size) for copy, _, size in repeats]
+    device = batches[0].input_ids.device
+    return Layout(
+        groups=tuple((len(same), same[0].size, same[0].labels) for same in alike),
+        shapes=shapes,
+        places=to_device(places, device),
+        rows=to_device(rows, device),
+        positions=to_device(positions, device),
+        predicting=to_device(predicting, device),
+        queries=to_device(queries, device),
+        before=tuple(to_device(t, device) for t in before) if segments[-1].first else (),
+        repeated=to_device(torch.cat(repeated), device) if repeated else None,
+        branches=branches,
+    )
 
-    first: int
-    size: int
-    place: int
+
+def _before_labels(batches: Sequence[Batch], starts: Sequence[int]) -> Tensor:
+    """Places, in all batches one after the other, that labels are predicted from."""
+    # a label is predicted from the position before it
+    return torch.cat([b.host_places + (s - 1) for b, s in zip(batches, starts, strict=False)])
 
 
 def branching_layout(batch: Batch) -> Layout:
     """The layout of a batch in which what several texts begin with stands once, wherever that is
     at least `LEAST_SHARED` tokens: a tree of which each text is a path from the root.
 
-    A pass over it gives the logits of the labels and no states of blocks; the last block runs at
-    every token.
+    The last block runs at every token in a pass over it.
     """
     ids, width = batch.input_ids.tolist(), int(batch.input_ids.shape[1])
     texts = [tuple(row[:size]) for row, size in zip(ids, batch.lengths, strict=True)]
@@ -181,35 +203,14 @@ def branching_layout(batch: Batch) -> Layout:
     waiting = [(order, 0)]
     while waiting:
         waiting += _branch(texts, *waiting.pop(), width, paths)
-    segments = sorted(
-        {segment for path in paths.values() for segment in path},
-        key=lambda segment: (segment.first, segment.size, segment.place),
-    )
-    rows, start = torch.zeros(len(texts) * width, dtype=torch.long), 0
-    tokens: dict[_Segment, Tensor] = {}
-    for segment in segments:
-        tokens[segment] = torch.arange(start, start + segment.size)
-        start += segment.size
-    for row, path in paths.items():
-        of_text = torch.cat([tokens[segment] for segment in path])
-        rows[row * width : row * width + len(of_text)] = of_text
-    alike = [list(same) for _, same in groupby(segments, key=lambda s: (s.first, s.size))]
-    predicting = rows[batch.host_places - 1]
-    on_host = [
-        torch.cat([torch.arange(s.place, s.place + s.size) for s in segments]),
-        rows,
-        torch.cat([torch.arange(s.first, s.first + s.size) for s in segments])[None],
-        predicting,
-        predicting.unique(),
-        *(torch.cat([rows[s.place - s.first : s.place] for s in same]) for same in alike),
+    segments = sorted({segment for path in paths.values() for segment in path})
+    repeats = [
+        (row * width + segment.first, segment.place, segment.size)
+        for row, path in paths.items()
+        for segment in path
+        if segment.place != row * width + segment.first
     ]
-    device = batch.input_ids.device
-    places, rows, positions, predicting, queries, *before = (to_device(t, device) for t in on_host)
-    groups = tuple((len(same), same[0].size, 0) for same in alike)
-    shapes = ((len(texts), width),)
-    return Layout(
-        groups, shapes, places, rows, positions, predicting, queries, tuple(before), branches=True
-    )
+    return _layout_of_segments([batch], segments, repeats, branches=True)
 
 
 def _branch(
@@ -228,7 +229,7 @@ def _branch(
     same = next((t for t in range(first, shortest) if one[t] != other[t]), shortest)
     alone = len(chosen) == 1
     if same > first and (alone or same - first >= LEAST_SHARED):
-        segment = _Segment(first, same - first, chosen[0] * width + first)
+        segment = _Segment(first, same - first, 0, chosen[0] * width + first)
         for row in chosen:
             paths[row].append(segment)
         first = same

@@ -116,7 +116,7 @@ def test_what_texts_begin_with_alike_is_in_a_branching_row_once() -> None:
     assert [size for _, size, _ in layout.groups] == [1, 4, 9, 2, 8, 1, 2]
     assert [len(before) for before in layout.before] == [0, 0, 0, 2 * 9, 9, 17, 17]
     row, width = layout.pack([batch.input_ids])[0], batch.input_ids.shape[1]
-    assert len(row) == 29 and sum(len(text.ids) for text in BRANCHES) == 80
+    assert len(row) == 29 and sum(len(text.ids) for text in BRANCHES) == 73
     for number, text in enumerate(BRANCHES):
         rows = layout.rows[number * width : number * width + len(text.ids)]
         assert row[rows].tolist() == list(text.ids)
