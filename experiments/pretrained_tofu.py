@@ -16,10 +16,11 @@ The search is for what lies nearest gold, of what keeps 0.9 of base's probabilit
 continents of countries from the product's own tables, which no training was shown. RMU trains three
 matrices of blocks 5 to 7, NPO adapters on blocks 20 to 29.
 
-Departures from TOFU: forty retain questions of 3,960, five epochs at 1e-3, twenty probes of each
-further set. forget01 is two authors, and the questions of one are no independent draws, so nothing
-here is said of other authors: intervals over documents are as wide as that makes them. `size=05`
-with ten authors is `--set data.options=size=05,paraphrased=true` and takes five times as long.
+Departures from TOFU: forty retain questions of 3,960, five epochs at 1e-3, ten to twenty probes of
+each further set. forget01 is two authors, and the questions of one are no independent draws, so
+nothing here is said of other authors: intervals over documents are as wide as that makes them.
+`size=05` with ten authors is `--set data.options=size=05,paraphrased=true` and takes five times as
+long.
 
 `--preset quick`: half of the search, two of the controls. `make smollm2` brings the model; the data
 are `TOFU=DIRECTORY`, else the Hub's.
@@ -50,7 +51,7 @@ BASE = Trial(
     options=(("rmu.steering", 200.0),),
     train=Train(learning_rate=1e-3, batch_size=4),
     stop=Stop(utility_floor=0.0),
-    measure=Measure(metrics="probability", limit_probes="forget=40,20"),
+    measure=Measure(metrics="probability", limit_probes="forget=40,retain=20,untouched=20,10"),
 )
 METHODS = {
     (
