@@ -87,6 +87,7 @@ LATER_SETTINGS: Mapping[str, "Value"] = {
     "method.forget_weight": 1.0,
     "explain.diagnostics": False,
     "explain.g_effect": False,
+    "explain.splits": "",
     "measure.limit_probes": "",
     "measure.attack": "none",
     "stop.target": "none",
@@ -112,6 +113,7 @@ LIST_SETTINGS = (
     "data.columns",
     "data.options",
     "data.probes",
+    "explain.splits",
     "measure.harness",
     "measure.limit_probes",
     "measure.metrics",
@@ -771,11 +773,13 @@ class Explain:
     """Which words of a question carry its answer, and what emphasising them recovers
     (docs/attribution.md); what weights, hidden states and gradients tell (docs/diagnostics.md).
 
-    `documents` of every split are looked at, at base and at the trial's own weights (0: none). Key
-    tokens: all that help where fewer than `beta` do, else those over `alpha` x the strongest.
-    `gradient_steps` of integrated gradients stand beside (0: none). `wording` names the words that
-    are emphasised. `path_points`: how many models are measured on the line from the full-set model
-    to this one, and on that from base (0: none; a trial of ratio 1.0 has base alone).
+    `documents` of every split are looked at, at base and at the trial's own weights (0: none), or
+    of those that `splits` names ('': all); then `exact_memorization` is measured as well, which
+    says whether a question is answered right. Key tokens: all that help where fewer than `beta` do,
+    else those over `alpha` x the strongest. `gradient_steps` of integrated gradients stand beside
+    (0: none). `wording` names the words that are emphasised. `path_points`: how many models are
+    measured on the line from the full-set model to this one, and on that from base (0: none; a
+    trial of ratio 1.0 has base alone).
 
     `diagnostics`: at the end, of every block, how far its weights moved from base, in how many
     directions, and how far apart its activations of forget and retain probes stand (one pass over
@@ -785,6 +789,7 @@ class Explain:
     """
 
     documents: int = 0
+    splits: str = ""
     alpha: float = 0.2
     beta: int = 4
     gradient_steps: int = 0

@@ -87,6 +87,8 @@ CURVES = {
 }
 # metrics of what documents say, by kind of word
 WORD_KINDS = ("function_word_log_prob", "keyword_log_prob", "content_word_log_prob")
+# 1: the greedy text is the answer. Where `explain.documents` asks, it says what is answered right
+RIGHT_METRIC = "exact_memorization"
 # split of what a soft prompt was learned from
 HELD_IN = "held_in"
 # a failed trial runs again on the next call

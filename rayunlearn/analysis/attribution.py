@@ -24,10 +24,9 @@ from rayunlearn.analysis.run_frames import (
 )
 from rayunlearn.analysis.two_way import group_codes
 from rayunlearn.lazy import scipy
-from rayunlearn.schema import WORD_KINDS
+from rayunlearn.schema import RIGHT_METRIC, WORD_KINDS
 from rayunlearn.storage.run import Run
 
-RIGHT_METRIC = "exact_memorization"
 KEY, RANDOM = "emphasis", "emphasis_random"
 STAGES_OF_INTEREST = ("base", "gold", "control", "grid")
 

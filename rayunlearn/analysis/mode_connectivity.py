@@ -11,7 +11,6 @@ import polars as pl
 from rayunlearn.analysis.attribution import (
     CORRELATION,
     FRACTION,
-    RIGHT_METRIC,
     attribution_frames,
     fraction,
     interval_of,
@@ -19,6 +18,7 @@ from rayunlearn.analysis.attribution import (
 )
 from rayunlearn.analysis.intervals import interval_columns, mean_interval
 from rayunlearn.analysis.run_frames import FULL_SET, groups_of, trials_with_roles
+from rayunlearn.schema import RIGHT_METRIC
 from rayunlearn.storage.run import Run
 
 # what a trial shares with its full-set model

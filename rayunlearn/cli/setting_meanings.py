@@ -173,6 +173,7 @@ MEANINGS = {
     "attack.curve_metric": Meaning("metric of the recovery curve", "cheap metric, letter_choice"),
     "attack.curve_points": Meaning("points of the recovery curve at most", ">= 1"),
     "explain.documents": Meaning("questions of each split that are explained; 0: none", ">= 0"),
+    "explain.splits": Meaning("of these splits alone; '': of all", "splits, separated by commas"),
     "explain.alpha": Meaning(
         "share of the strongest contribution that makes a key token", "[0, 1)"
     ),

@@ -15,6 +15,7 @@ from rayunlearn.canonical import has_gold
 from rayunlearn.config import (
     Calibrate,
     Data,
+    Explain,
     Measure,
     Model,
     Retain,
@@ -22,6 +23,7 @@ from rayunlearn.config import (
     Train,
     Trial,
     block_numbers,
+    names_in,
     rounded_share,
 )
 from rayunlearn.data.documents import Document
@@ -290,18 +292,18 @@ def flops_of_measuring(trial: Trial, shape: LoadedShape, size: WorkloadSize) -> 
         for at_end, at_look, at_mixture in zip(measured, looked, mixed, strict=True)
     )
     if trial.explain.documents:
-        more = explained_tokens(trial.data, trial.model, trial.measure, trial.explain.documents)
+        more = explained_tokens(trial.data, trial.model, trial.measure, trial.explain)
         tokens, labels = tokens + more[0], labels + more[1]
     return 2 * (sum(shape.blocks) * tokens + shape.head * labels)
 
 
 @lru_cache(maxsize=16)
 def explained_tokens(
-    data: Data, model: Model, measure: Measure, n_documents: int
+    data: Data, model: Model, measure: Measure, explain: Explain
 ) -> tuple[int, int]:
-    """(tokens, labels) that taking `n_documents` questions of every split apart passes: each with
-    one token and with one word of its prompt left out, and asked again in every form of emphasis,
-    of key words and of random ones. A question without key words costs less than that.
+    """(tokens, labels) that taking questions apart passes, as `explain` says: each with one token
+    and with one word of its prompt left out, and asked again in every form of emphasis, of key
+    words and of random ones. A question without key words costs less than that.
     """
     from rayunlearn.attribution.emphasis import EMPHASIS_FORMS
     from rayunlearn.keywords.words import words_of
@@ -309,17 +311,19 @@ def explained_tokens(
     from rayunlearn.metrics.table import sources_of
     from rayunlearn.models.folder import read_tokenizer
     from rayunlearn.models.model_files import resolve_model
-    from rayunlearn.trial.explain import ATTRIBUTION_METRICS, first_by_id
+    from rayunlearn.trial.explain import emphasis_metrics, first_by_id
     from rayunlearn.trial.identity import corpus_of
     from rayunlearn.trial.probes import probes_of_trial
 
     corpus, tokenizer = corpus_of(data, model), read_tokenizer(resolve_model(model.name))
+    splits = names_in(explain.splits) or corpus.probes
     chosen = {
         (split, document.doc_id)
         for split, part in corpus.probes.items()
-        for document in first_by_id(part, n_documents)
+        for document in first_by_id(part, explain.documents)
+        if split in splits
     }
-    sources = sources_of(ATTRIBUTION_METRICS.values())
+    sources = sources_of(emphasis_metrics(measure.metrics).values())
     tokens = labels = 0
     for probe in probes_of_trial(Trial(data=data, model=model, measure=measure), corpus, tokenizer):
         if (probe.split, probe.doc_id) not in chosen or probe.document is None:

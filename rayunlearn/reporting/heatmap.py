@@ -8,7 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from rayunlearn.analysis.attribution import RIGHT_METRIC, attribution_cells
+from rayunlearn.analysis.attribution import attribution_cells
+from rayunlearn.schema import RIGHT_METRIC
 from rayunlearn.storage.run import Run
 
 # questions on the page

@@ -31,7 +31,7 @@ from rayunlearn.attribution.leave_one_out import (
     token_units,
     word_units,
 )
-from rayunlearn.config import Explain, Select
+from rayunlearn.config import Explain, Select, names_in
 from rayunlearn.data.documents import Document
 from rayunlearn.data.tokenize import Encoded, encode_pair
 from rayunlearn.errors import require
@@ -42,11 +42,11 @@ from rayunlearn.keywords.stopwords import ENGLISH
 from rayunlearn.keywords.table import tfidf
 from rayunlearn.keywords.words import Word, words_of
 from rayunlearn.methods.token_mask import tokens_overlapping
-from rayunlearn.metrics.evaluate import encode_probes, evaluate_probes
-from rayunlearn.metrics.table import METRICS
+from rayunlearn.metrics.evaluate import chosen_metrics, encode_probes, evaluate_probes
+from rayunlearn.metrics.table import METRICS, Metric
 from rayunlearn.models.forward import score
 from rayunlearn.ranges import options_of
-from rayunlearn.schema import WORD_KINDS, Rows
+from rayunlearn.schema import RIGHT_METRIC, WORD_KINDS, Rows
 from rayunlearn.trial.context import TrialContext, base_context
 from rayunlearn.trial.load import LoadedTrial
 from rayunlearn.trial.model_state import cached_in_worker
@@ -57,10 +57,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-ATTRIBUTION_METRICS = {
-    name: METRICS[name]
-    for name in ("probability", "multiple_choice", "exact_memorization", "extraction_strength")
-}
+EMPHASIS_METRICS = ("probability", "multiple_choice", RIGHT_METRIC, "extraction_strength")
 
 # `emphasis:quoted` is the value of column `attack`
 KEY, RANDOM = "emphasis", "emphasis_random"
@@ -90,12 +87,14 @@ class EmphasisWords:
 
 
 def select_questions(context: TrialContext) -> list[AttributionQuestion]:
-    """The first `explain.documents` questions of every split in the order of their ids, which is as
-    good as drawn.
+    """The first `explain.documents` questions of every split (of those that `explain.splits` names)
+    in the order of their ids, which is as good as drawn.
     """
+    named = names_in(context.trial.explain.splits)
     chosen = [
         (d, split)
         for split, part in context.corpus.probes.items()
+        if not named or split in named
         for d in first_by_id(part, context.trial.explain.documents)
         if d.prompt
     ]
@@ -365,7 +364,17 @@ def _measure(
             replace(probe, doc_id=original.doc_id)
             for probe, (original, _) in zip(probes, documents, strict=True)
         ]
-        yield from evaluate_probes(context.model, renamed, ATTRIBUTION_METRICS)
+        yield from evaluate_probes(
+            context.model, renamed, emphasis_metrics(context.trial.measure.metrics)
+        )
+
+
+def emphasis_metrics(asked: str) -> dict[str, Metric]:
+    """What emphasised questions are measured by: those of `EMPHASIS_METRICS` that the trial is
+    asked for (`measure.metrics`), so that wrong options are passed only where they count.
+    """
+    chosen = chosen_metrics(asked)
+    return {name: METRICS[name] for name in EMPHASIS_METRICS if name in chosen}
 
 
 def _token_gradients(context: TrialContext, question: AttributionQuestion) -> list[float | None]:

@@ -28,7 +28,7 @@ from rayunlearn.data.tokenize import cut_note
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain import RETAIN
-from rayunlearn.metrics.evaluate import require_gold
+from rayunlearn.metrics.evaluate import chosen_metrics, require_gold
 from rayunlearn.metrics.harness import task_manager
 from rayunlearn.models.folder import check_model, read_tokenizer, require_positions
 from rayunlearn.models.model_files import model_config, resolve_model
@@ -36,6 +36,7 @@ from rayunlearn.models.outline import check_family
 from rayunlearn.models.scratch import LONGEST_TOKENS, SHAPES
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import check_trial
+from rayunlearn.schema import RIGHT_METRIC
 from rayunlearn.selectors.cost import COSTS, RANKED_WHOLE, n_places, require_affordable
 from rayunlearn.selectors.random_projection import PROJECTION_WIDTH
 from rayunlearn.selectors.table import SELECTORS
@@ -125,7 +126,7 @@ def validate_trial(trial: Trial) -> Trial:
     be used, the layers exist, its context holds the texts, its tokenizer has the chat template that
     the trial asks for; and the inputs of its functions. Raises UserError before anything runs.
     """
-    checked = with_full_paths(check_trial(trial))
+    checked = _with_right_metric(with_full_paths(check_trial(trial)))
     check_inputs(checked)
     check_named_models(checked)
     model = checked.model
@@ -155,9 +156,30 @@ def validate_trial(trial: Trial) -> Trial:
     _check_retained(checked)
     _check_tasks(checked)
     _check_probe_limits(checked)
+    _check_explained_splits(checked)
     has_gold = model.teach or bool(model.gold)
     require_gold(checked.measure.metrics, has_gold, "model.teach, or model.gold")
     return checked
+
+
+def _with_right_metric(trial: Trial) -> Trial:
+    """The trial with the metric that says what is answered right, where questions are explained:
+    what emphasis recovers is counted over these. It reads the answer's pass, which is made anyway.
+    """
+    metrics = trial.measure.metrics
+    if trial.explain.documents == 0 or RIGHT_METRIC in chosen_metrics(metrics):
+        return trial
+    return with_values(trial, {"measure.metrics": f"{metrics},{RIGHT_METRIC}"})
+
+
+def _check_explained_splits(trial: Trial) -> None:
+    """Raise UserError for a split in `explain.splits` that the data does not have."""
+    names = names_in(trial.explain.splits)
+    if names and trial.explain.documents:
+        present = {*corpus_of(trial.data, trial.model).probes, *MADE_SETS}
+        for name in names:
+            if name not in present:
+                raise unknown_name("split in explain.splits", name, present)
 
 
 def _check_probe_limits(trial: Trial) -> None:

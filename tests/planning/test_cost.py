@@ -144,7 +144,7 @@ def test_explaining_counts_every_unit_left_out_and_every_form_of_emphasis(
         units = [f(asked[0], document, tokenizer, template) for f in (token_units, word_units)]
         left_out += sum(1 + len(unit.texts) for unit in units) * len(asked[0].ids)
         emphasised += 2 * 4 * sum(len(s.ids) for s in asked)
-    tokens, labels = explained_tokens(trial.data, trial.model, trial.measure, 1)
+    tokens, labels = explained_tokens(trial.data, trial.model, trial.measure, trial.explain)
     assert tokens == pytest.approx(left_out + emphasised, rel=0.1)
     assert 0 < labels < tokens
     plain = with_values(trial, {"explain.documents": 0})

@@ -46,19 +46,22 @@ ASKED = {
     "explain.wording": "{words}.",
     "select.ratio": 0.1,
 }
+# the same, of one split and one metric
+FEW = {"measure.metrics": "probability", "explain.splits": "forget", "explain.path_points": 0}
 
 
 @pytest.fixture(scope="module")
 def ended(
     untaught_models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Run, dict[str, str]]]:
-    """A run with the trials `full` (explains nothing), `part` (explains, a tenth of the set) and
-    `plain` (the same tenth, explains nothing), by name.
+    """A run with the trials `full` (explains nothing), `part` (explains, a tenth of the set), `few`
+    (explains one split of it) and `plain` (the same tenth, explains nothing), by name.
     """
     folder = tmp_path_factory.mktemp("explains")
     ids = {}
     plain = BASE | {"select.ratio": ASKED["select.ratio"]}
-    for name, values in (("full", BASE), ("part", BASE | ASKED), ("plain", plain)):
+    trials = {"full": BASE, "part": BASE | ASKED, "few": BASE | ASKED | FEW, "plain": plain}
+    for name, values in trials.items():
         trial = validate_trial(
             with_values(Trial(), values | {"model.name": str(untaught_models / "base")})
         )
@@ -97,6 +100,38 @@ def test_explanations_leave_training_and_metrics_as_they_are(
         for name in ("part", "plain")
     )
     assert len(plain) > 100 and explained.equals(plain)
+
+
+def test_what_is_answered_right_is_measured_wherever_questions_are_explained(
+    ended: tuple[Run, dict[str, str]],
+) -> None:
+    """Without it nothing could be counted that emphasis recovers, whatever metrics were asked for;
+    of the questions that are asked the values are those of a trial that measures more.
+    """
+    run, ids = ended
+    rows = run.examples.collect()
+    few, part = (rows.filter(pl.col("trial_id") == ids[name]) for name in ("few", "part"))
+    plain = few.filter(attack="none", split="forget")
+    assert set(plain["metric"]) == {"probability", "exact_memorization"}
+    emphasised = pl.col("attack").str.starts_with("emphasis")
+    of_few = few.filter(emphasised)
+    assert set(of_few["split"]) == {"forget"}
+    assert set(of_few["metric"]) == {"probability", "exact_memorization"}
+    keys = ["attack", "split", "doc_id", "metric"]
+    of_part = part.filter(emphasised, pl.col("split") == "forget")
+    assert set(of_part["metric"]) > set(of_few["metric"])
+    both = of_few.join(of_part, on=keys, suffix="_part")
+    assert len(both) == len(of_few) and both["value"].equals(both["value_part"].rename("value"))
+    assert set(run.attributions.filter(pl.col("trial_id") == ids["few"]).collect()["split"]) == {
+        "forget"
+    }
+
+
+def test_a_split_to_explain_that_the_data_does_not_have_is_refused(untaught_models: Path) -> None:
+    values = {"model.name": str(untaught_models / "base"), "explain.splits": "forget,untuched"}
+    trial = with_values(Trial(), BASE | values | {"explain.documents": 2})
+    with pytest.raises(UserError, match=r"split in explain.splits .*did you mean 'untouched'"):
+        validate_trial(trial)
 
 
 def test_time_of_explanations_is_a_part_of_its_own(
