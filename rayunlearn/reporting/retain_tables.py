@@ -68,12 +68,12 @@ def retain_sentences(table: pl.DataFrame) -> list[str]:
     for (setting,), rows in table.filter(role="grid").group_by(["setting"], maintain_order=True):
         where = f"With {setting}: " if table["setting"].n_unique() > 1 and setting else ""
         for (measure,), arms in rows.group_by(["measure"], maintain_order=True):
-            shown = arms.filter(pl.col("p_holm") < SIGNIFICANT)
+            significant = arms.filter(pl.col("p_holm") < SIGNIFICANT)
             words = [
                 f"{row['arm']} {format_difference(row)}"
-                for row in shown.sort("difference", descending=True).iter_rows(named=True)
+                for row in significant.sort("difference", descending=True).iter_rows(named=True)
             ]
-            rest = arms.height - shown.height
+            rest = arms.height - significant.height
             sentences.append(
                 f"{where}{measure}, less that of as many random retain documents:"
                 f" {', '.join(words) if words else 'no selector differs significantly'}"

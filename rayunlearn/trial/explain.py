@@ -90,11 +90,11 @@ def select_questions(context: TrialContext) -> list[AttributionQuestion]:
     """The first `explain.documents` questions of every split (of those that `explain.splits` names)
     in the order of their ids, which is as good as drawn.
     """
-    named = names_in(context.trial.explain.splits)
+    splits = names_in(context.trial.explain.splits)
     chosen = [
         (d, split)
         for split, part in context.corpus.probes.items()
-        if not named or split in named
+        if not splits or split in splits
         for d in first_by_id(part, context.trial.explain.documents)
         if d.prompt
     ]
@@ -369,12 +369,12 @@ def _measure(
         )
 
 
-def emphasis_metrics(asked: str) -> dict[str, Metric]:
+def emphasis_metrics(metrics: str) -> dict[str, Metric]:
     """What emphasised questions are measured by: those of `EMPHASIS_METRICS` that the trial is
     asked for (`measure.metrics`), so that wrong options are passed only where they count.
     """
-    chosen = chosen_metrics(asked)
-    return {name: METRICS[name] for name in EMPHASIS_METRICS if name in chosen}
+    measured = chosen_metrics(metrics)
+    return {name: METRICS[name] for name in EMPHASIS_METRICS if name in measured}
 
 
 def _token_gradients(context: TrialContext, question: AttributionQuestion) -> list[float | None]:
