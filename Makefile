@@ -5,7 +5,7 @@
 # make bench   ratios beside the plain way and beside an earlier commit, same machine, same run, then docs/performance.md from their Parquet; make bench-cluster: what the platform costs without any model
 # make release builds wheel and sdist and tries them in bare environments: each Python at hand, each extra by itself
 # make docs    the site, strictly, into build/site
-# make findings  the experiments at their laptop size, then docs/findings from their Parquet files (hours; finished trials are kept)
+# make findings  what is left of each experiment and how long it takes, then those, then docs/findings and docs/paper.md from their Parquet files (hours; finished trials are kept); make findings ONLY=control,pretrained_coreset: these alone; make findings PLAN=1: only what is left
 # make check   style, formatting, types, the cluster files against their readers' schemas; then the style figures beside other projects'
 # Everything is installed once into .venv, at the versions of constraints.txt; nothing else on the machine is touched.
 
@@ -67,12 +67,7 @@ docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 findings: $(VENV)/installed-dev
-	for name in coreset_effect keyword_effect steps_or_data redundancy selectors keywords control truly_unlearned dilemma faithfulness defences; do \
-	  $(BIN)/rayunlearn run experiments/$$name.py || exit $$?; done
-	$(BIN)/rayunlearn attack runs/truly_unlearned/1 --trials grid --panel black_box
-	$(BIN)/rayunlearn attack runs/defences/1 --trials grid --seeds 1 --attacks relearning,heldout_relearning,unrelated_training,few_shot_retain
-	$(BIN)/python -m experiments.findings.page runs docs
-	$(BIN)/python -m experiments.findings.paper docs
+	$(BIN)/python -m experiments.findings.make $(if $(ONLY),--only $(ONLY)) $(if $(PLAN),--plan)
 
 # `make check test` runs tests/test_deploy.py once, with the other tests.
 check: $(VENV)/installed-dev

@@ -25,6 +25,7 @@ from experiments.findings.optimizers import (
     optimizer_cells,
 )
 from experiments.findings.paper import with_anchors
+from experiments.findings.parts import version_of
 from experiments.findings.verdicts import (
     BEYOND_PLAIN,
     PREDICTORS,
@@ -69,6 +70,7 @@ from rayunlearn.storage.run import Run, open_run
 # of the equivalence tests of this page
 MARGIN = 0.1
 Verdict = Callable[[Run], tuple[list[str], SummaryTable | None]]
+HOW_IT_RAN = "How it ran: trials, settings, commit, time"
 SHOWN_FACTS = ("commit", "hardware", "seconds in trials", "first trial started")
 
 
@@ -83,7 +85,7 @@ class Finding:
     verdict: Verdict
     published: str
     differs: str
-    # of the run, '' for that of all
+    # of the run, '' for the one that parts.py has first
     version: str = ""
     # '' where it has not been run
     answer: str = ""
@@ -95,11 +97,11 @@ class Finding:
 
     def folder(self, runs: Path, version: str) -> Path:
         """Where the run is."""
-        return runs / self.experiment / (self.version or version)
+        return runs / self.experiment / (self.version or version or version_of(self.experiment))
 
 
 def findings_pages(
-    runs: Path, pictures: Path | None = None, *, docs: Path | None = None, version: str = "1"
+    runs: Path, pictures: Path | None = None, *, docs: Path | None = None, version: str = ""
 ) -> dict[str, str]:
     """Text by file name below docs/, from `version` of every experiment under `runs`: a page for
     every question whose run is there, and `findings.md`, which names them all. Pictures are written
@@ -134,9 +136,6 @@ def finding_page(finding: Finding, folder: Path, pictures: Path | None = None) -
     """The page of one question, in lines."""
     run = open_run(folder)
     sentences, table = finding.verdict(run)
-    facts = [
-        f"{name}: {escape_html(value)}" for name, value in provenance(run) if name in SHOWN_FACTS
-    ]
     return [
         f"# {finding.title}",
         "",
@@ -156,13 +155,26 @@ def finding_page(finding: Finding, folder: Path, pictures: Path | None = None) -
         "",
         f"**What differs.** {finding.differs}",
         "",
-        (
-            f"`experiments/{finding.experiment}.py`."
-            f" {escape_html(_without_folders('; '.join(status_lines(run)))).rstrip('.')}."
-            f" {'; '.join(facts)}."
-        ),
-        "",
+        *_how_it_ran(finding, run),
         FOOT,
+        "",
+    ]
+
+
+def _how_it_ran(finding: Finding, run: Run) -> list[str]:
+    """The experiment file, what ended how, what was left out, commit and time, folded."""
+    states = [escape_html(_without_folders(line)) for line in status_lines(run)]
+    facts = [
+        f"{name}: {escape_html(value)}" for name, value in provenance(run) if name in SHOWN_FACTS
+    ]
+    return [
+        "<details markdown>",
+        f"<summary>{HOW_IT_RAN}</summary>",
+        "",
+        f"- `experiments/{finding.experiment}.py`",
+        *(f"- {line}" for line in (*states, *facts)),
+        "",
+        "</details>",
         "",
     ]
 
@@ -796,7 +808,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"))
     parser.add_argument("docs", type=Path, nargs="?", default=Path("docs"))
-    parser.add_argument("--version", default="1", help="of the runs, 1-quick for preset quick")
+    parser.add_argument("--version", default="", help="of the runs (default: as parts.py has it)")
     chosen = parser.parse_args()
     pictures = chosen.docs / "pictures"
     pages = findings_pages(chosen.runs, pictures, docs=chosen.docs, version=chosen.version)
