@@ -29,6 +29,7 @@ from rayunlearn.plugins.load import forget_plugin
 from rayunlearn.registry import option_names
 from rayunlearn.storage.run import finished_ids
 from rayunlearn.trial.input_names import SET_BY_BATCH, inputs_of
+from tests.browser import axe_source, browser_page, why_skipped
 from tests.test_examples import PUBLIC
 
 ROOT = Path(__file__).parents[1]
@@ -243,11 +244,13 @@ def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) ->
     assert "jailbreak_prefix" in done.stdout and "heldout_relearning" in done.stdout
 
 
-def test_the_site_builds_strictly(tmp_path: Path) -> None:
-    """In a copy, with the page of settings that `make docs` writes: a link that leads nowhere or a
-    page that is missing ends it.
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built strictly in a copy, with the page of settings that `make docs` writes: a link
+    that leads nowhere or a page that is missing ends it.
     """
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    tmp_path = tmp_path_factory.mktemp("site")
     shutil.copy(ROOT / "mkdocs.yml", tmp_path / "mkdocs.yml")
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     (tmp_path / "docs" / "settings.md").write_text(settings_page(), encoding="utf-8")
@@ -265,15 +268,46 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
         command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "data.redundancy" in (tmp_path / "site" / "settings.html").read_text(encoding="utf-8")
+    return tmp_path / "site"
+
+
+def test_the_site_has_the_settings_and_the_notebooks(site: Path) -> None:
+    assert "data.redundancy" in (site / "settings.html").read_text(encoding="utf-8")
     notebooks = [
-        (tmp_path / "site" / "notebooks" / file.name).with_suffix(".html")
+        (site / "notebooks" / file.name).with_suffix(".html")
         for file in (ROOT / "docs" / "notebooks").glob("*.ipynb")
     ]
     # their figures are in the page
     assert notebooks and all(
         "data:image/png;base64" in page.read_text(encoding="utf-8") for page in notebooks
     )
+
+
+# the first page, one with code, one with a figure and folded parts, one of terms, one of functions
+SITE_PAGES = (
+    "index",
+    "tutorial",
+    "findings/pretrained-coreset",
+    "glossary",
+    "reference/statistics",
+)
+
+
+@pytest.mark.skipif(bool(why_skipped()), reason=why_skipped())
+def test_the_site_is_accessible_in_both_schemes_at_a_desktops_and_a_phones_width(
+    site: Path,
+) -> None:
+    """axe-core finds nothing, and no page is wider than its window. That it would find something:
+    tests/reporting/test_accessibility.py.
+    """
+    with browser_page() as page:
+        for name in SITE_PAGES:
+            for width, dark in ((1280, False), (400, True)):
+                page.open(site / f"{name}.html", width=width, dark=dark)
+                assert page.accessibility_errors(axe_source()) == [], (name, width, dark)
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+                scheme = page.evaluate("document.body.dataset.mdColorScheme")
+                assert scheme == ("slate" if dark else "default")
 
 
 def test_the_page_on_own_methods_is_code_that_runs(tmp_path: Path) -> None:

@@ -1,0 +1,18 @@
+// What scrolls sideways (code, tables) can be scrolled by keyboard, and each bar of buttons has a name of its own.
+function reachByKeyboard() {
+  document.querySelectorAll("pre > code, .md-typeset__scrollwrap").forEach((box) => {
+    if (box.scrollWidth > box.clientWidth) {
+      box.tabIndex = 0;
+    } else {
+      box.removeAttribute("tabindex");
+    }
+  });
+  document.querySelectorAll("pre > nav").forEach((bar, at) => {
+    bar.setAttribute("aria-label", `Code block ${at + 1}`);
+  });
+}
+
+// the theme wraps tables and adds the bars after the page has loaded
+new MutationObserver(reachByKeyboard).observe(document.body, { childList: true, subtree: true });
+addEventListener("resize", reachByKeyboard);
+reachByKeyboard();
