@@ -23,6 +23,7 @@ from rayunlearn.storage.sync import local_run
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rayunlearn.attacks.panels import Panel
     from rayunlearn.planning.attack_planner import AttackFiles, AttackPlanner
 
 
@@ -161,20 +162,11 @@ def attack(chosen: argparse.Namespace) -> int:
     """A panel of attacks on trials of a run, or on a model that becomes the one trial of a run;
     what has finished is skipped.
     """
-    from rayunlearn.attacks.panels import chosen_panel
     from rayunlearn.planning.attack_planner import attack_planner
     from rayunlearn.planning.backend import unlearning_backend
 
-    _check_target(chosen)
-    names = [name.strip() for name in chosen.attacks.split(",")] if chosen.attacks else []
     # a mistake shows here, before an audit measures anything
-    panel = chosen_panel(
-        chosen.panel,
-        names=names,
-        n_seeds=chosen.seeds,
-        curve_points=chosen.curve_points,
-        utility_loss=chosen.utility_loss,
-    )
+    panel = panel_of_options(chosen)
     work, console = unlearning_backend(), console_for_output()
     chosen.words = ["rayunlearn", *sys.argv[1:]]
     folder = _audited(chosen, console) if chosen.model else local_run(chosen.run)
@@ -187,6 +179,25 @@ def attack(chosen: argparse.Namespace) -> int:
         identify=work.identify,
     )
     return run_attacks(planner, folder, chosen, console, metric=chosen.metric)
+
+
+def panel_of_options(chosen: argparse.Namespace) -> "Panel":
+    """The attacks that the options name. Raises UserError for a mistake in them, in the metric or
+    in what is to be attacked.
+    """
+    from rayunlearn.attacks.panels import chosen_panel
+    from rayunlearn.metrics.evaluate import chosen_metrics
+
+    _check_target(chosen)
+    if chosen.metric:
+        chosen_metrics(chosen.metric)
+    return chosen_panel(
+        chosen.panel,
+        names=[name.strip() for name in chosen.attacks.split(",")] if chosen.attacks else [],
+        n_seeds=chosen.seeds,
+        curve_points=chosen.curve_points,
+        utility_loss=chosen.utility_loss,
+    )
 
 
 def _check_target(chosen: argparse.Namespace) -> None:
