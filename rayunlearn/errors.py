@@ -31,9 +31,11 @@ def unknown_name(kind: str, name: str, valid_names: Iterable[str]) -> UserError:
     names = sorted(valid_names)
     matches = get_close_matches(name, names, n=MIN_SIMILARITY)
     hint = f"; did you mean {matches[0]!r}?" if matches else ""
-    if matches and len(names) > MAX_LISTED_NAMES:
+    if len(names) > MAX_LISTED_NAMES:
+        nearest = f"the nearest of {len(names)}: {', '.join(matches)}"
         return UserError(
-            f"unknown {kind} {name!r}{hint} (the nearest of {len(names)}: {', '.join(matches)})"
+            f"unknown {kind} {name!r}{hint}"
+            f" ({nearest if matches else f'none of the {len(names)} is like it'})"
         )
     return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")
 

@@ -252,4 +252,8 @@ def test_a_name_among_many_is_answered_with_the_nearest_and_not_with_all() -> No
         str(unknown_name("setting", "npo.bta", names))
         == "unknown setting 'npo.bta'; did you mean 'npo.beta'? (the nearest of 201: npo.beta)"
     )
+    assert (
+        str(unknown_name("setting", "hinge", names))
+        == "unknown setting 'hinge' (none of the 201 is like it)"
+    )
     assert str(unknown_name("setting", "b", ["a", "c"])) == "unknown setting 'b' (known: a, c)"

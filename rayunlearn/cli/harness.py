@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn.cli.arguments import (
     add_address_option,
     add_command,
+    add_plugin_option,
     add_resource_options,
     add_run_argument,
     sweep_options,
@@ -36,6 +37,7 @@ def add_harness_command(commands: Any) -> None:
         "--trials", metavar="best|pareto|grid|ID,ID", default="best", help=TRIALS_HELP
     )
     _add_task_options(added)
+    add_plugin_option(added)
     add_address_option(added)
     added.add_argument(
         "--workers", metavar="N", type=int, default=0, help="tasks at once (default: one per CPU)"

@@ -33,6 +33,8 @@ class Snapshot:
     where there is none, `aim` says which) at or above the utility floor, NaN until there is one; of
     a panel of attacks (`attacking`) the highest forgetting that one left on the model under attack.
 
+    Of tasks of lm-evaluation-harness (`harness`) none is the best.
+
     `running` says the running trials in words, `handed_out` by id; `n_ready` could run as soon as a
     worker is free, `n_left` of them in this Tune run; `slots` trials have room at once; `seconds`
     are the durations of this session's latest trials; `fatal` says why no more trials are started,
@@ -54,6 +56,7 @@ class Snapshot:
     objective: Objective = field(default_factory=Objective)
     fatal: str = ""
     attacking: bool = False
+    harness: bool = False
     out_of_hours: bool = False
     gpu_hours: float = 0.0
 
@@ -113,12 +116,15 @@ def snapshot(
         seconds=seconds,
         objective=objective,
         attacking=attacking,
+        harness=any(row.role == "harness" for row in agenda.rows),
     )
 
 
 def trial_label(planned: PlannedTrial) -> str:
     """A running trial in few words."""
     trial = planned.trial
+    if trial.harness.task:
+        return f"{trial.harness.task} on {trial.stage}"
     if trial.attack.name != "none":
         return f"{trial.attack.name} on {trial.stage}"
     if trial.stage != "unlearned":
@@ -215,7 +221,8 @@ def status_line(view: View) -> str:
     parts = [f"trials {view.done}/{view.total}", f"running {len(view.running)}"]
     if view.failed:
         parts.append(f"{view.failed} failed")
-    return " · ".join([*parts, format_best(view), time_left(view.seconds_left)])
+    best = [] if view.harness else [format_best(view)]
+    return " · ".join([*parts, *best, time_left(view.seconds_left)])
 
 
 def format_best(view: Snapshot) -> str:

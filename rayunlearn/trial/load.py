@@ -2,7 +2,7 @@
 models are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,7 @@ def load_trial(
         row["status"],
     )
     documented = column_names("trials")
-    trial = validate_trial(
-        from_flat({name: value for name, value in row.items() if name not in documented})
-    )
+    trial = _validated({name: value for name, value in row.items() if name not in documented})
     if (now := identify_trial(trial)) != trial_id:
         reason = (
             "its data or the weights it started from changed, or it was run under a version with"
@@ -73,6 +71,21 @@ def load_trial(
         workspace=prepare_models(trial, cache_of(run), progress, roles),
         row=row,
     )
+
+
+def _validated(settings: Mapping[str, Any]) -> Trial:
+    """The trial of these settings. Raises UserError for a name that there is not, which may be of
+    a plugin.
+    """
+    try:
+        return validate_trial(from_flat(settings))
+    except UserError as error:
+        if not str(error).startswith("unknown "):
+            raise
+        raise UserError(
+            f"{error}; where the run's experiment file or a file of its PLUGINS brought it, name"
+            " that file with --plugin FILE"
+        ) from error
 
 
 def cache_of(run: Path) -> Path:

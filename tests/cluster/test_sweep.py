@@ -423,6 +423,8 @@ def test_the_progress_line_says_done_planned_best_and_time_left() -> None:
         status_line(Snapshot(done=0, total=12, failed=0, running=("a",)))
         == f"trials 0/12 · running 1 · {words} · time left: not known yet"
     )
+    asked = Snapshot(done=1, total=3, failed=0, running=("my_task on gold",), harness=True)
+    assert status_line(asked) == "trials 1/3 · running 1 · time left: not known yet"
     assert (
         status_line(PreparationProgress({"base of domain": (5, 20)}))
         == "preparing: base of domain 25%"
