@@ -3,7 +3,7 @@ recovery curves, the matrix.
 
 recovered fraction = (attacked - unlearned) / (base - unlearned), on the documents that the attack
 was asked: 0 is what unlearning left, 1 what base knew. The same difference on gold, which never
-saw it, is what the attack itself tells.
+saw it, is information leaked by the attack.
 """
 
 from collections.abc import Mapping, Sequence
@@ -312,7 +312,7 @@ def _recovery_row(
 
 
 def _gold_columns(cell: AttackedCell, gold: str, results: AttackResults) -> dict[str, float | None]:
-    """Gold before and after the same attack: what the attack itself tells."""
+    """Gold before and after the same attack: the information leaked by it."""
     attacks, own_values = results.same_attack_on(gold, cell), results.values.get(gold, {})
     after = results.interval(attacks, bounds_of(results.run.experiment, results.metric))
     return {

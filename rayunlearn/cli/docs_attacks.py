@@ -47,9 +47,10 @@ rayunlearn attack --model theirs --base before --gold never --benchmark wmdp-bio
 The last line audits an externally unlearned model: it becomes the one trial of the run
 `runs/audit/<folder>-<id>`. Models load from safetensors only, bring no code, and must have one
 vocabulary and one shape. Own files are `--data FOLDER` with `--set data.columns=...` as in
-docs/data.md. `--gold` may be missing; then nothing says what an attack itself tells. An experiment
-file asks for attacks after its trials with `ATTACKS = Attacks(panel="black_box", trials="grid")`,
-and any experiment with `--set attacks.panel=quick`.
+docs/data.md. `--gold` may be missing; then nothing says how much information an attack itself
+leaks. An experiment file asks for attacks after its trials with
+`ATTACKS = Attacks(panel="black_box", trials="grid")`, and any experiment with
+`--set attacks.panel=quick`.
 
 What is printed, and stands in report.html: a row per attack, a column per attacked trial. A cell is
 the recovered fraction (attacked - unlearned) / (base - unlearned) with its 95% interval over seeds

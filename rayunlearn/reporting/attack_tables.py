@@ -22,7 +22,7 @@ TRAINS_MODEL = ("relearning",)
 
 def control_rises(table: pl.DataFrame) -> list[str]:
     """A line for every attack after which gold, which never saw the answers, answers more of them:
-    what the attack itself tells.
+    the information leaked by the attack.
 
     By `gold_rise`'s interval, without correction: of forty attacks that tell nothing one is named
     here by chance. Attacks that train on what is asked are said to; any other that is named here
@@ -42,7 +42,7 @@ def _rise_in_words(label: str, row: Mapping[str, Any]) -> str:
     reason = (
         "it trains on what is asked"
         if label.split(" ")[0] in TRAINS_MODEL
-        else "that much is what the attack itself tells"
+        else "that much is information leaked by the attack (gold-model control)"
     )
     by = _bracketed(row, "gold_rise")
     return f"gold, which never saw the answers, rises by {by} under {label}: {reason}"
@@ -137,7 +137,7 @@ def attack_matrix(run: Run, table: pl.DataFrame, *, metric: str = "") -> AttackM
         for label in _short_label(settings)
     ]
     worst = {row["attacked"]: row for row in worst_case(table).iter_rows(named=True)}
-    grid = (("attack", *names.values(), "gold: before -> after"), _plain_row(table, names), *rows)
+    grid = (("attack", *names.values(), "gold: before → after"), _plain_row(table, names), *rows)
     grid += ((WORST_CASE, *(_named(worst.get(attacked)) for attacked in names), ""),)
     # what there is more of goes down the page
     if len(names) > len(settings):
@@ -277,7 +277,7 @@ def _format_gold(
     if not cells_of_label:
         return "-"
     row = max(cells_of_label, key=lambda r: r["gold_after"])
-    before = row["metric"] if row["gold"] is None else f"{row['gold']:.2f} ->"
+    before = row["metric"] if row["gold"] is None else f"{row['gold']:.2f} →"
     return f"{before} {_bracketed(row, 'gold_after')}"
 
 

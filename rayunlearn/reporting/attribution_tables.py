@@ -54,8 +54,10 @@ def attribution_sections(run: Run) -> list[Section]:
     """The three tables for reading; none where the run explains nothing."""
     if not attribution_cells(run):
         return []
+    emphasis = _emphasis_section(run)
     return [
-        _emphasis_section(run),
+        # of questions that base answers right, and there may be none
+        *([emphasis] if emphasis.view.rows else []),
         _measured_section(
             "destruction",
             "What was destroyed",

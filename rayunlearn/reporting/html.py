@@ -1,10 +1,10 @@
-"""One page that needs nothing else: a page for who has to decide, then findings in words, the
-tables, the figures, what failed and where it all came from.
+"""One page that needs nothing else: a page for readers who have to decide, then findings in words,
+the tables, the figures, what failed and where it all came from.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ from rayunlearn.storage.run import Run, open_run
 
 # of failures and of documents rejected; the rest is in the Parquet files and is counted
 MAX_ROWS = 200
+# of a text that a model wrote, the rest is folded: repetition can be long
+SHOWN_CHARACTERS = 240
 
 
 def write_report(run: Path, file: Path | None = None) -> Path:
@@ -146,9 +148,37 @@ def _template() -> jinja2.Template:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["code"] = with_code
+    environment.filters["cut"] = cut_text
+    environment.tests["grouped"] = is_grouped
     return environment.from_string(
         (files("rayunlearn.reporting") / "templates" / "report.html.j2").read_text(encoding="utf-8")
     )
+
+
+def cut_text(text: str) -> tuple[str, str]:
+    """(Beginning that a page shows, the rest that it folds), cut between two words.
+
+    Example:
+        >>> [len(part) for part in cut_text("to and fro " * 30)]
+        [238, 92]
+    """
+    if len(text) <= SHOWN_CHARACTERS:
+        return text, ""
+    end = text.rfind(" ", 0, SHOWN_CHARACTERS) + 1 or SHOWN_CHARACTERS
+    return text[:end], text[end:]
+
+
+def is_grouped(rows: Sequence[Sequence[object]]) -> bool:
+    """Whether rows of the same first cell stand together, and some do: lines between them help a
+    reader then, and say nothing otherwise.
+
+    Example:
+        >>> is_grouped([("npo", 1), ("npo", 2), ("rmu", 1)]), is_grouped([("a",), ("b",), ("a",)])
+        (True, False)
+    """
+    names = [row[0] for row in rows]
+    begun = sum(at == 0 or name != names[at - 1] for at, name in enumerate(names))
+    return begun == len(set(names)) < len(names)
 
 
 def with_code(text: str) -> Markup:

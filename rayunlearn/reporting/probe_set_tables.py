@@ -15,6 +15,9 @@ def probe_set_sections(run: Run) -> list[Section]:
     where the run has no further sets.
     """
     table = probe_set_table(run)
+    # a set of whole documents has no value of a metric of answers
+    measured = table.drop_nulls("value")["split"].unique()
+    table = table.filter(pl.col("split").is_in(measured.to_list()))
     if table.is_empty():
         return []
     settings, sets = extra_settings(table), table["split"].unique(maintain_order=True).to_list()

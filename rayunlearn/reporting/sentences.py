@@ -282,9 +282,10 @@ def _unplanned_lines(run: Run, *, n_ended: int) -> list[str]:
     n_unplanned = ended.collect().item() - n_ended
     if not n_unplanned:
         return []
+    trials, are = ("trial", "is") if n_unplanned == 1 else ("trials", "are")
     return [
-        f"{n_unplanned} more trials in this folder are not in the plan (the experiment has"
-        " changed since) and are not shown"
+        f"{n_unplanned} more {trials} in this folder {are} not in the plan (the experiment has"
+        f" changed since) and {are} not shown"
     ]
 
 

@@ -1,5 +1,5 @@
-"""The run on one page, for who has to decide: what was to be forgotten, how it was tested, what is
-left, what attacks recover, how sure that is, and what was not tested.
+"""The run on one page, for readers who have to decide: what was to be forgotten, how it was tested,
+what is left, what attacks recover, how sure that is, and what was not tested.
 
 `summary_blocks` is that page and the tables after it as plain blocks; `reporting.formats` renders
 them as Markdown and PDF, the page report.html shows `run_summary` first. Every number is one of the
@@ -505,10 +505,12 @@ def _uncertainty_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
     if grid.height:
         low, high = (int(float(str(v))) for v in (grid["seeds"].min(), grid["seeds"].max()))
         seeds = f"{low}" if low == high else f"{low} to {high}"
-        sentences.append(
-            f"Every number is a mean over {seeds} repetitions with other random numbers."
-            f" {INTERVALS}"
+        repeated = (
+            "Every number is of one training, not repeated with other random numbers."
+            if high == 1
+            else f"Every number is a mean over {seeds} repetitions with other random numbers."
         )
+        sentences.append(f"{repeated} {INTERVALS}")
         if low == 1:
             sentences.append(
                 "Where there is one repetition the interval is over documents alone: it says"
@@ -555,7 +557,7 @@ def _strongest_sentence(worst: Mapping[str, Any], names: Mapping[str, str]) -> s
     if worst["recovered"] <= 0:
         return "None recovered anything."
     return (
-        f"The strongest attack recovers {format_percent(worst['recovered'])} of what unlearning"
+        f"The strongest attack recovers {100 * worst['recovered']:.0f}% of what unlearning"
         f" removed: {worst['setting']}, on {names[worst['attacked']]}."
     )
 
@@ -573,7 +575,7 @@ RECOVERY_SCALE = (
     " leaks."
 )
 
-RECOVERY_HEADERS = ("attack", "model", "recovered", "gold model: before -> after")
+RECOVERY_HEADERS = ("attack", "model", "recovered", "gold model: before → after")
 
 
 def _corpora(run: Run) -> str:
@@ -617,20 +619,20 @@ def _control_words(table: pl.DataFrame) -> str:
 
 def _attacks_sentence(table: pl.DataFrame) -> str:
     attacks = table["setting"].str.split(" ").list.first().n_unique()
+    models = table["attacked"].n_unique()
     return (
         f"{attacks} {'attack was' if attacks == 1 else 'attacks were'} run on"
-        f" {table['attacked'].n_unique()} models."
+        f" {models} {'model' if models == 1 else 'models'}."
     )
 
 
 def _attack_row(row: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, ...]:
-    recovered = format_percent(row["recovered"])
+    recovered = f"{100 * row['recovered']:z.0f}%"
     if row["recovered_low"] is not None:
-        recovered += (
-            f" [{format_percent(row['recovered_low'])}, {format_percent(row['recovered_high'])}]"
-        )
+        low, high = 100 * row["recovered_low"], 100 * row["recovered_high"]
+        recovered += f" [{low:z.0f}, {high:z.0f}]"
     gold = (
-        f"{format_mean(row['gold'])} -> {format_mean(row['gold_after'])}"
+        f"{format_mean(row['gold'])} → {format_mean(row['gold_after'])}"
         if row["gold_after"] is not None
         else UNKNOWN
     )

@@ -67,6 +67,8 @@ CORNERS: Mapping[str, Sequence[tuple[float, float]]] = {
 LISTED_POINTS = 8
 # columns of a heat map that a panel is wide enough for
 MAP_COLUMNS = 8
+# characters of a column's name that fit above its cells
+SHORT_COLUMN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -448,11 +450,13 @@ def _trace_words(trace: Any, axes: _Axes) -> str:
 
 
 def _maps(figure: go.Figure, name: str, title: str) -> list[Picture]:
-    """Heat maps, `MAP_COLUMNS` columns a panel: the name of each row above its cells, the columns
-    numbered, with their names below.
+    """Heat maps, `MAP_COLUMNS` columns a panel: the name of each row above its cells, that of a
+    column above all where every one is short, else numbers there and the names below. Of several
+    maps each has its title.
     """
     titles = [note.text for note in figure.layout.annotations]
-    if len(titles) != len(figure.data):
+    is_titled = len(titles) == len(figure.data)
+    if not is_titled:
         titles = [title] * len(figure.data)
     return [
         _map(
@@ -464,6 +468,7 @@ def _maps(figure: go.Figure, name: str, title: str) -> list[Picture]:
             trace,
             f"{name}-{number}-{start}" if number else f"{name}-{start}",
             titles[number],
+            heading=titles[number] if is_titled else "",
             first=start + 1,
         )
         for number, trace in enumerate(figure.data)
@@ -478,12 +483,14 @@ def _map(
     name: str,
     title: str,
     *,
+    heading: str,
     first: int,
 ) -> Picture:
     side, line = (WIDTH - 8) / MAP_COLUMNS, 1.4 * FONT_SIZE
-    parts, words, y = [], [], line
-    for offset, _ in enumerate(columns):
-        parts.append(_text(str(first + offset), 4 + side * (offset + 0.5), y, anchor="middle"))
+    numbers = [str(first + offset) for offset, _ in enumerate(columns)]
+    is_short = all(len(column) <= SHORT_COLUMN for column in columns)
+    parts, y = _map_head(heading, columns if is_short else numbers, side, line)
+    words = []
     for label, values in rows:
         for text in _wrapped(label, WIDTH - 8):
             y += line
@@ -492,20 +499,38 @@ def _map(
             if value is not None and value == value:
                 parts.append(_map_cell(value, 4 + side * offset, y + 5, side, trace))
         y += 5 + 22
-        listed_values = ", ".join(
-            f"{column} {value:.2f}"
-            for column, value in zip(columns, values, strict=True)
-            if value is not None
-        )
-        words.append(f"{label}: {listed_values or 'nothing'}.")
+        words.append(_map_row_in_words(label, columns, values))
     y += 6
-    for offset, column in enumerate(columns):
-        for row, text in enumerate(_wrapped(f"{first + offset}: {column}", WIDTH - 8)):
+    for number, column in [] if is_short else zip(numbers, columns, strict=True):
+        for row, text in enumerate(_wrapped(f"{number}: {column}", WIDTH - 8)):
             y += line
             parts.append(_text(text, 4 + 12 * (row > 0), y))
     sentence = " ".join(words)
     svg = _picture(name, title, sentence, parts, y + 8)
     return Picture(title=title, svg=svg, words=sentence, height=y + 8)
+
+
+def _map_head(
+    heading: str, columns: Sequence[str], side: float, line: float
+) -> tuple[list[str], float]:
+    """Title and column heads of a heat map, and how far down they reach."""
+    parts, y = [], 0.0
+    for text in _wrapped(heading, WIDTH - 8):
+        y += line
+        parts.append(_text(text, 4, y, weight="600"))
+    y += line
+    for offset, column in enumerate(columns):
+        parts.append(_text(column, 4 + side * (offset + 0.5), y, anchor="middle"))
+    return parts, y
+
+
+def _map_row_in_words(label: str, columns: Sequence[str], values: Sequence[float | None]) -> str:
+    listed_values = ", ".join(
+        f"{column} {value:.2f}"
+        for column, value in zip(columns, values, strict=True)
+        if value is not None
+    )
+    return f"{label}: {listed_values or 'nothing'}."
 
 
 def _map_cell(value: float, x: float, y: float, side: float, trace: Any) -> str:

@@ -61,7 +61,7 @@ def text_comparisons(run: Run) -> list[TextComparison]:
     return [
         comparison
         for label, trial_id in _shown_trials(run)
-        for comparison in comparisons_of(run, trial_id, label)
+        for comparison in comparisons_of(run, trial_id, label, changed=True)
     ]
 
 
@@ -71,15 +71,25 @@ def hides_texts(run: Run) -> bool:
 
 
 def comparisons_of(
-    run: Run, trial_id: str, label: str, *, n_forget: int = MAX_FORGET, n_other: int = MAX_OTHER
+    run: Run,
+    trial_id: str,
+    label: str,
+    *,
+    n_forget: int = MAX_FORGET,
+    n_other: int = MAX_OTHER,
+    changed: bool = False,
 ) -> list[TextComparison]:
     """Documents of a trial that changed most: `n_forget` of the forget set and `n_other` of all
-    other splits. Texts that are not greedy come where there are no others.
+    other splits; with `changed` none of those whose metric is as before. Texts that are not greedy
+    come where there are no others.
     """
     table = text_table(run, trial_id)
     if "generated" in table["input"]:
         table = table.filter(pl.col("input") == "generated")
     first = table.unique(["split", "doc_id"], keep="first", maintain_order=True)
+    if changed:
+        # what base was not asked may have changed
+        first = first.filter(pl.col("change").is_null() | (pl.col("change") > 0))
     is_forget = pl.col("split") == "forget"
     chosen = [first.filter(is_forget).head(n_forget), first.filter(~is_forget).head(n_other)]
     return [_comparison(row, label) for part in chosen for row in part.iter_rows(named=True)]

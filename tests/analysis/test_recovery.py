@@ -167,7 +167,7 @@ def test_the_matrix_has_a_row_per_attack_whatever_its_strength_and_the_worst_cas
     assert matrix.rows[0][1:] == ("0.10 (base 0.90)", "0.10")
     assert matrix.rows[1][1].startswith("0.62 [")
     assert "most 1.00" in matrix.rows[1][1]
-    assert matrix.rows[1][2].startswith("0.10 -> 0.20 [")
+    assert matrix.rows[1][2].startswith("0.10 → 0.20 [")
     assert matrix.notes == (
         (
             "gold, which never saw the answers, rises by 0.10 [0.10, 0.10] under relearning: it"
@@ -332,8 +332,8 @@ def test_more_trials_than_attacks_stand_down_the_page_and_the_heat_map_is_drawn(
     ]
     assert (
         matrix.rows[0][2].startswith("0.62 [")
-        and matrix.rows[-1][0] == "gold: before -> after"
-        and matrix.rows[-1][2].startswith("0.10 -> 0.20")
+        and matrix.rows[-1][0] == "gold: before → after"
+        and matrix.rows[-1][2].startswith("0.10 → 0.20")
     )
     figure = recovery_map(opened)
     assert figure is not None and len(figure.data[0].x) == 4

@@ -392,6 +392,4 @@ def test_notes_of_the_planner_and_trials_outside_the_plan_are_said(tmp_path: Pat
     lines = console_module.summary_lines(run)
     assert "npo: no trial kept utility over the floor" in lines
     assert lines[0] == "55 of 55 planned trials have ended: 53 complete, 1 collapsed, 1 failed"
-    assert any(
-        line.startswith("1 more trials in this folder are not in the plan") for line in lines
-    )
+    assert any(line.startswith("1 more trial in this folder is not in the plan") for line in lines)

@@ -89,6 +89,21 @@ def test_a_heat_map_has_its_numbers_its_names_and_panels_that_a_phone_can_hold()
         assert contrast(cell, rgb(ink)) >= 4.5
 
 
+def test_of_several_heat_maps_each_has_its_title_and_short_names_stand_above_their_columns() -> (
+    None
+):
+    figure = make_subplots(rows=2, cols=1, subplot_titles=["length of the change", "directions"])
+    for row, values in enumerate(([0.25, 0.75], [1.0, 2.0]), start=1):
+        figure.add_trace(go.Heatmap(x=["7", "8"], y=["rmu"], z=[values]), row=row, col=1)
+    first, second = draw(figure, name="m", title="Block by block").panels
+    drawn = [re.findall(r">([^<>]+)</text>", panel.svg) for panel in (first, second)]
+    assert drawn == [
+        ["length of the change", "7", "8", "rmu", "0.25", "0.75"],
+        ["directions", "7", "8", "rmu", "1.00", "2.00"],
+    ]
+    assert first.words == "rmu: 7 0.25, 8 0.75."
+
+
 def test_what_comes_from_data_cannot_end_its_element() -> None:
     hostile = "</title><script>alert(1)</script>"
     trace = go.Scatter(x=[1], y=[1], mode="markers", name=hostile, text=[hostile])

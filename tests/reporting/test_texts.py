@@ -13,7 +13,7 @@ from rayunlearn.config import Trial, Value, digest, flatten, with_values
 from rayunlearn.errors import UserError
 from rayunlearn.reporting.console import print_texts, printable
 from rayunlearn.reporting.formats import as_json, markdown
-from rayunlearn.reporting.html import page
+from rayunlearn.reporting.html import cut_text, page
 from rayunlearn.reporting.summary import summary_blocks
 from rayunlearn.storage.artifact_cache import MANIFEST
 from rayunlearn.storage.run import (
@@ -107,6 +107,7 @@ def test_a_model_without_a_base_that_was_asked_the_same_stands_alone(tmp_path: P
 
 
 def test_the_page_shows_what_changed_and_runs_nothing_of_it(tmp_path: Path) -> None:
+    """Of four documents forget2 is answered as before."""
     write_texts(tmp_path)
     run = open_run(tmp_path)
     html = page(run)
@@ -116,7 +117,18 @@ def test_the_page_shows_what_changed_and_runs_nothing_of_it(tmp_path: Path) -> N
     text = markdown(run)
     assert f"{SECRET} & more" in text and "<script>alert" not in text
     (block,) = [b for b in summary_blocks(run) if b.anchor == "texts"]
-    assert block.table is not None and len(block.table.rows) == 4
+    assert block.table is not None and len(block.table.rows) == 3 and "forget2" not in html
+
+
+def test_a_long_text_is_folded_after_its_beginning_and_nothing_of_it_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "to and fro " * 30
+    monkeypatch.setitem(TEXTS, "forget0", (("amber", 1.0), (words, 0.0), ("jade", 0.0)))
+    write_texts(tmp_path)
+    html = page(open_run(tmp_path))
+    shown, rest = cut_text(words)
+    assert f"{shown}<details><summary>92 more characters</summary>{rest}</details>" in html
 
 
 def test_no_page_of_a_private_corpus_has_a_text_of_it(tmp_path: Path) -> None:
