@@ -178,13 +178,15 @@ def hidden_states(
         (_, hidden), *_ = outputs_of(model, [batch], [start], layer=layer, logits=False)
         assert hidden is not None
         return hidden
-    with _output_of(model, layer, ends=True) as caught, start_from_prefix(model, start):
+    with block_output(model, layer, ends=True) as caught, start_from_prefix(model, start):
         model.base_model(input_ids=batch.input_ids, use_cache=False)
     return caught[-1]
 
 
 @contextmanager
-def _output_of(model: PreTrainedModel, layer: int | None, *, ends: bool) -> Iterator[list[Tensor]]:
+def block_output(
+    model: PreTrainedModel, layer: int | None, *, ends: bool
+) -> Iterator[list[Tensor]]:
     """What block `layer` gives while the context is open; the pass ends there if `ends`. None: of
     no block.
     """
@@ -259,7 +261,7 @@ def _packed_pass(
         else None
     )
     final: FinalStates | None = None
-    with _output_of(model, layer, ends=not logits) as caught, start_from_prefix(model, start):
+    with block_output(model, layer, ends=not logits) as caught, start_from_prefix(model, start):
         final = packed_states(model, batches, layout, last if trims else None)
     return final, caught[-1] if caught else None
 
@@ -271,7 +273,7 @@ def final_states_of(
     D) of block `layer` where there is one; what stands on padding is meaningless.
     """
     if not can_pack(model):
-        with _output_of(model, layer, ends=False) as caught:
+        with block_output(model, layer, ends=False) as caught:
             final = final_states(model, {"input_ids": batch.input_ids})
         # a pass that needs the whole model may run the blocks more than once
         return final, caught[-1] if caught else None

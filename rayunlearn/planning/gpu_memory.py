@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -29,9 +30,9 @@ from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.loss_inputs import paired_response_kinds, uses_documents
 from rayunlearn.methods.retain import RETAIN
 from rayunlearn.models.activation_checkpointing import checkpointed_blocks
-from rayunlearn.models.device_memory import step_memory
+from rayunlearn.models.device_memory import StepMemory, step_memory
 from rayunlearn.models.folder import read_tokenizer
-from rayunlearn.models.forward import TOKENS_PER_PASS, blocks
+from rayunlearn.models.forward import TOKENS_PER_PASS, block_output
 from rayunlearn.models.logits import FinalStates, final_states
 from rayunlearn.models.model_files import resolve_model
 from rayunlearn.models.outline import meta_model
@@ -175,12 +176,7 @@ def peak_bytes(trial: Trial) -> int:
     checkpointed = checkpointed_blocks(model) if trial.train.checkpoint_activations else None
     try:
         with checkpointed or nullcontext():
-            step = step_memory(
-                model,
-                trained,
-                lambda: _loss(trial, model, size, tokens, labels),
-                partial(_remembered_bytes, trial),
-            )
+            step = _step(trial, model, trained, (size, tokens, labels))
     # of the library, from a model whose pass looks into tensors that hold no numbers
     except (RuntimeError, ValueError) as problem:
         raise UserError(
@@ -312,23 +308,39 @@ def _words(document: Document, trial: Trial) -> tuple[int, int]:
     return total, max(1, min(answer, total - 1))
 
 
-def _loss(trial: Trial, model: PreTrainedModel, size: int, tokens: int, labels: int) -> Tensor:
-    """A scalar that keeps for its gradient what the trial's losses keep: one pass per text that a
-    step looks at.
+def _step(
+    trial: Trial,
+    model: PreTrainedModel,
+    trained: Sequence[torch.nn.Parameter],
+    shape: tuple[int, int, int],
+) -> StepMemory:
+    """What a step keeps, whose passes each take `size` texts of `tokens` tokens, `labels` of them
+    labelled. Passes of one kind keep equally much, so one of each is measured.
     """
-    method = trial.method
-    passes: list[Tensor] = []
-    for loss in (FORGET[method.forget].function, RETAIN[method.retain].function):
-        n_texts = (
-            uses_documents(loss) + len(paired_response_kinds(loss)) if required_inputs(loss) else 0
-        )
-        sequence_bytes = (
-            partial(_states_loss, layer=method.layer)
-            if "hidden" in required_inputs(loss)
-            else partial(_likelihood_loss, labels=labels)
-        )
-        passes += [sequence_bytes(model, size, tokens) for _ in range(n_texts)]
-    return torch.stack(passes).sum()
+    size, tokens, labels = shape
+    losses = {
+        "states": partial(_states_loss, model, size, tokens, layer=trial.method.layer),
+        "logits": partial(_likelihood_loss, model, size, tokens, labels=labels),
+    }
+    remembered = partial(_remembered_bytes, trial)
+    step = step_memory(model, trained, lambda: torch.zeros((), device="meta"), remembered)
+    activations = sum(
+        n_passes * step_memory(model, trained, losses[kind], remembered).activations
+        for kind, n_passes in _passes(trial).items()
+    )
+    return replace(step, activations=activations)
+
+
+def _passes(trial: Trial) -> Counter[str]:
+    """How many passes a step takes whose loss reads hidden states, and how many whose loss reads
+    logits: one per text that it looks at.
+    """
+    passes: Counter[str] = Counter()
+    for loss in (FORGET[trial.method.forget].function, RETAIN[trial.method.retain].function):
+        inputs = required_inputs(loss)
+        n_texts = uses_documents(loss) + len(paired_response_kinds(loss)) if inputs else 0
+        passes["states" if "hidden" in inputs else "logits"] += n_texts
+    return +passes
 
 
 def _likelihood_loss(model: PreTrainedModel, size: int, tokens: int, *, labels: int) -> Tensor:
@@ -340,16 +352,10 @@ def _likelihood_loss(model: PreTrainedModel, size: int, tokens: int, *, labels: 
 
 
 def _states_loss(model: PreTrainedModel, size: int, tokens: int, *, layer: int) -> Tensor:
-    """Blocks above `layer` run here, where a trial stops: an upper bound unless they keep nothing,
-    as when they are frozen.
-    """
-    caught: list[Tensor] = []
-    handle = blocks(model)[layer].register_forward_hook(
-        lambda _m, _i, output: caught.append(output[0] if isinstance(output, tuple) else output)
-    )
-    _final_states(model, size, tokens)
-    handle.remove()
-    return caught[0].float().square().mean()
+    """The pass ends with the block `layer`, as a trial's does."""
+    with block_output(model, layer, ends=True) as outputs:
+        _final_states(model, size, tokens)
+    return outputs[0].float().square().mean()
 
 
 def _final_states(model: PreTrainedModel, size: int, tokens: int) -> FinalStates:

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     MambaConfig,
@@ -27,6 +29,8 @@ from rayunlearn.planning.gpu_memory import (
     GpuMemory,
     _likelihood_loss,
     _meta_model,
+    _states_loss,
+    _step,
     estimate_gpu_memory,
     gpu_share,
     peak_bytes,
@@ -73,6 +77,28 @@ def test_a_step_without_numbers_keeps_what_a_step_with_numbers_keeps() -> None:
         real.moments,
     )
     assert without.activations == pytest.approx(real.activations, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "states", "logits"),
+    [("npo", "kl", 0, 2), ("rmu", "activation", 2, 0), ("rmu", "nll", 1, 1), ("dpo", "nll", 0, 3)],
+)
+def test_a_step_keeps_what_its_passes_keep_one_beside_the_other(
+    forget: str, retain: str, states: int, logits: int
+) -> None:
+    """One pass of each kind is measured for a trial; here all of them run into one sum. DPO looks
+    at a document and at the answer to prefer.
+    """
+    trial = made(method__forget=forget, method__retain=retain)
+    model = _meta_model(trial)
+    trained = list(model.parameters())
+
+    def loss() -> Tensor:
+        passes = [_states_loss(model, 4, 30, layer=1) for _ in range(states)]
+        passes += [_likelihood_loss(model, 4, 30, labels=10) for _ in range(logits)]
+        return torch.stack(passes).sum()
+
+    assert _step(trial, model, trained, (4, 30, 10)) == step_memory(model, trained, loss)
 
 
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64, "hidden_size": 64}
