@@ -90,7 +90,9 @@ $(BIN)/python:
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # pip would compile one file after the other; this takes every core. Some templates among the libraries are no Python and stay.
-COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+# Nearly half of all that is installed is never loaded here, or a file in a hundred of it, which Python then compiles itself.
+SELDOM := /(tests?|transformers/models/(?!auto/|llama/)\w+|ray/(rllib|serve|llm)|plotly/(graph_objs|validators)|sympy/physics|moto|mlflow|databricks|wandb|mypy|debugpy|pygments/lexers)/
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '$(SELDOM)' $(VENV)/lib || true
 
 # A call of pip for each stamp, and no two at once.
 .NOTPARALLEL:
