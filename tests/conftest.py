@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from rayunlearn.config import Trial, with_values
+from rayunlearn.config import Trial
 from rayunlearn.data.documents import Corpus
 from rayunlearn.data.synthetic import generate_dataset
 from rayunlearn.models.load import save_model
@@ -59,13 +59,6 @@ def domain_bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
     30 s of training where the store does not have it.
     """
     return prepared(Trial(), tmp_path_factory.mktemp("domain_bed"))
-
-
-@pytest.fixture(scope="session")
-def people_bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
-    """The tiny people dataset, as `domain_bed`."""
-    trial = with_values(Trial(), {"data.name": "people"})
-    return prepared(trial, tmp_path_factory.mktemp("people_bed"))
 
 
 @pytest.fixture(scope="module")
