@@ -19,6 +19,8 @@ COMMON: dict[str, Value] = {
     "stop.utility_floor": 0.0,
     "measure.metrics": "probability,truth_ratio,rouge_l_f1",
     "measure.max_new_tokens": 1,
+    # what a set could reorder is there with eight documents of each split as with all
+    "measure.limit_probes": "8",
     "method.layer": 1,
 }
 # every extractor that needs no second model, selectors of each kind, every text arm

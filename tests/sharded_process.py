@@ -1,4 +1,4 @@
-"""One process of trials on several: `python -m tests.sharded_process SETTINGS.json`; ranks come
+"""One process of trials on two: `python -m tests.sharded_process SETTINGS.json`; ranks come
 from the environment, as accelerate reads them.
 
 Takes the steps of `tests.two_processes` with the other one, then trains each trial, notes on the
@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -74,22 +75,27 @@ def trained(
     }
 
 
-def main(settings: Path) -> None:
-    given = json.loads(settings.read_text())
-    said: dict[str, object] = (
-        {"parabola": parabola(), "dual": dual()} if "RANK" in os.environ else {}
-    )
-    noting_shares()
-    for name, values in given["trials"].items():
-        folder = settings.parent / name
-        folder.mkdir(exist_ok=True)
+def trained_all(
+    trials: dict[str, dict[str, Value]], base: str, folder: Path, *, rank: int
+) -> dict[str, Any]:
+    """`trained` for each trial, in a folder of its name, or the mistake that refuses it."""
+    results: dict[str, Any] = {}
+    for name, values in trials.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
         try:
-            said[name] = trained(
-                name, values, given["base"], folder, int(os.environ.get("RANK", "0"))
-            )
+            results[name] = trained(name, values, base, folder / name, rank)
         except UserError as mistake:
-            said[name] = {"mistake": str(mistake)}
-    print(json.dumps(said))
+            results[name] = {"mistake": str(mistake)}
+    return results
+
+
+def main(settings: Path) -> None:
+    """What the process says of the steps of `tests.two_processes` and of every trial."""
+    given = json.loads(settings.read_text())
+    small = {"parabola": parabola(), "dual": dual()}
+    noting_shares()
+    rank, folder = int(os.environ["RANK"]), settings.parent
+    print(json.dumps(small | trained_all(given["trials"], given["base"], folder, rank=rank)))
 
 
 if __name__ == "__main__":

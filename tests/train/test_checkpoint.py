@@ -205,11 +205,11 @@ def test_how_often_a_trial_is_kept_makes_no_other_trial() -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from tests.train.test_checkpoint import made, untrained, torch
+from tests.train.test_checkpoint import made, untaught, torch
 from rayunlearn.trial.run import run_trial
 torch.set_num_threads(1)
 base, cache, run = map(Path, sys.argv[1:])
-run_trial(made({"train.length": 40}), untrained(base, cache), run, "test", "1")
+run_trial(made({"train.length": 40}), untaught(base, cache), run, "test", "1")
 """
 
 

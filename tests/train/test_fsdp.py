@@ -19,10 +19,12 @@ from rayunlearn.config import Attack, Trial, Value
 from rayunlearn.errors import UserError
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain_weight import dual, fixed_weight
+from rayunlearn.models import cpu_offload
 from rayunlearn.planning.backend import can_divide
 from rayunlearn.planning.plan_run import Options
 from rayunlearn.storage.run import Run, open_run
 from tests.conftest import Bed
+from tests.sharded_process import trained_all
 
 COMMON: dict[str, Value] = {
     "train.length": 5,
@@ -34,6 +36,7 @@ COMMON: dict[str, Value] = {
     "stop.check_every": 2,
     # retain probes are asked on the way, while the blocks are divided
     "stop.utility_floor": 0.01,
+    "measure.limit_probes": "8",
 }
 TRIALS: dict[str, dict[str, Value]] = {
     "npo, everything": {"method.forget": "npo", "method.retain": "nll"},
@@ -81,23 +84,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def processes(
-    n: int, base: Path, trials: dict[str, dict[str, Value]], folder: Path
+def two_processes(
+    base: Path, trials: dict[str, dict[str, Value]], folder: Path
 ) -> list[dict[str, Any]]:
-    """Run the trials on n processes; what each process said of each trial."""
+    """Run the trials on two processes; what each process said of each trial."""
     folder.mkdir()
     file = folder / "settings.json"
     file.write_text(json.dumps({"base": str(base), "trials": trials}))
-    common = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    if n > 1:
-        common |= {
-            "WORLD_SIZE": str(n),
-            "LOCAL_WORLD_SIZE": str(n),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-        }
+    common = {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     command = [sys.executable, "-W", "ignore", "-m", "tests.sharded_process", str(file)]
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if n > 1 else {} for rank in range(n)]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     started = [
         subprocess.Popen(
             command,
@@ -120,12 +123,11 @@ def processes(
 def both(
     domain_bed: Bed, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
-    """Every trial on two processes, and in one that accumulates the same pieces, so that only the
-    order of sums differs.
+    """Every trial on two processes, and in this one, which accumulates the same pieces, so that
+    only the order of sums differs.
     """
     folder = tmp_path_factory.mktemp("both")
-    two = processes(
-        2,
+    two = two_processes(
         domain_bed.base,
         {name: COMMON | values for name, values in (TRIALS | REFUSED).items()},
         folder / "two",
@@ -134,7 +136,11 @@ def both(
         name.replace("larger", "as large"): COMMON | values | {"train.accumulation": 2}
         for name, values in TRIALS.items()
     }
-    (one,) = processes(1, domain_bed.base, plain, folder / "one")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ACCELERATE_USE_CPU", "true")
+        # `trained` sets it for each trial
+        patched.setattr(cpu_offload, "weight_budget", cpu_offload.weight_budget)
+        one = trained_all(plain, str(domain_bed.base), folder / "one", rank=0)
     return folder, two, one
 
 
