@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.data.tokenize import chat_template_fault, require_chat_template
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import transformers
+from rayunlearn.models.folder_answers import answer_of_folder, passes_once
 from rayunlearn.models.model_files import (
     adapter_of,
     check_architecture,
@@ -81,11 +82,20 @@ def inspect_model_folder(path: str | Path) -> ModelFolder:
     where there is no folder, config.json is missing, deeper than 50 levels or larger than 64 MiB,
     describes no causal language model, or the tokenizer cannot be read.
     """
-    return _inspected(Path(path).expanduser().resolve(), file_stamps(str(path)))
+    return _described(Path(path).expanduser().resolve(), file_stamps(str(path)))
 
 
 @lru_cache(maxsize=16)
-def _inspected(directory: Path, _stamps: tuple[object, ...]) -> ModelFolder:
+def _described(directory: Path, _stamps: tuple[object, ...]) -> ModelFolder:
+    described = answer_of_folder(directory, ["inspect"], partial(_described_as_json, directory))
+    return ModelFolder(**described | {"path": directory, "missing": tuple(described["missing"])})
+
+
+def _described_as_json(directory: Path) -> dict[str, Any]:
+    return asdict(_inspected(directory)) | {"path": str(directory)}
+
+
+def _inspected(directory: Path) -> ModelFolder:
     config = read_settings(directory)
     check_architecture(directory)
     text = model_config(directory).get_text_config()
@@ -119,7 +129,7 @@ def check_model(name: str, *, setting: str, template: str = "", max_tokens: int 
     loaded, trained and measured so.
     """
     directory = resolve_model(name)
-    check_directory(directory)
+    passes_once(directory, ["directory"], partial(check_directory, directory))
     refuse_adapter(directory)
     folder = inspect_model_folder(directory)
     n_rows = folder.n_embeddings

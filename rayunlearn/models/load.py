@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from rayunlearn.data.hub import is_local
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch, transformers
 from rayunlearn.models.folder import read_tokenizer
+from rayunlearn.models.folder_answers import passes_once
 from rayunlearn.models.forward import can_pack
 from rayunlearn.models.model_files import (
     HUB_FILES,
@@ -176,7 +178,7 @@ def model_digest(name: str) -> str:
     stamps = file_stamps(name)
     if directory in _KNOWN and _KNOWN[directory][0] == stamps:
         return _KNOWN[directory][1]
-    check_directory(directory)
+    passes_once(directory, ["directory"], partial(check_directory, directory))
     content = digest(
         [[f.relative_to(directory).as_posix(), _content_of(f)] for f in loaded_files(directory)]
     )

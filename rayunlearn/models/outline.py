@@ -5,12 +5,13 @@ The driver asks it what a family can do before anything is scheduled; no weights
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from rayunlearn.config import Model
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import torch, transformers
+from rayunlearn.models.folder_answers import passes_once
 from rayunlearn.models.forward import blocks
 from rayunlearn.models.model_files import model_config, resolve_model
 from rayunlearn.models.scratch import MOST_WORDS, build_model
@@ -43,8 +44,13 @@ def meta_model(model: Model) -> PreTrainedModel:
 @lru_cache(maxsize=16)
 def check_family(name: str) -> None:
     """Raise UserError, from config.json alone, unless the family has what every trial needs: a list
-    of blocks and a head. Once per process and name.
+    of blocks and a head. Once per folder.
     """
+    folder = resolve_model(name)
+    passes_once(folder, ["family"], partial(_check_outline, name))
+
+
+def _check_outline(name: str) -> None:
     model = meta_model(Model(name=name))
     kind = type(model).__name__
     try:

@@ -6,10 +6,10 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rayunlearn.canonical import has_gold
 from rayunlearn.config import (
@@ -309,6 +309,35 @@ def flops_of_measuring(trial: Trial, shape: LoadedShape, size: WorkloadSize) -> 
 def explained_tokens(
     data: Data, model: Model, measure: Measure, explain: Explain
 ) -> tuple[int, int]:
+    """`_count_explained_tokens`, counted once for a model's folder."""
+    from rayunlearn.metrics.table import sources_of
+    from rayunlearn.trial.explain import emphasis_metrics
+
+    # a metric of a plugin is no code of this package
+    sources = sorted(sources_of(emphasis_metrics(measure.metrics).values()))
+    settings = [asdict(data), asdict(measure), asdict(explain), sources]
+    count = partial(_count_explained_tokens, data, model, measure, explain)
+    tokens, labels = _counted_once("explained", data, model, settings, count)
+    return tokens, labels
+
+
+def _counted_once(
+    name: str, data: Data, model: Model, settings: Sequence[object], count: Callable[[], Any]
+) -> Any:
+    """What `count` counts in the tokens of a loaded model, a JSON value, or counted of the same
+    texts with the same settings before.
+    """
+    from rayunlearn.models.folder_answers import answer_of_folder
+    from rayunlearn.models.model_files import resolve_model
+    from rayunlearn.trial.identity import corpus_of
+
+    question = [name, corpus_of(data, model).digest, *settings]
+    return answer_of_folder(resolve_model(model.name), question, count)
+
+
+def _count_explained_tokens(
+    data: Data, model: Model, measure: Measure, explain: Explain
+) -> tuple[int, int]:
     """(tokens, labels) that taking questions apart passes, as `explain` says: each with one token
     and with one word of its prompt left out, and asked again in every form of emphasis, of key
     words and of random ones. A question without key words costs less than that.
@@ -347,6 +376,22 @@ def explained_tokens(
 
 @lru_cache(maxsize=16)
 def _asked_tokens(
+    data: Data, model: Model, measure: Measure, stop: Stop, calibrate: Calibrate
+) -> tuple[tuple[int, int], ...]:
+    """`_count_asked_tokens`, counted once for a model's folder."""
+    from rayunlearn.metrics.evaluate import chosen_metrics
+    from rayunlearn.metrics.table import METRICS, sources_of
+
+    looks = [METRICS[name] for name in (stop.forgetting, stop.utility, calibrate.retention)]
+    # a metric of a plugin is no code of this package
+    sources = [sorted(sources_of(m)) for m in (chosen_metrics(measure.metrics).values(), looks)]
+    settings = [asdict(part) for part in (data, measure, stop, calibrate)]
+    count = partial(_count_asked_tokens, data, model, measure, stop, calibrate)
+    counted = _counted_once("asked", data, model, [*settings, *sources], count)
+    return tuple((tokens, labels) for tokens, labels in counted)
+
+
+def _count_asked_tokens(
     data: Data, model: Model, measure: Measure, stop: Stop, calibrate: Calibrate
 ) -> tuple[tuple[int, int], ...]:
     """(tokens, labels) of what is measured at a trial's end, of one look, and of one mixture that
@@ -449,19 +494,26 @@ def _size_of(data: Data, model: Model) -> WorkloadSize:
 
 
 def _size_of_loaded(data: Data, model: Model, forget: Sequence[Document]) -> WorkloadSize:
+    settings = [data.template, data.max_tokens]
+    count = partial(_count_document_tokens, data, model, forget)
+    tokens, labels = _counted_once("documents", data, model, settings, count)
+    return WorkloadSize(
+        parameters=parameters_of(model),
+        tokens_per_document=tokens / len(forget),
+        n_forget=len(forget),
+        labels_per_document=labels / len(forget),
+        shape=shape_of_loaded(Path(model.name)),
+    )
+
+
+def _count_document_tokens(data: Data, model: Model, forget: Sequence[Document]) -> tuple[int, int]:
+    """(tokens, labels) of the forget documents."""
     from rayunlearn.data.tokenize import encode_documents
     from rayunlearn.models.folder import read_tokenizer
     from rayunlearn.models.model_files import resolve_model
 
     tokenizer = read_tokenizer(resolve_model(model.name))
-    encoded = encode_documents(forget, tokenizer, data.template, data.max_tokens)
-    return WorkloadSize(
-        parameters=parameters_of(model),
-        tokens_per_document=sum(len(s.ids) for s in encoded) / len(forget),
-        n_forget=len(forget),
-        labels_per_document=sum(len(s.ids) - s.start for s in encoded) / len(forget),
-        shape=shape_of_loaded(Path(model.name)),
-    )
+    return _tokens_of(encode_documents(forget, tokenizer, data.template, data.max_tokens))
 
 
 def shape_of_loaded(folder: Path) -> LoadedShape:

@@ -10,15 +10,17 @@ import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rayunlearn.config import Model
 from rayunlearn.errors import UserError, require
 from rayunlearn.lazy import nn, peft, safetensors
+from rayunlearn.models.folder_answers import passes_once
 from rayunlearn.models.forward import blocks
 from rayunlearn.models.matrices import is_conv1d
+from rayunlearn.models.model_files import resolve_model
 from rayunlearn.models.outline import meta_model
 from rayunlearn.ranges import Count, FamilyRow, Rule
 from rayunlearn.storage.artifact_cache import apply_umask
@@ -110,8 +112,18 @@ def require_adapted(
 @lru_cache(maxsize=64)
 def check_adapter(model: Model, adapter: str, pattern: str, layers: tuple[int, ...]) -> None:
     """Raise UserError, from config.json alone, where the adapter cannot be put into the model or
-    reaches little of it. Once per process and setting.
+    reaches little of it. Once per folder and setting.
     """
+    check = partial(_check_adapter_on_outline, model, adapter, pattern, layers)
+    if model.name == "scratch":
+        check()
+    else:
+        passes_once(resolve_model(model.name), ["adapter", adapter, pattern, layers], check)
+
+
+def _check_adapter_on_outline(
+    model: Model, adapter: str, pattern: str, layers: tuple[int, ...]
+) -> None:
     outline = meta_model(model)
     modules = linear_modules(outline, pattern, layers)
     config = ADAPTERS[adapter].function(modules)

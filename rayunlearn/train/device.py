@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayunlearn.lazy import accelerate, functional, torch
+from rayunlearn.models.device_memory import has_gpu_driver
 from rayunlearn.models.forward import blocks
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.storage.code_identity import version_of
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+# where Linux shows accelerators that are no CUDA's or AMD's
+OTHER_DEVICES = ("/dev/dri", "/dev/accel", "/dev/davinci_manager")
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 # rows of the batch that a processor is tried with, and how often; as many tokens as a few documents
 TRIED_ROWS = 256
@@ -35,6 +39,14 @@ def accelerator() -> Accelerator:
     computed from them.
     """
     return accelerate.Accelerator(mixed_precision="no")
+
+
+def device_type() -> str:
+    """The kind of the process's device (`cpu`, `cuda`, ...). Where the machine shows nothing that
+    could be another one, torch is not loaded to say so.
+    """
+    shows_none = not has_gpu_driver() and not any(Path(node).exists() for node in OTHER_DEVICES)
+    return "cpu" if sys.platform == "linux" and shows_none else str(accelerator().device.type)
 
 
 def computing(device: torch.device, products: str) -> AbstractContextManager[object]:

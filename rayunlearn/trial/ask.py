@@ -15,7 +15,7 @@ from rayunlearn.errors import require
 from rayunlearn.lazy import torch
 from rayunlearn.models.forward import Scored, score_branches
 from rayunlearn.models.load import load_model, model_digest
-from rayunlearn.train.device import accelerator
+from rayunlearn.train.device import accelerator, device_type
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,9 +29,8 @@ class AskedModel:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        device = accelerator().device
         # what decides its answers, but for code and libraries
-        self.identity = {"model": model_digest(name), "device": device.type}
+        self.identity = {"model": model_digest(name), "device": device_type()}
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
     def load_once(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

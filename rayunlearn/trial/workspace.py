@@ -31,6 +31,7 @@ from rayunlearn.methods.retain import RETAIN
 from rayunlearn.metrics.evaluate import chosen_metrics, require_gold
 from rayunlearn.metrics.harness import task_manager
 from rayunlearn.models.folder import check_model, read_tokenizer, require_positions
+from rayunlearn.models.folder_answers import answer_of_folder
 from rayunlearn.models.model_files import model_config, resolve_model
 from rayunlearn.models.outline import check_family
 from rayunlearn.models.scratch import LONGEST_TOKENS, SHAPES
@@ -234,8 +235,13 @@ def cut_texts(trial: Trial) -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)
 def _cut_texts(data: Data, model: Model) -> tuple[str, ...]:
-    tokenizer = read_tokenizer(resolve_model(model.name))
-    return cut_note(corpus_of(data, model), tokenizer, data.template, data.max_tokens)
+    folder, corpus = resolve_model(model.name), corpus_of(data, model)
+
+    def note() -> tuple[str, ...]:
+        return cut_note(corpus, read_tokenizer(folder), data.template, data.max_tokens)
+
+    question = ["cut", corpus.digest, data.template, data.max_tokens]
+    return tuple(answer_of_folder(folder, question, note))
 
 
 def _check_selection(trial: Trial) -> None:
@@ -300,14 +306,23 @@ def model_width(model: Model) -> int:
     """Numbers of a hidden state, without loading weights."""
     if model.name == "scratch":
         return SHAPES[model.size].width
-    return int(model_config(resolve_model(model.name)).get_text_config().hidden_size)
+    return _size_of_model(model, "hidden_size")
 
 
 def model_depth(model: Model) -> int:
     """Number of transformer blocks, without loading weights."""
     if model.name == "scratch":
         return SHAPES[model.size].blocks
-    return int(model_config(resolve_model(model.name)).get_text_config().num_hidden_layers)
+    return _size_of_model(model, "num_hidden_layers")
+
+
+def _size_of_model(model: Model, name: str) -> int:
+    folder = resolve_model(model.name)
+
+    def read() -> int:
+        return int(getattr(model_config(folder).get_text_config(), name))
+
+    return int(answer_of_folder(folder, [name], read))
 
 
 def workspace_of(trial: Trial, cache: Path) -> Workspace:

@@ -5,8 +5,10 @@ libraries came along.
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -23,9 +25,12 @@ from rayunlearn.config import Trial, flatten, with_values
 from rayunlearn.experiment import load
 from rayunlearn.lazy import LazyModule
 from rayunlearn.models.device_memory import has_gpu_driver
+from rayunlearn.models.load import save_model
+from rayunlearn.models.scratch import build_model, build_tokenizer
 from rayunlearn.planning import gpu_memory
 from rayunlearn.planning.backend import unlearning_backend
 from rayunlearn.planning.planner import Planner
+from rayunlearn.storage.artifact_cache import YOUNG_SECONDS
 from rayunlearn.storage.parquet import frame_of
 from rayunlearn.storage.run import write_trial
 from rayunlearn.storage.user_cache import user_cache
@@ -263,6 +268,47 @@ def test_plan_and_a_second_run_load_neither_torch_nor_ray(
     assert f"{n_trials} of {n_trials} trials are done (0 in this call" in again
     loaded = HEAVY & set(json.loads((tmp_path / "loaded.json").read_text()))
     assert loaded <= TABLES | {"optuna", "scipy"}
+
+
+LOADED_MODEL = """
+from rayunlearn.config import Data, Model, Trial
+from rayunlearn.experiment import Budget, Objective
+BASE = Trial(data=Data(name="people"), model=Model(name="{folder}", teach=False))
+AXES = ({{"select.ratio": (0.5, 1.0)}},)
+BUDGET = Budget(tuning="none")
+OBJECTIVE = Objective(utility_floor=0.0)
+"""
+
+
+def test_plan_and_a_second_run_on_a_loaded_model_load_neither_torch_nor_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its folder is was found out by the first plan: architecture, tokenizer, positions, what
+    is cut, tokens.
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    tokenizer = build_tokenizer(["Who is it? It is a person."])
+    model = build_model("tiny", len(tokenizer), seed=0)
+    folder = save_model(model, tokenizer, tmp_path / "model")
+    file = tmp_path / "loaded.py"
+    file.write_text(LOADED_MODEL.format(folder=folder))
+    # files that were written just now are looked at again
+    time.sleep(YOUNG_SECONDS + 0.1)
+
+    first = fresh(tmp_path, LOADED, "loaded.json", "plan", str(file))
+    assert "torch" in json.loads((tmp_path / "loaded.json").read_text()), first.stderr
+    again = fresh(tmp_path, LOADED, "loaded.json", "plan", str(file))
+    assert HEAVY & set(json.loads((tmp_path / "loaded.json").read_text())) <= TABLES | GPU
+    speed = re.compile(r"with \d+ workers .*")
+    assert speed.sub("", again.stdout) == speed.sub("", first.stdout) != ""
+
+    work = unlearning_backend()
+    planner = Planner(load(str(file)), work.check, work.identify, work.notes_of)
+    n_trials = end_every_trial(tmp_path / "runs" / "loaded" / "1", planner)
+    for allowed in (FIGURES, TABLES | {"scipy"}):
+        done = fresh(tmp_path, LOADED, "loaded.json", "run", str(file))
+        assert f"{n_trials} of {n_trials} trials are done (0 in this call" in done.stdout
+        assert HEAVY & set(json.loads((tmp_path / "loaded.json").read_text())) <= allowed
 
 
 def test_an_estimate_is_read_again_only_where_all_that_decides_it_is_the_same(
