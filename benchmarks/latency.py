@@ -5,7 +5,7 @@
 `list methods`, `plan`, `show` of a trial and a second `run` with nothing left, each a process of
 its own; user and system time, the least of the repeats, all commands in turn. The run that `show`
 and `run` look at is made first: one short trial on a model that is built and trained there for an
-epoch. (A second `run` on a loaded model reads its tokenizer too, for which transformers is loaded.)
+epoch.
 """
 
 import argparse
