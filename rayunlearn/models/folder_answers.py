@@ -19,7 +19,7 @@ from rayunlearn.storage.code_identity import package_digest, version_of
 from rayunlearn.storage.user_cache import user_cache
 
 # what reads a folder: configurations, tokenizers, chat templates, weights, adapters
-LIBRARIES = ("jinja2", "peft", "safetensors", "tokenizers", "torch", "transformers")
+FOLDER_LIBRARIES = ("jinja2", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
 
 def answer_of_folder(folder: Path, question: Sequence[object], answer: Callable[[], Any]) -> Any:
@@ -34,7 +34,7 @@ def answer_of_folder(folder: Path, question: Sequence[object], answer: Callable[
     cache, stamps = user_cache("model_folders"), file_stamps(str(folder))
     if cache is None or not stamps or any(map(is_young, folder.iterdir())):
         return answer()
-    libraries = [version_of(name) for name in LIBRARIES]
+    libraries = [version_of(name) for name in FOLDER_LIBRARIES]
     key = digest([str(folder.resolve()), stamps, list(question), libraries, package_digest()])
     file = cache / f"{key}.json"
     # not there yet, or half written by a machine that stopped

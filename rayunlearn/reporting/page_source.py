@@ -12,7 +12,7 @@ from rayunlearn.storage.run_manifest import OF_RUN, read_contents
 from rayunlearn.storage.sync import display_path
 
 # what computes and draws what a page shows
-LIBRARIES = ("jinja2", "numpy", "plotly", "polars", "scipy")
+PAGE_LIBRARIES = ("jinja2", "numpy", "plotly", "polars", "scipy")
 # parts of experiment.json that change from call to call and that no page shows
 NOT_SHOWN = {"seconds_used"}
 STAMP = b"<!-- drawn from "
@@ -29,7 +29,7 @@ def page_source(run: Run) -> str:
     experiment = {name: v for name, v in run.experiment.items() if name not in NOT_SHOWN}
     # the manifest's digest of it counts the parts that are not shown
     shas.pop("experiment.json", None)
-    libraries = [version_of(name) for name in LIBRARIES]
+    libraries = [version_of(name) for name in PAGE_LIBRARIES]
     return digest([display_path(run.path), shas, experiment, libraries, package_digest()])
 
 
