@@ -332,8 +332,8 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     with unlike first messages have in common (a system prompt, what opens a user's turn).
     """
     texts = [_rendered(tokenizer, [_chat_message("user", text)], opens=True) for text in UNLIKE]
-    first, *others = (_tokens(text, tokenizer)[0] for text in texts)
-    return first[: min(_n_shared(first, ids) for ids in others)]
+    first, *rest = (_tokens(text, tokenizer)[0] for text in texts)
+    return first[: min(_n_shared(first, ids) for ids in rest)]
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -56,12 +56,12 @@ class WeightMatrix:
 
 def block_matrices(block: nn.Module) -> list[WeightMatrix]:
     """The matrices of one block, those of experts one by one, in the order of its modules."""
-    found: dict[int, list[WeightMatrix]] = {}
+    by_parameter: dict[int, list[WeightMatrix]] = {}
     for module in block.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in found:
-                found[id(parameter)] = _matrices_in(module, name, parameter)
-    return [matrix for matrices in found.values() for matrix in matrices]
+            if id(parameter) not in by_parameter:
+                by_parameter[id(parameter)] = _matrices_in(module, name, parameter)
+    return [matrix for matrices in by_parameter.values() for matrix in matrices]
 
 
 def model_matrices(model: PreTrainedModel) -> list[WeightMatrix]:

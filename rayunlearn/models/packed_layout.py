@@ -224,9 +224,9 @@ def _branch(
     on with alike; returns the groups that go on unlike each other, and where.
     """
     shortest = min(len(texts[row]) for row in chosen)
-    one, other = texts[chosen[0]], texts[chosen[-1]]
+    lowest, highest = texts[chosen[0]], texts[chosen[-1]]
     # of sorted texts the first and the last differ soonest
-    same = next((t for t in range(first, shortest) if one[t] != other[t]), shortest)
+    same = next((t for t in range(first, shortest) if lowest[t] != highest[t]), shortest)
     alone = len(chosen) == 1
     if same > first and (alone or same - first >= LEAST_SHARED):
         segment = _Segment(first, same - first, 0, chosen[0] * width + first)

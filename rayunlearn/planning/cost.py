@@ -382,9 +382,9 @@ def _asked_tokens(
     from rayunlearn.metrics.evaluate import chosen_metrics
     from rayunlearn.metrics.table import METRICS, sources_of
 
-    looks = [METRICS[name] for name in (stop.forgetting, stop.utility, calibrate.retention)]
+    watched = [METRICS[name] for name in (stop.forgetting, stop.utility, calibrate.retention)]
     # a metric of a plugin is no code of this package
-    sources = [sorted(sources_of(m)) for m in (chosen_metrics(measure.metrics).values(), looks)]
+    sources = [sorted(sources_of(m)) for m in (chosen_metrics(measure.metrics).values(), watched)]
     settings = [asdict(part) for part in (data, measure, stop, calibrate)]
     count = partial(_count_asked_tokens, data, model, measure, stop, calibrate)
     counted = _counted_once("asked", data, model, [*settings, *sources], count)

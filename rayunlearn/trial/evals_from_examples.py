@@ -63,10 +63,10 @@ def _whole_corpus(examples: pl.DataFrame, trial_id: str, gold: str | None) -> li
             pl.col("attack") == "none",
             pl.col("metric").is_in(GOLD_METRICS),
         )
-    found = []
+    frames = []
     for stage in own["stage"].unique(maintain_order=True):
         rows = corpus_rows(own.filter(pl.col("stage") == stage), reference)
         keys = {"trial_id": trial_id, "stage": stage, "attack": "none"}
         if rows:
-            found.append(pl.DataFrame([keys | row for row in rows]).lazy())
-    return found
+            frames.append(pl.DataFrame([keys | row for row in rows]).lazy())
+    return frames
