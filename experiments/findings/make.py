@@ -130,7 +130,7 @@ def main() -> int:
     runnable = [plan for plan in plans if not plan.problem]
     total = format_duration(sum(plan.seconds for plan in runnable))
     console.print(
-        f"with {workers} workers {total}; base, gold and attacks are trained beside that",
+        f"with {workers} workers {total}; training base and gold, and attacks, come on top",
         highlight=False,
     )
     if chosen.plan:

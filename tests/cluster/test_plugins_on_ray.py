@@ -10,6 +10,7 @@ import pytest
 import rayunlearn
 from rayunlearn.cli.main import main
 from rayunlearn.plugins.load import forget_plugin, plugins
+from rayunlearn.trial import code
 
 LOSS = '''
 import torch
@@ -47,9 +48,9 @@ def test_losses_of_an_experiment_and_of_a_file_run_on_ray_and_a_changed_one_runs
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Base, gold, the control of both losses (which has no forget loss) and a trial each: five.
-    Where the loss of the file changes, its one trial is new; where a function of the package
-    changes, `--rerun-changed` makes the trials that use it again: here the retain loss, of all
-    but base and gold.
+    Where the loss of the file changes, its one trial is new. Where a function of the package
+    changes, `--rerun-changed` makes the trials that use it again: of one loss alone these are two,
+    its own and the control, as base and gold have no retain loss.
     """
     monkeypatch.chdir(tmp_path)
     assert main(["init", "mine"]) == 0
@@ -74,6 +75,15 @@ def test_losses_of_an_experiment_and_of_a_file_run_on_ray_and_a_changed_one_runs
     assert "5 of 5 trials are done (1 in this call" in output_of("run", "--workers", "1")
     planned = rayunlearn.open("runs/mine/1").plan.collect()["trial_id"]
     assert losses["hinge"] in planned and losses["hinge_beside"] not in planned
+
+    digest_of = code._digest_of
+    monkeypatch.setattr(
+        code, "_digest_of", lambda used: "0" if used.__name__ == "nll" else digest_of(used)
+    )
+    alone = ("--set", "method.forget=hinge")
+    assert "2 finished trials were made by other source code of nll" in output_of("plan", *alone)
+    again = output_of("run", "--workers", "1", "--rerun-changed", *alone)
+    assert "4 of 4 trials are done (2 in this call" in again
 
     forget_plugin(str(beside.resolve()))
     forget_plugin(str(experiment.resolve()))
