@@ -233,7 +233,7 @@ def format_best(view: Snapshot) -> str:
         return (
             f"highest {view.objective.forgetting} on forget so far {view.best:.3f}"
             if math.isfinite(view.best)
-            else "no attack has ended yet"
+            else "no attack on an unlearned model has ended yet"
         )
     rule = (
         f"{view.objective.utility} on {view.objective.utility_split} at least"

@@ -10,6 +10,9 @@ MAX_COLUMNS = 9
 # of cells that hold a sentence
 MAX_WIDE_COLUMNS = 6
 
+# CSS pixels at 1280: of a table, of a cell's left and right, of a bold character (measured)
+PAGE_WIDTH, CELL_PADDING, CHARACTER_WIDTH = 1232, 16, 8.0
+
 # beginnings of the headers of the coreset table that are shown on demand
 CORESET_DETAILS = ("coverage", "distance", "choice", "steps", "documents seen", "tuned")
 
@@ -60,12 +63,24 @@ def page_tables(
     is_detail = {i: view.headers[i].startswith(tuple(details)) for i in columns}
     # many settings may vary: two columns beside them are shown all the same
     n_shown = max(2, size - named_by)
-    groups = [
-        part[start : start + n_shown]
-        for part in ([i for i in columns if not is_detail[i]], [i for i in columns if is_detail[i]])
-        for start in range(0, len(part), n_shown)
-    ]
+    room = PAGE_WIDTH - sum(_least_width(view, i) for i in keys)
+    groups: list[list[int]] = []
+    for is_last in (False, True):
+        part: list[int] = []
+        for i in (i for i in columns if is_detail[i] == is_last):
+            taken = sum(_least_width(view, n) for n in (*part, i))
+            if not part or len(part) == n_shown or taken > room:
+                part = []
+                groups.append(part)
+            part.append(i)
     return tuple(_columns_of(view, keys, group) for group in groups or [[]])
+
+
+def _least_width(view: TableView, column: int) -> float:
+    """Width of a column in CSS pixels at least: its longest word, as cells wrap at spaces."""
+    texts = (view.headers[column], *(row[column] for row in view.rows))
+    longest = max((len(word) for text in texts for word in text.split()), default=0)
+    return CELL_PADDING + CHARACTER_WIDTH * longest
 
 
 def _columns_of(view: TableView, keys: Sequence[int], group: Sequence[int]) -> PageTable:

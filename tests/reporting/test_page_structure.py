@@ -11,7 +11,7 @@ import pytest
 
 from rayunlearn.reporting.glossary import TERMS
 from rayunlearn.reporting.html import page
-from rayunlearn.reporting.page_tables import MAX_COLUMNS
+from rayunlearn.reporting.page_tables import MAX_COLUMNS, page_tables, plain_view
 from rayunlearn.reporting.svg import contrast
 from rayunlearn.storage.run import open_run
 from tests import synthetic
@@ -130,3 +130,14 @@ def test_the_glossary_of_the_page_is_that_of_the_docs(text: str) -> None:
     ]
     assert list(TERMS) == plain
     assert text.count("<dt>over-forgotten</dt>") == 1
+
+
+def test_columns_of_long_names_are_fewer_in_a_table() -> None:
+    """A name of 20 characters takes 16 + 160 of 1232 pixels, that of the rows 16 + 24: six stand
+    beside it (1056 of 1192), the seventh in a second table.
+    """
+    headers = ("row", *(f"{'n' * 19}{i}" for i in range(7)))
+    view = plain_view(headers, [("npo", *"1234567")])
+    first, second = page_tables(view)
+    assert first.headers == headers[:7] and second.headers == ("row", headers[7])
+    assert second.rows == (("npo", "7"),)
