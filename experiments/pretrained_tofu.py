@@ -22,8 +22,8 @@ nothing here is said of other authors: intervals over documents are as wide as t
 `size=05` with ten authors is `--set data.options=size=05,paraphrased=true` and takes five times as
 long.
 
-`--preset quick`: half of the search, two of the controls. `make smollm2` brings the model; the data
-are `TOFU=DIRECTORY`, else the Hub's.
+`--preset quick`: half of the search, two of the controls; `--preset rmu`: that of RMU alone. `make
+smollm2` brings the model; the data are `TOFU=DIRECTORY`, else the Hub's.
 """
 
 import os
@@ -53,19 +53,17 @@ BASE = Trial(
     stop=Stop(utility_floor=0.0),
     measure=Measure(metrics="probability", limit_probes="forget=40,retain=20,untouched=20,10"),
 )
-METHODS = {
-    (
-        "method.forget",
-        "method.retain",
-        "train.adapter",
-        "train.layers",
-        "train.parameters",
-        "train.length",
-    ): (
-        ("rmu", "activation", "none", "5,6,7", "down_proj", 40.0),
-        ("npo", "nll", "lora", "20,21,22,23,24,25,26,27,28,29", ".*", 16.0),
-    )
-}
+NAMES = (
+    "method.forget",
+    "method.retain",
+    "train.adapter",
+    "train.layers",
+    "train.parameters",
+    "train.length",
+)
+RMU = ("rmu", "activation", "none", "5,6,7", "down_proj", 40.0)
+NPO = ("npo", "nll", "lora", "20,21,22,23,24,25,26,27,28,29", ".*", 16.0)
+METHODS = {NAMES: (RMU, NPO)}
 SEEDS = {("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
 CURVE = METHODS | SEEDS | {"select.ratio": (0.05, 0.25, 1.0)}
 QUARTER = METHODS | SEEDS | {"select.ratio": (0.25,)}
@@ -80,9 +78,12 @@ BUDGET = Budget(tuning="shared", trials=8, batch=4)
 OBJECTIVE = Objective(
     forgetting="probability", utility="probability", utility_split="untouched", utility_floor=0.9
 )
+FEW_CONTROLS = QUARTER | {"select.text": ("shuffled_answers", "random_text")}
+FEW_TRIALS = Budget(tuning="shared", trials=4, batch=2)
 PRESETS = {
-    "quick": {
-        "AXES": (CURVE, QUARTER | {"select.text": ("shuffled_answers", "random_text")}),
-        "BUDGET": Budget(tuning="shared", trials=4, batch=2),
-    }
+    "quick": {"AXES": (CURVE, FEW_CONTROLS), "BUDGET": FEW_TRIALS},
+    "rmu": {
+        "AXES": (CURVE | {NAMES: (RMU,)}, FEW_CONTROLS | {NAMES: (RMU,)}),
+        "BUDGET": FEW_TRIALS,
+    },
 }
