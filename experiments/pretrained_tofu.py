@@ -50,7 +50,8 @@ BASE = Trial(
     # activations of this model at block 7 are 115 to 170 long
     options=(("rmu.steering", 200.0),),
     train=Train(learning_rate=1e-3, batch_size=4),
-    stop=Stop(utility_floor=0.0),
+    # looked at once, at the end: a look costs as much as ten steps
+    stop=Stop(utility_floor=0.0, check_every=40),
     measure=Measure(metrics="probability", limit_probes="forget=40,retain=20,untouched=20,10"),
 )
 NAMES = (
