@@ -45,11 +45,12 @@ from rayunlearn.analysis.coreset_table import coreset_table
 from rayunlearn.analysis.equal_retention import has_calibrated
 from rayunlearn.analysis.equivalence import EquivalenceCriterion, frontier_of_run
 from rayunlearn.analysis.labels import format_interval, format_number, format_percent
+from rayunlearn.analysis.retain_choice import retain_table
 from rayunlearn.reporting.attribution_tables import attribution_sections
 from rayunlearn.reporting.connectivity_tables import connectivity_sections
 from rayunlearn.reporting.formats import escape_html, escape_pipes, question_of
 from rayunlearn.reporting.html import provenance
-from rayunlearn.reporting.retain_tables import retain_sections
+from rayunlearn.reporting.retain_tables import retain_sections, retain_sentences
 from rayunlearn.reporting.robustness_tables import faithfulness_sections
 from rayunlearn.reporting.sentences import (
     control_sentences,
@@ -385,7 +386,8 @@ def metric_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
 
 def retain_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """Chosen retain documents beside as many drawn at random."""
-    return _first([], retain_sections(run), run)
+    _, table = _first([], retain_sections(run), run)
+    return retain_sentences(retain_table(run)), table
 
 
 def optimizer_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
@@ -769,6 +771,10 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="retain_coreset",
         title="Does choosing the retain documents beat random ones?",
+        answer=(
+            "No: no selector keeps more than random documents do, and under RMU the neighbours of"
+            " the forget set keep much less."
+        ),
         verdict=retain_findings,
         published=(
             "Bushipaka et al. 2509.05316 keep more by several kinds of neighbours beside general"
