@@ -33,6 +33,7 @@ from transformers import (
 from rayunlearn.cli import main
 from rayunlearn.config import Trial, Value, with_values
 from rayunlearn.data import benchmarks, checksums
+from rayunlearn.data.documents import Document
 from rayunlearn.experiment import LAPTOP, load
 from rayunlearn.models.load import save_model
 from rayunlearn.planning.gpu_memory import estimate_gpu_memory, peak_bytes
@@ -40,6 +41,8 @@ from rayunlearn.planning.planner import grid_groups
 from rayunlearn.recipes import RECIPES, values
 from rayunlearn.registry import check_trial
 from rayunlearn.train.adapters import ADAPTERS
+from rayunlearn.trial import known
+from rayunlearn.trial.ask import Knowledge
 from rayunlearn.trial.workspace import validate_trial
 
 ROOT = Path(__file__).parents[2]
@@ -142,12 +145,23 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(autouse=True)
 def standing_there(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In the folder of the stand-ins, whose rows nobody recorded."""
+    """In the folder of the stand-ins, whose rows nobody recorded. A real model counts as knowing
+    every fact: to ask it takes minutes, and tests/trial/test_known.py does.
+    """
     monkeypatch.chdir(stand_ins)
+    monkeypatch.setattr(known, "ask", knows_everything)
+    # what a stand-in says is kept nowhere
+    monkeypatch.setattr(known, "user_cache", lambda _: None)
     monkeypatch.setattr(checksums, "MMLU", checksums.NO_CHECKSUMS)
     for name, row in benchmarks.LOADERS.items():
         monkeypatch.setitem(benchmarks.LOADERS, name, replace(row, recorded=checksums.NO_CHECKSUMS))
     yield
+
+
+def knows_everything(
+    _model: object, _tokenizer: object, facts: list[Document], *_: object
+) -> list[Knowledge]:
+    return [Knowledge(key=1.0, paraphrase=1.0, completion=1.0, margin=1.0) for _ in facts]
 
 
 def planned(capsys: pytest.CaptureFixture[str], *words: str) -> str:
