@@ -560,6 +560,11 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="pretrained_tofu",
         title="How much of TOFU's forget01 does a real model need?",
+        answer=(
+            "Two questions of forty leave what forty leave under RMU, and so do wrong answers; with"
+            " two authors and a mild winner of the search, equivalence is not shown."
+        ),
+        version="1-rmu",
         verdict=split_findings,
         published=(
             f"{STUDY}: on WMDP and MUSE 5% of the forget set does what all of it does; TOFU is not"

@@ -67,7 +67,7 @@ PARTS: Sequence[Part] = (
     Part(experiment="pretrained_control", preset="quick"),
     Part(experiment="pretrained_dilemma", preset="quick"),
     Part(experiment="pretrained_unlearned", preset="quick"),
-    Part(experiment="pretrained_tofu", preset="quick"),
+    Part(experiment="pretrained_tofu", preset="rmu"),
 )
 
 
