@@ -8,8 +8,9 @@ Hypothesis: five of the twenty, drawn at random, take the other fifteen along. R
 probability after five stays near base, or well above that after all twenty.
 
 A demonstration of minutes: one method at the settings that `pretrained_coreset.py --preset quick`
-found (LOG.md), on other retain and untouched sets, one seed, so sizes of effects and no proof; and `probability` is of the whole sentence, so it falls too where only the way
-to begin a sentence is lost. `make demo-pretrained` brings the model first (`make smollm2`).
+found (LOG.md), on other retain and untouched sets, one seed, so sizes of effects and no proof; and
+`probability` is of the whole sentence, so it falls too where only the way to begin a sentence is
+lost. `make demo-pretrained` brings the model first (`make smollm2`).
 """
 
 from rayunlearn.config import Data, Method, Model, Stop, Train, Trial
