@@ -35,11 +35,12 @@ BROUGHT_BY = {
     "bench": ("rake_nltk",),
 }
 NOT_TRIED = ("dev", "gptqmodel")
-# a trial of a few steps on the smallest model, one worker, to the report
+# what the package carries beside its code
 SMOKE = (
     "import rayunlearn, rayunlearn.data.known as known;"
     "assert len(known.relation_names()) >= 6, 'tables of facts are missing'"
 )
+# trials of two steps on the smallest model, one worker, to the report
 SMALL_RUN = (
     "run",
     "experiments/mine.py",

@@ -175,6 +175,7 @@ def print_table(folder: Path, console: "Console", file: Path | None = None) -> N
         print_coreset_table,
         print_probe_sets,
         print_ranking,
+        print_retain_choice,
         print_robustness,
         print_warnings,
         summary_lines,
@@ -191,6 +192,7 @@ def print_table(folder: Path, console: "Console", file: Path | None = None) -> N
     print_baselines(opened, console)
     print_attribution(opened, console)
     print_robustness(opened, console)
+    print_retain_choice(opened, console)
     for line in (*summary_lines(opened), f"report: {named_trials(page)}"):
         console.print(line, highlight=False, soft_wrap=True)
 

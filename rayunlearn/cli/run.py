@@ -225,7 +225,6 @@ def _print_totals(
     missing: Sequence[str],
     workers: int,
 ) -> None:
-    from rayunlearn.planning.cost import trainings_left
     from rayunlearn.planning.lengths import by_longest
 
     console = console_for_output()
@@ -248,7 +247,7 @@ def _print_totals(
             " which are not in these numbers"
         )
     n_workers = workers or len(os.sched_getaffinity(0))
-    lines += _cost_lines(agenda, folder, trainings_left(agenda, results), n_workers)
+    lines += _cost_lines(agenda, folder, remaining - n_joined, n_workers)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

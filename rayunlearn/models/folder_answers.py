@@ -5,10 +5,7 @@ runs on it without loading what reads models.
 Only answers are kept, never a refusal: what was wrong is looked at again.
 """
 
-import json
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from rayunlearn.config import digest
 from rayunlearn.models.model_files import file_stamps
 from rayunlearn.storage.artifact_cache import is_young
 from rayunlearn.storage.code_identity import package_digest, version_of
-from rayunlearn.storage.user_cache import user_cache
+from rayunlearn.storage.user_cache import answer_once, user_cache
 
 # what reads a folder: configurations, tokenizers, chat templates, weights, adapters
 FOLDER_LIBRARIES = ("jinja2", "peft", "safetensors", "tokenizers", "torch", "transformers")
@@ -36,18 +33,7 @@ def answer_of_folder(folder: Path, question: Sequence[object], answer: Callable[
         return answer()
     libraries = [version_of(name) for name in FOLDER_LIBRARIES]
     key = digest([str(folder.resolve()), stamps, list(question), libraries, package_digest()])
-    file = cache / f"{key}.json"
-    # not there yet, or half written by a machine that stopped
-    with suppress(OSError, ValueError):
-        return json.loads(file.read_text(encoding="utf-8"))
-    value = answer()
-    # where nothing can be written it is worked out again the next time
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(value), encoding="utf-8")
-        os.replace(temporary, file)
-    return value
+    return answer_once(cache / f"{key}.json", answer)
 
 
 def passes_once(folder: Path, question: Sequence[object], check: Callable[[], object]) -> None:

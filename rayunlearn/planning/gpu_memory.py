@@ -8,11 +8,9 @@ seconds without its weights.
 from __future__ import annotations
 
 import inspect
-import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -42,6 +40,7 @@ from rayunlearn.registry import arguments_of, check_trial
 from rayunlearn.schema import column_names
 from rayunlearn.storage.code_identity import package_digest, version_of
 from rayunlearn.storage.run import finished_ids, open_run
+from rayunlearn.storage.user_cache import answer_once
 from rayunlearn.train.adapters import ADAPTERS, inject_adapter, linear_modules
 from rayunlearn.train.device import FLOAT32
 from rayunlearn.train.loop import choose_parameters
@@ -129,17 +128,7 @@ def cached_peak_bytes(trial: Trial, cache: Path | None) -> int:
     if cache is None:
         return peak_bytes(trial)
     file = cache / f"{_core_digest(trial)}.json"
-    # not there yet, or half written by a machine that stopped
-    with suppress(OSError, ValueError):
-        return int(json.loads(file.read_text(encoding="utf-8")))
-    need = peak_bytes(trial)
-    # where nothing can be written it is measured again the next time
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(need), encoding="utf-8")
-        os.replace(temporary, file)
-    return need
+    return int(answer_once(file, partial(peak_bytes, trial)))
 
 
 def _core_digest(trial: Trial) -> str:

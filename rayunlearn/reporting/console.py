@@ -205,11 +205,15 @@ def print_attribution(run: Run, console: Console) -> None:
 
 def print_robustness(run: Run, console: Console) -> None:
     """Print what each metric is worth: how well it tells base from gold, and its correlation and
-    slope before and after attacks, where there are models enough; and chosen retain documents
-    beside random ones.
+    slope before and after attacks, where there are models enough.
     """
-    sections = (*faithfulness_sections(run), *robustness_sections(run), *retain_sections(run))
-    for section in sections:
+    for section in (*faithfulness_sections(run), *robustness_sections(run)):
+        print_section(section, console)
+
+
+def print_retain_choice(run: Run, console: Console) -> None:
+    """Print chosen retain documents beside as many random ones; nothing where all of them train."""
+    for section in retain_sections(run):
         print_section(section, console)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from rayunlearn.analysis.intervals import Interval, mean_interval
 from rayunlearn.config import Data, digest
-from rayunlearn.data import tokenize as tokenize_code
 from rayunlearn.data.benchmarks import (
     limit_retain,
     load_benchmark,
@@ -25,27 +24,16 @@ from rayunlearn.data.benchmarks import (
 from rayunlearn.data.documents import Corpus, Document, Rejected
 from rayunlearn.data.tokenize import encode_pair
 from rayunlearn.errors import UserError
-from rayunlearn.models import forward as forward_code
-from rayunlearn.models import packed_attention, packed_layout, packing
 from rayunlearn.models.forward import score_branches
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.storage.code_identity import code_digest, library_versions
 from rayunlearn.storage.user_cache import user_cache
-from rayunlearn.trial import ask as ask_code
 from rayunlearn.trial.ask import FACTS_AT_ONCE, AskedModel
+from rayunlearn.trial.known import ASKING_CODE
 from rayunlearn.trial.narration import counting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-CHOOSING_CODE = (
-    ask_code,
-    forward_code,
-    packed_attention,
-    packed_layout,
-    packing,
-    tokenize_code,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +129,7 @@ def chosen_once(model: AskedModel, questions: Sequence[Document], data: Data) ->
 
         for part in by_subject.values():
             key = start | {"questions": digest([asdict(question) for question in part])}
-            key |= {"code": code_digest(*CHOOSING_CODE), **library_versions()}
+            key |= {"code": code_digest(*ASKING_CODE), **library_versions()}
             make_part = partial(make, part)
             answers = cached_file(folder, key, make_part, JSON) if folder else make_part()
             chosen |= dict(zip((d.doc_id for d in part), answers, strict=True))

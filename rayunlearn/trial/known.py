@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from rayunlearn.config import Data, digest
 from rayunlearn.data import tokenize as tokenize_code
@@ -27,9 +26,6 @@ from rayunlearn.storage.user_cache import user_cache
 from rayunlearn.trial import ask as ask_code
 from rayunlearn.trial.ask import AskedModel, Knowledge, ask
 from rayunlearn.trial.narration import counting
-
-if TYPE_CHECKING:
-    pass
 
 # the code that decides what a model is found to know
 ASKING_CODE = (

@@ -15,7 +15,14 @@ import pytest
 from rayunlearn.analysis.coreset_table import coreset_table
 from rayunlearn.cli.main import main
 from rayunlearn.errors import UserError
-from rayunlearn.reporting.formats import FORMATS, as_json, escape_html, markdown, write_as
+from rayunlearn.reporting.formats import (
+    FORMATS,
+    as_json,
+    escape_html,
+    markdown,
+    markdown_pdf,
+    write_as,
+)
 from rayunlearn.reporting.html import page, write_report
 from rayunlearn.reporting.summary import run_summary, summary_block
 from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table
@@ -146,6 +153,34 @@ def test_pdf_opens_as_one_and_holds_the_words(run: Run) -> None:
         and content.rstrip().endswith(b"%%EOF")
         and len(content) > 10_000
     )
+
+
+def test_a_paper_as_pdf_has_its_words_and_no_marks_of_markdown() -> None:
+    """Uncompressed, a page's text stands in the file as glyphs; so what is written is caught."""
+    pytest.importorskip("fpdf", reason="the extra `pdf` is not installed")
+    from fpdf import FPDF
+
+    written: list[str] = []
+    cell = FPDF.multi_cell
+
+    def caught(self: FPDF, w: float, h: float, text: str, **options: object) -> object:
+        written.append(text)
+        return cell(self, w, h, text, **options)
+
+    text = (
+        "# A title\n\nRMU leaves\n[0.02 [0.006, 0.04]](findings/a.md#row-1), **first**.\n\n"
+        "- one [page](b.md)\n- two\n\n| a | b |\n|---|---|\n| x | 1 |"
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FPDF, "multi_cell", caught)
+        assert markdown_pdf(text).startswith(b"%PDF-")
+    assert written[:4] == [
+        "A title",
+        "RMU leaves 0.02 [0.006, 0.04], first.",
+        "\u2022 one page",
+        "\u2022 two",
+    ]
+    assert not any("](" in words or "**" in words for words in written)
 
 
 def test_pdf_without_its_libraries_says_what_to_install(
