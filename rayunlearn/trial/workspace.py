@@ -177,10 +177,10 @@ def _check_explained_splits(trial: Trial) -> None:
     """Raise UserError for a split in `explain.splits` that the data does not have."""
     names = names_in(trial.explain.splits)
     if names and trial.explain.documents:
-        present = {*corpus_of(trial.data, trial.model).probes, *MADE_SETS}
+        splits = corpus_of(trial.data, trial.model).probes
         for name in names:
-            if name not in present:
-                raise unknown_name("split in explain.splits", name, present)
+            if name not in splits:
+                raise unknown_name("split in explain.splits", name, splits)
 
 
 def _check_probe_limits(trial: Trial) -> None:

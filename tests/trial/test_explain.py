@@ -127,10 +127,20 @@ def test_what_is_answered_right_is_measured_wherever_questions_are_explained(
     }
 
 
-def test_a_split_to_explain_that_the_data_does_not_have_is_refused(untaught_models: Path) -> None:
-    values = {"model.name": str(untaught_models / "base"), "explain.splits": "forget,untuched"}
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ("forget,untuched", "did you mean 'untouched'"),
+        # a set that trials make for membership metrics, of which no question is taken apart
+        ("members", "known: forget, holdout, retain, untouched"),
+    ],
+)
+def test_a_split_to_explain_that_the_data_does_not_have_is_refused(
+    splits: str, said: str, untaught_models: Path
+) -> None:
+    values = {"model.name": str(untaught_models / "base"), "explain.splits": splits}
     trial = with_values(Trial(), BASE | values | {"explain.documents": 2})
-    with pytest.raises(UserError, match=r"split in explain.splits .*did you mean 'untouched'"):
+    with pytest.raises(UserError, match=rf"split in explain.splits .*{said}"):
         validate_trial(trial)
 
 
