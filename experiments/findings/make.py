@@ -59,7 +59,7 @@ def plan_of(part: Part, output: Path, workers: int) -> PartPlan:
     return PartPlan(
         part=part,
         trials=agenda.total,
-        finished=len({row.trial_id for row in agenda.rows} & set(results)),
+        finished=agenda.total - agenda.remaining(results),
         seconds=seconds,
         attacks=part.attacks or experiment.attacks.panel,
     )

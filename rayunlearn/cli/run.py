@@ -225,16 +225,15 @@ def _print_totals(
     missing: Sequence[str],
     workers: int,
 ) -> None:
-    from rayunlearn.planning.lengths import by_longest
+    from rayunlearn.planning.cost import trainings_left
 
     console = console_for_output()
-    remaining = agenda.total - len({row.trial_id for row in agenda.rows} & set(results))
+    remaining, trainings = agenda.remaining(results), trainings_left(agenda, results)
     lines = [
         f"{agenda.total} trials: {agenda.total - remaining} finished, {remaining} to run in"
         f" {display_path(folder)}"
     ]
-    n_joined = sum(len(shorter) for _, shorter in by_longest(agenda.ready))
-    lines += _joined_lines(n_joined, remaining)
+    lines += _joined_lines(remaining - trainings, remaining)
     if agenda.waiting:
         lines.append(
             f"{agenda.waiting} of them wait for the tuning ({experiment.budget.tuning},"
@@ -247,7 +246,7 @@ def _print_totals(
             " which are not in these numbers"
         )
     n_workers = workers or len(os.sched_getaffinity(0))
-    lines += _cost_lines(agenda, folder, remaining - n_joined, n_workers)
+    lines += _cost_lines(agenda, folder, trainings, n_workers)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -187,6 +187,14 @@ def estimate(
     return CostEstimate(seconds=sum(seconds) / len(trials), bytes=FIXED_BYTES + held, source=rule)
 
 
+def trainings_left(agenda: Agenda, results: Mapping[str, TrialResult]) -> int:
+    """Trials of the plan that have not ended, without those that are measured on the way of a
+    longer one.
+    """
+    joined = sum(len(shorter) for _, shorter in by_longest(agenda.ready))
+    return agenda.remaining(results) - joined
+
+
 def remembered_bytes(trial: Trial, n_trained: float) -> int:
     """Bytes of what the trial's optimizer remembers of so many parameters in float32."""
     row = OPTIMIZERS[trial.train.optimizer]

@@ -134,6 +134,10 @@ class Agenda:
         """Number of different trials, those that wait included."""
         return len({row.trial_id for row in self.rows}) + self.waiting
 
+    def remaining(self, results: Mapping[str, TrialResult]) -> int:
+        """Number of different trials that have not ended, those that wait included."""
+        return self.total - len({row.trial_id for row in self.rows} & set(results))
+
 
 @dataclass(frozen=True)
 class GridGroup:
