@@ -73,7 +73,6 @@ class PoolStudy:
     trials: tuple[StudyTrial, ...]
     goal: StudyGoal
     floor: float
-    check_every: int
     spread: float
 
 
@@ -135,7 +134,6 @@ def pool_study(
         trials=trials,
         goal=at_a_look(goal),
         floor=planner.experiment.objective.utility_floor,
-        check_every=trial.stop.check_every,
         spread=float(np.nanmax(objectives) - np.nanmin(objectives)) if objectives[1:] else math.nan,
     )
 
@@ -158,7 +156,7 @@ def halved(study: PoolStudy, order: Sequence[int], case: Case, draw: random.Rand
         results = [study.results[index] for index in order[start : start + case.batch]]
         if case.at_random:
             results = exchanged(results, draw)
-        members += batch_members(results, study.goal, rule, check_every=study.check_every)
+        members += batch_members(results, study.goal, rule)
     steps = [study.results[index].curve[-1][0] for index in order]
     trained = [
         step if member.pruned is None else min(step, member.pruned.step)

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.rungs import write_page
 from benchmarks.rungs_pool import planner_of
-from rayunlearn.experiment import load
+from rayunlearn.experiment import Budget, load
 from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.planner import PlannedTrial, Planner
 from rayunlearn.schema import PRUNED
@@ -93,11 +93,12 @@ class Arm:
         ]
 
 
-def arm_of(folder: Path, rungs: str, eta: int) -> Arm:
-    """The experiment with these rungs."""
+def arm_of(folder: Path, rungs: str, eta: int, batch: int) -> Arm:
+    """The experiment with these rungs; `batch`: trials of a batch, 0 for the experiment's own."""
     experiment = load(f"experiments/{NAME}.py")
-    budget = replace(experiment.budget, rungs=rungs, eta=eta)
-    run = folder / NAME / f"sweep-{rungs}-{eta}"
+    batch = batch or experiment.budget.batch
+    budget = replace(experiment.budget, rungs=rungs, eta=eta, batch=batch)
+    run = folder / NAME / f"sweep-{rungs}-{eta}-{batch}"
     run.mkdir(parents=True, exist_ok=True)
     return Arm(planner_of(replace(experiment, budget=budget)), run, folder / "cache")
 
@@ -162,11 +163,12 @@ def spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
 
 
-def page(rows: list[dict[str, object]], counts: list[int], rungs: str, eta: int) -> str:
+def page(rows: list[dict[str, object]], counts: list[int], budget: Budget) -> str:
     """The tables as Markdown."""
     lines = [
         f"Tuning of {len(rows)} groups of `experiments/{NAME}.py` without rungs and with"
-        f" `budget.rungs={rungs}`, `budget.eta={eta}`, all else as it is; CPU seconds of one core.",
+        f" `budget.rungs={budget.rungs}` (`budget.eta={budget.eta}`), both with"
+        f" `budget.batch={budget.batch}`, all else as it is; CPU seconds of one core.",
         "",
         "| group | steps: without, with | ratio | CPU s: without, with | ratio | winner's objective"
         " [three seeds]: without | with |",
@@ -214,11 +216,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rungs", default="0.33,0.67")
     parser.add_argument("--eta", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=0, help="trials of a batch; 0: the file's")
     parser.add_argument("--only", default="", help="groups with these values: data.name=domain,...")
     parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
-    plain = arm_of(arguments.folder, "none", arguments.eta)
-    halved = arm_of(arguments.folder, arguments.rungs, arguments.eta)
+    plain, halved = (
+        arm_of(arguments.folder, rungs, arguments.eta, arguments.batch)
+        for rungs in ("none", arguments.rungs)
+    )
     agenda = plain.planner.agenda({})
     wanted = filter(None, arguments.only.split(","))
     terms = [tuple(term.split("=")) for term in wanted]
@@ -233,7 +238,8 @@ def main() -> None:
         rows.append(group_row(group, plain, halved))
         counts.append(n_grid(plain, group))
         print(json.dumps(rows[-1]), flush=True)
-    text = page(rows, counts, arguments.rungs, arguments.eta)
+    budget = halved.planner.experiment.budget
+    text = page(rows, counts, budget)
     print(text)
     if arguments.page:
         write_page(arguments.page, text, BEGIN, END)

@@ -649,11 +649,47 @@ def probe_limits(text: str) -> dict[str, int]:
     return limits
 
 
-def rung_step(share: float, steps: int, check_every: int) -> int:
-    """The step of the look that is nearest to that share of a trial's `steps`, not the first one at
-    base; `steps` where no look comes before the end.
+def rung_step(share: float, steps: int) -> int:
+    """The step nearest to that share of a trial's `steps`, at least the first.
+
+    Example:
+        >>> rung_step(0.17, 60), rung_step(0.01, 60)
+        (10, 1)
     """
-    return min(steps, check_every * max(1, round(share * steps / check_every)))
+    return min(steps, max(1, round(share * steps)))
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """The rungs of a trial's study (`budget.rungs`): at each of these `shares` of its steps,
+    rising, the trial is evaluated for its batch; `until`: the share that it may train to for now, 1
+    for its end.
+    """
+
+    shares: tuple[float, ...] = ()
+    until: float = 1.0
+
+    def steps(self, n_steps: int) -> frozenset[int]:
+        """The steps of the rungs of a trial of `n_steps`.
+
+        Example:
+            >>> sorted(Rungs((0.25, 0.5)).steps(80))
+            [20, 40]
+        """
+        return frozenset(rung_step(share, n_steps) for share in self.shares)
+
+    def pause_step(self, n_steps: int) -> int:
+        """The step to pause after; 0 where the trial trains to its end.
+
+        Example:
+            >>> Rungs((0.25,), until=0.25).pause_step(80), Rungs((0.25,)).pause_step(80)
+            (20, 0)
+        """
+        step = rung_step(self.until, n_steps)
+        return step if self.until < 1 and step < n_steps else 0
+
+
+NO_RUNGS = Rungs()
 
 
 @dataclass(frozen=True, kw_only=True)

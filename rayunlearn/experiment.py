@@ -172,9 +172,9 @@ class Budget:
         hours: time of all calls together after which no trial begins any more, those that run
             end; 0 for no limit.
         trial_hours: time after which a trial is ended, with status `timed_out`; 0 for no limit.
-        rungs: shares of its steps, separated by commas, at which a trial of a study waits for the
-            others of its batch and only the best go on (docs/search.md); none: each trains to its
-            end.
+        rungs: shares of its steps, separated by commas, at which a trial of a study is evaluated
+            and waits for the others of its batch, and only the best go on (docs/search.md); none:
+            each trains to its end.
         eta: at each rung 1 of `eta` trials goes on, rounded up.
 
     Example:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rayunlearn.config import Train, Trial, Value, digest, flatten, rung_step
+from rayunlearn.config import NO_RUNGS, Rungs, Train, Trial, Value, digest, flatten
 from rayunlearn.planning.backend import OnPrepared, TrialBackend
 from rayunlearn.planning.gpu_memory import GpuMemory
 from rayunlearn.planning.outcomes import DocumentValues, TrialResult
@@ -117,11 +117,11 @@ def run(
     version: str,
     commit: str,
     trial_hours: float = 0.0,
-    until: float = 1.0,
+    rungs: Rungs = NO_RUNGS,
 ) -> str:
     """One made-up trial; every start is noted in `started`, one line per start: trial, process,
-    moment, GPUs, machine. `trial_hours` end its sleep, as they end a trial. With `until` below 1 it
-    pauses there, and leaves a file in place of a checkpoint.
+    moment, GPUs, machine. `trial_hours` end its sleep, as they end a trial. Where
+    `rungs.until` is below 1 it pauses there, and leaves a file in place of a checkpoint.
     """
     identity = identify(trial)
     with (run_dir / "started").open("a") as file:
@@ -130,7 +130,7 @@ def run(
     try:
         with time_limit(trial_hours):
             time.sleep(trial.train.warmup_fraction)
-        status = status_of(trial) if until == 1 else "paused"
+        status = status_of(trial) if rungs.until == 1 else "paused"
     except TrialTimeoutError:
         status = "timed_out"
     if trial.data.seed != space.seed:
@@ -147,7 +147,7 @@ def run(
         "seconds": time.monotonic() - begin,
         "corpus_digest": space.corpus.digest,
         "planned_steps": STEPS,
-        "rung": until if status == "paused" else None,
+        "rung": rungs.until if status == "paused" else None,
     }
     checkpoint = run_dir / "checkpoints" / f"{identity}.safetensors"
     if status == "paused":
@@ -158,7 +158,7 @@ def run(
     is_measured = status not in ("failed", "timed_out", "paused")
     tables = {
         "trials": [row],
-        "curves": curves(trial, until) if trial.stage == "unlearned" else [],
+        "curves": curves(trial, rungs) if trial.stage == "unlearned" else [],
         "evals": evals(trial) if is_measured else [],
         "examples": examples(trial) if is_measured else [],
     }
@@ -224,14 +224,16 @@ def result_of(trial: Trial) -> TrialResult:
     return TrialResult("complete", forget, retain, documents=documents)
 
 
-def curves(trial: Trial, until: float = 1.0) -> list[dict[str, object]]:
+def curves(trial: Trial, rungs: Rungs = NO_RUNGS) -> list[dict[str, object]]:
     """Straight lines from base to what the trial ends with, a point for each look."""
     ends = [float(str(row["value"])) for row in evals(trial)]
-    last = rung_step(until, STEPS, trial.stop.check_every)
+    last = rungs.pause_step(STEPS) or STEPS
+    looks = {*range(0, STEPS + 1, trial.stop.check_every), *rungs.steps(STEPS)}
     return [
         {"kind": "training", "x": float(step), "metric": "probability", "n": 1}
         | {"split": split, "value": start + (end - start) * step / STEPS}
-        for step in range(0, last + 1, trial.stop.check_every)
+        for step in sorted(looks)
+        if step <= last
         for split, start, end in zip(("forget", "retain"), (0.99, 1.0), ends, strict=True)
     ]
 

@@ -97,7 +97,7 @@ class LedgerSearch(Searcher):
             return {
                 "trial": planned.trial,
                 "trial_id": planned.trial_id,
-                "until": planned.until,
+                "rungs": planned.rungs,
                 "shorter": tuple(row.trial for row in self.shorter.get(planned.trial_id, ())),
             }
         if not self.running:

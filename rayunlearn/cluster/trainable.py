@@ -13,8 +13,8 @@ import ray
 from ray import tune
 
 from rayunlearn.cluster.process_group import rank_workers, run_with_ranks
+from rayunlearn.config import NO_RUNGS, Rungs
 from rayunlearn.errors import UserError
-from rayunlearn.planning.rungs import TO_THE_END
 from rayunlearn.schema import FINISHED, PAUSED
 from rayunlearn.storage.run import rung_of, send_unsent, status_of
 from rayunlearn.storage.sync import run_ready
@@ -51,7 +51,7 @@ class TrialActor(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial; nothing of the last one is kept here."""
         self.trial, self.trial_id_here = new_config["trial"], new_config["trial_id"]
-        self.until = new_config.get("until", TO_THE_END)
+        self.rungs = new_config.get("rungs", NO_RUNGS)
         self.shorter = new_config.get("shorter", ())
         return True
 
@@ -75,13 +75,13 @@ class TrialActor(tune.Trainable):
         """
         job, run = self.job, Path(self.job.run)
         status = status_of(run, self.trial_id_here)
-        waits = status == PAUSED and rung_of(run, self.trial_id_here) >= self.until
+        waits = status == PAUSED and rung_of(run, self.trial_id_here) >= self.rungs.until
         if status in FINISHED or waits:
             return {"status": status}
         workspace = self.workspaces[(self.trial.data, self.trial.model)]
         live = listening(self.send_points) if job.track else nullcontext()
         work = partial(
-            run_trial_in, job, self.trial, workspace, until=self.until, shorter=self.shorter
+            run_trial_in, job, self.trial, workspace, rungs=self.rungs, shorter=self.shorter
         )
         try:
             with live:
@@ -116,13 +116,13 @@ def forward_warnings(board: Any) -> None:
 
 
 def run_trial_in(
-    job: Any, trial: Any, workspace: Any, run: Path, *, until: float, shorter: Sequence[Any] = ()
+    job: Any, trial: Any, workspace: Any, run: Path, *, rungs: Rungs, shorter: Sequence[Any] = ()
 ) -> str:
-    """The trial, to a share of its steps, its rows and those of shorter ones written to `run`."""
+    """The trial, as far as its rungs let it; its rows and those of shorter ones go to `run`."""
     columns = (job.experiment, job.version, job.commit, job.trial_hours)
     if shorter and job.processes == 1 and job.work.run_lengths is not None:
         return str(job.work.run_lengths((*shorter, trial), workspace, run, *columns))
-    return str(job.work.run(trial, workspace, run, *columns, until))
+    return str(job.work.run(trial, workspace, run, *columns, rungs))
 
 
 def wait_for_start(run: Path, version: str) -> None:

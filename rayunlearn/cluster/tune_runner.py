@@ -21,7 +21,7 @@ from rayunlearn.cluster.searcher import LedgerSearch
 from rayunlearn.cluster.session import ConcurrencyLimit, smallest_gpu, trial_resources
 from rayunlearn.cluster.trackers import RunInfo, TrackerCallback
 from rayunlearn.cluster.trainable import TrialActor, forward_warnings, limit_threads
-from rayunlearn.config import Trial
+from rayunlearn.config import NO_RUNGS, Trial
 from rayunlearn.errors import UserError
 from rayunlearn.planning.backend import TrialBackend
 from rayunlearn.planning.gpu_memory import gpu_share
@@ -385,7 +385,7 @@ def _model_name(role: str, trial: Trial, number: int) -> str:
 
 def _trial_name(trial: Any) -> str:
     # a trial that goes on from a rung is another one to Tune
-    return f"{trial.config['trial_id']}-{trial.config.get('until', 1.0):g}"
+    return f"{trial.config['trial_id']}-{trial.config.get('rungs', NO_RUNGS).until:g}"
 
 
 def _read(board: Any) -> View | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rayunlearn.canonical import CheckTrial
-from rayunlearn.config import Trial
+from rayunlearn.config import NO_RUNGS, Rungs, Trial
 from rayunlearn.errors import require
 from rayunlearn.planning.changed_code import CodeOf, no_code
 from rayunlearn.planning.gpu_memory import GpuMemory
@@ -30,7 +30,7 @@ class TrialBackend:
     check: a trial with its options filled in, or UserError; identify: its id; missing: roles
     (`base`, `gold`) that `prepare(trial, cache, progress, roles)` still has to make; workspace:
     what `run` takes, cheap once prepared; run(trial, workspace, run_dir, experiment, version,
-    commit, trial_hours, until): runs a trial to that share of its steps, writes its folder, returns
+    commit, trial_hours, rungs): runs a trial to that share of its steps, writes its folder, returns
     its status; run_lengths(trials, ...): trains the last and measures the others on its way, None
     where each is to be trained by itself; divide(trial, n):
     UserError where n processes cannot share the trial; gpu_memory_of(trials, run): what the
@@ -46,7 +46,7 @@ class TrialBackend:
     missing: Callable[[Trial, Path], tuple[str, ...]]
     prepare: Callable[[Trial, Path, OnPrepared, tuple[str, ...]], Any]
     workspace: Callable[[Trial, Path], Any]
-    run: Callable[[Trial, Any, Path, str, str, str, float, float], str]
+    run: Callable[[Trial, Any, Path, str, str, str, float, Rungs], str]
     metrics: Callable[[], Mapping[str, Any]]
     divide: Callable[[Trial, int], None]
     gpu_memory_of: Callable[[Sequence[Trial], Path], GpuMemory]
@@ -91,13 +91,13 @@ def run_trial_or_attack(
     version: str,
     commit: str,
     trial_hours: float = 0.0,
-    until: float = 1.0,
+    rungs: Rungs = NO_RUNGS,
 ) -> str:
     """`attack.run_attack_or_trial`, which a driver does without."""
     from rayunlearn.trial.attack import run_attack_or_trial
 
     columns = (experiment, version, commit)
-    return run_attack_or_trial(trial, workspace, run, *columns, trial_hours, until)
+    return run_attack_or_trial(trial, workspace, run, *columns, trial_hours, rungs)
 
 
 def run_joined_lengths(

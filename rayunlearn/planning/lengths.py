@@ -52,7 +52,7 @@ def by_longest(rows: Iterable[PlannedTrial]) -> list[tuple[PlannedTrial, tuple[P
 
 
 def _what_is_shared(row: PlannedTrial) -> str:
-    if row.until != TO_THE_END or not begins_longer_ones(row.trial):
+    if row.rungs.until != TO_THE_END or not begins_longer_ones(row.trial):
         return row.trial_id
     settings = flatten(row.trial)
     del settings["train.length"]

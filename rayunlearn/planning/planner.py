@@ -23,8 +23,10 @@ from rayunlearn.canonical import (
 )
 from rayunlearn.config import (
     FULL_RATIO,
+    NO_RUNGS,
     SEED_SETTINGS,
     Objective,
+    Rungs,
     Trial,
     Value,
     flatten,
@@ -71,8 +73,8 @@ def no_notes(_trial: Trial) -> tuple[str, ...]:
 @dataclass(frozen=True, kw_only=True)
 class PlannedTrial:
     """One row of the plan. A trial that serves twice (a control of two groups) has two rows and one
-    id. `until`: the share of its steps that it may train for now; `is_pruned`: its study goes on
-    without it.
+    id. `rungs`: those of its study, and how far it may train for now; `is_pruned`: its study goes
+    on without it.
     """
 
     trial_id: str
@@ -84,7 +86,7 @@ class PlannedTrial:
     study_index: int = -1
     tuned_from: str = ""
     search: int = 0
-    until: float = TO_THE_END
+    rungs: Rungs = NO_RUNGS
     is_pruned: bool = False
 
     @property
@@ -323,7 +325,7 @@ class Planner:
             for values, seeds, member in zip(suggested, batch, members, strict=True):
                 n_asked += 1
                 is_pruned = member.pruned is not None
-                rows += [replace(row, until=member.until, is_pruned=is_pruned) for row in seeds]
+                rows += [replace(row, rungs=member.rungs, is_pruned=is_pruned) for row in seeds]
                 if ended := _ended_setting(values, seeds, member, results, goal):
                     finished.append(ended)
         return tuple(rows), tuple(finished)
@@ -336,12 +338,7 @@ class Planner:
         rule = RungRule(budget.rung_shares, budget.eta, self.experiment.objective.utility_floor)
         if not rule.shares or not can_be_judged(batch[0].trial):
             return [BatchMember() for _ in batch]
-        return batch_members(
-            [results.get(row.trial_id) for row in batch],
-            goal,
-            rule,
-            check_every=batch[0].trial.stop.check_every,
-        )
+        return batch_members([results.get(row.trial_id) for row in batch], goal, rule)
 
     def study_row(
         self,
@@ -705,9 +702,9 @@ def ready_rows(
     ready: dict[str, PlannedTrial] = {}
     for row in rows:
         result = results.get(row.trial_id)
-        if result is None or waits_below(result, row.until):
+        if result is None or waits_below(result, row.rungs.until):
             before = ready.get(row.trial_id, row)
-            ready[row.trial_id] = max(before, row, key=lambda planned: planned.until)
+            ready[row.trial_id] = max(before, row, key=lambda planned: planned.rungs.until)
     return ready
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rayunlearn.analysis.training_curve import constrained_rank
-from rayunlearn.config import rung_step
+from rayunlearn.config import NO_RUNGS, Rungs, rung_step
 from rayunlearn.planning.outcomes import StudyGoal, TrialResult
 from rayunlearn.schema import PAUSED, PRUNED
 
@@ -44,11 +44,11 @@ class RungValue:
 
 @dataclass(frozen=True)
 class BatchMember:
-    """What a batch says of one of its trials: `until` is the share of its steps to train to, and
-    `pruned` the rung at which it ended, with what was seen there.
+    """What a batch says of one of its trials: `rungs`, how far it may train; `pruned`, what was
+    seen at the rung at which it ended.
     """
 
-    until: float = TO_THE_END
+    rungs: Rungs = NO_RUNGS
     pruned: RungValue | None = None
 
 
@@ -56,34 +56,32 @@ def batch_members(
     results: Sequence[TrialResult | None],
     goal: StudyGoal,
     rule: RungRule,
-    *,
-    check_every: int,
 ) -> list[BatchMember]:
     """How far each trial of a batch may train, given what has finished (None: not that far yet).
 
     A trial that ended before a rung (collapsed, diverged, failed) is not compared there, and counts
     among those that were cut. Of two equals the earlier one goes on.
     """
-    members = [BatchMember(rule.shares[0]) for _ in results]
+    members = [BatchMember(Rungs(rule.shares, rule.shares[0])) for _ in results]
     on = list(range(len(results)))
     for number, share in enumerate(rule.shares):
         for index in on:
-            members[index] = BatchMember(share)
+            members[index] = BatchMember(Rungs(rule.shares, share))
         reached = [results[index] for index in on if has_reached(results[index], share)]
         if len(reached) < len(on) or not goal.is_known:
             return members
         values = {
             index: value
             for index in on
-            if (value := rung_value(results[index], goal, rule, share, check_every)) is not None
+            if (value := rung_value(results[index], goal, rule, share)) is not None
         }
         ranked = sorted(values, key=lambda i: (*_rank(values[i]), i))
         n_on = max(1, math.ceil(len(results) / rule.eta ** (number + 1)))
         for index in ranked[n_on:]:
-            members[index] = BatchMember(share, values[index])
+            members[index] = BatchMember(Rungs(rule.shares, share), values[index])
         on = sorted(ranked[:n_on])
     for index in on:
-        members[index] = BatchMember(TO_THE_END)
+        members[index] = BatchMember(Rungs(rule.shares))
     return members
 
 
@@ -101,18 +99,18 @@ def waits_below(result: TrialResult, share: float) -> bool:
 
 
 def rung_value(
-    result: TrialResult | None, goal: StudyGoal, rule: RungRule, share: float, check_every: int
+    result: TrialResult | None, goal: StudyGoal, rule: RungRule, share: float
 ) -> RungValue | None:
-    """What the look at a rung saw; None where the trial ended before it. Utility is held against
-    what the trial's own first look saw of base, on the same probes.
+    """What the look at a rung saw, or the one nearest to it, where a trial ran before there were
+    rungs; None where it ended before. Utility is held against what the trial's own first look saw
+    of base, on the same probes.
     """
     if result is None or goal.target is None or not result.curve:
         return None
-    step = rung_step(share, result.planned_steps, check_every)
-    points = {point[0]: point for point in result.curve}
-    if step not in points:
+    rung, (_, *looks) = rung_step(share, result.planned_steps), result.curve
+    if not looks or looks[-1][0] < rung:
         return None
-    _, forgetting, utility = points[step]
+    step, forgetting, utility = min(looks, key=lambda look: abs(look[0] - rung))
     violation = rule.floor * result.curve[0][2] - utility
     return RungValue(step, goal.target.of_mean(forgetting), violation)
 

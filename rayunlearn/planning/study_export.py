@@ -140,11 +140,7 @@ def _told(
 ) -> StudyTrial:
     """An ended trial as its study knows it; a pruned one by what its last look saw."""
     rule = RungRule((), 2, floor)
-    value = (
-        rung_value(result, goal, rule, result.rung, row["stop.check_every"])
-        if result.status == PRUNED
-        else None
-    )
+    value = rung_value(result, goal, rule, result.rung) if result.status == PRUNED else None
     if value is not None:
         return pruned_trial(values, value, trial_id=row["trial_id"])
     return study_trial(values, result, goal, trial_id=row["trial_id"])

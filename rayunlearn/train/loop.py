@@ -81,8 +81,8 @@ class TrainedParameters:
 class Callbacks:
     """What the loop calls between its steps.
 
-    Every `check_every` steps, and after the last one, the losses so far are looked at (one
-    synchronisation with the device): a non-finite one ends the run as diverged, and
+    Every `check_every` steps, at the steps `also_at`, and after the last one, the losses so far are
+    looked at (one synchronisation with the device): a non-finite one ends the run as diverged, and
     `keep_going(step)`, from 1 and not asked after the last step, may end it as stopped. What moves
     with the loss does so in `after_step(step, retain)`, once per optimizer step and after it
     (counted from 0): `retain` is the retain loss of the whole batch, the mean over microbatches and
@@ -92,10 +92,15 @@ class Callbacks:
     """
 
     check_every: int = 25
+    also_at: Collection[int] = ()
     keep_going: Callable[[int], bool] | None = None
     after_step: AfterStep | None = None
     on_rows: Callable[[Sequence[StepRow]], None] | None = None
     measured_at: Mapping[int, Callable[[TrainLog], None]] = field(default_factory=dict)
+
+    def is_due(self, number: int) -> bool:
+        """Whether the losses are looked at after step `number`."""
+        return number % self.check_every == 0 or number in self.also_at
 
 
 ALL_PARAMETERS = TrainedParameters()
@@ -321,7 +326,7 @@ def optimise(
         record.add(trainer.step(loss_of_step, number))
         _measure_if_due(model, callbacks, record, n_trained)
         is_last = number == steps
-        if number % callbacks.check_every == 0 or is_last:
+        if callbacks.is_due(number) or is_last:
             record.check_pending_steps(callbacks, last=is_last)
             if not is_last:
                 saved_step = trainer.save_if_due(checkpoints, record, saved_step)

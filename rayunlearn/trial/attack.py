@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from rayunlearn.attacks.relearning import DivergedError
+from rayunlearn.config import NO_RUNGS, Harness, Rungs, Trial
 from rayunlearn.config import Attack as AttackSettings
-from rayunlearn.config import Harness, Trial
 from rayunlearn.errors import UserError
 from rayunlearn.lazy import torch
 from rayunlearn.metrics.evaluate import Measured
@@ -37,7 +37,7 @@ def run_attack_or_trial(
     version: str,
     commit: str = "",
     trial_hours: float = 0.0,
-    until: float = 1.0,
+    rungs: Rungs = NO_RUNGS,
 ) -> str:
     """`run.run_trial`, or, for a trial that names an attack or a task of the harness, that; writes
     its rows and returns the status.
@@ -45,7 +45,7 @@ def run_attack_or_trial(
     attempt = _ask_task if trial.harness.task else _attempt
     if trial.attack == AttackSettings() and not trial.harness.task:
         columns = (experiment, version, commit)
-        return run_trial(trial, workspace, run_dir, *columns, trial_hours, until)
+        return run_trial(trial, workspace, run_dir, *columns, trial_hours, rungs)
     identity = identity_in(trial, workspace)
     keys = {"experiment": experiment, "version": version, "commit": commit}
     return run_and_record(

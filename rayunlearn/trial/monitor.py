@@ -108,13 +108,17 @@ class TrainingMonitor:
 
     def evaluate(self, step: int) -> bool:
         """Look at the model after `step` steps; whether it may train on."""
-        self._evaluations.append((step, self._questions.means_of(self._model)))
-        self._tell()
+        self.note(step)
         if self._best is not None:
             self._best.see(step, self._rank())
         if self._stopping is not None:
             return self._stopping.holds(step)
         return self._floor == -math.inf or self._now(RETENTION) >= self._floor
+
+    def note(self, step: int) -> None:
+        """Look at the model after `step` steps, for the curve alone: nothing is decided by it."""
+        self._evaluations.append((step, self._questions.means_of(self._model)))
+        self._tell()
 
     def ended(self, log: TrainLog) -> TrainLog:
         """The log with the curve, after a look at what a whole training ended with and after the

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayunlearn.config import Explain, Trial, flatten
+from rayunlearn.config import NO_RUNGS, Explain, Rungs, Trial, flatten
 from rayunlearn.lazy import torch
 from rayunlearn.models.device_memory import device_lock, reset_peak_memory, retry_alone_on_oom
 from rayunlearn.models.forward import can_pack
@@ -73,18 +73,18 @@ def run_trial(
     version: str,
     commit: str = "",
     trial_hours: float = 0.0,
-    until: float = 1.0,
+    rungs: Rungs = NO_RUNGS,
 ) -> str:
     """Run one trial and write its rows; returns the status. An exception becomes a row with status
-    `failed`, more than `trial_hours` (0: no limit) one with status `timed_out`. With `until` below
-    1 it pauses after that share of its steps: its row has status `paused`, and another call goes
-    on from there.
+    `failed`, more than `trial_hours` (0: no limit) one with status `timed_out`. Where `rungs.until`
+    is below 1 it pauses after that share of its steps: its row has status `paused`, and another
+    call goes on from there.
 
     Raises CorruptWeightsError, and writes nothing, when this process can no longer be trusted:
     another one must run it.
     """
     columns = {"experiment": experiment, "version": version, "commit": commit}
-    return _run_training([trial], workspace, run_dir, columns, trial_hours, until)
+    return _run_training([trial], workspace, run_dir, columns, trial_hours, rungs)
 
 
 def run_lengths(
@@ -101,7 +101,7 @@ def run_lengths(
     is left as it was. Returns the status of the last.
     """
     columns = {"experiment": experiment, "version": version, "commit": commit}
-    return _run_training(trials, workspace, run_dir, columns, trial_hours, until=1.0)
+    return _run_training(trials, workspace, run_dir, columns, trial_hours, NO_RUNGS)
 
 
 def _run_training(
@@ -110,14 +110,14 @@ def _run_training(
     run_dir: Path,
     columns: Mapping[str, str],
     trial_hours: float,
-    until: float,
+    rungs: Rungs,
 ) -> str:
     *shorter, trial = trials
     identity = identity_in(trial, workspace)
     checkpoint = run_dir / "checkpoints" / f"{identity}.safetensors"
     way = Way(tuple(shorter), run_dir, {**columns, "measured_within": identity})
     adapter_folder = run_dir / "adapters" / identity
-    attempt = partial(_seeded_attempt, trial, workspace, adapter_folder, checkpoint, until, way)
+    attempt = partial(_seeded_attempt, trial, workspace, adapter_folder, checkpoint, rungs, way)
     status = run_and_record(attempt, trial, identity, workspace, run_dir, columns, trial_hours)
     # a failed trial runs again, and goes on from there
     if status in FINISHED:
@@ -194,13 +194,13 @@ def _seeded_attempt(
     workspace: Workspace,
     adapter_folder: Path,
     checkpoint: Path,
-    until: float,
+    rungs: Rungs,
     way: Way,
 ) -> Outcome:
     reset_peak_memory()
     with torch.random.fork_rng():
         torch.manual_seed(trial.train.seed)
-        return _attempt(trial, workspace, adapter_folder, checkpoint, until, way)
+        return _attempt(trial, workspace, adapter_folder, checkpoint, rungs, way)
 
 
 def _attempt(
@@ -208,21 +208,21 @@ def _attempt(
     workspace: Workspace,
     adapter_folder: Path,
     checkpoint: Path,
-    until: float,
+    rungs: Rungs,
     way: Way,
 ) -> Outcome:
     clock = Clock()
     require_same_weights(trial, workspace)
     emphasis, context = _base_words_then_start(trial, workspace, clock)
-    log, row, tables = _train(context, adapter_folder, checkpoint, clock, until, way)
-    return _ended(context, emphasis, clock, until, row, tables, log)
+    log, row, tables = _train(context, adapter_folder, checkpoint, clock, rungs, way)
+    return _ended(context, emphasis, clock, rungs, row, tables, log)
 
 
 def _ended(
     context: TrialContext,
     emphasis: Mapping[str, EmphasisWords],
     clock: Clock,
-    until: float,
+    rungs: Rungs,
     row: dict[str, Any],
     tables: dict[str, Rows],
     log: TrainLog,
@@ -233,7 +233,7 @@ def _ended(
     row["forget_utility_area"] = curve_area(log.curve, trial.stop)
     tables = tables | {"steps": [asdict(r) for r in log.rows], "curves": log.curve}
     status = STATUS[log.outcome]
-    row["rung"] = until if status == PAUSED else None
+    row["rung"] = rungs.until if status == PAUSED else None
     if status not in ("diverged", PAUSED):
         columns, measured = _measure(context, emphasis, len(log.rows), clock)
         row, tables = row | columns, merge_rows(tables, measured)
@@ -282,7 +282,7 @@ class Way:
                 note = training_note(trial, log, row["activation_length"])
                 changed = row | {"note": note, "planned_steps": len(log.rows)}
                 shorter = replace(context, trial=trial)
-                outcome = _ended(shorter, {}, laps, 1.0, changed, tables, log)
+                outcome = _ended(shorter, {}, laps, NO_RUNGS, changed, tables, log)
             identity = identity_in(trial, context.workspace)
             columns = {**self.columns, "started_at": _now(), "seconds": sum(laps.laps.values())}
             _record(outcome, trial, identity, context.workspace, self.run_dir, columns)
@@ -313,7 +313,7 @@ def _train(
     adapter_folder: Path,
     checkpoint: Path,
     clock: Clock,
-    until: float,
+    rungs: Rungs,
     way: Way,
 ) -> tuple[TrainLog, dict[str, Any], dict[str, Rows]]:
     """(what training did, columns of `trials`, rows by table); nothing is trained where the trial
@@ -333,7 +333,7 @@ def _train(
             coreset,
             adapter_folder,
             checkpoint=checkpoint,
-            until=until,
+            rungs=rungs,
             measured_at=way.measures(context, clock, row, tables),
         )
         row["note"] = training_note(trial, log, row["activation_length"])

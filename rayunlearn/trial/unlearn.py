@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rayunlearn import data as data_code
 from rayunlearn import methods as method_code
 from rayunlearn import models as model_code
-from rayunlearn.config import SUBSTITUTES, Trial, block_numbers, flatten, rung_step
+from rayunlearn.config import NO_RUNGS, SUBSTITUTES, Rungs, Trial, block_numbers, flatten
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import require
 from rayunlearn.lazy import torch
@@ -109,7 +109,7 @@ def unlearn(
     adapter_folder: Path,
     after_step: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
-    until: float = 1.0,
+    rungs: Rungs = NO_RUNGS,
     measured_at: Mapping[int, Callable[[TrainLog], None]] = MappingProxyType({}),
 ) -> TrainLog:
     """Train the model away from the kept documents, as the trial says; LoRA adapters are left
@@ -122,9 +122,10 @@ def unlearn(
     has the curve, and a look may end the training, or say which weights it ends with.
     `after_step(step)`, from 1, is called in place of that, after every step and before what a
     method does after the last one. `checkpoint`: the file that the training is resumed from and,
-    every `train.checkpoint_every` steps, written to. `until`: the share of the steps after which
-    the training pauses, at a look and with its state in that file; at 1 it does not. `measured_at`:
-    steps after which a function is given the log of a training that ends there.
+    every `train.checkpoint_every` steps, written to. `rungs`: shares of the steps at which the
+    model is looked at as well, with nothing decided by it, and the one after which the training
+    pauses, its state in that file. `measured_at`: steps after which a function is given the log of
+    a training that ends there.
     """
     coreset, trial, train = sorted(coreset), context.trial, context.trial.train
     layers = block_numbers(train.layers)
@@ -141,15 +142,25 @@ def unlearn(
             monitor = None if watch is None else watch(model)
             effects = None if after_step else training_effects(context, model, objective)
             states = (objective, monitor, effects)
+            n_steps = train.n_steps(len(coreset))
             log = optimise(
                 model,
                 objective,
-                steps=train.n_steps(len(coreset)),
+                steps=n_steps,
                 optimizer=_optimizer_settings(context.trial),
                 trained=TrainedParameters(pattern, layers, masters),
                 wrappers=_wrappers(context.trial, after_step),
-                callbacks=_callbacks(trial, objective, (monitor, effects), measured_at, after_step),
-                checkpoints=_checkpoints(context, coreset, checkpoint, until, *states),
+                callbacks=_callbacks(
+                    trial,
+                    objective,
+                    (monitor, effects),
+                    measured_at,
+                    after_step,
+                    rungs.steps(n_steps),
+                ),
+                checkpoints=_checkpoints(
+                    context, coreset, checkpoint, rungs.pause_step(n_steps), *states
+                ),
             )
             return _ended((monitor, effects), log)
 
@@ -214,16 +225,23 @@ def _callbacks(
     looks: Looks,
     measured_at: Mapping[int, Callable[[TrainLog], None]],
     after_step: Callable[[int], None] | None,
+    rung_steps: frozenset[int],
 ) -> Callbacks:
     monitor, effects = looks
 
     def look(step: int) -> bool:
+        if step % trial.stop.check_every:
+            # a look for the batch: without rungs it would not be there
+            if monitor is not None:
+                monitor.note(step)
+            return True
         if effects is not None:
             effects.look(step)
         return monitor is None or monitor.evaluate(step)
 
     return Callbacks(
         check_every=trial.stop.check_every,
+        also_at=rung_steps,
         keep_going=look if monitor or effects else None,
         after_step=objective.after_step,
         on_rows=None if after_step else tell_rows,
@@ -291,13 +309,11 @@ def _checkpoints(
     context: TrialContext,
     coreset: Sequence[int],
     path: Path | None,
-    until: float,
+    pause_at: int,
     *states: HasState | None,
 ) -> Checkpoints | None:
     """`states`: what carries something from step to step, None for what there is not."""
-    train, steps = context.trial.train, context.trial.train.n_steps(len(coreset))
-    rung = rung_step(until, steps, context.trial.stop.check_every)
-    pause_at = rung if until < 1 and rung < steps else 0
+    train = context.trial.train
     # one that paused left a checkpoint, however often it writes one
     if path is None or (train.checkpoint_every == 0 and pause_at == 0 and not path.exists()):
         return None

@@ -96,7 +96,7 @@ def ran(search: LedgerSearch, run: Path) -> Iterator[str]:
         first = next(iter(out))
         given = out.pop(first)
         trial, space = given["trial"], fake_work.workspace(given["trial"], run)
-        fake_work.run(trial, space, run, "fake", "1", "", until=given["until"])
+        fake_work.run(trial, space, run, "fake", "1", "", rungs=given["rungs"])
         search.on_trial_complete(first, {"status": "complete"})
         yield fake_work.identify(trial)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayunlearn.config import Trial, Value, with_values
+from rayunlearn.config import Rungs, Trial, Value, with_values
 from rayunlearn.planning.lengths import begins_longer_ones, by_longest
 from rayunlearn.planning.planner import PlannedTrial
 from rayunlearn.registry import check_trial
@@ -69,7 +69,7 @@ def test_trials_that_pause_at_a_rung_are_not_joined() -> None:
     rows = planned(made(**{"train.length": 10.0}), made(**{"train.length": 20.0}))
     from dataclasses import replace
 
-    paused = [replace(row, until=0.5) for row in rows]
+    paused = [replace(row, rungs=Rungs((0.5,), 0.5)) for row in rows]
     assert [len(shorter) for _, shorter in by_longest(paused)] == [0, 0]
 
 

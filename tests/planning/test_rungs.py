@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import pytest
 
 from benchmarks.rungs import Case, PoolStudy, halved
-from rayunlearn.config import rung_step
+from rayunlearn.config import Rungs
 from rayunlearn.errors import UserError
 from rayunlearn.experiment import Budget
 from rayunlearn.planning.outcomes import DocumentValues, SearchTarget, StudyGoal, TrialResult
 from rayunlearn.planning.planner import study_trial
-from rayunlearn.planning.rungs import BatchMember, RungRule, batch_members
+from rayunlearn.planning.rungs import BatchMember, RungRule, batch_members, rung_value
 
 # gold knows 0.1 of the forget set, and a trial must keep 0.9 of base's utility
 GOAL = StudyGoal(floor=0.9, target=SearchTarget("gold", DocumentValues(("d",), array("d", [0.1]))))
@@ -28,11 +28,11 @@ def at(share: float, *looks: tuple[float, float], status: str = "paused") -> Tri
 
 
 def decided(*results: TrialResult | None, goal: StudyGoal = GOAL) -> list[BatchMember]:
-    return batch_members(results, goal, RULE, check_every=20)
+    return batch_members(results, goal, RULE)
 
 
 def untils(members: Sequence[BatchMember]) -> list[float]:
-    return [member.until for member in members]
+    return [member.rungs.until for member in members]
 
 
 def test_utility_under_the_floor_comes_after_all_that_keep_it_however_much_is_forgotten() -> None:
@@ -89,18 +89,28 @@ def test_of_two_equals_the_earlier_one_goes_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "steps", "check_every", "step"),
-    [
-        (0.33, 60, 20, 20),
-        (0.34, 60, 20, 20),
-        (0.01, 60, 20, 20),
-        (0.7, 60, 25, 50),
-        (0.99, 60, 25, 50),
-        (0.5, 10, 25, 10),
-    ],
+    ("share", "steps", "step", "pause"),
+    [(0.17, 60, 10, 10), (0.01, 60, 1, 1), (0.7, 60, 42, 42), (0.999, 60, 60, 0), (0.5, 1, 1, 0)],
 )
-def test_a_rung_is_the_nearest_look(share: float, steps: int, check_every: int, step: int) -> None:
-    assert rung_step(share, steps, check_every) == step
+def test_a_rung_is_at_its_share_of_the_steps(
+    share: float, steps: int, step: int, pause: int
+) -> None:
+    """It is nowhere near a look of the trial's own, and a trial does not pause at its end."""
+    rungs = Rungs((share,), until=share)
+    assert (rungs.steps(steps), rungs.pause_step(steps)) == ({step}, pause)
+    assert Rungs((share,)).pause_step(steps) == 0
+
+
+def test_a_trial_that_ran_without_rungs_is_compared_by_its_nearest_look() -> None:
+    """Rungs after 22 and 38 of 80 steps; looks after 20 and 40."""
+    rule = RungRule((0.28, 0.48), 2, 0.9)
+    whole = finished((0.4, 0.95), (0.02, 0.95), (0.1, 0.95), (0.1, 0.95))
+    early = TrialResult("collapsed", 0.0, 0.0, curve=at(0.0, (0.3, 0.8)).curve, planned_steps=80)
+    first, second = (rung_value(whole, GOAL, rule, share) for share in rule.shares)
+    assert first is not None and second is not None
+    assert (first.step, first.forgetting) == (20, pytest.approx(0.3))
+    assert (second.step, second.forgetting) == (40, pytest.approx(0.08))
+    assert rung_value(early, GOAL, rule, 0.28) is None
 
 
 @pytest.mark.parametrize(
@@ -143,7 +153,6 @@ def test_the_benchmark_of_rungs_plays_a_study_twice() -> None:
         ),
         goal=GOAL,
         floor=0.9,
-        check_every=20,
         spread=0.05,
     )
     case = Case(shares=(0.25, 0.5), eta=2, batch=4)

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
 
-from rayunlearn.config import Trial, Value, trial_id, with_values
+from rayunlearn.config import Rungs, Trial, Value, trial_id, with_values
 from rayunlearn.data.load import load_corpus
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.retain_weight import fixed_weight
@@ -150,28 +151,41 @@ def test_a_trial_broken_off_twice_ends_bit_for_bit_as_an_undisturbed_one(
     assert not list((tmp_path / "broken" / "checkpoints").iterdir())
 
 
+SHARES = (0.25, 0.3, 0.4, 0.75)
+
+
 @pytest.mark.parametrize("name", ["wrappers that remember", "the weights of the best look"])
 def test_a_trial_that_pauses_at_two_rungs_ends_bit_for_bit_as_one_that_does_not(
     name: str, workspace: Workspace, tmp_path: Path
 ) -> None:
-    """Eight steps, with a rung after 2 and one after 6. Two shares name the same look: the second
-    call has nothing to train.
+    """Eight steps and a look after every second; rungs after 2, 3 and 6. Two shares name the same
+    step: the second call has nothing to train. But for the look after 3, which decides nothing, all
+    is as without rungs; the curve is that of one that passed its rungs without a pause.
     """
     values = CASES[name] | {"train.checkpoint_every": 0}
     # an average is made after the last step, and no rung can see it
     trial = made(values | ({"method.wrappers": "sam,ball"} if "method.wrappers" in values else {}))
     quiet = ran(trial, workspace, tmp_path / "quiet")
     run = tmp_path / "paused"
-    for until, steps in ((0.25, 2), (0.3, 2), (0.75, 6)):
-        assert run_trial(trial, workspace, run, "test", "1", until=until) == "paused"
+    for until, steps in zip(SHARES, (2, 2, 3, 6), strict=True):
+        assert run_trial(trial, workspace, run, "test", "1", rungs=Rungs(SHARES, until)) == "paused"
         row = open_run(run).trials.collect().row(0, named=True)
         assert (row["rung"], row["optimizer_steps"], row["planned_steps"]) == (until, steps, 8)
         assert not open_run(run).evals.collect().height
         assert open_run(run).curves.collect()["x"].max() == steps
     weights, steps_rows, measured = ran(trial, workspace, run)
     assert all(torch.equal(weights[key], quiet[0][key]) for key in quiet[0])
-    assert (steps_rows, measured) == quiet[1:]
+    assert ([row for row in steps_rows if row.get("x") != 3], measured) == quiet[1:]
     assert not list((run / "checkpoints").iterdir())
+    straight = tmp_path / "straight"
+    run_trial(trial, workspace, straight, "test", "1", rungs=Rungs(SHARES))
+    curve = looks_of(run)
+    assert curve.equals(looks_of(straight)) and 3.0 in curve["x"].to_list()
+
+
+def looks_of(run: Path) -> pl.DataFrame:
+    curves = open_run(run).curves.filter(pl.col("kind") == "training")
+    return curves.select("x", "split", "metric", "value").sort("x", "split", "metric").collect()
 
 
 def test_the_checkpoint_of_another_trial_or_a_damaged_one_is_as_none(
