@@ -103,8 +103,8 @@ def build(folder: Path) -> tuple[Path, Path]:
     make = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
     run([tool / "bin/python", "-c", make, folder], ROOT)
     (sdist,) = folder.glob("*.tar.gz")
-    wheel = [tool / "bin/python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, sdist]
-    run(wheel, folder)
+    pip: list[str | Path] = [tool / "bin/python", "-m", "pip", "wheel", "-q", "--no-deps"]
+    run([*pip, "-w", folder, sdist], folder)
     (built,) = folder.glob("*.whl")
     return built, sdist
 
@@ -113,7 +113,8 @@ def install(python: Path, folder: Path, requirement: str) -> Path:
     """An environment with the requirement at the constrained versions; its interpreter."""
     run([python, "-m", "venv", folder], ROOT)
     inside = folder / "bin/python"
-    pip = [inside, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile"]
+    pip: list[str | Path] = [inside, "-m", "pip", "install", "-q", "--no-compile"]
+    pip += ["--disable-pip-version-check"]
     run([*pip, "-c", ROOT / "constraints.txt", requirement], ROOT)
     run([inside, "-m", "pip", "check"], ROOT)
     return inside
@@ -146,7 +147,8 @@ def try_extras(inside: Path, wheel: Path, folder: Path, names: Sequence[str]) ->
         run([inside, "-m", "venv", own], folder)
         (packages,) = own.glob("lib/python*/site-packages")
         (packages / "base.pth").write_text(site, encoding="utf-8")
-        pip = [own / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        pip: list[str | Path] = [own / "bin/python", "-m", "pip", "install", "-q"]
+        pip += ["--disable-pip-version-check"]
         wanted = f"rayunlearn[{name}] @ file://{wheel}"
         run([*pip, "--no-compile", "-c", ROOT / "constraints.txt", wanted], folder)
         imports = "; ".join(f"import {module}" for module in BROUGHT_BY[name])

@@ -4,10 +4,11 @@ and tables of many rows.
     python -m benchmarks.cluster [--parts trials,long,rows] [--workers 1 2 4] [--trials 400] [--long
     10000] [--rows 1000000 10000000 100000000]
 
-trials  trials per hour, and the pause between two trials of a worker, on a Ray cluster of 1, 2 and
-4 simulated machines of one CPU long    one sweep of many trials on the largest of these clusters:
-seconds per trial and the driver's memory, at its beginning and its end rows    seconds and peak
-memory of compaction and of three queries over the table `examples`
+- trials: trials per hour, and the pause between two trials of a worker, on a Ray cluster of 1, 2 and
+  4 simulated machines of one CPU
+- long: one sweep of many trials on the largest of these clusters: seconds per trial and the
+  driver's memory, at its beginning and its end
+- rows: seconds and peak memory of compaction and of three queries over the table `examples`
 
 A trial writes its row (seven Parquet files, each fsynced) and does nothing else. Every measurement
 is a process of its own. Results are written to build/benchmarks/cluster.parquet. More machines than
@@ -225,7 +226,7 @@ def block(trial_id: str, seed: int) -> pl.DataFrame:
     """One trial's rows of `examples`: metrics of documents, the values random."""
     rng = np.random.default_rng(seed)
     at = np.arange(ROWS_PER_TRIAL)
-    names = {
+    names: dict[str, pl.Expr | pl.Series] = {
         "trial_id": pl.lit(trial_id),
         "stage": pl.lit("unlearned"),
         "attack": pl.lit("none"),
@@ -234,9 +235,10 @@ def block(trial_id: str, seed: int) -> pl.DataFrame:
         "metric": pl.Series([f"metric_{n}" for n in at // N_DOCUMENTS]),
         "value": pl.Series(rng.random(ROWS_PER_TRIAL)),
     }
-    frame = pl.select(**names)
-    return frame.select(
-        pl.col(column.name).cast(KINDS[column.kind]) for column in TABLES["examples"]
+    missing = pl.lit(None)
+    return pl.select(
+        names.get(column.name, missing).cast(getattr(pl, KINDS[column.kind])).alias(column.name)
+        for column in TABLES["examples"]
     )
 
 

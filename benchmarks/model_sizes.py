@@ -132,9 +132,9 @@ def make_folder(shape: Shape, tokenizer: Path, folder: Path) -> int:
         begin, end = end, end + 2 * math.prod(size)
         header[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
+    with (folder / "model.safetensors").open("wb") as weights:
+        weights.write(struct.pack("<Q", len(text)) + text)
+        weights.truncate(8 + len(text) + end)
     return end // 2
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from rayunlearn.config import Data, Trial, with_values
+from rayunlearn.config import Data, Trial, Value, with_values
 from rayunlearn.experiment import Experiment, load
 from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.planner import PlannedTrial, Planner, study_trial
@@ -38,7 +38,11 @@ def pool_of(name: str) -> Experiment:
     """
     experiment = load(f"experiments/{name}.py")
     budget = replace(experiment.budget, trials=TRIALS, batch=TRIALS, sampler="random")
-    own = {"stop.check_every": 10, "model.size": "tiny", "explain.documents": 0}
+    own: dict[str, Value] = {
+        "stop.check_every": 10,
+        "model.size": "tiny",
+        "explain.documents": 0,
+    }
     metrics = ",".join(
         dict.fromkeys((experiment.objective.forgetting, experiment.objective.utility))
     )

@@ -67,7 +67,7 @@ class Arm:
         """Run a trial as far as the plan says, and note the CPU time that it took."""
         workspace = prepare_models(planned.trial, self.cache, lambda *_: None)
         started = time.process_time()
-        run_trial(planned.trial, workspace, self.run, NAME, "1", until=planned.until)
+        run_trial(planned.trial, workspace, self.run, NAME, "1", rungs=planned.rungs)
         entry = {
             "trial_id": planned.trial_id,
             "role": planned.role,

@@ -15,6 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 import rayunlearn
+from benchmarks.cluster import block
 from rayunlearn.errors import UserError
 from rayunlearn.schema import LATER_TABLES, PER_TRIAL, VERSION, column_names
 from rayunlearn.storage import parquet as parquet_module
@@ -435,3 +436,10 @@ def test_a_trial_s_folder_has_the_permissions_that_the_umask_says(
     finally:
         os.umask(before)
     assert (run / "trials" / "a").stat().st_mode & 0o777 == mode
+
+
+def test_the_benchmark_of_many_rows_writes_the_columns_of_the_table() -> None:
+    """benchmarks/cluster.py makes its rows by hand: a column that the table got since is null."""
+    frame = block("a", 0)
+    assert frame.columns == list(column_names("examples"))
+    assert frame["group"].null_count() == frame.height > 0
