@@ -4,8 +4,8 @@ and tables of many rows.
     python -m benchmarks.cluster [--parts trials,long,rows] [--workers 1 2 4] [--trials 400] [--long
     10000] [--rows 1000000 10000000 100000000]
 
-- trials: trials per hour, and the pause between two trials of a worker, on a Ray cluster of 1, 2 and
-  4 simulated machines of one CPU
+- trials: trials per hour, and the pause between two trials of a worker, on a Ray cluster of 1, 2
+  and 4 simulated machines of one CPU
 - long: one sweep of many trials on the largest of these clusters: seconds per trial and the
   driver's memory, at its beginning and its end
 - rows: seconds and peak memory of compaction and of three queries over the table `examples`

@@ -222,7 +222,9 @@ def _side(
     companions = {}
     for kind in paired_response_kinds(loss):
         others = texts(model, kind, n, answer=15)
-        choices: dict[str, tuple[Encoded, ...]] = {d.doc_id: (o,) for d, o in zip(documents, others, strict=True)}
+        choices: dict[str, tuple[Encoded, ...]] = {
+            d.doc_id: (o,) for d, o in zip(documents, others, strict=True)
+        }
         companions[kind] = PairedResponses(
             choices,
             keep({**key, "kind": kind}, sequences=others, kinds=reference_kinds(loss, kind)),
