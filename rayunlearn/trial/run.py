@@ -76,8 +76,8 @@ def run_trial(
     rungs: Rungs = NO_RUNGS,
 ) -> str:
     """Run one trial and write its rows; returns the status. An exception becomes a row with status
-    `failed`, more than `trial_hours` (0: no limit) one with status `timed_out`. Where `rungs.until`
-    is below 1 it pauses after that share of its steps: its row has status `paused`, and another
+    `failed`, more than `trial_hours` (0: no limit) one with status `timed_out`. Where `rungs` let
+    it train to a share of its steps only, it pauses there: its row has status `paused`, and another
     call goes on from there.
 
     Raises CorruptWeightsError, and writes nothing, when this process can no longer be trusted:
