@@ -140,29 +140,20 @@ def unlearn(
         with shard_model(context.model) as model:
             objective = _objective(context, model, *sides, length)
             monitor = None if watch is None else watch(model)
-            effects = None if after_step else training_effects(context, model, objective)
-            states = (objective, monitor, effects)
-            n_steps = train.n_steps(len(coreset))
+            looks = monitor, None if after_step else training_effects(context, model, objective)
+            steps = train.n_steps(len(coreset))
+            callbacks = _callbacks(trial, objective, looks, measured_at, after_step)
             log = optimise(
                 model,
                 objective,
-                steps=n_steps,
+                steps=steps,
                 optimizer=_optimizer_settings(context.trial),
                 trained=TrainedParameters(pattern, layers, masters),
                 wrappers=_wrappers(context.trial, after_step),
-                callbacks=_callbacks(
-                    trial,
-                    objective,
-                    (monitor, effects),
-                    measured_at,
-                    after_step,
-                    rungs.steps(n_steps),
-                ),
-                checkpoints=_checkpoints(
-                    context, coreset, checkpoint, rungs.pause_step(n_steps), *states
-                ),
+                callbacks=replace(callbacks, also_at=rungs.steps(steps)),
+                checkpoints=_checkpoints(context, coreset, checkpoint, rungs, objective, *looks),
             )
-            return _ended((monitor, effects), log)
+            return _ended(looks, log)
 
 
 Looks = tuple[TrainingMonitor | None, GradientEffects | None]
@@ -225,7 +216,6 @@ def _callbacks(
     looks: Looks,
     measured_at: Mapping[int, Callable[[TrainLog], None]],
     after_step: Callable[[int], None] | None,
-    rung_steps: frozenset[int],
 ) -> Callbacks:
     monitor, effects = looks
 
@@ -241,7 +231,6 @@ def _callbacks(
 
     return Callbacks(
         check_every=trial.stop.check_every,
-        also_at=rung_steps,
         keep_going=look if monitor or effects else None,
         after_step=objective.after_step,
         on_rows=None if after_step else tell_rows,
@@ -309,11 +298,12 @@ def _checkpoints(
     context: TrialContext,
     coreset: Sequence[int],
     path: Path | None,
-    pause_at: int,
+    rungs: Rungs,
     *states: HasState | None,
 ) -> Checkpoints | None:
     """`states`: what carries something from step to step, None for what there is not."""
     train = context.trial.train
+    pause_at = rungs.pause_step(train.n_steps(len(coreset)))
     # one that paused left a checkpoint, however often it writes one
     if path is None or (train.checkpoint_every == 0 and pause_at == 0 and not path.exists()):
         return None
