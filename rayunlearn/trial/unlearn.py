@@ -128,7 +128,7 @@ def unlearn(
     a training that ends there.
     """
     coreset, trial, train = sorted(coreset), context.trial, context.trial.train
-    layers = block_numbers(train.layers)
+    layers, steps = block_numbers(train.layers), train.n_steps(len(coreset))
     adapter = bind_arguments(trial, ADAPTERS[train.adapter].function)
     length = control_length(context)
     # where weights are stored in fewer bits, what the model said before is of those
@@ -141,13 +141,12 @@ def unlearn(
             objective = _objective(context, model, *sides, length)
             monitor = None if watch is None else watch(model)
             looks = monitor, None if after_step else training_effects(context, model, objective)
-            steps = train.n_steps(len(coreset))
             callbacks = _callbacks(trial, objective, looks, measured_at, after_step)
             log = optimise(
                 model,
                 objective,
                 steps=steps,
-                optimizer=_optimizer_settings(context.trial),
+                optimizer=_optimizer_settings(trial),
                 trained=TrainedParameters(pattern, layers, masters),
                 wrappers=_wrappers(context.trial, after_step),
                 callbacks=replace(callbacks, also_at=rungs.steps(steps)),
