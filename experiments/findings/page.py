@@ -742,9 +742,9 @@ FINDINGS: Sequence[Finding] = (
         experiment="metric_faithfulness",
         title="Which metric can be believed?",
         answer=(
-            "All but one tell models that know from models that never did; relearning shows every"
-            " one of them to have missed something, activation patching least, which is not shown"
-            " to be better than the others."
+            "All of them tell models that know from models that never did; relearning shows each to"
+            " have missed something, few-shot multiple choice and activation patching least, which"
+            " are not shown to be better than most others."
         ),
         verdict=metric_findings,
         published=(
@@ -752,8 +752,8 @@ FINDINGS: Sequence[Finding] = (
             " strength first; UDS (2605.24614) puts activation patching above all of them."
         ),
         differs=(
-            "Half a million parameters, seven pairs of base and gold, nothing tuned. The row of"
-            " `key_multiple_choice` is from before a fault in it was mended (experiments/LOG.md)."
+            "Half a million parameters, seven pairs of base and gold, nothing tuned. A first run,"
+            " with models trained anew, had the first two in the other order (experiments/LOG.md)."
         ),
     ),
     Finding(
