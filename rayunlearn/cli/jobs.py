@@ -188,9 +188,14 @@ def _job_command(chosen: argparse.Namespace, file: Path) -> list[str]:
 def _follow(job: str, address: str) -> int:
     from rayunlearn.cluster.jobs import follow_job
 
-    now_doing("")
+    now_doing("waiting for the job's first line")
+
+    def show(text: str) -> None:
+        now_doing("")
+        print(text, end="", flush=True)
+
     try:
-        return follow_job(job, address, lambda text: print(text, end="", flush=True))
+        return follow_job(job, address, show)
     except KeyboardInterrupt:
         print(
             f"\nthe job goes on; look again with: rayunlearn jobs --address {address} {job}",

@@ -79,6 +79,11 @@ FIRST_PART = {
     "jobs": "asking the job server",
     "keywords": "reading the corpus",
     "score": "reading the corpus",
+    "books": "cutting the books",
+    "card": "reading the run and writing its card",
+    "compare": "reading the cards",
+    "list": "loading the tables",
+    "init": "writing the experiment",
 }
 
 

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,8 +17,8 @@ from rayunlearn.corpus.source import CorpusSource, exceeds_local_limit
 from rayunlearn.errors import require, unknown_name
 from rayunlearn.planning.progress import (
     LIVE_EVERY_SECONDS,
-    PLAIN_EVERY_SECONDS,
     bars,
+    plain_lines,
     time_left,
 )
 from rayunlearn.trial.narration import now_doing
@@ -94,21 +94,27 @@ def progress_line(progress: JobProgress, *, waited: float = 0.0) -> str:
 @contextmanager
 def reporting(console: Console) -> Iterator[OnProgress]:
     """A bar on a terminal, gone when the pass is; elsewhere a plain line a minute."""
-    with _live(console) if console.is_terminal else nullcontext(_plain(console)) as report:
+    with (_live if console.is_terminal else _plain)(console) as report:
         yield report
 
 
-def _plain(console: Console) -> OnProgress:
-    last_printed = time.monotonic()
+@contextmanager
+def _plain(console: Console) -> Iterator[OnProgress]:
+    """Also while one partition lasts: the line is said again, with the time left as it is now."""
+    latest: tuple[JobProgress, float] | None = None
 
     def report(progress: JobProgress) -> None:
-        nonlocal last_printed
-        if time.monotonic() - last_printed >= PLAIN_EVERY_SECONDS:
-            last_printed = time.monotonic()
-            now_doing("")
-            console.print(progress_line(progress), soft_wrap=True, highlight=False)
+        nonlocal latest
+        latest = (progress, time.monotonic())
 
-    return report
+    def line() -> str:
+        if latest is None:
+            return ""
+        progress, counts = latest
+        return progress_line(progress, waited=time.monotonic() - counts)
+
+    with plain_lines(console, line, at_once=False):
+        yield report
 
 
 @contextmanager

@@ -200,9 +200,12 @@ View = Snapshot | PreparationProgress
 @contextmanager
 def watch_progress(console: Console, read: Callable[[], View | None]) -> Iterator[None]:
     """Show what `read` returns until the block ends, from a thread of its own."""
+    if not console.is_terminal:
+        with plain_lines(console, lambda: status_line(view) if (view := read()) else ""):
+            yield
+        return
     stop = threading.Event()
-    show = _live if console.is_terminal else _plain
-    thread = threading.Thread(target=show, args=(console, read, stop), daemon=True)
+    thread = threading.Thread(target=_live, args=(console, read, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -267,19 +270,56 @@ def format_duration(seconds: float) -> str:
     )
 
 
-def _plain(console: Console, read: Callable[[], View | None], stop: threading.Event) -> None:
-    last, last_line = "", -math.inf
-    while not stop.wait(LIVE_EVERY_SECONDS):
-        view = read()
-        if view is not None:
-            now_doing("")
-        if (
-            view is not None
-            and time.monotonic() - last_line >= PLAIN_EVERY_SECONDS
-            and status_line(view) != last
-        ):
-            last, last_line = status_line(view), time.monotonic()
-            console.print(last, soft_wrap=True, highlight=False)
+class PlainLines:
+    """What is said where there is no terminal: a line a minute, also while nothing changes.
+
+    Example:
+        >>> lines = PlainLines()
+        >>> lines.due("preparing: base 0%", now=0.0), lines.due("preparing: base 1%", now=30.0)
+        ('preparing: base 0%', '')
+        >>> lines.due("preparing: base 1%", now=60.0)
+        'preparing: base 1%'
+        >>> lines.due("preparing: base 1%", now=120.0)
+        'preparing: base 1% (unchanged for 1 min)'
+    """
+
+    def __init__(self, *, since: float = -math.inf) -> None:
+        self._last, self._changed, self._printed = "", 0.0, since
+
+    def due(self, line: str, *, now: float) -> str:
+        """The line as it is to be printed now, '' for none."""
+        if now - self._printed < PLAIN_EVERY_SECONDS:
+            return ""
+        self._printed = now
+        if line != self._last:
+            self._last, self._changed = line, now
+            return line
+        return f"{line} (unchanged for {(now - self._changed) / 60:.0f} min)"
+
+
+@contextmanager
+def plain_lines(
+    console: Console, read: Callable[[], str], *, at_once: bool = True
+) -> Iterator[None]:
+    """Print what `read` returns ('': nothing yet) once a minute until the block ends, from a thread
+    of its own, the first time `at_once` or after a minute.
+    """
+    stop = threading.Event()
+    lines = PlainLines(since=-math.inf if at_once else time.monotonic())
+
+    def speak() -> None:
+        while not stop.wait(LIVE_EVERY_SECONDS):
+            if (line := read()) and (due := lines.due(line, now=time.monotonic())):
+                now_doing("")
+                console.print(due, soft_wrap=True, highlight=False)
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _live(console: Console, read: Callable[[], View | None], stop: threading.Event) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rayunlearn.cli.arguments import DONE, INCOMPLETE, INTERRUPTED, MISTAKE, output_folder
-from rayunlearn.cli.main import main
+from rayunlearn.cli.main import FIRST_PART, main, parser
 from rayunlearn.cli.output import exit_code, print_conclusion
 from rayunlearn.cluster.sweep import SweepResult
 from rayunlearn.config import Method, Objective, Train, Trial
@@ -422,3 +422,11 @@ def test_frontier_says_for_every_method_and_selector_whether_equivalence_is_show
     assert len(lines) == 4 and all("within 0.05" in line or "not shown" in line for line in lines)
     assert main(["frontier", str(run), "--margin", "-1"]) == 2
     assert "margin" in capsys.readouterr().err
+
+
+def test_every_command_says_what_it_does_first() -> None:
+    """The line that comes within two seconds (tests/trial/test_narration.py)."""
+    commands = parser()._subparsers
+    assert commands is not None
+    (choices,) = (action.choices for action in commands._group_actions if action.choices)
+    assert set(FIRST_PART) == set(choices)
