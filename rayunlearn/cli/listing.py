@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
 from rich.text import Text
 
 from rayunlearn.cli.docs_settings import setting_lines, settings_page
 from rayunlearn.errors import require
 from rayunlearn.planning.cost import PlannedCell
+from rayunlearn.reporting.terminal_tables import print_fitting
 
 
 def print_methods(console: Console) -> None:
@@ -256,18 +256,23 @@ def _heading(console: Console, text: str) -> None:
 
 
 def _entry(console: Console, name: str, title: str, lines: Sequence[str]) -> None:
-    console.print(Text.assemble((name, "bold"), f"  {title}"), soft_wrap=True)
-    for line in lines:
-        console.print(Text(f"    {line}", style="dim" if line == lines[-1] else ""), soft_wrap=True)
+    """A name with its title, then what is said of it; on a terminal broken to its width, in a file
+    a line each.
+    """
+    head = Text.assemble((name, "bold"), f"  {title}")
+    details = [Text(line, style="dim" if line == lines[-1] else "") for line in lines]
+    if not console.is_terminal:
+        for text in (head, *(Text("    ").append_text(detail) for detail in details)):
+            console.print(text, soft_wrap=True)
+        return
+    console.print(head)
+    for detail in details:
+        console.print(Padding(detail, (0, 0, 0, 4), expand=False))
 
 
 def _print(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
-    for header in headers:
-        table.add_column(header, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    numeric = [header in ("ratio", "trials", "finished", "n", "mean") for header in headers]
+    print_fitting(console, headers, rows, numeric=numeric)
     console.print()
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayunlearn.analysis.baselines import baseline_table
+from rayunlearn.analysis.coreset_table import extra_settings
 from rayunlearn.analysis.equal_retention import has_calibrated
 from rayunlearn.analysis.labels import (
     UNKNOWN,
@@ -48,6 +49,13 @@ from rayunlearn.reporting.tables import (
     ranking_sentences,
     ranking_view,
 )
+from rayunlearn.reporting.terminal_tables import (
+    GAP,
+    column_widths,
+    empty_table,
+    least_widths,
+    print_fitting,
+)
 from rayunlearn.reporting.text_tables import comparisons_of
 from rayunlearn.schema import column_names
 from rayunlearn.storage.run import Run, open_run
@@ -66,42 +74,42 @@ COLUMNS_DROPPED_FIRST = (
     "unlearned",
     "untouched",
 )
+# beginnings of the headers that no terminal goes without
+HEADLINE = ("unlearned", "untouched")
 
 
 def print_coreset_table(
     table: pl.DataFrame, console: Console, *, experiment: Mapping[str, Any] | None = None
 ) -> None:
-    """Print the coreset table; where the terminal is narrow, without the columns in
-    `COLUMNS_DROPPED_FIRST`, and it says which.
+    """Print the coreset table; where the terminal is narrow, what was unlearned and what that cost
+    elsewhere in a table of its own, and without the columns in `COLUMNS_DROPPED_FIRST`, and it says
+    which.
     """
     view = coreset_view(table, experiment or {})
-    columns = _fitting(view, console.width)
-    left_out = [header for i, header in enumerate(view.headers) if i not in columns]
+    named_by = 3 + len(extra_settings(table))
+    parts = _fitting_parts(view, console.width, named_by)
+    printed = {i for part in parts for i in part}
+    left_out = [header for i, header in enumerate(view.headers) if i not in printed]
     caption = "[low, high] 95% t interval over seeds and documents" + (
         f"; too narrow for: {', '.join(left_out)}" if left_out else ""
     )
-    printed = Table(
-        header_style="bold",
-        caption=Text(caption),
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        show_edge=False,
-    )
-    for i in columns:
-        printed.add_column(
-            Text(_stacked(view.headers[i])),
-            justify="right" if view.numeric[i] else "left",
-            vertical="bottom",
-        )
+    for number, columns in enumerate(parts):
+        is_last = number == len(parts) - 1
+        console.print(_coreset_part(view, columns, caption if is_last else ""))
+        if not is_last:
+            console.print()
+    for line in over_forgotten_sentence(table):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _coreset_part(view: TableView, columns: Sequence[int], caption: str) -> Table:
+    """Some columns of the coreset table, a rule between methods."""
+    printed = empty_table(view.headers, columns, view.numeric, caption=caption)
     for row, before, role in zip(view.rows, ((), *view.rows), view.roles, strict=False):
         if before and before[0] != row[0] and role == "grid":
             printed.add_section()
         printed.add_row(*(Text(row[i]) for i in columns), style="" if role == "grid" else "dim")
-    console.print(printed)
-    for line in over_forgotten_sentence(table):
-        console.print(line, highlight=False, soft_wrap=True)
+    return printed
 
 
 def print_warnings(run: Run, table: pl.DataFrame, console: Console) -> None:
@@ -150,21 +158,8 @@ def _print_titled(
     lines: Sequence[str],
     console: Console,
 ) -> None:
-    printed = Table(
-        title=Text(title),
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-    )
-    for i, header in enumerate(headers):
-        printed.add_column(
-            Text(_stacked(header)), justify="right" if i else "left", vertical="bottom"
-        )
-    for row in rows:
-        printed.add_row(*(Text(cell) for cell in row))
-    console.print(printed)
+    numeric = [i > 0 for i in range(len(headers))]
+    print_fitting(console, headers, rows, numeric=numeric, title=title)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -178,19 +173,8 @@ def print_attack_matrices(run: Run, console: Console, *, metric: str = "") -> No
 
 
 def _print_matrix(matrix: AttackMatrix, console: Console) -> None:
-    printed = Table(
-        header_style="bold",
-        caption=Text(matrix.caption),
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    for header in matrix.headers:
-        printed.add_column(Text(header), vertical="bottom")
-    for row in matrix.rows:
-        printed.add_row(*(Text(cell) for cell in row))
-    console.print(printed)
+    numeric = [i > 0 for i in range(len(matrix.headers))]
+    print_fitting(console, matrix.headers, matrix.rows, numeric=numeric, caption=matrix.caption)
     for note in matrix.notes:
         console.print(note, highlight=False, soft_wrap=True)
 
@@ -219,24 +203,16 @@ def print_retain_choice(run: Run, console: Console) -> None:
 
 def print_section(section: Section, console: Console) -> None:
     """Print a titled table; a name that repeats is printed once."""
-    title, caption = Text(section.title), Text(section.caption)
-    printed = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption=caption,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
+    view = section.view
+    print_fitting(
+        console,
+        view.headers,
+        view.rows,
+        numeric=view.numeric,
+        title=section.title,
+        caption=section.caption,
+        named_once=True,
     )
-    for header, right in zip(section.view.headers, section.view.numeric, strict=True):
-        printed.add_column(Text(_stacked(header)), justify="right" if right else "left")
-    for row, before in zip(section.view.rows, ((), *section.view.rows), strict=False):
-        is_repeated = bool(before) and before[0] == row[0]
-        printed.add_row(
-            *("" if is_repeated and i == 0 else Text(cell) for i, cell in enumerate(row))
-        )
-    console.print(printed)
 
 
 def print_heat_map(heat: HeatMap, console: Console) -> None:
@@ -443,26 +419,28 @@ def print_looks(console: Console, curves: pl.DataFrame) -> None:
     console.print(printed, "")
 
 
-def _fitting(view: TableView, width: int) -> list[int]:
-    """Columns that fit into `width` characters, two of them between columns."""
-    columns = list(range(len(view.headers)))
-    widths = [
-        max(
-            len(part)
-            for text in (_stacked(header), *(row[i] for row in view.rows))
-            for part in text.split("\n")
-        )
-        for i, header in enumerate(view.headers)
-    ]
+def _fitting_parts(view: TableView, width: int, named_by: int) -> list[list[int]]:
+    """Columns that fit into `width` characters, two of them between columns; and, where the
+    headline is not among them, those of a second table, the last to be dropped first.
+    """
+    widths, columns = column_widths(view.headers, view.rows), list(range(len(view.headers)))
     for name in COLUMNS_DROPPED_FIRST:
-        if sum(widths[i] + 2 for i in columns) - 2 <= width:
+        if _fits(widths, columns, width):
             break
         columns = [i for i in columns if not view.headers[i].startswith(name)]
-    return columns
+    dropped = [i for i in range(len(view.headers)) if i not in columns]
+    if not any(view.headers[i].startswith(HEADLINE) for i in dropped):
+        return [columns]
+    narrow, second = least_widths(view.headers, view.rows, view.numeric), list(range(named_by))
+    for name in (*HEADLINE, *reversed(COLUMNS_DROPPED_FIRST)):
+        more = [i for i in dropped if view.headers[i].startswith(name) and i not in second]
+        if more and _fits(narrow, [*second, *more], width):
+            second += more
+    return [columns, sorted(second)] if len(second) > named_by else [columns]
 
 
-def _stacked(header: str) -> str:
-    return header.replace(" ", "\n")
+def _fits(widths: Sequence[int], columns: Sequence[int], width: int) -> bool:
+    return sum(widths[i] + GAP for i in columns) - GAP <= width
 
 
 def _print_pairs(console: Console, title: str, pairs: dict[str, Any]) -> None:
