@@ -116,6 +116,22 @@ def test_a_page_leads_to_the_glossary(page: Path) -> None:
     assert is_it or "glossary.md)" in page.read_text(encoding="utf-8")
 
 
+def test_the_readme_is_short_and_fits_a_screen_and_a_phone() -> None:
+    """700 words outside code, counted as `wc -w` does; one table; 100 columns but for a picture."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = FENCE.findall(text)
+    prose = FENCE.sub("", text)
+    assert len(prose.split()) <= 700
+    assert [line for line in text.splitlines() if len(line) > 100 and line[:2] != "!["] == []
+    assert code and all(block.count("\n") <= 24 for block in code)
+    (table,) = re.findall(r"(?:^\|.*\n)+", prose, re.MULTILINE)
+    assert table.splitlines()[0].count("|") - 1 <= 6
+    assert prose.count("](docs/pictures/") == 1
+    terms = ("forget set", "retain set", "coreset", "base", "gold", "control")
+    first = [prose.index(f"**{term}**") for term in terms]
+    assert max(first) < prose.index("## One command") < prose.index(table)
+
+
 def test_docstrings_and_printed_sentences_use_the_words_of_the_field() -> None:
     wrong = {
         str(file.relative_to(ROOT)): hits
