@@ -236,7 +236,7 @@ def main() -> None:
     if options.gold is None:
         return
     print(
-        "| gold set (documents) | extractor | P / R / F1 at 5 | at 10 | at 15 | documents/s"
+        "| dataset (documents) | extractor | P / R / F1 at 5 | at 10 | at 15 | documents/s"
         " |\n|---|---|---|---|---|---|"
     )
     for name in options.sets:

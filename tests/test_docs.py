@@ -310,6 +310,42 @@ def test_the_site_is_accessible_in_both_schemes_at_a_desktops_and_a_phones_width
                 assert scheme == ("slate" if dark else "default")
 
 
+@pytest.mark.skipif(bool(why_skipped()), reason=why_skipped())
+def test_the_site_is_searched_from_a_folder_and_loads_nothing_from_elsewhere(site: Path) -> None:
+    """A page that no server sends may start no worker; "gold" leads to the glossary."""
+    typed = """new Promise(done => {
+        const field = document.querySelector(".md-search__input");
+        document.querySelector("#__search").click();
+        field.value = "gold";
+        const timer = setInterval(() => {
+            field.dispatchEvent(new Event("keyup"));
+            const hits = [...document.querySelectorAll(".md-search-result__link")];
+            if (hits.length) { clearInterval(timer); done(hits.map(hit => hit.href)); }
+        }, 200);
+    })"""
+    with browser_page() as page:
+        page.open(site / "index.html", width=1280)
+        hits = page.evaluate(typed)
+    assert any("glossary.html" in hit for hit in hits[:5]), hits[:5]
+    sources = re.compile(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?https?:", re.IGNORECASE)
+    for file in site.rglob("*.html"):
+        hits = [
+            h for h in sources.findall(file.read_text(encoding="utf-8")) if "canonical" not in h
+        ]
+        assert hits == [], file.name
+
+
+@pytest.mark.skipif(bool(why_skipped()), reason=why_skipped())
+def test_a_figure_on_a_phone_keeps_its_letters_and_scrolls_by_itself(site: Path) -> None:
+    sizes = "[...document.querySelectorAll('p > img')].map(i => [i.width, i.naturalWidth])"
+    with browser_page() as page:
+        for name in ("index", "findings/pretrained-coreset"):
+            page.open(site / f"{name}.html", width=400)
+            shown = page.evaluate(sizes)
+            assert shown and all(width == natural for width, natural in shown), (name, shown)
+            assert page.evaluate("document.documentElement.scrollWidth") <= 400, name
+
+
 def test_the_page_on_own_methods_is_code_that_runs(tmp_path: Path) -> None:
     """Its file is planned and checked as it stands there, its loss is what the page says, and the
     names of tensors in its table are all that there are.

@@ -1,4 +1,4 @@
-"""Tables in a terminal of any width: every number is whole, and nothing is wider than the screen."""
+"""Tables in a terminal of any width: every number is whole and no line is wider."""
 
 import io
 from pathlib import Path
