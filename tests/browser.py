@@ -90,8 +90,10 @@ class Page:
         while self._message().get("method") != "Page.loadEventFired":
             pass
 
-    def open(self, file: Path, *, width: int, dark: bool = False) -> None:
-        """Load a file at that width in CSS pixels, in the light or the dark scheme."""
+    def open(self, file: Path, *, width: int, dark: bool = False, media: str = "") -> None:
+        """Load a file at that width in CSS pixels, in the light or the dark scheme, on a screen or
+        for `media="print"`.
+        """
         self._navigate("about:blank")
         # the site remembers the scheme of its reader
         self._call("Storage.clearDataForOrigin", origin="file://", storageTypes="local_storage")
@@ -103,7 +105,7 @@ class Page:
             mobile=False,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", media="", features=[scheme])
+        self._call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self._navigate(file.resolve().as_uri())
 
     def evaluate(self, script: str) -> Any:

@@ -50,7 +50,7 @@ TERMS = (
         "equal retention",
         ("each unlearned model interpolated towards base until it retains as much as every other"),
     ),
-    ("interval", "95% t interval over seeds and documents (how)"),
+    ("interval", "95% t interval over seeds and documents"),
     ("equivalent", "shown to differ by less than the margin, by two one-sided tests"),
     ("not significantly different", "the test did not show a difference; that is no equivalence"),
     (

@@ -137,7 +137,7 @@ def _details(run: Run) -> dict[str, Any]:
         "quarantine": _rejected(run),
         "provenance": provenance(run),
         "settings": _settings(run),
-        "metrics": run.experiment.get("metrics", []),
+        "metrics": _measured_metrics(run),
         "glossary": TERMS,
     }
 
@@ -149,6 +149,7 @@ def _template() -> jinja2.Template:
     )
     environment.filters["code"] = with_code
     environment.filters["cut"] = cut_text
+    environment.filters["breakable"] = breakable
     environment.tests["grouped"] = is_grouped
     return environment.from_string(
         (files("rayunlearn.reporting") / "templates" / "report.html.j2").read_text(encoding="utf-8")
@@ -184,6 +185,22 @@ def is_grouped(rows: Sequence[Sequence[object]]) -> bool:
 def with_code(text: str) -> Markup:
     """Text whose parts between back-ticks are set as code, everything in it escaped."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def breakable(text: str) -> Markup:
+    """A name whose parts may stand in two lines, everything in it escaped.
+
+    Example:
+        >>> str(breakable("key_probability"))
+        'key_<wbr>probability'
+    """
+    return Markup(str(escape(text)).replace("_", "_<wbr>"))
+
+
+def _measured_metrics(run: Run) -> list[Mapping[str, Any]]:
+    """What each metric of the run's rows is; those that were not measured are left out."""
+    measured = set(run.evals.select("metric").unique().collect()["metric"])
+    return [row for row in run.experiment.get("metrics", ()) if row["name"] in measured]
 
 
 def _rejected(run: Run) -> list[dict[str, Any]]:

@@ -277,17 +277,18 @@ def _forgetting_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
     goal = objective_of(run.experiment)
     aims = [] if goal.target == "none" else full_set["aim"].drop_nulls().unique().to_list()
     order = f"the nearest to {aims[0]}" if aims else "the least left"
+    n = full_set.height
+    part = f"; {MAX_LINES} of {n}, the others are in the table" if n > MAX_LINES else ""
     words = (
         f"After unlearning with the largest part of the forget set that was tried, {order} first"
-        f" ({goal.forgetting} of the answers):"
+        f"{part} ({goal.forgetting} of the answers):"
     )
-    more = full_set.height - MAX_LINES
     best_first = full_set.sort("objective").head(MAX_LINES)
     marked = over_forgotten_sentence(full_set)
     return SummaryBlock(
         anchor="left",
         title="What is left",
-        sentences=(words, *([f"{more} more are in the table."] if more > 0 else []), *marked),
+        sentences=(words, *marked),
         table=_forgetting_table(
             pl.concat([_beside(table), best_first]), settings, untouched=has_untouched(table, goal)
         ),
@@ -506,20 +507,20 @@ def _uncertainty_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
         low, high = (int(float(str(v))) for v in (grid["seeds"].min(), grid["seeds"].max()))
         seeds = f"{low}" if low == high else f"{low} to {high}"
         repeated = (
-            "Every number is of one training, not repeated with other random numbers."
+            "Every number is of one training, with one random seed."
             if high == 1
-            else f"Every number is a mean over {seeds} repetitions with other random numbers."
+            else f"Every number is a mean over {seeds} random seeds."
         )
         sentences.append(f"{repeated} {INTERVALS}")
         if low == 1:
             sentences.append(
-                "Where there is one repetition the interval is over documents alone: it says"
-                " nothing about what another repetition would give."
+                "Where there is one seed the interval is over documents alone: it says nothing"
+                " about what another seed would give."
             )
         elif low < SEVERAL:
             sentences.append(
-                f"Intervals from {low} repetitions are wide because {low} say little about what"
-                " another would give: a true difference may well be inside them."
+                f"Intervals from {low} seeds are wide because {low} say little about what another"
+                " would give: a true difference may well be inside them."
             )
     sentences += (
         [_control_words(table)]

@@ -34,14 +34,14 @@ from rayunlearn.storage.run import Run
 HEADERS = {
     "tuned for": "the group of trials that share the search",
     "hyperparameter": "the setting, under its dotted name",
-    "found": "the value that the grid was run with",
+    "chosen": "the value that the grid was run with",
     "range": "what the search drew from",
     "tried": "settings that were measured, and in brackets those that kept the utility floor",
     "importance": (
         "share of the rank variance of what was minimised that goes with this hyperparameter"
         " (Spearman's correlation squared), and its permutation p"
     ),
-    "more of it": "what larger values went with: worse or better by what was minimised",
+    "larger values": "what they went with: worse or better by what was minimised",
     "utility": "rank correlation of the hyperparameter with utility",
 }
 

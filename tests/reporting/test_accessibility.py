@@ -43,3 +43,17 @@ def test_a_report_is_accessible_in_both_schemes_at_a_desktops_and_a_phones_width
         page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
         assert page.accessibility_errors(axe_source()) == [], (width, dark)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, dark
+
+
+@pytest.mark.parametrize("name", ["coreset", "control"])
+def test_nothing_of_a_report_is_cut_on_paper(page: Page, tmp_path: Path, name: str) -> None:
+    """A4 less two margins of 14 mm is 182 mm: 688 CSS pixels. What is folded is printed too."""
+    shutil.copytree(RUNS / name, tmp_path / "run")
+    page.open(write_report(tmp_path / "run"), width=688, media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    wide = (
+        "[...document.querySelectorAll('table, svg, pre')].filter(e => e.getClientRects().length)"
+    )
+    over = f"{wide}.filter(e => e.getBoundingClientRect().right > 688.5).map(e => e.ariaLabel)"
+    assert page.evaluate(over) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 688

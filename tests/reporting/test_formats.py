@@ -72,7 +72,7 @@ def test_the_first_page_answers_its_questions_with_numbers_of_the_table(run: Run
         0, named=True
     )
     assert left.table.rows[4][2].startswith(f"{best['forgetting']:.2f} [")
-    assert "mean over 2 to 3 repetitions" in sure.sentences[0] and any(
+    assert "mean over 2 to 3 random seeds" in sure.sentences[0] and any(
         "did not end as complete: 2." in s for s in sure.sentences
     )
     assert "No attack has been run" in back.sentences[0]

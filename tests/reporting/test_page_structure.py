@@ -141,3 +141,22 @@ def test_columns_of_long_names_are_fewer_in_a_table() -> None:
     first, second = page_tables(view)
     assert first.headers == headers[:7] and second.headers == ("row", headers[7])
     assert second.rows == (("npo", "7"),)
+
+
+def test_page_one_has_the_coreset_curve_and_is_over_before_the_findings(text: str) -> None:
+    """With a caption that says how to read it; a run of one part has no curve."""
+    brief = text[text.index('id="brief"') : text.index('id="findings"')]
+    assert brief.index('id="h-left"') < brief.index('id="figure-coreset"') < brief.index("h-sure")
+    assert "A flat line means" in brief and text.count('id="figure-coreset"') == 1
+    one_part = page(open_run(ROOT / "docs" / "notebooks" / "runs" / "control"))
+    assert "figure-coreset" not in one_part and "figure-coverage" not in one_part
+
+
+def test_metrics_are_explained_where_they_were_measured() -> None:
+    run = open_run(ROOT / "docs" / "notebooks" / "runs" / "coreset")
+    measured = set(run.evals.select("metric").unique().collect()["metric"])
+    shown = page(run)
+    shown = shown[shown.index("What the metrics mean") :]
+    explained = set(re.findall(r"<dt>(\w+)</dt>", shown[: shown.index("</dl>")]))
+    assert explained and explained <= measured
+    assert {row["name"] for row in run.experiment["metrics"]} - explained
