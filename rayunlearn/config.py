@@ -1084,7 +1084,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Value]:
         Value by name.
 
     Raises:
-        UserError: a text without `=` or without a name.
+        UserError: a text without `=` or without a name, or a name that is given twice.
 
     Example:
         >>> parse_assignments(["train.length=20", "method.forget=rmu"])
@@ -1095,6 +1095,10 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Value]:
         name, equals, raw = text.partition("=")
         name = name.strip()
         require(bool(equals) and bool(name.strip("+ ")), "--set takes name=value", text)
+        rule = (
+            f"--set gives {name} twice; of several values an axis is made by {name}=[VALUE,VALUE]"
+        )
+        require(name.endswith("+") or name not in values, rule, text)
         if name.endswith("+"):
             values[name] = ",".join(str(part) for part in (values.get(name, ""), raw) if part)
             continue
@@ -1213,5 +1217,7 @@ def coerce_value(name: str, value: Value, kind: type) -> Value:
     if kind is str and type(value) in (int, float):
         return str(value)
     if type(value) is not kind:
-        raise UserError(f"{name} must be {kind.__name__}, got {value!r}")
+        several = isinstance(value, str) and "," in value and kind in (int, float)
+        hint = f"; several values are an axis: --set {name}=[{value}]" if several else ""
+        raise UserError(f"{name} must be {kind.__name__}, got {value!r}{hint}")
     return value

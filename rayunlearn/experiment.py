@@ -12,9 +12,10 @@ source of plugins.
 
 import importlib.util
 import math
+import re
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -708,6 +709,41 @@ def override(
     return replace(changed, version=str(values["version"])) if "version" in values else changed
 
 
+def with_axes(experiment: Experiment, axes: Mapping[str, Any]) -> Experiment:
+    """A changed copy in which each of these names is an axis of every grid, and is no longer
+    searched.
+
+    Args:
+        experiment: the experiment to start from; it stays as it is.
+        axes: values by name.
+
+    Returns:
+        The changed copy.
+
+    Raises:
+        UserError: a name that no setting and no function has, or an axis without values.
+
+    Example:
+        >>> changed = with_axes(load("experiments/hello.py"), {"select.ratio": (0.5, 1.0)})
+        >>> [axis.points for axis in changed.grids[0] if axis.names == ("select.ratio",)]
+        [((0.5,), (1.0,))]
+    """
+    if not axes:
+        return experiment
+    from rayunlearn.registry import option_names
+
+    grids = experiment.grids
+    for name, points in axes.items():
+        axis = _axis(name, points)
+        grids = tuple((*_grid_without(grid, name), axis) for grid in grids)
+    search = {name: domain for name, domain in experiment.search.items() if name not in axes}
+    nothing_left = bool(experiment.search) and not search
+    budget = replace(experiment.budget, tuning="none") if nothing_left else experiment.budget
+    changed = replace(experiment, grids=grids, search=search, budget=budget)
+    check_names(changed, available=(*field_names(), *option_names()))
+    return changed
+
+
 def settings(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON-ready values: what experiment.json and the report hold."""
     axes = [
@@ -774,11 +810,23 @@ def _import(path: Path) -> ModuleType:
     except Exception as error:
         raise UserError(
             f"{path} must import without an error, got {type(error).__name__}:"
-            f" {error}{_error_location(error, path)}"
+            f" {error}{_meant_keyword(error)}{_error_location(error, path)}"
         ) from error
     finally:
         del sys.modules[name]
     return module
+
+
+def _meant_keyword(error: Exception) -> str:
+    """`; did you mean 'batch_size'?` for `Train(batchsize=8)`, '' for any other error."""
+    from rayunlearn import config
+
+    match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    part = match and (getattr(config, match[1], None) or globals().get(match[1]))
+    if not match or not is_dataclass(part):
+        return ""
+    nearest = get_close_matches(match[2], [each.name for each in fields(part)], n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def _error_location(error: Exception, path: Path) -> str:
@@ -919,8 +967,11 @@ def _fixed_grid(grid: Grid, name: str, value: Value) -> Grid:
     """
     if all(name not in axis.names for axis in grid):
         return grid
-    other_axes = tuple(axis for axis in (_axis_without(axis, name) for axis in grid) if axis.names)
-    return (*other_axes, Axis((name,), ((value,),)))
+    return (*_grid_without(grid, name), Axis((name,), ((value,),)))
+
+
+def _grid_without(grid: Grid, name: str) -> Grid:
+    return tuple(axis for axis in (_axis_without(axis, name) for axis in grid) if axis.names)
 
 
 def _axis_without(axis: Axis, name: str) -> Axis:

@@ -2,6 +2,7 @@
 it would take to tell.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -64,6 +65,20 @@ class EquivalenceCriterion:
         require(self.margin > 0, "margin must be > 0", self.margin)
         require(0 < self.alpha < 0.5, "alpha must be in (0, 0.5)", self.alpha)
         require(0 < self.power < 1, "power must be in (0, 1)", self.power)
+
+
+def widest_margin(run: Run) -> float:
+    """The largest difference that either metric of a run's objective can have; infinite for one
+    without bounds, or of a run that does not say them.
+    """
+    goal = objective_of(run.experiment)
+    ranges = {row["name"]: row for row in run.experiment.get("metrics", ())}
+    widths = [
+        ranges[name]["high"] - ranges[name]["low"]
+        for name in (goal.forgetting, goal.utility)
+        if name in ranges and None not in (ranges[name]["low"], ranges[name]["high"])
+    ]
+    return float(max(widths)) if len(widths) == len((goal.forgetting, goal.utility)) else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

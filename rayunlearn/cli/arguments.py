@@ -1,15 +1,16 @@
 """Arguments that several commands share, and the experiment that they describe."""
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.config import parse_assignments
-from rayunlearn.errors import require
+from rayunlearn.errors import UserError, require
 from rayunlearn.storage.sync import output_place
 
 if TYPE_CHECKING:
@@ -227,15 +228,40 @@ def _is_lost_with_job(folder: Path) -> bool:
     return in_job and RAY_JOB_FOLDER in folder.resolve().parts
 
 
+def split_axes(assignments: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
+    """What `--set` says, as (axes by name, the other assignments): NAME=[VALUE,VALUE] is an axis.
+
+    Raises UserError for a list that is no JSON.
+
+    Example:
+        >>> split_axes(["select.ratio=[0.25,1]", "train.length=20"])
+        ({'select.ratio': [0.25, 1]}, ['train.length=20'])
+    """
+    axes: dict[str, list[Any]] = {}
+    single = []
+    for text in assignments:
+        name, _, raw = text.partition("=")
+        if not raw.strip().startswith("["):
+            single.append(text)
+            continue
+        try:
+            axes[name.strip()] = json.loads(raw)
+        except ValueError as error:
+            rule = "--set NAME=[VALUE,VALUE] takes a JSON list, texts in double quotes"
+            raise UserError(f"{rule}, got {text!r}") from error
+    return axes, single
+
+
 def experiment_of(chosen: argparse.Namespace) -> "Experiment":
     """The experiment with what the command line changes. The words that were given are kept for `go
     on with`.
     """
     from rayunlearn import recipes
-    from rayunlearn.experiment import check_measured, load, override
+    from rayunlearn.experiment import check_measured, load, override, with_axes
 
     recipe = recipes.values(chosen.recipe) if chosen.recipe else {}
-    values = parse_assignments(chosen.assignments)
+    axes, single = split_axes(chosen.assignments)
+    values = parse_assignments(single)
     if chosen.tuned_from:
         values["budget.tuned_from"] = chosen.tuned_from
     experiment = load(chosen.experiment, preset=chosen.preset)
@@ -243,7 +269,7 @@ def experiment_of(chosen: argparse.Namespace) -> "Experiment":
     chosen.words = ["rayunlearn", *sys.argv[1:]]
     chosen.output = output_folder(chosen.output)
     version = {} if chosen.version is None else {"version": chosen.version}
-    changed = override(experiment, values | version, recipe=recipe)
+    changed = with_axes(override(experiment, values | version, recipe=recipe), axes)
     check_measured(changed)
     return _checked(changed)
 

@@ -197,14 +197,25 @@ def show_frontier(chosen: argparse.Namespace) -> int:
     """The smallest ratio whose forgetting and utility are equivalent to the full set's, per method
     and selector.
     """
-    from rayunlearn.analysis.equivalence import EquivalenceCriterion, frontier_of_run
+    from rayunlearn.analysis.equivalence import (
+        EquivalenceCriterion,
+        frontier_of_run,
+        widest_margin,
+    )
     from rayunlearn.reporting.sentences import frontier_in_words
     from rayunlearn.storage.run import open_run
 
     standard = EquivalenceCriterion(margin=chosen.margin)
-    for line in frontier_in_words(
-        frontier_of_run(open_run(local_run(chosen.run)), standard), standard
-    ):
+    run = open_run(local_run(chosen.run))
+    largest = widest_margin(run)
+    rule = f"--margin must be < {largest:g}, as far as the metrics of this run can differ"
+    require(chosen.margin < largest, rule, chosen.margin)
+    lines = frontier_in_words(frontier_of_run(run, standard), standard)
+    nothing = (
+        "nothing to compare: no method was trained on the full forget set and on a part of it"
+        " (axis select.ratio), each with at least two seeds"
+    )
+    for line in lines or [nothing]:
         print(line)
     return DONE
 

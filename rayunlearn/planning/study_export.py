@@ -13,7 +13,13 @@ from rayunlearn.experiment import Choice, Domain, Range
 from rayunlearn.planning.outcomes import StudyGoal, TrialResult, study_goal
 from rayunlearn.planning.planner import pruned_trial, study_trial
 from rayunlearn.planning.rungs import RungRule, rung_value
-from rayunlearn.planning.study import StudyTrial, judged_by_seeds, quiet_optuna, study_from
+from rayunlearn.planning.study import (
+    StudyTrial,
+    best_trial,
+    judged_by_seeds,
+    quiet_optuna,
+    study_from,
+)
 from rayunlearn.schema import PAUSED, PRUNED
 
 if TYPE_CHECKING:
@@ -150,8 +156,9 @@ def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:
     """All studies of a run into an Optuna storage, a SQLite file that optuna-dashboard opens;
     returns their names.
 
-    A picture of the run as it is now: an older file of that name is replaced. Raises UserError for
-    a run without studies.
+    A picture of the run as it is now: an older file of that name is replaced. The setting that the
+    grid was run with has the user attribute `chosen`, and the study its trial under that name.
+    Raises UserError for a run without studies.
     """
     import optuna
 
@@ -162,6 +169,7 @@ def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:
         bool(names), "a run must have tuned something (budget.tuning) to have studies", str(run)
     )
     studies = {name: study_of_run(run, name) for name in names}
+    best = {each.name: best_trial(each.finished) for each in studies_of_run(Path(run))}
     times = trial_times(Path(run))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
@@ -176,6 +184,9 @@ def write_studies(run: str | Path, file: Path) -> tuple[str, ...]:
             trial_id = trial.user_attrs["trial_id"]
             if trial_id in times:
                 trial.datetime_start, trial.datetime_complete = times[trial_id]
+            if (chosen := best[name]) and chosen.trial_id == trial_id:
+                trial.set_user_attr("chosen", True)
+                copy.set_user_attr("chosen", trial_id)
         copy.add_trials(trials)
     return names
 
@@ -184,9 +195,14 @@ def trial_times(run: Path) -> dict[str, tuple[datetime, datetime]]:
     """Start and end of the trials of a run that say them, by id, in this machine's time as Optuna
     has it.
     """
+    import polars as pl
+
     from rayunlearn.storage.run import open_run
 
-    rows = open_run(run).trials.select("trial_id", "started_at", "seconds").collect()
+    parts = [f"seconds_{part}" for part in ("load", "select", "train", "measure")]
+    # a run of an earlier version says its parts alone
+    length = pl.coalesce("seconds", pl.sum_horizontal(parts, ignore_nulls=False))
+    rows = open_run(run).trials.select("trial_id", "started_at", length).collect()
     times = {}
     for trial_id, started_at, seconds in rows.drop_nulls().iter_rows():
         start = datetime.fromisoformat(started_at).astimezone().replace(tzinfo=None)

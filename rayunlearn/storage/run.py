@@ -134,6 +134,12 @@ class Run:
     scores: pl.LazyFrame
     experiment: dict[str, Any]
 
+    def __repr__(self) -> str:
+        ended = self.trials.select(pl.len()).collect().item()
+        planned = self.experiment.get("planned", "?")
+        question = str(self.experiment.get("question", "")).partition("\n")[0]
+        return f"<Run {display_path(self.path)}: {ended} of {planned} trials. {question}>"
+
 
 def write_trial(
     run: Path, trial_id: str, tables: Mapping[str, Sequence[Row]], config: Mapping[str, Value]
@@ -370,11 +376,10 @@ def open_run(run: Path | str) -> Run:
 def require_run(path: Path) -> None:
     """Raise UserError where there is no run."""
     written = [path / "trials", path / "tables", path / "plan.parquet", path / EXPERIMENT]
-    require(
-        any(p.exists() for p in written),
-        "a run is a folder with trials/, tables/, plan.parquet or experiment.json",
-        str(path),
-    )
+    runs = sorted(file.parent for file in path.glob(f"*/{EXPERIMENT}"))
+    meant = f" (did you mean {display_path(runs[-1])}?)" if runs else ""
+    rule = f"a run is a folder with trials/, tables/, plan.parquet or {EXPERIMENT}{meant}"
+    require(any(p.exists() for p in written), rule, str(path))
 
 
 def read_experiment(run: Path) -> dict[str, Any]:

@@ -66,6 +66,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "did you mean 'select.ratio'?",
         ),
         (["run", "experiments/mine.py", "--set", "npo.bta=1"], "did you mean 'npo.beta'?"),
+        (["plan", "experiments/mine.py", "--set", "npo.bta=[1,2]"], "did you mean 'npo.beta'?"),
+        (
+            ["plan", "experiments/mine.py", "--set", "select.ratio=0.25,1.0"],
+            "several values are an axis: --set select.ratio=[0.25,1.0]",
+        ),
+        (
+            ["plan", "experiments/mine.py", "--set", "train.length=9", "train.length=8"],
+            "--set gives train.length twice",
+        ),
+        (["plan", "experiments/mine.py", "--set", "select.ratio=[0.25"], "takes a JSON list"),
         (["run", "experiments/mine.py", "--set", "method.forget=rmuu"], "did you mean 'rmu'?"),
         (
             ["run", "experiments/mine.py", "--set", "attacks.panel=quik"],
@@ -430,3 +440,41 @@ def test_every_command_says_what_it_does_first() -> None:
     assert commands is not None
     (choices,) = (action.choices for action in commands._group_actions if action.choices)
     assert set(FIRST_PART) == set(choices)
+
+
+def test_an_axis_of_the_command_line_takes_the_place_of_the_file_s(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 0.25 and 1 on the file's axis 0.5 is left out and in."""
+    axes = ["--set", "select.ratio=[0.5,1]", 'method.forget=["npo"]']
+    assert main(["plan", "experiments/mine.py", *axes]) == DONE
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    grid = [row for row in rows if row[:1] == ["grid"]]
+    assert [row[5] for row in grid] == ["0.5", "1"] and all(row[1] == "npo" for row in grid)
+
+
+def test_a_misspelt_keyword_of_an_experiment_file_is_answered_with_the_nearest(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = here / "experiments" / "mine.py"
+    file.write_text(EXPERIMENT.replace("length=10", "lenght=10"))
+    assert main(["plan", "experiments/mine.py"]) == MISTAKE
+    assert "'lenght'; did you mean 'length'? (line 5)" in capsys.readouterr().err
+
+
+def test_frontier_says_why_it_has_nothing_to_say_and_refuses_a_margin_of_everything(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = Path(__file__).parents[2] / "docs" / "notebooks" / "runs"
+    assert main(["frontier", str(runs / "control")]) == DONE
+    assert capsys.readouterr().out.startswith("nothing to compare: ")
+    assert main(["frontier", str(runs / "coreset"), "--margin", "1"]) == MISTAKE
+    assert "--margin must be < 1" in capsys.readouterr().err
+
+
+def test_the_folder_above_a_run_is_answered_with_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic.write_run(tmp_path / "hello" / "1")
+    assert main(["show", str(tmp_path / "hello")]) == MISTAKE
+    assert f"did you mean {tmp_path / 'hello' / '1'}?" in capsys.readouterr().err

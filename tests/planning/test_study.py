@@ -1,6 +1,7 @@
 """Optuna is told the truth, and its suggestions are a pure function of what has finished."""
 
 import math
+from pathlib import Path
 
 import optuna
 import pytest
@@ -16,6 +17,8 @@ from rayunlearn.planning.study import (
     study_from,
     suggest,
 )
+from rayunlearn.planning.study_export import write_studies
+from rayunlearn.storage.run import open_run
 
 SPACE = {
     "rate": Range(1e-5, 1e-2, log=True),
@@ -326,3 +329,17 @@ def test_a_generation_of_two_or_three_warns_of_nothing_and_has_finite_numbers(ba
     past = [told_of({"rate": 10.0**-k, "layers": k - 1}) for k in (2, 3, 4, 5, 2, 3)]
     asked = suggest(NUMBERS, past, batch=batch, seed=1, sampler=Sampler("cmaes", batch))
     assert all(math.isfinite(float(str(value))) for one in asked for value in one.values())
+
+
+def test_a_study_as_a_file_marks_the_chosen_setting_and_says_when_each_ran(tmp_path: Path) -> None:
+    """A run of an earlier version has no `seconds`: the parts stand for it."""
+    run = Path(__file__).parents[2] / "docs" / "notebooks" / "runs" / "coreset"
+    names = write_studies(run, tmp_path / "studies.db")
+    grid = open_run(run).trials.collect()
+    for name in names:
+        study = optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path}/studies.db")
+        marked = [trial for trial in study.trials if trial.user_attrs.get("chosen")]
+        assert [trial.user_attrs["trial_id"] for trial in marked] == [study.user_attrs["chosen"]]
+        rate = marked[0].params["train.learning_rate"]
+        assert (grid["train.learning_rate"] == rate).sum() > 3
+        assert all(trial.duration.total_seconds() > 1 for trial in study.trials)

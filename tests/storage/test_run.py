@@ -443,3 +443,10 @@ def test_the_benchmark_of_many_rows_writes_the_columns_of_the_table() -> None:
     frame = block("a", 0)
     assert frame.columns == list(column_names("examples"))
     assert frame["group"].null_count() == frame.height > 0
+
+
+def test_a_run_is_shown_in_a_line_of_a_notebook() -> None:
+    run = run_module.open_run(Path(__file__).parents[2] / "docs" / "notebooks" / "runs" / "coreset")
+    words = repr(run)
+    assert words.startswith("<Run ") and "32 of 32 trials" in words
+    assert "\n" not in words and len(words) < 300
