@@ -13,6 +13,7 @@ import rayunlearn
 from rayunlearn.config import digest
 
 
+@lru_cache
 def version_of(name: str) -> str:
     """The version of an installed package, 'absent' where it is not installed."""
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -293,7 +293,8 @@ def _means_once(
     means: Callable[[], Means],
 ) -> Means:
     """Means that are computed once per base model, questions and `what`."""
-    content = [[*series, *map(asdict, probes)] for series, probes in questions.probes.items()]
+    # dataclasses.asdict copies every token id of every probe
+    content = [[*series, *map(repr, probes)] for series, probes in questions.probes.items()]
     key = cache_key(context, [], "float32") | {
         **what,
         "probes": digest(content),

@@ -8,7 +8,9 @@ both look like a method that does not work.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rayunlearn.config import Trial
@@ -18,9 +20,14 @@ from rayunlearn.methods.forget import FORGET
 from rayunlearn.models.forward import evaluating, hidden_states
 from rayunlearn.ranges import required_inputs
 from rayunlearn.registry import arguments_of
+from rayunlearn.storage.artifact_cache import JSON, cached_file
+from rayunlearn.storage.code_identity import code_digest
+from rayunlearn.train.device import FLOAT32
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
+from rayunlearn.trial.model_state import cached
+from rayunlearn.trial.references import cache_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,13 +44,22 @@ UNMOVED = 0.01
 
 def activation_length(context: TrialContext) -> float | None:
     """Mean length (L2 norm) of the model's activations at `method.layer`, over the label tokens of
-    up to 32 forget and 32 retain texts; None for a forget loss that steers no activations. The
-    model must hold the base weights.
+    up to 32 forget and 32 retain texts, computed once per base model; None for a forget loss that
+    steers no activations. The model must hold the base weights.
     """
     if "control" not in required_inputs(FORGET[context.trial.method.forget].function):
         return None
     forget, retain = (texts[:LENGTH_TEXTS] for texts in training_sequences(context))
-    return mean_length(context.model, [*forget, *retain], context.trial.method.layer)
+    texts, layer = [*forget, *retain], context.trial.method.layer
+    key = cache_key(context, texts, FLOAT32) | {
+        "what": "activation length",
+        "layer": layer,
+        "averaged by": code_digest(sys.modules[__name__]),
+    }
+    make = partial(
+        cached_file, make=lambda: mean_length(context.model, texts, layer), file_type=JSON
+    )
+    return float(cached(context.state, context.cache / "evaluations", key, make))
 
 
 def mean_length(model: PreTrainedModel, texts: Sequence[Encoded], layer: int) -> float:

@@ -551,6 +551,7 @@ def test_a_second_worker_reads_every_cache_of_the_first_and_damaged_ones_change_
         "encodings",
         "encodings",
         "evaluations",
+        "evaluations",
         "keywords",
         "prefix",
         "prefix",

@@ -12,6 +12,7 @@ from rayunlearn.reporting.sentences import training_notes
 from rayunlearn.storage.run import open_run
 from rayunlearn.train.loop import TrainLog
 from rayunlearn.train.step import StepRow
+from rayunlearn.trial import steering
 from rayunlearn.trial.context import TrialContext
 from rayunlearn.trial.encodings import training_sequences
 from rayunlearn.trial.model_state import load_model_state
@@ -45,8 +46,12 @@ def losses(run: Path) -> list[float]:
     return open_run(run).steps.collect()["forget_loss"].to_list()
 
 
-def test_the_length_is_the_mean_norm_of_hidden_states_at_the_labels(workspace: Workspace) -> None:
-    """One text at a time through the whole model, as transformers gives hidden states."""
+def test_the_length_is_the_mean_norm_of_hidden_states_at_the_labels(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One text at a time through the whole model, as transformers gives hidden states; of one layer
+    once.
+    """
     state = load_model_state(workspace.base)
     context = TrialContext(trial_of(), workspace, state)
     norms = []
@@ -55,7 +60,12 @@ def test_the_length_is_the_mean_norm_of_hidden_states_at_the_labels(workspace: W
             with torch.no_grad():
                 out = state.model(torch.tensor([text.ids]), output_hidden_states=True)
             norms += out.hidden_states[2][0, text.start :].norm(dim=-1).tolist()
-    assert activation_length(context) == pytest.approx(sum(norms) / len(norms), rel=1e-5)
+    length = activation_length(context)
+    assert length == pytest.approx(sum(norms) / len(norms), rel=1e-5)
+    monkeypatch.setattr(steering, "mean_length", lambda *_: 7.0)
+    assert activation_length(context) == length, "computed twice"
+    another = TrialContext(trial_of(method__layer=0), workspace, state)
+    assert activation_length(another) == 7.0
     other = TrialContext(trial_of(method__forget="npo"), workspace, state)
     assert activation_length(other) is None
 
